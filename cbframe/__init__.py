@@ -1,0 +1,1 @@
+"""Read a Couchbase bucket over DCP into Arrow and pandas."""

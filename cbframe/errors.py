@@ -1,0 +1,215 @@
+"""Every error of cbframe, as one tree.
+
+::
+
+    CbframeError                          .hint .node .vbucket .permanent
+    ├── ConfigurationError (ValueError)   an argument that cannot be meant
+    ├── DependencyError (ImportError)     an optional library is absent; the hint installs it
+    ├── ConnectError                      a node or the cluster manager cannot be reached
+    │   ├── AuthFailError                 wrong user or password
+    │   ├── AccessError                   the user may not do this
+    │   ├── BucketNotFoundError           no such bucket, or not visible to this user
+    │   ├── ClusterMapError               the cluster's answer makes no usable map
+    │   └── AllServerURLsConnectBucketError
+    ├── ProtocolError                     the peer broke the rules of the wire
+    ├── ServerError                       the peer answered with a status that ends the attempt
+    │   └── XAttrsNotSupportedError
+    ├── StreamError                       a vbucket's stream cannot go on
+    │   └── RollbackError
+    ├── ReadTimeoutError (TimeoutError)   nothing hangs: this is what ends a wait
+    ├── ReadCancelledError                the read was closed before it was complete
+    └── ConversionError                   documents cannot become columns as asked
+
+``permanent`` tells the retry loops apart: an error that the next attempt cannot heal ends a
+bounded read at once, any other is tried again with back-off.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccessError",
+    "AllServerURLsConnectBucketError",
+    "AuthFailError",
+    "BucketNotFoundError",
+    "CbframeError",
+    "ClusterMapError",
+    "ConfigurationError",
+    "ConnectError",
+    "ConversionError",
+    "DependencyError",
+    "ProtocolError",
+    "ReadCancelledError",
+    "ReadTimeoutError",
+    "RollbackError",
+    "ServerError",
+    "StreamError",
+    "XAttrsNotSupportedError",
+]
+
+
+class CbframeError(Exception):
+    """Root of all errors.
+
+    Parameters
+    ----------
+    message
+        What happened, in one sentence. Never holds a password or a document key.
+    hint
+        What to do about it.
+    node
+        ``host:port`` of the node concerned.
+    vbucket
+        Number of the vbucket concerned.
+    """
+
+    permanent = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        node: str | None = None,
+        vbucket: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.node = node
+        self.vbucket = vbucket
+
+    def __str__(self) -> str:
+        place = []
+        if self.node is not None:
+            place.append(f"node {self.node}")
+        if self.vbucket is not None:
+            place.append(f"vbucket {self.vbucket}")
+        text = self.message
+        if place:
+            text += f" [{', '.join(place)}]"
+        if self.hint:
+            text += f"\n  hint: {self.hint}"
+        return text
+
+
+class ConfigurationError(CbframeError, ValueError):
+    """An argument that cannot be meant: a bad connection string, an option out of range."""
+
+    permanent = True
+
+
+class DependencyError(CbframeError, ImportError):
+    """An optional library is not installed."""
+
+    permanent = True
+
+
+class ConnectError(CbframeError):
+    """A node or the cluster manager cannot be reached, or answers with something else."""
+
+
+class AuthFailError(ConnectError):
+    """The server refused the user name or the password."""
+
+    permanent = True
+
+
+class AccessError(ConnectError):
+    """The user is known but may not do this."""
+
+    permanent = True
+
+
+class BucketNotFoundError(ConnectError):
+    """The bucket does not exist, or this user cannot see it."""
+
+    permanent = True
+
+
+class ClusterMapError(ConnectError):
+    """The cluster answered, but its map cannot be used: an owner is missing, the uuid differs."""
+
+
+class AllServerURLsConnectBucketError(ConnectError):
+    """A full pass over all seeds failed. The last cause is chained."""
+
+    def __init__(
+        self, server_urls: list[str], message: str | None = None, *, hint: str | None = None
+    ) -> None:
+        super().__init__(
+            message or f"could not connect to the bucket through any of: {', '.join(server_urls)}", hint=hint
+        )
+        self.server_urls = server_urls
+
+
+class ProtocolError(CbframeError):
+    """The peer sent bytes that are no valid message here: where, and which.
+
+    ``offset`` counts from the start of the buffer that held the message.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        opcode: int | None = None,
+        offset: int | None = None,
+        hint: str | None = None,
+        node: str | None = None,
+        vbucket: int | None = None,
+    ) -> None:
+        if opcode is not None:
+            message += f" (opcode 0x{opcode:02x})"
+        if offset is not None:
+            message += f" at offset {offset}"
+        super().__init__(message, hint=hint, node=node, vbucket=vbucket)
+        self.opcode = opcode
+        self.offset = offset
+
+
+class ServerError(CbframeError):
+    """The server answered a request with a status that ends the attempt."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        hint: str | None = None,
+        node: str | None = None,
+        vbucket: int | None = None,
+    ) -> None:
+        super().__init__(f"{message}: status 0x{status:04x}", hint=hint, node=node, vbucket=vbucket)
+        self.status = status
+
+
+class XAttrsNotSupportedError(ServerError):
+    """The node does not grant extended attributes."""
+
+
+class StreamError(CbframeError):
+    """The stream of a vbucket cannot go on."""
+
+
+class RollbackError(StreamError):
+    """The server took back a part of a vbucket's history and the caller asked not to accept that."""
+
+    permanent = True
+
+
+class ReadTimeoutError(CbframeError, TimeoutError):
+    """A bounded wait ended without a result."""
+
+    permanent = True
+
+
+class ReadCancelledError(CbframeError):
+    """The read was closed before it was complete."""
+
+    permanent = True
+
+
+class ConversionError(CbframeError, ValueError):
+    """Documents cannot become columns in the way that was asked for."""
+
+    permanent = True

@@ -1,0 +1,1 @@
+"""The wire: bytes to messages and back. No sockets, threads, clocks or logging here."""

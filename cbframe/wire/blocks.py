@@ -1,0 +1,257 @@
+"""Runs of data messages as columns: no Python object a document.
+
+Keys and values are not copied: they are positions in the receive buffer, which must stay untouched
+while a block is in use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+from cbframe.errors import ProtocolError
+from cbframe.wire.constants import HEADER_LENGTH, Magic, Opcode
+
+_U8 = npt.NDArray[np.uint8]
+_U32 = npt.NDArray[np.uint32]
+_U64 = npt.NDArray[np.uint64]
+_I64 = npt.NDArray[np.int64]
+
+_HEADER_DTYPE = np.dtype(
+    [
+        ("magic", "u1"),
+        ("opcode", "u1"),
+        ("key_length", ">u2"),
+        ("extras_length", "u1"),
+        ("datatype", "u1"),
+        ("vbucket", ">u2"),
+        ("body_length", ">u4"),
+        ("opaque", ">u4"),
+        ("cas", ">u8"),
+    ]
+)
+_MUTATION_EXTRAS = 31
+_DELETION_V1_EXTRAS = 18
+_DELETION_V2_EXTRAS = 21
+_EXPIRATION_EXTRAS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class DataBlock:
+    """Mutations, deletions and expirations in the order in which they arrived.
+
+    All arrays have one entry a message.
+
+    Attributes
+    ----------
+    buffer
+        The bytes that ``key_start``, ``value_start`` and ``value_end`` point into.
+    opcode
+        uint8: DCP_MUTATION, DCP_DELETION or DCP_EXPIRATION.
+    datatype
+        uint8: bits of :class:`~cbframe.wire.constants.Datatype`.
+    vbucket
+        uint16.
+    opaque
+        uint32: that of the stream request which the message answers.
+    cas, seqno, rev_seqno
+        uint64.
+    flags
+        uint32: the item's flags; 0 for deletions and expirations.
+    expiry
+        uint32, Unix seconds: when a mutation expires (0: never), or when a deletion or expiration
+        happened (0: not told).
+    collection_id
+        uint32: 0 on connections without collections.
+    key_start, value_start, value_end
+        int64: the key (without its collection prefix) ends where the value starts.
+    """
+
+    buffer: bytearray | memoryview
+    opcode: _U8
+    datatype: _U8
+    vbucket: npt.NDArray[np.uint16]
+    opaque: _U32
+    cas: _U64
+    seqno: _U64
+    rev_seqno: _U64
+    flags: _U32
+    expiry: _U32
+    collection_id: _U32
+    key_start: _I64
+    value_start: _I64
+    value_end: _I64
+    nbytes: int
+    """Bytes of the whole messages on the wire: what flow control counts."""
+
+    def __len__(self) -> int:
+        return len(self.opcode)
+
+    def __repr__(self) -> str:
+        return f"DataBlock({len(self)} messages, {self.nbytes} bytes)"
+
+    def key(self, row: int) -> bytes:
+        """The document key of one message."""
+        return bytes(self.buffer[int(self.key_start[row]) : int(self.value_start[row])])
+
+    def value(self, row: int) -> bytes:
+        """The value of one message, as transmitted."""
+        return bytes(self.buffer[int(self.value_start[row]) : int(self.value_end[row])])
+
+    def select(self, rows: slice | npt.NDArray[np.bool_]) -> DataBlock:
+        """The block of some of the messages; ``nbytes`` stays that of the whole block."""
+        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        return replace(self, **columns)
+
+
+_COLUMNS = tuple(f.name for f in fields(DataBlock) if f.name not in ("buffer", "nbytes"))
+
+
+def decode_block(
+    buffer: bytearray | memoryview, bounds: npt.NDArray[np.int64], *, collections: bool
+) -> DataBlock:
+    """Decode a run of whole data messages.
+
+    Parameters
+    ----------
+    buffer
+        The receive buffer.
+    bounds
+        int64, one more than there are messages, as :class:`~cbframe.wire.index.FrameIndex` has them.
+    collections
+        Whether keys carry a collection id in front (HELLO granted ``Feature.COLLECTIONS``).
+
+    Raises
+    ------
+    ProtocolError
+        Extras have a length that the message cannot have, the parts of a body do not fit into it,
+        or a collection id is broken. Names opcode, vbucket and offset of the first such message.
+    """
+    octets = np.frombuffer(buffer, np.uint8, int(bounds[-1]))
+    starts, ends = bounds[:-1], bounds[1:]
+    raw = sliding_window_view(octets, HEADER_LENGTH)[starts]
+    header = raw.view(_HEADER_DTYPE)[:, 0]
+    opcode = header["opcode"].copy()
+    vbucket = header["vbucket"].astype(np.uint16)
+    key_length = header["key_length"].astype(np.int64)
+    extras_start = starts + HEADER_LENGTH
+    flex = header["magic"] == Magic.FLEX_REQUEST
+    if flex.any():
+        extras_start = extras_start + np.where(flex, key_length >> 8, 0)
+        key_length = np.where(flex, key_length & 0xFF, key_length)
+    extras_length = header["extras_length"].astype(np.int64)
+    key_start = extras_start + extras_length
+    value_start = key_start + key_length
+
+    mutation = opcode == Opcode.DCP_MUTATION
+    all_mutations = bool(mutation.all())
+    if all_mutations:
+        sound = extras_length == _MUTATION_EXTRAS
+    else:
+        deletion = opcode == Opcode.DCP_DELETION
+        sound = np.where(
+            mutation,
+            extras_length == _MUTATION_EXTRAS,
+            np.where(
+                deletion,
+                (extras_length == _DELETION_V1_EXTRAS) | (extras_length == _DELETION_V2_EXTRAS),
+                extras_length == _EXPIRATION_EXTRAS,
+            ),
+        )
+    sound = sound & (value_start <= ends)
+    if not sound.all():
+        row = int(np.argmin(sound))
+        raise ProtocolError(
+            f"extras of {int(extras_length[row])} bytes and a key of {int(key_length[row])} in a body "
+            f"of {int(header['body_length'][row])}",
+            opcode=int(opcode[row]),
+            vbucket=int(vbucket[row]),
+            offset=int(starts[row]),
+        )
+
+    seqnos = _gather(octets, extras_start, 16).view(">u8")
+    if all_mutations:
+        words = _gather(octets, extras_start + 16, 8).view(">u4")
+        flags, expiry = words[:, 0].astype(np.uint32), words[:, 1].astype(np.uint32)
+    else:
+        # Word 4 is a mutation's flags, and the delete time of a deletion v2 or an expiration;
+        # behind the 18 bytes of a deletion v1 there are only 2 more: never read past the extras.
+        flags = np.zeros(len(opcode), np.uint32)
+        expiry = np.zeros(len(opcode), np.uint32)
+        rows = np.flatnonzero(mutation)
+        if len(rows):
+            words = _gather(octets, extras_start[rows] + 16, 8).view(">u4")
+            flags[rows], expiry[rows] = words[:, 0], words[:, 1]
+        rows = np.flatnonzero(~mutation & (extras_length >= _EXPIRATION_EXTRAS))
+        if len(rows):
+            expiry[rows] = _gather(octets, extras_start[rows] + 16, 4).view(">u4")[:, 0]
+
+    collection_id = np.zeros(len(opcode), np.uint32)
+    if collections:
+        collection_id, key_start = _split_prefix(octets, key_start, value_start, opcode, vbucket)
+    return DataBlock(
+        buffer=buffer,
+        opcode=opcode,
+        datatype=header["datatype"].copy(),
+        vbucket=vbucket,
+        opaque=header["opaque"].astype(np.uint32),
+        cas=header["cas"].astype(np.uint64),
+        seqno=seqnos[:, 0].astype(np.uint64),
+        rev_seqno=seqnos[:, 1].astype(np.uint64),
+        flags=flags,
+        expiry=expiry,
+        collection_id=collection_id,
+        key_start=key_start,
+        value_start=value_start,
+        value_end=np.asarray(ends, np.int64),
+        nbytes=int(bounds[-1] - bounds[0]),
+    )
+
+
+def _gather(octets: _U8, starts: _I64, length: int) -> _U8:
+    """Rows of `length` bytes from each of `starts`, contiguous."""
+    return sliding_window_view(octets, length)[starts]
+
+
+def _split_prefix(
+    octets: _U8, key_start: _I64, key_end: _I64, opcode: _U8, vbucket: npt.NDArray[np.uint16]
+) -> tuple[_U32, _I64]:
+    """Read the LEB128 collection id before each key: one pass a byte, almost always a single one."""
+    number = np.zeros(len(key_start), np.uint64)
+    position = key_start.copy()
+    pending = np.arange(len(key_start))
+    for shift in range(0, 35, 7):
+        at = position[pending]
+        fits = at < key_end[pending]
+        if not fits.all():
+            _refuse_prefix(pending[int(np.argmin(fits))], key_start, opcode, vbucket)
+        byte = octets[at]
+        number[pending] |= (byte & np.uint8(0x7F)).astype(np.uint64) << np.uint64(shift)
+        position[pending] += 1
+        more = byte >= 0x80
+        if shift:
+            padded = byte == 0
+            if padded.any():
+                _refuse_prefix(pending[int(np.argmax(padded))], key_start, opcode, vbucket)
+        pending = pending[more]
+        if not len(pending):
+            break
+    else:
+        _refuse_prefix(pending[0], key_start, opcode, vbucket)
+    if len(number) and int(number.max()) > 0xFFFF_FFFF:
+        _refuse_prefix(int(np.argmax(number)), key_start, opcode, vbucket)
+    return number.astype(np.uint32), position
+
+
+def _refuse_prefix(
+    row: int | np.int64, key_start: _I64, opcode: _U8, vbucket: npt.NDArray[np.uint16]
+) -> None:
+    raise ProtocolError(
+        "a key without a canonical collection id",
+        opcode=int(opcode[row]),
+        vbucket=int(vbucket[row]),
+        offset=int(key_start[row]),
+    )

@@ -1,0 +1,211 @@
+"""One frame: 24 bytes of header, then framing extras, extras, key and value.
+
+This is the plain way, one Python object a frame. It serves control messages and requests; data
+messages take the fast way (:mod:`cbframe.wire.index`, :mod:`cbframe.wire.blocks`).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from cbframe.errors import ProtocolError
+from cbframe.typing import ReadableBuffer
+from cbframe.wire.constants import HEADER_LENGTH, MAX_BODY_LENGTH, Magic
+
+_HEADER = struct.Struct(">BBHBBHIIQ")
+_MAGICS = frozenset(int(magic) for magic in Magic)
+_FLEX = (Magic.FLEX_REQUEST, Magic.FLEX_RESPONSE)
+_RESPONSES = (Magic.RESPONSE, Magic.FLEX_RESPONSE, Magic.SERVER_RESPONSE)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The 24 bytes before every body. ``vbucket`` holds the status in responses."""
+
+    magic: int
+    opcode: int
+    framing_length: int
+    key_length: int
+    extras_length: int
+    datatype: int
+    vbucket: int
+    body_length: int
+    opaque: int
+    cas: int
+
+    @property
+    def value_length(self) -> int:
+        return self.body_length - self.framing_length - self.extras_length - self.key_length
+
+
+def parse_header(buffer: ReadableBuffer, offset: int = 0, *, max_body: int = MAX_BODY_LENGTH) -> Header:
+    """Read the header at `offset`; the buffer must hold 24 bytes from there.
+
+    Raises
+    ------
+    ProtocolError
+        The first byte is no magic, the body is longer than `max_body`, or its parts do not fit.
+    """
+    magic, opcode, key, extras, datatype, vbucket, body, opaque, cas = _HEADER.unpack_from(buffer, offset)
+    if magic not in _MAGICS:
+        raise ProtocolError(
+            f"not the Couchbase protocol: 0x{magic:02x} is no magic byte",
+            offset=offset,
+            hint="check that the port is the data service (11210, or 11207 with TLS)",
+        )
+    if body > max_body:
+        raise ProtocolError(
+            f"a body of {body} bytes is over the limit of {max_body}", opcode=opcode, offset=offset
+        )
+    framing = 0
+    if magic in _FLEX:
+        framing, key = key >> 8, key & 0xFF
+    if framing + extras + key > body:
+        raise ProtocolError(
+            f"framing extras, extras and key need {framing + extras + key} bytes, the body has {body}",
+            opcode=opcode,
+            offset=offset,
+        )
+    return Header(magic, opcode, framing, key, extras, datatype, vbucket, body, opaque, cas)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A whole message, in either direction.
+
+    The ``repr`` leaves key and value out: they may be a document's, or a password.
+    """
+
+    magic: int
+    opcode: int
+    vbucket: int = 0
+    opaque: int = 0
+    cas: int = 0
+    datatype: int = 0
+    extras: bytes = b""
+    key: bytes = b""
+    value: bytes = b""
+    framing_extras: bytes = b""
+
+    @property
+    def status(self) -> int:
+        """The result; only responses have one."""
+        if self.magic not in _RESPONSES:
+            raise ValueError(f"a frame with magic 0x{self.magic:02x} has no status")
+        return self.vbucket
+
+    @property
+    def is_response(self) -> bool:
+        return self.magic in _RESPONSES
+
+    def __len__(self) -> int:
+        """Bytes on the wire."""
+        return HEADER_LENGTH + len(self.framing_extras) + len(self.extras) + len(self.key) + len(self.value)
+
+    def __repr__(self) -> str:
+        return (
+            f"Frame(magic=0x{self.magic:02x}, opcode=0x{self.opcode:02x}, vbucket={self.vbucket}, "
+            f"opaque=0x{self.opaque:x}, {len(self)} bytes)"
+        )
+
+    def encode(self) -> bytes:
+        key_field = len(self.key)
+        if self.magic in _FLEX:
+            if len(self.key) > 0xFF or len(self.framing_extras) > 0xFF:
+                raise ValueError("flexible frames hold at most 255 bytes of key and of framing extras")
+            key_field |= len(self.framing_extras) << 8
+        elif self.framing_extras:
+            raise ValueError("framing extras need a flexible magic (0x08 or 0x18)")
+        return b"".join(
+            (
+                _HEADER.pack(
+                    self.magic,
+                    self.opcode,
+                    key_field,
+                    len(self.extras),
+                    self.datatype,
+                    self.vbucket,
+                    len(self) - HEADER_LENGTH,
+                    self.opaque,
+                    self.cas,
+                ),
+                self.framing_extras,
+                self.extras,
+                self.key,
+                self.value,
+            )
+        )
+
+    @classmethod
+    def parse(
+        cls, buffer: ReadableBuffer, offset: int = 0, *, max_body: int = MAX_BODY_LENGTH
+    ) -> tuple[Frame, int] | None:
+        """Read the frame at `offset`.
+
+        Returns
+        -------
+        tuple[Frame, int] or None
+            The frame and the offset behind it; None if the buffer ends before the frame does.
+
+        Raises
+        ------
+        ProtocolError
+            As :func:`parse_header`; found as soon as the header is there, before the body is.
+        """
+        if len(buffer) - offset < HEADER_LENGTH:
+            if len(buffer) > offset and buffer[offset] not in _MAGICS:
+                raise ProtocolError(
+                    f"not the Couchbase protocol: 0x{buffer[offset]:02x} is no magic byte", offset=offset
+                )
+            return None
+        header = parse_header(buffer, offset, max_body=max_body)
+        end = offset + HEADER_LENGTH + header.body_length
+        if len(buffer) < end:
+            return None
+        extras = offset + HEADER_LENGTH + header.framing_length
+        key = extras + header.extras_length
+        value = key + header.key_length
+        frame = cls(
+            header.magic,
+            header.opcode,
+            header.vbucket,
+            header.opaque,
+            header.cas,
+            header.datatype,
+            bytes(buffer[extras:key]),
+            bytes(buffer[key:value]),
+            bytes(buffer[value:end]),
+            bytes(buffer[offset + HEADER_LENGTH : extras]),
+        )
+        return frame, end
+
+
+def request(
+    opcode: int,
+    *,
+    vbucket: int = 0,
+    opaque: int = 0,
+    cas: int = 0,
+    datatype: int = 0,
+    extras: bytes = b"",
+    key: bytes = b"",
+    value: bytes = b"",
+) -> Frame:
+    """A request in the classic framing."""
+    return Frame(Magic.REQUEST, opcode, vbucket, opaque, cas, datatype, extras, key, value)
+
+
+def response(
+    opcode: int,
+    *,
+    status: int = 0,
+    opaque: int = 0,
+    cas: int = 0,
+    datatype: int = 0,
+    extras: bytes = b"",
+    key: bytes = b"",
+    value: bytes = b"",
+) -> Frame:
+    """A response in the classic framing."""
+    return Frame(Magic.RESPONSE, opcode, status, opaque, cas, datatype, extras, key, value)

@@ -1,0 +1,99 @@
+"""Where the frames of a receive buffer begin: the one loop that runs for every document.
+
+It reads nothing but the length of each body. Everything else about the frames is gathered for all
+of them at once, by numpy.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cbframe.errors import ProtocolError
+from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, MAX_BODY_LENGTH, Magic
+
+_BODY_LENGTH = struct.Struct(">I").unpack_from
+_REQUESTS = (Magic.REQUEST, Magic.FLEX_REQUEST)
+_KNOWN_MAGIC = np.zeros(256, bool)
+_KNOWN_MAGIC[[int(magic) for magic in Magic]] = True
+_DATA_OPCODE = np.zeros(256, bool)
+_DATA_OPCODE[[int(opcode) for opcode in DATA_OPCODES]] = True
+
+
+class FrameIndex(NamedTuple):
+    """Whole frames of a buffer.
+
+    Attributes
+    ----------
+    bounds
+        int64, one more than there are frames: frame i is ``buffer[bounds[i]:bounds[i + 1]]``.
+    is_data
+        bool, one a frame: a mutation, deletion or expiration.
+    """
+
+    bounds: npt.NDArray[np.int64]
+    is_data: npt.NDArray[np.bool_]
+
+    def runs(self) -> list[tuple[int, int, bool]]:
+        """Neighbours of one kind as ``(first, stop, is_data)``, in order."""
+        if not len(self.is_data):
+            return []
+        edges = np.flatnonzero(self.is_data[1:] != self.is_data[:-1]) + 1
+        starts = [0, *edges.tolist()]
+        stops = [*edges.tolist(), len(self.is_data)]
+        return [(start, stop, bool(self.is_data[start])) for start, stop in zip(starts, stops, strict=True)]
+
+
+def index_frames(buffer: bytearray | memoryview, stop: int, *, max_body: int = MAX_BODY_LENGTH) -> FrameIndex:
+    """Find the whole frames in ``buffer[0:stop]``; a frame that ends later is left for next time.
+
+    Raises
+    ------
+    ProtocolError
+        A byte that must be a magic is none, or a body is longer than `max_body`. A bad frame is
+        found as soon as its header is there: nothing waits for a body that is too long.
+    """
+    bounds = [0]
+    append = bounds.append
+    position = 0
+    last_header = stop - HEADER_LENGTH
+    while position <= last_header:
+        body = _BODY_LENGTH(buffer, position + 8)[0]
+        if body > max_body:
+            break
+        position += HEADER_LENGTH + body
+        append(position)
+    overrun = position > stop
+    if overrun:
+        bounds.pop()
+    array = np.array(bounds, np.int64)
+    octets = np.frombuffer(buffer, np.uint8, stop)
+    starts = array[:-1]
+    magics = octets[starts]
+    # A frame that is not complete yet is checked too, as far as it is there.
+    bad = np.flatnonzero(~_KNOWN_MAGIC[magics])
+    tail = bounds[-1]
+    if len(bad):
+        _refuse_magic(octets, int(starts[bad[0]]))
+    if tail < stop and not _KNOWN_MAGIC[octets[tail]]:
+        _refuse_magic(octets, tail)
+    if not overrun and tail <= last_header:
+        body = _BODY_LENGTH(buffer, tail + 8)[0]
+        raise ProtocolError(
+            f"a body of {body} bytes is over the limit of {max_body}",
+            opcode=int(octets[tail + 1]),
+            offset=tail,
+        )
+    is_request = (magics == _REQUESTS[0]) | (magics == _REQUESTS[1])
+    return FrameIndex(array, is_request & _DATA_OPCODE[octets[starts + 1]])
+
+
+def _refuse_magic(octets: npt.NDArray[np.uint8], offset: int) -> None:
+    raise ProtocolError(
+        f"not the Couchbase protocol: 0x{int(octets[offset]):02x} is no magic byte",
+        offset=offset,
+        hint="check that the port is the data service (11210, or 11207 with TLS)",
+    )

@@ -1,0 +1,53 @@
+"""Unsigned LEB128: the collection id in front of every key on a collections connection."""
+
+from __future__ import annotations
+
+from cbframe.errors import ProtocolError
+from cbframe.typing import ReadableBuffer
+
+MAX_LENGTH = 5
+"""Bytes that a 32-bit collection id needs at most."""
+
+
+def encode(number: int) -> bytes:
+    """The canonical (shortest) form of an unsigned 32-bit number."""
+    if not 0 <= number <= 0xFFFF_FFFF:
+        raise ValueError(f"{number} is no unsigned 32-bit number")
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def decode(buffer: ReadableBuffer, offset: int = 0) -> tuple[int, int]:
+    """Read a number.
+
+    Returns
+    -------
+    tuple[int, int]
+        The number and the offset behind it.
+
+    Raises
+    ------
+    ProtocolError
+        The bytes end too early, are not the shortest form, or pass 32 bits.
+    """
+    number = 0
+    for position in range(MAX_LENGTH):
+        if offset + position >= len(buffer):
+            raise ProtocolError("a collection id ends in the middle", offset=offset)
+        byte = buffer[offset + position]
+        number |= (byte & 0x7F) << (7 * position)
+        if byte < 0x80:
+            if (position and byte == 0) or number > 0xFFFF_FFFF:
+                break
+            return number, offset + position + 1
+    raise ProtocolError("a collection id is no canonical 32-bit LEB128 number", offset=offset)
+
+
+def split_key(key: bytes) -> tuple[int, bytes]:
+    """Collection id and document key of a prefixed key."""
+    number, end = decode(key)
+    return number, key[end:]

@@ -1,0 +1,271 @@
+"""What a data node says on its own: control messages from server to client.
+
+Data messages are not here: they travel in blocks (:mod:`cbframe.wire.blocks`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from cbframe.errors import ProtocolError
+from cbframe.wire.constants import Opcode, SystemEventId
+from cbframe.wire.frame import Frame, request
+
+_MARKER_V1 = struct.Struct(">QQI")
+_MARKER_V2 = struct.Struct(">QQIQQ")
+_MARKER_V22 = struct.Struct(">QQIQQQQ")
+_EVENT = struct.Struct(">QIB")
+_U32 = struct.Struct(">I")
+_U64 = struct.Struct(">Q")
+_SEQNO = struct.Struct(">HQ")
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotMarker:
+    """All items until the next marker have ``start <= seqno <= end``.
+
+    ``version`` is ``v1``, ``v2.0``, ``v2.1`` or ``v2.2``; the optional fields are None where the
+    version has none.
+    """
+
+    vbucket: int
+    start: int
+    end: int
+    flags: int
+    version: str = "v1"
+    max_visible_seqno: int | None = None
+    high_completed_seqno: int | None = None
+    purge_seqno: int | None = None
+    high_prepared_seqno: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start > self.end:
+            raise ProtocolError(
+                f"a snapshot from {self.start} to {self.end}",
+                opcode=Opcode.DCP_SNAPSHOT_MARKER,
+                vbucket=self.vbucket,
+            )
+
+    def frame(self, opaque: int = 0) -> Frame:
+        """The message as a version 1 frame."""
+        extras = _MARKER_V1.pack(self.start, self.end, self.flags)
+        return request(Opcode.DCP_SNAPSHOT_MARKER, vbucket=self.vbucket, opaque=opaque, extras=extras)
+
+    @classmethod
+    def parse(cls, frame: Frame) -> SnapshotMarker:
+        vb, extras, value = frame.vbucket, frame.extras, frame.value
+        if len(extras) == _MARKER_V1.size:
+            start, end, flags = _MARKER_V1.unpack(extras)
+            return cls(vb, start, end, flags)
+        if len(extras) == 1:
+            version = extras[0]
+            if version == 0 and len(value) == _MARKER_V2.size:
+                return cls(vb, *_fields(_MARKER_V2.unpack(value), "v2.0"))
+            if version == 1 and len(value) == _MARKER_V2.size + 8:
+                return cls(vb, *_fields(_MARKER_V2.unpack_from(value), "v2.1"))
+            if version == 2 and len(value) == _MARKER_V22.size:
+                start, end, flags, mvs, hcs, purge, prepared = _MARKER_V22.unpack(value)
+                return cls(vb, start, end, flags, "v2.2", mvs, hcs, purge, prepared)
+        raise ProtocolError(
+            f"a snapshot marker with {len(extras)} bytes of extras and a value of {len(value)}",
+            opcode=frame.opcode,
+            vbucket=vb,
+        )
+
+
+def _fields(numbers: tuple[int, ...], version: str) -> tuple[int, int, int, str, int, int]:
+    start, end, flags, mvs, hcs = numbers
+    return start, end, flags, version, mvs, hcs
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """The stream is over; ``reason`` is a :class:`StreamEndReason` or a number unknown today."""
+
+    vbucket: int
+    reason: int
+
+    def frame(self, opaque: int = 0) -> Frame:
+        return request(
+            Opcode.DCP_STREAM_END, vbucket=self.vbucket, opaque=opaque, extras=_U32.pack(self.reason)
+        )
+
+    @classmethod
+    def parse(cls, frame: Frame) -> StreamEnd:
+        (reason,) = _U32.unpack(_extras(frame, 4))
+        return cls(frame.vbucket, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class SeqnoAdvanced:
+    """Progress without an item: the vbucket's seqno is at least this."""
+
+    vbucket: int
+    seqno: int
+
+    def frame(self, opaque: int = 0) -> Frame:
+        return request(
+            Opcode.DCP_SEQNO_ADVANCED,
+            vbucket=self.vbucket,
+            opaque=opaque,
+            extras=_U64.pack(self.seqno),
+        )
+
+    @classmethod
+    def parse(cls, frame: Frame) -> SeqnoAdvanced:
+        (seqno,) = _U64.unpack(_extras(frame, 8))
+        return cls(frame.vbucket, seqno)
+
+
+@dataclass(frozen=True, slots=True)
+class OsoSnapshot:
+    """Start (1) or end (2) of a backfill whose seqnos are unordered."""
+
+    vbucket: int
+    flags: int
+
+    def frame(self, opaque: int = 0) -> Frame:
+        return request(
+            Opcode.DCP_OSO_SNAPSHOT, vbucket=self.vbucket, opaque=opaque, extras=_U32.pack(self.flags)
+        )
+
+    @classmethod
+    def parse(cls, frame: Frame) -> OsoSnapshot:
+        (flags,) = _U32.unpack(_extras(frame, 4))
+        return cls(frame.vbucket, flags)
+
+
+@dataclass(frozen=True, slots=True)
+class SystemEvent:
+    """A scope or collection came, went or changed.
+
+    Versions 0 and 1 are decoded; of version 2 (FlatBuffers) ``value`` holds the bytes and the ids
+    are None.
+    """
+
+    vbucket: int
+    seqno: int
+    event: int
+    version: int
+    name: str
+    value: bytes = field(repr=False)
+    manifest_uid: int | None = None
+    scope_id: int | None = None
+    collection_id: int | None = None
+    max_ttl: int | None = None
+
+    def frame(self, opaque: int = 0) -> Frame:
+        return request(
+            Opcode.DCP_SYSTEM_EVENT,
+            vbucket=self.vbucket,
+            opaque=opaque,
+            extras=_EVENT.pack(self.seqno, self.event, self.version),
+            key=self.name.encode(),
+            value=self.value,
+        )
+
+    @classmethod
+    def parse(cls, frame: Frame) -> SystemEvent:
+        seqno, event, version = _EVENT.unpack(_extras(frame, _EVENT.size))
+        value = frame.value
+        name = frame.key.decode(errors="replace")
+        if version > 1:
+            return cls(frame.vbucket, seqno, event, version, name, value)
+        scope_event = event in (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE)
+        expected = 12 if scope_event else 20 if version == 1 else 16
+        if len(value) != expected:
+            raise ProtocolError(
+                f"system event {event} version {version} with a value of {len(value)} bytes",
+                opcode=frame.opcode,
+                vbucket=frame.vbucket,
+            )
+        numbers = struct.unpack(f">Q{(expected - 8) // 4}I", value)
+        return cls(frame.vbucket, seqno, event, version, name, value, *numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class DcpNoop:
+    """The server wants to know whether the client lives; the answer is mandatory."""
+
+    opaque: int
+
+    def frame(self, opaque: int | None = None) -> Frame:
+        return request(Opcode.DCP_NOOP, opaque=self.opaque if opaque is None else opaque)
+
+    @classmethod
+    def parse(cls, frame: Frame) -> DcpNoop:
+        return cls(frame.opaque)
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A message that this version does not know. It counts for flow control like any other."""
+
+    opcode: int
+    vbucket: int
+
+    @classmethod
+    def parse(cls, frame: Frame) -> Unknown:
+        return cls(frame.opcode, frame.vbucket)
+
+
+ServerMessage: TypeAlias = (
+    SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent | DcpNoop | Unknown
+)
+
+_PARSERS: dict[int, Callable[[Frame], ServerMessage]] = {
+    Opcode.DCP_SNAPSHOT_MARKER: SnapshotMarker.parse,
+    Opcode.DCP_STREAM_END: StreamEnd.parse,
+    Opcode.DCP_SEQNO_ADVANCED: SeqnoAdvanced.parse,
+    Opcode.DCP_OSO_SNAPSHOT: OsoSnapshot.parse,
+    Opcode.DCP_SYSTEM_EVENT: SystemEvent.parse,
+    Opcode.DCP_NOOP: DcpNoop.parse,
+}
+
+
+def parse_message(frame: Frame) -> ServerMessage:
+    """The message that a request frame from the server carries.
+
+    Raises
+    ------
+    ProtocolError
+        Extras or value have a length that the message cannot have.
+    """
+    return _PARSERS.get(frame.opcode, Unknown.parse)(frame)
+
+
+def parse_vbucket_seqnos(value: bytes) -> dict[int, int]:
+    """High seqno by vbucket, from the answer to GET_ALL_VB_SEQNOS."""
+    if len(value) % _SEQNO.size:
+        raise ProtocolError(
+            f"vbucket seqnos of {len(value)} bytes are no multiple of {_SEQNO.size}",
+            opcode=Opcode.GET_ALL_VB_SEQNOS,
+        )
+    return dict(_SEQNO.iter_unpack(value))
+
+
+def encode_vbucket_seqnos(seqnos: dict[int, int]) -> bytes:
+    """The value of the answer to GET_ALL_VB_SEQNOS."""
+    return b"".join(_SEQNO.pack(vbucket, seqno) for vbucket, seqno in seqnos.items())
+
+
+def parse_rollback_seqno(value: bytes) -> int:
+    """The seqno to roll back to, from a STREAM_REQ answer with status ROLLBACK."""
+    if len(value) != 8:
+        raise ProtocolError(
+            f"a rollback answer with a value of {len(value)} bytes", opcode=Opcode.DCP_STREAM_REQ
+        )
+    return int(_U64.unpack(value)[0])
+
+
+def _extras(frame: Frame, length: int) -> bytes:
+    if len(frame.extras) != length:
+        raise ProtocolError(
+            f"extras of {len(frame.extras)} bytes, expected {length}",
+            opcode=frame.opcode,
+            vbucket=frame.vbucket,
+        )
+    return frame.extras
