@@ -1,1 +1,103 @@
-"""Read a Couchbase bucket over DCP into Arrow and pandas."""
+"""Read a Couchbase bucket straight from the data service, over DCP, into Arrow and pandas.
+
+Names are loaded when they are first used: ``import cbframe`` is quick, and loads no library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "cbframe.cluster.auth": ("PasswordAuthenticator",),
+    "cbframe.cluster.backoff": ("exponential_backoff_loop",),
+    "cbframe.cluster.rest": ("connect_bucket",),
+    "cbframe.dcp.metadata": ("VBucketMetaData",),
+    "cbframe.dcp.receiver": ("BlockReceiver", "Document", "Receiver", "ReceiverEx"),
+    "cbframe.dcp.source": ("BucketDataSource",),
+    "cbframe.dcp.stats": ("BucketDataSourceStats",),
+    "cbframe.errors": (
+        "AccessError",
+        "AllServerURLsConnectBucketError",
+        "AuthFailError",
+        "BucketNotFoundError",
+        "CbframeError",
+        "ClusterMapError",
+        "ConfigurationError",
+        "ConnectError",
+        "ConversionError",
+        "DependencyError",
+        "ProtocolError",
+        "ReadCancelledError",
+        "ReadTimeoutError",
+        "ReceiverError",
+        "RollbackError",
+        "ServerError",
+        "StreamError",
+        "XAttrsNotSupportedError",
+    ),
+    "cbframe.frame.asof": ("AsOf",),
+    "cbframe.frame.read": ("read_bucket", "scan_bucket"),
+    "cbframe.frame.scan": ("BucketScan",),
+    "cbframe.frame.target": ("ScanProgress",),
+    "cbframe.local": ("LocalCluster",),
+    "cbframe.options": ("BucketDataSourceOptions",),
+    "cbframe.wire.failover": ("parse_failover_log",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604 - names are strings, by construction
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'cbframe' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from cbframe.cluster.auth import PasswordAuthenticator as PasswordAuthenticator
+    from cbframe.cluster.backoff import exponential_backoff_loop as exponential_backoff_loop
+    from cbframe.cluster.rest import connect_bucket as connect_bucket
+    from cbframe.dcp.metadata import VBucketMetaData as VBucketMetaData
+    from cbframe.dcp.receiver import BlockReceiver as BlockReceiver
+    from cbframe.dcp.receiver import Document as Document
+    from cbframe.dcp.receiver import Receiver as Receiver
+    from cbframe.dcp.receiver import ReceiverEx as ReceiverEx
+    from cbframe.dcp.source import BucketDataSource as BucketDataSource
+    from cbframe.dcp.stats import BucketDataSourceStats as BucketDataSourceStats
+    from cbframe.errors import AccessError as AccessError
+    from cbframe.errors import AllServerURLsConnectBucketError as AllServerURLsConnectBucketError
+    from cbframe.errors import AuthFailError as AuthFailError
+    from cbframe.errors import BucketNotFoundError as BucketNotFoundError
+    from cbframe.errors import CbframeError as CbframeError
+    from cbframe.errors import ClusterMapError as ClusterMapError
+    from cbframe.errors import ConfigurationError as ConfigurationError
+    from cbframe.errors import ConnectError as ConnectError
+    from cbframe.errors import ConversionError as ConversionError
+    from cbframe.errors import DependencyError as DependencyError
+    from cbframe.errors import ProtocolError as ProtocolError
+    from cbframe.errors import ReadCancelledError as ReadCancelledError
+    from cbframe.errors import ReadTimeoutError as ReadTimeoutError
+    from cbframe.errors import ReceiverError as ReceiverError
+    from cbframe.errors import RollbackError as RollbackError
+    from cbframe.errors import ServerError as ServerError
+    from cbframe.errors import StreamError as StreamError
+    from cbframe.errors import XAttrsNotSupportedError as XAttrsNotSupportedError
+    from cbframe.frame.asof import AsOf as AsOf
+    from cbframe.frame.read import read_bucket as read_bucket
+    from cbframe.frame.read import scan_bucket as scan_bucket
+    from cbframe.frame.scan import BucketScan as BucketScan
+    from cbframe.frame.target import ScanProgress as ScanProgress
+    from cbframe.local import LocalCluster as LocalCluster
+    from cbframe.options import BucketDataSourceOptions as BucketDataSourceOptions
+    from cbframe.wire.failover import parse_failover_log as parse_failover_log

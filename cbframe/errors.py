@@ -15,7 +15,8 @@
     ├── ServerError                       the peer answered with a status that ends the attempt
     │   └── XAttrsNotSupportedError
     ├── StreamError                       a vbucket's stream cannot go on
-    │   └── RollbackError
+    │   ├── RollbackError
+    │   └── ReceiverError                 a callback of the receiver raised
     ├── ReadTimeoutError (TimeoutError)   nothing hangs: this is what ends a wait
     ├── ReadCancelledError                the read was closed before it was complete
     └── ConversionError                   documents cannot become columns as asked
@@ -40,6 +41,7 @@ __all__ = [
     "ProtocolError",
     "ReadCancelledError",
     "ReadTimeoutError",
+    "ReceiverError",
     "RollbackError",
     "ServerError",
     "StreamError",
@@ -195,6 +197,10 @@ class RollbackError(StreamError):
     """The server took back a part of a vbucket's history and the caller asked not to accept that."""
 
     permanent = True
+
+
+class ReceiverError(StreamError):
+    """A callback of the receiver raised; what it raised is chained."""
 
 
 class ReadTimeoutError(CbframeError, TimeoutError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NewType, Protocol, TypeAlias
+from typing import NewType, Protocol, TypeAlias, runtime_checkable
 
 VBucketId = NewType("VBucketId", int)
 """Number of a vbucket (partition), 0 up to the length of the bucket's map."""
@@ -17,8 +17,13 @@ ServerURLs: TypeAlias = str | Sequence[str]
 SeqEnd: TypeAlias = Mapping[int, int]
 
 
+@runtime_checkable
 class Connectable(Protocol):
     """What ``read_bucket`` takes in place of a connection string: a ``LocalCluster``, for one."""
 
     @property
     def connection_string(self) -> str: ...
+    @property
+    def username(self) -> str: ...
+    @property
+    def password(self) -> str: ...

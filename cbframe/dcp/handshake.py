@@ -1,0 +1,245 @@
+"""From a fresh socket to a usable connection, as generators that never touch the socket.
+
+A handshake yields request frames and is sent the response to each. Whoever runs it does the IO:
+:class:`~cbframe.dcp.connection.DcpConnection` on a node's thread, :func:`~cbframe.dcp.query.ask`
+for a few questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+from cbframe.errors import (
+    AccessError,
+    AuthFailError,
+    BucketNotFoundError,
+    CbframeError,
+    ProtocolError,
+    ServerError,
+    XAttrsNotSupportedError,
+)
+from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status, VBucketStateCode
+from cbframe.wire.frame import Frame
+from cbframe.wire.messages import parse_vbucket_seqnos
+from cbframe.wire.requests import (
+    DcpControl,
+    DcpOpen,
+    GetAllVBucketSeqnos,
+    Hello,
+    Plain,
+    SaslAuth,
+    SelectBucket,
+    parse_features,
+)
+from cbframe.wire.sasl import ScramClient, choose_mechanism, plain_payload
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Frame, Frame, T]
+
+AGENT = "cbframe"
+_TEMPORARY = (Status.ENOMEM, Status.EBUSY, Status.ETMPFAIL, Status.NOT_INITIALIZED, Status.KEY_ENOENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who connects, to which bucket. The password stays out of the repr."""
+
+    username: str
+    password: str = field(repr=False)
+    bucket: str
+    tls: bool
+    allow_plain: bool
+    nonce: Callable[[], str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DcpSettings:
+    """What is asked of a DCP connection."""
+
+    name: str
+    xattrs: bool
+    no_value: bool
+    buffer_size: int
+    noop_interval: float
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a handshake reached: granted features, and the high seqnos of the node's vbuckets."""
+
+    features: frozenset[int]
+    seqnos: dict[int, int]
+
+    @property
+    def collections(self) -> bool:
+        return Feature.COLLECTIONS in self.features
+
+
+def log_in(login: Login) -> Steps[frozenset[int]]:
+    """Offer features, authenticate, select the bucket.
+
+    Raises
+    ------
+    AuthFailError
+        The credentials are wrong, or no mechanism is safe enough.
+    BucketNotFoundError
+        The bucket does not exist, or the user may not see it: the server does not say which.
+    ServerError
+        Any other refusal.
+    """
+    wanted = (
+        Feature.TCP_NODELAY,
+        Feature.XATTR,
+        Feature.XERROR,
+        Feature.SELECT_BUCKET,
+        Feature.JSON,
+        Feature.COLLECTIONS,
+    )
+    answer = yield Hello(AGENT, wanted).frame()
+    _require(answer, "HELLO was refused")
+    granted = frozenset(parse_features(answer.value)) & frozenset(int(code) for code in wanted)
+    yield from _authenticate(login)
+    answer = yield SelectBucket(login.bucket).frame()
+    if answer.status == Status.EACCESS:
+        raise BucketNotFoundError(
+            f"bucket {login.bucket!r} does not exist or user {login.username!r} has no access to it",
+            hint="check the bucket's name; the user needs the role Data Reader and Data DCP Reader on it",
+        )
+    _require(answer, f"bucket {login.bucket!r} could not be selected")
+    return granted
+
+
+def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
+    """Log in, turn the connection into a DCP producer's, and ask for its high seqnos.
+
+    Raises
+    ------
+    AccessError
+        The user may not read over DCP.
+    XAttrsNotSupportedError
+        Xattrs are wanted and the node does not grant them.
+    """
+    features = yield from log_in(login)
+    flags = OpenFlag.PRODUCER | OpenFlag.INCLUDE_DELETE_TIMES
+    if settings.xattrs:
+        if Feature.XATTR not in features:
+            raise XAttrsNotSupportedError(
+                "the node does not grant extended attributes", status=Status.NOT_SUPPORTED
+            )
+        flags |= OpenFlag.INCLUDE_XATTRS
+    if settings.no_value:
+        flags |= OpenFlag.NO_VALUE
+    answer = yield DcpOpen(settings.name, flags).frame()
+    if answer.status == Status.EACCESS:
+        raise AccessError(
+            f"user {login.username!r} may not read bucket {login.bucket!r} over DCP",
+            hint="grant the role Data DCP Reader (Community Edition: bucket_full_access)",
+        )
+    if answer.status == Status.NOT_SUPPORTED:
+        raise _permanent(
+            ServerError(
+                f"bucket {login.bucket!r} has no DCP",
+                status=answer.status,
+                hint="memcached buckets cannot be streamed",
+            )
+        )
+    _require(answer, "DCP_OPEN was refused")
+    # Noop is a must with collections or xattrs, and enabling comes before the interval.
+    controls = [
+        DcpControl("enable_noop", "true"),
+        DcpControl("set_noop_interval", _interval(settings.noop_interval)),
+    ]
+    if settings.buffer_size:
+        controls.append(DcpControl("connection_buffer_size", str(settings.buffer_size)))
+    for control in controls:
+        answer = yield control.frame()
+        _require(answer, f"DCP_CONTROL {control.key}={control.value} was refused")
+    # Without these a node keeps its place in memory for a slow reader, or tells no expirations;
+    # servers too old for them answer EINVAL or NOT_SUPPORTED, and that is fine.
+    for control in (
+        DcpControl("supports_cursor_dropping_vulcan", "true"),
+        DcpControl("enable_expiry_opcode", "true"),
+    ):
+        answer = yield control.frame()
+        if answer.status not in (Status.EINVAL, Status.NOT_SUPPORTED):
+            _require(answer, f"DCP_CONTROL {control.key} was refused")
+    seqnos = yield from sample_seqnos()
+    return Session(features, seqnos)
+
+
+def sample_seqnos() -> Steps[dict[int, int]]:
+    """High seqno of each vbucket that is active on the node."""
+    answer = yield GetAllVBucketSeqnos(VBucketStateCode.ACTIVE).frame()
+    _require(answer, "GET_ALL_VB_SEQNOS was refused")
+    return parse_vbucket_seqnos(answer.value)
+
+
+def fetch_config(login: Login) -> Steps[bytes]:
+    """Log in and ask for the cluster map: the terse configuration, as JSON."""
+    yield from log_in(login)
+    answer = yield Plain(Opcode.GET_CLUSTER_CONFIG).frame()
+    _require(answer, "GET_CLUSTER_CONFIG was refused")
+    return answer.value
+
+
+def fetch_manifest(login: Login) -> Steps[bytes | None]:
+    """Log in and ask for the collections manifest, as JSON; None where there are no collections."""
+    features = yield from log_in(login)
+    if Feature.COLLECTIONS not in features:
+        return None
+    answer = yield Plain(Opcode.COLLECTIONS_GET_MANIFEST).frame()
+    if answer.status in (Status.UNKNOWN_COMMAND, Status.NOT_SUPPORTED):
+        return None
+    _require(answer, "COLLECTIONS_GET_MANIFEST was refused")
+    return answer.value
+
+
+def _authenticate(login: Login) -> Steps[None]:
+    answer = yield Plain(Opcode.SASL_LIST_MECHS).frame()
+    _require(answer, "SASL_LIST_MECHS was refused")
+    mechanism = choose_mechanism(
+        answer.value.decode(errors="replace").split(), allow_plain=login.allow_plain or login.tls
+    )
+    if mechanism == "PLAIN":
+        answer = yield SaslAuth(mechanism, plain_payload(login.username, login.password)).frame()
+        _check_auth(answer, login, mechanism)
+        return
+    scram = ScramClient(mechanism, login.username, login.password, login.nonce)
+    answer = yield SaslAuth(mechanism, scram.first()).frame()
+    if answer.status != Status.AUTH_CONTINUE:
+        _check_auth(answer, login, mechanism)
+        raise ProtocolError("the server skipped the SCRAM challenge", opcode=Opcode.SASL_AUTH)
+    answer = yield SaslAuth(mechanism, scram.final(answer.value), Opcode.SASL_STEP).frame()
+    _check_auth(answer, login, mechanism)
+    scram.verify(answer.value)
+
+
+def _check_auth(answer: Frame, login: Login, mechanism: str) -> None:
+    if answer.status in (Status.AUTH_ERROR, Status.EACCESS):
+        raise AuthFailError(
+            f"the server refused user {login.username!r} or the password ({mechanism})",
+            hint="check user name and password; the user must exist on this cluster",
+        )
+    _require(answer, f"authentication with {mechanism} failed")
+
+
+def _require(answer: Frame, message: str) -> None:
+    status = answer.status
+    if status == Status.SUCCESS:
+        return
+    if status == Status.EACCESS:
+        raise AccessError(f"{message}: no permission")
+    error = ServerError(f"{message} ({Status.describe(status)})", status=status)
+    raise error if status in _TEMPORARY else _permanent(error)
+
+
+def _permanent(error: CbframeError) -> CbframeError:
+    error.permanent = True
+    return error
+
+
+def _interval(seconds: float) -> str:
+    """Whole seconds where possible: old servers take no fractions."""
+    return str(int(seconds)) if float(seconds).is_integer() else str(seconds)

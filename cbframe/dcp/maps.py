@@ -1,0 +1,213 @@
+"""Where the cluster map comes from: any seed, over REST or over the data service."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import time
+from collections.abc import Callable
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
+from cbframe.cluster.connstr import ConnectionString, parse_connection_string
+from cbframe.cluster.manifest import Manifest
+from cbframe.cluster.map import ClusterMap, parse_bucket_config
+from cbframe.dcp.handshake import Login, Steps, T, fetch_config, fetch_manifest
+from cbframe.dcp.query import ask
+from cbframe.dcp.transport import SocketTransport, Transport, Waker, split_address
+from cbframe.errors import (
+    AllServerURLsConnectBucketError,
+    CbframeError,
+    ClusterMapError,
+    ProtocolError,
+    ReadCancelledError,
+)
+from cbframe.options import BucketDataSourceOptions
+from cbframe.typing import ServerURLs
+
+if TYPE_CHECKING:
+    from cbframe.cluster.rest import RestClient
+
+
+def make_login(
+    target: ConnectionString, authenticator: Authenticator, bucket: str, *, allow_plain: bool
+) -> Login:
+    """What the data service is told about who connects."""
+    username, password = authenticator.credentials() or ("", "")
+    return Login(username, password, bucket, target.tls, allow_plain, lambda: token_hex(16))
+
+
+def make_transport(target: ConnectionString, context: ssl.SSLContext | None) -> SocketTransport:
+    """TCP, or TLS that verifies the peer where the connection string says so."""
+    if not target.tls:
+        return SocketTransport()
+    return SocketTransport(context or ssl.create_default_context())
+
+
+class MapSource:
+    """Fetches cluster maps and manifests, over all seeds in turn.
+
+    Parameters
+    ----------
+    target
+        The seeds: their scheme says whether they are data nodes or cluster managers.
+    login, auth
+        The same credentials for the data service and for REST.
+    bucket_uuid
+        Refuse a bucket of the same name with another uuid; empty to take any.
+    verify
+        For REST over TLS: True, or the path of a CA bundle.
+    """
+
+    def __init__(
+        self,
+        target: ConnectionString,
+        login: Login,
+        auth: Authenticator,
+        *,
+        bucket_uuid: str = "",
+        transport: Transport,
+        clock: Callable[[], float],
+        timeout: float,
+        verify: bool | str = True,
+    ) -> None:
+        self._target = target
+        self._login = login
+        self._auth = auth
+        self._bucket_uuid = bucket_uuid
+        self._transport = transport
+        self._clock = clock
+        self._timeout = timeout
+        self._verify = verify
+        self._waker = Waker()
+        self._known_nodes: tuple[str, ...] = ()
+
+    def fetch(self) -> ClusterMap:
+        """The map of the first seed that has one.
+
+        Raises
+        ------
+        AllServerURLsConnectBucketError
+            No seed has one; the last cause is chained.
+        AuthFailError, AccessError, BucketNotFoundError
+            At once: the other seeds would say the same.
+        """
+        if self._target.bootstrap == "rest":
+            with self._rest() as client:
+                config, host = client.bucket_config(self._login.bucket, bucket_uuid=self._bucket_uuid or None)
+            found = self._parse(config, host)
+        else:
+            found = self._over_seeds(self._fetch_from)
+        self._known_nodes = found.nodes
+        return found
+
+    def fetch_manifest(self) -> Manifest | None:
+        """The collections of the bucket; None where the server has no collections."""
+        if self._target.bootstrap == "rest":
+            with self._rest() as client:
+                return client.manifest(self._login.bucket)
+
+        def attempt(node: str) -> Manifest | None:
+            data = self._ask(node, fetch_manifest(self._login))
+            return None if data is None else Manifest.parse(data)
+
+        return self._over_seeds(attempt)
+
+    def parse_pushed(self, node: str, body: bytes) -> ClusterMap | None:
+        """The map that came with NOT_MY_VBUCKET; None if it is none: then one is fetched."""
+        try:
+            return self._parse(json.loads(body), split_address(node)[0])
+        except (ValueError, CbframeError):
+            return None
+
+    def cancel(self) -> None:
+        """End a fetch that is under way on another thread."""
+        self._waker.wake()
+
+    def close(self) -> None:
+        self._waker.close()
+
+    def _rest(self) -> RestClient:
+        from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
+
+        return RestClient(
+            list(self._target.rest_urls()),
+            self._auth,
+            timeout=self._timeout,
+            verify=self._verify,
+        )
+
+    def _fetch_from(self, node: str) -> ClusterMap:
+        data = self._ask(node, fetch_config(self._login))
+        try:
+            config = json.loads(data)
+        except ValueError as exc:
+            raise ProtocolError("the cluster map is no JSON", node=node) from exc
+        if not isinstance(config, dict):
+            raise ProtocolError("the cluster map is no JSON object", node=node)
+        return self._parse(config, split_address(node)[0])
+
+    def _parse(self, config: dict[str, Any], host: str) -> ClusterMap:
+        found = parse_bucket_config(
+            config, origin_host=host, network=self._target.network, tls=self._login.tls
+        )
+        if self._bucket_uuid and found.uuid != self._bucket_uuid:
+            raise ClusterMapError(
+                f"bucket {found.bucket!r} has uuid {found.uuid}, not {self._bucket_uuid}",
+                hint="the bucket was deleted and created anew",
+            )
+        return found
+
+    def _ask(self, node: str, steps: Steps[T]) -> T:
+        return ask(
+            node,
+            steps,
+            transport=self._transport,
+            waker=self._waker,
+            clock=self._clock,
+            timeout=self._timeout,
+        )
+
+    def _over_seeds(self, attempt: Callable[[str], T]) -> T:
+        seeds = [str(seed) for seed in self._target.seeds()]
+        nodes = [*seeds, *(node for node in self._known_nodes if node not in seeds)]
+        causes: list[CbframeError] = []
+        for node in nodes:
+            try:
+                return attempt(node)
+            except CbframeError as exc:
+                if isinstance(exc, ReadCancelledError) or (exc.permanent and len(nodes) == 1):
+                    raise
+                if exc.permanent and not isinstance(exc, ProtocolError):
+                    raise
+                causes.append(exc)
+        if len(causes) == 1:
+            raise causes[0]
+        told = "; ".join(f"{cause.node}: {cause.message}" for cause in causes)
+        failure = AllServerURLsConnectBucketError(nodes, f"no seed has a map of the bucket: {told}")
+        raise failure from causes[-1]
+
+
+def bucket_manifest(
+    server_urls: ServerURLs,
+    bucket: str,
+    auth: AuthLike,
+    options: BucketDataSourceOptions,
+    tls_context: ssl.SSLContext | None = None,
+) -> Manifest | None:
+    """Ask a cluster for the collections of a bucket; None where the server has none."""
+    target = parse_connection_string(server_urls)
+    authenticator = as_authenticator(auth)
+    source = MapSource(
+        target,
+        make_login(target, authenticator, bucket, allow_plain=options.allow_plain),
+        authenticator,
+        transport=make_transport(target, tls_context),
+        clock=time.monotonic,
+        timeout=options.connect_timeout,
+    )
+    try:
+        return source.fetch_manifest()
+    finally:
+        source.close()

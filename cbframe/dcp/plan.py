@@ -1,0 +1,166 @@
+"""What the coordinator is told (events) and what it wants done (instructions): plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cbframe.cluster.map import ClusterMap
+from cbframe.errors import CbframeError
+
+# -- events
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The source was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapFetched:
+    """A cluster map arrived, asked for or pushed."""
+
+    map: ClusterMap
+
+
+@dataclass(frozen=True, slots=True)
+class MapFailed:
+    """A full pass over all seeds failed."""
+
+    error: CbframeError
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReady:
+    """A connection is open; its node's active vbuckets have these high seqnos."""
+
+    node: str
+    seqnos: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSampled:
+    """A node told its high seqnos once more."""
+
+    node: str
+    seqnos: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDown:
+    """A connection ended. `progressed`: something useful came over it."""
+
+    node: str
+    error: CbframeError
+    progressed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a vbucket got: the state at `seqno` of history `vbuuid` is complete."""
+
+    vbuuid: int
+    seqno: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """A stream is over; `reason` is a :class:`StreamEndReason`."""
+
+    node: str
+    vbucket: int
+    reason: int
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRefused:
+    """A stream request was answered with an error status."""
+
+    node: str
+    vbucket: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRolledBack:
+    """The receiver took a vbucket back and it has to be asked for again."""
+
+    node: str
+    vbucket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kicked:
+    """Someone wants the cluster looked at afresh."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event: TypeAlias = (
+    Started
+    | MapFetched
+    | MapFailed
+    | NodeReady
+    | NodeSampled
+    | NodeDown
+    | StreamEnded
+    | StreamRefused
+    | StreamRolledBack
+    | Kicked
+    | Tick
+)
+
+
+# -- instructions
+
+
+@dataclass(frozen=True, slots=True)
+class FetchMap:
+    """Ask the cluster for its map, over all seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartNode:
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopNode:
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class SampleNode:
+    """Ask a connected node for its high seqnos."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStreams:
+    """Request streams of a connected node: pairs of vbucket and end seqno."""
+
+    node: str
+    streams: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """All vbuckets are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The source cannot go on."""
+
+    error: CbframeError
+
+
+Instruction: TypeAlias = FetchMap | StartNode | StopNode | SampleNode | OpenStreams | Finish | Fail

@@ -1,0 +1,93 @@
+"""A few questions over an ordinary connection: the cluster map, the collections manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cbframe.dcp.handshake import Steps, T
+from cbframe.dcp.transport import Transport, Waker
+from cbframe.errors import CbframeError, ConnectError, ProtocolError, ReadTimeoutError
+from cbframe.wire.constants import MAX_BODY_LENGTH
+from cbframe.wire.frame import Frame
+
+
+def ask(
+    node: str,
+    steps: Steps[T],
+    *,
+    transport: Transport,
+    waker: Waker,
+    clock: Callable[[], float],
+    timeout: float,
+) -> T:
+    """Run a handshake to its result on a connection of its own, and close it.
+
+    Raises
+    ------
+    ReadTimeoutError
+        The whole took longer than `timeout` seconds.
+    ConnectError, ProtocolError, ServerError
+        As the handshake and the transport raise them, naming the node.
+    """
+    deadline = clock() + timeout
+    stream = transport.connect(node, waker, timeout)
+    try:
+        buffer = bytearray()
+        view = memoryview(bytearray(256 * 1024))
+        frame = next(steps)
+        opaque = 0
+        while True:
+            opaque += 1
+            asked = Frame(
+                frame.magic,
+                frame.opcode,
+                opaque=opaque,
+                extras=frame.extras,
+                key=frame.key,
+                value=frame.value,
+            )
+            stream.send_all(asked.encode(), timeout)
+            answer = None
+            while answer is None:
+                parsed = Frame.parse(buffer, max_body=MAX_BODY_LENGTH)
+                if parsed is not None:
+                    candidate, end = parsed
+                    del buffer[:end]
+                    if candidate.is_response:
+                        if (candidate.opaque, candidate.opcode) != (opaque, frame.opcode):
+                            raise ProtocolError(
+                                "an answer to nothing that was asked", opcode=candidate.opcode
+                            )
+                        answer = candidate
+                    continue
+                left = deadline - clock()
+                if left <= 0:
+                    raise ReadTimeoutError(
+                        f"no answer within {timeout:g} s",
+                        hint="the port is open but silent: is it the data service?",
+                    )
+                if not stream.wait(left):
+                    continue
+                count = stream.receive_into(view)
+                if count == 0:
+                    raise ConnectError(
+                        "the node closed the connection during the handshake",
+                        hint="is this port the data service (11210, or 11207 with TLS)?",
+                    )
+                if count:
+                    buffer += view[:count]
+            try:
+                frame = steps.send(answer)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+    except CbframeError as exc:
+        exc.node = exc.node or node
+        if isinstance(exc, ProtocolError):
+            exc.permanent = True  # what speaks another protocol now will not speak ours next time
+        if isinstance(exc, ReadTimeoutError):
+            exc.permanent = False
+        raise
+    finally:
+        steps.close()
+        stream.close()

@@ -1,0 +1,99 @@
+"""Who takes the documents: the reference's callbacks, and the fast one that takes blocks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from cbframe.errors import CbframeError
+from cbframe.wire.blocks import DataBlock
+from cbframe.wire.constants import Opcode
+
+
+class Document(NamedTuple):
+    """One data message, as the callbacks of :class:`Receiver` get it."""
+
+    opcode: int
+    datatype: int
+    cas: int
+    rev_seqno: int
+    flags: int
+    expiry: int
+    collection_id: int
+    value: bytes
+
+
+class BaseReceiver(Protocol):
+    """What every receiver has.
+
+    Callbacks of one vbucket come from one thread at a time; those of different nodes come
+    concurrently. No lock is held during a callback. An exception tears the node's connection down
+    and is reported through `on_error`.
+    """
+
+    def on_error(self, error: CbframeError) -> None:
+        """Take note of a problem. Advisory; may come from any thread."""
+
+    def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None:
+        """Take note that a snapshot begins: the items up to the next one are in [start, end]."""
+
+    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
+        """Store bytes for a vbucket, in one transaction with its data."""
+
+    def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
+        """Give back what was stored, and the last seqno received; (None, 0) for a fresh start."""
+
+    def rollback(self, vbucket: int, seqno: int) -> None:
+        """Forget everything of a vbucket behind `seqno`, in data and in metadata."""
+
+
+@runtime_checkable
+class Receiver(BaseReceiver, Protocol):
+    """The reference's receiver: one call a document."""
+
+    def data_update(self, vbucket: int, key: bytes, seqno: int, document: Document) -> None:
+        """Take a mutation."""
+
+    def data_delete(self, vbucket: int, key: bytes, seqno: int, document: Document) -> None:
+        """Take a deletion or an expiration."""
+
+
+@runtime_checkable
+class ReceiverEx(Protocol):
+    """A receiver that wants to know the history on a rollback."""
+
+    def rollback_ex(self, vbucket: int, vbuuid: int, seqno: int) -> None:
+        """Instead of `rollback`; `vbuuid` is the history that the request was made under."""
+
+
+@runtime_checkable
+class BlockReceiver(BaseReceiver, Protocol):
+    """A receiver that takes runs of documents as columns: the fast way."""
+
+    def on_block(self, block: DataBlock) -> None:
+        """Take documents. The block is valid during the call only: copy what is to stay."""
+
+
+class CallbackAdapter:
+    """Feeds a :class:`Receiver` from blocks."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._update = receiver.data_update
+        self._delete = receiver.data_delete
+
+    def on_block(self, block: DataBlock) -> None:
+        columns = zip(
+            block.vbucket.tolist(),
+            block.seqno.tolist(),
+            block.opcode.tolist(),
+            block.datatype.tolist(),
+            block.cas.tolist(),
+            block.rev_seqno.tolist(),
+            block.flags.tolist(),
+            block.expiry.tolist(),
+            block.collection_id.tolist(),
+            strict=True,
+        )
+        for row, (vbucket, seqno, *fields) in enumerate(columns):
+            document = Document._make((*fields, block.value(row)))
+            take = self._update if document.opcode == Opcode.DCP_MUTATION else self._delete
+            take(vbucket, block.key(row), seqno, document)

@@ -1,0 +1,300 @@
+"""The data source: streams a bucket, or some of its vbuckets, into a receiver."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Self
+
+from cbframe.cluster.auth import AuthLike, as_authenticator
+from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.map import ClusterMap
+from cbframe.dcp import plan
+from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.coordinator import Coordinator
+from cbframe.dcp.handshake import DcpSettings
+from cbframe.dcp.maps import MapSource, make_login, make_transport
+from cbframe.dcp.node import NodeSetup, NodeThread
+from cbframe.dcp.receiver import BlockReceiver, CallbackAdapter, Receiver
+from cbframe.dcp.stats import BucketDataSourceStats, NodeStats, add_up
+from cbframe.dcp.supervisor import Supervisor
+from cbframe.dcp.transport import Transport
+from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
+from cbframe.options import BucketDataSourceOptions
+from cbframe.typing import ServerURLs
+from cbframe.wire.requests import StreamFilter
+
+_IDLE_WAIT = 60.0
+
+
+class BucketDataSource:
+    """Streams the vbuckets of a bucket into a receiver, over all nodes, through all changes.
+
+    Parameters
+    ----------
+    server_urls
+        Seeds: ``couchbase://h1,h2``, ``couchbases://…``, or ``http://h:8091`` (string or list).
+    pool_name
+        ``"default"``; kept from the reference.
+    bucket_name
+        The bucket.
+    bucket_uuid
+        Refuse a bucket of this name with another uuid; empty to take any.
+    vbucket_ids
+        The vbuckets to stream; None for all.
+    auth
+        ``(user, password)``, an authenticator, or a callable that gives one.
+    receiver
+        A :class:`~cbframe.dcp.receiver.Receiver` or
+        :class:`~cbframe.dcp.receiver.BlockReceiver`.
+    options
+        See :class:`~cbframe.options.BucketDataSourceOptions`.
+    tls_context
+        Verifies the nodes of ``couchbases://`` seeds; None for the system's authorities.
+    transport, clock
+        Stand-ins for tests.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument is missing or cannot be meant. Nothing is connected before :meth:`start`.
+    """
+
+    def __init__(
+        self,
+        server_urls: ServerURLs,
+        pool_name: str,
+        bucket_name: str,
+        bucket_uuid: str,
+        vbucket_ids: Iterable[int] | None,
+        auth: AuthLike,
+        receiver: Receiver | BlockReceiver,
+        options: BucketDataSourceOptions | None = None,
+        *,
+        tls_context: ssl.SSLContext | None = None,
+        transport: Transport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        _check_arguments(server_urls, pool_name, bucket_name, receiver)
+        options = options or BucketDataSourceOptions()
+        target = parse_connection_string(server_urls)
+        authenticator = as_authenticator(auth)
+        transport = transport or make_transport(target, tls_context)
+        self._options = options
+        self._receiver = receiver if isinstance(receiver, BlockReceiver) else _AdaptedReceiver(receiver)
+        self._transport = transport
+        self._clock = clock
+        self._login = make_login(target, authenticator, bucket_name, allow_plain=options.allow_plain)
+        self._maps = MapSource(
+            target,
+            self._login,
+            authenticator,
+            bucket_uuid=bucket_uuid,
+            transport=transport,
+            clock=clock,
+            timeout=options.connect_timeout,
+        )
+        self._filter = StreamFilter(options.collections, options.scope_id).encode()
+        self._coordinator = Coordinator(vbucket_ids, options)
+        self._supervisor = Supervisor(
+            self._coordinator,
+            fetch_map=self._fetch_map,
+            make_node=self._make_node,
+            on_error=self._report,
+            on_over=self._on_over,
+            clock=clock,
+        )
+        self._stats: dict[str, NodeStats] = {}
+        self._refreshes = self._refresh_errors = self._kicks = 0
+        self._life = ""
+        self._over = threading.Event()
+        self._error: CbframeError | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<BucketDataSource {self._login.bucket!r} {self._life or 'new'}: "
+            f"{len(self._coordinator.done)} of {self._coordinator.vbuckets} vbuckets done>"
+        )
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Begin to stream, and return at once.
+
+        Raises
+        ------
+        ConfigurationError
+            It was started before.
+        """
+        if self._life:
+            raise ConfigurationError(f"the data source is {self._life}: it can be started once")
+        self._life = "running"
+        self._supervisor.start()
+
+    def kick(self, reason: str) -> None:
+        """Have the cluster map looked at afresh."""
+        self._kicks += 1
+        self._supervisor.post(plan.Kicked(reason))
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until a bounded source is complete.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None waits as long as it takes.
+
+        Raises
+        ------
+        ReadTimeoutError
+            The time is over; the source goes on until it is closed.
+        CbframeError
+            What ended the source before it was complete.
+        """
+        if not self._over.wait(timeout):
+            done, wanted = len(self._coordinator.done), self._coordinator.vbuckets
+            raise ReadTimeoutError(f"{done} of {wanted} vbuckets are complete after {timeout:g} s")
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def finished(self) -> bool:
+        """Whether a bounded source is complete, or any source has failed."""
+        return self._over.is_set()
+
+    def close(self) -> None:
+        """End all threads and sockets, and wait for them. May be called again."""
+        if self._life == "running":
+            self._life = "closed"
+            self._maps.cancel()
+            self._supervisor.close()
+            self._maps.close()
+        elif not self._life:
+            self._life = "closed"
+            self._maps.close()
+
+    def stats(self) -> BucketDataSourceStats:
+        """Counters at this moment."""
+        nodes = {address: stats.copy() for address, stats in sorted(self._stats.items())}
+        return BucketDataSourceStats(
+            nodes,
+            add_up(nodes.values()),
+            self._refreshes,
+            self._refresh_errors,
+            self._kicks,
+            self._coordinator.vbuckets,
+            len(self._coordinator.done),
+        )
+
+    def progress(self) -> tuple[int, int]:
+        """Seqnos received and wanted of a bounded source, summed over its vbuckets."""
+        ends = dict(self._coordinator.ends)
+        done = set(self._coordinator.done)
+        reached = sum(ends.get(vb, 0) for vb in done)
+        for node in list(self._supervisor.nodes.values()):
+            for stream in node.streams():
+                if stream.vbucket not in done:
+                    reached += min(stream.seqno, ends.get(stream.vbucket, 0))
+        return reached, sum(ends.values())
+
+    @property
+    def map(self) -> ClusterMap | None:
+        """The newest cluster map."""
+        return self._coordinator.map
+
+    @property
+    def as_of(self) -> dict[int, plan.Position]:
+        """Where each finished vbucket is complete: the end of its last snapshot."""
+        return dict(sorted(self._coordinator.done.items()))
+
+    # -- called by the threads
+
+    def _fetch_map(self) -> plan.Event:
+        self._refreshes += 1
+        try:
+            return plan.MapFetched(self._maps.fetch())
+        except CbframeError as exc:
+            self._refresh_errors += 1
+            return plan.MapFailed(exc)
+
+    def _make_node(self, address: str) -> NodeThread:
+        options = self._options
+        stats = self._stats.setdefault(address, NodeStats())
+        settings = DcpSettings(
+            f"{options.name}:{uuid.uuid4().hex}",
+            options.include_xattrs,
+            options.no_value,
+            options.feed_buffer_size_bytes,
+            options.noop_interval_secs,
+        )
+        setup = NodeSetup(
+            transport=self._transport,
+            receiver=self._receiver,
+            make_connection=lambda: DcpConnection(
+                self._login,
+                settings,
+                ack_threshold=options.feed_buffer_ack_threshold,
+                max_body=options.max_body_bytes,
+            ),
+            post=self._supervisor.post,
+            on_config=self._on_config,
+            on_error=self._report,
+            clock=self._clock,
+            connect_timeout=options.connect_timeout,
+            silence_timeout=2 * options.noop_interval_secs,
+            idle_wait=min(_IDLE_WAIT, options.ping_timeout_ms / 1000),
+            buffer_bytes=options.receive_buffer_bytes,
+            max_body=options.max_body_bytes,
+            filter_value=self._filter,
+        )
+        return NodeThread(address, setup, stats)
+
+    def _on_config(self, node: str, body: bytes) -> None:
+        pushed = self._maps.parse_pushed(node, body)
+        if pushed is not None:
+            self._supervisor.post(plan.MapFetched(pushed))
+
+    def _report(self, error: CbframeError) -> None:
+        if not isinstance(error, ReadCancelledError):
+            self._receiver.on_error(error)
+
+    def _on_over(self, error: CbframeError | None) -> None:
+        self._error = error
+        self._over.set()
+
+
+class _AdaptedReceiver:
+    """A callback receiver with the block method added."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.on_block = CallbackAdapter(receiver).on_block
+        self.on_error = receiver.on_error
+        self.snapshot_start = receiver.snapshot_start
+        self.set_metadata = receiver.set_metadata
+        self.get_metadata = receiver.get_metadata
+        self.rollback = receiver.rollback
+        if hasattr(receiver, "rollback_ex"):
+            self.rollback_ex = receiver.rollback_ex
+
+
+def _check_arguments(server_urls: object, pool_name: str, bucket_name: str, receiver: object) -> None:
+    """Refuse what the reference refuses, in its order."""
+    if not server_urls:
+        raise ConfigurationError("missing at least 1 serverURL")
+    if not pool_name:
+        raise ConfigurationError("missing poolName")
+    if not bucket_name:
+        raise ConfigurationError("missing bucketName")
+    if receiver is None:
+        raise ConfigurationError("missing receiver")

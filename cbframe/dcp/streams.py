@@ -1,0 +1,186 @@
+"""The streams of one connection: a table of vbuckets, and every transition that one can make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import count
+
+from cbframe.errors import ProtocolError
+from cbframe.wire.constants import MAX_SEQNO
+from cbframe.wire.failover import FailoverLog
+from cbframe.wire.messages import SnapshotMarker
+from cbframe.wire.requests import StreamRequest
+
+_FIRST_OPAQUE = 0x0100_0000
+"""Stream opaques count up from here, far above those of a handshake."""
+
+
+class StreamState(Enum):
+    """Where a stream is in its life."""
+
+    REQUESTED = "requested"
+    RUNNING = "running"
+    CLOSING = "closing"
+    OVER = "over"
+
+
+class StreamEvent(Enum):
+    """What can happen to a stream."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    ITEM = "item"
+    CLOSE = "close"
+    CLOSED = "closed"
+    END = "end"
+
+
+TRANSITIONS: dict[tuple[StreamState, StreamEvent], StreamState] = {
+    (StreamState.REQUESTED, StreamEvent.ACCEPTED): StreamState.RUNNING,
+    (StreamState.REQUESTED, StreamEvent.REFUSED): StreamState.OVER,
+    (StreamState.RUNNING, StreamEvent.ITEM): StreamState.RUNNING,
+    (StreamState.RUNNING, StreamEvent.END): StreamState.OVER,
+    (StreamState.RUNNING, StreamEvent.CLOSE): StreamState.CLOSING,
+    # What was in flight when the stream was closed may still arrive.
+    (StreamState.CLOSING, StreamEvent.ITEM): StreamState.CLOSING,
+    (StreamState.CLOSING, StreamEvent.END): StreamState.OVER,
+    (StreamState.CLOSING, StreamEvent.CLOSED): StreamState.OVER,
+}
+"""Everything that may happen; anything else is the peer's error."""
+
+
+@dataclass(slots=True)
+class Stream:
+    """One vbucket's stream on one connection, with the position that it has reached."""
+
+    vbucket: int
+    opaque: int
+    start: int
+    end: int
+    state: StreamState = StreamState.REQUESTED
+    failover_log: FailoverLog = ()
+    seqno: int = 0
+    snap_start: int = 0
+    snap_end: int = 0
+    snap_flags: int = 0
+    snap_saved: bool = True
+    """Whether the receiver knows the snapshot's range: it is told with the first item, not before."""
+    snapshots: int = 0
+    unordered: bool = False
+    """Inside an out-of-order snapshot: seqnos come in any order and mark no progress."""
+
+    @property
+    def vbuuid(self) -> int:
+        """The history that is streamed; 0 until the server told."""
+        return self.failover_log[0].vbuuid if self.failover_log else 0
+
+    def step(self, event: StreamEvent) -> None:
+        """Make a transition.
+
+        Raises
+        ------
+        ProtocolError
+            The table has none for this event in this state.
+        """
+        try:
+            self.state = TRANSITIONS[self.state, event]
+        except KeyError:
+            raise ProtocolError(
+                f"stream {self.state.value}: {event.value} is out of place", vbucket=self.vbucket
+            ) from None
+
+    def mark(self, marker: SnapshotMarker) -> None:
+        """Begin a snapshot."""
+        self.step(StreamEvent.ITEM)
+        self.snap_start, self.snap_end, self.snap_flags = marker.start, marker.end, marker.flags
+        self.snap_saved = False
+        self.snapshots += 1
+
+    def advance(self, first: int, last: int) -> None:
+        """Take items from seqno `first` to seqno `last`, in ascending order.
+
+        Raises
+        ------
+        ProtocolError
+            They lie behind what was received, or outside the snapshot.
+        """
+        self.step(StreamEvent.ITEM)
+        if self.unordered:
+            return
+        if first <= self.seqno or last > self.snap_end or not self.snapshots:
+            raise ProtocolError(
+                f"seqnos {first}-{last} after {self.seqno} in the snapshot {self.snap_start}-{self.snap_end}",
+                vbucket=self.vbucket,
+            )
+        self.seqno = last
+
+
+@dataclass(slots=True)
+class StreamTable:
+    """The streams of a connection, by vbucket and by opaque.
+
+    Messages are matched by opaque: what still arrives for an earlier stream of the same vbucket has
+    the earlier opaque, and is dropped.
+    """
+
+    _by_opaque: dict[int, Stream] = field(default_factory=dict)
+    _by_vbucket: dict[int, Stream] = field(default_factory=dict)
+    _opaques: Iterator[int] = field(default_factory=lambda: count(_FIRST_OPAQUE))
+
+    def __len__(self) -> int:
+        return len(self._by_vbucket)
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(self._by_vbucket.values())
+
+    def open(self, request: StreamRequest) -> Stream:
+        """Note a request that is about to be sent."""
+        if request.vbucket in self._by_vbucket:
+            raise ValueError(f"vbucket {request.vbucket} already has a stream here")
+        stream = Stream(
+            request.vbucket,
+            next(self._opaques) & 0xFFFF_FFFF,
+            request.start,
+            request.end,
+            seqno=request.start,
+            snap_start=request.snap_start,
+            snap_end=request.snap_end,
+        )
+        self._by_opaque[stream.opaque] = self._by_vbucket[stream.vbucket] = stream
+        return stream
+
+    def get(self, opaque: int) -> Stream | None:
+        """The stream that a message belongs to, or None if that stream is over."""
+        return self._by_opaque.get(opaque)
+
+    def of_vbucket(self, vbucket: int) -> Stream | None:
+        return self._by_vbucket.get(vbucket)
+
+    def remove(self, stream: Stream) -> None:
+        """Forget a stream that is over."""
+        del self._by_opaque[stream.opaque]
+        del self._by_vbucket[stream.vbucket]
+
+
+def request_from(
+    vbucket: int,
+    *,
+    vbuuid: int,
+    seqno: int,
+    snap_start: int,
+    snap_end: int,
+    end: int = MAX_SEQNO,
+    flags: int = 0,
+    value: bytes = b"",
+) -> StreamRequest:
+    """A request that continues behind `seqno`.
+
+    The server refuses (ERANGE) a seqno outside its snapshot. That happens after a crash between
+    saving a snapshot's range and its first item, and once a snapshot is complete; both times the
+    state at `seqno` is consistent and a range of its own says so.
+    """
+    if not snap_start <= seqno < snap_end:
+        snap_start = snap_end = seqno
+    return StreamRequest(vbucket, seqno, max(end, seqno), vbuuid, snap_start, snap_end, flags, value)

@@ -1,0 +1,140 @@
+"""The supervisor: the thread that runs the coordinator over the threads of the nodes."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from cbframe.dcp import plan
+from cbframe.dcp.coordinator import Coordinator
+from cbframe.dcp.node import NodeThread
+from cbframe.errors import CbframeError, ReadCancelledError
+
+
+class Supervisor:
+    """The thread that feeds the coordinator and carries its instructions out.
+
+    Parameters
+    ----------
+    coordinator
+        The logic; touched by this thread only, once started.
+    fetch_map
+        Asks the cluster for its map, blocking: raises CbframeError if no seed has one.
+    make_node
+        Makes the thread of a node.
+    on_error, on_over
+        Told of each problem; told once when the source is over, with the error or None.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        *,
+        fetch_map: Callable[[], plan.Event],
+        make_node: Callable[[str], NodeThread],
+        on_error: Callable[[CbframeError], None],
+        on_over: Callable[[CbframeError | None], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._coordinator = coordinator
+        self._fetch_map = fetch_map
+        self._make_node = make_node
+        self._on_error = on_error
+        self._on_over = on_over
+        self._clock = clock
+        self._events: deque[plan.Event] = deque([plan.Started()])
+        self._arrived = threading.Condition()
+        self._closing = False
+        self._told = False
+        self.nodes: dict[str, NodeThread] = {}
+        self._ended: list[NodeThread] = []
+        self._thread = threading.Thread(target=self._run, name="cbframe-cluster", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def post(self, event: plan.Event) -> None:
+        """Hand an event over; callable from any thread."""
+        with self._arrived:
+            self._events.append(event)
+            self._arrived.notify()
+
+    def close(self) -> None:
+        """End all threads and wait for them."""
+        with self._arrived:
+            self._closing = True
+            self._arrived.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        error: CbframeError | None = None
+        try:
+            self._loop()
+        except CbframeError as exc:
+            error = exc
+        except Exception as exc:  # noqa: BLE001 - a fault of ours must end the read, not hang it
+            error = CbframeError(f"an unexpected {type(exc).__name__} in the coordinator: {exc}")
+            error.__cause__ = exc
+        finally:
+            for node in self.nodes.values():
+                node.stop()
+            for node in [*self.nodes.values(), *self._ended]:
+                node.join()
+            self._tell(error)
+
+    def _loop(self) -> None:
+        while True:
+            with self._arrived:
+                while not self._events and not self._closing:
+                    wakeup = self._coordinator.next_wakeup()
+                    if wakeup is None:
+                        self._arrived.wait()
+                    elif (left := wakeup - self._clock()) <= 0 or not self._arrived.wait(left):
+                        self._events.append(plan.Tick())
+                if self._closing:
+                    raise ReadCancelledError("the data source was closed before it was complete")
+                events = list(self._events)
+                self._events.clear()
+            for event in events:
+                if isinstance(event, plan.NodeDown):
+                    gone = self.nodes.pop(event.node, None)
+                    if gone is not None:
+                        self._ended.append(gone)
+                if isinstance(event, plan.MapFailed):
+                    self._on_error(event.error)
+                for instruction in self._coordinator.handle(event, self._clock()):
+                    if not self._carry_out(instruction):
+                        return
+
+    def _carry_out(self, instruction: plan.Instruction) -> bool:
+        match instruction:
+            case plan.FetchMap():
+                self.post(self._fetch_map())
+            case plan.StartNode(node=address):
+                self._reap()
+                node = self.nodes[address] = self._make_node(address)
+                node.start()
+            case plan.StopNode(node=address):
+                self.nodes[address].stop()
+            case plan.SampleNode(node=address) | plan.OpenStreams(node=address):
+                # The connection may have ended a moment ago; its NodeDown is on its way then.
+                if (thread := self.nodes.get(address)) is not None:
+                    thread.post(instruction)
+            case plan.Fail(error=error):
+                self._tell(error)
+                return False
+            case plan.Finish():
+                self._tell(None)
+                return False
+        return True
+
+    def _reap(self) -> None:
+        for thread in self._ended:
+            thread.join()
+        self._ended.clear()
+
+    def _tell(self, error: CbframeError | None) -> None:
+        if not self._told:
+            self._told = True
+            self._on_over(error)

@@ -1,0 +1,1 @@
+"""Bounded reads: from a connection string to a table or a DataFrame."""

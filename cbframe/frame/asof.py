@@ -1,0 +1,40 @@
+"""What a read is a picture of: for each vbucket, the history and the seqno up to which it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+
+class AsOf(dict[int, tuple[int, int]]):
+    """An immutable mapping of vbucket to ``(vbuuid, seqno)``.
+
+    The picture is consistent within each vbucket, not across vbuckets: Couchbase orders changes per
+    vbucket only. A plain dict to JSON, so that pandas can store it; copies are the object itself,
+    since pandas copies ``DataFrame.attrs`` at every step.
+    """
+
+    def __init__(self, positions: Mapping[int, tuple[int, int]]) -> None:
+        super().__init__(positions)
+
+    @property
+    def changes(self) -> int:
+        """The seqnos of all vbuckets, summed: how many changes the bucket had seen."""
+        return sum(seqno for _, seqno in self.values())
+
+    def __repr__(self) -> str:
+        return f"AsOf({len(self)} vbuckets, {self.changes} changes)"
+
+    def __copy__(self) -> AsOf:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AsOf:
+        return self
+
+    def __reduce__(self) -> tuple[type[AsOf], tuple[dict[int, tuple[int, int]]]]:
+        return AsOf, (dict(self),)
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("an AsOf cannot be changed")
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse

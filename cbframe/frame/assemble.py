@@ -1,0 +1,197 @@
+"""From the record batches of a read to its table: types, newest versions, names of collections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.arrow.columns import (
+    COLLECTION_ID,
+    DATATYPE,
+    KEY,
+    METADATA_TYPES,
+    OPCODE,
+    VALUE,
+)
+from cbframe.arrow.json import Conflict, JsonTyper
+from cbframe.cluster.manifest import Manifest
+from cbframe.dcp.maps import bucket_manifest
+from cbframe.errors import ConfigurationError
+from cbframe.frame.target import ScanTarget
+from cbframe.options import BucketDataSourceOptions
+from cbframe.wire.constants import Datatype, Opcode
+
+_SYSTEM_SCOPE = "_system"
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """The table of a read, and what there is to say about it."""
+
+    table: pa.Table
+    conflicts: tuple[Conflict, ...]
+    rejected: dict[str, int]
+
+
+class Assembler:
+    """Takes the batches of one read and makes its table."""
+
+    def __init__(self, target: ScanTarget, options: BucketDataSourceOptions, batch_bytes: int) -> None:
+        self._target = target
+        self._options = options
+        self._batch_bytes = batch_bytes
+        self._parse = target.parse and not target.keys_only
+        self._typer = JsonTyper() if self._parse else None
+        self._batches: list[pa.RecordBatch] = []
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_bytes = 0
+
+    @property
+    def wire_metadata(self) -> tuple[str, ...]:
+        """Metadata columns that come from the wire."""
+        names = (f"_cb_{name}" for name in self._target.metadata)
+        return tuple(name for name in names if name in METADATA_TYPES)
+
+    def resolve_collections(self) -> BucketDataSourceOptions:
+        """Turn the names of scopes and collections into the ids that the server filters by."""
+        target, options = self._target, self._options
+        if target.scope is None and target.collections is None:
+            return options
+        manifest = self._fetch_manifest()
+        if target.collections is None:
+            assert target.scope is not None
+            return replace(options, scope_id=manifest.scope_id(target.scope))
+        scope = target.scope or "_default"
+        names = [name if "." in name else f"{scope}.{name}" for name in target.collections]
+        return replace(options, collections=tuple(manifest.id_of(name) for name in names))
+
+    def add(self, batches: list[pa.RecordBatch]) -> None:
+        """Take batches in the order in which they arrived."""
+        if not batches:
+            return
+        self._batches += batches
+        if self._typer is None:
+            return
+        self._pending += batches
+        self._pending_bytes += sum(batch.column(VALUE).nbytes for batch in batches)
+        if self._pending_bytes >= self._batch_bytes:
+            self._convert()
+
+    def _convert(self) -> None:
+        assert self._typer is not None
+        parts = []
+        flags = []
+        for batch in self._pending:
+            mutation = batch.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
+            if not mutation.all():
+                batch = batch.filter(pa.array(mutation))  # noqa: PLW2901
+            parts.append(batch.column(VALUE))
+            flags.append((batch.column(DATATYPE).to_numpy() & Datatype.JSON) != 0)
+        self._pending.clear()
+        self._pending_bytes = 0
+        if sum(map(len, parts)):
+            self._typer.add(pa.concat_arrays(parts), np.concatenate(flags))
+
+    def finish(self, receiver: BatchingReceiver) -> Assembled:
+        """Make the table.
+
+        Raises
+        ------
+        ConfigurationError
+            ``columns=`` names a field that no document has.
+        """
+        keep = receiver.surviving(self._batches)
+        raw = pa.Table.from_batches(self._batches, receiver.schema)
+        self._batches.clear()
+        conflicts: tuple[Conflict, ...] = ()
+        rejected: dict[str, int] = {}
+        if self._typer is not None:
+            if self._pending:
+                self._convert()
+            raw = raw.drop_columns([VALUE])
+            if keep is not None:
+                mutation = raw[OPCODE].to_numpy() == Opcode.DCP_MUTATION
+                raw = raw.filter(pa.array(mutation))
+                keep = keep[mutation]
+            typed = self._typer.finish()
+            documents, conflicts, rejected = typed.table, typed.conflicts, typed.rejected
+        else:
+            documents = raw.select([] if self._target.keys_only else [VALUE])
+        if keep is not None and not keep.all():
+            mask = pa.array(keep)
+            raw, documents = raw.filter(mask), documents.filter(mask)
+        head, mask = self._head(raw)
+        if mask is not None:
+            documents = documents.filter(mask)
+        documents = self._project(documents)
+        table = pa.table(
+            [*head.columns, *documents.columns],
+            schema=pa.schema([*head.schema, *documents.schema]),
+        )
+        return Assembled(table, conflicts, rejected)
+
+    def _head(self, raw: pa.Table) -> tuple[pa.Table, pa.Array | None]:
+        """The metadata columns, and which rows stay: those of collections that still exist."""
+        mask = None
+        columns: dict[str, pa.ChunkedArray] = {KEY: _as_text(raw[KEY])}
+        for name in self.wire_metadata:
+            columns[name] = raw[name]
+        ids = raw[COLLECTION_ID].to_numpy()
+        named = bool((ids != 0).any())
+        if named or {"scope", "collection"}.intersection(self._target.metadata):
+            manifest = self._fetch_manifest()
+            unique = np.unique(ids)
+            known = np.array([_is_wanted(manifest, cid) for cid in unique.tolist()], bool)
+            alive = known[np.searchsorted(unique, ids)]
+            if not alive.all():
+                mask = pa.array(alive)
+            names = [manifest.collections.get(int(cid)) for cid in unique]
+            codes = pa.array(np.searchsorted(unique, ids).astype(np.int32))
+            for column, values in (
+                ("_cb_scope", [name.scope if name else None for name in names]),
+                ("_cb_collection", [name.name if name else None for name in names]),
+            ):
+                columns[column] = pa.chunked_array([pa.array(values, pa.string()).take(codes)])
+        head = pa.table(columns)
+        return (head if mask is None else head.filter(mask)), mask
+
+    def _project(self, documents: pa.Table) -> pa.Table:
+        wanted = self._target.columns
+        if wanted is None or not self._parse:
+            return documents
+        unknown = [name for name in wanted if name not in documents.column_names]
+        if unknown:
+            fields = ", ".join(documents.column_names[:20]) or "none"
+            raise ConfigurationError(
+                f"columns= names {unknown[0]!r}, which no document has", hint=f"fields found: {fields}"
+            )
+        return documents.select(list(wanted))
+
+    def _fetch_manifest(self) -> Manifest:
+        target, options = self._target, self._options
+        manifest = bucket_manifest(
+            target.server_urls, target.bucket, target.auth, options, target.tls_context
+        )
+        if manifest is None:
+            raise ConfigurationError(
+                f"bucket {target.bucket!r} is on a server without collections",
+                hint="leave scope= and collections= out",
+            )
+        return manifest
+
+
+def _is_wanted(manifest: Manifest, collection_id: int) -> bool:
+    """Whether a collection exists (its documents outlive it for a while) and is not the server's own."""
+    name = manifest.collections.get(collection_id)
+    return name is not None and name.scope != _SYSTEM_SCOPE
+
+
+def _as_text(keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Keys as strings; as they are if one of them is not UTF-8, which the server does not forbid."""
+    try:
+        return keys.cast(pa.string())
+    except pa.ArrowInvalid:
+        return keys

@@ -1,0 +1,157 @@
+"""The front door: ``read_bucket`` and ``scan_bucket``."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from cbframe.errors import ConfigurationError
+from cbframe.frame.scan import BucketScan
+from cbframe.frame.target import ProgressCallback, make_target
+from cbframe.options import BucketDataSourceOptions
+from cbframe.typing import Connectable, ServerURLs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MIB = 1024 * 1024
+
+
+def scan_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    auth: Any = None,
+    tls: ssl.SSLContext | str | None = None,
+    scope: str | None = None,
+    collections: str | Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    keys_only: bool = False,
+    parse: bool = True,
+    metadata: str | Sequence[str] = ("key",),
+    vbuckets: Iterable[int] | None = None,
+    batch_bytes: int = 8 * _MIB,
+    buffer_bytes: int | None = None,
+    timeout: float | None = None,
+    dtype_backend: str | None = "pyarrow",
+    progress: ProgressCallback | None = None,
+    options: BucketDataSourceOptions | None = None,
+) -> BucketScan:
+    """Describe a read of a bucket as it is now; nothing is connected yet.
+
+    The read is over DCP, straight from the data service: no index and no query service is needed.
+    It contains every document that exists when it begins, each once, in its newest version. Per
+    vbucket the picture is consistent; across vbuckets Couchbase has no common order.
+
+    Parameters
+    ----------
+    conn
+        ``couchbase://h1,h2/bucket``, ``couchbases://…`` for TLS, ``http://h:8091`` (one seed or a
+        list), or a :class:`~cbframe.LocalCluster`.
+    bucket
+        The bucket, if the connection string does not name it.
+    auth
+        ``(user, password)``, a :class:`~cbframe.PasswordAuthenticator`, or a callable that gives
+        either.
+    tls
+        For ``couchbases://``: an ``ssl.SSLContext``, or the path of a file with the cluster's
+        certificate authority. None trusts the system's authorities.
+    scope, collections
+        Read only these; collections by name within `scope`, or as ``"scope.collection"``. Filtered
+        by the server. By default all, without the server's own scope ``_system``.
+    columns
+        Keep only these fields of the documents.
+    keys_only
+        No values: keys and metadata.
+    parse
+        False keeps each value as it is, in the binary column ``_cb_value``.
+    metadata
+        Names out of key, vbucket, seqno, cas, rev_seqno, expiry, flags, datatype, scope, collection;
+        each becomes a column ``_cb_NAME``. Scope and collection are added by themselves if the
+        documents come from more than the default collection.
+    vbuckets
+        Read only these vbuckets.
+    batch_bytes
+        Values are converted in batches of about this many bytes.
+    buffer_bytes
+        Flow-control window of each node's connection; by default that of `options`.
+    timeout
+        Seconds for the whole read; None for as long as it takes.
+    dtype_backend
+        Of ``to_pandas``: ``"pyarrow"``, ``"numpy_nullable"`` or None.
+    progress
+        Called about ten times a second with a :class:`~cbframe.frame.target.ScanProgress`.
+    options
+        Finer settings of the connections.
+
+    Returns
+    -------
+    BucketScan
+        ``.to_arrow() .to_pandas() .to_reader() .iter_batches() .to_parquet(path)``; each reads anew.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument cannot be meant.
+    """
+    if batch_bytes < 1:
+        raise ConfigurationError("batch_bytes must be positive")
+    if timeout is not None and not timeout > 0:
+        raise ConfigurationError("timeout must be positive, or None")
+    target = make_target(
+        conn,
+        bucket,
+        auth=auth,
+        tls=tls,
+        scope=scope,
+        collections=collections,
+        columns=columns,
+        keys_only=keys_only,
+        parse=parse,
+        metadata=metadata,
+        vbuckets=vbuckets,
+    )
+    options = options or BucketDataSourceOptions(noop_interval_secs=20)
+    if buffer_bytes is not None:
+        options = replace(options, feed_buffer_size_bytes=buffer_bytes)
+    if timeout is not None:
+        options = replace(options, connect_timeout=min(options.connect_timeout, timeout))
+    return BucketScan(
+        target,
+        options=options,
+        batch_bytes=batch_bytes,
+        timeout=timeout,
+        dtype_backend=dtype_backend,
+        progress=progress,
+    )
+
+
+def read_bucket(conn: ServerURLs | Connectable, bucket: str | None = None, **arguments: Any) -> pd.DataFrame:
+    """Read a bucket into a typed DataFrame whose index is the document key.
+
+    Takes what :func:`scan_bucket` takes, and is short for ``scan_bucket(...).to_pandas()``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A column for each field. ``df.attrs["cbframe"]`` tells what it is a picture of (``as_of``),
+        which fields had values without a common type (``conflicts``; those columns hold JSON text)
+        and how many documents are no JSON objects (``rejected``; they are in ``_cb_value``).
+
+    Raises
+    ------
+    CbframeError
+        The read could not be completed. Never is a part of it returned.
+
+    Examples
+    --------
+    >>> import cbframe
+    >>> with cbframe.LocalCluster(nodes=1, vbuckets=64) as cluster:
+    ...     _ = cluster.upsert("airline_10", {"name": "40-Mile Air", "fleet": 12})
+    ...     df = cbframe.read_bucket(cluster)
+    >>> df.loc["airline_10", "name"]
+    '40-Mile Air'
+    """
+    return scan_bucket(conn, bucket, **arguments).to_pandas()

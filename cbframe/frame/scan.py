@@ -1,0 +1,229 @@
+"""A bounded read of a bucket, described once and run as often as wanted."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.arrow.json import Conflict
+from cbframe.dcp.source import BucketDataSource
+from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.errors import ReadTimeoutError
+from cbframe.frame.asof import AsOf
+from cbframe.frame.assemble import Assembler
+from cbframe.frame.target import ProgressCallback, ScanProgress, ScanTarget
+from cbframe.options import BucketDataSourceOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_POLL = 0.05
+"""Seconds between two looks at whether the source is over, while nothing arrives."""
+_PROGRESS_EVERY = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """A finished read.
+
+    Attributes
+    ----------
+    table
+        The documents.
+    as_of
+        What the table is a picture of.
+    conflicts
+        Fields whose values had no common type.
+    rejected
+        Documents that are no JSON objects, by reason.
+    stats
+        Counters of the connections.
+    seconds
+        How long it took.
+    """
+
+    table: pa.Table
+    as_of: AsOf
+    conflicts: tuple[Conflict, ...]
+    rejected: dict[str, int]
+    stats: BucketDataSourceStats
+    seconds: float
+
+
+class BucketScan:
+    """A read of a bucket as it is now, run each time that a result is asked for.
+
+    Made by :func:`cbframe.scan_bucket`. Any consumer of the Arrow PyCapsule interface (polars,
+    duckdb, pyarrow, pandas) takes a scan as it is.
+
+    Attributes
+    ----------
+    last
+        The :class:`ReadResult` of the latest run without its table; None before the first.
+    """
+
+    def __init__(
+        self,
+        target: ScanTarget,
+        *,
+        options: BucketDataSourceOptions,
+        batch_bytes: int,
+        timeout: float | None,
+        dtype_backend: str | None,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self._target = target
+        self._options = options
+        self._batch_bytes = batch_bytes
+        self._timeout = timeout
+        self._dtype_backend = dtype_backend
+        self._progress = progress
+        self.last: ReadResult | None = None
+
+    def __repr__(self) -> str:
+        lines = [f"<BucketScan of {self._target.bucket!r}"]
+        if self.last is not None:
+            lines.append(f": last read {self.last.as_of!r} in {self.last.seconds:.1f} s")
+        return "".join(lines) + ">"
+
+    @property
+    def as_of(self) -> AsOf | None:
+        """What the latest run is a picture of."""
+        return None if self.last is None else self.last.as_of
+
+    @property
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """Fields of the latest run whose values had no common type."""
+        return () if self.last is None else self.last.conflicts
+
+    @property
+    def stats(self) -> BucketDataSourceStats | None:
+        """Counters of the latest run."""
+        return None if self.last is None else self.last.stats
+
+    def read(self) -> ReadResult:
+        """Read the bucket.
+
+        Raises
+        ------
+        CbframeError
+            The read could not be completed; never is a part of it returned.
+        """
+        began = time.monotonic()
+        options = replace(self._options, seq_end="now", no_value=self._target.keys_only)
+        assembler = Assembler(self._target, options, self._batch_bytes)
+        options = assembler.resolve_collections()
+        receiver = BatchingReceiver(assembler.wire_metadata)
+        source = BucketDataSource(
+            self._target.server_urls,
+            "default",
+            self._target.bucket,
+            "",
+            self._target.vbuckets,
+            self._target.auth,
+            receiver,
+            options,
+            tls_context=self._target.tls_context,
+        )
+        with source:
+            told = began
+            while True:
+                finished = source.finished
+                batches = receiver.take(0 if finished else _POLL)
+                assembler.add(batches)
+                now = time.monotonic()
+                if self._progress is not None and (finished or now - told >= _PROGRESS_EVERY):
+                    told = now
+                    self._progress(_progress_of(source, receiver, now - began))
+                if finished:
+                    break
+                if self._timeout is not None and now - began > self._timeout:
+                    raise self._too_slow(source, receiver)
+            source.wait(0)
+            positions = {vb: (at.vbuuid, at.seqno) for vb, at in source.as_of.items()}
+            stats = source.stats()
+        as_of = AsOf(positions)
+        typed = assembler.finish(receiver)
+        info = json.dumps({"bucket": self._target.bucket, "as_of": as_of})
+        table = typed.table.replace_schema_metadata({b"cbframe": info.encode()})
+        result = ReadResult(table, as_of, typed.conflicts, typed.rejected, stats, time.monotonic() - began)
+        self.last = replace(result, table=table.slice(0, 0))
+        return result
+
+    def _too_slow(self, source: BucketDataSource, receiver: BatchingReceiver) -> ReadTimeoutError:
+        stats = source.stats()
+        error = ReadTimeoutError(
+            f"the read is not complete after {self._timeout:g} s: "
+            f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets",
+            hint="raise timeout=, or read fewer vbuckets or collections",
+        )
+        error.__cause__ = receiver.last_error
+        return error
+
+    def to_arrow(self) -> pa.Table:
+        """Read into an Arrow table.
+
+        The key is the column ``_cb_key``; the schema's metadata tells what the table is a picture of.
+        """
+        return self.read().table
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Read into a DataFrame whose index is the document key.
+
+        ``df.attrs["cbframe"]`` holds ``as_of``, ``conflicts`` and ``rejected``.
+        """
+        from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+
+        result = self.read()
+        frame = to_pandas(result.table, self._dtype_backend)
+        frame.attrs["cbframe"] = {
+            "bucket": self._target.bucket,
+            "as_of": result.as_of,
+            "conflicts": [
+                {"path": c.path, "types": dict(c.types), "action": c.action} for c in result.conflicts
+            ],
+            "rejected": dict(result.rejected),
+        }
+        return frame
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        """Read into a stream of record batches.
+
+        The columns' types depend on all documents, so the read is complete before the first batch.
+        """
+        return self.to_arrow().to_reader()
+
+    def iter_batches(self) -> Iterator[pa.RecordBatch]:
+        """Iterate over record batches, none of them empty."""
+        for batch in self.to_reader():
+            if batch.num_rows:
+                yield batch
+
+    def to_parquet(self, path: str | os.PathLike[str], *, compression: str = "zstd") -> Path:
+        """Read into a Parquet file, which appears whole or not at all.
+
+        It is written from Arrow, so that ``pandas.read_parquet`` reads nested columns without help.
+        """
+        from cbframe.frame.convert import write_parquet  # noqa: PLC0415
+
+        return write_parquet(self.to_arrow(), Path(path), compression)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """Hand a new read over to any Arrow consumer."""
+        return self.to_reader().__arrow_c_stream__(requested_schema)
+
+
+def _progress_of(source: BucketDataSource, receiver: BatchingReceiver, seconds: float) -> ScanProgress:
+    reached, total = source.progress()
+    stats = source.stats()
+    return ScanProgress(
+        receiver.rows, receiver.nbytes, reached, total, stats.vbuckets_done, stats.vbuckets, seconds
+    )

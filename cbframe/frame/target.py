@@ -1,0 +1,146 @@
+"""What is read, from where: the arguments of a scan, checked and frozen."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cbframe.cluster.connstr import ConnectionString, parse_connection_string
+from cbframe.errors import ConfigurationError
+from cbframe.typing import Connectable, ServerURLs
+
+METADATA_NAMES = (
+    "key",
+    "vbucket",
+    "seqno",
+    "cas",
+    "rev_seqno",
+    "expiry",
+    "flags",
+    "datatype",
+    "scope",
+    "collection",
+)
+"""Metadata that can be asked for; each becomes a column with the prefix ``_cb_``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanProgress:
+    """How far a read is.
+
+    Attributes
+    ----------
+    rows, nbytes
+        Messages with documents received, and their bytes on the wire.
+    seqnos, seqnos_total
+        Summed over all vbuckets: reached, and to be reached. Exact; de-duplicated changes count.
+    vbuckets, vbuckets_total
+        Complete, and wanted.
+    seconds
+        Since the read began.
+    """
+
+    rows: int
+    nbytes: int
+    seqnos: int
+    seqnos_total: int
+    vbuckets: int
+    vbuckets_total: int
+    seconds: float
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1."""
+        if self.seqnos_total:
+            return min(1.0, self.seqnos / self.seqnos_total)
+        return float(self.vbuckets_total > 0 and self.vbuckets == self.vbuckets_total)
+
+
+ProgressCallback = Callable[[ScanProgress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanTarget:
+    """The arguments of :func:`cbframe.scan_bucket`, as it documents them."""
+
+    server_urls: ServerURLs
+    bucket: str
+    auth: Any = field(repr=False)
+    tls_context: ssl.SSLContext | None = field(default=None, repr=False)
+    scope: str | None = None
+    collections: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None
+    keys_only: bool = False
+    parse: bool = True
+    metadata: tuple[str, ...] = ("key",)
+    vbuckets: tuple[int, ...] | None = None
+
+
+def make_target(
+    conn: ServerURLs | Connectable,
+    bucket: str | None,
+    *,
+    auth: Any,
+    tls: ssl.SSLContext | str | None,
+    scope: str | None,
+    collections: str | Sequence[str] | None,
+    columns: Sequence[str] | None,
+    keys_only: bool,
+    parse: bool,
+    metadata: str | Sequence[str],
+    vbuckets: Iterable[int] | None,
+) -> ScanTarget:
+    """Check the arguments of a scan.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument cannot be meant; nothing was connected.
+    """
+    urls: ServerURLs
+    if isinstance(conn, Connectable):
+        urls = conn.connection_string
+        auth = auth if auth is not None else (conn.username, conn.password)
+    elif isinstance(conn, str | Sequence):
+        urls = conn
+    else:
+        raise ConfigurationError(
+            f"cannot connect to a {type(conn).__name__}",
+            hint="give 'couchbase://host/bucket', a list of seeds, or a LocalCluster",
+        )
+    parsed: ConnectionString = parse_connection_string(urls)
+    name = bucket or parsed.bucket
+    if not name:
+        raise ConfigurationError(
+            "no bucket is named",
+            hint="give bucket=, or put it into the connection string: couchbase://host/bucket",
+        )
+    if columns is not None and (isinstance(columns, str) or not columns):
+        raise ConfigurationError(
+            f"columns={columns!r} names no columns", hint="give a list of field names, or None for all"
+        )
+    if columns is not None and not parse:
+        raise ConfigurationError("columns= needs the documents parsed", hint="leave parse=False out")
+    names = (metadata,) if isinstance(metadata, str) else tuple(metadata)
+    unknown = [n for n in names if n not in METADATA_NAMES]
+    if unknown:
+        raise ConfigurationError(
+            f"metadata {unknown[0]!r} does not exist", hint=f"choose from: {', '.join(METADATA_NAMES)}"
+        )
+    if isinstance(collections, str):
+        collections = (collections,)
+    return ScanTarget(
+        server_urls=urls,
+        bucket=name,
+        auth=auth if auth is not None else parsed.credentials,
+        tls_context=ssl.create_default_context(cafile=tls) if isinstance(tls, str) else tls,
+        scope=scope,
+        collections=None if collections is None else tuple(collections),
+        columns=None if columns is None else tuple(columns),
+        keys_only=keys_only,
+        parse=parse,
+        metadata=names,
+        vbuckets=None if vbuckets is None else tuple(vbuckets),
+    )

@@ -1,0 +1,108 @@
+"""Options as frozen dataclasses: checked when they are made, never changed afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from cbframe.errors import ConfigurationError
+from cbframe.wire.constants import MAX_BODY_LENGTH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketDataSourceOptions:
+    """How a :class:`~cbframe.dcp.source.BucketDataSource` behaves.
+
+    Names and defaults follow the reference (Go ``cbdatasource``) where it has the option.
+
+    Parameters
+    ----------
+    name
+        Prefix of the DCP connection names; a random suffix makes each unique, since the server
+        closes the older of two connections with one name.
+    cluster_manager_backoff_factor, cluster_manager_sleep_init_ms, cluster_manager_sleep_max_ms
+        Waits between attempts to get a cluster map: first, growth, longest.
+    data_manager_backoff_factor, data_manager_sleep_init_ms, data_manager_sleep_max_ms
+        The same for a connection to a data node, and for a stream that was refused.
+    feed_buffer_size_bytes
+        Flow-control window of each node's connection, in bytes; 0 turns flow control off.
+    feed_buffer_ack_threshold
+        Part of the window that is acknowledged at once, over 0 and at most 1.
+    noop_interval_secs
+        The server sends a NOOP this often; a connection that was silent for twice as long is dead.
+    seq_end
+        Where each vbucket's stream may end: ``"now"`` for the high seqnos at the start, a mapping of
+        vbucket to seqno, or None for streams without an end.
+    include_xattrs
+        Ask for the xattr section of documents.
+    no_value
+        Ask for keys and metadata only.
+    collections
+        Collection ids to stream; None for all. Filtered by the server.
+    scope_id
+        Stream all collections of this scope; excludes `collections`.
+    connect_timeout
+        Seconds: for one connection with its handshake, and for a bounded source until it streams.
+    recovery_timeout
+        Seconds that a bounded source goes on without progress while attempts fail.
+    ping_timeout_ms
+        Longest time between two looks at the clock on an idle connection, in milliseconds.
+    receive_buffer_bytes
+        Bytes of the receive buffer of each node's connection.
+    max_body_bytes
+        A longer message ends the connection with a ``ProtocolError``.
+    allow_plain
+        Send the password in clear text where a server without TLS offers nothing better.
+    """
+
+    name: str = "cbframe"
+    cluster_manager_backoff_factor: float = 1.5
+    cluster_manager_sleep_init_ms: int = 100
+    cluster_manager_sleep_max_ms: int = 1000
+    data_manager_backoff_factor: float = 1.5
+    data_manager_sleep_init_ms: int = 100
+    data_manager_sleep_max_ms: int = 1000
+    feed_buffer_size_bytes: int = 20_000_000
+    feed_buffer_ack_threshold: float = 0.2
+    noop_interval_secs: float = 120
+    seq_end: Mapping[int, int] | Literal["now"] | None = None
+    include_xattrs: bool = False
+    no_value: bool = False
+    collections: tuple[int, ...] | None = None
+    scope_id: int | None = None
+    connect_timeout: float = 10.0
+    recovery_timeout: float = 60.0
+    ping_timeout_ms: int = 30_000
+    receive_buffer_bytes: int = 2 * 1024 * 1024
+    max_body_bytes: int = MAX_BODY_LENGTH
+    allow_plain: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("connect_timeout", "recovery_timeout", "noop_interval_secs", "ping_timeout_ms"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be positive, not {getattr(self, name)}")
+        for prefix in ("cluster_manager", "data_manager"):
+            factor = getattr(self, f"{prefix}_backoff_factor")
+            first = getattr(self, f"{prefix}_sleep_init_ms")
+            longest = getattr(self, f"{prefix}_sleep_max_ms")
+            if factor < 1 or not 0 < first <= longest:
+                raise ConfigurationError(
+                    f"the {prefix} back-off needs a factor of at least 1 and 0 < init <= max, "
+                    f"not {factor}, {first}, {longest}"
+                )
+        if self.feed_buffer_size_bytes < 0:
+            raise ConfigurationError("feed_buffer_size_bytes must not be negative")
+        if not 0 < self.feed_buffer_ack_threshold <= 1:
+            raise ConfigurationError(
+                "feed_buffer_ack_threshold must be over 0 and at most 1",
+                hint="a server whose window is never acknowledged stops sending",
+            )
+        if self.receive_buffer_bytes < 64 * 1024:
+            raise ConfigurationError("receive_buffer_bytes must be at least 65536")
+        if self.max_body_bytes < 1024:
+            raise ConfigurationError("max_body_bytes must be at least 1024")
+        if self.collections is not None and self.scope_id is not None:
+            raise ConfigurationError("collections and scope_id exclude each other")
+        if isinstance(self.seq_end, str) and self.seq_end != "now":
+            raise ConfigurationError(f"seq_end is 'now', a mapping or None, not {self.seq_end!r}")
