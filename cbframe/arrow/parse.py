@@ -1,0 +1,114 @@
+"""Documents to typed columns in one call of ``pyarrow.json``, with a proof that rows are rows.
+
+The parser reads a stream of objects, so alone it shifts rows without a word: an empty value
+vanishes, two documents in one value are two rows, a document cut in two values is one. Here each
+value ``v`` becomes the line ``{"N":v}`` where ``N`` is a random name that no document can know, and
+``N`` is the only field which the parser may meet at the top. If as many rows as values come back,
+and none of them is null at ``N``, then each row holds exactly one of the names that we wrote (a
+second one in a row is refused as a duplicate). A name at the top of a row is the first thing in its
+row, since we wrote the bracket before it; so each row starts where a value's line starts, and can
+only end where it ends: each value was exactly one object.
+
+Unknown fields are refused as well, at any depth. So the nesting is bounded by that of the schema,
+and nothing can explode: what does not fit costs an error, not memory.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+
+_NAME = "_" + secrets.token_hex(8)
+_EXACT = float(1 << 53)
+"""Below it every integer token has its exact double."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """Typed columns of a range of documents.
+
+    Attributes
+    ----------
+    columns
+        In the order of the types asked for.
+    doubtful
+        Rows with a double of 2**53 or more, where an integer token may have lost digits; with NaN
+        or an infinity, which are no JSON.
+    """
+
+    columns: dict[str, pa.Array]
+    doubtful: npt.NDArray[np.int64]
+
+
+class Lines:
+    """Documents, joined for the parser once, to be parsed by ranges.
+
+    Parameters
+    ----------
+    documents
+        Binary array without nulls, UTF-8; anything else about them is checked by :meth:`parse`.
+    """
+
+    def __init__(self, documents: pa.Array) -> None:
+        binary = documents.type
+        prefix = pa.scalar(b'{"%b":' % _NAME.encode(), binary)
+        joined = pc.binary_join_element_wise(
+            prefix, documents, pa.scalar(b"}\n", binary), pa.scalar(b"", binary)
+        )
+        _, offsets, data = joined.buffers()
+        width = np.int64 if pa.types.is_large_binary(binary) else np.int32
+        self._offsets = np.frombuffer(offsets, width)[joined.offset :]
+        self._data = data
+
+    def parse(self, start: int, stop: int, types: Mapping[str, pa.DataType]) -> Parsed | None:
+        """Parse documents ``start`` to ``stop``; None if any of them is not an object of these types."""
+        begin, end = int(self._offsets[start]), int(self._offsets[stop])
+        schema = pa.schema([(_NAME, pa.struct(list(types.items())))])
+        try:
+            table = pj.read_json(
+                pa.BufferReader(self._data.slice(begin, end - begin)),
+                # One block, so that a line end inside of a document cuts nothing.
+                read_options=pj.ReadOptions(use_threads=False, block_size=end - begin + 1),
+                parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
+            )
+        except pa.ArrowInvalid:
+            return None
+        column = table.column(0)
+        if len(column) != stop - start or column.null_count or column.num_chunks != 1:
+            return None
+        documents = column.chunk(0)
+        columns = {name: documents.field(index) for index, name in enumerate(types)}
+        doubtful = [_doubtful(column) for column in columns.values()]
+        return Parsed(columns, np.unique(np.concatenate([_NONE, *doubtful])))
+
+
+_NONE = np.empty(0, np.int64)
+
+
+def _doubtful(array: pa.Array) -> npt.NDArray[np.int64]:
+    """Rows of a column that hold a doubtful double at any depth."""
+    kind = array.type
+    if pa.types.is_floating(kind):
+        numbers = np.frombuffer(array.buffers()[1], np.float64, len(array), array.offset * 8)
+        doubtful = ~(np.abs(numbers) < _EXACT)
+        if not doubtful.any():
+            return _NONE
+        return np.flatnonzero(doubtful & array.is_valid().to_numpy(zero_copy_only=False))
+    if pa.types.is_struct(kind):
+        members = [_doubtful(array.field(index)) for index in range(kind.num_fields)]
+        return np.concatenate([_NONE, *members])
+    if pa.types.is_list(kind):
+        items = _doubtful(array.values)
+        if not len(items):
+            return _NONE
+        offsets = array.offsets.to_numpy()
+        rows = np.searchsorted(offsets, items, side="right") - 1
+        return np.asarray(rows[(rows >= 0) & (rows < len(array))], np.int64)
+    return _NONE

@@ -1,0 +1,380 @@
+"""Documents to columns: the table of values, one test a row, and what hostile values may not do."""
+
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cbframe.arrow.json import Conflict, JsonTyper, TypedColumns
+
+
+def typed(*values: bytes | str, is_json: list[bool] | None = None, **options: int) -> TypedColumns:
+    typer = JsonTyper(**options)
+    octets = [value.encode() if isinstance(value, str) else value for value in values]
+    typer.add(pa.array(octets, pa.binary()), None if is_json is None else np.array(is_json))
+    return typer.finish()
+
+
+def column(*cells: str, name: str = "a") -> pa.ChunkedArray:
+    """The column of documents that have one field with these cells."""
+    result = typed(*(f'{{"{name}":{cell}}}' for cell in cells))
+    assert result.rejected == {}
+    return result.table.column(0)
+
+
+def shape(result: TypedColumns) -> dict[str, str]:
+    return {field.name: str(field.type) for field in result.table.schema}
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "values"),
+    [
+        (["null"], pa.null(), [None]),
+        (["true", "null", "false"], pa.bool_(), [True, None, False]),
+        (["1", "-2", "null"], pa.int64(), [1, -2, None]),
+        (["-0"], pa.int64(), [0]),
+        (["1.5", "null"], pa.float64(), [1.5, None]),
+        (["1e2", "1E-2"], pa.float64(), [100.0, 0.01]),
+        (["1.0"], pa.float64(), [1.0]),
+        (["1", "2.5"], pa.float64(), [1.0, 2.5]),
+        (["0.1234567890123456789"], pa.float64(), [0.12345678901234568]),
+        (["1e-400"], pa.float64(), [0.0]),
+        (['""', '"x"', r'"\u00e9\n\ud83d\ude00\u0000"'], pa.string(), ["", "x", "é\n😀\0"]),
+        (['"2024-02-17T17:33:38Z"', '"2026-01-02"'], pa.string(), ["2024-02-17T17:33:38Z", "2026-01-02"]),
+        (['"2026-01-02 03:04:05+02:00"'], pa.string(), ["2026-01-02 03:04:05+02:00"]),
+        (["[]", "null"], pa.list_(pa.null()), [[], None]),
+        (["[]", "[1,null]", "[2.5]"], pa.list_(pa.float64()), [[], [1.0, None], [2.5]]),
+        (["{}"], pa.struct([]), [{}]),
+        (
+            ['{"x":1}', '{"y":"s"}', "{}", "null"],
+            pa.struct([("x", pa.int64()), ("y", pa.string())]),
+            [{"x": 1, "y": None}, {"x": None, "y": "s"}, {"x": None, "y": None}, None],
+        ),
+        (
+            ['[{"x":1}]', '[{"y":[true]},{}]'],
+            pa.list_(pa.struct([("x", pa.int64()), ("y", pa.list_(pa.bool_()))])),
+            [[{"x": 1, "y": None}], [{"x": None, "y": [True]}, {"x": None, "y": None}]],
+        ),
+    ],
+)
+def test_values_that_have_a_type(cells: list[str], kind: pa.DataType, values: list[object]) -> None:
+    array = column(*cells)
+    assert array.type == kind
+    assert array.to_pylist() == values
+
+
+@pytest.mark.parametrize(
+    ("cells", "types"),
+    [
+        (["1", '"x"'], {"integer": 1, "string": 1}),
+        (["1", "true", "null"], {"integer": 1, "boolean": 1}),
+        (["1.50", '{"x": 1.50}', '"é"'], {"double": 1, "object": 1, "string": 1}),
+        (["[1]", "{}"], {"array": 1, "object": 1}),
+        (["9223372036854775808", "-7"], {"integer": 2}),
+        (["-9223372036854775809"], {"integer": 1}),
+        (["1" * 5000], {"integer": 1}),
+        (["9007199254740993", "0.5"], {"integer": 1, "double": 1}),
+        (["0.5", "9007199254740993"], {"integer": 1, "double": 1}),
+        (["1e400", "-1e400", "1"], {"double": 2, "integer": 1}),
+    ],
+)
+def test_values_that_have_no_type_keep_their_source(cells: list[str], types: dict[str, int]) -> None:
+    result = typed(*(f'{{"a": {cell} }}' for cell in cells))
+    array = result.table.column("a")
+    assert array.type == pa.string()
+    assert array.to_pylist() == [None if cell == "null" else cell for cell in cells]
+    assert result.conflicts == (Conflict("a", types, "json"),)
+
+
+def test_a_conflict_inside_names_the_path_and_takes_the_whole_column() -> None:
+    result = typed('{"k":1,"a":{"b":[{"c":1}]}}', '{"k":2,"a":{"b":[{"c":"x"}, {}]}}')
+    assert shape(result) == {"k": "int64", "a": "string"}
+    assert result.table.column("a").to_pylist() == ['{"b":[{"c":1}]}', '{"b":[{"c":"x"}, {}]}']
+    assert result.conflicts == (Conflict("a.b[].c", {"integer": 1, "string": 1}, "json"),)
+
+
+@pytest.mark.parametrize("exact", [2**53 - 1, 2**53, 2**53 + 2, -(2**53), 2**62, -(2**63)])
+def test_integers_that_have_an_exact_double_may_stand_among_doubles(exact: int) -> None:
+    assert column(str(exact), "0.5").to_pylist() == [float(exact), 0.5]
+    assert column(*["0.5"] * 100, str(exact)).to_pylist()[-1] == float(exact)
+
+
+@pytest.mark.parametrize("exact", [2**53 + 1, 2**63 - 1, -(2**63), -(2**53) - 1])
+def test_integers_among_themselves_are_exact_up_to_64_bits(exact: int) -> None:
+    assert column(*["1"] * 100, str(exact)).to_pylist()[-1] == exact
+
+
+@pytest.mark.parametrize("lossy", [2**53 + 1, 2**63 - 1, -(2**53) - 1, 2**63, 2**64, 10**30])
+@pytest.mark.parametrize("before", [0, 1, 200])
+@pytest.mark.parametrize("after", [0, 1, 200])
+def test_no_digit_is_lost_wherever_the_integer_stands(lossy: int, before: int, after: int) -> None:
+    cells = ["0.5"] * before + [str(lossy), "1.5"] + ["2.50"] * after
+    array = column(*cells)
+    assert array.type == pa.string()
+    assert array.to_pylist() == cells
+
+
+def test_large_doubles_stay_doubles() -> None:
+    cells = ["1.7e300", "-1e20", "0.5", "9007199254740993.0"] * 50
+    assert column(*cells).to_pylist() == [float(cell) for cell in cells]
+    nested = column(*(f'[{{"x":{cell}}}]' for cell in cells))
+    assert [row[0]["x"] for row in nested.to_pylist()] == [float(cell) for cell in cells]
+
+
+def test_the_sign_of_zero_is_kept_in_doubles() -> None:
+    for cells in (["-0.0", "1"], ["-0", "1.5"], ["-0", *["1"] * 200, "1.5"]):
+        assert str(column(*cells).to_pylist()[0]) == "-0.0"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"", "empty"),
+        (b" \n\t", "empty"),
+        (b"\xff\xfe", "not_utf8"),
+        (b'{"a":"\xff"}', "not_utf8"),
+        (b'{"a":"\xc3"}', "not_utf8"),
+        (b'{"a":"\xed\xa0\x80"}', "not_utf8"),
+        (b'{"a":NaN}', "invalid_json"),
+        (b'{"a":Infinity}', "invalid_json"),
+        (b'{"a":-Infinity}', "invalid_json"),
+        (b'{"a":1', "invalid_json"),
+        (b"}", "invalid_json"),
+        (b"}{", "invalid_json"),
+        (b'{"a":1}{"a":2}', "invalid_json"),
+        (b'{"a":1}\n{"a":2}', "invalid_json"),
+        (b'{"a":1},{"a":2}', "invalid_json"),
+        (b'{"a":1}}', "invalid_json"),
+        (b'{"a":1}}\n{"a":2', "invalid_json"),
+        (b'{"a":1}\0', "invalid_json"),
+        (b'{"a":1}\0trailing', "invalid_json"),
+        (b'{"a":1}}\0', "invalid_json"),
+        (b'\xef\xbb\xbf{"a":1}', "invalid_json"),
+        (b'{"a":"\\ud800"}', "invalid_json"),
+        (b'{"a":"x\ny"}', "invalid_json"),
+        (b'{"a":"\\x41"}', "invalid_json"),
+        (b"{'a':1}", "invalid_json"),
+        (b'{"a":01}', "invalid_json"),
+        (b'{"a":1.}', "invalid_json"),
+        (b'{"a":+1}', "invalid_json"),
+        (b'{"a":1,}', "invalid_json"),
+        (b'{"a":[1,]}', "invalid_json"),
+        (b'{"a":1/**/}', "invalid_json"),
+        (b"{a:1}", "invalid_json"),
+        (b"nul", "invalid_json"),
+        (b"null", "not_an_object"),
+        (b"1", "not_an_object"),
+        (b' "text"', "not_an_object"),
+        (b'[{"a":1}]', "not_an_object"),
+        (b'{"a":' + b"[" * 200 + b"]" * 200 + b"}", "too_deep"),
+        (b'{"a":' * 201 + b"1" + b"}" * 201, "too_deep"),
+        (b"[" * 100_000, "too_deep"),
+        (b'{"a":' * 100_000, "too_deep"),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1, 150])
+def test_values_that_are_rejected(value: bytes, reason: str, at: int) -> None:
+    good = [f'{{"a":{n}}}'.encode() for n in range(150)]
+    result = typed(*good[:at], value, *good[at:])
+    assert result.rejected == {reason: 1}
+    assert result.conflicts == ()
+    assert result.table.column_names == ["a", "_cb_value"]
+    assert result.table["a"].to_pylist() == [*range(at), None, *range(at, 150)]
+    assert result.table["_cb_value"].to_pylist() == [None] * at + [value] + [None] * (150 - at)
+
+
+def test_rejected_values_leave_nothing_in_the_schema() -> None:
+    result = typed('{"b":1,"a":NaN}', '{"a":1}', '{"c":')
+    assert result.table.column_names == ["a", "_cb_value"]
+
+
+def test_only_rejected_values() -> None:
+    result = typed(b"", b"\xff", b"7")
+    assert result.table.to_pydict() == {"_cb_value": [b"", b"\xff", b"7"]}
+    assert result.rejected == {"empty": 1, "not_utf8": 1, "not_an_object": 1}
+
+
+def test_rows_that_the_server_does_not_call_json_are_not_tried() -> None:
+    result = typed('{"a":1}', '{"a":2}', b"", is_json=[True, False, False])
+    assert result.table.to_pydict() == {"a": [1, None, None], "_cb_value": [None, b'{"a":2}', b""]}
+    assert result.rejected == {"binary": 2}
+
+
+def test_what_the_server_calls_json_is_not_believed() -> None:
+    result = typed('{"a":1}', b"\x00\x01", is_json=[True, True])
+    assert result.rejected == {"invalid_json": 1}
+
+
+@pytest.mark.parametrize("depth", [65, 199, 200])
+def test_nesting_up_to_the_limit_is_typed(depth: int) -> None:
+    result = typed(
+        b'{"a":' * depth + b"1" + b"}" * depth, b'{"a":[' + b'"[[{{",' * 500 + b'"]"]}', max_fields=200
+    )
+    assert result.rejected == {}
+    lists = typed(b'{"a":' + b"[" * (depth - 1) + b"1" + b"]" * (depth - 1) + b"}")
+    assert lists.rejected == {}
+    cell = lists.table["a"].to_pylist()[0]
+    while isinstance(cell, list):
+        cell = cell[0]
+    assert cell == 1
+
+
+def test_brackets_in_strings_do_not_nest() -> None:
+    text = r"\"" + "[{" * 600 + r"\\"
+    result = typed(f'{{"a":"{text}"}}')
+    assert result.rejected == {}
+    assert len(result.table["a"].to_pylist()[0]) == 1202
+
+
+def test_blanks_and_line_ends_inside_and_around() -> None:
+    result = typed('\r\n\t {"a":\n [1,\n2 ],\n\n"b" : "x" }\n\n', '{"a":[3]}', "{ }", "{}")
+    assert result.rejected == {}
+    assert result.table.to_pydict() == {"a": [[1, 2], [3], None, None], "b": ["x", None, None, None]}
+
+
+def test_the_last_of_equal_names_counts() -> None:
+    result = typed(*['{"a":1,"b":{"c":1}}'] * 100, '{"a":1,"b":{"c":1,"c":2},"a":2,"\\u0061":3}')
+    assert result.table.slice(100).to_pylist() == [{"a": 3, "b": {"c": 2}}]
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "ü😀", "a b", "[]", "/", "$", "__proto__", "0"])
+def test_any_name_is_a_column(name: str) -> None:
+    result = typed(*[f'{{"{name}":{n},"s":{{"{name}":{n}}}}}' for n in range(100)])
+    assert result.table[name].to_pylist() == list(range(100))
+    assert result.table["s"].to_pylist() == [{name: n} for n in range(100)]
+
+
+def test_names_that_are_ours_get_an_underscore() -> None:
+    result = typed(
+        '{"_cb_value":1,"_cb_value_":2,"_cb_rest":3,"_cb_":4,"cb_":5,"_CB_x":6,"s":{"_cb_x":7}}', b""
+    )
+    assert result.table.slice(0, 1).to_pylist() == [
+        {
+            "_cb_value_": 1,
+            "_cb_value__": 2,
+            "_cb_rest_": 3,
+            "_cb__": 4,
+            "cb_": 5,
+            "_CB_x": 6,
+            "s": {"_cb_x": 7},
+            "_cb_value": None,
+        }
+    ]
+
+
+def test_columns_stand_in_order_of_first_appearance() -> None:
+    result = typed(
+        '{"b":null}', '{"a":"x","b":1}', '{"c":1,"a":2}', *["{}"] * 200, '{"d":{"z":1}}', '{"d":{"y":1}}'
+    )
+    assert result.table.column_names == ["b", "a", "c", "d"]
+    assert [field.name for field in result.table.schema.field("d").type] == ["z", "y"]
+
+
+def test_no_rows_and_no_fields() -> None:
+    nothing = JsonTyper().finish()
+    assert (nothing.rows, nothing.table.num_columns) == (0, 0)
+    empty = typed()
+    assert (empty.rows, empty.table.num_columns) == (0, 0)
+    blank = typed("{}", "{ }")
+    assert (blank.rows, blank.table.num_columns, blank.rejected) == (2, 0, {})
+
+
+def test_slices_and_large_binary() -> None:
+    values = pa.array([b"x", b'{"a":1}', b"", b'{"a":2}', b"y"], pa.large_binary())
+    typer = JsonTyper()
+    typer.add(values[1:4])
+    typer.add(values.cast(pa.binary())[3:4])
+    result = typer.finish()
+    assert result.table.to_pydict() == {"a": [1, None, 2, 2], "_cb_value": [None, b"", None, None]}
+    assert result.table.schema.field("_cb_value").type == pa.binary()
+
+
+def test_types_widen_over_batches() -> None:
+    typer = JsonTyper()
+    batches = (
+        ['{"a":null,"b":1,"c":[],"d":{}}'] * 70,
+        ['{"a":1,"b":2.5,"c":[null],"d":{"x":null}}'] * 70,
+        ['{"c":["s"],"d":{"x":[{}]},"e":true}'] * 70,
+        ['{"d":{"x":[{"y":1}]}}'] * 70,
+    )
+    for batch in batches:
+        typer.add(pa.array([document.encode() for document in batch], pa.binary()))
+    table = typer.finish().table
+    assert {f.name: str(f.type) for f in table.schema} == {
+        "a": "int64",
+        "b": "double",
+        "c": "list<item: string>",
+        "d": "struct<x: list<item: struct<y: int64>>>",
+        "e": "bool",
+    }
+    assert table.slice(0, 1).to_pylist() == [{"a": None, "b": 1.0, "c": [], "d": {"x": None}, "e": None}]
+    assert table["d"].to_pylist()[140] == {"x": [{"y": None}]}
+    assert table["b"].to_pylist()[:1] + table["b"].to_pylist()[-1:] == [1.0, None]
+    table.validate(full=True)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [b"", b'{"a":1}{"a":2}'],
+        [b'{"a":1', b"}"],
+        [b'{"a":', b"1}"],
+        [b'{"a":1},{"a":2}', b""],
+        [b"", b'{"a":1},{"a":2}'],
+        [b'{"a":[1', b"2]}"],
+        [b'{"a":"x', b'y"}'],
+        [b'{"a":{"a":1}', b"}"],
+        [b'{"a":1}}{"a":{"a":2}', b""],
+        [b'{"a":1}}\n{', b'"a":1}'],
+        [b'{"a":1}\0', b'{"a":2}\0'],
+    ],
+)
+def test_no_pair_of_values_shifts_the_rows(values: list[bytes]) -> None:
+    good = [f'{{"a":{n}}}'.encode() for n in range(100)]
+    result = typed(*good, *values, *good)
+    assert result.table["a"].to_pylist() == [*range(100), *[None] * len(values), *range(100)]
+    assert result.table["_cb_value"].to_pylist()[100:-100] == values
+    assert sum(result.rejected.values()) == len(values)
+
+
+def test_unclosed_documents_do_not_nest_into_one_another() -> None:
+    result = typed(*[b'{"a":'] * 50_000)
+    assert result.rejected == {"invalid_json": 50_000}
+
+
+def test_top_level_names_that_are_data() -> None:
+    documents = [f'{{"id":{n},"k{n}a":1,"k{n}b":"x","k{n}c": 1.50}}' for n in range(10_000)]
+    began = time.process_time()
+    before = pa.total_allocated_bytes()
+    result = typed(*documents, max_fields=300)
+    assert time.process_time() - began < 20
+    assert pa.total_allocated_bytes() - before < 200 << 20
+    assert result.table.num_columns == 301
+    assert result.table["id"].to_pylist() == list(range(10_000))
+    assert result.table["_cb_rest"].to_pylist()[-1] == '{"k9999a":1,"k9999b":"x","k9999c":1.50}'
+    assert result.table["_cb_rest"].to_pylist()[0] is None
+    assert result.conflicts == ()
+
+
+def test_nested_names_that_are_data() -> None:
+    documents = [f'{{"id":{n},"m":{{"k{n}a":1,"k{n}b":2,"k{n}c":3}}}}' for n in range(10_000)]
+    began = time.process_time()
+    result = typed(*documents)
+    assert time.process_time() - began < 20
+    assert shape(result) == {"id": "int64", "m": "string"}
+    assert result.table["m"].to_pylist()[77] == '{"k77a":1,"k77b":2,"k77c":3}'
+    assert result.conflicts == ()
+
+
+def test_of_two_columns_the_one_with_more_fields_gives_way() -> None:
+    documents = [f'{{"small":{{"x":1,"y":2}},"map":{{"k{n}":1}}}}' for n in range(200)]
+    result = typed(*documents, max_fields=100)
+    assert shape(result) == {"small": "struct<x: int64, y: int64>", "map": "string"}
+
+
+def test_a_value_of_many_quotes_is_judged_in_linear_time() -> None:
+    began = time.process_time()
+    result = typed(b'"' + b'\\"' * 500_000 + b"[" * 1000, b'"\\' * 300_000 + b"{" * 1000)
+    assert time.process_time() - began < 5
+    assert sum(result.rejected.values()) == 2
