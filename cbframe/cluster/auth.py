@@ -1,0 +1,87 @@
+"""Who asks: user names and passwords, for the cluster manager and the data service alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from cbframe.errors import ConfigurationError
+
+_HINT = 'pass auth=("user", "password") or auth=PasswordAuthenticator("user", "password")'
+
+
+class Authenticator(ABC):
+    """What proves to a node who is asking."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def credentials(self) -> tuple[str, str] | None:
+        """User name and password for SASL and HTTP Basic.
+
+        None means that the TLS handshake has said who we are, and that neither may be sent.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordAuthenticator(Authenticator):
+    """A user name and a password. The ``repr`` hides the password.
+
+    Raises
+    ------
+    ConfigurationError
+        The server could not accept such a name: it is empty, or holds ``:`` (which HTTP Basic
+        cannot carry) or NUL (which SASL PLAIN cannot).
+    """
+
+    username: str
+    password: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        # The types may lie: these come from notebooks and os.environ.get().
+        values: tuple[object, object] = (self.username, self.password)
+        for name, value in zip(("user name", "password"), values, strict=True):
+            if not isinstance(value, str):
+                raise ConfigurationError(f"the {name} is {type(value).__name__}, not a string", hint=_HINT)
+            if "\0" in value:
+                raise ConfigurationError(f"the {name} holds a NUL character")
+        if not self.username or ":" in self.username:
+            raise ConfigurationError("the user name is empty or holds a colon", hint=_HINT)
+
+    def credentials(self) -> tuple[str, str]:
+        return self.username, self.password
+
+
+AuthSource: TypeAlias = Authenticator | tuple[str, str]
+AuthLike: TypeAlias = AuthSource | Callable[[], AuthSource] | None
+
+
+def as_authenticator(auth: AuthLike) -> Authenticator:
+    """The authenticator that `auth` stands for.
+
+    A callable is called once, now. Whoever connects again calls this function again, so that a
+    password that has been rotated meanwhile is fetched anew.
+
+    Parameters
+    ----------
+    auth
+        An authenticator, a ``(user, password)`` tuple, or a callable without arguments that
+        returns one of these.
+
+    Raises
+    ------
+    ConfigurationError
+        `auth` is None or something else. What was passed is never shown.
+    """
+    source: object = auth
+    if not isinstance(source, Authenticator) and callable(source):
+        source = source()
+    if isinstance(source, Authenticator):
+        return source
+    if isinstance(source, tuple | list) and len(source) == 2:
+        return PasswordAuthenticator(*source)
+    if source is None:
+        raise ConfigurationError("no user name and password given", hint=_HINT)
+    raise ConfigurationError(f"auth cannot be a {type(source).__name__}", hint=_HINT)

@@ -1,0 +1,240 @@
+"""Connection strings: ``couchbase://h1,h2/bucket?network=…`` and the ``http://h:8091`` seeds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import parse_qsl, unquote
+
+from cbframe.cluster.address import HostPort
+from cbframe.cluster.auth import PasswordAuthenticator
+from cbframe.errors import ConfigurationError
+
+__all__ = ["ConnectionString", "HostPort", "parse_connection_string", "parse_duration"]
+
+_HINT = "write couchbase://host1,host2/bucket, couchbases://host/bucket or http://host:8091"
+_PORTS = {"couchbase": 11210, "couchbases": 11207, "http": 8091, "https": 18091}
+_KV = ("couchbase", "couchbases")
+_REST_PORTS = (8091, 18091)
+_KV_PORTS = (11210, 11207)
+_NEXT_URL = re.compile(r",(?=\s*[A-Za-z][A-Za-z0-9+.-]*://)")
+_BUCKET = re.compile(r"[A-Za-z0-9_.%-]{1,100}")
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(value: str) -> float:
+    """Seconds of a Go-style duration (``10s``, ``500ms``, ``1m30s``) or of plain milliseconds.
+
+    Raises
+    ------
+    ConfigurationError
+        It is neither, or negative.
+    """
+    text = value.strip()
+    if re.fullmatch(r"[0-9]{1,15}", text):
+        return int(text) / 1000
+    if not text.isascii() and not any(micro in text for micro in "µμ"):
+        text = ""
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ConfigurationError(f"not a duration: {value!r}", hint='write "10s", "500ms" or milliseconds')
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ConnectionString:
+    """Where a cluster is, and how to begin with it.
+
+    Attributes
+    ----------
+    scheme
+        ``couchbase``, ``couchbases``, ``http`` or ``https``.
+    hosts
+        As given; :meth:`seeds` fills in the ports.
+    bucket
+        Name from the path, if there was one.
+    params
+        The options after ``?`` in their order, known or not.
+    credentials
+        User and password of an ``http://user:password@host`` seed.
+    """
+
+    scheme: str
+    hosts: tuple[HostPort, ...]
+    bucket: str | None = None
+    params: tuple[tuple[str, str], ...] = ()
+    credentials: PasswordAuthenticator | None = field(default=None)
+
+    @property
+    def tls(self) -> bool:
+        return self.scheme in ("couchbases", "https")
+
+    @property
+    def bootstrap(self) -> Literal["kv", "rest"]:
+        """Which service the hosts name: the data service, or the cluster manager."""
+        return "kv" if self.scheme in _KV else "rest"
+
+    @property
+    def network(self) -> str:
+        return self.option("network") or "auto"
+
+    def option(self, name: str) -> str | None:
+        """The value of an option; the last one if it is given twice."""
+        return dict(self.params).get(name)
+
+    def duration(self, name: str) -> float | None:
+        """Seconds of an option such as ``kv_connect_timeout``; None if it is not given."""
+        value = self.option(name)
+        return None if value is None else parse_duration(value)
+
+    def seeds(self) -> tuple[HostPort, ...]:
+        """The hosts, those without a port at the port of the scheme."""
+        return tuple(host.with_port(_PORTS[self.scheme]) for host in self.hosts)
+
+    def rest_urls(self) -> tuple[str, ...]:
+        """Base URLs of the cluster manager; none for the data service's schemes."""
+        if self.bootstrap == "kv":
+            return ()
+        return tuple(f"{self.scheme}://{seed}" for seed in self.seeds())
+
+    def __str__(self) -> str:
+        """The string again, without credentials and with the names only of unknown options."""
+        path = f"/{self.bucket}" if self.bucket else ""
+        # Options may hold anything, a key's passphrase too.
+        shown = [f"{name}={value if name == 'network' else '…'}" for name, value in self.params]
+        query = f"?{'&'.join(shown)}" if shown else ""
+        return f"{self.scheme}://{','.join(map(str, self.hosts))}{path}{query}"
+
+    def __repr__(self) -> str:
+        return f"ConnectionString({str(self)!r})"
+
+
+def parse_connection_string(target: str | Sequence[str]) -> ConnectionString:
+    """Read a connection string, or the list of seed URLs of the reference.
+
+    Parameters
+    ----------
+    target
+        ``couchbase://h1,h2:port/bucket?network=…``, ``couchbases://…``, ``http://h:8091``,
+        ``https://h:18091``, bare ``h1,h2``, several URLs with commas between, or a list of these.
+
+    Raises
+    ------
+    ConfigurationError
+        It cannot be meant; the hint shows what could be. No part of a user name or a password is shown.
+    """
+    given = [target] if isinstance(target, str) else list(target)
+    if not all(isinstance(part, str) for part in given):
+        raise ConfigurationError("a connection string is not a string", hint=_HINT)
+    pieces = [piece.strip() for part in given for piece in _NEXT_URL.split(part)]
+    if not any(pieces):
+        raise ConfigurationError("the connection string is empty", hint=_HINT)
+    parsed = [_parse_piece(piece) for piece in pieces]
+    schemes = {piece.scheme for piece in parsed}
+    if len(schemes) > 1:
+        raise ConfigurationError(
+            f"seeds mix the schemes {' and '.join(sorted(schemes))}", hint="use one scheme"
+        )
+    buckets = {piece.bucket for piece in parsed if piece.bucket is not None}
+    if len(buckets) > 1:
+        raise ConfigurationError(
+            f"seeds name the buckets {' and '.join(sorted(buckets))}", hint="name one bucket"
+        )
+    credentials = {piece.credentials for piece in parsed}
+    if len(credentials) > 1:
+        raise _different_credentials()
+    return ConnectionString(
+        parsed[0].scheme,
+        tuple(dict.fromkeys(host for piece in parsed for host in piece.hosts)),
+        next(iter(buckets), None),
+        tuple(dict.fromkeys(param for piece in parsed for param in piece.params)),
+        parsed[0].credentials,
+    )
+
+
+def _parse_piece(text: str) -> ConnectionString:
+    """One URL, or bare hosts."""
+    # A password with an unescaped "/", "," or "?" moves the borders of all parts, so that a piece
+    # of it may end up anywhere. Where there is an "@", errors quote nothing.
+    quote = "@" not in text
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme, rest = "couchbase", text
+    scheme = scheme.lower()
+    if scheme == "couchbase2":
+        raise ConfigurationError(
+            "couchbase2:// is the protocol of the SDKs' gateway, which has no DCP",
+            hint="use couchbase:// or couchbases://",
+        )
+    if scheme not in _PORTS:
+        raise ConfigurationError(f"unknown scheme{f' {scheme!r}' if quote else ''}", hint=_HINT)
+    rest, _, query = rest.partition("?")
+    authority, _, path = rest.partition("/")
+    credentials, addresses = _split_credentials(scheme, authority)
+    hosts = tuple(HostPort.parse(address.strip(), quote=quote) for address in addresses)
+    for host in hosts:
+        _check_port(scheme, host)
+    params = tuple(parse_qsl(query, keep_blank_values=True))
+    return ConnectionString(scheme, hosts, _bucket(scheme, path, quote=quote), params, credentials)
+
+
+def _split_credentials(scheme: str, authority: str) -> tuple[PasswordAuthenticator | None, list[str]]:
+    found: list[PasswordAuthenticator | None] = []
+    addresses: list[str] = []
+    for part in authority.split(","):
+        userinfo, at, address = part.rpartition("@")
+        addresses.append(address)
+        if not at:
+            found.append(None)
+            continue
+        if scheme in _KV:
+            raise ConfigurationError(
+                f"{scheme}:// takes no user name or password", hint='pass them as auth=("user", "password")'
+            )
+        username, _, password = userinfo.partition(":")
+        found.append(PasswordAuthenticator(unquote(username), unquote(password)))
+    # http://user:password@h1,h2 speaks for both hosts. The other way round it may be a password
+    # with a comma in it, and h1 its first half.
+    if len({item for item in found if item is not None}) > 1 or (found[0] is None and any(found)):
+        raise _different_credentials()
+    return found[0], addresses
+
+
+def _check_port(scheme: str, host: HostPort) -> None:
+    if scheme in _KV and host.port in _REST_PORTS:
+        rest = "https" if host.port == 18091 else "http"
+        raise ConfigurationError(
+            f"port {host.port} is the cluster manager's, {scheme}:// is for the data service",
+            hint=f"use {rest}://{host}, or leave the port out",
+        )
+    if scheme not in _KV and host.port in _KV_PORTS:
+        kv = "couchbases" if host.port == 11207 else "couchbase"
+        raise ConfigurationError(
+            f"port {host.port} is the data service's, {scheme}:// is for the cluster manager",
+            hint=f"use {kv}://{host}, or leave the port out",
+        )
+
+
+def _bucket(scheme: str, path: str, *, quote: bool) -> str | None:
+    path = path.strip("/")
+    # The reference's users paste the manager's entry point.
+    if not path or (scheme not in _KV and path in ("pools", "pools/default")):
+        return None
+    name = unquote(path)
+    if not _BUCKET.fullmatch(name):
+        shown = f" {name!r}" if quote else ""
+        raise ConfigurationError(
+            f"not a bucket name{shown}",
+            hint="letters, digits and _ . % - only; escape special characters in a password",
+        )
+    return name
+
+
+def _different_credentials() -> ConfigurationError:
+    return ConfigurationError(
+        "the seeds have different user names or passwords",
+        hint='pass auth=("user", "password") instead, or write a comma in a password as %2C',
+    )

@@ -1,0 +1,122 @@
+"""The collections manifest: which scopes and collections there are, and their numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cbframe.cluster import fields
+from cbframe.errors import ClusterMapError, ConfigurationError
+
+_MAX_ID = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class CollectionName:
+    """Scope and collection; ``str()`` gives ``scope.collection``."""
+
+    scope: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.scope}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The scopes and collections of a bucket at one moment.
+
+    Attributes
+    ----------
+    uid
+        Version of the manifest; grows with every change.
+    scopes
+        Number of each scope, by name.
+    collections
+        Name of each collection, by number.
+    """
+
+    uid: int
+    scopes: Mapping[str, int]
+    collections: Mapping[int, CollectionName]
+
+    @classmethod
+    def parse(cls, answer: Mapping[str, object] | str | bytes) -> Manifest:
+        """Read the JSON of the cluster manager or of GET_COLLECTIONS_MANIFEST.
+
+        Raises
+        ------
+        ClusterMapError
+            It is no manifest.
+        """
+        source = _decode(answer) if isinstance(answer, str | bytes) else answer
+        scopes: dict[str, int] = {}
+        collections: dict[int, CollectionName] = {}
+        for scope in fields.mappings(source, "scopes"):
+            scope_name = fields.text(scope, "name")
+            if scope_name in scopes:
+                raise ClusterMapError(f"the manifest has scope {scope_name!r} twice")
+            scopes[scope_name] = _number(scope)
+            for collection in fields.mappings(scope, "collections"):
+                name = CollectionName(scope_name, fields.text(collection, "name"))
+                number = _number(collection)
+                if number in collections:
+                    raise ClusterMapError(f"the manifest has collection 0x{number:x} twice")
+                collections[number] = name
+        return cls(fields.hexadecimal(source, "uid"), scopes, collections)
+
+    def id_of(self, path: str) -> int:
+        """Number of the collection at ``scope.collection``.
+
+        Raises
+        ------
+        ConfigurationError
+            There is none; the hint lists what there is.
+        """
+        scope, dot, name = path.partition(".")
+        if not dot:
+            raise ConfigurationError(
+                f"{path!r} names no collection", hint=f"write scope.collection, as in _default.{path}"
+            )
+        wanted = CollectionName(scope, name)
+        for number, found in self.collections.items():
+            if found == wanted:
+                return number
+        known = ", ".join(map(str, sorted(self.collections.values())))
+        raise ConfigurationError(
+            f"no collection {path!r} in the bucket", hint=f"there are: {known or 'none'}"
+        )
+
+    def scope_id(self, name: str) -> int:
+        """Number of a scope.
+
+        Raises
+        ------
+        ConfigurationError
+            There is none; the hint lists what there is.
+        """
+        if name not in self.scopes:
+            known = ", ".join(sorted(self.scopes))
+            raise ConfigurationError(f"no scope {name!r} in the bucket", hint=f"there are: {known or 'none'}")
+        return self.scopes[name]
+
+    def collections_of(self, scope: str) -> dict[int, CollectionName]:
+        """The collections of one scope, by number; raises as :meth:`scope_id`."""
+        self.scope_id(scope)
+        return {number: name for number, name in self.collections.items() if name.scope == scope}
+
+
+def _decode(answer: str | bytes) -> Mapping[str, object]:
+    try:
+        value = json.loads(answer)
+    except (ValueError, RecursionError) as error:
+        raise ClusterMapError("the collections manifest is not JSON") from error
+    return fields.as_mapping(value, "manifest")
+
+
+def _number(source: Mapping[str, object]) -> int:
+    number = fields.hexadecimal(source, "uid")
+    if number > _MAX_ID:
+        raise ClusterMapError(f"the manifest has the number 0x{number:x}, longer than 32 bits")
+    return number

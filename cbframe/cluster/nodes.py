@@ -1,0 +1,152 @@
+"""The nodes of a cluster (``nodesExt``): their services, their other addresses, and which to use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cbframe.cluster import fields
+from cbframe.cluster.address import bare_host, join_address, split_address
+from cbframe.errors import ClusterMapError, ConfigurationError
+
+DEFAULT_NETWORK = "default"
+AUTO_NETWORK = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One way to a node: a host and the port of each service that can be reached there."""
+
+    host: str
+    ports: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node, by the name of each network it is on; ``default`` is always among them."""
+
+    networks: Mapping[str, Endpoint]
+
+    @property
+    def is_data_node(self) -> bool:
+        ports = self.networks[DEFAULT_NETWORK].ports
+        return "kv" in ports or "kvSSL" in ports
+
+    def kv_address(self, network: str, *, tls: bool) -> str | None:
+        """``host:port`` of the data service; None if it is not reachable in this way."""
+        endpoint = self.networks.get(network)
+        port = endpoint.ports.get("kvSSL" if tls else "kv") if endpoint else None
+        return None if endpoint is None or port is None else join_address(endpoint.host, port)
+
+    def __str__(self) -> str:
+        return self.networks[DEFAULT_NETWORK].host
+
+
+def read_nodes(config: Mapping[str, object], origin_host: str) -> tuple[Node, ...]:
+    """The entries of ``nodesExt``, in their order; none if the server is too old to have it.
+
+    Parameters
+    ----------
+    config
+        A terse bucket config, or the answer of ``nodeServices``.
+    origin_host
+        Where it came from: a node that is known only by loopback has no name of its own.
+    """
+    return tuple(_read_node(entry, origin_host) for entry in fields.mappings(config, "nodesExt"))
+
+
+def _read_node(entry: Mapping[str, object], origin_host: str) -> Node:
+    host = fields.text(entry, "hostname", "").replace("$HOST", origin_host) or origin_host
+    ports = _ports(entry, "services")
+    networks = {DEFAULT_NETWORK: Endpoint(host, ports)}
+    for name, alternate in fields.mapping(entry, "alternateAddresses").items():
+        other = fields.as_mapping(alternate, "alternateAddresses")
+        # Without ports of its own the other address forwards all; with them, only those.
+        other_ports = _ports(other, "ports") if "ports" in other else ports
+        networks[name] = Endpoint(fields.text(other, "hostname"), other_ports)
+    return Node(networks)
+
+
+def _ports(source: Mapping[str, object], name: str) -> dict[str, int]:
+    ports = fields.mapping(source, name)
+    found = {}
+    for service in ports:
+        port = fields.integer(ports, service)
+        if not 0 < port <= 0xFFFF:
+            raise ClusterMapError(f"the cluster's answer has port {port} for service {service!r}")
+        found[service] = port
+    return found
+
+
+def select_network(nodes: Sequence[Node], origin_host: str, network: str = AUTO_NETWORK) -> str:
+    """The name of the network to use for every node.
+
+    ``auto`` takes the one on which the cluster has been reached: if no node has `origin_host` as
+    its own name but some network has it, then that network, otherwise the default one.
+
+    Raises
+    ------
+    ConfigurationError
+        No node is on the network that was asked for; the hint lists those there are.
+    """
+    if network == AUTO_NETWORK:
+        origin = bare_host(origin_host)
+        if any(bare_host(node.networks[DEFAULT_NETWORK].host) == origin for node in nodes):
+            return DEFAULT_NETWORK
+        for node in nodes:
+            for name, endpoint in node.networks.items():
+                if bare_host(endpoint.host) == origin:
+                    return name
+        return DEFAULT_NETWORK
+    if network != DEFAULT_NETWORK and not any(network in node.networks for node in nodes):
+        known = sorted({name for node in nodes for name in node.networks} | {DEFAULT_NETWORK})
+        raise ConfigurationError(
+            f"no node of the cluster is on network {network!r}", hint=f"there are: {', '.join(known)}"
+        )
+    return network
+
+
+def with_node_services(
+    config: Mapping[str, object], services: Mapping[str, object], origin_host: str
+) -> dict[str, object]:
+    """A verbose bucket config, completed with the ``nodesExt`` that only terse ones have.
+
+    ``nodeServices`` lists all nodes of the cluster in an order of its own, so the entries are
+    looked up by data-service address and put into the order of ``serverList``. A server that is
+    not found keeps its plain address and has no TLS port.
+    """
+    if "nodesExt" in config:
+        return dict(config)
+    entries = fields.mappings(services, "nodesExt")
+    nodes = [(entry, _read_node(entry, origin_host)) for entry in entries]
+    ordered: list[Mapping[str, object]] = []
+    used: set[int] = set()
+    for server in fields.texts(fields.mapping(config, "vBucketServerMap"), "serverList"):
+        host, port = server_address(server, origin_host)
+        for position, (entry, node) in enumerate(nodes):
+            endpoint = node.networks[DEFAULT_NETWORK]
+            nameless = not entry.get("hostname")
+            if endpoint.ports.get("kv") == port and (nameless or bare_host(endpoint.host) == bare_host(host)):
+                # A nameless entry takes the name from serverList, which the manager has filled in.
+                ordered.append({**entry, "hostname": host})
+                used.add(position)
+                break
+        else:
+            ordered.append({"hostname": host, "services": {"kv": port}})
+    rest = [entry for position, entry in enumerate(entries) if position not in used]
+    return {**config, "nodesExt": [*ordered, *rest]}
+
+
+def server_address(server: str, origin_host: str) -> tuple[str, int]:
+    """Host and port of an entry of ``serverList``, with ``$HOST`` filled in."""
+    # The brackets go around the whole host, in case the placeholder stands for an IPv6 address.
+    if server.startswith("$HOST:"):
+        server = f"{_bracketed(origin_host)}{server.removeprefix('$HOST')}"
+    address = split_address(server)
+    if address is None:
+        raise ClusterMapError(f"the cluster's answer has {server!r} for the address of a data node")
+    return address
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -1,0 +1,42 @@
+"""One pass over the seeds: the first that works wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from cbframe.cluster.address import strip_userinfo
+from cbframe.errors import AllServerURLsConnectBucketError, CbframeError, ConfigurationError
+
+_T = TypeVar("_T")
+
+
+def first_success(seeds: Sequence[str], attempt: Callable[[str], _T]) -> _T:
+    """The result of `attempt` for the first of `seeds` that does not fail.
+
+    Raises
+    ------
+    CbframeError
+        The first permanent error, as it is: wrong passwords do not get better at the next node.
+    AllServerURLsConnectBucketError
+        All failed. The message names the cause of each seed; the last cause is chained.
+    ConfigurationError
+        There are no seeds.
+    """
+    if not seeds:
+        raise ConfigurationError("missing at least 1 server address", hint='pass "couchbase://host"')
+    causes: list[tuple[str, CbframeError]] = []
+    for seed in seeds:
+        try:
+            return attempt(seed)
+        except CbframeError as error:
+            if error.permanent:
+                raise
+            causes.append((strip_userinfo(seed), error))
+    told = "; ".join(f"{seed}: {strip_userinfo(error.message)}" for seed, error in causes)
+    last = causes[-1][1]
+    raise AllServerURLsConnectBucketError(
+        [seed for seed, _ in causes],
+        f"could not connect to the bucket through any seed: {told}",
+        hint=last.hint,
+    ) from last
