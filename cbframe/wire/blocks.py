@@ -13,6 +13,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from cbframe.errors import ProtocolError
+from cbframe.wire import leb128
 from cbframe.wire.constants import HEADER_LENGTH, Magic, Opcode
 
 _U8 = npt.NDArray[np.uint8]
@@ -191,7 +192,7 @@ def decode_block(
 
     collection_id = np.zeros(len(opcode), np.uint32)
     if collections:
-        collection_id, key_start = _split_prefix(octets, key_start, value_start, opcode, vbucket)
+        collection_id, key_start = _split_prefix(octets, starts, key_start, value_start, opcode, vbucket)
     return DataBlock(
         buffer=buffer,
         opcode=opcode,
@@ -217,7 +218,7 @@ def _gather(octets: _U8, starts: _I64, length: int) -> _U8:
 
 
 def _split_prefix(
-    octets: _U8, key_start: _I64, key_end: _I64, opcode: _U8, vbucket: npt.NDArray[np.uint16]
+    octets: _U8, starts: _I64, key_start: _I64, key_end: _I64, opcode: _U8, vbucket: npt.NDArray[np.uint16]
 ) -> tuple[_U32, _I64]:
     """Read the LEB128 collection id before each key: one pass a byte, almost always a single one."""
     number = np.zeros(len(key_start), np.uint64)
@@ -225,33 +226,28 @@ def _split_prefix(
     pending = np.arange(len(key_start))
     for shift in range(0, 35, 7):
         at = position[pending]
-        fits = at < key_end[pending]
-        if not fits.all():
-            _refuse_prefix(pending[int(np.argmin(fits))], key_start, opcode, vbucket)
+        if (at >= key_end[pending]).any():
+            break
         byte = octets[at]
+        if shift and not byte.all():
+            break  # a zero at the end: not the shortest form
         number[pending] |= (byte & np.uint8(0x7F)).astype(np.uint64) << np.uint64(shift)
         position[pending] += 1
-        more = byte >= 0x80
-        if shift:
-            padded = byte == 0
-            if padded.any():
-                _refuse_prefix(pending[int(np.argmax(padded))], key_start, opcode, vbucket)
-        pending = pending[more]
+        pending = pending[byte >= 0x80]
         if not len(pending):
-            break
-    else:
-        _refuse_prefix(pending[0], key_start, opcode, vbucket)
-    if len(number) and int(number.max()) > 0xFFFF_FFFF:
-        _refuse_prefix(int(np.argmax(number)), key_start, opcode, vbucket)
-    return number.astype(np.uint32), position
-
-
-def _refuse_prefix(
-    row: int | np.int64, key_start: _I64, opcode: _U8, vbucket: npt.NDArray[np.uint16]
-) -> None:
-    raise ProtocolError(
-        "a key without a canonical collection id",
-        opcode=int(opcode[row]),
-        vbucket=int(vbucket[row]),
-        offset=int(key_start[row]),
-    )
+            if int(number.max()) > 0xFFFF_FFFF:
+                break
+            return number.astype(np.uint32), position
+    # Which message it is takes a second look, in order.
+    row = 0
+    try:
+        for row in range(len(key_start)):
+            leb128.decode(octets[key_start[row] : key_end[row]].tobytes())
+    except ProtocolError as exc:
+        raise ProtocolError(
+            "a key without a canonical collection id",
+            opcode=int(opcode[row]),
+            vbucket=int(vbucket[row]),
+            offset=int(starts[row]),
+        ) from exc
+    raise AssertionError("both decoders of collection ids must agree")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, MAX_BODY_LENGTH, Magic
+from cbframe.wire.frame import parse_header
 
 _BODY_LENGTH = struct.Struct(">I").unpack_from
 _REQUESTS = (Magic.REQUEST, Magic.FLEX_REQUEST)
@@ -53,8 +54,9 @@ def index_frames(buffer: bytearray | memoryview, stop: int, *, max_body: int = M
     Raises
     ------
     ProtocolError
-        A byte that must be a magic is none, or a body is longer than `max_body`. A bad frame is
-        found as soon as its header is there: nothing waits for a body that is too long.
+        A byte that must be a magic is none, a body is longer than `max_body`, or the parts of an
+        incomplete frame do not fit its body. A bad frame is found as soon as its header is there:
+        nothing waits for a body that cannot be read.
     """
     bounds = [0]
     append = bounds.append
@@ -66,27 +68,21 @@ def index_frames(buffer: bytearray | memoryview, stop: int, *, max_body: int = M
             break
         position += HEADER_LENGTH + body
         append(position)
-    overrun = position > stop
-    if overrun:
+    if position > stop:
         bounds.pop()
     array = np.array(bounds, np.int64)
     octets = np.frombuffer(buffer, np.uint8, stop)
     starts = array[:-1]
     magics = octets[starts]
-    # A frame that is not complete yet is checked too, as far as it is there.
     bad = np.flatnonzero(~_KNOWN_MAGIC[magics])
-    tail = bounds[-1]
     if len(bad):
         _refuse_magic(octets, int(starts[bad[0]]))
-    if tail < stop and not _KNOWN_MAGIC[octets[tail]]:
+    # A frame that is not complete yet is checked too, as far as it is there.
+    tail = bounds[-1]
+    if tail <= last_header:
+        parse_header(buffer, tail, max_body=max_body)
+    elif tail < stop and not _KNOWN_MAGIC[octets[tail]]:
         _refuse_magic(octets, tail)
-    if not overrun and tail <= last_header:
-        body = _BODY_LENGTH(buffer, tail + 8)[0]
-        raise ProtocolError(
-            f"a body of {body} bytes is over the limit of {max_body}",
-            opcode=int(octets[tail + 1]),
-            offset=tail,
-        )
     is_request = (magics == _REQUESTS[0]) | (magics == _REQUESTS[1])
     return FrameIndex(array, is_request & _DATA_OPCODE[octets[starts + 1]])
 
