@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from cbframe.errors import ProtocolError
@@ -216,11 +216,14 @@ class BufferAck:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A request without parameters of its own: LIST_MECHS, GET_CLUSTER_CONFIG, NOOP…"""
+    """A request without parameters of its own: LIST_MECHS, GET_CLUSTER_CONFIG, NOOP…
+
+    A server meets writes of documents as such too: key and value stay out of the repr.
+    """
 
     opcode: int
-    key: bytes = b""
-    value: bytes = b""
+    key: bytes = field(default=b"", repr=False)
+    value: bytes = field(default=b"", repr=False)
 
     def frame(self, opaque: int = 0) -> Frame:
         return request(self.opcode, opaque=opaque, key=self.key, value=self.value)

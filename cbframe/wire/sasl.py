@@ -159,11 +159,11 @@ class ScramClient:
         Raises
         ------
         AuthFailError
-            It is wrong or missing: this is not the server that stored the password.
+            It is wrong, malformed or missing: this is not the server that stored the password.
         """
         try:
             signature = base64.b64decode(parse_attributes(answer).get("v", ""), validate=True)
-        except binascii.Error:
+        except (ValueError, ProtocolError):  # no base64, or no attributes at all
             signature = b""
         expected = self._server_signature
         if expected is None or not hmac.compare_digest(signature, expected):

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cbframe.errors import ProtocolError
+from cbframe.wire.constants import DATA_OPCODES, Magic, Opcode, SnapshotFlag, StreamEndReason, SystemEventId
+from cbframe.wire.frame import Frame, request
+from cbframe.wire.messages import (
+    DcpNoop,
+    OsoSnapshot,
+    SeqnoAdvanced,
+    ServerMessage,
+    SnapshotMarker,
+    StreamEnd,
+    SystemEvent,
+    Unknown,
+    encode_vbucket_seqnos,
+    parse_message,
+    parse_rollback_seqno,
+    parse_vbucket_seqnos,
+)
+
+from .strategies import other_frames, u16, u32, u64
+from .vectors import MARKER_V1, MARKER_V22, NOOP, STREAM_END, STREAM_END_SID, STREAM_REQ_ROLLBACK, octets
+
+VB = 7
+
+
+def frame_of(data: bytes) -> Frame:
+    parsed = Frame.parse(data)
+    assert parsed is not None
+    assert parsed[1] == len(data)
+    return parsed[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (MARKER_V1, SnapshotMarker(0x102, 0, 9, SnapshotFlag.DISK)),
+        (MARKER_V22, SnapshotMarker(0x102, 0, 9, SnapshotFlag.DISK, "v2.2", 9, 0, 3, 0)),
+        (STREAM_END, StreamEnd(0x102, StreamEndReason.STATE_CHANGED)),
+        (STREAM_END_SID, StreamEnd(3, StreamEndReason.OK)),
+        (NOOP, DcpNoop(10_000_001)),
+    ],
+    ids=["marker v1", "marker v2.2", "stream end", "stream end with stream id", "noop"],
+)
+def test_vectors(data: bytes, expected: ServerMessage) -> None:
+    assert parse_message(frame_of(data)) == expected
+
+
+def test_vectors_are_encoded() -> None:
+    assert SnapshotMarker(0x102, 0, 9, 2).frame(0x102).encode() == MARKER_V1
+    assert StreamEnd(0x102, 2).frame(0x102).encode() == STREAM_END
+    assert DcpNoop(10_000_001).frame().encode() == NOOP
+    assert DcpNoop(1).frame(10_000_001).encode() == NOOP
+
+
+known: st.SearchStrategy[ServerMessage] = st.one_of(
+    st.builds(lambda vb, a, b, flags: SnapshotMarker(vb, min(a, b), max(a, b), flags), u16, u64, u64, u32),
+    st.builds(StreamEnd, u16, u32),
+    st.builds(SeqnoAdvanced, u16, u64),
+    st.builds(OsoSnapshot, u16, u32),
+)
+
+
+@given(message=known, opaque=u32)
+def test_every_message_survives_the_wire(message: ServerMessage, opaque: int) -> None:
+    assert not isinstance(message, Unknown)
+    frame = frame_of(message.frame(opaque).encode())
+    assert frame.opaque == opaque
+    assert parse_message(frame) == message
+
+
+# --- snapshot markers
+
+
+def marker(extras: bytes, value: bytes = b"") -> ServerMessage:
+    return parse_message(request(Opcode.DCP_SNAPSHOT_MARKER, vbucket=VB, extras=extras, value=value))
+
+
+def test_marker_v20_and_v21() -> None:
+    value = struct.pack(">QQIQQ", 3, 9, 0x2, 8, 5)
+    assert marker(b"\0", value) == SnapshotMarker(VB, 3, 9, 2, "v2.0", 8, 5)
+    # 2.1 was withdrawn: its timestamp is ignored.
+    assert marker(b"\1", value + bytes(8)) == SnapshotMarker(VB, 3, 9, 2, "v2.1", 8, 5)
+
+
+def test_marker_keeps_flags_unknown_today() -> None:
+    assert marker(struct.pack(">QQI", 1, 1, 0x8000_0005)) == SnapshotMarker(VB, 1, 1, 0x8000_0005)
+
+
+def test_marker_sizes_that_cannot_be() -> None:
+    good = {(20, None)} | {(1, version, size) for version, size in [(0, 36), (1, 44), (2, 52)]}
+    for length in [*range(24), 36, 255]:
+        if (length, None) not in good and length != 1:
+            with pytest.raises(ProtocolError, match=f"with {length} bytes of extras") as caught:
+                marker(bytes(length))
+            assert (caught.value.opcode, caught.value.vbucket) == (Opcode.DCP_SNAPSHOT_MARKER, VB)
+    for version in (0, 1, 2, 3, 255):
+        for size in range(61):
+            if (1, version, size) in good:
+                assert isinstance(marker(bytes([version]), bytes(size)), SnapshotMarker)
+            else:
+                with pytest.raises(ProtocolError, match=f"a value of {size}"):
+                    marker(bytes([version]), bytes(size))
+
+
+def test_a_snapshot_that_ends_before_it_starts() -> None:
+    for extras, value in [
+        (struct.pack(">QQI", 9, 8, 1), b""),
+        (b"\0", struct.pack(">QQIQQ", 9, 8, 1, 0, 0)),
+        (b"\2", struct.pack(">QQIQQQQ", 9, 8, 1, 0, 0, 0, 0)),
+    ]:
+        with pytest.raises(ProtocolError, match="from 9 to 8") as caught:
+            marker(extras, value)
+        assert caught.value.vbucket == VB
+    assert marker(struct.pack(">QQI", 9, 9, 1)) == SnapshotMarker(VB, 9, 9, 1)
+
+
+# --- system events
+
+
+def event(kind: int, version: int, value: str, name: str = "") -> ServerMessage:
+    extras = struct.pack(">QIB", 17, kind, version)
+    return parse_message(
+        request(Opcode.DCP_SYSTEM_EVENT, vbucket=VB, extras=extras, key=name.encode(), value=octets(value))
+    )
+
+
+COLLECTION = "0000000000000007 00000008 00000009"
+SCOPE = "0000000000000007 00000008"
+FLATBUFFER = (
+    "18000000 00000000 10002000 18001400 10000f00 08000400 10000000 1c000000 3c000000 00000001 09000000"
+    "08000000 02000000 00000000 02000000 63310000"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "value", "name", "numbers"),
+    [
+        (SystemEventId.CREATE_COLLECTION, 0, COLLECTION, "c1", (7, 8, 9)),
+        (SystemEventId.CREATE_COLLECTION, 1, COLLECTION + "0000003c", "c1", (7, 8, 9, 60)),
+        (SystemEventId.DROP_COLLECTION, 0, COLLECTION, "", (7, 8, 9)),
+        (SystemEventId.CREATE_SCOPE, 0, SCOPE, "s1", (7, 8)),
+        (SystemEventId.DROP_SCOPE, 0, SCOPE, "", (7, 8)),
+        (SystemEventId.CREATE_COLLECTION, 2, FLATBUFFER, "c1", ()),
+        (SystemEventId.MODIFY_COLLECTION, 2, FLATBUFFER, "c1", ()),
+        (SystemEventId.CREATE_SCOPE, 3, "", "new", ()),
+    ],
+)
+def test_system_events(kind: int, version: int, value: str, name: str, numbers: tuple[int, ...]) -> None:
+    decoded = event(kind, version, value, name)
+    assert decoded == SystemEvent(VB, 17, kind, version, name, octets(value), *numbers)
+    frame = decoded.frame(5)
+    assert parse_message(frame_of(frame.encode())) == decoded
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "value"),
+    [
+        (0, 0, SCOPE),
+        (0, 0, COLLECTION + "00"),
+        (0, 0, COLLECTION + "0000003c"),
+        (0, 1, COLLECTION),
+        (1, 0, ""),
+        (3, 0, COLLECTION),
+        (3, 0, SCOPE[:-2]),
+        (4, 0, ""),
+    ],
+)
+def test_system_events_of_a_wrong_size(kind: int, version: int, value: str) -> None:
+    with pytest.raises(ProtocolError, match=f"system event {kind} version {version}") as caught:
+        event(kind, version, value)
+    assert caught.value.vbucket == VB
+
+
+def test_repr_of_a_system_event_shows_ids_not_bytes() -> None:
+    text = repr(event(0, 0, COLLECTION, "c1"))
+    assert "collection_id=9" in text
+    assert "value" not in text
+
+
+# --- the others
+
+
+@pytest.mark.parametrize(
+    ("opcode", "good"),
+    [
+        (Opcode.DCP_STREAM_END, 4),
+        (Opcode.DCP_SEQNO_ADVANCED, 8),
+        (Opcode.DCP_OSO_SNAPSHOT, 4),
+        (Opcode.DCP_SYSTEM_EVENT, 13),
+    ],
+)
+def test_extras_of_a_wrong_length(opcode: int, good: int) -> None:
+    for length in set(range(24)) - {good}:
+        with pytest.raises(ProtocolError, match=f"extras of {length} bytes, expected {good}") as caught:
+            parse_message(request(opcode, vbucket=VB, extras=bytes(length)))
+        assert (caught.value.opcode, caught.value.vbucket) == (opcode, VB)
+
+
+def test_reasons_unknown_today_are_kept() -> None:
+    assert parse_message(request(Opcode.DCP_STREAM_END, extras=octets("000000ff"))) == StreamEnd(0, 255)
+
+
+def test_unknown_messages_are_no_error() -> None:
+    for opcode in set(range(256)) - {*range(0x55, 0x57), 0x5C, 0x5F, 0x64, 0x65}:
+        frame = request(opcode, vbucket=VB, extras=b"abc", key=b"k", value=b"v")
+        assert parse_message(frame) == Unknown(opcode, VB)
+
+
+@given(frame=other_frames())
+def test_anything_is_understood_or_refused(frame: Frame) -> None:
+    if frame.opcode not in DATA_OPCODES and frame.magic in (Magic.REQUEST, Magic.FLEX_REQUEST):
+        try:
+            message = parse_message(frame)
+        except ProtocolError as error:
+            assert error.opcode == frame.opcode  # noqa: PT017
+        else:
+            assert isinstance(message, DcpNoop) or message.vbucket == frame.vbucket
+
+
+def test_vbucket_seqnos() -> None:
+    value = octets("0000 0000000000000017 03ff ffffffffffffffff")
+    assert parse_vbucket_seqnos(value) == {0: 23, 1023: 2**64 - 1}
+    assert encode_vbucket_seqnos({0: 23, 1023: 2**64 - 1}) == value
+    assert parse_vbucket_seqnos(b"") == {}
+    for length in (1, 9, 11, 19):
+        with pytest.raises(ProtocolError, match="no multiple of 10"):
+            parse_vbucket_seqnos(bytes(length))
+
+
+@given(seqnos=st.dictionaries(u16, u64, max_size=30))
+def test_vbucket_seqnos_survive_the_wire(seqnos: dict[int, int]) -> None:
+    assert parse_vbucket_seqnos(encode_vbucket_seqnos(seqnos)) == seqnos
+
+
+def test_rollback_seqno() -> None:
+    frame = frame_of(STREAM_REQ_ROLLBACK)
+    assert parse_rollback_seqno(frame.value) == 5
+    for length in (0, 4, 7, 9, 16):
+        with pytest.raises(ProtocolError, match=f"a value of {length} bytes"):
+            parse_rollback_seqno(bytes(length))
