@@ -1,0 +1,240 @@
+"""The bucket: all vbuckets, who owns them, and every change of either."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from cbframe.errors import ConfigurationError
+from cbframe.local.encode import prefixed
+from cbframe.local.manifest import Event, Manifest
+from cbframe.local.store import Document, VBucket
+from cbframe.wire.constants import MAX_KEY_LENGTH, MAX_VALUE_LENGTH, MAX_VBUCKETS, Datatype
+from cbframe.wire.vbucket import vbucket_of
+from cbframe.wire.xattrs import join_xattrs
+
+FLAGS_JSON = 0x0200_0000
+FLAGS_BINARY = 0x0300_0000
+"""How the SDKs mark what a document is."""
+_BULK_STEP = 4096
+"""Documents loaded under one hold of the lock, so that streams go on meanwhile."""
+_RELATIVE_EXPIRY_LIMIT = 30 * 24 * 3600
+
+Value = bytes | str | dict[str, Any] | list[Any]
+
+
+class Bucket:
+    """Data and topology of one bucket, shared by all nodes of the embedded cluster.
+
+    Parameters
+    ----------
+    name
+        The bucket's name.
+    vbuckets
+        How many.
+    nodes
+        How many nodes share them, in equal contiguous parts.
+    replicas
+        Replica columns of the map. Replicas hold the same data at once.
+    seed
+        Makes the vbucket and bucket uuids repeatable; None for random ones.
+    """
+
+    def __init__(self, name: str, vbuckets: int, nodes: int, replicas: int, seed: int | None) -> None:
+        if not 1 <= vbuckets <= MAX_VBUCKETS:
+            raise ConfigurationError(f"{vbuckets} vbuckets are outside 1-{MAX_VBUCKETS}")
+        if nodes < 1:
+            raise ConfigurationError("a cluster needs at least one node")
+        if not 0 <= replicas < min(nodes, 4):
+            raise ConfigurationError(f"{replicas} replicas need more nodes than {nodes}, and are at most 3")
+        rng = random.Random(seed)
+        self.name = name
+        self.uuid = f"{rng.getrandbits(128):032x}"
+        self.cluster_uuid = f"{rng.getrandbits(128):032x}"
+        self.lock = threading.RLock()
+        self.vbuckets = [VBucket(vb, rng) for vb in range(vbuckets)]
+        self.map = [
+            [(vb * nodes // vbuckets + copy) % nodes for copy in range(1 + replicas)]
+            for vb in range(vbuckets)
+        ]
+        self.rev = 1
+        self.manifest = Manifest()
+        self.on_write: list[Callable[[int], None]] = []
+        """Called with the vbucket, lock held, after its high seqno rose. Must not block."""
+        self._cas = 0
+
+    # ------------------------------------------------------------------ documents
+
+    def vbucket_for(self, key: bytes) -> VBucket:
+        return self.vbuckets[vbucket_of(key, len(self.vbuckets))]
+
+    def next_cas(self) -> int:
+        """A hybrid logical clock: nanoseconds, the low 16 bits a counter; strictly rising."""
+        self._cas = max(time.time_ns() & ~0xFFFF, self._cas + 1)
+        return self._cas
+
+    def upsert(
+        self,
+        key: bytes,
+        value: Value,
+        *,
+        cid: int = 0,
+        expiry: int = 0,
+        flags: int | None = None,
+        datatype: int | None = None,
+        xattrs: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Write a document; its seqno. `datatype` None: JSON if the value is valid JSON."""
+        body = to_bytes(value)
+        check_size(key, body)
+        if datatype is None:
+            datatype = int(Datatype.JSON) if is_json(body) else 0
+        if flags is None:
+            flags = FLAGS_JSON if datatype & Datatype.JSON else FLAGS_BINARY
+        if xattrs:
+            section = {name: to_json(attribute) for name, attribute in xattrs.items()}
+            body = join_xattrs(section, body)
+            datatype |= Datatype.XATTR
+        with self.lock:
+            vbucket = self.vbucket_for(key)
+            seqno = vbucket.put(
+                prefixed(cid, key),
+                body,
+                cas=self.next_cas(),
+                flags=flags,
+                expiry=absolute_expiry(expiry),
+                datatype=datatype,
+            )
+            self.written(vbucket.id)
+        return seqno
+
+    def delete(self, key: bytes, *, cid: int = 0, expired: bool = False) -> int | None:
+        """Turn a document into a tombstone; its seqno, or None without such a document."""
+        with self.lock:
+            vbucket = self.vbucket_for(key)
+            seqno = vbucket.remove(prefixed(cid, key), cas=self.next_cas(), when=self.now(), expired=expired)
+            if seqno is not None:
+                self.written(vbucket.id)
+        return seqno
+
+    def get(self, key: bytes, *, cid: int = 0) -> Document | None:
+        """The document; one whose time has come turns into an expiration here."""
+        with self.lock:
+            document = self.vbucket_for(key).document(prefixed(cid, key))
+            if document is not None and 0 < document.expiry <= self.now():
+                self.delete(key, cid=cid, expired=True)
+                return None
+        return document
+
+    def bulk_load(
+        self, pairs: Iterable[tuple[bytes, bytes]], *, cid: int, flags: int | None, datatype: int | None
+    ) -> int:
+        """Write many documents; how many.
+
+        With `datatype` None a value that begins like an object or array is JSON, without proof.
+        """
+        count = len(self.vbuckets)
+        prefix = prefixed(cid, b"")
+        iterator = iter(pairs)
+        loaded = 0
+        while batch := list(islice(iterator, _BULK_STEP)):
+            touched = set()
+            with self.lock:
+                for key, value in batch:
+                    check_size(key, value)
+                    kind = (value[:1] in {b"{", b"["}) if datatype is None else datatype
+                    vb = vbucket_of(key, count)
+                    self._cas += 1
+                    self.vbuckets[vb].put(
+                        prefix + key,
+                        value,
+                        cas=self._cas,
+                        flags=(FLAGS_JSON if kind else FLAGS_BINARY) if flags is None else flags,
+                        expiry=0,
+                        datatype=int(kind),
+                    )
+                    touched.add(vb)
+                self.next_cas()
+                for vb in touched:
+                    self.written(vb)
+            loaded += len(batch)
+        return loaded
+
+    def expire_due(self) -> int:
+        """Turn every document whose expiry has passed into an expiration; how many."""
+        now, count = self.now(), 0
+        with self.lock:
+            for vbucket in self.vbuckets:
+                for key in list(vbucket.keys()):
+                    document = vbucket.document(key)
+                    if document is not None and 0 < document.expiry <= now:
+                        self.expire_stored(vbucket, key)
+                        count += 1
+        return count
+
+    def expire_stored(self, vbucket: VBucket, key: bytes) -> None:
+        """Turn the document under a prefixed key into an expiration; the lock is held."""
+        vbucket.remove(key, cas=self.next_cas(), when=self.now(), expired=True)
+        self.written(vbucket.id)
+
+    @staticmethod
+    def now() -> int:
+        """Seconds since the epoch, as expiries and delete times count."""
+        return int(time.time())
+
+    def written(self, vb: int) -> None:
+        """Tell the nodes that the vbucket's high seqno rose; the lock is held."""
+        for listener in self.on_write:
+            listener(vb)
+
+    # ------------------------------------------------------------------ collections
+
+    def record(self, events: Iterable[Event]) -> None:
+        """Write manifest changes into every vbucket; the lock is held."""
+        for event in events:
+            for vbucket in self.vbuckets:
+                vbucket.add_event(event.event, event.name, event.value, event.version)
+        self.rev += 1
+        for vbucket in self.vbuckets:
+            self.written(vbucket.id)
+
+
+def to_bytes(value: Value) -> bytes:
+    """A document's bytes: text as UTF-8, a dict or list as JSON."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    return to_json(value)
+
+
+def to_json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def is_json(value: bytes) -> bool:
+    """Whether the bytes are one JSON value, as the data service checks on every write."""
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def check_size(key: bytes, value: bytes) -> None:
+    if not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise ConfigurationError(f"a key of {len(key)} bytes is outside 1-{MAX_KEY_LENGTH}")
+    if len(value) > MAX_VALUE_LENGTH:
+        raise ConfigurationError(f"a value of {len(value)} bytes is over {MAX_VALUE_LENGTH}")
+
+
+def absolute_expiry(expiry: int) -> int:
+    """Expiry as stored: up to 30 days count from now, more is a time already."""
+    if 0 < expiry <= _RELATIVE_EXPIRY_LIMIT:
+        return int(time.time()) + expiry
+    return expiry

@@ -1,0 +1,332 @@
+"""``LocalCluster``: what users and tests hold in their hands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, cast
+from urllib.parse import quote
+
+from cbframe.errors import ConnectError
+from cbframe.local.bucket import Value, to_bytes
+from cbframe.local.config import HOST
+from cbframe.local.engine import Engine
+from cbframe.local.process import RemoteEngine
+from cbframe.local.sample import DEFAULT_SEED
+
+
+class LocalCluster:
+    """An embedded Couchbase on the loopback: real protocol, no installation.
+
+    It holds one bucket in memory and serves it over KV, DCP and REST as a 7.2 cluster does, well
+    enough for cbframe, for the official SDKs' key-value part, and for learning what DCP does.
+
+    Parameters
+    ----------
+    nodes
+        How many; each has a data port and a REST port on 127.0.0.1, chosen by the system.
+    vbuckets
+        How many; 1 to 1024.
+    bucket, username, password
+        The one bucket and the one user.
+    replicas
+        Replica columns of the cluster map, fewer than `nodes`.
+    process
+        Run the cluster in a process of its own, for measurements: it then shares neither the
+        interpreter lock nor the memory with the caller. It ends with its parent.
+    noop_interval
+        Seconds between DCP NOOPs whatever the client asks for; None does as asked.
+    seed
+        Makes the vbucket and bucket uuids repeatable.
+
+    Examples
+    --------
+    >>> from cbframe.local import LocalCluster
+    >>> with LocalCluster(vbuckets=64) as cluster:
+    ...     cluster.upsert("greeting", {"text": "hello"})
+    1
+    """
+
+    def __init__(
+        self,
+        nodes: int = 1,
+        vbuckets: int = 1024,
+        *,
+        bucket: str = "default",
+        username: str = "Administrator",
+        password: str = "password",  # noqa: S107 - a cluster on the loopback with made-up data
+        replicas: int = 0,
+        process: bool = False,
+        noop_interval: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.bucket = bucket
+        self.username = username
+        self.password = password
+        self._options: dict[str, Any] = {
+            "nodes": nodes,
+            "vbuckets": vbuckets,
+            "bucket": bucket,
+            "username": username,
+            "password": password,
+            "replicas": replicas,
+            "noop_interval": noop_interval,
+            "seed": seed,
+        }
+        self._process = process
+        self._running: Engine | None = None
+        self._ports: dict[str, list[int]] = {}
+
+    def __repr__(self) -> str:
+        state = f"{self.connection_string!r}" if self._running is not None else "not running"
+        nodes, vbuckets = self._options["nodes"], self._options["vbuckets"]
+        where = ", own process" if self._process else ""
+        return f"<LocalCluster {state}, nodes={nodes}, vbuckets={vbuckets}{where}>"
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> Self:
+        """Bring the cluster up; does nothing if it is up."""
+        if self._running is None:
+            if self._process:
+                # The remote engine has the engine's methods by name, not by inheritance.
+                self._running = cast("Engine", RemoteEngine(self._options))
+            else:
+                self._running = Engine(**self._options)
+            self._ports = self._running.addresses()
+        return self
+
+    def close(self) -> None:
+        """Shut down: every socket, thread and process is gone afterwards. May be repeated."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _engine(self) -> Engine:
+        if self._running is None:
+            raise ConnectError(
+                "the local cluster is not running", hint="start() it, or use it in a with block"
+            )
+        return self._running
+
+    # ------------------------------------------------------------------ addresses
+
+    @property
+    def connection_string(self) -> str:
+        """``couchbase://127.0.0.1:PORT/BUCKET`` with the data port of the first node."""
+        return f"couchbase://{self.kv_addresses[0]}/{quote(self.bucket, safe='')}"
+
+    @property
+    def kv_addresses(self) -> list[str]:
+        """``host:port`` of every node's data service."""
+        _ = self._engine
+        return [f"{HOST}:{port}" for port in self._ports["kv"]]
+
+    @property
+    def rest_urls(self) -> list[str]:
+        """Base URL of every node's cluster manager."""
+        _ = self._engine
+        return [f"http://{HOST}:{port}" for port in self._ports["rest"]]
+
+    # ------------------------------------------------------------------ documents
+
+    def upsert(
+        self,
+        key: str | bytes,
+        value: Value,
+        *,
+        expiry: int = 0,
+        flags: int | None = None,
+        datatype: int | None = None,
+        xattrs: Mapping[str, Any] | None = None,
+        collection: str | int = 0,
+    ) -> int:
+        """Write a document.
+
+        Parameters
+        ----------
+        key
+            1 to 250 bytes.
+        value
+            Bytes as they are, text as UTF-8, a dict or list as JSON.
+        expiry
+            0 for never; up to 30 days counts from now, more is seconds since 1970.
+        flags
+            Opaque to the server; None for what the SDKs set.
+        datatype
+            1 for JSON, 0 for binary; None finds out.
+        xattrs
+            Extended attributes, JSON values by name.
+        collection
+            Id or ``scope.collection``; 0 is the default one.
+
+        Returns
+        -------
+        int
+            Its seqno in its vbucket.
+        """
+        return self._engine.upsert(
+            _key(key),
+            to_bytes(value),
+            expiry=expiry,
+            flags=flags,
+            datatype=datatype,
+            xattrs=xattrs,
+            collection=collection,
+        )
+
+    def delete(self, key: str | bytes, *, collection: str | int = 0) -> int | None:
+        """Delete a document; the tombstone's seqno, None if there is no such document."""
+        return self._engine.delete(_key(key), collection=collection)
+
+    def expire(self, key: str | bytes, *, collection: str | int = 0) -> int | None:
+        """Let a document expire now; the expiration's seqno, None if there is no such document."""
+        return self._engine.delete(_key(key), expired=True, collection=collection)
+
+    def expire_due(self) -> int:
+        """Turn every document whose expiry has passed into an expiration; how many.
+
+        The real server does so once an hour or upon access; here it happens upon access or now.
+        """
+        return self._engine.expire_due()
+
+    def get(self, key: str | bytes, *, collection: str | int = 0) -> bytes | None:
+        """A document's bytes, without attributes; None if it does not exist."""
+        return self._engine.get(_key(key), collection=collection)
+
+    def bulk_load(
+        self,
+        pairs: Iterable[tuple[bytes, bytes]],
+        *,
+        collection: str | int = 0,
+        flags: int | None = None,
+        datatype: int | None = None,
+    ) -> int:
+        """Write many documents fast; how many.
+
+        ``datatype=None`` takes a value that begins with ``{`` or ``[`` for JSON, unproven.
+        """
+        return self._engine.bulk_load(pairs, collection=collection, flags=flags, datatype=datatype)
+
+    def load_sample(self, documents: int = 100_000, seed: int = DEFAULT_SEED) -> int:
+        """Load :func:`cbframe.local.sample.sample_documents`; how many keys."""
+        return self._engine.load_sample(documents, seed)
+
+    def high_seqnos(self) -> dict[int, int]:
+        """High seqno by vbucket, 0 included."""
+        return dict(self._engine.high_seqnos())
+
+    def failover_log(self, vbucket: int) -> list[tuple[int, int]]:
+        """``(vbuuid, seqno)`` of a vbucket's histories, newest first."""
+        return [(uuid, seqno) for uuid, seqno in self._engine.failover_log(vbucket)]
+
+    def item_count(self) -> int:
+        """How many documents exist, tombstones not counted."""
+        return self._engine.item_count()
+
+    # ------------------------------------------------------------------ collections
+
+    def create_scope(self, name: str) -> None:
+        """Create a scope."""
+        self._engine.create_scope(name)
+
+    def create_collection(self, scope: str, name: str, *, max_ttl: int = 0) -> int:
+        """Create a collection; its id."""
+        return self._engine.create_collection(scope, name, max_ttl)
+
+    def drop_collection(self, scope: str, name: str) -> None:
+        """Drop a collection with all its documents, which leave no tombstones."""
+        self._engine.drop_collection(scope, name)
+
+    def drop_scope(self, name: str) -> None:
+        """Drop a scope with all its collections."""
+        self._engine.drop_scope(name)
+
+    # ------------------------------------------------------------------ topology
+
+    def move_vbucket(self, vbucket: int, node: int) -> None:
+        """Rebalance one vbucket to `node`: same data, same history, other owner.
+
+        Streams at the old owner end with STATE_CHANGED; requests there get NOT_MY_VBUCKET.
+        """
+        self._engine.move_vbucket(vbucket, node)
+
+    def fail_over(self, vbucket: int, *, lose: int = 0, node: int | None = None) -> int:
+        """Hard failover of one vbucket: the last `lose` seqnos never happened, history forks there.
+
+        Its streams end with STATE_CHANGED. With `node`, that node is the owner from now on.
+
+        Returns
+        -------
+        int
+            The new vbuuid.
+        """
+        return self._engine.fail_over(vbucket, lose, node)
+
+    def roll_back(self, vbucket: int, seqno: int) -> int:
+        """As :meth:`fail_over`, with everything above `seqno` lost."""
+        return self._engine.roll_back(vbucket, seqno)
+
+    def flush_vbucket(self, vbucket: int) -> None:
+        """Lose all data of one vbucket; its failover log starts over."""
+        self._engine.flush_vbucket(vbucket)
+
+    def set_purge_seqno(self, vbucket: int, seqno: int) -> None:
+        """Pretend that tombstones up to `seqno` were purged: older positions roll back to 0."""
+        self._engine.set_purge_seqno(vbucket, seqno)
+
+    # ------------------------------------------------------------------ faults
+
+    def cut(self, node: int = 0, *, after_bytes: int = 0) -> int:
+        """Cut DCP connections of a node.
+
+        Parameters
+        ----------
+        node
+            Number of the node.
+        after_bytes
+            0 cuts all of them now. Otherwise one is cut, once, when the node's DCP connections
+            have sent that many more bytes, be it in the middle of a message.
+
+        Returns
+        -------
+        int
+            How many were cut now.
+        """
+        return self._engine.cut(node, after_bytes)
+
+    @contextmanager
+    def refuse(self, node: int = 0) -> Iterator[None]:
+        """New data connections to a node are closed at once."""
+        self._engine.set_refusing(node, refusing=True)
+        try:
+            yield
+        finally:
+            self._engine.set_refusing(node, refusing=False)
+
+    @contextmanager
+    def stall(self, node: int = 0) -> Iterator[None]:
+        """A node sends nothing; it reads, and its sockets stay open."""
+        self._engine.set_stalled(node, stalled=True)
+        try:
+            yield
+        finally:
+            self._engine.set_stalled(node, stalled=False)
+
+    def dcp_connections(self, node: int = 0) -> int:
+        """How many DCP connections a node has open."""
+        return self._engine.dcp_connections(node)
+
+
+def _key(key: str | bytes) -> bytes:
+    return key.encode() if isinstance(key, str) else key

@@ -1,0 +1,168 @@
+"""What the cluster says about itself: the JSON of REST and of GET_CLUSTER_CONFIG."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from cbframe.local.bucket import Bucket
+
+VERSION = "7.2.9-0000-enterprise"
+"""The release whose behaviour was recorded and is reproduced."""
+HOST = "127.0.0.1"
+_CAPABILITIES = ["collections", "dcp", "cbhello", "touch", "cccp", "nodesExt", "xattr"]
+
+
+class ClusterConfig:
+    """Builds every answer from the bucket and the nodes' ports; callers hold the bucket's lock."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+        self.kv_ports: list[int] = []
+        self.rest_ports: list[int] = []
+
+    def _nodes_ext(self, this: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "services": {"mgmt": rest, "kv": kv},
+                "hostname": HOST,
+                "nodeUUID": f"{i + 1:032x}",
+                **({"thisNode": True} if i == this else {}),
+            }
+            for i, (rest, kv) in enumerate(zip(self.rest_ports, self.kv_ports, strict=True))
+        ]
+
+    def _nodes(self, this: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "hostname": f"{HOST}:{rest}",
+                "ports": {"direct": kv},
+                "nodeUUID": f"{i + 1:032x}",
+                "otpNode": f"n_{i}@{HOST}",
+                "services": ["kv"],
+                "status": "healthy",
+                "clusterMembership": "active",
+                "version": VERSION,
+                "clusterCompatibility": 0x70002,
+                **({"thisNode": True} if i == this else {}),
+            }
+            for i, (rest, kv) in enumerate(zip(self.rest_ports, self.kv_ports, strict=True))
+        ]
+
+    def _map(self) -> dict[str, Any]:
+        return {
+            "hashAlgorithm": "CRC",
+            "numReplicas": len(self.bucket.map[0]) - 1,
+            "serverList": [f"{HOST}:{port}" for port in self.kv_ports],
+            "vBucketMap": self.bucket.map,
+        }
+
+    def _common(self) -> dict[str, Any]:
+        bucket, path = self.bucket, quote(self.bucket.name, safe="")
+        return {
+            "name": bucket.name,
+            "uuid": bucket.uuid,
+            "nodeLocator": "vbucket",
+            "uri": f"/pools/default/buckets/{path}?bucket_uuid={bucket.uuid}",
+            "streamingUri": f"/pools/default/bucketsStreaming/{path}?bucket_uuid={bucket.uuid}",
+            "bucketCapabilitiesVer": "",
+            "bucketCapabilities": _CAPABILITIES,
+            "collectionsManifestUid": f"{bucket.manifest.uid:x}",
+            "vBucketServerMap": self._map(),
+        }
+
+    def cluster(self, this: int) -> dict[str, Any]:
+        """The configuration without a bucket, and ``nodeServices``."""
+        return {
+            "rev": self.bucket.rev,
+            "revEpoch": 1,
+            "nodesExt": self._nodes_ext(this),
+            "clusterCapabilitiesVer": [1, 0],
+            "clusterCapabilities": {},
+        }
+
+    def terse(self, this: int) -> dict[str, Any]:
+        """The bucket configuration that data nodes hand out."""
+        nodes = [
+            {"hostname": f"{HOST}:{rest}", "ports": {"direct": kv}}
+            for rest, kv in zip(self.rest_ports, self.kv_ports, strict=True)
+        ]
+        return {**self.cluster(this), **self._common(), "nodes": nodes}
+
+    def verbose(self, this: int) -> dict[str, Any]:
+        """The bucket as ``/pools/default/buckets`` shows it."""
+        return {
+            **self._common(),
+            "bucketType": "membase",
+            "numVBuckets": len(self.bucket.vbuckets),
+            "replicaNumber": len(self.bucket.map[0]) - 1,
+            "storageBackend": "couchstore",
+            "nodes": self._nodes(this),
+            "basicStats": {"itemCount": sum(vb.documents for vb in self.bucket.vbuckets)},
+        }
+
+    def pools(self) -> dict[str, Any]:
+        uuid = self.bucket.cluster_uuid
+        return {
+            "pools": [
+                {
+                    "name": "default",
+                    "uri": f"/pools/default?uuid={uuid}",
+                    "streamingUri": f"/poolsStreaming/default?uuid={uuid}",
+                }
+            ],
+            "uuid": uuid,
+            "implementationVersion": VERSION,
+            "isAdminCreds": True,
+            "isEnterprise": True,
+        }
+
+    def pool(self, this: int) -> dict[str, Any]:
+        uuid = self.bucket.cluster_uuid
+        return {
+            "name": "default",
+            "nodes": self._nodes(this),
+            "buckets": {
+                "uri": f"/pools/default/buckets?v=1&uuid={uuid}",
+                "terseBucketsBase": "/pools/default/b/",
+                "terseStreamingBucketsBase": "/pools/default/bs/",
+            },
+            "bucketNames": [{"bucketName": self.bucket.name, "uuid": self.bucket.uuid}],
+            "nodeServicesUri": "/pools/default/nodeServices",
+            "rebalanceStatus": "none",
+            "balanced": True,
+            "clusterName": "cbframe local",
+        }
+
+
+ERROR_MAP: dict[str, Any] = {
+    "version": 2,
+    "revision": 1,
+    "errors": {
+        code: {"name": name, "desc": desc, "attrs": attrs}
+        for code, name, desc, attrs in (
+            ("1", "KEY_ENOENT", "Not Found", ["item-only"]),
+            ("2", "KEY_EEXISTS", "key already exists, or CAS mismatch", ["item-only"]),
+            ("3", "E2BIG", "Value too large", ["item-only", "invalid-input"]),
+            ("4", "EINVAL", "Invalid packet", ["internal", "invalid-input"]),
+            (
+                "7",
+                "NOT_MY_VBUCKET",
+                "Server does not know about this vBucket",
+                ["fetch-config", "invalid-input"],
+            ),
+            ("8", "NO_BUCKET", "Not connected to any bucket", ["conn-state-invalidated"]),
+            ("20", "AUTH_ERROR", "Authentication failed", ["conn-state-invalidated", "auth"]),
+            ("22", "ERANGE", "Range error", ["invalid-input"]),
+            ("23", "ROLLBACK", "Roll back to the seqno in the value", ["dcp", "special-handling"]),
+            ("24", "EACCESS", "Not authorized for command", ["support", "auth"]),
+            ("80", "UNKNOWN_FRAME_INFO", "Unknown frame info", ["invalid-input"]),
+            ("81", "UNKNOWN_COMMAND", "Unknown command", ["support"]),
+            ("83", "NOT_SUPPORTED", "Operation not supported", ["support"]),
+            ("86", "ETMPFAIL", "Temporary failure", ["temp", "retry-now"]),
+            ("88", "UNKNOWN_COLLECTION", "Operation on an unknown collection", ["item-only", "support"]),
+            ("8c", "UNKNOWN_SCOPE", "Operation on an unknown scope", ["item-only", "support"]),
+        )
+    },
+}
+"""The statuses that the embedded server sends, for GET_ERROR_MAP."""

@@ -1,0 +1,351 @@
+"""The producer: a connection after DCP_OPEN, its options, its streams, its flow control."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from cbframe.local import admission
+from cbframe.local.admission import Filter, Refusal
+from cbframe.local.bucket import Bucket
+from cbframe.local.encode import Encoded, Variant
+from cbframe.local.stream import Stream
+from cbframe.wire.constants import Feature, OpenFlag, Status, StreamEndReason, StreamFlag
+from cbframe.wire.failover import encode_failover_log
+from cbframe.wire.frame import Frame
+from cbframe.wire.messages import DcpNoop
+from cbframe.wire.requests import BufferAck, DcpControl, DcpOpen, StreamRequest
+
+_BATCH = 1024 * 1024
+"""Bytes handed to the socket in one go."""
+_SLICE = 128 * 1024
+"""Bytes of one vbucket before the next one has its turn."""
+_FIRST_NOOP_OPAQUE = 10_000_001
+_DEFAULT_NOOP_INTERVAL = 20.0
+_SHORTEST_NOOP_INTERVAL = 0.01
+_VALID_FLAGS = (
+    OpenFlag.PRODUCER
+    | OpenFlag.INCLUDE_XATTRS
+    | OpenFlag.NO_VALUE
+    | OpenFlag.INCLUDE_DELETE_TIMES
+    | OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
+    | OpenFlag.INCLUDE_DELETED_USER_XATTRS
+)
+_BOOLEANS = {"true": True, "false": False}
+
+
+class Connection(Protocol):
+    """What the producer needs of the connection under it."""
+
+    out: deque[bytes | memoryview]
+    deadline: float | None
+    features: frozenset[int]
+
+    def respond(
+        self, frame: Frame, status: Status = ..., *, value: bytes = ..., context: str = ...
+    ) -> None: ...
+    def not_my_vbucket(self, frame: Frame) -> None: ...
+    def unknown_collection(self, frame: Frame, status: Status) -> None: ...
+    def holds(self, vbucket: int, *, active: bool) -> bool: ...
+    def watch(self, vbucket: int, change: int) -> None: ...
+    def now(self) -> float: ...
+
+
+def open_error(message: DcpOpen, name: bytes) -> str | None:
+    """Why a DCP_OPEN is refused as invalid; None if it is not."""
+    flags = message.flags
+    if flags & ~_VALID_FLAGS:
+        return "Request contains invalid flags"
+    if flags & OpenFlag.NO_VALUE and flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE:
+        return "Request contains invalid flags combination (NO_VALUE && NO_VALUE_WITH_UNDERLYING_DATATYPE)"
+    if flags & OpenFlag.INCLUDE_DELETED_USER_XATTRS and not flags & OpenFlag.INCLUDE_XATTRS:
+        return "Request contains invalid flags combination - IncludeDeletedUserXattrs but not IncludeXattrs"
+    return None if name else "Request must include key"
+
+
+class Producer:
+    """Streams of one connection, round robin, within the client's window.
+
+    Parameters
+    ----------
+    connection
+        Sends, answers and keeps time.
+    bucket
+        The data.
+    message
+        The DCP_OPEN that began it.
+    noop_interval
+        Seconds between NOOPs whatever the client asks for; None to do as asked.
+    """
+
+    def __init__(
+        self, connection: Connection, bucket: Bucket, message: DcpOpen, noop_interval: float | None
+    ) -> None:
+        self._conn = connection
+        self._bucket = bucket
+        self.name = message.name
+        self._flags = message.flags
+        self.streams: dict[int, Stream] = {}
+        self.outstanding = 0
+        self.buffer_size = 0
+        self._ready: deque[Stream] = deque()
+        self._spent: list[Encoded] = []
+        self._noop = False
+        self._forced_interval = noop_interval
+        self._interval = noop_interval or _DEFAULT_NOOP_INTERVAL
+        self._noop_opaque = _FIRST_NOOP_OPAQUE
+        self._noop_unanswered = False
+        self._expirations = self._end_on_close = self._sync_writes = False
+        self._controls: dict[str, Callable[[str], Status]] = {
+            "connection_buffer_size": self._set_buffer_size,
+            "enable_noop": self._set_noop,
+            "set_noop_interval": self._set_interval,
+            "enable_expiry_opcode": self._set_expirations,
+            "send_stream_end_on_client_close_stream": self._set_end_on_close,
+            "enable_sync_writes": self._set_sync_writes,
+            "set_priority": _one_of("high", "medium", "low"),
+            "backfill_order": _one_of("round-robin", "sequential"),
+            "enable_out_of_order_snapshots": _one_of("true", "true_with_seqno_advanced"),
+            "supports_cursor_dropping": _one_of("true", "false"),
+            "supports_cursor_dropping_vulcan": _one_of("true", "false"),
+            "supports_hifi_MFU": _one_of("true", "false"),
+            "v7_dcp_status_codes": _one_of("true", "false"),
+            "include_deleted_user_xattrs": self._ask_deleted_user_xattrs,
+            "consumer_name": lambda _: Status.SUCCESS,
+            "stream_buffer_size": lambda _: Status.NOT_SUPPORTED,
+            "enable_stream_id": lambda _: Status.NOT_SUPPORTED,
+            "change_streams": lambda _: Status.NOT_SUPPORTED,
+        }
+
+    # ------------------------------------------------------------------ options
+
+    def control(self, message: DcpControl) -> Status:
+        """Set an option."""
+        setter = self._controls.get(message.key)
+        if setter is None or not message.value:
+            return Status.EINVAL
+        return setter(message.value)
+
+    def _set_buffer_size(self, value: str) -> Status:
+        if not value.isdecimal() or int(value) > 0xFFFF_FFFF:
+            return Status.EINVAL
+        self.buffer_size = int(value)
+        return Status.SUCCESS
+
+    def _set_noop(self, value: str) -> Status:
+        if value not in _BOOLEANS:
+            return Status.EINVAL
+        self._noop = _BOOLEANS[value]
+        self._schedule_noop()
+        return Status.SUCCESS
+
+    def _set_interval(self, value: str) -> Status:
+        try:
+            interval = float(value)
+        except ValueError:
+            return Status.EINVAL
+        if not 0 <= interval <= 10_800:
+            return Status.EINVAL
+        if self._forced_interval is None:
+            self._interval = interval
+        self._schedule_noop()
+        return Status.SUCCESS
+
+    def _set_expirations(self, value: str) -> Status:
+        self._expirations = value == "true"
+        return Status.SUCCESS if value in _BOOLEANS else Status.EINVAL
+
+    def _set_end_on_close(self, value: str) -> Status:
+        self._end_on_close = self._end_on_close or value == "true"
+        return Status.SUCCESS if value in _BOOLEANS else Status.EINVAL
+
+    def _set_sync_writes(self, value: str) -> Status:
+        self._sync_writes = value == "true"
+        return Status.SUCCESS if value in _BOOLEANS else Status.EINVAL
+
+    def _ask_deleted_user_xattrs(self, value: str) -> Status:
+        granted = bool(self._flags & OpenFlag.INCLUDE_DELETED_USER_XATTRS)
+        return Status.SUCCESS if granted == (value == "true") else Status.EINVAL
+
+    # ------------------------------------------------------------------ streams
+
+    def stream_request(self, frame: Frame, message: StreamRequest) -> None:
+        """Answer a STREAM_REQ and, if it is granted, begin the stream."""
+        conn = self._conn
+        collections = Feature.COLLECTIONS in conn.features
+        if message.flags & ~admission.KNOWN_FLAGS:
+            conn.respond(frame, Status.EINVAL, context="Request contains invalid flags")
+            return
+        if message.value and not collections:
+            conn.respond(frame, Status.EINVAL, context="Request must not include value")
+            return
+        if not conn.holds(message.vbucket, active=bool(message.flags & StreamFlag.ACTIVE_ONLY)):
+            conn.not_my_vbucket(frame)
+            return
+        with self._bucket.lock:
+            self._admit(frame, message, collections)
+
+    def _admit(self, frame: Frame, message: StreamRequest, collections: bool) -> None:
+        conn, vbucket = self._conn, self._bucket.vbuckets[message.vbucket]
+        high = vbucket.high_seqno if collections else vbucket.default_high
+        start, vbuuid, snap_start = message.start, message.vbuuid, message.snap_start
+        if message.flags & StreamFlag.FROM_LATEST:
+            start = snap_start = high
+            vbuuid = vbuuid or vbucket.vbuuid
+            message = StreamRequest(
+                message.vbucket, high, message.end, vbuuid, high, high, message.flags, message.value
+            )
+        if not self._noop and (collections or self._flags & OpenFlag.INCLUDE_XATTRS):
+            conn.respond(frame, Status.NOT_SUPPORTED)
+            return
+        refusal = admission.check_range(message)
+        if refusal is not None:
+            conn.respond(frame, refusal.status)
+            return
+        wanted = admission.parse_filter(message.value, self._bucket.manifest)
+        if isinstance(wanted, Refusal):
+            if wanted.status in {Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE}:
+                conn.unknown_collection(frame, wanted.status)
+            else:
+                conn.respond(frame, wanted.status)
+            return
+        if message.vbucket in self.streams:
+            conn.respond(frame, Status.KEY_EEXISTS)
+            return
+        point = admission.rollback_point(message, vbucket.failover, vbucket.high_seqno, vbucket.purge_seqno)
+        if point is not None:
+            conn.respond(frame, Status.ROLLBACK, value=point.to_bytes(8, "big"))
+            return
+        end = admission.effective_end(message, high)
+        if start > vbucket.high_seqno or (start > end and start > high):
+            conn.respond(frame, Status.ERANGE)
+            return
+        conn.respond(frame, value=encode_failover_log(vbucket.failover))
+        stream = Stream(
+            message.vbucket,
+            frame.opaque,
+            end,
+            start,
+            snap_start,
+            wanted,
+            self._variant(collections, wanted),
+            self._sync_writes,
+        )
+        if start >= high:
+            stream.begin_live()
+        self.streams[message.vbucket] = stream
+        conn.watch(message.vbucket, 1)
+        self.wake(message.vbucket)
+
+    def _variant(self, collections: bool, wanted: Filter) -> Variant:
+        flags = self._flags
+        return Variant(
+            collections=collections,
+            xattrs=bool(flags & OpenFlag.INCLUDE_XATTRS),
+            no_value=bool(flags & OpenFlag.NO_VALUE),
+            underlying_datatype=bool(flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE),
+            delete_times=bool(flags & OpenFlag.INCLUDE_DELETE_TIMES),
+            expirations=self._expirations,
+            filter_ids=wanted.ids,
+        )
+
+    def close_stream(self, frame: Frame) -> None:
+        """Answer a CLOSE_STREAM; no STREAM_END unless that was asked for."""
+        stream = self._drop(frame.vbucket)
+        if stream is None:
+            self._conn.respond(frame, Status.KEY_ENOENT)
+            return
+        self._conn.respond(frame)
+        if self._end_on_close:
+            self._count(stream.end_frame(StreamEndReason.CLOSED))
+
+    def end_stream(self, vbucket: int, reason: StreamEndReason) -> None:
+        """End a stream from the server's side, whatever it has sent so far."""
+        stream = self._drop(vbucket)
+        if stream is not None:
+            self._count(stream.end_frame(reason))
+
+    def close(self) -> None:
+        """The connection is gone."""
+        for vbucket in list(self.streams):
+            self._drop(vbucket)
+        self._release()
+
+    def _drop(self, vbucket: int) -> Stream | None:
+        stream = self.streams.pop(vbucket, None)
+        if stream is not None:
+            stream.abandon(self._spent)
+            self._conn.watch(vbucket, -1)
+        return stream
+
+    # ------------------------------------------------------------------ sending
+
+    def wake(self, vbucket: int) -> None:
+        """The vbucket may have something new for its stream."""
+        stream = self.streams.get(vbucket)
+        if stream is not None and not stream.queued:
+            stream.queued = True
+            self._ready.append(stream)
+
+    def acknowledge(self, message: BufferAck) -> None:
+        """The client has consumed bytes; more than there were is no error."""
+        self.outstanding = max(0, self.outstanding - message.nbytes)
+
+    def fill(self) -> None:
+        """Queue the next batch; everything queued before has been sent."""
+        self._release()
+        budget = _BATCH
+        ready, out, bucket = self._ready, self._conn.out, self._bucket
+        while ready and budget > 0:
+            room = min(_SLICE, budget)
+            if self.buffer_size:
+                # Sends while less than the window is outstanding: at most one message beyond it.
+                window = self.buffer_size - self.outstanding
+                if window <= 0:
+                    return
+                room = min(room, window)
+            stream = ready[0]
+            data = stream.next(bucket, room, self._spent)
+            if data is None:
+                ready.popleft()
+                stream.queued = False
+                if stream.finished and self.streams.get(stream.vbucket) is stream:
+                    del self.streams[stream.vbucket]
+                    self._conn.watch(stream.vbucket, -1)
+                continue
+            out.append(data)
+            self.outstanding += len(data) if self.buffer_size else 0
+            budget -= len(data)
+            if len(data) * 2 > _SLICE:
+                ready.rotate(-1)
+
+    def _count(self, data: bytes) -> None:
+        self._conn.out.append(data)
+        self.outstanding += len(data) if self.buffer_size else 0
+
+    def _release(self) -> None:
+        for chunk in self._spent:
+            chunk.busy = False
+        self._spent.clear()
+
+    # ------------------------------------------------------------------ keep-alive
+
+    def on_timer(self, now: float) -> None:
+        """Send a NOOP, unless one is still unanswered."""
+        if not self._noop_unanswered:
+            self._conn.out.append(DcpNoop(self._noop_opaque).frame().encode())
+            self._noop_opaque += 1
+            self._noop_unanswered = True
+        self._conn.deadline = now + max(self._interval, _SHORTEST_NOOP_INTERVAL)
+
+    def noop_answered(self) -> None:
+        self._noop_unanswered = False
+
+    def _schedule_noop(self) -> None:
+        interval = max(self._interval, _SHORTEST_NOOP_INTERVAL)
+        self._conn.deadline = self._conn.now() + interval if self._noop else None
+
+
+def _one_of(*values: str) -> Callable[[str], Status]:
+    return lambda value: Status.SUCCESS if value in values else Status.EINVAL

@@ -1,0 +1,182 @@
+"""From stored frames to what one kind of connection gets, whole backfills at a time.
+
+The expensive part (joining, dropping prefixes, stripping attributes) happens once per vbucket,
+state and kind of connection. A stream then only stamps its opaque into the ready bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from cbframe.local import items
+from cbframe.wire import leb128
+from cbframe.wire.constants import Datatype, SystemEventId
+from cbframe.wire.xattrs import body_offset
+
+_U16 = struct.Struct(">H")
+_U32 = struct.Struct(">I")
+_SCOPE_EVENTS = (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE)
+_DELETION_V1_TAIL = b"\0\0"
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Offsets: TypeAlias = npt.NDArray[np.int64]
+
+
+class Variant(NamedTuple):
+    """What decides how a change looks on a connection, and whether it is sent at all."""
+
+    collections: bool = True
+    xattrs: bool = False
+    no_value: bool = False
+    underlying_datatype: bool = False
+    delete_times: bool = False
+    expirations: bool = False
+    filter_ids: frozenset[int] | None = None
+    """Only these collections; None for all."""
+    filter_scope: int | None = None
+    """The scope that `filter_ids` was made from; its own events pass too."""
+
+
+class Encoded:
+    """Frames of one vbucket for one variant, back to back, with one opaque in all of them."""
+
+    __slots__ = ("_data", "_opaque", "busy", "generation", "seqnos", "starts")
+
+    def __init__(self, data: Bytes, starts: Offsets, seqnos: Offsets, generation: int) -> None:
+        self._data = data
+        self.starts = starts
+        self.seqnos = seqnos
+        self.generation = generation
+        """State of the vbucket that the frames are from."""
+        self.busy = False
+        """A stream sends from these bytes: nobody else may stamp them."""
+        self._opaque = 0
+
+    @classmethod
+    def join(cls, frames: list[bytes], generation: int) -> Encoded:
+        data = np.frombuffer(bytearray(b"".join(frames)), np.uint8)
+        starts = np.zeros(len(frames) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, frames), np.int64, len(frames)), out=starts[1:])
+        # Every stored frame has its seqno in the first 8 bytes of the extras.
+        columns = starts[:-1, None] + np.arange(24, 32)
+        seqnos = data[columns].view(">u8").ravel().astype(np.int64)
+        return cls(data, starts, seqnos, generation)
+
+    def __len__(self) -> int:
+        return len(self.seqnos)
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._data)
+
+    def view(self) -> memoryview:
+        """The bytes, with the opaque stamped last."""
+        return self._data.data
+
+    def stamp(self, opaque: int) -> None:
+        """Write `opaque` into every frame; only while nobody sends from the bytes."""
+        if opaque == self._opaque:
+            return
+        first = self.starts[:-1] + 12
+        for position, byte in enumerate(_U32.pack(opaque)):
+            self._data[first + position] = byte
+        self._opaque = opaque
+
+    def copy(self) -> Encoded:
+        """An independent copy, for a second stream at the same time."""
+        other = Encoded(self._data.copy(), self.starts, self.seqnos, self.generation)
+        other._opaque = self._opaque
+        return other
+
+
+def encode(frames: Iterable[bytes], variant: Variant, generation: int) -> Encoded:
+    """What a connection of this kind gets of `frames`."""
+    adapt = adapter(variant)
+    plain = variant.collections and not (variant.no_value or variant.underlying_datatype)
+    if plain and variant.filter_ids is None:
+        # The common case costs two comparisons a frame: a mutation without attributes is ready.
+        out = [
+            frame if frame[1] == items.MUTATION and frame[5] < Datatype.XATTR else adapt(frame)
+            for frame in frames
+        ]
+    else:
+        out = [adapt(frame) for frame in frames]
+    return Encoded.join([frame for frame in out if frame is not None], generation)
+
+
+def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
+    """The function that turns a stored frame into the variant's, or into None if it is not sent."""
+
+    def adapt(frame: bytes) -> bytes | None:
+        if frame[1] == items.EVENT:
+            return frame if _event_passes(frame, variant) else None
+        extras_end = 24 + frame[4]
+        key_end = extras_end + int(_U16.unpack_from(frame, 2)[0])
+        cid = items.collection_of(frame[extras_end:key_end])
+        if not variant.collections:
+            if cid:
+                return None
+            key = frame[extras_end + 1 : key_end]
+        elif variant.filter_ids is not None and cid not in variant.filter_ids:
+            return None
+        else:
+            key = frame[extras_end:key_end]
+        value, datatype = _value(frame, key_end, variant)
+        opcode, extras = frame[1], frame[24:extras_end]
+        if opcode == items.EXPIRATION and not (variant.expirations and variant.delete_times):
+            opcode, extras = items.DELETION, extras + b"\0"
+        if opcode == items.DELETION and not variant.delete_times:
+            extras = extras[:16] + _DELETION_V1_TAIL
+        return b"".join(
+            (
+                bytes((0x80, opcode)),
+                _U16.pack(len(key)),
+                bytes((len(extras), datatype)),
+                frame[6:8],
+                _U32.pack(len(extras) + len(key) + len(value)),
+                frame[12:24],
+                extras,
+                key,
+                value,
+            )
+        )
+
+    return adapt
+
+
+def _event_passes(frame: bytes, variant: Variant) -> bool:
+    if not variant.collections:
+        return False
+    if variant.filter_ids is None:
+        return True
+    event, scope, cid = items.event_of(frame)
+    if variant.filter_scope is not None:
+        return scope == variant.filter_scope
+    return event not in _SCOPE_EVENTS and cid in variant.filter_ids
+
+
+def _value(frame: bytes, start: int, variant: Variant) -> tuple[bytes, int]:
+    """Value and datatype: attributes and body each as the connection asked."""
+    value, datatype = frame[start:], frame[5]
+    section = b""
+    if datatype & Datatype.XATTR:
+        split = body_offset(value)
+        section, value = value[:split], value[split:]
+        if not variant.xattrs:
+            section = b""
+    if variant.no_value or variant.underlying_datatype:
+        value = b""
+    if variant.underlying_datatype:
+        return section, datatype
+    sent = datatype & ~Datatype.XATTR if value else 0
+    return section + value, sent | (Datatype.XATTR if section else 0)
+
+
+def prefixed(cid: int, key: bytes) -> bytes:
+    """The stored key: collection id, then the document's key."""
+    return leb128.encode(cid) + key

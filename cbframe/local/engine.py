@@ -1,0 +1,243 @@
+"""The cluster itself, in this process: nodes, bucket, and what can happen to them.
+
+Arguments and results are plain values (numbers, text, bytes, lists, dicts), so that the same
+methods can be called through a pipe when the cluster runs in its own process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from cbframe.errors import ConfigurationError
+from cbframe.local.auth import Credentials
+from cbframe.local.bucket import Bucket, Value
+from cbframe.local.config import ClusterConfig
+from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
+from cbframe.local.node import Node
+from cbframe.local.sample import load_sample
+from cbframe.wire.constants import Datatype
+from cbframe.wire.xattrs import body_offset
+
+
+class Engine:
+    """Nodes and bucket of one embedded cluster; see :class:`cbframe.local.LocalCluster`."""
+
+    def __init__(
+        self,
+        *,
+        nodes: int,
+        vbuckets: int,
+        bucket: str,
+        username: str,
+        password: str,
+        replicas: int,
+        noop_interval: float | None,
+        seed: int | None,
+    ) -> None:
+        self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed)
+        config = ClusterConfig(self.bucket)
+        credentials = Credentials(username, password)
+        self.nodes: list[Node] = []
+        try:
+            for index in range(nodes):
+                node = Node(index, self.bucket, config, credentials, noop_interval)
+                self.nodes.append(node)
+                config.kv_ports.append(node.kv_port)
+                config.rest_ports.append(node.rest_port)
+                self.bucket.on_write.append(node.on_write)
+            for node in self.nodes:
+                node.start()
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.stop()
+
+    def addresses(self) -> dict[str, list[int]]:
+        return {"kv": [n.kv_port for n in self.nodes], "rest": [n.rest_port for n in self.nodes]}
+
+    # ------------------------------------------------------------------ documents
+
+    def upsert(
+        self,
+        key: bytes,
+        value: Value,
+        *,
+        expiry: int = 0,
+        flags: int | None = None,
+        datatype: int | None = None,
+        xattrs: Mapping[str, Any] | None = None,
+        collection: str | int = 0,
+    ) -> int:
+        return self.bucket.upsert(
+            key,
+            value,
+            cid=self._cid(collection),
+            expiry=expiry,
+            flags=flags,
+            datatype=datatype,
+            xattrs=xattrs,
+        )
+
+    def delete(self, key: bytes, *, expired: bool = False, collection: str | int = 0) -> int | None:
+        return self.bucket.delete(key, cid=self._cid(collection), expired=expired)
+
+    def expire_due(self) -> int:
+        return self.bucket.expire_due()
+
+    def get(self, key: bytes, *, collection: str | int = 0) -> bytes | None:
+        document = self.bucket.get(key, cid=self._cid(collection))
+        if document is None:
+            return None
+        start = body_offset(document.value) if document.datatype & Datatype.XATTR else 0
+        return document.value[start:]
+
+    def bulk_load(
+        self,
+        pairs: Iterable[tuple[bytes, bytes]],
+        *,
+        collection: str | int = 0,
+        flags: int | None = None,
+        datatype: int | None = None,
+    ) -> int:
+        cid = self._cid(collection)
+        return self.bucket.bulk_load(pairs, cid=cid, flags=flags, datatype=datatype)
+
+    def load_sample(self, documents: int, seed: int) -> int:
+        return load_sample(self.bucket, documents, seed)
+
+    def high_seqnos(self) -> list[tuple[int, int]]:
+        with self.bucket.lock:
+            return [(vb.id, vb.high_seqno) for vb in self.bucket.vbuckets]
+
+    def failover_log(self, vbucket: int) -> list[tuple[int, int]]:
+        with self.bucket.lock:
+            return [(entry.vbuuid, entry.seqno) for entry in self._vbucket(vbucket).failover]
+
+    def item_count(self) -> int:
+        with self.bucket.lock:
+            return sum(vb.documents for vb in self.bucket.vbuckets)
+
+    def _cid(self, collection: str | int) -> int:
+        if collection == 0:
+            return 0
+        with self.bucket.lock:
+            try:
+                return self.bucket.manifest.resolve(collection)
+            except (UnknownCollectionError, UnknownScopeError) as exc:
+                raise ConfigurationError(f"no collection {collection}: create it first") from exc
+
+    def _vbucket(self, vbucket: int) -> Any:
+        if not 0 <= vbucket < len(self.bucket.vbuckets):
+            raise ConfigurationError(f"no vbucket {vbucket}, only 0 to {len(self.bucket.vbuckets) - 1}")
+        return self.bucket.vbuckets[vbucket]
+
+    # ------------------------------------------------------------------ collections
+
+    def create_scope(self, name: str) -> None:
+        with self.bucket.lock:
+            self.bucket.record([self.bucket.manifest.create_scope(name)])
+        self._push()
+
+    def create_collection(self, scope: str, name: str, max_ttl: int = 0) -> int:
+        with self.bucket.lock:
+            cid, event = self._known(lambda m: m.create_collection(scope, name, max_ttl))
+            self.bucket.record([event])
+        self._push()
+        return int(cid)
+
+    def drop_collection(self, scope: str, name: str) -> None:
+        with self.bucket.lock:
+            self.bucket.record([self._known(lambda m: m.drop_collection(scope, name))])
+        self._push()
+
+    def drop_scope(self, name: str) -> None:
+        with self.bucket.lock:
+            self.bucket.record(self._known(lambda m: m.drop_scope(name)))
+        self._push()
+
+    def _known(self, change: Any) -> Any:
+        try:
+            return change(self.bucket.manifest)
+        except (UnknownCollectionError, UnknownScopeError) as exc:
+            raise ConfigurationError(f"no scope or collection {exc.args[0]}") from exc
+
+    # ------------------------------------------------------------------ topology
+
+    def move_vbucket(self, vbucket: int, node: int) -> None:
+        self._vbucket(vbucket)
+        self._node(node)
+        with self.bucket.lock:
+            row = self.bucket.map[vbucket]
+            old = row[0]
+            # The new owner may have been a replica: then the two change places.
+            self.bucket.map[vbucket] = [node, *(old if copy == node else copy for copy in row[1:])]
+            self.bucket.rev += 1
+        for member in self.nodes:
+            member.loop.call(partial(member.end_streams, vbucket, only_if_lost=True))
+        self._push()
+
+    def roll_back(self, vbucket: int, seqno: int, node: int | None = None) -> int:
+        with self.bucket.lock:
+            try:
+                self._vbucket(vbucket).truncate(seqno)
+            except ValueError as exc:
+                raise ConfigurationError(str(exc)) from exc
+            if node is not None:
+                self._node(node)
+                self.bucket.map[vbucket][0] = node
+            self.bucket.rev += 1
+            vbuuid = self.bucket.vbuckets[vbucket].vbuuid
+        self._end_streams(vbucket)
+        return vbuuid
+
+    def fail_over(self, vbucket: int, lose: int, node: int | None = None) -> int:
+        with self.bucket.lock:
+            high = self._vbucket(vbucket).high_seqno
+            return self.roll_back(vbucket, high - lose, node)
+
+    def flush_vbucket(self, vbucket: int) -> None:
+        with self.bucket.lock:
+            self._vbucket(vbucket).flush()
+            self.bucket.rev += 1
+        self._end_streams(vbucket)
+
+    def set_purge_seqno(self, vbucket: int, seqno: int) -> None:
+        with self.bucket.lock:
+            self._vbucket(vbucket).purge_seqno = seqno
+
+    def _end_streams(self, vbucket: int) -> None:
+        for member in self.nodes:
+            member.loop.call(partial(member.end_streams, vbucket, only_if_lost=False))
+        self._push()
+
+    def _push(self) -> None:
+        for member in self.nodes:
+            member.loop.call(member.push_config)
+
+    # ------------------------------------------------------------------ faults
+
+    def _node(self, node: int) -> Node:
+        if not 0 <= node < len(self.nodes):
+            raise ConfigurationError(f"no node {node}, only 0 to {len(self.nodes) - 1}")
+        return self.nodes[node]
+
+    def cut(self, node: int, after_bytes: int) -> int:
+        member = self._node(node)
+        return member.loop.call(lambda: member.cut(after_bytes))
+
+    def set_refusing(self, node: int, refusing: bool) -> None:
+        member = self._node(node)
+        member.loop.call(lambda: member.set_refusing(refusing))
+
+    def set_stalled(self, node: int, stalled: bool) -> None:
+        loop = self._node(node).loop
+        loop.call(lambda: loop.set_stalled(stalled))
+
+    def dcp_connections(self, node: int) -> int:
+        member = self._node(node)
+        return member.loop.call(member.dcp_connections)

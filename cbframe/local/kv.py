@@ -1,0 +1,455 @@
+"""One KV connection: from HELLO to the operation, one request after the other."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cbframe.errors import ProtocolError
+from cbframe.local.auth import MECHANISMS, Answer, SaslServer
+from cbframe.local.config import ERROR_MAP, VERSION
+from cbframe.local.dcp import Producer, open_error
+from cbframe.local.documents import mutation_token
+from cbframe.local.loop import Channel
+from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
+from cbframe.local.stats import stats
+from cbframe.wire import leb128
+from cbframe.wire.constants import (
+    Datatype,
+    Feature,
+    Magic,
+    Opcode,
+    Status,
+    VBucketStateCode,
+)
+from cbframe.wire.failover import encode_failover_log
+from cbframe.wire.frame import Frame, response
+from cbframe.wire.messages import encode_vbucket_seqnos
+from cbframe.wire.requests import (
+    BufferAck,
+    DcpControl,
+    DcpOpen,
+    GetAllVBucketSeqnos,
+    Hello,
+    SaslAuth,
+    SelectBucket,
+    StreamRequest,
+    parse_request,
+)
+
+if TYPE_CHECKING:
+    from cbframe.local.node import Node
+
+_GRANTED = frozenset(
+    {
+        Feature.TCP_NODELAY,
+        Feature.MUTATION_SEQNO,
+        Feature.XATTR,
+        Feature.XERROR,
+        Feature.SELECT_BUCKET,
+        Feature.JSON,
+        Feature.ALT_REQUEST,
+        Feature.COLLECTIONS,
+    }
+)
+_NEEDS = {
+    Feature.CLUSTERMAP_CHANGE_NOTIFICATION: (
+        Feature.DUPLEX,
+        "Clustermap change notification needs Duplex",
+    ),
+    Feature.VATTR: (Feature.XATTR, "VAttr needs XATTR"),
+    Feature.SUBDOC_DOC_MACRO: (Feature.XATTR, "SubdocDocumentMacroSupport needs XATTR"),
+}
+_MAX_BODY = 30 * 1024 * 1024
+_BEFORE_AUTH = frozenset(
+    {
+        Opcode.HELLO,
+        Opcode.SASL_LIST_MECHS,
+        Opcode.SASL_AUTH,
+        Opcode.SASL_STEP,
+        Opcode.GET_ERROR_MAP,
+    }
+)
+_WITHOUT_BUCKET = _BEFORE_AUTH | {
+    Opcode.SELECT_BUCKET,
+    Opcode.GET_CLUSTER_CONFIG,
+    Opcode.NOOP,
+    Opcode.QUIT,
+    Opcode.VERSION,
+}
+_ONLY_DCP = "The command can only be sent on a DCP connection"
+_UNKNOWN_FRAME_INFO = 0x80
+
+
+class KvConnection(Channel):
+    """State machine of one connection to a node's data port."""
+
+    def __init__(self, node: Node, sock: socket.socket) -> None:
+        super().__init__(node.loop, sock)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.node = node
+        self.bucket = node.bucket
+        self.features: frozenset[int] = frozenset()
+        self.authenticated = False
+        self.selected = False
+        self.producer: Producer | None = None
+        self._sasl = SaslServer(node.credentials)
+        self._buffer = bytearray()
+        self._handlers: dict[int, Callable[[Frame], None]] = {
+            Opcode.HELLO: self._hello,
+            Opcode.SASL_LIST_MECHS: lambda f: self.respond(f, value=MECHANISMS.encode()),
+            Opcode.SASL_AUTH: self._sasl_message,
+            Opcode.SASL_STEP: self._sasl_message,
+            Opcode.GET_ERROR_MAP: lambda f: self._json(f, ERROR_MAP),
+            Opcode.SELECT_BUCKET: self._select_bucket,
+            Opcode.GET_CLUSTER_CONFIG: self._cluster_config,
+            Opcode.NOOP: self.respond,
+            Opcode.VERSION: lambda f: self.respond(f, value=VERSION.encode()),
+            Opcode.QUIT: self._quit,
+            Opcode.COLLECTIONS_GET_MANIFEST: self._manifest,
+            Opcode.COLLECTIONS_GET_ID: self._collection_id,
+            Opcode.COLLECTIONS_GET_SCOPE_ID: self._scope_id,
+            Opcode.GET_ALL_VB_SEQNOS: self._all_seqnos,
+            Opcode.GET_FAILOVER_LOG: self._failover_log,
+            Opcode.STAT: self._stat,
+            Opcode.DCP_GET_FAILOVER_LOG: self._failover_log,
+            Opcode.DCP_OPEN: self._dcp_open,
+            Opcode.DCP_CONTROL: self._dcp,
+            Opcode.DCP_STREAM_REQ: self._dcp,
+            Opcode.DCP_CLOSE_STREAM: self._dcp,
+            Opcode.DCP_BUFFER_ACK: self._dcp,
+            Opcode.DCP_NOOP: self._dcp,
+        }
+
+    # ------------------------------------------------------------------ channel
+
+    def received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        offset = 0
+        try:
+            while not (self.closed or self.closing):
+                parsed = Frame.parse(buffer, offset, max_body=_MAX_BODY)
+                if parsed is None:
+                    break
+                frame, offset = parsed
+                self._handle(frame)
+        except ProtocolError:
+            # Bad magic, or a body beyond any limit: the real server hangs up as well.
+            self.close()
+            return
+        del buffer[:offset]
+
+    def fill(self) -> None:
+        if self.producer is not None:
+            self.producer.fill()
+
+    def on_timer(self, now: float) -> None:
+        if self.producer is not None:
+            self.producer.on_timer(now)
+
+    def on_close(self) -> None:
+        if self.producer is not None:
+            self.producer.close()
+        self.node.forget(self)
+
+    def limit(self) -> int | None:
+        return None if self.producer is None else self.node.cut_after
+
+    def sent(self, nbytes: int) -> None:
+        if self.producer is not None:
+            self.node.count_sent(nbytes)
+
+    # ------------------------------------------------------------------ answers
+
+    def respond(
+        self,
+        frame: Frame,
+        status: Status = Status.SUCCESS,
+        *,
+        extras: bytes = b"",
+        value: bytes = b"",
+        cas: int = 0,
+        datatype: int = 0,
+        context: str = "",
+    ) -> None:
+        """Answer a request; `context` makes the value an error text."""
+        if context:
+            value, datatype = _to_json({"error": {"context": context}}), int(Datatype.JSON)
+        if Feature.JSON not in self.features:
+            datatype &= ~Datatype.JSON
+        self.send(
+            response(
+                frame.opcode,
+                status=status,
+                opaque=frame.opaque,
+                cas=cas,
+                datatype=datatype,
+                extras=extras,
+                value=value,
+            ).encode()
+        )
+
+    def _json(self, frame: Frame, content: object, status: Status = Status.SUCCESS) -> None:
+        self.respond(frame, status, value=_to_json(content), datatype=int(Datatype.JSON))
+
+    def not_my_vbucket(self, frame: Frame) -> None:
+        with self.bucket.lock:
+            self._json(frame, self.node.config.terse(self.node.index), Status.NOT_MY_VBUCKET)
+
+    def unknown_collection(self, frame: Frame, status: Status) -> None:
+        error = {
+            "error": {"context": "Unknown scope or collection in operation"},
+            "manifest_uid": f"{self.bucket.manifest.uid:x}",
+        }
+        self._json(frame, error, status)
+
+    def holds(self, vbucket: int, *, active: bool) -> bool:
+        """Whether this node has the vbucket, as its owner if `active`."""
+        if vbucket >= len(self.bucket.map):
+            return False
+        row = self.bucket.map[vbucket]
+        return self.node.index in (row[:1] if active else row)
+
+    def watch(self, vbucket: int, change: int) -> None:
+        self.node.watch(self, vbucket, change)
+
+    def now(self) -> float:
+        return self.loop.clock()
+
+    # ------------------------------------------------------------------ dispatch
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.is_response:
+            if frame.opcode == Opcode.DCP_NOOP and self.producer is not None:
+                self.producer.noop_answered()
+            return
+        if frame.magic not in (Magic.REQUEST, Magic.FLEX_REQUEST):
+            raise ProtocolError(f"magic 0x{frame.magic:02x} is no request")
+        known = frame.opcode in self._handlers or self.node.documents.knows(frame.opcode)
+        if not self.authenticated and frame.opcode not in _BEFORE_AUTH:
+            self.respond(frame, Status.EACCESS)
+        elif not known:
+            self.respond(frame, Status.UNKNOWN_COMMAND)
+        elif not self.selected and frame.opcode not in _WITHOUT_BUCKET:
+            self.respond(frame, Status.NO_BUCKET)
+        elif frame.framing_extras.strip(b"\0"):
+            # Only the barrier (a zero byte) is known; one request at a time is one already.
+            self.send(response(frame.opcode, status=_UNKNOWN_FRAME_INFO, opaque=frame.opaque).encode())
+        elif frame.opcode in self._handlers:
+            try:
+                self._handlers[frame.opcode](frame)
+            except ProtocolError as exc:
+                self.respond(frame, Status.EINVAL, context=exc.message)
+        else:
+            self._document(frame)
+
+    # ------------------------------------------------------------------ bootstrap
+
+    def _hello(self, frame: Frame) -> None:
+        wanted = Hello.parse(frame).features
+        for feature, (needed, context) in _NEEDS.items():
+            if feature in wanted and needed not in wanted:
+                self.respond(frame, Status.EINVAL, context=context)
+                return
+        self.features = _GRANTED.intersection(wanted)
+        value = b"".join(code.to_bytes(2, "big") for code in sorted(self.features))
+        self.respond(frame, value=value)
+
+    def _sasl_message(self, frame: Frame) -> None:
+        message = parse_request(frame)
+        assert isinstance(message, SaslAuth)
+        if self.producer is not None:
+            self.respond(frame, Status.NOT_SUPPORTED)
+            return
+        answer: Answer
+        if frame.opcode == Opcode.SASL_AUTH:
+            self.authenticated = False
+            answer = self._sasl.auth(message.mechanism, message.payload)
+        else:
+            answer = self._sasl.step(message.payload)
+        self.authenticated = answer.status is Status.SUCCESS
+        self.respond(frame, answer.status, value=answer.value)
+
+    def _select_bucket(self, frame: Frame) -> None:
+        name = SelectBucket.parse(frame).bucket
+        if self.producer is not None:
+            context = "DCP connections cannot change bucket"
+            self.respond(frame, Status.NOT_SUPPORTED, context=context)
+        elif name in (self.bucket.name, "@no bucket@"):
+            self.selected = name == self.bucket.name
+            self.respond(frame)
+        else:
+            self.respond(frame, Status.EACCESS)
+
+    def _cluster_config(self, frame: Frame) -> None:
+        with self.bucket.lock:
+            config, index = self.node.config, self.node.index
+            self._json(frame, config.terse(index) if self.selected else config.cluster(index))
+
+    def _quit(self, frame: Frame) -> None:
+        self.respond(frame)
+        self.closing = True
+
+    # ------------------------------------------------------------------ collections
+
+    def _manifest(self, frame: Frame) -> None:
+        with self.bucket.lock:
+            self._json(frame, self.bucket.manifest.json())
+
+    def _collection_id(self, frame: Frame) -> None:
+        path = (frame.value or frame.key).decode(errors="replace")
+        scope, dot, name = path.partition(".")
+        if not dot:
+            self.respond(frame, Status.EINVAL)
+            return
+        with self.bucket.lock:
+            manifest = self.bucket.manifest
+            try:
+                cid = manifest.collection(scope, name)
+            except UnknownScopeError:
+                self.unknown_collection(frame, Status.UNKNOWN_SCOPE)
+            except UnknownCollectionError:
+                self.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
+            else:
+                self.respond(frame, extras=manifest.uid.to_bytes(8, "big") + cid.to_bytes(4, "big"))
+
+    def _scope_id(self, frame: Frame) -> None:
+        name = (frame.value or frame.key).decode(errors="replace")
+        with self.bucket.lock:
+            manifest = self.bucket.manifest
+            try:
+                scope = manifest.scope(name)
+            except UnknownScopeError:
+                self.unknown_collection(frame, Status.UNKNOWN_SCOPE)
+            else:
+                self.respond(frame, extras=manifest.uid.to_bytes(8, "big") + scope.id.to_bytes(4, "big"))
+
+    # ------------------------------------------------------------------ vbuckets
+
+    def _all_seqnos(self, frame: Frame) -> None:
+        message = GetAllVBucketSeqnos.parse(frame)
+        collections = Feature.COLLECTIONS in self.features
+        cid = message.collection_id
+        state = message.state or VBucketStateCode.ANY_ALIVE
+        if state > VBucketStateCode.DEAD or (cid is not None and not collections):
+            context = "" if cid is not None else "Request vbucket state invalid"
+            self.respond(frame, Status.EINVAL, context=context)
+            return
+        with self.bucket.lock:
+            if cid is not None and cid not in self.bucket.manifest.ids():
+                self.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
+                return
+            seqnos: dict[int, int] = {}
+            for vbucket, row in zip(self.bucket.vbuckets, self.bucket.map, strict=True):
+                if not _in_state(row, self.node.index, state):
+                    continue
+                high: int | None = vbucket.high_seqno
+                if not collections or cid is not None:
+                    high = vbucket.collection_high(cid or 0)
+                if high is not None:
+                    seqnos[vbucket.id] = high
+        self.respond(frame, value=encode_vbucket_seqnos(seqnos))
+
+    def _failover_log(self, frame: Frame) -> None:
+        if frame.opcode == Opcode.DCP_GET_FAILOVER_LOG and self.producer is None:
+            self.respond(frame, Status.EINVAL, context=_ONLY_DCP)
+        elif not self.holds(frame.vbucket, active=False):
+            self.not_my_vbucket(frame)
+        else:
+            with self.bucket.lock:
+                log = encode_failover_log(self.bucket.vbuckets[frame.vbucket].failover)
+            self.respond(frame, value=log)
+
+    def _stat(self, frame: Frame) -> None:
+        group = frame.key.decode(errors="replace").split()
+        with self.bucket.lock:
+            lines = stats(self.bucket, self.node.index, group)
+        if lines is None:
+            self.respond(frame, Status.KEY_ENOENT)
+            return
+        for name, text in [*lines, ("", "")]:
+            self.send(
+                response(frame.opcode, opaque=frame.opaque, key=name.encode(), value=text.encode()).encode()
+            )
+
+    def _document(self, frame: Frame) -> None:
+        if not self.holds(frame.vbucket, active=True):
+            self.not_my_vbucket(frame)
+            return
+        key = frame.key if Feature.COLLECTIONS in self.features else b"\0" + frame.key
+        try:
+            cid, logical = leb128.split_key(key)
+        except ProtocolError:
+            logical = b""
+        if not logical:
+            self.respond(frame, Status.EINVAL)
+            return
+        with self.bucket.lock:
+            if cid not in self.bucket.manifest.ids():
+                self.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
+                return
+            outcome = self.node.documents.run(frame, key)
+            extras = outcome.extras
+            if outcome.seqno is not None and Feature.MUTATION_SEQNO in self.features:
+                vbuuid = self.bucket.vbuckets[frame.vbucket].vbuuid
+                extras = mutation_token(vbuuid, outcome.seqno)
+        self.respond(
+            frame,
+            outcome.status,
+            extras=extras,
+            value=outcome.value,
+            cas=outcome.cas,
+            datatype=outcome.datatype,
+        )
+
+    # ------------------------------------------------------------------ DCP
+
+    def _dcp_open(self, frame: Frame) -> None:
+        message = DcpOpen.parse(frame)
+        if self.producer is not None:
+            context = "The connection is already opened as a DCP connection"
+            self.respond(frame, Status.EINVAL, context=context)
+            return
+        context = open_error(message, frame.key) or ""
+        if frame.value:
+            context = "consumer_name only valid for Consumer connections"
+        if context:
+            self.respond(frame, Status.EINVAL, context=context)
+            return
+        self.node.close_namesake(message.name)
+        self.producer = Producer(self, self.bucket, message, self.node.noop_interval)
+        self.respond(frame)
+
+    def _dcp(self, frame: Frame) -> None:
+        producer = self.producer
+        if producer is None:
+            self.respond(frame, Status.EINVAL, context=_ONLY_DCP)
+            return
+        if frame.opcode == Opcode.DCP_NOOP:
+            # "This connection doesn't support the noop API": the server disconnects.
+            self.close()
+            return
+        message = parse_request(frame)
+        if isinstance(message, BufferAck):
+            producer.acknowledge(message)
+        elif isinstance(message, DcpControl):
+            self.respond(frame, producer.control(message))
+        elif isinstance(message, StreamRequest):
+            producer.stream_request(frame, message)
+        else:
+            producer.close_stream(frame)
+
+
+def _in_state(row: list[int], node: int, state: int) -> bool:
+    if state == VBucketStateCode.ANY_ALIVE:
+        return node in row
+    if state == VBucketStateCode.ACTIVE:
+        return row[0] == node
+    return state == VBucketStateCode.REPLICA and node in row[1:]
+
+
+def _to_json(content: object) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()

@@ -1,0 +1,308 @@
+"""One thread per node: sockets, timers and calls from other threads, nothing of the protocol."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from cbframe.errors import ConnectError
+
+T = TypeVar("T")
+_RECEIVE = 256 * 1024
+_MAX_BUFFERS = 512
+"""Below IOV_MAX (1024)."""
+
+
+class Channel:
+    """One accepted connection. Everything runs on the loop's thread.
+
+    Subclasses override :meth:`received`, :meth:`fill`, :meth:`on_timer` and :meth:`on_close`.
+    """
+
+    def __init__(self, loop: Loop, sock: socket.socket) -> None:
+        self.loop = loop
+        self.sock = sock
+        self.out: deque[bytes | memoryview] = deque()
+        self.deadline: float | None = None
+        """When :meth:`on_timer` wants to be called, on the loop's clock."""
+        self.closed = False
+        self.closing = False
+        """Close as soon as everything is sent."""
+        self._writing = False
+
+    def received(self, data: bytes) -> None:
+        """Bytes have come."""
+
+    def fill(self) -> None:
+        """Everything is sent: put more into ``out`` if there is more."""
+
+    def on_timer(self, now: float) -> None:
+        """The deadline has passed; set the next one."""
+
+    def on_close(self) -> None:
+        """The socket is closed."""
+
+    def limit(self) -> int | None:
+        """How many bytes may still be sent before the connection is cut; None for no cut."""
+        return None
+
+    def sent(self, nbytes: int) -> None:
+        """That many bytes went into the socket."""
+
+    def send(self, data: bytes) -> None:
+        """Queue bytes behind everything queued before."""
+        self.out.append(data)
+
+    def flush(self) -> None:
+        """Send one batch; the loop comes back while there is more."""
+        if self.closed or self.loop.stalled:
+            return
+        if not self.out:
+            self.fill()
+        if self.out:
+            buffers: list[bytes | memoryview] = []
+            for buffer in self.out:
+                buffers.append(buffer)
+                if len(buffers) == _MAX_BUFFERS:
+                    break
+            limit = self.limit()
+            if limit is not None:
+                buffers = _within(buffers, limit)
+            try:
+                count = self.sock.sendmsg(buffers)
+            except BlockingIOError:
+                count = 0
+            except OSError:
+                self.close()
+                return
+            self._consume(count)
+            self.sent(count)
+            if limit is not None and count >= limit:
+                self.close()
+                return
+            if not self.out:
+                self.fill()
+        if not self.out and self.closing:
+            self.close()
+            return
+        self._want_write(bool(self.out))
+
+    def _consume(self, count: int) -> None:
+        out = self.out
+        while count:
+            first = out[0]
+            if count < len(first):
+                out[0] = memoryview(first)[count:]
+                return
+            count -= len(first)
+            out.popleft()
+
+    def _want_write(self, wanted: bool) -> None:
+        if wanted != self._writing and not self.closed:
+            self._writing = wanted
+            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+            self.loop.selector.modify(self.sock, mask, self)
+
+    def ready(self, mask: int) -> None:
+        """The selector says that the socket can be read or written."""
+        if mask & selectors.EVENT_READ:
+            try:
+                data = self.sock.recv(_RECEIVE)
+            except BlockingIOError:
+                data = None
+            except OSError:
+                data = b""
+            if data == b"":
+                self.close()
+                return
+            if data:
+                self.received(data)
+        if self.loop.stalled:
+            self._want_write(False)
+        else:
+            self.flush()
+
+    def close(self) -> None:
+        """Close now; what is queued is lost."""
+        if self.closed:
+            return
+        self.closed = True
+        self.loop.selector.unregister(self.sock)
+        self.loop.channels.discard(self)
+        self.sock.close()
+        self.out.clear()
+        self.on_close()
+
+
+def _within(buffers: list[bytes | memoryview], limit: int) -> list[bytes | memoryview]:
+    kept: list[bytes | memoryview] = []
+    for buffer in buffers:
+        if limit <= 0:
+            break
+        kept.append(buffer if len(buffer) <= limit else memoryview(buffer)[:limit])
+        limit -= len(buffer)
+    return kept
+
+
+class Loop:
+    """A thread that owns listeners and channels.
+
+    Parameters
+    ----------
+    name
+        Of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.selector = selectors.DefaultSelector()
+        self.channels: set[Channel] = set()
+        self.stalled = False
+        self.clock = time.monotonic
+        self._listeners: list[socket.socket] = []
+        self._calls: deque[Callable[[], None]] = deque()
+        self._bell_in, self._bell_out = socket.socketpair()
+        self._bell_in.setblocking(False)
+        self._bell_out.setblocking(False)
+        self.selector.register(self._bell_out, selectors.EVENT_READ, self._bell_rung)
+        self._rung = False
+        self._stopping = False
+        self._gate = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def listen(self, accepted: Callable[[socket.socket], Channel | None]) -> int:
+        """Listen on a free loopback port; before :meth:`start`.
+
+        `accepted` makes the channel of a connection; None refuses it.
+        """
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        listener.setblocking(False)
+        self._listeners.append(listener)
+
+        def accept(_mask: int) -> None:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return  # The client has gone already.
+            sock.setblocking(False)
+            channel = accepted(sock)
+            if channel is None:
+                sock.close()
+            else:
+                self.channels.add(channel)
+                self.selector.register(sock, selectors.EVENT_READ, channel)
+
+        self.selector.register(listener, selectors.EVENT_READ, accept)
+        return int(listener.getsockname()[1])
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, close every socket, wait for both."""
+        with self._gate:
+            self._stopping = True
+        self.wake()
+        if self._thread.ident is None:
+            self._close_all()
+        elif self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Run `call` on the loop's thread soon."""
+        self._calls.append(call)
+        self.wake()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run `function` on the loop's thread and return what it returns."""
+        if threading.current_thread() is self._thread:
+            return function()
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except Exception as exc:  # noqa: BLE001 - handed to the caller, on its thread
+                future.set_exception(exc)
+
+        with self._gate:
+            if self._stopping or self._thread.ident is None:
+                raise ConnectError(f"{self.name} is not running")
+            self._calls.append(run)
+        self.wake()
+        return future.result()
+
+    def wake(self) -> None:
+        """Make the thread look at its work; from any thread."""
+        if self._rung:
+            return
+        self._rung = True
+        try:
+            self._bell_in.send(b"!")
+        except OSError:
+            return  # Full, so it will wake; or closed, so nobody needs to.
+
+    def on_wake(self) -> None:
+        """Work of the owner after each wake-up."""
+
+    def set_stalled(self, stalled: bool) -> None:
+        """Stop or resume all sending; sockets stay open and are still read."""
+        self.stalled = stalled
+        if not stalled:
+            for channel in list(self.channels):
+                channel.flush()
+
+    def _bell_rung(self, _mask: int) -> None:
+        # Cleared before the work is taken, so that a ring after that is not lost.
+        self._rung = False
+        try:
+            self._bell_out.recv(4096)
+        except BlockingIOError:
+            return
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                for key, mask in self.selector.select(self._timeout()):
+                    if isinstance(key.data, Channel):
+                        if not key.data.closed:
+                            key.data.ready(mask)
+                    else:
+                        handler: Any = key.data
+                        handler(mask)
+                while self._calls:
+                    self._calls.popleft()()
+                self.on_wake()
+                self._fire_timers()
+            while self._calls:
+                self._calls.popleft()()
+        finally:
+            self._close_all()
+
+    def _timeout(self) -> float | None:
+        deadlines = [channel.deadline for channel in self.channels if channel.deadline is not None]
+        if self._calls:
+            return 0.0
+        return max(0.0, min(deadlines) - self.clock()) if deadlines else None
+
+    def _fire_timers(self) -> None:
+        now = self.clock()
+        for channel in list(self.channels):
+            if channel.deadline is not None and channel.deadline <= now:
+                channel.on_timer(now)
+                channel.flush()
+
+    def _close_all(self) -> None:
+        for channel in list(self.channels):
+            channel.close()
+        for listener in self._listeners:
+            listener.close()
+        self.selector.close()
+        self._bell_in.close()
+        self._bell_out.close()

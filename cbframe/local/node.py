@@ -1,0 +1,148 @@
+"""One node: a loop thread with a data port and a cluster manager port, and its faults."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter, deque
+
+from cbframe.local.auth import Credentials
+from cbframe.local.bucket import Bucket
+from cbframe.local.config import ClusterConfig
+from cbframe.local.documents import DocumentService
+from cbframe.local.kv import KvConnection
+from cbframe.local.loop import Channel, Loop
+from cbframe.local.rest import RestConnection
+from cbframe.wire.constants import StreamEndReason
+
+
+class Node:
+    """A member of the embedded cluster.
+
+    Everything but the constructor, ``start``, ``stop`` and ``on_write`` runs on the loop's thread.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        bucket: Bucket,
+        config: ClusterConfig,
+        credentials: Credentials,
+        noop_interval: float | None,
+    ) -> None:
+        self.index = index
+        self.bucket = bucket
+        self.config = config
+        self.credentials = credentials
+        self.noop_interval = noop_interval
+        self.documents = DocumentService(bucket)
+        self.refusing = False
+        self.cut_after: int | None = None
+        """DCP bytes left to send before a connection is cut."""
+        self._watched: Counter[int] = Counter()
+        self._dirty: deque[int] = deque()
+        self._connections: set[KvConnection] = set()
+        self._config_streams: set[RestConnection] = set()
+        self.loop = _NodeLoop(self)
+        self.kv_port = self.loop.listen(self._accept_kv)
+        self.rest_port = self.loop.listen(self._accept_rest)
+
+    def start(self) -> None:
+        self.loop.start()
+
+    def stop(self) -> None:
+        self.loop.stop()
+
+    def _accept_kv(self, sock: socket.socket) -> Channel | None:
+        if self.refusing:
+            return None
+        connection = KvConnection(self, sock)
+        self._connections.add(connection)
+        return connection
+
+    def _accept_rest(self, sock: socket.socket) -> Channel:
+        return RestConnection(self, sock)
+
+    def forget(self, connection: KvConnection) -> None:
+        self._connections.discard(connection)
+
+    # ------------------------------------------------------------------ changes of data
+
+    def watch(self, _connection: KvConnection, vbucket: int, change: int) -> None:
+        """A stream of the vbucket came (+1) or went (-1); the bucket's lock guards the wake-up."""
+        self._watched[vbucket] += change
+
+    def on_write(self, vbucket: int) -> None:
+        """From any thread: the vbucket has a new change."""
+        if self._watched[vbucket]:
+            self._dirty.append(vbucket)
+            self.loop.wake()
+
+    def feed(self) -> None:
+        """Hand new changes to the streams that wait for them."""
+        woken = set()
+        while self._dirty:
+            vbucket = self._dirty.popleft()
+            for connection in self._connections:
+                if connection.producer is not None and vbucket in connection.producer.streams:
+                    connection.producer.wake(vbucket)
+                    woken.add(connection)
+        for connection in woken:
+            connection.flush()
+
+    # ------------------------------------------------------------------ changes of topology
+
+    def end_streams(self, vbucket: int, *, only_if_lost: bool) -> None:
+        """The vbucket is no longer what it was: its streams end."""
+        if only_if_lost and self.index == self.bucket.map[vbucket][0]:
+            return
+        for connection in list(self._connections):
+            if connection.producer is not None:
+                connection.producer.end_stream(vbucket, StreamEndReason.STATE_CHANGED)
+                connection.flush()
+
+    def push_config(self) -> None:
+        """The map changed: tell the clients that follow it."""
+        for stream in list(self._config_streams):
+            stream.push_config()
+
+    def follow_config(self, stream: RestConnection, *, wanted: bool) -> None:
+        (self._config_streams.add if wanted else self._config_streams.discard)(stream)
+
+    def close_namesake(self, name: str) -> None:
+        """A connection name is unique on a node: the older connection goes."""
+        for connection in list(self._connections):
+            if connection.producer is not None and connection.producer.name == name:
+                connection.close()
+
+    # ------------------------------------------------------------------ faults
+
+    def cut(self, after_bytes: int) -> int:
+        """Close the DCP connections now, or one of them after that many more bytes."""
+        if after_bytes:
+            self.cut_after = after_bytes
+            return 0
+        victims = [c for c in self._connections if c.producer is not None]
+        for connection in victims:
+            connection.close()
+        return len(victims)
+
+    def count_sent(self, nbytes: int) -> None:
+        if self.cut_after is not None:
+            self.cut_after -= nbytes
+            if self.cut_after <= 0:
+                self.cut_after = None
+
+    def set_refusing(self, refusing: bool) -> None:
+        self.refusing = refusing
+
+    def dcp_connections(self) -> int:
+        return sum(c.producer is not None for c in self._connections)
+
+
+class _NodeLoop(Loop):
+    def __init__(self, node: Node) -> None:
+        super().__init__(f"cbframe-local-{node.index}")
+        self._node = node
+
+    def on_wake(self) -> None:
+        self._node.feed()

@@ -1,0 +1,164 @@
+"""The cluster manager's port: a small HTTP/1.1 server on the node's loop."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import socket
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from cbframe.local.loop import Channel
+
+if TYPE_CHECKING:
+    from cbframe.local.node import Node
+
+_MAX_HEAD = 64 * 1024
+_MAX_CONTENT = 1024 * 1024
+_SEPARATOR = b"\n\n\n\n"
+_JSON = "application/json"
+_TEXT = "text/plain"
+
+
+class RestConnection(Channel):
+    """One HTTP connection; a streaming request keeps it until it closes."""
+
+    def __init__(self, node: Node, sock: socket.socket) -> None:
+        super().__init__(node.loop, sock)
+        self._node = node
+        self._buffer = bytearray()
+        self._streaming: str | None = None
+        self._last = b""
+
+    def received(self, data: bytes) -> None:
+        if self._streaming is not None:
+            return
+        self._buffer += data
+        while not (self.closing or self._streaming is not None):
+            head, blank, _ = self._buffer.partition(b"\r\n\r\n")
+            if not blank:
+                if len(self._buffer) > _MAX_HEAD:
+                    self.close()
+                return
+            request_line, *lines = head.decode("latin-1").split("\r\n")
+            headers = {
+                name.strip().lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
+            }
+            length = headers.get("content-length", "0")
+            if not length.isdecimal() or int(length) > _MAX_CONTENT:
+                self.close()
+                return
+            end = len(head) + 4 + int(length)
+            if len(self._buffer) < end:
+                return
+            del self._buffer[:end]
+            parts = request_line.split(" ")
+            if len(parts) != 3:
+                self.close()
+                return
+            self._answer(parts[0], parts[1], headers)
+            if headers.get("connection", "").lower() == "close" or parts[2] == "HTTP/1.0":
+                self.closing = self._streaming is None
+
+    def on_close(self) -> None:
+        self._node.follow_config(self, wanted=False)
+
+    # ------------------------------------------------------------------ routing
+
+    def _answer(self, method: str, target: str, headers: dict[str, str]) -> None:
+        if not self._authorized(headers.get("authorization", "")):
+            challenge = 'Basic realm="Couchbase Server Admin / REST"'
+            self._reply(HTTPStatus.UNAUTHORIZED, b"", _TEXT, {"WWW-Authenticate": challenge})
+            return
+        if method not in {"GET", "HEAD"}:
+            self._reply(HTTPStatus.METHOD_NOT_ALLOWED, b"Method Not Allowed", _TEXT)
+            return
+        url = urlsplit(target)
+        path = [unquote(part) for part in url.path.split("/") if part]
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        bucket, config = self._node.bucket, self._node.config
+        if query.get("uuid", bucket.cluster_uuid) != bucket.cluster_uuid:
+            self._reply(HTTPStatus.NOT_FOUND, b"Cluster uuid does not match the requested.", _TEXT)
+            return
+        with bucket.lock:
+            if path == []:
+                self._reply(HTTPStatus.OK, b"cbframe local cluster\n", _TEXT)
+            elif path == ["pools"]:
+                self._json(config.pools())
+            elif path == ["pools", "default"]:
+                self._json(config.pool(self._node.index))
+            elif path in (["pools", "default", "nodeServices"], ["pools", "nodeServices"]):
+                self._json(config.cluster(self._node.index))
+            elif path == ["pools", "default", "buckets"]:
+                self._json([config.verbose(self._node.index)])
+            elif len(path) >= 4 and path[:2] == ["pools", "default"]:
+                self._bucket(path[2], path[3], path[4:], query)
+            else:
+                self._not_found()
+
+    def _bucket(self, kind: str, name: str, rest: list[str], query: dict[str, str]) -> None:
+        bucket, config = self._node.bucket, self._node.config
+        if kind not in {"buckets", "b", "bs", "bucketsStreaming"} or (
+            rest and (kind, rest) != ("buckets", ["scopes"])
+        ):
+            self._not_found()
+        elif name != bucket.name:
+            self._reply(HTTPStatus.NOT_FOUND, b'"Bucket not found"', _JSON)
+        elif query.get("bucket_uuid", bucket.uuid) != bucket.uuid:
+            self._reply(HTTPStatus.NOT_FOUND, b"Bucket uuid does not match the requested.", _TEXT)
+        elif rest:
+            self._json(bucket.manifest.json())
+        elif kind == "buckets":
+            self._json(config.verbose(self._node.index))
+        elif kind == "b":
+            self._json(config.terse(self._node.index))
+        else:
+            self._stream(kind)
+
+    def _authorized(self, header: str) -> bool:
+        scheme, _, encoded = header.partition(" ")
+        try:
+            user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except ValueError:
+            return False
+        known = hmac.compare_digest(scheme.lower(), "basic")
+        return known and self._node.credentials.accepts(user, password)
+
+    # ------------------------------------------------------------------ answers
+
+    def _json(self, content: Any) -> None:
+        self._reply(HTTPStatus.OK, json.dumps(content, separators=(",", ":")).encode(), _JSON)
+
+    def _not_found(self) -> None:
+        self._reply(HTTPStatus.NOT_FOUND, b"Not found.", _TEXT)
+
+    def _reply(
+        self, status: HTTPStatus, body: bytes, content_type: str, more: dict[str, str] | None = None
+    ) -> None:
+        headers = {"Content-Type": content_type, "Content-Length": str(len(body)), **(more or {})}
+        self.send(_head(status, headers) + body)
+
+    def _stream(self, kind: str) -> None:
+        self._streaming = kind
+        self.send(_head(HTTPStatus.OK, {"Content-Type": _JSON, "Transfer-Encoding": "chunked"}))
+        self._node.follow_config(self, wanted=True)
+        self.push_config()
+
+    def push_config(self) -> None:
+        """Send the configuration if it is another than the one sent last."""
+        config, index = self._node.config, self._node.index
+        with self._node.bucket.lock:
+            content = config.terse(index) if self._streaming == "bs" else config.verbose(index)
+        body = json.dumps(content, separators=(",", ":")).encode()
+        if body != self._last:
+            self._last = body
+            body += _SEPARATOR
+            self.send(b"%x\r\n%s\r\n" % (len(body), body))
+            self.flush()
+
+
+def _head(status: HTTPStatus, headers: dict[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{k}: {v}" for k, v in headers.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
