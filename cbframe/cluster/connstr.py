@@ -21,7 +21,7 @@ _REST_PORTS = (8091, 18091)
 _KV_PORTS = (11210, 11207)
 _NEXT_URL = re.compile(r",(?=\s*[A-Za-z][A-Za-z0-9+.-]*://)")
 _BUCKET = re.compile(r"[A-Za-z0-9_.%-]{1,100}")
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -36,8 +36,6 @@ def parse_duration(value: str) -> float:
     text = value.strip()
     if re.fullmatch(r"[0-9]{1,15}", text):
         return int(text) / 1000
-    if not text.isascii() and not any(micro in text for micro in "µμ"):
-        text = ""
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ConfigurationError(f"not a duration: {value!r}", hint='write "10s", "500ms" or milliseconds')
@@ -143,15 +141,12 @@ def parse_connection_string(target: str | Sequence[str]) -> ConnectionString:
         raise ConfigurationError(
             f"seeds name the buckets {' and '.join(sorted(buckets))}", hint="name one bucket"
         )
-    credentials = {piece.credentials for piece in parsed}
-    if len(credentials) > 1:
-        raise _different_credentials()
     return ConnectionString(
         parsed[0].scheme,
         tuple(dict.fromkeys(host for piece in parsed for host in piece.hosts)),
         next(iter(buckets), None),
         tuple(dict.fromkeys(param for piece in parsed for param in piece.params)),
-        parsed[0].credentials,
+        _common_credentials([piece.credentials for piece in parsed]),
     )
 
 
@@ -196,11 +191,18 @@ def _split_credentials(scheme: str, authority: str) -> tuple[PasswordAuthenticat
             )
         username, _, password = userinfo.partition(":")
         found.append(PasswordAuthenticator(unquote(username), unquote(password)))
+    return _common_credentials(found), addresses
+
+
+def _common_credentials(found: Sequence[PasswordAuthenticator | None]) -> PasswordAuthenticator | None:
     # http://user:password@h1,h2 speaks for both hosts. The other way round it may be a password
     # with a comma in it, and h1 its first half.
-    if len({item for item in found if item is not None}) > 1 or (found[0] is None and any(found)):
-        raise _different_credentials()
-    return found[0], addresses
+    if any(item not in (None, found[0]) for item in found):
+        raise ConfigurationError(
+            "the seeds have different user names or passwords",
+            hint='pass auth=("user", "password") instead, or write a comma in a password as %2C',
+        )
+    return found[0]
 
 
 def _check_port(scheme: str, host: HostPort) -> None:
@@ -231,10 +233,3 @@ def _bucket(scheme: str, path: str, *, quote: bool) -> str | None:
             hint="letters, digits and _ . % - only; escape special characters in a password",
         )
     return name
-
-
-def _different_credentials() -> ConfigurationError:
-    return ConfigurationError(
-        "the seeds have different user names or passwords",
-        hint='pass auth=("user", "password") instead, or write a comma in a password as %2C',
-    )

@@ -27,7 +27,6 @@ from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.nodes import with_node_services
 from cbframe.cluster.seeds import first_success
 from cbframe.errors import (
-    AccessError,
     BucketNotFoundError,
     ConfigurationError,
     ConnectError,
@@ -51,13 +50,14 @@ class Bucket:
     map
         Owners of its vbuckets.
     node_services
-        The nodes of the cluster and their ports, as the manager gave them.
+        The nodes of the cluster and their ports, data nodes of the bucket first; none where the
+        server is too old to tell.
     """
 
     name: str
     uuid: str
     map: ClusterMap
-    node_services: Mapping[str, object] = field(repr=False)
+    node_services: tuple[Mapping[str, object], ...] = field(repr=False)
 
 
 class RestClient:
@@ -201,8 +201,8 @@ def connect_bucket(server_url: str, pool_name: str, bucket_name: str, auth: Auth
     seed = client.seeds[0]
     with client._open(seed, as_authenticator(client._auth)) as manager:  # noqa: SLF001 - same module, one seam
         config = manager.walk(pool_name, bucket_name)
-        services = manager.get("/pools/default/nodeServices").json_object()
     cluster_map = parse_bucket_config(config, origin_host=manager.host, tls=client.tls)
+    services = tuple(fields.mappings(config, "nodesExt"))
     return Bucket(cluster_map.bucket, cluster_map.uuid, cluster_map, services)
 
 
@@ -241,23 +241,26 @@ class _Manager:
 
     def walk(self, pool: str, bucket: str) -> dict[str, object]:
         """The verbose config: ``/pools``, the pool, its list of buckets, the bucket."""
-        for entry in self._buckets(pool):
-            if entry.get("name") == bucket:
-                answer = self.get(self._local(fields.text(entry, "uri")))
-                if answer.status == 404:
-                    break  # deleted between the two requests
-                services = self.get("/pools/default/nodeServices")
-                # Servers before 3.0 have none; their configs go by serverList alone.
-                known = services.json_object() if services.status != 404 else {}
-                config = answer.json_object()
-                return with_node_services(config, known, self.host) if "nodesExt" in known else config
-        raise self._no_bucket(bucket, self._names(pool))
+        entries = self._buckets(pool)
+        for entry in entries:
+            if entry.get("name") != bucket:
+                continue
+            answer = self.get(self._local(fields.text(entry, "uri")))
+            if answer.status == 404 and b"uuid does not match" not in answer.body:
+                break  # deleted between the two requests
+            config = answer.json_object()
+            services = self.get("/pools/default/nodeServices")
+            # The oldest servers have none; their configs go by serverList alone.
+            if services.status == 404:
+                return config
+            return with_node_services(config, services.json_object(), self.host)
+        raise self._no_bucket(bucket, [name for name in _names(entries) if name != bucket])
 
     def manifest(self, bucket: str) -> dict[str, object]:
         answer = self.get(f"/pools/default/buckets/{quote(bucket, safe='')}/scopes")
         if answer.status != 404:
             return answer.json_object()
-        names = self._names("default")
+        names = _names(self._buckets("default"))
         if bucket not in names:
             raise self._no_bucket(bucket, names)
         raise ConnectError(
@@ -265,13 +268,6 @@ class _Manager:
             node=self._node,
             hint="collections need Couchbase Server 7.0",
         )
-
-    def _names(self, pool: str) -> list[str]:
-        """Names of the buckets that the user may see; none if even the list may not be read."""
-        try:
-            return sorted(str(entry.get("name")) for entry in self._buckets(pool))
-        except AccessError:
-            return []
 
     def _buckets(self, pool: str) -> list[Mapping[str, object]]:
         pools = fields.mappings(self.get("/pools").json_object(), "pools")
@@ -295,7 +291,7 @@ class _Manager:
         return BucketNotFoundError(
             f"no bucket {bucket!r}, or the user may not see it",
             node=self._node,
-            hint=f"visible buckets: {shown}" if shown else "the user sees no bucket at all",
+            hint=f"visible buckets: {shown}" if shown else "the user sees no other bucket",
         )
 
     def _local(self, uri: str) -> str:
@@ -357,6 +353,10 @@ class _Manager:
             what, hint = "no whole answer", "check host and port: http:// is 8091, https:// is 18091"
         reason = strip_userinfo(str(root)) or type(root).__name__
         return ConnectError(f"{what} from {path}: {reason}", node=self._node, hint=hint)
+
+
+def _names(entries: Sequence[Mapping[str, object]]) -> list[str]:
+    return sorted(str(entry.get("name")) for entry in entries)
 
 
 def _root_cause(error: BaseException, outside: BaseException | None) -> BaseException:

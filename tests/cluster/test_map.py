@@ -1,0 +1,309 @@
+"""Bucket configs to maps: real ones, odd ones and wrong ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cbframe.cluster.map import ClusterMap, parse_bucket_config
+from cbframe.cluster.nodes import with_node_services
+from cbframe.errors import ClusterMapError, ConfigurationError
+from cbframe.wire.constants import Opcode
+from cbframe.wire.frame import Frame
+
+from .manager import UUID, nodes_ext, terse_config, verbose_config
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def parse(config: dict[str, Any], *, origin: str = "10.0.0.1", **options: Any) -> ClusterMap:
+    return parse_bucket_config(config, origin_host=origin, **options)
+
+
+def with_map(rows: object, servers: object = ("10.0.0.1:11210", "10.0.0.2:11210")) -> dict[str, Any]:
+    return terse_config(vBucketServerMap={"serverList": servers, "vBucketMap": rows})
+
+
+def test_config_of_a_real_node() -> None:
+    data = (GOLDEN / "get_cluster_config.0.s2c.bin").read_bytes()
+    offset, config = 0, None
+    while (step := Frame.parse(data, offset)) is not None:
+        frame, offset = step
+        if frame.opcode == Opcode.GET_CLUSTER_CONFIG and frame.value:
+            config = json.loads(frame.value)
+    assert config is not None
+    found = parse(config, origin="127.0.0.1")
+    assert found.bucket == "travel"
+    assert found.uuid == UUID
+    assert found.revision == (1, 1)
+    assert found.nodes == ("127.0.0.1:11320", "127.0.0.1:11321")
+    assert found.vbuckets == 16
+    assert found.by_node() == {"127.0.0.1:11320": list(range(15)), "127.0.0.1:11321": [15]}
+    assert found.collections
+    assert found.manifest_uid == 2
+    assert found.network == "default"
+
+
+def test_terse() -> None:
+    found = parse(terse_config())
+    assert found.active.tolist() == [0, 1, 0, 1]
+    assert found.active.dtype == np.int16
+    assert found.revision == (1, 7)
+    assert found.manifest_uid == 0x1F
+    assert found.capabilities == {"collections", "dcp"}
+    assert found.unowned() == []
+    assert repr(found) == ("ClusterMap('travel', rev 1.7, 4 vbuckets on 10.0.0.1:11210, 10.0.0.2:11210)")
+
+
+def test_verbose() -> None:
+    found = parse(verbose_config())
+    assert found.revision == (0, 0)
+    assert found.nodes == ("10.0.0.1:11210", "10.0.0.2:11210")
+
+
+def test_map_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        parse(terse_config()).active[0] = 1
+
+
+def test_vbucket_without_owner_is_visible() -> None:
+    found = parse(with_map([[0, 1], [-1, 1], [1, -1], [-1, -1]]))
+    assert found.active.tolist() == [0, -1, 1, -1]
+    assert found.unowned() == [1, 3]
+    assert [found.node_of(vbucket) for vbucket in range(4)] == [
+        "10.0.0.1:11210",
+        None,
+        "10.0.0.2:11210",
+        None,
+    ]
+    assert found.by_node() == {"10.0.0.1:11210": [0], "10.0.0.2:11210": [2]}
+    assert "2 without owner" in repr(found)
+
+
+@pytest.mark.parametrize("vbucket", [-1, 4])
+def test_node_of_a_vbucket_that_is_not_there(vbucket: int) -> None:
+    with pytest.raises(IndexError):
+        parse(terse_config()).node_of(vbucket)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([[0, 1], [0]], "ragged"),
+        ([[0], [1, 0]], "ragged"),
+        ([[0, 1], []], "without an owner"),
+        ([[0, 1], 3], "without an owner"),
+        ([[0], [2]], "names node 2"),
+        ([[0, 2]], "names node 2"),
+        ([[-2]], "names node -2"),
+        ([["0"]], "names node '0'"),
+        ([[True]], "names node True"),
+        ([[0.0]], "names node 0.0"),
+        ([], "no vbucket map yet"),
+        ([[0]] * 65_537, "larger than any"),
+        ("0", "not an array"),
+    ],
+)
+def test_wrong_rows(rows: object, told: str) -> None:
+    with pytest.raises(ClusterMapError, match=told) as caught:
+        parse(with_map(rows))
+    assert not caught.value.permanent
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vBucketServerMap": {}},
+        {"vBucketServerMap": None},
+        {"vBucketServerMap": {"serverList": [], "vBucketMap": []}},
+        {"vBucketServerMap": {"serverList": [7], "vBucketMap": [[0]]}},
+        {"name": ""},
+        {"name": 3},
+        {"rev": "7"},
+        {"rev": True},
+        {"uuid": None},
+        {"collectionsManifestUid": "0x1f"},
+        {"collectionsManifestUid": 5},
+        {"bucketCapabilities": {}},
+        {"bucketCapabilities": [1]},
+        {"nodesExt": {}},
+        {"nodesExt": ["a"]},
+        {"nodesExt": nodes_ext()[:1]},
+        {"nodesExt": [{"services": {"kv": 0}}, {"services": {"kv": 1}}]},
+        {"nodesExt": [{"services": {"kv": "11210"}}, {"services": {"kv": 1}}]},
+        {"nodesExt": [{"services": {"kv": 1}, "alternateAddresses": {"external": {}}}]},
+    ],
+)
+def test_wrong_configs(changes: dict[str, Any]) -> None:
+    with pytest.raises(ClusterMapError):
+        parse(terse_config(**changes))
+
+
+def test_config_without_vbucket_map_is_not_ready() -> None:
+    config = terse_config()
+    del config["vBucketServerMap"]
+    with pytest.raises(ClusterMapError, match="no vbucket map yet"):
+        parse(config)
+
+
+def test_cluster_wide_config() -> None:
+    with pytest.raises(ClusterMapError, match="names no bucket"):
+        parse({"rev": 1, "nodesExt": nodes_ext()})
+
+
+@pytest.mark.parametrize("config", [{"nodeLocator": "ketama"}, {"bucketType": "memcached"}])
+def test_memcached_bucket(config: dict[str, Any]) -> None:
+    with pytest.raises(ClusterMapError, match="has no DCP") as caught:
+        parse({"name": "cache", **config})
+    assert caught.value.permanent
+
+
+@pytest.mark.parametrize(
+    "server", ["", "host", "host:", ":11210", "host:0", "host:70000", "::1:11210", "h:１"]
+)
+def test_wrong_server_addresses(server: str) -> None:
+    config = with_map([[0]], [server])
+    del config["nodesExt"]
+    with pytest.raises(ClusterMapError, match="address of a data node"):
+        parse(config)
+
+
+# ------------------------------------------------------------------ hosts
+
+
+@pytest.mark.parametrize(
+    ("origin", "node"),
+    [("node.example", "node.example:11210"), ("::1", "[::1]:11210"), ("[::1]", "[::1]:11210")],
+)
+def test_host_placeholder(origin: str, node: str) -> None:
+    config = with_map([[0]], ["$HOST:11210"])
+    config["nodesExt"] = [{"services": {"kv": 11210}, "thisNode": True}]
+    assert parse(config, origin=origin).nodes == (node,)
+    del config["nodesExt"]
+    assert parse(config, origin=origin).nodes == (node,)
+
+
+def test_data_node_is_the_nth_entry_with_a_data_service() -> None:
+    query_node = {"hostname": "10.0.0.9", "services": {"mgmt": 8091, "n1ql": 8093}}
+    extra_data_node = {"hostname": "10.0.0.8", "services": {"kv": 11210}}
+    first, second = nodes_ext()
+    found = parse(terse_config(nodesExt=[query_node, first, query_node, second, extra_data_node]))
+    assert found.nodes == ("10.0.0.1:11210", "10.0.0.2:11210")
+
+
+def test_tls_ports() -> None:
+    assert parse(terse_config(), tls=True).nodes == ("10.0.0.1:11207", "10.0.0.2:11207")
+
+
+@pytest.mark.parametrize("nodes", [None, [{"services": {"kv": 1}}, {"services": {"kv": 2}}]])
+def test_tls_never_falls_back_to_plain(nodes: object) -> None:
+    config = terse_config(nodesExt=nodes)
+    if nodes is None:
+        del config["nodesExt"]
+    with pytest.raises(ClusterMapError, match="no TLS port"):
+        parse(config, tls=True)
+
+
+def test_node_with_only_a_tls_port() -> None:
+    nodes = nodes_ext()
+    del nodes[1]["services"]["kv"]
+    with pytest.raises(ClusterMapError, match="only a TLS port") as caught:
+        parse(terse_config(nodesExt=nodes))
+    assert caught.value.node == "10.0.0.2:11207"
+
+
+@pytest.mark.parametrize(
+    ("origin", "network", "chosen"),
+    [
+        ("10.0.0.2", "auto", "default"),
+        ("ext2.example", "auto", "external"),
+        ("EXT2.example", "auto", "external"),
+        ("elsewhere", "auto", "default"),
+        ("elsewhere", "external", "external"),
+        ("ext1.example", "default", "default"),
+    ],
+)
+def test_networks(origin: str, network: str, chosen: str) -> None:
+    found = parse(terse_config(), origin=origin, network=network)
+    assert found.network == chosen
+    external = ("ext1.example:30001", "ext2.example:30002")
+    assert found.nodes == (external if chosen == "external" else ("10.0.0.1:11210", "10.0.0.2:11210"))
+
+
+def test_alternate_address_without_ports_keeps_all_ports() -> None:
+    nodes = nodes_ext()
+    for node in nodes:
+        del node["alternateAddresses"]["external"]["ports"]
+    found = parse(terse_config(nodesExt=nodes), network="external", tls=True)
+    assert found.nodes == ("ext1.example:11207", "ext2.example:11207")
+
+
+def test_alternate_address_with_ports_hides_the_others() -> None:
+    with pytest.raises(ClusterMapError, match="no TLS port"):
+        parse(terse_config(), network="external", tls=True)
+
+
+def test_unknown_network() -> None:
+    with pytest.raises(ConfigurationError, match="there are: default, external"):
+        parse(terse_config(), network="internal")
+
+
+def test_node_outside_the_network() -> None:
+    nodes = nodes_ext()
+    del nodes[1]["alternateAddresses"]
+    with pytest.raises(ClusterMapError, match="no address on network 'external'") as caught:
+        parse(terse_config(nodesExt=nodes), network="external")
+    assert caught.value.node == "10.0.0.2:11210"
+
+
+def test_node_outside_the_network_that_owns_nothing_does_not_matter() -> None:
+    nodes = nodes_ext()
+    del nodes[0]["alternateAddresses"]
+    config = with_map([[1, 0], [-1, 0], [1, 0]])
+    found = parse(config | {"nodesExt": nodes}, network="external")
+    assert found.nodes == ("ext2.example:30002",)
+    assert found.active.tolist() == [0, -1, 0]
+
+
+def test_verbose_config_completed_in_the_order_of_its_servers() -> None:
+    services = {"nodesExt": [{"hostname": "10.0.0.9", "services": {"n1ql": 8093}}, *reversed(nodes_ext())]}
+    config = with_node_services(verbose_config(), services, "10.0.0.1")
+    assert parse(config, tls=True).nodes == ("10.0.0.1:11207", "10.0.0.2:11207")
+
+
+def test_verbose_config_completed_by_nameless_and_missing_nodes() -> None:
+    services = {"nodesExt": [{"services": {"kv": 11210, "kvSSL": 11207}}]}
+    config = with_node_services(verbose_config(), services, "10.0.0.1")
+    assert parse(config).nodes == ("10.0.0.1:11210", "10.0.0.2:11210")
+    assert with_node_services(config, {}, "x") == config
+
+
+# ------------------------------------------------------------------ comparing
+
+
+def test_newer_than() -> None:
+    base = parse(terse_config(revEpoch=2, rev=5))
+    assert parse(terse_config(revEpoch=2, rev=6)).newer_than(base)
+    assert parse(terse_config(revEpoch=3, rev=1)).newer_than(base)
+    assert not parse(terse_config(revEpoch=1, rev=9)).newer_than(base)
+    assert not parse(terse_config(revEpoch=2, rev=5)).newer_than(base)
+
+
+def test_newer_than_without_revisions() -> None:
+    old = parse(verbose_config())
+    assert not parse(verbose_config()).newer_than(old)
+    moved = verbose_config()
+    moved["vBucketServerMap"]["vBucketMap"][0] = [1, 0]
+    assert parse(moved).newer_than(old)
+
+
+def test_equality() -> None:
+    one, same, other = parse(terse_config()), parse(terse_config()), parse(terse_config(rev=8))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert one != "map"

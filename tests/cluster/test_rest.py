@@ -1,0 +1,421 @@
+"""The cluster manager over real HTTP: every way to fail has one clear error."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import threading
+import traceback
+from typing import Any
+
+import pytest
+import requests
+
+from cbframe.cluster.map import parse_bucket_config
+from cbframe.cluster.rest import RestClient, connect_bucket
+from cbframe.errors import (
+    AccessError,
+    AllServerURLsConnectBucketError,
+    AuthFailError,
+    BucketNotFoundError,
+    CbframeError,
+    ClusterMapError,
+    ConfigurationError,
+    ConnectError,
+)
+
+from .manager import PASSWORD, USER, UUID, Reply, manager, terse_config, verbose_config, walk
+
+AUTH = (USER, PASSWORD)
+TERSE = "/pools/default/b/travel"
+
+
+@pytest.fixture
+def refused() -> str:
+    """A port where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def ask(pages: dict[str, Any], **options: Any) -> tuple[dict[str, object], str]:
+    with manager(pages) as served:
+        return RestClient(served.url, AUTH, **options).bucket_config("travel")
+
+
+def cause(pages: dict[str, Any], **options: Any) -> ConnectError:
+    """The error of the only seed, which is not permanent and so comes wrapped."""
+    with pytest.raises(AllServerURLsConnectBucketError) as caught:
+        ask(pages, **options)
+    found = caught.value.__cause__
+    assert isinstance(found, ConnectError)
+    assert found.message in str(caught.value)
+    return found
+
+
+def test_terse_config() -> None:
+    config, host = ask({TERSE: terse_config()})
+    assert config == terse_config()
+    assert host == "127.0.0.1"
+
+
+def test_only_one_request_where_the_terse_endpoint_exists() -> None:
+    with manager({TERSE: terse_config()}) as served:
+        RestClient(served.url, AUTH).bucket_config("travel", bucket_uuid=UUID)
+    assert served.requests == [f"{TERSE}?bucket_uuid={UUID}"]
+
+
+def test_bucket_names_are_escaped() -> None:
+    with manager({"/pools/default/b/50%25.x%2F..": terse_config()}) as served:
+        RestClient(served.url, AUTH).bucket_config("50%.x/..")
+
+
+def test_fallback_to_the_walk_completes_the_config() -> None:
+    config, host = ask(walk())
+    found = parse_bucket_config(config, origin_host=host, tls=True)
+    assert found.nodes == ("10.0.0.1:11207", "10.0.0.2:11207")
+    assert found.revision == (0, 0)
+
+
+def test_fallback_without_node_services() -> None:
+    pages = walk()
+    del pages["/pools/default/nodeServices"]
+    config, host = ask(pages)
+    assert parse_bucket_config(config, origin_host=host).nodes == ("10.0.0.1:11210", "10.0.0.2:11210")
+    with pytest.raises(ClusterMapError, match="TLS port"):
+        parse_bucket_config(config, origin_host=host, tls=True)
+
+
+@pytest.mark.parametrize("auth", [("reader", "wrong"), ("nobody", PASSWORD)])
+def test_401(auth: tuple[str, str]) -> None:
+    with manager({TERSE: terse_config()}) as served, pytest.raises(AuthFailError) as caught:
+        RestClient(served.url, auth).bucket_config("travel")
+    assert caught.value.node == served.node
+    assert caught.value.permanent
+    assert "wrong" not in str(caught.value)
+
+
+def test_403_names_the_permission() -> None:
+    reply = Reply(403, {"message": "Forbidden.", "permissions": ["cluster.bucket[travel].settings!read"]})
+    with pytest.raises(AccessError, match=r"missing: cluster\.bucket\[travel\]\.settings!read"):
+        ask({TERSE: reply})
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[1]", b'{"permissions": 3}', b"[" * 100_000])
+def test_403_with_any_body(body: bytes) -> None:
+    with pytest.raises(AccessError):
+        ask({TERSE: Reply(403, body)})
+
+
+def test_404_lists_the_visible_buckets() -> None:
+    with manager(walk()) as served, pytest.raises(BucketNotFoundError, match="visible buckets: travel"):
+        RestClient(served.url, AUTH).bucket_config("beer")
+
+
+@pytest.mark.parametrize("path", ["/pools", "/pools/default", "/pools/default/buckets"])
+def test_404_where_the_walk_is_forbidden(path: str) -> None:
+    with pytest.raises(AccessError, match=path):
+        ask(walk(**{path: Reply(403, {})}))
+
+
+def test_404_when_the_bucket_vanishes_during_the_walk() -> None:
+    pages = walk()
+    del pages["/pools/default/buckets/travel"]
+    with pytest.raises(BucketNotFoundError):
+        ask(pages)
+
+
+def test_node_outside_any_cluster_is_not_an_unknown_bucket() -> None:
+    error = cause({"/pools": {"pools": [], "uuid": []}})
+    assert "belongs to no cluster" in error.message
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        {TERSE: Reply(404, b"Bucket uuid does not match the requested.")},
+        {TERSE: terse_config(uuid="0" * 32)},
+        walk(**{"/pools/default/buckets/travel": verbose_config(uuid="0" * 32)}),
+    ],
+    ids=["said by the server", "terse", "verbose"],
+)
+def test_wrong_uuid(pages: dict[str, Any]) -> None:
+    with manager(pages) as served, pytest.raises(ClusterMapError, match="uuid") as caught:
+        RestClient(served.url, AUTH).bucket_config("travel", bucket_uuid=UUID)
+    assert caught.value.permanent
+    assert caught.value.node == served.node
+
+
+@pytest.mark.parametrize("status", [400, 407, 429, 500, 503])
+def test_other_statuses(status: int) -> None:
+    error = cause({TERSE: Reply(status, b"oops")})
+    assert f"HTTP status {status}" in error.message
+    assert not error.permanent
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (Reply(200, b"<html>hello</html>", "text/html"), "text/html"),
+        (Reply(200, b'{"name": "tra'), "not JSON"),
+        (Reply(200, b"\xff\xfe\xfd"), "not JSON"),
+        (Reply(200, b""), "not JSON"),
+        (Reply(200, b"[" * 200_000), "not JSON"),
+        (Reply(200, [1, 2]), "JSON list where an object"),
+        (Reply(200, b"null"), "JSON NoneType where an object"),
+    ],
+    ids=["html", "broken", "no text", "empty", "deep", "array", "null"],
+)
+def test_answers_that_are_no_json_object(reply: Reply, told: str) -> None:
+    error = cause({TERSE: reply})
+    assert told in error.message
+    assert "content type" in error.message
+
+
+def test_truncated_body() -> None:
+    error = cause({TERSE: Reply(200, b'{"name":', length=1000)})
+    assert "no whole answer" in error.message
+    assert isinstance(error.__cause__, requests.RequestException)
+
+
+def test_bad_compression() -> None:
+    reply = Reply(200, b"not gzip", headers={"Content-Encoding": "gzip"})
+    assert "no whole answer" in cause({TERSE: reply}).message
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_size_is_capped(packed: bool) -> None:
+    body = json.dumps({"name": "x" * 300_000}).encode()
+    headers = {"Content-Encoding": "gzip"} if packed else {}
+    reply = Reply(200, gzip.compress(body) if packed else body, headers=headers)
+    assert "more than 100000 bytes" in cause({TERSE: reply}, max_answer_bytes=100_000).message
+
+
+def test_refused_port(refused: str) -> None:
+    with pytest.raises(AllServerURLsConnectBucketError, match="refused") as caught:
+        RestClient(refused, AUTH).bucket_config("travel")
+    assert isinstance(caught.value.__cause__, ConnectError)
+    assert isinstance(caught.value.__cause__.__cause__, requests.ConnectionError)
+
+
+def test_what_the_caller_was_handling_is_not_the_reason(refused: str) -> None:
+    try:
+        {}["unrelated"]
+    except KeyError:
+        with pytest.raises(AllServerURLsConnectBucketError, match="refused") as caught:
+            RestClient(refused, AUTH).bucket_config("travel")
+    assert "unrelated" not in str(caught.value)
+
+
+def test_timeout_before_the_answer() -> None:
+    done = threading.Event()
+    with manager({TERSE: Reply(200, b"{}", before=done.wait)}) as served:
+        try:
+            with pytest.raises(AllServerURLsConnectBucketError, match=r"within 0\.1 s"):
+                RestClient(served.url, AUTH, timeout=0.1).bucket_config("travel")
+        finally:
+            done.set()
+
+
+def test_timeout_inside_the_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+                peer.recv(4096)  # ends when the client gives up
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(AllServerURLsConnectBucketError, match=r"within 0\.1 s"):
+            RestClient(url, AUTH, timeout=0.1).bucket_config("travel")
+        thread.join()
+
+
+def test_tls_to_a_plain_port() -> None:
+    with manager({}) as served, pytest.raises(AllServerURLsConnectBucketError, match="TLS failed"):
+        RestClient(served.url.replace("http:", "https:"), AUTH).bucket_config("travel")
+
+
+def test_missing_ca_file() -> None:
+    client = RestClient("https://127.0.0.1:1", AUTH, verify="/nonexistent/ca.pem")
+    with pytest.raises(ConfigurationError, match="certificates"):
+        client.bucket_config("travel")
+
+
+def test_environment_does_not_overrule_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent/other.pem")
+    with manager({}) as served, pytest.raises(AllServerURLsConnectBucketError, match="TLS failed"):
+        RestClient(served.url.replace("http:", "https:"), AUTH, verify=False).bucket_config("travel")
+
+
+def test_redirects_are_not_followed() -> None:
+    with manager({TERSE: terse_config()}) as other:
+        location = other.url.replace("//", "//u:s3cret@") + TERSE
+        error = cause({TERSE: Reply(302, b"", headers={"Location": location})})
+    assert other.requests == []
+    assert other.node in error.message
+    assert "s3cret" not in str(error)
+
+
+@pytest.mark.parametrize("uri", ["http://evil.example/pools/default", "//evil.example/x", "x"])
+def test_uris_to_other_hosts_are_not_followed(uri: str) -> None:
+    error = cause({"/pools": {"pools": [{"name": "default", "uri": uri}]}})
+    assert "another host" in error.message
+
+
+@pytest.mark.parametrize("answer", [{"pools": 3}, {"pools": [3]}, {"pools": [{}]}, {"pools": [{"name": 1}]}])
+def test_walk_through_nonsense(answer: object) -> None:
+    assert isinstance(cause({"/pools": answer}), ClusterMapError)
+
+
+# ------------------------------------------------------------------ seeds
+
+
+def test_first_working_seed_wins(refused: str) -> None:
+    with manager({TERSE: Reply(500, b"")}) as bad, manager({TERSE: terse_config()}) as good:
+        config, _ = RestClient([refused, bad.url, good.url, refused], AUTH).bucket_config("travel")
+    assert config["rev"] == 7
+
+
+def test_all_seeds_failed(refused: str) -> None:
+    with (
+        manager({TERSE: Reply(500, b"")}) as bad,
+        pytest.raises(AllServerURLsConnectBucketError) as caught,
+    ):
+        RestClient([refused, bad.url], AUTH).bucket_config("travel")
+    assert caught.value.server_urls == [refused, bad.url]
+    assert f"{refused}: no whole answer" in str(caught.value)
+    assert f"{bad.url}: {TERSE} answered with HTTP status 500" in str(caught.value)
+    assert "500" in str(caught.value.__cause__)
+
+
+def test_permanent_error_ends_the_pass() -> None:
+    with manager({}) as first, manager({}) as second, pytest.raises(AuthFailError):
+        RestClient([first.url, second.url], ("a", "b")).bucket_config("travel")
+    assert len(first.requests) == 1
+    assert second.requests == []
+
+
+# ------------------------------------------------------------------ the other questions
+
+
+def test_node_services() -> None:
+    with manager(walk()) as served:
+        assert "nodesExt" in RestClient(served.url, AUTH).node_services()
+
+
+def test_manifest() -> None:
+    scopes = {"uid": "b", "scopes": [{"name": "s", "uid": "8", "collections": [{"name": "c", "uid": "1f"}]}]}
+    with manager({"/pools/default/buckets/travel/scopes": scopes}) as served:
+        manifest = RestClient(served.url, AUTH).manifest("travel")
+    assert manifest.id_of("s.c") == 0x1F
+
+
+def test_manifest_of_an_unknown_bucket_and_of_an_old_server() -> None:
+    with manager(walk()) as served:
+        client = RestClient(served.url, AUTH)
+        with pytest.raises(BucketNotFoundError, match="travel"):
+            client.manifest("beer")
+        with pytest.raises(AllServerURLsConnectBucketError, match="no collections manifest"):
+            client.manifest("travel")
+
+
+def test_connect_bucket() -> None:
+    with manager(walk()) as served:
+        bucket = connect_bucket(served.url, "default", "travel", AUTH)
+    assert (bucket.name, bucket.uuid) == ("travel", UUID)
+    assert bucket.map.by_node() == {"10.0.0.1:11210": [0, 2], "10.0.0.2:11210": [1, 3]}
+    assert [entry["hostname"] for entry in bucket.node_services] == ["10.0.0.1", "10.0.0.2"]
+    assert served.requests[0] == "/pools"
+
+
+def test_connect_bucket_takes_credentials_from_the_url() -> None:
+    with manager(walk()) as served:
+        url = served.url.replace("//", "//reader:p%C3%A4sswort%3Ahunter2@")
+        assert connect_bucket(url, "default", "travel", None).name == "travel"
+
+
+def test_connect_bucket_failures(refused: str) -> None:
+    with manager(walk()) as served:
+        with pytest.raises(BucketNotFoundError):
+            connect_bucket(served.url, "default", "beer", AUTH)
+        with pytest.raises(ConfigurationError, match="no pool 'other'"):
+            connect_bucket(served.url, "other", "travel", AUTH)
+        with pytest.raises(AuthFailError):
+            connect_bucket(served.url, "default", "travel", ("a", "b"))
+    with pytest.raises(ConnectError, match="refused"):
+        connect_bucket(refused, "default", "travel", AUTH)
+    with pytest.raises(ConfigurationError, match="one server URL"):
+        connect_bucket("http://a,http://b", "default", "travel", AUTH)
+    with pytest.raises(ConfigurationError, match="couchbase://"):
+        connect_bucket("couchbase://a", "default", "travel", AUTH)
+
+
+# ------------------------------------------------------------------ sessions and secrets
+
+
+class CountingSession(requests.Session):
+    opened = 0
+    closed = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).opened += 1
+
+    def close(self) -> None:
+        type(self).closed += 1
+        super().close()
+
+
+@pytest.fixture
+def sessions() -> type[CountingSession]:
+    class Fresh(CountingSession):
+        pass
+
+    return Fresh
+
+
+def test_sessions_are_closed(sessions: type[CountingSession], refused: str) -> None:
+    with manager({TERSE: terse_config()}) as served:
+        client = RestClient([refused, served.url], AUTH, session_factory=sessions)
+        client.bucket_config("travel")
+        assert sessions.opened == sessions.closed == 2
+        with client:
+            client.bucket_config("travel")
+            client.bucket_config("travel")
+            assert (sessions.opened, sessions.closed) == (3, 2)
+    assert sessions.closed == 3
+
+
+def test_password_is_fetched_anew_for_each_call() -> None:
+    passwords = iter([("reader", "old"), AUTH])
+    with manager({TERSE: terse_config()}) as served:
+        client = RestClient(served.url, lambda: next(passwords))
+        with pytest.raises(AuthFailError):
+            client.bucket_config("travel")
+        client.bucket_config("travel")
+
+
+def test_no_auth_at_all() -> None:
+    with pytest.raises(ConfigurationError, match="no user name"):
+        RestClient("http://127.0.0.1:1", None).bucket_config("travel")
+
+
+@pytest.mark.parametrize("page", [Reply(500, b""), Reply(403, {}), Reply(200, b"<"), Reply(302, b""), {}])
+def test_secrets_stay_secret(page: object) -> None:
+    with manager({TERSE: page} if page else {}) as served:
+        url = served.url.replace("//", "//reader:s3cret@")
+        served.pages |= {"/pools": {"pools": []}}
+        client = RestClient([url], None)
+        assert "s3cret" not in repr(client)
+        assert "s3cret" not in repr(vars(client))
+        with pytest.raises(CbframeError) as caught:
+            client.bucket_config("travel")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "s3cret" not in shown
+    assert "reader:" not in shown
