@@ -1,0 +1,332 @@
+"""Who may import whom: the floors of the house, checked on the source.
+
+Every import counts, wherever it stands: at the top, inside a function, under ``TYPE_CHECKING``, by
+``import_module`` with a literal name. The one exception is ``cbframe/__init__.py``: it names the
+public surface for type checkers under ``TYPE_CHECKING`` and loads it lazily by strings.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "cbframe"
+MAX_LINES = 420
+
+FLOORS = {
+    "ground": 0,
+    "wire": 1,
+    "cluster": 2,
+    "dcp": 3,
+    "arrow": 4,
+    "frame": 5,
+    "snapshot": 5,
+    "ui": 6,
+}
+"""Imports point to a lower floor, or stay in their own part."""
+GROUND = {"errors", "options", "typing"}
+MAY_USE = {
+    "contrib": {*FLOORS, "cbframe"} - {"ui"},
+    "local": {"ground", "wire"},
+    "testing": {*FLOORS, "local", "cbframe"} - {"ui"},
+    "cli": {*FLOORS, "local", "testing", "contrib", "cbframe"},
+    "cbframe": {*FLOORS, "local", "testing", "contrib"},
+}
+"""Parts beside the floors. ``cbframe`` is the package itself, ``cli`` also ``__main__``."""
+
+ABOVE_DCP = {"arrow", "frame", "snapshot", "ui", "contrib", "cli", "testing"}
+CLOCKS_AND_THREADS = {
+    "_thread",
+    "asyncio",
+    "concurrent",
+    "multiprocessing",
+    "select",
+    "selectors",
+    "socket",
+    "socketserver",
+    "threading",
+    "time",
+}
+LIBRARIES = {
+    **{library: {"dcp", "local", "testing"} for library in CLOCKS_AND_THREADS},
+    "ssl": {"dcp", "local", "testing", "cluster/tls.py"},
+    "logging": {*FLOORS, *MAY_USE} - {"wire"},
+    "numpy": {*FLOORS, *MAY_USE} - {"ground"},
+    "requests": {"cluster", "testing"},
+    "urllib3": {"cluster", "testing"},
+    "msgspec": ABOVE_DCP,
+    "pyarrow": ABOVE_DCP,
+    "pandas": {"frame", "ui", "contrib", "cli", "testing"},
+    "ipywidgets": {"ui"},
+    "anywidget": {"ui"},
+    "polars": {"contrib"},
+    "duckdb": {"contrib"},
+    "dask": {"contrib"},
+    "pyspark": {"contrib"},
+    "deltalake": {"contrib"},
+    "couchbase": set[str](),
+}
+"""Which parts, or files, may import a library."""
+OPTIONAL = {"pandas", "polars", "duckdb", "dask", "pyspark", "deltalake"}
+"""These may also be imported inside functions, from floor arrow up."""
+
+
+class Import(NamedTuple):
+    name: str
+    """Dotted, absolute."""
+    line: int
+    in_function: bool
+    type_checking: bool
+
+
+def part_of(module: str) -> str:
+    """The part of a dotted module name below ``cbframe``."""
+    head = module.partition(".")[0]
+    if not head:
+        return "cbframe"
+    if head in GROUND:
+        return "ground"
+    return "cli" if head == "__main__" else head
+
+
+def module_of(path: str) -> str:
+    """``wire/frame.py`` → ``wire.frame``; ``wire/__init__.py`` → ``wire``."""
+    parts = PurePosixPath(path).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: str, source: str) -> Iterator[Import]:
+    """All imports of a file; ``from cbframe import wire`` is one of ``cbframe.wire``."""
+    package = ["cbframe", *PurePosixPath(path).parent.parts]
+    yield from _walk(ast.parse(source), package, in_function=False, type_checking=False)
+
+
+def _walk(node: ast.AST, package: list[str], *, in_function: bool, type_checking: bool) -> Iterator[Import]:
+    for name in _names(node, package):
+        yield Import(name, node.lineno, in_function, type_checking)  # type: ignore[attr-defined]
+    inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    guarded = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    for field, value in ast.iter_fields(node):
+        children = value if isinstance(value, list) else [value]
+        for child in children:
+            if isinstance(child, ast.AST):
+                yield from _walk(
+                    child,
+                    package,
+                    in_function=inside,
+                    type_checking=type_checking or (guarded and field == "body"),
+                )
+
+
+def _names(node: ast.AST, package: list[str]) -> list[str]:
+    match node:
+        case ast.Import(names=names):
+            return [alias.name for alias in names]
+        case ast.ImportFrom(module=module, names=names, level=level):
+            base = package[: len(package) - level + 1] if level else []
+            origin = ".".join([*base, *([module] if module else [])])
+            if origin != "cbframe":
+                return [origin]
+            # A submodule, or a name of the public surface.
+            known = {*FLOORS, *MAY_USE, *GROUND, "__main__"}
+            return [f"cbframe.{alias.name}" if alias.name in known else "cbframe" for alias in names]
+        case ast.Call(
+            func=ast.Name(id=name) | ast.Attribute(attr=name), args=[ast.Constant(value=str(target))]
+        ):
+            return [target] if name in ("import_module", "__import__") else []
+    return []
+
+
+def violations(files: dict[str, str]) -> list[str]:
+    """What breaks the rules, one sentence each; `files` maps paths below ``cbframe`` to sources."""
+    found = []
+    for path, source in sorted(files.items()):
+        lines = len(source.splitlines())
+        if lines > MAX_LINES:
+            found.append(f"{path}: {lines} lines; split it, {MAX_LINES} are the limit")
+        part = part_of(module_of(path))
+        if part not in FLOORS and part not in MAY_USE:
+            found.append(f"{path}: '{part}' is on no floor")
+            continue
+        for imported in imports_of(path, source):
+            problem = _problem(path, part, imported)
+            if problem:
+                found.append(f"{path}:{imported.line}: {problem}")
+    return found
+
+
+def _problem(path: str, part: str, imported: Import) -> str | None:
+    top, _, rest = imported.name.partition(".")
+    if top == "cbframe":
+        target = part_of(rest)
+        return None if _may_use(part, target, imported) else f"{part} must not import {target}"
+    if part == "ground" and top not in sys.stdlib_module_names:
+        return f"ground must not import {top}: standard library only"
+    allowed = LIBRARIES.get(top)
+    if allowed is None or part in allowed or path in allowed:
+        return None
+    if top in OPTIONAL and imported.in_function and part in ABOVE_DCP:
+        return None
+    return f"{part} must not import {top}"
+
+
+def _may_use(part: str, target: str, imported: Import) -> bool:
+    if part == "cbframe":
+        return imported.type_checking or target == "ground"
+    if part == target:
+        return True
+    if part in MAY_USE:
+        return target in MAY_USE[part]
+    return target in FLOORS and FLOORS[target] < FLOORS[part]
+
+
+# --- the house
+
+
+def sources() -> dict[str, str]:
+    return {
+        path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def test_the_house_stands() -> None:
+    found = violations(sources())
+    assert not found, "\n".join(["", *found])
+
+
+def test_every_part_is_looked_at() -> None:
+    files = sources()
+    assert {"__init__.py", "errors.py", "wire/blocks.py", "wire/__init__.py"} <= set(files)
+
+
+# --- the checker
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "problem"),
+    [
+        ("wire/frame.py", "from cbframe.dcp.streams import Stream", "wire must not import dcp"),
+        ("wire/frame.py", "import cbframe.arrow", "wire must not import arrow"),
+        ("wire/frame.py", "from cbframe import cluster", "wire must not import cluster"),
+        ("wire/frame.py", "from cbframe import read_bucket", "wire must not import cbframe"),
+        ("wire/frame.py", "import cbframe", "wire must not import cbframe"),
+        ("wire/frame.py", "from ..dcp import streams", "wire must not import dcp"),
+        ("wire/frame.py", "from .. import dcp", "wire must not import dcp"),
+        ("wire/__init__.py", "from ..dcp.streams import Stream", "wire must not import dcp"),
+        ("wire/frame.py", "def f():\n    import cbframe.dcp", "wire must not import dcp"),
+        ("wire/frame.py", "if TYPE_CHECKING:\n    from cbframe.dcp import x", "wire must not import dcp"),
+        ("wire/frame.py", "class A:\n  def f(self):\n    import cbframe.ui as u", "wire must not import ui"),
+        (
+            "dcp/a.py",
+            "import importlib\nimportlib.import_module('cbframe.arrow.x')",
+            "dcp must not import arrow",
+        ),
+        ("dcp/a.py", "import_module('cbframe.local')", "dcp must not import local"),
+        ("errors.py", "from cbframe.wire import constants", "ground must not import wire"),
+        ("options.py", "import numpy as np", "ground must not import numpy: standard library only"),
+        ("snapshot/a.py", "from cbframe.frame.scan import x", "snapshot must not import frame"),
+        ("frame/a.py", "from cbframe.ui import widget", "frame must not import ui"),
+        ("frame/a.py", "from cbframe.local import LocalCluster", "frame must not import local"),
+        ("frame/a.py", "from cbframe.contrib import polars", "frame must not import contrib"),
+        ("ui/a.py", "from cbframe.testing import x", "ui must not import testing"),
+        ("contrib/polars.py", "from cbframe.cli import main", "contrib must not import cli"),
+        ("local/a.py", "from cbframe.cluster.map import x", "local must not import cluster"),
+        ("__init__.py", "from cbframe.frame.read import read_bucket", "cbframe must not import frame"),
+        ("__init__.py", "def f():\n    import cbframe.ui", "cbframe must not import ui"),
+        (
+            "__init__.py",
+            "if TYPE_CHECKING:\n  pass\nelse:\n  import cbframe.dcp",
+            "cbframe must not import dcp",
+        ),
+        ("__init__.py", "import pyarrow", "cbframe must not import pyarrow"),
+        ("wire/a.py", "import socket", "wire must not import socket"),
+        ("wire/a.py", "from threading import Lock", "wire must not import threading"),
+        ("wire/a.py", "import time", "wire must not import time"),
+        ("wire/a.py", "import logging.handlers", "wire must not import logging"),
+        ("wire/a.py", "import ssl", "wire must not import ssl"),
+        ("wire/a.py", "import selectors, select", "wire must not import selectors"),
+        ("wire/a.py", "import pyarrow", "wire must not import pyarrow"),
+        ("cluster/rest.py", "import socket", "cluster must not import socket"),
+        ("cluster/rest.py", "import threading", "cluster must not import threading"),
+        ("cluster/rest.py", "from time import sleep", "cluster must not import time"),
+        ("cluster/rest.py", "import ssl", "cluster must not import ssl"),
+        ("cluster/rest.py", "def f():\n    import pandas", "cluster must not import pandas"),
+        ("dcp/a.py", "import requests", "dcp must not import requests"),
+        ("dcp/a.py", "from requests.adapters import HTTPAdapter", "dcp must not import requests"),
+        ("dcp/a.py", "import pyarrow as pa", "dcp must not import pyarrow"),
+        ("dcp/a.py", "try:\n    import pandas\nexcept ImportError: ...", "dcp must not import pandas"),
+        ("arrow/a.py", "import threading", "arrow must not import threading"),
+        ("arrow/a.py", "import pandas as pd", "arrow must not import pandas"),
+        ("arrow/a.py", "if TYPE_CHECKING:\n    import pandas as pd", "arrow must not import pandas"),
+        ("frame/a.py", "import ipywidgets", "frame must not import ipywidgets"),
+        ("frame/a.py", "def f():\n    import anywidget", "frame must not import anywidget"),
+        ("frame/a.py", "import polars", "frame must not import polars"),
+        ("local/a.py", "import pyarrow", "local must not import pyarrow"),
+        ("local/a.py", "import requests", "local must not import requests"),
+        ("utils/a.py", "", "'utils' is on no floor"),
+        ("helpers.py", "", "'helpers' is on no floor"),
+    ],
+)
+def test_what_is_found(path: str, source: str, problem: str) -> None:
+    found = violations({path: source})
+    assert found
+    assert all(sentence.startswith(path) for sentence in found)
+    assert found[0].split(": ", 1)[1] == problem
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("wire/a.py", "import struct\nimport numpy as np\nfrom cbframe.errors import ProtocolError"),
+        ("wire/a.py", "from cbframe.wire import leb128\nfrom . import frame\nfrom .frame import Frame"),
+        (
+            "wire/a.py",
+            "from ..errors import ProtocolError\nfrom .. import typing\nfrom cbframe import errors",
+        ),
+        ("wire/a.py", "s = 'import socket'  # import time\nrun('cbframe.dcp')"),
+        ("options.py", "from cbframe.errors import ConfigurationError\nimport dataclasses"),
+        ("cluster/rest.py", "import requests\nimport logging\nfrom cbframe.wire.vbucket import vbucket_of"),
+        ("cluster/tls.py", "import ssl"),
+        ("dcp/a.py", "import socket, threading, time, selectors, ssl\nimport cbframe.cluster.map"),
+        ("arrow/a.py", "import pyarrow\nimport msgspec\nfrom cbframe.dcp.receiver import BlockReceiver"),
+        ("snapshot/a.py", "def f():\n    import pandas\nfrom cbframe.arrow.columns import x"),
+        ("frame/a.py", "import pandas\ndef f():\n    import polars"),
+        ("ui/widget.py", "import ipywidgets, anywidget\nfrom cbframe.frame.scan import x"),
+        ("contrib/polars.py", "import polars\nimport cbframe\nfrom cbframe import scan_bucket"),
+        (
+            "local/a.py",
+            "import socket, threading, time\nfrom cbframe.local.store import x\nimport cbframe.wire.sasl",
+        ),
+        ("testing/a.py", "import threading\nfrom cbframe.local import LocalCluster"),
+        ("cli.py", "from cbframe.local import LocalCluster\nfrom cbframe.ui import x\nimport cbframe"),
+        ("__main__.py", "from cbframe.cli import main"),
+        ("__init__.py", "if TYPE_CHECKING:\n    from cbframe.local import LocalCluster"),
+        ("__init__.py", "from importlib import import_module\nfrom cbframe.errors import CbframeError"),
+    ],
+)
+def test_what_is_allowed(path: str, source: str) -> None:
+    assert violations({path: source}) == []
+
+
+def test_long_files_are_found() -> None:
+    assert violations({"wire/a.py": "x = 1\n" * MAX_LINES}) == []
+    assert violations({"wire/a.py": "x = 1\n" * (MAX_LINES + 1)}) == [
+        "wire/a.py: 421 lines; split it, 420 are the limit"
+    ]
+
+
+def test_lines_and_order() -> None:
+    found = violations(
+        {"wire/b.py": "import os\n\nimport socket\nimport time\n", "wire/a.py": "import cbframe.ui\n"}
+    )
+    assert found == [
+        "wire/a.py:1: wire must not import ui",
+        "wire/b.py:3: wire must not import socket",
+        "wire/b.py:4: wire must not import time",
+    ]
