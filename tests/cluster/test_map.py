@@ -234,6 +234,14 @@ def test_networks(origin: str, network: str, chosen: str) -> None:
     assert found.nodes == (external if chosen == "external" else ("10.0.0.1:11210", "10.0.0.2:11210"))
 
 
+def test_host_names_compare_without_case() -> None:
+    nodes = nodes_ext()
+    nodes[0]["alternateAddresses"]["external"]["hostname"] = "Ext1.Example"
+    assert parse(terse_config(nodesExt=nodes), origin="ext1.example").network == "external"
+    nodes[0]["hostname"] = "NODE1"
+    assert parse(terse_config(nodesExt=nodes), origin="node1").network == "default"
+
+
 def test_alternate_address_without_ports_keeps_all_ports() -> None:
     nodes = nodes_ext()
     for node in nodes:
