@@ -55,7 +55,7 @@ class Connection(Protocol):
 def open_error(message: DcpOpen, name: bytes) -> str | None:
     """Why a DCP_OPEN is refused as invalid; None if it is not."""
     flags = message.flags
-    if flags & ~_VALID_FLAGS:
+    if flags & ~int(_VALID_FLAGS):
         return "Request contains invalid flags"
     if flags & OpenFlag.NO_VALUE and flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE:
         return "Request contains invalid flags combination (NO_VALUE && NO_VALUE_WITH_UNDERLYING_DATATYPE)"
@@ -174,7 +174,7 @@ class Producer:
         """Answer a STREAM_REQ and, if it is granted, begin the stream."""
         conn = self._conn
         collections = Feature.COLLECTIONS in conn.features
-        if message.flags & ~admission.KNOWN_FLAGS:
+        if message.flags & ~int(admission.KNOWN_FLAGS):
             conn.respond(frame, Status.EINVAL, context="Request contains invalid flags")
             return
         if message.value and not collections:

@@ -21,6 +21,8 @@ from cbframe.wire.xattrs import body_offset
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
 _SCOPE_EVENTS = (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE)
+_XATTR = int(Datatype.XATTR)
+"""A plain number: flag enumerations are slow, and this is done for every frame."""
 _DELETION_V1_TAIL = b"\0\0"
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -59,13 +61,26 @@ class Encoded:
 
     @classmethod
     def join(cls, frames: list[bytes], generation: int) -> Encoded:
-        data = np.frombuffer(bytearray(b"".join(frames)), np.uint8)
+        data = np.frombuffer(bytearray().join(frames), np.uint8)
         starts = np.zeros(len(frames) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, frames), np.int64, len(frames)), out=starts[1:])
         # Every stored frame has its seqno in the first 8 bytes of the extras.
         columns = starts[:-1, None] + np.arange(24, 32)
         seqnos = data[columns].view(">u8").ravel().astype(np.int64)
         return cls(data, starts, seqnos, generation)
+
+    def without_prefixes(self, which: npt.NDArray[np.bool_]) -> Encoded:
+        """The same with the one byte of collection id taken off the keys of `which` mutations."""
+        data, at = self._data, self.starts[:-1][which]
+        for offset, width in ((2, 2), (8, 4)):  # key length, body length
+            columns = at[:, None] + np.arange(offset, offset + width)
+            numbers = data[columns].view(f">u{width}") - 1
+            data[columns] = numbers.astype(f">u{width}").view(np.uint8).reshape(-1, width)
+        keep = np.ones(len(data), np.bool_)
+        keep[at + 55] = False
+        starts = self.starts.copy()
+        starts[1:] -= np.cumsum(which)
+        return Encoded(data[keep], starts, self.seqnos, self.generation)
 
     def __len__(self) -> int:
         return len(self.seqnos)
@@ -97,16 +112,22 @@ class Encoded:
 def encode(frames: Iterable[bytes], variant: Variant, generation: int) -> Encoded:
     """What a connection of this kind gets of `frames`."""
     adapt = adapter(variant)
-    plain = variant.collections and not (variant.no_value or variant.underlying_datatype)
-    if plain and variant.filter_ids is None:
-        # The common case costs two comparisons a frame: a mutation without attributes is ready.
-        out = [
-            frame if frame[1] == items.MUTATION and frame[5] < Datatype.XATTR else adapt(frame)
-            for frame in frames
-        ]
-    else:
-        out = [adapt(frame) for frame in frames]
-    return Encoded.join([frame for frame in out if frame is not None], generation)
+    if variant.no_value or variant.underlying_datatype or variant.filter_ids is not None:
+        return Encoded.join([out for out in map(adapt, frames) if out is not None], generation)
+    # The common case costs a few comparisons a frame: a mutation without attributes is ready, but
+    # for the prefix of its key where the client does not want one.
+    kept: list[bytes] = []
+    prefixes = bytearray()
+    legacy = not variant.collections
+    for frame in frames:
+        if frame[1] == items.MUTATION and frame[5] < _XATTR and not (legacy and frame[55]):
+            kept.append(frame)
+            prefixes.append(1)
+        elif (out := adapt(frame)) is not None:
+            kept.append(out)
+            prefixes.append(0)
+    encoded = Encoded.join(kept, generation)
+    return encoded.without_prefixes(np.frombuffer(prefixes, np.bool_)) if legacy else encoded
 
 
 def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
@@ -164,7 +185,7 @@ def _value(frame: bytes, start: int, variant: Variant) -> tuple[bytes, int]:
     """Value and datatype: attributes and body each as the connection asked."""
     value, datatype = frame[start:], frame[5]
     section = b""
-    if datatype & Datatype.XATTR:
+    if datatype & _XATTR:
         split = body_offset(value)
         section, value = value[:split], value[split:]
         if not variant.xattrs:
@@ -173,8 +194,8 @@ def _value(frame: bytes, start: int, variant: Variant) -> tuple[bytes, int]:
         value = b""
     if variant.underlying_datatype:
         return section, datatype
-    sent = datatype & ~Datatype.XATTR if value else 0
-    return section + value, sent | (Datatype.XATTR if section else 0)
+    sent = datatype & ~_XATTR if value else 0
+    return section + value, sent | (_XATTR if section else 0)
 
 
 def prefixed(cid: int, key: bytes) -> bytes:

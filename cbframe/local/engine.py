@@ -6,8 +6,10 @@ methods can be called through a pipe when the cluster runs in its own process.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 from cbframe.errors import ConfigurationError
@@ -106,6 +108,12 @@ class Engine:
     ) -> int:
         cid = self._cid(collection)
         return self.bucket.bulk_load(pairs, cid=cid, flags=flags, datatype=datatype)
+
+    def bulk_load_packed(self, lengths: bytes, data: bytes, **options: Any) -> int:
+        """As :meth:`bulk_load`, of keys and values back to back and their 32-bit lengths."""
+        ends = list(accumulate(array("I", lengths), initial=0))
+        parts = (data[start:end] for start, end in pairwise(ends))
+        return self.bulk_load(zip(parts, parts, strict=True), **options)
 
     def load_sample(self, documents: int, seed: int) -> int:
         return load_sample(self.bucket, documents, seed)

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
+from array import array
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -98,7 +99,9 @@ class RemoteEngine:
         """In pieces, so that neither side holds everything twice."""
         iterator, loaded = iter(pairs), 0
         while batch := list(islice(iterator, _BULK_STEP)):
-            loaded += self._exchange(["bulk_load", [batch], options])
+            lengths = array("I", [len(part) for pair in batch for part in pair]).tobytes()
+            data = b"".join(part for pair in batch for part in pair)
+            loaded += self._exchange(["bulk_load_packed", [lengths, data], options])
         return loaded
 
     def close(self) -> None:

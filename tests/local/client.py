@@ -7,10 +7,10 @@ import socket
 import struct
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from cbframe.local import LocalCluster
-from cbframe.wire.constants import Feature, OpenFlag, Opcode, Status
+from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status
 from cbframe.wire.frame import Frame, request
 from cbframe.wire.messages import SnapshotMarker, StreamEnd, parse_message
 from cbframe.wire.requests import (
@@ -44,7 +44,7 @@ class Client:
         self.answer_noops = True
         self.noops = 0
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+
+import pytest
+
+from cbframe.local import LocalCluster
+from cbframe.wire.constants import Feature, Opcode, Status
+from cbframe.wire.failover import parse_failover_log
+from cbframe.wire.frame import Frame
+from cbframe.wire.messages import parse_vbucket_seqnos
+from cbframe.wire.requests import GetAllVBucketSeqnos, GetFailoverLog, Hello, SaslAuth, SelectBucket
+from cbframe.wire.vbucket import vbucket_of
+
+from .client import COLLECTIONS, LEGACY, TIMEOUT, Client, noop
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA512", "SCRAM-SHA256", "SCRAM-SHA1"])
+def test_scram(cluster: LocalCluster, mechanism: str) -> None:
+    with Client(cluster) as client:
+        assert client.scram(mechanism, cluster.username, cluster.password) == Status.SUCCESS
+        assert client.scram(mechanism, cluster.username, "wrong") == Status.AUTH_ERROR
+        assert client.scram(mechanism, "nobody", cluster.password) == Status.AUTH_ERROR
+        assert client.call(noop()).status == Status.EACCESS
+
+
+def test_plain_and_unknown_mechanisms(cluster: LocalCluster) -> None:
+    with Client(cluster) as client:
+        mechanisms = client.call(noop(Opcode.SASL_LIST_MECHS)).value
+        assert mechanisms == b"SCRAM-SHA512 SCRAM-SHA256 SCRAM-SHA1 PLAIN"
+        assert client.plain(cluster.username, "wrong") == Status.AUTH_ERROR
+        assert client.plain("nobody", cluster.password) == Status.AUTH_ERROR
+        assert client.call(SaslAuth("CRAM-MD5", b"")).status == Status.AUTH_ERROR
+        assert client.call(SaslAuth("SCRAM-SHA1", b"y,,n=u,r=x")).status == Status.EINVAL
+        assert client.call(SaslAuth("SCRAM-SHA1", b"", Opcode.SASL_STEP)).status == Status.EINVAL
+        assert client.plain(cluster.username, cluster.password) == Status.SUCCESS
+
+
+@pytest.mark.parametrize(
+    "opcode",
+    [
+        Opcode.SELECT_BUCKET,
+        Opcode.DCP_OPEN,
+        Opcode.GET,
+        Opcode.GET_CLUSTER_CONFIG,
+        Opcode.NOOP,
+        Opcode.VERSION,
+        Opcode.GET_ALL_VB_SEQNOS,
+    ],
+)
+def test_nothing_before_authentication(cluster: LocalCluster, opcode: int) -> None:
+    with Client(cluster) as client:
+        assert client.call(noop(opcode)).status == Status.EACCESS
+
+
+def test_hello_grants_sorted_and_replaces(cluster: LocalCluster) -> None:
+    with Client(cluster) as client:
+        wanted = (
+            Feature.COLLECTIONS,
+            Feature.SNAPPY,
+            Feature.DUPLEX,
+            0x99,
+            Feature.XERROR,
+            Feature.TCP_NODELAY,
+        )
+        assert client.call(Hello("t", wanted)).value.hex() == "000300070012"
+        assert client.call(Hello("t", (Feature.JSON,))).value.hex() == "000b"
+        needs = client.call(Hello("t", (Feature.VATTR,)))
+        assert needs.status == Status.EINVAL
+        assert b"VAttr needs XATTR" in needs.value
+        odd = client.call(Frame(0x80, Opcode.HELLO, value=b"\0"))
+        assert odd.status == Status.EINVAL
+
+
+def test_select_bucket(cluster: LocalCluster) -> None:
+    with Client(cluster).login(select=False) as client:
+        assert client.call(noop(Opcode.GET_ALL_VB_SEQNOS)).status == Status.NO_BUCKET
+        assert client.call(SelectBucket("other")).status == Status.EACCESS
+        config = json.loads(client.call(noop(Opcode.GET_CLUSTER_CONFIG)).value)
+        assert "vBucketServerMap" not in config
+        assert config["nodesExt"]
+        assert client.call(SelectBucket("default")).status == Status.SUCCESS
+        answer = client.call(noop(Opcode.GET_CLUSTER_CONFIG))
+        assert answer.datatype == 1
+        assert json.loads(answer.value)["vBucketServerMap"]["vBucketMap"] == [[0]]
+
+
+def test_small_commands(cluster: LocalCluster) -> None:
+    with Client(cluster).login() as client:
+        assert client.call(noop()).status == Status.SUCCESS
+        assert client.call(noop(Opcode.VERSION)).value.startswith(b"7.2")
+        assert json.loads(client.call(noop(Opcode.GET_ERROR_MAP)).value)["errors"]["7"]
+        assert client.call(noop(0xEE)).status == Status.UNKNOWN_COMMAND
+        manifest = json.loads(client.call(noop(Opcode.COLLECTIONS_GET_MANIFEST)).value)
+        assert manifest["scopes"][0]["collections"][0]["uid"] == "0"
+        assert client.operate(Opcode.COLLECTIONS_GET_ID, value=b"_default._default").extras == bytes(12)
+        client.operate(Opcode.COLLECTIONS_GET_ID, value=b"_default.no", expect=Status.UNKNOWN_COLLECTION)
+        client.operate(Opcode.COLLECTIONS_GET_ID, value=b"no.no", expect=Status.UNKNOWN_SCOPE)
+        assert client.call(noop(Opcode.QUIT)).status == Status.SUCCESS
+        assert client.closed_by_server()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n" + bytes(24),
+        struct.pack(">BBHBBHIIQ", 0x80, 0, 0, 0, 0, 0, (30 << 20) + 1, 0, 0),
+        struct.pack(">BBHBBHIIQ", 0x80, 0, 9, 0, 0, 0, 3, 0, 0) + b"abc",
+    ],
+    ids=["magic", "too long", "key beyond body"],
+)
+def test_broken_frames_close_the_connection(cluster: LocalCluster, data: bytes) -> None:
+    host, port = cluster.kv_addresses[0].split(":")
+    with socket.create_connection((host, int(port)), TIMEOUT) as sock:
+        sock.sendall(data)
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+
+
+def test_pipelined_requests_are_answered_in_order_byte_by_byte(cluster: LocalCluster) -> None:
+    with Client(cluster).login() as client:
+        frames = [Frame(0x80, Opcode.NOOP, opaque=n) for n in (7, 8, 9)]
+        for byte in b"".join(frame.encode() for frame in frames):
+            client.sock.sendall(bytes((byte,)))
+        answers = [client.receive() for _ in frames]
+        assert [answer.opaque for answer in answers if answer] == [7, 8, 9]
+
+
+@pytest.mark.parametrize(("features", "prefix"), [(COLLECTIONS, b"\0"), (LEGACY, b"")])
+def test_documents(cluster: LocalCluster, features: tuple[int, ...], prefix: bytes) -> None:
+    key, extras = prefix + b"doc", struct.pack(">II", 0x02000000, 0)
+    with Client(cluster).login(features) as client:
+        client.operate(Opcode.GET, key=key, expect=Status.KEY_ENOENT)
+        client.operate(Opcode.REPLACE, key=key, extras=extras, value=b"1", expect=Status.KEY_ENOENT)
+        added = client.operate(Opcode.ADD, key=key, extras=extras, value=b'{"a":1}')
+        uuid, seqno = struct.unpack(">QQ", added.extras)
+        assert (uuid, seqno) == (cluster.failover_log(0)[0][0], 1)
+        client.operate(Opcode.ADD, key=key, extras=extras, value=b"2", expect=Status.KEY_EEXISTS)
+        got = client.operate(Opcode.GET, key=key)
+        assert (got.value, got.extras, got.cas, got.datatype) == (b'{"a":1}', extras[:4], added.cas, 1)
+        stored = client.operate(Opcode.SET, key=key, extras=extras, value=b"\xff")
+        assert stored.cas > added.cas
+        assert client.operate(Opcode.GET, key=key).datatype == 0
+        client.operate(
+            Opcode.SET, key=key, extras=extras, value=b"3", cas=added.cas, expect=Status.KEY_EEXISTS
+        )
+        client.operate(Opcode.REPLACE, key=key, extras=extras, value=b"3", cas=stored.cas)
+        meta = client.operate(Opcode.GET_META, key=key, extras=b"\x02").extras
+        assert struct.unpack(">IIIQB", meta) == (0, 0x02000000, 0, 3, 1)
+        client.operate(Opcode.DELETE, key=key)
+        client.operate(Opcode.DELETE, key=key, expect=Status.KEY_ENOENT)
+        assert cluster.item_count() == 0
+        assert cluster.high_seqnos() == {0: 4}
+
+
+def test_documents_have_limits(cluster: LocalCluster) -> None:
+    with Client(cluster).login() as client:
+        client.operate(Opcode.GET, key=b"", expect=Status.EINVAL)
+        client.operate(Opcode.GET, key=b"\0", expect=Status.EINVAL)
+        client.operate(Opcode.GET, key=b"\0" + b"k" * 251, expect=Status.EINVAL)
+        client.operate(Opcode.SET, key=b"\0k", value=b"1", expect=Status.EINVAL)
+        client.operate(Opcode.GET, key=b"\x09k", expect=Status.UNKNOWN_COLLECTION)
+
+
+def test_an_expired_document_is_gone_upon_access(cluster: LocalCluster) -> None:
+    cluster.upsert("doc", {}, expiry=1_000_000_000)
+    with Client(cluster).login() as client:
+        client.operate(Opcode.GET, key=b"\0doc", expect=Status.KEY_ENOENT)
+    assert cluster.high_seqnos() == {0: 2}
+
+
+def test_mutation_token_only_if_asked(cluster: LocalCluster) -> None:
+    with Client(cluster).login((Feature.XERROR,)) as client:
+        assert client.operate(Opcode.SET, key=b"k", extras=bytes(8), value=b"1").extras == b""
+
+
+def test_vbuckets_of_other_nodes() -> None:
+    with LocalCluster(nodes=2, vbuckets=4, replicas=1) as cluster, Client(cluster, node=1).login() as client:
+        wrong = client.operate(Opcode.GET, key=b"\0k", vbucket=0, expect=Status.NOT_MY_VBUCKET)
+        assert json.loads(wrong.value)["vBucketServerMap"]["vBucketMap"] == [[0, 1], [0, 1], [1, 0], [1, 0]]
+        client.operate(Opcode.GET, key=b"\0k", vbucket=4, expect=Status.NOT_MY_VBUCKET)
+        client.operate(Opcode.GET, key=b"\0k", vbucket=3, expect=Status.KEY_ENOENT)
+        by_state = {
+            state: set(parse_vbucket_seqnos(client.call(GetAllVBucketSeqnos(state)).value))
+            for state in (0, 1, 2, 4)
+        }
+        assert by_state == {0: {0, 1, 2, 3}, 1: {2, 3}, 2: {0, 1}, 4: set()}
+
+
+def test_all_seqnos(cluster: LocalCluster) -> None:
+    cluster.upsert("a", 1 if False else b"1")
+    cluster.create_scope("s")
+    cid = cluster.create_collection("s", "c")
+    cluster.upsert("b", b"2", collection="s.c")
+    with Client(cluster).login() as client:
+        assert parse_vbucket_seqnos(client.call(GetAllVBucketSeqnos()).value) == {0: 4}
+        assert parse_vbucket_seqnos(client.call(GetAllVBucketSeqnos(1, 0)).value) == {0: 1}
+        assert parse_vbucket_seqnos(client.call(GetAllVBucketSeqnos(1, cid)).value) == {0: 4}
+        assert client.call(GetAllVBucketSeqnos(1, 0x77)).status == Status.UNKNOWN_COLLECTION
+        assert client.call(GetAllVBucketSeqnos(9)).status == Status.EINVAL
+    with Client(cluster).login(LEGACY) as client:
+        assert parse_vbucket_seqnos(client.call(GetAllVBucketSeqnos(1)).value) == {0: 1}
+        assert client.call(GetAllVBucketSeqnos(1, 0)).status == Status.EINVAL
+        client.operate(Opcode.GET_ALL_VB_SEQNOS, extras=b"\1", expect=Status.EINVAL)
+
+
+def test_failover_log(cluster: LocalCluster) -> None:
+    with Client(cluster).login() as client:
+        log = parse_failover_log(client.call(GetFailoverLog(0, Opcode.GET_FAILOVER_LOG)).value)
+        assert list(log) == cluster.failover_log(0)
+        assert client.call(GetFailoverLog(0)).status == Status.EINVAL  # only after DCP_OPEN
+        client.open()
+        assert parse_failover_log(client.call(GetFailoverLog(0)).value) == log
+        assert client.call(GetFailoverLog(1)).status == Status.NOT_MY_VBUCKET
+
+
+def test_stat(cluster: LocalCluster) -> None:
+    with Client(cluster).login() as client:
+        client.send(Frame(0x80, Opcode.STAT, key=b"failovers 0"))
+        lines = {}
+        while (frame := client.receive()) is not None and frame.key:
+            lines[frame.key] = frame.value
+        assert lines[b"vb_0:0:id"] == str(cluster.failover_log(0)[0][0]).encode()
+
+
+def test_keys_live_where_the_hash_says() -> None:
+    with LocalCluster(vbuckets=48) as cluster:
+        for key in ("hello", "été", "日本"):
+            cluster.upsert(key, b"1")
+            assert cluster.high_seqnos()[vbucket_of(key.encode(), 48)] == 1
