@@ -48,6 +48,10 @@ _LEAF = 64
 _PIECE = 64 << 20
 """Bytes that are parsed at once at most."""
 _OURS = "_cb_"
+_LONG_INTEGER = r"[0-9]{16}"
+"""Documents without it have no integer that a double would round: 2**53 has 16 digits."""
+_MINUS_ZERO = r"-0[\s,\]}]"
+"""Documents without it have no integer -0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +266,12 @@ class JsonTyper:
         parsed = lines.parse(start, stop, types)
         if parsed is None:
             return None
+        if not parsed.finite and not batch.inspected:
+            return None
         if len(parsed.doubtful):
-            if not batch.inspected:
-                return None
-            for document in documents[start:stop].take(pa.array(parsed.doubtful)).to_pylist():
+            doubtful = documents[start:stop].take(pa.array(parsed.doubtful))
+            suspects = doubtful.filter(pc.match_substring_regex(doubtful, _LONG_INTEGER))
+            for document in suspects.to_pylist():
                 self._schema.learn(load(document))
             if self._schema.typed() != types:
                 return None
@@ -290,12 +296,25 @@ class JsonTyper:
             for batch in self._batches:
                 chunks, batch.chunks = batch.chunks, []
                 for chunk in chunks:
-                    types = self._schema.typed()
-                    if all(lossless(a.type, types[name]) for name, a in chunk.typed.items() if name in types):
+                    if self._holds(batch, chunk):
                         batch.chunks.append(chunk)
                     else:
                         self._convert(batch, chunk.start, chunk.stop)
                         settled = False
+
+    def _holds(self, batch: _Batch, chunk: _Chunk) -> bool:
+        """Whether the columns of a chunk can be promoted to what the schema is now."""
+
+        def minus_zero() -> bool:
+            values = batch.values[chunk.start : chunk.stop]
+            return bool(pc.any(pc.match_substring_regex(values, _MINUS_ZERO)).as_py())
+
+        types = self._schema.typed()
+        return all(
+            array.type.equals(types[name]) or lossless(array, types[name], minus_zero)
+            for name, array in chunk.typed.items()
+            if name in types
+        )
 
     def _typed(self, column: Column) -> pa.ChunkedArray:
         kind = column.node.type()
@@ -335,8 +354,10 @@ def _chunked(arrays: Iterable[pa.Array], kind: pa.DataType) -> pa.ChunkedArray:
 def _rejected(batch: _Batch) -> pa.Array:
     if not batch.verdicts.any():
         return pa.nulls(len(batch.values), pa.binary())
-    rejected = pa.array(batch.verdicts != Reason.GOOD)
-    return pc.if_else(rejected, batch.values, pa.scalar(None, batch.values.type)).cast(pa.binary())
+    # Not if_else(): that of pyarrow 16 makes broken offsets of binary values and a null.
+    good = pa.array(batch.verdicts == Reason.GOOD)
+    null = pa.scalar(None, batch.values.type)
+    return pc.replace_with_mask(batch.values, good, null).cast(pa.binary())
 
 
 def _kinds(texts: pa.ChunkedArray) -> dict[str, int]:

@@ -39,12 +39,15 @@ class Parsed:
     columns
         In the order of the types asked for.
     doubtful
-        Rows with a double of 2**53 or more, where an integer token may have lost digits; with NaN
-        or an infinity, which are no JSON.
+        Rows with a double of 2**53 or more (or NaN, or an infinity), where an integer token may have
+        lost digits.
+    finite
+        Whether there is neither NaN nor an infinity: the parser takes both, JSON knows neither.
     """
 
     columns: dict[str, pa.Array]
     doubtful: npt.NDArray[np.int64]
+    finite: bool
 
 
 class Lines:
@@ -70,7 +73,8 @@ class Lines:
     def parse(self, start: int, stop: int, types: Mapping[str, pa.DataType]) -> Parsed | None:
         """Parse documents ``start`` to ``stop``; None if any of them is not an object of these types."""
         begin, end = int(self._offsets[start]), int(self._offsets[stop])
-        schema = pa.schema([(_NAME, pa.struct(list(types.items())))])
+        wanted = pa.struct(list(types.items()))
+        schema = pa.schema([(_NAME, _parseable(wanted))])
         try:
             table = pj.read_json(
                 pa.BufferReader(self._data.slice(begin, end - begin)),
@@ -83,32 +87,68 @@ class Lines:
         column = table.column(0)
         if len(column) != stop - start or column.null_count or column.num_chunks != 1:
             return None
-        documents = column.chunk(0)
+        documents = _restore(column.chunk(0), wanted)
+        if documents is None:
+            return None
         columns = {name: documents.field(index) for index, name in enumerate(types)}
-        doubtful = [_doubtful(column) for column in columns.values()]
-        return Parsed(columns, np.unique(np.concatenate([_NONE, *doubtful])))
+        doubts = [_doubtful(column) for column in columns.values()]
+        rows = np.unique(np.concatenate([_NONE, *(doubt for doubt, _ in doubts)]))
+        return Parsed(columns, rows, all(finite for _, finite in doubts))
+
+
+def _parseable(kind: pa.DataType) -> pa.DataType:
+    """The type to ask the parser for.
+
+    Of several nulls in one list of nulls the parser (16 to 26) makes a single item, and an array
+    that is out of bounds. So it is asked for booleans there.
+    """
+    if pa.types.is_null(kind):
+        return pa.bool_()
+    if pa.types.is_list(kind):
+        return pa.list_(_parseable(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(m.name, m.type if pa.types.is_null(m.type) else _parseable(m.type)) for m in kind])
+    return kind
+
+
+def _restore(array: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    """Make lists of nulls of the lists of booleans; None if a boolean is among them."""
+    if array.type.equals(kind):
+        return array
+    if pa.types.is_null(kind):
+        return pa.nulls(len(array)) if array.null_count == len(array) else None
+    if pa.types.is_list(kind):
+        items = _restore(array.values, kind.value_type)
+        if items is None:
+            return None
+        validity, offsets = array.buffers()[:2]
+        return pa.Array.from_buffers(
+            kind, len(array), [validity, offsets], array.null_count, array.offset, [items]
+        )
+    members = [_restore(array.field(index), member.type) for index, member in enumerate(kind)]
+    if any(member is None for member in members):
+        return None
+    mask = array.is_null() if array.null_count else None
+    return pa.StructArray.from_arrays(members, fields=list(kind), mask=mask)
 
 
 _NONE = np.empty(0, np.int64)
 
 
-def _doubtful(array: pa.Array) -> npt.NDArray[np.int64]:
-    """Rows of a column that hold a doubtful double at any depth."""
+def _doubtful(array: pa.Array) -> tuple[npt.NDArray[np.int64], bool]:
+    """Rows of a column that hold a doubtful double at any depth; whether all doubles are finite."""
     kind = array.type
     if pa.types.is_floating(kind):
         numbers = np.frombuffer(array.buffers()[1], np.float64, len(array), array.offset * 8)
         doubtful = ~(np.abs(numbers) < _EXACT)
-        if not doubtful.any():
-            return _NONE
-        return np.flatnonzero(doubtful & array.is_valid().to_numpy(zero_copy_only=False))
-    if pa.types.is_struct(kind):
+        if doubtful.any():
+            doubtful &= array.is_valid().to_numpy(zero_copy_only=False)
+            return np.flatnonzero(doubtful), bool(np.isfinite(numbers[doubtful]).all())
+    elif pa.types.is_struct(kind):
         members = [_doubtful(array.field(index)) for index in range(kind.num_fields)]
-        return np.concatenate([_NONE, *members])
-    if pa.types.is_list(kind):
-        items = _doubtful(array.values)
-        if not len(items):
-            return _NONE
-        offsets = array.offsets.to_numpy()
-        rows = np.searchsorted(offsets, items, side="right") - 1
-        return np.asarray(rows[(rows >= 0) & (rows < len(array))], np.int64)
-    return _NONE
+        return np.concatenate([_NONE, *(rows for rows, _ in members)]), all(ok for _, ok in members)
+    elif pa.types.is_list(kind):
+        items, finite = _doubtful(array.values)
+        rows = np.searchsorted(array.offsets.to_numpy(), items, side="right") - 1
+        return np.asarray(rows[(rows >= 0) & (rows < len(array))], np.int64), finite
+    return _NONE, True

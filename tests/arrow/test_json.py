@@ -1,5 +1,6 @@
 """Documents to columns: the table of values, one test a row, and what hostile values may not do."""
 
+import json
 import time
 
 import numpy as np
@@ -62,6 +63,17 @@ def test_values_that_have_a_type(cells: list[str], kind: pa.DataType, values: li
     array = column(*cells)
     assert array.type == kind
     assert array.to_pylist() == values
+
+
+@pytest.mark.parametrize("cell", ["[null,null,null]", "[[null,null],[],null]", '{"x":[null,null],"y":null}'])
+def test_lists_of_nulls(cell: str) -> None:
+    # pyarrow.json makes arrays out of bounds of them.
+    array = column(*[cell, "null"] * 100)
+    array.validate(full=True)
+    assert array.to_pylist() == [json.loads(cell), None] * 100
+    mixed = typed(*[f'{{"a":{cell}}}'] * 100, f'{{"a":{cell.replace("null", "true", 1)}}}')
+    mixed.table.validate(full=True)
+    assert mixed.table["a"].to_pylist()[-1] == json.loads(cell.replace("null", "true", 1))
 
 
 @pytest.mark.parametrize(
