@@ -230,6 +230,7 @@ class Producer:
             snap_start,
             wanted,
             self._variant(collections, wanted),
+            vbucket.vbuuid,
             self._sync_writes,
         )
         if start >= high:

@@ -19,6 +19,7 @@ from cbframe.local.config import ClusterConfig
 from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
 from cbframe.local.node import Node
 from cbframe.local.sample import load_sample
+from cbframe.local.store import VBucket
 from cbframe.wire.constants import Datatype
 from cbframe.wire.xattrs import body_offset
 
@@ -139,7 +140,7 @@ class Engine:
             except (UnknownCollectionError, UnknownScopeError) as exc:
                 raise ConfigurationError(f"no collection {collection}: create it first") from exc
 
-    def _vbucket(self, vbucket: int) -> Any:
+    def _vbucket(self, vbucket: int) -> VBucket:
         if not 0 <= vbucket < len(self.bucket.vbuckets):
             raise ConfigurationError(f"no vbucket {vbucket}, only 0 to {len(self.bucket.vbuckets) - 1}")
         return self.bucket.vbuckets[vbucket]
@@ -180,33 +181,43 @@ class Engine:
         self._vbucket(vbucket)
         self._node(node)
         with self.bucket.lock:
-            row = self.bucket.map[vbucket]
-            old = row[0]
-            # The new owner may have been a replica: then the two change places.
-            self.bucket.map[vbucket] = [node, *(old if copy == node else copy for copy in row[1:])]
+            self._give(vbucket, node)
             self.bucket.rev += 1
         for member in self.nodes:
             member.loop.call(partial(member.end_streams, vbucket, only_if_lost=True))
         self._push()
 
     def roll_back(self, vbucket: int, seqno: int, node: int | None = None) -> int:
+        if node is not None:
+            self._node(node)
         with self.bucket.lock:
-            try:
-                self._vbucket(vbucket).truncate(seqno)
-            except ValueError as exc:
-                raise ConfigurationError(str(exc)) from exc
-            if node is not None:
-                self._node(node)
-                self.bucket.map[vbucket][0] = node
-            self.bucket.rev += 1
-            vbuuid = self.bucket.vbuckets[vbucket].vbuuid
+            vbuuid = self._fork(vbucket, seqno, node)
+        # Not under the lock: the nodes' threads take it as well.
         self._end_streams(vbucket)
         return vbuuid
 
     def fail_over(self, vbucket: int, lose: int, node: int | None = None) -> int:
+        if node is not None:
+            self._node(node)
         with self.bucket.lock:
-            high = self._vbucket(vbucket).high_seqno
-            return self.roll_back(vbucket, high - lose, node)
+            vbuuid = self._fork(vbucket, self._vbucket(vbucket).high_seqno - lose, node)
+        self._end_streams(vbucket)
+        return vbuuid
+
+    def _fork(self, vbucket: int, seqno: int, node: int | None) -> int:
+        vb = self._vbucket(vbucket)
+        if not 0 <= seqno <= vb.high_seqno:
+            raise ConfigurationError(f"vbucket {vbucket} has no seqno {seqno}, only 0 to {vb.high_seqno}")
+        vb.truncate(seqno)
+        if node is not None:
+            self._give(vbucket, node)
+        self.bucket.rev += 1
+        return vb.vbuuid
+
+    def _give(self, vbucket: int, node: int) -> None:
+        row = self.bucket.map[vbucket]
+        # The new owner may have been a replica: then the two change places.
+        self.bucket.map[vbucket] = [node, *(row[0] if copy == node else copy for copy in row[1:])]
 
     def flush_vbucket(self, vbucket: int) -> None:
         with self.bucket.lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import threading
@@ -259,12 +260,11 @@ class Loop:
                 channel.flush()
 
     def _bell_rung(self, _mask: int) -> None:
-        # Cleared before the work is taken, so that a ring after that is not lost.
-        self._rung = False
-        try:
+        with contextlib.suppress(BlockingIOError):
             self._bell_out.recv(4096)
-        except BlockingIOError:
-            return
+        # Cleared after the bytes are read and before the work is taken: whoever still saw it set
+        # had left its work before, whoever sees it cleared rings again.
+        self._rung = False
 
     def _run(self) -> None:
         try:

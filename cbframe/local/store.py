@@ -181,8 +181,6 @@ class VBucket:
 
     def truncate(self, seqno: int) -> None:
         """Lose all history above `seqno` and begin a new one there, as a hard failover does."""
-        if not 0 <= seqno <= len(self.history):
-            raise ValueError(f"vbucket {self.id} has no seqno {seqno}, only 0 to {len(self.history)}")
         kept = self.history[:seqno]
         self._clear()
         for frame in kept:

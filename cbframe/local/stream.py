@@ -54,6 +54,8 @@ class Stream:
     snap_start: int
     filter: Filter
     variant: Variant
+    vbuuid: int
+    """The history that the stream was granted for."""
     sync_writes: bool = False
     queued: bool = False
     finished: bool = False
@@ -113,6 +115,8 @@ class Stream:
         with bucket.lock:
             vbucket = bucket.vbuckets[self.vbucket]
             high = vbucket.high_seqno if self.variant.collections else vbucket.default_high
+            if vbucket.vbuuid != self.vbuuid:
+                return False  # History has forked: the end of the stream is on its way.
             if self.sent >= self.end:
                 self._finish(StreamEndReason.OK)
                 return True
