@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from cbframe.dcp.handshake import DcpSettings, Login, Session, Steps, open_dcp, sample_seqnos
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamTable
@@ -224,29 +225,26 @@ class DcpConnection:
                 assert parsed is not None, "the index holds whole frames only"
                 yield from self._on_frame(parsed[0])
 
-    def _on_data(
-        self, buffer: bytearray, bounds: np.ndarray[tuple[int], np.dtype[np.int64]]
-    ) -> Iterator[Event]:
+    def _on_data(self, buffer: bytearray, bounds: npt.NDArray[np.int64]) -> Iterator[Event]:
         if self.session is None:
             raise ProtocolError("documents before the handshake was done", offset=int(bounds[0]))
         block = decode_block(buffer, bounds, collections=self.session.collections)
-        edges = np.flatnonzero(block.opaque[1:] != block.opaque[:-1]) + 1
-        starts = [0, *edges.tolist()]
-        stops = [*edges.tolist(), len(block)]
-        ascending = np.ones(len(block), bool)
-        ascending[1:] = block.seqno[1:] > block.seqno[:-1]
-        ascending[starts] = True
-        all_ascending = bool(ascending.all())
-        keep: np.ndarray[tuple[int], np.dtype[np.bool_]] | None = None
+        keep: npt.NDArray[np.bool_] | None = None
         fresh = []
-        for start, stop in zip(starts, stops, strict=True):
-            stream = self.streams.get(int(block.opaque[start]))
+        for segment in _segments(block):
+            stream = self.streams.get(segment.opaque)
             if stream is None or stream.state is StreamState.CLOSING:
                 if keep is None:
                     keep = np.ones(len(block), bool)
-                keep[start:stop] = False
+                keep[segment.start : segment.stop] = False
                 continue
-            self._check(block, start, stop, stream, all_ascending or bool(ascending[start:stop].all()))
+            if segment.vbucket != stream.vbucket:
+                raise ProtocolError(
+                    f"a document under the opaque of vbucket {stream.vbucket}", vbucket=segment.vbucket
+                )
+            if not segment.ascending and not stream.unordered:
+                raise ProtocolError("seqnos do not ascend", vbucket=stream.vbucket)
+            stream.advance(segment.first, segment.last)
             if not stream.snap_saved:
                 stream.snap_saved = True
                 fresh.append(stream)
@@ -256,18 +254,6 @@ class DcpConnection:
         if len(block):
             yield Data(block, tuple(fresh))
         self.acknowledge(nbytes)
-
-    @staticmethod
-    def _check(block: DataBlock, start: int, stop: int, stream: Stream, ascending: bool) -> None:
-        vbuckets = block.vbucket[start:stop]
-        if (vbuckets != stream.vbucket).any():
-            raise ProtocolError(
-                f"a document of another vbucket under the opaque of vbucket {stream.vbucket}",
-                vbucket=int(vbuckets[np.argmax(vbuckets != stream.vbucket)]),
-            )
-        if not ascending and not stream.unordered:
-            raise ProtocolError("seqnos do not ascend", vbucket=stream.vbucket)
-        stream.advance(int(block.seqno[start]), int(block.seqno[stop - 1]))
 
     def _on_frame(self, frame: Frame) -> Iterator[Event]:
         if frame.is_response:
@@ -396,3 +382,37 @@ class DcpConnection:
             key=frame.key,
             value=frame.value,
         ).encode()
+
+
+class _Segment(NamedTuple):
+    """Neighbours in a block that belong to one stream."""
+
+    start: int
+    stop: int
+    opaque: int
+    vbucket: int
+    first: int
+    last: int
+    ascending: bool
+
+
+def _segments(block: DataBlock) -> Iterator[_Segment]:
+    """Cut a block where the stream changes; a node sends many vbuckets' streams interleaved."""
+    opaque, vbucket, seqno = block.opaque, block.vbucket, block.seqno
+    same = (opaque[1:] == opaque[:-1]) & (vbucket[1:] == vbucket[:-1])
+    edges = np.flatnonzero(~same) + 1
+    starts = np.concatenate(([0], edges))
+    stops = np.concatenate((edges, [len(block)]))
+    descents = np.flatnonzero(same & (seqno[1:] <= seqno[:-1]))
+    ascending = np.ones(len(starts), bool)
+    ascending[np.searchsorted(starts, descents, side="right") - 1] = False
+    columns = (
+        starts,
+        stops,
+        opaque[starts],
+        vbucket[starts],
+        seqno[starts],
+        seqno[stops - 1],
+        ascending,
+    )
+    return map(_Segment._make, zip(*(column.tolist() for column in columns), strict=True))

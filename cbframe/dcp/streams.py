@@ -106,7 +106,8 @@ class Stream:
         ProtocolError
             They lie behind what was received, or outside the snapshot.
         """
-        self.step(StreamEvent.ITEM)
+        if self.state is not StreamState.RUNNING:
+            self.step(StreamEvent.ITEM)
         if self.unordered:
             return
         if first <= self.seqno or last > self.snap_end or not self.snapshots:

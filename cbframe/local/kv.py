@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cbframe.errors import ProtocolError
@@ -13,8 +14,7 @@ from cbframe.local.config import ERROR_MAP, VERSION
 from cbframe.local.dcp import Producer, open_error
 from cbframe.local.documents import mutation_token
 from cbframe.local.loop import Channel
-from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
-from cbframe.local.stats import stats
+from cbframe.local.queries import ONLY_DCP, QUERIES
 from cbframe.wire import leb128
 from cbframe.wire.constants import (
     Datatype,
@@ -22,16 +22,12 @@ from cbframe.wire.constants import (
     Magic,
     Opcode,
     Status,
-    VBucketStateCode,
 )
-from cbframe.wire.failover import encode_failover_log
 from cbframe.wire.frame import Frame, response
-from cbframe.wire.messages import encode_vbucket_seqnos
 from cbframe.wire.requests import (
     BufferAck,
     DcpControl,
     DcpOpen,
-    GetAllVBucketSeqnos,
     Hello,
     SaslAuth,
     SelectBucket,
@@ -79,7 +75,6 @@ _WITHOUT_BUCKET = _BEFORE_AUTH | {
     Opcode.QUIT,
     Opcode.VERSION,
 }
-_ONLY_DCP = "The command can only be sent on a DCP connection"
 _UNKNOWN_FRAME_INFO = 0x80
 
 
@@ -102,19 +97,13 @@ class KvConnection(Channel):
             Opcode.SASL_LIST_MECHS: lambda f: self.respond(f, value=MECHANISMS.encode()),
             Opcode.SASL_AUTH: self._sasl_message,
             Opcode.SASL_STEP: self._sasl_message,
-            Opcode.GET_ERROR_MAP: lambda f: self._json(f, ERROR_MAP),
+            Opcode.GET_ERROR_MAP: lambda f: self.respond_json(f, ERROR_MAP),
             Opcode.SELECT_BUCKET: self._select_bucket,
             Opcode.GET_CLUSTER_CONFIG: self._cluster_config,
             Opcode.NOOP: self.respond,
             Opcode.VERSION: lambda f: self.respond(f, value=VERSION.encode()),
             Opcode.QUIT: self._quit,
-            Opcode.COLLECTIONS_GET_MANIFEST: self._manifest,
-            Opcode.COLLECTIONS_GET_ID: self._collection_id,
-            Opcode.COLLECTIONS_GET_SCOPE_ID: self._scope_id,
-            Opcode.GET_ALL_VB_SEQNOS: self._all_seqnos,
-            Opcode.GET_FAILOVER_LOG: self._failover_log,
-            Opcode.STAT: self._stat,
-            Opcode.DCP_GET_FAILOVER_LOG: self._failover_log,
+            **{opcode: partial(query, self) for opcode, query in QUERIES.items()},
             Opcode.DCP_OPEN: self._dcp_open,
             Opcode.DCP_CONTROL: self._dcp,
             Opcode.DCP_STREAM_REQ: self._dcp,
@@ -192,19 +181,19 @@ class KvConnection(Channel):
             ).encode()
         )
 
-    def _json(self, frame: Frame, content: object, status: Status = Status.SUCCESS) -> None:
+    def respond_json(self, frame: Frame, content: object, status: Status = Status.SUCCESS) -> None:
         self.respond(frame, status, value=_to_json(content), datatype=int(Datatype.JSON))
 
     def not_my_vbucket(self, frame: Frame) -> None:
         with self.bucket.lock:
-            self._json(frame, self.node.config.terse(self.node.index), Status.NOT_MY_VBUCKET)
+            self.respond_json(frame, self.node.config.terse(self.node.index), Status.NOT_MY_VBUCKET)
 
     def unknown_collection(self, frame: Frame, status: Status) -> None:
         error = {
             "error": {"context": "Unknown scope or collection in operation"},
             "manifest_uid": f"{self.bucket.manifest.uid:x}",
         }
-        self._json(frame, error, status)
+        self.respond_json(frame, error, status)
 
     def holds(self, vbucket: int, *, active: bool) -> bool:
         """Whether this node has the vbucket, as its owner if `active`."""
@@ -287,93 +276,13 @@ class KvConnection(Channel):
     def _cluster_config(self, frame: Frame) -> None:
         with self.bucket.lock:
             config, index = self.node.config, self.node.index
-            self._json(frame, config.terse(index) if self.selected else config.cluster(index))
+            self.respond_json(frame, config.terse(index) if self.selected else config.cluster(index))
 
     def _quit(self, frame: Frame) -> None:
         self.respond(frame)
         self.closing = True
 
-    # ------------------------------------------------------------------ collections
-
-    def _manifest(self, frame: Frame) -> None:
-        with self.bucket.lock:
-            self._json(frame, self.bucket.manifest.json())
-
-    def _collection_id(self, frame: Frame) -> None:
-        path = (frame.value or frame.key).decode(errors="replace")
-        scope, dot, name = path.partition(".")
-        if not dot:
-            self.respond(frame, Status.EINVAL)
-            return
-        with self.bucket.lock:
-            manifest = self.bucket.manifest
-            try:
-                cid = manifest.collection(scope, name)
-            except UnknownScopeError:
-                self.unknown_collection(frame, Status.UNKNOWN_SCOPE)
-            except UnknownCollectionError:
-                self.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
-            else:
-                self.respond(frame, extras=manifest.uid.to_bytes(8, "big") + cid.to_bytes(4, "big"))
-
-    def _scope_id(self, frame: Frame) -> None:
-        name = (frame.value or frame.key).decode(errors="replace")
-        with self.bucket.lock:
-            manifest = self.bucket.manifest
-            try:
-                scope = manifest.scope(name)
-            except UnknownScopeError:
-                self.unknown_collection(frame, Status.UNKNOWN_SCOPE)
-            else:
-                self.respond(frame, extras=manifest.uid.to_bytes(8, "big") + scope.id.to_bytes(4, "big"))
-
-    # ------------------------------------------------------------------ vbuckets
-
-    def _all_seqnos(self, frame: Frame) -> None:
-        message = GetAllVBucketSeqnos.parse(frame)
-        collections = Feature.COLLECTIONS in self.features
-        cid = message.collection_id
-        state = message.state or VBucketStateCode.ANY_ALIVE
-        if state > VBucketStateCode.DEAD or (cid is not None and not collections):
-            context = "" if cid is not None else "Request vbucket state invalid"
-            self.respond(frame, Status.EINVAL, context=context)
-            return
-        with self.bucket.lock:
-            if cid is not None and cid not in self.bucket.manifest.ids():
-                self.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
-                return
-            seqnos: dict[int, int] = {}
-            for vbucket, row in zip(self.bucket.vbuckets, self.bucket.map, strict=True):
-                if not _in_state(row, self.node.index, state):
-                    continue
-                high: int | None = vbucket.high_seqno
-                if not collections or cid is not None:
-                    high = vbucket.collection_high(cid or 0)
-                if high is not None:
-                    seqnos[vbucket.id] = high
-        self.respond(frame, value=encode_vbucket_seqnos(seqnos))
-
-    def _failover_log(self, frame: Frame) -> None:
-        if frame.opcode == Opcode.DCP_GET_FAILOVER_LOG and self.producer is None:
-            self.respond(frame, Status.EINVAL, context=_ONLY_DCP)
-        elif not self.holds(frame.vbucket, active=False):
-            self.not_my_vbucket(frame)
-        else:
-            with self.bucket.lock:
-                log = encode_failover_log(self.bucket.vbuckets[frame.vbucket].failover)
-            self.respond(frame, value=log)
-
-    def _stat(self, frame: Frame) -> None:
-        group = frame.key.decode(errors="replace").split()
-        with self.bucket.lock:
-            lines = stats(self.bucket, self.node.index, group)
-        if lines is None:
-            self.respond(frame, Status.KEY_ENOENT)
-            return
-        for name, text in [*lines, ("", "")]:
-            self.send(
-                response(frame.opcode, opaque=frame.opaque, key=name.encode(), value=text.encode()).encode()
-            )
+    # ------------------------------------------------------------------ documents
 
     def _document(self, frame: Frame) -> None:
         if not self.holds(frame.vbucket, active=True):
@@ -426,7 +335,7 @@ class KvConnection(Channel):
     def _dcp(self, frame: Frame) -> None:
         producer = self.producer
         if producer is None:
-            self.respond(frame, Status.EINVAL, context=_ONLY_DCP)
+            self.respond(frame, Status.EINVAL, context=ONLY_DCP)
             return
         if frame.opcode == Opcode.DCP_NOOP:
             # "This connection doesn't support the noop API": the server disconnects.
@@ -441,14 +350,6 @@ class KvConnection(Channel):
             producer.stream_request(frame, message)
         else:
             producer.close_stream(frame)
-
-
-def _in_state(row: list[int], node: int, state: int) -> bool:
-    if state == VBucketStateCode.ANY_ALIVE:
-        return node in row
-    if state == VBucketStateCode.ACTIVE:
-        return row[0] == node
-    return state == VBucketStateCode.REPLICA and node in row[1:]
 
 
 def _to_json(content: object) -> bytes:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
 from cbframe.errors import ProtocolError
 from cbframe.wire import leb128
@@ -34,6 +33,9 @@ _HEADER_DTYPE = np.dtype(
         ("cas", ">u8"),
     ]
 )
+_SEQNOS_DTYPE = np.dtype([("seqno", ">u8"), ("rev_seqno", ">u8")])
+_MUTATION_DTYPE = np.dtype([*_SEQNOS_DTYPE.descr, ("flags", ">u4"), ("expiry", ">u4")])
+_DELETE_TIME_DTYPE = np.dtype([*_SEQNOS_DTYPE.descr, ("delete_time", ">u4")])
 _MUTATION_EXTRAS = 31
 _DELETION_V1_EXTRAS = 18
 _DELETION_V2_EXTRAS = 21
@@ -133,8 +135,7 @@ def decode_block(
     """
     octets = np.frombuffer(buffer, np.uint8, int(bounds[-1]))
     starts, ends = bounds[:-1], bounds[1:]
-    raw = sliding_window_view(octets, HEADER_LENGTH)[starts]
-    header = raw.view(_HEADER_DTYPE)[:, 0]
+    header = _at(octets, starts, _HEADER_DTYPE)
     opcode = header["opcode"].copy()
     vbucket = header["vbucket"].astype(np.uint16)
     key_length = header["key_length"].astype(np.int64)
@@ -173,22 +174,12 @@ def decode_block(
             offset=int(starts[row]),
         )
 
-    seqnos = _gather(octets, extras_start, 16).view(">u8")
     if all_mutations:
-        words = _gather(octets, extras_start + 16, 8).view(">u4")
-        flags, expiry = words[:, 0].astype(np.uint32), words[:, 1].astype(np.uint32)
+        extras = _at(octets, extras_start, _MUTATION_DTYPE)
+        flags, expiry = extras["flags"].astype(np.uint32), extras["expiry"].astype(np.uint32)
     else:
-        # Word 4 is a mutation's flags, and the delete time of a deletion v2 or an expiration;
-        # behind the 18 bytes of a deletion v1 there are only 2 more: never read past the extras.
-        flags = np.zeros(len(opcode), np.uint32)
-        expiry = np.zeros(len(opcode), np.uint32)
-        rows = np.flatnonzero(mutation)
-        if len(rows):
-            words = _gather(octets, extras_start[rows] + 16, 8).view(">u4")
-            flags[rows], expiry[rows] = words[:, 0], words[:, 1]
-        rows = np.flatnonzero(~mutation & (extras_length >= _EXPIRATION_EXTRAS))
-        if len(rows):
-            expiry[rows] = _gather(octets, extras_start[rows] + 16, 4).view(">u4")[:, 0]
+        extras = _at(octets, extras_start, _SEQNOS_DTYPE)
+        flags, expiry = _mixed_words(octets, extras_start, extras_length, mutation)
 
     collection_id = np.zeros(len(opcode), np.uint32)
     if collections:
@@ -200,8 +191,8 @@ def decode_block(
         vbucket=vbucket,
         opaque=header["opaque"].astype(np.uint32),
         cas=header["cas"].astype(np.uint64),
-        seqno=seqnos[:, 0].astype(np.uint64),
-        rev_seqno=seqnos[:, 1].astype(np.uint64),
+        seqno=extras["seqno"].astype(np.uint64),
+        rev_seqno=extras["rev_seqno"].astype(np.uint64),
         flags=flags,
         expiry=expiry,
         collection_id=collection_id,
@@ -212,9 +203,30 @@ def decode_block(
     )
 
 
-def _gather(octets: _U8, starts: _I64, length: int) -> _U8:
-    """Rows of `length` bytes from each of `starts`, contiguous."""
-    return sliding_window_view(octets, length)[starts]
+def _at(octets: _U8, starts: _I64, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """Copy one `dtype` from each of `starts`, through a view that begins anew at every byte."""
+    everywhere = np.ndarray((len(octets) - dtype.itemsize + 1,), dtype, octets, strides=(1,))
+    return everywhere[starts]
+
+
+def _mixed_words(
+    octets: _U8, extras_start: _I64, extras_length: _I64, mutation: npt.NDArray[np.bool_]
+) -> tuple[_U32, _U32]:
+    """Flags and expiry of a run that is not of mutations only.
+
+    Behind the seqnos, a mutation has both; a deletion v2 and an expiration have the time of the
+    deletion; a deletion v1 has only two bytes more: nothing may be read past its extras.
+    """
+    flags = np.zeros(len(mutation), np.uint32)
+    expiry = np.zeros(len(mutation), np.uint32)
+    rows = np.flatnonzero(mutation)
+    if len(rows):
+        extras = _at(octets, extras_start[rows], _MUTATION_DTYPE)
+        flags[rows], expiry[rows] = extras["flags"], extras["expiry"]
+    rows = np.flatnonzero(~mutation & (extras_length >= _EXPIRATION_EXTRAS))
+    if len(rows):
+        expiry[rows] = _at(octets, extras_start[rows], _DELETE_TIME_DTYPE)["delete_time"]
+    return flags, expiry
 
 
 def _split_prefix(

@@ -1,0 +1,123 @@
+"""Questions about vbuckets and collections: answered from the bucket, changing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
+from cbframe.local.stats import stats
+from cbframe.wire.constants import Feature, Opcode, Status, VBucketStateCode
+from cbframe.wire.failover import encode_failover_log
+from cbframe.wire.frame import Frame, response
+from cbframe.wire.messages import encode_vbucket_seqnos
+from cbframe.wire.requests import GetAllVBucketSeqnos
+
+if TYPE_CHECKING:
+    from cbframe.local.kv import KvConnection
+
+ONLY_DCP = "The command can only be sent on a DCP connection"
+"""The real server's words for a DCP command before DCP_OPEN."""
+
+
+def manifest(conn: KvConnection, frame: Frame) -> None:
+    with conn.bucket.lock:
+        conn.respond_json(frame, conn.bucket.manifest.json())
+
+
+def collection_id(conn: KvConnection, frame: Frame) -> None:
+    path = (frame.value or frame.key).decode(errors="replace")
+    scope, dot, name = path.partition(".")
+    if not dot:
+        conn.respond(frame, Status.EINVAL)
+        return
+    with conn.bucket.lock:
+        manifest = conn.bucket.manifest
+        try:
+            cid = manifest.collection(scope, name)
+        except UnknownScopeError:
+            conn.unknown_collection(frame, Status.UNKNOWN_SCOPE)
+        except UnknownCollectionError:
+            conn.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
+        else:
+            conn.respond(frame, extras=manifest.uid.to_bytes(8, "big") + cid.to_bytes(4, "big"))
+
+
+def scope_id(conn: KvConnection, frame: Frame) -> None:
+    name = (frame.value or frame.key).decode(errors="replace")
+    with conn.bucket.lock:
+        manifest = conn.bucket.manifest
+        try:
+            scope = manifest.scope(name)
+        except UnknownScopeError:
+            conn.unknown_collection(frame, Status.UNKNOWN_SCOPE)
+        else:
+            conn.respond(frame, extras=manifest.uid.to_bytes(8, "big") + scope.id.to_bytes(4, "big"))
+
+
+def all_seqnos(conn: KvConnection, frame: Frame) -> None:
+    message = GetAllVBucketSeqnos.parse(frame)
+    collections = Feature.COLLECTIONS in conn.features
+    cid = message.collection_id
+    state = message.state or VBucketStateCode.ANY_ALIVE
+    if state > VBucketStateCode.DEAD or (cid is not None and not collections):
+        context = "" if cid is not None else "Request vbucket state invalid"
+        conn.respond(frame, Status.EINVAL, context=context)
+        return
+    with conn.bucket.lock:
+        if cid is not None and cid not in conn.bucket.manifest.ids():
+            conn.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
+            return
+        seqnos: dict[int, int] = {}
+        for vbucket, row in zip(conn.bucket.vbuckets, conn.bucket.map, strict=True):
+            if not _in_state(row, conn.node.index, state):
+                continue
+            high: int | None = vbucket.high_seqno
+            if not collections or cid is not None:
+                high = vbucket.collection_high(cid or 0)
+            if high is not None:
+                seqnos[vbucket.id] = high
+    conn.respond(frame, value=encode_vbucket_seqnos(seqnos))
+
+
+def failover_log(conn: KvConnection, frame: Frame) -> None:
+    if frame.opcode == Opcode.DCP_GET_FAILOVER_LOG and conn.producer is None:
+        conn.respond(frame, Status.EINVAL, context=ONLY_DCP)
+    elif not conn.holds(frame.vbucket, active=False):
+        conn.not_my_vbucket(frame)
+    else:
+        with conn.bucket.lock:
+            log = encode_failover_log(conn.bucket.vbuckets[frame.vbucket].failover)
+        conn.respond(frame, value=log)
+
+
+def stat(conn: KvConnection, frame: Frame) -> None:
+    group = frame.key.decode(errors="replace").split()
+    with conn.bucket.lock:
+        lines = stats(conn.bucket, conn.node.index, group)
+    if lines is None:
+        conn.respond(frame, Status.KEY_ENOENT)
+        return
+    for name, text in [*lines, ("", "")]:
+        conn.send(
+            response(frame.opcode, opaque=frame.opaque, key=name.encode(), value=text.encode()).encode()
+        )
+
+
+def _in_state(row: list[int], node: int, state: int) -> bool:
+    if state == VBucketStateCode.ANY_ALIVE:
+        return node in row
+    if state == VBucketStateCode.ACTIVE:
+        return row[0] == node
+    return state == VBucketStateCode.REPLICA and node in row[1:]
+
+
+QUERIES: dict[int, Callable[[KvConnection, Frame], None]] = {
+    Opcode.COLLECTIONS_GET_MANIFEST: manifest,
+    Opcode.COLLECTIONS_GET_ID: collection_id,
+    Opcode.COLLECTIONS_GET_SCOPE_ID: scope_id,
+    Opcode.GET_ALL_VB_SEQNOS: all_seqnos,
+    Opcode.GET_FAILOVER_LOG: failover_log,
+    Opcode.DCP_GET_FAILOVER_LOG: failover_log,
+    Opcode.STAT: stat,
+}
