@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -150,3 +151,34 @@ def test_stall(cluster: LocalCluster) -> None:
         answer = client.receive()
         assert answer is not None
         assert answer.status == 0
+
+
+def test_writers_and_streams_at_the_same_time() -> None:
+    """Whatever the interleaving: seqnos rise, and the last version of every key arrives."""
+    total = 3000
+    with LocalCluster(vbuckets=1) as cluster, Client(cluster).login().open() as client:
+        assert client.stream(0, end=total).status == 0
+
+        def write() -> None:
+            for number in range(total):
+                cluster.upsert(f"k{number % 97}", b"%d" % number)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        frames = client.until_end()
+        writer.join()
+        assert seqnos(frames) == sorted(set(seqnos(frames)))
+        state = {frame.key: frame.value for frame in frames if frame.opcode == Opcode.DCP_MUTATION}
+        assert state == {b"\0k%d" % n: cluster.get(f"k{n}") for n in range(97)}
+
+
+def test_forks_while_streams_run() -> None:
+    """A stream never carries two histories."""
+    with LocalCluster(vbuckets=1) as cluster, Client(cluster).login().open() as client:
+        for round_ in range(20):
+            for number in range(50):
+                cluster.upsert(f"k{number}", b"%d" % round_)
+            assert client.stream(0).status == 0
+            cluster.fail_over(0, lose=10)
+            assert reason(client.until_end()[-1]) == 2
+        assert len(cluster.failover_log(0)) == 21

@@ -102,3 +102,26 @@ def test_serve(end: str) -> None:
         else:
             child.send_signal(signal.SIGTERM if end == "sigterm" else signal.SIGINT)
         assert child.wait(20) == 0
+
+
+def test_the_child_ends_with_its_parent() -> None:
+    script = (
+        "import os\n"
+        "from cbframe.local import LocalCluster\n"
+        "cluster = LocalCluster(vbuckets=1, process=True).start()\n"
+        "print(cluster._running._child.pid, flush=True)\n"
+        "os._exit(1)\n"
+    )
+    root = str(Path(__file__).parents[2])
+    # The grandchild inherits this pipe as its standard error; its end is the grandchild's.
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stderr is not None
+        assert int(parent.stdout.readline()) > 0
+        # Both ends are closed, so the grandchild has ended, and without a complaint.
+        assert parent.stderr.read() == b""
