@@ -19,7 +19,7 @@
     │   └── ReceiverError                 a callback of the receiver raised
     ├── ReadTimeoutError (TimeoutError)   nothing hangs: this is what ends a wait
     ├── ReadCancelledError                the read was closed before it was complete
-    └── ConversionError                   documents cannot become columns as asked
+    └── ConversionError (ValueError)      documents cannot become columns as asked
 
 ``permanent`` tells the retry loops apart: an error that the next attempt cannot heal ends a
 bounded read at once, any other is tried again with back-off.

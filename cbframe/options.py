@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cbframe.errors import ConfigurationError
-from cbframe.wire.constants import MAX_BODY_LENGTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +74,7 @@ class BucketDataSourceOptions:
     recovery_timeout: float = 60.0
     ping_timeout_ms: int = 30_000
     receive_buffer_bytes: int = 2 * 1024 * 1024
-    max_body_bytes: int = MAX_BODY_LENGTH
+    max_body_bytes: int = 25 * 1024 * 1024
     allow_plain: bool = False
 
     def __post_init__(self) -> None:

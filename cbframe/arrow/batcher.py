@@ -7,8 +7,6 @@ they arrive: what a rollback or a newer version makes void is told by number, af
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET, raw_schema, record_batch
+from cbframe.dcp.handover import Handover
 from cbframe.errors import CbframeError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_VBUCKETS, Opcode
@@ -45,14 +44,9 @@ class BatchingReceiver:
     metadata: tuple[str, ...] = ()
     schema: pa.Schema = field(init=False)
     last_error: CbframeError | None = field(default=None, init=False)
-    rows: int = field(default=0, init=False)
-    nbytes: int = field(default=0, init=False)
     _vbuckets: list[_VBucketState] = field(init=False, repr=False)
     _last_seqno: npt.NDArray[np.uint64] = field(init=False, repr=False)
-    _queue: deque[pa.RecordBatch] = field(default_factory=deque, init=False, repr=False)
-    _batches: int = field(default=0, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
-    _arrived: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+    _batches: Handover[pa.RecordBatch] = field(default_factory=Handover, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.schema = raw_schema(self.metadata)
@@ -65,12 +59,7 @@ class BatchingReceiver:
         batch = record_batch(block, self.schema)
         # Ascending within a vbucket, so of several assignments to one place the last is the highest.
         self._last_seqno[block.vbucket] = block.seqno
-        with self._lock:
-            self._queue.append(batch)
-            self._batches += 1
-            self.rows += len(block)
-            self.nbytes += block.nbytes
-        self._arrived.set()
+        self._batches.put(batch)
 
     def on_error(self, error: CbframeError) -> None:
         self.last_error = error
@@ -91,8 +80,7 @@ class BatchingReceiver:
         withdrawn change had replaced were never sent: they were de-duplicated away.
         """
         state = self._vbuckets[vbucket]
-        with self._lock:
-            state.void_before = self._batches
+        state.void_before = self._batches.count()
         state.metadata = None
         state.snapshots += 1
         self._last_seqno[vbucket] = 0
@@ -101,16 +89,7 @@ class BatchingReceiver:
 
     def take(self, timeout: float | None = None) -> list[pa.RecordBatch]:
         """All batches that arrived since the last call, waiting up to `timeout` seconds for one."""
-        self._arrived.wait(timeout)
-        with self._lock:
-            self._arrived.clear()
-            batches = list(self._queue)
-            self._queue.clear()
-        return batches
-
-    def wake(self) -> None:
-        """End the wait of a consumer."""
-        self._arrived.set()
+        return self._batches.take(timeout)
 
     def surviving(self, batches: list[pa.RecordBatch]) -> npt.NDArray[np.bool_] | None:
         """Which rows are the newest version of their document, and no deletion.

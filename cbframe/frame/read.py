@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
 from cbframe.frame.scan import BucketScan
 from cbframe.frame.target import ProgressCallback, make_target
@@ -24,7 +24,7 @@ def scan_bucket(
     bucket: str | None = None,
     *,
     auth: Any = None,
-    tls: ssl.SSLContext | str | None = None,
+    tls: TLSLike = None,
     scope: str | None = None,
     collections: str | Sequence[str] | None = None,
     columns: Sequence[str] | None = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 
 from cbframe.arrow.batcher import BatchingReceiver
 from cbframe.arrow.json import Conflict
+from cbframe.dcp.handover import monotonic
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ReadTimeoutError
@@ -117,7 +117,7 @@ class BucketScan:
         CbframeError
             The read could not be completed; never is a part of it returned.
         """
-        began = time.monotonic()
+        began = monotonic()
         options = replace(self._options, seq_end="now", no_value=self._target.keys_only)
         assembler = Assembler(self._target, options, self._batch_bytes)
         options = assembler.resolve_collections()
@@ -139,10 +139,10 @@ class BucketScan:
                 finished = source.finished
                 batches = receiver.take(0 if finished else _POLL)
                 assembler.add(batches)
-                now = time.monotonic()
+                now = monotonic()
                 if self._progress is not None and (finished or now - told >= _PROGRESS_EVERY):
                     told = now
-                    self._progress(_progress_of(source, receiver, now - began))
+                    self._progress(_progress_of(source, now - began))
                 if finished:
                     break
                 if self._timeout is not None and now - began > self._timeout:
@@ -154,7 +154,7 @@ class BucketScan:
         typed = assembler.finish(receiver)
         info = json.dumps({"bucket": self._target.bucket, "as_of": as_of})
         table = typed.table.replace_schema_metadata({b"cbframe": info.encode()})
-        result = ReadResult(table, as_of, typed.conflicts, typed.rejected, stats, time.monotonic() - began)
+        result = ReadResult(table, as_of, typed.conflicts, typed.rejected, stats, monotonic() - began)
         self.last = replace(result, table=table.slice(0, 0))
         return result
 
@@ -221,9 +221,15 @@ class BucketScan:
         return self.to_reader().__arrow_c_stream__(requested_schema)
 
 
-def _progress_of(source: BucketDataSource, receiver: BatchingReceiver, seconds: float) -> ScanProgress:
+def _progress_of(source: BucketDataSource, seconds: float) -> ScanProgress:
     reached, total = source.progress()
     stats = source.stats()
     return ScanProgress(
-        receiver.rows, receiver.nbytes, reached, total, stats.vbuckets_done, stats.vbuckets, seconds
+        stats.total.documents,
+        stats.total.bytes_received,
+        reached,
+        total,
+        stats.vbuckets_done,
+        stats.vbuckets,
+        seconds,
     )

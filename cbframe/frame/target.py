@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
+from cbframe.cluster.tls import TLSContext, TLSLike, make_tls_context
 from cbframe.errors import ConfigurationError
 from cbframe.typing import Connectable, ServerURLs
 
@@ -68,7 +68,7 @@ class ScanTarget:
     server_urls: ServerURLs
     bucket: str
     auth: Any = field(repr=False)
-    tls_context: ssl.SSLContext | None = field(default=None, repr=False)
+    tls_context: TLSContext | None = field(default=None, repr=False)
     scope: str | None = None
     collections: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
@@ -83,7 +83,7 @@ def make_target(
     bucket: str | None,
     *,
     auth: Any,
-    tls: ssl.SSLContext | str | None,
+    tls: TLSLike,
     scope: str | None,
     collections: str | Sequence[str] | None,
     columns: Sequence[str] | None,
@@ -135,7 +135,7 @@ def make_target(
         server_urls=urls,
         bucket=name,
         auth=auth if auth is not None else parsed.credentials,
-        tls_context=ssl.create_default_context(cafile=tls) if isinstance(tls, str) else tls,
+        tls_context=make_tls_context(tls),
         scope=scope,
         collections=None if collections is None else tuple(collections),
         columns=None if columns is None else tuple(columns),
