@@ -109,8 +109,13 @@ class Encoded:
         return other
 
 
-def encode(frames: Iterable[bytes], variant: Variant, generation: int) -> Encoded:
-    """What a connection of this kind gets of `frames`."""
+def ready(frame: bytes) -> bool:
+    """Whether a stored frame is sent as it is: a default collection's document without attributes."""
+    return frame[1] == items.MUTATION and frame[5] < _XATTR and not frame[55]
+
+
+def encode(frames: Iterable[bytes], variant: Variant, generation: int, *, uniform: bool = False) -> Encoded:
+    """What a connection of this kind gets of `frames`; `uniform` if all of them are `ready`."""
     adapt = adapter(variant)
     if variant.no_value or variant.underlying_datatype or variant.filter_ids is not None:
         return Encoded.join([out for out in map(adapt, frames) if out is not None], generation)
@@ -119,6 +124,10 @@ def encode(frames: Iterable[bytes], variant: Variant, generation: int) -> Encode
     kept: list[bytes] = []
     prefixes = bytearray()
     legacy = not variant.collections
+    if uniform:
+        kept = list(frames)
+        prefixes = bytearray(b"\1") * len(kept)
+        frames = ()
     for frame in frames:
         if frame[1] == items.MUTATION and frame[5] < _XATTR and not (legacy and frame[55]):
             kept.append(frame)

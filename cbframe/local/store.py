@@ -9,7 +9,7 @@ from itertools import compress
 from typing import NamedTuple
 
 from cbframe.local import items
-from cbframe.local.encode import Encoded, Variant
+from cbframe.local.encode import Encoded, Variant, encode, ready
 from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import FAILOVER_LOG_MAX_ENTRIES, Datatype, SystemEventId
 from cbframe.wire.failover import FailoverEntry
@@ -44,6 +44,8 @@ class VBucket:
     live: bytearray = field(default_factory=bytearray, repr=False)
     latest: dict[bytes, int] = field(default_factory=dict, repr=False)
     documents: int = 0
+    exceptions: int = 0
+    """Frames in the history that need more than joining: tombstones, attributes, collections."""
     default_high: int = 0
     """Highest seqno of the default collection: all that connections without collections see."""
     encoded: dict[Variant, Encoded] = field(default_factory=dict, repr=False)
@@ -143,6 +145,7 @@ class VBucket:
         if key[0] == 0:
             self.default_high = len(self.history)
         self.generation += 1
+        self.exceptions += not ready(frame)
         if frame[1] == items.EVENT:
             event, _, cid = items.event_of(frame)
             if event == SystemEventId.DROP_COLLECTION:
@@ -155,6 +158,12 @@ class VBucket:
             seqno = self.latest.pop(key)
             self.live[seqno - 1] = 0
             self.documents -= self.history[seqno - 1][1] == items.MUTATION
+
+    def encode(self, start: int, variant: Variant) -> Encoded:
+        """What a connection of this kind gets of everything current above `start`."""
+        if self.exceptions or len(self.latest) < len(self.history):
+            return encode(self.current(start), variant, self.generation)
+        return encode(self.history[start:], variant, self.generation, uniform=True)
 
     def current(self, start: int) -> Iterator[bytes]:
         """The frames above `start` that nothing has superseded, in seqno order."""
@@ -199,6 +208,6 @@ class VBucket:
 
     def _clear(self) -> None:
         self.history, self.live, self.latest = [], bytearray(), {}
-        self.documents = self.default_high = 0
+        self.documents = self.exceptions = self.default_high = 0
         self.encoded.clear()
         self.generation += 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from cbframe.local.admission import Filter
 from cbframe.local.bucket import Bucket
-from cbframe.local.encode import Encoded, Variant, encode
+from cbframe.local.encode import Encoded, Variant
 from cbframe.local.store import VBucket
 from cbframe.wire.constants import Opcode, SnapshotFlag, StreamEndReason
 from cbframe.wire.messages import SeqnoAdvanced, SnapshotMarker, StreamEnd
@@ -24,7 +24,7 @@ def acquire(vbucket: VBucket, variant: Variant, start: int, opaque: int) -> tupl
     """Frames above `start` for one stream alone, stamped, and where they begin; lock held."""
     cached = vbucket.encoded.get(variant)
     if cached is None or cached.generation != vbucket.generation:
-        made = encode(vbucket.current(start), variant, vbucket.generation)
+        made = vbucket.encode(start, variant)
         if start == 0:
             vbucket.encoded.pop(variant, None)
             while len(vbucket.encoded) >= _MAX_VARIANTS:
@@ -138,7 +138,7 @@ class Stream:
         if self._backfill:
             chunk, self._position = acquire(vbucket, variant, self.sent, self.opaque)
         else:
-            chunk, self._position = encode(vbucket.current(self.sent), variant, vbucket.generation), 0
+            chunk, self._position = vbucket.encode(self.sent, variant), 0
             chunk.stamp(self.opaque)
         empty = self._position >= chunk.nbytes
         if empty and not (self._backfill and variant.collections):
