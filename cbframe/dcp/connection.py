@@ -7,16 +7,27 @@ are valid until the next event is taken.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from cbframe.dcp.events import (
+    Advanced,
+    CollectionEvent,
+    Ended,
+    Event,
+    Nooped,
+    Opened,
+    Ready,
+    Refused,
+    RolledBack,
+    Sampled,
+    Snapshot,
+)
 from cbframe.dcp.handshake import DcpSettings, Login, Session, Steps, open_dcp, sample_seqnos
+from cbframe.dcp.pending import Pending
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamTable
 from cbframe.errors import ProtocolError
-from cbframe.wire.blocks import DataBlock, decode_block
+from cbframe.wire.blocks import decode_block
 from cbframe.wire.constants import MAX_BODY_LENGTH, Magic, Opcode, SnapshotFlag, Status
 from cbframe.wire.failover import parse_failover_log
 from cbframe.wire.frame import Frame, response
@@ -34,102 +45,6 @@ from cbframe.wire.messages import (
 from cbframe.wire.requests import BufferAck, CloseStream, StreamRequest, noop_reply
 
 _STREAM_MESSAGES = SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The handshake is done; streams can be requested."""
-
-    session: Session
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """The answer to :meth:`DcpConnection.sample`: high seqnos by vbucket."""
-
-    seqnos: dict[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Documents. `fresh` lists the streams whose snapshot has its first item in this block."""
-
-    block: DataBlock
-    fresh: tuple[Stream, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The server accepted a stream request; the stream has its failover log."""
-
-    stream: Stream
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A snapshot begins."""
-
-    stream: Stream
-
-
-@dataclass(frozen=True, slots=True)
-class Advanced:
-    """Progress without a document."""
-
-    stream: Stream
-
-
-@dataclass(frozen=True, slots=True)
-class CollectionEvent:
-    """A scope or collection came, went or changed."""
-
-    stream: Stream
-    event: SystemEvent
-
-
-@dataclass(frozen=True, slots=True)
-class RolledBack:
-    """The server wants the vbucket taken back to `seqno` before it streams."""
-
-    stream: Stream
-    seqno: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The server will not stream this vbucket; `body` may hold a cluster map (NOT_MY_VBUCKET)."""
-
-    stream: Stream
-    status: int
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A stream is over; `reason` is None when the client closed it."""
-
-    stream: Stream
-    reason: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Nooped:
-    """The server asked whether the client lives, and the answer is on its way."""
-
-
-Event: TypeAlias = (
-    Ready
-    | Sampled
-    | Data
-    | Opened
-    | Snapshot
-    | Advanced
-    | CollectionEvent
-    | RolledBack
-    | Refused
-    | Ended
-    | Nooped
-)
 
 
 class DcpConnection:
@@ -216,44 +131,37 @@ class DcpConnection:
         """
         index = index_frames(buffer, stop, max_body=self._max_body)
         self.consumed = int(index.bounds[-1])
-        for first, last, is_data in index.runs():
-            if is_data:
-                yield from self._on_data(buffer, index.bounds[first : last + 1])
-                continue
-            for offset in index.bounds[first:last].tolist():
-                parsed = Frame.parse(buffer, offset, max_body=self._max_body)
-                assert parsed is not None, "the index holds whole frames only"
-                yield from self._on_frame(parsed[0])
-
-    def _on_data(self, buffer: bytearray, bounds: npt.NDArray[np.int64]) -> Iterator[Event]:
-        if self.session is None:
-            raise ProtocolError("documents before the handshake was done", offset=int(bounds[0]))
-        block = decode_block(buffer, bounds, collections=self.session.collections)
-        keep: npt.NDArray[np.bool_] | None = None
-        fresh = []
-        for segment in _segments(block):
-            stream = self.streams.get(segment.opaque)
-            if stream is None or stream.state is StreamState.CLOSING:
-                if keep is None:
-                    keep = np.ones(len(block), bool)
-                keep[segment.start : segment.stop] = False
-                continue
-            if segment.vbucket != stream.vbucket:
+        data = np.flatnonzero(index.is_data)
+        pending: Pending | None = None
+        if len(data):
+            if self.session is None:
                 raise ProtocolError(
-                    f"a document under the opaque of vbucket {stream.vbucket}", vbucket=segment.vbucket
+                    "documents before the handshake was done", offset=int(index.bounds[data[0]])
                 )
-            if not segment.ascending and not stream.unordered:
-                raise ProtocolError("seqnos do not ascend", vbucket=stream.vbucket)
-            stream.advance(segment.first, segment.last)
-            if not stream.snap_saved:
-                stream.snap_saved = True
-                fresh.append(stream)
-        nbytes = block.nbytes
-        if keep is not None:
-            block = block.select(keep)
-        if len(block):
-            yield Data(block, tuple(fresh))
-        self.acknowledge(nbytes)
+            block = decode_block(buffer, index.bounds, frames=data, collections=self.session.collections)
+            pending = Pending(block, np.diff(index.bounds)[data], data, self.streams)
+        for number, frame_number in enumerate(np.flatnonzero(~index.is_data).tolist()):
+            if pending is not None:
+                pending.take_until(frame_number - number)
+            parsed = Frame.parse(buffer, int(index.bounds[frame_number]), max_body=self._max_body)
+            assert parsed is not None, "the index holds whole frames only"
+            for event in self._on_frame(parsed[0]):
+                if pending is None or not pending.holds_back(event):
+                    yield event
+                elif not pending.hold(event):
+                    yield from self._flush(pending)
+                    yield event
+        if pending is not None:
+            pending.take_until(len(data))
+            yield from self._flush(pending)
+
+    def _flush(self, pending: Pending) -> Iterator[Event]:
+        """Deliver the documents that have come together, and what had to wait for them."""
+        delivery = pending.deliver()
+        if delivery.data is not None:
+            yield delivery.data
+        self.acknowledge(delivery.nbytes)
+        yield from delivery.held
 
     def _on_frame(self, frame: Frame) -> Iterator[Event]:
         if frame.is_response:
@@ -382,37 +290,3 @@ class DcpConnection:
             key=frame.key,
             value=frame.value,
         ).encode()
-
-
-class _Segment(NamedTuple):
-    """Neighbours in a block that belong to one stream."""
-
-    start: int
-    stop: int
-    opaque: int
-    vbucket: int
-    first: int
-    last: int
-    ascending: bool
-
-
-def _segments(block: DataBlock) -> Iterator[_Segment]:
-    """Cut a block where the stream changes; a node sends many vbuckets' streams interleaved."""
-    opaque, vbucket, seqno = block.opaque, block.vbucket, block.seqno
-    same = (opaque[1:] == opaque[:-1]) & (vbucket[1:] == vbucket[:-1])
-    edges = np.flatnonzero(~same) + 1
-    starts = np.concatenate(([0], edges))
-    stops = np.concatenate((edges, [len(block)]))
-    descents = np.flatnonzero(same & (seqno[1:] <= seqno[:-1]))
-    ascending = np.ones(len(starts), bool)
-    ascending[np.searchsorted(starts, descents, side="right") - 1] = False
-    columns = (
-        starts,
-        stops,
-        opaque[starts],
-        vbucket[starts],
-        seqno[starts],
-        seqno[stops - 1],
-        ascending,
-    )
-    return map(_Segment._make, zip(*(column.tolist() for column in columns), strict=True))

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cbframe.dcp import connection as dcp
+from cbframe.dcp import events as dcp
 from cbframe.dcp import plan
+from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.metadata import VBucketMetaData
 from cbframe.dcp.receiver import BlockReceiver, ReceiverEx
 from cbframe.dcp.stats import NodeStats
@@ -41,7 +42,7 @@ class NodeSetup:
 
     transport: Transport
     receiver: BlockReceiver
-    make_connection: Callable[[], dcp.DcpConnection]
+    make_connection: Callable[[], DcpConnection]
     post: Callable[[plan.Event], None]
     on_config: Callable[[str, bytes], None]
     on_error: Callable[[CbframeError], None]
@@ -68,7 +69,7 @@ class NodeThread:
         self._stopping = False
         self._progressed = False
         self._waker = Waker()
-        self._connection: dcp.DcpConnection | None = None
+        self._connection: DcpConnection | None = None
         self._thread = threading.Thread(target=self._run, name=f"cbframe-node-{node}", daemon=True)
 
     def start(self) -> None:
@@ -133,7 +134,7 @@ class NodeThread:
             self._connection = None
             stream.close()
 
-    def _converse(self, stream: ByteStream, connection: dcp.DcpConnection) -> None:
+    def _converse(self, stream: ByteStream, connection: DcpConnection) -> None:
         setup = self._setup
         buffer = bytearray(setup.buffer_bytes)
         have = 0
@@ -166,7 +167,7 @@ class NodeThread:
                 self._on_event(event, connection)
             buffer, have = self._keep_tail(buffer, connection.consumed, have)
 
-    def _give_up(self, connection: dcp.DcpConnection) -> None:
+    def _give_up(self, connection: DcpConnection) -> None:
         if connection.session is None:
             error = ReadTimeoutError(
                 f"the handshake took longer than {self._setup.connect_timeout:g} s",
@@ -194,7 +195,7 @@ class NodeThread:
             buffer[:tail] = buffer[consumed:have]
         return buffer, tail
 
-    def _carry_out_orders(self, connection: dcp.DcpConnection) -> None:
+    def _carry_out_orders(self, connection: DcpConnection) -> None:
         while self._inbox:
             order = self._inbox.popleft()
             if isinstance(order, plan.SampleNode):
@@ -220,7 +221,7 @@ class NodeThread:
 
     # -- events of the connection
 
-    def _on_event(self, event: dcp.Event, connection: dcp.DcpConnection) -> None:
+    def _on_event(self, event: dcp.Event, connection: DcpConnection) -> None:
         stats, setup = self._stats, self._setup
         match event:
             case dcp.Data(block=block, fresh=fresh):

@@ -114,16 +114,22 @@ _COLUMNS = tuple(f.name for f in fields(DataBlock) if f.name not in ("buffer", "
 
 
 def decode_block(
-    buffer: bytearray | memoryview, bounds: npt.NDArray[np.int64], *, collections: bool
+    buffer: bytearray | memoryview,
+    bounds: npt.NDArray[np.int64],
+    *,
+    frames: npt.NDArray[np.intp] | None = None,
+    collections: bool,
 ) -> DataBlock:
-    """Decode a run of whole data messages.
+    """Decode whole data messages.
 
     Parameters
     ----------
     buffer
         The receive buffer.
     bounds
-        int64, one more than there are messages, as :class:`~cbframe.wire.index.FrameIndex` has them.
+        int64, one more than there are frames, as :class:`~cbframe.wire.index.FrameIndex` has them.
+    frames
+        Numbers of the frames to decode, ascending; None for all. Each must be a data message.
     collections
         Whether keys carry a collection id in front (HELLO granted ``Feature.COLLECTIONS``).
 
@@ -135,6 +141,8 @@ def decode_block(
     """
     octets = np.frombuffer(buffer, np.uint8, int(bounds[-1]))
     starts, ends = bounds[:-1], bounds[1:]
+    if frames is not None:
+        starts, ends = starts[frames], ends[frames]
     header = _at(octets, starts, _HEADER_DTYPE)
     opcode = header["opcode"].copy()
     vbucket = header["vbucket"].astype(np.uint16)
@@ -199,7 +207,7 @@ def decode_block(
         key_start=key_start,
         value_start=value_start,
         value_end=np.asarray(ends, np.int64),
-        nbytes=int(bounds[-1] - bounds[0]),
+        nbytes=int((ends - starts).sum()),
     )
 
 

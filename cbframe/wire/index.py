@@ -16,7 +16,7 @@ from cbframe.errors import ProtocolError
 from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, MAX_BODY_LENGTH, Magic
 from cbframe.wire.frame import parse_header
 
-_BODY_LENGTH = struct.Struct(">I").unpack_from
+_BODY_LENGTH = struct.Struct(">8xI").unpack_from
 _REQUESTS = (Magic.REQUEST, Magic.FLEX_REQUEST)
 _KNOWN_MAGIC = np.zeros(256, bool)
 _KNOWN_MAGIC[[int(magic) for magic in Magic]] = True
@@ -60,17 +60,19 @@ def index_frames(buffer: bytearray | memoryview, stop: int, *, max_body: int = M
     """
     bounds = [0]
     append = bounds.append
+    unpack = _BODY_LENGTH
     position = 0
     last_header = stop - HEADER_LENGTH
     while position <= last_header:
-        body = _BODY_LENGTH(buffer, position + 8)[0]
-        if body > max_body:
-            break
-        position += HEADER_LENGTH + body
+        (body,) = unpack(buffer, position)
+        position += body + HEADER_LENGTH
         append(position)
     if position > stop:
         bounds.pop()
     array = np.array(bounds, np.int64)
+    too_long = np.flatnonzero(array[1:] - array[:-1] > max_body + HEADER_LENGTH)
+    if len(too_long):
+        parse_header(buffer, bounds[too_long[0]], max_body=max_body)
     octets = np.frombuffer(buffer, np.uint8, stop)
     starts = array[:-1]
     magics = octets[starts]

@@ -1,0 +1,107 @@
+"""What a connection tells: its events, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cbframe.dcp.handshake import Session
+from cbframe.dcp.streams import Stream
+from cbframe.wire.blocks import DataBlock
+from cbframe.wire.messages import SystemEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The handshake is done; streams can be requested."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The answer to :meth:`DcpConnection.sample`: high seqnos by vbucket."""
+
+    seqnos: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Documents. `fresh` lists the streams whose snapshot has its first item in this block."""
+
+    block: DataBlock
+    fresh: tuple[Stream, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The server accepted a stream request; the stream has its failover log."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot begins."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """Progress without a document."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionEvent:
+    """A scope or collection came, went or changed."""
+
+    stream: Stream
+    event: SystemEvent
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """The server wants the vbucket taken back to `seqno` before it streams."""
+
+    stream: Stream
+    seqno: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The server will not stream this vbucket; `body` may hold a cluster map (NOT_MY_VBUCKET)."""
+
+    stream: Stream
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A stream is over; `reason` is None when the client closed it."""
+
+    stream: Stream
+    reason: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Nooped:
+    """The server asked whether the client lives, and the answer is on its way."""
+
+
+Event: TypeAlias = (
+    Ready
+    | Sampled
+    | Data
+    | Opened
+    | Snapshot
+    | Advanced
+    | CollectionEvent
+    | RolledBack
+    | Refused
+    | Ended
+    | Nooped
+)
