@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cbframe.arrow.memory import POOL
 from cbframe.errors import ProtocolError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype
@@ -18,9 +19,6 @@ COLLECTION_ID = "_cb_collection_id"
 VBUCKET = "_cb_vbucket"
 SEQNO = "_cb_seqno"
 DATATYPE = "_cb_datatype"
-
-_POOL = pa.system_memory_pool()
-"""Arrow's own allocator maps huge pages for buffers that live long, and clears all of each."""
 
 METADATA_TYPES: dict[str, pa.DataType] = {
     VBUCKET: pa.uint16(),
@@ -102,4 +100,4 @@ def _take_thirds(
     elements = len(pieces)
     indices = np.full(max(rows, -(-wanted * elements // total)), elements - 1, np.int32)
     indices[:rows] = np.arange(first, elements, 3)
-    return pc.take(pieces, pa.array(indices), boundscheck=False, memory_pool=_POOL).slice(0, rows)
+    return pc.take(pieces, pa.array(indices), boundscheck=False, memory_pool=POOL).slice(0, rows)

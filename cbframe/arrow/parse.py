@@ -25,6 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
+from cbframe.arrow.memory import POOL
+
 _NAME = "_" + secrets.token_hex(8)
 _EXACT = float(1 << 53)
 """Below it every integer token has its exact double."""
@@ -63,7 +65,7 @@ class Lines:
         binary = documents.type
         prefix = pa.scalar(b'{"%b":' % _NAME.encode(), binary)
         joined = pc.binary_join_element_wise(
-            prefix, documents, pa.scalar(b"}\n", binary), pa.scalar(b"", binary)
+            prefix, documents, pa.scalar(b"}\n", binary), pa.scalar(b"", binary), memory_pool=POOL
         )
         _, offsets, data = joined.buffers()
         width = np.int64 if pa.types.is_large_binary(binary) else np.int32
@@ -81,6 +83,7 @@ class Lines:
                 # One block, so that a line end inside of a document cuts nothing.
                 read_options=pj.ReadOptions(use_threads=False, block_size=end - begin + 1),
                 parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
+                memory_pool=POOL,
             )
         except pa.ArrowInvalid:
             return None

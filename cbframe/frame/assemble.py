@@ -17,6 +17,7 @@ from cbframe.arrow.columns import (
     VALUE,
 )
 from cbframe.arrow.json import Conflict, JsonTyper
+from cbframe.arrow.memory import POOL
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.maps import bucket_manifest
 from cbframe.errors import ConfigurationError
@@ -93,7 +94,7 @@ class Assembler:
         self._pending.clear()
         self._pending_bytes = 0
         if sum(map(len, parts)):
-            self._typer.add(pa.concat_arrays(parts), np.concatenate(flags))
+            self._typer.add(pa.concat_arrays(parts, memory_pool=POOL), np.concatenate(flags))
 
     def finish(self, receiver: BatchingReceiver) -> Assembled:
         """Make the table.
