@@ -1,0 +1,1 @@
+"""What a reader of a bucket sees while it is read."""

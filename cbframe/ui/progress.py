@@ -1,0 +1,187 @@
+"""Progress as text: one line of a terminal, rewritten in place."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, TextIO
+
+from cbframe.dcp.handover import monotonic
+from cbframe.frame.target import ScanProgress
+
+_REDRAW_EVERY = 0.1
+"""Seconds between two drawings; faster ones only flicker."""
+_WINDOW = 4.0
+"""Seconds of the past from which the remaining time is told."""
+_DEFAULT_WIDTH = 80
+_BAR = 24
+_SMALLEST_BAR = 8
+_PARTS = " ▏▎▍▌▋▊▉█"
+
+
+class TextProgress:
+    """Draws a :class:`~cbframe.frame.target.ScanProgress` as one line.
+
+    On a terminal the line is rewritten in place: bar, share, documents, documents and megabytes a
+    second, time to go. Elsewhere (a file, a pipe, a CI log) only the final line is written. It is
+    never wider than the terminal; what does not fit is left out from the right, whole part by whole
+    part. The line ends when the read does, or with :meth:`close`, whichever is first.
+
+    Parameters
+    ----------
+    stream
+        Where to draw.
+    clock
+        Seconds from any origin; decides how often the line is drawn.
+    width
+        Columns of the terminal; None asks it each time, since windows change their size.
+
+    Examples
+    --------
+    >>> import io, cbframe
+    >>> out = io.StringIO()
+    >>> with cbframe.LocalCluster(vbuckets=8) as cluster, TextProgress(out) as progress:
+    ...     _ = cluster.upsert("greeting", {"text": "hello"})
+    ...     df = cbframe.read_bucket(cluster, progress=progress)
+    >>> out.getvalue().count("100 %")
+    1
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = monotonic,
+        *,
+        width: int | None = None,
+    ) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._width = width
+        self._live = self._stream.isatty()
+        self._blocks = _can_write(self._stream, _PARTS)
+        self._recent: deque[ScanProgress] = deque()
+        self._drawn_at: float | None = None
+        self._open = False
+        self._done = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __call__(self, progress: ScanProgress) -> None:
+        """Take note of how far the read is, and draw it if it is time."""
+        if self._recent and progress.seconds < self._recent[-1].seconds:
+            # The scan runs again: a new line.
+            self.close()
+            self._recent.clear()
+            self._done = False
+        self._recent.append(progress)
+        while len(self._recent) > 2 and progress.seconds - self._recent[1].seconds >= _WINDOW:
+            self._recent.popleft()
+        complete = progress.vbuckets_total > 0 and progress.vbuckets == progress.vbuckets_total
+        if complete:
+            # A complete read may report once more; the line has ended then.
+            if not self._done:
+                self._draw(final=True)
+                self._done = True
+            return
+        now = self._clock()
+        if self._live and (self._drawn_at is None or now - self._drawn_at >= _REDRAW_EVERY):
+            self._drawn_at = now
+            self._draw(final=False)
+
+    def close(self) -> None:
+        """End the line, if one is open; the next thing printed begins on its own line."""
+        if self._open:
+            self._open = False
+            self._stream.write("\n")
+            self._stream.flush()
+        self._drawn_at = None
+
+    def _draw(self, *, final: bool) -> None:
+        # The last column stays free: writing into it makes some terminals begin a new line.
+        line = self._line(self._columns() - 1, final=final)
+        if self._live:
+            # To the first column, the line, then clear what an earlier, longer one has left.
+            line = f"\r{line}\x1b[K"
+        self._stream.write(line)
+        self._open = True
+        if final:
+            self.close()
+        else:
+            self._stream.flush()
+
+    def _columns(self) -> int:
+        if self._width is not None:
+            return self._width
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_WIDTH
+        except (OSError, ValueError, AttributeError):  # No file behind it, or not a terminal's.
+            return _DEFAULT_WIDTH
+
+    def _line(self, columns: int, *, final: bool) -> str:
+        newest = self._recent[-1]
+        share = f"{100 * newest.share:3.0f} %"
+        if not final and newest.share < 1 and share == "100 %":
+            share = " 99 %"
+        if not newest.seqnos_total and not final:
+            parts = [share, "connecting" if not newest.rows else f"{newest.rows:,} documents"]
+        else:
+            parts = [share, f"{newest.rows:,} documents"]
+            if newest.seconds > 0:
+                parts.append(f"{newest.rows / newest.seconds:,.0f}/s")
+                parts.append(f"{newest.nbytes / newest.seconds / 1e6:.1f} MB/s")
+            parts.append(_duration(newest.seconds) if final else self._remaining())
+        texts: list[str] = []
+        for part in filter(None, parts):
+            if len("  ".join([*texts, part])) > columns:
+                break
+            texts.append(part)
+        text = "  ".join(texts)
+        room = min(_BAR, columns - len(text) - 3)
+        return f"{self._bar(newest.share, room)} {text}" if room >= _SMALLEST_BAR else text
+
+    def _remaining(self) -> str:
+        """From the pace of the last seconds: reads begin slowly, while the streams are opened."""
+        oldest, newest = self._recent[0], self._recent[-1]
+        gained, seconds = newest.share - oldest.share, newest.seconds - oldest.seconds
+        if gained <= 0 or seconds <= 0:
+            return ""
+        return f"{_duration((1 - newest.share) * seconds / gained)} left"
+
+    def _bar(self, share: float, room: int) -> str:
+        if not self._blocks:
+            full = int(share * room)
+            return f"[{'#' * full}{'-' * (room - full)}]"
+        eighths = int(share * room * 8)
+        full, rest = divmod(eighths, 8)
+        bar = "█" * full + (_PARTS[rest] if rest else "")
+        return f"│{bar.ljust(room)}│"
+
+
+def _duration(seconds: float) -> str:
+    """``0.8 s``, ``42 s``, ``3:07``, ``2:05:09``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _can_write(stream: TextIO, text: str) -> bool:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

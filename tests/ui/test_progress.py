@@ -1,0 +1,226 @@
+"""The progress line, drawn with a clock that stands still until it is told to move."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+
+import pytest
+
+from cbframe.frame.target import ScanProgress
+from cbframe.ui.progress import TextProgress, _duration
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def lines(self) -> list[str]:
+        """What was drawn, one drawing an item, without the control sequences."""
+        drawn = self.getvalue().replace("\x1b[K", "").replace("\n", "\r\n")
+        return [line for line in drawn.split("\r") if line not in ("", "\n")]
+
+
+class AsciiTerminal(Terminal):
+    encoding = "ascii"
+
+
+def at(seconds: float, share: float = 0.0, *, rows: int = 0, nbytes: int = 0) -> ScanProgress:
+    done = round(share * 1000)
+    return ScanProgress(rows, nbytes, done, 1000, done * 64 // 1000, 64, seconds)
+
+
+def test_a_line_shows_bar_share_documents_rates_and_time_to_go() -> None:
+    out, clock = Terminal(), Clock()
+    progress = TextProgress(out, clock, width=100)
+    progress(at(1, 0.0))
+    clock.now += 1
+    progress(at(2, 0.25, rows=25_000, nbytes=8_000_000))
+    assert (
+        out.lines[-1] == "│██████                  │  25 %  25,000 documents  12,500/s  4.0 MB/s  3.0 s left"
+    )
+
+
+def test_the_final_line_shows_the_whole_time_and_ends_with_a_newline() -> None:
+    out = Terminal()
+    TextProgress(out, Clock(), width=100)(at(4, 1.0, rows=100_000, nbytes=40_000_000))
+    assert out.getvalue() == (
+        "\r│████████████████████████│ 100 %  100,000 documents  25,000/s  10.0 MB/s  4.0 s\x1b[K\n"
+    )
+
+
+def test_a_second_final_report_draws_nothing() -> None:
+    out = Terminal()
+    progress = TextProgress(out, Clock())
+    progress(at(4, 1.0))
+    before = out.getvalue()
+    progress(at(4.5, 1.0))
+    progress.close()
+    assert out.getvalue() == before
+
+
+def test_drawings_are_a_tenth_of_a_second_apart() -> None:
+    out, clock = Terminal(), Clock()
+    progress = TextProgress(out, clock)
+    for step in range(30):
+        progress(at(step / 100, step / 100))
+        clock.now += 0.01
+    assert len(out.lines) == 3
+
+
+def test_the_end_is_drawn_however_soon() -> None:
+    out, clock = Terminal(), Clock()
+    progress = TextProgress(out, clock)
+    progress(at(0.01, 0.5))
+    progress(at(0.02, 1.0))
+    assert "100 %" in out.lines[-1]
+
+
+@pytest.mark.parametrize("width", range(1, 121))
+def test_never_wider_than_the_terminal(width: int) -> None:
+    out, clock = Terminal(), Clock()
+    progress = TextProgress(out, clock, width=width)
+    for share in (0.0, 0.1, 0.5, 0.99, 1.0):
+        progress(at(3600 * share + 1, share, rows=int(share * 10**9), nbytes=int(share * 10**13)))
+        clock.now += 1
+    assert max(len(line.rstrip("\n")) for line in out.lines or [""]) < max(width, 2)
+
+
+def test_what_does_not_fit_is_left_out_from_the_right() -> None:
+    out = Terminal()
+    TextProgress(out, Clock(), width=24)(at(4, 1.0, rows=100_000, nbytes=40_000_000))
+    assert out.lines[0] == "│███████████████│ 100 %"
+    out = Terminal()
+    TextProgress(out, Clock(), width=30)(at(4, 1.0, rows=100_000, nbytes=40_000_000))
+    assert out.lines[0].startswith("100 %  100,000 documents")
+    assert "MB" not in out.lines[0]
+
+
+def test_without_a_terminal_only_the_final_line_is_written() -> None:
+    out, clock = io.StringIO(), Clock()
+    progress = TextProgress(out, clock)
+    for step in range(10):
+        progress(at(step, step / 10, rows=step))
+        clock.now += 1
+    assert out.getvalue() == ""
+    progress(at(10, 1.0, rows=10, nbytes=10**7))
+    assert out.getvalue().count("\n") == 1
+    assert "\r" not in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+    assert "10 documents  1/s  1.0 MB/s  10 s" in out.getvalue()
+
+
+def test_an_unfinished_read_without_a_terminal_leaves_nothing() -> None:
+    out = io.StringIO()
+    with TextProgress(out, Clock()) as progress:
+        progress(at(1, 0.5))
+    assert out.getvalue() == ""
+
+
+def test_a_failed_read_leaves_the_cursor_on_its_own_line() -> None:
+    out = Terminal()
+
+    def read() -> None:
+        with TextProgress(out, Clock()) as progress:
+            progress(at(1, 0.5))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        read()
+    assert out.getvalue().endswith("\n")
+    assert out.getvalue().count("\n") == 1
+
+
+def test_a_scan_that_runs_again_gets_a_new_line() -> None:
+    out, clock = Terminal(), Clock()
+    progress = TextProgress(out, clock)
+    progress(at(4, 1.0))
+    clock.now += 1
+    progress(at(0.1, 0.5))
+    progress(at(0.2, 1.0))
+    assert out.getvalue().count("\n") == 2
+
+
+def test_an_empty_bucket_is_complete() -> None:
+    out = Terminal()
+    TextProgress(out, Clock())(ScanProgress(0, 0, 0, 0, 1024, 1024, 0.0))
+    assert "100 %  0 documents" in out.getvalue()
+    assert out.getvalue().endswith("\n")
+
+
+def test_before_the_map_is_known_it_connects() -> None:
+    out = Terminal()
+    TextProgress(out, Clock())(ScanProgress(0, 0, 0, 0, 0, 0, 0.1))
+    assert "  0 %  connecting" in out.lines[-1]
+
+
+def test_almost_done_is_not_done() -> None:
+    out = Terminal()
+    TextProgress(out, Clock())(ScanProgress(999, 1, 9999, 10_000, 63, 64, 1.0))
+    assert " 99 %" in out.lines[-1]
+
+
+def test_the_time_to_go_follows_the_recent_pace() -> None:
+    out, clock = Terminal(), Clock()
+    progress = TextProgress(out, clock, width=120)
+    for second in range(61):  # A minute for the first tenth, then a tenth a second.
+        progress(at(second, second / 600))
+    for second in range(1, 6):
+        clock.now += 1
+        progress(at(60 + second, 0.1 + second / 10))
+    assert out.lines[-1].endswith("4.0 s left")
+
+
+def test_a_stall_promises_nothing() -> None:
+    out, clock = Terminal(), Clock()
+    progress = TextProgress(out, clock, width=120)
+    for second in range(20):
+        clock.now += 1
+        progress(at(second, 0.5))
+    assert "left" not in out.lines[-1]
+
+
+def test_a_terminal_without_block_characters_gets_plain_ones() -> None:
+    out, clock = AsciiTerminal(), Clock()
+    progress = TextProgress(out, clock, width=100)
+    progress(at(1, 0.5))
+    assert out.lines[-1].startswith("[############------------]  50 %")
+    out.getvalue().encode("ascii")
+
+
+def test_the_width_is_asked_of_the_terminal() -> None:
+    ours, theirs = pty.openpty()
+    try:
+        with os.fdopen(theirs, "w", closefd=False) as stream:
+            progress = TextProgress(stream)
+            assert progress._columns() in range(1, 1000)
+            assert progress._live
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1:00"),
+        (187, "3:07"),
+        (7509, "2:05:09"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert _duration(seconds) == text
