@@ -181,7 +181,12 @@ def request_from(
     The server refuses (ERANGE) a seqno outside its snapshot. That happens after a crash between
     saving a snapshot's range and its first item, and once a snapshot is complete; both times the
     state at `seqno` is consistent and a range of its own says so.
+
+    In the middle of a snapshot it is not: versions up to `seqno` were left out for newer ones in the
+    rest. So the stream may not end before the snapshot does, even if it has passed `end`.
     """
     if not snap_start <= seqno < snap_end:
         snap_start = snap_end = seqno
+    elif seqno > snap_start:
+        end = max(end, snap_end)
     return StreamRequest(vbucket, seqno, max(end, seqno), vbuuid, snap_start, snap_end, flags, value)

@@ -1,0 +1,47 @@
+"""Every test here leaves no thread and no socket behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cbframe import LocalCluster
+
+
+def open_sockets() -> set[str]:
+    """The sockets of this process, by inode; empty where there is no /proc."""
+    found = set()
+    for entry in Path("/proc/self/fd").glob("*"):
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            continue
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    threads, sockets = set(threading.enumerate()), open_sockets()
+    yield
+    assert set(threading.enumerate()) <= threads
+    assert open_sockets() <= sockets
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    """One node, 16 vbuckets."""
+    with LocalCluster(nodes=1, vbuckets=16, seed=1) as running:
+        yield running
+
+
+@pytest.fixture
+def pair() -> Iterator[LocalCluster]:
+    """Two nodes, 16 vbuckets."""
+    with LocalCluster(nodes=2, vbuckets=16, seed=1) as running:
+        yield running

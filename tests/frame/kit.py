@@ -1,0 +1,161 @@
+"""What the cluster itself knows, and options that make failures quick."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pytest
+
+from cbframe import BucketDataSourceOptions, LocalCluster, scan_bucket
+from cbframe.frame.target import METADATA_NAMES
+from cbframe.local import items
+from cbframe.wire import leb128
+from cbframe.wire.constants import Datatype
+
+QUICK = BucketDataSourceOptions(
+    noop_interval_secs=20,
+    data_manager_sleep_init_ms=1,
+    data_manager_sleep_max_ms=10,
+    cluster_manager_sleep_init_ms=1,
+    cluster_manager_sleep_max_ms=10,
+)
+"""Back-off in milliseconds: a cut costs no time."""
+WIRE_METADATA = tuple(name for name in METADATA_NAMES if name not in {"scope", "collection"})
+
+
+class Row(NamedTuple):
+    """A document with all its metadata."""
+
+    value: bytes
+    vbucket: int
+    seqno: int
+    cas: int
+    rev_seqno: int
+    expiry: int
+    flags: int
+    datatype: int
+
+
+def truth(cluster: LocalCluster, collection: int = 0) -> dict[bytes, Row]:
+    """Every document of a collection, from the cluster's memory."""
+    found = {}
+    bucket = cluster._engine.bucket
+    with bucket.lock:
+        for vbucket in bucket.vbuckets:
+            for seqno, (frame, live) in enumerate(zip(vbucket.history, vbucket.live, strict=True), 1):
+                if not live or frame[1] != items.MUTATION:
+                    continue
+                cid, key = leb128.split_key(items.key_of(frame))
+                if cid == collection:
+                    assert key not in found
+                    assert not frame[5] & Datatype.XATTR
+                    found[key] = Row(
+                        items.value_of(frame),
+                        vbucket.id,
+                        seqno,
+                        items.cas_of(frame),
+                        items.rev_of(frame),
+                        items.expiry_of(frame),
+                        items.flags_of(frame),
+                        frame[5],
+                    )
+    return found
+
+
+def keys_of(table: pa.Table) -> list[bytes]:
+    return table["_cb_key"].cast(pa.binary()).to_pylist()
+
+
+def rows_of(table: pa.Table) -> dict[bytes, Row]:
+    """The rows of a table with all metadata; no key may be there twice."""
+    keys = keys_of(table)
+    columns = [table[f"_cb_{name}"].to_pylist() for name in Row._fields]
+    found = dict(zip(keys, map(Row._make, zip(*columns, strict=True)), strict=True))
+    assert len(found) == len(keys), "a document is there twice"
+    return found
+
+
+def values_of(table: pa.Table) -> dict[bytes, bytes]:
+    """Keys and values; no key may be there twice."""
+    keys = keys_of(table)
+    found = dict(zip(keys, table["_cb_value"].to_pylist(), strict=True))
+    assert len(found) == len(keys), "a document is there twice"
+    return found
+
+
+def read_rows(cluster: LocalCluster, **arguments: Any) -> dict[bytes, Row]:
+    arguments.setdefault("timeout", 60)
+    arguments.setdefault("options", QUICK)
+    return rows_of(scan_bucket(cluster, parse=False, metadata=METADATA_NAMES, **arguments).to_arrow())
+
+
+def fill(cluster: LocalCluster, count: int = 300, size: int = 60) -> None:
+    cluster.bulk_load((b"key-%06d" % n, b'{"n":%d,"text":"%s"}' % (n, b"x" * size)) for n in range(count))
+
+
+@contextmanager
+def background(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `work` on a thread, which has to end soon after its event is set; its error is raised."""
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work(stop)
+        except BaseException as exc:  # noqa: BLE001 - raised on the test's thread
+            errors.append(exc)
+
+    thread = threading.Thread(target=run, name="test-background")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+class Sent:
+    """Hooks into a node: counts what its DCP connections send, and acts at a given count.
+
+    Actions run on the node's own loop, so they happen in the middle of the read and not beside it.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cluster: LocalCluster, node: int = 0) -> None:
+        self.node = cluster._engine.nodes[node]
+        self.total = 0
+        self.cuts = 0
+        self._actions: list[tuple[int, Callable[[], object]]] = []
+        self._cut_every: Iterator[int] = iter(())
+        original = self.node.count_sent
+
+        def count_sent(nbytes: int) -> None:
+            armed = self.node.cut_after is not None
+            original(nbytes)
+            self.total += nbytes
+            if armed and self.node.cut_after is None:
+                self.cuts += 1
+                self.node.cut_after = next(self._cut_every, None)
+            while self._actions and self.total >= self._actions[0][0]:
+                self.node.loop.post(self._actions.pop(0)[1])
+
+        monkeypatch.setattr(self.node, "count_sent", count_sent)
+
+    def at(self, total: int, action: Callable[[], object]) -> None:
+        """Run `action` once that many bytes are sent; in ascending order."""
+        self._actions.append((total, action))
+
+    def cut(self, after: Iterator[int]) -> None:
+        """Cut again and again, each time after that many more bytes."""
+        self._cut_every = after
+        self.node.cut_after = next(after, None)
+
+    @property
+    def pending(self) -> int:
+        """Actions that did not happen."""
+        return len(self._actions)

@@ -1,0 +1,307 @@
+"""Cuts, moves, failovers and rollbacks in the middle of a read: the result is the truth, or an error."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+
+import pytest
+
+from cbframe import CbframeError, ConnectError, LocalCluster, read_bucket, scan_bucket
+from cbframe.local.dcp import Producer
+from cbframe.local.node import Node
+from cbframe.wire.frame import Frame
+from cbframe.wire.requests import StreamRequest
+
+from .kit import QUICK, Sent, fill, read_rows, truth
+
+
+def bytes_of_a_read(monkeypatch: pytest.MonkeyPatch, cluster: LocalCluster, node: int) -> int:
+    with monkeypatch.context() as patch:
+        sent = Sent(patch, cluster, node)
+        read_rows(cluster)
+        return sent.total
+
+
+def test_a_cut_anywhere(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(pair)
+    total = bytes_of_a_read(monkeypatch, pair, 1)
+    expected = truth(pair)
+    sent = Sent(monkeypatch, pair, 1)
+    points = [*range(1, 60, 7), *range(60, total - 24, total // 40)]
+    for after in points:
+        before = sent.cuts
+        pair.cut(1, after_bytes=after)
+        assert read_rows(pair) == expected, after
+        assert sent.cuts == before + 1, after
+
+
+@pytest.mark.slow
+def test_a_cut_at_every_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalCluster(nodes=2, vbuckets=4, seed=1) as cluster:
+        fill(cluster, 30, 10)
+        total = bytes_of_a_read(monkeypatch, cluster, 0)
+        expected = truth(cluster)
+        for after in range(1, total):
+            cluster.cut(0, after_bytes=after)
+            assert read_rows(cluster) == expected, after
+
+
+@pytest.mark.parametrize("after", range(200, 5600, 300))
+def test_a_cut_between_the_wanted_end_and_the_end_of_its_snapshot(
+    monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """The older versions of what the rest of the snapshot holds were left out of it.
+
+    So a stream that has passed its end must still be resumed until the snapshot is whole.
+    """
+    with LocalCluster(vbuckets=1, seed=1) as cluster:
+        for number in range(50):
+            cluster.upsert(f"k{number}", {"n": number})
+        stream_request = Producer.stream_request
+        overwritten: list[int] = []
+
+        def overwrite_first(self: Producer, frame: Frame, message: StreamRequest) -> None:
+            # The end is pinned to 50 by now; the snapshot that contains it will end at 90.
+            if not overwritten:
+                overwritten.extend(
+                    cluster._engine.bucket.upsert(b"k%d" % n, b'{"n":"later"}') for n in range(40)
+                )
+            stream_request(self, frame, message)
+
+        monkeypatch.setattr(Producer, "stream_request", overwrite_first)
+        sent = Sent(monkeypatch, cluster)
+        sent.cut(iter([after]))
+        assert read_rows(cluster) == truth(cluster)
+        assert overwritten == list(range(51, 91))
+
+
+@pytest.mark.parametrize("step", [2500, 5000, 20_000])
+def test_cuts_again_and_again(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    fill(pair, 1500)
+    sents = [Sent(monkeypatch, pair, node) for node in range(2)]
+    rng = random.Random(step)
+    for sent in sents:
+        sent.cut(iter([rng.randint(step, 2 * step) for _ in range(12)]))
+    assert read_rows(pair) == truth(pair)
+    assert sum(sent.cuts for sent in sents) >= 3
+
+
+def test_a_cut_in_a_large_value(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(cluster, 50)
+    cluster.upsert("large", random.Random(1).randbytes(5_000_000))
+    sent = Sent(monkeypatch, cluster)
+    sent.cut(iter([1_000_000, 4_000_000, 2_500_000]))
+    assert read_rows(cluster) == truth(cluster)
+    assert sent.cuts == 3
+
+
+def test_cuts_with_documents_as_columns(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(pair, 1000)
+    pair.upsert("binary", b"\x00\x01")
+    sent = Sent(monkeypatch, pair)
+    sent.cut(itertools.chain([9000, 11_000, 7_000]))
+    frame = read_bucket(pair, options=QUICK, timeout=30)
+    assert sent.cuts == 3
+    assert sorted(frame["n"].dropna()) == list(range(1000))
+    assert frame.attrs["cbframe"]["rejected"] == {"binary": 1}
+
+
+def test_refused_for_a_while(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node goes away in the middle of the read, and takes no connection at the first attempts."""
+    fill(pair, 1000)
+    expected = truth(pair)
+    sent = Sent(monkeypatch, pair, 1)
+    attempts = itertools.count(1)
+
+    class Refusing:
+        """In place of the node's flag: set, and clear again when it was looked at often enough."""
+
+        def __get__(self, node: Node, kind: type[Node]) -> bool:
+            return node is sent.node and not sent.pending and next(attempts) <= 5
+
+        def __set__(self, node: Node, value: bool) -> None: ...
+
+    monkeypatch.setattr(Node, "refusing", Refusing(), raising=False)
+    sent.at(20_000, lambda: sent.node.cut(0))
+    assert read_rows(pair, buffer_bytes=2000) == expected
+    assert next(attempts) > 5
+
+
+def test_gone_for_good_is_an_error(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(pair, 1000)
+    sent = Sent(monkeypatch, pair, 0)
+
+    def go_away() -> None:
+        sent.node.set_refusing(True)
+        sent.node.cut(0)
+
+    sent.at(20_000, go_away)
+    began = time.monotonic()
+    with pytest.raises(CbframeError) as caught:
+        read_rows(pair, timeout=1.5, buffer_bytes=2000)
+    assert 1 < time.monotonic() - began < 5
+    assert "vbuckets" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ConnectError)
+
+
+@pytest.mark.parametrize("at", [500, 5_000, 20_000])
+def test_a_vbucket_moves(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    fill(pair, 1000)
+    expected = truth(pair)
+    sent = Sent(monkeypatch, pair, 0)
+    owned = [vb for vb, row in enumerate(pair._engine.bucket.map) if row[0] == 0]
+
+    def move() -> None:
+        for vb in owned:
+            # By hand: cluster.move_vbucket would wait for the other node's loop from this one.
+            with pair._engine.bucket.lock:
+                pair._engine._give(vb, 1)
+                pair._engine.bucket.rev += 1
+            sent.node.end_streams(vb, only_if_lost=True)
+
+    sent.at(at, move)
+    assert read_rows(pair, buffer_bytes=2000) == expected
+    assert not sent.pending
+    assert all(row[0] == 1 for row in pair._engine.bucket.map)
+
+
+def test_vbuckets_move_to_and_fro(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(pair, 3000)
+    expected = truth(pair)
+    stop = threading.Event()
+    moves = 0
+
+    def shuffle() -> None:
+        nonlocal moves
+        rng = random.Random(5)
+        while not stop.is_set():
+            pair.move_vbucket(rng.randrange(16), rng.randrange(2))
+            moves += 1
+            stop.wait(0.002)
+
+    thread = threading.Thread(target=shuffle)
+    thread.start()
+    try:
+        for _ in range(4):
+            assert read_rows(pair) == expected
+    finally:
+        stop.set()
+        thread.join()
+    assert moves
+
+
+def one_vbucket_half_read(
+    monkeypatch: pytest.MonkeyPatch, cluster: LocalCluster, action: str, lose: int
+) -> Sent:
+    """Fill vbucket 0, and arrange a failover when half of it is sent."""
+    for number in range(400):
+        cluster.upsert(f"k{number % 250}", {"n": number, "pad": "x" * 50})
+    size = bytes_of_a_read(monkeypatch, cluster, 0)
+    sent = Sent(monkeypatch, cluster)
+    engine = cluster._engine
+
+    def fork() -> None:
+        if action == "fail_over":
+            engine.fail_over(0, lose)
+        else:
+            engine.roll_back(0, engine.bucket.vbuckets[0].high_seqno - lose)
+
+    sent.at(size // 2, fork)
+    return sent
+
+
+@pytest.mark.parametrize("action", ["fail_over", "roll_back"])
+@pytest.mark.parametrize("lose", [0, 1, 40, 149, 151, 399, 400])
+def test_history_is_lost_in_the_middle(monkeypatch: pytest.MonkeyPatch, action: str, lose: int) -> None:
+    with LocalCluster(vbuckets=1, seed=1) as cluster:
+        sent = one_vbucket_half_read(monkeypatch, cluster, action, lose)
+        # A small window: the stream is still under way when the history forks.
+        found = read_rows(cluster, buffer_bytes=2000)
+        assert not sent.pending
+        assert len(cluster.failover_log(0)) == 2
+        assert found == truth(cluster)
+
+
+@pytest.mark.parametrize("lose", [40, 151])
+def test_history_is_lost_and_goes_on(monkeypatch: pytest.MonkeyPatch, lose: int) -> None:
+    """After the failover come other changes with the same seqnos."""
+    with LocalCluster(vbuckets=1, seed=1) as cluster:
+        for number in range(400):
+            cluster.upsert(f"k{number % 250}", {"n": number, "pad": "x" * 50})
+        size = bytes_of_a_read(monkeypatch, cluster, 0)
+        sent = Sent(monkeypatch, cluster)
+
+        def fork_and_write() -> None:
+            engine = cluster._engine
+            engine.fail_over(0, lose)
+            for number in range(lose + 5):
+                engine.bucket.upsert(b"new%d" % number, b'{"new":%d}' % number)
+            engine.bucket.delete(b"k7")
+
+        sent.at(size // 2, fork_and_write)
+        scan = scan_bucket(
+            cluster, parse=False, metadata="seqno", buffer_bytes=2000, options=QUICK, timeout=30
+        )
+        table = scan.to_arrow()
+        assert not sent.pending
+        found = dict(zip(table["_cb_key"].to_pylist(), table["_cb_value"].to_pylist(), strict=True))
+        assert len(found) == table.num_rows
+        assert found == {key.decode(): row.value for key, row in truth(cluster).items()}
+        assert scan.as_of is not None
+        assert scan.as_of[0] == (cluster.failover_log(0)[0][0], cluster.high_seqnos()[0])
+
+
+def test_what_a_rollback_took_back_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in types, nor in columns, nor in what is counted."""
+    with LocalCluster(vbuckets=1, seed=1) as cluster:
+        for number in range(300):
+            cluster.upsert(f"k{number}", {"n": number, "pad": "x" * 50})
+        for number in range(300):
+            # Every document changes its type, and half of them are no objects at all any more.
+            value = {"n": str(number), "gone": 1} if number % 2 else b"\x00binary, not JSON"
+            cluster.upsert(f"k{number}", value)
+        size = bytes_of_a_read(monkeypatch, cluster, 0)
+        sent = Sent(monkeypatch, cluster)
+        sent.at(size // 2, lambda: cluster._engine.roll_back(0, 300))
+        frame = read_bucket(cluster, buffer_bytes=2000, options=QUICK, timeout=30)
+        assert not sent.pending
+        assert list(frame.columns) == ["n", "pad"]
+        assert str(frame["n"].dtype) == "int64[pyarrow]"
+        assert frame.attrs["cbframe"]["rejected"] == {}
+        assert frame.attrs["cbframe"]["conflicts"] == []
+        assert frame["n"].to_dict() == {f"k{n}": n for n in range(300)}
+
+
+def test_a_flushed_vbucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalCluster(vbuckets=1, seed=1) as cluster:
+        fill(cluster, 400)
+        size = bytes_of_a_read(monkeypatch, cluster, 0)
+        sent = Sent(monkeypatch, cluster)
+        sent.at(size // 2, lambda: cluster._engine.flush_vbucket(0))
+        assert read_rows(cluster, buffer_bytes=2000) == {}
+        assert not sent.pending
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_everything_at_once(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Cuts and moves without loss, in random order: the read is still the truth."""
+    rng = random.Random(seed)
+    fill(pair, 2000)
+    expected = truth(pair)
+    for node in range(2):
+        sent = Sent(monkeypatch, pair, node)
+        sent.cut(iter([rng.randint(3000, 40_000) for _ in range(5)]))
+
+        def move(node: int = node) -> None:
+            vb = rng.randrange(16)
+            with pair._engine.bucket.lock:
+                pair._engine._give(vb, 1 - node)
+                pair._engine.bucket.rev += 1
+            pair._engine.nodes[node].end_streams(vb, only_if_lost=True)
+
+        for at in sorted(rng.randint(1000, 100_000) for _ in range(6)):
+            sent.at(at, move)
+    assert read_rows(pair) == expected
