@@ -168,7 +168,7 @@ class DcpConnection:
             yield from self._on_response(frame)
         elif frame.magic == Magic.SERVER_REQUEST:
             return  # a push that was not asked for needs no answer
-        elif self.session is None:
+        elif self.session is None and frame.opcode != Opcode.DCP_NOOP:
             raise ProtocolError(
                 "a request from the server before the handshake was done", opcode=frame.opcode
             )

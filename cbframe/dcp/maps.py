@@ -9,20 +9,16 @@ from collections.abc import Callable
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
+from cbframe.cluster.answers import uuid_mismatch
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
+from cbframe.cluster.seeds import first_success
 from cbframe.dcp.handshake import Login, Steps, T, fetch_config, fetch_manifest
 from cbframe.dcp.query import ask
 from cbframe.dcp.transport import SocketTransport, Transport, Waker, split_address
-from cbframe.errors import (
-    AllServerURLsConnectBucketError,
-    CbframeError,
-    ClusterMapError,
-    ProtocolError,
-    ReadCancelledError,
-)
+from cbframe.errors import CbframeError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 
@@ -106,7 +102,8 @@ class MapSource:
         """The collections of the bucket; None where the server has no collections."""
         if self._target.bootstrap == "rest":
             with self._rest() as client:
-                return client.manifest(self._login.bucket)
+                config, host = client.bucket_config(self._login.bucket)
+                return client.manifest(self._login.bucket) if self._parse(config, host).collections else None
 
         def attempt(node: str) -> Manifest | None:
             data = self._ask(node, fetch_manifest(self._login))
@@ -117,8 +114,8 @@ class MapSource:
     def parse_pushed(self, node: str, body: bytes) -> ClusterMap | None:
         """The map that came with NOT_MY_VBUCKET; None if it is none: then one is fetched."""
         try:
-            return self._parse(json.loads(body), split_address(node)[0])
-        except (ValueError, CbframeError):
+            return self._parse_json(node, body)
+        except CbframeError:
             return None
 
     def cancel(self) -> None:
@@ -139,10 +136,12 @@ class MapSource:
         )
 
     def _fetch_from(self, node: str) -> ClusterMap:
-        data = self._ask(node, fetch_config(self._login))
+        return self._parse_json(node, self._ask(node, fetch_config(self._login)))
+
+    def _parse_json(self, node: str, body: bytes) -> ClusterMap:
         try:
-            config = json.loads(data)
-        except ValueError as exc:
+            config = json.loads(body)
+        except (ValueError, RecursionError) as exc:
             raise ProtocolError("the cluster map is no JSON", node=node) from exc
         if not isinstance(config, dict):
             raise ProtocolError("the cluster map is no JSON object", node=node)
@@ -153,10 +152,7 @@ class MapSource:
             config, origin_host=host, network=self._target.network, tls=self._login.tls
         )
         if self._bucket_uuid and found.uuid != self._bucket_uuid:
-            raise ClusterMapError(
-                f"bucket {found.bucket!r} has uuid {found.uuid}, not {self._bucket_uuid}",
-                hint="the bucket was deleted and created anew",
-            )
+            raise uuid_mismatch(host)
         return found
 
     def _ask(self, node: str, steps: Steps[T]) -> T:
@@ -172,21 +168,17 @@ class MapSource:
     def _over_seeds(self, attempt: Callable[[str], T]) -> T:
         seeds = [str(seed) for seed in self._target.seeds()]
         nodes = [*seeds, *(node for node in self._known_nodes if node not in seeds)]
-        causes: list[CbframeError] = []
-        for node in nodes:
+        if len(nodes) == 1:
+            return attempt(nodes[0])
+
+        def one_of_many(node: str) -> T:
             try:
                 return attempt(node)
-            except CbframeError as exc:
-                if isinstance(exc, ReadCancelledError) or (exc.permanent and len(nodes) == 1):
-                    raise
-                if exc.permanent and not isinstance(exc, ProtocolError):
-                    raise
-                causes.append(exc)
-        if len(causes) == 1:
-            raise causes[0]
-        told = "; ".join(f"{cause.node}: {cause.message}" for cause in causes)
-        failure = AllServerURLsConnectBucketError(nodes, f"no seed has a map of the bucket: {told}")
-        raise failure from causes[-1]
+            except ProtocolError as exc:
+                exc.permanent = False  # another seed may be a data node
+                raise
+
+        return first_success(nodes, one_of_many)
 
 
 def bucket_manifest(

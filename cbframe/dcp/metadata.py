@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cbframe.errors import ConfigurationError
+from cbframe.wire.constants import MAX_SEQNO
 from cbframe.wire.failover import FailoverEntry, FailoverLog, entry_at
 
 
@@ -47,12 +48,12 @@ class VBucketMetaData:
         """
         try:
             fields: dict[str, Any] = json.loads(data)
-            log = tuple(FailoverEntry(int(u), int(s)) for u, s in fields.get("failOverLog") or ())
+            log = tuple(FailoverEntry(_u64(u), _u64(s)) for u, s in fields.get("failOverLog") or ())
             first, last, start, end = (
-                int(fields.get(name, 0)) for name in ("seqStart", "seqEnd", "snapStart", "snapEnd")
+                _u64(fields.get(name, 0)) for name in ("seqStart", "seqEnd", "snapStart", "snapEnd")
             )
             return cls(first, last, start, end, log)
-        except (ValueError, TypeError, AttributeError) as exc:
+        except (ValueError, TypeError, AttributeError, RecursionError) as exc:
             raise ConfigurationError(
                 "stored vbucket metadata is not readable",
                 hint="store what set_metadata gave byte for byte, or start that vbucket anew",
@@ -62,3 +63,9 @@ class VBucketMetaData:
         """The history that `seqno` belongs to; 0 where none is known or needed."""
         entry = entry_at(self.failover_log, seqno)
         return entry.vbuuid if entry is not None and seqno else 0
+
+
+def _u64(number: object) -> int:
+    if not isinstance(number, int) or not 0 <= number <= MAX_SEQNO:
+        raise ValueError(f"{number!r} is no unsigned 64-bit integer")
+    return number

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from cbframe.dcp import events as dcp
 from cbframe.dcp import plan
@@ -28,11 +28,13 @@ from cbframe.errors import (
     ReadCancelledError,
     ReadTimeoutError,
     ReceiverError,
+    StreamError,
 )
 from cbframe.wire.blocks import DataBlock
-from cbframe.wire.constants import HEADER_LENGTH, Opcode, StreamFlag
+from cbframe.wire.constants import HEADER_LENGTH, Opcode, Status, StreamEndReason, StreamFlag
 from cbframe.wire.requests import StreamRequest
 
+T = TypeVar("T")
 Order: TypeAlias = plan.OpenStreams | plan.SampleNode
 
 
@@ -112,6 +114,8 @@ class NodeThread:
             self._stats.disconnects += 1
         if isinstance(error, ReadCancelledError) and self._stopping:
             return
+        if isinstance(error, ReadTimeoutError):
+            error.permanent = False  # a new connection may be faster
         error.node = error.node or self.node
         self._stats.errors += 1
         self._setup.on_error(error)
@@ -163,22 +167,21 @@ class NodeThread:
             have += count
             self._stats.receives += 1
             self._stats.bytes_received += count
+            acks = connection.acks
             for event in connection.receive(buffer, have):
-                self._on_event(event, connection)
+                self._on_event(event)
+            self._stats.buffer_acks += connection.acks - acks
             buffer, have = self._keep_tail(buffer, connection.consumed, have)
 
     def _give_up(self, connection: DcpConnection) -> None:
         if connection.session is None:
-            error = ReadTimeoutError(
+            raise ReadTimeoutError(
                 f"the handshake took longer than {self._setup.connect_timeout:g} s",
                 hint="the port is open but silent: is it the data service?",
             )
-        else:
-            error = ReadTimeoutError(
-                f"the node was silent for {self._setup.silence_timeout:g} s, not even a NOOP came"
-            )
-        error.permanent = False
-        raise error
+        raise ReadTimeoutError(
+            f"the node was silent for {self._setup.silence_timeout:g} s, not even a NOOP came"
+        )
 
     def _keep_tail(self, buffer: bytearray, consumed: int, have: int) -> tuple[bytearray, int]:
         """Move what belongs to the next frame to the front, in a buffer that this frame fits into."""
@@ -206,7 +209,7 @@ class NodeThread:
                 self._stats.streams_requested += 1
 
     def _request(self, vbucket: int, end: int) -> StreamRequest:
-        stored, seqno = self._setup.receiver.get_metadata(vbucket)
+        stored, seqno = self._call(self._setup.receiver.get_metadata, vbucket)
         metadata = VBucketMetaData() if stored is None else VBucketMetaData.from_json(stored)
         return request_from(
             vbucket,
@@ -221,15 +224,14 @@ class NodeThread:
 
     # -- events of the connection
 
-    def _on_event(self, event: dcp.Event, connection: DcpConnection) -> None:
+    def _on_event(self, event: dcp.Event) -> None:
         stats, setup = self._stats, self._setup
         match event:
             case dcp.Data(block=block, fresh=fresh):
-                self._progressed = True
                 for stream in fresh:
                     self._save(stream)
                 self._deliver(block)
-                stats.buffer_acks = connection.acks
+                self._progressed = True
             case dcp.Snapshot(stream=stream):
                 stats.snapshots += 1
                 self._call(
@@ -249,13 +251,19 @@ class NodeThread:
             case dcp.Ended(stream=stream, reason=reason):
                 stats.streams_ended += 1
                 if reason is not None:
-                    self._progressed = True
-                    setup.post(plan.StreamEnded(self.node, stream.vbucket, reason, _position(stream)))
+                    progressed = stream.seqno > stream.start
+                    setup.post(
+                        plan.StreamEnded(self.node, stream.vbucket, reason, _position(stream), progressed)
+                    )
+                    self._progressed |= progressed or reason == StreamEndReason.OK
             case dcp.Refused(stream=stream, status=status, body=body):
                 stats.streams_refused += 1
                 if body.startswith(b"{"):
                     setup.on_config(self.node, body)
-                setup.post(plan.StreamRefused(self.node, stream.vbucket, status))
+                if status == Status.ERANGE:
+                    self._start_over(stream)
+                else:
+                    setup.post(plan.StreamRefused(self.node, stream.vbucket, status))
             case dcp.RolledBack(stream=stream, seqno=seqno):
                 stats.rollbacks += 1
                 self._roll_back(stream, seqno)
@@ -290,10 +298,23 @@ class NodeThread:
         else:
             self._call(receiver.rollback, stream.vbucket, seqno)
 
-    def _call(self, callback: Callable[..., None], *args: object) -> None:
+    def _start_over(self, stream: Stream) -> None:
+        """Read a vbucket from the beginning: the position that the receiver stored cannot be right."""
+        self._setup.on_error(
+            StreamError(
+                f"the stored position {stream.start} lies outside the vbucket's history: it is read anew",
+                node=self.node,
+                vbucket=stream.vbucket,
+                hint="the bucket was flushed or created anew, or what was stored belongs to another one",
+            )
+        )
+        self._roll_back(stream, 0)
+        self._setup.post(plan.StreamRolledBack(self.node, stream.vbucket))
+
+    def _call(self, callback: Callable[..., T], *args: object) -> T:
         assert threading.current_thread() is self._thread, "callbacks run on the node's thread"
         try:
-            callback(*args)
+            return callback(*args)
         except CbframeError:
             raise
         except Exception as exc:

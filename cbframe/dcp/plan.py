@@ -66,12 +66,13 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnded:
-    """A stream is over; `reason` is a :class:`StreamEndReason`."""
+    """A stream is over; `reason` is a :class:`StreamEndReason`. `progressed`: something came over it."""
 
     node: str
     vbucket: int
     reason: int
     position: Position
+    progressed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +133,6 @@ class StartNode:
 
 
 @dataclass(frozen=True, slots=True)
-class StopNode:
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
 class SampleNode:
     """Ask a connected node for its high seqnos."""
 
@@ -163,4 +159,4 @@ class Fail:
     error: CbframeError
 
 
-Instruction: TypeAlias = FetchMap | StartNode | StopNode | SampleNode | OpenStreams | Finish | Fail
+Instruction: TypeAlias = FetchMap | StartNode | SampleNode | OpenStreams | Finish | Fail

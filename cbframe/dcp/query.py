@@ -6,7 +6,13 @@ from collections.abc import Callable
 
 from cbframe.dcp.handshake import Steps, T
 from cbframe.dcp.transport import Transport, Waker
-from cbframe.errors import CbframeError, ConnectError, ProtocolError, ReadTimeoutError
+from cbframe.errors import (
+    CbframeError,
+    ConnectError,
+    ProtocolError,
+    ReadCancelledError,
+    ReadTimeoutError,
+)
 from cbframe.wire.constants import MAX_BODY_LENGTH
 from cbframe.wire.frame import Frame
 
@@ -26,6 +32,8 @@ def ask(
     ------
     ReadTimeoutError
         The whole took longer than `timeout` seconds.
+    ReadCancelledError
+        The waker rang.
     ConnectError, ProtocolError, ServerError
         As the handshake and the transport raise them, naming the node.
     """
@@ -67,6 +75,9 @@ def ask(
                         hint="the port is open but silent: is it the data service?",
                     )
                 if not stream.wait(left):
+                    if clock() < deadline:
+                        # Nothing to read, and time is left: the waker rang.
+                        raise ReadCancelledError("cancelled while waiting for an answer")
                     continue
                 count = stream.receive_into(view)
                 if count == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import threading
 import time
@@ -28,6 +29,7 @@ from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 from cbframe.wire.requests import StreamFilter
 
+_LOG = logging.getLogger(__name__)
 _IDLE_WAIT = 60.0
 
 
@@ -162,6 +164,8 @@ class BucketDataSource:
         CbframeError
             What ended the source before it was complete.
         """
+        if not self._life:
+            raise ConfigurationError("the data source was not started: there is nothing to wait for")
         if not self._over.wait(timeout):
             done, wanted = len(self._coordinator.done), self._coordinator.vbuckets
             raise ReadTimeoutError(f"{done} of {wanted} vbuckets are complete after {timeout:g} s")
@@ -266,8 +270,12 @@ class BucketDataSource:
             self._supervisor.post(plan.MapFetched(pushed))
 
     def _report(self, error: CbframeError) -> None:
-        if not isinstance(error, ReadCancelledError):
+        if isinstance(error, ReadCancelledError):
+            return
+        try:
             self._receiver.on_error(error)
+        except Exception:  # noqa: BLE001 - advisory: a listener that fails must not stop the source
+            _LOG.exception("the receiver's on_error raised")
 
     def _on_over(self, error: CbframeError | None) -> None:
         self._error = error

@@ -115,8 +115,6 @@ class Supervisor:
                 self._reap()
                 node = self.nodes[address] = self._make_node(address)
                 node.start()
-            case plan.StopNode(node=address):
-                self.nodes[address].stop()
             case plan.SampleNode(node=address) | plan.OpenStreams(node=address):
                 # The connection may have ended a moment ago; its NodeDown is on its way then.
                 if (thread := self.nodes.get(address)) is not None:
