@@ -1,0 +1,42 @@
+"""When a bounded source gives up: it must get to its streams, and then go on from failure to success."""
+
+from __future__ import annotations
+
+
+class Patience:
+    """The two waits of a bounded source, in seconds of any monotonic clock.
+
+    Parameters
+    ----------
+    connect_timeout
+        From the start until all streams were asked for.
+    recovery_timeout
+        From the first failure, while nothing but failures follows.
+    """
+
+    def __init__(self, connect_timeout: float, recovery_timeout: float) -> None:
+        self._connect_timeout = connect_timeout
+        self.recovery_timeout = recovery_timeout
+        self._started_at = 0.0
+        self._streaming = False
+        self._failing_since: float | None = None
+
+    def begin(self, now: float) -> None:
+        self._started_at = now
+
+    def deadline(self) -> float | None:
+        """When the streams must have been asked for; None once there was progress."""
+        return None if self._streaming else self._started_at + self._connect_timeout
+
+    def progressed(self) -> None:
+        """Something useful came, or all streams were asked for: failures count from here on."""
+        self._streaming = True
+        self._failing_since = None
+
+    def exhausted_by_failure(self, now: float) -> bool:
+        """Take note of a failure; whether it is one too many."""
+        if not self._streaming:
+            return False  # the deadline counts
+        if self._failing_since is None:
+            self._failing_since = now
+        return now - self._failing_since > self.recovery_timeout

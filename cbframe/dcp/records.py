@@ -1,0 +1,43 @@
+"""What the coordinator knows of each node and of each vbucket."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cbframe.cluster.backoff import Backoff
+
+
+class NodeState(Enum):
+    STARTING = "starting"
+    READY = "ready"
+    WAITING = "waiting"
+
+
+@dataclass(slots=True)
+class NodeRecord:
+    """A node that was wanted at some time."""
+
+    backoff: Backoff
+    state: NodeState = NodeState.WAITING
+    retry_at: float = 0.0
+    seqnos: Mapping[int, int] = field(default_factory=dict)
+    """High seqnos of its active vbuckets, as told last."""
+    sampling: bool = False
+    protocol_errors: int = 0
+
+
+@dataclass(slots=True)
+class VBucketRecord:
+    """A wanted vbucket."""
+
+    backoff: Backoff
+    node: str | None = None
+    """Who was asked for it."""
+    retry_at: float = 0.0
+    attempts: int = 0
+    """How often it was asked for."""
+    rollbacks: int = 0
+    stale: bool = False
+    """Asked for before: the owner's high seqno must be looked at again."""

@@ -1,0 +1,105 @@
+"""What the coordinator's events mean when they are bad: an error, and whether it is permanent."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from cbframe.cluster.map import ClusterMap
+from cbframe.dcp.plan import StreamEnded, StreamRefused, StreamRolledBack
+from cbframe.errors import (
+    AccessError,
+    AllServerURLsConnectBucketError,
+    CbframeError,
+    ClusterMapError,
+    ConfigurationError,
+    StreamError,
+)
+from cbframe.wire.constants import Status, StreamEndReason
+
+_FINAL = (Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE, Status.EACCESS, Status.EINVAL)
+"""Refusals that the next attempt would meet again."""
+
+
+def bad_choice(wanted: Collection[int], new: ClusterMap) -> ConfigurationError | None:
+    """Of wanted vbuckets that the bucket does not have."""
+    bad = next((vb for vb in wanted if not 0 <= vb < new.vbuckets), None)
+    if bad is None:
+        return None
+    return ConfigurationError(
+        f"vbucket {bad} does not exist: bucket {new.bucket!r} has {new.vbuckets} vbuckets"
+    )
+
+
+def other_bucket(old: ClusterMap, new: ClusterMap) -> ClusterMapError | None:
+    """Of a map that belongs to another bucket than the map before."""
+    if new.vbuckets != old.vbuckets:
+        return ClusterMapError(
+            f"bucket {new.bucket!r} now has {new.vbuckets} vbuckets instead of {old.vbuckets}",
+            hint="the bucket was deleted and created anew: start over",
+        )
+    if new.uuid and old.uuid and new.uuid != old.uuid:
+        return ClusterMapError(
+            f"bucket {new.bucket!r} was replaced by another of the same name",
+            hint="start over: nothing that was read before belongs to the new bucket",
+        )
+    return None
+
+
+def ownerless(vbuckets: Collection[int], total: int) -> ClusterMapError:
+    """Of vbuckets that have no owner now."""
+    return ClusterMapError(
+        f"the map names no owner for {len(vbuckets)} of {total} vbuckets",
+        vbucket=min(vbuckets),
+        hint="a node has failed and was not failed over: bring it back or fail it over",
+    )
+
+
+def no_answer(nodes: list[str], seconds: float) -> AllServerURLsConnectBucketError:
+    """Of nodes, or of all seeds, that said nothing at all."""
+    return AllServerURLsConnectBucketError(
+        nodes, f"no answer within {seconds:g} s from: {', '.join(nodes) or 'any seed'}"
+    )
+
+
+def ended(event: StreamEnded) -> CbframeError | None:
+    """Of a stream that the server ended; None if that is in order or a vbucket has moved."""
+    reason = event.reason
+    if reason in (StreamEndReason.OK, StreamEndReason.FILTER_EMPTY, StreamEndReason.STATE_CHANGED):
+        return None
+    if reason == StreamEndReason.LOST_PRIVILEGES:
+        return AccessError(
+            "the user lost the privilege to read this vbucket's collections",
+            node=event.node,
+            vbucket=event.vbucket,
+        )
+    name = StreamEndReason(reason).name if reason in list(StreamEndReason) else str(reason)
+    return StreamError(f"the server ended the stream: {name}", node=event.node, vbucket=event.vbucket)
+
+
+def refused(event: StreamRefused) -> StreamError:
+    """Of a stream that the server did not grant."""
+    error = StreamError(
+        f"the stream was refused ({Status.describe(event.status)})", node=event.node, vbucket=event.vbucket
+    )
+    error.permanent = event.status in _FINAL
+    return error
+
+
+def rolled_back(event: StreamRolledBack, times: int) -> StreamError:
+    """Of a vbucket that the server wants back again and again."""
+    return StreamError(
+        f"the server asked for {times} rollbacks of one vbucket", node=event.node, vbucket=event.vbucket
+    )
+
+
+def gave_up(error: CbframeError, seconds: float, missing: int, total: int) -> StreamError:
+    """Of a bounded source after too many failures; `error` is the last of them."""
+    failure = StreamError(
+        f"no progress for {seconds:g} s, {missing} of {total} vbuckets are not complete; "
+        f"last problem: {error.message}",
+        node=error.node,
+        vbucket=error.vbucket,
+        hint="nothing was returned: a partial read is no read",
+    )
+    failure.__cause__ = error
+    return failure
