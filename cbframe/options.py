@@ -73,7 +73,7 @@ class BucketDataSourceOptions:
     connect_timeout: float = 10.0
     recovery_timeout: float = 60.0
     ping_timeout_ms: int = 30_000
-    receive_buffer_bytes: int = 2 * 1024 * 1024
+    receive_buffer_bytes: int = 4 * 1024 * 1024
     max_body_bytes: int = 25 * 1024 * 1024
     allow_plain: bool = False
 

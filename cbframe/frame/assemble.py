@@ -94,7 +94,8 @@ class Assembler:
         self._pending.clear()
         self._pending_bytes = 0
         if sum(map(len, parts)):
-            self._typer.add(pa.concat_arrays(parts, memory_pool=POOL), np.concatenate(flags))
+            values = parts[0] if len(parts) == 1 else pa.concat_arrays(parts, memory_pool=POOL)
+            self._typer.add(values, np.concatenate(flags))
 
     def finish(self, receiver: BatchingReceiver) -> Assembled:
         """Make the table.

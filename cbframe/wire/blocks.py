@@ -35,6 +35,7 @@ _HEADER_DTYPE = np.dtype(
 )
 _SEQNOS_DTYPE = np.dtype([("seqno", ">u8"), ("rev_seqno", ">u8")])
 _MUTATION_DTYPE = np.dtype([*_SEQNOS_DTYPE.descr, ("flags", ">u4"), ("expiry", ">u4")])
+_WIDE_DTYPE = np.dtype([*_HEADER_DTYPE.descr, *_MUTATION_DTYPE.descr])
 _DELETE_TIME_DTYPE = np.dtype([*_SEQNOS_DTYPE.descr, ("delete_time", ">u4")])
 _MUTATION_EXTRAS = 31
 _DELETION_V1_EXTRAS = 18
@@ -143,13 +144,16 @@ def decode_block(
     starts, ends = bounds[:-1], bounds[1:]
     if frames is not None:
         starts, ends = starts[frames], ends[frames]
-    header = _at(octets, starts, _HEADER_DTYPE)
+    # One gather for header and extras, unless a frame is too short: it could lead past the buffer.
+    wide = bool((ends - starts >= _WIDE_DTYPE.itemsize).all())
+    header = _at(octets, starts, _WIDE_DTYPE if wide else _HEADER_DTYPE)
     opcode = header["opcode"].copy()
     vbucket = header["vbucket"].astype(np.uint16)
     key_length = header["key_length"].astype(np.int64)
     extras_start = starts + HEADER_LENGTH
     flex = header["magic"] == Magic.FLEX_REQUEST
-    if flex.any():
+    any_flex = bool(flex.any())
+    if any_flex:
         extras_start = extras_start + np.where(flex, key_length >> 8, 0)
         key_length = np.where(flex, key_length & 0xFF, key_length)
     extras_length = header["extras_length"].astype(np.int64)
@@ -182,11 +186,12 @@ def decode_block(
             offset=int(starts[row]),
         )
 
+    extras = header
+    if any_flex or not wide:
+        extras = _at(octets, extras_start, _MUTATION_DTYPE if all_mutations else _SEQNOS_DTYPE)
     if all_mutations:
-        extras = _at(octets, extras_start, _MUTATION_DTYPE)
         flags, expiry = extras["flags"].astype(np.uint32), extras["expiry"].astype(np.uint32)
     else:
-        extras = _at(octets, extras_start, _SEQNOS_DTYPE)
         flags, expiry = _mixed_words(octets, extras_start, extras_length, mutation)
 
     collection_id = np.zeros(len(opcode), np.uint32)
