@@ -126,11 +126,11 @@ def show_remarks(result: ReadResult) -> None:
     """What the table is a picture of, and what is not in a column of its own type."""
     as_of = result.as_of
     rows = [("as of", f"{len(as_of):,} vbuckets, {as_of.changes:,} changes")]
-    if as_of:
-        vbucket, (uuid, seqno) = next(iter(as_of.items()))
-        rows.append(("", f"the first: vbucket {vbucket}, history {uuid:016x}, seqno {seqno:,}"))
+    written = next(((vbucket, *at) for vbucket, at in as_of.items() if at[1]), None)
+    if written is not None:
+        rows.append(("", "vbucket {}: history {:016x}, seqno {:,}, and so on".format(*written)))
     for conflict in result.conflicts:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in conflict.types.items())
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(conflict.types.items()))
         rows.append(("kept as JSON text", f"{conflict.path}: {kinds}"))
     if not result.conflicts:
         rows.append(("kept as JSON text", "none: every field has one type"))

@@ -1,0 +1,365 @@
+"""The command line, in this process and as a program."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import cbframe
+from cbframe.cli import main
+from cbframe.cli.demo import equal_rows
+from cbframe.cli.text import _cells, say_rows
+from cbframe.local import LocalCluster
+
+PASSWORD = "s3cret-of-the-test"
+DOCUMENTS: dict[str, Any] = {
+    "a": {"id": 1, "name": 'Ζürich, "quoted"\nnext', "geo": {"lat": 1.5}, "tags": ["x", None], "mixed": 1},
+    "b": {"id": 2, "name": "", "mixed": "one"},
+    "c": {"id": 3, "geo": {"lat": -2.0, "alt": 7}, "tags": []},
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(vbuckets=8, bucket="shop", username="reader", password=PASSWORD) as cluster:
+        for key, document in DOCUMENTS.items():
+            cluster.upsert(key, document)
+        cluster.upsert("raw", b"\x00\xff", datatype=0)
+        yield cluster
+
+
+@pytest.fixture
+def login(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("CB_PASSWORD", PASSWORD)
+    return ["read", cluster.connection_string, "--user", "reader", "--password-env", "CB_PASSWORD"]
+
+
+def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "cbframe", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **{"stdin": subprocess.DEVNULL, **options},
+    )
+
+
+# --- demo
+
+
+def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--documents", "3000", "--nodes", "2", "--vbuckets", "32"]) == 0
+    out, err = capsys.readouterr()
+    for title in ("cluster", "read", "nodes", "result", "checks", "timings"):
+        assert re.search(rf"^{title}$", out, re.MULTILINE)
+    counts = re.findall(r"rows equal in .* ([\d,]+) of ([\d,]+)  ok", out)
+    assert len(counts) == 3
+    assert {equal == all_rows for equal, all_rows in counts} == {True}
+    assert "DIFFERENT" not in out
+    assert err.count("\n") == 1
+    assert "100 %" in err
+    assert max(map(_cells, out.splitlines())) <= 100
+
+
+def test_the_demo_as_a_program_keeps_its_file(tmp_path: Path) -> None:
+    done = program("demo", "--documents", "2000", "--vbuckets", "16", "--keep", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(tmp_path / "demo.parquet").num_rows
+    assert f"{rows:,} of {rows:,}  ok" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.parquet"]
+
+
+def test_the_demo_fails_on_a_difference(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def one_row_short(table: pa.Table, path: Path) -> None:
+        pq.write_table(table.slice(1), path)
+
+    monkeypatch.setattr("cbframe.cli.demo.write_parquet", one_row_short)
+    assert main(["demo", "--documents", "200", "--nodes", "1", "--vbuckets", "4"]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED: rows equal in the file, by pyarrow: 0 of" in out
+
+
+def test_the_demo_refuses_a_file_that_it_cannot_keep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--keep", str(tmp_path / "nowhere" / "x.parquet")]) == 1
+    assert main(["demo", "--keep", str(tmp_path / "x.csv")]) == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_equal_rows() -> None:
+    table = pa.table({"a": list(range(100)), "b": [{"c": [i]} for i in range(100)]})
+    assert equal_rows(table, table) == 100
+    other = pa.table({"a": [*range(99), -1], "b": [{"c": [i + (i == 5)]} for i in range(100)]})
+    assert equal_rows(table, other) == 98
+    assert equal_rows(table, table.slice(1)) == 0
+    assert equal_rows(table, table.set_column(0, "a", table["a"].cast(pa.int32()))) == 0
+    assert equal_rows(table.slice(0, 0), table.slice(0, 0)) == 0
+
+
+# --- read
+
+
+def test_read_shows_head_and_types(login: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(login) == 0
+    out, err = capsys.readouterr()
+    assert "4 documents in" in out
+    assert re.search(r"int64 +id\n", out)
+    assert re.search(r"tags +list<string>\n", out)
+    assert re.search(r"kept as JSON text +mixed: 1 integer, 1 string\n", out)
+    assert re.search(r"kept in _cb_value +1 binary\n", out)
+    assert "100 %" in err
+
+
+def test_read_without_progress_is_silent(login: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*login, "--no-progress"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_read_only_some_columns(login: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "few.parquet"
+    assert main([*login, "--columns", "name,id", "-o", str(path)]) == 0
+    assert pq.read_table(path).column_names == ["_cb_key", "name", "id"]
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "OUT.ARROW"])
+def test_read_to_arrow_and_parquet(
+    cluster: LocalCluster, login: list[str], tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    assert main([*login, "-o", str(path)]) == 0
+    with pa.memory_map(str(path)) as file:
+        found = pq.read_table(path) if name == "out.parquet" else pa.ipc.open_file(file).read_all()
+    wanted = cbframe.scan_bucket(cluster).to_arrow()
+    assert found.sort_by("_cb_key").equals(wanted.sort_by("_cb_key"))
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_read_to_ndjson(login: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "out.ndjson"
+    assert main([*login, "-o", str(path)]) == 0
+    rows = {row.pop("_cb_key"): row for row in map(json.loads, path.read_text("utf-8").splitlines())}
+    assert base64.b64decode(rows.pop("raw")["_cb_value"]) == b"\x00\xff"
+    for row in rows.values():
+        if "mixed" in row:
+            row["mixed"] = json.loads(row["mixed"])
+    assert rows == DOCUMENTS
+
+
+def test_read_to_csv(login: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    assert main([*login, "-o", str(path)]) == 0
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = {row["_cb_key"]: row for row in csv.DictReader(file)}
+    assert rows["a"]["name"] == DOCUMENTS["a"]["name"]
+    assert json.loads(rows["a"]["geo"]) == {"lat": 1.5}
+    assert json.loads(rows["a"]["tags"]) == ["x", None]
+    assert json.loads(rows["c"]["geo"]) == {"lat": -2.0, "alt": 7}
+    assert base64.b64decode(rows["raw"]["_cb_value"]) == b"\x00\xff"
+    frame = pd.read_csv(path, index_col="_cb_key", dtype_backend="pyarrow")
+    assert frame.loc["b", "id"] == 2
+
+
+def test_a_failed_read_leaves_the_old_file(
+    login: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pyarrow.csv.write_csv", fail)
+    assert main([*login, "-o", str(path)]) == 1
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.csv"]
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["-o", "x.xlsx"], "'x.xlsx' names no known format", ".parquet, .arrow, .csv, .ndjson"),
+        (["-o", "no/such/x.csv"], "the folder no/such does not exist", None),
+        (["--columns", "nowhere"], "'nowhere', which no document has", "fields found: "),
+        (["--columns", ","], "names no columns", "list of field names"),
+        (["--bucket", "other"], "other", None),
+    ],
+)
+def test_errors_say_what_to_do(
+    login: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str, hint: str | None
+) -> None:
+    assert main([*login, *arguments]) == 1
+    out, err = capsys.readouterr()
+    told = err[err.index("cbframe: error: ") :]
+    assert message in told
+    if hint:
+        assert hint in told.split("\n  hint: ")[1]
+    assert "Traceback" not in out + err
+    assert PASSWORD not in out + err
+
+
+def test_a_connection_string_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", "ftp://host", "--user", "u", "--password-env", "HOME"]) == 1
+    assert capsys.readouterr().err.startswith("cbframe: error: ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["demo", "--documents", "0"], ["read"]])
+def test_mistyped_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: cbframe" in capsys.readouterr().err
+
+
+def test_version() -> None:
+    done = program("--version")
+    assert (done.returncode, done.stdout) == (0, f"cbframe {cbframe.__version__}\n")
+
+
+def test_ctrl_c(
+    login: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cbframe.frame.scan.BucketScan.read", interrupt)
+    assert main(login) == 130
+    assert capsys.readouterr().err == "cbframe: interrupted\n"
+
+
+def test_a_reader_of_the_output_that_leaves(login: list[str]) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "cbframe", *login, "--no-progress"],
+            check=False,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+# --- passwords
+
+
+def test_a_password_file(cluster: LocalCluster, tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text(f"{PASSWORD}\n")
+    read = ["read", cluster.connection_string, "--user", "reader", "--password-file", str(path)]
+    assert main(read) == 0
+
+
+def test_a_password_file_that_is_not_there(
+    cluster: LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = ["read", cluster.connection_string, "--user", "reader"]
+    assert main([*read, "--password-file", str(tmp_path / "password")]) == 1
+    assert "the password file cannot be read" in capsys.readouterr().err
+
+
+def test_a_variable_that_is_not_set(cluster: LocalCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    read = ["read", cluster.connection_string, "--user", "reader"]
+    assert main([*read, "--password-env", "NO_SUCH_VARIABLE"]) == 1
+    assert "NO_SUCH_VARIABLE is not set" in capsys.readouterr().err
+
+
+def test_a_wrong_password(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CB_PASSWORD", "guess-of-the-test")
+    read = ["read", cluster.connection_string, "--user", "reader", "--password-env", "CB_PASSWORD"]
+    assert main(read) == 1
+    err = capsys.readouterr().err
+    assert "cbframe: error: " in err
+    assert "guess-of-the-test" not in err
+
+
+def test_a_password_in_the_connection_string_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", f"http://reader:{PASSWORD}@127.0.0.1:8091", "--bucket", "shop"]) == 1
+    err = capsys.readouterr().err
+    assert "holds credentials" in err
+    assert PASSWORD not in err
+
+
+def test_no_user(cluster: LocalCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["read", cluster.connection_string]) == 1
+    assert "hint: give --user" in capsys.readouterr().err
+
+
+def test_without_a_terminal_nothing_is_asked(cluster: LocalCluster) -> None:
+    done = program("read", cluster.connection_string, "--user", "reader")
+    assert done.returncode == 1
+    assert "use --password-env or --password-file" in done.stderr
+
+
+def test_the_password_is_asked_for(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return PASSWORD
+
+    monkeypatch.setattr("getpass.getpass", answer)
+    assert main(["read", cluster.connection_string, "--user", "reader"]) == 0
+    assert asked == ["Password of reader: "]
+
+
+# --- serve
+
+
+def test_serve_runs_until_it_is_interrupted() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "cbframe", "serve", "--vbuckets", "8", "--sample", "100"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert select.select([server.stdout], [], [], 30)[0]
+            ready = json.loads(server.stdout.readline())
+            frame = cbframe.read_bucket(ready["connection_string"], auth=(ready["username"], "password"))
+            assert len(frame) > 90
+            server.send_signal(signal.SIGINT)
+            assert server.wait(20) == 0
+        finally:
+            server.kill()
+
+
+# --- text
+
+
+def test_tables_are_aligned_also_behind_wide_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    say_rows([("京都", "1"), ("Köln", "12,345")], ("city", "n"))
+    assert capsys.readouterr().out.splitlines() == [
+        "  city       n",
+        "  京都       1",
+        "  Köln  12,345",
+    ]
