@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.batcher import BatchingReceiver
@@ -16,7 +17,7 @@ from cbframe.arrow.columns import (
     OPCODE,
     VALUE,
 )
-from cbframe.arrow.json import Conflict, JsonTyper
+from cbframe.arrow.json import Conflict, JsonTyper, TypedColumns
 from cbframe.arrow.memory import POOL
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.maps import bucket_manifest
@@ -26,6 +27,7 @@ from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Datatype, Opcode
 
 _SYSTEM_SCOPE = "_system"
+_NAMES = frozenset({"scope", "collection"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +110,18 @@ class Assembler:
         keep = receiver.surviving(self._batches)
         raw = pa.Table.from_batches(self._batches, receiver.schema)
         self._batches.clear()
+        manifest = self._manifest_of(raw)
+        if manifest is not None and not (alive := _alive(raw, manifest)).all():
+            keep = alive if keep is None else keep & alive
         conflicts: tuple[Conflict, ...] = ()
         rejected: dict[str, int] = {}
-        if self._typer is not None:
-            if self._pending:
-                self._convert()
-            raw = raw.drop_columns([VALUE])
-            if keep is not None:
-                mutation = raw[OPCODE].to_numpy() == Opcode.DCP_MUTATION
-                raw = raw.filter(pa.array(mutation))
-                keep = keep[mutation]
-            typed = self._typer.finish()
-            documents, conflicts, rejected = typed.table, typed.conflicts, typed.rejected
-        else:
+        if self._typer is None:
+            raw = _filter(raw, keep)
             documents = raw.select([] if self._target.keys_only else [VALUE])
-        if keep is not None and not keep.all():
-            mask = pa.array(keep)
-            raw, documents = raw.filter(mask), documents.filter(mask)
-        head, mask = self._head(raw)
-        if mask is not None:
-            documents = documents.filter(mask)
+        else:
+            raw, typed = self._type(self._typer, raw, keep)
+            documents, conflicts, rejected = typed.table, typed.conflicts, typed.rejected
+        head = self._head(raw, manifest)
         documents = self._project(documents)
         table = pa.table(
             [*head.columns, *documents.columns],
@@ -135,30 +129,47 @@ class Assembler:
         )
         return Assembled(table, conflicts, rejected)
 
-    def _head(self, raw: pa.Table) -> tuple[pa.Table, pa.Array | None]:
-        """The metadata columns, and which rows stay: those of collections that still exist."""
-        mask = None
+    def _type(
+        self, typer: JsonTyper, raw: pa.Table, keep: npt.NDArray[np.bool_] | None
+    ) -> tuple[pa.Table, TypedColumns]:
+        """The rows that count, and their documents as columns.
+
+        What was typed while it arrived may hold versions that do not count. They must not show in
+        any column, type, conflict or count, so then what is left is typed once more.
+        """
+        mutation = raw[OPCODE].to_numpy() == Opcode.DCP_MUTATION
+        if keep is None or keep[mutation].all():
+            if self._pending:
+                self._convert()
+            return _filter(raw, mutation), typer.finish()
+        raw = _filter(raw, keep & mutation)
+        self._pending.clear()
+        self._typer = typer = JsonTyper()
+        for batch in raw.to_batches():
+            typer.add(batch.column(VALUE), (batch.column(DATATYPE).to_numpy() & Datatype.JSON) != 0)
+        return raw, typer.finish()
+
+    def _manifest_of(self, raw: pa.Table) -> Manifest | None:
+        """The collections as they are now, if the documents are from more than the default one."""
+        if not (raw[COLLECTION_ID].to_numpy() != 0).any() and not _NAMES.intersection(self._target.metadata):
+            return None
+        return self._fetch_manifest()
+
+    def _head(self, raw: pa.Table, manifest: Manifest | None) -> pa.Table:
+        """The metadata columns."""
         columns: dict[str, pa.ChunkedArray] = {KEY: _as_text(raw[KEY])}
         for name in self.wire_metadata:
             columns[name] = raw[name]
-        ids = raw[COLLECTION_ID].to_numpy()
-        named = bool((ids != 0).any())
-        if named or {"scope", "collection"}.intersection(self._target.metadata):
-            manifest = self._fetch_manifest()
-            unique = np.unique(ids)
-            known = np.array([_is_wanted(manifest, cid) for cid in unique.tolist()], bool)
-            alive = known[np.searchsorted(unique, ids)]
-            if not alive.all():
-                mask = pa.array(alive)
-            names = [manifest.collections.get(int(cid)) for cid in unique]
-            codes = pa.array(np.searchsorted(unique, ids).astype(np.int32))
+        if manifest is not None:
+            unique, codes = np.unique(raw[COLLECTION_ID].to_numpy(), return_inverse=True)
+            names = [manifest.collections[int(cid)] for cid in unique]
+            indices = pa.array(codes.astype(np.int32))
             for column, values in (
-                ("_cb_scope", [name.scope if name else None for name in names]),
-                ("_cb_collection", [name.name if name else None for name in names]),
+                ("_cb_scope", [name.scope for name in names]),
+                ("_cb_collection", [name.name for name in names]),
             ):
-                columns[column] = pa.chunked_array([pa.array(values, pa.string()).take(codes)])
-        head = pa.table(columns)
-        return (head if mask is None else head.filter(mask)), mask
+                columns[column] = pa.chunked_array([pa.array(values, pa.string()).take(indices)])
+        return pa.table(columns)
 
     def _project(self, documents: pa.Table) -> pa.Table:
         wanted = self._target.columns
@@ -185,10 +196,20 @@ class Assembler:
         return manifest
 
 
-def _is_wanted(manifest: Manifest, collection_id: int) -> bool:
-    """Whether a collection exists (its documents outlive it for a while) and is not the server's own."""
-    name = manifest.collections.get(collection_id)
-    return name is not None and name.scope != _SYSTEM_SCOPE
+def _alive(raw: pa.Table, manifest: Manifest) -> npt.NDArray[np.bool_]:
+    """Which rows are of a collection that still exists and is not the server's own.
+
+    A collection's documents outlive it for a while.
+    """
+    unique, codes = np.unique(raw[COLLECTION_ID].to_numpy(), return_inverse=True)
+    names = [manifest.collections.get(int(cid)) for cid in unique]
+    known = np.array([name is not None and name.scope != _SYSTEM_SCOPE for name in names], bool)
+    alive: npt.NDArray[np.bool_] = known[codes]
+    return alive
+
+
+def _filter(table: pa.Table, keep: npt.NDArray[np.bool_] | None) -> pa.Table:
+    return table if keep is None or keep.all() else table.filter(pa.array(keep))
 
 
 def _as_text(keys: pa.ChunkedArray) -> pa.ChunkedArray:
