@@ -1,0 +1,247 @@
+"""Which documents are there, in which version, and what becomes of those that are no JSON objects."""
+
+from __future__ import annotations
+
+import datetime
+import json
+
+import pytest
+
+from cbframe import BucketNotFoundError, ConfigurationError, LocalCluster, read_bucket, scan_bucket
+from cbframe.frame.asof import AsOf
+
+from .kit import keys_of
+
+
+@pytest.fixture
+def named(pair: LocalCluster) -> LocalCluster:
+    """The same key in three collections, and some more."""
+    pair.create_scope("shop")
+    pair.create_collection("shop", "orders")
+    pair.create_collection("shop", "users")
+    for name, count in (("_default._default", 2), ("shop.orders", 3), ("shop.users", 1)):
+        for number in range(count):
+            pair.upsert(f"k{number}", {"where": name}, collection=name)
+    return pair
+
+
+def test_deletions_and_expirations_do_not_appear(cluster: LocalCluster) -> None:
+    for number in range(90):
+        cluster.upsert(f"k{number}", {"n": number})
+    for number in range(30):
+        cluster.delete(f"k{number}")
+        cluster.expire(f"k{number + 30}")
+    cluster.upsert("k5", {"n": 500})
+    frame = read_bucket(cluster)
+    assert sorted(frame["n"]) == [*range(60, 90), 500]
+    assert set(keys_of(scan_bucket(cluster, keys_only=True).to_arrow())) == {
+        *(b"k%d" % n for n in range(60, 90)),
+        b"k5",
+    }
+
+
+def test_a_bucket_of_deletions_only(cluster: LocalCluster) -> None:
+    for number in range(40):
+        cluster.upsert(f"k{number}", {"n": number})
+        cluster.delete(f"k{number}")
+    for arguments in ({}, {"parse": False}, {"keys_only": True}):
+        assert len(read_bucket(cluster, **arguments)) == 0
+
+
+def test_only_the_newest_version(cluster: LocalCluster) -> None:
+    for version in range(5):
+        for number in range(50):
+            cluster.upsert(f"k{number}", {"n": number, "version": version})
+    frame = read_bucket(cluster)
+    assert frame.index.is_unique
+    assert len(frame) == 50
+    assert set(frame["version"]) == {4}
+
+
+def test_what_is_no_object_is_kept_and_counted(cluster: LocalCluster) -> None:
+    values = {
+        "object": b'{"a":1}',
+        "binary": b"\x00\xff\x01",
+        "text": b"only text",
+        "number": b"17",
+        "string": b'"s"',
+        "array": b"[1,2]",
+        "null": b"null",
+        "empty": b"",
+    }
+    for key, value in values.items():
+        cluster.upsert(key, value)
+    broken = {"broken": b'{"a":', "latin": b'{"a":"\xe9"}', "deep": b'{"a":' * 300 + b"1" + b"}" * 300}
+    for key, value in broken.items():
+        cluster.upsert(key, value, datatype=1)
+    frame = read_bucket(cluster)
+    assert frame.attrs["cbframe"]["rejected"] == {
+        "binary": 3,
+        "not_utf8": 1,
+        "too_deep": 1,
+        "invalid_json": 1,
+        "not_an_object": 4,
+    }
+    for key, value in {**values, **broken}.items():
+        found = frame.loc[key, "_cb_value"]
+        assert found == value if key != "object" else frame["_cb_value"].isna()[key]
+    assert frame["a"].dropna().to_dict() == {"object": 1}
+
+
+def test_no_column_for_rejects_where_there_are_none(cluster: LocalCluster) -> None:
+    cluster.upsert("a", {"x": 1})
+    frame = read_bucket(cluster)
+    assert list(frame.columns) == ["x"]
+    assert frame.attrs["cbframe"]["rejected"] == {}
+
+
+def test_a_deleted_binary_document_is_not_counted(cluster: LocalCluster) -> None:
+    cluster.upsert("gone", b"\x00binary")
+    cluster.delete("gone")
+    cluster.upsert("stays", {"a": 1})
+    frame = read_bucket(cluster)
+    assert frame.attrs["cbframe"]["rejected"] == {}
+    assert list(frame.columns) == ["a"]
+
+
+def test_conflicting_types_become_text_and_are_told(cluster: LocalCluster) -> None:
+    cluster.upsert("a", b'{"mixed":1.50,"sound":1,"inner":{"x":1}}')
+    cluster.upsert("b", b'{"mixed":"1.50","sound":2,"inner":{"x":"s"}}')
+    cluster.upsert("c", b'{"mixed":{"deep":[1, 2]},"sound":3}')
+    scan = scan_bucket(cluster)
+    frame = scan.to_pandas()
+    assert frame["mixed"].to_dict() == {"a": "1.50", "b": '"1.50"', "c": '{"deep":[1, 2]}'}
+    assert str(frame["sound"].dtype) == "int64[pyarrow]"
+    assert json.loads(frame.loc["b", "inner"]) == {"x": "s"}
+    told = {conflict["path"]: conflict for conflict in frame.attrs["cbframe"]["conflicts"]}
+    assert set(told) == {"mixed", "inner.x"}
+    assert told["mixed"]["action"] == "json"
+    assert sum(told["mixed"]["types"].values()) == 3
+    assert [c.path for c in scan.conflicts] == [c["path"] for c in frame.attrs["cbframe"]["conflicts"]]
+
+
+def test_large_integers_lose_no_digit(cluster: LocalCluster) -> None:
+    cluster.upsert("a", b'{"n":18446744073709551615,"m":9007199254740993}')
+    cluster.upsert("b", b'{"n":1,"m":null}')
+    frame = read_bucket(cluster)
+    assert frame.loc["a", "n"] == "18446744073709551615"
+    assert frame.loc["a", "m"] == 9007199254740993
+
+
+def test_fields_with_our_prefix_do_not_hide_ours(cluster: LocalCluster) -> None:
+    cluster.upsert("k", {"_cb_key": "theirs", "_cb_cas": "theirs", "plain": 1})
+    frame = read_bucket(cluster, metadata=("key", "cas"))
+    assert list(frame.index) == ["k"]
+    assert frame.loc["k", "_cb_key_"] == "theirs"
+    assert frame.loc["k", "_cb_cas_"] == "theirs"
+    assert frame.loc["k", "_cb_cas"] > 2**60
+
+
+def test_as_of_is_where_the_cluster_is(pair: LocalCluster) -> None:
+    for number in range(100):
+        pair.upsert(f"k{number % 60}", {"n": number})
+    pair.delete("k3")
+    scan = scan_bucket(pair)
+    assert scan.as_of is None
+    frame = scan.to_pandas()
+    as_of = frame.attrs["cbframe"]["as_of"]
+    assert isinstance(as_of, AsOf)
+    high = pair.high_seqnos()
+    assert {vb: seqno for vb, (_, seqno) in as_of.items()} == high
+    assert all(uuid == pair.failover_log(vb)[0][0] for vb, (uuid, seqno) in as_of.items() if seqno)
+    assert as_of.changes == sum(high.values()) == 101
+    assert as_of == scan.as_of
+    with pytest.raises(TypeError, match="cannot be changed"):
+        as_of[0] = (1, 2)
+
+
+# ---------------------------------------------------------------------- collections
+
+
+def test_names_appear_where_there_are_named_collections(named: LocalCluster) -> None:
+    table = scan_bucket(named).to_arrow()
+    found = set(
+        zip(
+            table["_cb_key"].to_pylist(),
+            table["_cb_scope"].to_pylist(),
+            table["_cb_collection"].to_pylist(),
+            table["where"].to_pylist(),
+            strict=True,
+        )
+    )
+    assert table.num_rows == len(found) == 6
+    assert all(f"{scope}.{name}" == where for _, scope, name, where in found)
+    assert sum(key == "k0" for key, *_ in found) == 3
+    assert len(read_bucket(named).loc["k0"]) == 3
+
+
+def test_no_names_for_the_default_collection_alone(cluster: LocalCluster) -> None:
+    cluster.upsert("k", {"a": 1})
+    assert scan_bucket(cluster).to_arrow().column_names == ["_cb_key", "a"]
+    asked = scan_bucket(cluster, metadata=("collection", "scope")).to_arrow()
+    assert asked["_cb_scope"].to_pylist() == asked["_cb_collection"].to_pylist() == ["_default"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"scope": "shop"}, {"shop.orders": 3, "shop.users": 1}),
+        ({"scope": "_default"}, {"_default._default": 2}),
+        ({"scope": "shop", "collections": "orders"}, {"shop.orders": 3}),
+        ({"scope": "shop", "collections": ["orders", "users"]}, {"shop.orders": 3, "shop.users": 1}),
+        ({"collections": "shop.users"}, {"shop.users": 1}),
+        ({"collections": ["shop.users", "_default"]}, {"shop.users": 1, "_default._default": 2}),
+        ({"collections": "_default"}, {"_default._default": 2}),
+    ],
+)
+def test_filters(named: LocalCluster, arguments: dict[str, object], expected: dict[str, int]) -> None:
+    frame = read_bucket(named, timeout=20, **arguments)
+    assert frame["where"].value_counts().to_dict() == expected
+    rest = scan_bucket(named.rest_urls, named.bucket, auth=("Administrator", "password"), **arguments)
+    assert rest.to_pandas()["where"].value_counts().to_dict() == expected
+
+
+def test_an_empty_collection(named: LocalCluster) -> None:
+    named.create_collection("shop", "empty")
+    assert len(read_bucket(named, collections="shop.empty", timeout=20)) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "listed"),
+    [
+        ({"collections": "shop.nothing"}, "shop.nothing", "shop.orders"),
+        ({"collections": "orders"}, "_default.orders", "shop.orders"),
+        ({"scope": "nowhere"}, "nowhere", "shop"),
+        ({"scope": "nowhere", "collections": "orders"}, "nowhere.orders", "shop.orders"),
+    ],
+)
+def test_unknown_names_list_what_there_is(
+    named: LocalCluster, arguments: dict[str, str], missing: str, listed: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_bucket(named, **arguments)
+    assert missing in caught.value.message
+    assert listed in str(caught.value.hint)
+
+
+def test_no_such_bucket_with_collections(named: LocalCluster) -> None:
+    with pytest.raises(BucketNotFoundError):
+        read_bucket(named, "other", collections="shop.orders", timeout=10)
+
+
+def test_dropped_collections_leave_no_trace(named: LocalCluster) -> None:
+    named.create_collection("shop", "gone")
+    for number in range(20):
+        named.upsert(f"k{number}", b"\x00binary", collection="shop.gone")
+        named.upsert(f"j{number}", {"where": 17}, collection="shop.gone")
+    named.drop_collection("shop", "gone")
+    frame = read_bucket(named)
+    assert len(frame) == 6
+    assert frame.attrs["cbframe"]["rejected"] == {}
+    assert frame.attrs["cbframe"]["conflicts"] == []
+
+
+def test_expiry_as_written(cluster: LocalCluster) -> None:
+    far = int(datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC).timestamp())
+    cluster.upsert("k", {"a": 1}, expiry=far)
+    assert read_bucket(cluster, metadata=("key", "expiry")).loc["k", "_cb_expiry"] == far
