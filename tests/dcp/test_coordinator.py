@@ -1,0 +1,501 @@
+"""Events in, instructions out, with a clock moved by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from cbframe.cluster.map import ClusterMap
+from cbframe.dcp.coordinator import Coordinator
+from cbframe.dcp.plan import (
+    Event,
+    Fail,
+    FetchMap,
+    Finish,
+    Instruction,
+    Kicked,
+    MapFailed,
+    MapFetched,
+    NodeDown,
+    NodeReady,
+    NodeSampled,
+    OpenStreams,
+    Position,
+    SampleNode,
+    Started,
+    StartNode,
+    StreamEnded,
+    StreamRefused,
+    StreamRolledBack,
+    Tick,
+)
+from cbframe.errors import (
+    AccessError,
+    AllServerURLsConnectBucketError,
+    AuthFailError,
+    CbframeError,
+    ClusterMapError,
+    ConfigurationError,
+    ConnectError,
+    ProtocolError,
+    StreamError,
+)
+from cbframe.options import BucketDataSourceOptions
+from cbframe.wire.constants import MAX_SEQNO, Status, StreamEndReason
+
+A, B = "a:11210", "b:11210"
+CUT = ConnectError("cut")
+
+
+def cluster(*owners: int, rev: int = 1, uuid: str = "u1") -> ClusterMap:
+    return ClusterMap("bucket", uuid, (0, rev), (A, B), np.array(owners, np.int16))
+
+
+class Hand:
+    """A coordinator, its clock, and what it has said."""
+
+    def __init__(
+        self,
+        seq_end: Mapping[int, int] | Literal["now"] | None = "now",
+        vbuckets: list[int] | None = None,
+        **options: Any,
+    ) -> None:
+        self.coordinator = Coordinator(vbuckets, BucketDataSourceOptions(seq_end=seq_end, **options))
+        self.now = 1000.0
+        self.said: list[Instruction] = []
+
+    def __call__(self, event: Event) -> list[Instruction]:
+        out = self.coordinator.handle(event, self.now)
+        self.said += out
+        return out
+
+    def tick(self) -> list[Instruction]:
+        """Go on to the next wake-up."""
+        wakeup = self.coordinator.next_wakeup()
+        assert wakeup is not None
+        self.now = max(self.now, wakeup)
+        return self(Tick())
+
+    def until(self, kind: type, limit: int = 50) -> Instruction:
+        for _ in range(limit):
+            for instruction in self.tick():
+                if isinstance(instruction, kind):
+                    return instruction
+        raise AssertionError(f"no {kind.__name__} within {limit} wake-ups")
+
+    def begin(self, new: ClusterMap) -> list[Instruction]:
+        assert self(Started()) == [FetchMap()]
+        return self(MapFetched(new))
+
+    def streaming(self, *seqnos: int) -> Hand:
+        """One node, all streams open."""
+        self.begin(cluster(*(0 for _ in seqnos)))
+        self(NodeReady(A, dict(enumerate(seqnos))))
+        return self
+
+    def error(self) -> CbframeError:
+        (failure,) = (i for i in self.said if isinstance(i, Fail))
+        return failure.error
+
+
+def end(vb: int, reason: int = 0, *, node: str = A, seqno: int = 9, progressed: bool = True) -> StreamEnded:
+    return StreamEnded(node, vb, reason, Position(1, seqno), progressed)
+
+
+# --- the plain way
+
+
+def test_all_ends_are_pinned_before_a_stream_opens() -> None:
+    hand = Hand()
+    assert hand.begin(cluster(0, 1, 0, 1)) == [StartNode(A), StartNode(B)]
+    assert hand(NodeReady(A, {0: 5, 2: 7})) == []
+    hand.now += 3
+    out = hand(NodeReady(B, {1: 6, 3: 8}))
+    assert sorted(out, key=repr) == [
+        OpenStreams(A, ((0, 5), (2, 7))),
+        OpenStreams(B, ((1, 6), (3, 8))),
+    ]
+    assert hand.coordinator.ends == {0: 5, 1: 6, 2: 7, 3: 8}
+    for vb, node in ((0, A), (1, B), (2, A)):
+        assert hand(end(vb, node=node)) == []
+    assert hand(end(3, node=B)) == [Finish()]
+    assert hand.coordinator.next_wakeup() is None
+    assert hand(Tick()) == []
+
+
+def test_empty_vbuckets_are_done_without_a_stream() -> None:
+    hand = Hand()
+    hand.begin(cluster(0, 0))
+    assert hand(NodeReady(A, {0: 0, 1: 4})) == [OpenStreams(A, ((1, 4),))]
+    assert hand.coordinator.done == {0: Position(0, 0)}
+    assert hand(end(1)) == [Finish()]
+    assert Hand().streaming(0, 0).said[-1] == Finish()
+
+
+def test_an_explicit_end_needs_no_sample() -> None:
+    hand = Hand({0: 3})
+    hand.begin(cluster(0, 0))
+    assert hand(NodeReady(A, {})) == [OpenStreams(A, ((0, 3), (1, MAX_SEQNO)))]
+
+
+def test_wanted_vbuckets() -> None:
+    hand = Hand(vbuckets=[2, 0, 2])
+    hand.begin(cluster(0, 1, 0))
+    assert hand(NodeReady(A, {0: 1, 2: 2})) == [OpenStreams(A, ((0, 1), (2, 2)))]
+    assert hand.coordinator.vbuckets == 2
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_a_vbucket_out_of_range(bad: int) -> None:
+    hand = Hand(vbuckets=[0, bad])
+    hand.begin(cluster(0, 0, 0))
+    assert isinstance(hand.error(), ConfigurationError)
+    assert str(bad) in str(hand.error())
+
+
+def test_no_vbuckets_is_finished_at_once() -> None:
+    assert Hand(vbuckets=[]).begin(cluster(0)) == [Finish()]
+
+
+def test_unbounded_never_ends() -> None:
+    hand = Hand(None).streaming(1, 0)
+    assert hand.said[-1] == OpenStreams(A, ((0, MAX_SEQNO), (1, MAX_SEQNO)))
+    hand(end(0))
+    assert hand.until(OpenStreams) == OpenStreams(A, ((0, MAX_SEQNO),))
+    error = AuthFailError("wrong")
+    for _ in range(20):
+        hand(NodeDown(A, error, progressed=False))
+        hand.now += 100
+        assert StartNode(A) in hand(Tick())
+        hand(MapFailed(error))
+    assert not any(isinstance(i, Fail | Finish) for i in hand.said)
+
+
+# --- nodes
+
+
+def test_a_node_that_is_down_is_tried_again_later_and_later() -> None:
+    hand = Hand()
+    hand.begin(cluster(0))
+    times = []
+    for _ in range(8):
+        hand(NodeDown(A, CUT, progressed=False))
+        if any(isinstance(i, FetchMap) for i in hand.said[-1:]):
+            hand(MapFetched(cluster(0)))
+        down = hand.now
+        for _ in range(20):
+            out = hand.tick()
+            if FetchMap() in out:
+                out += hand(MapFetched(cluster(0)))
+            if StartNode(A) in out:
+                break
+        times.append(round(hand.now - down, 3))
+    assert times[:3] == [0.1, 0.15, 0.225]
+    assert times[-1] == 1.0
+
+
+def test_progress_resets_the_wait_for_a_node() -> None:
+    hand = Hand(None).streaming(1)
+    waits = []
+    for progressed in (False, False, True):
+        hand(NodeDown(A, CUT, progressed))
+        began = hand.now
+        hand.until(StartNode)
+        waits.append(round(hand.now - began, 3))
+        hand(NodeReady(A, {0: 1}))
+    assert waits == [0.1, 0.15, 0.1]
+
+
+def test_after_a_failure_the_map_is_looked_at_and_the_new_owner_asked() -> None:
+    hand = Hand().streaming(5)
+    hand(NodeDown(A, CUT, progressed=True))
+    hand.until(FetchMap)
+    assert StartNode(B) in hand(MapFetched(cluster(1, rev=2)))
+    assert hand(NodeReady(B, {0: 9})) == [OpenStreams(B, ((0, 5),))]
+    assert hand.coordinator.shortened == {}
+
+
+def test_a_history_that_lost_its_end_is_read_as_far_as_it_goes() -> None:
+    hand = Hand().streaming(5)
+    hand(NodeDown(A, CUT, progressed=True))
+    hand.until(StartNode)
+    assert hand(NodeReady(A, {0: 3})) == [OpenStreams(A, ((0, 3),))]
+    assert hand.coordinator.shortened == {0: 3}
+    assert hand.coordinator.ends == {0: 5}
+
+
+def test_a_flush_to_nothing_is_still_asked_for() -> None:
+    """The receiver has documents that are gone: only the server's answer says so."""
+    hand = Hand().streaming(5)
+    hand(end(0, StreamEndReason.STATE_CHANGED))
+    assert hand.until(SampleNode) == SampleNode(A)
+    assert hand(NodeSampled(A, {0: 0})) == [OpenStreams(A, ((0, 0),))]
+    hand(StreamRolledBack(A, 0))
+    assert hand(NodeSampled(A, {0: 0})) == [OpenStreams(A, ((0, 0),))]
+    assert hand(end(0, seqno=0)) == [Finish()]
+
+
+def test_an_older_map_changes_nothing() -> None:
+    hand = Hand(None)
+    hand.begin(cluster(0, rev=5))
+    hand(MapFetched(cluster(1, rev=4)))
+    assert hand.coordinator.map == cluster(0, rev=5)
+
+
+def test_three_connections_of_broken_bytes_are_no_accident() -> None:
+    hand = Hand().streaming(5)
+    for count in range(3):
+        assert not any(isinstance(i, Fail) for i in hand.said), count
+        hand(NodeDown(A, ProtocolError("garbage"), progressed=True))
+    assert isinstance(hand.error(), ProtocolError)
+
+
+def test_events_of_unknown_nodes_are_ignored() -> None:
+    hand = Hand().streaming(5)
+    assert hand(NodeDown("c:1", CUT, progressed=False)) == []
+    assert hand(NodeSampled("c:1", {})) == []
+
+
+# --- streams
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        StreamEndReason.CLOSED,
+        StreamEndReason.STATE_CHANGED,
+        StreamEndReason.DISCONNECTED,
+        StreamEndReason.TOO_SLOW,
+        StreamEndReason.BACKFILL_FAIL,
+        StreamEndReason.ROLLBACK,
+        77,
+    ],
+)
+def test_reasons_to_ask_again(reason: int) -> None:
+    hand = Hand().streaming(5)
+    out = hand(end(0, reason))
+    if reason == StreamEndReason.ROLLBACK:
+        assert out == [SampleNode(A)]
+    else:
+        assert out == []
+        assert hand.until(SampleNode) == SampleNode(A)
+    assert hand(NodeSampled(A, {0: 7})) == [OpenStreams(A, ((0, 5),))]
+    wants_map = reason == StreamEndReason.STATE_CHANGED
+    assert (FetchMap() in hand.said[1:]) == wants_map or hand.coordinator.next_wakeup() is not None
+
+
+@pytest.mark.parametrize("seq_end", ["now", None])
+def test_a_filter_without_collections_is_done(seq_end: Literal["now"] | None) -> None:
+    assert Hand(seq_end).streaming(5)(end(0, StreamEndReason.FILTER_EMPTY)) == [Finish()]
+
+
+def test_lost_privileges_end_a_bounded_source() -> None:
+    hand = Hand().streaming(5)
+    hand(end(0, StreamEndReason.LOST_PRIVILEGES))
+    assert isinstance(hand.error(), AccessError)
+
+
+def test_not_my_vbucket_leads_to_the_new_owner() -> None:
+    hand = Hand().streaming(5)
+    assert hand(StreamRefused(A, 0, Status.NOT_MY_VBUCKET)) == []
+    assert hand(MapFetched(cluster(1, rev=2))) == []
+    assert hand.until(StartNode) == StartNode(B)
+    assert hand(NodeReady(B, {0: 5})) == [OpenStreams(B, ((0, 5),))]
+
+
+def test_a_node_that_does_not_have_the_vbucket_is_asked_again_with_a_new_map() -> None:
+    hand = Hand()
+    hand.begin(cluster(0))
+    assert hand(NodeReady(A, {})) == [SampleNode(A)]
+    assert hand(NodeSampled(A, {})) == []
+    hand.until(FetchMap)
+    assert not any(isinstance(i, OpenStreams) for i in hand.said)
+
+
+@pytest.mark.parametrize(
+    "status", [Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE, Status.EACCESS, Status.EINVAL]
+)
+def test_permanent_refusals(status: int) -> None:
+    hand = Hand().streaming(5)
+    hand(StreamRefused(A, 0, status))
+    assert isinstance(hand.error(), StreamError)
+    assert (hand.error().node, hand.error().vbucket) == (A, 0)
+
+
+@pytest.mark.parametrize("status", [Status.ENOMEM, Status.ETMPFAIL, Status.KEY_EEXISTS, 0x7777])
+def test_other_refusals_wait_until_the_patience_is_over(status: int) -> None:
+    hand = Hand(recovery_timeout=5.0).streaming(5)
+    hand(end(0, StreamEndReason.TOO_SLOW))
+    for _ in range(200):
+        for instruction in hand.tick():
+            if instruction == SampleNode(A):
+                hand(NodeSampled(A, {0: 5}))
+                hand(StreamRefused(A, 0, status))
+        if any(isinstance(i, Fail) for i in hand.said):
+            break
+    assert "no progress for 5 s, 1 of 1 vbuckets" in str(hand.error())
+    assert Status.describe(status) in str(hand.error())
+    assert 1005 < hand.now < 1008
+    assert sum(isinstance(i, OpenStreams) for i in hand.said) < 20
+
+
+def test_a_failure_after_a_long_healthy_read_is_no_reason_to_give_up() -> None:
+    hand = Hand(recovery_timeout=5.0).streaming(5, 5)
+    hand.now += 20
+    hand(Tick())
+    for _ in range(3):
+        hand.now += 1000
+        hand(end(0, StreamEndReason.TOO_SLOW))
+        hand.until(SampleNode)
+        hand(NodeSampled(A, {0: 5, 1: 5}))
+        hand(StreamRefused(A, 0, Status.ETMPFAIL))
+        hand.until(SampleNode)
+        hand(NodeSampled(A, {0: 5, 1: 5}))
+    assert not any(isinstance(i, Fail) for i in hand.said)
+
+
+def test_a_rollback_is_followed_at_once_but_not_for_ever() -> None:
+    hand = Hand(recovery_timeout=5.0).streaming(5)
+    hand.now += 11
+    hand(Tick())
+    began, rounds = hand.now, 0
+    while not any(isinstance(i, Fail) for i in hand.said):
+        rounds += 1
+        assert rounds < 50
+        out = hand(StreamRolledBack(A, 0))
+        assert (out == [SampleNode(A)]) == (rounds <= 2) or isinstance(out[0], Fail)
+        if not out:
+            hand.until(SampleNode)
+        hand(NodeSampled(A, {0: 5}))
+    assert "rollbacks" in str(hand.error())
+    assert hand.now - began > 5
+
+
+# --- the cluster
+
+
+@pytest.mark.parametrize("seq_end", ["now", {}])
+def test_no_owner_until_the_timeout(seq_end: Mapping[int, int] | Literal["now"]) -> None:
+    hand = Hand(seq_end, connect_timeout=4.0)
+    hand.begin(cluster(0, -1))
+    hand(NodeReady(A, {0: 5}))
+    for _ in range(200):
+        if any(isinstance(i, Fail) for i in hand.said):
+            break
+        if FetchMap() in hand.tick():
+            hand(MapFetched(cluster(0, -1)))
+    assert isinstance(hand.error(), ClusterMapError)
+    assert hand.error().vbucket == 1
+    assert hand.now == 1004
+
+
+def test_an_owner_that_goes_for_good_ends_a_read_under_way() -> None:
+    hand = Hand(connect_timeout=4.0, recovery_timeout=6.0).streaming(5)
+    hand.now += 4
+    hand(Tick())
+    hand(NodeDown(A, CUT, progressed=True))
+    for _ in range(200):
+        if any(isinstance(i, Fail) for i in hand.said):
+            break
+        if FetchMap() in hand.tick():
+            hand(MapFetched(cluster(-1, rev=2)))
+    assert "names no owner" in str(hand.error())
+
+
+def test_a_silent_cluster() -> None:
+    hand = Hand(connect_timeout=4.0)
+    hand.begin(cluster(0, 1))
+    assert isinstance(hand.until(Fail), Fail)
+    assert isinstance(hand.error(), AllServerURLsConnectBucketError)
+    assert A in str(hand.error())
+    assert hand.now == 1004
+
+
+def test_a_permanent_error_ends_a_bounded_source_at_once() -> None:
+    hand = Hand()
+    hand(Started())
+    error = AuthFailError("wrong")
+    assert hand(MapFailed(error)) == [Fail(error)]
+
+
+def test_map_failures_are_repeated_with_pauses() -> None:
+    hand = Hand(connect_timeout=5.0)
+    hand(Started())
+    fetches = 0
+    while not any(isinstance(i, Fail) for i in hand.said):
+        hand(MapFailed(CUT))
+        fetches += FetchMap() in hand.tick()
+    assert 5 < fetches < 15
+    assert hand.error() is CUT
+
+
+def test_a_kick_fetches_a_map() -> None:
+    hand = Hand(None).streaming(5)
+    hand(Kicked("because"))
+    hand(Kicked("because"))
+    hand.until(FetchMap)
+    assert hand.said.count(FetchMap()) == 2
+
+
+@pytest.mark.parametrize("seq_end", ["now", None])
+@pytest.mark.parametrize(
+    "new", [cluster(0, uuid="u2"), cluster(0, 0, rev=2)], ids=["other uuid", "other number of vbuckets"]
+)
+def test_another_bucket_ends_every_source(seq_end: Literal["now"] | None, new: ClusterMap) -> None:
+    hand = Hand(seq_end).streaming(5)
+    hand(MapFetched(new))
+    assert isinstance(hand.error(), ClusterMapError)
+
+
+# --- no busy loop
+
+
+def test_a_node_that_nothing_is_wanted_of_is_not_waited_for() -> None:
+    """Regression: its retry time lay in the past for ever, and the supervisor never slept."""
+    hand = Hand()
+    hand.begin(cluster(0, 1))
+    hand(NodeReady(A, {0: 5}))
+    hand(NodeReady(B, {1: 5}))
+    hand(end(0))
+    hand(NodeDown(A, CUT, progressed=True))
+    ticks = 0
+    while (wakeup := hand.coordinator.next_wakeup()) is not None:
+        hand.now = max(hand.now, wakeup) + 0.001
+        if FetchMap() in hand(Tick()):
+            hand(MapFetched(cluster(0, 1)))
+        ticks += 1
+        assert ticks < 5
+    assert StartNode(A) not in hand.said[2:]
+
+
+@pytest.mark.parametrize("seq_end", ["now", None, {0: 5}])
+def test_wakeups_are_never_in_the_past_for_ever(seq_end: Any) -> None:
+    """A node that always fails, one that always refuses, and one vbucket without owner."""
+    hand = Hand(seq_end, recovery_timeout=1e9, connect_timeout=1e9)
+    hand.begin(cluster(0, 1, -1))
+    stuck = 0
+    queue: list[Event] = []
+    for _ in range(2000):
+        before = hand.now
+        if queue:
+            out = hand(queue.pop(0))
+        else:
+            out = hand.tick()
+            stuck = stuck + 1 if hand.now == before and not out else 0
+            assert stuck < 3
+        for instruction in out:
+            match instruction:
+                case FetchMap():
+                    queue.append(MapFetched(cluster(0, 1, -1)))
+                case StartNode(node="a:11210"):
+                    queue.append(NodeDown(A, CUT, progressed=False))
+                case StartNode() | SampleNode():
+                    queue.append(NodeReady(B, {1: 5}))
+                case OpenStreams(streams=streams):
+                    queue += [StreamRefused(B, vb, Status.ETMPFAIL) for vb, _ in streams]
+    seconds = hand.now - 1000
+    assert seconds > 100
+    assert len(hand.said) < 12 * seconds

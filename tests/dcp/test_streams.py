@@ -1,0 +1,130 @@
+"""The table of streams: every transition, matching by opaque, requests that continue."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamTable, request_from
+from cbframe.errors import ProtocolError
+from cbframe.wire.constants import MAX_SEQNO
+from cbframe.wire.failover import FailoverEntry
+from cbframe.wire.messages import SnapshotMarker
+from cbframe.wire.requests import StreamRequest
+
+S, E = StreamState, StreamEvent
+ALLOWED = {
+    S.REQUESTED: {E.ACCEPTED: S.RUNNING, E.REFUSED: S.OVER},
+    S.RUNNING: {E.ITEM: S.RUNNING, E.END: S.OVER, E.CLOSE: S.CLOSING},
+    S.CLOSING: {E.ITEM: S.CLOSING, E.END: S.OVER, E.CLOSED: S.OVER},
+    S.OVER: {},
+}
+
+
+@pytest.mark.parametrize(("state", "event"), list(product(S, E)))
+def test_transitions(state: StreamState, event: StreamEvent) -> None:
+    stream = Stream(7, 1, 0, 10, state=state)
+    if event in ALLOWED[state]:
+        stream.step(event)
+        assert stream.state is ALLOWED[state][event]
+    else:
+        with pytest.raises(ProtocolError, match="out of place") as caught:
+            stream.step(event)
+        assert caught.value.vbucket == 7
+        assert stream.state is state
+
+
+def running(**fields: int) -> Stream:
+    return Stream(7, 1, 0, 10, state=S.RUNNING, **fields)
+
+
+def test_a_marker_begins_a_snapshot_that_is_not_saved_yet() -> None:
+    stream = running()
+    stream.mark(SnapshotMarker(7, 3, 9, 2))
+    assert (stream.snap_start, stream.snap_end, stream.snap_flags) == (3, 9, 2)
+    assert (stream.snapshots, stream.snap_saved) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [(4, 6), (5, 6), (6, 11), (11, 12)], ids=["behind", "same", "over", "outside"]
+)
+def test_items_out_of_place(first: int, last: int) -> None:
+    stream = running(seqno=5)
+    stream.mark(SnapshotMarker(7, 0, 10, 1))
+    with pytest.raises(ProtocolError, match="in the snapshot 0-10"):
+        stream.advance(first, last)
+    assert stream.seqno == 5
+
+
+def test_items_before_a_marker() -> None:
+    with pytest.raises(ProtocolError):
+        running(snap_end=10).advance(1, 2)
+
+
+@pytest.mark.parametrize("state", [S.REQUESTED, S.OVER])
+def test_items_of_a_stream_that_does_not_run(state: StreamState) -> None:
+    with pytest.raises(ProtocolError, match="out of place"):
+        Stream(7, 1, 0, 10, state=state).advance(1, 2)
+
+
+def test_unordered_items_mark_no_progress() -> None:
+    stream = running()
+    stream.unordered = True
+    stream.advance(9, 2)
+    assert stream.seqno == 0
+
+
+def test_vbuuid_is_that_of_the_newest_history() -> None:
+    stream = running()
+    assert stream.vbuuid == 0
+    stream.failover_log = (FailoverEntry(22, 5), FailoverEntry(11, 0))
+    assert stream.vbuuid == 22
+
+
+def test_the_table_matches_by_opaque() -> None:
+    table = StreamTable()
+    first = table.open(StreamRequest(3))
+    second = table.open(StreamRequest(4, 5, 9, 1, 5, 7))
+    assert len(table) == 2
+    assert list(table) == [first, second]
+    assert table.get(first.opaque) is first
+    assert table.of_vbucket(4) is second
+    assert (second.start, second.seqno, second.end, second.snap_end) == (5, 5, 9, 7)
+    with pytest.raises(ValueError, match="already has a stream"):
+        table.open(StreamRequest(3))
+    table.remove(first)
+    assert table.get(first.opaque) is None
+    again = table.open(StreamRequest(3))
+    assert again.opaque not in (first.opaque, second.opaque)
+    assert table.get(first.opaque) is None
+
+
+@pytest.mark.parametrize(
+    ("seqno", "stored", "sent"),
+    [
+        (0, (0, 0), (0, 0)),
+        (0, (0, 9), (0, 9)),
+        (5, (5, 9), (5, 9)),
+        (6, (5, 9), (6 - 1, 9)),
+        (9, (5, 9), (9, 9)),
+        (12, (5, 9), (12, 12)),
+        (4, (5, 9), (4, 4)),
+        (0, (5, 9), (0, 0)),
+    ],
+)
+def test_the_range_is_clamped_around_the_seqno(
+    seqno: int, stored: tuple[int, int], sent: tuple[int, int]
+) -> None:
+    request = request_from(1, vbuuid=2, seqno=seqno, snap_start=stored[0], snap_end=stored[1])
+    assert (request.start, request.end, request.vbuuid) == (seqno, MAX_SEQNO, 2)
+    assert (request.snap_start, request.snap_end) == sent
+
+
+def test_the_end_is_not_before_the_start() -> None:
+    assert request_from(1, vbuuid=2, seqno=8, snap_start=0, snap_end=8, end=5).end == 8
+
+
+def test_the_end_is_not_inside_a_snapshot_under_way() -> None:
+    assert request_from(1, vbuuid=2, seqno=6, snap_start=0, snap_end=9, end=5).end == 9
+    assert request_from(1, vbuuid=2, seqno=6, snap_start=0, snap_end=9, end=12).end == 12
