@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
@@ -142,5 +143,15 @@ def make_target(
         keys_only=keys_only,
         parse=parse,
         metadata=names,
-        vbuckets=None if vbuckets is None else tuple(vbuckets),
+        vbuckets=None if vbuckets is None else _numbers(vbuckets),
     )
+
+
+def _numbers(vbuckets: Iterable[int]) -> tuple[int, ...]:
+    """Plain integers, also of numpy's: they become keys of ``as_of``, which has to be JSON."""
+    try:
+        return tuple(index(vbucket) for vbucket in vbuckets)
+    except TypeError as exc:
+        raise ConfigurationError(
+            f"vbuckets={vbuckets!r} are no numbers", hint="give a list of integers, or None for all"
+        ) from exc

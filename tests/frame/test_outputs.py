@@ -1,0 +1,330 @@
+"""All ways out of a scan agree, and each does what it says."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cbframe import (
+    BucketScan,
+    ConfigurationError,
+    LocalCluster,
+    ReadTimeoutError,
+    ScanProgress,
+    read_bucket,
+    scan_bucket,
+)
+
+from .kit import WIRE_METADATA, fill, keys_of, truth
+
+
+@pytest.fixture
+def filled(pair: LocalCluster) -> LocalCluster:
+    for number in range(200):
+        pair.upsert(
+            f"k{number:03d}",
+            {
+                "n": number,
+                "half": number / 2,
+                "even": number % 2 == 0,
+                "name": f"näme {number}",
+                "nested": {"list": [number, number + 1], "text": "x"},
+                **({"sometimes": number} if number % 3 == 0 else {}),
+            },
+        )
+    return pair
+
+
+def by_key(table: pa.Table) -> pa.Table:
+    return table.replace_schema_metadata(None).sort_by("_cb_key").combine_chunks()
+
+
+def test_all_ways_out_agree(filled: LocalCluster, tmp_path: Path) -> None:
+    scan = scan_bucket(filled)
+    table = by_key(scan.to_arrow())
+    assert table.num_rows == 200
+    assert by_key(scan.to_reader().read_all()) == table
+    batches = list(scan.iter_batches())
+    assert all(batch.num_rows for batch in batches)
+    assert by_key(pa.Table.from_batches(batches)) == table
+    assert by_key(pa.table(scan)) == table
+    assert by_key(pa.RecordBatchReader.from_stream(scan).read_all()) == table
+    assert by_key(pq.read_table(scan.to_parquet(tmp_path / "a.parquet"))) == table
+    frame = scan.to_pandas().sort_index()
+    assert list(frame.index) == table["_cb_key"].to_pylist()
+    assert by_key(pa.Table.from_pandas(frame.reset_index(), preserve_index=False)).to_pylist() == (
+        table.to_pylist()
+    )
+    pd.testing.assert_frame_equal(read_bucket(filled).sort_index(), frame)
+
+
+def test_a_scan_reads_anew_each_time(cluster: LocalCluster) -> None:
+    scan = scan_bucket(cluster)
+    assert scan.last is None
+    assert repr(scan) == "<BucketScan of 'default'>"
+    assert scan.stats is None
+    cluster.upsert("a", {"x": 1})
+    assert scan.to_arrow().num_rows == 1
+    first = scan.as_of
+    cluster.upsert("b", {"y": 2})
+    assert scan.to_arrow().num_rows == 2
+    assert first is not None
+    assert scan.as_of is not None
+    assert (first.changes, scan.as_of.changes) == (1, 2)
+    assert "2 changes" in repr(scan)
+    assert scan.stats is not None
+    assert scan.stats.total.mutations == 2
+
+
+def test_polars_and_duckdb_read_a_scan(filled: LocalCluster) -> None:
+    scan = scan_bucket(filled)
+    frame = pl.DataFrame(scan)
+    assert frame.shape == (200, 7)
+    assert frame["n"].sum() == sum(range(200))
+    assert frame.filter(pl.col("_cb_key") == "k007")["nested"].to_list() == [{"list": [7, 8], "text": "x"}]
+    found = duckdb.sql("select count(*), sum(n), count(sometimes) from scan where half >= 50").fetchall()
+    assert found == [(100, sum(range(100, 200)), 33)]
+
+
+def test_metadata_of_the_schema_tells_what_it_is(filled: LocalCluster) -> None:
+    scan = scan_bucket(filled)
+    told = json.loads(scan.to_arrow().schema.metadata[b"cbframe"])
+    assert told["bucket"] == "default"
+    assert scan.as_of is not None
+    assert told["as_of"] == {str(vb): list(at) for vb, at in scan.as_of.items()}
+
+
+# ---------------------------------------------------------------------- parquet
+
+
+@pytest.mark.parametrize("compression", ["zstd", "snappy", "none"])
+def test_parquet_comes_back_equal(filled: LocalCluster, tmp_path: Path, compression: str) -> None:
+    path = scan_bucket(filled).to_parquet(str(tmp_path / "docs.parquet"), compression=compression)
+    assert path == tmp_path / "docs.parquet"
+    found = pd.read_parquet(path, dtype_backend="pyarrow").set_index("_cb_key").sort_index()
+    expected = read_bucket(filled).sort_index()
+    pd.testing.assert_frame_equal(found, expected)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parquet_is_there_whole_or_not_at_all(
+    filled: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "docs.parquet"
+
+    def half(table: pa.Table, file: object, **_: object) -> None:
+        file.write(b"PAR1 and no more")  # type: ignore[attr-defined]
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", half)
+        with pytest.raises(OSError, match="no space"):
+            scan_bucket(filled).to_parquet(target)
+    assert list(tmp_path.iterdir()) == []
+    scan_bucket(filled).to_parquet(target)
+    before = target.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", half)
+        with pytest.raises(OSError, match="no space"):
+            scan_bucket(filled).to_parquet(target)
+    assert target.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failed_read_writes_no_file(filled: LocalCluster, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError):
+        scan_bucket(filled, columns=["nothing"]).to_parquet(tmp_path / "docs.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------- pandas
+
+
+def test_attrs_survive(filled: LocalCluster, tmp_path: Path) -> None:
+    frame = read_bucket(filled)
+    told = frame.attrs["cbframe"]
+    assert set(told) == {"bucket", "as_of", "conflicts", "rejected"}
+    for other in (
+        frame[frame["n"] > 5],
+        frame.head(),
+        frame.assign(a=1),
+        frame.sort_index(),
+        frame["n"],
+        copy.deepcopy(frame),
+    ):
+        assert other.attrs["cbframe"] == told
+    assert json.loads(json.dumps(told))["bucket"] == "default"
+    # Without nested columns: pandas cannot read its own files of those.
+    frame.drop(columns="nested").to_parquet(tmp_path / "a.parquet")
+    found = pd.read_parquet(tmp_path / "a.parquet").attrs["cbframe"]
+    assert found["rejected"] == {}
+    assert len(found["as_of"]) == 16
+
+
+def test_dtype_backends(filled: LocalCluster) -> None:
+    frames = {
+        backend: read_bucket(filled, dtype_backend=backend).sort_index()
+        for backend in ("pyarrow", "numpy_nullable", None)
+    }
+    kinds = {
+        backend: [str(frame[name].dtype) for name in ("n", "half", "even", "sometimes")]
+        for backend, frame in frames.items()
+    }
+    assert kinds == {
+        "pyarrow": ["int64[pyarrow]", "double[pyarrow]", "bool[pyarrow]", "int64[pyarrow]"],
+        "numpy_nullable": ["Int64", "Float64", "boolean", "Int64"],
+        None: ["int64", "float64", "bool", "float64"],
+    }
+    for frame in frames.values():
+        assert frame["sometimes"].dropna().astype(int).tolist() == list(range(0, 200, 3))
+        assert frame["name"].tolist() == [f"näme {n}" for n in range(200)]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "", 1])
+def test_unknown_dtype_backend(filled: LocalCluster, backend: object) -> None:
+    with pytest.raises(ConfigurationError, match="dtype_backend") as caught:
+        read_bucket(filled, dtype_backend=backend)
+    assert "numpy_nullable" in str(caught.value.hint)
+
+
+# ---------------------------------------------------------------------- what is read
+
+
+def test_keys_only(filled: LocalCluster) -> None:
+    scan = scan_bucket(filled, keys_only=True, metadata=("key", "seqno"))
+    table = scan.to_arrow()
+    assert table.column_names == ["_cb_key", "_cb_seqno"]
+    assert set(keys_of(table)) == set(truth(filled))
+    whole = scan_bucket(filled)
+    whole.to_arrow()
+    assert scan.stats is not None
+    assert whole.stats is not None
+    assert scan.stats.total.bytes_received < whole.stats.total.bytes_received - 200 * 50
+
+
+def test_columns(filled: LocalCluster) -> None:
+    frame = read_bucket(filled, columns=["half", "n"])
+    assert list(frame.columns) == ["half", "n"]
+    assert len(frame) == 200
+
+
+@pytest.mark.parametrize("name", WIRE_METADATA)
+def test_each_metadata_by_its_name(filled: LocalCluster, name: str) -> None:
+    names = scan_bucket(filled, metadata=name, parse=False).to_arrow().column_names
+    assert names == list(dict.fromkeys(["_cb_key", f"_cb_{name}", "_cb_value"]))
+
+
+def test_some_vbuckets(filled: LocalCluster) -> None:
+    wanted = [3, 3, 0, 15]
+    table = scan_bucket(filled, vbuckets=wanted, metadata="vbucket").to_arrow()
+    expected = {key for key, row in truth(filled).items() if row.vbucket in wanted}
+    assert set(keys_of(table)) == expected
+    assert set(table["_cb_vbucket"].to_pylist()) == set(wanted)
+    scan = scan_bucket(filled, vbuckets=(n for n in wanted))
+    assert scan.to_arrow().num_rows == scan.to_arrow().num_rows == len(expected)
+    assert set(scan.as_of or {}) == set(wanted)
+    assert scan_bucket(filled, vbuckets=np.array(wanted)).to_arrow().num_rows == len(expected)
+    assert scan_bucket(filled, vbuckets=[]).to_arrow().num_rows == 0
+
+
+@pytest.mark.parametrize("vbuckets", [["a"], 3, [1.5], "12"])
+def test_vbuckets_that_are_no_numbers(vbuckets: object) -> None:
+    with pytest.raises(ConfigurationError, match="are no numbers"):
+        scan_bucket("couchbase://localhost/b", auth=("u", "p"), vbuckets=vbuckets)
+
+
+@pytest.mark.parametrize("vbuckets", [[16], [-1], [3, 1024]])
+def test_vbuckets_that_do_not_exist(filled: LocalCluster, vbuckets: list[int]) -> None:
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        read_bucket(filled, vbuckets=vbuckets)
+
+
+# ---------------------------------------------------------------------- time
+
+
+def test_timeout_of_a_stalled_cluster(filled: LocalCluster) -> None:
+    began = time.monotonic()
+    with filled.stall(0), pytest.raises(ReadTimeoutError):
+        read_bucket(filled, timeout=0.3)
+    assert 0.3 <= time.monotonic() - began < 3
+
+
+def test_timeout_in_the_middle(cluster: LocalCluster) -> None:
+    """The cluster stalls while it streams: the error counts what is complete."""
+    fill(cluster, 3000)
+    stalled = []
+
+    def stall(progress: ScanProgress) -> None:
+        if not stalled:
+            node = cluster._engine.nodes[0]
+            stalled.append(node)
+            node.loop.call(lambda: node.loop.set_stalled(True))
+
+    scan = scan_bucket(cluster, timeout=1, progress=stall, buffer_bytes=100)
+    try:
+        began = time.monotonic()
+        with pytest.raises(ReadTimeoutError, match=r"not complete after 1 s: \d+ of 16 vbuckets") as caught:
+            scan.to_arrow()
+        assert 1 <= time.monotonic() - began < 4
+        assert caught.value.hint
+        assert scan.last is None
+    finally:
+        stalled[0].loop.call(lambda: stalled[0].loop.set_stalled(False))
+
+
+@pytest.mark.parametrize("arguments", [{"timeout": 0}, {"timeout": -1}, {"batch_bytes": 0}])
+def test_limits_that_cannot_be_meant(cluster: LocalCluster, arguments: dict[str, int]) -> None:
+    with pytest.raises(ConfigurationError):
+        scan_bucket(cluster, **arguments)
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 1000, 10**9])
+def test_the_size_of_batches_changes_nothing(filled: LocalCluster, batch_bytes: int) -> None:
+    expected = by_key(scan_bucket(filled).to_arrow())
+    assert by_key(scan_bucket(filled, batch_bytes=batch_bytes, buffer_bytes=3000).to_arrow()) == expected
+
+
+def test_progress(cluster: LocalCluster) -> None:
+    fill(cluster, 5000)
+    seen: list[ScanProgress] = []
+    scan_bucket(cluster, progress=seen.append, buffer_bytes=1000).to_arrow()
+    assert len(seen) > 2
+    for name in ("rows", "nbytes", "seqnos", "vbuckets", "seconds", "share"):
+        values = [getattr(progress, name) for progress in seen]
+        assert values == sorted(values), name
+    last = seen[-1]
+    assert last.share == 1.0
+    assert (last.rows, last.seqnos, last.seqnos_total) == (5000, 5000, 5000)
+    assert (last.vbuckets, last.vbuckets_total) == (16, 16)
+    assert all(0 <= progress.share <= 1 for progress in seen)
+
+
+def test_progress_of_an_empty_bucket(cluster: LocalCluster) -> None:
+    seen: list[ScanProgress] = []
+    scan_bucket(cluster, progress=seen.append).to_arrow()
+    assert seen[-1].share == 1.0
+
+
+def test_an_error_in_progress_ends_the_read(filled: LocalCluster) -> None:
+    def fail(_: ScanProgress) -> None:
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        scan_bucket(filled, progress=fail).to_arrow()
+
+
+def test_many_scans_at_once(filled: LocalCluster) -> None:
+    scans: list[BucketScan] = [scan_bucket(filled) for _ in range(3)]
+    readers = [scan.to_reader() for scan in scans]
+    tables = [by_key(reader.read_all()) for reader in readers]
+    assert tables[0] == tables[1] == tables[2]

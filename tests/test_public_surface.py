@@ -1,0 +1,120 @@
+"""What users import and call: a change here is a change of the interface."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import cbframe
+
+NAMES = [
+    "AccessError",
+    "AllServerURLsConnectBucketError",
+    "AsOf",
+    "AuthFailError",
+    "BlockReceiver",
+    "BucketDataSource",
+    "BucketDataSourceOptions",
+    "BucketDataSourceStats",
+    "BucketNotFoundError",
+    "BucketScan",
+    "CbframeError",
+    "ClusterMapError",
+    "ConfigurationError",
+    "ConnectError",
+    "ConversionError",
+    "DependencyError",
+    "Document",
+    "LocalCluster",
+    "PasswordAuthenticator",
+    "ProtocolError",
+    "ReadCancelledError",
+    "ReadTimeoutError",
+    "Receiver",
+    "ReceiverError",
+    "ReceiverEx",
+    "RollbackError",
+    "ScanProgress",
+    "ServerError",
+    "StreamError",
+    "VBucketMetaData",
+    "XAttrsNotSupportedError",
+    "__version__",
+    "connect_bucket",
+    "exponential_backoff_loop",
+    "parse_failover_log",
+    "read_bucket",
+    "scan_bucket",
+]
+SCAN = {
+    "conn": "required",
+    "bucket": None,
+    "auth": None,
+    "tls": None,
+    "scope": None,
+    "collections": None,
+    "columns": None,
+    "keys_only": False,
+    "parse": True,
+    "metadata": ("key",),
+    "vbuckets": None,
+    "batch_bytes": 8 * 1024 * 1024,
+    "buffer_bytes": None,
+    "timeout": None,
+    "dtype_backend": "pyarrow",
+    "progress": None,
+    "options": None,
+}
+
+
+def test_the_names() -> None:
+    assert sorted(cbframe.__all__) == NAMES
+    assert dir(cbframe) == sorted(cbframe.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_name_resolves(name: str) -> None:
+    value = getattr(cbframe, name)
+    assert name == "__version__" or value.__name__ == name
+    assert name == "__version__" or inspect.getdoc(value)
+
+
+def test_no_other_name() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = cbframe.nothing
+
+
+def test_scan_bucket() -> None:
+    parameters = inspect.signature(cbframe.scan_bucket).parameters
+    found = {
+        name: "required" if p.default is inspect.Parameter.empty else p.default
+        for name, p in parameters.items()
+    }
+    assert found == SCAN
+    positional = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert positional == ["conn", "bucket"]
+
+
+def test_read_bucket() -> None:
+    parameters = inspect.signature(cbframe.read_bucket).parameters
+    assert list(parameters) == ["conn", "bucket", "arguments"]
+    assert parameters["arguments"].kind is inspect.Parameter.VAR_KEYWORD
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colums'"):
+        cbframe.read_bucket("couchbase://localhost/default", colums=["a"])
+
+
+def test_a_scan() -> None:
+    public = {name for name in vars(cbframe.BucketScan) if not name.startswith("_")}
+    assert public == {
+        "as_of",
+        "conflicts",
+        "iter_batches",
+        "read",
+        "stats",
+        "to_arrow",
+        "to_pandas",
+        "to_parquet",
+        "to_reader",
+    }
+    assert hasattr(cbframe.BucketScan, "__arrow_c_stream__")
