@@ -113,9 +113,10 @@ def compare(job: str, port: int, rounds: int, docs: int) -> None:
     cpu = [(a["cpu"], b["cpu"]) for a, b in zip(ours, theirs, strict=True)]
     rss = [(a["rss_mb"], b["rss_mb"]) for a, b in zip(ours, theirs, strict=True)]
     median = statistics.median
+    ratios = [a / b for a, b in cpu]
     print(
         f"| {name} | {mode} | {median(a for a, _ in cpu):.2f} | {median(b for _, b in cpu):.2f} "
-        f"| {median(a / b for a, b in cpu):.2f} ({min(a / b for a, b in cpu):.2f}-{max(a / b for a, b in cpu):.2f}) "
+        f"| {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) "
         f"| {median(a for a, _ in rss):.0f} | {median(b for _, b in rss):.0f} |",
         flush=True,
     )
