@@ -1,0 +1,82 @@
+"""What a data node says, as bytes: the other end of a :class:`DcpConnection`."""
+
+from __future__ import annotations
+
+import struct
+
+from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.handshake import DcpSettings, Login
+from cbframe.wire import leb128
+from cbframe.wire.constants import Feature, Opcode, Status
+from cbframe.wire.failover import encode_failover_log
+from cbframe.wire.frame import Frame, request, response
+from cbframe.wire.messages import encode_vbucket_seqnos
+
+LOGIN = Login("user", "secret", "bucket", False, True, lambda: "nonce")
+SETTINGS = DcpSettings("test", False, False, 1000, 120)
+GRANTED = (Feature.XATTR, Feature.XERROR, Feature.SELECT_BUCKET, Feature.JSON, Feature.COLLECTIONS)
+LOG = [(22, 5), (11, 0)]
+
+
+def hello(*features: int) -> bytes:
+    return struct.pack(f">{len(features)}H", *features)
+
+
+def good_answer(asked: Frame, features: tuple[int, ...] = GRANTED) -> Frame:
+    """How a healthy node answers the frames of a handshake."""
+    value = {
+        Opcode.HELLO: hello(*features),
+        Opcode.SASL_LIST_MECHS: b"PLAIN",
+        Opcode.GET_ALL_VB_SEQNOS: encode_vbucket_seqnos({0: 5, 1: 0}),
+        Opcode.DCP_STREAM_REQ: encode_failover_log(LOG),
+    }.get(Opcode(asked.opcode), b"")
+    return response(asked.opcode, opaque=asked.opaque, value=value)
+
+
+def refusal(asked: Frame, status: int) -> Frame:
+    return response(asked.opcode, opaque=asked.opaque, status=status)
+
+
+def frames(data: bytes) -> list[Frame]:
+    found, offset = [], 0
+    while offset < len(data):
+        parsed = Frame.parse(data, offset)
+        assert parsed is not None
+        found.append(parsed[0])
+        offset = parsed[1]
+    return found
+
+
+def mutation(vb: int, opaque: int, seqno: int, key: bytes = b"k", value: bytes = b"{}") -> bytes:
+    extras = struct.pack(">QQIIIHB", seqno, 1, 0, 0, 0, 0, 0)
+    prefixed = leb128.encode(0) + key
+    return request(
+        Opcode.DCP_MUTATION, vbucket=vb, opaque=opaque, extras=extras, key=prefixed, value=value
+    ).encode()
+
+
+def deletion(vb: int, opaque: int, seqno: int, key: bytes = b"k") -> bytes:
+    extras = struct.pack(">QQIB", seqno, 1, 77, 0)
+    return request(
+        Opcode.DCP_DELETION, vbucket=vb, opaque=opaque, extras=extras, key=leb128.encode(0) + key
+    ).encode()
+
+
+def feed(connection: DcpConnection, data: bytes) -> list[object]:
+    """Events of bytes that arrive in one piece, which must be whole frames."""
+    buffer = bytearray(data)
+    events: list[object] = list(connection.receive(buffer, len(buffer)))
+    assert connection.consumed == len(data)
+    return events
+
+
+def connect(settings: DcpSettings = SETTINGS, features: tuple[int, ...] = GRANTED) -> DcpConnection:
+    """A connection whose handshake is done."""
+    connection = DcpConnection(LOGIN, settings)
+    while connection.session is None:
+        (asked,) = frames(connection.data_to_send())
+        feed(connection, good_answer(asked, features).encode())
+    return connection
+
+
+STATUSES = [Status.EINVAL, Status.EACCESS, Status.NOT_SUPPORTED, Status.ETMPFAIL, Status.EINTERNAL]

@@ -1,0 +1,391 @@
+"""A conversation with a data node, without a socket."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.events import (
+    Advanced,
+    CollectionEvent,
+    Data,
+    Ended,
+    Nooped,
+    Opened,
+    Ready,
+    Refused,
+    RolledBack,
+    Sampled,
+    Snapshot,
+)
+from cbframe.dcp.streams import Stream
+from cbframe.errors import (
+    AccessError,
+    AuthFailError,
+    BucketNotFoundError,
+    CbframeError,
+    ProtocolError,
+    ServerError,
+    XAttrsNotSupportedError,
+)
+from cbframe.wire.constants import Feature, Magic, Opcode, SnapshotFlag, Status, StreamEndReason
+from cbframe.wire.failover import encode_failover_log
+from cbframe.wire.frame import Frame, request, response
+from cbframe.wire.messages import (
+    DcpNoop,
+    OsoSnapshot,
+    SeqnoAdvanced,
+    SnapshotMarker,
+    StreamEnd,
+    SystemEvent,
+    encode_vbucket_seqnos,
+)
+from cbframe.wire.requests import StreamRequest, parse_request
+
+from . import server
+from .server import LOGIN, SETTINGS, connect, deletion, feed, frames, good_answer, mutation, refusal
+
+
+def open_stream(connection: DcpConnection, vb: int = 0, **fields: int) -> Stream:
+    stream = connection.request_stream(StreamRequest(vb, **fields))
+    (asked,) = frames(connection.data_to_send())
+    assert feed(connection, good_answer(asked).encode()) == [Opened(stream)]
+    return stream
+
+
+def marker(stream: Stream, start: int, end: int, flags: int = 1) -> bytes:
+    return SnapshotMarker(stream.vbucket, start, end, flags).frame(stream.opaque).encode()
+
+
+def seqnos(events: list[object]) -> list[int]:
+    return [s for event in events if isinstance(event, Data) for s in event.block.seqno.tolist()]
+
+
+# --- handshake
+
+ORDER = [
+    Opcode.HELLO,
+    Opcode.SASL_LIST_MECHS,
+    Opcode.SASL_AUTH,
+    Opcode.SELECT_BUCKET,
+    Opcode.DCP_OPEN,
+    *[Opcode.DCP_CONTROL] * 5,
+    Opcode.GET_ALL_VB_SEQNOS,
+]
+OPTIONAL = (8, 9)
+"""Places of the controls that old servers do not know."""
+
+
+def test_the_handshake_in_order() -> None:
+    connection = DcpConnection(LOGIN, SETTINGS)
+    asked = []
+    events: list[object] = []
+    while not events:
+        (frame,) = frames(connection.data_to_send())
+        asked.append(frame)
+        events = feed(connection, good_answer(frame).encode())
+    assert [frame.opcode for frame in asked] == ORDER
+    assert len({frame.opaque for frame in asked}) == len(asked)
+    assert connection.session is not None
+    assert events == [Ready(connection.session)]
+    assert connection.session.seqnos == {0: 5, 1: 0}
+    controls = [(f.key.decode(), f.value.decode()) for f in asked if f.opcode == Opcode.DCP_CONTROL]
+    assert controls[:3] == [
+        ("enable_noop", "true"),
+        ("set_noop_interval", "120"),
+        ("connection_buffer_size", "1000"),
+    ]
+    assert connection.data_to_send() == b""
+
+
+@pytest.mark.parametrize("place", range(len(ORDER)))
+@pytest.mark.parametrize("status", server.STATUSES)
+def test_a_refusal_at_each_step(place: int, status: Status) -> None:
+    connection = DcpConnection(LOGIN, SETTINGS)
+    for _ in range(place):
+        feed(connection, good_answer(*frames(connection.data_to_send())).encode())
+    (asked,) = frames(connection.data_to_send())
+    answer = refusal(asked, status).encode()
+    if place in OPTIONAL and status in (Status.EINVAL, Status.NOT_SUPPORTED):
+        assert feed(connection, answer) == []
+        return
+    with pytest.raises(CbframeError) as caught:
+        feed(connection, answer)
+    error = caught.value
+    if status == Status.EACCESS:
+        expected = {2: AuthFailError, 3: BucketNotFoundError}.get(place, AccessError)
+        assert type(error) is expected
+    else:
+        assert type(error) is ServerError
+        assert error.status == status
+    assert error.permanent == (status != Status.ETMPFAIL)
+    assert "secret" not in f"{error}{error!r}"
+
+
+def test_xattrs_that_are_not_granted() -> None:
+    with pytest.raises(XAttrsNotSupportedError):
+        connect(replace(SETTINGS, xattrs=True), (Feature.SELECT_BUCKET,))
+
+
+def test_a_noop_during_the_handshake_is_answered() -> None:
+    """Regression: the server may send it as soon as it is enabled."""
+    connection = DcpConnection(LOGIN, SETTINGS)
+    connection.data_to_send()
+    assert feed(connection, DcpNoop(5).frame().encode()) == [Nooped()]
+    (answer,) = frames(connection.data_to_send())
+    assert (answer.magic, answer.opcode, answer.opaque) == (Magic.RESPONSE, Opcode.DCP_NOOP, 5)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [mutation(0, 1, 1), SnapshotMarker(0, 0, 1, 1).frame(1).encode(), response(Opcode.GET).encode(), b"HTTP"],
+)
+def test_what_does_not_belong_into_a_handshake(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        feed(DcpConnection(LOGIN, SETTINGS), data)
+
+
+# --- streaming
+
+
+def conversation(a: Stream, b: Stream) -> bytes:
+    return b"".join(
+        (
+            marker(a, 0, 3, 2),
+            mutation(0, a.opaque, 1),
+            mutation(0, a.opaque, 2),
+            marker(b, 0, 9, 1),
+            mutation(1, b.opaque, 4),
+            deletion(0, a.opaque, 3),
+            DcpNoop(9).frame().encode(),
+            StreamEnd(0, 0).frame(a.opaque).encode(),
+            mutation(1, b.opaque, 5),
+            SeqnoAdvanced(1, 9).frame(b.opaque).encode(),
+        )
+    )
+
+
+def outline(events: list[object]) -> dict[int, list[object]]:
+    """What each vbucket's receiver would see, whatever the blocks."""
+    found: dict[int, list[object]] = {0: [], 1: []}
+    for event in events:
+        match event:
+            case Data(block=block):
+                for vb, seqno, opcode in zip(
+                    block.vbucket.tolist(), block.seqno.tolist(), block.opcode.tolist(), strict=True
+                ):
+                    found[vb].append((opcode, seqno))
+            case Snapshot(stream=stream) | Advanced(stream=stream) | Ended(stream=stream):
+                found[stream.vbucket].append(type(event).__name__)
+    return found
+
+
+@pytest.mark.parametrize("step", [1, 7, 24, 25, 61, 10_000])
+def test_pieces_of_any_size_give_the_same_events(step: int) -> None:
+    connection = connect(replace(SETTINGS, buffer_size=1 << 20))
+    data = conversation(open_stream(connection, 0), open_stream(connection, 1))
+    events: list[object] = []
+    buffer = b""
+    for start in range(0, len(data), step):
+        buffer += data[start : start + step]
+        view = bytearray(buffer)
+        events += connection.receive(view, len(view))
+        buffer = buffer[connection.consumed :]
+    assert buffer == b""
+    assert outline(events) == {
+        0: ["Snapshot", (0x57, 1), (0x57, 2), (0x58, 3), "Ended"],
+        1: ["Snapshot", (0x57, 4), (0x57, 5), "Advanced"],
+    }
+    assert sum(isinstance(event, Nooped) for event in events) == 1
+    assert connection.unacked == len(data) - 24
+    fresh = [stream.vbucket for event in events if isinstance(event, Data) for stream in event.fresh]
+    assert sorted(fresh) == [0, 1]
+    (rest,) = connection.streams
+    assert (rest.vbucket, rest.seqno) == (1, 9)
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda s: mutation(0, s.opaque, 1),
+        lambda s: marker(s, 0, 9) + mutation(1, s.opaque, 1),
+        lambda s: marker(s, 0, 9) + mutation(0, s.opaque, 5) + mutation(0, s.opaque, 4),
+        lambda s: marker(s, 0, 9) + mutation(0, s.opaque, 5) + mutation(0, s.opaque, 5),
+        lambda s: marker(s, 0, 3) + mutation(0, s.opaque, 4),
+        lambda s: SnapshotMarker(1, 0, 9, 1).frame(s.opaque).encode(),
+        lambda s: response(Opcode.DCP_STREAM_REQ, opaque=s.opaque, value=bytes(16)).encode(),
+        lambda s: response(Opcode.DCP_STREAM_REQ, opaque=1, value=bytes(16)).encode(),
+        lambda s: response(Opcode.DCP_BUFFER_ACK, status=4).encode(),
+        lambda s: response(Opcode.GET_ALL_VB_SEQNOS).encode(),
+    ],
+    ids=[
+        "before the marker",
+        "wrong vbucket",
+        "descending",
+        "twice",
+        "outside",
+        "marker of another",
+        "accepted twice",
+        "answer to nothing",
+        "refused acknowledgement",
+        "sample that was not asked for",
+    ],
+)
+def test_broken_rules(say: object) -> None:
+    connection = connect()
+    stream = open_stream(connection)
+    with pytest.raises(ProtocolError):
+        feed(connection, say(stream))  # type: ignore[operator]
+
+
+def test_flow_control_counts_everything_but_noops() -> None:
+    connection = connect()  # window 1000, threshold 200
+    stream = open_stream(connection)
+    data = marker(stream, 0, 9)
+    feed(connection, data)
+    assert connection.unacked == len(data) == 44
+    feed(connection, DcpNoop(1).frame().encode())
+    assert connection.unacked == 44
+    connection.data_to_send()
+    unknown = request(0x6F, opaque=stream.opaque, value=b"?" * 50).encode()
+    assert feed(connection, unknown) == []
+    assert connection.unacked == 44 + 74
+    late = mutation(0, 12345, 7)
+    assert feed(connection, late) == []
+    total = 44 + 74 + len(late)
+    assert connection.unacked == total
+    assert connection.data_to_send() == b""
+    feed(connection, unknown)
+    (ack,) = frames(connection.data_to_send())
+    assert int.from_bytes(ack.extras, "big") == total + 74
+    assert (connection.unacked, connection.acks) == (0, 1)
+
+
+def test_without_flow_control_nothing_is_acknowledged() -> None:
+    connection = connect(replace(SETTINGS, buffer_size=0))
+    stream = open_stream(connection)
+    feed(connection, marker(stream, 0, 9) + mutation(0, stream.opaque, 1, value=b"x" * 5000))
+    assert connection.data_to_send() == b""
+
+
+def test_late_packets_of_an_earlier_stream_are_dropped() -> None:
+    connection = connect()
+    old = open_stream(connection)
+    feed(connection, StreamEnd(0, 2).frame(old.opaque).encode())
+    new = open_stream(connection)
+    late = marker(old, 0, 9) + mutation(0, old.opaque, 3) + StreamEnd(0, 0).frame(old.opaque).encode()
+    assert feed(connection, late) == []
+    assert seqnos(feed(connection, marker(new, 0, 9) + late + mutation(0, new.opaque, 1))) == [1]
+    assert new.seqno == 1
+
+
+def test_closing_a_stream() -> None:
+    connection = connect()
+    stream = open_stream(connection)
+    feed(connection, marker(stream, 0, 9))
+    connection.data_to_send()
+    connection.close_stream(0)
+    connection.close_stream(0)
+    connection.close_stream(5)
+    (asked,) = frames(connection.data_to_send())
+    assert asked.opcode == Opcode.DCP_CLOSE_STREAM
+    before = connection.unacked
+    late = mutation(0, stream.opaque, 1)
+    assert feed(connection, late) == []
+    assert connection.unacked == before + len(late)
+    assert feed(connection, good_answer(asked).encode()) == [Ended(stream, None)]
+    assert len(connection.streams) == 0
+    assert feed(connection, StreamEnd(0, 1).frame(stream.opaque).encode()) == []
+
+
+@pytest.mark.parametrize("reason", list(StreamEndReason))
+def test_stream_end(reason: int) -> None:
+    connection = connect()
+    stream = open_stream(connection)
+    assert feed(connection, StreamEnd(0, reason).frame(stream.opaque).encode()) == [Ended(stream, reason)]
+    assert connection.streams.of_vbucket(0) is None
+
+
+def test_refused_and_rolled_back() -> None:
+    connection = connect()
+    for status, value in ((Status.NOT_MY_VBUCKET, b"{}"), (Status.ROLLBACK, (3).to_bytes(8, "big"))):
+        stream = connection.request_stream(StreamRequest(0, 5, 9, 1, 5, 5))
+        (asked,) = frames(connection.data_to_send())
+        assert parse_request(asked) == StreamRequest(0, 5, 9, 1, 5, 5)
+        answer = response(asked.opcode, opaque=asked.opaque, status=status, value=value).encode()
+        expected = RolledBack(stream, 3) if status == Status.ROLLBACK else Refused(stream, status, b"{}")
+        assert feed(connection, answer) == [expected]
+        assert len(connection.streams) == 0
+
+
+@pytest.mark.parametrize("value", [b"", bytes(15)])
+@pytest.mark.parametrize("status", [Status.SUCCESS, Status.ROLLBACK])
+def test_broken_answers_to_a_stream_request(value: bytes, status: int) -> None:
+    connection = connect()
+    connection.request_stream(StreamRequest(0))
+    (asked,) = frames(connection.data_to_send())
+    with pytest.raises(ProtocolError):
+        feed(connection, response(asked.opcode, opaque=asked.opaque, status=status, value=value).encode())
+
+
+def test_a_marker_that_wants_an_answer() -> None:
+    connection = connect()
+    stream = open_stream(connection)
+    feed(connection, marker(stream, 0, 9, SnapshotFlag.MEMORY | SnapshotFlag.ACK))
+    (answer,) = frames(connection.data_to_send())
+    assert (answer.magic, answer.opcode) == (Magic.RESPONSE, Opcode.DCP_SNAPSHOT_MARKER)
+    assert answer.opaque == stream.opaque
+
+
+def test_out_of_order_snapshot() -> None:
+    connection = connect(replace(SETTINGS, buffer_size=1 << 20))
+    stream = open_stream(connection)
+    begin, stop = (OsoSnapshot(0, flag).frame(stream.opaque).encode() for flag in (1, 2))
+    events = feed(
+        connection,
+        begin
+        + mutation(0, stream.opaque, 9)
+        + mutation(0, stream.opaque, 3)
+        + SeqnoAdvanced(0, 9).frame(stream.opaque).encode()
+        + stop,
+    )
+    assert seqnos(events) == [9, 3]
+    assert (stream.unordered, stream.seqno) == (False, 9)
+
+
+def test_system_events_are_progress() -> None:
+    connection = connect()
+    stream = open_stream(connection)
+    event = SystemEvent(0, 4, 0, 0, "c", bytes(16), 0, 0, 0)
+    events = feed(connection, marker(stream, 0, 9) + event.frame(stream.opaque).encode())
+    assert events[1] == CollectionEvent(stream, event)
+    assert stream.seqno == 4
+    with pytest.raises(ProtocolError):
+        feed(connection, mutation(0, stream.opaque, 4))
+
+
+def test_sampling_again() -> None:
+    connection = connect()
+    connection.sample()
+    connection.sample()
+    (asked,) = frames(connection.data_to_send())
+    stream = open_stream(connection, 1)
+    answer = response(asked.opcode, opaque=asked.opaque, value=encode_vbucket_seqnos({0: 9})).encode()
+    assert feed(connection, answer) == [Sampled({0: 9})]
+    connection.sample()
+    assert len(frames(connection.data_to_send())) == 1
+    assert connection.streams.of_vbucket(1) is stream
+
+
+def test_a_push_needs_no_answer() -> None:
+    connection = connect()
+    assert feed(connection, Frame(Magic.SERVER_REQUEST, 1, value=b"{}").encode()) == []
+    assert connection.data_to_send() == b""
+
+
+def test_the_failover_log_comes_with_the_stream() -> None:
+    stream = open_stream(connect())
+    assert encode_failover_log(stream.failover_log) == encode_failover_log(server.LOG)
+    assert stream.vbuuid == 22

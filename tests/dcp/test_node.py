@@ -1,0 +1,215 @@
+"""A node's thread over a scripted network, in no time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from queue import SimpleQueue
+
+import pytest
+
+from cbframe.dcp import plan
+from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.node import NodeSetup, NodeThread
+from cbframe.dcp.source import _AdaptedReceiver
+from cbframe.dcp.stats import NodeStats
+from cbframe.errors import CbframeError, ConnectError, ProtocolError, ReadTimeoutError, ReceiverError
+from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
+from cbframe.testing.transport import Peer
+from cbframe.wire.constants import Opcode, Status, StreamEndReason
+from cbframe.wire.frame import Frame, response
+from cbframe.wire.messages import SnapshotMarker, StreamEnd
+from cbframe.wire.requests import parse_request
+
+from .server import LOGIN, SETTINGS, good_answer, mutation
+
+NODE = "n:11210"
+
+
+class Rig:
+    """One thread, its stats, its receiver and what it posted."""
+
+    def __init__(self, peer: Peer, receiver: RecordingReceiver | None = None) -> None:
+        self.clock = FakeClock()
+        self.events: SimpleQueue[plan.Event] = SimpleQueue()
+        self.errors: list[CbframeError] = []
+        self.receiver = receiver or RecordingReceiver()
+        self.stats = NodeStats()
+        self.transport = ScriptedTransport({NODE: peer}, self.clock)
+        self.configs: list[bytes] = []
+        settings = replace(SETTINGS, buffer_size=1000)
+        setup = NodeSetup(
+            transport=self.transport,
+            receiver=_AdaptedReceiver(self.receiver),
+            make_connection=lambda: DcpConnection(LOGIN, settings),
+            post=self._post,
+            on_config=lambda _, body: self.configs.append(body),
+            on_error=self.errors.append,
+            clock=self.clock,
+            connect_timeout=10,
+            silence_timeout=240,
+            idle_wait=30,
+            buffer_bytes=64 * 1024,
+            max_body=1 << 20,
+            filter_value=b"",
+        )
+        self.thread = NodeThread(NODE, setup, self.stats)
+        self.wanted: tuple[tuple[int, int], ...] = ()
+
+    def _post(self, event: plan.Event) -> None:
+        if isinstance(event, plan.NodeReady) and self.wanted:
+            self.thread.post(plan.OpenStreams(NODE, self.wanted))
+        self.events.put(event)
+
+    def run(self, *wanted: tuple[int, int]) -> list[plan.Event]:
+        """Run to the end of the connection."""
+        self.wanted = wanted
+        self.thread.start()
+        self.thread.join()
+        return list(iter_queue(self.events))
+
+
+def iter_queue(queue: SimpleQueue[plan.Event]) -> Iterator[plan.Event]:
+    while not queue.empty():
+        yield queue.get()
+
+
+def serving(*items: bytes | str, large: int = 0) -> Peer:
+    """A node that grants every stream, and sends documents 1 to 3 of it."""
+
+    def peer(frame: Frame) -> bytes | None:
+        if frame.is_response or frame.opcode == Opcode.DCP_BUFFER_ACK:
+            return b""
+        answer = good_answer(frame).encode()
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            vb, opaque = frame.vbucket, frame.opaque
+            answer += SnapshotMarker(vb, 0, 3, 1).frame(opaque).encode()
+            answer += mutation(vb, opaque, 1, b"a", b"1" + b" " * large)
+            answer += mutation(vb, opaque, 2, b"b", b"2") + mutation(vb, opaque, 3, b"c", b"3")
+            answer += StreamEnd(vb, 0).frame(opaque).encode()
+        return answer
+
+    return peer
+
+
+def down(events: list[plan.Event]) -> plan.NodeDown:
+    last = events[-1]
+    assert isinstance(last, plan.NodeDown)
+    return last
+
+
+@pytest.mark.parametrize("large", [0, 300_000])
+def test_a_stream(large: int) -> None:
+    rig = Rig(serving(large=large))
+    events = rig.run((1, 3))
+    assert events[:2] == [
+        plan.NodeReady(NODE, {0: 5, 1: 0}),
+        plan.StreamEnded(NODE, 1, StreamEndReason.OK, plan.Position(22, 3), progressed=True),
+    ]
+    assert rig.receiver.values() == {b"a": b"1" + b" " * large, b"b": b"2", b"c": b"3"}
+    assert rig.receiver.snapshots == [(1, 0, 3, 1)]
+    assert rig.receiver.threads[1] == {f"cbframe-node-{NODE}"}
+    stats = rig.stats
+    assert (stats.mutations, stats.blocks, stats.snapshots) == (3, 1, 1)
+    assert (stats.streams_requested, stats.streams_opened, stats.streams_ended) == (1, 1, 1)
+    assert (stats.connects, stats.disconnects, stats.errors) == (1, 1, 1)
+    assert stats.buffer_acks == 1
+    assert rig.transport.closed == 1
+
+
+def test_silence_is_death_after_two_noop_intervals() -> None:
+    rig = Rig(serving())
+    failure = down(rig.run())
+    assert isinstance(failure.error, ReadTimeoutError)
+    assert not failure.error.permanent
+    assert failure.error.node == NODE
+    assert rig.clock.now == 1240
+    assert rig.errors == [failure.error]
+
+
+def test_a_silent_handshake() -> None:
+    rig = Rig(lambda frame: b"")
+    failure = down(rig.run())
+    assert isinstance(failure.error, ReadTimeoutError)
+    assert "handshake" in str(failure.error)
+    assert rig.clock.now == 1010
+
+
+@pytest.mark.parametrize(("answer", "kind"), [(None, ConnectError), (b"HTTP/1.1 400 Bad", ProtocolError)])
+def test_a_handshake_with_something_else(answer: bytes | None, kind: type[CbframeError]) -> None:
+    failure = down(Rig(lambda frame: answer).run())
+    assert type(failure.error) is kind
+    assert failure.error.node == NODE
+    assert failure.error.permanent == (kind is ProtocolError)
+
+
+@pytest.mark.parametrize("callback", ["data_update", "snapshot_start", "set_metadata", "get_metadata"])
+def test_a_callback_that_raises(callback: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver = RecordingReceiver()
+
+    def fail(*args: object) -> None:
+        raise LookupError("nothing here")
+
+    monkeypatch.setattr(receiver, callback, fail)
+    rig = Rig(serving(), receiver)
+    failure = down(rig.run((1, 3)))
+    assert isinstance(failure.error, ReceiverError)
+    assert "LookupError: nothing here" in str(failure.error)
+    assert isinstance(failure.error.__cause__, LookupError)
+    # Regression: a block that was not taken counted as progress, and the retries had no end.
+    assert not failure.progressed
+    assert not failure.error.permanent
+    assert rig.transport.closed == 1
+
+
+def refusing(status: int, value: bytes = b"") -> Peer:
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            return response(frame.opcode, opaque=frame.opaque, status=status, value=value).encode()
+        return serving()(frame)
+
+    return peer
+
+
+@pytest.mark.parametrize(("asked", "told"), [(3, 3), (5, 0), (9, 0)])
+def test_rollback(asked: int, told: int) -> None:
+    """A rollback to the start or beyond would repeat for ever: it becomes one to 0."""
+    receiver = RecordingReceiver()
+    receiver.seqnos[1] = 5
+    rig = Rig(refusing(Status.ROLLBACK, asked.to_bytes(8, "big")), receiver)
+    assert rig.run((1, 9))[1] == plan.StreamRolledBack(NODE, 1)
+    assert receiver.rollbacks == [(1, told)]
+
+
+def test_a_position_outside_the_history_is_read_anew() -> None:
+    receiver = RecordingReceiver()
+    receiver.seqnos[1] = 5
+    rig = Rig(refusing(Status.ERANGE), receiver)
+    assert rig.run((1, 9))[1] == plan.StreamRolledBack(NODE, 1)
+    assert receiver.rollbacks == [(1, 0)]
+    assert "position 5" in str(rig.errors[0])
+
+
+def test_a_refusal_brings_a_map() -> None:
+    rig = Rig(refusing(Status.NOT_MY_VBUCKET, b'{"rev":1}'))
+    assert rig.run((1, 9))[1] == plan.StreamRefused(NODE, 1, Status.NOT_MY_VBUCKET)
+    assert rig.configs == [b'{"rev":1}']
+
+
+def test_a_resumed_stream_asks_from_where_it_was() -> None:
+    asked = []
+
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            asked.append(parse_request(frame))
+        return serving()(frame)
+
+    receiver = RecordingReceiver()
+    Rig(peer, receiver).run((1, 3))
+    Rig(refusing(Status.ETMPFAIL), receiver).run((1, 9))
+    rig = Rig(peer, receiver)
+    rig.run((1, 9))
+    first, second = asked
+    assert (first.start, first.vbuuid) == (0, 0)
+    # seqno 3 lies before the newest history began (5), so it belongs to the older one.
+    assert (second.start, second.vbuuid, second.snap_start, second.snap_end) == (3, 11, 3, 3)
