@@ -1,0 +1,248 @@
+"""Asking a seed, and asking seed after seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cbframe.cluster.auth import PasswordAuthenticator
+from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.rest import RestClient
+from cbframe.dcp.handshake import Login, fetch_config
+from cbframe.dcp.maps import MapSource
+from cbframe.dcp.query import ask
+from cbframe.dcp.transport import Waker
+from cbframe.errors import (
+    AllServerURLsConnectBucketError,
+    AuthFailError,
+    CbframeError,
+    ClusterMapError,
+    ConnectError,
+    ProtocolError,
+    ReadTimeoutError,
+)
+from cbframe.local import LocalCluster
+from cbframe.testing import FakeClock, ScriptedTransport
+from cbframe.testing.transport import Peer
+from cbframe.wire.constants import Feature, Opcode, Status
+from cbframe.wire.frame import Frame, response
+
+from .server import LOGIN, good_answer, refusal
+
+STEPS = 5
+CONFIG = {
+    "name": "bucket",
+    "uuid": "u1",
+    "rev": 3,
+    "nodesExt": [
+        {"services": {"kv": 11210}, "hostname": "a"},
+        {"services": {"kv": 11210}, "hostname": "c"},
+    ],
+    "vBucketServerMap": {"serverList": ["a:11210", "c:11210"], "vBucketMap": [[0], [1]]},
+}
+MANIFEST = {"uid": "0", "scopes": [{"uid": "0", "name": "_default", "collections": []}]}
+
+
+def good(frame: Frame) -> bytes:
+    value = {
+        Opcode.GET_CLUSTER_CONFIG: json.dumps(CONFIG).encode(),
+        Opcode.COLLECTIONS_GET_MANIFEST: json.dumps(MANIFEST).encode(),
+    }.get(Opcode(frame.opcode))
+    if value is None:
+        return good_answer(frame).encode()
+    return response(frame.opcode, opaque=frame.opaque, value=value).encode()
+
+
+def breaking(stage: int, how: Callable[[Frame], bytes | None]) -> Peer:
+    """Good up to `stage`."""
+    count = iter(range(100))
+    return lambda frame: good(frame) if next(count) < stage else how(frame)
+
+
+@pytest.mark.parametrize("stage", range(STEPS))
+@pytest.mark.parametrize(
+    ("how", "kind", "permanent"),
+    [
+        (lambda frame: None, ConnectError, False),
+        (lambda frame: b"HTTP/1.1 400 Bad Request\r\n\r\n", ProtocolError, True),
+        (lambda frame: b"", ReadTimeoutError, False),
+        (lambda frame: response(Opcode.GET, opaque=frame.opaque).encode(), ProtocolError, True),
+    ],
+    ids=["closed", "garbage", "silent", "another answer"],
+)
+def test_each_stage_can_break(
+    stage: int, how: Callable[[Frame], bytes | None], kind: type[CbframeError], permanent: bool
+) -> None:
+    clock = FakeClock()
+    transport = ScriptedTransport({"a:11210": breaking(stage, how)}, clock)
+    waker = Waker()
+    try:
+        with pytest.raises(CbframeError) as caught:
+            ask("a:11210", fetch_config(LOGIN), transport=transport, waker=waker, clock=clock, timeout=7)
+    finally:
+        waker.close()
+    assert type(caught.value) is kind
+    assert caught.value.node == "a:11210"
+    assert caught.value.permanent == permanent
+    assert transport.closed == 1
+    assert clock.now == (1007 if kind is ReadTimeoutError else 1000)
+
+
+class Seeds:
+    """A map source over scripted peers."""
+
+    def __init__(self, **peers: Peer) -> None:
+        self.transport = ScriptedTransport(
+            {f"{name}:11210": peer for name, peer in peers.items()}, FakeClock()
+        )
+        self.sources: list[MapSource] = []
+
+    def source(self, target: str, uuid: str = "") -> MapSource:
+        source = MapSource(
+            parse_connection_string(target),
+            LOGIN,
+            PasswordAuthenticator("user", "secret"),
+            bucket_uuid=uuid,
+            transport=self.transport,
+            clock=FakeClock(),
+            timeout=5,
+        )
+        self.sources.append(source)
+        return source
+
+
+@pytest.fixture
+def seeds() -> Iterator[Callable[..., Seeds]]:
+    made: list[Seeds] = []
+
+    def make(**peers: Peer) -> Seeds:
+        made.append(Seeds(**peers))
+        return made[-1]
+
+    yield make
+    for each in made:
+        for source in each.sources:
+            source.close()
+
+
+Make = Callable[..., Seeds]
+
+
+def test_the_second_seed_when_the_first_is_dead(seeds: Make) -> None:
+    net = seeds(b=good)
+    assert net.source("couchbase://a,b").fetch().nodes == ("a:11210", "c:11210")
+    assert net.transport.connected == ["a:11210", "b:11210"]
+
+
+def test_the_second_seed_when_the_first_speaks_http(seeds: Make) -> None:
+    net = seeds(a=lambda frame: b"HTTP/1.1 400", b=good)
+    assert net.source("couchbase://a,b").fetch().bucket == "bucket"
+
+
+def test_nodes_of_the_last_map_are_seeds_too(seeds: Make) -> None:
+    alive = {"a": True}
+    net = seeds(a=lambda frame: good(frame) if alive["a"] else None, c=good)
+    source = net.source("couchbase://a")
+    source.fetch()
+    alive["a"] = False
+    source.fetch()
+    assert net.transport.connected == ["a:11210", "a:11210", "c:11210"]
+
+
+def test_one_dead_seed_tells_its_own_error(seeds: Make) -> None:
+    with pytest.raises(ConnectError) as caught:
+        seeds().source("couchbase://a").fetch()
+    assert type(caught.value) is ConnectError
+    assert caught.value.node == "a:11210"
+
+
+def test_all_seeds_dead(seeds: Make) -> None:
+    with pytest.raises(AllServerURLsConnectBucketError, match=r"a:11210: .*b:11210: ") as caught:
+        seeds(b=lambda frame: b"HTTP/1.1 400").source("couchbase://a,b").fetch()
+    assert not caught.value.permanent
+    assert isinstance(caught.value.__cause__, ProtocolError)
+
+
+def test_a_wrong_password_is_not_tried_elsewhere(seeds: Make) -> None:
+    def peer(frame: Frame) -> bytes:
+        if frame.opcode == Opcode.SASL_AUTH:
+            return refusal(frame, Status.AUTH_ERROR).encode()
+        return good(frame)
+
+    net = seeds(a=peer, b=good)
+    with pytest.raises(AuthFailError):
+        net.source("couchbase://a,b").fetch()
+    assert net.transport.connected == ["a:11210"]
+
+
+def test_another_uuid_is_permanent(seeds: Make) -> None:
+    with pytest.raises(ClusterMapError, match="uuid") as caught:
+        seeds(a=good).source("couchbase://a", "u2").fetch()
+    assert caught.value.permanent
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"5", b"[" * 100_000, b"\xff"])
+def test_a_config_that_is_none(seeds: Make, body: bytes) -> None:
+    def peer(frame: Frame) -> bytes:
+        if frame.opcode == Opcode.GET_CLUSTER_CONFIG:
+            return response(frame.opcode, opaque=frame.opaque, value=body).encode()
+        return good(frame)
+
+    source = seeds(a=peer).source("couchbase://a")
+    with pytest.raises(CbframeError) as caught:
+        source.fetch()
+    assert type(caught.value) in (ProtocolError, ClusterMapError)
+    assert source.parse_pushed("a:11210", body) is None
+
+
+def test_a_pushed_map(seeds: Make) -> None:
+    source = seeds().source("couchbase://a", "u1")
+    pushed = source.parse_pushed("a:11210", json.dumps(CONFIG).encode())
+    assert pushed is not None
+    assert pushed.revision == (0, 3)
+    assert source.parse_pushed("a:11210", json.dumps(CONFIG | {"uuid": "u2"}).encode()) is None
+
+
+def test_manifest_over_the_data_service(seeds: Make) -> None:
+    manifest = seeds(a=good).source("couchbase://a").fetch_manifest()
+    assert manifest is not None
+    assert manifest.scope_id("_default") == 0
+
+    def old(frame: Frame) -> bytes:
+        return good_answer(frame, (Feature.SELECT_BUCKET,)).encode()
+
+    def older(frame: Frame) -> bytes:
+        if frame.opcode == Opcode.COLLECTIONS_GET_MANIFEST:
+            return refusal(frame, Status.UNKNOWN_COMMAND).encode()
+        return good(frame)
+
+    assert seeds(a=old).source("couchbase://a").fetch_manifest() is None
+    assert seeds(a=older).source("couchbase://a").fetch_manifest() is None
+
+
+def test_map_and_manifest_over_rest() -> None:
+    with LocalCluster(nodes=2, vbuckets=4) as cluster:
+        auth = PasswordAuthenticator(cluster.username, cluster.password)
+        source = MapSource(
+            parse_connection_string(["http://127.0.0.1:1", *cluster.rest_urls]),
+            Login(auth.username, auth.password, cluster.bucket, False, True, lambda: "n"),
+            auth,
+            transport=ScriptedTransport({}, FakeClock()),
+            clock=FakeClock(),
+            timeout=5,
+        )
+        try:
+            assert source.fetch().nodes == tuple(cluster.kv_addresses)
+            assert source.fetch_manifest() is not None
+        finally:
+            source.close()
+
+
+def test_no_manifest_over_rest_where_there_are_no_collections(
+    seeds: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: an old server's 404 was an error."""
+    monkeypatch.setattr(RestClient, "bucket_config", lambda self, bucket, **_: (CONFIG, "a"))
+    assert seeds().source("http://a:8091").fetch_manifest() is None

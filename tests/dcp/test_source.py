@@ -1,0 +1,268 @@
+"""The whole of it over real sockets, against an embedded cluster and what can happen to it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+
+from cbframe.dcp.source import BucketDataSource
+from cbframe.errors import (
+    AuthFailError,
+    CbframeError,
+    ConfigurationError,
+    ReadCancelledError,
+    ReadTimeoutError,
+)
+from cbframe.local import LocalCluster
+from cbframe.options import BucketDataSourceOptions
+from cbframe.testing import RecordingReceiver
+from cbframe.wire.vbucket import vbucket_of
+
+LONG = 30.0
+VBUCKETS = 8
+DOCUMENTS = 4000
+
+
+def source_of(cluster: LocalCluster, receiver: Any, **fields: Any) -> BucketDataSource:
+    fields.setdefault("seq_end", "now")
+    vbuckets = fields.pop("vbuckets", None)
+    password = fields.pop("password", cluster.password)
+    return BucketDataSource(
+        cluster.connection_string,
+        "default",
+        cluster.bucket,
+        "",
+        vbuckets,
+        (cluster.username, password),
+        receiver,
+        BucketDataSourceOptions(**fields),
+    )
+
+
+def filled(**fields: Any) -> LocalCluster:
+    cluster = LocalCluster(nodes=2, vbuckets=VBUCKETS, seed=1, **fields).start()
+    cluster.bulk_load((b"k%d" % n, b'{"n":%d,"pad":"%s"}' % (n, b"x" * 100)) for n in range(DOCUMENTS))
+    for n in range(0, DOCUMENTS, 10):
+        cluster.delete(b"k%d" % n)
+    return cluster
+
+
+def truth(cluster: LocalCluster) -> dict[bytes, bytes]:
+    found = {b"k%d" % n: cluster.get(b"k%d" % n) for n in range(DOCUMENTS)}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def until(receiver: RecordingReceiver, condition: Callable[[], bool]) -> None:
+    with receiver.changed:
+        assert receiver.changed.wait_for(condition, LONG)
+
+
+class TriggeredReceiver(RecordingReceiver):
+    """Does something to the cluster when a part of the documents is there, once."""
+
+    def __init__(self, action: Callable[[], object], after: int) -> None:
+        super().__init__()
+        self._action = action
+        self._left = after
+        self._once = threading.Lock()
+
+    def data_update(self, vbucket: int, *rest: Any) -> None:
+        super().data_update(vbucket, *rest)
+        with self._once:
+            self._left -= 1
+            fire = self._left == 0
+        if fire:
+            self._action()
+
+
+def read(cluster: LocalCluster, receiver: RecordingReceiver, **fields: Any) -> BucketDataSource:
+    with source_of(cluster, receiver, **fields) as source:
+        source.wait(LONG)
+    return source
+
+
+def test_a_bounded_read() -> None:
+    with filled() as cluster:
+        receiver = RecordingReceiver()
+        source = read(cluster, receiver)
+        assert receiver.values() == truth(cluster)
+        assert {vb: at.seqno for vb, at in source.as_of.items()} == cluster.high_seqnos()
+        assert all(len(threads) == 1 for threads in receiver.threads.values())
+        stats = source.stats()
+        assert stats.total.mutations == DOCUMENTS * 9 // 10
+        assert stats.total.deletions == DOCUMENTS // 10
+        assert (stats.vbuckets, stats.vbuckets_done, stats.total.streams_opened) == (8, 8, 8)
+        reached, wanted = source.progress()
+        assert reached == wanted == sum(cluster.high_seqnos().values())
+        assert not receiver.errors
+        with pytest.raises(ConfigurationError, match="can be started once"):
+            source.start()
+        source.close()
+
+
+FAULTS: dict[str, Callable[[LocalCluster], object]] = {
+    "cut": lambda c: (c.cut(0), c.cut(1)),
+    "move": lambda c: [c.move_vbucket(vb, 1) for vb in range(VBUCKETS)],
+    "fail over": lambda c: [c.fail_over(vb, lose=20) for vb in range(VBUCKETS)],
+    "fail over elsewhere": lambda c: [c.fail_over(vb, lose=5, node=0) for vb in range(VBUCKETS)],
+    "roll back": lambda c: [c.roll_back(vb, 100) for vb in range(VBUCKETS)],
+    "flush": lambda c: [c.flush_vbucket(vb) for vb in range(VBUCKETS)],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("after", [1, 1500])
+def test_a_fault_in_the_middle_of_a_read(fault: str, after: int) -> None:
+    with filled() as cluster:
+        receiver = TriggeredReceiver(lambda: FAULTS[fault](cluster), after)
+        # A small window: most of the data is still at the nodes when it happens.
+        source = read(cluster, receiver, feed_buffer_size_bytes=20_000)
+        expected = truth(cluster)
+        done = {vb: at.seqno for vb, at in source.as_of.items()}
+        high = cluster.high_seqnos()
+        complete = {vb for vb in done if done[vb] <= high[vb]}
+        # A vbucket that was complete before the fault is as of then; all others are as of now.
+        for vb in complete:
+            now = {key for key in expected if vbucket_of(key, VBUCKETS) == vb}
+            assert set(receiver.documents[vb]) == now
+        if after == 1:
+            # Only one window's bytes have come: no vbucket can be complete, and one has begun.
+            assert complete == set(range(VBUCKETS))
+            assert fault in ("cut", "move") or receiver.rollbacks
+        assert set(done) == set(range(VBUCKETS))
+
+
+def test_a_node_that_refuses_for_a_while() -> None:
+    with filled() as cluster:
+        receiver = RecordingReceiver()
+        with cluster.refuse(1):
+            source = source_of(cluster, receiver)
+            source.start()
+            until(receiver, lambda: len(receiver.errors) >= 2)
+            assert not receiver.documents
+        try:
+            source.wait(LONG)
+        finally:
+            source.close()
+        assert receiver.values() == truth(cluster)
+
+
+def test_live_writes() -> None:
+    with LocalCluster(nodes=2, vbuckets=4, seed=1) as cluster:
+        receiver = RecordingReceiver()
+        with source_of(cluster, receiver, seq_end=None) as source:
+            cluster.upsert("a", {"n": 1})
+            until(receiver, lambda: b"a" in receiver.values())
+            cluster.delete("a")
+            cluster.upsert("b", {"n": 2})
+            until(receiver, lambda: set(receiver.values()) == {b"b"})
+            cluster.cut(0)
+            cluster.cut(1)
+            cluster.upsert("c", {"n": 3})
+            until(receiver, lambda: b"c" in receiver.values())
+            assert not source.finished
+            with pytest.raises(ReadTimeoutError):
+                source.wait(0)
+        with pytest.raises(ReadCancelledError):
+            source.wait()
+
+
+def test_a_wrong_password_ends_a_bounded_read() -> None:
+    with LocalCluster(vbuckets=1) as cluster:
+        receiver = RecordingReceiver()
+        with source_of(cluster, receiver, password="wrong") as source, pytest.raises(AuthFailError):
+            source.wait(LONG)
+        assert isinstance(receiver.errors[0], AuthFailError)
+
+
+def test_a_listener_that_fails_does_not_stop_the_source(caplog: pytest.LogCaptureFixture) -> None:
+    """Regression: the node's thread died before it could say so, and the read hung."""
+    with filled() as cluster:
+        receiver = TriggeredReceiver(lambda: cluster.cut(0), 10)
+
+        def fail(error: CbframeError) -> None:
+            raise LookupError
+
+        receiver.on_error = fail  # type: ignore[method-assign]
+        read(cluster, receiver, feed_buffer_size_bytes=20_000)
+        assert receiver.values() == truth(cluster)
+    assert "on_error raised" in caplog.text
+
+
+# --- life
+
+
+def test_life() -> None:
+    with LocalCluster(vbuckets=1) as cluster:
+        source = source_of(cluster, RecordingReceiver())
+        assert source.stats().total.connects == 0
+        with pytest.raises(ConfigurationError, match="not started"):
+            source.wait(0)
+        source.start()
+        with pytest.raises(ConfigurationError):
+            source.start()
+        source.close()
+        source.close()
+        never = source_of(cluster, RecordingReceiver())
+        never.close()
+        with pytest.raises(ConfigurationError):
+            never.start()
+
+
+@pytest.mark.parametrize("missing", range(4))
+def test_missing_arguments(missing: int) -> None:
+    arguments: list[Any] = ["couchbase://h", "default", "b", "", None, ("u", "p"), RecordingReceiver()]
+    arguments[(0, 1, 2, 6)[missing]] = None if missing == 3 else ""
+    with pytest.raises(ConfigurationError, match="missing"):
+        BucketDataSource(*arguments)
+
+
+@pytest.mark.parametrize("seq_end", ["now", None])
+@pytest.mark.parametrize("stage", ["connect", "handshake", "streaming"])
+def test_close_ends_all_threads(stage: str, seq_end: Any) -> None:
+    with filled() as cluster:
+        fault: AbstractContextManager[None] = nullcontext()
+        if stage == "connect":
+            fault = cluster.refuse(0)
+        elif stage == "handshake":
+            fault = cluster.stall(0)
+        receiver = RecordingReceiver()
+        with fault:
+            source = source_of(cluster, receiver, seq_end=seq_end, feed_buffer_size_bytes=20_000)
+            source.start()
+            if stage == "streaming":
+                until(receiver, lambda: bool(receiver.documents))
+            elif stage == "connect":
+                until(receiver, lambda: bool(receiver.errors))
+            source.close()
+        assert not [
+            t for t in threading.enumerate() if t.name.startswith(("cbframe-node", "cbframe-cluster"))
+        ]
+
+
+def test_close_interrupts_a_map_fetch() -> None:
+    """Regression: the wake-up was swallowed, and close() took as long as the timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        source = BucketDataSource(
+            f"couchbase://127.0.0.1:{silent.getsockname()[1]}",
+            "default",
+            "b",
+            "",
+            None,
+            ("u", "p"),
+            RecordingReceiver(),
+            BucketDataSourceOptions(connect_timeout=100),
+        )
+        source.start()
+        peer, _ = silent.accept()
+        with peer:
+            assert peer.recv(24)
+            closing = threading.Thread(target=source.close)
+            closing.start()
+            closing.join(LONG)
+            assert not closing.is_alive()
