@@ -9,6 +9,7 @@ from collections.abc import Callable
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
+from cbframe.cluster.address import bare_host
 from cbframe.cluster.answers import uuid_mismatch
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
@@ -92,7 +93,7 @@ class MapSource:
         if self._target.bootstrap == "rest":
             with self._rest() as client:
                 config, host = client.bucket_config(self._login.bucket, bucket_uuid=self._bucket_uuid or None)
-            found = self._parse(config, host)
+            found = self._parse_of(self._seed_at(host), config, host)
         else:
             found = self._over_seeds(self._fetch_from)
         self._known_nodes = found.nodes
@@ -103,7 +104,8 @@ class MapSource:
         if self._target.bootstrap == "rest":
             with self._rest() as client:
                 config, host = client.bucket_config(self._login.bucket)
-                return client.manifest(self._login.bucket) if self._parse(config, host).collections else None
+                found = self._parse_of(self._seed_at(host), config, host)
+                return client.manifest(self._login.bucket) if found.collections else None
 
         def attempt(node: str) -> Manifest | None:
             data = self._ask(node, fetch_manifest(self._login))
@@ -168,17 +170,28 @@ class MapSource:
     def _over_seeds(self, attempt: Callable[[str], T]) -> T:
         seeds = [str(seed) for seed in self._target.seeds()]
         nodes = [*seeds, *(node for node in self._known_nodes if node not in seeds)]
-        if len(nodes) == 1:
-            return attempt(nodes[0])
 
-        def one_of_many(node: str) -> T:
+        def named(node: str) -> T:
             try:
                 return attempt(node)
-            except ProtocolError as exc:
-                exc.permanent = False  # another seed may be a data node
+            except CbframeError as exc:
+                exc.node = exc.node or node
+                if isinstance(exc, ProtocolError) and len(nodes) > 1:
+                    exc.permanent = False  # another seed may be a data node
                 raise
 
-        return first_success(nodes, one_of_many)
+        return named(nodes[0]) if len(nodes) == 1 else first_success(nodes, named)
+
+    def _seed_at(self, host: str) -> str:
+        """The seed that has this host."""
+        return next((str(seed) for seed in self._target.seeds() if bare_host(seed.host) == host), host)
+
+    def _parse_of(self, node: str, config: dict[str, Any], host: str) -> ClusterMap:
+        try:
+            return self._parse(config, host)
+        except CbframeError as exc:
+            exc.node = exc.node or node
+            raise
 
 
 def bucket_manifest(

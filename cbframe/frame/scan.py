@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cbframe.arrow.batcher import BatchingReceiver
 from cbframe.arrow.json import Conflict
+from cbframe.cluster.connstr import parse_connection_string
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
@@ -160,12 +161,15 @@ class BucketScan:
 
     def _too_slow(self, source: BucketDataSource, receiver: BatchingReceiver) -> ReadTimeoutError:
         stats = source.stats()
+        problem = receiver.last_error
+        told = "" if problem is None else f"; last problem: {problem.message}"
         error = ReadTimeoutError(
             f"the read is not complete after {self._timeout:g} s: "
-            f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets",
+            f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets{told}",
+            node=_unfinished(source, self._target),
             hint="raise timeout=, or read fewer vbuckets or collections",
         )
-        error.__cause__ = receiver.last_error
+        error.__cause__ = problem
         return error
 
     def to_arrow(self) -> pa.Table:
@@ -233,3 +237,13 @@ def _progress_of(source: BucketDataSource, seconds: float) -> ScanProgress:
         stats.vbuckets,
         seconds,
     )
+
+
+def _unfinished(source: BucketDataSource, target: ScanTarget) -> str:
+    """Whom the read waits for: the owners of what is not complete, or the seeds."""
+    found, done = source.map, source.as_of
+    if found is None:
+        return ", ".join(map(str, parse_connection_string(target.server_urls).seeds()))
+    wanted = range(found.vbuckets) if target.vbuckets is None else target.vbuckets
+    owners = {found.node_of(vb) or "without owner" for vb in wanted if vb not in done}
+    return ", ".join(sorted(owners))

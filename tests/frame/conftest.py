@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ def open_sockets() -> set[str]:
     found = set()
     for entry in Path("/proc/self/fd").glob("*"):
         try:
-            target = os.readlink(entry)
+            target = str(entry.readlink())
         except OSError:
             continue
         if target.startswith("socket:"):
@@ -29,7 +28,9 @@ def open_sockets() -> set[str]:
 def nothing_left() -> Iterator[None]:
     threads, sockets = set(threading.enumerate()), open_sockets()
     yield
-    assert set(threading.enumerate()) <= threads
+    # A thread of another library (duckdb's) that once called into Python is listed as a dummy.
+    left = {thread for thread in threading.enumerate() if not thread.name.startswith("Dummy-")}
+    assert left <= threads
     assert open_sockets() <= sockets
 
 

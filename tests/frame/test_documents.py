@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 
 import pytest
@@ -242,6 +242,6 @@ def test_dropped_collections_leave_no_trace(named: LocalCluster) -> None:
 
 
 def test_expiry_as_written(cluster: LocalCluster) -> None:
-    far = int(datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC).timestamp())
+    far = int(dt.datetime(2100, 1, 1, tzinfo=dt.UTC).timestamp())
     cluster.upsert("k", {"a": 1}, expiry=far)
     assert read_bucket(cluster, metadata=("key", "expiry")).loc["k", "_cb_expiry"] == far

@@ -16,7 +16,7 @@ from cbframe.wire.constants import MAX_VALUE_LENGTH
 from .kit import WIRE_METADATA, keys_of, read_rows, truth, values_of
 
 U64, U32 = 2**64 - 1, 2**32 - 1
-LETTERS = "aZ0 é€𝄞🦉\x00\n\"\\/"
+LETTERS = 'aZ0 é€𝄞🦉\x00\n"\\/'
 
 
 def key_of_length(rng: random.Random, length: int) -> bytes:
@@ -140,9 +140,7 @@ def test_metadata_to_the_last_bit(cluster: LocalCluster) -> None:
             key = b"extreme %d" % number
             vbucket = bucket.vbucket_for(key)
             for _ in range(number + 1):
-                vbucket.put(
-                    prefixed(0, key), b"{}", cas=cas, flags=flags, expiry=expiry, datatype=datatype
-                )
+                vbucket.put(prefixed(0, key), b"{}", cas=cas, flags=flags, expiry=expiry, datatype=datatype)
     found = read_rows(cluster)
     assert found == truth(cluster)
     got = {(row.cas, row.flags, row.expiry, row.datatype) for row in found.values()}
@@ -187,9 +185,7 @@ def test_many_rows_in_small_receive_buffers() -> None:
     """Frames cross the buffer's end at every place."""
     rng = random.Random(3)
     with LocalCluster(vbuckets=4) as cluster:
-        cluster.bulk_load(
-            (b"%d" % n, rng.randbytes(rng.randint(0, 700))) for n in range(3000)
-        )
+        cluster.bulk_load((b"%d" % n, rng.randbytes(rng.randint(0, 700))) for n in range(3000))
         options = BucketDataSourceOptions(
             noop_interval_secs=20, receive_buffer_bytes=64 * 1024, feed_buffer_size_bytes=30_000
         )

@@ -30,7 +30,7 @@ def test_a_cut_anywhere(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> 
     total = bytes_of_a_read(monkeypatch, pair, 1)
     expected = truth(pair)
     sent = Sent(monkeypatch, pair, 1)
-    points = [*range(1, 60, 7), *range(60, total - 24, total // 40)]
+    points = [*range(1, 60, 13), *range(60, total - 24, total // 25)]
     for after in points:
         before = sent.cuts
         pair.cut(1, after_bytes=after)

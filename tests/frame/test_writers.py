@@ -66,7 +66,11 @@ class Writer:
 
 
 def rounds(
-    cluster: LocalCluster, count: int, seed: int, before_each: Iterator[object] | None = None, **arguments: int
+    cluster: LocalCluster,
+    count: int,
+    seed: int,
+    before_each: Iterator[object] | None = None,
+    **arguments: int,
 ) -> None:
     writer = Writer(cluster, seed)
     later = 0
@@ -83,7 +87,7 @@ def rounds(
     assert later, "the writer never overtook a read: nothing was tested"
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("nodes", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_twenty_reads_under_a_writer(nodes: int) -> None:
     with LocalCluster(nodes=nodes, vbuckets=64, seed=1) as cluster:
         rounds(cluster, 20, seed=nodes)
@@ -107,7 +111,7 @@ def test_reads_under_a_writer_with_cuts(monkeypatch: pytest.MonkeyPatch) -> None
                     sent.cut(iter([rng.randint(2000, 30_000) for _ in range(3)]))
                 yield
 
-        rounds(cluster, 10, seed=4, before_each=cuts())
+        rounds(cluster, 6, seed=4, before_each=cuts())
         assert sum(sent.cuts for sent in sents) > 10
 
 

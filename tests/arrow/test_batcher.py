@@ -1,0 +1,173 @@
+"""Which rows of a read still count at its end."""
+
+from __future__ import annotations
+
+import random
+import struct
+import threading
+
+import pyarrow as pa
+import pytest
+
+from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.errors import ConnectError
+from cbframe.wire import leb128
+from cbframe.wire.blocks import decode_block
+from cbframe.wire.constants import Opcode
+from cbframe.wire.frame import request
+from cbframe.wire.index import index_frames
+
+M, D, E = Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION
+EXTRAS = {
+    M: lambda seqno: struct.pack(">QQIIIHB", seqno, 1, 0, 0, 0, 0, 0),
+    D: lambda seqno: struct.pack(">QQH", seqno, 1, 0),
+    E: lambda seqno: struct.pack(">QQI", seqno, 1, 0),
+}
+Item = tuple[int, int, str, Opcode, int]
+"""vbucket, seqno, key, opcode, collection."""
+
+
+def put(receiver: BatchingReceiver, *items: Item) -> None:
+    data = bytearray()
+    for vbucket, seqno, key, opcode, collection in items:
+        data += request(
+            opcode,
+            vbucket=vbucket,
+            extras=EXTRAS[opcode](seqno),
+            key=leb128.encode(collection) + key.encode(),
+            value=b"%d" % seqno if opcode == M else b"",
+        ).encode()
+    index = index_frames(data, len(data))
+    receiver.on_block(decode_block(data, index.bounds, collections=True))
+
+
+def m(vbucket: int, seqno: int, key: str, collection: int = 0) -> Item:
+    return vbucket, seqno, key, M, collection
+
+
+def left(receiver: BatchingReceiver, batches: list[pa.RecordBatch]) -> list[tuple[str, int]]:
+    keep = receiver.surviving(batches)
+    table = pa.Table.from_batches(batches, receiver.schema)
+    if keep is not None:
+        table = table.filter(pa.array(keep))
+    keys, seqnos = table["_cb_key"].to_pylist(), table["_cb_seqno"].to_pylist()
+    return [(key.decode(), seqno) for key, seqno in zip(keys, seqnos, strict=True)]
+
+
+def run(*steps: object) -> list[tuple[str, int]]:
+    """Steps: a list of items is a block; ("snapshot", vb) and ("rollback", vb) are what they say."""
+    receiver = BatchingReceiver()
+    for step in steps:
+        match step:
+            case ("snapshot", int(vbucket)):
+                receiver.snapshot_start(vbucket, 0, 0, 0)
+            case ("rollback", int(vbucket)):
+                receiver.rollback(vbucket, 0)
+            case list():
+                put(receiver, *step)
+    return left(receiver, receiver.take(0))
+
+
+S0, S1 = ("snapshot", 0), ("snapshot", 1)
+R0 = ("rollback", 0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([], []),
+        ([S0, [m(0, 1, "a"), m(0, 2, "b")]], [("a", 1), ("b", 2)]),
+        # a newer version in a later snapshot, in the same block or in another
+        ([S0, [m(0, 1, "a")], S0, [m(0, 2, "a")]], [("a", 2)]),
+        ([S0, S0, [m(0, 1, "a"), m(0, 2, "a")]], [("a", 2)]),
+        ([S0, [m(0, 1, "a"), m(0, 2, "b")], S0, [m(0, 3, "a")]], [("b", 2), ("a", 3)]),
+        # a deletion takes the document away, a new mutation brings it back
+        ([S0, [(0, 1, "a", D, 0), m(0, 2, "b")]], [("b", 2)]),
+        ([S0, [m(0, 1, "a")], S0, [(0, 2, "a", D, 0)]], []),
+        ([S0, [m(0, 1, "a")], S0, [(0, 2, "a", E, 0)]], []),
+        ([S0, [m(0, 1, "a")], S0, [(0, 2, "a", D, 0)], S0, [m(0, 3, "a")]], [("a", 3)]),
+        # the same key in another vbucket's block or another collection is another document
+        ([S0, S0, [m(0, 1, "a"), m(0, 2, "a", 8)]], [("a", 1), ("a", 2)]),
+        ([S0, S0, [m(0, 1, "a", 8), m(0, 2, "a", 9), m(0, 3, "a", 8)]], [("a", 2), ("a", 3)]),
+        # a deletion in one vbucket while another has two snapshots
+        ([S0, S1, S1, [(0, 1, "a", D, 0), m(1, 1, "b"), m(1, 2, "b")]], [("b", 2)]),
+        # a rollback makes all before it void, in its vbucket only
+        ([S0, S1, [m(0, 1, "a"), m(1, 1, "b")], R0], [("b", 1)]),
+        ([S0, [m(0, 1, "a"), m(0, 2, "x")], R0, S0, [m(0, 1, "a")]], [("a", 1)]),
+        ([S0, [m(0, 5, "a")], R0, S0, [m(0, 2, "a")]], [("a", 2)]),
+        ([S0, [m(0, 5, "a")], R0, S0, [(0, 2, "a", D, 0)]], []),
+        ([S0, [m(0, 5, "a")], R0, S0, [m(0, 4, "a")], R0, S0, [m(0, 3, "a")]], [("a", 3)]),
+        ([R0, S0, [m(0, 1, "a")]], [("a", 1)]),
+    ],
+)
+def test_what_survives(steps: list[object], expected: list[tuple[str, int]]) -> None:
+    assert run(*steps) == expected
+
+
+def test_none_means_all() -> None:
+    receiver = BatchingReceiver()
+    assert receiver.surviving([]) is None
+    receiver.snapshot_start(0, 0, 2, 1)
+    put(receiver, m(0, 1, "a"), m(0, 2, "b"))
+    assert receiver.surviving(receiver.take(0)) is None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_against_a_plain_dictionary(seed: int) -> None:
+    rng = random.Random(seed)
+    receiver = BatchingReceiver()
+    expected: dict[tuple[int, int, str], int] = {}
+    seqnos = dict.fromkeys(range(3), 0)
+    for _ in range(rng.randint(1, 30)):
+        action = rng.random()
+        vbucket = rng.randrange(3)
+        if action < 0.1:
+            receiver.rollback(vbucket, 0)
+            expected = {name: seqno for name, seqno in expected.items() if name[0] != vbucket}
+            seqnos[vbucket] = 0
+            continue
+        receiver.snapshot_start(vbucket, 0, 0, 0)
+        items = []
+        for key in rng.sample("abcdef", rng.randint(1, 6)):
+            seqnos[vbucket] += rng.randint(1, 3)
+            opcode, collection = rng.choice((M, M, M, D, E)), rng.choice((0, 8))
+            # A key lives in one vbucket only.
+            name = f"{key}{vbucket}"
+            items.append((vbucket, seqnos[vbucket], name, opcode, collection))
+            if opcode == M:
+                expected[vbucket, collection, name] = seqnos[vbucket]
+            else:
+                expected.pop((vbucket, collection, name), None)
+        put(receiver, *items)
+    found = left(receiver, receiver.take(0))
+    assert sorted(found) == sorted((name, seqno) for (_, _, name), seqno in expected.items())
+
+
+def test_position_and_metadata() -> None:
+    receiver = BatchingReceiver()
+    assert receiver.get_metadata(3) == (None, 0)
+    receiver.set_metadata(3, b"{}")
+    put(receiver, m(3, 2, "a"), m(4, 9, "b"), m(3, 2**64 - 1, "c"))
+    assert receiver.get_metadata(3) == (b"{}", 2**64 - 1)
+    assert receiver.get_metadata(4) == (None, 9)
+    receiver.rollback(3, 1)
+    assert receiver.get_metadata(3) == (None, 0)
+    assert receiver.get_metadata(4) == (None, 9)
+
+
+def test_take_waits_for_a_batch() -> None:
+    receiver = BatchingReceiver()
+    assert receiver.take(0) == []
+    thread = threading.Thread(target=lambda: put(receiver, m(0, 1, "a")))
+    thread.start()
+    batches = receiver.take(20)
+    thread.join()
+    assert [batch.num_rows for batch in batches] == [1]
+    assert receiver.take(0) == []
+
+
+def test_the_last_error_is_kept() -> None:
+    receiver = BatchingReceiver()
+    error = ConnectError("x")
+    receiver.on_error(error)
+    assert receiver.last_error is error
