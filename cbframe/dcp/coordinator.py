@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cbframe.cluster.backoff import Backoff
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp import verdicts
 from cbframe.dcp.ends import Ends
 from cbframe.dcp.patience import Patience
 from cbframe.dcp.plan import (
+    CloseStreams,
     Event,
     Fail,
     FetchMap,
@@ -39,7 +39,7 @@ from cbframe.dcp.plan import (
     StreamRolledBack,
     Tick,
 )
-from cbframe.dcp.records import NodeRecord, NodeState, VBucketRecord
+from cbframe.dcp.records import NodeRecord, NodeState, VBucketRecord, map_backoff, node_backoff
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Status, StreamEndReason
@@ -74,7 +74,7 @@ class Coordinator:
         self.done: dict[int, Position] = {}
         """Finished vbuckets."""
         self._fetching = False
-        self._map_backoff = self._backoff("cluster_manager")
+        self._map_backoff = map_backoff(options)
         self._map_due: float | None = None
         self._last_error: CbframeError | None = None
         self._over = False
@@ -133,7 +133,7 @@ class Coordinator:
                 self._on_failure(error, now, out)
                 self._map_due = now + self._map_backoff.next_delay()
             case NodeReady() | NodeSampled():
-                self._on_seqnos(event)
+                self._on_seqnos(event, out)
             case NodeDown():
                 self._on_down(event, now, out)
             case StreamEnded():
@@ -172,13 +172,13 @@ class Coordinator:
         if (error := verdicts.bad_choice(wanted, new)) is not None:
             self._fail(error, out)
             return
-        self._vbuckets = {vb: VBucketRecord(self._backoff("data_manager")) for vb in wanted}
+        self._vbuckets = {vb: VBucketRecord(node_backoff(self._options)) for vb in wanted}
         self._pending = set(wanted)
         self._ends.begin(wanted)
         if not self._vbuckets:
             self._finish(out)
 
-    def _on_seqnos(self, event: NodeReady | NodeSampled) -> None:
+    def _on_seqnos(self, event: NodeReady | NodeSampled, out: list[Instruction]) -> None:
         node = self._nodes.get(event.node)
         if node is None:
             return
@@ -189,6 +189,11 @@ class Coordinator:
         for vb in self._pending:
             if self._owner(vb) == event.node:
                 self._vbuckets[vb].stale = False
+        if self._ends.now:
+            # Between sample and request a history may have lost its end: that stream would never end.
+            lost = [vb for vb, end in self._asked(event.node) if event.seqnos.get(vb, end) < end]
+            if lost:
+                out.append(CloseStreams(event.node, tuple(lost)))
 
     def _on_down(self, event: NodeDown, now: float, out: list[Instruction]) -> None:
         node = self._nodes.get(event.node)
@@ -204,11 +209,10 @@ class Coordinator:
         node.state = NodeState.WAITING
         node.sampling = False
         node.retry_at = now + node.backoff.next_delay()
-        for vb, vbucket in self._vbuckets.items():
-            if vbucket.node == event.node and vb not in self.done:
-                vbucket.node = None
-                vbucket.stale = True
-                self._pending.add(vb)
+        for vb, _ in self._asked(event.node):
+            self._vbuckets[vb].node = None
+            self._vbuckets[vb].stale = True
+            self._pending.add(vb)
         self._on_failure(event.error, now, out)
         if not self._over:
             self._want_map(now, out)
@@ -278,7 +282,7 @@ class Coordinator:
     def _plan_node(self, address: str, vbs: list[int], now: float, out: list[Instruction]) -> None:
         node = self._nodes.get(address)
         if node is None:
-            node = self._nodes[address] = NodeRecord(self._backoff("data_manager"))
+            node = self._nodes[address] = NodeRecord(node_backoff(self._options))
         if node.state is NodeState.WAITING and now >= node.retry_at:
             node.state = NodeState.STARTING
             out.append(StartNode(address))
@@ -295,8 +299,9 @@ class Coordinator:
                 self._done(vb, Position(0, 0), out)
                 continue
             streams.append((vb, end))
-            self._vbuckets[vb].node = address
-            self._vbuckets[vb].attempts += 1
+            vbucket = self._vbuckets[vb]
+            vbucket.node, vbucket.end = address, end
+            vbucket.attempts += 1
             self._pending.discard(vb)
         if streams:
             out.append(OpenStreams(address, tuple(streams)))
@@ -319,6 +324,10 @@ class Coordinator:
             return False
         self._ends.pin(vbs, node.seqnos)
         return True
+
+    def _asked(self, node: str) -> list[tuple[int, int]]:
+        """Vbuckets that were asked of a node and are not over, with their ends."""
+        return [(vb, vbucket.end) for vb, vbucket in self._vbuckets.items() if vbucket.node == node]
 
     def _owner(self, vb: int) -> str | None:
         return None if self._map is None else self._map.node_of(vb)
@@ -388,11 +397,3 @@ class Coordinator:
         self._fetching = True
         self._map_due = None
         out.append(FetchMap())
-
-    def _backoff(self, prefix: str) -> Backoff:
-        options = self._options
-        return Backoff(
-            getattr(options, f"{prefix}_sleep_init_ms"),
-            getattr(options, f"{prefix}_backoff_factor"),
-            getattr(options, f"{prefix}_sleep_max_ms"),
-        )

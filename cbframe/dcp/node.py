@@ -31,11 +31,11 @@ from cbframe.errors import (
     StreamError,
 )
 from cbframe.wire.blocks import DataBlock
-from cbframe.wire.constants import HEADER_LENGTH, Opcode, Status, StreamEndReason, StreamFlag
+from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Opcode, Status, StreamEndReason, StreamFlag
 from cbframe.wire.requests import StreamRequest
 
 T = TypeVar("T")
-Order: TypeAlias = plan.OpenStreams | plan.SampleNode
+Order: TypeAlias = plan.OpenStreams | plan.CloseStreams | plan.SampleNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +204,15 @@ class NodeThread:
             if isinstance(order, plan.SampleNode):
                 connection.sample()
                 continue
+            if isinstance(order, plan.CloseStreams):
+                for vbucket in order.vbuckets:
+                    connection.close_stream(vbucket)
+                continue
             for vbucket, end in order.streams:
                 connection.request_stream(self._request(vbucket, end))
                 self._stats.streams_requested += 1
+            if any(end != MAX_SEQNO for _, end in order.streams):
+                connection.sample()
 
     def _request(self, vbucket: int, end: int) -> StreamRequest:
         stored, seqno = self._call(self._setup.receiver.get_metadata, vbucket)
@@ -250,12 +256,11 @@ class NodeThread:
                 self._save(stream)
             case dcp.Ended(stream=stream, reason=reason):
                 stats.streams_ended += 1
-                if reason is not None:
-                    progressed = stream.seqno > stream.start
-                    setup.post(
-                        plan.StreamEnded(self.node, stream.vbucket, reason, _position(stream), progressed)
-                    )
-                    self._progressed |= progressed or reason == StreamEndReason.OK
+                if reason is None:
+                    reason = StreamEndReason.CLOSED
+                progressed = stream.seqno > stream.start
+                setup.post(plan.StreamEnded(self.node, stream.vbucket, reason, _position(stream), progressed))
+                self._progressed |= progressed or reason == StreamEndReason.OK
             case dcp.Refused(stream=stream, status=status, body=body):
                 stats.streams_refused += 1
                 if body.startswith(b"{"):

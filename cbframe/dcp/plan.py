@@ -141,10 +141,21 @@ class SampleNode:
 
 @dataclass(frozen=True, slots=True)
 class OpenStreams:
-    """Request streams of a connected node: pairs of vbucket and end seqno."""
+    """Request streams of a connected node: pairs of vbucket and end seqno.
+
+    Where there is an end, `NodeSampled` follows: it shows whether the server will ever get there.
+    """
 
     node: str
     streams: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseStreams:
+    """Close streams of a connected node; `StreamEnded` follows for each."""
+
+    node: str
+    vbuckets: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +170,4 @@ class Fail:
     error: CbframeError
 
 
-Instruction: TypeAlias = FetchMap | StartNode | SampleNode | OpenStreams | Finish | Fail
+Instruction: TypeAlias = FetchMap | StartNode | SampleNode | OpenStreams | CloseStreams | Finish | Fail

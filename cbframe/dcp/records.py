@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from cbframe.cluster.backoff import Backoff
+from cbframe.options import BucketDataSourceOptions
 
 
 class NodeState(Enum):
@@ -36,8 +37,28 @@ class VBucketRecord:
     node: str | None = None
     """Who was asked for it."""
     retry_at: float = 0.0
+    end: int = 0
+    """Up to where it was asked for."""
     attempts: int = 0
     """How often it was asked for."""
     rollbacks: int = 0
     stale: bool = False
     """Asked for before: the owner's high seqno must be looked at again."""
+
+
+def node_backoff(options: BucketDataSourceOptions) -> Backoff:
+    """The waits for a data node or one of its streams."""
+    return Backoff(
+        options.data_manager_sleep_init_ms,
+        options.data_manager_backoff_factor,
+        options.data_manager_sleep_max_ms,
+    )
+
+
+def map_backoff(options: BucketDataSourceOptions) -> Backoff:
+    """The waits for a cluster map."""
+    return Backoff(
+        options.cluster_manager_sleep_init_ms,
+        options.cluster_manager_backoff_factor,
+        options.cluster_manager_sleep_max_ms,
+    )

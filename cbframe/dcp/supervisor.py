@@ -115,7 +115,11 @@ class Supervisor:
                 self._reap()
                 node = self.nodes[address] = self._make_node(address)
                 node.start()
-            case plan.SampleNode(node=address) | plan.OpenStreams(node=address):
+            case (
+                plan.SampleNode(node=address)
+                | plan.OpenStreams(node=address)
+                | plan.CloseStreams(node=address)
+            ):
                 # The connection may have ended a moment ago; its NodeDown is on its way then.
                 if (thread := self.nodes.get(address)) is not None:
                     thread.post(instruction)

@@ -11,6 +11,7 @@ import pytest
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.plan import (
+    CloseStreams,
     Event,
     Fail,
     FetchMap,
@@ -236,6 +237,21 @@ def test_a_flush_to_nothing_is_still_asked_for() -> None:
     hand(StreamRolledBack(A, 0))
     assert hand(NodeSampled(A, {0: 0})) == [OpenStreams(A, ((0, 0),))]
     assert hand(end(0, seqno=0)) == [Finish()]
+
+
+def test_a_history_that_loses_its_end_between_sample_and_request() -> None:
+    """Regression: the server granted the stream and waited for the old end, and so did we."""
+    hand = Hand().streaming(5, 6)
+    assert hand(NodeSampled(A, {0: 0, 1: 6})) == [CloseStreams(A, (0,))]
+    hand(end(0, StreamEndReason.CLOSED, seqno=0, progressed=False))
+    assert hand.until(SampleNode) == SampleNode(A)
+    assert hand(NodeSampled(A, {0: 0, 1: 6})) == [OpenStreams(A, ((0, 0),))]
+    assert hand(NodeSampled(A, {0: 0, 1: 6})) == []
+
+
+def test_an_explicit_end_may_lie_ahead() -> None:
+    hand = Hand({0: 9}).streaming(5)
+    assert hand(NodeSampled(A, {0: 5})) == []
 
 
 def test_an_older_map_changes_nothing() -> None:
