@@ -134,7 +134,9 @@ class BucketScan:
             options,
             tls_context=self._target.tls_context,
         )
-        with source:
+        # Not a with block: Ctrl-C may come while the threads are being started.
+        try:
+            source.start()
             told = began
             while True:
                 finished = source.finished
@@ -151,6 +153,8 @@ class BucketScan:
             source.wait(0)
             positions = {vb: (at.vbuuid, at.seqno) for vb, at in source.as_of.items()}
             stats = source.stats()
+        finally:
+            source.close()
         as_of = AsOf(positions)
         typed = assembler.finish(receiver)
         info = json.dumps({"bucket": self._target.bucket, "as_of": as_of})

@@ -34,6 +34,7 @@ from cbframe import (
     read_bucket,
     scan_bucket,
 )
+from cbframe.dcp.supervisor import Supervisor
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.frame import Frame, request
 from cbframe.wire.messages import SnapshotMarker, StreamEnd
@@ -46,7 +47,7 @@ BOUND = 6.0
 """Generous: the machine may be busy. A hang would take longer."""
 SHORT = BucketDataSourceOptions(
     noop_interval_secs=20,
-    connect_timeout=0.5,
+    connect_timeout=0.3,
     data_manager_sleep_init_ms=1,
     data_manager_sleep_max_ms=20,
     cluster_manager_sleep_init_ms=1,
@@ -501,6 +502,20 @@ def test_ctrl_c_at_a_silent_port(scheme: str) -> None:
             read_bucket(f"{scheme}://{server.address}", "default", auth=(USER, PASSWORD), options=options)
         assert time.monotonic() - began < 1
         thread.join()
+
+
+def test_ctrl_c_while_the_threads_start(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = Supervisor.start
+
+    def interrupted(self: Supervisor) -> None:
+        start(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Supervisor, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read_bucket(cluster)
+    names = [thread.name for thread in threading.enumerate()]
+    assert "cbframe-cluster" not in names
 
 
 def test_ctrl_c_in_a_process_of_its_own() -> None:
