@@ -13,6 +13,7 @@ import socket
 import ssl
 from typing import Protocol
 
+from cbframe.cluster.address import split_address as address_parts
 from cbframe.errors import ConfigurationError, ConnectError, ReadCancelledError, ReadTimeoutError
 
 
@@ -88,28 +89,17 @@ class SocketTransport:
             ) from exc
         failure: ConnectError | None = None
         for family, kind, proto, _, address in addresses:
-            sock = socket.socket(family, kind, proto)
-            try:
-                _connect(sock, address, node, waker, timeout)
-                if self._tls is not None:
-                    sock.settimeout(timeout)
-                    try:
-                        sock = self._tls.wrap_socket(sock, server_hostname=host)
-                    except (ssl.SSLError, OSError) as exc:
-                        raise ConnectError(
-                            f"TLS failed: {exc}",
-                            node=node,
-                            hint="check the certificate authority, the host name and the TLS port (11207)",
-                        ) from exc
-                    sock.setblocking(False)
-            except ConnectError as exc:
-                sock.close()
-                failure = exc
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return SocketStream(sock, node, waker)
+            with contextlib.ExitStack() as undo:
+                sock = undo.enter_context(socket.socket(family, kind, proto))
+                try:
+                    _connect(sock, address, node, waker, timeout)
+                    if self._tls is not None:
+                        sock = _wrap(self._tls, sock, host, node, timeout)
+                except ConnectError as exc:
+                    failure = exc
+                else:
+                    undo.pop_all()
+                    return SocketStream(sock, node, waker)
         raise failure or ConnectError(f"the name {host!r} has no address", node=node)
 
 
@@ -160,10 +150,24 @@ class SocketStream:
 
 def split_address(node: str) -> tuple[str, int]:
     """Host and port of ``host:port`` or ``[v6]:port``."""
-    host, colon, port = node.rpartition(":")
-    if not colon or not port.isdigit():
+    address = address_parts(node)
+    if address is None:
         raise ConfigurationError(f"{node!r} is no host:port")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return address
+
+
+def _wrap(tls: ssl.SSLContext, sock: socket.socket, host: str, node: str, timeout: float) -> ssl.SSLSocket:
+    sock.settimeout(timeout)
+    try:
+        wrapped = tls.wrap_socket(sock, server_hostname=host)
+    except (ssl.SSLError, OSError) as exc:
+        raise ConnectError(
+            f"TLS failed: {exc}",
+            node=node,
+            hint="check the certificate authority, the host name and the TLS port (11207)",
+        ) from exc
+    wrapped.setblocking(False)
+    return wrapped
 
 
 def _connect(

@@ -38,15 +38,6 @@ class FrameIndex(NamedTuple):
     bounds: npt.NDArray[np.int64]
     is_data: npt.NDArray[np.bool_]
 
-    def runs(self) -> list[tuple[int, int, bool]]:
-        """Neighbours of one kind as ``(first, stop, is_data)``, in order."""
-        if not len(self.is_data):
-            return []
-        edges = np.flatnonzero(self.is_data[1:] != self.is_data[:-1]) + 1
-        starts = [0, *edges.tolist()]
-        stops = [*edges.tolist(), len(self.is_data)]
-        return [(start, stop, bool(self.is_data[start])) for start, stop in zip(starts, stops, strict=True)]
-
 
 def index_frames(buffer: bytearray | memoryview, stop: int, *, max_body: int = MAX_BODY_LENGTH) -> FrameIndex:
     """Find the whole frames in ``buffer[0:stop]``; a frame that ends later is left for next time.

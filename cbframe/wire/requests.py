@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -279,11 +279,6 @@ def parse_request(frame: Frame) -> Request:
     if frame.magic not in (Magic.REQUEST, Magic.FLEX_REQUEST):
         raise ProtocolError(f"magic 0x{frame.magic:02x} is no request", opcode=frame.opcode)
     return _PARSERS.get(frame.opcode, Plain.parse)(frame)
-
-
-def encode_all(messages: Sequence[Request], first_opaque: int = 0) -> bytes:
-    """Several requests in one piece, opaques counting up from `first_opaque`."""
-    return b"".join(message.frame(first_opaque + i).encode() for i, message in enumerate(messages))
 
 
 def _exact(frame: Frame, *lengths: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -25,21 +25,26 @@ def slow(data: bytes, *, collections: bool, max_body: int = MAX_BODY_LENGTH) -> 
 
 
 def fast(data: bytes, *, collections: bool, max_body: int = MAX_BODY_LENGTH) -> tuple[list[Item], int]:
-    """Index, runs, blocks: as a connection decodes its receive buffer."""
+    """Index, one block for all documents, the rest frame by frame: as a connection does it."""
     # Behind `stop` a receive buffer holds the bytes of an earlier use.
     buffer = bytearray(data) + b"\x57" * 64
     index = index_frames(buffer, len(data), max_body=max_body)
+    documents: Iterator[DataMessage] = iter(())
+    if index.is_data.any():
+        rows = np.flatnonzero(index.is_data)
+        documents = iter(messages(decode_block(buffer, index.bounds, frames=rows, collections=collections)))
     items: list[Item] = []
-    for first, stop, data_run in index.runs():
-        bounds = index.bounds[first : stop + 1]
-        if data_run:
-            items += messages(decode_block(buffer, bounds, collections=collections))
-        else:
-            for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-                parsed = Frame.parse(buffer, start, max_body=max_body)
-                assert parsed is not None
-                assert parsed[1] == end
-                items.append(parsed[0])
+    for document, start, end in zip(
+        index.is_data.tolist(), index.bounds[:-1].tolist(), index.bounds[1:].tolist(), strict=True
+    ):
+        if document:
+            items.append(next(documents))
+            continue
+        parsed = Frame.parse(buffer, start, max_body=max_body)
+        assert parsed is not None
+        assert parsed[1] == end
+        items.append(parsed[0])
+    assert next(documents, None) is None
     return items, int(index.bounds[-1])
 
 

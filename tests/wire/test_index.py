@@ -23,7 +23,6 @@ def test_nothing() -> None:
     index = index_of(b"")
     assert index.bounds.tolist() == [0]
     assert index.is_data.tolist() == []
-    assert index.runs() == []
 
 
 def test_bounds_and_kinds() -> None:
@@ -31,13 +30,7 @@ def test_bounds_and_kinds() -> None:
     index = index_of(b"".join(parts))
     assert np.diff(index.bounds).tolist() == [len(part) for part in parts]
     assert index.is_data.tolist() == [False, True, True, False, False, True]
-    assert index.runs() == [(0, 1, False), (1, 3, True), (3, 5, False), (5, 6, True)]
     assert (index.bounds.dtype, index.is_data.dtype) == (np.int64, np.bool_)
-
-
-def test_one_run() -> None:
-    assert index_of(MUTATION * 3).runs() == [(0, 3, True)]
-    assert index_of(NOOP * 2).runs() == [(0, 2, False)]
 
 
 def test_nothing_is_read_behind_the_stop() -> None:
@@ -123,7 +116,3 @@ def test_it_finds_what_the_plain_way_finds(stream: list[tuple[Frame, object]], e
     assert np.diff(index.bounds).tolist() == [len(frame) for frame in frames]
     assert index.is_data.tolist() == [is_data(frame) for frame in frames]
     assert index.bounds[-1] == end
-    covered = [i for first, stop, _ in index.runs() for i in range(first, stop)]
-    assert covered == list(range(len(frames)))
-    for first, stop, kind in index.runs():
-        assert set(index.is_data[first:stop].tolist()) == {kind}

@@ -23,7 +23,6 @@ from cbframe.wire.requests import (
     SelectBucket,
     StreamFilter,
     StreamRequest,
-    encode_all,
     noop_reply,
     parse_features,
     parse_request,
@@ -168,13 +167,6 @@ def test_stream_filters() -> None:
     assert json.loads(StreamFilter(collections=()).encode()) == {"collections": []}
     assert json.loads(StreamFilter(scope=0xB).encode()) == {"scope": "b"}
     assert json.loads(StreamFilter(scope=0).encode()) == {"scope": "0"}
-
-
-def test_requests_in_one_piece() -> None:
-    messages: list[Request] = [Hello("a", (6,)), SelectBucket("b"), CloseStream(1)]
-    data = encode_all(messages, first_opaque=7)
-    assert data == b"".join(message.frame(7 + i).encode() for i, message in enumerate(messages))
-    assert encode_all([]) == b""
 
 
 def test_no_secret_in_a_repr() -> None:
