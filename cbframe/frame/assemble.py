@@ -73,15 +73,16 @@ class Assembler:
 
     def add(self, batches: list[pa.RecordBatch]) -> None:
         """Take batches in the order in which they arrived."""
-        if not batches:
-            return
         self._batches += batches
         if self._typer is None:
             return
-        self._pending += batches
-        self._pending_bytes += sum(batch.column(VALUE).nbytes for batch in batches)
-        if self._pending_bytes >= self._batch_bytes:
-            self._convert()
+        # Many may have come while the last ones were parsed. Still no more is parsed at once than
+        # asked for: then the parser's memory is used again and again, not asked of the system anew.
+        for batch in batches:
+            self._pending.append(batch)
+            self._pending_bytes += batch.column(VALUE).nbytes
+            if self._pending_bytes >= self._batch_bytes:
+                self._convert()
 
     def _convert(self) -> None:
         assert self._typer is not None
