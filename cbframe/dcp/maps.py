@@ -16,6 +16,7 @@ from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.seeds import first_success
+from cbframe.dcp.aside import Aside
 from cbframe.dcp.handshake import Login, Steps, T, fetch_config, fetch_manifest
 from cbframe.dcp.query import ask
 from cbframe.dcp.transport import SocketTransport, Transport, Waker, split_address
@@ -78,6 +79,7 @@ class MapSource:
         self._timeout = timeout
         self._verify = verify
         self._waker = Waker()
+        self._aside = Aside()
         self._known_nodes: tuple[str, ...] = ()
 
     def fetch(self) -> ClusterMap:
@@ -91,9 +93,7 @@ class MapSource:
             At once: the other seeds would say the same.
         """
         if self._target.bootstrap == "rest":
-            with self._rest() as client:
-                config, host = client.bucket_config(self._login.bucket, bucket_uuid=self._bucket_uuid or None)
-            found = self._parse_of(self._seed_at(host), config, host)
+            found = self._aside.run(self._fetch_over_rest)
         else:
             found = self._over_seeds(self._fetch_from)
         self._known_nodes = found.nodes
@@ -102,10 +102,7 @@ class MapSource:
     def fetch_manifest(self) -> Manifest | None:
         """The collections of the bucket; None where the server has no collections."""
         if self._target.bootstrap == "rest":
-            with self._rest() as client:
-                config, host = client.bucket_config(self._login.bucket)
-                found = self._parse_of(self._seed_at(host), config, host)
-                return client.manifest(self._login.bucket) if found.collections else None
+            return self._aside.run(self._fetch_manifest_over_rest)
 
         def attempt(node: str) -> Manifest | None:
             data = self._ask(node, fetch_manifest(self._login))
@@ -123,6 +120,7 @@ class MapSource:
     def cancel(self) -> None:
         """End a fetch that is under way on another thread."""
         self._waker.wake()
+        self._aside.cancel()
 
     def close(self) -> None:
         self._waker.close()
@@ -136,6 +134,17 @@ class MapSource:
             timeout=self._timeout,
             verify=self._verify,
         )
+
+    def _fetch_over_rest(self) -> ClusterMap:
+        with self._rest() as client:
+            config, host = client.bucket_config(self._login.bucket, bucket_uuid=self._bucket_uuid or None)
+        return self._parse_of(self._seed_at(host), config, host)
+
+    def _fetch_manifest_over_rest(self) -> Manifest | None:
+        with self._rest() as client:
+            config, host = client.bucket_config(self._login.bucket)
+            found = self._parse_of(self._seed_at(host), config, host)
+            return client.manifest(self._login.bucket) if found.collections else None
 
     def _fetch_from(self, node: str) -> ClusterMap:
         return self._parse_json(node, self._ask(node, fetch_config(self._login)))
