@@ -39,6 +39,7 @@ def test_a_cut_anywhere(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_cut_at_every_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalCluster(nodes=2, vbuckets=4, seed=1) as cluster:
         fill(cluster, 30, 10)

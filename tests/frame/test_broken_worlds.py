@@ -1,0 +1,183 @@
+"""Bounded reads while the world breaks, by seeds: the result is the server's truth at its as-of vector.
+
+Between the receives of a read, and so in the middle of it, documents are written and deleted, and
+faults happen: connections are cut within a message, nodes refuse or fall silent, vbuckets move, fail
+over and lose their last changes; in some worlds a receive gives but a few bytes. Each history that a
+vbucket ever had is kept, so what a read says (these documents, at this seqno of this history) can be
+compared with what was written.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+
+import pytest
+
+from cbframe import LocalCluster, scan_bucket
+from cbframe.dcp.transport import SocketStream
+from cbframe.wire.vbucket import vbucket_of
+
+from .kit import QUICK, values_of
+
+NODES = 3
+VBUCKETS = 16
+KEYS = [b"key-%03d" % n for n in range(800)]
+FAULTS = 8
+"""A read during which faults never end need not end either."""
+
+CHANGES = 2000
+RECEIVE = SocketStream.receive_into
+
+Change = tuple[bytes, bytes | None]
+History = list[Change]
+"""Changes in order of their seqnos, which start at 1; None for a deletion."""
+
+
+def state(history: History) -> dict[bytes, bytes]:
+    """The documents after all changes of a history."""
+    found = dict(history)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+class World:
+    """A cluster, the histories that it had, and the hand that breaks it."""
+
+    def __init__(self, cluster: LocalCluster, rng: random.Random, pause: int) -> None:
+        self.cluster = cluster
+        self.left = FAULTS
+        self._lock = threading.Lock()
+        self._pause = pause
+        self._receives = 0
+        self.rng = rng
+        self.generation = 0
+        self.faults: Counter[str] = Counter()
+        self.vbuuid = {vb: cluster.failover_log(vb)[0][0] for vb in range(VBUCKETS)}
+        self.histories: dict[tuple[int, int], History] = {item: [] for item in self.vbuuid.items()}
+
+    def history(self, vbucket: int) -> History:
+        return self.histories[vbucket, self.vbuuid[vbucket]]
+
+    def change(self) -> None:
+        key = self.rng.choice(KEYS)
+        history = self.history(vbucket_of(key, VBUCKETS))
+        if self.rng.random() < 0.15:
+            seqno = self.cluster.delete(key)
+            if seqno is None:
+                return
+            history.append((key, None))
+        else:
+            self.generation += 1
+            value = b'{"generation":%d,"pad":"%s"}' % (self.generation, b"x" * self.rng.randrange(300))
+            seqno = self.cluster.upsert(key, value)
+            history.append((key, value))
+        assert seqno == len(history)
+
+    def changes(self, most: int) -> None:
+        for _ in range(self.rng.randrange(most)):
+            self.change()
+
+    def fault(self) -> None:
+        verbs = [self.cut, self.cut_soon, self.refuse, self.stall, self.move, self.fail_over, self.lose]
+        verb = self.rng.choice(verbs)
+        verb()
+        self.faults[verb.__name__] += 1
+
+    def node(self) -> int:
+        return self.rng.randrange(NODES)
+
+    def cut(self) -> None:
+        self.cluster.cut(self.node())
+
+    def cut_soon(self) -> None:
+        self.cluster.cut(self.node(), after_bytes=self.rng.randint(1, 5000))
+
+    def refuse(self) -> None:
+        node = self.node()
+        with self.cluster.refuse(node):
+            self.cluster.cut(node)
+            self.changes(20)
+
+    def stall(self) -> None:
+        with self.cluster.stall(self.node()):
+            self.changes(20)
+
+    def move(self) -> None:
+        self.cluster.move_vbucket(self.rng.randrange(VBUCKETS), self.node())
+
+    def fail_over(self) -> None:
+        vbucket = self.rng.randrange(VBUCKETS)
+        history = self.history(vbucket)
+        lost = self.rng.choice([0, 1, 5, len(history) // 2, len(history)])
+        lost = min(lost, len(history))
+        self.vbuuid[vbucket] = self.cluster.fail_over(vbucket, lose=lost, node=self.node())
+        self.histories[vbucket, self.vbuuid[vbucket]] = history[: len(history) - lost]
+
+    def lose(self) -> None:
+        """The vbuckets of a node at once: what a node that crashed does to the others."""
+        for _ in range(VBUCKETS // NODES):
+            self.fail_over()
+
+    def turn(self) -> None:
+        """Go on; called by the threads of the read with each receive."""
+        with self._lock:
+            self._receives += 1
+            if self.left and self._receives % self._pause == 0:
+                self.changes(20)
+                if self.rng.random() < 0.5:
+                    self.fault()
+                    self.left -= 1
+
+    def check(self, found: dict[bytes, bytes], as_of: dict[int, tuple[int, int]]) -> None:
+        """What was read is what the histories say of the moment that the read names."""
+        assert sorted(as_of) == list(range(VBUCKETS))
+        expected: dict[bytes, bytes] = {}
+        for vbucket, (vbuuid, seqno) in as_of.items():
+            if seqno:
+                history = self.histories[vbucket, vbuuid]
+                assert seqno <= len(history)
+                expected |= state(history[:seqno])
+        assert found == expected
+
+
+def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Read once in the world of a seed; what happened."""
+    rng = random.Random(seed)
+    few = rng.choice([1, *[30, 1000, 1 << 20] * 3])
+    documents = 100 if few == 1 else 1500
+    before = set(threading.enumerate())
+    with LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed) as cluster:
+        world = World(cluster, rng, pause={1: 300, 30: 50}.get(few, 3))
+        for _ in range(documents):
+            world.change()
+
+        def receive(self: SocketStream, view: memoryview) -> int | None:
+            world.turn()
+            return RECEIVE(self, view[:few])
+
+        monkeypatch.setattr(SocketStream, "receive_into", receive)
+        scan = scan_bucket(
+            cluster, parse=False, timeout=60, options=QUICK, buffer_bytes=rng.choice([2000, 20_000])
+        )
+        table = scan.to_arrow()
+        assert scan.as_of is not None
+        world.check(values_of(table), scan.as_of)
+    assert set(threading.enumerate()) <= before
+    assert scan.stats is not None
+    world.faults["rollbacks"] = scan.stats.total.rollbacks
+    return world.faults
+
+
+@pytest.mark.parametrize("first", range(0, 50, 10))
+def test_ten_worlds_that_break(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: Counter[str] = Counter()
+    for seed in range(first, first + 10):
+        happened += run(seed, monkeypatch)
+    assert happened["rollbacks"] > 0, "no history was lost while it was read: too little was tested"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 1500))
+def test_many_worlds_that_break(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(seed, monkeypatch)
