@@ -390,7 +390,9 @@ def _root_cause(error: BaseException, outside: BaseException | None) -> BaseExce
     """
     while (below := error.__cause__ or error.__context__) is not None and below is not outside:
         error = below
-    return error
+    # urllib3 hands on what the ssl module raised as an argument, not as a cause.
+    wrapped = error.args[0] if error.args else None
+    return wrapped if isinstance(wrapped, BaseException) else error
 
 
 def _basic(authenticator: Authenticator) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:

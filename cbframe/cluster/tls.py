@@ -126,7 +126,9 @@ def tls_error(cause: BaseException, node: str, where: str = "") -> ConnectError 
         what = f"the node refuses the client certificate, or wants one: {_readable(reason)}"
         hint = "give auth=CertificateAuthenticator(...) with a certificate that the cluster trusts"
     elif isinstance(cause, ssl.SSLEOFError):
+        # Also what is left of a refusal if the node hangs up before its reason was read.
         what = "the node closed the connection during the TLS handshake"
+        hint += "; a cluster may also want a client certificate"
         permanent = False
     else:
         what = f"TLS failed: {_readable(reason) or cause}"
