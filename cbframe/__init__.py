@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "cbframe.cluster.auth": ("PasswordAuthenticator",),
+    "cbframe.cluster.auth": ("CertificateAuthenticator", "PasswordAuthenticator"),
     "cbframe.cluster.backoff": ("exponential_backoff_loop",),
     "cbframe.cluster.rest": ("connect_bucket",),
     "cbframe.dcp.metadata": ("VBucketMetaData",),
@@ -65,6 +65,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from cbframe.cluster.auth import CertificateAuthenticator as CertificateAuthenticator
     from cbframe.cluster.auth import PasswordAuthenticator as PasswordAuthenticator
     from cbframe.cluster.backoff import exponential_backoff_loop as exponential_backoff_loop
     from cbframe.cluster.rest import connect_bucket as connect_bucket

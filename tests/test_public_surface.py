@@ -20,6 +20,7 @@ NAMES = [
     "BucketNotFoundError",
     "BucketScan",
     "CbframeError",
+    "CertificateAuthenticator",
     "ClusterMapError",
     "ConfigurationError",
     "ConnectError",

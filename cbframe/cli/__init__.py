@@ -102,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="file that holds the password; else it is asked for",
     )
+    read.add_argument(
+        "--ca-file", metavar="FILE", help="the cluster's certificate authority; else the system's are trusted"
+    )
+    read.add_argument("--client-cert", metavar="FILE", help="client certificate, in place of --user")
+    read.add_argument("--client-key", metavar="FILE", help="its key, if that is in another file")
     read.add_argument("--columns", metavar="A,B", help="keep only these fields")
     read.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a file")
     read.add_argument("--no-progress", action="store_true", help="draw no progress line")

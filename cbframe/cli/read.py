@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from cbframe.cli.files import writer_of
 from cbframe.cli.text import progress_line, say, show_remarks, show_table
+from cbframe.cluster.auth import AuthSource, CertificateAuthenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.errors import ConfigurationError
 from cbframe.frame.read import scan_bucket
@@ -22,7 +23,14 @@ def read(options: argparse.Namespace) -> int:
     columns = None if options.columns is None else [name for name in options.columns.split(",") if name]
     with ExitStack() as stack:
         progress = None if options.no_progress else stack.enter_context(progress_line())
-        scan = scan_bucket(options.conn, options.bucket, auth=auth, columns=columns, progress=progress)
+        scan = scan_bucket(
+            options.conn,
+            options.bucket,
+            auth=auth,
+            tls=options.ca_file,
+            columns=columns,
+            progress=progress,
+        )
         result = scan.read()
     table = result.table
     if write is not None:
@@ -36,12 +44,16 @@ def read(options: argparse.Namespace) -> int:
     return 0
 
 
-def _credentials(options: argparse.Namespace) -> tuple[str, str]:
+def _credentials(options: argparse.Namespace) -> AuthSource:
     if parse_connection_string(options.conn).credentials is not None:
         raise ConfigurationError(
             "the connection string holds credentials, which every process on this machine can see",
             hint="use --user with --password-env or --password-file",
         )
+    if options.client_cert or options.client_key:
+        if options.user:
+            raise ConfigurationError("--user and --client-cert exclude each other", hint="give one of them")
+        return CertificateAuthenticator(options.client_cert, options.client_key)
     if not options.user:
         raise ConfigurationError("no user is named", hint="give --user")
     if options.password_env is not None:

@@ -1,10 +1,11 @@
-"""Who asks: user names and passwords, for the cluster manager and the data service alike."""
+"""Who asks: passwords or certificates, for the cluster manager and the data service alike."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TypeAlias
 
 from cbframe.errors import ConfigurationError
@@ -52,6 +53,42 @@ class PasswordAuthenticator(Authenticator):
 
     def credentials(self) -> tuple[str, str]:
         return self.username, self.password
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateAuthenticator(Authenticator):
+    """A client certificate, in place of a user name and a password; needs TLS.
+
+    Parameters
+    ----------
+    certfile
+        Path of a PEM file with the certificate and its chain. None if the ``ssl.SSLContext`` that
+        is passed as ``tls=`` holds the certificate already.
+    keyfile
+        Path of its private key; None if it is in the same file.
+    password
+        Of the private key, if it is encrypted. The ``repr`` hides it.
+
+    Raises
+    ------
+    ConfigurationError
+        There is a key or a password without a certificate.
+    """
+
+    certfile: str | PathLike[str] | None = None
+    keyfile: str | PathLike[str] | None = None
+    password: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.certfile is None and (self.keyfile, self.password) != (None, None):
+            raise ConfigurationError("a client's key is given without its certificate")
+
+    def credentials(self) -> None:
+        return None
+
+    def key_password(self) -> str:
+        """The key's password; empty if there is none, which no encrypted key has."""
+        return self.password or ""
 
 
 AuthSource: TypeAlias = Authenticator | tuple[str, str]

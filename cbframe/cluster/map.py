@@ -272,11 +272,13 @@ def _unreachable(node: Node, network: str, *, tls: bool) -> ClusterMapError:
             hint=f"it is on: {', '.join(sorted(node.networks))}",
         )
     if tls:
-        return ClusterMapError(
-            "the node offers no TLS port for the data service",
+        error = ClusterMapError(
+            "the node offers no TLS port for the data service, and plain text was not asked for",
             node=name,
-            hint="connect with couchbase:// or http://, which is not encrypted",
+            hint="turn TLS on in the cluster; couchbase:// and http:// would connect without encryption",
         )
+        error.permanent = True
+        return error
     return ClusterMapError(
         "the node offers only a TLS port for the data service",
         node=name,

@@ -1,4 +1,4 @@
-"""The cluster manager over HTTP: the one module that loads ``requests``.
+"""The cluster manager over HTTP: with :mod:`cbframe.cluster.https` the only one to load ``requests``.
 
 A call opens a session and closes it; a ``with`` block around several calls lets them share one.
 Either way none is left open, and a password that changes is used from the next call on.
@@ -22,10 +22,12 @@ from cbframe.cluster.address import HostPort, bare_host, strip_userinfo
 from cbframe.cluster.answers import Answer, uuid_mismatch
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.https import ContextAdapter
 from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.nodes import with_node_services
 from cbframe.cluster.seeds import first_success
+from cbframe.cluster.tls import TLSContext, TLSLike, client_context, tls_error
 from cbframe.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -75,6 +77,8 @@ class RestClient:
         Whether to check the server's certificate, or the path of the CA certificates to trust.
     cert
         Path of a client certificate with its key, or of both.
+    tls_context
+        A context that says all this in place of `verify` and `cert`.
     session_factory
         Makes the session of one call; tests put theirs here.
     max_answer_bytes
@@ -94,6 +98,7 @@ class RestClient:
         timeout: float = 10.0,
         verify: bool | str = True,
         cert: str | tuple[str, str] | None = None,
+        tls_context: TLSContext | None = None,
         session_factory: Callable[[], requests.Session] = requests.Session,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
@@ -108,11 +113,12 @@ class RestClient:
         self._auth: AuthLike = target.credentials if auth is None else auth
         self._terms = _Terms(timeout, verify, cert, max_answer_bytes)
         self._session_factory = session_factory
+        self._context = tls_context
         self._shared: requests.Session | None = None
 
     def __enter__(self) -> Self:
         self.close()
-        self._shared = self._session_factory()
+        self._shared = self._new_session()
         return self
 
     def __exit__(
@@ -173,9 +179,15 @@ class RestClient:
 
         return first_success(self.seeds, attempt)
 
+    def _new_session(self) -> requests.Session:
+        session = self._session_factory()
+        if self._context is not None:
+            session.mount("https://", ContextAdapter(self._context))
+        return session
+
     @contextmanager
     def _open(self, seed: str, authenticator: Authenticator) -> Iterator[_Manager]:
-        session = self._shared or self._session_factory()
+        session = self._shared or self._new_session()
         try:
             session.auth = _basic(authenticator)
             session.headers["Accept"] = "application/json"
@@ -187,19 +199,29 @@ class RestClient:
                 session.close()
 
 
-def connect_bucket(server_url: str, pool_name: str, bucket_name: str, auth: AuthLike) -> Bucket:
+def connect_bucket(
+    server_url: str, pool_name: str, bucket_name: str, auth: AuthLike, *, tls: TLSLike = None
+) -> Bucket:
     """Describe a bucket through one seed, by the walk of the reference (``cbdatasource``).
+
+    Parameters
+    ----------
+    tls
+        For ``https://``: as for :func:`~cbframe.scan_bucket`.
 
     Raises
     ------
     CbframeError
         As :meth:`RestClient.bucket_config`; with a single seed its error comes unwrapped.
     """
-    client = RestClient(server_url, auth)
+    target = parse_connection_string(server_url)
+    authenticator = as_authenticator(target.credentials if auth is None else auth)
+    context = client_context(tls, authenticator, encrypted=target.tls)
+    client = RestClient(server_url, authenticator, tls_context=context)
     if len(client.seeds) != 1:
         raise ConfigurationError("connect_bucket takes one server URL", hint="try them one after the other")
     seed = client.seeds[0]
-    with client._open(seed, as_authenticator(client._auth)) as manager:  # noqa: SLF001 - same module, one seam
+    with client._open(seed, authenticator) as manager:  # noqa: SLF001 - same module, one seam
         config = manager.walk(pool_name, bucket_name)
     cluster_map = parse_bucket_config(config, origin_host=manager.host, tls=client.tls)
     services = tuple(fields.mappings(config, "nodesExt"))
@@ -341,18 +363,20 @@ class _Manager:
             ) from error
 
     def _no_answer(self, path: str, error: requests.RequestException, root: BaseException) -> ConnectError:
-        if isinstance(error, requests.exceptions.SSLError):
-            what, hint = "TLS failed", "https:// is port 18091; a private CA goes into verify"
-        elif isinstance(error, requests.Timeout) or isinstance(root, TimeoutError):
+        if (failure := tls_error(root, self._node, f" (asked for {path})")) is not None:
+            return failure
+        if isinstance(error, requests.Timeout) or isinstance(root, TimeoutError):
             return ConnectError(
                 f"{path} gave no answer within {self._terms.timeout:g} s",
                 node=self._node,
                 hint="the node is overloaded, or a firewall drops the packets",
             )
-        else:
-            what, hint = "no whole answer", "check host and port: http:// is 8091, https:// is 18091"
         reason = strip_userinfo(str(root)) or type(root).__name__
-        return ConnectError(f"{what} from {path}: {reason}", node=self._node, hint=hint)
+        return ConnectError(
+            f"no whole answer from {path}: {reason}",
+            node=self._node,
+            hint="check host and port: http:// is 8091, https:// is 18091",
+        )
 
 
 def _names(entries: Sequence[Mapping[str, object]]) -> list[str]:
@@ -366,7 +390,9 @@ def _root_cause(error: BaseException, outside: BaseException | None) -> BaseExce
     """
     while (below := error.__cause__ or error.__context__) is not None and below is not outside:
         error = below
-    return error
+    # urllib3 hands on what the ssl module raised as an argument, not as a cause.
+    wrapped = error.args[0] if error.args else None
+    return wrapped if isinstance(wrapped, BaseException) else error
 
 
 def _basic(authenticator: Authenticator) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:

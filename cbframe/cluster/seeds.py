@@ -6,7 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from cbframe.cluster.address import strip_userinfo
-from cbframe.errors import AllServerURLsConnectBucketError, CbframeError, ConfigurationError
+from cbframe.errors import (
+    AllServerURLsConnectBucketError,
+    CbframeError,
+    ConfigurationError,
+    ConnectError,
+    ProtocolError,
+)
 
 _T = TypeVar("_T")
 
@@ -17,9 +23,11 @@ def first_success(seeds: Sequence[str], attempt: Callable[[str], _T]) -> _T:
     Raises
     ------
     CbframeError
-        The first permanent error, as it is: wrong passwords do not get better at the next node.
+        The first permanent error, as it is: wrong passwords do not get better at the next node. What
+        speaks another protocol, or has a bad certificate, says nothing of the next node.
     AllServerURLsConnectBucketError
-        All failed. The message names the cause of each seed; the last cause is chained.
+        All failed. The message names the cause of each seed; the last cause is chained. It is
+        permanent if all causes are.
     ConfigurationError
         There are no seeds.
     """
@@ -30,13 +38,20 @@ def first_success(seeds: Sequence[str], attempt: Callable[[str], _T]) -> _T:
         try:
             return attempt(seed)
         except CbframeError as error:
-            if error.permanent:
+            if error.permanent and (len(seeds) == 1 or not _is_of_one_node(error)):
                 raise
             causes.append((strip_userinfo(seed), error))
     told = "; ".join(f"{seed}: {strip_userinfo(error.message)}" for seed, error in causes)
     last = causes[-1][1]
-    raise AllServerURLsConnectBucketError(
+    failure = AllServerURLsConnectBucketError(
         [seed for seed, _ in causes],
         f"could not connect to the bucket through any seed: {told}",
         hint=last.hint,
-    ) from last
+    )
+    failure.permanent = all(error.permanent for _, error in causes)
+    raise failure from last
+
+
+def _is_of_one_node(error: CbframeError) -> bool:
+    # Not the subclasses: those are about the user, the bucket and the cluster.
+    return isinstance(error, ProtocolError) or type(error) is ConnectError

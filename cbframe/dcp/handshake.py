@@ -44,14 +44,22 @@ _TEMPORARY = (Status.ENOMEM, Status.EBUSY, Status.ETMPFAIL, Status.NOT_INITIALIZ
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who connects, to which bucket. The password stays out of the repr."""
+    """Who connects, to which bucket. The password stays out of the repr.
 
-    username: str
+    The user name is None where the client's certificate has said it already.
+    """
+
+    username: str | None
     password: str = field(repr=False)
     bucket: str
     tls: bool
     allow_plain: bool
     nonce: Callable[[], str] = field(repr=False)
+
+    @property
+    def user(self) -> str:
+        """For error messages."""
+        return "of the client certificate" if self.username is None else repr(self.username)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +108,12 @@ def log_in(login: Login) -> Steps[frozenset[int]]:
     answer = yield Hello(AGENT, wanted).frame()
     _require(answer, "HELLO was refused")
     granted = frozenset(parse_features(answer.value)) & frozenset(int(code) for code in wanted)
-    yield from _authenticate(login)
+    if login.username is not None:
+        yield from _authenticate(login, login.username)
     answer = yield SelectBucket(login.bucket).frame()
     if answer.status == Status.EACCESS:
         raise BucketNotFoundError(
-            f"bucket {login.bucket!r} does not exist or user {login.username!r} has no access to it",
+            f"bucket {login.bucket!r} does not exist or user {login.user} has no access to it",
             hint="check the bucket's name; the user needs the role Data Reader and Data DCP Reader on it",
         )
     _require(answer, f"bucket {login.bucket!r} could not be selected")
@@ -134,7 +143,7 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
     answer = yield DcpOpen(settings.name, flags).frame()
     if answer.status == Status.EACCESS:
         raise AccessError(
-            f"user {login.username!r} may not read bucket {login.bucket!r} over DCP",
+            f"user {login.user} may not read bucket {login.bucket!r} over DCP",
             hint="grant the role Data DCP Reader (Community Edition: bucket_full_access)",
         )
     if answer.status == Status.NOT_SUPPORTED:
@@ -196,17 +205,17 @@ def fetch_manifest(login: Login) -> Steps[bytes | None]:
     return answer.value
 
 
-def _authenticate(login: Login) -> Steps[None]:
+def _authenticate(login: Login, username: str) -> Steps[None]:
     answer = yield Plain(Opcode.SASL_LIST_MECHS).frame()
     _require(answer, "SASL_LIST_MECHS was refused")
     mechanism = choose_mechanism(
         answer.value.decode(errors="replace").split(), allow_plain=login.allow_plain or login.tls
     )
     if mechanism == "PLAIN":
-        answer = yield SaslAuth(mechanism, plain_payload(login.username, login.password)).frame()
+        answer = yield SaslAuth(mechanism, plain_payload(username, login.password)).frame()
         _check_auth(answer, login, mechanism)
         return
-    scram = ScramClient(mechanism, login.username, login.password, login.nonce)
+    scram = ScramClient(mechanism, username, login.password, login.nonce)
     answer = yield SaslAuth(mechanism, scram.first()).frame()
     if answer.status != Status.AUTH_CONTINUE:
         _check_auth(answer, login, mechanism)
@@ -219,7 +228,7 @@ def _authenticate(login: Login) -> Steps[None]:
 def _check_auth(answer: Frame, login: Login, mechanism: str) -> None:
     if answer.status in (Status.AUTH_ERROR, Status.EACCESS):
         raise AuthFailError(
-            f"the server refused user {login.username!r} or the password ({mechanism})",
+            f"the server refused user {login.user} or the password ({mechanism})",
             hint="check user name and password; the user must exist on this cluster",
         )
     _require(answer, f"authentication with {mechanism} failed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import ssl
 import time
 from collections.abc import Callable
 from secrets import token_hex
@@ -16,6 +15,7 @@ from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.seeds import first_success
+from cbframe.cluster.tls import TLSContext, TLSLike, client_context
 from cbframe.dcp.aside import Aside
 from cbframe.dcp.handshake import Login, Steps, T, fetch_config, fetch_manifest
 from cbframe.dcp.query import ask
@@ -32,15 +32,8 @@ def make_login(
     target: ConnectionString, authenticator: Authenticator, bucket: str, *, allow_plain: bool
 ) -> Login:
     """What the data service is told about who connects."""
-    username, password = authenticator.credentials() or ("", "")
+    username, password = authenticator.credentials() or (None, "")
     return Login(username, password, bucket, target.tls, allow_plain, lambda: token_hex(16))
-
-
-def make_transport(target: ConnectionString, context: ssl.SSLContext | None) -> SocketTransport:
-    """TCP, or TLS that verifies the peer where the connection string says so."""
-    if not target.tls:
-        return SocketTransport()
-    return SocketTransport(context or ssl.create_default_context())
 
 
 class MapSource:
@@ -54,8 +47,8 @@ class MapSource:
         The same credentials for the data service and for REST.
     bucket_uuid
         Refuse a bucket of the same name with another uuid; empty to take any.
-    verify
-        For REST over TLS: True, or the path of a CA bundle.
+    tls_context
+        For REST over TLS: the one that the transport has too.
     """
 
     def __init__(
@@ -68,7 +61,7 @@ class MapSource:
         transport: Transport,
         clock: Callable[[], float],
         timeout: float,
-        verify: bool | str = True,
+        tls_context: TLSContext | None = None,
     ) -> None:
         self._target = target
         self._login = login
@@ -77,7 +70,7 @@ class MapSource:
         self._transport = transport
         self._clock = clock
         self._timeout = timeout
-        self._verify = verify
+        self._tls_context = tls_context
         self._waker = Waker()
         self._aside = Aside()
         self._known_nodes: tuple[str, ...] = ()
@@ -132,7 +125,7 @@ class MapSource:
             list(self._target.rest_urls()),
             self._auth,
             timeout=self._timeout,
-            verify=self._verify,
+            tls_context=self._tls_context,
         )
 
     def _fetch_over_rest(self) -> ClusterMap:
@@ -185,8 +178,6 @@ class MapSource:
                 return attempt(node)
             except CbframeError as exc:
                 exc.node = exc.node or node
-                if isinstance(exc, ProtocolError) and len(nodes) > 1:
-                    exc.permanent = False  # another seed may be a data node
                 raise
 
         return named(nodes[0]) if len(nodes) == 1 else first_success(nodes, named)
@@ -208,18 +199,20 @@ def bucket_manifest(
     bucket: str,
     auth: AuthLike,
     options: BucketDataSourceOptions,
-    tls_context: ssl.SSLContext | None = None,
+    tls: TLSLike = None,
 ) -> Manifest | None:
     """Ask a cluster for the collections of a bucket; None where the server has none."""
     target = parse_connection_string(server_urls)
     authenticator = as_authenticator(auth)
+    context = client_context(tls, authenticator, encrypted=target.tls)
     source = MapSource(
         target,
         make_login(target, authenticator, bucket, allow_plain=options.allow_plain),
         authenticator,
-        transport=make_transport(target, tls_context),
+        transport=SocketTransport(context),
         clock=time.monotonic,
         timeout=options.connect_timeout,
+        tls_context=context,
     )
     try:
         return source.fetch_manifest()

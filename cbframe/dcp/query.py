@@ -16,6 +16,8 @@ from cbframe.errors import (
 from cbframe.wire.constants import MAX_BODY_LENGTH
 from cbframe.wire.frame import Frame
 
+_PORTS = "is this port the data service (couchbase:// is 11210, couchbases:// is 11207)?"
+
 
 def ask(
     node: str,
@@ -83,7 +85,7 @@ def ask(
                 if count == 0:
                     raise ConnectError(
                         "the node closed the connection during the handshake",
-                        hint="is this port the data service (11210, or 11207 with TLS)?",
+                        hint=_PORTS,
                     )
                 if count:
                     buffer += view[:count]
@@ -93,12 +95,20 @@ def ask(
                 result: T = done.value
                 return result
     except CbframeError as exc:
-        exc.node = exc.node or node
-        if isinstance(exc, ProtocolError):
-            exc.permanent = True  # what speaks another protocol now will not speak ours next time
-        if isinstance(exc, ReadTimeoutError):
-            exc.permanent = False
+        _complete(exc, node)
         raise
     finally:
         steps.close()
         stream.close()
+
+
+def _complete(error: CbframeError, node: str) -> None:
+    """Say of an error where it was, and whether another attempt may do better."""
+    error.node = error.node or node
+    if type(error) in (ConnectError, ProtocolError):
+        # A TLS port resets the connection of a client that speaks in plain text.
+        error.hint = error.hint or _PORTS
+    if isinstance(error, ProtocolError):
+        error.permanent = True  # what speaks another protocol now will not speak ours next time
+    if isinstance(error, ReadTimeoutError):
+        error.permanent = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
 import time
 import uuid
@@ -14,16 +13,17 @@ from typing import Self
 from cbframe.cluster.auth import AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.map import ClusterMap
+from cbframe.cluster.tls import TLSLike, client_context
 from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.handshake import DcpSettings
-from cbframe.dcp.maps import MapSource, make_login, make_transport
+from cbframe.dcp.maps import MapSource, make_login
 from cbframe.dcp.node import NodeSetup, NodeThread
 from cbframe.dcp.receiver import BlockReceiver, CallbackAdapter, Receiver
 from cbframe.dcp.stats import BucketDataSourceStats, NodeStats, add_up
 from cbframe.dcp.supervisor import Supervisor
-from cbframe.dcp.transport import Transport
+from cbframe.dcp.transport import SocketTransport, Transport
 from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
@@ -49,14 +49,16 @@ class BucketDataSource:
     vbucket_ids
         The vbuckets to stream; None for all.
     auth
-        ``(user, password)``, an authenticator, or a callable that gives one.
+        ``(user, password)``, an authenticator (of passwords or certificates), or a callable that gives
+        one.
     receiver
         A :class:`~cbframe.dcp.receiver.Receiver` or
         :class:`~cbframe.dcp.receiver.BlockReceiver`.
     options
         See :class:`~cbframe.options.BucketDataSourceOptions`.
     tls_context
-        Verifies the nodes of ``couchbases://`` seeds; None for the system's authorities.
+        Verifies the nodes of ``couchbases://`` and ``https://`` seeds: a context, or the path of a
+        file with certificate authorities; None for the system's.
     transport, clock
         Stand-ins for tests.
 
@@ -77,7 +79,7 @@ class BucketDataSource:
         receiver: Receiver | BlockReceiver,
         options: BucketDataSourceOptions | None = None,
         *,
-        tls_context: ssl.SSLContext | None = None,
+        tls_context: TLSLike = None,
         transport: Transport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,7 +87,8 @@ class BucketDataSource:
         options = options or BucketDataSourceOptions()
         target = parse_connection_string(server_urls)
         authenticator = as_authenticator(auth)
-        transport = transport or make_transport(target, tls_context)
+        context = client_context(tls_context, authenticator, encrypted=target.tls)
+        transport = transport or SocketTransport(context)
         self._options = options
         self._receiver = receiver if isinstance(receiver, BlockReceiver) else _AdaptedReceiver(receiver)
         self._transport = transport
@@ -99,6 +102,7 @@ class BucketDataSource:
             transport=transport,
             clock=clock,
             timeout=options.connect_timeout,
+            tls_context=context,
         )
         self._filter = StreamFilter(options.collections, options.scope_id).encode()
         self._coordinator = Coordinator(vbucket_ids, options)

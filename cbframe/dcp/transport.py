@@ -11,9 +11,11 @@ import os
 import select
 import socket
 import ssl
+import time
 from typing import Protocol
 
 from cbframe.cluster.address import split_address as address_parts
+from cbframe.cluster.tls import tls_error
 from cbframe.errors import ConfigurationError, ConnectError, ReadCancelledError, ReadTimeoutError
 
 
@@ -94,7 +96,7 @@ class SocketTransport:
                 try:
                     _connect(sock, address, node, waker, timeout)
                     if self._tls is not None:
-                        sock = _wrap(self._tls, sock, host, node, timeout)
+                        sock = _secure(self._tls, sock, host, node, waker, timeout)
                 except ConnectError as exc:
                     failure = exc
                 else:
@@ -115,25 +117,35 @@ class SocketStream:
         self._poll.register(waker.fileno(), select.POLLIN)
 
     def receive_into(self, view: memoryview) -> int | None:
+        count = 0
         try:
-            return self._sock.recv_into(view)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return None
+            count = self._sock.recv_into(view)
+            if isinstance(self._sock, ssl.SSLSocket):
+                # One call gives one record of at most 16 KiB, which is little for a block.
+                while 0 < count < len(view) and (more := self._sock.recv_into(view[count:])):
+                    count += more
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return count or None
         except OSError as exc:
-            raise ConnectError(f"the connection broke: {exc.strerror or exc}", node=self._node) from exc
+            # After whole records, the error comes again with the next call.
+            if not count:
+                raise self._broken(exc) from exc
+        return count
 
     def send_all(self, data: bytes, timeout: float) -> None:
         rest = memoryview(data)
         while rest:
             try:
                 rest = rest[self._sock.send(rest) :]
-            except (BlockingIOError, ssl.SSLWantWriteError):
-                if not _writable(self._sock, timeout):
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+                # TLS may have to read before it can write.
+                event = select.POLLIN if isinstance(exc, ssl.SSLWantReadError) else select.POLLOUT
+                if not _ready(self._sock, event, timeout):
                     raise ReadTimeoutError(
                         f"the node took no bytes for {timeout:g} s", node=self._node
                     ) from None
             except OSError as exc:
-                raise ConnectError(f"the connection broke: {exc.strerror or exc}", node=self._node) from exc
+                raise self._broken(exc) from exc
 
     def wait(self, timeout: float | None) -> bool:
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
@@ -143,6 +155,20 @@ class SocketStream:
         if self._waker.fileno() in woken:
             self._waker.drain()
         return self._sock.fileno() in woken
+
+    def _broken(self, cause: OSError) -> ConnectError:
+        if isinstance(self._sock, ssl.SSLSocket) and not isinstance(cause, ssl.SSLError):
+            # A node that refuses our certificate says so, and hangs up while we are sending.
+            try:
+                self._sock.recv(1)
+            except ssl.SSLError as said:
+                cause = said
+            except OSError:
+                pass  # it said nothing more
+        failure = tls_error(cause, self._node)
+        if failure is None:
+            failure = ConnectError(f"the connection broke: {cause.strerror or cause}", node=self._node)
+        return failure
 
     def close(self) -> None:
         self._sock.close()
@@ -156,18 +182,46 @@ def split_address(node: str) -> tuple[str, int]:
     return address
 
 
-def _wrap(tls: ssl.SSLContext, sock: socket.socket, host: str, node: str, timeout: float) -> ssl.SSLSocket:
-    sock.settimeout(timeout)
-    try:
-        wrapped = tls.wrap_socket(sock, server_hostname=host)
-    except (ssl.SSLError, OSError) as exc:
+def _secure(
+    tls: ssl.SSLContext, plain: socket.socket, host: str, node: str, waker: Waker, timeout: float
+) -> ssl.SSLSocket:
+    """The socket after the TLS handshake; it is closed if that fails."""
+    deadline = time.monotonic() + timeout
+    with contextlib.ExitStack() as undo:
+        try:
+            sock = tls.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
+            undo.enter_context(sock)
+            while True:
+                try:
+                    sock.do_handshake()
+                except ssl.SSLWantReadError:
+                    _await(sock, select.POLLIN, node, waker, deadline, timeout)
+                except ssl.SSLWantWriteError:
+                    _await(sock, select.POLLOUT, node, waker, deadline, timeout)
+                else:
+                    undo.pop_all()
+                    return sock
+        except (OSError, ValueError) as exc:  # ValueError: a host name that no certificate can have
+            raise tls_error(exc, node) or ConnectError(
+                f"the TLS handshake failed: {exc}",
+                node=node,
+                hint="check that this is the TLS port (11207)",
+            ) from exc
+
+
+def _await(sock: socket.socket, event: int, node: str, waker: Waker, deadline: float, timeout: float) -> None:
+    poll = select.poll()
+    poll.register(sock, event)
+    poll.register(waker.fileno(), select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(max(0, int((deadline - time.monotonic()) * 1000)))}
+    if waker.fileno() in ready:
+        raise ReadCancelledError("cancelled during the TLS handshake", node=node)
+    if not ready:
         raise ConnectError(
-            f"TLS failed: {exc}",
+            f"no TLS handshake within {timeout:g} s",
             node=node,
-            hint="check the certificate authority, the host name and the TLS port (11207)",
-        ) from exc
-    wrapped.setblocking(False)
-    return wrapped
+            hint="the port is open but silent: is it the TLS port (11207)?",
+        )
 
 
 def _connect(
@@ -200,7 +254,7 @@ def _connect(
         ) from error
 
 
-def _writable(sock: socket.socket, timeout: float) -> bool:
+def _ready(sock: socket.socket, event: int, timeout: float) -> bool:
     poll = select.poll()
-    poll.register(sock, select.POLLOUT)
+    poll.register(sock, event)
     return bool(poll.poll(int(timeout * 1000)))

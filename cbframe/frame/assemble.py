@@ -186,9 +186,7 @@ class Assembler:
 
     def _fetch_manifest(self) -> Manifest:
         target, options = self._target, self._options
-        manifest = bucket_manifest(
-            target.server_urls, target.bucket, target.auth, options, target.tls_context
-        )
+        manifest = bucket_manifest(target.server_urls, target.bucket, target.auth, options, target.tls)
         if manifest is None:
             raise ConfigurationError(
                 f"bucket {target.bucket!r} is on a server without collections",

@@ -53,11 +53,12 @@ def scan_bucket(
     bucket
         The bucket, if the connection string does not name it.
     auth
-        ``(user, password)``, a :class:`~cbframe.PasswordAuthenticator`, or a callable that gives
-        either.
+        ``(user, password)``, a :class:`~cbframe.PasswordAuthenticator`, with TLS a
+        :class:`~cbframe.CertificateAuthenticator`, or a callable that gives one of these.
     tls
-        For ``couchbases://``: an ``ssl.SSLContext``, or the path of a file with the cluster's
-        certificate authority. None trusts the system's authorities.
+        For ``couchbases://`` and ``https://``: an ``ssl.SSLContext``, or the path of a file with the
+        cluster's certificate authority. None trusts the system's authorities. Without one of these
+        schemes it is an error: nothing falls back to plain text.
     scope, collections
         Read only these; collections by name within `scope`, or as ``"scope.collection"``. Filtered
         by the server. By default all, without the server's own scope ``_system``.

@@ -132,7 +132,7 @@ class BucketScan:
             self._target.auth,
             receiver,
             options,
-            tls_context=self._target.tls_context,
+            tls_context=self._target.tls,
         )
         # Not a with block: Ctrl-C may come while the threads are being started.
         try:

@@ -8,7 +8,7 @@ from operator import index
 from typing import Any
 
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
-from cbframe.cluster.tls import TLSContext, TLSLike, make_tls_context
+from cbframe.cluster.tls import TLSLike, make_tls_context
 from cbframe.errors import ConfigurationError
 from cbframe.typing import Connectable, ServerURLs
 
@@ -69,7 +69,7 @@ class ScanTarget:
     server_urls: ServerURLs
     bucket: str
     auth: Any = field(repr=False)
-    tls_context: TLSContext | None = field(default=None, repr=False)
+    tls: TLSLike = field(default=None, repr=False)
     scope: str | None = None
     collections: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
@@ -130,13 +130,18 @@ def make_target(
         raise ConfigurationError(
             f"metadata {unknown[0]!r} does not exist", hint=f"choose from: {', '.join(METADATA_NAMES)}"
         )
+    if tls is not None and not parsed.tls:
+        raise ConfigurationError(
+            f"tls= is given, but {parsed.scheme}:// is not encrypted", hint="write couchbases:// or https://"
+        )
+    make_tls_context(tls)  # a file that cannot be read is told of now, not when the scan is read
     if isinstance(collections, str):
         collections = (collections,)
     return ScanTarget(
         server_urls=urls,
         bucket=name,
         auth=auth if auth is not None else parsed.credentials,
-        tls_context=make_tls_context(tls),
+        tls=tls,
         scope=scope,
         collections=None if collections is None else tuple(collections),
         columns=None if columns is None else tuple(columns),

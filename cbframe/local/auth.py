@@ -46,6 +46,10 @@ class Credentials:
         same_user = hmac.compare_digest(username.encode(), self.username.encode())
         return same_user & hmac.compare_digest(password.encode(), self._password.encode())
 
+    def certifies(self, common_name: str | None) -> bool:
+        """Whether a verified client certificate with this name is the user's."""
+        return common_name == self.username
+
     def salt(self, username: str) -> bytes:
         return hmac.digest(self._salt_key, username.encode(), "sha256")[:16]
 

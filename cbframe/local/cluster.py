@@ -8,12 +8,13 @@ from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import quote
 
-from cbframe.errors import ConnectError
+from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.local.bucket import Value, to_bytes
 from cbframe.local.config import HOST
 from cbframe.local.engine import Engine
 from cbframe.local.process import RemoteEngine
 from cbframe.local.sample import DEFAULT_SEED
+from cbframe.local.tls import ServerTLS
 
 
 class LocalCluster:
@@ -39,6 +40,8 @@ class LocalCluster:
         Seconds between DCP NOOPs whatever the client asks for; None does as asked.
     seed
         Makes the vbucket and bucket uuids repeatable.
+    tls
+        Certificates: every node then has a TLS port beside each of its two.
 
     Examples
     --------
@@ -60,6 +63,7 @@ class LocalCluster:
         process: bool = False,
         noop_interval: float | None = None,
         seed: int | None = None,
+        tls: ServerTLS | None = None,
     ) -> None:
         self.bucket = bucket
         self.username = username
@@ -73,6 +77,7 @@ class LocalCluster:
             "replicas": replicas,
             "noop_interval": noop_interval,
             "seed": seed,
+            "tls": None if tls is None else tls.options(),
         }
         self._process = process
         self._running: Engine | None = None
@@ -136,7 +141,31 @@ class LocalCluster:
     def rest_urls(self) -> list[str]:
         """Base URL of every node's cluster manager."""
         _ = self._engine
-        return [f"http://{HOST}:{port}" for port in self._ports["rest"]]
+        return [f"http://{HOST}:{port}" for port in self._ports["mgmt"]]
+
+    @property
+    def tls_connection_string(self) -> str:
+        """``couchbases://127.0.0.1:PORT/BUCKET`` with the TLS port of the first node.
+
+        Raises
+        ------
+        ConfigurationError
+            The cluster was made without certificates.
+        """
+        return f"couchbases://{HOST}:{self._tls_ports('kvSSL')[0]}/{quote(self.bucket, safe='')}"
+
+    @property
+    def tls_rest_urls(self) -> list[str]:
+        """``https://`` URL of every node's cluster manager; raises as `tls_connection_string`."""
+        return [f"https://{HOST}:{port}" for port in self._tls_ports("mgmtSSL")]
+
+    def _tls_ports(self, service: str) -> list[int]:
+        _ = self._engine
+        if service not in self._ports:
+            raise ConfigurationError(
+                "the local cluster has no TLS ports", hint="give LocalCluster(tls=ServerTLS(...))"
+            )
+        return self._ports[service]
 
     # ------------------------------------------------------------------ documents
 

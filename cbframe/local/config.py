@@ -18,25 +18,25 @@ class ClusterConfig:
 
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
-        self.kv_ports: list[int] = []
-        self.rest_ports: list[int] = []
+        self.ports: list[dict[str, int]] = []
+        """Of each node, by the name of the service."""
 
     def _nodes_ext(self, this: int) -> list[dict[str, Any]]:
         return [
             {
-                "services": {"mgmt": rest, "kv": kv},
+                "services": ports,
                 "hostname": HOST,
                 "nodeUUID": f"{i + 1:032x}",
                 **({"thisNode": True} if i == this else {}),
             }
-            for i, (rest, kv) in enumerate(zip(self.rest_ports, self.kv_ports, strict=True))
+            for i, ports in enumerate(self.ports)
         ]
 
     def _nodes(self, this: int) -> list[dict[str, Any]]:
         return [
             {
-                "hostname": f"{HOST}:{rest}",
-                "ports": {"direct": kv},
+                "hostname": f"{HOST}:{ports['mgmt']}",
+                "ports": {"direct": ports["kv"]},
                 "nodeUUID": f"{i + 1:032x}",
                 "otpNode": f"n_{i}@{HOST}",
                 "services": ["kv"],
@@ -46,14 +46,14 @@ class ClusterConfig:
                 "clusterCompatibility": 0x70002,
                 **({"thisNode": True} if i == this else {}),
             }
-            for i, (rest, kv) in enumerate(zip(self.rest_ports, self.kv_ports, strict=True))
+            for i, ports in enumerate(self.ports)
         ]
 
     def _map(self) -> dict[str, Any]:
         return {
             "hashAlgorithm": "CRC",
             "numReplicas": len(self.bucket.map[0]) - 1,
-            "serverList": [f"{HOST}:{port}" for port in self.kv_ports],
+            "serverList": [f"{HOST}:{ports['kv']}" for ports in self.ports],
             "vBucketMap": self.bucket.map,
         }
 
@@ -84,8 +84,7 @@ class ClusterConfig:
     def terse(self, this: int) -> dict[str, Any]:
         """The bucket configuration that data nodes hand out."""
         nodes = [
-            {"hostname": f"{HOST}:{rest}", "ports": {"direct": kv}}
-            for rest, kv in zip(self.rest_ports, self.kv_ports, strict=True)
+            {"hostname": f"{HOST}:{ports['mgmt']}", "ports": {"direct": ports["kv"]}} for ports in self.ports
         ]
         return {**self.cluster(this), **self._common(), "nodes": nodes}
 

@@ -20,6 +20,7 @@ from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
 from cbframe.local.node import Node
 from cbframe.local.sample import load_sample
 from cbframe.local.store import VBucket
+from cbframe.local.tls import ServerTLS
 from cbframe.wire.constants import Datatype
 from cbframe.wire.xattrs import body_offset
 
@@ -38,17 +39,18 @@ class Engine:
         replicas: int,
         noop_interval: float | None,
         seed: int | None,
+        tls: dict[str, Any] | None = None,
     ) -> None:
+        context = None if tls is None else ServerTLS(**tls).context()
         self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed)
         config = ClusterConfig(self.bucket)
         credentials = Credentials(username, password)
         self.nodes: list[Node] = []
         try:
             for index in range(nodes):
-                node = Node(index, self.bucket, config, credentials, noop_interval)
+                node = Node(index, self.bucket, config, credentials, noop_interval, context)
                 self.nodes.append(node)
-                config.kv_ports.append(node.kv_port)
-                config.rest_ports.append(node.rest_port)
+                config.ports.append(node.ports)
                 self.bucket.on_write.append(node.on_write)
             for node in self.nodes:
                 node.start()
@@ -61,7 +63,8 @@ class Engine:
             node.stop()
 
     def addresses(self) -> dict[str, list[int]]:
-        return {"kv": [n.kv_port for n in self.nodes], "rest": [n.rest_port for n in self.nodes]}
+        """The ports of every node by the name of the service."""
+        return {service: [node.ports[service] for node in self.nodes] for service in self.nodes[0].ports}
 
     # ------------------------------------------------------------------ documents
 

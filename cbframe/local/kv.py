@@ -15,6 +15,7 @@ from cbframe.local.dcp import Producer, open_error
 from cbframe.local.documents import mutation_token
 from cbframe.local.loop import Channel
 from cbframe.local.queries import ONLY_DCP, QUERIES
+from cbframe.local.tls import AnySocket
 from cbframe.wire import leb128
 from cbframe.wire.constants import (
     Datatype,
@@ -81,7 +82,7 @@ _UNKNOWN_FRAME_INFO = 0x80
 class KvConnection(Channel):
     """State machine of one connection to a node's data port."""
 
-    def __init__(self, node: Node, sock: socket.socket) -> None:
+    def __init__(self, node: Node, sock: AnySocket) -> None:
         super().__init__(node.loop, sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.node = node
@@ -130,6 +131,9 @@ class KvConnection(Channel):
             self.close()
             return
         del buffer[:offset]
+
+    def on_secured(self, user: str | None) -> None:
+        self.authenticated = self.node.credentials.certifies(user)
 
     def fill(self) -> None:
         if self.producer is not None:

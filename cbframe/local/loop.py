@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from cbframe.errors import ConnectError
+from cbframe.local.tls import AnySocket, TlsSocket
 
 T = TypeVar("T")
 _RECEIVE = 256 * 1024
@@ -23,10 +25,11 @@ _MAX_BUFFERS = 512
 class Channel:
     """One accepted connection. Everything runs on the loop's thread.
 
-    Subclasses override :meth:`received`, :meth:`fill`, :meth:`on_timer` and :meth:`on_close`.
+    Subclasses override :meth:`received`, :meth:`fill`, :meth:`on_timer`, :meth:`on_close` and
+    :meth:`on_secured`.
     """
 
-    def __init__(self, loop: Loop, sock: socket.socket) -> None:
+    def __init__(self, loop: Loop, sock: AnySocket) -> None:
         self.loop = loop
         self.sock = sock
         self.out: deque[bytes | memoryview] = deque()
@@ -36,6 +39,9 @@ class Channel:
         self.closing = False
         """Close as soon as everything is sent."""
         self._writing = False
+        self._tls = sock if isinstance(sock, TlsSocket) else None
+        if self._tls is not None:
+            self._tls.on_secured = self.on_secured
 
     def received(self, data: bytes) -> None:
         """Bytes have come."""
@@ -48,6 +54,9 @@ class Channel:
 
     def on_close(self) -> None:
         """The socket is closed."""
+
+    def on_secured(self, user: str | None) -> None:
+        """The TLS handshake is over; `user` is the one that the client's certificate names."""
 
     def limit(self) -> int | None:
         """How many bytes may still be sent before the connection is cut; None for no cut."""
@@ -92,7 +101,7 @@ class Channel:
         if not self.out and self.closing:
             self.close()
             return
-        self._want_write(bool(self.out))
+        self._want_write(bool(self.out) or self._tls_waits_to_write())
 
     def _consume(self, count: int) -> None:
         out = self.out
@@ -104,6 +113,9 @@ class Channel:
             count -= len(first)
             out.popleft()
 
+    def _tls_waits_to_write(self) -> bool:
+        return self._tls is not None and self._tls.wants_write
+
     def _want_write(self, wanted: bool) -> None:
         if wanted != self._writing and not self.closed:
             self._writing = wanted
@@ -112,7 +124,7 @@ class Channel:
 
     def ready(self, mask: int) -> None:
         """The selector says that the socket can be read or written."""
-        if mask & selectors.EVENT_READ:
+        if mask & selectors.EVENT_READ or self._tls_waits_to_write():
             try:
                 data = self.sock.recv(_RECEIVE)
             except BlockingIOError:
@@ -125,7 +137,7 @@ class Channel:
             if data:
                 self.received(data)
         if self.loop.stalled:
-            self._want_write(False)
+            self._want_write(self._tls_waits_to_write())
         else:
             self.flush()
 
@@ -177,8 +189,10 @@ class Loop:
         self._gate = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def listen(self, accepted: Callable[[socket.socket], Channel | None]) -> int:
-        """Listen on a free loopback port; before :meth:`start`.
+    def listen(
+        self, accepted: Callable[[AnySocket], Channel | None], tls: ssl.SSLContext | None = None
+    ) -> int:
+        """Listen on a free loopback port, with TLS if there is a context; before :meth:`start`.
 
         `accepted` makes the channel of a connection; None refuses it.
         """
@@ -188,10 +202,11 @@ class Loop:
 
         def accept(_mask: int) -> None:
             try:
-                sock, _ = listener.accept()
+                plain, _ = listener.accept()
+                plain.setblocking(False)
+                sock: AnySocket = plain if tls is None else TlsSocket(plain, tls)
             except OSError:
                 return  # The client has gone already.
-            sock.setblocking(False)
             channel = accepted(sock)
             if channel is None:
                 sock.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import ssl
 from collections import Counter, deque
 
 from cbframe.local.auth import Credentials
@@ -12,6 +12,7 @@ from cbframe.local.documents import DocumentService
 from cbframe.local.kv import KvConnection
 from cbframe.local.loop import Channel, Loop
 from cbframe.local.rest import RestConnection
+from cbframe.local.tls import AnySocket
 from cbframe.wire.constants import StreamEndReason
 
 
@@ -28,6 +29,7 @@ class Node:
         config: ClusterConfig,
         credentials: Credentials,
         noop_interval: float | None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.index = index
         self.bucket = bucket
@@ -43,8 +45,10 @@ class Node:
         self._connections: set[KvConnection] = set()
         self._config_streams: set[RestConnection] = set()
         self.loop = _NodeLoop(self)
-        self.kv_port = self.loop.listen(self._accept_kv)
-        self.rest_port = self.loop.listen(self._accept_rest)
+        self.ports = {"mgmt": self.loop.listen(self._accept_rest), "kv": self.loop.listen(self._accept_kv)}
+        if tls is not None:
+            self.ports["mgmtSSL"] = self.loop.listen(self._accept_rest, tls)
+            self.ports["kvSSL"] = self.loop.listen(self._accept_kv, tls)
 
     def start(self) -> None:
         self.loop.start()
@@ -52,14 +56,14 @@ class Node:
     def stop(self) -> None:
         self.loop.stop()
 
-    def _accept_kv(self, sock: socket.socket) -> Channel | None:
+    def _accept_kv(self, sock: AnySocket) -> Channel | None:
         if self.refusing:
             return None
         connection = KvConnection(self, sock)
         self._connections.add(connection)
         return connection
 
-    def _accept_rest(self, sock: socket.socket) -> Channel:
+    def _accept_rest(self, sock: AnySocket) -> Channel:
         return RestConnection(self, sock)
 
     def forget(self, connection: KvConnection) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-import socket
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from cbframe.local.loop import Channel
+from cbframe.local.tls import AnySocket
 
 if TYPE_CHECKING:
     from cbframe.local.node import Node
@@ -25,17 +25,23 @@ _TEXT = "text/plain"
 class RestConnection(Channel):
     """One HTTP connection; a streaming request keeps it until it closes."""
 
-    def __init__(self, node: Node, sock: socket.socket) -> None:
+    def __init__(self, node: Node, sock: AnySocket) -> None:
         super().__init__(node.loop, sock)
         self._node = node
         self._buffer = bytearray()
         self._streaming: str | None = None
         self._last = b""
+        self._certified = False
 
     def received(self, data: bytes) -> None:
         if self._streaming is not None:
             return
         self._buffer += data
+        if not self._buffer[:1].isalpha():
+            # No method begins like that: somebody speaks TLS, and would wait for ever.
+            self._reply(HTTPStatus.BAD_REQUEST, b"Bad Request", _TEXT)
+            self.closing = True
+            return
         while not (self.closing or self._streaming is not None):
             head, blank, _ = self._buffer.partition(b"\r\n\r\n")
             if not blank:
@@ -62,13 +68,16 @@ class RestConnection(Channel):
             if headers.get("connection", "").lower() == "close" or parts[2] == "HTTP/1.0":
                 self.closing = self._streaming is None
 
+    def on_secured(self, user: str | None) -> None:
+        self._certified = self._node.credentials.certifies(user)
+
     def on_close(self) -> None:
         self._node.follow_config(self, wanted=False)
 
     # ------------------------------------------------------------------ routing
 
     def _answer(self, method: str, target: str, headers: dict[str, str]) -> None:
-        if not self._authorized(headers.get("authorization", "")):
+        if not (self._certified or self._authorized(headers.get("authorization", ""))):
             challenge = 'Basic realm="Couchbase Server Admin / REST"'
             self._reply(HTTPStatus.UNAUTHORIZED, b"", _TEXT, {"WWW-Authenticate": challenge})
             return

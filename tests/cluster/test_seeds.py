@@ -64,8 +64,9 @@ def test_no_seeds() -> None:
         first_success([], str)
 
 
-def test_only_rest_loads_requests() -> None:
-    modules = [path.stem for path in Path(cluster.__file__).parent.glob("[!_]*.py") if path.stem != "rest"]
+def test_only_http_loads_requests() -> None:
+    paths = Path(cluster.__file__).parent.glob("[!_]*.py")
+    modules = [path.stem for path in paths if path.stem not in ("rest", "https")]
     names = ", ".join(f"cbframe.cluster.{name}" for name in modules)
     code = f"import sys, {names}; print('requests' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
