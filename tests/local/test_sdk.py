@@ -13,11 +13,14 @@ from couchbase.auth import PasswordAuthenticator
 from couchbase.bucket import Bucket
 from couchbase.cluster import Cluster
 from couchbase.collection import Collection
+from couchbase.durability import Durability, ServerDurability
 from couchbase.exceptions import (
     AuthenticationException,
     BucketNotFoundException,
     CasMismatchException,
+    DeltaInvalidException,
     DocumentExistsException,
+    DocumentLockedException,
     DocumentNotFoundException,
     InvalidArgumentException,
     ScopeNotFoundException,
@@ -26,11 +29,15 @@ from couchbase.exceptions import (
 from couchbase.options import (
     ClusterOptions,
     ClusterTimeoutOptions,
+    DecrementOptions,
+    DeltaValue,
     GetAndTouchOptions,
     GetOptions,
+    IncrementOptions,
     InsertOptions,
     RemoveOptions,
     ReplaceOptions,
+    SignedInt64,
     UpsertMultiOptions,
     UpsertOptions,
 )
@@ -228,6 +235,62 @@ def test_key_limits(collection: Collection) -> None:
         collection.upsert("k" * 251, {})
     with pytest.raises(InvalidArgumentException):
         collection.get("")
+
+
+def test_locks(running: LocalCluster, collection: Collection) -> None:
+    written = collection.upsert("a", {"n": 1})
+    locked = collection.get_and_lock("a", timedelta(seconds=15))
+    assert locked.content_as[dict] == {"n": 1}
+    assert locked.cas != written.cas
+    with pytest.raises(DocumentLockedException):
+        collection.upsert("a", {"n": 2}, UpsertOptions(timeout=SHORT))
+    with pytest.raises(CasMismatchException):
+        collection.unlock("a", written.cas or 0)
+    collection.unlock("a", locked.cas or 0)
+    assert collection.get("a").cas == written.cas
+    locked = collection.get_and_lock("a", timedelta(seconds=15))
+    collection.replace("a", {"n": 3}, ReplaceOptions(cas=locked.cas or 0))
+    collection.upsert("a", {"n": 4})
+    assert stored(running) == {"a": b'{"n": 4}'}
+
+
+def test_counters_and_appending(running: LocalCluster, collection: Collection) -> None:
+    binary = collection.binary()
+    with pytest.raises(DocumentNotFoundException):
+        binary.increment("n", IncrementOptions(initial=SignedInt64(-1)))
+    assert binary.increment("n", IncrementOptions(initial=SignedInt64(10))).content == 10
+    assert binary.increment("n", IncrementOptions(delta=DeltaValue(5))).content == 15
+    assert binary.decrement("n", DecrementOptions(delta=DeltaValue(100))).content == 0
+    collection.upsert("b", b"mid", UpsertOptions(transcoder=BINARY, expiry=timedelta(hours=1)))
+    binary.append("b", b"-end")
+    binary.prepend("b", b"start-")
+    with pytest.raises(DocumentNotFoundException):
+        binary.append("missing", b"")
+    found = stored(running, metadata=("expiry",))
+    assert found["n"] == (b"0", 0)
+    assert found["b"][0] == b"start-mid-end"
+    assert found["b"][1] > time.time()
+    with pytest.raises(DeltaInvalidException):
+        binary.increment("b")
+
+
+def test_preserved_expiry_and_durability(running: LocalCluster, collection: Collection) -> None:
+    collection.upsert("a", {"n": 1}, UpsertOptions(expiry=timedelta(hours=1)))
+    collection.upsert("a", {"n": 2}, UpsertOptions(preserve_expiry=True))
+    durable = UpsertOptions(preserve_expiry=True, durability=ServerDurability(Durability.MAJORITY))
+    collection.upsert("a", {"n": 3}, durable)
+    value, expiry = stored(running, metadata=("expiry",))["a"]
+    assert value == b'{"n": 3}'
+    assert expiry > time.time()
+    collection.upsert("a", {"n": 4})
+    assert stored(running, metadata=("expiry",))["a"] == (b'{"n": 4}', 0)
+
+
+def test_attributes_outlive_writes(running: LocalCluster, bucket: Bucket) -> None:
+    running.upsert("a", {"n": 1}, xattrs={"_sync": {"rev": 1}})
+    bucket.default_collection().upsert("a", {"n": 2})
+    assert bucket.default_collection().get("a").value == {"n": 2}
+    assert stored(running) == {"a": b'{"n": 2}'}
 
 
 # ------------------------------------------------------------------ connections
