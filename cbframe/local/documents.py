@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cbframe.local.bucket import Bucket, absolute_expiry, is_json
+from cbframe.local import subdoc
+from cbframe.local.bucket import Bucket, absolute_expiry, is_json, to_json
 from cbframe.local.store import Document, VBucket
 from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Opcode, Status
 from cbframe.wire.frame import Frame
@@ -24,7 +25,9 @@ _LOCKED_CAS = 0xFFFF_FFFF_FFFF_FFFF
 _DEFAULT_LOCK, _LONGEST_LOCK = 15, 30
 _NO_INITIAL = 0xFFFF_FFFF
 """The expiry of a counter operation that must find its document."""
-_READS = frozenset({Opcode.GET, Opcode.GET_META, Opcode.ADD, Opcode.UNLOCK_KEY})
+_MAKE_DOCUMENT, _ADD_DOCUMENT = 0x01, 0x02
+"""Options of a sub-document change: make the document if it is missing, or only if it is."""
+_READS = frozenset({Opcode.GET, Opcode.SUBDOC_MULTI_LOOKUP, Opcode.GET_META, Opcode.ADD, Opcode.UNLOCK_KEY})
 """These do not care whether the document is locked, or look themselves."""
 
 
@@ -77,6 +80,8 @@ class DocumentService:
             Opcode.DECREMENT: self._count,
             Opcode.GET_LOCKED: self._get_locked,
             Opcode.UNLOCK_KEY: self._unlock,
+            Opcode.SUBDOC_MULTI_LOOKUP: self._lookup_in,
+            Opcode.SUBDOC_MULTI_MUTATION: self._mutate_in,
         }
 
     def knows(self, opcode: int) -> bool:
@@ -95,7 +100,7 @@ class DocumentService:
             document = None
         lock = self._lock_on(key, document)
         if lock is not None and document is not None:
-            if frame.opcode == Opcode.GET:
+            if frame.opcode in {Opcode.GET, Opcode.SUBDOC_MULTI_LOOKUP}:
                 document = document._replace(cas=_LOCKED_CAS)
             elif frame.opcode not in _READS:
                 if frame.cas != lock.cas:
@@ -224,6 +229,52 @@ class DocumentService:
         written = self._write_body(vbucket, key, b"%d" % number, flags, expiry, document)
         return replace(written, value=_U64.pack(number))
 
+    def _lookup_in(self, frame: Frame, vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
+        try:
+            specs = subdoc.parse_specs(frame.value, mutation=False)
+        except subdoc.RefusedError as exc:
+            return _refused(exc)
+        if document is None:
+            return _MISSING
+        body = body_of(document)
+        seqno = vbucket.latest[key]
+        good, results = subdoc.lookup(
+            specs, document, lambda: subdoc.virtual_attributes(document, body, vbucket, seqno)
+        )
+        status = Status.SUCCESS if good else Status.SUBDOC_MULTI_PATH_FAILURE
+        return Outcome(status, value=results, cas=document.cas)
+
+    def _mutate_in(self, frame: Frame, vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
+        extras = frame.extras
+        if len(extras) not in {0, 1, 4, 5}:
+            return _INVALID
+        options = extras[-1] if len(extras) in {1, 5} else 0
+        expiry = absolute_expiry(_U32.unpack_from(extras)[0]) if len(extras) >= 4 else 0
+        if options & ~(_MAKE_DOCUMENT | _ADD_DOCUMENT):
+            return Outcome(Status.NOT_SUPPORTED)
+        try:
+            specs = subdoc.parse_specs(frame.value, mutation=True)
+        except subdoc.RefusedError as exc:
+            return _refused(exc)
+        if document is None and not options:
+            return _MISSING
+        if document is not None and (options & _ADD_DOCUMENT or frame.cas not in {0, document.cas}):
+            return _EXISTS
+        content, cas = subdoc.Content.of(document), self._bucket.next_cas()
+        try:
+            results = subdoc.mutate(
+                specs, content, subdoc.macro_values(cas, vbucket.high_seqno + 1, content.body)
+            )
+        except subdoc.FailedSpecError as exc:
+            return Outcome(Status.SUBDOC_MULTI_PATH_FAILURE, value=exc.answer)
+        value, datatype = content.encode()
+        if len(value) > MAX_VALUE_LENGTH:
+            return Outcome(Status.E2BIG)
+        if document is not None and self._preserve_ttl:
+            expiry = document.expiry
+        flags = 0 if document is None else document.flags
+        return replace(self._write(vbucket, key, value, flags, expiry, datatype, cas), value=results)
+
     def _write_body(
         self,
         vbucket: VBucket,
@@ -241,9 +292,16 @@ class DocumentService:
         return self._write(vbucket, key, body, flags, expiry, datatype)
 
     def _write(
-        self, vbucket: VBucket, key: bytes, value: bytes, flags: int, expiry: int, datatype: int
+        self,
+        vbucket: VBucket,
+        key: bytes,
+        value: bytes,
+        flags: int,
+        expiry: int,
+        datatype: int,
+        cas: int = 0,
     ) -> Outcome:
-        cas = self._bucket.next_cas()
+        cas = cas or self._bucket.next_cas()
         seqno = vbucket.put(key, value, cas=cas, flags=flags, expiry=expiry, datatype=datatype)
         self._bucket.written(vbucket.id)
         return Outcome(cas=cas, seqno=seqno)
@@ -267,6 +325,13 @@ def _found(document: Document) -> Outcome:
         # Plain gets never show attributes.
         datatype=document.datatype & ~Datatype.XATTR,
     )
+
+
+def _refused(error: subdoc.RefusedError) -> Outcome:
+    if not error.context:
+        return Outcome(error.status)
+    value = to_json({"error": {"context": error.context}})
+    return Outcome(error.status, value=value, datatype=int(Datatype.JSON))
 
 
 def body_of(document: Document) -> bytes:

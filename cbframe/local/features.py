@@ -27,7 +27,6 @@ GRANTED = frozenset(
         Feature.COLLECTIONS,
         Feature.PRESERVE_TTL,
         Feature.VATTR,
-        Feature.SUBDOC_CREATE_AS_DELETED,
     }
 )
 _NEEDS = {

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from couchbase import subdocument
 from couchbase.auth import PasswordAuthenticator
 from couchbase.bucket import Bucket
 from couchbase.cluster import Cluster
@@ -23,6 +24,8 @@ from couchbase.exceptions import (
     DocumentLockedException,
     DocumentNotFoundException,
     InvalidArgumentException,
+    PathExistsException,
+    PathNotFoundException,
     ScopeNotFoundException,
     UnAmbiguousTimeoutException,
 )
@@ -41,7 +44,7 @@ from couchbase.options import (
     UpsertMultiOptions,
     UpsertOptions,
 )
-from couchbase.transcoder import RawBinaryTranscoder, RawStringTranscoder
+from couchbase.transcoder import RawBinaryTranscoder, RawJSONTranscoder, RawStringTranscoder
 
 from cbframe import read_bucket, scan_bucket
 from cbframe.local import LocalCluster
@@ -291,6 +294,33 @@ def test_attributes_outlive_writes(running: LocalCluster, bucket: Bucket) -> Non
     bucket.default_collection().upsert("a", {"n": 2})
     assert bucket.default_collection().get("a").value == {"n": 2}
     assert stored(running) == {"a": b'{"n": 2}'}
+
+
+def test_paths(running: LocalCluster, collection: Collection) -> None:
+    with pytest.raises(DocumentNotFoundException):
+        collection.mutate_in("a", [subdocument.upsert("n", 1)])
+    collection.upsert("a", {"n": 1, "list": [1]}, UpsertOptions(expiry=timedelta(hours=1)))
+    until = collection.get("a", GetOptions(with_expiry=True)).expiry_time
+    assert until is not None
+    assert collection.get("a", GetOptions(project=["n"])).content_as[dict] == {"n": 1}
+    changes = [
+        subdocument.upsert("deep.er", "x", create_parents=True),
+        subdocument.array_append("list", 2, 3),
+        subdocument.increment("n", 5),
+        subdocument.upsert("meta", {"a": 1}, xattr=True),
+    ]
+    changed = collection.mutate_in("a", changes)
+    assert changed.content_as[int](2) == 6
+    found = collection.lookup_in("a", [subdocument.get("list[-1]"), subdocument.get("meta.a", xattr=True)])
+    assert [found.content_as[int](index) for index in (0, 1)] == [3, 1]
+    with pytest.raises(PathNotFoundException):
+        collection.lookup_in("a", [subdocument.get("missing")]).content_as[int](0)
+    with pytest.raises(PathExistsException):
+        collection.mutate_in("a", [subdocument.upsert("n", 9), subdocument.insert("list", 9)])
+    text = collection.get("a", GetOptions(transcoder=RawJSONTranscoder())).value
+    assert json.loads(text) == {"n": 6, "list": [1, 2, 3], "deep": {"er": "x"}}
+    assert stored(running) == {"a": text}
+    assert list(read_bucket(running, timeout=30)["n"]) == [6]
 
 
 # ------------------------------------------------------------------ connections
