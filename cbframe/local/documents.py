@@ -1,21 +1,34 @@
-"""Document operations of the KV protocol: get, the writes, delete, touch."""
+"""Document operations of the KV protocol: get, the writes, delete, touch, locks, counters."""
 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cbframe.local.bucket import Bucket, absolute_expiry, is_json
+from cbframe.local import subdoc
+from cbframe.local.bucket import Bucket, absolute_expiry, is_json, to_json
 from cbframe.local.store import Document, VBucket
-from cbframe.wire.constants import MAX_KEY_LENGTH, MAX_VALUE_LENGTH, Datatype, Opcode, Status
+from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Opcode, Status
 from cbframe.wire.frame import Frame
 from cbframe.wire.xattrs import body_offset
 
 _FLAGS_EXPIRY = struct.Struct(">II")
 _U32 = struct.Struct(">I")
 _META = struct.Struct(">IIIQB")
+_U64 = struct.Struct(">Q")
+_COUNTER = struct.Struct(">QQI")
 _TOKEN = struct.Struct(">QQ")
+_LOCKED_CAS = 0xFFFF_FFFF_FFFF_FFFF
+"""Shown to readers of a locked document."""
+_DEFAULT_LOCK, _LONGEST_LOCK = 15, 30
+_NO_INITIAL = 0xFFFF_FFFF
+"""The expiry of a counter operation that must find its document."""
+_MAKE_DOCUMENT, _ADD_DOCUMENT = 0x01, 0x02
+"""Options of a sub-document change: make the document if it is missing, or only if it is."""
+_READS = frozenset({Opcode.GET, Opcode.SUBDOC_MULTI_LOOKUP, Opcode.GET_META, Opcode.ADD, Opcode.UNLOCK_KEY})
+"""These do not care whether the document is locked, or look themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +46,16 @@ class Outcome:
 _INVALID = Outcome(Status.EINVAL)
 _MISSING = Outcome(Status.KEY_ENOENT)
 _EXISTS = Outcome(Status.KEY_EEXISTS)
+_LOCKED = Outcome(Status.LOCKED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lock:
+    """A lock on one version of a document."""
+
+    cas: int
+    version: int
+    until: float
 
 
 class DocumentService:
@@ -40,6 +63,8 @@ class DocumentService:
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
+        self._locks: dict[bytes, _Lock] = {}
+        self._preserve_ttl = False
         self._operations: dict[int, Callable[[Frame, VBucket, bytes, Document | None], Outcome]] = {
             Opcode.GET: self._get,
             Opcode.GAT: self._get_and_touch,
@@ -49,21 +74,50 @@ class DocumentService:
             Opcode.ADD: self._store,
             Opcode.REPLACE: self._store,
             Opcode.DELETE: self._delete,
+            Opcode.APPEND: self._extend,
+            Opcode.PREPEND: self._extend,
+            Opcode.INCREMENT: self._count,
+            Opcode.DECREMENT: self._count,
+            Opcode.GET_LOCKED: self._get_locked,
+            Opcode.UNLOCK_KEY: self._unlock,
+            Opcode.SUBDOC_MULTI_LOOKUP: self._lookup_in,
+            Opcode.SUBDOC_MULTI_MUTATION: self._mutate_in,
         }
 
     def knows(self, opcode: int) -> bool:
         return opcode in self._operations
 
-    def run(self, frame: Frame, key: bytes) -> Outcome:
-        """Run the operation in `frame` on the document `key`, which has its prefix."""
-        if not 0 < len(key) <= MAX_KEY_LENGTH + 1:
-            return _INVALID
+    def run(self, frame: Frame, key: bytes, *, preserve_ttl: bool = False) -> Outcome:
+        """Run the operation in `frame` on the document `key`, which has its prefix.
+
+        With `preserve_ttl` a write of an existing document keeps its expiry.
+        """
+        self._preserve_ttl = preserve_ttl
         vbucket = self._bucket.vbuckets[frame.vbucket]
         document = vbucket.document(key)
         if document is not None and 0 < document.expiry <= self._bucket.now():
             self._bucket.expire_stored(vbucket, key)
             document = None
+        lock = self._lock_on(key, document)
+        if lock is not None and document is not None:
+            if frame.opcode in {Opcode.GET, Opcode.SUBDOC_MULTI_LOOKUP}:
+                document = document._replace(cas=_LOCKED_CAS)
+            elif frame.opcode not in _READS:
+                if frame.cas != lock.cas:
+                    return _LOCKED
+                # Who has the lock may write, and the write ends it.
+                document = document._replace(cas=lock.cas)
         return self._operations[frame.opcode](frame, vbucket, key, document)
+
+    def _lock_on(self, key: bytes, document: Document | None) -> _Lock | None:
+        """The lock, if it still holds and is on this very version."""
+        lock = self._locks.get(key)
+        if lock is None:
+            return None
+        if document is None or document.cas != lock.version or lock.until <= time.monotonic():
+            del self._locks[key]
+            return None
+        return lock
 
     @staticmethod
     def _get(_frame: Frame, _vbucket: VBucket, _key: bytes, document: Document | None) -> Outcome:
@@ -76,9 +130,34 @@ class DocumentService:
         if document is None or touched.status:
             return touched
         found = _found(document)
-        return Outcome(
-            extras=found.extras, value=found.value, cas=touched.cas, datatype=found.datatype, seqno=None
-        )
+        return Outcome(extras=found.extras, value=found.value, cas=touched.cas, datatype=found.datatype)
+
+    def _get_locked(self, frame: Frame, _vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
+        if len(frame.extras) not in {0, _U32.size}:
+            return _INVALID
+        if document is None:
+            return _MISSING
+        if key in self._locks:
+            return _LOCKED
+        seconds = int.from_bytes(frame.extras, "big")
+        if not 0 < seconds <= _LONGEST_LOCK:
+            seconds = _DEFAULT_LOCK
+        cas = self._bucket.next_cas()
+        self._locks[key] = _Lock(cas, document.cas, time.monotonic() + seconds)
+        return _found(document._replace(cas=cas))
+
+    def _unlock(self, frame: Frame, _vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
+        if not frame.cas:
+            return _INVALID
+        if document is None:
+            return _MISSING
+        lock = self._locks.get(key)
+        if lock is None:
+            return Outcome(Status.ETMPFAIL)
+        if frame.cas != lock.cas:
+            return _LOCKED
+        del self._locks[key]
+        return Outcome()
 
     def _touch(self, frame: Frame, vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
         if len(frame.extras) != _U32.size:
@@ -86,9 +165,11 @@ class DocumentService:
         if document is None:
             return _MISSING
         (expiry,) = _U32.unpack(frame.extras)
-        return self._write(
+        written = self._write(
             vbucket, key, document.value, document.flags, absolute_expiry(expiry), document.datatype
         )
+        # The one write whose answer has no mutation token.
+        return Outcome(cas=written.cas)
 
     @staticmethod
     def _get_meta(_frame: Frame, _vbucket: VBucket, _key: bytes, document: Document | None) -> Outcome:
@@ -109,13 +190,118 @@ class DocumentService:
         if document is not None and frame.cas not in {0, document.cas}:
             return _EXISTS
         flags, expiry = _FLAGS_EXPIRY.unpack(frame.extras)
-        datatype = int(Datatype.JSON) if is_json(frame.value) else 0
-        return self._write(vbucket, key, frame.value, flags, absolute_expiry(expiry), datatype)
+        expiry = absolute_expiry(expiry)
+        if document is not None and self._preserve_ttl:
+            expiry = document.expiry
+        return self._write_body(vbucket, key, frame.value, flags, expiry, document)
+
+    def _extend(self, frame: Frame, vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
+        if frame.extras:
+            return _INVALID
+        if document is None:
+            return Outcome(Status.NOT_STORED)
+        if frame.cas not in {0, document.cas}:
+            return _EXISTS
+        body = body_of(document)
+        body = body + frame.value if frame.opcode == Opcode.APPEND else frame.value + body
+        if len(body) > MAX_VALUE_LENGTH:
+            return Outcome(Status.E2BIG)
+        return self._write_body(vbucket, key, body, document.flags, document.expiry, document)
+
+    def _count(self, frame: Frame, vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
+        if len(frame.extras) != _COUNTER.size or frame.value:
+            return _INVALID
+        delta, number, expiry = _COUNTER.unpack(frame.extras)
+        flags = 0
+        if document is None:
+            if expiry == _NO_INITIAL:
+                return _MISSING
+            expiry = absolute_expiry(expiry)
+        else:
+            if frame.cas not in {0, document.cas}:
+                return _EXISTS
+            body = body_of(document)
+            if not body.isdigit() or len(body) > 20 or int(body) >= 1 << 64:
+                return Outcome(Status.DELTA_BADVAL)
+            up = frame.opcode == Opcode.INCREMENT
+            number = (int(body) + delta) % (1 << 64) if up else max(0, int(body) - delta)
+            flags, expiry = document.flags, document.expiry
+        written = self._write_body(vbucket, key, b"%d" % number, flags, expiry, document)
+        return replace(written, value=_U64.pack(number))
+
+    def _lookup_in(self, frame: Frame, vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
+        try:
+            specs = subdoc.parse_specs(frame.value, mutation=False)
+        except subdoc.RefusedError as exc:
+            return _refused(exc)
+        if document is None:
+            return _MISSING
+        body = body_of(document)
+        seqno = vbucket.latest[key]
+        good, results = subdoc.lookup(
+            specs, document, lambda: subdoc.virtual_attributes(document, body, vbucket, seqno)
+        )
+        status = Status.SUCCESS if good else Status.SUBDOC_MULTI_PATH_FAILURE
+        return Outcome(status, value=results, cas=document.cas)
+
+    def _mutate_in(self, frame: Frame, vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
+        extras = frame.extras
+        if len(extras) not in {0, 1, 4, 5}:
+            return _INVALID
+        options = extras[-1] if len(extras) in {1, 5} else 0
+        expiry = absolute_expiry(_U32.unpack_from(extras)[0]) if len(extras) >= 4 else 0
+        if options & ~(_MAKE_DOCUMENT | _ADD_DOCUMENT):
+            return Outcome(Status.NOT_SUPPORTED)
+        try:
+            specs = subdoc.parse_specs(frame.value, mutation=True)
+        except subdoc.RefusedError as exc:
+            return _refused(exc)
+        if document is None and not options:
+            return _MISSING
+        if document is not None and (options & _ADD_DOCUMENT or frame.cas not in {0, document.cas}):
+            return _EXISTS
+        content, cas = subdoc.Content.of(document), self._bucket.next_cas()
+        try:
+            results = subdoc.mutate(
+                specs, content, subdoc.macro_values(cas, vbucket.high_seqno + 1, content.body)
+            )
+        except subdoc.FailedSpecError as exc:
+            return Outcome(Status.SUBDOC_MULTI_PATH_FAILURE, value=exc.answer)
+        value, datatype = content.encode()
+        if len(value) > MAX_VALUE_LENGTH:
+            return Outcome(Status.E2BIG)
+        if document is not None and self._preserve_ttl:
+            expiry = document.expiry
+        flags = 0 if document is None else document.flags
+        return replace(self._write(vbucket, key, value, flags, expiry, datatype, cas), value=results)
+
+    def _write_body(
+        self,
+        vbucket: VBucket,
+        key: bytes,
+        body: bytes,
+        flags: int,
+        expiry: int,
+        document: Document | None,
+    ) -> Outcome:
+        """Write a new body; attributes that the document has stay."""
+        datatype = int(Datatype.JSON) if is_json(body) else 0
+        if document is not None and document.datatype & Datatype.XATTR:
+            body = document.value[: body_offset(document.value)] + body
+            datatype |= Datatype.XATTR
+        return self._write(vbucket, key, body, flags, expiry, datatype)
 
     def _write(
-        self, vbucket: VBucket, key: bytes, value: bytes, flags: int, expiry: int, datatype: int
+        self,
+        vbucket: VBucket,
+        key: bytes,
+        value: bytes,
+        flags: int,
+        expiry: int,
+        datatype: int,
+        cas: int = 0,
     ) -> Outcome:
-        cas = self._bucket.next_cas()
+        cas = cas or self._bucket.next_cas()
         seqno = vbucket.put(key, value, cas=cas, flags=flags, expiry=expiry, datatype=datatype)
         self._bucket.written(vbucket.id)
         return Outcome(cas=cas, seqno=seqno)
@@ -132,11 +318,25 @@ class DocumentService:
 
 
 def _found(document: Document) -> Outcome:
-    value, datatype = document.value, document.datatype
-    if datatype & Datatype.XATTR:
+    return Outcome(
+        extras=_U32.pack(document.flags),
+        value=body_of(document),
+        cas=document.cas,
         # Plain gets never show attributes.
-        value, datatype = value[body_offset(value) :], datatype & ~Datatype.XATTR
-    return Outcome(extras=_U32.pack(document.flags), value=value, cas=document.cas, datatype=datatype)
+        datatype=document.datatype & ~Datatype.XATTR,
+    )
+
+
+def _refused(error: subdoc.RefusedError) -> Outcome:
+    if not error.context:
+        return Outcome(error.status)
+    value = to_json({"error": {"context": error.context}})
+    return Outcome(error.status, value=value, datatype=int(Datatype.JSON))
+
+
+def body_of(document: Document) -> bytes:
+    """The document without its attributes."""
+    return document.value[body_offset(document.value) if document.datatype & Datatype.XATTR else 0 :]
 
 
 def mutation_token(vbuuid: int, seqno: int) -> bytes:

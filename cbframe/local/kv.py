@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,18 +15,23 @@ from cbframe.local.auth import MECHANISMS, Answer, SaslServer
 from cbframe.local.config import ERROR_MAP, VERSION
 from cbframe.local.dcp import Producer, open_error
 from cbframe.local.documents import mutation_token
+from cbframe.local.features import GRANTED, FrameInfo, duration_frame, missing_need, parse_frame_info
 from cbframe.local.loop import Channel
 from cbframe.local.queries import ONLY_DCP, QUERIES
+from cbframe.local.snappy import inflate
 from cbframe.local.tls import AnySocket
 from cbframe.wire import leb128
 from cbframe.wire.constants import (
+    MAX_KEY_LENGTH,
+    MAX_VALUE_LENGTH,
     Datatype,
     Feature,
     Magic,
     Opcode,
+    ServerOpcode,
     Status,
 )
-from cbframe.wire.frame import Frame, response
+from cbframe.wire.frame import Frame
 from cbframe.wire.requests import (
     BufferAck,
     DcpControl,
@@ -39,26 +46,6 @@ from cbframe.wire.requests import (
 if TYPE_CHECKING:
     from cbframe.local.node import Node
 
-_GRANTED = frozenset(
-    {
-        Feature.TCP_NODELAY,
-        Feature.MUTATION_SEQNO,
-        Feature.XATTR,
-        Feature.XERROR,
-        Feature.SELECT_BUCKET,
-        Feature.JSON,
-        Feature.ALT_REQUEST,
-        Feature.COLLECTIONS,
-    }
-)
-_NEEDS = {
-    Feature.CLUSTERMAP_CHANGE_NOTIFICATION: (
-        Feature.DUPLEX,
-        "Clustermap change notification needs Duplex",
-    ),
-    Feature.VATTR: (Feature.XATTR, "VAttr needs XATTR"),
-    Feature.SUBDOC_DOC_MACRO: (Feature.XATTR, "SubdocDocumentMacroSupport needs XATTR"),
-}
 _MAX_BODY = 30 * 1024 * 1024
 _BEFORE_AUTH = frozenset(
     {
@@ -76,7 +63,6 @@ _WITHOUT_BUCKET = _BEFORE_AUTH | {
     Opcode.QUIT,
     Opcode.VERSION,
 }
-_UNKNOWN_FRAME_INFO = 0x80
 
 
 class KvConnection(Channel):
@@ -93,6 +79,8 @@ class KvConnection(Channel):
         self.producer: Producer | None = None
         self._sasl = SaslServer(node.credentials)
         self._buffer = bytearray()
+        self._began = 0.0
+        """When the request at hand was read, for the answer's framing extras."""
         self._handlers: dict[int, Callable[[Frame], None]] = {
             Opcode.HELLO: self._hello,
             Opcode.SASL_LIST_MECHS: lambda f: self.respond(f, value=MECHANISMS.encode()),
@@ -173,17 +161,25 @@ class KvConnection(Channel):
             value, datatype = _to_json({"error": {"context": context}}), int(Datatype.JSON)
         if Feature.JSON not in self.features:
             datatype &= ~Datatype.JSON
-        self.send(
-            response(
-                frame.opcode,
-                status=status,
-                opaque=frame.opaque,
-                cas=cas,
-                datatype=datatype,
-                extras=extras,
-                value=value,
-            ).encode()
-        )
+        self.reply(frame, status, cas=cas, datatype=datatype, extras=extras, value=value)
+
+    def reply(
+        self,
+        frame: Frame,
+        status: int = 0,
+        *,
+        cas: int = 0,
+        datatype: int = 0,
+        extras: bytes = b"",
+        key: bytes = b"",
+        value: bytes = b"",
+    ) -> None:
+        """Send one answer in the framing that the client asked for."""
+        magic, framing = Magic.RESPONSE, b""
+        if Feature.TRACING in self.features:
+            magic, framing = Magic.FLEX_RESPONSE, duration_frame(self.now() - self._began)
+        answer = Frame(magic, frame.opcode, status, frame.opaque, cas, datatype, extras, key, value, framing)
+        self.send(answer.encode())
 
     def respond_json(self, frame: Frame, content: object, status: Status = Status.SUCCESS) -> None:
         self.respond(frame, status, value=_to_json(content), datatype=int(Datatype.JSON))
@@ -221,6 +217,7 @@ class KvConnection(Channel):
             return
         if frame.magic not in (Magic.REQUEST, Magic.FLEX_REQUEST):
             raise ProtocolError(f"magic 0x{frame.magic:02x} is no request")
+        self._began = self.now()
         known = frame.opcode in self._handlers or self.node.documents.knows(frame.opcode)
         if not self.authenticated and frame.opcode not in _BEFORE_AUTH:
             self.respond(frame, Status.EACCESS)
@@ -228,28 +225,30 @@ class KvConnection(Channel):
             self.respond(frame, Status.UNKNOWN_COMMAND)
         elif not self.selected and frame.opcode not in _WITHOUT_BUCKET:
             self.respond(frame, Status.NO_BUCKET)
-        elif frame.framing_extras.strip(b"\0"):
-            # Only the barrier (a zero byte) is known; one request at a time is one already.
-            self.send(response(frame.opcode, status=_UNKNOWN_FRAME_INFO, opaque=frame.opaque).encode())
-        elif frame.opcode in self._handlers:
+        else:
+            info = parse_frame_info(frame, len(self.bucket.map[0]) - 1)
             try:
-                self._handlers[frame.opcode](frame)
+                if isinstance(info, Status):
+                    self.respond(frame, info)
+                elif frame.opcode in self._handlers:
+                    self._handlers[frame.opcode](frame)
+                else:
+                    self._document(frame, info)
             except ProtocolError as exc:
                 self.respond(frame, Status.EINVAL, context=exc.message)
-        else:
-            self._document(frame)
 
     # ------------------------------------------------------------------ bootstrap
 
     def _hello(self, frame: Frame) -> None:
         wanted = Hello.parse(frame).features
-        for feature, (needed, context) in _NEEDS.items():
-            if feature in wanted and needed not in wanted:
-                self.respond(frame, Status.EINVAL, context=context)
-                return
-        self.features = _GRANTED.intersection(wanted)
-        value = b"".join(code.to_bytes(2, "big") for code in sorted(self.features))
-        self.respond(frame, value=value)
+        context = missing_need(wanted)
+        if context:
+            self.respond(frame, Status.EINVAL, context=context)
+            return
+        granted = GRANTED.intersection(wanted)
+        # Answered as agreed before: what is granted counts from the next request on.
+        self.respond(frame, value=b"".join(code.to_bytes(2, "big") for code in sorted(granted)))
+        self.features = granted
 
     def _sasl_message(self, frame: Frame) -> None:
         message = parse_request(frame)
@@ -282,13 +281,39 @@ class KvConnection(Channel):
             config, index = self.node.config, self.node.index
             self.respond_json(frame, config.terse(index) if self.selected else config.cluster(index))
 
+    def push_config(self) -> None:
+        """Tell the client of a new map if it asked to be told: the bucket's, and the cluster's."""
+        if not self.authenticated or Feature.CLUSTERMAP_CHANGE_NOTIFICATION not in self.features:
+            return
+        with self.bucket.lock:
+            config, index = self.node.config, self.node.index
+            maps = [(b"", config.cluster(index))]
+            if self.selected:
+                maps.insert(0, (self.bucket.name.encode(), config.terse(index)))
+            for key, content in maps:
+                notice = Frame(
+                    Magic.SERVER_REQUEST,
+                    ServerOpcode.CLUSTERMAP_CHANGE_NOTIFICATION,
+                    datatype=int(Datatype.JSON),
+                    extras=struct.pack(">QQ", content["revEpoch"], content["rev"]),
+                    key=key,
+                    value=_to_json(content),
+                )
+                self.send(notice.encode())
+        self.flush()
+
     def _quit(self, frame: Frame) -> None:
         self.respond(frame)
         self.closing = True
 
     # ------------------------------------------------------------------ documents
 
-    def _document(self, frame: Frame) -> None:
+    def _document(self, frame: Frame, info: FrameInfo) -> None:
+        if frame.datatype & Datatype.SNAPPY:
+            if Feature.SNAPPY not in self.features:
+                self.respond(frame, Status.EINVAL)
+                return
+            frame = replace(frame, value=inflate(frame.value, MAX_VALUE_LENGTH + 1))
         if not self.holds(frame.vbucket, active=True):
             self.not_my_vbucket(frame)
             return
@@ -297,14 +322,15 @@ class KvConnection(Channel):
             cid, logical = leb128.split_key(key)
         except ProtocolError:
             logical = b""
-        if not logical:
-            self.respond(frame, Status.EINVAL)
+        if not 0 < len(logical) <= MAX_KEY_LENGTH:
+            context = "Key length exceeds 251" if logical else "Key length must be >= 2"
+            self.respond(frame, Status.EINVAL, context=context)
             return
         with self.bucket.lock:
             if cid not in self.bucket.manifest.ids():
                 self.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
                 return
-            outcome = self.node.documents.run(frame, key)
+            outcome = self.node.documents.run(frame, key, preserve_ttl=info.preserve_ttl)
             extras = outcome.extras
             if outcome.seqno is not None and Feature.MUTATION_SEQNO in self.features:
                 vbuuid = self.bucket.vbuckets[frame.vbucket].vbuuid

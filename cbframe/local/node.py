@@ -108,6 +108,8 @@ class Node:
         """The map changed: tell the clients that follow it."""
         for stream in list(self._config_streams):
             stream.push_config()
+        for connection in list(self._connections):
+            connection.push_config()
 
     def follow_config(self, stream: RestConnection, *, wanted: bool) -> None:
         (self._config_streams.add if wanted else self._config_streams.discard)(stream)

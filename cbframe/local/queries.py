@@ -9,7 +9,7 @@ from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
 from cbframe.local.stats import stats
 from cbframe.wire.constants import Feature, Opcode, Status, VBucketStateCode
 from cbframe.wire.failover import encode_failover_log
-from cbframe.wire.frame import Frame, response
+from cbframe.wire.frame import Frame
 from cbframe.wire.messages import encode_vbucket_seqnos
 from cbframe.wire.requests import GetAllVBucketSeqnos
 
@@ -99,9 +99,7 @@ def stat(conn: KvConnection, frame: Frame) -> None:
         conn.respond(frame, Status.KEY_ENOENT)
         return
     for name, text in [*lines, ("", "")]:
-        conn.send(
-            response(frame.opcode, opaque=frame.opaque, key=name.encode(), value=text.encode()).encode()
-        )
+        conn.reply(frame, key=name.encode(), value=text.encode())
 
 
 def _in_state(row: list[int], node: int, state: int) -> bool:

@@ -66,7 +66,7 @@ def test_hello_grants_sorted_and_replaces(cluster: LocalCluster) -> None:
             Feature.XERROR,
             Feature.TCP_NODELAY,
         )
-        assert client.call(Hello("t", wanted)).value.hex() == "000300070012"
+        assert client.call(Hello("t", wanted)).value.hex() == "00030007000a000c0012"
         assert client.call(Hello("t", (Feature.JSON,))).value.hex() == "000b"
         needs = client.call(Hello("t", (Feature.VATTR,)))
         assert needs.status == Status.EINVAL

@@ -1,0 +1,91 @@
+"""What HELLO grants, and what a request may ask for in its framing extras."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cbframe.wire.constants import Feature, Status
+from cbframe.wire.frame import Frame
+
+GRANTED = frozenset(
+    {
+        Feature.TCP_NODELAY,
+        Feature.MUTATION_SEQNO,
+        Feature.XATTR,
+        Feature.XERROR,
+        Feature.SELECT_BUCKET,
+        Feature.SNAPPY,
+        Feature.JSON,
+        Feature.DUPLEX,
+        Feature.CLUSTERMAP_CHANGE_NOTIFICATION,
+        Feature.UNORDERED_EXECUTION,
+        Feature.TRACING,
+        Feature.ALT_REQUEST,
+        Feature.SYNC_REPLICATION,
+        Feature.COLLECTIONS,
+        Feature.PRESERVE_TTL,
+        Feature.VATTR,
+    }
+)
+_NEEDS = {
+    Feature.CLUSTERMAP_CHANGE_NOTIFICATION: (
+        Feature.DUPLEX,
+        "Clustermap change notification needs Duplex",
+    ),
+    Feature.VATTR: (Feature.XATTR, "VAttr needs XATTR"),
+    Feature.SUBDOC_DOC_MACRO: (Feature.XATTR, "SubdocDocumentMacroSupport needs XATTR"),
+}
+_BARRIER, _DURABILITY, _PRESERVE_TTL = 0, 1, 5
+_STRONGEST_LEVEL = 3
+_MAX_DURABLE_REPLICAS = 2
+
+
+def missing_need(wanted: Iterable[int]) -> str:
+    """Why the HELLO as a whole is refused; empty if it is not."""
+    asked = frozenset(wanted)
+    for feature, (needed, context) in _NEEDS.items():
+        if feature in asked and needed not in asked:
+            return context
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameInfo:
+    """The framing extras of a request."""
+
+    preserve_ttl: bool = False
+
+
+def parse_frame_info(frame: Frame, replicas: int) -> FrameInfo | Status:
+    """What the framing extras ask for, or why the request is refused.
+
+    The barrier needs nothing: requests are done one at a time. Durability needs nothing either: the
+    embedded cluster's replicas have a change at the same moment as its owner.
+    """
+    extras, offset, preserve = frame.framing_extras, 0, False
+    while offset < len(extras):
+        kind, length = extras[offset] >> 4, extras[offset] & 0x0F
+        content = extras[offset + 1 : offset + 1 + length]
+        offset += 1 + length
+        if len(content) < length:
+            return Status.EINVAL
+        if kind == _DURABILITY:
+            if length not in {1, 3}:
+                return Status.EINVAL
+            if not 1 <= content[0] <= _STRONGEST_LEVEL:
+                return Status.DURABILITY_INVALID_LEVEL
+            if replicas > _MAX_DURABLE_REPLICAS:
+                return Status.DURABILITY_IMPOSSIBLE
+        elif kind == _PRESERVE_TTL and not length:
+            preserve = True
+        elif kind != _BARRIER or length:
+            return Status.UNKNOWN_FRAME_INFO
+    return FrameInfo(preserve)
+
+
+def duration_frame(seconds: float) -> bytes:
+    """The framing extras that tell how long the server had a request."""
+    encoded = min(0xFFFF, round(math.pow(2e6 * max(seconds, 0.0), 1 / 1.74)))
+    return b"\x02" + encoded.to_bytes(2, "big")

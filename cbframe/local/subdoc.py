@@ -1,0 +1,272 @@
+"""Sub-document requests: several paths of one document read or changed at once."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cbframe.errors import ProtocolError
+from cbframe.local import subpath
+from cbframe.local.bucket import is_json, to_json
+from cbframe.local.store import Document, VBucket
+from cbframe.local.subpath import PathError
+from cbframe.wire.constants import Datatype, Status
+from cbframe.wire.xattrs import join_xattrs, split_xattrs
+
+_LOOKUP = struct.Struct(">BBH")
+_MUTATION = struct.Struct(">BBHI")
+_RESULT = struct.Struct(">HI")
+_MAX_SPECS = 16
+_CREATE, _XATTR, _EXPAND = 0x01, 0x04, 0x10
+_GET_DOCUMENT, _SET_DOCUMENT = 0x00, 0x01
+_GET, _EXISTS, _COUNT = 0xC5, 0xC6, 0xD2
+_COUNTER = 0xCF
+_WHOLE = frozenset({_GET_DOCUMENT, _SET_DOCUMENT, _COUNT, 0xCB, 0xCC, 0xCE})
+"""An empty path means the document itself here."""
+_CHANGES: dict[int, Callable[[str, str, str, bool], str]] = {
+    0xC7: lambda text, path, value, create: subpath.put(text, path, value, add=True, create=create),
+    0xC8: lambda text, path, value, create: subpath.put(text, path, value, add=False, create=create),
+    0xC9: lambda text, path, _value, _create: subpath.delete(text, path),
+    0xCA: lambda text, path, value, _create: subpath.replace(text, path, value),
+    0xCB: lambda text, path, value, create: subpath.push(text, path, value, first=False, create=create),
+    0xCC: lambda text, path, value, create: subpath.push(text, path, value, first=True, create=create),
+    0xCD: lambda text, path, value, _create: subpath.insert(text, path, value),
+    0xCE: lambda text, path, value, create: subpath.add_unique(text, path, value, create=create),
+}
+
+
+class Spec(NamedTuple):
+    """One path of a request, and what to do there."""
+
+    opcode: int
+    flags: int
+    path: str
+    value: str = ""
+
+
+class RefusedError(Exception):
+    """The request as a whole is refused."""
+
+    def __init__(self, status: Status, context: str = "") -> None:
+        super().__init__(context or status.name)
+        self.status = status
+        self.context = context
+
+
+def parse_specs(value: bytes, *, mutation: bool) -> list[Spec]:
+    """Take the value of a request apart and check what does not need the document."""
+    specs: list[Spec] = []
+    at, head = 0, _MUTATION if mutation else _LOOKUP
+    while at < len(value):
+        if len(value) - at < head.size:
+            raise ProtocolError("a path ends in the middle of its lengths")
+        opcode, flags, *lengths = head.unpack_from(value, at)
+        at += head.size
+        texts = []
+        for length in lengths:
+            # Bytes that are no UTF-8 stay what they are, for a whole document; elsewhere they fail.
+            texts.append(value[at : at + length].decode(errors="surrogateescape"))
+            at += length
+        if at > len(value):
+            raise ProtocolError("a path is longer than its request")
+        specs.append(Spec(opcode, flags, *texts))
+    if not specs:
+        raise ProtocolError("Request must include at least one path")
+    if len(specs) > _MAX_SPECS:
+        raise RefusedError(Status.SUBDOC_INVALID_COMBO, f"Request must contain at most {_MAX_SPECS} paths")
+    known = {*_CHANGES, _COUNTER, _SET_DOCUMENT} if mutation else {_GET_DOCUMENT, _GET, _EXISTS, _COUNT}
+    for spec in specs:
+        if not _is_text(spec.path) or "\0" in spec.path:
+            raise RefusedError(Status.SUBDOC_PATH_EINVAL)
+        if spec.opcode not in known:
+            raise RefusedError(Status.SUBDOC_INVALID_COMBO)
+        if not spec.path and (spec.flags & _XATTR or spec.opcode not in _WHOLE):
+            raise RefusedError(Status.EINVAL, "Request must include path")
+    try:
+        names = {_name(spec) for spec in specs if spec.flags & _XATTR and not spec.path.startswith("$")}
+    except PathError as exc:
+        raise RefusedError(exc.status) from exc
+    if len(names) > 1:
+        raise RefusedError(Status.SUBDOC_XATTR_INVALID_KEY_COMBO)
+    return specs
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _name(spec: Spec) -> str:
+    return str(subpath.parse_path(spec.path)[0])
+
+
+@dataclass
+class Content:
+    """A document as its paths see it."""
+
+    body: bytes
+    xattrs: dict[str, bytes]
+
+    @classmethod
+    def of(cls, document: Document | None) -> Content:
+        if document is None:
+            return cls(b"{}", {})
+        if document.datatype & Datatype.XATTR:
+            split = split_xattrs(document.value)
+            return cls(split.body, dict(split.xattrs))
+        return cls(document.value, {})
+
+    def text(self) -> str:
+        if not is_json(self.body):
+            raise PathError(Status.SUBDOC_DOC_NOTJSON)
+        try:
+            return self.body.decode()
+        except UnicodeDecodeError as exc:
+            raise PathError(Status.SUBDOC_DOC_NOTJSON) from exc
+
+    def encode(self) -> tuple[bytes, int]:
+        """Value and datatype as stored."""
+        datatype = int(Datatype.JSON) if is_json(self.body) else 0
+        if not self.xattrs:
+            return self.body, datatype
+        return join_xattrs(self.xattrs, self.body), datatype | Datatype.XATTR
+
+
+def lookup(
+    specs: list[Spec], document: Document, virtual: Callable[[], dict[str, Any]]
+) -> tuple[bool, bytes]:
+    """Whether all paths were found, and the results."""
+    content, parts, good = Content.of(document), [], True
+    for spec in specs:
+        status, value = Status.SUCCESS, b""
+        try:
+            value = _look(spec, content, virtual)
+        except PathError as exc:
+            status, good = exc.status, False
+        parts.append(_RESULT.pack(status, len(value)) + value)
+    return good, b"".join(parts)
+
+
+def _look(spec: Spec, content: Content, virtual: Callable[[], dict[str, Any]]) -> bytes:
+    if spec.opcode == _GET_DOCUMENT:
+        return content.body
+    text = _attributes(content, _name(spec), virtual) if spec.flags & _XATTR else content.text()
+    if spec.opcode == _COUNT:
+        return str(subpath.count(text, spec.path)).encode()
+    found = subpath.read(text, spec.path)
+    return found.encode() if spec.opcode == _GET else b""
+
+
+def _attributes(content: Content, name: str, virtual: Callable[[], dict[str, Any]]) -> str:
+    """An object with the attribute as its one member, so that the whole path applies to it."""
+    if name.startswith("$"):
+        values = {**virtual(), "$XTOC": sorted(content.xattrs)}
+        if name not in values:
+            raise PathError(Status.SUBDOC_XATTR_UNKNOWN_VATTR)
+        return to_json({name: values[name]}).decode()
+    if name not in content.xattrs:
+        return "{}"
+    return f"{{{json.dumps(name)}:{content.xattrs[name].decode()}}}"
+
+
+class FailedSpecError(Exception):
+    """The path with this index could not be changed, so nothing was."""
+
+    def __init__(self, index: int, status: Status) -> None:
+        super().__init__(f"path {index}: {status.name}")
+        self.answer = struct.pack(">BH", index, status)
+
+
+def mutate(specs: list[Spec], content: Content, macros: dict[str, str]) -> bytes:
+    """Change `content`; the results of those paths that have one."""
+    results = []
+    for index, spec in enumerate(specs):
+        try:
+            result = _change(spec, content, macros)
+        except PathError as exc:
+            raise FailedSpecError(index, exc.status) from exc
+        if result:
+            results.append(bytes((index,)) + _RESULT.pack(Status.SUCCESS, len(result)) + result)
+    return b"".join(results)
+
+
+def _change(spec: Spec, content: Content, macros: dict[str, str]) -> bytes:
+    if spec.opcode == _SET_DOCUMENT:
+        content.body = spec.value.encode(errors="surrogateescape")
+        return b""
+    if not _is_text(spec.value):
+        raise PathError(Status.SUBDOC_VALUE_CANTINSERT)
+    value = spec.value
+    if spec.flags & _EXPAND:
+        if value not in macros:
+            raise PathError(Status.SUBDOC_XATTR_UNKNOWN_MACRO)
+        value = macros[value]
+    name = _name(spec) if spec.flags & _XATTR else ""
+    if name.startswith("$"):
+        raise PathError(Status.SUBDOC_XATTR_CANT_MODIFY_VATTR)
+    text = _attributes(content, name, dict) if name else content.text()
+    create, result = bool(spec.flags & _CREATE), ""
+    if spec.opcode == _COUNTER:
+        text, result = subpath.add_number(text, spec.path, value, create=create)
+    else:
+        text = _CHANGES[spec.opcode](text, spec.path, value, create)
+    if not name:
+        content.body = text.encode()
+    elif (member := subpath.find(text, 0, name)) is None:
+        content.xattrs.pop(name, None)
+    else:
+        content.xattrs[name] = text[member.value : member.end].encode()
+    return result.encode()
+
+
+def virtual_attributes(document: Document, body: bytes, vbucket: VBucket, seqno: int) -> dict[str, Any]:
+    """``$document`` and ``$vbucket``."""
+    kinds = [name for bit, name in ((1, "json"), (4, "xattr")) if document.datatype & bit] or ["raw"]
+    seconds = str(document.cas // 10**9)
+    return {
+        "$document": {
+            "CAS": f"0x{document.cas:016x}",
+            "datatype": kinds,
+            "deleted": False,
+            "exptime": document.expiry,
+            "flags": document.flags,
+            "last_modified": seconds,
+            "revid": str(document.rev),
+            "seqno": f"0x{seqno:016x}",
+            "value_bytes": len(body),
+            "value_crc32c": f"0x{crc32c(body):08x}",
+            "vbucket_uuid": f"0x{vbucket.vbuuid:016x}",
+        },
+        "$vbucket": {"HLC": {"mode": "real", "now": seconds}},
+    }
+
+
+def macro_values(cas: int, seqno: int, body: bytes) -> dict[str, str]:
+    """What the macros stand for; the CAS has its bytes in the order of the replication metadata."""
+    return {
+        '"${Mutation.CAS}"': f'"0x{cas.to_bytes(8, "little").hex()}"',
+        '"${Mutation.seqno}"': f'"0x{seqno:016x}"',
+        '"${Mutation.value_crc32c}"': f'"0x{crc32c(body):08x}"',
+    }
+
+
+def _crc_entry(number: int) -> int:
+    for _ in range(8):
+        number = number >> 1 ^ (0x82F63B78 if number & 1 else 0)
+    return number
+
+
+_CRC = tuple(map(_crc_entry, range(256)))
+
+
+def crc32c(data: bytes) -> int:
+    crc = 0xFFFF_FFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFF_FFFF
