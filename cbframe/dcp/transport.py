@@ -210,13 +210,7 @@ def _secure(
 
 
 def _await(sock: socket.socket, event: int, node: str, waker: Waker, deadline: float, timeout: float) -> None:
-    poll = select.poll()
-    poll.register(sock, event)
-    poll.register(waker.fileno(), select.POLLIN)
-    ready = {fd for fd, _ in poll.poll(max(0, int((deadline - time.monotonic()) * 1000)))}
-    if waker.fileno() in ready:
-        raise ReadCancelledError("cancelled during the TLS handshake", node=node)
-    if not ready:
+    if not _ready_or_woken(sock, event, waker, deadline - time.monotonic(), node, "during the TLS handshake"):
         raise ConnectError(
             f"no TLS handshake within {timeout:g} s",
             node=node,
@@ -232,13 +226,7 @@ def _connect(
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     code = sock.connect_ex(address)
     if code:
-        poll = select.poll()
-        poll.register(sock, select.POLLOUT)
-        poll.register(waker.fileno(), select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(int(timeout * 1000))}
-        if waker.fileno() in ready:
-            raise ReadCancelledError("cancelled while connecting", node=node)
-        if not ready:
+        if not _ready_or_woken(sock, select.POLLOUT, waker, timeout, node, "while connecting"):
             raise ConnectError(
                 f"no connection within {timeout:g} s",
                 node=node,
@@ -252,6 +240,19 @@ def _connect(
             node=node,
             hint="check that the node runs and that the port is right",
         ) from error
+
+
+def _ready_or_woken(
+    sock: socket.socket, event: int, waker: Waker, timeout: float, node: str, when: str
+) -> bool:
+    """Whether the socket is ready in time; ReadCancelledError if the waker rings before."""
+    poll = select.poll()
+    poll.register(sock, event)
+    poll.register(waker.fileno(), select.POLLIN)
+    ready = {fd for fd, _ in poll.poll(max(0, int(timeout * 1000)))}
+    if waker.fileno() in ready:
+        raise ReadCancelledError(f"cancelled {when}", node=node)
+    return bool(ready)
 
 
 def _ready(sock: socket.socket, event: int, timeout: float) -> bool:
