@@ -27,6 +27,8 @@ bounded read at once, any other is tried again with back-off.
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 __all__ = [
     "AccessError",
     "AllServerURLsConnectBucketError",
@@ -47,6 +49,9 @@ __all__ = [
     "StreamError",
     "XAttrsNotSupportedError",
 ]
+
+
+MapFault: TypeAlias = Literal["other bucket", "no map", "empty row", "no such server", "nameless server"]
 
 
 class CbframeError(Exception):
@@ -129,7 +134,22 @@ class BucketNotFoundError(ConnectError):
 
 
 class ClusterMapError(ConnectError):
-    """The cluster answered, but its map cannot be used: an owner is missing, the uuid differs."""
+    """The cluster answered, but its map cannot be used: an owner is missing, the uuid differs.
+
+    ``fault`` names what is wrong with it, where it is one of these.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        fault: MapFault | None = None,
+        hint: str | None = None,
+        node: str | None = None,
+        vbucket: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, node=node, vbucket=vbucket)
+        self.fault = fault
 
 
 class AllServerURLsConnectBucketError(ConnectError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cbframe.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import logging
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +49,27 @@ class BucketDataSourceOptions:
     recovery_timeout
         Seconds that a bounded source goes on without progress while attempts fail.
     ping_timeout_ms
-        Longest time between two looks at the clock on an idle connection, in milliseconds.
+        A connection that was idle for so many milliseconds is asked whether it lives.
     receive_buffer_bytes
         Bytes of the receive buffer of each node's connection.
     max_body_bytes
         A longer message ends the connection with a ``ProtocolError``.
     allow_plain
         Send the password in clear text where a server without TLS offers nothing better.
+    connect_bucket
+        ``connect_bucket(server_url, pool_name, bucket_name, auth)`` describes a bucket (an object with
+        ``uuid`` and ``map``, as :func:`cbframe.connect_bucket` gives) in place of what is done otherwise.
+    connect, connect_tls
+        ``connect(protocol, address)`` and ``connect_tls(protocol, address, context)`` give a connected
+        ``socket.socket`` to a data node, through a proxy for one. They should have a timeout of their own.
+    tls_config
+        What verifies the nodes of ``couchbases://`` and ``https://`` seeds: a context, the path of a file
+        with certificate authorities, or a callable that gives one, called again after
+        ``kick(UPDATE_SECURITY_SETTINGS)``.
+    logger
+        Where diagnostics go; None for ``cbframe.dcp``. No password and no document key is ever logged.
+    trace_capacity
+        Events of each connection kept for the moment at which it breaks; 0 keeps none.
     """
 
     name: str = "cbframe"
@@ -76,6 +93,12 @@ class BucketDataSourceOptions:
     receive_buffer_bytes: int = 4 * 1024 * 1024
     max_body_bytes: int = 25 * 1024 * 1024
     allow_plain: bool = False
+    connect_bucket: Callable[[str, str, str, Any], Any] | None = None
+    connect: Callable[[str, str], Any] | None = None
+    connect_tls: Callable[[str, str, Any], Any] | None = None
+    tls_config: Any = None
+    logger: logging.Logger | None = None
+    trace_capacity: int = 200
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout", "recovery_timeout", "noop_interval_secs", "ping_timeout_ms"):

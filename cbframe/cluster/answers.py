@@ -115,6 +115,7 @@ def uuid_mismatch(node: str) -> ClusterMapError:
     """The bucket was deleted and created again. Asking again cannot bring the old one back."""
     error = ClusterMapError(
         "the bucket's uuid is not the one asked for",
+        fault="other bucket",
         node=node,
         hint="the bucket was deleted and created again: start over without the old checkpoint",
     )

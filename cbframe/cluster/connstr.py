@@ -94,8 +94,10 @@ class ConnectionString:
 
     def rest_urls(self) -> tuple[str, ...]:
         """Base URLs of the cluster manager; none for the data service's schemes."""
-        if self.bootstrap == "kv":
-            return ()
+        return () if self.bootstrap == "kv" else self.urls()
+
+    def urls(self) -> tuple[str, ...]:
+        """Each seed as a URL of its own, without credentials."""
         return tuple(f"{self.scheme}://{seed}" for seed in self.seeds())
 
     def __str__(self) -> str:

@@ -176,7 +176,9 @@ def parse_bucket_config(
     rows = fields.sequence(server_map, "vBucketMap")
     if not servers or not rows:
         raise ClusterMapError(
-            f"bucket {bucket!r} has no vbucket map yet", hint="it is being created or warmed up: try again"
+            f"bucket {bucket!r} has no vbucket map yet",
+            fault="no map",
+            hint="it is being created or warmed up: try again",
         )
     owners = _read_owners(rows, len(servers))
     nodes, network = _resolve(config, servers, origin_host, network)
@@ -204,7 +206,9 @@ def _read_owners(rows: Sequence[object], servers: int) -> list[int]:
     width = None
     for vbucket, row in enumerate(rows):
         if not isinstance(row, list | tuple) or not row:
-            raise ClusterMapError("the vbucket map has a row without an owner", vbucket=vbucket)
+            raise ClusterMapError(
+                "the vbucket map has a row without an owner", fault="empty row", vbucket=vbucket
+            )
         if width is None:
             width = len(row)
         if len(row) != width:
@@ -214,7 +218,9 @@ def _read_owners(rows: Sequence[object], servers: int) -> list[int]:
         for index in row:
             if not isinstance(index, int) or isinstance(index, bool) or not -1 <= index < servers:
                 raise ClusterMapError(
-                    f"the vbucket map names node {index!r}, but there are {servers}", vbucket=vbucket
+                    f"the vbucket map names node {index!r}, but there are {servers}",
+                    fault="no such server",
+                    vbucket=vbucket,
                 )
         owners.append(row[0])
     return owners

@@ -144,7 +144,10 @@ def server_address(server: str, origin_host: str) -> tuple[str, int]:
         server = f"{_bracketed(origin_host)}{server.removeprefix('$HOST')}"
     address = split_address(server)
     if address is None:
-        raise ClusterMapError(f"the cluster's answer has {server!r} for the address of a data node")
+        raise ClusterMapError(
+            f"the cluster's answer has {server!r} for the address of a data node",
+            fault=None if server else "nameless server",
+        )
     return address
 
 

@@ -6,10 +6,11 @@ are valid until the next event is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
+from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.events import (
     Advanced,
     CollectionEvent,
@@ -25,11 +26,12 @@ from cbframe.dcp.events import (
 )
 from cbframe.dcp.handshake import DcpSettings, Login, Session, Steps, open_dcp, sample_seqnos
 from cbframe.dcp.pending import Pending
-from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamTable
-from cbframe.errors import ProtocolError
+from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamStateError, StreamTable
+from cbframe.dcp.tally import HandshakeTally
+from cbframe.errors import CbframeError, ProtocolError
 from cbframe.wire.blocks import decode_block
 from cbframe.wire.constants import MAX_BODY_LENGTH, Magic, Opcode, SnapshotFlag, Status
-from cbframe.wire.failover import parse_failover_log
+from cbframe.wire.failover import FailoverLog, parse_failover_log
 from cbframe.wire.frame import Frame, response
 from cbframe.wire.index import index_frames
 from cbframe.wire.messages import (
@@ -42,9 +44,23 @@ from cbframe.wire.messages import (
     parse_message,
     parse_rollback_seqno,
 )
-from cbframe.wire.requests import BufferAck, CloseStream, StreamRequest, noop_reply
+from cbframe.wire.requests import BufferAck, CloseStream, Plain, StreamRequest, noop_reply
 
 _STREAM_MESSAGES = SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent
+_STATE_ERRORS = {
+    StreamEvent.ACCEPTED: "tot_upr_stream_req_res_state_err",
+    StreamEvent.REFUSED: "tot_upr_stream_req_res_state_err",
+    StreamEvent.MARKER: "tot_upr_snapshot_state_err",
+    StreamEvent.ITEM: "tot_upr_data_change_state_err",
+    StreamEvent.END: "tot_upr_stream_end_state_err",
+    StreamEvent.CLOSED: "tot_upr_close_stream_res_state_err",
+}
+_REFUSALS: dict[int, str] = {
+    Status.ROLLBACK: "tot_upr_stream_req_res_rollback",
+    Status.NOT_MY_VBUCKET: "tot_upr_stream_req_res_fail_not_my_vbucket",
+    Status.ERANGE: "tot_upr_stream_req_res_fail_erange",
+    Status.ENOMEM: "tot_upr_stream_req_res_fail_enomem",
+}
 
 
 class DcpConnection:
@@ -58,6 +74,8 @@ class DcpConnection:
         Part of the flow-control window that is acknowledged at once.
     max_body
         Longest body accepted, in bytes.
+    stats
+        Counters to move.
     """
 
     def __init__(
@@ -67,17 +85,22 @@ class DcpConnection:
         *,
         ack_threshold: float = 0.2,
         max_body: int = MAX_BODY_LENGTH,
+        stats: NodeStats | None = None,
     ) -> None:
         self.streams = StreamTable()
         self.session: Session | None = None
         self.consumed = 0
         """Bytes of the last received buffer that were whole frames; the rest must come again."""
         self.unacked = 0
-        self.acks = 0
+        self.handed = 0
+        """Messages in the bytes that :meth:`data_to_send` gave last."""
         self._ack_at = int(settings.buffer_size * ack_threshold)
         self._flow_control = settings.buffer_size > 0
         self._max_body = max_body
-        self._out = bytearray()
+        self.stats = NodeStats() if stats is None else stats
+        self._tally = HandshakeTally(self.stats)
+        self._out: list[bytes] = []
+        self._again: dict[int, StreamRequest] = {}
         self._opaque = 0
         self._asked = -1
         self._steps: Steps[Session] | None = open_dcp(login, settings)
@@ -86,22 +109,52 @@ class DcpConnection:
 
     def data_to_send(self) -> bytes:
         """Take what is to be written to the socket."""
-        data = bytes(self._out)
+        data = b"".join(self._out)
+        self.handed = len(self._out)
         self._out.clear()
         return data
+
+    def broke_off(self, error: CbframeError) -> None:
+        """Take note that the connection is over, with `error`."""
+        if self.session is None:
+            self._tally.broke(error)
+
+    def want_stream(self, request: StreamRequest) -> None:
+        """Ask for a vbucket's stream, now or when its present one is closed."""
+        self.stats.tot_upr_stream_req_want += 1
+        closing = self.streams.of_vbucket(request.vbucket)
+        if closing is not None and closing.state is StreamState.CLOSING:
+            self.stats.tot_want_closing_vbucket_err += 1
+            self._again[request.vbucket] = request
+        else:
+            self.request_stream(request)
 
     def request_stream(self, request: StreamRequest) -> Stream:
         """Ask for a vbucket's stream."""
         stream = self.streams.open(request)
-        self._out += request.frame(stream.opaque).encode()
+        self._queue(request.frame(stream.opaque))
+        self.stats.tot_upr_stream_req += 1
         return stream
 
     def close_stream(self, vbucket: int) -> None:
         """Ask the server to end a stream; `Ended` follows."""
         stream = self.streams.of_vbucket(vbucket)
-        if stream is not None and stream.state is StreamState.RUNNING:
+        if stream is None:
+            return
+        if stream.state is StreamState.REQUESTED:
+            # The server knows of no such stream before it has answered.
+            self.stats.tot_want_close_requested_vbucket_err += 1
+            stream.unwanted = True
+        elif stream.state is StreamState.RUNNING:
             stream.step(StreamEvent.CLOSE)
-            self._out += CloseStream(vbucket).frame(stream.opaque).encode()
+            self._queue(CloseStream(vbucket).frame(stream.opaque))
+            self.stats.tot_upr_close_stream += 1
+
+    def ping(self) -> None:
+        """Ask whether the node lives; any answer will do."""
+        self.stats.tot_ping_req += 1
+        self._queue(Plain(Opcode.NOOP).frame())
+        self.stats.tot_ping_req_done += 1
 
     def sample(self) -> None:
         """Ask for the node's high seqnos once more; `Sampled` follows."""
@@ -115,11 +168,11 @@ class DcpConnection:
             return
         self.unacked += nbytes
         if self.unacked > self._ack_at:
-            self._out += BufferAck(self.unacked).frame().encode()
+            self._queue(BufferAck(self.unacked).frame())
             self.unacked = 0
-            self.acks += 1
+            self.stats.tot_upr_buffer_ack += 1
 
-    def receive(self, buffer: bytearray, stop: int) -> Iterator[Event]:
+    def receive(self, buffer: bytearray, stop: int) -> Generator[Event, None, None]:
         """Take the whole frames in ``buffer[:stop]``.
 
         Raises
@@ -129,9 +182,20 @@ class DcpConnection:
         AuthFailError, AccessError, BucketNotFoundError, ServerError
             The handshake failed.
         """
+        try:
+            yield from self._take(buffer, stop)
+        except StreamStateError as exc:
+            self.stats.count(_STATE_ERRORS[exc.event])
+            raise
+
+    def _take(self, buffer: bytearray, stop: int) -> Iterator[Event]:
+        stats = self.stats
         index = index_frames(buffer, stop, max_body=self._max_body)
         self.consumed = int(index.bounds[-1])
         data = np.flatnonzero(index.is_data)
+        stats.tot_worker_receive += len(index.is_data)
+        stats.tot_worker_receive_ok += len(index.is_data)
+        stats.tot_upr_data_change += len(data)
         pending: Pending | None = None
         if len(data):
             if self.session is None:
@@ -145,12 +209,20 @@ class DcpConnection:
                 pending.take_until(frame_number - number)
             parsed = Frame.parse(buffer, int(index.bounds[frame_number]), max_body=self._max_body)
             assert parsed is not None, "the index holds whole frames only"
-            for event in self._on_frame(parsed[0]):
-                if pending is None or not pending.holds_back(event):
-                    yield event
-                elif not pending.hold(event):
-                    yield from self._flush(pending)
-                    yield event
+            stats.tot_worker_handle_recv += 1
+            handled = False
+            try:
+                for event in self._on_frame(parsed[0]):
+                    if pending is None or not pending.holds_back(event):
+                        yield event
+                    elif not pending.hold(event):
+                        yield from self._flush(pending)
+                        yield event
+                handled = True
+            finally:
+                # Left early too: the receiver raised at an event, and no more are taken.
+                stats.tot_worker_handle_recv_ok += handled
+                stats.tot_worker_handle_recv_err += not handled
         if pending is not None:
             pending.take_until(len(data))
             yield from self._flush(pending)
@@ -180,7 +252,7 @@ class DcpConnection:
     def _on_message(self, frame: Frame) -> Iterator[Event]:
         message = parse_message(frame)
         if isinstance(message, DcpNoop):
-            self._out += noop_reply(frame).encode()
+            self._queue(noop_reply(frame))
             yield Nooped()
             return
         stream = self.streams.get(frame.opaque)
@@ -205,7 +277,7 @@ class DcpConnection:
             case SnapshotMarker():
                 stream.mark(message)
                 if message.flags & SnapshotFlag.ACK:
-                    self._out += response(Opcode.DCP_SNAPSHOT_MARKER, opaque=frame.opaque).encode()
+                    self._queue(response(Opcode.DCP_SNAPSHOT_MARKER, opaque=frame.opaque))
                 yield Snapshot(stream)
             case SeqnoAdvanced(seqno=seqno):
                 stream.step(StreamEvent.ITEM)
@@ -221,7 +293,8 @@ class DcpConnection:
             case StreamEnd(reason=reason):
                 closing = stream.state is StreamState.CLOSING
                 stream.step(StreamEvent.END)
-                self.streams.remove(stream)
+                self.stats.tot_upr_stream_end += 1
+                self._forget(stream)
                 yield Ended(stream, None if closing else reason)
 
     # -- answers
@@ -230,13 +303,11 @@ class DcpConnection:
         if frame.opcode == Opcode.DCP_STREAM_REQ:
             yield from self._on_stream_answer(frame)
         elif frame.opcode == Opcode.DCP_CLOSE_STREAM:
-            stream = self.streams.get(frame.opaque)
-            if stream is not None:
-                stream.step(StreamEvent.CLOSED)
-                self.streams.remove(stream)
-                yield Ended(stream, None)
+            yield from self._on_close_answer(frame)
         elif (frame.opaque, frame.opcode) == (self._opaque, self._asked):
             yield from self._step(frame)
+        elif frame.opcode == Opcode.NOOP:
+            return  # that it came is all that matters
         elif frame.opcode != Opcode.DCP_BUFFER_ACK:
             raise ProtocolError("an answer to nothing that was asked", opcode=frame.opcode)
         else:
@@ -244,19 +315,51 @@ class DcpConnection:
                 f"an acknowledgement was refused ({Status.describe(frame.status)})", opcode=frame.opcode
             )
 
+    def _on_close_answer(self, frame: Frame) -> Iterator[Event]:
+        stats = self.stats
+        stats.tot_upr_close_stream_res += 1
+        if frame.status == Status.SUCCESS:
+            stats.tot_upr_close_stream_res_ok += 1
+        else:
+            stats.tot_upr_close_stream_res_err += 1  # it had no such stream: closed all the same
+        stream = self.streams.get(frame.opaque)
+        if stream is not None:
+            stream.step(StreamEvent.CLOSED)
+            self._forget(stream)
+            yield Ended(stream, None)
+
+    def _forget(self, stream: Stream) -> None:
+        """Let go of a stream that is over, and open the next one of its vbucket."""
+        self.streams.remove(stream)
+        again = self._again.pop(stream.vbucket, None)
+        if again is not None:
+            self.request_stream(again)
+
     def _on_stream_answer(self, frame: Frame) -> Iterator[Event]:
+        stats = self.stats
+        stats.tot_upr_stream_req_res += 1
         stream = self.streams.get(frame.opaque)
         if stream is None:
+            stats.tot_upr_stream_req_res_state_err += 1
             raise ProtocolError("an answer to a stream that was not asked for", opcode=frame.opcode)
         if frame.status == Status.SUCCESS:
             stream.step(StreamEvent.ACCEPTED)
-            stream.failover_log = parse_failover_log(frame.value)
-            if not stream.failover_log:
-                raise ProtocolError("an empty failover log", opcode=frame.opcode, vbucket=stream.vbucket)
+            stats.tot_upr_stream_req_res_success += 1
+            try:
+                stream.failover_log = _failover_log(frame, stream.vbucket)
+            except ProtocolError:
+                stats.tot_upr_stream_req_res_flog_err += 1
+                raise
             yield Opened(stream)
+            stats.tot_upr_stream_req_res_success_ok += 1
+            if stream.unwanted:
+                self.close_stream(stream.vbucket)
             return
         stream.step(StreamEvent.REFUSED)
         self.streams.remove(stream)
+        stats.tot_upr_stream_req_res_fail += 1
+        if (counter := _REFUSALS.get(frame.status)) is not None:
+            stats.count(counter)
         if frame.status == Status.ROLLBACK:
             yield RolledBack(stream, parse_rollback_seqno(frame.value))
         else:
@@ -264,6 +367,7 @@ class DcpConnection:
 
     def _step(self, answer: Frame) -> Iterator[Event]:
         self._asked = -1
+        self._tally.answered(answer)
         try:
             if self._steps is not None:
                 self._send_step(self._steps.send(answer))
@@ -273,6 +377,7 @@ class DcpConnection:
             if self._steps is not None:
                 self._steps = None
                 self.session = done.value
+                self.stats.tot_worker_upr_open_ok += 1
                 yield Ready(done.value)
             else:
                 self._sampling = None
@@ -281,12 +386,27 @@ class DcpConnection:
     def _send_step(self, frame: Frame) -> None:
         self._opaque += 1
         self._asked = frame.opcode
-        self._out += Frame(
-            frame.magic,
-            frame.opcode,
-            frame.vbucket,
-            self._opaque,
-            extras=frame.extras,
-            key=frame.key,
-            value=frame.value,
-        ).encode()
+        self._tally.asked(frame.opcode)
+        self._queue(
+            Frame(
+                frame.magic,
+                frame.opcode,
+                frame.vbucket,
+                self._opaque,
+                extras=frame.extras,
+                key=frame.key,
+                value=frame.value,
+            )
+        )
+
+    def _queue(self, frame: Frame) -> None:
+        self._out.append(frame.encode())
+        self.stats.tot_worker_transmit += 1
+
+
+def _failover_log(answer: Frame, vbucket: int) -> FailoverLog:
+    """The log that a granted stream comes with; it has at least one entry."""
+    log = parse_failover_log(answer.value)
+    if not log:
+        raise ProtocolError("an empty failover log", opcode=answer.opcode, vbucket=vbucket)
+    return log

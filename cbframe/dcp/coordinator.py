@@ -14,9 +14,11 @@ from collections.abc import Iterable
 
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp import verdicts
+from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.ends import Ends
 from cbframe.dcp.patience import Patience
 from cbframe.dcp.plan import (
+    UPDATE_SECURITY_SETTINGS,
     CloseStreams,
     Event,
     Fail,
@@ -31,6 +33,7 @@ from cbframe.dcp.plan import (
     NodeSampled,
     OpenStreams,
     Position,
+    Reconnect,
     SampleNode,
     Started,
     StartNode,
@@ -40,6 +43,7 @@ from cbframe.dcp.plan import (
     Tick,
 )
 from cbframe.dcp.records import NodeRecord, NodeState, VBucketRecord, map_backoff, node_backoff
+from cbframe.dcp.schedule import MapSchedule
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Status, StreamEndReason
@@ -60,9 +64,17 @@ class Coordinator:
         Wanted vbuckets; None for all of the bucket.
     options
         Back-off, ends and timeouts.
+    counters
+        To be moved.
     """
 
-    def __init__(self, vbuckets: Iterable[int] | None, options: BucketDataSourceOptions) -> None:
+    def __init__(
+        self,
+        vbuckets: Iterable[int] | None,
+        options: BucketDataSourceOptions,
+        counters: ClusterCounters | None = None,
+    ) -> None:
+        self._counters = ClusterCounters() if counters is None else counters
         self._wanted = None if vbuckets is None else sorted(set(vbuckets))
         self._options = options
         self._ends = Ends(options.seq_end)
@@ -73,9 +85,7 @@ class Coordinator:
         self._pending: set[int] = set()
         self.done: dict[int, Position] = {}
         """Finished vbuckets."""
-        self._fetching = False
-        self._map_backoff = map_backoff(options)
-        self._map_due: float | None = None
+        self._schedule = MapSchedule(map_backoff(options), self._counters)
         self._last_error: CbframeError | None = None
         self._over = False
 
@@ -103,7 +113,7 @@ class Coordinator:
         """When a `Tick` is due, in the clock of `now`; None if only events matter."""
         if self._over:
             return None
-        times = set() if self._map_due is None else {self._map_due}
+        times = set() if self._schedule.due is None else {self._schedule.due}
         for vb in self._pending:
             owner = self._owner(vb)
             node = None if owner is None else self._nodes.get(owner)
@@ -125,13 +135,12 @@ class Coordinator:
         match event:
             case Started():
                 self._patience.begin(now)
-                self._want_map(now, out)
+                self._fetch(out)
             case MapFetched(map=new):
                 self._on_map(new, out)
             case MapFailed(error=error):
-                self._fetching = False
                 self._on_failure(error, now, out)
-                self._map_due = now + self._map_backoff.next_delay()
+                self._schedule.failed(now)
             case NodeReady() | NodeSampled():
                 self._on_seqnos(event, out)
             case NodeDown():
@@ -142,20 +151,35 @@ class Coordinator:
                 self._on_refused(event, now, out)
             case StreamRolledBack():
                 self._on_rolled_back(event, now, out)
-            case Kicked():
-                self._want_map(now, out)
+            case Kicked(reason=reason):
+                self._on_kick(reason, now, out)
             case Tick():
                 pass
         if not self._over:
             self._plan(now, out)
+            self._counters.tot_refresh_workers_loop += isinstance(event, MapFetched)
         return out
+
+    def dismiss(self, event: Event) -> None:
+        """Take note of an event that came too late: the source is over, or is being closed."""
+        self._schedule.dismiss(event, over=self._over)
 
     # -- events
 
+    def _on_kick(self, reason: str, now: float, out: list[Instruction]) -> None:
+        counters = self._counters
+        counters.tot_refresh_workers_vbm_nil_err += self._map is None
+        if reason == UPDATE_SECURITY_SETTINGS:
+            counters.tot_refresh_workers_security_updates += 1
+            for address, node in self._nodes.items():
+                if node.state is not NodeState.WAITING:
+                    counters.tot_refresh_workers_remove_worker += 1
+                    out.append(Reconnect(address))
+        self._schedule.want(now)
+
     def _on_map(self, new: ClusterMap, out: list[Instruction]) -> None:
-        self._fetching = False
-        self._map_due = None
         old = self._map
+        self._schedule.came(changed=old is not None and new != old and not old.newer_than(new))
         if old is not None and (error := verdicts.other_bucket(old, new)) is not None:
             self._fail(error, out)
             return
@@ -163,13 +187,13 @@ class Coordinator:
             self._begin(new, out)
         elif old.newer_than(new):
             return
-        elif new != old:
-            self._map_backoff.reset()
         self._map = new
 
     def _begin(self, new: ClusterMap, out: list[Instruction]) -> None:
         wanted = range(new.vbuckets) if self._wanted is None else self._wanted
         if (error := verdicts.bad_choice(wanted, new)) is not None:
+            bad = sum(not 0 <= vb < new.vbuckets for vb in wanted)
+            self._counters.tot_refresh_workers_vbucket_id_err += bad
             self._fail(error, out)
             return
         self._vbuckets = {vb: VBucketRecord(node_backoff(self._options)) for vb in wanted}
@@ -186,6 +210,10 @@ class Coordinator:
         node.sampling = False
         if isinstance(event, NodeReady):
             node.state = NodeState.READY
+            # Reason enough to look again at who wants what, and the map at hand will do.
+            self._counters.tot_kick += 1
+            self._counters.tot_kick_ok += 1
+            self._counters.tot_refresh_cluster_awoken += 1
         for vb in self._pending:
             if self._owner(vb) == event.node:
                 self._vbuckets[vb].stale = False
@@ -215,7 +243,7 @@ class Coordinator:
             self._pending.add(vb)
         self._on_failure(event.error, now, out)
         if not self._over:
-            self._want_map(now, out)
+            self._schedule.kick(now)
 
     def _on_ended(self, event: StreamEnded, now: float, out: list[Instruction]) -> None:
         vb, reason = event.vbucket, event.reason
@@ -225,14 +253,14 @@ class Coordinator:
             self._done(vb, event.position, out)
             return
         if reason == StreamEndReason.STATE_CHANGED:
-            self._want_map(now, out)
+            self._schedule.kick(now)
         elif (error := verdicts.ended(event)) is not None:
             self._on_failure(error, now, out)
         self._retry(vb, now, wait=reason != StreamEndReason.ROLLBACK)
 
     def _on_refused(self, event: StreamRefused, now: float, out: list[Instruction]) -> None:
         if event.status == Status.NOT_MY_VBUCKET:
-            self._want_map(now, out)
+            self._schedule.kick(now)
         self._on_failure(verdicts.refused(event), now, out)
         self._retry(event.vbucket, now)
 
@@ -248,7 +276,7 @@ class Coordinator:
 
     def _plan(self, now: float, out: list[Instruction]) -> None:
         """Ask for what is pending where it can be had."""
-        if self._map_due is not None and now >= self._map_due and not self._fetching:
+        if self._schedule.is_due(now):
             self._fetch(out)
         if self._map is None:
             self._check_patience(now, out)
@@ -266,10 +294,11 @@ class Coordinator:
             else:
                 wanted.setdefault(owner, []).append(vb)
         if ownerless:
+            self._counters.tot_refresh_workers_master_idx_err += len(ownerless)
             self._on_failure(verdicts.ownerless(ownerless, self._map.vbuckets), now, out)
             if self._over:
                 return
-            self._want_map(now, out)
+            self._schedule.kick(now)
         known = self._ends.known
         for address, vbs in wanted.items():
             self._plan_node(address, sorted(vbs), now, out)
@@ -285,6 +314,7 @@ class Coordinator:
             node = self._nodes[address] = NodeRecord(node_backoff(self._options))
         if node.state is NodeState.WAITING and now >= node.retry_at:
             node.state = NodeState.STARTING
+            self._counters.tot_refresh_workers_add_worker += 1
             out.append(StartNode(address))
         if node.state is not NodeState.READY or node.sampling:
             return
@@ -304,6 +334,7 @@ class Coordinator:
             vbucket.attempts += 1
             self._pending.discard(vb)
         if streams:
+            self._counters.tot_refresh_workers_kick_worker += 1
             out.append(OpenStreams(address, tuple(streams)))
 
     def _is_sampled(
@@ -317,7 +348,7 @@ class Coordinator:
         for vb in absent:
             self._retry(vb, now)
         if absent:
-            self._want_map(now, out)
+            self._schedule.kick(now)
         if absent or any(self._vbuckets[vb].stale for vb in vbs):
             node.sampling = True
             out.append(SampleNode(address))
@@ -384,16 +415,6 @@ class Coordinator:
         self._over = True
         out.append(Fail(error))
 
-    def _want_map(self, now: float, out: list[Instruction]) -> None:
-        """Fetch a map now, or as soon as the wait between two fetches is over."""
-        if self._fetching or self._map_due is not None:
-            return
-        if self._map is None:
-            self._fetch(out)
-        else:
-            self._map_due = now + self._map_backoff.next_delay()
-
     def _fetch(self, out: list[Instruction]) -> None:
-        self._fetching = True
-        self._map_due = None
+        self._schedule.begin()
         out.append(FetchMap())

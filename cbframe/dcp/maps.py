@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cbframe.cluster.address import bare_host
 from cbframe.cluster.answers import uuid_mismatch
@@ -17,15 +18,34 @@ from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.seeds import first_success
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context
 from cbframe.dcp.aside import Aside
+from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.handshake import Login, Steps, T, fetch_config, fetch_manifest
 from cbframe.dcp.query import ask
 from cbframe.dcp.transport import SocketTransport, Transport, Waker, split_address
-from cbframe.errors import CbframeError, ProtocolError
+from cbframe.errors import CbframeError, ClusterMapError, ConnectError, MapFault, ProtocolError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 
 if TYPE_CHECKING:
     from cbframe.cluster.rest import RestClient
+
+
+_FAULTS: dict[MapFault, str] = {
+    "other bucket": "tot_refresh_cluster_bucket_uuid_err",
+    "no map": "tot_refresh_cluster_vbm_nil_err",
+    "empty row": "tot_refresh_workers_server_idxs_err",
+    "no such server": "tot_refresh_workers_master_idx_err",
+    "nameless server": "tot_refresh_workers_master_server_err",
+}
+
+
+class BucketLike(Protocol):
+    """What an own ``connect_bucket`` returns; :class:`cbframe.cluster.rest.Bucket` is one."""
+
+    @property
+    def uuid(self) -> str: ...
+    @property
+    def map(self) -> ClusterMap | None: ...
 
 
 def make_login(
@@ -49,6 +69,10 @@ class MapSource:
         Refuse a bucket of the same name with another uuid; empty to take any.
     tls_context
         For REST over TLS: the one that the transport has too.
+    connect_bucket
+        Describes a bucket through one seed, in place of what is done otherwise.
+    counters
+        To be moved.
     """
 
     def __init__(
@@ -62,7 +86,11 @@ class MapSource:
         clock: Callable[[], float],
         timeout: float,
         tls_context: TLSContext | None = None,
+        connect_bucket: Callable[[str, str, str, Authenticator], BucketLike] | None = None,
+        counters: ClusterCounters | None = None,
     ) -> None:
+        self._connect_bucket = connect_bucket
+        self._counters = ClusterCounters() if counters is None else counters
         self._target = target
         self._login = login
         self._auth = auth
@@ -85,10 +113,12 @@ class MapSource:
         AuthFailError, AccessError, BucketNotFoundError
             At once: the other seeds would say the same.
         """
-        if self._target.bootstrap == "rest":
-            found = self._aside.run(self._fetch_over_rest)
+        if self._connect_bucket is not None:
+            found = self._over_urls(partial(self._fetch_by_hand, self._connect_bucket))
+        elif self._target.bootstrap == "rest":
+            found = self._over_urls(self._fetch_over_rest)
         else:
-            found = self._over_seeds(self._fetch_from)
+            found = self._over_seeds(self._counted(self._fetch_from))
         self._known_nodes = found.nodes
         return found
 
@@ -118,20 +148,59 @@ class MapSource:
     def close(self) -> None:
         self._waker.close()
 
-    def _rest(self) -> RestClient:
+    def secure(self, transport: Transport, tls_context: TLSContext | None) -> None:
+        """Connect in another way from now on."""
+        self._transport, self._tls_context = transport, tls_context
+
+    def _rest(self, *urls: str) -> RestClient:
         from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
 
         return RestClient(
-            list(self._target.rest_urls()),
+            list(urls or self._target.urls()),
             self._auth,
             timeout=self._timeout,
             tls_context=self._tls_context,
         )
 
-    def _fetch_over_rest(self) -> ClusterMap:
-        with self._rest() as client:
+    def _over_urls(self, attempt: Callable[[str], ClusterMap]) -> ClusterMap:
+        """The map of the first URL that has one, on a thread that can be left alone."""
+        urls = self._target.urls()
+        return self._aside.run(lambda: first_success(urls, self._counted(attempt)))
+
+    def _fetch_by_hand(self, connect: Callable[..., BucketLike], url: str) -> ClusterMap:
+        try:
+            bucket = connect(url, "default", self._login.bucket, self._auth)
+        except CbframeError:
+            raise
+        except Exception as exc:
+            raise ConnectError(f"connect_bucket raised {type(exc).__name__}: {exc}") from exc
+        if self._bucket_uuid and bucket.uuid != self._bucket_uuid:
+            raise uuid_mismatch(url)
+        if bucket.map is None:
+            raise ClusterMapError("connect_bucket gave a bucket without a map", fault="no map")
+        return bucket.map
+
+    def _fetch_over_rest(self, url: str) -> ClusterMap:
+        with self._rest(url) as client:
             config, host = client.bucket_config(self._login.bucket, bucket_uuid=self._bucket_uuid or None)
         return self._parse_of(self._seed_at(host), config, host)
+
+    def _counted(self, attempt: Callable[[str], ClusterMap]) -> Callable[[str], ClusterMap]:
+        counters = self._counters
+
+        def counting(seed: str) -> ClusterMap:
+            counters.tot_refresh_cluster_connect_bucket += 1
+            try:
+                found = attempt(seed)
+            except CbframeError as exc:
+                counters.tot_refresh_cluster_connect_bucket_err += 1
+                if isinstance(exc, ClusterMapError) and exc.fault is not None:
+                    counters.count(_FAULTS[exc.fault])
+                raise
+            counters.tot_refresh_cluster_connect_bucket_ok += 1
+            return found
+
+        return counting
 
     def _fetch_manifest_over_rest(self) -> Manifest | None:
         with self._rest() as client:

@@ -6,19 +6,22 @@ it, with no lock held.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from cbframe.dcp import events as dcp
 from cbframe.dcp import plan
+from cbframe.dcp.callbacks import Callbacks
 from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.metadata import VBucketMetaData
-from cbframe.dcp.receiver import BlockReceiver, ReceiverEx
-from cbframe.dcp.stats import NodeStats
-from cbframe.dcp.streams import Stream, request_from
+from cbframe.dcp.counters import NodeStats
+from cbframe.dcp.receiver import BlockReceiver
+from cbframe.dcp.streams import Stream, VBucketState
+from cbframe.dcp.trace import Trace
 from cbframe.dcp.transport import Stream as ByteStream
 from cbframe.dcp.transport import Transport, Waker
 from cbframe.errors import (
@@ -30,12 +33,9 @@ from cbframe.errors import (
     ReceiverError,
     StreamError,
 )
-from cbframe.wire.blocks import DataBlock
-from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Opcode, Status, StreamEndReason, StreamFlag
-from cbframe.wire.requests import StreamRequest
+from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason
 
-T = TypeVar("T")
-Order: TypeAlias = plan.OpenStreams | plan.CloseStreams | plan.SampleNode
+Order: TypeAlias = plan.OpenStreams | plan.CloseStreams | plan.SampleNode | plan.Reconnect
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,19 @@ class NodeSetup:
 
     transport: Transport
     receiver: BlockReceiver
-    make_connection: Callable[[], DcpConnection]
+    make_connection: Callable[[NodeStats], DcpConnection]
     post: Callable[[plan.Event], None]
     on_config: Callable[[str, bytes], None]
     on_error: Callable[[CbframeError], None]
     clock: Callable[[], float]
     connect_timeout: float
     silence_timeout: float
-    idle_wait: float
+    ping_timeout: float
     buffer_bytes: int
     max_body: int
     filter_value: bytes
+    trace_capacity: int
+    logger: logging.Logger
 
 
 class NodeThread:
@@ -70,6 +72,9 @@ class NodeThread:
         self._inbox: deque[Order] = deque()
         self._stopping = False
         self._progressed = False
+        self._calls = Callbacks(setup.receiver, stats, setup.filter_value)
+        self.trace = Trace(setup.trace_capacity)
+        """What happened last."""
         self._waker = Waker()
         self._connection: DcpConnection | None = None
         self._thread = threading.Thread(target=self._run, name=f"cbframe-node-{node}", daemon=True)
@@ -92,86 +97,160 @@ class NodeThread:
         self._thread.join()
         self._waker.close()
 
-    def streams(self) -> list[Stream]:
-        """The streams at this moment, for looking at."""
+    def streams(self) -> dict[int, VBucketState]:
+        """The streams at this moment by vbucket, for looking at."""
         connection = self._connection
-        return [] if connection is None else list(connection.streams)
+        if connection is None:
+            return {}
+        return {vb: stream.picture(self.node) for vb, stream in connection.streams.all()}
 
     # -- on the thread
 
     def _run(self) -> None:
+        stats = self._stats
+        stats.tot_worker_start += 1
+        self._calls.bind()
         error: CbframeError
         try:
             self._serve()
-            return
         except CbframeError as exc:
             error = exc
         except Exception as exc:  # noqa: BLE001 - whatever went wrong here must end the read, not hang it
             error = ReceiverError(f"an unexpected {type(exc).__name__} on the thread of the node: {exc}")
             error.__cause__ = exc
             error.permanent = True
-        finally:
-            self._stats.disconnects += 1
-        if isinstance(error, ReadCancelledError) and self._stopping:
+        else:
+            stats.tot_refresh_worker += 1
+            stats.tot_refresh_worker_done += 1
+            stats.tot_worker_done += 1
+            return
+        cancelled = isinstance(error, ReadCancelledError) and self._stopping
+        stats.errors += not cancelled
+        # Before anyone is told: the next thread of this node may begin at once, with these counters.
+        stats.tot_worker_done += 1
+        if cancelled:
             return
         if isinstance(error, ReadTimeoutError):
             error.permanent = False  # a new connection may be faster
         error.node = error.node or self.node
-        self._stats.errors += 1
+        self.trace.note(None, f"over: {type(error).__name__}")
+        self._setup.logger.debug("%s: %s; before that: %s", self.node, error.message, self.trace)
         self._setup.on_error(error)
         self._setup.post(plan.NodeDown(self.node, error, self._progressed))
 
     def _serve(self) -> None:
-        setup = self._setup
-        self._stats.connects += 1
-        stream = setup.transport.connect(self.node, self._waker, setup.connect_timeout)
+        setup, stats = self._setup, self._stats
+        stats.tot_worker_body += 1
+        if self._stopping:
+            return
+        stats.tot_worker_connect += 1
         try:
-            connection = self._connection = setup.make_connection()
-            try:
-                self._converse(stream, connection)
-            except ProtocolError as exc:
-                if connection.session is None:
+            stream = setup.transport.connect(self.node, self._waker, setup.connect_timeout)
+        except CbframeError:
+            stats.tot_worker_connect_err += 1
+            raise
+        stats.tot_worker_connect_ok += 1
+        self.trace.note(None, "connected")
+        connection: DcpConnection | None = None
+        try:
+            connection = self._connection = setup.make_connection(stats)
+            self._converse(stream, connection)
+        except CbframeError as exc:
+            if connection is not None:
+                connection.broke_off(exc)
+                if isinstance(exc, ProtocolError) and connection.session is None:
                     # What speaks another protocol now will not speak ours next time.
                     exc.permanent = True
-                raise
+            raise
         finally:
             self._connection = None
+            stats.tot_worker_client_close += 1
             stream.close()
+            stats.tot_worker_client_close_done += 1
 
     def _converse(self, stream: ByteStream, connection: DcpConnection) -> None:
+        stats = self._stats
+        stats.tot_worker_transmit_start += 1
+        stats.tot_worker_receive_start += 1
+        stats.tot_worker_receive += 1
+        try:
+            self._talk(stream, connection)
+        finally:
+            stats.tot_worker_cleanup += 1
+            stats.tot_worker_transmit_done += 1
+            stats.tot_worker_receive_done += 1
+            stats.tot_worker_cleanup_done += 1
+
+    def _talk(self, stream: ByteStream, connection: DcpConnection) -> None:
         setup = self._setup
         buffer = bytearray(setup.buffer_bytes)
         have = 0
-        heard = setup.clock()
+        heard = said = setup.clock()
         deadline = heard + setup.connect_timeout
         while True:
             self._carry_out_orders(connection)
             if data := connection.data_to_send():
-                stream.send_all(data, setup.connect_timeout)
+                self._send(stream, data, connection.handed)
+                said = setup.clock()
             if self._stopping:
                 return
-            count = stream.receive_into(memoryview(buffer)[have:])
+            count = self._receive(stream, memoryview(buffer)[have:], connection)
+            now = setup.clock()
             if count is None:
-                now = setup.clock()
                 limit = deadline if connection.session is None else heard + setup.silence_timeout
+                quiet = max(heard, said) + setup.ping_timeout
                 if now >= limit:
+                    self._stats.tot_worker_receive_err += 1
+                    self._stats.tot_worker_recv_end_ch += 1
                     self._give_up(connection)
-                stream.wait(min(setup.idle_wait, limit - now))
+                if connection.session is not None and now >= quiet:
+                    self._stats.tot_ping_timeout += 1
+                    connection.ping()
+                    continue
+                stream.wait(min(limit, max(quiet, now + 0.001)) - now)
                 continue
+            heard = now
+            have += count
+            # Closed here, not when it is collected: it counts what was left untaken.
+            with closing(connection.receive(buffer, have)) as events:
+                self._handle(events)
+            buffer, have = self._keep_tail(buffer, connection.consumed, have)
+
+    def _send(self, stream: ByteStream, data: bytes, messages: int) -> None:
+        try:
+            stream.send_all(data, self._setup.connect_timeout)
+        except CbframeError:
+            self._stats.tot_worker_transmit_err += 1
+            self._stats.tot_worker_send_end_ch += 1
+            raise
+        self._stats.tot_worker_transmit_ok += messages
+
+    def _receive(self, stream: ByteStream, view: memoryview, connection: DcpConnection) -> int | None:
+        stats = self._stats
+        try:
+            count = stream.receive_into(view)
             if count == 0:
                 raise ConnectError(
                     "the node closed the connection"
                     + (" during the handshake" if connection.session is None else "")
                 )
-            heard = setup.clock()
-            have += count
-            self._stats.receives += 1
-            self._stats.bytes_received += count
-            acks = connection.acks
-            for event in connection.receive(buffer, have):
+        except CbframeError:
+            stats.tot_worker_receive_err += 1
+            stats.tot_worker_recv_end_ch += 1
+            raise
+        if count is not None:
+            stats.receives += 1
+            stats.bytes_received += count
+        return count
+
+    def _handle(self, events: Iterator[dcp.Event]) -> None:
+        try:
+            for event in events:
+                self.trace.event(event)
                 self._on_event(event)
-            self._stats.buffer_acks += connection.acks - acks
-            buffer, have = self._keep_tail(buffer, connection.consumed, have)
+        except CbframeError:
+            self._stats.tot_worker_recv_end_ch += 1
+            raise
 
     def _give_up(self, connection: DcpConnection) -> None:
         if connection.session is None:
@@ -201,107 +280,72 @@ class NodeThread:
     def _carry_out_orders(self, connection: DcpConnection) -> None:
         while self._inbox:
             order = self._inbox.popleft()
-            if isinstance(order, plan.SampleNode):
-                connection.sample()
-                continue
-            if isinstance(order, plan.CloseStreams):
-                for vbucket in order.vbuckets:
-                    connection.close_stream(vbucket)
-                continue
-            for vbucket, end in order.streams:
-                connection.request_stream(self._request(vbucket, end))
-                self._stats.streams_requested += 1
-            if any(end != MAX_SEQNO for _, end in order.streams):
-                connection.sample()
-
-    def _request(self, vbucket: int, end: int) -> StreamRequest:
-        stored, seqno = self._call(self._setup.receiver.get_metadata, vbucket)
-        metadata = VBucketMetaData() if stored is None else VBucketMetaData.from_json(stored)
-        return request_from(
-            vbucket,
-            vbuuid=metadata.vbuuid_at(seqno),
-            seqno=seqno,
-            snap_start=metadata.snap_start,
-            snap_end=metadata.snap_end,
-            end=end,
-            flags=StreamFlag.ACTIVE_ONLY,
-            value=self._setup.filter_value,
-        )
+            self._stats.tot_refresh_worker += 1
+            match order:
+                case plan.Reconnect():
+                    raise ConnectError("the connection is made anew")
+                case plan.SampleNode():
+                    connection.sample()
+                case plan.CloseStreams(vbuckets=vbuckets):
+                    for vbucket in vbuckets:
+                        connection.close_stream(vbucket)
+                case plan.OpenStreams(streams=streams):
+                    for vbucket, end in streams:
+                        connection.want_stream(self._calls.request(vbucket, end))
+                    if any(end != MAX_SEQNO for _, end in streams):
+                        connection.sample()
+            self._stats.tot_refresh_worker_ok += 1
 
     # -- events of the connection
 
     def _on_event(self, event: dcp.Event) -> None:
-        stats, setup = self._stats, self._setup
+        stats, setup, calls = self._stats, self._setup, self._calls
         match event:
             case dcp.Data(block=block, fresh=fresh):
                 for stream in fresh:
-                    self._save(stream)
-                self._deliver(block)
+                    calls.save(stream)
+                calls.deliver(block)
                 self._progressed = True
             case dcp.Snapshot(stream=stream):
-                stats.snapshots += 1
-                self._call(
-                    setup.receiver.snapshot_start,
-                    stream.vbucket,
-                    stream.snap_start,
-                    stream.snap_end,
-                    stream.snap_flags,
-                )
+                calls.snapshot(stream)
             case dcp.Ready(session=session):
+                stats.tot_worker_body_kick += 1
                 setup.post(plan.NodeReady(self.node, session.seqnos))
             case dcp.Sampled(seqnos=seqnos):
                 setup.post(plan.NodeSampled(self.node, seqnos))
             case dcp.Opened(stream=stream):
-                stats.streams_opened += 1
-                self._save(stream)
+                calls.save(stream)
             case dcp.Ended(stream=stream, reason=reason):
-                stats.streams_ended += 1
-                if reason is None:
-                    reason = StreamEndReason.CLOSED
-                progressed = stream.seqno > stream.start
-                setup.post(plan.StreamEnded(self.node, stream.vbucket, reason, _position(stream), progressed))
-                self._progressed |= progressed or reason == StreamEndReason.OK
-            case dcp.Refused(stream=stream, status=status, body=body):
-                stats.streams_refused += 1
-                if body.startswith(b"{"):
-                    setup.on_config(self.node, body)
-                if status == Status.ERANGE:
-                    self._start_over(stream)
-                else:
-                    setup.post(plan.StreamRefused(self.node, stream.vbucket, status))
+                self._on_ended(stream, reason)
+            case dcp.Refused():
+                self._on_refused(event)
             case dcp.RolledBack(stream=stream, seqno=seqno):
-                stats.rollbacks += 1
-                self._roll_back(stream, seqno)
+                calls.roll_back(stream, seqno)
                 setup.post(plan.StreamRolledBack(self.node, stream.vbucket))
             case dcp.Nooped():
-                stats.noops += 1
+                stats.tot_upr_noop += 1
             case dcp.Advanced() | dcp.CollectionEvent():
                 self._progressed = True
 
-    def _deliver(self, block: DataBlock) -> None:
-        stats = self._stats
-        mutations = int((block.opcode == Opcode.DCP_MUTATION).sum())
-        deletions = int((block.opcode == Opcode.DCP_DELETION).sum())
-        stats.mutations += mutations
-        stats.deletions += deletions
-        stats.expirations += len(block) - mutations - deletions
-        stats.blocks += 1
-        self._call(self._setup.receiver.on_block, block)
+    def _on_ended(self, stream: Stream, reason: int | None) -> None:
+        if reason is None:
+            reason = StreamEndReason.CLOSED
+        elif reason != StreamEndReason.OK:
+            self._stats.tot_upr_stream_end_kick += 1
+        progressed = stream.seqno > stream.start
+        position = _position(stream)
+        self._setup.post(plan.StreamEnded(self.node, stream.vbucket, reason, position, progressed))
+        self._progressed |= progressed or reason == StreamEndReason.OK
 
-    def _save(self, stream: Stream) -> None:
-        metadata = VBucketMetaData(
-            snap_start=stream.snap_start, snap_end=stream.snap_end, failover_log=stream.failover_log
-        )
-        self._call(self._setup.receiver.set_metadata, stream.vbucket, metadata.to_json())
-
-    def _roll_back(self, stream: Stream, seqno: int) -> None:
-        receiver = self._setup.receiver
-        if seqno >= stream.start:
-            seqno = 0  # a rollback that leads nowhere back would repeat for ever
-        if isinstance(receiver, ReceiverEx):
-            self._call(receiver.rollback_ex, stream.vbucket, stream.vbuuid, seqno)
+    def _on_refused(self, refusal: dcp.Refused) -> None:
+        stream, status = refusal.stream, refusal.status
+        if refusal.body.startswith(b"{"):
+            self._setup.on_config(self.node, refusal.body)
+        if status == Status.ERANGE:
+            self._start_over(stream)
         else:
-            self._call(receiver.rollback, stream.vbucket, seqno)
+            self._stats.tot_upr_stream_req_res_kick += 1
+            self._setup.post(plan.StreamRefused(self.node, stream.vbucket, status))
 
     def _start_over(self, stream: Stream) -> None:
         """Read a vbucket from the beginning: the position that the receiver stored cannot be right."""
@@ -313,19 +357,8 @@ class NodeThread:
                 hint="the bucket was flushed or created anew, or what was stored belongs to another one",
             )
         )
-        self._roll_back(stream, 0)
+        self._calls.roll_back(stream, 0)
         self._setup.post(plan.StreamRolledBack(self.node, stream.vbucket))
-
-    def _call(self, callback: Callable[..., T], *args: object) -> T:
-        assert threading.current_thread() is self._thread, "callbacks run on the node's thread"
-        try:
-            return callback(*args)
-        except CbframeError:
-            raise
-        except Exception as exc:
-            name = getattr(callback, "__name__", "a callback")
-            error = ReceiverError(f"the receiver's {name} raised {type(exc).__name__}: {exc}")
-            raise error from exc
 
 
 def _position(stream: Stream) -> plan.Position:

@@ -92,6 +92,10 @@ class StreamRolledBack:
     vbucket: int
 
 
+UPDATE_SECURITY_SETTINGS = "UpdateSecuritySettings"
+"""Reason of a :class:`Kicked` after which all connections are made anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kicked:
     """Someone wants the cluster looked at afresh."""
@@ -159,6 +163,13 @@ class CloseStreams:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconnect:
+    """End a node's connection; `NodeDown` follows."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """All vbuckets are done."""
 
@@ -170,4 +181,6 @@ class Fail:
     error: CbframeError
 
 
-Instruction: TypeAlias = FetchMap | StartNode | SampleNode | OpenStreams | CloseStreams | Finish | Fail
+Instruction: TypeAlias = (
+    FetchMap | StartNode | SampleNode | OpenStreams | CloseStreams | Reconnect | Finish | Fail
+)

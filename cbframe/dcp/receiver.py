@@ -62,7 +62,7 @@ class ReceiverEx(Protocol):
     """A receiver that wants to know the history on a rollback."""
 
     def rollback_ex(self, vbucket: int, vbuuid: int, seqno: int) -> None:
-        """Instead of `rollback`; `vbuuid` is the history that the request was made under."""
+        """Instead of `rollback`; `vbuuid` is the history that remains, 0 where nothing does."""
 
 
 @runtime_checkable

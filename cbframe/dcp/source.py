@@ -13,24 +13,26 @@ from typing import Self
 from cbframe.cluster.auth import AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.map import ClusterMap
-from cbframe.cluster.tls import TLSLike, client_context
+from cbframe.cluster.tls import TLSContext, TLSLike, client_context
 from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.coordinator import Coordinator
+from cbframe.dcp.counters import ClusterCounters, NodeStats
 from cbframe.dcp.handshake import DcpSettings
 from cbframe.dcp.maps import MapSource, make_login
 from cbframe.dcp.node import NodeSetup, NodeThread
 from cbframe.dcp.receiver import BlockReceiver, CallbackAdapter, Receiver
-from cbframe.dcp.stats import BucketDataSourceStats, NodeStats, add_up
+from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.dcp.streams import VBucketState
 from cbframe.dcp.supervisor import Supervisor
-from cbframe.dcp.transport import SocketTransport, Transport
+from cbframe.dcp.transport import HookedTransport, SocketTransport, Transport
 from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 from cbframe.wire.requests import StreamFilter
 
-_LOG = logging.getLogger(__name__)
-_IDLE_WAIT = 60.0
+UPDATE_SECURITY_SETTINGS = plan.UPDATE_SECURITY_SETTINGS
+"""Reason for :meth:`BucketDataSource.kick`: certificates or authorities are others now."""
 
 
 class BucketDataSource:
@@ -87,12 +89,18 @@ class BucketDataSource:
         options = options or BucketDataSourceOptions()
         target = parse_connection_string(server_urls)
         authenticator = as_authenticator(auth)
-        context = client_context(tls_context, authenticator, encrypted=target.tls)
-        transport = transport or SocketTransport(context)
+        if tls_context is not None and options.tls_config is not None:
+            raise ConfigurationError("tls_context and the option tls_config are the same: give one")
+        self._tls_context = tls_context
         self._options = options
+        self._log = options.logger or logging.getLogger("cbframe.dcp")
         self._receiver = receiver if isinstance(receiver, BlockReceiver) else _AdaptedReceiver(receiver)
-        self._transport = transport
+        self._own_transport = transport
+        self._secure = (target.tls, authenticator)
+        context = self._make_context()
+        self._transport = transport = transport or self._make_transport(context)
         self._clock = clock
+        self._counters = ClusterCounters()
         self._login = make_login(target, authenticator, bucket_name, allow_plain=options.allow_plain)
         self._maps = MapSource(
             target,
@@ -103,9 +111,13 @@ class BucketDataSource:
             clock=clock,
             timeout=options.connect_timeout,
             tls_context=context,
+            connect_bucket=options.connect_bucket,
+            counters=self._counters,
         )
         self._filter = StreamFilter(options.collections, options.scope_id).encode()
-        self._coordinator = Coordinator(vbucket_ids, options)
+        self._calls = ClusterCounters()
+        self._calls_lock = threading.Lock()
+        self._coordinator = Coordinator(vbucket_ids, options, self._counters)
         self._supervisor = Supervisor(
             self._coordinator,
             fetch_map=self._fetch_map,
@@ -113,9 +125,9 @@ class BucketDataSource:
             on_error=self._report,
             on_over=self._on_over,
             clock=clock,
+            counters=self._counters,
         )
         self._stats: dict[str, NodeStats] = {}
-        self._refreshes = self._refresh_errors = self._kicks = 0
         self._life = ""
         self._over = threading.Event()
         self._error: CbframeError | None = None
@@ -143,14 +155,31 @@ class BucketDataSource:
         ConfigurationError
             It was started before.
         """
-        if self._life:
-            raise ConfigurationError(f"the data source is {self._life}: it can be started once")
-        self._life = "running"
+        with self._calls_lock:
+            self._calls.tot_start += 1
+            if self._life:
+                raise ConfigurationError(f"the data source is {self._life}: it can be started once")
+            self._life = "running"
         self._supervisor.start()
 
     def kick(self, reason: str) -> None:
-        """Have the cluster map looked at afresh."""
-        self._kicks += 1
+        """Have the cluster map looked at afresh; does nothing unless the source runs.
+
+        Parameters
+        ----------
+        reason
+            For the log. :data:`UPDATE_SECURITY_SETTINGS` has all connections made anew, with what
+            ``tls_config`` gives now.
+        """
+        if self._life != "running":
+            return
+        with self._calls_lock:
+            self._calls.tot_kick += 1
+        self._log.debug("kicked: %s", reason)
+        if reason == UPDATE_SECURITY_SETTINGS and self._own_transport is None:
+            context = self._make_context()
+            self._transport = self._make_transport(context)
+            self._maps.secure(self._transport, context)
         self._supervisor.post(plan.Kicked(reason))
 
     def wait(self, timeout: float | None = None) -> None:
@@ -194,26 +223,33 @@ class BucketDataSource:
 
     def stats(self) -> BucketDataSourceStats:
         """Counters at this moment."""
-        nodes = {address: stats.copy() for address, stats in sorted(self._stats.items())}
         return BucketDataSourceStats(
-            nodes,
-            add_up(nodes.values()),
-            self._refreshes,
-            self._refresh_errors,
-            self._kicks,
-            self._coordinator.vbuckets,
-            len(self._coordinator.done),
+            (self._counters, self._calls),
+            dict(self._stats),
+            vbuckets=self._coordinator.vbuckets,
+            vbuckets_done=len(self._coordinator.done),
+            at=self._clock(),
         )
+
+    def vbucket_states(self) -> dict[int, VBucketState]:
+        """The streams at this moment, by vbucket; those that wait or are done have none."""
+        states: dict[int, VBucketState] = {}
+        for node in list(self._supervisor.nodes.values()):
+            states |= node.streams()
+        return dict(sorted(states.items()))
+
+    def trace(self) -> dict[str, list[str]]:
+        """What happened last on each connection, by node address; oldest first."""
+        return {address: node.trace.lines() for address, node in list(self._supervisor.nodes.items())}
 
     def progress(self) -> tuple[int, int]:
         """Seqnos received and wanted of a bounded source, summed over its vbuckets."""
         ends = dict(self._coordinator.ends)
         done = set(self._coordinator.done)
         reached = sum(ends.get(vb, 0) for vb in done)
-        for node in list(self._supervisor.nodes.values()):
-            for stream in node.streams():
-                if stream.vbucket not in done:
-                    reached += min(stream.seqno, ends.get(stream.vbucket, 0))
+        for vb, state in self.vbucket_states().items():
+            if vb not in done:
+                reached += min(state.seqno, ends.get(vb, 0))
         return reached, sum(ends.values())
 
     @property
@@ -226,14 +262,26 @@ class BucketDataSource:
         """Where each finished vbucket is complete: the end of its last snapshot."""
         return dict(sorted(self._coordinator.done.items()))
 
+    def _make_context(self) -> TLSContext | None:
+        encrypted, authenticator = self._secure
+        config = self._options.tls_config
+        chosen = config() if callable(config) else config
+        return client_context(chosen or self._tls_context, authenticator, encrypted=encrypted)
+
+    def _make_transport(self, context: TLSContext | None) -> Transport:
+        connect, connect_tls = self._options.connect, self._options.connect_tls
+        if context is not None and connect_tls is not None:
+            return HookedTransport(lambda node: connect_tls("tcp", node, context))
+        if context is None and connect is not None:
+            return HookedTransport(lambda node: connect("tcp", node))
+        return SocketTransport(context)
+
     # -- called by the threads
 
     def _fetch_map(self) -> plan.Event:
-        self._refreshes += 1
         try:
             return plan.MapFetched(self._maps.fetch())
         except CbframeError as exc:
-            self._refresh_errors += 1
             return plan.MapFailed(exc)
 
     def _make_node(self, address: str) -> NodeThread:
@@ -249,11 +297,12 @@ class BucketDataSource:
         setup = NodeSetup(
             transport=self._transport,
             receiver=self._receiver,
-            make_connection=lambda: DcpConnection(
+            make_connection=lambda stats: DcpConnection(
                 self._login,
                 settings,
                 ack_threshold=options.feed_buffer_ack_threshold,
                 max_body=options.max_body_bytes,
+                stats=stats,
             ),
             post=self._supervisor.post,
             on_config=self._on_config,
@@ -261,10 +310,12 @@ class BucketDataSource:
             clock=self._clock,
             connect_timeout=options.connect_timeout,
             silence_timeout=2 * options.noop_interval_secs,
-            idle_wait=min(_IDLE_WAIT, options.ping_timeout_ms / 1000),
+            ping_timeout=options.ping_timeout_ms / 1000,
             buffer_bytes=options.receive_buffer_bytes,
             max_body=options.max_body_bytes,
             filter_value=self._filter,
+            trace_capacity=options.trace_capacity,
+            logger=self._log,
         )
         return NodeThread(address, setup, stats)
 
@@ -279,7 +330,7 @@ class BucketDataSource:
         try:
             self._receiver.on_error(error)
         except Exception:  # noqa: BLE001 - advisory: a listener that fails must not stop the source
-            _LOG.exception("the receiver's on_error raised")
+            self._log.exception("the receiver's on_error raised")
 
     def _on_over(self, error: CbframeError | None) -> None:
         self._error = error

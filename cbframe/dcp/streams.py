@@ -31,6 +31,7 @@ class StreamEvent(Enum):
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
+    MARKER = "snapshot marker"
     ITEM = "item"
     CLOSE = "close"
     CLOSED = "closed"
@@ -40,15 +41,54 @@ class StreamEvent(Enum):
 TRANSITIONS: dict[tuple[StreamState, StreamEvent], StreamState] = {
     (StreamState.REQUESTED, StreamEvent.ACCEPTED): StreamState.RUNNING,
     (StreamState.REQUESTED, StreamEvent.REFUSED): StreamState.OVER,
+    (StreamState.RUNNING, StreamEvent.MARKER): StreamState.RUNNING,
     (StreamState.RUNNING, StreamEvent.ITEM): StreamState.RUNNING,
     (StreamState.RUNNING, StreamEvent.END): StreamState.OVER,
     (StreamState.RUNNING, StreamEvent.CLOSE): StreamState.CLOSING,
     # What was in flight when the stream was closed may still arrive.
+    (StreamState.CLOSING, StreamEvent.MARKER): StreamState.CLOSING,
     (StreamState.CLOSING, StreamEvent.ITEM): StreamState.CLOSING,
     (StreamState.CLOSING, StreamEvent.END): StreamState.OVER,
     (StreamState.CLOSING, StreamEvent.CLOSED): StreamState.OVER,
 }
 """Everything that may happen; anything else is the peer's error."""
+
+
+class StreamStateError(ProtocolError):
+    """A message that a stream in its state cannot get."""
+
+    def __init__(self, state: StreamState, event: StreamEvent, vbucket: int) -> None:
+        super().__init__(f"stream {state.value}: {event.value} is out of place", vbucket=vbucket)
+        self.event = event
+
+
+@dataclass(frozen=True, slots=True)
+class VBucketState:
+    """A moment's picture of a vbucket's stream.
+
+    Attributes
+    ----------
+    state
+        ``requested``, ``running``, ``closing`` or ``over``.
+    snap_start, snap_end
+        Range of the snapshot that is being received.
+    failover_log
+        As the server told when it granted the stream, newest history first.
+    snap_saved
+        Whether the receiver was given the range to store.
+    node
+        ``host:port`` of the node that streams it.
+    seqno
+        What was received last.
+    """
+
+    state: str
+    snap_start: int
+    snap_end: int
+    failover_log: FailoverLog
+    snap_saved: bool
+    node: str
+    seqno: int
 
 
 @dataclass(slots=True)
@@ -68,6 +108,8 @@ class Stream:
     snap_saved: bool = True
     """Whether the receiver knows the snapshot's range: it is told with the first item, not before."""
     snapshots: int = 0
+    unwanted: bool = False
+    """To be closed as soon as the server has granted it."""
     unordered: bool = False
     """Inside an out-of-order snapshot: seqnos come in any order and mark no progress."""
 
@@ -81,19 +123,29 @@ class Stream:
 
         Raises
         ------
-        ProtocolError
+        StreamStateError
             The table has none for this event in this state.
         """
         try:
             self.state = TRANSITIONS[self.state, event]
         except KeyError:
-            raise ProtocolError(
-                f"stream {self.state.value}: {event.value} is out of place", vbucket=self.vbucket
-            ) from None
+            raise StreamStateError(self.state, event, self.vbucket) from None
+
+    def picture(self, node: str) -> VBucketState:
+        """The state at this moment."""
+        return VBucketState(
+            self.state.value,
+            self.snap_start,
+            self.snap_end,
+            self.failover_log,
+            self.snap_saved,
+            node,
+            self.seqno,
+        )
 
     def mark(self, marker: SnapshotMarker) -> None:
         """Begin a snapshot."""
-        self.step(StreamEvent.ITEM)
+        self.step(StreamEvent.MARKER)
         self.snap_start, self.snap_end, self.snap_flags = marker.start, marker.end, marker.flags
         self.snap_saved = False
         self.snapshots += 1
@@ -135,6 +187,10 @@ class StreamTable:
 
     def __iter__(self) -> Iterator[Stream]:
         return iter(self._by_vbucket.values())
+
+    def all(self) -> list[tuple[int, Stream]]:
+        """Vbuckets and their streams, at once: other threads may look."""
+        return list(self._by_vbucket.items())
 
     def open(self, request: StreamRequest) -> Stream:
         """Note a request that is about to be sent."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from cbframe.dcp import plan
 from cbframe.dcp.coordinator import Coordinator
+from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.node import NodeThread
 from cbframe.errors import CbframeError, ReadCancelledError
 
@@ -25,6 +26,8 @@ class Supervisor:
         Makes the thread of a node.
     on_error, on_over
         Told of each problem; told once when the source is over, with the error or None.
+    counters
+        To be moved.
     """
 
     def __init__(
@@ -36,7 +39,9 @@ class Supervisor:
         on_error: Callable[[CbframeError], None],
         on_over: Callable[[CbframeError | None], None],
         clock: Callable[[], float],
+        counters: ClusterCounters,
     ) -> None:
+        self._counters = counters
         self._coordinator = coordinator
         self._fetch_map = fetch_map
         self._make_node = make_node
@@ -46,6 +51,7 @@ class Supervisor:
         self._events: deque[plan.Event] = deque([plan.Started()])
         self._arrived = threading.Condition()
         self._closing = False
+        self._ended_for_good = False
         self._told = False
         self.nodes: dict[str, NodeThread] = {}
         self._ended: list[NodeThread] = []
@@ -57,6 +63,9 @@ class Supervisor:
     def post(self, event: plan.Event) -> None:
         """Hand an event over; callable from any thread."""
         with self._arrived:
+            if self._ended_for_good:
+                self._coordinator.dismiss(event)
+                return
             self._events.append(event)
             self._arrived.notify()
 
@@ -69,6 +78,8 @@ class Supervisor:
 
     def _run(self) -> None:
         error: CbframeError | None = None
+        counters = self._counters
+        counters.tot_refresh_workers_started += 1
         try:
             self._loop()
         except CbframeError as exc:
@@ -77,10 +88,19 @@ class Supervisor:
             error = CbframeError(f"an unexpected {type(exc).__name__} in the coordinator: {exc}")
             error.__cause__ = exc
         finally:
+            counters.tot_refresh_workers_loop_done += 1
             for node in self.nodes.values():
+                counters.tot_refresh_workers_close_worker += 1
                 node.stop()
             for node in [*self.nodes.values(), *self._ended]:
                 node.join()
+            with self._arrived:
+                self._ended_for_good = True
+                for event in self._events:
+                    self._coordinator.dismiss(event)
+                self._events.clear()
+            counters.tot_refresh_workers_done += 1
+            counters.tot_refresh_cluster_done += 1
             self._tell(error)
 
     def _loop(self) -> None:
@@ -93,6 +113,7 @@ class Supervisor:
                     elif (left := wakeup - self._clock()) <= 0 or not self._arrived.wait(left):
                         self._events.append(plan.Tick())
                 if self._closing:
+                    self._counters.tot_refresh_cluster_stopped += not self._events
                     raise ReadCancelledError("the data source was closed before it was complete")
                 events = list(self._events)
                 self._events.clear()
@@ -119,6 +140,7 @@ class Supervisor:
                 plan.SampleNode(node=address)
                 | plan.OpenStreams(node=address)
                 | plan.CloseStreams(node=address)
+                | plan.Reconnect(node=address)
             ):
                 # The connection may have ended a moment ago; its NodeDown is on its way then.
                 if (thread := self.nodes.get(address)) is not None:

@@ -12,6 +12,7 @@ import select
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from cbframe.cluster.address import split_address as address_parts
@@ -103,6 +104,27 @@ class SocketTransport:
                     undo.pop_all()
                     return SocketStream(sock, node, waker)
         raise failure or ConnectError(f"the name {host!r} has no address", node=node)
+
+
+class HookedTransport:
+    """Sockets that someone else has connected.
+
+    Parameters
+    ----------
+    connect
+        Called with ``host:port``.
+    """
+
+    def __init__(self, connect: Callable[[str], socket.socket]) -> None:
+        self._connect = connect
+
+    def connect(self, node: str, waker: Waker, timeout: float) -> Stream:  # noqa: ARG002
+        try:
+            sock = self._connect(node)
+        except OSError as exc:
+            raise ConnectError(f"cannot connect: {exc.strerror or exc}", node=node) from exc
+        sock.setblocking(False)
+        return SocketStream(sock, node, waker)
 
 
 class SocketStream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from queue import SimpleQueue
@@ -10,9 +11,9 @@ import pytest
 
 from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.node import NodeSetup, NodeThread
 from cbframe.dcp.source import _AdaptedReceiver
-from cbframe.dcp.stats import NodeStats
 from cbframe.errors import CbframeError, ConnectError, ProtocolError, ReadTimeoutError, ReceiverError
 from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
 from cbframe.testing.transport import Peer
@@ -41,17 +42,19 @@ class Rig:
         setup = NodeSetup(
             transport=self.transport,
             receiver=_AdaptedReceiver(self.receiver),
-            make_connection=lambda: DcpConnection(LOGIN, settings),
+            make_connection=lambda stats: DcpConnection(LOGIN, settings, stats=stats),
             post=self._post,
             on_config=lambda _, body: self.configs.append(body),
             on_error=self.errors.append,
             clock=self.clock,
             connect_timeout=10,
             silence_timeout=240,
-            idle_wait=30,
+            ping_timeout=30,
             buffer_bytes=64 * 1024,
             max_body=1 << 20,
             filter_value=b"",
+            trace_capacity=20,
+            logger=logging.getLogger("cbframe.test"),
         )
         self.thread = NodeThread(NODE, setup, self.stats)
         self.wanted: tuple[tuple[int, int], ...] = ()
@@ -79,7 +82,7 @@ def serving(*, large: int = 0) -> Peer:
     """A node that grants every stream, and sends documents 1 to 3 of it."""
 
     def peer(frame: Frame) -> bytes | None:
-        if frame.is_response or frame.opcode == Opcode.DCP_BUFFER_ACK:
+        if frame.is_response or frame.opcode in {Opcode.DCP_BUFFER_ACK, Opcode.NOOP}:
             return b""
         answer = good_answer(frame).encode()
         if frame.opcode == Opcode.DCP_STREAM_REQ:
@@ -112,8 +115,8 @@ def test_a_stream(large: int) -> None:
     assert rig.receiver.threads[1] == {f"cbframe-node-{NODE}"}
     stats = rig.stats
     assert (stats.mutations, stats.blocks, stats.snapshots) == (3, 2 if large else 1, 1)
-    assert (stats.streams_requested, stats.streams_opened, stats.streams_ended) == (1, 1, 1)
-    assert (stats.connects, stats.disconnects, stats.errors) == (1, 1, 1)
+    assert (stats.tot_upr_stream_req, stats.streams_opened, stats.streams_ended) == (1, 1, 1)
+    assert (stats.tot_worker_connect, stats.tot_worker_done, stats.errors) == (1, 1, 1)
     assert stats.buffer_acks == 1
     assert rig.transport.closed == 1
 
@@ -126,6 +129,25 @@ def test_silence_is_death_after_two_noop_intervals() -> None:
     assert failure.error.node == NODE
     assert rig.clock.now == 1240
     assert rig.errors == [failure.error]
+
+
+def test_a_ping_that_is_answered_shows_that_the_node_lives() -> None:
+    """Three times, and then the node hangs up."""
+    pings = 0
+
+    def peer(frame: Frame) -> bytes | None:
+        nonlocal pings
+        if frame.opcode != Opcode.NOOP:
+            return serving()(frame)
+        pings += 1
+        return None if pings > 3 else response(frame.opcode, opaque=frame.opaque).encode()
+
+    rig = Rig(peer)
+    failure = down(rig.run())
+    assert type(failure.error) is ConnectError
+    assert rig.clock.now == 1000 + 4 * 30
+    stats = rig.stats
+    assert (stats.tot_ping_timeout, stats.tot_ping_req, stats.tot_ping_req_done) == (4, 4, 4)
 
 
 def test_a_silent_handshake() -> None:

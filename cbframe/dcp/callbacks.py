@@ -1,0 +1,156 @@
+"""The calls of a receiver from the thread of a node: counted, and their exceptions made errors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from cbframe.dcp.counters import NodeStats
+from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.receiver import BlockReceiver, ReceiverEx
+from cbframe.dcp.streams import Stream, request_from
+from cbframe.errors import CbframeError, ConfigurationError, ReceiverError, StreamError
+from cbframe.wire.blocks import DataBlock
+from cbframe.wire.constants import Opcode, StreamFlag
+from cbframe.wire.requests import StreamRequest
+
+T = TypeVar("T")
+
+
+class Callbacks:
+    """Calls a receiver on one thread.
+
+    Every method raises what the receiver raises if it is a CbframeError, and a ReceiverError with
+    the cause chained if it is anything else.
+
+    Parameters
+    ----------
+    receiver
+        Who is called.
+    stats
+        Counters of the node.
+    filter_value
+        What each stream request says about collections.
+    """
+
+    def __init__(self, receiver: BlockReceiver, stats: NodeStats, filter_value: bytes) -> None:
+        self._receiver = receiver
+        self._stats = stats
+        self._filter_value = filter_value
+        self._stored: dict[int, VBucketMetaData] = {}
+        self._owner = -1
+
+    def bind(self) -> None:
+        """Belong to the present thread: callbacks of one connection come from one thread."""
+        self._owner = threading.get_ident()
+
+    def request(self, vbucket: int, end: int) -> StreamRequest:
+        """The stream request that continues where the receiver's data end."""
+        stats = self._stats
+        stats.tot_get_vbucket_metadata += 1
+        try:
+            stored, seqno = self._call(self._receiver.get_metadata, vbucket)
+        except CbframeError:
+            stats.tot_get_vbucket_metadata_err += 1
+            raise
+        try:
+            metadata = VBucketMetaData() if stored is None else VBucketMetaData.from_json(stored)
+        except ConfigurationError as exc:
+            stats.tot_get_vbucket_metadata_unmarshal_err += 1
+            exc.vbucket = vbucket
+            raise
+        stats.tot_get_vbucket_metadata_ok += 1
+        self._stored[vbucket] = metadata
+        return request_from(
+            vbucket,
+            vbuuid=metadata.vbuuid_at(seqno),
+            seqno=seqno,
+            snap_start=metadata.snap_start,
+            snap_end=metadata.snap_end,
+            end=end,
+            flags=StreamFlag.ACTIVE_ONLY,
+            value=self._filter_value,
+        )
+
+    def save(self, stream: Stream) -> None:
+        """Give the receiver the failover log and the snapshot's range to store."""
+        stats = self._stats
+        stats.tot_set_vbucket_metadata += 1
+        metadata = VBucketMetaData(
+            snap_start=stream.snap_start, snap_end=stream.snap_end, failover_log=stream.failover_log
+        )
+        try:
+            encoded = metadata.to_json()
+        except (TypeError, ValueError) as exc:
+            stats.tot_set_vbucket_metadata_marshal_err += 1
+            raise StreamError(f"the metadata has no JSON: {exc}", vbucket=stream.vbucket) from exc
+        try:
+            self._call(self._receiver.set_metadata, stream.vbucket, encoded)
+        except CbframeError:
+            stats.tot_set_vbucket_metadata_err += 1
+            raise
+        stats.tot_set_vbucket_metadata_ok += 1
+
+    def deliver(self, block: DataBlock) -> None:
+        """Give the receiver documents."""
+        stats = self._stats
+        mutations = int((block.opcode == Opcode.DCP_MUTATION).sum())
+        deletions = int((block.opcode == Opcode.DCP_DELETION).sum())
+        stats.tot_upr_data_change_mutation += mutations
+        stats.tot_upr_data_change_deletion += deletions
+        stats.tot_upr_data_change_expiration += len(block) - mutations - deletions
+        stats.blocks += 1
+        try:
+            self._call(self._receiver.on_block, block)
+        except CbframeError:
+            stats.tot_upr_data_change_err += len(block)
+            raise
+        stats.tot_upr_data_change_ok += len(block)
+
+    def snapshot(self, stream: Stream) -> None:
+        """Tell the receiver that a snapshot begins."""
+        stats = self._stats
+        stats.tot_upr_snapshot += 1
+        stats.tot_upr_snapshot_start += 1
+        try:
+            self._call(
+                self._receiver.snapshot_start,
+                stream.vbucket,
+                stream.snap_start,
+                stream.snap_end,
+                stream.snap_flags,
+            )
+        except CbframeError:
+            stats.tot_upr_snapshot_start_err += 1
+            raise
+        stats.tot_upr_snapshot_ok += 1
+
+    def roll_back(self, stream: Stream, seqno: int) -> None:
+        """Have the receiver take a vbucket back."""
+        receiver, stats = self._receiver, self._stats
+        if seqno >= stream.start:
+            seqno = 0  # a rollback that leads nowhere back would repeat for ever
+        stats.tot_upr_stream_req_res_rollback_start += 1
+        try:
+            if isinstance(receiver, ReceiverEx):
+                # The answer names no history; what remains belongs to one that was stored.
+                vbuuid = self._stored[stream.vbucket].vbuuid_at(seqno)
+                self._call(receiver.rollback_ex, stream.vbucket, vbuuid, seqno)
+            else:
+                self._call(receiver.rollback, stream.vbucket, seqno)
+        except CbframeError:
+            stats.tot_upr_stream_req_res_rollback_err += 1
+            raise
+        stats.tot_upr_stream_req_res_want_after_rollback_err += 1
+
+    def _call(self, callback: Callable[..., T], *args: object) -> T:
+        assert threading.get_ident() == self._owner, "callbacks run on the node's thread"
+        try:
+            return callback(*args)
+        except CbframeError:
+            raise
+        except Exception as exc:
+            name = getattr(callback, "__name__", "a callback")
+            error = ReceiverError(f"the receiver's {name} raised {type(exc).__name__}: {exc}")
+            raise error from exc
