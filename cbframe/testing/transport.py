@@ -21,16 +21,25 @@ class ScriptedTransport:
     """
 
     def __init__(self, peers: Mapping[str, Peer], clock: FakeClock) -> None:
-        self._peers = peers
+        self._peers = dict(peers)
         self._clock = clock
         self.connected: list[str] = []
         self.closed = 0
+        self.on_connect: Callable[[Stream], object] | None = None
+        """Called with each stream before it is used."""
+
+    def forget(self, node: str) -> None:
+        """A node cannot be reached any more."""
+        del self._peers[node]
 
     def connect(self, node: str, waker: Waker, timeout: float) -> Stream:  # noqa: ARG002
         self.connected.append(node)
         if node not in self._peers:
             raise ConnectError("cannot connect", node=node)
-        return _ScriptedStream(self, self._peers[node], self._clock)
+        stream = _ScriptedStream(self, self._peers[node], self._clock)
+        if self.on_connect is not None:
+            self.on_connect(stream)
+        return stream
 
 
 class _ScriptedStream:

@@ -2,104 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from dataclasses import replace
-from queue import SimpleQueue
-
 import pytest
 
 from cbframe.dcp import plan
-from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.counters import NodeStats
-from cbframe.dcp.node import NodeSetup, NodeThread
-from cbframe.dcp.source import _AdaptedReceiver
 from cbframe.errors import CbframeError, ConnectError, ProtocolError, ReadTimeoutError, ReceiverError
-from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
-from cbframe.testing.transport import Peer
+from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Opcode, Status, StreamEndReason
 from cbframe.wire.frame import Frame, response
-from cbframe.wire.messages import SnapshotMarker, StreamEnd
 from cbframe.wire.requests import parse_request
 
-from .server import LOGIN, SETTINGS, good_answer, mutation
-
-NODE = "n:11210"
-
-
-class Rig:
-    """One thread, its stats, its receiver and what it posted."""
-
-    def __init__(self, peer: Peer, receiver: RecordingReceiver | None = None) -> None:
-        self.clock = FakeClock()
-        self.events: SimpleQueue[plan.Event] = SimpleQueue()
-        self.errors: list[CbframeError] = []
-        self.receiver = receiver or RecordingReceiver()
-        self.stats = NodeStats()
-        self.transport = ScriptedTransport({NODE: peer}, self.clock)
-        self.configs: list[bytes] = []
-        settings = replace(SETTINGS, buffer_size=1000)
-        setup = NodeSetup(
-            transport=self.transport,
-            receiver=_AdaptedReceiver(self.receiver),
-            make_connection=lambda stats: DcpConnection(LOGIN, settings, stats=stats),
-            post=self._post,
-            on_config=lambda _, body: self.configs.append(body),
-            on_error=self.errors.append,
-            clock=self.clock,
-            connect_timeout=10,
-            silence_timeout=240,
-            ping_timeout=30,
-            buffer_bytes=64 * 1024,
-            max_body=1 << 20,
-            filter_value=b"",
-            trace_capacity=20,
-            logger=logging.getLogger("cbframe.test"),
-        )
-        self.thread = NodeThread(NODE, setup, self.stats)
-        self.wanted: tuple[tuple[int, int], ...] = ()
-
-    def _post(self, event: plan.Event) -> None:
-        if isinstance(event, plan.NodeReady) and self.wanted:
-            self.thread.post(plan.OpenStreams(NODE, self.wanted))
-        self.events.put(event)
-
-    def run(self, *wanted: tuple[int, int]) -> list[plan.Event]:
-        """Run to the end of the connection."""
-        self.wanted = wanted
-        self.thread.start()
-        self.thread.join()
-        # The sample that follows each request with an end is looked at in its own test.
-        return [e for e in iter_queue(self.events) if not isinstance(e, plan.NodeSampled)]
-
-
-def iter_queue(queue: SimpleQueue[plan.Event]) -> Iterator[plan.Event]:
-    while not queue.empty():
-        yield queue.get()
-
-
-def serving(*, large: int = 0) -> Peer:
-    """A node that grants every stream, and sends documents 1 to 3 of it."""
-
-    def peer(frame: Frame) -> bytes | None:
-        if frame.is_response or frame.opcode in {Opcode.DCP_BUFFER_ACK, Opcode.NOOP}:
-            return b""
-        answer = good_answer(frame).encode()
-        if frame.opcode == Opcode.DCP_STREAM_REQ:
-            vb, opaque = frame.vbucket, frame.opaque
-            answer += SnapshotMarker(vb, 0, 3, 1).frame(opaque).encode()
-            answer += mutation(vb, opaque, 1, b"a", b"1" + b" " * large)
-            answer += mutation(vb, opaque, 2, b"b", b"2") + mutation(vb, opaque, 3, b"c", b"3")
-            answer += StreamEnd(vb, 0).frame(opaque).encode()
-        return answer
-
-    return peer
-
-
-def down(events: list[plan.Event]) -> plan.NodeDown:
-    last = events[-1]
-    assert isinstance(last, plan.NodeDown)
-    return last
+from .rig import NODE, Rig, down, refusing, serving
 
 
 @pytest.mark.parametrize("large", [0, 300_000])
@@ -183,15 +95,6 @@ def test_a_callback_that_raises(callback: str, monkeypatch: pytest.MonkeyPatch) 
     assert not failure.progressed
     assert not failure.error.permanent
     assert rig.transport.closed == 1
-
-
-def refusing(status: int, value: bytes = b"") -> Peer:
-    def peer(frame: Frame) -> bytes | None:
-        if frame.opcode == Opcode.DCP_STREAM_REQ:
-            return response(frame.opcode, opaque=frame.opaque, status=status, value=value).encode()
-        return serving()(frame)
-
-    return peer
 
 
 @pytest.mark.parametrize(("asked", "told"), [(3, 3), (5, 0), (9, 0)])

@@ -1,0 +1,768 @@
+"""Each counter of the reference, and what moves it. None is dead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cbframe.cluster.auth import PasswordAuthenticator
+from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.map import ClusterMap, parse_bucket_config
+from cbframe.dcp.coordinator import Coordinator
+from cbframe.dcp.counters import CLUSTER_COUNTERS, NODE_COUNTERS, ClusterCounters, NodeStats
+from cbframe.dcp.maps import MapSource
+from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.plan import (
+    UPDATE_SECURITY_SETTINGS,
+    Event,
+    Kicked,
+    MapFailed,
+    MapFetched,
+    NodeReady,
+    Reconnect,
+    Started,
+    Tick,
+)
+from cbframe.dcp.source import BucketDataSource
+from cbframe.dcp.stats import COUNTERS
+from cbframe.errors import CbframeError, ConnectError, ProtocolError
+from cbframe.local import LocalCluster
+from cbframe.options import BucketDataSourceOptions
+from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
+from cbframe.testing.transport import Peer
+from cbframe.wire.constants import Opcode, Status, StreamEndReason
+from cbframe.wire.frame import Frame, response
+from cbframe.wire.messages import DcpNoop, SnapshotMarker, StreamEnd
+from cbframe.wire.requests import StreamRequest
+
+from .rig import NODE, Rig, refusing, serving
+from .server import LOGIN, connect, feed, frames, good_answer, mutation, refusal
+from .test_coordinator import A, cluster
+
+REFERENCE = set(
+    re.findall(
+        r"\w+",
+        """
+TotStart TotKick TotKickDeduped TotKickOk TotRefreshCluster TotRefreshClusterConnectBucket
+TotRefreshClusterConnectBucketErr TotRefreshClusterConnectBucketOk TotRefreshClusterBucketUUIDErr
+TotRefreshClusterVBMNilErr TotRefreshClusterKickWorkers TotRefreshClusterKickWorkersClosed
+TotRefreshClusterKickWorkersStopped TotRefreshClusterKickWorkersOk TotRefreshClusterStopped
+TotRefreshClusterAwokenClosed TotRefreshClusterAwokenStopped TotRefreshClusterAwokenRestart
+TotRefreshClusterAwoken TotRefreshClusterAllServerURLsConnectBucketErr TotRefreshClusterDone
+TotRefreshWorkersStarted TotRefreshWorkers TotRefreshWorkersClusterChKicks
+TotRefreshWorkersSecurityUpdates TotRefreshWorkersVBMNilErr TotRefreshWorkersVBucketIDErr
+TotRefreshWorkersServerIdxsErr TotRefreshWorkersMasterIdxErr TotRefreshWorkersMasterServerErr
+TotRefreshWorkersRemoveWorker TotRefreshWorkersAddWorker TotRefreshWorkersKickWorker
+TotRefreshWorkersCloseWorker TotRefreshWorkersLoop TotRefreshWorkersLoopDone TotRefreshWorkersDone
+TotWorkerStart TotWorkerDone TotWorkerBody TotWorkerBodyKick TotWorkerConnect TotWorkerConnectErr
+TotWorkerConnectOk TotWorkerAuth TotWorkerAuthErr TotWorkerAuthFail TotWorkerAuthOk
+TotWorkerUPROpenErr TotWorkerUPROpenOk TotWorkerAuthenticateMemcachedConn
+TotWorkerAuthenticateMemcachedConnErr TotWorkerAuthenticateMemcachedConnOk TotWorkerClientClose
+TotWorkerClientCloseDone TotWorkerTransmitStart TotWorkerTransmit TotWorkerTransmitErr
+TotWorkerTransmitOk TotWorkerTransmitDone TotWorkerReceiveStart TotWorkerReceive TotWorkerReceiveErr
+TotWorkerReceiveOk TotWorkerReceiveDone TotWorkerSendEndCh TotWorkerRecvEndCh TotWorkerHandleRecv
+TotWorkerHandleRecvErr TotWorkerHandleRecvOk TotWorkerCleanup TotWorkerCleanupDone TotRefreshWorker
+TotRefreshWorkerDone TotRefreshWorkerOk TotUPRDataChange TotUPRDataChangeStateErr
+TotUPRDataChangeMutation TotUPRDataChangeDeletion TotUPRDataChangeExpiration TotUPRDataChangeErr
+TotUPRDataChangeOk TotUPRCloseStream TotUPRCloseStreamRes TotUPRCloseStreamResStateErr
+TotUPRCloseStreamResErr TotUPRCloseStreamResOk TotUPRStreamReq TotUPRStreamReqWant
+TotUPRStreamReqRes TotUPRStreamReqResStateErr TotUPRStreamReqResFail
+TotUPRStreamReqResFailNotMyVBucket TotUPRStreamReqResFailERange TotUPRStreamReqResFailENoMem
+TotUPRStreamReqResRollback TotUPRStreamReqResRollbackStart TotUPRStreamReqResRollbackErr
+TotUPRStreamReqResWantAfterRollbackErr TotUPRStreamReqResKick TotUPRStreamReqResSuccess
+TotUPRStreamReqResSuccessOk TotUPRStreamReqResFLogErr TotUPRStreamEnd TotUPRStreamEndStateErr
+TotUPRStreamEndKick TotUPRSnapshot TotUPRSnapshotStateErr TotUPRSnapshotStart TotUPRSnapshotStartErr
+TotUPRSnapshotOk TotUPRNoop TotUPRControl TotUPRControlErr TotUPRBufferAck
+TotWantCloseRequestedVBucketErr TotWantClosingVBucketErr TotSelectBucketErr TotHandShakeErr
+TotGetVBucketMetaData TotGetVBucketMetaDataUnmarshalErr TotGetVBucketMetaDataErr
+TotGetVBucketMetaDataOk TotSetVBucketMetaData TotSetVBucketMetaDataMarshalErr
+TotSetVBucketMetaDataErr TotSetVBucketMetaDataOk TotPingTimeout TotPingReq TotPingReqDone
+""",
+    )
+)
+OWN = {"bytes_received", "receives", "blocks", "errors"}
+WORDS = {
+    "UPR": "Upr",
+    "VBM": "Vbm",
+    "UUID": "Uuid",
+    "URLs": "Urls",
+    "VBucket": "Vbucket",
+    "ID": "Id",
+    "MetaData": "Metadata",
+    "HandShake": "Handshake",
+    "ERange": "Erange",
+    "ENoMem": "Enomem",
+    "FLog": "Flog",
+}
+LONG = 30.0
+
+Moved = dict[str, int]
+Scenario = Callable[[], Moved]
+SCENARIOS: dict[str, tuple[Scenario, Moved]] = {}
+
+
+def python_name(name: str) -> str:
+    """A counter of the reference in snake_case, words in capitals and compounds as one word."""
+    for word, plain in WORDS.items():
+        name = name.replace(word, plain)
+    return re.sub("(?<=[a-z])([A-Z])", r"_\1", name).lower()
+
+
+def moves(**counters: int) -> Callable[[Scenario], Scenario]:
+    """What a scenario is called, and where it takes counters from 0."""
+
+    def register(scenario: Scenario) -> Scenario:
+        SCENARIOS[scenario.__name__] = (scenario, {f"tot_{name}": n for name, n in counters.items()})
+        return scenario
+
+    return register
+
+
+def counts(stats: ClusterCounters | NodeStats) -> Moved:
+    names = CLUSTER_COUNTERS if isinstance(stats, ClusterCounters) else NODE_COUNTERS
+    return {name: getattr(stats, name) for name in names}
+
+
+def test_the_reference_has_these() -> None:
+    assert {python_name(name) for name in REFERENCE} == set(COUNTERS) - OWN
+    assert len(set(COUNTERS)) == len(COUNTERS) == len(REFERENCE) + len(OWN)
+
+
+# --- around the cluster map
+
+
+class Source:
+    """A coordinator, its counters and its clock."""
+
+    def __init__(self, *wanted: int) -> None:
+        self.counters = ClusterCounters()
+        self.coordinator = Coordinator(wanted or None, BucketDataSourceOptions(), self.counters)
+        self.now = 0.0
+
+    def __call__(self, *events: Event) -> list[object]:
+        said: list[object] = []
+        for event in events:
+            said += self.coordinator.handle(event, self.now)
+        return said
+
+    def moved(self) -> Moved:
+        return counts(self.counters)
+
+
+@moves(
+    refresh_cluster=1,
+    refresh_cluster_kick_workers=1,
+    refresh_cluster_kick_workers_ok=1,
+    refresh_cluster_awoken=1,
+    refresh_workers=1,
+    refresh_workers_cluster_ch_kicks=1,
+    refresh_workers_loop=1,
+    refresh_workers_add_worker=1,
+    refresh_workers_kick_worker=1,
+    kick=1,
+    kick_ok=1,
+)
+def a_node_is_connected() -> Moved:
+    source = Source()
+    source(Started(), MapFetched(cluster(0, 0)), NodeReady(A, {0: 5, 1: 5}))
+    return source.moved()
+
+
+@moves(refresh_cluster=2, refresh_cluster_awoken_restart=1, kick_ok=1, kick_deduped=2)
+def kicked_three_times_before_the_map_came() -> Moved:
+    source = Source()
+    source(Started(), MapFetched(cluster(0)), Kicked("a"), Kicked("b"), Kicked("c"))
+    source.now += 10
+    source(Tick())
+    return source.moved()
+
+
+@moves(refresh_cluster_all_server_urls_connect_bucket_err=1, refresh_workers_vbm_nil_err=1)
+def kicked_before_there_was_any_map() -> Moved:
+    source = Source()
+    source(Started(), MapFailed(ConnectError("no seed")), Kicked("a"))
+    return source.moved()
+
+
+@moves(refresh_workers_vbucket_id_err=2)
+def vbuckets_wanted_that_do_not_exist() -> Moved:
+    source = Source(0, 7, 8)
+    source(Started(), MapFetched(cluster(0, 0)))
+    return source.moved()
+
+
+@moves(refresh_workers_master_idx_err=1, kick=1)
+def a_vbucket_without_an_owner() -> Moved:
+    source = Source()
+    source(Started(), MapFetched(cluster(0, -1)))
+    return source.moved()
+
+
+@moves(refresh_workers_security_updates=1, refresh_workers_remove_worker=1)
+def other_security_settings() -> Moved:
+    source = Source()
+    source(Started(), MapFetched(cluster(0)))
+    assert source(Kicked(UPDATE_SECURITY_SETTINGS)) == [Reconnect(A)]
+    return source.moved()
+
+
+@moves(
+    refresh_cluster_kick_workers=1,
+    refresh_cluster_kick_workers_stopped=1,
+    refresh_cluster_awoken_stopped=1,
+)
+def too_late_because_it_is_being_closed() -> Moved:
+    source = Source()
+    source(Started())
+    source.coordinator.dismiss(MapFetched(cluster(0)))
+    source.coordinator.dismiss(Kicked("a"))
+    return source.moved()
+
+
+@moves(refresh_cluster_kick_workers_closed=1, refresh_cluster_awoken_closed=1)
+def too_late_because_it_is_over() -> Moved:
+    source = Source(9)
+    source(Started(), MapFetched(cluster(0)))  # vbucket 9 does not exist
+    source.coordinator.dismiss(MapFetched(cluster(0)))
+    source.coordinator.dismiss(Kicked("a"))
+    return source.moved()
+
+
+def config(**fields: Any) -> dict[str, Any]:
+    server_map = {"serverList": ["127.0.0.1:11210"], "vBucketMap": [[0]], **fields}
+    return {"name": "b", "uuid": "u", "nodeLocator": "vbucket", "vBucketServerMap": server_map}
+
+
+def seeds_with(*configs: dict[str, Any] | None, uuid: str = "") -> Moved:
+    """What one pass over seeds moves that describe the bucket so; None cannot be reached."""
+    left = list(configs)
+
+    class Described:
+        def __init__(self, found: ClusterMap) -> None:
+            self.map, self.uuid = found, found.uuid
+
+    def connect_bucket(url: str, pool: str, bucket: str, auth: object) -> Described:
+        found = left.pop(0)
+        if found is None:
+            raise LookupError(url)
+        return Described(parse_bucket_config(found, origin_host="h"))
+
+    counters = ClusterCounters()
+    maps = MapSource(
+        parse_connection_string([f"http://h{n}" for n in range(len(configs))]),
+        LOGIN,
+        PasswordAuthenticator("user", "secret"),
+        bucket_uuid=uuid,
+        transport=ScriptedTransport({}, FakeClock()),
+        clock=FakeClock(),
+        timeout=LONG,
+        connect_bucket=connect_bucket,
+        counters=counters,
+    )
+    with closing(maps), suppress(CbframeError):
+        maps.fetch()
+    assert not left
+    return counts(counters)
+
+
+@moves(
+    refresh_cluster_connect_bucket=3,
+    refresh_cluster_connect_bucket_err=2,
+    refresh_cluster_connect_bucket_ok=1,
+    refresh_cluster_vbm_nil_err=1,
+)
+def one_seed_is_gone_and_one_has_no_map_yet() -> Moved:
+    return seeds_with(None, config(vBucketMap=[]), config())
+
+
+@moves(refresh_cluster_connect_bucket=1, refresh_cluster_bucket_uuid_err=1)
+def another_bucket_of_that_name() -> Moved:
+    return seeds_with(config(), uuid="other")
+
+
+@moves(
+    refresh_workers_server_idxs_err=1,
+    refresh_workers_master_idx_err=1,
+    refresh_workers_master_server_err=1,
+)
+def maps_that_make_no_sense() -> Moved:
+    return seeds_with(config(vBucketMap=[[]]), config(vBucketMap=[[1]]), config(serverList=[""]))
+
+
+# --- on one connection
+
+HANDSHAKE = 11
+"""Requests of a handshake here: HELLO, two of SASL, SELECT, OPEN, five CONTROL, GET_ALL_VB_SEQNOS."""
+
+
+@moves(
+    worker_start=1,
+    worker_body=1,
+    worker_connect=1,
+    worker_connect_ok=1,
+    worker_auth=1,
+    worker_auth_ok=1,
+    worker_upr_open_ok=1,
+    worker_body_kick=1,
+    worker_transmit_start=1,
+    worker_transmit=HANDSHAKE + 3,  # a stream request, a sample after it, an acknowledgement
+    worker_transmit_ok=HANDSHAKE + 3,
+    worker_transmit_done=1,
+    worker_receive_start=1,
+    worker_receive=HANDSHAKE + 2 + 1 + 3 + 1 + 1,  # answers, marker, documents, end; and one to come
+    worker_receive_ok=HANDSHAKE + 2 + 1 + 3 + 1,
+    worker_receive_done=1,
+    worker_receive_err=1,  # it falls silent
+    worker_recv_end_ch=1,
+    worker_handle_recv=HANDSHAKE + 2 + 1 + 1,
+    worker_handle_recv_ok=HANDSHAKE + 2 + 1 + 1,
+    worker_client_close=1,
+    worker_client_close_done=1,
+    worker_cleanup=1,
+    worker_cleanup_done=1,
+    worker_done=1,
+    refresh_worker=1,
+    refresh_worker_ok=1,
+    get_vbucket_metadata=1,
+    get_vbucket_metadata_ok=1,
+    set_vbucket_metadata=2,  # with the failover log, and with the first document of the snapshot
+    set_vbucket_metadata_ok=2,
+    upr_control=5,
+    upr_stream_req_want=1,
+    upr_stream_req=1,
+    upr_stream_req_res=1,
+    upr_stream_req_res_success=1,
+    upr_stream_req_res_success_ok=1,
+    upr_snapshot=1,
+    upr_snapshot_start=1,
+    upr_snapshot_ok=1,
+    upr_data_change=3,
+    upr_data_change_mutation=3,
+    upr_data_change_ok=3,
+    upr_stream_end=1,
+)
+def a_stream_and_then_silence() -> Moved:
+    rig = Rig(serving(), ping_timeout=1000)
+    rig.run((1, 3))
+    return counts(rig.stats)
+
+
+@moves(ping_timeout=7, ping_req=7, ping_req_done=7)
+def silence() -> Moved:
+    rig = Rig(serving())  # a ping every 30 s, until it is given up after 240 s
+    rig.run()
+    return counts(rig.stats)
+
+
+@moves(worker_connect=1, worker_connect_err=1, worker_body=1, worker_done=1)
+def a_node_that_cannot_be_reached() -> Moved:
+    rig = Rig(serving())
+    rig.transport.forget(NODE)
+    rig.run()
+    return counts(rig.stats)
+
+
+def breaking(opcode: int, *, status: int | None = None) -> Moved:
+    """A node that hangs up at a request, or refuses it."""
+
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode != opcode:
+            return serving()(frame)
+        return None if status is None else refusal(frame, status).encode()
+
+    rig = Rig(peer)
+    rig.run()
+    return counts(rig.stats)
+
+
+@moves(handshake_err=1, worker_recv_end_ch=1, worker_receive_err=1)
+def the_node_hangs_up_at_hello() -> Moved:
+    return breaking(Opcode.HELLO)
+
+
+@moves(worker_auth=1, worker_auth_err=1)
+def the_node_hangs_up_at_the_password() -> Moved:
+    return breaking(Opcode.SASL_AUTH)
+
+
+@moves(worker_auth=1, worker_auth_fail=1, worker_handle_recv_err=1)
+def the_password_is_wrong() -> Moved:
+    return breaking(Opcode.SASL_AUTH, status=Status.AUTH_ERROR)
+
+
+@moves(select_bucket_err=1, worker_auth_ok=1)
+def there_is_no_such_bucket() -> Moved:
+    return breaking(Opcode.SELECT_BUCKET, status=Status.EACCESS)
+
+
+@moves(worker_upr_open_err=1)
+def the_user_may_not_open_a_stream() -> Moved:
+    return breaking(Opcode.DCP_OPEN, status=Status.EACCESS)
+
+
+@moves(upr_control=3, upr_control_err=1, worker_upr_open_err=1)
+def an_option_that_must_be_is_refused() -> Moved:
+    def peer(frame: Frame) -> bytes | None:
+        if frame.key == b"connection_buffer_size":
+            return refusal(frame, Status.EINVAL).encode()
+        return serving()(frame)
+
+    rig = Rig(peer)
+    rig.run()
+    return counts(rig.stats)
+
+
+CERTIFIED = replace(LOGIN, username=None, password="")
+
+
+@moves(worker_authenticate_memcached_conn=1, worker_authenticate_memcached_conn_ok=1)
+def a_certificate_says_who_it_is() -> Moved:
+    rig = Rig(serving(), login=CERTIFIED)
+    rig.run()
+    assert not rig.stats.tot_worker_auth
+    return counts(rig.stats)
+
+
+@moves(worker_authenticate_memcached_conn=1, worker_authenticate_memcached_conn_err=1, select_bucket_err=1)
+def a_certificate_of_nobody() -> Moved:
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.SELECT_BUCKET:
+            return refusal(frame, Status.EACCESS).encode()
+        return serving()(frame)
+
+    rig = Rig(peer, login=CERTIFIED)
+    rig.run()
+    return counts(rig.stats)
+
+
+@moves(worker_transmit_err=1, worker_send_end_ch=1)
+def nothing_can_be_sent() -> Moved:
+    rig = Rig(serving())
+
+    def broken(data: bytes, timeout: float) -> None:
+        raise ConnectError("the pipe is broken")
+
+    rig.transport.on_connect = lambda stream: setattr(stream, "send_all", broken)
+    rig.run()
+    return counts(rig.stats)
+
+
+def raising(callback: str, peer: Peer | None = None, *, seqno: int = 0) -> Moved:
+    receiver = RecordingReceiver()
+
+    def fail(*args: object) -> None:
+        raise LookupError("nothing here")
+
+    receiver.seqnos[1] = seqno
+    setattr(receiver, callback, fail)
+    rig = Rig(peer or serving(), receiver)
+    rig.run((1, 3))
+    return counts(rig.stats)
+
+
+@moves(upr_data_change=3, upr_data_change_err=3, worker_recv_end_ch=1)
+def the_receiver_raises_at_a_document() -> Moved:
+    return raising("data_update")
+
+
+@moves(upr_snapshot=1, upr_snapshot_start=1, upr_snapshot_start_err=1, worker_handle_recv_err=1)
+def the_receiver_raises_at_a_snapshot() -> Moved:
+    return raising("snapshot_start")
+
+
+@moves(set_vbucket_metadata=1, set_vbucket_metadata_err=1)
+def the_receiver_raises_at_metadata_to_store() -> Moved:
+    return raising("set_metadata")
+
+
+@moves(get_vbucket_metadata=1, get_vbucket_metadata_err=1)
+def the_receiver_raises_at_metadata_asked_for() -> Moved:
+    return raising("get_metadata")
+
+
+@moves(get_vbucket_metadata=1, get_vbucket_metadata_unmarshal_err=1)
+def the_receiver_has_stored_something_else() -> Moved:
+    receiver = RecordingReceiver()
+    receiver.metadata[1] = b"[]"
+    rig = Rig(serving(), receiver)
+    rig.run((1, 3))
+    return counts(rig.stats)
+
+
+@moves(set_vbucket_metadata=1, set_vbucket_metadata_marshal_err=1)
+def metadata_without_a_json_form() -> Moved:
+    def fail(metadata: VBucketMetaData) -> bytes:
+        raise ValueError("out of range")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VBucketMetaData, "to_json", fail)
+        rig = Rig(serving())
+        rig.run((1, 3))
+    return counts(rig.stats)
+
+
+ROLLBACK = refusing(Status.ROLLBACK, (2).to_bytes(8, "big"))
+
+
+@moves(
+    upr_stream_req_res_fail=1,
+    upr_stream_req_res_rollback=1,
+    upr_stream_req_res_rollback_start=1,
+    upr_stream_req_res_rollback_err=1,
+)
+def the_receiver_raises_at_a_rollback() -> Moved:
+    return raising("rollback", ROLLBACK, seqno=5)
+
+
+def refused(peer: Peer) -> Moved:
+    receiver = RecordingReceiver()
+    receiver.seqnos[1] = 5
+    rig = Rig(peer, receiver)
+    rig.run((1, 9))
+    return counts(rig.stats)
+
+
+@moves(
+    upr_stream_req_res=1,
+    upr_stream_req_res_fail=1,
+    upr_stream_req_res_rollback=1,
+    upr_stream_req_res_rollback_start=1,
+    upr_stream_req_res_want_after_rollback_err=1,
+)
+def a_rollback() -> Moved:
+    return refused(ROLLBACK)
+
+
+@moves(
+    upr_stream_req_res_fail=1,
+    upr_stream_req_res_fail_erange=1,
+    upr_stream_req_res_rollback_start=1,
+    upr_stream_req_res_want_after_rollback_err=1,
+)
+def a_position_outside_the_history() -> Moved:
+    return refused(refusing(Status.ERANGE))
+
+
+@moves(
+    upr_stream_req_res_fail=1,
+    upr_stream_req_res_fail_not_my_vbucket=1,
+    upr_stream_req_res_kick=1,
+)
+def a_vbucket_that_is_elsewhere() -> Moved:
+    return refused(refusing(Status.NOT_MY_VBUCKET))
+
+
+@moves(upr_stream_req_res_fail=1, upr_stream_req_res_fail_enomem=1, upr_stream_req_res_kick=1)
+def a_node_without_memory() -> Moved:
+    return refused(refusing(Status.ENOMEM))
+
+
+@moves(upr_stream_req_res_success=1, upr_stream_req_res_flog_err=1)
+def a_failover_log_that_is_none() -> Moved:
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            return response(frame.opcode, opaque=frame.opaque, value=b"odd").encode()
+        return serving()(frame)
+
+    return refused(peer)
+
+
+@moves(upr_stream_end=1, upr_stream_end_kick=1)
+def the_server_ends_a_stream() -> Moved:
+    def peer(frame: Frame) -> bytes | None:
+        answer = serving()(frame)
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            end = StreamEnd(frame.vbucket, StreamEndReason.STATE_CHANGED).frame(frame.opaque)
+            return good_answer(frame).encode() + end.encode()
+        return answer
+
+    return refused(peer)
+
+
+# --- without a thread
+
+
+class Wire:
+    """A connection that is ready, with one stream requested."""
+
+    def __init__(self) -> None:
+        self.connection = connect()
+        self.stream = self.connection.request_stream(StreamRequest(1))
+        (self.asked,) = frames(self.connection.data_to_send())
+
+    def granted(self) -> Wire:
+        feed(self.connection, good_answer(self.asked).encode())
+        return self
+
+    def told(self, *messages: bytes) -> Wire:
+        feed(self.connection, b"".join(messages))
+        return self
+
+    def refused(self, *messages: bytes) -> Wire:
+        with pytest.raises(ProtocolError):
+            feed(self.connection, b"".join(messages))
+        return self
+
+    def moved(self) -> Moved:
+        return counts(self.connection.stats)
+
+    def marker(self) -> bytes:
+        return SnapshotMarker(1, 0, 900, 1).frame(self.stream.opaque).encode()
+
+    def mutation(self, seqno: int, value: bytes = b"{}") -> bytes:
+        return mutation(1, self.stream.opaque, seqno, value=value)
+
+    def closed(self, status: int = 0) -> bytes:
+        return response(Opcode.DCP_CLOSE_STREAM, opaque=self.stream.opaque, status=status).encode()
+
+
+@moves(upr_data_change_state_err=1)
+def a_document_before_the_stream_was_granted() -> Moved:
+    wire = Wire()
+    return wire.refused(wire.mutation(1)).moved()
+
+
+@moves(upr_snapshot_state_err=1)
+def a_snapshot_before_the_stream_was_granted() -> Moved:
+    wire = Wire()
+    return wire.refused(wire.marker()).moved()
+
+
+@moves(upr_stream_end_state_err=1)
+def an_end_before_the_stream_was_granted() -> Moved:
+    wire = Wire()
+    return wire.refused(StreamEnd(1, 0).frame(wire.stream.opaque).encode()).moved()
+
+
+@moves(upr_close_stream_res=1, upr_close_stream_res_ok=1, upr_close_stream_res_state_err=1)
+def a_closing_that_was_not_asked_for() -> Moved:
+    wire = Wire().granted()
+    return wire.refused(wire.closed()).moved()
+
+
+@moves(upr_stream_req_res=2, upr_stream_req_res_state_err=1)
+def a_stream_granted_twice() -> Moved:
+    wire = Wire().granted()
+    return wire.refused(good_answer(wire.asked).encode()).moved()
+
+
+@moves(upr_close_stream=1, upr_close_stream_res=1, upr_close_stream_res_ok=1)
+def a_stream_is_closed() -> Moved:
+    wire = Wire().granted()
+    wire.connection.close_stream(1)
+    return wire.told(wire.closed()).moved()
+
+
+@moves(upr_close_stream=1, upr_close_stream_res=1, upr_close_stream_res_err=1)
+def a_stream_is_closed_that_the_server_has_forgotten() -> Moved:
+    wire = Wire().granted()
+    wire.connection.close_stream(1)
+    return wire.told(wire.closed(Status.KEY_ENOENT)).moved()
+
+
+@moves(want_close_requested_vbucket_err=1, upr_close_stream=1)
+def a_stream_is_closed_before_it_was_granted() -> Moved:
+    wire = Wire()
+    wire.connection.close_stream(1)
+    assert wire.connection.data_to_send() == b""
+    wire.granted()
+    (close,) = frames(wire.connection.data_to_send())
+    assert close.opcode == Opcode.DCP_CLOSE_STREAM
+    return wire.moved()
+
+
+@moves(want_closing_vbucket_err=1, upr_stream_req_want=1, upr_stream_req=2)
+def a_stream_is_wanted_again_while_it_closes() -> Moved:
+    wire = Wire().granted()
+    wire.connection.close_stream(1)
+    wire.connection.want_stream(StreamRequest(1, 5, vbuuid=22, snap_start=5, snap_end=5))
+    (close,) = frames(wire.connection.data_to_send())
+    wire.told(wire.closed())
+    (again,) = frames(wire.connection.data_to_send())
+    assert (close.opcode, again.opcode) == (Opcode.DCP_CLOSE_STREAM, Opcode.DCP_STREAM_REQ)
+    return wire.moved()
+
+
+@moves(upr_data_change=1, upr_buffer_ack=1)
+def a_document_of_more_than_a_fifth_of_the_window() -> Moved:
+    wire = Wire().granted()
+    return wire.told(wire.marker(), wire.mutation(1, b"x" * 300)).moved()
+
+
+# --- all of it
+
+
+@moves(start=2, refresh_workers_started=1, refresh_cluster_done=1, refresh_cluster_stopped=1)
+def started_twice_idle_and_closed() -> Moved:
+    with LocalCluster(nodes=2, vbuckets=4, seed=1) as local:
+        local.upsert("a", 1)
+        local.upsert("b", 1)
+        local.upsert("c", 1)
+        local.delete("a")
+        local.expire("b")
+        receiver = RecordingReceiver()
+        source = whole(local, receiver)
+        with source:
+            with pytest.raises(CbframeError):
+                source.start()
+            with receiver.changed:
+                assert receiver.changed.wait_for(lambda: sum(receiver.seqnos.values()) == 5, LONG)
+    return source.stats().counts()
+
+
+ALL_OF_IT = {
+    "tot_refresh_workers_close_worker": 2,
+    "tot_refresh_workers_done": 1,
+    "tot_refresh_workers_loop_done": 1,
+    "tot_refresh_worker_done": 2,
+    "tot_worker_done": 2,
+    "tot_upr_data_change_mutation": 1,
+    "tot_upr_data_change_deletion": 1,
+    "tot_upr_data_change_expiration": 1,
+}
+
+
+def whole(local: LocalCluster, receiver: RecordingReceiver, **options: Any) -> BucketDataSource:
+    return BucketDataSource(
+        local.connection_string,
+        "default",
+        local.bucket,
+        "",
+        None,
+        (local.username, local.password),
+        receiver,
+        BucketDataSourceOptions(**options),
+    )
+
+
+SCENARIOS["started_twice_idle_and_closed"][1].update(ALL_OF_IT)
+
+
+@moves(upr_noop=1)
+def the_server_asks_whether_the_client_lives() -> Moved:
+    def peer(frame: Frame) -> bytes | None:
+        answer = serving()(frame)
+        if frame.opcode == Opcode.GET_ALL_VB_SEQNOS and answer is not None:
+            answer += DcpNoop(10_000_001).frame().encode()
+        return answer
+
+    rig = Rig(peer)
+    rig.run()
+    return counts(rig.stats)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_what_moves_a_counter(name: str) -> None:
+    scenario, expected = SCENARIOS[name]
+    moved = scenario()
+    assert {counter: moved[counter] for counter in expected} == expected
+
+
+def test_no_counter_is_dead() -> None:
+    alive = {counter for _, expected in SCENARIOS.values() for counter, n in expected.items() if n}
+    assert set(COUNTERS) - alive == OWN
