@@ -13,6 +13,7 @@ from typing import Any
 from cbframe.errors import ConfigurationError
 from cbframe.local.encode import prefixed
 from cbframe.local.manifest import Event, Manifest
+from cbframe.local.snappy import deflate
 from cbframe.local.store import Document, VBucket
 from cbframe.wire.constants import MAX_KEY_LENGTH, MAX_VALUE_LENGTH, MAX_VBUCKETS, Datatype
 from cbframe.wire.vbucket import vbucket_of
@@ -88,6 +89,7 @@ class Bucket:
         flags: int | None = None,
         datatype: int | None = None,
         xattrs: Mapping[str, Any] | None = None,
+        compress: bool = False,
     ) -> int:
         """Write a document; its seqno. `datatype` None: JSON if the value is valid JSON."""
         body = to_bytes(value)
@@ -100,6 +102,9 @@ class Bucket:
             section = {name: to_json(attribute) for name, attribute in xattrs.items()}
             body = join_xattrs(section, body)
             datatype |= Datatype.XATTR
+        if compress:
+            body = deflate(body)
+            datatype |= Datatype.SNAPPY
         with self.lock:
             vbucket = self.vbucket_for(key)
             seqno = vbucket.put(

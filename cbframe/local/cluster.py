@@ -179,6 +179,7 @@ class LocalCluster:
         datatype: int | None = None,
         xattrs: Mapping[str, Any] | None = None,
         collection: str | int = 0,
+        compress: bool = False,
     ) -> int:
         """Write a document.
 
@@ -198,6 +199,9 @@ class LocalCluster:
             Extended attributes, JSON values by name.
         collection
             Id or ``scope.collection``; 0 is the default one.
+        compress
+            Store it as a Snappy block, as one that a client sent so or that was read back from
+            disk. Connections without Snappy get it inflated.
 
         Returns
         -------
@@ -212,6 +216,7 @@ class LocalCluster:
             datatype=datatype,
             xattrs=xattrs,
             collection=collection,
+            compress=compress,
         )
 
     def delete(self, key: str | bytes, *, collection: str | int = 0) -> int | None:

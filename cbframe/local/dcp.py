@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 from cbframe.local import admission
 from cbframe.local.admission import Filter, Refusal
 from cbframe.local.bucket import Bucket
+from cbframe.local.controls import Controls
 from cbframe.local.encode import Encoded, Variant
 from cbframe.local.stream import Stream
 from cbframe.wire.constants import Feature, OpenFlag, Status, StreamEndReason, StreamFlag
@@ -22,7 +22,6 @@ _BATCH = 1024 * 1024
 _SLICE = 128 * 1024
 """Bytes of one vbucket before the next one has its turn."""
 _FIRST_NOOP_OPAQUE = 10_000_001
-_DEFAULT_NOOP_INTERVAL = 20.0
 _SHORTEST_NOOP_INTERVAL = 0.01
 _VALID_FLAGS = (
     OpenFlag.PRODUCER
@@ -32,7 +31,6 @@ _VALID_FLAGS = (
     | OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
     | OpenFlag.INCLUDE_DELETED_USER_XATTRS
 )
-_BOOLEANS = {"true": True, "false": False}
 
 
 class Connection(Protocol):
@@ -88,85 +86,26 @@ class Producer:
         self._flags = message.flags
         self.streams: dict[int, Stream] = {}
         self.outstanding = 0
-        self.buffer_size = 0
         self._ready: deque[Stream] = deque()
         self._spent: list[Encoded] = []
-        self._noop = False
+        self.controls = Controls(bucket, message.flags, connection.features)
         self._forced_interval = noop_interval
-        self._interval = noop_interval or _DEFAULT_NOOP_INTERVAL
         self._noop_opaque = _FIRST_NOOP_OPAQUE
         self._noop_unanswered = False
-        self._expirations = self._end_on_close = self._sync_writes = False
-        self._controls: dict[str, Callable[[str], Status]] = {
-            "connection_buffer_size": self._set_buffer_size,
-            "enable_noop": self._set_noop,
-            "set_noop_interval": self._set_interval,
-            "enable_expiry_opcode": self._set_expirations,
-            "send_stream_end_on_client_close_stream": self._set_end_on_close,
-            "enable_sync_writes": self._set_sync_writes,
-            "set_priority": _one_of("high", "medium", "low"),
-            "backfill_order": _one_of("round-robin", "sequential"),
-            "enable_out_of_order_snapshots": _one_of("true", "true_with_seqno_advanced"),
-            "supports_cursor_dropping": _one_of("true", "false"),
-            "supports_cursor_dropping_vulcan": _one_of("true", "false"),
-            "supports_hifi_MFU": _one_of("true", "false"),
-            "v7_dcp_status_codes": _one_of("true", "false"),
-            "include_deleted_user_xattrs": self._ask_deleted_user_xattrs,
-            "consumer_name": lambda _: Status.SUCCESS,
-            "stream_buffer_size": lambda _: Status.NOT_SUPPORTED,
-            "enable_stream_id": lambda _: Status.NOT_SUPPORTED,
-            "change_streams": lambda _: Status.NOT_SUPPORTED,
-        }
 
-    # ------------------------------------------------------------------ options
+    @property
+    def _interval(self) -> float:
+        """Seconds between NOOPs."""
+        wanted = self._forced_interval or self.controls.noop_interval
+        return max(wanted, _SHORTEST_NOOP_INTERVAL)
 
-    def control(self, message: DcpControl) -> Status:
-        """Set an option."""
-        setter = self._controls.get(message.key)
-        if setter is None or not message.value:
-            return Status.EINVAL
-        return setter(message.value)
-
-    def _set_buffer_size(self, value: str) -> Status:
-        if not value.isdecimal() or int(value) > 0xFFFF_FFFF:
-            return Status.EINVAL
-        self.buffer_size = int(value)
-        return Status.SUCCESS
-
-    def _set_noop(self, value: str) -> Status:
-        if value not in _BOOLEANS:
-            return Status.EINVAL
-        self._noop = _BOOLEANS[value]
-        self._schedule_noop()
-        return Status.SUCCESS
-
-    def _set_interval(self, value: str) -> Status:
-        try:
-            interval = float(value)
-        except ValueError:
-            return Status.EINVAL
-        if not 0 <= interval <= 10_800:
-            return Status.EINVAL
-        if self._forced_interval is None:
-            self._interval = interval
-        self._schedule_noop()
-        return Status.SUCCESS
-
-    def _set_expirations(self, value: str) -> Status:
-        self._expirations = value == "true"
-        return Status.SUCCESS if value in _BOOLEANS else Status.EINVAL
-
-    def _set_end_on_close(self, value: str) -> Status:
-        self._end_on_close = self._end_on_close or value == "true"
-        return Status.SUCCESS if value in _BOOLEANS else Status.EINVAL
-
-    def _set_sync_writes(self, value: str) -> Status:
-        self._sync_writes = value == "true"
-        return Status.SUCCESS if value in _BOOLEANS else Status.EINVAL
-
-    def _ask_deleted_user_xattrs(self, value: str) -> Status:
-        granted = bool(self._flags & OpenFlag.INCLUDE_DELETED_USER_XATTRS)
-        return Status.SUCCESS if granted == (value == "true") else Status.EINVAL
+    def control(self, message: DcpControl) -> tuple[Status, str]:
+        """Set an option; the status, and the words that go with it or none."""
+        before = self.controls.noop, self._interval
+        answer = self.controls.set(message)
+        if before != (self.controls.noop, self._interval):
+            self._schedule_noop()
+        return answer
 
     # ------------------------------------------------------------------ streams
 
@@ -196,7 +135,7 @@ class Producer:
             message = StreamRequest(
                 message.vbucket, high, message.end, vbuuid, high, high, message.flags, message.value
             )
-        if not self._noop and (collections or self._flags & OpenFlag.INCLUDE_XATTRS):
+        if not self.controls.noop and (collections or self._flags & OpenFlag.INCLUDE_XATTRS):
             conn.respond(frame, Status.NOT_SUPPORTED)
             return
         refusal = admission.check_range(message)
@@ -231,7 +170,7 @@ class Producer:
             wanted,
             self._variant(collections, wanted),
             vbucket.vbuuid,
-            self._sync_writes,
+            self.controls.sync_writes,
         )
         if start >= high:
             stream.begin_live()
@@ -247,8 +186,10 @@ class Producer:
             no_value=bool(flags & OpenFlag.NO_VALUE),
             underlying_datatype=bool(flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE),
             delete_times=bool(flags & OpenFlag.INCLUDE_DELETE_TIMES),
-            expirations=self._expirations,
+            expirations=self.controls.expirations,
             filter_ids=wanted.ids,
+            snappy=Feature.SNAPPY in self._conn.features,
+            force_snappy=self.controls.force_snappy,
         )
 
     def close_stream(self, frame: Frame) -> None:
@@ -258,7 +199,7 @@ class Producer:
             self._conn.respond(frame, Status.KEY_ENOENT)
             return
         self._conn.respond(frame)
-        if self._end_on_close:
+        if self.controls.end_on_close:
             self._count(stream.end_frame(StreamEndReason.CLOSED))
 
     def end_stream(self, vbucket: int, reason: StreamEndReason) -> None:
@@ -300,9 +241,9 @@ class Producer:
         ready, out, bucket = self._ready, self._conn.out, self._bucket
         while ready and budget > 0:
             room = min(_SLICE, budget)
-            if self.buffer_size:
+            if self.controls.buffer_size:
                 # Sends while less than the window is outstanding: at most one message beyond it.
-                window = self.buffer_size - self.outstanding
+                window = self.controls.buffer_size - self.outstanding
                 if window <= 0:
                     return
                 room = min(room, window)
@@ -316,14 +257,14 @@ class Producer:
                     self._conn.watch(stream.vbucket, -1)
                 continue
             out.append(data)
-            self.outstanding += len(data) if self.buffer_size else 0
+            self.outstanding += len(data) if self.controls.buffer_size else 0
             budget -= len(data)
             if len(data) * 2 > _SLICE:
                 ready.rotate(-1)
 
     def _count(self, data: bytes) -> None:
         self._conn.out.append(data)
-        self.outstanding += len(data) if self.buffer_size else 0
+        self.outstanding += len(data) if self.controls.buffer_size else 0
 
     def _release(self) -> None:
         for chunk in self._spent:
@@ -338,15 +279,10 @@ class Producer:
             self._conn.out.append(DcpNoop(self._noop_opaque).frame().encode())
             self._noop_opaque += 1
             self._noop_unanswered = True
-        self._conn.deadline = now + max(self._interval, _SHORTEST_NOOP_INTERVAL)
+        self._conn.deadline = now + self._interval
 
     def noop_answered(self) -> None:
         self._noop_unanswered = False
 
     def _schedule_noop(self) -> None:
-        interval = max(self._interval, _SHORTEST_NOOP_INTERVAL)
-        self._conn.deadline = self._conn.now() + interval if self._noop else None
-
-
-def _one_of(*values: str) -> Callable[[str], Status]:
-    return lambda value: Status.SUCCESS if value in values else Status.EINVAL
+        self._conn.deadline = self._conn.now() + self._interval if self.controls.noop else None

@@ -65,6 +65,7 @@ class DocumentService:
         self._bucket = bucket
         self._locks: dict[bytes, _Lock] = {}
         self._preserve_ttl = False
+        self._packed = b""
         self._operations: dict[int, Callable[[Frame, VBucket, bytes, Document | None], Outcome]] = {
             Opcode.GET: self._get,
             Opcode.GAT: self._get_and_touch,
@@ -87,12 +88,14 @@ class DocumentService:
     def knows(self, opcode: int) -> bool:
         return opcode in self._operations
 
-    def run(self, frame: Frame, key: bytes, *, preserve_ttl: bool = False) -> Outcome:
+    def run(self, frame: Frame, key: bytes, *, preserve_ttl: bool = False, packed: bytes = b"") -> Outcome:
         """Run the operation in `frame` on the document `key`, which has its prefix.
 
-        With `preserve_ttl` a write of an existing document keeps its expiry.
+        With `preserve_ttl` a write of an existing document keeps its expiry. `packed` is the value as
+        it came, if that was a Snappy block: a new document is stored so.
         """
         self._preserve_ttl = preserve_ttl
+        self._packed = packed
         vbucket = self._bucket.vbuckets[frame.vbucket]
         document = vbucket.document(key)
         if document is not None and 0 < document.expiry <= self._bucket.now():
@@ -193,7 +196,7 @@ class DocumentService:
         expiry = absolute_expiry(expiry)
         if document is not None and self._preserve_ttl:
             expiry = document.expiry
-        return self._write_body(vbucket, key, frame.value, flags, expiry, document)
+        return self._write_body(vbucket, key, frame.value, flags, expiry, document, self._packed)
 
     def _extend(self, frame: Frame, vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
         if frame.extras:
@@ -283,12 +286,15 @@ class DocumentService:
         flags: int,
         expiry: int,
         document: Document | None,
+        packed: bytes = b"",
     ) -> Outcome:
-        """Write a new body; attributes that the document has stay."""
+        """Write a new body; attributes that the document has stay. `packed` is the body as it came."""
         datatype = int(Datatype.JSON) if is_json(body) else 0
         if document is not None and document.datatype & Datatype.XATTR:
             body = document.value[: body_offset(document.value)] + body
             datatype |= Datatype.XATTR
+        elif packed:
+            body, datatype = packed, datatype | Datatype.SNAPPY
         return self._write(vbucket, key, body, flags, expiry, datatype)
 
     def _write(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cbframe.local import items
+from cbframe.local.snappy import deflate
 from cbframe.wire import leb128
 from cbframe.wire.constants import Datatype, SystemEventId
 from cbframe.wire.xattrs import body_offset
@@ -42,6 +43,10 @@ class Variant(NamedTuple):
     """Only these collections; None for all."""
     filter_scope: int | None = None
     """The scope that `filter_ids` was made from; its own events pass too."""
+    snappy: bool = False
+    """Values that are stored packed are sent packed."""
+    force_snappy: bool = False
+    """Values that packing makes smaller are sent packed, however they are stored."""
 
 
 class Encoded:
@@ -117,19 +122,25 @@ def ready(frame: bytes) -> bool:
 def encode(frames: Iterable[bytes], variant: Variant, generation: int, *, uniform: bool = False) -> Encoded:
     """What a connection of this kind gets of `frames`; `uniform` if all of them are `ready`."""
     adapt = adapter(variant)
-    if variant.no_value or variant.underlying_datatype or variant.filter_ids is not None:
+    if (
+        variant.no_value
+        or variant.underlying_datatype
+        or variant.force_snappy
+        or variant.filter_ids is not None
+    ):
         return Encoded.join([out for out in map(adapt, frames) if out is not None], generation)
     # The common case costs a few comparisons a frame: a mutation without attributes is ready, but
     # for the prefix of its key where the client does not want one.
     kept: list[bytes] = []
     prefixes = bytearray()
     legacy = not variant.collections
+    too_special = _XATTR if variant.snappy else items.SNAPPY
     if uniform:
         kept = list(frames)
         prefixes = bytearray(b"\1") * len(kept)
         frames = ()
     for frame in frames:
-        if frame[1] == items.MUTATION and frame[5] < _XATTR and not (legacy and frame[55]):
+        if frame[1] == items.MUTATION and frame[5] < too_special and not (legacy and frame[55]):
             kept.append(frame)
             prefixes.append(1)
         elif (out := adapt(frame)) is not None:
@@ -193,18 +204,26 @@ def _event_passes(frame: bytes, variant: Variant) -> bool:
 def _value(frame: bytes, start: int, variant: Variant) -> tuple[bytes, int]:
     """Value and datatype: attributes and body each as the connection asked."""
     value, datatype = frame[start:], frame[5]
+    stored = datatype if variant.snappy else datatype & ~items.SNAPPY
+    whole = not (variant.no_value or variant.underlying_datatype)
+    if whole and variant.snappy and datatype & items.SNAPPY and (variant.xattrs or not datatype & _XATTR):
+        return value, datatype
+    value, datatype = items.inflated(value, datatype)
     section = b""
     if datatype & _XATTR:
         split = body_offset(value)
         section, value = value[:split], value[split:]
         if not variant.xattrs:
             section = b""
-    if variant.no_value or variant.underlying_datatype:
+    if not whole:
         value = b""
     if variant.underlying_datatype:
-        return section, datatype
+        return section, stored
     sent = datatype & ~_XATTR if value else 0
-    return section + value, sent | (_XATTR if section else 0)
+    value, datatype = section + value, sent | (_XATTR if section else 0)
+    if variant.force_snappy and len(packed := deflate(value)) < len(value):
+        return packed, datatype | items.SNAPPY
+    return value, datatype
 
 
 def prefixed(cid: int, key: bytes) -> bytes:

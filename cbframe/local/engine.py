@@ -78,6 +78,7 @@ class Engine:
         datatype: int | None = None,
         xattrs: Mapping[str, Any] | None = None,
         collection: str | int = 0,
+        compress: bool = False,
     ) -> int:
         return self.bucket.upsert(
             key,
@@ -87,6 +88,7 @@ class Engine:
             flags=flags,
             datatype=datatype,
             xattrs=xattrs,
+            compress=compress,
         )
 
     def delete(self, key: bytes, *, expired: bool = False, collection: str | int = 0) -> int | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import struct
 
+from cbframe.local.snappy import inflate
 from cbframe.typing import ReadableBuffer
 from cbframe.wire import leb128
-from cbframe.wire.constants import Datatype, Opcode
+from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Opcode
 
 HEADER = struct.Struct(">BBHBBHIIQ")
 _MUTATION = struct.Struct(">BBHBBHIIQQQIIIHB")
@@ -26,6 +27,10 @@ MUTATION = int(Opcode.DCP_MUTATION)
 DELETION = int(Opcode.DCP_DELETION)
 EXPIRATION = int(Opcode.DCP_EXPIRATION)
 EVENT = int(Opcode.DCP_SYSTEM_EVENT)
+SNAPPY = int(Datatype.SNAPPY)
+"""A plain number: flag enumerations are slow, and this is asked of every frame."""
+_INFLATED_LIMIT = 2 * MAX_VALUE_LENGTH
+"""Room for the attributes beside the document."""
 EVENT_KEY_PREFIX = b"\x01"
 """Collection id 1 is reserved for system events, so their keys never meet a document's."""
 
@@ -99,6 +104,18 @@ def key_of(frame: bytes) -> bytes:
 def value_of(frame: bytes) -> bytes:
     """Value as stored: XATTR section, if any, and document."""
     return frame[24 + frame[4] + int(_U16.unpack_from(frame, 2)[0]) :]
+
+
+def plain_value_of(frame: bytes) -> tuple[bytes, int]:
+    """Value and datatype without Snappy: what KV operations work on."""
+    return inflated(value_of(frame), frame[5])
+
+
+def inflated(value: bytes, datatype: int) -> tuple[bytes, int]:
+    """Value and datatype with the Snappy block, if it is one, undone."""
+    if not datatype & SNAPPY:
+        return value, datatype
+    return inflate(value, _INFLATED_LIMIT), datatype & ~SNAPPY
 
 
 def cas_of(frame: bytes) -> int:

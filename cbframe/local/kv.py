@@ -309,11 +309,13 @@ class KvConnection(Channel):
     # ------------------------------------------------------------------ documents
 
     def _document(self, frame: Frame, info: FrameInfo) -> None:
+        packed = b""
         if frame.datatype & Datatype.SNAPPY:
             if Feature.SNAPPY not in self.features:
                 self.respond(frame, Status.EINVAL)
                 return
-            frame = replace(frame, value=inflate(frame.value, MAX_VALUE_LENGTH + 1))
+            packed = frame.value
+            frame = replace(frame, value=inflate(packed, MAX_VALUE_LENGTH + 1))
         if not self.holds(frame.vbucket, active=True):
             self.not_my_vbucket(frame)
             return
@@ -330,7 +332,7 @@ class KvConnection(Channel):
             if cid not in self.bucket.manifest.ids():
                 self.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
                 return
-            outcome = self.node.documents.run(frame, key, preserve_ttl=info.preserve_ttl)
+            outcome = self.node.documents.run(frame, key, preserve_ttl=info.preserve_ttl, packed=packed)
             extras = outcome.extras
             if outcome.seqno is not None and Feature.MUTATION_SEQNO in self.features:
                 vbuuid = self.bucket.vbuckets[frame.vbucket].vbuuid
@@ -375,7 +377,8 @@ class KvConnection(Channel):
         if isinstance(message, BufferAck):
             producer.acknowledge(message)
         elif isinstance(message, DcpControl):
-            self.respond(frame, producer.control(message))
+            status, context = producer.control(message)
+            self.respond(frame, status, context=context)
         elif isinstance(message, StreamRequest):
             producer.stream_request(frame, message)
         else:

@@ -46,6 +46,8 @@ class VBucket:
     documents: int = 0
     exceptions: int = 0
     """Frames in the history that need more than joining: tombstones, attributes, collections."""
+    packed: int = 0
+    """Frames in the history whose value is a Snappy block."""
     default_high: int = 0
     """Highest seqno of the default collection: all that connections without collections see."""
     encoded: dict[Variant, Encoded] = field(default_factory=dict, repr=False)
@@ -79,11 +81,12 @@ class VBucket:
         frame = self.find(key)
         if frame is None or frame[1] != items.MUTATION:
             return None
+        value, datatype = items.plain_value_of(frame)
         return Document(
-            items.value_of(frame),
+            value,
             items.flags_of(frame),
             items.expiry_of(frame),
-            frame[5],
+            datatype,
             items.cas_of(frame),
             items.rev_of(frame),
         )
@@ -116,7 +119,8 @@ class VBucket:
         section = b""
         if old[5] & Datatype.XATTR:
             # System attributes (leading underscore) outlive the document.
-            kept = {n: v for n, v in split_xattrs(items.value_of(old)).xattrs.items() if n.startswith("_")}
+            value, _ = items.plain_value_of(old)
+            kept = {n: v for n, v in split_xattrs(value).xattrs.items() if n.startswith("_")}
             section = join_xattrs(kept, b"") if kept else b""
         seqno = len(self.history) + 1
         rev = items.rev_of(old) + 1
@@ -146,6 +150,7 @@ class VBucket:
             self.default_high = len(self.history)
         self.generation += 1
         self.exceptions += not ready(frame)
+        self.packed += bool(frame[5] & items.SNAPPY)
         if frame[1] == items.EVENT:
             event, _, cid = items.event_of(frame)
             if event == SystemEventId.DROP_COLLECTION:
@@ -161,7 +166,8 @@ class VBucket:
 
     def encode(self, start: int, variant: Variant) -> Encoded:
         """What a connection of this kind gets of everything current above `start`."""
-        if self.exceptions or len(self.latest) < len(self.history):
+        special = self.exceptions or (self.packed and not variant.snappy)
+        if special or len(self.latest) < len(self.history):
             return encode(self.current(start), variant, self.generation)
         return encode(self.history[start:], variant, self.generation, uniform=True)
 
@@ -208,6 +214,6 @@ class VBucket:
 
     def _clear(self) -> None:
         self.history, self.live, self.latest = [], bytearray(), {}
-        self.documents = self.exceptions = self.default_high = 0
+        self.documents = self.exceptions = self.packed = self.default_high = 0
         self.encoded.clear()
         self.generation += 1
