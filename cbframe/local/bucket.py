@@ -67,6 +67,10 @@ class Bucket:
         self.manifest = Manifest()
         self.on_write: list[Callable[[int], None]] = []
         """Called with the vbucket, lock held, after its high seqno rose. Must not block."""
+        self.history = False
+        """Whether collections keep every version: change streams, as on a Magma bucket."""
+        self.marker_version = "2.0"
+        """The newest version of snapshot markers that clients may ask for."""
         self._cas = 0
 
     # ------------------------------------------------------------------ documents

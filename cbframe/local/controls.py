@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cbframe.local.bucket import Bucket
+from cbframe.local.stream import Style
 from cbframe.wire.constants import Feature, OpenFlag, Status
 from cbframe.wire.requests import DcpControl
 
@@ -42,6 +43,11 @@ class Controls:
         self.sync_writes = False
         self.consumer_name = ""
         self.force_snappy = False
+        self.flatbuffers = False
+        self.oso = self.oso_advanced = False
+        self.stream_ids = False
+        self.history = False
+        self.marker_v22 = False
         # The real node compares as many letters as there are, in this order: "e" is "enable_noop".
         self._setters: dict[str, Callable[[str], Status]] = {
             "connection_buffer_size": self._set_buffer_size,
@@ -54,16 +60,19 @@ class Controls:
             "supports_hifi_MFU": _one_of("true", "false"),
             "send_stream_end_on_client_close_stream": self._set_end_on_close,
             "enable_expiry_opcode": self._switch("expirations"),
-            "enable_stream_id": lambda _: Status.NOT_SUPPORTED,
-            "enable_sync_writes": self._switch("sync_writes"),
+            "enable_stream_id": self._set_stream_ids,
+            "enable_sync_writes": self._set_sync_writes,
             "consumer_name": self._set_consumer_name,
             "include_deleted_user_xattrs": self._ask_deleted_user_xattrs,
             "force_value_compression": self._set_force_snappy,
             "backfill_order": _one_of("round-robin", "sequential"),
-            "enable_out_of_order_snapshots": _one_of("true", "true_with_seqno_advanced"),
+            "enable_out_of_order_snapshots": self._set_oso,
             "v7_dcp_status_codes": _one_of("true", "false"),
-            "change_streams": lambda _: Status.NOT_SUPPORTED,
+            "flatbuffers_system_events": self._switch("flatbuffers"),
+            "change_streams": self._set_history,
         }
+        if bucket.marker_version == "2.2":
+            self._setters["max_marker_version"] = self._set_marker_version
 
     def set(self, message: DcpControl) -> tuple[Status, str]:
         """Set an option; the status, and the words that go with it or none."""
@@ -77,6 +86,13 @@ class Controls:
             # The real node names the option twice, instead of the value.
             return status, f"Unsupported value '{key}' for ctrl parameter '{key}'"
         return status, ""
+
+    def style(self) -> Style:
+        """How the streams that begin now announce their snapshots."""
+        # A replica, which has a name, is told more than others with sync writes.
+        memory = "v2.0" if self.sync_writes and self.consumer_name else "v1"
+        disk = "v2.2" if self.marker_v22 else memory
+        return Style(disk, memory, self.oso, self.oso_advanced)
 
     def _switch(self, attribute: str) -> Callable[[str], Status]:
         def switch(value: str) -> Status:
@@ -115,6 +131,35 @@ class Controls:
     def _ask_deleted_user_xattrs(self, value: str) -> Status:
         granted = bool(self._flags & OpenFlag.INCLUDE_DELETED_USER_XATTRS)
         return Status.SUCCESS if granted == (value == "true") else Status.EINVAL
+
+    def _set_stream_ids(self, value: str) -> Status:
+        if self.sync_writes:
+            return Status.NOT_SUPPORTED
+        return self._switch("stream_ids")(value)
+
+    def _set_sync_writes(self, value: str) -> Status:
+        if self.stream_ids:
+            return Status.NOT_SUPPORTED
+        return self._switch("sync_writes")(value)
+
+    def _set_oso(self, value: str) -> Status:
+        if value not in {"true", "true_with_seqno_advanced"}:
+            return Status.EINVAL
+        self.oso, self.oso_advanced = True, value != "true"
+        return Status.SUCCESS
+
+    def _set_history(self, value: str) -> Status:
+        if not self._bucket.history:
+            return Status.NOT_SUPPORTED
+        return self._switch("history")(value)
+
+    def _set_marker_version(self, value: str) -> Status:
+        if Feature.COLLECTIONS not in self._features:
+            return Status.NOT_SUPPORTED
+        if value != "2.2":
+            return Status.EINVAL
+        self.marker_v22 = True
+        return Status.SUCCESS
 
     def _set_force_snappy(self, value: str) -> Status:
         if Feature.SNAPPY not in self._features:

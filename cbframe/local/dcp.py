@@ -84,7 +84,7 @@ class Producer:
         self._bucket = bucket
         self.name = message.name
         self._flags = message.flags
-        self.streams: dict[int, Stream] = {}
+        self.streams: dict[tuple[int, int], Stream] = {}
         self.outstanding = 0
         self._ready: deque[Stream] = deque()
         self._spent: list[Encoded] = []
@@ -142,17 +142,20 @@ class Producer:
         if refusal is not None:
             conn.respond(frame, refusal.status)
             return
-        wanted = admission.parse_filter(message.value, self._bucket.manifest)
+        wanted = admission.parse_filter(
+            message.value, self._bucket.manifest, stream_ids=self.controls.stream_ids
+        )
         if isinstance(wanted, Refusal):
             if wanted.status in {Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE}:
                 conn.unknown_collection(frame, wanted.status)
             else:
                 conn.respond(frame, wanted.status)
             return
-        if message.vbucket in self.streams:
+        if (message.vbucket, wanted.sid) in self.streams:
             conn.respond(frame, Status.KEY_EEXISTS)
             return
-        point = admission.rollback_point(message, vbucket.failover, vbucket.high_seqno, vbucket.purge_seqno)
+        purge = 0 if wanted.purge_seqno == vbucket.purge_seqno else vbucket.purge_seqno
+        point = admission.rollback_point(message, vbucket.failover, vbucket.high_seqno, purge)
         if point is not None:
             conn.respond(frame, Status.ROLLBACK, value=point.to_bytes(8, "big"))
             return
@@ -170,13 +173,13 @@ class Producer:
             wanted,
             self._variant(collections, wanted),
             vbucket.vbuuid,
-            self.controls.sync_writes,
+            self.controls.style(),
         )
         if start >= high:
             stream.begin_live()
-        self.streams[message.vbucket] = stream
+        self.streams[stream.key] = stream
         conn.watch(message.vbucket, 1)
-        self.wake(message.vbucket)
+        self._wake(stream)
 
     def _variant(self, collections: bool, wanted: Filter) -> Variant:
         flags = self._flags
@@ -190,11 +193,19 @@ class Producer:
             filter_ids=wanted.ids,
             snappy=Feature.SNAPPY in self._conn.features,
             force_snappy=self.controls.force_snappy,
+            flatbuffers=self.controls.flatbuffers,
+            collection_history=self._bucket.history,
+            history=self.controls.history,
+            sync_writes=self.controls.sync_writes,
+            sid=wanted.sid,
         )
 
-    def close_stream(self, frame: Frame) -> None:
+    def close_stream(self, frame: Frame, sid: int) -> None:
         """Answer a CLOSE_STREAM; no STREAM_END unless that was asked for."""
-        stream = self._drop(frame.vbucket)
+        if bool(sid) != self.controls.stream_ids:
+            self._conn.respond(frame, Status.DCP_STREAM_ID_INVALID)
+            return
+        stream = self._drop((frame.vbucket, sid))
         if stream is None:
             self._conn.respond(frame, Status.KEY_ENOENT)
             return
@@ -203,30 +214,42 @@ class Producer:
             self._count(stream.end_frame(StreamEndReason.CLOSED))
 
     def end_stream(self, vbucket: int, reason: StreamEndReason) -> None:
-        """End a stream from the server's side, whatever it has sent so far."""
-        stream = self._drop(vbucket)
-        if stream is not None:
-            self._count(stream.end_frame(reason))
+        """End a vbucket's streams from the server's side, whatever they have sent so far."""
+        for key in self._of(vbucket):
+            stream = self._drop(key)
+            if stream is not None:
+                self._count(stream.end_frame(reason))
 
     def close(self) -> None:
         """The connection is gone."""
-        for vbucket in list(self.streams):
-            self._drop(vbucket)
+        for key in list(self.streams):
+            self._drop(key)
         self._release()
 
-    def _drop(self, vbucket: int) -> Stream | None:
-        stream = self.streams.pop(vbucket, None)
+    def _drop(self, key: tuple[int, int]) -> Stream | None:
+        stream = self.streams.pop(key, None)
         if stream is not None:
             stream.abandon(self._spent)
-            self._conn.watch(vbucket, -1)
+            self._conn.watch(stream.vbucket, -1)
         return stream
+
+    def _of(self, vbucket: int) -> list[tuple[int, int]]:
+        """The vbucket's streams: one, but with stream numbers."""
+        if not self.controls.stream_ids:
+            return [(vbucket, 0)] if (vbucket, 0) in self.streams else []
+        return [key for key in self.streams if key[0] == vbucket]
 
     # ------------------------------------------------------------------ sending
 
-    def wake(self, vbucket: int) -> None:
-        """The vbucket may have something new for its stream."""
-        stream = self.streams.get(vbucket)
-        if stream is not None and not stream.queued:
+    def wake(self, vbucket: int) -> bool:
+        """The vbucket may have something new for its streams; whether it has streams here."""
+        keys = self._of(vbucket)
+        for key in keys:
+            self._wake(self.streams[key])
+        return bool(keys)
+
+    def _wake(self, stream: Stream) -> None:
+        if not stream.queued:
             stream.queued = True
             self._ready.append(stream)
 
@@ -252,8 +275,8 @@ class Producer:
             if data is None:
                 ready.popleft()
                 stream.queued = False
-                if stream.finished and self.streams.get(stream.vbucket) is stream:
-                    del self.streams[stream.vbucket]
+                if stream.finished and self.streams.get(stream.key) is stream:
+                    del self.streams[stream.key]
                     self._conn.watch(stream.vbucket, -1)
                 continue
             out.append(data)

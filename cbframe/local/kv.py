@@ -332,7 +332,7 @@ class KvConnection(Channel):
             if cid not in self.bucket.manifest.ids():
                 self.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
                 return
-            outcome = self.node.documents.run(frame, key, preserve_ttl=info.preserve_ttl, packed=packed)
+            outcome = self.node.documents.run(frame, key, info, packed)
             extras = outcome.extras
             if outcome.seqno is not None and Feature.MUTATION_SEQNO in self.features:
                 vbuuid = self.bucket.vbuckets[frame.vbucket].vbuuid
@@ -382,7 +382,8 @@ class KvConnection(Channel):
         elif isinstance(message, StreamRequest):
             producer.stream_request(frame, message)
         else:
-            producer.close_stream(frame)
+            info = parse_frame_info(frame, 0)
+            producer.close_stream(frame, info.sid if isinstance(info, FrameInfo) else 0)
 
 
 def _to_json(content: object) -> bytes:

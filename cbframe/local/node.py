@@ -87,8 +87,7 @@ class Node:
         while self._dirty:
             vbucket = self._dirty.popleft()
             for connection in self._connections:
-                if connection.producer is not None and vbucket in connection.producer.streams:
-                    connection.producer.wake(vbucket)
+                if connection.producer is not None and connection.producer.wake(vbucket):
                     woken.add(connection)
         for connection in woken:
             connection.flush()
