@@ -1,13 +1,49 @@
-"""Recorded conversations with a real node, read back frame by frame."""
+"""Recorded conversations with a real node, held again with a :class:`LocalCluster`.
+
+A :class:`Stage` prepares the cluster as the real node was, which it learns from the recording: what a
+stream was sent is what the vbucket held. The client's side is then sent frame by frame, and what
+comes back is compared with what came back then.
+
+A change that reached the recorded client while it was waiting is made at that point. Numbers that a
+server makes up (CAS, times, durations, nonces) are not compared; vbucket uuids are those of the
+recording.
+"""
 
 from __future__ import annotations
 
+import json
+import socket
+import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
+from cbframe.local import LocalCluster
+from cbframe.local import items as stored
+from cbframe.local.bucket import Bucket
+from cbframe.local.manifest import Scope
+from cbframe.local.snappy import deflate, inflate
+from cbframe.local.store import VBucket
+from cbframe.wire import leb128
+from cbframe.wire.constants import Datatype, Feature, Magic, Opcode, OpenFlag, SnapshotFlag, SystemEventId
+from cbframe.wire.failover import FailoverEntry, parse_failover_log
 from cbframe.wire.frame import Frame
+from cbframe.wire.requests import Hello, StreamRequest, parse_request
+from cbframe.wire.xattrs import body_offset
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+VBUCKETS = 16
+HOLE = 15
+"""The vbucket that the recorded node did not have."""
+_TIMEOUT = 10.0
+_PAUSE = 0.15
+"""Seconds after which the recorded server sent something new, not the rest of what it had."""
+_ITEMS = (Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION)
+_BODY = b'{"id":1}'
+_OTHERS = 9_999
+"""A collection that no recorded stream asks for, for seqnos that it was not sent."""
 
 
 def frames(name: str, side: str) -> Iterator[Frame]:
@@ -16,3 +52,343 @@ def frames(name: str, side: str) -> Iterator[Frame]:
     while (parsed := Frame.parse(data, offset)) is not None:
         frame, offset = parsed
         yield frame
+
+
+class Step(NamedTuple):
+    """One message of a conversation."""
+
+    sent: bool
+    """By the client."""
+    time: float
+    frame: Frame
+
+
+def conversation(name: str) -> list[Step]:
+    """The messages of both sides in the order in which they were recorded."""
+    order = json.loads((GOLDEN / f"{name}.json").read_text())["messages"]
+    sides = {side: (GOLDEN / f"{name}.{side}.bin").read_bytes() for side in ("c2s", "s2c")}
+    steps = []
+    for message in order:
+        if "op" not in message:
+            continue
+        parsed = Frame.parse(sides[message["dir"]], message["offset"])
+        assert parsed is not None
+        steps.append(Step(message["dir"] == "c2s", message["t"], parsed[0]))
+    return steps
+
+
+@dataclass
+class Change:
+    """What the recorded vbucket had at one seqno, in the stored form."""
+
+    frame: bytes
+    prepared: int = 0
+
+
+class Stage:
+    """The cluster behind one conversation, and what the recording says about it."""
+
+    def __init__(self, cluster: LocalCluster, steps: list[Step]) -> None:
+        self.cluster = cluster
+        self.steps = steps
+        self.bucket: Bucket = cluster._engine.bucket
+        self.collections = self.snappy = self.forced = False
+        self.flags = 0
+        self.changes: dict[int, dict[int, Change]] = {}
+        inventory = Scope(8, {"airline": 8, "hotel": 9})
+        self.bucket.manifest.scopes["inventory"] = inventory
+        self.bucket.manifest.uid = 2
+        self.bucket.map[HOLE] = [-1]
+
+    # -- what the recording says
+
+    def listen(self, step: Step) -> None:
+        """Note what the client asked for on its connection."""
+        frame = step.frame
+        if frame.opcode == Opcode.HELLO:
+            features = Hello.parse(frame).features
+            self.collections = Feature.COLLECTIONS in features
+            self.snappy = Feature.SNAPPY in features
+        elif frame.opcode == Opcode.DCP_OPEN and len(frame.extras) == 8:
+            self.flags = int.from_bytes(frame.extras[4:], "big")
+        elif frame.opcode == Opcode.DCP_CONTROL and frame.key == b"force_value_compression":
+            self.forced = True
+
+    def learn(self, frame: Frame) -> None:
+        """Note a change that the recorded server sent."""
+        known = self.changes.setdefault(frame.vbucket, {})
+        if frame.opcode == Opcode.DCP_COMMIT:
+            prepared, seqno = struct.unpack(">QQ", frame.extras)
+            key = frame.key
+            pending = known[prepared].frame
+            change = stored.mutation(
+                frame.vbucket,
+                key,
+                stored.value_of(pending),
+                seqno=seqno,
+                rev=1,
+                cas=1,
+                flags=0,
+                expiry=0,
+                datatype=pending[5],
+            )
+            known[seqno] = Change(change, prepared)
+            return
+        seqno = int.from_bytes(frame.extras[:8], "big")
+        if frame.opcode == Opcode.DCP_SYSTEM_EVENT:
+            if frame.extras[12] < 2:
+                known[seqno] = Change(replace(frame, opaque=0).encode())
+            return
+        if frame.opcode not in {*_ITEMS, Opcode.DCP_PREPARE}:
+            return
+        key = frame.key if self.collections else b"\0" + frame.key
+        value, datatype = self._as_stored(frame)
+        extras = frame.extras
+        if frame.opcode == Opcode.DCP_DELETION:
+            extras = extras[:16] + bytes(5)
+        change = replace(
+            frame, opaque=0, key=key, value=value, datatype=datatype, extras=extras
+        ).encode()
+        old = known.get(seqno)
+        if old is None or len(old.frame) < len(change):
+            known[seqno] = Change(change)
+
+    def _as_stored(self, frame: Frame) -> tuple[bytes, int]:
+        """A value that the connection's options make the recorded one of."""
+        value, datatype = frame.value, frame.datatype
+        without = self.flags & (OpenFlag.NO_VALUE | OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE)
+        if frame.opcode != Opcode.DCP_MUTATION:
+            if without and datatype & Datatype.XATTR and not value:
+                # Some attribute of the system: that there was one is all that is known.
+                value = _section(b"_a", b"1")
+            return value, datatype
+        if without and datatype & Datatype.XATTR and not value:
+            value = _section(b"_a", b"1")
+        if without and not value.endswith(_BODY):
+            value += _BODY
+            datatype |= 0 if self.flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE else Datatype.JSON
+            if datatype & Datatype.SNAPPY:
+                value = deflate(value)
+        elif self.forced and datatype & Datatype.SNAPPY:
+            value, datatype = inflate(value, 1 << 20), datatype & ~Datatype.SNAPPY
+        elif not self.snappy and value:
+            value, datatype = deflate(value), datatype | Datatype.SNAPPY
+        return value, datatype
+
+    # -- preparing
+
+    def advance(self, vbucket: VBucket, high: int) -> None:
+        """Let the recorded changes up to `high` happen that have not yet."""
+        known = self.changes.get(vbucket.id, {})
+        with self.bucket.lock:
+            while vbucket.high_seqno < high:
+                seqno = vbucket.high_seqno + 1
+                change = known.get(seqno)
+                if change is None:
+                    change = Change(self._unseen(vbucket, seqno, known))
+                if change.prepared:
+                    vbucket.commits[seqno] = change.prepared
+                key = stored.stored_key(change.frame)
+                vbucket._append(key, change.frame, vbucket.find(key))
+                self._manifest(change.frame)
+            self.bucket.written(vbucket.id)
+
+    def _unseen(self, vbucket: VBucket, seqno: int, known: dict[int, Change]) -> bytes:
+        """A change that the client was not sent: superseded later, or of another collection."""
+        for later in sorted(s for s in known if s > seqno):
+            frame = known[later].frame
+            if frame[1] in _ITEMS:
+                key = stored.key_of(frame)
+                break
+        else:
+            key = leb128.encode(_OTHERS) + b"%d" % seqno
+        return stored.mutation(
+            vbucket.id, key, b"{}", seqno=seqno, rev=1, cas=1, flags=0, expiry=0, datatype=1
+        )
+
+    def _manifest(self, frame: bytes) -> None:
+        if frame[1] != stored.EVENT:
+            return
+        event, sid, cid = stored.event_of(frame)
+        scopes, name = self.bucket.manifest.scopes, stored.key_of(frame).decode()
+        if event == SystemEventId.CREATE_SCOPE:
+            scopes.setdefault(name, Scope(sid))
+            return
+        (scope,) = [n for n, s in scopes.items() if s.id == sid] or [""]
+        if event == SystemEventId.CREATE_COLLECTION:
+            scopes[scope].collections[name] = cid
+        elif event == SystemEventId.DROP_COLLECTION and scope:
+            left = {n: c for n, c in scopes[scope].collections.items() if c != cid}
+            scopes[scope].collections = left
+        elif event == SystemEventId.DROP_SCOPE:
+            scopes.pop(scope, None)
+
+    def before(self, at: int) -> None:
+        """Prepare for what the client is about to send at step `at`."""
+        frame = self.steps[at].frame
+        if frame.opcode in {Opcode.DCP_GET_FAILOVER_LOG, Opcode.GET_FAILOVER_LOG}:
+            self._set_log(frame, self._answer(at))
+            return
+        if frame.opcode != Opcode.DCP_STREAM_REQ:
+            return
+        answer = self._answer(at)
+        if answer is None or frame.vbucket >= VBUCKETS or len(frame.extras) != 48:
+            return
+        vbucket = self.bucket.vbuckets[frame.vbucket]
+        message = parse_request(frame)
+        assert isinstance(message, StreamRequest)
+        self._set_log(frame, answer)
+        burst = list(self._burst(at))
+        for sent in burst:
+            self.learn(sent)
+        marked = [f for f in burst if f.opcode == Opcode.DCP_SNAPSHOT_MARKER]
+        high = max([_marker(f)[1] for f in marked], default=0)
+        advanced = [f for f in burst if f.opcode == Opcode.DCP_SEQNO_ADVANCED]
+        high = max([high, *(int.from_bytes(f.extras, "big") for f in advanced)])
+        high = max([high, *(_seqno(f) for f in burst if f.opcode in _ITEMS)])
+        if not answer.status:
+            high = max(high, message.start)
+            memory = [_marker(f)[0] for f in marked if _marker(f)[2] & SnapshotFlag.MEMORY]
+            vbucket.memory_from = memory[0] if memory else None
+            if memory and len(memory) == len(marked):
+                vbucket.memory_from = 0
+        self.advance(vbucket, high)
+
+    def live(self, at: int) -> None:
+        """Prepare for the server's message at step `at`: a snapshot of changes that are made now."""
+        frame = self.steps[at].frame
+        if frame.opcode != Opcode.DCP_SNAPSHOT_MARKER:
+            return
+        end = _marker(frame)[1]
+        for step in self.steps[at + 1 :]:
+            if step.frame.opcode == Opcode.DCP_SNAPSHOT_MARKER and not step.sent:
+                break
+            if not step.sent:
+                self.learn(step.frame)
+        vbucket = self.bucket.vbuckets[frame.vbucket]
+        vbucket.memory_from = None if vbucket.memory_from is None else vbucket.memory_from
+        self.advance(vbucket, end)
+
+    def _answer(self, at: int) -> Frame | None:
+        asked = self.steps[at].frame
+        for step in self.steps[at + 1 :]:
+            if not step.sent and step.frame.is_response and step.frame.opaque == asked.opaque:
+                return step.frame
+        return None
+
+    def _burst(self, at: int) -> Iterator[Frame]:
+        """What the stream requested at step `at` was sent at once."""
+        opaque, last = self.steps[at].frame.opaque, None
+        for step in self.steps[at + 1 :]:
+            if step.sent or step.frame.opaque != opaque:
+                if step.frame.opcode == Opcode.DCP_STREAM_REQ:
+                    return
+                if last is not None and step.frame.opcode in {Opcode.DCP_BUFFER_ACK, Opcode.DCP_NOOP}:
+                    last = step.time
+                continue
+            if last is not None and step.time - last > _PAUSE:
+                return
+            last = step.time
+            yield step.frame
+
+    def _set_log(self, asked: Frame, answer: Frame | None) -> None:
+        if answer is None or answer.status or asked.vbucket >= VBUCKETS:
+            return
+        log = [FailoverEntry(uuid, seqno) for uuid, seqno in parse_failover_log(answer.value)]
+        vbucket = self.bucket.vbuckets[asked.vbucket]
+        self.advance(vbucket, log[0].seqno)
+        vbucket.failover = log
+
+
+def _section(name: bytes, value: bytes) -> bytes:
+    pair = name + b"\0" + value + b"\0"
+    return struct.pack(">II", len(pair) + 4, len(pair)) + pair
+
+
+def _marker(frame: Frame) -> tuple[int, int, int]:
+    start, end, flags = struct.unpack_from(">QQI", frame.extras if len(frame.extras) == 20 else frame.value)
+    return start, end, flags
+
+
+def _seqno(frame: Frame) -> int:
+    return int.from_bytes(frame.extras[:8], "big")
+
+
+# ---------------------------------------------------------------------- shapes
+
+
+def shape(frame: Frame) -> tuple[Any, ...]:
+    """What is compared of a message: everything but what a server makes up."""
+    head: tuple[Any, ...] = Magic(frame.magic).name, frame.opcode, len(frame.extras), frame.datatype
+    if frame.is_response:
+        return *head, frame.status, _body(frame)
+    if frame.opcode in _ITEMS or frame.opcode in {Opcode.DCP_PREPARE, Opcode.DCP_SEQNO_ADVANCED}:
+        return *head, frame.vbucket, frame.key, _seqno(frame), _document(frame)
+    if frame.opcode == Opcode.DCP_SYSTEM_EVENT:
+        # Without the manifest uid at the beginning of the value, and the bytes of version 2.
+        version = frame.extras[12]
+        return *head, frame.key, frame.extras, frame.value[8:] if version < 2 else len(frame.value)
+    if frame.opcode == Opcode.DCP_SNAPSHOT_MARKER:
+        return *head, _marker(frame), len(frame.value)
+    if frame.magic == Magic.SERVER_REQUEST:
+        return *head, frame.key, _body(frame)
+    return *head, frame.vbucket, frame.key, frame.extras, frame.value
+
+
+def _document(frame: Frame) -> tuple[int, bytes]:
+    """Attributes and document, inflated; of a document that the recording does not have, nothing."""
+    value = frame.value
+    if frame.datatype & Datatype.SNAPPY and value:
+        value = inflate(value, 1 << 20)
+    return (body_offset(value) if frame.datatype & Datatype.XATTR and value else 0), value
+
+
+def _body(frame: Frame) -> Any:
+    value = frame.value
+    if frame.opcode in {Opcode.DCP_STREAM_REQ, Opcode.DCP_GET_FAILOVER_LOG, Opcode.GET_FAILOVER_LOG}:
+        if not frame.status:
+            return list(parse_failover_log(value))
+        if len(value) == 8:
+            return value
+    if value[:1] == b"{":
+        content = json.loads(value)
+        error = content.get("error", {})
+        return sorted(content), error.get("context"), sorted(error)
+    return frame.key if frame.opcode == Opcode.STAT else len(value)
+
+
+# ---------------------------------------------------------------------- the wire
+
+
+class Wire:
+    """A connection that shows every frame, keep-alives included."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        host, port = cluster.kv_addresses[0].split(":")
+        self.sock = socket.create_connection((host, int(port)), _TIMEOUT)
+        self._buffer = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.sock.close()
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def receive(self) -> Frame | None:
+        """The next frame; None when the server has closed."""
+        while (parsed := Frame.parse(self._buffer)) is None:
+            try:
+                data = self.sock.recv(1 << 16)
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            self._buffer += data
+        frame, end = parsed
+        self._buffer = self._buffer[end:]
+        return frame
