@@ -13,7 +13,7 @@ from typing import Any
 from cbframe.errors import ConfigurationError
 from cbframe.local.encode import prefixed
 from cbframe.local.manifest import Event, Manifest
-from cbframe.local.snappy import deflate
+from cbframe.local.snappy import deflate, inflate
 from cbframe.local.store import Document, VBucket
 from cbframe.wire.constants import MAX_KEY_LENGTH, MAX_VALUE_LENGTH, MAX_VBUCKETS, Datatype
 from cbframe.wire.vbucket import vbucket_of
@@ -106,6 +106,8 @@ class Bucket:
             section = {name: to_json(attribute) for name, attribute in xattrs.items()}
             body = join_xattrs(section, body)
             datatype |= Datatype.XATTR
+        if datatype & Datatype.SNAPPY:
+            inflate(body, 2 * MAX_VALUE_LENGTH)  # A broken block would break every stream.
         if compress:
             body = deflate(body)
             datatype |= Datatype.SNAPPY

@@ -23,6 +23,8 @@ _SLICE = 128 * 1024
 """Bytes of one vbucket before the next one has its turn."""
 _FIRST_NOOP_OPAQUE = 10_000_001
 _SHORTEST_NOOP_INTERVAL = 0.01
+_NO_VALUE_FLAG = 0x8
+"""Of stream requests, before DCP_OPEN had one."""
 _VALID_FLAGS = (
     OpenFlag.PRODUCER
     | OpenFlag.INCLUDE_XATTRS
@@ -113,6 +115,10 @@ class Producer:
         """Answer a STREAM_REQ and, if it is granted, begin the stream."""
         conn = self._conn
         collections = Feature.COLLECTIONS in conn.features
+        if message.flags & _NO_VALUE_FLAG:
+            context = "DCP_ADD_STREAM_FLAG_NO_VALUE{8} flag is no longer used"
+            conn.respond(frame, Status.EINVAL, context=context)
+            return
         if message.flags & ~int(admission.KNOWN_FLAGS):
             conn.respond(frame, Status.EINVAL, context="Request contains invalid flags")
             return

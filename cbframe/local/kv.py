@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -56,6 +57,12 @@ _BEFORE_AUTH = frozenset(
         Opcode.GET_ERROR_MAP,
     }
 )
+_LENGTHS = {
+    Opcode.GET_ALL_VB_SEQNOS: "Request extras must be of length 0 or 4 or 8",
+    Opcode.DCP_STREAM_REQ: "Request must include extras of length 48",
+    Opcode.DCP_BUFFER_ACK: "Request must include extras of length 4",
+}
+"""The real server's words for extras of another length."""
 _WITHOUT_BUCKET = _BEFORE_AUTH | {
     Opcode.SELECT_BUCKET,
     Opcode.GET_CLUSTER_CONFIG,
@@ -235,7 +242,7 @@ class KvConnection(Channel):
                 else:
                     self._document(frame, info)
             except ProtocolError as exc:
-                self.respond(frame, Status.EINVAL, context=exc.message)
+                self.respond(frame, Status.EINVAL, context=_LENGTHS.get(frame.opcode, exc.message))
 
     # ------------------------------------------------------------------ bootstrap
 
@@ -246,7 +253,8 @@ class KvConnection(Channel):
             self.respond(frame, Status.EINVAL, context=context)
             return
         granted = GRANTED.intersection(wanted)
-        # Answered as agreed before: what is granted counts from the next request on.
+        # Each HELLO replaces the one before; its answer is the last in the plain framing.
+        self.features = frozenset()
         self.respond(frame, value=b"".join(code.to_bytes(2, "big") for code in sorted(granted)))
         self.features = granted
 
@@ -263,7 +271,11 @@ class KvConnection(Channel):
         else:
             answer = self._sasl.step(message.payload)
         self.authenticated = answer.status is Status.SUCCESS
-        self.respond(frame, answer.status, value=answer.value)
+        value = answer.value
+        if answer.status is Status.AUTH_ERROR and Feature.XERROR in self.features:
+            # As an error in the framing, but never marked as JSON: the client has agreed to nothing yet.
+            value = _to_json({"error": _refusal(message.mechanism)})
+        self.respond(frame, answer.status, value=value)
 
     def _select_bucket(self, frame: Frame) -> None:
         name = SelectBucket.parse(frame).bucket
@@ -384,6 +396,13 @@ class KvConnection(Channel):
         else:
             info = parse_frame_info(frame, 0)
             producer.close_stream(frame, info.sid if isinstance(info, FrameInfo) else 0)
+
+
+def _refusal(mechanism: str) -> dict[str, str]:
+    if mechanism not in MECHANISMS.split():
+        return {"context": f'Requested mechanism "{mechanism}" is not supported'}
+    # What to look for in the server's log.
+    return {"ref": str(uuid.uuid4())}
 
 
 def _to_json(content: object) -> bytes:

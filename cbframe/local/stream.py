@@ -153,7 +153,8 @@ class Stream:
     def _prepare(self, bucket: Bucket) -> bool:
         with bucket.lock:
             vbucket = bucket.vbuckets[self.vbucket]
-            high = vbucket.high_seqno if self.variant.collections else vbucket.default_high
+            high = vbucket.high_seqno
+            visible = high if self.variant.collections else vbucket.default_high
             if vbucket.vbuuid != self.vbuuid:
                 return False  # History has forked: the end of the stream is on its way.
             if self.sent >= self.end:
@@ -164,6 +165,10 @@ class Stream:
                 if gone:
                     self._finish(StreamEndReason.FILTER_EMPTY)
                 return bool(gone)
+            if visible <= self.sent:
+                # Changes of other collections: they count for where the stream ends, silently.
+                self.sent = high
+                return True
             variant = self._resolved(bucket)
             on_disk = high if vbucket.memory_from is None else min(high, vbucket.memory_from - 1)
             if self._started or self.sent >= on_disk:
@@ -171,7 +176,7 @@ class Stream:
             elif self._unreadable(bucket, vbucket):
                 self._finish(StreamEndReason.BACKFILL_FAIL)
             else:
-                self._begin_backfill(vbucket, variant, on_disk, whole=on_disk == high)
+                self._begin_backfill(vbucket, variant, on_disk, min(visible, on_disk))
             return True
 
     def _resolved(self, bucket: Bucket) -> Variant:
@@ -188,10 +193,11 @@ class Stream:
         partial = self.variant.sync_writes and not self.variant.collections
         return vbucket.unreadable or (partial and bucket.manifest.uid > 0)
 
-    def _begin_backfill(self, vbucket: VBucket, variant: Variant, end: int, *, whole: bool) -> None:
+    def _begin_backfill(self, vbucket: VBucket, variant: Variant, end: int, visible: int) -> None:
+        """Everything up to `end`, of which this kind of connection knows up to `visible`."""
         ids = self.filter.ids
         self._oso = self.style.oso and self.sent == 0 and ids is not None and len(ids) == 1
-        if whole and not self._oso:
+        if end == vbucket.high_seqno and not self._oso:
             chunk, self._position = acquire(vbucket, variant, self.sent, self.opaque)
         else:
             chunk, self._position = vbucket.encode(self.sent, variant, end=end), 0
@@ -209,7 +215,7 @@ class Stream:
             self._put(OsoSnapshot(self.vbucket, _OSO_START))
         else:
             flags = _BACKFILL | _HISTORY if variant.history else _BACKFILL
-            self._mark(vbucket, self.snap_start, end, flags, self.style.disk_marker)
+            self._mark(vbucket, self.snap_start, visible, flags, self.style.disk_marker)
         self.snap_start = -1
 
     def _begin_snapshot(self, vbucket: VBucket, variant: Variant, end: int) -> None:

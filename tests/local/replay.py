@@ -11,6 +11,7 @@ recording.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from cbframe.errors import ProtocolError
 from cbframe.local import LocalCluster
 from cbframe.local import items as stored
 from cbframe.local.bucket import Bucket
@@ -27,7 +29,7 @@ from cbframe.local.manifest import Scope
 from cbframe.local.snappy import deflate, inflate
 from cbframe.local.store import VBucket
 from cbframe.wire import leb128
-from cbframe.wire.constants import Datatype, Feature, Magic, Opcode, OpenFlag, SnapshotFlag, SystemEventId
+from cbframe.wire.constants import Datatype, Feature, Magic, Opcode, OpenFlag, SnapshotFlag, Status, StreamEndReason, SystemEventId
 from cbframe.wire.failover import FailoverEntry, parse_failover_log
 from cbframe.wire.frame import Frame
 from cbframe.wire.requests import Hello, StreamRequest, parse_request
@@ -37,11 +39,16 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 VBUCKETS = 16
 HOLE = 15
 """The vbucket that the recorded node did not have."""
-_TIMEOUT = 10.0
+_TIMEOUT = 5.0
 _PAUSE = 0.15
 """Seconds after which the recorded server sent something new, not the rest of what it had."""
 _ITEMS = (Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION)
 _BODY = b'{"id":1}'
+_LARGEST = 10_000
+_CREATION = {
+    SystemEventId.DROP_COLLECTION: SystemEventId.CREATE_COLLECTION,
+    SystemEventId.DROP_SCOPE: SystemEventId.CREATE_SCOPE,
+}
 _OTHERS = 9_999
 """A collection that no recorded stream asks for, for seqnos that it was not sent."""
 
@@ -52,6 +59,11 @@ def frames(name: str, side: str) -> Iterator[Frame]:
     while (parsed := Frame.parse(data, offset)) is not None:
         frame, offset = parsed
         yield frame
+
+
+def _event(seqno: int, event: int, name: bytes, *ids: int) -> Change:
+    value = struct.pack(f">Q{len(ids)}I", 0, *ids)
+    return Change(stored.system_event(0, event, name, value, seqno=seqno, version=0))
 
 
 class Step(NamedTuple):
@@ -85,6 +97,13 @@ class Change:
     prepared: int = 0
 
 
+_CREATED = {
+    1: _event(1, SystemEventId.CREATE_SCOPE, b"inventory", 8),
+    2: _event(2, SystemEventId.CREATE_COLLECTION, b"airline", 8, 8),
+    3: _event(3, SystemEventId.CREATE_COLLECTION, b"hotel", 8, 9),
+}
+
+
 class Stage:
     """The cluster behind one conversation, and what the recording says about it."""
 
@@ -95,10 +114,22 @@ class Stage:
         self.collections = self.snappy = self.forced = False
         self.flags = 0
         self.changes: dict[int, dict[int, Change]] = {}
+        self.visible: dict[int, int] = {}
+        """Seqnos up to which a client without collections was told of changes, by vbucket."""
         inventory = Scope(8, {"airline": 8, "hotel": 9})
         self.bucket.manifest.scopes["inventory"] = inventory
         self.bucket.manifest.uid = 2
         self.bucket.map[HOLE] = [-1]
+        for step in steps:
+            if step.sent:
+                self.listen(step)
+            elif not step.frame.is_response:
+                self.learn(step.frame)
+        if any(step.frame.opcode == Opcode.GET_ALL_VB_SEQNOS for step in steps):
+            # The collections of the scope are in every vbucket.
+            for vbucket in self.bucket.vbuckets:
+                self.changes.setdefault(vbucket.id, {}).update(_CREATED)
+                self.advance(vbucket, len(_CREATED))
 
     # -- what the recording says
 
@@ -161,7 +192,7 @@ class Stage:
             if without and datatype & Datatype.XATTR and not value:
                 # Some attribute of the system: that there was one is all that is known.
                 value = _section(b"_a", b"1")
-            return value, datatype
+            return deflate(value) if datatype & Datatype.SNAPPY else value, datatype
         if without and datatype & Datatype.XATTR and not value:
             value = _section(b"_a", b"1")
         if without and not value.endswith(_BODY):
@@ -185,7 +216,7 @@ class Stage:
                 seqno = vbucket.high_seqno + 1
                 change = known.get(seqno)
                 if change is None:
-                    change = Change(self._unseen(vbucket, seqno, known))
+                    change = Change(self._unseen(vbucket, seqno, high, known))
                 if change.prepared:
                     vbucket.commits[seqno] = change.prepared
                 key = stored.stored_key(change.frame)
@@ -193,15 +224,23 @@ class Stage:
                 self._manifest(change.frame)
             self.bucket.written(vbucket.id)
 
-    def _unseen(self, vbucket: VBucket, seqno: int, known: dict[int, Change]) -> bytes:
+    def _unseen(self, vbucket: VBucket, seqno: int, high: int, known: dict[int, Change]) -> bytes:
         """A change that the client was not sent: superseded later, or of another collection."""
-        for later in sorted(s for s in known if s > seqno):
+        for later in sorted(s for s in known if seqno < s <= high):
             frame = known[later].frame
-            if frame[1] in _ITEMS:
+            if frame[1] == stored.EVENT:
+                event, scope, cid = stored.event_of(frame)
+                if event in _CREATION:
+                    value = struct.pack(">QII", 0, scope, cid)[: len(stored.value_of(frame))]
+                    name = b"gone%d" % max(scope, cid)
+                    created = _CREATION[event]
+                    return stored.system_event(vbucket.id, created, name, value, seqno=seqno, version=0)
+            elif frame[1] in _ITEMS:
                 key = stored.key_of(frame)
                 break
         else:
-            key = leb128.encode(_OTHERS) + b"%d" % seqno
+            visible = not self.collections and seqno <= self.visible.get(vbucket.id, 0)
+            key = b"\0%d" % seqno if visible else leb128.encode(_OTHERS) + b"%d" % seqno
         return stored.mutation(
             vbucket.id, key, b"{}", seqno=seqno, rev=1, cas=1, flags=0, expiry=0, datatype=1
         )
@@ -215,9 +254,11 @@ class Stage:
             scopes.setdefault(name, Scope(sid))
             return
         (scope,) = [n for n, s in scopes.items() if s.id == sid] or [""]
+        if not scope:
+            return
         if event == SystemEventId.CREATE_COLLECTION:
             scopes[scope].collections[name] = cid
-        elif event == SystemEventId.DROP_COLLECTION and scope:
+        elif event == SystemEventId.DROP_COLLECTION:
             left = {n: c for n, c in scopes[scope].collections.items() if c != cid}
             scopes[scope].collections = left
         elif event == SystemEventId.DROP_SCOPE:
@@ -226,6 +267,8 @@ class Stage:
     def before(self, at: int) -> None:
         """Prepare for what the client is about to send at step `at`."""
         frame = self.steps[at].frame
+        if frame.opcode == Opcode.GET and (answer := self._answer(at)) is not None and not answer.status:
+            self.cluster.upsert(frame.key, answer.value)
         if frame.opcode in {Opcode.DCP_GET_FAILOVER_LOG, Opcode.GET_FAILOVER_LOG}:
             self._set_log(frame, self._answer(at))
             return
@@ -237,15 +280,24 @@ class Stage:
         vbucket = self.bucket.vbuckets[frame.vbucket]
         message = parse_request(frame)
         assert isinstance(message, StreamRequest)
-        self._set_log(frame, answer)
         burst = list(self._burst(at))
-        for sent in burst:
-            self.learn(sent)
         marked = [f for f in burst if f.opcode == Opcode.DCP_SNAPSHOT_MARKER]
         high = max([_marker(f)[1] for f in marked], default=0)
         advanced = [f for f in burst if f.opcode == Opcode.DCP_SEQNO_ADVANCED]
         high = max([high, *(int.from_bytes(f.extras, "big") for f in advanced)])
         high = max([high, *(_seqno(f) for f in burst if f.opcode in _ITEMS)])
+        ends = [f for f in burst if f.opcode == Opcode.DCP_STREAM_END]
+        if ends and not int.from_bytes(ends[0].extras, "big"):
+            high = max(high, min(message.end, _LARGEST))
+        failed = bool(ends) and ends[0].extras[-1] == StreamEndReason.BACKFILL_FAIL
+        if failed:
+            high = message.end
+        self.visible[vbucket.id] = max([high if failed else 0, *(_marker(f)[1] for f in marked)])
+        self._set_log(frame, answer)
+        rolled_back = answer.status == Status.ROLLBACK and message.start and not any(answer.value)
+        if rolled_back and message.vbuuid in {entry.vbuuid for entry in vbucket.failover}:
+            vbucket.purge_seqno = message.start + 1
+        vbucket.unreadable = failed
         if not answer.status:
             high = max(high, message.start)
             memory = [_marker(f)[0] for f in marked if _marker(f)[2] & SnapshotFlag.MEMORY]
@@ -257,17 +309,13 @@ class Stage:
     def live(self, at: int) -> None:
         """Prepare for the server's message at step `at`: a snapshot of changes that are made now."""
         frame = self.steps[at].frame
-        if frame.opcode != Opcode.DCP_SNAPSHOT_MARKER:
-            return
-        end = _marker(frame)[1]
-        for step in self.steps[at + 1 :]:
-            if step.frame.opcode == Opcode.DCP_SNAPSHOT_MARKER and not step.sent:
-                break
-            if not step.sent:
-                self.learn(step.frame)
-        vbucket = self.bucket.vbuckets[frame.vbucket]
-        vbucket.memory_from = None if vbucket.memory_from is None else vbucket.memory_from
-        self.advance(vbucket, end)
+        if frame.magic == Magic.SERVER_REQUEST:
+            self.bucket.rev += 1
+            self.cluster._engine._push()
+        elif frame.opcode == Opcode.DCP_SNAPSHOT_MARKER:
+            self.advance(self.bucket.vbuckets[frame.vbucket], _marker(frame)[1])
+        elif frame.opcode == Opcode.DCP_STREAM_END and frame.extras[-1] == StreamEndReason.STATE_CHANGED:
+            self.cluster._engine._end_streams(frame.vbucket)
 
     def _answer(self, at: int) -> Frame | None:
         asked = self.steps[at].frame
@@ -278,15 +326,13 @@ class Stage:
 
     def _burst(self, at: int) -> Iterator[Frame]:
         """What the stream requested at step `at` was sent at once."""
-        opaque, last = self.steps[at].frame.opaque, None
+        opaque, last = self.steps[at].frame.opaque, self.steps[at].time
         for step in self.steps[at + 1 :]:
             if step.sent or step.frame.opaque != opaque:
-                if step.frame.opcode == Opcode.DCP_STREAM_REQ:
-                    return
-                if last is not None and step.frame.opcode in {Opcode.DCP_BUFFER_ACK, Opcode.DCP_NOOP}:
-                    last = step.time
+                last = step.time
                 continue
-            if last is not None and step.time - last > _PAUSE:
+            late = step.time - last > _PAUSE
+            if late and (step.frame.opcode == Opcode.DCP_STREAM_END or _from_memory(step.frame)):
                 return
             last = step.time
             yield step.frame
@@ -308,6 +354,10 @@ def _section(name: bytes, value: bytes) -> bytes:
 def _marker(frame: Frame) -> tuple[int, int, int]:
     start, end, flags = struct.unpack_from(">QQI", frame.extras if len(frame.extras) == 20 else frame.value)
     return start, end, flags
+
+
+def _from_memory(frame: Frame) -> bool:
+    return frame.opcode == Opcode.DCP_SNAPSHOT_MARKER and bool(_marker(frame)[2] & SnapshotFlag.MEMORY)
 
 
 def _seqno(frame: Frame) -> int:
@@ -339,7 +389,9 @@ def _document(frame: Frame) -> tuple[int, bytes]:
     """Attributes and document, inflated; of a document that the recording does not have, nothing."""
     value = frame.value
     if frame.datatype & Datatype.SNAPPY and value:
-        value = inflate(value, 1 << 20)
+        # Of a packed document whose body is left out the attributes come as they are.
+        with contextlib.suppress(ProtocolError):
+            value = inflate(value, 1 << 20)
     return (body_offset(value) if frame.datatype & Datatype.XATTR and value else 0), value
 
 
@@ -350,6 +402,10 @@ def _body(frame: Frame) -> Any:
             return list(parse_failover_log(value))
         if len(value) == 8:
             return value
+    if frame.opcode in {Opcode.SASL_AUTH, Opcode.SASL_STEP} and frame.status in {0, Status.AUTH_CONTINUE}:
+        return [part.partition(b"=")[0] for part in value.split(b",")]
+    if frame.opcode == Opcode.VERSION:
+        return bool(value)
     if value[:1] == b"{":
         content = json.loads(value)
         error = content.get("error", {})
