@@ -77,7 +77,7 @@ class Controls:
     def set(self, message: DcpControl) -> tuple[Status, str]:
         """Set an option; the status, and the words that go with it or none."""
         if not message.key or not message.value:
-            return Status.EINVAL, ""
+            return Status.EINVAL, f"Request must include {'value' if message.key else 'key'}"
         key = next((key for key in self._setters if key.startswith(message.key)), None)
         if key is None:
             return Status.EINVAL, ""

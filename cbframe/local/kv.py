@@ -57,7 +57,7 @@ _BEFORE_AUTH = frozenset(
         Opcode.GET_ERROR_MAP,
     }
 )
-_LENGTHS = {
+_LENGTHS: dict[int, str] = {
     Opcode.GET_ALL_VB_SEQNOS: "Request extras must be of length 0 or 4 or 8",
     Opcode.DCP_STREAM_REQ: "Request must include extras of length 48",
     Opcode.DCP_BUFFER_ACK: "Request must include extras of length 4",
@@ -272,7 +272,10 @@ class KvConnection(Channel):
             answer = self._sasl.step(message.payload)
         self.authenticated = answer.status is Status.SUCCESS
         value = answer.value
-        if answer.status is Status.AUTH_ERROR and Feature.XERROR in self.features:
+        refused = answer.status is Status.AUTH_ERROR or (
+            answer.status is Status.EINVAL and message.mechanism.startswith("SCRAM")
+        )
+        if refused and Feature.XERROR in self.features:
             # As an error in the framing, but never marked as JSON: the client has agreed to nothing yet.
             value = _to_json({"error": _refusal(message.mechanism)})
         self.respond(frame, answer.status, value=value)

@@ -29,7 +29,18 @@ from cbframe.local.manifest import Scope
 from cbframe.local.snappy import deflate, inflate
 from cbframe.local.store import VBucket
 from cbframe.wire import leb128
-from cbframe.wire.constants import Datatype, Feature, Magic, Opcode, OpenFlag, SnapshotFlag, Status, StreamEndReason, SystemEventId
+from cbframe.wire.constants import (
+    Datatype,
+    Feature,
+    Magic,
+    Opcode,
+    OpenFlag,
+    SnapshotFlag,
+    Status,
+    StreamEndReason,
+    StreamFlag,
+    SystemEventId,
+)
 from cbframe.wire.failover import FailoverEntry, parse_failover_log
 from cbframe.wire.frame import Frame
 from cbframe.wire.requests import Hello, StreamRequest, parse_request
@@ -123,6 +134,8 @@ class Stage:
         for step in steps:
             if step.sent:
                 self.listen(step)
+            elif step.frame.opcode == Opcode.DCP_SYSTEM_EVENT and step.frame.extras[12] == 2:
+                self.learn(_PLAIN_EVENTS[step.frame.vbucket, _seqno(step.frame)])
             elif not step.frame.is_response:
                 self.learn(step.frame)
         if any(step.frame.opcode == Opcode.GET_ALL_VB_SEQNOS for step in steps):
@@ -167,8 +180,7 @@ class Stage:
             return
         seqno = int.from_bytes(frame.extras[:8], "big")
         if frame.opcode == Opcode.DCP_SYSTEM_EVENT:
-            if frame.extras[12] < 2:
-                known[seqno] = Change(replace(frame, opaque=0).encode())
+            known[seqno] = Change(replace(frame, opaque=0).encode())
             return
         if frame.opcode not in {*_ITEMS, Opcode.DCP_PREPARE}:
             return
@@ -177,9 +189,7 @@ class Stage:
         extras = frame.extras
         if frame.opcode == Opcode.DCP_DELETION:
             extras = extras[:16] + bytes(5)
-        change = replace(
-            frame, opaque=0, key=key, value=value, datatype=datatype, extras=extras
-        ).encode()
+        change = replace(frame, opaque=0, key=key, value=value, datatype=datatype, extras=extras).encode()
         old = known.get(seqno)
         if old is None or len(old.frame) < len(change):
             known[seqno] = Change(change)
@@ -192,7 +202,7 @@ class Stage:
             if without and datatype & Datatype.XATTR and not value:
                 # Some attribute of the system: that there was one is all that is known.
                 value = _section(b"_a", b"1")
-            return deflate(value) if datatype & Datatype.SNAPPY else value, datatype
+            return deflate(value) if without and datatype & Datatype.SNAPPY else value, datatype
         if without and datatype & Datatype.XATTR and not value:
             value = _section(b"_a", b"1")
         if without and not value.endswith(_BODY):
@@ -293,6 +303,7 @@ class Stage:
         if failed:
             high = message.end
         self.visible[vbucket.id] = max([high if failed else 0, *(_marker(f)[1] for f in marked)])
+        self._set_state(message, answer)
         self._set_log(frame, answer)
         rolled_back = answer.status == Status.ROLLBACK and message.start and not any(answer.value)
         if rolled_back and message.vbuuid in {entry.vbuuid for entry in vbucket.failover}:
@@ -337,6 +348,14 @@ class Stage:
             last = step.time
             yield step.frame
 
+    def _set_state(self, asked: StreamRequest, answer: Frame) -> None:
+        """Make the vbucket what it was: active, a replica, or none of both."""
+        if answer.status == Status.NOT_MY_VBUCKET:
+            replica = asked.flags & StreamFlag.ACTIVE_ONLY
+            self.bucket.map[asked.vbucket] = [-1, 0] if replica else [-1]
+        elif 0 not in self.bucket.map[asked.vbucket]:
+            self.bucket.map[asked.vbucket] = [0]
+
     def _set_log(self, asked: Frame, answer: Frame | None) -> None:
         if answer is None or answer.status or asked.vbucket >= VBUCKETS:
             return
@@ -354,6 +373,12 @@ def _section(name: bytes, value: bytes) -> bytes:
 def _marker(frame: Frame) -> tuple[int, int, int]:
     start, end, flags = struct.unpack_from(">QQI", frame.extras if len(frame.extras) == 20 else frame.value)
     return start, end, flags
+
+
+def _plain_events(name: str) -> dict[tuple[int, int], Frame]:
+    """The system events of a conversation by vbucket and seqno."""
+    events = (frame for frame in frames(name, "s2c") if frame.opcode == Opcode.DCP_SYSTEM_EVENT)
+    return {(event.vbucket, _seqno(event)): event for event in events}
 
 
 def _from_memory(frame: Frame) -> bool:
@@ -448,3 +473,7 @@ class Wire:
         frame, end = parsed
         self._buffer = self._buffer[end:]
         return frame
+
+
+_PLAIN_EVENTS = _plain_events("disk_coll_events.0")
+"""What the events of the one conversation with version 2 were: it holds the same vbucket."""
