@@ -11,7 +11,6 @@ recording.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import struct
@@ -19,9 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
-from cbframe.errors import ProtocolError
 from cbframe.local import LocalCluster
 from cbframe.local import items as stored
 from cbframe.local.bucket import Bucket
@@ -44,7 +42,8 @@ from cbframe.wire.constants import (
 from cbframe.wire.failover import FailoverEntry, parse_failover_log
 from cbframe.wire.frame import Frame
 from cbframe.wire.requests import Hello, StreamRequest, parse_request
-from cbframe.wire.xattrs import body_offset
+
+from .shapes import ITEMS, marker_of, seqno_of
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 VBUCKETS = 16
@@ -53,7 +52,6 @@ HOLE = 15
 _TIMEOUT = 5.0
 _PAUSE = 0.15
 """Seconds after which the recorded server sent something new, not the rest of what it had."""
-_ITEMS = (Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION)
 _BODY = b'{"id":1}'
 _LARGEST = 10_000
 _CREATION = {
@@ -135,7 +133,7 @@ class Stage:
             if step.sent:
                 self.listen(step)
             elif step.frame.opcode == Opcode.DCP_SYSTEM_EVENT and step.frame.extras[12] == 2:
-                self.learn(_PLAIN_EVENTS[step.frame.vbucket, _seqno(step.frame)])
+                self.learn(_PLAIN_EVENTS[step.frame.vbucket, seqno_of(step.frame)])
             elif not step.frame.is_response:
                 self.learn(step.frame)
         if any(step.frame.opcode == Opcode.GET_ALL_VB_SEQNOS for step in steps):
@@ -182,7 +180,7 @@ class Stage:
         if frame.opcode == Opcode.DCP_SYSTEM_EVENT:
             known[seqno] = Change(replace(frame, opaque=0).encode())
             return
-        if frame.opcode not in {*_ITEMS, Opcode.DCP_PREPARE}:
+        if frame.opcode not in {*ITEMS, Opcode.DCP_PREPARE}:
             return
         key = frame.key if self.collections else b"\0" + frame.key
         value, datatype = self._as_stored(frame)
@@ -245,7 +243,7 @@ class Stage:
                     name = b"gone%d" % max(scope, cid)
                     created = _CREATION[event]
                     return stored.system_event(vbucket.id, created, name, value, seqno=seqno, version=0)
-            elif frame[1] in _ITEMS:
+            elif frame[1] in ITEMS:
                 key = stored.key_of(frame)
                 break
         else:
@@ -292,17 +290,17 @@ class Stage:
         assert isinstance(message, StreamRequest)
         burst = list(self._burst(at))
         marked = [f for f in burst if f.opcode == Opcode.DCP_SNAPSHOT_MARKER]
-        high = max([_marker(f)[1] for f in marked], default=0)
+        high = max([marker_of(f)[1] for f in marked], default=0)
         advanced = [f for f in burst if f.opcode == Opcode.DCP_SEQNO_ADVANCED]
         high = max([high, *(int.from_bytes(f.extras, "big") for f in advanced)])
-        high = max([high, *(_seqno(f) for f in burst if f.opcode in _ITEMS)])
+        high = max([high, *(seqno_of(f) for f in burst if f.opcode in ITEMS)])
         ends = [f for f in burst if f.opcode == Opcode.DCP_STREAM_END]
         if ends and not int.from_bytes(ends[0].extras, "big"):
             high = max(high, min(message.end, _LARGEST))
         failed = bool(ends) and ends[0].extras[-1] == StreamEndReason.BACKFILL_FAIL
         if failed:
             high = message.end
-        self.visible[vbucket.id] = max([high if failed else 0, *(_marker(f)[1] for f in marked)])
+        self.visible[vbucket.id] = max([high if failed else 0, *(marker_of(f)[1] for f in marked)])
         self._set_state(message, answer)
         self._set_log(frame, answer)
         rolled_back = answer.status == Status.ROLLBACK and message.start and not any(answer.value)
@@ -311,7 +309,7 @@ class Stage:
         vbucket.unreadable = failed
         if not answer.status:
             high = max(high, message.start)
-            memory = [_marker(f)[0] for f in marked if _marker(f)[2] & SnapshotFlag.MEMORY]
+            memory = [marker_of(f)[0] for f in marked if marker_of(f)[2] & SnapshotFlag.MEMORY]
             vbucket.memory_from = memory[0] if memory else None
             if memory and len(memory) == len(marked):
                 vbucket.memory_from = 0
@@ -324,7 +322,7 @@ class Stage:
             self.bucket.rev += 1
             self.cluster._engine._push()
         elif frame.opcode == Opcode.DCP_SNAPSHOT_MARKER:
-            self.advance(self.bucket.vbuckets[frame.vbucket], _marker(frame)[1])
+            self.advance(self.bucket.vbuckets[frame.vbucket], marker_of(frame)[1])
         elif frame.opcode == Opcode.DCP_STREAM_END and frame.extras[-1] == StreamEndReason.STATE_CHANGED:
             self.cluster._engine._end_streams(frame.vbucket)
 
@@ -370,72 +368,14 @@ def _section(name: bytes, value: bytes) -> bytes:
     return struct.pack(">II", len(pair) + 4, len(pair)) + pair
 
 
-def _marker(frame: Frame) -> tuple[int, int, int]:
-    start, end, flags = struct.unpack_from(">QQI", frame.extras if len(frame.extras) == 20 else frame.value)
-    return start, end, flags
-
-
 def _plain_events(name: str) -> dict[tuple[int, int], Frame]:
     """The system events of a conversation by vbucket and seqno."""
     events = (frame for frame in frames(name, "s2c") if frame.opcode == Opcode.DCP_SYSTEM_EVENT)
-    return {(event.vbucket, _seqno(event)): event for event in events}
+    return {(event.vbucket, seqno_of(event)): event for event in events}
 
 
 def _from_memory(frame: Frame) -> bool:
-    return frame.opcode == Opcode.DCP_SNAPSHOT_MARKER and bool(_marker(frame)[2] & SnapshotFlag.MEMORY)
-
-
-def _seqno(frame: Frame) -> int:
-    return int.from_bytes(frame.extras[:8], "big")
-
-
-# ---------------------------------------------------------------------- shapes
-
-
-def shape(frame: Frame) -> tuple[Any, ...]:
-    """What is compared of a message: everything but what a server makes up."""
-    head: tuple[Any, ...] = Magic(frame.magic).name, frame.opcode, len(frame.extras), frame.datatype
-    if frame.is_response:
-        return *head, frame.status, _body(frame)
-    if frame.opcode in _ITEMS or frame.opcode in {Opcode.DCP_PREPARE, Opcode.DCP_SEQNO_ADVANCED}:
-        return *head, frame.vbucket, frame.key, _seqno(frame), _document(frame)
-    if frame.opcode == Opcode.DCP_SYSTEM_EVENT:
-        # Without the manifest uid at the beginning of the value, and the bytes of version 2.
-        version = frame.extras[12]
-        return *head, frame.key, frame.extras, frame.value[8:] if version < 2 else len(frame.value)
-    if frame.opcode == Opcode.DCP_SNAPSHOT_MARKER:
-        return *head, _marker(frame), len(frame.value)
-    if frame.magic == Magic.SERVER_REQUEST:
-        return *head, frame.key, _body(frame)
-    return *head, frame.vbucket, frame.key, frame.extras, frame.value
-
-
-def _document(frame: Frame) -> tuple[int, bytes]:
-    """Attributes and document, inflated; of a document that the recording does not have, nothing."""
-    value = frame.value
-    if frame.datatype & Datatype.SNAPPY and value:
-        # Of a packed document whose body is left out the attributes come as they are.
-        with contextlib.suppress(ProtocolError):
-            value = inflate(value, 1 << 20)
-    return (body_offset(value) if frame.datatype & Datatype.XATTR and value else 0), value
-
-
-def _body(frame: Frame) -> Any:
-    value = frame.value
-    if frame.opcode in {Opcode.DCP_STREAM_REQ, Opcode.DCP_GET_FAILOVER_LOG, Opcode.GET_FAILOVER_LOG}:
-        if not frame.status:
-            return list(parse_failover_log(value))
-        if len(value) == 8:
-            return value
-    if frame.opcode in {Opcode.SASL_AUTH, Opcode.SASL_STEP} and frame.status in {0, Status.AUTH_CONTINUE}:
-        return [part.partition(b"=")[0] for part in value.split(b",")]
-    if frame.opcode == Opcode.VERSION:
-        return bool(value)
-    if value[:1] == b"{":
-        content = json.loads(value)
-        error = content.get("error", {})
-        return sorted(content), error.get("context"), sorted(error)
-    return frame.key if frame.opcode == Opcode.STAT else len(value)
+    return frame.opcode == Opcode.DCP_SNAPSHOT_MARKER and bool(marker_of(frame)[2] & SnapshotFlag.MEMORY)
 
 
 # ---------------------------------------------------------------------- the wire

@@ -13,7 +13,8 @@ from cbframe.wire.frame import Frame
 from cbframe.wire.requests import SaslAuth
 from cbframe.wire.sasl import ScramClient
 
-from .replay import GOLDEN, VBUCKETS, Stage, Step, Wire, conversation, shape
+from .replay import GOLDEN, VBUCKETS, Stage, Step, Wire, conversation
+from .shapes import shape
 
 ALL = sorted(path.name.removesuffix(".c2s.bin") for path in GOLDEN.glob("*.c2s.bin"))
 ELSEWHERE = [name for name in ALL if name.startswith("sdk_")]
