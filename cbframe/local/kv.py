@@ -86,6 +86,7 @@ class KvConnection(Channel):
         self.producer: Producer | None = None
         self._sasl = SaslServer(node.credentials)
         self._buffer = bytearray()
+        self._heard = self.now()
         self._began = 0.0
         """When the request at hand was read, for the answer's framing extras."""
         self._handlers: dict[int, Callable[[Frame], None]] = {
@@ -111,6 +112,7 @@ class KvConnection(Channel):
     # ------------------------------------------------------------------ channel
 
     def received(self, data: bytes) -> None:
+        self._heard = self.now()
         buffer = self._buffer
         buffer += data
         offset = 0
@@ -135,7 +137,9 @@ class KvConnection(Channel):
             self.producer.fill()
 
     def on_timer(self, now: float) -> None:
-        if self.producer is not None:
+        if now - self._heard > self.node.idle_timeout:
+            self.close()
+        elif self.producer is not None:
             self.producer.on_timer(now)
 
     def on_close(self) -> None:
@@ -276,7 +280,7 @@ class KvConnection(Channel):
             answer.status is Status.EINVAL and message.mechanism.startswith("SCRAM")
         )
         if refused and Feature.XERROR in self.features:
-            # As an error in the framing, but never marked as JSON: the client has agreed to nothing yet.
+            # JSON, but not marked as such: the recorded clients had not agreed to that yet.
             value = _to_json({"error": _refusal(message.mechanism)})
         self.respond(frame, answer.status, value=value)
 
