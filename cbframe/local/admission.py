@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cbframe.local.manifest import Manifest, UnknownScopeError
 from cbframe.wire.constants import MAX_SEQNO, Status, StreamFlag
@@ -24,6 +24,8 @@ KNOWN_FLAGS = (
     | StreamFlag.FROM_LATEST
     | StreamFlag.IGNORE_PURGED_TOMBSTONES
 )
+_FILTER_KEYS = frozenset({"collections", "scope", "uid", "sid", "purge_seqno"})
+_MAX_STREAM_ID = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,10 @@ class Filter:
 
     ids: frozenset[int] | None = None
     scope: int | None = None
+    sid: int = 0
+    """Number of the stream; 0 on connections without stream numbers."""
+    purge_seqno: int | None = None
+    """The purge seqno that the client has seen."""
 
 
 def rollback_point(
@@ -72,34 +78,38 @@ def check_range(request: StreamRequest) -> Refusal | None:
     return None
 
 
-def parse_filter(value: bytes, manifest: Manifest) -> Filter | Refusal:
+def parse_filter(value: bytes, manifest: Manifest, *, stream_ids: bool = False) -> Filter | Refusal:
     """The JSON value of a stream request on a collections connection."""
     if not value:
-        return Filter()
+        return Refusal(Status.DCP_STREAM_ID_INVALID) if stream_ids else Filter()
     invalid = Refusal(Status.EINVAL)
     try:
         wish = json.loads(value)
     except ValueError:
         return invalid
-    if not isinstance(wish, dict) or not wish.keys() & {"collections", "scope", "uid", "sid"}:
+    if not isinstance(wish, dict) or not wish.keys() & _FILTER_KEYS:
         return invalid
-    if "sid" in wish:
+    sid, purge = wish.get("sid", 0), wish.get("purge_seqno")
+    if type(sid) is not int or not (purge is None or (isinstance(purge, str) and purge.isdecimal())):
+        return invalid
+    if ("sid" in wish) != stream_ids or not 0 <= sid <= _MAX_STREAM_ID or stream_ids > sid:
         return Refusal(Status.DCP_STREAM_ID_INVALID)
+    plain = Filter(sid=sid, purge_seqno=None if purge is None else int(purge))
     if "scope" in wish and "collections" in wish:
         return invalid
     try:
         if "scope" in wish:
             scope = _hex(wish["scope"])
             manifest.scope_ids(scope)
-            return Filter(scope=scope)
+            return replace(plain, scope=scope)
         if "collections" in wish:
             ids = frozenset(_hex(cid) for cid in wish["collections"])
-            return Filter(ids) if ids <= manifest.ids() else Refusal(Status.UNKNOWN_COLLECTION)
+            return replace(plain, ids=ids) if ids <= manifest.ids() else Refusal(Status.UNKNOWN_COLLECTION)
     except UnknownScopeError:
         return Refusal(Status.UNKNOWN_SCOPE)
     except (ValueError, TypeError):
         return invalid
-    return Filter()
+    return plain
 
 
 def _hex(text: object) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from cbframe.errors import ConfigurationError
 from cbframe.local.encode import prefixed
 from cbframe.local.manifest import Event, Manifest
+from cbframe.local.snappy import deflate, inflate
 from cbframe.local.store import Document, VBucket
 from cbframe.wire.constants import MAX_KEY_LENGTH, MAX_VALUE_LENGTH, MAX_VBUCKETS, Datatype
 from cbframe.wire.vbucket import vbucket_of
@@ -66,6 +67,10 @@ class Bucket:
         self.manifest = Manifest()
         self.on_write: list[Callable[[int], None]] = []
         """Called with the vbucket, lock held, after its high seqno rose. Must not block."""
+        self.history = False
+        """Whether collections keep every version: change streams, as on a Magma bucket."""
+        self.marker_version = "2.0"
+        """The newest version of snapshot markers that clients may ask for."""
         self._cas = 0
 
     # ------------------------------------------------------------------ documents
@@ -88,6 +93,7 @@ class Bucket:
         flags: int | None = None,
         datatype: int | None = None,
         xattrs: Mapping[str, Any] | None = None,
+        compress: bool = False,
     ) -> int:
         """Write a document; its seqno. `datatype` None: JSON if the value is valid JSON."""
         body = to_bytes(value)
@@ -100,6 +106,11 @@ class Bucket:
             section = {name: to_json(attribute) for name, attribute in xattrs.items()}
             body = join_xattrs(section, body)
             datatype |= Datatype.XATTR
+        if datatype & Datatype.SNAPPY:
+            inflate(body, 2 * MAX_VALUE_LENGTH)  # A broken block would break every stream.
+        if compress:
+            body = deflate(body)
+            datatype |= Datatype.SNAPPY
         with self.lock:
             vbucket = self.vbucket_for(key)
             seqno = vbucket.put(

@@ -14,10 +14,11 @@ from cbframe.local.config import HOST
 from cbframe.local.engine import Engine
 from cbframe.local.process import RemoteEngine
 from cbframe.local.sample import DEFAULT_SEED
+from cbframe.local.states import ClusterStates
 from cbframe.local.tls import ServerTLS
 
 
-class LocalCluster:
+class LocalCluster(ClusterStates):
     """An embedded Couchbase on the loopback: real protocol, no installation.
 
     It holds one bucket in memory and serves it over KV, DCP and REST as a 7.2 cluster does, well
@@ -42,6 +43,12 @@ class LocalCluster:
         Makes the vbucket and bucket uuids repeatable.
     tls
         Certificates: every node then has a TLS port beside each of its two.
+    history
+        Keep every version of every document, as a Magma bucket with change history does: clients
+        may ask for change streams.
+    marker_version
+        The newest version of snapshot markers that clients may ask for: "2.0", or "2.2" as an 8.0
+        node.
 
     Examples
     --------
@@ -64,7 +71,11 @@ class LocalCluster:
         noop_interval: float | None = None,
         seed: int | None = None,
         tls: ServerTLS | None = None,
+        history: bool = False,
+        marker_version: str = "2.0",
     ) -> None:
+        if marker_version not in {"2.0", "2.2"}:
+            raise ConfigurationError(f"no snapshot marker has version {marker_version}, only 2.0 and 2.2")
         self.bucket = bucket
         self.username = username
         self.password = password
@@ -78,6 +89,8 @@ class LocalCluster:
             "noop_interval": noop_interval,
             "seed": seed,
             "tls": None if tls is None else tls.options(),
+            "history": history,
+            "marker_version": marker_version,
         }
         self._process = process
         self._running: Engine | None = None
@@ -179,6 +192,7 @@ class LocalCluster:
         datatype: int | None = None,
         xattrs: Mapping[str, Any] | None = None,
         collection: str | int = 0,
+        compress: bool = False,
     ) -> int:
         """Write a document.
 
@@ -198,6 +212,9 @@ class LocalCluster:
             Extended attributes, JSON values by name.
         collection
             Id or ``scope.collection``; 0 is the default one.
+        compress
+            Store it as a Snappy block, as one that a client sent so or that was read back from
+            disk. Connections without Snappy get it inflated.
 
         Returns
         -------
@@ -212,6 +229,7 @@ class LocalCluster:
             datatype=datatype,
             xattrs=xattrs,
             collection=collection,
+            compress=compress,
         )
 
     def delete(self, key: str | bytes, *, collection: str | int = 0) -> int | None:

@@ -65,6 +65,7 @@ class ClusterConfig:
             "nodeLocator": "vbucket",
             "uri": f"/pools/default/buckets/{path}?bucket_uuid={bucket.uuid}",
             "streamingUri": f"/pools/default/bucketsStreaming/{path}?bucket_uuid={bucket.uuid}",
+            "ddocs": {"uri": f"/pools/default/buckets/{path}/ddocs"},
             "bucketCapabilitiesVer": "",
             "bucketCapabilities": _CAPABILITIES,
             "collectionsManifestUid": f"{bucket.manifest.uid:x}",

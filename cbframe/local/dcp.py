@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 from cbframe.local import admission
 from cbframe.local.admission import Filter, Refusal
 from cbframe.local.bucket import Bucket
+from cbframe.local.controls import Controls
 from cbframe.local.encode import Encoded, Variant
 from cbframe.local.stream import Stream
 from cbframe.wire.constants import Feature, OpenFlag, Status, StreamEndReason, StreamFlag
@@ -22,8 +22,9 @@ _BATCH = 1024 * 1024
 _SLICE = 128 * 1024
 """Bytes of one vbucket before the next one has its turn."""
 _FIRST_NOOP_OPAQUE = 10_000_001
-_DEFAULT_NOOP_INTERVAL = 20.0
 _SHORTEST_NOOP_INTERVAL = 0.01
+_NO_VALUE_FLAG = 0x8
+"""Of stream requests, before DCP_OPEN had one."""
 _VALID_FLAGS = (
     OpenFlag.PRODUCER
     | OpenFlag.INCLUDE_XATTRS
@@ -32,7 +33,6 @@ _VALID_FLAGS = (
     | OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
     | OpenFlag.INCLUDE_DELETED_USER_XATTRS
 )
-_BOOLEANS = {"true": True, "false": False}
 
 
 class Connection(Protocol):
@@ -86,87 +86,28 @@ class Producer:
         self._bucket = bucket
         self.name = message.name
         self._flags = message.flags
-        self.streams: dict[int, Stream] = {}
+        self.streams: dict[tuple[int, int], Stream] = {}
         self.outstanding = 0
-        self.buffer_size = 0
         self._ready: deque[Stream] = deque()
         self._spent: list[Encoded] = []
-        self._noop = False
+        self.controls = Controls(bucket, message.flags, connection.features)
         self._forced_interval = noop_interval
-        self._interval = noop_interval or _DEFAULT_NOOP_INTERVAL
         self._noop_opaque = _FIRST_NOOP_OPAQUE
         self._noop_unanswered = False
-        self._expirations = self._end_on_close = self._sync_writes = False
-        self._controls: dict[str, Callable[[str], Status]] = {
-            "connection_buffer_size": self._set_buffer_size,
-            "enable_noop": self._set_noop,
-            "set_noop_interval": self._set_interval,
-            "enable_expiry_opcode": self._set_expirations,
-            "send_stream_end_on_client_close_stream": self._set_end_on_close,
-            "enable_sync_writes": self._set_sync_writes,
-            "set_priority": _one_of("high", "medium", "low"),
-            "backfill_order": _one_of("round-robin", "sequential"),
-            "enable_out_of_order_snapshots": _one_of("true", "true_with_seqno_advanced"),
-            "supports_cursor_dropping": _one_of("true", "false"),
-            "supports_cursor_dropping_vulcan": _one_of("true", "false"),
-            "supports_hifi_MFU": _one_of("true", "false"),
-            "v7_dcp_status_codes": _one_of("true", "false"),
-            "include_deleted_user_xattrs": self._ask_deleted_user_xattrs,
-            "consumer_name": lambda _: Status.SUCCESS,
-            "stream_buffer_size": lambda _: Status.NOT_SUPPORTED,
-            "enable_stream_id": lambda _: Status.NOT_SUPPORTED,
-            "change_streams": lambda _: Status.NOT_SUPPORTED,
-        }
 
-    # ------------------------------------------------------------------ options
+    @property
+    def _interval(self) -> float:
+        """Seconds between NOOPs."""
+        wanted = self._forced_interval or self.controls.noop_interval
+        return max(wanted, _SHORTEST_NOOP_INTERVAL)
 
-    def control(self, message: DcpControl) -> Status:
-        """Set an option."""
-        setter = self._controls.get(message.key)
-        if setter is None or not message.value:
-            return Status.EINVAL
-        return setter(message.value)
-
-    def _set_buffer_size(self, value: str) -> Status:
-        if not value.isdecimal() or int(value) > 0xFFFF_FFFF:
-            return Status.EINVAL
-        self.buffer_size = int(value)
-        return Status.SUCCESS
-
-    def _set_noop(self, value: str) -> Status:
-        if value not in _BOOLEANS:
-            return Status.EINVAL
-        self._noop = _BOOLEANS[value]
-        self._schedule_noop()
-        return Status.SUCCESS
-
-    def _set_interval(self, value: str) -> Status:
-        try:
-            interval = float(value)
-        except ValueError:
-            return Status.EINVAL
-        if not 0 <= interval <= 10_800:
-            return Status.EINVAL
-        if self._forced_interval is None:
-            self._interval = interval
-        self._schedule_noop()
-        return Status.SUCCESS
-
-    def _set_expirations(self, value: str) -> Status:
-        self._expirations = value == "true"
-        return Status.SUCCESS if value in _BOOLEANS else Status.EINVAL
-
-    def _set_end_on_close(self, value: str) -> Status:
-        self._end_on_close = self._end_on_close or value == "true"
-        return Status.SUCCESS if value in _BOOLEANS else Status.EINVAL
-
-    def _set_sync_writes(self, value: str) -> Status:
-        self._sync_writes = value == "true"
-        return Status.SUCCESS if value in _BOOLEANS else Status.EINVAL
-
-    def _ask_deleted_user_xattrs(self, value: str) -> Status:
-        granted = bool(self._flags & OpenFlag.INCLUDE_DELETED_USER_XATTRS)
-        return Status.SUCCESS if granted == (value == "true") else Status.EINVAL
+    def control(self, message: DcpControl) -> tuple[Status, str]:
+        """Set an option; the status, and the words that go with it or none."""
+        before = self.controls.noop, self._interval
+        answer = self.controls.set(message)
+        if before != (self.controls.noop, self._interval):
+            self._schedule_noop()
+        return answer
 
     # ------------------------------------------------------------------ streams
 
@@ -174,6 +115,10 @@ class Producer:
         """Answer a STREAM_REQ and, if it is granted, begin the stream."""
         conn = self._conn
         collections = Feature.COLLECTIONS in conn.features
+        if message.flags & _NO_VALUE_FLAG:
+            context = "DCP_ADD_STREAM_FLAG_NO_VALUE{8} flag is no longer used"
+            conn.respond(frame, Status.EINVAL, context=context)
+            return
         if message.flags & ~int(admission.KNOWN_FLAGS):
             conn.respond(frame, Status.EINVAL, context="Request contains invalid flags")
             return
@@ -196,24 +141,27 @@ class Producer:
             message = StreamRequest(
                 message.vbucket, high, message.end, vbuuid, high, high, message.flags, message.value
             )
-        if not self._noop and (collections or self._flags & OpenFlag.INCLUDE_XATTRS):
+        if not self.controls.noop and (collections or self._flags & OpenFlag.INCLUDE_XATTRS):
             conn.respond(frame, Status.NOT_SUPPORTED)
             return
         refusal = admission.check_range(message)
         if refusal is not None:
             conn.respond(frame, refusal.status)
             return
-        wanted = admission.parse_filter(message.value, self._bucket.manifest)
+        wanted = admission.parse_filter(
+            message.value, self._bucket.manifest, stream_ids=self.controls.stream_ids
+        )
         if isinstance(wanted, Refusal):
             if wanted.status in {Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE}:
                 conn.unknown_collection(frame, wanted.status)
             else:
                 conn.respond(frame, wanted.status)
             return
-        if message.vbucket in self.streams:
+        if (message.vbucket, wanted.sid) in self.streams:
             conn.respond(frame, Status.KEY_EEXISTS)
             return
-        point = admission.rollback_point(message, vbucket.failover, vbucket.high_seqno, vbucket.purge_seqno)
+        purge = 0 if wanted.purge_seqno == vbucket.purge_seqno else vbucket.purge_seqno
+        point = admission.rollback_point(message, vbucket.failover, vbucket.high_seqno, purge)
         if point is not None:
             conn.respond(frame, Status.ROLLBACK, value=point.to_bytes(8, "big"))
             return
@@ -231,13 +179,13 @@ class Producer:
             wanted,
             self._variant(collections, wanted),
             vbucket.vbuuid,
-            self._sync_writes,
+            self.controls.style(),
         )
         if start >= high:
             stream.begin_live()
-        self.streams[message.vbucket] = stream
+        self.streams[stream.key] = stream
         conn.watch(message.vbucket, 1)
-        self.wake(message.vbucket)
+        self._wake(stream)
 
     def _variant(self, collections: bool, wanted: Filter) -> Variant:
         flags = self._flags
@@ -247,45 +195,67 @@ class Producer:
             no_value=bool(flags & OpenFlag.NO_VALUE),
             underlying_datatype=bool(flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE),
             delete_times=bool(flags & OpenFlag.INCLUDE_DELETE_TIMES),
-            expirations=self._expirations,
+            expirations=self.controls.expirations,
             filter_ids=wanted.ids,
+            snappy=Feature.SNAPPY in self._conn.features,
+            force_snappy=self.controls.force_snappy,
+            flatbuffers=self.controls.flatbuffers,
+            collection_history=self._bucket.history,
+            history=self.controls.history,
+            sync_writes=self.controls.sync_writes,
+            sid=wanted.sid,
         )
 
-    def close_stream(self, frame: Frame) -> None:
+    def close_stream(self, frame: Frame, sid: int) -> None:
         """Answer a CLOSE_STREAM; no STREAM_END unless that was asked for."""
-        stream = self._drop(frame.vbucket)
+        if bool(sid) != self.controls.stream_ids:
+            self._conn.respond(frame, Status.DCP_STREAM_ID_INVALID)
+            return
+        stream = self._drop((frame.vbucket, sid))
         if stream is None:
             self._conn.respond(frame, Status.KEY_ENOENT)
             return
         self._conn.respond(frame)
-        if self._end_on_close:
+        if self.controls.end_on_close:
             self._count(stream.end_frame(StreamEndReason.CLOSED))
 
     def end_stream(self, vbucket: int, reason: StreamEndReason) -> None:
-        """End a stream from the server's side, whatever it has sent so far."""
-        stream = self._drop(vbucket)
-        if stream is not None:
-            self._count(stream.end_frame(reason))
+        """End a vbucket's streams from the server's side, whatever they have sent so far."""
+        for key in self._of(vbucket):
+            stream = self._drop(key)
+            if stream is not None:
+                self._count(stream.end_frame(reason))
 
     def close(self) -> None:
         """The connection is gone."""
-        for vbucket in list(self.streams):
-            self._drop(vbucket)
+        for key in list(self.streams):
+            self._drop(key)
         self._release()
 
-    def _drop(self, vbucket: int) -> Stream | None:
-        stream = self.streams.pop(vbucket, None)
+    def _drop(self, key: tuple[int, int]) -> Stream | None:
+        stream = self.streams.pop(key, None)
         if stream is not None:
             stream.abandon(self._spent)
-            self._conn.watch(vbucket, -1)
+            self._conn.watch(stream.vbucket, -1)
         return stream
+
+    def _of(self, vbucket: int) -> list[tuple[int, int]]:
+        """The vbucket's streams: one, but with stream numbers."""
+        if not self.controls.stream_ids:
+            return [(vbucket, 0)] if (vbucket, 0) in self.streams else []
+        return [key for key in self.streams if key[0] == vbucket]
 
     # ------------------------------------------------------------------ sending
 
-    def wake(self, vbucket: int) -> None:
-        """The vbucket may have something new for its stream."""
-        stream = self.streams.get(vbucket)
-        if stream is not None and not stream.queued:
+    def wake(self, vbucket: int) -> bool:
+        """The vbucket may have something new for its streams; whether it has streams here."""
+        keys = self._of(vbucket)
+        for key in keys:
+            self._wake(self.streams[key])
+        return bool(keys)
+
+    def _wake(self, stream: Stream) -> None:
+        if not stream.queued:
             stream.queued = True
             self._ready.append(stream)
 
@@ -300,9 +270,9 @@ class Producer:
         ready, out, bucket = self._ready, self._conn.out, self._bucket
         while ready and budget > 0:
             room = min(_SLICE, budget)
-            if self.buffer_size:
+            if self.controls.buffer_size:
                 # Sends while less than the window is outstanding: at most one message beyond it.
-                window = self.buffer_size - self.outstanding
+                window = self.controls.buffer_size - self.outstanding
                 if window <= 0:
                     return
                 room = min(room, window)
@@ -311,19 +281,19 @@ class Producer:
             if data is None:
                 ready.popleft()
                 stream.queued = False
-                if stream.finished and self.streams.get(stream.vbucket) is stream:
-                    del self.streams[stream.vbucket]
+                if stream.finished and self.streams.get(stream.key) is stream:
+                    del self.streams[stream.key]
                     self._conn.watch(stream.vbucket, -1)
                 continue
             out.append(data)
-            self.outstanding += len(data) if self.buffer_size else 0
+            self.outstanding += len(data) if self.controls.buffer_size else 0
             budget -= len(data)
             if len(data) * 2 > _SLICE:
                 ready.rotate(-1)
 
     def _count(self, data: bytes) -> None:
         self._conn.out.append(data)
-        self.outstanding += len(data) if self.buffer_size else 0
+        self.outstanding += len(data) if self.controls.buffer_size else 0
 
     def _release(self) -> None:
         for chunk in self._spent:
@@ -338,15 +308,10 @@ class Producer:
             self._conn.out.append(DcpNoop(self._noop_opaque).frame().encode())
             self._noop_opaque += 1
             self._noop_unanswered = True
-        self._conn.deadline = now + max(self._interval, _SHORTEST_NOOP_INTERVAL)
+        self._conn.deadline = now + self._interval
 
     def noop_answered(self) -> None:
         self._noop_unanswered = False
 
     def _schedule_noop(self) -> None:
-        interval = max(self._interval, _SHORTEST_NOOP_INTERVAL)
-        self._conn.deadline = self._conn.now() + interval if self._noop else None
-
-
-def _one_of(*values: str) -> Callable[[str], Status]:
-    return lambda value: Status.SUCCESS if value in values else Status.EINVAL
+        self._conn.deadline = self._conn.now() + self._interval if self.controls.noop else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from cbframe.local import subdoc
 from cbframe.local.bucket import Bucket, absolute_expiry, is_json, to_json
+from cbframe.local.features import FrameInfo
 from cbframe.local.store import Document, VBucket
 from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Opcode, Status
 from cbframe.wire.frame import Frame
@@ -65,6 +66,8 @@ class DocumentService:
         self._bucket = bucket
         self._locks: dict[bytes, _Lock] = {}
         self._preserve_ttl = False
+        self._packed = b""
+        self._durability = 0
         self._operations: dict[int, Callable[[Frame, VBucket, bytes, Document | None], Outcome]] = {
             Opcode.GET: self._get,
             Opcode.GAT: self._get_and_touch,
@@ -87,17 +90,21 @@ class DocumentService:
     def knows(self, opcode: int) -> bool:
         return opcode in self._operations
 
-    def run(self, frame: Frame, key: bytes, *, preserve_ttl: bool = False) -> Outcome:
+    def run(self, frame: Frame, key: bytes, info: FrameInfo, packed: bytes = b"") -> Outcome:
         """Run the operation in `frame` on the document `key`, which has its prefix.
 
-        With `preserve_ttl` a write of an existing document keeps its expiry.
+        `info` is what the framing extras ask for. `packed` is the value as it came, if that was a
+        Snappy block: a new document is stored so.
         """
-        self._preserve_ttl = preserve_ttl
+        self._preserve_ttl, self._durability = info.preserve_ttl, info.durability
+        self._packed = packed
         vbucket = self._bucket.vbuckets[frame.vbucket]
         document = vbucket.document(key)
         if document is not None and 0 < document.expiry <= self._bucket.now():
             self._bucket.expire_stored(vbucket, key)
             document = None
+        if frame.opcode not in _READS and vbucket.pending(key) is not None:
+            return Outcome(Status.SYNC_WRITE_IN_PROGRESS)
         lock = self._lock_on(key, document)
         if lock is not None and document is not None:
             if frame.opcode in {Opcode.GET, Opcode.SUBDOC_MULTI_LOOKUP}:
@@ -193,7 +200,7 @@ class DocumentService:
         expiry = absolute_expiry(expiry)
         if document is not None and self._preserve_ttl:
             expiry = document.expiry
-        return self._write_body(vbucket, key, frame.value, flags, expiry, document)
+        return self._write_body(vbucket, key, frame.value, flags, expiry, document, self._packed)
 
     def _extend(self, frame: Frame, vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
         if frame.extras:
@@ -283,12 +290,15 @@ class DocumentService:
         flags: int,
         expiry: int,
         document: Document | None,
+        packed: bytes = b"",
     ) -> Outcome:
-        """Write a new body; attributes that the document has stay."""
+        """Write a new body; attributes that the document has stay. `packed` is the body as it came."""
         datatype = int(Datatype.JSON) if is_json(body) else 0
         if document is not None and document.datatype & Datatype.XATTR:
             body = document.value[: body_offset(document.value)] + body
             datatype |= Datatype.XATTR
+        elif packed:
+            body, datatype = packed, datatype | Datatype.SNAPPY
         return self._write(vbucket, key, body, flags, expiry, datatype)
 
     def _write(
@@ -302,7 +312,20 @@ class DocumentService:
         cas: int = 0,
     ) -> Outcome:
         cas = cas or self._bucket.next_cas()
-        seqno = vbucket.put(key, value, cas=cas, flags=flags, expiry=expiry, datatype=datatype)
+        prepared = 0
+        if self._durability:
+            prepared = vbucket.prepare(
+                key,
+                value,
+                cas=cas,
+                flags=flags,
+                expiry=expiry,
+                datatype=datatype,
+                level=self._durability,
+            )
+        seqno = vbucket.put(
+            key, value, cas=cas, flags=flags, expiry=expiry, datatype=datatype, prepared=prepared
+        )
         self._bucket.written(vbucket.id)
         return Outcome(cas=cas, seqno=seqno)
 
@@ -312,7 +335,10 @@ class DocumentService:
         if frame.cas not in {0, document.cas}:
             return _EXISTS
         cas = self._bucket.next_cas()
-        seqno = vbucket.remove(key, cas=cas, when=self._bucket.now(), expired=False)
+        prepared = 0
+        if self._durability:
+            prepared = vbucket.prepare(key, b"", cas=cas, deleted=True, level=self._durability)
+        seqno = vbucket.remove(key, cas=cas, when=self._bucket.now(), expired=False, prepared=prepared)
         self._bucket.written(vbucket.id)
         return Outcome(cas=cas, seqno=seqno)
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from cbframe.local import items
+from cbframe.local.flatbuffers import event_value
+from cbframe.local.snappy import deflate
 from cbframe.wire import leb128
-from cbframe.wire.constants import Datatype, SystemEventId
+from cbframe.wire.constants import Datatype, Magic, Opcode, SystemEventId
 from cbframe.wire.xattrs import body_offset
 
 _U16 = struct.Struct(">H")
@@ -23,6 +26,10 @@ _U32 = struct.Struct(">I")
 _SCOPE_EVENTS = (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE)
 _XATTR = int(Datatype.XATTR)
 """A plain number: flag enumerations are slow, and this is done for every frame."""
+_SYNC_WRITES = (items.PREPARE, items.COMMIT, items.ABORT)
+_FOLLOWS = struct.Struct(">BBHB")
+_ADVANCED = _U32.pack(8)
+"""Body length of a SEQNO_ADVANCED."""
 _DELETION_V1_TAIL = b"\0\0"
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -42,6 +49,20 @@ class Variant(NamedTuple):
     """Only these collections; None for all."""
     filter_scope: int | None = None
     """The scope that `filter_ids` was made from; its own events pass too."""
+    snappy: bool = False
+    """Values that are stored packed are sent packed."""
+    force_snappy: bool = False
+    """Values that packing makes smaller are sent packed, however they are stored."""
+    flatbuffers: bool = False
+    """System events of version 2."""
+    collection_history: bool = False
+    """What system events of version 2 say about the history of collections."""
+    history: bool = False
+    """Every version of a document, not only the newest."""
+    sync_writes: bool = False
+    """Prepared writes, commits and aborts as such."""
+    sid: int = 0
+    """Number of the stream in the framing extras; 0 for none."""
 
 
 class Encoded:
@@ -60,12 +81,17 @@ class Encoded:
         self._opaque = 0
 
     @classmethod
-    def join(cls, frames: list[bytes], generation: int) -> Encoded:
+    def join(cls, frames: list[bytes], generation: int, *, special: bool = False) -> Encoded:
+        """Put frames together; `special` if there may be framing extras, commits or aborts."""
         data = np.frombuffer(bytearray().join(frames), np.uint8)
         starts = np.zeros(len(frames) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, frames), np.int64, len(frames)), out=starts[1:])
-        # Every stored frame has its seqno in the first 8 bytes of the extras.
-        columns = starts[:-1, None] + np.arange(24, 32)
+        # Frames have their seqno in the first 8 bytes of the extras, but for those that name two.
+        at = starts[:-1] + 24
+        if special and frames:
+            at += data[starts[:-1] + 2] * (data[starts[:-1]] == Magic.FLEX_REQUEST)
+            at += 8 * np.isin(data[starts[:-1] + 1], (items.COMMIT, items.ABORT))
+        columns = at[:, None] + np.arange(8)
         seqnos = data[columns].view(">u8").ravel().astype(np.int64)
         return cls(data, starts, seqnos, generation)
 
@@ -81,6 +107,12 @@ class Encoded:
         starts = self.starts.copy()
         starts[1:] -= np.cumsum(which)
         return Encoded(data[keep], starts, self.seqnos, self.generation)
+
+    def in_key_order(self) -> Encoded:
+        """The same frames sorted by key, system events first."""
+        frames = [self._data[a:b].tobytes() for a, b in pairwise(self.starts.tolist())]
+        frames.sort(key=lambda frame: (frame[1] != items.EVENT, _key(frame)))
+        return Encoded.join(frames, self.generation, special=True)
 
     def __len__(self) -> int:
         return len(self.seqnos)
@@ -117,19 +149,28 @@ def ready(frame: bytes) -> bool:
 def encode(frames: Iterable[bytes], variant: Variant, generation: int, *, uniform: bool = False) -> Encoded:
     """What a connection of this kind gets of `frames`; `uniform` if all of them are `ready`."""
     adapt = adapter(variant)
-    if variant.no_value or variant.underlying_datatype or variant.filter_ids is not None:
-        return Encoded.join([out for out in map(adapt, frames) if out is not None], generation)
+    if (
+        variant.no_value
+        or variant.underlying_datatype
+        or variant.force_snappy
+        or variant.sync_writes
+        or variant.sid
+        or variant.filter_ids is not None
+    ):
+        adapted = [out for out in map(adapt, frames) if out is not None]
+        return Encoded.join(adapted, generation, special=True)
     # The common case costs a few comparisons a frame: a mutation without attributes is ready, but
     # for the prefix of its key where the client does not want one.
     kept: list[bytes] = []
     prefixes = bytearray()
     legacy = not variant.collections
+    too_special = _XATTR if variant.snappy else items.SNAPPY
     if uniform:
         kept = list(frames)
         prefixes = bytearray(b"\1") * len(kept)
         frames = ()
     for frame in frames:
-        if frame[1] == items.MUTATION and frame[5] < _XATTR and not (legacy and frame[55]):
+        if frame[1] == items.MUTATION and frame[5] < too_special and not (legacy and frame[55]):
             kept.append(frame)
             prefixes.append(1)
         elif (out := adapt(frame)) is not None:
@@ -144,7 +185,9 @@ def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
 
     def adapt(frame: bytes) -> bytes | None:
         if frame[1] == items.EVENT:
-            return frame if _event_passes(frame, variant) else None
+            return _event(frame, variant) if _event_passes(frame, variant) else None
+        if frame[1] in _SYNC_WRITES and not variant.sync_writes:
+            return None
         extras_end = 24 + frame[4]
         key_end = extras_end + int(_U16.unpack_from(frame, 2)[0])
         cid = items.collection_of(frame[extras_end:key_end])
@@ -176,7 +219,51 @@ def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
             )
         )
 
-    return adapt
+    if not variant.sid:
+        return adapt
+    framing = stream_id_frame(variant.sid)
+
+    def adapt_for_stream(frame: bytes) -> bytes | None:
+        out = adapt(frame)
+        if out is None:
+            return None
+        # One byte is left for the length of the key.
+        head = bytes((Magic.FLEX_REQUEST, out[1], len(framing), out[3])) + out[4:8]
+        body = int(_U32.unpack_from(out, 8)[0]) + len(framing)
+        return head + _U32.pack(body) + out[12:24] + framing + out[24:]
+
+    return adapt_for_stream
+
+
+def stream_id_frame(sid: int) -> bytes:
+    """The framing extras of every message of a stream that has a number."""
+    return b"\x22" + sid.to_bytes(2, "big")
+
+
+def _key(frame: bytes) -> bytes:
+    """Key of a frame as it is sent."""
+    framing, length = 0, int(_U16.unpack_from(frame, 2)[0])
+    if frame[0] == Magic.FLEX_REQUEST:
+        framing, length = frame[2], frame[3]
+    start = 24 + framing + frame[4]
+    return frame[start : start + length]
+
+
+def _event(frame: bytes, variant: Variant) -> bytes:
+    """A system event in the version that the connection asked for."""
+    event = int(_U32.unpack_from(frame, 32)[0])
+    if not variant.flatbuffers:
+        if event != SystemEventId.MODIFY_COLLECTION:
+            return frame
+        # There is no such event before version 2: only that the seqno is past.
+        return _FOLLOWS.pack(0x80, Opcode.DCP_SEQNO_ADVANCED, 0, 8) + frame[5:8] + _ADVANCED + frame[12:32]
+    name, value = items.key_of(frame), items.value_of(frame)
+    uid, scope, *more = struct.unpack(f">Q{len(value) // 4 - 2}I", value)
+    cid, *max_ttl = more or [0]
+    value = event_value(
+        event, name, uid, scope, cid, max_ttl[0] if max_ttl else None, history=variant.collection_history
+    )
+    return b"".join((frame[:8], _U32.pack(13 + len(name) + len(value)), frame[12:36], b"\x02", name, value))
 
 
 def _event_passes(frame: bytes, variant: Variant) -> bool:
@@ -193,18 +280,26 @@ def _event_passes(frame: bytes, variant: Variant) -> bool:
 def _value(frame: bytes, start: int, variant: Variant) -> tuple[bytes, int]:
     """Value and datatype: attributes and body each as the connection asked."""
     value, datatype = frame[start:], frame[5]
+    stored = datatype if variant.snappy else datatype & ~items.SNAPPY
+    whole = not (variant.no_value or variant.underlying_datatype)
+    if whole and variant.snappy and datatype & items.SNAPPY and (variant.xattrs or not datatype & _XATTR):
+        return value, datatype
+    value, datatype = items.inflated(value, datatype)
     section = b""
     if datatype & _XATTR:
         split = body_offset(value)
         section, value = value[:split], value[split:]
         if not variant.xattrs:
             section = b""
-    if variant.no_value or variant.underlying_datatype:
+    if not whole:
         value = b""
     if variant.underlying_datatype:
-        return section, datatype
+        return section, stored
     sent = datatype & ~_XATTR if value else 0
-    return section + value, sent | (_XATTR if section else 0)
+    value, datatype = section + value, sent | (_XATTR if section else 0)
+    if variant.force_snappy and len(packed := deflate(value)) < len(value):
+        return packed, datatype | items.SNAPPY
+    return value, datatype
 
 
 def prefixed(cid: int, key: bytes) -> bytes:

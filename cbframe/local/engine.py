@@ -19,13 +19,14 @@ from cbframe.local.config import ClusterConfig
 from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
 from cbframe.local.node import Node
 from cbframe.local.sample import load_sample
+from cbframe.local.states import EngineStates
 from cbframe.local.store import VBucket
 from cbframe.local.tls import ServerTLS
 from cbframe.wire.constants import Datatype
 from cbframe.wire.xattrs import body_offset
 
 
-class Engine:
+class Engine(EngineStates):
     """Nodes and bucket of one embedded cluster; see :class:`cbframe.local.LocalCluster`."""
 
     def __init__(
@@ -40,9 +41,13 @@ class Engine:
         noop_interval: float | None,
         seed: int | None,
         tls: dict[str, Any] | None = None,
+        history: bool = False,
+        marker_version: str = "2.0",
     ) -> None:
         context = None if tls is None else ServerTLS(**tls).context()
         self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed)
+        self.bucket.history = self.bucket.manifest.history = history
+        self.bucket.marker_version = marker_version
         config = ClusterConfig(self.bucket)
         credentials = Credentials(username, password)
         self.nodes: list[Node] = []
@@ -78,6 +83,7 @@ class Engine:
         datatype: int | None = None,
         xattrs: Mapping[str, Any] | None = None,
         collection: str | int = 0,
+        compress: bool = False,
     ) -> int:
         return self.bucket.upsert(
             key,
@@ -87,6 +93,7 @@ class Engine:
             flags=flags,
             datatype=datatype,
             xattrs=xattrs,
+            compress=compress,
         )
 
     def delete(self, key: bytes, *, expired: bool = False, collection: str | int = 0) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cbframe.wire.constants import Feature, Status
 from cbframe.wire.frame import Frame
@@ -37,7 +37,7 @@ _NEEDS = {
     Feature.VATTR: (Feature.XATTR, "VAttr needs XATTR"),
     Feature.SUBDOC_DOC_MACRO: (Feature.XATTR, "SubdocDocumentMacroSupport needs XATTR"),
 }
-_BARRIER, _DURABILITY, _PRESERVE_TTL = 0, 1, 5
+_BARRIER, _DURABILITY, _STREAM_ID, _PRESERVE_TTL = 0, 1, 2, 5
 _STRONGEST_LEVEL = 3
 _MAX_DURABLE_REPLICAS = 2
 
@@ -56,15 +56,19 @@ class FrameInfo:
     """The framing extras of a request."""
 
     preserve_ttl: bool = False
+    durability: int = 0
+    """Level that a write waits for; 0 for none."""
+    sid: int = 0
+    """Number of the DCP stream that is meant; 0 for none."""
 
 
 def parse_frame_info(frame: Frame, replicas: int) -> FrameInfo | Status:
     """What the framing extras ask for, or why the request is refused.
 
-    The barrier needs nothing: requests are done one at a time. Durability needs nothing either: the
+    The barrier needs nothing: requests are done one at a time. Nothing waits for durability: the
     embedded cluster's replicas have a change at the same moment as its owner.
     """
-    extras, offset, preserve = frame.framing_extras, 0, False
+    extras, offset, info = frame.framing_extras, 0, FrameInfo()
     while offset < len(extras):
         kind, length = extras[offset] >> 4, extras[offset] & 0x0F
         content = extras[offset + 1 : offset + 1 + length]
@@ -78,11 +82,14 @@ def parse_frame_info(frame: Frame, replicas: int) -> FrameInfo | Status:
                 return Status.DURABILITY_INVALID_LEVEL
             if replicas > _MAX_DURABLE_REPLICAS:
                 return Status.DURABILITY_IMPOSSIBLE
+            info = replace(info, durability=content[0])
+        elif kind == _STREAM_ID and length == 2:
+            info = replace(info, sid=int.from_bytes(content, "big"))
         elif kind == _PRESERVE_TTL and not length:
-            preserve = True
+            info = replace(info, preserve_ttl=True)
         elif kind != _BARRIER or length:
             return Status.UNKNOWN_FRAME_INFO
-    return FrameInfo(preserve)
+    return info
 
 
 def duration_frame(seconds: float) -> bytes:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import struct
 
+from cbframe.local.snappy import inflate
 from cbframe.typing import ReadableBuffer
 from cbframe.wire import leb128
-from cbframe.wire.constants import Datatype, Opcode
+from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Opcode, SystemEventId
 
 HEADER = struct.Struct(">BBHBBHIIQ")
 _MUTATION = struct.Struct(">BBHBBHIIQQQIIIHB")
 _DELETION = struct.Struct(">BBHBBHIIQQQIB")
 _EXPIRATION = struct.Struct(">BBHBBHIIQQQI")
+_PREPARE = struct.Struct(">BBHBBHIIQQQIIIBBB")
+_COMPLETION = struct.Struct(">BBHBBHIIQQQ")
 _EVENT = struct.Struct(">BBHBBHIIQQIB")
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
@@ -25,9 +28,18 @@ _U64 = struct.Struct(">Q")
 MUTATION = int(Opcode.DCP_MUTATION)
 DELETION = int(Opcode.DCP_DELETION)
 EXPIRATION = int(Opcode.DCP_EXPIRATION)
+PREPARE = int(Opcode.DCP_PREPARE)
+COMMIT = int(Opcode.DCP_COMMIT)
+ABORT = int(Opcode.DCP_ABORT)
 EVENT = int(Opcode.DCP_SYSTEM_EVENT)
+SNAPPY = int(Datatype.SNAPPY)
+"""A plain number: flag enumerations are slow, and this is asked of every frame."""
+_INFLATED_LIMIT = 2 * MAX_VALUE_LENGTH
+"""Room for the attributes beside the document."""
 EVENT_KEY_PREFIX = b"\x01"
 """Collection id 1 is reserved for system events, so their keys never meet a document's."""
+PREPARED_KEY_PREFIX = b"\x02"
+"""Collection id 2 is reserved as well: a prepared write stands beside the document, not above it."""
 
 
 def mutation(
@@ -83,6 +95,33 @@ def tombstone(
     return head + key + xattrs
 
 
+def prepare(
+    vbucket: int,
+    key: bytes,
+    value: ReadableBuffer,
+    *,
+    seqno: int,
+    rev: int,
+    cas: int,
+    flags: int,
+    expiry: int,
+    datatype: int,
+    deleted: bool,
+    level: int,
+) -> bytes:
+    """The frame of a write that waits for its durability `level`."""
+    head = 0x80, PREPARE, len(key), 31, datatype, vbucket, 31 + len(key) + len(value), 0, cas
+    extras = seqno, rev, flags, expiry, 0, 0, deleted, level
+    return b"".join((_PREPARE.pack(*head, *extras), key, value))
+
+
+def completion(opcode: int, vbucket: int, key: bytes, *, prepared: int, seqno: int) -> bytes:
+    """The frame that commits or aborts the write prepared at seqno `prepared`."""
+    return (
+        _COMPLETION.pack(0x80, opcode, len(key), 16, 0, vbucket, 16 + len(key), 0, 0, prepared, seqno) + key
+    )
+
+
 def system_event(vbucket: int, event: int, name: bytes, value: bytes, *, seqno: int, version: int) -> bytes:
     """The frame of a scope's or collection's coming or going."""
     body = 13 + len(name) + len(value)
@@ -101,8 +140,25 @@ def value_of(frame: bytes) -> bytes:
     return frame[24 + frame[4] + int(_U16.unpack_from(frame, 2)[0]) :]
 
 
+def plain_value_of(frame: bytes) -> tuple[bytes, int]:
+    """Value and datatype without Snappy: what KV operations work on."""
+    return inflated(value_of(frame), frame[5])
+
+
+def inflated(value: bytes, datatype: int) -> tuple[bytes, int]:
+    """Value and datatype with the Snappy block, if it is one, undone."""
+    if not datatype & SNAPPY:
+        return value, datatype
+    return inflate(value, _INFLATED_LIMIT), datatype & ~SNAPPY
+
+
 def cas_of(frame: bytes) -> int:
     return int(_U64.unpack_from(frame, 16)[0])
+
+
+def seqno_of(frame: bytes) -> int:
+    """Its own seqno, not that of a prepared write that it completes."""
+    return int(_U64.unpack_from(frame, 32 if frame[1] in (COMMIT, ABORT) else 24)[0])
 
 
 def rev_of(frame: bytes) -> int:
@@ -134,10 +190,19 @@ def event_of(frame: bytes) -> tuple[int, int, int]:
 
 def stored_key(frame: bytes) -> bytes:
     """What the frame supersedes: the prefixed key, or the name of the scope or collection."""
+    if frame[1] in (PREPARE, ABORT):
+        return PREPARED_KEY_PREFIX + key_of(frame)
     if frame[1] != EVENT:
         return key_of(frame)
     event, scope, cid = event_of(frame)
+    if event == SystemEventId.MODIFY_COLLECTION:
+        return modification_key(cid)
     return event_key(scope, None if event in (3, 4) else cid)
+
+
+def modification_key(cid: int) -> bytes:
+    """Key of a collection's newest modification: it does not replace the creation."""
+    return EVENT_KEY_PREFIX + b"modify:%x" % cid
 
 
 def event_key(scope: int, cid: int | None) -> bytes:

@@ -44,6 +44,8 @@ class Manifest:
 
     def __init__(self) -> None:
         self.uid = 0
+        self.history = False
+        """Whether collections keep every version."""
         self.scopes: dict[str, Scope] = {"_default": Scope(0, {"_default": 0})}
         self._max_ttl: dict[int, int] = {}
         self._next_scope = self._next_collection = _FIRST_FREE_ID
@@ -71,6 +73,14 @@ class Manifest:
             value += struct.pack(">I", max_ttl)
         event = Event(SystemEventId.CREATE_COLLECTION, name.encode(), value, 1 if max_ttl else 0)
         return cid, event
+
+    def modify_collection(self, scope_name: str, name: str, max_ttl: int) -> Event:
+        scope = self.scope(scope_name)
+        cid = self.collection(scope_name, name)
+        self._max_ttl[cid] = max_ttl
+        self.uid += 1
+        value = struct.pack(">QIII", self.uid, scope.id, cid, max_ttl)
+        return Event(SystemEventId.MODIFY_COLLECTION, name.encode(), value, 1)
 
     def drop_collection(self, scope_name: str, name: str) -> Event:
         scope = self.scope(scope_name)
@@ -141,7 +151,7 @@ class Manifest:
                             "name": collection,
                             "uid": f"{cid:x}",
                             "maxTTL": self._max_ttl.get(cid, 0),
-                            "history": False,
+                            "history": self.history,
                         }
                         for collection, cid in scope.collections.items()
                     ],

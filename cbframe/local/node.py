@@ -15,6 +15,9 @@ from cbframe.local.rest import RestConnection
 from cbframe.local.tls import AnySocket
 from cbframe.wire.constants import StreamEndReason
 
+_IDLE_TIMEOUT = 360.0
+"""Seconds without a byte from a client that does not answer NOOPs before it is dropped."""
+
 
 class Node:
     """A member of the embedded cluster.
@@ -38,6 +41,7 @@ class Node:
         self.noop_interval = noop_interval
         self.documents = DocumentService(bucket)
         self.refusing = False
+        self.idle_timeout = _IDLE_TIMEOUT
         self.cut_after: int | None = None
         """DCP bytes left to send before a connection is cut."""
         self._watched: Counter[int] = Counter()
@@ -87,8 +91,7 @@ class Node:
         while self._dirty:
             vbucket = self._dirty.popleft()
             for connection in self._connections:
-                if connection.producer is not None and vbucket in connection.producer.streams:
-                    connection.producer.wake(vbucket)
+                if connection.producer is not None and connection.producer.wake(vbucket):
                     woken.add(connection)
         for connection in woken:
             connection.flush()

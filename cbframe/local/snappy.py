@@ -1,4 +1,4 @@
-"""Snappy blocks, inflated in plain Python: clients may send their values packed.
+"""Snappy blocks in plain Python: clients may send their values packed, and get them so.
 
 Source: google/snappy ``format_description.txt``.
 """
@@ -6,6 +6,12 @@ Source: google/snappy ``format_description.txt``.
 from __future__ import annotations
 
 from cbframe.errors import ProtocolError
+from cbframe.wire import leb128
+
+_SHORTEST_COPY = 4
+_LONGEST_COPY = 64
+_WINDOW = 1 << 16
+"""Distances that fit the two bytes of a copy; longer ones would save next to nothing."""
 
 
 def inflate(block: bytes, limit: int) -> bytes:
@@ -69,3 +75,47 @@ def _element(block: bytes, at: int, out: bytearray) -> int:
         chunk = (chunk * (length // distance + 1))[:length]
     out += chunk
     return at + width
+
+
+def deflate(data: bytes) -> bytes:
+    """A raw block that inflates to `data`; copies of what came before where four bytes agree."""
+    out = bytearray(leb128.encode(len(data)))
+    seen: dict[bytes, int] = {}
+    at = literal = 0
+    while at + _SHORTEST_COPY <= len(data):
+        word = data[at : at + _SHORTEST_COPY]
+        found = seen.get(word)
+        seen[word] = at
+        if found is None or at - found >= _WINDOW:
+            at += 1
+            continue
+        length = _SHORTEST_COPY
+        while at + length < len(data) and data[found + length] == data[at + length]:
+            length += 1
+        _add_literal(out, data[literal:at])
+        _add_copies(out, at - found, length)
+        at += length
+        literal = at
+    _add_literal(out, data[literal:])
+    return bytes(out)
+
+
+def _add_literal(out: bytearray, piece: bytes) -> None:
+    if not piece:
+        return
+    size = len(piece) - 1
+    if size < 60:
+        out.append(size << 2)
+    else:
+        width = (size.bit_length() + 7) // 8
+        out.append((59 + width) << 2)
+        out += size.to_bytes(width, "little")
+    out += piece
+
+
+def _add_copies(out: bytearray, distance: int, length: int) -> None:
+    while length:
+        step = min(length, _LONGEST_COPY)
+        out.append((step - 1) << 2 | 2)
+        out += distance.to_bytes(2, "little")
+        length -= step

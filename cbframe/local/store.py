@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import compress
+from itertools import compress, takewhile
 from typing import NamedTuple
 
 from cbframe.local import items
@@ -46,6 +46,16 @@ class VBucket:
     documents: int = 0
     exceptions: int = 0
     """Frames in the history that need more than joining: tombstones, attributes, collections."""
+    packed: int = 0
+    """Frames in the history whose value is a Snappy block."""
+    commits: dict[int, int] = field(default_factory=dict, repr=False)
+    """Seqno of the prepared write by the seqno of its commit."""
+    dropped: set[int] = field(default_factory=set, repr=False)
+    """Collections that are gone; their ids never come back."""
+    memory_from: int | None = None
+    """Changes from here on are still in memory: streams get them in snapshots of their own."""
+    unreadable: bool = False
+    """Backfills fail, as from a damaged file."""
     default_high: int = 0
     """Highest seqno of the default collection: all that connections without collections see."""
     encoded: dict[Variant, Encoded] = field(default_factory=dict, repr=False)
@@ -79,21 +89,32 @@ class VBucket:
         frame = self.find(key)
         if frame is None or frame[1] != items.MUTATION:
             return None
+        value, datatype = items.plain_value_of(frame)
         return Document(
-            items.value_of(frame),
+            value,
             items.flags_of(frame),
             items.expiry_of(frame),
-            frame[5],
+            datatype,
             items.cas_of(frame),
             items.rev_of(frame),
         )
 
     def put(
-        self, key: bytes, value: ReadableBuffer, *, cas: int, flags: int, expiry: int, datatype: int
+        self,
+        key: bytes,
+        value: ReadableBuffer,
+        *,
+        cas: int,
+        flags: int,
+        expiry: int,
+        datatype: int,
+        prepared: int = 0,
     ) -> int:
-        """Append a mutation; its seqno."""
+        """Append a mutation, which commits the write at seqno `prepared` if that is not 0; its seqno."""
         old = self.find(key)
         seqno = len(self.history) + 1
+        if prepared:
+            self.commits[seqno] = prepared
         frame = items.mutation(
             self.id,
             key,
@@ -108,15 +129,63 @@ class VBucket:
         self._append(key, frame, old)
         return seqno
 
-    def remove(self, key: bytes, *, cas: int, when: int, expired: bool) -> int | None:
+    def prepare(
+        self,
+        key: bytes,
+        value: ReadableBuffer,
+        *,
+        cas: int,
+        flags: int = 0,
+        expiry: int = 0,
+        datatype: int = 0,
+        deleted: bool = False,
+        level: int = 1,
+    ) -> int:
+        """Append a write that nobody sees before its commit; its seqno."""
+        old, prepared = self.find(key), self.find(items.PREPARED_KEY_PREFIX + key)
+        seqno = len(self.history) + 1
+        frame = items.prepare(
+            self.id,
+            key,
+            value,
+            seqno=seqno,
+            rev=1 if old is None else items.rev_of(old) + 1,
+            cas=cas,
+            flags=flags,
+            expiry=expiry,
+            datatype=datatype,
+            deleted=deleted,
+            level=level,
+        )
+        self._append(items.stored_key(frame), frame, prepared)
+        return seqno
+
+    def pending(self, key: bytes) -> tuple[int, bytes] | None:
+        """Seqno and frame of the prepared write of a document that is neither committed nor aborted."""
+        seqno = self.latest.get(items.PREPARED_KEY_PREFIX + key)
+        if seqno is None or self.history[seqno - 1][1] != items.PREPARE:
+            return None
+        return seqno, self.history[seqno - 1]
+
+    def abort(self, key: bytes, prepared: int) -> int:
+        """Append the end of a prepared write that is never seen; its seqno."""
+        seqno = len(self.history) + 1
+        frame = items.completion(items.ABORT, self.id, key, prepared=prepared, seqno=seqno)
+        self._append(items.stored_key(frame), frame, self.history[prepared - 1])
+        return seqno
+
+    def remove(self, key: bytes, *, cas: int, when: int, expired: bool, prepared: int = 0) -> int | None:
         """Append a tombstone; its seqno, or None if there is no such document."""
         old = self.find(key)
         if old is None or old[1] != items.MUTATION:
             return None
+        if prepared:
+            self.commits[len(self.history) + 1] = prepared
         section = b""
         if old[5] & Datatype.XATTR:
             # System attributes (leading underscore) outlive the document.
-            kept = {n: v for n, v in split_xattrs(items.value_of(old)).xattrs.items() if n.startswith("_")}
+            value, _ = items.plain_value_of(old)
+            kept = {n: v for n, v in split_xattrs(value).xattrs.items() if n.startswith("_")}
             section = join_xattrs(kept, b"") if kept else b""
         seqno = len(self.history) + 1
         rev = items.rev_of(old) + 1
@@ -144,8 +213,12 @@ class VBucket:
         self.documents += frame[1] == items.MUTATION
         if key[0] == 0:
             self.default_high = len(self.history)
+        if (prepared := self.commits.get(len(self.history))) is not None:
+            self.live[prepared - 1] = 0
+            self.latest.pop(items.PREPARED_KEY_PREFIX + key, None)
         self.generation += 1
         self.exceptions += not ready(frame)
+        self.packed += bool(frame[5] & items.SNAPPY)
         if frame[1] == items.EVENT:
             event, _, cid = items.event_of(frame)
             if event == SystemEventId.DROP_COLLECTION:
@@ -153,15 +226,37 @@ class VBucket:
 
     def _forget(self, cid: int) -> None:
         """A dropped collection's documents vanish from backfills without tombstones."""
-        gone = [key for key in self.latest if items.collection_of(key) == cid]
+        self.dropped.add(cid)
+        self.latest.pop(items.modification_key(cid), None)
+        gone = [
+            key
+            for key in self.latest
+            if items.collection_of(key.removeprefix(items.PREPARED_KEY_PREFIX)) == cid
+        ]
         for key in gone:
             seqno = self.latest.pop(key)
             self.live[seqno - 1] = 0
             self.documents -= self.history[seqno - 1][1] == items.MUTATION
 
-    def encode(self, start: int, variant: Variant) -> Encoded:
-        """What a connection of this kind gets of everything current above `start`."""
-        if self.exceptions or len(self.latest) < len(self.history):
+    def encode(
+        self, start: int, variant: Variant, *, end: int | None = None, memory: bool = False
+    ) -> Encoded:
+        """What a connection of this kind gets of everything current above `start`, up to `end`.
+
+        From `memory` connections that follow sync writes get each prepared write and its commit; in
+        a backfill a commit is a mutation.
+        """
+        frames = None
+        if variant.sync_writes and memory:
+            frames = self._with_sync_writes(start)
+        elif variant.history:
+            frames = self._versions(start)
+        elif end is not None:
+            frames = self.current(start)
+        if frames is not None:
+            return encode(self._until(frames, end), variant, self.generation)
+        special = self.exceptions or (self.packed and not variant.snappy)
+        if special or len(self.latest) < len(self.history):
             return encode(self.current(start), variant, self.generation)
         return encode(self.history[start:], variant, self.generation, uniform=True)
 
@@ -170,6 +265,44 @@ class VBucket:
         if start == 0:
             return compress(self.history, self.live)
         return compress(self.history[start:], self.live[start:])
+
+    def _versions(self, start: int) -> Iterator[bytes]:
+        """All frames above `start`, superseded or not, but those of dropped collections."""
+        for frame in self.history[start:]:
+            if frame[1] == items.EVENT or items.collection_of(items.key_of(frame)) not in self.dropped:
+                yield frame
+
+    def _with_sync_writes(self, start: int) -> Iterator[bytes]:
+        for seqno, frame in enumerate(self.history[start:], start + 1):
+            if frame[1] == items.PREPARE:
+                yield frame
+            elif self.live[seqno - 1]:
+                prepared = self.commits.get(seqno)
+                if prepared is not None:
+                    key = items.key_of(frame)
+                    yield items.completion(items.COMMIT, self.id, key, prepared=prepared, seqno=seqno)
+                else:
+                    yield frame
+
+    @staticmethod
+    def _until(frames: Iterator[bytes], end: int | None) -> Iterator[bytes]:
+        return frames if end is None else takewhile(lambda frame: items.seqno_of(frame) <= end, frames)
+
+    def max_visible(self, end: int) -> int:
+        """The newest seqno up to `end` that everybody may see."""
+        while end and self.history[end - 1][1] in (items.PREPARE, items.ABORT):
+            end -= 1
+        return end
+
+    def high_prepared(self) -> int:
+        """The newest seqno of a prepared write that waits."""
+        keys = (key for key in self.latest if key.startswith(items.PREPARED_KEY_PREFIX))
+        waiting = (self.latest[key] for key in keys)
+        return max((s for s in waiting if self.history[s - 1][1] == items.PREPARE), default=0)
+
+    def high_completed(self) -> int:
+        """The newest seqno of a prepared write that is committed."""
+        return max(self.commits.values(), default=0)
 
     def keys(self) -> Iterator[bytes]:
         """Prefixed keys of the documents that exist."""
@@ -191,7 +324,9 @@ class VBucket:
     def truncate(self, seqno: int) -> None:
         """Lose all history above `seqno` and begin a new one there, as a hard failover does."""
         kept = self.history[:seqno]
+        commits = {done: prepared for done, prepared in self.commits.items() if done <= seqno}
         self._clear()
+        self.commits = commits
         for frame in kept:
             key = items.stored_key(frame)
             self._append(key, frame, self.find(key))
@@ -208,6 +343,7 @@ class VBucket:
 
     def _clear(self) -> None:
         self.history, self.live, self.latest = [], bytearray(), {}
-        self.documents = self.exceptions = self.default_high = 0
+        self.commits, self.dropped, self.memory_from = {}, set(), None
+        self.documents = self.exceptions = self.packed = self.default_high = 0
         self.encoded.clear()
         self.generation += 1

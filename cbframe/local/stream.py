@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import struct
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
+from cbframe.local import items
 from cbframe.local.admission import Filter
 from cbframe.local.bucket import Bucket
-from cbframe.local.encode import Encoded, Variant
+from cbframe.local.encode import Encoded, Variant, stream_id_frame
+from cbframe.local.markers import LaterMarker
 from cbframe.local.store import VBucket
-from cbframe.wire.constants import Opcode, SnapshotFlag, StreamEndReason
-from cbframe.wire.messages import SeqnoAdvanced, SnapshotMarker, StreamEnd
+from cbframe.wire.constants import Magic, SnapshotFlag, StreamEndReason
+from cbframe.wire.frame import Frame
+from cbframe.wire.messages import OsoSnapshot, SeqnoAdvanced, SnapshotMarker, StreamEnd
 
 _MAX_VARIANTS = 2
 """Backfills kept ready per vbucket; each is as large as the data."""
 _BACKFILL = SnapshotFlag.DISK | SnapshotFlag.CHECKPOINT
 _FIRST_LIVE = SnapshotFlag.MEMORY | SnapshotFlag.CHECKPOINT
-_MARKER_V2 = struct.Struct(">BBHBBHIIQBQQIQQ")
+_HISTORY = SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS
+_OSO_START, _OSO_END = 1, 2
 
 
 def acquire(vbucket: VBucket, variant: Variant, start: int, opaque: int) -> tuple[Encoded, int]:
@@ -39,6 +43,23 @@ def acquire(vbucket: VBucket, variant: Variant, start: int, opaque: int) -> tupl
     return cached, int(cached.starts[first])
 
 
+class Message(Protocol):
+    """A control message of the wire."""
+
+    def frame(self, opaque: int = 0) -> Frame: ...
+
+
+class Style(NamedTuple):
+    """How the snapshots of a stream are announced."""
+
+    disk_marker: str = "v1"
+    memory_marker: str = "v1"
+    oso: bool = False
+    """A backfill of a single collection comes in key order."""
+    oso_advanced: bool = False
+    """…and says how far it reaches."""
+
+
 @dataclass(slots=True)
 class Stream:
     """State of one open stream.
@@ -56,16 +77,24 @@ class Stream:
     variant: Variant
     vbuuid: int
     """The history that the stream was granted for."""
-    sync_writes: bool = False
+    style: Style
     queued: bool = False
     finished: bool = False
     _started: bool = False
+    _fresh: bool = True
+    """Nothing came from memory yet: its first snapshot opens a checkpoint."""
     _small: deque[bytes] = field(default_factory=deque)
     _chunk: Encoded | None = None
     _view: memoryview = field(default_factory=lambda: memoryview(b""))
     _position: int = 0
     _chunk_end: int = 0
     _backfill: bool = False
+    _oso: bool = False
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What names the stream on its connection: vbucket and stream number."""
+        return self.vbucket, self.variant.sid
 
     def next(self, bucket: Bucket, room: int, spent: list[Encoded]) -> bytes | memoryview | None:
         """The next message, or frames of about `room` bytes and at least one; None: nothing now.
@@ -93,7 +122,11 @@ class Stream:
             self._chunk = None
 
     def end_frame(self, reason: StreamEndReason) -> bytes:
-        return StreamEnd(self.vbucket, reason).frame(self.opaque).encode()
+        return self._encode(StreamEnd(self.vbucket, reason).frame(self.opaque))
+
+    def begin_live(self) -> None:
+        """The client has everything there is: no backfill, the first snapshot comes from memory."""
+        self._started = True
 
     def _slice(self, chunk: Encoded, room: int) -> memoryview:
         start = self._position
@@ -104,8 +137,14 @@ class Stream:
 
     def _end_chunk(self, chunk: Encoded, spent: list[Encoded]) -> None:
         last = int(chunk.seqnos[-1]) if len(chunk) else 0
-        if self._backfill and self.variant.collections and last < self._chunk_end:
-            self._small.append(SeqnoAdvanced(self.vbucket, self._chunk_end).frame(self.opaque).encode())
+        # In key order the last seqno is any: only the client that asked is told where that ends.
+        tells = self.style.oso_advanced if self._oso else self._backfill and self.variant.collections
+        if tells and last != self._chunk_end:
+            self._put(SeqnoAdvanced(self.vbucket, self._chunk_end))
+        if self._oso:
+            self._put(OsoSnapshot(self.vbucket, _OSO_END))
+            self._oso = False
+            self.snap_start = self._chunk_end
         self.sent = self._chunk_end
         self._chunk = None
         self._view = memoryview(b"")
@@ -114,7 +153,8 @@ class Stream:
     def _prepare(self, bucket: Bucket) -> bool:
         with bucket.lock:
             vbucket = bucket.vbuckets[self.vbucket]
-            high = vbucket.high_seqno if self.variant.collections else vbucket.default_high
+            high = vbucket.high_seqno
+            visible = high if self.variant.collections else vbucket.default_high
             if vbucket.vbuuid != self.vbuuid:
                 return False  # History has forked: the end of the stream is on its way.
             if self.sent >= self.end:
@@ -125,50 +165,104 @@ class Stream:
                 if gone:
                     self._finish(StreamEndReason.FILTER_EMPTY)
                 return bool(gone)
-            return self._begin_chunk(bucket, vbucket, high)
+            if visible <= self.sent:
+                # Changes of other collections: they count for where the stream ends, silently.
+                self.sent = high
+                return True
+            variant = self._resolved(bucket)
+            on_disk = high if vbucket.memory_from is None else min(high, vbucket.memory_from - 1)
+            if self._started or self.sent >= on_disk:
+                self._begin_snapshot(vbucket, variant, high)
+            elif self._unreadable(bucket, vbucket):
+                self._finish(StreamEndReason.BACKFILL_FAIL)
+            else:
+                self._begin_backfill(vbucket, variant, on_disk, min(visible, on_disk))
+            return True
 
-    def _begin_chunk(self, bucket: Bucket, vbucket: VBucket, high: int) -> bool:
-        variant = self.variant
-        if self.filter.scope is not None:
-            # Resolved at each snapshot: the scope may have got collections since.
-            scopes = bucket.manifest.scopes.values()
-            ids = frozenset(c for s in scopes if s.id == self.filter.scope for c in s.collections.values())
-            variant = variant._replace(filter_ids=ids, filter_scope=self.filter.scope)
-        self._backfill = not self._started
-        if self._backfill:
+    def _resolved(self, bucket: Bucket) -> Variant:
+        """The variant with the collections that the filter means now."""
+        if self.filter.scope is None:
+            return self.variant
+        # Resolved at each snapshot: the scope may have got collections since.
+        scopes = bucket.manifest.scopes.values()
+        ids = frozenset(c for s in scopes if s.id == self.filter.scope for c in s.collections.values())
+        return self.variant._replace(filter_ids=ids, filter_scope=self.filter.scope)
+
+    def _unreadable(self, bucket: Bucket, vbucket: VBucket) -> bool:
+        # The real node cannot give a replica of the default collection alone, either.
+        partial = self.variant.sync_writes and not self.variant.collections
+        return vbucket.unreadable or (partial and bucket.manifest.uid > 0)
+
+    def _begin_backfill(self, vbucket: VBucket, variant: Variant, end: int, visible: int) -> None:
+        """Everything up to `end`, of which this kind of connection knows up to `visible`."""
+        ids = self.filter.ids
+        self._oso = self.style.oso and self.sent == 0 and ids is not None and len(ids) == 1
+        if end == vbucket.high_seqno and not self._oso:
             chunk, self._position = acquire(vbucket, variant, self.sent, self.opaque)
         else:
-            chunk, self._position = vbucket.encode(self.sent, variant), 0
+            chunk, self._position = vbucket.encode(self.sent, variant, end=end), 0
+            if self._oso:
+                chunk = chunk.in_key_order()
             chunk.stamp(self.opaque)
-        empty = self._position >= chunk.nbytes
-        if empty and not (self._backfill and variant.collections):
-            # Nothing of this is for the client, and a live stream is not told so.
+        self._started = self._backfill = True
+        if self._position >= chunk.nbytes and not variant.collections:
+            # Nothing of this is for the client, and it is not told so.
             chunk.busy = False
-            self.sent = high
-            self._started = True
-            return True
-        self._chunk, self._view, self._chunk_end = chunk, chunk.view(), high
-        if self._backfill:
-            self._mark(self.snap_start, high, _BACKFILL)
-        else:
-            first = self.snap_start if self.snap_start >= 0 else int(chunk.seqnos[0])
-            flags = _FIRST_LIVE if self.snap_start >= 0 else SnapshotFlag.MEMORY
-            self._mark(first, int(chunk.seqnos[-1]), flags)
-        self._started = True
-        self.snap_start = -1
-        return True
-
-    def begin_live(self) -> None:
-        """The client has everything there is: no backfill, the first snapshot comes from memory."""
-        self._started = True
-
-    def _mark(self, start: int, end: int, flags: SnapshotFlag) -> None:
-        if not self.sync_writes:
-            self._small.append(SnapshotMarker(self.vbucket, start, end, flags).frame(self.opaque).encode())
+            self.sent = end
             return
-        # Replication-like connections get version 2.0; nothing here is ever prepared.
-        head = 0x80, Opcode.DCP_SNAPSHOT_MARKER, 0, 1, 0, self.vbucket, 37, self.opaque, 0
-        self._small.append(_MARKER_V2.pack(*head, 0, start, end, flags, end, 0))
+        self._chunk, self._view, self._chunk_end = chunk, chunk.view(), end
+        if self._oso:
+            self._put(OsoSnapshot(self.vbucket, _OSO_START))
+        else:
+            flags = _BACKFILL | _HISTORY if variant.history else _BACKFILL
+            self._mark(vbucket, self.snap_start, visible, flags, self.style.disk_marker)
+        self.snap_start = -1
+
+    def _begin_snapshot(self, vbucket: VBucket, variant: Variant, end: int) -> None:
+        """What came since, from memory."""
+        chunk = vbucket.encode(self.sent, variant, memory=True)
+        self._started, self._backfill = True, False
+        if not len(chunk):
+            # Nothing of this is for the client, and a live stream is not told so.
+            self.sent = end
+            return
+        chunk.stamp(self.opaque)
+        self._chunk, self._view, self._position, self._chunk_end = chunk, chunk.view(), 0, end
+        flags = SnapshotFlag.MEMORY
+        if self._fresh or self._view[1] == items.EVENT:
+            # A change of the manifest begins a checkpoint, too.
+            flags = _FIRST_LIVE
+        first = self.snap_start if self.snap_start >= 0 else int(chunk.seqnos[0])
+        flags = flags | _HISTORY if variant.history else flags
+        self._mark(vbucket, first, int(chunk.seqnos[-1]), flags, self.style.memory_marker)
+        self._fresh = False
+        self.snap_start = -1
+
+    def _mark(self, vbucket: VBucket, start: int, end: int, flags: SnapshotFlag, version: str) -> None:
+        if version == "v1":
+            self._put(SnapshotMarker(self.vbucket, start, end, flags))
+            return
+        completed = vbucket.high_completed() if flags & SnapshotFlag.DISK else 0
+        marker = LaterMarker(
+            self.vbucket,
+            start,
+            end,
+            flags,
+            vbucket.max_visible(end),
+            completed,
+            vbucket.purge_seqno,
+            vbucket.high_prepared(),
+        )
+        self._small.append(self._encode(marker.frame(version, self.opaque)))
+
+    def _put(self, message: Message) -> None:
+        self._small.append(self._encode(message.frame(self.opaque)))
+
+    def _encode(self, frame: Frame) -> bytes:
+        if self.variant.sid:
+            framing = stream_id_frame(self.variant.sid)
+            frame = replace(frame, magic=Magic.FLEX_REQUEST, framing_extras=framing)
+        return frame.encode()
 
     def _finish(self, reason: StreamEndReason) -> None:
         self._small.append(self.end_frame(reason))

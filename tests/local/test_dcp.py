@@ -76,7 +76,9 @@ def test_the_same_name_closes_the_older_connection(cluster: LocalCluster) -> Non
         ("backfill_order", "foo", 4),
         ("enable_out_of_order_snapshots", "true_with_seqno_advanced", 0),
         ("enable_out_of_order_snapshots", "false", 4),
-        ("enable_stream_id", "true", 0x83),
+        ("enable_stream_id", "true", 0),
+        ("force_value_compression", "true", 4),
+        ("flatbuffers_system_events", "true", 0),
         ("change_streams", "true", 0x83),
         ("v7_dcp_status_codes", "true", 0),
         ("include_deleted_user_xattrs", "true", 4),
@@ -208,7 +210,7 @@ def test_a_live_tail_and_its_bounded_end(cluster: LocalCluster) -> None:
         assert seqnos(f for f in frames if f) == [1, 2]
         cluster.upsert("a", b"1")
         first = [f for f in (client.receive(), client.receive()) if f]
-        assert marker(first[0]) == (3, 3, LIVE)
+        assert marker(first[0]) == (3, 3, FIRST_LIVE)
         assert seqnos(first) == [3]
         cluster.delete("a")
         rest = client.until_end()
@@ -372,7 +374,7 @@ def test_dropping_a_filtered_collection_ends_the_stream(cluster: LocalCluster) -
         cluster.upsert("other", b"2")  # not for this stream
         cluster.drop_collection("s", "c")
         frames = client.until_end()
-        assert marker(frames[0]) == (5, 5, LIVE)
+        assert marker(frames[0]) == (5, 5, FIRST_LIVE)
         assert [f.opcode for f in frames] == [0x56, 0x5F, 0x55]
         assert reason(frames[-1]) == 7
         assert client.stream(0, value=b'{"collections":["8"]}').status == Status.UNKNOWN_COLLECTION

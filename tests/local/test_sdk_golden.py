@@ -5,20 +5,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Datatype, Magic, Opcode, Status
-from cbframe.wire.frame import Frame
 from cbframe.wire.leb128 import split_key
 from cbframe.wire.requests import SaslAuth
 from cbframe.wire.sasl import plain_payload
 
 from .client import Client
+from .replay import GOLDEN, frames
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 NAMES = sorted(path.name.removesuffix(".c2s.bin") for path in GOLDEN.glob("sdk_*.c2s.bin"))
 SASL = (Opcode.SASL_LIST_MECHS, Opcode.SASL_AUTH, Opcode.SASL_STEP)
 """Proofs are of nonces and passwords of that day; ``test_sdk`` does these."""
@@ -40,13 +38,6 @@ ACCEPTED: dict[tuple[str, int, int], int] = {
     # A vbucket was made a replica by hand while its map named it active.
     ("sdk_config_change", Opcode.GET, Status.NOT_MY_VBUCKET): Status.SUCCESS,
 }
-
-
-def frames(name: str, side: str) -> Iterator[Frame]:
-    data, offset = (GOLDEN / f"{name}.{side}.bin").read_bytes(), 0
-    while (parsed := Frame.parse(data, offset)) is not None:
-        frame, offset = parsed
-        yield frame
 
 
 @pytest.fixture

@@ -1,0 +1,152 @@
+"""Every other conversation with a real 7.2 node, held again: the same answers, the same streams."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from cbframe.local import LocalCluster
+from cbframe.wire.constants import Magic, Opcode, Status
+from cbframe.wire.frame import Frame
+from cbframe.wire.requests import SaslAuth
+from cbframe.wire.sasl import ScramClient
+
+from .replay import GOLDEN, VBUCKETS, Stage, Step, Wire, conversation
+from .shapes import shape
+
+ALL = sorted(path.name.removesuffix(".c2s.bin") for path in GOLDEN.glob("*.c2s.bin"))
+ELSEWHERE = [name for name in ALL if name.startswith("sdk_")]
+"""``test_sdk_golden`` has these."""
+
+NOT_REPLAYED = {
+    "end_lost_privileges": "its user may see some collections only, and the embedded one sees all",
+    "select_bucket.1": "its user may not read, and the embedded one may do everything",
+    "select_bucket.2": "as select_bucket.1",
+    "stream_no_snapshot_loss_checkpoint.0": "two checkpoints in memory; the embedded node keeps one",
+    "stream_no_snapshot_loss_checkpoint.1": "as stream_no_snapshot_loss_checkpoint.0",
+}
+"""Conversations that cannot be held again, and why."""
+
+ONE_BUCKET = "the recorded user may see any bucket; the embedded one only that one, and is told at once"
+ALWAYS_A_MAP = "an embedded cluster always has a map without a bucket"
+FEATURES = "the features PITR, create as deleted, document macros and replacing a body are not granted"
+CHECKPOINT = "the real node began a checkpoint after a while; the embedded one has no reason to"
+ACCEPTED = {
+    ("select_bucket.0", 9): ONE_BUCKET,
+    ("get_cluster_config.0", 5): ALWAYS_A_MAP,
+    ("hello_all_features", 1): FEATURES,
+    ("hello_each", 35): FEATURES,
+    ("hello_each", 37): FEATURES,
+    ("hello_each", 41): FEATURES,
+    ("stream_infinite", 20): CHECKPOINT,
+}
+"""Differences: conversation and number of the message, with the reason."""
+
+NAMES = [name for name in ALL if name not in ELSEWHERE and name not in NOT_REPLAYED]
+KEEP_ALIVE = {"noop": 0.3, "noop_timeout": 0.3}
+"""Conversations about NOOPs, in seconds between two: elsewhere these come when they like."""
+CLOSED = {"client_noop", "noop_timeout", "unknown_opcode.1"}
+"""Conversations that the server ends."""
+
+
+def test_every_conversation_is_held_or_named() -> None:
+    assert sorted([*NAMES, *ELSEWHERE, *NOT_REPLAYED]) == ALL
+    assert {name for name, _ in ACCEPTED} <= set(NAMES)
+    assert set(KEEP_ALIVE) | CLOSED <= set(NAMES)
+
+
+def expected(name: str, frame: Frame | None) -> bool:
+    """Whether the message counts: NOOPs come by the clock, and maps without a bucket to be sure."""
+    if frame is None:
+        return True
+    if frame.opcode == Opcode.DCP_NOOP and not frame.is_response:
+        return name in KEEP_ALIVE
+    return frame.magic != Magic.SERVER_REQUEST or bool(frame.key)
+
+
+def scram(cluster: LocalCluster, steps: list[Step], at: int) -> ScramClient | None:
+    """A client for the login that begins at a step; None if that is no proper one."""
+    frame = steps[at].frame
+    mechanism = frame.key.decode()
+    user = re.match(rb"n,,n=([^,]*),r=", frame.value)
+    if not mechanism.startswith("SCRAM") or user is None:
+        return None
+    last = next((s.frame for s in steps[at:] if not s.sent and s.frame.opcode == Opcode.SASL_STEP), None)
+    good = last is not None and last.status == Status.SUCCESS
+    password = cluster.password if good else "wrong"
+    return ScramClient(mechanism, user[1].decode(), password, lambda: "fixed-nonce")
+
+
+class Talker:
+    """The client's side: as recorded, but for proofs of nonces and passwords of that day."""
+
+    def __init__(self, cluster: LocalCluster, steps: list[Step]) -> None:
+        self._cluster, self._steps = cluster, steps
+        self._scram: ScramClient | None = None
+        self.challenge = b""
+
+    def says(self, at: int) -> bytes:
+        frame = self._steps[at].frame
+        message: SaslAuth | None = None
+        if frame.opcode == Opcode.SASL_AUTH:
+            self._scram = scram(self._cluster, self._steps, at)
+            if self._scram is not None:
+                message = SaslAuth(frame.key.decode(), self._scram.first())
+        elif frame.opcode == Opcode.SASL_STEP and self._scram is not None:
+            message = SaslAuth(frame.key.decode(), self._scram.final(self.challenge), Opcode.SASL_STEP)
+        return (frame if message is None else message.frame(frame.opaque)).encode()
+
+
+def bucket_of(steps: list[Step]) -> str:
+    """The bucket that the recorded node had."""
+    selected = [s.frame for s in steps if s.sent and s.frame.opcode == Opcode.SELECT_BUCKET]
+    good = {s.frame.opaque for s in steps if not s.sent and s.frame.is_response and not s.frame.status}
+    return next((f.key.decode() for f in selected if f.opaque in good), "travel")
+
+
+def next_of(name: str, receive: Callable[[], Frame | None]) -> Frame | None:
+    while not expected(name, frame := receive()):
+        pass
+    return frame
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_as_the_real_node(name: str) -> None:
+    steps = conversation(name)
+    interval = KEEP_ALIVE.get(name)
+    options = {"vbuckets": VBUCKETS, "bucket": bucket_of(steps), "seed": 1, "noop_interval": interval}
+    differences: dict[tuple[str, int], tuple[object, object]] = {}
+    compared = 0
+    with LocalCluster(**options) as cluster, Wire(cluster) as wire:  # type: ignore[arg-type]
+        if name == "noop_timeout":
+            # The recorded node had been told to be as impatient.
+            cluster._engine.nodes[0].idle_timeout = 0.5
+        stage, talker = Stage(cluster, steps), Talker(cluster, steps)
+        for at, step in enumerate(steps):
+            if step.sent:
+                stage.listen(step)
+                stage.before(at)
+                wire.send(talker.says(at))
+                continue
+            if not expected(name, step.frame):
+                continue
+            stage.live(at)
+            answer = next_of(name, wire.receive)
+            assert answer is not None, f"closed before message {at}: {shape(step.frame)}"
+            if answer.is_response and answer.status == Status.AUTH_CONTINUE:
+                talker.challenge = answer.value
+            compared += 1
+            if shape(answer) != shape(step.frame):
+                differences[name, at] = shape(step.frame), shape(answer)
+                same = answer.opcode == step.frame.opcode and answer.is_response == step.frame.is_response
+                assert same, differences
+        if name == "unknown_opcode.1":
+            wire.send(bytes(24))
+        if name in CLOSED:
+            assert next_of(name, wire.receive) is None
+    assert compared > 0
+    left = {key: both for key, both in differences.items() if key not in ACCEPTED}
+    assert left == {}
+    assert differences.keys() == {key for key in ACCEPTED if key[0] == name}, "accepted, and no longer seen"

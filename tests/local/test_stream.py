@@ -1,0 +1,376 @@
+"""Streams that asked for more: out of order, numbered, with history, with sync writes, later markers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cbframe.local import LocalCluster
+from cbframe.wire.constants import Magic, Opcode, OpenFlag, Status, StreamEndReason, SystemEventId
+from cbframe.wire.frame import Frame, request
+from cbframe.wire.messages import OsoSnapshot, SeqnoAdvanced, SnapshotMarker, SystemEvent, parse_message
+from cbframe.wire.requests import CloseStream, DcpControl
+
+from .client import COLLECTIONS, DATA, LEGACY, Client, marker, reason, seqno, seqnos, vbuuid
+
+ONE = b'{"collections":["0"]}'
+
+
+def names(frames: list[Frame]) -> list[str]:
+    return [Opcode(frame.opcode).name.removeprefix("DCP_") for frame in frames]
+
+
+def parsed(frame: Frame) -> SnapshotMarker:
+    message = parse_message(frame)
+    assert isinstance(message, SnapshotMarker)
+    return message
+
+
+def take(client: Client, count: int) -> list[Frame]:
+    frames = []
+    for _ in range(count):
+        frame = client.receive()
+        assert frame is not None
+        frames.append(frame)
+    return frames
+
+
+# ---------------------------------------------------------------------- out of order
+
+
+@pytest.fixture
+def unsorted(cluster: LocalCluster) -> LocalCluster:
+    """Seqnos 1 to 3 in another order than the keys, then a scope and a collection: 4 and 5."""
+    for key in "cab":
+        cluster.upsert(key, b"1")
+    cluster.create_scope("s")
+    cluster.create_collection("s", "c")
+    return cluster
+
+
+@pytest.mark.parametrize("advanced", [False, True])
+def test_one_collection_comes_in_key_order(unsorted: LocalCluster, advanced: bool) -> None:
+    value = "true_with_seqno_advanced" if advanced else "true"
+    with Client(unsorted).login().open(enable_out_of_order_snapshots=value) as client:
+        frames = client.read(0, 5, value=ONE)
+    assert [(f.key, seqno(f)) for f in frames if f.opcode in DATA] == [(b"\0a", 2), (b"\0b", 3), (b"\0c", 1)]
+    assert parse_message(frames[0]) == OsoSnapshot(0, 1)
+    assert parse_message(frames[-2]) == OsoSnapshot(0, 2)
+    assert (frames[-3].opcode == Opcode.DCP_SEQNO_ADVANCED) is advanced
+    if advanced:
+        assert parse_message(frames[-3]) == SeqnoAdvanced(0, 5)
+    assert Opcode.DCP_SNAPSHOT_MARKER not in {f.opcode for f in frames}
+
+
+def test_after_it_the_stream_is_in_order_again(unsorted: LocalCluster) -> None:
+    with Client(unsorted).login().open(enable_out_of_order_snapshots="true") as client:
+        assert client.stream(0, value=ONE).status == Status.SUCCESS
+        assert names(take(client, 5))[-1] == "OSO_SNAPSHOT"
+        unsorted.upsert("d", b"2")
+        first, second = take(client, 2)
+        assert marker(first) == (5, 6, 5)
+        assert seqno(second) == 6
+
+
+@pytest.mark.parametrize(("value", "start"), [(b"", 0), (b'{"collections":["0","8"]}', 0), (ONE, 1)])
+def test_in_order_where_that_is_not_allowed(unsorted: LocalCluster, value: bytes, start: int) -> None:
+    with Client(unsorted).login().open(enable_out_of_order_snapshots="true") as client:
+        frames = client.read(0, 5, start, value=value, vbuuid=vbuuid(unsorted))
+    assert marker(frames[0])[1] == 5
+    assert seqnos(frames) == [s for s in (1, 2, 3) if s > start]
+
+
+# ---------------------------------------------------------------------- numbered streams
+
+
+def sids(frames: list[Frame]) -> set[bytes]:
+    return {frame.framing_extras for frame in frames}
+
+
+def test_two_streams_of_one_vbucket(unsorted: LocalCluster) -> None:
+    unsorted.upsert("x", b"1", collection="s.c")
+    with Client(unsorted).login().open(enable_stream_id="true") as client:
+        first = client.read(0, 6, value=b'{"sid":1,"collections":["0"]}')
+        assert client.stream(0, value=b'{"sid":513,"collections":["8"]}').status == Status.SUCCESS
+        second = take(client, 3)
+        assert names(second) == ["SNAPSHOT_MARKER", "SYSTEM_EVENT", "MUTATION"]
+        assert (sids(first), sids(second)) == ({b"\x22\0\1"}, {b"\x22\2\1"})
+        assert {f.magic for f in first + second} == {Magic.FLEX_REQUEST}
+        assert seqnos(first) == [1, 2, 3]
+        assert (second[2].key, second[2].value, seqno(second[2])) == (b"\x08x", b"1", 6)
+        client.stream(0, value=b'{"sid":2}')
+        take(client, 7)
+        unsorted.upsert("y", b"2", collection="s.c")
+        live = take(client, 4)
+        assert sids([f for f in live if f.opcode in DATA]) == {b"\x22\2\1", b"\x22\0\2"}
+
+
+def test_the_number_is_asked_for(unsorted: LocalCluster) -> None:
+    with Client(unsorted).login().open(enable_stream_id="true") as client:
+        for value in (b"", b'{"collections":["0"]}', b'{"sid":0}', b'{"sid":65536}'):
+            assert client.stream(0, value=value).status == Status.DCP_STREAM_ID_INVALID
+        assert client.stream(0, value=b'{"sid":"1"}').status == Status.EINVAL
+        assert client.stream(0, 5, value=b'{"sid":1}', vbuuid=vbuuid(unsorted)).status == Status.SUCCESS
+        assert client.stream(0, value=b'{"sid":1}').status == Status.KEY_EEXISTS
+        assert client.call(CloseStream(0)).status == Status.DCP_STREAM_ID_INVALID
+        for sid, status in ((7, Status.KEY_ENOENT), (1, Status.SUCCESS)):
+            close = request(Opcode.DCP_CLOSE_STREAM, opaque=9)
+            close = Frame(Magic.FLEX_REQUEST, close.opcode, 0, 9, framing_extras=bytes((0x22, 0, sid)))
+            assert client.call(close).status == status
+        assert client.call(DcpControl("enable_sync_writes", "true")).status == Status.NOT_SUPPORTED
+    with Client(unsorted).login().open(enable_sync_writes="true") as client:
+        assert client.call(DcpControl("enable_stream_id", "true")).status == Status.NOT_SUPPORTED
+
+
+def test_the_window_counts_the_framing_extras(unsorted: LocalCluster) -> None:
+    controls = {"enable_stream_id": "true", "connection_buffer_size": "1"}
+    with Client(unsorted).login().open(**controls) as client:
+        assert client.stream(0, end=5, value=b'{"sid":1}').status == Status.SUCCESS
+        frames = []
+        while not frames or frames[-1].opcode != Opcode.DCP_STREAM_END:
+            frames += take(client, 1)
+            # One byte less would stop the stream: each message was counted whole.
+            client.ack(len(frames[-1].encode()))
+        assert seqnos(frames) == [1, 2, 3]
+
+
+def test_a_lost_vbucket_ends_all_of_them(unsorted: LocalCluster) -> None:
+    with Client(unsorted).login().open(enable_stream_id="true") as client:
+        for sid in (1, 2):
+            value = b'{"sid":%d}' % sid
+            assert client.stream(0, 5, value=value, vbuuid=vbuuid(unsorted)).status == Status.SUCCESS
+        unsorted.fail_over(0)
+        ends = take(client, 2)
+        assert {reason(f) for f in ends} == {StreamEndReason.STATE_CHANGED}
+        assert sids(ends) == {b"\x22\0\1", b"\x22\0\2"}
+
+
+# ---------------------------------------------------------------------- system events of version 2
+
+
+def test_events_as_flatbuffers(unsorted: LocalCluster) -> None:
+    unsorted.modify_collection("s", "c", max_ttl=60)
+    with Client(unsorted).login().open(flatbuffers_system_events="true") as client:
+        events = [parse_message(f) for f in client.read(0, 6) if f.opcode == Opcode.DCP_SYSTEM_EVENT]
+    assert all(isinstance(e, SystemEvent) and e.version == 2 for e in events)
+    assert [e.event for e in events if isinstance(e, SystemEvent)] == [
+        SystemEventId.CREATE_SCOPE,
+        SystemEventId.CREATE_COLLECTION,
+        SystemEventId.MODIFY_COLLECTION,
+    ]
+
+
+def test_a_modification_is_a_seqno_to_others(unsorted: LocalCluster) -> None:
+    unsorted.modify_collection("s", "c", max_ttl=60)
+    with Client(unsorted).login().open() as client:
+        frames = client.read(0, 6)
+    assert names(frames)[-3:] == ["SYSTEM_EVENT", "SEQNO_ADVANCED", "STREAM_END"]
+    assert parse_message(frames[-2]) == SeqnoAdvanced(0, 6)
+
+
+# ---------------------------------------------------------------------- markers
+
+
+def test_marker_2_2_says_what_was_purged() -> None:
+    with LocalCluster(vbuckets=1, marker_version="2.2") as cluster:
+        cluster.upsert("a", b"1")
+        cluster.upsert("b", b"1")
+        cluster.set_purge_seqno(0, 2)
+        with Client(cluster).login().open(max_marker_version="2.2") as client:
+            assert client.stream(0).status == Status.SUCCESS
+            first = parsed(take(client, 3)[0])
+            assert (first.version, first.start, first.end) == ("v2.2", 0, 2)
+            assert (first.max_visible_seqno, first.purge_seqno, first.high_prepared_seqno) == (2, 2, 0)
+            cluster.prepare("c", b"1")
+            cluster.upsert("d", b"1")
+            assert parsed(take(client, 2)[0]).version == "v1"
+        with Client(cluster).login().open(max_marker_version="2.2") as client:
+            answer = client.stream(0, 1, vbuuid=vbuuid(cluster))
+            assert answer.status == Status.ROLLBACK
+            seen = b'{"purge_seqno":"2"}'
+            assert client.stream(0, 1, vbuuid=vbuuid(cluster), value=seen).status == Status.SUCCESS
+            assert parsed(take(client, 1)[0]).high_prepared_seqno == 3
+
+
+def test_marker_2_2_needs_a_later_server_and_collections(cluster: LocalCluster) -> None:
+    with Client(cluster).login().open() as client:
+        assert client.call(DcpControl("max_marker_version", "2.2")).status == Status.EINVAL
+    with LocalCluster(vbuckets=1, marker_version="2.2") as later:
+        with Client(later).login(LEGACY).open() as client:
+            assert client.call(DcpControl("max_marker_version", "2.2")).status == Status.NOT_SUPPORTED
+        with Client(later).login().open() as client:
+            assert client.call(DcpControl("max_marker_version", "9")).status == Status.EINVAL
+
+
+# ---------------------------------------------------------------------- history
+
+
+@pytest.fixture
+def history() -> Iterator[LocalCluster]:
+    with LocalCluster(vbuckets=1, history=True) as cluster:
+        yield cluster
+
+
+def test_every_version_of_a_document(history: LocalCluster) -> None:
+    for version in (b"1", b"2"):
+        history.upsert("a", version)
+    history.delete("a")
+    with Client(history).login().open(change_streams="true") as client:
+        assert client.stream(0).status == Status.SUCCESS
+        frames = take(client, 4)
+        assert marker(frames[0]) == (0, 3, 0x36)
+        assert seqnos(frames) == [1, 2, 3]
+        assert [f.value for f in frames[1:]] == [b"1", b"2", b""]
+        history.upsert("a", b"3")
+        assert marker(take(client, 2)[0]) == (4, 4, 0x35)
+    with Client(history).login().open() as client:
+        frames = client.read(0, 4)
+        assert marker(frames[0])[2] == 6
+        assert seqnos(frames) == [4]
+
+
+def test_a_dropped_collection_has_no_history(history: LocalCluster) -> None:
+    history.create_collection("_default", "c")
+    history.upsert("a", b"1", collection="c")
+    history.upsert("a", b"2", collection="c")
+    history.drop_collection("_default", "c")
+    with Client(history).login().open(change_streams="true") as client:
+        assert names(client.read(0, 4))[1:] == ["SYSTEM_EVENT", "SYSTEM_EVENT", "STREAM_END"]
+
+
+def test_history_needs_a_bucket_with_history(cluster: LocalCluster) -> None:
+    with Client(cluster).login().open() as client:
+        assert client.call(DcpControl("change_streams", "true")).status == Status.NOT_SUPPORTED
+
+
+# ---------------------------------------------------------------------- memory and disk
+
+
+def test_what_is_in_memory_comes_in_snapshots_of_its_own(cluster: LocalCluster) -> None:
+    for key in "abcd":
+        cluster.upsert(key, b"1")
+    cluster.hold_in_memory(0, 3)
+    with Client(cluster).login().open() as client:
+        frames = client.read(0, 4)
+        assert [marker(f) for f in frames if f.opcode == Opcode.DCP_SNAPSHOT_MARKER] == [
+            (0, 2, 6),
+            (3, 4, 5),
+        ]
+        assert seqnos(frames) == [1, 2, 3, 4]
+        frames = client.read(0, 4, 2, vbuuid=vbuuid(cluster))
+        assert marker(frames[0]) == (2, 4, 5)
+        # The snapshot that contains the end is sent whole.
+        assert seqnos(client.read(0, 1)) == [1, 2]
+    cluster.hold_in_memory(0, None)
+    with Client(cluster).login().open() as client:
+        assert marker(client.read(0, 4)[0]) == (0, 4, 6)
+
+
+def test_a_damaged_file(cluster: LocalCluster) -> None:
+    cluster.upsert("a", b"1")
+    cluster.corrupt(0)
+    with Client(cluster).login().open() as client:
+        frames = client.read(0, 1)
+        assert (names(frames), reason(frames[0])) == (["STREAM_END"], StreamEndReason.BACKFILL_FAIL)
+        assert reason(client.read(0, 1, 1, vbuuid=vbuuid(cluster))[0]) == StreamEndReason.OK
+        cluster.mend(0)
+        assert seqnos(client.read(0, 1)) == [1]
+
+
+# ---------------------------------------------------------------------- sync writes
+
+
+def test_prepared_writes_are_for_those_who_ask(cluster: LocalCluster) -> None:
+    with (
+        Client(cluster).login().open(enable_sync_writes="true", name="s") as asks,
+        Client(cluster).login().open(name="c") as other,
+        Client(cluster).login(LEGACY).open(name="l") as legacy,
+    ):
+        for client in (asks, other, legacy):
+            assert client.stream(0).status == Status.SUCCESS
+        assert cluster.prepare("a", b"1") == 1
+        assert cluster.get("a") is None
+        assert names(take(asks, 2)) == ["SNAPSHOT_MARKER", "PREPARE"]
+        assert cluster.commit("a") == 2
+        assert cluster.get("a") == b"1"
+        first, commit = take(asks, 2)
+        assert (marker(first), names([commit])) == ((2, 2, 1), ["COMMIT"])
+        assert (commit.extras, commit.key) == (bytes((*bytes(7), 1, *bytes(7), 2)), b"\0a")
+        cluster.prepare("a", None)
+        cluster.abort("a")
+        cluster.upsert("b", b"2")
+        assert {"PREPARE", "ABORT", "MUTATION"} <= set(names(take(asks, 4)) + names(asks_rest(asks)))
+        for client in (other, legacy):
+            assert seqnos(take(client, 4)) == [2, 5]
+
+
+def asks_rest(client: Client) -> list[Frame]:
+    """Up to the mutation that ends the test: batches depend on how fast the writes were."""
+    frames: list[Frame] = []
+    client.send(DcpControl("supports_hifi_MFU", "true"))
+    while not frames or not frames[-1].is_response:
+        frames += take(client, 1)
+    return frames[:-1]
+
+
+def test_a_replica_gets_later_markers_and_mutations_from_disk(cluster: LocalCluster) -> None:
+    cluster.prepare("a", b"1")
+    cluster.commit("a")
+    cluster.prepare("b", b"2")
+    with Client(cluster).login().open(enable_sync_writes="true", consumer_name="replica") as client:
+        frames = client.read(0, 3)
+    first = parsed(frames[0])
+    assert (first.version, first.end, first.max_visible_seqno, first.high_completed_seqno) == (
+        "v2.0",
+        3,
+        2,
+        1,
+    )
+    assert names(frames[1:]) == ["MUTATION", "PREPARE", "STREAM_END"]
+
+
+def test_sync_writes_without_collections_cannot_be_read_from_disk(cluster: LocalCluster) -> None:
+    cluster.upsert("a", b"1")
+    with Client(cluster).login(LEGACY).open(enable_sync_writes="true") as client:
+        assert seqnos(client.read(0, 1)) == [1]
+        cluster.create_scope("s")
+        assert reason(client.read(0, 1)[0]) == StreamEndReason.BACKFILL_FAIL
+
+
+def test_a_durable_write_is_prepared_and_committed(cluster: LocalCluster) -> None:
+    write = Frame(Magic.FLEX_REQUEST, Opcode.SET, 0, 9, 0, 0, bytes(8), b"\0k", b"1", b"\x11\x02")
+    delete = Frame(Magic.FLEX_REQUEST, Opcode.DELETE, 0, 9, key=b"\0k", framing_extras=b"\x11\x01")
+    with (
+        Client(cluster).login() as kv,
+        Client(cluster).login().open(OpenFlag.PRODUCER, enable_sync_writes="true") as client,
+    ):
+        assert client.stream(0, end=4).status == Status.SUCCESS
+        assert kv.call(write).status == Status.SUCCESS
+        assert kv.call(delete).status == Status.SUCCESS
+        data = [f for f in client.until_end() if f.opcode != Opcode.DCP_SNAPSHOT_MARKER]
+        prepares = [f for f in data if f.opcode == Opcode.DCP_PREPARE]
+        assert [(f.extras[30], f.extras[29]) for f in prepares] == [(2, 0), (1, 1)]
+        cluster.prepare("k", b"2")
+        plain = request(Opcode.SET, opaque=9, key=b"\0k", extras=bytes(8), value=b"3")
+        assert kv.call(plain).status == Status.SYNC_WRITE_IN_PROGRESS
+        cluster.abort("k")
+        assert kv.call(plain).status == Status.SUCCESS
+
+
+def test_a_fork_keeps_what_was_prepared_before(cluster: LocalCluster) -> None:
+    cluster.prepare("a", b"1")
+    cluster.commit("a")
+    cluster.roll_back(0, 1)
+    assert cluster.get("a") is None
+    assert cluster.commit("a") == 2
+    assert cluster.get("a") == b"1"
+
+
+@pytest.mark.parametrize("features", [COLLECTIONS, LEGACY])
+def test_a_commit_from_disk_is_a_mutation(cluster: LocalCluster, features: tuple[int, ...]) -> None:
+    cluster.prepare("a", b"1")
+    cluster.commit("a")
+    with Client(cluster).login(features).open() as client:
+        frames = client.read(0, 2)
+    assert (marker(frames[0]), seqnos(frames)) == ((0, 2, 6), [2])
