@@ -200,9 +200,10 @@ def bucket_manifest(
     auth: AuthLike,
     options: BucketDataSourceOptions,
     tls: TLSLike = None,
+    network: str = "auto",
 ) -> Manifest | None:
     """Ask a cluster for the collections of a bucket; None where the server has none."""
-    target = parse_connection_string(server_urls)
+    target = parse_connection_string(server_urls).on_network(network)
     authenticator = as_authenticator(auth)
     context = client_context(tls, authenticator, encrypted=target.tls)
     source = MapSource(

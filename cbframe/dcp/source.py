@@ -59,6 +59,10 @@ class BucketDataSource:
     tls_context
         Verifies the nodes of ``couchbases://`` and ``https://`` seeds: a context, or the path of a
         file with certificate authorities; None for the system's.
+    network
+        Which addresses of the nodes to use: ``"default"`` for their own, or the name of alternate ones,
+        such as ``"external"``. ``"auto"`` takes what the connection string says, or else the network
+        that has the seed's host.
     transport, clock
         Stand-ins for tests.
 
@@ -80,12 +84,13 @@ class BucketDataSource:
         options: BucketDataSourceOptions | None = None,
         *,
         tls_context: TLSLike = None,
+        network: str = "auto",
         transport: Transport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         _check_arguments(server_urls, pool_name, bucket_name, receiver)
         options = options or BucketDataSourceOptions()
-        target = parse_connection_string(server_urls)
+        target = parse_connection_string(server_urls).on_network(network)
         authenticator = as_authenticator(auth)
         context = client_context(tls_context, authenticator, encrypted=target.tls)
         transport = transport or SocketTransport(context)

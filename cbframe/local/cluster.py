@@ -42,6 +42,9 @@ class LocalCluster:
         Makes the vbucket and bucket uuids repeatable.
     tls
         Certificates: every node then has a TLS port beside each of its two.
+    internal_host
+        What the nodes call themselves in place of 127.0.0.1, which is then only their alternate address
+        on the network ``external``; as in a container network, nobody outside can reach them by it.
 
     Examples
     --------
@@ -64,6 +67,7 @@ class LocalCluster:
         noop_interval: float | None = None,
         seed: int | None = None,
         tls: ServerTLS | None = None,
+        internal_host: str | None = None,
     ) -> None:
         self.bucket = bucket
         self.username = username
@@ -78,6 +82,7 @@ class LocalCluster:
             "noop_interval": noop_interval,
             "seed": seed,
             "tls": None if tls is None else tls.options(),
+            "internal_host": internal_host,
         }
         self._process = process
         self._running: Engine | None = None

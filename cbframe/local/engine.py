@@ -40,10 +40,11 @@ class Engine:
         noop_interval: float | None,
         seed: int | None,
         tls: dict[str, Any] | None = None,
+        internal_host: str | None = None,
     ) -> None:
         context = None if tls is None else ServerTLS(**tls).context()
         self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed)
-        config = ClusterConfig(self.bucket)
+        config = ClusterConfig(self.bucket, internal_host)
         credentials = Credentials(username, password)
         self.nodes: list[Node] = []
         try:
