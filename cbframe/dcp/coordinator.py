@@ -34,13 +34,15 @@ from cbframe.dcp.plan import (
     SampleNode,
     Started,
     StartNode,
+    StopNode,
     StreamEnded,
     StreamRefused,
     StreamRolledBack,
     Tick,
 )
 from cbframe.dcp.records import NodeRecord, NodeState, VBucketRecord, map_backoff, node_backoff
-from cbframe.errors import CbframeError, ProtocolError
+from cbframe.dcp.refresh import MapRefresh
+from cbframe.errors import BucketNotFoundError, CbframeError, ClusterMapError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Status, StreamEndReason
 
@@ -73,9 +75,8 @@ class Coordinator:
         self._pending: set[int] = set()
         self.done: dict[int, Position] = {}
         """Finished vbuckets."""
-        self._fetching = False
-        self._map_backoff = map_backoff(options)
-        self._map_due: float | None = None
+        self._refresh = MapRefresh(map_backoff(options), options.map_poll_interval)
+        self._gone_since: float | None = None
         self._last_error: CbframeError | None = None
         self._over = False
 
@@ -103,7 +104,8 @@ class Coordinator:
         """When a `Tick` is due, in the clock of `now`; None if only events matter."""
         if self._over:
             return None
-        times = set() if self._map_due is None else {self._map_due}
+        refresh = self._refresh.wakeup()
+        times = set() if refresh is None else {refresh}
         for vb in self._pending:
             owner = self._owner(vb)
             node = None if owner is None else self._nodes.get(owner)
@@ -125,13 +127,13 @@ class Coordinator:
         match event:
             case Started():
                 self._patience.begin(now)
-                self._want_map(now, out)
-            case MapFetched(map=new):
+                self._refresh.want(now, at_once=True)
+            case MapFetched(map=new, pushed=pushed):
+                if not pushed:
+                    self._refresh.arrived(now)
                 self._on_map(new, out)
             case MapFailed(error=error):
-                self._fetching = False
-                self._on_failure(error, now, out)
-                self._map_due = now + self._map_backoff.next_delay()
+                self._on_map_failed(error, now, out)
             case NodeReady() | NodeSampled():
                 self._on_seqnos(event, out)
             case NodeDown():
@@ -143,7 +145,7 @@ class Coordinator:
             case StreamRolledBack():
                 self._on_rolled_back(event, now, out)
             case Kicked():
-                self._want_map(now, out)
+                self._refresh.want(now)
             case Tick():
                 pass
         if not self._over:
@@ -153,8 +155,6 @@ class Coordinator:
     # -- events
 
     def _on_map(self, new: ClusterMap, out: list[Instruction]) -> None:
-        self._fetching = False
-        self._map_due = None
         old = self._map
         if old is not None and (error := verdicts.other_bucket(old, new)) is not None:
             self._fail(error, out)
@@ -164,8 +164,28 @@ class Coordinator:
         elif old.newer_than(new):
             return
         elif new != old:
-            self._map_backoff.reset()
+            self._refresh.changed()
+        self._gone_since = None
         self._map = new
+        for address, node in self._nodes.items():
+            # Its streams are asked of others once its thread has ended: never two at a time.
+            if address not in new.nodes and node.state in (NodeState.STARTING, NodeState.READY):
+                node.state = NodeState.LEAVING
+                out.append(StopNode(address))
+
+    def _on_map_failed(self, error: CbframeError, now: float, out: list[Instruction]) -> None:
+        routine = self._refresh.failed(now)
+        if error.permanent or not routine:
+            self._on_failure(error, now, out)
+        if self._over or self._map is None or not isinstance(error, BucketNotFoundError | ClusterMapError):
+            return
+        # A source without an end outlives much, but not its bucket.
+        if self._gone_since is None:
+            self._gone_since = now
+        if (isinstance(error, ClusterMapError) and error.permanent) or (
+            isinstance(error, BucketNotFoundError) and now - self._gone_since > self._options.recovery_timeout
+        ):
+            self._fail(error, out)
 
     def _begin(self, new: ClusterMap, out: list[Instruction]) -> None:
         wanted = range(new.vbuckets) if self._wanted is None else self._wanted
@@ -184,7 +204,7 @@ class Coordinator:
             return
         node.seqnos = event.seqnos
         node.sampling = False
-        if isinstance(event, NodeReady):
+        if isinstance(event, NodeReady) and node.state is NodeState.STARTING:
             node.state = NodeState.READY
         for vb in self._pending:
             if self._owner(vb) == event.node:
@@ -213,9 +233,11 @@ class Coordinator:
             self._vbuckets[vb].node = None
             self._vbuckets[vb].stale = True
             self._pending.add(vb)
+        if self._map is not None and event.node not in self._map.nodes:
+            del self._nodes[event.node]
         self._on_failure(event.error, now, out)
         if not self._over:
-            self._want_map(now, out)
+            self._refresh.want(now)
 
     def _on_ended(self, event: StreamEnded, now: float, out: list[Instruction]) -> None:
         vb, reason = event.vbucket, event.reason
@@ -225,14 +247,14 @@ class Coordinator:
             self._done(vb, event.position, out)
             return
         if reason == StreamEndReason.STATE_CHANGED:
-            self._want_map(now, out)
+            self._refresh.want(now)
         elif (error := verdicts.ended(event)) is not None:
             self._on_failure(error, now, out)
         self._retry(vb, now, wait=reason != StreamEndReason.ROLLBACK)
 
     def _on_refused(self, event: StreamRefused, now: float, out: list[Instruction]) -> None:
         if event.status == Status.NOT_MY_VBUCKET:
-            self._want_map(now, out)
+            self._refresh.want(now)
         self._on_failure(verdicts.refused(event), now, out)
         self._retry(event.vbucket, now)
 
@@ -248,8 +270,8 @@ class Coordinator:
 
     def _plan(self, now: float, out: list[Instruction]) -> None:
         """Ask for what is pending where it can be had."""
-        if self._map_due is not None and now >= self._map_due and not self._fetching:
-            self._fetch(out)
+        if self._refresh.begin(now):
+            out.append(FetchMap())
         if self._map is None:
             self._check_patience(now, out)
             return
@@ -269,7 +291,7 @@ class Coordinator:
             self._on_failure(verdicts.ownerless(ownerless, self._map.vbuckets), now, out)
             if self._over:
                 return
-            self._want_map(now, out)
+            self._refresh.want(now)
         known = self._ends.known
         for address, vbs in wanted.items():
             self._plan_node(address, sorted(vbs), now, out)
@@ -317,7 +339,7 @@ class Coordinator:
         for vb in absent:
             self._retry(vb, now)
         if absent:
-            self._want_map(now, out)
+            self._refresh.want(now)
         if absent or any(self._vbuckets[vb].stale for vb in vbs):
             node.sampling = True
             out.append(SampleNode(address))
@@ -383,17 +405,3 @@ class Coordinator:
     def _fail(self, error: CbframeError, out: list[Instruction]) -> None:
         self._over = True
         out.append(Fail(error))
-
-    def _want_map(self, now: float, out: list[Instruction]) -> None:
-        """Fetch a map now, or as soon as the wait between two fetches is over."""
-        if self._fetching or self._map_due is not None:
-            return
-        if self._map is None:
-            self._fetch(out)
-        else:
-            self._map_due = now + self._map_backoff.next_delay()
-
-    def _fetch(self, out: list[Instruction]) -> None:
-        self._fetching = True
-        self._map_due = None
-        out.append(FetchMap())

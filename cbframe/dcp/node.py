@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from cbframe.dcp import events as dcp
-from cbframe.dcp import plan
+from cbframe.dcp import plan, verdicts
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.metadata import VBucketMetaData
 from cbframe.dcp.receiver import BlockReceiver, ReceiverEx
@@ -35,7 +35,7 @@ from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Opcode, Status, Str
 from cbframe.wire.requests import StreamRequest
 
 T = TypeVar("T")
-Order: TypeAlias = plan.OpenStreams | plan.CloseStreams | plan.SampleNode
+Order: TypeAlias = plan.StopNode | plan.OpenStreams | plan.CloseStreams | plan.SampleNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +204,8 @@ class NodeThread:
             if isinstance(order, plan.SampleNode):
                 connection.sample()
                 continue
+            if isinstance(order, plan.StopNode):
+                raise ConnectError("the node has left the cluster map: its connection is closed")
             if isinstance(order, plan.CloseStreams):
                 for vbucket in order.vbuckets:
                     connection.close_stream(vbucket)
@@ -256,10 +258,12 @@ class NodeThread:
                 self._save(stream)
             case dcp.Ended(stream=stream, reason=reason):
                 stats.streams_ended += 1
-                if reason is None:
-                    reason = StreamEndReason.CLOSED
+                told = StreamEndReason.CLOSED if reason is None else reason
                 progressed = stream.seqno > stream.start
-                setup.post(plan.StreamEnded(self.node, stream.vbucket, reason, _position(stream), progressed))
+                ended = plan.StreamEnded(self.node, stream.vbucket, told, _position(stream), progressed)
+                if reason is not None and (error := verdicts.ended(ended)) is not None:
+                    setup.on_error(error)
+                setup.post(ended)
                 self._progressed |= progressed or reason == StreamEndReason.OK
             case dcp.Refused(stream=stream, status=status, body=body):
                 stats.streams_refused += 1

@@ -19,9 +19,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class MapFetched:
-    """A cluster map arrived, asked for or pushed."""
+    """A cluster map arrived, asked for or `pushed`."""
 
     map: ClusterMap
+    pushed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,13 @@ class StartNode:
 
 
 @dataclass(frozen=True, slots=True)
+class StopNode:
+    """End the connection to a node that has left the cluster; `NodeDown` follows."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class SampleNode:
     """Ask a connected node for its high seqnos."""
 
@@ -170,4 +178,6 @@ class Fail:
     error: CbframeError
 
 
-Instruction: TypeAlias = FetchMap | StartNode | SampleNode | OpenStreams | CloseStreams | Finish | Fail
+Instruction: TypeAlias = (
+    FetchMap | StartNode | StopNode | SampleNode | OpenStreams | CloseStreams | Finish | Fail
+)

@@ -114,6 +114,7 @@ class BucketDataSource:
         self._supervisor = Supervisor(
             self._coordinator,
             fetch_map=self._fetch_map,
+            cancel_fetch=self._maps.cancel,
             make_node=self._make_node,
             on_error=self._report,
             on_over=self._on_over,
@@ -276,7 +277,7 @@ class BucketDataSource:
     def _on_config(self, node: str, body: bytes) -> None:
         pushed = self._maps.parse_pushed(node, body)
         if pushed is not None:
-            self._supervisor.post(plan.MapFetched(pushed))
+            self._supervisor.post(plan.MapFetched(pushed, pushed=True))
 
     def _report(self, error: CbframeError) -> None:
         if isinstance(error, ReadCancelledError):

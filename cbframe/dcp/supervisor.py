@@ -21,6 +21,8 @@ class Supervisor:
         The logic; touched by this thread only, once started.
     fetch_map
         Asks the cluster for its map, blocking: raises CbframeError if no seed has one.
+    cancel_fetch
+        Ends `fetch_map` soon, for good.
     make_node
         Makes the thread of a node.
     on_error, on_over
@@ -32,6 +34,7 @@ class Supervisor:
         coordinator: Coordinator,
         *,
         fetch_map: Callable[[], plan.Event],
+        cancel_fetch: Callable[[], None],
         make_node: Callable[[str], NodeThread],
         on_error: Callable[[CbframeError], None],
         on_over: Callable[[CbframeError | None], None],
@@ -39,6 +42,7 @@ class Supervisor:
     ) -> None:
         self._coordinator = coordinator
         self._fetch_map = fetch_map
+        self._cancel_fetch = cancel_fetch
         self._make_node = make_node
         self._on_error = on_error
         self._on_over = on_over
@@ -49,6 +53,7 @@ class Supervisor:
         self._told = False
         self.nodes: dict[str, NodeThread] = {}
         self._ended: list[NodeThread] = []
+        self._fetcher: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run, name="cbframe-cluster", daemon=True)
 
     def start(self) -> None:
@@ -77,10 +82,13 @@ class Supervisor:
             error = CbframeError(f"an unexpected {type(exc).__name__} in the coordinator: {exc}")
             error.__cause__ = exc
         finally:
+            self._cancel_fetch()
             for node in self.nodes.values():
                 node.stop()
             for node in [*self.nodes.values(), *self._ended]:
                 node.join()
+            if self._fetcher is not None:
+                self._fetcher.join()
             self._tell(error)
 
     def _loop(self) -> None:
@@ -110,13 +118,18 @@ class Supervisor:
     def _carry_out(self, instruction: plan.Instruction) -> bool:
         match instruction:
             case plan.FetchMap():
-                self.post(self._fetch_map())
+                # Beside the loop: a seed that does not answer must not hold up the nodes.
+                if self._fetcher is not None:
+                    self._fetcher.join()
+                self._fetcher = threading.Thread(target=self._fetch, name="cbframe-map", daemon=True)
+                self._fetcher.start()
             case plan.StartNode(node=address):
                 self._reap()
                 node = self.nodes[address] = self._make_node(address)
                 node.start()
             case (
-                plan.SampleNode(node=address)
+                plan.StopNode(node=address)
+                | plan.SampleNode(node=address)
                 | plan.OpenStreams(node=address)
                 | plan.CloseStreams(node=address)
             ):
@@ -130,6 +143,16 @@ class Supervisor:
                 self._tell(None)
                 return False
         return True
+
+    def _fetch(self) -> None:
+        try:
+            event = self._fetch_map()
+        except Exception as exc:  # noqa: BLE001 - a fault of ours must end the read, not hang it
+            error = CbframeError(f"an unexpected {type(exc).__name__} while the map was fetched: {exc}")
+            error.__cause__ = exc
+            error.permanent = True
+            event = plan.MapFailed(error)
+        self.post(event)
 
     def _reap(self) -> None:
         for thread in self._ended:

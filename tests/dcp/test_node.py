@@ -13,7 +13,14 @@ from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.node import NodeSetup, NodeThread
 from cbframe.dcp.source import _AdaptedReceiver
 from cbframe.dcp.stats import NodeStats
-from cbframe.errors import CbframeError, ConnectError, ProtocolError, ReadTimeoutError, ReceiverError
+from cbframe.errors import (
+    CbframeError,
+    ConnectError,
+    ProtocolError,
+    ReadTimeoutError,
+    ReceiverError,
+    StreamError,
+)
 from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
 from cbframe.testing.transport import Peer
 from cbframe.wire.constants import Opcode, Status, StreamEndReason
@@ -55,8 +62,11 @@ class Rig:
         )
         self.thread = NodeThread(NODE, setup, self.stats)
         self.wanted: tuple[tuple[int, int], ...] = ()
+        self.leaving = False
 
     def _post(self, event: plan.Event) -> None:
+        if isinstance(event, plan.NodeReady) and self.leaving:
+            self.thread.post(plan.StopNode(NODE))
         if isinstance(event, plan.NodeReady) and self.wanted:
             self.thread.post(plan.OpenStreams(NODE, self.wanted))
         self.events.put(event)
@@ -214,3 +224,29 @@ def test_a_resumed_stream_asks_from_where_it_was() -> None:
     assert (first.start, first.vbuuid) == (0, 0)
     # seqno 3 lies before the newest history began (5), so it belongs to the older one.
     assert (second.start, second.vbuuid, second.snap_start, second.snap_end) == (3, 11, 3, 3)
+
+
+def test_a_node_that_left_the_cluster_is_disconnected() -> None:
+    rig = Rig(serving())
+    rig.leaving = True
+    failure = down(rig.run())
+    assert "left the cluster" in str(failure.error)
+    assert not failure.error.permanent
+    assert rig.clock.now == 1000
+    assert rig.transport.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "loud"), [(0, False), (StreamEndReason.STATE_CHANGED, False), (3, True), (200, True)]
+)
+def test_a_stream_that_ends_without_need_is_told_of(reason: int, loud: bool) -> None:
+    def peer(frame: Frame) -> bytes | None:
+        answer = good_answer(frame).encode()
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            answer += StreamEnd(frame.vbucket, reason).frame(frame.opaque).encode()
+        return answer
+
+    rig = Rig(peer)
+    rig.run((1, 3))
+    told = [error for error in rig.errors if isinstance(error, StreamError)]
+    assert [(error.node, error.vbucket) for error in told] == ([(NODE, 1)] if loud else [])
