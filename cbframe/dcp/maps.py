@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from cbframe.dcp.aside import Aside
 from cbframe.dcp.handshake import Login, Steps, T, fetch_config, fetch_manifest
 from cbframe.dcp.query import ask
 from cbframe.dcp.transport import SocketTransport, Transport, Waker, split_address
-from cbframe.errors import CbframeError, ProtocolError
+from cbframe.errors import AuthFailError, CbframeError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 
@@ -36,6 +37,12 @@ def make_login(
     return Login(username, password, bucket, target.tls, allow_plain, lambda: token_hex(16))
 
 
+def with_credentials(login: Login, authenticator: Authenticator) -> Login:
+    """The same login for another password."""
+    username, password = authenticator.credentials() or (None, "")
+    return replace(login, username=username, password=password)
+
+
 class MapSource:
     """Fetches cluster maps and manifests, over all seeds in turn.
 
@@ -49,6 +56,8 @@ class MapSource:
         Refuse a bucket of the same name with another uuid; empty to take any.
     tls_context
         For REST over TLS: the one that the transport has too.
+    renew
+        Gives the credentials of each fetch anew; None if they never change.
     """
 
     def __init__(
@@ -62,8 +71,10 @@ class MapSource:
         clock: Callable[[], float],
         timeout: float,
         tls_context: TLSContext | None = None,
+        renew: Callable[[], Authenticator] | None = None,
     ) -> None:
         self._target = target
+        self._renew = renew
         self._login = login
         self._auth = auth
         self._bucket_uuid = bucket_uuid
@@ -85,12 +96,28 @@ class MapSource:
         AuthFailError, AccessError, BucketNotFoundError
             At once: the other seeds would say the same.
         """
-        if self._target.bootstrap == "rest":
-            found = self._aside.run(self._fetch_over_rest)
-        else:
-            found = self._over_seeds(self._fetch_from)
+        self._renew_credentials()
+        try:
+            found = self._fetch_anywhere()
+        except AuthFailError:
+            if not self._renew_credentials():
+                raise
+            found = self._fetch_anywhere()
         self._known_nodes = found.nodes
         return found
+
+    def _fetch_anywhere(self) -> ClusterMap:
+        if self._target.bootstrap == "rest":
+            return self._aside.run(self._fetch_over_rest)
+        return self._over_seeds(self._fetch_from)
+
+    def _renew_credentials(self) -> bool:
+        """Ask for the credentials anew; whether they are others than before."""
+        before = self._auth
+        if self._renew is not None:
+            self._auth = self._renew()
+            self._login = with_credentials(self._login, self._auth)
+        return self._auth != before
 
     def fetch_manifest(self) -> Manifest | None:
         """The collections of the bucket; None where the server has no collections."""

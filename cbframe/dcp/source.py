@@ -10,21 +10,27 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-from cbframe.cluster.auth import AuthLike, as_authenticator
+from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSLike, client_context
 from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.coordinator import Coordinator
-from cbframe.dcp.handshake import DcpSettings
-from cbframe.dcp.maps import MapSource, make_login
+from cbframe.dcp.handshake import DcpSettings, Login
+from cbframe.dcp.maps import MapSource, make_login, with_credentials
 from cbframe.dcp.node import NodeSetup, NodeThread
 from cbframe.dcp.receiver import BlockReceiver, CallbackAdapter, Receiver
 from cbframe.dcp.stats import BucketDataSourceStats, NodeStats, add_up
 from cbframe.dcp.supervisor import Supervisor
 from cbframe.dcp.transport import SocketTransport, Transport
-from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
+from cbframe.errors import (
+    AuthFailError,
+    CbframeError,
+    ConfigurationError,
+    ReadCancelledError,
+    ReadTimeoutError,
+)
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 from cbframe.wire.requests import StreamFilter
@@ -50,7 +56,8 @@ class BucketDataSource:
         The vbuckets to stream; None for all.
     auth
         ``(user, password)``, an authenticator (of passwords or certificates), or a callable that gives
-        one.
+        one: it is called for each connection and each look at the map, on any thread, so that a
+        password that was changed meanwhile is taken up. (A client certificate is read once.)
     receiver
         A :class:`~cbframe.dcp.receiver.Receiver` or
         :class:`~cbframe.dcp.receiver.BlockReceiver`.
@@ -99,6 +106,8 @@ class BucketDataSource:
         self._transport = transport
         self._clock = clock
         self._login = make_login(target, authenticator, bucket_name, allow_plain=options.allow_plain)
+        self._auth = auth if callable(auth) else None
+        self._refused: set[str] = set()
         self._maps = MapSource(
             target,
             self._login,
@@ -108,6 +117,7 @@ class BucketDataSource:
             clock=clock,
             timeout=options.connect_timeout,
             tls_context=context,
+            renew=None if self._auth is None else self._authenticator,
         )
         self._filter = StreamFilter(options.collections, options.scope_id).encode()
         self._coordinator = Coordinator(vbucket_ids, options)
@@ -256,12 +266,12 @@ class BucketDataSource:
             transport=self._transport,
             receiver=self._receiver,
             make_connection=lambda: DcpConnection(
-                self._login,
+                self._fresh_login(),
                 settings,
                 ack_threshold=options.feed_buffer_ack_threshold,
                 max_body=options.max_body_bytes,
             ),
-            post=self._supervisor.post,
+            post=self._post,
             on_config=self._on_config,
             on_error=self._report,
             clock=self._clock,
@@ -273,6 +283,24 @@ class BucketDataSource:
             filter_value=self._filter,
         )
         return NodeThread(address, setup, stats)
+
+    def _authenticator(self) -> Authenticator:
+        return as_authenticator(self._auth)
+
+    def _fresh_login(self) -> Login:
+        return self._login if self._auth is None else with_credentials(self._login, self._authenticator())
+
+    def _post(self, event: plan.Event) -> None:
+        match event:
+            case plan.NodeReady(node=node):
+                self._refused.discard(node)
+            case plan.NodeDown(node=node, error=AuthFailError() as error) if (
+                self._auth is not None and node not in self._refused
+            ):
+                # The password may have been changed between our question and the node's.
+                self._refused.add(node)
+                error.permanent = False
+        self._supervisor.post(event)
 
     def _on_config(self, node: str, body: bytes) -> None:
         pushed = self._maps.parse_pushed(node, body)
