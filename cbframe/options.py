@@ -48,6 +48,9 @@ class BucketDataSourceOptions:
         Seconds: for one connection with its handshake, and for a bounded source until it streams.
     recovery_timeout
         Seconds that a bounded source goes on without progress while attempts fail.
+    map_poll_interval
+        Seconds without news of the cluster map after which it is looked at all the same; None for
+        never.
     ping_timeout_ms
         A connection that was idle for so many milliseconds is asked whether it lives.
     receive_buffer_bytes
@@ -89,6 +92,7 @@ class BucketDataSourceOptions:
     scope_id: int | None = None
     connect_timeout: float = 10.0
     recovery_timeout: float = 60.0
+    map_poll_interval: float | None = 10.0
     ping_timeout_ms: int = 30_000
     receive_buffer_bytes: int = 4 * 1024 * 1024
     max_body_bytes: int = 25 * 1024 * 1024
@@ -104,6 +108,8 @@ class BucketDataSourceOptions:
         for name in ("connect_timeout", "recovery_timeout", "noop_interval_secs", "ping_timeout_ms"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.map_poll_interval is not None and not self.map_poll_interval > 0:
+            raise ConfigurationError(f"map_poll_interval must be positive, not {self.map_poll_interval}")
         for prefix in ("cluster_manager", "data_manager"):
             factor = getattr(self, f"{prefix}_backoff_factor")
             first = getattr(self, f"{prefix}_sleep_init_ms")

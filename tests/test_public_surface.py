@@ -53,6 +53,7 @@ SCAN = {
     "bucket": None,
     "auth": None,
     "tls": None,
+    "network": "auto",
     "scope": None,
     "collections": None,
     "columns": None,

@@ -107,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     read.add_argument("--client-cert", metavar="FILE", help="client certificate, in place of --user")
     read.add_argument("--client-key", metavar="FILE", help="its key, if that is in another file")
+    read.add_argument(
+        "--network",
+        default="auto",
+        metavar="NAME",
+        help="which addresses of the nodes to use: default, external, …; else as CONN says",
+    )
     read.add_argument("--columns", metavar="A,B", help="keep only these fields")
     read.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a file")
     read.add_argument("--no-progress", action="store_true", help="draw no progress line")

@@ -28,6 +28,7 @@ def read(options: argparse.Namespace) -> int:
             options.bucket,
             auth=auth,
             tls=options.ca_file,
+            network=options.network,
             columns=columns,
             progress=progress,
         )

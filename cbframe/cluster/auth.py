@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TypeAlias
 
-from cbframe.errors import ConfigurationError
+from cbframe.errors import CbframeError, ConfigurationError, ConnectError
 
 _HINT = 'pass auth=("user", "password") or auth=PasswordAuthenticator("user", "password")'
 
@@ -111,10 +111,21 @@ def as_authenticator(auth: AuthLike) -> Authenticator:
     ------
     ConfigurationError
         `auth` is None or something else. What was passed is never shown.
+    ConnectError
+        The callable raised something that is no error of cbframe's; a later call may do better.
     """
     source: object = auth
     if not isinstance(source, Authenticator) and callable(source):
-        source = source()
+        try:
+            source = source()
+        except CbframeError:
+            raise
+        except Exception as exc:
+            # Its message may hold a secret; whoever wants it finds it as the cause.
+            raise ConnectError(
+                f"the auth callable raised {type(exc).__name__}",
+                hint="it gives the user name and the password for each new connection",
+            ) from exc
     if isinstance(source, Authenticator):
         return source
     if isinstance(source, tuple | list) and len(source) == 2:

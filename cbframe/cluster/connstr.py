@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import parse_qsl, unquote
 
@@ -78,6 +78,22 @@ class ConnectionString:
     @property
     def network(self) -> str:
         return self.option("network") or "auto"
+
+    def on_network(self, network: str) -> ConnectionString:
+        """The same on another network; ``auto`` leaves the choice to the ``network`` option.
+
+        Raises
+        ------
+        ConfigurationError
+            The name is empty or no string.
+        """
+        # The types may lie: this comes from notebooks.
+        name: object = network
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(
+                f"network={name!r} names no network", hint='"auto", "default" or a name such as "external"'
+            )
+        return self if name == "auto" else replace(self, params=(*self.params, ("network", name)))
 
     def option(self, name: str) -> str | None:
         """The value of an option; the last one if it is given twice."""

@@ -285,6 +285,12 @@ def _unreachable(node: Node, network: str, *, tls: bool) -> ClusterMapError:
         )
         error.permanent = True
         return error
+    if "kvSSL" not in node.networks[network].ports:
+        return ClusterMapError(
+            f"the node's data service has no port on network {network!r}",
+            node=name,
+            hint="publish the port in the alternate address, or choose another network",
+        )
     return ClusterMapError(
         "the node offers only a TLS port for the data service",
         node=name,

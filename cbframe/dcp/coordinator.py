@@ -13,38 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cbframe.cluster.map import ClusterMap
-from cbframe.dcp import verdicts
+from cbframe.dcp import plan, verdicts
 from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.ends import Ends
 from cbframe.dcp.patience import Patience
-from cbframe.dcp.plan import (
-    UPDATE_SECURITY_SETTINGS,
-    CloseStreams,
-    Event,
-    Fail,
-    FetchMap,
-    Finish,
-    Instruction,
-    Kicked,
-    MapFailed,
-    MapFetched,
-    NodeDown,
-    NodeReady,
-    NodeSampled,
-    OpenStreams,
-    Position,
-    Reconnect,
-    SampleNode,
-    Started,
-    StartNode,
-    StreamEnded,
-    StreamRefused,
-    StreamRolledBack,
-    Tick,
-)
 from cbframe.dcp.records import NodeRecord, NodeState, VBucketRecord, map_backoff, node_backoff
-from cbframe.dcp.schedule import MapSchedule
-from cbframe.errors import CbframeError, ProtocolError
+from cbframe.dcp.refresh import MapRefresh
+from cbframe.errors import BucketNotFoundError, CbframeError, ClusterMapError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Status, StreamEndReason
 
@@ -83,9 +58,10 @@ class Coordinator:
         self._nodes: dict[str, NodeRecord] = {}
         self._vbuckets: dict[int, VBucketRecord] = {}
         self._pending: set[int] = set()
-        self.done: dict[int, Position] = {}
+        self.done: dict[int, plan.Position] = {}
         """Finished vbuckets."""
-        self._schedule = MapSchedule(map_backoff(options), self._counters)
+        self._refresh = MapRefresh(map_backoff(options), options.map_poll_interval, self._counters)
+        self._gone_since: float | None = None
         self._last_error: CbframeError | None = None
         self._over = False
 
@@ -113,7 +89,8 @@ class Coordinator:
         """When a `Tick` is due, in the clock of `now`; None if only events matter."""
         if self._over:
             return None
-        times = set() if self._schedule.due is None else {self._schedule.due}
+        refresh = self._refresh.wakeup()
+        times = set() if refresh is None else {refresh}
         for vb in self._pending:
             owner = self._owner(vb)
             node = None if owner is None else self._nodes.get(owner)
@@ -127,59 +104,58 @@ class Coordinator:
             times.add(deadline)
         return min(times, default=None)
 
-    def handle(self, event: Event, now: float) -> list[Instruction]:
+    def handle(self, event: plan.Event, now: float) -> list[plan.Instruction]:
         """Take an event and say what is to be done."""
         if self._over:
             return []
-        out: list[Instruction] = []
+        out: list[plan.Instruction] = []
         match event:
-            case Started():
+            case plan.Started():
                 self._patience.begin(now)
-                self._fetch(out)
-            case MapFetched(map=new):
+                self._refresh.begin_at_once(now)
+            case plan.MapFetched(map=new, pushed=pushed):
+                self._refresh.came(now, pushed=pushed)
                 self._on_map(new, out)
-            case MapFailed(error=error):
-                self._on_failure(error, now, out)
-                self._schedule.failed(now)
-            case NodeReady() | NodeSampled():
+            case plan.MapFailed(error=error):
+                self._on_map_failed(error, now, out)
+            case plan.NodeReady() | plan.NodeSampled():
                 self._on_seqnos(event, out)
-            case NodeDown():
+            case plan.NodeDown():
                 self._on_down(event, now, out)
-            case StreamEnded():
+            case plan.StreamEnded():
                 self._on_ended(event, now, out)
-            case StreamRefused():
+            case plan.StreamRefused():
                 self._on_refused(event, now, out)
-            case StreamRolledBack():
+            case plan.StreamRolledBack():
                 self._on_rolled_back(event, now, out)
-            case Kicked(reason=reason):
+            case plan.Kicked(reason=reason):
                 self._on_kick(reason, now, out)
-            case Tick():
+            case plan.Tick():
                 pass
         if not self._over:
             self._plan(now, out)
-            self._counters.tot_refresh_workers_loop += isinstance(event, MapFetched)
+            self._counters.tot_refresh_workers_loop += isinstance(event, plan.MapFetched)
         return out
 
-    def dismiss(self, event: Event) -> None:
+    def dismiss(self, event: plan.Event) -> None:
         """Take note of an event that came too late: the source is over, or is being closed."""
-        self._schedule.dismiss(event, over=self._over)
+        self._refresh.dismiss(event, over=self._over)
 
     # -- events
 
-    def _on_kick(self, reason: str, now: float, out: list[Instruction]) -> None:
+    def _on_kick(self, reason: str, now: float, out: list[plan.Instruction]) -> None:
         counters = self._counters
         counters.tot_refresh_workers_vbm_nil_err += self._map is None
-        if reason == UPDATE_SECURITY_SETTINGS:
+        if reason == plan.UPDATE_SECURITY_SETTINGS:
             counters.tot_refresh_workers_security_updates += 1
             for address, node in self._nodes.items():
                 if node.state is not NodeState.WAITING:
                     counters.tot_refresh_workers_remove_worker += 1
-                    out.append(Reconnect(address))
-        self._schedule.want(now)
+                    out.append(plan.StopNode(address, "the connection is made anew"))
+        self._refresh.want(now)
 
-    def _on_map(self, new: ClusterMap, out: list[Instruction]) -> None:
+    def _on_map(self, new: ClusterMap, out: list[plan.Instruction]) -> None:
         old = self._map
-        self._schedule.came(changed=old is not None and new != old and not old.newer_than(new))
         if old is not None and (error := verdicts.other_bucket(old, new)) is not None:
             self._fail(error, out)
             return
@@ -187,9 +163,32 @@ class Coordinator:
             self._begin(new, out)
         elif old.newer_than(new):
             return
+        elif new != old:
+            self._refresh.changed()
+        self._gone_since = None
         self._map = new
+        for address, node in self._nodes.items():
+            # Its streams are asked of others once its thread has ended: never two at a time.
+            if address not in new.nodes and node.state in (NodeState.STARTING, NodeState.READY):
+                node.state = NodeState.LEAVING
+                self._counters.tot_refresh_workers_remove_worker += 1
+                out.append(plan.StopNode(address, "the node has left the cluster map"))
 
-    def _begin(self, new: ClusterMap, out: list[Instruction]) -> None:
+    def _on_map_failed(self, error: CbframeError, now: float, out: list[plan.Instruction]) -> None:
+        routine = self._refresh.failed(now)
+        if error.permanent or not routine:
+            self._on_failure(error, now, out)
+        if self._over or self._map is None or not isinstance(error, BucketNotFoundError | ClusterMapError):
+            return
+        # A source without an end outlives much, but not its bucket.
+        if self._gone_since is None:
+            self._gone_since = now
+        if (isinstance(error, ClusterMapError) and error.permanent) or (
+            isinstance(error, BucketNotFoundError) and now - self._gone_since > self._options.recovery_timeout
+        ):
+            self._fail(error, out)
+
+    def _begin(self, new: ClusterMap, out: list[plan.Instruction]) -> None:
         wanted = range(new.vbuckets) if self._wanted is None else self._wanted
         if (error := verdicts.bad_choice(wanted, new)) is not None:
             bad = sum(not 0 <= vb < new.vbuckets for vb in wanted)
@@ -202,13 +201,13 @@ class Coordinator:
         if not self._vbuckets:
             self._finish(out)
 
-    def _on_seqnos(self, event: NodeReady | NodeSampled, out: list[Instruction]) -> None:
+    def _on_seqnos(self, event: plan.NodeReady | plan.NodeSampled, out: list[plan.Instruction]) -> None:
         node = self._nodes.get(event.node)
         if node is None:
             return
         node.seqnos = event.seqnos
         node.sampling = False
-        if isinstance(event, NodeReady):
+        if isinstance(event, plan.NodeReady) and node.state is NodeState.STARTING:
             node.state = NodeState.READY
             # Reason enough to look again at who wants what, and the map at hand will do.
             self._counters.tot_kick += 1
@@ -221,9 +220,9 @@ class Coordinator:
             # Between sample and request a history may have lost its end: that stream would never end.
             lost = [vb for vb, end in self._asked(event.node) if event.seqnos.get(vb, end) < end]
             if lost:
-                out.append(CloseStreams(event.node, tuple(lost)))
+                out.append(plan.CloseStreams(event.node, tuple(lost)))
 
-    def _on_down(self, event: NodeDown, now: float, out: list[Instruction]) -> None:
+    def _on_down(self, event: plan.NodeDown, now: float, out: list[plan.Instruction]) -> None:
         node = self._nodes.get(event.node)
         if node is None:
             return
@@ -241,11 +240,13 @@ class Coordinator:
             self._vbuckets[vb].node = None
             self._vbuckets[vb].stale = True
             self._pending.add(vb)
+        if self._map is not None and event.node not in self._map.nodes:
+            del self._nodes[event.node]
         self._on_failure(event.error, now, out)
         if not self._over:
-            self._schedule.kick(now)
+            self._refresh.kick(now)
 
-    def _on_ended(self, event: StreamEnded, now: float, out: list[Instruction]) -> None:
+    def _on_ended(self, event: plan.StreamEnded, now: float, out: list[plan.Instruction]) -> None:
         vb, reason = event.vbucket, event.reason
         if event.progressed or reason in _DONE:
             self._patience.progressed()
@@ -253,18 +254,18 @@ class Coordinator:
             self._done(vb, event.position, out)
             return
         if reason == StreamEndReason.STATE_CHANGED:
-            self._schedule.kick(now)
+            self._refresh.kick(now)
         elif (error := verdicts.ended(event)) is not None:
             self._on_failure(error, now, out)
         self._retry(vb, now, wait=reason != StreamEndReason.ROLLBACK)
 
-    def _on_refused(self, event: StreamRefused, now: float, out: list[Instruction]) -> None:
+    def _on_refused(self, event: plan.StreamRefused, now: float, out: list[plan.Instruction]) -> None:
         if event.status == Status.NOT_MY_VBUCKET:
-            self._schedule.kick(now)
+            self._refresh.kick(now)
         self._on_failure(verdicts.refused(event), now, out)
         self._retry(event.vbucket, now)
 
-    def _on_rolled_back(self, event: StreamRolledBack, now: float, out: list[Instruction]) -> None:
+    def _on_rolled_back(self, event: plan.StreamRolledBack, now: float, out: list[plan.Instruction]) -> None:
         vbucket = self._vbuckets[event.vbucket]
         vbucket.rollbacks += 1
         patient = vbucket.rollbacks > _QUICK_ROLLBACKS
@@ -274,10 +275,10 @@ class Coordinator:
 
     # -- planning
 
-    def _plan(self, now: float, out: list[Instruction]) -> None:
+    def _plan(self, now: float, out: list[plan.Instruction]) -> None:
         """Ask for what is pending where it can be had."""
-        if self._schedule.is_due(now):
-            self._fetch(out)
+        if self._refresh.begin(now):
+            out.append(plan.FetchMap())
         if self._map is None:
             self._check_patience(now, out)
             return
@@ -298,7 +299,7 @@ class Coordinator:
             self._on_failure(verdicts.ownerless(ownerless, self._map.vbuckets), now, out)
             if self._over:
                 return
-            self._schedule.kick(now)
+            self._refresh.kick(now)
         known = self._ends.known
         for address, vbs in wanted.items():
             self._plan_node(address, sorted(vbs), now, out)
@@ -308,14 +309,14 @@ class Coordinator:
                 self._plan_node(address, sorted(self._pending.intersection(vbs)), now, out)
         self._check_patience(now, out)
 
-    def _plan_node(self, address: str, vbs: list[int], now: float, out: list[Instruction]) -> None:
+    def _plan_node(self, address: str, vbs: list[int], now: float, out: list[plan.Instruction]) -> None:
         node = self._nodes.get(address)
         if node is None:
             node = self._nodes[address] = NodeRecord(node_backoff(self._options))
         if node.state is NodeState.WAITING and now >= node.retry_at:
             node.state = NodeState.STARTING
             self._counters.tot_refresh_workers_add_worker += 1
-            out.append(StartNode(address))
+            out.append(plan.StartNode(address))
         if node.state is not NodeState.READY or node.sampling:
             return
         if self._ends.now and not self._is_sampled(address, node, vbs, now, out):
@@ -326,7 +327,7 @@ class Coordinator:
         for vb in vbs:
             end = self._ends.of(vb, node.seqnos)
             if end == 0 and self._ends.now and not self._vbuckets[vb].attempts:
-                self._done(vb, Position(0, 0), out)
+                self._done(vb, plan.Position(0, 0), out)
                 continue
             streams.append((vb, end))
             vbucket = self._vbuckets[vb]
@@ -335,10 +336,10 @@ class Coordinator:
             self._pending.discard(vb)
         if streams:
             self._counters.tot_refresh_workers_kick_worker += 1
-            out.append(OpenStreams(address, tuple(streams)))
+            out.append(plan.OpenStreams(address, tuple(streams)))
 
     def _is_sampled(
-        self, address: str, node: NodeRecord, vbs: list[int], now: float, out: list[Instruction]
+        self, address: str, node: NodeRecord, vbs: list[int], now: float, out: list[plan.Instruction]
     ) -> bool:
         """Whether the node's high seqnos are fresh enough for these vbuckets; if not, ask again.
 
@@ -348,10 +349,10 @@ class Coordinator:
         for vb in absent:
             self._retry(vb, now)
         if absent:
-            self._schedule.kick(now)
+            self._refresh.kick(now)
         if absent or any(self._vbuckets[vb].stale for vb in vbs):
             node.sampling = True
-            out.append(SampleNode(address))
+            out.append(plan.SampleNode(address))
             return False
         self._ends.pin(vbs, node.seqnos)
         return True
@@ -371,20 +372,20 @@ class Coordinator:
         vbucket.retry_at = now + delay if wait else 0.0
         self._pending.add(vb)
 
-    def _done(self, vb: int, position: Position, out: list[Instruction]) -> None:
+    def _done(self, vb: int, position: plan.Position, out: list[plan.Instruction]) -> None:
         self.done[vb] = position
         self._pending.discard(vb)
         self._vbuckets[vb].node = None
         if len(self.done) == len(self._vbuckets):
             self._finish(out)
 
-    def _finish(self, out: list[Instruction]) -> None:
+    def _finish(self, out: list[plan.Instruction]) -> None:
         self._over = True
-        out.append(Finish())
+        out.append(plan.Finish())
 
     # -- failure
 
-    def _on_failure(self, error: CbframeError, now: float, out: list[Instruction]) -> None:
+    def _on_failure(self, error: CbframeError, now: float, out: list[plan.Instruction]) -> None:
         self._last_error = error
         if not self._ends.bounded:
             return
@@ -395,7 +396,7 @@ class Coordinator:
             seconds = self._patience.recovery_timeout
             self._fail(verdicts.gave_up(error, seconds, total - len(self.done), total), out)
 
-    def _check_patience(self, now: float, out: list[Instruction]) -> None:
+    def _check_patience(self, now: float, out: list[plan.Instruction]) -> None:
         """End a bounded source that never got to its streams."""
         deadline = self._patience.deadline()
         if not self._ends.bounded or self._over or deadline is None or now < deadline:
@@ -411,10 +412,6 @@ class Coordinator:
             error = verdicts.no_answer(sorted(silent), self._options.connect_timeout)
         self._fail(error, out)
 
-    def _fail(self, error: CbframeError, out: list[Instruction]) -> None:
+    def _fail(self, error: CbframeError, out: list[plan.Instruction]) -> None:
         self._over = True
-        out.append(Fail(error))
-
-    def _fetch(self, out: list[Instruction]) -> None:
-        self._schedule.begin()
-        out.append(FetchMap())
+        out.append(plan.Fail(error))

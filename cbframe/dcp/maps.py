@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +23,14 @@ from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.handshake import Login, Steps, T, fetch_config, fetch_manifest
 from cbframe.dcp.query import ask
 from cbframe.dcp.transport import SocketTransport, Transport, Waker, split_address
-from cbframe.errors import CbframeError, ClusterMapError, ConnectError, MapFault, ProtocolError
+from cbframe.errors import (
+    AuthFailError,
+    CbframeError,
+    ClusterMapError,
+    ConnectError,
+    MapFault,
+    ProtocolError,
+)
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 
@@ -56,6 +64,12 @@ def make_login(
     return Login(username, password, bucket, target.tls, allow_plain, lambda: token_hex(16))
 
 
+def with_credentials(login: Login, authenticator: Authenticator) -> Login:
+    """The same login for another password."""
+    username, password = authenticator.credentials() or (None, "")
+    return replace(login, username=username, password=password)
+
+
 class MapSource:
     """Fetches cluster maps and manifests, over all seeds in turn.
 
@@ -73,6 +87,8 @@ class MapSource:
         Describes a bucket through one seed, in place of what is done otherwise.
     counters
         To be moved.
+    renew
+        Gives the credentials of each fetch anew; None if they never change.
     """
 
     def __init__(
@@ -88,10 +104,12 @@ class MapSource:
         tls_context: TLSContext | None = None,
         connect_bucket: Callable[[str, str, str, Authenticator], BucketLike] | None = None,
         counters: ClusterCounters | None = None,
+        renew: Callable[[], Authenticator] | None = None,
     ) -> None:
         self._connect_bucket = connect_bucket
         self._counters = ClusterCounters() if counters is None else counters
         self._target = target
+        self._renew = renew
         self._login = login
         self._auth = auth
         self._bucket_uuid = bucket_uuid
@@ -113,14 +131,30 @@ class MapSource:
         AuthFailError, AccessError, BucketNotFoundError
             At once: the other seeds would say the same.
         """
-        if self._connect_bucket is not None:
-            found = self._over_urls(partial(self._fetch_by_hand, self._connect_bucket))
-        elif self._target.bootstrap == "rest":
-            found = self._over_urls(self._fetch_over_rest)
-        else:
-            found = self._over_seeds(self._counted(self._fetch_from))
+        self._renew_credentials()
+        try:
+            found = self._fetch_anywhere()
+        except AuthFailError:
+            if not self._renew_credentials():
+                raise
+            found = self._fetch_anywhere()
         self._known_nodes = found.nodes
         return found
+
+    def _fetch_anywhere(self) -> ClusterMap:
+        if self._connect_bucket is not None:
+            return self._over_urls(partial(self._fetch_by_hand, self._connect_bucket))
+        if self._target.bootstrap == "rest":
+            return self._over_urls(self._fetch_over_rest)
+        return self._over_seeds(self._counted(self._fetch_from))
+
+    def _renew_credentials(self) -> bool:
+        """Ask for the credentials anew; whether they are others than before."""
+        before = self._auth
+        if self._renew is not None:
+            self._auth = self._renew()
+            self._login = with_credentials(self._login, self._auth)
+        return self._auth != before
 
     def fetch_manifest(self) -> Manifest | None:
         """The collections of the bucket; None where the server has no collections."""
@@ -269,9 +303,10 @@ def bucket_manifest(
     auth: AuthLike,
     options: BucketDataSourceOptions,
     tls: TLSLike = None,
+    network: str = "auto",
 ) -> Manifest | None:
     """Ask a cluster for the collections of a bucket; None where the server has none."""
-    target = parse_connection_string(server_urls)
+    target = parse_connection_string(server_urls).on_network(network)
     authenticator = as_authenticator(auth)
     context = client_context(tls, authenticator, encrypted=target.tls)
     source = MapSource(

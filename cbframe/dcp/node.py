@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from cbframe.dcp import events as dcp
-from cbframe.dcp import plan
+from cbframe.dcp import plan, verdicts
 from cbframe.dcp.callbacks import Callbacks
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.counters import NodeStats
@@ -35,7 +35,7 @@ from cbframe.errors import (
 )
 from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason
 
-Order: TypeAlias = plan.OpenStreams | plan.CloseStreams | plan.SampleNode | plan.Reconnect
+Order: TypeAlias = plan.StopNode | plan.OpenStreams | plan.CloseStreams | plan.SampleNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +282,8 @@ class NodeThread:
             order = self._inbox.popleft()
             self._stats.tot_refresh_worker += 1
             match order:
-                case plan.Reconnect():
-                    raise ConnectError("the connection is made anew")
+                case plan.StopNode(why=why):
+                    raise ConnectError(f"{why}: the connection is closed")
                 case plan.SampleNode():
                     connection.sample()
                 case plan.CloseStreams(vbuckets=vbuckets):
@@ -328,13 +328,14 @@ class NodeThread:
                 self._progressed = True
 
     def _on_ended(self, stream: Stream, reason: int | None) -> None:
-        if reason is None:
-            reason = StreamEndReason.CLOSED
-        elif reason != StreamEndReason.OK:
-            self._stats.tot_upr_stream_end_kick += 1
         progressed = stream.seqno > stream.start
-        position = _position(stream)
-        self._setup.post(plan.StreamEnded(self.node, stream.vbucket, reason, position, progressed))
+        told = StreamEndReason.CLOSED if reason is None else reason
+        ended = plan.StreamEnded(self.node, stream.vbucket, told, _position(stream), progressed)
+        if reason is not None and reason != StreamEndReason.OK:
+            self._stats.tot_upr_stream_end_kick += 1
+            if (error := verdicts.ended(ended)) is not None:
+                self._setup.on_error(error)
+        self._setup.post(ended)
         self._progressed |= progressed or reason == StreamEndReason.OK
 
     def _on_refused(self, refusal: dcp.Refused) -> None:

@@ -19,9 +19,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class MapFetched:
-    """A cluster map arrived, asked for or pushed."""
+    """A cluster map arrived, asked for or `pushed`."""
 
     map: ClusterMap
+    pushed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,14 @@ class StartNode:
 
 
 @dataclass(frozen=True, slots=True)
+class StopNode:
+    """End the connection to a node, and say why; `NodeDown` follows."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class SampleNode:
     """Ask a connected node for its high seqnos."""
 
@@ -163,13 +172,6 @@ class CloseStreams:
 
 
 @dataclass(frozen=True, slots=True)
-class Reconnect:
-    """End a node's connection; `NodeDown` follows."""
-
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
 class Finish:
     """All vbuckets are done."""
 
@@ -182,5 +184,5 @@ class Fail:
 
 
 Instruction: TypeAlias = (
-    FetchMap | StartNode | SampleNode | OpenStreams | CloseStreams | Reconnect | Finish | Fail
+    FetchMap | StartNode | StopNode | SampleNode | OpenStreams | CloseStreams | Finish | Fail
 )

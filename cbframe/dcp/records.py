@@ -14,6 +14,8 @@ class NodeState(Enum):
     STARTING = "starting"
     READY = "ready"
     WAITING = "waiting"
+    LEAVING = "leaving"
+    """No longer in the cluster map; told to stop."""
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-from cbframe.cluster.auth import AuthLike, as_authenticator
+from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context
@@ -18,15 +18,21 @@ from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.counters import ClusterCounters, NodeStats
-from cbframe.dcp.handshake import DcpSettings
-from cbframe.dcp.maps import MapSource, make_login
+from cbframe.dcp.handshake import DcpSettings, Login
+from cbframe.dcp.maps import MapSource, make_login, with_credentials
 from cbframe.dcp.node import NodeSetup, NodeThread
 from cbframe.dcp.receiver import BlockReceiver, CallbackAdapter, Receiver
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.dcp.streams import VBucketState
 from cbframe.dcp.supervisor import Supervisor
 from cbframe.dcp.transport import HookedTransport, SocketTransport, Transport
-from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
+from cbframe.errors import (
+    AuthFailError,
+    CbframeError,
+    ConfigurationError,
+    ReadCancelledError,
+    ReadTimeoutError,
+)
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 from cbframe.wire.requests import StreamFilter
@@ -52,7 +58,8 @@ class BucketDataSource:
         The vbuckets to stream; None for all.
     auth
         ``(user, password)``, an authenticator (of passwords or certificates), or a callable that gives
-        one.
+        one: it is called for each connection and each look at the map, on any thread, so that a
+        password that was changed meanwhile is taken up. (A client certificate is read once.)
     receiver
         A :class:`~cbframe.dcp.receiver.Receiver` or
         :class:`~cbframe.dcp.receiver.BlockReceiver`.
@@ -61,6 +68,10 @@ class BucketDataSource:
     tls_context
         Verifies the nodes of ``couchbases://`` and ``https://`` seeds: a context, or the path of a
         file with certificate authorities; None for the system's.
+    network
+        Which addresses of the nodes to use: ``"default"`` for their own, or the name of alternate ones,
+        such as ``"external"``. ``"auto"`` takes what the connection string says, or else the network
+        that has the seed's host.
     transport, clock
         Stand-ins for tests.
 
@@ -82,12 +93,13 @@ class BucketDataSource:
         options: BucketDataSourceOptions | None = None,
         *,
         tls_context: TLSLike = None,
+        network: str = "auto",
         transport: Transport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         _check_arguments(server_urls, pool_name, bucket_name, receiver)
         options = options or BucketDataSourceOptions()
-        target = parse_connection_string(server_urls)
+        target = parse_connection_string(server_urls).on_network(network)
         authenticator = as_authenticator(auth)
         if tls_context is not None and options.tls_config is not None:
             raise ConfigurationError("tls_context and the option tls_config are the same: give one")
@@ -102,6 +114,8 @@ class BucketDataSource:
         self._clock = clock
         self._counters = ClusterCounters()
         self._login = make_login(target, authenticator, bucket_name, allow_plain=options.allow_plain)
+        self._auth = auth if callable(auth) else None
+        self._refused: set[str] = set()
         self._maps = MapSource(
             target,
             self._login,
@@ -113,6 +127,7 @@ class BucketDataSource:
             tls_context=context,
             connect_bucket=options.connect_bucket,
             counters=self._counters,
+            renew=None if self._auth is None else self._authenticator,
         )
         self._filter = StreamFilter(options.collections, options.scope_id).encode()
         self._calls = ClusterCounters()
@@ -121,6 +136,7 @@ class BucketDataSource:
         self._supervisor = Supervisor(
             self._coordinator,
             fetch_map=self._fetch_map,
+            cancel_fetch=self._maps.cancel,
             make_node=self._make_node,
             on_error=self._report,
             on_over=self._on_over,
@@ -298,13 +314,13 @@ class BucketDataSource:
             transport=self._transport,
             receiver=self._receiver,
             make_connection=lambda stats: DcpConnection(
-                self._login,
+                self._fresh_login(),
                 settings,
                 ack_threshold=options.feed_buffer_ack_threshold,
                 max_body=options.max_body_bytes,
                 stats=stats,
             ),
-            post=self._supervisor.post,
+            post=self._post,
             on_config=self._on_config,
             on_error=self._report,
             clock=self._clock,
@@ -319,10 +335,28 @@ class BucketDataSource:
         )
         return NodeThread(address, setup, stats)
 
+    def _authenticator(self) -> Authenticator:
+        return as_authenticator(self._auth)
+
+    def _fresh_login(self) -> Login:
+        return self._login if self._auth is None else with_credentials(self._login, self._authenticator())
+
+    def _post(self, event: plan.Event) -> None:
+        match event:
+            case plan.NodeReady(node=node):
+                self._refused.discard(node)
+            case plan.NodeDown(node=node, error=AuthFailError() as error) if (
+                self._auth is not None and node not in self._refused
+            ):
+                # The password may have been changed between our question and the node's.
+                self._refused.add(node)
+                error.permanent = False
+        self._supervisor.post(event)
+
     def _on_config(self, node: str, body: bytes) -> None:
         pushed = self._maps.parse_pushed(node, body)
         if pushed is not None:
-            self._supervisor.post(plan.MapFetched(pushed))
+            self._supervisor.post(plan.MapFetched(pushed, pushed=True))
 
     def _report(self, error: CbframeError) -> None:
         if isinstance(error, ReadCancelledError):

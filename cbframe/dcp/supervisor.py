@@ -22,6 +22,8 @@ class Supervisor:
         The logic; touched by this thread only, once started.
     fetch_map
         Asks the cluster for its map, blocking: raises CbframeError if no seed has one.
+    cancel_fetch
+        Ends `fetch_map` soon, for good.
     make_node
         Makes the thread of a node.
     on_error, on_over
@@ -35,6 +37,7 @@ class Supervisor:
         coordinator: Coordinator,
         *,
         fetch_map: Callable[[], plan.Event],
+        cancel_fetch: Callable[[], None],
         make_node: Callable[[str], NodeThread],
         on_error: Callable[[CbframeError], None],
         on_over: Callable[[CbframeError | None], None],
@@ -44,6 +47,7 @@ class Supervisor:
         self._counters = counters
         self._coordinator = coordinator
         self._fetch_map = fetch_map
+        self._cancel_fetch = cancel_fetch
         self._make_node = make_node
         self._on_error = on_error
         self._on_over = on_over
@@ -55,6 +59,7 @@ class Supervisor:
         self._told = False
         self.nodes: dict[str, NodeThread] = {}
         self._ended: list[NodeThread] = []
+        self._fetcher: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run, name="cbframe-cluster", daemon=True)
 
     def start(self) -> None:
@@ -89,11 +94,14 @@ class Supervisor:
             error.__cause__ = exc
         finally:
             counters.tot_refresh_workers_loop_done += 1
+            self._cancel_fetch()
             for node in self.nodes.values():
                 counters.tot_refresh_workers_close_worker += 1
                 node.stop()
             for node in [*self.nodes.values(), *self._ended]:
                 node.join()
+            if self._fetcher is not None:
+                self._fetcher.join()
             with self._arrived:
                 self._ended_for_good = True
                 for event in self._events:
@@ -131,16 +139,20 @@ class Supervisor:
     def _carry_out(self, instruction: plan.Instruction) -> bool:
         match instruction:
             case plan.FetchMap():
-                self.post(self._fetch_map())
+                # Beside the loop: a seed that does not answer must not hold up the nodes.
+                if self._fetcher is not None:
+                    self._fetcher.join()
+                self._fetcher = threading.Thread(target=self._fetch, name="cbframe-map", daemon=True)
+                self._fetcher.start()
             case plan.StartNode(node=address):
                 self._reap()
                 node = self.nodes[address] = self._make_node(address)
                 node.start()
             case (
-                plan.SampleNode(node=address)
+                plan.StopNode(node=address)
+                | plan.SampleNode(node=address)
                 | plan.OpenStreams(node=address)
                 | plan.CloseStreams(node=address)
-                | plan.Reconnect(node=address)
             ):
                 # The connection may have ended a moment ago; its NodeDown is on its way then.
                 if (thread := self.nodes.get(address)) is not None:
@@ -152,6 +164,16 @@ class Supervisor:
                 self._tell(None)
                 return False
         return True
+
+    def _fetch(self) -> None:
+        try:
+            event = self._fetch_map()
+        except Exception as exc:  # noqa: BLE001 - a fault of ours must end the read, not hang it
+            error = CbframeError(f"an unexpected {type(exc).__name__} while the map was fetched: {exc}")
+            error.__cause__ = exc
+            error.permanent = True
+            event = plan.MapFailed(error)
+        self.post(event)
 
     def _reap(self) -> None:
         for thread in self._ended:

@@ -186,7 +186,9 @@ class Assembler:
 
     def _fetch_manifest(self) -> Manifest:
         target, options = self._target, self._options
-        manifest = bucket_manifest(target.server_urls, target.bucket, target.auth, options, target.tls)
+        manifest = bucket_manifest(
+            target.server_urls, target.bucket, target.auth, options, target.tls, target.network
+        )
         if manifest is None:
             raise ConfigurationError(
                 f"bucket {target.bucket!r} is on a server without collections",

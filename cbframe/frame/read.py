@@ -25,6 +25,7 @@ def scan_bucket(
     *,
     auth: Any = None,
     tls: TLSLike = None,
+    network: str = "auto",
     scope: str | None = None,
     collections: str | Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
@@ -59,6 +60,10 @@ def scan_bucket(
         For ``couchbases://`` and ``https://``: an ``ssl.SSLContext``, or the path of a file with the
         cluster's certificate authority. None trusts the system's authorities. Without one of these
         schemes it is an error: nothing falls back to plain text.
+    network
+        Which addresses of the nodes to use: ``"default"`` for their own, or the name of alternate ones,
+        such as ``"external"``. ``"auto"`` takes what the connection string says
+        (``?network=external``), or else the network that has the seed's host.
     scope, collections
         Read only these; collections by name within `scope`, or as ``"scope.collection"``. Filtered
         by the server. By default all, without the server's own scope ``_system``.
@@ -106,6 +111,7 @@ def scan_bucket(
         bucket,
         auth=auth,
         tls=tls,
+        network=network,
         scope=scope,
         collections=collections,
         columns=columns,

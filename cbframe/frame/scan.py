@@ -133,6 +133,7 @@ class BucketScan:
             receiver,
             options,
             tls_context=self._target.tls,
+            network=self._target.network,
         )
         # Not a with block: Ctrl-C may come while the threads are being started.
         try:

@@ -70,6 +70,7 @@ class ScanTarget:
     bucket: str
     auth: Any = field(repr=False)
     tls: TLSLike = field(default=None, repr=False)
+    network: str = "auto"
     scope: str | None = None
     collections: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
@@ -85,6 +86,7 @@ def make_target(
     *,
     auth: Any,
     tls: TLSLike,
+    network: str,
     scope: str | None,
     collections: str | Sequence[str] | None,
     columns: Sequence[str] | None,
@@ -111,7 +113,7 @@ def make_target(
             f"cannot connect to a {type(conn).__name__}",
             hint="give 'couchbase://host/bucket', a list of seeds, or a LocalCluster",
         )
-    parsed: ConnectionString = parse_connection_string(urls)
+    parsed: ConnectionString = parse_connection_string(urls).on_network(network)
     name = bucket or parsed.bucket
     if not name:
         raise ConfigurationError(
@@ -142,6 +144,7 @@ def make_target(
         bucket=name,
         auth=auth if auth is not None else parsed.credentials,
         tls=tls,
+        network=network,
         scope=scope,
         collections=None if collections is None else tuple(collections),
         columns=None if columns is None else tuple(columns),

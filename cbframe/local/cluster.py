@@ -49,6 +49,9 @@ class LocalCluster(ClusterStates):
     marker_version
         The newest version of snapshot markers that clients may ask for: "2.0", or "2.2" as an 8.0
         node.
+    internal_host
+        What the nodes call themselves in place of 127.0.0.1, which is then only their alternate address
+        on the network ``external``; as in a container network, nobody outside can reach them by it.
 
     Examples
     --------
@@ -73,6 +76,7 @@ class LocalCluster(ClusterStates):
         tls: ServerTLS | None = None,
         history: bool = False,
         marker_version: str = "2.0",
+        internal_host: str | None = None,
     ) -> None:
         if marker_version not in {"2.0", "2.2"}:
             raise ConfigurationError(f"no snapshot marker has version {marker_version}, only 2.0 and 2.2")
@@ -91,6 +95,7 @@ class LocalCluster(ClusterStates):
             "tls": None if tls is None else tls.options(),
             "history": history,
             "marker_version": marker_version,
+            "internal_host": internal_host,
         }
         self._process = process
         self._running: Engine | None = None

@@ -16,8 +16,10 @@ _CAPABILITIES = ["collections", "dcp", "cbhello", "touch", "cccp", "nodesExt", "
 class ClusterConfig:
     """Builds every answer from the bucket and the nodes' ports; callers hold the bucket's lock."""
 
-    def __init__(self, bucket: Bucket) -> None:
+    def __init__(self, bucket: Bucket, internal_host: str | None = None) -> None:
         self.bucket = bucket
+        self._host = HOST if internal_host is None else internal_host
+        self._alternate = {"alternateAddresses": {"external": {"hostname": HOST}}} if internal_host else {}
         self.ports: list[dict[str, int]] = []
         """Of each node, by the name of the service."""
 
@@ -25,7 +27,8 @@ class ClusterConfig:
         return [
             {
                 "services": ports,
-                "hostname": HOST,
+                "hostname": self._host,
+                **self._alternate,
                 "nodeUUID": f"{i + 1:032x}",
                 **({"thisNode": True} if i == this else {}),
             }
@@ -35,10 +38,10 @@ class ClusterConfig:
     def _nodes(self, this: int) -> list[dict[str, Any]]:
         return [
             {
-                "hostname": f"{HOST}:{ports['mgmt']}",
+                "hostname": f"{self._host}:{ports['mgmt']}",
                 "ports": {"direct": ports["kv"]},
                 "nodeUUID": f"{i + 1:032x}",
-                "otpNode": f"n_{i}@{HOST}",
+                "otpNode": f"n_{i}@{self._host}",
                 "services": ["kv"],
                 "status": "healthy",
                 "clusterMembership": "active",
@@ -53,7 +56,7 @@ class ClusterConfig:
         return {
             "hashAlgorithm": "CRC",
             "numReplicas": len(self.bucket.map[0]) - 1,
-            "serverList": [f"{HOST}:{ports['kv']}" for ports in self.ports],
+            "serverList": [f"{self._host}:{ports['kv']}" for ports in self.ports],
             "vBucketMap": self.bucket.map,
         }
 
@@ -85,7 +88,8 @@ class ClusterConfig:
     def terse(self, this: int) -> dict[str, Any]:
         """The bucket configuration that data nodes hand out."""
         nodes = [
-            {"hostname": f"{HOST}:{ports['mgmt']}", "ports": {"direct": ports["kv"]}} for ports in self.ports
+            {"hostname": f"{self._host}:{ports['mgmt']}", "ports": {"direct": ports["kv"]}}
+            for ports in self.ports
         ]
         return {**self.cluster(this), **self._common(), "nodes": nodes}
 

@@ -43,12 +43,13 @@ class Engine(EngineStates):
         tls: dict[str, Any] | None = None,
         history: bool = False,
         marker_version: str = "2.0",
+        internal_host: str | None = None,
     ) -> None:
         context = None if tls is None else ServerTLS(**tls).context()
         self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed)
         self.bucket.history = self.bucket.manifest.history = history
         self.bucket.marker_version = marker_version
-        config = ClusterConfig(self.bucket)
+        config = ClusterConfig(self.bucket, internal_host)
         credentials = Credentials(username, password)
         self.nodes: list[Node] = []
         try:

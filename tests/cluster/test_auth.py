@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from cbframe.cluster.auth import Authenticator, PasswordAuthenticator, as_authenticator
-from cbframe.errors import ConfigurationError
+from cbframe.errors import ConfigurationError, ConnectError
 
 
 def test_repr_hides_the_password() -> None:
@@ -71,3 +71,13 @@ def test_refused_without_showing_it(auth: object) -> None:
     with pytest.raises(ConfigurationError) as caught:
         as_authenticator(auth)  # type: ignore[arg-type]
     assert "s3cret" not in f"{caught.value} {caught.value!r}"
+
+
+def test_a_callable_that_fails_may_do_better_later() -> None:
+    def broken() -> tuple[str, str]:
+        raise OSError("vault token s3cret expired")
+
+    with pytest.raises(ConnectError, match="raised OSError") as caught:
+        as_authenticator(broken)
+    assert not caught.value.permanent
+    assert "s3cret" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from typing import Any
 
 import pytest
 
@@ -236,3 +237,17 @@ def test_host_port() -> None:
     assert str(HostPort("::1")) == "[::1]"
     assert str(HostPort("h")) == "h"
     assert HostPort.parse("[fe80::1%eth0]:1") == HostPort("fe80::1%eth0", 1)
+
+
+def test_network_by_argument_and_by_option() -> None:
+    target = parse_connection_string("couchbase://h?network=external")
+    assert target.network == target.on_network("auto").network == "external"
+    assert target.on_network("default").network == "default"
+    assert parse_connection_string("couchbase://h").on_network("other").network == "other"
+    assert parse_connection_string("couchbase://h").on_network("auto").network == "auto"
+
+
+@pytest.mark.parametrize("name", ["", None, 1])
+def test_no_network(name: Any) -> None:
+    with pytest.raises(ConfigurationError, match="network"):
+        parse_connection_string("couchbase://h").on_network(name)

@@ -255,6 +255,14 @@ def test_alternate_address_with_ports_hides_the_others() -> None:
         parse(terse_config(), network="external", tls=True)
 
 
+def test_alternate_address_without_the_data_service() -> None:
+    nodes = nodes_ext()
+    nodes[1]["alternateAddresses"]["external"]["ports"] = {"mgmt": 30091}
+    with pytest.raises(ClusterMapError, match="no port on network 'external'") as caught:
+        parse(terse_config(nodesExt=nodes), network="external")
+    assert "publish the port" in str(caught.value.hint)
+
+
 def test_unknown_network() -> None:
     with pytest.raises(ConfigurationError, match="there are: default, external"):
         parse(terse_config(), network="internal")

@@ -61,9 +61,12 @@ class Rig:
             logger=logging.getLogger("cbframe.test"),
         )
         self.thread = NodeThread(NODE, setup, self.stats)
+        self.leaving = False
         self.wanted: tuple[tuple[int, int], ...] = ()
 
     def _post(self, event: plan.Event) -> None:
+        if isinstance(event, plan.NodeReady) and self.leaving:
+            self.thread.post(plan.StopNode(NODE, "the node has left the cluster map"))
         if isinstance(event, plan.NodeReady) and self.wanted:
             self.thread.post(plan.OpenStreams(NODE, self.wanted))
         self.events.put(event)

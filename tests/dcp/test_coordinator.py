@@ -28,6 +28,7 @@ from cbframe.dcp.plan import (
     SampleNode,
     Started,
     StartNode,
+    StopNode,
     StreamEnded,
     StreamRefused,
     StreamRolledBack,
@@ -37,6 +38,7 @@ from cbframe.errors import (
     AccessError,
     AllServerURLsConnectBucketError,
     AuthFailError,
+    BucketNotFoundError,
     CbframeError,
     ClusterMapError,
     ConfigurationError,
@@ -49,6 +51,7 @@ from cbframe.wire.constants import MAX_SEQNO, Status, StreamEndReason
 
 A, B = "a:11210", "b:11210"
 CUT = ConnectError("cut")
+LEFT = "the node has left the cluster map"
 
 
 def cluster(*owners: int, rev: int = 1, uuid: str = "u1") -> ClusterMap:
@@ -64,6 +67,7 @@ class Hand:
         vbuckets: list[int] | None = None,
         **options: Any,
     ) -> None:
+        options.setdefault("map_poll_interval", None)
         self.coordinator = Coordinator(vbuckets, BucketDataSourceOptions(seq_end=seq_end, **options))
         self.now = 1000.0
         self.said: list[Instruction] = []
@@ -515,3 +519,157 @@ def test_wakeups_are_never_in_the_past_for_ever(seq_end: Any) -> None:
     seconds = hand.now - 1000
     assert seconds > 100
     assert len(hand.said) < 12 * seconds
+
+
+# --- following the map
+
+
+def only(owners: int, *nodes: str, rev: int = 1) -> ClusterMap:
+    return ClusterMap("bucket", "u1", (0, rev), nodes, np.zeros(owners, np.int16))
+
+
+def test_a_node_that_left_the_map_is_stopped_before_others_are_asked() -> None:
+    hand = Hand(None)
+    hand.begin(only(1, A))
+    hand(NodeReady(A, {0: 5}))
+    assert hand(MapFetched(only(1, B, rev=2), pushed=True)) == [StopNode(A, LEFT)]
+    # Its thread may still deliver documents of the vbucket.
+    assert hand(MapFetched(only(1, B, rev=3), pushed=True)) == []
+    assert hand(NodeDown(A, CUT, progressed=False)) == [StartNode(B)]
+    assert hand(NodeReady(B, {0: 5})) == [OpenStreams(B, ((0, MAX_SEQNO),))]
+
+
+def test_a_node_that_left_the_map_while_it_was_connected_to() -> None:
+    hand = Hand(None)
+    hand.begin(only(1, A))
+    assert hand(MapFetched(only(1, B, rev=2))) == [StopNode(A, LEFT), StartNode(B)]
+    assert hand(NodeReady(A, {0: 5})) == []
+    assert hand(NodeReady(B, {0: 5})) == [OpenStreams(B, ((0, MAX_SEQNO),))]
+
+
+def test_a_node_that_left_and_came_back() -> None:
+    hand = Hand(None)
+    hand.begin(only(1, A))
+    hand(NodeReady(A, {0: 5}))
+    hand(MapFetched(only(1, B, rev=2)))
+    assert hand(MapFetched(only(1, A, rev=3))) == []
+    hand(NodeDown(A, CUT, progressed=False))
+    assert hand.until(StartNode) == StartNode(A)
+
+
+def test_the_map_is_looked_at_every_now_and_then() -> None:
+    hand = Hand(None, map_poll_interval=10)
+    hand.begin(cluster(0))
+    hand(NodeReady(A, {0: 5}))
+    for _ in range(5):
+        began = hand.now
+        assert hand.tick() == [FetchMap()]
+        assert hand.now == began + 10
+        assert hand.coordinator.next_wakeup() is None, "one fetch at a time"
+        hand(MapFetched(cluster(0)))
+
+
+def test_a_routine_look_that_fails_is_no_failure_of_the_read() -> None:
+    hand = Hand(map_poll_interval=10, recovery_timeout=15).streaming(5)
+    hand.now += 20
+    for _ in range(10):
+        assert hand.until(FetchMap)
+        hand(MapFailed(CUT))
+    assert not any(isinstance(i, Fail) for i in hand.said)
+    assert hand.said.count(FetchMap()) == 11
+    hand.until(FetchMap)
+    hand(MapFailed(AuthFailError("no")))
+    assert isinstance(hand.error(), AuthFailError)
+
+
+def test_a_pushed_map_does_not_end_the_fetch_under_way() -> None:
+    hand = Hand(None)
+    assert hand(Started()) == [FetchMap()]
+    hand(MapFetched(cluster(0), pushed=True))
+    hand(Kicked("test"))
+    assert hand.coordinator.next_wakeup() is None
+    hand(MapFetched(cluster(0)))
+    hand(Kicked("test"))
+    assert hand.until(FetchMap)
+
+
+def test_a_stale_map_with_a_refusal_is_not_believed() -> None:
+    """The node answers NOT_MY_VBUCKET with an older map, or with none: a newer one is fetched."""
+    hand = Hand(None)
+    hand.begin(cluster(0, rev=5))
+    hand(NodeReady(A, {0: 5}))
+    hand(MapFetched(cluster(1, rev=4), pushed=True))
+    hand(StreamRefused(A, 0, Status.NOT_MY_VBUCKET))
+    assert hand.until(FetchMap)
+    assert StartNode(B) not in hand.said
+    hand(MapFetched(cluster(1, rev=6)))
+    hand(StreamRefused(A, 0, Status.NOT_MY_VBUCKET))
+    assert hand.until(StartNode) == StartNode(B)
+
+
+@pytest.mark.parametrize("seq_end", ["now", None])
+def test_a_deleted_bucket_ends_every_source(seq_end: Literal["now"] | None) -> None:
+    hand = Hand(seq_end, recovery_timeout=30).streaming(5)
+    began = hand.now
+    queue: list[Event] = [NodeDown(A, CUT, progressed=True)]
+    for _ in range(500):
+        for instruction in hand(queue.pop(0)) if queue else hand.tick():
+            if isinstance(instruction, FetchMap):
+                queue.append(MapFailed(BucketNotFoundError("gone")))
+            elif isinstance(instruction, StartNode):
+                queue.append(NodeDown(A, CUT, progressed=False))
+        if hand.coordinator.next_wakeup() is None and not queue:
+            break
+    assert isinstance(hand.error(), BucketNotFoundError)
+    assert hand.now - began < 40
+
+
+def test_a_bucket_that_another_node_knows_is_not_gone() -> None:
+    hand = Hand(None, recovery_timeout=30).streaming(5)
+    for _ in range(4):
+        hand(Kicked("test"))
+        hand.until(FetchMap)
+        hand(MapFailed(BucketNotFoundError("not warmed up here")))
+        hand.until(FetchMap)
+        hand(MapFetched(cluster(0)))
+        hand.now += 20
+    assert not any(isinstance(i, Fail) for i in hand.said)
+
+
+@pytest.mark.parametrize("status", [Status.EBUSY, Status.ETMPFAIL, Status.ENOMEM, Status.NOT_SUPPORTED, 0x7F])
+def test_a_vbucket_that_is_refused_for_ever_neither_spins_nor_stops_the_others(status: int) -> None:
+    hand = Hand(None, map_poll_interval=10)
+    hand.begin(cluster(0, 1))
+    hand(NodeReady(A, {0: 5}))
+    hand(NodeReady(B, {1: 5}))
+    began, asked, fetched = hand.now, 0, 0
+    queue: list[Event] = [StreamRefused(A, 0, status)]
+    while hand.now < began + 600:
+        for instruction in hand(queue.pop(0)) if queue else hand.tick():
+            match instruction:
+                case OpenStreams(node=node, streams=streams):
+                    assert (node, [vb for vb, _ in streams]) == (A, [0])
+                    asked += 1
+                    queue.append(StreamRefused(A, 0, status))
+                case FetchMap():
+                    fetched += 1
+                    queue.append(MapFetched(cluster(0, 1)))
+                case _:
+                    raise AssertionError(instruction)
+    # About one a second, as data_manager_sleep_max_ms says.
+    assert 500 < asked < 700
+    assert fetched < 65
+
+
+@pytest.mark.parametrize("reason", [1, 3, 4, 200])
+def test_other_reasons_of_a_stream_end_are_told(reason: int) -> None:
+    hand = Hand(recovery_timeout=1).streaming(5)
+    for _ in range(20):
+        if any(isinstance(i, Fail) for i in hand.said):
+            break
+        hand(end(0, reason, progressed=False))
+        hand.now += 1
+        hand(Tick())
+        hand(NodeSampled(A, {0: 5}))
+    assert isinstance(hand.error(), StreamError)
+    assert "ended the stream" in str(hand.error())

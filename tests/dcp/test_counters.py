@@ -24,8 +24,8 @@ from cbframe.dcp.plan import (
     MapFailed,
     MapFetched,
     NodeReady,
-    Reconnect,
     Started,
+    StopNode,
     Tick,
 )
 from cbframe.dcp.source import BucketDataSource
@@ -207,7 +207,7 @@ def a_vbucket_without_an_owner() -> Moved:
 def other_security_settings() -> Moved:
     source = Source()
     source(Started(), MapFetched(cluster(0)))
-    assert source(Kicked(UPDATE_SECURITY_SETTINGS)) == [Reconnect(A)]
+    assert source(Kicked(UPDATE_SECURITY_SETTINGS)) == [StopNode(A, "the connection is made anew")]
     return source.moved()
 
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 import pytest
 
 from cbframe.dcp import plan
-from cbframe.errors import CbframeError, ConnectError, ProtocolError, ReadTimeoutError, ReceiverError
+from cbframe.errors import (
+    CbframeError,
+    ConnectError,
+    ProtocolError,
+    ReadTimeoutError,
+    ReceiverError,
+    StreamError,
+)
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Opcode, Status, StreamEndReason
 from cbframe.wire.frame import Frame, response
+from cbframe.wire.messages import StreamEnd
 from cbframe.wire.requests import parse_request
 
 from .rig import NODE, Rig, down, refusing, serving
+from .server import good_answer
 
 
 @pytest.mark.parametrize("large", [0, 300_000])
@@ -139,3 +148,29 @@ def test_a_resumed_stream_asks_from_where_it_was() -> None:
     assert (first.start, first.vbuuid) == (0, 0)
     # seqno 3 lies before the newest history began (5), so it belongs to the older one.
     assert (second.start, second.vbuuid, second.snap_start, second.snap_end) == (3, 11, 3, 3)
+
+
+def test_a_node_that_left_the_cluster_is_disconnected() -> None:
+    rig = Rig(serving())
+    rig.leaving = True
+    failure = down(rig.run())
+    assert "left the cluster" in str(failure.error)
+    assert not failure.error.permanent
+    assert rig.clock.now == 1000
+    assert rig.transport.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "loud"), [(0, False), (StreamEndReason.STATE_CHANGED, False), (3, True), (200, True)]
+)
+def test_a_stream_that_ends_without_need_is_told_of(reason: int, loud: bool) -> None:
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            end = StreamEnd(frame.vbucket, reason).frame(frame.opaque)
+            return good_answer(frame).encode() + end.encode()
+        return serving()(frame)
+
+    rig = Rig(peer)
+    rig.run((1, 3))
+    told = [error for error in rig.errors if isinstance(error, StreamError)]
+    assert [(error.node, error.vbucket) for error in told] == ([(NODE, 1)] if loud else [])

@@ -19,6 +19,7 @@ from cbframe.errors import (
     ReadTimeoutError,
 )
 from cbframe.local import LocalCluster
+from cbframe.local.auth import Credentials
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.vbucket import vbucket_of
@@ -181,6 +182,80 @@ def test_a_wrong_password_ends_a_bounded_read() -> None:
         with source_of(cluster, receiver, password="wrong") as source, pytest.raises(AuthFailError):
             source.wait(LONG)
         assert isinstance(receiver.errors[0], AuthFailError)
+
+
+@pytest.mark.parametrize("service", ["kv", "rest"])
+def test_a_password_that_is_changed_in_the_middle(service: str) -> None:
+    with LocalCluster(nodes=2, vbuckets=4, seed=1) as cluster:
+        handed: list[str] = []
+        password = [cluster.password]
+
+        def credentials() -> tuple[str, str]:
+            handed.append(password[0])
+            return cluster.username, password[0]
+
+        receiver = RecordingReceiver()
+        source = BucketDataSource(
+            cluster.connection_string if service == "kv" else cluster.rest_urls,
+            "default",
+            cluster.bucket,
+            "",
+            None,
+            credentials,
+            receiver,
+        )
+        with source:
+            cluster.upsert("a", {"n": 1})
+            until(receiver, lambda: b"a" in receiver.values())
+            for node in cluster._engine.nodes:
+                node.credentials = Credentials(cluster.username, "the next one")
+            password[0] = "the next one"
+            cluster.cut(0)
+            cluster.cut(1)
+            for n in range(20):
+                cluster.upsert(f"b{n}", {"n": 2})
+            until(receiver, lambda: {b"b%d" % n for n in range(20)} <= set(receiver.values()))
+        assert "the next one" in handed
+        assert not any(isinstance(error, AuthFailError) for error in receiver.errors)
+
+
+def test_a_node_that_refuses_once_is_asked_again_with_fresh_credentials() -> None:
+    """The callable gave the old password, the node had the new one by then: no reason to give up."""
+    with LocalCluster(vbuckets=1, seed=1) as cluster:
+        # Construction, the map, then the first connection to the node.
+        given = iter([cluster.password, cluster.password, "old"])
+        receiver = RecordingReceiver()
+        source = BucketDataSource(
+            cluster.connection_string,
+            "default",
+            cluster.bucket,
+            "",
+            None,
+            lambda: (cluster.username, next(given, cluster.password)),
+            receiver,
+            BucketDataSourceOptions(seq_end="now"),
+        )
+        with source:
+            source.wait(LONG)
+        assert [type(error) for error in receiver.errors] == [AuthFailError]
+
+
+def test_a_password_that_stays_wrong_ends_a_bounded_read() -> None:
+    with LocalCluster(vbuckets=1) as cluster:
+        given = iter([cluster.password, cluster.password])
+        receiver = RecordingReceiver()
+        source = BucketDataSource(
+            cluster.connection_string,
+            "default",
+            cluster.bucket,
+            "",
+            None,
+            lambda: (cluster.username, next(given, "wrong")),
+            receiver,
+            BucketDataSourceOptions(seq_end="now"),
+        )
+        with source, pytest.raises(AuthFailError):
+            source.wait(LONG)
 
 
 def test_a_listener_that_fails_does_not_stop_the_source(caplog: pytest.LogCaptureFixture) -> None:
