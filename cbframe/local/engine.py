@@ -43,7 +43,7 @@ class Engine:
     ) -> None:
         context = None if tls is None else ServerTLS(**tls).context()
         self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed)
-        config = ClusterConfig(self.bucket)
+        config = self.config = ClusterConfig(self.bucket)
         credentials = Credentials(username, password)
         self.nodes: list[Node] = []
         try:
@@ -65,6 +65,16 @@ class Engine:
     def addresses(self) -> dict[str, list[int]]:
         """The ports of every node by the name of the service."""
         return {service: [node.ports[service] for node in self.nodes] for service in self.nodes[0].ports}
+
+    def advertise(self, node: int, ports: dict[str, int]) -> None:
+        self._node(node)
+        with self.bucket.lock:
+            known = self.config.ports[node]
+            if unknown := ports.keys() - known.keys():
+                raise ConfigurationError(f"node {node} has no service {min(unknown)!r}")
+            self.config.ports[node] = {**known, **ports}
+            self.bucket.rev += 1
+        self._push()
 
     # ------------------------------------------------------------------ documents
 
