@@ -185,6 +185,21 @@ class LocalCluster(ClusterStates):
             )
         return self._ports[service]
 
+    def ports(self, node: int = 0) -> dict[str, int]:
+        """The ports of a node by the name of the service, as clients are told."""
+        _ = self._engine
+        return {service: ports[node] for service, ports in self._ports.items()}
+
+    def advertise(self, node: int, **ports: int) -> None:
+        """Tell clients other ports of a node, by the name of the service: those of a proxy before it.
+
+        Every address that this object names, and the cluster map, has them from now on. The node
+        listens where it listened.
+        """
+        self._engine.advertise(node, ports)
+        for service, port in ports.items():
+            self._ports[service][node] = port
+
     # ------------------------------------------------------------------ documents
 
     def upsert(

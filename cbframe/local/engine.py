@@ -49,7 +49,7 @@ class Engine(EngineStates):
         self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed)
         self.bucket.history = self.bucket.manifest.history = history
         self.bucket.marker_version = marker_version
-        config = ClusterConfig(self.bucket, internal_host)
+        config = self.config = ClusterConfig(self.bucket, internal_host)
         credentials = Credentials(username, password)
         self.nodes: list[Node] = []
         try:
@@ -71,6 +71,16 @@ class Engine(EngineStates):
     def addresses(self) -> dict[str, list[int]]:
         """The ports of every node by the name of the service."""
         return {service: [node.ports[service] for node in self.nodes] for service in self.nodes[0].ports}
+
+    def advertise(self, node: int, ports: dict[str, int]) -> None:
+        self._node(node)
+        with self.bucket.lock:
+            known = self.config.ports[node]
+            if unknown := ports.keys() - known.keys():
+                raise ConfigurationError(f"node {node} has no service {min(unknown)!r}")
+            self.config.ports[node] = {**known, **ports}
+            self.bucket.rev += 1
+        self._push()
 
     # ------------------------------------------------------------------ documents
 
