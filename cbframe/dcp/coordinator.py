@@ -19,7 +19,7 @@ from cbframe.dcp.ends import Ends
 from cbframe.dcp.patience import Patience
 from cbframe.dcp.records import NodeRecord, NodeState, VBucketRecord, map_backoff, node_backoff
 from cbframe.dcp.refresh import MapRefresh
-from cbframe.errors import BucketNotFoundError, CbframeError, ClusterMapError, ProtocolError
+from cbframe.errors import CbframeError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Status, StreamEndReason
 
@@ -61,7 +61,6 @@ class Coordinator:
         self.done: dict[int, plan.Position] = {}
         """Finished vbuckets."""
         self._refresh = MapRefresh(map_backoff(options), options.map_poll_interval, self._counters)
-        self._gone_since: float | None = None
         self._last_error: CbframeError | None = None
         self._over = False
 
@@ -100,7 +99,7 @@ class Coordinator:
                 due = max(due, node.retry_at)
             if due > 0:
                 times.add(due)
-        if self._ends.bounded and (deadline := self._patience.deadline()) is not None:
+        if (deadline := self._deadline()) is not None:
             times.add(deadline)
         return min(times, default=None)
 
@@ -165,7 +164,7 @@ class Coordinator:
             return
         elif new != old:
             self._refresh.changed()
-        self._gone_since = None
+        self._patience.found_bucket()
         self._map = new
         for address, node in self._nodes.items():
             # Its streams are asked of others once its thread has ended: never two at a time.
@@ -178,14 +177,7 @@ class Coordinator:
         routine = self._refresh.failed(now)
         if error.permanent or not routine:
             self._on_failure(error, now, out)
-        if self._over or self._map is None or not isinstance(error, BucketNotFoundError | ClusterMapError):
-            return
-        # A source without an end outlives much, but not its bucket.
-        if self._gone_since is None:
-            self._gone_since = now
-        if (isinstance(error, ClusterMapError) and error.permanent) or (
-            isinstance(error, BucketNotFoundError) and now - self._gone_since > self._options.recovery_timeout
-        ):
+        if not self._over and self._map is not None and self._patience.lost_bucket(error, now):
             self._fail(error, out)
 
     def _begin(self, new: ClusterMap, out: list[plan.Instruction]) -> None:
@@ -396,10 +388,19 @@ class Coordinator:
             seconds = self._patience.recovery_timeout
             self._fail(verdicts.gave_up(error, seconds, total - len(self.done), total), out)
 
+    def _deadline(self) -> float | None:
+        """When a bounded source must have got to its streams.
+
+        The first fetch of a map has timeouts of its own, and its error says which seed was silent.
+        """
+        if not self._ends.bounded or (self._map is None and self._refresh.fetching):
+            return None
+        return self._patience.deadline()
+
     def _check_patience(self, now: float, out: list[plan.Instruction]) -> None:
         """End a bounded source that never got to its streams."""
-        deadline = self._patience.deadline()
-        if not self._ends.bounded or self._over or deadline is None or now < deadline:
+        deadline = self._deadline()
+        if self._over or deadline is None or now < deadline:
             return
         if self._vbuckets and all(
             vbucket.attempts or vb in self.done for vb, vbucket in self._vbuckets.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cbframe.errors import BucketNotFoundError, CbframeError, ClusterMapError
+
 
 class Patience:
     """The two waits of a bounded source, in seconds of any monotonic clock.
@@ -20,6 +22,7 @@ class Patience:
         self._started_at = 0.0
         self._streaming = False
         self._failing_since: float | None = None
+        self._gone_since: float | None = None
 
     def begin(self, now: float) -> None:
         self._started_at = now
@@ -40,3 +43,20 @@ class Patience:
         if self._failing_since is None:
             self._failing_since = now
         return now - self._failing_since > self.recovery_timeout
+
+    def lost_bucket(self, error: CbframeError, now: float) -> bool:
+        """Whether a map that could not be had is the end of any source.
+
+        One without an end outlives much, but not its bucket.
+        """
+        if isinstance(error, ClusterMapError):
+            return error.permanent
+        if not isinstance(error, BucketNotFoundError):
+            return False
+        if self._gone_since is None:
+            self._gone_since = now
+        return now - self._gone_since > self.recovery_timeout
+
+    def found_bucket(self) -> None:
+        """There is a map: the bucket is there."""
+        self._gone_since = None

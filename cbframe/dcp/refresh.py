@@ -26,7 +26,8 @@ class MapRefresh:
         self._backoff = backoff
         self._interval = interval
         self._counters = counters
-        self._fetching = False
+        self.fetching = False
+        """Whether a fetch is under way."""
         self._routine = False
         self._reason = False
         self._due: float | None = None
@@ -35,7 +36,7 @@ class MapRefresh:
     def wakeup(self) -> float | None:
         """When a fetch is due; None if none is, or one is under way."""
         times = (self._due, self._look_at)
-        return None if self._fetching else min((at for at in times if at is not None), default=None)
+        return None if self.fetching else min((at for at in times if at is not None), default=None)
 
     def begin_at_once(self, now: float) -> None:
         """Have the first map fetched."""
@@ -48,7 +49,7 @@ class MapRefresh:
 
     def want(self, now: float) -> None:
         """There is a reason: have a map fetched as soon as the wait between two fetches is over."""
-        if self._fetching or self._due is not None:
+        if self.fetching or self._due is not None:
             self._routine = False
             self._counters.tot_kick_deduped += 1
         else:
@@ -65,7 +66,7 @@ class MapRefresh:
         counters.tot_kick_ok += self._reason
         counters.tot_refresh_cluster_awoken_restart += self._reason
         self._routine = self._due is None or now < self._due
-        self._fetching, self._due, self._reason = True, None, False
+        self.fetching, self._due, self._reason = True, None, False
         return True
 
     def came(self, now: float, *, pushed: bool) -> None:
@@ -76,13 +77,13 @@ class MapRefresh:
         counters.tot_refresh_workers_cluster_ch_kicks += 1
         counters.tot_refresh_workers += 1
         if not pushed:
-            self._fetching, self._due = False, None
+            self.fetching, self._due = False, None
             self._rest(now)
 
     def failed(self, now: float) -> bool:
         """The fetch failed; whether nobody was waiting for it."""
         self._counters.tot_refresh_cluster_all_server_urls_connect_bucket_err += 1
-        self._fetching = False
+        self.fetching = False
         if self._routine:
             self._rest(now)
         else:
