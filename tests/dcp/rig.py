@@ -34,6 +34,7 @@ class Rig:
         receiver: RecordingReceiver | None = None,
         login: Login = LOGIN,
         ping_timeout: float = 30,
+        trace_capacity: int = 20,
     ) -> None:
         self.clock = FakeClock()
         self.events: SimpleQueue[plan.Event] = SimpleQueue()
@@ -57,7 +58,7 @@ class Rig:
             buffer_bytes=64 * 1024,
             max_body=1 << 20,
             filter_value=b"",
-            trace_capacity=20,
+            trace_capacity=trace_capacity,
             logger=logging.getLogger("cbframe.test"),
         )
         self.thread = NodeThread(NODE, setup, self.stats)
