@@ -1,0 +1,275 @@
+"""What the reference does, and its known faults, each of which is mended here.
+
+The faults by their letter in the list of the project's own notes, and where the test of each is:
+
+==  =====================================================================  ==============================
+a   a bounded stream is asked for again at its end, and then wiped         here
+b   a stream that was closed waits for an end that never comes             ``test_counters`` (closed …)
+c   a replica may serve a stream                                           here
+d   refused streams are asked for again without a wait                     ``test_coordinator`` (refused)
+e   a rollback names no history                                            ``test_hooks``
+f   newer messages end the connection                                      ``test_connection``, here (p)
+g   a dead connection is not noticed                                       ``test_node`` (silence)
+h   one failing node holds up the others                                   here
+i   a map without owners is not asked for again                            ``test_coordinator`` (owner)
+j   two processes get the same connection name                             here
+k   options that are zero mean something else                              here
+l   a user named as the bucket selects none                                here
+m   xattrs without noop are refused                                        here
+n   helper threads are left; messages keep parts of earlier ones           ``conftest``, here
+o   a crash before the first item of a snapshot wipes the vbucket          ``test_streams`` (clamped)
+p   bytes of a prepare are taken for a length                              here
+q   each error of a callback ends the connection, and is told of once      ``test_node`` (raises)
+r   a write that fails while streams are requested blocks for ever         ``test_counters`` (nothing …)
+==  =====================================================================  ==============================
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.plan import FetchMap, Finish, NodeDown, NodeReady, OpenStreams, StreamRolledBack
+from cbframe.dcp.source import BucketDataSource
+from cbframe.dcp.stats import COUNTERS
+from cbframe.errors import ClusterMapError, ConfigurationError, ConnectError
+from cbframe.local import LocalCluster
+from cbframe.options import BucketDataSourceOptions
+from cbframe.testing import RecordingReceiver
+from cbframe.wire.constants import Opcode, StreamFlag
+from cbframe.wire.frame import Frame, request
+from cbframe.wire.requests import DcpControl, SelectBucket, StreamRequest, parse_request
+
+from .rig import Rig, serving
+from .server import LOGIN, connect, feed, frames, good_answer
+from .test_coordinator import A, B, Hand, cluster, end
+from .test_source import LONG, source_of, until
+
+
+class Listening:
+    """A node that grants everything, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+
+    def __call__(self, frame: Frame) -> bytes | None:
+        self.frames.append(frame)
+        return serving()(frame)
+
+    def asked(self, opcode: int) -> list[Frame]:
+        return [frame for frame in self.frames if frame.opcode == opcode]
+
+
+# --- faults
+
+
+def test_a_bounded_stream_is_over_at_its_end() -> None:
+    hand = Hand({0: 5})
+    hand.begin(cluster(0))
+    assert hand(NodeReady(A, {})) == [OpenStreams(A, ((0, 5),))]
+    assert hand(end(0, seqno=7)) == [Finish()]
+
+
+def test_a_position_behind_the_end_asks_for_nothing_and_loses_nothing() -> None:
+    receiver = RecordingReceiver()
+    receiver.seqnos[1] = 7
+    node = Listening()
+    events = Rig(node, receiver).run((1, 5))
+    (frame,) = node.asked(Opcode.DCP_STREAM_REQ)
+    asked = parse_request(frame)
+    assert isinstance(asked, StreamRequest)
+    assert (asked.start, asked.end, asked.snap_start, asked.snap_end) == (7, 7, 7, 7)
+    assert not [event for event in events if isinstance(event, StreamRolledBack)]
+    assert receiver.rollbacks == []
+
+
+def test_only_the_active_copy_is_streamed() -> None:
+    node = Listening()
+    Rig(node).run((1, 3))
+    (frame,) = node.asked(Opcode.DCP_STREAM_REQ)
+    asked = parse_request(frame)
+    assert isinstance(asked, StreamRequest)
+    assert asked.flags == StreamFlag.ACTIVE_ONLY
+
+
+def test_a_failing_node_does_not_hold_up_another() -> None:
+    hand = Hand({0: 5, 1: 5})
+    hand.begin(cluster(0, 1))
+    for _ in range(20):
+        hand(NodeDown(A, ConnectError("the bucket cannot be selected"), progressed=False))
+    assert hand(NodeReady(B, {1: 5})) == [OpenStreams(B, ((1, 5),))]
+    hand.until(FetchMap)
+    hand(end(1, node=B))
+    assert set(hand.coordinator.done) == {1}
+
+
+def holds(receiver: RecordingReceiver, documents: int) -> bool:
+    return len(receiver.values()) == documents
+
+
+def test_no_two_connections_have_one_name() -> None:
+    """The server closes the older of two: each would throw the other out, again and again."""
+    with LocalCluster(vbuckets=1) as local:
+        receivers = [RecordingReceiver(), RecordingReceiver()]
+        options: dict[str, Any] = {"name": "reader", "seq_end": None}
+        with source_of(local, receivers[0], **options), source_of(local, receivers[1], **options):
+            for n in range(3):
+                local.upsert(f"k{n}", {"n": n})
+                for receiver in receivers:
+                    until(receiver, partial(holds, receiver, n + 1))
+            assert local.dcp_connections() == 2
+        assert [receiver.errors for receiver in receivers] == [[], []]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"feed_buffer_ack_threshold": 0.0}, {"noop_interval_secs": 0}, {"ping_timeout_ms": 0}]
+)
+def test_an_option_is_never_zero_by_accident(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        BucketDataSourceOptions(**fields)
+
+
+def test_what_is_not_said_is_as_in_the_reference() -> None:
+    options = BucketDataSourceOptions()
+    assert (
+        options.cluster_manager_backoff_factor,
+        options.cluster_manager_sleep_init_ms,
+        options.cluster_manager_sleep_max_ms,
+        options.data_manager_backoff_factor,
+        options.data_manager_sleep_init_ms,
+        options.data_manager_sleep_max_ms,
+        options.feed_buffer_size_bytes,
+        options.feed_buffer_ack_threshold,
+        options.noop_interval_secs,
+        options.seq_end,
+        options.ping_timeout_ms,
+        options.trace_capacity,
+        options.include_xattrs,
+    ) == (1.5, 100, 1000, 1.5, 100, 1000, 20_000_000, 0.2, 120, None, 30_000, 200, False)
+
+
+def test_a_user_named_as_the_bucket_selects_it_too() -> None:
+    node = Listening()
+    Rig(node, login=replace(LOGIN, username="bucket")).run()
+    (frame,) = node.asked(Opcode.SELECT_BUCKET)
+    assert parse_request(frame) == SelectBucket("bucket")
+
+
+def test_noops_are_asked_for_before_anything_needs_them() -> None:
+    node = Listening()
+    Rig(node).run((1, 3))
+    controls = [parse_request(frame) for frame in node.asked(Opcode.DCP_CONTROL)]
+    assert controls[:2] == [DcpControl("enable_noop", "true"), DcpControl("set_noop_interval", "120")]
+    order = [frame.opcode for frame in node.frames]
+    assert order.index(Opcode.DCP_CONTROL) < order.index(Opcode.DCP_STREAM_REQ)
+
+
+def test_a_prepare_is_no_document_and_hides_none() -> None:
+    """Its byte 29 says *deleted*; the reference took bytes 28 and 29 for a length."""
+    connection = connect()
+    stream = connection.request_stream(StreamRequest(1))
+    feed(connection, granted(connection))
+    extras = bytes(28) + b"\x00\x01\x02"
+    prepare = request(0x60, vbucket=1, opaque=stream.opaque, extras=extras, key=b"\0k", value=b"{}").encode()
+    before = connection.unacked
+    assert feed(connection, prepare) == []
+    assert connection.unacked == before + len(prepare)
+    assert connection.stats.tot_upr_data_change == 0
+
+
+def granted(connection: DcpConnection) -> bytes:
+    (asked,) = frames(connection.data_to_send())
+    return good_answer(asked).encode()
+
+
+# --- what its tests check
+
+
+def test_nothing_is_counted_before_the_start() -> None:
+    with LocalCluster(vbuckets=1) as local:
+        source = source_of(local, RecordingReceiver())
+        stats = source.stats()
+        source.close()
+    assert stats.counts() == dict.fromkeys(COUNTERS, 0)
+
+
+def test_started_and_closed_at_once() -> None:
+    with LocalCluster(vbuckets=1) as local:
+        source = source_of(local, RecordingReceiver(), seq_end=None)
+        source.start()
+        with pytest.raises(ConfigurationError, match="started once"):
+            source.start()
+        source.close()
+        source.close()
+        stats = source.stats()
+    assert (stats.tot_start, stats.tot_refresh_cluster_done, stats.tot_refresh_workers_done) == (2, 1, 1)
+    assert (stats.tot_refresh_workers_started, stats.tot_refresh_workers_loop_done) == (1, 1)
+    assert stats.tot_worker_start == stats.tot_worker_done
+
+
+def test_another_bucket_of_that_name_is_not_connected_to() -> None:
+    with LocalCluster(vbuckets=1) as local:
+        receiver = RecordingReceiver()
+        source = BucketDataSource(
+            local.connection_string,
+            "default",
+            local.bucket,
+            "another uuid",
+            None,
+            (local.username, local.password),
+            receiver,
+            BucketDataSourceOptions(seq_end="now"),
+        )
+        with source, pytest.raises(ClusterMapError, match="uuid is not the one"):
+            source.wait(LONG)
+    assert receiver.errors
+    assert source.stats().tot_worker_start == 0
+
+
+def test_a_node_that_refuses_is_told_of_once_for_each_attempt() -> None:
+    with LocalCluster(vbuckets=1) as local, local.refuse(0):
+        receiver = RecordingReceiver()
+        long_wait = {"data_manager_sleep_init_ms": 60_000, "data_manager_sleep_max_ms": 60_000}
+        options: dict[str, Any] = {"seq_end": None, **long_wait}
+        source = BucketDataSource(
+            local.rest_urls,
+            "default",
+            local.bucket,
+            "",
+            None,
+            (local.username, local.password),
+            receiver,
+            BucketDataSourceOptions(**options),
+        )
+        with source:
+            until(receiver, lambda: bool(receiver.errors))
+            stats = source.stats()
+    assert len(receiver.errors) == 1
+    assert stats.tot_worker_body == 1
+    assert not receiver.metadata
+
+
+def test_metadata_is_stored_with_the_log_and_with_the_first_item_of_a_snapshot() -> None:
+    calls: list[str] = []
+
+    class Receiver(RecordingReceiver):
+        def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
+            calls.append("get")
+            return super().get_metadata(vbucket)
+
+        def set_metadata(self, vbucket: int, metadata: bytes) -> None:
+            calls.append("set")
+            super().set_metadata(vbucket, metadata)
+
+        def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None:
+            calls.append("snapshot")
+
+        def data_update(self, vbucket: int, key: bytes, *rest: Any) -> None:
+            calls.append(key.decode())
+
+    Rig(serving(), Receiver()).run((2, 3))
+    assert calls == ["get", "set", "snapshot", "set", "a", "b", "c"]
