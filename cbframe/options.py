@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     import logging
 
 
+_POSITIVE = (
+    "connect_timeout",
+    "stream_request_timeout",
+    "recovery_timeout",
+    "noop_interval_secs",
+    "ping_timeout_ms",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketDataSourceOptions:
     """How a :class:`~cbframe.dcp.source.BucketDataSource` behaves.
@@ -46,6 +55,9 @@ class BucketDataSourceOptions:
         Stream all collections of this scope; excludes `collections`.
     connect_timeout
         Seconds: for one connection with its handshake, and for a bounded source until it streams.
+    stream_request_timeout
+        Seconds without an answer to any of the stream requests under way, after which the connection is
+        made anew.
     recovery_timeout
         Seconds that a bounded source goes on without progress while attempts fail.
     map_poll_interval
@@ -91,6 +103,7 @@ class BucketDataSourceOptions:
     collections: tuple[int, ...] | None = None
     scope_id: int | None = None
     connect_timeout: float = 10.0
+    stream_request_timeout: float = 60.0
     recovery_timeout: float = 60.0
     map_poll_interval: float | None = 10.0
     ping_timeout_ms: int = 30_000
@@ -105,7 +118,7 @@ class BucketDataSourceOptions:
     trace_capacity: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("connect_timeout", "recovery_timeout", "noop_interval_secs", "ping_timeout_ms"):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be positive, not {getattr(self, name)}")
         if self.map_poll_interval is not None and not self.map_poll_interval > 0:

@@ -92,6 +92,8 @@ class DcpConnection:
         self.consumed = 0
         """Bytes of the last received buffer that were whole frames; the rest must come again."""
         self.unacked = 0
+        self.unanswered = 0
+        """Stream requests that the server has not answered yet."""
         self.handed = 0
         """Messages in the bytes that :meth:`data_to_send` gave last."""
         self._ack_at = int(settings.buffer_size * ack_threshold)
@@ -134,6 +136,7 @@ class DcpConnection:
         stream = self.streams.open(request)
         self._queue(request.frame(stream.opaque))
         self.stats.tot_upr_stream_req += 1
+        self.unanswered += 1
         return stream
 
     def close_stream(self, vbucket: int) -> None:
@@ -342,6 +345,7 @@ class DcpConnection:
         if stream is None:
             stats.tot_upr_stream_req_res_state_err += 1
             raise ProtocolError("an answer to a stream that was not asked for", opcode=frame.opcode)
+        self.unanswered -= 1
         if frame.status == Status.SUCCESS:
             stream.step(StreamEvent.ACCEPTED)
             stats.tot_upr_stream_req_res_success += 1

@@ -51,6 +51,7 @@ class NodeSetup:
     clock: Callable[[], float]
     connect_timeout: float
     silence_timeout: float
+    request_timeout: float
     ping_timeout: float
     buffer_bytes: int
     max_body: int
@@ -185,7 +186,8 @@ class NodeThread:
         setup = self._setup
         buffer = bytearray(setup.buffer_bytes)
         have = 0
-        heard = said = setup.clock()
+        heard = said = answered = setup.clock()
+        unanswered = 0
         deadline = heard + setup.connect_timeout
         while True:
             self._carry_out_orders(connection)
@@ -196,8 +198,17 @@ class NodeThread:
                 return
             count = self._receive(stream, memoryview(buffer)[have:], connection)
             now = setup.clock()
+            if not 0 < unanswered <= connection.unanswered:
+                answered = now  # no stream was waited for, or one answer has come
+            unanswered = connection.unanswered
+            if unanswered and now >= answered + setup.request_timeout:
+                raise ReadTimeoutError(
+                    f"{unanswered} stream requests were not answered for {setup.request_timeout:g} s"
+                )
             if count is None:
                 limit = deadline if connection.session is None else heard + setup.silence_timeout
+                if unanswered:
+                    limit = min(limit, answered + setup.request_timeout)
                 quiet = max(heard, said) + setup.ping_timeout
                 if now >= limit:
                     self._stats.tot_worker_receive_err += 1

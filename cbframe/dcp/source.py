@@ -326,6 +326,7 @@ class BucketDataSource:
             clock=self._clock,
             connect_timeout=options.connect_timeout,
             silence_timeout=2 * options.noop_interval_secs,
+            request_timeout=options.stream_request_timeout,
             ping_timeout=options.ping_timeout_ms / 1000,
             buffer_bytes=options.receive_buffer_bytes,
             max_body=options.max_body_bytes,

@@ -54,6 +54,7 @@ class Rig:
             clock=self.clock,
             connect_timeout=10,
             silence_timeout=240,
+            request_timeout=60,
             ping_timeout=ping_timeout,
             buffer_bytes=64 * 1024,
             max_body=1 << 20,

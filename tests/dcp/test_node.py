@@ -71,6 +71,23 @@ def test_a_ping_that_is_answered_shows_that_the_node_lives() -> None:
     assert (stats.tot_ping_timeout, stats.tot_ping_req, stats.tot_ping_req_done) == (4, 4, 4)
 
 
+def test_a_stream_request_that_is_never_answered() -> None:
+    """Regression: a node that answers pings and sends NOOPs was waited for without end."""
+
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.NOOP:
+            return response(frame.opcode, opaque=frame.opaque).encode()
+        return b"" if frame.opcode == Opcode.DCP_STREAM_REQ and frame.vbucket == 2 else serving()(frame)
+
+    rig = Rig(peer)
+    failure = down(rig.run((1, 3), (2, 3)))
+    assert isinstance(failure.error, ReadTimeoutError)
+    assert "1 stream requests" in str(failure.error)
+    assert not failure.error.permanent
+    assert rig.clock.now == 1060
+    assert set(rig.receiver.documents) == {1}
+
+
 def test_a_silent_handshake() -> None:
     rig = Rig(lambda frame: b"")
     failure = down(rig.run())
