@@ -14,7 +14,7 @@ import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -54,6 +54,14 @@ SHORT = BucketDataSourceOptions(
     cluster_manager_sleep_init_ms=1,
     cluster_manager_sleep_max_ms=20,
 )
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also in a run that was started in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def failure(target: Any, *, place: str = "", bound: float = BOUND, **arguments: Any) -> CbframeError:
