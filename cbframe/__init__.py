@@ -13,11 +13,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "cbframe.cluster.auth": ("CertificateAuthenticator", "PasswordAuthenticator"),
     "cbframe.cluster.backoff": ("exponential_backoff_loop",),
-    "cbframe.cluster.rest": ("connect_bucket",),
+    "cbframe.cluster.rest": ("Bucket", "connect_bucket"),
+    "cbframe.dcp.counters": ("NodeStats",),
     "cbframe.dcp.metadata": ("VBucketMetaData",),
     "cbframe.dcp.receiver": ("BlockReceiver", "Document", "Receiver", "ReceiverEx"),
     "cbframe.dcp.source": ("BucketDataSource",),
-    "cbframe.dcp.stats": ("BucketDataSourceStats",),
+    "cbframe.dcp.stats": ("BucketDataSourceStats", "StatsRates"),
+    "cbframe.dcp.streams": ("VBucketState",),
     "cbframe.errors": (
         "AccessError",
         "AllServerURLsConnectBucketError",
@@ -68,7 +70,9 @@ if TYPE_CHECKING:
     from cbframe.cluster.auth import CertificateAuthenticator as CertificateAuthenticator
     from cbframe.cluster.auth import PasswordAuthenticator as PasswordAuthenticator
     from cbframe.cluster.backoff import exponential_backoff_loop as exponential_backoff_loop
+    from cbframe.cluster.rest import Bucket as Bucket
     from cbframe.cluster.rest import connect_bucket as connect_bucket
+    from cbframe.dcp.counters import NodeStats as NodeStats
     from cbframe.dcp.metadata import VBucketMetaData as VBucketMetaData
     from cbframe.dcp.receiver import BlockReceiver as BlockReceiver
     from cbframe.dcp.receiver import Document as Document
@@ -76,6 +80,8 @@ if TYPE_CHECKING:
     from cbframe.dcp.receiver import ReceiverEx as ReceiverEx
     from cbframe.dcp.source import BucketDataSource as BucketDataSource
     from cbframe.dcp.stats import BucketDataSourceStats as BucketDataSourceStats
+    from cbframe.dcp.stats import StatsRates as StatsRates
+    from cbframe.dcp.streams import VBucketState as VBucketState
     from cbframe.errors import AccessError as AccessError
     from cbframe.errors import AllServerURLsConnectBucketError as AllServerURLsConnectBucketError
     from cbframe.errors import AuthFailError as AuthFailError
