@@ -21,13 +21,12 @@ from cbframe.dcp.events import (
     Ready,
     Refused,
     RolledBack,
-    Sampled,
     Snapshot,
 )
-from cbframe.dcp.handshake import DcpSettings, Login, Session, Steps, open_dcp, sample_seqnos
+from cbframe.dcp.handshake import DcpSettings, Login, Session
 from cbframe.dcp.pending import Pending
+from cbframe.dcp.questions import Questions
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamStateError, StreamTable
-from cbframe.dcp.tally import HandshakeTally
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.wire.blocks import decode_block
 from cbframe.wire.constants import MAX_BODY_LENGTH, Magic, Opcode, SnapshotFlag, Status
@@ -94,20 +93,17 @@ class DcpConnection:
         self.unacked = 0
         self.unanswered = 0
         """Stream requests that the server has not answered yet."""
+        self.answers = 0
+        """Those that it has answered."""
         self.handed = 0
         """Messages in the bytes that :meth:`data_to_send` gave last."""
         self._ack_at = int(settings.buffer_size * ack_threshold)
         self._flow_control = settings.buffer_size > 0
         self._max_body = max_body
         self.stats = NodeStats() if stats is None else stats
-        self._tally = HandshakeTally(self.stats)
         self._out: list[bytes] = []
         self._again: dict[int, StreamRequest] = {}
-        self._opaque = 0
-        self._asked = -1
-        self._steps: Steps[Session] | None = open_dcp(login, settings)
-        self._sampling: Steps[dict[int, int]] | None = None
-        self._send_step(next(self._steps))
+        self._questions = Questions(login, settings, self._queue, self.stats)
 
     def data_to_send(self) -> bytes:
         """Take what is to be written to the socket."""
@@ -118,8 +114,7 @@ class DcpConnection:
 
     def broke_off(self, error: CbframeError) -> None:
         """Take note that the connection is over, with `error`."""
-        if self.session is None:
-            self._tally.broke(error)
+        self._questions.broke_off(error)
 
     def want_stream(self, request: StreamRequest) -> None:
         """Ask for a vbucket's stream, now or when its present one is closed."""
@@ -161,9 +156,7 @@ class DcpConnection:
 
     def sample(self) -> None:
         """Ask for the node's high seqnos once more; `Sampled` follows."""
-        if self._sampling is None:
-            self._sampling = sample_seqnos()
-            self._send_step(next(self._sampling))
+        self._questions.sample()
 
     def acknowledge(self, nbytes: int) -> None:
         """Count bytes as consumed; the server is told once enough have come together."""
@@ -307,8 +300,12 @@ class DcpConnection:
             yield from self._on_stream_answer(frame)
         elif frame.opcode == Opcode.DCP_CLOSE_STREAM:
             yield from self._on_close_answer(frame)
-        elif (frame.opaque, frame.opcode) == (self._opaque, self._asked):
-            yield from self._step(frame)
+        elif self._questions.awaits(frame):
+            event = self._questions.answered(frame)
+            if isinstance(event, Ready):
+                self.session = event.session
+            if event is not None:
+                yield event
         elif frame.opcode == Opcode.NOOP:
             return  # that it came is all that matters
         elif frame.opcode != Opcode.DCP_BUFFER_ACK:
@@ -346,6 +343,7 @@ class DcpConnection:
             stats.tot_upr_stream_req_res_state_err += 1
             raise ProtocolError("an answer to a stream that was not asked for", opcode=frame.opcode)
         self.unanswered -= 1
+        self.answers += 1
         if frame.status == Status.SUCCESS:
             stream.step(StreamEvent.ACCEPTED)
             stats.tot_upr_stream_req_res_success += 1
@@ -368,40 +366,6 @@ class DcpConnection:
             yield RolledBack(stream, parse_rollback_seqno(frame.value))
         else:
             yield Refused(stream, frame.status, frame.value)
-
-    def _step(self, answer: Frame) -> Iterator[Event]:
-        self._asked = -1
-        self._tally.answered(answer)
-        try:
-            if self._steps is not None:
-                self._send_step(self._steps.send(answer))
-            elif self._sampling is not None:
-                self._send_step(self._sampling.send(answer))
-        except StopIteration as done:
-            if self._steps is not None:
-                self._steps = None
-                self.session = done.value
-                self.stats.tot_worker_upr_open_ok += 1
-                yield Ready(done.value)
-            else:
-                self._sampling = None
-                yield Sampled(done.value)
-
-    def _send_step(self, frame: Frame) -> None:
-        self._opaque += 1
-        self._asked = frame.opcode
-        self._tally.asked(frame.opcode)
-        self._queue(
-            Frame(
-                frame.magic,
-                frame.opcode,
-                frame.vbucket,
-                self._opaque,
-                extras=frame.extras,
-                key=frame.key,
-                value=frame.value,
-            )
-        )
 
     def _queue(self, frame: Frame) -> None:
         self._out.append(frame.encode())

@@ -19,13 +19,11 @@ from cbframe.dcp.ends import Ends
 from cbframe.dcp.patience import Patience
 from cbframe.dcp.records import NodeRecord, NodeState, VBucketRecord, map_backoff, node_backoff
 from cbframe.dcp.refresh import MapRefresh
-from cbframe.errors import CbframeError, ProtocolError
+from cbframe.errors import CbframeError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Status, StreamEndReason
 
 _DONE = (StreamEndReason.OK, StreamEndReason.FILTER_EMPTY)
-_MAX_PROTOCOL_ERRORS = 3
-"""Connections of one node that may end in broken bytes; then it is no accident."""
 _QUICK_ROLLBACKS = 2
 """Rollbacks of one vbucket that are followed at once; a server that wants ever more is waited for."""
 
@@ -129,8 +127,6 @@ class Coordinator:
                 self._on_rolled_back(event, now, out)
             case plan.Kicked(reason=reason):
                 self._on_kick(reason, now, out)
-            case plan.Tick():
-                pass
         if not self._over:
             self._plan(now, out)
             self._counters.tot_refresh_workers_loop += isinstance(event, plan.MapFetched)
@@ -190,8 +186,7 @@ class Coordinator:
         self._vbuckets = {vb: VBucketRecord(node_backoff(self._options)) for vb in wanted}
         self._pending = set(wanted)
         self._ends.begin(wanted)
-        if not self._vbuckets:
-            self._finish(out)
+        self._finish_if_done(out)
 
     def _on_seqnos(self, event: plan.NodeReady | plan.NodeSampled, out: list[plan.Instruction]) -> None:
         node = self._nodes.get(event.node)
@@ -201,10 +196,7 @@ class Coordinator:
         node.sampling = False
         if isinstance(event, plan.NodeReady) and node.state is NodeState.STARTING:
             node.state = NodeState.READY
-            # Reason enough to look again at who wants what, and the map at hand will do.
-            self._counters.tot_kick += 1
-            self._counters.tot_kick_ok += 1
-            self._counters.tot_refresh_cluster_awoken += 1
+            self._refresh.not_needed()
         for vb in self._pending:
             if self._owner(vb) == event.node:
                 self._vbuckets[vb].stale = False
@@ -220,14 +212,7 @@ class Coordinator:
             return
         if event.progressed:
             self._patience.progressed()
-            node.backoff.reset()
-        if isinstance(event.error, ProtocolError):
-            node.protocol_errors += 1
-            if node.protocol_errors >= _MAX_PROTOCOL_ERRORS:
-                event.error.permanent = True
-        node.state = NodeState.WAITING
-        node.sampling = False
-        node.retry_at = now + node.backoff.next_delay()
+        node.lost(event.error, now, progressed=event.progressed)
         for vb, _ in self._asked(event.node):
             self._vbuckets[vb].node = None
             self._vbuckets[vb].stale = True
@@ -368,12 +353,12 @@ class Coordinator:
         self.done[vb] = position
         self._pending.discard(vb)
         self._vbuckets[vb].node = None
-        if len(self.done) == len(self._vbuckets):
-            self._finish(out)
+        self._finish_if_done(out)
 
-    def _finish(self, out: list[plan.Instruction]) -> None:
-        self._over = True
-        out.append(plan.Finish())
+    def _finish_if_done(self, out: list[plan.Instruction]) -> None:
+        if len(self.done) == len(self._vbuckets):
+            self._over = True
+            out.append(plan.Finish())
 
     # -- failure
 

@@ -10,8 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 
+class _Counters:
+    __slots__ = ()
+
+    def count(self, name: str) -> None:
+        """Move a counter that is known by its name."""
+        setattr(self, name, getattr(self, name) + 1)
+
+
 @dataclass(slots=True)
-class ClusterCounters:
+class ClusterCounters(_Counters):
     """What happened around the cluster map."""
 
     tot_start: int = 0
@@ -85,13 +93,9 @@ class ClusterCounters:
     tot_refresh_workers_loop_done: int = 0
     tot_refresh_workers_done: int = 0
 
-    def count(self, name: str) -> None:
-        """Move a counter that is known by its name."""
-        setattr(self, name, getattr(self, name) + 1)
-
 
 @dataclass(slots=True)
-class NodeStats:
+class NodeStats(_Counters):
     """What happened on the connections to one data node."""
 
     tot_worker_start: int = 0
@@ -234,10 +238,6 @@ class NodeStats:
     """Runs of documents handed to the receiver."""
     errors: int = 0
     """Connections that ended with an error."""
-
-    def count(self, name: str) -> None:
-        """Move a counter that is known by its name."""
-        setattr(self, name, getattr(self, name) + 1)
 
     @property
     def documents(self) -> int:

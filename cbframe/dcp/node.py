@@ -24,6 +24,7 @@ from cbframe.dcp.streams import Stream, VBucketState
 from cbframe.dcp.trace import Trace
 from cbframe.dcp.transport import Stream as ByteStream
 from cbframe.dcp.transport import Transport, Waker
+from cbframe.dcp.waits import Timeouts, Waits
 from cbframe.errors import (
     CbframeError,
     ConnectError,
@@ -49,10 +50,7 @@ class NodeSetup:
     on_config: Callable[[str, bytes], None]
     on_error: Callable[[CbframeError], None]
     clock: Callable[[], float]
-    connect_timeout: float
-    silence_timeout: float
-    request_timeout: float
-    ping_timeout: float
+    timeouts: Timeouts
     buffer_bytes: int
     max_body: int
     filter_value: bytes
@@ -146,7 +144,7 @@ class NodeThread:
             return
         stats.tot_worker_connect += 1
         try:
-            stream = setup.transport.connect(self.node, self._waker, setup.connect_timeout)
+            stream = setup.transport.connect(self.node, self._waker, setup.timeouts.connect)
         except CbframeError:
             stats.tot_worker_connect_err += 1
             raise
@@ -183,53 +181,43 @@ class NodeThread:
             stats.tot_worker_cleanup_done += 1
 
     def _talk(self, stream: ByteStream, connection: DcpConnection) -> None:
-        setup = self._setup
+        setup, stats = self._setup, self._stats
+        waits = Waits(setup.timeouts, setup.clock())
         buffer = bytearray(setup.buffer_bytes)
         have = 0
-        heard = said = answered = setup.clock()
-        unanswered = 0
-        deadline = heard + setup.connect_timeout
         while True:
             self._carry_out_orders(connection)
             if data := connection.data_to_send():
                 self._send(stream, data, connection.handed)
-                said = setup.clock()
+                waits.sent(setup.clock())
             if self._stopping:
                 return
             count = self._receive(stream, memoryview(buffer)[have:], connection)
             now = setup.clock()
-            if not 0 < unanswered <= connection.unanswered:
-                answered = now  # no stream was waited for, or one answer has come
-            unanswered = connection.unanswered
-            if unanswered and now >= answered + setup.request_timeout:
-                raise ReadTimeoutError(
-                    f"{unanswered} stream requests were not answered for {setup.request_timeout:g} s"
-                )
+            if count is not None:
+                waits.heard(now)
+                have += count
+                # Closed here, not when it is collected: it counts what was left untaken.
+                with closing(connection.receive(buffer, have)) as events:
+                    self._handle(events)
+                buffer, have = self._keep_tail(buffer, connection.consumed, have)
+            ready, unanswered = connection.session is not None, connection.unanswered
+            try:
+                waits.check(now, ready=ready, unanswered=unanswered, answers=connection.answers)
+            except ReadTimeoutError:
+                stats.tot_worker_receive_err += 1
+                stats.tot_worker_recv_end_ch += 1
+                raise
             if count is None:
-                limit = deadline if connection.session is None else heard + setup.silence_timeout
-                if unanswered:
-                    limit = min(limit, answered + setup.request_timeout)
-                quiet = max(heard, said) + setup.ping_timeout
-                if now >= limit:
-                    self._stats.tot_worker_receive_err += 1
-                    self._stats.tot_worker_recv_end_ch += 1
-                    self._give_up(connection)
-                if connection.session is not None and now >= quiet:
-                    self._stats.tot_ping_timeout += 1
+                if waits.wants_ping(now, ready=ready):
+                    stats.tot_ping_timeout += 1
                     connection.ping()
-                    continue
-                stream.wait(min(limit, max(quiet, now + 0.001)) - now)
-                continue
-            heard = now
-            have += count
-            # Closed here, not when it is collected: it counts what was left untaken.
-            with closing(connection.receive(buffer, have)) as events:
-                self._handle(events)
-            buffer, have = self._keep_tail(buffer, connection.consumed, have)
+                else:
+                    stream.wait(waits.left(now, ready=ready, unanswered=unanswered))
 
     def _send(self, stream: ByteStream, data: bytes, messages: int) -> None:
         try:
-            stream.send_all(data, self._setup.connect_timeout)
+            stream.send_all(data, self._setup.timeouts.connect)
         except CbframeError:
             self._stats.tot_worker_transmit_err += 1
             self._stats.tot_worker_send_end_ch += 1
@@ -262,16 +250,6 @@ class NodeThread:
         except CbframeError:
             self._stats.tot_worker_recv_end_ch += 1
             raise
-
-    def _give_up(self, connection: DcpConnection) -> None:
-        if connection.session is None:
-            raise ReadTimeoutError(
-                f"the handshake took longer than {self._setup.connect_timeout:g} s",
-                hint="the port is open but silent: is it the data service?",
-            )
-        raise ReadTimeoutError(
-            f"the node was silent for {self._setup.silence_timeout:g} s, not even a NOOP came"
-        )
 
     def _keep_tail(self, buffer: bytearray, consumed: int, have: int) -> tuple[bytearray, int]:
         """Move what belongs to the next frame to the front, in a buffer that this frame fits into."""

@@ -73,12 +73,19 @@ class BlockReceiver(BaseReceiver, Protocol):
         """Take documents. The block is valid during the call only: copy what is to stay."""
 
 
-class CallbackAdapter:
-    """Feeds a :class:`Receiver` from blocks."""
+class AdaptedReceiver:
+    """A :class:`Receiver` that takes blocks."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._update = receiver.data_update
         self._delete = receiver.data_delete
+        self.on_error = receiver.on_error
+        self.snapshot_start = receiver.snapshot_start
+        self.set_metadata = receiver.set_metadata
+        self.get_metadata = receiver.get_metadata
+        self.rollback = receiver.rollback
+        if isinstance(receiver, ReceiverEx):
+            self.rollback_ex = receiver.rollback_ex
 
     def on_block(self, block: DataBlock) -> None:
         columns = zip(

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from cbframe.cluster.backoff import Backoff
+from cbframe.errors import CbframeError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
+
+_MAX_PROTOCOL_ERRORS = 3
+"""Connections of one node that may end in broken bytes."""
 
 
 class NodeState(Enum):
@@ -29,6 +33,20 @@ class NodeRecord:
     """High seqnos of its active vbuckets, as told last."""
     sampling: bool = False
     protocol_errors: int = 0
+
+    def lost(self, error: CbframeError, now: float, *, progressed: bool) -> None:
+        """The connection is over: wait before the next one.
+
+        Broken bytes again and again are no accident; then the error is made permanent.
+        """
+        if progressed:
+            self.backoff.reset()
+        if isinstance(error, ProtocolError):
+            self.protocol_errors += 1
+            error.permanent |= self.protocol_errors >= _MAX_PROTOCOL_ERRORS
+        self.state = NodeState.WAITING
+        self.sampling = False
+        self.retry_at = now + self.backoff.next_delay()
 
 
 @dataclass(slots=True)

@@ -47,6 +47,12 @@ class MapRefresh:
         self._counters.tot_kick += 1
         self.want(now)
 
+    def not_needed(self) -> None:
+        """There is a reason to look again at who wants what, and the map at hand will do."""
+        self._counters.tot_kick += 1
+        self._counters.tot_kick_ok += 1
+        self._counters.tot_refresh_cluster_awoken += 1
+
     def want(self, now: float) -> None:
         """There is a reason: have a map fetched as soon as the wait between two fetches is over."""
         if self.fetching or self._due is not None:

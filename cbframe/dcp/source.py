@@ -21,11 +21,12 @@ from cbframe.dcp.counters import ClusterCounters, NodeStats
 from cbframe.dcp.handshake import DcpSettings, Login
 from cbframe.dcp.maps import MapSource, make_login, with_credentials
 from cbframe.dcp.node import NodeSetup, NodeThread
-from cbframe.dcp.receiver import BlockReceiver, CallbackAdapter, Receiver
+from cbframe.dcp.receiver import AdaptedReceiver, BlockReceiver, Receiver
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.dcp.streams import VBucketState
 from cbframe.dcp.supervisor import Supervisor
 from cbframe.dcp.transport import HookedTransport, SocketTransport, Transport
+from cbframe.dcp.waits import Timeouts
 from cbframe.errors import (
     AuthFailError,
     CbframeError,
@@ -106,13 +107,14 @@ class BucketDataSource:
         self._tls_context = tls_context
         self._options = options
         self._log = options.logger or logging.getLogger("cbframe.dcp")
-        self._receiver = receiver if isinstance(receiver, BlockReceiver) else _AdaptedReceiver(receiver)
+        self._receiver = receiver if isinstance(receiver, BlockReceiver) else AdaptedReceiver(receiver)
         self._own_transport = transport
         self._secure = (target.tls, authenticator)
         context = self._make_context()
         self._transport = transport = transport or self._make_transport(context)
         self._clock = clock
-        self._counters = ClusterCounters()
+        # One for each thread that counts: the supervisor's, the one that fetches maps, the callers'.
+        self._counters, self._map_counters, self._calls = (ClusterCounters() for _ in range(3))
         self._login = make_login(target, authenticator, bucket_name, allow_plain=options.allow_plain)
         self._auth = auth if callable(auth) else None
         self._refused: set[str] = set()
@@ -126,11 +128,10 @@ class BucketDataSource:
             timeout=options.connect_timeout,
             tls_context=context,
             connect_bucket=options.connect_bucket,
-            counters=self._counters,
+            counters=self._map_counters,
             renew=None if self._auth is None else self._authenticator,
         )
         self._filter = StreamFilter(options.collections, options.scope_id).encode()
-        self._calls = ClusterCounters()
         self._calls_lock = threading.Lock()
         self._coordinator = Coordinator(vbucket_ids, options, self._counters)
         self._supervisor = Supervisor(
@@ -240,7 +241,7 @@ class BucketDataSource:
     def stats(self) -> BucketDataSourceStats:
         """Counters at this moment."""
         return BucketDataSourceStats(
-            (self._counters, self._calls),
+            (self._counters, self._map_counters, self._calls),
             dict(self._stats),
             vbuckets=self._coordinator.vbuckets,
             vbuckets_done=len(self._coordinator.done),
@@ -324,10 +325,12 @@ class BucketDataSource:
             on_config=self._on_config,
             on_error=self._report,
             clock=self._clock,
-            connect_timeout=options.connect_timeout,
-            silence_timeout=2 * options.noop_interval_secs,
-            request_timeout=options.stream_request_timeout,
-            ping_timeout=options.ping_timeout_ms / 1000,
+            timeouts=Timeouts(
+                connect=options.connect_timeout,
+                silence=2 * options.noop_interval_secs,
+                request=options.stream_request_timeout,
+                ping=options.ping_timeout_ms / 1000,
+            ),
             buffer_bytes=options.receive_buffer_bytes,
             max_body=options.max_body_bytes,
             filter_value=self._filter,
@@ -370,20 +373,6 @@ class BucketDataSource:
     def _on_over(self, error: CbframeError | None) -> None:
         self._error = error
         self._over.set()
-
-
-class _AdaptedReceiver:
-    """A callback receiver with the block method added."""
-
-    def __init__(self, receiver: Receiver) -> None:
-        self.on_block = CallbackAdapter(receiver).on_block
-        self.on_error = receiver.on_error
-        self.snapshot_start = receiver.snapshot_start
-        self.set_metadata = receiver.set_metadata
-        self.get_metadata = receiver.get_metadata
-        self.rollback = receiver.rollback
-        if hasattr(receiver, "rollback_ex"):
-            self.rollback_ex = receiver.rollback_ex
 
 
 def _check_arguments(server_urls: object, pool_name: str, bucket_name: str, receiver: object) -> None:

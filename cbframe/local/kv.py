@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import struct
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from cbframe.local.documents import mutation_token
 from cbframe.local.features import GRANTED, FrameInfo, duration_frame, missing_need, parse_frame_info
 from cbframe.local.loop import Channel
 from cbframe.local.queries import ONLY_DCP, QUERIES
+from cbframe.local.rules import BEFORE_AUTH, LENGTHS, WITHOUT_BUCKET, refusal
 from cbframe.local.snappy import inflate
 from cbframe.local.tls import AnySocket
 from cbframe.wire import leb128
@@ -48,28 +48,6 @@ if TYPE_CHECKING:
     from cbframe.local.node import Node
 
 _MAX_BODY = 30 * 1024 * 1024
-_BEFORE_AUTH = frozenset(
-    {
-        Opcode.HELLO,
-        Opcode.SASL_LIST_MECHS,
-        Opcode.SASL_AUTH,
-        Opcode.SASL_STEP,
-        Opcode.GET_ERROR_MAP,
-    }
-)
-_LENGTHS: dict[int, str] = {
-    Opcode.GET_ALL_VB_SEQNOS: "Request extras must be of length 0 or 4 or 8",
-    Opcode.DCP_STREAM_REQ: "Request must include extras of length 48",
-    Opcode.DCP_BUFFER_ACK: "Request must include extras of length 4",
-}
-"""The real server's words for extras of another length."""
-_WITHOUT_BUCKET = _BEFORE_AUTH | {
-    Opcode.SELECT_BUCKET,
-    Opcode.GET_CLUSTER_CONFIG,
-    Opcode.NOOP,
-    Opcode.QUIT,
-    Opcode.VERSION,
-}
 
 
 class KvConnection(Channel):
@@ -230,11 +208,11 @@ class KvConnection(Channel):
             raise ProtocolError(f"magic 0x{frame.magic:02x} is no request")
         self._began = self.now()
         known = frame.opcode in self._handlers or self.node.documents.knows(frame.opcode)
-        if not self.authenticated and frame.opcode not in _BEFORE_AUTH:
+        if not self.authenticated and frame.opcode not in BEFORE_AUTH:
             self.respond(frame, Status.EACCESS)
         elif not known:
             self.respond(frame, Status.UNKNOWN_COMMAND)
-        elif not self.selected and frame.opcode not in _WITHOUT_BUCKET:
+        elif not self.selected and frame.opcode not in WITHOUT_BUCKET:
             self.respond(frame, Status.NO_BUCKET)
         else:
             info = parse_frame_info(frame, len(self.bucket.map[0]) - 1)
@@ -246,7 +224,7 @@ class KvConnection(Channel):
                 else:
                     self._document(frame, info)
             except ProtocolError as exc:
-                self.respond(frame, Status.EINVAL, context=_LENGTHS.get(frame.opcode, exc.message))
+                self.respond(frame, Status.EINVAL, context=LENGTHS.get(frame.opcode, exc.message))
 
     # ------------------------------------------------------------------ bootstrap
 
@@ -281,7 +259,7 @@ class KvConnection(Channel):
         )
         if refused and Feature.XERROR in self.features:
             # JSON, but not marked as such: the recorded clients had not agreed to that yet.
-            value = _to_json({"error": _refusal(message.mechanism)})
+            value = _to_json({"error": refusal(message.mechanism)})
         self.respond(frame, answer.status, value=value)
 
     def _select_bucket(self, frame: Frame) -> None:
@@ -403,13 +381,6 @@ class KvConnection(Channel):
         else:
             info = parse_frame_info(frame, 0)
             producer.close_stream(frame, info.sid if isinstance(info, FrameInfo) else 0)
-
-
-def _refusal(mechanism: str) -> dict[str, str]:
-    if mechanism not in MECHANISMS.split():
-        return {"context": f'Requested mechanism "{mechanism}" is not supported'}
-    # What to look for in the server's log.
-    return {"ref": str(uuid.uuid4())}
 
 
 def _to_json(content: object) -> bytes:

@@ -6,6 +6,7 @@ The engine's half is :class:`EngineStates`; :class:`ClusterStates` is what users
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -103,12 +104,13 @@ class _Engine(Protocol):
     def modify_collection(self, scope: str, name: str, max_ttl: int) -> None: ...
 
 
-class ClusterStates:
+class ClusterStates(ABC):
     """Methods of :class:`cbframe.local.LocalCluster`."""
 
     @property
+    @abstractmethod
     def _engine(self) -> Any:
-        raise NotImplementedError
+        """The running engine."""
 
     @property
     def _states(self) -> _Engine:

@@ -59,11 +59,10 @@ class FaultProxy:
         self._own_ports: list[dict[str, int]] = []
         self._wires.loop.start()
         if cluster is not None:
-            try:
+            with contextlib.ExitStack() as undo:
+                undo.callback(self.close)
                 self._stand_before(cluster)
-            except BaseException:
-                self.close()
-                raise
+                undo.pop_all()
 
     def _stand_before(self, cluster: LocalCluster) -> None:
         for node in range(len(cluster.kv_addresses)):

@@ -12,7 +12,8 @@ from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.node import NodeSetup, NodeThread
-from cbframe.dcp.source import _AdaptedReceiver
+from cbframe.dcp.receiver import AdaptedReceiver
+from cbframe.dcp.waits import Timeouts
 from cbframe.errors import CbframeError
 from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
 from cbframe.testing.transport import Peer
@@ -46,16 +47,13 @@ class Rig:
         settings = replace(SETTINGS, buffer_size=1000)
         setup = NodeSetup(
             transport=self.transport,
-            receiver=_AdaptedReceiver(self.receiver),
+            receiver=AdaptedReceiver(self.receiver),
             make_connection=lambda stats: DcpConnection(login, settings, stats=stats),
             post=self._post,
             on_config=lambda _, body: self.configs.append(body),
             on_error=self.errors.append,
             clock=self.clock,
-            connect_timeout=10,
-            silence_timeout=240,
-            request_timeout=60,
-            ping_timeout=ping_timeout,
+            timeouts=Timeouts(connect=10, silence=240, request=60, ping=ping_timeout),
             buffer_bytes=64 * 1024,
             max_body=1 << 20,
             filter_value=b"",

@@ -28,7 +28,6 @@ from cbframe.dcp.plan import (
     StopNode,
     Tick,
 )
-from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import COUNTERS
 from cbframe.errors import CbframeError, ConnectError, ProtocolError
 from cbframe.local import LocalCluster
@@ -43,11 +42,9 @@ from cbframe.wire.requests import StreamRequest
 from .rig import NODE, Rig, refusing, serving
 from .server import LOGIN, connect, feed, frames, good_answer, mutation, refusal
 from .test_coordinator import A, cluster
+from .test_source import LONG, source_of
 
-REFERENCE = set(
-    re.findall(
-        r"\w+",
-        """
+NAMES = """
 TotStart TotKick TotKickDeduped TotKickOk TotRefreshCluster TotRefreshClusterConnectBucket
 TotRefreshClusterConnectBucketErr TotRefreshClusterConnectBucketOk TotRefreshClusterBucketUUIDErr
 TotRefreshClusterVBMNilErr TotRefreshClusterKickWorkers TotRefreshClusterKickWorkersClosed
@@ -82,9 +79,8 @@ TotWantCloseRequestedVBucketErr TotWantClosingVBucketErr TotSelectBucketErr TotH
 TotGetVBucketMetaData TotGetVBucketMetaDataUnmarshalErr TotGetVBucketMetaDataErr
 TotGetVBucketMetaDataOk TotSetVBucketMetaData TotSetVBucketMetaDataMarshalErr
 TotSetVBucketMetaDataErr TotSetVBucketMetaDataOk TotPingTimeout TotPingReq TotPingReqDone
-""",
-    )
-)
+"""
+REFERENCE = set(NAMES.split())
 OWN = {"bytes_received", "receives", "blocks", "errors"}
 WORDS = {
     "UPR": "Upr",
@@ -99,7 +95,6 @@ WORDS = {
     "ENoMem": "Enomem",
     "FLog": "Flog",
 }
-LONG = 30.0
 
 Moved = dict[str, int]
 Scenario = Callable[[], Moved]
@@ -697,7 +692,20 @@ def a_document_of_more_than_a_fifth_of_the_window() -> Moved:
 # --- all of it
 
 
-@moves(start=2, refresh_workers_started=1, refresh_cluster_done=1, refresh_cluster_stopped=1)
+@moves(
+    start=2,
+    refresh_workers_started=1,
+    refresh_workers_close_worker=2,
+    refresh_workers_loop_done=1,
+    refresh_workers_done=1,
+    refresh_cluster_stopped=1,
+    refresh_cluster_done=1,
+    refresh_worker_done=2,
+    worker_done=2,
+    upr_data_change_mutation=1,
+    upr_data_change_deletion=1,
+    upr_data_change_expiration=1,
+)
 def started_twice_idle_and_closed() -> Moved:
     with LocalCluster(nodes=2, vbuckets=4, seed=1) as local:
         local.upsert("a", 1)
@@ -706,41 +714,13 @@ def started_twice_idle_and_closed() -> Moved:
         local.delete("a")
         local.expire("b")
         receiver = RecordingReceiver()
-        source = whole(local, receiver)
+        source = source_of(local, receiver, seq_end=None)
         with source:
             with pytest.raises(CbframeError):
                 source.start()
             with receiver.changed:
                 assert receiver.changed.wait_for(lambda: sum(receiver.seqnos.values()) == 5, LONG)
     return source.stats().counts()
-
-
-ALL_OF_IT = {
-    "tot_refresh_workers_close_worker": 2,
-    "tot_refresh_workers_done": 1,
-    "tot_refresh_workers_loop_done": 1,
-    "tot_refresh_worker_done": 2,
-    "tot_worker_done": 2,
-    "tot_upr_data_change_mutation": 1,
-    "tot_upr_data_change_deletion": 1,
-    "tot_upr_data_change_expiration": 1,
-}
-
-
-def whole(local: LocalCluster, receiver: RecordingReceiver, **options: Any) -> BucketDataSource:
-    return BucketDataSource(
-        local.connection_string,
-        "default",
-        local.bucket,
-        "",
-        None,
-        (local.username, local.password),
-        receiver,
-        BucketDataSourceOptions(**options),
-    )
-
-
-SCENARIOS["started_twice_idle_and_closed"][1].update(ALL_OF_IT)
 
 
 @moves(upr_noop=1)

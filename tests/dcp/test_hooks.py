@@ -45,16 +45,8 @@ def test_an_own_connect_and_connect_bucket() -> None:
 
         receiver = RecordingReceiver()
         seeds = cluster.rest_urls
-        source = BucketDataSource(
-            seeds,
-            "default",
-            cluster.bucket,
-            "",
-            None,
-            (cluster.username, cluster.password),
-            receiver,
-            BucketDataSourceOptions(seq_end="now", connect=connect, connect_bucket=connect_bucket),
-        )
+        hooks: dict[str, Any] = {"connect": connect, "connect_bucket": connect_bucket}
+        source = source_of(cluster, receiver, seeds=seeds, **hooks)
         with source:
             source.wait(LONG)
         assert receiver.values() == {b"a": b'{"n":1}'}

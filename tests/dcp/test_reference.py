@@ -34,7 +34,6 @@ import pytest
 
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.plan import FetchMap, Finish, NodeDown, NodeReady, OpenStreams, StreamRolledBack
-from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import COUNTERS
 from cbframe.errors import ClusterMapError, ConfigurationError, ConnectError
 from cbframe.local import LocalCluster
@@ -214,16 +213,7 @@ def test_started_and_closed_at_once() -> None:
 def test_another_bucket_of_that_name_is_not_connected_to() -> None:
     with LocalCluster(vbuckets=1) as local:
         receiver = RecordingReceiver()
-        source = BucketDataSource(
-            local.connection_string,
-            "default",
-            local.bucket,
-            "another uuid",
-            None,
-            (local.username, local.password),
-            receiver,
-            BucketDataSourceOptions(seq_end="now"),
-        )
+        source = source_of(local, receiver, bucket_uuid="another uuid")
         with source, pytest.raises(ClusterMapError, match="uuid is not the one"):
             source.wait(LONG)
     assert receiver.errors
@@ -233,18 +223,11 @@ def test_another_bucket_of_that_name_is_not_connected_to() -> None:
 def test_a_node_that_refuses_is_told_of_once_for_each_attempt() -> None:
     with LocalCluster(vbuckets=1) as local, local.refuse(0):
         receiver = RecordingReceiver()
-        long_wait = {"data_manager_sleep_init_ms": 60_000, "data_manager_sleep_max_ms": 60_000}
-        options: dict[str, Any] = {"seq_end": None, **long_wait}
-        source = BucketDataSource(
-            local.rest_urls,
-            "default",
-            local.bucket,
-            "",
-            None,
-            (local.username, local.password),
-            receiver,
-            BucketDataSourceOptions(**options),
-        )
+        long_wait: dict[str, Any] = {
+            "data_manager_sleep_init_ms": 60_000,
+            "data_manager_sleep_max_ms": 60_000,
+        }
+        source = source_of(local, receiver, seeds=local.rest_urls, seq_end=None, **long_wait)
         with source:
             until(receiver, lambda: bool(receiver.errors))
             stats = source.stats()

@@ -30,14 +30,15 @@ DOCUMENTS = 4000
 
 
 def source_of(cluster: LocalCluster, receiver: Any, **fields: Any) -> BucketDataSource:
+    """A source of a cluster: what is no option is an argument of its own, with a default."""
     fields.setdefault("seq_end", "now")
     vbuckets = fields.pop("vbuckets", None)
     password = fields.pop("password", cluster.password)
     return BucketDataSource(
-        cluster.connection_string,
+        fields.pop("seeds", cluster.connection_string),
         "default",
         cluster.bucket,
-        "",
+        fields.pop("bucket_uuid", ""),
         vbuckets,
         (cluster.username, password),
         receiver,

@@ -1,0 +1,78 @@
+"""Requests of a connection that have one answer each: its handshake, and high seqnos asked for later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from cbframe.dcp.counters import NodeStats
+from cbframe.dcp.events import Ready, Sampled
+from cbframe.dcp.handshake import DcpSettings, Login, Session, Steps, open_dcp, sample_seqnos
+from cbframe.dcp.tally import HandshakeTally
+from cbframe.errors import CbframeError
+from cbframe.wire.frame import Frame
+
+
+class Questions:
+    """Asks one thing after the other.
+
+    Parameters
+    ----------
+    login, settings
+        Whom to connect as, and what to ask of the node.
+    queue
+        Called with each request.
+    stats
+        Counters to move.
+    """
+
+    def __init__(
+        self, login: Login, settings: DcpSettings, queue: Callable[[Frame], None], stats: NodeStats
+    ) -> None:
+        self._queue = queue
+        self._stats = stats
+        self._tally = HandshakeTally(stats)
+        self._opaque = 0
+        self._asked = -1
+        self._handshake: Steps[Session] | None = open_dcp(login, settings)
+        self._sampling: Steps[dict[int, int]] | None = None
+        self._ask(next(self._handshake))
+
+    def sample(self) -> None:
+        """Ask for the node's high seqnos, unless that is under way."""
+        if self._sampling is None:
+            self._sampling = sample_seqnos()
+            self._ask(next(self._sampling))
+
+    def awaits(self, answer: Frame) -> bool:
+        """Whether this answers what was asked last."""
+        return (answer.opaque, answer.opcode) == (self._opaque, self._asked)
+
+    def answered(self, answer: Frame) -> Ready | Sampled | None:
+        """Take the answer and ask on; what has come to its end with it."""
+        self._asked = -1
+        self._tally.answered(answer)
+        try:
+            if self._handshake is not None:
+                self._ask(self._handshake.send(answer))
+            elif self._sampling is not None:
+                self._ask(self._sampling.send(answer))
+        except StopIteration as done:
+            if self._handshake is not None:
+                self._handshake = None
+                self._stats.tot_worker_upr_open_ok += 1
+                return Ready(done.value)
+            self._sampling = None
+            return Sampled(done.value)
+        return None
+
+    def broke_off(self, error: CbframeError) -> None:
+        """Take note that the connection is over, with `error`."""
+        if self._handshake is not None:
+            self._tally.broke(error)
+
+    def _ask(self, frame: Frame) -> None:
+        self._opaque += 1
+        self._asked = frame.opcode
+        self._tally.asked(frame.opcode)
+        self._queue(replace(frame, opaque=self._opaque))

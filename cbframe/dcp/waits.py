@@ -1,0 +1,96 @@
+"""How long a connection may be silent, in each respect: no socket, no thread, `now` comes with each call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cbframe.errors import ReadTimeoutError
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds.
+
+    Attributes
+    ----------
+    connect
+        For the connection, and for its handshake.
+    silence
+        Without a byte from the node.
+    request
+        Without an answer to any of the stream requests under way.
+    ping
+        Without a byte in either direction, until the node is asked whether it lives.
+    """
+
+    connect: float
+    silence: float
+    request: float
+    ping: float
+
+
+class Waits:
+    """The waits of one connection.
+
+    Parameters
+    ----------
+    timeouts
+        How long each may be.
+    now
+        When the connection was made.
+    """
+
+    def __init__(self, timeouts: Timeouts, now: float) -> None:
+        self._timeouts = timeouts
+        self._made = self._heard = self._active = self._answered = now
+        self._answers = 0
+
+    def sent(self, now: float) -> None:
+        """Bytes were sent."""
+        self._active = now
+
+    def heard(self, now: float) -> None:
+        """Bytes came."""
+        self._heard = self._active = now
+
+    def check(self, now: float, *, ready: bool, unanswered: int, answers: int) -> None:
+        """Look whether a wait is over.
+
+        Parameters
+        ----------
+        ready
+            Whether the handshake is done.
+        unanswered, answers
+            Stream requests that wait for an answer, and how many have got one so far.
+
+        Raises
+        ------
+        ReadTimeoutError
+            One is.
+        """
+        if not unanswered or answers != self._answers:
+            self._answered, self._answers = now, answers
+        limits = self._timeouts
+        if not ready and now >= self._made + limits.connect:
+            raise ReadTimeoutError(
+                f"the handshake took longer than {limits.connect:g} s",
+                hint="the port is open but silent: is it the data service?",
+            )
+        if ready and now >= self._heard + limits.silence:
+            raise ReadTimeoutError(f"the node was silent for {limits.silence:g} s, not even a NOOP came")
+        if now >= self._answered + limits.request:
+            raise ReadTimeoutError(f"{unanswered} stream requests were not answered for {limits.request:g} s")
+
+    def wants_ping(self, now: float, *, ready: bool) -> bool:
+        """Whether the node should be asked if it lives."""
+        return ready and now >= self._active + self._timeouts.ping
+
+    def left(self, now: float, *, ready: bool, unanswered: int) -> float:
+        """Seconds until one of these has to be looked at."""
+        limits = self._timeouts
+        if not ready:
+            return self._made + limits.connect - now
+        ends = [self._heard + limits.silence, self._active + limits.ping]
+        if unanswered:
+            ends.append(self._answered + limits.request)
+        return min(ends) - now
