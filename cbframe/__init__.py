@@ -16,7 +16,7 @@ _HOMES = {
     "cbframe.cluster.rest": ("Bucket", "connect_bucket"),
     "cbframe.dcp.counters": ("NodeStats",),
     "cbframe.dcp.metadata": ("VBucketMetaData",),
-    "cbframe.dcp.receiver": ("BlockReceiver", "Document", "Receiver", "ReceiverEx"),
+    "cbframe.dcp.receiver": ("BlockReceiver", "DeferringReceiver", "Document", "Receipt", "Receiver", "ReceiverEx"),
     "cbframe.dcp.source": ("BucketDataSource",),
     "cbframe.dcp.stats": ("BucketDataSourceStats", "StatsRates"),
     "cbframe.dcp.streams": ("VBucketState",),
@@ -75,7 +75,9 @@ if TYPE_CHECKING:
     from cbframe.dcp.counters import NodeStats as NodeStats
     from cbframe.dcp.metadata import VBucketMetaData as VBucketMetaData
     from cbframe.dcp.receiver import BlockReceiver as BlockReceiver
+    from cbframe.dcp.receiver import DeferringReceiver as DeferringReceiver
     from cbframe.dcp.receiver import Document as Document
+    from cbframe.dcp.receiver import Receipt as Receipt
     from cbframe.dcp.receiver import Receiver as Receiver
     from cbframe.dcp.receiver import ReceiverEx as ReceiverEx
     from cbframe.dcp.source import BucketDataSource as BucketDataSource

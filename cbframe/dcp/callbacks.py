@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.metadata import VBucketMetaData
-from cbframe.dcp.receiver import BlockReceiver, ReceiverEx
+from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receipt, ReceiverEx
 from cbframe.dcp.streams import Stream, request_from
 from cbframe.errors import CbframeError, ConfigurationError, ReceiverError, StreamError
 from cbframe.wire.blocks import DataBlock
@@ -34,7 +34,9 @@ class Callbacks:
         What each stream request says about collections.
     """
 
-    def __init__(self, receiver: BlockReceiver, stats: NodeStats, filter_value: bytes) -> None:
+    def __init__(
+        self, receiver: BlockReceiver | DeferringReceiver, stats: NodeStats, filter_value: bytes
+    ) -> None:
         self._receiver = receiver
         self._stats = stats
         self._filter_value = filter_value
@@ -92,9 +94,9 @@ class Callbacks:
             raise
         stats.tot_set_vbucket_metadata_ok += 1
 
-    def deliver(self, block: DataBlock) -> None:
-        """Give the receiver documents."""
-        stats = self._stats
+    def deliver(self, block: DataBlock, receipt: Receipt) -> None:
+        """Give the receiver documents; `receipt` is done when they are consumed."""
+        receiver, stats = self._receiver, self._stats
         mutations = int((block.opcode == Opcode.DCP_MUTATION).sum())
         deletions = int((block.opcode == Opcode.DCP_DELETION).sum())
         stats.tot_upr_data_change_mutation += mutations
@@ -102,7 +104,11 @@ class Callbacks:
         stats.tot_upr_data_change_expiration += len(block) - mutations - deletions
         stats.blocks += 1
         try:
-            self._call(self._receiver.on_block, block)
+            if isinstance(receiver, DeferringReceiver):
+                self._call(receiver.take_block, block, receipt)
+            else:
+                self._call(receiver.on_block, block)
+                receipt.done()
         except CbframeError:
             stats.tot_upr_data_change_err += len(block)
             raise

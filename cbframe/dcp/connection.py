@@ -159,7 +159,10 @@ class DcpConnection:
         self._questions.sample()
 
     def acknowledge(self, nbytes: int) -> None:
-        """Count bytes as consumed; the server is told once enough have come together."""
+        """Count bytes as consumed; the server is told once enough have come together.
+
+        For the documents of :class:`Data`; the connection itself counts everything else.
+        """
         if not self._flow_control:
             return
         self.unacked += nbytes
@@ -228,7 +231,7 @@ class DcpConnection:
         delivery = pending.deliver()
         if delivery.data is not None:
             yield delivery.data
-        self.acknowledge(delivery.nbytes)
+        self.acknowledge(delivery.dropped)
         yield from delivery.held
 
     def _on_frame(self, frame: Frame) -> Iterator[Event]:

@@ -27,10 +27,15 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Documents. `fresh` lists the streams whose snapshot has its first item in this block."""
+    """Documents, to be acknowledged with :meth:`DcpConnection.acknowledge` when they are consumed.
+
+    `fresh` lists the streams whose snapshot has its first item in this block; `nbytes` is what the
+    documents, and dropped ones among them, took on the wire.
+    """
 
     block: DataBlock
     fresh: tuple[Stream, ...]
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)

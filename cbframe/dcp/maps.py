@@ -117,9 +117,13 @@ class MapSource:
         self._clock = clock
         self._timeout = timeout
         self._tls_context = tls_context
-        self._waker = Waker()
+        self._waker: Waker | None = None
         self._aside = Aside()
         self._known_nodes: tuple[str, ...] = ()
+
+    def open(self) -> None:
+        """Take the file descriptors that :meth:`cancel` needs; before anything is fetched."""
+        self._waker = Waker()
 
     def fetch(self) -> ClusterMap:
         """The map of the first seed that has one.
@@ -176,11 +180,13 @@ class MapSource:
 
     def cancel(self) -> None:
         """End a fetch that is under way on another thread."""
-        self._waker.wake()
+        if self._waker is not None:
+            self._waker.wake()
         self._aside.cancel()
 
     def close(self) -> None:
-        self._waker.close()
+        if self._waker is not None:
+            self._waker.close()
 
     def secure(self, transport: Transport, tls_context: TLSContext | None) -> None:
         """Connect in another way from now on."""
@@ -263,6 +269,7 @@ class MapSource:
         return found
 
     def _ask(self, node: str, steps: Steps[T]) -> T:
+        assert self._waker is not None, "open() comes first"
         return ask(
             node,
             steps,
@@ -318,6 +325,7 @@ def bucket_manifest(
         timeout=options.connect_timeout,
         tls_context=context,
     )
+    source.open()
     try:
         return source.fetch_manifest()
     finally:

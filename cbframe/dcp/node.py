@@ -19,7 +19,7 @@ from cbframe.dcp import plan, verdicts
 from cbframe.dcp.callbacks import Callbacks
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.counters import NodeStats
-from cbframe.dcp.receiver import BlockReceiver
+from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receipt
 from cbframe.dcp.streams import Stream, VBucketState
 from cbframe.dcp.trace import Trace
 from cbframe.dcp.transport import Stream as ByteStream
@@ -44,7 +44,7 @@ class NodeSetup:
     """What every node's thread of one data source needs."""
 
     transport: Transport
-    receiver: BlockReceiver
+    receiver: BlockReceiver | DeferringReceiver
     make_connection: Callable[[NodeStats], DcpConnection]
     post: Callable[[plan.Event], None]
     on_config: Callable[[str, bytes], None]
@@ -69,6 +69,7 @@ class NodeThread:
         self._setup = setup
         self._stats = stats
         self._inbox: deque[Order] = deque()
+        self._consumed: deque[int] = deque()
         self._stopping = False
         self._progressed = False
         self._calls = Callbacks(setup.receiver, stats, setup.filter_value)
@@ -76,10 +77,10 @@ class NodeThread:
         """What happened last."""
         self._waker = Waker()
         self._connection: DcpConnection | None = None
-        self._thread = threading.Thread(target=self._run, name=f"cbframe-node-{node}", daemon=True)
+        self.thread = threading.Thread(target=self._run, name=f"cbframe-node-{node}", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def post(self, order: Order) -> None:
         """Give an order; callable from any thread."""
@@ -91,9 +92,15 @@ class NodeThread:
         self._stopping = True
         self._waker.wake()
 
+    def _on_consumed(self, nbytes: int) -> None:
+        """Have bytes acknowledged; callable from any thread."""
+        self._consumed.append(nbytes)
+        if threading.current_thread() is not self.thread:
+            self._waker.wake()
+
     def join(self) -> None:
         """Wait for the end, and let the waker go."""
-        self._thread.join()
+        self.thread.join()
         self._waker.close()
 
     def streams(self) -> dict[int, VBucketState]:
@@ -187,6 +194,8 @@ class NodeThread:
         have = 0
         while True:
             self._carry_out_orders(connection)
+            while self._consumed:
+                connection.acknowledge(self._consumed.popleft())
             if data := connection.data_to_send():
                 self._send(stream, data, connection.handed)
                 waits.sent(setup.clock())
@@ -290,10 +299,10 @@ class NodeThread:
     def _on_event(self, event: dcp.Event) -> None:
         stats, setup, calls = self._stats, self._setup, self._calls
         match event:
-            case dcp.Data(block=block, fresh=fresh):
+            case dcp.Data(block=block, fresh=fresh, nbytes=nbytes):
                 for stream in fresh:
                     calls.save(stream)
-                calls.deliver(block)
+                calls.deliver(block, Receipt(nbytes, self._on_consumed))
                 self._progressed = True
             case dcp.Snapshot(stream=stream):
                 calls.snapshot(stream)

@@ -22,10 +22,10 @@ from cbframe.wire.blocks import DataBlock
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Documents, their bytes on the wire (dropped ones too), and events that come after them."""
+    """Documents, bytes of documents that nobody gets, and events that come after them."""
 
     data: Data | None
-    nbytes: int
+    dropped: int
     held: list[Event]
 
 
@@ -117,8 +117,8 @@ class Pending:
         )
         if self._keep is not None:
             block = block.select(self._keep[rows])
-        data = Data(block, tuple(self._fresh)) if len(block) else None
-        delivery = Delivery(data, nbytes, self._held)
+        data = Data(block, tuple(self._fresh), nbytes) if len(block) else None
+        delivery = Delivery(data, nbytes if data is None else 0, self._held)
         self._first = self._stop
         self._waiting, self._fresh, self._held = set(), [], []
         return delivery

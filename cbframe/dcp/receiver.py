@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from cbframe.errors import CbframeError
@@ -28,6 +30,10 @@ class BaseReceiver(Protocol):
     Callbacks of one vbucket come from one thread at a time; those of different nodes come
     concurrently. No lock is held during a callback. An exception tears the node's connection down
     and is reported through `on_error`.
+
+    A callback holds up its node: while it runs nothing is received, and the node's question whether
+    the client lives has no answer. One that takes longer than two noop intervals loses the
+    connection. A receiver that has to wait for someone is a :class:`DeferringReceiver`.
     """
 
     def on_error(self, error: CbframeError) -> None:
@@ -73,6 +79,54 @@ class BlockReceiver(BaseReceiver, Protocol):
         """Take documents. The block is valid during the call only: copy what is to stay."""
 
 
+class Receipt:
+    """Documents that were handed over and are not consumed yet.
+
+    Until :meth:`done` is called, their bytes count against the window of the connection
+    (``feed_buffer_size_bytes``): the node sends no more than that beyond what is done.
+
+    Attributes
+    ----------
+    nbytes
+        Their length on the wire.
+    """
+
+    def __init__(self, nbytes: int, acknowledge: Callable[[int], None]) -> None:
+        self.nbytes = nbytes
+        # Popped by whoever is first: two threads may call at once.
+        self._acknowledge = [acknowledge]
+
+    def __repr__(self) -> str:
+        return f"<Receipt of {self.nbytes} bytes{'' if self._acknowledge else ', done'}>"
+
+    def done(self) -> None:
+        """Say that the documents are consumed; once is enough.
+
+        May come from any thread, at any time. When the connection that brought the documents is gone,
+        nobody waits for it any more.
+        """
+        acknowledge: Callable[[int], None] | None = None
+        with suppress(IndexError):
+            acknowledge = self._acknowledge.pop()
+        if acknowledge is not None:
+            acknowledge(self.nbytes)
+
+
+@runtime_checkable
+class DeferringReceiver(BaseReceiver, Protocol):
+    """A receiver whose documents are consumed later, and elsewhere: flow control waits for it.
+
+    What it holds back is bounded by one window a node; a batch that is to be larger than a window
+    never comes together.
+    """
+
+    def take_block(self, block: DataBlock, receipt: Receipt) -> None:
+        """Take documents, and have `receipt` done when they are consumed.
+
+        The block is valid during the call only: copy what is to stay.
+        """
+
+
 class AdaptedReceiver:
     """A :class:`Receiver` that takes blocks."""
 
@@ -104,3 +158,12 @@ class AdaptedReceiver:
             document = Document._make((*fields, block.value(row)))
             take = self._update if document.opcode == Opcode.DCP_MUTATION else self._delete
             take(vbucket, block.key(row), seqno, document)
+
+
+def taker_of_blocks(
+    receiver: Receiver | BlockReceiver | DeferringReceiver,
+) -> BlockReceiver | DeferringReceiver:
+    """The receiver itself, or what turns blocks into its calls."""
+    if isinstance(receiver, BlockReceiver | DeferringReceiver):
+        return receiver
+    return AdaptedReceiver(receiver)

@@ -21,7 +21,7 @@ from cbframe.dcp.counters import ClusterCounters, NodeStats
 from cbframe.dcp.handshake import DcpSettings, Login
 from cbframe.dcp.maps import MapSource, make_login, with_credentials
 from cbframe.dcp.node import NodeSetup, NodeThread
-from cbframe.dcp.receiver import AdaptedReceiver, BlockReceiver, Receiver
+from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receiver, taker_of_blocks
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.dcp.streams import VBucketState
 from cbframe.dcp.supervisor import Supervisor
@@ -62,8 +62,9 @@ class BucketDataSource:
         one: it is called for each connection and each look at the map, on any thread, so that a
         password that was changed meanwhile is taken up. (A client certificate is read once.)
     receiver
-        A :class:`~cbframe.dcp.receiver.Receiver` or
-        :class:`~cbframe.dcp.receiver.BlockReceiver`.
+        A :class:`~cbframe.dcp.receiver.Receiver`,
+        :class:`~cbframe.dcp.receiver.BlockReceiver` or
+        :class:`~cbframe.dcp.receiver.DeferringReceiver`.
     options
         See :class:`~cbframe.options.BucketDataSourceOptions`.
     tls_context
@@ -90,7 +91,7 @@ class BucketDataSource:
         bucket_uuid: str,
         vbucket_ids: Iterable[int] | None,
         auth: AuthLike,
-        receiver: Receiver | BlockReceiver,
+        receiver: Receiver | BlockReceiver | DeferringReceiver,
         options: BucketDataSourceOptions | None = None,
         *,
         tls_context: TLSLike = None,
@@ -107,7 +108,7 @@ class BucketDataSource:
         self._tls_context = tls_context
         self._options = options
         self._log = options.logger or logging.getLogger("cbframe.dcp")
-        self._receiver = receiver if isinstance(receiver, BlockReceiver) else AdaptedReceiver(receiver)
+        self._receiver = taker_of_blocks(receiver)
         self._own_transport = transport
         self._secure = (target.tls, authenticator)
         context = self._make_context()
@@ -141,6 +142,7 @@ class BucketDataSource:
             make_node=self._make_node,
             on_error=self._report,
             on_over=self._on_over,
+            on_end=self._maps.close,
             clock=clock,
             counters=self._counters,
         )
@@ -177,6 +179,7 @@ class BucketDataSource:
             if self._life:
                 raise ConfigurationError(f"the data source is {self._life}: it can be started once")
             self._life = "running"
+        self._maps.open()
         self._supervisor.start()
 
     def kick(self, reason: str) -> None:
@@ -228,15 +231,13 @@ class BucketDataSource:
         return self._over.is_set()
 
     def close(self) -> None:
-        """End all threads and sockets, and wait for them. May be called again."""
-        if self._life == "running":
-            self._life = "closed"
-            self._maps.cancel()
-            self._supervisor.close()
-            self._maps.close()
-        elif not self._life:
-            self._life = "closed"
-            self._maps.close()
+        """End all threads and sockets, and wait for them. May be called again, and from any thread.
+
+        A callback runs on one of those threads: there, it does not wait.
+        """
+        self._life = "closed"
+        self._maps.cancel()
+        self._supervisor.close()
 
     def stats(self) -> BucketDataSourceStats:
         """Counters at this moment."""

@@ -26,8 +26,9 @@ class Supervisor:
         Ends `fetch_map` soon, for good.
     make_node
         Makes the thread of a node.
-    on_error, on_over
-        Told of each problem; told once when the source is over, with the error or None.
+    on_error, on_over, on_end
+        Told of each problem; told once when the source is over, with the error or None; told when
+        all other threads have ended.
     counters
         To be moved.
     """
@@ -41,6 +42,7 @@ class Supervisor:
         make_node: Callable[[str], NodeThread],
         on_error: Callable[[CbframeError], None],
         on_over: Callable[[CbframeError | None], None],
+        on_end: Callable[[], None],
         clock: Callable[[], float],
         counters: ClusterCounters,
     ) -> None:
@@ -51,6 +53,7 @@ class Supervisor:
         self._make_node = make_node
         self._on_error = on_error
         self._on_over = on_over
+        self._on_end = on_end
         self._clock = clock
         self._events: deque[plan.Event] = deque([plan.Started()])
         self._arrived = threading.Condition()
@@ -75,11 +78,14 @@ class Supervisor:
             self._arrived.notify()
 
     def close(self) -> None:
-        """End all threads and wait for them."""
+        """End all threads, and wait for them unless this is one of them."""
         with self._arrived:
             self._closing = True
             self._arrived.notify()
-        self._thread.join()
+        current = threading.current_thread()
+        ours = {self._thread, self._fetcher, *(node.thread for node in list(self.nodes.values()))}
+        if current not in ours and self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         error: CbframeError | None = None
@@ -102,6 +108,7 @@ class Supervisor:
                 node.join()
             if self._fetcher is not None:
                 self._fetcher.join()
+            self._on_end()
             with self._arrived:
                 self._ended_for_good = True
                 for event in self._events:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.events import Data
 from cbframe.dcp.handshake import DcpSettings, Login
 from cbframe.wire import leb128
 from cbframe.wire.constants import Feature, Opcode, Status
@@ -62,10 +63,20 @@ def deletion(vb: int, opaque: int, seqno: int, key: bytes = b"k") -> bytes:
     ).encode()
 
 
+def consumed(connection: DcpConnection, buffer: bytearray) -> list[object]:
+    """Events of a buffer, whose documents are acknowledged at once."""
+    events: list[object] = []
+    for event in connection.receive(buffer, len(buffer)):
+        events.append(event)
+        if isinstance(event, Data):
+            connection.acknowledge(event.nbytes)
+    return events
+
+
 def feed(connection: DcpConnection, data: bytes) -> list[object]:
     """Events of bytes that arrive in one piece, which must be whole frames."""
     buffer = bytearray(data)
-    events: list[object] = list(connection.receive(buffer, len(buffer)))
+    events = consumed(connection, buffer)
     assert connection.consumed == len(data)
     return events
 

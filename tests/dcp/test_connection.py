@@ -45,7 +45,7 @@ from cbframe.wire.messages import (
 from cbframe.wire.requests import StreamRequest, parse_request
 
 from . import server
-from .server import LOGIN, SETTINGS, connect, deletion, feed, frames, good_answer, mutation, refusal
+from .server import LOGIN, SETTINGS, connect, consumed, deletion, feed, frames, good_answer, mutation, refusal
 
 
 def open_stream(connection: DcpConnection, vb: int = 0, **fields: int) -> Stream:
@@ -191,7 +191,7 @@ def test_pieces_of_any_size_give_the_same_events(step: int) -> None:
     for start in range(0, len(data), step):
         buffer += data[start : start + step]
         view = bytearray(buffer)
-        events += connection.receive(view, len(view))
+        events += consumed(connection, view)
         buffer = buffer[connection.consumed :]
     assert buffer == b""
     assert outline(events) == {
@@ -261,6 +261,20 @@ def test_flow_control_counts_everything_but_noops() -> None:
     (ack,) = frames(connection.data_to_send())
     assert int.from_bytes(ack.extras, "big") == total + 74
     assert (connection.unacked, connection.stats.tot_upr_buffer_ack) == (0, 1)
+
+
+def test_documents_wait_for_whoever_takes_them() -> None:
+    connection = connect()
+    stream = open_stream(connection)
+    items = mutation(0, stream.opaque, 1, value=b"x" * 300) + mutation(0, stream.opaque, 2)
+    view = bytearray(marker(stream, 0, 9) + items)
+    (_, data) = connection.receive(view, len(view))
+    assert isinstance(data, Data)
+    assert (connection.unacked, data.nbytes) == (44, len(items))
+    assert connection.data_to_send() == b""
+    connection.acknowledge(data.nbytes)
+    (ack,) = frames(connection.data_to_send())
+    assert int.from_bytes(ack.extras, "big") == 44 + len(items)
 
 
 def test_without_flow_control_nothing_is_acknowledged() -> None:

@@ -109,6 +109,7 @@ class Seeds:
             clock=FakeClock(),
             timeout=5,
         )
+        source.open()
         self.sources.append(source)
         return source
 

@@ -1,0 +1,197 @@
+"""What a receiver may do: hold back its acknowledgements, and close the source that calls it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cbframe.dcp.receiver import DeferringReceiver, Receipt
+from cbframe.dcp.source import BucketDataSource
+from cbframe.errors import CbframeError, ReadCancelledError
+from cbframe.local import LocalCluster
+from cbframe.testing import RecordingReceiver
+from cbframe.wire.blocks import DataBlock
+
+from .test_source import LONG, source_of, until
+
+WINDOW = 64 * 1024
+LARGEST = 20_000
+DOCUMENTS = 400
+NODES = 2
+
+
+class Sleeper(RecordingReceiver):
+    """Takes documents and keeps the receipts until it is woken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.receipts: list[Receipt] = []
+        self.awake = False
+        self.taken = 0
+
+    def take_block(self, block: DataBlock, receipt: Receipt) -> None:
+        with self.changed:
+            self.taken += receipt.nbytes
+            for row, vbucket in enumerate(block.vbucket.tolist()):
+                self.documents[vbucket][block.key(row)] = block.value(row)  # type: ignore[assignment]
+                self.seqnos[vbucket] = int(block.seqno[row])
+            if not self.awake:
+                self.receipts.append(receipt)
+            self.changed.notify_all()
+        if self.awake:
+            receipt.done()
+
+    @property
+    def held(self) -> int:
+        return sum(receipt.nbytes for receipt in self.receipts)
+
+    def wake_up(self) -> None:
+        """Consume, on the caller's thread, what was held back; and all that comes, at once."""
+        with self.changed:
+            self.awake = True
+            receipts, self.receipts = self.receipts, []
+        for receipt in receipts:
+            receipt.done()
+
+    def found(self) -> dict[bytes, Any]:
+        return {key: value for docs in self.documents.values() for key, value in docs.items()}
+
+
+def document(n: int) -> bytes:
+    return b'{"n":%d,"pad":"%s"}' % (n, b"x" * (LARGEST - 100 if n % 10 == 0 else 2000))
+
+
+def full(**fields: Any) -> LocalCluster:
+    cluster = LocalCluster(nodes=NODES, vbuckets=8, seed=1, **fields).start()
+    cluster.bulk_load((b"k%d" % n, document(n)) for n in range(DOCUMENTS))
+    return cluster
+
+
+def test_which_receivers_defer() -> None:
+    assert isinstance(Sleeper(), DeferringReceiver)
+    assert not isinstance(RecordingReceiver(), DeferringReceiver)
+
+
+def test_a_receipt_is_done_once() -> None:
+    acknowledged: list[int] = []
+    receipt = Receipt(7, acknowledged.append)
+    assert repr(receipt) == "<Receipt of 7 bytes>"
+    receipt.done()
+    receipt.done()
+    assert acknowledged == [7]
+    assert repr(receipt) == "<Receipt of 7 bytes, done>"
+
+
+def test_a_consumer_that_sleeps() -> None:
+    with full(noop_interval=0.05) as cluster:
+        receiver = Sleeper()
+        never = threading.Event()
+        deadline = time.monotonic() + LONG
+        with source_of(cluster, receiver, feed_buffer_size_bytes=WINDOW) as source:
+            # Each node asks five times whether the client lives, and hangs up if one has no answer.
+            while min((s.tot_upr_noop for s in source.stats().nodes.values()), default=0) < 5:
+                assert time.monotonic() < deadline
+                never.wait(0.01)
+            stats = source.stats()
+            assert stats.total.tot_worker_connect_ok == NODES
+            # A node sends while less than the window is out; markers and the like are counted too.
+            bound = NODES * (WINDOW + LARGEST)
+            assert WINDOW < receiver.held == receiver.taken < bound
+            handshake_and_markers = 20_000
+            assert stats.total.bytes_received - receiver.held < handshake_and_markers
+            receiver.wake_up()
+            source.wait(LONG)
+            assert source.stats().total.tot_worker_connect_ok == NODES
+        assert receiver.found() == {b"k%d" % n: document(n) for n in range(DOCUMENTS)}
+        assert not receiver.errors
+        assert receiver.taken > 3 * bound
+
+
+def test_a_source_whose_consumer_sleeps_can_be_closed() -> None:
+    with full() as cluster:
+        receiver = Sleeper()
+        with source_of(cluster, receiver, feed_buffer_size_bytes=WINDOW) as source:
+            until(receiver, lambda: receiver.held > WINDOW)
+        with pytest.raises(ReadCancelledError):
+            source.wait(0)
+        receiver.wake_up()  # nobody waits for these any more
+
+
+def test_receipts_of_a_connection_that_is_gone_mean_nothing_to_the_next() -> None:
+    with full() as cluster:
+        receiver = Sleeper()
+        with source_of(cluster, receiver, feed_buffer_size_bytes=WINDOW) as source:
+            until(receiver, lambda: receiver.held > NODES * WINDOW)
+            for node in range(NODES):
+                cluster.cut(node)
+            until(receiver, lambda: receiver.held > 2 * NODES * WINDOW)
+            receiver.wake_up()
+            source.wait(LONG)
+        assert receiver.found() == {b"k%d" % n: document(n) for n in range(DOCUMENTS)}
+
+
+class Closing(RecordingReceiver):
+    """Closes its source in a callback."""
+
+    source: BucketDataSource
+
+    def __init__(self, callback: str) -> None:
+        super().__init__()
+        self.callback = callback
+        self.closed = threading.Event()
+
+    def _close(self, callback: str) -> None:
+        if callback == self.callback:
+            self.source.close()  # from the node's thread, or from the one that looks after all
+            self.closed.set()
+
+    def data_update(self, *arguments: Any) -> None:
+        super().data_update(*arguments)
+        self._close("data_update")
+
+    def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
+        self._close("get_metadata")
+        return super().get_metadata(vbucket)
+
+    def on_error(self, error: CbframeError) -> None:
+        super().on_error(error)
+        self._close("on_error")
+
+
+def nothing(cluster: LocalCluster) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("callback", "before"),
+    [
+        ("data_update", nothing),
+        ("get_metadata", nothing),
+        ("on_error", lambda cluster: cluster.close()),
+    ],
+    ids=["documents", "metadata", "no seed answers"],
+)
+def test_a_callback_may_close_the_source(callback: str, before: Callable[[LocalCluster], Any]) -> None:
+    with full() as cluster:
+        receiver = Closing(callback)
+        receiver.source = source = source_of(cluster, receiver, seq_end=None)
+        before(cluster)
+        source.start()
+        assert receiver.closed.wait(LONG)
+        with pytest.raises(ReadCancelledError):
+            source.wait(LONG)
+        source.close()
+        assert repr(source).startswith("<BucketDataSource 'default' closed")
+
+
+def test_a_source_that_was_never_started_holds_nothing() -> None:
+    with full() as cluster:
+        unstarted = source_of(cluster, RecordingReceiver())
+        unstarted.close()
+        unstarted.close()
+        forgotten = source_of(cluster, RecordingReceiver())
+        assert repr(forgotten).startswith("<BucketDataSource 'default' new")
