@@ -16,9 +16,10 @@ from cbframe.local.process import RemoteEngine
 from cbframe.local.sample import DEFAULT_SEED
 from cbframe.local.states import ClusterStates
 from cbframe.local.tls import ServerTLS
+from cbframe.local.topology import ClusterTopology
 
 
-class LocalCluster(ClusterStates):
+class LocalCluster(ClusterStates, ClusterTopology):
     """An embedded Couchbase on the loopback: real protocol, no installation.
 
     It holds one bucket in memory and serves it over KV, DCP and REST as a 7.2 cluster does, well
@@ -318,39 +319,6 @@ class LocalCluster(ClusterStates):
     def drop_scope(self, name: str) -> None:
         """Drop a scope with all its collections."""
         self._engine.drop_scope(name)
-
-    # ------------------------------------------------------------------ topology
-
-    def move_vbucket(self, vbucket: int, node: int) -> None:
-        """Rebalance one vbucket to `node`: same data, same history, other owner.
-
-        Streams at the old owner end with STATE_CHANGED; requests there get NOT_MY_VBUCKET.
-        """
-        self._engine.move_vbucket(vbucket, node)
-
-    def fail_over(self, vbucket: int, *, lose: int = 0, node: int | None = None) -> int:
-        """Hard failover of one vbucket: the last `lose` seqnos never happened, history forks there.
-
-        Its streams end with STATE_CHANGED. With `node`, that node is the owner from now on.
-
-        Returns
-        -------
-        int
-            The new vbuuid.
-        """
-        return self._engine.fail_over(vbucket, lose, node)
-
-    def roll_back(self, vbucket: int, seqno: int) -> int:
-        """As :meth:`fail_over`, with everything above `seqno` lost."""
-        return self._engine.roll_back(vbucket, seqno)
-
-    def flush_vbucket(self, vbucket: int) -> None:
-        """Lose all data of one vbucket; its failover log starts over."""
-        self._engine.flush_vbucket(vbucket)
-
-    def set_purge_seqno(self, vbucket: int, seqno: int) -> None:
-        """Pretend that tombstones up to `seqno` were purged: older positions roll back to 0."""
-        self._engine.set_purge_seqno(vbucket, seqno)
 
     # ------------------------------------------------------------------ faults
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +22,12 @@ class ClusterConfig:
         self._host = HOST if internal_host is None else internal_host
         self._alternate = {"alternateAddresses": {"external": {"hostname": HOST}}} if internal_host else {}
         self.ports: list[dict[str, int]] = []
-        """Of each node, by the name of the service."""
+        """Of each node that ever was, by the name of the service."""
+        self.members: list[int] = []
+        """The nodes that the map names, in its order."""
+
+    def _member_ports(self) -> Iterator[tuple[int, dict[str, int]]]:
+        return ((node, self.ports[node]) for node in self.members)
 
     def _nodes_ext(self, this: int) -> list[dict[str, Any]]:
         return [
@@ -32,7 +38,7 @@ class ClusterConfig:
                 "nodeUUID": f"{i + 1:032x}",
                 **({"thisNode": True} if i == this else {}),
             }
-            for i, ports in enumerate(self.ports)
+            for i, ports in self._member_ports()
         ]
 
     def _nodes(self, this: int) -> list[dict[str, Any]]:
@@ -49,15 +55,16 @@ class ClusterConfig:
                 "clusterCompatibility": 0x70002,
                 **({"thisNode": True} if i == this else {}),
             }
-            for i, ports in enumerate(self.ports)
+            for i, ports in self._member_ports()
         ]
 
     def _map(self) -> dict[str, Any]:
+        places = {node: place for place, node in enumerate(self.members)}
         return {
             "hashAlgorithm": "CRC",
             "numReplicas": len(self.bucket.map[0]) - 1,
-            "serverList": [f"{self._host}:{ports['kv']}" for ports in self.ports],
-            "vBucketMap": self.bucket.map,
+            "serverList": [f"{self._host}:{ports['kv']}" for _, ports in self._member_ports()],
+            "vBucketMap": [[places.get(node, -1) for node in row] for row in self.bucket.map],
         }
 
     def _common(self) -> dict[str, Any]:
@@ -89,7 +96,7 @@ class ClusterConfig:
         """The bucket configuration that data nodes hand out."""
         nodes = [
             {"hostname": f"{self._host}:{ports['mgmt']}", "ports": {"direct": ports["kv"]}}
-            for ports in self.ports
+            for _, ports in self._member_ports()
         ]
         return {**self.cluster(this), **self._common(), "nodes": nodes}
 

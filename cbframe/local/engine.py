@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
-from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -22,11 +21,12 @@ from cbframe.local.sample import load_sample
 from cbframe.local.states import EngineStates
 from cbframe.local.store import VBucket
 from cbframe.local.tls import ServerTLS
+from cbframe.local.topology import EngineTopology
 from cbframe.wire.constants import Datatype
 from cbframe.wire.xattrs import body_offset
 
 
-class Engine(EngineStates):
+class Engine(EngineStates, EngineTopology):
     """Nodes and bucket of one embedded cluster; see :class:`cbframe.local.LocalCluster`."""
 
     def __init__(
@@ -52,10 +52,14 @@ class Engine(EngineStates):
         config = self.config = ClusterConfig(self.bucket, internal_host)
         credentials = Credentials(username, password)
         self.nodes: list[Node] = []
+        self.make_node = lambda number, ports: Node(
+            number, self.bucket, config, credentials, noop_interval, context, ports
+        )
         try:
             for index in range(nodes):
-                node = Node(index, self.bucket, config, credentials, noop_interval, context)
+                node = self.make_node(index, {})
                 self.nodes.append(node)
+                config.members.append(index)
                 config.ports.append(node.ports)
                 self.bucket.on_write.append(node.on_write)
             for node in self.nodes:
@@ -65,12 +69,14 @@ class Engine(EngineStates):
             raise
 
     def close(self) -> None:
-        for node in self.nodes:
+        for node in self.running():
             node.stop()
 
     def addresses(self) -> dict[str, list[int]]:
         """The ports of every node by the name of the service."""
-        return {service: [node.ports[service] for node in self.nodes] for service in self.nodes[0].ports}
+        with self.bucket.lock:
+            ports = self.config.ports
+            return {service: [of[service] for of in ports] for service in ports[0]}
 
     def advertise(self, node: int, ports: dict[str, int]) -> None:
         self._node(node)
@@ -196,88 +202,20 @@ class Engine(EngineStates):
         except (UnknownCollectionError, UnknownScopeError) as exc:
             raise ConfigurationError(f"no scope or collection {exc.args[0]}") from exc
 
-    # ------------------------------------------------------------------ topology
-
-    def move_vbucket(self, vbucket: int, node: int) -> None:
-        self._vbucket(vbucket)
-        self._node(node)
-        with self.bucket.lock:
-            self._give(vbucket, node)
-            self.bucket.rev += 1
-        for member in self.nodes:
-            member.loop.call(partial(member.end_streams, vbucket, only_if_lost=True))
-        self._push()
-
-    def roll_back(self, vbucket: int, seqno: int, node: int | None = None) -> int:
-        if node is not None:
-            self._node(node)
-        with self.bucket.lock:
-            vbuuid = self._fork(vbucket, seqno, node)
-        # Not under the lock: the nodes' threads take it as well.
-        self._end_streams(vbucket)
-        return vbuuid
-
-    def fail_over(self, vbucket: int, lose: int, node: int | None = None) -> int:
-        if node is not None:
-            self._node(node)
-        with self.bucket.lock:
-            vbuuid = self._fork(vbucket, self._vbucket(vbucket).high_seqno - lose, node)
-        self._end_streams(vbucket)
-        return vbuuid
-
-    def _fork(self, vbucket: int, seqno: int, node: int | None) -> int:
-        vb = self._vbucket(vbucket)
-        if not 0 <= seqno <= vb.high_seqno:
-            raise ConfigurationError(f"vbucket {vbucket} has no seqno {seqno}, only 0 to {vb.high_seqno}")
-        vb.truncate(seqno)
-        if node is not None:
-            self._give(vbucket, node)
-        self.bucket.rev += 1
-        return vb.vbuuid
-
-    def _give(self, vbucket: int, node: int) -> None:
-        row = self.bucket.map[vbucket]
-        # The new owner may have been a replica: then the two change places.
-        self.bucket.map[vbucket] = [node, *(row[0] if copy == node else copy for copy in row[1:])]
-
-    def flush_vbucket(self, vbucket: int) -> None:
-        with self.bucket.lock:
-            self._vbucket(vbucket).flush()
-            self.bucket.rev += 1
-        self._end_streams(vbucket)
-
-    def set_purge_seqno(self, vbucket: int, seqno: int) -> None:
-        with self.bucket.lock:
-            self._vbucket(vbucket).purge_seqno = seqno
-
-    def _end_streams(self, vbucket: int) -> None:
-        for member in self.nodes:
-            member.loop.call(partial(member.end_streams, vbucket, only_if_lost=False))
-        self._push()
-
-    def _push(self) -> None:
-        for member in self.nodes:
-            member.loop.call(member.push_config)
-
     # ------------------------------------------------------------------ faults
 
-    def _node(self, node: int) -> Node:
-        if not 0 <= node < len(self.nodes):
-            raise ConfigurationError(f"no node {node}, only 0 to {len(self.nodes) - 1}")
-        return self.nodes[node]
-
     def cut(self, node: int, after_bytes: int) -> int:
-        member = self._node(node)
+        member = self._living(node)
         return member.loop.call(lambda: member.cut(after_bytes))
 
     def set_refusing(self, node: int, refusing: bool) -> None:
-        member = self._node(node)
+        member = self._living(node)
         member.loop.call(lambda: member.set_refusing(refusing))
 
     def set_stalled(self, node: int, stalled: bool) -> None:
-        loop = self._node(node).loop
+        loop = self._living(node).loop
         loop.call(lambda: loop.set_stalled(stalled))
 
     def dcp_connections(self, node: int) -> int:
-        member = self._node(node)
+        member = self._living(node)
         return member.loop.call(member.dcp_connections)

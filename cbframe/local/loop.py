@@ -190,13 +190,16 @@ class Loop:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def listen(
-        self, accepted: Callable[[AnySocket], Channel | None], tls: ssl.SSLContext | None = None
+        self,
+        accepted: Callable[[AnySocket], Channel | None],
+        tls: ssl.SSLContext | None = None,
+        port: int = 0,
     ) -> int:
-        """Listen on a free loopback port, with TLS if there is a context; before :meth:`start`.
+        """Listen on a loopback port, a free one for 0, with TLS if there is a context; before :meth:`start`.
 
         `accepted` makes the channel of a connection; None refuses it.
         """
-        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        listener = socket.create_server(("127.0.0.1", port), backlog=128)
         listener.setblocking(False)
         self._listeners.append(listener)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ssl
 from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from cbframe.local.auth import Credentials
 from cbframe.local.bucket import Bucket
@@ -17,6 +19,8 @@ from cbframe.wire.constants import StreamEndReason
 
 _IDLE_TIMEOUT = 360.0
 """Seconds without a byte from a client that does not answer NOOPs before it is dropped."""
+
+_Service: TypeAlias = tuple[Callable[[AnySocket], Channel | None], ssl.SSLContext | None]
 
 
 class Node:
@@ -33,7 +37,9 @@ class Node:
         credentials: Credentials,
         noop_interval: float | None,
         tls: ssl.SSLContext | None = None,
+        ports: Mapping[str, int] | None = None,
     ) -> None:
+        wanted = ports or {}
         self.index = index
         self.bucket = bucket
         self.config = config
@@ -49,15 +55,25 @@ class Node:
         self._connections: set[KvConnection] = set()
         self._config_streams: set[RestConnection] = set()
         self.loop = _NodeLoop(self)
-        self.ports = {"mgmt": self.loop.listen(self._accept_rest), "kv": self.loop.listen(self._accept_kv)}
+        services: dict[str, _Service] = {"mgmt": (self._accept_rest, None), "kv": (self._accept_kv, None)}
         if tls is not None:
-            self.ports["mgmtSSL"] = self.loop.listen(self._accept_rest, tls)
-            self.ports["kvSSL"] = self.loop.listen(self._accept_kv, tls)
+            services |= {"mgmtSSL": (self._accept_rest, tls), "kvSSL": (self._accept_kv, tls)}
+        self.alive = True
+        """Whether the node's process lives."""
+        try:
+            self.ports = {
+                service: self.loop.listen(accept, context, wanted.get(service, 0))
+                for service, (accept, context) in services.items()
+            }
+        except OSError:
+            self.stop()
+            raise
 
     def start(self) -> None:
         self.loop.start()
 
     def stop(self) -> None:
+        self.alive = False
         self.loop.stop()
 
     def _accept_kv(self, sock: AnySocket) -> Channel | None:

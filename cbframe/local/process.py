@@ -82,13 +82,10 @@ class RemoteEngine:
             env={**os.environ, "PYTHONPATH": path},
         )
         try:
-            self._addresses: dict[str, list[int]] = self._exchange(options)
+            self._exchange(options)
         except CbframeError:
             self.close()
             raise
-
-    def addresses(self) -> dict[str, list[int]]:
-        return self._addresses
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
