@@ -125,8 +125,13 @@ class MapSource:
         """Take the file descriptors that :meth:`cancel` needs; before anything is fetched."""
         self._waker = Waker()
 
-    def fetch(self) -> ClusterMap:
+    def fetch(self, known: tuple[str, ...] = ()) -> ClusterMap:
         """The map of the first seed that has one.
+
+        Parameters
+        ----------
+        known
+            Nodes of a newer map than the one that was fetched last: they are asked after the seeds.
 
         Raises
         ------
@@ -135,6 +140,7 @@ class MapSource:
         AuthFailError, AccessError, BucketNotFoundError
             At once: the other seeds would say the same.
         """
+        self._known_nodes = known or self._known_nodes
         self._renew_credentials()
         try:
             found = self._fetch_anywhere()

@@ -152,8 +152,10 @@ class NodeThread:
         stats.tot_worker_connect += 1
         try:
             stream = setup.transport.connect(self.node, self._waker, setup.timeouts.connect)
-        except CbframeError:
+        except CbframeError as exc:
             stats.tot_worker_connect_err += 1
+            if isinstance(exc, ReadCancelledError) and not self._stopping:
+                raise self._given_up() from exc
             raise
         stats.tot_worker_connect_ok += 1
         self.trace.note(None, "connected")
@@ -173,6 +175,12 @@ class NodeThread:
             stats.tot_worker_client_close += 1
             stream.close()
             stats.tot_worker_client_close_done += 1
+
+    def _given_up(self) -> ConnectError:
+        """An order came while the node was being connected to; there is nobody yet to carry it out."""
+        reasons = (order.why for order in self._inbox if isinstance(order, plan.StopNode))
+        why = next(reasons, "there are new orders")
+        return ConnectError(f"{why}: the attempt to connect is given up")
 
     def _converse(self, stream: ByteStream, connection: DcpConnection) -> None:
         stats = self._stats

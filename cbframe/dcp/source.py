@@ -297,8 +297,9 @@ class BucketDataSource:
     # -- called by the threads
 
     def _fetch_map(self) -> plan.Event:
+        newest = self._coordinator.map
         try:
-            return plan.MapFetched(self._maps.fetch())
+            return plan.MapFetched(self._maps.fetch(() if newest is None else newest.nodes))
         except CbframeError as exc:
             return plan.MapFailed(exc)
 

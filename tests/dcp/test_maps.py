@@ -152,6 +152,13 @@ def test_nodes_of_the_last_map_are_seeds_too(seeds: Make) -> None:
     assert net.transport.connected == ["a:11210", "a:11210", "c:11210"]
 
 
+def test_nodes_of_a_newer_map_are_seeds_too(seeds: Make) -> None:
+    """Regression: nodes that only a pushed map had named were not asked."""
+    net = seeds(d=good)
+    assert net.source("couchbase://a").fetch(("a:11210", "d:11210")).bucket == "bucket"
+    assert net.transport.connected == ["a:11210", "d:11210"]
+
+
 def test_one_dead_seed_tells_its_own_error(seeds: Make) -> None:
     with pytest.raises(ConnectError) as caught:
         seeds().source("couchbase://a").fetch()

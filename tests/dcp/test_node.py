@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from cbframe.dcp import plan
+from cbframe.dcp.transport import Waker
 from cbframe.errors import (
     CbframeError,
     ConnectError,
     ProtocolError,
+    ReadCancelledError,
     ReadTimeoutError,
     ReceiverError,
     StreamError,
@@ -191,3 +193,20 @@ def test_a_stream_that_ends_without_need_is_told_of(reason: int, loud: bool) -> 
     rig.run((1, 3))
     told = [error for error in rig.errors if isinstance(error, StreamError)]
     assert [(error.node, error.vbucket) for error in told] == ([(NODE, 1)] if loud else [])
+
+
+def test_a_node_that_leaves_while_it_is_being_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: the order to stop rang, and the read ended as if someone had cancelled it."""
+    rig = Rig(serving())
+
+    def connect(node: str, waker: Waker, timeout: float) -> None:
+        raise ReadCancelledError("cancelled while connecting", node=node)
+
+    monkeypatch.setattr(rig.transport, "connect", connect)
+    rig.thread.post(plan.StopNode(NODE, "the node has left the cluster map"))
+    error = down(rig.run()).error
+    assert isinstance(error, ConnectError)
+    assert not error.permanent
+    assert error.message.startswith("the node has left the cluster map: ")
+    assert rig.stats.tot_worker_connect_err == 1
+    assert rig.errors == [error]

@@ -2,9 +2,10 @@
 
 Between the receives of a read, and so in the middle of it, documents are written and deleted, and
 faults happen: connections are cut within a message, nodes refuse or fall silent, vbuckets move, fail
-over and lose their last changes; in some worlds a receive gives but a few bytes. Each history that a
-vbucket ever had is kept, so what a read says (these documents, at this seqno of this history) can be
-compared with what was written.
+over and lose their last changes, whole nodes crash and come back elsewhere, fail over, join and
+leave; in some worlds a receive gives but a few bytes. Each history that a vbucket ever had is kept,
+so what a read says (these documents, at this seqno of this history) can be compared with what was
+written.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from cbframe import LocalCluster, scan_bucket
-from cbframe.dcp.transport import SocketStream
+from cbframe.cluster.map import ClusterMap
+from cbframe.dcp.maps import MapSource
+from cbframe.dcp.transport import SocketStream, SocketTransport
 from cbframe.wire.vbucket import vbucket_of
 
 from .kit import QUICK, values_of
@@ -28,7 +32,7 @@ FAULTS = 8
 """A read during which faults never end need not end either."""
 
 CHANGES = 2000
-RECEIVE = SocketStream.receive_into
+RECEIVE, CONNECT, PARSE = SocketStream.receive_into, SocketTransport.connect, MapSource._parse
 
 Change = tuple[bytes, bytes | None]
 History = list[Change]
@@ -47,6 +51,10 @@ class World:
     def __init__(self, cluster: LocalCluster, rng: random.Random, pause: int) -> None:
         self.cluster = cluster
         self.left = FAULTS
+        self.members = list(range(NODES))
+        self.dead: int | None = None
+        self.known: tuple[str, ...] = ()
+        """The nodes of the map that the reader got last."""
         self._lock = threading.Lock()
         self._pause = pause
         self._receives = 0
@@ -79,13 +87,16 @@ class World:
             self.change()
 
     def fault(self) -> None:
-        verbs = [self.cut, self.cut_soon, self.refuse, self.stall, self.move, self.fail_over, self.lose]
-        verb = self.rng.choice(verbs)
+        of_vbuckets = [self.cut, self.cut_soon, self.refuse, self.stall, self.move, self.fail_over, self.lose]
+        of_nodes = [self.kill, self.fail_over_node, self.rebalance_in, self.rebalance_out]
+        verb = self.rng.choice([*of_vbuckets, *of_nodes])
+        if verb in of_nodes or self.members == [self.dead]:
+            self.revive()  # with a node down, no other can be moved
         verb()
         self.faults[verb.__name__] += 1
 
     def node(self) -> int:
-        return self.rng.randrange(NODES)
+        return self.rng.choice([node for node in self.members if node != self.dead])
 
     def cut(self) -> None:
         self.cluster.cut(self.node())
@@ -119,8 +130,50 @@ class World:
         for _ in range(VBUCKETS // NODES):
             self.fail_over()
 
+    def victim(self) -> int | None:
+        """A node that the reader can do without: it knows the present address of another."""
+        addresses = self.cluster.kv_addresses
+        living = [node for node in self.members if node != self.dead]
+        reached = {node for node in living if addresses[node] in self.known}
+        return self.rng.choice([None, *(node for node in living if reached - {node})])
+
+    def kill(self) -> None:
+        if (node := self.victim()) is not None:
+            self.dead = node
+            self.cluster.kill(node, lose=self.rng.choice([0, 1, 10]), clean=self.rng.random() < 0.2)
+            self.forked()
+
+    def revive(self) -> None:
+        if self.dead is not None:
+            self.cluster.restart(self.dead, same_ports=self.rng.random() < 0.5)
+            self.dead = None
+
+    def fail_over_node(self) -> None:
+        if (node := self.victim()) is not None:
+            self.cluster.failover(node, lose=self.rng.choice([0, 1, 10]))
+            self.members.remove(node)
+            self.forked()
+
+    def rebalance_in(self) -> None:
+        self.members.append(self.cluster.add_node())
+        self.cluster.rebalance()
+
+    def rebalance_out(self) -> None:
+        if (node := self.victim()) is not None:
+            self.cluster.rebalance(eject=[node])
+            self.members.remove(node)
+
+    def forked(self) -> None:
+        """Take note of the histories that began with what a node lost."""
+        for vbucket in range(VBUCKETS):
+            vbuuid, seqno = self.cluster.failover_log(vbucket)[0]
+            if vbuuid != self.vbuuid[vbucket]:
+                history = self.history(vbucket)
+                self.vbuuid[vbucket] = vbuuid
+                self.histories[vbucket, vbuuid] = history[:seqno]
+
     def turn(self) -> None:
-        """Go on; called by the threads of the read with each receive."""
+        """Go on; called by the threads of the read with each receive and each connection."""
         with self._lock:
             self._receives += 1
             if self.left and self._receives % self._pause == 0:
@@ -128,6 +181,8 @@ class World:
                 if self.rng.random() < 0.5:
                     self.fault()
                     self.left -= 1
+            elif not self.left:
+                self.revive()
 
     def check(self, found: dict[bytes, bytes], as_of: dict[int, tuple[int, int]]) -> None:
         """What was read is what the histories say of the moment that the read names."""
@@ -156,9 +211,28 @@ def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             world.turn()
             return RECEIVE(self, view[:few])
 
+        def connect(self: SocketTransport, *arguments: Any) -> Any:
+            world.turn()
+            return CONNECT(self, *arguments)
+
+        def parse(self: MapSource, *arguments: Any) -> ClusterMap:
+            found = PARSE(self, *arguments)
+            world.known = found.nodes
+            return found
+
+        monkeypatch.setattr(MapSource, "_parse", parse)
         monkeypatch.setattr(SocketStream, "receive_into", receive)
+        monkeypatch.setattr(SocketTransport, "connect", connect)
+        seeds = "couchbase://" + ",".join(cluster.kv_addresses)
+        auth = cluster.username, cluster.password
         scan = scan_bucket(
-            cluster, parse=False, timeout=60, options=QUICK, buffer_bytes=rng.choice([2000, 20_000])
+            seeds,
+            cluster.bucket,
+            auth=auth,
+            parse=False,
+            timeout=60,
+            options=QUICK,
+            buffer_bytes=rng.choice([2000, 20_000]),
         )
         table = scan.to_arrow()
         assert scan.as_of is not None
@@ -174,6 +248,7 @@ def test_ten_worlds_that_break(first: int, monkeypatch: pytest.MonkeyPatch) -> N
     happened: Counter[str] = Counter()
     for seed in range(first, first + 10):
         happened += run(seed, monkeypatch)
+    assert min(happened[verb] for verb in ("kill", "fail_over_node", "rebalance_out")) > 0
     assert happened["rollbacks"] > 0, "no history was lost while it was read: too little was tested"
 
 
