@@ -42,11 +42,16 @@ class EngineTopology:
             raise ConfigurationError(f"node {node} does not run", hint="restart it")
         return found
 
+    def _member(self, node: int) -> Node:
+        found = self._node(node)
+        if node not in self.config.members:
+            raise ConfigurationError(f"node {node} is not in the cluster", hint="add_node() adds one")
+        return found
+
     def _owner(self, node: int) -> None:
         """Check that a node can be given a vbucket."""
         self._living(node)
-        if node not in self.config.members:
-            raise ConfigurationError(f"node {node} is not in the cluster")
+        self._member(node)
 
     def _active(self, node: int) -> list[int]:
         return [vb for vb, row in enumerate(self.bucket.map) if row[0] == node]
@@ -66,7 +71,7 @@ class EngineTopology:
 
     def rebalance(self, eject: list[int]) -> None:
         for node in eject:
-            self._node(node)
+            self._member(node)
         if missing := [node for node in self.config.members if not self.nodes[node].alive]:
             raise ConfigurationError(
                 f"node {missing[0]} does not run: nothing can be moved", hint="restart it, or fail it over"
@@ -87,11 +92,9 @@ class EngineTopology:
         self._push()
 
     def failover(self, node: int, lose: int) -> None:
-        member = self._node(node)
+        member = self._member(node)
         stay = [other for other in self.config.members if other != node]
         self._check_rest([other for other in stay if self.nodes[other].alive])
-        if node not in self.config.members:
-            raise ConfigurationError(f"node {node} is not in the cluster")
         self._stop(member)
         with self.bucket.lock:
             self.config.members[:] = stay
@@ -111,12 +114,15 @@ class EngineTopology:
                     self._lose(vbucket, lose, None)
 
     def restart(self, node: int, same_ports: bool) -> None:
-        before = self._node(node)
+        before = self._member(node)
         if before.alive:
             raise ConfigurationError(f"node {node} runs")
-        if node not in self.config.members:
-            raise ConfigurationError(f"node {node} is not in the cluster", hint="add_node() adds one")
-        fresh = self.make_node(node, before.ports if same_ports else {})
+        try:
+            fresh = self.make_node(node, before.ports if same_ports else {})
+        except OSError as exc:
+            raise ConfigurationError(
+                f"node {node} cannot have its ports back: {exc.strerror}", hint="let it have others"
+            ) from exc
         with self.bucket.lock:
             self.nodes[node] = fresh
             if not same_ports:

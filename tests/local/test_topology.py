@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -60,8 +61,19 @@ def test_a_node_is_ejected(cluster: LocalCluster) -> None:
     with pytest.raises(requests.ConnectionError):
         owners(cluster, 1)
     assert numbers(cluster) == list(range(DOCUMENTS))
-    with pytest.raises(ConfigurationError, match="node 1 is not in the cluster"):
+    for verb in (cluster.restart, cluster.failover, lambda node: cluster.rebalance(eject=[node])):
+        with pytest.raises(ConfigurationError, match="node 1 is not in the cluster"):
+            verb(1)
+
+
+def test_ports_that_someone_else_has_taken(cluster: LocalCluster) -> None:
+    host, _, port = cluster.kv_addresses[1].rpartition(":")
+    cluster.kill(1)
+    with socket.create_server((host, int(port))):
+        with pytest.raises(ConfigurationError, match="node 1 cannot have its ports back"):
+            cluster.restart(1, same_ports=True)
         cluster.restart(1)
+    assert numbers(cluster, 1) == list(range(DOCUMENTS))
 
 
 def test_a_node_fails_over(cluster: LocalCluster) -> None:
