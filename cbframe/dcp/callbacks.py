@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import wraps
 from typing import TypeVar
 
 from cbframe.dcp.counters import NodeStats
@@ -38,6 +39,12 @@ class Callbacks:
         self, receiver: BlockReceiver | DeferringReceiver, stats: NodeStats, filter_value: bytes
     ) -> None:
         self._receiver = receiver
+        # Chosen here: to ask what a receiver is takes as long as to deliver a small block.
+        self._take_block = (
+            receiver.take_block
+            if isinstance(receiver, DeferringReceiver)
+            else _done_at_once(receiver.on_block)
+        )
         self._stats = stats
         self._filter_value = filter_value
         self._stored: dict[int, VBucketMetaData] = {}
@@ -96,7 +103,7 @@ class Callbacks:
 
     def deliver(self, block: DataBlock, receipt: Receipt) -> None:
         """Give the receiver documents; `receipt` is done when they are consumed."""
-        receiver, stats = self._receiver, self._stats
+        stats = self._stats
         mutations = int((block.opcode == Opcode.DCP_MUTATION).sum())
         deletions = int((block.opcode == Opcode.DCP_DELETION).sum())
         stats.tot_upr_data_change_mutation += mutations
@@ -104,11 +111,7 @@ class Callbacks:
         stats.tot_upr_data_change_expiration += len(block) - mutations - deletions
         stats.blocks += 1
         try:
-            if isinstance(receiver, DeferringReceiver):
-                self._call(receiver.take_block, block, receipt)
-            else:
-                self._call(receiver.on_block, block)
-                receipt.done()
+            self._call(self._take_block, block, receipt)
         except CbframeError:
             stats.tot_upr_data_change_err += len(block)
             raise
@@ -160,3 +163,14 @@ class Callbacks:
             name = getattr(callback, "__name__", "a callback")
             error = ReceiverError(f"the receiver's {name} raised {type(exc).__name__}: {exc}")
             raise error from exc
+
+
+def _done_at_once(on_block: Callable[[DataBlock], None]) -> Callable[[DataBlock, Receipt], None]:
+    """What a receiver that does not defer does: its documents are consumed when the call is over."""
+
+    @wraps(on_block)
+    def take_block(block: DataBlock, receipt: Receipt) -> None:
+        on_block(block)
+        receipt.done()
+
+    return take_block
