@@ -19,6 +19,11 @@ _POSITIVE = (
     "noop_interval_secs",
     "ping_timeout_ms",
 )
+_CHOICES = {
+    "priority": ("low", "medium", "high"),
+    "backfill_order": ("round-robin", "sequential"),
+}
+_MAX_STREAM_ID = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,25 @@ class BucketDataSourceOptions:
         Collection ids to stream; None for all. Filtered by the server.
     scope_id
         Stream all collections of this scope; excludes `collections`.
+    priority
+        How soon the server serves the connections: ``"low"``, ``"medium"``, ``"high"``; None leaves it
+        to the server.
+    backfill_order
+        ``"sequential"`` reads one vbucket after the other from disk, ``"round-robin"`` all by turns;
+        None leaves it to the server.
+    out_of_order
+        Let the server send what is on disk in the order that is quickest to read, where it can: for
+        streams from the start that are filtered by collection.
+    change_streams
+        Ask for the history of documents: a snapshot may hold several versions of one. An error where
+        the bucket keeps none.
+    ignore_purged_tombstones
+        Continue a stream although deletions behind its position were purged: they will not be told.
+    flatbuffers_system_events
+        Let the server tell changes of collections in the newer form.
+    stream_id
+        Number of the streams, 1 to 65535, as several streams of one vbucket need; None for streams
+        without one. Then expirations come as deletions, and no time comes with them.
     connect_timeout
         Seconds: for one connection with its handshake, and for a bounded source until it streams.
     stream_request_timeout
@@ -102,6 +126,13 @@ class BucketDataSourceOptions:
     no_value: bool = False
     collections: tuple[int, ...] | None = None
     scope_id: int | None = None
+    priority: Literal["low", "medium", "high"] | None = None
+    backfill_order: Literal["round-robin", "sequential"] | None = None
+    out_of_order: bool = False
+    change_streams: bool = False
+    ignore_purged_tombstones: bool = False
+    flatbuffers_system_events: bool = False
+    stream_id: int | None = None
     connect_timeout: float = 10.0
     stream_request_timeout: float = 60.0
     recovery_timeout: float = 60.0
@@ -145,5 +176,10 @@ class BucketDataSourceOptions:
             raise ConfigurationError("max_body_bytes must be at least 1024")
         if self.collections is not None and self.scope_id is not None:
             raise ConfigurationError("collections and scope_id exclude each other")
+        for name, choices in _CHOICES.items():
+            if (chosen := getattr(self, name)) is not None and chosen not in choices:
+                raise ConfigurationError(f"{name} is one of {', '.join(choices)}, or None, not {chosen!r}")
+        if self.stream_id is not None and not 1 <= self.stream_id <= _MAX_STREAM_ID:
+            raise ConfigurationError(f"stream_id must be from 1 to {_MAX_STREAM_ID}, not {self.stream_id}")
         if isinstance(self.seq_end, str) and self.seq_end != "now":
             raise ConfigurationError(f"seq_end is 'now', a mapping or None, not {self.seq_end!r}")

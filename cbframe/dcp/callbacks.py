@@ -14,7 +14,7 @@ from cbframe.dcp.streams import Stream, request_from
 from cbframe.errors import CbframeError, ConfigurationError, ReceiverError, StreamError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Opcode, StreamFlag
-from cbframe.wire.requests import StreamRequest
+from cbframe.wire.requests import StreamFilter, StreamRequest
 
 T = TypeVar("T")
 
@@ -31,12 +31,18 @@ class Callbacks:
         Who is called.
     stats
         Counters of the node.
-    filter_value
+    wanted
         What each stream request says about collections.
+    flags
+        Flags of each stream request.
     """
 
     def __init__(
-        self, receiver: BlockReceiver | DeferringReceiver, stats: NodeStats, filter_value: bytes
+        self,
+        receiver: BlockReceiver | DeferringReceiver,
+        stats: NodeStats,
+        wanted: StreamFilter,
+        flags: StreamFlag,
     ) -> None:
         self._receiver = receiver
         # Chosen here: to ask what a receiver is takes as long as to deliver a small block.
@@ -46,7 +52,8 @@ class Callbacks:
             else _done_at_once(receiver.on_block)
         )
         self._stats = stats
-        self._filter_value = filter_value
+        self._wanted = wanted
+        self._flags = flags
         self._stored: dict[int, VBucketMetaData] = {}
         self._owner = -1
 
@@ -78,8 +85,8 @@ class Callbacks:
             snap_start=metadata.snap_start,
             snap_end=metadata.snap_end,
             end=end,
-            flags=StreamFlag.ACTIVE_ONLY,
-            value=self._filter_value,
+            flags=self._flags,
+            value=self._wanted.encode(),
         )
 
     def save(self, stream: Stream) -> None:

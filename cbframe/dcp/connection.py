@@ -6,10 +6,11 @@ are valid until the next event is taken.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 
 import numpy as np
 
+from cbframe.dcp.controls import DcpSettings
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.events import (
     Advanced,
@@ -23,7 +24,7 @@ from cbframe.dcp.events import (
     RolledBack,
     Snapshot,
 )
-from cbframe.dcp.handshake import DcpSettings, Login, Session
+from cbframe.dcp.handshake import Login, Session
 from cbframe.dcp.pending import Pending
 from cbframe.dcp.questions import Questions
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamStateError, StreamTable
@@ -99,11 +100,17 @@ class DcpConnection:
         """Messages in the bytes that :meth:`data_to_send` gave last."""
         self._ack_at = int(settings.buffer_size * ack_threshold)
         self._flow_control = settings.buffer_size > 0
+        self._stream_id = settings.stream_id or 0
         self._max_body = max_body
         self.stats = NodeStats() if stats is None else stats
         self._out: list[bytes] = []
         self._again: dict[int, StreamRequest] = {}
         self._questions = Questions(login, settings, self._queue, self.stats)
+
+    @property
+    def granted(self) -> Mapping[str, str]:
+        """Options that the node granted, with their values; none before the handshake is done."""
+        return {} if self.session is None else self.session.granted
 
     def data_to_send(self) -> bytes:
         """Take what is to be written to the socket."""
@@ -145,7 +152,7 @@ class DcpConnection:
             stream.unwanted = True
         elif stream.state is StreamState.RUNNING:
             stream.step(StreamEvent.CLOSE)
-            self._queue(CloseStream(vbucket).frame(stream.opaque))
+            self._queue(CloseStream(vbucket, self._stream_id).frame(stream.opaque))
             self.stats.tot_upr_close_stream += 1
 
     def ping(self) -> None:

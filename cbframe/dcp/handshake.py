@@ -7,10 +7,11 @@ for a few questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
+from cbframe.dcp.controls import CONTROLS, DcpSettings
 from cbframe.errors import (
     AccessError,
     AuthFailError,
@@ -40,6 +41,8 @@ Steps: TypeAlias = Generator[Frame, Frame, T]
 
 AGENT = "cbframe"
 _TEMPORARY = (Status.ENOMEM, Status.EBUSY, Status.ETMPFAIL, Status.NOT_INITIALIZED, Status.KEY_ENOENT)
+_ABSENT = (Status.EINVAL, Status.NOT_SUPPORTED)
+"""How a node answers to an option that it, or the bucket, does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +66,21 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True)
-class DcpSettings:
-    """What is asked of a DCP connection."""
-
-    name: str
-    xattrs: bool
-    no_value: bool
-    buffer_size: int
-    noop_interval: float
-
-
-@dataclass(frozen=True, slots=True)
 class Session:
-    """What a handshake reached: granted features, and the high seqnos of the node's vbuckets."""
+    """What a handshake reached.
+
+    Attributes
+    ----------
+    features
+        Those that HELLO granted.
+    granted
+        Options of the connection that the node granted, with the value that it took.
+    seqnos
+        High seqnos of the node's vbuckets.
+    """
 
     features: frozenset[int]
+    granted: Mapping[str, str]
     seqnos: dict[int, int]
 
     @property
@@ -131,7 +134,10 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
         Xattrs are wanted and the node does not grant them.
     """
     features = yield from log_in(login)
-    flags = OpenFlag.PRODUCER | OpenFlag.INCLUDE_DELETE_TIMES
+    flags = OpenFlag.PRODUCER
+    if settings.stream_id is None:
+        # Servers cannot frame a deletion that has both its time and a stream's number.
+        flags |= OpenFlag.INCLUDE_DELETE_TIMES
     if settings.xattrs:
         if Feature.XATTR not in features:
             raise XAttrsNotSupportedError(
@@ -155,27 +161,30 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
             )
         )
     _require(answer, "DCP_OPEN was refused")
-    # Noop is a must with collections or xattrs, and enabling comes before the interval.
-    controls = [
-        DcpControl("enable_noop", "true"),
-        DcpControl("set_noop_interval", _interval(settings.noop_interval)),
-    ]
-    if settings.buffer_size:
-        controls.append(DcpControl("connection_buffer_size", str(settings.buffer_size)))
-    for control in controls:
-        answer = yield control.frame()
-        _require(answer, f"DCP_CONTROL {control.key}={control.value} was refused")
-    # Without these a node keeps its place in memory for a slow reader, or tells no expirations;
-    # servers too old for them answer EINVAL or NOT_SUPPORTED, and that is fine.
-    for control in (
-        DcpControl("supports_cursor_dropping_vulcan", "true"),
-        DcpControl("enable_expiry_opcode", "true"),
-    ):
-        answer = yield control.frame()
-        if answer.status not in (Status.EINVAL, Status.NOT_SUPPORTED):
-            _require(answer, f"DCP_CONTROL {control.key} was refused")
+    granted = yield from negotiate(settings)
     seqnos = yield from sample_seqnos()
-    return Session(features, seqnos)
+    return Session(features, granted, seqnos)
+
+
+def negotiate(settings: DcpSettings) -> Steps[dict[str, str]]:
+    """Ask for the options of the connection; those that were granted, with their values.
+
+    Raises
+    ------
+    ServerError
+        The node refuses one without which the connection is of no use; or it refuses another, but
+        not because it does not have it.
+    """
+    granted: dict[str, str] = {}
+    for control in CONTROLS:
+        for value in control.values(settings):
+            answer = yield DcpControl(control.key, value).frame()
+            if answer.status == Status.SUCCESS:
+                granted[control.key] = value
+                break
+            if control.needed or answer.status not in _ABSENT:
+                _require(answer, f"DCP_CONTROL {control.key}={value} was refused", control.hint)
+    return granted
 
 
 def sample_seqnos() -> Steps[dict[int, int]]:
@@ -234,21 +243,16 @@ def _check_auth(answer: Frame, login: Login, mechanism: str) -> None:
     _require(answer, f"authentication with {mechanism} failed")
 
 
-def _require(answer: Frame, message: str) -> None:
+def _require(answer: Frame, message: str, hint: str | None = None) -> None:
     status = answer.status
     if status == Status.SUCCESS:
         return
     if status == Status.EACCESS:
         raise AccessError(f"{message}: no permission")
-    error = ServerError(f"{message} ({Status.describe(status)})", status=status)
+    error = ServerError(f"{message} ({Status.describe(status)})", status=status, hint=hint)
     raise error if status in _TEMPORARY else _permanent(error)
 
 
 def _permanent(error: CbframeError) -> CbframeError:
     error.permanent = True
     return error
-
-
-def _interval(seconds: float) -> str:
-    """Whole seconds where possible: old servers take no fractions."""
-    return str(int(seconds)) if float(seconds).is_integer() else str(seconds)

@@ -34,7 +34,8 @@ from cbframe.errors import (
     ReceiverError,
     StreamError,
 )
-from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason
+from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason, StreamFlag
+from cbframe.wire.requests import StreamFilter
 
 Order: TypeAlias = plan.StopNode | plan.OpenStreams | plan.CloseStreams | plan.SampleNode
 
@@ -53,7 +54,8 @@ class NodeSetup:
     timeouts: Timeouts
     buffer_bytes: int
     max_body: int
-    filter_value: bytes
+    wanted: StreamFilter
+    stream_flags: StreamFlag
     trace_capacity: int
     logger: logging.Logger
 
@@ -72,7 +74,7 @@ class NodeThread:
         self._consumed: deque[int] = deque()
         self._stopping = False
         self._progressed = False
-        self._calls = Callbacks(setup.receiver, stats, setup.filter_value)
+        self._calls = Callbacks(setup.receiver, stats, setup.wanted, setup.stream_flags)
         self.trace = Trace(setup.trace_capacity)
         """What happened last."""
         self._waker = Waker()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from cbframe.dcp.controls import DcpSettings
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.events import Ready, Sampled
-from cbframe.dcp.handshake import DcpSettings, Login, Session, Steps, open_dcp, sample_seqnos
+from cbframe.dcp.handshake import Login, Session, Steps, open_dcp, sample_seqnos
 from cbframe.dcp.tally import HandshakeTally
 from cbframe.errors import CbframeError
 from cbframe.wire.frame import Frame

@@ -16,9 +16,10 @@ from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context
 from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.controls import DcpSettings
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.counters import ClusterCounters, NodeStats
-from cbframe.dcp.handshake import DcpSettings, Login
+from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import MapSource, make_login, with_credentials
 from cbframe.dcp.node import NodeSetup, NodeThread
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receiver, taker_of_blocks
@@ -36,6 +37,7 @@ from cbframe.errors import (
 )
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
+from cbframe.wire.constants import StreamFlag
 from cbframe.wire.requests import StreamFilter
 
 UPDATE_SECURITY_SETTINGS = plan.UPDATE_SECURITY_SETTINGS
@@ -132,7 +134,7 @@ class BucketDataSource:
             counters=self._map_counters,
             renew=None if self._auth is None else self._authenticator,
         )
-        self._filter = StreamFilter(options.collections, options.scope_id).encode()
+        self._wanted = StreamFilter(options.collections, options.scope_id, options.stream_id)
         self._calls_lock = threading.Lock()
         self._coordinator = Coordinator(vbucket_ids, options, self._counters)
         self._supervisor = Supervisor(
@@ -306,13 +308,7 @@ class BucketDataSource:
     def _make_node(self, address: str) -> NodeThread:
         options = self._options
         stats = self._stats.setdefault(address, NodeStats())
-        settings = DcpSettings(
-            f"{options.name}:{uuid.uuid4().hex}",
-            options.include_xattrs,
-            options.no_value,
-            options.feed_buffer_size_bytes,
-            options.noop_interval_secs,
-        )
+        settings = DcpSettings.of(options, f"{options.name}:{uuid.uuid4().hex}")
         setup = NodeSetup(
             transport=self._transport,
             receiver=self._receiver,
@@ -335,7 +331,8 @@ class BucketDataSource:
             ),
             buffer_bytes=options.receive_buffer_bytes,
             max_body=options.max_body_bytes,
-            filter_value=self._filter,
+            wanted=self._wanted,
+            stream_flags=_stream_flags(options),
             trace_capacity=options.trace_capacity,
             logger=self._log,
         )
@@ -375,6 +372,12 @@ class BucketDataSource:
     def _on_over(self, error: CbframeError | None) -> None:
         self._error = error
         self._over.set()
+
+
+def _stream_flags(options: BucketDataSourceOptions) -> StreamFlag:
+    """Without STRICT_VBUUID: a fresh start has no history to insist on."""
+    flags = StreamFlag.ACTIVE_ONLY
+    return flags | StreamFlag.IGNORE_PURGED_TOMBSTONES if options.ignore_purged_tombstones else flags
 
 
 def _check_arguments(server_urls: object, pool_name: str, bucket_name: str, receiver: object) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from cbframe.errors import ProtocolError
@@ -19,6 +19,9 @@ from cbframe.wire.frame import Frame, request, response
 _STREAM_REQ = struct.Struct(">IIQQQQQ")
 _OPEN = struct.Struct(">II")
 _U32 = struct.Struct(">I")
+_STREAM_ID = struct.Struct(">BH")
+_STREAM_ID_INFO = 0x22
+"""Kind 2 of framing extras, 2 bytes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +134,34 @@ class DcpControl:
 
 @dataclass(frozen=True, slots=True)
 class StreamFilter:
-    """Which collections a stream carries; only on collections connections."""
+    """The value of a stream request: which collections it carries, and more; only with collections.
+
+    Attributes
+    ----------
+    collections, scope
+        Ids to filter by; None for all. They exclude each other.
+    sid
+        Number of the stream, where streams are numbered.
+    purge_seqno
+        The vbucket's purge seqno as the client knows it: it need not go back for that purge.
+    """
 
     collections: tuple[int, ...] | None = None
     scope: int | None = None
+    sid: int | None = None
+    purge_seqno: int | None = None
 
     def encode(self) -> bytes:
+        wish: dict[str, object] = {}
         if self.scope is not None:
-            return json.dumps({"scope": f"{self.scope:x}"}).encode()
-        if self.collections is not None:
-            return json.dumps({"collections": [f"{cid:x}" for cid in self.collections]}).encode()
-        return b""
+            wish["scope"] = f"{self.scope:x}"
+        elif self.collections is not None:
+            wish["collections"] = [f"{cid:x}" for cid in self.collections]
+        if self.sid is not None:
+            wish["sid"] = self.sid
+        if self.purge_seqno is not None:
+            wish["purge_seqno"] = str(self.purge_seqno)
+        return json.dumps(wish).encode() if wish else b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +197,23 @@ class StreamRequest:
 
 @dataclass(frozen=True, slots=True)
 class CloseStream:
+    """End a stream; ``sid`` is its number, 0 where streams have none."""
+
     vbucket: int
+    sid: int = 0
 
     def frame(self, opaque: int = 0) -> Frame:
-        return request(Opcode.DCP_CLOSE_STREAM, vbucket=self.vbucket, opaque=opaque)
+        frame = request(Opcode.DCP_CLOSE_STREAM, vbucket=self.vbucket, opaque=opaque)
+        if self.sid:
+            framing = _STREAM_ID.pack(_STREAM_ID_INFO, self.sid)
+            frame = replace(frame, magic=Magic.FLEX_REQUEST, framing_extras=framing)
+        return frame
 
     @classmethod
     def parse(cls, frame: Frame) -> CloseStream:
+        framing = frame.framing_extras
+        if len(framing) == _STREAM_ID.size and framing[0] == _STREAM_ID_INFO:
+            return cls(frame.vbucket, _STREAM_ID.unpack(framing)[1])
         return cls(frame.vbucket)
 
 

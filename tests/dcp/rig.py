@@ -17,9 +17,10 @@ from cbframe.dcp.waits import Timeouts
 from cbframe.errors import CbframeError
 from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
 from cbframe.testing.transport import Peer
-from cbframe.wire.constants import Opcode
+from cbframe.wire.constants import Opcode, StreamFlag
 from cbframe.wire.frame import Frame, response
 from cbframe.wire.messages import SnapshotMarker, StreamEnd
+from cbframe.wire.requests import StreamFilter
 
 from .server import LOGIN, SETTINGS, good_answer, mutation
 
@@ -56,7 +57,8 @@ class Rig:
             timeouts=Timeouts(connect=10, silence=240, request=60, ping=ping_timeout),
             buffer_bytes=64 * 1024,
             max_body=1 << 20,
-            filter_value=b"",
+            wanted=StreamFilter(),
+            stream_flags=StreamFlag.ACTIVE_ONLY,
             trace_capacity=trace_capacity,
             logger=logging.getLogger("cbframe.test"),
         )

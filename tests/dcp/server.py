@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 
 from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.controls import DcpSettings
 from cbframe.dcp.events import Data
-from cbframe.dcp.handshake import DcpSettings, Login
+from cbframe.dcp.handshake import Login
 from cbframe.wire import leb128
 from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.failover import encode_failover_log
@@ -14,7 +15,7 @@ from cbframe.wire.frame import Frame, request, response
 from cbframe.wire.messages import encode_vbucket_seqnos
 
 LOGIN = Login("user", "secret", "bucket", False, True, lambda: "nonce")
-SETTINGS = DcpSettings("test", False, False, 1000, 120)
+SETTINGS = DcpSettings("test", buffer_size=1000)
 GRANTED = (Feature.XATTR, Feature.XERROR, Feature.SELECT_BUCKET, Feature.JSON, Feature.COLLECTIONS)
 LOG = [(22, 5), (11, 0)]
 

@@ -71,10 +71,10 @@ ORDER = [
     Opcode.SASL_AUTH,
     Opcode.SELECT_BUCKET,
     Opcode.DCP_OPEN,
-    *[Opcode.DCP_CONTROL] * 5,
+    *[Opcode.DCP_CONTROL] * 8,
     Opcode.GET_ALL_VB_SEQNOS,
 ]
-OPTIONAL = (8, 9)
+OPTIONAL = range(8, 13)
 """Places of the controls that old servers do not know."""
 
 

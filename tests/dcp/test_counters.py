@@ -291,8 +291,8 @@ def maps_that_make_no_sense() -> Moved:
 
 # --- on one connection
 
-HANDSHAKE = 11
-"""Requests of a handshake here: HELLO, two of SASL, SELECT, OPEN, five CONTROL, GET_ALL_VB_SEQNOS."""
+HANDSHAKE = 14
+"""Requests of a handshake here: HELLO, two of SASL, SELECT, OPEN, eight CONTROL, GET_ALL_VB_SEQNOS."""
 
 
 @moves(
@@ -327,7 +327,7 @@ HANDSHAKE = 11
     get_vbucket_metadata_ok=1,
     set_vbucket_metadata=2,  # with the failover log, and with the first document of the snapshot
     set_vbucket_metadata_ok=2,
-    upr_control=5,
+    upr_control=8,
     upr_stream_req_want=1,
     upr_stream_req=1,
     upr_stream_req_res=1,

@@ -1,0 +1,134 @@
+"""What is asked of a DCP connection with DCP_CONTROL: one table, in the order in which it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self, TypeAlias
+
+from cbframe.options import BucketDataSourceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class DcpSettings:
+    """What is asked of a DCP connection.
+
+    The options of the same names say what each means.
+    """
+
+    name: str
+    xattrs: bool = False
+    no_value: bool = False
+    buffer_size: int = 0
+    noop_interval: float = 120
+    priority: str | None = None
+    backfill_order: str | None = None
+    out_of_order: bool = False
+    change_streams: bool = False
+    flatbuffers_system_events: bool = False
+    stream_id: int | None = None
+
+    @classmethod
+    def of(cls, options: BucketDataSourceOptions, name: str) -> Self:
+        """What the options say, for a connection of this name."""
+        return cls(
+            name,
+            xattrs=options.include_xattrs,
+            no_value=options.no_value,
+            buffer_size=options.feed_buffer_size_bytes,
+            noop_interval=options.noop_interval_secs,
+            priority=options.priority,
+            backfill_order=options.backfill_order,
+            out_of_order=options.out_of_order,
+            change_streams=options.change_streams,
+            flatbuffers_system_events=options.flatbuffers_system_events,
+            stream_id=options.stream_id,
+        )
+
+
+Values: TypeAlias = Callable[[DcpSettings], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One option of a connection.
+
+    Attributes
+    ----------
+    key
+        Its name on the wire.
+    values
+        What to ask for, the best first: of a refused value the next one is tried. None: not asked.
+    needed
+        Whether the connection is of no use where all values are refused; otherwise it does without,
+        as with a node that is too old for the option or a bucket that has no such thing.
+    hint
+        What to do where a needed one is refused.
+    """
+
+    key: str
+    values: Values
+    needed: bool = False
+    hint: str | None = None
+
+
+def _always(value: str) -> Values:
+    return lambda _: (value,)
+
+
+def _if_wanted(wanted: Callable[[DcpSettings], bool], *values: str) -> Values:
+    return lambda settings: values if wanted(settings) else ()
+
+
+def _as_given(given: Callable[[DcpSettings], str | None]) -> Values:
+    def values(settings: DcpSettings) -> tuple[str, ...]:
+        value = given(settings)
+        return () if value is None else (value,)
+
+    return values
+
+
+CONTROLS: tuple[Control, ...] = (
+    # Noop is a must with collections or xattrs, and old servers want it enabled before its interval.
+    Control("enable_noop", _always("true"), needed=True),
+    Control("set_noop_interval", lambda settings: (_interval(settings.noop_interval),), needed=True),
+    Control(
+        "connection_buffer_size",
+        _as_given(lambda settings: str(settings.buffer_size) if settings.buffer_size else None),
+        needed=True,
+    ),
+    # Without it a node keeps a slow reader's place in memory.
+    Control("supports_cursor_dropping_vulcan", _always("true")),
+    # Has an effect with INCLUDE_DELETE_TIMES only, which numbered streams do without.
+    Control("enable_expiry_opcode", _if_wanted(lambda settings: settings.stream_id is None, "true")),
+    Control("send_stream_end_on_client_close_stream", _always("true")),
+    Control("v7_dcp_status_codes", _always("true")),
+    Control("max_marker_version", _always("2.2")),
+    Control("set_priority", _as_given(lambda settings: settings.priority)),
+    Control("backfill_order", _as_given(lambda settings: settings.backfill_order)),
+    Control(
+        "enable_out_of_order_snapshots",
+        _if_wanted(lambda settings: settings.out_of_order, "true_with_seqno_advanced", "true"),
+    ),
+    Control(
+        "flatbuffers_system_events", _if_wanted(lambda settings: settings.flatbuffers_system_events, "true")
+    ),
+    Control(
+        "change_streams",
+        _if_wanted(lambda settings: settings.change_streams, "true"),
+        needed=True,
+        hint="only Magma buckets of Enterprise Edition 7.2 and later keep a history",
+    ),
+    Control(
+        "enable_stream_id",
+        _if_wanted(lambda settings: settings.stream_id is not None, "true"),
+        needed=True,
+        hint="servers before 6.5 cannot number their streams: leave stream_id out",
+    ),
+)
+"""Everything that a client may ask for."""
+
+
+def _interval(seconds: float) -> str:
+    """Whole seconds where possible: old servers take no fractions."""
+    return str(int(seconds)) if float(seconds).is_integer() else str(seconds)

@@ -1,0 +1,209 @@
+"""What is asked of a DCP connection, and what becomes of each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.controls import CONTROLS, DcpSettings
+from cbframe.dcp.events import Opened
+from cbframe.errors import CbframeError, ConfigurationError, ServerError
+from cbframe.options import BucketDataSourceOptions
+from cbframe.wire.constants import Opcode, OpenFlag, Status
+from cbframe.wire.frame import Frame
+from cbframe.wire.requests import CloseStream, DcpControl, DcpOpen, StreamRequest, parse_request
+
+from .server import LOGIN, SETTINGS, feed, frames, good_answer, refusal
+
+ALWAYS = [
+    ("enable_noop", "true"),
+    ("set_noop_interval", "120"),
+    ("connection_buffer_size", "1000"),
+    ("supports_cursor_dropping_vulcan", "true"),
+    ("enable_expiry_opcode", "true"),
+    ("send_stream_end_on_client_close_stream", "true"),
+    ("v7_dcp_status_codes", "true"),
+    ("max_marker_version", "2.2"),
+]
+ALL = replace(
+    SETTINGS,
+    priority="high",
+    backfill_order="sequential",
+    out_of_order=True,
+    change_streams=True,
+    flatbuffers_system_events=True,
+    stream_id=7,
+)
+NEEDED = {"enable_noop", "set_noop_interval", "connection_buffer_size", "change_streams", "enable_stream_id"}
+Refused = Mapping[tuple[str, str], int]
+
+
+def shake_hands(settings: DcpSettings, refused: Refused) -> tuple[DcpConnection, list[Frame]]:
+    """A connection, and what it asked, with a node that refuses these controls with these statuses."""
+    connection = DcpConnection(LOGIN, settings)
+    asked = []
+    while connection.session is None:
+        (frame,) = frames(connection.data_to_send())
+        asked.append(frame)
+        message = parse_request(frame)
+        status = refused.get((message.key, message.value)) if isinstance(message, DcpControl) else None
+        answer = good_answer(frame) if status is None else refusal(frame, status)
+        feed(connection, answer.encode())
+    return connection, asked
+
+
+def controls(asked: list[Frame]) -> list[tuple[str, str]]:
+    messages = [parse_request(frame) for frame in asked if frame.opcode == Opcode.DCP_CONTROL]
+    return [(m.key, m.value) for m in messages if isinstance(m, DcpControl)]
+
+
+@pytest.mark.parametrize(
+    ("wish", "more"),
+    [
+        ({}, []),
+        ({"priority": "low"}, [("set_priority", "low")]),
+        ({"backfill_order": "round-robin"}, [("backfill_order", "round-robin")]),
+        ({"out_of_order": True}, [("enable_out_of_order_snapshots", "true_with_seqno_advanced")]),
+        ({"flatbuffers_system_events": True}, [("flatbuffers_system_events", "true")]),
+        ({"change_streams": True}, [("change_streams", "true")]),
+        ({"stream_id": 7}, [("enable_stream_id", "true")]),
+    ],
+)
+def test_what_is_asked(wish: dict[str, Any], more: list[tuple[str, str]]) -> None:
+    connection, asked = shake_hands(replace(SETTINGS, **wish), {})
+    expected = [c for c in ALWAYS if "stream_id" not in wish or c[0] != "enable_expiry_opcode"] + more
+    assert controls(asked) == expected
+    assert dict(connection.granted) == dict(expected)
+
+
+def test_no_window_and_other_intervals() -> None:
+    _, asked = shake_hands(replace(SETTINGS, buffer_size=0, noop_interval=0.5), {})
+    found = dict(controls(asked))
+    assert found["set_noop_interval"] == "0.5"
+    assert "connection_buffer_size" not in found
+
+
+@pytest.mark.parametrize("status", [Status.EINVAL, Status.NOT_SUPPORTED])
+@pytest.mark.parametrize("place", range(len(CONTROLS)), ids=lambda place: CONTROLS[place].key)
+def test_a_refusal(place: int, status: Status) -> None:
+    """Of each control of the table, with all of its values: absent, or no connection at all."""
+    control = CONTROLS[place]
+    settings = replace(ALL, stream_id=None) if control.key == "enable_expiry_opcode" else ALL
+    refused = {(control.key, value): status for value in control.values(settings)}
+    assert refused
+    if control.key not in NEEDED:
+        connection, asked = shake_hands(settings, refused)
+        assert [c for c in controls(asked) if c[0] == control.key] == list(refused)
+        assert set(connection.granted) == {key for key, _ in controls(asked)} - {control.key}
+        return
+    with pytest.raises(ServerError, match=control.key) as caught:
+        shake_hands(settings, refused)
+    assert (caught.value.status, caught.value.permanent) == (status, True)
+    assert caught.value.hint == control.hint
+
+
+def test_the_second_best() -> None:
+    refused = {("enable_out_of_order_snapshots", "true_with_seqno_advanced"): Status.EINVAL}
+    connection, asked = shake_hands(replace(SETTINGS, out_of_order=True), refused)
+    assert [value for key, value in controls(asked) if key == "enable_out_of_order_snapshots"] == [
+        "true_with_seqno_advanced",
+        "true",
+    ]
+    assert connection.granted["enable_out_of_order_snapshots"] == "true"
+
+
+@pytest.mark.parametrize("status", [Status.ETMPFAIL, Status.EINTERNAL, Status.EACCESS])
+def test_an_option_that_fails_for_another_reason_is_not_absent(status: Status) -> None:
+    with pytest.raises(CbframeError, match="v7_dcp_status_codes") as caught:
+        shake_hands(SETTINGS, {("v7_dcp_status_codes", "true"): status})
+    assert caught.value.permanent == (status != Status.ETMPFAIL)
+
+
+def test_nothing_is_granted_before_the_handshake() -> None:
+    assert dict(DcpConnection(LOGIN, SETTINGS).granted) == {}
+
+
+def recorded_answers() -> dict[tuple[str, str], int]:
+    """Status by control, as a 7.2 node gave it the first time it was asked."""
+    golden = Path(__file__).parent.parent / "golden"
+    asked, answers = (frames((golden / f"control_keys.0.{side}.bin").read_bytes()) for side in ("c2s", "s2c"))
+    statuses = {answer.opaque: answer.status for answer in answers if answer.is_response}
+    found: dict[tuple[str, str], int] = {}
+    for frame in asked:
+        if frame.opcode == Opcode.DCP_CONTROL:
+            found.setdefault((frame.key.decode(), frame.value.decode()), statuses[frame.opaque])
+    return found
+
+
+def test_what_a_real_node_grants() -> None:
+    """It has no markers of version 2.2 and, being Couchstore, no history."""
+    answers = recorded_answers()
+    refused = {asked: status for asked, status in answers.items() if status != Status.SUCCESS}
+    settings = replace(ALL, change_streams=False, stream_id=None)
+    connection, asked = shake_hands(settings, refused)
+    asked_for = controls(asked)
+    # Numbers apart, every one was recorded.
+    assert {key for key, _ in asked_for} <= {key for key, _ in answers}
+    assert dict(connection.granted) == {key: value for key, value in asked_for if key != "max_marker_version"}
+    with pytest.raises(ServerError, match="change_streams") as caught:
+        shake_hands(replace(settings, change_streams=True), refused)
+    assert "Magma" in str(caught.value)
+
+
+# --- numbered streams
+
+
+def test_numbered_streams_do_without_times_of_deletions() -> None:
+    for stream_id, expected in ((None, True), (7, False)):
+        _, asked = shake_hands(replace(SETTINGS, stream_id=stream_id), {})
+        (message,) = [m for m in map(parse_request, asked) if isinstance(m, DcpOpen)]
+        assert bool(message.flags & OpenFlag.INCLUDE_DELETE_TIMES) is expected
+
+
+def test_a_numbered_stream_is_closed_by_its_number() -> None:
+    connection, _ = shake_hands(replace(SETTINGS, stream_id=0x1234), {})
+    stream = connection.request_stream(StreamRequest(3))
+    (asked,) = frames(connection.data_to_send())
+    assert feed(connection, good_answer(asked).encode()) == [Opened(stream)]
+    connection.close_stream(3)
+    data = connection.data_to_send()
+    assert data[:8].hex() == "0852030000000003"
+    assert data[24:].hex() == "221234"
+    assert parse_request(*frames(data)) == CloseStream(3, 0x1234)
+
+
+# --- options
+
+
+def test_every_setting_comes_from_an_option() -> None:
+    options = BucketDataSourceOptions(
+        include_xattrs=True,
+        no_value=True,
+        feed_buffer_size_bytes=4321,
+        noop_interval_secs=21,
+        priority="low",
+        backfill_order="sequential",
+        out_of_order=True,
+        change_streams=True,
+        flatbuffers_system_events=True,
+        stream_id=9,
+    )
+    made = DcpSettings.of(options, "name")
+    assert made == DcpSettings("name", True, True, 4321, 21, "low", "sequential", True, True, True, 9)
+    plain = DcpSettings.of(BucketDataSourceOptions(), "name")
+    same = [field.name for field in fields(made) if getattr(made, field.name) == getattr(plain, field.name)]
+    assert same == ["name"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"priority": "urgent"}, {"backfill_order": "any"}, {"stream_id": 0}, {"stream_id": 65536}]
+)
+def test_options_that_cannot_be_meant(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigurationError, match=name):
+        BucketDataSourceOptions(**wrong)
