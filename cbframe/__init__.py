@@ -20,9 +20,11 @@ _HOMES = {
         "BlockReceiver",
         "DeferringReceiver",
         "Document",
+        "ProgressReceiver",
         "Receipt",
         "Receiver",
         "ReceiverEx",
+        "SystemEventReceiver",
     ),
     "cbframe.dcp.source": ("BucketDataSource",),
     "cbframe.dcp.stats": ("BucketDataSourceStats", "StatsRates"),
@@ -54,6 +56,7 @@ _HOMES = {
     "cbframe.local": ("LocalCluster",),
     "cbframe.options": ("BucketDataSourceOptions",),
     "cbframe.wire.failover": ("parse_failover_log",),
+    "cbframe.wire.messages": ("SystemEvent",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -84,9 +87,11 @@ if TYPE_CHECKING:
     from cbframe.dcp.receiver import BlockReceiver as BlockReceiver
     from cbframe.dcp.receiver import DeferringReceiver as DeferringReceiver
     from cbframe.dcp.receiver import Document as Document
+    from cbframe.dcp.receiver import ProgressReceiver as ProgressReceiver
     from cbframe.dcp.receiver import Receipt as Receipt
     from cbframe.dcp.receiver import Receiver as Receiver
     from cbframe.dcp.receiver import ReceiverEx as ReceiverEx
+    from cbframe.dcp.receiver import SystemEventReceiver as SystemEventReceiver
     from cbframe.dcp.source import BucketDataSource as BucketDataSource
     from cbframe.dcp.stats import BucketDataSourceStats as BucketDataSourceStats
     from cbframe.dcp.stats import StatsRates as StatsRates
@@ -117,3 +122,4 @@ if TYPE_CHECKING:
     from cbframe.local import LocalCluster as LocalCluster
     from cbframe.options import BucketDataSourceOptions as BucketDataSourceOptions
     from cbframe.wire.failover import parse_failover_log as parse_failover_log
+    from cbframe.wire.messages import SystemEvent as SystemEvent

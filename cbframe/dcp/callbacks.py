@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import wraps
 from typing import TypeVar
 
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.metadata import VBucketMetaData
-from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receipt, ReceiverEx
+from cbframe.dcp.receiver import (
+    BlockReceiver,
+    DeferringReceiver,
+    ProgressReceiver,
+    Receipt,
+    ReceiverEx,
+    SystemEventReceiver,
+)
 from cbframe.dcp.streams import Stream, request_from
 from cbframe.errors import CbframeError, ConfigurationError, ReceiverError, StreamError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Opcode, StreamFlag
+from cbframe.wire.messages import SystemEvent
 from cbframe.wire.requests import StreamFilter, StreamRequest
 
 T = TypeVar("T")
+_MARKERS = "max_marker_version"
 
 
 class Callbacks:
@@ -51,6 +61,8 @@ class Callbacks:
             if isinstance(receiver, DeferringReceiver)
             else _done_at_once(receiver.on_block)
         )
+        self._on_progress = receiver.seqno_advanced if isinstance(receiver, ProgressReceiver) else None
+        self._on_event = receiver.system_event if isinstance(receiver, SystemEventReceiver) else None
         self._stats = stats
         self._wanted = wanted
         self._flags = flags
@@ -61,8 +73,11 @@ class Callbacks:
         """Belong to the present thread: callbacks of one connection come from one thread."""
         self._owner = threading.get_ident()
 
-    def request(self, vbucket: int, end: int) -> StreamRequest:
-        """The stream request that continues where the receiver's data end."""
+    def request(self, vbucket: int, end: int, granted: Collection[str] = ()) -> StreamRequest:
+        """The stream request that continues where the receiver's data end.
+
+        `granted` are the options that the node granted to the connection.
+        """
         stats = self._stats
         stats.tot_get_vbucket_metadata += 1
         try:
@@ -78,6 +93,10 @@ class Callbacks:
             raise
         stats.tot_get_vbucket_metadata_ok += 1
         self._stored[vbucket] = metadata
+        wanted = self._wanted
+        if seqno and metadata.purge_seqno and _MARKERS in granted:
+            # Known already, so no reason to send the vbucket back to its start.
+            wanted = replace(wanted, purge_seqno=metadata.purge_seqno)
         return request_from(
             vbucket,
             vbuuid=metadata.vbuuid_at(seqno),
@@ -86,15 +105,19 @@ class Callbacks:
             snap_end=metadata.snap_end,
             end=end,
             flags=self._flags,
-            value=self._wanted.encode(),
+            value=wanted.encode(),
         )
 
     def save(self, stream: Stream) -> None:
         """Give the receiver the failover log and the snapshot's range to store."""
         stats = self._stats
         stats.tot_set_vbucket_metadata += 1
+        stored = self._stored.get(stream.vbucket, VBucketMetaData())
         metadata = VBucketMetaData(
-            snap_start=stream.snap_start, snap_end=stream.snap_end, failover_log=stream.failover_log
+            snap_start=stream.snap_start,
+            snap_end=stream.snap_end,
+            failover_log=stream.failover_log,
+            purge_seqno=stream.purge_seqno or stored.purge_seqno,
         )
         try:
             encoded = metadata.to_json()
@@ -141,6 +164,24 @@ class Callbacks:
             stats.tot_upr_snapshot_start_err += 1
             raise
         stats.tot_upr_snapshot_ok += 1
+
+    def advanced(self, stream: Stream) -> None:
+        """Tell a receiver that wants to know that a stream got on without documents."""
+        if self._on_progress is not None and not stream.unordered:
+            self._save_first(stream)
+            self._call(self._on_progress, stream.vbucket, stream.seqno)
+
+    def system_event(self, stream: Stream, event: SystemEvent) -> None:
+        """Tell a receiver that wants to know of a change of the collections."""
+        if self._on_event is not None:
+            self._save_first(stream)
+            self._call(self._on_event, stream.vbucket, event)
+
+    def _save_first(self, stream: Stream) -> None:
+        """The first of a snapshot that the receiver gets to know comes with the snapshot's range."""
+        if not stream.snap_saved:
+            stream.snap_saved = True
+            self.save(stream)
 
     def roll_back(self, stream: Stream, seqno: int) -> None:
         """Have the receiver take a vbucket back."""

@@ -19,6 +19,7 @@ from cbframe.dcp.events import (
     Event,
     Nooped,
     Opened,
+    Ordered,
     Ready,
     Refused,
     RolledBack,
@@ -28,15 +29,25 @@ from cbframe.dcp.handshake import Login, Session
 from cbframe.dcp.pending import Pending
 from cbframe.dcp.questions import Questions
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamStateError, StreamTable
+from cbframe.dcp.tally import OUT_OF_PLACE, REFUSALS
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.wire.blocks import decode_block
-from cbframe.wire.constants import MAX_BODY_LENGTH, Magic, Opcode, SnapshotFlag, Status
+from cbframe.wire.constants import (
+    MAX_BODY_LENGTH,
+    Magic,
+    Opcode,
+    SnapshotFlag,
+    Status,
+    StreamEndReason,
+)
 from cbframe.wire.failover import FailoverLog, parse_failover_log
 from cbframe.wire.frame import Frame, response
 from cbframe.wire.index import index_frames
 from cbframe.wire.messages import (
+    Commit,
     DcpNoop,
     OsoSnapshot,
+    Prepare,
     SeqnoAdvanced,
     SnapshotMarker,
     StreamEnd,
@@ -46,21 +57,10 @@ from cbframe.wire.messages import (
 )
 from cbframe.wire.requests import BufferAck, CloseStream, Plain, StreamRequest, noop_reply
 
-_STREAM_MESSAGES = SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent
-_STATE_ERRORS = {
-    StreamEvent.ACCEPTED: "tot_upr_stream_req_res_state_err",
-    StreamEvent.REFUSED: "tot_upr_stream_req_res_state_err",
-    StreamEvent.MARKER: "tot_upr_snapshot_state_err",
-    StreamEvent.ITEM: "tot_upr_data_change_state_err",
-    StreamEvent.END: "tot_upr_stream_end_state_err",
-    StreamEvent.CLOSED: "tot_upr_close_stream_res_state_err",
-}
-_REFUSALS: dict[int, str] = {
-    Status.ROLLBACK: "tot_upr_stream_req_res_rollback",
-    Status.NOT_MY_VBUCKET: "tot_upr_stream_req_res_fail_not_my_vbucket",
-    Status.ERANGE: "tot_upr_stream_req_res_fail_erange",
-    Status.ENOMEM: "tot_upr_stream_req_res_fail_enomem",
-}
+_STREAM_MESSAGES = SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent | Commit
+_OSO_START, _OSO_END = 1, 2
+_PREPARE_COUNTS_MORE = 2
+"""Bytes by which servers count a prepared write longer than it is."""
 
 
 class DcpConnection:
@@ -191,7 +191,7 @@ class DcpConnection:
         try:
             yield from self._take(buffer, stop)
         except StreamStateError as exc:
-            self.stats.count(_STATE_ERRORS[exc.event])
+            self.stats.count(OUT_OF_PLACE[exc.event])
             raise
 
     def _take(self, buffer: bytearray, stop: int) -> Iterator[Event]:
@@ -270,12 +270,12 @@ class DcpConnection:
                     vbucket=frame.vbucket,
                 )
             yield from self._on_stream_message(message, stream, frame)
-        # Ignored messages were sent under flow control too.
-        self.acknowledge(len(frame))
+        # Ignored messages were sent under flow control too, what is not settled among them.
+        self.acknowledge(len(frame) + (_PREPARE_COUNTS_MORE if isinstance(message, Prepare) else 0))
 
     def _on_stream_message(
         self,
-        message: SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent,
+        message: _STREAM_MESSAGES,
         stream: Stream,
         frame: Frame,
     ) -> Iterator[Event]:
@@ -286,22 +286,39 @@ class DcpConnection:
                     self._queue(response(Opcode.DCP_SNAPSHOT_MARKER, opaque=frame.opaque))
                 yield Snapshot(stream)
             case SeqnoAdvanced(seqno=seqno):
-                stream.step(StreamEvent.ITEM)
-                stream.seqno = max(stream.seqno, seqno)
+                stream.reach(seqno)
                 yield Advanced(stream)
             case SystemEvent(seqno=seqno):
-                stream.step(StreamEvent.ITEM)
-                stream.seqno = max(stream.seqno, seqno)
+                stream.reach(seqno)
                 yield CollectionEvent(stream, message)
-            case OsoSnapshot(flags=flags):
-                stream.step(StreamEvent.ITEM)
-                stream.unordered = flags == 1
+            case OsoSnapshot(flags=flags) if flags == _OSO_START:
+                stream.begin_unordered()
+                yield Snapshot(stream)
+            case OsoSnapshot(flags=flags) if flags == _OSO_END:
+                stream.end_unordered()
+                yield Ordered(stream)
             case StreamEnd(reason=reason):
                 closing = stream.state is StreamState.CLOSING
                 stream.step(StreamEvent.END)
+                if stream.unordered and reason == StreamEndReason.OK and not closing:
+                    raise ProtocolError(
+                        "the stream is said to be complete inside an out-of-order snapshot",
+                        vbucket=stream.vbucket,
+                    )
                 self.stats.tot_upr_stream_end += 1
                 self._forget(stream)
                 yield Ended(stream, None if closing else reason)
+            case Commit():
+                # Servers send the whole document instead, unless they are asked not to.
+                raise ProtocolError(
+                    "a commit of a write that was never shown", opcode=frame.opcode, vbucket=stream.vbucket
+                )
+            case OsoSnapshot(flags=flags):
+                raise ProtocolError(
+                    f"an out-of-order snapshot with flags {flags}",
+                    opcode=frame.opcode,
+                    vbucket=stream.vbucket,
+                )
 
     # -- answers
 
@@ -370,7 +387,7 @@ class DcpConnection:
         stream.step(StreamEvent.REFUSED)
         self.streams.remove(stream)
         stats.tot_upr_stream_req_res_fail += 1
-        if (counter := _REFUSALS.get(frame.status)) is not None:
+        if (counter := REFUSALS.get(frame.status)) is not None:
             stats.count(counter)
         if frame.status == Status.ROLLBACK:
             yield RolledBack(stream, parse_rollback_seqno(frame.value))

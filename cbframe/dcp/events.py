@@ -60,6 +60,13 @@ class Advanced:
 
 
 @dataclass(frozen=True, slots=True)
+class Ordered:
+    """An out-of-order snapshot is complete: the stream has a position again."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionEvent:
     """A scope or collection came, went or changed."""
 
@@ -104,6 +111,7 @@ Event: TypeAlias = (
     | Opened
     | Snapshot
     | Advanced
+    | Ordered
     | CollectionEvent
     | RolledBack
     | Refused

@@ -23,19 +23,23 @@ class VBucketMetaData:
     snap_start: int = 0
     snap_end: int = 0
     failover_log: FailoverLog = ()
+    purge_seqno: int = 0
 
     def to_json(self) -> bytes:
-        """The reference's JSON: seqStart, seqEnd, snapStart, snapEnd, failOverLog."""
-        return json.dumps(
-            {
-                "seqStart": self.seq_start,
-                "seqEnd": self.seq_end,
-                "snapStart": self.snap_start,
-                "snapEnd": self.snap_end,
-                "failOverLog": [list(entry) for entry in self.failover_log],
-            },
-            separators=(",", ":"),
-        ).encode()
+        """The reference's JSON: seqStart, seqEnd, snapStart, snapEnd, failOverLog.
+
+        And purgeSeqno, where there is one; the reference passes over it.
+        """
+        fields: dict[str, object] = {
+            "seqStart": self.seq_start,
+            "seqEnd": self.seq_end,
+            "snapStart": self.snap_start,
+            "snapEnd": self.snap_end,
+            "failOverLog": [list(entry) for entry in self.failover_log],
+        }
+        if self.purge_seqno:
+            fields["purgeSeqno"] = self.purge_seqno
+        return json.dumps(fields, separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> VBucketMetaData:
@@ -49,10 +53,11 @@ class VBucketMetaData:
         try:
             fields: dict[str, Any] = json.loads(data)
             log = tuple(FailoverEntry(_u64(u), _u64(s)) for u, s in fields.get("failOverLog") or ())
-            first, last, start, end = (
-                _u64(fields.get(name, 0)) for name in ("seqStart", "seqEnd", "snapStart", "snapEnd")
+            first, last, start, end, purge = (
+                _u64(fields.get(name, 0))
+                for name in ("seqStart", "seqEnd", "snapStart", "snapEnd", "purgeSeqno")
             )
-            return cls(first, last, start, end, log)
+            return cls(first, last, start, end, log, purge)
         except (ValueError, TypeError, AttributeError, RecursionError) as exc:
             raise ConfigurationError(
                 "stored vbucket metadata is not readable",

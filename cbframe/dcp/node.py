@@ -299,7 +299,7 @@ class NodeThread:
                         connection.close_stream(vbucket)
                 case plan.OpenStreams(streams=streams):
                     for vbucket, end in streams:
-                        connection.want_stream(self._calls.request(vbucket, end))
+                        connection.want_stream(self._calls.request(vbucket, end, connection.granted))
                     if any(end != MAX_SEQNO for _, end in streams):
                         connection.sample()
             self._stats.tot_refresh_worker_ok += 1
@@ -332,8 +332,14 @@ class NodeThread:
                 setup.post(plan.StreamRolledBack(self.node, stream.vbucket))
             case dcp.Nooped():
                 stats.tot_upr_noop += 1
-            case dcp.Advanced() | dcp.CollectionEvent():
+            case dcp.Advanced(stream=stream):
+                calls.advanced(stream)
                 self._progressed = True
+            case dcp.CollectionEvent(stream=stream, event=message):
+                calls.system_event(stream, message)
+                self._progressed = True
+            case dcp.Ordered(stream=stream):
+                calls.save(stream)
 
     def _on_ended(self, stream: Stream, reason: int | None) -> None:
         progressed = stream.seqno > stream.start

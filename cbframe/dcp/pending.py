@@ -88,7 +88,10 @@ class Pending:
             )
         if not segment.ascending and not stream.unordered:
             raise ProtocolError("seqnos do not ascend", vbucket=stream.vbucket)
-        stream.advance(segment.first, segment.last)
+        last = segment.last
+        if stream.unordered:
+            last = int(self._block.seqno[segment.start : segment.stop].max())
+        stream.advance(segment.first, last)
         self._waiting.add(segment.opaque)
         if not stream.snap_saved:
             stream.snap_saved = True

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from cbframe.errors import CbframeError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Opcode
+from cbframe.wire.messages import SystemEvent
 
 
 class Document(NamedTuple):
@@ -69,6 +70,26 @@ class ReceiverEx(Protocol):
 
     def rollback_ex(self, vbucket: int, vbuuid: int, seqno: int) -> None:
         """Instead of `rollback`; `vbuuid` is the history that remains, 0 where nothing does."""
+
+
+@runtime_checkable
+class SystemEventReceiver(Protocol):
+    """A receiver that wants to know of scopes and collections that come, go or change."""
+
+    def system_event(self, vbucket: int, event: SystemEvent) -> None:
+        """Take an event, in order with the documents; it has a seqno of its own.
+
+        The documents of a collection that is dropped are not deleted one by one: all of the vbucket's
+        with its id and a smaller seqno are gone with it.
+        """
+
+
+@runtime_checkable
+class ProgressReceiver(Protocol):
+    """A receiver that wants to know of progress without documents."""
+
+    def seqno_advanced(self, vbucket: int, seqno: int) -> None:
+        """Take note that everything up to `seqno` was received: it may be stored as the last seqno."""
 
 
 @runtime_checkable
@@ -140,6 +161,10 @@ class AdaptedReceiver:
         self.rollback = receiver.rollback
         if isinstance(receiver, ReceiverEx):
             self.rollback_ex = receiver.rollback_ex
+        if isinstance(receiver, SystemEventReceiver):
+            self.system_event = receiver.system_event
+        if isinstance(receiver, ProgressReceiver):
+            self.seqno_advanced = receiver.seqno_advanced
 
     def on_block(self, block: DataBlock) -> None:
         columns = zip(

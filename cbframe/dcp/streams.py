@@ -8,7 +8,7 @@ from enum import Enum
 from itertools import count
 
 from cbframe.errors import ProtocolError
-from cbframe.wire.constants import MAX_SEQNO
+from cbframe.wire.constants import MAX_SEQNO, SnapshotFlag
 from cbframe.wire.failover import FailoverLog
 from cbframe.wire.messages import SnapshotMarker
 from cbframe.wire.requests import StreamRequest
@@ -112,6 +112,9 @@ class Stream:
     """To be closed as soon as the server has granted it."""
     unordered: bool = False
     """Inside an out-of-order snapshot: seqnos come in any order and mark no progress."""
+    purge_seqno: int = 0
+    """Deletions up to here are gone from the vbucket; 0 where the server does not tell."""
+    _highest: int = 0
 
     @property
     def vbuuid(self) -> int:
@@ -146,12 +149,46 @@ class Stream:
     def mark(self, marker: SnapshotMarker) -> None:
         """Begin a snapshot."""
         self.step(StreamEvent.MARKER)
-        self.snap_start, self.snap_end, self.snap_flags = marker.start, marker.end, marker.flags
+        if self.unordered:
+            raise ProtocolError("a snapshot marker inside an out-of-order snapshot", vbucket=self.vbucket)
+        self.purge_seqno = marker.purge_seqno or self.purge_seqno
+        self._begin(marker.start, marker.end, marker.flags)
+
+    def begin_unordered(self) -> None:
+        """Begin an out-of-order snapshot: everything there is, in any order.
+
+        Its range says that nothing is complete before all of it is: whoever breaks off inside and comes
+        back with this range is sent back to the start by the server.
+        """
+        self.step(StreamEvent.MARKER)
+        if self.unordered or self.start or self.snapshots:
+            raise ProtocolError("an out-of-order snapshot that is not the first", vbucket=self.vbucket)
+        self.unordered = True
+        self._begin(0, MAX_SEQNO, SnapshotFlag.DISK)
+
+    def end_unordered(self) -> None:
+        """All of an out-of-order snapshot is here: from now on seqnos mark progress."""
+        self.step(StreamEvent.MARKER)
+        if not self.unordered:
+            raise ProtocolError("the end of an out-of-order snapshot without one", vbucket=self.vbucket)
+        self.unordered = False
+        self.seqno = self.snap_start = self.snap_end = self._highest
+
+    def _begin(self, start: int, end: int, flags: int) -> None:
+        self.snap_start, self.snap_end, self.snap_flags = start, end, flags
         self.snap_saved = False
         self.snapshots += 1
 
+    def reach(self, seqno: int) -> None:
+        """Take note of progress that is no document."""
+        self.step(StreamEvent.ITEM)
+        if self.unordered:
+            self._highest = max(self._highest, seqno)
+        else:
+            self.seqno = max(self.seqno, seqno)
+
     def advance(self, first: int, last: int) -> None:
-        """Take items from seqno `first` to seqno `last`, in ascending order.
+        """Take items from seqno `first` to seqno `last`, ascending or in an out-of-order snapshot.
 
         Raises
         ------
@@ -161,6 +198,7 @@ class Stream:
         if self.state is not StreamState.RUNNING:
             self.step(StreamEvent.ITEM)
         if self.unordered:
+            self._highest = max(self._highest, last)
             return
         if first <= self.seqno or last > self.snap_end or not self.snapshots:
             raise ProtocolError(

@@ -1,12 +1,29 @@
-"""What became of a handshake, in counters."""
+"""What became of a handshake, of stream requests and of messages out of place, in counters."""
 
 from __future__ import annotations
 
 from cbframe.dcp.counters import NodeStats
+from cbframe.dcp.streams import StreamEvent
 from cbframe.errors import AuthFailError, CbframeError
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.frame import Frame
 
+OUT_OF_PLACE = {
+    StreamEvent.ACCEPTED: "tot_upr_stream_req_res_state_err",
+    StreamEvent.REFUSED: "tot_upr_stream_req_res_state_err",
+    StreamEvent.MARKER: "tot_upr_snapshot_state_err",
+    StreamEvent.ITEM: "tot_upr_data_change_state_err",
+    StreamEvent.END: "tot_upr_stream_end_state_err",
+    StreamEvent.CLOSED: "tot_upr_close_stream_res_state_err",
+}
+"""What counts an event that a stream in its state cannot have."""
+REFUSALS: dict[int, str] = {
+    Status.ROLLBACK: "tot_upr_stream_req_res_rollback",
+    Status.NOT_MY_VBUCKET: "tot_upr_stream_req_res_fail_not_my_vbucket",
+    Status.ERANGE: "tot_upr_stream_req_res_fail_erange",
+    Status.ENOMEM: "tot_upr_stream_req_res_fail_enomem",
+}
+"""What counts a stream request that was refused with a status, besides the sum."""
 _SASL = (Opcode.SASL_LIST_MECHS, Opcode.SASL_AUTH, Opcode.SASL_STEP)
 
 

@@ -10,7 +10,6 @@ from cbframe.local import items
 from cbframe.local.admission import Filter
 from cbframe.local.bucket import Bucket
 from cbframe.local.encode import Encoded, Variant, stream_id_frame
-from cbframe.local.markers import LaterMarker
 from cbframe.local.store import VBucket
 from cbframe.wire.constants import Magic, SnapshotFlag, StreamEndReason
 from cbframe.wire.frame import Frame
@@ -243,17 +242,18 @@ class Stream:
             self._put(SnapshotMarker(self.vbucket, start, end, flags))
             return
         completed = vbucket.high_completed() if flags & SnapshotFlag.DISK else 0
-        marker = LaterMarker(
+        marker = SnapshotMarker(
             self.vbucket,
             start,
             end,
             flags,
+            version,
             vbucket.max_visible(end),
             completed,
             vbucket.purge_seqno,
             vbucket.high_prepared(),
         )
-        self._small.append(self._encode(marker.frame(version, self.opaque)))
+        self._put(marker)
 
     def _put(self, message: Message) -> None:
         self._small.append(self._encode(message.frame(self.opaque)))

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import Opcode, SystemEventId
+from cbframe.wire.flatbuffers import Table
 from cbframe.wire.frame import Frame, request
 
 _MARKER_V1 = struct.Struct(">QQI")
@@ -20,6 +21,9 @@ _MARKER_V22 = struct.Struct(">QQIQQQQ")
 _EVENT = struct.Struct(">QIB")
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
+_PREPARE = struct.Struct(">QQIIIBBB")
+_SETTLED = struct.Struct(">QQ")
+_MARKER_VERSIONS = {"v2.0": b"\0", "v2.1": b"\1", "v2.2": b"\2"}
 _SEQNO = struct.Struct(">HQ")
 
 
@@ -50,9 +54,19 @@ class SnapshotMarker:
             )
 
     def frame(self, opaque: int = 0) -> Frame:
-        """The message as a version 1 frame."""
-        extras = _MARKER_V1.pack(self.start, self.end, self.flags)
-        return request(Opcode.DCP_SNAPSHOT_MARKER, vbucket=self.vbucket, opaque=opaque, extras=extras)
+        """The message; fields of later versions that are None are sent as 0."""
+        extras, value = _MARKER_V1.pack(self.start, self.end, self.flags), b""
+        if self.version != "v1":
+            numbers = (self.max_visible_seqno, self.high_completed_seqno)
+            value = _MARKER_V2.pack(self.start, self.end, self.flags, *(number or 0 for number in numbers))
+            if self.version == "v2.1":
+                value += bytes(_U64.size)  # a timestamp that nobody reads
+            elif self.version == "v2.2":
+                value += _SETTLED.pack(self.purge_seqno or 0, self.high_prepared_seqno or 0)
+            extras = _MARKER_VERSIONS[self.version]
+        return request(
+            Opcode.DCP_SNAPSHOT_MARKER, vbucket=self.vbucket, opaque=opaque, extras=extras, value=value
+        )
 
     @classmethod
     def parse(cls, frame: Frame) -> SnapshotMarker:
@@ -142,8 +156,27 @@ class OsoSnapshot:
 class SystemEvent:
     """A scope or collection came, went or changed.
 
-    Versions 0 and 1 are decoded; of version 2 (FlatBuffers) ``value`` holds the bytes and the ids
-    are None.
+    Attributes
+    ----------
+    vbucket, seqno
+        Where in whose history.
+    event
+        A :class:`~cbframe.wire.constants.SystemEventId`, or a number unknown today.
+    version
+        Form of ``value``: 0 and 1 are plain numbers, 2 is FlatBuffers. Of later ones only the bytes
+        are there, and all that follows is None.
+    name
+        Of the scope or collection; empty when it went.
+    value
+        The bytes as they came.
+    manifest_uid
+        Which change of the manifest it belongs to; only its last event has the new number.
+    scope_id, collection_id
+        The latter is None for events of scopes.
+    max_ttl
+        Seconds that documents live unless they say otherwise; None where the collection has none.
+    history
+        Whether the collection keeps its history; None where the version does not tell.
     """
 
     vbucket: int
@@ -156,6 +189,7 @@ class SystemEvent:
     scope_id: int | None = None
     collection_id: int | None = None
     max_ttl: int | None = None
+    history: bool | None = None
 
     def frame(self, opaque: int = 0) -> Frame:
         return request(
@@ -172,8 +206,11 @@ class SystemEvent:
         seqno, event, version = _EVENT.unpack(_extras(frame, _EVENT.size))
         value = frame.value
         name = frame.key.decode(errors="replace")
-        if version > 1:
+        if version > _LAST_EVENT_VERSION:
             return cls(frame.vbucket, seqno, event, version, name, value)
+        if version == _LAST_EVENT_VERSION:
+            numbers = _flatbuffer_fields(frame, event)
+            return cls(frame.vbucket, seqno, event, version, name, value, *numbers)
         scope_event = event in (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE)
         expected = 12 if scope_event else 20 if version == 1 else 16
         if len(value) != expected:
@@ -184,6 +221,75 @@ class SystemEvent:
             )
         numbers = struct.unpack(f">Q{(expected - 8) // 4}I", value)
         return cls(frame.vbucket, seqno, event, version, name, value, *numbers)
+
+
+_LAST_EVENT_VERSION = 2
+
+
+def _flatbuffer_fields(
+    frame: Frame, event: int
+) -> tuple[int, int] | tuple[int, int, int] | tuple[int, int, int, int | None, bool]:
+    """What the table of a system event holds, in the order of the fields of :class:`SystemEvent`."""
+    try:
+        table = Table(frame.value)
+        ids = table.number(0, 8), table.number(1, 4)
+        if event in (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE):
+            return ids
+        collection = table.number(2, 4)
+        if event == SystemEventId.DROP_COLLECTION:
+            return *ids, collection
+        ttl = table.number(4, 4) if table.number(3, 1) else None
+        return *ids, collection, ttl, bool(table.number(6, 1))
+    except ProtocolError as exc:
+        exc.opcode, exc.vbucket = frame.opcode, frame.vbucket
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """A durable write that is not settled: nobody may see it, and it may never become true.
+
+    Flow control counts two bytes more than the message has.
+    """
+
+    vbucket: int
+    seqno: int
+    level: int
+    deleted: bool
+    """Whether a deletion is what waits."""
+
+    @classmethod
+    def parse(cls, frame: Frame) -> Prepare:
+        seqno, _rev, _flags, _expiry, _lock, _nru, deleted, level = _PREPARE.unpack(
+            _extras(frame, _PREPARE.size)
+        )
+        return cls(frame.vbucket, seqno, level, bool(deleted))
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The write prepared at one seqno is true from this one on."""
+
+    vbucket: int
+    prepared_seqno: int
+    seqno: int
+
+    @classmethod
+    def parse(cls, frame: Frame) -> Commit:
+        return cls(frame.vbucket, *_SETTLED.unpack(_extras(frame, _SETTLED.size)))
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The write prepared at one seqno will never be true."""
+
+    vbucket: int
+    prepared_seqno: int
+    seqno: int
+
+    @classmethod
+    def parse(cls, frame: Frame) -> Abort:
+        return cls(frame.vbucket, *_SETTLED.unpack(_extras(frame, _SETTLED.size)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +319,16 @@ class Unknown:
 
 
 ServerMessage: TypeAlias = (
-    SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent | DcpNoop | Unknown
+    SnapshotMarker
+    | StreamEnd
+    | SeqnoAdvanced
+    | OsoSnapshot
+    | SystemEvent
+    | Prepare
+    | Commit
+    | Abort
+    | DcpNoop
+    | Unknown
 )
 
 _PARSERS: dict[int, Callable[[Frame], ServerMessage]] = {
@@ -222,6 +337,9 @@ _PARSERS: dict[int, Callable[[Frame], ServerMessage]] = {
     Opcode.DCP_SEQNO_ADVANCED: SeqnoAdvanced.parse,
     Opcode.DCP_OSO_SNAPSHOT: OsoSnapshot.parse,
     Opcode.DCP_SYSTEM_EVENT: SystemEvent.parse,
+    Opcode.DCP_PREPARE: Prepare.parse,
+    Opcode.DCP_COMMIT: Commit.parse,
+    Opcode.DCP_ABORT: Abort.parse,
     Opcode.DCP_NOOP: DcpNoop.parse,
 }
 

@@ -9,7 +9,6 @@ import pytest
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.events import (
     Advanced,
-    CollectionEvent,
     Data,
     Ended,
     Nooped,
@@ -35,11 +34,9 @@ from cbframe.wire.failover import encode_failover_log
 from cbframe.wire.frame import Frame, request, response
 from cbframe.wire.messages import (
     DcpNoop,
-    OsoSnapshot,
     SeqnoAdvanced,
     SnapshotMarker,
     StreamEnd,
-    SystemEvent,
     encode_vbucket_seqnos,
 )
 from cbframe.wire.requests import StreamRequest, parse_request
@@ -351,33 +348,6 @@ def test_a_marker_that_wants_an_answer() -> None:
     (answer,) = frames(connection.data_to_send())
     assert (answer.magic, answer.opcode) == (Magic.RESPONSE, Opcode.DCP_SNAPSHOT_MARKER)
     assert answer.opaque == stream.opaque
-
-
-def test_out_of_order_snapshot() -> None:
-    connection = connect(replace(SETTINGS, buffer_size=1 << 20))
-    stream = open_stream(connection)
-    begin, stop = (OsoSnapshot(0, flag).frame(stream.opaque).encode() for flag in (1, 2))
-    events = feed(
-        connection,
-        begin
-        + mutation(0, stream.opaque, 9)
-        + mutation(0, stream.opaque, 3)
-        + SeqnoAdvanced(0, 9).frame(stream.opaque).encode()
-        + stop,
-    )
-    assert seqnos(events) == [9, 3]
-    assert (stream.unordered, stream.seqno) == (False, 9)
-
-
-def test_system_events_are_progress() -> None:
-    connection = connect()
-    stream = open_stream(connection)
-    event = SystemEvent(0, 4, 0, 0, "c", bytes(16), 0, 0, 0)
-    events = feed(connection, marker(stream, 0, 9) + event.frame(stream.opaque).encode())
-    assert events[1] == CollectionEvent(stream, event)
-    assert stream.seqno == 4
-    with pytest.raises(ProtocolError):
-        feed(connection, mutation(0, stream.opaque, 4))
 
 
 def test_sampling_again() -> None:

@@ -35,7 +35,7 @@ import pytest
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.plan import FetchMap, Finish, NodeDown, NodeReady, OpenStreams, StreamRolledBack
 from cbframe.dcp.stats import COUNTERS
-from cbframe.errors import ClusterMapError, ConfigurationError, ConnectError
+from cbframe.errors import ClusterMapError, ConfigurationError, ConnectError, ProtocolError
 from cbframe.local import LocalCluster
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import RecordingReceiver
@@ -176,8 +176,23 @@ def test_a_prepare_is_no_document_and_hides_none() -> None:
     prepare = request(0x60, vbucket=1, opaque=stream.opaque, extras=extras, key=b"\0k", value=b"{}").encode()
     before = connection.unacked
     assert feed(connection, prepare) == []
-    assert connection.unacked == before + len(prepare)
+    # That is how servers count it.
+    assert connection.unacked == before + len(prepare) + 2
+    abort = request(0x63, vbucket=1, opaque=stream.opaque, extras=bytes(16), key=b"\0k").encode()
+    assert feed(connection, abort) == []
+    assert connection.unacked == before + len(prepare) + 2 + len(abort)
     assert connection.stats.tot_upr_data_change == 0
+
+
+def test_a_commit_cannot_be_passed_over() -> None:
+    """The document that it makes true was not shown: without it the read would not be whole."""
+    connection = connect()
+    stream = connection.request_stream(StreamRequest(1))
+    feed(connection, granted(connection))
+    commit = request(0x62, vbucket=1, opaque=stream.opaque, extras=bytes(16), key=b"\0k").encode()
+    with pytest.raises(ProtocolError, match="commit") as caught:
+        feed(connection, commit)
+    assert (caught.value.opcode, caught.value.vbucket) == (0x62, 1)
 
 
 def granted(connection: DcpConnection) -> bytes:
