@@ -18,7 +18,10 @@ from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET, ra
 from cbframe.dcp.handover import Handover
 from cbframe.errors import CbframeError
 from cbframe.wire.blocks import DataBlock
-from cbframe.wire.constants import MAX_VBUCKETS, Opcode
+from cbframe.wire.constants import MAX_VBUCKETS, Opcode, SnapshotFlag, SystemEventId
+from cbframe.wire.messages import SystemEvent
+
+_SEVERAL_VERSIONS = SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS
 
 
 @dataclass(slots=True)
@@ -43,9 +46,17 @@ class BatchingReceiver:
 
     metadata: tuple[str, ...] = ()
     schema: pa.Schema = field(init=False)
+    created: dict[int, SystemEvent] = field(default_factory=dict, init=False)
+    """Collections, by id, that were told to exist."""
+    scopes: dict[int, str] = field(default_factory=dict, init=False)
+    """Scopes, by id, that were told to exist."""
+    dropped: set[int] = field(default_factory=set, init=False)
+    """Ids of collections that were told to be gone."""
+    dropped_scopes: set[int] = field(default_factory=set, init=False)
     last_error: CbframeError | None = field(default=None, init=False)
     _vbuckets: list[_VBucketState] = field(init=False, repr=False)
     _last_seqno: npt.NDArray[np.uint64] = field(init=False, repr=False)
+    _begun: dict[tuple[int, int], int] = field(default_factory=dict, init=False, repr=False)
     _batches: Handover[pa.RecordBatch] = field(default_factory=Handover, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -58,6 +69,7 @@ class BatchingReceiver:
     def on_block(self, block: DataBlock) -> None:
         batch = record_batch(block, self.schema)
         # Ascending within a vbucket, so of several assignments to one place the last is the highest.
+        # Not in an out-of-order snapshot; whatever the stream is continued behind, more comes than needed.
         self._last_seqno[block.vbucket] = block.seqno
         self._batches.put(batch)
 
@@ -65,7 +77,23 @@ class BatchingReceiver:
         self.last_error = error
 
     def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None:  # noqa: ARG002
-        self._vbuckets[vbucket].snapshots += 1
+        # One with the history of documents counts as many.
+        self._vbuckets[vbucket].snapshots += 2 if flags & _SEVERAL_VERSIONS else 1
+
+    def system_event(self, vbucket: int, event: SystemEvent) -> None:
+        cid, scope = event.collection_id, event.scope_id
+        match event.event:
+            case SystemEventId.CREATE_COLLECTION if cid is not None:
+                self.created[cid] = event
+                if self._last_seqno[vbucket]:
+                    # Told of a collection that was there before, it means that it was emptied.
+                    self._begun[vbucket, cid] = event.seqno
+            case SystemEventId.DROP_COLLECTION if cid is not None:
+                self.dropped.add(cid)
+            case SystemEventId.CREATE_SCOPE if scope is not None:
+                self.scopes[scope] = event.name
+            case SystemEventId.DROP_SCOPE if scope is not None:
+                self.dropped_scopes.add(scope)
 
     def set_metadata(self, vbucket: int, metadata: bytes) -> None:
         self._vbuckets[vbucket].metadata = metadata
@@ -92,7 +120,10 @@ class BatchingReceiver:
         return self._batches.take(timeout)
 
     def surviving(self, batches: list[pa.RecordBatch]) -> npt.NDArray[np.bool_] | None:
-        """Which rows are the newest version of their document, and no deletion.
+        """Which rows are the newest version of their document, no deletion, and in a collection.
+
+        Documents of a dropped collection are not deleted one by one. Wherever in the read it was seen to
+        be gone, it is gone from all of it.
 
         Parameters
         ----------
@@ -106,6 +137,9 @@ class BatchingReceiver:
         """
         table = pa.Table.from_batches(batches, self.schema)
         mutation: npt.NDArray[np.bool_] = _column(table, OPCODE) == Opcode.DCP_MUTATION
+        gone = self._of_dropped(table)
+        if gone is not None:
+            mutation = mutation & ~gone
         # Within one snapshot a key occurs once. Only vbuckets with more than one can hold it twice.
         mixed = np.array([state.snapshots > 1 for state in self._vbuckets])
         vbucket = _column(table, VBUCKET)
@@ -120,6 +154,24 @@ class BatchingReceiver:
         suspects = suspects[~void]
         keep[suspects[~_newest(table, suspects)]] = False
         return keep
+
+    def _of_dropped(self, table: pa.Table) -> npt.NDArray[np.bool_] | None:
+        """Which rows are older than the end of their collection, or than its emptying; None if none."""
+        if not self.dropped and not self._begun:
+            return None
+        collection = _column(table, COLLECTION_ID)
+        gone: npt.NDArray[np.bool_] = np.isin(collection, list(self.dropped))
+        if self._begun:
+            vbuckets, ids = np.array(list(self._begun), np.uint64).T
+            places = vbuckets << np.uint64(32) | ids
+            order = np.argsort(places)
+            seqnos = np.array(list(self._begun.values()), np.uint64)[order]
+            rows = np.flatnonzero(np.isin(collection, ids))
+            wanted = _column(table, VBUCKET)[rows].astype(np.uint64) << np.uint64(32) | collection[rows]
+            at = np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)
+            before = (places[order][at] == wanted) & (_column(table, SEQNO)[rows] < seqnos[at])
+            gone[rows[before]] = True
+        return gone
 
 
 def _newest(table: pa.Table, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:

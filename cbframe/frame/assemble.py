@@ -19,7 +19,7 @@ from cbframe.arrow.columns import (
 )
 from cbframe.arrow.json import Conflict, JsonTyper, TypedColumns
 from cbframe.arrow.memory import POOL
-from cbframe.cluster.manifest import Manifest
+from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.dcp.maps import bucket_manifest
 from cbframe.errors import ConfigurationError
 from cbframe.frame.target import ScanTarget
@@ -48,6 +48,8 @@ class Assembler:
         self._batch_bytes = batch_bytes
         self._parse = target.parse and not target.keys_only
         self._typer = JsonTyper() if self._parse else None
+        self._wanted: dict[int, str] = {}
+        self._scope_id: int | None = None
         self._batches: list[pa.RecordBatch] = []
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
@@ -66,10 +68,12 @@ class Assembler:
         manifest = self._fetch_manifest()
         if target.collections is None:
             assert target.scope is not None
-            return replace(options, scope_id=manifest.scope_id(target.scope))
+            self._scope_id = manifest.scope_id(target.scope)
+            return replace(options, scope_id=self._scope_id)
         scope = target.scope or "_default"
         names = [name if "." in name else f"{scope}.{name}" for name in target.collections]
-        return replace(options, collections=tuple(manifest.id_of(name) for name in names))
+        self._wanted = {manifest.id_of(name): name for name in names}
+        return replace(options, collections=tuple(self._wanted))
 
     def add(self, batches: list[pa.RecordBatch]) -> None:
         """Take batches in the order in which they arrived."""
@@ -106,12 +110,13 @@ class Assembler:
         Raises
         ------
         ConfigurationError
-            ``columns=`` names a field that no document has.
+            ``columns=`` names a field that no document has, or a collection that was asked for is gone.
         """
+        self._refuse_dropped(receiver)
         keep = receiver.surviving(self._batches)
         raw = pa.Table.from_batches(self._batches, receiver.schema)
         self._batches.clear()
-        manifest = self._manifest_of(raw)
+        manifest = self._manifest_of(raw, receiver)
         if manifest is not None and not (alive := _alive(raw, manifest)).all():
             keep = alive if keep is None else keep & alive
         conflicts: tuple[Conflict, ...] = ()
@@ -150,11 +155,33 @@ class Assembler:
             typer.add(batch.column(VALUE), (batch.column(DATATYPE).to_numpy() & Datatype.JSON) != 0)
         return raw, typer.finish()
 
-    def _manifest_of(self, raw: pa.Table) -> Manifest | None:
-        """The collections as they are now, if the documents are from more than the default one."""
+    def _refuse_dropped(self, receiver: BatchingReceiver) -> None:
+        """What was asked for by name must not come back as nothing because it went meanwhile."""
+        gone = next((name for cid, name in self._wanted.items() if cid in receiver.dropped), None)
+        what = f"collection {gone!r}"
+        if gone is None and self._scope_id in receiver.dropped_scopes:
+            gone, what = self._target.scope, f"scope {self._target.scope!r}"
+        if gone is not None:
+            raise ConfigurationError(
+                f"{what} was dropped during the read", hint="read again without it, or as it is now"
+            )
+
+    def _manifest_of(self, raw: pa.Table, receiver: BatchingReceiver) -> Manifest | None:
+        """The collections as they are now, if the documents are from more than the default one.
+
+        The node that is asked may know less than the streams told.
+        """
         if not (raw[COLLECTION_ID].to_numpy() != 0).any() and not _NAMES.intersection(self._target.metadata):
             return None
-        return self._fetch_manifest()
+        manifest = self._fetch_manifest()
+        scopes = {number: name for name, number in manifest.scopes.items()} | receiver.scopes
+        news = {
+            cid: CollectionName(scopes[event.scope_id], event.name)
+            for cid, event in receiver.created.items()
+            if event.manifest_uid is not None and event.manifest_uid >= manifest.uid
+            if event.scope_id in scopes and cid not in receiver.dropped
+        }
+        return replace(manifest, collections={**news, **manifest.collections})
 
     def _head(self, raw: pa.Table, manifest: Manifest | None) -> pa.Table:
         """The metadata columns."""

@@ -13,9 +13,10 @@ from cbframe.arrow.batcher import BatchingReceiver
 from cbframe.errors import ConnectError
 from cbframe.wire import leb128
 from cbframe.wire.blocks import decode_block
-from cbframe.wire.constants import Opcode
+from cbframe.wire.constants import Opcode, SnapshotFlag, SystemEventId
 from cbframe.wire.frame import request
 from cbframe.wire.index import index_frames
+from cbframe.wire.messages import SystemEvent
 
 M, D, E = Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION
 EXTRAS = {
@@ -55,17 +56,32 @@ def left(receiver: BatchingReceiver, batches: list[pa.RecordBatch]) -> list[tupl
 
 
 def run(*steps: object) -> list[tuple[str, int]]:
-    """Steps: a list of items is a block; ("snapshot", vb) and ("rollback", vb) are what they say."""
+    """Steps: a list of items is a block; the others are what they say, with a vbucket first."""
     receiver = BatchingReceiver()
     for step in steps:
         match step:
             case ("snapshot", int(vbucket)):
                 receiver.snapshot_start(vbucket, 0, 0, 0)
+            case ("history", int(vbucket)):
+                receiver.snapshot_start(vbucket, 0, 0, SnapshotFlag.DISK | SnapshotFlag.HISTORY)
+            case ("duplicates", int(vbucket)):
+                receiver.snapshot_start(vbucket, 0, 0, SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS)
             case ("rollback", int(vbucket)):
                 receiver.rollback(vbucket, 0)
+            case ("event", int(vbucket), int(seqno), int(kind), int(cid)):
+                event = SystemEvent(vbucket, seqno, kind, 0, "c", b"", 7, 0, cid)
+                receiver.system_event(vbucket, event)
             case list():
                 put(receiver, *step)
     return left(receiver, receiver.take(0))
+
+
+def dropped(vbucket: int, seqno: int, collection: int) -> tuple[object, ...]:
+    return "event", vbucket, seqno, int(SystemEventId.DROP_COLLECTION), collection
+
+
+def created(vbucket: int, seqno: int, collection: int) -> tuple[object, ...]:
+    return "event", vbucket, seqno, int(SystemEventId.CREATE_COLLECTION), collection
 
 
 S0, S1 = ("snapshot", 0), ("snapshot", 1)
@@ -98,6 +114,30 @@ R0 = ("rollback", 0)
         ([S0, [m(0, 5, "a")], R0, S0, [(0, 2, "a", D, 0)]], []),
         ([S0, [m(0, 5, "a")], R0, S0, [m(0, 4, "a")], R0, S0, [m(0, 3, "a")]], [("a", 3)]),
         ([R0, S0, [m(0, 1, "a")]], [("a", 1)]),
+        # a snapshot may say that it holds several versions
+        ([("history", 0), [m(0, 1, "a"), m(0, 2, "a")]], [("a", 2)]),
+        ([("duplicates", 0), [m(0, 1, "a"), m(0, 2, "a"), (0, 3, "a", D, 0), m(0, 4, "b")]], [("b", 4)]),
+        # a collection that is dropped in one vbucket is gone from all of them
+        (
+            [S0, S1, [m(0, 1, "a", 8), m(0, 2, "b", 9), m(1, 1, "c", 8)], dropped(0, 3, 8), [m(0, 4, "d")]],
+            [("b", 2), ("d", 4)],
+        ),
+        ([S0, [m(0, 1, "a")], dropped(0, 2, 0)], []),
+        # one that is created is new
+        ([S0, [m(0, 1, "a")], created(0, 2, 8), [m(0, 3, "b", 8)]], [("a", 1), ("b", 3)]),
+        # so what it had before is gone: in this vbucket, and there only
+        (
+            [
+                S0,
+                S1,
+                [m(0, 1, "a", 8), m(0, 2, "b", 9), m(1, 1, "c", 8)],
+                created(0, 3, 8),
+                [m(0, 4, "d", 8)],
+            ],
+            [("b", 2), ("c", 1), ("d", 4)],
+        ),
+        # the version before it does not count either where there are several
+        ([S0, S0, [m(0, 1, "a", 8)], created(0, 3, 8), [m(0, 4, "a", 8)], created(0, 5, 8)], []),
     ],
 )
 def test_what_survives(steps: list[object], expected: list[tuple[str, int]]) -> None:
