@@ -8,7 +8,7 @@ they arrive: what a rollback or a newer version makes void is told by number, af
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET, ra
 from cbframe.dcp.handover import Handover
 from cbframe.errors import CbframeError
 from cbframe.wire.blocks import DataBlock
-from cbframe.wire.constants import MAX_VBUCKETS, Opcode, SnapshotFlag, SystemEventId
+from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, Opcode, SnapshotFlag, SystemEventId
 from cbframe.wire.messages import SystemEvent
 
 _SEVERAL_VERSIONS = SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS
@@ -42,9 +42,14 @@ class BatchingReceiver:
     ----------
     metadata
         Metadata columns to keep besides those that the read itself needs.
+    max_value
+        Bytes that no value may be longer than when it is inflated.
     """
 
+    takes_compressed: ClassVar[bool] = True
+
     metadata: tuple[str, ...] = ()
+    max_value: int = MAX_BODY_LENGTH
     schema: pa.Schema = field(init=False)
     created: dict[int, SystemEvent] = field(default_factory=dict, init=False)
     """Collections, by id, that were told to exist."""
@@ -67,7 +72,7 @@ class BatchingReceiver:
     # -- the receiver's side, on the threads of the nodes
 
     def on_block(self, block: DataBlock) -> None:
-        batch = record_batch(block, self.schema)
+        batch = record_batch(block, self.schema, max_value=self.max_value)
         # Ascending within a vbucket, so of several assignments to one place the last is the highest.
         # Not in an out-of-order snapshot; whatever the stream is continued behind, more comes than needed.
         self._last_seqno[block.vbucket] = block.seqno

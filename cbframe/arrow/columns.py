@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from cbframe.arrow.memory import POOL
-from cbframe.errors import ProtocolError
+from cbframe.arrow.slices import copy_slices
+from cbframe.arrow.snappy import inflate
+from cbframe.arrow.xattrs import XATTRS_TYPE, split_sections
 from cbframe.wire.blocks import DataBlock
-from cbframe.wire.constants import Datatype
+from cbframe.wire.constants import MAX_BODY_LENGTH, Datatype
 
 KEY = "_cb_key"
 VALUE = "_cb_value"
@@ -19,6 +18,7 @@ COLLECTION_ID = "_cb_collection_id"
 VBUCKET = "_cb_vbucket"
 SEQNO = "_cb_seqno"
 DATATYPE = "_cb_datatype"
+XATTRS = "_cb_xattrs"
 
 METADATA_TYPES: dict[str, pa.DataType] = {
     VBUCKET: pa.uint16(),
@@ -28,6 +28,7 @@ METADATA_TYPES: dict[str, pa.DataType] = {
     "_cb_expiry": pa.uint32(),
     "_cb_flags": pa.uint32(),
     DATATYPE: pa.uint8(),
+    XATTRS: XATTRS_TYPE,
 }
 """Metadata columns that a caller may ask for, with the wire's own widths."""
 
@@ -49,55 +50,37 @@ def raw_schema(metadata: tuple[str, ...] = ()) -> pa.Schema:
     )
 
 
-def record_batch(block: DataBlock, schema: pa.Schema) -> pa.RecordBatch:
-    """Copy a block out of its receive buffer.
+def record_batch(block: DataBlock, schema: pa.Schema, *, max_value: int = MAX_BODY_LENGTH) -> pa.RecordBatch:
+    """Copy a block out of its receive buffer: values inflated, without extended attributes in front.
 
-    One binary array is laid over the whole buffer, its offsets being all boundaries of keys and
-    values; every third element of it is a key, and the one behind each key is its value. ``take``
-    then copies both in C++: no Python object a document.
+    The datatype loses the bits of what is undone.
 
     Raises
     ------
     ProtocolError
-        A value is compressed, which was never asked for.
+        A compressed value is broken, or longer than `max_value` bytes; or a section of extended
+        attributes is broken.
     """
-    if (block.datatype & Datatype.SNAPPY).any():
-        row = int(np.argmax(block.datatype & Datatype.SNAPPY))
-        raise ProtocolError(
-            "a compressed value on a connection without compression", vbucket=int(block.vbucket[row])
-        )
-    rows = len(block)
-    bounds = np.empty(3 * rows + 1, np.int32)
-    bounds[0:-1:3] = block.key_start
-    bounds[1::3] = block.value_start
-    bounds[2::3] = block.value_end
-    bounds[-1] = bounds[-2]
-    pieces = pa.BinaryArray.from_buffers(
-        pa.binary(), 3 * rows, [None, pa.py_buffer(bounds), pa.py_buffer(block.buffer)]
-    )
-    arrays = {
-        KEY: _take_thirds(pieces, 0, rows, bounds),
-        VALUE: _take_thirds(pieces, 1, rows, bounds),
+    values = copy_slices(block.buffer, block.value_start, block.value_end)
+    datatype = block.datatype
+    if (datatype & Datatype.SNAPPY).any():
+        # Where no values were asked for, the datatype may still be that of the stored document.
+        packed = ((datatype & Datatype.SNAPPY) != 0) & (block.value_end > block.value_start)
+        values = inflate(values, packed, block.vbucket, max_value)
+        datatype = datatype & ~np.uint8(Datatype.SNAPPY)
+    arrays: dict[str, pa.Array] = {}
+    sections = ((datatype & Datatype.XATTR) != 0) & (block.value_end > block.value_start)
+    if XATTRS in schema.names or sections.any():
+        values, arrays[XATTRS] = split_sections(values, sections, block.vbucket)
+        datatype = datatype & ~np.uint8(Datatype.XATTR)
+    arrays |= {
+        KEY: copy_slices(block.buffer, block.key_start, block.value_start),
+        VALUE: values,
         OPCODE: pa.array(block.opcode),
         COLLECTION_ID: pa.array(block.collection_id),
+        DATATYPE: pa.array(datatype),
     }
-    for name in schema.names[len(arrays) :]:
-        arrays[name] = pa.array(getattr(block, name.removeprefix("_cb_")))
+    for name in schema.names:
+        if name not in arrays:
+            arrays[name] = pa.array(getattr(block, name.removeprefix("_cb_")))
     return pa.RecordBatch.from_arrays([arrays[name] for name in schema.names], schema=schema)
-
-
-def _take_thirds(
-    pieces: pa.BinaryArray, first: int, rows: int, bounds: npt.NDArray[np.int32]
-) -> pa.BinaryArray:
-    """Copy the elements `first`, `first` + 3, …
-
-    ``take`` reserves the mean length of *all* elements for each one taken. Values are longer than
-    that, so it would grow its memory again and again, at four times the cost of the copy itself.
-    Taking the last element, which is empty, often enough besides makes the reservation fit.
-    """
-    wanted = int((bounds[first + 1 :: 3] - bounds[first:-1:3]).sum())
-    total = int(bounds[-1] - bounds[0])
-    elements = len(pieces)
-    indices = np.full(max(rows, -(-wanted * elements // total)), elements - 1, np.int32)
-    indices[:rows] = np.arange(first, elements, 3)
-    return pc.take(pieces, pa.array(indices), boundscheck=False, memory_pool=POOL).slice(0, rows)

@@ -21,6 +21,7 @@ class DcpSettings:
     no_value: bool = False
     buffer_size: int = 0
     noop_interval: float = 120
+    compression: bool | str = False
     priority: str | None = None
     backfill_order: str | None = None
     out_of_order: bool = False
@@ -29,14 +30,15 @@ class DcpSettings:
     stream_id: int | None = None
 
     @classmethod
-    def of(cls, options: BucketDataSourceOptions, name: str) -> Self:
-        """What the options say, for a connection of this name."""
+    def of(cls, options: BucketDataSourceOptions, name: str, *, takes_compressed: bool = False) -> Self:
+        """What the options say, for a connection of this name and a receiver that does this."""
         return cls(
             name,
             xattrs=options.include_xattrs,
             no_value=options.no_value,
             buffer_size=options.feed_buffer_size_bytes,
             noop_interval=options.noop_interval_secs,
+            compression=takes_compressed and options.compression,
             priority=options.priority,
             backfill_order=options.backfill_order,
             out_of_order=options.out_of_order,
@@ -104,6 +106,8 @@ CONTROLS: tuple[Control, ...] = (
     Control("send_stream_end_on_client_close_stream", _always("true")),
     Control("v7_dcp_status_codes", _always("true")),
     Control("max_marker_version", _always("2.2")),
+    # Needs the feature; a node that does not compress sends what it has.
+    Control("force_value_compression", _if_wanted(lambda settings: settings.compression == "force", "true")),
     Control("set_priority", _as_given(lambda settings: settings.priority)),
     Control("backfill_order", _as_given(lambda settings: settings.backfill_order)),
     Control(

@@ -88,8 +88,8 @@ class Session:
         return Feature.COLLECTIONS in self.features
 
 
-def log_in(login: Login) -> Steps[frozenset[int]]:
-    """Offer features, authenticate, select the bucket.
+def log_in(login: Login, *more: Feature) -> Steps[frozenset[int]]:
+    """Offer features, those of every connection and `more`; authenticate, select the bucket.
 
     Raises
     ------
@@ -107,6 +107,7 @@ def log_in(login: Login) -> Steps[frozenset[int]]:
         Feature.SELECT_BUCKET,
         Feature.JSON,
         Feature.COLLECTIONS,
+        *more,
     )
     answer = yield Hello(AGENT, wanted).frame()
     _require(answer, "HELLO was refused")
@@ -133,7 +134,7 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
     XAttrsNotSupportedError
         Xattrs are wanted and the node does not grant them.
     """
-    features = yield from log_in(login)
+    features = yield from log_in(login, *([Feature.SNAPPY] if settings.compression else []))
     flags = OpenFlag.PRODUCER
     if settings.stream_id is None:
         # Servers cannot frame a deletion that has both its time and a stream's number.

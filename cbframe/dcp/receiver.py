@@ -6,14 +6,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from cbframe.errors import CbframeError
+import numpy as np
+
+from cbframe.errors import CbframeError, ProtocolError
 from cbframe.wire.blocks import DataBlock
-from cbframe.wire.constants import Opcode
+from cbframe.wire.constants import Datatype, Opcode
 from cbframe.wire.messages import SystemEvent
+from cbframe.wire.xattrs import split_xattrs
 
 
 class Document(NamedTuple):
-    """One data message, as the callbacks of :class:`Receiver` get it."""
+    """One data message, as the callbacks of :class:`Receiver` get it.
+
+    With ``include_xattrs``, `value` begins with the section of extended attributes where `datatype` has
+    the bit ``Datatype.XATTR``; `xattrs` and `body` take it apart.
+    """
 
     opcode: int
     datatype: int
@@ -23,6 +30,16 @@ class Document(NamedTuple):
     expiry: int
     collection_id: int
     value: bytes
+
+    @property
+    def xattrs(self) -> dict[str, bytes]:
+        """Extended attributes, JSON text by name; none where ``include_xattrs`` was not asked for."""
+        return split_xattrs(self.value).xattrs if self.datatype & Datatype.XATTR and self.value else {}
+
+    @property
+    def body(self) -> bytes:
+        """The value without extended attributes."""
+        return split_xattrs(self.value).body if self.datatype & Datatype.XATTR and self.value else self.value
 
 
 class BaseReceiver(Protocol):
@@ -94,7 +111,12 @@ class ProgressReceiver(Protocol):
 
 @runtime_checkable
 class BlockReceiver(BaseReceiver, Protocol):
-    """A receiver that takes runs of documents as columns: the fast way."""
+    """A receiver that takes runs of documents as columns: the fast way.
+
+    With an attribute ``takes_compressed = True`` it may get values as the server has them stored: the
+    bit ``Datatype.SNAPPY`` in the block's ``datatype`` says which are Snappy blocks.
+    :func:`cbframe.arrow.columns.record_batch` inflates them.
+    """
 
     def on_block(self, block: DataBlock) -> None:
         """Take documents. The block is valid during the call only: copy what is to stay."""
@@ -167,6 +189,11 @@ class AdaptedReceiver:
             self.seqno_advanced = receiver.seqno_advanced
 
     def on_block(self, block: DataBlock) -> None:
+        if (block.datatype & Datatype.SNAPPY).any():
+            row = int(np.argmax(block.datatype & Datatype.SNAPPY))
+            raise ProtocolError(
+                "a compressed value on a connection without compression", vbucket=int(block.vbucket[row])
+            )
         columns = zip(
             block.vbucket.tolist(),
             block.seqno.tolist(),

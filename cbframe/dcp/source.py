@@ -308,7 +308,9 @@ class BucketDataSource:
     def _make_node(self, address: str) -> NodeThread:
         options = self._options
         stats = self._stats.setdefault(address, NodeStats())
-        settings = DcpSettings.of(options, f"{options.name}:{uuid.uuid4().hex}")
+        takes_compressed = getattr(self._receiver, "takes_compressed", False)
+        name = f"{options.name}:{uuid.uuid4().hex}"
+        settings = DcpSettings.of(options, name, takes_compressed=takes_compressed)
         setup = NodeSetup(
             transport=self._transport,
             receiver=self._receiver,

@@ -35,14 +35,15 @@ def to_pandas(table: pa.Table, dtype_backend: str | None) -> pd.DataFrame:
         With a column ``_cb_key``.
     dtype_backend
         ``"pyarrow"`` keeps every type; ``"numpy_nullable"`` uses pandas' own nullable types; None
-        uses numpy's, which turn integers with missing values into floats.
+        uses numpy's, which turn integers with missing values into floats. Extended attributes are lists
+        of pairs with the first, and dicts with the others.
     """
     if dtype_backend not in DTYPE_BACKENDS:
         raise ConfigurationError(
             f"dtype_backend={dtype_backend!r}", hint="choose 'pyarrow', 'numpy_nullable' or None"
         )
     mapper = {"pyarrow": pd.ArrowDtype, "numpy_nullable": _NULLABLE.get, None: None}[dtype_backend]
-    frame: pd.DataFrame = table.to_pandas(types_mapper=mapper, ignore_metadata=True)
+    frame: pd.DataFrame = table.to_pandas(types_mapper=mapper, ignore_metadata=True, maps_as_pydicts="strict")
     return frame.set_index(KEY)
 
 

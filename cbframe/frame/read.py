@@ -74,8 +74,9 @@ def scan_bucket(
     parse
         False keeps each value as it is, in the binary column ``_cb_value``.
     metadata
-        Names out of key, vbucket, seqno, cas, rev_seqno, expiry, flags, datatype, scope, collection;
-        each becomes a column ``_cb_NAME``. Scope and collection are added by themselves if the
+        Names out of key, vbucket, seqno, cas, rev_seqno, expiry, flags, datatype, xattrs, scope,
+        collection; each becomes a column ``_cb_NAME``. Extended attributes are a map from their names to
+        JSON text. Scope and collection are added by themselves if the
         documents come from more than the default collection.
     vbuckets
         Read only these vbuckets.

@@ -119,10 +119,15 @@ class BucketScan:
             The read could not be completed; never is a part of it returned.
         """
         began = monotonic()
-        options = replace(self._options, seq_end="now", no_value=self._target.keys_only)
+        options = replace(
+            self._options,
+            seq_end="now",
+            no_value=self._target.keys_only,
+            include_xattrs=self._options.include_xattrs or "xattrs" in self._target.metadata,
+        )
         assembler = Assembler(self._target, options, self._batch_bytes)
         options = assembler.resolve_collections()
-        receiver = BatchingReceiver(assembler.wire_metadata)
+        receiver = BatchingReceiver(assembler.wire_metadata, options.max_body_bytes)
         source = BucketDataSource(
             self._target.server_urls,
             "default",

@@ -21,6 +21,7 @@ METADATA_NAMES = (
     "expiry",
     "flags",
     "datatype",
+    "xattrs",
     "scope",
     "collection",
 )

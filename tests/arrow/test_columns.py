@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cbframe.arrow.columns import METADATA_TYPES, raw_schema, record_batch
+from cbframe.arrow.columns import METADATA_TYPES, XATTRS, raw_schema, record_batch
 from cbframe.errors import ProtocolError
 from cbframe.wire import leb128
 from cbframe.wire.blocks import DataBlock, decode_block
@@ -18,7 +18,7 @@ from cbframe.wire.frame import Frame, request
 from cbframe.wire.index import index_frames
 from cbframe.wire.reference import decode_data
 
-ALL = tuple(METADATA_TYPES)
+ALL = tuple(name for name in METADATA_TYPES if name != XATTRS)
 
 
 def block_of(frames: list[Frame]) -> DataBlock:
@@ -101,14 +101,26 @@ def test_values_and_keys_of_no_length(key: bytes) -> None:
     assert batch["_cb_value"].to_pylist() == [b"", b""]
 
 
-def test_a_compressed_value_is_refused() -> None:
+def test_compressed_values_are_inflated() -> None:
+    """Also where there are none: of the stored document only the datatype came."""
     extras = struct.pack(">QQIIIHB", 1, 1, 0, 0, 0, 0, 0)
+    values = [(b"plain", 1), (b"", 3), (bytes.fromhex("07187b2261223a317d"), 3), (b"\0binary", 0), (b"", 2)]
     frames = [
-        request(Opcode.DCP_MUTATION, vbucket=vb, datatype=2 * (vb == 7), extras=extras, key=b"\0k")
-        for vb in (5, 7)
+        request(Opcode.DCP_MUTATION, datatype=datatype, extras=extras, key=b"\0k", value=value)
+        for value, datatype in values
     ]
-    with pytest.raises(ProtocolError, match="compressed") as caught:
-        record_batch(block_of(frames), raw_schema())
+    batch = record_batch(block_of(frames), raw_schema(ALL))
+    assert batch["_cb_value"].to_pylist() == [b"plain", b"", b'{"a":1}', b"\0binary", b""]
+    assert batch["_cb_datatype"].to_pylist() == [1, 1, 1, 0, 0]
+
+
+def test_a_compressed_value_that_is_too_long() -> None:
+    extras = struct.pack(">QQIIIHB", 1, 1, 0, 0, 0, 0, 0)
+    packed = bytes.fromhex("0f086162632e0300")
+    frame = request(Opcode.DCP_MUTATION, vbucket=7, datatype=2, extras=extras, key=b"\0k", value=packed)
+    assert record_batch(block_of([frame]), raw_schema(), max_value=15)["_cb_value"][0].as_py() == b"abc" * 5
+    with pytest.raises(ProtocolError, match="claims 15") as caught:
+        record_batch(block_of([frame]), raw_schema(), max_value=14)
     assert caught.value.vbucket == 7
 
 

@@ -14,9 +14,9 @@ from cbframe.dcp.controls import CONTROLS, DcpSettings
 from cbframe.dcp.events import Opened
 from cbframe.errors import CbframeError, ConfigurationError, ServerError
 from cbframe.options import BucketDataSourceOptions
-from cbframe.wire.constants import Opcode, OpenFlag, Status
+from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status
 from cbframe.wire.frame import Frame
-from cbframe.wire.requests import CloseStream, DcpControl, DcpOpen, StreamRequest, parse_request
+from cbframe.wire.requests import CloseStream, DcpControl, DcpOpen, Hello, StreamRequest, parse_request
 
 from .server import LOGIN, SETTINGS, feed, frames, good_answer, refusal
 
@@ -38,6 +38,7 @@ ALL = replace(
     change_streams=True,
     flatbuffers_system_events=True,
     stream_id=7,
+    compression="force",
 )
 NEEDED = {"enable_noop", "set_noop_interval", "connection_buffer_size", "change_streams", "enable_stream_id"}
 Refused = Mapping[tuple[str, str], int]
@@ -66,6 +67,8 @@ def controls(asked: list[Frame]) -> list[tuple[str, str]]:
     ("wish", "more"),
     [
         ({}, []),
+        ({"compression": True}, []),
+        ({"compression": "force"}, [("force_value_compression", "true")]),
         ({"priority": "low"}, [("set_priority", "low")]),
         ({"backfill_order": "round-robin"}, [("backfill_order", "round-robin")]),
         ({"out_of_order": True}, [("enable_out_of_order_snapshots", "true_with_seqno_advanced")]),
@@ -79,6 +82,20 @@ def test_what_is_asked(wish: dict[str, Any], more: list[tuple[str, str]]) -> Non
     expected = [c for c in ALWAYS if "stream_id" not in wish or c[0] != "enable_expiry_opcode"] + more
     assert controls(asked) == expected
     assert dict(connection.granted) == dict(expected)
+
+
+@pytest.mark.parametrize("wish", [False, True, "force"])
+def test_compression_is_a_feature(wish: bool | str) -> None:
+    _, asked = shake_hands(replace(SETTINGS, compression=wish), {})
+    (hello,) = [message for message in map(parse_request, asked) if isinstance(message, Hello)]
+    assert (Feature.SNAPPY in hello.features) == bool(wish)
+
+
+@pytest.mark.parametrize("takes", [False, True])
+@pytest.mark.parametrize("wish", [False, True, "force"])
+def test_only_who_takes_compressed_values_asks_for_them(takes: bool, wish: Any) -> None:
+    options = BucketDataSourceOptions(compression=wish)
+    assert DcpSettings.of(options, "n", takes_compressed=takes).compression == (wish if takes else False)
 
 
 def test_no_window_and_other_intervals() -> None:
@@ -144,7 +161,8 @@ def test_what_a_real_node_grants() -> None:
     """It has no markers of version 2.2 and, being Couchstore, no history."""
     answers = recorded_answers()
     refused = {asked: status for asked, status in answers.items() if status != Status.SUCCESS}
-    settings = replace(ALL, change_streams=False, stream_id=None)
+    # The recording was made without the feature that packing values needs.
+    settings = replace(ALL, change_streams=False, stream_id=None, compression=False)
     connection, asked = shake_hands(settings, refused)
     asked_for = controls(asked)
     # Numbers apart, every one was recorded.
@@ -183,6 +201,7 @@ def test_a_numbered_stream_is_closed_by_its_number() -> None:
 def test_every_setting_comes_from_an_option() -> None:
     options = BucketDataSourceOptions(
         include_xattrs=True,
+        compression="force",
         no_value=True,
         feed_buffer_size_bytes=4321,
         noop_interval_secs=21,
@@ -193,15 +212,23 @@ def test_every_setting_comes_from_an_option() -> None:
         flatbuffers_system_events=True,
         stream_id=9,
     )
-    made = DcpSettings.of(options, "name")
-    assert made == DcpSettings("name", True, True, 4321, 21, "low", "sequential", True, True, True, 9)
+    made = DcpSettings.of(options, "name", takes_compressed=True)
+    expected = ("name", True, True, 4321, 21, "force", "low", "sequential", True, True, True, 9)
+    assert made == DcpSettings(*expected)
     plain = DcpSettings.of(BucketDataSourceOptions(), "name")
     same = [field.name for field in fields(made) if getattr(made, field.name) == getattr(plain, field.name)]
     assert same == ["name"]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"priority": "urgent"}, {"backfill_order": "any"}, {"stream_id": 0}, {"stream_id": 65536}]
+    "wrong",
+    [
+        {"priority": "urgent"},
+        {"compression": "gzip"},
+        {"backfill_order": "any"},
+        {"stream_id": 0},
+        {"stream_id": 65536},
+    ],
 )
 def test_options_that_cannot_be_meant(wrong: dict[str, Any]) -> None:
     (name,) = wrong

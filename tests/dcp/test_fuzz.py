@@ -16,7 +16,7 @@ from cbframe.arrow.columns import raw_schema, record_batch
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.events import Data
 from cbframe.errors import CbframeError, ProtocolError
-from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, Datatype, Magic, Opcode
+from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, Magic, Opcode
 from cbframe.wire.frame import Frame
 from cbframe.wire.requests import StreamRequest
 from tests.wire.golden import NAMES, load
@@ -119,11 +119,12 @@ def test_the_material_is_sound(name: str) -> None:
     """Without changes all documents come: so the fuzzing starts from what is understood."""
     connection, data = running(name)
     sent = [frame for frame in stream_frames(name)[1] if frame.opcode in DATA_OPCODES]
-    if any(frame.opcode == Opcode.DCP_COMMIT for frame in stream_frames(name)[1]):
-        with pytest.raises(ProtocolError, match=r"a commit of a write that was never shown|compressed"):
+    if name == "stream_xattr_no_value.1":
+        # With a flag that this client never sets: values without documents, said to be packed as those are.
+        with pytest.raises(ProtocolError, match="a compressed value is broken"):
             feed(connection, data, [1 << 20])
-    elif any(frame.datatype & Datatype.SNAPPY for frame in sent):
-        with pytest.raises(ProtocolError, match="a compressed value on a connection without compression"):
+    elif any(frame.opcode == Opcode.DCP_COMMIT for frame in stream_frames(name)[1]):
+        with pytest.raises(ProtocolError, match="a commit of a write that was never shown"):
             feed(connection, data, [1 << 20])
     else:
         assert feed(connection, data, [1 << 20]) == len(sent)

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from cbframe.dcp.receiver import DeferringReceiver, Receipt
+from cbframe.dcp.receiver import DeferringReceiver, Document, Receipt
 from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import CbframeError, ReadCancelledError
 from cbframe.local import LocalCluster
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.blocks import DataBlock
+from cbframe.wire.constants import Datatype, Opcode
+from cbframe.wire.xattrs import join_xattrs
 
 from .test_source import LONG, source_of, until
 
@@ -195,3 +197,14 @@ def test_a_source_that_was_never_started_holds_nothing() -> None:
         unstarted.close()
         forgotten = source_of(cluster, RecordingReceiver())
         assert repr(forgotten).startswith("<BucketDataSource 'default' new")
+
+
+def test_the_parts_of_a_document() -> None:
+    value = join_xattrs({"u": b"2"}, b"{}")
+    document = Document(Opcode.DCP_MUTATION, Datatype.JSON | Datatype.XATTR, 1, 1, 0, 0, 0, value)
+    assert (document.xattrs, document.body, document.value) == ({"u": b"2"}, b"{}", value)
+    plain = document._replace(datatype=1, value=b"{}")
+    assert (plain.xattrs, plain.body) == ({}, b"{}")
+    # Without values only the datatype is there.
+    empty = document._replace(value=b"")
+    assert (empty.xattrs, empty.body) == ({}, b"")

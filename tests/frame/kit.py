@@ -24,7 +24,7 @@ QUICK = BucketDataSourceOptions(
     cluster_manager_sleep_max_ms=10,
 )
 """Back-off in milliseconds: a cut costs no time."""
-WIRE_METADATA = tuple(name for name in METADATA_NAMES if name not in {"scope", "collection"})
+WIRE_METADATA = tuple(name for name in METADATA_NAMES if name not in {"scope", "collection", "xattrs"})
 
 
 class Row(NamedTuple):
@@ -90,7 +90,8 @@ def values_of(table: pa.Table) -> dict[bytes, bytes]:
 def read_rows(cluster: LocalCluster, **arguments: Any) -> dict[bytes, Row]:
     arguments.setdefault("timeout", 60)
     arguments.setdefault("options", QUICK)
-    return rows_of(scan_bucket(cluster, parse=False, metadata=METADATA_NAMES, **arguments).to_arrow())
+    names = (*WIRE_METADATA, "scope", "collection")
+    return rows_of(scan_bucket(cluster, parse=False, metadata=names, **arguments).to_arrow())
 
 
 def fill(cluster: LocalCluster, count: int = 300, size: int = 60) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections import Counter
+from dataclasses import replace
+from typing import Literal
 
+import pyarrow as pa
 import pytest
 
 from cbframe import BucketNotFoundError, ConfigurationError, LocalCluster, read_bucket, scan_bucket
+from cbframe.arrow.batcher import BatchingReceiver
 from cbframe.frame.asof import AsOf
+from cbframe.wire.blocks import DataBlock
+from cbframe.wire.constants import Datatype
 
-from .kit import keys_of
+from .kit import QUICK, keys_of
 
 
 @pytest.fixture
@@ -245,3 +252,84 @@ def test_expiry_as_written(cluster: LocalCluster) -> None:
     far = int(dt.datetime(2100, 1, 1, tzinfo=dt.UTC).timestamp())
     cluster.upsert("k", {"a": 1}, expiry=far)
     assert read_bucket(cluster, metadata=("key", "expiry")).loc["k", "_cb_expiry"] == far
+
+
+# ---------------------------------------------------------------------- compression
+
+
+@pytest.mark.parametrize("wish", [True, False, "force"])
+@pytest.mark.parametrize("keys_only", [False, True])
+def test_documents_that_the_server_has_compressed(
+    monkeypatch: pytest.MonkeyPatch, wish: bool | Literal["force"], keys_only: bool
+) -> None:
+    """Mixed with others: what comes is the same, however it came."""
+    codec = pa.Codec("snappy")
+    texts = {f"k{n}": b'{"n":%d,"text":"%s"}' % (n, b"ab" * n) for n in range(100)}
+    came: Counter[bool] = Counter()
+    on_block = BatchingReceiver.on_block
+
+    def spy(self: BatchingReceiver, block: DataBlock) -> None:
+        came.update((block.datatype & Datatype.SNAPPY != 0).tolist())
+        on_block(self, block)
+
+    monkeypatch.setattr(BatchingReceiver, "on_block", spy)
+    with LocalCluster(vbuckets=4, seed=1) as cluster:
+        for n, (key, text) in enumerate(texts.items()):
+            packed = n % 3 == 0
+            value = bytes(codec.compress(text, asbytes=True)) if packed else text
+            cluster.upsert(key, value, datatype=int(Datatype.JSON | Datatype.SNAPPY * packed))
+        options = replace(QUICK, compression=wish)
+        scan = scan_bucket(cluster, metadata="datatype", options=options, keys_only=keys_only, timeout=30)
+        table = scan.to_arrow()
+    assert sum(came.values()) == 100
+    if not keys_only:
+        assert came[True] == {True: 34, False: 0}.get(wish, came[True])
+        assert came[True] > 34 or wish != "force"
+        assert dict(zip(table["_cb_key"].to_pylist(), table["text"].to_pylist(), strict=True)) == {
+            key: json.loads(text)["text"] for key, text in texts.items()
+        }
+        assert set(table["_cb_datatype"].to_pylist()) == {1}
+    assert sorted(table["_cb_key"].to_pylist()) == sorted(texts)
+
+
+# ---------------------------------------------------------------------- extended attributes
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_extended_attributes(cluster: LocalCluster, compress: bool) -> None:
+    """In a column of their own, and out of the way of the documents."""
+    sync = {"rev": "1-a", "n": [1.50, None]}
+    cluster.upsert("plain", {"n": 1})
+    cluster.upsert("tagged", {"n": 2}, xattrs={"_sync": sync, "user": 17}, compress=compress)
+    cluster.upsert("binary", b"\x00\xff", xattrs={"_sync": {}}, compress=compress)
+    cluster.upsert("gone", {"n": 4}, xattrs={"_sync": sync})
+    cluster.delete("gone")
+    table = scan_bucket(cluster, metadata=("xattrs", "datatype"), timeout=20).to_arrow()
+    rows = {row["_cb_key"]: row for row in table.to_pylist()}
+    assert {key: row["n"] for key, row in rows.items()} == {"plain": 1, "tagged": 2, "binary": None}
+    assert rows["plain"]["_cb_xattrs"] == []
+    found = {name: json.loads(text) for name, text in rows["tagged"]["_cb_xattrs"]}
+    assert found == {"_sync": sync, "user": 17}
+    assert rows["binary"]["_cb_xattrs"] == [("_sync", "{}")]
+    assert [rows[key]["_cb_datatype"] for key in ("plain", "tagged", "binary")] == [1, 1, 0]
+    frame = read_bucket(cluster, metadata="xattrs", timeout=20)
+    assert dict(frame.loc["tagged", "_cb_xattrs"]) == dict(rows["tagged"]["_cb_xattrs"])
+    frame = read_bucket(cluster, metadata="xattrs", dtype_backend=None, timeout=20)
+    assert frame.loc["tagged", "_cb_xattrs"] == dict(rows["tagged"]["_cb_xattrs"])
+
+
+def test_extended_attributes_that_are_only_let_through(cluster: LocalCluster) -> None:
+    cluster.upsert("tagged", {"n": 2}, xattrs={"_sync": {}})
+    options = replace(QUICK, include_xattrs=True)
+    assert scan_bucket(cluster, options=options, timeout=20).to_arrow().to_pylist() == [
+        {"_cb_key": "tagged", "n": 2}
+    ]
+    raw = scan_bucket(cluster, options=options, parse=False, timeout=20).to_arrow()
+    assert raw["_cb_value"].to_pylist() == [b'{"n":2}']
+
+
+def test_keys_and_extended_attributes_only(cluster: LocalCluster) -> None:
+    cluster.upsert("plain", {"n": 1})
+    cluster.upsert("tagged", {"n": 2}, xattrs={"_sync": {"a": 1}})
+    table = scan_bucket(cluster, keys_only=True, metadata="xattrs", timeout=20).to_arrow()
+    assert sorted(table["_cb_xattrs"].to_pylist(), key=len) == [[], [("_sync", '{"a":1}')]]

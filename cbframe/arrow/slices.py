@@ -1,0 +1,48 @@
+"""Pieces of a buffer as an Arrow array: copied once, by Arrow's own code, no Python object a piece."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cbframe.arrow.memory import POOL
+
+_I64 = npt.NDArray[np.int64]
+
+
+def copy_slices(buffer: object, starts: _I64, stops: _I64) -> pa.BinaryArray:
+    """Copy ``buffer[starts[i]:stops[i]]`` for all i; each begins where the one before ends, or later.
+
+    One binary array is laid over the buffer, whose elements are in turn a piece and what lies between
+    it and the next one. ``take`` then copies the pieces in C++.
+
+    It reserves the mean length of *all* elements for each one taken. Pieces are longer than gaps, as a
+    rule, so it would grow its memory again and again, at four times the cost of the copy itself. Taking
+    the last element, which is empty, often enough besides makes the reservation fit.
+    """
+    rows = len(starts)
+    if not rows:
+        return pa.array([], pa.binary())
+    bounds = np.empty(2 * rows + 1, np.int32)
+    bounds[0:-1:2] = starts
+    bounds[1::2] = stops
+    bounds[-1] = bounds[-2]
+    elements = 2 * rows
+    pieces = pa.BinaryArray.from_buffers(
+        pa.binary(), elements, [None, pa.py_buffer(bounds), pa.py_buffer(buffer)]
+    )
+    wanted = int((bounds[1::2] - bounds[0:-1:2]).sum())
+    total = max(int(bounds[-1] - bounds[0]), 1)
+    indices = np.full(max(rows, -(-wanted * elements // total)), elements - 1, np.int32)
+    indices[:rows] = np.arange(0, elements, 2)
+    return pc.take(pieces, pa.array(indices), boundscheck=False, memory_pool=POOL).slice(0, rows)
+
+
+def layout(values: pa.BinaryArray) -> tuple[npt.NDArray[np.uint8], _I64]:
+    """The bytes of all values in a row, and where each begins; one more entry than there are values."""
+    _, offsets, data = values.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
+    octets = np.frombuffer(data if data is not None else b"", np.uint8)
+    return octets, bounds.astype(np.int64)
