@@ -39,7 +39,8 @@ class FaultProxy:
     ----------
     cluster
         Stand before every node of this running cluster: from now until :meth:`close` it tells
-        clients the proxy's ports instead of its own. None to use :meth:`forward` by hand.
+        clients the proxy's ports instead of its own; :meth:`follow` when its nodes change. None to use
+        :meth:`forward` by hand.
     record
         Keep everything that passes, in :attr:`record`.
 
@@ -56,20 +57,25 @@ class FaultProxy:
         self._made = 0
         self._forwards = 0
         self._cluster = cluster
-        self._own_ports: list[dict[str, int]] = []
+        self._own_ports: dict[int, dict[str, int]] = {}
+        self._told: dict[int, dict[str, int]] = {}
         self._wires.loop.start()
         if cluster is not None:
             with contextlib.ExitStack() as undo:
                 undo.callback(self.close)
-                self._stand_before(cluster)
+                self.follow()
                 undo.pop_all()
 
-    def _stand_before(self, cluster: LocalCluster) -> None:
-        for node in range(len(cluster.kv_addresses)):
-            own = cluster.ports(node)
-            listening = {service: self._listen(node, HOST, port) for service, port in own.items()}
-            cluster.advertise(node, **listening)
-            self._own_ports.append(own)
+    def follow(self) -> None:
+        """Stand before the nodes that joined the cluster since, or came back on other ports."""
+        if self._cluster is None:
+            raise ConfigurationError("there is no cluster to follow", hint="FaultProxy(cluster)")
+        for node in range(len(self._cluster.kv_addresses)):
+            own = self._cluster.ports(node)
+            if own != self._told.get(node):
+                told = {service: self._listen(node, HOST, port) for service, port in own.items()}
+                self._cluster.advertise(node, **told)
+                self._own_ports[node], self._told[node] = own, told
 
     def __enter__(self) -> Self:
         return self
@@ -81,8 +87,8 @@ class FaultProxy:
 
     def close(self) -> None:
         """Break every connection, end the thread; the cluster tells its own ports again."""
-        ports, self._own_ports = self._own_ports, []
-        for node, own in enumerate(ports):
+        ports, self._own_ports = self._own_ports, {}
+        for node, own in ports.items():
             assert self._cluster is not None
             with contextlib.suppress(ConnectError):  # It was shut down before.
                 self._cluster.advertise(node, **own)

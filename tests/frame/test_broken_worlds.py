@@ -1,11 +1,11 @@
 """Bounded reads while the world breaks, by seeds: the result is the server's truth at its as-of vector.
 
-Between the receives of a read, and so in the middle of it, documents are written and deleted, and
-faults happen: connections are cut within a message, nodes refuse or fall silent, vbuckets move, fail
-over and lose their last changes, whole nodes crash and come back elsewhere, fail over, join and
-leave; in some worlds a receive gives but a few bytes. Each history that a vbucket ever had is kept,
-so what a read says (these documents, at this seqno of this history) can be compared with what was
-written.
+A proxy stands between client and nodes. Between the receives of a read, and so in the middle of it,
+documents are written and deleted, and faults happen: connections are cut within a message, held up,
+delayed, refused, vbuckets move, fail over and lose their last changes, whole nodes crash and come back
+elsewhere, fail over, join and leave; in some worlds bytes come one by one, or a few at a time. Each
+history that a vbucket ever had is kept, so what a read says (these documents, at this seqno of this
+history) can be compared with what was written.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from cbframe import LocalCluster, scan_bucket
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.maps import MapSource
 from cbframe.dcp.transport import SocketStream, SocketTransport
+from cbframe.testing import FaultProxy
+from cbframe.testing.proxy import Direction
 from cbframe.wire.vbucket import vbucket_of
 
 from .kit import QUICK, values_of
@@ -48,8 +50,9 @@ def state(history: History) -> dict[bytes, bytes]:
 class World:
     """A cluster, the histories that it had, and the hand that breaks it."""
 
-    def __init__(self, cluster: LocalCluster, rng: random.Random, pause: int) -> None:
+    def __init__(self, cluster: LocalCluster, proxy: FaultProxy, rng: random.Random, pause: int) -> None:
         self.cluster = cluster
+        self.proxy = proxy
         self.left = FAULTS
         self.members = list(range(NODES))
         self.dead: int | None = None
@@ -57,7 +60,8 @@ class World:
         """The nodes of the map that the reader got last."""
         self._lock = threading.Lock()
         self._pause = pause
-        self._receives = 0
+        # Faults begin with the first connection, or once documents come.
+        self._receives = -rng.choice([0, 10, 20]) * pause
         self.rng = rng
         self.generation = 0
         self.faults: Counter[str] = Counter()
@@ -87,9 +91,10 @@ class World:
             self.change()
 
     def fault(self) -> None:
-        of_vbuckets = [self.cut, self.cut_soon, self.refuse, self.stall, self.move, self.fail_over, self.lose]
+        of_connections = [self.cut, self.cut_soon, self.refuse, self.stall, self.delay]
+        of_vbuckets = [self.move, self.fail_over, self.lose]
         of_nodes = [self.kill, self.fail_over_node, self.rebalance_in, self.rebalance_out]
-        verb = self.rng.choice([*of_vbuckets, *of_nodes])
+        verb = self.rng.choice([*of_connections, *of_vbuckets, *of_nodes])
         if verb in of_nodes or self.members == [self.dead]:
             self.revive()  # with a node down, no other can be moved
         verb()
@@ -99,10 +104,12 @@ class World:
         return self.rng.choice([node for node in self.members if node != self.dead])
 
     def cut(self) -> None:
-        self.cluster.cut(self.node())
+        self.proxy.cut(node=self.node())
 
     def cut_soon(self) -> None:
-        self.cluster.cut(self.node(), after_bytes=self.rng.randint(1, 5000))
+        direction: Direction = self.rng.choice(["down", "down", "down", "up"])
+        after = self.rng.randint(0, 5000 if direction == "down" else 300)
+        self.proxy.cut(after_bytes=after, direction=direction, node=self.node())
 
     def refuse(self) -> None:
         node = self.node()
@@ -111,8 +118,11 @@ class World:
             self.changes(20)
 
     def stall(self) -> None:
-        with self.cluster.stall(self.node()):
+        with self.proxy.stall(self.node()):
             self.changes(20)
+
+    def delay(self) -> None:
+        self.proxy.delay(self.rng.choice([0, 0.001]))
 
     def move(self) -> None:
         self.cluster.move_vbucket(self.rng.randrange(VBUCKETS), self.node())
@@ -146,6 +156,7 @@ class World:
     def revive(self) -> None:
         if self.dead is not None:
             self.cluster.restart(self.dead, same_ports=self.rng.random() < 0.5)
+            self.proxy.follow()
             self.dead = None
 
     def fail_over_node(self) -> None:
@@ -156,6 +167,7 @@ class World:
 
     def rebalance_in(self) -> None:
         self.members.append(self.cluster.add_node())
+        self.proxy.follow()
         self.cluster.rebalance()
 
     def rebalance_out(self) -> None:
@@ -176,7 +188,7 @@ class World:
         """Go on; called by the threads of the read with each receive and each connection."""
         with self._lock:
             self._receives += 1
-            if self.left and self._receives % self._pause == 0:
+            if self.left and self._receives > 0 and self._receives % self._pause == 0:
                 self.changes(20)
                 if self.rng.random() < 0.5:
                     self.fault()
@@ -200,16 +212,22 @@ def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Read once in the world of a seed; what happened."""
     rng = random.Random(seed)
     few = rng.choice([1, *[30, 1000, 1 << 20] * 3])
-    documents = 100 if few == 1 else 1500
+    documents = 40 if few == 1 else 1500
     before = set(threading.enumerate())
-    with LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed) as cluster:
-        world = World(cluster, rng, pause={1: 300, 30: 50}.get(few, 3))
+    with (
+        LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed) as cluster,
+        FaultProxy(cluster) as proxy,
+    ):
+        proxy.chop(few)
+        world = World(cluster, proxy, rng, pause={1: 300, 30: 50}.get(few, 3))
         for _ in range(documents):
             world.change()
 
         def receive(self: SocketStream, view: memoryview) -> int | None:
-            world.turn()
-            return RECEIVE(self, view[:few])
+            count = RECEIVE(self, view[:few])
+            if count:
+                world.turn()
+            return count
 
         def connect(self: SocketTransport, *arguments: Any) -> Any:
             world.turn()

@@ -248,3 +248,27 @@ def test_the_cluster_may_end_first() -> None:
     proxy.close()
     proxy.close()
     assert not [t for t in threading.enumerate() if t.name.startswith(("cbframe-proxy", "cbframe-local"))]
+
+
+def test_it_follows_nodes_that_come_and_come_back() -> None:
+    with LocalCluster(nodes=2, vbuckets=4) as cluster, FaultProxy(cluster, record=True) as proxy:
+        own = {port for node in proxy._own_ports.values() for port in node.values()}
+        assert cluster.add_node() == 2
+        cluster.kill(1, clean=True)
+        cluster.restart(1)
+        before = cluster.ports(0), cluster.ports(1)
+        proxy.follow()
+        assert cluster.ports(0) == before[0]
+        assert cluster.ports(1) != before[1]
+        told = {port for node in range(3) for port in cluster.ports(node).values()}
+        assert len(told) == 6
+        assert not told & (own | set(before[1].values()))
+        again = [cluster.ports(node) for node in range(3)]
+        proxy.follow()
+        assert [cluster.ports(node) for node in range(3)] == again
+        cluster.rebalance()
+        cluster.upsert("k", {"n": 1})
+        assert read_bucket(cluster, timeout=LONG).loc["k", "n"] == 1
+        assert {piece.node for piece in proxy.record} == {0, 1, 2}
+    with FaultProxy() as proxy, pytest.raises(ConfigurationError, match="no cluster to follow"):
+        proxy.follow()
