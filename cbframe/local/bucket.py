@@ -44,34 +44,53 @@ class Bucket:
         Replica columns of the map. Replicas hold the same data at once.
     seed
         Makes the vbucket and bucket uuids repeatable; None for random ones.
+    history
+        Whether collections keep every version: change streams, as on a Magma bucket.
     """
 
-    def __init__(self, name: str, vbuckets: int, nodes: int, replicas: int, seed: int | None) -> None:
-        if not 1 <= vbuckets <= MAX_VBUCKETS:
-            raise ConfigurationError(f"{vbuckets} vbuckets are outside 1-{MAX_VBUCKETS}")
+    def __init__(
+        self, name: str, vbuckets: int, nodes: int, replicas: int, seed: int | None, *, history: bool = False
+    ) -> None:
         if nodes < 1:
             raise ConfigurationError("a cluster needs at least one node")
         if not 0 <= replicas < min(nodes, 4):
             raise ConfigurationError(f"{replicas} replicas need more nodes than {nodes}, and are at most 3")
-        rng = random.Random(seed)
+        self._rng = random.Random(seed)
+        self._replicas = replicas
+        self.history = history
         self.name = name
-        self.uuid = f"{rng.getrandbits(128):032x}"
-        self.cluster_uuid = f"{rng.getrandbits(128):032x}"
         self.lock = threading.RLock()
-        self.vbuckets = [VBucket(vb, rng) for vb in range(vbuckets)]
-        self.map = [
-            [(vb * nodes // vbuckets + copy) % nodes for copy in range(1 + replicas)]
-            for vb in range(vbuckets)
-        ]
-        self.rev = 1
-        self.manifest = Manifest()
+        self.rev = 0
+        self.renew(vbuckets, list(range(nodes)))
+        self.cluster_uuid = f"{self._rng.getrandbits(128):032x}"
         self.on_write: list[Callable[[int], None]] = []
         """Called with the vbucket, lock held, after its high seqno rose. Must not block."""
-        self.history = False
-        """Whether collections keep every version: change streams, as on a Magma bucket."""
+        self.deleted = False
+        """Whether nobody finds it."""
+        self.flush_enabled = True
         self.marker_version = "2.0"
         """The newest version of snapshot markers that clients may ask for."""
         self._cas = 0
+
+    def renew(self, vbuckets: int, members: list[int]) -> None:
+        """Be another bucket of the same name, on these nodes; the lock is held.
+
+        Raises
+        ------
+        ConfigurationError
+            There cannot be so many vbuckets.
+        """
+        if not 1 <= vbuckets <= MAX_VBUCKETS:
+            raise ConfigurationError(f"{vbuckets} vbuckets are outside 1-{MAX_VBUCKETS}")
+        count = len(members)
+        self.uuid = f"{self._rng.getrandbits(128):032x}"
+        self.vbuckets = [VBucket(vb, self._rng) for vb in range(vbuckets)]
+        self.map = [
+            [members[(vb * count // vbuckets + copy) % count] for copy in range(1 + self._replicas)]
+            for vb in range(vbuckets)
+        ]
+        self.manifest = Manifest(history=self.history)
+        self.rev += 1
 
     # ------------------------------------------------------------------ documents
 

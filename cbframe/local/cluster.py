@@ -12,6 +12,7 @@ from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.local.bucket import Value, to_bytes
 from cbframe.local.config import HOST
 from cbframe.local.engine import Engine
+from cbframe.local.lifecycle import ClusterLifecycle
 from cbframe.local.process import RemoteEngine
 from cbframe.local.sample import DEFAULT_SEED
 from cbframe.local.states import ClusterStates
@@ -19,7 +20,7 @@ from cbframe.local.tls import ServerTLS
 from cbframe.local.topology import ClusterTopology
 
 
-class LocalCluster(ClusterStates, ClusterTopology):
+class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle):
     """An embedded Couchbase on the loopback: real protocol, no installation.
 
     It holds one bucket in memory and serves it over KV, DCP and REST as a 7.2 cluster does, well
@@ -53,6 +54,8 @@ class LocalCluster(ClusterStates, ClusterTopology):
     internal_host
         What the nodes call themselves in place of 127.0.0.1, which is then only their alternate address
         on the network ``external``; as in a container network, nobody outside can reach them by it.
+    flush_enabled
+        Whether the bucket may be flushed.
 
     Examples
     --------
@@ -78,6 +81,7 @@ class LocalCluster(ClusterStates, ClusterTopology):
         history: bool = False,
         marker_version: str = "2.0",
         internal_host: str | None = None,
+        flush_enabled: bool = True,
     ) -> None:
         if marker_version not in {"2.0", "2.2"}:
             raise ConfigurationError(f"no snapshot marker has version {marker_version}, only 2.0 and 2.2")
@@ -97,6 +101,7 @@ class LocalCluster(ClusterStates, ClusterTopology):
             "history": history,
             "marker_version": marker_version,
             "internal_host": internal_host,
+            "flush_enabled": flush_enabled,
         }
         self._process = process
         self._running: Engine | None = None

@@ -138,7 +138,9 @@ class ClusterConfig:
                 "terseBucketsBase": "/pools/default/b/",
                 "terseStreamingBucketsBase": "/pools/default/bs/",
             },
-            "bucketNames": [{"bucketName": self.bucket.name, "uuid": self.bucket.uuid}],
+            "bucketNames": []
+            if self.bucket.deleted
+            else [{"bucketName": self.bucket.name, "uuid": self.bucket.uuid}],
             "nodeServicesUri": "/pools/default/nodeServices",
             "rebalanceStatus": "none",
             "balanced": True,

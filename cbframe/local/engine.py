@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ from cbframe.errors import ConfigurationError
 from cbframe.local.auth import Credentials
 from cbframe.local.bucket import Bucket, Value
 from cbframe.local.config import ClusterConfig
+from cbframe.local.lifecycle import EngineLifecycle
 from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
 from cbframe.local.node import Node
 from cbframe.local.sample import load_sample
@@ -26,7 +28,7 @@ from cbframe.wire.constants import Datatype
 from cbframe.wire.xattrs import body_offset
 
 
-class Engine(EngineStates, EngineTopology):
+class Engine(EngineStates, EngineTopology, EngineLifecycle):
     """Nodes and bucket of one embedded cluster; see :class:`cbframe.local.LocalCluster`."""
 
     def __init__(
@@ -44,17 +46,22 @@ class Engine(EngineStates, EngineTopology):
         history: bool = False,
         marker_version: str = "2.0",
         internal_host: str | None = None,
+        flush_enabled: bool = True,
     ) -> None:
         context = None if tls is None else ServerTLS(**tls).context()
-        self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed)
-        self.bucket.history = self.bucket.manifest.history = history
+        self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed, history=history)
         self.bucket.marker_version = marker_version
+        self.bucket.flush_enabled = flush_enabled
         config = self.config = ClusterConfig(self.bucket, internal_host)
         credentials = Credentials(username, password)
         self.nodes: list[Node] = []
-        self.make_node = lambda number, ports: Node(
-            number, self.bucket, config, credentials, noop_interval, context, ports
-        )
+
+        def make_node(number: int, ports: dict[str, int]) -> Node:
+            node = Node(number, self.bucket, config, credentials, noop_interval, context, ports)
+            node.flush_bucket = partial(self.flush, wait=False)
+            return node
+
+        self.make_node = make_node
         try:
             for index in range(nodes):
                 node = self.make_node(index, {})

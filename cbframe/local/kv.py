@@ -267,7 +267,7 @@ class KvConnection(Channel):
         if self.producer is not None:
             context = "DCP connections cannot change bucket"
             self.respond(frame, Status.NOT_SUPPORTED, context=context)
-        elif name in (self.bucket.name, "@no bucket@"):
+        elif name == "@no bucket@" or (name == self.bucket.name and not self.bucket.deleted):
             self.selected = name == self.bucket.name
             self.respond(frame)
         else:

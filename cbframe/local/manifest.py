@@ -42,9 +42,9 @@ class UnknownCollectionError(KeyError):
 class Manifest:
     """Names and ids; the owner holds the bucket's lock around every call."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, history: bool = False) -> None:
         self.uid = 0
-        self.history = False
+        self.history = history
         """Whether collections keep every version."""
         self.scopes: dict[str, Scope] = {"_default": Scope(0, {"_default": 0})}
         self._max_ttl: dict[int, int] = {}
@@ -67,12 +67,27 @@ class Manifest:
         cid = scope.collections[name] = self._next_collection
         self._next_collection += 1
         self.uid += 1
-        value = struct.pack(">QII", self.uid, scope.id, cid)
         if max_ttl:
             self._max_ttl[cid] = max_ttl
+        return cid, self._created(scope, name)
+
+    def _created(self, scope: Scope, name: str) -> Event:
+        cid = scope.collections[name]
+        value = struct.pack(">QII", self.uid, scope.id, cid)
+        max_ttl = self._max_ttl.get(cid, 0)
+        if max_ttl:
             value += struct.pack(">I", max_ttl)
-        event = Event(SystemEventId.CREATE_COLLECTION, name.encode(), value, 1 if max_ttl else 0)
-        return cid, event
+        return Event(SystemEventId.CREATE_COLLECTION, name.encode(), value, 1 if max_ttl else 0)
+
+    def events(self) -> list[Event]:
+        """What a vbucket that knows of nothing is told: all scopes and collections but the default ones."""
+        found = []
+        for scope_name, scope in self.scopes.items():
+            if scope.id:
+                value = struct.pack(">QI", self.uid, scope.id)
+                found.append(Event(SystemEventId.CREATE_SCOPE, scope_name.encode(), value))
+            found += [self._created(scope, name) for name, cid in scope.collections.items() if cid]
+        return found
 
     def modify_collection(self, scope_name: str, name: str, max_ttl: int) -> Event:
         scope = self.scope(scope_name)

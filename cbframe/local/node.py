@@ -47,6 +47,8 @@ class Node:
         self.noop_interval = noop_interval
         self.documents = DocumentService(bucket)
         self.refusing = False
+        self.flush_bucket: Callable[[], None] = lambda: None
+        """What REST's doFlush does."""
         self.idle_timeout = _IDLE_TIMEOUT
         self.cut_after: int | None = None
         """DCP bytes left to send before a connection is cut."""
@@ -122,6 +124,19 @@ class Node:
             if connection.producer is not None:
                 connection.producer.end_stream(vbucket, StreamEndReason.STATE_CHANGED)
                 connection.flush()
+
+    def end_all_streams(self) -> None:
+        """No vbucket is what it was."""
+        for vbucket in range(len(self.bucket.vbuckets)):
+            self.end_streams(vbucket, only_if_lost=False)
+
+    def close_bucket(self) -> None:
+        """The bucket is gone: so are the connections that use it, and those that follow its map."""
+        for connection in list(self._connections):
+            if connection.selected:
+                connection.close()
+        for stream in list(self._config_streams):
+            stream.close()
 
     def push_config(self) -> None:
         """The map changed: tell the clients that follow it."""

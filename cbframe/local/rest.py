@@ -81,11 +81,14 @@ class RestConnection(Channel):
             challenge = 'Basic realm="Couchbase Server Admin / REST"'
             self._reply(HTTPStatus.UNAUTHORIZED, b"", _TEXT, {"WWW-Authenticate": challenge})
             return
+        url = urlsplit(target)
+        path = [unquote(part) for part in url.path.split("/") if part]
+        if method == "POST" and path[4:] == ["controller", "doFlush"]:
+            self._flush(path)
+            return
         if method not in {"GET", "HEAD"}:
             self._reply(HTTPStatus.METHOD_NOT_ALLOWED, b"Method Not Allowed", _TEXT)
             return
-        url = urlsplit(target)
-        path = [unquote(part) for part in url.path.split("/") if part]
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         bucket, config = self._node.bucket, self._node.config
         if query.get("uuid", bucket.cluster_uuid) != bucket.cluster_uuid:
@@ -101,7 +104,7 @@ class RestConnection(Channel):
             elif path in (["pools", "default", "nodeServices"], ["pools", "nodeServices"]):
                 self._json(config.cluster(self._node.index))
             elif path == ["pools", "default", "buckets"]:
-                self._json([config.verbose(self._node.index)])
+                self._json([] if bucket.deleted else [config.verbose(self._node.index)])
             elif len(path) >= 4 and path[:2] == ["pools", "default"]:
                 self._bucket(path[2], path[3], path[4:], query)
             else:
@@ -113,8 +116,8 @@ class RestConnection(Channel):
             rest and (kind, rest) != ("buckets", ["scopes"])
         ):
             self._not_found()
-        elif name != bucket.name:
-            self._reply(HTTPStatus.NOT_FOUND, b'"Bucket not found"', _JSON)
+        elif name != bucket.name or bucket.deleted:
+            self._no_bucket()
         elif query.get("bucket_uuid", bucket.uuid) != bucket.uuid:
             self._reply(HTTPStatus.NOT_FOUND, b"Bucket uuid does not match the requested.", _TEXT)
         elif rest:
@@ -125,6 +128,20 @@ class RestConnection(Channel):
             self._json(config.terse(self._node.index))
         else:
             self._stream(kind)
+
+    def _flush(self, path: list[str]) -> None:
+        bucket = self._node.bucket
+        if path[:3] != ["pools", "default", "buckets"] or path[3] != bucket.name or bucket.deleted:
+            self._no_bucket()
+        elif not bucket.flush_enabled:
+            told = {"_": "Flush is disabled for the bucket"}
+            self._reply(HTTPStatus.BAD_REQUEST, json.dumps(told).encode(), _JSON)
+        else:
+            self._node.flush_bucket()
+            self._reply(HTTPStatus.OK, b"", _TEXT)
+
+    def _no_bucket(self) -> None:
+        self._reply(HTTPStatus.NOT_FOUND, b'"Bucket not found"', _JSON)
 
     def _authorized(self, header: str) -> bool:
         scheme, _, encoded = header.partition(" ")

@@ -335,6 +335,21 @@ class VBucket:
         self.failover = [entry, *older][:FAILOVER_LOG_MAX_ENTRIES]
         self.purge_seqno = min(self.purge_seqno, seqno)
 
+    def purge(self) -> int:
+        """Forget tombstones for good, but that of the newest change; how many."""
+        gone = [
+            (key, seqno)
+            for key, seqno in self.latest.items()
+            if seqno < len(self.history) and self.history[seqno - 1][1] in (items.DELETION, items.EXPIRATION)
+        ]
+        for key, seqno in gone:
+            del self.latest[key]
+            self.live[seqno - 1] = 0
+        if gone:
+            self.purge_seqno = max(self.purge_seqno, *(seqno for _, seqno in gone))
+            self.generation += 1
+        return len(gone)
+
     def flush(self) -> None:
         """Lose everything; the failover log starts over."""
         self._clear()

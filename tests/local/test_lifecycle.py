@@ -1,0 +1,171 @@
+"""The bucket emptied, deleted, created anew and purged, as clients see it."""
+
+from __future__ import annotations
+
+import pytest
+import requests
+
+from cbframe import LocalCluster
+from cbframe.errors import ConfigurationError
+from cbframe.wire.constants import Opcode, Status, StreamEndReason, StreamFlag
+from cbframe.wire.failover import parse_failover_log
+from cbframe.wire.messages import parse_rollback_seqno
+from cbframe.wire.requests import SelectBucket
+
+from .client import Client, reason, seqnos, vbuuid
+
+TIMEOUT = 10
+
+
+def rest(cluster: LocalCluster, path: str, method: str = "GET") -> requests.Response:
+    auth = cluster.username, cluster.password
+    return requests.request(method, cluster.rest_urls[0] + path, auth=auth, timeout=TIMEOUT)
+
+
+def uuid(cluster: LocalCluster) -> str:
+    return str(rest(cluster, "/pools/default/buckets/default").json()["uuid"])
+
+
+# --- flush
+
+
+@pytest.mark.parametrize("how", ["verb", "REST"])
+def test_flush(how: str) -> None:
+    with LocalCluster(nodes=2, vbuckets=2, seed=1) as cluster:
+        cluster.create_scope("shop")
+        cid = cluster.create_collection("shop", "orders", max_ttl=60)
+        cluster.upsert("k", {}, collection="shop.orders")
+        before, old = uuid(cluster), [vbuuid(cluster, vb) for vb in range(2)]
+        clients = [Client(cluster, node).login().open() for node in range(2)]
+        for vb, client in enumerate(clients):
+            assert client.stream(vb).status == 0
+        if how == "verb":
+            cluster.flush()
+        else:
+            assert (
+                rest(cluster, "/pools/default/buckets/default/controller/doFlush", "POST").status_code == 200
+            )
+        for vb, client in enumerate(clients):
+            assert reason(client.until_end()[-1]) == StreamEndReason.STATE_CHANGED
+            refused = client.stream(vb, 2, vbuuid=old[vb])
+            assert refused.status == Status.ROLLBACK
+            assert parse_rollback_seqno(refused.value) == 0
+            # A history of its own, that begins with the collections that are still there.
+            frames = client.read(vb, 2)
+            assert [f.key for f in frames if f.opcode == Opcode.DCP_SYSTEM_EVENT] == [b"shop", b"orders"]
+            client.close()
+        assert uuid(cluster) == before
+        assert cluster.item_count() == 0
+        assert all(vbuuid(cluster, vb) != old[vb] for vb in range(2))
+        assert [len(cluster.failover_log(vb)) for vb in range(2)] == [1, 1]
+        assert cluster.create_collection("shop", "more") > cid
+
+
+def test_flush_that_is_not_enabled() -> None:
+    with LocalCluster(vbuckets=1, flush_enabled=False) as cluster:
+        cluster.upsert("k", {})
+        with pytest.raises(ConfigurationError, match="not enabled"):
+            cluster.flush()
+        answer = rest(cluster, "/pools/default/buckets/default/controller/doFlush", "POST")
+        assert (answer.status_code, answer.json()) == (400, {"_": "Flush is disabled for the bucket"})
+        assert cluster.item_count() == 1
+        assert rest(cluster, "/pools/default/buckets/other/controller/doFlush", "POST").status_code == 404
+        assert rest(cluster, "/pools/default/buckets/default", "POST").status_code == 405
+
+
+# --- delete, create anew
+
+
+def test_a_deleted_bucket(cluster: LocalCluster) -> None:
+    cluster.upsert("k", {})
+    with Client(cluster).login().open() as streaming, Client(cluster).login(select=False) as other:
+        assert streaming.stream(0).status == 0
+        cluster.delete_bucket()
+        while (frame := streaming.receive()) is not None:
+            assert frame.opcode != Opcode.DCP_STREAM_END
+        # Who had not selected it stays connected, and cannot any more.
+        assert other.call(SelectBucket("default")).status == Status.EACCESS
+    assert rest(cluster, "/pools/default/buckets").json() == []
+    assert rest(cluster, "/pools/default").json()["bucketNames"] == []
+    for kind in ("buckets", "b", "bs"):
+        assert rest(cluster, f"/pools/default/{kind}/default").status_code == 404
+    assert rest(cluster, "/pools/default/buckets/default/controller/doFlush", "POST").status_code == 404
+    for verb in (cluster.delete_bucket, cluster.flush):
+        with pytest.raises(ConfigurationError, match="the bucket is deleted"):
+            verb()
+    cluster.recreate()
+    with Client(cluster).login() as again:
+        assert again.operate(Opcode.NOOP).status == 0
+
+
+@pytest.mark.parametrize("vbuckets", [None, 1, 4])
+def test_a_bucket_created_anew(vbuckets: int | None) -> None:
+    with LocalCluster(nodes=2, vbuckets=2, seed=1) as cluster:
+        cluster.create_scope("shop")
+        cluster.upsert("k", {})
+        before, old = uuid(cluster), [vbuuid(cluster, vb) for vb in range(2)]
+        rev = rest(cluster, "/pools/default/b/default").json()["rev"]
+        with Client(cluster).login().open() as client:
+            cluster.recreate(vbuckets=vbuckets)
+            assert client.closed_by_server()
+        count = vbuckets or 2
+        found = rest(cluster, "/pools/default/b/default").json()
+        assert len(found["vBucketServerMap"]["vBucketMap"]) == count
+        assert found["rev"] > rev
+        assert uuid(cluster) != before
+        assert cluster.high_seqnos() == dict.fromkeys(range(count), 0)
+        assert not {vbuuid(cluster, vb) for vb in range(count)} & set(old)
+        with pytest.raises(ConfigurationError, match="no collection"):
+            cluster.upsert("k", {}, collection="shop.orders")
+        assert cluster.upsert("k", {}) == 1
+        assert f"vbuckets={count}" in repr(cluster)
+        with pytest.raises(ConfigurationError, match="0 vbuckets"):
+            cluster.recreate(vbuckets=0)
+
+
+def test_verbs_of_a_cluster_in_its_own_process() -> None:
+    with LocalCluster(vbuckets=2, process=True, seed=1) as cluster:
+        cluster.upsert("k", {})
+        cluster.delete("k")
+        cluster.upsert("j", {})
+        cluster.flush()
+        assert cluster.high_seqnos() == {0: 0, 1: 0}
+        cluster.recreate(vbuckets=3)
+        assert len(cluster.high_seqnos()) == 3
+        assert cluster.purge() == 0
+        cluster.delete_bucket()
+        assert rest(cluster, "/pools/default/buckets").json() == []
+
+
+# --- purge
+
+
+def test_purge(cluster: LocalCluster) -> None:
+    for n in range(4):
+        cluster.upsert(f"k{n}", {})
+    cluster.delete("k0")
+    cluster.expire("k1")
+    cluster.upsert("k2", {})
+    with Client(cluster).login().open() as client:
+        assert seqnos(client.read(0, 7)) == [4, 5, 6, 7]
+        assert cluster.purge() == 2
+        assert seqnos(client.read(0, 7)) == [4, 7]
+        # Who has not seen both deletions goes back to the start, unless that does not matter to it.
+        known = vbuuid(cluster)
+        assert client.stream(0, 5, vbuuid=known).status == Status.ROLLBACK
+        flags = StreamFlag.IGNORE_PURGED_TOMBSTONES
+        assert seqnos(client.read(0, 7, 5, vbuuid=known, flags=flags)) == [7]
+        assert seqnos(client.read(0, 7, 6, vbuuid=known)) == [7]
+        assert parse_failover_log(client.stream(0, 7, vbuuid=known, end=7).value)[0].vbuuid == known
+    assert cluster.purge() == 0
+
+
+def test_the_newest_change_is_not_purged(cluster: LocalCluster) -> None:
+    cluster.upsert("k", {})
+    cluster.delete("k")
+    assert cluster.purge(0) == 0
+    with Client(cluster).login().open() as client:
+        assert seqnos(client.read(0, 2)) == [2]
+    cluster.upsert("k", {})
+    cluster.upsert("j", {})
+    assert cluster.purge(0) == 0, "the document is back: its tombstone is history"
