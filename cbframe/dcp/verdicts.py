@@ -71,6 +71,7 @@ def ended(event: StreamEnded) -> CbframeError | None:
             "the user lost the privilege to read this vbucket's collections",
             node=event.node,
             vbucket=event.vbucket,
+            hint="grant the role Data DCP Reader again, and read again",
         )
     name = StreamEndReason(reason).name if reason in list(StreamEndReason) else str(reason)
     return StreamError(f"the server ended the stream: {name}", node=event.node, vbucket=event.vbucket)

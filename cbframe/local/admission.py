@@ -112,6 +112,14 @@ def parse_filter(value: bytes, manifest: Manifest, *, stream_ids: bool = False) 
     return plain
 
 
+def shown(wanted: Filter, manifest: Manifest, visible: frozenset[int]) -> Filter | None:
+    """The filter for a user for whom only some collections exist; None if it names another one."""
+    if wanted.ids is not None:
+        return wanted if wanted.ids <= visible else None
+    of_scope = visible if wanted.scope is None else visible & manifest.scope_ids(wanted.scope)
+    return replace(wanted, ids=of_scope, scope=None)
+
+
 def _hex(text: object) -> int:
     if not isinstance(text, str):
         raise TypeError(f"an id is a hexadecimal string, not {type(text).__name__}")

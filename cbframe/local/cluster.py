@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import quote
@@ -12,15 +11,17 @@ from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.local.bucket import Value, to_bytes
 from cbframe.local.config import HOST
 from cbframe.local.engine import Engine
+from cbframe.local.faults import ClusterFaults
 from cbframe.local.lifecycle import ClusterLifecycle
 from cbframe.local.process import RemoteEngine
 from cbframe.local.sample import DEFAULT_SEED
 from cbframe.local.states import ClusterStates
 from cbframe.local.tls import ServerTLS
 from cbframe.local.topology import ClusterTopology
+from cbframe.local.users import ClusterUsers
 
 
-class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle):
+class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUsers, ClusterFaults):
     """An embedded Couchbase on the loopback: real protocol, no installation.
 
     It holds one bucket in memory and serves it over KV, DCP and REST as a 7.2 cluster does, well
@@ -324,48 +325,6 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle):
     def drop_scope(self, name: str) -> None:
         """Drop a scope with all its collections."""
         self._engine.drop_scope(name)
-
-    # ------------------------------------------------------------------ faults
-
-    def cut(self, node: int = 0, *, after_bytes: int = 0) -> int:
-        """Cut DCP connections of a node.
-
-        Parameters
-        ----------
-        node
-            Number of the node.
-        after_bytes
-            0 cuts all of them now. Otherwise one is cut, once, when the node's DCP connections
-            have sent that many more bytes, be it in the middle of a message.
-
-        Returns
-        -------
-        int
-            How many were cut now.
-        """
-        return self._engine.cut(node, after_bytes)
-
-    @contextmanager
-    def refuse(self, node: int = 0) -> Iterator[None]:
-        """New data connections to a node are closed at once."""
-        self._engine.set_refusing(node, refusing=True)
-        try:
-            yield
-        finally:
-            self._engine.set_refusing(node, refusing=False)
-
-    @contextmanager
-    def stall(self, node: int = 0) -> Iterator[None]:
-        """A node sends nothing; it reads, and its sockets stay open."""
-        self._engine.set_stalled(node, stalled=True)
-        try:
-            yield
-        finally:
-            self._engine.set_stalled(node, stalled=False)
-
-    def dcp_connections(self, node: int = 0) -> int:
-        """How many DCP connections a node has open."""
-        return self._engine.dcp_connections(node)
 
 
 def _key(key: str | bytes) -> bytes:

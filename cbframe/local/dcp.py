@@ -47,6 +47,8 @@ class Connection(Protocol):
     ) -> None: ...
     def not_my_vbucket(self, frame: Frame) -> None: ...
     def unknown_collection(self, frame: Frame, status: Status) -> None: ...
+    def visible(self) -> frozenset[int] | None: ...
+    def may_stream(self) -> bool: ...
     def holds(self, vbucket: int, *, active: bool) -> bool: ...
     def watch(self, vbucket: int, change: int) -> None: ...
     def now(self) -> float: ...
@@ -115,6 +117,9 @@ class Producer:
         """Answer a STREAM_REQ and, if it is granted, begin the stream."""
         conn = self._conn
         collections = Feature.COLLECTIONS in conn.features
+        if not conn.may_stream():
+            conn.respond(frame, Status.EACCESS)
+            return
         if message.flags & _NO_VALUE_FLAG:
             context = "DCP_ADD_STREAM_FLAG_NO_VALUE{8} flag is no longer used"
             conn.respond(frame, Status.EINVAL, context=context)
@@ -157,6 +162,13 @@ class Producer:
             else:
                 conn.respond(frame, wanted.status)
             return
+        visible = conn.visible()
+        if visible is not None:
+            shown = admission.shown(wanted, self._bucket.manifest, visible)
+            if shown is None:
+                conn.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
+                return
+            wanted = shown
         if (message.vbucket, wanted.sid) in self.streams:
             conn.respond(frame, Status.KEY_EEXISTS)
             return

@@ -13,9 +13,9 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from cbframe.errors import ConfigurationError
-from cbframe.local.auth import Credentials
 from cbframe.local.bucket import Bucket, Value
 from cbframe.local.config import ClusterConfig
+from cbframe.local.faults import EngineFaults
 from cbframe.local.lifecycle import EngineLifecycle
 from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
 from cbframe.local.node import Node
@@ -24,11 +24,12 @@ from cbframe.local.states import EngineStates
 from cbframe.local.store import VBucket
 from cbframe.local.tls import ServerTLS
 from cbframe.local.topology import EngineTopology
+from cbframe.local.users import Credentials, EngineUsers
 from cbframe.wire.constants import Datatype
 from cbframe.wire.xattrs import body_offset
 
 
-class Engine(EngineStates, EngineTopology, EngineLifecycle):
+class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineFaults):
     """Nodes and bucket of one embedded cluster; see :class:`cbframe.local.LocalCluster`."""
 
     def __init__(
@@ -53,7 +54,7 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle):
         self.bucket.marker_version = marker_version
         self.bucket.flush_enabled = flush_enabled
         config = self.config = ClusterConfig(self.bucket, internal_host)
-        credentials = Credentials(username, password)
+        credentials = self.credentials = Credentials(username, password)
         self.nodes: list[Node] = []
 
         def make_node(number: int, ports: dict[str, int]) -> Node:
@@ -208,21 +209,3 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle):
             return change(self.bucket.manifest)
         except (UnknownCollectionError, UnknownScopeError) as exc:
             raise ConfigurationError(f"no scope or collection {exc.args[0]}") from exc
-
-    # ------------------------------------------------------------------ faults
-
-    def cut(self, node: int, after_bytes: int) -> int:
-        member = self._living(node)
-        return member.loop.call(lambda: member.cut(after_bytes))
-
-    def set_refusing(self, node: int, refusing: bool) -> None:
-        member = self._living(node)
-        member.loop.call(lambda: member.set_refusing(refusing))
-
-    def set_stalled(self, node: int, stalled: bool) -> None:
-        loop = self._living(node).loop
-        loop.call(lambda: loop.set_stalled(stalled))
-
-    def dcp_connections(self, node: int) -> int:
-        member = self._living(node)
-        return member.loop.call(member.dcp_connections)

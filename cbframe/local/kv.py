@@ -21,6 +21,7 @@ from cbframe.local.queries import ONLY_DCP, QUERIES
 from cbframe.local.rules import BEFORE_AUTH, LENGTHS, WITHOUT_BUCKET, refusal
 from cbframe.local.snappy import inflate
 from cbframe.local.tls import AnySocket
+from cbframe.local.users import NOBODY, User, visible
 from cbframe.wire import leb128
 from cbframe.wire.constants import (
     MAX_KEY_LENGTH,
@@ -31,6 +32,7 @@ from cbframe.wire.constants import (
     Opcode,
     ServerOpcode,
     Status,
+    StreamEndReason,
 )
 from cbframe.wire.frame import Frame
 from cbframe.wire.requests import (
@@ -59,7 +61,7 @@ class KvConnection(Channel):
         self.node = node
         self.bucket = node.bucket
         self.features: frozenset[int] = frozenset()
-        self.authenticated = False
+        self.user: User | None = None
         self.selected = False
         self.producer: Producer | None = None
         self._sasl = SaslServer(node.credentials)
@@ -108,7 +110,7 @@ class KvConnection(Channel):
         del buffer[:offset]
 
     def on_secured(self, user: str | None) -> None:
-        self.authenticated = self.node.credentials.certifies(user)
+        self.user = self.node.credentials.certified(user)
 
     def fill(self) -> None:
         if self.producer is not None:
@@ -127,6 +129,9 @@ class KvConnection(Channel):
 
     def limit(self) -> int | None:
         return None if self.producer is None else self.node.cut_after
+
+    def garbled(self) -> int | None:
+        return None if self.producer is None else self.node.garble_after
 
     def sent(self, nbytes: int) -> None:
         if self.producer is not None:
@@ -208,7 +213,7 @@ class KvConnection(Channel):
             raise ProtocolError(f"magic 0x{frame.magic:02x} is no request")
         self._began = self.now()
         known = frame.opcode in self._handlers or self.node.documents.knows(frame.opcode)
-        if not self.authenticated and frame.opcode not in BEFORE_AUTH:
+        if self.user is None and frame.opcode not in BEFORE_AUTH:
             self.respond(frame, Status.EACCESS)
         elif not known:
             self.respond(frame, Status.UNKNOWN_COMMAND)
@@ -248,11 +253,10 @@ class KvConnection(Channel):
             return
         answer: Answer
         if frame.opcode == Opcode.SASL_AUTH:
-            self.authenticated = False
             answer = self._sasl.auth(message.mechanism, message.payload)
         else:
             answer = self._sasl.step(message.payload)
-        self.authenticated = answer.status is Status.SUCCESS
+        self.user = self._sasl.user
         value = answer.value
         refused = answer.status is Status.AUTH_ERROR or (
             answer.status is Status.EINVAL and message.mechanism.startswith("SCRAM")
@@ -267,11 +271,30 @@ class KvConnection(Channel):
         if self.producer is not None:
             context = "DCP connections cannot change bucket"
             self.respond(frame, Status.NOT_SUPPORTED, context=context)
-        elif name == "@no bucket@" or (name == self.bucket.name and not self.bucket.deleted):
+        elif name == "@no bucket@" or (name == self.bucket.name and self._bucket_exists()):
             self.selected = name == self.bucket.name
             self.respond(frame)
         else:
             self.respond(frame, Status.EACCESS)
+
+    def _bucket_exists(self) -> bool:
+        """For the user: one without rights is told the same as if it did not."""
+        return not self.bucket.deleted and self.user is not None and self.user.may("data")
+
+    def may_stream(self) -> bool:
+        return self.user is not None and self.user.may("dcp")
+
+    def visible(self) -> frozenset[int] | None:
+        """Ids of the collections that exist for the user, the bucket's lock held; None for all."""
+        return visible(self.user, self.bucket.manifest)
+
+    def revoke(self) -> None:
+        """The user has lost all rights: streams end, nothing new begins."""
+        self.user = NOBODY
+        if self.producer is not None:
+            for vbucket in {vbucket for vbucket, _ in self.producer.streams}:
+                self.producer.end_stream(vbucket, StreamEndReason.LOST_PRIVILEGES)
+            self.flush()
 
     def _cluster_config(self, frame: Frame) -> None:
         with self.bucket.lock:
@@ -280,7 +303,7 @@ class KvConnection(Channel):
 
     def push_config(self) -> None:
         """Tell the client of a new map if it asked to be told: the bucket's, and the cluster's."""
-        if not self.authenticated or Feature.CLUSTERMAP_CHANGE_NOTIFICATION not in self.features:
+        if self.user is None or Feature.CLUSTERMAP_CHANGE_NOTIFICATION not in self.features:
             return
         with self.bucket.lock:
             config, index = self.node.config, self.node.index
@@ -326,7 +349,8 @@ class KvConnection(Channel):
             self.respond(frame, Status.EINVAL, context=context)
             return
         with self.bucket.lock:
-            if cid not in self.bucket.manifest.ids():
+            shown = self.visible()
+            if cid not in self.bucket.manifest.ids() or (shown is not None and cid not in shown):
                 self.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
                 return
             outcome = self.node.documents.run(frame, key, info, packed)
@@ -347,6 +371,9 @@ class KvConnection(Channel):
 
     def _dcp_open(self, frame: Frame) -> None:
         message = DcpOpen.parse(frame)
+        if not self.may_stream():
+            self.respond(frame, Status.EACCESS)
+            return
         if self.producer is not None:
             context = "The connection is already opened as a DCP connection"
             self.respond(frame, Status.EINVAL, context=context)
@@ -372,7 +399,8 @@ class KvConnection(Channel):
             return
         message = parse_request(frame)
         if isinstance(message, BufferAck):
-            producer.acknowledge(message)
+            if not self.node.dropping_acks:
+                producer.acknowledge(message)
         elif isinstance(message, DcpControl):
             status, context = producer.control(message)
             self.respond(frame, status, context=context)

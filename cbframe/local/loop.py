@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import selectors
 import socket
 import ssl
@@ -39,6 +41,8 @@ class Channel:
         self.closing = False
         """Close as soon as everything is sent."""
         self._writing = False
+        self._held = False
+        """Waits for its delay to pass."""
         self._tls = sock if isinstance(sock, TlsSocket) else None
         if self._tls is not None:
             self._tls.on_secured = self.on_secured
@@ -62,6 +66,10 @@ class Channel:
         """How many bytes may still be sent before the connection is cut; None for no cut."""
         return None
 
+    def garbled(self) -> int | None:
+        """How many bytes are sent before the one whose bits are turned over; None for no such byte."""
+        return None
+
     def sent(self, nbytes: int) -> None:
         """That many bytes went into the socket."""
 
@@ -71,10 +79,23 @@ class Channel:
 
     def flush(self) -> None:
         """Send one batch; the loop comes back while there is more."""
-        if self.closed or self.loop.stalled:
+        if self.closed or self.loop.stalled or self._held:
             return
         if not self.out:
             self.fill()
+        if self.out and self.loop.delay:
+            self._held = True
+            self._want_write(False)
+            self.loop.call_later(self.loop.delay, self._release)
+            return
+        self._flush()
+
+    def _release(self) -> None:
+        self._held = False
+        if not (self.closed or self.loop.stalled):
+            self._flush()
+
+    def _flush(self) -> None:
         if self.out:
             buffers: list[bytes | memoryview] = []
             for buffer in self.out:
@@ -82,8 +103,11 @@ class Channel:
                 if len(buffers) == _MAX_BUFFERS:
                     break
             limit = self.limit()
-            if limit is not None:
-                buffers = _within(buffers, limit)
+            for most in (limit, self.loop.chop):
+                if most is not None:
+                    buffers = _within(buffers, most)
+            if (place := self.garbled()) is not None:
+                buffers = _with_garbled(buffers, place)
             try:
                 count = self.sock.sendmsg(buffers)
             except BlockingIOError:
@@ -153,6 +177,19 @@ class Channel:
         self.on_close()
 
 
+def _with_garbled(buffers: list[bytes | memoryview], place: int) -> list[bytes | memoryview]:
+    """The buffers with all bits of one byte turned over, if it is among them; they themselves stay."""
+    found = list(buffers)
+    for number, buffer in enumerate(buffers):
+        if place < len(buffer):
+            changed = bytearray(buffer)
+            changed[place] ^= 0xFF
+            found[number] = bytes(changed)
+            break
+        place -= len(buffer)
+    return found
+
+
 def _within(buffers: list[bytes | memoryview], limit: int) -> list[bytes | memoryview]:
     kept: list[bytes | memoryview] = []
     for buffer in buffers:
@@ -177,6 +214,12 @@ class Loop:
         self.selector = selectors.DefaultSelector()
         self.channels: set[Channel] = set()
         self.stalled = False
+        self.chop: int | None = None
+        """Bytes that a write has at most."""
+        self.delay = 0.0
+        """Seconds before each write."""
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._turns = itertools.count()
         self.clock = time.monotonic
         self._listeners: list[socket.socket] = []
         self._calls: deque[Callable[[], None]] = deque()
@@ -237,6 +280,10 @@ class Loop:
         """Run `call` on the loop's thread soon."""
         self._calls.append(call)
         self.wake()
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Run `call` after some time; from the loop's thread only."""
+        heapq.heappush(self._later, (self.clock() + seconds, next(self._turns), call))
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` on the loop's thread and return what it returns."""
@@ -305,12 +352,15 @@ class Loop:
 
     def _timeout(self) -> float | None:
         deadlines = [channel.deadline for channel in self.channels if channel.deadline is not None]
+        deadlines += [when for when, _, _ in self._later[:1]]
         if self._calls:
             return 0.0
         return max(0.0, min(deadlines) - self.clock()) if deadlines else None
 
     def _fire_timers(self) -> None:
         now = self.clock()
+        while self._later and self._later[0][0] <= now:
+            heapq.heappop(self._later)[2]()
         for channel in list(self.channels):
             if channel.deadline is not None and channel.deadline <= now:
                 channel.on_timer(now)

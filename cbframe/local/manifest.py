@@ -153,8 +153,8 @@ class Manifest:
                 return frozenset(scope.collections.values())
         raise UnknownScopeError(scope_id)
 
-    def json(self) -> dict[str, Any]:
-        """As REST and KV answer it: all ids in hexadecimal, without prefix."""
+    def json(self, visible: frozenset[int] | None = None) -> dict[str, Any]:
+        """As REST and KV answer it, of all collections or some: ids in hexadecimal, without prefix."""
         return {
             "uid": f"{self.uid:x}",
             "scopes": [
@@ -169,9 +169,11 @@ class Manifest:
                             "history": self.history,
                         }
                         for collection, cid in scope.collections.items()
+                        if visible is None or cid in visible
                     ],
                 }
                 for name, scope in self.scopes.items()
+                if visible is None or not visible.isdisjoint(scope.collections.values())
             ],
         }
 

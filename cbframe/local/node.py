@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from cbframe.local.auth import Credentials
 from cbframe.local.bucket import Bucket
 from cbframe.local.config import ClusterConfig
 from cbframe.local.documents import DocumentService
@@ -15,6 +14,7 @@ from cbframe.local.kv import KvConnection
 from cbframe.local.loop import Channel, Loop
 from cbframe.local.rest import RestConnection
 from cbframe.local.tls import AnySocket
+from cbframe.local.users import Credentials
 from cbframe.wire.constants import StreamEndReason
 
 _IDLE_TIMEOUT = 360.0
@@ -52,6 +52,9 @@ class Node:
         self.idle_timeout = _IDLE_TIMEOUT
         self.cut_after: int | None = None
         """DCP bytes left to send before a connection is cut."""
+        self.garble_after: int | None = None
+        """DCP bytes left to send before the one that is garbled."""
+        self.dropping_acks = False
         self._watched: Counter[int] = Counter()
         self._dirty: deque[int] = deque()
         self._connections: set[KvConnection] = set()
@@ -130,6 +133,12 @@ class Node:
         for vbucket in range(len(self.bucket.vbuckets)):
             self.end_streams(vbucket, only_if_lost=False)
 
+    def revoke(self, name: str) -> None:
+        """A user has lost all rights."""
+        for connection in list(self._connections):
+            if connection.user is not None and connection.user.name == name:
+                connection.revoke()
+
     def close_bucket(self) -> None:
         """The bucket is gone: so are the connections that use it, and those that follow its map."""
         for connection in list(self._connections):
@@ -171,9 +180,10 @@ class Node:
             self.cut_after -= nbytes
             if self.cut_after <= 0:
                 self.cut_after = None
-
-    def set_refusing(self, refusing: bool) -> None:
-        self.refusing = refusing
+        if self.garble_after is not None:
+            self.garble_after -= nbytes
+            if self.garble_after < 0:
+                self.garble_after = None
 
     def dcp_connections(self) -> int:
         return sum(c.producer is not None for c in self._connections)

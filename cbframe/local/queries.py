@@ -22,7 +22,7 @@ ONLY_DCP = "The command can only be sent on a DCP connection"
 
 def manifest(conn: KvConnection, frame: Frame) -> None:
     with conn.bucket.lock:
-        conn.respond_json(frame, conn.bucket.manifest.json())
+        conn.respond_json(frame, conn.bucket.manifest.json(conn.visible()))
 
 
 def collection_id(conn: KvConnection, frame: Frame) -> None:

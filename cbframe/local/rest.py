@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hmac
 import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from cbframe.local.loop import Channel
 from cbframe.local.tls import AnySocket
+from cbframe.local.users import User
 
 if TYPE_CHECKING:
     from cbframe.local.node import Node
@@ -31,7 +31,7 @@ class RestConnection(Channel):
         self._buffer = bytearray()
         self._streaming: str | None = None
         self._last = b""
-        self._certified = False
+        self._certified: User | None = None
 
     def received(self, data: bytes) -> None:
         if self._streaming is not None:
@@ -69,7 +69,7 @@ class RestConnection(Channel):
                 self.closing = self._streaming is None
 
     def on_secured(self, user: str | None) -> None:
-        self._certified = self._node.credentials.certifies(user)
+        self._certified = self._node.credentials.certified(user)
 
     def on_close(self) -> None:
         self._node.follow_config(self, wanted=False)
@@ -77,14 +77,18 @@ class RestConnection(Channel):
     # ------------------------------------------------------------------ routing
 
     def _answer(self, method: str, target: str, headers: dict[str, str]) -> None:
-        if not (self._certified or self._authorized(headers.get("authorization", ""))):
+        user = self._certified or self._authorized(headers.get("authorization", ""))
+        if user is None:
             challenge = 'Basic realm="Couchbase Server Admin / REST"'
             self._reply(HTTPStatus.UNAUTHORIZED, b"", _TEXT, {"WWW-Authenticate": challenge})
             return
         url = urlsplit(target)
         path = [unquote(part) for part in url.path.split("/") if part]
-        if method == "POST" and path[4:] == ["controller", "doFlush"]:
-            self._flush(path)
+        if path[3:] and not user.may("data"):
+            self._reply(HTTPStatus.FORBIDDEN, b'{"message":"Forbidden."}', _JSON)
+            return
+        if method == "POST" and path[4:] == ["controller", "doFlush"] and user.may("admin"):
+            self._flush_bucket(path)
             return
         if method not in {"GET", "HEAD"}:
             self._reply(HTTPStatus.METHOD_NOT_ALLOWED, b"Method Not Allowed", _TEXT)
@@ -104,7 +108,9 @@ class RestConnection(Channel):
             elif path in (["pools", "default", "nodeServices"], ["pools", "nodeServices"]):
                 self._json(config.cluster(self._node.index))
             elif path == ["pools", "default", "buckets"]:
-                self._json([] if bucket.deleted else [config.verbose(self._node.index)])
+                self._json(
+                    [] if bucket.deleted or not user.may("data") else [config.verbose(self._node.index)]
+                )
             elif len(path) >= 4 and path[:2] == ["pools", "default"]:
                 self._bucket(path[2], path[3], path[4:], query)
             else:
@@ -129,7 +135,7 @@ class RestConnection(Channel):
         else:
             self._stream(kind)
 
-    def _flush(self, path: list[str]) -> None:
+    def _flush_bucket(self, path: list[str]) -> None:
         bucket = self._node.bucket
         if path[:3] != ["pools", "default", "buckets"] or path[3] != bucket.name or bucket.deleted:
             self._no_bucket()
@@ -143,14 +149,13 @@ class RestConnection(Channel):
     def _no_bucket(self) -> None:
         self._reply(HTTPStatus.NOT_FOUND, b'"Bucket not found"', _JSON)
 
-    def _authorized(self, header: str) -> bool:
+    def _authorized(self, header: str) -> User | None:
         scheme, _, encoded = header.partition(" ")
         try:
             user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         except ValueError:
-            return False
-        known = hmac.compare_digest(scheme.lower(), "basic")
-        return known and self._node.credentials.accepts(user, password)
+            return None
+        return self._node.credentials.find(user, password) if scheme.lower() == "basic" else None
 
     # ------------------------------------------------------------------ answers
 

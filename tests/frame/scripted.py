@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-from cbframe.local.auth import MECHANISMS, Credentials, SaslServer
+from cbframe.local.auth import MECHANISMS, SaslServer
+from cbframe.local.users import Credentials
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.failover import FailoverEntry, encode_failover_log
 from cbframe.wire.frame import Frame, response

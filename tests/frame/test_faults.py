@@ -136,7 +136,7 @@ def test_gone_for_good_is_an_error(pair: LocalCluster, monkeypatch: pytest.Monke
     sent = Sent(monkeypatch, pair, 0)
 
     def go_away() -> None:
-        sent.node.set_refusing(True)
+        sent.node.refusing = True
         sent.node.cut(0)
 
     sent.at(20_000, go_away)

@@ -145,6 +145,19 @@ class Client:
         assert answer.opcode == Opcode.DCP_STREAM_REQ
         return answer
 
+    def send_stream(self, vbucket: int, end: int) -> None:
+        """Ask for a stream, and leave the answer unread."""
+        self.send(StreamRequest(vbucket, end=end))
+
+    def raw(self, count: int) -> bytes:
+        """So many bytes as they come."""
+        found = self._buffer
+        while len(found) < count:
+            data = self.sock.recv(1 << 16)
+            assert data, "the server closed the connection"
+            found += data
+        return found[:count]
+
     def until_end(self) -> list[Frame]:
         """Everything up to and with the next STREAM_END."""
         frames = []
