@@ -68,6 +68,8 @@ class Bucket:
         self.deleted = False
         """Whether nobody finds it."""
         self.flush_enabled = True
+        self.ephemeral = False
+        """Whether it is in memory only: what a node had is gone with it."""
         self.marker_version = "2.0"
         """The newest version of snapshot markers that clients may ask for."""
         self._cas = 0

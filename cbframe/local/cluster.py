@@ -57,6 +57,8 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
         on the network ``external``; as in a container network, nobody outside can reach them by it.
     flush_enabled
         Whether the bucket may be flushed.
+    ephemeral
+        A bucket in memory only: a node that ends takes its data with it.
 
     Examples
     --------
@@ -83,6 +85,7 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
         marker_version: str = "2.0",
         internal_host: str | None = None,
         flush_enabled: bool = True,
+        ephemeral: bool = False,
     ) -> None:
         if marker_version not in {"2.0", "2.2"}:
             raise ConfigurationError(f"no snapshot marker has version {marker_version}, only 2.0 and 2.2")
@@ -103,6 +106,7 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
             "marker_version": marker_version,
             "internal_host": internal_host,
             "flush_enabled": flush_enabled,
+            "ephemeral": ephemeral,
         }
         self._process = process
         self._running: Engine | None = None

@@ -104,10 +104,10 @@ class ClusterConfig:
         """The bucket as ``/pools/default/buckets`` shows it."""
         return {
             **self._common(),
-            "bucketType": "membase",
+            "bucketType": "ephemeral" if self.bucket.ephemeral else "membase",
             "numVBuckets": len(self.bucket.vbuckets),
             "replicaNumber": len(self.bucket.map[0]) - 1,
-            "storageBackend": "couchstore",
+            "storageBackend": "undefined" if self.bucket.ephemeral else "couchstore",
             "nodes": self._nodes(this),
             "basicStats": {"itemCount": sum(vb.documents for vb in self.bucket.vbuckets)},
         }

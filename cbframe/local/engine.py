@@ -48,11 +48,13 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         marker_version: str = "2.0",
         internal_host: str | None = None,
         flush_enabled: bool = True,
+        ephemeral: bool = False,
     ) -> None:
         context = None if tls is None else ServerTLS(**tls).context()
         self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed, history=history)
         self.bucket.marker_version = marker_version
         self.bucket.flush_enabled = flush_enabled
+        self.bucket.ephemeral = ephemeral
         config = self.config = ClusterConfig(self.bucket, internal_host)
         credentials = self.credentials = Credentials(username, password)
         self.nodes: list[Node] = []

@@ -108,9 +108,11 @@ class EngineTopology:
 
     def kill(self, node: int, lose: int, clean: bool) -> None:
         self._stop(self._living(node))
-        if not clean:
-            with self.bucket.lock:
-                for vbucket in self._active(node):
+        with self.bucket.lock:
+            for vbucket in self._active(node):
+                if self.bucket.ephemeral:
+                    self._vbucket(vbucket).flush()
+                elif not clean:
                     self._lose(vbucket, lose, None)
 
     def restart(self, node: int, same_ports: bool) -> None:
@@ -263,7 +265,8 @@ class ClusterTopology(ABC):
             How many of the last seqnos of each of its vbuckets were not on disk yet: they never
             happened.
         clean
-            An orderly shutdown: nothing is lost, and each vbucket keeps its history's uuid.
+            An orderly shutdown: nothing is lost, and each vbucket keeps its history's uuid. Not so in an
+            ephemeral bucket: there all that the node had is lost in any case.
         """
         self._engine.kill(node, lose, clean)
 

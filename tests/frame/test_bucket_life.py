@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from cbframe import CbframeError, LocalCluster, scan_bucket
 from cbframe.errors import ClusterMapError
 
-from .kit import QUICK, Sent, fill, read_rows, truth
+from .kit import QUICK, Sent, background, fill, read_rows, truth
 
 
 @pytest.fixture
@@ -92,3 +93,26 @@ def test_purged_behind_the_reader(one: LocalCluster, monkeypatch: pytest.MonkeyP
     sent.at(20_000, purge)
     assert read_rows(one, buffer_bytes=2000, timeout=30) == truth(one)
     assert not sent.pending
+
+
+@pytest.mark.parametrize("after", AFTER)
+def test_an_ephemeral_node_restarts(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """It comes back with nothing, so there is nothing."""
+    with LocalCluster(vbuckets=1, seed=1, ephemeral=True) as cluster:
+        fill(cluster, 500)
+        sent = Sent(monkeypatch, cluster)
+        gone = threading.Event()
+
+        def stop() -> None:
+            sent.node.loop.set_stalled(True)  # nothing more before it is gone
+            gone.set()
+
+        sent.at(after, stop)
+        with background(lambda _: restart(cluster, gone)):
+            assert read_rows(cluster, buffer_bytes=2000, timeout=30) == truth(cluster) == {}
+
+
+def restart(cluster: LocalCluster, gone: threading.Event) -> None:
+    assert gone.wait(20)
+    cluster.kill(0)
+    cluster.restart(0, same_ports=True)

@@ -7,12 +7,12 @@ import requests
 
 from cbframe import LocalCluster
 from cbframe.errors import ConfigurationError
-from cbframe.wire.constants import Opcode, Status, StreamEndReason, StreamFlag
+from cbframe.wire.constants import Opcode, SnapshotFlag, Status, StreamEndReason, StreamFlag
 from cbframe.wire.failover import parse_failover_log
 from cbframe.wire.messages import parse_rollback_seqno
 from cbframe.wire.requests import SelectBucket
 
-from .client import Client, reason, seqnos, vbuuid
+from .client import Client, marker, reason, seqnos, vbuuid
 
 TIMEOUT = 10
 
@@ -169,3 +169,27 @@ def test_the_newest_change_is_not_purged(cluster: LocalCluster) -> None:
     cluster.upsert("k", {})
     cluster.upsert("j", {})
     assert cluster.purge(0) == 0, "the document is back: its tombstone is history"
+
+
+# --- in memory only
+
+
+def test_an_ephemeral_bucket() -> None:
+    with LocalCluster(nodes=2, vbuckets=2, seed=1, ephemeral=True) as cluster:
+        for n in range(40):
+            cluster.upsert(f"k{n}", {"n": n})
+        found = rest(cluster, "/pools/default/buckets/default").json()
+        assert (found["bucketType"], found["storageBackend"]) == ("ephemeral", "undefined")
+        logs = [cluster.failover_log(vb) for vb in range(2)]
+        high = cluster.high_seqnos()
+        with Client(cluster, 1).login().open() as client:
+            flags = marker(client.read(1, high[1])[0])[2]
+            assert flags == SnapshotFlag.DISK | SnapshotFlag.CHECKPOINT
+        cluster.kill(1, clean=True)
+        cluster.restart(1)
+        assert cluster.high_seqnos() == {0: high[0], 1: 0}
+        assert cluster.failover_log(0) == logs[0]
+        assert [seqno for _, seqno in cluster.failover_log(1)] == [0]
+        assert cluster.failover_log(1) != logs[1]
+        with Client(cluster, 1).login().open() as client:
+            assert client.stream(1, high[1], vbuuid=logs[1][0][0]).status == Status.ROLLBACK
