@@ -16,6 +16,7 @@ _HOMES = {
     "cbframe.cluster.rest": ("Bucket", "connect_bucket"),
     "cbframe.dcp.counters": ("NodeStats",),
     "cbframe.dcp.metadata": ("VBucketMetaData",),
+    "cbframe.dcp.open": ("upr_open",),
     "cbframe.dcp.receiver": (
         "BlockReceiver",
         "DeferringReceiver",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from cbframe.cluster.rest import connect_bucket as connect_bucket
     from cbframe.dcp.counters import NodeStats as NodeStats
     from cbframe.dcp.metadata import VBucketMetaData as VBucketMetaData
+    from cbframe.dcp.open import upr_open as upr_open
     from cbframe.dcp.receiver import BlockReceiver as BlockReceiver
     from cbframe.dcp.receiver import DeferringReceiver as DeferringReceiver
     from cbframe.dcp.receiver import Document as Document

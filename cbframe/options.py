@@ -78,10 +78,14 @@ class BucketDataSourceOptions:
     ignore_purged_tombstones
         Continue a stream although deletions behind its position were purged: they will not be told.
     flatbuffers_system_events
-        Let the server tell changes of collections in the newer form.
+        Let the server tell changes of collections in the newer form, which alone tells what was modified.
     stream_id
         Number of the streams, 1 to 65535, as several streams of one vbucket need; None for streams
         without one. Then expirations come as deletions, and no time comes with them.
+    idle_timeout
+        Seconds during which a node sends nothing but its question whether the client lives, while streams
+        of a bounded source are not complete and nothing waits to be consumed: then the connection is made
+        anew. None: as long as it takes; before the first document of a large disk that may be long.
     connect_timeout
         Seconds: for one connection with its handshake, and for a bounded source until it streams.
     stream_request_timeout
@@ -137,8 +141,9 @@ class BucketDataSourceOptions:
     out_of_order: bool = False
     change_streams: bool = False
     ignore_purged_tombstones: bool = False
-    flatbuffers_system_events: bool = False
+    flatbuffers_system_events: bool = True
     stream_id: int | None = None
+    idle_timeout: float | None = None
     connect_timeout: float = 10.0
     stream_request_timeout: float = 60.0
     recovery_timeout: float = 60.0
@@ -158,17 +163,10 @@ class BucketDataSourceOptions:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be positive, not {getattr(self, name)}")
-        if self.map_poll_interval is not None and not self.map_poll_interval > 0:
-            raise ConfigurationError(f"map_poll_interval must be positive, not {self.map_poll_interval}")
-        for prefix in ("cluster_manager", "data_manager"):
-            factor = getattr(self, f"{prefix}_backoff_factor")
-            first = getattr(self, f"{prefix}_sleep_init_ms")
-            longest = getattr(self, f"{prefix}_sleep_max_ms")
-            if factor < 1 or not 0 < first <= longest:
-                raise ConfigurationError(
-                    f"the {prefix} back-off needs a factor of at least 1 and 0 < init <= max, "
-                    f"not {factor}, {first}, {longest}"
-                )
+        for name in ("map_poll_interval", "idle_timeout"):
+            if (seconds := getattr(self, name)) is not None and not seconds > 0:
+                raise ConfigurationError(f"{name} must be positive, not {seconds}")
+        self._check_backoff()
         if self.feed_buffer_size_bytes < 0:
             raise ConfigurationError("feed_buffer_size_bytes must not be negative")
         if not 0 < self.feed_buffer_ack_threshold <= 1:
@@ -190,3 +188,14 @@ class BucketDataSourceOptions:
             raise ConfigurationError(f"stream_id must be from 1 to {_MAX_STREAM_ID}, not {self.stream_id}")
         if isinstance(self.seq_end, str) and self.seq_end != "now":
             raise ConfigurationError(f"seq_end is 'now', a mapping or None, not {self.seq_end!r}")
+
+    def _check_backoff(self) -> None:
+        for prefix in ("cluster_manager", "data_manager"):
+            factor = getattr(self, f"{prefix}_backoff_factor")
+            first = getattr(self, f"{prefix}_sleep_init_ms")
+            longest = getattr(self, f"{prefix}_sleep_max_ms")
+            if factor < 1 or not 0 < first <= longest:
+                raise ConfigurationError(
+                    f"the {prefix} back-off needs a factor of at least 1 and 0 < init <= max, "
+                    f"not {factor}, {first}, {longest}"
+                )

@@ -56,6 +56,7 @@ NAMES = [
     "parse_failover_log",
     "read_bucket",
     "scan_bucket",
+    "upr_open",
 ]
 SCAN = {
     "conn": "required",

@@ -73,10 +73,12 @@ class Callbacks:
         """Belong to the present thread: callbacks of one connection come from one thread."""
         self._owner = threading.get_ident()
 
-    def request(self, vbucket: int, end: int, granted: Collection[str] = ()) -> StreamRequest:
+    def request(
+        self, vbucket: int, end: int, granted: Collection[str] = (), *, collections: bool = False
+    ) -> StreamRequest:
         """The stream request that continues where the receiver's data end.
 
-        `granted` are the options that the node granted to the connection.
+        `granted` are the options that the node granted to the connection, which may have `collections`.
         """
         stats = self._stats
         stats.tot_get_vbucket_metadata += 1
@@ -97,6 +99,8 @@ class Callbacks:
         if seqno and metadata.purge_seqno and _MARKERS in granted:
             # Known already, so no reason to send the vbucket back to its start.
             wanted = replace(wanted, purge_seqno=metadata.purge_seqno)
+        if seqno and metadata.manifest_uid and collections:
+            wanted = replace(wanted, uid=metadata.manifest_uid)
         return request_from(
             vbucket,
             vbuuid=metadata.vbuuid_at(seqno),
@@ -118,6 +122,7 @@ class Callbacks:
             snap_end=stream.snap_end,
             failover_log=stream.failover_log,
             purge_seqno=stream.purge_seqno or stored.purge_seqno,
+            manifest_uid=stream.manifest_uid or stored.manifest_uid,
         )
         try:
             encoded = metadata.to_json()

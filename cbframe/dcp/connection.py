@@ -13,19 +13,17 @@ import numpy as np
 from cbframe.dcp.controls import DcpSettings
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.events import (
-    Advanced,
-    CollectionEvent,
     Ended,
     Event,
+    MapPushed,
     Nooped,
     Opened,
-    Ordered,
     Ready,
     Refused,
     RolledBack,
-    Snapshot,
 )
 from cbframe.dcp.handshake import Login, Session
+from cbframe.dcp.incoming import StreamMessage, take
 from cbframe.dcp.pending import Pending
 from cbframe.dcp.questions import Questions
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamStateError, StreamTable
@@ -34,31 +32,26 @@ from cbframe.errors import CbframeError, ProtocolError
 from cbframe.wire.blocks import decode_block
 from cbframe.wire.constants import (
     MAX_BODY_LENGTH,
+    Datatype,
     Magic,
     Opcode,
+    ServerOpcode,
     SnapshotFlag,
     Status,
-    StreamEndReason,
 )
 from cbframe.wire.failover import FailoverLog, parse_failover_log
 from cbframe.wire.frame import Frame, response
 from cbframe.wire.index import index_frames
 from cbframe.wire.messages import (
-    Commit,
     DcpNoop,
-    OsoSnapshot,
     Prepare,
-    SeqnoAdvanced,
     SnapshotMarker,
-    StreamEnd,
-    SystemEvent,
+    parse_map_revision,
     parse_message,
     parse_rollback_seqno,
 )
 from cbframe.wire.requests import BufferAck, CloseStream, Plain, StreamRequest, noop_reply
 
-_STREAM_MESSAGES = SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent | Commit
-_OSO_START, _OSO_END = 1, 2
 _PREPARE_COUNTS_MORE = 2
 """Bytes by which servers count a prepared write longer than it is."""
 
@@ -98,8 +91,11 @@ class DcpConnection:
         """Those that it has answered."""
         self.handed = 0
         """Messages in the bytes that :meth:`data_to_send` gave last."""
+        self.messages = 0
+        """What came over the streams so far."""
         self._ack_at = int(settings.buffer_size * ack_threshold)
         self._flow_control = settings.buffer_size > 0
+        self._bucket = login.bucket.encode()
         self._stream_id = settings.stream_id or 0
         self._max_body = max_body
         self.stats = NodeStats() if stats is None else stats
@@ -202,6 +198,7 @@ class DcpConnection:
         stats.tot_worker_receive += len(index.is_data)
         stats.tot_worker_receive_ok += len(index.is_data)
         stats.tot_upr_data_change += len(data)
+        self.messages += len(data)
         pending: Pending | None = None
         if len(data):
             if self.session is None:
@@ -245,7 +242,9 @@ class DcpConnection:
         if frame.is_response:
             yield from self._on_response(frame)
         elif frame.magic == Magic.SERVER_REQUEST:
-            return  # a push that was not asked for needs no answer
+            # No push needs an answer, also not one of another kind.
+            if frame.opcode == ServerOpcode.CLUSTERMAP_CHANGE_NOTIFICATION and frame.key == self._bucket:
+                yield MapPushed(parse_map_revision(frame), _plain_body(frame))
         elif self.session is None and frame.opcode != Opcode.DCP_NOOP:
             raise ProtocolError(
                 "a request from the server before the handshake was done", opcode=frame.opcode
@@ -262,7 +261,8 @@ class DcpConnection:
             yield Nooped()
             return
         stream = self.streams.get(frame.opaque)
-        if stream is not None and isinstance(message, _STREAM_MESSAGES):
+        if stream is not None and isinstance(message, StreamMessage):
+            self.messages += 1
             if stream.vbucket != frame.vbucket:
                 raise ProtocolError(
                     f"a message under the opaque of vbucket {stream.vbucket}",
@@ -273,52 +273,14 @@ class DcpConnection:
         # Ignored messages were sent under flow control too, what is not settled among them.
         self.acknowledge(len(frame) + (_PREPARE_COUNTS_MORE if isinstance(message, Prepare) else 0))
 
-    def _on_stream_message(
-        self,
-        message: _STREAM_MESSAGES,
-        stream: Stream,
-        frame: Frame,
-    ) -> Iterator[Event]:
-        match message:
-            case SnapshotMarker():
-                stream.mark(message)
-                if message.flags & SnapshotFlag.ACK:
-                    self._queue(response(Opcode.DCP_SNAPSHOT_MARKER, opaque=frame.opaque))
-                yield Snapshot(stream)
-            case SeqnoAdvanced(seqno=seqno):
-                stream.reach(seqno)
-                yield Advanced(stream)
-            case SystemEvent(seqno=seqno):
-                stream.reach(seqno)
-                yield CollectionEvent(stream, message)
-            case OsoSnapshot(flags=flags) if flags == _OSO_START:
-                stream.begin_unordered()
-                yield Snapshot(stream)
-            case OsoSnapshot(flags=flags) if flags == _OSO_END:
-                stream.end_unordered()
-                yield Ordered(stream)
-            case StreamEnd(reason=reason):
-                closing = stream.state is StreamState.CLOSING
-                stream.step(StreamEvent.END)
-                if stream.unordered and reason == StreamEndReason.OK and not closing:
-                    raise ProtocolError(
-                        "the stream is said to be complete inside an out-of-order snapshot",
-                        vbucket=stream.vbucket,
-                    )
-                self.stats.tot_upr_stream_end += 1
-                self._forget(stream)
-                yield Ended(stream, None if closing else reason)
-            case Commit():
-                # Servers send the whole document instead, unless they are asked not to.
-                raise ProtocolError(
-                    "a commit of a write that was never shown", opcode=frame.opcode, vbucket=stream.vbucket
-                )
-            case OsoSnapshot(flags=flags):
-                raise ProtocolError(
-                    f"an out-of-order snapshot with flags {flags}",
-                    opcode=frame.opcode,
-                    vbucket=stream.vbucket,
-                )
+    def _on_stream_message(self, message: StreamMessage, stream: Stream, frame: Frame) -> Iterator[Event]:
+        event = take(message, stream)
+        if isinstance(message, SnapshotMarker) and message.flags & SnapshotFlag.ACK:
+            self._queue(response(Opcode.DCP_SNAPSHOT_MARKER, opaque=frame.opaque))
+        elif isinstance(event, Ended):
+            self.stats.tot_upr_stream_end += 1
+            self._forget(stream)
+        yield event
 
     # -- answers
 
@@ -397,6 +359,11 @@ class DcpConnection:
     def _queue(self, frame: Frame) -> None:
         self._out.append(frame.encode())
         self.stats.tot_worker_transmit += 1
+
+
+def _plain_body(frame: Frame) -> bytes:
+    """A value that can be read as it is; none if it is packed."""
+    return b"" if frame.datatype & Datatype.SNAPPY else frame.value
 
 
 def _failover_log(answer: Frame, vbucket: int) -> FailoverLog:

@@ -99,7 +99,8 @@ CONTROLS: tuple[Control, ...] = (
         _as_given(lambda settings: str(settings.buffer_size) if settings.buffer_size else None),
         needed=True,
     ),
-    # Without it a node keeps a slow reader's place in memory.
+    # Without these a node keeps a slow reader's place in memory.
+    Control("supports_cursor_dropping", _always("true")),
     Control("supports_cursor_dropping_vulcan", _always("true")),
     # Has an effect with INCLUDE_DELETE_TIMES only, which numbered streams do without.
     Control("enable_expiry_opcode", _if_wanted(lambda settings: settings.stream_id is None, "true")),

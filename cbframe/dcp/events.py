@@ -100,6 +100,14 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class MapPushed:
+    """The node has a new cluster map, of this revision; an empty `body` if it does not show it."""
+
+    revision: tuple[int, int]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Nooped:
     """The server asked whether the client lives, and the answer is on its way."""
 
@@ -116,5 +124,6 @@ Event: TypeAlias = (
     | RolledBack
     | Refused
     | Ended
+    | MapPushed
     | Nooped
 )

@@ -134,37 +134,53 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
     XAttrsNotSupportedError
         Xattrs are wanted and the node does not grant them.
     """
-    features = yield from log_in(login, *([Feature.SNAPPY] if settings.compression else []))
+    more = [Feature.DUPLEX, Feature.CLUSTERMAP_CHANGE_NOTIFICATION]
+    if settings.compression:
+        more.append(Feature.SNAPPY)
+    features = yield from log_in(login, *more)
+    if settings.xattrs and Feature.XATTR not in features:
+        raise XAttrsNotSupportedError(
+            "the node does not grant extended attributes", status=Status.NOT_SUPPORTED
+        )
+    granted = yield from open_producer(settings, login.user, login.bucket)
+    seqnos = yield from sample_seqnos()
+    return Session(features, granted, seqnos)
+
+
+def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[str, str]]:
+    """Turn a connection that is logged in into a DCP producer's; the options that the node granted.
+
+    Raises
+    ------
+    AccessError
+        The user may not read over DCP.
+    ServerError
+        The bucket has no DCP, or the node refuses what is needed.
+    """
     flags = OpenFlag.PRODUCER
     if settings.stream_id is None:
         # Servers cannot frame a deletion that has both its time and a stream's number.
         flags |= OpenFlag.INCLUDE_DELETE_TIMES
     if settings.xattrs:
-        if Feature.XATTR not in features:
-            raise XAttrsNotSupportedError(
-                "the node does not grant extended attributes", status=Status.NOT_SUPPORTED
-            )
         flags |= OpenFlag.INCLUDE_XATTRS
     if settings.no_value:
         flags |= OpenFlag.NO_VALUE
     answer = yield DcpOpen(settings.name, flags).frame()
     if answer.status == Status.EACCESS:
         raise AccessError(
-            f"user {login.user} may not read bucket {login.bucket!r} over DCP",
+            f"user {user} may not read bucket {bucket!r} over DCP",
             hint="grant the role Data DCP Reader (Community Edition: bucket_full_access)",
         )
     if answer.status == Status.NOT_SUPPORTED:
         raise _permanent(
             ServerError(
-                f"bucket {login.bucket!r} has no DCP",
+                f"bucket {bucket!r} has no DCP",
                 status=answer.status,
                 hint="memcached buckets cannot be streamed",
             )
         )
     _require(answer, "DCP_OPEN was refused")
-    granted = yield from negotiate(settings)
-    seqnos = yield from sample_seqnos()
-    return Session(features, granted, seqnos)
+    return (yield from negotiate(settings))
 
 
 def negotiate(settings: DcpSettings) -> Steps[dict[str, str]]:

@@ -24,11 +24,12 @@ class VBucketMetaData:
     snap_end: int = 0
     failover_log: FailoverLog = ()
     purge_seqno: int = 0
+    manifest_uid: int = 0
 
     def to_json(self) -> bytes:
         """The reference's JSON: seqStart, seqEnd, snapStart, snapEnd, failOverLog.
 
-        And purgeSeqno, where there is one; the reference passes over it.
+        And purgeSeqno and manifestUid, where there are such; the reference passes over them.
         """
         fields: dict[str, object] = {
             "seqStart": self.seq_start,
@@ -39,6 +40,8 @@ class VBucketMetaData:
         }
         if self.purge_seqno:
             fields["purgeSeqno"] = self.purge_seqno
+        if self.manifest_uid:
+            fields["manifestUid"] = self.manifest_uid
         return json.dumps(fields, separators=(",", ":")).encode()
 
     @classmethod
@@ -53,11 +56,9 @@ class VBucketMetaData:
         try:
             fields: dict[str, Any] = json.loads(data)
             log = tuple(FailoverEntry(_u64(u), _u64(s)) for u, s in fields.get("failOverLog") or ())
-            first, last, start, end, purge = (
-                _u64(fields.get(name, 0))
-                for name in ("seqStart", "seqEnd", "snapStart", "snapEnd", "purgeSeqno")
-            )
-            return cls(first, last, start, end, log, purge)
+            names = ("seqStart", "seqEnd", "snapStart", "snapEnd", "purgeSeqno", "manifestUid")
+            first, last, start, end, *later = (_u64(fields.get(name, 0)) for name in names)
+            return cls(first, last, start, end, log, *later)
         except (ValueError, TypeError, AttributeError, RecursionError) as exc:
             raise ConfigurationError(
                 "stored vbucket metadata is not readable",

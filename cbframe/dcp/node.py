@@ -35,7 +35,7 @@ from cbframe.errors import (
     StreamError,
 )
 from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason, StreamFlag
-from cbframe.wire.requests import StreamFilter
+from cbframe.wire.requests import StreamFilter, StreamRequest
 
 Order: TypeAlias = plan.StopNode | plan.OpenStreams | plan.CloseStreams | plan.SampleNode
 
@@ -49,6 +49,7 @@ class NodeSetup:
     make_connection: Callable[[NodeStats], DcpConnection]
     post: Callable[[plan.Event], None]
     on_config: Callable[[str, bytes], None]
+    on_push: Callable[[str, tuple[int, int], bytes], None]
     on_error: Callable[[CbframeError], None]
     clock: Callable[[], float]
     timeouts: Timeouts
@@ -72,6 +73,8 @@ class NodeThread:
         self._stats = stats
         self._inbox: deque[Order] = deque()
         self._consumed: deque[int] = deque()
+        self._owed = 0
+        """Bytes that the receiver has and has not consumed: until then the node may have to wait."""
         self._stopping = False
         self._progressed = False
         self._calls = Callbacks(setup.receiver, stats, setup.wanted, setup.stream_flags)
@@ -205,7 +208,9 @@ class NodeThread:
         while True:
             self._carry_out_orders(connection)
             while self._consumed:
-                connection.acknowledge(self._consumed.popleft())
+                nbytes = self._consumed.popleft()
+                self._owed -= nbytes
+                connection.acknowledge(nbytes)
             if data := connection.data_to_send():
                 self._send(stream, data, connection.handed)
                 waits.sent(setup.clock())
@@ -221,6 +226,7 @@ class NodeThread:
                     self._handle(events)
                 buffer, have = self._keep_tail(buffer, connection.consumed, have)
             ready, unanswered = connection.session is not None, connection.unanswered
+            waits.progress(now, connection.messages, waiting=bool(connection.streams) and not self._owed)
             try:
                 waits.check(now, ready=ready, unanswered=unanswered, answers=connection.answers)
             except ReadTimeoutError:
@@ -299,10 +305,15 @@ class NodeThread:
                         connection.close_stream(vbucket)
                 case plan.OpenStreams(streams=streams):
                     for vbucket, end in streams:
-                        connection.want_stream(self._calls.request(vbucket, end, connection.granted))
+                        connection.want_stream(self._request(connection, vbucket, end))
                     if any(end != MAX_SEQNO for _, end in streams):
                         connection.sample()
             self._stats.tot_refresh_worker_ok += 1
+
+    def _request(self, connection: DcpConnection, vbucket: int, end: int) -> StreamRequest:
+        session = connection.session
+        collections = session is not None and session.collections
+        return self._calls.request(vbucket, end, connection.granted, collections=collections)
 
     # -- events of the connection
 
@@ -312,6 +323,7 @@ class NodeThread:
             case dcp.Data(block=block, fresh=fresh, nbytes=nbytes):
                 for stream in fresh:
                     calls.save(stream)
+                self._owed += nbytes
                 calls.deliver(block, Receipt(nbytes, self._on_consumed))
                 self._progressed = True
             case dcp.Snapshot(stream=stream):
@@ -330,6 +342,8 @@ class NodeThread:
             case dcp.RolledBack(stream=stream, seqno=seqno):
                 calls.roll_back(stream, seqno)
                 setup.post(plan.StreamRolledBack(self.node, stream.vbucket))
+            case dcp.MapPushed(revision=revision, body=body):
+                setup.on_push(self.node, revision, body)
             case dcp.Nooped():
                 stats.tot_upr_noop += 1
             case dcp.Advanced(stream=stream):

@@ -32,6 +32,7 @@ from cbframe.errors import (
     AuthFailError,
     CbframeError,
     ConfigurationError,
+    ProtocolError,
     ReadCancelledError,
     ReadTimeoutError,
 )
@@ -323,6 +324,7 @@ class BucketDataSource:
             ),
             post=self._post,
             on_config=self._on_config,
+            on_push=self._on_push,
             on_error=self._report,
             clock=self._clock,
             timeouts=Timeouts(
@@ -330,6 +332,7 @@ class BucketDataSource:
                 silence=2 * options.noop_interval_secs,
                 request=options.stream_request_timeout,
                 ping=options.ping_timeout_ms / 1000,
+                idle=None if options.seq_end is None else options.idle_timeout,
             ),
             buffer_bytes=options.receive_buffer_bytes,
             max_body=options.max_body_bytes,
@@ -362,6 +365,19 @@ class BucketDataSource:
         pushed = self._maps.parse_pushed(node, body)
         if pushed is not None:
             self._supervisor.post(plan.MapFetched(pushed, pushed=True))
+
+    def _on_push(self, node: str, revision: tuple[int, int], body: bytes) -> None:
+        """A node has another map, and tells all its connections: most of them are not the first."""
+        known = self._coordinator.map
+        if known is not None and revision <= known.revision:
+            return
+        pushed = self._maps.parse_pushed(node, body) if body else None
+        if pushed is not None:
+            self._supervisor.post(plan.MapFetched(pushed, pushed=True))
+            return
+        if body:
+            self._report(ProtocolError("the node pushed a cluster map that cannot be read", node=node))
+        self._supervisor.post(plan.Kicked(f"{node} has a newer cluster map"))
 
     def _report(self, error: CbframeError) -> None:
         if isinstance(error, ReadCancelledError):

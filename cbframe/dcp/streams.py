@@ -114,6 +114,8 @@ class Stream:
     """Inside an out-of-order snapshot: seqnos come in any order and mark no progress."""
     purge_seqno: int = 0
     """Deletions up to here are gone from the vbucket; 0 where the server does not tell."""
+    manifest_uid: int = 0
+    """The newest version of the collections manifest that was told; 0 before any."""
     _highest: int = 0
 
     @property

@@ -19,6 +19,9 @@ class Timeouts:
         Without a byte from the node.
     request
         Without an answer to any of the stream requests under way.
+    idle
+        Without anything but questions whether the client lives, while streams are to be completed; None
+        for no limit.
     ping
         Without a byte in either direction, until the node is asked whether it lives.
     """
@@ -27,6 +30,7 @@ class Timeouts:
     silence: float
     request: float
     ping: float
+    idle: float | None = None
 
 
 class Waits:
@@ -42,8 +46,9 @@ class Waits:
 
     def __init__(self, timeouts: Timeouts, now: float) -> None:
         self._timeouts = timeouts
-        self._made = self._heard = self._active = self._answered = now
-        self._answers = 0
+        self._made = self._heard = self._active = self._answered = self._moved = now
+        self._answers = self._messages = 0
+        self._idle = False
 
     def sent(self, now: float) -> None:
         """Bytes were sent."""
@@ -52,6 +57,12 @@ class Waits:
     def heard(self, now: float) -> None:
         """Bytes came."""
         self._heard = self._active = now
+
+    def progress(self, now: float, messages: int, *, waiting: bool) -> None:
+        """Take note how many messages the streams got so far, and whether they are to get more."""
+        if messages != self._messages or not waiting:
+            self._moved, self._messages = now, messages
+        self._idle = waiting
 
     def check(self, now: float, *, ready: bool, unanswered: int, answers: int) -> None:
         """Look whether a wait is over.
@@ -80,6 +91,11 @@ class Waits:
             raise ReadTimeoutError(f"the node was silent for {limits.silence:g} s, not even a NOOP came")
         if now >= self._answered + limits.request:
             raise ReadTimeoutError(f"{unanswered} stream requests were not answered for {limits.request:g} s")
+        if self._idle and limits.idle is not None and now >= self._moved + limits.idle:
+            raise ReadTimeoutError(
+                f"nothing came over the streams for {limits.idle:g} s, and they are not complete",
+                hint="the node answers, but sends no documents; a larger idle_timeout waits longer",
+            )
 
     def wants_ping(self, now: float, *, ready: bool) -> bool:
         """Whether the node should be asked if it lives."""
@@ -91,6 +107,8 @@ class Waits:
         if not ready:
             return self._made + limits.connect - now
         ends = [self._heard + limits.silence, self._active + limits.ping]
+        if self._idle and limits.idle is not None:
+            ends.append(self._moved + limits.idle)
         if unanswered:
             ends.append(self._answered + limits.request)
         return min(ends) - now

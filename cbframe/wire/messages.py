@@ -22,6 +22,7 @@ _EVENT = struct.Struct(">QIB")
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 _PREPARE = struct.Struct(">QQIIIBBB")
+_REVISION = struct.Struct(">qq")
 _SETTLED = struct.Struct(">QQ")
 _MARKER_VERSIONS = {"v2.0": b"\0", "v2.1": b"\1", "v2.2": b"\2"}
 _SEQNO = struct.Struct(">HQ")
@@ -368,6 +369,15 @@ def parse_vbucket_seqnos(value: bytes) -> dict[int, int]:
 def encode_vbucket_seqnos(seqnos: dict[int, int]) -> bytes:
     """The value of the answer to GET_ALL_VB_SEQNOS."""
     return b"".join(_SEQNO.pack(vbucket, seqno) for vbucket, seqno in seqnos.items())
+
+
+def parse_map_revision(frame: Frame) -> tuple[int, int]:
+    """Epoch and revision of the cluster map that a node pushes; servers before 7.0 know no epochs."""
+    extras = frame.extras
+    if len(extras) == _U32.size:
+        return 0, int(_U32.unpack(extras)[0])
+    epoch, revision = _REVISION.unpack(_extras(frame, _REVISION.size))
+    return int(epoch), int(revision)
 
 
 def parse_rollback_seqno(value: bytes) -> int:

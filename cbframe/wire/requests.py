@@ -142,6 +142,8 @@ class StreamFilter:
         Ids to filter by; None for all. They exclude each other.
     sid
         Number of the stream, where streams are numbered.
+    uid
+        Version of the manifest that the client knows of; for the server's log.
     purge_seqno
         The vbucket's purge seqno as the client knows it: it need not go back for that purge.
     """
@@ -149,6 +151,7 @@ class StreamFilter:
     collections: tuple[int, ...] | None = None
     scope: int | None = None
     sid: int | None = None
+    uid: int | None = None
     purge_seqno: int | None = None
 
     def encode(self) -> bytes:
@@ -159,6 +162,8 @@ class StreamFilter:
             wish["collections"] = [f"{cid:x}" for cid in self.collections]
         if self.sid is not None:
             wish["sid"] = self.sid
+        if self.uid is not None:
+            wish["uid"] = f"{self.uid:x}"
         if self.purge_seqno is not None:
             wish["purge_seqno"] = str(self.purge_seqno)
         return json.dumps(wish).encode() if wish else b""

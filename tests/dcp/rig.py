@@ -37,6 +37,7 @@ class Rig:
         login: Login = LOGIN,
         ping_timeout: float = 30,
         trace_capacity: int = 20,
+        idle: float | None = None,
     ) -> None:
         self.clock = FakeClock()
         self.events: SimpleQueue[plan.Event] = SimpleQueue()
@@ -45,6 +46,7 @@ class Rig:
         self.stats = NodeStats()
         self.transport = ScriptedTransport({NODE: peer}, self.clock)
         self.configs: list[bytes] = []
+        self.pushes: list[tuple[tuple[int, int], bytes]] = []
         settings = replace(SETTINGS, buffer_size=1000)
         setup = NodeSetup(
             transport=self.transport,
@@ -52,9 +54,10 @@ class Rig:
             make_connection=lambda stats: DcpConnection(login, settings, stats=stats),
             post=self._post,
             on_config=lambda _, body: self.configs.append(body),
+            on_push=lambda _, revision, body: self.pushes.append((revision, body)),
             on_error=self.errors.append,
             clock=self.clock,
-            timeouts=Timeouts(connect=10, silence=240, request=60, ping=ping_timeout),
+            timeouts=Timeouts(connect=10, silence=240, request=60, ping=ping_timeout, idle=idle),
             buffer_bytes=64 * 1024,
             max_body=1 << 20,
             wanted=StreamFilter(),

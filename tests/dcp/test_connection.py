@@ -68,10 +68,10 @@ ORDER = [
     Opcode.SASL_AUTH,
     Opcode.SELECT_BUCKET,
     Opcode.DCP_OPEN,
-    *[Opcode.DCP_CONTROL] * 8,
+    *[Opcode.DCP_CONTROL] * 9,
     Opcode.GET_ALL_VB_SEQNOS,
 ]
-OPTIONAL = range(8, 13)
+OPTIONAL = range(8, 14)
 """Places of the controls that old servers do not know."""
 
 

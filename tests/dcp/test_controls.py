@@ -24,6 +24,7 @@ ALWAYS = [
     ("enable_noop", "true"),
     ("set_noop_interval", "120"),
     ("connection_buffer_size", "1000"),
+    ("supports_cursor_dropping", "true"),
     ("supports_cursor_dropping_vulcan", "true"),
     ("enable_expiry_opcode", "true"),
     ("send_stream_end_on_client_close_stream", "true"),
@@ -209,11 +210,11 @@ def test_every_setting_comes_from_an_option() -> None:
         backfill_order="sequential",
         out_of_order=True,
         change_streams=True,
-        flatbuffers_system_events=True,
+        flatbuffers_system_events=False,
         stream_id=9,
     )
     made = DcpSettings.of(options, "name", takes_compressed=True)
-    expected = ("name", True, True, 4321, 21, "force", "low", "sequential", True, True, True, 9)
+    expected = ("name", True, True, 4321, 21, "force", "low", "sequential", True, True, False, 9)
     assert made == DcpSettings(*expected)
     plain = DcpSettings.of(BucketDataSourceOptions(), "name")
     same = [field.name for field in fields(made) if getattr(made, field.name) == getattr(plain, field.name)]

@@ -291,7 +291,7 @@ def maps_that_make_no_sense() -> Moved:
 
 # --- on one connection
 
-HANDSHAKE = 14
+HANDSHAKE = 15
 """Requests of a handshake here: HELLO, two of SASL, SELECT, OPEN, eight CONTROL, GET_ALL_VB_SEQNOS."""
 
 
@@ -327,7 +327,7 @@ HANDSHAKE = 14
     get_vbucket_metadata_ok=1,
     set_vbucket_metadata=2,  # with the failover log, and with the first document of the snapshot
     set_vbucket_metadata_ok=2,
-    upr_control=8,
+    upr_control=9,
     upr_stream_req_want=1,
     upr_stream_req=1,
     upr_stream_req_res=1,

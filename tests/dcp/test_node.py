@@ -16,9 +16,10 @@ from cbframe.errors import (
     StreamError,
 )
 from cbframe.testing import RecordingReceiver
+from cbframe.testing.transport import Peer
 from cbframe.wire.constants import Opcode, Status, StreamEndReason
 from cbframe.wire.frame import Frame, response
-from cbframe.wire.messages import StreamEnd
+from cbframe.wire.messages import SnapshotMarker, StreamEnd
 from cbframe.wire.requests import parse_request
 
 from .rig import NODE, Rig, down, refusing, serving
@@ -210,3 +211,44 @@ def test_a_node_that_leaves_while_it_is_being_connected_to(monkeypatch: pytest.M
     assert error.message.startswith("the node has left the cluster map: ")
     assert rig.stats.tot_worker_connect_err == 1
     assert rig.errors == [error]
+
+
+# --- a node that answers, and sends nothing
+
+
+def answering_only(times: int) -> Peer:
+    """A node that grants streams, announces a snapshot, and then only answers, so many times."""
+    left = iter(range(times))
+
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.NOOP:
+            return None if next(left, None) is None else response(Opcode.NOOP, opaque=frame.opaque).encode()
+        if frame.opcode != Opcode.DCP_STREAM_REQ:
+            return serving()(frame)
+        answer = good_answer(frame).encode()
+        return answer + SnapshotMarker(frame.vbucket, 0, 3, 1).frame(frame.opaque).encode()
+
+    return peer
+
+
+@pytest.mark.parametrize("idle", [None, 100, 1000])
+def test_a_node_that_answers_and_sends_nothing(idle: float | None) -> None:
+    rig = Rig(answering_only(50), idle=idle)  # it is asked every 30 s
+    began = rig.clock()
+    error = down(rig.run((1, 3))).error
+    passed = rig.clock() - began
+    if idle is None:
+        assert type(error) is ConnectError
+        assert passed == 51 * 30
+        return
+    assert isinstance(error, ReadTimeoutError)
+    assert f"for {idle:g} s" in error.message
+    assert (error.permanent, error.node) == (False, NODE)
+    assert passed == idle
+
+
+def test_nothing_to_come_is_no_reason_to_wait_for_it() -> None:
+    """All streams are complete: silence of another kind ends it, later."""
+    rig = Rig(serving(), ping_timeout=1000, idle=30)
+    error = down(rig.run((1, 3))).error
+    assert "silent" in error.message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cbframe.dcp.waits import Timeouts, Waits
@@ -56,3 +58,22 @@ def test_no_stream_request_is_waited_for() -> None:
     waits.check(100, ready=True, unanswered=0, answers=0)
     waits.check(159, ready=True, unanswered=1, answers=0)
     assert waits.left(110, ready=True, unanswered=1) == 20
+
+
+def test_streams_that_get_nothing() -> None:
+    """From the last message, or from when there was last nothing to wait for."""
+    waits = Waits(replace(LIMITS, idle=50), 0)
+
+    def look(now: float, messages: int, *, waiting: bool = True) -> None:
+        waits.heard(now)
+        waits.progress(now, messages, waiting=waiting)
+        waits.check(now, ready=True, unanswered=0, answers=0)
+
+    look(0, 0, waiting=False)
+    look(40, 0, waiting=False)
+    look(80, 0)
+    assert waits.left(80, ready=True, unanswered=0) == 10
+    look(89, 1)
+    look(138, 1)
+    with pytest.raises(ReadTimeoutError, match="for 50 s"):
+        look(139, 1)

@@ -6,6 +6,7 @@ import itertools
 import random
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -13,9 +14,9 @@ from cbframe import CbframeError, ConnectError, LocalCluster, read_bucket, scan_
 from cbframe.local.dcp import Producer
 from cbframe.local.node import Node
 from cbframe.wire.frame import Frame
-from cbframe.wire.requests import StreamRequest
+from cbframe.wire.requests import BufferAck, StreamRequest
 
-from .kit import QUICK, Sent, fill, read_rows, truth
+from .kit import QUICK, Sent, fill, keys_of, read_rows, truth
 
 
 def bytes_of_a_read(monkeypatch: pytest.MonkeyPatch, cluster: LocalCluster, node: int) -> int:
@@ -306,3 +307,26 @@ def test_everything_at_once(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch,
         for at in sorted(rng.randint(1000, 100_000) for _ in range(6)):
             sent.at(at, move)
     assert read_rows(pair) == expected
+
+
+def test_a_node_that_forgets_what_was_consumed(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends no more, and goes on answering: only that its streams stand still tells."""
+    fill(cluster, 500)
+    forgetful: list[Producer] = []
+    acknowledge = Producer.acknowledge
+
+    def forgets(self: Producer, message: BufferAck) -> None:
+        if not forgetful:
+            forgetful.append(self)
+        if self is not forgetful[0]:
+            acknowledge(self, message)
+
+    monkeypatch.setattr(Producer, "acknowledge", forgets)
+    options = replace(QUICK, idle_timeout=0.3)
+    scan = scan_bucket(cluster, parse=False, options=options, buffer_bytes=2000, timeout=30)
+    assert sorted(keys_of(scan.to_arrow())) == sorted(truth(cluster))
+    assert forgetful
+    assert scan.stats is not None
+    assert scan.stats.total.tot_worker_connect == 2
