@@ -214,8 +214,8 @@ class Callbacks:
             raise
         except Exception as exc:
             name = getattr(callback, "__name__", "a callback")
-            error = ReceiverError(f"the receiver's {name} raised {type(exc).__name__}: {exc}")
-            raise error from exc
+            # Its words may be a document's; whoever wants them finds them as the cause.
+            raise ReceiverError(f"the receiver's {name} raised {type(exc).__name__}") from exc
 
 
 def _done_at_once(on_block: Callable[[DataBlock], None]) -> Callable[[DataBlock, Receipt], None]:

@@ -219,7 +219,7 @@ class MapSource:
         except CbframeError:
             raise
         except Exception as exc:
-            raise ConnectError(f"connect_bucket raised {type(exc).__name__}: {exc}") from exc
+            raise ConnectError(f"connect_bucket raised {type(exc).__name__}") from exc
         if self._bucket_uuid and bucket.uuid != self._bucket_uuid:
             raise uuid_mismatch(url)
         if bucket.map is None:

@@ -127,7 +127,7 @@ class NodeThread:
         except CbframeError as exc:
             error = exc
         except Exception as exc:  # noqa: BLE001 - whatever went wrong here must end the read, not hang it
-            error = ReceiverError(f"an unexpected {type(exc).__name__} on the thread of the node: {exc}")
+            error = ReceiverError(f"an unexpected {type(exc).__name__} on the thread of the node")
             error.__cause__ = exc
             error.permanent = True
         else:

@@ -31,6 +31,11 @@ class Document(NamedTuple):
     collection_id: int
     value: bytes
 
+    def __repr__(self) -> str:
+        """Without the value: it may be private."""
+        shown = ", ".join(f"{name}={getattr(self, name)}" for name in self._fields[:-1])
+        return f"Document({shown}, {len(self.value)} bytes)"
+
     @property
     def xattrs(self) -> dict[str, bytes]:
         """Extended attributes, JSON text by name; none where ``include_xattrs`` was not asked for."""

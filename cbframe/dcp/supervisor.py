@@ -96,7 +96,7 @@ class Supervisor:
         except CbframeError as exc:
             error = exc
         except Exception as exc:  # noqa: BLE001 - a fault of ours must end the read, not hang it
-            error = CbframeError(f"an unexpected {type(exc).__name__} in the coordinator: {exc}")
+            error = CbframeError(f"an unexpected {type(exc).__name__} in the coordinator")
             error.__cause__ = exc
         finally:
             counters.tot_refresh_workers_loop_done += 1
@@ -176,7 +176,7 @@ class Supervisor:
         try:
             event = self._fetch_map()
         except Exception as exc:  # noqa: BLE001 - a fault of ours must end the read, not hang it
-            error = CbframeError(f"an unexpected {type(exc).__name__} while the map was fetched: {exc}")
+            error = CbframeError(f"an unexpected {type(exc).__name__} while the map was fetched")
             error.__cause__ = exc
             error.permanent = True
             event = plan.MapFailed(error)

@@ -73,7 +73,7 @@ def test_a_connect_bucket_that_fails_is_told_of_first() -> None:
     with source:
         until(receiver, lambda: bool(receiver.errors))
     assert isinstance(receiver.errors[0], ConnectError)
-    assert "LookupError: nobody there" in str(receiver.errors[0])
+    assert "raised LookupError" in str(receiver.errors[0])
 
 
 def test_a_connect_that_is_refused() -> None:
