@@ -59,6 +59,7 @@ LIBRARIES = {
     "numpy": {*FLOORS, *MAY_USE} - {"ground"},
     "requests": {"cluster", "testing"},
     "urllib3": {"cluster", "testing"},
+    "dns": {"cluster"},
     "msgspec": ABOVE_DCP,
     "pyarrow": ABOVE_DCP,
     "pandas": {"frame", "ui", "contrib", "cli", "testing"},
@@ -72,7 +73,7 @@ LIBRARIES = {
     "couchbase": set[str](),
 }
 """Which parts, or files, may import a library."""
-OPTIONAL = {"pandas", "polars", "duckdb", "dask", "pyspark", "deltalake"}
+OPTIONAL = {"dns", "pandas", "polars", "duckdb", "dask", "pyspark", "deltalake"}
 """These may also be imported inside functions, from floor arrow up."""
 
 

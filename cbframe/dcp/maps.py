@@ -17,6 +17,7 @@ from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.seeds import first_success
+from cbframe.cluster.srv import Lookup, srv_name, with_srv_seeds
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context
 from cbframe.dcp.aside import Aside
 from cbframe.dcp.counters import ClusterCounters
@@ -89,6 +90,8 @@ class MapSource:
         To be moved.
     renew
         Gives the credentials of each fetch anew; None if they never change.
+    lookup
+        Asks DNS for seeds, in place of dnspython.
     """
 
     def __init__(
@@ -105,7 +108,9 @@ class MapSource:
         connect_bucket: Callable[[str, str, str, Authenticator], BucketLike] | None = None,
         counters: ClusterCounters | None = None,
         renew: Callable[[], Authenticator] | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
+        self._lookup = lookup
         self._connect_bucket = connect_bucket
         self._counters = ClusterCounters() if counters is None else counters
         self._target = target
@@ -141,6 +146,7 @@ class MapSource:
             At once: the other seeds would say the same.
         """
         self._known_nodes = known or self._known_nodes
+        self._find_seeds()
         self._renew_credentials()
         try:
             found = self._fetch_anywhere()
@@ -150,6 +156,12 @@ class MapSource:
             found = self._fetch_anywhere()
         self._known_nodes = found.nodes
         return found
+
+    def _find_seeds(self) -> None:
+        """Ask DNS for the seeds, on a thread that can be left alone; again while it names none."""
+        target = self._target
+        if srv_name(target) is not None:
+            self._target = self._aside.run(lambda: with_srv_seeds(target, self._timeout, self._lookup))
 
     def _fetch_anywhere(self) -> ClusterMap:
         if self._connect_bucket is not None:
@@ -170,6 +182,7 @@ class MapSource:
         """The collections of the bucket; None where the server has no collections."""
         if self._target.bootstrap == "rest":
             return self._aside.run(self._fetch_manifest_over_rest)
+        self._find_seeds()
 
         def attempt(node: str) -> Manifest | None:
             data = self._ask(node, fetch_manifest(self._login))

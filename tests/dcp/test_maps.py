@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from cbframe.cluster.auth import PasswordAuthenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.rest import RestClient
+from cbframe.cluster.srv import Lookup, SrvRecord
 from cbframe.dcp.handshake import Login, fetch_config
 from cbframe.dcp.maps import MapSource
 from cbframe.dcp.query import ask
@@ -21,6 +23,7 @@ from cbframe.errors import (
     ClusterMapError,
     ConnectError,
     ProtocolError,
+    ReadCancelledError,
     ReadTimeoutError,
 )
 from cbframe.local import LocalCluster
@@ -99,7 +102,7 @@ class Seeds:
         )
         self.sources: list[MapSource] = []
 
-    def source(self, target: str, uuid: str = "") -> MapSource:
+    def source(self, target: str, uuid: str = "", lookup: Lookup | None = None) -> MapSource:
         source = MapSource(
             parse_connection_string(target),
             LOGIN,
@@ -108,6 +111,7 @@ class Seeds:
             transport=self.transport,
             clock=FakeClock(),
             timeout=5,
+            lookup=lookup,
         )
         source.open()
         self.sources.append(source)
@@ -254,3 +258,46 @@ def test_no_manifest_over_rest_where_there_are_no_collections(
     """Regression: an old server's 404 was an error."""
     monkeypatch.setattr(RestClient, "bucket_config", lambda self, bucket, **_: (CONFIG, "a"))
     assert seeds().source("http://a:8091").fetch_manifest() is None
+
+
+# --- seeds that DNS names
+
+
+def test_seeds_from_dns(seeds: Make) -> None:
+    """Asked for once, when they were found."""
+    asked = []
+
+    def lookup(name: str, timeout: float) -> list[SrvRecord]:
+        asked.append((name, timeout))
+        return [SrvRecord(1, 1, "b.", 11210), SrvRecord(0, 1, "a.", 11210)]
+
+    net = seeds(b=good)
+    source = net.source("couchbase://cluster", lookup=lookup)
+    for _ in range(2):
+        assert source.fetch().bucket == "bucket"
+    assert asked == [("_couchbase._tcp.cluster", 5)]
+    assert net.transport.connected[:2] == ["a:11210", "b:11210"]
+    assert net.source("couchbase://cluster", lookup=lookup).fetch_manifest() is not None
+
+
+def test_a_name_that_stands_for_itself(seeds: Make) -> None:
+    net = seeds(a=good)
+    source = net.source("couchbase://a", lookup=lambda _name, _timeout: [])
+    assert source.fetch().nodes == ("a:11210", "c:11210")
+
+
+def test_a_name_server_that_does_not_answer_can_be_left(seeds: Make) -> None:
+    asked, never = threading.Event(), threading.Event()
+
+    def lookup(_name: str, _timeout: float) -> list[SrvRecord]:
+        asked.set()
+        never.wait(30)
+        return []
+
+    source = seeds(a=good).source("couchbase://a", lookup=lookup)
+    canceller = threading.Thread(target=lambda: asked.wait(20) and source.cancel())
+    canceller.start()
+    with pytest.raises(ReadCancelledError):
+        source.fetch()
+    never.set()
+    canceller.join()
