@@ -19,7 +19,7 @@ from cbframe.dcp.ends import Ends
 from cbframe.dcp.patience import Patience
 from cbframe.dcp.records import NodeRecord, NodeState, VBucketRecord, map_backoff, node_backoff
 from cbframe.dcp.refresh import MapRefresh
-from cbframe.errors import CbframeError
+from cbframe.errors import AccessError, AuthFailError, CbframeError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Status, StreamEndReason
 
@@ -171,7 +171,8 @@ class Coordinator:
 
     def _on_map_failed(self, error: CbframeError, now: float, out: list[plan.Instruction]) -> None:
         routine = self._refresh.failed(now)
-        if error.permanent or not routine:
+        # A password that was changed meanwhile does no harm before another map, or connection, is needed.
+        if not routine or (error.permanent and not isinstance(error, AuthFailError | AccessError)):
             self._on_failure(error, now, out)
         if not self._over and self._map is not None and self._patience.lost_bucket(error, now):
             self._fail(error, out)

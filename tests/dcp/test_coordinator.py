@@ -577,9 +577,21 @@ def test_a_routine_look_that_fails_is_no_failure_of_the_read() -> None:
         hand(MapFailed(CUT))
     assert not any(isinstance(i, Fail) for i in hand.said)
     assert hand.said.count(FetchMap()) == 11
-    hand.until(FetchMap)
-    hand(MapFailed(AuthFailError("no")))
-    assert isinstance(hand.error(), AuthFailError)
+
+
+@pytest.mark.parametrize("error", [AuthFailError("no"), AccessError("no")])
+def test_a_password_that_was_changed_meanwhile_is_no_failure_of_the_read(error: CbframeError) -> None:
+    """The connections that it has go on; it fails when it needs another map."""
+    error.permanent = True
+    hand = Hand(map_poll_interval=10, recovery_timeout=15).streaming(5)
+    for _ in range(3):
+        assert hand.until(FetchMap)
+        hand(MapFailed(error))
+    assert not any(isinstance(i, Fail) for i in hand.said)
+    hand(Kicked("a stream was refused"))
+    assert hand.until(FetchMap)
+    hand(MapFailed(error))
+    assert hand.error() is error
 
 
 def test_a_pushed_map_does_not_end_the_fetch_under_way() -> None:
