@@ -96,6 +96,9 @@ class BucketDataSourceOptions:
     map_poll_interval
         Seconds without news of the cluster map after which it is looked at all the same; None for
         never.
+    map_streaming
+        With ``http://`` and ``https://`` seeds: have the cluster manager send each new cluster map, as the
+        data nodes do over their own connections.
     ping_timeout_ms
         A connection that was idle for so many milliseconds is asked whether it lives.
     receive_buffer_bytes
@@ -148,6 +151,7 @@ class BucketDataSourceOptions:
     stream_request_timeout: float = 60.0
     recovery_timeout: float = 60.0
     map_poll_interval: float | None = 10.0
+    map_streaming: bool = True
     ping_timeout_ms: int = 30_000
     receive_buffer_bytes: int = 4 * 1024 * 1024
     max_body_bytes: int = 25 * 1024 * 1024

@@ -40,12 +40,17 @@ class Aside:
             if self._cancelled:
                 outcome.cancel()
             else:
-                arguments = (outcome, work)
-                threading.Thread(target=_settle, args=arguments, name="cbframe-rest", daemon=True).start()
+                thread = threading.Thread(
+                    target=_settle, args=(outcome, work), name="cbframe-rest", daemon=True
+                )
+                thread.start()
         try:
             return outcome.result()
         except CancelledError:
             raise ReadCancelledError("cancelled while the cluster manager was asked") from None
+        finally:
+            if not outcome.cancelled():
+                thread.join()  # it has nothing more to do
 
     def cancel(self) -> None:
         """End what runs, and whatever would run; callable from any thread."""

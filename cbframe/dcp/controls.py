@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self, TypeAlias
 
 from cbframe.options import BucketDataSourceOptions
+from cbframe.wire.constants import StreamFlag
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +138,9 @@ CONTROLS: tuple[Control, ...] = (
 def _interval(seconds: float) -> str:
     """Whole seconds where possible: old servers take no fractions."""
     return str(int(seconds)) if float(seconds).is_integer() else str(seconds)
+
+
+def stream_flags(options: BucketDataSourceOptions) -> StreamFlag:
+    """Flags of each stream request; not STRICT_VBUUID: a fresh start has no history to insist on."""
+    flags = StreamFlag.ACTIVE_ONLY
+    return flags | StreamFlag.IGNORE_PURGED_TOMBSTONES if options.ignore_purged_tombstones else flags

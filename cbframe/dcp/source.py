@@ -13,12 +13,14 @@ from typing import Self
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.map import ClusterMap
-from cbframe.cluster.tls import TLSContext, TLSLike, client_context
+from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.controls import DcpSettings
+from cbframe.dcp.controls import DcpSettings, stream_flags
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.counters import ClusterCounters, NodeStats
+from cbframe.dcp.dialer import Dialer
+from cbframe.dcp.follow import MapFollower
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import MapSource, make_login, with_credentials
 from cbframe.dcp.node import NodeSetup, NodeThread
@@ -26,7 +28,7 @@ from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receiver, tak
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.dcp.streams import VBucketState
 from cbframe.dcp.supervisor import Supervisor
-from cbframe.dcp.transport import HookedTransport, SocketTransport, Transport
+from cbframe.dcp.transport import SocketTransport, Transport
 from cbframe.dcp.waits import Timeouts
 from cbframe.errors import (
     AuthFailError,
@@ -38,7 +40,6 @@ from cbframe.errors import (
 )
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
-from cbframe.wire.constants import StreamFlag
 from cbframe.wire.requests import StreamFilter
 
 UPDATE_SECURITY_SETTINGS = plan.UPDATE_SECURITY_SETTINGS
@@ -106,16 +107,12 @@ class BucketDataSource:
         options = options or BucketDataSourceOptions()
         target = parse_connection_string(server_urls).on_network(network)
         authenticator = as_authenticator(auth)
-        if tls_context is not None and options.tls_config is not None:
-            raise ConfigurationError("tls_context and the option tls_config are the same: give one")
-        self._tls_context = tls_context
         self._options = options
         self._log = options.logger or logging.getLogger("cbframe.dcp")
         self._receiver = taker_of_blocks(receiver)
-        self._own_transport = transport
-        self._secure = (target.tls, authenticator)
-        context = self._make_context()
-        self._transport = transport = transport or self._make_transport(context)
+        self._authenticated = authenticator
+        self._dialer = Dialer(options, tls_context, authenticator, encrypted=target.tls, by_hand=transport)
+        self._transport = transport = self._dialer.transport()
         self._clock = clock
         # One for each thread that counts: the supervisor's, the one that fetches maps, the callers'.
         self._counters, self._map_counters, self._calls = (ClusterCounters() for _ in range(3))
@@ -130,7 +127,7 @@ class BucketDataSource:
             transport=transport,
             clock=clock,
             timeout=options.connect_timeout,
-            tls_context=context,
+            tls_context=self._dialer.context,
             connect_bucket=options.connect_bucket,
             counters=self._map_counters,
             renew=None if self._auth is None else self._authenticator,
@@ -145,10 +142,12 @@ class BucketDataSource:
             make_node=self._make_node,
             on_error=self._report,
             on_over=self._on_over,
-            on_end=self._maps.close,
+            on_end=self._on_end,
             clock=clock,
             counters=self._counters,
         )
+        self._target = target
+        self._follower: MapFollower | None = None
         self._stats: dict[str, NodeStats] = {}
         self._life = ""
         self._over = threading.Event()
@@ -183,6 +182,9 @@ class BucketDataSource:
                 raise ConfigurationError(f"the data source is {self._life}: it can be started once")
             self._life = "running"
         self._maps.open()
+        self._follower = self._make_follower()
+        if self._follower is not None:
+            self._follower.start()
         self._supervisor.start()
 
     def kick(self, reason: str) -> None:
@@ -199,10 +201,10 @@ class BucketDataSource:
         with self._calls_lock:
             self._calls.tot_kick += 1
         self._log.debug("kicked: %s", reason)
-        if reason == UPDATE_SECURITY_SETTINGS and self._own_transport is None:
-            context = self._make_context()
-            self._transport = self._make_transport(context)
-            self._maps.secure(self._transport, context)
+        if reason == UPDATE_SECURITY_SETTINGS and self._dialer.by_hand is None:
+            self._dialer.renew()
+            self._transport = self._dialer.transport()
+            self._maps.secure(self._transport, self._dialer.context)
         self._supervisor.post(plan.Kicked(reason))
 
     def wait(self, timeout: float | None = None) -> None:
@@ -283,21 +285,29 @@ class BucketDataSource:
         """Where each finished vbucket is complete: the end of its last snapshot."""
         return dict(sorted(self._coordinator.done.items()))
 
-    def _make_context(self) -> TLSContext | None:
-        encrypted, authenticator = self._secure
-        config = self._options.tls_config
-        chosen = config() if callable(config) else config
-        return client_context(chosen or self._tls_context, authenticator, encrypted=encrypted)
-
-    def _make_transport(self, context: TLSContext | None) -> Transport:
-        connect, connect_tls = self._options.connect, self._options.connect_tls
-        if context is not None and connect_tls is not None:
-            return HookedTransport(lambda node: connect_tls("tcp", node, context))
-        if context is None and connect is not None:
-            return HookedTransport(lambda node: connect("tcp", node))
-        return SocketTransport(context)
+    def _make_follower(self) -> MapFollower | None:
+        """Where maps come from cluster managers, and nobody has put something in their place."""
+        options = self._options
+        by_hand = self._dialer.by_hand is not None or options.connect_bucket is not None
+        if self._target.bootstrap == "kv" or by_hand or not options.map_streaming:
+            return None
+        return MapFollower(
+            self._target,
+            self._login.bucket,
+            lambda: self._authenticated if self._auth is None else self._authenticator(),
+            options,
+            transport=lambda: SocketTransport(self._dialer.context),
+            on_config=self._on_config,
+            on_error=self._report,
+            clock=self._clock,
+        )
 
     # -- called by the threads
+
+    def _on_end(self) -> None:
+        self._maps.close()
+        if self._follower is not None:
+            self._follower.close()
 
     def _fetch_map(self) -> plan.Event:
         newest = self._coordinator.map
@@ -309,9 +319,11 @@ class BucketDataSource:
     def _make_node(self, address: str) -> NodeThread:
         options = self._options
         stats = self._stats.setdefault(address, NodeStats())
-        takes_compressed = getattr(self._receiver, "takes_compressed", False)
-        name = f"{options.name}:{uuid.uuid4().hex}"
-        settings = DcpSettings.of(options, name, takes_compressed=takes_compressed)
+        settings = DcpSettings.of(
+            options,
+            f"{options.name}:{uuid.uuid4().hex}",
+            takes_compressed=getattr(self._receiver, "takes_compressed", False),
+        )
         setup = NodeSetup(
             transport=self._transport,
             receiver=self._receiver,
@@ -327,17 +339,11 @@ class BucketDataSource:
             on_push=self._on_push,
             on_error=self._report,
             clock=self._clock,
-            timeouts=Timeouts(
-                connect=options.connect_timeout,
-                silence=2 * options.noop_interval_secs,
-                request=options.stream_request_timeout,
-                ping=options.ping_timeout_ms / 1000,
-                idle=None if options.seq_end is None else options.idle_timeout,
-            ),
+            timeouts=Timeouts.of(options),
             buffer_bytes=options.receive_buffer_bytes,
             max_body=options.max_body_bytes,
             wanted=self._wanted,
-            stream_flags=_stream_flags(options),
+            stream_flags=stream_flags(options),
             trace_capacity=options.trace_capacity,
             logger=self._log,
         )
@@ -390,12 +396,6 @@ class BucketDataSource:
     def _on_over(self, error: CbframeError | None) -> None:
         self._error = error
         self._over.set()
-
-
-def _stream_flags(options: BucketDataSourceOptions) -> StreamFlag:
-    """Without STRICT_VBUUID: a fresh start has no history to insist on."""
-    flags = StreamFlag.ACTIVE_ONLY
-    return flags | StreamFlag.IGNORE_PURGED_TOMBSTONES if options.ignore_purged_tombstones else flags
 
 
 def _check_arguments(server_urls: object, pool_name: str, bucket_name: str, receiver: object) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from cbframe.errors import ReadTimeoutError
+from cbframe.options import BucketDataSourceOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,18 @@ class Timeouts:
     request: float
     ping: float
     idle: float | None = None
+
+    @classmethod
+    def of(cls, options: BucketDataSourceOptions) -> Self:
+        """What the options say."""
+        return cls(
+            connect=options.connect_timeout,
+            silence=2 * options.noop_interval_secs,
+            request=options.stream_request_timeout,
+            ping=options.ping_timeout_ms / 1000,
+            # Of a source without an end, streams that get nothing may be complete.
+            idle=None if options.seq_end is None else options.idle_timeout,
+        )
 
 
 class Waits:

@@ -31,6 +31,7 @@ class RestConnection(Channel):
         self._buffer = bytearray()
         self._streaming: str | None = None
         self._last = b""
+        self._heartbeat = 0.0
         self._certified: User | None = None
 
     def received(self, data: bytes) -> None:
@@ -133,7 +134,7 @@ class RestConnection(Channel):
         elif kind == "b":
             self._json(config.terse(self._node.index))
         else:
-            self._stream(kind)
+            self._stream(kind, query.get("heartbeat", ""))
 
     def _flush_bucket(self, path: list[str]) -> None:
         bucket = self._node.bucket
@@ -171,11 +172,21 @@ class RestConnection(Channel):
         headers = {"Content-Type": content_type, "Content-Length": str(len(body)), **(more or {})}
         self.send(_head(status, headers) + body)
 
-    def _stream(self, kind: str) -> None:
+    def _stream(self, kind: str, heartbeat: str) -> None:
         self._streaming = kind
+        if heartbeat.isdecimal() and int(heartbeat):
+            self._heartbeat = float(heartbeat)
+            self.deadline = self.loop.clock() + self._heartbeat
         self.send(_head(HTTPStatus.OK, {"Content-Type": _JSON, "Transfer-Encoding": "chunked"}))
         self._node.follow_config(self, wanted=True)
         self.push_config()
+
+    def on_timer(self, now: float) -> None:
+        self.deadline = now + self._heartbeat
+        self._chunk(_SEPARATOR)
+
+    def _chunk(self, data: bytes) -> None:
+        self.send(b"%x\r\n%s\r\n" % (len(data), data))
 
     def push_config(self) -> None:
         """Send the configuration if it is another than the one sent last."""
@@ -185,8 +196,7 @@ class RestConnection(Channel):
         body = json.dumps(content, separators=(",", ":")).encode()
         if body != self._last:
             self._last = body
-            body += _SEPARATOR
-            self.send(b"%x\r\n%s\r\n" % (len(body), body))
+            self._chunk(body + _SEPARATOR)
             self.flush()
 
 

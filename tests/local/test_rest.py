@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 
 import pytest
+import requests
 
 from cbframe.local import LocalCluster
 
@@ -111,3 +113,20 @@ def test_streaming_follows_the_map_and_ends_with_the_cluster(kind: str) -> None:
     finally:
         cluster.close()
         connection.close()
+
+
+def test_heartbeats_of_a_stream() -> None:
+    """By the node's own clock: an empty configuration when there was nothing for so long."""
+    with LocalCluster(vbuckets=1, seed=1) as cluster:
+        loop = cluster._engine.nodes[0].loop
+        now = [time.monotonic()]
+        loop.call(lambda: setattr(loop, "clock", lambda: now[0]))
+        auth = cluster.username, cluster.password
+        url = f"{cluster.rest_urls[0]}/pools/default/bs/default?heartbeat=7"
+        with requests.get(url, auth=auth, stream=True, timeout=20) as answer:
+            chunks = answer.iter_content(None)
+            assert json.loads(next(chunks))["name"] == "default"
+            for _ in range(2):
+                now[0] += 7
+                loop.wake()
+                assert next(chunks) == b"\n\n\n\n"

@@ -1,0 +1,65 @@
+"""How connections are made: with what the options say of TLS and of sockets."""
+
+from __future__ import annotations
+
+from cbframe.cluster.auth import Authenticator
+from cbframe.cluster.tls import TLSContext, TLSLike, client_context
+from cbframe.dcp.transport import HookedTransport, SocketTransport, Transport
+from cbframe.errors import ConfigurationError
+from cbframe.options import BucketDataSourceOptions
+
+
+class Dialer:
+    """Makes transports.
+
+    Parameters
+    ----------
+    options
+        ``tls_config`` may be a function, asked with each :meth:`renew`; ``connect`` and ``connect_tls``
+        make the sockets themselves.
+    tls
+        In place of ``tls_config``.
+    authenticator
+        May have a certificate.
+    encrypted
+        Whether the seeds ask for TLS.
+    by_hand
+        A transport to be used in place of all this.
+    """
+
+    def __init__(
+        self,
+        options: BucketDataSourceOptions,
+        tls: TLSLike,
+        authenticator: Authenticator,
+        *,
+        encrypted: bool,
+        by_hand: Transport | None = None,
+    ) -> None:
+        if tls is not None and options.tls_config is not None:
+            raise ConfigurationError("tls_context and the option tls_config are the same: give one")
+        self._options = options
+        self._tls = tls
+        self._authenticator = authenticator
+        self._encrypted = encrypted
+        self.by_hand = by_hand
+        self.context: TLSContext | None = None
+        """That of the connections made from now on; None for plain text."""
+        self.renew()
+
+    def renew(self) -> None:
+        """Take what ``tls_config`` gives now."""
+        config = self._options.tls_config
+        chosen = config() if callable(config) else config
+        self.context = client_context(chosen or self._tls, self._authenticator, encrypted=self._encrypted)
+
+    def transport(self) -> Transport:
+        """To data nodes."""
+        if self.by_hand is not None:
+            return self.by_hand
+        context, connect, connect_tls = self.context, self._options.connect, self._options.connect_tls
+        if context is not None and connect_tls is not None:
+            return HookedTransport(lambda node: connect_tls("tcp", node, context))
+        if context is None and connect is not None:
+            return HookedTransport(lambda node: connect("tcp", node))
+        return SocketTransport(context)
