@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import trustme
 
 import cbframe
 from cbframe.cli import main
@@ -351,6 +353,59 @@ def test_serve_runs_until_it_is_interrupted() -> None:
             assert server.wait(20) == 0
         finally:
             server.kill()
+
+
+@contextmanager
+def serving(
+    *arguments: str, stdin: int = subprocess.DEVNULL
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A cluster in a process of its own, and what it says of itself."""
+    command = [sys.executable, "-m", "cbframe", "serve", "--vbuckets", "4", "--sample", "20", *arguments]
+    with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert select.select([server.stdout], [], [], 30)[0]
+            yield server, json.loads(server.stdout.readline())
+        finally:
+            server.terminate()
+
+
+def test_serve_without_an_input_goes_on() -> None:
+    """As a service: there is nobody whose end it could notice."""
+    with serving() as (server, ready):
+        found = cbframe.read_bucket(ready["connection_string"], auth=(ready["username"], "password"))
+        assert len(found) == 20
+        assert server.poll() is None
+        server.terminate()
+        assert server.wait(20) == 0
+
+
+def test_serve_ends_with_who_started_it() -> None:
+    with serving(stdin=subprocess.PIPE) as (server, _):
+        assert server.stdin is not None
+        server.stdin.close()
+        assert server.wait(20) == 0
+
+
+def test_serve_with_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    chain, key, ca = (tmp_path / name for name in ("chain.pem", "key.pem", "ca.pem"))
+    chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(key)
+    authority.cert_pem.write_to_path(ca)
+    with serving("--tls-cert", str(chain), "--tls-key", str(key)) as (_, ready):
+        auth = ready["username"], "password"
+        assert len(cbframe.read_bucket(ready["tls_connection_string"], auth=auth, tls=str(ca))) == 20
+        assert all(url.startswith("https://") for url in ready["tls_rest_urls"])
+    refused = subprocess.run(
+        [sys.executable, "-m", "cbframe", "serve", "--tls-key", str(key)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "give --tls-cert" in refused.stderr
 
 
 # --- text

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Sequence
@@ -13,17 +14,18 @@ from functools import partial
 from types import FrameType
 from typing import IO, Any
 
-from cbframe.errors import CbframeError
+from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.local.cluster import LocalCluster
 from cbframe.local.engine import Engine
 from cbframe.local.process import answer, unpack
+from cbframe.local.tls import ServerTLS
 
 
 def serve(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM, SIGINT or the end of the standard input.
+    """Serve until SIGTERM or SIGINT, or the end of the standard input where that is a pipe.
 
     Prints one line of JSON with ``connection_string``, ``rest_urls``, ``username`` and ``pid``
-    when the cluster is ready.
+    when the cluster is ready; with certificates also the addresses for TLS.
 
     Parameters
     ----------
@@ -46,6 +48,10 @@ def serve(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--replicas", type=int, default=0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="load N documents of sample data")
+    tls = parser.add_argument_group("TLS", "each node then has a TLS port beside each of its two")
+    tls.add_argument("--tls-cert", metavar="FILE", help="certificate for 127.0.0.1, and the chain behind it")
+    tls.add_argument("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
+    tls.add_argument("--tls-client-ca", metavar="FILE", help="take client certificates of this authority")
     parser.add_argument("--control", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.control:
@@ -62,6 +68,11 @@ def _stand_alone(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     try:
+        tls = None
+        if options.tls_cert is not None:
+            tls = ServerTLS(options.tls_cert, options.tls_key, options.tls_client_ca)
+        elif options.tls_key is not None or options.tls_client_ca is not None:
+            raise ConfigurationError("a key or an authority alone makes no TLS", hint="give --tls-cert")
         cluster = LocalCluster(
             options.nodes,
             options.vbuckets,
@@ -70,6 +81,7 @@ def _stand_alone(options: argparse.Namespace) -> int:
             password=options.password,
             replicas=options.replicas,
             seed=options.seed,
+            tls=tls,
         ).start()
     except CbframeError as exc:
         sys.stderr.write(f"{exc}\n")
@@ -77,12 +89,15 @@ def _stand_alone(options: argparse.Namespace) -> int:
     with cluster:
         if options.sample:
             cluster.load_sample(options.sample)
-        ready = {
+        ready: dict[str, Any] = {
             "connection_string": cluster.connection_string,
             "rest_urls": cluster.rest_urls,
             "username": cluster.username,
             "pid": os.getpid(),
         }
+        if tls is not None:
+            ready["tls_connection_string"] = cluster.tls_connection_string
+            ready["tls_rest_urls"] = cluster.tls_rest_urls
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
 
@@ -91,8 +106,11 @@ def _stand_alone(options: argparse.Namespace) -> int:
                 pass
             done.set()
 
-        # A daemon: a read of the standard input cannot be interrupted otherwise.
-        threading.Thread(target=watch_input, name="cbframe-local-stdin", daemon=True).start()
+        # A pipe ends with whoever holds its other end; what is no pipe, as under a service manager, does
+        # not tell.
+        if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+            # A daemon: a read of the standard input cannot be interrupted otherwise.
+            threading.Thread(target=watch_input, name="cbframe-local-stdin", daemon=True).start()
         done.wait()
     return 0
 
