@@ -32,6 +32,8 @@ class _VBucketState:
     snapshots: int = 0
     void_before: int = 0
     """Batches with a smaller number hold nothing of this vbucket that counts."""
+    begun: dict[int, int] = field(default_factory=dict)
+    """Seqno at which a collection began, or was emptied, by its id."""
 
 
 @dataclass(slots=True)
@@ -61,7 +63,6 @@ class BatchingReceiver:
     last_error: CbframeError | None = field(default=None, init=False)
     _vbuckets: list[_VBucketState] = field(init=False, repr=False)
     _last_seqno: npt.NDArray[np.uint64] = field(init=False, repr=False)
-    _begun: dict[tuple[int, int], int] = field(default_factory=dict, init=False, repr=False)
     _batches: Handover[pa.RecordBatch] = field(default_factory=Handover, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ class BatchingReceiver:
                 self.created[cid] = event
                 if self._last_seqno[vbucket]:
                     # Told of a collection that was there before, it means that it was emptied.
-                    self._begun[vbucket, cid] = event.seqno
+                    self._vbuckets[vbucket].begun[cid] = event.seqno
             case SystemEventId.DROP_COLLECTION if cid is not None:
                 self.dropped.add(cid)
             case SystemEventId.CREATE_SCOPE if scope is not None:
@@ -117,6 +118,7 @@ class BatchingReceiver:
         state.metadata = None
         state.snapshots += 1
         self._last_seqno[vbucket] = 0
+        state.begun = {}  # those events come again, at other seqnos
 
     # -- the consumer's side
 
@@ -162,15 +164,20 @@ class BatchingReceiver:
 
     def _of_dropped(self, table: pa.Table) -> npt.NDArray[np.bool_] | None:
         """Which rows are older than the end of their collection, or than its emptying; None if none."""
-        if not self.dropped and not self._begun:
+        begun = {
+            (vbucket, cid): seqno
+            for vbucket, state in enumerate(self._vbuckets)
+            for cid, seqno in state.begun.items()
+        }
+        if not self.dropped and not begun:
             return None
         collection = _column(table, COLLECTION_ID)
         gone: npt.NDArray[np.bool_] = np.isin(collection, list(self.dropped))
-        if self._begun:
-            vbuckets, ids = np.array(list(self._begun), np.uint64).T
+        if begun:
+            vbuckets, ids = np.array(list(begun), np.uint64).T
             places = vbuckets << np.uint64(32) | ids
             order = np.argsort(places)
-            seqnos = np.array(list(self._begun.values()), np.uint64)[order]
+            seqnos = np.array(list(begun.values()), np.uint64)[order]
             rows = np.flatnonzero(np.isin(collection, ids))
             wanted = _column(table, VBUCKET)[rows].astype(np.uint64) << np.uint64(32) | collection[rows]
             at = np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)

@@ -136,6 +136,12 @@ R0 = ("rollback", 0)
             ],
             [("b", 2), ("c", 1), ("d", 4)],
         ),
+        # what a rollback took back does not come to count by it: the events come again, elsewhere
+        (
+            [S0, [m(0, 1, "x"), m(0, 2, "y")], created(0, 6, 8), [m(0, 7, "a", 8)], R0]
+            + [S0, created(0, 1, 8), [m(0, 3, "a", 8), m(0, 4, "b", 8)]],
+            [("a", 3), ("b", 4)],
+        ),
         # the version before it does not count either where there are several
         ([S0, S0, [m(0, 1, "a", 8)], created(0, 3, 8), [m(0, 4, "a", 8)], created(0, 5, 8)], []),
     ],
