@@ -3,7 +3,8 @@
 The elements of a Snappy block refer to what the block itself put out before. So blocks can be joined
 without their lengths in front, and inflated as a single one: no Python object a document. Between them
 goes a literal of known bytes. Where it does not come out at its place, some block is not as long as it
-says, and no row can be trusted.
+says, and no row can be trusted. One thing is not found so: a block that is as long as it says and refers
+to what lies before its beginning. Servers let no such block be written.
 
 Source: google/snappy ``format_description.txt``.
 """
