@@ -17,6 +17,7 @@ _HOMES = {
     "cbframe.dcp.counters": ("NodeStats",),
     "cbframe.dcp.metadata": ("VBucketMetaData",),
     "cbframe.dcp.open": ("upr_open",),
+    "cbframe.dcp.plan": ("UPDATE_SECURITY_SETTINGS",),
     "cbframe.dcp.receiver": (
         "BlockReceiver",
         "DeferringReceiver",
@@ -56,6 +57,16 @@ _HOMES = {
     "cbframe.frame.target": ("ScanProgress",),
     "cbframe.local": ("LocalCluster",),
     "cbframe.options": ("BucketDataSourceOptions",),
+    "cbframe.wire.constants": (
+        "Datatype",
+        "Feature",
+        "Opcode",
+        "OpenFlag",
+        "SnapshotFlag",
+        "Status",
+        "StreamEndReason",
+        "SystemEventId",
+    ),
     "cbframe.wire.failover": ("parse_failover_log",),
     "cbframe.wire.messages": ("SystemEvent",),
 }
@@ -86,6 +97,7 @@ if TYPE_CHECKING:
     from cbframe.dcp.counters import NodeStats as NodeStats
     from cbframe.dcp.metadata import VBucketMetaData as VBucketMetaData
     from cbframe.dcp.open import upr_open as upr_open
+    from cbframe.dcp.plan import UPDATE_SECURITY_SETTINGS as UPDATE_SECURITY_SETTINGS
     from cbframe.dcp.receiver import BlockReceiver as BlockReceiver
     from cbframe.dcp.receiver import DeferringReceiver as DeferringReceiver
     from cbframe.dcp.receiver import Document as Document
@@ -123,5 +135,13 @@ if TYPE_CHECKING:
     from cbframe.frame.target import ScanProgress as ScanProgress
     from cbframe.local import LocalCluster as LocalCluster
     from cbframe.options import BucketDataSourceOptions as BucketDataSourceOptions
+    from cbframe.wire.constants import Datatype as Datatype
+    from cbframe.wire.constants import Feature as Feature
+    from cbframe.wire.constants import Opcode as Opcode
+    from cbframe.wire.constants import OpenFlag as OpenFlag
+    from cbframe.wire.constants import SnapshotFlag as SnapshotFlag
+    from cbframe.wire.constants import Status as Status
+    from cbframe.wire.constants import StreamEndReason as StreamEndReason
+    from cbframe.wire.constants import SystemEventId as SystemEventId
     from cbframe.wire.failover import parse_failover_log as parse_failover_log
     from cbframe.wire.messages import SystemEvent as SystemEvent
