@@ -116,3 +116,14 @@ def restart(cluster: LocalCluster, gone: threading.Event) -> None:
     assert gone.wait(20)
     cluster.kill(0)
     cluster.restart(0, same_ports=True)
+
+
+@pytest.mark.parametrize("vbuckets", [1, 64, 128, 1024])
+def test_buckets_of_any_size(vbuckets: int) -> None:
+    """The count is what the map says: it depends on the server, its platform and its storage."""
+    with LocalCluster(nodes=3, vbuckets=vbuckets, seed=1, replicas=1) as cluster:
+        fill(cluster, 2000, 5)
+        cluster.rebalance(eject=[2])
+        found = read_rows(cluster, timeout=30)
+        assert found == truth(cluster)
+        assert len({row.vbucket for row in found.values()}) > vbuckets // 2
