@@ -83,8 +83,8 @@ class TypedColumns:
     ----------
     table
         The columns in order of first appearance, rows in the order in which they were added. Then
-        ``_cb_rest`` (JSON text: the fields beyond the limit) and ``_cb_value`` (binary: values
-        that are no JSON object), each only if it has a row.
+        ``_cb_rest`` (JSON text: the fields beyond the limit), ``_cb_value`` (binary: values that are
+        no JSON object) and ``_cb_reason`` (why they are none), each only if it has a row.
     rows
         Number of rows, also when no document has a field and the table has no column.
     rejected
@@ -138,9 +138,12 @@ class JsonTyper:
         No more top-level columns than this, further fields go to ``_cb_rest``; and no more fields
         than this inside of columns, over all: then the column with most of them becomes text. So
         objects that are used as maps, with data for keys, cost no more than their bytes.
+    nested_as_text
+        Arrays and objects become JSON text, their exact source, and not lists and structs.
     """
 
-    def __init__(self, *, max_depth: int = 200, max_fields: int = 1000) -> None:
+    def __init__(self, *, max_depth: int = 200, max_fields: int = 1000, nested_as_text: bool = False) -> None:
+        self._nested_as_text = nested_as_text
         self._max_depth = min(max_depth, 400)
         self._schema = Schema(max_fields)
         self._batches: list[_Batch] = []
@@ -172,7 +175,7 @@ class JsonTyper:
         arrays: dict[str, pa.ChunkedArray] = {}
         conflicts = []
         for column in columns:
-            array = self._text(column) if column.text else self._typed(column)
+            array = self._text(column) if column.text or self._as_text(column) else self._typed(column)
             arrays[column.name + "_" if column.name.startswith(_OURS) else column.name] = array
             if column.conflict is not None:
                 path, types = column.conflict
@@ -191,6 +194,7 @@ class JsonTyper:
                 rejected.update(batch.verdicts[batch.verdicts != Reason.GOOD].tolist())
         if rejected:
             arrays["_cb_value"] = _chunked((_rejected(batch) for batch in self._batches), pa.binary())
+            arrays["_cb_reason"] = _chunked((_reasons(batch) for batch in self._batches), pa.string())
         rows = sum(len(batch.values) for batch in self._batches)
         self._batches = []
         assert all(len(array) == rows for array in arrays.values())
@@ -200,6 +204,9 @@ class JsonTyper:
             rejected={Reason(reason).name.lower(): count for reason, count in sorted(rejected.items())},
             conflicts=tuple(conflicts),
         )
+
+    def _as_text(self, column: Column) -> bool:
+        return self._nested_as_text and pa.types.is_nested(column.node.type())
 
     def _chunks(self) -> list[tuple[_Batch, _Chunk]]:
         return [(batch, chunk) for batch in self._batches for chunk in batch.chunks]
@@ -358,6 +365,16 @@ def _rejected(batch: _Batch) -> pa.Array:
     good = pa.array(batch.verdicts == Reason.GOOD)
     null = pa.scalar(None, batch.values.type)
     return pc.replace_with_mask(batch.values, good, null).cast(pa.binary())
+
+
+def _reasons(batch: _Batch) -> pa.Array:
+    return _REASONS.take(pa.array(batch.verdicts))
+
+
+_REASONS = pa.array(
+    [None if reason is Reason.GOOD else reason.name.lower() for reason in Reason], pa.string()
+)
+"""By number; null for values that are sound."""
 
 
 def _kinds(texts: pa.ChunkedArray) -> dict[str, int]:

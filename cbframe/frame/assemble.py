@@ -22,6 +22,7 @@ from cbframe.arrow.memory import POOL
 from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.dcp.maps import bucket_manifest
 from cbframe.errors import ConfigurationError
+from cbframe.frame import shape
 from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Datatype, Opcode
@@ -47,12 +48,15 @@ class Assembler:
         self._options = options
         self._batch_bytes = batch_bytes
         self._parse = target.parse and not target.keys_only
-        self._typer = JsonTyper() if self._parse else None
+        self._typer = self._new_typer() if self._parse else None
         self._wanted: dict[int, str] = {}
         self._scope_id: int | None = None
         self._batches: list[pa.RecordBatch] = []
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
+
+    def _new_typer(self) -> JsonTyper:
+        return JsonTyper(nested_as_text=self._target.nested == "json")
 
     @property
     def wire_metadata(self) -> tuple[str, ...]:
@@ -111,6 +115,8 @@ class Assembler:
         ------
         ConfigurationError
             ``columns=`` names a field that no document has, or a collection that was asked for is gone.
+        ConversionError
+            Values are no JSON objects, and that was to be an error.
         """
         self._refuse_dropped(receiver)
         keep = receiver.surviving(self._batches)
@@ -127,8 +133,15 @@ class Assembler:
         else:
             raw, typed = self._type(self._typer, raw, keep)
             documents, conflicts, rejected = typed.table, typed.conflicts, typed.rejected
+            if rejected and self._target.errors == "raise":
+                shape.refuse_rejected(rejected, typed.rows)
+            if rejected and self._target.errors == "drop":
+                sound = shape.sound_rows(documents)
+                raw, documents = _filter(raw, sound), shape.without_rejected(_filter(documents, sound))
         head = self._head(raw, manifest)
         documents = self._project(documents)
+        if self._target.nested == "flatten":
+            documents = shape.flattened(documents)
         table = pa.table(
             [*head.columns, *documents.columns],
             schema=pa.schema([*head.schema, *documents.schema]),
@@ -150,7 +163,7 @@ class Assembler:
             return _filter(raw, mutation), typer.finish()
         raw = _filter(raw, keep & mutation)
         self._pending.clear()
-        self._typer = typer = JsonTyper()
+        self._typer = typer = self._new_typer()
         for batch in raw.to_batches():
             typer.add(batch.column(VALUE), (batch.column(DATATYPE).to_numpy() & Datatype.JSON) != 0)
         return raw, typer.finish()

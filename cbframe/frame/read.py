@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
 from cbframe.frame.scan import BucketScan
+from cbframe.frame.shape import Errors, Nested
 from cbframe.frame.target import ProgressCallback, make_target
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import Connectable, ServerURLs
@@ -33,6 +34,8 @@ def scan_bucket(
     parse: bool = True,
     metadata: str | Sequence[str] = ("key",),
     vbuckets: Iterable[int] | None = None,
+    errors: Errors = "keep",
+    nested: Nested = "struct",
     batch_bytes: int = 8 * _MIB,
     buffer_bytes: int | None = None,
     timeout: float | None = None,
@@ -80,6 +83,13 @@ def scan_bucket(
         documents come from more than the default collection.
     vbuckets
         Read only these vbuckets.
+    errors
+        What becomes of values that are no JSON objects: ``"keep"`` puts them into ``_cb_value``, with the
+        reason in ``_cb_reason``; ``"drop"`` leaves them out, and counts them; ``"raise"`` raises a
+        :class:`~cbframe.ConversionError`.
+    nested
+        What becomes of objects and arrays: ``"struct"`` keeps them as structs and lists; ``"flatten"`` makes
+        a column of each field of an object, ``geo.lat``; ``"json"`` keeps their JSON text as it was written.
     batch_bytes
         Values are converted in batches of about this many bytes.
     buffer_bytes
@@ -120,6 +130,8 @@ def scan_bucket(
         parse=parse,
         metadata=metadata,
         vbuckets=vbuckets,
+        errors=errors,
+        nested=nested,
     )
     options = options or BucketDataSourceOptions(noop_interval_secs=20)
     if buffer_bytes is not None:
@@ -146,7 +158,8 @@ def read_bucket(conn: ServerURLs | Connectable, bucket: str | None = None, **arg
     pandas.DataFrame
         A column for each field. ``df.attrs["cbframe"]`` tells what it is a picture of (``as_of``),
         which fields had values without a common type (``conflicts``; those columns hold JSON text)
-        and how many documents are no JSON objects (``rejected``; they are in ``_cb_value``).
+        and how many documents are no JSON objects (``rejected``; they are in ``_cb_value``, and why they
+        are none in ``_cb_reason``).
 
     Raises
     ------

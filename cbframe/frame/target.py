@@ -10,6 +10,7 @@ from typing import Any
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSLike, make_tls_context
 from cbframe.errors import ConfigurationError
+from cbframe.frame.shape import ERRORS, NESTED, Errors, Nested
 from cbframe.typing import Connectable, ServerURLs
 
 METADATA_NAMES = (
@@ -79,6 +80,8 @@ class ScanTarget:
     parse: bool = True
     metadata: tuple[str, ...] = ("key",)
     vbuckets: tuple[int, ...] | None = None
+    errors: Errors = "keep"
+    nested: Nested = "struct"
 
 
 def make_target(
@@ -95,6 +98,8 @@ def make_target(
     parse: bool,
     metadata: str | Sequence[str],
     vbuckets: Iterable[int] | None,
+    errors: Errors,
+    nested: Nested,
 ) -> ScanTarget:
     """Check the arguments of a scan.
 
@@ -127,6 +132,9 @@ def make_target(
         )
     if columns is not None and not parse:
         raise ConfigurationError("columns= needs the documents parsed", hint="leave parse=False out")
+    for argument, chosen, choices in (("errors", errors, ERRORS), ("nested", nested, NESTED)):
+        if chosen not in choices:
+            raise ConfigurationError(f"{argument}={chosen!r}", hint=f"choose from: {', '.join(choices)}")
     names = (metadata,) if isinstance(metadata, str) else tuple(metadata)
     unknown = [n for n in names if n not in METADATA_NAMES]
     if unknown:
@@ -153,6 +161,8 @@ def make_target(
         parse=parse,
         metadata=names,
         vbuckets=None if vbuckets is None else _numbers(vbuckets),
+        errors=errors,
+        nested=nested,
     )
 
 

@@ -191,25 +191,33 @@ def test_values_that_are_rejected(value: bytes, reason: str, at: int) -> None:
     result = typed(*good[:at], value, *good[at:])
     assert result.rejected == {reason: 1}
     assert result.conflicts == ()
-    assert result.table.column_names == ["a", "_cb_value"]
+    assert result.table.column_names == ["a", "_cb_value", "_cb_reason"]
+    assert result.table["_cb_reason"].to_pylist() == [None] * at + [reason] + [None] * (150 - at)
     assert result.table["a"].to_pylist() == [*range(at), None, *range(at, 150)]
     assert result.table["_cb_value"].to_pylist() == [None] * at + [value] + [None] * (150 - at)
 
 
 def test_rejected_values_leave_nothing_in_the_schema() -> None:
     result = typed('{"b":1,"a":NaN}', '{"a":1}', '{"c":')
-    assert result.table.column_names == ["a", "_cb_value"]
+    assert result.table.column_names == ["a", "_cb_value", "_cb_reason"]
 
 
 def test_only_rejected_values() -> None:
     result = typed(b"", b"\xff", b"7")
-    assert result.table.to_pydict() == {"_cb_value": [b"", b"\xff", b"7"]}
+    assert result.table.to_pydict() == {
+        "_cb_value": [b"", b"\xff", b"7"],
+        "_cb_reason": ["empty", "not_utf8", "not_an_object"],
+    }
     assert result.rejected == {"empty": 1, "not_utf8": 1, "not_an_object": 1}
 
 
 def test_rows_that_the_server_does_not_call_json_are_not_tried() -> None:
     result = typed('{"a":1}', '{"a":2}', b"", is_json=[True, False, False])
-    assert result.table.to_pydict() == {"a": [1, None, None], "_cb_value": [None, b'{"a":2}', b""]}
+    assert result.table.to_pydict() == {
+        "a": [1, None, None],
+        "_cb_value": [None, b'{"a":2}', b""],
+        "_cb_reason": [None, "binary", "binary"],
+    }
     assert result.rejected == {"binary": 2}
 
 
@@ -271,6 +279,7 @@ def test_names_that_are_ours_get_an_underscore() -> None:
             "_CB_x": 6,
             "s": {"_cb_x": 7},
             "_cb_value": None,
+            "_cb_reason": None,
         }
     ]
 
@@ -298,7 +307,11 @@ def test_slices_and_large_binary() -> None:
     typer.add(values[1:4])
     typer.add(values.cast(pa.binary())[3:4])
     result = typer.finish()
-    assert result.table.to_pydict() == {"a": [1, None, 2, 2], "_cb_value": [None, b"", None, None]}
+    assert result.table.to_pydict() == {
+        "a": [1, None, 2, 2],
+        "_cb_value": [None, b"", None, None],
+        "_cb_reason": [None, "empty", None, None],
+    }
     assert result.table.schema.field("_cb_value").type == pa.binary()
 
 
@@ -390,3 +403,19 @@ def test_a_value_of_many_quotes_is_judged_in_linear_time() -> None:
     result = typed(b'"' + b'\\"' * 500_000 + b"[" * 1000, b'"\\' * 300_000 + b"{" * 1000)
     assert time.process_time() - began < 5
     assert sum(result.rejected.values()) == 2
+
+
+def test_nested_values_as_text() -> None:
+    """As they were written: no digit, blank or order is changed. What has a plain type keeps it."""
+    source = '{"n":1, "geo":{"lat": 1.50,"z":1,"a":2}, "tags":[1, "x"], "e":{}, "none":null}'
+    typer = JsonTyper(nested_as_text=True)
+    typer.add(pa.array([source.encode(), b'{"n":2,"geo":null}', b'{"geo":{ }}'], pa.binary()))
+    result = typer.finish()
+    assert result.table.to_pydict() == {
+        "n": [1, 2, None],
+        "geo": ['{"lat": 1.50,"z":1,"a":2}', None, "{ }"],
+        "tags": ['[1, "x"]', None, None],
+        "e": ["{}", None, None],
+        "none": [None, None, None],
+    }
+    assert [c.path for c in result.conflicts] == ["tags[]"]

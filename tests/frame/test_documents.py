@@ -6,12 +6,19 @@ import datetime as dt
 import json
 from collections import Counter
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
 
-from cbframe import BucketNotFoundError, ConfigurationError, LocalCluster, read_bucket, scan_bucket
+from cbframe import (
+    BucketNotFoundError,
+    ConfigurationError,
+    ConversionError,
+    LocalCluster,
+    read_bucket,
+    scan_bucket,
+)
 from cbframe.arrow.batcher import BatchingReceiver
 from cbframe.frame.asof import AsOf
 from cbframe.wire.blocks import DataBlock
@@ -333,3 +340,75 @@ def test_keys_and_extended_attributes_only(cluster: LocalCluster) -> None:
     cluster.upsert("tagged", {"n": 2}, xattrs={"_sync": {"a": 1}})
     table = scan_bucket(cluster, keys_only=True, metadata="xattrs", timeout=20).to_arrow()
     assert sorted(table["_cb_xattrs"].to_pylist(), key=len) == [[], [("_sync", '{"a":1}')]]
+
+
+# ---------------------------------------------------------------------- what is no document, what is nested
+
+
+@pytest.fixture
+def odd(cluster: LocalCluster) -> LocalCluster:
+    cluster.upsert("good", {"n": 1, "geo": {"lat": 1.5, "at": {"x": 1}}, "tags": [1]})
+    cluster.upsert("also", b'{"n":2,"geo":{ "lat":2.50 }}')
+    cluster.upsert("array", [1, 2])
+    cluster.upsert("bytes", b"\x00\xff")
+    cluster.upsert("more", b"\xff")
+    return cluster
+
+
+def test_the_reason_stands_beside_the_value(odd: LocalCluster) -> None:
+    frame = read_bucket(odd, timeout=20)
+    reasons = dict(zip(frame.index, frame["_cb_reason"], strict=True))
+    assert {key: reason for key, reason in reasons.items() if isinstance(reason, str)} == {
+        "array": "not_an_object",
+        "bytes": "binary",
+        "more": "binary",
+    }
+
+
+def test_what_is_no_document_may_be_left_out(odd: LocalCluster) -> None:
+    frame = read_bucket(odd, errors="drop", metadata="vbucket", timeout=20)
+    assert sorted(frame.index) == ["also", "good"]
+    assert not {"_cb_value", "_cb_reason"} & set(frame.columns)
+    assert frame.attrs["cbframe"]["rejected"] == {"binary": 2, "not_an_object": 1}
+
+
+def test_what_is_no_document_may_be_an_error(odd: LocalCluster) -> None:
+    with pytest.raises(ConversionError, match="3 of 5 values are no JSON objects") as caught:
+        read_bucket(odd, errors="raise", timeout=20)
+    assert "2 binary, 1 not_an_object" in str(caught.value)
+    assert "errors=" in str(caught.value.hint)
+    assert "array" not in str(caught.value)
+    for key in ("array", "bytes", "more"):
+        odd.delete(key)
+    assert len(read_bucket(odd, errors="raise", timeout=20)) == 2
+
+
+def test_fields_of_objects_as_columns(odd: LocalCluster) -> None:
+    table = scan_bucket(odd, nested="flatten", errors="drop", timeout=20).to_arrow()
+    rows = {row.pop("_cb_key"): row for row in table.to_pylist()}
+    assert rows == {
+        "good": {"n": 1, "geo.lat": 1.5, "geo.at.x": 1, "tags": [1]},
+        "also": {"n": 2, "geo.lat": 2.5, "geo.at.x": None, "tags": None},
+    }
+
+
+def test_flattened_names_that_are_taken(cluster: LocalCluster) -> None:
+    cluster.upsert("k", {"a": {"b": 1, "b.c": 2}, "a.b": 3, "e": {}, "a.b_": 4})
+    (row,) = scan_bucket(cluster, nested="flatten", timeout=20).to_arrow().to_pylist()
+    assert row == {"_cb_key": "k", "a.b__": 1, "a.b.c": 2, "a.b": 3, "e": {}, "a.b_": 4}
+
+
+def test_objects_and_arrays_as_they_were_written(odd: LocalCluster) -> None:
+    table = scan_bucket(odd, nested="json", errors="drop", timeout=20).to_arrow()
+    rows = {row.pop("_cb_key"): row for row in table.to_pylist()}
+    assert rows["also"] == {"n": 2, "geo": '{ "lat":2.50 }', "tags": None}
+    assert json.loads(rows["good"]["geo"]) == {"lat": 1.5, "at": {"x": 1}}
+    assert scan_bucket(odd, nested="json", timeout=20).to_arrow().schema.field("tags").type == pa.string()
+
+
+@pytest.mark.parametrize("wrong", [{"errors": "ignore"}, {"nested": "explode"}, {"errors": None}])
+def test_choices_that_there_are_not(cluster: LocalCluster, wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        scan_bucket(cluster, **wrong)
+    assert "choose from" in str(caught.value.hint)

@@ -1,0 +1,70 @@
+"""What becomes of a typed table on the way out: rows that are no documents, columns inside of columns."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cbframe.errors import ConversionError
+
+Errors: TypeAlias = Literal["keep", "drop", "raise"]
+Nested: TypeAlias = Literal["struct", "flatten", "json"]
+ERRORS: tuple[str, ...] = get_args(Errors)
+NESTED: tuple[str, ...] = get_args(Nested)
+VALUE, REASON = "_cb_value", "_cb_reason"
+
+
+def refuse_rejected(rejected: dict[str, int], rows: int) -> None:
+    """Raise where any value is no JSON object.
+
+    Raises
+    ------
+    ConversionError
+        How many there are of which kind.
+    """
+    if rejected:
+        kinds = ", ".join(f"{count:,} {reason}" for reason, count in rejected.items())
+        raise ConversionError(
+            f"{sum(rejected.values()):,} of {rows:,} values are no JSON objects: {kinds}",
+            hint=f'errors="keep" puts them into the column {VALUE}, errors="drop" leaves them out',
+        )
+
+
+def sound_rows(table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which rows are documents."""
+    sound: npt.NDArray[np.bool_] = np.asarray(table[VALUE].is_null())
+    return sound
+
+
+def without_rejected(table: pa.Table) -> pa.Table:
+    """The documents, without the columns for what is none."""
+    return table.drop_columns([name for name in (VALUE, REASON) if name in table.column_names])
+
+
+def flattened(table: pa.Table) -> pa.Table:
+    """Each field of a struct as a column of its own, named ``parent.child``; lists stay as they are.
+
+    A name that a column has already gets a ``_`` behind it.
+    """
+    columns: dict[str, pa.ChunkedArray] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        for path, leaf in _leaves(name, column):
+            free = path
+            while free in columns or (free != name and free in table.column_names):
+                free += "_"
+            columns[free] = leaf
+    return pa.table(columns)
+
+
+def _leaves(name: str, column: pa.ChunkedArray) -> list[tuple[str, pa.ChunkedArray]]:
+    # A struct without fields is all that there is of it.
+    if not pa.types.is_struct(column.type) or not column.type.num_fields:
+        return [(name, column)]
+    return [
+        leaf
+        for field, child in zip(column.type, column.flatten(), strict=True)
+        for leaf in _leaves(f"{name}.{field.name}", child)
+    ]
