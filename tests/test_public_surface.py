@@ -80,6 +80,8 @@ SCAN = {
     "parse": True,
     "metadata": ("key",),
     "vbuckets": None,
+    "errors": "keep",
+    "nested": "struct",
     "batch_bytes": 8 * 1024 * 1024,
     "buffer_bytes": None,
     "timeout": None,
