@@ -171,7 +171,15 @@ def test_a_rebalance_is_followed_by_what_the_manager_streams(
     monkeypatch.setattr("cbframe.dcp.source.BucketDataSource._on_config", only_from(cluster))
     receiver = RecordingReceiver()
     cluster.upsert("before", {})
-    options = {"seq_end": None, "map_poll_interval": None, "map_streaming": streaming}
+    # When a stream ends a map is wanted: what is streamed has to be there before one is fetched.
+    wait = 20_000 if streaming else 1
+    options = {
+        "seq_end": None,
+        "map_poll_interval": None,
+        "map_streaming": streaming,
+        "cluster_manager_sleep_init_ms": wait,
+        "cluster_manager_sleep_max_ms": wait,
+    }
     with source_of(cluster, receiver, seeds=cluster.rest_urls, **options) as source:
         until(receiver, lambda: b"before" in receiver.values())
         for vbucket in range(4):
