@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cbframe.arrow.batcher import BatchingReceiver
 from cbframe.arrow.columns import (
@@ -49,6 +50,7 @@ class Assembler:
         self._batch_bytes = batch_bytes
         self._parse = target.parse and not target.keys_only
         self._typer = self._new_typer() if self._parse else None
+        self._documents = 0
         self._wanted: dict[int, str] = {}
         self._scope_id: int | None = None
         self._batches: list[pa.RecordBatch] = []
@@ -79,8 +81,20 @@ class Assembler:
         self._wanted = {manifest.id_of(name): name for name in names}
         return replace(options, collections=tuple(self._wanted))
 
+    def has_enough(self) -> bool:
+        """Whether as many documents came as were asked for."""
+        wanted = self._target.n_rows
+        return wanted is not None and self._documents >= wanted
+
     def add(self, batches: list[pa.RecordBatch]) -> None:
         """Take batches in the order in which they arrived."""
+        if (prefix := self._target.key_prefix) is not None:
+            # Also where nothing is left: batches are known by their number.
+            batches = [batch.filter(pc.starts_with(batch.column(KEY), prefix)) for batch in batches]
+        if self._target.n_rows is not None:
+            self._documents += sum(
+                int((batch.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION).sum()) for batch in batches
+            )
         self._batches += batches
         if self._typer is None:
             return
@@ -146,7 +160,7 @@ class Assembler:
             [*head.columns, *documents.columns],
             schema=pa.schema([*head.schema, *documents.schema]),
         )
-        return Assembled(table, conflicts, rejected)
+        return Assembled(table.slice(0, self._target.n_rows), conflicts, rejected)
 
     def _type(
         self, typer: JsonTyper, raw: pa.Table, keep: npt.NDArray[np.bool_] | None

@@ -34,6 +34,8 @@ def scan_bucket(
     parse: bool = True,
     metadata: str | Sequence[str] = ("key",),
     vbuckets: Iterable[int] | None = None,
+    key_prefix: str | bytes | None = None,
+    n_rows: int | None = None,
     errors: Errors = "keep",
     nested: Nested = "struct",
     batch_bytes: int = 8 * _MIB,
@@ -83,6 +85,11 @@ def scan_bucket(
         documents come from more than the default collection.
     vbuckets
         Read only these vbuckets.
+    key_prefix
+        Keep only documents whose key begins so. They are looked for in all that the server sends.
+    n_rows
+        Stop when so many documents are there, whichever they are: a look, not a picture, so it has no
+        ``as_of``. As few vbuckets are read as have so many.
     errors
         What becomes of values that are no JSON objects: ``"keep"`` puts them into ``_cb_value``, with the
         reason in ``_cb_reason``; ``"drop"`` leaves them out, and counts them; ``"raise"`` raises a
@@ -132,6 +139,8 @@ def scan_bucket(
         vbuckets=vbuckets,
         errors=errors,
         nested=nested,
+        key_prefix=key_prefix,
+        n_rows=n_rows,
     )
     options = options or BucketDataSourceOptions(noop_interval_secs=20)
     if buffer_bytes is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _POLL = 0.05
 """Seconds between two looks at whether the source is over, while nothing arrives."""
 _PROGRESS_EVERY = 0.1
+_GROWTH = 8
+"""How many more vbuckets each time, until a look has found enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,46 +131,71 @@ class BucketScan:
         assembler = Assembler(self._target, options, self._batch_bytes)
         options = assembler.resolve_collections()
         receiver = BatchingReceiver(assembler.wire_metadata, options.max_body_bytes)
-        source = BucketDataSource(
-            self._target.server_urls,
-            "default",
-            self._target.bucket,
-            "",
-            self._target.vbuckets,
-            self._target.auth,
-            receiver,
-            options,
-            tls_context=self._target.tls,
-            network=self._target.network,
-        )
-        # Not a with block: Ctrl-C may come while the threads are being started.
-        try:
-            source.start()
-            told = began
-            while True:
-                finished = source.finished
-                batches = receiver.take(0 if finished else _POLL)
-                assembler.add(batches)
-                now = monotonic()
-                if self._progress is not None and (finished or now - told >= _PROGRESS_EVERY):
-                    told = now
-                    self._progress(_progress_of(source, now - began))
-                if finished:
-                    break
-                if self._timeout is not None and now - began > self._timeout:
-                    raise self._too_slow(source, receiver)
-            source.wait(0)
-            positions = {vb: (at.vbuuid, at.seqno) for vb, at in source.as_of.items()}
-            stats = source.stats()
-        finally:
-            source.close()
-        as_of = AsOf(positions)
+        positions: dict[int, tuple[int, int]] = {}
+        parts = _parts(self._target)
+        vbuckets = next(parts)
+        while True:
+            source = self._source(vbuckets, receiver, options)
+            # Not a with block: Ctrl-C may come while the threads are being started.
+            try:
+                source.start()
+                complete = self._gather(source, receiver, assembler, began)
+                if complete:
+                    source.wait(0)
+                positions |= {vb: (at.vbuuid, at.seqno) for vb, at in source.as_of.items()}
+                stats = source.stats()
+            finally:
+                source.close()
+            if not complete or assembler.has_enough():
+                break
+            assert source.map is not None, "it is complete"
+            try:
+                vbuckets = parts.send(source.map.vbuckets)
+            except StopIteration:
+                break
+        # A look at some documents is no picture of anything.
+        as_of = AsOf(positions if self._target.n_rows is None else {})
         typed = assembler.finish(receiver)
         info = json.dumps({"bucket": self._target.bucket, "as_of": as_of})
         table = typed.table.replace_schema_metadata({b"cbframe": info.encode()})
         result = ReadResult(table, as_of, typed.conflicts, typed.rejected, stats, monotonic() - began)
         self.last = replace(result, table=table.slice(0, 0))
         return result
+
+    def _source(
+        self, vbuckets: tuple[int, ...] | None, receiver: BatchingReceiver, options: BucketDataSourceOptions
+    ) -> BucketDataSource:
+        target = self._target
+        return BucketDataSource(
+            target.server_urls,
+            "default",
+            target.bucket,
+            "",
+            vbuckets,
+            target.auth,
+            receiver,
+            options,
+            tls_context=target.tls,
+            network=target.network,
+        )
+
+    def _gather(
+        self, source: BucketDataSource, receiver: BatchingReceiver, assembler: Assembler, began: float
+    ) -> bool:
+        """Take what comes, until the source is complete or there is enough; whether it is complete."""
+        told = began
+        while True:
+            finished = source.finished
+            batches = receiver.take(0 if finished else _POLL)
+            assembler.add(batches)
+            now = monotonic()
+            if self._progress is not None and (finished or now - told >= _PROGRESS_EVERY):
+                told = now
+                self._progress(_progress_of(source, now - began))
+            if finished or assembler.has_enough():
+                return finished
+            if self._timeout is not None and now - began > self._timeout:
+                raise self._too_slow(source, receiver)
 
     def _too_slow(self, source: BucketDataSource, receiver: BatchingReceiver) -> ReadTimeoutError:
         stats = source.stats()
@@ -181,6 +209,19 @@ class BucketScan:
         )
         error.__cause__ = problem
         return error
+
+    def peek(self, n: int = 5) -> pd.DataFrame:
+        """Look at some documents, fast: as few vbuckets are read as have so many.
+
+        Which documents these are is not defined, and columns have the types that these few need.
+        """
+        return self._limited(n).to_pandas()
+
+    def _limited(self, n: int) -> BucketScan:
+        limited = copy.copy(self)
+        limited._target = replace(self._target, n_rows=n)  # noqa: SLF001 - one of us
+        limited.last = None
+        return limited
 
     def to_arrow(self) -> pa.Table:
         """Read into an Arrow table.
@@ -233,6 +274,26 @@ class BucketScan:
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a new read over to any Arrow consumer."""
         return self.to_reader().__arrow_c_stream__(requested_schema)
+
+
+def _parts(target: ScanTarget) -> Generator[tuple[int, ...] | None, int, None]:
+    """The vbuckets to read, one part after the other; it is sent how many the bucket has.
+
+    All at once, but for a look at some documents: then a few at first, and more if they have too little.
+    """
+    if target.n_rows is None:
+        yield target.vbuckets
+        return
+    if target.vbuckets is None:
+        # One that every bucket has.
+        left = tuple(range(1, (yield (0,))))
+    else:
+        _ = yield target.vbuckets[:1]
+        left = target.vbuckets[1:]
+    size = _GROWTH
+    while left:
+        _ = yield left[:size]
+        left, size = left[size:], size * _GROWTH
 
 
 def _progress_of(source: BucketDataSource, seconds: float) -> ScanProgress:

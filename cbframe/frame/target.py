@@ -82,6 +82,8 @@ class ScanTarget:
     vbuckets: tuple[int, ...] | None = None
     errors: Errors = "keep"
     nested: Nested = "struct"
+    key_prefix: bytes | None = None
+    n_rows: int | None = None
 
 
 def make_target(
@@ -100,6 +102,8 @@ def make_target(
     vbuckets: Iterable[int] | None,
     errors: Errors,
     nested: Nested,
+    key_prefix: str | bytes | None,
+    n_rows: int | None,
 ) -> ScanTarget:
     """Check the arguments of a scan.
 
@@ -135,6 +139,10 @@ def make_target(
     for argument, chosen, choices in (("errors", errors, ERRORS), ("nested", nested, NESTED)):
         if chosen not in choices:
             raise ConfigurationError(f"{argument}={chosen!r}", hint=f"choose from: {', '.join(choices)}")
+    if n_rows is not None and n_rows < 1:
+        raise ConfigurationError(
+            f"n_rows={n_rows} are no rows", hint="give a positive number, or None for all"
+        )
     names = (metadata,) if isinstance(metadata, str) else tuple(metadata)
     unknown = [n for n in names if n not in METADATA_NAMES]
     if unknown:
@@ -163,6 +171,8 @@ def make_target(
         vbuckets=None if vbuckets is None else _numbers(vbuckets),
         errors=errors,
         nested=nested,
+        key_prefix=key_prefix.encode() if isinstance(key_prefix, str) else key_prefix,
+        n_rows=n_rows,
     )
 
 

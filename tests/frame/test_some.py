@@ -1,0 +1,121 @@
+"""Some of the documents: by key, by number, a look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cbframe import ConfigurationError, LocalCluster, read_bucket, scan_bucket
+from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.local.dcp import Producer
+from cbframe.local.kv import KvConnection
+from cbframe.wire.frame import Frame
+from cbframe.wire.requests import StreamRequest
+
+from .kit import QUICK, fill, keys_of
+
+
+@pytest.fixture
+def wide() -> Iterator[LocalCluster]:
+    with LocalCluster(nodes=2, vbuckets=256, seed=1) as cluster:
+        fill(cluster, 5000)
+        yield cluster
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Vbuckets whose streams were asked for."""
+    found: list[int] = []
+    stream_request = Producer.stream_request
+
+    def spy(self: Producer, frame: Frame, message: StreamRequest) -> None:
+        found.append(message.vbucket)
+        stream_request(self, frame, message)
+
+    monkeypatch.setattr(Producer, "stream_request", spy)
+    return found
+
+
+@pytest.mark.parametrize("prefix", ["key-0001", b"key-0001"])
+@pytest.mark.parametrize("parse", [True, False])
+def test_by_the_beginning_of_the_key(wide: LocalCluster, prefix: str | bytes, parse: bool) -> None:
+    wide.upsert("other", {"odd": 1})
+    for n in range(100, 110):
+        wide.delete(f"key-{n:06d}")
+    table = scan_bucket(wide, key_prefix=prefix, parse=parse, options=QUICK, timeout=30).to_arrow()
+    assert sorted(keys_of(table)) == [b"key-%06d" % n for n in range(110, 200)]
+    if parse:
+        assert sorted(table["n"].to_pylist()) == list(range(110, 200))
+        assert "odd" not in table.column_names
+
+
+def test_by_the_beginning_of_the_key_there_is_nothing(wide: LocalCluster) -> None:
+    assert len(read_bucket(wide, key_prefix="none", options=QUICK, timeout=30)) == 0
+
+
+@pytest.mark.parametrize("n", [1, 3, 100, 3000, 5000, 9000])
+def test_at_most_so_many(wide: LocalCluster, asked: list[int], n: int) -> None:
+    scan = scan_bucket(wide, n_rows=n, options=QUICK, timeout=30)
+    table = scan.to_arrow()
+    assert len(table) == min(n, 5000)
+    assert len(set(keys_of(table))) == len(table)
+    assert dict(scan.as_of or {}) == {}
+    assert len(asked) == len(set(asked)) <= 256
+    if n <= 3:
+        assert asked == [0]
+    if n == 100:
+        assert len(asked) <= 9
+
+
+def test_a_look(wide: LocalCluster, asked: list[int]) -> None:
+    scan = scan_bucket(wide, options=QUICK, timeout=30)
+    frame = scan.peek()
+    assert len(frame) == 5
+    assert set(frame.columns) == {"n", "text"}
+    assert asked == [0]
+    assert scan.last is None
+    assert len(scan.peek(2)) == 2
+    assert len(scan.to_arrow()) == 5000
+
+
+def test_a_look_ends_before_its_vbuckets_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single vbucket, with far more than is wanted, and a node that sends as much as is consumed."""
+    received = []
+    on_block = BatchingReceiver.on_block
+
+    def spy(self: BatchingReceiver, block: object) -> None:
+        received.append(len(block))  # type: ignore[arg-type]
+        on_block(self, block)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BatchingReceiver, "on_block", spy)
+    sent: list[int] = []
+    count = KvConnection.sent
+    monkeypatch.setattr(KvConnection, "sent", lambda self, n: (sent.append(n), count(self, n)))
+    with LocalCluster(vbuckets=1, seed=1) as cluster:
+        fill(cluster, 50_000, 300)
+        frame = scan_bucket(cluster, options=QUICK, buffer_bytes=100_000, timeout=30).peek(10)
+    assert len(frame) == 10
+    assert sum(received) < 50_000
+    assert sum(sent) < 50_000 * 300 / 2
+
+
+def test_of_some_vbuckets(wide: LocalCluster, asked: list[int]) -> None:
+    table = scan_bucket(wide, vbuckets=[7, 9, 11], n_rows=30, metadata="vbucket", options=QUICK).to_arrow()
+    assert len(table) == 30
+    assert asked == [7, 9, 11]
+    assert set(table["_cb_vbucket"].to_pylist()) <= {7, 9, 11}
+
+
+def test_documents_that_were_deleted_are_not_looked_at(cluster: LocalCluster) -> None:
+    for n in range(200):
+        cluster.upsert(f"k{n}", {"n": n})
+        cluster.delete(f"k{n}")
+    cluster.upsert("left", {"n": 1})
+    assert list(scan_bucket(cluster, options=QUICK, timeout=30).peek().index) == ["left"]
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_rows_cannot_be_meant(cluster: LocalCluster, n: int) -> None:
+    with pytest.raises(ConfigurationError, match="n_rows"):
+        scan_bucket(cluster, n_rows=n)
