@@ -126,7 +126,7 @@ def test_scan_bucket() -> None:
 
 def test_read_bucket() -> None:
     parameters = inspect.signature(cbframe.read_bucket).parameters
-    assert list(parameters) == ["conn", "bucket", "arguments"]
+    assert list(parameters) == ["conn", "bucket", "return_type", "arguments"]
     assert parameters["arguments"].kind is inspect.Parameter.VAR_KEYWORD
     with pytest.raises(TypeError, match="unexpected keyword argument 'colums'"):
         cbframe.read_bucket("couchbase://localhost/default", colums=["a"])
@@ -144,6 +144,7 @@ def test_a_scan() -> None:
         "to_arrow",
         "to_pandas",
         "to_parquet",
+        "to_polars",
         "to_reader",
     }
     assert hasattr(cbframe.BucketScan, "__arrow_c_stream__")

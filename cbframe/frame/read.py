@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
@@ -16,8 +16,11 @@ from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
+    import pyarrow as pa
 
 _MIB = 1024 * 1024
+_RETURN_TYPES = ("pandas", "arrow", "polars")
 
 
 def scan_bucket(
@@ -157,14 +160,55 @@ def scan_bucket(
     )
 
 
-def read_bucket(conn: ServerURLs | Connectable, bucket: str | None = None, **arguments: Any) -> pd.DataFrame:
+@overload
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["pandas"] = "pandas",
+    **arguments: Any,
+) -> pd.DataFrame: ...
+
+
+@overload
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["arrow"],
+    **arguments: Any,
+) -> pa.Table: ...
+
+
+@overload
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["polars"],
+    **arguments: Any,
+) -> pl.DataFrame: ...
+
+
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["pandas", "arrow", "polars"] = "pandas",
+    **arguments: Any,
+) -> pd.DataFrame | pa.Table | pl.DataFrame:
     """Read a bucket into a typed DataFrame whose index is the document key.
 
     Takes what :func:`scan_bucket` takes, and is short for ``scan_bucket(...).to_pandas()``.
 
+    Parameters
+    ----------
+    return_type
+        ``"pandas"``, or ``"arrow"`` or ``"polars"``, where the key is a column, ``_cb_key``.
+
     Returns
     -------
-    pandas.DataFrame
+    pandas.DataFrame, or pyarrow.Table or polars.DataFrame
         A column for each field. ``df.attrs["cbframe"]`` tells what it is a picture of (``as_of``),
         which fields had values without a common type (``conflicts``; those columns hold JSON text)
         and how many documents are no JSON objects (``rejected``; they are in ``_cb_value``, and why they
@@ -184,4 +228,15 @@ def read_bucket(conn: ServerURLs | Connectable, bucket: str | None = None, **arg
     >>> df.loc["airline_10", "name"]
     '40-Mile Air'
     """
-    return scan_bucket(conn, bucket, **arguments).to_pandas()
+    if return_type not in _RETURN_TYPES:
+        raise ConfigurationError(
+            f"return_type={return_type!r}", hint=f"choose from: {', '.join(_RETURN_TYPES)}"
+        )
+    scan = scan_bucket(conn, bucket, **arguments)
+    match return_type:
+        case "arrow":
+            return scan.to_arrow()
+        case "polars":
+            return scan.to_polars()
+        case _:
+            return scan.to_pandas()

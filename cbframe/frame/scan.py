@@ -18,7 +18,7 @@ from cbframe.cluster.connstr import parse_connection_string
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
-from cbframe.errors import ReadTimeoutError
+from cbframe.errors import DependencyError, ReadTimeoutError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.assemble import Assembler
 from cbframe.frame.target import ProgressCallback, ScanProgress, ScanTarget
@@ -26,6 +26,7 @@ from cbframe.options import BucketDataSourceOptions
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
 
 _POLL = 0.05
 """Seconds between two looks at whether the source is over, while nothing arrives."""
@@ -247,6 +248,22 @@ class BucketScan:
             ],
             "rejected": dict(result.rejected),
         }
+        return frame
+
+    def to_polars(self) -> pl.DataFrame:
+        """Read into a polars DataFrame; the key is the column ``_cb_key``.
+
+        Raises
+        ------
+        DependencyError
+            polars is not installed.
+        """
+        try:
+            import polars as pl  # noqa: PLC0415 - optional
+        except ImportError as exc:
+            raise DependencyError("polars is not installed", hint="pip install 'cbframe[polars]'") from exc
+        frame = pl.from_arrow(self.to_arrow())
+        assert isinstance(frame, pl.DataFrame), "a table is no series"
         return frame
 
     def to_reader(self) -> pa.RecordBatchReader:

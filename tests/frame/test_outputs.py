@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from cbframe import (
     BucketScan,
     ConfigurationError,
+    DependencyError,
     LocalCluster,
     ReadTimeoutError,
     ScanProgress,
@@ -328,3 +330,24 @@ def test_many_scans_at_once(filled: LocalCluster) -> None:
     readers = [scan.to_reader() for scan in scans]
     tables = [by_key(reader.read_all()) for reader in readers]
     assert tables[0] == tables[1] == tables[2]
+
+
+def test_as_what_is_asked_for(filled: LocalCluster) -> None:
+    arrow = read_bucket(filled, return_type="arrow")
+    assert isinstance(arrow, pa.Table)
+    polars = read_bucket(filled, return_type="polars")
+    assert isinstance(polars, pl.DataFrame)
+    assert polars.to_arrow().select(["_cb_key"]).sort_by("_cb_key")["_cb_key"].to_pylist() == sorted(
+        arrow["_cb_key"].to_pylist()
+    )
+    assert read_bucket(filled, return_type="pandas").index.name == "_cb_key"
+    with pytest.raises(ConfigurationError, match="return_type") as caught:
+        read_bucket(filled, return_type="spark")  # type: ignore[call-overload]
+    assert "polars" in str(caught.value.hint)
+
+
+def test_without_polars(filled: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polars", None)
+    with pytest.raises(DependencyError, match="polars is not installed") as caught:
+        scan_bucket(filled).to_polars()
+    assert caught.value.hint == "pip install 'cbframe[polars]'"
