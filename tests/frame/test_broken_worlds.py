@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -249,7 +250,8 @@ def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             auth=auth,
             parse=False,
             timeout=60,
-            options=QUICK,
+            # Where bytes come one by one, so do cluster maps that are pushed into a handshake.
+            options=replace(QUICK, connect_timeout=60),
             buffer_bytes=rng.choice([2000, 20_000]),
         )
         table = scan.to_arrow()
