@@ -142,6 +142,7 @@ class BucketDataSource:
             make_node=self._make_node,
             on_error=self._report,
             on_over=self._on_over,
+            on_begin=self._on_begin,
             on_end=self._on_end,
             clock=clock,
             counters=self._counters,
@@ -181,10 +182,6 @@ class BucketDataSource:
             if self._life:
                 raise ConfigurationError(f"the data source is {self._life}: it can be started once")
             self._life = "running"
-        self._maps.open()
-        self._follower = self._make_follower()
-        if self._follower is not None:
-            self._follower.start()
         self._supervisor.start()
 
     def kick(self, reason: str) -> None:
@@ -303,6 +300,13 @@ class BucketDataSource:
         )
 
     # -- called by the threads
+
+    def _on_begin(self) -> None:
+        # On the thread that ends what begins here: Ctrl-C comes to another.
+        self._maps.open()
+        self._follower = self._make_follower()
+        if self._follower is not None:
+            self._follower.start()
 
     def _on_end(self) -> None:
         self._maps.close()

@@ -26,9 +26,9 @@ class Supervisor:
         Ends `fetch_map` soon, for good.
     make_node
         Makes the thread of a node.
-    on_error, on_over, on_end
-        Told of each problem; told once when the source is over, with the error or None; told when
-        all other threads have ended.
+    on_begin, on_error, on_over, on_end
+        Called on the own thread before anything else; told of each problem; told once when the source is
+        over, with the error or None; told when all other threads have ended.
     counters
         To be moved.
     """
@@ -42,6 +42,7 @@ class Supervisor:
         make_node: Callable[[str], NodeThread],
         on_error: Callable[[CbframeError], None],
         on_over: Callable[[CbframeError | None], None],
+        on_begin: Callable[[], None],
         on_end: Callable[[], None],
         clock: Callable[[], float],
         counters: ClusterCounters,
@@ -53,6 +54,7 @@ class Supervisor:
         self._make_node = make_node
         self._on_error = on_error
         self._on_over = on_over
+        self._on_begin = on_begin
         self._on_end = on_end
         self._clock = clock
         self._events: deque[plan.Event] = deque([plan.Started()])
@@ -92,6 +94,7 @@ class Supervisor:
         counters = self._counters
         counters.tot_refresh_workers_started += 1
         try:
+            self._on_begin()
             self._loop()
         except CbframeError as exc:
             error = exc

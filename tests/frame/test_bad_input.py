@@ -506,6 +506,21 @@ def test_ctrl_c_at_a_silent_port(scheme: str) -> None:
         assert not left.is_alive()
 
 
+@pytest.mark.parametrize("scheme", ["couchbase", "http"])
+def test_ctrl_c_before_the_threads_start(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """What is open then has nobody yet who would close it."""
+
+    def interrupted(self: Supervisor) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Supervisor, "start", interrupted)
+    conn = cluster.rest_urls if scheme == "http" else cluster.connection_string
+    with pytest.raises(KeyboardInterrupt):
+        read_bucket(conn, "default", auth=(cluster.username, cluster.password))
+
+
 def test_ctrl_c_while_the_threads_start(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     start = Supervisor.start
 
