@@ -1,4 +1,4 @@
-"""Sockets: connecting, waiting, and being woken up. The only module that opens one.
+"""Sockets: connecting, waiting, and being woken up. The only module that connects one.
 
 :class:`Stream` and :class:`Transport` are the seam for tests: a scripted transport stands in for
 the network.
@@ -17,6 +17,7 @@ from typing import Protocol
 
 from cbframe.cluster.address import split_address as address_parts
 from cbframe.cluster.tls import tls_error
+from cbframe.dcp.resolve import resolve
 from cbframe.errors import ConfigurationError, ConnectError, ReadCancelledError, ReadTimeoutError
 
 
@@ -84,12 +85,7 @@ class SocketTransport:
 
     def connect(self, node: str, waker: Waker, timeout: float) -> Stream:
         host, port = split_address(node)
-        try:
-            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as exc:
-            raise ConnectError(
-                f"the name {host!r} cannot be resolved", node=node, hint="check the host name and DNS"
-            ) from exc
+        addresses = resolve(host, port, waker, timeout, node)
         failure: ConnectError | None = None
         for family, kind, proto, _, address in addresses:
             with contextlib.ExitStack() as undo:

@@ -1,0 +1,96 @@
+"""Names to addresses, without being held up: a look-up that hangs can be left."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import select
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+from cbframe.errors import ConnectError, ReadCancelledError
+
+Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
+"""Family, kind, protocol, canonical name, and what ``connect`` takes."""
+
+
+class Bell(Protocol):
+    """What can be waited for beside an answer; readable when it rings."""
+
+    def fileno(self) -> int: ...
+
+
+def resolve(host: str, port: int, bell: Bell, timeout: float, node: str) -> Sequence[Address]:
+    """The addresses of a host.
+
+    The system's look-up knows no timeout and cannot be interrupted. So it runs on a thread of its own,
+    which is left alone when nobody waits for it any more, and ends when the system gives up.
+
+    Raises
+    ------
+    ConnectError
+        There is no such name, or no answer in time.
+    ReadCancelledError
+        The bell rang meanwhile.
+    """
+    if _is_address(host):
+        return _look_up(host, port, node)
+    return _Lookup(host, port, node).wait(bell, timeout)
+
+
+class _Lookup:
+    """One look-up on its thread; its pipe closes when it is done."""
+
+    def __init__(self, host: str, port: int, node: str) -> None:
+        self._host, self._port, self._node = host, port, node
+        self._done, self._tell = socket.socketpair()
+        self._found: Sequence[Address] = []
+        self._error: ConnectError | None = None
+        self._thread = threading.Thread(target=self._run, name="cbframe-resolve", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._found = _look_up(self._host, self._port, self._node)
+        except ConnectError as exc:
+            self._error = exc
+        finally:
+            self._tell.close()
+
+    def wait(self, bell: Bell, timeout: float) -> Sequence[Address]:
+        with contextlib.closing(self._done):
+            poll = select.poll()
+            poll.register(self._done, select.POLLIN)
+            poll.register(bell.fileno(), select.POLLIN)
+            ready = {fd for fd, _ in poll.poll(max(0, int(timeout * 1000)))}
+            if self._done.fileno() not in ready:
+                if bell.fileno() in ready:
+                    raise ReadCancelledError("cancelled while the name was resolved", node=self._node)
+                raise ConnectError(
+                    f"the name {self._host!r} was not resolved within {timeout:g} s",
+                    node=self._node,
+                    hint="check DNS; an address in place of the name needs none",
+                )
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+
+def _look_up(host: str, port: int, node: str) -> Sequence[Address]:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        raise ConnectError(
+            f"the name {host!r} cannot be resolved", node=node, hint="check the host name and DNS"
+        ) from exc
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True

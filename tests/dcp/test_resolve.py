@@ -1,0 +1,73 @@
+"""Names that are resolved, are not, or take for ever."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from cbframe.dcp.resolve import resolve
+from cbframe.dcp.transport import SocketTransport, Waker
+from cbframe.errors import ConnectError, ReadCancelledError
+
+NODE = "db.example.com:11210"
+
+
+@pytest.fixture
+def waker() -> Iterator[Waker]:
+    made = Waker()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A system whose look-ups do not end before the test does; set when one has begun."""
+    begun, over = threading.Event(), threading.Event()
+
+    def getaddrinfo(*_arguments: object, **_fields: object) -> list[object]:
+        begun.set()
+        over.wait(30)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield begun
+    over.set()
+    for thread in threading.enumerate():
+        if thread.name == "cbframe-resolve":
+            thread.join(20)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_addresses(waker: Waker, host: str) -> None:
+    found = resolve(host, 11210, waker, 20, NODE)
+    assert {address[4][1] for address in found} == {11210}
+    assert all(kind == socket.SOCK_STREAM for _, kind, *_ in found)
+
+
+def test_a_name_that_there_is_not(monkeypatch: pytest.MonkeyPatch, waker: Waker) -> None:
+    def getaddrinfo(*_arguments: object, **_fields: object) -> list[object]:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(ConnectError, match="cannot be resolved") as caught:
+        resolve("db.example.com", 11210, waker, 20, NODE)
+    assert caught.value.node == NODE
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
+@pytest.mark.usefixtures("hanging")
+def test_a_look_up_that_takes_too_long(waker: Waker) -> None:
+    with pytest.raises(ConnectError, match=r"was not resolved within 0\.05 s") as caught:
+        SocketTransport().connect(NODE, waker, 0.05)
+    assert (caught.value.node, caught.value.permanent) == (NODE, False)
+
+
+def test_a_look_up_that_nobody_waits_for_any_more(hanging: threading.Event, waker: Waker) -> None:
+    canceller = threading.Thread(target=lambda: hanging.wait(20) and waker.wake())
+    canceller.start()
+    with pytest.raises(ReadCancelledError, match="while the name was resolved"):
+        SocketTransport().connect(NODE, waker, 20)
+    canceller.join()
