@@ -263,6 +263,7 @@ def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return world.faults
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("first", range(0, 50, 25))
 def test_worlds_that_break(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     happened: Counter[str] = Counter()

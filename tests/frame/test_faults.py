@@ -329,4 +329,4 @@ def test_a_node_that_forgets_what_was_consumed(
     assert sorted(keys_of(scan.to_arrow())) == sorted(truth(cluster))
     assert forgetful
     assert scan.stats is not None
-    assert scan.stats.total.tot_worker_connect == 2
+    assert scan.stats.total.tot_worker_connect >= 2
