@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -31,7 +32,13 @@ PASSWORD = "hunter2-pass"
 KEY = "customer-7781"
 VALUE = "diagnosis-42"
 PRIVATE = (PASSWORD, KEY, VALUE, PASSWORD.encode().hex(), KEY.encode().hex(), VALUE.encode().hex())
-QUICK = BucketDataSourceOptions(data_manager_sleep_max_ms=200, recovery_timeout=2)
+QUICK = BucketDataSourceOptions(
+    data_manager_sleep_init_ms=1,
+    data_manager_sleep_max_ms=10,
+    cluster_manager_sleep_init_ms=1,
+    cluster_manager_sleep_max_ms=10,
+    recovery_timeout=2,
+)
 
 
 def clean(*texts: object) -> None:
@@ -110,7 +117,7 @@ def test_a_receiver_that_raises(cluster: LocalCluster) -> None:
         None,
         (cluster.username, cluster.password),
         receiver,
-        BucketDataSourceOptions(seq_end="now", recovery_timeout=0.5, data_manager_sleep_max_ms=100),
+        replace(QUICK, seq_end="now", connect_timeout=1, recovery_timeout=0.5),
     )
     with source, pytest.raises(CbframeError) as caught:
         source.wait(20)
