@@ -13,6 +13,8 @@ from cbframe.wire.constants import MAX_BODY_LENGTH, Datatype
 
 KEY = "_cb_key"
 VALUE = "_cb_value"
+REASON = "_cb_reason"
+"""Why a value is no document; only of what was parsed."""
 OPCODE = "_cb_opcode"
 COLLECTION_ID = "_cb_collection_id"
 VBUCKET = "_cb_vbucket"

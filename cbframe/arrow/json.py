@@ -37,6 +37,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cbframe.arrow.columns import REASON, VALUE
 from cbframe.arrow.guard import Reason, Verdicts, blank, inspect, screen
 from cbframe.arrow.parse import Lines
 from cbframe.arrow.promote import lossless, promote
@@ -193,8 +194,8 @@ class JsonTyper:
             if batch.verdicts.any():
                 rejected.update(batch.verdicts[batch.verdicts != Reason.GOOD].tolist())
         if rejected:
-            arrays["_cb_value"] = _chunked((_rejected(batch) for batch in self._batches), pa.binary())
-            arrays["_cb_reason"] = _chunked((_reasons(batch) for batch in self._batches), pa.string())
+            arrays[VALUE] = _chunked((_rejected(batch) for batch in self._batches), pa.binary())
+            arrays[REASON] = _chunked((_reasons(batch) for batch in self._batches), pa.string())
         rows = sum(len(batch.values) for batch in self._batches)
         self._batches = []
         assert all(len(array) == rows for array in arrays.values())

@@ -142,13 +142,15 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
         raise XAttrsNotSupportedError(
             "the node does not grant extended attributes", status=Status.NOT_SUPPORTED
         )
-    granted = yield from open_producer(settings, login.user, login.bucket)
+    granted = yield from open_producer(settings, f"user {login.user}", f"bucket {login.bucket!r}")
     seqnos = yield from sample_seqnos()
     return Session(features, granted, seqnos)
 
 
 def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[str, str]]:
     """Turn a connection that is logged in into a DCP producer's; the options that the node granted.
+
+    `user` and `bucket` are what errors call them.
 
     Raises
     ------
@@ -168,13 +170,13 @@ def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[s
     answer = yield DcpOpen(settings.name, flags).frame()
     if answer.status == Status.EACCESS:
         raise AccessError(
-            f"user {user} may not read bucket {bucket!r} over DCP",
+            f"{user} may not read {bucket} over DCP",
             hint="grant the role Data DCP Reader (Community Edition: bucket_full_access)",
         )
     if answer.status == Status.NOT_SUPPORTED:
         raise _permanent(
             ServerError(
-                f"bucket {bucket!r} has no DCP",
+                f"{bucket} has no DCP",
                 status=answer.status,
                 hint="memcached buckets cannot be streamed",
             )

@@ -62,7 +62,7 @@ def upr_open(
     'true'
     """
     settings = DcpSettings.of(options or BucketDataSourceOptions(), name)
-    steps = open_producer(replace(settings, buffer_size=buffer_size), "of the connection", "selected")
+    steps = open_producer(replace(settings, buffer_size=buffer_size), "the user", "the selected bucket")
     opaque = 0
     frame = next(steps)
     while True:

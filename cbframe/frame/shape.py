@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cbframe.arrow.columns import REASON, VALUE
 from cbframe.errors import ConversionError
 
 Errors: TypeAlias = Literal["keep", "drop", "raise"]
 Nested: TypeAlias = Literal["struct", "flatten", "json"]
 ERRORS: tuple[str, ...] = get_args(Errors)
 NESTED: tuple[str, ...] = get_args(Nested)
-VALUE, REASON = "_cb_value", "_cb_reason"
 
 
 def refuse_rejected(rejected: dict[str, int], rows: int) -> None:

@@ -82,8 +82,7 @@ class Bucket:
         ConfigurationError
             There cannot be so many vbuckets.
         """
-        if not 1 <= vbuckets <= MAX_VBUCKETS:
-            raise ConfigurationError(f"{vbuckets} vbuckets are outside 1-{MAX_VBUCKETS}")
+        check_vbuckets(vbuckets)
         count = len(members)
         self.uuid = f"{self._rng.getrandbits(128):032x}"
         self.vbuckets = [VBucket(vb, self._rng) for vb in range(vbuckets)]
@@ -256,6 +255,11 @@ def is_json(value: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def check_vbuckets(vbuckets: int) -> None:
+    if not 1 <= vbuckets <= MAX_VBUCKETS:
+        raise ConfigurationError(f"{vbuckets} vbuckets are outside 1-{MAX_VBUCKETS}")
 
 
 def check_size(key: bytes, value: bytes) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cbframe.errors import ConfigurationError
-from cbframe.local.bucket import Bucket
+from cbframe.local.bucket import Bucket, check_vbuckets
 from cbframe.local.config import ClusterConfig
 from cbframe.local.node import Node
 from cbframe.local.store import VBucket
@@ -50,6 +50,7 @@ class EngineLifecycle:
     def recreate(self, vbuckets: int | None) -> None:
         with self.bucket.lock:
             count = len(self.bucket.vbuckets) if vbuckets is None else vbuckets
+            check_vbuckets(count)
             # Its connections close either way: nobody may find the new data under the old name.
             self.bucket.deleted = True
         self._close_connections()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import Opcode, SystemEventId
@@ -268,29 +268,28 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
-    """The write prepared at one seqno is true from this one on."""
+class Settled:
+    """What became of the write prepared at one seqno, from another one on."""
 
     vbucket: int
     prepared_seqno: int
     seqno: int
 
     @classmethod
-    def parse(cls, frame: Frame) -> Commit:
+    def parse(cls, frame: Frame) -> Self:
         return cls(frame.vbucket, *_SETTLED.unpack(_extras(frame, _SETTLED.size)))
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """The write prepared at one seqno will never be true."""
+class Commit(Settled):
+    """It is true."""
 
-    vbucket: int
-    prepared_seqno: int
-    seqno: int
+    __slots__ = ()
 
-    @classmethod
-    def parse(cls, frame: Frame) -> Abort:
-        return cls(frame.vbucket, *_SETTLED.unpack(_extras(frame, _SETTLED.size)))
+
+class Abort(Settled):
+    """It will never be true."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)

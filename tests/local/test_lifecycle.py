@@ -121,6 +121,9 @@ def test_a_bucket_created_anew(vbuckets: int | None) -> None:
         assert f"vbuckets={count}" in repr(cluster)
         with pytest.raises(ConfigurationError, match="0 vbuckets"):
             cluster.recreate(vbuckets=0)
+        assert cluster.get("k") == b"{}"
+        with Client(cluster).login() as client:
+            assert client.operate(Opcode.NOOP).status == 0
 
 
 def test_verbs_of_a_cluster_in_its_own_process() -> None:
