@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,20 @@ from cbframe.arrow.columns import (
     KEY,
     METADATA_TYPES,
     OPCODE,
+    SEQNO,
     VALUE,
+    VBUCKET,
 )
-from cbframe.arrow.json import Conflict, JsonTyper, TypedColumns
+from cbframe.arrow.documents.order import Places
+from cbframe.arrow.documents.plan import Policy
+from cbframe.arrow.documents.result import TypedColumns
+from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.arrow.memory import POOL
 from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.dcp.maps import bucket_manifest
 from cbframe.errors import ConfigurationError
 from cbframe.frame import shape
+from cbframe.frame.conflicts import Conflict, named
 from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Datatype, Opcode
@@ -58,7 +65,7 @@ class Assembler:
         self._pending_bytes = 0
 
     def _new_typer(self) -> JsonTyper:
-        return JsonTyper(nested_as_text=self._target.nested == "json")
+        return JsonTyper(Policy(nested_as_text=self._target.nested == "json"))
 
     @property
     def wire_metadata(self) -> tuple[str, ...]:
@@ -108,19 +115,16 @@ class Assembler:
 
     def _convert(self) -> None:
         assert self._typer is not None
-        parts = []
-        flags = []
+        batches = []
         for batch in self._pending:
             mutation = batch.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
             if not mutation.all():
                 batch = batch.filter(pa.array(mutation))  # noqa: PLW2901
-            parts.append(batch.column(VALUE))
-            flags.append((batch.column(DATATYPE).to_numpy() & Datatype.JSON) != 0)
+            batches.append(batch)
         self._pending.clear()
         self._pending_bytes = 0
-        if sum(map(len, parts)):
-            values = parts[0] if len(parts) == 1 else pa.concat_arrays(parts, memory_pool=POOL)
-            self._typer.add(values, np.concatenate(flags))
+        if sum(map(len, batches)):
+            _add(self._typer, batches)
 
     def finish(self, receiver: BatchingReceiver) -> Assembled:
         """Make the table.
@@ -146,7 +150,8 @@ class Assembler:
             documents = raw.select([] if self._target.keys_only else [VALUE])
         else:
             raw, typed = self._type(self._typer, raw, keep)
-            documents, conflicts, rejected = typed.table, typed.conflicts, typed.rejected
+            documents, rejected = typed.table, typed.rejected
+            conflicts = named(typed.conflicts, raw[KEY])
             if rejected and self._target.errors == "raise":
                 shape.refuse_rejected(rejected, typed.rows)
             if rejected and self._target.errors == "drop":
@@ -179,7 +184,7 @@ class Assembler:
         self._pending.clear()
         self._typer = typer = self._new_typer()
         for batch in raw.to_batches():
-            typer.add(batch.column(VALUE), (batch.column(DATATYPE).to_numpy() & Datatype.JSON) != 0)
+            _add(typer, [batch])
         return raw, typer.finish()
 
     def _refuse_dropped(self, receiver: BatchingReceiver) -> None:
@@ -249,6 +254,19 @@ class Assembler:
                 hint="leave scope= and collections= out",
             )
         return manifest
+
+
+def _add(typer: JsonTyper, batches: list[pa.RecordBatch]) -> None:
+    values = [batch.column(VALUE) for batch in batches]
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([batch.column(name).to_numpy() for batch in batches])
+
+    typer.add(
+        values[0] if len(values) == 1 else pa.concat_arrays(values, memory_pool=POOL),
+        (column(DATATYPE) & Datatype.JSON) != 0,
+        Places(column(VBUCKET), column(SEQNO)),
+    )
 
 
 def _alive(raw: pa.Table, manifest: Manifest) -> npt.NDArray[np.bool_]:

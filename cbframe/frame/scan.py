@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from cbframe.arrow.batcher import BatchingReceiver
-from cbframe.arrow.json import Conflict
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.source import BucketDataSource
@@ -21,6 +20,7 @@ from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import DependencyError, ReadTimeoutError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.assemble import Assembler
+from cbframe.frame.conflicts import Conflict
 from cbframe.frame.target import ProgressCallback, ScanProgress, ScanTarget
 from cbframe.options import BucketDataSourceOptions
 
@@ -243,9 +243,7 @@ class BucketScan:
         frame.attrs["cbframe"] = {
             "bucket": self._target.bucket,
             "as_of": result.as_of,
-            "conflicts": [
-                {"path": c.path, "types": dict(c.types), "action": c.action} for c in result.conflicts
-            ],
+            "conflicts": [conflict.to_dict() for conflict in result.conflicts],
             "rejected": dict(result.rejected),
         }
         return frame

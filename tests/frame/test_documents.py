@@ -126,19 +126,25 @@ def test_conflicting_types_become_text_and_are_told(cluster: LocalCluster) -> No
     frame = scan.to_pandas()
     assert frame["mixed"].to_dict() == {"a": "1.50", "b": '"1.50"', "c": '{"deep":[1, 2]}'}
     assert str(frame["sound"].dtype) == "int64[pyarrow]"
-    assert json.loads(frame.loc["b", "inner"]) == {"x": "s"}
+    assert frame.loc["b", "inner"] == {"x": "s"}
+    assert frame.loc["a", "inner"] == {"x": "1"}
     told = {conflict["path"]: conflict for conflict in frame.attrs["cbframe"]["conflicts"]}
     assert set(told) == {"mixed", "inner.x"}
     assert told["mixed"]["action"] == "json"
     assert sum(told["mixed"]["types"].values()) == 3
+    assert told["mixed"]["samples"] == {"double": ["a"], "string": ["b"], "object": ["c"]}
+    assert told["inner.x"]["action"] == "text"
     assert [c.path for c in scan.conflicts] == [c["path"] for c in frame.attrs["cbframe"]["conflicts"]]
+    assert "['a']" not in repr(scan.conflicts)
+    assert "samples" not in repr(scan.conflicts)
 
 
 def test_large_integers_lose_no_digit(cluster: LocalCluster) -> None:
     cluster.upsert("a", b'{"n":18446744073709551615,"m":9007199254740993}')
     cluster.upsert("b", b'{"n":1,"m":null}')
     frame = read_bucket(cluster)
-    assert frame.loc["a", "n"] == "18446744073709551615"
+    assert frame.loc["a", "n"] == 18446744073709551615
+    assert str(frame["n"].dtype) == "uint64[pyarrow]"
     assert frame.loc["a", "m"] == 9007199254740993
 
 

@@ -103,10 +103,13 @@ def _parseable(kind: pa.DataType) -> pa.DataType:
     """The type to ask the parser for.
 
     Of several nulls in one list of nulls the parser (16 to 26) makes a single item, and an array
-    that is out of bounds. So it is asked for booleans there.
+    that is out of bounds. So it is asked for booleans there. Asked for decimals it would take 1.0 and
+    1e2, too, which are no integers: documents are rewritten so that their digits are strings.
     """
     if pa.types.is_null(kind):
         return pa.bool_()
+    if pa.types.is_decimal(kind):
+        return pa.string()
     if pa.types.is_list(kind):
         return pa.list_(_parseable(kind.value_type))
     if pa.types.is_struct(kind):
@@ -115,9 +118,11 @@ def _parseable(kind: pa.DataType) -> pa.DataType:
 
 
 def _restore(array: pa.Array, kind: pa.DataType) -> pa.Array | None:
-    """Make lists of nulls of the lists of booleans; None if a boolean is among them."""
+    """Make lists of nulls of the lists of booleans, None if a boolean is among them; decimals of digits."""
     if array.type.equals(kind):
         return array
+    if pa.types.is_decimal(kind):
+        return array.cast(kind)
     if pa.types.is_null(kind):
         return pa.nulls(len(array)) if array.null_count == len(array) else None
     if pa.types.is_list(kind):

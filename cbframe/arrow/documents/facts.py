@@ -1,0 +1,191 @@
+"""What has been seen of the values of each field: the widening lattice, as plain facts.
+
+Facts only ever become more, whatever the order in which documents are looked at: the same documents
+make the same facts. Which type follows from them is decided elsewhere (``plan``).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import isinf
+from typing import Any
+
+_LONGEST = 400
+"""Integers of more digits are beyond the range of a double, and slow to read."""
+
+
+class Huge:
+    """An integer of so many digits that only its text can be kept."""
+
+
+class MinusZero(int):
+    """The integer token ``-0``: zero among integers, negative zero once its column is double."""
+
+    def __float__(self) -> float:
+        return -0.0
+
+
+_HUGE = Huge()
+_MINUS_ZERO = MinusZero()
+
+
+def _integer(token: str) -> int | Huge:
+    if len(token) > _LONGEST:
+        return _HUGE
+    number = int(token)
+    return _MINUS_ZERO if number == 0 and token[0] == "-" else number
+
+
+_DECODE = json.JSONDecoder(parse_int=_integer).decode
+
+
+def load(document: bytes) -> Any:
+    """Decode sound JSON, the slow way, token by token.
+
+    Integers of hundreds of digits come as :class:`Huge`, and ``-0`` as :class:`MinusZero`; the last
+    of several members with one name wins.
+    """
+    return _DECODE(document.decode())
+
+
+def exact(integer: int) -> bool:
+    """Whether an integer has an exact double."""
+    try:
+        return int(float(integer)) == integer
+    except OverflowError:
+        return False
+
+
+@dataclass(slots=True)
+class Facts:
+    """What one field has been so far.
+
+    Attributes
+    ----------
+    boolean, integer, double, string
+        Such a value was seen.
+    low, high
+        The smallest and the largest integer, 0 included.
+    inexact
+        Some integer has no exact double.
+    beyond
+        Some number is beyond the range of a double, or an integer of more than 400 digits.
+    item
+        Items of arrays; None if there was no array.
+    fields
+        Members of objects, in the order in which they were seen; None if there was no object.
+    opaque
+        It is kept as JSON text: it was an array or an object, and also something else, or it had
+        more different members than are allowed. Nothing is remembered of what is inside of it.
+    """
+
+    boolean: bool = False
+    integer: bool = False
+    double: bool = False
+    string: bool = False
+    low: int = 0
+    high: int = 0
+    inexact: bool = False
+    beyond: bool = False
+    item: Facts | None = None
+    fields: dict[str, Facts] | None = None
+    opaque: bool = False
+
+    @property
+    def number(self) -> bool:
+        """Whether a number was seen."""
+        return self.integer or self.double
+
+    def families(self) -> tuple[str, ...]:
+        """Kinds of values that have no common type, in a fixed order."""
+        seen = {
+            "boolean": self.boolean,
+            "number": self.number,
+            "string": self.string,
+            "array": self.item is not None,
+            "object": self.fields is not None,
+        }
+        return tuple(name for name, is_seen in seen.items() if is_seen)
+
+    def learn(self, value: Any, max_members: int) -> bool:
+        """Take one value in, as :func:`load` made it; whether anything is new."""
+        if value is None:
+            return False
+        match value:
+            case dict():
+                new = self._object(value, max_members)
+            case list():
+                new = self._array(value, max_members)
+            case str():
+                new = not self.string
+                self.string = True
+            case bool():
+                new = not self.boolean
+                self.boolean = True
+            case int():
+                new = self._integer(value)
+            case float():
+                new = self._double(value)
+            case _:
+                assert isinstance(value, Huge)
+                new = not (self.integer and self.beyond)
+                self.integer = self.inexact = self.beyond = True
+        if new and not self.opaque and self._is_opaque(max_members):
+            self.close()
+        return new
+
+    def close(self) -> None:
+        """Make it opaque."""
+        self.opaque = True
+        self.item = None if self.item is None else Facts()
+        self.fields = None if self.fields is None else {}
+
+    def _is_opaque(self, max_members: int) -> bool:
+        if self.fields is not None and len(self.fields) > max_members:
+            return True
+        return (self.item is not None or self.fields is not None) and len(self.families()) > 1
+
+    def _double(self, value: float) -> bool:
+        beyond = isinf(value)
+        new = not self.double or beyond > self.beyond
+        self.double = True
+        self.beyond |= beyond
+        return new
+
+    def _integer(self, value: int) -> bool:
+        inexact = not exact(value)
+        new = not self.integer or inexact > self.inexact or value < self.low or value > self.high
+        self.integer = True
+        self.inexact |= inexact
+        self.low, self.high = min(self.low, value), max(self.high, value)
+        return new
+
+    def _array(self, value: list[Any], max_members: int) -> bool:
+        new = self.item is None
+        if self.item is None:
+            self.item = Facts()
+        if self.opaque:
+            return new
+        for member in value:
+            new |= self.item.learn(member, max_members)
+        return new
+
+    def _object(self, value: dict[str, Any], max_members: int) -> bool:
+        new = self.fields is None
+        if self.fields is None:
+            self.fields = {}
+        if self.opaque:
+            return new
+        for name, member in value.items():
+            facts = self.fields.get(name)
+            if facts is None:
+                facts = self.fields[name] = Facts()
+                new = True
+            new |= facts.learn(member, max_members)
+        return new
+
+    def nested(self) -> int:
+        """How many fields there are inside, at any depth."""
+        count = 0 if self.item is None else self.item.nested()
+        return count + sum(1 + facts.nested() for facts in (self.fields or {}).values())

@@ -1,0 +1,184 @@
+"""Which column follows from the facts of a field: one table, applied at any depth.
+
+=========================================  ===================================================
+values of a field                          column
+=========================================  ===================================================
+null only, or none                         null
+true, false                                bool
+integers within int64                      int64
+integers within uint64, none negative      uint64
+integers of up to 38 digits                decimal128(38, 0)
+integers of up to 76 digits                decimal256(76, 0)
+integers of more digits                    text: their digits
+numbers, some with a point or an exponent  float64, the nearest double of each
+... some integer has no exact double       text: the numbers as they are written
+... some number is beyond a double         text: the numbers as they are written
+strings, also those that look like dates   string, unchanged
+several of: boolean, number, string        text: strings unchanged, the others as written
+arrays                                     list, items by this table
+objects                                    struct, members by this table
+arrays or objects, and anything else       JSON text: each value as it is written
+objects of too many different members      JSON text: each value as it is written
+=========================================  ===================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+
+from cbframe.arrow.documents.facts import Facts
+
+How = Literal["plain", "text", "json", "digits"]
+OnConflict = Literal["widen", "json"]
+
+_INT64 = (-(1 << 63), (1 << 63) - 1)
+_UINT64 = (0, (1 << 64) - 1)
+_SCALARS = {"boolean": pa.bool_(), "string": pa.string()}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the caller decides about types.
+
+    Attributes
+    ----------
+    max_columns
+        Top-level fields that become columns: the most frequent ones.
+    max_members
+        Different members that an object may have, and fields inside of all columns together, before
+        objects become JSON text.
+    on_conflict
+        What values without a common type become: ``"widen"`` makes text of scalars, and JSON text of
+        what has arrays or objects; ``"json"`` makes JSON text in any case.
+    nested_as_text
+        Arrays and objects are JSON text.
+    """
+
+    max_columns: int = 1000
+    max_members: int = 1000
+    on_conflict: OnConflict = "widen"
+    nested_as_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one field becomes a column.
+
+    Attributes
+    ----------
+    type
+        The column's type.
+    how
+        ``plain``: as the parser makes it. Otherwise each value is rewritten as a JSON string before:
+        ``text`` quotes scalars that are no strings, ``json`` quotes any value, ``digits`` quotes
+        integers, of which decimals are made.
+    members
+        Of a struct.
+    item
+        Of a list.
+    conflict
+        Its values have no common type.
+    held
+        It would be typed if it had fewer fields, and may yet have: facts are still gathered.
+    rewrites
+        Documents have to be rewritten for it, or for something inside of it.
+    rest
+        Members that are no columns go to a column of their own, of JSON text.
+    """
+
+    type: pa.DataType
+    how: How = "plain"
+    members: Mapping[str, Plan] = field(default_factory=dict)
+    item: Plan | None = None
+    conflict: bool = False
+    held: bool = False
+    rewrites: bool = False
+    rest: bool = False
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """Name and type of each member."""
+        return {name: plan.type for name, plan in self.members.items()}
+
+    def conflicts(self, path: str) -> Iterator[tuple[str, Plan]]:
+        """The field itself, which is at `path`, and those inside of it: where they have no common type."""
+        if self.conflict:
+            yield path, self
+        for name, member in self.members.items():
+            yield from member.conflicts(f"{path}.{name}")
+        if self.item is not None:
+            yield from self.item.conflicts(f"{path}[]")
+
+
+def plan_of(columns: Mapping[str, Facts], policy: Policy, *, rest: bool = False) -> Plan:
+    """The plan of documents with these fields.
+
+    Parameters
+    ----------
+    rest
+        Documents have more fields than these.
+    """
+    members = {name: _resolve(member, policy) for name, member in columns.items()}
+    _hold(members, columns, policy)
+    return _struct(members, rest=rest)
+
+
+def _hold(members: dict[str, Plan], facts: Mapping[str, Facts], policy: Policy) -> None:
+    """Make JSON text of the columns with most fields inside, until the others have few enough."""
+    sizes = {name: facts[name].nested() for name, plan in members.items() if plan.how == "plain"}
+    total = sum(sizes.values())
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        if total <= policy.max_members:
+            break
+        members[name] = _quoted("json", conflict=True, held=True)
+        total -= sizes[name]
+
+
+def _resolve(facts: Facts, policy: Policy) -> Plan:
+    families = facts.families()
+    nested = facts.item is not None or facts.fields is not None
+    if facts.opaque:
+        return _quoted("json", conflict=True)
+    if nested and policy.nested_as_text:
+        return _quoted("json")
+    if len(families) > 1:
+        return _quoted("text" if policy.on_conflict == "widen" else "json", conflict=True)
+    if facts.fields is not None:
+        return _struct({name: _resolve(member, policy) for name, member in facts.fields.items()})
+    if facts.item is not None:
+        item = _resolve(facts.item, policy)
+        return Plan(pa.list_(item.type), item=item, rewrites=item.rewrites)
+    if facts.number:
+        return _number(facts)
+    return Plan(_SCALARS[families[0]] if families else pa.null())
+
+
+def _number(facts: Facts) -> Plan:
+    if facts.beyond or (facts.double and facts.inexact):
+        return _quoted("text", conflict=True)
+    if facts.double:
+        return Plan(pa.float64())
+    for low, high, kind in ((*_INT64, pa.int64()), (*_UINT64, pa.uint64())):
+        if low <= facts.low and facts.high <= high:
+            return Plan(kind)
+    for kind in (pa.decimal128(38, 0), pa.decimal256(76, 0)):
+        if max(-facts.low, facts.high) < 10**kind.precision:
+            return Plan(kind, "digits", rewrites=True)
+    return _quoted("text", conflict=True)
+
+
+def _quoted(how: How, *, conflict: bool = False, held: bool = False) -> Plan:
+    return Plan(pa.string(), how, conflict=conflict, held=held, rewrites=True)
+
+
+def _struct(members: dict[str, Plan], *, rest: bool = False) -> Plan:
+    return Plan(
+        pa.struct([(name, plan.type) for name, plan in members.items()]),
+        members=members,
+        rewrites=any(plan.rewrites for plan in members.values()),
+        rest=rest,
+    )

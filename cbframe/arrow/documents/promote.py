@@ -1,0 +1,83 @@
+"""Columns of early batches, brought to the types that later batches made necessary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cbframe.arrow.documents.plan import Plan
+
+_EXACT = 1 << 53
+
+
+def lossless(array: pa.Array, narrow: Plan, wide: Plan, minus_zero: Callable[[], bool]) -> bool:
+    """Whether :func:`promote` makes of a column what parsing its documents again would make.
+
+    Parameters
+    ----------
+    array
+        The column.
+    narrow
+        The plan by which it was made.
+    wide
+        A plan that its values have been found to fit, as far as they were looked at.
+    minus_zero
+        Whether a document may hold the integer ``-0``, which becomes -0.0 only where the parser
+        knows that it makes doubles.
+    """
+    if narrow is wide or array.null_count == len(array):
+        return True
+    if narrow.how != wide.how:
+        return wide.how == "digits" and pa.types.is_integer(array.type)
+    if narrow.how != "plain":
+        # Text is counted by kind while it is made.
+        return narrow == wide or narrow.how == "digits"
+    if pa.types.is_integer(array.type):
+        return wide.type.equals(array.type) or _fits(array, wide.type, minus_zero)
+    if pa.types.is_list(array.type):
+        if narrow.item is None or wide.item is None:
+            return False
+        return lossless(array.values, narrow.item, wide.item, minus_zero)
+    if pa.types.is_struct(array.type):
+        return pa.types.is_struct(wide.type) and all(
+            lossless(array.field(index), member, wide.members[name], minus_zero)
+            for index, (name, member) in enumerate(narrow.members.items())
+        )
+    return bool(array.type.equals(wide.type))
+
+
+def _fits(array: pa.Array, wide: pa.DataType, minus_zero: Callable[[], bool]) -> bool:
+    bounds = pc.min_max(array).as_py()
+    if pa.types.is_uint64(wide):
+        return bool(bounds["min"] >= 0)
+    if not pa.types.is_floating(wide) or bounds["min"] < -_EXACT or bounds["max"] > _EXACT:
+        return False
+    return bounds["min"] > 0 or bounds["max"] < 0 or not minus_zero()
+
+
+def promote(array: pa.Array, wide: pa.DataType) -> pa.Array:
+    """Widen a column: null to anything, integers to other numbers, structs by the members that they lack."""
+    narrow = array.type
+    if narrow.equals(wide):
+        return array
+    if array.null_count == len(array):
+        return pa.nulls(len(array), wide)
+    if pa.types.is_integer(narrow) or pa.types.is_decimal(narrow):
+        return array.cast(wide)
+    if pa.types.is_list(narrow):
+        validity, offsets = array.buffers()[:2]
+        items = promote(array.values, wide.value_type)
+        return pa.Array.from_buffers(
+            wide, len(array), [validity, offsets], array.null_count, array.offset, [items]
+        )
+    members = []
+    for member in wide:
+        index = narrow.get_field_index(member.name)
+        if index < 0:
+            members.append(pa.nulls(len(array), member.type))
+        else:
+            members.append(promote(array.field(index), member.type))
+    mask = array.is_null() if array.null_count else None
+    return pa.StructArray.from_arrays(members, fields=list(wide), mask=mask)

@@ -1,0 +1,64 @@
+"""What a read tells of fields whose values have no common type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from cbframe.arrow.documents.result import Disagreement
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A field whose values have no common type.
+
+    Attributes
+    ----------
+    path
+        Where in the document: ``total``, ``customer.id``, ``items[].price``.
+    types
+        Kinds of values there, and how many, over all documents.
+    action
+        What became of the values: ``"text"`` (strings as they are, other scalars as they are
+        written), or ``"json"`` (JSON text).
+    samples
+        For each kind the keys of a few documents that have it; not in the ``repr``.
+    """
+
+    path: str
+    types: dict[str, int]
+    action: str
+    samples: dict[str, tuple[str | bytes, ...]] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in ``df.attrs``."""
+        return {
+            "path": self.path,
+            "types": dict(self.types),
+            "action": self.action,
+            "samples": {kind: list(keys) for kind, keys in self.samples.items()},
+        }
+
+
+def named(found: Iterable[Disagreement], keys: pa.ChunkedArray) -> tuple[Conflict, ...]:
+    """Put document keys in the place of rows."""
+    return tuple(
+        Conflict(
+            each.path,
+            each.types,
+            each.action,
+            {kind: tuple(_text(keys[row].as_py()) for row in rows) for kind, rows in each.rows.items()},
+        )
+        for each in found
+    )
+
+
+def _text(key: bytes) -> str | bytes:
+    """The key as the frame has it: bytes where they are no text."""
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key
