@@ -11,6 +11,8 @@ from cbframe.arrow.xattrs import XATTRS_TYPE, split_sections
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, Datatype
 
+OURS = "_cb_"
+"""Documents own every name that does not begin so."""
 KEY = "_cb_key"
 VALUE = "_cb_value"
 REASON = "_cb_reason"

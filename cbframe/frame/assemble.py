@@ -21,8 +21,10 @@ from cbframe.arrow.columns import (
     VALUE,
     VBUCKET,
 )
+from cbframe.arrow.documents.filters import Matcher
 from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.plan import Policy
+from cbframe.arrow.documents.projection import Projection
 from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.arrow.memory import POOL
@@ -57,6 +59,8 @@ class Assembler:
         self._batch_bytes = batch_bytes
         self._parse = target.parse and not target.keys_only
         self._typer = self._new_typer() if self._parse else None
+        self._matcher = Matcher(target.filters) if target.filters else None
+        self._projection = Projection(target.columns) if target.columns and self._parse else None
         self._documents = 0
         self._wanted: dict[int, str] = {}
         self._scope_id: int | None = None
@@ -98,6 +102,8 @@ class Assembler:
         if (prefix := self._target.key_prefix) is not None:
             # Also where nothing is left: batches are known by their number.
             batches = [batch.filter(pc.starts_with(batch.column(KEY), prefix)) for batch in batches]
+        if self._matcher is not None or self._projection is not None:
+            batches = [self._reduced(batch) for batch in batches]
         if self._target.n_rows is not None:
             self._documents += sum(
                 int((batch.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION).sum()) for batch in batches
@@ -112,6 +118,28 @@ class Assembler:
             self._pending_bytes += batch.column(VALUE).nbytes
             if self._pending_bytes >= self._batch_bytes:
                 self._convert()
+
+    def _reduced(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Only what is wanted of the values.
+
+        A document that is not wanted stands as a deletion: an older version of it must not count.
+        """
+        values, is_json = batch.column(VALUE), (batch.column(DATATYPE).to_numpy() & Datatype.JSON) != 0
+        columns = {name: batch.column(name) for name in batch.schema.names}
+        opcode = batch.column(OPCODE).to_numpy()
+        mutation = opcode == Opcode.DCP_MUTATION
+        if self._matcher is not None:
+            wanted = self._matcher.mask(values, is_json & mutation)
+            columns[OPCODE] = pa.array(np.where(wanted | ~mutation, opcode, np.uint8(Opcode.DCP_DELETION)))
+            # Not if_else(): that of pyarrow 16 makes broken offsets of binary values and a null.
+            values = values.filter(pa.array(wanted))
+            if self._projection is not None:
+                values = self._projection.apply(values, np.ones(len(values), bool))
+            empty = pa.array([b""] * len(batch), values.type)
+            columns[VALUE] = pc.replace_with_mask(empty, pa.array(wanted), values)
+        elif self._projection is not None:
+            columns[VALUE] = self._projection.apply(values, is_json & mutation)
+        return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
 
     def _convert(self) -> None:
         assert self._typer is not None
@@ -235,13 +263,7 @@ class Assembler:
         wanted = self._target.columns
         if wanted is None or not self._parse:
             return documents
-        unknown = [name for name in wanted if name not in documents.column_names]
-        if unknown:
-            fields = ", ".join(documents.column_names[:20]) or "none"
-            raise ConfigurationError(
-                f"columns= names {unknown[0]!r}, which no document has", hint=f"fields found: {fields}"
-            )
-        return documents.select(list(wanted))
+        return shape.selected(documents, wanted)
 
     def _fetch_manifest(self) -> Manifest:
         target, options = self._target, self._options

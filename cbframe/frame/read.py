@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MIB = 1024 * 1024
+Filters = Sequence[tuple[str | tuple[str, ...], str, Any]] | Sequence[Sequence[tuple[Any, str, Any]]]
 _RETURN_TYPES = ("pandas", "arrow", "polars")
 
 
@@ -32,7 +33,8 @@ def scan_bucket(
     network: str = "auto",
     scope: str | None = None,
     collections: str | Sequence[str] | None = None,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str | tuple[str, ...]] | None = None,
+    filters: Filters | None = None,
     keys_only: bool = False,
     parse: bool = True,
     metadata: str | Sequence[str] = ("key",),
@@ -76,7 +78,14 @@ def scan_bucket(
         Read only these; collections by name within `scope`, or as ``"scope.collection"``. Filtered
         by the server. By default all, without the server's own scope ``_system``.
     columns
-        Keep only these fields of the documents.
+        Keep only these fields of the documents; ``"geo.lat"`` is a field of an object, and its column's
+        name. A tuple names a path by its parts, for fields with a dot in their names. Nothing else is
+        parsed.
+    filters
+        Keep only documents of these, as pyarrow and pandas have it: ``[("type", "==", "hotel"),
+        ("geo.alt", ">", 100)]``, all of which must hold, or a list of such lists, one of which must.
+        ``== != < <= > >= in`` and ``not in``, with values of the same kind; a missing field passes none.
+        What does not pass has no part in the columns and their types.
     keys_only
         No values: keys and metadata.
     parse
@@ -136,6 +145,7 @@ def scan_bucket(
         scope=scope,
         collections=collections,
         columns=columns,
+        filters=filters,
         keys_only=keys_only,
         parse=parse,
         metadata=metadata,

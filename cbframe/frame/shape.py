@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from cbframe.arrow.columns import REASON, VALUE
-from cbframe.errors import ConversionError
+from cbframe.arrow.columns import OURS, REASON, VALUE
+from cbframe.arrow.documents.projection import Path
+from cbframe.errors import ConfigurationError, ConversionError
 
 Errors: TypeAlias = Literal["keep", "drop", "raise"]
 Nested: TypeAlias = Literal["struct", "flatten", "json"]
@@ -42,6 +45,34 @@ def sound_rows(table: pa.Table) -> npt.NDArray[np.bool_]:
 def without_rejected(table: pa.Table) -> pa.Table:
     """The documents, without the columns for what is none."""
     return table.drop_columns([name for name in (VALUE, REASON) if name in table.column_names])
+
+
+def selected(table: pa.Table, paths: Iterable[Path]) -> pa.Table:
+    """The columns that were asked for: fields by their path, named ``parent.child``.
+
+    Raises
+    ------
+    ConfigurationError
+        No document has such a field.
+    """
+    columns: dict[str, pa.ChunkedArray] = {}
+    for path in paths:
+        name, *members = path
+        name = name + "_" if name.startswith(OURS) and name not in (VALUE, REASON) else name
+        column = table[name] if name in table.column_names else None
+        for member in members:
+            if column is None or not pa.types.is_struct(column.type):
+                column = None
+                break
+            at = column.type.get_field_index(member)
+            column = None if at < 0 else pc.struct_field(column, [at])
+        if column is None:
+            raise ConfigurationError(
+                f"columns= names {'.'.join(path)!r}, which no document has",
+                hint="read without columns= to see the fields, or look with peek()",
+            )
+        columns[".".join(path)] = column
+    return pa.table(columns)
 
 
 def flattened(table: pa.Table) -> pa.Table:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from operator import index
 from typing import Any
 
+from cbframe.arrow.documents.filters import Filters, make_filters
+from cbframe.arrow.documents.projection import Path, path_of
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSLike, make_tls_context
 from cbframe.errors import ConfigurationError
@@ -75,7 +77,8 @@ class ScanTarget:
     network: str = "auto"
     scope: str | None = None
     collections: tuple[str, ...] | None = None
-    columns: tuple[str, ...] | None = None
+    columns: tuple[Path, ...] | None = None
+    filters: Filters | None = None
     keys_only: bool = False
     parse: bool = True
     metadata: tuple[str, ...] = ("key",)
@@ -95,7 +98,8 @@ def make_target(
     network: str,
     scope: str | None,
     collections: str | Sequence[str] | None,
-    columns: Sequence[str] | None,
+    columns: Sequence[str | tuple[str, ...]] | None,
+    filters: Any,
     keys_only: bool,
     parse: bool,
     metadata: str | Sequence[str],
@@ -134,8 +138,11 @@ def make_target(
         raise ConfigurationError(
             f"columns={columns!r} names no columns", hint="give a list of field names, or None for all"
         )
-    if columns is not None and not parse:
-        raise ConfigurationError("columns= needs the documents parsed", hint="leave parse=False out")
+    for argument, given in (("columns", columns), ("filters", filters)):
+        if given is not None and (keys_only or (argument == "columns" and not parse)):
+            raise ConfigurationError(
+                f"{argument}= needs the documents", hint="leave keys_only=True and parse=False out"
+            )
     for argument, chosen, choices in (("errors", errors, ERRORS), ("nested", nested, NESTED)):
         if chosen not in choices:
             raise ConfigurationError(f"{argument}={chosen!r}", hint=f"choose from: {', '.join(choices)}")
@@ -164,7 +171,8 @@ def make_target(
         network=network,
         scope=scope,
         collections=None if collections is None else tuple(collections),
-        columns=None if columns is None else tuple(columns),
+        columns=None if columns is None else tuple(path_of(column) for column in columns),
+        filters=None if filters is None else make_filters(filters),
         keys_only=keys_only,
         parse=parse,
         metadata=names,

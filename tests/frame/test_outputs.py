@@ -218,6 +218,47 @@ def test_columns(filled: LocalCluster) -> None:
     frame = read_bucket(filled, columns=["half", "n"])
     assert list(frame.columns) == ["half", "n"]
     assert len(frame) == 200
+    whole = read_bucket(filled)
+    assert frame.sort_index().equals(whole[["half", "n"]].sort_index())
+
+
+@pytest.fixture
+def places(cluster: LocalCluster) -> LocalCluster:
+    cluster.upsert("a", {"type": "hotel", "geo": {"lat": 1.5, "lon": 2}, "x.y": 1, "odd": 1})
+    cluster.upsert("b", {"type": "hotel", "geo": None, "odd": "x"})
+    cluster.upsert("c", {"type": "route", "stops": 3, "geo": "nowhere", "odd": [1]})
+    cluster.upsert("d", b"no document")
+    return cluster
+
+
+def test_columns_by_their_path(places: LocalCluster) -> None:
+    table = scan_bucket(places, columns=["geo.lat", "type", ("x.y",)]).to_arrow().sort_by("_cb_key")
+    assert table.to_pydict() == {
+        "_cb_key": ["a", "b", "c", "d"],
+        "geo.lat": [1.5, None, None, None],
+        "type": ["hotel", "hotel", "route", None],
+        "x.y": [1, None, None, None],
+    }
+    # What is not wanted has no part in anything.
+    scan = scan_bucket(places, columns=["type"])
+    scan.to_arrow()
+    assert scan.conflicts == ()
+
+
+def test_filters_before_types(places: LocalCluster) -> None:
+    table = scan_bucket(places, filters=[("type", "==", "hotel")], columns=["geo", "odd"]).to_arrow()
+    assert table.sort_by("_cb_key").to_pydict() == {
+        "_cb_key": ["a", "b"],
+        "geo": [{"lat": 1.5, "lon": 2}, None],
+        "odd": ["1", "x"],
+    }
+    route = scan_bucket(places, filters=[[("stops", ">", 2)], [("stops", "<", 0)]]).to_arrow()
+    assert route.to_pylist() == [{"_cb_key": "c", "type": "route", "stops": 3, "geo": "nowhere", "odd": [1]}]
+    raw = scan_bucket(places, filters=[("stops", "==", 3)], parse=False).to_arrow()
+    assert [json.loads(value) for value in raw["_cb_value"].to_pylist()] == [
+        {"type": "route", "stops": 3, "geo": "nowhere", "odd": [1]}
+    ]
+    assert scan_bucket(places, filters=[("stops", "==", 4)]).to_arrow().num_rows == 0
 
 
 @pytest.mark.parametrize("name", WIRE_METADATA)

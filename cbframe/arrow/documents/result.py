@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import REASON, VALUE
+from cbframe.arrow.columns import OURS, REASON, VALUE
 from cbframe.arrow.documents.chunks import Batch, chunks_of
 from cbframe.arrow.documents.facts import load
 from cbframe.arrow.documents.guard import Reason
@@ -18,7 +18,6 @@ from cbframe.arrow.documents.order import Order, Path, Places, firsts
 from cbframe.arrow.documents.plan import Plan
 from cbframe.arrow.documents.promote import promote
 
-_OURS = "_cb_"
 _REST = "_cb_rest"
 _SAMPLES = 3
 
@@ -79,7 +78,7 @@ def assemble(batches: list[Batch], plan: Plan) -> TypedColumns:
     arrays: dict[str, pa.ChunkedArray] = {}
     for name in names:
         kind = order.get(name, Order()).of(plan.members[name].type)
-        arrays[name + "_" if name.startswith(_OURS) else name] = _chunked(_cells(batches, name, kind), kind)
+        arrays[name + "_" if name.startswith(OURS) else name] = _chunked(_cells(batches, name, kind), kind)
     if plan.rest:
         arrays[_REST] = _chunked((chunk.rest for _, chunk in chunks_of(batches)), pa.string())
     rejected: Counter[int] = Counter()

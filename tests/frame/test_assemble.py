@@ -1,0 +1,84 @@
+"""Batches of one read put together, without any network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.frame.assemble import Assembled, Assembler
+from cbframe.frame.read import scan_bucket
+from cbframe.options import BucketDataSourceOptions
+from cbframe.wire.constants import Datatype, Opcode
+
+Row = tuple[int, int, str, bytes | None]
+"""vbucket, seqno, key, and the value; None deletes."""
+
+
+def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Assembled:
+    """A read of rows, one batch each; a number is a snapshot that begins in that vbucket."""
+    target = scan_bucket("couchbase://127.0.0.1/b", auth=("u", "p"), **arguments)._target
+    receiver = BatchingReceiver()
+    assembler = Assembler(target, BucketDataSourceOptions(), batch_bytes)
+    for step in steps:
+        if isinstance(step, int):
+            receiver.snapshot_start(step, 0, 0, 0)
+            continue
+        vbucket, seqno, key, value = step
+        columns = {
+            "_cb_key": key.encode(),
+            "_cb_value": value or b"",
+            "_cb_opcode": Opcode.DCP_DELETION if value is None else Opcode.DCP_MUTATION,
+            "_cb_collection_id": 0,
+            "_cb_vbucket": vbucket,
+            "_cb_seqno": seqno,
+            "_cb_datatype": Datatype.JSON,
+        }
+        batch = pa.RecordBatch.from_arrays(
+            [pa.array([columns[field.name]], field.type) for field in receiver.schema],
+            schema=receiver.schema,
+        )
+        receiver._batches.put(batch)
+        assembler.add(receiver.take(0))
+    return assembler.finish(receiver)
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 10_000])
+def test_an_older_version_that_passes_a_filter_does_not_count(batch_bytes: int) -> None:
+    steps: list[Row | int] = [
+        0,
+        (0, 1, "k", b'{"type":"hotel","a":1}'),
+        (0, 2, "l", b'{"type":"hotel","b":1}'),
+        0,
+        (0, 3, "k", b'{"type":"route","c":1}'),
+    ]
+    hotels = read(*steps, batch_bytes=batch_bytes, filters=[("type", "==", "hotel")])
+    assert hotels.table.to_pylist() == [{"_cb_key": "l", "type": "hotel", "b": 1}]
+    assert read(*steps, filters=[("type", "==", "route")], columns=["c"]).table.to_pylist() == [
+        {"_cb_key": "k", "c": 1}
+    ]
+
+
+def test_an_older_version_has_no_part_in_conflicts() -> None:
+    steps: list[Row | int] = [
+        0,
+        (0, 1, "k", b'{"a":1}'),
+        (0, 2, "l", b'{"a":2}'),
+        0,
+        (0, 3, "k", b'{"a":"x"}'),
+    ]
+    both = read(*steps)
+    assert [(c.path, c.types, c.samples) for c in both.conflicts] == [
+        ("a", {"integer": 1, "string": 1}, {"integer": ("l",), "string": ("k",)})
+    ]
+    alone = read(*steps, (0, 4, "k", None))
+    assert alone.conflicts == ()
+    assert alone.table.to_pylist() == [{"_cb_key": "l", "a": 2}]
+
+
+def test_an_older_version_that_is_cut_down_does_not_count() -> None:
+    steps: list[Row | int] = [0, (0, 1, "k", b'{"a":1,"b":1}'), 0, (0, 2, "k", b'{"a":2,"b":"x"}')]
+    result = read(*steps, columns=["a"])
+    assert result.table.to_pylist() == [{"_cb_key": "k", "a": 2}]
