@@ -31,8 +31,8 @@ from cbframe.arrow.memory import POOL
 from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.dcp.maps import bucket_manifest
 from cbframe.errors import ConfigurationError
-from cbframe.frame import shape
-from cbframe.frame.conflicts import Conflict, named
+from cbframe.frame.conflicts import Conflict
+from cbframe.frame.outcome import Documents, documents_of
 from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Datatype, Opcode
@@ -69,7 +69,16 @@ class Assembler:
         self._pending_bytes = 0
 
     def _new_typer(self) -> JsonTyper:
-        return JsonTyper(Policy(nested_as_text=self._target.nested == "json"))
+        target = self._target
+        return JsonTyper(
+            Policy(
+                max_members=target.max_struct_fields,
+                on_conflict=target.on_conflict,
+                nested_as_text=target.nested == "json",
+                declared=target.schema,
+                infer_length=target.infer_schema_length,
+            )
+        )
 
     @property
     def wire_metadata(self) -> tuple[str, ...]:
@@ -162,7 +171,7 @@ class Assembler:
         ConfigurationError
             ``columns=`` names a field that no document has, or a collection that was asked for is gone.
         ConversionError
-            Values are no JSON objects, and that was to be an error.
+            Values are no JSON objects, or do not fit, and that was to be an error.
         """
         self._refuse_dropped(receiver)
         keep = receiver.surviving(self._batches)
@@ -171,29 +180,17 @@ class Assembler:
         manifest = self._manifest_of(raw, receiver)
         if manifest is not None and not (alive := _alive(raw, manifest)).all():
             keep = alive if keep is None else keep & alive
-        conflicts: tuple[Conflict, ...] = ()
-        rejected: dict[str, int] = {}
         if self._typer is None:
             raw = _filter(raw, keep)
-            documents = raw.select([] if self._target.keys_only else [VALUE])
+            documents = Documents(raw, raw.select([] if self._target.keys_only else [VALUE]))
         else:
-            raw, typed = self._type(self._typer, raw, keep)
-            documents, rejected = typed.table, typed.rejected
-            conflicts = named(typed.conflicts, raw[KEY])
-            if rejected and self._target.errors == "raise":
-                shape.refuse_rejected(rejected, typed.rows)
-            if rejected and self._target.errors == "drop":
-                sound = shape.sound_rows(documents)
-                raw, documents = _filter(raw, sound), shape.without_rejected(_filter(documents, sound))
-        head = self._head(raw, manifest)
-        documents = self._project(documents)
-        if self._target.nested == "flatten":
-            documents = shape.flattened(documents)
+            documents = documents_of(*self._type(self._typer, raw, keep), self._target)
+        head = self._head(documents.raw, manifest)
         table = pa.table(
-            [*head.columns, *documents.columns],
-            schema=pa.schema([*head.schema, *documents.schema]),
+            [*head.columns, *documents.table.columns],
+            schema=pa.schema([*head.schema, *documents.table.schema]),
         )
-        return Assembled(table.slice(0, self._target.n_rows), conflicts, rejected)
+        return Assembled(table.slice(0, self._target.n_rows), documents.conflicts, documents.rejected)
 
     def _type(
         self, typer: JsonTyper, raw: pa.Table, keep: npt.NDArray[np.bool_] | None
@@ -258,12 +255,6 @@ class Assembler:
             ):
                 columns[column] = pa.chunked_array([pa.array(values, pa.string()).take(indices)])
         return pa.table(columns)
-
-    def _project(self, documents: pa.Table) -> pa.Table:
-        wanted = self._target.columns
-        if wanted is None or not self._parse:
-            return documents
-        return shape.selected(documents, wanted)
 
     def _fetch_manifest(self) -> Manifest:
         target, options = self._target, self._options

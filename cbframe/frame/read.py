@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from cbframe.arrow.documents.plan import OnConflict
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
 from cbframe.frame.scan import BucketScan
@@ -43,6 +44,11 @@ def scan_bucket(
     n_rows: int | None = None,
     errors: Errors = "keep",
     nested: Nested = "struct",
+    schema: pa.Schema | Mapping[str, Any] | None = None,
+    infer_schema_length: int | None = None,
+    on_conflict: OnConflict = "widen",
+    max_struct_fields: int = 1000,
+    parse_dates: bool | Sequence[str] = False,
     batch_bytes: int = 8 * _MIB,
     buffer_bytes: int | None = None,
     timeout: float | None = None,
@@ -109,6 +115,24 @@ def scan_bucket(
     nested
         What becomes of objects and arrays: ``"struct"`` keeps them as structs and lists; ``"flatten"`` makes
         a column of each field of an object, ``geo.lat``; ``"json"`` keeps their JSON text as it was written.
+    schema
+        Types that columns must have, whatever the documents have: a pyarrow schema, which says which
+        columns there are, or a dict from names to types, for these fields; the others are inferred. A value
+        that does not fit is an error, or null with ``on_conflict="null"``. To a string any value fits.
+    infer_schema_length
+        Only fields that the first so many documents have become columns; those that come later are in
+        ``_cb_rest``, as JSON text. Types follow from all documents in any case. None for all.
+    on_conflict
+        What becomes of values of one field that have no common type: ``"widen"`` makes text of scalars,
+        and JSON text where arrays or objects are among them; ``"json"`` makes JSON text; ``"null"`` keeps
+        the most frequent kind, others become null; ``"raise"`` raises a
+        :class:`~cbframe.ConversionError`. The result's ``conflicts`` tell of each.
+    max_struct_fields
+        Objects with more different fields than that, over all documents, become JSON text: their names are
+        data. Also the largest columns, until all that are left have no more fields inside than that.
+    parse_dates
+        Make timestamps of strings that are ISO 8601 dates and times, in the columns that are named, or in
+        all (True): where all values of the column are such, with an offset, as UTC, or all without.
     batch_bytes
         Values are converted in batches of about this many bytes.
     buffer_bytes
@@ -154,6 +178,11 @@ def scan_bucket(
         nested=nested,
         key_prefix=key_prefix,
         n_rows=n_rows,
+        schema=schema,
+        infer_schema_length=infer_schema_length,
+        on_conflict=on_conflict,
+        max_struct_fields=max_struct_fields,
+        parse_dates=parse_dates,
     )
     options = options or BucketDataSourceOptions(noop_interval_secs=20)
     if buffer_bytes is not None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
-from typing import Any
+from typing import Any, get_args
 
+import pyarrow as pa
+
+from cbframe.arrow.columns import OURS
 from cbframe.arrow.documents.filters import Filters, make_filters
+from cbframe.arrow.documents.fit import arrow_type
+from cbframe.arrow.documents.plan import OnConflict
 from cbframe.arrow.documents.projection import Path, path_of
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSLike, make_tls_context
@@ -15,6 +20,7 @@ from cbframe.errors import ConfigurationError
 from cbframe.frame.shape import ERRORS, NESTED, Errors, Nested
 from cbframe.typing import Connectable, ServerURLs
 
+ON_CONFLICT: tuple[str, ...] = get_args(OnConflict)
 METADATA_NAMES = (
     "key",
     "vbucket",
@@ -87,6 +93,11 @@ class ScanTarget:
     nested: Nested = "struct"
     key_prefix: bytes | None = None
     n_rows: int | None = None
+    schema: Mapping[str, pa.DataType] = field(default_factory=dict)
+    infer_schema_length: int | None = None
+    on_conflict: OnConflict = "widen"
+    max_struct_fields: int = 1000
+    parse_dates: bool | tuple[str, ...] = False
 
 
 def make_target(
@@ -108,6 +119,11 @@ def make_target(
     nested: Nested,
     key_prefix: str | bytes | None,
     n_rows: int | None,
+    schema: Any,
+    infer_schema_length: int | None,
+    on_conflict: OnConflict,
+    max_struct_fields: int,
+    parse_dates: bool | Sequence[str],
 ) -> ScanTarget:
     """Check the arguments of a scan.
 
@@ -143,13 +159,24 @@ def make_target(
             raise ConfigurationError(
                 f"{argument}= needs the documents", hint="leave keys_only=True and parse=False out"
             )
-    for argument, chosen, choices in (("errors", errors, ERRORS), ("nested", nested, NESTED)):
-        if chosen not in choices:
-            raise ConfigurationError(f"{argument}={chosen!r}", hint=f"choose from: {', '.join(choices)}")
-    if n_rows is not None and n_rows < 1:
-        raise ConfigurationError(
-            f"n_rows={n_rows} are no rows", hint="give a positive number, or None for all"
-        )
+    _check(
+        {
+            "errors": (errors, ERRORS),
+            "nested": (nested, NESTED),
+            "on_conflict": (on_conflict, ON_CONFLICT),
+        },
+        n_rows=n_rows,
+        infer_schema_length=infer_schema_length,
+        max_struct_fields=max_struct_fields,
+    )
+    declared = {} if schema is None else declared_types(schema)
+    if isinstance(schema, pa.Schema):
+        if columns is not None:
+            raise ConfigurationError(
+                "a pyarrow schema says which columns there are",
+                hint="leave columns= out, or give schema= as a dict",
+            )
+        columns = [(name,) for name in declared]
     names = (metadata,) if isinstance(metadata, str) else tuple(metadata)
     unknown = [n for n in names if n not in METADATA_NAMES]
     if unknown:
@@ -181,6 +208,44 @@ def make_target(
         nested=nested,
         key_prefix=key_prefix.encode() if isinstance(key_prefix, str) else key_prefix,
         n_rows=n_rows,
+        schema=declared,
+        infer_schema_length=infer_schema_length,
+        on_conflict=on_conflict,
+        max_struct_fields=max_struct_fields,
+        parse_dates=parse_dates if isinstance(parse_dates, bool) else tuple(parse_dates),
+    )
+
+
+def _check(choices: Mapping[str, tuple[str, tuple[str, ...]]], **numbers: int | None) -> None:
+    for argument, (chosen, allowed) in choices.items():
+        if chosen not in allowed:
+            raise ConfigurationError(f"{argument}={chosen!r}", hint=f"choose from: {', '.join(allowed)}")
+    for argument, number in numbers.items():
+        if number is not None and number < 1:
+            raise ConfigurationError(
+                f"{argument}={number} is too small", hint="give a positive number, or None for all"
+            )
+
+
+def declared_types(schema: Any) -> dict[str, pa.DataType]:
+    """Arrow types by name, of a pyarrow schema or a mapping.
+
+    Raises
+    ------
+    ConfigurationError
+        It is neither, or names what is no type.
+    """
+    if isinstance(schema, pa.Schema):
+        schema = {each.name: each.type for each in schema}
+    if isinstance(schema, Mapping):
+        ours = [name for name in schema if str(name).startswith(OURS)]
+        if ours:
+            raise ConfigurationError(
+                f"schema= names {ours[0]!r}", hint=f"it is about fields of documents; {OURS}* is metadata"
+            )
+        return {str(name): arrow_type(kind) for name, kind in schema.items()}
+    raise ConfigurationError(
+        f"schema= is a {type(schema).__name__}", hint="give a pyarrow.Schema, or a dict of names and types"
     )
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from cbframe.arrow.documents.guard import Verdicts, blank
 from cbframe.arrow.documents.order import Places
-from cbframe.arrow.documents.plan import Plan
+from cbframe.arrow.documents.plan import Place, Plan
 from cbframe.arrow.documents.rewrite import Tally
 
 
@@ -36,7 +36,7 @@ class Chunk:
     plan: Plan
     columns: dict[str, pa.Array]
     rest: pa.Array | None
-    tallies: dict[str, Tally]
+    tallies: dict[Place, Tally]
 
     def __len__(self) -> int:
         return self.stop - self.start

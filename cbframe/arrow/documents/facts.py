@@ -7,9 +7,13 @@ make the same facts. Which type follows from them is decided elsewhere (``plan``
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isinf
-from typing import Any
+from typing import Any, Literal
+
+Family = Literal["boolean", "number", "string", "array", "object"]
+"""Values of one family may have a common type."""
 
 _LONGEST = 400
 """Integers of more digits are beyond the range of a double, and slow to read."""
@@ -57,6 +61,20 @@ def exact(integer: int) -> bool:
         return False
 
 
+def family_of(value: Any) -> Family:
+    """The family of a value that is not null, as :func:`load` made it."""
+    match value:
+        case dict():
+            return "object"
+        case list():
+            return "array"
+        case str():
+            return "string"
+        case bool():
+            return "boolean"
+    return "number"
+
+
 @dataclass(slots=True)
 class Facts:
     """What one field has been so far.
@@ -78,6 +96,13 @@ class Facts:
     opaque
         It is kept as JSON text: it was an array or an object, and also something else, or it had
         more different members than are allowed. Nothing is remembered of what is inside of it.
+    only
+        The one family of values that counts; None if all do.
+    others
+        A value of another family was seen.
+    written
+        Values are wanted as they are written: numbers with all of their digits, objects as JSON text;
+        if all families count, anything.
     """
 
     boolean: bool = False
@@ -91,15 +116,18 @@ class Facts:
     item: Facts | None = None
     fields: dict[str, Facts] | None = None
     opaque: bool = False
+    only: Family | None = None
+    others: bool = False
+    written: bool = False
 
     @property
     def number(self) -> bool:
         """Whether a number was seen."""
         return self.integer or self.double
 
-    def families(self) -> tuple[str, ...]:
+    def families(self) -> tuple[Family, ...]:
         """Kinds of values that have no common type, in a fixed order."""
-        seen = {
+        seen: dict[Family, bool] = {
             "boolean": self.boolean,
             "number": self.number,
             "string": self.string,
@@ -112,6 +140,10 @@ class Facts:
         """Take one value in, as :func:`load` made it; whether anything is new."""
         if value is None:
             return False
+        if self.only is not None and family_of(value) != self.only:
+            new = not self.others
+            self.others = True
+            return new
         match value:
             case dict():
                 new = self._object(value, max_members)
@@ -134,6 +166,12 @@ class Facts:
         if new and not self.opaque and self._is_opaque(max_members):
             self.close()
         return new
+
+    def restart(self, only: Family) -> None:
+        """Forget everything; from now on values of one family count, and there are others."""
+        fresh = Facts(only=only, others=True)
+        for name in self.__slots__:
+            setattr(self, name, getattr(fresh, name))
 
     def close(self) -> None:
         """Make it opaque."""
@@ -189,3 +227,15 @@ class Facts:
         """How many fields there are inside, at any depth."""
         count = 0 if self.item is None else self.item.nested()
         return count + sum(1 + facts.nested() for facts in (self.fields or {}).values())
+
+
+def at(columns: Mapping[str, Facts], path: Iterable[str | None]) -> Facts:
+    """The facts of a place inside of columns; None in a path stands for the items of a list."""
+    first, *rest = path
+    assert first is not None
+    facts = columns[first]
+    for name in rest:
+        inner = facts.item if name is None else (facts.fields or {})[name]
+        assert inner is not None
+        facts = inner
+    return facts

@@ -25,15 +25,18 @@ objects of too many different members      JSON text: each value as it is writte
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pyarrow as pa
 
-from cbframe.arrow.documents.facts import Facts
+from cbframe.arrow.documents.facts import Facts, Family
 
-How = Literal["plain", "text", "json", "digits"]
-OnConflict = Literal["widen", "json"]
+How = Literal["plain", "text", "json", "string", "digits"]
+OnConflict = Literal["widen", "json", "null", "raise"]
+
+Place = tuple[str | None, ...]
+"""Where a field is: names of members from the outside in, None for the items of a list."""
 
 _INT64 = (-(1 << 63), (1 << 63) - 1)
 _UINT64 = (0, (1 << 64) - 1)
@@ -53,15 +56,22 @@ class Policy:
         objects become JSON text.
     on_conflict
         What values without a common type become: ``"widen"`` makes text of scalars, and JSON text of
-        what has arrays or objects; ``"json"`` makes JSON text in any case.
+        what has arrays or objects; ``"json"`` makes JSON text in any case; ``"null"`` keeps the most
+        frequent family. ``"raise"`` is like ``"widen"``: the caller raises.
     nested_as_text
         Arrays and objects are JSON text.
+    declared
+        Types of top-level fields, which are columns in any case. Values of another family become null.
+    infer_length
+        Only fields of the first so many documents become columns.
     """
 
     max_columns: int = 1000
     max_members: int = 1000
     on_conflict: OnConflict = "widen"
     nested_as_text: bool = False
+    declared: Mapping[str, pa.DataType] = field(default_factory=dict)
+    infer_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +84,8 @@ class Plan:
         The column's type.
     how
         ``plain``: as the parser makes it. Otherwise each value is rewritten as a JSON string before:
-        ``text`` quotes scalars that are no strings, ``json`` quotes any value, ``digits`` quotes
-        integers, of which decimals are made.
+        ``text`` quotes scalars that are no strings, ``string`` anything that is no string, ``json`` any
+        value, and ``digits`` integers, of which decimals are made.
     members
         Of a struct.
     item
@@ -88,6 +98,8 @@ class Plan:
         Documents have to be rewritten for it, or for something inside of it.
     rest
         Members that are no columns go to a column of their own, of JSON text.
+    only
+        Values of other families become null.
     """
 
     type: pa.DataType
@@ -98,20 +110,21 @@ class Plan:
     held: bool = False
     rewrites: bool = False
     rest: bool = False
+    only: Family | None = None
 
     @property
     def types(self) -> dict[str, pa.DataType]:
         """Name and type of each member."""
         return {name: plan.type for name, plan in self.members.items()}
 
-    def conflicts(self, path: str) -> Iterator[tuple[str, Plan]]:
+    def conflicts(self, path: Place = ()) -> Iterator[tuple[Place, Plan]]:
         """The field itself, which is at `path`, and those inside of it: where they have no common type."""
         if self.conflict:
             yield path, self
         for name, member in self.members.items():
-            yield from member.conflicts(f"{path}.{name}")
+            yield from member.conflicts((*path, name))
         if self.item is not None:
-            yield from self.item.conflicts(f"{path}[]")
+            yield from self.item.conflicts((*path, None))
 
 
 def plan_of(columns: Mapping[str, Facts], policy: Policy, *, rest: bool = False) -> Plan:
@@ -122,14 +135,49 @@ def plan_of(columns: Mapping[str, Facts], policy: Policy, *, rest: bool = False)
     rest
         Documents have more fields than these.
     """
-    members = {name: _resolve(member, policy) for name, member in columns.items()}
+    members = {name: _resolve(facts, policy) for name, facts in columns.items()}
     _hold(members, columns, policy)
     return _struct(members, rest=rest)
 
 
+def declared_facts(kind: pa.DataType) -> Facts:
+    """What is known of a field before any document, where its type is declared."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_boolean(kind):
+        return Facts(only="boolean")
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return Facts(only="number")
+    if pa.types.is_decimal(kind):
+        return Facts(only="number", written=True)
+    if pa.types.is_temporal(kind):
+        return Facts(only="string")
+    if pa.types.is_map(kind):
+        return Facts(only="object", opaque=True, written=True)
+    if pa.types.is_struct(kind):
+        return Facts(only="object", fields={each.name: declared_facts(each.type) for each in kind})
+    if is_list(kind):
+        return Facts(only="array", item=declared_facts(kind.value_type))
+    return Facts(opaque=True, written=True)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether it is any of Arrow's lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _written(facts: Facts) -> Plan:
+    if facts.only is None:
+        plain = all(family == "string" for family in facts.families())
+        return Plan(pa.string()) if plain else _quoted("string")
+    # Quoted, a value of another family would not be noticed by the parser.
+    return replace(_quoted("json" if facts.only == "object" else "text", conflict=True), only=facts.only)
+
+
 def _hold(members: dict[str, Plan], facts: Mapping[str, Facts], policy: Policy) -> None:
     """Make JSON text of the columns with most fields inside, until the others have few enough."""
-    sizes = {name: facts[name].nested() for name, plan in members.items() if plan.how == "plain"}
+    plain = [name for name, plan in members.items() if plan.how == "plain" and name not in policy.declared]
+    sizes = {name: facts[name].nested() for name in plain}
     total = sum(sizes.values())
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         if total <= policy.max_members:
@@ -141,6 +189,11 @@ def _hold(members: dict[str, Plan], facts: Mapping[str, Facts], policy: Policy) 
 def _resolve(facts: Facts, policy: Policy) -> Plan:
     families = facts.families()
     nested = facts.item is not None or facts.fields is not None
+    if facts.written:
+        return _written(facts)
+    if facts.only is not None:
+        plan = replace(_resolve(replace(facts, only=None), policy), conflict=False)
+        return replace(plan, only=facts.only, conflict=True, rewrites=True) if facts.others else plan
     if facts.opaque:
         return _quoted("json", conflict=True)
     if nested and policy.nested_as_text:

@@ -29,6 +29,8 @@ def lossless(array: pa.Array, narrow: Plan, wide: Plan, minus_zero: Callable[[],
     """
     if narrow is wide or array.null_count == len(array):
         return True
+    if narrow.only != wide.only:
+        return False
     if narrow.how != wide.how:
         return wide.how == "digits" and pa.types.is_integer(array.type)
     if narrow.how != "plain":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,9 @@ from cbframe.arrow.documents.chunks import Batch, chunks_of
 from cbframe.arrow.documents.facts import load
 from cbframe.arrow.documents.guard import Reason
 from cbframe.arrow.documents.order import Order, Path, Places, firsts
-from cbframe.arrow.documents.plan import Plan
+from cbframe.arrow.documents.plan import Place, Plan
 from cbframe.arrow.documents.promote import promote
+from cbframe.arrow.documents.rewrite import FAMILIES
 
 _REST = "_cb_rest"
 _SAMPLES = 3
@@ -33,7 +35,8 @@ class Disagreement:
     types
         Kinds of values there, and how many, over all documents.
     action
-        What became of the values: ``"text"``, ``"json"``.
+        What became of the values: ``"text"``, ``"json"``, or ``"null"``: those of other kinds than the
+        column's are gone.
     rows
         For each kind the few rows of the table that have it and stand first in the bucket.
     """
@@ -80,7 +83,13 @@ def assemble(batches: list[Batch], plan: Plan) -> TypedColumns:
         kind = order.get(name, Order()).of(plan.members[name].type)
         arrays[name + "_" if name.startswith(OURS) else name] = _chunked(_cells(batches, name, kind), kind)
     if plan.rest:
-        arrays[_REST] = _chunked((chunk.rest for _, chunk in chunks_of(batches)), pa.string())
+        arrays[_REST] = _chunked(
+            (
+                pa.nulls(len(chunk), pa.string()) if chunk.rest is None else chunk.rest
+                for _, chunk in chunks_of(batches)
+            ),
+            pa.string(),
+        )
     rejected: Counter[int] = Counter()
     for batch in batches:
         if batch.verdicts.any():
@@ -118,33 +127,41 @@ def _order(batches: list[Batch]) -> Order:
     return order
 
 
+def count(batches: list[Batch]) -> dict[Place, Counter[str]]:
+    """How many values of each kind there are where there is no common type."""
+    counts: dict[Place, Counter[str]] = {}
+    for _, chunk in chunks_of(batches):
+        for path, tally in chunk.tallies.items():
+            counts.setdefault(path, Counter()).update({kind: len(rows) for kind, rows in tally.items()})
+    return counts
+
+
 def _disagreements(batches: list[Batch], plan: Plan, names: list[str]) -> Iterator[Disagreement]:
     """What there is to say of the fields without a common type."""
-    counts: dict[str, Counter[str]] = {}
-    found: dict[tuple[str, str], list[tuple[tuple[int, int], int]]] = {}
+    found: dict[tuple[Place, str], list[tuple[tuple[int, int], int]]] = {}
     before = 0
     for batch in batches:
         for chunk in batch.chunks:
             for path, tally in chunk.tallies.items():
                 for kind, rows in tally.items():
-                    counts.setdefault(path, Counter())[kind] += len(rows)
-                    some = [
-                        chunk.start + row for row in _earliest(rows, batch.places[chunk.start : chunk.stop])
-                    ]
+                    some = _earliest(rows, batch.places[chunk.start : chunk.stop])
                     found.setdefault((path, kind), []).extend(
-                        (batch.places.of(row), before + row) for row in some
+                        (batch.places.of(chunk.start + row), before + chunk.start + row) for row in some
                     )
         before += len(batch.values)
-    position = {name: number for number, name in enumerate(names)}
-    told = [
-        (position[name], path, member.how)
-        for name, column in plan.members.items()
-        for path, member in column.conflicts(name)
-    ]
-    for _, path, action in sorted(told):
+    counts = count(batches)
+    told = [(names.index(str(path[0])), shown(path), path, member) for path, member in plan.conflicts()]
+    for _, name, path, member in sorted(told, key=itemgetter(0, 1)):
         kinds = dict(sorted(counts.get(path, {}).items()))
+        if member.only is not None and all(FAMILIES[kind] == member.only for kind in kinds):
+            continue
         samples = {kind: tuple(row for _, row in sorted(found[path, kind])[:_SAMPLES]) for kind in kinds}
-        yield Disagreement(path, kinds, action, samples)
+        yield Disagreement(name, kinds, "null" if member.only else member.how, samples)
+
+
+def shown(path: Place) -> str:
+    """A place as it is written: ``items[].price``."""
+    return "".join("[]" if name is None else f".{name}" for name in path).removeprefix(".")
 
 
 def _earliest(rows: list[int], places: Places) -> list[int]:

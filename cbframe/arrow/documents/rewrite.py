@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import msgspec
 import pyarrow as pa
 
-from cbframe.arrow.documents.plan import Plan
+from cbframe.arrow.documents.facts import Family
+from cbframe.arrow.documents.plan import Place, Plan
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -18,6 +19,14 @@ _ENCODE = msgspec.json.Encoder().encode
 _OBJECT, _ARRAY, _STRING, _NULL = b'{["n'
 _KINDS = {_OBJECT: "object", _ARRAY: "array", _STRING: "string", ord("t"): "boolean", ord("f"): "boolean"}
 
+FAMILIES: dict[str, Family] = {
+    "boolean": "boolean",
+    "integer": "number",
+    "double": "number",
+    "string": "string",
+    "array": "array",
+    "object": "object",
+}
 Tally = dict[str, list[int]]
 """Rows with a value of each kind, in ascending order."""
 
@@ -52,7 +61,7 @@ class Rewritten:
     documents: pa.Array
     odd: list[int] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[Place, Tally] = field(default_factory=dict)
     rest: pa.Array | None = None
 
 
@@ -78,7 +87,7 @@ def rewrite(documents: pa.Array, plan: Plan) -> Rewritten:
     if not plan.rewrites and not plan.rest:
         return done
     writer = _Writer(done)
-    work = [(name, member, name) for name, member in plan.members.items() if member.rewrites]
+    work = [(name, member, (name,)) for name, member in plan.members.items() if member.rewrites]
     sources = documents.to_pylist()
     rest: list[bytes | None] = []
     for row, source in enumerate(sources):
@@ -97,14 +106,14 @@ def rewrite(documents: pa.Array, plan: Plan) -> Rewritten:
     return done
 
 
-_Work = Iterable[tuple[str, Plan, str]]
+_Work = Iterable[tuple[str, Plan, Place]]
 
 
 class _Writer:
     def __init__(self, done: Rewritten) -> None:
         self.row = 0
         self._done = done
-        self._work: dict[str, list[tuple[str, Plan, str]]] = {}
+        self._work: dict[Place, list[tuple[str, Plan, Place]]] = {}
 
     def members(self, fields: dict[str, msgspec.Raw], work: _Work) -> bool:
         """Rewrite members of an object; whether any of them is different now."""
@@ -120,12 +129,15 @@ class _Writer:
                 changed = True
         return changed
 
-    def _value(self, source: bytes, plan: Plan, path: str) -> bytes:
+    def _value(self, source: bytes, plan: Plan, path: Place) -> bytes:
         first = source[0]
         if first == _NULL:
             return source
         if plan.conflict:
-            self._done.tallies.setdefault(path, {}).setdefault(kind_of(source), []).append(self.row)
+            kind = kind_of(source)
+            self._done.tallies.setdefault(path, {}).setdefault(kind, []).append(self.row)
+            if plan.only is not None and FAMILIES[kind] != plan.only:
+                return b"null"
         match plan.how:
             case "json":
                 if plan.held:
@@ -133,28 +145,32 @@ class _Writer:
                 return _ENCODE(source.decode())
             case "text" if first not in (_OBJECT, _ARRAY):
                 return source if first == _STRING else b'"' + source + b'"'
+            case "string":
+                return source if first == _STRING else _ENCODE(source.decode())
             case "digits" if kind_of(source) == "integer" and len(source.lstrip(b"-")) <= plan.type.precision:
                 return b'"' + source + b'"'
             case "plain" if plan.item is not None and first == _ARRAY:
-                return self._array(source, plan.item, path + "[]")
-            case "plain" if plan.item is None and first == _OBJECT:
+                return self._array(source, plan.item, (*path, None)) if plan.item.rewrites else source
+            case "plain" if pa.types.is_struct(plan.type) and first == _OBJECT:
                 return self._object(source, plan, path)
+            case "plain" if not pa.types.is_nested(plan.type):
+                return source  # of a family that was asked for; the parser looks closer
         self._done.odd.append(self.row)
         return source
 
-    def _array(self, source: bytes, item: Plan, path: str) -> bytes:
+    def _array(self, source: bytes, item: Plan, path: Place) -> bytes:
         items = [bytes(raw) for raw in _ITEMS(source)]
         new = [self._value(each, item, path) for each in items]
         if all(one is other for one, other in zip(items, new, strict=True)):
             return source
         return b"[" + b",".join(new) + b"]"
 
-    def _object(self, source: bytes, plan: Plan, path: str) -> bytes:
+    def _object(self, source: bytes, plan: Plan, path: Place) -> bytes:
         work = self._work.get(path)
         if work is None:
-            work = [
-                (name, member, f"{path}.{name}") for name, member in plan.members.items() if member.rewrites
-            ]
+            work = [(name, member, (*path, name)) for name, member in plan.members.items() if member.rewrites]
             self._work[path] = work
+        if not work:
+            return source
         fields = _FIELDS(source)
         return _ENCODE(fields) if self.members(fields, work) else source

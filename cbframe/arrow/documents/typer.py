@@ -23,14 +23,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.documents.chunks import Batch, Chunk
-from cbframe.arrow.documents.facts import Facts, load
+from cbframe.arrow.documents.facts import Facts, Family, at, load
 from cbframe.arrow.documents.guard import inspect, screen
 from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.parse import Lines
-from cbframe.arrow.documents.plan import Plan, Policy, plan_of
+from cbframe.arrow.documents.plan import Plan, Policy, declared_facts, plan_of
 from cbframe.arrow.documents.promote import lossless
-from cbframe.arrow.documents.result import TypedColumns, assemble
-from cbframe.arrow.documents.rewrite import count_names, rewrite, within
+from cbframe.arrow.documents.result import TypedColumns, assemble, count
+from cbframe.arrow.documents.rewrite import FAMILIES, count_names, rewrite, within
 
 _LEAF = 64
 """Documents that are looked at one by one when no smaller range is worth a call of the parser."""
@@ -62,11 +62,12 @@ class JsonTyper:
     def __init__(self, policy: Policy | None = None, *, max_depth: int = 200) -> None:
         self._policy = policy or Policy()
         self._max_depth = min(max_depth, 400)
-        self._columns: dict[str, Facts] = {}
-        self._plan = plan_of({}, self._policy)
+        self._columns = {name: declared_facts(kind) for name, kind in self._policy.declared.items()}
+        self._plan = plan_of(self._columns, self._policy)
         self._wide = False
         """There are more names than may be columns: which ones is known when all documents are."""
         self._rest = False
+        self._to_infer = self._policy.infer_length or 0
         self._batches: list[Batch] = []
 
     def add(
@@ -95,7 +96,7 @@ class JsonTyper:
             )
         start = 0
         while start < len(values):
-            stop = _piece(values, start)
+            stop = min(_piece(values, start), start + (self._to_infer or len(values)))
             piece = values[start:stop]
             verdicts = screen(piece, None if is_json is None else is_json[start:stop])
             batch = Batch(piece, places[start:stop], verdicts)
@@ -103,12 +104,18 @@ class JsonTyper:
                 self._convert(batch, 0, len(piece))
             self._batches.append(batch)
             start = stop
+            if self._to_infer:
+                self._to_infer -= len(piece)
+                if not self._to_infer:
+                    self._close()
 
     def finish(self) -> TypedColumns:
         """All rows as one table; the typer is empty afterwards and cannot be used again."""
         if self._wide:
             self._choose_columns()
         self._settle()
+        while self._policy.on_conflict == "null" and self._narrow():
+            self._settle()
         batches, self._batches = self._batches, []
         return assemble(batches, self._plan)
 
@@ -208,12 +215,37 @@ class JsonTyper:
             if not batch.inspected:
                 self._inspect(batch)
             count_names(batch.documents(0, len(batch.values)), counts)
-        chosen = sorted(counts, key=lambda name: (-counts[name], name))[: self._policy.max_columns]
-        self._columns = {name: Facts() for name in chosen}
+        declared = self._policy.declared
+        chosen = sorted(counts.keys() - declared.keys(), key=lambda name: (-counts[name], name))
+        self._columns = {name: declared_facts(kind) for name, kind in declared.items()}
+        self._columns |= {name: Facts() for name in chosen[: self._policy.max_columns - len(declared)]}
         self._rest = True
         self._replan()
         for batch in self._batches:
             self._convert(batch, 0, len(batch.values))
+
+    def _close(self) -> None:
+        """There are to be no more columns than there are now."""
+        if self._wide:
+            self._choose_columns()
+        self._rest = True
+        self._replan()
+
+    def _narrow(self) -> bool:
+        """Where values have no common type, keep the most frequent family; whether there was such."""
+        counts = count(self._batches)
+        narrowed = False
+        for path, _ in list(self._plan.conflicts()):
+            facts = at(self._columns, path)
+            families = facts.families()
+            if facts.only is not None or len(families) < 2:
+                continue
+            sizes: Counter[Family] = Counter()
+            for kind, number in counts[path].items():
+                sizes[FAMILIES[kind]] += number
+            facts.restart(max(families, key=lambda family: sizes[family]))
+            narrowed = True
+        return narrowed and self._replan()
 
     def _settle(self) -> None:
         """Parse again, until nothing changes, what later documents made wrong."""

@@ -504,3 +504,42 @@ def test_nested_values_as_text() -> None:
         "none": [None, None, None],
     }
     assert result.conflicts == ()
+
+
+def test_of_values_without_a_common_type_the_most_frequent_kind_is_kept() -> None:
+    documents = ['{"a":1,"b":{"x":1}}', '{"a":"s","b":{"x":"t","y":2}}', '{"a":2.5,"b":"u"}', '{"a":true}']
+    for order in (1, -1):
+        result = typed(*(documents * 50)[::order], on_conflict="null")
+        rows = result.table.to_pylist()[::order][:4]
+        assert [row["a"] for row in rows] == [1.0, None, 2.5, None]
+        # Of as many numbers as strings, the numbers.
+        assert [row["b"] for row in rows] == [{"x": 1, "y": None}, {"x": None, "y": 2}, None, None]
+        assert told(result) == [
+            ("a", {"boolean": 50, "double": 50, "integer": 50, "string": 50}, "null"),
+            ("b", {"object": 100, "string": 50}, "null"),
+            ("b.x", {"integer": 50, "string": 50}, "null"),
+        ]
+
+
+def test_numbers_that_no_type_holds_stay_text_and_maps_json() -> None:
+    result = typed('{"a":9007199254740993}', '{"a":0.5}', on_conflict="null")
+    assert result.table["a"].to_pylist() == ["9007199254740993", "0.5"]
+    maps = typed(*(f'{{"m":{{"k{n}":1}}}}' for n in range(9)), on_conflict="null", max_members=3)
+    assert shape(maps) == {"m": "string"}
+
+
+def test_only_fields_of_the_first_documents_become_columns() -> None:
+    documents = ['{"a":1}', '{"b":2}', '{"c": 3,"a":0.5}', '{"a":"x"}']
+    result = typed(*documents, infer_length=2)
+    assert result.table.to_pydict() == {
+        "a": ["1", None, "0.5", "x"],
+        "b": [None, 2, None, None],
+        "_cb_rest": [None, None, '{"c":3}', None],
+    }
+    assert typed(*documents, infer_length=4).table.column_names == ["a", "b", "c"]
+
+
+def test_declared_columns_are_kept_of_too_many() -> None:
+    documents = [f'{{"k{n}":1}}' for n in range(20)]
+    result = typed(*documents, max_columns=3, declared={"z": pa.int64(), "k9": pa.string()})
+    assert result.table.column_names == ["k0", "k9", "z", "_cb_rest"]

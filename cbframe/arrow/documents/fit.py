@@ -1,0 +1,206 @@
+"""Columns brought to the types that were declared for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation, localcontext
+from math import isinf
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cbframe.arrow.documents.plan import is_list
+from cbframe.errors import ConfigurationError
+
+_EXACT = 1 << 53
+_PYTHON = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), bytes: pa.binary()}
+
+
+def arrow_type(kind: Any) -> pa.DataType:
+    """The Arrow type that is meant by a type of pyarrow, pandas, numpy or Python, or its name.
+
+    Raises
+    ------
+    ConfigurationError
+        It means none.
+    """
+    if isinstance(kind, pa.DataType):
+        return kind
+    if isinstance(getattr(kind, "pyarrow_dtype", None), pa.DataType):
+        return kind.pyarrow_dtype
+    try:
+        if isinstance(kind, type) and kind in _PYTHON:
+            return _PYTHON[kind]
+        if isinstance(kind, str):
+            return pa.type_for_alias(kind.lower())
+        # None is a double to numpy.
+        return pa.from_numpy_dtype(getattr(kind, "numpy_dtype", kind if kind is not None else ""))
+    except (ValueError, TypeError, pa.ArrowNotImplementedError) as exc:
+        raise ConfigurationError(
+            f"schema= has {kind!r}, which is no type",
+            hint='give a pyarrow type, or a name such as "int64", "string" or "timestamp[us]"',
+        ) from exc
+
+
+def fit(column: pa.ChunkedArray, kind: pa.DataType) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
+    """A column as another type.
+
+    Parameters
+    ----------
+    column
+        Of the same family of values as `kind`.
+    kind
+        Numbers with a point or an exponent may be rounded to a double or a float; otherwise only values
+        that it holds exactly fit.
+
+    Returns
+    -------
+    column
+        With null for what does not fit.
+    misfits
+        The rows of what does not fit.
+    """
+    if column.type.equals(kind) or column.null_count == len(column):
+        return column.cast(kind) if column.type.equals(kind) else _nulls(len(column), kind), _NOBODY
+    if _casts(column.type, kind):
+        try:
+            return column.cast(kind), _NOBODY
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            pass
+    cells: list[Any] = []
+    misfits: list[int] = []
+    for row, value in enumerate(column.to_pylist()):
+        lost: list[Any] = []
+        cells.append(_fitting(value, kind, lost))
+        if lost:
+            misfits.append(row)
+    return pa.chunked_array([pa.array(cells, kind)]), np.array(misfits, np.int64)
+
+
+def _fitting(value: Any, kind: pa.DataType, lost: list[Any]) -> Any:
+    """The Python value of which ``pa.array(..., kind)`` makes the cell; None, and noted, if it fits not."""
+    try:
+        return _cell(value, kind, lost)
+    except _MisfitError:
+        lost.append(kind)
+        return None
+
+
+def _casts(natural: pa.DataType, kind: pa.DataType) -> bool:
+    """Whether Arrow converts exactly, or refuses."""
+    if pa.types.is_nested(natural) or pa.types.is_nested(kind) or pa.types.is_float32(kind):
+        return False
+    return not (pa.types.is_string(natural) and pa.types.is_floating(kind))
+
+
+_NOBODY = np.zeros(0, np.int64)
+
+
+def _nulls(length: int, kind: pa.DataType) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(length, kind)])
+
+
+class _MisfitError(Exception):
+    """A value does not fit; never leaves this module."""
+
+
+def _cell(value: Any, kind: pa.DataType, lost: list[Any]) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_map(kind):
+        return _pairs(json.loads(value, parse_float=Decimal), kind, lost)
+    if pa.types.is_struct(kind):
+        return _members(value, kind, lost)
+    if is_list(kind):
+        return _items(value, kind, lost)
+    if pa.types.is_boolean(kind) or isinstance(value, bool):
+        return _is(value, bool, pa.types.is_boolean(kind))
+    if pa.types.is_decimal(kind):
+        return _decimal(value, kind)
+    if pa.types.is_integer(kind):
+        return _integer(value, kind)
+    if pa.types.is_floating(kind):
+        return _float(value, kind)
+    _is(value, str, not pa.types.is_nested(kind))
+    try:
+        return pa.scalar(value).cast(kind).as_py()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
+        raise _MisfitError from exc
+
+
+def _is(value: Any, wanted: type, allowed: bool) -> Any:
+    if not allowed or not isinstance(value, wanted):
+        raise _MisfitError
+    return value
+
+
+def _number(value: Any) -> Decimal:
+    if isinstance(value, dict | list):
+        raise _MisfitError
+    try:
+        return Decimal(value)
+    except InvalidOperation as exc:
+        raise _MisfitError from exc
+
+
+def _integer(value: Any, kind: pa.DataType) -> int:
+    number = _number(value)
+    # No token of a million digits is written out.
+    if not number.is_finite() or number.adjusted() > 20 or number != int(number):
+        raise _MisfitError
+    try:
+        pa.scalar(int(number), kind)
+    except (pa.ArrowInvalid, OverflowError) as exc:
+        raise _MisfitError from exc
+    return int(number)
+
+
+def _float(value: Any, kind: pa.DataType) -> float:
+    number = _number(value)
+    with np.errstate(over="ignore"):
+        rounded = float(kind.to_pandas_dtype()(number))
+    # Where an integer stood among doubles, it is a double by now.
+    integer = isinstance(value, int) or (isinstance(value, str) and value.lstrip("-").isdigit())
+    integer |= abs(number) < _EXACT and number == number.to_integral_value()
+    if isinf(rounded) or (integer and rounded != number):
+        raise _MisfitError
+    return rounded
+
+
+def _decimal(value: Any, kind: pa.DataType) -> Decimal:
+    number = _number(value)
+    with localcontext() as context:
+        context.prec = 100
+        try:
+            scaled = number.quantize(Decimal(1).scaleb(-kind.scale))
+        except InvalidOperation as exc:
+            raise _MisfitError from exc
+    if scaled != number or len(scaled.as_tuple().digits) > kind.precision:
+        raise _MisfitError
+    return scaled
+
+
+def _items(value: Any, kind: pa.DataType, lost: list[Any]) -> list[Any]:
+    if not isinstance(value, list) or (pa.types.is_fixed_size_list(kind) and len(value) != kind.list_size):
+        raise _MisfitError
+    return [_fitting(item, kind.value_type, lost) for item in value]
+
+
+def _members(value: Any, kind: pa.DataType, lost: list[Any]) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise _MisfitError
+    return {member.name: _fitting(value.get(member.name), member.type, lost) for member in kind}
+
+
+def _pairs(value: Any, kind: pa.DataType, lost: list[Any]) -> list[tuple[Any, Any]]:
+    if not isinstance(value, Mapping):
+        raise _MisfitError
+    return [
+        (_cell(name, kind.key_type, lost), _fitting(member, kind.item_type, lost))
+        for name, member in value.items()
+    ]

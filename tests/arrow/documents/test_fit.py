@@ -1,0 +1,131 @@
+"""Declared types: which names mean which, and which values fit."""
+
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from cbframe.arrow.documents.fit import arrow_type, fit
+from cbframe.arrow.documents.plan import Policy
+from cbframe.arrow.documents.result import TypedColumns
+from cbframe.arrow.documents.typer import JsonTyper
+from cbframe.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("meant", "kind"),
+    [
+        (pa.int16(), pa.int16()),
+        ("int64", pa.int64()),
+        ("String", pa.string()),
+        ("timestamp[us]", pa.timestamp("us")),
+        (int, pa.int64()),
+        (str, pa.string()),
+        (np.float32, pa.float32()),
+        (np.dtype("uint8"), pa.uint8()),
+        (pd.ArrowDtype(pa.date32()), pa.date32()),
+        (pd.Int64Dtype(), pa.int64()),
+    ],
+)
+def test_types_by_many_names(meant: Any, kind: pa.DataType) -> None:
+    assert arrow_type(meant) == kind
+
+
+@pytest.mark.parametrize("wrong", ["no type", 5, None, object(), list])
+def test_what_is_no_type(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="no type"):
+        arrow_type(wrong)
+
+
+def declared(kind: pa.DataType, *cells: str) -> tuple[TypedColumns, list[Any], list[int]]:
+    typer = JsonTyper(Policy(declared={"a": kind}))
+    typer.add(pa.array([f'{{"a":{cell}}}'.encode() for cell in cells], pa.binary()))
+    typed = typer.finish()
+    column, misfits = fit(typed.table["a"], kind)
+    assert column.type == kind
+    column.validate(full=True)
+    return typed, column.to_pylist(), misfits.tolist()
+
+
+MAP = pa.map_(pa.string(), pa.int64())
+POINT = pa.struct([("x", pa.int8()), ("y", pa.float64())])
+
+
+@pytest.mark.parametrize("beside", [[], ["null"] * 3])
+@pytest.mark.parametrize(
+    ("kind", "fitting", "others"),
+    [
+        (pa.bool_(), {"true": True}, ["1", '"true"', "[]"]),
+        (pa.int8(), {"-128": -128, "1.0": 1, "1e2": 100, "-0": 0}, ["128", "1.5", '"1"', "1e400"]),
+        (pa.uint64(), {"18446744073709551615": 2**64 - 1}, ["-1", "18446744073709551616"]),
+        (pa.int64(), {"9007199254740993": 2**53 + 1}, ["0.5", "9223372036854775808", "true"]),
+        (pa.float64(), {"1": 1.0, "0.1": 0.1, "1e300": 1e300}, ["9007199254740993", '"1"', "1e400"]),
+        (pa.float32(), {"0.5": 0.5, "16777216": 2.0**24}, ["16777217", "1e39"]),
+        (
+            pa.decimal128(5, 2),
+            {"1.50": Decimal("1.50"), "-999.99": Decimal("-999.99"), "1e2": Decimal("100.00")},
+            ["1000", "0.001", '"1.5"', "1e400", "1E999999"],
+        ),
+        (pa.string(), {'"x"': "x", "1.50": "1.50", "true": "true", '{"b": 1}': '{"b": 1}'}, []),
+        (pa.large_string(), {'"x"': "x", "[1]": "[1]"}, []),
+        (pa.binary(), {'"x"': b"x"}, []),
+        (pa.dictionary(pa.int32(), pa.string()), {'"x"': "x", "7": "7"}, []),
+        (
+            pa.timestamp("us", "UTC"),
+            {'"2026-01-02T03:04:05+02:00"': pd.Timestamp("2026-01-02T01:04:05Z")},
+            ['"2026-01-02T03:04:05"', '"soon"', "5"],
+        ),
+        (pa.date32(), {'"2026-01-02"': pd.Timestamp("2026-01-02").date()}, ['"2026-02-30"']),
+        (pa.list_(pa.int8()), {"[1,null]": [1, None], "[]": []}, ["{}", "1", '"[]"']),
+        (POINT, {'{"x":1,"z":0}': {"x": 1, "y": None}, "{}": {"x": None, "y": None}}, ["[]", '"{}"']),
+        (MAP, {'{"k":1,"l":null}': [("k", 1), ("l", None)], "{}": []}, ["[]", '"{}"']),
+    ],
+)
+def test_what_fits(kind: pa.DataType, fitting: dict[str, Any], others: list[str], beside: list[str]) -> None:
+    """Alone, and all together; what does not fit is null, and told: as a conflict or as a misfit."""
+    for cell, value in fitting.items():
+        typed, values, misfits = declared(kind, cell, *beside)
+        assert values == [value] + [None] * len(beside)
+        assert (typed.conflicts, misfits) == ((), [])
+    cells = [*fitting, *others, *beside]
+    typed, values, misfits = declared(kind, *cells)
+    assert values == [*fitting.values()] + [None] * (len(others) + len(beside))
+    assert set(misfits) <= set(range(len(fitting), len(fitting) + len(others)))
+    if others:
+        assert misfits or typed.conflicts
+        assert all(conflict.action == "null" for conflict in typed.conflicts)
+    for cell in others:
+        typed, values, misfits = declared(kind, cell)
+        assert values == [None]
+        assert bool(misfits) != bool(typed.conflicts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "value"),
+    [
+        (pa.list_(pa.int8()), '[1,128,"2",null]', [1, None, None, None]),
+        (POINT, '{"x":300,"y":2}', {"x": None, "y": 2.0}),
+        (POINT, '{"x":"3","y":2}', {"x": None, "y": 2.0}),
+        (MAP, '{"k":"x","l":1}', [("k", None), ("l", 1)]),
+        (pa.list_(pa.decimal128(4, 1)), "[1.5,0.25]", [Decimal("1.5"), None]),
+        (pa.list_(pa.string()), '["x",1.50,{"a":1}]', ["x", "1.50", '{"a":1}']),
+    ],
+)
+def test_of_what_is_nested_only_the_part_that_does_not_fit_is_lost(
+    kind: pa.DataType, cell: str, value: Any
+) -> None:
+    typed, values, misfits = declared(kind, cell)
+    assert values == [value]
+    assert bool(misfits or typed.conflicts) == ("None" in repr(value))
+
+
+def test_a_field_that_no_document_has() -> None:
+    typer = JsonTyper(Policy(declared={"a": pa.int64()}))
+    typer.add(pa.array([b"{}"], pa.binary()))
+    typed = typer.finish()
+    assert fit(typed.table["a"], pa.int64())[0].to_pylist() == [None]
+    nothing = JsonTyper(Policy(declared={"a": POINT})).finish()
+    assert fit(nothing.table["a"], POINT)[0].type == POINT
