@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cbframe.arrow.documents.result import Disagreement
+from cbframe.arrow.documents.census import Disagreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def named(found: Iterable[Disagreement], keys: pa.ChunkedArray) -> tuple[Conflic
             each.path,
             each.types,
             each.action,
-            {kind: tuple(_text(keys[row].as_py()) for row in rows) for kind, rows in each.rows.items()},
+            {kind: tuple(_text(keys[row].as_py()) for row in rows) for kind, rows in each.samples.items()},
         )
         for each in found
     )

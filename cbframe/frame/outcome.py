@@ -10,9 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
+from cbframe.arrow.documents.census import Disagreement
 from cbframe.arrow.documents.dates import parse_dates
 from cbframe.arrow.documents.fit import fit
-from cbframe.arrow.documents.result import Disagreement, TypedColumns
+from cbframe.arrow.documents.result import TypedColumns
 from cbframe.errors import ConversionError
 from cbframe.frame import shape
 from cbframe.frame.conflicts import Conflict, named

@@ -1,55 +1,27 @@
-"""From the columns of all batches to one table, and what there is to say of it."""
+"""From the columns of batches to a table."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from operator import itemgetter
+from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.columns import OURS, REASON, VALUE
+from cbframe.arrow.documents.census import Census, Disagreement
 from cbframe.arrow.documents.chunks import Batch, chunks_of
-from cbframe.arrow.documents.facts import load
 from cbframe.arrow.documents.guard import Reason
-from cbframe.arrow.documents.order import Order, Path, Places, firsts
-from cbframe.arrow.documents.plan import Place, Plan
+from cbframe.arrow.documents.order import Order
+from cbframe.arrow.documents.plan import Plan
 from cbframe.arrow.documents.promote import promote
-from cbframe.arrow.documents.rewrite import FAMILIES
 
 _REST = "_cb_rest"
-_SAMPLES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Disagreement:
-    """Values of a field that have no common type.
-
-    Attributes
-    ----------
-    path
-        Where in the document: ``total``, ``customer.id``, ``items[].price``.
-    types
-        Kinds of values there, and how many, over all documents.
-    action
-        What became of the values: ``"text"``, ``"json"``, or ``"null"``: those of other kinds than the
-        column's are gone.
-    rows
-        For each kind the few rows of the table that have it and stand first in the bucket.
-    """
-
-    path: str
-    types: dict[str, int]
-    action: str
-    rows: dict[str, tuple[int, ...]] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class TypedColumns:
-    """All documents as columns.
+    """Documents as columns.
 
     Attributes
     ----------
@@ -64,7 +36,7 @@ class TypedColumns:
         Rows in ``_cb_value`` by reason: ``binary``, ``empty``, ``not_utf8``, ``too_deep``,
         ``invalid_json``, ``not_an_object``.
     conflicts
-        Fields that are text because of their values, in the order of the columns.
+        Fields that are text because of their values, in the order of the columns; samples are rows.
     """
 
     table: pa.Table
@@ -73,36 +45,68 @@ class TypedColumns:
     conflicts: tuple[Disagreement, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns of all documents, by which each batch becomes a table.
+
+    Attributes
+    ----------
+    plan
+        What all chunks fit.
+    order
+        Of first appearance.
+    rest, rejected
+        There are fields that are no columns, or values that are no documents.
+    """
+
+    plan: Plan
+    order: Order
+    rest: bool
+    rejected: bool
+
+    @classmethod
+    def of(cls, plan: Plan, census: Census) -> Layout:
+        """The layout of the batches of a census."""
+        return cls(plan, census.order(), census.rest, bool(census.rejected))
+
+    def names(self) -> list[str]:
+        """Names of fields that are columns."""
+        return self.order.names(self.plan.members)
+
+    def table(self, batches: list[Batch]) -> pa.Table:
+        """Some batches as a table; each chunk becomes a chunk of it."""
+        arrays: dict[str, pa.ChunkedArray] = {}
+        for name in self.names():
+            kind = self.order.get(name, Order()).of(self.plan.members[name].type)
+            arrays[name + "_" if name.startswith(OURS) else name] = _chunked(
+                _cells(batches, name, kind), kind
+            )
+        if self.rest:
+            arrays[_REST] = _chunked(_rests(batches), pa.string())
+        if self.rejected:
+            arrays[VALUE] = _chunked(map(_rejected, batches), pa.binary())
+            arrays[REASON] = _chunked(
+                (_REASONS.take(pa.array(batch.verdicts)) for batch in batches), pa.string()
+            )
+        rows = sum(len(batch.values) for batch in batches)
+        assert all(len(array) == rows for array in arrays.values())
+        return pa.table(arrays)
+
+
 def assemble(batches: list[Batch], plan: Plan) -> TypedColumns:
     """Make the table of batches that all hold columns which fit `plan`."""
-    rows = sum(len(batch.values) for batch in batches)
-    order = _order(batches)
-    names = order.names(plan.members)
-    arrays: dict[str, pa.ChunkedArray] = {}
-    for name in names:
-        kind = order.get(name, Order()).of(plan.members[name].type)
-        arrays[name + "_" if name.startswith(OURS) else name] = _chunked(_cells(batches, name, kind), kind)
-    if plan.rest:
-        arrays[_REST] = _chunked(
-            (
-                pa.nulls(len(chunk), pa.string()) if chunk.rest is None else chunk.rest
-                for _, chunk in chunks_of(batches)
-            ),
-            pa.string(),
-        )
-    rejected: Counter[int] = Counter()
+    census = Census()
+    rows = 0
     for batch in batches:
-        if batch.verdicts.any():
-            rejected.update(batch.verdicts[batch.verdicts != Reason.GOOD].tolist())
-    if rejected:
-        arrays[VALUE] = _chunked((_rejected(batch) for batch in batches), pa.binary())
-        arrays[REASON] = _chunked((_REASONS.take(pa.array(batch.verdicts)) for batch in batches), pa.string())
-    assert all(len(array) == rows for array in arrays.values())
+        before = rows
+        census.add(batch, lambda row, before=before: before + row)  # type: ignore[misc]
+        rows += len(batch.values)
+    layout = Layout.of(plan, census)
     return TypedColumns(
-        table=pa.table(arrays),
+        table=layout.table(batches),
         rows=rows,
-        rejected={Reason(reason).name.lower(): count for reason, count in sorted(rejected.items())},
-        conflicts=tuple(_disagreements(batches, plan, names)),
+        rejected=census.reasons(),
+        conflicts=tuple(census.disagreements(plan, layout.names())),
     )
 
 
@@ -112,64 +116,9 @@ def _cells(batches: list[Batch], name: str, kind: pa.DataType) -> Iterator[pa.Ar
         yield pa.nulls(len(chunk), kind) if array is None else promote(array, kind)
 
 
-def _order(batches: list[Batch]) -> Order:
-    """The order of first appearance: that of the documents in which something appears first."""
-    best: dict[Path, tuple[tuple[int, int], bytes]] = {}
-    for batch, chunk in chunks_of(batches):
-        places = batch.places[chunk.start : chunk.stop]
-        for path, row in firsts(chunk.columns, places).items():
-            place = places.of(row)
-            if path not in best or place < best[path][0]:
-                best[path] = place, batch.values[chunk.start + row].as_py()
-    order = Order()
-    for _, document in sorted(set(best.values())):
-        order.add(load(document))
-    return order
-
-
-def count(batches: list[Batch]) -> dict[Place, Counter[str]]:
-    """How many values of each kind there are where there is no common type."""
-    counts: dict[Place, Counter[str]] = {}
+def _rests(batches: list[Batch]) -> Iterator[pa.Array]:
     for _, chunk in chunks_of(batches):
-        for path, tally in chunk.tallies.items():
-            counts.setdefault(path, Counter()).update({kind: len(rows) for kind, rows in tally.items()})
-    return counts
-
-
-def _disagreements(batches: list[Batch], plan: Plan, names: list[str]) -> Iterator[Disagreement]:
-    """What there is to say of the fields without a common type."""
-    found: dict[tuple[Place, str], list[tuple[tuple[int, int], int]]] = {}
-    before = 0
-    for batch in batches:
-        for chunk in batch.chunks:
-            for path, tally in chunk.tallies.items():
-                for kind, rows in tally.items():
-                    some = _earliest(rows, batch.places[chunk.start : chunk.stop])
-                    found.setdefault((path, kind), []).extend(
-                        (batch.places.of(chunk.start + row), before + chunk.start + row) for row in some
-                    )
-        before += len(batch.values)
-    counts = count(batches)
-    told = [(names.index(str(path[0])), shown(path), path, member) for path, member in plan.conflicts()]
-    for _, name, path, member in sorted(told, key=itemgetter(0, 1)):
-        kinds = dict(sorted(counts.get(path, {}).items()))
-        if member.only is not None and all(FAMILIES[kind] == member.only for kind in kinds):
-            continue
-        samples = {kind: tuple(row for _, row in sorted(found[path, kind])[:_SAMPLES]) for kind in kinds}
-        yield Disagreement(name, kinds, "null" if member.only else member.how, samples)
-
-
-def shown(path: Place) -> str:
-    """A place as it is written: ``items[].price``."""
-    return "".join("[]" if name is None else f".{name}" for name in path).removeprefix(".")
-
-
-def _earliest(rows: list[int], places: Places) -> list[int]:
-    """The few rows that stand first in the bucket."""
-    unique = np.unique(np.array(rows, np.int64))
-    order = np.lexsort((places.seqno[unique], places.vbucket[unique]))
-    some: list[int] = unique[order[:_SAMPLES]].tolist()
-    return some
+        yield pa.nulls(len(chunk), pa.string()) if chunk.rest is None else chunk.rest
 
 
 def _chunked(arrays: Iterable[pa.Array], kind: pa.DataType) -> pa.ChunkedArray:

@@ -154,7 +154,7 @@ def test_conflicts_are_counted_over_all_documents(cut: int) -> None:
         ("a", {"integer": 100, "string": 100}, "text"),
         ("b[]", {"integer": 200, "string": 200}, "text"),
     ]
-    assert [c.rows for c in result.conflicts] == [
+    assert [c.samples for c in result.conflicts] == [
         {"integer": (0, 1, 2), "string": (100, 101, 102)},
         {"integer": (100, 101, 102), "string": (100, 101, 102)},
     ]

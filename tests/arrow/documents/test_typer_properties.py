@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbframe.arrow.documents import typer as typer_module
+from cbframe.arrow.documents import engine as engine_module
 from cbframe.arrow.documents.guard import Reason
 from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.plan import Policy
@@ -284,7 +284,7 @@ def convert(
 def small_leaves() -> Any:
     """Few documents are enough to take every way through the converter."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(typer_module, "_LEAF", 2)
+    patch.setattr(engine_module, "_LEAF", 2)
     yield
     patch.undo()
 
@@ -327,8 +327,8 @@ def test_nothing_depends_on_batches_or_order(
         (c.path, c.types, c.action) for c in whole.conflicts
     ]
     assert [
-        {kind: tuple(order[row] for row in rows) for kind, rows in c.rows.items()} for c in parts.conflicts
-    ] == [c.rows for c in whole.conflicts]
+        {kind: tuple(order[row] for row in rows) for kind, rows in c.samples.items()} for c in parts.conflicts
+    ] == [c.samples for c in whole.conflicts]
 
 
 MUTATIONS = st.tuples(

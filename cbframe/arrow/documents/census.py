@@ -1,0 +1,128 @@
+"""What is told of all documents together: order of columns, conflicts, rejects. Batch by batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from cbframe.arrow.documents.chunks import Batch
+from cbframe.arrow.documents.facts import load
+from cbframe.arrow.documents.guard import Reason
+from cbframe.arrow.documents.order import Order, Path, Places, firsts
+from cbframe.arrow.documents.plan import Place, Plan
+from cbframe.arrow.documents.rewrite import FAMILIES
+
+_SAMPLES = 3
+_Where = tuple[int, int]
+"""Vbucket and seqno."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """Values of a field that have no common type.
+
+    Attributes
+    ----------
+    path
+        Where in the document: ``total``, ``customer.id``, ``items[].price``.
+    types
+        Kinds of values there, and how many, over all documents.
+    action
+        What became of the values: ``"text"``, ``"json"``, or ``"null"``: those of other kinds than the
+        column's are gone.
+    samples
+        For each kind the few documents that have it and stand first in the bucket.
+    """
+
+    path: str
+    types: dict[str, int]
+    action: str
+    samples: dict[str, tuple[Any, ...]] = field(repr=False)
+
+
+@dataclass(slots=True)
+class Census:
+    """What batches tell, added up.
+
+    Attributes
+    ----------
+    rejected
+        Rows that are no documents, by reason.
+    rest
+        Some document has fields that are no columns.
+    counts
+        How many values of each kind there are where there is no common type.
+    """
+
+    rejected: Counter[int] = field(default_factory=Counter)
+    rest: bool = False
+    counts: dict[Place, Counter[str]] = field(default_factory=dict)
+    _best: dict[Path, tuple[_Where, bytes]] = field(default_factory=dict)
+    _samples: dict[tuple[Place, str], list[tuple[_Where, Any]]] = field(default_factory=dict)
+
+    def add(self, batch: Batch, name: Callable[[int], Any]) -> None:
+        """Take in a batch that is converted.
+
+        Parameters
+        ----------
+        name
+            What a row of the batch is called in samples.
+        """
+        if batch.verdicts.any():
+            self.rejected.update(batch.verdicts[batch.verdicts != Reason.GOOD].tolist())
+        for chunk in batch.chunks:
+            self.rest |= chunk.rest is not None and chunk.rest.null_count < len(chunk)
+            places = batch.places[chunk.start : chunk.stop]
+            for path, row in firsts(chunk.columns, places).items():
+                where = places.of(row)
+                if path not in self._best or where < self._best[path][0]:
+                    self._best[path] = where, batch.values[chunk.start + row].as_py()
+            for place, tally in chunk.tallies.items():
+                for kind, rows in tally.items():
+                    self.counts.setdefault(place, Counter())[kind] += len(rows)
+                    samples = self._samples.setdefault((place, kind), [])
+                    some = _earliest(rows, places)
+                    samples += [(places.of(row), name(chunk.start + row)) for row in some]
+                    samples.sort(key=itemgetter(0))
+                    del samples[_SAMPLES:]
+
+    def order(self) -> Order:
+        """The order of first appearance: that of the documents in which something appears first."""
+        order = Order()
+        for _, document in sorted(set(self._best.values())):
+            order.add(load(document))
+        return order
+
+    def reasons(self) -> dict[str, int]:
+        """Rows that are no documents, by the name of the reason."""
+        return {Reason(reason).name.lower(): count for reason, count in sorted(self.rejected.items())}
+
+    def disagreements(self, plan: Plan, names: list[str]) -> Iterator[Disagreement]:
+        """What there is to say of the fields without a common type, in the order of the columns."""
+        told = [
+            (names.index(str(place[0])), shown(place), place, member) for place, member in plan.conflicts()
+        ]
+        for _, path, place, member in sorted(told, key=itemgetter(0, 1)):
+            kinds = dict(sorted(self.counts.get(place, {}).items()))
+            if member.only is not None and all(FAMILIES[kind] == member.only for kind in kinds):
+                continue
+            samples = {kind: tuple(name for _, name in self._samples[place, kind]) for kind in kinds}
+            yield Disagreement(path, kinds, "null" if member.only else member.how, samples)
+
+
+def shown(place: Place) -> str:
+    """A place as it is written: ``items[].price``."""
+    return "".join("[]" if name is None else f".{name}" for name in place).removeprefix(".")
+
+
+def _earliest(rows: list[int], places: Places) -> list[int]:
+    """The few rows that stand first in the bucket."""
+    unique = np.unique(np.array(rows, np.int64))
+    order = np.lexsort((places.seqno[unique], places.vbucket[unique]))
+    some: list[int] = unique[order[:_SAMPLES]].tolist()
+    return some
