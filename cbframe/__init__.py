@@ -48,10 +48,12 @@ _HOMES = {
         "ReceiverError",
         "RollbackError",
         "ServerError",
+        "SpoolError",
         "StreamError",
         "XAttrsNotSupportedError",
     ),
     "cbframe.frame.asof": ("AsOf",),
+    "cbframe.frame.conflicts": ("Conflict",),
     "cbframe.frame.read": ("read_bucket", "scan_bucket"),
     "cbframe.frame.scan": ("BucketScan",),
     "cbframe.frame.target": ("ScanProgress",),
@@ -126,9 +128,11 @@ if TYPE_CHECKING:
     from cbframe.errors import ReceiverError as ReceiverError
     from cbframe.errors import RollbackError as RollbackError
     from cbframe.errors import ServerError as ServerError
+    from cbframe.errors import SpoolError as SpoolError
     from cbframe.errors import StreamError as StreamError
     from cbframe.errors import XAttrsNotSupportedError as XAttrsNotSupportedError
     from cbframe.frame.asof import AsOf as AsOf
+    from cbframe.frame.conflicts import Conflict as Conflict
     from cbframe.frame.read import read_bucket as read_bucket
     from cbframe.frame.read import scan_bucket as scan_bucket
     from cbframe.frame.scan import BucketScan as BucketScan

@@ -19,6 +19,7 @@
     │   └── ReceiverError                 a callback of the receiver raised
     ├── ReadTimeoutError (TimeoutError)   nothing hangs: this is what ends a wait
     ├── ReadCancelledError                the read was closed before it was complete
+    ├── SpoolError (OSError)              the disk is full, or the temporary files cannot be read
     └── ConversionError (ValueError)      documents cannot become columns as asked
 
 ``permanent`` tells the retry loops apart: an error that the next attempt cannot heal ends a
@@ -46,6 +47,7 @@ __all__ = [
     "ReceiverError",
     "RollbackError",
     "ServerError",
+    "SpoolError",
     "StreamError",
     "XAttrsNotSupportedError",
 ]
@@ -233,6 +235,10 @@ class ReadCancelledError(CbframeError):
     """The read was closed before it was complete."""
 
     permanent = True
+
+
+class SpoolError(CbframeError, OSError):
+    """Documents cannot be kept on disk while a bucket is read in bounded memory."""
 
 
 class ConversionError(CbframeError, ValueError):

@@ -8,7 +8,7 @@ they arrive: what a rollback or a newer version makes void is told by number, af
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, Opcode, SnapshotFlag, SystemEventId
 from cbframe.wire.messages import SystemEvent
 
+T = TypeVar("T")
+
 _SEVERAL_VERSIONS = SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS
 
 
@@ -32,13 +34,15 @@ class _VBucketState:
     snapshots: int = 0
     void_before: int = 0
     """Batches with a smaller number hold nothing of this vbucket that counts."""
+    later_from: int = 0
+    """In batches from this number on there may be newer versions of documents in earlier ones."""
     begun: dict[int, int] = field(default_factory=dict)
     """Seqno at which a collection began, or was emptied, by its id."""
 
 
 @dataclass(slots=True)
-class BatchingReceiver:
-    """Gathers a bounded read.
+class GatheringReceiver(Generic[T]):
+    """What gathers a bounded read, but for how it takes documents.
 
     Parameters
     ----------
@@ -63,7 +67,7 @@ class BatchingReceiver:
     last_error: CbframeError | None = field(default=None, init=False)
     _vbuckets: list[_VBucketState] = field(init=False, repr=False)
     _last_seqno: npt.NDArray[np.uint64] = field(init=False, repr=False)
-    _batches: Handover[pa.RecordBatch] = field(default_factory=Handover, init=False, repr=False)
+    _batches: Handover[T] = field(default_factory=Handover, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.schema = raw_schema(self.metadata)
@@ -72,19 +76,22 @@ class BatchingReceiver:
 
     # -- the receiver's side, on the threads of the nodes
 
-    def on_block(self, block: DataBlock) -> None:
+    def _record_batch(self, block: DataBlock) -> pa.RecordBatch:
         batch = record_batch(block, self.schema, max_value=self.max_value)
         # Ascending within a vbucket, so of several assignments to one place the last is the highest.
         # Not in an out-of-order snapshot; whatever the stream is continued behind, more comes than needed.
         self._last_seqno[block.vbucket] = block.seqno
-        self._batches.put(batch)
+        return batch
 
     def on_error(self, error: CbframeError) -> None:
         self.last_error = error
 
     def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None:  # noqa: ARG002
+        state = self._vbuckets[vbucket]
+        if state.snapshots == 1:
+            state.later_from = self._batches.count()
         # One with the history of documents counts as many.
-        self._vbuckets[vbucket].snapshots += 2 if flags & _SEVERAL_VERSIONS else 1
+        state.snapshots += 2 if flags & _SEVERAL_VERSIONS else 1
 
     def system_event(self, vbucket: int, event: SystemEvent) -> None:
         cid, scope = event.collection_id, event.scope_id
@@ -114,7 +121,7 @@ class BatchingReceiver:
         withdrawn change had replaced were never sent: they were de-duplicated away.
         """
         state = self._vbuckets[vbucket]
-        state.void_before = self._batches.count()
+        state.void_before = state.later_from = self._batches.count()
         state.metadata = None
         state.snapshots += 1
         self._last_seqno[vbucket] = 0
@@ -122,9 +129,39 @@ class BatchingReceiver:
 
     # -- the consumer's side
 
-    def take(self, timeout: float | None = None) -> list[pa.RecordBatch]:
-        """All batches that arrived since the last call, waiting up to `timeout` seconds for one."""
+    def take(self, timeout: float | None = None) -> list[T]:
+        """All that arrived since the last call, waiting up to `timeout` seconds for one."""
         return self._batches.take(timeout)
+
+    def emptied(self) -> dict[tuple[int, int], int]:
+        """Seqno at which a collection began, or was emptied, by vbucket and the collection's id."""
+        return {
+            (vbucket, cid): seqno
+            for vbucket, state in enumerate(self._vbuckets)
+            for cid, seqno in state.begun.items()
+        }
+
+    def several_versions(self) -> npt.NDArray[np.bool_]:
+        """Vbuckets that may have several versions of a document, or what does not count."""
+        # Within one snapshot a key occurs once. Only vbuckets with more than one can hold it twice.
+        return np.array([state.snapshots > 1 for state in self._vbuckets])
+
+    def void_before(self) -> npt.NDArray[np.int64]:
+        """By vbucket: batches with a smaller number hold nothing of it that counts."""
+        return np.array([state.void_before for state in self._vbuckets])
+
+    def later_from(self) -> npt.NDArray[np.int64]:
+        """By vbucket, if it may have several versions: where those begin that can replace others."""
+        return np.array([state.later_from for state in self._vbuckets])
+
+
+class BatchingReceiver(GatheringReceiver[pa.RecordBatch]):
+    """Gathers a bounded read in memory: documents are acknowledged as they come."""
+
+    __slots__ = ()
+
+    def on_block(self, block: DataBlock) -> None:
+        self._batches.put(self._record_batch(block))
 
     def surviving(self, batches: list[pa.RecordBatch]) -> npt.NDArray[np.bool_] | None:
         """Which rows are the newest version of their document, no deletion, and in a collection.
@@ -144,54 +181,49 @@ class BatchingReceiver:
         """
         table = pa.Table.from_batches(batches, self.schema)
         mutation: npt.NDArray[np.bool_] = _column(table, OPCODE) == Opcode.DCP_MUTATION
-        gone = self._of_dropped(table)
+        gone = of_dropped(table, self.dropped, self.emptied())
         if gone is not None:
             mutation = mutation & ~gone
-        # Within one snapshot a key occurs once. Only vbuckets with more than one can hold it twice.
-        mixed = np.array([state.snapshots > 1 for state in self._vbuckets])
+        mixed = self.several_versions()
         vbucket = _column(table, VBUCKET)
         suspects = np.flatnonzero(mixed[vbucket])
         if not len(suspects):
             return None if mutation.all() else mutation
         keep = mutation.copy()
         number = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
-        void_before = np.array([state.void_before for state in self._vbuckets])
-        void = number[suspects] < void_before[vbucket[suspects]]
+        void = number[suspects] < self.void_before()[vbucket[suspects]]
         keep[suspects[void]] = False
         suspects = suspects[~void]
-        keep[suspects[~_newest(table, suspects)]] = False
+        keep[suspects[~newest(table.select([KEY, COLLECTION_ID, SEQNO]).take(pa.array(suspects)))]] = False
         return keep
 
-    def _of_dropped(self, table: pa.Table) -> npt.NDArray[np.bool_] | None:
-        """Which rows are older than the end of their collection, or than its emptying; None if none."""
-        begun = {
-            (vbucket, cid): seqno
-            for vbucket, state in enumerate(self._vbuckets)
-            for cid, seqno in state.begun.items()
-        }
-        if not self.dropped and not begun:
-            return None
-        collection = _column(table, COLLECTION_ID)
-        gone: npt.NDArray[np.bool_] = np.isin(collection, list(self.dropped))
-        if begun:
-            vbuckets, ids = np.array(list(begun), np.uint64).T
-            places = vbuckets << np.uint64(32) | ids
-            order = np.argsort(places)
-            seqnos = np.array(list(begun.values()), np.uint64)[order]
-            rows = np.flatnonzero(np.isin(collection, ids))
-            wanted = _column(table, VBUCKET)[rows].astype(np.uint64) << np.uint64(32) | collection[rows]
-            at = np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)
-            before = (places[order][at] == wanted) & (_column(table, SEQNO)[rows] < seqnos[at])
-            gone[rows[before]] = True
-        return gone
+
+def of_dropped(
+    table: pa.Table, dropped: set[int], emptied: dict[tuple[int, int], int]
+) -> npt.NDArray[np.bool_] | None:
+    """Which rows are older than the end of their collection, or than its emptying; None if none."""
+    if not dropped and not emptied:
+        return None
+    collection = _column(table, COLLECTION_ID)
+    gone: npt.NDArray[np.bool_] = np.isin(collection, list(dropped))
+    if emptied:
+        vbuckets, ids = np.array(list(emptied), np.uint64).T
+        places = vbuckets << np.uint64(32) | ids
+        order = np.argsort(places)
+        seqnos = np.array(list(emptied.values()), np.uint64)[order]
+        rows = np.flatnonzero(np.isin(collection, ids))
+        wanted = _column(table, VBUCKET)[rows].astype(np.uint64) << np.uint64(32) | collection[rows]
+        at = np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)
+        before = (places[order][at] == wanted) & (_column(table, SEQNO)[rows] < seqnos[at])
+        gone[rows[before]] = True
+    return gone
 
 
-def _newest(table: pa.Table, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """Which of `rows` has the highest seqno of its document.
+def newest(some: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which of some rows (key, collection id, seqno) has the highest seqno of its document.
 
     A document is a key in a collection; its vbucket follows from the key.
     """
-    some = table.select([KEY, COLLECTION_ID, SEQNO]).take(pa.array(rows))
     key = some[KEY].combine_chunks().dictionary_encode()
     if isinstance(key, pa.ChunkedArray):
         key = key.unify_dictionaries().combine_chunks()
@@ -202,9 +234,9 @@ def _newest(table: pa.Table, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_
     if len(order) > 1:
         same = (codes[order][1:] == codes[order][:-1]) & (collection[order][1:] == collection[order][:-1])
         last[:-1] = ~same
-    newest = np.empty(len(order), bool)
-    newest[order] = last
-    return newest
+    found = np.empty(len(order), bool)
+    found[order] = last
+    return found
 
 
 def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:

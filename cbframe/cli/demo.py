@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cbframe.arrow.columns import KEY
-from cbframe.cli.files import without_nulls, write_parquet, writer_of
+from cbframe.cli.files import without_nulls, writer_of
 from cbframe.cli.text import INDENT, progress_line, say, say_rows, show_nodes, show_remarks, show_table, title
 from cbframe.dcp.handover import monotonic
 from cbframe.errors import ConfigurationError
 from cbframe.frame.convert import to_pandas
+from cbframe.frame.parquet import write_parquet
 from cbframe.frame.read import scan_bucket
 from cbframe.local import LocalCluster
 
@@ -85,7 +86,7 @@ def _run_demo(
 
     title("checks")
     with step("write the Parquet file"):
-        write_parquet(table, path)
+        write_parquet(table.to_reader(), path)
     say(f"{INDENT}{path.name}: {path.stat().st_size / 1e6:,.1f} MB")
     with step("read it back and compare"):
         return list(_check(cluster, table, to_pandas(table, "pyarrow"), existing, path))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.csv
 
 from cbframe.errors import ConfigurationError
-from cbframe.frame import convert
+from cbframe.frame.parquet import whole_file, write_parquet
+
+_LINES = 4096
+"""Rows that are Python objects at the same time."""
 
 
-def writer_of(path: Path) -> Callable[[pa.Table, Path], None]:
-    """What writes `path`; asked before the bucket is read, since a read can take an hour."""
+def writer_of(path: Path) -> Callable[[pa.RecordBatchReader, Path], int]:
+    """What writes `path`, and returns the number of rows.
+
+    Asked before the bucket is read, since a read can take an hour.
+    """
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
         raise ConfigurationError(
@@ -30,36 +34,32 @@ def writer_of(path: Path) -> Callable[[pa.Table, Path], None]:
     return write
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name when it is complete and on the disk."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+def _write_arrow(reader: pa.RecordBatchReader, path: Path) -> int:
+    rows = 0
+    with whole_file(path) as file, pa.ipc.new_file(file, reader.schema) as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+            rows += len(batch)
+    return rows
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    convert.write_parquet(table, path, "zstd")
+def _write_csv(reader: pa.RecordBatchReader, path: Path) -> int:
+    rows = 0
+    schema = _flat(reader.schema.empty_table()).schema
+    with whole_file(path) as file, pyarrow.csv.CSVWriter(file, schema) as writer:
+        for batch in reader:
+            writer.write_table(_flat(pa.Table.from_batches([batch])))
+            rows += len(batch)
+    return rows
 
 
-def _write_arrow(table: pa.Table, path: Path) -> None:
-    with _whole(path) as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
-def _write_csv(table: pa.Table, path: Path) -> None:
+def _flat(table: pa.Table) -> pa.Table:
+    """A table without what CSV cannot hold."""
     for index, field in enumerate(table.schema):
         if pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_null(field.type):
             values = (_cell(value) for value in table.column(index).to_pylist())
             table = table.set_column(index, field.name, pa.array(values, pa.string()))
-    with _whole(path) as file:
-        pyarrow.csv.write_csv(table, file)
+    return table
 
 
 def _cell(value: Any) -> str | None:
@@ -69,11 +69,15 @@ def _cell(value: Any) -> str | None:
     return text[1:-1] if isinstance(value, bytes) else text
 
 
-def _write_ndjson(table: pa.Table, path: Path) -> None:
+def _write_ndjson(reader: pa.RecordBatchReader, path: Path) -> int:
+    rows = 0
     encode = msgspec.json.Encoder().encode_lines
-    with _whole(path) as file:
-        for batch in table.to_batches(max_chunksize=4096):
-            file.write(encode([without_nulls(row) for row in batch.to_pylist()]))
+    with whole_file(path) as file:
+        for batch in reader:
+            for start in range(0, len(batch), _LINES):
+                file.write(encode([without_nulls(row) for row in batch[start : start + _LINES].to_pylist()]))
+            rows += len(batch)
+    return rows
 
 
 def without_nulls(value: Any) -> Any:
@@ -85,7 +89,7 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-_WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {
+_WRITERS: dict[str, Callable[[pa.RecordBatchReader, Path], int]] = {
     ".parquet": write_parquet,
     ".arrow": _write_arrow,
     ".csv": _write_csv,

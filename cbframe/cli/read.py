@@ -32,12 +32,16 @@ def read(options: argparse.Namespace) -> int:
             columns=columns,
             progress=progress,
         )
-        result = scan.read()
+        if write is None:
+            result = scan.read()
+        else:
+            rows = write(scan.to_reader(), options.output)
+            assert scan.last is not None
+            result = scan.last
     table = result.table
     if write is not None:
-        write(table, options.output)
         size = options.output.stat().st_size / 1e6
-        say(f"{options.output}: {table.num_rows:,} documents, {table.num_columns} columns, {size:,.1f} MB")
+        say(f"{options.output}: {rows:,} documents, {table.num_columns} columns, {size:,.1f} MB")
     else:
         say(f"{table.num_rows:,} documents in {result.seconds:.1f} s")
         show_table(table)

@@ -122,6 +122,9 @@ def show_nodes(result: ReadResult) -> None:
     say_rows(rows, ("node", "vbuckets", "documents", "tombstones", "MB", "snapshots", "acks"))
 
 
+_ACTIONS = {"text": "kept as text", "json": "kept as JSON text", "null": "made null"}
+
+
 def show_remarks(result: ReadResult) -> None:
     """What the table is a picture of, and what is not in a column of its own type."""
     as_of = result.as_of
@@ -131,9 +134,9 @@ def show_remarks(result: ReadResult) -> None:
         rows.append(("", "vbucket {}: history {:016x}, seqno {:,}, and so on".format(*written)))
     for conflict in result.conflicts:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(conflict.types.items()))
-        rows.append(("kept as JSON text", f"{conflict.path}: {kinds}"))
+        rows.append((_ACTIONS[conflict.action], f"{conflict.path}: {kinds}"))
     if not result.conflicts:
-        rows.append(("kept as JSON text", "none: every field has one type"))
+        rows.append(("conflicts", "none: every field has one type"))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.rejected.items())
     rows.append(("kept in _cb_value", reasons or "none: every document is a JSON object"))
     for name, text in rows:

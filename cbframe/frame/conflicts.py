@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
-
-import pyarrow as pa
 
 from cbframe.arrow.documents.census import Disagreement
 
@@ -43,14 +41,14 @@ class Conflict:
         }
 
 
-def named(found: Iterable[Disagreement], keys: pa.ChunkedArray) -> tuple[Conflict, ...]:
+def named(found: Iterable[Disagreement], key_of: Callable[[Any], bytes]) -> tuple[Conflict, ...]:
     """Put document keys in the place of rows."""
     return tuple(
         Conflict(
             each.path,
             each.types,
             each.action,
-            {kind: tuple(_text(keys[row].as_py()) for row in rows) for kind, rows in each.samples.items()},
+            {kind: tuple(_text(key_of(row)) for row in rows) for kind, rows in each.samples.items()},
         )
         for each in found
     )

@@ -1,13 +1,9 @@
-"""From Arrow to pandas and to Parquet files."""
+"""From Arrow to pandas."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cbframe.arrow.columns import KEY
 from cbframe.errors import ConfigurationError
@@ -45,17 +41,3 @@ def to_pandas(table: pa.Table, dtype_backend: str | None) -> pd.DataFrame:
     mapper = {"pyarrow": pd.ArrowDtype, "numpy_nullable": _NULLABLE.get, None: None}[dtype_backend]
     frame: pd.DataFrame = table.to_pandas(types_mapper=mapper, ignore_metadata=True, maps_as_pydicts="strict")
     return frame.set_index(KEY)
-
-
-def write_parquet(table: pa.Table, path: Path, compression: str) -> Path:
-    """Write beside the file, flush to the disk, and rename: there is never half a file."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as file:
-            pq.write_table(table, file, compression=compression)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return path

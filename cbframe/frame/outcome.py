@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
+from cbframe.arrow.columns import SEQNO, VBUCKET
 from cbframe.arrow.documents.census import Disagreement
-from cbframe.arrow.documents.dates import parse_dates
+from cbframe.arrow.documents.dates import Dates
 from cbframe.arrow.documents.fit import fit
-from cbframe.arrow.documents.result import TypedColumns
 from cbframe.errors import ConversionError
 from cbframe.frame import shape
 from cbframe.frame.conflicts import Conflict, named
@@ -22,68 +20,121 @@ from cbframe.frame.target import ScanTarget
 _SAMPLES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Documents:
-    """Documents as they were asked for.
+class Outcome:
+    """Gives typed documents the form that was asked for, a table at a time.
+
+    Where :attr:`looks` says so, :meth:`look` at all tables first: their types follow from all of them.
+
+    Parameters
+    ----------
+    rows
+        How many documents there are.
+    rejected
+        How many of them are no JSON objects, by reason.
 
     Attributes
     ----------
-    raw
-        Their keys and metadata.
-    table
-        Their fields, the same rows.
-    conflicts
-        Fields whose values had no common type, or not the declared one.
-    rejected
-        How many values are no JSON objects, by reason.
-    """
-
-    raw: pa.Table
-    table: pa.Table
-    conflicts: tuple[Conflict, ...] = ()
-    rejected: dict[str, int] = field(default_factory=dict)
-
-
-def documents_of(raw: pa.Table, typed: TypedColumns, target: ScanTarget) -> Documents:
-    """Give typed documents the form that was asked for.
+    looks
+        Whether anything depends on the values of all documents.
 
     Raises
     ------
-    ConfigurationError
-        ``columns=`` or ``parse_dates=`` names a field that no document has.
     ConversionError
-        Values are no JSON objects, or do not fit, and that was to be an error.
+        Some are none, and that was to be an error.
     """
-    table, rejected = typed.table, typed.rejected
-    found = list(typed.conflicts)
-    for name, kind in target.schema.items():
-        column, misfits = fit(table[name], kind)
-        table = table.set_column(table.column_names.index(name), name, column)
-        if len(misfits):
-            rows = {"misfit": _earliest(raw, misfits)}
-            found.append(Disagreement(name, {"misfit": len(misfits)}, "null", rows))
-    conflicts = named(found, raw[KEY])
-    _refuse_conflicts(conflicts, target)
-    if rejected and target.errors == "raise":
-        shape.refuse_rejected(rejected, typed.rows)
-    if rejected and target.errors == "drop":
-        sound = pa.array(shape.sound_rows(table))
-        raw, table = raw.filter(sound), shape.without_rejected(table.filter(sound))
-    if target.columns is not None:
-        table = shape.selected(table, target.columns)
-    if target.nested == "flatten":
-        table = shape.flattened(table)
-    if isinstance(target.parse_dates, tuple):
-        table = parse_dates(table, target.parse_dates)
-    elif target.parse_dates:
-        table = parse_dates(table, None)
-    return Documents(raw, table, conflicts, rejected)
 
+    def __init__(self, target: ScanTarget, rows: int, rejected: dict[str, int]) -> None:
+        if rejected and target.errors == "raise":
+            shape.refuse_rejected(rejected, rows)
+        self._target = target
+        self._rows = rows
+        self._drops = bool(rejected) and target.errors == "drop"
+        self._dates: Dates | None = None
+        # Where there is no document, no name can be wrong.
+        if target.parse_dates and rows:
+            self._dates = Dates(target.parse_dates if isinstance(target.parse_dates, tuple) else None)
+        self._misfits: dict[str, int] = {}
+        self._samples: dict[str, list[tuple[tuple[int, int], Any]]] = {}
+        self.looks = bool(target.schema) or self._dates is not None
 
-def _earliest(raw: pa.Table, rows: npt.NDArray[np.int64]) -> tuple[int, ...]:
-    """The few rows that stand first in the bucket."""
-    vbucket, seqno = raw[VBUCKET].to_numpy()[rows], raw[SEQNO].to_numpy()[rows]
-    return tuple(rows[np.lexsort((seqno, vbucket))][:_SAMPLES].tolist())
+    def look(self, raw: pa.Table, table: pa.Table, name: Callable[[int], Any]) -> None:
+        """Take in one more table.
+
+        Parameters
+        ----------
+        raw
+            Its metadata, the same rows.
+        name
+            What a row is called in samples.
+
+        Raises
+        ------
+        ConfigurationError
+            ``columns=`` or ``parse_dates=`` names a field that no document has.
+        """
+        for column, kind in self._target.schema.items():
+            _, misfits = fit(table[column], kind)
+            if len(misfits):
+                self._misfits[column] = self._misfits.get(column, 0) + len(misfits)
+                vbucket, seqno = raw[VBUCKET].to_numpy()[misfits], raw[SEQNO].to_numpy()[misfits]
+                samples = self._samples.setdefault(column, [])
+                samples += [
+                    ((int(vbucket[at]), int(seqno[at])), name(int(misfits[at])))
+                    for at in np.lexsort((seqno, vbucket))[:_SAMPLES]
+                ]
+                samples.sort(key=lambda sample: sample[0])
+                del samples[_SAMPLES:]
+        if self._dates is not None:
+            self._dates.look(self._cut(raw, table)[1])
+
+    def form(self, raw: pa.Table, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """The rows that were asked for: their metadata, and their fields.
+
+        Raises
+        ------
+        ConfigurationError
+            ``columns=`` names a field that no document has.
+        """
+        raw, table = self._cut(raw, table)
+        return raw, table if self._dates is None else self._dates.apply(table)
+
+    def conflicts(
+        self, found: Iterable[Disagreement], key_of: Callable[[Any], bytes]
+    ) -> tuple[Conflict, ...]:
+        """Fields whose values had no common type, or not the declared one.
+
+        Parameters
+        ----------
+        found
+            Those without a common type.
+        key_of
+            The key of what is in samples.
+
+        Raises
+        ------
+        ConversionError
+            There are such, and that was to be an error.
+        """
+        misfits = [
+            Disagreement(name, {"misfit": count}, "null", {"misfit": tuple(row for _, row in samples)})
+            for (name, count), samples in zip(self._misfits.items(), self._samples.values(), strict=True)
+        ]
+        conflicts = named([*found, *misfits], key_of)
+        _refuse_conflicts(conflicts, self._target)
+        return conflicts
+
+    def _cut(self, raw: pa.Table, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        target = self._target
+        for name, kind in target.schema.items():
+            table = table.set_column(table.column_names.index(name), name, fit(table[name], kind)[0])
+        if self._drops:
+            sound = pa.array(shape.sound_rows(table))
+            raw, table = raw.filter(sound), shape.without_rejected(table.filter(sound))
+        if target.columns is not None:
+            table = shape.selected(table, target.columns, lenient=not self._rows)
+        if target.nested == "flatten":
+            table = shape.flattened(table)
+        return raw, table
 
 
 def _refuse_conflicts(conflicts: tuple[Conflict, ...], target: ScanTarget) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -51,6 +52,7 @@ def scan_bucket(
     parse_dates: bool | Sequence[str] = False,
     batch_bytes: int = 8 * _MIB,
     buffer_bytes: int | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
     dtype_backend: str | None = "pyarrow",
     progress: ProgressCallback | None = None,
@@ -137,6 +139,9 @@ def scan_bucket(
         Values are converted in batches of about this many bytes.
     buffer_bytes
         Flow-control window of each node's connection; by default that of `options`.
+    spool_dir
+        Where reads in bounded memory (``to_reader``, ``iter_batches``, ``to_parquet``) put their temporary
+        file, which is about as large as the documents are; None for the system's directory for such.
     timeout
         Seconds for the whole read; None for as long as it takes.
     dtype_backend
@@ -196,6 +201,7 @@ def scan_bucket(
         timeout=timeout,
         dtype_backend=dtype_backend,
         progress=progress,
+        spool_dir=spool_dir,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,26 +13,21 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from cbframe.arrow.batcher import BatchingReceiver
-from cbframe.cluster.connstr import parse_connection_string
-from cbframe.dcp.handover import monotonic
-from cbframe.dcp.source import BucketDataSource
+from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.dcp.stats import BucketDataSourceStats
-from cbframe.errors import DependencyError, ReadTimeoutError
+from cbframe.errors import DependencyError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.assemble import Assembler
 from cbframe.frame.conflicts import Conflict
-from cbframe.frame.target import ProgressCallback, ScanProgress, ScanTarget
+from cbframe.frame.parquet import write_parquet
+from cbframe.frame.run import Run
+from cbframe.frame.streamed import SpoolingSink
+from cbframe.frame.target import ProgressCallback, ScanTarget
 from cbframe.options import BucketDataSourceOptions
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
-
-_POLL = 0.05
-"""Seconds between two looks at whether the source is over, while nothing arrives."""
-_PROGRESS_EVERY = 0.1
-_GROWTH = 8
-"""How many more vbuckets each time, until a look has found enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +79,7 @@ class BucketScan:
         timeout: float | None,
         dtype_backend: str | None,
         progress: ProgressCallback | None,
+        spool_dir: str | os.PathLike[str] | None,
     ) -> None:
         self._target = target
         self._options = options
@@ -91,6 +87,7 @@ class BucketScan:
         self._timeout = timeout
         self._dtype_backend = dtype_backend
         self._progress = progress
+        self._spool_dir = spool_dir
         self.last: ReadResult | None = None
 
     def __repr__(self) -> str:
@@ -122,94 +119,22 @@ class BucketScan:
         CbframeError
             The read could not be completed; never is a part of it returned.
         """
-        began = monotonic()
-        options = replace(
-            self._options,
-            seq_end="now",
-            no_value=self._target.keys_only,
-            include_xattrs=self._options.include_xattrs or "xattrs" in self._target.metadata,
-        )
-        assembler = Assembler(self._target, options, self._batch_bytes)
-        options = assembler.resolve_collections()
-        receiver = BatchingReceiver(assembler.wire_metadata, options.max_body_bytes)
-        positions: dict[int, tuple[int, int]] = {}
-        parts = _parts(self._target)
-        vbuckets = next(parts)
-        while True:
-            source = self._source(vbuckets, receiver, options)
-            # Not a with block: Ctrl-C may come while the threads are being started.
-            try:
-                source.start()
-                complete = self._gather(source, receiver, assembler, began)
-                if complete:
-                    source.wait(0)
-                positions |= {vb: (at.vbuuid, at.seqno) for vb, at in source.as_of.items()}
-                stats = source.stats()
-            finally:
-                source.close()
-            if not complete or assembler.has_enough():
-                break
-            assert source.map is not None, "it is complete"
-            try:
-                vbuckets = parts.send(source.map.vbuckets)
-            except StopIteration:
-                break
-        # A look at some documents is no picture of anything.
-        as_of = AsOf(positions if self._target.n_rows is None else {})
+        run = self._new_run()
+        receiver = BatchingReceiver(run.names.wire_metadata, run.options.max_body_bytes)
+        assembler = Assembler(self._target, run.names, self._batch_bytes)
+        ran = run.into(receiver, assembler)
         typed = assembler.finish(receiver)
-        info = json.dumps({"bucket": self._target.bucket, "as_of": as_of})
-        table = typed.table.replace_schema_metadata({b"cbframe": info.encode()})
-        result = ReadResult(table, as_of, typed.conflicts, typed.rejected, stats, monotonic() - began)
+        table = typed.table.replace_schema_metadata(self._about(ran.as_of))
+        result = ReadResult(table, ran.as_of, typed.conflicts, typed.rejected, ran.stats, run.seconds)
         self.last = replace(result, table=table.slice(0, 0))
         return result
 
-    def _source(
-        self, vbuckets: tuple[int, ...] | None, receiver: BatchingReceiver, options: BucketDataSourceOptions
-    ) -> BucketDataSource:
-        target = self._target
-        return BucketDataSource(
-            target.server_urls,
-            "default",
-            target.bucket,
-            "",
-            vbuckets,
-            target.auth,
-            receiver,
-            options,
-            tls_context=target.tls,
-            network=target.network,
-        )
+    def _new_run(self) -> Run:
+        return Run(self._target, self._options, timeout=self._timeout, progress=self._progress)
 
-    def _gather(
-        self, source: BucketDataSource, receiver: BatchingReceiver, assembler: Assembler, began: float
-    ) -> bool:
-        """Take what comes, until the source is complete or there is enough; whether it is complete."""
-        told = began
-        while True:
-            finished = source.finished
-            batches = receiver.take(0 if finished else _POLL)
-            assembler.add(batches)
-            now = monotonic()
-            if self._progress is not None and (finished or now - told >= _PROGRESS_EVERY):
-                told = now
-                self._progress(_progress_of(source, now - began))
-            if finished or assembler.has_enough():
-                return finished
-            if self._timeout is not None and now - began > self._timeout:
-                raise self._too_slow(source, receiver)
-
-    def _too_slow(self, source: BucketDataSource, receiver: BatchingReceiver) -> ReadTimeoutError:
-        stats = source.stats()
-        problem = receiver.last_error
-        told = "" if problem is None else f"; last problem: {problem.message}"
-        error = ReadTimeoutError(
-            f"the read is not complete after {self._timeout:g} s: "
-            f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets{told}",
-            node=_unfinished(source, self._target),
-            hint="raise timeout=, or read fewer vbuckets or collections",
-        )
-        error.__cause__ = problem
-        return error
+    def _about(self, as_of: AsOf) -> dict[bytes, bytes]:
+        """The metadata of a schema."""
+        return {b"cbframe": json.dumps({"bucket": self._target.bucket, "as_of": as_of}).encode()}
 
     def peek(self, n: int = 5) -> pd.DataFrame:
         """Look at some documents, fast: as few vbuckets are read as have so many.
@@ -265,71 +190,49 @@ class BucketScan:
         return frame
 
     def to_reader(self) -> pa.RecordBatchReader:
-        """Read into a stream of record batches.
+        """Read into a stream of record batches, in memory that does not depend on the bucket's size.
 
-        The columns' types depend on all documents, so the read is complete before the first batch.
+        What is read goes to a temporary file first (``spool_dir=``): columns and their types depend on
+        all documents, and which of them count is known at the end. So the read is complete before the
+        first batch is there. The file is deleted with the last batch, or when the reader is no longer used.
+
+        Raises
+        ------
+        CbframeError
+            The read could not be completed, or its documents do not fit on the disk.
         """
-        return self.to_arrow().to_reader()
+        if self._target.n_rows is not None:
+            return self.to_arrow().to_reader()
+        run = self._new_run()
+        receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
+        sink = SpoolingSink(self._target, run.names, self._batch_bytes, receiver, self._spool_dir)
+        try:
+            ran = run.into(receiver, sink)
+            streamed = sink.finish()
+        except BaseException:
+            sink.close()
+            raise
+        schema = streamed.schema.with_metadata(self._about(ran.as_of))
+        self.last = ReadResult(
+            schema.empty_table(), ran.as_of, streamed.conflicts, streamed.rejected, ran.stats, run.seconds
+        )
+        batches = (batch for table in streamed.tables for batch in table.to_batches())
+        return pa.RecordBatchReader.from_batches(schema, batches)
 
     def iter_batches(self) -> Iterator[pa.RecordBatch]:
-        """Iterate over record batches, none of them empty."""
+        """Iterate over record batches, none of them empty; memory as with :meth:`to_reader`."""
         for batch in self.to_reader():
             if batch.num_rows:
                 yield batch
 
     def to_parquet(self, path: str | os.PathLike[str], *, compression: str = "zstd") -> Path:
-        """Read into a Parquet file, which appears whole or not at all.
+        """Read into a Parquet file, which appears whole or not at all; memory as with :meth:`to_reader`.
 
         It is written from Arrow, so that ``pandas.read_parquet`` reads nested columns without help.
         """
-        from cbframe.frame.convert import write_parquet  # noqa: PLC0415
-
-        return write_parquet(self.to_arrow(), Path(path), compression)
+        write_parquet(self.to_reader(), Path(path), compression)
+        return Path(path)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a new read over to any Arrow consumer."""
         return self.to_reader().__arrow_c_stream__(requested_schema)
-
-
-def _parts(target: ScanTarget) -> Generator[tuple[int, ...] | None, int, None]:
-    """The vbuckets to read, one part after the other; it is sent how many the bucket has.
-
-    All at once, but for a look at some documents: then a few at first, and more if they have too little.
-    """
-    if target.n_rows is None:
-        yield target.vbuckets
-        return
-    if target.vbuckets is None:
-        # One that every bucket has.
-        left = tuple(range(1, (yield (0,))))
-    else:
-        _ = yield target.vbuckets[:1]
-        left = target.vbuckets[1:]
-    size = _GROWTH
-    while left:
-        _ = yield left[:size]
-        left, size = left[size:], size * _GROWTH
-
-
-def _progress_of(source: BucketDataSource, seconds: float) -> ScanProgress:
-    reached, total = source.progress()
-    stats = source.stats()
-    return ScanProgress(
-        stats.total.documents,
-        stats.total.bytes_received,
-        reached,
-        total,
-        stats.vbuckets_done,
-        stats.vbuckets,
-        seconds,
-    )
-
-
-def _unfinished(source: BucketDataSource, target: ScanTarget) -> str:
-    """Whom the read waits for: the owners of what is not complete, or the seeds."""
-    found, done = source.map, source.as_of
-    if found is None:
-        return ", ".join(map(str, parse_connection_string(target.server_urls).seeds()))
-    wanted = range(found.vbuckets) if target.vbuckets is None else target.vbuckets
-    owners = {found.node_of(vb) or "without owner" for vb in wanted if vb not in done}
-    return ", ".join(sorted(owners))

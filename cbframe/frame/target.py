@@ -12,7 +12,7 @@ import pyarrow as pa
 from cbframe.arrow.columns import OURS
 from cbframe.arrow.documents.filters import Filters, make_filters
 from cbframe.arrow.documents.fit import arrow_type
-from cbframe.arrow.documents.plan import OnConflict
+from cbframe.arrow.documents.plan import OnConflict, Policy
 from cbframe.arrow.documents.projection import Path, path_of
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSLike, make_tls_context
@@ -98,6 +98,21 @@ class ScanTarget:
     on_conflict: OnConflict = "widen"
     max_struct_fields: int = 1000
     parse_dates: bool | tuple[str, ...] = False
+
+    @property
+    def parsed(self) -> bool:
+        """Whether documents become columns."""
+        return self.parse and not self.keys_only
+
+    def policy(self) -> Policy:
+        """What is asked for about types."""
+        return Policy(
+            max_members=self.max_struct_fields,
+            on_conflict=self.on_conflict,
+            nested_as_text=self.nested == "json",
+            declared=self.schema,
+            infer_length=self.infer_schema_length,
+        )
 
 
 def make_target(

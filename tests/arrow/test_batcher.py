@@ -5,11 +5,15 @@ from __future__ import annotations
 import random
 import struct
 import threading
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.arrow.batcher import BatchingReceiver, GatheringReceiver
+from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
+from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConnectError
 from cbframe.wire import leb128
 from cbframe.wire.blocks import decode_block
@@ -28,7 +32,7 @@ Item = tuple[int, int, str, Opcode, int]
 """vbucket, seqno, key, opcode, collection."""
 
 
-def put(receiver: BatchingReceiver, *items: Item) -> None:
+def put(receiver: GatheringReceiver[Any], *items: Item) -> None:
     data = bytearray()
     for vbucket, seqno, key, opcode, collection in items:
         data += request(
@@ -39,7 +43,11 @@ def put(receiver: BatchingReceiver, *items: Item) -> None:
             value=b"%d" % seqno if opcode == M else b"",
         ).encode()
     index = index_frames(data, len(data))
-    receiver.on_block(decode_block(data, index.bounds, collections=True))
+    block = decode_block(data, index.bounds, collections=True)
+    if isinstance(receiver, DeferringBatchReceiver):
+        receiver.take_block(block, Receipt(0, int))
+    else:
+        receiver.on_block(block)
 
 
 def m(vbucket: int, seqno: int, key: str, collection: int = 0) -> Item:
@@ -56,8 +64,40 @@ def left(receiver: BatchingReceiver, batches: list[pa.RecordBatch]) -> list[tupl
 
 
 def run(*steps: object) -> list[tuple[str, int]]:
-    """Steps: a list of items is a block; the others are what they say, with a vbucket first."""
-    receiver = BatchingReceiver()
+    """What is left after steps: a list is a block; others are what they say, with a vbucket first."""
+    receivers = BatchingReceiver(), DeferringBatchReceiver()
+    for receiver in receivers:
+        play(receiver, *steps)
+    found = left(receivers[0], receivers[0].take(0))
+    arrived = [batch for batch, _ in receivers[1].take(0)]
+    for rows in (1, 3, 1000):
+        assert left_of_spool(receivers[1], arrived, rows) == found
+    return found
+
+
+def left_of_spool(
+    receiver: DeferringBatchReceiver, arrived: list[pa.RecordBatch], rows: int
+) -> list[tuple[str, int]]:
+    """The same of what went to disk, in batches of other sizes."""
+    spool = Spool(receiver.schema)
+    table = pa.Table.from_batches(arrived, receiver.schema).combine_chunks()
+    numbers = np.repeat(np.arange(len(arrived)), [len(batch) for batch in arrived])
+    for start in range(0, len(table), rows):
+        [batch] = table[start : start + rows].combine_chunks().to_batches()
+        spool.write(batch, numbers[start : start + rows])
+    spool.complete()
+    survivors = Survivors(spool, receiver)
+    found = []
+    for number in range(len(spool)):
+        heads = spool.heads(number)
+        heads = heads.filter(pa.array(survivors.mask(number, heads)))
+        keys, seqnos = heads["_cb_key"].to_pylist(), heads["_cb_seqno"].to_pylist()
+        found += [(key.decode(), seqno) for key, seqno in zip(keys, seqnos, strict=True)]
+    spool.close()
+    return found
+
+
+def play(receiver: GatheringReceiver[Any], *steps: object) -> None:
     for step in steps:
         match step:
             case ("snapshot", int(vbucket)):
@@ -73,7 +113,6 @@ def run(*steps: object) -> list[tuple[str, int]]:
                 receiver.system_event(vbucket, event)
             case list():
                 put(receiver, *step)
-    return left(receiver, receiver.take(0))
 
 
 def dropped(vbucket: int, seqno: int, collection: int) -> tuple[object, ...]:
@@ -161,18 +200,18 @@ def test_none_means_all() -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_against_a_plain_dictionary(seed: int) -> None:
     rng = random.Random(seed)
-    receiver = BatchingReceiver()
+    steps: list[object] = []
     expected: dict[tuple[int, int, str], int] = {}
     seqnos = dict.fromkeys(range(3), 0)
     for _ in range(rng.randint(1, 30)):
         action = rng.random()
         vbucket = rng.randrange(3)
         if action < 0.1:
-            receiver.rollback(vbucket, 0)
+            steps.append(("rollback", vbucket))
             expected = {name: seqno for name, seqno in expected.items() if name[0] != vbucket}
             seqnos[vbucket] = 0
             continue
-        receiver.snapshot_start(vbucket, 0, 0, 0)
+        steps.append(("snapshot", vbucket))
         items = []
         for key in rng.sample("abcdef", rng.randint(1, 6)):
             seqnos[vbucket] += rng.randint(1, 3)
@@ -184,8 +223,8 @@ def test_against_a_plain_dictionary(seed: int) -> None:
                 expected[vbucket, collection, name] = seqnos[vbucket]
             else:
                 expected.pop((vbucket, collection, name), None)
-        put(receiver, *items)
-    found = left(receiver, receiver.take(0))
+        steps.append(items)
+    found = run(*steps)
     assert sorted(found) == sorted((name, seqno) for (_, _, name), seqno in expected.items())
 
 

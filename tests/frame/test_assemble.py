@@ -8,8 +8,12 @@ import pyarrow as pa
 import pytest
 
 from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.arrow.spool import DeferringBatchReceiver
+from cbframe.dcp.receiver import Receipt
 from cbframe.frame.assemble import Assembled, Assembler
+from cbframe.frame.names import Names
 from cbframe.frame.read import scan_bucket
+from cbframe.frame.streamed import SpoolingSink
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Datatype, Opcode
 
@@ -20,11 +24,14 @@ Row = tuple[int, int, str, bytes | None]
 def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Assembled:
     """A read of rows, one batch each; a number is a snapshot that begins in that vbucket."""
     target = scan_bucket("couchbase://127.0.0.1/b", auth=("u", "p"), **arguments)._target
-    receiver = BatchingReceiver()
-    assembler = Assembler(target, BucketDataSourceOptions(), batch_bytes)
+    names = Names(target, BucketDataSourceOptions())
+    receiver, deferring = BatchingReceiver(), DeferringBatchReceiver()
+    assembler = Assembler(target, names, batch_bytes)
+    sink = SpoolingSink(target, names, batch_bytes, deferring, None)
     for step in steps:
         if isinstance(step, int):
             receiver.snapshot_start(step, 0, 0, 0)
+            deferring.snapshot_start(step, 0, 0, 0)
             continue
         vbucket, seqno, key, value = step
         columns = {
@@ -42,7 +49,18 @@ def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Assembled
         )
         receiver._batches.put(batch)
         assembler.add(receiver.take(0))
-    return assembler.finish(receiver)
+        done: list[int] = []
+        receipt = Receipt(1, done.append)
+        deferring._batches.put((batch, receipt))
+        sink.add(deferring.take(0))
+        assert done == [1]
+    result = assembler.finish(receiver)
+    streamed = sink.finish()
+    tables = list(streamed.tables)
+    assert all(map(len, tables))
+    assert pa.concat_tables([streamed.schema.empty_table(), *tables]) == result.table
+    assert (streamed.conflicts, streamed.rejected) == (result.conflicts, result.rejected)
+    return result
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 10_000])

@@ -412,7 +412,7 @@ def test_rest(
         (None, {}, "NoneType"),
         ("couchbase://h/b", {"columns": []}, "no columns"),
         ("couchbase://h/b", {"columns": "name"}, "no columns"),
-        ("couchbase://h/b", {"columns": ["a"], "parse": False}, "parsed"),
+        ("couchbase://h/b", {"columns": ["a"], "parse": False}, "columns= needs the documents"),
         ("couchbase://h/b", {"metadata": "colour"}, "colour"),
         ("couchbase://h/b", {"metadata": ["key", "x"]}, "'x'"),
         ("couchbases://h/b", {"tls": "/no/such/file"}, "certificate"),

@@ -11,7 +11,7 @@ import pytest
 from cbframe import ConfigurationError, LocalCluster, ServerError, scan_bucket
 from cbframe.arrow.batcher import BatchingReceiver
 from cbframe.cluster.manifest import Manifest
-from cbframe.frame.assemble import Assembler
+from cbframe.frame.names import Names
 from cbframe.wire.blocks import DataBlock
 
 from .kit import QUICK, Sent
@@ -128,14 +128,14 @@ def test_the_streams_may_know_more_than_the_node_that_is_asked(
     shop: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A manifest reaches the nodes one by one."""
-    fetch = Assembler._fetch_manifest
+    fetch = Names._fetch_manifest
     stale: list[Manifest] = []
 
-    def late(self: Assembler) -> Manifest:
+    def late(self: Names) -> Manifest:
         stale.append(fetch(self))
         return stale[0]
 
-    monkeypatch.setattr(Assembler, "_fetch_manifest", late)
+    monkeypatch.setattr(Names, "_fetch_manifest", late)
     assert set(counts(scan_bucket(shop, parse=False, options=QUICK).to_arrow())) == {
         "_default._default",
         "shop.orders",

@@ -70,6 +70,7 @@ def rounds(
     count: int,
     seed: int,
     before_each: Iterator[object] | None = None,
+    streamed: bool = False,
     **arguments: int,
 ) -> None:
     writer = Writer(cluster, seed)
@@ -80,9 +81,8 @@ def rounds(
             if before_each is not None:
                 next(before_each)
             at_start = {key: len(written) for key, written in writer.history.copy().items() if key in KEYS}
-            found = values_of(
-                scan_bucket(cluster, parse=False, timeout=60, options=QUICK, **arguments).to_arrow()
-            )
+            scan = scan_bucket(cluster, parse=False, timeout=60, options=QUICK, **arguments)
+            found = values_of(scan.to_reader().read_all() if streamed else scan.to_arrow())
             later += writer.check(found, at_start)
     assert later, "the writer never overtook a read: nothing was tested"
 
@@ -93,13 +93,15 @@ def test_twenty_reads_under_a_writer(nodes: int) -> None:
         rounds(cluster, 20, seed=nodes)
 
 
-def test_reads_under_a_writer_with_a_small_window() -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+def test_reads_under_a_writer_with_a_small_window(streamed: bool) -> None:
     """The read is slow, so that the writer is around every key several times."""
     with LocalCluster(nodes=2, vbuckets=16, seed=1) as cluster:
-        rounds(cluster, 5, seed=3, buffer_bytes=3000)
+        rounds(cluster, 5, seed=3, streamed=streamed, buffer_bytes=3000)
 
 
-def test_reads_under_a_writer_with_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+def test_reads_under_a_writer_with_cuts(monkeypatch: pytest.MonkeyPatch, streamed: bool) -> None:
     """A resumed stream sends newer versions of what was received before: only those may remain."""
     with LocalCluster(nodes=2, vbuckets=16, seed=1) as cluster:
         sents = [Sent(monkeypatch, cluster, node) for node in range(2)]
@@ -111,7 +113,7 @@ def test_reads_under_a_writer_with_cuts(monkeypatch: pytest.MonkeyPatch) -> None
                     sent.cut(iter([rng.randint(2000, 30_000) for _ in range(3)]))
                 yield
 
-        rounds(cluster, 6, seed=4, before_each=cuts())
+        rounds(cluster, 6, seed=4, before_each=cuts(), streamed=streamed)
         assert sum(sent.cuts for sent in sents) > 10
 
 

@@ -15,54 +15,74 @@ _TIME = r"[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?"
 _ZONE = r"(Z|[+-][0-9]{2}(:?[0-9]{2})?)"
 _LOCAL = f"{_DAY}({_TIME})?$"
 _ABSOLUTE = f"{_DAY}{_TIME}{_ZONE}$"
-_FINE = r"\.[0-9]{7}"
+_KINDS = (
+    (_LOCAL, pa.timestamp("us")),
+    (_LOCAL, pa.timestamp("ns")),
+    (_ABSOLUTE, pa.timestamp("us", "UTC")),
+    (_ABSOLUTE, pa.timestamp("ns", "UTC")),
+)
+"""The first that all strings of a column fit, to the last digit."""
 
 
-def parse_dates(table: pa.Table, names: Collection[str] | None) -> pa.Table:
-    """Make timestamps of the columns all of whose strings are ISO 8601 dates or times.
+class Dates:
+    """Makes timestamps of the columns all of whose strings are ISO 8601 dates or times.
 
     With an offset everywhere they are moments, ``timestamp[us, UTC]``; without one anywhere they are
     what a clock showed, ``timestamp[us]``; with more than six digits of a second ``ns`` in the place of
     ``us``. Where some have one and some have not, where one is no date (the 30th of February), or
     beyond the type, the column stays as it is.
 
+    First :meth:`look` at all tables, then :meth:`apply`.
+
     Parameters
     ----------
     names
         Columns to look at; None for all.
-
-    Raises
-    ------
-    ConfigurationError
-        There is no such column.
     """
-    missing = [name for name in names or () if name not in table.column_names]
-    if missing:
-        raise ConfigurationError(
-            f"parse_dates= names {missing[0]!r}, which is no column",
-            hint='name columns as they are in the result; those inside of objects with nested="flatten"',
-        )
-    for at, name in enumerate(table.column_names):
-        wanted = not name.startswith(OURS) if names is None else name in names
-        if wanted and pa.types.is_string(table[name].type):
-            parsed = _parsed(table[name])
-            if parsed is not None:
-                table = table.set_column(at, name, parsed)
-    return table
+
+    def __init__(self, names: Collection[str] | None) -> None:
+        self._names = names
+        self._left: dict[str, list[tuple[str, pa.DataType]]] = {}
+        """What all strings of a column fit so far; of columns with any string."""
+
+    def look(self, table: pa.Table) -> None:
+        """Take in one more table.
+
+        Raises
+        ------
+        ConfigurationError
+            There is no such column.
+        """
+        missing = [name for name in self._names or () if name not in table.column_names]
+        if missing:
+            raise ConfigurationError(
+                f"parse_dates= names {missing[0]!r}, which is no column",
+                hint='name columns as they are in the result; those inside of objects with nested="flatten"',
+            )
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            wanted = not name.startswith(OURS) if self._names is None else name in self._names
+            if wanted and pa.types.is_string(column.type) and column.null_count < len(column):
+                self._left[name] = _fitting(column, self._left.get(name, list(_KINDS)))
+
+    def apply(self, table: pa.Table) -> pa.Table:
+        """A table that was looked at, with timestamps."""
+        for at, name in enumerate(table.column_names):
+            if left := self._left.get(name):
+                table = table.set_column(at, name, table[name].cast(left[0][1]))
+        return table
 
 
-def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    if column.null_count == len(column):
-        return None
-    unit = "ns" if _any(column, _FINE) else "us"
-    for pattern, kind in ((_LOCAL, pa.timestamp(unit)), (_ABSOLUTE, pa.timestamp(unit, "UTC"))):
-        if pc.all(pc.match_substring_regex(column, pattern)).as_py():
-            try:
-                return column.cast(kind)
-            except pa.ArrowInvalid:
-                return None
-    return None
+def _fitting(column: pa.ChunkedArray, kinds: list[tuple[str, pa.DataType]]) -> list[tuple[str, pa.DataType]]:
+    matching = {
+        pattern: pc.all(pc.match_substring_regex(column, pattern)).as_py()
+        for pattern in dict.fromkeys(pattern for pattern, _ in kinds)
+    }
+    return [(pattern, kind) for pattern, kind in kinds if matching[pattern] and _casts(column, kind)]
 
 
-def _any(column: pa.ChunkedArray, pattern: str) -> bool:
-    return bool(pc.any(pc.match_substring_regex(column, pattern)).as_py())
+def _casts(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
+    try:
+        column.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True

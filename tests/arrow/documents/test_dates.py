@@ -6,8 +6,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cbframe.arrow.documents.dates import parse_dates
+from cbframe.arrow.documents.dates import Dates
 from cbframe.errors import ConfigurationError
+
+
+def parse_dates(table: pa.Table, names: list[str] | None) -> pa.Table:
+    dates = Dates(names)
+    dates.look(table)
+    return dates.apply(table)
 
 
 def parsed(*cells: str | None) -> pa.ChunkedArray:

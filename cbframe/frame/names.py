@@ -1,0 +1,144 @@
+"""Scopes and collections of a read: names to ids before it, ids to names after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cbframe.arrow.batcher import GatheringReceiver
+from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES
+from cbframe.cluster.manifest import CollectionName, Manifest
+from cbframe.dcp.maps import bucket_manifest
+from cbframe.errors import ConfigurationError
+from cbframe.frame.target import ScanTarget
+from cbframe.options import BucketDataSourceOptions
+
+_SYSTEM_SCOPE = "_system"
+_NAMES = frozenset({"scope", "collection"})
+
+
+class Names:
+    """What one read has to do with names."""
+
+    def __init__(self, target: ScanTarget, options: BucketDataSourceOptions) -> None:
+        self._target = target
+        self._options = options
+        self._wanted: dict[int, str] = {}
+        self._scope_id: int | None = None
+
+    @property
+    def wire_metadata(self) -> tuple[str, ...]:
+        """Metadata columns that come from the wire."""
+        names = (f"_cb_{name}" for name in self._target.metadata)
+        return tuple(name for name in names if name in METADATA_TYPES)
+
+    def resolve_collections(self) -> BucketDataSourceOptions:
+        """Turn the names of scopes and collections into the ids that the server filters by."""
+        target, options = self._target, self._options
+        if target.scope is None and target.collections is None:
+            return options
+        manifest = self._fetch_manifest()
+        if target.collections is None:
+            assert target.scope is not None
+            self._scope_id = manifest.scope_id(target.scope)
+            return replace(options, scope_id=self._scope_id)
+        scope = target.scope or "_default"
+        names = [name if "." in name else f"{scope}.{name}" for name in target.collections]
+        self._wanted = {manifest.id_of(name): name for name in names}
+        return replace(options, collections=tuple(self._wanted))
+
+    def refuse_dropped(self, receiver: GatheringReceiver[Any]) -> None:
+        """What was asked for by name must not come back as nothing because it went meanwhile."""
+        gone = next((name for cid, name in self._wanted.items() if cid in receiver.dropped), None)
+        what = f"collection {gone!r}"
+        if gone is None and self._scope_id in receiver.dropped_scopes:
+            gone, what = self._target.scope, f"scope {self._target.scope!r}"
+        if gone is not None:
+            raise ConfigurationError(
+                f"{what} was dropped during the read", hint="read again without it, or as it is now"
+            )
+
+    def manifest_of(self, ids: npt.NDArray[np.uint32], receiver: GatheringReceiver[Any]) -> Manifest | None:
+        """The collections as they are now, if the documents are from more than the default one.
+
+        The node that is asked may know less than the streams told.
+
+        Parameters
+        ----------
+        ids
+            The collections that documents are of.
+        """
+        if not ids.any() and not _NAMES.intersection(self._target.metadata):
+            return None
+        manifest = self._fetch_manifest()
+        scopes = {number: name for name, number in manifest.scopes.items()} | receiver.scopes
+        news = {
+            cid: CollectionName(scopes[event.scope_id], event.name)
+            for cid, event in receiver.created.items()
+            if event.manifest_uid is not None and event.manifest_uid >= manifest.uid
+            if event.scope_id in scopes and cid not in receiver.dropped
+        }
+        return replace(manifest, collections={**news, **manifest.collections})
+
+    def head(self, raw: pa.Table, manifest: Manifest | None, *, text: bool | None = None) -> pa.Table:
+        """The metadata columns.
+
+        Parameters
+        ----------
+        text
+            Whether keys are strings; None if these are all keys, and tell it themselves.
+        """
+        keys = raw[KEY]
+        if text is None:
+            text = is_text(keys)
+        # The server does not forbid keys that are not UTF-8.
+        columns: dict[str, pa.ChunkedArray] = {KEY: keys.cast(pa.string()) if text else keys}
+        for name in self.wire_metadata:
+            columns[name] = raw[name]
+        if manifest is not None:
+            unique, codes = np.unique(raw[COLLECTION_ID].to_numpy(), return_inverse=True)
+            names = [manifest.collections[int(cid)] for cid in unique]
+            indices = pa.array(codes.astype(np.int32))
+            for column, values in (
+                ("_cb_scope", [name.scope for name in names]),
+                ("_cb_collection", [name.name for name in names]),
+            ):
+                columns[column] = pa.chunked_array([pa.array(values, pa.string()).take(indices)])
+        return pa.table(columns)
+
+    def _fetch_manifest(self) -> Manifest:
+        target, options = self._target, self._options
+        manifest = bucket_manifest(
+            target.server_urls, target.bucket, target.auth, options, target.tls, target.network
+        )
+        if manifest is None:
+            raise ConfigurationError(
+                f"bucket {target.bucket!r} is on a server without collections",
+                hint="leave scope= and collections= out",
+            )
+        return manifest
+
+
+def alive(raw: pa.Table, manifest: Manifest) -> npt.NDArray[np.bool_]:
+    """Which rows are of a collection that still exists and is not the server's own.
+
+    A collection's documents outlive it for a while.
+    """
+    unique, codes = np.unique(raw[COLLECTION_ID].to_numpy(), return_inverse=True)
+    names = [manifest.collections.get(int(cid)) for cid in unique]
+    known = np.array([name is not None and name.scope != _SYSTEM_SCOPE for name in names], bool)
+    living: npt.NDArray[np.bool_] = known[codes]
+    return living
+
+
+def is_text(keys: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether all keys are UTF-8."""
+    try:
+        keys.cast(pa.string())
+    except pa.ArrowInvalid:
+        return False
+    return True

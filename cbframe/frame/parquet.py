@@ -1,0 +1,56 @@
+"""Files that appear whole or not at all, and Parquet in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_ROW_GROUP_BYTES = 64 << 20
+_ROW_GROUP_ROWS = 1 << 20
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its name when it is complete and on the disk."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_parquet(reader: pa.RecordBatchReader, path: Path, compression: str = "zstd") -> int:
+    """Write all batches, gathered until they are worth a row group; return the number of rows."""
+    rows = 0
+    with (
+        whole_file(path) as file,
+        pq.ParquetWriter(file, reader.schema, compression=compression) as writer,
+    ):
+        for group in _groups(reader):
+            writer.write_table(group, row_group_size=len(group))
+            rows += len(group)
+    return rows
+
+
+def _groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    pending: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in reader:
+        pending.append(batch)
+        rows, size = rows + len(batch), size + batch.nbytes
+        if rows >= _ROW_GROUP_ROWS or size >= _ROW_GROUP_BYTES:
+            yield pa.Table.from_batches(pending)
+            pending.clear()
+            rows = size = 0
+    if pending:
+        yield pa.Table.from_batches(pending)

@@ -1,0 +1,212 @@
+"""One run of a bounded read: from starting the source to its end, whatever becomes of the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from cbframe.arrow.batcher import GatheringReceiver
+from cbframe.cluster.connstr import parse_connection_string
+from cbframe.dcp.handover import monotonic
+from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver
+from cbframe.dcp.source import BucketDataSource
+from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.errors import ReadTimeoutError
+from cbframe.frame.asof import AsOf
+from cbframe.frame.names import Names
+from cbframe.frame.target import ProgressCallback, ScanProgress, ScanTarget
+from cbframe.options import BucketDataSourceOptions
+
+_POLL = 0.05
+"""Seconds between two looks at whether the source is over, while nothing arrives."""
+_PROGRESS_EVERY = 0.1
+_GROWTH = 8
+"""How many more vbuckets each time, until a look has found enough."""
+
+T = TypeVar("T")
+
+
+class Sink(Protocol[T]):
+    """What takes the documents of a run."""
+
+    def add(self, arrived: list[T]) -> None:
+        """Take what came, in the order in which it came."""
+
+    def has_enough(self) -> bool:
+        """Whether no more is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A run that reached its end.
+
+    Attributes
+    ----------
+    as_of
+        What was read is a picture of this; of nothing if the run was but a look at some documents.
+    stats
+        Counters of the connections.
+    """
+
+    as_of: AsOf
+    stats: BucketDataSourceStats
+
+
+class Run:
+    """One run, not started yet.
+
+    Attributes
+    ----------
+    names
+        Of the run's collections.
+    options
+        As the connections get them.
+    """
+
+    def __init__(
+        self,
+        target: ScanTarget,
+        options: BucketDataSourceOptions,
+        *,
+        timeout: float | None,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self._began = monotonic()
+        self._target = target
+        self._timeout = timeout
+        self._progress = progress
+        options = replace(
+            options,
+            seq_end="now",
+            no_value=target.keys_only,
+            include_xattrs=options.include_xattrs or "xattrs" in target.metadata,
+        )
+        self.names = Names(target, options)
+        self.options = self.names.resolve_collections()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return monotonic() - self._began
+
+    def into(self, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
+        """Run to the end.
+
+        Raises
+        ------
+        CbframeError
+            The end could not be reached.
+        """
+        positions: dict[int, tuple[int, int]] = {}
+        parts = _parts(self._target)
+        vbuckets = next(parts)
+        while True:
+            source = self._source(vbuckets, receiver)
+            # Not a with block: Ctrl-C may come while the threads are being started.
+            try:
+                source.start()
+                complete = self._gather(source, receiver, sink)
+                if complete:
+                    source.wait(0)
+                positions |= {vb: (at.vbuuid, at.seqno) for vb, at in source.as_of.items()}
+                stats = source.stats()
+            finally:
+                source.close()
+            if not complete or sink.has_enough():
+                break
+            assert source.map is not None, "it is complete"
+            try:
+                vbuckets = parts.send(source.map.vbuckets)
+            except StopIteration:
+                break
+        # A look at some documents is no picture of anything.
+        return Ran(AsOf(positions if self._target.n_rows is None else {}), stats)
+
+    def _source(self, vbuckets: tuple[int, ...] | None, receiver: GatheringReceiver[T]) -> BucketDataSource:
+        target = self._target
+        assert isinstance(receiver, BlockReceiver | DeferringReceiver)
+        return BucketDataSource(
+            target.server_urls,
+            "default",
+            target.bucket,
+            "",
+            vbuckets,
+            target.auth,
+            receiver,
+            self.options,
+            tls_context=target.tls,
+            network=target.network,
+        )
+
+    def _gather(self, source: BucketDataSource, receiver: GatheringReceiver[T], sink: Sink[T]) -> bool:
+        """Take what comes, until the source is complete or there is enough; whether it is complete."""
+        told = self._began
+        while True:
+            finished = source.finished
+            sink.add(receiver.take(0 if finished else _POLL))
+            now = monotonic()
+            if self._progress is not None and (finished or now - told >= _PROGRESS_EVERY):
+                told = now
+                self._progress(_progress_of(source, now - self._began))
+            if finished or sink.has_enough():
+                return finished
+            if self._timeout is not None and now - self._began > self._timeout:
+                raise self._too_slow(source, receiver)
+
+    def _too_slow(self, source: BucketDataSource, receiver: GatheringReceiver[T]) -> ReadTimeoutError:
+        stats = source.stats()
+        problem = receiver.last_error
+        told = "" if problem is None else f"; last problem: {problem.message}"
+        error = ReadTimeoutError(
+            f"the read is not complete after {self._timeout:g} s: "
+            f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets{told}",
+            node=_unfinished(source, self._target),
+            hint="raise timeout=, or read fewer vbuckets or collections",
+        )
+        error.__cause__ = problem
+        return error
+
+
+def _parts(target: ScanTarget) -> Generator[tuple[int, ...] | None, int, None]:
+    """The vbuckets to read, one part after the other; it is sent how many the bucket has.
+
+    All at once, but for a look at some documents: then a few at first, and more if they have too little.
+    """
+    if target.n_rows is None:
+        yield target.vbuckets
+        return
+    if target.vbuckets is None:
+        # One that every bucket has.
+        left = tuple(range(1, (yield (0,))))
+    else:
+        _ = yield target.vbuckets[:1]
+        left = target.vbuckets[1:]
+    size = _GROWTH
+    while left:
+        _ = yield left[:size]
+        left, size = left[size:], size * _GROWTH
+
+
+def _progress_of(source: BucketDataSource, seconds: float) -> ScanProgress:
+    reached, total = source.progress()
+    stats = source.stats()
+    return ScanProgress(
+        stats.total.documents,
+        stats.total.bytes_received,
+        reached,
+        total,
+        stats.vbuckets_done,
+        stats.vbuckets,
+        seconds,
+    )
+
+
+def _unfinished(source: BucketDataSource, target: ScanTarget) -> str:
+    """Whom the read waits for: the owners of what is not complete, or the seeds."""
+    found, done = source.map, source.as_of
+    if found is None:
+        return ", ".join(map(str, parse_connection_string(target.server_urls).seeds()))
+    wanted = range(found.vbuckets) if target.vbuckets is None else target.vbuckets
+    owners = {found.node_of(vb) or "without owner" for vb in wanted if vb not in done}
+    return ", ".join(sorted(owners))

@@ -1,0 +1,261 @@
+"""Reads in bounded memory: documents go to disk as they come, and are typed again on the way out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, OPCODE, SEQNO, VALUE, VBUCKET
+from cbframe.arrow.documents.chunks import Batch
+from cbframe.arrow.documents.guard import screen
+from cbframe.arrow.documents.order import Places
+from cbframe.arrow.documents.passes import PassingTyper
+from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
+from cbframe.cluster.manifest import Manifest
+from cbframe.dcp.receiver import Receipt
+from cbframe.frame.assemble import beside
+from cbframe.frame.conflicts import Conflict
+from cbframe.frame.intake import Intake
+from cbframe.frame.names import Names, alive, is_text
+from cbframe.frame.outcome import Outcome
+from cbframe.frame.target import ScanTarget
+from cbframe.wire.constants import Datatype, Opcode
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What a read gives, batch by batch.
+
+    Attributes
+    ----------
+    schema
+        Of every table.
+    tables
+        To be consumed once.
+    conflicts, rejected
+        As of a read in memory.
+    """
+
+    schema: pa.Schema
+    tables: Iterator[pa.Table]
+    conflicts: tuple[Conflict, ...]
+    rejected: dict[str, int]
+
+
+class SpoolingSink:
+    """Takes the documents of one run to disk, and learns their types on the way.
+
+    Parameters
+    ----------
+    batch_bytes
+        Documents are put down and typed in batches of about so many bytes.
+    """
+
+    def __init__(
+        self,
+        target: ScanTarget,
+        names: Names,
+        batch_bytes: int,
+        receiver: DeferringBatchReceiver,
+        spool_dir: str | os.PathLike[str] | None,
+    ) -> None:
+        self._target = target
+        self._names = names
+        self._batch_bytes = batch_bytes
+        self._receiver = receiver
+        self._intake = Intake(target)
+        self._spool = Spool(receiver.schema, spool_dir)
+        self._typer = PassingTyper(target.policy()) if target.parsed else None
+        self._arrived = 0
+        self._pending: list[tuple[int, pa.RecordBatch]] = []
+        self._pending_bytes = 0
+        self._collections: set[int] = set()
+        self._odd_keys: set[int] = set()
+        """Batches with keys that are no text."""
+
+    def has_enough(self) -> bool:
+        """Never: all of a bucket is read."""
+        return False
+
+    def add(self, arrived: list[tuple[pa.RecordBatch, Receipt]]) -> None:
+        """Take batches in the order in which they arrived."""
+        for raw, receipt in arrived:
+            batch = self._intake.reduce(raw)
+            if len(batch):
+                self._pending.append((self._arrived, batch))
+                self._pending_bytes += batch.nbytes
+            self._arrived += 1
+            if self._pending_bytes >= self._batch_bytes:
+                self._put_down()
+            # Not before: what the server may send on must not be more than what was put down. And what
+            # is pending is acknowledged, or a window smaller than a batch would never be opened again.
+            receipt.done()
+
+    def _put_down(self) -> None:
+        numbers = np.repeat(
+            [number for number, _ in self._pending], [len(batch) for _, batch in self._pending]
+        )
+        table = pa.Table.from_batches([batch for _, batch in self._pending])
+        self._pending.clear()
+        self._pending_bytes = 0
+        # One batch, unless there are more bytes of keys or values than one array holds.
+        start = 0
+        for batch in table.combine_chunks().to_batches():
+            self._put_down_batch(batch, numbers[start : start + len(batch)])
+            start += len(batch)
+
+    def _put_down_batch(self, batch: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> None:
+        self._collections.update(batch.column(COLLECTION_ID).unique().to_pylist())
+        if not is_text(batch.column(KEY)):
+            self._odd_keys.add(len(self._spool))
+        if self._typer is not None:
+            mutation = batch.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
+            self._typer.learn(_documents(batch, batch.column(VALUE), mutation))
+        self._spool.write(batch, numbers)
+
+    def finish(self) -> Streamed:
+        """Nothing more comes.
+
+        Raises
+        ------
+        ConfigurationError
+            ``columns=`` names a field that no document has, or a collection that was asked for is gone.
+        ConversionError
+            Values are no JSON objects, or do not fit, and that was to be an error.
+        SpoolError
+            The disk is full.
+        """
+        if self._pending:
+            self._put_down()
+        self._spool.complete()
+        self._names.refuse_dropped(self._receiver)
+        ids = np.array(sorted(self._collections), np.uint32)
+        manifest = self._names.manifest_of(ids, self._receiver)
+        rows = _Rows(self._spool, Survivors(self._spool, self._receiver), manifest)
+        # Names of keys are decided for all batches alike.
+        text = all(is_text(rows.raw(number)[KEY]) for number in self._odd_keys)
+        if self._typer is None:
+            return self._unparsed(rows, text=text)
+        return self._typed(self._typer, rows, text=text)
+
+    def _unparsed(self, rows: _Rows, *, text: bool) -> Streamed:
+        schema = pa.schema([] if self._target.keys_only else [self._receiver.schema.field(VALUE)])
+
+        def tables() -> Iterator[pa.Table]:
+            for number in range(len(rows)):
+                raw = rows.raw(number)
+                table = pa.table([rows.values(number)] if schema.names else [], schema=schema)
+                yield beside(self._names.head(raw, rows.manifest, text=text), table)
+
+        empty = self._receiver.schema.empty_table()
+        head = self._names.head(empty, rows.manifest, text=text)
+        return Streamed(beside(head, schema.empty_table()).schema, self._given(tables()), (), {})
+
+    def _typed(self, typer: PassingTyper, rows: _Rows, *, text: bool) -> Streamed:
+        if rows.some_went():
+            # What was learned of versions that do not count must not show in any column, type or count.
+            typer = PassingTyper(self._target.policy())
+            for number in range(len(rows)):
+                typer.learn(rows.load(number))
+        layout = typer.settle(rows)
+        census = typer.census
+        rejected = census.reasons()
+        outcome = Outcome(self._target, rows.count, rejected)
+
+        def typed() -> Iterator[tuple[int, pa.Table]]:
+            return enumerate(typer.tables(rows, layout))
+
+        if outcome.looks:
+            for number, table in typed():
+                outcome.look(rows.raw(number), table, lambda row, number=number: (number, row))  # type: ignore[misc]
+        conflicts = outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
+
+        def formed(raw: pa.Table, table: pa.Table) -> pa.Table:
+            raw, table = outcome.form(raw, table)
+            return beside(self._names.head(raw, rows.manifest, text=text), table)
+
+        schema = formed(self._receiver.schema.empty_table(), layout.table([])).schema
+        tables = (formed(rows.raw(number), table) for number, table in typed())
+        return Streamed(schema, self._given(tables), conflicts, rejected)
+
+    def _given(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Tables that have rows; at the end the files are gone."""
+        try:
+            for table in tables:
+                if len(table):
+                    yield table
+        finally:
+            self._spool.close()
+
+    def close(self) -> None:
+        """Delete the files."""
+        self._spool.close()
+
+
+class _Rows:
+    """The rows of a spool that count, by batch.
+
+    Attributes
+    ----------
+    count
+        How many there are; known after :meth:`some_went`.
+    """
+
+    def __init__(self, spool: Spool, survivors: Survivors, manifest: Manifest | None) -> None:
+        self._spool = spool
+        self._survivors = survivors
+        self.manifest = manifest
+        self.count = 0
+
+    def __len__(self) -> int:
+        return len(self._spool)
+
+    def _mask(self, number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        keep = self._survivors.mask(number, heads)
+        if self.manifest is not None:
+            keep &= alive(pa.Table.from_batches([heads]), self.manifest)
+        return keep
+
+    def some_went(self) -> bool:
+        """Whether there are documents that do not count, besides deletions."""
+        mutations = 0
+        for number in range(len(self)):
+            heads = self._spool.heads(number)
+            mutations += int((heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION).sum())
+            self.count += int(self._mask(number, heads).sum())
+        return mutations != self.count
+
+    def raw(self, number: int) -> pa.Table:
+        """Keys and metadata of a batch."""
+        heads = self._spool.heads(number)
+        return pa.Table.from_batches([heads.filter(pa.array(self._mask(number, heads)))])
+
+    def values(self, number: int) -> pa.Array:
+        """Values of a batch."""
+        keep = self._mask(number, self._spool.heads(number))
+        return self._spool.values(number).filter(pa.array(keep))
+
+    def load(self, number: int) -> Batch:
+        """Documents of a batch."""
+        heads = self._spool.heads(number)
+        return _documents(heads, self._spool.values(number), self._mask(number, heads))
+
+    def key(self, place: tuple[int, int]) -> bytes:
+        """The key of a row of a batch."""
+        number, row = place
+        key: bytes = self.raw(number)[KEY][row].as_py()
+        return key
+
+
+def _documents(heads: pa.RecordBatch, values: pa.Array, keep: npt.NDArray[np.bool_]) -> Batch:
+    columns = [heads.column(name).to_numpy() for name in (DATATYPE, VBUCKET, SEQNO)]
+    if not keep.all():
+        values = values.filter(pa.array(keep))
+        columns = [column[keep] for column in columns]
+    datatype, vbucket, seqno = columns
+    return Batch(values, Places(vbucket, seqno), screen(values, (datatype & Datatype.JSON) != 0))
