@@ -92,7 +92,7 @@ SCAN = {
     "on_conflict": "widen",
     "max_struct_fields": 1000,
     "parse_dates": False,
-    "batch_bytes": 8 * 1024 * 1024,
+    "batch_bytes": None,
     "buffer_bytes": None,
     "spool_dir": None,
     "timeout": None,

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_ROW_GROUP_BYTES = 64 << 20
+_ROW_GROUP_BYTES = 24 << 20
 _ROW_GROUP_ROWS = 1 << 20
 
 

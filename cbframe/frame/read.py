@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
-_MIB = 1024 * 1024
 Filters = Sequence[tuple[str | tuple[str, ...], str, Any]] | Sequence[Sequence[tuple[Any, str, Any]]]
 _RETURN_TYPES = ("pandas", "arrow", "polars")
 
@@ -50,7 +49,7 @@ def scan_bucket(
     on_conflict: OnConflict = "widen",
     max_struct_fields: int = 1000,
     parse_dates: bool | Sequence[str] = False,
-    batch_bytes: int = 8 * _MIB,
+    batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
@@ -136,9 +135,11 @@ def scan_bucket(
         Make timestamps of strings that are ISO 8601 dates and times, in the columns that are named, or in
         all (True): where all values of the column are such, with an offset, as UTC, or all without.
     batch_bytes
-        Values are converted in batches of about this many bytes.
+        Values are converted in batches of about this many bytes: by default 8 MiB, and 2 MiB where memory
+        is bounded (``to_reader``, ``iter_batches``, ``to_parquet``).
     buffer_bytes
-        Flow-control window of each node's connection; by default that of `options`.
+        Flow-control window of each node's connection; by default that of `options`, but no more than
+        4 MiB where memory is bounded.
     spool_dir
         Where reads in bounded memory (``to_reader``, ``iter_batches``, ``to_parquet``) put their temporary
         file, which is about as large as the documents are; None for the system's directory for such.
@@ -161,7 +162,7 @@ def scan_bucket(
     ConfigurationError
         An argument cannot be meant.
     """
-    if batch_bytes < 1:
+    if batch_bytes is not None and batch_bytes < 1:
         raise ConfigurationError("batch_bytes must be positive")
     if timeout is not None and not timeout > 0:
         raise ConfigurationError("timeout must be positive, or None")
@@ -190,14 +191,13 @@ def scan_bucket(
         parse_dates=parse_dates,
     )
     options = options or BucketDataSourceOptions(noop_interval_secs=20)
-    if buffer_bytes is not None:
-        options = replace(options, feed_buffer_size_bytes=buffer_bytes)
     if timeout is not None:
         options = replace(options, connect_timeout=min(options.connect_timeout, timeout))
     return BucketScan(
         target,
         options=options,
         batch_bytes=batch_bytes,
+        buffer_bytes=buffer_bytes,
         timeout=timeout,
         dtype_backend=dtype_backend,
         progress=progress,

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+_BATCH_IN_MEMORY = 8 << 20
+_BATCH_ON_DISK = 2 << 20
+_BOUNDED_WINDOW = 4 << 20
+"""Bytes that a node may send ahead, where memory counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReadResult:
     """A finished read.
@@ -75,7 +81,8 @@ class BucketScan:
         target: ScanTarget,
         *,
         options: BucketDataSourceOptions,
-        batch_bytes: int,
+        batch_bytes: int | None,
+        buffer_bytes: int | None,
         timeout: float | None,
         dtype_backend: str | None,
         progress: ProgressCallback | None,
@@ -84,6 +91,7 @@ class BucketScan:
         self._target = target
         self._options = options
         self._batch_bytes = batch_bytes
+        self._buffer_bytes = buffer_bytes
         self._timeout = timeout
         self._dtype_backend = dtype_backend
         self._progress = progress
@@ -119,9 +127,9 @@ class BucketScan:
         CbframeError
             The read could not be completed; never is a part of it returned.
         """
-        run = self._new_run()
+        run = self._new_run(self._options.feed_buffer_size_bytes)
         receiver = BatchingReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        assembler = Assembler(self._target, run.names, self._batch_bytes)
+        assembler = Assembler(self._target, run.names, self._batch_bytes or _BATCH_IN_MEMORY)
         ran = run.into(receiver, assembler)
         typed = assembler.finish(receiver)
         table = typed.table.replace_schema_metadata(self._about(ran.as_of))
@@ -129,8 +137,10 @@ class BucketScan:
         self.last = replace(result, table=table.slice(0, 0))
         return result
 
-    def _new_run(self) -> Run:
-        return Run(self._target, self._options, timeout=self._timeout, progress=self._progress)
+    def _new_run(self, window: int) -> Run:
+        window = window if self._buffer_bytes is None else self._buffer_bytes
+        options = replace(self._options, feed_buffer_size_bytes=window)
+        return Run(self._target, options, timeout=self._timeout, progress=self._progress)
 
     def _about(self, as_of: AsOf) -> dict[bytes, bytes]:
         """The metadata of a schema."""
@@ -203,9 +213,10 @@ class BucketScan:
         """
         if self._target.n_rows is not None:
             return self.to_arrow().to_reader()
-        run = self._new_run()
+        run = self._new_run(min(self._options.feed_buffer_size_bytes, _BOUNDED_WINDOW))
         receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        sink = SpoolingSink(self._target, run.names, self._batch_bytes, receiver, self._spool_dir)
+        batch_bytes = self._batch_bytes or _BATCH_ON_DISK
+        sink = SpoolingSink(self._target, run.names, batch_bytes, receiver, self._spool_dir)
         try:
             ran = run.into(receiver, sink)
             streamed = sink.finish()

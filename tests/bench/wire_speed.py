@@ -18,12 +18,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).parent
+METADATA = ["key", "vbucket", "seqno", "cas", "rev_seqno", "expiry", "flags", "datatype"]
 JOBS = {
     "raw": ("scan.to_arrow(), parse=False", "raw"),
     "df": ("read_bucket()", "pyarrow-df"),
+    "columns": ('read_bucket(columns=["total", "customer.id"])', "pyarrow-df"),
+    "parquet": ("scan.to_parquet()", "pyarrow-df"),
 }
 
 
@@ -31,21 +37,35 @@ def client(job: str, port: int) -> None:
     """Run one job of cbframe in this process and print its figures."""
     import pandas  # noqa: F401, ICN001 - not a part of what is measured; the peer imports it first, too
     import pyarrow.json
-    import pyarrow.parquet  # noqa: F401
+    import pyarrow.parquet
 
     import cbframe
     import cbframe.frame.convert
 
     scan = cbframe.scan_bucket(
-        f"couchbase://127.0.0.1:{port + 1}/bench", auth=("Administrator", "password"), parse=job != "raw"
+        f"couchbase://127.0.0.1:{port + 1}/bench",
+        auth=("Administrator", "password"),
+        parse=job != "raw",
+        columns=["total", "customer.id"] if job == "columns" else None,
+        metadata=METADATA if job == "raw" else "key",
     )
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    result = scan.to_arrow() if job == "raw" else scan.to_pandas()
-    after = resource.getrusage(resource.RUSAGE_SELF)
+    with tempfile.TemporaryDirectory() as scratch:
+        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        if job == "parquet":
+            path = scan.to_parquet(Path(scratch, "bench.parquet"))
+            docs, size = pyarrow.parquet.read_metadata(path).num_rows, path.stat().st_size
+        else:
+            result = scan.to_arrow() if job == "raw" else scan.to_pandas()
+            docs = len(result)
+            size = result.nbytes if job == "raw" else result.memory_usage(index=True).sum()
+        after = resource.getrusage(resource.RUSAGE_SELF)
     figures = {
-        "docs": len(result),
+        "docs": docs,
         "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "wall": time.perf_counter() - began,
         "rss_mb": after.ru_maxrss / 1024,
+        "result_mb": int(size) / 1e6,
     }
     print(json.dumps(figures))
 
@@ -59,65 +79,88 @@ def run(command: list[str]) -> dict[str, float]:
     return figures
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--docs", type=int, default=1_000_000)
-    parser.add_argument("--value-bytes", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--jobs", default=",".join(JOBS))
-    parser.add_argument("--client", nargs=2, metavar=("JOB", "PORT"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.client:
-        client(options.client[0], int(options.client[1]))
-        return 0
+@contextmanager
+def server(options: argparse.Namespace, *arguments: str) -> Iterator[int]:
+    """A replay server that is ready; its first port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1] - 1
+        port: int = probe.getsockname()[1] - 1
     with tempfile.TemporaryDirectory() as scratch:
         ready = Path(scratch) / "ready"
-        server = subprocess.Popen(
+        process = subprocess.Popen(
             [
                 *(sys.executable, str(HERE / "replay_server.py"), "--port", str(port)),
                 *("--docs", str(options.docs), "--value-bytes", str(options.value_bytes)),
-                *("--ready-file", str(ready)),
+                *("--ready-file", str(ready), *arguments),
             ],
             stderr=subprocess.DEVNULL,
         )
         try:
             while not ready.exists():
-                if server.poll() is not None:
+                if process.poll() is not None:
                     raise SystemExit("the replay server ended before it was ready")
                 try:
-                    server.wait(0.2)
+                    process.wait(0.2)
                 except subprocess.TimeoutExpired:
                     continue
-            for job in options.jobs.split(","):
-                compare(job, port, options.rounds, options.docs)
+            yield port
         finally:
-            server.terminate()
-            server.wait()
+            process.terminate()
+            process.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--docs", type=int, default=1_000_000)
+    parser.add_argument("--value-bytes", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--jobs", default=",".join((*JOBS, "odd", "nodes")))
+    parser.add_argument("--client", nargs=2, metavar=("JOB", "PORT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.client:
+        client(options.client[0], int(options.client[1]))
+        return 0
+    jobs = options.jobs.split(",")
+    with server(options) as port:
+        for job in jobs:
+            if job in JOBS:
+                name, mode = JOBS[job]
+                handwritten = [sys.executable, str(HERE / "handwritten_reader.py"), "--port", str(port)]
+                compare(name, ours(job, port), mode, [*handwritten, "--mode", mode], "cpu", options)
+        if "odd" in jobs:
+            with server(options, "--odd", "0.01") as odd:
+                compare("1 % odd", ours("df", odd), "clean", ours("df", port), "cpu", options)
+        if "nodes" in jobs:
+            with server(options, "--nodes", "2") as two:
+                compare("two nodes, wall s", ours("df", two), "one", ours("df", port), "wall", options)
     return 0
 
 
-def compare(job: str, port: int, rounds: int, docs: int) -> None:
+def ours(job: str, port: int) -> list[str]:
+    """The command of a client of cbframe."""
+    return [sys.executable, __file__, "--client", job, str(port)]
+
+
+def compare(
+    name: str,
+    command: list[str],
+    other_name: str,
+    other: list[str],
+    what: str,
+    options: argparse.Namespace,
+) -> None:
     """Print a row of the table: both sides in turn, medians, and the median of the ratios."""
-    name, mode = JOBS[job]
-    ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(run([sys.executable, __file__, "--client", job, str(port)]))
-        theirs.append(
-            run([sys.executable, str(HERE / "handwritten_reader.py"), "--port", str(port), "--mode", mode])
-        )
-    if any(figures["docs"] != docs for figures in ours + theirs):
-        raise SystemExit(f"{job}: a client did not read all {docs} documents")
-    cpu = [(a["cpu"], b["cpu"]) for a, b in zip(ours, theirs, strict=True)]
-    rss = [(a["rss_mb"], b["rss_mb"]) for a, b in zip(ours, theirs, strict=True)]
+    pairs = [(run(command), run(other)) for _ in range(options.rounds)]
+    if any(figures["docs"] != options.docs for pair in pairs for figures in pair):
+        raise SystemExit(f"{name}: a client did not read all {options.docs} documents")
     median = statistics.median
-    ratios = [a / b for a, b in cpu]
+    ratios = [a[what] / b[what] for a, b in pairs]
     print(
-        f"| {name} | {mode} | {median(a for a, _ in cpu):.2f} | {median(b for _, b in cpu):.2f} "
+        f"| {name} | {other_name} | {median(a[what] for a, _ in pairs):.2f} "
+        f"| {median(b[what] for _, b in pairs):.2f} "
         f"| {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) "
-        f"| {median(a for a, _ in rss):.0f} | {median(b for _, b in rss):.0f} |",
+        f"| {median(a['rss_mb'] for a, _ in pairs):.0f} | {median(b['rss_mb'] for _, b in pairs):.0f} "
+        f"| {median(a.get('result_mb', 0) for a, _ in pairs):.0f} |",
         flush=True,
     )
 
