@@ -55,6 +55,7 @@ _HOMES = {
     "cbframe.frame.asof": ("AsOf",),
     "cbframe.frame.conflicts": ("Conflict",),
     "cbframe.frame.read": ("read_bucket", "scan_bucket"),
+    "cbframe.frame.result": ("ReadResult",),
     "cbframe.frame.scan": ("BucketScan",),
     "cbframe.frame.target": ("ScanProgress",),
     "cbframe.local": ("LocalCluster",),
@@ -135,6 +136,7 @@ if TYPE_CHECKING:
     from cbframe.frame.conflicts import Conflict as Conflict
     from cbframe.frame.read import read_bucket as read_bucket
     from cbframe.frame.read import scan_bucket as scan_bucket
+    from cbframe.frame.result import ReadResult as ReadResult
     from cbframe.frame.scan import BucketScan as BucketScan
     from cbframe.frame.target import ScanProgress as ScanProgress
     from cbframe.local import LocalCluster as LocalCluster

@@ -40,6 +40,7 @@ NAMES = [
     "ProgressReceiver",
     "ProtocolError",
     "ReadCancelledError",
+    "ReadResult",
     "ReadTimeoutError",
     "Receipt",
     "Receiver",
@@ -135,7 +136,7 @@ def test_scan_bucket() -> None:
 
 def test_read_bucket() -> None:
     parameters = inspect.signature(cbframe.read_bucket).parameters
-    assert list(parameters) == ["conn", "bucket", "return_type", "arguments"]
+    assert list(parameters) == ["conn", "bucket", "return_type", "split_by", "arguments"]
     assert parameters["arguments"].kind is inspect.Parameter.VAR_KEYWORD
     with pytest.raises(TypeError, match="unexpected keyword argument 'colums'"):
         cbframe.read_bucket("couchbase://localhost/default", colums=["a"])
@@ -149,6 +150,7 @@ def test_a_scan() -> None:
         "iter_batches",
         "peek",
         "read",
+        "split",
         "stats",
         "to_arrow",
         "to_pandas",

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import KEY
 from cbframe.frame.convert import to_pandas
-from cbframe.frame.scan import ReadResult
+from cbframe.frame.result import ReadResult
 from cbframe.ui.progress import TextProgress
 
 INDENT = "  "

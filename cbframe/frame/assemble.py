@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.arrow.memory import POOL
+from cbframe.cluster.manifest import Manifest
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.intake import Intake
 from cbframe.frame.names import Names, alive
@@ -81,7 +82,7 @@ class Assembler:
         self._pending.clear()
         self._pending_bytes = 0
         if sum(map(len, batches)):
-            _add(self._typer, batches)
+            add_documents(self._typer, batches)
 
     def finish(self, receiver: BatchingReceiver) -> Assembled:
         """Make the table.
@@ -93,6 +94,25 @@ class Assembler:
         ConversionError
             Values are no JSON objects, or do not fit, and that was to be an error.
         """
+        raw, keep, manifest = self._gathered(receiver)
+        if self._typer is not None:
+            raw, typed = self._type(self._typer, raw, keep)
+            assembled = assembled_of(raw, typed, manifest, self._target, self._names)
+        else:
+            raw = _filter(raw, keep)
+            table = raw.select([] if self._target.keys_only else [VALUE])
+            assembled = Assembled(beside(self._names.head(raw, manifest), table), (), {})
+        return replace(assembled, table=assembled.table.slice(0, self._target.n_rows))
+
+    def rows(self, receiver: BatchingReceiver) -> tuple[pa.Table, Manifest | None]:
+        """The rows that count, as they came, and the collections that they are of."""
+        raw, keep, manifest = self._gathered(receiver)
+        return _filter(raw, keep).slice(0, self._target.n_rows), manifest
+
+    def _gathered(
+        self, receiver: BatchingReceiver
+    ) -> tuple[pa.Table, npt.NDArray[np.bool_] | None, Manifest | None]:
+        """All rows, and which of them count: None for all."""
         self._names.refuse_dropped(receiver)
         keep = receiver.surviving(self._batches)
         raw = pa.Table.from_batches(self._batches, receiver.schema)
@@ -100,22 +120,7 @@ class Assembler:
         manifest = self._names.manifest_of(raw[COLLECTION_ID].to_numpy(), receiver)
         if manifest is not None and not (living := alive(raw, manifest)).all():
             keep = living if keep is None else keep & living
-        conflicts: tuple[Conflict, ...] = ()
-        rejected: dict[str, int] = {}
-        if self._typer is None:
-            raw = _filter(raw, keep)
-            table = raw.select([] if self._target.keys_only else [VALUE])
-        else:
-            raw, typed = self._type(self._typer, raw, keep)
-            rejected = typed.rejected
-            outcome = Outcome(self._target, typed.rows, rejected)
-            if outcome.looks:
-                outcome.look(raw, typed.table, int)
-            keys = raw[KEY]
-            conflicts = outcome.conflicts(typed.conflicts, lambda row: keys[row].as_py())
-            raw, table = outcome.form(raw, typed.table)
-        table = beside(self._names.head(raw, manifest), table)
-        return Assembled(table.slice(0, self._target.n_rows), conflicts, rejected)
+        return raw, keep, manifest
 
     def _type(
         self, typer: JsonTyper, raw: pa.Table, keep: npt.NDArray[np.bool_] | None
@@ -134,7 +139,7 @@ class Assembler:
         self._pending.clear()
         self._typer = typer = JsonTyper(self._target.policy())
         for batch in raw.to_batches():
-            _add(typer, [batch])
+            add_documents(typer, [batch])
         return raw, typer.finish()
 
 
@@ -144,7 +149,35 @@ def beside(left: pa.Table, right: pa.Table) -> pa.Table:
     return pa.table([*left.columns, *right.columns], schema=schema)
 
 
-def _add(typer: JsonTyper, batches: list[pa.RecordBatch]) -> None:
+def assembled_of(
+    raw: pa.Table,
+    typed: TypedColumns,
+    manifest: Manifest | None,
+    target: ScanTarget,
+    names: Names,
+    *,
+    lenient: bool = False,
+) -> Assembled:
+    """The table that was asked for, of typed documents.
+
+    Parameters
+    ----------
+    raw
+        Their keys and metadata.
+    lenient
+        A field that was asked for need not be there.
+    """
+    outcome = Outcome(target, typed.rows, typed.rejected, lenient=lenient)
+    if outcome.looks:
+        outcome.look(raw, typed.table, int)
+    keys = raw[KEY]
+    conflicts = outcome.conflicts(typed.conflicts, lambda row: keys[row].as_py())
+    raw, table = outcome.form(raw, typed.table)
+    return Assembled(beside(names.head(raw, manifest), table), conflicts, typed.rejected)
+
+
+def add_documents(typer: JsonTyper, batches: list[pa.RecordBatch]) -> None:
+    """Convert the values of batches, at once."""
     values = [batch.column(VALUE) for batch in batches]
 
     def column(name: str) -> npt.NDArray[Any]:

@@ -31,6 +31,8 @@ class Outcome:
         How many documents there are.
     rejected
         How many of them are no JSON objects, by reason.
+    lenient
+        A field that was asked for need not be there.
 
     Attributes
     ----------
@@ -43,16 +45,19 @@ class Outcome:
         Some are none, and that was to be an error.
     """
 
-    def __init__(self, target: ScanTarget, rows: int, rejected: dict[str, int]) -> None:
+    def __init__(
+        self, target: ScanTarget, rows: int, rejected: dict[str, int], *, lenient: bool = False
+    ) -> None:
         if rejected and target.errors == "raise":
             shape.refuse_rejected(rejected, rows)
         self._target = target
-        self._rows = rows
+        # Where there is no document, no name can be wrong.
+        self._lenient = lenient or not rows
         self._drops = bool(rejected) and target.errors == "drop"
         self._dates: Dates | None = None
-        # Where there is no document, no name can be wrong.
-        if target.parse_dates and rows:
-            self._dates = Dates(target.parse_dates if isinstance(target.parse_dates, tuple) else None)
+        if target.parse_dates:
+            named = target.parse_dates if isinstance(target.parse_dates, tuple) else None
+            self._dates = Dates(named, lenient=self._lenient)
         self._misfits: dict[str, int] = {}
         self._samples: dict[str, list[tuple[tuple[int, int], Any]]] = {}
         self.looks = bool(target.schema) or self._dates is not None
@@ -131,7 +136,7 @@ class Outcome:
             sound = pa.array(shape.sound_rows(table))
             raw, table = raw.filter(sound), shape.without_rejected(table.filter(sound))
         if target.columns is not None:
-            table = shape.selected(table, target.columns, lenient=not self._rows)
+            table = shape.selected(table, target.columns, rows=len(raw), lenient=self._lenient)
         if target.nested == "flatten":
             table = shape.flattened(table)
         return raw, table

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from cbframe.arrow.documents.plan import OnConflict
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
+from cbframe.frame.result import ReadResult
 from cbframe.frame.scan import BucketScan
 from cbframe.frame.shape import Errors, Nested
 from cbframe.frame.target import ProgressCallback, make_target
@@ -211,6 +212,7 @@ def read_bucket(
     bucket: str | None = None,
     *,
     return_type: Literal["pandas"] = "pandas",
+    split_by: None = None,
     **arguments: Any,
 ) -> pd.DataFrame: ...
 
@@ -221,6 +223,7 @@ def read_bucket(
     bucket: str | None = None,
     *,
     return_type: Literal["arrow"],
+    split_by: None = None,
     **arguments: Any,
 ) -> pa.Table: ...
 
@@ -231,8 +234,20 @@ def read_bucket(
     bucket: str | None = None,
     *,
     return_type: Literal["polars"],
+    split_by: None = None,
     **arguments: Any,
 ) -> pl.DataFrame: ...
+
+
+@overload
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["pandas", "arrow", "polars"] = "pandas",
+    split_by: str | tuple[str, ...],
+    **arguments: Any,
+) -> dict[str | None, Any]: ...
 
 
 def read_bucket(
@@ -240,8 +255,9 @@ def read_bucket(
     bucket: str | None = None,
     *,
     return_type: Literal["pandas", "arrow", "polars"] = "pandas",
+    split_by: str | tuple[str, ...] | None = None,
     **arguments: Any,
-) -> pd.DataFrame | pa.Table | pl.DataFrame:
+) -> pd.DataFrame | pa.Table | pl.DataFrame | dict[str | None, Any]:
     """Read a bucket into a typed DataFrame whose index is the document key.
 
     Takes what :func:`scan_bucket` takes, and is short for ``scan_bucket(...).to_pandas()``.
@@ -250,6 +266,10 @@ def read_bucket(
     ----------
     return_type
         ``"pandas"``, or ``"arrow"`` or ``"polars"``, where the key is a column, ``_cb_key``.
+    split_by
+        A field whose value tells kinds of documents apart, such as ``"type"``: then the result is a dict
+        with a frame for each kind, each with the columns of its own documents. See
+        :meth:`BucketScan.split`.
 
     Returns
     -------
@@ -278,10 +298,19 @@ def read_bucket(
             f"return_type={return_type!r}", hint=f"choose from: {', '.join(_RETURN_TYPES)}"
         )
     scan = scan_bucket(conn, bucket, **arguments)
+    backend = arguments.get("dtype_backend", "pyarrow")
+    if split_by is not None:
+        return {kind: _frame(result, return_type, backend) for kind, result in scan.split(split_by).items()}
+    return _frame(scan.read(), return_type, backend)
+
+
+def _frame(
+    result: ReadResult, return_type: str, backend: str | None
+) -> pd.DataFrame | pa.Table | pl.DataFrame:
     match return_type:
         case "arrow":
-            return scan.to_arrow()
+            return result.table
         case "polars":
-            return scan.to_polars()
+            return result.to_polars()
         case _:
-            return scan.to_pandas()
+            return result.to_pandas(backend)

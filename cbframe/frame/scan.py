@@ -5,22 +5,26 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.arrow.documents.projection import path_of
 from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.dcp.stats import BucketDataSourceStats
-from cbframe.errors import DependencyError
+from cbframe.errors import ConfigurationError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.assemble import Assembler
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.parquet import write_parquet
-from cbframe.frame.run import Run
+from cbframe.frame.result import ReadResult
+from cbframe.frame.run import Ran, Run
+from cbframe.frame.split import split_tables
 from cbframe.frame.streamed import SpoolingSink
 from cbframe.frame.target import ProgressCallback, ScanTarget
 from cbframe.options import BucketDataSourceOptions
@@ -34,34 +38,6 @@ _BATCH_IN_MEMORY = 8 << 20
 _BATCH_ON_DISK = 2 << 20
 _BOUNDED_WINDOW = 4 << 20
 """Bytes that a node may send ahead, where memory counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadResult:
-    """A finished read.
-
-    Attributes
-    ----------
-    table
-        The documents.
-    as_of
-        What the table is a picture of.
-    conflicts
-        Fields whose values had no common type.
-    rejected
-        Documents that are no JSON objects, by reason.
-    stats
-        Counters of the connections.
-    seconds
-        How long it took.
-    """
-
-    table: pa.Table
-    as_of: AsOf
-    conflicts: tuple[Conflict, ...]
-    rejected: dict[str, int]
-    stats: BucketDataSourceStats
-    seconds: float
 
 
 class BucketScan:
@@ -132,19 +108,27 @@ class BucketScan:
         assembler = Assembler(self._target, run.names, self._batch_bytes or _BATCH_IN_MEMORY)
         ran = run.into(receiver, assembler)
         typed = assembler.finish(receiver)
-        table = typed.table.replace_schema_metadata(self._about(ran.as_of))
-        result = ReadResult(table, ran.as_of, typed.conflicts, typed.rejected, ran.stats, run.seconds)
-        self.last = replace(result, table=table.slice(0, 0))
+        result = self._result(run, ran, typed.table, typed.conflicts, typed.rejected)
+        self.last = replace(result, table=result.table.schema.empty_table())
         return result
+
+    def _result(
+        self,
+        run: Run,
+        ran: Ran,
+        table: pa.Table,
+        conflicts: tuple[Conflict, ...],
+        rejected: dict[str, int],
+    ) -> ReadResult:
+        """A result whose schema tells what it is a picture of."""
+        about = json.dumps({"bucket": self._target.bucket, "as_of": ran.as_of}).encode()
+        table = table.replace_schema_metadata({b"cbframe": about})
+        return ReadResult(table, self._target.bucket, ran.as_of, conflicts, rejected, ran.stats, run.seconds)
 
     def _new_run(self, window: int) -> Run:
         window = window if self._buffer_bytes is None else self._buffer_bytes
         options = replace(self._options, feed_buffer_size_bytes=window)
         return Run(self._target, options, timeout=self._timeout, progress=self._progress)
-
-    def _about(self, as_of: AsOf) -> dict[bytes, bytes]:
-        """The metadata of a schema."""
-        return {b"cbframe": json.dumps({"bucket": self._target.bucket, "as_of": as_of}).encode()}
 
     def peek(self, n: int = 5) -> pd.DataFrame:
         """Look at some documents, fast: as few vbuckets are read as have so many.
@@ -171,17 +155,49 @@ class BucketScan:
 
         ``df.attrs["cbframe"]`` holds ``as_of``, ``conflicts`` and ``rejected``.
         """
-        from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+        return self.read().to_pandas(self._dtype_backend)
 
-        result = self.read()
-        frame = to_pandas(result.table, self._dtype_backend)
-        frame.attrs["cbframe"] = {
-            "bucket": self._target.bucket,
-            "as_of": result.as_of,
-            "conflicts": [conflict.to_dict() for conflict in result.conflicts],
-            "rejected": dict(result.rejected),
+    def split(self, by: str | tuple[str, ...]) -> dict[str | None, ReadResult]:
+        """Read into one table for each kind of document, each with columns of its own.
+
+        Parameters
+        ----------
+        by
+            The field whose value tells the kind: ``"type"``, or a path as in ``columns=``.
+
+        Returns
+        -------
+        dict
+            By value; numbers and booleans by their JSON text. Under None is what has no such value:
+            the field is missing, null, an array or an object, or the value is no document.
+
+        Raises
+        ------
+        ConfigurationError
+            The field has more than a thousand different values, or documents are not parsed.
+        CbframeError
+            As :meth:`read`.
+        """
+        if not self._target.parsed:
+            raise ConfigurationError(
+                "documents that are not parsed have no kind", hint="leave keys_only=True and parse=False out"
+            )
+        run = self._new_run(self._options.feed_buffer_size_bytes)
+        receiver = BatchingReceiver(run.names.wire_metadata, run.options.max_body_bytes)
+        untyped = replace(self._target, parse=False)
+        assembler = Assembler(untyped, run.names, self._batch_bytes or _BATCH_IN_MEMORY)
+        ran = run.into(receiver, assembler)
+        raw, manifest = assembler.rows(receiver)
+        tables = split_tables(raw, manifest, path_of(by), self._target, run.names)
+        conflicts = tuple(conflict for each in tables.values() for conflict in each.conflicts)
+        rejected: Counter[str] = Counter()
+        for each in tables.values():
+            rejected.update(each.rejected)
+        self.last = self._result(run, ran, pa.table({}), conflicts, dict(rejected))
+        return {
+            label: self._result(run, ran, each.table, each.conflicts, each.rejected)
+            for label, each in tables.items()
         }
-        return frame
 
     def to_polars(self) -> pl.DataFrame:
         """Read into a polars DataFrame; the key is the column ``_cb_key``.
@@ -191,13 +207,7 @@ class BucketScan:
         DependencyError
             polars is not installed.
         """
-        try:
-            import polars as pl  # noqa: PLC0415 - optional
-        except ImportError as exc:
-            raise DependencyError("polars is not installed", hint="pip install 'cbframe[polars]'") from exc
-        frame = pl.from_arrow(self.to_arrow())
-        assert isinstance(frame, pl.DataFrame), "a table is no series"
-        return frame
+        return self.read().to_polars()
 
     def to_reader(self) -> pa.RecordBatchReader:
         """Read into a stream of record batches, in memory that does not depend on the bucket's size.
@@ -223,12 +233,10 @@ class BucketScan:
         except BaseException:
             sink.close()
             raise
-        schema = streamed.schema.with_metadata(self._about(ran.as_of))
-        self.last = ReadResult(
-            schema.empty_table(), ran.as_of, streamed.conflicts, streamed.rejected, ran.stats, run.seconds
-        )
+        nothing = streamed.schema.empty_table()
+        self.last = self._result(run, ran, nothing, streamed.conflicts, streamed.rejected)
         batches = (batch for table in streamed.tables for batch in table.to_batches())
-        return pa.RecordBatchReader.from_batches(schema, batches)
+        return pa.RecordBatchReader.from_batches(self.last.table.schema, batches)
 
     def iter_batches(self) -> Iterator[pa.RecordBatch]:
         """Iterate over record batches, none of them empty; memory as with :meth:`to_reader`."""

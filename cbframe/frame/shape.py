@@ -47,11 +47,13 @@ def without_rejected(table: pa.Table) -> pa.Table:
     return table.drop_columns([name for name in (VALUE, REASON) if name in table.column_names])
 
 
-def selected(table: pa.Table, paths: Iterable[Path], *, lenient: bool = False) -> pa.Table:
+def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool = False) -> pa.Table:
     """The columns that were asked for: fields by their path, named ``parent.child``.
 
     Parameters
     ----------
+    rows
+        Of the table, also if it has no column.
     lenient
         A field that no document has is a column of nulls, and no error.
 
@@ -72,7 +74,7 @@ def selected(table: pa.Table, paths: Iterable[Path], *, lenient: bool = False) -
             at = column.type.get_field_index(member)
             column = None if at < 0 else pc.struct_field(column, [at])
         if column is None and lenient:
-            column = pa.chunked_array([pa.nulls(len(table))])
+            column = pa.chunked_array([pa.nulls(rows)])
         if column is None:
             raise ConfigurationError(
                 f"columns= names {'.'.join(path)!r}, which no document has",

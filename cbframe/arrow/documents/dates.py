@@ -38,10 +38,13 @@ class Dates:
     ----------
     names
         Columns to look at; None for all.
+    lenient
+        They need not be there.
     """
 
-    def __init__(self, names: Collection[str] | None) -> None:
+    def __init__(self, names: Collection[str] | None, *, lenient: bool = False) -> None:
         self._names = names
+        self._lenient = lenient
         self._left: dict[str, list[tuple[str, pa.DataType]]] = {}
         """What all strings of a column fit so far; of columns with any string."""
 
@@ -54,7 +57,7 @@ class Dates:
             There is no such column.
         """
         missing = [name for name in self._names or () if name not in table.column_names]
-        if missing:
+        if missing and not self._lenient:
             raise ConfigurationError(
                 f"parse_dates= names {missing[0]!r}, which is no column",
                 hint='name columns as they are in the result; those inside of objects with nested="flatten"',

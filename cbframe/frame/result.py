@@ -1,0 +1,88 @@
+"""A finished read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.errors import DependencyError
+from cbframe.frame.asof import AsOf
+from cbframe.frame.conflicts import Conflict
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """A finished read.
+
+    Attributes
+    ----------
+    table
+        The documents.
+    bucket
+        Where they are from.
+    as_of
+        What the table is a picture of.
+    conflicts
+        Fields whose values had no common type.
+    rejected
+        Documents that are no JSON objects, by reason.
+    stats
+        Counters of the connections.
+    seconds
+        How long it took.
+    """
+
+    table: pa.Table
+    bucket: str
+    as_of: AsOf
+    conflicts: tuple[Conflict, ...]
+    rejected: dict[str, int]
+    stats: BucketDataSourceStats
+    seconds: float
+
+    def __repr__(self) -> str:
+        rows, columns = self.table.shape
+        return f"<ReadResult of {self.bucket!r}: {rows:,} rows, {columns} columns, {self.as_of!r}>"
+
+    def to_pandas(self, dtype_backend: str | None = "pyarrow") -> pd.DataFrame:
+        """The table as a DataFrame whose index is the document key.
+
+        ``df.attrs["cbframe"]`` holds ``as_of``, ``conflicts`` and ``rejected``.
+        """
+        from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+
+        frame = to_pandas(self.table, dtype_backend)
+        frame.attrs["cbframe"] = {
+            "bucket": self.bucket,
+            "as_of": self.as_of,
+            "conflicts": [conflict.to_dict() for conflict in self.conflicts],
+            "rejected": dict(self.rejected),
+        }
+        return frame
+
+    def to_polars(self) -> pl.DataFrame:
+        """The table as a polars DataFrame; the key is the column ``_cb_key``.
+
+        Raises
+        ------
+        DependencyError
+            polars is not installed.
+        """
+        try:
+            import polars as pl  # noqa: PLC0415 - optional
+        except ImportError as exc:
+            raise DependencyError("polars is not installed", hint="pip install 'cbframe[polars]'") from exc
+        frame = pl.from_arrow(self.table)
+        assert isinstance(frame, pl.DataFrame), "a table is no series"
+        return frame
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """Hand the table over to any Arrow consumer."""
+        return self.table.__arrow_c_stream__(requested_schema)
