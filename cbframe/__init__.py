@@ -57,6 +57,7 @@ _HOMES = {
     "cbframe.frame.read": ("read_bucket", "scan_bucket"),
     "cbframe.frame.result": ("ReadResult",),
     "cbframe.frame.scan": ("BucketScan",),
+    "cbframe.frame.schema": ("SchemaDiff", "SchemaReport", "diff_schema", "read_schema"),
     "cbframe.frame.target": ("ScanProgress",),
     "cbframe.local": ("LocalCluster",),
     "cbframe.options": ("BucketDataSourceOptions",),
@@ -138,6 +139,10 @@ if TYPE_CHECKING:
     from cbframe.frame.read import scan_bucket as scan_bucket
     from cbframe.frame.result import ReadResult as ReadResult
     from cbframe.frame.scan import BucketScan as BucketScan
+    from cbframe.frame.schema import SchemaDiff as SchemaDiff
+    from cbframe.frame.schema import SchemaReport as SchemaReport
+    from cbframe.frame.schema import diff_schema as diff_schema
+    from cbframe.frame.schema import read_schema as read_schema
     from cbframe.frame.target import ScanProgress as ScanProgress
     from cbframe.local import LocalCluster as LocalCluster
     from cbframe.options import BucketDataSourceOptions as BucketDataSourceOptions

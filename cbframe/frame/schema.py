@@ -1,0 +1,247 @@
+"""The schema of a bucket: a report of its fields, and what differs between two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from cbframe.errors import ConfigurationError
+from cbframe.frame.asof import AsOf
+from cbframe.frame.conflicts import Conflict
+from cbframe.frame.describe import Description, Field, leaves_of, short_type
+from cbframe.frame.grid import as_html, as_text
+from cbframe.frame.read import scan_bucket
+from cbframe.typing import Connectable, ServerURLs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_HEAD = ("field", "type", "missing", "distinct", "kinds", "examples")
+_EXAMPLES = 46
+"""Characters for all examples of a field."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaReport:
+    """What the fields of a bucket's documents look like. Renders in a notebook.
+
+    Attributes
+    ----------
+    bucket
+        Where they are from.
+    rows
+        How many documents were looked at.
+    schema
+        The columns that a read would have.
+    fields
+        Every field, and every field inside of one, in the order of the columns: ``path``, ``type``,
+        ``places``, ``values``, ``distinct`` (exact up to a thousand, about right beyond) and ``examples``.
+    conflicts
+        Fields whose values have no common type.
+    rejected
+        How many values are no JSON objects, by reason.
+    as_of
+        What this is a picture of; empty after ``n_rows=``.
+    """
+
+    bucket: str
+    rows: int
+    schema: pa.Schema
+    fields: tuple[Field, ...] = field(repr=False)
+    conflicts: tuple[Conflict, ...]
+    rejected: dict[str, int]
+    as_of: AsOf
+
+    def __repr__(self) -> str:
+        return as_text(self._title(), _HEAD, self._rows())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._title(), _HEAD, self._rows())
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each field, its path as the index.
+
+        ``type`` (text), ``values`` and ``places`` (where one is, and where one could be), ``missing``
+        (the share that is null or absent), ``distinct``, ``examples`` and ``kinds`` (how many values of
+        which kind, where there is no common type).
+        """
+        import pandas as pd  # noqa: PLC0415 - slow to import
+
+        kinds = {conflict.path: conflict.types for conflict in self.conflicts}
+        rows = [
+            {
+                "path": each.path,
+                "type": short_type(each.type),
+                "values": each.values,
+                "places": each.places,
+                "missing": _missing(each),
+                "distinct": each.distinct,
+                "examples": list(each.examples),
+                "kinds": kinds.get(each.path),
+            }
+            for each in self.fields
+        ]
+        columns = ["path", "type", "values", "places", "missing", "distinct", "examples", "kinds"]
+        frame = pd.DataFrame(rows, columns=columns).set_index("path")
+        return frame.astype({"distinct": "Int64"})
+
+    def _title(self) -> str:
+        title = f"{self.bucket}: {self.rows:,} documents, {len(self.fields):,} fields"
+        rejected = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
+        return f"{title}; no JSON objects: {rejected}" if rejected else title
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        kinds = {
+            conflict.path: ", ".join(f"{count:,} {kind}" for kind, count in conflict.types.items())
+            for conflict in self.conflicts
+        }
+        return [
+            (
+                each.path,
+                short_type(each.type),
+                _percent(_missing(each)),
+                _count(each),
+                kinds.get(each.path, ""),
+                _cut(", ".join(each.examples)),
+            )
+            for each in self.fields
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaDiff:
+    """What differs between two schemas; false if nothing does. Renders in a notebook.
+
+    Attributes
+    ----------
+    added, removed
+        Types by path, of fields that only the second, or only the first schema has.
+    changed
+        Both types of fields that have another type, by path.
+    """
+
+    added: dict[str, str]
+    removed: dict[str, str]
+    changed: dict[str, tuple[str, str]]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+    def __repr__(self) -> str:
+        return as_text(self._title(), _DIFF_HEAD, self._rows())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._title(), _DIFF_HEAD, self._rows())
+
+    def _title(self) -> str:
+        if not self:
+            return "the schemas are equal"
+        return f"{len(self.added)} added, {len(self.removed)} removed, {len(self.changed)} changed"
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        return [
+            *(("+", path, "", kind) for path, kind in self.added.items()),
+            *(("-", path, kind, "") for path, kind in self.removed.items()),
+            *(("~", path, *kinds) for path, kinds in self.changed.items()),
+        ]
+
+
+_DIFF_HEAD = ("", "field", "before", "after")
+
+
+def read_schema(conn: ServerURLs | Connectable, bucket: str | None = None, **arguments: Any) -> SchemaReport:
+    """Look at all documents, and report what their fields look like.
+
+    Takes what :func:`~cbframe.scan_bucket` takes. Memory does not depend on the bucket's size.
+    ``n_rows=10_000`` makes it a quick look at some documents.
+
+    Raises
+    ------
+    CbframeError
+        As :meth:`BucketScan.to_reader`.
+
+    Examples
+    --------
+    >>> import cbframe
+    >>> with cbframe.LocalCluster(vbuckets=4) as cluster:
+    ...     _ = cluster.upsert("a", {"name": "x", "geo": {"lat": 1.5}})
+    ...     _ = cluster.upsert("b", {"name": "y"})
+    ...     report = cbframe.read_schema(cluster)
+    >>> [(field.path, field.values) for field in report.fields]
+    [('name', 2), ('geo', 1), ('geo.lat', 1)]
+    """
+    scan = scan_bucket(conn, bucket, **arguments)
+    reader = scan.to_reader()
+    description = Description()
+    # Also of no documents there are fields, if schema= declares them.
+    description.add(pa.RecordBatch.from_pylist([], reader.schema))
+    for batch in reader:
+        description.add(batch)
+    result = scan.last
+    assert result is not None, "it was read"
+    return SchemaReport(
+        result.bucket,
+        description.rows,
+        reader.schema.remove_metadata(),
+        tuple(description.fields.values()),
+        result.conflicts,
+        result.rejected,
+        result.as_of,
+    )
+
+
+def diff_schema(before: Any, after: Any) -> SchemaDiff:
+    """What differs between two schemas: fields at any depth, by their paths.
+
+    Parameters
+    ----------
+    before, after
+        A :class:`SchemaReport`, a pyarrow schema, or what has one: a table, a record batch, a dataset, a
+        :class:`~cbframe.ReadResult`.
+
+    Raises
+    ------
+    ConfigurationError
+        One of them has no schema.
+    """
+    old, new = leaves_of(_schema_of(before)), leaves_of(_schema_of(after))
+    return SchemaDiff(
+        {path: kind for path, kind in new.items() if path not in old},
+        {path: kind for path, kind in old.items() if path not in new},
+        {path: (kind, new[path]) for path, kind in old.items() if path in new and new[path] != kind},
+    )
+
+
+def _missing(each: Field) -> float:
+    return 1 - each.values / each.places if each.places else 0.0
+
+
+def _percent(share: float) -> str:
+    """Never 0 % or 100 % unless it is."""
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    if 0.999 < share < 1:
+        return "> 99.9 %"
+    return f"{100 * share:.3g} %"
+
+
+def _count(each: Field) -> str:
+    if each.distinct is None:
+        return ""
+    return f"{each.distinct:,}" if each.exact else f"≈ {each.distinct:,}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _EXAMPLES else text[: _EXAMPLES - 1] + "…"
+
+
+def _schema_of(what: Any) -> pa.Schema:
+    for each in (what, getattr(what, "schema", None), getattr(getattr(what, "table", None), "schema", None)):
+        if isinstance(each, pa.Schema):
+            return each
+    raise ConfigurationError(
+        f"a {type(what).__name__} has no Arrow schema",
+        hint="give what read_schema() returns, a pyarrow schema, or a table",
+    )
