@@ -25,14 +25,13 @@ def as_text(title: str, head: Sequence[str], rows: Rows, *, width: int = 110) ->
 def as_html(title: str, head: Sequence[str], rows: Rows) -> str:
     """The same in the notebook's own colours; all text is escaped."""
     names = "".join(f'<th style="{_CELL};white-space:nowrap">{escape(name)}</th>' for name in head)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td style="{_CELL}{";" + _CODE if not at else ""}">{escape(cell)}</td>'
-            for at, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
+    body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
     table = f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
     return f"<div><p><strong>{escape(title)}</strong></p>{table}</div>"
+
+
+def _cells(row: Sequence[str]) -> str:
+    """The first is a name, the last may be long."""
+    styles = [f"{_CELL};{_CODE}", *[f"{_CELL};white-space:nowrap"] * (len(row) - 2), _CELL][: len(row)]
+    cells = zip(styles, row, strict=True)
+    return "".join(f'<td style="{style}">{escape(cell)}</td>' for style, cell in cells)
