@@ -16,6 +16,7 @@ from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.arrow.memory import POOL
 from cbframe.cluster.manifest import Manifest
+from cbframe.dcp.workers import Workers
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.intake import Intake
 from cbframe.frame.names import Names, alive
@@ -41,7 +42,11 @@ class Assembler:
         self._names = names
         self._batch_bytes = batch_bytes
         self._intake = Intake(target)
-        self._typer = JsonTyper(target.policy()) if target.parsed else None
+        self._workers = Workers()
+        self._typer: JsonTyper | None = None
+        if target.parsed:
+            submit, most = self._workers.submit, self._workers.count
+            self._typer = JsonTyper(target.policy(), submit=submit, most=most)
         self._documents = 0
         self._batches: list[pa.RecordBatch] = []
         self._pending: list[pa.RecordBatch] = []
@@ -103,6 +108,10 @@ class Assembler:
             table = raw.select([] if self._target.keys_only else [VALUE])
             assembled = Assembled(beside(self._names.head(raw, manifest), table), (), {})
         return replace(assembled, table=assembled.table.slice(0, self._target.n_rows))
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        self._workers.close()
 
     def rows(self, receiver: BatchingReceiver) -> tuple[pa.Table, Manifest | None]:
         """The rows that count, as they came, and the collections that they are of."""

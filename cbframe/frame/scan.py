@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,8 +107,9 @@ class BucketScan:
         run = self._new_run(self._options.feed_buffer_size_bytes)
         receiver = BatchingReceiver(run.names.wire_metadata, run.options.max_body_bytes)
         assembler = Assembler(self._target, run.names, self._batch_bytes or _BATCH_IN_MEMORY)
-        ran = run.into(receiver, assembler)
-        typed = assembler.finish(receiver)
+        with closing(assembler):
+            ran = run.into(receiver, assembler)
+            typed = assembler.finish(receiver)
         result = self._result(run, ran, typed.table, typed.conflicts, typed.rejected)
         self.last = replace(result, table=result.table.schema.empty_table())
         return result

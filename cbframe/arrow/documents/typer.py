@@ -6,7 +6,9 @@ batches, nor from the order in which they came.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,8 @@ from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.plan import Place, Policy
 from cbframe.arrow.documents.result import TypedColumns, assemble
 from cbframe.arrow.documents.rewrite import count_names
+
+Submit = Callable[[Callable[[], bool]], Callable[[], bool]]
 
 _PIECE = 64 << 20
 """Bytes that are parsed at once at most."""
@@ -37,13 +41,28 @@ class JsonTyper:
         What the caller decides about types.
     max_depth
         Documents whose arrays and objects nest deeper are rejected (``too_deep``).
+    submit
+        Begins with some work on another thread, and returns what waits for its end; None to do all
+        work at once. Also then only :meth:`add` and :meth:`finish` learn of documents, one by one.
+    most
+        How many batches are under way on other threads.
     """
 
-    def __init__(self, policy: Policy | None = None, *, max_depth: int = 200) -> None:
+    def __init__(
+        self,
+        policy: Policy | None = None,
+        *,
+        max_depth: int = 200,
+        submit: Submit | None = None,
+        most: int = 2,
+    ) -> None:
         self._policy = policy or Policy()
         self._engine = Engine(self._policy, max_depth=max_depth)
         self._to_infer = self._policy.infer_length or 0
         self._batches: list[Batch] = []
+        self._submit = submit
+        self._most = most
+        self._under_way: deque[tuple[Batch, Callable[[], bool]]] = deque()
 
     def add(
         self,
@@ -75,8 +94,8 @@ class JsonTyper:
             piece = values[start:stop]
             verdicts = screen(piece, None if is_json is None else is_json[start:stop])
             batch = Batch(piece, places[start:stop], verdicts)
-            self._engine.convert(batch)
             self._batches.append(batch)
+            self._convert(batch)
             start = stop
             if self._to_infer:
                 self._to_infer -= len(piece)
@@ -84,8 +103,25 @@ class JsonTyper:
                     self._choose_columns()
                     self._engine.close()
 
+    def _convert(self, batch: Batch) -> None:
+        plan = self._engine.plan
+        if self._submit is None or self._to_infer or self._engine.wide or not plan.members:
+            self._engine.convert(batch)
+            return
+        if len(self._under_way) >= self._most:
+            self._complete()
+        self._under_way.append((batch, self._submit(partial(self._engine.attempt, batch, plan))))
+
+    def _complete(self) -> None:
+        """Wait for the first batch that is under way; if it does not fit, there is something to learn."""
+        batch, wait = self._under_way.popleft()
+        if not wait():
+            self._engine.convert(batch)
+
     def finish(self) -> TypedColumns:
         """All rows as one table; the typer is empty afterwards and cannot be used again."""
+        while self._under_way:
+            self._complete()
         self._settle()
         while self._policy.on_conflict == "null" and self._engine.narrow(self._counts()):
             self._settle()

@@ -197,13 +197,17 @@ def convert(
 ) -> TypedColumns:
     """Type values in batches, in an order of arrival; where they stand stays the same."""
     typer = JsonTyper(Policy(**policy))
+    # As if on another thread: by the plan of when it was begun, done when it is waited for.
+    later = JsonTyper(Policy(**policy), submit=lambda work: work, most=2)
     order = order or list(range(len(values)))
     edges = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
     for start, stop in pairwise(edges):
         rows = order[start:stop]
         places = Places(np.array(rows, np.uint16) // 5, np.array(rows, np.uint64))
-        typer.add(pa.array([values[row] for row in rows], pa.binary()), None, places)
+        for each in (typer, later):
+            each.add(pa.array([values[row] for row in rows], pa.binary()), None, places)
     result = typer.finish()
+    assert later.finish() == result
     pieces = Pieces(values, [order[start:stop] for start, stop in pairwise(edges)])
     assert_equal(result, pieces.typed(Policy(**policy)), pieces)
     return result
