@@ -154,15 +154,6 @@ class GatheringReceiver(Generic[T]):
         """By vbucket, if it may have several versions: where those begin that can replace others."""
         return np.array([state.later_from for state in self._vbuckets])
 
-
-class BatchingReceiver(GatheringReceiver[pa.RecordBatch]):
-    """Gathers a bounded read in memory: documents are acknowledged as they come."""
-
-    __slots__ = ()
-
-    def on_block(self, block: DataBlock) -> None:
-        self._batches.put(self._record_batch(block))
-
     def surviving(self, batches: list[pa.RecordBatch]) -> npt.NDArray[np.bool_] | None:
         """Which rows are the newest version of their document, no deletion, and in a collection.
 
@@ -172,14 +163,14 @@ class BatchingReceiver(GatheringReceiver[pa.RecordBatch]):
         Parameters
         ----------
         batches
-            All batches of the read, in the order in which :meth:`take` gave them.
+            All batches of the read, in the order in which :meth:`take` gave them; values are not needed.
 
         Returns
         -------
         numpy.ndarray of bool or None
             One entry a row over all batches; None if every row counts.
         """
-        table = pa.Table.from_batches(batches, self.schema)
+        table = pa.Table.from_batches(batches) if batches else self.schema.empty_table()
         mutation: npt.NDArray[np.bool_] = _column(table, OPCODE) == Opcode.DCP_MUTATION
         gone = of_dropped(table, self.dropped, self.emptied())
         if gone is not None:
@@ -196,6 +187,15 @@ class BatchingReceiver(GatheringReceiver[pa.RecordBatch]):
         suspects = suspects[~void]
         keep[suspects[~newest(table.select([KEY, COLLECTION_ID, SEQNO]).take(pa.array(suspects)))]] = False
         return keep
+
+
+class BatchingReceiver(GatheringReceiver[pa.RecordBatch]):
+    """Gathers a bounded read in memory: documents are acknowledged as they come."""
+
+    __slots__ = ()
+
+    def on_block(self, block: DataBlock) -> None:
+        self._batches.put(self._record_batch(block))
 
 
 def of_dropped(

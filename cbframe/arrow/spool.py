@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.batcher import GatheringReceiver, newest, of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VALUE, VBUCKET
+from cbframe.arrow.shelf import told
 from cbframe.dcp.receiver import Receipt
-from cbframe.errors import SpoolError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Opcode
 
@@ -62,12 +61,12 @@ class Spool:
         self._values_schema = pa.schema([schema.field(VALUE)])
         heads = [field for field in schema if field.name != VALUE]
         self._heads_schema = pa.schema([*heads, pa.field(_NUMBER, pa.int64(), nullable=False)])
-        self._where = os.fspath(directory or tempfile.gettempdir())
+        self._directory = directory
         self._readers: list[Any] = []
         self.rows: list[int] = []
         codec = "lz4" if pa.Codec.is_available("lz4") else None
         options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
-        with self._told():
+        with told(self._directory):
             folder = tempfile.mkdtemp(prefix="cbframe-", dir=directory)
             self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             paths = [Path(folder, name) for name in ("heads.arrow", "values.arrow")]
@@ -87,14 +86,14 @@ class Spool:
         arrays = [batch.column(name) for name in self._heads_schema.names[:-1]]
         heads = pa.RecordBatch.from_arrays([*arrays, pa.array(numbers)], schema=self._heads_schema)
         values = pa.RecordBatch.from_arrays([batch.column(VALUE)], schema=self._values_schema)
-        with self._told():
+        with told(self._directory):
             for writer, part in zip(self._writers, (heads, values), strict=True):
                 writer.write_batch(part)
         self.rows.append(batch.num_rows)
 
     def complete(self) -> None:
         """Nothing more comes: from now on it can be read."""
-        with self._told():
+        with told(self._directory):
             for part in (*self._writers, *self._files):
                 part.close()
             # Not mapped into memory: what was read would count as memory of this process.
@@ -103,12 +102,12 @@ class Spool:
 
     def heads(self, number: int) -> pa.RecordBatch:
         """Keys and metadata of a batch, and in which batch each row arrived."""
-        with self._told():
+        with told(self._directory):
             return self._readers[0].get_batch(number)
 
     def values(self, number: int) -> pa.Array:
         """Values of a batch."""
-        with self._told():
+        with told(self._directory):
             return self._readers[1].get_batch(number).column(0)
 
     def close(self) -> None:
@@ -117,17 +116,6 @@ class Spool:
         for file in self._files:
             file.close()
         self._remove()
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turns an error of the disk into one that says what to do."""
-        try:
-            yield
-        except (OSError, pa.ArrowInvalid) as exc:
-            raise SpoolError(
-                f"documents cannot be kept in {self._where!r} while the bucket is read: {exc}",
-                hint="free some space there, or name another place with spool_dir=",
-            ) from exc
 
 
 class Survivors:

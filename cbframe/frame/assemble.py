@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,17 +10,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.batcher import BatchingReceiver
-from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, OPCODE, SEQNO, VALUE, VBUCKET
+from cbframe.arrow.columns import DATATYPE, KEY, OPCODE, SEQNO, VALUE, VBUCKET
 from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.arrow.memory import POOL
+from cbframe.arrow.shelf import Shelf
+from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.cluster.manifest import Manifest
+from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.workers import Workers
 from cbframe.frame.conflicts import Conflict
+from cbframe.frame.gather import Rows, filtered
 from cbframe.frame.intake import Intake
-from cbframe.frame.names import Names, alive
+from cbframe.frame.names import Names
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.target import ScanTarget
 from cbframe.wire.constants import Datatype, Opcode
@@ -35,61 +39,76 @@ class Assembled:
 
 
 class Assembler:
-    """Takes the batches of one read and makes its table."""
+    """Takes the documents of one run and makes a table of them.
 
-    def __init__(self, target: ScanTarget, names: Names, batch_bytes: int) -> None:
+    Values become columns as they come, and are put aside on disk then: they are looked at once more only
+    if later documents make their columns wrong.
+
+    Parameters
+    ----------
+    batch_bytes
+        Documents are typed in batches of about so many bytes.
+    spool_dir
+        Where values are put aside.
+    """
+
+    def __init__(
+        self,
+        target: ScanTarget,
+        names: Names,
+        receiver: DeferringBatchReceiver,
+        batch_bytes: int,
+        spool_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
         self._target = target
         self._names = names
+        self._receiver = receiver
         self._batch_bytes = batch_bytes
         self._intake = Intake(target)
+        schema = receiver.schema
+        self._rows = Rows(target, names, schema.remove(schema.get_field_index(VALUE)))
         self._workers = Workers()
-        self._typer: JsonTyper | None = None
-        if target.parsed:
-            submit, most = self._workers.submit, self._workers.count
-            self._typer = JsonTyper(target.policy(), submit=submit, most=most)
-        self._documents = 0
-        self._batches: list[pa.RecordBatch] = []
+        self._shelf = Shelf(spool_dir)
+        self._typer = self._new_typer()
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
 
+    def _new_typer(self) -> JsonTyper:
+        return JsonTyper(
+            self._target.policy(),
+            submit=self._workers.submit,
+            most=self._workers.count,
+            shelf=self._shelf,
+        )
+
     def has_enough(self) -> bool:
         """Whether as many documents came as were asked for."""
-        wanted = self._target.n_rows
-        return wanted is not None and self._documents >= wanted
+        return self._rows.has_enough()
 
-    def add(self, batches: list[pa.RecordBatch]) -> None:
+    def add(self, arrived: list[tuple[pa.RecordBatch, Receipt]]) -> None:
         """Take batches in the order in which they arrived."""
-        # Also where nothing is left: batches are known by their number.
-        batches = [self._intake.reduce(batch) for batch in batches]
-        if self._target.n_rows is not None:
-            self._documents += sum(
-                int((batch.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION).sum()) for batch in batches
-            )
-        self._batches += batches
-        if self._typer is None:
-            return
-        # Many may have come while the last ones were parsed. Still no more is parsed at once than
-        # asked for: then the parser's memory is used again and again, not asked of the system anew.
-        for batch in batches:
-            self._pending.append(batch)
-            self._pending_bytes += batch.column(VALUE).nbytes
+        for raw, receipt in arrived:
+            batch = self._intake.reduce(raw)
+            self._rows.add(batch)
+            mutation = batch.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
+            documents = batch if mutation.all() else batch.filter(pa.array(mutation))
+            if len(documents):
+                self._pending.append(documents)
+                self._pending_bytes += documents.column(VALUE).nbytes
+            # Many may have come while the last ones were parsed. Still no more is parsed at once than
+            # asked for: then the parser's memory is used again and again, not asked of the system anew.
             if self._pending_bytes >= self._batch_bytes:
                 self._convert()
+            # Not before: more may come as soon as it is said.
+            receipt.done()
 
     def _convert(self) -> None:
-        assert self._typer is not None
-        batches = []
-        for batch in self._pending:
-            mutation = batch.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
-            if not mutation.all():
-                batch = batch.filter(pa.array(mutation))  # noqa: PLW2901
-            batches.append(batch)
+        if self._pending:
+            add_documents(self._typer, self._pending)
         self._pending.clear()
         self._pending_bytes = 0
-        if sum(map(len, batches)):
-            add_documents(self._typer, batches)
 
-    def finish(self, receiver: BatchingReceiver) -> Assembled:
+    def finish(self) -> Assembled:
         """Make the table.
 
         Raises
@@ -98,58 +117,45 @@ class Assembler:
             ``columns=`` names a field that no document has, or a collection that was asked for is gone.
         ConversionError
             Values are no JSON objects, or do not fit, and that was to be an error.
+        SpoolError
+            The disk is full.
         """
-        raw, keep, manifest = self._gathered(receiver)
-        if self._typer is not None:
-            raw, typed = self._type(self._typer, raw, keep)
-            assembled = assembled_of(raw, typed, manifest, self._target, self._names)
-        else:
-            raw = _filter(raw, keep)
-            table = raw.select([] if self._target.keys_only else [VALUE])
-            assembled = Assembled(beside(self._names.head(raw, manifest), table), (), {})
+        self._convert()
+        raw, keep, manifest = self._rows.gathered(self._receiver)
+        mutation = raw[OPCODE].to_numpy() == Opcode.DCP_MUTATION
+        if keep is not None and not keep[mutation].all():
+            self._type_again(raw, keep, mutation)
+            mutation &= keep
+        typed = self._typer.finish()
+        assembled = assembled_of(filtered(raw, mutation), typed, manifest, self._target, self._names)
         return replace(assembled, table=assembled.table.slice(0, self._target.n_rows))
+
+    def _type_again(
+        self, raw: pa.Table, keep: npt.NDArray[np.bool_], mutation: npt.NDArray[np.bool_]
+    ) -> None:
+        """Type what counts of all that was typed.
+
+        Versions that do not count must not show in any column, type, conflict or count.
+        """
+        is_json = (raw[DATATYPE].to_numpy()[mutation] & Datatype.JSON) != 0
+        keep = keep[mutation]
+        typer, self._typer = self._typer, self._new_typer()
+        start = 0
+        for values, places in typer.batches():
+            rows = slice(start, start + len(values))
+            kept = keep[rows]
+            self._typer.add(values.filter(pa.array(kept)), is_json[rows][kept], places.where(kept))
+            start = rows.stop
 
     def close(self) -> None:
         """Nothing more is wanted."""
         self._workers.close()
+        self._shelf.close()
 
-    def rows(self, receiver: BatchingReceiver) -> tuple[pa.Table, Manifest | None]:
-        """The rows that count, as they came, and the collections that they are of."""
-        raw, keep, manifest = self._gathered(receiver)
-        return _filter(raw, keep).slice(0, self._target.n_rows), manifest
 
-    def _gathered(
-        self, receiver: BatchingReceiver
-    ) -> tuple[pa.Table, npt.NDArray[np.bool_] | None, Manifest | None]:
-        """All rows, and which of them count: None for all."""
-        self._names.refuse_dropped(receiver)
-        keep = receiver.surviving(self._batches)
-        raw = pa.Table.from_batches(self._batches, receiver.schema)
-        self._batches.clear()
-        manifest = self._names.manifest_of(raw[COLLECTION_ID].to_numpy(), receiver)
-        if manifest is not None and not (living := alive(raw, manifest)).all():
-            keep = living if keep is None else keep & living
-        return raw, keep, manifest
-
-    def _type(
-        self, typer: JsonTyper, raw: pa.Table, keep: npt.NDArray[np.bool_] | None
-    ) -> tuple[pa.Table, TypedColumns]:
-        """The rows that count, and their documents as columns.
-
-        What was typed while it arrived may hold versions that do not count. They must not show in
-        any column, type, conflict or count, so then what is left is typed once more.
-        """
-        mutation = raw[OPCODE].to_numpy() == Opcode.DCP_MUTATION
-        if keep is None or keep[mutation].all():
-            if self._pending:
-                self._convert()
-            return _filter(raw, mutation), typer.finish()
-        raw = _filter(raw, keep & mutation)
-        self._pending.clear()
-        self._typer = typer = JsonTyper(self._target.policy())
-        for batch in raw.to_batches():
-            add_documents(typer, [batch])
-        return raw, typer.finish()
+def raw_table(raw: pa.Table, manifest: Manifest | None, target: ScanTarget, names: Names) -> pa.Table:
+    """The table that was asked for, of documents that are not typed."""
+    return beside(names.head(raw, manifest), raw.select([] if target.keys_only else [VALUE]))
 
 
 def beside(left: pa.Table, right: pa.Table) -> pa.Table:
@@ -197,7 +203,3 @@ def add_documents(typer: JsonTyper, batches: list[pa.RecordBatch]) -> None:
         (column(DATATYPE) & Datatype.JSON) != 0,
         Places(column(VBUCKET), column(SEQNO)),
     )
-
-
-def _filter(table: pa.Table, keep: npt.NDArray[np.bool_] | None) -> pa.Table:
-    return table if keep is None or keep.all() else table.filter(pa.array(keep))

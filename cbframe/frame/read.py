@@ -136,14 +136,13 @@ def scan_bucket(
         Make timestamps of strings that are ISO 8601 dates and times, in the columns that are named, or in
         all (True): where all values of the column are such, with an offset, as UTC, or all without.
     batch_bytes
-        Values are converted in batches of about this many bytes: by default 8 MiB, and 2 MiB where memory
-        is bounded (``to_reader``, ``iter_batches``, ``to_parquet``).
+        Values are converted in batches of about this many bytes; by default 2 MiB.
     buffer_bytes
         Flow-control window of each node's connection; by default that of `options`, but no more than
-        4 MiB where memory is bounded.
+        4 MiB where memory is bounded (``to_reader``, ``iter_batches``, ``to_parquet``).
     spool_dir
-        Where reads in bounded memory (``to_reader``, ``iter_batches``, ``to_parquet``) put their temporary
-        file, which is about as large as the documents are; None for the system's directory for such.
+        Where documents wait in a temporary file until it is certain that they need not be looked at again;
+        it is about as large as they are. None for the system's directory for such.
     timeout
         Seconds for the whole read; None for as long as it takes.
     dtype_backend

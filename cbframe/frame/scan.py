@@ -17,11 +17,13 @@ import pyarrow as pa
 from cbframe.arrow.batcher import BatchingReceiver
 from cbframe.arrow.documents.projection import path_of
 from cbframe.arrow.spool import DeferringBatchReceiver
+from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError
 from cbframe.frame.asof import AsOf
-from cbframe.frame.assemble import Assembler
+from cbframe.frame.assemble import Assembler, raw_table
 from cbframe.frame.conflicts import Conflict
+from cbframe.frame.gather import RawSink
 from cbframe.frame.parquet import write_parquet
 from cbframe.frame.result import ReadResult
 from cbframe.frame.run import Ran, Run
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-_BATCH_IN_MEMORY = 8 << 20
-_BATCH_ON_DISK = 2 << 20
+_BATCH = 2 << 20
+"""Bytes of values that are converted at once: what fits in a cache is converted faster."""
 _BOUNDED_WINDOW = 4 << 20
 """Bytes that a node may send ahead, where memory counts."""
 
@@ -105,14 +107,29 @@ class BucketScan:
             The read could not be completed; never is a part of it returned.
         """
         run = self._new_run(self._options.feed_buffer_size_bytes)
-        receiver = BatchingReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        assembler = Assembler(self._target, run.names, self._batch_bytes or _BATCH_IN_MEMORY)
-        with closing(assembler):
-            ran = run.into(receiver, assembler)
-            typed = assembler.finish(receiver)
-        result = self._result(run, ran, typed.table, typed.conflicts, typed.rejected)
+        result = self._read_typed(run) if self._target.parsed else self._read_raw(run)
         self.last = replace(result, table=result.table.schema.empty_table())
         return result
+
+    def _read_raw(self, run: Run) -> ReadResult:
+        ran, raw, manifest = self._gather(run, self._target)
+        return self._result(run, ran, raw_table(raw, manifest, self._target, run.names), (), {})
+
+    def _read_typed(self, run: Run) -> ReadResult:
+        receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
+        batch_bytes = self._batch_bytes or _BATCH
+        assembler = Assembler(self._target, run.names, receiver, batch_bytes, self._spool_dir)
+        with closing(assembler):
+            ran = run.into(receiver, assembler)
+            typed = assembler.finish()
+        return self._result(run, ran, typed.table, typed.conflicts, typed.rejected)
+
+    def _gather(self, run: Run, target: ScanTarget) -> tuple[Ran, pa.Table, Manifest | None]:
+        """Documents as they are, and the collections that they are of."""
+        receiver = BatchingReceiver(run.names.wire_metadata, run.options.max_body_bytes)
+        sink = RawSink(target, run.names, receiver)
+        ran = run.into(receiver, sink)
+        return ran, *sink.finish()
 
     def _result(
         self,
@@ -185,11 +202,7 @@ class BucketScan:
                 "documents that are not parsed have no kind", hint="leave keys_only=True and parse=False out"
             )
         run = self._new_run(self._options.feed_buffer_size_bytes)
-        receiver = BatchingReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        untyped = replace(self._target, parse=False)
-        assembler = Assembler(untyped, run.names, self._batch_bytes or _BATCH_IN_MEMORY)
-        ran = run.into(receiver, assembler)
-        raw, manifest = assembler.rows(receiver)
+        ran, raw, manifest = self._gather(run, replace(self._target, parse=False))
         tables = split_tables(raw, manifest, path_of(by), self._target, run.names)
         conflicts = tuple(conflict for each in tables.values() for conflict in each.conflicts)
         rejected: Counter[str] = Counter()
@@ -227,7 +240,7 @@ class BucketScan:
             return self.to_arrow().to_reader()
         run = self._new_run(min(self._options.feed_buffer_size_bytes, _BOUNDED_WINDOW))
         receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        batch_bytes = self._batch_bytes or _BATCH_ON_DISK
+        batch_bytes = self._batch_bytes or _BATCH
         sink = SpoolingSink(self._target, run.names, batch_bytes, receiver, self._spool_dir)
         try:
             ran = run.into(receiver, sink)

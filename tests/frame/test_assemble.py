@@ -7,7 +7,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cbframe.arrow.batcher import BatchingReceiver
 from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.dcp.receiver import Receipt
 from cbframe.frame.assemble import Assembled, Assembler
@@ -25,13 +24,12 @@ def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Assembled
     """A read of rows, one batch each; a number is a snapshot that begins in that vbucket."""
     target = scan_bucket("couchbase://127.0.0.1/b", auth=("u", "p"), **arguments)._target
     names = Names(target, BucketDataSourceOptions())
-    receiver, deferring = BatchingReceiver(), DeferringBatchReceiver()
-    assembler = Assembler(target, names, batch_bytes)
-    sink = SpoolingSink(target, names, batch_bytes, deferring, None)
+    receiver = DeferringBatchReceiver()
+    assembler = Assembler(target, names, receiver, batch_bytes)
+    sink = SpoolingSink(target, names, batch_bytes, receiver, None)
     for step in steps:
         if isinstance(step, int):
             receiver.snapshot_start(step, 0, 0, 0)
-            deferring.snapshot_start(step, 0, 0, 0)
             continue
         vbucket, seqno, key, value = step
         columns = {
@@ -47,14 +45,14 @@ def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Assembled
             [pa.array([columns[field.name]], field.type) for field in receiver.schema],
             schema=receiver.schema,
         )
-        receiver._batches.put(batch)
-        assembler.add(receiver.take(0))
         done: list[int] = []
-        receipt = Receipt(1, done.append)
-        deferring._batches.put((batch, receipt))
-        sink.add(deferring.take(0))
+        receiver._batches.put((batch, Receipt(1, done.append)))
+        arrived = receiver.take(0)
+        sink.add(arrived)
         assert done == [1]
-    result = assembler.finish(receiver)
+        assembler.add(arrived)
+    result = assembler.finish()
+    assembler.close()
     streamed = sink.finish()
     tables = list(streamed.tables)
     assert all(map(len, tables))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -42,29 +42,59 @@ class Chunk:
         return self.stop - self.start
 
 
-@dataclass(slots=True)
 class Batch:
     """Some values.
 
-    Attributes
+    Parameters
     ----------
     values
-        Binary array.
+        Binary array without nulls.
     places
         Where each stands in the bucket.
     verdicts
         What is known of each.
+
+    Attributes
+    ----------
+    places, verdicts
+        As given; verdicts change.
     inspected
         Whether the verdicts of all rows are final; before, a good row may prove unsound.
     chunks
         In the order of the rows, without gaps once all are converted.
     """
 
-    values: pa.Array
-    places: Places
-    verdicts: Verdicts
-    inspected: bool = False
-    chunks: list[Chunk] = field(default_factory=list)
+    __slots__ = ("_fetch", "_rows", "_values", "chunks", "inspected", "places", "verdicts")
+
+    def __init__(self, values: pa.Array, places: Places, verdicts: Verdicts) -> None:
+        self._rows = len(values)
+        self._values: pa.Array | None = values
+        self._fetch: Callable[[], pa.Array] | None = None
+        self.places = places
+        self.verdicts = verdicts
+        self.inspected = False
+        self.chunks: list[Chunk] = []
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def values(self) -> pa.Array:
+        """The values; fetched each time if they were put aside, unless :meth:`fetch` was called."""
+        if self._values is not None:
+            return self._values
+        assert self._fetch is not None
+        return self._fetch()
+
+    def fetch(self) -> None:
+        """Take up the values again, until they are released."""
+        self._values = self.values
+
+    def release(self, put: Callable[[pa.Array], Callable[[], pa.Array]]) -> None:
+        """Put the values aside; `put` is called once for the batch, and returns what fetches them."""
+        if self._fetch is None:
+            self._fetch = put(self.values)
+        self._values = None
 
     def documents(self, start: int, stop: int) -> pa.Array:
         """Rows as JSON objects: those that are rejected are ``{}``."""

@@ -65,7 +65,7 @@ class Engine:
 
     def convert(self, batch: Batch, start: int = 0, stop: int | None = None) -> None:
         """Make chunks of some rows of a batch; not all fit the last plan if it changes on the way."""
-        stop = len(batch.values) if stop is None else stop
+        stop = len(batch) if stop is None else stop
         while start < stop and not self.wide:
             start = self._advance(batch, start, stop)
 
@@ -76,7 +76,7 @@ class Engine:
         """
         if (plan.rewrites or plan.rest) and not batch.inspected:
             self.inspect(batch)
-        stop = len(batch.values)
+        stop = len(batch)
         rewritten = rewrite(batch.documents(0, stop), plan)
         if rewritten.odd or rewritten.held:
             return False

@@ -69,6 +69,10 @@ class Places:
     def __getitem__(self, rows: slice) -> Places:
         return Places(self.vbucket[rows], self.seqno[rows])
 
+    def where(self, keep: npt.NDArray[np.bool_]) -> Places:
+        """Those of the rows that are kept."""
+        return Places(self.vbucket[keep], self.seqno[keep])
+
     def first(self, rows: Rows | None) -> int:
         """Which of some rows, or of all, stands first."""
         vbucket = self.vbucket if rows is None else self.vbucket[rows]

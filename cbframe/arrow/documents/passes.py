@@ -52,7 +52,7 @@ class PassingTyper:
 
     def learn(self, batch: Batch) -> None:
         """Look at the next batch."""
-        head = min(self._to_infer, len(batch.values))
+        head = min(self._to_infer, len(batch))
         if head:
             self._infer(batch, head)
         self._engine.convert(batch, head)
@@ -105,7 +105,7 @@ class PassingTyper:
         if plan is not self._counted:
             self._counted, self.census = plan, Census()
         self._plans[number] = None
-        whole = sum(map(len, batch.chunks)) == len(batch.values)
+        whole = sum(map(len, batch.chunks)) == len(batch)
         if whole and all(chunk.plan is plan for chunk in batch.chunks):
             self._plans[number] = plan
             self.census.add(batch, lambda row: (number, row))
@@ -118,4 +118,4 @@ class PassingTyper:
 
     def _names(self, batch: Batch, counts: Counter[str]) -> None:
         self._engine.inspect(batch)
-        count_names(batch.documents(0, len(batch.values)), counts)
+        count_names(batch.documents(0, len(batch)), counts)

@@ -88,7 +88,7 @@ class Layout:
             arrays[REASON] = _chunked(
                 (_REASONS.take(pa.array(batch.verdicts)) for batch in batches), pa.string()
             )
-        rows = sum(len(batch.values) for batch in batches)
+        rows = sum(len(batch) for batch in batches)
         assert all(len(array) == rows for array in arrays.values())
         return pa.table(arrays)
 
@@ -100,7 +100,7 @@ def assemble(batches: list[Batch], plan: Plan) -> TypedColumns:
     for batch in batches:
         before = rows
         census.add(batch, lambda row, before=before: before + row)  # type: ignore[misc]
-        rows += len(batch.values)
+        rows += len(batch)
     layout = Layout.of(plan, census)
     return TypedColumns(
         table=layout.table(batches),
@@ -127,11 +127,12 @@ def _chunked(arrays: Iterable[pa.Array], kind: pa.DataType) -> pa.ChunkedArray:
 
 def _rejected(batch: Batch) -> pa.Array:
     if not batch.verdicts.any():
-        return pa.nulls(len(batch.values), pa.binary())
+        return pa.nulls(len(batch), pa.binary())
     # Not if_else(): that of pyarrow 16 makes broken offsets of binary values and a null.
     good = pa.array(batch.verdicts == Reason.GOOD)
-    null = pa.scalar(None, batch.values.type)
-    return pc.replace_with_mask(batch.values, good, null).cast(pa.binary())
+    values = batch.values
+    null = pa.scalar(None, values.type)
+    return pc.replace_with_mask(values, good, null).cast(pa.binary())
 
 
 _REASONS = pa.array(

@@ -7,7 +7,8 @@ batches, nor from the order in which they came.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,7 @@ from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.plan import Place, Policy
 from cbframe.arrow.documents.result import TypedColumns, assemble
 from cbframe.arrow.documents.rewrite import count_names
+from cbframe.arrow.shelf import Shelf
 
 Submit = Callable[[Callable[[], bool]], Callable[[], bool]]
 
@@ -46,6 +48,9 @@ class JsonTyper:
         work at once. Also then only :meth:`add` and :meth:`finish` learn of documents, one by one.
     most
         How many batches are under way on other threads.
+    shelf
+        Where values are put aside when they are converted: to be read again if later documents make their
+        columns wrong. By default in memory.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class JsonTyper:
         max_depth: int = 200,
         submit: Submit | None = None,
         most: int = 2,
+        shelf: Shelf | None = None,
     ) -> None:
         self._policy = policy or Policy()
         self._engine = Engine(self._policy, max_depth=max_depth)
@@ -62,6 +68,7 @@ class JsonTyper:
         self._batches: list[Batch] = []
         self._submit = submit
         self._most = most
+        self._shelf = shelf
         self._under_way: deque[tuple[Batch, Callable[[], bool]]] = deque()
 
     def add(
@@ -83,7 +90,7 @@ class JsonTyper:
         """
         assert values.null_count == 0
         if places is None:
-            before = sum(len(batch.values) for batch in self._batches)
+            before = sum(len(batch) for batch in self._batches)
             places = Places(
                 np.zeros(len(values), np.uint16),
                 np.arange(before, before + len(values), dtype=np.uint64),
@@ -107,6 +114,7 @@ class JsonTyper:
         plan = self._engine.plan
         if self._submit is None or self._to_infer or self._engine.wide or not plan.members:
             self._engine.convert(batch)
+            self._release(batch)
             return
         if len(self._under_way) >= self._most:
             self._complete()
@@ -117,11 +125,24 @@ class JsonTyper:
         batch, wait = self._under_way.popleft()
         if not wait():
             self._engine.convert(batch)
+        self._release(batch)
+
+    def _release(self, batch: Batch) -> None:
+        if self._shelf is not None:
+            batch.release(self._shelf.put)
+
+    def _complete_all(self) -> None:
+        while self._under_way:
+            self._complete()
+
+    def batches(self) -> Iterator[tuple[pa.Array, Places]]:
+        """Values and places of all batches so far, as they were added."""
+        self._complete_all()
+        return ((batch.values, batch.places) for batch in self._batches)
 
     def finish(self) -> TypedColumns:
         """All rows as one table; the typer is empty afterwards and cannot be used again."""
-        while self._under_way:
-            self._complete()
+        self._complete_all()
         self._settle()
         while self._policy.on_conflict == "null" and self._engine.narrow(self._counts()):
             self._settle()
@@ -141,12 +162,21 @@ class JsonTyper:
         counts: Counter[str] = Counter()
         for batch in self._batches:
             batch.chunks.clear()
-            if not batch.inspected:
-                self._engine.inspect(batch)
-            count_names(batch.documents(0, len(batch.values)), counts)
+            with self._fetched(batch):
+                if not batch.inspected:
+                    self._engine.inspect(batch)
+                count_names(batch.documents(0, len(batch)), counts)
         self._engine.choose(counts)
         for batch in self._batches:
-            self._engine.convert(batch)
+            with self._fetched(batch):
+                self._engine.convert(batch)
+
+    @contextmanager
+    def _fetched(self, batch: Batch) -> Iterator[None]:
+        """Values are in memory while they are looked at again and again."""
+        batch.fetch()
+        yield
+        self._release(batch)
 
     def _settle(self) -> None:
         """Parse again, until nothing changes, what later documents made wrong."""
@@ -156,12 +186,17 @@ class JsonTyper:
             settled = True
             for batch in self._batches:
                 chunks, batch.chunks = batch.chunks, []
-                for chunk in chunks:
-                    if self._engine.holds(batch, chunk):
-                        batch.chunks.append(chunk)
-                    else:
-                        self._engine.convert(batch, chunk.start, chunk.stop)
-                        settled = False
+                held = [self._engine.holds(batch, chunk) for chunk in chunks]
+                if all(held):
+                    batch.chunks = chunks
+                    continue
+                settled = False
+                with self._fetched(batch):
+                    for chunk, holds in zip(chunks, held, strict=True):
+                        if holds:
+                            batch.chunks.append(chunk)
+                        else:
+                            self._engine.convert(batch, chunk.start, chunk.stop)
 
 
 def _piece(values: pa.Array, start: int) -> int:

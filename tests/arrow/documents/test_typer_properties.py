@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from json_documents import anything, documents, runs
 
+from cbframe.arrow import shelf as shelf_module
 from cbframe.arrow.documents import engine as engine_module
 from cbframe.arrow.documents.chunks import Batch
 from cbframe.arrow.documents.guard import Reason, screen
@@ -26,6 +27,7 @@ from cbframe.arrow.documents.passes import PassingTyper
 from cbframe.arrow.documents.plan import Policy
 from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
+from cbframe.arrow.shelf import Shelf
 
 # --- the reference ---------------------------------------------------------------------------------
 
@@ -198,7 +200,9 @@ def convert(
     """Type values in batches, in an order of arrival; where they stand stays the same."""
     typer = JsonTyper(Policy(**policy))
     # As if on another thread: by the plan of when it was begun, done when it is waited for.
-    later = JsonTyper(Policy(**policy), submit=lambda work: work, most=2)
+    # Values are on disk meanwhile.
+    shelf = Shelf()
+    later = JsonTyper(Policy(**policy), submit=lambda work: work, most=2, shelf=shelf)
     order = order or list(range(len(values)))
     edges = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
     for start, stop in pairwise(edges):
@@ -208,6 +212,7 @@ def convert(
             each.add(pa.array([values[row] for row in rows], pa.binary()), None, places)
     result = typer.finish()
     assert later.finish() == result
+    shelf.close()
     pieces = Pieces(values, [order[start:stop] for start, stop in pairwise(edges)])
     assert_equal(result, pieces.typed(Policy(**policy)), pieces)
     return result
@@ -265,6 +270,7 @@ def small_leaves() -> Any:
     """Few documents are enough to take every way through the converter."""
     patch = pytest.MonkeyPatch()
     patch.setattr(engine_module, "_LEAF", 2)
+    patch.setattr(shelf_module, "_IN_MEMORY", 0)
     yield
     patch.undo()
 
