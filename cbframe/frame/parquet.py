@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 _ROW_GROUP_BYTES = 24 << 20
@@ -30,16 +32,51 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_parquet(reader: pa.RecordBatchReader, path: Path, compression: str = "zstd") -> int:
-    """Write all batches, gathered until they are worth a row group; return the number of rows."""
+    """Write all batches, gathered until they are worth a row group; return the number of rows.
+
+    Parquet has no objects without fields: where no document has a member in an object, it is the text ``{}``.
+    """
     rows = 0
+    schema = _writable(reader.schema.empty_table()).schema
     with (
         whole_file(path) as file,
-        pq.ParquetWriter(file, reader.schema, compression=compression) as writer,
+        pq.ParquetWriter(file, schema, compression=compression) as writer,
     ):
         for group in _groups(reader):
-            writer.write_table(group, row_group_size=len(group))
+            writer.write_table(_writable(group), row_group_size=len(group))
             rows += len(group)
     return rows
+
+
+def _writable(table: pa.Table) -> pa.Table:
+    for at, field in enumerate(table.schema):
+        if _has_empty(field.type):
+            column = _without_empty(table.column(at).combine_chunks())
+            table = table.set_column(at, field.with_type(column.type), column)
+    return table
+
+
+def _has_empty(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return not kind.num_fields or any(_has_empty(member.type) for member in kind)
+    return pa.types.is_list(kind) and _has_empty(kind.value_type)
+
+
+def _without_empty(array: pa.Array) -> pa.Array:
+    kind = array.type
+    if not _has_empty(kind):
+        return array
+    missing = array.is_null()
+    if pa.types.is_list(kind):
+        items = _without_empty(array.flatten())
+        lengths = array.value_lengths().fill_null(0).to_numpy()
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, items, mask=missing)
+    if kind.num_fields:
+        members = [_without_empty(member) for member in array.flatten()]
+        names = [member.name for member in kind]
+        return pa.StructArray.from_arrays(members, names, mask=missing)
+    return pc.if_else(missing, pa.scalar(None, pa.string()), pa.scalar("{}"))
 
 
 def _groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:

@@ -119,6 +119,52 @@ def test_parquet_comes_back_equal(filled: LocalCluster, tmp_path: Path, compress
     assert list(tmp_path.iterdir()) == [path]
 
 
+KINDS: dict[str, list[bytes]] = {
+    "null": [b"null"],
+    "bool": [b"true", b"null"],
+    "int64": [b"-1"],
+    "uint64": [b"18446744073709551615"],
+    "decimal": [b"18446744073709551617", b"-1"],
+    "digits": [b"1" * 60],
+    "double": [b"1.5", b"1"],
+    "text": [b'"x"', b"1"],
+    "struct": [b'{"a":[{"b":1.5}]}', b"null"],
+    "list": [b"[18446744073709551617,null]", b"[]"],
+    "empty lists": [b"[]"],
+    "lists of null": [b"[null,null]", b"null"],
+    "empty objects": [b"{}", b"null"],
+    "empty objects inside": [b'[{"y":{}},null,{"y":null}]', b"null", b"[]"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_can_be_read_by_everyone(kind: str, tmp_path: Path) -> None:
+    with LocalCluster(vbuckets=2) as cluster:
+        for at, cell in enumerate(KINDS[kind]):
+            cluster.upsert(f"k{at}", b'{"x":' + cell + b"}")
+        scan = scan_bucket(cluster)
+        expected = by_key(scan.to_arrow())
+        path = scan.to_parquet(tmp_path / "a.parquet")
+        assert len(pl.DataFrame(scan)) == len(pl.read_parquet(path)) == len(expected)
+        if kind in ("decimal", "digits", "uint64"):
+            wanted = [str(cell) for cell in expected["x"].to_pylist()]
+            assert [str(cell) for cell in pl.read_parquet(path).sort("_cb_key")["x"]] == wanted
+            for source in ("scan", f"read_parquet('{path}')"):
+                found = duckdb.sql(f"select x from {source} order by _cb_key").fetchall()
+                assert [str(cell) for (cell,) in found] == wanted
+        for backend in ("pyarrow", "numpy_nullable", None):
+            assert len(read_bucket(cluster, dtype_backend=backend)) == len(expected)
+        written = by_key(pq.read_table(path))["x"].to_pylist()
+        if kind == "empty objects":
+            assert written == ["{}", None]
+        elif kind == "empty objects inside":
+            assert written == [[{"y": "{}"}, None, {"y": None}], None, []]
+        else:
+            assert written == expected["x"].to_pylist()
+        assert len(pd.read_parquet(path)) == len(expected)
+        assert len(duckdb.sql(f"select * from read_parquet('{path}')").fetchall()) == len(expected)
+
+
 def test_parquet_is_there_whole_or_not_at_all(
     filled: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,6 @@ true, false                                bool
 integers within int64                      int64
 integers within uint64, none negative      uint64
 integers of up to 38 digits                decimal128(38, 0)
-integers of up to 76 digits                decimal256(76, 0)
 integers of more digits                    text: their digits
 numbers, some with a point or an exponent  float64, the nearest double of each
 ... some integer has no exact double       text: the numbers as they are written
@@ -20,6 +19,8 @@ objects                                    struct, members by this table
 arrays or objects, and anything else       JSON text: each value as it is written
 objects of too many different members      JSON text: each value as it is written
 =========================================  ===================================================
+
+There is no decimal256: polars ends the process at one, and DuckDB makes a double of it in a Parquet file.
 """
 
 from __future__ import annotations
@@ -218,9 +219,8 @@ def _number(facts: Facts) -> Plan:
     for low, high, kind in ((*_INT64, pa.int64()), (*_UINT64, pa.uint64())):
         if low <= facts.low and facts.high <= high:
             return Plan(kind)
-    for kind in (pa.decimal128(38, 0), pa.decimal256(76, 0)):
-        if max(-facts.low, facts.high) < 10**kind.precision:
-            return Plan(kind, "digits", rewrites=True)
+    if max(-facts.low, facts.high) < 10**38:
+        return Plan(pa.decimal128(38, 0), "digits", rewrites=True)
     return _quoted("text", conflict=True)
 
 

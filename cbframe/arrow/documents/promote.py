@@ -35,7 +35,7 @@ def lossless(array: pa.Array, narrow: Plan, wide: Plan, minus_zero: Callable[[],
         return wide.how == "digits" and pa.types.is_integer(array.type)
     if narrow.how != "plain":
         # Text is counted by kind while it is made.
-        return narrow == wide or narrow.how == "digits"
+        return narrow == wide
     if pa.types.is_integer(array.type):
         return wide.type.equals(array.type) or _fits(array, wide.type, minus_zero)
     if pa.types.is_list(array.type):

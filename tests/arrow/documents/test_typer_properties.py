@@ -155,8 +155,6 @@ def unify_numbers(tokens: list[str]) -> tuple[pa.DataType, Cell]:
     digits = max(len(str(abs(integer))) for integer in integers)
     if digits <= 38:
         return pa.decimal128(38, 0), lambda node: Decimal(node.source) + 0
-    if digits <= 76:
-        return pa.decimal256(76, 0), lambda node: Decimal(node.source)
     return pa.string(), lambda node: node.source
 
 
