@@ -22,6 +22,8 @@ _KINDS = (
     (_ABSOLUTE, pa.timestamp("ns", "UTC")),
 )
 """The first that all strings of a column fit, to the last digit."""
+_FIRST, _LAST = "1677-09-23", "2262-04-10"
+"""What fits in nanoseconds, whatever the offset: a day less than that at each end."""
 
 
 class Dates:
@@ -84,6 +86,11 @@ def _fitting(column: pa.ChunkedArray, kinds: list[tuple[str, pa.DataType]]) -> l
 
 
 def _casts(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
+    if kind.unit == "ns":
+        # The cast of pyarrow 16 wraps around beyond. Dates of this form are ordered as their text is.
+        ends = pc.min_max(column)
+        if ends["min"].as_py() < _FIRST or ends["max"].as_py() >= _LAST:
+            return False
     try:
         column.cast(kind)
     except pa.ArrowInvalid:
