@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from cbframe import ConfigurationError, LocalCluster, ServerError, scan_bucket
-from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.cluster.manifest import Manifest
 from cbframe.frame.names import Names
 from cbframe.wire.blocks import DataBlock
@@ -37,13 +38,13 @@ def shop() -> Iterator[LocalCluster]:
 def received(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Ids of the collections of which documents came."""
     ids: set[int] = set()
-    on_block = BatchingReceiver.on_block
+    record_batch = GatheringReceiver._record_batch
 
-    def spy(self: BatchingReceiver, block: DataBlock) -> None:
+    def spy(self: GatheringReceiver[Any], block: DataBlock) -> pa.RecordBatch:
         ids.update(block.collection_id.tolist())
-        on_block(self, block)
+        return record_batch(self, block)
 
-    monkeypatch.setattr(BatchingReceiver, "on_block", spy)
+    monkeypatch.setattr(GatheringReceiver, "_record_batch", spy)
     return ids
 
 
@@ -158,13 +159,13 @@ def test_in_the_order_that_is_quickest_for_the_server(
     sent = Sent(monkeypatch, shop)
     sent.cut(iter([] if after is None else [after]))
     starts: list[tuple[int, int, int]] = []
-    snapshot_start = BatchingReceiver.snapshot_start
+    snapshot_start = GatheringReceiver.snapshot_start
 
-    def spy(self: BatchingReceiver, vbucket: int, start: int, end: int, flags: int) -> None:
+    def spy(self: GatheringReceiver[Any], vbucket: int, start: int, end: int, flags: int) -> None:
         starts.append((vbucket, start, end))
         snapshot_start(self, vbucket, start, end, flags)
 
-    monkeypatch.setattr(BatchingReceiver, "snapshot_start", spy)
+    monkeypatch.setattr(GatheringReceiver, "snapshot_start", spy)
     scan = scan_bucket(shop, collections="shop.orders", parse=False, options=options, timeout=30)
     keys = scan.to_arrow()["_cb_key"].to_pylist()
     assert sorted(keys) == sorted(f"shop.orders-{n}" for n in range(100))
@@ -176,13 +177,13 @@ def test_in_the_order_that_is_quickest_for_the_server(
 def test_the_history_of_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     """All versions come, the newest stays."""
     rows = []
-    on_block = BatchingReceiver.on_block
+    record_batch = GatheringReceiver._record_batch
 
-    def spy(self: BatchingReceiver, block: DataBlock) -> None:
+    def spy(self: GatheringReceiver[Any], block: DataBlock) -> pa.RecordBatch:
         rows.append(len(block))
-        on_block(self, block)
+        return record_batch(self, block)
 
-    monkeypatch.setattr(BatchingReceiver, "on_block", spy)
+    monkeypatch.setattr(GatheringReceiver, "_record_batch", spy)
     with LocalCluster(vbuckets=2, seed=1, history=True) as cluster:
         for version in range(4):
             for n in range(10):

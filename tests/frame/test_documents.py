@@ -19,7 +19,7 @@ from cbframe import (
     read_bucket,
     scan_bucket,
 )
-from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.frame.asof import AsOf
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype
@@ -279,13 +279,13 @@ def test_documents_that_the_server_has_compressed(
     codec = pa.Codec("snappy")
     texts = {f"k{n}": b'{"n":%d,"text":"%s"}' % (n, b"ab" * n) for n in range(100)}
     came: Counter[bool] = Counter()
-    on_block = BatchingReceiver.on_block
+    record_batch = GatheringReceiver._record_batch
 
-    def spy(self: BatchingReceiver, block: DataBlock) -> None:
+    def spy(self: GatheringReceiver[Any], block: DataBlock) -> pa.RecordBatch:
         came.update((block.datatype & Datatype.SNAPPY != 0).tolist())
-        on_block(self, block)
+        return record_batch(self, block)
 
-    monkeypatch.setattr(BatchingReceiver, "on_block", spy)
+    monkeypatch.setattr(GatheringReceiver, "_record_batch", spy)
     with LocalCluster(vbuckets=4, seed=1) as cluster:
         for n, (key, text) in enumerate(texts.items()):
             packed = n % 3 == 0
