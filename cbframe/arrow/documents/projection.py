@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cbframe.arrow.documents.guard import Reason, inspect, screen
 
@@ -57,8 +58,7 @@ class Projection:
             What the server says of each row.
         """
         sources = values.to_pylist()
-        limit = 2 * self._max_depth
-        if is_json.all() and all(len(source) <= limit for source in sources):
+        if is_json.all() and not self._may_be_deep(values, sources):
             try:
                 # Bytes of a string are checked where it is looked at only.
                 values.cast(pa.string())
@@ -72,6 +72,16 @@ class Projection:
             except msgspec.ValidationError:
                 sources[row] = _ENCODE(_cut(sources[row], self._tree))
         return pa.array(sources, values.type)
+
+    def _may_be_deep(self, values: pa.Array, sources: list[bytes]) -> bool:
+        """Whether any value can nest deeper than allowed: that takes so many brackets."""
+        longest = pc.max(pc.binary_length(values)).as_py() or 0
+        limit = self._max_depth
+        if longest <= 2 * limit:
+            return False
+        return any(
+            len(source) > 2 * limit and source.count(b"[") + source.count(b"{") > limit for source in sources
+        )
 
 
 def _plant(tree: Tree, path: Path) -> None:
