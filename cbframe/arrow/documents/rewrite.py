@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -87,7 +87,7 @@ def rewrite(documents: pa.Array, plan: Plan) -> Rewritten:
     if not plan.rewrites and not plan.rest:
         return done
     writer = _Writer(done)
-    work = [(name, member, (name,)) for name, member in plan.members.items() if member.rewrites]
+    work = writer.work_of(plan.members, ())
     sources = documents.to_pylist()
     rest: list[bytes | None] = []
     for row, source in enumerate(sources):
@@ -98,7 +98,7 @@ def rewrite(documents: pa.Array, plan: Plan) -> Rewritten:
             more = {name: fields.pop(name) for name in list(fields) if name not in plan.members}
             rest.append(_ENCODE(more) if more else None)
             changed = bool(more)
-        if writer.members(fields, work) or changed:
+        if _rewrite_members(fields, work) or changed:
             sources[row] = _ENCODE(fields)
     done.documents = pa.array(sources, documents.type)
     if plan.rest:
@@ -106,71 +106,133 @@ def rewrite(documents: pa.Array, plan: Plan) -> Rewritten:
     return done
 
 
-_Work = Iterable[tuple[str, Plan, Place]]
+_Rewrite = Callable[[bytes], bytes]
+"""What becomes of a value's source; the same object if nothing."""
+_Work = list[tuple[str, _Rewrite]]
 
 
-class _Writer:
-    def __init__(self, done: Rewritten) -> None:
-        self.row = 0
-        self._done = done
-        self._work: dict[Place, list[tuple[str, Plan, Place]]] = {}
-
-    def members(self, fields: dict[str, msgspec.Raw], work: _Work) -> bool:
-        """Rewrite members of an object; whether any of them is different now."""
-        changed = False
-        for name, plan, path in work:
-            raw = fields.get(name)
-            if raw is None:
-                continue
+def _rewrite_members(fields: dict[str, msgspec.Raw], work: _Work) -> bool:
+    """Rewrite members of an object; whether any of them is different now."""
+    changed = False
+    for name, rewrite_value in work:
+        raw = fields.get(name)
+        if raw is not None:
             source = bytes(raw)
-            new = self._value(source, plan, path)
+            new = rewrite_value(source)
             if new is not source:
                 fields[name] = msgspec.Raw(new)
                 changed = True
-        return changed
+    return changed
 
-    def _value(self, source: bytes, plan: Plan, path: Place) -> bytes:
-        first = source[0]
-        if first == _NULL:
-            return source
-        if plan.conflict:
-            kind = kind_of(source)
-            self._done.tallies.setdefault(path, {}).setdefault(kind, []).append(self.row)
+
+class _Writer:
+    """Makes a function for each place, once; each runs for every document."""
+
+    def __init__(self, done: Rewritten) -> None:
+        self.row = 0
+        self._done = done
+
+    def work_of(self, members: Mapping[str, Plan], path: Place) -> _Work:
+        """What is to be done to members of an object."""
+        return [
+            (name, self._rewriter(member, (*path, name)))
+            for name, member in members.items()
+            if member.rewrites
+        ]
+
+    def _rewriter(self, plan: Plan, path: Place) -> _Rewrite:
+        if plan.item is not None:
+            write = self._array(plan.item, path)
+        elif pa.types.is_struct(plan.type):
+            write = self._object(plan, path)
+        else:
+            write = self._leaf(plan)
+        return self._counting(write, plan, path) if plan.conflict else write
+
+    def _counting(self, write: _Rewrite, plan: Plan, path: Place) -> _Rewrite:
+        """The same, and every value counted by its kind; those of other kinds than wanted are null."""
+        tally = self._done.tallies.setdefault(path, {})
+        known = _KINDS.get
+
+        def rewrite_value(source: bytes) -> bytes:
+            first = source[0]
+            if first == _NULL:
+                return source
+            kind = known(first) or kind_of(source)
+            rows = tally.get(kind)
+            if rows is None:
+                rows = tally[kind] = []
+            rows.append(self.row)
             if plan.only is not None and FAMILIES[kind] != plan.only:
                 return b"null"
-        match plan.how:
-            case "json":
-                if plan.held:
-                    self._done.held.append(self.row)
-                return _ENCODE(source.decode())
-            case "text" if first not in (_OBJECT, _ARRAY):
-                return source if first == _STRING else b'"' + source + b'"'
-            case "string":
-                return source if first == _STRING else _ENCODE(source.decode())
-            case "digits" if kind_of(source) == "integer" and len(source.lstrip(b"-")) <= plan.type.precision:
+            return write(source)
+
+        return rewrite_value
+
+    def _leaf(self, plan: Plan) -> _Rewrite:
+        def as_json(source: bytes) -> bytes:
+            if source[0] == _NULL:
+                return source
+            if plan.held:
+                self._done.held.append(self.row)
+            return _ENCODE(source.decode())
+
+        def as_text(source: bytes) -> bytes:
+            first = source[0]
+            if first in (_STRING, _NULL):
+                return source
+            return self._odd(source) if first in (_OBJECT, _ARRAY) else b'"' + source + b'"'
+
+        def as_string(source: bytes) -> bytes:
+            return source if source[0] in (_STRING, _NULL) else _ENCODE(source.decode())
+
+        def as_digits(source: bytes) -> bytes:
+            if source[0] == _NULL:
+                return source
+            if kind_of(source) == "integer" and len(source.lstrip(b"-")) <= plan.type.precision:
                 return b'"' + source + b'"'
-            case "plain" if plan.item is not None and first == _ARRAY:
-                return self._array(source, plan.item, (*path, None)) if plan.item.rewrites else source
-            case "plain" if pa.types.is_struct(plan.type) and first == _OBJECT:
-                return self._object(source, plan, path)
-            case "plain" if not pa.types.is_nested(plan.type):
-                return source  # of a family that was asked for; the parser looks closer
+            return self._odd(source)
+
+        def as_it_is(source: bytes) -> bytes:
+            return source  # of a family that was asked for; the parser looks closer
+
+        return {
+            "json": as_json,
+            "text": as_text,
+            "string": as_string,
+            "digits": as_digits,
+            "plain": as_it_is,
+        }[plan.how]
+
+    def _odd(self, source: bytes) -> bytes:
         self._done.odd.append(self.row)
         return source
 
-    def _array(self, source: bytes, item: Plan, path: Place) -> bytes:
-        items = [bytes(raw) for raw in _ITEMS(source)]
-        new = [self._value(each, item, path) for each in items]
-        if all(one is other for one, other in zip(items, new, strict=True)):
-            return source
-        return b"[" + b",".join(new) + b"]"
+    def _array(self, item: Plan, path: Place) -> _Rewrite:
+        rewrite_item = self._rewriter(item, (*path, None)) if item.rewrites else None
 
-    def _object(self, source: bytes, plan: Plan, path: Place) -> bytes:
-        work = self._work.get(path)
-        if work is None:
-            work = [(name, member, (*path, name)) for name, member in plan.members.items() if member.rewrites]
-            self._work[path] = work
-        if not work:
-            return source
-        fields = _FIELDS(source)
-        return _ENCODE(fields) if self.members(fields, work) else source
+        def rewrite_value(source: bytes) -> bytes:
+            if source[0] != _ARRAY:
+                return source if source[0] == _NULL else self._odd(source)
+            if rewrite_item is None:
+                return source
+            items = [bytes(raw) for raw in _ITEMS(source)]
+            new = [rewrite_item(each) for each in items]
+            if all(one is other for one, other in zip(items, new, strict=True)):
+                return source
+            return b"[" + b",".join(new) + b"]"
+
+        return rewrite_value
+
+    def _object(self, plan: Plan, path: Place) -> _Rewrite:
+        work = self.work_of(plan.members, path)
+
+        def rewrite_value(source: bytes) -> bytes:
+            if source[0] != _OBJECT:
+                return source if source[0] == _NULL else self._odd(source)
+            if not work:
+                return source
+            fields = _FIELDS(source)
+            return _ENCODE(fields) if _rewrite_members(fields, work) else source
+
+        return rewrite_value
