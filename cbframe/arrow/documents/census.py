@@ -123,6 +123,11 @@ def shown(place: Place) -> str:
 def _earliest(rows: list[int], places: Places) -> list[int]:
     """The few rows that stand first in the bucket."""
     unique = np.unique(np.array(rows, np.int64))
-    order = np.lexsort((places.seqno[unique], places.vbucket[unique]))
+    vbucket = places.vbucket[unique]
+    if len(unique) > _SAMPLES:
+        # Only the first vbuckets that have so many rows together are worth sorting.
+        first = vbucket <= np.partition(vbucket, _SAMPLES - 1)[_SAMPLES - 1]
+        unique, vbucket = unique[first], vbucket[first]
+    order = np.lexsort((places.seqno[unique], vbucket))
     some: list[int] = unique[order[:_SAMPLES]].tolist()
     return some
