@@ -321,6 +321,25 @@ MUTATIONS = st.tuples(
 
 
 @settings(deadline=None)
+@given(runs(), st.lists(st.integers(0, 40), max_size=4), st.integers(1, 20), st.integers(1, 4))
+def test_only_fields_of_the_first_documents(
+    values: list[bytes], cuts: list[int], length: int, most: int
+) -> None:
+    """In memory, on other threads, and in bounded memory alike: convert() compares them."""
+    result = convert(values, cuts, infer_length=length, max_columns=most)
+    found = [read(value) for value in values]
+    early = {name for node in found[:length] if node is not None for name in node.value}
+    columns = {name for name in result.table.column_names if not name.startswith("_cb_")}
+    assert columns <= early or len(values) <= length
+    assert len(columns) <= most
+    rest = result.table["_cb_rest"].to_pylist() if "_cb_rest" in result.table.column_names else []
+    for row, node in enumerate(found):
+        values_of = {} if node is None else node.value
+        left = {name for name, member in values_of.items() if member.kind != "null"} - columns
+        assert left <= (json.loads(rest[row] or "{}").keys() if rest else set())
+
+
+@settings(deadline=None)
 @given(st.lists(documents(anything), min_size=1, max_size=6), st.lists(MUTATIONS, max_size=4))
 def test_damage_is_found_where_it_is(values: list[bytes], mutations: list[tuple[int, int]]) -> None:
     damaged = [bytearray(value) for value in values * 3]
