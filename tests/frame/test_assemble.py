@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from cbframe.arrow import shelf
 from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.dcp.receiver import Receipt
 from cbframe.frame.assemble import Assembled, Assembler
@@ -18,6 +19,12 @@ from cbframe.wire.constants import Datatype, Opcode
 
 Row = tuple[int, int, str, bytes | None]
 """vbucket, seqno, key, and the value; None deletes."""
+
+
+@pytest.fixture(autouse=True)
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the few values of a test are put aside where those of a large bucket are."""
+    monkeypatch.setattr(shelf, "_IN_MEMORY", 0)
 
 
 def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Assembled:

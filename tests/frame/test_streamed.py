@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cbframe import ConfigurationError, ConversionError, LocalCluster, SpoolError, scan_bucket
+from cbframe.arrow import shelf
 from cbframe.frame import parquet
 from cbframe.frame.streamed import SpoolingSink
 
@@ -124,6 +127,31 @@ def test_the_place_for_temporary_files_is_not_there(cluster: LocalCluster, tmp_p
         scan.to_parquet(tmp_path / "a.parquet")
     assert list(tmp_path.iterdir()) == []
     assert scan.to_arrow().num_rows == 400 + len(ODD) + 2
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 8 << 20])
+def test_a_read_in_memory_puts_values_aside_on_disk(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, batch_bytes: int
+) -> None:
+    scan = scan_bucket(cluster, options=QUICK, batch_bytes=batch_bytes, spool_dir=tmp_path)
+    expected = ordered(scan.to_arrow())
+    monkeypatch.setattr(shelf, "_IN_MEMORY", 0)
+    assert ordered(scan.to_arrow()) == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_disk_is_full(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The read ends at once with an error that says what to do; what is left is seen by the fixtures."""
+    monkeypatch.setattr(shelf, "_IN_MEMORY", 0)
+
+    class Full(io.BytesIO):
+        def write(self, _: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shelf.tempfile, "TemporaryFile", lambda **_: Full())
+    with pytest.raises(SpoolError, match="No space left") as caught:
+        scan_bucket(cluster, options=QUICK, batch_bytes=1, spool_dir=tmp_path).to_pandas()
+    assert "spool_dir=" in str(caught.value)
 
 
 def test_a_window_smaller_than_a_batch() -> None:
