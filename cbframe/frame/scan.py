@@ -237,7 +237,9 @@ class BucketScan:
             The read could not be completed, or its documents do not fit on the disk.
         """
         if self._target.n_rows is not None:
-            return self.to_arrow().to_reader()
+            table = self.to_arrow()
+            some = (batch for batch in table.to_batches() if len(batch))
+            return pa.RecordBatchReader.from_batches(table.schema, some)
         run = self._new_run(min(self._options.feed_buffer_size_bytes, _BOUNDED_WINDOW))
         receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
         batch_bytes = self._batch_bytes or _BATCH
@@ -255,9 +257,7 @@ class BucketScan:
 
     def iter_batches(self) -> Iterator[pa.RecordBatch]:
         """Iterate over record batches, none of them empty; memory as with :meth:`to_reader`."""
-        for batch in self.to_reader():
-            if batch.num_rows:
-                yield batch
+        yield from self.to_reader()
 
     def to_parquet(self, path: str | os.PathLike[str], *, compression: str = "zstd") -> Path:
         """Read into a Parquet file, which appears whole or not at all; memory as with :meth:`to_reader`.

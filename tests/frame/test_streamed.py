@@ -91,6 +91,14 @@ def test_an_empty_bucket() -> None:
             assert list(scan.iter_batches()) == []
 
 
+@pytest.mark.parametrize("n_rows", [1, 7, 10_000])
+def test_a_look_at_some_has_no_empty_batch(cluster: LocalCluster, n_rows: int) -> None:
+    scan = scan_bucket(cluster, options=QUICK, n_rows=n_rows, batch_bytes=1, filters=[("n", ">=", 200)])
+    batches = list(scan.to_reader())
+    assert all(batch.num_rows for batch in batches)
+    assert sum(batch.num_rows for batch in batches) == min(n_rows, 200)
+
+
 def test_errors_are_raised_before_the_first_batch(cluster: LocalCluster, tmp_path: Path) -> None:
     wrong: list[tuple[type[Exception], dict[str, Any]]] = [
         (ConversionError, {"errors": "raise"}),
