@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.slices import copy_slices
@@ -35,6 +36,13 @@ METADATA_TYPES: dict[str, pa.DataType] = {
     XATTRS: XATTRS_TYPE,
 }
 """Metadata columns that a caller may ask for, with the wire's own widths."""
+
+
+def is_json(datatypes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Which values the server calls JSON."""
+    flags: npt.NDArray[np.bool_] = (datatypes & Datatype.JSON) != 0
+    return flags
+
 
 _ALWAYS = (VBUCKET, SEQNO, DATATYPE)
 """What newest versions are found by, and what tells JSON from other bytes."""

@@ -7,12 +7,11 @@ replaces, a collection is dropped. So nothing is handed on before, and everythin
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +47,8 @@ class Spool:
     schema
         Of the batches.
     directory
-        Where the files are made; None for the system's directory for such. They are gone with
-        the spool, or with the process.
+        Where the files are made; None for the system's directory for such. They have no names: also
+        a process that is killed leaves nothing behind.
 
     Raises
     ------
@@ -63,23 +62,23 @@ class Spool:
         self._heads_schema = pa.schema([*heads, pa.field(_NUMBER, pa.int64(), nullable=False)])
         self._directory = directory
         self._readers: list[Any] = []
-        self.rows: list[int] = []
+        self._count = 0
         codec = "lz4" if pa.Codec.is_available("lz4") else None
         options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
         with told(self._directory):
-            folder = tempfile.mkdtemp(prefix="cbframe-", dir=directory)
-            self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            paths = [Path(folder, name) for name in ("heads.arrow", "values.arrow")]
-            self._files = [pa.OSFile(str(path), "wb") for path in paths]
+            self._files: list[IO[bytes]] = [
+                tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - they live as long as this
+                for _ in range(2)
+            ]
+            self._close = weakref.finalize(self, _close, self._files)
             self._writers = [
                 pa.ipc.new_file(file, kind, options=options)
                 for file, kind in zip(self._files, (self._heads_schema, self._values_schema), strict=True)
             ]
-        self._paths = paths
 
     def __len__(self) -> int:
         """How many batches there are."""
-        return len(self.rows)
+        return self._count
 
     def write(self, batch: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> None:
         """Put down a batch; `numbers` tells of each row in which batch it arrived."""
@@ -89,15 +88,14 @@ class Spool:
         with told(self._directory):
             for writer, part in zip(self._writers, (heads, values), strict=True):
                 writer.write_batch(part)
-        self.rows.append(batch.num_rows)
+        self._count += 1
 
     def complete(self) -> None:
         """Nothing more comes: from now on it can be read."""
         with told(self._directory):
-            for part in (*self._writers, *self._files):
-                part.close()
-            # Not mapped into memory: what was read would count as memory of this process.
-            self._files = [pa.OSFile(str(path)) for path in self._paths]
+            for writer, file in zip(self._writers, self._files, strict=True):
+                writer.close()
+                file.flush()
             self._readers = [pa.ipc.open_file(file) for file in self._files]
 
     def heads(self, number: int) -> pa.RecordBatch:
@@ -113,9 +111,14 @@ class Spool:
     def close(self) -> None:
         """Delete the files; allowed at any time, and more than once."""
         self._readers.clear()
-        for file in self._files:
+        self._close()
+
+
+def _close(files: list[IO[bytes]]) -> None:
+    for file in files:
+        # Of a full disk: what is not written yet cannot be written, and is not wanted.
+        with suppress(OSError):
             file.close()
-        self._remove()
 
 
 class Survivors:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.columns import DATATYPE, KEY, OPCODE, SEQNO, VALUE, VBUCKET
+from cbframe.arrow.columns import DATATYPE, KEY, OPCODE, SEQNO, VALUE, VBUCKET, is_json
 from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
@@ -26,7 +26,7 @@ from cbframe.frame.intake import Intake
 from cbframe.frame.names import Names
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.target import ScanTarget
-from cbframe.wire.constants import Datatype, Opcode
+from cbframe.wire.constants import Opcode
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +137,14 @@ class Assembler:
 
         Versions that do not count must not show in any column, type, conflict or count.
         """
-        is_json = (raw[DATATYPE].to_numpy()[mutation] & Datatype.JSON) != 0
+        called_json = is_json(raw[DATATYPE].to_numpy()[mutation])
         keep = keep[mutation]
         typer, self._typer = self._typer, self._new_typer()
         start = 0
         for values, places in typer.batches():
             rows = slice(start, start + len(values))
             kept = keep[rows]
-            self._typer.add(values.filter(pa.array(kept)), is_json[rows][kept], places.where(kept))
+            self._typer.add(values.filter(pa.array(kept)), called_json[rows][kept], places.where(kept))
             start = rows.stop
 
     def close(self) -> None:
@@ -200,6 +200,6 @@ def add_documents(typer: JsonTyper, batches: list[pa.RecordBatch]) -> None:
 
     typer.add(
         values[0] if len(values) == 1 else pa.concat_arrays(values, memory_pool=POOL),
-        (column(DATATYPE) & Datatype.JSON) != 0,
+        is_json(column(DATATYPE)),
         Places(column(VBUCKET), column(SEQNO)),
     )

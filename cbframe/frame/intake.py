@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import DATATYPE, KEY, OPCODE, VALUE
+from cbframe.arrow.columns import DATATYPE, KEY, OPCODE, VALUE, is_json
 from cbframe.arrow.documents.filters import Matcher
 from cbframe.arrow.documents.projection import Projection
 from cbframe.frame.target import ScanTarget
-from cbframe.wire.constants import Datatype, Opcode
+from cbframe.wire.constants import Opcode
 
 
 class Intake:
@@ -34,12 +34,12 @@ class Intake:
 
         A document that is not wanted stands as a deletion: an older version of it must not count.
         """
-        values, is_json = batch.column(VALUE), (batch.column(DATATYPE).to_numpy() & Datatype.JSON) != 0
+        values, called_json = batch.column(VALUE), is_json(batch.column(DATATYPE).to_numpy())
         columns = {name: batch.column(name) for name in batch.schema.names}
         opcode = batch.column(OPCODE).to_numpy()
         mutation = opcode == Opcode.DCP_MUTATION
         if self._matcher is not None:
-            wanted = self._matcher.mask(values, is_json & mutation)
+            wanted = self._matcher.mask(values, called_json & mutation)
             columns[OPCODE] = pa.array(np.where(wanted | ~mutation, opcode, np.uint8(Opcode.DCP_DELETION)))
             # Not if_else(): that of pyarrow 16 makes broken offsets of binary values and a null.
             values = values.filter(pa.array(wanted))
@@ -48,5 +48,5 @@ class Intake:
             empty = pa.array([b""] * len(batch), values.type)
             columns[VALUE] = pc.replace_with_mask(empty, pa.array(wanted), values)
         elif self._projection is not None:
-            columns[VALUE] = self._projection.apply(values, is_json & mutation)
+            columns[VALUE] = self._projection.apply(values, called_json & mutation)
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)

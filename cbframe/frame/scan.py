@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -243,13 +243,13 @@ class BucketScan:
         run = self._new_run(min(self._options.feed_buffer_size_bytes, _BOUNDED_WINDOW))
         receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
         batch_bytes = self._batch_bytes or _BATCH
-        sink = SpoolingSink(self._target, run.names, batch_bytes, receiver, self._spool_dir)
-        try:
+        sink = SpoolingSink(self._target, run.names, receiver, batch_bytes, self._spool_dir)
+        with ExitStack() as stack:
+            stack.callback(sink.close)
             ran = run.into(receiver, sink)
             streamed = sink.finish()
-        except BaseException:
-            sink.close()
-            raise
+            # The files are needed now: who reads the batches closes them.
+            stack.pop_all()
         nothing = streamed.schema.empty_table()
         self.last = self._result(run, ran, nothing, streamed.conflicts, streamed.rejected)
         batches = (batch for table in streamed.tables for batch in table.to_batches())

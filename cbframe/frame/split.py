@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.columns import DATATYPE, VALUE
+from cbframe.arrow.columns import DATATYPE, VALUE, is_json
 from cbframe.arrow.documents.guard import Reason, inspect, screen
 from cbframe.arrow.documents.projection import Path, Projection
 from cbframe.arrow.documents.typer import JsonTyper
@@ -16,7 +16,6 @@ from cbframe.errors import ConfigurationError
 from cbframe.frame.assemble import Assembled, add_documents, assembled_of
 from cbframe.frame.names import Names
 from cbframe.frame.target import ScanTarget
-from cbframe.wire.constants import Datatype
 
 _DEPTH = 200
 _MOST = 1000
@@ -58,7 +57,7 @@ def split_tables(
 
 def projected(batch: pa.RecordBatch, projection: Projection) -> pa.RecordBatch:
     """A batch whose values are cut down."""
-    values = projection.apply(batch.column(VALUE), _is_json(batch))
+    values = projection.apply(batch.column(VALUE), is_json(batch.column(DATATYPE).to_numpy()))
     columns = [values if name == VALUE else batch.column(name) for name in batch.schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
@@ -76,11 +75,6 @@ def _refuse_unknown(tables: dict[str | None, Assembled], target: ScanTarget) -> 
                     f"{argument}= names {name!r}, which no document has",
                     hint="read without it to see the fields, or look with peek()",
                 )
-
-
-def _is_json(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-    is_json: npt.NDArray[np.bool_] = (batch.column(DATATYPE).to_numpy() & Datatype.JSON) != 0
-    return is_json
 
 
 def groups_of(raw: pa.Table, path: Path) -> dict[str | None, npt.NDArray[np.int64]]:
@@ -102,7 +96,8 @@ def groups_of(raw: pa.Table, path: Path) -> dict[str | None, npt.NDArray[np.int6
     projection = Projection([path])
     labels: dict[str | None, int] = {}
     codes = [
-        _codes(batch.column(VALUE), _is_json(batch), projection, path, labels) for batch in raw.to_batches()
+        _codes(batch.column(VALUE), is_json(batch.column(DATATYPE).to_numpy()), projection, path, labels)
+        for batch in raw.to_batches()
     ]
     if not codes:
         return {}
@@ -115,20 +110,20 @@ def groups_of(raw: pa.Table, path: Path) -> dict[str | None, npt.NDArray[np.int6
 
 def _codes(
     values: pa.Array,
-    is_json: npt.NDArray[np.bool_],
+    called_json: npt.NDArray[np.bool_],
     projection: Projection,
     path: Path,
     labels: dict[str | None, int],
 ) -> npt.NDArray[np.int64]:
     """The number of each row's label; new ones are added."""
     # Many documents, few kinds: only those that differ are looked at.
-    cut = projection.apply(values, is_json).dictionary_encode()
+    cut = projection.apply(values, called_json).dictionary_encode()
     known = cut.dictionary
     sound = inspect(known, screen(known, np.ones(len(known), bool)), _DEPTH) == Reason.GOOD
     numbers = np.empty((2, max(len(known), 1)), np.int64)
     indices = cut.indices.to_numpy()
     for json in (False, True):
-        used = np.unique(indices[is_json == json])
+        used = np.unique(indices[called_json == json])
         for at in used.tolist():
             label = _label(known[at].as_py(), path) if json and sound[at] else None
             numbers[int(json), at] = labels.setdefault(label, len(labels))
@@ -137,7 +132,7 @@ def _codes(
                     f"split_by={'.'.join(path)!r} has more than {_MOST:,} different values",
                     hint="name a field that tells kinds of documents apart, or read them with filters=",
                 )
-    found: npt.NDArray[np.int64] = numbers[is_json.astype(np.int64), indices]
+    found: npt.NDArray[np.int64] = numbers[called_json.astype(np.int64), indices]
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, OPCODE, SEQNO, VALUE, VBUCKET
+from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, OPCODE, SEQNO, VALUE, VBUCKET, is_json
 from cbframe.arrow.documents.chunks import Batch
 from cbframe.arrow.documents.guard import screen
 from cbframe.arrow.documents.order import Places
@@ -24,7 +24,7 @@ from cbframe.frame.intake import Intake
 from cbframe.frame.names import Names, alive, is_text
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.target import ScanTarget
-from cbframe.wire.constants import Datatype, Opcode
+from cbframe.wire.constants import Opcode
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ class SpoolingSink:
         self,
         target: ScanTarget,
         names: Names,
-        batch_bytes: int,
         receiver: DeferringBatchReceiver,
-        spool_dir: str | os.PathLike[str] | None,
+        batch_bytes: int,
+        spool_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self._target = target
         self._names = names
@@ -258,4 +258,4 @@ def _documents(heads: pa.RecordBatch, values: pa.Array, keep: npt.NDArray[np.boo
         values = values.filter(pa.array(keep))
         columns = [column[keep] for column in columns]
     datatype, vbucket, seqno = columns
-    return Batch(values, Places(vbucket, seqno), screen(values, (datatype & Datatype.JSON) != 0))
+    return Batch(values, Places(vbucket, seqno), screen(values, is_json(datatype)))

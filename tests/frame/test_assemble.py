@@ -33,7 +33,7 @@ def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Assembled
     names = Names(target, BucketDataSourceOptions())
     receiver = DeferringBatchReceiver()
     assembler = Assembler(target, names, receiver, batch_bytes)
-    sink = SpoolingSink(target, names, batch_bytes, receiver, None)
+    sink = SpoolingSink(target, names, receiver, batch_bytes)
     for step in steps:
         if isinstance(step, int):
             receiver.snapshot_start(step, 0, 0, 0)

@@ -15,7 +15,7 @@ import pytest
 
 from cbframe import ConfigurationError, ConversionError, LocalCluster, SpoolError, scan_bucket
 from cbframe.arrow import shelf
-from cbframe.frame import parquet
+from cbframe.frame import parquet, streamed
 from cbframe.frame.streamed import SpoolingSink
 
 from .kit import QUICK
@@ -113,20 +113,32 @@ def test_errors_are_raised_before_the_first_batch(cluster: LocalCluster, tmp_pat
         assert list(tmp_path.iterdir()) == []
 
 
-def test_temporary_files_go_away(cluster: LocalCluster, tmp_path: Path) -> None:
-    scan = scan_bucket(cluster, options=QUICK, spool_dir=tmp_path)
+def test_temporary_files_go_away(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They have no names; what is open is closed with the last batch, or when nobody reads on."""
+    spools: list[Any] = []
+    spool = streamed.Spool
+
+    def seen(*arguments: Any) -> Any:
+        made = spool(*arguments)
+        spools.append(made._files)
+        return made
+
+    monkeypatch.setattr(streamed, "Spool", seen)
+    scan = scan_bucket(cluster, options=QUICK, spool_dir=tmp_path, batch_bytes=1000)
     reader = scan.to_reader()
-    assert len(list(tmp_path.iterdir())) == 1
-    reader.read_all()
     assert list(tmp_path.iterdir()) == []
+    assert not spools[0][0].closed
+    reader.read_all()
     # Not read to the end, or not at all.
-    batches = scan_bucket(cluster, options=QUICK, spool_dir=tmp_path, batch_bytes=1000).iter_batches()
+    batches = scan.iter_batches()
     next(batches)
     unread = scan.to_reader()
-    assert len(list(tmp_path.iterdir())) == 2
     del batches, unread, reader
     gc.collect()
-    assert list(tmp_path.iterdir()) == []
+    assert len(spools) == 3
+    assert all(file.closed for files in spools for file in files)
 
 
 def test_the_place_for_temporary_files_is_not_there(cluster: LocalCluster, tmp_path: Path) -> None:
