@@ -16,7 +16,7 @@ from cbframe.arrow.documents.order import Order
 from cbframe.arrow.documents.plan import Plan
 from cbframe.arrow.documents.promote import promote
 
-_REST = "_cb_rest"
+REST = "_cb_rest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Layout:
                 _cells(batches, name, kind), kind
             )
         if self.rest:
-            arrays[_REST] = _chunked(_rests(batches), pa.string())
+            arrays[REST] = _chunked(_rests(batches), pa.string())
         if self.rejected:
             arrays[VALUE] = _chunked(map(_rejected, batches), pa.binary())
             arrays[REASON] = _chunked(

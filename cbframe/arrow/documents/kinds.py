@@ -1,0 +1,239 @@
+"""The lattice of types (``plan``), where nothing but the types of columns is known, and a little more.
+
+Files that were typed on their own have columns that their documents together might not have. What
+those would be follows from the types, and from four marks which tell what a type does not: whether
+text is JSON text, and whether numbers and moments fit the wider type.
+
+==========================================  ==================================================
+types of a column                           common type
+==========================================  ==================================================
+null, and another                           the other
+int64, uint64                               uint64; decimal128(38, 0) if one is negative
+int64, uint64, decimal128(38, 0)            decimal128(38, 0)
+integers or decimal128(38, 0), and double   double; text if one of them has no exact double
+timestamps                                  of the finest unit; text if one does not fit
+several of: boolean, number, string, time   text
+lists                                       list, items by this table
+structs                                     struct, members by this table
+structs of too many different members       JSON text
+lists or structs, and anything else         JSON text
+JSON text, and anything                     JSON text
+other integers                              the narrowest that holds both
+other floats                                the widest; double with integers, as above
+decimals of several scales                  decimal128 that holds both, if one does; text otherwise
+==========================================  ==================================================
+
+Equal types stay as they are, also those that only a declaration makes. For any types in any order,
+in pairs or all at once, the result is the same; decimals with digits behind the point are text with
+integers and doubles for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from cbframe.arrow.documents.plan import is_list
+
+_UNITS = ("s", "ms", "us", "ns")
+_DIGITS = 38
+_SIGNED = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
+_UNSIGNED = {8: pa.uint8(), 16: pa.uint16(), 32: pa.uint32(), 64: pa.uint64()}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A column, or a field inside of one.
+
+    Attributes
+    ----------
+    type
+        The column's type.
+    json
+        Text that is JSON.
+    inexact
+        Integers or decimals, one of which has no exact double.
+    negative
+        Integers, one of which is negative.
+    far
+        Timestamps, one of which is beyond nanoseconds.
+    members
+        Of a struct.
+    item
+        Of a list.
+    """
+
+    type: pa.DataType
+    json: bool = False
+    inexact: bool = False
+    negative: bool = False
+    far: bool = False
+    members: Mapping[str, Kind] = field(default_factory=dict)
+    item: Kind | None = None
+
+    def same(self, other: Kind) -> bool:
+        """Whether values are the same in both."""
+        return (
+            self.json == other.json
+            and bool(self.type.equals(other.type))
+            and all(member.same(other.members[name]) for name, member in self.members.items())
+            and (self.item is None or other.item is None or self.item.same(other.item))
+        )
+
+    def nested(self) -> int:
+        """How many fields there are inside, at any depth."""
+        count = 0 if self.item is None else self.item.nested()
+        return count + sum(1 + member.nested() for member in self.members.values())
+
+
+TEXT = Kind(pa.string())
+JSON = Kind(pa.string(), json=True)
+
+
+def common(kinds: Sequence[Kind], max_members: int) -> Kind:
+    """What holds the values of all.
+
+    Parameters
+    ----------
+    max_members
+        Different members that a struct may have before it becomes JSON text.
+    """
+    some = [kind for kind in kinds if not pa.types.is_null(kind.type)]
+    if not some:
+        return Kind(pa.null())
+    if any(kind.json for kind in some):
+        return JSON
+    equal = all(kind.type.equals(some[0].type) for kind in some)
+    families = {_family(kind.type) for kind in some}
+    if len(families) > 1:
+        return JSON if families & {"list", "struct", "map"} else TEXT
+    family = families.pop()
+    if family == "struct":
+        return _structs(some, max_members, equal=equal)
+    if family == "list":
+        return _lists(some, max_members, equal=equal)
+    if equal:
+        return _marked(some[0].type, some)
+    if any(pa.types.is_dictionary(kind.type) for kind in some):
+        return common([decoded(kind) for kind in some], max_members)
+    unequal: Callable[[Sequence[Kind]], pa.DataType | None] | None
+    unequal = {"number": _number, "moment": _moment}.get(family)
+    if unequal is None:
+        return JSON if family == "map" else TEXT
+    wide = unequal(some)
+    return TEXT if wide is None else _marked(wide, some)
+
+
+def members(structs: Iterable[Mapping[str, Kind]], max_members: int) -> dict[str, Kind]:
+    """The fields of all, in order of first appearance; those that are null everywhere last, by name."""
+    found: dict[str, list[Kind]] = {}
+    nowhere: dict[str, list[Kind]] = {}
+    for struct in structs:
+        for name, kind in struct.items():
+            (nowhere if pa.types.is_null(kind.type) else found).setdefault(name, []).append(kind)
+    last = sorted(nowhere.keys() - found.keys())
+    return {name: common(found.get(name, ()), max_members) for name in [*found, *last]}
+
+
+def decoded(kind: Kind) -> Kind:
+    """What a dictionary is of; anything else as it is."""
+    return _marked(kind.type.value_type, [kind]) if pa.types.is_dictionary(kind.type) else kind
+
+
+def misplaced(kind: Kind) -> bool:
+    """Whether a mark says something that means nothing for the type."""
+    meant = _marked(kind.type, [kind])
+    told = [(each.inexact, each.negative, each.far) for each in (kind, meant)]
+    return told[0] != told[1] or (kind.json and not pa.types.is_string(kind.type))
+
+
+def _family(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        return _family(kind.value_type)
+    if is_list(kind):
+        return "list"
+    if pa.types.is_struct(kind):
+        return "struct"
+    if pa.types.is_map(kind):
+        return "map"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    if pa.types.is_timestamp(kind):
+        return "moment"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "string"
+    return str(kind)
+
+
+def _marked(wide: pa.DataType, kinds: Sequence[Kind]) -> Kind:
+    """A type with those of the marks that mean something for it."""
+    value = wide.value_type if pa.types.is_dictionary(wide) else wide
+    integer = pa.types.is_integer(value)
+    return Kind(
+        wide,
+        inexact=(integer or pa.types.is_decimal(value)) and any(kind.inexact for kind in kinds),
+        negative=integer and any(kind.negative for kind in kinds),
+        far=pa.types.is_timestamp(value) and any(kind.far for kind in kinds),
+    )
+
+
+def _structs(kinds: Sequence[Kind], max_members: int, *, equal: bool) -> Kind:
+    inside = members((kind.members for kind in kinds), max_members)
+    if equal:
+        first = kinds[0]
+        return Kind(first.type, members={name: inside[name] for name in first.members})
+    if len(inside) > max_members:
+        return JSON
+    return Kind(pa.struct([(name, member.type) for name, member in inside.items()]), members=inside)
+
+
+def _lists(kinds: Sequence[Kind], max_members: int, *, equal: bool) -> Kind:
+    item = common([kind.item for kind in kinds if kind.item is not None], max_members)
+    if equal:
+        return Kind(kinds[0].type, item=item)
+    large = any(pa.types.is_large_list(kind.type) for kind in kinds)
+    return Kind((pa.large_list if large else pa.list_)(item.type), item=item)
+
+
+def _number(kinds: Sequence[Kind]) -> pa.DataType | None:
+    types = [kind.type for kind in kinds]
+    floats = [each for each in types if pa.types.is_floating(each)]
+    decimals = [each for each in types if pa.types.is_decimal(each)]
+    if len(floats) == len(types):
+        return max(floats, key=lambda each: each.bit_width)
+    if floats:
+        whole = all(each.scale == 0 and each.precision <= _DIGITS for each in decimals)
+        return pa.float64() if whole and not any(kind.inexact for kind in kinds) else None
+    if not decimals:
+        return _integer(kinds)
+    if len(decimals) < len(types):
+        decimals.append(pa.decimal128(_DIGITS, 0))
+    scale = max(each.scale for each in decimals)
+    precision = scale + max(each.precision - each.scale for each in decimals)
+    return pa.decimal128(precision, scale) if precision <= _DIGITS else None
+
+
+def _integer(kinds: Sequence[Kind]) -> pa.DataType:
+    signed = max(_widths(kinds, pa.types.is_signed_integer), default=0)
+    unsigned = max(_widths(kinds, pa.types.is_unsigned_integer), default=0)
+    if not signed:
+        return _UNSIGNED[unsigned]
+    if unsigned < 64:
+        return _SIGNED[max(signed, 2 * unsigned)]
+    return pa.decimal128(_DIGITS, 0) if any(kind.negative for kind in kinds) else pa.uint64()
+
+
+def _widths(kinds: Sequence[Kind], wanted: Callable[[pa.DataType], bool]) -> Iterator[int]:
+    return (kind.type.bit_width for kind in kinds if wanted(kind.type))
+
+
+def _moment(kinds: Sequence[Kind]) -> pa.DataType | None:
+    zones = {kind.type.tz for kind in kinds}
+    unit = max((kind.type.unit for kind in kinds), key=_UNITS.index)
+    if len(zones) > 1 and None in zones:
+        return None
+    if unit == "ns" and any(kind.far for kind in kinds):
+        return None
+    return pa.timestamp(unit, zones.pop() if len(zones) == 1 else "UTC")

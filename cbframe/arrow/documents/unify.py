@@ -1,0 +1,285 @@
+"""Columns of files that were typed on their own, as columns of one table.
+
+Typing the documents of all files together would look at them again. The types of the columns tell
+nearly as much, by the same lattice (``kinds``), and :func:`~cbframe.arrow.documents.widen.widen`
+makes of each file what a reader of all wants. What is different from typing all documents together:
+
+* What a file keeps as numbers, booleans or timestamps is not as it was written: where that becomes
+  text, 1.50 is ``1.5``, 1e2 is ``100.0``, -0 is ``0``, and a timestamp is in UTC.
+* What a file keeps as objects or arrays has no blanks as JSON text, and no members that are null.
+* What a file keeps as text is strings by then: where that becomes JSON text, a number that stood
+  among strings is in quotes.
+* Columns stand in the order in which they appear first in the files, not in the bucket.
+* There is no limit for columns at the top; ``_cb_rest`` has what was beyond the limit in each file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from cbframe.arrow.columns import OURS, REASON, VALUE
+from cbframe.arrow.documents import kinds as lattice
+from cbframe.arrow.documents.census import shown
+from cbframe.arrow.documents.kinds import JSON, Kind
+from cbframe.arrow.documents.marks import Marks
+from cbframe.arrow.documents.plan import Place, Plan, is_list
+from cbframe.arrow.documents.result import REST
+from cbframe.errors import ConfigurationError
+
+_LAST = (REST, VALUE, REASON)
+"""These are no fields of documents, and stand behind them."""
+_MARKS = ("json", "inexact", "negative", "far")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the columns of a file are.
+
+    Places begin with the name of a column, as it is in the schema.
+
+    Attributes
+    ----------
+    schema
+        The columns that documents became, with ``_cb_rest``, ``_cb_value`` and ``_cb_reason`` if
+        there are such; no other metadata.
+    json
+        Where text is JSON text.
+    inexact
+        Where one of the integers or decimals has no exact double.
+    negative
+        Where one of the integers is negative.
+    far
+        Where one of the timestamps is beyond nanoseconds.
+    """
+
+    schema: pa.Schema
+    json: frozenset[Place] = frozenset()
+    inexact: frozenset[Place] = frozenset()
+    negative: frozenset[Place] = frozenset()
+    far: frozenset[Place] = frozenset()
+
+    @classmethod
+    def of(cls, schema: pa.Schema, plan: Plan, tables: Iterable[pa.Table]) -> Columns:
+        """What the columns of some tables are, which a plan made."""
+        builder = ColumnsBuilder(schema, plan)
+        for table in tables:
+            builder.look(table)
+        return builder.columns()
+
+    @classmethod
+    def of_kinds(cls, kinds: Mapping[str, Kind]) -> Columns:
+        """Columns by name."""
+        marked: dict[str, set[Place]] = {mark: set() for mark in _MARKS}
+        for name, kind in kinds.items():
+            for place, inner in _walk(kind, (name,)):
+                for mark, places in marked.items():
+                    if getattr(inner, mark):
+                        places.add(place)
+        schema = pa.schema([(name, kind.type) for name, kind in kinds.items()])
+        return cls(schema, **{mark: frozenset(places) for mark, places in marked.items()})
+
+    def kinds(self) -> dict[str, Kind]:
+        """By name, what each column is."""
+        return {each.name: self._kind(each.type, (each.name,)) for each in self.schema}
+
+    def select(self, names: Iterable[str]) -> Columns:
+        """Some of the columns, in that order."""
+        kinds = self.kinds()
+        return Columns.of_kinds({name: kinds[name] for name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold: the schema as Arrow's own message in base64, places as lists."""
+        message = self.schema.serialize().to_pybytes()
+        places = {mark: sorted(map(list, getattr(self, mark)), key=repr) for mark in _MARKS}
+        return {"schema": base64.b64encode(message).decode(), **places}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Columns:
+        """The columns of which :meth:`to_dict` made this.
+
+        Raises
+        ------
+        ConfigurationError
+            It is broken.
+        """
+        try:
+            message = base64.b64decode(fields["schema"], validate=True)
+            schema = pa.ipc.read_schema(pa.py_buffer(message))
+            places = {mark: frozenset(_place(place) for place in fields[mark]) for mark in _MARKS}
+        except (KeyError, TypeError, ValueError, OSError, binascii.Error, pa.ArrowException) as exc:
+            raise _broken(f"{type(exc).__name__}: {exc}") from exc
+        columns = cls(schema, **places)
+        if len(set(schema.names)) < len(schema.names):
+            raise _broken("two columns have one name")
+        kinds = columns.kinds()
+        misplaced = any(
+            lattice.misplaced(inner) for name, kind in kinds.items() for _, inner in _walk(kind, (name,))
+        )
+        if misplaced or Columns.of_kinds(kinds) != columns:
+            raise _broken("a mark is where it cannot be")
+        return columns
+
+    def _kind(self, kind: pa.DataType, place: Place) -> Kind:
+        if pa.types.is_struct(kind):
+            return Kind(kind, members={m.name: self._kind(m.type, (*place, m.name)) for m in kind})
+        if is_list(kind):
+            return Kind(kind, item=self._kind(kind.value_type, (*place, None)))
+        return Kind(
+            kind,
+            json=place in self.json,
+            inexact=place in self.inexact,
+            negative=place in self.negative,
+            far=place in self.far,
+        )
+
+
+class ColumnsBuilder:
+    """Finds out what columns are, table by table.
+
+    Parameters
+    ----------
+    schema
+        Of the tables. Metadata columns are passed over.
+    plan
+        By which they were made.
+    """
+
+    def __init__(self, schema: pa.Schema, plan: Plan) -> None:
+        self._fields = [each for each in schema if _is_of_documents(each.name)]
+        self._json = frozenset(
+            place
+            for each in self._fields
+            for place in _json(each.type, plan.members.get(_unescaped(each.name)), (each.name,))
+        )
+        if REST in schema.names:
+            self._json |= {(REST,)}
+        self._marks = Marks()
+
+    def look(self, table: pa.Table) -> None:
+        """Take in one more table."""
+        for each in self._fields:
+            for chunk in table.column(each.name).chunks:
+                self._marks.look(chunk, (each.name,))
+
+    def columns(self) -> Columns:
+        """What the columns are, now that all tables are looked at."""
+        marks = self._marks
+        return Columns(
+            pa.schema([(each.name, each.type) for each in self._fields]),
+            self._json,
+            frozenset(marks.inexact),
+            frozenset(marks.negative),
+            frozenset(marks.far),
+        )
+
+
+def unify(many: Sequence[Columns], *, max_members: int = 1000) -> Columns:
+    """What holds the columns of all.
+
+    Columns, and members of structs, are in order of first appearance: those of the first that has
+    them first. Those that are null in all come last, by name. Then ``_cb_rest``, ``_cb_value`` and
+    ``_cb_reason``. Apart from that the order of `many` does not matter.
+
+    Parameters
+    ----------
+    many
+        Of all files. Given what some of them have become together, the result is the same, as long
+        as there are no more than `max_members` fields.
+    max_members
+        As in :class:`~cbframe.arrow.documents.plan.Policy`: different members that a struct may have,
+        and fields inside of all columns together, before structs become JSON text.
+    """
+    every = lattice.members((columns.kinds() for columns in many), max_members)
+    kinds = {name: kind for name, kind in every.items() if name not in _LAST}
+    _hold(kinds, max_members)
+    return Columns.of_kinds(kinds | {name: every[name] for name in _LAST if name in every})
+
+
+class Difference(NamedTuple):
+    """Where two schemas differ: ``items[].price``, and the types there; None where there is no such field."""
+
+    path: str
+    before: str | None
+    after: str | None
+
+
+def differences(narrow: Columns, wide: Columns) -> list[Difference]:
+    """What is not the same in both, in the order of `wide`: as far inside as both are structs, or lists."""
+    before, after = narrow.kinds(), wide.kinds()
+    names = dict.fromkeys([*after, *before])
+    return [each for name in names for each in _differences(before.get(name), after.get(name), (name,))]
+
+
+def _differences(before: Kind | None, after: Kind | None, place: Place) -> Iterator[Difference]:
+    if before is None or after is None:
+        yield Difference(shown(place), _told(before), _told(after))
+    elif pa.types.is_struct(before.type) and pa.types.is_struct(after.type):
+        for name in dict.fromkeys([*after.members, *before.members]):
+            yield from _differences(before.members.get(name), after.members.get(name), (*place, name))
+    elif before.item is not None and after.item is not None and type(before.type) is type(after.type):
+        yield from _differences(before.item, after.item, (*place, None))
+    elif not before.same(after):
+        yield Difference(shown(place), _told(before), _told(after))
+
+
+def _told(kind: Kind | None) -> str | None:
+    if kind is None:
+        return None
+    return "JSON text" if kind.json else str(kind.type)
+
+
+def _hold(kinds: dict[str, Kind], max_members: int) -> None:
+    """Make JSON text of the columns with most fields inside, as a plan of all documents would."""
+    sizes = {name: kind.nested() for name, kind in kinds.items()}
+    total = sum(sizes.values())
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        if total <= max_members:
+            break
+        kinds[name] = JSON
+        total -= sizes[name]
+
+
+def _walk(kind: Kind, place: Place) -> Iterator[tuple[Place, Kind]]:
+    yield place, kind
+    for name, member in kind.members.items():
+        yield from _walk(member, (*place, name))
+    if kind.item is not None:
+        yield from _walk(kind.item, (*place, None))
+
+
+def _json(kind: pa.DataType, plan: Plan | None, place: Place) -> Iterator[Place]:
+    """Where a column is JSON text."""
+    if plan is None:
+        return
+    if pa.types.is_string(kind) and plan.how == "json":
+        yield place
+    elif pa.types.is_struct(kind):
+        for member in kind:
+            yield from _json(member.type, plan.members.get(member.name), (*place, member.name))
+    elif is_list(kind):
+        yield from _json(kind.value_type, plan.item, (*place, None))
+
+
+def _is_of_documents(name: str) -> bool:
+    return name in _LAST or not name.startswith(OURS) or name.endswith("_")
+
+
+def _unescaped(name: str) -> str:
+    """The field that became a column: names that begin like ours have one more ``_``."""
+    return name[:-1] if name.startswith(OURS) else name
+
+
+def _place(place: Any) -> Place:
+    if not isinstance(place, list) or not all(name is None or isinstance(name, str) for name in place):
+        raise TypeError(f"{place!r} is no place")
+    return tuple(place)
+
+
+def _broken(why: str) -> ConfigurationError:
+    return ConfigurationError(f"this is no description of columns: {why}")

@@ -1,0 +1,354 @@
+"""Columns of files that were typed on their own: what they become together, and what becomes of values."""
+
+import base64
+import json
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from documents_in_files import File, typed
+
+from cbframe.arrow.documents.plan import Plan, Policy
+from cbframe.arrow.documents.unify import Columns, Difference, differences, unify
+from cbframe.arrow.documents.widen import widen
+from cbframe.errors import ConfigurationError
+
+BIG = 2**53 + 1
+
+
+def cells_of(*cells: str) -> File:
+    """A file of documents that have one field with these cells."""
+    return typed([f'{{"a":{cell}}}'.encode() for cell in cells])
+
+
+def together(*files: File) -> tuple[pa.Table, Columns]:
+    wide = unify([columns for _, columns in files])
+    tables = [widen(table, columns, wide) for table, columns in files]
+    for table in tables:
+        table.validate(full=True)
+        assert table.schema == wide.schema
+    return pa.concat_tables(tables), wide
+
+
+def declared(kind: pa.DataType, values: list[Any]) -> File:
+    """A file whose column `a` is of a type that only a declaration makes."""
+    table = pa.table({"a": pa.array(values, kind)})
+    return table, Columns.of(table.schema, Plan(pa.struct([])), [table])
+
+
+UTC = pa.timestamp("us", "UTC")
+CATEGORIES = pa.dictionary(pa.int32(), pa.string())
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kind", "values"),
+    [
+        (["null"], ["null"], pa.null(), [None, None]),
+        (["null"], ["true"], pa.bool_(), [None, True]),
+        (["null"], ["1"], pa.int64(), [None, 1]),
+        (["null"], ["[1]"], pa.list_(pa.int64()), [None, [1]]),
+        (["null"], ["{}"], pa.struct([]), [None, {}]),
+        (["null"], ['"x"'], pa.string(), [None, "x"]),
+        (["1", "null"], ["2"], pa.int64(), [1, None, 2]),
+        (["7"], [str(2**63)], pa.uint64(), [7, 2**63]),
+        (["-7"], [str(2**63)], pa.decimal128(38, 0), [Decimal(-7), Decimal(2**63)]),
+        (["-7", "7"], [str(2**64)], pa.decimal128(38, 0), [Decimal(-7), Decimal(7), Decimal(2**64)]),
+        ([str(2**63)], [str(2**64)], pa.decimal128(38, 0), [Decimal(2**63), Decimal(2**64)]),
+        (["1", "9" * 39], ["-2"], pa.string(), ["1", "9" * 39, "-2"]),
+        ([str(2**64)], ["9" * 39], pa.string(), [str(2**64), "9" * 39]),
+        (["1", "null", str(2**60)], ["0.5"], pa.float64(), [1.0, None, 2.0**60, 0.5]),
+        ([str(2**63)], ["0.5"], pa.float64(), [2.0**63, 0.5]),
+        ([str(2**100 + 2**60)], ["0.5"], pa.float64(), [float(2**100 + 2**60), 0.5]),
+        ([str(-(2**63)), str(2**53)], ["0.5"], pa.float64(), [-(2.0**63), 2.0**53, 0.5]),
+        ([str(BIG), "1"], ["0.5", "100.0"], pa.string(), [str(BIG), "1", "0.5", "100.0"]),
+        ([str(-BIG)], ["0.5"], pa.string(), [str(-BIG), "0.5"]),
+        ([str(2**64 - 1)], ["1e22"], pa.string(), [str(2**64 - 1), "1e+22"]),
+        ([str(10**25)], ["-0.0"], pa.string(), [str(10**25), "-0.0"]),
+        (["true", "null"], ["1"], pa.string(), ["true", None, "1"]),
+        (["false"], ['"x"'], pa.string(), ["false", "x"]),
+        (["1", "-2"], ['"x"'], pa.string(), ["1", "-2", "x"]),
+        ([str(2**64)], ['"x"'], pa.string(), [str(2**64), "x"]),
+        (["1.0", "1e15", "1e-5"], ['"x"'], pa.string(), ["1.0", "1000000000000000.0", "1e-05", "x"]),
+        (["1.5", "true"], ["2.50"], pa.string(), ["1.5", "true", "2.5"]),
+        (['{"b":1}'], ['{"c":"x"}'], None, [{"b": 1, "c": None}, {"b": None, "c": "x"}]),
+        (['{"b":1}', "null"], ['{"b":0.5}'], None, [{"b": 1.0}, None, {"b": 0.5}]),
+        (["{}", "null"], ['{"b":true}'], None, [{"b": None}, None, {"b": True}]),
+        (["[1,null]", "[]", "null"], ["[true]"], None, [["1", None], [], None, ["true"]]),
+        (["[]"], ["[[{}]]"], None, [[], [[{}]]]),
+        (["[null]", "null"], ["[0.5]"], None, [[None], None, [0.5]]),
+        (["[[1]]"], ['[{"b":1}]'], pa.list_(pa.string()), [["[1]"], ['{"b":1}']]),
+        (["1", "null"], ["[1]"], pa.string(), ["1", None, "[1]"]),
+        (["true"], ['{"b":null,"c":[]}'], pa.string(), ["true", '{"c":[]}']),
+        (['"x"', r'"\"\\\n\u0001é😀/"'], ["{}"], pa.string(), ['"x"', r'"\"\\\n\u0001é😀/"', "{}"]),
+        (['"x"'], ["[]", "3"], pa.string(), ['"x"', "[]", "3"]),
+        (["0.5", "1e2"], ["[]", "3"], pa.string(), ["0.5", "100.0", "[]", "3"]),
+        (['{"b":[1,null,{"c":"x"}]}'], ["3"], pa.string(), ['{"b":[1,null,{"c":"x"}]}', "3"]),
+        (['{"b":1}'], ["[2,null]"], pa.string(), ['{"b":1}', "[2,null]"]),
+        (["[]", "3"], ["[ ]", "4"], pa.string(), ["[]", "3", "[ ]", "4"]),
+        (["null"], ["[ ]", "4"], pa.string(), [None, "[ ]", "4"]),
+    ],
+)
+def test_what_two_columns_become(one: list[str], other: list[str], kind: Any, values: list[Any]) -> None:
+    files = cells_of(*one), cells_of(*other)
+    table, wide = together(*files)
+    assert kind is None or table.schema.field("a").type == kind
+    assert repr(table["a"].to_pylist()) == repr(values)
+    assert table.num_rows == len(one) + len(other)
+    back, same = together(*reversed(files))
+    again = back["a"].to_pylist()
+    assert [*again[len(other) :], *again[: len(other)]] == values
+    assert same == wide or pa.types.is_struct(wide.schema.field("a").type), "only members may stand elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kind", "values"),
+    [
+        ((pa.date32(), [1, None]), (pa.date32(), [2]), pa.date32(), ["1970-01-02", None, "1970-01-03"]),
+        ((pa.date32(), [1]), (pa.int64(), [2]), pa.string(), ["1970-01-02", "2"]),
+        ((pa.date32(), [1]), (UTC, [1500000]), pa.string(), ["1970-01-02", "1970-01-01T00:00:01.5Z"]),
+        ((pa.int8(), [-1]), (pa.int32(), [2]), pa.int32(), [-1, 2]),
+        ((pa.int8(), [-1]), (pa.uint32(), [2**32 - 1]), pa.int64(), [-1, 2**32 - 1]),
+        ((pa.int8(), [1]), (pa.uint64(), [2]), pa.uint64(), [1, 2]),
+        ((pa.int8(), [-1]), (pa.uint64(), [2]), pa.decimal128(38, 0), [-1, 2]),
+        ((pa.uint8(), [1]), (pa.uint16(), [2]), pa.uint16(), [1, 2]),
+        ((pa.float32(), [0.5, None]), (pa.float32(), [1]), pa.float32(), [0.5, None, 1.0]),
+        ((pa.float32(), [0.5]), (pa.float64(), [0.1]), pa.float64(), [0.5, 0.1]),
+        ((pa.float32(), [0.5]), (pa.int8(), [3]), pa.float64(), [0.5, 3.0]),
+        ((pa.float32(), [0.1]), (pa.string(), ["x"]), pa.string(), ["0.10000000149011612", "x"]),
+        (
+            (pa.decimal128(5, 2), [Decimal("1.5")]),
+            (pa.decimal128(5, 1), [2]),
+            pa.decimal128(6, 2),
+            ["1.50", "2.00"],
+        ),
+        ((pa.decimal128(5, 2), [Decimal("1.5")]), (pa.int64(), [2]), pa.string(), ["1.50", "2"]),
+        ((pa.decimal128(9, 8), [Decimal("1e-8")]), (pa.bool_(), [True]), pa.string(), ["0.00000001", "true"]),
+        ((pa.decimal128(5, 0), [5]), (pa.int64(), [2]), pa.decimal128(38, 0), [5, 2]),
+        ((pa.decimal128(5, 0), [5]), (pa.float64(), [0.5]), pa.float64(), [5.0, 0.5]),
+        ((pa.decimal256(50, 0), [5]), (pa.float64(), [0.5]), pa.string(), ["5", "0.5"]),
+        (
+            (UTC, [0, None]),
+            (UTC, [1]),
+            UTC,
+            ["1970-01-01 00:00:00+00:00", None, "1970-01-01 00:00:00.000001+00:00"],
+        ),
+        (
+            (UTC, [0, 123456]),
+            (pa.string(), ["x"]),
+            pa.string(),
+            ["1970-01-01T00:00:00Z", "1970-01-01T00:00:00.123456Z", "x"],
+        ),
+        ((pa.timestamp("s"), [10]), (pa.bool_(), [True]), pa.string(), ["1970-01-01T00:00:10", "true"]),
+        (
+            (pa.timestamp("ms"), [10]),
+            (pa.list_(pa.int8()), [[1]]),
+            pa.string(),
+            ['"1970-01-01T00:00:00.01"', "[1]"],
+        ),
+        ((pa.timestamp("us"), [10]), (pa.timestamp("ns"), [1]), pa.timestamp("ns"), [10000, 1]),
+        (
+            (pa.timestamp("us"), [253402300799999999]),
+            (pa.timestamp("ns"), [1]),
+            pa.string(),
+            ["9999-12-31T23:59:59.999999", "1970-01-01T00:00:00.000000001"],
+        ),
+        ((pa.timestamp("us"), [0]), (UTC, [0]), pa.string(), ["1970-01-01T00:00:00", "1970-01-01T00:00:00Z"]),
+        (
+            (pa.timestamp("ms", "Europe/Berlin"), [0]),
+            (UTC, [1]),
+            UTC,
+            ["1970-01-01 00:00:00+00:00", "1970-01-01 00:00:00.000001+00:00"],
+        ),
+        ((pa.large_string(), ["x"]), (pa.string(), ["y"]), pa.string(), ["x", "y"]),
+        (
+            (pa.large_list(pa.int8()), [[1], None]),
+            (pa.list_(pa.bool_()), [[]]),
+            pa.large_list(pa.string()),
+            [["1"], None, []],
+        ),
+        (
+            (pa.list_(pa.int8(), 1), [[1], None, [2]]),
+            (pa.list_(pa.int16()), [[]]),
+            pa.list_(pa.int16()),
+            [[1], None, [2], []],
+        ),
+        (
+            (pa.map_(pa.string(), pa.int8()), [[("x", 1), ('"', None)], None]),
+            (pa.int8(), [1]),
+            pa.string(),
+            ['{"x":1,"\\"":null}', None, "1"],
+        ),
+        (
+            (pa.map_(pa.string(), pa.int8()), [[("x", 1)]]),
+            (pa.map_(pa.string(), pa.int16()), [[]]),
+            pa.string(),
+            ['{"x":1}', "{}"],
+        ),
+        ((pa.binary(), [b"x"]), (pa.binary(), [b"\xff"]), pa.binary(), [b"x", b"\xff"]),
+        ((pa.binary(), [b"x"]), (pa.null(), [None]), pa.binary(), [b"x", None]),
+        ((CATEGORIES, ["x", None]), (CATEGORIES, ["y"]), CATEGORIES, ["x", None, "y"]),
+        ((CATEGORIES, ["x", None]), (pa.string(), ["y"]), pa.string(), ["x", None, "y"]),
+        ((CATEGORIES, ["x"]), (pa.list_(pa.int8()), [[]]), pa.string(), ['"x"', "[]"]),
+        ((pa.dictionary(pa.int8(), pa.int64()), [-1]), (pa.uint64(), [2]), pa.decimal128(38, 0), [-1, 2]),
+    ],
+)
+def test_types_that_only_a_declaration_makes(
+    one: Any, other: Any, kind: pa.DataType, values: list[Any]
+) -> None:
+    table, wide = together(declared(*one), declared(*other))
+    assert wide.schema.field("a").type == kind
+    cells = table["a"]
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        cells = cells.cast(pa.int64())
+    # Decimals and moments are as they print.
+    told = [
+        str(cell) if isinstance(value, str) else cell
+        for cell, value in zip(cells.to_pylist(), values, strict=True)
+    ]
+    assert told == values
+    back, same = together(declared(*other), declared(*one))
+    assert same == wide
+    assert back.num_rows == table.num_rows
+
+
+def test_columns_stand_in_order_of_first_appearance() -> None:
+    one = typed([b'{"z":null,"c":1,"a":{"y":null,"m":1}}', b"[]"])
+    other = typed([b'{"b":2,"a":{"k":1,"n":null},"c":3,"_cb_key":true,"x":null}'])
+    table, wide = together(one, other)
+    assert table.column_names == ["c", "a", "b", "_cb_key_", "x", "z", "_cb_value", "_cb_reason"]
+    assert [member.name for member in wide.schema.field("a").type] == ["m", "k", "n", "y"]
+    assert table["_cb_value"].to_pylist() == [None, b"[]", None]
+    assert table["_cb_reason"].to_pylist() == [None, "not_an_object", None]
+    assert unify([wide]) == wide
+    assert unify([other[1], one[1]]).schema.names[:3] == ["b", "a", "c"]
+    assert unify([]) == Columns(pa.schema([]))
+    assert unify([Columns(pa.schema([])), wide]) == wide
+
+
+def test_rows_without_columns_are_rows() -> None:
+    table, wide = together(typed([b"{}", b"{}"]), typed([b"{}"]))
+    assert (table.num_rows, table.num_columns) == (0, 0), "concat_tables() forgets them, but then"
+    rows = pa.table({"_cb_key": ["x", "y"]})
+    assert widen(rows, wide, wide).num_rows == 2
+    assert widen(rows, wide, wide).schema == pa.schema([])
+    nulls = widen(rows, wide, typed([b'{"a":1,"b":{"c":[]},"d":"x"}'])[1])
+    assert nulls.to_pylist() == [{"a": None, "b": None, "d": None}] * 2
+
+
+def test_what_is_beyond_the_limit_of_columns_is_json_text() -> None:
+    one = typed([b'{"a":1,"b":{"c": 2}}', b'{"a":1}'], Policy(max_columns=1))
+    other = typed([b'{"b":"x","_cb_rest":7}'])
+    table, wide = together(one, other)
+    assert wide.json == {("_cb_rest",)}
+    assert table.to_pylist() == [
+        {"a": 1, "b": None, "_cb_rest_": None, "_cb_rest": '{"b":{"c": 2}}'},
+        {"a": 1, "b": None, "_cb_rest_": None, "_cb_rest": None},
+        {"a": None, "b": "x", "_cb_rest_": 7, "_cb_rest": None},
+    ]
+
+
+def test_structs_of_too_many_different_members_become_json_text() -> None:
+    one, other = typed([b'{"a":{"x":1,"y":2},"b":{"c":1}}']), typed([b'{"a":{"x":null,"z":3}}'])
+    wide = unify([one[1], other[1]], max_members=2)
+    assert wide.json == {("a",)}
+    assert widen(one[0], one[1], wide).to_pylist() == [{"a": '{"x":1,"y":2}', "b": {"c": 1}}]
+    assert widen(other[0], other[1], wide).to_pylist() == [{"a": '{"z":3}', "b": None}]
+    # Three members each would do, but not so many fields together: the largest column goes first.
+    held = unify([one[1], other[1]], max_members=3)
+    assert held.json == {("a",)}
+    assert unify([one[1], other[1]], max_members=4).json == frozenset()
+    inside = unify([typed([b'{"l":[{"a":1,"b":1}]}'])[1], typed([b'{"l":[{"c":1}]}'])[1]], max_members=2)
+    assert inside.json == {("l", None)}
+
+
+def test_json_text_is_known_at_any_depth() -> None:
+    _, columns = cells_of('{"b":[1,[2]],"c":"x","d":["x",1]}')
+    assert columns.json == {("a", "b", None)}
+    table, wide = together(cells_of('{"b":["x", 1]}'), cells_of('{"b":[1,[2]]}'))
+    assert wide.json == {("a", "b", None)}
+    assert table["a"].to_pylist() == [{"b": ['"x"', '"1"']}, {"b": ["1", "[2]"]}]
+
+
+def test_the_marks_of_values() -> None:
+    documents = [
+        f'{{"i":{BIG},"l":[{{"n":-1}}],"e":{2**60},"m":{-(2**63)},"u":{2**64 - 1},"v":{2**63},'.encode()
+        + f'"d":{10**37 + 1},"f":{2**100},"r":-0,"x":{BIG - 1}}}'.encode()
+    ]
+    _, columns = typed(documents)
+    assert columns.inexact == {("i",), ("u",), ("d",)}
+    assert columns.negative == {("l", None, "n"), ("m",)}
+    assert columns.far == frozenset()
+
+
+def test_what_is_below_nulls_does_not_count() -> None:
+    inner = pa.array([-BIG, 3])
+    struct = pa.StructArray.from_arrays([inner], ["b"], mask=pa.array([True, False]))
+    lists = pa.Array.from_buffers(
+        pa.list_(pa.int64()),
+        2,
+        [pa.py_buffer(b"\x02"), pa.array([0, 1, 2], pa.int32()).buffers()[1]],
+        children=[inner],
+    )
+    table = pa.table({"s": struct, "l": lists})
+    narrow = Columns.of(table.schema, Plan(pa.struct([])), [table])
+    assert narrow == Columns(table.schema)
+    wide = unify([narrow, typed([f'{{"s":{{"b":{2**63}}},"l":[{2**63}]}}'.encode()])[1]])
+    assert wide.schema.field("l").type == pa.list_(pa.uint64())
+    assert widen(table, narrow, wide).to_pylist() == [{"s": None, "l": None}, {"s": {"b": 3}, "l": [3]}]
+    doubles = unify([narrow, typed([b'{"s":{"b":0.5},"l":[0.5]}'])[1]])
+    assert widen(table, narrow, doubles).to_pylist() == [
+        {"s": None, "l": None},
+        {"s": {"b": 3.0}, "l": [3.0]},
+    ]
+
+
+def test_columns_are_kept_as_json() -> None:
+    _, columns = typed([f'{{"a":{{"b":[1,[2]],"é":{{}}}},"i":-{BIG},"l":[]}}'.encode(), b"?"])
+    kept = json.loads(json.dumps(columns.to_dict()))
+    assert Columns.from_dict(kept) == columns
+    assert columns.to_dict()["json"] == [["a", "b", None]]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"schema": None},
+        {"schema": "!"},
+        {"schema": ""},
+        {"schema": base64.b64encode(b"nothing of the kind").decode()},
+        {"schema": base64.b64encode(pa.schema([("a", pa.int8()), ("a", pa.int8())]).serialize()).decode()},
+        {"json": None},
+        {"json": ["a"]},
+        {"json": [[1]]},
+        {"json": [["i"]]},
+        {"json": [["nowhere"]]},
+        {"inexact": [["s"]]},
+        {"negative": [["i", None]]},
+        {"far": [["i"]]},
+        {"far": [[["i"]]]},
+    ],
+)
+def test_a_broken_description_is_refused(broken: dict[str, Any]) -> None:
+    fields = Columns(pa.schema([("i", pa.int64()), ("s", pa.string())])).to_dict()
+    assert Columns.from_dict(fields).schema.names == ["i", "s"]
+    with pytest.raises(ConfigurationError, match="no description of columns"):
+        Columns.from_dict(fields | broken)
+    for mark in ("schema", "json", "inexact", "negative", "far"):
+        with pytest.raises(ConfigurationError, match=mark):
+            Columns.from_dict({name: value for name, value in fields.items() if name != mark})
+
+
+def test_what_is_different() -> None:
+    _, narrow = cells_of('{"b":[1],"c":{"d":1},"e":null,"f":"x"}')
+    _, other = cells_of('{"b":[0.5,2],"c":[],"e":true,"f":"y","g":{"h":1}}')
+    wide = unify([narrow, other])
+    assert differences(narrow, wide) == [
+        Difference("a.b[]", "int64", "double"),
+        Difference("a.c", "struct<d: int64>", "JSON text"),
+        Difference("a.e", "null", "bool"),
+        Difference("a.g", None, "struct<h: int64>"),
+    ]
+    assert differences(wide, wide) == []
+    assert differences(wide, narrow)[-1] == Difference("a.g", "struct<h: int64>", None)
+    assert differences(cells_of('"x"')[1], cells_of("1", "[]")[1]) == [Difference("a", "string", "JSON text")]
