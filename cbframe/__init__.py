@@ -48,6 +48,7 @@ _HOMES = {
         "ReceiverError",
         "RollbackError",
         "ServerError",
+        "SnapshotError",
         "SpoolError",
         "StreamError",
         "XAttrsNotSupportedError",
@@ -61,6 +62,12 @@ _HOMES = {
     "cbframe.frame.target": ("ScanProgress",),
     "cbframe.local": ("LocalCluster",),
     "cbframe.options": ("BucketDataSourceOptions",),
+    "cbframe.snapshot.check": ("Verification",),
+    "cbframe.snapshot.compact": ("Compaction",),
+    "cbframe.snapshot.read": ("read_snapshot",),
+    "cbframe.snapshot.result": ("SnapshotResult",),
+    "cbframe.snapshot.snapshot": ("Snapshot", "SnapshotVersion"),
+    "cbframe.snapshot.write": ("write_snapshot",),
     "cbframe.wire.constants": (
         "Datatype",
         "Feature",
@@ -130,6 +137,7 @@ if TYPE_CHECKING:
     from cbframe.errors import ReceiverError as ReceiverError
     from cbframe.errors import RollbackError as RollbackError
     from cbframe.errors import ServerError as ServerError
+    from cbframe.errors import SnapshotError as SnapshotError
     from cbframe.errors import SpoolError as SpoolError
     from cbframe.errors import StreamError as StreamError
     from cbframe.errors import XAttrsNotSupportedError as XAttrsNotSupportedError
@@ -146,6 +154,13 @@ if TYPE_CHECKING:
     from cbframe.frame.target import ScanProgress as ScanProgress
     from cbframe.local import LocalCluster as LocalCluster
     from cbframe.options import BucketDataSourceOptions as BucketDataSourceOptions
+    from cbframe.snapshot.check import Verification as Verification
+    from cbframe.snapshot.compact import Compaction as Compaction
+    from cbframe.snapshot.read import read_snapshot as read_snapshot
+    from cbframe.snapshot.result import SnapshotResult as SnapshotResult
+    from cbframe.snapshot.snapshot import Snapshot as Snapshot
+    from cbframe.snapshot.snapshot import SnapshotVersion as SnapshotVersion
+    from cbframe.snapshot.write import write_snapshot as write_snapshot
     from cbframe.wire.constants import Datatype as Datatype
     from cbframe.wire.constants import Feature as Feature
     from cbframe.wire.constants import Opcode as Opcode

@@ -20,6 +20,7 @@
     ├── ReadTimeoutError (TimeoutError)   nothing hangs: this is what ends a wait
     ├── ReadCancelledError                the read was closed before it was complete
     ├── SpoolError (OSError)              the disk is full, or the temporary files cannot be read
+    ├── SnapshotError                     a Parquet snapshot is damaged, in use, or of another bucket
     └── ConversionError (ValueError)      documents cannot become columns as asked
 
 ``permanent`` tells the retry loops apart: an error that the next attempt cannot heal ends a
@@ -47,6 +48,7 @@ __all__ = [
     "ReceiverError",
     "RollbackError",
     "ServerError",
+    "SnapshotError",
     "SpoolError",
     "StreamError",
     "XAttrsNotSupportedError",
@@ -239,6 +241,26 @@ class ReadCancelledError(CbframeError):
 
 class SpoolError(CbframeError, OSError):
     """Documents cannot be kept on disk while a bucket is read in bounded memory."""
+
+
+class SnapshotError(CbframeError):
+    """A snapshot cannot be read or updated: ``path`` names the file or folder concerned."""
+
+    permanent = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        hint: str | None = None,
+        node: str | None = None,
+        vbucket: int | None = None,
+    ) -> None:
+        super().__init__(
+            message if path is None else f"{message}: {path}", hint=hint, node=node, vbucket=vbucket
+        )
+        self.path = path
 
 
 class ConversionError(CbframeError, ValueError):

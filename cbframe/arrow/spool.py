@@ -25,7 +25,8 @@ from cbframe.dcp.receiver import Receipt
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Opcode
 
-_NUMBER = "_cb_number"
+ARRIVED = "_cb_number"
+"""In which batch a row arrived."""
 
 
 class DeferringBatchReceiver(GatheringReceiver[tuple[pa.RecordBatch, Receipt]]):
@@ -59,7 +60,7 @@ class Spool:
     def __init__(self, schema: pa.Schema, directory: str | os.PathLike[str] | None = None) -> None:
         self._values_schema = pa.schema([schema.field(VALUE)])
         heads = [field for field in schema if field.name != VALUE]
-        self._heads_schema = pa.schema([*heads, pa.field(_NUMBER, pa.int64(), nullable=False)])
+        self._heads_schema = pa.schema([*heads, pa.field(ARRIVED, pa.int64(), nullable=False)])
         self._directory = directory
         self._readers: list[Any] = []
         self._count = 0
@@ -149,7 +150,7 @@ class Survivors:
         return keep
 
     def _void(self, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        void: npt.NDArray[np.bool_] = _numpy(heads, _NUMBER) < self._void_before[_numpy(heads, VBUCKET)]
+        void: npt.NDArray[np.bool_] = _numpy(heads, ARRIVED) < self._void_before[_numpy(heads, VBUCKET)]
         return void
 
     def _suspects(self) -> Iterator[tuple[int, pa.RecordBatch, npt.NDArray[np.bool_]]]:
@@ -183,7 +184,7 @@ class Survivors:
         return {int(each): row[where == each] for each in np.unique(where)}
 
     def _is_later(self, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        later: npt.NDArray[np.bool_] = _numpy(heads, _NUMBER) >= self._later_from[_numpy(heads, VBUCKET)]
+        later: npt.NDArray[np.bool_] = _numpy(heads, ARRIVED) >= self._later_from[_numpy(heads, VBUCKET)]
         return later
 
 

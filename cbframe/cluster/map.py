@@ -49,6 +49,8 @@ class ClusterMap:
         The bucket's capabilities, as the server names them.
     manifest_uid
         Version of the collections manifest; None if the bucket has none.
+    cluster_uuid
+        Of the cluster; empty where it does not tell. Two maps may be equal though only one has it.
     """
 
     bucket: str
@@ -60,6 +62,7 @@ class ClusterMap:
     tls: bool = False
     capabilities: frozenset[str] = frozenset()
     manifest_uid: int | None = None
+    cluster_uuid: str = ""
 
     @property
     def vbuckets(self) -> int:
@@ -195,6 +198,7 @@ def parse_bucket_config(
         tls=tls,
         capabilities=capabilities,
         manifest_uid=fields.hexadecimal(config, "collectionsManifestUid") if has_manifest else None,
+        cluster_uuid=fields.text(config, "clusterUUID", ""),
     )
 
 

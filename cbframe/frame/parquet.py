@@ -37,18 +37,19 @@ def write_parquet(reader: pa.RecordBatchReader, path: Path, compression: str = "
     Parquet has no objects without fields: where no document has a member in an object, it is the text ``{}``.
     """
     rows = 0
-    schema = _writable(reader.schema.empty_table()).schema
+    schema = writable(reader.schema.empty_table()).schema
     with (
         whole_file(path) as file,
         pq.ParquetWriter(file, schema, compression=compression) as writer,
     ):
         for group in _groups(reader):
-            writer.write_table(_writable(group), row_group_size=len(group))
+            writer.write_table(writable(group), row_group_size=len(group))
             rows += len(group)
     return rows
 
 
-def _writable(table: pa.Table) -> pa.Table:
+def writable(table: pa.Table) -> pa.Table:
+    """A table that Parquet can hold: objects without fields are the text ``{}``."""
     for at, field in enumerate(table.schema):
         if _has_empty(field.type):
             column = _without_empty(table.column(at).combine_chunks())

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver
 from cbframe.dcp.source import BucketDataSource
@@ -47,14 +48,22 @@ class Ran:
         What was read is a picture of this; of nothing if the run was but a look at some documents.
     stats
         Counters of the connections.
+    map
+        The bucket as it was at the end.
     """
 
     as_of: AsOf
     stats: BucketDataSourceStats
+    map: ClusterMap
 
 
 class Run:
     """One run, not started yet.
+
+    Parameters
+    ----------
+    bucket_uuid
+        Refuse a bucket of the name with another uuid; empty to take any.
 
     Attributes
     ----------
@@ -71,8 +80,10 @@ class Run:
         *,
         timeout: float | None,
         progress: ProgressCallback | None,
+        bucket_uuid: str = "",
     ) -> None:
         self._began = monotonic()
+        self._bucket_uuid = bucket_uuid
         self._target = target
         self._timeout = timeout
         self._progress = progress
@@ -113,15 +124,16 @@ class Run:
                 stats = source.stats()
             finally:
                 source.close()
+            found = source.map
+            assert found is not None, "documents came"
             if not complete or sink.has_enough():
                 break
-            assert source.map is not None, "it is complete"
             try:
-                vbuckets = parts.send(source.map.vbuckets)
+                vbuckets = parts.send(found.vbuckets)
             except StopIteration:
                 break
         # A look at some documents is no picture of anything.
-        return Ran(AsOf(positions if self._target.n_rows is None else {}), stats)
+        return Ran(AsOf(positions if self._target.n_rows is None else {}), stats, found)
 
     def _source(self, vbuckets: tuple[int, ...] | None, receiver: GatheringReceiver[T]) -> BucketDataSource:
         target = self._target
@@ -130,7 +142,7 @@ class Run:
             target.server_urls,
             "default",
             target.bucket,
-            "",
+            self._bucket_uuid,
             vbuckets,
             target.auth,
             receiver,

@@ -115,7 +115,7 @@ class SpoolingSink:
             self._odd_keys.add(len(self._spool))
         if self._typer is not None:
             mutation = batch.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
-            self._typer.learn(_documents(batch, batch.column(VALUE), mutation))
+            self._typer.learn(documents_of(batch, batch.column(VALUE), mutation))
         self._spool.write(batch, numbers)
 
     def finish(self) -> Streamed:
@@ -136,14 +136,14 @@ class SpoolingSink:
         self._names.refuse_dropped(self._receiver)
         ids = np.array(sorted(self._collections), np.uint32)
         manifest = self._names.manifest_of(ids, self._receiver)
-        rows = _Rows(self._spool, Survivors(self._spool, self._receiver), manifest)
+        rows = SpooledRows(self._spool, Survivors(self._spool, self._receiver), manifest)
         # Names of keys are decided for all batches alike.
         text = all(is_text(rows.raw(number)[KEY]) for number in self._odd_keys)
         if self._typer is None:
             return self._unparsed(rows, text=text)
         return self._typed(self._typer, rows, text=text)
 
-    def _unparsed(self, rows: _Rows, *, text: bool) -> Streamed:
+    def _unparsed(self, rows: SpooledRows, *, text: bool) -> Streamed:
         schema = pa.schema([] if self._target.keys_only else [self._receiver.schema.field(VALUE)])
 
         def tables() -> Iterator[pa.Table]:
@@ -156,7 +156,7 @@ class SpoolingSink:
         head = self._names.head(empty, rows.manifest, text=text)
         return Streamed(beside(head, schema.empty_table()).schema, self._given(tables()), (), {})
 
-    def _typed(self, typer: PassingTyper, rows: _Rows, *, text: bool) -> Streamed:
+    def _typed(self, typer: PassingTyper, rows: SpooledRows, *, text: bool) -> Streamed:
         if rows.some_went():
             # What was learned of versions that do not count must not show in any column, type or count.
             typer = PassingTyper(self._target.policy())
@@ -197,7 +197,7 @@ class SpoolingSink:
         self._spool.close()
 
 
-class _Rows:
+class SpooledRows:
     """The rows of a spool that count, by batch.
 
     Attributes
@@ -243,7 +243,7 @@ class _Rows:
     def load(self, number: int) -> Batch:
         """Documents of a batch."""
         heads = self._spool.heads(number)
-        return _documents(heads, self._spool.values(number), self._mask(number, heads))
+        return documents_of(heads, self._spool.values(number), self._mask(number, heads))
 
     def key(self, place: tuple[int, int]) -> bytes:
         """The key of a row of a batch."""
@@ -252,7 +252,8 @@ class _Rows:
         return key
 
 
-def _documents(heads: pa.RecordBatch, values: pa.Array, keep: npt.NDArray[np.bool_]) -> Batch:
+def documents_of(heads: pa.RecordBatch, values: pa.Array, keep: npt.NDArray[np.bool_]) -> Batch:
+    """The documents of some rows of a batch, to be typed."""
     columns = [heads.column(name).to_numpy() for name in (DATATYPE, VBUCKET, SEQNO)]
     if not keep.all():
         values = values.filter(pa.array(keep))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -130,6 +131,14 @@ class Matcher:
         return passed
 
 
+def compare(cells: pa.ChunkedArray, predicate: Predicate) -> npt.NDArray[np.bool_]:
+    """Which values of a column pass; those of no type that JSON has are not compared."""
+    fast = _fast(cells, predicate)
+    if fast is None:
+        fast = np.array([_holds(value, predicate) for value in cells.to_pylist()], bool)
+    return fast
+
+
 def _column(typed: TypedColumns, path: Path) -> pa.ChunkedArray | None:
     """The column of a path; nulls where no document has it, None if it cannot be told apart."""
     nothing = pa.chunked_array([pa.nulls(typed.rows)])
@@ -171,8 +180,10 @@ def _comparable(kind: pa.DataType, literal: Any) -> bool:
         return isinstance(literal, bool) and pa.types.is_boolean(kind)
     if isinstance(literal, str):
         return bool(pa.types.is_string(kind))
-    if pa.types.is_int64(kind):
-        return isinstance(literal, int) and -(1 << 63) <= literal < 1 << 63
+    if pa.types.is_integer(kind):
+        bits = kind.bit_width
+        low, high = (-(1 << bits - 1), 1 << bits - 1) if pa.types.is_signed_integer(kind) else (0, 1 << bits)
+        return isinstance(literal, int) and low <= literal < high
     return pa.types.is_floating(kind) and (isinstance(literal, float) or exact(literal))
 
 
@@ -204,4 +215,4 @@ def _holds(value: Any, predicate: Predicate) -> bool:
 
 
 def _kind(value: Any) -> type:
-    return float if type(value) is int else type(value)
+    return float if type(value) in (int, Decimal) else type(value)

@@ -1,0 +1,190 @@
+"""Fewer and smaller files: what no rollback can bring back is left out, and old versions are deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cbframe.arrow.columns import SEQNO, VBUCKET
+from cbframe.snapshot.files import DATA, ChangeFiles, parts_for
+from cbframe.snapshot.history import Boundaries, History
+from cbframe.snapshot.live import Ceilings, Live, Part
+from cbframe.snapshot.manifest import FOLDER, Counts, FileEntry, Manifest, Rollback, name_of
+from cbframe.snapshot.parquet import heads, opened
+from cbframe.snapshot.reader import VersionReader, documents_of
+from cbframe.snapshot.store import Store
+from cbframe.snapshot.update import publish, writer_prefix
+from cbframe.snapshot.wanted import METADATA
+from cbframe.wire.constants import MAX_SEQNO
+
+_METADATA = (*METADATA, "scope", "collection")
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What a compaction did.
+
+    Attributes
+    ----------
+    version
+        The version that it made.
+    rows, files, nbytes
+        Before and after.
+    """
+
+    version: int
+    rows: tuple[int, int]
+    files: tuple[int, int]
+    nbytes: tuple[int, int]
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.version}: {self.rows[0]:,} → {self.rows[1]:,} rows, "
+            f"{self.files[0]:,} → {self.files[1]:,} files, {self.nbytes[0]:,} → {self.nbytes[1]:,} bytes"
+        )
+
+
+def compact(
+    store: Store,
+    history: History,
+    *,
+    keep: timedelta,
+    now: datetime,
+    compression: str,
+    file_bytes: int,
+) -> Compaction:
+    """Write the newest version anew, into few files.
+
+    Older versions of documents, and deletions, stay if they came after the newest version that is older
+    than `keep`: where the server takes back what came later, they count again. A rollback to before that
+    has its vbucket read again from the start.
+    """
+    base = history.at(None)
+    floors = _floors(base, history, now - keep)
+    parts = [*_kept(store, base, floors)]
+    documents = documents_of(base)
+    metadata = (*_METADATA, "xattrs") if base.options.get("xattrs") else _METADATA
+    reader = VersionReader(store, base, metadata=metadata, changes=True)
+    version = base.version + 1
+    rows = sum(part.count for part in parts)
+    entries: tuple[FileEntry, ...] = ()
+    if rows:
+        unique = rows == sum(part.count for part in Live(store, base, deletions=True).parts())
+        with ChangeFiles(
+            store,
+            writer_prefix(version),
+            reader.schema,
+            parts=parts_for(_size(store, base), file_bytes),
+            vbuckets=len(base.positions),
+            compression=compression,
+        ) as files:
+            for table in reader.tables(parts):
+                files.add(table)
+            entries = files.finish(version, columns=0, unique=unique)
+    manifest = replace(
+        base,
+        version=version,
+        parent=base.version,
+        kind="compact",
+        created=now,
+        floors=floors,
+        files=entries,
+        columns=(documents,),
+        drops=tuple(
+            drop for drop in base.drops if any(seqno > floors[vb] for vb, seqno in drop.vbuckets.items())
+        ),
+        counts=Counts(),
+    )
+    publish(store, manifest, manifest.to_bytes())
+    before = base.files
+    return Compaction(
+        version,
+        (sum(entry.rows for entry in before), rows),
+        (len(before), len(entries)),
+        (sum(entry.nbytes for entry in before), sum(entry.nbytes for entry in entries)),
+    )
+
+
+def _floors(base: Manifest, history: History, moment: datetime) -> Sequence[int]:
+    """By vbucket: older versions are kept only of what came after this seqno."""
+    ancestors = [*history.ancestors(base)]
+    old = next((each.version for each in ancestors if each.created <= moment), 0)
+    boundaries = Boundaries(base, ancestors)
+    return [
+        max(floor, boundaries.below(vbucket, MAX_SEQNO, before=old + 1).seqno)
+        for vbucket, floor in enumerate(base.floors)
+    ]
+
+
+def _kept(store: Store, base: Manifest, floors: Sequence[int]) -> Iterator[Part]:
+    """Documents as they were at the floors, and everything that came after them."""
+    limits = dict(enumerate(floors))
+    at_floor = replace(
+        base,
+        rollbacks=(*base.rollbacks, Rollback(base.version + 1, "repair", limits)),
+        drops=tuple(
+            replace(drop, vbuckets={vb: at for vb, at in drop.vbuckets.items() if at <= floors[vb]})
+            for drop in base.drops
+        ),
+    )
+    ceilings = Ceilings(base.rollbacks)
+    floor = np.array(floors, np.uint64)
+    for part in Live(store, at_floor).parts():
+        if part.keep is None:
+            yield part
+            continue
+        later = [
+            _later(table, part.entry, ceilings, floor) for table in heads(store, part.entry, (VBUCKET, SEQNO))
+        ]
+        yield Part(part.entry, part.keep | np.concatenate(later))
+
+
+def _later(
+    table: pa.Table, entry: FileEntry, ceilings: Ceilings, floor: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.bool_]:
+    later: npt.NDArray[np.bool_] = table[SEQNO].to_numpy() > floor[table[VBUCKET].to_numpy()]
+    counts = ceilings.mask(entry.version, table)
+    return later if counts is None else later & counts
+
+
+def _size(store: Store, base: Manifest) -> int:
+    """Bytes of all rows, not compressed."""
+    size = 0
+    for entry in base.files:
+        with opened(store, entry) as file:
+            groups = range(file.num_row_groups)
+            size += sum(file.metadata.row_group(group).total_byte_size for group in groups)
+    return size
+
+
+def vacuum(store: Store, history: History, keep: int) -> list[str]:
+    """Delete files that only older versions need; their names.
+
+    Manifests of older versions stay as long as a vbucket can be taken back to where it was then.
+    """
+    numbers = history.numbers()
+    newest = [history.load(number) for number in numbers[-keep:]]
+    needed = {entry.name.partition("/")[2] for manifest in newest for entry in manifest.files}
+    deleted = [f"{DATA}/{name}" for name in store.names(DATA) if name not in needed]
+    useful = _useful(newest[-1], history)
+    deleted += [name_of(number) for number in numbers[:-keep] if number not in useful]
+    deleted += [f"{FOLDER}/{name}" for name in store.names(FOLDER) if name.endswith(".damaged")]
+    for name in deleted:
+        store.remove(name)
+    return deleted
+
+
+def _useful(base: Manifest, history: History) -> set[int]:
+    """Versions to which a vbucket can be taken back."""
+    useful = set()
+    ancestors = [*history.ancestors(base)]
+    for each in ancestors:
+        one = Boundaries(base, [each])
+        if any(one.below(vbucket, MAX_SEQNO).seqno for vbucket in range(len(base.positions))):
+            useful.add(each.version)
+    return useful

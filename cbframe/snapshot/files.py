@@ -1,0 +1,175 @@
+"""Parquet files of rows that are changes: written a row group at a time, each for a range of vbuckets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
+from cbframe.frame.parquet import writable
+from cbframe.snapshot.manifest import FileEntry
+from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
+from cbframe.snapshot.store import Output, Store
+
+DATA = "data"
+FILE_BYTES = 128 << 20
+"""Bytes in memory of the changes for which there is a file of its own."""
+_MOST_FILES = 16
+_PENDING = 24 << 20
+"""Bytes in memory that wait until they are worth a row group."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A file that is being written."""
+
+    name: str
+    output: Output
+    writer: pq.ParquetWriter
+    rows: int = 0
+    upserts: int = 0
+    vbuckets: tuple[int, int] = (0xFFFF, 0)
+    seqnos: tuple[int, int] = ((1 << 64) - 1, 0)
+    pending: list[pa.Table] = field(default_factory=list)
+    waiting: int = 0
+
+    def take(self, table: pa.Table) -> None:
+        """Add rows, which wait for more."""
+        self.rows += len(table)
+        self.upserts += pc.sum(pc.equal(table[CHANGE_TYPE], UPSERT)).as_py() or 0
+        self.vbuckets = _widened(self.vbuckets, table[VBUCKET])
+        self.seqnos = _widened(self.seqnos, table[SEQNO])
+        self.pending.append(table)
+        self.waiting += table.nbytes
+
+    def put_down(self) -> None:
+        """Write what waits."""
+        if self.pending:
+            group = pa.concat_tables(self.pending)
+            self.pending.clear()
+            self.waiting = 0
+            self.writer.write_table(group, row_group_size=len(group))
+
+
+class ChangeFiles:
+    """The files of one version; a context manager: after an error none of them is left.
+
+    Parameters
+    ----------
+    store
+        Where they go.
+    prefix
+        Of their names: nothing else has it.
+    schema
+        Of all tables.
+    parts
+        Into how many files, of a range of vbuckets each: so that what is damaged can be read again
+        without all of the others.
+    vbuckets
+        How many the bucket has.
+    """
+
+    def __init__(
+        self, store: Store, prefix: str, schema: pa.Schema, *, parts: int, vbuckets: int, compression: str
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._schema = writable(schema.empty_table()).schema
+        self._bounds = np.linspace(0, vbuckets, parts + 1).astype(np.int64)[1:-1]
+        self._compression = compression
+        self._files: dict[int, _Open] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            # One that is never closed would be so later, when its file is gone.
+            with suppress(OSError):
+                file.writer.close()
+        self._stack.__exit__(kind, value, trace)
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows."""
+        table = writable(table)
+        for part, rows in self._split(table):
+            if part not in self._files:
+                self._files[part] = self._open(part)
+            self._files[part].take(rows)
+        while sum(file.waiting for file in self._files.values()) > _PENDING:
+            max(self._files.values(), key=lambda file: file.waiting).put_down()
+
+    def _split(self, table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+        if not len(self._bounds):
+            yield 0, table
+            return
+        parts: npt.NDArray[np.int64] = np.searchsorted(self._bounds, table[VBUCKET].to_numpy(), side="right")
+        order = np.argsort(parts, kind="stable")
+        table = table.take(pa.array(order))
+        found, starts = np.unique(parts[order], return_index=True)
+        ends = [*starts[1:].tolist(), len(table)]
+        for part, start, end in zip(found.tolist(), starts.tolist(), ends, strict=True):
+            yield part, table.slice(start, end - start)
+
+    def _open(self, part: int) -> _Open:
+        name = f"{DATA}/{self._prefix}-{part:03d}.parquet"
+        output = self._stack.enter_context(self._store.create(name))
+        writer = pq.ParquetWriter(
+            output,
+            self._schema,
+            compression=self._compression,
+            write_page_checksum=True,
+        )
+        return _Open(name, output, writer)
+
+    def finish(self, version: int, *, columns: int, unique: bool) -> tuple[FileEntry, ...]:
+        """Complete the files.
+
+        Parameters
+        ----------
+        version, columns, unique
+            As in :class:`~cbframe.snapshot.manifest.FileEntry`.
+        """
+        entries = []
+        for _, file in sorted(self._files.items()):
+            file.put_down()
+            file.writer.close()
+            entries.append(
+                FileEntry(
+                    name=file.name,
+                    version=version,
+                    rows=file.rows,
+                    upserts=file.upserts,
+                    nbytes=file.output.nbytes,
+                    sha256=file.output.sha256,
+                    vbuckets=file.vbuckets,
+                    seqnos=file.seqnos,
+                    unique=unique,
+                    text_keys=self._schema.field(KEY).type == pa.string(),
+                    columns=columns,
+                )
+            )
+        self._stack.close()
+        return tuple(entries)
+
+
+def parts_for(nbytes: int, file_bytes: int) -> int:
+    """Into how many files so much goes."""
+    return min(_MOST_FILES, max(1, -(-nbytes // file_bytes)))
+
+
+def _widened(ends: tuple[int, int], column: pa.ChunkedArray) -> tuple[int, int]:
+    found = pc.min_max(column).as_py()
+    return min(ends[0], found["min"]), max(ends[1], found["max"])

@@ -1,0 +1,166 @@
+"""The versions of a snapshot, and the positions to which a vbucket can be taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+
+from cbframe.errors import ConfigurationError, SnapshotError
+from cbframe.snapshot.manifest import FOLDER, Manifest, Position, name_of, version_of
+from cbframe.snapshot.store import Store
+
+AsOf = int | str | datetime | None
+
+
+class History:
+    """The versions that there are. A manifest never changes: each is read once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._loaded: dict[int, Manifest] = {}
+
+    def numbers(self) -> list[int]:
+        """Versions, oldest first; also those whose manifest is damaged."""
+        found = map(version_of, self._store.names(FOLDER))
+        return sorted(number for number in found if number is not None)
+
+    def load(self, version: int) -> Manifest:
+        """One version.
+
+        Raises
+        ------
+        SnapshotError
+            There is none, or its manifest is damaged.
+        """
+        if version not in self._loaded:
+            name = name_of(version)
+            try:
+                data = self._store.read(name)
+            except FileNotFoundError:
+                raise SnapshotError(
+                    f"there is no version {version}",
+                    path=self._store.root,
+                    hint="Snapshot(path).versions lists them; older ones are deleted by vacuum()",
+                ) from None
+            self._loaded[version] = Manifest.from_bytes(data, self._store.where(name))
+        return self._loaded[version]
+
+    def latest(self) -> Manifest | None:
+        """The newest version; None before the first.
+
+        Raises
+        ------
+        SnapshotError
+            Its manifest is damaged.
+        """
+        numbers = self.numbers()
+        return self.load(numbers[-1]) if numbers else None
+
+    def at(self, as_of: AsOf) -> Manifest:
+        """The version that was the newest one then.
+
+        Parameters
+        ----------
+        as_of
+            A version, a time (one without zone is UTC) or its ISO form; None for now.
+
+        Raises
+        ------
+        ConfigurationError
+            It is neither, or before the first version.
+        SnapshotError
+            There is no snapshot, or a manifest is damaged.
+        """
+        numbers = self.numbers()
+        if not numbers:
+            raise SnapshotError(
+                "there is no snapshot", path=self._store.root, hint="write_snapshot() makes one"
+            )
+        if as_of is None:
+            return self.load(numbers[-1])
+        if isinstance(as_of, int):
+            return self.load(as_of)
+        moment = _moment(as_of)
+        for number in reversed(numbers):
+            manifest = self.load(number)
+            if manifest.created <= moment:
+                return manifest
+        raise ConfigurationError(
+            f"as_of={as_of!s} is before the oldest version, which is of {self.load(numbers[0]).created}",
+            hint="Snapshot(path).versions lists what there is",
+        )
+
+    def ancestors(self, manifest: Manifest) -> Iterator[Manifest]:
+        """A version, and what it was made from, newest first, as far as they are still there.
+
+        Another beginning (mode="overwrite") is no ancestor. A damaged manifest ends the line.
+        """
+        numbers = set(self.numbers())
+        each: Manifest | None = manifest
+        while each is not None:
+            yield each
+            if each.kind == "create" or each.parent not in numbers:
+                return
+            try:
+                each = self.load(each.parent)
+            except SnapshotError:
+                return
+
+
+class Boundaries:
+    """Where each vbucket was whole before: what it can be taken back to.
+
+    A server that rolls a vbucket back to some seqno sends only what lies behind it. Versions of documents
+    at or before that seqno which a withdrawn change had replaced may never have been sent: within a
+    snapshot, only the newest version of a document is. So a vbucket is taken back to the end of a read,
+    where nothing is missing, and read again from there.
+
+    Parameters
+    ----------
+    manifest
+        The version that is continued.
+    ancestors
+        It and those before it, newest first.
+    """
+
+    def __init__(self, manifest: Manifest, ancestors: Iterable[Manifest]) -> None:
+        self._manifest = manifest
+        self._ancestors = list(ancestors)
+
+    def below(self, vbucket: int, seqno: int, *, before: int | None = None) -> Position:
+        """The last position at or before `seqno` at which the vbucket was whole; its start if none.
+
+        Parameters
+        ----------
+        before
+            Only of versions before this one.
+        """
+        taken_back = [
+            (each.version, each.vbuckets[vbucket])
+            for each in self._manifest.rollbacks
+            if vbucket in each.vbuckets
+        ]
+        floor = self._manifest.floors[vbucket]
+        found = Position()
+        for each in self._ancestors:
+            position = each.positions[vbucket]
+            void = any(version > each.version and position.seqno > limit for version, limit in taken_back)
+            if (
+                found.seqno < position.seqno <= seqno
+                and position.seqno >= floor
+                and not void
+                and (before is None or each.version < before)
+            ):
+                found = position
+        return found
+
+
+def _moment(as_of: str | datetime) -> datetime:
+    if isinstance(as_of, str):
+        try:
+            as_of = datetime.fromisoformat(as_of)
+        except ValueError as exc:
+            raise ConfigurationError(
+                f"as_of={as_of!r} is no time", hint="give a version, or a time such as 2026-01-31T12:00+00:00"
+            ) from exc
+    return as_of if as_of.tzinfo is not None else as_of.replace(tzinfo=UTC)

@@ -1,0 +1,189 @@
+"""Which rows of a snapshot's files count: not taken back, not of a dropped collection, the newest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cbframe.arrow.batcher import newest, of_dropped
+from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
+from cbframe.snapshot.manifest import FileEntry, Manifest, Rollback
+from cbframe.snapshot.parquet import HEAD, heads
+from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
+from cbframe.snapshot.store import Store
+from cbframe.wire.constants import MAX_SEQNO
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of a file that count.
+
+    Attributes
+    ----------
+    entry
+        The file.
+    keep
+        One entry a row; None for all.
+    """
+
+    entry: FileEntry
+    keep: Mask | None
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.entry.rows if self.keep is None else int(self.keep.sum())
+
+
+class Ceilings:
+    """Above which seqnos rows do not count any more, by the version in which they were written."""
+
+    def __init__(self, rollbacks: Sequence[Rollback]) -> None:
+        self._rollbacks = rollbacks
+        self._of: dict[int, npt.NDArray[np.uint64] | None] = {}
+
+    def of(self, version: int) -> npt.NDArray[np.uint64] | None:
+        """By vbucket; None if nothing of this version was taken back."""
+        if version not in self._of:
+            limits: dict[int, int] = {}
+            for each in self._rollbacks:
+                if each.version > version:
+                    for vbucket, seqno in each.vbuckets.items():
+                        limits[vbucket] = min(seqno, limits.get(vbucket, seqno))
+            self._of[version] = _by_vbucket(limits) if limits else None
+        return self._of[version]
+
+    def touch(self, entry: FileEntry) -> bool:
+        """Whether rows of a file may have been taken back."""
+        ceiling = self.of(entry.version)
+        if ceiling is None:
+            return False
+        low, high = entry.vbuckets
+        return bool((ceiling[low : high + 1] < entry.seqnos[1]).any())
+
+    def mask(self, version: int, table: pa.Table) -> Mask | None:
+        """Which rows of a version count; None for all."""
+        ceiling = self.of(version)
+        if ceiling is None:
+            return None
+        counts: Mask = table[SEQNO].to_numpy() <= ceiling[table[VBUCKET].to_numpy()]
+        return counts
+
+
+def _by_vbucket(limits: Mapping[int, int]) -> npt.NDArray[np.uint64]:
+    ceiling = np.full(0x10000, MAX_SEQNO, np.uint64)
+    ceiling[list(limits)] = np.array(list(limits.values()), np.uint64)
+    return ceiling
+
+
+class Live:
+    """Finds the rows that are the documents of a version.
+
+    Parameters
+    ----------
+    manifest
+        The version.
+    deletions
+        Deletions count, too, where they are the newest of their document.
+    """
+
+    def __init__(self, store: Store, manifest: Manifest, *, deletions: bool = False) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._deletions = deletions
+        self._ceilings = Ceilings(manifest.rollbacks)
+        self._emptied: dict[tuple[int, int], int] = {}
+        for drop in manifest.drops:
+            for vbucket, seqno in drop.vbuckets.items():
+                place = vbucket, drop.collection
+                self._emptied[place] = max(seqno, self._emptied.get(place, 0))
+
+    def parts(self) -> list[Part]:
+        """Files with what counts of them, oldest first."""
+        entries = self._manifest.files
+        base = self._base()
+        others = [entry for entry in entries if base is None or entry.version != base]
+        plain = not self._emptied and not any(map(self._ceilings.touch, entries))
+        if not others and plain and (self._deletions or all(e.rows == e.upserts for e in entries)):
+            return [Part(entry, None) for entry in entries]
+        counting = {entry.name: [*self._counting(entry)] for entry in others}
+        keys = [table[KEY].filter(pa.array(mask)) for some in counting.values() for table, mask in some]
+        named = pa.chunked_array([chunk for key in keys for chunk in key.chunks], pa.binary()).unique()
+        masks: dict[str, list[Mask]] = {}
+        suspects: list[tuple[str, int, npt.NDArray[np.int64], pa.Table]] = []
+        for entry in entries:
+            masks[entry.name] = []
+            # The newest is looked for among documents that are in several versions; of the one with most
+            # rows, only those are taken up that others have, too.
+            for number, (table, mask) in enumerate(counting.get(entry.name) or self._counting(entry)):
+                again = mask
+                if entry.version == base:
+                    again = mask & pc.is_in(table[KEY], value_set=named).to_numpy()
+                rows = np.flatnonzero(again)
+                if len(rows):
+                    some = table.select([KEY, COLLECTION_ID, SEQNO]).take(pa.array(rows))
+                    suspects.append((entry.name, number, rows, some))
+                alive = True if self._deletions else pc.equal(table[CHANGE_TYPE], UPSERT).to_numpy()
+                masks[entry.name].append(mask & alive)
+        self._leave_older_out(masks, suspects)
+        return [Part(entry, np.concatenate(masks[entry.name] or [np.ones(0, bool)])) for entry in entries]
+
+    def _base(self) -> int | None:
+        """The version with most rows among those in which no document occurs twice."""
+        rows: Counter[int] = Counter()
+        for entry in self._manifest.files:
+            if entry.unique:
+                rows[entry.version] += entry.rows
+        return rows.most_common(1)[0][0] if rows else None
+
+    def _counting(self, entry: FileEntry) -> Iterator[tuple[pa.Table, Mask]]:
+        """Row groups of a file, and which rows were not taken back."""
+        for table in heads(self._store, entry, HEAD):
+            mask = self._ceilings.mask(entry.version, table)
+            if mask is None:
+                mask = np.ones(len(table), bool)
+            gone = of_dropped(table, set(), self._emptied)
+            yield table, mask if gone is None else mask & ~gone
+
+    @staticmethod
+    def _leave_older_out(
+        masks: dict[str, list[Mask]], suspects: list[tuple[str, int, npt.NDArray[np.int64], pa.Table]]
+    ) -> None:
+        if not suspects:
+            return
+        stale = ~newest(pa.concat_tables([table for *_, table in suspects]))
+        start = 0
+        for name, number, rows, table in suspects:
+            masks[name][number][rows[stale[start : start + len(table)]]] = False
+            start += len(table)
+
+
+def taken_back(store: Store, before: Manifest, limits: Mapping[int, int]) -> int:
+    """How many rows of a version a rollback takes back.
+
+    Parameters
+    ----------
+    limits
+        By vbucket, the seqno behind which nothing counts any more.
+    """
+    if not limits:
+        return 0
+    ceilings, ceiling = Ceilings(before.rollbacks), _by_vbucket(limits)
+    count = 0
+    for entry in before.files:
+        low, high = entry.vbuckets
+        if (ceiling[low : high + 1] >= entry.seqnos[1]).all():
+            continue
+        for table in heads(store, entry, (VBUCKET, SEQNO)):
+            void = table[SEQNO].to_numpy() > ceiling[table[VBUCKET].to_numpy()]
+            counted = ceilings.mask(entry.version, table)
+            count += int((void if counted is None else void & counted).sum())
+    return count

@@ -1,0 +1,126 @@
+"""One writer at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from cbframe.errors import SnapshotError
+from cbframe.snapshot.store import LocalStore, Store
+
+LOCK = "lock.json"
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The time of day, with its zone."""
+    return datetime.now(UTC)
+
+
+@contextmanager
+def writing(store: Store, *, clock: Clock = utc_now, break_lock: bool = False) -> Iterator[None]:
+    """Be the only writer of a snapshot.
+
+    In a local folder the system holds the lock, and lets go of it when the process ends, however it
+    ends. Elsewhere it is a file, which a writer that is killed leaves behind.
+
+    Parameters
+    ----------
+    break_lock
+        Take a lock away from its owner; for one whose owner is known to be dead.
+
+    Raises
+    ------
+    SnapshotError
+        Another writer is there: who, since when, and what to do.
+    """
+    mine = {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "since": clock().isoformat(timespec="seconds"),
+        "token": uuid.uuid4().hex,
+    }
+    hold = _held_by_system if isinstance(store, LocalStore) else _held_by_file
+    with hold(store, mine, clock, break_lock):
+        yield
+
+
+@contextmanager
+def _held_by_system(store: Store, mine: dict[str, Any], clock: Clock, break_lock: bool) -> Iterator[None]:
+    try:
+        import fcntl  # noqa: PLC0415 - not everywhere
+    except ImportError:  # pragma: no cover - Windows
+        with _held_by_file(store, mine, clock, break_lock):
+            yield
+        return
+    assert isinstance(store, LocalStore)
+    path = store.path(LOCK)
+    with store.told(LOCK, "lock the snapshot"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise _locked(store, file.read(), clock, killed="ended: the lock ends with it") from None
+        file.truncate(0)
+        file.write(json.dumps(mine).encode())
+        file.flush()
+        yield
+        # Not deleted: whoever waits for this very file would lock one that nobody sees any more.
+        file.truncate(0)
+
+
+@contextmanager
+def _held_by_file(store: Store, mine: dict[str, Any], clock: Clock, break_lock: bool) -> Iterator[None]:
+    data = json.dumps(mine).encode()
+    if break_lock:
+        store.remove(LOCK)
+    try:
+        store.publish(LOCK, data)
+    except FileExistsError:
+        try:
+            owner = store.read(LOCK)
+        except FileNotFoundError:
+            owner = b""
+        killed = "dead: then give break_lock=True"
+        raise _locked(store, owner, clock, killed=killed) from None
+    try:
+        yield
+    finally:
+        if store.read(LOCK) == data:
+            store.remove(LOCK)
+
+
+def _locked(store: Store, owner: bytes, clock: Clock, *, killed: str) -> SnapshotError:
+    told = "another writer"
+    try:
+        fields = json.loads(owner)
+        since = datetime.fromisoformat(fields["since"])
+        told = (
+            f"process {int(fields['pid'])} on {fields['host']}, since {since:%Y-%m-%d %H:%M:%S} UTC "
+            f"({_age((clock() - since).total_seconds())})"
+        )
+    except (ValueError, KeyError, TypeError):
+        pass  # it has just begun, or just ended
+    return SnapshotError(
+        f"the snapshot is being written by {told}",
+        path=store.root,
+        hint=f"wait until it is done, or see whether it is {killed}",
+    )
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{max(0, int(seconds))} s"

@@ -1,0 +1,329 @@
+"""The manifest: one file for each version of a snapshot, from which everything else follows.
+
+Format 1
+--------
+``manifest/00000007.json`` is version 7: UTF-8 JSON, unsigned 64-bit integers as strings. Its last field,
+``digest``, is the SHA-256 of the file up to that field. A manifest is complete: no other one is needed to
+read its version.
+
+========================  ==========================================================================
+field                     meaning
+========================  ==========================================================================
+format                    1
+version, parent           this version, and the one it was made from (0 for none)
+kind                      create, update, repair, compact
+created                   time of day, ISO 8601 with offset
+bucket, bucket_uuid       where the documents are from
+cluster_uuid              empty where the cluster does not tell
+options                   what was asked for when the snapshot was made
+vbuckets                  lists with one entry a vbucket: seqno, vbuuid, failover_log (newest history
+                          first), snap_start, snap_end, manifest_uid, purge_seqno, and floor: older
+                          versions of documents are kept for what came after it
+files                     the files that count, oldest first: name, version (in which it was written),
+                          rows, upserts, nbytes, sha256, vbuckets and seqnos (lowest, highest), unique
+                          (no document occurs twice in the files of its version), text_keys (or bytes),
+                          columns (which of ``columns`` it has)
+columns                   what the columns of files are
+rollbacks                 version, reason, and seqno by vbucket: rows of that vbucket with a higher
+                          seqno, in files of earlier versions, do not count
+drops                     version, collection, and seqno by vbucket: rows of that collection with a
+                          lower seqno do not count
+collections               id to ``scope.collection``, of all rows
+counts                    rows of this version: upserted, deleted, retracted
+========================  ==========================================================================
+
+``data/`` has the files: Parquet, one row for each change, with the columns ``_cb_key``, ``_change_type``
+(upsert, delete, expire), the metadata ``_cb_…``, and the fields of the documents, which are null in a
+deletion. Of several rows that count, the one with the highest seqno is the document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from cbframe.arrow.documents.unify import Columns
+from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.errors import SnapshotError
+from cbframe.wire.constants import MAX_SEQNO
+from cbframe.wire.failover import FailoverEntry
+
+FORMAT = 1
+FOLDER = "manifest"
+
+Kind = Literal["create", "update", "repair", "compact"]
+Reason = Literal["rollback", "repair"]
+_NOTHING = VBucketMetaData()
+_DIGEST = ',\n"digest": "'
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a vbucket was read.
+
+    Attributes
+    ----------
+    seqno
+        Everything up to it was read, and nothing behind it: the end of a snapshot.
+    metadata
+        Failover log and snapshot range, to continue from there.
+    """
+
+    seqno: int = 0
+    metadata: VBucketMetaData = _NOTHING
+
+    @property
+    def vbuuid(self) -> int:
+        """The history that it belongs to; 0 at the start."""
+        return self.metadata.vbuuid_at(self.seqno)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """A file of changes; the module's documentation says what the fields are."""
+
+    name: str
+    version: int
+    rows: int
+    upserts: int
+    nbytes: int
+    sha256: str
+    vbuckets: tuple[int, int]
+    seqnos: tuple[int, int]
+    unique: bool
+    text_keys: bool
+    columns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """What does not count any more of files before a version: by vbucket, rows above a seqno."""
+
+    version: int
+    reason: Reason
+    vbuckets: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A collection that was dropped, or emptied: by vbucket, the seqno at which that was."""
+
+    version: int
+    collection: int
+    vbuckets: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Rows of one version.
+
+    Attributes
+    ----------
+    upserted, deleted
+        Written; a document that changed twice counts twice.
+    retracted
+        Rows of earlier versions that do not count any more.
+    """
+
+    upserted: int = 0
+    deleted: int = 0
+    retracted: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """One version of a snapshot; the module's documentation says what the fields are."""
+
+    version: int
+    parent: int
+    kind: Kind
+    created: datetime
+    bucket: str
+    bucket_uuid: str
+    cluster_uuid: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    positions: Sequence[Position]
+    floors: Sequence[int]
+    files: tuple[FileEntry, ...] = ()
+    columns: tuple[Columns, ...] = ()
+    rollbacks: tuple[Rollback, ...] = ()
+    drops: tuple[Drop, ...] = ()
+    collections: Mapping[int, str] = field(default_factory=dict)
+    counts: Counts = Counts()
+
+    def columns_of(self, entry: FileEntry) -> Columns:
+        """What the columns of a file are."""
+        return self.columns[entry.columns]
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        body = json.dumps(self._fields(), separators=(",", ":"))[:-1]
+        digest = hashlib.sha256(body.encode()).hexdigest()
+        return f'{body}{_DIGEST}{digest}"}}\n'.encode()
+
+    def _fields(self) -> dict[str, Any]:
+        metadata = [position.metadata for position in self.positions]
+        return {
+            "format": FORMAT,
+            "version": self.version,
+            "parent": self.parent,
+            "kind": self.kind,
+            "created": self.created.isoformat(),
+            "bucket": self.bucket,
+            "bucket_uuid": self.bucket_uuid,
+            "cluster_uuid": self.cluster_uuid,
+            "options": dict(self.options),
+            "vbuckets": {
+                "seqno": [str(position.seqno) for position in self.positions],
+                "vbuuid": [str(position.vbuuid) for position in self.positions],
+                "failover_log": [
+                    [[str(vbuuid), str(seqno)] for vbuuid, seqno in each.failover_log] for each in metadata
+                ],
+                "snap_start": [str(each.snap_start) for each in metadata],
+                "snap_end": [str(each.snap_end) for each in metadata],
+                "manifest_uid": [str(each.manifest_uid) for each in metadata],
+                "purge_seqno": [str(each.purge_seqno) for each in metadata],
+                "floor": [str(seqno) for seqno in self.floors],
+            },
+            "files": [
+                asdict(entry) | {"seqnos": [str(seqno) for seqno in entry.seqnos]} for entry in self.files
+            ],
+            "columns": [columns.to_dict() for columns in self.columns],
+            "rollbacks": [
+                {"version": each.version, "reason": each.reason, "vbuckets": _by_vbucket(each.vbuckets)}
+                for each in self.rollbacks
+            ],
+            "drops": [
+                {
+                    "version": each.version,
+                    "collection": each.collection,
+                    "vbuckets": _by_vbucket(each.vbuckets),
+                }
+                for each in self.drops
+            ],
+            "collections": {str(number): name for number, name in self.collections.items()},
+            "counts": asdict(self.counts),
+        }
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str) -> Manifest:
+        """Read a file.
+
+        Parameters
+        ----------
+        path
+            For messages.
+
+        Raises
+        ------
+        SnapshotError
+            It is damaged, or of a newer format.
+        """
+        fields = _checked(data, path)
+        if fields.get("format") != FORMAT:
+            raise SnapshotError(
+                f"a manifest of format {fields.get('format')!r}, and this cbframe reads format {FORMAT}",
+                path=path,
+                hint="use a newer cbframe",
+            )
+        try:
+            return cls._of(fields)
+        except (KeyError, TypeError, ValueError) as exc:
+            raise _damaged(path, f"a field is missing or no such thing ({exc})") from exc
+
+    @classmethod
+    def _of(cls, fields: dict[str, Any]) -> Manifest:
+        vbuckets = fields["vbuckets"]
+        names = ("snap_start", "snap_end", "purge_seqno", "manifest_uid")
+        ranges = zip(*([_u64(number) for number in vbuckets[name]] for name in names), strict=True)
+        logs = [
+            tuple(FailoverEntry(_u64(vbuuid), _u64(seqno)) for vbuuid, seqno in log)
+            for log in vbuckets["failover_log"]
+        ]
+        positions = [
+            Position(_u64(seqno), VBucketMetaData(0, 0, start, end, log, purged, uid))
+            for seqno, log, (start, end, purged, uid) in zip(vbuckets["seqno"], logs, ranges, strict=True)
+        ]
+        return cls(
+            version=int(fields["version"]),
+            parent=int(fields["parent"]),
+            kind=fields["kind"],
+            created=datetime.fromisoformat(fields["created"]),
+            bucket=fields["bucket"],
+            bucket_uuid=fields["bucket_uuid"],
+            cluster_uuid=fields["cluster_uuid"],
+            options=fields["options"],
+            positions=positions,
+            floors=[_u64(seqno) for seqno in vbuckets["floor"]],
+            files=tuple(_entry(entry) for entry in fields["files"]),
+            columns=tuple(Columns.from_dict(columns) for columns in fields["columns"]),
+            rollbacks=tuple(
+                Rollback(each["version"], each["reason"], _numbers(each["vbuckets"]))
+                for each in fields["rollbacks"]
+            ),
+            drops=tuple(
+                Drop(each["version"], each["collection"], _numbers(each["vbuckets"]))
+                for each in fields["drops"]
+            ),
+            collections={int(number): name for number, name in fields["collections"].items()},
+            counts=Counts(**fields["counts"]),
+        )
+
+
+def name_of(version: int) -> str:
+    """The file of a version."""
+    return f"{FOLDER}/{version:08d}.json"
+
+
+def version_of(name: str) -> int | None:
+    """The version of a file of the folder; None if it is no manifest."""
+    stem, dot, kind = name.partition(".")
+    return int(stem) if dot and kind == "json" and stem.isdigit() else None
+
+
+def _checked(data: bytes, path: str) -> dict[str, Any]:
+    """The fields of a file that is as it was written."""
+    body, mark, rest = data.rpartition(_DIGEST.encode())
+    if not mark or rest != hashlib.sha256(body).hexdigest().encode() + b'"}\n':
+        raise _damaged(path, "its digest does not fit, or it is cut off")
+    try:
+        fields = json.loads(data)
+    except ValueError as exc:
+        raise _damaged(path, "it is no JSON") from exc
+    if not isinstance(fields, dict):
+        raise _damaged(path, "it is no JSON object")
+    return fields
+
+
+def _damaged(path: str, why: str) -> SnapshotError:
+    return SnapshotError(
+        f"a damaged manifest: {why}",
+        path=path,
+        hint='write_snapshot(..., mode="repair") goes back to the last version that is whole, and reads '
+        "again what came after it",
+    )
+
+
+def _entry(fields: dict[str, Any]) -> FileEntry:
+    first, last = (_u64(seqno) for seqno in fields["seqnos"])
+    low, high = fields["vbuckets"]
+    return FileEntry(**fields | {"seqnos": (first, last), "vbuckets": (int(low), int(high))})
+
+
+def _by_vbucket(seqnos: Mapping[int, int]) -> dict[str, str]:
+    return {str(vbucket): str(seqno) for vbucket, seqno in sorted(seqnos.items())}
+
+
+def _numbers(seqnos: Mapping[str, str]) -> dict[int, int]:
+    return {int(vbucket): _u64(seqno) for vbucket, seqno in seqnos.items()}
+
+
+def _u64(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= MAX_SEQNO:
+        raise ValueError(f"{text!r} is no unsigned 64-bit integer")
+    return number

@@ -1,0 +1,67 @@
+"""Reading the files of a snapshot: what is damaged is told of, and never taken for data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
+from cbframe.errors import SnapshotError
+from cbframe.snapshot.manifest import FileEntry
+from cbframe.snapshot.sink import CHANGE_TYPE
+from cbframe.snapshot.store import Store
+
+HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO, CHANGE_TYPE)
+"""What tells which rows count."""
+
+
+@contextmanager
+def opened(store: Store, entry: FileEntry) -> Iterator[pq.ParquetFile]:
+    """A file of a snapshot.
+
+    Raises
+    ------
+    SnapshotError
+        It is gone or damaged, as found by what is read of it in the block.
+    """
+    try:
+        with store.input(entry.name) as source:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            rows = file.metadata.num_rows
+            if rows == entry.rows:
+                yield file
+                return
+        raise damaged(store, entry, f"{rows:,} rows instead of {entry.rows:,}")
+    except FileNotFoundError as exc:
+        raise SnapshotError(
+            "a file of the snapshot is gone",
+            path=store.where(entry.name),
+            hint="vacuum() deletes files of old versions: read a newer one. If this is the newest, "
+            'write_snapshot(..., mode="repair") reads again what was in it',
+        ) from exc
+    except (OSError, pa.ArrowInvalid) as exc:
+        raise damaged(store, entry, str(exc)) from exc
+
+
+def damaged(store: Store, entry: FileEntry, why: str) -> SnapshotError:
+    """Of a file that is not as it was written."""
+    return SnapshotError(
+        f"a damaged file of the snapshot ({why.strip()})",
+        path=store.where(entry.name),
+        hint='verify() looks at all files; write_snapshot(..., mode="repair") reads again what was in '
+        "damaged ones",
+    )
+
+
+def heads(store: Store, entry: FileEntry, columns: Sequence[str] = HEAD) -> Iterator[pa.Table]:
+    """Metadata of the rows of a file, by row group; keys are binary."""
+    with opened(store, entry) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=list(columns))
+            if KEY in columns and table[KEY].type != pa.binary():
+                at = table.column_names.index(KEY)
+                table = table.set_column(at, KEY, table[KEY].cast(pa.binary()))
+            yield table.select(list(columns))

@@ -1,0 +1,66 @@
+"""The front door for reading: ``read_snapshot``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from cbframe.errors import ConfigurationError
+from cbframe.frame.shape import Nested
+from cbframe.snapshot.history import AsOf
+from cbframe.snapshot.snapshot import Snapshot
+
+
+def read_snapshot(
+    path: str | os.PathLike[str],
+    *,
+    columns: Sequence[str | tuple[str, ...]] | None = None,
+    filters: Any = None,
+    as_of: AsOf = None,
+    metadata: str | Sequence[str] = ("key",),
+    nested: Nested = "struct",
+    return_type: str = "pandas",
+    dtype_backend: str | None = "pyarrow",
+    filesystem: pafs.FileSystem | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Any:
+    """Read the documents of a snapshot: of each the newest version that counts, without deleted ones.
+
+    No cluster is needed. Files, and parts of files, that no wanted row can be in are not read.
+
+    Parameters
+    ----------
+    path
+        Where :func:`cbframe.write_snapshot` made it.
+    columns, filters, metadata, nested
+        As of :func:`cbframe.scan_bucket`; filters compare with the values of the columns, and may name
+        metadata such as ``_cb_expiry``.
+    as_of
+        A version, or a time (``datetime`` or ISO 8601; without zone it is UTC); None for the newest.
+    return_type
+        ``"pandas"``, ``"arrow"`` or ``"polars"``.
+    dtype_backend
+        Of pandas: ``"pyarrow"``, ``"numpy_nullable"`` or None.
+    filesystem, storage_options
+        What `path` is in.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument cannot be meant.
+    SnapshotError
+        There is no snapshot, or a file of it is gone or damaged.
+    """
+    snapshot = Snapshot(path, filesystem=filesystem, storage_options=storage_options)
+    wanted = {"as_of": as_of, "columns": columns, "filters": filters, "metadata": metadata, "nested": nested}
+    match return_type:
+        case "pandas":
+            return snapshot.to_pandas(dtype_backend=dtype_backend, **wanted)
+        case "arrow":
+            return snapshot.to_arrow(**wanted)
+        case "polars":
+            return snapshot.to_polars(**wanted)
+    raise ConfigurationError(f"return_type={return_type!r}", hint="choose from: pandas, arrow, polars")

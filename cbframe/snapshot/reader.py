@@ -1,0 +1,198 @@
+"""The documents of one version, read file by file: one schema, only what is wanted, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OURS
+from cbframe.arrow.documents.filters import Filters
+from cbframe.arrow.documents.projection import Path
+from cbframe.arrow.documents.unify import Columns, unify
+from cbframe.arrow.documents.widen import widen
+from cbframe.errors import ConfigurationError
+from cbframe.frame.shape import Nested, flattened, selected
+from cbframe.frame.target import METADATA_NAMES
+from cbframe.snapshot.live import Live, Part
+from cbframe.snapshot.manifest import Manifest
+from cbframe.snapshot.parquet import opened
+from cbframe.snapshot.pick import column_of, may_pass, passing
+from cbframe.snapshot.sink import CHANGE_TYPE
+from cbframe.snapshot.store import Store
+
+_NAMES = ("_cb_scope", "_cb_collection")
+_DEFAULT = "_default._default"
+_TYPES = {**METADATA_TYPES, COLLECTION_ID: pa.uint32(), **dict.fromkeys((*_NAMES, CHANGE_TYPE), pa.string())}
+
+
+class VersionReader:
+    """Reads the rows of a version.
+
+    Parameters
+    ----------
+    metadata
+        As of a scan; the collections' names are there in any case where there are several.
+    columns
+        Paths of fields; None for all.
+    filters
+        Rows that do not pass are left out.
+    nested
+        As of a scan; ``"flatten"`` makes columns of members.
+    changes
+        With a column that tells what kind of change each row is, and with the collection's id.
+    documents, text
+        What the columns of documents are, and whether keys are text, where more is read than this version.
+
+    Attributes
+    ----------
+    schema
+        Of all tables.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such field, or no such metadata.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        *,
+        metadata: Sequence[str] = ("key",),
+        columns: Sequence[Path] | None = None,
+        filters: Filters | None = None,
+        nested: Nested = "struct",
+        changes: bool = False,
+        documents: Columns | None = None,
+        text: bool | None = None,
+    ) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._nested = nested
+        self._documents = documents_of(manifest) if documents is None else documents
+        self._columns = None if columns is None else [self._path(path) for path in columns]
+        self._filters = None if filters is None else self._by_column(filters)
+        # One that is no text makes bytes of all.
+        self._text = all(entry.text_keys for entry in manifest.files) if text is None else text
+        self._head = self._head_of(metadata, changes=changes)
+        self._wanted = self._fields()
+        empty = pa.schema([*self._metadata(), *self._wanted.schema]).empty_table()
+        self.schema = self._formed(empty).schema
+
+    def _head_of(self, metadata: Sequence[str], *, changes: bool) -> list[pa.Field]:
+        unknown = [name for name in metadata if name not in METADATA_NAMES]
+        if unknown:
+            raise ConfigurationError(
+                f"metadata {unknown[0]!r} does not exist", hint=f"choose from: {', '.join(METADATA_NAMES)}"
+            )
+        if "xattrs" in metadata and not self._manifest.options.get("xattrs"):
+            raise ConfigurationError(
+                "the snapshot has no extended attributes", hint="make it anew with xattrs=True"
+            )
+        names = [f"{OURS}{name}" for name in metadata if name != "key"]
+        if any(name != _DEFAULT for name in self._manifest.collections.values()):
+            names = list(dict.fromkeys([*names, *_NAMES]))
+        if changes:
+            names = list(dict.fromkeys([CHANGE_TYPE, *names, *_NAMES, COLLECTION_ID]))
+        return [
+            pa.field(KEY, pa.string() if self._text else pa.binary()),
+            *(pa.field(name, _TYPES[name]) for name in names),
+        ]
+
+    def _path(self, path: Path) -> Path:
+        """Where a snapshot holds members only, they are columns with a dot in their names."""
+        joined = ".".join(path)
+        names = self._documents.schema.names
+        return (joined,) if joined in names and path[0] not in names else path
+
+    def _by_column(self, filters: Filters) -> Filters:
+        return tuple(tuple(replace(each, path=self._path(each.path)) for each in group) for group in filters)
+
+    def _fields(self) -> Columns:
+        """The columns of documents that have to be read."""
+        names = self._documents.schema.names
+        if self._columns is None:
+            return self._documents
+        needed = {column_of(path) for path in self._columns}
+        needed |= {column_of(each.path) for group in self._filters or () for each in group}
+        return self._documents.select([name for name in names if name in needed])
+
+    def _metadata(self) -> list[pa.Field]:
+        """What is read of it: also what only filters want."""
+        there = {field.name for field in self._head}
+        asked = dict.fromkeys(each.path[0] for group in self._filters or () for each in group)
+        more = [name for name in asked if name in _TYPES and name not in there]
+        return [*self._head, *(pa.field(name, _TYPES[name]) for name in more)]
+
+    def tables(self, parts: Sequence[Part] | None = None) -> Iterator[pa.Table]:
+        """The rows that count, a table for each row group that has some.
+
+        Parameters
+        ----------
+        parts
+            What counts; None for what :class:`~cbframe.snapshot.live.Live` finds.
+
+        Raises
+        ------
+        SnapshotError
+            A file is gone or damaged.
+        """
+        for part in Live(self._store, self._manifest).parts() if parts is None else parts:
+            if part.count:
+                yield from self._of_part(part)
+
+    def _of_part(self, part: Part) -> Iterator[pa.Table]:
+        columns = self._manifest.columns_of(part.entry)
+        with opened(self._store, part.entry) as file:
+            start = 0
+            for group in range(file.num_row_groups):
+                metadata = file.metadata.row_group(group)
+                keep = None if part.keep is None else part.keep[start : start + metadata.num_rows]
+                start += metadata.num_rows
+                if keep is not None and not keep.any():
+                    continue
+                if self._filters is not None and not may_pass(self._filters, metadata):
+                    continue
+                table = self._formed(self._group(file, group, columns, keep))
+                if len(table):
+                    yield table
+
+    def _group(self, file: pq.ParquetFile, group: int, columns: Columns, keep: Any) -> pa.Table:
+        """A row group with the columns that are wanted, as the whole snapshot has them."""
+        fields = self._metadata()
+        there = [name for name in self._wanted.schema.names if name in columns.schema.names]
+        table = file.read_row_group(group, columns=[*(field.name for field in fields), *there])
+        if keep is not None and not keep.all():
+            table = table.filter(pa.array(keep))
+        documents = widen(table.select(there), columns.select(there), self._wanted)
+        # Keys may be text in one file and bytes in another.
+        head = [table[field.name].cast(field.type) for field in fields]
+        schema = pa.schema([*fields, *documents.schema])
+        return pa.table([*head, *documents.columns], schema=schema)
+
+    def _formed(self, table: pa.Table) -> pa.Table:
+        """The rows that pass, and the columns that were asked for."""
+        if self._filters is not None:
+            table = table.filter(pa.array(passing(table, self._filters)))
+        head = table.select([field.name for field in self._head])
+        documents = table.select(self._wanted.schema.names)
+        if self._columns is not None:
+            documents = selected(documents, self._columns, rows=len(head))
+        if self._nested == "flatten":
+            documents = flattened(documents)
+        if not documents.column_names:
+            return head
+        schema = pa.schema([*head.schema, *documents.schema])
+        return pa.table([*head.columns, *documents.columns], schema=schema)
+
+
+def documents_of(manifest: Manifest) -> Columns:
+    """The columns of the documents of all files together."""
+    used = dict.fromkeys(entry.columns for entry in manifest.files)
+    most = manifest.options.get("max_struct_fields", 1000)
+    return unify([manifest.columns[number] for number in used], max_members=most)

@@ -1,0 +1,122 @@
+"""The receiver of an update: it begins where the snapshot ends, and goes back only to where it was whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from cbframe.arrow.spool import DeferringBatchReceiver
+from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.snapshot.manifest import Position
+from cbframe.wire.constants import SystemEventId
+from cbframe.wire.messages import SystemEvent
+
+Below = Callable[[int, int], Position]
+"""The last position of a vbucket, at or before a seqno, at which it was whole."""
+
+
+class ResumingReceiver(DeferringBatchReceiver):
+    """Gathers what changed since a snapshot.
+
+    Everything that was received counts, also deletions and older versions of documents, but for what the
+    server took back during the read itself.
+    """
+
+    __slots__ = ("_below", "_drops", "_starts", "rolled_back", "taken_back")
+
+    rolled_back: dict[int, int]
+    """Seqnos to which the server rolled vbuckets back, the lowest of each."""
+    taken_back: dict[int, int]
+    """Seqnos, by vbucket, behind which nothing counts that the snapshot has."""
+
+    def resume(self, starts: Mapping[int, Position], below: Below) -> None:
+        """Begin there; call it before anything is received.
+
+        Parameters
+        ----------
+        starts
+            Where the snapshot ends, by vbucket.
+        below
+            Tells what a vbucket can be taken back to.
+        """
+        self._starts = starts
+        self._below = below
+        self._drops: dict[tuple[int, int], int] = {}
+        self.rolled_back = {}
+        self.taken_back = {}
+        for vbucket, position in starts.items():
+            self._begin(vbucket, position)
+
+    def _begin(self, vbucket: int, position: Position) -> None:
+        state = self._vbuckets[vbucket]
+        state.metadata = position.metadata.to_json() if position.seqno else None
+        self._last_seqno[vbucket] = position.seqno
+
+    # -- on the threads of the nodes
+
+    def rollback(self, vbucket: int, seqno: int) -> None:
+        state = self._vbuckets[vbucket]
+        state.void_before = self._batches.count()
+        target = self._below(vbucket, seqno)
+        self.rolled_back[vbucket] = min(seqno, self.rolled_back.get(vbucket, seqno))
+        if target.seqno < self._start(vbucket):
+            self.taken_back[vbucket] = min(target.seqno, self.taken_back.get(vbucket, target.seqno))
+        for place in [
+            place for place, at in self._drops.items() if place[0] == vbucket and at > target.seqno
+        ]:
+            del self._drops[place]
+        self._begin(vbucket, target)
+
+    def seqno_advanced(self, vbucket: int, seqno: int) -> None:
+        self._last_seqno[vbucket] = seqno
+
+    def system_event(self, vbucket: int, event: SystemEvent) -> None:
+        DeferringBatchReceiver.system_event(self, vbucket, event)
+        # A collection that is told to begin behind the start of the stream is new, or was emptied.
+        ends = {SystemEventId.DROP_COLLECTION}
+        if self._last_seqno[vbucket]:
+            ends.add(SystemEventId.CREATE_COLLECTION)
+        if event.event in ends and event.collection_id is not None:
+            self._drops[vbucket, event.collection_id] = event.seqno
+
+    # -- afterwards
+
+    def _start(self, vbucket: int) -> int:
+        return self._starts[vbucket].seqno if vbucket in self._starts else 0
+
+    def drops(self, collections: Iterable[int]) -> dict[int, dict[int, int]]:
+        """By collection, of those that matter, and vbucket: the seqno at which it was dropped or emptied."""
+        found: dict[int, dict[int, int]] = {number: {} for number in collections}
+        for (vbucket, collection), seqno in self._drops.items():
+            if collection in found:
+                found[collection][vbucket] = seqno
+        return {collection: seqnos for collection, seqnos in found.items() if seqnos}
+
+    def vanished(self, reached: Mapping[int, int]) -> dict[int, int]:
+        """Vbuckets of which less is there than the snapshot has, though nobody rolled them back.
+
+        Nothing is asked about a vbucket that the server says is empty.
+
+        Parameters
+        ----------
+        reached
+            Seqnos at which the vbuckets are complete.
+        """
+        return {
+            vbucket: self._below(vbucket, reached[vbucket]).seqno
+            for vbucket, start in self._starts.items()
+            if reached.get(vbucket, start.seqno) < start.seqno and vbucket not in self.taken_back
+        }
+
+    def metadata_of(self, vbucket: int) -> VBucketMetaData:
+        """What there is to continue with."""
+        stored = self._vbuckets[vbucket].metadata
+        return VBucketMetaData() if stored is None else VBucketMetaData.from_json(stored)
+
+    def replaced(self, vbuckets: Iterable[int]) -> bool:
+        """Whether no history of these vbuckets, as far as the server told, is one that the snapshot knows."""
+        return not any(
+            {entry.vbuuid for entry in self.metadata_of(vbucket).failover_log}
+            & {entry.vbuuid for entry in self._starts[vbucket].metadata.failover_log}
+            for vbucket in vbuckets
+            if vbucket in self.taken_back
+        )

@@ -1,0 +1,292 @@
+"""The changes of one update: put down on disk as they come, then typed, deletions among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, VALUE, VBUCKET
+from cbframe.arrow.documents.chunks import Batch
+from cbframe.arrow.documents.passes import PassingTyper
+from cbframe.arrow.documents.plan import Plan
+from cbframe.arrow.documents.unify import Columns, ColumnsBuilder
+from cbframe.arrow.spool import ARRIVED, Spool
+from cbframe.cluster.manifest import Manifest
+from cbframe.frame.assemble import beside
+from cbframe.frame.conflicts import Conflict
+from cbframe.frame.names import Names, alive, is_text
+from cbframe.frame.outcome import Outcome
+from cbframe.frame.streamed import SpoolingSink, documents_of
+from cbframe.frame.target import ScanTarget
+from cbframe.snapshot.resume import ResumingReceiver
+from cbframe.wire.constants import Opcode
+
+CHANGE_TYPE = "_change_type"
+UPSERT, DELETE, EXPIRE = "upsert", "delete", "expire"
+_KINDS = pa.array([UPSERT, DELETE, EXPIRE])
+_OPCODES = np.array([Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION])
+_DEFAULT = "_default"
+
+
+class Described:
+    """What the columns of documents are, found out table by table.
+
+    Parameters
+    ----------
+    plan
+        By which they were made.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._builder: ColumnsBuilder | None = None
+
+    def look(self, table: pa.Table) -> None:
+        """Take in one more table; all have one schema."""
+        if self._builder is None:
+            self._builder = ColumnsBuilder(table.schema, self._plan)
+        self._builder.look(table)
+
+    def columns(self) -> Columns:
+        """What they are."""
+        return Columns(pa.schema([])) if self._builder is None else self._builder.columns()
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What an update brought.
+
+    Attributes
+    ----------
+    rows
+        How many there are.
+    tables
+        Metadata, and the documents' columns behind it; to be consumed once.
+    documents
+        What the documents' columns are, once `tables` is consumed.
+    collections
+        Ids and names of those that rows are of.
+    conflicts, rejected
+        As of a read.
+    """
+
+    rows: int
+    tables: Iterator[pa.Table]
+    documents: Described
+    collections: dict[int, str]
+    conflicts: tuple[Conflict, ...]
+    rejected: dict[str, int]
+
+
+class ChangeSink(SpoolingSink):
+    """Takes the changes of one run to disk.
+
+    Attributes
+    ----------
+    nbytes
+        What came, in bytes of memory.
+    """
+
+    nbytes = 0
+    _receiver: ResumingReceiver
+
+    def _put_down_batch(self, batch: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> None:
+        self.nbytes += batch.nbytes
+        super()._put_down_batch(batch, numbers)
+
+    def changes(self) -> Changes:
+        """Nothing more comes.
+
+        Raises
+        ------
+        CbframeError
+            As :meth:`~cbframe.frame.streamed.SpoolingSink.finish`.
+        """
+        if self._pending:
+            self._put_down()
+        self._spool.complete()
+        self._names.refuse_dropped(self._receiver)
+        ids = np.array(sorted(self._collections), np.uint32)
+        manifest = self._names.manifest_of(ids, self._receiver)
+        rows = _ChangeRows(self._spool, self._receiver, manifest)
+        head = _Head(self._names, manifest, text=all(is_text(rows.heads(n)[KEY]) for n in self._odd_keys))
+        if self._typer is None:
+            return self._unparsed_changes(rows, head)
+        return self._typed_changes(self._typer, rows, head)
+
+    def _unparsed_changes(self, rows: _ChangeRows, head: _Head) -> Changes:
+        kind = pa.schema([] if self._target.keys_only else [pa.field(VALUE, pa.binary())])
+        columns = Described(Plan(pa.struct([])))
+
+        def tables() -> Iterator[pa.Table]:
+            for number in range(len(rows)):
+                upserts, others = rows.parts(number)
+                values = pa.table([rows.values(number)] if kind.names else [], schema=kind)
+                yield from self._both(head, upserts, values, others, columns)
+
+        return Changes(rows.count, tables(), columns, rows.collections(), (), {})
+
+    def _typed_changes(self, typer: PassingTyper, rows: _ChangeRows, head: _Head) -> Changes:
+        if rows.some_went:
+            # What was learned of versions that do not count must not show in any column, type or count.
+            typer = PassingTyper(self._target.policy())
+            for number in range(len(rows)):
+                typer.learn(rows.load(number))
+        layout = typer.settle(rows)
+        census = typer.census
+        rejected = census.reasons()
+        # An update may bring none of the documents that have a field.
+        outcome = Outcome(self._target, rows.upserts, rejected, lenient=True)
+        columns = Described(_named(layout.plan, self._target))
+
+        def typed() -> Iterator[tuple[int, pa.Table]]:
+            return enumerate(typer.tables(rows, layout))
+
+        if outcome.looks:
+            for number, table in typed():
+                outcome.look(
+                    rows.parts(number)[0],
+                    table,
+                    lambda row, number=number: (number, row),  # type: ignore[misc]
+                )
+        conflicts = outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
+
+        def tables() -> Iterator[pa.Table]:
+            for number, table in typed():
+                upserts, others = rows.parts(number)
+                upserts, documents = outcome.form(upserts, table)
+                yield from self._both(head, upserts, documents, others, columns)
+
+        return Changes(rows.count, tables(), columns, rows.collections(), conflicts, rejected)
+
+    @staticmethod
+    def _both(
+        head: _Head, upserts: pa.Table, documents: pa.Table, others: pa.Table, columns: Described
+    ) -> Iterator[pa.Table]:
+        """Documents, and behind them deletions, whose fields are null."""
+        columns.look(documents)
+        table = beside(head.of(upserts), documents)
+        if len(others):
+            nothing = pa.table(
+                [pa.nulls(len(others), field.type) for field in documents.schema], schema=documents.schema
+            )
+            deleted = beside(head.of(others), nothing) if documents.schema.names else head.of(others)
+            table = pa.concat_tables([table, deleted])
+        if len(table):
+            yield table
+
+
+class _Head:
+    """The metadata of changes."""
+
+    def __init__(self, names: Names, manifest: Manifest | None, *, text: bool) -> None:
+        self._names = names
+        self._manifest = manifest
+        self._text = text
+
+    def of(self, raw: pa.Table) -> pa.Table:
+        head = self._names.head(raw, self._manifest, text=self._text)
+        if self._manifest is None:
+            default = pa.array([_DEFAULT], pa.string()).take(pa.array(np.zeros(len(raw), np.int8)))
+            head = head.append_column("_cb_scope", default).append_column("_cb_collection", default)
+        head = head.append_column(COLLECTION_ID, raw[COLLECTION_ID])
+        kinds = (raw[OPCODE].to_numpy()[:, None] == _OPCODES).argmax(axis=1)
+        return head.append_column(CHANGE_TYPE, _KINDS.take(pa.array(kinds)))
+
+
+class _ChangeRows:
+    """The rows of a spool that count: documents, and deletions.
+
+    Attributes
+    ----------
+    count, upserts
+        How many there are, and how many of them are documents.
+    some_went
+        Whether there are documents that do not count.
+    """
+
+    def __init__(self, spool: Spool, receiver: ResumingReceiver, manifest: Manifest | None) -> None:
+        self._spool = spool
+        self._void_before = receiver.void_before()
+        self._manifest = manifest
+        self._seen: set[int] = set()
+        self.count = self.upserts = documents = 0
+        for number in range(len(self)):
+            heads = spool.heads(number)
+            keep, upsert = self._masks(heads)
+            documents += int(_is_document(heads).sum())
+            self.count += int(keep.sum())
+            self.upserts += int(upsert.sum())
+            self._seen.update(np.unique(heads.column(COLLECTION_ID).to_numpy()[keep]).tolist())
+        self.some_went = documents != self.upserts
+
+    def __len__(self) -> int:
+        return len(self._spool)
+
+    def collections(self) -> dict[int, str]:
+        """Names of the rows' collections."""
+        if self._manifest is None:
+            return dict.fromkeys(self._seen, f"{_DEFAULT}.{_DEFAULT}")
+        names = ((cid, self._manifest.collections[cid]) for cid in sorted(self._seen))
+        return {cid: f"{name.scope}.{name.name}" for cid, name in names}
+
+    def _masks(self, heads: pa.RecordBatch) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which rows count, and which of them are documents."""
+        vbucket = heads.column(VBUCKET).to_numpy()
+        keep: npt.NDArray[np.bool_] = heads.column(ARRIVED).to_numpy() >= self._void_before[vbucket]
+        if self._manifest is not None:
+            keep &= alive(pa.Table.from_batches([heads]), self._manifest)
+        return keep, keep & _is_document(heads)
+
+    def heads(self, number: int) -> pa.Table:
+        """Keys and metadata of the rows of a batch."""
+        heads = self._spool.heads(number)
+        return pa.Table.from_batches([heads.filter(pa.array(self._masks(heads)[0]))])
+
+    def parts(self, number: int) -> tuple[pa.Table, pa.Table]:
+        """Keys and metadata of documents, and of deletions."""
+        heads = self._spool.heads(number)
+        keep, upsert = self._masks(heads)
+        return (
+            pa.Table.from_batches([heads.filter(pa.array(upsert))]),
+            pa.Table.from_batches([heads.filter(pa.array(keep & ~upsert))]),
+        )
+
+    def values(self, number: int) -> pa.Array:
+        """Values of documents, as they are."""
+        upsert = self._masks(self._spool.heads(number))[1]
+        return self._spool.values(number).filter(pa.array(upsert))
+
+    def load(self, number: int) -> Batch:
+        """Documents of a batch, to be typed."""
+        heads = self._spool.heads(number)
+        return documents_of(heads, self._spool.values(number), self._masks(heads)[1])
+
+    def key(self, place: tuple[int, int]) -> bytes:
+        """The key of a document."""
+        number, row = place
+        key: bytes = self.parts(number)[0][KEY][row].as_py()
+        return key
+
+
+def _is_document(heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    mutation: npt.NDArray[np.bool_] = heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
+    return mutation
+
+
+def _named(plan: Plan, target: ScanTarget) -> Plan:
+    """The plan of the columns as they are named in the result."""
+    if target.columns is None:
+        return plan
+    chosen = {}
+    for name, *inside in target.columns:
+        member = plan.members.get(name)
+        for each in inside:
+            member = None if member is None else member.members.get(each)
+        if member is not None:
+            chosen[".".join([name, *inside])] = member
+    return replace(plan, members=chosen)

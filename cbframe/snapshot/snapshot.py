@@ -1,0 +1,367 @@
+"""A snapshot to look at: its versions, its documents as of any of them, what changed between two."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+
+from cbframe.arrow.documents.filters import make_filters
+from cbframe.arrow.documents.projection import path_of
+from cbframe.errors import ConfigurationError, DependencyError
+from cbframe.frame.asof import AsOf as Picture
+from cbframe.frame.shape import NESTED, Nested
+from cbframe.snapshot.between import changes
+from cbframe.snapshot.check import Verification, verify
+from cbframe.snapshot.compact import Compaction, compact, vacuum
+from cbframe.snapshot.files import DATA, FILE_BYTES
+from cbframe.snapshot.history import AsOf, History
+from cbframe.snapshot.live import Live
+from cbframe.snapshot.lock import Clock, utc_now, writing
+from cbframe.snapshot.manifest import Counts, Manifest
+from cbframe.snapshot.reader import VersionReader
+from cbframe.snapshot.store import Store, open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotVersion:
+    """A version of a snapshot.
+
+    Attributes
+    ----------
+    version
+        Its number.
+    kind
+        ``create``, ``update``, ``repair`` or ``compact``.
+    created
+        When it was published.
+    counts
+        Rows of this version: upserted, deleted, retracted.
+    files, nbytes
+        Files that it consists of, those of earlier versions included, and their size.
+    as_of
+        What it is a picture of.
+    """
+
+    version: int
+    kind: str
+    created: datetime
+    counts: Counts
+    files: int
+    nbytes: int
+    as_of: Picture
+
+
+class Snapshot:
+    """A Parquet snapshot, as :func:`cbframe.write_snapshot` makes it. No cluster is needed.
+
+    Any consumer of the Arrow PyCapsule interface (polars, duckdb, pyarrow, pandas) takes it as it is, for
+    its documents as of the newest version.
+
+    Parameters
+    ----------
+    path
+        A folder, or a URI that pyarrow or fsspec know.
+    filesystem, storage_options
+        What `path` is in: a file system of pyarrow's, or options for that of fsspec.
+
+    Raises
+    ------
+    SnapshotError
+        There is no snapshot.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        filesystem: pafs.FileSystem | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._store: Store = open_store(path, filesystem=filesystem, storage_options=storage_options)
+        self._history = History(self._store)
+        self._history.at(None)
+
+    def __repr__(self) -> str:
+        newest = self._history.at(None)
+        rows = sum(entry.rows for entry in newest.files)
+        return (
+            f"<Snapshot {self._store.root!r} of {newest.bucket!r}: version {newest.version} "
+            f"of {newest.created:%Y-%m-%d %H:%M} UTC, {rows:,} rows in {len(newest.files)} files>"
+        )
+
+    @property
+    def versions(self) -> list[SnapshotVersion]:
+        """The versions that can be read, oldest first."""
+        there = {f"{DATA}/{name}" for name in self._store.names(DATA)}
+        manifests = map(self._history.load, self._history.numbers())
+        return [_version(each) for each in manifests if all(entry.name in there for entry in each.files)]
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return self._history.at(None).version
+
+    @property
+    def as_of(self) -> Picture:
+        """What the newest version is a picture of: for each vbucket its history, and a seqno."""
+        return _picture(self._history.at(None))
+
+    @property
+    def checkpoint(self) -> dict[int, dict[str, Any]]:
+        """Where the next update goes on: by vbucket, what a stream request needs."""
+        newest = self._history.at(None)
+        return {
+            vbucket: {
+                "vbuuid": position.vbuuid,
+                "seqno": position.seqno,
+                "snapshot": (position.metadata.snap_start, position.metadata.snap_end),
+                "failover_log": [tuple(entry) for entry in position.metadata.failover_log],
+                "manifest_uid": position.metadata.manifest_uid,
+                "purge_seqno": position.metadata.purge_seqno,
+            }
+            for vbucket, position in enumerate(newest.positions)
+        }
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the newest version's documents."""
+        return self._reader(None).schema
+
+    def schema_history(self) -> pd.DataFrame:
+        """How the schema came to be: for each version, the fields that appeared or changed their type."""
+        from cbframe.snapshot.drift import schema_history  # noqa: PLC0415 - pandas is slow to import
+
+        return schema_history(self._history)
+
+    def _reader(self, as_of: AsOf, **wanted: Any) -> VersionReader:
+        return VersionReader(self._store, self._history.at(as_of), **wanted)
+
+    def to_reader(
+        self,
+        *,
+        as_of: AsOf = None,
+        columns: Sequence[str | tuple[str, ...]] | None = None,
+        filters: Any = None,
+        metadata: str | Sequence[str] = ("key",),
+        nested: Nested = "struct",
+    ) -> pa.RecordBatchReader:
+        """The documents as a stream of record batches; of memory, it takes some bytes a row and a row group.
+
+        Parameters
+        ----------
+        as_of, columns, filters, metadata, nested
+            As of :func:`cbframe.read_snapshot`.
+        """
+        reader = self._reader(as_of, **_checked(columns, filters, metadata, nested))
+        batches = (batch for table in reader.tables() for batch in table.to_batches())
+        return pa.RecordBatchReader.from_batches(reader.schema, batches)
+
+    def to_arrow(self, **wanted: Any) -> pa.Table:
+        """The documents as an Arrow table; arguments as of :meth:`to_reader`."""
+        as_of = wanted.pop("as_of", None)
+        manifest = self._history.at(as_of)
+        options = {"columns": None, "filters": None, "metadata": ("key",), "nested": "struct"} | wanted
+        reader = VersionReader(self._store, manifest, **_checked(**options))
+        about = {
+            "bucket": manifest.bucket,
+            "version": manifest.version,
+            "as_of": _picture(manifest),
+        }
+        schema = reader.schema.with_metadata({b"cbframe": json.dumps(about).encode()})
+        tables = [table.replace_schema_metadata(schema.metadata) for table in reader.tables()]
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def to_pandas(self, *, dtype_backend: str | None = "pyarrow", **wanted: Any) -> pd.DataFrame:
+        """The documents as a DataFrame whose index is the key; arguments as of :meth:`to_reader`."""
+        from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+
+        table = self.to_arrow(**wanted)
+        frame = to_pandas(table, dtype_backend)
+        about = json.loads(table.schema.metadata[b"cbframe"])
+        about["as_of"] = Picture({int(vb): (at[0], at[1]) for vb, at in about["as_of"].items()})
+        frame.attrs["cbframe"] = about
+        return frame
+
+    def to_polars(self, **wanted: Any) -> Any:
+        """The documents as a polars DataFrame; arguments as of :meth:`to_reader`.
+
+        Raises
+        ------
+        DependencyError
+            polars is not installed.
+        """
+        try:
+            import polars as pl  # noqa: PLC0415 - optional
+        except ImportError as exc:
+            raise DependencyError("polars is not installed", hint="pip install 'cbframe[polars]'") from exc
+        return pl.from_arrow(self.to_arrow(**wanted))
+
+    def dataset(self, **wanted: Any) -> pads.Dataset:
+        """The documents as a dataset of pyarrow's, in memory; arguments as of :meth:`to_reader`.
+
+        One on disk, of any size, is what :meth:`export` makes.
+        """
+        return pads.dataset(self.to_arrow(**wanted))
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """Hand the documents over to any Arrow consumer."""
+        return self.to_reader().__arrow_c_stream__(requested_schema)
+
+    def __len__(self) -> int:
+        """How many documents there are."""
+        return sum(part.count for part in Live(self._store, self._history.at(None)).parts())
+
+    def export(self, path: str | os.PathLike[str], *, as_of: AsOf = None, compression: str = "zstd") -> Path:
+        """Write the documents as a folder of plain Parquet files, which any tool reads.
+
+        Parameters
+        ----------
+        path
+            The folder; it must not exist, and appears whole or not at all.
+        as_of
+            As of :func:`cbframe.read_snapshot`.
+
+        Raises
+        ------
+        SnapshotError
+            There is something at `path`.
+        """
+        from cbframe.snapshot.export import export  # noqa: PLC0415 - rarely wanted
+
+        return export(self._reader(as_of), Path(path), compression)
+
+    def verify(self) -> Verification:
+        """Look at all files: digests, rows, and that each version goes on where the one before ends."""
+        return verify(self._store, self._history)
+
+    def compact(
+        self,
+        *,
+        keep: str | timedelta = "1d",
+        compression: str = "zstd",
+        file_bytes: int = FILE_BYTES,
+        clock: Clock = utc_now,
+    ) -> Compaction:
+        """Write the newest version anew, into few files, as a version of its own.
+
+        Documents that were deleted, and older versions of documents, are left out, but for what came
+        within `keep`: the server may take back what it has told lately, and then they count again. A
+        rollback to before that has its vbucket read again from the start. :meth:`vacuum` deletes the old
+        files.
+
+        Parameters
+        ----------
+        keep
+            A ``timedelta``, or a text as ``"90min"``, ``"1d"``. A failover loses seconds, rarely minutes.
+        compression, file_bytes, clock
+            As of :func:`cbframe.write_snapshot`.
+        """
+        with writing(self._store, clock=clock):
+            return compact(
+                self._store,
+                self._history,
+                keep=_span(keep),
+                now=clock(),
+                compression=compression,
+                file_bytes=file_bytes,
+            )
+
+    def vacuum(self, *, keep: int = 1, clock: Clock = utc_now) -> list[str]:
+        """Delete the files that only older versions need, and what crashed writers left; their names.
+
+        Parameters
+        ----------
+        keep
+            How many of the newest versions stay readable, 1 or more.
+        """
+        if keep < 1:
+            raise ConfigurationError(f"keep={keep} would delete the snapshot", hint="give 1 or more")
+        with writing(self._store, clock=clock):
+            return vacuum(self._store, self._history, keep)
+
+    def changes(self, since: AsOf, until: AsOf = None) -> pd.DataFrame:
+        """What changed between two versions: a row for each change, with ``_change_type``.
+
+        Parameters
+        ----------
+        since, until
+            Versions, or times; None for the newest one.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``upsert``, ``delete`` and ``expire`` are what the bucket told. Where changes were taken back:
+            ``restore`` (an older version of the document counts again) and ``retract`` (there was none). And
+            ``drop``, of a document whose collection was dropped. In order within each vbucket.
+
+        Raises
+        ------
+        SnapshotError
+            Files of a version in between were deleted by :meth:`vacuum`.
+        """
+        from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+
+        return to_pandas(self.changes_to_arrow(since, until), "pyarrow")
+
+    def changes_to_arrow(self, since: AsOf, until: AsOf = None) -> pa.Table:
+        """What :meth:`changes` tells, as an Arrow table."""
+        return changes(self._store, self._history, self._history.at(since), self._history.at(until))
+
+
+def _version(manifest: Manifest) -> SnapshotVersion:
+    return SnapshotVersion(
+        manifest.version,
+        manifest.kind,
+        manifest.created,
+        manifest.counts,
+        len(manifest.files),
+        sum(entry.nbytes for entry in manifest.files),
+        _picture(manifest),
+    )
+
+
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+
+
+def _span(keep: str | timedelta) -> timedelta:
+    if isinstance(keep, timedelta):
+        return keep
+    found = re.fullmatch(r"(\d+) *(s|min|h|d)", keep)
+    if found is None:
+        raise ConfigurationError(f"keep={keep!r} is no time", hint='write "90min", "36h" or "1d"')
+    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+
+
+def _picture(manifest: Manifest) -> Picture:
+    return Picture({vb: (at.vbuuid, at.seqno) for vb, at in enumerate(manifest.positions)})
+
+
+def _checked(columns: Any, filters: Any, metadata: str | Sequence[str], nested: str) -> dict[str, Any]:
+    """Arguments of a read, as the reader takes them."""
+    if nested not in NESTED or nested == "json":
+        raise ConfigurationError(
+            f"nested={nested!r}", hint='choose "struct" or "flatten"; "json" is decided when it is written'
+        )
+    if columns is not None and (isinstance(columns, str) or not columns):
+        raise ConfigurationError(
+            f"columns={columns!r} names no columns", hint="give a list of field names, or None for all"
+        )
+    return {
+        "columns": None if columns is None else [path_of(column) for column in columns],
+        "filters": None if filters is None else make_filters(filters),
+        "metadata": (metadata,) if isinstance(metadata, str) else tuple(metadata),
+        "nested": nested,
+    }

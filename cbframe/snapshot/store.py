@@ -1,0 +1,354 @@
+"""Where a snapshot's files are: a local folder, or anything that pyarrow or fsspec reach.
+
+Files are written once and never changed. One kind of file decides: a manifest is published whole, and
+never over another one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
+
+
+class Output:
+    """A file that is being written: what it has so far, and its digest.
+
+    Parameters
+    ----------
+    sink
+        What takes the bytes: ``write``, ``flush``, ``close``.
+
+    Attributes
+    ----------
+    nbytes
+        Written so far.
+    """
+
+    def __init__(self, sink: Any) -> None:
+        self._sink = sink
+        self._digest = hashlib.sha256()
+        self.nbytes = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        """Add bytes."""
+        self._sink.write(data)
+        size = memoryview(data).nbytes
+        self._digest.update(data)
+        self.nbytes += size
+        return size
+
+    def flush(self) -> None:
+        """Do nothing: the file counts when it is complete."""
+
+    def tell(self) -> int:
+        """Where the next byte goes."""
+        return self.nbytes
+
+    def seekable(self) -> bool:
+        return False
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Do nothing: who opened the file closes it."""
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far, in hex."""
+        return self._digest.hexdigest()
+
+
+class Store(ABC):
+    """The files of one snapshot, by name relative to its folder, parts divided by ``/``."""
+
+    root: str
+    """For messages."""
+
+    @abstractmethod
+    def names(self, folder: str) -> dict[str, int]:
+        """Files of a folder and their sizes; none if it does not exist."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        """
+
+    @abstractmethod
+    def input(self, name: str) -> pa.NativeFile:
+        """A file to read from anywhere in it."""
+
+    @abstractmethod
+    def create(self, name: str) -> Any:
+        """A context manager of an :class:`Output`; the file is safe on the disk after it, or gone."""
+
+    @abstractmethod
+    def publish(self, name: str, data: bytes) -> None:
+        """Write a file that appears whole, and not where there is one already.
+
+        Raises
+        ------
+        FileExistsError
+            There is one.
+        """
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+
+    @abstractmethod
+    def rename(self, name: str, other: str) -> None:
+        """Give a file another name."""
+
+    def where(self, name: str) -> str:
+        """A file's name for messages."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+    @contextmanager
+    def told(self, name: str, doing: str) -> Iterator[None]:
+        """Say of an error of the system which file it met, and what to do."""
+        try:
+            yield
+        except OSError as exc:
+            if isinstance(exc, SnapshotError | FileExistsError):
+                raise
+            hint = "nothing was lost: the last version is as it was. Try again when the cause is gone"
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                hint = "the disk is full. The last version is as it was: make room, and update again"
+            raise SnapshotError(
+                f"cannot {doing}: {exc.strerror or exc}", hint=hint, path=self.where(name)
+            ) from exc
+
+
+class LocalStore(Store):
+    """A folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self._root = root
+
+    def names(self, folder: str) -> dict[str, int]:
+        place = self._root / folder
+        found: dict[str, int] = {}
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(place) as entries:
+            for entry in entries:
+                # Another process may delete files meanwhile.
+                with suppress(FileNotFoundError):
+                    if entry.is_file():
+                        found[entry.name] = entry.stat().st_size
+        return dict(sorted(found.items()))
+
+    def read(self, name: str) -> bytes:
+        return (self._root / name).read_bytes()
+
+    def input(self, name: str) -> pa.NativeFile:
+        return pa.OSFile(str(self._root / name))
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[Output]:
+        path = self._root / name
+        with self.told(name, "write a file"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with path.open("xb") as file:
+                    yield Output(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                _sync_folder(path.parent)
+            except BaseException:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                raise
+
+    def publish(self, name: str, data: bytes) -> None:
+        path = self._root / name
+        scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        with self.told(name, "publish a version"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with scratch.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                # Unlike a rename, it never replaces what is there.
+                os.link(scratch, path)
+            finally:
+                scratch.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+
+    def remove(self, name: str) -> None:
+        with self.told(name, "delete a file"):
+            (self._root / name).unlink(missing_ok=True)
+
+    def rename(self, name: str, other: str) -> None:
+        with self.told(name, "rename a file"):
+            (self._root / name).replace(self._root / other)
+            _sync_folder((self._root / other).parent)
+
+    def path(self, name: str) -> Path:
+        """A file of the operating system."""
+        return self._root / name
+
+
+class RemoteStore(Store):
+    """An object store, or any other file system of pyarrow's; fsspec's are wrapped by pyarrow.
+
+    Object stores show a file when it is complete. A version is published with a conditional put where
+    fsspec offers it; elsewhere, the file is read again to see whose it is.
+    """
+
+    def __init__(self, filesystem: pafs.FileSystem, root: str, *, fsspec: Any = None) -> None:
+        self._filesystem = filesystem
+        self._fsspec = fsspec
+        self._root = root.rstrip("/")
+        self.root = f"{filesystem.type_name}:{self._root}"
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def names(self, folder: str) -> dict[str, int]:
+        selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
+        with self.told(folder, "list a folder"):
+            found = self._filesystem.get_file_info(selector)
+        return {info.base_name: info.size for info in found if info.type == pafs.FileType.File}
+
+    def read(self, name: str) -> bytes:
+        with self._filesystem.open_input_stream(self._path(name)) as stream:
+            data: bytes = stream.read()
+        return data
+
+    def input(self, name: str) -> pa.NativeFile:
+        return self._filesystem.open_input_file(self._path(name))
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[Output]:
+        with self.told(name, "write a file"):
+            path = self._path(name)
+            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            try:
+                with self._filesystem.open_output_stream(path) as stream:
+                    yield Output(stream)
+            except BaseException:
+                # Closing the stream has put down what was written so far.
+                with suppress(OSError):
+                    self._filesystem.delete_file(path)
+                raise
+
+    def publish(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        with self.told(name, "publish a version"):
+            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            # Also before a conditional put: some file systems take its condition and ignore it.
+            if self._filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+                raise FileExistsError(errno.EEXIST, "there is such a version", path)
+            if self._fsspec is not None and self._created(path, data):
+                return
+            with self._filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            if self.read(name) != data:
+                raise FileExistsError(errno.EEXIST, "another writer was there at the same moment", path)
+
+    def _created(self, path: str, data: bytes) -> bool:
+        """Whether a conditional put did it; False where the file system has none."""
+        try:
+            self._fsspec.pipe_file(path, data, mode="create")
+        except (TypeError, NotImplementedError, ValueError):
+            return False
+        return True
+
+    def remove(self, name: str) -> None:
+        with self.told(name, "delete a file"), suppress(FileNotFoundError):
+            self._filesystem.delete_file(self._path(name))
+
+    def rename(self, name: str, other: str) -> None:
+        with self.told(name, "rename a file"):
+            self._filesystem.move(self._path(name), self._path(other))
+
+
+def open_store(
+    path: str | os.PathLike[str],
+    *,
+    filesystem: pafs.FileSystem | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Store:
+    """The files of the snapshot at `path`.
+
+    Parameters
+    ----------
+    path
+        A folder, or a URI such as ``s3://bucket/folder``.
+    filesystem
+        What `path` is in, as pyarrow has it.
+    storage_options
+        For the fsspec file system that the URI names.
+
+    Raises
+    ------
+    ConfigurationError
+        Nobody knows such a URI, or both `filesystem` and `storage_options` are given.
+    DependencyError
+        fsspec is not installed.
+    """
+    text = os.fspath(path)
+    if filesystem is not None and storage_options is not None:
+        raise ConfigurationError("filesystem= and storage_options= exclude each other")
+    if filesystem is not None:
+        return RemoteStore(filesystem, text)
+    if storage_options is not None:
+        return _of_fsspec(text, storage_options)
+    if "://" not in text:
+        return LocalStore(Path(text).absolute())
+    try:
+        found, root = pafs.FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
+        if text.partition("://")[0].isalnum():
+            return _of_fsspec(text, {})
+        raise ConfigurationError(f"{text!r} is no place for files: {exc}") from exc
+    if isinstance(found, pafs.LocalFileSystem):
+        return LocalStore(Path(root))
+    return RemoteStore(found, root)
+
+
+def _of_fsspec(uri: str, options: Mapping[str, Any]) -> Store:
+    try:
+        import fsspec  # noqa: PLC0415 - optional
+    except ImportError as exc:
+        raise DependencyError("fsspec is not installed", hint="pip install fsspec") from exc
+    try:
+        found, root = fsspec.core.url_to_fs(uri, **options)
+    except (ValueError, ImportError) as exc:
+        raise ConfigurationError(
+            f"{uri!r} is no place for files: {exc}", hint="install the library that fsspec needs for it"
+        ) from exc
+    return RemoteStore(pafs.PyFileSystem(pafs.FSSpecHandler(found)), root, fsspec=found)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder safe; not every system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

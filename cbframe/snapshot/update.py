@@ -1,0 +1,345 @@
+"""One update of a snapshot: what changed since its last version becomes the next one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from cbframe.cluster.map import ClusterMap
+from cbframe.errors import ClusterMapError, SnapshotError
+from cbframe.frame.run import Ran, Run
+from cbframe.frame.target import ProgressCallback, ScanTarget
+from cbframe.options import BucketDataSourceOptions
+from cbframe.snapshot.files import DATA, ChangeFiles, parts_for
+from cbframe.snapshot.history import Boundaries
+from cbframe.snapshot.live import taken_back
+from cbframe.snapshot.manifest import (
+    FOLDER,
+    Counts,
+    Drop,
+    FileEntry,
+    Kind,
+    Manifest,
+    Position,
+    Rollback,
+    name_of,
+)
+from cbframe.snapshot.result import SnapshotResult
+from cbframe.snapshot.resume import ResumingReceiver
+from cbframe.snapshot.sink import Changes, ChangeSink
+from cbframe.snapshot.store import Store
+
+_BATCH = 2 << 20
+_WINDOW = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How the bucket is read.
+
+    Attributes
+    ----------
+    batch_bytes, window, spool_dir, timeout, progress, options
+        As of a scan.
+    """
+
+    batch_bytes: int | None
+    window: int | None
+    spool_dir: str | os.PathLike[str] | None
+    timeout: float | None
+    progress: ProgressCallback | None
+    options: BucketDataSourceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What the bucket had to tell since a version.
+
+    Attributes
+    ----------
+    ran
+        The run.
+    positions
+        Where each vbucket is complete now.
+    taken_back
+        By vbucket, the seqno behind which nothing of earlier versions counts.
+    """
+
+    ran: Ran
+    positions: list[Position]
+    taken_back: dict[int, int]
+
+
+class Update:
+    """An update under way; whoever makes it holds the lock.
+
+    Parameters
+    ----------
+    base
+        The version that is continued; None to begin.
+    boundaries
+        What its vbuckets can be taken back to; None where there is no base.
+    version
+        The version that is made.
+    stored
+        What the snapshot holds, as its manifest has it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        base: Manifest | None,
+        boundaries: Boundaries | None,
+        *,
+        version: int,
+        target: ScanTarget,
+        stored: Mapping[str, Any],
+        reading: Reading,
+    ) -> None:
+        self._store = store
+        self._base = base
+        self._boundaries = boundaries
+        self._version = version
+        self._target = target
+        self._stored = stored
+        self._reading = reading
+
+    def run(self, kind: Kind, now: datetime, *, compression: str, file_bytes: int) -> SnapshotResult:
+        """Read, write, publish.
+
+        Raises
+        ------
+        SnapshotError
+            The bucket is another one, or was emptied; or files cannot be written.
+        CbframeError
+            The read could not be completed. The snapshot is as it was.
+        """
+        reading = self._reading
+        window = reading.window or min(reading.options.feed_buffer_size_bytes, _WINDOW)
+        run = Run(
+            self._target,
+            replace(reading.options, feed_buffer_size_bytes=window),
+            timeout=reading.timeout,
+            progress=reading.progress,
+            bucket_uuid="" if self._base is None else self._base.bucket_uuid,
+        )
+        receiver = ResumingReceiver(run.names.wire_metadata, run.options.max_body_bytes)
+        receiver.resume(self._starts(), self._below)
+        batch = reading.batch_bytes or _BATCH
+        with closing(ChangeSink(self._target, run.names, receiver, batch, reading.spool_dir)) as sink:
+            ran = self._into(run, receiver, sink)
+            fetched = self._fetched(receiver, ran)
+            changes = sink.changes()
+            entries, columns = self._write(sink, receiver, changes, ran.map, compression, file_bytes)
+        manifest = self._manifest(kind, now, receiver, fetched, changes, entries, columns)
+        return self._publish(manifest, receiver, fetched, changes, run)
+
+    # -- reading
+
+    def _starts(self) -> dict[int, Position]:
+        return {} if self._base is None else dict(enumerate(self._base.positions))
+
+    def _below(self, vbucket: int, seqno: int) -> Position:
+        return Position() if self._boundaries is None else self._boundaries.below(vbucket, seqno)
+
+    def _into(self, run: Run, receiver: ResumingReceiver, sink: ChangeSink) -> Ran:
+        try:
+            ran = run.into(receiver, sink)
+        except ClusterMapError as exc:
+            if exc.fault != "other bucket" or self._base is None:
+                raise
+            raise self._other_bucket("it was deleted and created anew") from exc
+        if self._base is not None and len(self._base.positions) != ran.map.vbuckets:
+            raise self._other_bucket(
+                f"it has {ran.map.vbuckets} vbuckets, and the snapshot {len(self._base.positions)}"
+            )
+        return ran
+
+    def _fetched(self, receiver: ResumingReceiver, ran: Ran) -> Fetched:
+        reached = {vbucket: seqno for vbucket, (_, seqno) in ran.as_of.items()}
+        limits = receiver.taken_back | receiver.vanished(reached)
+        emptied = [vbucket for vbucket, seqno in limits.items() if not seqno]
+        everything = len(emptied) == sum(bool(position.seqno) for position in self._starts().values())
+        # A node that fails takes some vbuckets back, and leaves their histories.
+        if emptied and everything and receiver.replaced(emptied):
+            raise self._other_bucket("it was emptied, and no vbucket knows anything of what the snapshot has")
+        positions = [
+            Position(reached[vbucket], receiver.metadata_of(vbucket)) if reached[vbucket] else Position()
+            for vbucket in range(ran.map.vbuckets)
+        ]
+        return Fetched(ran, positions, limits)
+
+    def _other_bucket(self, why: str) -> SnapshotError:
+        assert self._base is not None
+        return SnapshotError(
+            f"bucket {self._base.bucket!r} is not the one that the snapshot is of: {why}",
+            path=self._store.root,
+            hint='mode="overwrite" makes the snapshot anew; its old versions stay until vacuum()',
+        )
+
+    # -- writing
+
+    def _write(
+        self,
+        sink: ChangeSink,
+        receiver: ResumingReceiver,
+        changes: Changes,
+        bucket: ClusterMap,
+        compression: str,
+        file_bytes: int,
+    ) -> tuple[tuple[FileEntry, ...], tuple[Any, ...]]:
+        """The files of the changes, and what columns all files have."""
+        columns = () if self._base is None else self._base.columns
+        tables = iter(changes.tables)
+        first = next(tables, None)
+        if first is None:
+            return (), columns
+        with ChangeFiles(
+            self._store,
+            writer_prefix(self._version),
+            first.schema,
+            parts=parts_for(sink.nbytes, file_bytes),
+            vbuckets=bucket.vbuckets,
+            compression=compression,
+        ) as files:
+            files.add(first)
+            for table in tables:
+                files.add(table)
+            found = changes.documents.columns()
+            if found not in columns:
+                columns = (*columns, found)
+            unique = not receiver.several_versions().any()
+            entries = files.finish(self._version, columns=columns.index(found), unique=unique)
+        return entries, columns
+
+    def _manifest(
+        self,
+        kind: Kind,
+        now: datetime,
+        receiver: ResumingReceiver,
+        fetched: Fetched,
+        changes: Changes,
+        entries: tuple[FileEntry, ...],
+        columns: tuple[Any, ...],
+    ) -> Manifest:
+        base, version = self._base, self._version
+        files, rollbacks, drops = ((), (), ()) if base is None else (base.files, base.rollbacks, base.drops)
+        floors: Sequence[int] = [0] * len(fetched.positions) if base is None else base.floors
+        collections = changes.collections if base is None else {**base.collections, **changes.collections}
+        upserted = sum(entry.upserts for entry in entries)
+        counts = Counts(
+            upserted,
+            sum(entry.rows for entry in entries) - upserted,
+            0 if base is None else taken_back(self._store, base, fetched.taken_back),
+        )
+        news = [Rollback(version, "rollback", fetched.taken_back)] if fetched.taken_back else []
+        return Manifest(
+            version=version,
+            parent=0 if base is None else base.version,
+            kind=kind,
+            created=now,
+            bucket=self._target.bucket,
+            bucket_uuid=fetched.ran.map.uuid,
+            cluster_uuid=fetched.ran.map.cluster_uuid,
+            options=self._stored,
+            positions=fetched.positions,
+            floors=[
+                min(floor, fetched.taken_back.get(vbucket, floor)) for vbucket, floor in enumerate(floors)
+            ],
+            files=(*files, *entries),
+            columns=columns,
+            rollbacks=(*rollbacks, *news),
+            drops=(
+                *drops,
+                *(Drop(version, each, seqnos) for each, seqnos in receiver.drops(collections).items()),
+            ),
+            collections=collections,
+            counts=counts,
+        )
+
+    def _publish(
+        self, manifest: Manifest, receiver: ResumingReceiver, fetched: Fetched, changes: Changes, run: Run
+    ) -> SnapshotResult:
+        base = self._base
+        changed = base is None or _news(base, manifest)
+        nbytes = 0
+        if changed:
+            data = manifest.to_bytes()
+            nbytes = len(data) + sum(
+                entry.nbytes for entry in manifest.files if entry.version == self._version
+            )
+            publish(self._store, manifest, data)
+        return SnapshotResult(
+            path=self._store.root,
+            bucket=self._target.bucket,
+            version=manifest.version if changed or base is None else base.version,
+            changed=changed,
+            upserted=manifest.counts.upserted,
+            deleted=manifest.counts.deleted,
+            retracted=manifest.counts.retracted,
+            rolled_back=dict(receiver.rolled_back),
+            read_again=dict(fetched.taken_back),
+            nbytes=nbytes,
+            seconds=run.seconds,
+            as_of=fetched.ran.as_of,
+            conflicts=changes.conflicts,
+            rejected=changes.rejected,
+        )
+
+
+def writer_prefix(version: int) -> str:
+    """What the names of a version's files begin with: no other attempt to make it has the same."""
+    return f"{version:08d}-{uuid.uuid4().hex[:8]}"
+
+
+def publish(store: Store, manifest: Manifest, data: bytes) -> None:
+    """Make a version the newest one.
+
+    Raises
+    ------
+    SnapshotError
+        Another writer was faster, or the file cannot be written.
+    """
+    try:
+        store.publish(name_of(manifest.version), data)
+    except FileExistsError as exc:
+        raise SnapshotError(
+            f"version {manifest.version} was published by another writer",
+            path=store.root,
+            hint="let one process write at a time, and update again",
+        ) from exc
+
+
+def sweep(store: Store, newest: int) -> None:
+    """Delete what a writer that was killed left behind: nothing names it, and nobody writes now.
+
+    Parameters
+    ----------
+    newest
+        The newest version.
+    """
+    for name in store.names(DATA):
+        version = name.partition("-")[0]
+        if version.isdigit() and int(version) > newest:
+            store.remove(f"{DATA}/{name}")
+    for name in store.names(FOLDER):
+        if name.startswith("."):
+            store.remove(f"{FOLDER}/{name}")
+
+
+def _news(base: Manifest, manifest: Manifest) -> bool:
+    """Whether a version says anything that the one before does not."""
+    return (
+        manifest.kind == "repair"
+        or manifest.files != base.files
+        or manifest.rollbacks != base.rollbacks
+        or manifest.drops != base.drops
+        or [position.seqno for position in manifest.positions] != [at.seqno for at in base.positions]
+        or [position.metadata.failover_log for position in manifest.positions]
+        != [position.metadata.failover_log for position in base.positions]
+    )

@@ -1,0 +1,183 @@
+"""The front door for writing: ``write_snapshot``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from cbframe.arrow.documents.plan import OnConflict
+from cbframe.cluster.tls import TLSLike
+from cbframe.errors import ConfigurationError, SnapshotError
+from cbframe.frame.target import ProgressCallback
+from cbframe.options import BucketDataSourceOptions
+from cbframe.snapshot.files import FILE_BYTES
+from cbframe.snapshot.history import Boundaries, History
+from cbframe.snapshot.lock import Clock, utc_now, writing
+from cbframe.snapshot.manifest import Kind
+from cbframe.snapshot.repair import mended
+from cbframe.snapshot.result import SnapshotResult
+from cbframe.snapshot.store import open_store
+from cbframe.snapshot.update import Reading, Update, sweep
+from cbframe.snapshot.wanted import agreed, stored_form, target_of
+from cbframe.typing import Connectable, ServerURLs
+
+Mode = Literal["update", "create", "overwrite", "repair"]
+
+
+def write_snapshot(
+    conn: ServerURLs | Connectable,
+    path: str | os.PathLike[str],
+    *,
+    bucket: str | None = None,
+    mode: Mode = "update",
+    compression: str = "zstd",
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    scope: str | None = None,
+    collections: str | Sequence[str] | None = None,
+    columns: Sequence[str | tuple[str, ...]] | None = None,
+    filters: Any = None,
+    key_prefix: str | bytes | None = None,
+    keys_only: bool | None = None,
+    parse: bool | None = None,
+    xattrs: bool | None = None,
+    nested: Literal["struct", "json"] | None = None,
+    schema: pa.Schema | Mapping[str, Any] | None = None,
+    on_conflict: OnConflict | None = None,
+    max_struct_fields: int | None = None,
+    parse_dates: bool | Sequence[str] | None = None,
+    file_bytes: int = FILE_BYTES,
+    batch_bytes: int | None = None,
+    buffer_bytes: int | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    progress: ProgressCallback | None = None,
+    options: BucketDataSourceOptions | None = None,
+    filesystem: pafs.FileSystem | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    break_lock: bool = False,
+    clock: Clock = utc_now,
+) -> SnapshotResult:
+    """Copy a bucket into Parquet files, or bring such a copy up to date.
+
+    The first call reads the bucket, each later one only what changed since. A version is published as a
+    whole: a process that ends at any moment leaves the last version, and the next call goes on from it.
+    Where the server takes changes back (a failover lost them), the snapshot takes them back.
+
+    Memory does not depend on the bucket's size; documents wait in a temporary file (`spool_dir`).
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network
+        As of :func:`cbframe.scan_bucket`.
+    path
+        A folder, or a URI that pyarrow or fsspec know.
+    mode
+        ``"update"`` makes the snapshot if there is none. ``"create"`` refuses to if there is one.
+        ``"overwrite"`` begins anew; old versions stay readable until ``vacuum()``. ``"repair"`` looks at
+        all files first, and reads again what was in damaged ones.
+    compression
+        Of the Parquet files.
+    scope, collections, columns, filters, key_prefix, keys_only, parse, nested, schema, on_conflict, \
+max_struct_fields, parse_dates
+        What the snapshot holds, as of :func:`cbframe.scan_bucket`; decided when it is made. Updates hold
+        to it: what is left out is as it was, and anything else is an error. With ``filters=``, a document
+        that does not pass any more counts as deleted.
+    xattrs
+        Keep extended attributes, in ``_cb_xattrs``.
+    file_bytes
+        Changes of more bytes than that, as they are in memory, go to several files, each of a range of
+        vbuckets; 16 at most.
+    batch_bytes, buffer_bytes, spool_dir, timeout, progress, options
+        As of :func:`cbframe.scan_bucket`.
+    filesystem, storage_options
+        What `path` is in: a file system of pyarrow's, or options for that of fsspec.
+    break_lock
+        Take the lock away from another writer, which is known to be dead. Local folders need no such
+        thing: the lock ends with its process.
+    clock
+        Tells the time of day that the version gets.
+
+    Returns
+    -------
+    SnapshotResult
+        What was written, and what the snapshot is a picture of.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument cannot be meant, or differs from what the snapshot was made with.
+    SnapshotError
+        The bucket was flushed or created anew; the snapshot is damaged, or another process writes it; the
+        disk is full. The last version stays as it is.
+    CbframeError
+        The bucket could not be read.
+    """
+    if mode not in get_args(Mode):
+        raise ConfigurationError(f"mode={mode!r}", hint=f"choose from: {', '.join(get_args(Mode))}")
+    given = stored_form(
+        {
+            "scope": scope,
+            "collections": collections,
+            "columns": columns,
+            "filters": filters,
+            "key_prefix": key_prefix,
+            "keys_only": keys_only,
+            "parse": parse,
+            "xattrs": xattrs,
+            "nested": nested,
+            "schema": schema,
+            "on_conflict": on_conflict,
+            "max_struct_fields": max_struct_fields,
+            "parse_dates": parse_dates,
+        }
+    )
+    if compression not in ("zstd", "snappy", "gzip", "lz4", "brotli", "none"):
+        raise ConfigurationError(
+            f"compression={compression!r}", hint="choose from: zstd, snappy, gzip, lz4, brotli, none"
+        )
+    # What cannot be meant is told of before anything is touched.
+    target_of(conn, bucket, given, auth=auth, tls=tls, network=network)
+    reading = Reading(
+        batch_bytes=batch_bytes,
+        window=buffer_bytes,
+        spool_dir=spool_dir,
+        timeout=timeout,
+        progress=progress,
+        options=options or BucketDataSourceOptions(),
+    )
+    store = open_store(path, filesystem=filesystem, storage_options=storage_options)
+    with writing(store, clock=clock, break_lock=break_lock):
+        history = History(store)
+        numbers = history.numbers()
+        if mode == "create" and numbers:
+            raise SnapshotError(
+                "there is a snapshot already", path=store.root, hint='mode="update" brings it up to date'
+            )
+        newest = numbers[-1] if numbers else 0
+        sweep(store, newest)
+        base = None
+        if mode == "repair":
+            base = mended(store, history, newest + 1)
+        elif mode != "overwrite":
+            base = history.latest()
+        stored = given
+        if base is not None:
+            agreed(given, base.options)
+            stored = dict(base.options)
+        update = Update(
+            store,
+            base,
+            None if base is None else Boundaries(base, history.ancestors(base)),
+            version=newest + 1,
+            target=target_of(conn, bucket, stored, auth=auth, tls=tls, network=network),
+            stored=stored,
+            reading=reading,
+        )
+        kind: Kind = "create" if base is None else "repair" if mode == "repair" else "update"
+        return update.run(kind, clock(), compression=compression, file_bytes=file_bytes)
