@@ -1,4 +1,4 @@
-"""The command line: ``cbframe demo``, ``cbframe read`` and ``cbframe serve``.
+"""The command line: ``cbframe demo``, ``read``, ``snapshot`` and ``serve``.
 
 Libraries are imported where they are used, so that ``--help`` and mistyped arguments answer at once.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cbframe import __version__
+from cbframe.cli.arguments import FORMATS, add_columns, add_connection, add_output, add_snapshot, positive
 from cbframe.errors import CbframeError
 
 _INTERRUPTED = 130
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, 1 for an error or a difference, 2 for mistyped arguments (raised as
+        Exit status: 0, 1 for an error, a difference or damage, 2 for mistyped arguments (raised as
         ``SystemExit`` by argparse), 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -75,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Start an embedded cluster, load sample data, read it over DCP, write a Parquet "
         "file, read that back and compare. Nothing needs to be installed or configured.",
     )
-    demo.add_argument("--documents", type=_positive, default=100_000, metavar="N", help="default: 100000")
-    demo.add_argument("--nodes", type=_positive, default=2, metavar="N", help="default: 2")
-    demo.add_argument("--vbuckets", type=_positive, default=1024, metavar="N", help="default: 1024")
+    demo.add_argument("--documents", type=positive, default=100_000, metavar="N", help="default: 100000")
+    demo.add_argument("--nodes", type=positive, default=2, metavar="N", help="default: 2")
+    demo.add_argument("--vbuckets", type=positive, default=1024, metavar="N", help="default: 1024")
     demo.add_argument("--keep", type=Path, metavar="PATH", help="keep the Parquet file: a file or a folder")
     demo.set_defaults(run=_demo)
 
@@ -85,48 +86,22 @@ def _parser() -> argparse.ArgumentParser:
         "read",
         help="read a bucket, show its head or write a file",
         description="Read a bucket as it is now. Without -o, show the first documents and the fields.",
-        epilog="The format follows the ending of FILE: .parquet, .arrow (IPC file), .csv or .ndjson. CSV "
-        "holds nested fields as JSON text; CSV and NDJSON hold binary values as base64; NDJSON leaves "
-        "missing fields out. FILE appears whole or not at all.",
+        epilog=FORMATS,
     )
-    read.add_argument(
-        "conn", metavar="CONN", help="couchbase://host/bucket, couchbases://… or http://host:8091"
-    )
-    read.add_argument("--bucket", help="the bucket, if CONN does not name it")
-    read.add_argument("--user", help="user name")
-    secret = read.add_mutually_exclusive_group()
-    secret.add_argument("--password-env", metavar="VAR", help="environment variable that holds the password")
-    secret.add_argument(
-        "--password-file",
-        type=Path,
-        metavar="FILE",
-        help="file that holds the password; else it is asked for",
-    )
-    read.add_argument(
-        "--ca-file", metavar="FILE", help="the cluster's certificate authority; else the system's are trusted"
-    )
-    read.add_argument("--client-cert", metavar="FILE", help="client certificate, in place of --user")
-    read.add_argument("--client-key", metavar="FILE", help="its key, if that is in another file")
-    read.add_argument(
-        "--network",
-        default="auto",
-        metavar="NAME",
-        help="which addresses of the nodes to use: default, external, …; else as CONN says",
-    )
-    read.add_argument("--columns", metavar="A,B", help="keep only these fields")
-    read.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a file")
-    read.add_argument("--no-progress", action="store_true", help="draw no progress line")
+    add_connection(read)
+    add_columns(read)
+    add_output(read)
     read.set_defaults(run=_read)
+
+    snapshot = commands.add_parser(
+        "snapshot",
+        help="keep a Parquet copy of a bucket up to date, and read it",
+        description="Parquet snapshots of a bucket: updated with what changed, readable as of any version.",
+    )
+    add_snapshot(snapshot, _snapshot)
 
     commands.add_parser("serve", help="run an embedded cluster on 127.0.0.1 until Ctrl-C", add_help=False)
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -139,3 +114,9 @@ def _read(options: argparse.Namespace) -> int:
     from cbframe.cli.read import read
 
     return read(options)
+
+
+def _snapshot(options: argparse.Namespace) -> int:
+    from cbframe.cli.snapshot import snapshot
+
+    return snapshot(options)

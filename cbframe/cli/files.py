@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,19 @@ def _cell(value: Any) -> str | None:
 
 def _write_ndjson(reader: pa.RecordBatchReader, path: Path) -> int:
     rows = 0
-    encode = msgspec.json.Encoder().encode_lines
     with whole_file(path) as file:
         for batch in reader:
-            for start in range(0, len(batch), _LINES):
-                file.write(encode([without_nulls(row) for row in batch[start : start + _LINES].to_pylist()]))
+            for lines in ndjson(batch):
+                file.write(lines)
             rows += len(batch)
     return rows
+
+
+def ndjson(batch: pa.RecordBatch) -> Iterator[bytes]:
+    """The rows as lines of JSON, some thousand at a time."""
+    encode = msgspec.json.Encoder().encode_lines
+    for start in range(0, len(batch), _LINES):
+        yield encode([without_nulls(row) for row in batch[start : start + _LINES].to_pylist()])
 
 
 def without_nulls(value: Any) -> Any:

@@ -19,7 +19,7 @@ from cbframe.frame.result import ReadResult
 from cbframe.ui.progress import TextProgress
 
 INDENT = "  "
-_HEAD_ROWS = 5
+HEAD_ROWS = 5
 _WIDEST_CELL = 26
 
 
@@ -58,9 +58,13 @@ def say_rows(rows: Iterable[Sequence[str]], header: Sequence[str] | None = None)
         say(INDENT + "  ".join(cells))
 
 
-def show_table(table: pa.Table) -> None:
+def show_head(table: pa.Table) -> None:
     say("")
     say(textwrap.indent(_head(table), INDENT))
+
+
+def show_table(table: pa.Table) -> None:
+    show_head(table)
     say("")
     for line in _fields(table):
         say(line)
@@ -68,7 +72,7 @@ def show_table(table: pa.Table) -> None:
 
 def _head(table: pa.Table) -> str:
     """The first documents with as many of their own fields as fit, simple ones first."""
-    top = table.slice(0, _HEAD_ROWS)
+    top = table.slice(0, HEAD_ROWS)
     present = [name for name in top.column_names if name != KEY and top[name].null_count < top.num_rows]
     present.sort(key=lambda name: (pa.types.is_nested(top.schema.field(name).type), top[name].null_count))
     frame = to_pandas(top, "pyarrow")

@@ -68,7 +68,7 @@ class SnapshotResult:
                 "rows",
                 f"{self.upserted:,} upserted, {self.deleted:,} deleted, {self.retracted:,} retracted",
             ),
-            ("written", f"{_size(self.nbytes)} in {self.seconds:.1f} s"),
+            ("written", f"{size(self.nbytes)} in {self.seconds:.1f} s"),
             ("as of", f"{len(self.as_of):,} vbuckets, {self.as_of.changes:,} changes"),
         ]
         if self.rolled_back:
@@ -99,7 +99,8 @@ def _some(seqnos: dict[int, int]) -> str:
     return told if len(seqnos) <= 3 else f"{len(seqnos):,} vbuckets: {told}, …"
 
 
-def _size(nbytes: int) -> str:
+def size(nbytes: int) -> str:
+    """For people to read."""
     for size, unit in ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB")):
         if nbytes >= size:
             return f"{nbytes / size:.1f} {unit}"

@@ -1,0 +1,181 @@
+"""Arguments of the commands. Nothing but the standard library: ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+Run = Callable[[argparse.Namespace], int]
+
+FORMATS = (
+    "The format follows the ending of FILE: .parquet, .arrow (IPC file), .csv or .ndjson. CSV holds nested "
+    "fields as JSON text; CSV and NDJSON hold binary values as base64; NDJSON leaves missing fields out. "
+    "FILE appears whole or not at all."
+)
+
+
+def positive(text: str) -> int:
+    """A number of things."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def names(text: str) -> list[str]:
+    """``A,B``"""
+    return [name for name in text.split(",") if name]
+
+
+def _as_of(text: str) -> int | str:
+    """A version, or a time."""
+    return int(text) if text.isdecimal() else text
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Which bucket, and who wants it."""
+    parser.add_argument(
+        "conn", metavar="CONN", help="couchbase://host/bucket, couchbases://… or http://host:8091"
+    )
+    parser.add_argument("--bucket", help="the bucket, if CONN does not name it")
+    parser.add_argument("--user", help="user name")
+    secret = parser.add_mutually_exclusive_group()
+    secret.add_argument("--password-env", metavar="VAR", help="environment variable that holds the password")
+    secret.add_argument(
+        "--password-file",
+        type=Path,
+        metavar="FILE",
+        help="file that holds the password; else it is asked for",
+    )
+    parser.add_argument(
+        "--ca-file", metavar="FILE", help="the cluster's certificate authority; else the system's are trusted"
+    )
+    parser.add_argument("--client-cert", metavar="FILE", help="client certificate, in place of --user")
+    parser.add_argument("--client-key", metavar="FILE", help="its key, if that is in another file")
+    parser.add_argument(
+        "--network",
+        default="auto",
+        metavar="NAME",
+        help="which addresses of the nodes to use: default, external, …; else as CONN says",
+    )
+    parser.add_argument("--no-progress", action="store_true", help="draw no progress line")
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Which fields."""
+    parser.add_argument("--columns", type=names, metavar="A,B", help="keep only these fields")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """A file."""
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a file")
+
+
+def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
+    """``cbframe snapshot``: each command sets ``command``; all are run by `run`."""
+    parser.set_defaults(run=run)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+
+    def command(name: str, text: str, description: str = "", epilog: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=description or f"{text[0].upper()}{text[1:]}.", epilog=epilog
+        )
+
+    write = command(
+        "write",
+        "copy a bucket, or bring a copy up to date",
+        "Copy a bucket into Parquet files at PATH, or add what changed since. A version appears whole or not "
+        "at all; after a crash, run it again. What the server took back, the snapshot takes back.",
+    )
+    add_connection(write)
+    _add_path(write)
+    _add_json(write)
+    write.add_argument(
+        "--mode",
+        choices=("update", "create", "overwrite", "repair"),
+        default="update",
+        help="create: only if there is none; overwrite: begin anew; repair: read again what is damaged; "
+        "default: update",
+    )
+    add_columns(write)
+    write.add_argument("--scope", metavar="NAME", help="keep only this scope")
+    write.add_argument("--collections", type=names, metavar="A,B", help="keep only these collections")
+    write.add_argument("--xattrs", action="store_true", default=None, help="keep extended attributes")
+    write.add_argument(
+        "--compression", default="zstd", metavar="NAME", help="zstd, snappy, gzip, lz4, brotli, none"
+    )
+    write.add_argument("--break-lock", action="store_true", help="take the lock of a writer that is dead")
+
+    read = command(
+        "read",
+        "show the documents, or write them to a file",
+        "Read the documents of a snapshot. Without -o, show the first ones and the fields.",
+        FORMATS,
+    )
+    _add_path(read)
+    read.add_argument("--as-of", type=_as_of, metavar="WHEN", help="a version, or a time in ISO 8601")
+    add_columns(read)
+    add_output(read)
+
+    changes = command(
+        "changes",
+        "show what changed between two versions",
+        "Show what changed between two versions: how much, or with --json or -o each change.",
+        FORMATS,
+    )
+    _add_path(changes)
+    changes.add_argument(
+        "--since", type=_as_of, required=True, metavar="WHEN", help="a version, or a time in ISO 8601"
+    )
+    changes.add_argument("--until", type=_as_of, metavar="WHEN", help="default: the newest version")
+    _add_json(changes, "print each change as a line of JSON")
+    add_output(changes)
+
+    versions = command("versions", "list the versions that can be read")
+    _add_path(versions)
+    _add_json(versions)
+
+    verify = command(
+        "verify", "look at all files", "Look at all files. The status is 1 where something is wrong."
+    )
+    _add_path(verify)
+    _add_json(verify)
+
+    compact = command(
+        "compact",
+        "write the newest version anew, into few files",
+        "Write the newest version anew, into few files. Old files stay until vacuum.",
+    )
+    _add_path(compact)
+    compact.add_argument(
+        "--keep",
+        default="1d",
+        metavar="TIME",
+        help="keep what a rollback of so much time may bring back: 90min, 36h, 7d; default: 1d",
+    )
+    _add_json(compact)
+
+    vacuum = command("vacuum", "delete files that only older versions need")
+    _add_path(vacuum)
+    vacuum.add_argument(
+        "--keep", type=positive, default=1, metavar="N", help="how many versions stay readable; default: 1"
+    )
+    _add_json(vacuum)
+
+    export = command(
+        "export",
+        "write a folder of plain Parquet files",
+        "Write the documents as a folder of plain Parquet files, which any tool reads.",
+    )
+    _add_path(export)
+    export.add_argument("folder", metavar="FOLDER", type=Path, help="it must not exist")
+    export.add_argument("--as-of", type=_as_of, metavar="WHEN", help="a version, or a time in ISO 8601")
+
+
+def _add_path(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="the snapshot: a folder, or a URI such as s3://…")
+
+
+def _add_json(parser: argparse.ArgumentParser, text: str = "print JSON") -> None:
+    parser.add_argument("--json", action="store_true", help=text)

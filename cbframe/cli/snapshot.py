@@ -1,0 +1,233 @@
+"""``cbframe snapshot``: write a Parquet copy of a bucket, look at it, look after it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from cbframe.arrow.columns import KEY, OURS, SEQNO, VBUCKET
+from cbframe.cli.credentials import credentials
+from cbframe.cli.files import ndjson, writer_of
+from cbframe.cli.text import HEAD_ROWS, INDENT, progress_line, say, say_rows, show_head, show_table
+from cbframe.snapshot.result import SnapshotResult, size
+from cbframe.snapshot.sink import CHANGE_TYPE
+from cbframe.snapshot.snapshot import Snapshot, SnapshotVersion
+from cbframe.snapshot.write import write_snapshot
+
+_PLACE = (KEY, CHANGE_TYPE, VBUCKET, SEQNO)
+
+
+def snapshot(options: argparse.Namespace) -> int:
+    """Do what the options say."""
+    return _COMMANDS[options.command](options)
+
+
+def _write(options: argparse.Namespace) -> int:
+    auth = credentials(options)
+    with ExitStack() as stack:
+        progress = None if options.no_progress else stack.enter_context(progress_line())
+        result = write_snapshot(
+            options.conn,
+            options.path,
+            bucket=options.bucket,
+            mode=options.mode,
+            compression=options.compression,
+            auth=auth,
+            tls=options.ca_file,
+            network=options.network,
+            scope=options.scope,
+            collections=options.collections,
+            columns=options.columns,
+            xattrs=options.xattrs,
+            progress=progress,
+            break_lock=options.break_lock,
+        )
+    if options.json:
+        _say_json(_result(result))
+    else:
+        say(textwrap.indent(str(result), INDENT))
+    return 0
+
+
+def _result(result: SnapshotResult) -> dict[str, Any]:
+    return {
+        "path": result.path,
+        "bucket": result.bucket,
+        "version": result.version,
+        "changed": result.changed,
+        "upserted": result.upserted,
+        "deleted": result.deleted,
+        "retracted": result.retracted,
+        "rolled_back": result.rolled_back,
+        "read_again": result.read_again,
+        "nbytes": result.nbytes,
+        "seconds": round(result.seconds, 3),
+        "vbuckets": len(result.as_of),
+        "changes": result.as_of.changes,
+        "conflicts": [conflict.path for conflict in result.conflicts],
+        "rejected": result.rejected,
+    }
+
+
+def _read(options: argparse.Namespace) -> int:
+    write = None if options.output is None else writer_of(options.output)
+    source = Snapshot(options.path)
+    reader = source.to_reader(as_of=options.as_of, columns=options.columns)
+    if write is not None:
+        _wrote(options, write(reader, options.output), len(reader.schema), "documents")
+        return 0
+    head: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in reader:
+        if rows < HEAD_ROWS:
+            head.append(batch.slice(0, HEAD_ROWS - rows))
+        rows += len(batch)
+    say(f"{rows:,} documents")
+    show_table(pa.Table.from_batches(head, reader.schema))
+    return 0
+
+
+def _changes(options: argparse.Namespace) -> int:
+    write = None if options.output is None else writer_of(options.output)
+    table = Snapshot(options.path).changes_to_arrow(options.since, options.until)
+    if write is not None:
+        _wrote(options, write(table.to_reader(), options.output), table.num_columns, "changes")
+    elif options.json:
+        sys.stdout.flush()
+        for batch in table.to_batches():
+            for lines in ndjson(batch):
+                sys.stdout.buffer.write(lines)
+    else:
+        counts = Counter(table[CHANGE_TYPE].to_pylist())
+        say(f"{len(table):,} changes")
+        if counts:
+            say_rows((kind, f"{count:,}") for kind, count in sorted(counts.items()))
+            show_head(
+                table.select(
+                    [*_PLACE, *(n for n in table.column_names if not n.startswith((OURS, CHANGE_TYPE)))]
+                )
+            )
+    return 0
+
+
+def _versions(options: argparse.Namespace) -> int:
+    versions = Snapshot(options.path).versions
+    if options.json:
+        _say_json([_version(each) for each in versions])
+        return 0
+    header = (
+        "version",
+        "kind",
+        "created (UTC)",
+        "upserted",
+        "deleted",
+        "retracted",
+        "files",
+        "size",
+        "changes",
+    )
+    say_rows(
+        (
+            (
+                str(each.version),
+                each.kind,
+                f"{each.created:%Y-%m-%d %H:%M:%S}",
+                *(f"{n:,}" for n in (each.counts.upserted, each.counts.deleted, each.counts.retracted)),
+                f"{each.files:,}",
+                size(each.nbytes),
+                f"{each.as_of.changes:,}",
+            )
+            for each in versions
+        ),
+        header,
+    )
+    return 0
+
+
+def _version(version: SnapshotVersion) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "kind": version.kind,
+        "created": version.created.isoformat(),
+        **asdict(version.counts),
+        "files": version.files,
+        "nbytes": version.nbytes,
+        "vbuckets": len(version.as_of),
+        "changes": version.as_of.changes,
+    }
+
+
+def _verify(options: argparse.Namespace) -> int:
+    found = Snapshot(options.path).verify()
+    if options.json:
+        _say_json({"ok": found.ok, **asdict(found)})
+    else:
+        say(str(found))
+    return 0 if found.ok else 1
+
+
+def _compact(options: argparse.Namespace) -> int:
+    done = Snapshot(options.path).compact(keep=options.keep)
+    if options.json:
+        _say_json(
+            {"version": done.version}
+            | {
+                name: {"before": before, "after": after}
+                for name, (before, after) in (
+                    ("rows", done.rows),
+                    ("files", done.files),
+                    ("nbytes", done.nbytes),
+                )
+            }
+        )
+    else:
+        say(str(done))
+    return 0
+
+
+def _vacuum(options: argparse.Namespace) -> int:
+    deleted = Snapshot(options.path).vacuum(keep=options.keep)
+    if options.json:
+        _say_json(deleted)
+        return 0
+    say(f"{len(deleted):,} files deleted")
+    for name in deleted:
+        say(INDENT + name)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    folder = Snapshot(options.path).export(options.folder, as_of=options.as_of)
+    files = sorted(folder.glob("*.parquet"))
+    some = "file" if len(files) == 1 else "files"
+    say(f"{folder}: {len(files):,} {some}, {size(sum(file.stat().st_size for file in files))}")
+    return 0
+
+
+def _wrote(options: argparse.Namespace, rows: int, columns: int, what: str) -> None:
+    nbytes = options.output.stat().st_size
+    say(f"{options.output}: {rows:,} {what}, {columns} columns, {size(nbytes)}")
+
+
+def _say_json(value: Any) -> None:
+    say(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+_COMMANDS = {
+    "write": _write,
+    "read": _read,
+    "changes": _changes,
+    "versions": _versions,
+    "verify": _verify,
+    "compact": _compact,
+    "vacuum": _vacuum,
+    "export": _export,
+}
