@@ -358,11 +358,13 @@ def test_every_value_is_kept(some: list[tuple[pa.Table, Columns]]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """So that equal means the same: what prints alike, but for the type of an exact number."""
+    """So that equal means the same, but for the type of an exact number, and for time zones."""
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [plain(inner) for inner in value]
+    if isinstance(value, float):
+        return repr(value)  # which tells -0.0 from 0.0
     if isinstance(value, datetime):
         return value if value.tzinfo is None else value.astimezone(UTC)
     return value
