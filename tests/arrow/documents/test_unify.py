@@ -269,6 +269,7 @@ def test_structs_of_too_many_different_members_become_json_text() -> None:
 def test_json_text_is_known_at_any_depth() -> None:
     _, columns = cells_of('{"b":[1,[2]],"c":"x","d":["x",1]}')
     assert columns.json == {("a", "b", None)}
+    assert typed([b'{"_cb_x":[1,[2]]}'])[1].json == {("_cb_x_", None)}
     table, wide = together(cells_of('{"b":["x", 1]}'), cells_of('{"b":[1,[2]]}'))
     assert wide.json == {("a", "b", None)}
     assert table["a"].to_pylist() == [{"b": ['"x"', '"1"']}, {"b": ["1", "[2]"]}]
