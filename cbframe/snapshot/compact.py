@@ -124,6 +124,7 @@ def _floors(base: Manifest, history: History, moment: datetime) -> Sequence[int]
 def _kept(store: Store, base: Manifest, floors: Sequence[int]) -> Iterator[Part]:
     """Documents as they were at the floors, and everything that came after them."""
     limits = dict(enumerate(floors))
+    # A collection that is dropped does not come back, whatever is taken back.
     at_floor = replace(
         base,
         rollbacks=(*base.rollbacks, Rollback(base.version + 1, "repair", limits)),

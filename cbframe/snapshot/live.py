@@ -100,6 +100,7 @@ class Live:
         self._manifest = manifest
         self._deletions = deletions
         self._ceilings = Ceilings(manifest.rollbacks)
+        self._dead = set(manifest.dead)
         self._emptied: dict[tuple[int, int], int] = {}
         for drop in manifest.drops:
             for vbucket, seqno in drop.vbuckets.items():
@@ -111,7 +112,7 @@ class Live:
         entries = self._manifest.files
         base = self._base()
         others = [entry for entry in entries if base is None or entry.version != base]
-        plain = not self._emptied and not any(map(self._ceilings.touch, entries))
+        plain = not self._dead and not self._emptied and not any(map(self._ceilings.touch, entries))
         if not others and plain and (self._deletions or all(e.rows == e.upserts for e in entries)):
             return [Part(entry, None) for entry in entries]
         counting = {entry.name: [*self._counting(entry)] for entry in others}
@@ -150,7 +151,7 @@ class Live:
             mask = self._ceilings.mask(entry.version, table)
             if mask is None:
                 mask = np.ones(len(table), bool)
-            gone = of_dropped(table, set(), self._emptied)
+            gone = of_dropped(table, self._dead, self._emptied)
             yield table, mask if gone is None else mask & ~gone
 
     @staticmethod

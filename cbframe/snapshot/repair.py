@@ -71,4 +71,5 @@ def _without(base: Manifest, hurt: list[FileEntry], history: History, version: i
         floors=[min(floor, limits.get(vbucket, floor)) for vbucket, floor in enumerate(base.floors)],
         files=tuple(entry for entry in base.files if entry.name not in names),
         rollbacks=(*base.rollbacks, Rollback(version, "repair", limits)),
+        drops=tuple(drop.without(limits) for drop in base.drops),
     )

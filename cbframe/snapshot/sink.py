@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,6 +70,8 @@ class Changes:
         What the documents' columns are, once `tables` is consumed.
     collections
         Ids and names of those that rows are of.
+    dead
+        Those, of rows or known before, that do not exist any more.
     conflicts, rejected
         As of a read.
     """
@@ -78,6 +80,7 @@ class Changes:
     tables: Iterator[pa.Table]
     documents: Described
     collections: dict[int, str]
+    dead: frozenset[int]
     conflicts: tuple[Conflict, ...]
     rejected: dict[str, int]
 
@@ -98,8 +101,16 @@ class ChangeSink(SpoolingSink):
         self.nbytes += batch.nbytes
         super()._put_down_batch(batch, numbers)
 
-    def changes(self) -> Changes:
+    def changes(self, known: Collection[int] = (), manifest_uid: int = 0) -> Changes:
         """Nothing more comes.
+
+        Parameters
+        ----------
+        known
+            Collections that the snapshot has.
+        manifest_uid
+            Of the newest version of the collections manifest that is known: a node may have an older one,
+            in which collections are missing.
 
         Raises
         ------
@@ -111,14 +122,18 @@ class ChangeSink(SpoolingSink):
         self._spool.complete()
         self._names.refuse_dropped(self._receiver)
         ids = np.array(sorted(self._collections), np.uint32)
-        manifest = self._names.manifest_of(ids, self._receiver)
+        every = np.union1d(ids, np.array(sorted(known), np.uint32))
+        manifest = self._names.manifest_of(every, self._receiver)
         rows = _ChangeRows(self._spool, self._receiver, manifest)
+        dead = set(self._receiver.dropped)
+        if manifest is not None and manifest.uid >= manifest_uid:
+            dead |= set(every.tolist()) - manifest.collections.keys()
         head = _Head(self._names, manifest, text=all(is_text(rows.heads(n)[KEY]) for n in self._odd_keys))
         if self._typer is None:
-            return self._unparsed_changes(rows, head)
-        return self._typed_changes(self._typer, rows, head)
+            return self._unparsed_changes(rows, head, frozenset(dead))
+        return self._typed_changes(self._typer, rows, head, frozenset(dead))
 
-    def _unparsed_changes(self, rows: _ChangeRows, head: _Head) -> Changes:
+    def _unparsed_changes(self, rows: _ChangeRows, head: _Head, dead: frozenset[int]) -> Changes:
         kind = pa.schema([] if self._target.keys_only else [pa.field(VALUE, pa.binary())])
         columns = Described(Plan(pa.struct([])))
 
@@ -128,9 +143,11 @@ class ChangeSink(SpoolingSink):
                 values = pa.table([rows.values(number)] if kind.names else [], schema=kind)
                 yield from self._both(head, upserts, values, others, columns)
 
-        return Changes(rows.count, tables(), columns, rows.collections(), (), {})
+        return Changes(rows.count, tables(), columns, rows.collections(), dead, (), {})
 
-    def _typed_changes(self, typer: PassingTyper, rows: _ChangeRows, head: _Head) -> Changes:
+    def _typed_changes(
+        self, typer: PassingTyper, rows: _ChangeRows, head: _Head, dead: frozenset[int]
+    ) -> Changes:
         if rows.some_went:
             # What was learned of versions that do not count must not show in any column, type or count.
             typer = PassingTyper(self._target.policy())
@@ -161,7 +178,7 @@ class ChangeSink(SpoolingSink):
                 upserts, documents = outcome.form(upserts, table)
                 yield from self._both(head, upserts, documents, others, columns)
 
-        return Changes(rows.count, tables(), columns, rows.collections(), conflicts, rejected)
+        return Changes(rows.count, tables(), columns, rows.collections(), dead, conflicts, rejected)
 
     @staticmethod
     def _both(

@@ -134,7 +134,8 @@ class Update:
         with closing(ChangeSink(self._target, run.names, receiver, batch, reading.spool_dir)) as sink:
             ran = self._into(run, receiver, sink)
             fetched = self._fetched(receiver, ran)
-            changes = sink.changes()
+            uid = max((position.metadata.manifest_uid for position in fetched.positions), default=0)
+            changes = sink.changes(() if self._base is None else self._base.collections, uid)
             entries, columns = self._write(sink, receiver, changes, ran.map, compression, file_bytes)
         manifest = self._manifest(kind, now, receiver, fetched, changes, entries, columns)
         return self._publish(manifest, receiver, fetched, changes, run)
@@ -228,9 +229,12 @@ class Update:
         columns: tuple[Any, ...],
     ) -> Manifest:
         base, version = self._base, self._version
-        files, rollbacks, drops = ((), (), ()) if base is None else (base.files, base.rollbacks, base.drops)
+        files, rollbacks, before = ((), (), ()) if base is None else (base.files, base.rollbacks, base.drops)
         floors: Sequence[int] = [0] * len(fetched.positions) if base is None else base.floors
         collections = changes.collections if base is None else {**base.collections, **changes.collections}
+        dead = changes.dead if base is None else changes.dead | set(base.dead)
+        drops = [drop.without(fetched.taken_back) for drop in before]
+        drops += [Drop(version, each, seqnos) for each, seqnos in receiver.drops(collections).items()]
         upserted = sum(entry.upserts for entry in entries)
         counts = Counts(
             upserted,
@@ -254,11 +258,9 @@ class Update:
             files=(*files, *entries),
             columns=columns,
             rollbacks=(*rollbacks, *news),
-            drops=(
-                *drops,
-                *(Drop(version, each, seqnos) for each, seqnos in receiver.drops(collections).items()),
-            ),
-            collections=collections,
+            drops=tuple(drop for drop in drops if drop.vbuckets),
+            dead=tuple(sorted(dead)),
+            collections={number: name for number, name in collections.items() if number not in dead},
             counts=counts,
         )
 
@@ -338,7 +340,7 @@ def _news(base: Manifest, manifest: Manifest) -> bool:
         manifest.kind == "repair"
         or manifest.files != base.files
         or manifest.rollbacks != base.rollbacks
-        or manifest.drops != base.drops
+        or (manifest.drops, manifest.dead) != (base.drops, base.dead)
         or [position.seqno for position in manifest.positions] != [at.seqno for at in base.positions]
         or [position.metadata.failover_log for position in manifest.positions]
         != [position.metadata.failover_log for position in base.positions]
