@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from cbframe.arrow.documents.unify import Columns, differences, unify
 from cbframe.cluster.map import ClusterMap
-from cbframe.errors import ClusterMapError, SnapshotError
+from cbframe.errors import ClusterMapError, ConversionError, SnapshotError
 from cbframe.frame.run import Ran, Run
 from cbframe.frame.target import ProgressCallback, ScanTarget
 from cbframe.options import BucketDataSourceOptions
@@ -29,6 +30,7 @@ from cbframe.snapshot.manifest import (
     Rollback,
     name_of,
 )
+from cbframe.snapshot.reader import documents_of
 from cbframe.snapshot.result import SnapshotResult
 from cbframe.snapshot.resume import ResumingReceiver
 from cbframe.snapshot.sink import Changes, ChangeSink
@@ -193,7 +195,7 @@ class Update:
         bucket: ClusterMap,
         compression: str,
         file_bytes: int,
-    ) -> tuple[tuple[FileEntry, ...], tuple[Any, ...]]:
+    ) -> tuple[tuple[FileEntry, ...], tuple[Columns, ...]]:
         """The files of the changes, and what columns all files have."""
         columns = () if self._base is None else self._base.columns
         tables = iter(changes.tables)
@@ -214,9 +216,21 @@ class Update:
             found = changes.documents.columns()
             if found not in columns:
                 columns = (*columns, found)
+            self._refuse_conflicts(columns)
             unique = not receiver.several_versions().any()
             entries = files.finish(self._version, columns=columns.index(found), unique=unique)
         return entries, columns
+
+    def _refuse_conflicts(self, columns: Sequence[Columns]) -> None:
+        """Raise where documents have no common type with earlier ones, if that was asked for."""
+        if self._base is None or self._stored.get("on_conflict") != "raise":
+            return
+        for each in differences(documents_of(self._base), unify(columns)):
+            if each.before not in (None, "null") and each.after in ("string", "JSON text"):
+                raise ConversionError(
+                    f"values of {each.path!r} have no common type: it was {each.before}",
+                    hint='on_conflict="widen" keeps them as text; mode="overwrite" makes the snapshot anew',
+                )
 
     def _manifest(
         self,
@@ -226,7 +240,7 @@ class Update:
         fetched: Fetched,
         changes: Changes,
         entries: tuple[FileEntry, ...],
-        columns: tuple[Any, ...],
+        columns: tuple[Columns, ...],
     ) -> Manifest:
         base, version = self._base, self._version
         files, rollbacks, before = ((), (), ()) if base is None else (base.files, base.rollbacks, base.drops)

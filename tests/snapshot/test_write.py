@@ -13,7 +13,15 @@ import pytest
 from frame.kit import QUICK, background, fill, truth
 
 import cbframe
-from cbframe import ConfigurationError, LocalCluster, Snapshot, SnapshotError, read_snapshot, write_snapshot
+from cbframe import (
+    ConfigurationError,
+    ConversionError,
+    LocalCluster,
+    Snapshot,
+    SnapshotError,
+    read_snapshot,
+    write_snapshot,
+)
 from cbframe.snapshot.lock import LOCK, writing
 from cbframe.snapshot.store import LocalStore
 
@@ -94,6 +102,20 @@ def test_types_drift(cluster: LocalCluster, path: Path) -> None:
         ["o", "struct<x: int64, y: string>", "JSON text"],
         ["l[]", "int64", "string"],
     ]
+
+
+def test_conflicts_are_refused(cluster: LocalCluster, path: Path) -> None:
+    """Also those between documents of this update and earlier ones."""
+    cluster.upsert("a", {"n": 1, "o": None})
+    typed(cluster, path, on_conflict="raise")
+    cluster.upsert("b", {"n": 1.5, "o": "x", "more": True})
+    typed(cluster, path)
+    before = read_snapshot(path)
+    cluster.upsert("c", {"n": "text"})
+    with pytest.raises(ConversionError, match="values of 'n' have no common type: it was double"):
+        typed(cluster, path)
+    assert read_snapshot(path).equals(before)
+    assert len(list((path / "data").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
