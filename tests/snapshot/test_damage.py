@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from frame.kit import fill, truth
 
@@ -27,9 +28,16 @@ def truncate(file: Path) -> None:
 
 
 def flip(file: Path) -> None:
-    """Turn over one bit in the middle of the rows."""
+    """Turn over one bit: of a Parquet file, in the middle of the values."""
     data = bytearray(file.read_bytes())
-    data[len(data) // 3] ^= 0x10
+    at = len(data) // 2
+    if file.suffix == ".parquet":
+        metadata = pq.read_metadata(file)
+        [number] = [n for n in range(metadata.num_columns) if metadata.schema.column(n).name == "_cb_value"]
+        column = metadata.row_group(0).column(number)
+        at = column.dictionary_page_offset or column.data_page_offset
+        at += column.total_compressed_size // 2
+    data[at] ^= 0x10
     file.write_bytes(data)
 
 
@@ -93,6 +101,23 @@ def test_a_file(hurt: Hurt, version: int, cluster: LocalCluster, path: Path) -> 
     Snapshot(path).vacuum()
     assert Snapshot(path).verify().ok
     assert held(path) == truth(cluster)
+
+
+@pytest.mark.parametrize("part", [2, 3, 5, 8])
+def test_a_footer(part: int, path: Path) -> None:
+    """It has no check sum of its own: whatever is read is right, or refused."""
+    before = held(path)
+    for victim in files(path, 1):
+        data = victim.read_bytes()
+        length = int.from_bytes(data[-8:-4], "little")
+        hurt = bytearray(data)
+        hurt[-8 - length // part] ^= 0x10
+        victim.write_bytes(hurt)
+        try:
+            assert held(path) == before
+        except SnapshotError as exc:
+            assert victim.name in str(exc)
+        victim.write_bytes(data)
 
 
 @pytest.mark.parametrize("hurt", [truncate, flip])
