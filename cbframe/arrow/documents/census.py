@@ -15,7 +15,7 @@ from cbframe.arrow.documents.facts import load
 from cbframe.arrow.documents.guard import Reason
 from cbframe.arrow.documents.order import Order, Path, Places, firsts
 from cbframe.arrow.documents.plan import Place, Plan
-from cbframe.arrow.documents.rewrite import FAMILIES
+from cbframe.arrow.documents.rewrite import FAMILIES, Rows
 
 _SAMPLES = 3
 _Where = tuple[int, int]
@@ -120,9 +120,11 @@ def shown(place: Place) -> str:
     return "".join("[]" if name is None else f".{name}" for name in place).removeprefix(".")
 
 
-def _earliest(rows: list[int], places: Places) -> list[int]:
+def _earliest(rows: Rows, places: Places) -> list[int]:
     """The few rows that stand first in the bucket."""
-    unique = np.unique(np.array(rows, np.int64))
+    unique = np.asarray(rows, np.int64)
+    if (unique[1:] <= unique[:-1]).any():
+        unique = np.unique(unique)
     vbucket = places.vbucket[unique]
     if len(unique) > _SAMPLES:
         # Only the first vbuckets that have so many rows together are worth sorting.

@@ -9,6 +9,8 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.documents.plan import Plan
 
+MINUS_ZERO = r"-0[\s,\]}]"
+"""Documents without it have no integer -0."""
 _EXACT = 1 << 53
 
 
