@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import repeat
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -25,8 +26,16 @@ from cbframe.arrow.documents.rewrite import kind_of
 Path = tuple[str, ...]
 Field = tuple[Path, str | None]
 """Where it is, and the kind that is expected; None for any, of which the text is wanted."""
+Search = tuple[Callable[[bytes, bytes], int], bytes]
+"""A method of bytes, and what it looks for."""
+NESTED = ("array", "object")
+
+_Rows = npt.NDArray[np.int64]
+_BLOCK = 1024
+"""Documents that are decoded at once."""
 
 _NULL = msgspec.Raw(b"null")
+_ENCODE = msgspec.json.Encoder().encode
 _LINES = msgspec.json.Encoder().encode_lines
 _UNNAMED = re.compile(r'[\x00-\x1f"\\]')
 _NEWLINE, _NULL_FIRST = b"\nn"
@@ -46,11 +55,14 @@ class Spot:
         Its part of the plan.
     kind
         Of most values of some documents.
+    search
+        How to find it in a document, if it is an array or an object.
     """
 
     path: Path
     plan: Plan
     kind: str = ""
+    search: Search | None = None
 
     @property
     def field(self) -> Field:
@@ -75,19 +87,6 @@ def spots_of(plan: Plan, path: Path = ()) -> Iterator[Spot | None]:
             yield None
 
 
-def usual(sources: Sequence[bytes], spots: Sequence[Spot]) -> list[Spot]:
-    """The same fields, with the kinds of values that they have in most of a few documents."""
-    captured = Captured(sources, [(spot.path, None) for spot in spots])
-    made = []
-    for number, spot in enumerate(spots):
-        raws = map(bytes, captured.raws(number))
-        kinds = Counter(kind_of(raw) for raw in raws if raw != b"null")
-        if kinds["double"]:
-            kinds["double"] += kinds.pop("integer", 0)
-        made.append(replace(spot, kind=max(kinds, key=lambda kind: kinds[kind], default="integer")))
-    return made
-
-
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """The values of a field as they are written, a row each.
@@ -100,11 +99,15 @@ class Tokens:
         uint8: all texts, one behind the other.
     present
         Whether there is one, and it is not ``null``.
+    begins
+        Where it is in the document: behind a name that may be that of another one; -1 for nowhere. None if
+        it was not sought.
     """
 
     offsets: npt.NDArray[np.int64]
     data: npt.NDArray[np.uint8]
     present: npt.NDArray[np.bool_]
+    begins: npt.NDArray[np.int64] | None
 
     @property
     def first(self) -> npt.NDArray[np.uint8]:
@@ -146,7 +149,7 @@ class Tokens:
         return pa.Array.from_buffers(pa.string(), len(self.present), buffers)
 
 
-class Captured:
+class Found:
     """Fields of documents.
 
     Parameters
@@ -163,7 +166,7 @@ class Captured:
         nothing is taken out of these.
     """
 
-    def __init__(self, sources: Iterable[bytes], fields: Iterable[Field]) -> None:
+    def __init__(self, sources: Iterable[bytes], fields: Sequence[Field]) -> None:
         self._reader = _reader(tuple(fields))
         self._found: list[Any] = []
         self.failed: list[int] = []
@@ -178,34 +181,78 @@ class Captured:
             else:
                 return
 
-    def raws(self, number: int) -> list[msgspec.Raw]:
-        """The texts of the field of this number, which has to be raw; ``null`` where there is none."""
-        return self.values(number)
-
     def values(self, number: int) -> list[Any]:
-        """The values of the field of this number, one for each row."""
+        """Those of the field of this number; if only its text is wanted, ``null`` where there is none."""
         level = self._found
         *outer, (last, _) = self._reader.ways[number]
         for member, nothing in outer:
             level = [each or nothing for each in map(attrgetter(member), level)]
         return list(map(attrgetter(last), level))
 
-    def tokens(self, number: int) -> Tokens:
-        """The same, as an array."""
-        raws = self.raws(number)
-        text = _LINES(raws)
-        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE)
-        if len(ends) == len(raws):
-            text = text.translate(None, b"\n")
-            ends -= np.arange(len(ends))
-        else:
-            # A line ends inside of a value.
-            texts = list(map(bytes, raws))
-            text = b"".join(texts)
-            ends = np.cumsum(list(map(len, texts)))
-        data = np.frombuffer(text, np.uint8)
-        offsets = np.concatenate([[0], ends])
-        return Tokens(offsets, data, data[offsets[:-1]] != _NULL_FIRST)
+
+def usual(sources: Sequence[bytes], spots: Sequence[Spot]) -> list[Spot]:
+    """The same fields, with the kinds of values that they have in most of a few documents."""
+    found = Found(sources, [(spot.path, None) for spot in spots])
+    made = []
+    for number, spot in enumerate(spots):
+        kinds = Counter(kind_of(raw) for raw in map(bytes, found.values(number)) if raw != b"null")
+        if kinds["double"]:
+            kinds["double"] += kinds.pop("integer", 0)
+        kind = max(kinds, key=lambda kind: kinds[kind], default="integer")
+        search = _search_for(spot.path[-1], sources) if kind in NESTED else None
+        made.append(replace(spot, kind=kind, search=search))
+    return made
+
+
+def _search_for(name: str, sources: Sequence[bytes]) -> Search:
+    needle = _ENCODE(name) + b":"
+    firsts = [source.find(needle) for source in sources]
+    # From behind if it is closer, and there seems to be only one: its own members come behind it.
+    late = 2 * sum(firsts) > sum(map(len, sources))
+    alone = all(source.rfind(needle) == first for source, first in zip(sources, firsts, strict=True))
+    return bytes.rfind if late and alone else bytes.find, needle
+
+
+def capture(documents: pa.Array, spots: Sequence[Spot]) -> tuple[dict[int, Tokens], list[int]]:
+    """The texts of those fields that need them, by number, and the rows that :class:`Found` fails for."""
+    fields = [spot.field for spot in spots]
+    texts: dict[int, list[tuple[bytes, _Rows]]] = {
+        number: [] for number, (_, kind) in enumerate(fields) if kind is None
+    }
+    begins: dict[int, list[_Rows]] = {number: [] for number in texts}
+    failed: list[int] = []
+    # What is made of few documents at once stays in the processor's cache, and its memory is used again.
+    for start in range(0, len(documents), _BLOCK):
+        sources = documents[start : start + _BLOCK].to_pylist()
+        found = Found(sources, fields)
+        failed += [start + row for row in found.failed]
+        for number, parts in texts.items():
+            parts.append(_texts(found.values(number)))
+            if (search := spots[number].search) is not None:
+                seek, needle = search
+                places = np.fromiter(map(seek, sources, repeat(needle)), np.int64, len(sources))
+                begins[number].append(np.where(places < 0, places, places + len(needle)))
+    return {
+        number: _joined(parts, np.concatenate(begins[number]) if begins[number] else None)
+        for number, parts in texts.items()
+    }, failed
+
+
+def _texts(raws: list[msgspec.Raw]) -> tuple[bytes, _Rows]:
+    """The texts one behind the other, and their lengths."""
+    text = _LINES(raws)
+    ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE)
+    if len(ends) == len(raws):
+        return text.translate(None, b"\n"), np.diff(ends, prepend=-1) - 1
+    # A line ends inside of a value.
+    each = list(map(bytes, raws))
+    return b"".join(each), np.array(list(map(len, each)), np.int64)
+
+
+def _joined(parts: list[tuple[bytes, _Rows]], begins: _Rows | None) -> Tokens:
+    data = np.frombuffer(b"".join(text for text, _ in parts), np.uint8)
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([lengths for _, lengths in parts]))])
+    return Tokens(offsets, data, data[offsets[:-1]] != _NULL_FIRST, begins)
 
 
 @dataclass(frozen=True, slots=True)

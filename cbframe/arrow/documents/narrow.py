@@ -10,8 +10,7 @@ Everything here either gives what rewriting all documents would give, or gives u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -19,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.documents.capture import Captured, Path, Spot, Tokens, spots_of, usual
+from cbframe.arrow.documents.capture import NESTED, Found, Path, Spot, Tokens, capture, spots_of, usual
 from cbframe.arrow.documents.chunks import Batch, Chunk
 from cbframe.arrow.documents.guard import Reason, inspect
 from cbframe.arrow.documents.parse import Lines, doubts
@@ -41,12 +40,11 @@ _EXPONENT = ord("e")
 _LOWER = 0x20
 _OBJECT = ord("{")
 _BRACKETS = {"array": ord("["), "object": _OBJECT, "string": ord('"')}
-_NESTED = ("array", "object")
 _NUMBERS = ("integer", "double")
 _EXPECTED = {
     "digits": ("integer",),
     "text": ("boolean", "string", *_NUMBERS),
-    "json": ("boolean", "string", *_NUMBERS, *_NESTED),
+    "json": ("boolean", "string", *_NUMBERS, *NESTED),
 }
 """What values may be where a plan rewrites them in a way; with others there is something to learn."""
 _TYPES = {
@@ -54,7 +52,7 @@ _TYPES = {
     "integer": pa.int64(),
     "double": pa.float64(),
     "string": pa.string(),
-    **dict.fromkeys(_NESTED, pa.int64()),
+    **dict.fromkeys(NESTED, pa.int64()),
 }
 
 Rows = npt.NDArray[np.int64]
@@ -99,9 +97,8 @@ class _Conversion:
     def __init__(self, documents: pa.Array, spots: Sequence[Spot], plan: Plan) -> None:
         self._documents = documents
         self._plan = plan
-        self._sources: list[bytes] = documents.to_pylist()
-        self._sample = self._sources[:: max(1, len(documents) // _FEW)]
-        self._spots = usual(self._sample, spots)
+        sample = documents.take(pa.array(np.arange(0, len(documents), max(1, len(documents) // _FEW))))
+        self._spots = usual(sample.to_pylist(), spots)
         self._odd = np.zeros(len(documents), bool)
         """Rows that are rewritten."""
         self._void = np.zeros(0, np.int64)
@@ -110,24 +107,17 @@ class _Conversion:
     def run(self, batch: Batch, start: int, max_depth: int) -> Chunk | None:
         if any(spot.kind not in _EXPECTED[spot.plan.how] for spot in self._spots):
             return None
-        fields = [spot.field for spot in self._spots]
-        captured = Captured(self._sources, fields)
-        tokens = {number: captured.tokens(number) for number, (_, kind) in enumerate(fields) if kind is None}
+        tokens, failed = capture(self._documents, self._spots)
         deep = [
             row
             for number, each in tokens.items()
             for row in each.nesting(max_depth - len(self._spots[number].path))
         ]
-        self._judge(batch, start, captured.failed, deep, max_depth)
+        self._judge(batch, start, failed, deep, max_depth)
         for number, each in tokens.items():
             each.present[self._void] = False
             self._mark(self._spots[number], each)
-        places = {
-            number: self._find(self._spots[number].path[-1], each)
-            for number, each in tokens.items()
-            if self._spots[number].kind in _NESTED
-        }
-        documents = self._without(places, tokens)
+        documents = self._without(tokens.values())
         if documents is None:
             return None
         types = {name: _narrow(member, (name,), self._spots) for name, member in self._plan.members.items()}
@@ -154,30 +144,20 @@ class _Conversion:
     def _mark(self, spot: Spot, tokens: Tokens) -> None:
         """Mark rows with other values than most have."""
         self._odd |= tokens.present & ~_FIRSTS[spot.kind][tokens.first]
+        if tokens.begins is not None:
+            self._odd |= tokens.present & (tokens.begins < 0)
         if spot.kind in ("integer", "double") and ((tokens.data | _LOWER) == _EXPONENT).any():
             # It may be beyond a double. The parser would refuse it.
             self._odd |= tokens.having(b"eE") & tokens.present & _NUMBER[tokens.first]
 
-    def _find(self, name: str, tokens: Tokens) -> Rows:
-        """Where the text of a member begins, in each document; perhaps of another one of that name."""
-        needle = _ENCODE(name) + b":"
-        # From behind if it is closer, and there seems to be only one: its own members come behind it.
-        firsts = [source.find(needle) for source in self._sample]
-        late = 2 * sum(firsts) > sum(map(len, self._sample))
-        alone = all(source.rfind(needle) == first for source, first in zip(self._sample, firsts, strict=True))
-        search = bytes.rfind if late and alone else bytes.find
-        found = np.fromiter(map(search, self._sources, repeat(needle)), np.int64, len(self._sources))
-        self._odd |= tokens.present & (found < 0)
-        return found + len(needle)
-
-    def _without(self, places: Mapping[int, Rows], tokens: Mapping[int, Tokens]) -> pa.Array | None:
+    def _without(self, tokens: Collection[Tokens]) -> pa.Array | None:
         """The documents for the parser: without arrays and objects that are text; None if most are odd."""
         while np.count_nonzero(self._odd) * _MOST_ODD <= len(self._odd):
             documents = self._emptied()
             wrong: Rows = np.zeros(0, np.int64)
-            for number, begins in places.items():
-                rows = np.flatnonzero(tokens[number].present & ~self._odd)
-                documents, wrong = _struck(documents, begins, tokens[number], rows)
+            for each in tokens:
+                if each.begins is not None:
+                    documents, wrong = _struck(documents, each, np.flatnonzero(each.present & ~self._odd))
                 if len(wrong):
                     break
             if not len(wrong):
@@ -188,7 +168,9 @@ class _Conversion:
     def _emptied(self) -> pa.Array:
         """The documents, the odd ones without the fields in question."""
         paths = [spot.path for spot in self._spots]
-        changed = {int(row): _empty(self._sources[row], paths) for row in np.flatnonzero(self._odd)}
+        odd = np.flatnonzero(self._odd)
+        sources = self._documents.take(pa.array(odd)).to_pylist()
+        changed = {row: _empty(source, paths) for row, source in zip(odd.tolist(), sources, strict=True)}
         changed |= dict.fromkeys(self._void.tolist(), b"{}")
         if not changed:
             return self._documents
@@ -205,7 +187,7 @@ class _Conversion:
         rewritten = rewrite(self._documents.take(pa.array(odd)), self._plan)
         if rewritten.odd or rewritten.held:
             return False
-        patches = Captured(rewritten.documents.to_pylist(), [(spot.path, "string") for spot in self._spots])
+        patches = Found(rewritten.documents.to_pylist(), [(spot.path, "string") for spot in self._spots])
         for number, spot in enumerate(self._spots):
             narrow = _member(columns, spot.path)
             wide = self._wide(spot, narrow, tokens.get(number))
@@ -238,7 +220,7 @@ class _Conversion:
             there = narrow.is_valid().to_numpy(zero_copy_only=False)
             if ((there != tokens.present) & ~self._odd).any():
                 return None
-            if spot.kind in _NESTED and pc.any(pc.not_equal(narrow, 0)).as_py():
+            if spot.kind in NESTED and pc.any(pc.not_equal(narrow, 0)).as_py():
                 return None
             return tokens.column()
         if spot.kind == "integer" and spot.plan.how == "text":
@@ -261,7 +243,7 @@ def _narrow(plan: Plan, path: Path, spots: Sequence[Spot]) -> pa.DataType:
     return plan.type
 
 
-def _struck(documents: pa.Array, begins: Rows, tokens: Tokens, rows: Rows) -> tuple[pa.Array, Rows]:
+def _struck(documents: pa.Array, tokens: Tokens, rows: Rows) -> tuple[pa.Array, Rows]:
     """The documents with 0 and blanks in the place of some values, and the rows where these are not there.
 
     That one is another value than meant is not ruled out here. But if the parser then finds 0 wherever
@@ -271,7 +253,7 @@ def _struck(documents: pa.Array, begins: Rows, tokens: Tokens, rows: Rows) -> tu
     bounds = np.frombuffer(offsets, np.int32)[documents.offset : documents.offset + len(documents) + 1]
     text = np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]].copy()
     bounds = bounds - bounds[0]
-    begins = (bounds[:-1] + begins)[rows]
+    begins = (bounds[:-1] + tokens.begins)[rows]
     while len(blanks := np.flatnonzero(text[begins] <= _BLANK)):
         begins[blanks] += 1
     meant = tokens.of(rows)
@@ -303,7 +285,7 @@ def _kinds(spot: Spot, narrow: pa.Array, tokens: Tokens | None) -> dict[str, Mas
     """Which rows have a value of each kind, but for the odd ones."""
     if tokens is None:
         return {spot.kind: narrow.is_valid().to_numpy(zero_copy_only=False)}
-    if spot.kind in _NESTED:
+    if spot.kind in NESTED:
         return {kind: tokens.present & (tokens.first == first) for kind, first in _BRACKETS.items()}
     if spot.kind in _NUMBERS:
         double = tokens.having(b".eE")
