@@ -86,6 +86,8 @@ class Census:
                 for kind, rows in tally.items():
                     self.counts.setdefault(place, Counter())[kind] += len(rows)
                     samples = self._samples.setdefault((place, kind), [])
+                    if len(samples) == _SAMPLES and samples[-1][0][0] < places.vbucket.min():
+                        continue
                     some = _earliest(rows, places)
                     samples += [(places.of(row), name(chunk.start + row)) for row in some]
                     samples.sort(key=itemgetter(0))

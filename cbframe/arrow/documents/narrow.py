@@ -25,6 +25,7 @@ from cbframe.arrow.documents.parse import Lines, doubts
 from cbframe.arrow.documents.plan import Place, Plan
 from cbframe.arrow.documents.promote import MINUS_ZERO
 from cbframe.arrow.documents.rewrite import Tally, rewrite
+from cbframe.arrow.memory import POOL
 
 _FEW = 64
 """So few documents are rewritten: to know what most of them have costs as much."""
@@ -177,7 +178,7 @@ class _Conversion:
         rows = np.zeros(len(self._documents), bool)
         rows[list(changed)] = True
         replacements = pa.array([changed[row] for row in sorted(changed)], self._documents.type)
-        return pc.replace_with_mask(self._documents, pa.array(rows), replacements)
+        return pc.replace_with_mask(self._documents, pa.array(rows), replacements, memory_pool=POOL)
 
     def _widen(
         self, columns: dict[str, pa.Array], tokens: Mapping[int, Tokens], tallies: dict[Place, Tally]
@@ -199,7 +200,7 @@ class _Conversion:
                 tallies[spot.path] = self._tally(masks, {kind: odd[rows] for kind, rows in told.items()})
             if len(odd):
                 patch = pa.array(patches.values(number), pa.string()).cast(spot.plan.type)
-                wide = pc.replace_with_mask(wide, pa.array(self._odd), patch)
+                wide = pc.replace_with_mask(wide, pa.array(self._odd), patch, memory_pool=POOL)
             name = spot.path[0]
             columns[name] = _with(columns[name], spot.path[1:], wide)
         return True
@@ -227,7 +228,7 @@ class _Conversion:
             zeros = pc.fill_null(pc.equal(narrow, 0), False)
             if pc.any(pc.match_substring_regex(self._documents.filter(zeros), MINUS_ZERO)).as_py():
                 return None
-        return narrow.cast(spot.plan.type)
+        return pc.cast(narrow, spot.plan.type, memory_pool=POOL)
 
 
 def _narrow(plan: Plan, path: Path, spots: Sequence[Spot]) -> pa.DataType:
@@ -258,7 +259,8 @@ def _struck(documents: pa.Array, tokens: Tokens, rows: Rows) -> tuple[pa.Array, 
         begins[blanks] += 1
     meant = tokens.of(rows)
     lengths = np.diff(tokens.offsets)[rows]
-    at = np.arange(len(meant)) + np.repeat(begins - np.cumsum(lengths) + lengths, lengths)
+    at = np.arange(len(meant), dtype=np.int32)
+    at += np.repeat((begins - np.cumsum(lengths) + lengths).astype(np.int32), lengths)
     wrong = text[np.minimum(at, len(text) - 1)] != meant
     if wrong.any():
         return documents, np.unique(np.repeat(rows, lengths)[wrong])
