@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -23,7 +24,7 @@ from cbframe.arrow.documents.facts import Facts, Family, at, load
 from cbframe.arrow.documents.guard import inspect
 from cbframe.arrow.documents.parse import Lines
 from cbframe.arrow.documents.plan import Place, Plan, Policy, declared_facts, plan_of
-from cbframe.arrow.documents.promote import MINUS_ZERO, lossless
+from cbframe.arrow.documents.promote import MINUS_ZERO, kinds, lossless
 from cbframe.arrow.documents.rewrite import FAMILIES, rewrite, within
 
 _LEAF = 64
@@ -226,6 +227,16 @@ class Engine:
             lossless(array, chunk.plan.members[name], self.plan.members[name], minus_zero)
             for name, array in chunk.columns.items()
         )
+
+    def told(self, chunk: Chunk) -> Chunk:
+        """A chunk that holds, with the kinds of values that have become text since it was made."""
+        if chunk.plan is self.plan:
+            return chunk
+        tallies = {place: dict(tally) for place, tally in chunk.tallies.items()}
+        for name, array in chunk.columns.items():
+            for place, kind, rows in kinds(array, chunk.plan.members[name], self.plan.members[name], (name,)):
+                tallies[place] = {kind: rows}
+        return replace(chunk, tallies=tallies)
 
 
 def _by_hand(documents: list[bytes], plan: Plan) -> dict[str, pa.Array]:
