@@ -65,7 +65,7 @@ def lossless(array: pa.Array, narrow: Plan, wide: Plan, minus_zero: Callable[[],
 
 
 def _one_text(array: pa.Array, minus_zero: Callable[[], bool]) -> bool:
-    """Whether each value can have been written in one way only, but for what is escaped in strings."""
+    """Whether the text of each value is known: it is a string, or is only ever written in one way."""
     if pa.types.is_integer(array.type):
         return not (pc.any(pc.equal(array, pa.scalar(0, array.type))).as_py() and minus_zero())
     return bool(pa.types.is_boolean(array.type) or pa.types.is_string(array.type))
