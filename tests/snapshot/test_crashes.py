@@ -87,7 +87,10 @@ def survive(cluster: LocalCluster, path: Path, mortals: Mortals, kills: int, see
         now = truth(cluster)
         compact = life.rng.random() < 0.2 and path.exists() and has_version(path)
         if life.rng.random() < 0.75:
-            status = mortals.update(die_at=life.rng.randrange(mortals.moments + 5), compact=compact)
+            # Often in the end, where a version is published.
+            end = life.rng.random() < 0.3
+            die_at = mortals.moments - life.rng.randrange(12) if end else life.rng.randrange(mortals.moments)
+            status = mortals.update(die_at=die_at, compact=compact)
         else:
             status = mortals.update(kill_after=life.rng.random() * 0.3, compact=compact)
         assert status in (0, KILLED)

@@ -36,7 +36,7 @@ def flip(file: Path) -> None:
         [number] = [n for n in range(metadata.num_columns) if metadata.schema.column(n).name == "_cb_value"]
         column = metadata.row_group(0).column(number)
         at = column.dictionary_page_offset or column.data_page_offset
-        at += column.total_compressed_size // 2
+        at += column.total_compressed_size - 20  # behind what a page's header says of its values
     data[at] ^= 0x10
     file.write_bytes(data)
 
@@ -103,21 +103,23 @@ def test_a_file(hurt: Hurt, version: int, cluster: LocalCluster, path: Path) -> 
     assert held(path) == truth(cluster)
 
 
-@pytest.mark.parametrize("part", [2, 3, 5, 8])
-def test_a_footer(part: int, path: Path) -> None:
-    """It has no check sum of its own: whatever is read is right, or refused."""
+def test_any_bit_of_a_file(path: Path) -> None:
+    """Whatever is read is right, or refused."""
     before = held(path)
-    for victim in files(path, 1):
-        data = victim.read_bytes()
-        length = int.from_bytes(data[-8:-4], "little")
+    victim = files(path, 1)[2]
+    data = victim.read_bytes()
+    refused = 0
+    for at in range(0, len(data), 41):
         hurt = bytearray(data)
-        hurt[-8 - length // part] ^= 0x10
+        hurt[at] ^= 0x10
         victim.write_bytes(hurt)
         try:
-            assert held(path) == before
+            found = held(path)
         except SnapshotError as exc:
-            assert victim.name in str(exc)
-        victim.write_bytes(data)
+            refused += victim.name in str(exc)
+        else:
+            assert found == before
+    assert refused > len(data) / 41 / 4
 
 
 @pytest.mark.parametrize("hurt", [truncate, flip])
