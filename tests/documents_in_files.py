@@ -47,4 +47,6 @@ def typed(values: list[bytes], policy: Policy | None = None, size: int = 4) -> F
     tables = list(typer.tables(documents, layout))
     for table in tables:
         builder.look(table)
+    if not schema.names:
+        return pa.table({"": pa.nulls(len(values))}).select([]), builder.columns()
     return pa.concat_tables([schema.empty_table(), *tables]), builder.columns()

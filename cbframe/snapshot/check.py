@@ -112,23 +112,23 @@ def verify(store: Store, history: History) -> Verification:
         for entry in manifest.files:
             users.setdefault(entry.name, (entry, []))[1].append(number)
     there = store.names(DATA)
-    rows = 0
+    looked: list[FileEntry] = []
     for name, (entry, versions) in users.items():
         if name.partition("/")[2] not in there and newest not in versions:
             continue  # vacuum() did that
+        looked.append(entry)
         what = flaw(store, entry, manifests.get(entry.version), history)
         if what is not None:
             remedy = _REPAIR if newest in versions else _OLD
             problems.append(Problem(store.where(name), what, tuple(versions), remedy))
-        rows += entry.rows
     for manifest in manifests.values():
         problems += _gaps(store, manifest, manifests)
     return Verification(
         store.root,
         len(manifests),
-        len(users),
-        rows,
-        sum(entry.nbytes for entry, _ in users.values()),
+        len(looked),
+        sum(entry.rows for entry in looked),
+        sum(entry.nbytes for entry in looked),
         tuple(problems),
     )
 

@@ -12,7 +12,7 @@ from cbframe.snapshot.store import Store
 from cbframe.wire.constants import MAX_SEQNO
 
 
-def mended(store: Store, history: History, version: int) -> Manifest | None:
+def mended(store: Store, history: History, version: int) -> tuple[Manifest | None, bool]:
     """The newest version that can be read, without the files that are damaged.
 
     Vbuckets that have rows in a damaged file are taken back to where they were before it. Damaged
@@ -26,19 +26,22 @@ def mended(store: Store, history: History, version: int) -> Manifest | None:
     Returns
     -------
     Manifest or None
-        The very manifest of the newest version where nothing is damaged; None if there is none left.
+        None if none is left.
+    bool
+        Whether anything was damaged.
     """
-    base = None
+    base, damaged = None, False
     for number in reversed(history.numbers()):
         try:
             base = history.load(number)
             break
         except SnapshotError:
             store.rename(name_of(number), name_of(number) + ".damaged")
+            damaged = True
     if base is None:
-        return None
+        return None, damaged
     hurt = [entry for entry in base.files if flaw(store, entry, _of(history, entry), history) is not None]
-    return _without(base, hurt, history, version) if hurt else base
+    return (_without(base, hurt, history, version), True) if hurt else (base, damaged)
 
 
 def _of(history: History, entry: FileEntry) -> Manifest | None:

@@ -163,8 +163,10 @@ max_struct_fields, parse_dates
         newest = numbers[-1] if numbers else 0
         sweep(store, newest)
         base = None
+        kind: Kind = "update"
         if mode == "repair":
-            base = mended(store, history, newest + 1)
+            base, damaged = mended(store, history, newest + 1)
+            kind = "repair" if damaged else kind
         elif mode != "overwrite":
             base = history.latest()
         stored = given
@@ -180,5 +182,6 @@ max_struct_fields, parse_dates
             stored=stored,
             reading=reading,
         )
-        kind: Kind = "create" if base is None else "repair" if mode == "repair" else "update"
-        return update.run(kind, clock(), compression=compression, file_bytes=file_bytes)
+        return update.run(
+            "create" if base is None else kind, clock(), compression=compression, file_bytes=file_bytes
+        )

@@ -3,16 +3,20 @@
 import base64
 import json
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from documents_in_files import File, typed
 
+from cbframe.arrow.documents.dates import Dates
 from cbframe.arrow.documents.plan import Plan, Policy
 from cbframe.arrow.documents.unify import Columns, Difference, differences, unify
 from cbframe.arrow.documents.widen import widen
 from cbframe.errors import ConfigurationError
+from cbframe.frame.parquet import write_parquet
 
 BIG = 2**53 + 1
 
@@ -227,8 +231,7 @@ def test_columns_stand_in_order_of_first_appearance() -> None:
 
 
 def test_rows_without_columns_are_rows() -> None:
-    table, wide = together(typed([b"{}", b"{}"]), typed([b"{}"]))
-    assert (table.num_rows, table.num_columns) == (0, 0), "concat_tables() forgets them, but then"
+    _, wide = together(typed([b"{}", b"{}"]), typed([b"{}"]))
     rows = pa.table({"_cb_key": ["x", "y"]})
     assert widen(rows, wide, wide).num_rows == 2
     assert widen(rows, wide, wide).schema == pa.schema([])
@@ -268,6 +271,79 @@ def test_json_text_is_known_at_any_depth() -> None:
     table, wide = together(cells_of('{"b":["x", 1]}'), cells_of('{"b":[1,[2]]}'))
     assert wide.json == {("a", "b", None)}
     assert table["a"].to_pylist() == [{"b": ['"x"', '"1"']}, {"b": ["1", "[2]"]}]
+
+
+def test_what_is_lost_once_a_file_is_typed() -> None:
+    """Where files are not what their documents together would be: the list in the module."""
+    written, _ = together(cells_of("1.50", "1e2"), cells_of('"x"'))
+    assert written["a"].to_pylist() == ["1.5", "100.0", "x"]
+    minus, _ = together(cells_of("-0"), cells_of("0.5"))
+    assert repr(minus["a"].to_pylist()) == "[0.0, 0.5]"
+    blanks, _ = together(cells_of('{"b": null, "c":  1}'), cells_of("2"))
+    assert blanks["a"].to_pylist() == ['{"c":1}', "2"]
+    mixed, _ = together(cells_of("1", '"x"'), cells_of("[]"))
+    assert mixed["a"].to_pylist() == ['"1"', '"x"', "[]"]
+    long, _ = together(cells_of(str(2**200)), cells_of("0.5"))
+    assert long["a"].to_pylist() == [str(2**200), "0.5"], "together they have exact doubles"
+
+
+def test_dates_that_were_parsed() -> None:
+    def dated(*cells: str) -> File:
+        table, _ = cells_of(*cells)
+        dates = Dates(None)
+        dates.look(table)
+        table = dates.apply(table)
+        return table, Columns.of(table.schema, Plan(pa.struct([])), [table])
+
+    one = dated('"2026-01-02T03:04:05+02:00"', '"2026-01-02 03:04:05.678Z"', "null")
+    assert one[1].schema.field("a").type == UTC
+    moments = ["2026-01-02T01:04:05Z", "2026-01-02T03:04:05.678Z"]
+    table, _ = together(one, dated('"never"'))
+    assert table["a"].to_pylist() == [*moments, None, "never"]
+    nested, _ = together(one, dated("[1]"))
+    assert nested["a"].to_pylist() == [*map(json.dumps, moments), None, "[1]"]
+    fine, wide = together(one, dated('"2026-01-02T03:04:05.123456789Z"'))
+    assert wide.schema.field("a").type == pa.timestamp("ns", "UTC")
+    assert fine["a"].cast(pa.int64()).to_pylist()[1:] == [1767323045678000000, None, 1767323045123456789]
+    far = dated('"1600-01-01T00:00:00Z"')
+    assert far[1].far == {("a",)}
+    early, wide = together(far, dated('"2026-01-02T03:04:05.123456789Z"'))
+    assert early["a"].to_pylist() == ["1600-01-01T00:00:00Z", "2026-01-02T03:04:05.123456789Z"]
+    assert wide.far == frozenset()
+    local, _ = together(dated('"2026-01-02"'), one)
+    assert local["a"].to_pylist() == ["2026-01-02T00:00:00", *moments, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.timestamp("s"), [1, None]),
+        (pa.timestamp("ns", "UTC"), [1, None]),
+        (pa.large_string(), ["x", None]),
+        (pa.list_(pa.struct([("a", pa.struct([])), ("b", pa.struct([("c", pa.struct([]))]))])), [[], None]),
+        (
+            pa.list_(pa.struct([("a", pa.struct([])), ("b", pa.int8())])),
+            [[{"a": {}, "b": 1}, {"b": 2}, None]],
+        ),
+        (pa.struct([("a", pa.list_(pa.struct([])))]), [{"a": [{}, None]}, {"a": None}, None, {"a": []}]),
+        (pa.dictionary(pa.int32(), pa.string()), ["x", None, "x"]),
+        (pa.map_(pa.string(), pa.int8()), [[("x", 1)], None]),
+        (pa.list_(pa.int8(), 2), [[1, 2], [3, None]]),
+        (pa.decimal128(7, 3), [Decimal("1.5")]),
+    ],
+)
+def test_what_parquet_changes_is_restored(kind: pa.DataType, values: list[Any], tmp_path: Path) -> None:
+    table, narrow = declared(kind, values)
+    write_parquet(table.to_reader(), tmp_path / "a.parquet")
+    read = pq.read_table(tmp_path / "a.parquet")
+    assert widen(read, narrow, narrow).equals(table)
+    chunks = pa.concat_tables([read.slice(1), read.slice(0, 1)])
+    again = widen(chunks, narrow, narrow)
+    again.validate(full=True)
+    assert again["a"].cast(kind).to_pylist() == [*table["a"].to_pylist()[1:], table["a"].to_pylist()[0]]
+    text = unify([narrow, declared(pa.list_(pa.bool_()), [[True]])[1], cells_of('"x"')[1]])
+    assert widen(read, narrow, text).equals(widen(table, narrow, text))
+    assert text.json == {("a",)}
 
 
 def test_the_marks_of_values() -> None:

@@ -1,0 +1,93 @@
+"""A process whose children update a snapshot, and die of SIGKILL on the way. Jobs come as lines of JSON.
+
+Run as a script. Children are forks, so that a death costs no start of an interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cbframe import BucketDataSourceOptions, Snapshot, write_snapshot
+from cbframe.arrow.spool import Spool
+from cbframe.dcp.transport import SocketStream
+from cbframe.snapshot.store import Output
+
+OPTIONS = BucketDataSourceOptions(data_manager_sleep_init_ms=1, data_manager_sleep_max_ms=10)
+
+
+def die_at(moment: int) -> None:
+    """End this process at one of the moments at which something changes, in memory or on the disk."""
+    left = moment
+
+    def mortal(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            nonlocal left
+            if not after:
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*args, **named)
+            if after:
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    places: list[tuple[Any, str]] = [
+        (SocketStream, "receive_into"),
+        (Spool, "write"),
+        (Spool, "heads"),
+        (Output, "write"),
+        (os, "fsync"),
+        (os, "link"),
+        (os, "open"),
+        (os, "scandir"),
+        (os, "unlink"),
+    ]
+    for number, (owner, name) in enumerate(places):
+        setattr(owner, name, mortal(getattr(owner, name), after=number % 2 == 0))
+
+
+def work(job: dict[str, Any]) -> None:
+    if job["die_at"] is not None:
+        die_at(job["die_at"])
+    if job["compact"]:
+        Snapshot(job["path"]).compact(keep="0s")
+        Snapshot(job["path"]).vacuum(keep=2)
+    write_snapshot(
+        job["conn"],
+        job["path"],
+        auth=tuple(job["auth"]),
+        parse=False,
+        file_bytes=2000,
+        batch_bytes=4000,
+        options=OPTIONS,
+        timeout=60,
+    )
+
+
+def main() -> None:
+    for line in sys.stdin:
+        job = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            work(job)
+            os._exit(0)
+        if job["kill_after"] is not None:
+            time.sleep(job["kill_after"])
+            os.kill(pid, signal.SIGKILL)  # it is not reaped before: the number is still its own
+        _, status = os.waitpid(pid, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""What is damaged is found, explained, and read again: that, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from frame.kit import fill, truth
+
+from cbframe import LocalCluster, Snapshot, SnapshotError, SpoolError, read_snapshot
+from cbframe.snapshot.check import verify
+from cbframe.snapshot.history import History
+from cbframe.snapshot.store import Output
+
+from .test_rollbacks import held, update
+
+Hurt = Callable[[Path], None]
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size * 2 // 3)
+
+
+def flip(file: Path) -> None:
+    """Turn over one bit in the middle of the rows."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 0x10
+    file.write_bytes(data)
+
+
+def delete(file: Path) -> None:
+    file.unlink()
+
+
+HURTS = pytest.mark.parametrize("hurt", [truncate, flip, delete])
+
+
+@pytest.fixture
+def path(cluster: LocalCluster, path: Path) -> Path:
+    """Three versions in several files of a few vbuckets each."""
+    fill(cluster, 400)
+    update(cluster, path, file_bytes=5000)
+    for n in range(60):
+        cluster.upsert(f"key-{n * 6:06d}", {"n": -n})
+        cluster.delete(f"key-{n * 6 + 1:06d}")
+    update(cluster, path, file_bytes=2000)
+    cluster.upsert("last", {})
+    update(cluster, path)
+    return path
+
+
+def files(path: Path, version: int) -> list[Path]:
+    return sorted((path / "data").glob(f"{version:08d}-*"))
+
+
+@HURTS
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file(hurt: Hurt, version: int, cluster: LocalCluster, path: Path) -> None:
+    assert len(files(path, version)) > 3
+    victim = files(path, version)[1]
+    entry = next(
+        entry for entry in Snapshot(path)._history.at(None).files if entry.name == f"data/{victim.name}"
+    )
+    hurt(victim)
+
+    verification = Snapshot(path).verify()
+    [problem] = verification.problems
+    assert not verification
+    assert problem.file == str(victim)
+    assert problem.versions == tuple(range(version, 4))
+    assert 'mode="repair"' in problem.remedy
+    assert str(victim) in str(verification)
+    with pytest.raises(SnapshotError, match=victim.name) as caught:
+        held(path)
+    assert 'mode="repair"' in str(caught.value.hint)
+
+    result = update(cluster, path, mode="repair")
+    assert held(path) == truth(cluster)
+    assert Snapshot(path).version == 4
+    assert Snapshot(path).versions[-1].kind == "repair"
+    # Not more was read than what was in the file, and what came in its vbuckets after it.
+    assert result.upserted + result.deleted <= sum(
+        position.seqno
+        for vbucket, position in enumerate(Snapshot(path)._history.at(None).positions)
+        if entry.vbuckets[0] <= vbucket <= entry.vbuckets[1]
+    )
+    assert result.upserted < len(truth(cluster)) / 2
+    Snapshot(path).vacuum()
+    assert Snapshot(path).verify().ok
+    assert held(path) == truth(cluster)
+
+
+@pytest.mark.parametrize("hurt", [truncate, flip])
+def test_a_manifest(hurt: Hurt, cluster: LocalCluster, path: Path) -> None:
+    victim = path / "manifest" / "00000003.json"
+    whole = Snapshot(path)
+    hurt(victim)
+    [problem] = verify(whole._store, History(whole._store)).problems
+    assert problem.file == str(victim)
+    with pytest.raises(SnapshotError, match="a damaged manifest") as caught:
+        read_snapshot(path)
+    assert str(victim) in str(caught.value)
+    assert 'mode="repair"' in str(caught.value)
+    with pytest.raises(SnapshotError, match="a damaged manifest"):
+        update(cluster, path)
+    result = update(cluster, path, mode="repair")
+    # Of the damaged version only its one document.
+    assert (result.version, result.upserted, result.deleted) == (4, 1, 0)
+    assert held(path) == truth(cluster)
+    assert Snapshot(path).verify().ok
+
+
+@pytest.mark.parametrize("byte", range(0, 3000, 37))
+def test_any_byte_of_a_manifest(byte: int, path: Path) -> None:
+    victim = path / "manifest" / "00000003.json"
+    data = bytearray(victim.read_bytes())
+    data[byte % len(data)] ^= 1 << byte % 7
+    victim.write_bytes(data)
+    with pytest.raises(SnapshotError, match="a damaged manifest"):
+        Snapshot(path)
+
+
+def test_nothing_is_damaged(cluster: LocalCluster, path: Path) -> None:
+    before = held(path)
+    result = update(cluster, path, mode="repair")
+    assert not result.changed
+    assert held(path) == before
+    assert Snapshot(path).version == 3
+
+
+def test_a_compacted_file(cluster: LocalCluster, path: Path) -> None:
+    """It has rows of all times: its vbuckets are read again from the start."""
+    Snapshot(path).compact(keep="0s", file_bytes=5000)
+    Snapshot(path).vacuum()
+    victim = files(path, 4)[0]
+    truncate(victim)
+    entry = Snapshot(path)._history.at(None).files[0]
+    result = update(cluster, path, mode="repair")
+    assert held(path) == truth(cluster)
+    positions = Snapshot(path)._history.at(None).positions[entry.vbuckets[0] : entry.vbuckets[1] + 1]
+    assert result.upserted + result.deleted >= entry.rows
+    assert result.upserted <= sum(position.seqno for position in positions)
+    [problem] = Snapshot(path).verify().problems
+    assert "vacuum()" in problem.remedy
+    Snapshot(path).vacuum()
+    assert Snapshot(path).verify().ok
+
+
+@pytest.mark.parametrize("moment", [0, 1, 5])
+def test_a_full_disk(moment: int, cluster: LocalCluster, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, there = held(path), sorted(each.name for each in path.rglob("*"))
+    for n in range(50):
+        cluster.upsert(f"more-{n}", {"n": n})
+    write, left = Output.write, moment
+
+    def full(self: Output, data: object) -> int:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(self, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Output, "write", full)
+        with pytest.raises(SnapshotError, match="No space left on device") as caught:
+            update(cluster, path)
+    assert "the disk is full" in str(caught.value.hint)
+    assert str(path / "data") in str(caught.value)
+    assert sorted(each.name for each in path.rglob("*")) == there
+    assert held(path) == before
+    assert Snapshot(path).verify().ok
+    update(cluster, path)
+    assert held(path) == truth(cluster)
+
+
+def test_the_system_refuses(cluster: LocalCluster, path: Path) -> None:
+    """By its limit for the size of a file, which the files of the read meet as well."""
+    for n in range(300):
+        cluster.upsert(f"more-{n}", {"text": os.urandom(200).hex()})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises((SnapshotError, SpoolError), match="File too large"):
+            update(cluster, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert Snapshot(path).verify().ok
+    update(cluster, path)
+    assert held(path) == truth(cluster)

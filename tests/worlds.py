@@ -1,0 +1,233 @@
+"""A cluster whose every history is kept, and the hand that breaks it while someone reads.
+
+A proxy stands between client and nodes. Between the receives of a read, and so in the middle of it,
+documents are written and deleted, and faults happen: connections are cut within a message, held up,
+delayed, refused, vbuckets move, fail over and lose their last changes, whole nodes crash and come back
+elsewhere, fail over, join and leave. Each history that a vbucket ever had is kept, so what a read says
+(these documents, at this seqno of this history) can be compared with what was written.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from cbframe import LocalCluster
+from cbframe.cluster.map import ClusterMap
+from cbframe.dcp.maps import MapSource
+from cbframe.dcp.transport import SocketStream, SocketTransport
+from cbframe.testing import FaultProxy
+from cbframe.testing.proxy import Direction
+from cbframe.wire.vbucket import vbucket_of
+
+NODES = 3
+VBUCKETS = 16
+KEYS = [b"key-%03d" % n for n in range(800)]
+FAULTS = 8
+"""A read during which faults never end need not end either."""
+
+RECEIVE, CONNECT, PARSE = SocketStream.receive_into, SocketTransport.connect, MapSource._parse
+
+Change = tuple[bytes, bytes | None]
+History = list[Change]
+"""Changes in order of their seqnos, which start at 1; None for a deletion."""
+
+
+def state(history: History) -> dict[bytes, bytes]:
+    """The documents after all changes of a history."""
+    found = dict(history)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+class World:
+    """A cluster, the histories that it had, and the hand that breaks it."""
+
+    def __init__(self, cluster: LocalCluster, proxy: FaultProxy, rng: random.Random, pause: int) -> None:
+        self.cluster = cluster
+        self.proxy = proxy
+        self.left = FAULTS
+        self.members = list(range(NODES))
+        self.dead: int | None = None
+        self.known: tuple[str, ...] = ()
+        """The nodes of the map that the reader got last."""
+        self._lock = threading.Lock()
+        self._pause = pause
+        # Faults begin with the first connection, or once documents come.
+        self._receives = -rng.choice([0, 10, 20]) * pause
+        self.rng = rng
+        self.generation = 0
+        self.faults: Counter[str] = Counter()
+        self.vbuuid = {vb: cluster.failover_log(vb)[0][0] for vb in range(VBUCKETS)}
+        self.histories: dict[tuple[int, int], History] = {item: [] for item in self.vbuuid.items()}
+
+    def history(self, vbucket: int) -> History:
+        return self.histories[vbucket, self.vbuuid[vbucket]]
+
+    def change(self) -> None:
+        key = self.rng.choice(KEYS)
+        history = self.history(vbucket_of(key, VBUCKETS))
+        if self.rng.random() < 0.15:
+            seqno = self.cluster.delete(key)
+            if seqno is None:
+                return
+            history.append((key, None))
+        else:
+            self.generation += 1
+            value = b'{"generation":%d,"pad":"%s"}' % (self.generation, b"x" * self.rng.randrange(300))
+            seqno = self.cluster.upsert(key, value)
+            history.append((key, value))
+        assert seqno == len(history)
+
+    def changes(self, most: int) -> None:
+        for _ in range(self.rng.randrange(most)):
+            self.change()
+
+    def fault(self) -> None:
+        of_connections = [self.cut, self.cut_soon, self.refuse, self.stall, self.delay]
+        of_vbuckets = [self.move, self.fail_over, self.lose]
+        of_nodes = [self.kill, self.fail_over_node, self.rebalance_in, self.rebalance_out]
+        verb = self.rng.choice([*of_connections, *of_vbuckets, *of_nodes])
+        if verb in of_nodes or self.members == [self.dead]:
+            self.revive()  # with a node down, no other can be moved
+        verb()
+        self.faults[verb.__name__] += 1
+
+    def node(self) -> int:
+        return self.rng.choice([node for node in self.members if node != self.dead])
+
+    def cut(self) -> None:
+        self.proxy.cut(node=self.node())
+
+    def cut_soon(self) -> None:
+        direction: Direction = self.rng.choice(["down", "down", "down", "up"])
+        after = self.rng.randint(0, 5000 if direction == "down" else 300)
+        self.proxy.cut(after_bytes=after, direction=direction, node=self.node())
+
+    def refuse(self) -> None:
+        node = self.node()
+        with self.cluster.refuse(node):
+            self.cluster.cut(node)
+            self.changes(20)
+
+    def stall(self) -> None:
+        with self.proxy.stall(self.node()):
+            self.changes(20)
+
+    def delay(self) -> None:
+        self.proxy.delay(self.rng.choice([0, 0.001]))
+
+    def move(self) -> None:
+        self.cluster.move_vbucket(self.rng.randrange(VBUCKETS), self.node())
+
+    def fail_over(self) -> None:
+        vbucket = self.rng.randrange(VBUCKETS)
+        history = self.history(vbucket)
+        lost = self.rng.choice([0, 1, 5, len(history) // 2, len(history)])
+        lost = min(lost, len(history))
+        self.vbuuid[vbucket] = self.cluster.fail_over(vbucket, lose=lost, node=self.node())
+        self.histories[vbucket, self.vbuuid[vbucket]] = history[: len(history) - lost]
+
+    def lose(self) -> None:
+        """The vbuckets of a node at once: what a node that crashed does to the others."""
+        for _ in range(VBUCKETS // NODES):
+            self.fail_over()
+
+    def victim(self) -> int | None:
+        """A node that the reader can do without: it knows the present address of another."""
+        addresses = self.cluster.kv_addresses
+        living = [node for node in self.members if node != self.dead]
+        reached = {node for node in living if addresses[node] in self.known}
+        return self.rng.choice([None, *(node for node in living if reached - {node})])
+
+    def kill(self) -> None:
+        if (node := self.victim()) is not None:
+            self.dead = node
+            self.cluster.kill(node, lose=self.rng.choice([0, 1, 10]), clean=self.rng.random() < 0.2)
+            self.forked()
+
+    def revive(self) -> None:
+        if self.dead is not None:
+            self.cluster.restart(self.dead, same_ports=self.rng.random() < 0.5)
+            self.proxy.follow()
+            self.dead = None
+
+    def fail_over_node(self) -> None:
+        if (node := self.victim()) is not None:
+            self.cluster.failover(node, lose=self.rng.choice([0, 1, 10]))
+            self.members.remove(node)
+            self.forked()
+
+    def rebalance_in(self) -> None:
+        self.members.append(self.cluster.add_node())
+        self.proxy.follow()
+        self.cluster.rebalance()
+
+    def rebalance_out(self) -> None:
+        if (node := self.victim()) is not None:
+            self.cluster.rebalance(eject=[node])
+            self.members.remove(node)
+
+    def forked(self) -> None:
+        """Take note of the histories that began with what a node lost."""
+        for vbucket in range(VBUCKETS):
+            vbuuid, seqno = self.cluster.failover_log(vbucket)[0]
+            if vbuuid != self.vbuuid[vbucket]:
+                history = self.history(vbucket)
+                self.vbuuid[vbucket] = vbuuid
+                self.histories[vbucket, vbuuid] = history[:seqno]
+
+    def turn(self) -> None:
+        """Go on; called by the threads of the read with each receive and each connection."""
+        with self._lock:
+            self._receives += 1
+            if self.left and self._receives > 0 and self._receives % self._pause == 0:
+                self.changes(20)
+                if self.rng.random() < 0.5:
+                    self.fault()
+                    self.left -= 1
+            elif not self.left:
+                self.revive()
+
+    def check(self, found: dict[bytes, bytes], as_of: dict[int, tuple[int, int]]) -> None:
+        """What was read is what the histories say of the moment that the read names."""
+        assert sorted(as_of) == list(range(VBUCKETS))
+        expected: dict[bytes, bytes] = {}
+        for vbucket, (vbuuid, seqno) in as_of.items():
+            if seqno:
+                history = self.histories[vbucket, vbuuid]
+                assert seqno <= len(history)
+                expected |= state(history[:seqno])
+        assert found == expected
+
+
+def break_with(world: World, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the world go on with each receive and each connection of this process.
+
+    Parameters
+    ----------
+    few
+        Bytes that are received at once, at most.
+    """
+
+    def receive(self: SocketStream, view: memoryview) -> int | None:
+        count = RECEIVE(self, view[:few])
+        if count:
+            world.turn()
+        return count
+
+    def connect(self: SocketTransport, *arguments: Any) -> Any:
+        world.turn()
+        return CONNECT(self, *arguments)
+
+    def parse(self: MapSource, *arguments: Any) -> ClusterMap:
+        found = PARSE(self, *arguments)
+        world.known = found.nodes
+        return found
+
+    monkeypatch.setattr(MapSource, "_parse", parse)
+    monkeypatch.setattr(SocketStream, "receive_into", receive)
+    monkeypatch.setattr(SocketTransport, "connect", connect)
