@@ -39,7 +39,7 @@ def by_duckdb(uri: str) -> pa.Table:
     dataset = DeltaTable(uri).to_pyarrow_dataset()
     with duckdb.connect() as database:
         database.register("mirror", dataset)
-        return database.execute("select * from mirror").to_arrow_table()
+        return database.sql("select * from mirror").to_arrow_table()
 
 
 READERS = [by_deltalake, by_polars, by_duckdb]

@@ -22,8 +22,11 @@ OPTIONS = BucketDataSourceOptions(data_manager_sleep_init_ms=1, data_manager_sle
 
 
 def die_at(moment: int) -> None:
-    """End this process at one of the moments at which something changes, in memory or on the disk."""
-    left = moment
+    """End this process at one of the moments at which something changes, in memory or on the disk.
+
+    -1 is just before the commit, -2 just behind it.
+    """
+    left = moment if moment >= 0 else [1, 0][moment]
 
     def reached() -> None:
         nonlocal left
@@ -49,6 +52,8 @@ def die_at(moment: int) -> None:
         (commit.Committer, "merge"),
         (commit.Committer, "version"),
     ]
+    if moment < 0:
+        places = [(commit.Committer, "merge"), (commit.Committer, "overwrite")]
     for owner, name in places:
         setattr(owner, name, mortal(getattr(owner, name)))
 

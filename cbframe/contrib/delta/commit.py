@@ -71,6 +71,8 @@ class Committer:
     ) -> None:
         """Change, add and delete rows.
 
+        Where nothing comes of it, as of deletions of what the table does not have, it is noted.
+
         Parameters
         ----------
         changes
@@ -81,6 +83,7 @@ class Committer:
         schema, tables = changes
         source = _Guarded(tables)
         reader = pa.RecordBatchReader.from_batches(schema, source.batches())
+        before = self._table.version()
         with source.told(), told(self._uri, "update the Delta table"):
             (
                 self._table.merge(
@@ -96,13 +99,15 @@ class Committer:
                 .when_not_matched_insert_all(predicate=f"s.{CHANGE} = 'upsert'", except_cols=[CHANGE])
                 .execute()
             )
+        if self._table.version() == before:
+            self.note(manifest)
 
-    def note(self, schema: pa.Schema, manifest: Manifest) -> None:
+    def note(self, manifest: Manifest) -> None:
         """Write down how far the bucket was read: no row changed."""
         with told(self._uri, "update the Delta table"):
             self._library.write_deltalake(
                 self._table,
-                schema.empty_table(),
+                self._table.to_pyarrow_dataset().schema.empty_table(),
                 mode="append",
                 commit_properties=self._properties(manifest),
             )
@@ -114,6 +119,8 @@ class Committer:
     def _properties(self, manifest: Manifest) -> Any:
         return self._library.CommitProperties(
             custom_metadata={APP: manifest.to_bytes().decode()},
+            # After any other commit the positions were read of another table.
+            max_commit_retries=0,
             app_transactions=[self._library.Transaction(APP, manifest.version)],
         )
 

@@ -158,7 +158,7 @@ class Mirror:
         elif source.some:
             self._committer.merge(source.changes(), manifest, widen=len(shape.names) > len(old.names))
         elif is_news(base.manifest, manifest):
-            self._committer.note(old.schema, manifest)
+            self._committer.note(manifest)
         else:
             changed = False
         return self._result(fetched, changes, manifest, seconds(), changed=changed, rewritten=rewritten)
