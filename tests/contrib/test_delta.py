@@ -370,7 +370,7 @@ def test_no_table(cluster: LocalCluster, uri: str) -> None:
     with pytest.raises(SnapshotError, match="there is no Delta table") as error:
         update(cluster, uri)
     assert "to_delta()" in (error.value.hint or "")
-    assert not Path(uri).exists()
+    assert not DeltaTable.is_deltatable(uri)
 
 
 def test_a_table_of_someone_else(cluster: LocalCluster, uri: str) -> None:
@@ -502,12 +502,10 @@ def test_a_read_that_fails_leaves_the_table(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("on the way")
 
-    for name in ("merge", "overwrite"):
-        with monkeypatch.context() as patched:
-            patched.setattr("cbframe.contrib.delta.source.widen", fail)
-            with pytest.raises(RuntimeError, match="on the way"):
-                update(cluster, uri)
-        assert name
+    with monkeypatch.context() as patched:
+        patched.setattr("cbframe.contrib.delta.source.widen", fail)
+        with pytest.raises(RuntimeError, match="on the way"):
+            update(cluster, uri)
     assert len(by_deltalake(uri)) == 1
     update(cluster, uri)
     assert rows(by_deltalake(uri)) == {"a": {"n": 1.0}, "b": {"n": np.pi}}
