@@ -23,8 +23,8 @@ from cbframe.snapshot.store import Store
 
 RESTORE, RETRACT, DROP = "restore", "retract", "drop"
 _METADATA = ("key", "vbucket", "seqno", "cas", "rev_seqno", "expiry", "flags", "datatype")
-_BEFORE, _THEN, _AFTER = 0, 1, 2
-"""In each vbucket: what was taken back, then what came, then what was dropped."""
+_BEFORE, _THEN = 0, 1
+"""In each vbucket: what went without a word, then what came."""
 
 _Place = tuple[int, int]
 """Vbucket and seqno."""
@@ -54,6 +54,9 @@ def changes(store: Store, history: History, since: Manifest, until: Manifest) ->
     for manifest in line:
         tables += reader(manifest).tables(_own_parts(store, manifest, ceilings))
     told = pa.concat_tables(tables)
+    # Another collection of the same name may have taken the place of one that was dropped.
+    dead = pc.is_in(told[COLLECTION_ID], value_set=pa.array(until.dead, pa.uint32()))
+    told = told.filter(pc.invert(dead))
     pieces = [(_THEN, told)]
     affected = _affected(since, until)
     if affected:
@@ -93,6 +96,8 @@ def _own_parts(store: Store, manifest: Manifest, ceilings: Ceilings) -> list[Par
 
 def _affected(since: Manifest, until: Manifest) -> list[int]:
     """Vbuckets in which something went that no deletion tells of."""
+    if until.dead != since.dead:
+        return list(range(len(until.positions)))
     news: list[Rollback | Drop] = [*until.rollbacks, *until.drops]
     return sorted({vbucket for each in news if each.version > since.version for vbucket in each.vbuckets})
 
@@ -138,10 +143,22 @@ class _Compensation:
         yield from self._gone(told.filter(pa.array(_standing(told, lost))))
 
     def _gone(self, table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-        dropped = {drop.collection for drop in self._until.drops if drop.version > self._since.version}
-        in_dropped = pc.is_in(table[COLLECTION_ID], value_set=pa.array(sorted(dropped), pa.uint32()))
-        yield _BEFORE, _bare(table.filter(pc.invert(in_dropped)), RETRACT)
-        yield _AFTER, _bare(table.filter(in_dropped), DROP)
+        ends = {
+            (vbucket, drop.collection): seqno
+            for drop in self._until.drops
+            if drop.version > self._since.version
+            for vbucket, seqno in drop.vbuckets.items()
+        }
+        of = zip(table[VBUCKET].to_pylist(), table[COLLECTION_ID].to_pylist(), strict=True)
+        emptied_at = pa.array([ends.get(place) for place in of], pa.uint64())
+        dead = pc.is_in(table[COLLECTION_ID], value_set=pa.array(self._until.dead, pa.uint32()))
+        yield _BEFORE, _bare(table.filter(dead), DROP)
+        yield _BEFORE, _bare(table.filter(pc.and_not(emptied_at.is_null(), dead)), RETRACT)
+        # Where it was emptied: more may follow.
+        emptied = pc.and_not(emptied_at.is_valid(), dead)
+        dropped = _bare(table.filter(emptied), DROP)
+        at = dropped.column_names.index(SEQNO)
+        yield _THEN, dropped.set_column(at, SEQNO, emptied_at.filter(emptied))
 
     def _some(self, table: pa.Table) -> pa.Table:
         return table.filter(pc.is_in(table[VBUCKET], value_set=self._affected))

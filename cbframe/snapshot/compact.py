@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -114,7 +115,7 @@ def _floors(base: Manifest, history: History, moment: datetime) -> Sequence[int]
     """By vbucket: older versions are kept only of what came after this seqno."""
     ancestors = [*history.ancestors(base)]
     old = next((each.version for each in ancestors if each.created <= moment), 0)
-    boundaries = Boundaries(base, ancestors)
+    boundaries = Boundaries(base, lambda: ancestors)
     return [
         max(floor, boundaries.below(vbucket, MAX_SEQNO, before=old + 1).seqno)
         for vbucket, floor in enumerate(base.floors)
@@ -124,6 +125,7 @@ def _floors(base: Manifest, history: History, moment: datetime) -> Sequence[int]
 def _kept(store: Store, base: Manifest, floors: Sequence[int]) -> Iterator[Part]:
     """Documents as they were at the floors, and everything that came after them."""
     limits = dict(enumerate(floors))
+    # A collection that is dropped does not come back, whatever is taken back.
     at_floor = replace(
         base,
         rollbacks=(*base.rollbacks, Rollback(base.version + 1, "repair", limits)),
@@ -184,7 +186,7 @@ def _useful(base: Manifest, history: History) -> set[int]:
     useful = set()
     ancestors = [*history.ancestors(base)]
     for each in ancestors:
-        one = Boundaries(base, [each])
+        one = Boundaries(base, partial(list, [each]))
         if any(one.below(vbucket, MAX_SEQNO).seqno for vbucket in range(len(base.positions))):
             useful.add(each.version)
     return useful

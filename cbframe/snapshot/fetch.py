@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
@@ -50,11 +50,14 @@ class Known:
         Where each vbucket is continued.
     below
         Tells what a vbucket can be taken back to.
+    collections
+        Those of which there are documents.
     """
 
     bucket_uuid: str = ""
     positions: Mapping[int, Position] = field(default_factory=dict)
     below: Below = field(default=lambda vbucket, seqno: Position())  # noqa: ARG005 - the start, of any
+    collections: Collection[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class Fetch:
     ) -> None:
         self._known = known
         self._other_bucket = other_bucket
+        self._manifest_uid = 0
         window = reading.window or min(reading.options.feed_buffer_size_bytes, _WINDOW)
         self._run = Run(
             target,
@@ -156,6 +160,7 @@ class Fetch:
             Position(reached[vbucket], receiver.metadata_of(vbucket)) if reached[vbucket] else Position()
             for vbucket in range(ran.map.vbuckets)
         ]
+        self._manifest_uid = max((at.metadata.manifest_uid for at in positions), default=0)
         return Fetched(ran, positions, limits, dict(receiver.rolled_back))
 
     def _into(self) -> Ran:
@@ -172,4 +177,4 @@ class Fetch:
 
     def changes(self) -> Changes:
         """The changes, once it has run."""
-        return self.sink.changes()
+        return self.sink.changes(self._known.collections, self._manifest_uid)

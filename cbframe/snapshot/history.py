@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 
 from cbframe.errors import ConfigurationError, SnapshotError
@@ -120,12 +120,14 @@ class Boundaries:
     manifest
         The version that is continued.
     ancestors
-        It and those before it, newest first.
+        Gives it and those before it, newest first. Called when something is taken back: until then, nobody
+        needs to read them.
     """
 
-    def __init__(self, manifest: Manifest, ancestors: Iterable[Manifest]) -> None:
+    def __init__(self, manifest: Manifest, ancestors: Callable[[], Iterable[Manifest]]) -> None:
         self._manifest = manifest
-        self._ancestors = list(ancestors)
+        self._ancestors = ancestors
+        self._line: list[Manifest] | None = None
 
     def below(self, vbucket: int, seqno: int, *, before: int | None = None) -> Position:
         """The last position at or before `seqno` at which the vbucket was whole; its start if none.
@@ -146,9 +148,12 @@ class Boundaries:
             if vbucket in each.vbuckets
         ]
         floor = self._manifest.floors[vbucket]
+        if self._line is None:
+            # Two threads of nodes may do the same here.
+            self._line = [*self._ancestors()]
         found: Manifest | None = None
         reached = 0
-        for each in self._ancestors:
+        for each in self._line:
             position = each.positions[vbucket]
             void = any(version > each.version and position.seqno > limit for version, limit in taken_back)
             if (

@@ -14,12 +14,14 @@ import pyarrow.compute as pc
 from cbframe.arrow.batcher import newest, of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
 from cbframe.snapshot.manifest import FileEntry, Manifest, Rollback
-from cbframe.snapshot.parquet import HEAD, heads
+from cbframe.snapshot.parquet import heads
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
 from cbframe.snapshot.store import Store
 from cbframe.wire.constants import MAX_SEQNO
 
 Mask = npt.NDArray[np.bool_]
+_Counting = dict[str, list[tuple[pa.Table, Mask]]]
+"""By file: rows, and which of them were not taken back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Live:
         self._manifest = manifest
         self._deletions = deletions
         self._ceilings = Ceilings(manifest.rollbacks)
+        self._dead = set(manifest.dead)
         self._emptied: dict[tuple[int, int], int] = {}
         for drop in manifest.drops:
             for vbucket, seqno in drop.vbuckets.items():
@@ -111,15 +114,54 @@ class Live:
         entries = self._manifest.files
         base = self._base()
         others = [entry for entry in entries if base is None or entry.version != base]
-        plain = not self._emptied and not any(map(self._ceilings.touch, entries))
+        plain = not self._dead and not self._emptied and not any(map(self._ceilings.touch, entries))
         if not others and plain and (self._deletions or all(e.rows == e.upserts for e in entries)):
             return [Part(entry, None) for entry in entries]
         counting = {entry.name: [*self._counting(entry)] for entry in others}
+        if base is not None and self._goes_by_version(base):
+            masks = self._newest_by_version(counting)
+        else:
+            masks = self._newest_by_seqno(base, counting)
+        return [Part(entry, np.concatenate(masks[entry.name] or [np.ones(0, bool)])) for entry in entries]
+
+    def _goes_by_version(self, base: int) -> bool:
+        """Whether of two rows of one key, the one of the later version is always the newer one."""
+        return (
+            len({*self._manifest.collections, *self._dead}) <= 1
+            and all(entry.unique for entry in self._manifest.files)
+            and base == min(entry.version for entry in self._manifest.files)
+        )
+
+    def _newest_by_version(self, counting: _Counting) -> dict[str, list[Mask]]:
+        later = [(table, mask) for some in counting.values() for table, mask in some]
+        keys = pa.chunked_array(
+            [chunk for table, mask in later for chunk in _some(table, mask)[KEY].chunks], pa.binary()
+        )
+        encoded = _encoded(keys)
+        codes = np.asarray(encoded.indices)
+        last = np.zeros(len(encoded.dictionary), np.int64)
+        last[codes] = np.arange(len(codes))  # of several assignments to one place, the last counts
+        newest = last[codes] == np.arange(len(codes))
+        masks: dict[str, list[Mask]] = {}
+        start = 0
+        for entry in self._manifest.files:
+            masks[entry.name] = []
+            for table, mask in counting.get(entry.name) or self._counting(entry):
+                counts = mask.copy()
+                if entry.name in counting:
+                    counts[mask] = newest[start : start + int(mask.sum())]
+                    start += int(mask.sum())
+                else:
+                    counts &= ~pc.is_in(table[KEY], value_set=encoded.dictionary).to_numpy()
+                masks[entry.name].append(self._documents(table, counts))
+        return masks
+
+    def _newest_by_seqno(self, base: int | None, counting: _Counting) -> dict[str, list[Mask]]:
         keys = [table[KEY].filter(pa.array(mask)) for some in counting.values() for table, mask in some]
-        named = pa.chunked_array([chunk for key in keys for chunk in key.chunks], pa.binary()).unique()
+        named = pa.chunked_array([chunk for key in keys for chunk in key.chunks], pa.binary())
         masks: dict[str, list[Mask]] = {}
         suspects: list[tuple[str, int, npt.NDArray[np.int64], pa.Table]] = []
-        for entry in entries:
+        for entry in self._manifest.files:
             masks[entry.name] = []
             # The newest is looked for among documents that are in several versions; of the one with most
             # rows, only those are taken up that others have, too.
@@ -131,10 +173,17 @@ class Live:
                 if len(rows):
                     some = table.select([KEY, COLLECTION_ID, SEQNO]).take(pa.array(rows))
                     suspects.append((entry.name, number, rows, some))
-                alive = True if self._deletions else pc.equal(table[CHANGE_TYPE], UPSERT).to_numpy()
-                masks[entry.name].append(mask & alive)
+                masks[entry.name].append(self._documents(table, mask))
         self._leave_older_out(masks, suspects)
-        return [Part(entry, np.concatenate(masks[entry.name] or [np.ones(0, bool)])) for entry in entries]
+        return masks
+
+    @staticmethod
+    def _documents(table: pa.Table, mask: Mask) -> Mask:
+        """Without deletions, where they are told apart."""
+        if CHANGE_TYPE not in table.column_names:
+            return mask
+        upserts: Mask = pc.equal(table[CHANGE_TYPE], UPSERT).to_numpy()
+        return mask & upserts
 
     def _base(self) -> int | None:
         """The version with most rows among those in which no document occurs twice."""
@@ -145,12 +194,17 @@ class Live:
         return rows.most_common(1)[0][0] if rows else None
 
     def _counting(self, entry: FileEntry) -> Iterator[tuple[pa.Table, Mask]]:
-        """Row groups of a file, and which rows were not taken back."""
-        for table in heads(self._store, entry, HEAD):
+        """Rows of a file, a part after the other, and which of them were not taken back."""
+        columns = [KEY, COLLECTION_ID, SEQNO]
+        if self._emptied or self._ceilings.of(entry.version) is not None:
+            columns.append(VBUCKET)
+        if not self._deletions and entry.rows != entry.upserts:
+            columns.append(CHANGE_TYPE)
+        for table in heads(self._store, entry, columns):
             mask = self._ceilings.mask(entry.version, table)
             if mask is None:
                 mask = np.ones(len(table), bool)
-            gone = of_dropped(table, set(), self._emptied)
+            gone = of_dropped(table, self._dead, self._emptied)
             yield table, mask if gone is None else mask & ~gone
 
     @staticmethod
@@ -164,6 +218,19 @@ class Live:
         for name, number, rows, table in suspects:
             masks[name][number][rows[stale[start : start + len(table)]]] = False
             start += len(table)
+
+
+def _some(table: pa.Table, mask: Mask) -> pa.Table:
+    return table if mask.all() else table.filter(pa.array(mask))
+
+
+def _encoded(keys: pa.ChunkedArray) -> pa.DictionaryArray:
+    """A number for each key."""
+    # Not chunk by chunk: to unify the dictionaries afterwards takes longer than all the rest.
+    whole = keys.combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):  # more bytes than one array holds
+        return whole.dictionary_encode().unify_dictionaries().combine_chunks()
+    return whole.dictionary_encode()
 
 
 def taken_back(store: Store, before: Manifest, limits: Mapping[int, int]) -> int:

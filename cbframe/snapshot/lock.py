@@ -7,7 +7,7 @@ import os
 import platform
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -96,8 +96,10 @@ def _held_by_file(store: Store, mine: dict[str, Any], clock: Clock, break_lock: 
     try:
         yield
     finally:
-        if store.read(LOCK) == data:
-            store.remove(LOCK)
+        # It may be another's by now, who broke ours.
+        with suppress(FileNotFoundError):
+            if store.read(LOCK) == data:
+                store.remove(LOCK)
 
 
 def _locked(store: Store, owner: bytes, clock: Clock, *, killed: str) -> SnapshotError:

@@ -27,8 +27,9 @@ columns                   what the columns of files are
 rollbacks                 version, reason, and seqno by vbucket: rows of that vbucket with a higher
                           seqno, in files of earlier versions, do not count
 drops                     version, collection, and seqno by vbucket: rows of that collection with a
-                          lower seqno do not count
-collections               id to ``scope.collection``, of all rows
+                          lower seqno do not count: it was emptied, or dropped
+dead                      ids of collections that were dropped: none of their rows counts
+collections               id to ``scope.collection``, of all rows that may count
 counts                    rows of this version: upserted, deleted, retracted
 ========================  ==========================================================================
 
@@ -116,6 +117,11 @@ class Drop:
     collection: int
     vbuckets: Mapping[int, int]
 
+    def without(self, limits: Mapping[int, int]) -> Drop:
+        """What is left of it after vbuckets were taken back."""
+        left = {vb: at for vb, at in self.vbuckets.items() if at <= limits.get(vb, at)}
+        return self if len(left) == len(self.vbuckets) else Drop(self.version, self.collection, left)
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -152,6 +158,7 @@ class Manifest:
     columns: tuple[Columns, ...] = ()
     rollbacks: tuple[Rollback, ...] = ()
     drops: tuple[Drop, ...] = ()
+    dead: tuple[int, ...] = ()
     collections: Mapping[int, str] = field(default_factory=dict)
     counts: Counts = Counts()
 
@@ -205,6 +212,7 @@ class Manifest:
                 }
                 for each in self.drops
             ],
+            "dead": list(self.dead),
             "collections": {str(number): name for number, name in self.collections.items()},
             "counts": asdict(self.counts),
         }
@@ -269,6 +277,7 @@ class Manifest:
                 Drop(each["version"], each["collection"], _numbers(each["vbuckets"]))
                 for each in fields["drops"]
             ),
+            dead=tuple(int(number) for number in fields["dead"]),
             collections={int(number): name for number, name in fields["collections"].items()},
             counts=Counts(**fields["counts"]),
         )

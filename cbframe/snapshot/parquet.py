@@ -16,6 +16,8 @@ from cbframe.snapshot.store import Store
 
 HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO, CHANGE_TYPE)
 """What tells which rows count."""
+_AT_ONCE = 1 << 21
+"""Rows: some tens of bytes each."""
 
 
 @contextmanager
@@ -57,11 +59,17 @@ def damaged(store: Store, entry: FileEntry, why: str) -> SnapshotError:
 
 
 def heads(store: Store, entry: FileEntry, columns: Sequence[str] = HEAD) -> Iterator[pa.Table]:
-    """Metadata of the rows of a file, by row group; keys are binary."""
+    """Metadata of the rows of a file, many rows at once; keys are binary."""
     with opened(store, entry) as file:
+        groups: list[int] = []
+        rows = 0
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=list(columns))
+            groups.append(group)
+            rows += file.metadata.row_group(group).num_rows
+            if rows < _AT_ONCE and group + 1 < file.num_row_groups:
+                continue
+            table = file.read_row_groups(groups, columns=list(columns)).select(list(columns))
             if KEY in columns and table[KEY].type != pa.binary():
-                at = table.column_names.index(KEY)
-                table = table.set_column(at, KEY, table[KEY].cast(pa.binary()))
-            yield table.select(list(columns))
+                table = table.set_column(columns.index(KEY), KEY, table[KEY].cast(pa.binary()))
+            yield table
+            groups, rows = [], 0

@@ -52,7 +52,7 @@ def _of(history: History, entry: FileEntry) -> Manifest | None:
 
 
 def _without(base: Manifest, hurt: list[FileEntry], history: History, version: int) -> Manifest:
-    boundaries = Boundaries(base, history.ancestors(base))
+    boundaries = Boundaries(base, lambda: history.ancestors(base))
     limits: dict[int, int] = {}
     positions = list(base.positions)
     for entry in hurt:
@@ -71,4 +71,5 @@ def _without(base: Manifest, hurt: list[FileEntry], history: History, version: i
         floors=[min(floor, limits.get(vbucket, floor)) for vbucket, floor in enumerate(base.floors)],
         files=tuple(entry for entry in base.files if entry.name not in names),
         rollbacks=(*base.rollbacks, Rollback(version, "repair", limits)),
+        drops=tuple(drop.without(limits) for drop in base.drops),
     )

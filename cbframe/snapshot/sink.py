@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,6 +72,8 @@ class Changes:
         What the documents' columns are, once `tables` is consumed.
     collections
         Ids and names of those that rows are of.
+    dead
+        Those, of rows or known before, that do not exist any more.
     conflicts, rejected
         As of a read.
     """
@@ -80,6 +82,7 @@ class Changes:
     tables: Iterator[pa.Table]
     documents: Described
     collections: dict[int, str]
+    dead: frozenset[int]
     conflicts: tuple[Conflict, ...]
     rejected: dict[str, int]
 
@@ -118,8 +121,16 @@ class ChangeSink(SpoolingSink):
         self.nbytes += batch.nbytes
         super()._put_down_batch(batch, numbers)
 
-    def changes(self) -> Changes:
+    def changes(self, known: Collection[int] = (), manifest_uid: int = 0) -> Changes:
         """Nothing more comes.
+
+        Parameters
+        ----------
+        known
+            Collections that the snapshot has.
+        manifest_uid
+            Of the newest version of the collections manifest that is known: a node may have an older one,
+            in which collections are missing.
 
         Raises
         ------
@@ -131,14 +142,18 @@ class ChangeSink(SpoolingSink):
         self._spool.complete()
         self._names.refuse_dropped(self._receiver)
         ids = np.array(sorted(self._collections), np.uint32)
-        manifest = self._names.manifest_of(ids, self._receiver)
+        every = np.union1d(ids, np.array(sorted(known), np.uint32))
+        manifest = self._names.manifest_of(every, self._receiver)
         rows = _ChangeRows(self._spool, self._receiver, manifest, net=self._net)
+        dead = set(self._receiver.dropped)
+        if manifest is not None and manifest.uid >= manifest_uid:
+            dead |= set(every.tolist()) - manifest.collections.keys()
         head = _Head(self._names, manifest, text=all(is_text(rows.heads(n)[KEY]) for n in self._odd_keys))
         if self._typer is None:
-            return self._unparsed_changes(rows, head)
-        return self._typed_changes(self._typer, rows, head)
+            return self._unparsed_changes(rows, head, frozenset(dead))
+        return self._typed_changes(self._typer, rows, head, frozenset(dead))
 
-    def _unparsed_changes(self, rows: _ChangeRows, head: _Head) -> Changes:
+    def _unparsed_changes(self, rows: _ChangeRows, head: _Head, dead: frozenset[int]) -> Changes:
         kind = pa.schema([] if self._target.keys_only else [pa.field(VALUE, pa.binary())])
         columns = Described(Plan(pa.struct([])))
 
@@ -148,9 +163,11 @@ class ChangeSink(SpoolingSink):
                 values = pa.table([rows.values(number)] if kind.names else [], schema=kind)
                 yield from self._both(head, upserts, values, others, columns)
 
-        return Changes(rows.count, tables(), columns, rows.collections(), (), {})
+        return Changes(rows.count, tables(), columns, rows.collections(), dead, (), {})
 
-    def _typed_changes(self, typer: PassingTyper, rows: _ChangeRows, head: _Head) -> Changes:
+    def _typed_changes(
+        self, typer: PassingTyper, rows: _ChangeRows, head: _Head, dead: frozenset[int]
+    ) -> Changes:
         if rows.some_went:
             # What was learned of versions that do not count must not show in any column, type or count.
             typer = PassingTyper(self._target.policy())
@@ -181,7 +198,7 @@ class ChangeSink(SpoolingSink):
                 upserts, documents = outcome.form(upserts, table)
                 yield from self._both(head, upserts, documents, others, columns)
 
-        return Changes(rows.count, tables(), columns, rows.collections(), conflicts, rejected)
+        return Changes(rows.count, tables(), columns, rows.collections(), dead, conflicts, rejected)
 
     @staticmethod
     def _both(
@@ -234,6 +251,7 @@ class _ChangeRows:
     ) -> None:
         self._spool = spool
         self._stale = Survivors(spool, receiver).stale if net else {}
+        self._dropped = set(receiver.dropped) if net else set()
         self._ended = receiver.ended() if net else {}
         self._void_before = receiver.void_before()
         self._manifest = manifest
@@ -269,7 +287,7 @@ class _ChangeRows:
             keep &= alive(table, self._manifest)
         if number in self._stale:
             keep[self._stale[number]] = False
-        gone = of_dropped(table, set(), self._ended)
+        gone = of_dropped(table, self._dropped, self._ended)
         if gone is not None:
             keep &= ~gone
         return keep, keep & _is_document(heads)

@@ -305,7 +305,7 @@ class Snapshot:
         pandas.DataFrame
             ``upsert``, ``delete`` and ``expire`` are what the bucket told. Where changes were taken back:
             ``restore`` (an older version of the document counts again) and ``retract`` (there was none). And
-            ``drop``, of a document whose collection was dropped. In order within each vbucket.
+            ``drop``, of a document whose collection was dropped or emptied. In order within each vbucket.
 
         Raises
         ------

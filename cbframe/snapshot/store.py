@@ -334,7 +334,7 @@ def _of_fsspec(uri: str, options: Mapping[str, Any]) -> Store:
     try:
         import fsspec  # noqa: PLC0415 - optional
     except ImportError as exc:
-        raise DependencyError("fsspec is not installed", hint="pip install fsspec") from exc
+        raise DependencyError("fsspec is not installed", hint="pip install 'cbframe[remote]'") from exc
     try:
         found, root = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as exc:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from cbframe.arrow.documents.unify import Columns, differences, unify
 from cbframe.cluster.map import ClusterMap
-from cbframe.errors import SnapshotError
+from cbframe.errors import ConversionError, SnapshotError
 from cbframe.frame.target import ScanTarget
 from cbframe.snapshot.fetch import Fetch, Fetched, Known, Reading
 from cbframe.snapshot.files import DATA, ChangeFiles, parts_for
@@ -24,6 +25,7 @@ from cbframe.snapshot.manifest import (
     Rollback,
     name_of,
 )
+from cbframe.snapshot.reader import documents_of
 from cbframe.snapshot.result import SnapshotResult
 from cbframe.snapshot.resume import ResumingReceiver
 from cbframe.snapshot.sink import Changes
@@ -77,7 +79,8 @@ class Update:
         base, boundaries = self._base, self._boundaries
         known = Known()
         if base is not None and boundaries is not None:
-            known = Known(base.bucket_uuid, dict(enumerate(base.positions)), boundaries.below)
+            starts = dict(enumerate(base.positions))
+            known = Known(base.bucket_uuid, starts, boundaries.below, base.collections)
         with Fetch(self._target, self._reading, known, other_bucket=self._other_bucket) as fetch:
             fetched = fetch.run()
             changes = fetch.changes()
@@ -102,7 +105,7 @@ class Update:
         bucket: ClusterMap,
         compression: str,
         file_bytes: int,
-    ) -> tuple[tuple[FileEntry, ...], tuple[Any, ...]]:
+    ) -> tuple[tuple[FileEntry, ...], tuple[Columns, ...]]:
         """The files of the changes, and what columns all files have."""
         columns = () if self._base is None else self._base.columns
         tables = iter(changes.tables)
@@ -123,9 +126,15 @@ class Update:
             found = changes.documents.columns()
             if found not in columns:
                 columns = (*columns, found)
+            self._refuse_conflicts(columns)
             unique = not fetch.receiver.several_versions().any()
             entries = files.finish(self._version, columns=columns.index(found), unique=unique)
         return entries, columns
+
+    def _refuse_conflicts(self, columns: Sequence[Columns]) -> None:
+        """Raise where documents have no common type with earlier ones, if that was asked for."""
+        if self._base is not None:
+            refuse_conflicts(documents_of(self._base), unify(columns), self._stored)
 
     def _manifest(
         self,
@@ -135,12 +144,15 @@ class Update:
         fetched: Fetched,
         changes: Changes,
         entries: tuple[FileEntry, ...],
-        columns: tuple[Any, ...],
+        columns: tuple[Columns, ...],
     ) -> Manifest:
         base, version = self._base, self._version
-        files, rollbacks, drops = ((), (), ()) if base is None else (base.files, base.rollbacks, base.drops)
+        files, rollbacks, before = ((), (), ()) if base is None else (base.files, base.rollbacks, base.drops)
         floors: Sequence[int] = [0] * len(fetched.positions) if base is None else base.floors
         collections = changes.collections if base is None else {**base.collections, **changes.collections}
+        dead = changes.dead if base is None else changes.dead | set(base.dead)
+        drops = [drop.without(fetched.taken_back) for drop in before]
+        drops += [Drop(version, each, seqnos) for each, seqnos in receiver.drops(collections).items()]
         upserted = sum(entry.upserts for entry in entries)
         counts = Counts(
             upserted,
@@ -164,11 +176,9 @@ class Update:
             files=(*files, *entries),
             columns=columns,
             rollbacks=(*rollbacks, *news),
-            drops=(
-                *drops,
-                *(Drop(version, each, seqnos) for each, seqnos in receiver.drops(collections).items()),
-            ),
-            collections=collections,
+            drops=tuple(drop for drop in drops if drop.vbuckets),
+            dead=tuple(sorted(dead)),
+            collections={number: name for number, name in collections.items() if number not in dead},
             counts=counts,
         )
 
@@ -200,6 +210,29 @@ class Update:
             conflicts=changes.conflicts,
             rejected=changes.rejected,
         )
+
+
+def refuse_conflicts(before: Columns, after: Columns, stored: Mapping[str, Any]) -> None:
+    """Raise where documents have no common type with earlier ones, if that was asked for.
+
+    Parameters
+    ----------
+    stored
+        What was asked for when the copy was made.
+
+    Raises
+    ------
+    ConversionError
+        A field was of another type before.
+    """
+    if stored.get("on_conflict") != "raise":
+        return
+    for each in differences(before, after):
+        if each.before not in (None, "null") and each.after in ("string", "JSON text"):
+            raise ConversionError(
+                f"values of {each.path!r} have no common type: it was {each.before}",
+                hint='on_conflict="widen" keeps them as text; mode="overwrite" begins anew',
+            )
 
 
 def writer_prefix(version: int) -> str:
@@ -248,7 +281,7 @@ def is_news(base: Manifest, manifest: Manifest) -> bool:
         manifest.kind == "repair"
         or manifest.files != base.files
         or manifest.rollbacks != base.rollbacks
-        or manifest.drops != base.drops
+        or (manifest.drops, manifest.dead) != (base.drops, base.dead)
         or [position.seqno for position in manifest.positions] != [at.seqno for at in base.positions]
         or [position.metadata.failover_log for position in manifest.positions]
         != [position.metadata.failover_log for position in base.positions]

@@ -18,7 +18,7 @@ from cbframe.snapshot.fetch import Reading
 from cbframe.snapshot.files import FILE_BYTES
 from cbframe.snapshot.history import Boundaries, History
 from cbframe.snapshot.lock import Clock, utc_now, writing
-from cbframe.snapshot.manifest import Kind
+from cbframe.snapshot.manifest import Kind, Manifest
 from cbframe.snapshot.repair import mended
 from cbframe.snapshot.result import SnapshotResult
 from cbframe.snapshot.store import open_store
@@ -176,7 +176,7 @@ max_struct_fields, parse_dates
         update = Update(
             store,
             base,
-            None if base is None else Boundaries(base, history.ancestors(base)),
+            None if base is None else _boundaries(base, history),
             version=newest + 1,
             target=target_of(conn, bucket, stored, auth=auth, tls=tls, network=network),
             stored=stored,
@@ -185,3 +185,7 @@ max_struct_fields, parse_dates
         return update.run(
             "create" if base is None else kind, clock(), compression=compression, file_bytes=file_bytes
         )
+
+
+def _boundaries(base: Manifest, history: History) -> Boundaries:
+    return Boundaries(base, lambda: history.ancestors(base))

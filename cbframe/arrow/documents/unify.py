@@ -9,6 +9,8 @@ makes of each file what a reader of all wants. What is different from typing all
 * What a file keeps as objects or arrays has no blanks as JSON text, and no members that are null.
 * What a file keeps as text is strings by then: where that becomes JSON text, a number that stood
   among strings is in quotes.
+* Integers of more than 38 digits are text in a file, and stay so where all together would be doubles.
+* Values without a common type become what ``on_conflict="widen"`` makes of them, whatever it was.
 * Columns stand in the order in which they appear first in the files, not in the bucket.
 * There is no limit for columns at the top; ``_cb_rest`` has what was beyond the limit in each file.
 """

@@ -3,7 +3,8 @@
 Numbers are written as Python writes them: ``1``, ``0.5``, ``100.0``, ``1e+22``, the fewest digits
 that read back as the same double. Moments are ISO 8601, in UTC where they have a time zone:
 ``2026-01-02T03:04:05.5Z``. JSON has no blanks, no escapes but those that it must have, and no members
-that are null: a null and a missing member are the same in a struct.
+that are null: a null and a missing member are the same in a struct. What
+is JSON text already stays as it is, also inside of other values.
 """
 
 from __future__ import annotations

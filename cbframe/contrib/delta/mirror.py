@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.batcher import of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY, VBUCKET
 from cbframe.arrow.documents.unify import Columns, unify
 from cbframe.arrow.documents.widen import widen
@@ -25,7 +24,7 @@ from cbframe.snapshot.history import Boundaries
 from cbframe.snapshot.lock import Clock
 from cbframe.snapshot.manifest import Counts, Manifest, Rollback
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT, Changes
-from cbframe.snapshot.update import is_news
+from cbframe.snapshot.update import is_news, refuse_conflicts
 
 _Opener = Callable[[int], Any]
 
@@ -101,8 +100,9 @@ class Mirror:
         if self._base is not None:
             base = self._base.manifest
             ancestors = [each for each in self._base.ancestors if each.version not in gone]
-            boundaries = Boundaries(base, ancestors)
-            known = Known(base.bucket_uuid, dict(enumerate(base.positions)), boundaries.below)
+            boundaries = Boundaries(base, lambda: ancestors)
+            starts = dict(enumerate(base.positions))
+            known = Known(base.bucket_uuid, starts, boundaries.below, base.collections)
         with (
             Fetch(self._target, self._reading, known, other_bucket=self._other_bucket, net=True) as fetch,
             Waiting(self._reading.spool_dir) as waiting,
@@ -117,7 +117,10 @@ class Mirror:
                 counts[""] += len(table) - upserts
             waiting.complete()
             found = changes.documents.columns()
-            news = News(waiting, found, counts[UPSERT], counts[""], fetch.receiver.ended())
+            dead = changes.dead
+            if self._base is not None:
+                dead |= set(self._base.manifest.dead)
+            news = News(waiting, found, counts[UPSERT], counts[""], dead, fetch.receiver.ended())
             return self._write(fetched, changes, news, boundaries, lambda: fetch.seconds)
 
     def _other_bucket(self, why: str) -> SnapshotError:
@@ -142,15 +145,16 @@ class Mirror:
         base = self._base
         if base is None or boundaries is None:
             shape = Shape(news.columns, xattrs=self._xattrs, text=news.text)
-            manifest = self._manifest(fetched, news, shape.columns, 0)
+            manifest = self._manifest(fetched, changes, news, shape.columns, 0)
             self._committer.overwrite(shape.schema, news.upserts(shape), manifest)
             return self._result(fetched, changes, manifest, seconds(), changed=True, rewritten=True)
         old = self._shape_of(base.manifest, base.table)
         most = self._stored.get("max_struct_fields", 1000)
         wide = unify([old.columns, news.columns], max_members=most)
+        refuse_conflicts(old.columns, wide, self._stored)
         shape = Shape(wide, xattrs=self._xattrs, text=old.text and news.text)
-        back = self._taken_back(base, old, shape, fetched.taken_back, boundaries, news.ended)
-        manifest = self._manifest(fetched, news, wide, sum(map(len, back.lost)))
+        back = self._taken_back(base, old, shape, fetched.taken_back, boundaries, news)
+        manifest = self._manifest(fetched, changes, news, wide, sum(map(len, back.lost)))
         changed, rewritten = True, not shape.holds(old)
         source = Source(shape, news, back)
         if rewritten:
@@ -205,15 +209,13 @@ class Mirror:
         shape: Shape,
         limits: dict[int, int],
         boundaries: Boundaries,
-        ended: dict[tuple[int, int], int],
+        news: News,
     ) -> Back:
         back = Back()
-        if ended:
-            collections = pc.field(COLLECTION_ID).isin(sorted({cid for _, cid in ended}))
-            heads = self._heads(base, old, collections)
-            gone = of_dropped(heads, set(), ended)
-            if gone is not None:
-                back.dropped.append(heads.filter(pa.array(gone)))
+        concerned = {cid for _, cid in news.ended} | (news.dead - set(base.manifest.dead))
+        if concerned:
+            heads = self._heads(base, old, pc.field(COLLECTION_ID).isin(sorted(concerned)))
+            back.dropped.append(heads.filter(pa.array(news.of_dropped(heads))))
         if not limits:
             return back
         heads = self._heads(base, old, pc.field(VBUCKET).isin(sorted(limits)))
@@ -227,7 +229,7 @@ class Mirror:
             if manifest is not None:
                 versions.setdefault(manifest.version, (manifest, []))[1].append(vbucket)
         for manifest, vbuckets in versions.values():
-            back.restored += self._restored(base, manifest, vbuckets, standing, shape, ended)
+            back.restored += self._restored(base, manifest, vbuckets, standing, shape, news)
         return back
 
     def _restored(
@@ -237,7 +239,7 @@ class Mirror:
         vbuckets: list[int],
         standing: Places,
         shape: Shape,
-        ended: dict[tuple[int, int], int],
+        news: News,
     ) -> list[pa.Table]:
         """Rows of an earlier version of the table that the table has not now."""
         from deltalake.exceptions import DeltaError  # noqa: PLC0415 - optional
@@ -247,11 +249,7 @@ class Mirror:
             table = self._opener(base.versions[manifest.version])
             earlier = self._shape_of(manifest, table)
             for head, documents in self._rows(table, earlier, vbuckets):
-                counts = ~standing.have(head)
-                gone = of_dropped(head, set(), ended)
-                if gone is not None:
-                    counts &= ~gone
-                some = pa.array(counts)
+                some = pa.array(~standing.have(head) & ~news.of_dropped(head))
                 wide = widen(documents.filter(some), earlier.columns, shape.columns)
                 restored.append(shape.stored(head.filter(some), wide))
         except (DeltaError, OSError) as exc:
@@ -260,9 +258,12 @@ class Mirror:
 
     # -- what is told
 
-    def _manifest(self, fetched: Fetched, news: News, columns: Columns, retracted: int) -> Manifest:
+    def _manifest(
+        self, fetched: Fetched, changes: Changes, news: News, columns: Columns, retracted: int
+    ) -> Manifest:
         base = None if self._base is None else self._base.manifest
         rollbacks: list[Rollback] = []
+        collections = changes.collections if base is None else {**base.collections, **changes.collections}
         if self._base is not None:
             oldest = self._base.ancestors[-1].version
             rollbacks += [each for each in self._base.manifest.rollbacks if each.version > oldest]
@@ -281,6 +282,8 @@ class Mirror:
             floors=[0] * len(fetched.positions),
             columns=(columns,),
             rollbacks=tuple(rollbacks),
+            dead=tuple(sorted(news.dead)),
+            collections={number: name for number, name in collections.items() if number not in news.dead},
             counts=Counts(news.upserted, news.deleted, retracted),
         )
 

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cbframe.arrow.batcher import of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY
 from cbframe.arrow.documents.unify import Columns
 from cbframe.arrow.documents.widen import widen
 from cbframe.contrib.delta.commit import CHANGE
-from cbframe.contrib.delta.rows import Documents, Waiting
+from cbframe.contrib.delta.rows import Documents, Mask, Waiting
 from cbframe.contrib.delta.shape import Shape
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
 
@@ -49,6 +50,8 @@ class News:
         What the fields of the documents are.
     upserted, deleted
         How many there are.
+    dead
+        Collections that were dropped, now or before.
     ended
         By vbucket and collection: the seqno at which it was dropped or emptied.
     """
@@ -57,7 +60,13 @@ class News:
     columns: Columns
     upserted: int
     deleted: int
+    dead: frozenset[int]
     ended: dict[tuple[int, int], int]
+
+    def of_dropped(self, head: pa.Table) -> Mask:
+        """Which rows are of a collection that was dropped, or emptied since."""
+        gone = of_dropped(head, set(self.dead), self.ended)
+        return np.zeros(len(head), bool) if gone is None else gone
 
     @property
     def text(self) -> bool:

@@ -66,7 +66,8 @@ CATEGORIES = pa.dictionary(pa.int32(), pa.string())
         ([str(2**100 + 2**60)], ["0.5"], pa.float64(), [float(2**100 + 2**60), 0.5]),
         ([str(-(2**63)), str(2**53)], ["0.5"], pa.float64(), [-(2.0**63), 2.0**53, 0.5]),
         ([str(BIG), "1"], ["0.5", "100.0"], pa.string(), [str(BIG), "1", "0.5", "100.0"]),
-        ([str(-BIG)], ["0.5"], pa.string(), [str(-BIG), "0.5"]),
+        ([str(-BIG), str(2**60)], ["0.5"], pa.string(), [str(-BIG), str(2**60), "0.5"]),
+        ([str(2**64), str(2**64 + 1)], ["0.5"], pa.string(), [str(2**64), str(2**64 + 1), "0.5"]),
         ([str(2**64 - 1)], ["1e22"], pa.string(), [str(2**64 - 1), "1e+22"]),
         ([str(10**25)], ["-0.0"], pa.string(), [str(10**25), "-0.0"]),
         (["true", "null"], ["1"], pa.string(), ["true", None, "1"]),
@@ -268,6 +269,7 @@ def test_structs_of_too_many_different_members_become_json_text() -> None:
 def test_json_text_is_known_at_any_depth() -> None:
     _, columns = cells_of('{"b":[1,[2]],"c":"x","d":["x",1]}')
     assert columns.json == {("a", "b", None)}
+    assert typed([b'{"_cb_x":[1,[2]]}'])[1].json == {("_cb_x_", None)}
     table, wide = together(cells_of('{"b":["x", 1]}'), cells_of('{"b":[1,[2]]}'))
     assert wide.json == {("a", "b", None)}
     assert table["a"].to_pylist() == [{"b": ['"x"', '"1"']}, {"b": ["1", "[2]"]}]

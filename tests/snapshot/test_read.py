@@ -1,0 +1,213 @@
+"""Reading: columns, filters, versions and times, other tools, and that little is read for little."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+from frame.kit import QUICK
+
+import cbframe
+from cbframe import ConfigurationError, LocalCluster, Snapshot, SnapshotError, read_snapshot, write_snapshot
+
+from .conftest import Calendar
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalCluster, Path]]:
+    """A bucket, and a snapshot of three versions of it, a day apart each."""
+    path = tmp_path_factory.mktemp("read") / "snapshot"
+    calendar = Calendar()
+    with LocalCluster(nodes=2, vbuckets=16, seed=2) as cluster:
+        for n in range(500):
+            geo = {"lat": n / 7, "lon": -n, "none": {}}
+            cluster.upsert(f"key-{n:04d}", {"n": n, "type": "ab"[n % 2], "geo": geo, "tags": [n]})
+        write_snapshot(cluster, path, options=QUICK, clock=calendar, file_bytes=20_000)
+        calendar.go_on(days=1)
+        for n in range(50):
+            cluster.upsert(f"key-{n:04d}", {"n": -n, "type": "c", "big": 1 << 63})
+        write_snapshot(cluster, path, options=QUICK, clock=calendar)
+        calendar.go_on(days=1)
+        for n in range(50, 100):
+            cluster.delete(f"key-{n:04d}")
+        cluster.upsert("odd", b"\x00")
+        write_snapshot(cluster, path, options=QUICK, clock=calendar)
+        yield cluster, path
+
+
+@pytest.fixture
+def path(made: tuple[LocalCluster, Path]) -> Path:
+    return made[1]
+
+
+def test_as_the_bucket(made: tuple[LocalCluster, Path]) -> None:
+    cluster, path = made
+    read = cbframe.read_bucket(cluster, options=QUICK).sort_index()
+    kept = read_snapshot(path).sort_index()
+    assert kept[read.columns].equals(read)
+    about = kept.attrs["cbframe"]
+    assert (about["bucket"], about["version"]) == ("default", 3)
+    assert about["as_of"] == read.attrs["cbframe"]["as_of"] == Snapshot(path).as_of
+
+
+@pytest.mark.parametrize(
+    ("as_of", "rows"),
+    [
+        (1, 500),
+        (3, 451),
+        (None, 451),
+        ("2026-01-01T00:00:00Z", 500),
+        ("2026-01-01T23:59:59", 500),
+        ("2026-01-02T12:00:00+12:00", 500),
+        ("2026-01-03", 451),
+    ],
+)
+def test_versions_and_times(as_of: Any, rows: int, path: Path) -> None:
+    assert len(read_snapshot(path, as_of=as_of, columns=["n"])) == rows
+
+
+@pytest.mark.parametrize(
+    ("as_of", "error", "message"),
+    [
+        (9, SnapshotError, "there is no version 9"),
+        ("2025-12-31", ConfigurationError, "before the oldest version"),
+        ("yesterday", ConfigurationError, "is no time"),
+    ],
+)
+def test_no_such_version(as_of: Any, error: type[Exception], message: str, path: Path) -> None:
+    with pytest.raises(error, match=message):
+        read_snapshot(path, as_of=as_of)
+
+
+@pytest.mark.parametrize(
+    ("filters", "wanted"),
+    [
+        ([("n", ">=", 490)], lambda n: n >= 490),
+        ([("n", "<", 0)], lambda n: n < 0),
+        ([("n", "==", 120)], lambda n: n == 120),
+        ([("n", "in", [3, -3, 300])], lambda n: n in (-3, 300)),
+        ([("n", "not in", [120]), ("n", ">", 115), ("n", "<", 125)], lambda n: 115 < n < 125 and n != 120),
+        ([[("n", "==", 120)], [("type", "==", "c"), ("n", ">", -3)]], lambda n: n == 120 or -3 < n <= 0),
+        ([("geo.lat", ">", 70.0)], lambda n: n / 7 > 70),
+        ([("type", "==", "z")], lambda _: False),
+        ([("type", "==", 3)], lambda _: False),
+        ([("nothing", "==", 3)], lambda _: False),
+    ],
+)
+def test_filters(filters: Any, wanted: Any, path: Path) -> None:
+    every = read_snapshot(path, columns=["n"])["n"]
+    found = read_snapshot(path, columns=["n"], filters=filters)["n"]
+    assert sorted(found) == sorted(n for n in every.dropna() if wanted(n))
+
+
+def test_filters_of_metadata(path: Path) -> None:
+    rows = read_snapshot(path, metadata=("key", "vbucket", "cas"))
+    some = read_snapshot(path, columns=["n"], filters=[("_cb_vbucket", "==", 3)])
+    assert sorted(some.index) == sorted(rows.index[rows["_cb_vbucket"] == 3])
+    assert list(some.columns) == ["n"]
+    cas = int(rows["_cb_cas"].iloc[5])
+    assert read_snapshot(path, filters=[("_cb_cas", "==", cas)]).index.to_list() == [rows.index[5]]
+
+
+def test_columns(path: Path) -> None:
+    kept = read_snapshot(path, columns=["geo.lat", "type"], metadata=("key", "seqno"))
+    assert list(kept.columns) == ["_cb_seqno", "geo.lat", "type"]
+    assert kept.loc["key-0400", "geo.lat"] == 400 / 7
+    flat = read_snapshot(path, nested="flatten")
+    assert {"geo.lat", "geo.lon"} < set(flat.columns)
+    with pytest.raises(ConfigurationError, match="which no document has"):
+        read_snapshot(path, columns=["nothing"])
+    with pytest.raises(ConfigurationError, match="metadata 'colour' does not exist"):
+        read_snapshot(path, metadata=("colour",))
+    with pytest.raises(ConfigurationError, match="no extended attributes"):
+        read_snapshot(path, metadata=("xattrs",))
+
+
+def test_kinds_of_results(path: Path) -> None:
+    arrow = read_snapshot(path, return_type="arrow")
+    assert isinstance(arrow, pa.Table)
+    assert read_snapshot(path, return_type="polars").equals(pl.from_arrow(arrow))
+    assert read_snapshot(path, dtype_backend="numpy_nullable")["n"].dtype == pd.Int64Dtype()
+    with pytest.raises(ConfigurationError, match="return_type='list'"):
+        read_snapshot(path, return_type="list")
+    snapshot = Snapshot(path)
+    assert isinstance(snapshot.dataset(), pads.Dataset)
+    assert snapshot.dataset().count_rows() == len(snapshot) == 451
+    assert pl.DataFrame(snapshot).shape == (451, len(snapshot.schema))
+    assert pa.table(snapshot).sort_by("_cb_key").equals(pa.table(arrow).sort_by("_cb_key"))
+    batches = [*snapshot.to_reader(columns=["n"])]
+    assert len(batches) > 1
+    assert all(len(batch) for batch in batches)
+
+
+def test_parts_that_cannot_match_are_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    original = pq.ParquetFile.read_row_group
+
+    def spy(self: pq.ParquetFile, group: int, columns: Any = None, **named: Any) -> pa.Table:
+        if "n" in columns:
+            read.append(group)
+        return original(self, group, columns=columns, **named)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy)
+    assert len(read_snapshot(path, columns=["n"])) == 451
+    every = len(read)
+    read.clear()
+    assert len(read_snapshot(path, columns=["n"], filters=[("n", "<", -10)])) == 39
+    assert len(read) == 1 < every
+
+
+def test_export(path: Path, tmp_path: Path) -> None:
+    """A plain folder, which every tool reads alike, with no help."""
+    folder = Snapshot(path).export(tmp_path / "plain")
+    kept = read_snapshot(path, return_type="arrow")
+    expected = kept.drop_columns(["geo", "big"]).sort_by("_cb_key").to_pylist()
+    names = [name for name in kept.column_names if name not in ("geo", "big")]
+
+    def rows(table: Any) -> list[dict[str, Any]]:
+        return pa.table(table).select(names).sort_by("_cb_key").to_pylist()
+
+    assert rows(pq.read_table(folder)) == expected
+    assert rows(pa.Table.from_pandas(pd.read_parquet(folder, dtype_backend="pyarrow"))) == expected
+    assert rows(pl.read_parquet(folder / "*.parquet").to_arrow()) == expected
+    assert rows(duckdb.sql(f"from '{folder}/*.parquet'").to_arrow_table()) == expected
+    wanted = sorted(kept["big"].drop_null().to_pylist())
+    assert wanted == [1 << 63] * 50
+    assert sorted(pl.read_parquet(folder / "*.parquet")["big"].drop_nulls()) == wanted
+    assert duckdb.sql(f"select distinct big from '{folder}/*.parquet' where big is not null").fetchall() == [
+        (1 << 63,)
+    ]
+    lat = {row["_cb_key"]: row["geo"] and row["geo"]["lat"] for row in kept.to_pylist()}
+    found = duckdb.sql(f"select _cb_key, geo.lat from '{folder}/*.parquet'").fetchall()
+    assert dict(found) == lat
+    with pytest.raises(SnapshotError, match="there is something already"):
+        Snapshot(path).export(folder)
+    assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
+
+
+def test_a_version_whose_files_are_gone(made: tuple[LocalCluster, Path], tmp_path: Path) -> None:
+    cluster, _ = made
+    path = tmp_path / "other"
+    write_snapshot(cluster, path, options=QUICK)
+    Snapshot(path).compact(keep=timedelta())
+    assert [each.version for each in Snapshot(path).versions] == [1, 2]
+    deleted = Snapshot(path).vacuum()
+    assert any(name.startswith("data/00000001-") for name in deleted)
+    assert [each.version for each in Snapshot(path).versions] == [2]
+    with pytest.raises(SnapshotError, match="is gone") as caught:
+        read_snapshot(path, as_of=1)
+    assert "vacuum()" in str(caught.value)
+    assert Snapshot(path).verify().ok
+    with pytest.raises(ConfigurationError, match="keep=0"):
+        Snapshot(path).vacuum(keep=0)
+    with pytest.raises(ConfigurationError, match="is no time"):
+        Snapshot(path).compact(keep="a while")

@@ -1,0 +1,215 @@
+"""Where files are: folders, pyarrow's file systems, fsspec's; each with the same promises."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.fs as pafs
+import pytest
+from frame.kit import QUICK, fill, truth
+
+from cbframe import ConfigurationError, LocalCluster, Snapshot, SnapshotError, write_snapshot
+from cbframe.snapshot.lock import LOCK, writing
+from cbframe.snapshot.store import LocalStore, RemoteStore, Store, open_store
+
+from .conftest import Calendar
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """A folder of fsspec's file system in memory."""
+    filesystem = fsspec.filesystem("memory")
+    yield "memory://snapshots/one"
+    filesystem.store.clear()
+
+
+@pytest.fixture(params=["local", "pyarrow", "fsspec"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, memory: str) -> Store:
+    if request.param == "local":
+        return open_store(tmp_path / "here")
+    if request.param == "pyarrow":
+        return RemoteStore(pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "here")
+    return open_store(memory, storage_options={})
+
+
+def test_files(store: Store) -> None:
+    assert store.names("data") == {}
+    with store.create("data/a") as output:
+        output.write(b"abc")
+        output.write(memoryview(b"def"))
+        assert (output.nbytes, output.tell()) == (6, 6)
+        assert output.sha256 == hashlib.sha256(b"abcdef").hexdigest()
+    assert store.names("data") == {"a": 6}
+    assert store.read("data/a") == b"abcdef"
+    with store.input("data/a") as source:
+        source.seek(3)
+        assert source.read() == b"def"
+    store.rename("data/a", "data/b")
+    store.remove("data/b")
+    store.remove("data/b")
+    assert store.names("data") == {}
+    with pytest.raises(FileNotFoundError):
+        store.read("data/a")
+    assert store.where("data/a").endswith("/data/a")
+
+
+def test_nothing_is_left_of_what_failed(store: Store) -> None:
+    def fail() -> None:
+        with store.create("data/a") as output:
+            output.write(b"abc")
+            raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        fail()
+    assert store.names("data") == {}
+
+
+def test_publication(store: Store) -> None:
+    store.publish("manifest/1", b"one")
+    with pytest.raises(FileExistsError):
+        store.publish("manifest/1", b"two")
+    assert store.read("manifest/1") == b"one"
+    assert store.names("manifest") == {"1": 3}
+
+
+def test_an_error_says_where(store: Store) -> None:
+    with (
+        pytest.raises(SnapshotError, match=r"cannot write a file: .*data/a") as caught,
+        store.create("data/a"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.path == store.where("data/a")
+    assert "make room" in str(caught.value.hint)
+
+
+def test_one_writer(store: Store) -> None:
+    calendar = Calendar()
+    with writing(store, clock=calendar):
+        calendar.go_on(minutes=5)
+        told = r"being written by process \d+ on .*5 minutes"
+        with pytest.raises(SnapshotError, match=told), writing(store, clock=calendar):
+            pass
+    with writing(store):
+        pass
+
+
+def test_a_lock_that_was_left(memory: str) -> None:
+    """Where no system lets go of it: told whose it is, and broken when asked."""
+    store = open_store(memory, storage_options={})
+    store.publish(LOCK, b'{"host": "gone", "pid": 7, "since": "2026-01-01T00:00:00+00:00"}')
+    calendar = Calendar()
+    calendar.go_on(days=2)
+    with pytest.raises(SnapshotError, match="process 7 on gone, since 2026-01-01 00:00:00 UTC") as caught:
+        writing(store, clock=calendar).__enter__()
+    assert "2 days" in str(caught.value)
+    assert "break_lock=True" in str(caught.value.hint)
+    with writing(store, break_lock=True):
+        assert b"gone" not in store.read(LOCK)
+    assert LOCK not in store.names("")
+
+
+def test_a_lock_that_was_broken_is_not_given_back(memory: str) -> None:
+    store = open_store(memory, storage_options={})
+    with writing(store):
+        first = store.read(LOCK)
+        with writing(store, break_lock=True):
+            second = store.read(LOCK)
+            assert first != second
+    assert LOCK not in store.names("")
+
+
+@pytest.mark.parametrize("kind", ["fsspec", "pyarrow", "uri"])
+def test_a_snapshot_elsewhere(kind: str, cluster: LocalCluster, tmp_path: Path, memory: str) -> None:
+    path, place = {
+        "fsspec": (memory, {"storage_options": {}}),
+        "pyarrow": ("one", {"filesystem": pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())}),
+        "uri": ((tmp_path / "one").as_uri(), {}),
+    }[kind]
+    fill(cluster, 100)
+    arguments: dict[str, Any] = {"options": QUICK, "parse": False, **place}
+    write_snapshot(cluster, path, **arguments)
+    cluster.delete("key-000001")
+    cluster.fail_over(2, lose=3)
+    cluster.upsert("more", {})
+    assert write_snapshot(cluster, path, **arguments).version == 2
+    snapshot = Snapshot(path, **place)
+    found = snapshot.to_arrow(metadata=("key", "seqno"))
+    expected = {(key.decode(), row.seqno) for key, row in truth(cluster).items()}
+    assert set(zip(*(found[name].to_pylist() for name in ("_cb_key", "_cb_seqno")), strict=True)) == expected
+    snapshot.compact(keep="0s")
+    snapshot.vacuum()
+    assert snapshot.verify().ok
+    assert len(snapshot) == len(expected)
+
+
+def test_a_conditional_put_that_is_beaten(memory: str) -> None:
+    """Two writers that both saw no such version: the file system decides."""
+    store = open_store(memory, storage_options={})
+    assert isinstance(store, RemoteStore)
+    publish = store._fsspec.pipe_file
+
+    def beaten(path: str, data: bytes, **named: Any) -> None:
+        publish(path, b"another's")
+        publish(path, data, **named)
+
+    store._fsspec = type("Beaten", (), {"pipe_file": staticmethod(beaten)})()
+    with pytest.raises(FileExistsError):
+        store.publish("manifest/1", b"mine")
+    assert store.read("manifest/1") == b"another's"
+
+
+@pytest.mark.parametrize(
+    ("path", "named", "message"),
+    [
+        ("nothing://x/y", {}, "is no place for files"),
+        ("s 3://x", {}, "is no place for files"),
+        ("x", {"storage_options": {}, "filesystem": pafs.LocalFileSystem()}, "exclude each other"),
+    ],
+)
+def test_no_such_place(path: str, named: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        open_store(path, **named)
+
+
+def test_a_folder_that_cannot_be_written(cluster: LocalCluster, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(SnapshotError, match="cannot lock the snapshot: Not a directory"):
+        write_snapshot(cluster, tmp_path / "file" / "snapshot")
+
+
+def test_files_that_go_while_a_folder_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    for name in ("a", "b"):
+        with store.create(f"data/{name}") as output:
+            output.write(b"x")
+    monkeypatch.setattr("os.scandir", _Vanishing)
+    assert store.names("data") == {"b": 1}
+
+
+class _Entry:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def is_file(self) -> bool:
+        if self.name == "a":
+            raise FileNotFoundError(self.name)
+        return True
+
+    def stat(self) -> Any:
+        return type("Stat", (), {"st_size": 1})
+
+
+class _Vanishing:
+    def __init__(self, _place: Path) -> None:
+        pass
+
+    def __enter__(self) -> Iterator[_Entry]:
+        return iter([_Entry("a"), _Entry("b")])
+
+    def __exit__(self, *_: object) -> None:
+        pass
