@@ -127,6 +127,11 @@ class Survivors:
 
     Keys are held in memory only of documents that came in a vbucket's second snapshot or later:
     of what changed while the bucket was read.
+
+    Attributes
+    ----------
+    stale
+        Rows of which there is a newer one, be it a deletion, by batch.
     """
 
     def __init__(self, spool: Spool, receiver: DeferringBatchReceiver) -> None:
@@ -135,7 +140,7 @@ class Survivors:
         self._mixed = receiver.several_versions()
         self._void_before = receiver.void_before()
         self._later_from = receiver.later_from()
-        self._stale = self._find_stale() if self._mixed.any() else {}
+        self.stale = self._find_stale() if self._mixed.any() else {}
 
     def mask(self, number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
         """Which rows of a batch count."""
@@ -144,7 +149,7 @@ class Survivors:
         if gone is not None:
             keep &= ~gone
         keep &= ~self._void(heads)
-        stale = self._stale.get(number)
+        stale = self.stale.get(number)
         if stale is not None:
             keep[stale] = False
         return keep

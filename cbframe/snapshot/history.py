@@ -137,26 +137,32 @@ class Boundaries:
         before
             Only of versions before this one.
         """
+        found = self.version_below(vbucket, seqno, before=before)
+        return Position() if found is None else found.positions[vbucket]
+
+    def version_below(self, vbucket: int, seqno: int, *, before: int | None = None) -> Manifest | None:
+        """The newest version that has that position; None for the start."""
         taken_back = [
             (each.version, each.vbuckets[vbucket])
             for each in self._manifest.rollbacks
             if vbucket in each.vbuckets
         ]
         floor = self._manifest.floors[vbucket]
-        found = Position()
         if self._line is None:
             # Two threads of nodes may do the same here.
             self._line = [*self._ancestors()]
+        found: Manifest | None = None
+        reached = 0
         for each in self._line:
             position = each.positions[vbucket]
             void = any(version > each.version and position.seqno > limit for version, limit in taken_back)
             if (
-                found.seqno < position.seqno <= seqno
+                reached < position.seqno <= seqno
                 and position.seqno >= floor
                 and not void
                 and (before is None or each.version < before)
             ):
-                found = position
+                found, reached = each, position.seqno
         return found
 
 

@@ -83,6 +83,10 @@ class ResumingReceiver(DeferringBatchReceiver):
     def _start(self, vbucket: int) -> int:
         return self._starts[vbucket].seqno if vbucket in self._starts else 0
 
+    def ended(self) -> dict[tuple[int, int], int]:
+        """By vbucket and collection: the seqno at which it was dropped or emptied."""
+        return dict(self._drops)
+
     def drops(self, collections: Iterable[int]) -> dict[int, dict[int, int]]:
         """By collection, of those that matter, and vbucket: the seqno at which it was dropped or emptied."""
         found: dict[int, dict[int, int]] = {number: {} for number in collections}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
@@ -9,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cbframe.arrow.batcher import of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, VALUE, VBUCKET
 from cbframe.arrow.documents.chunks import Batch
 from cbframe.arrow.documents.passes import PassingTyper
 from cbframe.arrow.documents.plan import Plan
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder
-from cbframe.arrow.spool import ARRIVED, Spool
+from cbframe.arrow.spool import ARRIVED, Spool, Survivors
 from cbframe.cluster.manifest import Manifest
 from cbframe.frame.assemble import beside
 from cbframe.frame.conflicts import Conflict
@@ -88,6 +90,11 @@ class Changes:
 class ChangeSink(SpoolingSink):
     """Takes the changes of one run to disk.
 
+    Parameters
+    ----------
+    net
+        Of each document only the newest change counts, and none of before its collection was emptied.
+
     Attributes
     ----------
     nbytes
@@ -96,6 +103,19 @@ class ChangeSink(SpoolingSink):
 
     nbytes = 0
     _receiver: ResumingReceiver
+
+    def __init__(
+        self,
+        target: ScanTarget,
+        names: Names,
+        receiver: ResumingReceiver,
+        batch_bytes: int,
+        spool_dir: str | os.PathLike[str] | None = None,
+        *,
+        net: bool = False,
+    ) -> None:
+        super().__init__(target, names, receiver, batch_bytes, spool_dir)
+        self._net = net
 
     def _put_down_batch(self, batch: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> None:
         self.nbytes += batch.nbytes
@@ -124,7 +144,7 @@ class ChangeSink(SpoolingSink):
         ids = np.array(sorted(self._collections), np.uint32)
         every = np.union1d(ids, np.array(sorted(known), np.uint32))
         manifest = self._names.manifest_of(every, self._receiver)
-        rows = _ChangeRows(self._spool, self._receiver, manifest)
+        rows = _ChangeRows(self._spool, self._receiver, manifest, net=self._net)
         dead = set(self._receiver.dropped)
         if manifest is not None and manifest.uid >= manifest_uid:
             dead |= set(every.tolist()) - manifest.collections.keys()
@@ -226,15 +246,20 @@ class _ChangeRows:
         Whether there are documents that do not count.
     """
 
-    def __init__(self, spool: Spool, receiver: ResumingReceiver, manifest: Manifest | None) -> None:
+    def __init__(
+        self, spool: Spool, receiver: ResumingReceiver, manifest: Manifest | None, *, net: bool
+    ) -> None:
         self._spool = spool
+        self._stale = Survivors(spool, receiver).stale if net else {}
+        self._dropped = set(receiver.dropped) if net else set()
+        self._ended = receiver.ended() if net else {}
         self._void_before = receiver.void_before()
         self._manifest = manifest
         self._seen: set[int] = set()
         self.count = self.upserts = documents = 0
         for number in range(len(self)):
             heads = spool.heads(number)
-            keep, upsert = self._masks(heads)
+            keep, upsert = self._masks(number, heads)
             documents += int(_is_document(heads).sum())
             self.count += int(keep.sum())
             self.upserts += int(upsert.sum())
@@ -251,23 +276,31 @@ class _ChangeRows:
         names = ((cid, self._manifest.collections[cid]) for cid in sorted(self._seen))
         return {cid: f"{name.scope}.{name.name}" for cid, name in names}
 
-    def _masks(self, heads: pa.RecordBatch) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def _masks(
+        self, number: int, heads: pa.RecordBatch
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Which rows count, and which of them are documents."""
         vbucket = heads.column(VBUCKET).to_numpy()
         keep: npt.NDArray[np.bool_] = heads.column(ARRIVED).to_numpy() >= self._void_before[vbucket]
+        table = pa.Table.from_batches([heads])
         if self._manifest is not None:
-            keep &= alive(pa.Table.from_batches([heads]), self._manifest)
+            keep &= alive(table, self._manifest)
+        if number in self._stale:
+            keep[self._stale[number]] = False
+        gone = of_dropped(table, self._dropped, self._ended)
+        if gone is not None:
+            keep &= ~gone
         return keep, keep & _is_document(heads)
 
     def heads(self, number: int) -> pa.Table:
         """Keys and metadata of the rows of a batch."""
         heads = self._spool.heads(number)
-        return pa.Table.from_batches([heads.filter(pa.array(self._masks(heads)[0]))])
+        return pa.Table.from_batches([heads.filter(pa.array(self._masks(number, heads)[0]))])
 
     def parts(self, number: int) -> tuple[pa.Table, pa.Table]:
         """Keys and metadata of documents, and of deletions."""
         heads = self._spool.heads(number)
-        keep, upsert = self._masks(heads)
+        keep, upsert = self._masks(number, heads)
         return (
             pa.Table.from_batches([heads.filter(pa.array(upsert))]),
             pa.Table.from_batches([heads.filter(pa.array(keep & ~upsert))]),
@@ -275,13 +308,13 @@ class _ChangeRows:
 
     def values(self, number: int) -> pa.Array:
         """Values of documents, as they are."""
-        upsert = self._masks(self._spool.heads(number))[1]
+        upsert = self._masks(number, self._spool.heads(number))[1]
         return self._spool.values(number).filter(pa.array(upsert))
 
     def load(self, number: int) -> Batch:
         """Documents of a batch, to be typed."""
         heads = self._spool.heads(number)
-        return documents_of(heads, self._spool.values(number), self._masks(heads)[1])
+        return documents_of(heads, self._spool.values(number), self._masks(number, heads)[1])
 
     def key(self, place: tuple[int, int]) -> bytes:
         """The key of a document."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from cbframe.arrow.documents.unify import Columns, differences, unify
 from cbframe.cluster.map import ClusterMap
-from cbframe.errors import ClusterMapError, ConversionError, SnapshotError
-from cbframe.frame.run import Ran, Run
-from cbframe.frame.target import ProgressCallback, ScanTarget
-from cbframe.options import BucketDataSourceOptions
+from cbframe.errors import ConversionError, SnapshotError
+from cbframe.frame.target import ScanTarget
+from cbframe.snapshot.fetch import Fetch, Fetched, Known, Reading
 from cbframe.snapshot.files import DATA, ChangeFiles, parts_for
 from cbframe.snapshot.history import Boundaries
 from cbframe.snapshot.live import taken_back
@@ -26,55 +22,14 @@ from cbframe.snapshot.manifest import (
     FileEntry,
     Kind,
     Manifest,
-    Position,
     Rollback,
     name_of,
 )
 from cbframe.snapshot.reader import documents_of
 from cbframe.snapshot.result import SnapshotResult
 from cbframe.snapshot.resume import ResumingReceiver
-from cbframe.snapshot.sink import Changes, ChangeSink
+from cbframe.snapshot.sink import Changes
 from cbframe.snapshot.store import Store
-
-_BATCH = 2 << 20
-_WINDOW = 4 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """How the bucket is read.
-
-    Attributes
-    ----------
-    batch_bytes, window, spool_dir, timeout, progress, options
-        As of a scan.
-    """
-
-    batch_bytes: int | None
-    window: int | None
-    spool_dir: str | os.PathLike[str] | None
-    timeout: float | None
-    progress: ProgressCallback | None
-    options: BucketDataSourceOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What the bucket had to tell since a version.
-
-    Attributes
-    ----------
-    ran
-        The run.
-    positions
-        Where each vbucket is complete now.
-    taken_back
-        By vbucket, the seqno behind which nothing of earlier versions counts.
-    """
-
-    ran: Ran
-    positions: list[Position]
-    taken_back: dict[int, int]
 
 
 class Update:
@@ -121,61 +76,17 @@ class Update:
         CbframeError
             The read could not be completed. The snapshot is as it was.
         """
-        reading = self._reading
-        window = reading.window or min(reading.options.feed_buffer_size_bytes, _WINDOW)
-        run = Run(
-            self._target,
-            replace(reading.options, feed_buffer_size_bytes=window),
-            timeout=reading.timeout,
-            progress=reading.progress,
-            bucket_uuid="" if self._base is None else self._base.bucket_uuid,
-        )
-        receiver = ResumingReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        receiver.resume(self._starts(), self._below)
-        batch = reading.batch_bytes or _BATCH
-        with closing(ChangeSink(self._target, run.names, receiver, batch, reading.spool_dir)) as sink:
-            ran = self._into(run, receiver, sink)
-            fetched = self._fetched(receiver, ran)
-            uid = max((position.metadata.manifest_uid for position in fetched.positions), default=0)
-            changes = sink.changes(() if self._base is None else self._base.collections, uid)
-            entries, columns = self._write(sink, receiver, changes, ran.map, compression, file_bytes)
-        manifest = self._manifest(kind, now, receiver, fetched, changes, entries, columns)
-        return self._publish(manifest, receiver, fetched, changes, run)
-
-    # -- reading
-
-    def _starts(self) -> dict[int, Position]:
-        return {} if self._base is None else dict(enumerate(self._base.positions))
-
-    def _below(self, vbucket: int, seqno: int) -> Position:
-        return Position() if self._boundaries is None else self._boundaries.below(vbucket, seqno)
-
-    def _into(self, run: Run, receiver: ResumingReceiver, sink: ChangeSink) -> Ran:
-        try:
-            ran = run.into(receiver, sink)
-        except ClusterMapError as exc:
-            if exc.fault != "other bucket" or self._base is None:
-                raise
-            raise self._other_bucket("it was deleted and created anew") from exc
-        if self._base is not None and len(self._base.positions) != ran.map.vbuckets:
-            raise self._other_bucket(
-                f"it has {ran.map.vbuckets} vbuckets, and the snapshot {len(self._base.positions)}"
-            )
-        return ran
-
-    def _fetched(self, receiver: ResumingReceiver, ran: Ran) -> Fetched:
-        reached = {vbucket: seqno for vbucket, (_, seqno) in ran.as_of.items()}
-        limits = receiver.taken_back | receiver.vanished(reached)
-        emptied = [vbucket for vbucket, seqno in limits.items() if not seqno]
-        everything = len(emptied) == sum(bool(position.seqno) for position in self._starts().values())
-        # A node that fails takes some vbuckets back, and leaves their histories.
-        if emptied and everything and receiver.replaced(emptied):
-            raise self._other_bucket("it was emptied, and no vbucket knows anything of what the snapshot has")
-        positions = [
-            Position(reached[vbucket], receiver.metadata_of(vbucket)) if reached[vbucket] else Position()
-            for vbucket in range(ran.map.vbuckets)
-        ]
-        return Fetched(ran, positions, limits)
+        base, boundaries = self._base, self._boundaries
+        known = Known()
+        if base is not None and boundaries is not None:
+            starts = dict(enumerate(base.positions))
+            known = Known(base.bucket_uuid, starts, boundaries.below, base.collections)
+        with Fetch(self._target, self._reading, known, other_bucket=self._other_bucket) as fetch:
+            fetched = fetch.run()
+            changes = fetch.changes()
+            entries, columns = self._write(fetch, changes, fetched.ran.map, compression, file_bytes)
+        manifest = self._manifest(kind, now, fetch.receiver, fetched, changes, entries, columns)
+        return self._publish(manifest, fetched, changes, fetch.seconds)
 
     def _other_bucket(self, why: str) -> SnapshotError:
         assert self._base is not None
@@ -189,8 +100,7 @@ class Update:
 
     def _write(
         self,
-        sink: ChangeSink,
-        receiver: ResumingReceiver,
+        fetch: Fetch,
         changes: Changes,
         bucket: ClusterMap,
         compression: str,
@@ -206,7 +116,7 @@ class Update:
             self._store,
             writer_prefix(self._version),
             first.schema,
-            parts=parts_for(sink.nbytes, file_bytes),
+            parts=parts_for(fetch.sink.nbytes, file_bytes),
             vbuckets=bucket.vbuckets,
             compression=compression,
         ) as files:
@@ -217,20 +127,14 @@ class Update:
             if found not in columns:
                 columns = (*columns, found)
             self._refuse_conflicts(columns)
-            unique = not receiver.several_versions().any()
+            unique = not fetch.receiver.several_versions().any()
             entries = files.finish(self._version, columns=columns.index(found), unique=unique)
         return entries, columns
 
     def _refuse_conflicts(self, columns: Sequence[Columns]) -> None:
         """Raise where documents have no common type with earlier ones, if that was asked for."""
-        if self._base is None or self._stored.get("on_conflict") != "raise":
-            return
-        for each in differences(documents_of(self._base), unify(columns)):
-            if each.before not in (None, "null") and each.after in ("string", "JSON text"):
-                raise ConversionError(
-                    f"values of {each.path!r} have no common type: it was {each.before}",
-                    hint='on_conflict="widen" keeps them as text; mode="overwrite" makes the snapshot anew',
-                )
+        if self._base is not None:
+            refuse_conflicts(documents_of(self._base), unify(columns), self._stored)
 
     def _manifest(
         self,
@@ -279,10 +183,10 @@ class Update:
         )
 
     def _publish(
-        self, manifest: Manifest, receiver: ResumingReceiver, fetched: Fetched, changes: Changes, run: Run
+        self, manifest: Manifest, fetched: Fetched, changes: Changes, seconds: float
     ) -> SnapshotResult:
         base = self._base
-        changed = base is None or _news(base, manifest)
+        changed = base is None or is_news(base, manifest)
         nbytes = 0
         if changed:
             data = manifest.to_bytes()
@@ -298,14 +202,37 @@ class Update:
             upserted=manifest.counts.upserted,
             deleted=manifest.counts.deleted,
             retracted=manifest.counts.retracted,
-            rolled_back=dict(receiver.rolled_back),
+            rolled_back=fetched.rolled_back,
             read_again=dict(fetched.taken_back),
             nbytes=nbytes,
-            seconds=run.seconds,
+            seconds=seconds,
             as_of=fetched.ran.as_of,
             conflicts=changes.conflicts,
             rejected=changes.rejected,
         )
+
+
+def refuse_conflicts(before: Columns, after: Columns, stored: Mapping[str, Any]) -> None:
+    """Raise where documents have no common type with earlier ones, if that was asked for.
+
+    Parameters
+    ----------
+    stored
+        What was asked for when the copy was made.
+
+    Raises
+    ------
+    ConversionError
+        A field was of another type before.
+    """
+    if stored.get("on_conflict") != "raise":
+        return
+    for each in differences(before, after):
+        if each.before not in (None, "null") and each.after in ("string", "JSON text"):
+            raise ConversionError(
+                f"values of {each.path!r} have no common type: it was {each.before}",
+                hint='on_conflict="widen" keeps them as text; mode="overwrite" begins anew',
+            )
 
 
 def writer_prefix(version: int) -> str:
@@ -348,7 +275,7 @@ def sweep(store: Store, newest: int) -> None:
             store.remove(f"{FOLDER}/{name}")
 
 
-def _news(base: Manifest, manifest: Manifest) -> bool:
+def is_news(base: Manifest, manifest: Manifest) -> bool:
     """Whether a version says anything that the one before does not."""
     return (
         manifest.kind == "repair"

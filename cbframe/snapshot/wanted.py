@@ -30,6 +30,8 @@ _DEFAULTS: dict[str, Any] = {
     "max_struct_fields": 1000,
     "parse_dates": False,
 }
+WANTED = frozenset(_DEFAULTS)
+"""The arguments that are kept."""
 
 
 def stored_form(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,8 +68,19 @@ def stored_form(given: Mapping[str, Any]) -> dict[str, Any]:
     return form
 
 
-def agreed(given: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+def agreed(
+    given: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    *,
+    made: str = "the snapshot",
+    anew: str = 'mode="overwrite"',
+) -> None:
     """Refuse to update a snapshot with something else.
+
+    Parameters
+    ----------
+    made, anew
+        For messages: what was made, and how it is made anew.
 
     Raises
     ------
@@ -78,8 +91,8 @@ def agreed(given: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
         if value != stored.get(name, _DEFAULTS[name]):
             shown = "another one" if name == "schema" else repr(stored.get(name, _DEFAULTS[name]))
             raise ConfigurationError(
-                f"the snapshot was made with {name}={shown}",
-                hint=f'leave {name}= out to update it, or make it anew with mode="overwrite"',
+                f"{made} was made with {name}={shown}",
+                hint=f"leave {name}= out to update it, or make it anew with {anew}",
             )
 
 

@@ -14,6 +14,7 @@ from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.frame.target import ProgressCallback
 from cbframe.options import BucketDataSourceOptions
+from cbframe.snapshot.fetch import Reading
 from cbframe.snapshot.files import FILE_BYTES
 from cbframe.snapshot.history import Boundaries, History
 from cbframe.snapshot.lock import Clock, utc_now, writing
@@ -21,7 +22,7 @@ from cbframe.snapshot.manifest import Kind, Manifest
 from cbframe.snapshot.repair import mended
 from cbframe.snapshot.result import SnapshotResult
 from cbframe.snapshot.store import open_store
-from cbframe.snapshot.update import Reading, Update, sweep
+from cbframe.snapshot.update import Update, sweep
 from cbframe.snapshot.wanted import agreed, stored_form, target_of
 from cbframe.typing import Connectable, ServerURLs
 

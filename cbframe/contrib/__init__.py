@@ -1,0 +1,1 @@
+"""Other libraries' formats and tables: each module needs one optional library."""

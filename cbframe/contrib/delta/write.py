@@ -1,0 +1,227 @@
+"""The front doors: ``to_delta`` and ``update_delta``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from cbframe.arrow.documents.plan import OnConflict
+from cbframe.cluster.tls import TLSLike
+from cbframe.contrib.delta.commit import Committer
+from cbframe.contrib.delta.log import APP, Base, base_of, library, open_table
+from cbframe.contrib.delta.mirror import Mirror
+from cbframe.contrib.delta.result import DeltaResult
+from cbframe.errors import ConfigurationError, SnapshotError
+from cbframe.frame.target import ProgressCallback
+from cbframe.options import BucketDataSourceOptions
+from cbframe.snapshot.fetch import Reading
+from cbframe.snapshot.lock import Clock, utc_now
+from cbframe.snapshot.wanted import WANTED, agreed, stored_form, target_of
+from cbframe.typing import Connectable, ServerURLs
+
+
+def to_delta(
+    conn: ServerURLs | Connectable,
+    uri: str | os.PathLike[str],
+    *,
+    bucket: str | None = None,
+    mode: Literal["error", "overwrite"] = "error",
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    scope: str | None = None,
+    collections: str | Sequence[str] | None = None,
+    columns: Sequence[str | tuple[str, ...]] | None = None,
+    filters: Any = None,
+    key_prefix: str | bytes | None = None,
+    keys_only: bool | None = None,
+    parse: bool | None = None,
+    xattrs: bool | None = None,
+    nested: Literal["struct", "json"] | None = None,
+    schema: pa.Schema | Mapping[str, Any] | None = None,
+    on_conflict: OnConflict | None = None,
+    max_struct_fields: int | None = None,
+    parse_dates: bool | Sequence[str] | None = None,
+    batch_bytes: int | None = None,
+    buffer_bytes: int | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    progress: ProgressCallback | None = None,
+    options: BucketDataSourceOptions | None = None,
+    storage_options: Mapping[str, str] | None = None,
+    clock: Clock = utc_now,
+) -> DeltaResult:
+    """Copy a bucket into a Delta table, which :func:`update_delta` brings up to date.
+
+    The table appears whole or not at all. Memory does not depend on the bucket's size; documents wait in
+    temporary files (`spool_dir`). What the table looks like is in the documentation of this package.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network
+        As of :func:`cbframe.scan_bucket`.
+    uri
+        A folder, or what deltalake knows: ``s3://…``, ``abfss://…``.
+    mode
+        ``"error"`` refuses to if there is a table. ``"overwrite"`` begins anew in the same table: earlier
+        versions stay until they are vacuumed.
+    scope, collections, columns, filters, key_prefix, keys_only, parse, xattrs, nested, schema, on_conflict, \
+max_struct_fields, parse_dates
+        What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
+    batch_bytes, buffer_bytes, spool_dir, timeout, progress, options
+        As of :func:`cbframe.scan_bucket`.
+    storage_options
+        Of deltalake, for what `uri` is in.
+    clock
+        Tells the time of day that is written down.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument cannot be meant.
+    ConversionError
+        A type was declared that Delta does not have.
+    DependencyError
+        deltalake is not installed.
+    SnapshotError
+        There is a table, or it cannot be written.
+    CbframeError
+        The bucket could not be read.
+    """
+    if mode not in ("error", "overwrite"):
+        raise ConfigurationError(f"mode={mode!r}", hint="choose from: error, overwrite")
+    stored = stored_form(
+        {
+            "scope": scope,
+            "collections": collections,
+            "columns": columns,
+            "filters": filters,
+            "key_prefix": key_prefix,
+            "keys_only": keys_only,
+            "parse": parse,
+            "xattrs": xattrs,
+            "nested": nested,
+            "schema": schema,
+            "on_conflict": on_conflict,
+            "max_struct_fields": max_struct_fields,
+            "parse_dates": parse_dates,
+        }
+    )
+    target = target_of(conn, bucket, stored, auth=auth, tls=tls, network=network)
+    path = os.fspath(uri)
+    table = open_table(path, storage_options)
+    if table is not None and mode == "error":
+        raise SnapshotError(
+            "there is a Delta table already",
+            path=path,
+            hint='update_delta() brings it up to date; mode="overwrite" makes it anew',
+        )
+    reading = Reading(
+        batch_bytes=batch_bytes,
+        window=buffer_bytes,
+        spool_dir=spool_dir,
+        timeout=timeout,
+        progress=progress,
+        options=options or BucketDataSourceOptions(),
+    )
+    return Mirror(
+        path,
+        None,
+        Committer(path, table, storage_options),
+        version=1 if table is None else 1 + (table.transaction_version(APP) or 0),
+        target=target,
+        stored=stored,
+        reading=reading,
+        opener=_no_version,
+        clock=clock,
+    ).run()
+
+
+def update_delta(
+    conn: ServerURLs | Connectable,
+    uri: str | os.PathLike[str],
+    *,
+    bucket: str | None = None,
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    batch_bytes: int | None = None,
+    buffer_bytes: int | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    progress: ProgressCallback | None = None,
+    options: BucketDataSourceOptions | None = None,
+    storage_options: Mapping[str, str] | None = None,
+    clock: Clock = utc_now,
+    **wanted: Any,
+) -> DeltaResult:
+    """Bring a Delta table up to date with what changed in the bucket since.
+
+    Rows and positions are one commit: a process that ends at any moment leaves the table as it was, or as it
+    should be, and the next update goes on from there. Where nothing changed, there is no commit.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network, batch_bytes, buffer_bytes, spool_dir, timeout, progress, options, \
+storage_options, clock
+        As of :func:`to_delta`.
+    uri
+        Where :func:`to_delta` made the table.
+    **wanted
+        What the table holds, as of :func:`to_delta`. It need not be given again; anything else than then is
+        an error.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument cannot be meant, or differs from what the table was made with.
+    DependencyError
+        deltalake is not installed.
+    SnapshotError
+        There is no table that :func:`to_delta` made, or someone else changed it; the bucket was flushed or
+        created anew; another writer was faster. The table stays as it is.
+    CbframeError
+        The bucket could not be read.
+    """
+    unknown = wanted.keys() - WANTED
+    if unknown:
+        raise TypeError(f"update_delta() got an unexpected keyword argument {min(unknown)!r}")
+    given = stored_form(wanted)
+    path = os.fspath(uri)
+    table = open_table(path, storage_options)
+    if table is None:
+        raise SnapshotError("there is no Delta table", path=path, hint="to_delta() makes one")
+    base: Base = base_of(table, path)
+    stored = dict(base.manifest.options)
+    agreed(given, stored, made="the table", anew='to_delta(..., mode="overwrite")')
+    return Mirror(
+        path,
+        base,
+        Committer(path, table, storage_options),
+        version=base.manifest.version + 1,
+        target=target_of(conn, bucket, stored, auth=auth, tls=tls, network=network),
+        stored=stored,
+        reading=Reading(
+            batch_bytes=batch_bytes,
+            window=buffer_bytes,
+            spool_dir=spool_dir,
+            timeout=timeout,
+            progress=progress,
+            options=options or BucketDataSourceOptions(),
+        ),
+        opener=partial(_version, path, storage_options),
+        clock=clock,
+    ).run()
+
+
+def _version(uri: str, storage_options: Mapping[str, str] | None, version: int) -> Any:
+    options = None if storage_options is None else dict(storage_options)
+    return library().DeltaTable(uri, version=version, storage_options=options)
+
+
+def _no_version(version: int) -> Any:
+    raise AssertionError(f"nothing is continued, least of all version {version}")

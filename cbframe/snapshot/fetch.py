@@ -1,0 +1,180 @@
+"""What a bucket has to tell since some positions: read once, whatever becomes of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+from cbframe.errors import ClusterMapError, SnapshotError
+from cbframe.frame.run import Ran, Run
+from cbframe.frame.target import ProgressCallback, ScanTarget
+from cbframe.options import BucketDataSourceOptions
+from cbframe.snapshot.manifest import Position
+from cbframe.snapshot.resume import Below, ResumingReceiver
+from cbframe.snapshot.sink import Changes, ChangeSink
+
+_BATCH = 2 << 20
+_WINDOW = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How the bucket is read.
+
+    Attributes
+    ----------
+    batch_bytes, window, spool_dir, timeout, progress, options
+        As of a scan.
+    """
+
+    batch_bytes: int | None
+    window: int | None
+    spool_dir: str | os.PathLike[str] | None
+    timeout: float | None
+    progress: ProgressCallback | None
+    options: BucketDataSourceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the bucket already; by default nothing.
+
+    Attributes
+    ----------
+    bucket_uuid
+        Another bucket of the name is refused; empty to take any.
+    positions
+        Where each vbucket is continued.
+    below
+        Tells what a vbucket can be taken back to.
+    collections
+        Those of which there are documents.
+    """
+
+    bucket_uuid: str = ""
+    positions: Mapping[int, Position] = field(default_factory=dict)
+    below: Below = field(default=lambda vbucket, seqno: Position())  # noqa: ARG005 - the start, of any
+    collections: Collection[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What the bucket had to tell.
+
+    Attributes
+    ----------
+    ran
+        The run.
+    positions
+        Where each vbucket is complete now.
+    taken_back
+        By vbucket, the seqno behind which nothing counts that was known.
+    rolled_back
+        Vbuckets that the server rolled back, and the lowest seqno to which.
+    """
+
+    ran: Ran
+    positions: list[Position]
+    taken_back: dict[int, int]
+    rolled_back: dict[int, int]
+
+
+class Fetch:
+    """One read of what changed; a context manager, since documents wait in temporary files.
+
+    Parameters
+    ----------
+    other_bucket
+        Makes the error for a bucket that is not the one that is known, of a sentence that says why.
+    net
+        Of each document only the newest change is wanted.
+
+    Attributes
+    ----------
+    receiver, sink
+        What took the changes in.
+    """
+
+    def __init__(
+        self,
+        target: ScanTarget,
+        reading: Reading,
+        known: Known,
+        *,
+        other_bucket: Callable[[str], SnapshotError],
+        net: bool = False,
+    ) -> None:
+        self._known = known
+        self._other_bucket = other_bucket
+        self._manifest_uid = 0
+        window = reading.window or min(reading.options.feed_buffer_size_bytes, _WINDOW)
+        self._run = Run(
+            target,
+            replace(reading.options, feed_buffer_size_bytes=window),
+            timeout=reading.timeout,
+            progress=reading.progress,
+            bucket_uuid=known.bucket_uuid,
+        )
+        names = self._run.names
+        self.receiver = ResumingReceiver(names.wire_metadata, self._run.options.max_body_bytes)
+        self.receiver.resume(known.positions, known.below)
+        batch = reading.batch_bytes or _BATCH
+        self.sink = ChangeSink(target, names, self.receiver, batch, reading.spool_dir, net=net)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.sink.close()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return self._run.seconds
+
+    def run(self) -> Fetched:
+        """Read to the end.
+
+        Raises
+        ------
+        SnapshotError
+            The bucket is another one, or was emptied.
+        CbframeError
+            The read could not be completed.
+        """
+        ran = self._into()
+        starts, receiver = self._known.positions, self.receiver
+        reached = {vbucket: seqno for vbucket, (_, seqno) in ran.as_of.items()}
+        limits = receiver.taken_back | receiver.vanished(reached)
+        emptied = [vbucket for vbucket, seqno in limits.items() if not seqno]
+        everything = len(emptied) == sum(bool(position.seqno) for position in starts.values())
+        # A node that fails takes some vbuckets back, and leaves their histories.
+        if emptied and everything and receiver.replaced(emptied):
+            raise self._other_bucket("it was emptied, and no vbucket knows anything of what was read of it")
+        positions = [
+            Position(reached[vbucket], receiver.metadata_of(vbucket)) if reached[vbucket] else Position()
+            for vbucket in range(ran.map.vbuckets)
+        ]
+        self._manifest_uid = max((at.metadata.manifest_uid for at in positions), default=0)
+        return Fetched(ran, positions, limits, dict(receiver.rolled_back))
+
+    def _into(self) -> Ran:
+        starts = self._known.positions
+        try:
+            ran = self._run.into(self.receiver, self.sink)
+        except ClusterMapError as exc:
+            if exc.fault != "other bucket" or not self._known.bucket_uuid:
+                raise
+            raise self._other_bucket("it was deleted and created anew") from exc
+        if starts and len(starts) != ran.map.vbuckets:
+            raise self._other_bucket(f"it has {ran.map.vbuckets} vbuckets, and it had {len(starts)}")
+        return ran
+
+    def changes(self) -> Changes:
+        """The changes, once it has run."""
+        return self.sink.changes(self._known.collections, self._manifest_uid)
