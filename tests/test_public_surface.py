@@ -54,6 +54,7 @@ NAMES = [
     "SnapshotFlag",
     "SpoolError",
     "StatsRates",
+    "StatsView",
     "Status",
     "StreamEndReason",
     "StreamError",
@@ -72,6 +73,7 @@ NAMES = [
     "read_bucket",
     "read_schema",
     "scan_bucket",
+    "show_stats",
     "upr_open",
 ]
 SCAN = {
@@ -102,7 +104,7 @@ SCAN = {
     "spool_dir": None,
     "timeout": None,
     "dtype_backend": "pyarrow",
-    "progress": None,
+    "progress": "auto",
     "options": None,
 }
 
@@ -154,6 +156,7 @@ def test_a_scan() -> None:
         "iter_batches",
         "peek",
         "read",
+        "source",
         "split",
         "stats",
         "to_arrow",

@@ -10,7 +10,7 @@ one never does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp import plan, verdicts
@@ -76,6 +76,16 @@ class Coordinator:
     def ends(self) -> dict[int, int]:
         """Where each vbucket's stream may end, as pinned at the start."""
         return self._ends.pinned
+
+    @property
+    def wanted(self) -> list[int]:
+        """The wanted vbuckets; none until the first map is there."""
+        return list(self._vbuckets)
+
+    @property
+    def told(self) -> dict[str, Mapping[int, int]]:
+        """High seqnos by node and vbucket, as told last."""
+        return {address: node.seqnos for address, node in list(self._nodes.items())}
 
     @property
     def shortened(self) -> dict[int, int]:

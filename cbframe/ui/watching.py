@@ -1,0 +1,137 @@
+"""The forms that ``progress=`` has a name for: ``"auto"``, ``"widget"`` and ``"text"``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from cbframe.dcp.handover import monotonic
+from cbframe.dcp.source import BucketDataSource
+from cbframe.frame.progress import ScanProgress, Watcher, bring_form
+from cbframe.ui.notebook import in_notebook
+from cbframe.ui.progress import TextProgress
+from cbframe.ui.show import EVERY, StatsView
+
+_QUICK = 0.5
+"""Seconds: what takes no longer is done before anyone has looked."""
+
+
+class TextWatcher:
+    """One line of a terminal.
+
+    Parameters
+    ----------
+    line
+        What draws it.
+    """
+
+    def __init__(self, line: TextProgress | None = None) -> None:
+        self._line = TextProgress() if line is None else line
+
+    def begin(self, source: BucketDataSource) -> None:
+        """Nothing is drawn before there is progress."""
+
+    def __call__(self, progress: ScanProgress) -> None:
+        self._line(progress)
+
+    def end(self) -> None:
+        self._line.close()
+
+
+class WidgetWatcher:
+    """The live widget, drawn by the thread that reads: there is no other.
+
+    Parameters
+    ----------
+    clock
+        Seconds from any origin.
+
+    Attributes
+    ----------
+    source
+        What is read at present.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._view: StatsView | None = None
+        self._drawn_at = 0.0
+        self.source: BucketDataSource | None = None
+
+    @property
+    def view(self) -> StatsView | None:
+        """What is shown."""
+        return self._view
+
+    def close(self) -> None:
+        """End the read: it raises, as it is not complete."""
+        if self.source is not None:
+            self.source.close()
+
+    def begin(self, source: BucketDataSource) -> None:
+        self.source = source
+        if self._view is None:
+            self._view = StatsView(self, clock=self._clock)
+            self._view.display(live=False)
+
+    def __call__(self, progress: ScanProgress) -> None:  # noqa: ARG002 - the source itself tells more
+        now = self._clock()
+        if self._view is not None and now - self._drawn_at >= EVERY:
+            self._drawn_at = now
+            self._view.refresh()
+
+    def end(self) -> None:
+        if self._view is not None:
+            self._view.refresh()
+            # Of the read nothing is to stay in memory but its result.
+            self._view.let_go()
+        self.source = None
+
+
+class Patient:
+    """Another form, for reads that are worth it: nothing is shown of a quick one.
+
+    Parameters
+    ----------
+    form
+        The other one.
+    """
+
+    def __init__(self, form: Watcher) -> None:
+        self._form = form
+        self._source: BucketDataSource | None = None
+        self._shown = False
+
+    def begin(self, source: BucketDataSource) -> None:
+        self._source = source
+        if self._shown:
+            self._form.begin(source)
+
+    def __call__(self, progress: ScanProgress) -> None:
+        if not self._shown and progress.seconds >= _QUICK and self._source is not None:
+            self._shown = True
+            self._form.begin(self._source)
+        if self._shown:
+            self._form(progress)
+
+    def end(self) -> None:
+        self._source = None
+        if self._shown:
+            self._form.end()
+
+
+def make_auto() -> Watcher | None:
+    """A widget in a notebook, a line in a terminal, nothing elsewhere."""
+    if in_notebook():
+        return Patient(WidgetWatcher())
+    return Patient(TextWatcher()) if sys.stderr.isatty() else None
+
+
+def make_widget() -> Watcher:
+    """A widget, or a line where there are none."""
+    return WidgetWatcher() if in_notebook() else TextWatcher()
+
+
+bring_form("auto", make_auto)
+bring_form("widget", make_widget)
+bring_form("text", TextWatcher)
