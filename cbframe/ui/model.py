@@ -52,12 +52,12 @@ class NodeRow(NamedTuple):
         ``host:port``.
     vbuckets
         How many of the source's it has.
-    streams
-        Those that are running.
+    streams, done
+        Those that are running, and those that are complete.
     documents, nbytes
         Received since the begin.
     documents_per_second, bytes_per_second
-        Of the last seconds.
+        Of the last seconds; of the whole once it has ended.
     lag
         Seqnos still to come from it; None where nothing is known.
     fill
@@ -69,6 +69,7 @@ class NodeRow(NamedTuple):
     node: str
     vbuckets: int
     streams: int
+    done: int
     documents: int
     nbytes: int
     documents_per_second: float
@@ -224,17 +225,13 @@ class StatsModel:
     def rates(self) -> tuple[float, float]:
         """Documents and bytes a second, of the last seconds; of the whole once it has ended."""
         latest = self._latest
-        if self._ended is not None:
-            seconds = self.elapsed
-            if seconds <= 0:
-                return 0.0, 0.0
-            return latest.documents / seconds, latest.stats.total.bytes_received / seconds
-        if not self._recent or latest.at <= self._recent[0].at:
+        first = self._recent[0] if self._recent and self._ended is None else None
+        seconds = latest.at - first.at if first is not None else self.elapsed
+        if seconds <= 0:
             return 0.0, 0.0
-        before = self._recent[0]
-        seconds = latest.at - before.at
-        nbytes = latest.stats.total.bytes_received - before.stats.total.bytes_received
-        return (latest.documents - before.documents) / seconds, nbytes / seconds
+        documents = latest.documents - (first.documents if first else 0)
+        nbytes = latest.stats.total.bytes_received - (first.stats.total.bytes_received if first else 0)
+        return documents / seconds, nbytes / seconds
 
     def eta(self) -> float | None:
         """Seconds until a bounded source is complete, at the pace of the last ones; None if unknown."""
@@ -257,7 +254,7 @@ class StatsModel:
         bins
             How many; the last one ends with the newest sample.
         seconds
-            Of all of them.
+            Of all of them together.
 
         Returns
         -------
@@ -277,8 +274,8 @@ class StatsModel:
     def nodes(self) -> list[NodeRow]:
         """What there is to tell of each node, by address."""
         latest, table = self._latest, self._latest.table
-        first = self._recent[0] if self._recent else None
-        seconds = latest.at - first.at if first is not None else 0.0
+        first = self._recent[0] if self._recent and self._ended is None else None
+        seconds = latest.at - first.at if first is not None else self.elapsed
         wanted = table.phase != VBucketPhase.UNWANTED
         rows = []
         for node in sorted({*table.nodes, *latest.stats.nodes}):
@@ -297,6 +294,7 @@ class StatsModel:
                     node,
                     int(owned.sum()),
                     int((owned & (table.phase == VBucketPhase.RUNNING)).sum()),
+                    int((owned & (table.phase == VBucketPhase.DONE)).sum()),
                     documents,
                     nbytes,
                     (documents - (before.documents if before else 0)) / seconds if seconds > 0 else 0.0,

@@ -25,7 +25,8 @@ NODES = 12
 ERRORS = 4
 TEXT = 220
 """Letters of an error, and of its hint."""
-_BINS = 120
+_SPANS = ((5, 40), (15, 60), (30, 60), (60, 60), (120, 120))
+"""Seconds that the chart shows, and in how many steps: what has just begun fills more than a corner."""
 _SEVERITY = np.zeros(len(VBucketPhase), np.uint8)
 _BY_SEVERITY = np.array(
     [
@@ -50,6 +51,7 @@ def pack(model: StatsModel) -> dict[str, Any]:
     documents, nbytes = model.rates()
     share = latest.share
     counts = model.phases()
+    span, bins = next((each for each in _SPANS if each[0] >= model.elapsed), _SPANS[-1])
     return {
         "head": {
             "bucket": _cut(latest.bucket, 100),
@@ -71,13 +73,14 @@ def pack(model: StatsModel) -> dict[str, Any]:
             "rollbacks": latest.stats.total.rollbacks,
             "errors": latest.stats.total.errors,
             "fill": round(latest.fill, 3),
+            "span": span,
         },
         "nodes": _nodes(model),
         "problems": _problems(model),
         "cells": cells.tobytes(),
         "lags": _short(lag).tobytes(),
         "owners": _owners(table.owner).tobytes(),
-        "spark": model.throughput(_BINS).astype(np.float32).tobytes(),
+        "spark": model.throughput(bins, span).astype(np.float32).tobytes(),
         "counters": np.array(list(latest.stats.counts().values()), np.float64).tobytes(),
     }
 
@@ -123,13 +126,12 @@ def _nodes(model: StatsModel) -> dict[str, Any]:
         [
             _cut(row.node, 60),
             row.vbuckets,
-            row.streams,
+            row.done if model.latest.bounded else row.streams,
             row.documents,
             round(row.documents_per_second, 1),
             round(row.bytes_per_second),
             row.lag,
             round(row.fill, 3),
-            row.errors,
             row.reconnects,
         ]
         for row in rows[:NODES]

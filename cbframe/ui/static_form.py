@@ -41,14 +41,21 @@ def _html(model: StatsModel) -> Iterator[str]:
         yield _svg(model)
     rows = model.nodes()
     if rows:
-        heads = ("node", "streams", "documents", "MB", "behind", "reconnects")
+        heads = (
+            "node",
+            "complete" if latest.bounded else "streaming",
+            "documents",
+            "MB",
+            "behind",
+            "reconnects",
+        )
         yield '<table style="border:0;margin:8px 0 0"><tr style="background:none">'
         yield "".join(f'<th style="{_cell(at)};{_MUTED}">{name}</th>' for at, name in enumerate(heads))
         yield "</tr>"
         for row in rows[:_NODES]:
             values = (
                 row.node,
-                f"{row.streams:,} of {row.vbuckets:,}",
+                f"{row.done if latest.bounded else row.streams:,} of {row.vbuckets:,}",
                 f"{row.documents:,}",
                 f"{row.nbytes / 1e6:,.1f}",
                 _count(row.lag),
@@ -73,7 +80,7 @@ def _cell(column: int) -> str:
 
 
 def _svg(model: StatsModel) -> str:
-    """The grid: one path for each colour, neighbours of one row drawn at once."""
+    """The grid: one path for each colour, and in it a dashed line for neighbours of one row."""
     cells, lag = grid_cells(model)
     columns = 64 if len(cells) >= CELLS // 4 else min(32, len(cells))
     colours = [_colour(cell, behind) for cell, behind in zip(cells.tolist(), lag.tolist(), strict=True)]
@@ -84,12 +91,14 @@ def _svg(model: StatsModel) -> str:
             run = 1
             while column + run < columns and at + run < len(colours) and colours[at + run] == colour:
                 run += 1
-            width = run * _PITCH - 1
             paths.setdefault(colour, []).append(
-                f"M{column * _PITCH} {row * _PITCH}h{width}v{_PITCH - 1}h-{width}z"
+                f"M{column * _PITCH} {row * _PITCH + _PITCH // 2}h{run * _PITCH - 1}"
             )
     height = -(-len(colours) // columns) * _PITCH
-    drawn = "".join(f'<path fill="{colour}" d="{"".join(each)}"/>' for colour, each in paths.items())
+    dashes = f'stroke-width="{_PITCH - 1}" stroke-dasharray="{_PITCH - 1} 1"'
+    drawn = "".join(
+        f'<path stroke="{colour}" {dashes} d="{"".join(each)}"/>' for colour, each in paths.items()
+    )
     return (
         f'<svg width="{columns * _PITCH}" height="{height}" role="img" style="display:block">'
         f"<title>{len(model.latest.table):,} vbuckets</title>{drawn}</svg>"
@@ -118,7 +127,8 @@ def as_text(model: StatsModel) -> str:
     lines.append("  " + "  ".join(f"{value} {name}" for name, value in figures_of(model)))
     rows = model.nodes()
     lines += [
-        f"  {row.node}  {row.streams:,} of {row.vbuckets:,} vbuckets  {row.documents:,} documents  "
+        f"  {row.node}  {row.done if latest.bounded else row.streams:,} of {row.vbuckets:,} vbuckets "
+        f"{'complete' if latest.bounded else 'streaming'}  {row.documents:,} documents  "
         f"{row.nbytes / 1e6:,.1f} MB" + (f"  {row.reconnects} reconnects" if row.reconnects else "")
         for row in rows[:_NODES]
     ]

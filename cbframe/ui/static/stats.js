@@ -70,7 +70,7 @@ function palette(node) {
 
 function niceTop(most) {
   const power = 10 ** Math.floor(Math.log10(most));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((top) => top >= most);
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((top) => top >= most);
 }
 
 class Chart {
@@ -82,7 +82,7 @@ class Chart {
     this.canvas = element("canvas", "", figure, { role: "img" });
   }
 
-  draw(rates, colour) {
+  draw(rates, span, colour) {
     const box = this.canvas.parentElement;
     const width = Math.max(160, box.clientWidth);
     const height = 132;
@@ -108,7 +108,8 @@ class Chart {
       }
     }
     context.fillStyle = colour("muted");
-    [["2 min ago", 0, "left"], ["1 min", 0.5, "center"], ["now", 1, "right"]].forEach(([label, at, align]) => {
+    const ago = (seconds) => (seconds >= 60 ? `${seconds / 60} min` : `${seconds} s`);
+    [[`${ago(span)} ago`, 0, "left"], [ago(span / 2), 0.5, "center"], ["now", 1, "right"]].forEach(([label, at, align]) => {
       context.textAlign = align;
       context.fillText(label, at * width, height - 4);
     });
@@ -135,7 +136,7 @@ class Chart {
 
 class Grid {
   constructor(parent, root) {
-    const figure = element("figure", "cbf-figure cbf-grid", parent);
+    const figure = this.figure = element("figure", "cbf-figure cbf-grid", parent);
     const caption = element("figcaption", "cbf-caption", figure);
     this.title = element("span", "", caption);
     this.sum = element("span", "cbf-muted", caption);
@@ -274,16 +275,18 @@ class Nodes {
   constructor(parent) {
     const table = element("table", "cbf-nodes", parent);
     const row = element("tr", "", element("thead", "", table));
-    for (const name of ["Node", "Streams", "Documents", "per second", "MB/s", "Behind", "Window", "Reconnects"]) {
+    for (const name of ["Node", "vBuckets", "Documents", "Docs / s", "MB / s", "Behind", "Window", "Reconnects"]) {
       element("th", "", row, { scope: "col" }).textContent = name;
     }
+    this.what = row.children[1];
     this.body = element("tbody", "", table);
     this.more = element("div", "cbf-muted cbf-more", parent, { hidden: "" });
   }
 
-  draw({ rows, more }) {
+  draw({ rows, more }, bounded) {
+    text(this.what, bounded ? "Complete" : "Streaming");
     while (this.body.children.length > rows.length) this.body.lastChild.remove();
-    rows.forEach(([node, vbuckets, streams, documents, perSecond, bytes, lag, fill, , reconnects], at) => {
+    rows.forEach(([node, vbuckets, ready, documents, perSecond, bytes, lag, fill, reconnects], at) => {
       let row = this.body.children[at];
       if (!row) {
         row = element("tr", "", this.body);
@@ -295,7 +298,7 @@ class Nodes {
       }
       const cells = row.children;
       text(cells[0], node);
-      [`${count(streams)} of ${count(vbuckets)}`, count(documents), rate(perSecond), megabytes(bytes), count(lag)]
+      [`${count(ready)} of ${count(vbuckets)}`, count(documents), rate(perSecond), megabytes(bytes), count(lag)]
         .forEach((value, i) => text(cells[i + 1], value));
       cells[6].querySelector("i").style.width = `${Math.min(100, 100 * fill)}%`;
       cells[6].classList.toggle("cbf-full", fill > 0.8);
@@ -314,7 +317,7 @@ class Problems {
     this.list = element("ol", "", this.section);
   }
 
-  draw({ rows, more }, now) {
+  draw({ rows, more }) {
     this.section.hidden = !rows.length;
     const key = JSON.stringify([rows, more]);
     if (key === this.key) return;
@@ -383,7 +386,7 @@ function render({ model, el }) {
   const columns = element("div", "cbf-columns", root);
   const chart = new Chart(columns);
   const grid = new Grid(columns, root);
-  const legend = element("ul", "cbf-legend", root, { "aria-label": "What the colours of vbuckets mean" });
+  const legend = element("ul", "cbf-legend", grid.figure, { "aria-label": "What the colours of vbuckets mean" });
   const marks = Object.fromEntries(LEGEND.map(([label, name]) => {
     const item = element("li", "", legend);
     element("i", `cbf-${name}`, item);
@@ -419,11 +422,12 @@ function render({ model, el }) {
     text(eta.value, head.state === "complete" ? "0:00" : duration(head.eta));
     text(eta.more, head.share === null ? "" : percent(head.share));
     marks.done.hidden = !head.bounded;
-    chart.draw(array(model.get("spark"), Float32Array).slice(0, 120), colour);
+    const spark = array(model.get("spark"), Float32Array);
+    chart.draw(spark.slice(0, spark.length / 2), head.span, colour);
     const cells = array(model.get("cells"), Uint8Array);
     grid.draw(cells, array(model.get("lags"), Uint16Array), array(model.get("owners"), Uint8Array), names, head, colour);
-    nodes.draw(model.get("nodes"));
-    problems.draw(model.get("problems"), head.elapsed);
+    nodes.draw(model.get("nodes"), head.bounded);
+    problems.draw(model.get("problems"));
     fold.draw(model.get("counter_names"), array(model.get("counters"), Float64Array));
   }
 
