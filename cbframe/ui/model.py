@@ -14,7 +14,7 @@ from cbframe.dcp.table import VBucketPhase
 from cbframe.dcp.view import Problem
 from cbframe.errors import ConfigurationError
 from cbframe.ui.prometheus import exposition
-from cbframe.ui.snapshot import StatsSnapshot, Watched, reconnects_of, take_snapshot
+from cbframe.ui.snapshot import StatsSnapshot, Watched, reconnects_of, take_snapshot, total_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,7 @@ _ANCHORS = 8
 """Snapshots within that time that are kept as they are; all others are numbers in the history."""
 _ETA_OVER = 10.0
 _SAMPLE_SEQNOS_EVERY = 2.0
+_LARGEST = 0x7FFF_FFFF_FFFF_FFFF
 _HISTORY = np.dtype(
     [
         ("at", np.float64),
@@ -193,8 +194,8 @@ class StatsModel:
             snapshot.at,
             snapshot.documents,
             total.bytes_received,
-            -1 if lag is None else lag,
-            snapshot.reached,
+            -1 if lag is None else min(lag, _LARGEST),
+            min(snapshot.reached, _LARGEST),
             total.errors,
             snapshot.reconnects,
             total.rollbacks,
@@ -272,18 +273,16 @@ class StatsModel:
         return rates
 
     def nodes(self) -> list[NodeRow]:
-        """What there is to tell of each node, by address."""
+        """What there is to tell of each node: those of the map, then those that have left it."""
         latest, table = self._latest, self._latest.table
         first = self._recent[0] if self._recent and self._ended is None else None
         seconds = latest.at - first.at if first is not None else self.elapsed
         wanted = table.phase != VBucketPhase.UNWANTED
         rows = []
-        for node in sorted({*table.nodes, *latest.stats.nodes}):
+        for node in dict.fromkeys((*table.nodes, *latest.stats.nodes)):
             owned = (
                 wanted & (table.owner == table.nodes.index(node)) if node in table.nodes else wanted & False
             )
-            lag = latest.lag[owned]
-            known = lag[lag >= 0]
             stats = latest.stats.nodes.get(node)
             before = None if first is None else first.stats.nodes.get(node)
             window = latest.windows.get(node)
@@ -299,7 +298,7 @@ class StatsModel:
                     nbytes,
                     (documents - (before.documents if before else 0)) / seconds if seconds > 0 else 0.0,
                     (nbytes - (before.bytes_received if before else 0)) / seconds if seconds > 0 else 0.0,
-                    int(known.sum()) if len(known) else None,
+                    total_of(latest.lag[owned]),
                     0.0 if window is None else window.fill,
                     0 if stats is None else stats.errors,
                     0 if stats is None else reconnects_of(stats.tot_worker_connect_ok),

@@ -22,9 +22,9 @@ MOVED = 0x80
 UNKNOWN_LAG = 0xFFFF
 NOBODY = 0xFF
 NODES = 12
-ERRORS = 4
-TEXT = 220
-"""Letters of an error, and of its hint."""
+ERRORS = 3
+TEXT = 180
+"""Bytes of an error's message, and of its hint."""
 _SPANS = ((5, 40), (15, 60), (30, 60), (60, 60), (120, 120))
 """Seconds that the chart shows, and in how many steps: what has just begun fills more than a corner."""
 _SEVERITY = np.zeros(len(VBucketPhase), np.uint8)
@@ -80,7 +80,7 @@ def pack(model: StatsModel) -> dict[str, Any]:
         "cells": cells.tobytes(),
         "lags": _short(lag).tobytes(),
         "owners": _owners(table.owner).tobytes(),
-        "spark": model.throughput(bins, span).astype(np.float32).tobytes(),
+        "spark": model.throughput(bins, span)[0].astype(np.float32).tobytes(),
         "counters": np.array(list(latest.stats.counts().values()), np.float64).tobytes(),
     }
 
@@ -121,10 +121,11 @@ def _short(lag: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
 
 
 def _nodes(model: StatsModel) -> dict[str, Any]:
+    """Rows in the order of the map, so that `owners` mean them, too; further ones have numbers only."""
     rows = model.nodes()
     table = [
         [
-            _cut(row.node, 60),
+            _cut(row.node, 56),
             row.vbuckets,
             row.done if model.latest.bounded else row.streams,
             row.documents,
@@ -136,12 +137,7 @@ def _nodes(model: StatsModel) -> dict[str, Any]:
         ]
         for row in rows[:NODES]
     ]
-    return {"rows": table, "more": len(rows) - len(table), "owners": _names(model)}
-
-
-def _names(model: StatsModel) -> list[str]:
-    """Whom `owners` mean, as far as there is room; the others have numbers only."""
-    return [_cut(node, 60) for node in model.latest.table.nodes[:NODES]]
+    return {"rows": table, "more": len(rows) - len(table)}
 
 
 def _problems(model: StatsModel) -> dict[str, Any]:
@@ -159,8 +155,11 @@ def problem_texts(problem: Problem, longest: int) -> tuple[str, str, str]:
     place = [] if problem.node is None else [problem.node]
     if problem.vbucket is not None:
         place.append(f"vbucket {problem.vbucket}")
-    return ", ".join(place), _cut(problem.message, longest), _cut(problem.hint or "", longest)
+    return _cut(", ".join(place), 80), _cut(problem.message, longest), _cut(problem.hint or "", longest)
 
 
 def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    encoded = text.encode()
+    if len(encoded) <= longest:
+        return text
+    return encoded[: longest - 3].decode(errors="ignore") + "…"

@@ -81,10 +81,10 @@ def _families(snapshot: StatsSnapshot, phases: Mapping[str, int]) -> Iterator[tu
         "Vbuckets by what becomes of them.",
         [({"phase": phase}, count) for phase, count in phases.items()],
     )
-    known = snapshot.lag[snapshot.lag >= 0]
-    if len(known):
-        yield "lag_seqnos", "gauge", "Seqnos still to come, as far as is known.", [({}, int(known.sum()))]
-        yield "lag_seqnos_max", "gauge", "The same, of the vbucket with the most.", [({}, int(known.max()))]
+    if (lag := snapshot.total_lag) is not None:
+        most = int(snapshot.lag.max())
+        yield "lag_seqnos", "gauge", "Seqnos still to come, as far as is known.", [({}, lag)]
+        yield "lag_seqnos_max", "gauge", "The same, of the vbucket with the most.", [({}, most)]
     if snapshot.share is not None:
         yield "progress_ratio", "gauge", "Share of a bounded read that is received.", [({}, snapshot.share)]
     yield "running", "gauge", "1 until the stream has ended.", [({}, int(not snapshot.ended))]

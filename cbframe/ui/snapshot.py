@@ -93,8 +93,7 @@ class StatsSnapshot:
     @property
     def total_lag(self) -> int | None:
         """Seqnos still to come, over all vbuckets; None where nothing is known."""
-        known = self.lag[self.lag >= 0]
-        return int(known.sum()) if len(known) else None
+        return total_of(self.lag)
 
     @property
     def reconnects(self) -> int:
@@ -123,6 +122,12 @@ class StatsSnapshot:
 def reconnects_of(connections: int) -> int:
     """How many of a node's connections were not the first."""
     return max(0, connections - 1)
+
+
+def total_of(lag: npt.NDArray[np.int64]) -> int | None:
+    """The sum of what is known; None where nothing is."""
+    known = lag[lag >= 0]
+    return sum(known.tolist()) if len(known) else None
 
 
 def take_snapshot(
@@ -197,7 +202,7 @@ def _table_of(source: Watched) -> VBucketTable:
 
 def _from_states(states: Mapping[int, VBucketState]) -> VBucketTable:
     """A table of what streams are there; a vbucket without one is unknown."""
-    size = 1 << (max(states) + 1 - 1).bit_length() if states else 0
+    size = 1 << max(states).bit_length() if states else 0
     nodes = tuple(sorted({state.node for state in states.values()}))
     phase, owner = np.zeros(size, np.uint8), np.full(size, -1, np.int16)
     seqno, high = np.full(size, -1, np.int64), np.full(size, -1, np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from cbframe.ui.notebook import in_notebook
 from cbframe.ui.progress import TextProgress
 from cbframe.ui.show import EVERY, StatsView
 
+_log = logging.getLogger("cbframe.ui")
 _QUICK = 0.5
 """Seconds: what takes no longer is done before anyone has looked."""
 
@@ -71,21 +73,32 @@ class WidgetWatcher:
     def begin(self, source: BucketDataSource) -> None:
         self.source = source
         if self._view is None:
-            self._view = StatsView(self, clock=self._clock)
-            self._view.display(live=False)
+            self._try(self._show)
+
+    def _show(self) -> None:
+        self._view = StatsView(self, clock=self._clock)
+        self._view.display(live=False)
 
     def __call__(self, progress: ScanProgress) -> None:  # noqa: ARG002 - the source itself tells more
         now = self._clock()
         if self._view is not None and now - self._drawn_at >= EVERY:
             self._drawn_at = now
-            self._view.refresh()
+            self._try(self._view.refresh)
 
     def end(self) -> None:
         if self._view is not None:
-            self._view.refresh()
+            self._try(self._view.refresh)
+        if self._view is not None:
             # Of the read nothing is to stay in memory but its result.
             self._view.let_go()
         self.source = None
+
+    def _try(self, draw: Callable[[], object]) -> None:
+        try:
+            draw()
+        except Exception:  # noqa: BLE001 - the read is what matters: without its picture it goes on
+            _log.exception("what is shown of a read is no longer updated")
+            self._view = None
 
 
 class Patient:

@@ -401,7 +401,7 @@ function render({ model, el }) {
     const head = model.get("head");
     if (!root.isConnected || !head || !head.state) return;
     const colour = palette(root);
-    const names = model.get("nodes").owners;
+    const names = model.get("nodes").rows.map(([name]) => name);
     text(bucket, head.bucket || "no bucket yet");
     text(state, STATES[head.state] || head.state);
     state.dataset.state = head.state;
@@ -422,8 +422,7 @@ function render({ model, el }) {
     text(eta.value, head.state === "complete" ? "0:00" : duration(head.eta));
     text(eta.more, head.share === null ? "" : percent(head.share));
     marks.done.hidden = !head.bounded;
-    const spark = array(model.get("spark"), Float32Array);
-    chart.draw(spark.slice(0, spark.length / 2), head.span, colour);
+    chart.draw(array(model.get("spark"), Float32Array), head.span, colour);
     const cells = array(model.get("cells"), Uint8Array);
     grid.draw(cells, array(model.get("lags"), Uint16Array), array(model.get("owners"), Uint8Array), names, head, colour);
     nodes.draw(model.get("nodes"), head.bounded);
