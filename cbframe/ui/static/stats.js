@@ -101,11 +101,6 @@ class Chart {
       context.moveTo(left, at);
       context.lineTo(width, at);
       context.stroke();
-      if (share) {
-        context.fillStyle = colour("muted");
-        context.textAlign = "left";
-        context.fillText(short.format(share * top), 0, at - 3.5);
-      }
     }
     context.fillStyle = colour("muted");
     const ago = (seconds) => (seconds >= 60 ? `${seconds / 60} min` : `${seconds} s`);
@@ -114,7 +109,23 @@ class Chart {
       context.fillText(label, at * width, height - 4);
     });
     const first = rates.findIndex((value) => Number.isFinite(value));
-    if (first < 0) return;
+    if (first >= 0) this.trace(context, rates, first, { x, y, width, bottom }, colour);
+    // Over the line, with a rim that keeps them apart.
+    context.textAlign = "left";
+    context.lineWidth = 3;
+    context.strokeStyle = colour("background");
+    context.fillStyle = colour("muted");
+    for (const share of [0.5, 1]) {
+      const label = [short.format(share * top), 0, Math.round(y(share * top)) - 3.5];
+      context.strokeText(...label);
+      context.fillText(...label);
+    }
+    const most = known.length ? `peak ${count(Math.round(Math.max(...known)))}` : "";
+    text(this.range, most);
+    this.canvas.setAttribute("aria-label", `Documents a second over the last two minutes, ${most}`);
+  }
+
+  trace(context, rates, first, { x, y, width, bottom }, colour) {
     const line = new Path2D();
     for (let i = first; i < rates.length; i += 1) line[i > first ? "lineTo" : "moveTo"](x(i), y(rates[i] || 0));
     const area = new Path2D(line);
@@ -126,9 +137,6 @@ class Chart {
     context.lineWidth = 1.75;
     context.lineJoin = "round";
     context.stroke(line);
-    const most = `peak ${count(Math.round(Math.max(...known)))}`;
-    text(this.range, most);
-    this.canvas.setAttribute("aria-label", `Documents a second over the last two minutes, ${most}`);
   }
 }
 
@@ -275,8 +283,13 @@ class Nodes {
   constructor(parent) {
     const table = element("table", "cbf-nodes", parent);
     const row = element("tr", "", element("thead", "", table));
-    for (const name of ["Node", "vBuckets", "Documents", "Docs / s", "MB / s", "Behind", "Window", "Reconnects"]) {
-      element("th", "", row, { scope: "col" }).textContent = name;
+    const columns = {
+      Node: "", Streaming: "vbuckets", Documents: "received", "Docs / s": "", "MB / s": "",
+      Behind: "changes that the node has and that were not received",
+      Window: "of what the node sends ahead: received and not consumed", Reconnects: "",
+    };
+    for (const [name, title] of Object.entries(columns)) {
+      element("th", "", row, { scope: "col", title }).textContent = name;
     }
     this.what = row.children[1];
     this.body = element("tbody", "", table);
