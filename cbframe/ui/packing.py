@@ -56,6 +56,7 @@ def pack(model: StatsModel) -> dict[str, Any]:
         "head": {
             "bucket": _cut(latest.bucket, 100),
             "state": latest.state,
+            "ended": latest.ended,
             "elapsed": round(model.elapsed, 1),
             "documents": latest.documents,
             "nbytes": latest.stats.total.bytes_received,

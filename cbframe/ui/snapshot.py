@@ -20,7 +20,7 @@ _PHASE_OF = {
     "running": VBucketPhase.RUNNING,
     "closing": VBucketPhase.CLOSING,
 }
-ENDED = frozenset({"complete", "failed", "closed", "stopped", "ended"})
+ENDED = frozenset({"complete", "failed", "finished", "closed"})
 """States after which nothing changes any more."""
 REOPENED_FOR = 15.0
 """Seconds for which a stream counts as opened anew."""
@@ -46,8 +46,8 @@ class StatsSnapshot:
     bucket
         Its name; empty where nobody tells.
     state
-        ``waiting`` before anything runs, then what the source says: ``running``, ``paused``, ``complete``,
-        ``failed``, ``closed``.
+        ``waiting`` before anything runs, then what the source says: ``running``, ``complete``, ``failed`` or
+        ``closed``, and of a change stream also ``connecting``, ``streaming``, ``paused`` and ``finished``.
     bounded
         Whether there is an end to reach.
     reached, wanted

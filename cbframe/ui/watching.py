@@ -1,4 +1,7 @@
-"""The forms that ``progress=`` has a name for: ``"auto"``, ``"widget"`` and ``"text"``."""
+"""The forms that ``progress=`` has a name for, ``"auto"``, ``"widget"`` and ``"text"``, and that of streams.
+
+To load this module brings them to the floor below, which cannot ask for it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable
 
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.source import BucketDataSource
+from cbframe.frame.display import bring_display
 from cbframe.frame.progress import ScanProgress, Watcher, bring_form
 from cbframe.ui.notebook import in_notebook
 from cbframe.ui.progress import TextProgress
@@ -145,6 +149,15 @@ def make_widget() -> Watcher:
     return WidgetWatcher() if in_notebook() else TextWatcher()
 
 
+def show_itself(target: object) -> bool:
+    """Show something live in the present cell, if this is a notebook."""
+    if in_notebook():
+        StatsView(target).display()
+        return True
+    return False
+
+
 bring_form("auto", make_auto)
 bring_form("widget", make_widget)
 bring_form("text", TextWatcher)
+bring_display(show_itself)

@@ -13,13 +13,14 @@ import cbframe
 from cbframe import LocalCluster
 from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import CbframeError, ConfigurationError
+from cbframe.frame.display import ShowsItself
 from cbframe.frame.progress import ScanProgress
 from cbframe.testing import FakeClock
 from cbframe.ui import show, watching
 from cbframe.ui.show import StatsView
 from cbframe.ui.watching import Patient, TextWatcher, WidgetWatcher, make_auto, make_widget
 
-from .doubles import Source
+from .doubles import Source, Stream
 from .test_show import Outputs
 
 
@@ -187,6 +188,19 @@ def test_silence(cluster: LocalCluster, progress: Any, capsys: pytest.CaptureFix
 def test_what_is_no_progress_is_refused(cluster: LocalCluster, progress: Any) -> None:
     with pytest.raises(ConfigurationError, match="progress="):
         cbframe.scan_bucket(cluster, progress=progress)
+
+
+def test_what_shows_itself(notebook: list[Outputs], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Showing(Stream, ShowsItself):
+        pass
+
+    stream = Showing(Source(FakeClock()))
+    stream.close()
+    stream._ipython_display_()
+    assert "stopped" in notebook[0].bundles[0]["text/plain"]
+    monkeypatch.setattr(watching, "in_notebook", lambda: False)
+    with pytest.raises(NotImplementedError):
+        stream._ipython_display_()
 
 
 def test_a_form_of_ones_own_is_told_of_begin_and_end(cluster: LocalCluster) -> None:

@@ -5,10 +5,7 @@ const [UNWANTED, WAITING, OWNERLESS, REQUESTED, RUNNING, CLOSING, DONE] = PHASES
 const MOVED = 0x80;
 const UNKNOWN = 0xffff;
 const NOBODY = 0xff;
-const STATES = {
-  new: "not started", waiting: "waiting", running: "running", paused: "paused",
-  complete: "complete", failed: "failed", closed: "stopped", stopped: "stopped", ended: "ended",
-};
+const STATES = { new: "not started", closed: "stopped" };
 const LEGEND = [
   ["caught up", "lag0"], ["1+ behind", "lag1"], ["10+", "lag2"], ["100+", "lag3"], ["1,000+", "lag4"],
   ["complete", "done"], ["moved just now", "moved"], ["waiting", "waiting"], ["no owner", "ownerless"],
@@ -426,9 +423,8 @@ function render({ model, el }) {
     text(documents.more, `${megabytes(head.nbytes)} MB`);
     text(perSecond.value, rate(head.rate));
     text(bytes.value, megabytes(head.bytesRate));
-    const over = ["complete", "failed", "closed", "stopped", "ended"].includes(head.state);
-    text(perSecond.more, over ? "on average" : "now");
-    text(bytes.more, over ? "on average" : "now");
+    text(perSecond.more, head.ended ? "on average" : "now");
+    text(bytes.more, head.ended ? "on average" : "now");
     text(lag.value, count(head.lag));
     text(lag.more, head.lag === 0 ? "caught up" : "changes");
     eta.pair.hidden = !head.bounded;
