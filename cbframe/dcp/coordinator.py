@@ -77,15 +77,9 @@ class Coordinator:
         """Where each vbucket's stream may end, as pinned at the start."""
         return self._ends.pinned
 
-    @property
-    def wanted(self) -> list[int]:
-        """The wanted vbuckets; none until the first map is there."""
-        return list(self._vbuckets)
-
-    @property
-    def told(self) -> dict[str, Mapping[int, int]]:
-        """High seqnos by node and vbucket, as told last."""
-        return {address: node.seqnos for address, node in list(self._nodes.items())}
+    def look(self) -> tuple[list[int], dict[str, Mapping[int, int]]]:
+        """The wanted vbuckets, and high seqnos by node and vbucket as told last; from any thread."""
+        return list(self._vbuckets), {node: known.seqnos for node, known in list(self._nodes.items())}
 
     @property
     def shortened(self) -> dict[int, int]:

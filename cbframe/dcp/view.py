@@ -86,12 +86,13 @@ class SourceView:
         """All vbuckets at this moment, as columns: for looking at them often."""
         coordinator = self._coordinator
         nodes = list(self._supervisor.nodes.values())
+        wanted, told = coordinator.look()
         return take_table(
             coordinator.map,
-            wanted=coordinator.wanted,
+            wanted=wanted,
             done=list(coordinator.done.items()),
             ends=dict(coordinator.ends),
-            told=coordinator.told,
+            told=told,
             streams=[stream for node in nodes for stream in node.open_streams()],
         )
 
