@@ -46,8 +46,9 @@ class StatsSnapshot:
     bucket
         Its name; empty where nobody tells.
     state
-        ``waiting`` before anything runs, then what the source says: ``running``, ``complete``, ``failed`` or
-        ``closed``, and of a change stream also ``connecting``, ``streaming``, ``paused`` and ``finished``.
+        ``waiting`` before anything runs, ``connecting`` before there is a stream, then what the source says:
+        ``running``, ``complete``, ``failed`` or ``closed``, and of a change stream also ``streaming``,
+        ``paused`` and ``finished``.
     bounded
         Whether there is an end to reach.
     reached, wanted
@@ -159,7 +160,7 @@ def take_snapshot(
     return StatsSnapshot(
         at=at,
         bucket=_told(source, "bucket", ""),
-        state=state or _told(source, "state", "running"),
+        state=state or _state_of(source, table),
         bounded=_told(source, "bounded", wanted > 0),
         reached=reached,
         wanted=wanted,
@@ -187,6 +188,14 @@ def _nothing(at: float, state: str) -> StatsSnapshot:
         windows=MappingProxyType({}),
         problems=(),
     )
+
+
+def _state_of(source: Watched, table: VBucketTable) -> str:
+    """What the source says of itself, and how far it is with it."""
+    state: str = _told(source, "state", "running")
+    if state == "running" and not (table.phase >= VBucketPhase.REQUESTED).any():
+        return "connecting"
+    return state
 
 
 def _told(source: object, name: str, otherwise: Any) -> Any:

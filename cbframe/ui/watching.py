@@ -47,6 +47,8 @@ class TextWatcher:
 class WidgetWatcher:
     """The live widget, drawn by the thread that reads: there is no other.
 
+    It has no buttons: a kernel that reads does not hear of clicks. Its own interruption ends the read.
+
     Parameters
     ----------
     clock
@@ -68,11 +70,6 @@ class WidgetWatcher:
     def view(self) -> StatsView | None:
         """What is shown."""
         return self._view
-
-    def close(self) -> None:
-        """End the read: it raises, as it is not complete."""
-        if self.source is not None:
-            self.source.close()
 
     def begin(self, source: BucketDataSource) -> None:
         self.source = source

@@ -329,3 +329,13 @@ def test_snapshots_do_not_change(clock: FakeClock) -> None:
         seen.append(model.sample())
     assert [each.documents for each in seen] == [10, 20, 30, 40]
     assert all(b.table.seqno[0] - a.table.seqno[0] == 1 for a, b in pairwise(seen))
+
+
+def test_without_a_stream_it_connects(clock: FakeClock) -> None:
+    source = Source(clock)
+    source.phase[:] = VBucketPhase.WAITING
+    model = StatsModel(source, clock=clock)
+    assert model.sample().state == "connecting"
+    source.phase[3] = VBucketPhase.REQUESTED
+    assert model.sample().state == "running"
+    assert StatsModel(Plain({}), clock=clock).sample().state == "connecting"

@@ -112,12 +112,12 @@ class Chart {
     context.lineWidth = 3;
     context.strokeStyle = colour("background");
     context.fillStyle = colour("muted");
-    for (const share of [0.5, 1]) {
+    for (const share of known.some((value) => value > 0) ? [0.5, 1] : []) {
       const label = [short.format(share * top), 0, Math.round(y(share * top)) - 3.5];
       context.strokeText(...label);
       context.fillText(...label);
     }
-    const most = known.length ? `peak ${count(Math.round(Math.max(...known)))}` : "";
+    const most = known.some((value) => value > 0) ? `peak ${count(Math.round(Math.max(...known)))}` : "";
     text(this.range, most);
     this.canvas.setAttribute("aria-label", `Documents a second over the last two minutes, ${most}`);
   }
@@ -210,7 +210,7 @@ class Grid {
 
   draw(cells, lags, owners, names, head, colour) {
     Object.assign(this, { cells, lags, owners, names, colour, vbuckets: head.vbuckets });
-    const done = head.bounded ? `${count(head.done)} of ${count(head.wanted)} complete` : "";
+    const done = head.bounded && head.wanted ? `${count(head.done)} of ${count(head.wanted)} complete` : "";
     text(this.title, head.vbuckets ? `${count(head.vbuckets)} vbuckets` : "vbuckets");
     text(this.sum, done || (head.wanted ? `${count(head.running)} streaming` : ""));
     this.canvas.setAttribute("aria-label", `${this.title.textContent}, ${this.sum.textContent}; arrow keys look at each`);
@@ -278,7 +278,7 @@ class Grid {
 
 class Nodes {
   constructor(parent) {
-    const table = element("table", "cbf-nodes", parent);
+    const table = this.table = element("table", "cbf-nodes", parent);
     const row = element("tr", "", element("thead", "", table));
     const columns = {
       Node: "", Streaming: "vbuckets", Documents: "received", "Docs / s": "", "MB / s": "",
@@ -295,6 +295,7 @@ class Nodes {
 
   draw({ rows, more }, bounded) {
     text(this.what, bounded ? "Complete" : "Streaming");
+    this.table.hidden = !rows.length;
     while (this.body.children.length > rows.length) this.body.lastChild.remove();
     rows.forEach(([node, vbuckets, ready, documents, perSecond, bytes, lag, fill, reconnects], at) => {
       let row = this.body.children[at];
@@ -426,7 +427,7 @@ function render({ model, el }) {
     text(perSecond.more, head.ended ? "on average" : "now");
     text(bytes.more, head.ended ? "on average" : "now");
     text(lag.value, count(head.lag));
-    text(lag.more, head.lag === 0 ? "caught up" : "changes");
+    text(lag.more, head.lag === null ? "not known yet" : head.lag ? "changes" : "caught up");
     eta.pair.hidden = !head.bounded;
     text(eta.value, head.state === "complete" ? "0:00" : duration(head.eta));
     text(eta.more, head.share === null ? "" : percent(head.share));
