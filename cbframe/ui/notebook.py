@@ -17,6 +17,12 @@ def in_notebook() -> bool:
     return getattr(_shell(), "kernel", None) is not None
 
 
+def hears_while_busy() -> bool:
+    """Whether a click on a widget can come while a cell runs: the kernel has a thread for it."""
+    kernel = getattr(_shell(), "kernel", None)
+    return "kernel subshells" in getattr(kernel, "kernel_info", {}).get("supported_features", ())
+
+
 class Output:
     """Something in the output of the present cell, which can be changed later.
 

@@ -34,6 +34,7 @@ class StatsPanel(ipywidgets.VBox):  # type: ignore[misc]
         for name, (label, icon) in _ACTIONS.items() if offered else ():
             button = ipywidgets.Button(description=label, icon=icon, tooltip=f"{label} the stream")
             button.on_click(lambda _, name=name: self._act(name))
+            _hear_while_busy(button)
             self.buttons[name] = button
         row = ipywidgets.HBox(list(self.buttons.values()))
         row.add_class("cbf-buttons")
@@ -68,3 +69,13 @@ class StatsPanel(ipywidgets.VBox):  # type: ignore[misc]
         """What a notebook finds the living widget by."""
         found: dict[str, Any] = self._repr_mimebundle_()
         return found
+
+
+def _hear_while_busy(widget: ipywidgets.Widget) -> None:
+    """Have clicks come while a cell runs, as one does that iterates over the stream.
+
+    JupyterLab sends them to a thread of the kernel that is there for such (a subshell). Some versions of
+    ipykernel then hand them to the shell that has made the widget all the same, which is the busy one.
+    """
+    if hasattr(widget.comm, "_reply_subshell_for"):
+        widget.comm._reply_subshell_for = lambda _, chosen: chosen  # noqa: SLF001 - there is no public way

@@ -80,6 +80,7 @@ class StatsView:
         self._panel: StatsPanel | None = None
         self._ticker: Ticker | None = None
         self._output: Output | None = None
+        self._live = True
         self.model.sample()
 
     def __repr__(self) -> str:
@@ -111,10 +112,12 @@ class StatsView:
         Parameters
         ----------
         live
-            Whether a thread of its own keeps it up to date; else whoever has it calls :meth:`refresh`.
+            Whether a thread of its own keeps it up to date; else whoever has it calls :meth:`refresh`, and
+            nobody else does.
         """
         if self._panel is None:
             self._panel = self._make_panel()
+        self._live = live
         self._output = Output(self.bundle())
         if live and self._panel is not None and self._ticker is None and not self.model.latest.ended:
             self._ticker = Ticker(self._every, self.refresh)
@@ -146,7 +149,7 @@ class StatsView:
         """A button was clicked: show what came of it."""
         if self._ticker is not None and self._ticker.running:
             self._ticker.wake()
-        else:
+        elif self._live:
             self.refresh()
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from cbframe.dcp.handover import monotonic
 from cbframe.dcp.source import BucketDataSource
 from cbframe.frame.display import bring_display
 from cbframe.frame.progress import ScanProgress, Watcher, bring_form
-from cbframe.ui.notebook import in_notebook
+from cbframe.ui.notebook import hears_while_busy, in_notebook
 from cbframe.ui.progress import TextProgress
 from cbframe.ui.show import EVERY, StatsView
 
@@ -47,7 +47,8 @@ class TextWatcher:
 class WidgetWatcher:
     """The live widget, drawn by the thread that reads: there is no other.
 
-    It has no buttons: a kernel that reads does not hear of clicks. Its own interruption ends the read.
+    Its button ends the read, where the kernel hears of clicks while it reads; the kernel's own interruption
+    does so everywhere.
 
     Parameters
     ----------
@@ -58,6 +59,8 @@ class WidgetWatcher:
     ----------
     source
         What is read at present.
+    close
+        Ends the read, which raises then: it is not complete. None where nobody would hear the click.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
@@ -65,6 +68,11 @@ class WidgetWatcher:
         self._view: StatsView | None = None
         self._drawn_at = 0.0
         self.source: BucketDataSource | None = None
+        self.close: Callable[[], None] | None = self._close if hears_while_busy() else None
+
+    def _close(self) -> None:
+        if (source := self.source) is not None:
+            source.close()
 
     @property
     def view(self) -> StatsView | None:

@@ -28,6 +28,10 @@ source.start()
 """
 CELLS = (BEGIN, "cbframe.show_stats(source)", "df = cbframe.read_bucket(cluster, progress='widget')")
 MORE = "print(cluster.bulk_load((b'secret-more-%d' % n, b'{}') for n in range(1500)))"
+BUSY = """(code) => {
+  const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+  kernel.requestExecute({ code, store_history: false });
+}"""
 LEFT = """
 tickers = [thread for thread in threading.enumerate() if thread.name == "cbframe-ticker"]
 for thread in tickers:
@@ -125,8 +129,9 @@ def test_a_stream(lab: tuple[Page, Path]) -> None:
     web.locator(".cbf-fold summary").first.click()
     page.until("() => document.querySelectorAll('.cbf-counters > div').length > 100")
 
-    # Stop ends the stream, and with it the thread that looked at it.
-    assert page.ask("print(source.state)") == "running"
+    # Stop ends the stream while a cell waits for it, and with it the thread that looked at it.
+    web.evaluate(BUSY, "import time\nwhile source.state == 'running':\n    time.sleep(0.05)")
+    page.until("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'")
     web.get_by_role("button", name="Stop").first.click()
     page.until("() => document.querySelector('.cbf-state').textContent === 'stopped'")
     assert page.ask(LEFT) == "closed False"

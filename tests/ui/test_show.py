@@ -157,6 +157,7 @@ def test_buttons_do_what_the_stream_can(outputs: list[Outputs]) -> None:
     stream = Stream(Source(clock))
     view = StatsView(stream, clock=clock)
     view.display(live=False)
+    view._live = True  # without the thread: clicks are drawn at once
     assert view.panel is not None
     buttons = view.panel.buttons
     assert {name: button.disabled for name, button in buttons.items()} == {

@@ -141,6 +141,35 @@ def test_a_read_shows_itself(cluster: LocalCluster, notebook: list[Outputs]) -> 
     assert "100 % received" in output.bundles[-1]["text/plain"]
 
 
+def test_a_click_ends_a_read(
+    cluster: LocalCluster, notebook: list[Outputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[WidgetWatcher] = []
+    begin = WidgetWatcher.begin
+
+    def begin_and_click(self: WidgetWatcher, source: BucketDataSource) -> None:
+        begin(self, source)
+        made.append(self)
+        assert self.view is not None
+        assert self.view.panel is not None
+        self.view.panel.buttons["close"].click()
+
+    monkeypatch.setattr(WidgetWatcher, "begin", begin_and_click)
+    monkeypatch.setattr(watching, "hears_while_busy", lambda: True)
+    with pytest.raises(CbframeError):
+        cbframe.read_bucket(cluster, progress="widget")
+    assert made[0].source is None
+
+
+def test_nobody_hears_a_click_so_there_is_no_button(notebook: list[Outputs]) -> None:
+    clock = FakeClock()
+    watcher = WidgetWatcher(clock)
+    watcher.begin(Source(clock))  # type: ignore[arg-type]
+    assert watcher.view is not None
+    assert watcher.view.panel is not None
+    assert not watcher.view.panel.buttons
+
+
 def test_a_read_that_fails_shows_how(cluster: LocalCluster, notebook: list[Outputs]) -> None:
     with pytest.raises(CbframeError):
         cbframe.read_bucket(
