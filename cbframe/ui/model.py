@@ -158,9 +158,11 @@ class StatsModel:
             return snapshot
         if self._began is None:
             self._began = now
+        if self._ended is None:
+            # What comes after the end is no throughput.
+            self._remember(snapshot)
         if snapshot.ended and self._ended is None:
             self._ended = now
-        self._remember(snapshot)
         if not snapshot.bounded and not snapshot.ended:
             self._ask_how_far(source, now)
         return snapshot

@@ -52,6 +52,8 @@ class WidgetWatcher:
 
     Parameters
     ----------
+    after
+        Seconds: of a quicker read nothing is shown.
     clock
         Seconds from any origin.
 
@@ -63,8 +65,10 @@ class WidgetWatcher:
         Ends the read, which raises then: it is not complete. None where nobody would hear the click.
     """
 
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, after: float = 0.0, clock: Callable[[], float] = monotonic) -> None:
+        self._after = after
         self._clock = clock
+        self._shown = False
         self._view: StatsView | None = None
         self._drawn_at = 0.0
         self.source: BucketDataSource | None = None
@@ -82,20 +86,27 @@ class WidgetWatcher:
     def begin(self, source: BucketDataSource) -> None:
         self.source = source
         if self._view is None:
-            self._try(self._show)
+            # Looked at from the begin, even if it is shown later: rates are those of the whole.
+            self._view = StatsView(self, clock=self._clock)
+            if self._after <= 0:
+                self._try(self._show)
 
     def _show(self) -> None:
-        self._view = StatsView(self, clock=self._clock)
-        self._view.display(live=False)
+        if self._view is not None:
+            self._shown = True
+            self._view.display(live=False)
 
-    def __call__(self, progress: ScanProgress) -> None:  # noqa: ARG002 - the source itself tells more
+    def __call__(self, progress: ScanProgress) -> None:
         now = self._clock()
-        if self._view is not None and now - self._drawn_at >= EVERY:
-            self._drawn_at = now
-            self._try(self._view.refresh)
+        if self._view is None or now - self._drawn_at < EVERY:
+            return
+        self._drawn_at = now
+        self._try(self._view.refresh)
+        if not self._shown and progress.seconds >= self._after:
+            self._try(self._show)
 
     def end(self) -> None:
-        if self._view is not None:
+        if self._view is not None and self._shown:
             self._try(self._view.refresh)
         if self._view is not None:
             # Of the read nothing is to stay in memory but its result.
@@ -145,7 +156,7 @@ class Patient:
 def make_auto() -> Watcher | None:
     """A widget in a notebook, a line in a terminal, nothing elsewhere."""
     if in_notebook():
-        return Patient(WidgetWatcher())
+        return WidgetWatcher(_QUICK)
     return Patient(TextWatcher()) if sys.stderr.isatty() else None
 
 

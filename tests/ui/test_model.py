@@ -184,6 +184,7 @@ def test_once_it_has_ended_rates_are_those_of_the_whole(clock: FakeClock) -> Non
     for _ in every(0.5, clock, 10):
         model.sample()
     assert model.elapsed == pytest.approx(5.5)
+    assert len(model.history()) == 12
     assert model.rates() == (pytest.approx(1000 / 5.5), pytest.approx(10_000 / 5.5))
     assert model.nodes()[0].documents_per_second == pytest.approx(1000 / 5.5)
 

@@ -58,9 +58,7 @@ def at(seconds: float) -> ScanProgress:
 
 
 def test_auto(monkeypatch: pytest.MonkeyPatch, notebook: list[Outputs]) -> None:
-    made = make_auto()
-    assert isinstance(made, Patient)
-    assert isinstance(made._form, WidgetWatcher)
+    assert isinstance(make_auto(), WidgetWatcher)
     assert isinstance(make_widget(), WidgetWatcher)
     monkeypatch.setattr(watching, "in_notebook", lambda: False)
     monkeypatch.setattr("sys.stderr", Terminal())
@@ -100,7 +98,7 @@ def test_a_widget_is_drawn_four_times_a_second_by_the_reader(
     refresh = StatsView.refresh
     monkeypatch.setattr(StatsView, "refresh", lambda self: (drawn.append(clock()), refresh(self))[1])
     clock = FakeClock(0.0)
-    watcher = WidgetWatcher(clock)
+    watcher = WidgetWatcher(clock=clock)
     watcher.begin(Source(clock, bounded=True))  # type: ignore[arg-type]
     for step in range(40):
         clock.now = step / 10
@@ -108,6 +106,33 @@ def test_a_widget_is_drawn_four_times_a_second_by_the_reader(
     watcher.end()
     assert 10 < len(drawn) < 17
     assert watcher.source is None
+
+
+def test_in_a_notebook_a_quick_read_shows_nothing(notebook: list[Outputs]) -> None:
+    clock = FakeClock(0.0)
+    watcher = WidgetWatcher(0.5, clock)
+    watcher.begin(Source(clock, bounded=True))  # type: ignore[arg-type]
+    clock.now = 0.4
+    watcher(at(0.4))
+    watcher.end()
+    assert not notebook
+
+
+def test_what_is_shown_later_counts_from_the_begin(notebook: list[Outputs]) -> None:
+    clock = FakeClock(100.0)
+    source = Source(clock, bounded=True)
+    watcher = WidgetWatcher(0.5, clock)
+    watcher.begin(source)  # type: ignore[arg-type]
+    for step in range(1, 11):
+        clock.now = 100 + step / 5
+        source.receive(1000)
+        watcher(at(step / 5))
+    source.state = "complete"
+    watcher.end()
+    assert len(notebook) == 1
+    last = notebook[0].bundles[-1]["text/plain"]
+    assert "complete after 0:02" in last
+    assert "10,000 documents  5,000 documents/s" in last
 
 
 def test_a_fault_of_the_picture_does_not_end_the_read(
@@ -163,7 +188,7 @@ def test_a_click_ends_a_read(
 
 def test_nobody_hears_a_click_so_there_is_no_button(notebook: list[Outputs]) -> None:
     clock = FakeClock()
-    watcher = WidgetWatcher(clock)
+    watcher = WidgetWatcher(clock=clock)
     watcher.begin(Source(clock))  # type: ignore[arg-type]
     assert watcher.view is not None
     assert watcher.view.panel is not None

@@ -79,7 +79,7 @@ class Chart {
     this.canvas = element("canvas", "", figure, { role: "img" });
   }
 
-  draw(rates, span, colour) {
+  draw(rates, { span, ended }, colour) {
     const box = this.canvas.parentElement;
     const width = Math.max(160, box.clientWidth);
     const height = 132;
@@ -101,9 +101,10 @@ class Chart {
     }
     context.fillStyle = colour("muted");
     const ago = (seconds) => (seconds >= 60 ? `${seconds / 60} min` : `${seconds} s`);
-    [[`${ago(span)} ago`, 0, "left"], [ago(span / 2), 0.5, "center"], ["now", 1, "right"]].forEach(([label, at, align]) => {
+    const labels = [`${ago(span)} ${ended ? "before" : "ago"}`, ago(span / 2), ended ? "end" : "now"];
+    ["left", "center", "right"].forEach((align, i) => {
       context.textAlign = align;
-      context.fillText(label, at * width, height - 4);
+      context.fillText(labels[i], (i * width) / 2, height - 4);
     });
     const first = rates.findIndex((value) => Number.isFinite(value));
     if (first >= 0) this.trace(context, rates, first, { x, y, width, bottom }, colour);
@@ -432,7 +433,7 @@ function render({ model, el }) {
     text(eta.value, head.state === "complete" ? "0:00" : duration(head.eta));
     text(eta.more, head.share === null ? "" : percent(head.share));
     marks.done.hidden = !head.bounded;
-    chart.draw(array(model.get("spark"), Float32Array), head.span, colour);
+    chart.draw(array(model.get("spark"), Float32Array), head, colour);
     const cells = array(model.get("cells"), Uint8Array);
     grid.draw(cells, array(model.get("lags"), Uint16Array), array(model.get("owners"), Uint8Array), names, head, colour);
     nodes.draw(model.get("nodes"), head.bounded);
