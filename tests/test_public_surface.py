@@ -59,6 +59,7 @@ NAMES = [
     "SnapshotVersion",
     "SpoolError",
     "StatsRates",
+    "StatsView",
     "Status",
     "StreamEndReason",
     "StreamError",
@@ -79,6 +80,7 @@ NAMES = [
     "read_schema",
     "read_snapshot",
     "scan_bucket",
+    "show_stats",
     "upr_open",
     "write_snapshot",
 ]
@@ -110,7 +112,7 @@ SCAN = {
     "spool_dir": None,
     "timeout": None,
     "dtype_backend": "pyarrow",
-    "progress": None,
+    "progress": "auto",
     "options": None,
 }
 
@@ -162,6 +164,7 @@ def test_a_scan() -> None:
         "iter_batches",
         "peek",
         "read",
+        "source",
         "split",
         "stats",
         "to_arrow",

@@ -10,7 +10,7 @@ one never does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp import plan, verdicts
@@ -76,6 +76,10 @@ class Coordinator:
     def ends(self) -> dict[int, int]:
         """Where each vbucket's stream may end, as pinned at the start."""
         return self._ends.pinned
+
+    def look(self) -> tuple[list[int], dict[str, Mapping[int, int]]]:
+        """The wanted vbuckets, and high seqnos by node and vbucket as told last; from any thread."""
+        return list(self._vbuckets), {node: known.seqnos for node, known in list(self._nodes.items())}
 
     @property
     def shortened(self) -> dict[int, int]:

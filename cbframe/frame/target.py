@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, get_args
@@ -35,41 +35,6 @@ METADATA_NAMES = (
     "collection",
 )
 """Metadata that can be asked for; each becomes a column with the prefix ``_cb_``."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScanProgress:
-    """How far a read is.
-
-    Attributes
-    ----------
-    rows, nbytes
-        Messages with documents received, and their bytes on the wire.
-    seqnos, seqnos_total
-        Summed over all vbuckets: reached, and to be reached. Exact; de-duplicated changes count.
-    vbuckets, vbuckets_total
-        Complete, and wanted.
-    seconds
-        Since the read began.
-    """
-
-    rows: int
-    nbytes: int
-    seqnos: int
-    seqnos_total: int
-    vbuckets: int
-    vbuckets_total: int
-    seconds: float
-
-    @property
-    def share(self) -> float:
-        """Between 0 and 1."""
-        if self.seqnos_total:
-            return min(1.0, self.seqnos / self.seqnos_total)
-        return float(self.vbuckets_total > 0 and self.vbuckets == self.vbuckets_total)
-
-
-ProgressCallback = Callable[[ScanProgress], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
