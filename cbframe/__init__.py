@@ -53,11 +53,15 @@ _HOMES = {
         "XAttrsNotSupportedError",
     ),
     "cbframe.frame.asof": ("AsOf",),
+    "cbframe.frame.changes": ("ChangeBatch", "CollectionDrop", "Rollback"),
+    "cbframe.frame.changestream": ("ChangeStream",),
+    "cbframe.frame.checkpoint": ("Checkpoint", "VBucketOffset"),
     "cbframe.frame.conflicts": ("Conflict",),
     "cbframe.frame.read": ("read_bucket", "scan_bucket"),
     "cbframe.frame.result": ("ReadResult",),
     "cbframe.frame.scan": ("BucketScan",),
     "cbframe.frame.schema": ("SchemaDiff", "SchemaReport", "diff_schema", "read_schema"),
+    "cbframe.frame.stream": ("stream_bucket",),
     "cbframe.frame.target": ("ScanProgress",),
     "cbframe.local": ("LocalCluster",),
     "cbframe.options": ("BucketDataSourceOptions",),
@@ -134,6 +138,12 @@ if TYPE_CHECKING:
     from cbframe.errors import StreamError as StreamError
     from cbframe.errors import XAttrsNotSupportedError as XAttrsNotSupportedError
     from cbframe.frame.asof import AsOf as AsOf
+    from cbframe.frame.changes import ChangeBatch as ChangeBatch
+    from cbframe.frame.changes import CollectionDrop as CollectionDrop
+    from cbframe.frame.changes import Rollback as Rollback
+    from cbframe.frame.changestream import ChangeStream as ChangeStream
+    from cbframe.frame.checkpoint import Checkpoint as Checkpoint
+    from cbframe.frame.checkpoint import VBucketOffset as VBucketOffset
     from cbframe.frame.conflicts import Conflict as Conflict
     from cbframe.frame.read import read_bucket as read_bucket
     from cbframe.frame.read import scan_bucket as scan_bucket
@@ -143,6 +153,7 @@ if TYPE_CHECKING:
     from cbframe.frame.schema import SchemaReport as SchemaReport
     from cbframe.frame.schema import diff_schema as diff_schema
     from cbframe.frame.schema import read_schema as read_schema
+    from cbframe.frame.stream import stream_bucket as stream_bucket
     from cbframe.frame.target import ScanProgress as ScanProgress
     from cbframe.local import LocalCluster as LocalCluster
     from cbframe.options import BucketDataSourceOptions as BucketDataSourceOptions
