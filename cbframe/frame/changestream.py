@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from cbframe.arrow.changes import ChangeReceiver
-from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.handover import Switch, monotonic
 from cbframe.dcp.maps import bucket_manifest
 from cbframe.dcp.positions import Position
@@ -58,7 +57,6 @@ class ChangeStream:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._target = target
-        self._options = options
         self._clock = clock
         self._bucket_uuid = bucket_uuid
         self._on_rollback = on_rollback if callable(on_rollback) else None
@@ -75,7 +73,11 @@ class ChangeStream:
             refuse=on_rollback == "raise",
             max_value=options.max_body_bytes,
         )
-        directory = Directory(self._fetch_manifest)
+        directory = Directory(
+            lambda: bucket_manifest(
+                target.server_urls, target.bucket, target.auth, options, target.tls, target.network
+            )
+        )
         rows = ChangeRows(self._receiver.schema, target.metadata, directory, target.key_prefix)
         self.schema = rows.schema
         self._source = BucketDataSource(
@@ -264,12 +266,6 @@ class ChangeStream:
     def _uuid(self) -> str:
         found = self._source.map
         return self._bucket_uuid if found is None else found.uuid
-
-    def _fetch_manifest(self) -> Manifest | None:
-        target = self._target
-        return bucket_manifest(
-            target.server_urls, target.bucket, target.auth, self._options, target.tls, target.network
-        )
 
     # -- whole outputs
 

@@ -1,4 +1,4 @@
-"""Consumers of change streams: those that keep every change, and those that keep the newest of each document."""
+"""Consumers of change streams: one keeps every change, another the newest version of each document."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ class StateKeeper:
     def apply(self, batch: ChangeBatch) -> None:
         for rollback in batch.rollbacks:
             self.rollbacks += 1
-            void = [p for p, (seqno, _) in self.state.items() if p[0] == rollback.vbucket and seqno > rollback.seqno]
+            void = [
+                p
+                for p, (seqno, _) in self.state.items()
+                if p[0] == rollback.vbucket and seqno > rollback.seqno
+            ]
             for place in void:
                 del self.state[place]
         for vbucket, seqno, key, value in rows_of(batch):
@@ -88,5 +92,3 @@ def truth_of(cluster: LocalCluster) -> dict[bytes, bytes]:
 
 def seqnos_of(batch: ChangeBatch) -> list[int]:
     return np.asarray(batch.record_batch.column("_cb_seqno")).tolist()
-
-
