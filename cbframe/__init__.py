@@ -57,6 +57,8 @@ _HOMES = {
     "cbframe.frame.changestream": ("ChangeStream",),
     "cbframe.frame.checkpoint": ("Checkpoint", "VBucketOffset"),
     "cbframe.frame.conflicts": ("Conflict",),
+    "cbframe.frame.diagnosis": ("Diagnosis",),
+    "cbframe.frame.doctor": ("doctor",),
     "cbframe.frame.read": ("read_bucket", "scan_bucket"),
     "cbframe.frame.result": ("ReadResult",),
     "cbframe.frame.scan": ("BucketScan",),
@@ -145,6 +147,8 @@ if TYPE_CHECKING:
     from cbframe.frame.checkpoint import Checkpoint as Checkpoint
     from cbframe.frame.checkpoint import VBucketOffset as VBucketOffset
     from cbframe.frame.conflicts import Conflict as Conflict
+    from cbframe.frame.diagnosis import Diagnosis as Diagnosis
+    from cbframe.frame.doctor import doctor as doctor
     from cbframe.frame.read import read_bucket as read_bucket
     from cbframe.frame.read import scan_bucket as scan_bucket
     from cbframe.frame.result import ReadResult as ReadResult

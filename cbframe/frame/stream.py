@@ -13,7 +13,7 @@ from cbframe.errors import ConfigurationError
 from cbframe.frame.changestream import ChangeStream, OnRollback
 from cbframe.frame.checkpoint import Checkpoint
 from cbframe.frame.names import Names
-from cbframe.frame.target import ScanTarget, make_target
+from cbframe.frame.target import ScanTarget, raw_target
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import Connectable, ServerURLs
 
@@ -121,7 +121,7 @@ def stream_bucket(
         raise ConfigurationError(
             "changes out of their order cannot be gone on from", hint="leave out_of_order out"
         )
-    target = make_target(
+    target = raw_target(
         conn,
         bucket,
         auth=auth,
@@ -129,21 +129,9 @@ def stream_bucket(
         network=network,
         scope=scope,
         collections=collections,
-        columns=None,
-        filters=None,
-        keys_only=False,
-        parse=False,
         metadata=metadata,
         vbuckets=vbuckets,
-        errors="keep",
-        nested="struct",
         key_prefix=key_prefix,
-        n_rows=None,
-        schema=None,
-        infer_schema_length=None,
-        on_conflict="widen",
-        max_struct_fields=1000,
-        parse_dates=False,
     )
     options = replace(
         options,
