@@ -155,9 +155,13 @@ class ChangeReceiver:
 
     # -- the consumer's side
 
-    def take(self, timeout: float | None = None) -> list[Item]:
-        """All that arrived since the last call, waiting up to `timeout` seconds for something."""
-        return self._items.take(timeout)
+    def wait(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds for something to arrive."""
+        self._items.wait(timeout)
+
+    def take(self) -> list[Item]:
+        """All that arrived since the last call."""
+        return self._items.take()
 
     def wake(self) -> None:
         """End the consumer's wait."""

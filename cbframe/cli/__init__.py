@@ -1,4 +1,4 @@
-"""The command line: ``cbframe demo``, ``cbframe read`` and ``cbframe serve``.
+"""The command line: ``cbframe demo``, ``read``, ``stream``, ``doctor`` and ``serve``.
 
 Libraries are imported where they are used, so that ``--help`` and mistyped arguments answer at once.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cbframe import __version__
+from cbframe.cli.connection import add_connection
 from cbframe.errors import CbframeError
 
 _INTERRUPTED = 130
@@ -89,34 +90,55 @@ def _parser() -> argparse.ArgumentParser:
         "holds nested fields as JSON text; CSV and NDJSON hold binary values as base64; NDJSON leaves "
         "missing fields out. FILE appears whole or not at all.",
     )
-    read.add_argument(
-        "conn", metavar="CONN", help="couchbase://host/bucket, couchbases://… or http://host:8091"
-    )
-    read.add_argument("--bucket", help="the bucket, if CONN does not name it")
-    read.add_argument("--user", help="user name")
-    secret = read.add_mutually_exclusive_group()
-    secret.add_argument("--password-env", metavar="VAR", help="environment variable that holds the password")
-    secret.add_argument(
-        "--password-file",
-        type=Path,
-        metavar="FILE",
-        help="file that holds the password; else it is asked for",
-    )
-    read.add_argument(
-        "--ca-file", metavar="FILE", help="the cluster's certificate authority; else the system's are trusted"
-    )
-    read.add_argument("--client-cert", metavar="FILE", help="client certificate, in place of --user")
-    read.add_argument("--client-key", metavar="FILE", help="its key, if that is in another file")
-    read.add_argument(
-        "--network",
-        default="auto",
-        metavar="NAME",
-        help="which addresses of the nodes to use: default, external, …; else as CONN says",
-    )
+    add_connection(read)
     read.add_argument("--columns", metavar="A,B", help="keep only these fields")
     read.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a file")
     read.add_argument("--no-progress", action="store_true", help="draw no progress line")
     read.set_defaults(run=_read)
+
+    stream = commands.add_parser(
+        "stream",
+        help="print the changes of a bucket, one a line, until Ctrl-C",
+        description="Print what changes in a bucket, one change a line, until Ctrl-C.",
+        epilog="With --checkpoint, every change is printed at least once, over any number of runs: FILE is "
+        "read if it is there, and written about once a second and at the end. With --json each line is a "
+        "JSON object: change (upsert, delete, expire, rollback or drop), vbucket, seqno, scope, collection, "
+        "key and value; keys and values that are no JSON text are base64, in key_base64 and value_base64. "
+        "rollback voids what came before of its vbucket with a larger seqno, drop what came of its vbucket "
+        "and collection with a smaller one.",
+    )
+    add_connection(stream)
+    stream.add_argument(
+        "--from",
+        dest="start",
+        default="beginning",
+        metavar="WHERE",
+        help="beginning (default), now, or the file of a checkpoint",
+    )
+    stream.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="go on where FILE says, and keep it up"
+    )
+    stream.add_argument("--scope", metavar="NAME", help="only this scope")
+    stream.add_argument("--collections", metavar="A,B", help="only these collections")
+    stream.add_argument("--prefix", metavar="TEXT", help="only documents whose key begins so")
+    stream.add_argument(
+        "--limit",
+        type=_positive,
+        metavar="N",
+        help="end after N changes, or with --checkpoint, after the batch that has the Nth",
+    )
+    stream.add_argument("--json", action="store_true", help="print JSON")
+    stream.set_defaults(run=_stream)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="find out why a connection fails",
+        description="Look at one thing after the other: names, ports, TLS, user, bucket, nodes, DCP. "
+        "The exit status is 1 if a step fails.",
+    )
+    add_connection(doctor)
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
 
     commands.add_parser("serve", help="run an embedded cluster on 127.0.0.1 until Ctrl-C", add_help=False)
     return parser
@@ -139,3 +161,15 @@ def _read(options: argparse.Namespace) -> int:
     from cbframe.cli.read import read
 
     return read(options)
+
+
+def _stream(options: argparse.Namespace) -> int:
+    from cbframe.cli.stream import stream
+
+    return stream(options)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from cbframe.cli.doctor import doctor
+
+    return doctor(options)

@@ -85,9 +85,12 @@ class MergingHandover(Generic[T]):
             place[0] = item
         self._arrived.set()
 
-    def take(self, timeout: float | None = None) -> list[T]:
-        """All items since the last call, after waiting up to `timeout` seconds for one."""
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait up to `timeout` seconds for an item, or for :meth:`wake`."""
         self._arrived.wait(timeout)
+
+    def take(self) -> list[T]:
+        """All items since the last call."""
         with self._lock:
             self._arrived.clear()
             items = [place[0] for place in self._items]

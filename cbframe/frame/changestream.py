@@ -62,9 +62,10 @@ class ChangeStream:
         self._on_rollback = on_rollback if callable(on_rollback) else None
         self._offsets: dict[int, tuple[Position, VBucketOffset]] = {}
         self._given: ChangeBatch | None = None
+        self._again = False
+        self._undelivered: ChangeBatch | None = None
         self._tail: Tail | None = None
         self._closed = False
-        self._failure: CbframeError | None = None
         self._paused = Switch()
         self._receiver = ChangeReceiver(
             start,
@@ -125,11 +126,19 @@ class ChangeStream:
     # -- batches
 
     def __iter__(self) -> Self:
+        """Begin to iterate; the last batch comes again, unless it was acknowledged.
+
+        A loop that was left in the middle of a batch has not consumed it.
+        """
+        self._again = self._given is not None
         return self
 
     def __next__(self) -> ChangeBatch:
         """The next batch; the one before is acknowledged."""
         if self._given is not None:
+            if self._again:
+                self._again = False
+                return self._given
             self.ack(self._given)
         if self._closed:
             raise StopIteration
@@ -144,19 +153,27 @@ class ChangeStream:
 
         Also None at the end: the stream is closed, or every collection that it was for is gone.
 
+        Parameters
+        ----------
+        timeout
+            Seconds; None for as long as it takes.
+
         Raises
         ------
         CbframeError
             The stream cannot go on. What came before was given out.
         """
-        batch = self._gatherer.next(timeout)
+        batch = self._undelivered or self._gatherer.next(timeout)
         if batch is None:
             if self._source.finished and not self._paused:
                 self._raise_failure()
             return None
-        if self._on_rollback is not None:
+        if self._on_rollback is not None and batch.rollbacks:
+            # If the function raises, the batch has not been given out.
+            self._undelivered = batch
             for rollback in batch.rollbacks:
                 self._on_rollback(rollback)
+            self._undelivered = None
         return batch
 
     def ack(self, batch: ChangeBatch) -> None:
@@ -200,7 +217,9 @@ class ChangeStream:
         """End all threads and sockets, and wait for them. What was not acknowledged comes again next time."""
         self._closed = True
         self._paused.off()
-        self._end()
+        self._end.detach()
+        # It waits for its threads, also if another thread has begun to close it.
+        self._source.close()
         self._receiver.wake()
 
     @property

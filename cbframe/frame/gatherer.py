@@ -13,6 +13,7 @@ import pyarrow as pa
 from cbframe.arrow.changes import Arrived, ChangeReceiver, Item, Reached, Told, Withdrawn
 from cbframe.dcp.handover import Switch
 from cbframe.dcp.positions import Position
+from cbframe.errors import ReadCancelledError
 from cbframe.frame.changerows import ChangeRows, Directory
 from cbframe.frame.changes import ChangeBatch, CollectionDrop, Given, Rollback
 from cbframe.wire.messages import SystemEvent
@@ -73,6 +74,7 @@ class Gatherer:
         self.acked: dict[int, Position] = dict(start)
         self._inbox: deque[Item] = deque()
         self._outstanding: deque[Given] = deque()
+        self._torn = False
         self._begin()
 
     def _begin(self) -> None:
@@ -86,28 +88,46 @@ class Gatherer:
         """When the first thing in the batch came that is worth giving out."""
 
     def next(self, timeout: float | None) -> ChangeBatch | None:
-        """The next batch; None if there is none within `timeout` seconds, or nothing more will come."""
+        """The next batch; None if there is none within `timeout` seconds, or nothing more will come.
+
+        Raises
+        ------
+        ReadCancelledError
+            An earlier call was interrupted at a moment at which something may have been lost.
+        """
         deadline = None if timeout is None else self._clock() + timeout
         while True:
+            if self._torn:
+                raise ReadCancelledError(
+                    "the stream was interrupted while a batch was made",
+                    hint="close it, and stream on from its checkpoint",
+                )
+            # Ctrl-C may come anywhere. Here it would lose what is neither there any more nor here yet.
+            self._torn = True
             over = self._is_over()
-            self._inbox.extend(self._receiver.take(0))
-            full = not self._paused and self._fill()
-            now = self._clock()
-            expired = deadline is not None and now >= deadline
-            if self._since is not None and not self._paused:
-                late = now >= self._since + self._max_latency
-                if full or late or expired or (over and not self._inbox):
-                    return self._cut()
-            if expired or (over and not self._paused):
-                self._settle()
-                return None
-            self._wait(now, deadline)
+            self._inbox.extend(self._receiver.take())
+            batch, left = self._look(deadline, over=over)
+            self._torn = False
+            if batch is not None or left is None:
+                return batch
+            self._receiver.wait(left)
 
-    def _wait(self, now: float, deadline: float | None) -> None:
+    def _look(self, deadline: float | None, *, over: bool) -> tuple[ChangeBatch | None, float | None]:
+        """A batch, if it is time for one; or else how long to wait for more, None for no longer."""
+        paused = bool(self._paused)
+        full = not paused and self._fill()
+        now = self._clock()
+        expired = deadline is not None and now >= deadline
+        late = self._since is not None and now >= self._since + self._max_latency
+        if self._since is not None and not paused and (full or late or expired or (over and not self._inbox)):
+            return self._cut(), None
+        if expired or (over and not paused):
+            self._settle()
+            return None, None
         left = _POLL if deadline is None else min(_POLL, deadline - now)
-        if self._since is not None and not self._paused:
+        if self._since is not None and not paused:
             left = min(left, self._since + self._max_latency - now)
-        self._inbox.extend(self._receiver.take(max(0.0, left)))
+        return None, max(0.0, left)
 
     def _fill(self) -> bool:
         """Take items into the batch that is being made; whether it is to be given out as it is."""

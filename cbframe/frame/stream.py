@@ -111,7 +111,7 @@ def stream_bucket(
     options = options or BucketDataSourceOptions(noop_interval_secs=20, recovery_timeout=_RECOVERY)
     window = min(options.feed_buffer_size_bytes, _WINDOW) if buffer_bytes is None else buffer_bytes
     if batch_bytes is None:
-        batch_bytes = max(1, min(_BATCH, window // 4)) if window else _BATCH
+        batch_bytes = max(1, min(_BATCH, window // 4))
     _check_numbers(batch_bytes, max_latency, window)
     if options.seq_end is not None:
         raise ConfigurationError(
@@ -161,7 +161,12 @@ def _check_numbers(batch_bytes: int, max_latency: float, window: int) -> None:
         raise ConfigurationError("batch_bytes must be positive")
     if not max_latency >= 0:
         raise ConfigurationError("max_latency must not be negative")
-    if 0 < window < 2 * batch_bytes:
+    if window < 1:
+        raise ConfigurationError(
+            "a change stream needs a window",
+            hint="without one, nodes send whatever they have: set buffer_bytes",
+        )
+    if window < 2 * batch_bytes:
         raise ConfigurationError(
             f"batch_bytes={batch_bytes} is more than half of the window of {window} bytes",
             hint="a batch that is larger than what nodes send ahead never comes together: raise buffer_bytes",

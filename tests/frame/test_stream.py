@@ -24,7 +24,7 @@ from cbframe import (
     ClusterMapError,
     ConfigurationError,
     LocalCluster,
-    ReceiverError,
+    ReadCancelledError,
     Rollback,
     RollbackError,
     StreamError,
@@ -274,6 +274,40 @@ def test_iteration_acknowledges_the_batch_before(cluster: LocalCluster) -> None:
             stream.checkpoint.offsets[next(iter(second.offsets))]
             == second.offsets[next(iter(second.offsets))]
         )
+
+
+def test_a_loop_that_was_left_has_not_consumed_its_batch(cluster: LocalCluster) -> None:
+    fill(cluster, 10)
+    with open_stream(cluster) as stream:
+        for batch in stream:
+            first = batch
+            break
+        for batch in stream:
+            assert batch is first
+            stream.ack(batch)
+            break
+        cluster.upsert("more", {})
+        for batch in stream:
+            assert batch is not first
+            break
+
+
+def test_ctrl_c_at_a_bad_moment(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(cluster, 10)
+    with open_stream(cluster) as stream:
+        take(stream)
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        cluster.upsert("more", {})
+        monkeypatch.setattr(stream._gatherer, "_fill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.poll(PATIENCE)
+        monkeypatch.undo()
+        with pytest.raises(ReadCancelledError, match="interrupted") as caught:
+            stream.poll(PATIENCE)
+        assert "from its checkpoint" in str(caught.value.hint)
 
 
 def test_what_was_not_acknowledged_comes_again(pair: LocalCluster) -> None:
@@ -562,9 +596,11 @@ def test_a_function_that_fails(cluster: LocalCluster) -> None:
     with stream:
         stream.ack(take(stream))
         cluster.fail_over(vbucket, lose=1)
-        with pytest.raises(RuntimeError, match="of the consumer"):
-            stream.poll(PATIENCE)
-    assert not issubclass(RuntimeError, ReceiverError)
+        for _ in range(3):
+            # The batch was not given out: it is still the next one.
+            with pytest.raises(RuntimeError, match="of the consumer"):
+                stream.poll(PATIENCE)
+        assert stream.state == "streaming"
 
 
 @pytest.mark.parametrize(
@@ -575,6 +611,7 @@ def test_a_function_that_fails(cluster: LocalCluster) -> None:
         ({"batch_bytes": 0}, "batch_bytes"),
         ({"max_latency": -1}, "max_latency"),
         ({"buffer_bytes": 1000, "batch_bytes": 900}, "half of the window"),
+        ({"buffer_bytes": 0}, "needs a window"),
         ({"options": replace(QUICK, seq_end="now")}, "no end"),
         ({"options": replace(QUICK, out_of_order=True)}, "order"),
         ({"metadata": "nothing"}, "'nothing'"),
