@@ -193,6 +193,7 @@ class _File:
         self._rows = self._nbytes = self._waiting_bytes = 0
         self._waiting: list[pa.RecordBatch] = []
         self._schema = schema
+        self._compression = compression
         self._scratch = path.with_name(f".{path.name}.tmp")
         self._file = self._scratch.open("wb")
         self._writer: Any = pq.ParquetWriter(self._file, schema, compression=compression)
@@ -222,13 +223,34 @@ class _File:
     def complete(self, checkpoint: Checkpoint) -> None:
         """Let it appear."""
         self._flush()
-        self._writer.add_key_value_metadata({_KEY: checkpoint.to_json().encode()})
-        self._writer.close()
+        told = {_KEY: checkpoint.to_json().encode()}
+        if hasattr(self._writer, "add_key_value_metadata"):
+            self._writer.add_key_value_metadata(told)
+            self._writer.close()
+        else:
+            # Before pyarrow 17, what is told of a file has to be known when it is begun.
+            self._writer.close()
+            self._write_again(told)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self._scratch.replace(self.path)
         sync_folder(self.path.parent)
+
+    def _write_again(self, told: Mapping[bytes, bytes]) -> None:
+        """The same rows in a file that tells this from its beginning."""
+        self._file.close()
+        first = self._scratch.with_name(f"{self._scratch.name}.again.tmp")
+        self._scratch.replace(first)
+        self._file = self._scratch.open("wb")
+        schema = self._schema.with_metadata(told)
+        with (
+            pq.ParquetFile(first) as before,
+            pq.ParquetWriter(self._file, schema, compression=self._compression) as writer,
+        ):
+            for number in range(before.num_row_groups):
+                writer.write_table(before.read_row_group(number).cast(schema))
+        first.unlink()
 
     def discard(self) -> None:
         """Let it never have been."""
