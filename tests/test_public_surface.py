@@ -172,3 +172,64 @@ def test_a_scan() -> None:
         "to_reader",
     }
     assert hasattr(cbframe.BucketScan, "__arrow_c_stream__")
+
+
+STREAM = {
+    "conn": "required",
+    "bucket": None,
+    "auth": None,
+    "tls": None,
+    "network": "auto",
+    "scope": None,
+    "collections": None,
+    "key_prefix": None,
+    "vbuckets": None,
+    "metadata": ("key", "vbucket", "seqno", "scope", "collection"),
+    "start": "beginning",
+    "on_rollback": "emit",
+    "batch_bytes": None,
+    "max_latency": 0.25,
+    "buffer_bytes": None,
+    "options": None,
+}
+DOCTOR = {
+    "conn": "required",
+    "bucket": None,
+    "auth": None,
+    "tls": None,
+    "network": "auto",
+    "timeout": 30.0,
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("stream_bucket", STREAM), ("doctor", DOCTOR)])
+def test_what_is_called(name: str, expected: dict[str, object]) -> None:
+    parameters = inspect.signature(getattr(cbframe, name)).parameters
+    found = {
+        name: "required" if p.default is inspect.Parameter.empty else p.default
+        for name, p in parameters.items()
+    }
+    assert found == expected
+    positional = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert positional == ["conn", "bucket"]
+
+
+def test_a_stream() -> None:
+    public = {name for name in vars(cbframe.ChangeStream) if not name.startswith("_")}
+    assert public == {
+        "ack",
+        "checkpoint",
+        "checkpoint_after",
+        "close",
+        "errors",
+        "pause",
+        "poll",
+        "release",
+        "resume",
+        "source",
+        "state",
+        "stats",
+        "to_pandas",
+        "to_parquet",
+    }
+    assert hasattr(cbframe.ChangeBatch, "__arrow_c_stream__")

@@ -163,6 +163,31 @@ class Checkpoint:
         """History and seqno of each vbucket."""
         return AsOf({vb: (offset.vbuuid, offset.seqno) for vb, offset in self.offsets.items()})
 
+    @classmethod
+    def after(cls, as_of: AsOf, bucket: str, bucket_uuid: str = "") -> Checkpoint:
+        """Behind a read: a stream from here brings what changed since.
+
+        Parameters
+        ----------
+        as_of
+            What the read is a picture of: ``df.attrs["cbframe"]["as_of"]``, or :attr:`BucketScan.as_of`. The
+            read has to be of the same scope and collections as the stream.
+        bucket
+            Where it is from.
+        bucket_uuid
+            Refuse another life of the bucket; empty to take any: histories that are unknown to it begin
+            anew in any case.
+        """
+        return cls(
+            bucket,
+            bucket_uuid,
+            {
+                vb: VBucketOffset(seqno, seqno, seqno, ((vbuuid, 0),), snapshots=(seqno,))
+                for vb, (vbuuid, seqno) in as_of.items()
+                if seqno
+            },
+        )
+
     def updated(self, offsets: Mapping[int, VBucketOffset]) -> Checkpoint:
         """The same with other offsets for some vbuckets, such as those of a batch."""
         return replace(self, offsets={**self.offsets, **offsets})

@@ -10,6 +10,7 @@ from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.now import sample_now
 from cbframe.dcp.positions import Position
 from cbframe.errors import ConfigurationError
+from cbframe.frame.asof import AsOf
 from cbframe.frame.changestream import ChangeStream, OnRollback
 from cbframe.frame.checkpoint import Checkpoint
 from cbframe.frame.names import Names
@@ -35,7 +36,7 @@ def stream_bucket(
     key_prefix: str | bytes | None = None,
     vbuckets: Iterable[int] | None = None,
     metadata: str | Sequence[str] = ("key", "vbucket", "seqno", "scope", "collection"),
-    start: Literal["beginning", "now"] | Checkpoint = "beginning",
+    start: Literal["beginning", "now"] | Checkpoint | AsOf = "beginning",
     on_rollback: OnRollback = "emit",
     batch_bytes: int | None = None,
     max_latency: float = 0.25,
@@ -62,7 +63,8 @@ def stream_bucket(
         are always there.
     start
         ``"beginning"``: every document that exists, then what changes. ``"now"``: only what changes from
-        now on; all nodes are asked where they are before this returns. Or a :class:`Checkpoint`.
+        now on; all nodes are asked where they are before this returns. Or a :class:`Checkpoint`, or the
+        ``as_of`` of a read of the same scope and collections: then what changed since.
     on_rollback
         What is done when the server withdraws changes that were given out, after a failover that lost
         some. ``"emit"``: the next batch has it in ``rollbacks``, and the stream goes on at the end of the
@@ -177,6 +179,9 @@ def _start(
     start: object, target: ScanTarget, options: BucketDataSourceOptions
 ) -> tuple[dict[int, Position], str]:
     """Where streams begin, and the bucket that this is about."""
+    if isinstance(start, AsOf):
+        offsets = Checkpoint.after(start, target.bucket).offsets
+        return {vb: offset.position() for vb, offset in offsets.items()}, ""
     if isinstance(start, Checkpoint):
         _check_checkpoint(start, target)
         return {vb: offset.position() for vb, offset in start.offsets.items()}, start.bucket_uuid

@@ -28,6 +28,7 @@ from cbframe import (
     Rollback,
     RollbackError,
     StreamError,
+    scan_bucket,
     stream_bucket,
 )
 from cbframe.local import manifest
@@ -328,6 +329,33 @@ def test_what_was_not_acknowledged_comes_again(pair: LocalCluster) -> None:
     else:
         raise AssertionError("it never gets to the end")
     assert consumer.documents() == truth_of(pair)
+
+
+@pytest.mark.parametrize("keeper", [LogKeeper, StateKeeper])
+def test_on_from_a_read(pair: LocalCluster, keeper: Any) -> None:
+    fill(pair, 200)
+    scan = scan_bucket(pair, parse=False, metadata=("key", "vbucket", "seqno"), options=QUICK)
+    table = scan.to_arrow()
+    consumer = keeper()
+    for row in table.sort_by("_cb_seqno").to_pylist():
+        vbucket, seqno, key = row["_cb_vbucket"], row["_cb_seqno"], row["_cb_key"].encode()
+        if isinstance(consumer, LogKeeper):
+            consumer.log[vbucket].append((seqno, key, row["_cb_value"]))
+        else:
+            consumer.state[vbucket, key] = seqno, row["_cb_value"]
+    pair.upsert("key-000001", b"{}")
+    pair.delete("key-000002")
+    vbucket = vbucket_of(b"key-000003", 16)
+    pair.fail_over(vbucket, lose=1)
+    pair.upsert("after", b"{}")
+    on_rollback = "emit" if keeper is LogKeeper else "restart"
+    with open_stream(pair, start=scan.as_of, on_rollback=on_rollback) as stream:
+        follow(stream, consumer, pair)
+        assert stream.stats.total.documents < 100
+    assert consumer.rollbacks == 1
+    assert consumer.documents() == truth_of(pair)
+    later = Checkpoint.after(scan.as_of, "default")
+    assert later.as_of == {vb: at for vb, at in scan.as_of.items() if at[1]}
 
 
 # --- flow control
