@@ -166,7 +166,7 @@ def test_ctrl_c_saves_the_checkpoint(cluster: LocalCluster, login: list[str], tm
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
     assert (process.returncode, out) == (0, "")
     assert err.endswith(" changes\n")
     seqnos = {vb: offset.seqno for vb, offset in Checkpoint.load(path).offsets.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import random
 import re
 import socket
 import time
@@ -24,7 +25,7 @@ from .kit import fill
 from .scripted import PASSWORD, USER, Garbage, Http, Memcached, TcpServer, answer_to
 
 SECRET = "hunter2-of-the-doctor"
-QUICK = 0.5
+QUICK = 1.0
 
 
 class Files(NamedTuple):
@@ -60,7 +61,7 @@ def secured(certificate: Path) -> LocalCluster:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second for each question."""
+    """A second for each question."""
     monkeypatch.setattr(module, "_EACH", QUICK)
 
 
@@ -253,15 +254,15 @@ def test_certificates_that_are_not_in_order(files: Files) -> None:
 @pytest.mark.usefixtures("hasty")
 def test_a_port_that_is_silent() -> None:
     with TcpServer() as server:
-        expect(examine(server.url, auth=(USER, SECRET)), "service", "no answer within 0.5 s", "data service")
+        expect(examine(server.url, auth=(USER, SECRET)), "service", "no answer within 1 s", "data service")
         found = examine(server.url.replace("couchbase", "couchbases"), auth=(USER, SECRET))
-        expect(found, "TLS", "no TLS handshake within 0.5 s", "silent")
+        expect(found, "TLS", "no TLS handshake within 1 s", "silent")
         found = examine(f"http://{server.address}", auth=(USER, SECRET))
-        expect(found, "service", "gave no answer within 0.5 s", "overloaded|firewall")
+        expect(found, "service", "gave no answer within 1 s", "overloaded|firewall")
         began = time.monotonic()
         seeds = [f"couchbase://{server.address}"] * 1 + ["couchbase://127.0.0.2:1"] * 1
         assert not examine(seeds, auth=(USER, SECRET), timeout=0.2).ok
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
 
 
 @pytest.mark.usefixtures("hasty")
@@ -314,7 +315,7 @@ def test_a_node_that_hangs_up(pair: LocalCluster) -> None:
 def test_nodes_that_are_silent(pair: LocalCluster) -> None:
     with pair.stall(1):
         found = examine(pair, None)
-    expect(found, "nodes", "1 of 2 nodes cannot be reached: no answer within 0.5 s", "data service")
+    expect(found, "nodes", "1 of 2 nodes cannot be reached: no answer within 1 s", "data service")
 
 
 @pytest.mark.usefixtures("hasty")
@@ -361,9 +362,45 @@ def test_a_map_that_is_none(answer: bytes) -> None:
     assert found.failed.name == "bucket"
 
 
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("close_after", range(1, 24))
+def test_a_node_that_hangs_up_at_any_question(close_after: int) -> None:
+    with Memcached(close_after=close_after) as server:
+        found = examine(server.url, auth=(USER, PASSWORD))
+    assert not found.ok
+    # The hand-shake of the map has seven questions, that of DCP has more.
+    wanted = {1: "service", 2: "login", 3: "login", 4: "login", 5: "bucket", 6: "bucket"}
+    assert found.failed is not None
+    assert found.failed.name == wanted.get(close_after, found.failed.name)
+    assert found.failed.name in ("service", "login", "bucket", "nodes", "role", "DCP", "stream")
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_a_node_answers_nothing_is_raised(seed: int) -> None:
+    rng = random.Random(seed)
+    opcodes = [Opcode.HELLO, Opcode.SASL_LIST_MECHS, Opcode.SASL_AUTH, Opcode.SASL_STEP, Opcode.SELECT_BUCKET]
+    opcodes += [Opcode.GET_CLUSTER_CONFIG, Opcode.DCP_OPEN, Opcode.DCP_CONTROL, Opcode.GET_ALL_VB_SEQNOS]
+    status = rng.choice([0, 1, 4, 0x20, 0x21, 0x24, 0x81, 0x83, 0x86, 0x1234])
+    value = rng.choice([b"", b"{}", b"[]", b"null", bytes(rng.randrange(256) for _ in range(30))])
+    answers = {rng.choice(opcodes): lambda frame: answer_to(frame, value, status=status)}
+    with Memcached(answers) as server:
+        examine(server.url, auth=(USER, PASSWORD))
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("status", [200, 301, 401, 403, 404, 500])
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'{"nodesExt":5}', b"[" * 100_000, b"\xff"])
+def test_whatever_a_manager_answers_nothing_is_raised(status: int, body: bytes) -> None:
+    with Http(status, body) as server:
+        found = examine(f"http://{server.address}", auth=(USER, PASSWORD))
+    assert found.failed is not None
+    assert found.failed.name == {401: "login", 403: "bucket"}.get(status, found.failed.name)
+
+
 def test_no_change_comes(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(cluster, 10)
-    monkeypatch.setattr(module, "_EACH", 2 * QUICK)
+    monkeypatch.setattr(module, "_EACH", QUICK)
     for vbucket in range(16):
         cluster.corrupt(vbucket)
     found = examine(cluster, None)

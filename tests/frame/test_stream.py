@@ -727,5 +727,5 @@ def test_ctrl_c() -> None:
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "ended []\n"
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3  # a fraction of one, on a machine that has nothing else to do
     assert process.returncode == 0

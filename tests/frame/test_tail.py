@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -158,6 +159,39 @@ def test_memory_stays_and_the_tail_is_the_truth(cluster: LocalCluster) -> None:
 def test_memory_stays_for_long(pair: LocalCluster) -> None:
     """Half an hour's churn at a hundred changes a second, as fast as it goes."""
     churn(pair, 300, 600)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is told by /proc")
+def test_the_process_does_not_grow(tmp_path: Path) -> None:
+    """Six hundred thousand changes of twenty thousand documents, in a cluster of its own process."""
+    sizes = []
+    with LocalCluster(vbuckets=64, process=True) as cluster, open_stream(cluster) as stream:
+        for turn in range(60):
+            cluster.bulk_load(
+                (b"key-%05d" % n, b'{"n":%d,"x":"%s"}' % (turn, b"x" * 300)) for n in range(10_000)
+            )
+            frame = tail_of_process(stream, cluster, rows=20_000)
+            assert set(frame["n"]) == {turn}
+            assert len(frame) == 10_000
+            sizes.append(resident())
+    assert max(sizes[20:]) < sizes[19] + (32 << 20), [size >> 20 for size in sizes]
+
+
+def tail_of_process(stream: ChangeStream, cluster: LocalCluster, rows: int) -> pd.DataFrame:
+    high = cluster.high_seqnos()
+    while True:
+        frame = stream.to_pandas(rows=rows)
+        offsets = stream.checkpoint.offsets
+        if all(vb in offsets and offsets[vb].seqno >= seqno for vb, seqno in high.items()):
+            return frame
 
 
 # --- Parquet
