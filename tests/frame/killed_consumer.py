@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from pathlib import Path
 
 from cbframe import BucketDataSourceOptions, Checkpoint, stream_bucket
 
@@ -54,5 +55,19 @@ def main(conn: str, user: str, password: str, path: str, until: str) -> None:
     database.close()
 
 
+def write_files(conn: str, user: str, password: str, path: str, until: str) -> None:
+    """The same into Parquet files."""
+    folder = Path(path)
+    start = Checkpoint.load(folder) if list(folder.glob("*.parquet")) else "beginning"
+    with stream_bucket(
+        conn, auth=(user, password), start=start, batch_bytes=5000, max_latency=0.005, options=OPTIONS
+    ) as stream:
+        say("begun")
+        stream.to_parquet(
+            folder, rotate={"rows": 200, "seconds": 0.02}, seconds=None if until == "killed" else 3.0
+        )
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    kind, *arguments = sys.argv[1:]
+    (write_files if kind == "files" else main)(*arguments)
