@@ -181,9 +181,9 @@ class ChangeStream:
 
         Its bytes no longer count against the window of the connection, and :attr:`checkpoint` is behind it.
         """
-        if batch is self._given:
-            self._given = None
         self._gatherer.ack(batch)
+        if self._given is not None and not self._gatherer.awaits(self._given):
+            self._given = None
 
     def release(self, batch: ChangeBatch) -> None:
         """Say that the bytes of a batch take no memory any more, but that it is not consumed yet.

@@ -184,11 +184,15 @@ class Gatherer:
         self._begin()
         return batch
 
-    def ack(self, batch: ChangeBatch) -> bool:
-        """Take note that a batch, and all before it, is consumed; False if it was before, or is not ours."""
+    def awaits(self, batch: ChangeBatch) -> bool:
+        """Whether a batch was given out, and is not acknowledged."""
+        return any(given is batch.given for given in self._outstanding)
+
+    def ack(self, batch: ChangeBatch) -> None:
+        """Take note that a batch, and all before it, is consumed; once is enough."""
         wanted = batch.given
-        if not any(given is wanted for given in self._outstanding):
-            return False
+        if not self.awaits(batch):
+            return
         while True:
             given = self._outstanding.popleft()
             self.acked |= given.positions
@@ -197,7 +201,6 @@ class Gatherer:
             if given is wanted:
                 break
         self._settle()
-        return True
 
     def release(self, batch: ChangeBatch) -> None:
         """Have the bytes of a batch acknowledged to the nodes, and nothing else."""
