@@ -678,6 +678,23 @@ def test_another_bucket(cluster: LocalCluster) -> None:
     assert "without the old checkpoint" in str(caught.value.hint)
 
 
+def test_neither_keys_nor_passwords_are_told(cluster: LocalCluster, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    cluster.add_user("ann", "secret-word")
+    vbucket = vbucket_of(b"secret-key", 16)
+    with open_stream(cluster, auth=("ann", "secret-word"), key_prefix="secret-k") as stream:
+        for n in range(3):
+            cluster.upsert("secret-key", {"secret-field": n})
+            batch = take(stream)
+            stream.ack(batch)
+            cluster.cut()
+        cluster.fail_over(vbucket, lose=1)
+        told = [repr(batch), repr(take(stream)), repr(stream), repr(stream.checkpoint), repr(stream.errors)]
+        told += [repr(stream.stats), repr(stream.source), caplog.text, *map(str, stream.errors)]
+    assert stream.errors
+    assert not [each for each in told if "secret" in each]
+
+
 # --- the end
 
 
