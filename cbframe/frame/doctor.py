@@ -169,7 +169,8 @@ class _Examination:
                 exc.node = exc.node or seed
                 bad.append(exc)
         if not good:
-            self.failed(name, bad[-1])
+            told = [f"{exc.message} [{exc.node}]" for exc in bad]
+            self._steps[name] = Step(name, "failed", "; ".join(told), bad[-1].hint)
             raise _StopError
         told = [*good.values(), *(f"{exc.node}: {exc.message}" for exc in bad)]
         self.ok(name, before + "; ".join(told))

@@ -206,6 +206,11 @@ def test_a_port_that_is_closed() -> None:
     expect(found, "TCP", "Connection refused", "port is right")
 
 
+def test_all_seeds_that_are_closed_are_told() -> None:
+    found = examine("couchbase://127.0.0.1:1,127.0.0.1:2/default", None, auth=(USER, SECRET))
+    expect(found, "TCP", r"refused \[127\.0\.0\.1:1\]; .* refused \[127\.0\.0\.1:2\]", "port is right")
+
+
 def test_one_seed_of_two_is_enough(cluster: LocalCluster) -> None:
     conn = f"couchbase://127.0.0.1:1,{cluster.kv_addresses[0]}/default"
     found = examine(conn, None, auth=(cluster.username, cluster.password))
