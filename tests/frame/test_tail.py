@@ -312,3 +312,42 @@ def test_what_has_come_is_kept_when_the_stream_fails(cluster: LocalCluster, tmp_
         with background(revoke), pytest.raises((AccessError, AuthFailError)):
             stream.to_parquet(tmp_path)
     assert replay(tmp_path) == truth_of(cluster)
+
+
+def test_ctrl_c_keeps_what_has_come(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(cluster, 10)
+    with open_stream(cluster) as stream:
+        original = stream.poll
+
+        def poll(timeout: float | None) -> Any:
+            if stream.stats.total.documents == 10 and (batch := original(0)) is not None:
+                return batch
+            if stream.stats.total.documents == 10:
+                raise KeyboardInterrupt
+            return original(timeout)
+
+        monkeypatch.setattr(stream, "poll", poll)
+        with pytest.raises(KeyboardInterrupt):
+            stream.to_parquet(tmp_path)
+    assert replay(tmp_path) == truth_of(cluster)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(cluster, 10)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with open_stream(cluster) as stream:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            stream.to_parquet(tmp_path, rotate={"rows": 1})
+        assert not stream.checkpoint.offsets or all(
+            offset.seqno == 0 for offset in stream.checkpoint.offsets.values()
+        )
+    assert not list(tmp_path.iterdir())
