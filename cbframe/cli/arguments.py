@@ -59,6 +59,10 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="which addresses of the nodes to use: default, external, …; else as CONN says",
     )
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """Whether it is told how far something is."""
     parser.add_argument("--no-progress", action="store_true", help="draw no progress line")
 
 
@@ -70,6 +74,47 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """A file."""
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a file")
+
+
+STREAMED = (
+    "With --checkpoint, every change is printed at least once, over any number of runs: FILE is read if it "
+    "is there, and written about once a second and at the end. With --json each line is a JSON object: "
+    "change (upsert, delete, expire, rollback or drop), vbucket, seqno, scope, collection, key and value; "
+    "keys and values that are no JSON text are base64, in key_base64 and value_base64. rollback voids what "
+    "came before of its vbucket with a larger seqno, drop what came of its vbucket and collection with a "
+    "smaller one."
+)
+
+
+def add_stream(parser: argparse.ArgumentParser) -> None:
+    """``cbframe stream``."""
+    add_connection(parser)
+    parser.add_argument(
+        "--from",
+        dest="start",
+        default="beginning",
+        metavar="WHERE",
+        help="beginning (default), now, or the file of a checkpoint",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="go on where FILE says, and keep it up"
+    )
+    parser.add_argument("--scope", metavar="NAME", help="only this scope")
+    parser.add_argument("--collections", type=names, metavar="A,B", help="only these collections")
+    parser.add_argument("--prefix", metavar="TEXT", help="only documents whose key begins so")
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="end after N changes, or with --checkpoint, after the batch that has the Nth",
+    )
+    _add_json(parser)
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """``cbframe doctor``."""
+    add_connection(parser)
+    _add_json(parser)
 
 
 def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
@@ -89,6 +134,7 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
         "at all; after a crash, run it again. What the server took back, the snapshot takes back.",
     )
     add_connection(write)
+    add_progress(write)
     _add_path(write)
     _add_json(write)
     write.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 
-from cbframe.cli.credentials import credentials
+from cbframe.cli.connection import connection
 from cbframe.cli.files import writer_of
 from cbframe.cli.text import progress_line, say, show_remarks, show_table
 from cbframe.frame.read import scan_bucket
@@ -14,15 +14,11 @@ from cbframe.frame.read import scan_bucket
 def read(options: argparse.Namespace) -> int:
     """Read a bucket as the options say."""
     write = None if options.output is None else writer_of(options.output)
-    auth = credentials(options)
+    arguments = connection(options)
     with ExitStack() as stack:
         progress = None if options.no_progress else stack.enter_context(progress_line())
         scan = scan_bucket(
-            options.conn,
-            options.bucket,
-            auth=auth,
-            tls=options.ca_file,
-            network=options.network,
+            **arguments,
             columns=options.columns,
             progress=progress,
         )

@@ -141,6 +141,11 @@ class SourceView:
         return self._coordinator.map
 
     @property
+    def high_seqnos(self) -> dict[int, int]:
+        """High seqnos by vbucket, as the nodes told last."""
+        return self._coordinator.high_seqnos
+
+    @property
     def as_of(self) -> dict[int, plan.Position]:
         """Where each finished vbucket is complete: the end of its last snapshot."""
         return dict(sorted(self._coordinator.done.items()))

@@ -196,6 +196,46 @@ def make_target(
     )
 
 
+def raw_target(
+    conn: ServerURLs | Connectable,
+    bucket: str | None,
+    *,
+    auth: Any,
+    tls: TLSLike,
+    network: str,
+    scope: str | None = None,
+    collections: str | Sequence[str] | None = None,
+    metadata: str | Sequence[str] = ("key",),
+    vbuckets: Iterable[int] | None = None,
+    key_prefix: str | bytes | None = None,
+) -> ScanTarget:
+    """Check the arguments of what does not look into documents; raises as :func:`make_target`."""
+    return make_target(
+        conn,
+        bucket,
+        auth=auth,
+        tls=tls,
+        network=network,
+        scope=scope,
+        collections=collections,
+        columns=None,
+        filters=None,
+        keys_only=False,
+        parse=False,
+        metadata=metadata,
+        vbuckets=vbuckets,
+        errors="keep",
+        nested="struct",
+        key_prefix=key_prefix,
+        n_rows=None,
+        schema=None,
+        infer_schema_length=None,
+        on_conflict="widen",
+        max_struct_fields=1000,
+        parse_dates=False,
+    )
+
+
 def _check(choices: Mapping[str, tuple[str, tuple[str, ...]]], **numbers: int | None) -> None:
     for argument, (chosen, allowed) in choices.items():
         if chosen not in allowed:
