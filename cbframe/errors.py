@@ -20,7 +20,7 @@
     ├── ReadTimeoutError (TimeoutError)   nothing hangs: this is what ends a wait
     ├── ReadCancelledError                the read was closed before it was complete
     ├── SpoolError (OSError)              the disk is full, or the temporary files cannot be read
-    ├── SnapshotError                     a Parquet snapshot is damaged, in use, or of another bucket
+    ├── SnapshotError                     a copy (Parquet, Delta) is damaged, in use, or of another bucket
     └── ConversionError (ValueError)      documents cannot become columns as asked
 
 ``permanent`` tells the retry loops apart: an error that the next attempt cannot heal ends a

@@ -72,9 +72,9 @@ class SnapshotResult:
             ("as of", f"{len(self.as_of):,} vbuckets, {self.as_of.changes:,} changes"),
         ]
         if self.rolled_back:
-            lines.append(("rolled back", f"{_some(self.rolled_back)} by the server"))
+            lines.append(("rolled back", f"{some(self.rolled_back)} by the server"))
         if self.read_again:
-            lines.append(("read again", f"{_some(self.read_again)}"))
+            lines.append(("read again", f"{some(self.read_again)}"))
         if self.conflicts:
             fields = ", ".join(conflict.path for conflict in self.conflicts[:5])
             more = f" and {len(self.conflicts) - 5} more" if len(self.conflicts) > 5 else ""
@@ -93,7 +93,7 @@ class SnapshotResult:
         return f"<table>{rows}</table>"
 
 
-def _some(seqnos: dict[int, int]) -> str:
+def some(seqnos: dict[int, int]) -> str:
     """A few vbuckets of many."""
     told = ", ".join(f"vbucket {vbucket} to {seqno}" for vbucket, seqno in sorted(seqnos.items())[:3])
     return told if len(seqnos) <= 3 else f"{len(seqnos):,} vbuckets: {told}, …"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from decimal import Decimal
@@ -18,6 +20,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from frame.kit import QUICK, WIRE_METADATA, truth
 
+import cbframe.contrib.delta
 from cbframe import (
     ConfigurationError,
     ConversionError,
@@ -29,6 +32,7 @@ from cbframe import (
 )
 from cbframe.contrib.delta import DeltaResult, to_delta, update_delta
 from cbframe.contrib.delta.mirror import Mirror
+from cbframe.snapshot.wanted import WANTED
 
 from .kit import READERS, by_deltalake, by_duckdb, held, make, told, update
 
@@ -212,6 +216,27 @@ def test_collections(uri: str) -> None:
         assert set(table["_cb_collection"].to_pylist()) == {"_default", "one", "two"}
 
 
+def test_a_collection_that_was_dropped_stays_so(uri: str) -> None:
+    """Also where the vbuckets are taken back to before that."""
+    with LocalCluster(nodes=1, vbuckets=2, seed=1) as cluster:
+        cluster.create_scope("s")
+        first = cluster.create_collection("s", "one")
+        for number in range(20):
+            cluster.upsert(f"key-{number}", {"n": number}, collection=first)
+            cluster.upsert(f"key-{number}", {"n": number})
+        make(cluster, uri, parse=False)
+        cluster.drop_collection("s", "one")
+        update(cluster, uri)
+        assert held(uri) == truth(cluster)
+        for vbucket in range(2):
+            cluster.fail_over(vbucket, lose=1)
+        cluster.upsert("more", {})
+        result = update(cluster, uri)
+        assert result.rolled_back
+        assert held(uri) == truth(cluster)
+        assert not update(cluster, uri).changed
+
+
 def test_extended_attributes(cluster: LocalCluster, uri: str) -> None:
     cluster.upsert("a", {"n": 1}, xattrs={"x": {"y": 1}})
     cluster.upsert("b", {"n": 1})
@@ -345,6 +370,40 @@ def test_overwrite_of_any_table(cluster: LocalCluster, uri: str) -> None:
     cluster.upsert("a", {"u": (1 << 64) - 1})
     make(cluster, uri, mode="overwrite")
     assert pl.scan_delta(uri).filter(pl.col("u") == Decimal((1 << 64) - 1)).collect().height == 1
+
+
+def test_conflicts_between_updates_are_refused_where_that_was_asked_for(
+    cluster: LocalCluster, uri: str
+) -> None:
+    cluster.upsert("a", {"n": 1})
+    make(cluster, uri, on_conflict="raise")
+    cluster.upsert("b", {"n": "text"})
+    with pytest.raises(ConversionError, match="values of 'n' have no common type: it was int64"):
+        update(cluster, uri)
+    assert rows(by_deltalake(uri)) == {"a": {"n": 1}}
+    cluster.upsert("b", {"n": 2})
+    update(cluster, uri)
+    assert rows(by_deltalake(uri)) == {"a": {"n": 1}, "b": {"n": 2}}
+
+
+def test_the_surface() -> None:
+    """What a table holds is what a snapshot holds."""
+    assert sorted(cbframe.contrib.delta.__all__) == ["DeltaResult", "to_delta", "update_delta"]
+    ours, theirs = (inspect.signature(function).parameters for function in (to_delta, cbframe.write_snapshot))
+    other = {"uri", "path", "compression", "file_bytes", "filesystem", "break_lock"}
+    assert ours.keys() - other == theirs.keys() - other
+    assert (ours["mode"].default, theirs["mode"].default) == ("error", "update")
+    both = ours.keys() - other - {"mode"}
+    assert {name: ours[name].default for name in both} == {name: theirs[name].default for name in both}
+    updates = inspect.signature(update_delta).parameters
+    assert WANTED.isdisjoint(updates)
+    assert updates.keys() - {"wanted"} == ours.keys() - WANTED - {"mode"}
+    assert cbframe.contrib.delta.__doc__
+
+
+def test_nothing_is_loaded_before_it_is_needed() -> None:
+    script = "import sys, cbframe.contrib.delta; sys.exit('deltalake' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 # --- refused

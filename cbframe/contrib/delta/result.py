@@ -7,6 +7,7 @@ from html import escape
 
 from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict
+from cbframe.snapshot.result import some
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +71,9 @@ class DeltaResult:
             ("as of", f"{len(self.as_of):,} vbuckets, {self.as_of.changes:,} changes"),
         ]
         if self.rolled_back:
-            lines.append(("rolled back", f"{len(self.rolled_back):,} vbuckets by the server"))
+            lines.append(("rolled back", f"{some(self.rolled_back)} by the server"))
         if self.read_again:
-            lines.append(("read again", f"{len(self.read_again):,} vbuckets"))
+            lines.append(("read again", some(self.read_again)))
         if self.conflicts:
             lines.append(("conflicts", f"no common type: {len(self.conflicts):,} fields"))
         if self.rejected:
