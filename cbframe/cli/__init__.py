@@ -21,6 +21,7 @@ from cbframe.cli.arguments import (
     add_columns,
     add_connection,
     add_doctor,
+    add_json,
     add_output,
     add_progress,
     add_snapshot,
@@ -101,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_connection(read)
     add_columns(read)
-    add_output(read)
+    form = read.add_mutually_exclusive_group()
+    add_output(form)
+    add_json(form, "print each document as a line of JSON")
     add_progress(read)
     read.set_defaults(run=_read)
 

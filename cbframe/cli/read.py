@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from contextlib import ExitStack
 
 from cbframe.cli.connection import connection
-from cbframe.cli.files import writer_of
+from cbframe.cli.files import ndjson, writer_of
 from cbframe.cli.text import progress_line, say, show_remarks, show_table
 from cbframe.frame.read import scan_bucket
 
@@ -22,6 +23,10 @@ def read(options: argparse.Namespace) -> int:
             columns=options.columns,
             progress=progress,
         )
+        if options.json:
+            for batch in scan.to_reader():
+                sys.stdout.buffer.writelines(ndjson(batch))
+            return 0
         if write is None:
             result = scan.read()
         else:
