@@ -22,6 +22,9 @@ import pyarrow.fs as pafs
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+
+
 class Output:
     """A file that is being written: what it has so far, and its digest.
 
@@ -191,8 +194,7 @@ class LocalStore(Store):
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                # Unlike a rename, it never replaces what is there.
-                os.link(scratch, path)
+                _name(scratch, path)
             finally:
                 scratch.unlink(missing_ok=True)
             _sync_folder(path.parent)
@@ -342,6 +344,20 @@ def _of_fsspec(uri: str, options: Mapping[str, Any]) -> Store:
             f"{uri!r} is no place for files: {exc}", hint="install the library that fsspec needs for it"
         ) from exc
     return RemoteStore(pafs.PyFileSystem(pafs.FSSpecHandler(found)), root, fsspec=found)
+
+
+def _name(scratch: Path, path: Path) -> None:
+    """Give a file its name, if nothing has it."""
+    try:
+        # Unlike a rename, it never replaces what is there.
+        os.link(scratch, path)
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        # Some disks know no links. The lock keeps other writers out between the two.
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "there is such a file", str(path)) from None
+        scratch.rename(path)
 
 
 def _sync_folder(folder: Path) -> None:

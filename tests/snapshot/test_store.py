@@ -77,6 +77,14 @@ def test_publication(store: Store) -> None:
     assert store.names("manifest") == {"1": 3}
 
 
+def test_a_disk_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", link)
+    test_publication(LocalStore(tmp_path))
+
+
 def test_an_error_says_where(store: Store) -> None:
     with (
         pytest.raises(SnapshotError, match=r"cannot write a file: .*data/a") as caught,
