@@ -21,7 +21,6 @@ import pyarrow.fs as pafs
 
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 
-
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
