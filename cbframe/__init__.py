@@ -54,12 +54,18 @@ _HOMES = {
         "XAttrsNotSupportedError",
     ),
     "cbframe.frame.asof": ("AsOf",),
+    "cbframe.frame.changes": ("ChangeBatch", "CollectionDrop", "Rollback"),
+    "cbframe.frame.changestream": ("ChangeStream",),
+    "cbframe.frame.checkpoint": ("Checkpoint", "VBucketOffset"),
     "cbframe.frame.conflicts": ("Conflict",),
+    "cbframe.frame.diagnosis": ("Diagnosis",),
+    "cbframe.frame.doctor": ("doctor",),
+    "cbframe.frame.progress": ("ScanProgress",),
     "cbframe.frame.read": ("read_bucket", "scan_bucket"),
     "cbframe.frame.result": ("ReadResult",),
     "cbframe.frame.scan": ("BucketScan",),
     "cbframe.frame.schema": ("SchemaDiff", "SchemaReport", "diff_schema", "read_schema"),
-    "cbframe.frame.target": ("ScanProgress",),
+    "cbframe.frame.stream": ("stream_bucket",),
     "cbframe.local": ("LocalCluster",),
     "cbframe.options": ("BucketDataSourceOptions",),
     "cbframe.snapshot.check": ("Verification",),
@@ -68,6 +74,7 @@ _HOMES = {
     "cbframe.snapshot.result": ("SnapshotResult",),
     "cbframe.snapshot.snapshot": ("Snapshot", "SnapshotVersion"),
     "cbframe.snapshot.write": ("write_snapshot",),
+    "cbframe.ui.show": ("StatsView", "show_stats"),
     "cbframe.wire.constants": (
         "Datatype",
         "Feature",
@@ -81,6 +88,10 @@ _HOMES = {
     "cbframe.wire.failover": ("parse_failover_log",),
     "cbframe.wire.messages": ("SystemEvent",),
 }
+_COMPANIONS = dict.fromkeys(
+    ("cbframe.frame.read", "cbframe.frame.stream", "cbframe.snapshot.write"), "cbframe.ui.watching"
+)
+"""What must be there with a module that cannot know of it: a lower floor imports no higher one."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604 - names are strings, by construction
@@ -90,6 +101,8 @@ def __getattr__(name: str) -> object:
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'cbframe' has no attribute {name!r}")
+    if home in _COMPANIONS:
+        import_module(_COMPANIONS[home])
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value
@@ -142,7 +155,16 @@ if TYPE_CHECKING:
     from cbframe.errors import StreamError as StreamError
     from cbframe.errors import XAttrsNotSupportedError as XAttrsNotSupportedError
     from cbframe.frame.asof import AsOf as AsOf
+    from cbframe.frame.changes import ChangeBatch as ChangeBatch
+    from cbframe.frame.changes import CollectionDrop as CollectionDrop
+    from cbframe.frame.changes import Rollback as Rollback
+    from cbframe.frame.changestream import ChangeStream as ChangeStream
+    from cbframe.frame.checkpoint import Checkpoint as Checkpoint
+    from cbframe.frame.checkpoint import VBucketOffset as VBucketOffset
     from cbframe.frame.conflicts import Conflict as Conflict
+    from cbframe.frame.diagnosis import Diagnosis as Diagnosis
+    from cbframe.frame.doctor import doctor as doctor
+    from cbframe.frame.progress import ScanProgress as ScanProgress
     from cbframe.frame.read import read_bucket as read_bucket
     from cbframe.frame.read import scan_bucket as scan_bucket
     from cbframe.frame.result import ReadResult as ReadResult
@@ -151,7 +173,7 @@ if TYPE_CHECKING:
     from cbframe.frame.schema import SchemaReport as SchemaReport
     from cbframe.frame.schema import diff_schema as diff_schema
     from cbframe.frame.schema import read_schema as read_schema
-    from cbframe.frame.target import ScanProgress as ScanProgress
+    from cbframe.frame.stream import stream_bucket as stream_bucket
     from cbframe.local import LocalCluster as LocalCluster
     from cbframe.options import BucketDataSourceOptions as BucketDataSourceOptions
     from cbframe.snapshot.check import Verification as Verification
@@ -161,6 +183,8 @@ if TYPE_CHECKING:
     from cbframe.snapshot.snapshot import Snapshot as Snapshot
     from cbframe.snapshot.snapshot import SnapshotVersion as SnapshotVersion
     from cbframe.snapshot.write import write_snapshot as write_snapshot
+    from cbframe.ui.show import StatsView as StatsView
+    from cbframe.ui.show import show_stats as show_stats
     from cbframe.wire.constants import Datatype as Datatype
     from cbframe.wire.constants import Feature as Feature
     from cbframe.wire.constants import Opcode as Opcode

@@ -93,6 +93,10 @@ class BucketDataSourceOptions:
         made anew.
     recovery_timeout
         Seconds that a bounded source goes on without progress while attempts fail.
+    endless_retry
+        A source without an end goes on whatever happens, as the reference's does, and only its receiver's
+        ``on_error`` learns of it. False: it ends as a bounded one does, with an error that no further
+        attempt can heal, or after attempts have failed for `recovery_timeout`.
     map_poll_interval
         Seconds without news of the cluster map after which it is looked at all the same; None for
         never.
@@ -150,6 +154,7 @@ class BucketDataSourceOptions:
     connect_timeout: float = 10.0
     stream_request_timeout: float = 60.0
     recovery_timeout: float = 60.0
+    endless_retry: bool = True
     map_poll_interval: float | None = 10.0
     map_streaming: bool = True
     ping_timeout_ms: int = 30_000

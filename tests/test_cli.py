@@ -165,6 +165,19 @@ def test_read_to_ndjson(login: list[str], tmp_path: Path) -> None:
     assert rows == {**DOCUMENTS, "a": {name: v for name, v in DOCUMENTS["a"].items() if name != "mixed"}}
 
 
+def test_read_as_lines(login: list[str], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """The same lines as in a file, and nothing else, on the standard output."""
+    path = tmp_path / "out.ndjson"
+    assert main([*login, "-o", str(path), "--no-progress"]) == 0
+    capfdbinary.readouterr()
+    assert main([*login, "--json"]) == 0
+    lines = capfdbinary.readouterr().out.splitlines()
+    assert len(lines) == len(DOCUMENTS) + 1
+    assert sorted(lines) == sorted(path.read_bytes().splitlines())
+    with pytest.raises(SystemExit):
+        main([*login, "--json", "-o", str(path)])
+
+
 def test_read_to_csv(login: list[str], tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     assert main([*login, "-o", str(path)]) == 0

@@ -22,7 +22,11 @@ NAMES = [
     "BucketScan",
     "CbframeError",
     "CertificateAuthenticator",
+    "ChangeBatch",
+    "ChangeStream",
+    "Checkpoint",
     "ClusterMapError",
+    "CollectionDrop",
     "Compaction",
     "ConfigurationError",
     "Conflict",
@@ -31,6 +35,7 @@ NAMES = [
     "Datatype",
     "DeferringReceiver",
     "DependencyError",
+    "Diagnosis",
     "Document",
     "Feature",
     "LocalCluster",
@@ -47,6 +52,7 @@ NAMES = [
     "Receiver",
     "ReceiverError",
     "ReceiverEx",
+    "Rollback",
     "RollbackError",
     "ScanProgress",
     "SchemaDiff",
@@ -59,6 +65,7 @@ NAMES = [
     "SnapshotVersion",
     "SpoolError",
     "StatsRates",
+    "StatsView",
     "Status",
     "StreamEndReason",
     "StreamError",
@@ -67,18 +74,22 @@ NAMES = [
     "SystemEventReceiver",
     "UPDATE_SECURITY_SETTINGS",
     "VBucketMetaData",
+    "VBucketOffset",
     "VBucketState",
     "Verification",
     "XAttrsNotSupportedError",
     "__version__",
     "connect_bucket",
     "diff_schema",
+    "doctor",
     "exponential_backoff_loop",
     "parse_failover_log",
     "read_bucket",
     "read_schema",
     "read_snapshot",
     "scan_bucket",
+    "show_stats",
+    "stream_bucket",
     "upr_open",
     "write_snapshot",
 ]
@@ -110,7 +121,7 @@ SCAN = {
     "spool_dir": None,
     "timeout": None,
     "dtype_backend": "pyarrow",
-    "progress": None,
+    "progress": "auto",
     "options": None,
 }
 
@@ -162,6 +173,7 @@ def test_a_scan() -> None:
         "iter_batches",
         "peek",
         "read",
+        "source",
         "split",
         "stats",
         "to_arrow",
@@ -171,3 +183,64 @@ def test_a_scan() -> None:
         "to_reader",
     }
     assert hasattr(cbframe.BucketScan, "__arrow_c_stream__")
+
+
+STREAM = {
+    "conn": "required",
+    "bucket": None,
+    "auth": None,
+    "tls": None,
+    "network": "auto",
+    "scope": None,
+    "collections": None,
+    "key_prefix": None,
+    "vbuckets": None,
+    "metadata": ("key", "vbucket", "seqno", "scope", "collection"),
+    "start": "beginning",
+    "on_rollback": "emit",
+    "batch_bytes": None,
+    "max_latency": 0.25,
+    "buffer_bytes": None,
+    "options": None,
+}
+DOCTOR = {
+    "conn": "required",
+    "bucket": None,
+    "auth": None,
+    "tls": None,
+    "network": "auto",
+    "timeout": 30.0,
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("stream_bucket", STREAM), ("doctor", DOCTOR)])
+def test_what_is_called(name: str, expected: dict[str, object]) -> None:
+    parameters = inspect.signature(getattr(cbframe, name)).parameters
+    found = {
+        name: "required" if p.default is inspect.Parameter.empty else p.default
+        for name, p in parameters.items()
+    }
+    assert found == expected
+    positional = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert positional == ["conn", "bucket"]
+
+
+def test_a_stream() -> None:
+    public = {name for name in vars(cbframe.ChangeStream) if not name.startswith("_")}
+    assert public == {
+        "ack",
+        "checkpoint",
+        "checkpoint_after",
+        "close",
+        "errors",
+        "pause",
+        "poll",
+        "release",
+        "resume",
+        "source",
+        "state",
+        "stats",
+        "to_pandas",
+        "to_parquet",
+    }
+    assert hasattr(cbframe.ChangeBatch, "__arrow_c_stream__")

@@ -1,4 +1,4 @@
-"""The command line: ``cbframe demo``, ``read``, ``snapshot`` and ``serve``.
+"""The command line: ``cbframe demo``, ``read``, ``snapshot``, ``stream``, ``doctor`` and ``serve``.
 
 Libraries are imported where they are used, so that ``--help`` and mistyped arguments answer at once.
 """
@@ -15,7 +15,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cbframe import __version__
-from cbframe.cli.arguments import FORMATS, add_columns, add_connection, add_output, add_snapshot, positive
+from cbframe.cli.arguments import (
+    FORMATS,
+    STREAMED,
+    add_columns,
+    add_connection,
+    add_doctor,
+    add_json,
+    add_output,
+    add_progress,
+    add_snapshot,
+    add_stream,
+    positive,
+)
 from cbframe.errors import CbframeError
 
 _INTERRUPTED = 130
@@ -90,7 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_connection(read)
     add_columns(read)
-    add_output(read)
+    form = read.add_mutually_exclusive_group()
+    add_output(form)
+    add_json(form, "print each document as a line of JSON")
+    add_progress(read)
     read.set_defaults(run=_read)
 
     snapshot = commands.add_parser(
@@ -99,6 +114,24 @@ def _parser() -> argparse.ArgumentParser:
         description="Parquet snapshots of a bucket: updated with what changed, readable as of any version.",
     )
     add_snapshot(snapshot, _snapshot)
+
+    stream = commands.add_parser(
+        "stream",
+        help="print the changes of a bucket, one a line, until Ctrl-C",
+        description="Print what changes in a bucket, one change a line, until Ctrl-C.",
+        epilog=STREAMED,
+    )
+    add_stream(stream)
+    stream.set_defaults(run=_stream)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="find out why a connection fails",
+        description="Look at one thing after the other: names, ports, TLS, user, bucket, nodes, DCP. "
+        "The exit status is 1 if a step fails.",
+    )
+    add_doctor(doctor)
+    doctor.set_defaults(run=_doctor)
 
     commands.add_parser("serve", help="run an embedded cluster on 127.0.0.1 until Ctrl-C", add_help=False)
     return parser
@@ -120,3 +153,15 @@ def _snapshot(options: argparse.Namespace) -> int:
     from cbframe.cli.snapshot import snapshot
 
     return snapshot(options)
+
+
+def _stream(options: argparse.Namespace) -> int:
+    from cbframe.cli.stream import stream
+
+    return stream(options)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from cbframe.cli.doctor import doctor
+
+    return doctor(options)

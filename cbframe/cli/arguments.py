@@ -59,6 +59,10 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="which addresses of the nodes to use: default, external, …; else as CONN says",
     )
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """Whether it is told how far something is."""
     parser.add_argument("--no-progress", action="store_true", help="draw no progress line")
 
 
@@ -67,9 +71,50 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=names, metavar="A,B", help="keep only these fields")
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
+def add_output(parser: argparse._ActionsContainer) -> None:
     """A file."""
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a file")
+
+
+STREAMED = (
+    "With --checkpoint, every change is printed at least once, over any number of runs: FILE is read if it "
+    "is there, and written about once a second and at the end. With --json each line is a JSON object: "
+    "change (upsert, delete, expire, rollback or drop), vbucket, seqno, scope, collection, key and value; "
+    "keys and values that are no JSON text are base64, in key_base64 and value_base64. rollback voids what "
+    "came before of its vbucket with a larger seqno, drop what came of its vbucket and collection with a "
+    "smaller one."
+)
+
+
+def add_stream(parser: argparse.ArgumentParser) -> None:
+    """``cbframe stream``."""
+    add_connection(parser)
+    parser.add_argument(
+        "--from",
+        dest="start",
+        default="beginning",
+        metavar="WHERE",
+        help="beginning (default), now, or the file of a checkpoint",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="go on where FILE says, and keep it up"
+    )
+    parser.add_argument("--scope", metavar="NAME", help="only this scope")
+    parser.add_argument("--collections", type=names, metavar="A,B", help="only these collections")
+    parser.add_argument("--prefix", metavar="TEXT", help="only documents whose key begins so")
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="end after N changes, or with --checkpoint, after the batch that has the Nth",
+    )
+    add_json(parser)
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """``cbframe doctor``."""
+    add_connection(parser)
+    add_json(parser)
 
 
 def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
@@ -89,8 +134,9 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
         "at all; after a crash, run it again. What the server took back, the snapshot takes back.",
     )
     add_connection(write)
+    add_progress(write)
     _add_path(write)
-    _add_json(write)
+    add_json(write)
     write.add_argument(
         "--mode",
         choices=("update", "create", "overwrite", "repair"),
@@ -129,18 +175,18 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
         "--since", type=_as_of, required=True, metavar="WHEN", help="a version, or a time in ISO 8601"
     )
     changes.add_argument("--until", type=_as_of, metavar="WHEN", help="default: the newest version")
-    _add_json(changes, "print each change as a line of JSON")
+    add_json(changes, "print each change as a line of JSON")
     add_output(changes)
 
     versions = command("versions", "list the versions that can be read")
     _add_path(versions)
-    _add_json(versions)
+    add_json(versions)
 
     verify = command(
         "verify", "look at all files", "Look at all files. The status is 1 where something is wrong."
     )
     _add_path(verify)
-    _add_json(verify)
+    add_json(verify)
 
     compact = command(
         "compact",
@@ -154,14 +200,14 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
         metavar="TIME",
         help="keep what a rollback of so much time may bring back: 90min, 36h, 7d; default: 1d",
     )
-    _add_json(compact)
+    add_json(compact)
 
     vacuum = command("vacuum", "delete files that only older versions need")
     _add_path(vacuum)
     vacuum.add_argument(
         "--keep", type=positive, default=1, metavar="N", help="how many versions stay readable; default: 1"
     )
-    _add_json(vacuum)
+    add_json(vacuum)
 
     export = command(
         "export",
@@ -177,5 +223,6 @@ def _add_path(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="the snapshot: a folder, or a URI such as s3://…")
 
 
-def _add_json(parser: argparse.ArgumentParser, text: str = "print JSON") -> None:
+def add_json(parser: argparse._ActionsContainer, text: str = "print JSON") -> None:
+    """JSON in the place of what people read."""
     parser.add_argument("--json", action="store_true", help=text)

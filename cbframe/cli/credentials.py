@@ -1,4 +1,4 @@
-"""Who reads: the arguments that every command with a connection has."""
+"""Who asks: passwords come from the environment, a file or the terminal, never from the command line."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cbframe.errors import ConfigurationError
 
 
 def credentials(options: argparse.Namespace) -> AuthSource:
-    """What the options say, or what is answered on the terminal.
+    """Who asks, as the arguments say.
 
     Raises
     ------
     ConfigurationError
-        They say nothing, or what must not be said there.
+        They contradict each other, or a password cannot be had.
     """
     if parse_connection_string(options.conn).credentials is not None:
         raise ConfigurationError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from contextlib import ExitStack
 
-from cbframe.cli.credentials import credentials
-from cbframe.cli.files import writer_of
+from cbframe.cli.connection import connection
+from cbframe.cli.files import ndjson, writer_of
 from cbframe.cli.text import progress_line, say, show_remarks, show_table
 from cbframe.frame.read import scan_bucket
 
@@ -14,18 +15,18 @@ from cbframe.frame.read import scan_bucket
 def read(options: argparse.Namespace) -> int:
     """Read a bucket as the options say."""
     write = None if options.output is None else writer_of(options.output)
-    auth = credentials(options)
+    arguments = connection(options)
     with ExitStack() as stack:
         progress = None if options.no_progress else stack.enter_context(progress_line())
         scan = scan_bucket(
-            options.conn,
-            options.bucket,
-            auth=auth,
-            tls=options.ca_file,
-            network=options.network,
+            **arguments,
             columns=options.columns,
             progress=progress,
         )
+        if options.json:
+            for batch in scan.to_reader():
+                sys.stdout.buffer.writelines(ndjson(batch))
+            return 0
         if write is None:
             result = scan.read()
         else:

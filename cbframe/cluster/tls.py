@@ -118,6 +118,8 @@ def tls_error(cause: BaseException, node: str, where: str = "") -> ConnectError 
         what = f"the node's certificate is not accepted: {cause.verify_message.rstrip('.')}"
         if "mismatch" in what:
             hint = "connect by a name that is in the certificate"
+        elif "expired" in what or "not yet valid" in what:
+            hint = "renew the node's certificate; or else the clock of this machine is wrong"
         else:
             hint = "give the cluster's certificate authority: tls='ca.pem' (cbframe read: --ca-file ca.pem)"
     elif reason in _NO_TLS:

@@ -10,7 +10,7 @@ one never does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp import plan, verdicts
@@ -51,7 +51,9 @@ class Coordinator:
         self._wanted = None if vbuckets is None else sorted(set(vbuckets))
         self._options = options
         self._ends = Ends(options.seq_end)
-        self._patience = Patience(options.connect_timeout, options.recovery_timeout)
+        bounded = self._ends.bounded
+        self._gives_up = bounded or not options.endless_retry
+        self._patience = Patience(options.connect_timeout, options.recovery_timeout, endless=not bounded)
         self._map: ClusterMap | None = None
         self._nodes: dict[str, NodeRecord] = {}
         self._vbuckets: dict[int, VBucketRecord] = {}
@@ -76,6 +78,15 @@ class Coordinator:
     def ends(self) -> dict[int, int]:
         """Where each vbucket's stream may end, as pinned at the start."""
         return self._ends.pinned
+
+    def look(self) -> tuple[list[int], dict[str, Mapping[int, int]]]:
+        """The wanted vbuckets, and high seqnos by node and vbucket as told last; from any thread."""
+        return list(self._vbuckets), {node: known.seqnos for node, known in list(self._nodes.items())}
+
+    @property
+    def high_seqnos(self) -> dict[int, int]:
+        """High seqnos by vbucket, as their owners told last."""
+        return {vb: seqno for node in list(self._nodes.values()) for vb, seqno in node.seqnos.items()}
 
     @property
     def shortened(self) -> dict[int, int]:
@@ -365,26 +376,27 @@ class Coordinator:
 
     def _on_failure(self, error: CbframeError, now: float, out: list[plan.Instruction]) -> None:
         self._last_error = error
-        if not self._ends.bounded:
+        if not self._gives_up:
             return
         if error.permanent:
             self._fail(error, out)
         elif self._patience.exhausted_by_failure(now):
             total = len(self._vbuckets)
             seconds = self._patience.recovery_timeout
-            self._fail(verdicts.gave_up(error, seconds, total - len(self.done), total), out)
+            missing = total - len(self.done) if self._ends.bounded else None
+            self._fail(verdicts.gave_up(error, seconds, missing, total), out)
 
     def _deadline(self) -> float | None:
-        """When a bounded source must have got to its streams.
+        """When a source that can fail must have got to its streams.
 
         The first fetch of a map has timeouts of its own, and its error says which seed was silent.
         """
-        if not self._ends.bounded or (self._map is None and self._refresh.fetching):
+        if not self._gives_up or (self._map is None and self._refresh.fetching):
             return None
         return self._patience.deadline()
 
     def _check_patience(self, now: float, out: list[plan.Instruction]) -> None:
-        """End a bounded source that never got to its streams."""
+        """End a source that never got to its streams."""
         deadline = self._deadline()
         if self._over or deadline is None or now < deadline:
             return

@@ -115,6 +115,21 @@ class NodeThread:
             return {}
         return {vb: stream.picture(self.node) for vb, stream in connection.streams.all()}
 
+    def open_streams(self) -> list[Stream]:
+        """The streams themselves: look, and touch nothing."""
+        connection = self._connection
+        return [] if connection is None else [stream for _, stream in connection.streams.all()]
+
+    def held(self) -> int:
+        """Bytes that came and that the receiver has not consumed."""
+        return 0 if self._connection is None else self._owed
+
+    def sample(self) -> None:
+        """Have the node tell its high seqnos once more, if it is ready to; callable from any thread."""
+        connection = self._connection
+        if connection is not None and connection.session is not None:
+            self.post(plan.SampleNode(self.node))
+
     # -- on the thread
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""When a bounded source gives up: it must get to its streams, and then go on from failure to success."""
+"""When a source gives up: it must get to its streams, and then go on from failure to success."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from cbframe.errors import BucketNotFoundError, CbframeError, ClusterMapError
 
 
 class Patience:
-    """The two waits of a bounded source, in seconds of any monotonic clock.
+    """The two waits of a source that can fail, in seconds of any monotonic clock.
 
     Parameters
     ----------
@@ -14,14 +14,19 @@ class Patience:
         From the start until all streams were asked for.
     recovery_timeout
         From the first failure, while nothing but failures follows.
+    endless
+        Whether its streams have no end, and so nothing is told of while all is well: then a failure long
+        after the one before is the first of others.
     """
 
-    def __init__(self, connect_timeout: float, recovery_timeout: float) -> None:
+    def __init__(self, connect_timeout: float, recovery_timeout: float, *, endless: bool = False) -> None:
         self._connect_timeout = connect_timeout
         self.recovery_timeout = recovery_timeout
         self._started_at = 0.0
         self._streaming = False
+        self._endless = endless
         self._failing_since: float | None = None
+        self._failed_at = 0.0
         self._gone_since: float | None = None
 
     def begin(self, now: float) -> None:
@@ -40,7 +45,9 @@ class Patience:
         """Take note of a failure; whether it is one too many."""
         if not self._streaming:
             return False  # the deadline counts
-        if self._failing_since is None:
+        long_ago = self._endless and now - self._failed_at > self.recovery_timeout
+        self._failed_at = now
+        if self._failing_since is None or long_ago:
             self._failing_since = now
         return now - self._failing_since > self.recovery_timeout
 

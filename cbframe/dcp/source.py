@@ -6,13 +6,13 @@ import logging
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
-from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
@@ -25,10 +25,9 @@ from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import MapSource, make_login, with_credentials
 from cbframe.dcp.node import NodeSetup, NodeThread
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receiver, taker_of_blocks
-from cbframe.dcp.stats import BucketDataSourceStats
-from cbframe.dcp.streams import VBucketState
 from cbframe.dcp.supervisor import Supervisor
 from cbframe.dcp.transport import SocketTransport, Transport
+from cbframe.dcp.view import PROBLEMS, Problem, SourceView
 from cbframe.dcp.waits import Timeouts
 from cbframe.errors import (
     AuthFailError,
@@ -46,7 +45,7 @@ UPDATE_SECURITY_SETTINGS = plan.UPDATE_SECURITY_SETTINGS
 """Reason for :meth:`BucketDataSource.kick`: certificates or authorities are others now."""
 
 
-class BucketDataSource:
+class BucketDataSource(SourceView):
     """Streams the vbuckets of a bucket into a receiver, over all nodes, through all changes.
 
     Parameters
@@ -150,6 +149,7 @@ class BucketDataSource:
         self._target = target
         self._follower: MapFollower | None = None
         self._stats: dict[str, NodeStats] = {}
+        self._problems: deque[Problem] = deque(maxlen=PROBLEMS)
         self._life = ""
         self._over = threading.Event()
         self._error: CbframeError | None = None
@@ -232,6 +232,13 @@ class BucketDataSource:
         """Whether a bounded source is complete, or any source has failed."""
         return self._over.is_set()
 
+    @property
+    def state(self) -> str:
+        """``new``, ``running``, ``complete``, ``failed`` or ``closed``."""
+        if self._over.is_set() and not isinstance(self._error, ReadCancelledError):
+            return "complete" if self._error is None else "failed"
+        return self._life or "new"
+
     def close(self) -> None:
         """End all threads and sockets, and wait for them. May be called again, and from any thread.
 
@@ -240,47 +247,6 @@ class BucketDataSource:
         self._life = "closed"
         self._maps.cancel()
         self._supervisor.close()
-
-    def stats(self) -> BucketDataSourceStats:
-        """Counters at this moment."""
-        return BucketDataSourceStats(
-            (self._counters, self._map_counters, self._calls),
-            dict(self._stats),
-            vbuckets=self._coordinator.vbuckets,
-            vbuckets_done=len(self._coordinator.done),
-            at=self._clock(),
-        )
-
-    def vbucket_states(self) -> dict[int, VBucketState]:
-        """The streams at this moment, by vbucket; those that wait or are done have none."""
-        states: dict[int, VBucketState] = {}
-        for node in list(self._supervisor.nodes.values()):
-            states |= node.streams()
-        return dict(sorted(states.items()))
-
-    def trace(self) -> dict[str, list[str]]:
-        """What happened last on each connection, by node address; oldest first."""
-        return {address: node.trace.lines() for address, node in list(self._supervisor.nodes.items())}
-
-    def progress(self) -> tuple[int, int]:
-        """Seqnos received and wanted of a bounded source, summed over its vbuckets."""
-        ends = dict(self._coordinator.ends)
-        done = set(self._coordinator.done)
-        reached = sum(ends.get(vb, 0) for vb in done)
-        for vb, state in self.vbucket_states().items():
-            if vb not in done:
-                reached += min(state.seqno, ends.get(vb, 0))
-        return reached, sum(ends.values())
-
-    @property
-    def map(self) -> ClusterMap | None:
-        """The newest cluster map."""
-        return self._coordinator.map
-
-    @property
-    def as_of(self) -> dict[int, plan.Position]:
-        """Where each finished vbucket is complete: the end of its last snapshot."""
-        return dict(sorted(self._coordinator.done.items()))
 
     def _make_follower(self) -> MapFollower | None:
         """Where maps come from cluster managers, and nobody has put something in their place."""
@@ -392,6 +358,7 @@ class BucketDataSource:
     def _report(self, error: CbframeError) -> None:
         if isinstance(error, ReadCancelledError):
             return
+        self._note(error)
         try:
             self._receiver.on_error(error)
         except Exception:  # noqa: BLE001 - advisory: a listener that fails must not stop the source
@@ -399,6 +366,8 @@ class BucketDataSource:
 
     def _on_over(self, error: CbframeError | None) -> None:
         self._error = error
+        if error is not None and not isinstance(error, ReadCancelledError):
+            self._note(error)
         self._over.set()
 
 

@@ -174,6 +174,14 @@ class SocketStream:
             self._waker.drain()
         return self._sock.fileno() in woken
 
+    def tls_session(self) -> tuple[str, str]:
+        """The version of TLS, and the end of the certificate's life; empty where they are not known."""
+        if not isinstance(self._sock, ssl.SSLSocket):
+            return "", ""
+        certificate = self._sock.getpeercert() or {}
+        until = certificate.get("notAfter", "")
+        return self._sock.version() or "", until if isinstance(until, str) else ""
+
     def _broken(self, cause: OSError) -> ConnectError:
         if isinstance(self._sock, ssl.SSLSocket) and not isinstance(cause, ssl.SSLError):
             # A node that refuses our certificate says so, and hangs up while we are sending.
@@ -190,6 +198,21 @@ class SocketStream:
 
     def close(self) -> None:
         self._sock.close()
+
+
+def tls_session(tls: ssl.SSLContext, node: str, waker: Waker, timeout: float) -> tuple[str, str]:
+    """Make a TLS connection and close it: the version of TLS, and the end of the certificate's life.
+
+    Raises
+    ------
+    ConnectError
+        As :meth:`SocketTransport.connect`.
+    """
+    stream = SocketTransport(tls).connect(node, waker, timeout)
+    try:
+        return stream.tls_session() if isinstance(stream, SocketStream) else ("", "")
+    finally:
+        stream.close()
 
 
 def split_address(node: str) -> tuple[str, int]:

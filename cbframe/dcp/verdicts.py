@@ -93,14 +93,19 @@ def rolled_back(event: StreamRolledBack, times: int) -> StreamError:
     )
 
 
-def gave_up(error: CbframeError, seconds: float, missing: int, total: int) -> StreamError:
-    """Of a bounded source after too many failures; `error` is the last of them."""
+def gave_up(error: CbframeError, seconds: float, missing: int | None, total: int) -> StreamError:
+    """Of a source after too many failures; `error` is the last of them.
+
+    `missing` vbuckets are not complete; None of a source without an end.
+    """
+    told = "" if missing is None else f", {missing} of {total} vbuckets are not complete"
     failure = StreamError(
-        f"no progress for {seconds:g} s, {missing} of {total} vbuckets are not complete; "
-        f"last problem: {error.message}",
+        f"no progress for {seconds:g} s{told}; last problem: {error.message}",
         node=error.node,
         vbucket=error.vbucket,
-        hint="nothing was returned: a partial read is no read",
+        hint="nothing was returned: a partial read is no read"
+        if missing is not None
+        else "stream on from the last checkpoint when the cluster is well; recovery_timeout waits longer",
     )
     failure.__cause__ = error
     return failure

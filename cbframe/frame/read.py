@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from cbframe.arrow.documents.plan import OnConflict
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
+from cbframe.frame.progress import Progress, check_progress
 from cbframe.frame.result import ReadResult
 from cbframe.frame.scan import BucketScan
 from cbframe.frame.shape import Errors, Nested
-from cbframe.frame.target import ProgressCallback, make_target
+from cbframe.frame.target import make_target
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import Connectable, ServerURLs
 
@@ -55,7 +56,7 @@ def scan_bucket(
     spool_dir: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
     dtype_backend: str | None = "pyarrow",
-    progress: ProgressCallback | None = None,
+    progress: Progress = "auto",
     options: BucketDataSourceOptions | None = None,
 ) -> BucketScan:
     """Describe a read of a bucket as it is now; nothing is connected yet.
@@ -148,7 +149,9 @@ def scan_bucket(
     dtype_backend
         Of ``to_pandas``: ``"pyarrow"``, ``"numpy_nullable"`` or None.
     progress
-        Called about ten times a second with a :class:`~cbframe.frame.target.ScanProgress`.
+        ``"auto"`` shows a live widget in a notebook and a line in a terminal, once half a second has
+        passed, and nothing elsewhere; ``"widget"`` and ``"text"`` show one at once. A function is called
+        about ten times a second with a :class:`~cbframe.ScanProgress`. None and False are silent.
     options
         Finer settings of the connections.
 
@@ -166,6 +169,7 @@ def scan_bucket(
         raise ConfigurationError("batch_bytes must be positive")
     if timeout is not None and not timeout > 0:
         raise ConfigurationError("timeout must be positive, or None")
+    check_progress(progress)
     target = make_target(
         conn,
         bucket,

@@ -16,7 +16,8 @@ from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ReadTimeoutError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.names import Names
-from cbframe.frame.target import ProgressCallback, ScanProgress, ScanTarget
+from cbframe.frame.progress import Progress, ScanProgress, Watcher, teller_of
+from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
 
 _POLL = 0.05
@@ -79,14 +80,16 @@ class Run:
         options: BucketDataSourceOptions,
         *,
         timeout: float | None,
-        progress: ProgressCallback | None,
+        progress: Progress,
         bucket_uuid: str = "",
     ) -> None:
         self._began = monotonic()
         self._bucket_uuid = bucket_uuid
         self._target = target
         self._timeout = timeout
-        self._progress = progress
+        self._tell = teller_of(progress)
+        self.source: BucketDataSource | None = None
+        """What runs at present."""
         options = replace(
             options,
             seq_end="now",
@@ -109,11 +112,21 @@ class Run:
         CbframeError
             The end could not be reached.
         """
+        try:
+            return self._into(receiver, sink)
+        finally:
+            self.source = None
+            if isinstance(self._tell, Watcher):
+                self._tell.end()
+
+    def _into(self, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
         positions: dict[int, tuple[int, int]] = {}
         parts = _parts(self._target)
         vbuckets = next(parts)
         while True:
-            source = self._source(vbuckets, receiver)
+            source = self.source = self._source(vbuckets, receiver)
+            if isinstance(self._tell, Watcher):
+                self._tell.begin(source)
             # Not a with block: Ctrl-C may come while the threads are being started.
             try:
                 source.start()
@@ -158,9 +171,9 @@ class Run:
             finished = source.finished
             sink.add(receiver.take(0 if finished else _POLL))
             now = monotonic()
-            if self._progress is not None and (finished or now - told >= _PROGRESS_EVERY):
+            if self._tell is not None and (finished or now - told >= _PROGRESS_EVERY):
                 told = now
-                self._progress(_progress_of(source, now - self._began))
+                self._tell(_progress_of(source, now - self._began))
             if finished or sink.has_enough():
                 return finished
             if self._timeout is not None and now - self._began > self._timeout:

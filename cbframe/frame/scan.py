@@ -18,6 +18,7 @@ from cbframe.arrow.batcher import BatchingReceiver
 from cbframe.arrow.documents.projection import path_of
 from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.cluster.manifest import Manifest
+from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError
 from cbframe.frame.asof import AsOf
@@ -25,11 +26,12 @@ from cbframe.frame.assemble import Assembler, raw_table
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.gather import RawSink
 from cbframe.frame.parquet import write_parquet
+from cbframe.frame.progress import Progress
 from cbframe.frame.result import ReadResult
 from cbframe.frame.run import Ran, Run
 from cbframe.frame.split import split_tables
 from cbframe.frame.streamed import SpoolingSink
-from cbframe.frame.target import ProgressCallback, ScanTarget
+from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class BucketScan:
         buffer_bytes: int | None,
         timeout: float | None,
         dtype_backend: str | None,
-        progress: ProgressCallback | None,
+        progress: Progress,
         spool_dir: str | os.PathLike[str] | None,
     ) -> None:
         self._target = target
@@ -75,6 +77,7 @@ class BucketScan:
         self._dtype_backend = dtype_backend
         self._progress = progress
         self._spool_dir = spool_dir
+        self._run: Run | None = None
         self.last: ReadResult | None = None
 
     def __repr__(self) -> str:
@@ -97,6 +100,11 @@ class BucketScan:
     def stats(self) -> BucketDataSourceStats | None:
         """Counters of the latest run."""
         return None if self.last is None else self.last.stats
+
+    @property
+    def source(self) -> BucketDataSource | None:
+        """What streams at present; None while nothing is read."""
+        return None if self._run is None else self._run.source
 
     def read(self) -> ReadResult:
         """Read the bucket.
@@ -147,7 +155,8 @@ class BucketScan:
     def _new_run(self, window: int) -> Run:
         window = window if self._buffer_bytes is None else self._buffer_bytes
         options = replace(self._options, feed_buffer_size_bytes=window)
-        return Run(self._target, options, timeout=self._timeout, progress=self._progress)
+        self._run = Run(self._target, options, timeout=self._timeout, progress=self._progress)
+        return self._run
 
     def peek(self, n: int = 5) -> pd.DataFrame:
         """Look at some documents, fast: as few vbuckets are read as have so many.
@@ -159,7 +168,7 @@ class BucketScan:
     def _limited(self, n: int) -> BucketScan:
         limited = copy.copy(self)
         limited._target = replace(self._target, n_rows=n)  # noqa: SLF001 - one of us
-        limited.last = None
+        limited.last = limited._run = None  # noqa: SLF001 - as above
         return limited
 
     def to_arrow(self) -> pa.Table:

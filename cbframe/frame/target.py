@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, get_args
@@ -35,41 +35,6 @@ METADATA_NAMES = (
     "collection",
 )
 """Metadata that can be asked for; each becomes a column with the prefix ``_cb_``."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScanProgress:
-    """How far a read is.
-
-    Attributes
-    ----------
-    rows, nbytes
-        Messages with documents received, and their bytes on the wire.
-    seqnos, seqnos_total
-        Summed over all vbuckets: reached, and to be reached. Exact; de-duplicated changes count.
-    vbuckets, vbuckets_total
-        Complete, and wanted.
-    seconds
-        Since the read began.
-    """
-
-    rows: int
-    nbytes: int
-    seqnos: int
-    seqnos_total: int
-    vbuckets: int
-    vbuckets_total: int
-    seconds: float
-
-    @property
-    def share(self) -> float:
-        """Between 0 and 1."""
-        if self.seqnos_total:
-            return min(1.0, self.seqnos / self.seqnos_total)
-        return float(self.vbuckets_total > 0 and self.vbuckets == self.vbuckets_total)
-
-
-ProgressCallback = Callable[[ScanProgress], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +193,46 @@ def make_target(
         on_conflict=on_conflict,
         max_struct_fields=max_struct_fields,
         parse_dates=parse_dates if isinstance(parse_dates, bool) else tuple(parse_dates),
+    )
+
+
+def raw_target(
+    conn: ServerURLs | Connectable,
+    bucket: str | None,
+    *,
+    auth: Any,
+    tls: TLSLike,
+    network: str,
+    scope: str | None = None,
+    collections: str | Sequence[str] | None = None,
+    metadata: str | Sequence[str] = ("key",),
+    vbuckets: Iterable[int] | None = None,
+    key_prefix: str | bytes | None = None,
+) -> ScanTarget:
+    """Check the arguments of what does not look into documents; raises as :func:`make_target`."""
+    return make_target(
+        conn,
+        bucket,
+        auth=auth,
+        tls=tls,
+        network=network,
+        scope=scope,
+        collections=collections,
+        columns=None,
+        filters=None,
+        keys_only=False,
+        parse=False,
+        metadata=metadata,
+        vbuckets=vbuckets,
+        errors="keep",
+        nested="struct",
+        key_prefix=key_prefix,
+        n_rows=None,
+        schema=None,
+        infer_schema_length=None,
+        on_conflict="widen",
+        max_struct_fields=1000,
+        parse_dates=False,
     )
 
 

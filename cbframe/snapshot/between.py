@@ -151,14 +151,14 @@ class _Compensation:
         }
         of = zip(table[VBUCKET].to_pylist(), table[COLLECTION_ID].to_pylist(), strict=True)
         emptied_at = pa.array([ends.get(place) for place in of], pa.uint64())
-        dead = pc.is_in(table[COLLECTION_ID], value_set=pa.array(self._until.dead, pa.uint32()))
-        yield _BEFORE, _bare(table.filter(dead), DROP)
-        yield _BEFORE, _bare(table.filter(pc.and_not(emptied_at.is_null(), dead)), RETRACT)
+        dead = np.isin(table[COLLECTION_ID].to_numpy(), self._until.dead)
+        emptied = emptied_at.is_valid().to_numpy(zero_copy_only=False) & ~dead
+        yield _BEFORE, _bare(table.filter(pa.array(dead)), DROP)
+        yield _BEFORE, _bare(table.filter(pa.array(~emptied & ~dead)), RETRACT)
         # Where it was emptied: more may follow.
-        emptied = pc.and_not(emptied_at.is_valid(), dead)
-        dropped = _bare(table.filter(emptied), DROP)
+        dropped = _bare(table.filter(pa.array(emptied)), DROP)
         at = dropped.column_names.index(SEQNO)
-        yield _THEN, dropped.set_column(at, SEQNO, emptied_at.filter(emptied))
+        yield _THEN, dropped.set_column(at, SEQNO, emptied_at.filter(pa.array(emptied)))
 
     def _some(self, table: pa.Table) -> pa.Table:
         return table.filter(pc.is_in(table[VBUCKET], value_set=self._affected))

@@ -19,7 +19,7 @@ from cbframe.snapshot.manifest import FOLDER, Counts, FileEntry, Manifest, Rollb
 from cbframe.snapshot.parquet import heads, opened
 from cbframe.snapshot.reader import VersionReader, documents_of
 from cbframe.snapshot.store import Store
-from cbframe.snapshot.update import publish, writer_prefix
+from cbframe.snapshot.update import publish, sweep, writer_prefix
 from cbframe.snapshot.wanted import METADATA
 from cbframe.wire.constants import MAX_SEQNO
 
@@ -66,6 +66,7 @@ def compact(
     has its vbucket read again from the start.
     """
     base = history.at(None)
+    sweep(store, base.version)
     floors = _floors(base, history, now - keep)
     parts = [*_kept(store, base, floors)]
     documents = documents_of(base)

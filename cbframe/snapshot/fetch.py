@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Self
 
 from cbframe.errors import ClusterMapError, SnapshotError
+from cbframe.frame.progress import Progress
 from cbframe.frame.run import Ran, Run
-from cbframe.frame.target import ProgressCallback, ScanTarget
+from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
 from cbframe.snapshot.manifest import Position
 from cbframe.snapshot.resume import Below, ResumingReceiver
@@ -34,7 +35,7 @@ class Reading:
     window: int | None
     spool_dir: str | os.PathLike[str] | None
     timeout: float | None
-    progress: ProgressCallback | None
+    progress: Progress
     options: BucketDataSourceOptions
 
 

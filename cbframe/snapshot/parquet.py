@@ -44,7 +44,8 @@ def opened(store: Store, entry: FileEntry) -> Iterator[pq.ParquetFile]:
             hint="vacuum() deletes files of old versions: read a newer one. If this is the newest, "
             'write_snapshot(..., mode="repair") reads again what was in it',
         ) from exc
-    except (OSError, pa.ArrowInvalid) as exc:
+    except (OSError, KeyError, pa.ArrowException) as exc:
+        # Pages have check sums. The footer has none: a name in it that is another one is a missing column.
         raise damaged(store, entry, str(exc)) from exc
 
 

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 from cbframe.arrow.documents.plan import OnConflict
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, SnapshotError
-from cbframe.frame.target import ProgressCallback
+from cbframe.frame.progress import Progress, check_progress
 from cbframe.options import BucketDataSourceOptions
 from cbframe.snapshot.fetch import Reading
 from cbframe.snapshot.files import FILE_BYTES
@@ -57,7 +57,7 @@ def write_snapshot(
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress = "auto",
     options: BucketDataSourceOptions | None = None,
     filesystem: pafs.FileSystem | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -142,6 +142,7 @@ max_struct_fields, parse_dates
         raise ConfigurationError(
             f"compression={compression!r}", hint="choose from: zstd, snappy, gzip, lz4, brotli, none"
         )
+    check_progress(progress)
     # What cannot be meant is told of before anything is touched.
     target_of(conn, bucket, given, auth=auth, tls=tls, network=network)
     reading = Reading(

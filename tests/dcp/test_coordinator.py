@@ -685,3 +685,69 @@ def test_other_reasons_of_a_stream_end_are_told(reason: int) -> None:
         hand(NodeSampled(A, {0: 5}))
     assert isinstance(hand.error(), StreamError)
     assert "ended the stream" in str(hand.error())
+
+
+# --- streams without an end that can fail
+
+
+def unending(**options: Any) -> Hand:
+    return Hand(None, endless_retry=False, **options)
+
+
+def test_a_source_that_tries_for_ever_outlives_what_cannot_be_healed() -> None:
+    hand = Hand(None)
+    hand(Started())
+    hand(MapFailed(AuthFailError("wrong")))
+    hand.until(FetchMap)
+    assert not any(isinstance(each, Fail) for each in hand.said)
+
+
+@pytest.mark.parametrize("error", [AuthFailError("wrong"), AccessError("no"), BucketNotFoundError("none")])
+def test_one_that_does_not_ends_with_it(error: CbframeError) -> None:
+    hand = unending()
+    hand(Started())
+    hand(MapFailed(error))
+    assert hand.error() is error
+
+
+def test_it_has_to_get_to_its_streams() -> None:
+    hand = unending(connect_timeout=4.0)
+    hand(Started())
+    while not any(isinstance(each, Fail) for each in hand(MapFailed(CUT))):
+        if any(isinstance(each, Fail) for each in hand.tick()):
+            break
+        assert hand.now < 1010
+    assert hand.error() is CUT
+    assert hand.now >= 1004
+
+
+def test_it_ends_after_failures_only() -> None:
+    hand = unending(recovery_timeout=5.0).streaming(5)
+    began = hand.now
+    while not any(isinstance(each, Fail) for each in hand.said):
+        if not any(isinstance(each, Fail) for each in hand(NodeDown(A, CUT, progressed=False))):
+            hand.until(StartNode)
+        assert hand.now < began + 60
+    assert hand.now > began + 5
+    assert "no progress for 5 s; last problem: cut" in hand.error().message
+    assert "last checkpoint" in str(hand.error().hint)
+
+
+def test_a_failure_long_after_another_is_the_first() -> None:
+    hand = unending(recovery_timeout=5.0).streaming(5)
+    hand(NodeDown(A, CUT, progressed=False))
+    hand.until(StartNode)
+    hand(NodeReady(A, {0: 5}))
+    # Nothing changes in the bucket for an hour, and so nothing comes.
+    hand.now += 3600
+    hand(NodeDown(A, CUT, progressed=False))
+    hand.until(StartNode)
+    assert not any(isinstance(each, Fail) for each in hand.said)
+
+
+def test_high_seqnos_of_all_nodes() -> None:
+    hand = Hand(None)
+    hand.begin(cluster(0, 1))
+    hand(NodeReady(A, {0: 5}))
+    hand(NodeReady(B, {1: 7}))
+    assert hand.coordinator.high_seqnos == {0: 5, 1: 7}

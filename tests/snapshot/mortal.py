@@ -21,8 +21,14 @@ from cbframe.snapshot.store import Output
 OPTIONS = BucketDataSourceOptions(data_manager_sleep_init_ms=1, data_manager_sleep_max_ms=10)
 
 
-def die_at(moment: int) -> None:
-    """End this process at one of the moments at which something changes, in memory or on the disk."""
+def die_at(moment: int) -> Callable[[], int]:
+    """End this process at one of the moments at which something changes, in memory or on the disk.
+
+    Returns
+    -------
+    callable
+        Tells how many there were so far.
+    """
     left = moment
 
     def mortal(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
@@ -54,11 +60,12 @@ def die_at(moment: int) -> None:
     ]
     for number, (owner, name) in enumerate(places):
         setattr(owner, name, mortal(getattr(owner, name), after=number % 2 == 0))
+    return lambda: moment - left
 
 
-def work(job: dict[str, Any]) -> None:
-    if job["die_at"] is not None:
-        die_at(job["die_at"])
+def work(job: dict[str, Any]) -> int:
+    """Do a job; how many moments there were to die at."""
+    moments = die_at(sys.maxsize if job["die_at"] is None else job["die_at"])
     if job["compact"]:
         Snapshot(job["path"]).compact(keep="0s")
         Snapshot(job["path"]).vacuum(keep=2)
@@ -72,20 +79,25 @@ def work(job: dict[str, Any]) -> None:
         options=OPTIONS,
         timeout=60,
     )
+    return moments()
 
 
 def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
+        read, write = os.pipe()
         pid = os.fork()
         if not pid:
-            work(job)
+            os.write(write, str(work(job)).encode())
             os._exit(0)
+        os.close(write)
         if job["kill_after"] is not None:
             time.sleep(job["kill_after"])
             os.kill(pid, signal.SIGKILL)  # it is not reaped before: the number is still its own
         _, status = os.waitpid(pid, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        told = {"status": os.waitstatus_to_exitcode(status), "moments": os.read(read, 100).decode()}
+        os.close(read)
+        sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
 
 

@@ -28,7 +28,13 @@ KILLED = -signal.SIGKILL
 
 
 class Mortals:
-    """Processes that update a snapshot."""
+    """Processes that update a snapshot.
+
+    Attributes
+    ----------
+    moments
+        At how many the last one that was left alone could have died.
+    """
 
     def __init__(self, cluster: LocalCluster, path: Path) -> None:
         self._job = {
@@ -36,6 +42,7 @@ class Mortals:
             "auth": (cluster.username, cluster.password),
             "path": str(path),
         }
+        self.moments = 150
         self._process = subprocess.Popen(
             [sys.executable, str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -49,7 +56,10 @@ class Mortals:
         job: dict[str, Any] = {"die_at": die_at, "kill_after": kill_after, "compact": compact}
         self._process.stdin.write(json.dumps(self._job | job) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        told = json.loads(self._process.stdout.readline())
+        if told["moments"]:
+            self.moments = int(told["moments"])
+        return int(told["status"])
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -77,7 +87,10 @@ def survive(cluster: LocalCluster, path: Path, mortals: Mortals, kills: int, see
         now = truth(cluster)
         compact = life.rng.random() < 0.2 and path.exists() and has_version(path)
         if life.rng.random() < 0.75:
-            status = mortals.update(die_at=life.rng.randrange(200), compact=compact)
+            # Often in the end, where a version is published.
+            end = life.rng.random() < 0.3
+            die_at = mortals.moments - life.rng.randrange(12) if end else life.rng.randrange(mortals.moments)
+            status = mortals.update(die_at=die_at, compact=compact)
         else:
             status = mortals.update(kill_after=life.rng.random() * 0.3, compact=compact)
         assert status in (0, KILLED)
@@ -131,7 +144,7 @@ def test_killed_while_documents_are_written(cluster: LocalCluster, path: Path, m
 
     with background(write):
         for _ in range(15):
-            assert mortals.update(die_at=rng.randrange(300)) in (0, KILLED)
+            assert mortals.update(die_at=rng.randrange(mortals.moments + 5)) in (0, KILLED)
             if has_version(path):
                 verification = Snapshot(path).verify()
                 assert verification.ok, str(verification)

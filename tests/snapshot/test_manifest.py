@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cbframe import SnapshotError
@@ -84,11 +84,17 @@ def manifests(draw: st.DrawFn) -> Manifest:
     )
 
 
+# Slow to make on a machine that does other things, too.
+made_slowly = settings(suppress_health_check=[HealthCheck.too_slow])
+
+
+@made_slowly
 @given(manifests())
 def test_written_and_read(manifest: Manifest) -> None:
     assert Manifest.from_bytes(manifest.to_bytes(), "here") == manifest
 
 
+@made_slowly
 @given(manifests(), st.data())
 def test_no_byte_may_change(manifest: Manifest, data: st.DataObject) -> None:
     written = bytearray(manifest.to_bytes())
@@ -98,6 +104,7 @@ def test_no_byte_may_change(manifest: Manifest, data: st.DataObject) -> None:
         Manifest.from_bytes(bytes(written), "here")
 
 
+@made_slowly
 @given(manifests(), st.data())
 def test_no_end_may_miss(manifest: Manifest, data: st.DataObject) -> None:
     written = manifest.to_bytes()

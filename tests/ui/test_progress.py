@@ -8,7 +8,7 @@ import pty
 
 import pytest
 
-from cbframe.frame.target import ScanProgress
+from cbframe.frame.progress import ScanProgress
 from cbframe.ui.progress import TextProgress, _duration
 
 

@@ -15,7 +15,7 @@ from cbframe.arrow.documents.facts import load
 from cbframe.arrow.documents.guard import Reason
 from cbframe.arrow.documents.order import Order, Path, Places, firsts
 from cbframe.arrow.documents.plan import Place, Plan
-from cbframe.arrow.documents.rewrite import FAMILIES
+from cbframe.arrow.documents.rewrite import FAMILIES, Rows
 
 _SAMPLES = 3
 _Where = tuple[int, int]
@@ -86,6 +86,8 @@ class Census:
                 for kind, rows in tally.items():
                     self.counts.setdefault(place, Counter())[kind] += len(rows)
                     samples = self._samples.setdefault((place, kind), [])
+                    if len(samples) == _SAMPLES and samples[-1][0][0] < places.vbucket.min():
+                        continue
                     some = _earliest(rows, places)
                     samples += [(places.of(row), name(chunk.start + row)) for row in some]
                     samples.sort(key=itemgetter(0))
@@ -120,9 +122,11 @@ def shown(place: Place) -> str:
     return "".join("[]" if name is None else f".{name}" for name in place).removeprefix(".")
 
 
-def _earliest(rows: list[int], places: Places) -> list[int]:
+def _earliest(rows: Rows, places: Places) -> list[int]:
     """The few rows that stand first in the bucket."""
-    unique = np.unique(np.array(rows, np.int64))
+    unique = np.asarray(rows, np.int64)
+    if (unique[1:] <= unique[:-1]).any():
+        unique = np.unique(unique)
     vbucket = places.vbucket[unique]
     if len(unique) > _SAMPLES:
         # Only the first vbuckets that have so many rows together are worth sorting.

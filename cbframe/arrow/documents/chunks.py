@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -36,7 +36,7 @@ class Chunk:
     plan: Plan
     columns: dict[str, pa.Array]
     rest: pa.Array | None
-    tallies: dict[Place, Tally]
+    tallies: Mapping[Place, Tally]
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -60,11 +60,13 @@ class Batch:
         As given; verdicts change.
     inspected
         Whether the verdicts of all rows are final; before, a good row may prove unsound.
+    refused
+        The plan by which its documents have to be rewritten one by one, as was found.
     chunks
         In the order of the rows, without gaps once all are converted.
     """
 
-    __slots__ = ("_fetch", "_rows", "_values", "chunks", "inspected", "places", "verdicts")
+    __slots__ = ("_fetch", "_rows", "_values", "chunks", "inspected", "places", "refused", "verdicts")
 
     def __init__(self, values: pa.Array, places: Places, verdicts: Verdicts) -> None:
         self._rows = len(values)
@@ -73,6 +75,7 @@ class Batch:
         self.places = places
         self.verdicts = verdicts
         self.inspected = False
+        self.refused: Plan | None = None
         self.chunks: list[Chunk] = []
 
     def __len__(self) -> int:

@@ -11,28 +11,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cbframe.arrow.documents import narrow
 from cbframe.arrow.documents.chunks import Batch, Chunk
 from cbframe.arrow.documents.facts import Facts, Family, at, load
 from cbframe.arrow.documents.guard import inspect
 from cbframe.arrow.documents.parse import Lines
 from cbframe.arrow.documents.plan import Place, Plan, Policy, declared_facts, plan_of
-from cbframe.arrow.documents.promote import lossless
+from cbframe.arrow.documents.promote import MINUS_ZERO, kinds, lossless
 from cbframe.arrow.documents.rewrite import FAMILIES, rewrite, within
 
 _LEAF = 64
 """Documents that are looked at one by one when no smaller range is worth a call of the parser."""
+_STEP = 512
+"""Documents that are converted at once after one that made the plan change; then twice as many."""
 _MOST_FIELDS = 20
 """Times ``max_members``: a column that ever has so many fields inside stays JSON text."""
 _LONG_INTEGER = r"[0-9]{16}"
 """Documents without it have no integer that a double would round: 2**53 has 16 digits."""
-_MINUS_ZERO = r"-0[\s,\]}]"
-"""Documents without it have no integer -0."""
 
 
 class Engine:
@@ -66,17 +68,23 @@ class Engine:
     def convert(self, batch: Batch, start: int = 0, stop: int | None = None) -> None:
         """Make chunks of some rows of a batch; not all fit the last plan if it changes on the way."""
         stop = len(batch) if stop is None else stop
+        step = stop - start
         while start < stop and not self.wide:
-            start = self._advance(batch, start, stop)
+            plan = self.plan
+            start = self._advance(batch, start, min(start + step, stop))
+            # Where something was new, more is: no large range is begun, to be left again.
+            step = 2 * step if self.plan is plan else _STEP
 
     def attempt(self, batch: Batch, plan: Plan) -> bool:
         """Make one chunk of a batch by a plan, without learning anything: whether that worked.
 
         May run on any thread, for different batches at the same time.
         """
+        stop = len(batch)
+        if self._narrow(batch, 0, stop, plan):
+            return True
         if (plan.rewrites or plan.rest) and not batch.inspected:
             self.inspect(batch)
-        stop = len(batch)
         rewritten = rewrite(batch.documents(0, stop), plan)
         if rewritten.odd or rewritten.held:
             return False
@@ -86,9 +94,22 @@ class Engine:
         batch.chunks = [Chunk(0, stop, plan, parsed.columns, rewritten.rest, rewritten.tallies)]
         return True
 
+    def _narrow(self, batch: Batch, start: int, stop: int, plan: Plan) -> bool:
+        """Make one chunk of rows without rewriting most of them, unless that was tried."""
+        if batch.refused is plan:
+            return False
+        chunk = narrow.convert(batch, start, stop, plan, self._max_depth)
+        if chunk is None:
+            batch.refused = plan
+            return False
+        batch.chunks.append(chunk)
+        return True
+
     def _advance(self, batch: Batch, start: int, stop: int) -> int:
         """Convert documents until done, or until the plan changes; return where to go on."""
         plan = self.plan
+        if self._narrow(batch, start, stop, plan):
+            return stop
         if (plan.rewrites or plan.rest) and not batch.inspected:
             self.inspect(batch)
         originals = batch.documents(start, stop)
@@ -200,12 +221,22 @@ class Engine:
 
         def minus_zero() -> bool:
             values = batch.values[chunk.start : chunk.stop]
-            return bool(pc.any(pc.match_substring_regex(values, _MINUS_ZERO)).as_py())
+            return bool(pc.any(pc.match_substring_regex(values, MINUS_ZERO)).as_py())
 
         return all(
             lossless(array, chunk.plan.members[name], self.plan.members[name], minus_zero)
             for name, array in chunk.columns.items()
         )
+
+    def told(self, chunk: Chunk) -> Chunk:
+        """A chunk that holds, with the kinds of values that have become text since it was made."""
+        if chunk.plan is self.plan:
+            return chunk
+        tallies = {place: dict(tally) for place, tally in chunk.tallies.items()}
+        for name, array in chunk.columns.items():
+            for place, kind, rows in kinds(array, chunk.plan.members[name], self.plan.members[name], (name,)):
+                tallies[place] = {kind: rows}
+        return replace(chunk, tallies=tallies)
 
 
 def _by_hand(documents: list[bytes], plan: Plan) -> dict[str, pa.Array]:

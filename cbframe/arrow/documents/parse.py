@@ -16,7 +16,7 @@ and nothing can explode: what does not fit costs an error, not memory.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +74,11 @@ class Lines:
 
     def parse(self, start: int, stop: int, types: Mapping[str, pa.DataType]) -> Parsed | None:
         """Parse documents ``start`` to ``stop``; None if any of them is not an object of these types."""
+        columns = self.columns(start, stop, types)
+        return None if columns is None else Parsed(columns, *doubts(columns.values()))
+
+    def columns(self, start: int, stop: int, types: Mapping[str, pa.DataType]) -> dict[str, pa.Array] | None:
+        """The columns alone."""
         begin, end = int(self._offsets[start]), int(self._offsets[stop])
         wanted = pa.struct(list(types.items()))
         schema = pa.schema([(_NAME, _parseable(wanted))])
@@ -93,10 +98,13 @@ class Lines:
         documents = _restore(column.chunk(0), wanted)
         if documents is None:
             return None
-        columns = {name: documents.field(index) for index, name in enumerate(types)}
-        doubts = [_doubtful(column) for column in columns.values()]
-        rows = np.unique(np.concatenate([_NONE, *(doubt for doubt, _ in doubts)]))
-        return Parsed(columns, rows, all(finite for _, finite in doubts))
+        return {name: documents.field(index) for index, name in enumerate(types)}
+
+
+def doubts(columns: Iterable[pa.Array]) -> tuple[npt.NDArray[np.int64], bool]:
+    """What :class:`Parsed` says of its columns: ``doubtful`` and ``finite``."""
+    each = [_doubtful(column) for column in columns]
+    return np.unique(np.concatenate([_NONE, *(rows for rows, _ in each)])), all(finite for _, finite in each)
 
 
 def _parseable(kind: pa.DataType) -> pa.DataType:

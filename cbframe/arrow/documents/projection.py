@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -44,8 +45,11 @@ class Projection:
         for path in sorted(set(paths)):
             _plant(self._tree, path)
         self._max_depth = max_depth
-        # Members of structs have plain names, so that a field may have any name.
-        self._decode = msgspec.json.Decoder(_struct(self._tree)).decode
+        self._decode: Callable[[bytes], Any] = _refuse
+        # Members of structs have plain names, so that a field may have any name, but for those with quotes,
+        # backslashes or control characters.
+        with suppress(ValueError):
+            self._decode = msgspec.json.Decoder(_struct(self._tree)).decode
 
     def apply(self, values: pa.Array, is_json: npt.NDArray[np.bool_]) -> pa.Array:
         """Cut down values; those that are no documents are left as they are.
@@ -104,6 +108,11 @@ def _struct(tree: Tree) -> type[msgspec.Struct]:
         kind = msgspec.Raw if inner is None else _struct(inner) | None
         fields.append((member, kind | msgspec.UnsetType, msgspec.field(default=msgspec.UNSET)))
     return msgspec.defstruct("Wanted", fields, rename=names, gc=False)
+
+
+def _refuse(source: bytes) -> Any:
+    """Leave a document to :func:`_cut`."""
+    raise msgspec.ValidationError(source)
 
 
 def _cut(source: bytes, tree: Tree) -> dict[str, Any]:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.documents.plan import Plan
+from cbframe.arrow.documents.plan import Place, Plan
 
+MINUS_ZERO = r"-0[\s,\]}]"
+"""Documents without it have no integer -0."""
 _EXACT = 1 << 53
+_KINDS = {
+    pa.bool_(): "boolean",
+    pa.int64(): "integer",
+    pa.uint64(): "integer",
+    pa.string(): "string",
+}
+
+Rows = npt.NDArray[np.int64]
 
 
 def lossless(array: pa.Array, narrow: Plan, wide: Plan, minus_zero: Callable[[], bool]) -> bool:
@@ -32,6 +44,8 @@ def lossless(array: pa.Array, narrow: Plan, wide: Plan, minus_zero: Callable[[],
     if narrow.only != wide.only:
         return False
     if narrow.how != wide.how:
+        if wide.how == "text":
+            return narrow.how == "plain" and _one_text(array, minus_zero)
         return wide.how == "digits" and pa.types.is_integer(array.type)
     if narrow.how != "plain":
         # Text is counted by kind while it is made.
@@ -50,6 +64,13 @@ def lossless(array: pa.Array, narrow: Plan, wide: Plan, minus_zero: Callable[[],
     return bool(array.type.equals(wide.type))
 
 
+def _one_text(array: pa.Array, minus_zero: Callable[[], bool]) -> bool:
+    """Whether the text of each value is known: it is a string, or is only ever written in one way."""
+    if pa.types.is_integer(array.type):
+        return not (pc.any(pc.equal(array, pa.scalar(0, array.type))).as_py() and minus_zero())
+    return bool(pa.types.is_boolean(array.type) or pa.types.is_string(array.type))
+
+
 def _fits(array: pa.Array, wide: pa.DataType, minus_zero: Callable[[], bool]) -> bool:
     bounds = pc.min_max(array).as_py()
     if pa.types.is_uint64(wide):
@@ -60,13 +81,16 @@ def _fits(array: pa.Array, wide: pa.DataType, minus_zero: Callable[[], bool]) ->
 
 
 def promote(array: pa.Array, wide: pa.DataType) -> pa.Array:
-    """Widen a column: null to anything, integers to other numbers, structs by the members that they lack."""
+    """Widen a column: null to anything, integers to other numbers, structs by the members that they lack.
+
+    To a string only what has no common type with others: as it is written.
+    """
     narrow = array.type
     if narrow.equals(wide):
         return array
     if array.null_count == len(array):
         return pa.nulls(len(array), wide)
-    if pa.types.is_integer(narrow) or pa.types.is_decimal(narrow):
+    if pa.types.is_integer(narrow) or pa.types.is_decimal(narrow) or pa.types.is_boolean(narrow):
         return array.cast(wide)
     if pa.types.is_list(narrow):
         validity, offsets = array.buffers()[:2]
@@ -83,3 +107,23 @@ def promote(array: pa.Array, wide: pa.DataType) -> pa.Array:
             members.append(promote(array.field(index), member.type))
     mask = array.is_null() if array.null_count else None
     return pa.StructArray.from_arrays(members, fields=list(wide), mask=mask)
+
+
+def kinds(array: pa.Array, narrow: Plan, wide: Plan, path: Place) -> Iterator[tuple[Place, str, Rows]]:
+    """The rows of a column with values that :func:`promote` makes text of, by place and kind."""
+    yield from _kinds(array, narrow, wide, path, np.arange(len(array)))
+
+
+def _kinds(
+    array: pa.Array, narrow: Plan, wide: Plan, path: Place, rows: Rows
+) -> Iterator[tuple[Place, str, Rows]]:
+    if narrow is wide or narrow.how != "plain" or array.null_count == len(array):
+        return
+    if wide.how == "text":
+        yield path, _KINDS[array.type], rows[array.is_valid().to_numpy(zero_copy_only=False)]
+    elif narrow.item is not None and wide.item is not None:
+        lengths = array.value_lengths().fill_null(0).to_numpy()
+        yield from _kinds(array.flatten(), narrow.item, wide.item, (*path, None), np.repeat(rows, lengths))
+    elif pa.types.is_struct(array.type):
+        for (name, member), cells in zip(narrow.members.items(), array.flatten(), strict=True):
+            yield from _kinds(cells, member, wide.members[name], (*path, name), rows)

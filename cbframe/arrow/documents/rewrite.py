@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.documents.facts import Family
@@ -27,7 +29,8 @@ FAMILIES: dict[str, Family] = {
     "array": "array",
     "object": "object",
 }
-Tally = dict[str, list[int]]
+Rows = Sequence[int] | npt.NDArray[np.int64]
+Tally = Mapping[str, Rows]
 """Rows with a value of each kind, in ascending order."""
 
 
@@ -61,7 +64,7 @@ class Rewritten:
     documents: pa.Array
     odd: list[int] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
-    tallies: dict[Place, Tally] = field(default_factory=dict)
+    tallies: dict[Place, dict[str, list[int]]] = field(default_factory=dict)
     rest: pa.Array | None = None
 
 

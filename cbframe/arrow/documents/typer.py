@@ -188,7 +188,7 @@ class JsonTyper:
                 chunks, batch.chunks = batch.chunks, []
                 held = [self._engine.holds(batch, chunk) for chunk in chunks]
                 if all(held):
-                    batch.chunks = chunks
+                    batch.chunks = [self._engine.told(chunk) for chunk in chunks]
                     continue
                 settled = False
                 with self._fetched(batch):

@@ -16,7 +16,7 @@ from cbframe.contrib.delta.log import APP, Base, base_of, library, open_table
 from cbframe.contrib.delta.mirror import Mirror
 from cbframe.contrib.delta.result import DeltaResult
 from cbframe.errors import ConfigurationError, SnapshotError
-from cbframe.frame.target import ProgressCallback
+from cbframe.frame.progress import Progress
 from cbframe.options import BucketDataSourceOptions
 from cbframe.snapshot.fetch import Reading
 from cbframe.snapshot.lock import Clock, utc_now
@@ -50,7 +50,7 @@ def to_delta(
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress = "auto",
     options: BucketDataSourceOptions | None = None,
     storage_options: Mapping[str, str] | None = None,
     clock: Clock = utc_now,
@@ -154,7 +154,7 @@ def update_delta(
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress = "auto",
     options: BucketDataSourceOptions | None = None,
     storage_options: Mapping[str, str] | None = None,
     clock: Clock = utc_now,

@@ -22,6 +22,14 @@ def test_names_are_paths() -> None:
     assert path_of(("geo.lat",)) == ("geo.lat",)
 
 
+def test_names_may_be_any_text() -> None:
+    names = ['a"b', "a\\b", "a\nb", "\x00", "é", ""]
+    value = json.dumps({name: {name: 1, "x": 2} for name in [*names, "other"]}).encode()
+    for name in names:
+        (kept,) = cut([value], (name, name))
+        assert json.loads(kept) == {name: {name: 1}}
+
+
 @pytest.mark.parametrize(
     ("value", "kept"),
     [

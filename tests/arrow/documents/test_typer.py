@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cbframe.arrow.documents.chunks import Batch
+from cbframe.arrow.documents.engine import Engine
 from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.plan import Policy
 from cbframe.arrow.documents.result import TypedColumns
@@ -543,3 +545,37 @@ def test_declared_columns_are_kept_of_too_many() -> None:
     documents = [f'{{"k{n}":1}}' for n in range(20)]
     result = typed(*documents, max_columns=3, declared={"z": pa.int64(), "k9": pa.string()})
     assert result.table.column_names == ["k0", "k9", "z", "_cb_rest"]
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "cells"),
+    [
+        ("true", '"x"', ["true", "x"]),
+        ("-7", "false", ["-7", "false"]),
+        ('"1.0"', "1.0", ["1.0", "1.0"]),
+        ("[true,null,false]", "[5]", [["true", None, "false"], ["5"]]),
+        ('[{"b":1},{"b":2}]', '[{"b":"x"}]', [[{"b": "1"}, {"b": "2"}], [{"b": "x"}]]),
+        ('{"b":18446744073709551615}', '{"b":"x"}', [{"b": "18446744073709551615"}, {"b": "x"}]),
+        # Written in more ways than one: looked at again.
+        ("1.50", '"x"', ["1.50", "x"]),
+        ("-0", '"x"', ["-0", "x"]),
+    ],
+)
+def test_what_is_written_in_one_way_becomes_text_without_its_documents(
+    early: str, late: str, cells: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[Batch] = []
+    convert = Engine.convert
+
+    def counting(engine: Engine, batch: Batch, *rows: int) -> None:
+        batches.append(batch)
+        convert(engine, batch, *rows)
+
+    monkeypatch.setattr(Engine, "convert", counting)
+    typer = JsonTyper()
+    typer.add(pa.array([b'{"a":null}', f'{{"a":{early}}}'.encode()], pa.binary()))
+    typer.add(pa.array([f'{{"a":{late}}}'.encode()], pa.binary()))
+    result = typer.finish()
+    assert batches.count(batches[0]) == (2 if early in ("1.50", "-0") else 1)
+    assert result == typed('{"a":null}', f'{{"a":{early}}}', f'{{"a":{late}}}')
+    assert result.table["a"].to_pylist() == [None, *cells]

@@ -20,6 +20,7 @@ from json_documents import anything, documents, runs
 
 from cbframe.arrow import shelf as shelf_module
 from cbframe.arrow.documents import engine as engine_module
+from cbframe.arrow.documents import narrow as narrow_module
 from cbframe.arrow.documents.chunks import Batch
 from cbframe.arrow.documents.guard import Reason, screen
 from cbframe.arrow.documents.order import Places
@@ -268,6 +269,7 @@ def small_leaves() -> Any:
     """Few documents are enough to take every way through the converter."""
     patch = pytest.MonkeyPatch()
     patch.setattr(engine_module, "_LEAF", 2)
+    patch.setattr(narrow_module, "_FEW", 1)
     patch.setattr(shelf_module, "_IN_MEMORY", 0)
     yield
     patch.undo()

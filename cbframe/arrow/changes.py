@@ -1,0 +1,168 @@
+"""The receiver of a stream of changes: record batches with the positions that they lead to.
+
+Node threads put items in, in the order of each vbucket; one consumer takes them out, and says when the
+documents in them are consumed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cbframe.arrow.columns import raw_schema, record_batch
+from cbframe.dcp.handover import MergingHandover
+from cbframe.dcp.positions import Position, Track
+from cbframe.dcp.receiver import Receipt
+from cbframe.errors import CbframeError, RollbackError
+from cbframe.wire.blocks import DataBlock
+from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS
+from cbframe.wire.messages import SystemEvent
+
+_ERRORS = 20
+"""Problems that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Documents, their receipt, and where each of their vbuckets is after them."""
+
+    batch: pa.RecordBatch
+    receipt: Receipt
+    positions: Mapping[int, Position]
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A vbucket got on without documents for us."""
+
+    vbucket: int
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A scope or collection came, went or changed."""
+
+    event: SystemEvent
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The server took back everything behind `asked`; all that came behind `seqno` is void."""
+
+    vbucket: int
+    seqno: int
+    asked: int
+    position: Position
+
+
+Item: TypeAlias = Arrived | Reached | Told | Withdrawn
+
+
+@dataclass(slots=True)
+class ChangeReceiver:
+    """Takes the changes of a bucket, whatever becomes of the connections.
+
+    Parameters
+    ----------
+    start
+        Positions to go on from; other vbuckets begin at their start.
+    metadata
+        Metadata columns to keep.
+    to_base
+        After a rollback, read the vbucket again from where its stream began.
+    refuse
+        A rollback is an error.
+    max_value
+        Bytes that no value may be longer than when it is inflated.
+    """
+
+    takes_compressed: ClassVar[bool] = True
+
+    start: Mapping[int, Position]
+    metadata: tuple[str, ...] = ()
+    to_base: bool = False
+    refuse: bool = False
+    max_value: int = MAX_BODY_LENGTH
+    schema: pa.Schema = field(init=False)
+    errors: deque[CbframeError] = field(default_factory=lambda: deque(maxlen=_ERRORS), init=False)
+    _tracks: list[Track] = field(init=False, repr=False)
+    _seqnos: npt.NDArray[np.uint64] = field(init=False, repr=False)
+    _items: MergingHandover[Item] = field(default_factory=MergingHandover, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.schema = raw_schema(self.metadata)
+        self._tracks = [Track.at(self.start.get(vb, Position())) for vb in range(MAX_VBUCKETS)]
+        self._seqnos = np.zeros(MAX_VBUCKETS, np.uint64)
+
+    # -- the receiver's side, on the threads of the nodes
+
+    def take_block(self, block: DataBlock, receipt: Receipt) -> None:
+        batch = record_batch(block, self.schema, max_value=self.max_value)
+        # Ascending within a vbucket, so of several assignments to one place the last is the highest.
+        self._seqnos[block.vbucket] = block.seqno
+        positions = {}
+        for vbucket in np.unique(block.vbucket).tolist():
+            track = self._tracks[vbucket]
+            track.advanced(int(self._seqnos[vbucket]))
+            positions[vbucket] = track.position()
+        self._items.put(Arrived(batch, receipt, positions), positions)
+
+    def on_error(self, error: CbframeError) -> None:
+        self.errors.append(error)
+
+    def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None:  # noqa: ARG002
+        if self._tracks[vbucket].marked(end):
+            self._reached(vbucket)
+
+    def seqno_advanced(self, vbucket: int, seqno: int) -> None:
+        self._tracks[vbucket].advanced(seqno)
+        self._reached(vbucket)
+
+    def system_event(self, vbucket: int, event: SystemEvent) -> None:
+        track = self._tracks[vbucket]
+        track.advanced(event.seqno)
+        self._items.put(Told(event, track.position()), (vbucket,))
+
+    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
+        if self._tracks[vbucket].stored(metadata):
+            self._reached(vbucket)
+
+    def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
+        return self._tracks[vbucket].requested()
+
+    def rollback(self, vbucket: int, seqno: int) -> None:
+        if self.refuse:
+            raise RollbackError(
+                f"the server has withdrawn everything behind seqno {seqno}",
+                vbucket=vbucket,
+                hint="a failover lost changes that were streamed already: take back what was stored of this "
+                'vbucket behind a snapshot at or before that seqno; on_rollback="emit" says behind which',
+            )
+        track = self._tracks[vbucket]
+        target = track.rolled_back(seqno, to_base=self.to_base)
+        self._items.put(Withdrawn(vbucket, target, seqno, track.position()), (vbucket,))
+
+    def _reached(self, vbucket: int) -> None:
+        self._items.news(vbucket, Reached(vbucket, self._tracks[vbucket].position()))
+
+    # -- the consumer's side
+
+    def wait(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds for something to arrive."""
+        self._items.wait(timeout)
+
+    def take(self) -> list[Item]:
+        """All that arrived since the last call."""
+        return self._items.take()
+
+    def wake(self) -> None:
+        """End the consumer's wait."""
+        self._items.wake()

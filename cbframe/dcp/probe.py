@@ -1,0 +1,264 @@
+"""Looks at a cluster from outside, one step at a time: for finding out why a connection fails."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from cbframe.cluster.auth import AuthLike
+from cbframe.cluster.tls import TLSContext, TLSLike
+from cbframe.dcp.controls import DcpSettings
+from cbframe.dcp.handshake import Login, Steps, T, fetch_config, open_dcp
+from cbframe.dcp.query import ask
+from cbframe.dcp.resolve import resolve
+from cbframe.dcp.source import BucketDataSource
+from cbframe.dcp.transport import SocketTransport, Waker, split_address, tls_session
+from cbframe.dcp.workers import Workers
+from cbframe.errors import CbframeError, ReadTimeoutError
+from cbframe.options import BucketDataSourceOptions
+from cbframe.typing import ServerURLs
+from cbframe.wire.blocks import DataBlock
+from cbframe.wire.constants import Opcode
+
+SERVICE, LOGIN, BUCKET, ROLE, DCP = "service", "login", "bucket", "role", "DCP"
+_STAGES = {
+    Opcode.HELLO: SERVICE,
+    Opcode.SASL_LIST_MECHS: LOGIN,
+    Opcode.SASL_AUTH: LOGIN,
+    Opcode.SASL_STEP: LOGIN,
+    Opcode.SELECT_BUCKET: BUCKET,
+    Opcode.GET_CLUSTER_CONFIG: BUCKET,
+    Opcode.DCP_OPEN: ROLE,
+}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of talking to a data node.
+
+    Attributes
+    ----------
+    error
+        Why it ended early; None if it did not.
+    stage
+        What was under way then; empty if there was no connection yet.
+    answer
+        The cluster map's JSON, where that was asked for.
+    """
+
+    error: CbframeError | None = None
+    stage: str = ""
+    answer: bytes = b""
+
+
+class Probe:
+    """Asks one thing at a time, each within its seconds.
+
+    Parameters
+    ----------
+    context
+        Of TLS; None for plain text.
+    timeout
+        Seconds for each thing that is asked.
+    left
+        Seconds until everything has to be over.
+    """
+
+    def __init__(self, context: TLSContext | None, timeout: float, left: Callable[[], float]) -> None:
+        self._context = context
+        self._timeout = timeout
+        self._left = left
+
+    def _seconds(self) -> float:
+        left = min(self._timeout, self._left())
+        if left <= 0:
+            raise ReadTimeoutError("there is no time left to look", hint="give doctor() a larger timeout")
+        return left
+
+    def addresses(self, node: str) -> list[str]:
+        """What the host's name stands for.
+
+        Raises
+        ------
+        ConnectError
+            Nothing, or nobody says.
+        """
+        host, port = split_address(node)
+        with _waker() as waker:
+            found = resolve(host, port, waker, self._seconds(), node)
+        return list(dict.fromkeys(str(address[4][0]) for address in found))
+
+    def connect(self, node: str) -> None:
+        """Open the port, and close it again.
+
+        Raises
+        ------
+        ConnectError
+            It cannot be reached.
+        """
+        with _waker() as waker:
+            SocketTransport().connect(node, waker, self._seconds()).close()
+
+    def secure(self, node: str) -> tuple[str, float]:
+        """The version of TLS that is spoken, and the seconds since 1970 until which the certificate holds.
+
+        Raises
+        ------
+        ConnectError
+            There is no TLS, or the certificate is not accepted.
+        """
+        assert self._context is not None, "TLS was asked for"
+        with _waker() as waker:
+            version, until = tls_session(self._context, node, waker, self._seconds())
+        return version, ssl.cert_time_to_seconds(until) if until else 0.0
+
+    def fetch_config(self, node: str, login: Login) -> Outcome:
+        """Log in at a data node, and ask for the cluster map."""
+        outcome = Outcome()
+        self._talk(node, fetch_config(login), outcome, lambda answer: setattr(outcome, "answer", answer))
+        return outcome
+
+    def open_dcp(self, nodes: Sequence[str], login: Login) -> dict[str, Outcome]:
+        """Open DCP at data nodes, some at a time."""
+        workers = Workers()
+        settings = DcpSettings.of(BucketDataSourceOptions(), "cbframe:doctor")
+        try:
+            waits = {}
+            for node in nodes:
+                waits[node] = workers.submit(partial(self._open, node, login, settings))
+            return {node: wait() for node, wait in waits.items()}
+        finally:
+            workers.close()
+
+    def _open(self, node: str, login: Login, settings: DcpSettings) -> Outcome:
+        outcome = Outcome()
+        self._talk(node, open_dcp(login, replace(settings, name=f"{settings.name}:{node}")), outcome)
+        return outcome
+
+    def _talk(
+        self, node: str, steps: Steps[T], outcome: Outcome, done: Callable[[T], object] = lambda _: None
+    ) -> None:
+        try:
+            with _waker() as waker:
+                answer = ask(
+                    node,
+                    _staged(steps, outcome),
+                    transport=SocketTransport(self._context),
+                    waker=waker,
+                    clock=time.monotonic,
+                    timeout=self._seconds(),
+                )
+            done(answer)
+        except CbframeError as exc:
+            exc.node = exc.node or node
+            outcome.error = exc
+
+
+def _staged(steps: Steps[T], outcome: Outcome) -> Steps[T]:
+    """The same steps, telling what is under way."""
+    try:
+        frame = next(steps)
+        while True:
+            outcome.stage = _STAGES.get(Opcode(frame.opcode), DCP)
+            frame = steps.send((yield frame))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        steps.close()
+
+
+@contextlib.contextmanager
+def _waker() -> Iterator[Waker]:
+    waker = Waker()
+    try:
+        yield waker
+    finally:
+        waker.close()
+
+
+@dataclass(slots=True)
+class _FirstMarker:
+    """A receiver that waits for the first sign that changes come."""
+
+    seen: threading.Event = field(default_factory=threading.Event)
+    vbucket: int = -1
+    end: int = 0
+    error: CbframeError | None = None
+
+    def on_block(self, block: DataBlock) -> None:
+        """The marker before it has told enough."""
+
+    def on_error(self, error: CbframeError) -> None:
+        self.error = error
+
+    def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None:  # noqa: ARG002
+        if not self.seen.is_set():
+            self.vbucket, self.end = vbucket, end
+            self.seen.set()
+
+    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
+        """Nothing is kept."""
+
+    def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:  # noqa: ARG002
+        return None, 0
+
+    def rollback(self, vbucket: int, seqno: int) -> None:
+        """Nothing is kept."""
+
+
+def first_marker(
+    server_urls: ServerURLs,
+    bucket: str,
+    auth: AuthLike,
+    timeout: float,
+    *,
+    tls: TLSLike = None,
+    network: str = "auto",
+) -> tuple[int, int] | None:
+    """Stream until the first snapshot begins: its vbucket and its end; None if the bucket is empty.
+
+    Raises
+    ------
+    CbframeError
+        It does not come to that.
+    """
+    receiver = _FirstMarker()
+    options = BucketDataSourceOptions(
+        name="cbframe:doctor",
+        seq_end="now",
+        no_value=True,
+        feed_buffer_size_bytes=64 * 1024,
+        connect_timeout=timeout,
+        recovery_timeout=timeout,
+        map_streaming=False,
+    )
+    source = BucketDataSource(
+        server_urls, "default", bucket, "", None, auth, receiver, options, tls_context=tls, network=network
+    )
+    until = time.monotonic() + timeout
+    try:
+        source.start()
+        while not source.finished and not receiver.seen.wait(_LOOK):
+            if time.monotonic() >= until:
+                error = ReadTimeoutError(
+                    f"no snapshot began within {timeout:g} s",
+                    hint="a bucket that warms up, or reads from a slow disk, takes its time: try again",
+                )
+                error.__cause__ = receiver.error
+                raise error
+        if receiver.seen.is_set():
+            return receiver.vbucket, receiver.end
+        source.wait(0)
+        return None
+    finally:
+        source.close()
+
+
+_LOOK = 0.02
+"""Seconds between two looks at whether a source is over."""

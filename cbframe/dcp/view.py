@@ -1,0 +1,159 @@
+"""What can be seen of a data source while it runs, from any thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cbframe.cluster.map import ClusterMap
+from cbframe.dcp import plan
+from cbframe.dcp.coordinator import Coordinator
+from cbframe.dcp.counters import ClusterCounters, NodeStats
+from cbframe.dcp.handshake import Login
+from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.dcp.streams import VBucketState
+from cbframe.dcp.supervisor import Supervisor
+from cbframe.dcp.table import VBucketTable, Window, take_table
+from cbframe.errors import CbframeError
+from cbframe.options import BucketDataSourceOptions
+
+PROBLEMS = 20
+"""How many problems are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that went wrong, and that the source may have got over.
+
+    The words of an error without the error: that one holds on to all that was at hand where it came from.
+
+    Attributes
+    ----------
+    at
+        Seconds of the source's clock.
+    kind
+        Name of the error's class.
+    message, hint, node, vbucket
+        As of :class:`~cbframe.CbframeError`.
+    """
+
+    at: float
+    kind: str
+    message: str
+    hint: str | None = None
+    node: str | None = None
+    vbucket: int | None = None
+
+
+class SourceView:
+    """The part of a data source that only looks. Nothing here waits, or holds anyone up."""
+
+    _coordinator: Coordinator
+    _supervisor: Supervisor
+    _counters: ClusterCounters
+    _map_counters: ClusterCounters
+    _calls: ClusterCounters
+    _stats: dict[str, NodeStats]
+    _problems: deque[Problem]
+    _options: BucketDataSourceOptions
+    _login: Login
+    _clock: Callable[[], float]
+
+    @property
+    def bucket(self) -> str:
+        """Name of the bucket."""
+        return self._login.bucket
+
+    def stats(self) -> BucketDataSourceStats:
+        """Counters at this moment."""
+        return BucketDataSourceStats(
+            (self._counters, self._map_counters, self._calls),
+            dict(self._stats),
+            vbuckets=self._coordinator.vbuckets,
+            vbuckets_done=len(self._coordinator.done),
+            at=self._clock(),
+        )
+
+    def vbucket_states(self) -> dict[int, VBucketState]:
+        """The streams at this moment, by vbucket; those that wait or are done have none."""
+        states: dict[int, VBucketState] = {}
+        for node in list(self._supervisor.nodes.values()):
+            states |= node.streams()
+        return dict(sorted(states.items()))
+
+    def vbucket_table(self) -> VBucketTable:
+        """All vbuckets at this moment, as columns: for looking at them often."""
+        coordinator = self._coordinator
+        nodes = list(self._supervisor.nodes.values())
+        wanted, told = coordinator.look()
+        return take_table(
+            coordinator.map,
+            wanted=wanted,
+            done=list(coordinator.done.items()),
+            ends=dict(coordinator.ends),
+            told=told,
+            streams=[stream for node in nodes for stream in node.open_streams()],
+        )
+
+    def sample_seqnos(self) -> None:
+        """Have the nodes tell how far their vbuckets are; :meth:`vbucket_table` knows it soon after.
+
+        For a source without an end, which has no other way to know what it lacks.
+        """
+        for node in list(self._supervisor.nodes.values()):
+            node.sample()
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the streams have an end."""
+        return self._options.seq_end is not None
+
+    def windows(self) -> dict[str, Window]:
+        """The flow-control window of each connection, by node address."""
+        size = self._options.feed_buffer_size_bytes
+        return {address: Window(node.held(), size) for address, node in list(self._supervisor.nodes.items())}
+
+    def problems(self) -> tuple[Problem, ...]:
+        """What went wrong last, oldest first; no more than :data:`PROBLEMS`."""
+        return tuple(self._problems)
+
+    def trace(self) -> dict[str, list[str]]:
+        """What happened last on each connection, by node address; oldest first."""
+        return {address: node.trace.lines() for address, node in list(self._supervisor.nodes.items())}
+
+    def progress(self) -> tuple[int, int]:
+        """Seqnos received and wanted of a bounded source, summed over its vbuckets."""
+        ends = dict(self._coordinator.ends)
+        if not ends:
+            return 0, 0
+        done = set(self._coordinator.done)
+        reached = sum(ends.get(vb, 0) for vb in done)
+        for node in list(self._supervisor.nodes.values()):
+            for stream in node.open_streams():
+                if stream.vbucket not in done:
+                    reached += min(stream.seqno, ends.get(stream.vbucket, 0))
+        return reached, sum(ends.values())
+
+    @property
+    def map(self) -> ClusterMap | None:
+        """The newest cluster map."""
+        return self._coordinator.map
+
+    @property
+    def high_seqnos(self) -> dict[int, int]:
+        """High seqnos by vbucket, as the nodes told last."""
+        return self._coordinator.high_seqnos
+
+    @property
+    def as_of(self) -> dict[int, plan.Position]:
+        """Where each finished vbucket is complete: the end of its last snapshot."""
+        return dict(sorted(self._coordinator.done.items()))
+
+    def _note(self, error: CbframeError) -> None:
+        """Keep a problem; the last one may be told twice, to the receiver and as the end of all."""
+        problem = Problem(
+            self._clock(), type(error).__name__, error.message, error.hint, error.node, error.vbucket
+        )
+        if not self._problems or replace(problem, at=self._problems[-1].at) != self._problems[-1]:
+            self._problems.append(problem)

@@ -1,0 +1,250 @@
+"""A batch of changes: what happened to which documents, and how far the stream is after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cbframe.arrow.columns import KEY, SEQNO, VALUE, VBUCKET, is_json
+from cbframe.arrow.documents.order import Places
+from cbframe.arrow.documents.plan import Policy
+from cbframe.arrow.documents.projection import path_of
+from cbframe.arrow.documents.typer import JsonTyper
+from cbframe.dcp.positions import Position
+from cbframe.dcp.receiver import Receipt
+from cbframe.frame import shape
+from cbframe.frame.checkpoint import VBucketOffset
+from cbframe.frame.conflicts import Conflict, named
+from cbframe.frame.names import is_text
+from cbframe.wire.messages import SystemEvent
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHANGE_TYPE = "_change_type"
+UPSERT, DELETE, EXPIRE = "upsert", "delete", "expire"
+CHANGE_TYPES = pa.array([UPSERT, DELETE, EXPIRE])
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """The server has withdrawn a part of a vbucket's history, after a failover for one.
+
+    All changes of the vbucket behind `seqno` that came before are void. Whoever has kept every change
+    takes those back, and what is left is the vbucket's state at that moment. Whoever has kept only the
+    newest version of each document has lost what withdrawn changes replaced: ``on_rollback="restart"``
+    then makes `seqno` the beginning of the stream, and all of the vbucket comes again.
+
+    Attributes
+    ----------
+    vbucket
+        Whose history.
+    seqno
+        Where the stream goes on from: the end of a snapshot.
+    server_seqno
+        Where the server's history was cut off, at or behind `seqno`.
+    """
+
+    vbucket: int
+    seqno: int
+    server_seqno: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionDrop:
+    """A collection's documents are gone: those of this vbucket with a smaller seqno.
+
+    The names are None where nobody knows them any more.
+    """
+
+    vbucket: int
+    seqno: int
+    collection_id: int
+    scope: str | None
+    collection: str | None
+
+
+@dataclass(slots=True, eq=False)
+class Given:
+    """What is said when a batch is consumed.
+
+    Attributes
+    ----------
+    positions
+        Where vbuckets are then.
+    receipts
+        Of its documents.
+    """
+
+    positions: dict[int, Position] = field(default_factory=dict)
+    receipts: list[Receipt] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class ChangeBatch:
+    """Some changes in the order in which they happened, per vbucket.
+
+    Attributes
+    ----------
+    record_batch
+        One row a change: ``_change_type`` (upsert, delete or expire), ``_cb_key``, ``_cb_vbucket`` and
+        ``_cb_seqno``, the metadata that was asked for, and the document as bytes in ``_cb_value``, null
+        where it is gone.
+    rollbacks
+        What was withdrawn: to be taken back before the rows of this batch.
+    events
+        Scopes and collections that came, went or changed.
+    drops
+        Collections that went, or were emptied: of the documents nothing else tells.
+    given
+        For acknowledging it.
+    datatype, collection_ids
+        Of each row, as the server has it.
+    """
+
+    record_batch: pa.RecordBatch = field(repr=False)
+    rollbacks: tuple[Rollback, ...]
+    events: tuple[SystemEvent, ...]
+    drops: tuple[CollectionDrop, ...]
+    given: Given = field(repr=False)
+    datatype: npt.NDArray[np.uint8] = field(repr=False)
+    collection_ids: npt.NDArray[np.uint32] = field(repr=False)
+
+    def __len__(self) -> int:
+        """How many changes there are."""
+        return int(self.record_batch.num_rows)
+
+    def __bool__(self) -> bool:
+        # One without rows may have a rollback.
+        return True
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self):,} changes", f"{len(self.given.positions)} vbuckets"]
+        if self.rollbacks:
+            parts.append(f"{len(self.rollbacks)} rollbacks")
+        if self.events:
+            parts.append(f"{len(self.events)} events")
+        return f"<ChangeBatch: {', '.join(parts)}, {self.nbytes:,} bytes>"
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return int(self.record_batch.nbytes)
+
+    @cached_property
+    def offsets(self) -> dict[int, VBucketOffset]:
+        """How far the vbuckets of this batch are after it; those of others have not changed."""
+        return {vb: VBucketOffset.of(position) for vb, position in sorted(self.given.positions.items())}
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """Hand the rows over to any Arrow consumer."""
+        return pa.Table.from_batches([self.record_batch]).__arrow_c_stream__(requested_schema)
+
+    def to_arrow(
+        self,
+        *,
+        columns: Sequence[str | tuple[str, ...]] | None = None,
+        nested: Literal["struct", "flatten", "json"] = "struct",
+    ) -> pa.Table:
+        """A table with a typed column for each field of the batch's documents; null where they are gone.
+
+        Types follow from this batch alone.
+
+        Parameters
+        ----------
+        columns, nested
+            As for :func:`cbframe.scan_bucket`.
+        """
+        return self._typed(columns, nested)[0]
+
+    def to_pandas(
+        self,
+        *,
+        columns: Sequence[str | tuple[str, ...]] | None = None,
+        nested: Literal["struct", "flatten", "json"] = "struct",
+        dtype_backend: str | None = "pyarrow",
+    ) -> pd.DataFrame:
+        """A DataFrame whose index is the document key, typed as :meth:`to_arrow` does it.
+
+        ``df.attrs["cbframe"]`` has ``conflicts`` and ``rejected``, as of a read, and ``rollbacks``.
+        """
+        from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+
+        table, conflicts, rejected = self._typed(columns, nested)
+        frame = to_pandas(table, dtype_backend)
+        frame.attrs["cbframe"] = {
+            "conflicts": [conflict.to_dict() for conflict in conflicts],
+            "rejected": rejected,
+            "rollbacks": [[each.vbucket, each.seqno] for each in self.rollbacks],
+        }
+        return frame
+
+    def _typed(
+        self, columns: Sequence[str | tuple[str, ...]] | None, nested: shape.Nested
+    ) -> tuple[pa.Table, tuple[Conflict, ...], dict[str, int]]:
+        batch = pa.Table.from_batches([self.record_batch])
+        return typed(batch, self.datatype, columns=columns, nested=nested)
+
+
+def typed(
+    changes: pa.Table,
+    datatype: npt.NDArray[np.uint8],
+    *,
+    columns: Sequence[str | tuple[str, ...]] | None = None,
+    nested: shape.Nested = "struct",
+) -> tuple[pa.Table, tuple[Conflict, ...], dict[str, int]]:
+    """Rows of changes with their documents as columns, conflicts, and how many are no documents.
+
+    Parameters
+    ----------
+    changes
+        As in :attr:`ChangeBatch.record_batch`.
+    datatype
+        Of each row, as the server has it.
+    """
+    rows = len(changes)
+    values = changes[VALUE]
+    there = np.asarray(values.is_valid())
+    typer = JsonTyper(Policy(nested_as_text=nested == "json"))
+    if there.any():
+        documents = values.filter(pa.array(there)).combine_chunks()
+        if isinstance(documents, pa.ChunkedArray):
+            documents = pa.concat_arrays(documents.chunks)
+        places = Places(changes[VBUCKET].to_numpy()[there], changes[SEQNO].to_numpy()[there])
+        typer.add(documents, is_json(datatype[there]), places)
+    found = typer.finish()
+    table = found.table
+    if columns is not None:
+        table = shape.selected(table, [path_of(column) for column in columns], rows=found.rows, lenient=True)
+    if nested == "flatten":
+        table = shape.flattened(table)
+    if found.rows != rows and table.num_columns:
+        # Each row takes its document; where there is none, there is no index, and so null.
+        table = table.take(pa.array(np.cumsum(there) - 1, mask=~there))
+    # The only name without our prefix, since others who tell of changes use it: a document's own makes way.
+    names = [_free(name, table.column_names) if name == CHANGE_TYPE else name for name in table.column_names]
+    table = table.rename_columns(names)
+    keys = changes[KEY].filter(pa.array(there))
+    conflicts = named(found.conflicts, lambda row: keys[row].as_py())
+    return _beside(changes.drop_columns([VALUE]), table), conflicts, found.rejected
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _beside(head: pa.Table, table: pa.Table) -> pa.Table:
+    columns = {}
+    for name, column in zip(head.column_names, head.columns, strict=True):
+        text = pa.types.is_dictionary(column.type) or (name == KEY and is_text(column))
+        columns[name] = column.cast(pa.string()) if text else column
+    schema = pa.schema([*(pa.field(name, column.type) for name, column in columns.items()), *table.schema])
+    return pa.table([*columns.values(), *table.columns], schema=schema)

@@ -1,0 +1,338 @@
+"""Why a connection fails: every step from the name to the first change, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from cbframe.cluster.auth import Authenticator, as_authenticator
+from cbframe.cluster.connstr import ConnectionString, parse_connection_string
+from cbframe.cluster.map import ClusterMap, parse_bucket_config
+from cbframe.cluster.nodes import read_nodes
+from cbframe.cluster.srv import srv_name, with_srv_seeds
+from cbframe.cluster.tls import TLSContext, TLSLike, client_context
+from cbframe.dcp.handover import monotonic
+from cbframe.dcp.handshake import Login
+from cbframe.dcp.maps import make_login
+from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE, Probe, first_marker
+from cbframe.dcp.transport import split_address
+from cbframe.errors import AccessError, AuthFailError, BucketNotFoundError, CbframeError, ProtocolError
+from cbframe.frame.diagnosis import ARGUMENTS, DNS, NODES, STEPS, STREAM, TCP, TLS, Diagnosis, Step
+from cbframe.frame.target import ScanTarget, raw_target
+from cbframe.typing import Connectable, ServerURLs
+
+_EACH = 5.0
+"""Seconds for one thing that is asked."""
+_SOON = 14 * 86400.0
+
+
+def doctor(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    timeout: float = 30.0,
+) -> Diagnosis:
+    """Find out why a connection fails, or that it does not. Never raises.
+
+    Looks at one thing after the other: the arguments; names and ports of the seeds; TLS, with the
+    certificate's names, authority and dates; whether the right service answers; user and password; the
+    bucket; the data service of every node, as far as it can be reached from here; the role; DCP; and
+    whether changes come. What depends on something that failed is skipped.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network
+        As for :func:`cbframe.scan_bucket`.
+    timeout
+        Seconds for all of it; about five for each question.
+
+    Returns
+    -------
+    Diagnosis
+        A table: show it, print it, or ask ``.ok``, ``.failed`` and ``.to_dict()``.
+    """
+    began = monotonic()
+    examination = _Examination(timeout, began)
+    try:
+        target = raw_target(conn, bucket, auth=auth, tls=tls, network=network)
+        parsed = parse_connection_string(target.server_urls).on_network(network)
+        authenticator = as_authenticator(target.auth)
+        context = client_context(tls, authenticator, encrypted=parsed.tls)
+    except CbframeError as exc:
+        examination.failed(ARGUMENTS, exc)
+        title = _shown(conn)
+    else:
+        examination.ok(ARGUMENTS, f"bucket {target.bucket!r} at {parsed}")
+        title = f"bucket {target.bucket!r} at {parsed}"
+        with contextlib.suppress(_StopError):
+            examination.run(target, parsed, authenticator, context)
+    return Diagnosis(title, examination.complete(), monotonic() - began)
+
+
+def _shown(conn: object) -> str:
+    """A connection string that may be wrong, without what may be a password in it."""
+    if isinstance(conn, str):
+        with contextlib.suppress(CbframeError):
+            return str(parse_connection_string(conn))
+    return "the connection"
+
+
+class _StopError(Exception):
+    """A step has failed on which all others depend."""
+
+
+class _Examination:
+    """Takes the steps, and notes what comes of them."""
+
+    def __init__(self, timeout: float, began: float) -> None:
+        self._until = began + timeout
+        self._steps: dict[str, Step] = {}
+
+    def left(self) -> float:
+        return self._until - monotonic()
+
+    def ok(self, name: str, detail: str) -> None:
+        self._steps[name] = Step(name, "ok", detail)
+
+    def skipped(self, name: str, detail: str) -> None:
+        self._steps[name] = Step(name, "skipped", detail)
+
+    def failed(self, name: str, error: CbframeError, remedy: str | None = None) -> None:
+        place = f" [{error.node}]" if error.node else ""
+        self._steps[name] = Step(name, "failed", f"{error.message}{place}", remedy or error.hint)
+
+    def complete(self) -> tuple[Step, ...]:
+        """All steps; those that were not taken are skipped."""
+        failed = next((step.name for step in self._steps.values() if step.status == "failed"), None)
+        because = "" if failed is None else f"after {failed} has failed"
+        return tuple(self._steps.get(name) or Step(name, "skipped", because) for name in STEPS)
+
+    def run(
+        self,
+        target: ScanTarget,
+        parsed: ConnectionString,
+        authenticator: Authenticator,
+        context: TLSContext | None,
+    ) -> None:
+        login = make_login(parsed, authenticator, target.bucket, allow_plain=False)
+        probe = Probe(context, _EACH, self.left)
+        seeds = self._reach(parsed, probe, context)
+        if parsed.bootstrap == "rest":
+            config, host = self._ask_manager(parsed, seeds, target, authenticator, context)
+        else:
+            config, host = self._ask_node(seeds, probe, login)
+        found = self._read_map(config, host, parsed)
+        self._look_at_nodes(found, config, host, probe, login)
+        if not found.unowned():
+            self._stream(target)
+
+    # -- the seeds
+
+    def _reach(self, parsed: ConnectionString, probe: Probe, context: TLSContext | None) -> list[str]:
+        """The seeds that can be reached, as far as TLS."""
+        before = srv_name(parsed)
+        parsed = with_srv_seeds(parsed, min(_EACH, max(0.1, self.left())))
+        seeds = [str(seed) for seed in parsed.seeds()]
+        named = "" if before is None or len(seeds) == 1 else f"SRV records name {len(seeds)} seeds; "
+
+        def resolve(seed: str) -> str:
+            found = probe.addresses(seed)
+            return f"{seed} is {', '.join(found)}"
+
+        def connect(seed: str) -> str:
+            probe.connect(seed)
+            return f"{seed} is open"
+
+        seeds = self._each(DNS, seeds, resolve, named)
+        seeds = self._each(TCP, seeds, connect)
+        if context is None:
+            self.skipped(TLS, f"{parsed.scheme}:// is not encrypted")
+            return seeds
+        return self._each(TLS, seeds, lambda seed: _certificate(seed, *probe.secure(seed)))
+
+    def _each(
+        self, name: str, seeds: Iterable[str], look: Callable[[str], str], before: str = ""
+    ) -> list[str]:
+        """Those for which it works; one is enough."""
+        good: dict[str, str] = {}
+        bad: list[CbframeError] = []
+        for seed in seeds:
+            try:
+                good[seed] = look(seed)
+            except CbframeError as exc:
+                exc.node = exc.node or seed
+                bad.append(exc)
+        if not good:
+            told = [f"{exc.message} [{exc.node}]" for exc in bad]
+            self._steps[name] = Step(name, "failed", "; ".join(told), bad[-1].hint)
+            raise _StopError
+        told = [*good.values(), *(f"{exc.node}: {exc.message}" for exc in bad)]
+        self.ok(name, before + "; ".join(told))
+        return list(good)
+
+    def _ask_node(self, seeds: list[str], probe: Probe, login: Login) -> tuple[Mapping[str, Any], str]:
+        """The cluster map, from a data node."""
+        for seed in seeds:
+            outcome = probe.fetch_config(seed, login)
+            if outcome.error is None or outcome.stage not in ("", SERVICE):
+                break
+        stages = (SERVICE, LOGIN, BUCKET)
+        told = {
+            SERVICE: f"{seed} is a data node",
+            LOGIN: f"user {login.user} is known" if login.username else "the client certificate is accepted",
+        }
+        failed = len(stages) if outcome.error is None else stages.index(outcome.stage or SERVICE)
+        for name in stages[: min(failed, 2)]:
+            self.ok(name, told[name])
+        if outcome.error is not None:
+            self.failed(stages[failed], outcome.error)
+            raise _StopError
+        try:
+            config = json.loads(outcome.answer)
+        except (ValueError, RecursionError):
+            config = None
+        if not isinstance(config, dict):
+            self.failed(BUCKET, ProtocolError("the cluster map is no JSON object", node=seed))
+            raise _StopError
+        return config, split_address(seed)[0]
+
+    def _ask_manager(
+        self,
+        parsed: ConnectionString,
+        seeds: list[str],
+        target: ScanTarget,
+        authenticator: Authenticator,
+        context: TLSContext | None,
+    ) -> tuple[Mapping[str, Any], str]:
+        """The cluster map, from a cluster manager."""
+        from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
+
+        client = RestClient(
+            [f"{parsed.scheme}://{seed}" for seed in seeds],
+            authenticator,
+            timeout=max(0.1, min(_EACH, self.left())),
+            tls_context=context,
+        )
+        name = SERVICE
+        try:
+            try:
+                client.node_services()
+            except (AuthFailError, AccessError) as exc:
+                self.ok(SERVICE, "the cluster manager answers")
+                name = LOGIN if isinstance(exc, AuthFailError) else BUCKET
+                raise
+            self.ok(SERVICE, "the cluster manager answers")
+            self.ok(LOGIN, "user and password are accepted")
+            name = BUCKET
+            return client.bucket_config(target.bucket)
+        except CbframeError as exc:
+            self.failed(name, exc)
+            raise _StopError from exc
+
+    # -- the cluster
+
+    def _read_map(self, config: Mapping[str, Any], host: str, parsed: ConnectionString) -> ClusterMap:
+        try:
+            found = parse_bucket_config(config, origin_host=host, network=parsed.network, tls=parsed.tls)
+        except CbframeError as exc:
+            self.failed(BUCKET, exc)
+            raise _StopError from exc
+        missing = len(found.unowned())
+        told = f"{found.vbuckets} vbuckets on {len(found.nodes)} nodes"
+        if missing:
+            self.failed(
+                BUCKET,
+                BucketNotFoundError(f"{told}, and {missing} vbuckets have no node"),
+                "bring the node that failed back, or fail it over",
+            )
+        else:
+            self.ok(BUCKET, told)
+        return found
+
+    def _look_at_nodes(
+        self, found: ClusterMap, config: Mapping[str, Any], host: str, probe: Probe, login: Login
+    ) -> None:
+        outcomes = probe.open_dcp(found.nodes, login)
+        away = {
+            node: each.error for node, each in outcomes.items() if each.error and each.stage in ("", SERVICE)
+        }
+        if away:
+            error = next(iter(away.values()))
+            others = _other_networks(config, host, found, probe, list(away))
+            error.message = f"{len(away)} of {len(outcomes)} nodes cannot be reached: {error.message}"
+            self.failed(NODES, error, others or error.hint)
+        else:
+            where = "" if found.network == "default" else f", by their addresses on network {found.network!r}"
+            self.ok(NODES, f"{', '.join(outcomes)} can be reached{where}")
+        there = {node: each for node, each in outcomes.items() if node not in away}
+        told = {
+            ROLE: f"user {login.user} may stream",
+            DCP: f"opened on {len(there)} of {len(outcomes)} nodes",
+        }
+        for name, stages in ((ROLE, (LOGIN, BUCKET, ROLE)), (DCP, (DCP,))):
+            wrong = next((each.error for each in there.values() if each.error and each.stage in stages), None)
+            if wrong is not None:
+                self.failed(name, wrong)
+                raise _StopError
+            if there:
+                self.ok(name, told[name])
+        if away:
+            raise _StopError
+
+    def _stream(self, target: ScanTarget) -> None:
+        try:
+            marker = first_marker(
+                target.server_urls,
+                target.bucket,
+                target.auth,
+                max(0.1, min(2 * _EACH, self.left())),
+                tls=target.tls,
+                network=target.network,
+            )
+        except CbframeError as exc:
+            self.failed(STREAM, exc)
+            return
+        if marker is None:
+            self.ok(STREAM, "streams were granted; the bucket has no documents")
+        else:
+            self.ok(STREAM, f"changes come: vbucket {marker[0]} up to seqno {marker[1]:,}")
+
+
+def _certificate(seed: str, version: str, until: float) -> str:
+    told = f"{seed} speaks {version}"
+    if not until:
+        return told
+    end = datetime.fromtimestamp(until, UTC)
+    left = until - datetime.now(UTC).timestamp()
+    soon = ", which is soon" if left < _SOON else ""
+    return f"{told}; its certificate holds until {end:%Y-%m-%d}{soon}"
+
+
+def _other_networks(
+    config: Mapping[str, Any], host: str, found: ClusterMap, probe: Probe, away: list[str]
+) -> str | None:
+    """What to do where nodes are on other networks, too: whether those can be reached is tried."""
+    networks: dict[str, list[str]] = {}
+    for node in read_nodes(config, host):
+        if node.kv_address(found.network, tls=found.tls) not in away:
+            continue
+        for name in node.networks:
+            address = node.kv_address(name, tls=found.tls)
+            if name != found.network and address is not None:
+                networks.setdefault(name, []).append(address)
+    for name, addresses in networks.items():
+        try:
+            for address in addresses:
+                probe.connect(address)
+        except CbframeError:
+            continue
+        return f'give network="{name}": {", ".join(addresses)} can be reached from here'
+    if networks:
+        return f"the nodes are also on: {', '.join(networks)}; none of these can be reached from here, either"
+    return None

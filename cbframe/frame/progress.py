@@ -1,0 +1,102 @@
+"""How far a read is, and who is told: a function of the caller's, or one of the forms that have names.
+
+This floor draws nothing. The forms are brought by a floor above, which :mod:`cbframe` loads together
+with this one; where it is not loaded, only functions are told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+from cbframe.dcp.source import BucketDataSource
+from cbframe.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class ScanProgress:
+    """How far a read is.
+
+    Attributes
+    ----------
+    rows, nbytes
+        Messages with documents received, and their bytes on the wire.
+    seqnos, seqnos_total
+        Summed over all vbuckets: reached, and to be reached. Exact; de-duplicated changes count.
+    vbuckets, vbuckets_total
+        Complete, and wanted.
+    seconds
+        Since the read began.
+    """
+
+    rows: int
+    nbytes: int
+    seqnos: int
+    seqnos_total: int
+    vbuckets: int
+    vbuckets_total: int
+    seconds: float
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1."""
+        if self.seqnos_total:
+            return min(1.0, self.seqnos / self.seqnos_total)
+        return float(self.vbuckets_total > 0 and self.vbuckets == self.vbuckets_total)
+
+
+ProgressCallback: TypeAlias = Callable[[ScanProgress], None]
+ProgressForm: TypeAlias = Literal["auto", "widget", "text"]
+Progress: TypeAlias = ProgressCallback | ProgressForm | bool | None
+FORMS: tuple[str, ...] = ("auto", "widget", "text")
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A form of progress: made for one run, told of its begin and end.
+
+    A run may look at several sources, one after the other.
+    """
+
+    def begin(self, source: BucketDataSource) -> None:
+        """Take note that a source is about to start."""
+
+    def __call__(self, progress: ScanProgress) -> None:
+        """Take note of how far the run is; about ten times a second."""
+
+    def end(self) -> None:
+        """Take note that the run is over, well or not."""
+
+
+_MAKERS: dict[str, Callable[[], Watcher | None]] = {}
+
+
+def bring_form(name: ProgressForm, make: Callable[[], Watcher | None]) -> None:
+    """Have ``progress=name`` mean what `make` gives; None shows nothing."""
+    _MAKERS[name] = make
+
+
+def check_progress(progress: Progress) -> None:
+    """Refuse what is no progress.
+
+    Raises
+    ------
+    ConfigurationError
+        It is neither a function nor the name of a form.
+    """
+    known = isinstance(progress, bool | None) or callable(progress) or progress in FORMS
+    if not known:
+        raise ConfigurationError(
+            f"progress={progress!r}", hint=f"choose from: {', '.join(FORMS)}, None, or give a function"
+        )
+
+
+def teller_of(progress: Progress) -> ProgressCallback | None:
+    """Who is told of a run: a :class:`Watcher`, a function, or nobody."""
+    if progress is None or progress is False:
+        return None
+    if callable(progress):
+        return progress
+    make = _MAKERS.get("auto" if progress is True else progress)
+    return None if make is None else make()

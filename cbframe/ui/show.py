@@ -1,0 +1,172 @@
+"""``show_stats``: what a stream does, in a notebook or a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cbframe.dcp.handover import monotonic
+from cbframe.dcp.ticker import Ticker
+from cbframe.ui.model import StatsModel
+from cbframe.ui.notebook import Output, in_notebook
+from cbframe.ui.static_form import as_html, as_text
+
+if TYPE_CHECKING:
+    from cbframe.ui.panel import StatsPanel
+
+EVERY = 0.25
+"""Seconds between two updates: four a second at most."""
+
+
+def show_stats(target: Any) -> StatsView:
+    """Show what a stream does, live.
+
+    In a notebook this is a widget: throughput, lag and the state of every vbucket, the nodes, the last
+    problems with their hints, and buttons. It is updated until the stream ends, by a thread of its own, and
+    a saved notebook shows how it ended. Elsewhere, ``print`` shows the state of the moment.
+
+    Parameters
+    ----------
+    target
+        A :class:`~cbframe.BucketDataSource`, a :class:`~cbframe.BucketScan`, a change stream, or anything
+        that has ``stats()``, ``vbucket_states()`` and ``progress()``, or a ``source`` that has them.
+
+    Returns
+    -------
+    StatsView
+        ``.model`` has the same as numbers: ``.to_pandas()``, ``.per_vbucket()``, ``.to_prometheus()``.
+
+    Raises
+    ------
+    ConfigurationError
+        There is nothing to show of this.
+
+    Examples
+    --------
+    >>> import cbframe
+    >>> from cbframe.testing import RecordingReceiver
+    >>> with cbframe.LocalCluster(vbuckets=8) as cluster:
+    ...     source = cbframe.BucketDataSource(
+    ...         cluster.connection_string, "default", "default", "", None,
+    ...         (cluster.username, cluster.password), RecordingReceiver())
+    ...     print(str(cbframe.show_stats(source)).splitlines()[0])
+    default: not started
+    """
+    view = StatsView(target)
+    if in_notebook():
+        view.display()
+    return view
+
+
+class StatsView:
+    """What is shown of a stream. Made by :func:`show_stats`.
+
+    Attributes
+    ----------
+    model
+        The numbers behind it.
+
+    Parameters
+    ----------
+    target, clock
+        As of :class:`~cbframe.ui.model.StatsModel`.
+    every
+        Seconds between two updates.
+    """
+
+    def __init__(self, target: Any, *, clock: Callable[[], float] = monotonic, every: float = EVERY) -> None:
+        self.model = StatsModel(target, clock=clock)
+        self._every = every
+        self._panel: StatsPanel | None = None
+        self._ticker: Ticker | None = None
+        self._output: Output | None = None
+        self._live = True
+        self.model.sample()
+
+    def __repr__(self) -> str:
+        self._look()
+        return as_text(self.model)
+
+    def _repr_html_(self) -> str:
+        self._look()
+        return as_html(self.model)
+
+    def _ipython_display_(self) -> None:
+        # As the last expression of the cell that has made it, it is there already.
+        if self._output is None or not self._output.of_this_cell():
+            self.display()
+
+    def _look(self) -> None:
+        """Look now, unless a thread does so all the time: one at a time may."""
+        if self._ticker is None or not self._ticker.running:
+            self.refresh()
+
+    @property
+    def panel(self) -> StatsPanel | None:
+        """The widget; None where there is none."""
+        return self._panel
+
+    def display(self, *, live: bool = True) -> None:
+        """Show it in the output of the present cell.
+
+        Parameters
+        ----------
+        live
+            Whether a thread of its own keeps it up to date; else whoever has it calls :meth:`refresh`, and
+            nobody else does.
+        """
+        if self._panel is None:
+            self._panel = self._make_panel()
+        self._live = live
+        self._output = Output(self.bundle())
+        if live and self._panel is not None and self._ticker is None and not self.model.latest.ended:
+            self._ticker = Ticker(self._every, self.refresh)
+            self._ticker.start()
+
+    def _make_panel(self) -> StatsPanel | None:
+        try:
+            from cbframe.ui.panel import StatsPanel  # noqa: PLC0415 - half a second, and not everywhere
+        except ImportError:
+            return None
+        return StatsPanel(self.model, self._acted)
+
+    def bundle(self) -> dict[str, Any]:
+        """The forms of the present state, by MIME type: the widget, HTML and text."""
+        forms = {} if self._panel is None else self._panel.bundle()
+        return {**forms, "text/html": as_html(self.model), "text/plain": as_text(self.model)}
+
+    def refresh(self) -> bool:
+        """Look once more, and draw it; whether there is more to come."""
+        ended = self.model.latest.ended
+        latest = self.model.sample()
+        if self._panel is not None:
+            self._panel.show(self.model)
+        if latest.ended and not ended:
+            self._save()
+        return not latest.ended
+
+    def _acted(self) -> None:
+        """A button was clicked: show what came of it."""
+        if self._ticker is not None and self._ticker.running:
+            self._ticker.wake()
+        elif self._live:
+            self.refresh()
+
+    def close(self) -> None:
+        """End the updates; what is shown stays. The stream goes on. Allowed more than once."""
+        if self._ticker is not None:
+            self._ticker.stop()
+            self._ticker = None
+            if self.refresh():
+                self._save()
+
+    def _save(self) -> None:
+        """Have the notebook's file hold the present state: it is what is seen where no kernel runs."""
+        if self._output is not None:
+            self._output.update(self.bundle())
+
+    def let_go(self) -> None:
+        """Keep the picture, and hold on to nothing that it was made from."""
+        self.model.let_go()
+        if self._panel is not None:
+            self._panel.let_go()

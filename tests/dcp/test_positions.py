@@ -1,0 +1,220 @@
+"""Where streams go on from, and back to: the bookkeeping of one vbucket against a server in memory."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.positions import MOST_ENDS, Position, Track, thinned
+from cbframe.dcp.streams import request_from
+from cbframe.local.admission import rollback_point
+from cbframe.wire.failover import FailoverEntry
+
+
+def metadata(start: int, end: int, *log: tuple[int, int]) -> bytes:
+    entries = tuple(FailoverEntry(*entry) for entry in log)
+    return VBucketMetaData(snap_start=start, snap_end=end, failover_log=entries).to_json()
+
+
+def at(seqno: int, *ends: int, base: int = 0) -> Track:
+    return Track.at(Position(seqno, metadata(seqno, seqno, (7, 0)), ends, base))
+
+
+def test_a_snapshot_is_complete_with_its_last_item() -> None:
+    track = Track()
+    track.requested()
+    assert not track.marked(5)
+    track.advanced(4)
+    assert track.position().ends == ()
+    track.advanced(5)
+    assert track.position() == Position(5, None, (5,), 0)
+
+
+def test_a_snapshot_is_complete_when_the_next_one_begins() -> None:
+    track = Track()
+    track.requested()
+    track.marked(5)
+    track.advanced(3)
+    assert track.marked(9), "the rest was of no interest"
+    assert track.position() == Position(5, None, (5,), 0)
+    track.advanced(9)
+    assert not track.marked(12)
+    assert track.position().ends == (9, 5)
+
+
+def test_the_next_stream_does_not_complete_a_snapshot() -> None:
+    track = Track()
+    track.requested()
+    track.marked(5)
+    track.advanced(3)
+    assert track.requested() == (None, 3)
+    assert not track.marked(9)
+    track.advanced(7)
+    assert track.position() == Position(7, None, (), 0)
+
+
+def test_a_stream_that_is_granted_is_news_and_a_snapshot_is_not() -> None:
+    track = Track()
+    track.requested()
+    assert track.stored(b"{}")
+    assert not track.stored(b"{}")
+
+
+def test_back_to_the_end_of_a_snapshot() -> None:
+    track = at(40, 40, 30, 10)
+    assert track.rolled_back(35) == 30
+    seqno, ends, base = track.seqno, track.ends, track.base
+    assert (seqno, ends, base) == (30, (30, 10), 0)
+    stored, again = track.requested()
+    assert stored is not None
+    assert again == 30
+    assert VBucketMetaData.from_json(stored).vbuuid_at(30) == 7
+
+
+def test_back_to_the_beginning_where_no_end_is_known() -> None:
+    track = at(40, 40, 30)
+    assert track.rolled_back(29) == 0
+    assert track.position() == Position(0, None, (), 0)
+
+
+def test_histories_that_began_later_are_forgotten() -> None:
+    track = Track.at(Position(40, metadata(40, 40, (9, 35), (8, 20), (7, 0)), (40, 30, 10)))
+    track.rolled_back(33)
+    assert VBucketMetaData.from_json(track.metadata or b"").failover_log == ((8, 20), (7, 0))
+
+
+def test_a_stream_from_now_on_can_begin_anywhere_before() -> None:
+    track = at(50, base=50)
+    assert track.rolled_back(45) == 45
+    assert track.base == 45
+    track = at(60, 60, base=50)
+    assert track.rolled_back(55) == 50
+    assert track.base == 50
+    track = at(60, 60, base=50)
+    assert track.rolled_back(0) == 0
+
+
+def test_back_to_where_the_stream_began() -> None:
+    track = at(60, 60, 55, base=50)
+    assert track.rolled_back(57, to_base=True) == 50
+    track = at(60, 60, 55, base=50)
+    assert track.rolled_back(40, to_base=True) == 40
+    track = at(60, 60, 55)
+    assert track.rolled_back(57, to_base=True) == 0
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=400))
+def test_few_ends_are_enough(steps: list[int]) -> None:
+    everything: list[int] = [0]
+    ends: tuple[int, ...] = ()
+    for step in steps:
+        everything.append(everything[-1] + step)
+        ends = thinned((everything[-1], *ends))
+    assert len(ends) <= MOST_ENDS
+    assert list(ends) == sorted(set(ends), reverse=True)
+    newest = everything[-1]
+    for end in everything[1:]:
+        if end >= ends[-1]:
+            best = max(kept for kept in ends if kept <= end)
+            # Twice the distance, and the size of a snapshot.
+            assert newest - best <= 2 * (newest - end) + 2 * max(steps)
+
+
+class Server:
+    """One vbucket: every change of every history, and what a stream is sent of it."""
+
+    def __init__(self) -> None:
+        self.history: list[tuple[str, int]] = []
+        self.log = [FailoverEntry(1, 0)]
+        self.number = 0
+
+    def change(self, key: str) -> None:
+        self.number += 1
+        self.history.append((key, self.number))
+
+    def lose(self, count: int) -> None:
+        del self.history[max(0, len(self.history) - count) :]
+        seqno = len(self.history)
+        self.log = [
+            FailoverEntry(self.log[0].vbuuid + 1, seqno),
+            *(entry for entry in self.log if entry.seqno <= seqno),
+        ]
+
+    def snapshot(self, start: int, end: int) -> list[tuple[int, str, int]]:
+        """Changes behind `start` up to `end`, without those that a later one of them replaces."""
+        newest = {key: seqno for seqno, (key, _) in enumerate(self.history[:end], 1) if seqno > start}
+        return sorted((seqno, key, self.history[seqno - 1][1]) for key, seqno in newest.items())
+
+    def state(self) -> dict[str, int]:
+        return dict(self.history)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("change"), st.sampled_from("abcdef")),
+        st.tuples(st.just("lose"), st.integers(0, 12)),
+        # How many items of the next snapshot come before the connection is cut.
+        st.tuples(st.just("stream"), st.one_of(st.none(), st.integers(0, 5))),
+    ),
+    max_size=80,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=STEPS, to_base=st.booleans())
+def test_whatever_is_lost_the_consumer_has_the_truth(steps: list[tuple[str, object]], to_base: bool) -> None:
+    server, track = Server(), Track()
+    log: list[tuple[int, str, int]] = []
+    latest: dict[str, tuple[int, int]] = {}
+
+    def stream(most: int | None) -> None:
+        """One connection: asked for, rolled back as often as wanted, then a snapshot, or a part of it."""
+        nonlocal log, latest
+        for _ in range(100):
+            stored, seqno = track.requested()
+            held = VBucketMetaData() if stored is None else VBucketMetaData.from_json(stored)
+            request = request_from(
+                0,
+                vbuuid=held.vbuuid_at(seqno),
+                seqno=seqno,
+                snap_start=held.snap_start,
+                snap_end=held.snap_end,
+            )
+            back = rollback_point(request, server.log, len(server.history))
+            if back is None:
+                break
+            target = track.rolled_back(0 if back >= seqno else back, to_base=to_base)
+            log = [change for change in log if change[0] <= target]
+            latest = {key: (at, value) for key, (at, value) in latest.items() if at <= target}
+        else:
+            raise AssertionError("rollbacks without end")
+        failover = tuple(server.log)
+        start, end = request.start, len(server.history)
+        track.stored(VBucketMetaData(snap_start=start, snap_end=start, failover_log=failover).to_json())
+        items = server.snapshot(start, end)
+        if not items:
+            return
+        first = min(request.snap_start, start)
+        track.marked(end)
+        for number, (seqno, key, value) in enumerate(items):
+            if most is not None and number >= most:
+                return
+            track.stored(VBucketMetaData(snap_start=first, snap_end=end, failover_log=failover).to_json())
+            track.advanced(seqno)
+            log.append((seqno, key, value))
+            latest[key] = seqno, value
+
+    for step, argument in steps:
+        match step, argument:
+            case "change", str(key):
+                server.change(key)
+            case "lose", int(count):
+                server.lose(count)
+            case "stream", most:
+                stream(most)  # type: ignore[arg-type]
+    stream(None)
+    if to_base:
+        assert {key: value for key, (_, value) in latest.items()} == server.state()
+    else:
+        assert {key: value for _, key, value in log} == server.state()

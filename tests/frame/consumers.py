@@ -1,0 +1,94 @@
+"""Consumers of change streams: one keeps every change, another the newest version of each document."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Protocol
+
+import numpy as np
+
+from cbframe import ChangeBatch, Checkpoint, LocalCluster
+
+from .kit import truth
+
+
+class Consumer(Protocol):
+    def apply(self, batch: ChangeBatch) -> None: ...
+    def documents(self) -> dict[bytes, bytes]: ...
+
+
+class LogKeeper:
+    """Keeps every change, and takes back those that were withdrawn."""
+
+    def __init__(self) -> None:
+        self.log: dict[int, list[tuple[int, bytes, bytes | None]]] = defaultdict(list)
+        self.rollbacks = 0
+
+    def apply(self, batch: ChangeBatch) -> None:
+        for rollback in batch.rollbacks:
+            self.rollbacks += 1
+            assert rollback.seqno <= rollback.server_seqno
+            log = self.log[rollback.vbucket]
+            self.log[rollback.vbucket] = [change for change in log if change[0] <= rollback.seqno]
+        for vbucket, seqno, key, value in rows_of(batch):
+            log = self.log[vbucket]
+            assert not log or log[-1][0] < seqno, "a change came twice, or out of order"
+            log.append((seqno, key, value))
+
+    def documents(self) -> dict[bytes, bytes]:
+        state = {key: value for log in self.log.values() for _, key, value in log}
+        return {key: value for key, value in state.items() if value is not None}
+
+
+class StateKeeper:
+    """Keeps the newest version of each document: what a withdrawn change replaced is lost to it."""
+
+    def __init__(self) -> None:
+        self.state: dict[tuple[int, bytes], tuple[int, bytes | None]] = {}
+        self.rollbacks = 0
+
+    def apply(self, batch: ChangeBatch) -> None:
+        for rollback in batch.rollbacks:
+            self.rollbacks += 1
+            void = [
+                p
+                for p, (seqno, _) in self.state.items()
+                if p[0] == rollback.vbucket and seqno > rollback.seqno
+            ]
+            for place in void:
+                del self.state[place]
+        for vbucket, seqno, key, value in rows_of(batch):
+            self.state[vbucket, key] = seqno, value
+
+    def documents(self) -> dict[bytes, bytes]:
+        return {key: value for (_, key), (_, value) in self.state.items() if value is not None}
+
+
+def rows_of(batch: ChangeBatch) -> list[tuple[int, int, bytes, bytes | None]]:
+    """Vbucket, seqno, key and value of each change; no value where the document is gone."""
+    rows = batch.record_batch
+    kinds = rows.column("_change_type").to_pylist()
+    values = rows.column("_cb_value").to_pylist()
+    assert all((value is None) == (kind != "upsert") for kind, value in zip(kinds, values, strict=True))
+    columns = (rows.column(name).to_pylist() for name in ("_cb_vbucket", "_cb_seqno", "_cb_key"))
+    return list(zip(*columns, values, strict=True))
+
+
+def has_caught_up(cluster: LocalCluster, checkpoint: Checkpoint) -> bool:
+    """Whether everything that the cluster has was consumed, in the histories that it has now."""
+    bucket = cluster._engine.bucket
+    with bucket.lock:
+        for vbucket in bucket.vbuckets:
+            offset = checkpoint.offsets.get(vbucket.id)
+            seqno, known = (0, ()) if offset is None else (offset.seqno, offset.failover_log)
+            if seqno != vbucket.high_seqno or (seqno and known[0][0] != vbucket.vbuuid):
+                return False
+    return True
+
+
+def truth_of(cluster: LocalCluster) -> dict[bytes, bytes]:
+    return {key: row.value for key, row in truth(cluster).items()}
+
+
+def seqnos_of(batch: ChangeBatch) -> list[int]:
+    return np.asarray(batch.record_batch.column("_cb_seqno")).tolist()

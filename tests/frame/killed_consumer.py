@@ -1,0 +1,73 @@
+"""A consumer to be killed: it stores changes and checkpoint in one transaction, and says so."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from pathlib import Path
+
+from cbframe import BucketDataSourceOptions, Checkpoint, stream_bucket
+
+OPTIONS = BucketDataSourceOptions(
+    noop_interval_secs=20,
+    data_manager_sleep_init_ms=1,
+    data_manager_sleep_max_ms=10,
+    cluster_manager_sleep_init_ms=1,
+    cluster_manager_sleep_max_ms=10,
+)
+
+
+def say(what: str) -> None:
+    sys.stdout.write(what + "\n")
+    sys.stdout.flush()
+
+
+def main(conn: str, user: str, password: str, path: str, until: str) -> None:
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS changes"
+        " (vbucket INTEGER, seqno INTEGER, key BLOB, value BLOB, PRIMARY KEY (vbucket, seqno))"
+    )
+    database.execute("CREATE TABLE IF NOT EXISTS checkpoint (id INTEGER PRIMARY KEY, json TEXT)")
+    row = database.execute("SELECT json FROM checkpoint").fetchone()
+    start = "beginning" if row is None else Checkpoint.from_json(row[0])
+    auth = (user, password)
+    names = ("_cb_vbucket", "_cb_seqno", "_cb_key", "_cb_value")
+    with stream_bucket(
+        conn, auth=auth, start=start, batch_bytes=5000, max_latency=0.005, options=OPTIONS
+    ) as stream:
+        say("begun")
+        while (batch := stream.poll(None if until == "killed" else 2.0)) is not None:
+            rows = batch.record_batch
+            say("storing")
+            with database:
+                for rollback in batch.rollbacks:
+                    place = rollback.vbucket, rollback.seqno
+                    database.execute("DELETE FROM changes WHERE vbucket = ? AND seqno > ?", place)
+                # A change that is there already is an error.
+                columns = (rows.column(name).to_pylist() for name in names)
+                database.executemany("INSERT INTO changes VALUES (?, ?, ?, ?)", zip(*columns, strict=True))
+                checkpoint = stream.checkpoint_after(batch).to_json()
+                database.execute("INSERT OR REPLACE INTO checkpoint VALUES (1, ?)", (checkpoint,))
+            stream.ack(batch)
+            say("stored")
+    database.close()
+
+
+def write_files(conn: str, user: str, password: str, path: str, until: str) -> None:
+    """The same into Parquet files."""
+    folder = Path(path)
+    start = Checkpoint.load(folder) if list(folder.glob("*.parquet")) else "beginning"
+    with stream_bucket(
+        conn, auth=(user, password), start=start, batch_bytes=5000, max_latency=0.005, options=OPTIONS
+    ) as stream:
+        say("begun")
+        stream.to_parquet(
+            folder, rotate={"rows": 200, "seconds": 0.02}, seconds=None if until == "killed" else 3.0
+        )
+
+
+if __name__ == "__main__":
+    kind, *arguments = sys.argv[1:]
+    (write_files if kind == "files" else main)(*arguments)

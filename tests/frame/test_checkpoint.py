@@ -1,0 +1,162 @@
+"""Checkpoints: exact, whole on the disk, and refused where they do not belong."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cbframe import Checkpoint, ConfigurationError, VBucketOffset
+from cbframe.dcp.positions import Position
+
+U64 = st.integers(0, 2**64 - 1)
+
+
+@st.composite
+def offsets(draw: st.DrawFn) -> VBucketOffset:
+    start, seqno, end = sorted(draw(st.lists(U64, min_size=3, max_size=3)))
+    return VBucketOffset(
+        seqno,
+        start,
+        end,
+        tuple(draw(st.lists(st.tuples(U64, U64), max_size=3))),
+        draw(U64),
+        draw(U64),
+        tuple(draw(st.lists(U64, max_size=4))),
+        draw(st.integers(0, seqno)),
+    )
+
+
+CHECKPOINTS = st.builds(
+    Checkpoint,
+    st.text(max_size=10),
+    st.text(max_size=40),
+    st.dictionaries(st.integers(0, 1023), offsets(), max_size=5),
+    st.none() | st.text(max_size=10),
+    st.none() | st.lists(st.text(max_size=10), max_size=3).map(tuple),
+    st.none() | st.binary(max_size=10),
+)
+ONE = Checkpoint("b", "u", {7: VBucketOffset(2**63 + 1, 5, 2**64 - 1, ((2**64 - 1, 9), (3, 0)))})
+
+
+@given(CHECKPOINTS)
+def test_json_and_back(checkpoint: Checkpoint) -> None:
+    assert Checkpoint.from_json(checkpoint.to_json()) == checkpoint
+
+
+@given(offsets())
+def test_a_position_and_back(offset: VBucketOffset) -> None:
+    position = offset.position()
+    again = VBucketOffset.of(position)
+    if offset.failover_log:
+        assert again == offset
+    else:
+        # Without a history the stream begins with nothing else.
+        assert (again.seqno, again.snapshots, again.base) == (offset.seqno, offset.snapshots, offset.base)
+
+
+def test_numbers_are_text() -> None:
+    (fields,) = json.loads(ONE.to_json())["vbuckets"].values()
+
+    def numbers(value: Any) -> bool:
+        if isinstance(value, list):
+            return any(map(numbers, value))
+        return isinstance(value, int | float)
+
+    assert not any(map(numbers, fields.values()))
+    assert fields["seqno"] == "9223372036854775809"
+    assert fields["vbuuid"] == "18446744073709551615"
+    assert ONE.as_of == {7: (2**64 - 1, 2**63 + 1)}
+
+
+def test_a_position_beyond_its_snapshot_is_a_snapshot_of_its_own() -> None:
+    offset = VBucketOffset.of(Position(9, b'{"snapStart":1,"snapEnd":5,"failOverLog":[[7,0]]}', (5,), 0))
+    assert (offset.snap_start, offset.seqno, offset.snap_end, offset.vbuuid) == (9, 9, 9, 7)
+
+
+def test_a_file_and_back(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.json"
+    ONE.save(path)
+    assert Checkpoint.load(path) == ONE
+    other = replace(ONE, bucket="c")
+    other.save(str(path))
+    assert Checkpoint.load(str(path)) == other
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint.json"
+    ONE.save(path)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace(ONE, bucket="c").save(path)
+    assert Checkpoint.load(path) == ONE
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("cut", range(0, len(ONE.to_json()), 7))
+def test_one_that_is_cut(cut: int) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Checkpoint.from_json(ONE.to_json()[:cut])
+    assert caught.value.hint
+
+
+def changed(path: list[str], value: Any) -> str:
+    content = json.loads(ONE.to_json())
+    place = content
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "is no checkpoint"),
+        ("{}", "is no checkpoint"),
+        ("[" * 100_000, "cut, or no JSON"),
+        (changed(["version"], 2), "has version 2; known is 1"),
+        (changed(["bucket"], 1), "fields that are none"),
+        (changed(["vbuckets"], []), "fields that are none"),
+        (changed(["vbuckets"], {"1024": {}}), "fields that are none"),
+        (changed(["vbuckets", "7"], {}), "an offset that is none"),
+        (changed(["vbuckets", "7", "seqno"], 9.2e18), "an offset that is none"),
+        (changed(["vbuckets", "7", "seqno"], 9), "an offset that is none"),
+        (changed(["vbuckets", "7", "seqno"], "-1"), "an offset that is none"),
+        (changed(["vbuckets", "7", "seqno"], "18446744073709551616"), "an offset that is none"),
+        (changed(["vbuckets", "7", "seqno"], "٣"), "an offset that is none"),
+        (changed(["vbuckets", "7", "seqno"], "4"), "outside of its snapshot"),
+        (changed(["vbuckets", "7", "base"], "18446744073709551615"), "before its base"),
+        (changed(["vbuckets", "7", "failover_log"], [["1"]]), "an offset that is none"),
+        (changed(["key_prefix"], "x"), "fields that are none"),
+    ],
+)
+def test_what_is_none(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        Checkpoint.from_json(text)
+    assert caught.value.hint
+
+
+def test_one_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
+        Checkpoint.load(tmp_path / "nothing.json")
+    with pytest.raises(ConfigurationError, match="has no changes"):
+        Checkpoint.load(tmp_path)
+
+
+def test_other_offsets() -> None:
+    offset = VBucketOffset(1, 1, 1)
+    assert ONE.updated({3: offset}).offsets == {7: ONE.offsets[7], 3: offset}
+    assert list(ONE.offsets) == [7]
+    assert repr(ONE) == "<Checkpoint of 'b': 1 vbuckets, 9,223,372,036,854,775,809 changes>"

@@ -1,0 +1,755 @@
+"""Change streams as a program uses them: batches, positions, flow control, rollbacks, errors, the end."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cbframe import (
+    AccessError,
+    AuthFailError,
+    BucketNotFoundError,
+    CbframeError,
+    ChangeBatch,
+    ChangeStream,
+    Checkpoint,
+    ClusterMapError,
+    ConfigurationError,
+    LocalCluster,
+    ReadCancelledError,
+    Rollback,
+    RollbackError,
+    StreamError,
+    scan_bucket,
+    stream_bucket,
+)
+from cbframe.local import manifest
+from cbframe.wire.vbucket import vbucket_of
+
+from .consumers import LogKeeper, StateKeeper, has_caught_up, rows_of, truth_of
+from .kit import QUICK, Sent, background, fill
+
+PATIENCE = 20.0
+
+
+def open_stream(cluster: LocalCluster, **arguments: Any) -> ChangeStream:
+    arguments.setdefault("options", QUICK)
+    arguments.setdefault("max_latency", 0.01)
+    return stream_bucket(cluster, **arguments)
+
+
+def follow(stream: ChangeStream, consumer: LogKeeper | StateKeeper, cluster: LocalCluster) -> None:
+    """Consume until there is nothing more to come."""
+    until = time.monotonic() + PATIENCE
+    while not has_caught_up(cluster, stream.checkpoint):
+        assert time.monotonic() < until, (stream, stream.errors)
+        if (batch := stream.poll(0.05)) is not None:
+            consumer.apply(batch)
+            stream.ack(batch)
+
+
+def take(stream: ChangeStream) -> ChangeBatch:
+    batch = stream.poll(PATIENCE)
+    assert batch is not None
+    return batch
+
+
+# --- what comes
+
+
+def test_what_is_there_and_what_changes(pair: LocalCluster) -> None:
+    fill(pair, 300)
+    consumer = LogKeeper()
+    with open_stream(pair) as stream:
+        follow(stream, consumer, pair)
+        assert consumer.documents() == truth_of(pair)
+        pair.upsert("key-000001", {"n": "new"})
+        pair.delete("key-000002")
+        pair.expire("key-000003")
+        batch = take(stream)
+        while len(batch) < 3:
+            consumer.apply(batch)
+            stream.ack(batch)
+            batch = take(stream)
+        kinds = dict(
+            zip(
+                batch.record_batch.column("_cb_key").to_pylist(),
+                batch.record_batch.column("_change_type").to_pylist(),
+                strict=True,
+            )
+        )
+        assert kinds == {b"key-000001": "upsert", b"key-000002": "delete", b"key-000003": "expire"}
+        consumer.apply(batch)
+        assert consumer.documents() == truth_of(pair)
+        assert stream.state == "streaming"
+
+
+def test_from_now_on(pair: LocalCluster) -> None:
+    fill(pair, 300)
+    with open_stream(pair, start="now") as stream:
+        assert {vb: offset.seqno for vb, offset in stream.checkpoint.offsets.items()} == pair.high_seqnos()
+        pair.upsert("key-000001", b"{}")
+        batch = take(stream)
+        assert [row[2:] for row in rows_of(batch)] == [(b"key-000001", b"{}")]
+        assert stream.poll(0.05) is None
+
+
+def test_from_now_on_counts_from_the_call_and_not_from_the_first_batch(cluster: LocalCluster) -> None:
+    fill(cluster, 10)
+    with open_stream(cluster, start="now") as stream:
+        checkpoint = stream.checkpoint
+    for n in range(20):
+        cluster.upsert(f"later-{n}", b"1")
+    with open_stream(cluster, start=checkpoint) as stream:
+        keys = set()
+        while len(keys) < 20:
+            keys |= {row[2] for row in rows_of(take(stream))}
+    assert keys == {b"later-%d" % n for n in range(20)}
+
+
+def test_some_vbuckets_a_prefix_and_metadata(cluster: LocalCluster) -> None:
+    fill(cluster, 100)
+    cluster.upsert("other", {})
+    cluster.upsert("key-x", {"a": 1}, xattrs={"note": 1})
+    names = ("key", "cas", "xattrs", "flags")
+    vbuckets = range(0, 16, 2)
+    with open_stream(cluster, vbuckets=vbuckets, key_prefix="key-", metadata=names) as stream:
+        found = {}
+        while not all(
+            offset is not None and offset.seqno == seqno
+            for vb, seqno in cluster.high_seqnos().items()
+            for offset in [stream.checkpoint.offsets.get(vb)]
+            if vb in vbuckets and seqno
+        ):
+            batch = stream.poll(0.05)
+            if batch is None:
+                continue
+            found |= {key: value for _, _, key, value in rows_of(batch)}
+            stream.ack(batch)
+        assert stream.schema.names == [
+            "_change_type",
+            "_cb_key",
+            "_cb_vbucket",
+            "_cb_seqno",
+            "_cb_cas",
+            "_cb_xattrs",
+            "_cb_flags",
+            "_cb_value",
+        ]
+    wanted = {k: v for k, v in truth_of_plain(cluster).items() if vbucket_of(k, 16) % 2 == 0}
+    assert found == {k: v for k, v in wanted.items() if k.startswith(b"key-")}
+
+
+def truth_of_plain(cluster: LocalCluster) -> dict[bytes, bytes]:
+    keys = [b"key-%06d" % n for n in range(100)] + [b"other", b"key-x"]
+    return {key: value for key in keys if (value := cluster.get(key)) is not None}
+
+
+def test_a_batch_becomes_a_frame(cluster: LocalCluster) -> None:
+    keys = [key for n in range(200) if vbucket_of(key := b"k%d" % n, 16) == 0][:4]
+    cluster.upsert(keys[0], {"a": 1, "_change_type": "mine", "deep": {"b": 2}})
+    cluster.upsert(keys[1], {"a": "x"})
+    cluster.upsert(keys[2], b"\x00\x01")
+    cluster.upsert(keys[3], {"a": 1})
+    cluster.delete(keys[3])
+    with open_stream(cluster, vbuckets=[0]) as stream:
+        stream.pause()
+        until = time.monotonic() + PATIENCE
+        while stream.stats.total.documents < 4:
+            assert stream.poll(0.01) is None
+            assert time.monotonic() < until
+        stream.resume()
+        batch = take(stream)
+        frame = batch.to_pandas()
+    a, b, binary, gone = (key.decode() for key in keys)
+    assert frame.index.tolist() == [a, b, binary, gone]
+    assert frame["_change_type"].tolist() == ["upsert", "upsert", "upsert", "delete"]
+    assert frame["a"].iloc[:2].tolist() == ["1", "x"]
+    assert frame["a"].iloc[2:].isna().all()
+    assert frame.loc[a, "_change_type_"] == "mine"
+    assert frame.loc[a, "deep"] == {"b": 2}
+    assert frame.loc[binary, "_cb_value"] == b"\x00\x01"
+    assert frame.attrs["cbframe"]["rejected"] == {"binary": 1}
+    assert frame.attrs["cbframe"]["conflicts"][0]["samples"]["string"] == [b]
+    flat = batch.to_arrow(columns=["deep"], nested="flatten")
+    assert flat["deep.b"].to_pylist() == [2, None, None, None]
+    assert batch.to_arrow(columns=["nothing"])["nothing"].null_count == 4
+    assert keys[0].decode() not in repr(batch)
+
+
+# --- collections
+
+
+def test_collections_by_name_and_what_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        manifest, "_NAME", re.compile(".*")
+    )  # the server's own scope has another kind of name
+    with LocalCluster(vbuckets=4, seed=1) as cluster:
+        cluster.create_scope("shop")
+        cluster.create_collection("shop", "orders")
+        cluster.create_scope("_system")
+        cluster.create_collection("_system", "_query")
+        cluster.upsert("a", {}, collection="shop.orders")
+        cluster.upsert("b", {})
+        cluster.upsert("c", {}, collection="_system._query")
+        found: set[tuple[str, str, bytes]] = set()
+        with open_stream(cluster) as stream:
+            while len(found) < 2:
+                found |= names_in(take(stream))
+            cluster.create_collection("shop", "users")
+            cluster.upsert("d", {}, collection="shop.users")
+            while len(found) < 3:
+                found |= names_in(take(stream))
+            cluster.drop_collection("shop", "orders")
+            drops: set[int] = set()
+            while len(drops) < 4:
+                for drop in take(stream).drops:
+                    assert (drop.scope, drop.collection) == ("shop", "orders")
+                    drops.add(drop.vbucket)
+        assert found == {
+            ("shop", "orders", b"a"),
+            ("_default", "_default", b"b"),
+            ("shop", "users", b"d"),
+        }
+
+
+def names_in(batch: ChangeBatch) -> set[tuple[str, str, bytes]]:
+    rows = batch.record_batch
+    columns = (rows.column(name).to_pylist() for name in ("_cb_scope", "_cb_collection", "_cb_key"))
+    return set(zip(*columns, strict=True))
+
+
+def test_one_collection_until_it_is_gone() -> None:
+    with LocalCluster(vbuckets=4, seed=1) as cluster:
+        cluster.create_scope("shop")
+        cluster.create_collection("shop", "orders")
+        cluster.upsert("a", {}, collection="shop.orders")
+        cluster.upsert("b", {})
+        with open_stream(cluster, collections="shop.orders") as stream:
+            assert [row[2] for row in rows_of(take_rows(stream))] == [b"a"]
+            checkpoint = stream.checkpoint
+            cluster.drop_collection("shop", "orders")
+            for batch in stream:
+                assert not len(batch)
+            assert stream.state == "finished"
+            assert stream.poll(0) is None
+        with pytest.raises(ConfigurationError, match=r"no collection 'shop\.orders'"):
+            open_stream(cluster, collections="shop.orders")
+        with pytest.raises(ConfigurationError, match=r"collections=\('shop\.orders'"):
+            open_stream(cluster, start=checkpoint)
+
+
+def take_rows(stream: ChangeStream) -> ChangeBatch:
+    while not len(batch := take(stream)):
+        stream.ack(batch)
+    return batch
+
+
+# --- positions
+
+
+def test_iteration_acknowledges_the_batch_before(cluster: LocalCluster) -> None:
+    fill(cluster, 200)
+    with open_stream(cluster, batch_bytes=2000, options=replace(QUICK, receive_buffer_bytes=65536)) as stream:
+        first = next(stream)
+        assert sum(offset.seqno for offset in stream.checkpoint.offsets.values()) == 0
+        after = stream.checkpoint_after(first)
+        cluster.upsert("one-more", {})
+        second = next(stream)
+        assert {vb: after.offsets[vb] for vb in first.offsets} == first.offsets
+        for vb, offset in first.offsets.items():
+            if vb not in second.offsets:
+                assert stream.checkpoint.offsets[vb] == offset
+        stream.ack(second)
+        stream.ack(second)
+        stream.ack(first)
+        assert (
+            stream.checkpoint.offsets[next(iter(second.offsets))]
+            == second.offsets[next(iter(second.offsets))]
+        )
+
+
+def test_a_loop_that_was_left_has_not_consumed_its_batch(cluster: LocalCluster) -> None:
+    fill(cluster, 10)
+    with open_stream(cluster) as stream:
+        for batch in stream:
+            first = batch
+            break
+        for batch in stream:
+            assert batch is first
+            stream.ack(batch)
+            break
+        cluster.upsert("more", {})
+        for batch in stream:
+            assert batch is not first
+            # A later one is acknowledged, and this one with it.
+            cluster.upsert("yet-more", {})
+            stream.ack(take(stream))
+            break
+        cluster.upsert("and-more", {})
+        assert next(iter(stream)) is not batch
+
+
+def test_ctrl_c_at_a_bad_moment(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(cluster, 10)
+    with open_stream(cluster) as stream:
+        take(stream)
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        cluster.upsert("more", {})
+        monkeypatch.setattr(stream._gatherer, "_fill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.poll(PATIENCE)
+        monkeypatch.undo()
+        with pytest.raises(ReadCancelledError, match="interrupted") as caught:
+            stream.poll(PATIENCE)
+        assert "from its checkpoint" in str(caught.value.hint)
+
+
+def test_what_was_not_acknowledged_comes_again(pair: LocalCluster) -> None:
+    fill(pair, 500)
+    consumer = LogKeeper()
+    start: Any = "beginning"
+    for number in range(100):
+        with open_stream(pair, start=start, batch_bytes=3000) as stream:
+            batch = stream.poll(PATIENCE)
+            assert batch is not None
+            stream.poll(0.01)  # given out, and lost
+            consumer.apply(batch)
+            stream.ack(batch)
+            start = Checkpoint.from_json(stream.checkpoint.to_json())
+        if has_caught_up(pair, start):
+            break
+        pair.upsert(f"key-{number}", {})
+    else:
+        raise AssertionError("it never gets to the end")
+    assert consumer.documents() == truth_of(pair)
+
+
+@pytest.mark.parametrize("keeper", [LogKeeper, StateKeeper])
+def test_on_from_a_read(pair: LocalCluster, keeper: Any) -> None:
+    fill(pair, 200)
+    scan = scan_bucket(pair, parse=False, metadata=("key", "vbucket", "seqno"), options=QUICK)
+    table = scan.to_arrow()
+    consumer = keeper()
+    for row in table.sort_by("_cb_seqno").to_pylist():
+        vbucket, seqno, key = row["_cb_vbucket"], row["_cb_seqno"], row["_cb_key"].encode()
+        if isinstance(consumer, LogKeeper):
+            consumer.log[vbucket].append((seqno, key, row["_cb_value"]))
+        else:
+            consumer.state[vbucket, key] = seqno, row["_cb_value"]
+    pair.upsert("key-000001", b"{}")
+    pair.delete("key-000002")
+    vbucket = vbucket_of(b"key-000003", 16)
+    pair.fail_over(vbucket, lose=1)
+    pair.upsert("after", b"{}")
+    on_rollback = "emit" if keeper is LogKeeper else "restart"
+    with open_stream(pair, start=scan.as_of, on_rollback=on_rollback) as stream:
+        follow(stream, consumer, pair)
+        assert stream.stats.total.documents < 100
+    assert consumer.rollbacks == 1
+    assert consumer.documents() == truth_of(pair)
+    later = Checkpoint.after(scan.as_of, "default")
+    assert later.as_of == {vb: at for vb, at in scan.as_of.items() if at[1]}
+
+
+# --- flow control
+
+
+def test_unread_bytes_are_bounded(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(cluster, 4000, size=1000)
+    sent = Sent(monkeypatch, cluster)
+    window = 100_000
+    with open_stream(cluster, buffer_bytes=window, batch_bytes=20_000) as stream:
+        batches = [take(stream)]
+        while (batch := stream.poll(0.2)) is not None:
+            batches.append(batch)
+        assert window / 2 < sent.total < window + 20_000
+        before = sent.total
+        stream.ack(batches[-1])
+        until = time.monotonic() + PATIENCE
+        while sent.total == before:
+            assert time.monotonic() < until
+            stream.poll(0.01)
+
+
+def test_a_pause_holds_everything(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(cluster, 4000, size=1000)
+    sent = Sent(monkeypatch, cluster)
+    window = 100_000
+    with open_stream(cluster, buffer_bytes=window, batch_bytes=20_000) as stream:
+        batch = take(stream)
+        stream.pause()
+        assert stream.state == "paused"
+        stream.ack(batch)
+        assert stream.poll(0.2) is None
+        assert sent.total < window + 20_000
+        with background(lambda _stop: stream.resume()):
+            assert len(take(stream)) > 0
+        for _ in stream:
+            if sent.total > 2 * window:
+                break
+
+
+def test_what_is_filtered_out_holds_nothing_up(cluster: LocalCluster) -> None:
+    fill(cluster, 4000, size=1000)
+    cluster.upsert("wanted", {})
+    with open_stream(cluster, buffer_bytes=100_000, batch_bytes=20_000, key_prefix=b"wanted") as stream:
+        held = take(stream)
+        assert [row[2] for row in rows_of(held)] == [b"wanted"]
+        for n in range(400):
+            cluster.upsert(f"noise-{n}", b"x" * 1000)
+        cluster.upsert("wanted-too", {})
+        assert [row[2] for row in rows_of(take(stream))] == [b"wanted-too"]
+        stream.ack(held)
+
+
+# --- rollbacks
+
+
+def lost(cluster: LocalCluster, **arguments: Any) -> tuple[ChangeStream, int]:
+    """A stream that has consumed what is lost then, and the vbucket."""
+    for n in range(20):
+        cluster.upsert("a", {"n": n})
+        cluster.upsert("b", {"n": n})
+    stream = open_stream(cluster, vbuckets=[vbucket_of(b"a", 16)], **arguments)
+    return stream, vbucket_of(b"a", 16)
+
+
+def test_a_rollback_comes_in_order(cluster: LocalCluster) -> None:
+    stream, vbucket = lost(cluster)
+    with stream:
+        stream.ack(take(stream))
+        high = cluster.high_seqnos()[vbucket]
+        cluster.upsert("a", {"n": "withdrawn"})
+        stream.ack(take(stream))
+        cluster.fail_over(vbucket, lose=1)
+        cluster.upsert("a", {"n": "instead"})
+        batch = take(stream)
+        assert batch.rollbacks == (Rollback(vbucket, high, high),)
+        if not len(batch):
+            batch = take(stream)
+        assert [row[3] for row in rows_of(batch)] == [b'{"n":"instead"}']
+        assert stream.stats.total.rollbacks == 1
+
+
+def test_a_rollback_into_a_snapshot_leads_to_the_end_of_the_one_before(cluster: LocalCluster) -> None:
+    stream, vbucket = lost(cluster)
+    with stream:
+        # Both are in one snapshot: of what was before the withdrawn change, nothing ever came.
+        stream.ack(take(stream))
+        cluster.fail_over(vbucket, lose=1)
+        batch = take(stream)
+        (rollback,) = batch.rollbacks
+        high = cluster.high_seqnos()[vbucket]
+        assert (rollback.seqno, rollback.server_seqno) == (0, high)
+        if not len(batch):
+            batch = take(stream)
+        assert {row[2]: row[3] for row in rows_of(batch)}[b"a"] == cluster.get("a")
+
+
+def test_a_rollback_starts_over(cluster: LocalCluster) -> None:
+    stream, vbucket = lost(cluster, on_rollback="restart")
+    with stream:
+        stream.ack(take(stream))
+        cluster.upsert("a", {"n": "withdrawn"})
+        stream.ack(take(stream))
+        cluster.fail_over(vbucket, lose=1)
+        batch = take(stream)
+        assert [each.seqno for each in batch.rollbacks] == [0]
+        if not len(batch):
+            batch = take(stream)
+        assert {row[2]: row[3] for row in rows_of(batch)}[b"a"] == b'{"n":19}'
+
+
+def test_a_rollback_is_an_error(cluster: LocalCluster) -> None:
+    stream, vbucket = lost(cluster, on_rollback="raise")
+    with stream:
+        stream.ack(take(stream))
+        cluster.fail_over(vbucket, lose=1)
+        with pytest.raises(RollbackError, match="withdrawn everything behind seqno") as caught:
+            exhaust(stream)
+        assert caught.value.vbucket == vbucket
+        assert "emit" in str(caught.value.hint)
+        assert stream.state == "failed"
+        with pytest.raises(RollbackError):
+            stream.poll(0)
+
+
+def test_a_function_is_told_of_rollbacks(cluster: LocalCluster) -> None:
+    told: list[tuple[Rollback, str]] = []
+
+    def on_rollback(rollback: Rollback) -> None:
+        told.append((rollback, threading.current_thread().name))
+
+    stream, vbucket = lost(cluster, on_rollback=on_rollback)
+    with stream:
+        stream.ack(take(stream))
+        cluster.fail_over(vbucket, lose=1)
+        batch = take(stream)
+        assert told == [(batch.rollbacks[0], threading.current_thread().name)]
+
+
+def test_a_rollback_before_the_beginning_of_a_stream_from_now_on(cluster: LocalCluster) -> None:
+    stream, vbucket = lost(cluster, start="now")
+    with stream:
+        high = cluster.high_seqnos()[vbucket]
+        cluster.fail_over(vbucket, lose=3)
+        cluster.upsert("a", {"n": "instead"})
+        batch = take(stream)
+        assert [each.seqno for each in batch.rollbacks] == [high - 3]
+        if not len(batch):
+            batch = take(stream)
+        assert [row[3] for row in rows_of(batch)] == [b'{"n":"instead"}']
+
+
+def test_a_flushed_bucket_is_taken_back_whole(cluster: LocalCluster) -> None:
+    consumer = LogKeeper()
+    fill(cluster, 100)
+    with open_stream(cluster) as stream:
+        follow(stream, consumer, cluster)
+        for vbucket in range(16):
+            cluster.flush_vbucket(vbucket)
+        cluster.upsert("after", {})
+        follow_until(stream, consumer, {b"after": b"{}"})
+
+
+def follow_until(stream: ChangeStream, consumer: LogKeeper, documents: dict[bytes, bytes]) -> None:
+    until = time.monotonic() + PATIENCE
+    while consumer.documents() != documents:
+        assert time.monotonic() < until, stream
+        if (batch := stream.poll(0.05)) is not None:
+            consumer.apply(batch)
+            stream.ack(batch)
+
+
+# --- errors
+
+
+HASTY = replace(QUICK, connect_timeout=1.0, recovery_timeout=0.5)
+
+
+@pytest.mark.parametrize(
+    ("access", "password", "error"),
+    [
+        ("dcp", "wrong", AuthFailError),
+        ("none", "secret-word", BucketNotFoundError),
+        ("data", "secret-word", AccessError),
+    ],
+)
+def test_what_cannot_be_healed_is_raised(
+    cluster: LocalCluster, access: Any, password: str, error: type[CbframeError]
+) -> None:
+    cluster.add_user("ann", "secret-word", access=access)
+    with open_stream(cluster, auth=("ann", password)) as stream:
+        with pytest.raises(error) as caught:
+            stream.poll(PATIENCE)
+        assert caught.value.hint
+        assert caught.value.node == cluster.kv_addresses[0]
+        assert stream.state == "failed"
+        assert "failed" in repr(stream)
+        assert "secret" not in f"{stream!r} {caught.value}"
+        with pytest.raises(error):
+            next(stream)
+
+
+def test_a_bucket_that_is_not_there(cluster: LocalCluster) -> None:
+    conn = f"couchbase://{cluster.kv_addresses[0]}/nothing"
+    auth = (cluster.username, cluster.password)
+    with (
+        stream_bucket(conn, auth=auth, options=HASTY) as stream,
+        pytest.raises(BucketNotFoundError, match="nothing"),
+    ):
+        stream.poll(PATIENCE)
+
+
+def test_nobody_is_there() -> None:
+    with (
+        stream_bucket("couchbase://127.0.0.1:1/default", auth=("u", "p"), options=HASTY) as stream,
+        pytest.raises(CbframeError, match="cannot connect"),
+    ):
+        stream.poll(PATIENCE)
+    with pytest.raises(CbframeError, match="cannot connect"):
+        stream_bucket("couchbase://127.0.0.1:1/default", auth=("u", "p"), options=HASTY, start="now")
+
+
+def test_a_node_that_stays_away(pair: LocalCluster) -> None:
+    fill(pair, 50)
+    with open_stream(pair, options=HASTY) as stream:
+        take(stream)
+        pair.kill(1)
+        with pytest.raises(StreamError, match=r"no progress for 0\.5 s") as caught:
+            exhaust(stream)
+        assert "checkpoint" in str(caught.value.hint)
+        assert caught.value.node == pair.kv_addresses[1]
+
+
+def test_cuts_are_healed(pair: LocalCluster) -> None:
+    fill(pair, 300)
+    consumer = LogKeeper()
+    with open_stream(pair) as stream:
+        for node in (0, 1, 0, 1):
+            follow(stream, consumer, pair)
+            pair.cut(node)
+            pair.upsert(f"after-{node}", {})
+        follow(stream, consumer, pair)
+        assert consumer.documents() == truth_of(pair)
+        assert stream.errors
+        assert stream.state == "streaming"
+
+
+def test_rights_that_are_lost(cluster: LocalCluster) -> None:
+    fill(cluster, 50)
+    cluster.add_user("ann", "secret-word")
+    with open_stream(cluster, auth=("ann", "secret-word")) as stream:
+        take(stream)
+        cluster.revoke("ann")
+        with pytest.raises((AccessError, AuthFailError)):
+            exhaust(stream)
+
+
+def exhaust(stream: ChangeStream) -> None:
+    for _ in stream:
+        pass
+
+
+def test_a_function_that_fails(cluster: LocalCluster) -> None:
+    def fails(_rollback: Rollback) -> None:
+        raise RuntimeError("of the consumer")
+
+    stream, vbucket = lost(cluster, on_rollback=fails)
+    with stream:
+        stream.ack(take(stream))
+        cluster.fail_over(vbucket, lose=1)
+        for _ in range(3):
+            # The batch was not given out: it is still the next one.
+            with pytest.raises(RuntimeError, match="of the consumer"):
+                stream.poll(PATIENCE)
+        assert stream.state == "streaming"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"start": "tomorrow"}, "start='tomorrow'"),
+        ({"on_rollback": "ignore"}, "on_rollback='ignore'"),
+        ({"batch_bytes": 0}, "batch_bytes"),
+        ({"max_latency": -1}, "max_latency"),
+        ({"buffer_bytes": 1000, "batch_bytes": 900}, "half of the window"),
+        ({"buffer_bytes": 0}, "needs a window"),
+        ({"options": replace(QUICK, seq_end="now")}, "no end"),
+        ({"options": replace(QUICK, out_of_order=True)}, "order"),
+        ({"metadata": "nothing"}, "'nothing'"),
+        ({"scope": "nothing"}, "'nothing'"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(
+    cluster: LocalCluster, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        open_stream(cluster, **arguments)
+
+
+def test_another_bucket(cluster: LocalCluster) -> None:
+    fill(cluster, 10)
+    with open_stream(cluster) as stream:
+        stream.ack(take(stream))
+        checkpoint = stream.checkpoint
+    assert checkpoint.bucket_uuid
+    conn = f"couchbase://{cluster.kv_addresses[0]}/other"
+    with pytest.raises(ConfigurationError, match="is of bucket 'default', not of 'other'"):
+        stream_bucket(conn, auth=(cluster.username, cluster.password), start=checkpoint)
+    foreign = replace(checkpoint, bucket_uuid="0" * 32)
+    with (
+        open_stream(cluster, start=foreign) as stream,
+        pytest.raises(ClusterMapError, match="uuid") as caught,
+    ):
+        stream.poll(PATIENCE)
+    assert "without the old checkpoint" in str(caught.value.hint)
+
+
+def test_neither_keys_nor_passwords_are_told(cluster: LocalCluster, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    cluster.add_user("ann", "secret-word")
+    vbucket = vbucket_of(b"secret-key", 16)
+    with open_stream(cluster, auth=("ann", "secret-word"), key_prefix="secret-k") as stream:
+        for n in range(3):
+            cluster.upsert("secret-key", {"secret-field": n})
+            batch = take(stream)
+            stream.ack(batch)
+            cluster.cut()
+        cluster.fail_over(vbucket, lose=1)
+        told = [repr(batch), repr(take(stream)), repr(stream), repr(stream.checkpoint), repr(stream.errors)]
+        told += [repr(stream.stats), repr(stream.source), caplog.text, *map(str, stream.errors)]
+    assert stream.errors
+    assert not [each for each in told if "secret" in each]
+
+
+# --- the end
+
+
+def test_close_ends_an_iteration_on_another_thread(cluster: LocalCluster) -> None:
+    fill(cluster, 10)
+    stream = open_stream(cluster)
+    begun = threading.Event()
+
+    def iterate(_stop: threading.Event) -> None:
+        for _ in stream:
+            begun.set()
+
+    with background(iterate):
+        assert begun.wait(PATIENCE)
+        stream.close()
+    assert stream.state == "closed"
+    assert stream.poll(0) is None
+    assert list(stream) == []
+    stream.close()
+    assert "closed" in repr(stream)
+
+
+def test_a_paused_stream_can_be_closed(cluster: LocalCluster) -> None:
+    stream = open_stream(cluster)
+    stream.pause()
+    with background(lambda _stop: list(stream)):
+        stream.close()
+
+
+def test_a_stream_that_is_forgotten_ends(cluster: LocalCluster) -> None:
+    stream = open_stream(cluster)
+    source = stream.source
+    del stream
+    with pytest.raises(CbframeError, match="closed"):
+        source.wait(PATIENCE)
+
+
+def test_ctrl_c() -> None:
+    script = (
+        "import cbframe, sys, threading\n"
+        "with cbframe.LocalCluster(vbuckets=16) as cluster:\n"
+        "    try:\n"
+        "        with cbframe.stream_bucket(cluster) as stream:\n"
+        "            print('streaming', flush=True)\n"
+        "            for batch in stream: pass\n"
+        "    except KeyboardInterrupt:\n"
+        "        names = [t.name for t in threading.enumerate() if t.name.startswith('cbframe-node')]\n"
+        "        print('ended', names, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "streaming\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "ended []\n"
+        assert time.monotonic() - began < 3  # a fraction of one, on a machine that has nothing else to do
+    assert process.returncode == 0

@@ -1,0 +1,141 @@
+"""Change streams while the world breaks, by seeds: what a consumer has made of the changes is the truth.
+
+The world is that of bounded reads (test_broken_worlds): connections are cut, vbuckets move and lose their
+last changes, nodes crash, come back, fail over, join and leave, and documents change all the while. The
+consumer crashes as well: it then goes on with what it had stored, checkpoint and data together.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cbframe import ChangeStream, ConnectError, LocalCluster, stream_bucket
+from cbframe.cluster.map import ClusterMap
+from cbframe.dcp.handover import monotonic
+from cbframe.dcp.maps import MapSource
+from cbframe.dcp.transport import SocketStream, SocketTransport
+from cbframe.testing import FaultProxy
+
+from .consumers import LogKeeper, StateKeeper, has_caught_up, truth_of
+from .kit import QUICK
+from .test_broken_worlds import CONNECT, NODES, PARSE, RECEIVE, VBUCKETS, World
+
+PATIENCE = 60.0
+
+
+def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Stream in the world of a seed, until it is whole again and everything has come; what happened."""
+    rng = random.Random(seed)
+    few = rng.choice([30, 1000, 1 << 20])
+    before = set(threading.enumerate())
+    with LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed) as cluster, FaultProxy(cluster) as proxy:
+        proxy.chop(few)
+        world = World(cluster, proxy, rng, pause={30: 50}.get(few, 3))
+        for _ in range(400):
+            world.change()
+
+        def receive(self: SocketStream, view: memoryview) -> int | None:
+            count = RECEIVE(self, view[:few])
+            if count:
+                world.turn()
+            return count
+
+        def connect(self: SocketTransport, *arguments: Any) -> Any:
+            world.turn()
+            return CONNECT(self, *arguments)
+
+        def parse(self: MapSource, *arguments: Any) -> ClusterMap:
+            found = PARSE(self, *arguments)
+            world.known = found.nodes
+            return found
+
+        monkeypatch.setattr(MapSource, "_parse", parse)
+        monkeypatch.setattr(SocketStream, "receive_into", receive)
+        monkeypatch.setattr(SocketTransport, "connect", connect)
+        consumer = rng.choice([LogKeeper, StateKeeper])()
+        arguments = {
+            "auth": (cluster.username, cluster.password),
+            "on_rollback": "emit" if isinstance(consumer, LogKeeper) else "restart",
+            "batch_bytes": rng.choice([500, 5000, 100_000]),
+            "max_latency": rng.choice([0, 0.002]),
+            "buffer_bytes": 200_000,
+            "options": replace(QUICK, connect_timeout=30),
+            # With a filter, nodes tell of progress without documents.
+            "collections": rng.choice([None, None, "_default._default"]),
+        }
+        start: Any = "beginning"
+        crashes = rng.choice([0, 1, 3])
+        until = monotonic() + PATIENCE
+        stored = copy.deepcopy(consumer)
+        while True:
+            seeds = "couchbase://" + ",".join(world.known or cluster.kv_addresses)
+            with opened(seeds, cluster.bucket, world, start=start, **arguments) as stream:
+                crashed = consume(stream, stored, cluster, world, rng if crashes else None, until)
+                start = stream.checkpoint
+            if not crashed:
+                break
+            crashes -= 1
+        assert world.left == 0
+        assert stored.documents() == truth_of(cluster)
+        if isinstance(stored, LogKeeper):
+            seqnos = {vb: log[-1][0] for vb, log in stored.log.items() if log}
+            assert seqnos == {vb: seqno for vb, seqno in cluster.high_seqnos().items() if seqno}
+    assert set(threading.enumerate()) <= before
+    world.faults["rollbacks"] = stored.rollbacks
+    return world.faults
+
+
+def opened(seeds: str, bucket: str, world: World, **arguments: Any) -> ChangeStream:
+    """A stream; names of collections cannot be looked up while no seed can be reached."""
+    for _ in range(20):
+        try:
+            return stream_bucket(seeds, bucket, **arguments)
+        except ConnectError:
+            world.revive()
+    raise AssertionError("the names cannot be looked up")
+
+
+def consume(
+    stream: ChangeStream,
+    stored: LogKeeper | StateKeeper,
+    cluster: LocalCluster,
+    world: World,
+    rng: random.Random | None,
+    until: float,
+) -> bool:
+    """Take batches until everything has come, or a crash; whether it was one."""
+    while True:
+        assert monotonic() < until, (stream, stream.errors[-3:], world.left)
+        batch = stream.poll(0.02)
+        if rng is not None and rng.random() < 0.05:
+            return True  # the batch is lost, and was not acknowledged
+        if batch is not None:
+            stored.apply(batch)
+            stream.ack(batch)
+        elif world.left:
+            # Nothing moves: what makes the world go on are receives.
+            world.turn()
+        elif has_caught_up(cluster, stream.checkpoint):
+            return False
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("first", range(0, 40, 10))
+def test_worlds_that_break(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: Counter[str] = Counter()
+    for seed in range(first, first + 10):
+        happened += run(seed, monkeypatch)
+    assert happened["rollbacks"] > 0, "no history was lost while it was streamed: too little was tested"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 1300))
+def test_many_worlds_that_break(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(seed, monkeypatch)
