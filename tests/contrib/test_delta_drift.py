@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -95,7 +96,16 @@ def compare(uri: str, path: str) -> None:
             assert found[name].null_count == len(found)
         else:
             assert found[name].type == wanted[name].type, name
-            assert found[name].to_pylist() == wanted[name].to_pylist(), name
+            pairs = zip(found[name].to_pylist(), wanted[name].to_pylist(), strict=True)
+            assert all(one == other or as_read(one) == as_read(other) for one, other in pairs), name
+
+
+def as_read(cell: Any) -> Any:
+    """What text says: where integers had become doubles before they became text, it is ``1.0``."""
+    try:
+        return json.loads(cell)
+    except (TypeError, ValueError):
+        return cell
 
 
 def test_types_drift(tmp_path: Path) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deltalake import DeltaTable
-from frame.kit import Row, truth
+from frame.kit import QUICK, Row, truth, values_of
 from snapshot.test_rollbacks import Life
+from worlds import NODES, VBUCKETS, World, break_with
 
 from cbframe import LocalCluster
+from cbframe.contrib.delta import to_delta, update_delta
+from cbframe.testing import FaultProxy
 
-from .kit import held, make, update
+from .kit import by_deltalake, held, make, update
 
 
 def live(seed: int, uri: str) -> Counter[str]:
@@ -158,3 +163,49 @@ def test_tombstones_that_were_purged(uri: str) -> None:
         result = update(cluster, uri)
         assert held(uri) == truth(cluster)
         assert set(result.read_again.values()) == {0}
+
+
+@pytest.mark.timeout(400)
+def test_worlds_that_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: Counter[str] = Counter()
+    for seed in range(8):
+        with monkeypatch.context() as patched:
+            happened += _break(seed, str(tmp_path / str(seed)), patched)
+    assert happened["read again"] > 3, "no history was lost while it was read: too little was tested"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 1050))
+def test_many_worlds_that_break(seed: int, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _break(seed, uri, monkeypatch)
+
+
+def _break(seed: int, uri: str, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Four writes in the world of a seed, each of which says what it is a picture of."""
+    rng = random.Random(seed)
+    few = rng.choice([30, 1000, 1 << 20])
+    happened: Counter[str] = Counter()
+    with LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed) as cluster, FaultProxy(cluster) as proxy:
+        proxy.chop(few)
+        world = World(cluster, proxy, rng, pause={30: 50}.get(few, 3))
+        for _ in range(1000):
+            world.change()
+        break_with(world, few, monkeypatch)
+        for number in range(4):
+            world.left = 4
+            arguments: dict[str, Any] = {
+                "bucket": cluster.bucket,
+                "auth": (cluster.username, cluster.password),
+                "timeout": 60,
+                "options": QUICK,
+                "buffer_bytes": rng.choice([2000, 20_000]),
+            }
+            seeds = "couchbase://" + ",".join(cluster.kv_addresses)
+            if number:
+                result = update_delta(seeds, uri, **arguments)
+            else:
+                result = to_delta(seeds, uri, parse=False, **arguments)
+            world.check(values_of(by_deltalake(uri)), result.as_of)
+            happened["read again"] += len(result.read_again)
+        world.revive()
+    return happened

@@ -32,6 +32,8 @@ The positions are in its metadata, under ``cbframe``, in the format of a snapsho
 the application transaction ``cbframe``, and both must fit. Columns that no document had before are added.
 Where a type gets wider, or a field appears inside of an object, the table is written anew in one commit:
 Delta cannot change a column's type, and MERGE of delta-rs (1.6) makes nulls of objects that get a new member.
+No value is lost by that; what :mod:`cbframe.arrow.documents.unify` says of text holds: where a column was
+double before it became text, 1 is ``1.0``.
 
 What the server takes back, the table takes back: documents go, and those that they had replaced come from
 an earlier version of the table. Where its files are vacuumed, or it is more than fifty commits ago, that

@@ -20,6 +20,8 @@ STATISTICS = {
     )
 }
 """delta-rs rounds those of decimals, and what is looked for by them is not found."""
+_ROWS = 1 << 17
+"""Rows of a row group: deltalake holds those that are not complete in memory."""
 _SAME = "t._cb_collection_id = s._cb_collection_id AND t._cb_key = s._cb_key"
 
 
@@ -38,6 +40,7 @@ class Committer:
         self._table = table
         self._storage_options = None if storage_options is None else dict(storage_options)
         self._library = library()
+        self._writing = self._library.WriterProperties(compression="ZSTD", max_row_group_size=_ROWS)
 
     def version(self) -> int:
         """Of the table."""
@@ -63,6 +66,7 @@ class Committer:
                 schema_mode=None if self._table is None else "overwrite",
                 configuration=STATISTICS if self._table is None else None,
                 storage_options=self._storage_options if self._table is None else None,
+                writer_properties=self._writing,
                 commit_properties=self._properties(manifest),
             )
 
@@ -92,6 +96,7 @@ class Committer:
                     source_alias="s",
                     target_alias="t",
                     merge_schema=widen,
+                    writer_properties=self._writing,
                     commit_properties=self._properties(manifest),
                 )
                 .when_matched_delete(predicate=f"s.{CHANGE} = 'delete'")

@@ -57,8 +57,9 @@ def to_delta(
 ) -> DeltaResult:
     """Copy a bucket into a Delta table, which :func:`update_delta` brings up to date.
 
-    The table appears whole or not at all. Memory does not depend on the bucket's size; documents wait in
-    temporary files (`spool_dir`). What the table looks like is in the documentation of this package.
+    The table appears whole or not at all. Documents wait in temporary files (`spool_dir`); memory is
+    some hundred MB, since deltalake makes files of 100 MB in memory. What the table looks like is in the
+    documentation of this package.
 
     Parameters
     ----------
