@@ -1,6 +1,6 @@
 """Change streams while the world breaks, by seeds: what a consumer has made of the changes is the truth.
 
-The world is that of bounded reads (test_broken_worlds): connections are cut, vbuckets move and lose their
+The world is that of bounded reads (worlds): connections are cut, vbuckets move and lose their
 last changes, nodes crash, come back, fail over, join and leave, and documents change all the while. The
 consumer crashes as well: it then goes on with what it had stored, checkpoint and data together.
 """
@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from worlds import CONNECT, NODES, PARSE, RECEIVE, VBUCKETS, World
 
 from cbframe import ChangeStream, ConnectError, LocalCluster, stream_bucket
 from cbframe.cluster.map import ClusterMap
@@ -25,7 +26,6 @@ from cbframe.testing import FaultProxy
 
 from .consumers import LogKeeper, StateKeeper, has_caught_up, truth_of
 from .kit import QUICK
-from .test_broken_worlds import CONNECT, NODES, PARSE, RECEIVE, VBUCKETS, World
 
 PATIENCE = 60.0
 

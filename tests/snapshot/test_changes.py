@@ -113,7 +113,7 @@ def test_a_dropped_collection(cluster: LocalCluster, path: Path) -> None:
     assert set(told["_cb_collection"]) == {"a"}
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(7))
 def test_every_pair_of_versions(seed: int, path: Path) -> None:
     calendar = Calendar()
     with LocalCluster(nodes=1, vbuckets=8, seed=seed) as cluster:
