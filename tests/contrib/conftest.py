@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
@@ -15,8 +16,10 @@ from cbframe import LocalCluster
 
 @pytest.fixture(autouse=True, scope="session")
 def _runtime(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """deltalake begins its threads, and their sockets, with its first table: none of ours are among them."""
-    write_deltalake(tmp_path_factory.mktemp("first"), pa.table({"a": [1]}))
+    """deltalake and polars begin their threads with their first table: none of ours are among them."""
+    path = tmp_path_factory.mktemp("first")
+    write_deltalake(path, pa.table({"a": [1]}))
+    assert pl.scan_delta(path).filter(pl.col("a") == 1).collect().height == 1
 
 
 @pytest.fixture
