@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 from cbframe.arrow.columns import SEQNO, VBUCKET
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.frame.changes import CHANGE_TYPE, ChangeBatch
-from cbframe.frame.checkpoint import Checkpoint, sync_folder
+from cbframe.frame.checkpoint import CHECKPOINT_KEY, Checkpoint, change_files, sync_folder
 
-_KEY = b"cbframe.checkpoint"
 _GROUP_BYTES = 16 << 20
 _LOOK = 0.25
 
@@ -64,29 +63,6 @@ class Changes(Protocol):
     def state(self) -> str: ...
 
 
-def checkpoint_of(folder: Path) -> Checkpoint:
-    """How far the files of a folder reach.
-
-    Raises
-    ------
-    ConfigurationError
-        It has none of ours.
-    """
-    files = _files(folder)
-    if not files:
-        raise ConfigurationError(
-            f"the folder {str(folder)!r} has no changes", hint='begin with start="beginning" or start="now"'
-        )
-    metadata = pq.read_metadata(files[-1]).metadata or {}
-    if _KEY not in metadata:
-        raise ConfigurationError(f"{files[-1].name} has no checkpoint: it is no file of changes")
-    return Checkpoint.from_json(metadata[_KEY])
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("changes-*.parquet"))
-
-
 class ChangeLog:
     """Writes the changes of a stream into a folder.
 
@@ -126,8 +102,8 @@ class ChangeLog:
         folder.mkdir(parents=True, exist_ok=True)
         for scratch in folder.glob(".changes-*.tmp"):
             scratch.unlink()  # of a process that was killed
-        files = _files(folder)
-        if files and checkpoint_of(folder) != stream.checkpoint:
+        files = change_files(folder)
+        if files and Checkpoint.load(folder) != stream.checkpoint:
             raise ConfigurationError(
                 f"the folder {str(folder)!r} has changes, and the stream does not begin where they end",
                 hint="begin it with start=Checkpoint.load(folder), or name an empty folder",
@@ -223,7 +199,7 @@ class _File:
     def complete(self, checkpoint: Checkpoint) -> None:
         """Let it appear."""
         self._flush()
-        told = {_KEY: checkpoint.to_json().encode()}
+        told = {CHECKPOINT_KEY: checkpoint.to_json().encode()}
         if hasattr(self._writer, "add_key_value_metadata"):
             self._writer.add_key_value_metadata(told)
             self._writer.close()

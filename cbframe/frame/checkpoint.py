@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from cbframe.dcp.metadata import VBucketMetaData
 from cbframe.dcp.positions import Position
 from cbframe.errors import ConfigurationError
@@ -20,6 +22,8 @@ from cbframe.wire.failover import FailoverEntry
 
 _FORMAT = "cbframe checkpoint"
 _VERSION = 1
+CHECKPOINT_KEY = b"cbframe.checkpoint"
+"""Of a file of changes: what says how far all of them reach."""
 _HINT = "take an older one, or start anew: what comes then comes again"
 
 
@@ -259,9 +263,7 @@ class Checkpoint:
         """
         path = Path(path)
         if path.is_dir():
-            from cbframe.frame.changelog import checkpoint_of  # noqa: PLC0415 - it needs this module
-
-            return checkpoint_of(path)
+            return cls.from_json(_newest(path))
         try:
             text = path.read_bytes()
         except OSError as exc:
@@ -270,6 +272,25 @@ class Checkpoint:
                 hint='without one, start="beginning" or start="now"',
             ) from exc
         return cls.from_json(text)
+
+
+def change_files(folder: Path) -> list[Path]:
+    """The files of changes in a folder, oldest first."""
+    return sorted(folder.glob("changes-*.parquet"))
+
+
+def _newest(folder: Path) -> bytes:
+    """What the last file of changes says of how far all of them reach."""
+    files = change_files(folder)
+    if not files:
+        raise ConfigurationError(
+            f"the folder {str(folder)!r} has no changes", hint='begin with start="beginning" or start="now"'
+        )
+    metadata = pq.read_metadata(files[-1]).metadata or {}
+    if CHECKPOINT_KEY not in metadata:
+        raise ConfigurationError(f"{files[-1].name} has no checkpoint: it is no file of changes")
+    stored: bytes = metadata[CHECKPOINT_KEY]
+    return stored
 
 
 def sync_folder(folder: Path) -> None:
