@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "cbframe.cluster.auth": ("CertificateAuthenticator", "PasswordAuthenticator"),
+    "cbframe.cluster.auth": ("CertificateAuthenticator", "EnvironmentAuth", "PasswordAuthenticator"),
     "cbframe.cluster.backoff": ("exponential_backoff_loop",),
     "cbframe.cluster.rest": ("Bucket", "connect_bucket"),
     "cbframe.dcp.counters": ("NodeStats",),
@@ -55,6 +55,7 @@ _HOMES = {
     ),
     "cbframe.frame.asof": ("AsOf",),
     "cbframe.frame.conflicts": ("Conflict",),
+    "cbframe.frame.partition": ("ScanPartition",),
     "cbframe.frame.read": ("read_bucket", "scan_bucket"),
     "cbframe.frame.result": ("ReadResult",),
     "cbframe.frame.scan": ("BucketScan",),
@@ -101,6 +102,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from cbframe.cluster.auth import CertificateAuthenticator as CertificateAuthenticator
+    from cbframe.cluster.auth import EnvironmentAuth as EnvironmentAuth
     from cbframe.cluster.auth import PasswordAuthenticator as PasswordAuthenticator
     from cbframe.cluster.backoff import exponential_backoff_loop as exponential_backoff_loop
     from cbframe.cluster.rest import Bucket as Bucket
@@ -143,6 +145,7 @@ if TYPE_CHECKING:
     from cbframe.errors import XAttrsNotSupportedError as XAttrsNotSupportedError
     from cbframe.frame.asof import AsOf as AsOf
     from cbframe.frame.conflicts import Conflict as Conflict
+    from cbframe.frame.partition import ScanPartition as ScanPartition
     from cbframe.frame.read import read_bucket as read_bucket
     from cbframe.frame.read import scan_bucket as scan_bucket
     from cbframe.frame.result import ReadResult as ReadResult

@@ -17,7 +17,7 @@ from cbframe.errors import ConfigurationError
 from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
 
-_SYSTEM_SCOPE = "_system"
+SYSTEM_SCOPE = "_system"
 _NAMES = frozenset({"scope", "collection"})
 
 
@@ -130,7 +130,7 @@ def alive(raw: pa.Table, manifest: Manifest) -> npt.NDArray[np.bool_]:
     """
     unique, codes = np.unique(raw[COLLECTION_ID].to_numpy(), return_inverse=True)
     names = [manifest.collections.get(int(cid)) for cid in unique]
-    known = np.array([name is not None and name.scope != _SYSTEM_SCOPE for name in names], bool)
+    known = np.array([name is not None and name.scope != SYSTEM_SCOPE for name in names], bool)
     living: npt.NDArray[np.bool_] = known[codes]
     return living
 
