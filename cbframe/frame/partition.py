@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from cbframe.arrow.columns import KEY, OURS
 from cbframe.cluster.auth import Authenticator, CertificateAuthenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.errors import ConfigurationError, ConversionError
@@ -15,7 +17,7 @@ from cbframe.frame.asof import AsOf
 from cbframe.frame.pins import Pins
 from cbframe.frame.result import ReadResult
 from cbframe.frame.scan import BucketScan
-from cbframe.frame.target import ScanTarget
+from cbframe.frame.target import METADATA_NAMES, ScanTarget
 from cbframe.options import BucketDataSourceOptions
 
 if TYPE_CHECKING:
@@ -115,6 +117,16 @@ class ScanPartition:
             f"at most {self.changes:,} documents>"
         )
 
+    def refuse_secrets(self) -> None:
+        """Raise what pickling would raise.
+
+        Raises
+        ------
+        ConfigurationError
+            There is a password in it, or something that exists in this process only.
+        """
+        self._settings.refuse_secrets()
+
     @property
     def vbuckets(self) -> tuple[int, ...]:
         """Those that are read."""
@@ -145,7 +157,7 @@ class ScanPartition:
         """
         result = self._scan().read()
         self._check(result.table.schema)
-        return result
+        return replace(result, table=result.table.select(self.schema.names))
 
     def read(self) -> pa.Table:
         """Read it into an Arrow table, as :meth:`result` does; its metadata has ``as_of``."""
@@ -159,11 +171,30 @@ class ScanPartition:
         """Read it into record batches, as :meth:`result` does; memory as with a scan's ``to_reader``."""
         reader = self._scan().to_reader()
         self._check(reader.schema)
-        return reader
+        schema = self.schema.with_metadata(reader.schema.metadata)
+        return pa.RecordBatchReader.from_batches(schema, (batch.select(schema.names) for batch in reader))
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a new read over to any Arrow consumer."""
         return self.to_reader().__arrow_c_stream__(requested_schema)
+
+    def select(self, columns: Sequence[str]) -> ScanPartition:
+        """The same with some of the columns, besides the key: no more is read than they need.
+
+        Raises
+        ------
+        ConfigurationError
+            There is no such column.
+        """
+        unknown = [name for name in columns if name not in self.schema.names]
+        if unknown:
+            raise ConfigurationError(
+                f"the partitions have no column {unknown[0]!r}", hint="their attribute schema tells which"
+            )
+        names = dict.fromkeys([KEY, *columns])
+        settings = replace(self._settings, target=narrowed(self._settings.target, names))
+        schema = pa.schema([self.schema.field(name) for name in names])
+        return replace(self, schema=schema, _settings=settings)
 
     def _scan(self) -> BucketScan:
         own = self._settings
@@ -181,10 +212,28 @@ class ScanPartition:
         )
 
     def _check(self, schema: pa.Schema) -> None:
-        if schema.equals(self.schema):
-            return
-        news = [each.name for each in schema if each not in self.schema]
-        raise ConversionError(
-            f"the columns are not the agreed ones: {', '.join(news) or 'some are missing'}",
-            hint="collections came since the partitions were made: make them anew",
-        )
+        """Whether it has all agreed columns, and none that tells more of documents than these can."""
+        later = schema.names[:] if not {"scope", "collection"} & {*self._settings.target.metadata} else []
+        if "_cb_collection" in later:
+            raise ConversionError(
+                "documents are of collections, and the agreed schema has no column for them",
+                hint="collections came since the partitions were made: make them anew",
+            )
+        other = [each.name for each in self.schema if each not in schema]
+        if other:
+            raise ConversionError(f"columns are not the agreed ones: {', '.join(other)}")
+
+
+def narrowed(target: ScanTarget, names: Collection[str]) -> ScanTarget:
+    """A target that reads no more than some of its columns need, as far as that can be told by names."""
+    fields = [name for name in names if not name.startswith(OURS)]
+    odd = any(name.startswith(OURS) and name.removeprefix(OURS) not in METADATA_NAMES for name in names)
+    if not target.parsed or target.nested == "flatten" or odd:
+        return target
+    if not fields:
+        # Values need not even be sent, if nobody has to look at them.
+        needless = target.filters is None and target.errors == "keep"
+        return replace(target, keys_only=True, columns=None) if needless else target
+    if target.columns is None:
+        return replace(target, columns=tuple((name,) for name in fields))
+    return replace(target, columns=tuple(path for path in target.columns if ".".join(path) in fields))

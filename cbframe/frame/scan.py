@@ -380,7 +380,9 @@ class BucketScan:
         look = divider.look()
         found = []
         for number, share in enumerate(shares(look, n)):
-            as_of = AsOf({vb: look.positions[vb] for vb in share.vbuckets})
+            # What is empty has no history that would matter, as in every read.
+            positions = {vb: look.positions[vb] for vb in share.vbuckets}
+            as_of = AsOf({vb: at if at[1] else (0, 0) for vb, at in positions.items()})
             pins = Pins(as_of, look.map.uuid, consistency)
             found.append(ScanPartition(number, share.node, as_of, schema, pins, settings))
         return found

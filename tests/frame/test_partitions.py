@@ -119,6 +119,43 @@ def test_an_empty_bucket() -> None:
         assert parts[0].schema.names == ["_cb_key"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "columns"),
+    [
+        ({}, ["text"]),
+        ({}, ["text", "n"]),
+        ({}, []),
+        ({"metadata": ("cas", "seqno")}, ["_cb_seqno", "n"]),
+        ({"metadata": ("cas", "seqno")}, ["_cb_seqno"]),
+        ({"errors": "drop"}, []),
+        ({"columns": ["n", "text"], "filters": [("n", ">", 250)]}, ["text"]),
+        ({"filters": [("n", ">", 250)]}, []),
+        ({"keys_only": True}, []),
+        ({"parse": False}, ["_cb_value"]),
+        ({"nested": "flatten"}, ["text"]),
+        ({"nested": "json", "on_conflict": "null"}, ["text"]),
+        ({"schema": {"n": "double"}}, ["n"]),
+    ],
+)
+def test_some_columns(cluster: LocalCluster, arguments: dict[str, Any], columns: list[str]) -> None:
+    whole = scan_bucket(cluster, **arguments).to_arrow().select(["_cb_key", *columns])
+    parts = [part.select(columns) for part in parts_of(cluster, 3, **arguments)]
+    table = union(parts)
+    assert table.schema.equals(whole.schema)
+    assert sorted_rows(table) == sorted_rows(whole)
+    streamed = parts[0].to_reader().read_all()
+    assert sorted_rows(streamed) == sorted_rows(parts[0].read())
+    with pytest.raises(ConfigurationError, match="no column 'other'"):
+        parts[0].select(["other"])
+
+
+def test_what_is_not_needed_is_not_read(cluster: LocalCluster) -> None:
+    part = parts_of(cluster, 1)[0]
+    assert (
+        part.select([]).result().stats.total.bytes_received < part.result().stats.total.bytes_received * 0.8
+    )
+
+
 # -- secrets
 
 
@@ -194,6 +231,14 @@ def test_written_to_since() -> None:
                     part.to_reader()
             else:
                 assert sorted_rows(part.read()) == sorted_rows(before[part.number])
+
+
+def test_what_was_empty_stays_empty() -> None:
+    """Of a vbucket without any change nothing is read: that is its state at the pinned moment."""
+    with LocalCluster(nodes=1, vbuckets=4) as cluster:
+        part = parts_of(cluster, 1, consistency="strict")[0]
+        cluster.upsert("later", {"n": 1})
+        assert part.read().num_rows == 0
 
 
 def as_told(as_of: AsOf) -> dict[str, list[int]]:
