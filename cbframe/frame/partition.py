@@ -11,10 +11,12 @@ import pyarrow as pa
 from cbframe.arrow.columns import KEY, OURS
 from cbframe.cluster.auth import Authenticator, CertificateAuthenticator
 from cbframe.cluster.connstr import parse_connection_string
+from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.frame.agreed import Agreement
 from cbframe.frame.asof import AsOf
-from cbframe.frame.pins import Pins
+from cbframe.frame.divide import shares
+from cbframe.frame.pins import Consistency, Pins
 from cbframe.frame.result import ReadResult
 from cbframe.frame.scan import BucketScan
 from cbframe.frame.target import METADATA_NAMES, ScanTarget
@@ -111,9 +113,8 @@ class ScanPartition:
         )
 
     def __repr__(self) -> str:
-        bucket = self._settings.target.bucket
         return (
-            f"<ScanPartition {self.number} of {bucket!r}: {len(self.as_of)} vbuckets of {self.node}, "
+            f"<ScanPartition {self.number} of {self.bucket!r}: {len(self.as_of)} vbuckets of {self.node}, "
             f"at most {self.changes:,} documents>"
         )
 
@@ -126,6 +127,11 @@ class ScanPartition:
             There is a password in it, or something that exists in this process only.
         """
         self._settings.refuse_secrets()
+
+    @property
+    def bucket(self) -> str:
+        """Where the documents are."""
+        return self._settings.target.bucket
 
     @property
     def vbuckets(self) -> tuple[int, ...]:
@@ -169,10 +175,17 @@ class ScanPartition:
 
     def to_reader(self) -> pa.RecordBatchReader:
         """Read it into record batches, as :meth:`result` does; memory as with a scan's ``to_reader``."""
-        reader = self._scan().to_reader()
+        return self.streamed()[1]
+
+    def streamed(self) -> tuple[ReadResult, pa.RecordBatchReader]:
+        """What :meth:`to_reader` gives, and before it all of :meth:`result` but the documents."""
+        scan = self._scan()
+        reader = scan.to_reader()
         self._check(reader.schema)
+        assert scan.last is not None, "it was read"
         schema = self.schema.with_metadata(reader.schema.metadata)
-        return pa.RecordBatchReader.from_batches(schema, (batch.select(schema.names) for batch in reader))
+        batches = (batch.select(schema.names) for batch in reader)
+        return scan.last, pa.RecordBatchReader.from_batches(schema, batches)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a new read over to any Arrow consumer."""
@@ -222,6 +235,20 @@ class ScanPartition:
         other = [each.name for each in self.schema if each not in schema]
         if other:
             raise ConversionError(f"columns are not the agreed ones: {', '.join(other)}")
+
+
+def pinned_parts(
+    look: Look, n: int, consistency: Consistency, schema: pa.Schema, settings: PartSettings
+) -> list[ScanPartition]:
+    """The partitions of what was looked at."""
+    found = []
+    for number, share in enumerate(shares(look, n)):
+        # What is empty has no history that would matter, as in every read.
+        positions = {vb: look.positions[vb] for vb in share.vbuckets}
+        as_of = AsOf({vb: at if at[1] else (0, 0) for vb, at in positions.items()})
+        pins = Pins(as_of, look.map.uuid, consistency)
+        found.append(ScanPartition(number, share.node, as_of, schema, pins, settings))
+    return found
 
 
 def narrowed(target: ScanTarget, names: Collection[str]) -> ScanTarget:

@@ -24,7 +24,7 @@ from cbframe.frame.agreed import Agreement
 from cbframe.frame.asof import AsOf
 from cbframe.frame.assemble import Assembler, raw_table
 from cbframe.frame.conflicts import Conflict
-from cbframe.frame.divide import Divider, refuse_undividable, shares
+from cbframe.frame.divide import Divider, refuse_undividable
 from cbframe.frame.gather import RawSink
 from cbframe.frame.parquet import write_parquet
 from cbframe.frame.pins import Consistency, Pins
@@ -292,12 +292,38 @@ class BucketScan:
         """Iterate over record batches, none of them empty; memory as with :meth:`to_reader`."""
         yield from self.to_reader()
 
-    def to_parquet(self, path: str | os.PathLike[str], *, compression: str = "zstd") -> Path:
+    def to_parquet(
+        self, path: str | os.PathLike[str], *, compression: str = "zstd", workers: int | None = None
+    ) -> Path:
         """Read into a Parquet file, which appears whole or not at all; memory as with :meth:`to_reader`.
 
         It is written from Arrow, so that ``pandas.read_parquet`` reads nested columns without help.
+
+        Parameters
+        ----------
+        path
+            Of the file; of a new folder of files with `workers`.
+        compression
+            What Parquet calls it.
+        workers
+            Have so many processes of this machine read, each its :meth:`partitions`. They get what this
+            scan has, a password among it. A script has to call this below ``if __name__ == "__main__":``.
+
+        Raises
+        ------
+        ConfigurationError
+            There is something at `path` already, or the scan cannot be divided.
+        ConversionError
+            Documents do not fit the schema that a sample has: declare it, with ``schema=``.
+        CbframeError
+            As :meth:`read`; or a process was ended from outside.
         """
-        write_parquet(self.to_reader(), Path(path), compression)
+        if workers is None:
+            write_parquet(self.to_reader(), Path(path), compression)
+        else:
+            from cbframe.frame.parts import to_folder  # noqa: PLC0415 - it reads by scans
+
+            self.last = to_folder(self, Path(path), compression, workers)
         return Path(path)
 
     def partitions(
@@ -349,7 +375,7 @@ class BucketScan:
         CbframeError
             The bucket could not be looked at.
         """
-        from cbframe.frame.partition import PartSettings, ScanPartition  # noqa: PLC0415 - it reads by scans
+        from cbframe.frame.partition import PartSettings, pinned_parts  # noqa: PLC0415 - they read by scans
 
         refuse_undividable(self._target, n)
         if consistency not in get_args(Consistency):
@@ -377,15 +403,7 @@ class BucketScan:
             with_secrets=include_credentials,
         )
         # Anew: the sample took its time.
-        look = divider.look()
-        found = []
-        for number, share in enumerate(shares(look, n)):
-            # What is empty has no history that would matter, as in every read.
-            positions = {vb: look.positions[vb] for vb in share.vbuckets}
-            as_of = AsOf({vb: at if at[1] else (0, 0) for vb, at in positions.items()})
-            pins = Pins(as_of, look.map.uuid, consistency)
-            found.append(ScanPartition(number, share.node, as_of, schema, pins, settings))
-        return found
+        return pinned_parts(divider.look(), n, consistency, schema, settings)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a new read over to any Arrow consumer."""
