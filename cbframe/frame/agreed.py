@@ -82,7 +82,7 @@ class Agreement:
 class Fitter:
     """Brings the typed documents of one part to the agreed columns.
 
-    :meth:`look` at all tables first, then :meth:`settle`.
+    Where :attr:`looks` says so, :meth:`look` at all tables first. Then :meth:`settle`.
 
     Parameters
     ----------
@@ -90,6 +90,11 @@ class Fitter:
         As :meth:`Agreement.declared` made it.
     schema, plan
         Of the part's tables.
+
+    Attributes
+    ----------
+    looks
+        Whether anything depends on the values: not if all columns have the agreed types already.
     """
 
     def __init__(self, agreement: Agreement, target: ScanTarget, schema: pa.Schema, plan: Plan) -> None:
@@ -107,7 +112,7 @@ class Fitter:
         apart = unseen | set(target.schema)
         self._wide = agreement.documents.select(name for name in self._order if name not in apart)
         self._mine = [name for name in mine if name not in apart]
-        self._narrow = self._wide
+        self._narrow = self._builder.columns().select(self._mine)
         self._declared = {
             each.name: each.type
             for each in agreement.documents.schema
@@ -116,6 +121,9 @@ class Fitter:
         self._values: Counter[str] = Counter()
         self._unexpected: Counter[str] = Counter()
         self._misfits: list[str] = []
+        wide, have = self._wide.kinds(), self._narrow.kinds()
+        equal = all(name in wide and have[name].same(wide[name]) for name in self._mine)
+        self.looks = bool(self._declared) or not equal
 
     def look(self, table: pa.Table) -> None:
         """Take in one more table."""
@@ -135,6 +143,8 @@ class Fitter:
         ConversionError
             A field does not fit, and that is to be an error.
         """
+        if not self.looks:
+            return
         self._narrow = self._builder.columns().select(self._mine)
         together = unify([self._wide, self._narrow], max_members=self._target.max_struct_fields)
         wide, both = self._wide.kinds(), together.kinds()
@@ -210,7 +220,8 @@ def fitted(typed: TypedColumns, agreement: Agreement, target: ScanTarget) -> tup
         A field does not fit, and that is to be an error.
     """
     fitter = Fitter(agreement, target, typed.table.schema, typed.plan)
-    fitter.look(typed.table)
+    if fitter.looks:
+        fitter.look(typed.table)
     fitter.settle()
     return fitter.apply(typed.table, typed.rows), fitter
 

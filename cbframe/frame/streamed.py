@@ -181,11 +181,11 @@ class SpoolingSink:
         def typed() -> Iterator[tuple[int, pa.Table]]:
             return enumerate(typer.tables(rows, layout))
 
-        if outcome.looks or fitter is not None:
+        if outcome.looks or (fitter is not None and fitter.looks):
             for number, table in typed():
                 if outcome.looks:
                     outcome.look(rows.raw(number), table, lambda row, number=number: (number, row))  # type: ignore[misc]
-                if fitter is not None:
+                if fitter is not None and fitter.looks:
                     fitter.look(table)
         conflicts = outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
         if fitter is not None:
