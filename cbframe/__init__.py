@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "cbframe.cluster.auth": ("CertificateAuthenticator", "PasswordAuthenticator"),
+    "cbframe.cluster.auth": ("CertificateAuthenticator", "EnvironmentAuth", "PasswordAuthenticator"),
     "cbframe.cluster.backoff": ("exponential_backoff_loop",),
     "cbframe.cluster.rest": ("Bucket", "connect_bucket"),
     "cbframe.dcp.counters": ("NodeStats",),
@@ -60,6 +60,7 @@ _HOMES = {
     "cbframe.frame.conflicts": ("Conflict",),
     "cbframe.frame.diagnosis": ("Diagnosis",),
     "cbframe.frame.doctor": ("doctor",),
+    "cbframe.frame.partition": ("ScanPartition",),
     "cbframe.frame.progress": ("ScanProgress",),
     "cbframe.frame.read": ("read_bucket", "scan_bucket"),
     "cbframe.frame.result": ("ReadResult",),
@@ -114,6 +115,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from cbframe.cluster.auth import CertificateAuthenticator as CertificateAuthenticator
+    from cbframe.cluster.auth import EnvironmentAuth as EnvironmentAuth
     from cbframe.cluster.auth import PasswordAuthenticator as PasswordAuthenticator
     from cbframe.cluster.backoff import exponential_backoff_loop as exponential_backoff_loop
     from cbframe.cluster.rest import Bucket as Bucket
@@ -164,6 +166,7 @@ if TYPE_CHECKING:
     from cbframe.frame.conflicts import Conflict as Conflict
     from cbframe.frame.diagnosis import Diagnosis as Diagnosis
     from cbframe.frame.doctor import doctor as doctor
+    from cbframe.frame.partition import ScanPartition as ScanPartition
     from cbframe.frame.progress import ScanProgress as ScanProgress
     from cbframe.frame.read import read_bucket as read_bucket
     from cbframe.frame.read import scan_bucket as scan_bucket

@@ -29,7 +29,7 @@ bounded read at once, any other is tried again with back-off.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 __all__ = [
     "AccessError",
@@ -89,6 +89,10 @@ class CbframeError(Exception):
         self.node = node
         self.vbucket = vbucket
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by the constructor, whose arguments differ: errors of worker processes have to arrive.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         place = []
         if self.node is not None:
@@ -101,6 +105,13 @@ class CbframeError(Exception):
         if self.hint:
             text += f"\n  hint: {self.hint}"
         return text
+
+
+def _rebuilt(kind: type[CbframeError], args: tuple[Any, ...], attributes: dict[str, Any]) -> CbframeError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class ConfigurationError(CbframeError, ValueError):

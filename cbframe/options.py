@@ -46,6 +46,9 @@ class BucketDataSourceOptions:
         Flow-control window of each node's connection, in bytes; 0 turns flow control off.
     feed_buffer_ack_threshold
         Part of the window that is acknowledged at once, over 0 and at most 1.
+    max_bytes_per_sec
+        So much may each node send, on average: acknowledgements wait, and the window is no larger than a
+        tenth of a second's worth. None: as much as it can. Needs flow control.
     noop_interval_secs
         The server sends a NOOP this often; a connection that was silent for twice as long is dead.
     seq_end
@@ -136,6 +139,7 @@ class BucketDataSourceOptions:
     data_manager_sleep_max_ms: int = 1000
     feed_buffer_size_bytes: int = 20_000_000
     feed_buffer_ack_threshold: float = 0.2
+    max_bytes_per_sec: int | None = None
     noop_interval_secs: float = 120
     seq_end: Mapping[int, int] | Literal["now"] | None = None
     include_xattrs: bool = False
@@ -176,13 +180,7 @@ class BucketDataSourceOptions:
             if (seconds := getattr(self, name)) is not None and not seconds > 0:
                 raise ConfigurationError(f"{name} must be positive, not {seconds}")
         self._check_backoff()
-        if self.feed_buffer_size_bytes < 0:
-            raise ConfigurationError("feed_buffer_size_bytes must not be negative")
-        if not 0 < self.feed_buffer_ack_threshold <= 1:
-            raise ConfigurationError(
-                "feed_buffer_ack_threshold must be over 0 and at most 1",
-                hint="a server whose window is never acknowledged stops sending",
-            )
+        self._check_flow()
         if self.receive_buffer_bytes < 64 * 1024:
             raise ConfigurationError("receive_buffer_bytes must be at least 65536")
         if self.max_body_bytes < 1024:
@@ -207,4 +205,20 @@ class BucketDataSourceOptions:
                 raise ConfigurationError(
                     f"the {prefix} back-off needs a factor of at least 1 and 0 < init <= max, "
                     f"not {factor}, {first}, {longest}"
+                )
+
+    def _check_flow(self) -> None:
+        if self.feed_buffer_size_bytes < 0:
+            raise ConfigurationError("feed_buffer_size_bytes must not be negative")
+        if not 0 < self.feed_buffer_ack_threshold <= 1:
+            raise ConfigurationError(
+                "feed_buffer_ack_threshold must be over 0 and at most 1",
+                hint="a server whose window is never acknowledged stops sending",
+            )
+        if self.max_bytes_per_sec is not None:
+            if self.max_bytes_per_sec < 1024:
+                raise ConfigurationError("max_bytes_per_sec must be at least 1024, or None")
+            if not self.feed_buffer_size_bytes:
+                raise ConfigurationError(
+                    "max_bytes_per_sec needs flow control", hint="feed_buffer_size_bytes=0 turns it off"
                 )

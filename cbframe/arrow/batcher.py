@@ -16,9 +16,11 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET, raw_schema, record_batch
 from cbframe.dcp.handover import Handover
+from cbframe.dcp.metadata import VBucketMetaData
 from cbframe.errors import CbframeError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, Opcode, SnapshotFlag, SystemEventId
+from cbframe.wire.failover import FailoverLog
 from cbframe.wire.messages import SystemEvent
 
 T = TypeVar("T")
@@ -128,6 +130,11 @@ class GatheringReceiver(Generic[T]):
         state.begun = {}  # those events come again, at other seqnos
 
     # -- the consumer's side
+
+    def failover_log(self, vbucket: int) -> FailoverLog:
+        """The histories that a vbucket had when its last snapshot began; none before any."""
+        metadata = self._vbuckets[vbucket].metadata
+        return () if metadata is None else VBucketMetaData.from_json(metadata).failover_log
 
     def take(self, timeout: float | None = None) -> list[T]:
         """All that arrived since the last call, waiting up to `timeout` seconds for one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -89,6 +90,46 @@ class CertificateAuthenticator(Authenticator):
     def key_password(self) -> str:
         """The key's password; empty if there is none, which no encrypted key has."""
         return self.password or ""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentAuth:
+    """User name and password from the environment, looked up whenever they are needed.
+
+    For ``auth=``. It holds the names of the variables and no secret, so that what has it can be sent
+    to other processes and machines: each looks into its own environment.
+
+    Parameters
+    ----------
+    username, password
+        Names of the variables.
+
+    Examples
+    --------
+    >>> import os, cbframe
+    >>> os.environ["CB_USER"], os.environ["CB_PASSWORD"] = "reader", "secret"
+    >>> cbframe.EnvironmentAuth("CB_USER", "CB_PASSWORD")()
+    PasswordAuthenticator(username='reader')
+    """
+
+    username: str = "CB_USER"
+    password: str = "CB_PASSWORD"  # noqa: S105 - the name of a variable
+
+    def __call__(self) -> PasswordAuthenticator:
+        """Look them up.
+
+        Raises
+        ------
+        ConfigurationError
+            One of the variables is not set here.
+        """
+        for name in (self.username, self.password):
+            if name not in os.environ:
+                raise ConfigurationError(
+                    f"the environment variable {name} is not set in this process",
+                    hint="set it for every worker before it starts",
+                )
+        return PasswordAuthenticator(os.environ[self.username], os.environ[self.password])
 
 
 AuthSource: TypeAlias = Authenticator | tuple[str, str]

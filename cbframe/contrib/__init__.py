@@ -1,1 +1,1 @@
-"""Other libraries' formats and tables: each module needs one optional library."""
+"""Hand-overs to other libraries, one module each. None is imported unless it is asked for."""

@@ -69,6 +69,8 @@ class DcpConnection:
         Longest body accepted, in bytes.
     stats
         Counters to move.
+    paced
+        Acknowledgements wait until :meth:`tell` is called.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class DcpConnection:
         ack_threshold: float = 0.2,
         max_body: int = MAX_BODY_LENGTH,
         stats: NodeStats | None = None,
+        paced: bool = False,
     ) -> None:
+        self._paced = paced
         self.streams = StreamTable()
         self.session: Session | None = None
         self.consumed = 0
@@ -169,10 +173,23 @@ class DcpConnection:
         if not self._flow_control:
             return
         self.unacked += nbytes
-        if self.unacked > self._ack_at:
-            self._queue(BufferAck(self.unacked).frame())
-            self.unacked = 0
-            self.stats.tot_upr_buffer_ack += 1
+        if not self._paced:
+            self.tell()
+
+    @property
+    def wants_to_tell(self) -> bool:
+        """Whether enough was consumed for an acknowledgement."""
+        return self.unacked > self._ack_at
+
+    def tell(self) -> int:
+        """Acknowledge what was consumed, if it is enough; how much it is."""
+        nbytes = self.unacked
+        if not self.wants_to_tell:
+            return 0
+        self._queue(BufferAck(nbytes).frame())
+        self.unacked = 0
+        self.stats.tot_upr_buffer_ack += 1
+        return nbytes
 
     def receive(self, buffer: bytearray, stop: int) -> Generator[Event, None, None]:
         """Take the whole frames in ``buffer[:stop]``.

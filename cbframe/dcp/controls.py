@@ -33,11 +33,15 @@ class DcpSettings:
     @classmethod
     def of(cls, options: BucketDataSourceOptions, name: str, *, takes_compressed: bool = False) -> Self:
         """What the options say, for a connection of this name and a receiver that does this."""
+        window, rate = options.feed_buffer_size_bytes, options.max_bytes_per_sec
+        if rate is not None:
+            # What a node sends at first, unasked, must not spoil the average.
+            window = min(window, rate // 10)
         return cls(
             name,
             xattrs=options.include_xattrs,
             no_value=options.no_value,
-            buffer_size=options.feed_buffer_size_bytes,
+            buffer_size=window,
             noop_interval=options.noop_interval_secs,
             compression=takes_compressed and options.compression,
             priority=options.priority,

@@ -8,6 +8,14 @@ from typing import Literal
 from cbframe.wire.constants import MAX_SEQNO
 
 
+class ReachedEnds(dict[int, int]):
+    """Ends by vbucket, as `seq_end`, that the vbuckets had reached when they were looked at.
+
+    Other than with a plain mapping, a history that does not reach its end any more is read as far as it
+    goes, and not waited for.
+    """
+
+
 class Ends:
     """The ends of all streams of a data source.
 
@@ -34,8 +42,8 @@ class Ends:
 
     @property
     def now(self) -> bool:
-        """Whether the ends follow from what the nodes tell."""
-        return self._given == "now"
+        """Whether all ends were reached at some time: what the nodes tell shows whether they still are."""
+        return self._given == "now" or isinstance(self._given, ReachedEnds)
 
     @property
     def known(self) -> bool:
@@ -44,7 +52,7 @@ class Ends:
 
     def begin(self, vbuckets: Collection[int]) -> None:
         """Take note of the wanted vbuckets."""
-        if self.now:
+        if self._given == "now":
             self._unpinned = set(vbuckets)
         elif isinstance(self._given, Mapping):
             self.pinned = {vb: self._given.get(vb, MAX_SEQNO) for vb in vbuckets}

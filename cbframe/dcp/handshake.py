@@ -7,7 +7,7 @@ for a few questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Container, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
@@ -22,12 +22,14 @@ from cbframe.errors import (
     XAttrsNotSupportedError,
 )
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status, VBucketStateCode
+from cbframe.wire.failover import parse_failover_log
 from cbframe.wire.frame import Frame
 from cbframe.wire.messages import parse_vbucket_seqnos
 from cbframe.wire.requests import (
     DcpControl,
     DcpOpen,
     GetAllVBucketSeqnos,
+    GetFailoverLog,
     Hello,
     Plain,
     SaslAuth,
@@ -231,6 +233,22 @@ def fetch_manifest(login: Login) -> Steps[bytes | None]:
         return None
     _require(answer, "COLLECTIONS_GET_MANIFEST was refused")
     return answer.value
+
+
+def fetch_positions(login: Login, wanted: Container[int]) -> Steps[dict[int, tuple[int, int]]]:
+    """Log in and ask where each of the wanted vbuckets is that the node has: its history, and its seqno."""
+    yield from log_in(login)
+    seqnos = yield from sample_seqnos()
+    found: dict[int, tuple[int, int]] = {}
+    for vbucket in sorted(vb for vb in seqnos if vb in wanted):
+        answer = yield GetFailoverLog(vbucket, Opcode.GET_FAILOVER_LOG).frame()
+        if answer.status == Status.NOT_MY_VBUCKET:
+            continue  # it went meanwhile: another node has it
+        _require(answer, "GET_FAILOVER_LOG was refused")
+        log = parse_failover_log(answer.value)
+        if log:
+            found[vbucket] = log[0].vbuuid, seqnos[vbucket]
+    return found
 
 
 def _authenticate(login: Login, username: str) -> Steps[None]:

@@ -190,6 +190,14 @@ class MapSource:
 
         return self._over_seeds(attempt)
 
+    def query(self, node: str, steps: Callable[[Login], Steps[T]]) -> T:
+        """Ask a node something else, over a connection of its own."""
+        try:
+            return self._ask(node, steps(self._login))
+        except CbframeError as exc:
+            exc.node = exc.node or node
+            raise
+
     def parse_pushed(self, node: str, body: bytes) -> ClusterMap | None:
         """The map that came with NOT_MY_VBUCKET; None if it is none: then one is fetched."""
         try:

@@ -19,6 +19,7 @@ from cbframe.dcp import plan, verdicts
 from cbframe.dcp.callbacks import Callbacks
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.counters import NodeStats
+from cbframe.dcp.pace import Pace
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receipt
 from cbframe.dcp.streams import Stream, VBucketState
 from cbframe.dcp.trace import Trace
@@ -59,6 +60,7 @@ class NodeSetup:
     stream_flags: StreamFlag
     trace_capacity: int
     logger: logging.Logger
+    max_rate: int | None = None
 
 
 class NodeThread:
@@ -218,6 +220,7 @@ class NodeThread:
     def _talk(self, stream: ByteStream, connection: DcpConnection) -> None:
         setup, stats = self._setup, self._stats
         waits = Waits(setup.timeouts, setup.clock())
+        pace = None if setup.max_rate is None else Pace(setup.max_rate, setup.clock())
         buffer = bytearray(setup.buffer_bytes)
         have = 0
         while True:
@@ -226,6 +229,7 @@ class NodeThread:
                 nbytes = self._consumed.popleft()
                 self._owed -= nbytes
                 connection.acknowledge(nbytes)
+            pause = 0.0 if pace is None else pace.acknowledge(connection, setup.clock())
             if data := connection.data_to_send():
                 self._send(stream, data, connection.handed)
                 waits.sent(setup.clock())
@@ -241,7 +245,9 @@ class NodeThread:
                     self._handle(events)
                 buffer, have = self._keep_tail(buffer, connection.consumed, have)
             ready, unanswered = connection.session is not None, connection.unanswered
-            waits.progress(now, connection.messages, waiting=bool(connection.streams) and not self._owed)
+            waits.progress(
+                now, connection.messages, waiting=bool(connection.streams) and not (self._owed or pause)
+            )
             try:
                 waits.check(now, ready=ready, unanswered=unanswered, answers=connection.answers)
             except ReadTimeoutError:
@@ -253,7 +259,8 @@ class NodeThread:
                     stats.tot_ping_timeout += 1
                     connection.ping()
                 else:
-                    stream.wait(waits.left(now, ready=ready, unanswered=unanswered))
+                    left = waits.left(now, ready=ready, unanswered=unanswered)
+                    stream.wait(min(left, pause) if pause else left)
 
     def _send(self, stream: ByteStream, data: bytes, messages: int) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from cbframe.dcp.handshake import Steps, T
 from cbframe.dcp.transport import Transport, Waker
@@ -48,14 +49,7 @@ def ask(
         opaque = 0
         while True:
             opaque += 1
-            asked = Frame(
-                frame.magic,
-                frame.opcode,
-                opaque=opaque,
-                extras=frame.extras,
-                key=frame.key,
-                value=frame.value,
-            )
+            asked = replace(frame, opaque=opaque)
             stream.send_all(asked.encode(), timeout)
             answer = None
             while answer is None:

@@ -303,6 +303,7 @@ class BucketDataSource(SourceView):
                 ack_threshold=options.feed_buffer_ack_threshold,
                 max_body=options.max_body_bytes,
                 stats=stats,
+                paced=options.max_bytes_per_sec is not None,
             ),
             post=self._post,
             on_config=self._on_config,
@@ -316,6 +317,7 @@ class BucketDataSource(SourceView):
             stream_flags=stream_flags(options),
             trace_capacity=options.trace_capacity,
             logger=self._log,
+            max_rate=options.max_bytes_per_sec,
         )
         return NodeThread(address, setup, stats)
 

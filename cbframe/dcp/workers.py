@@ -1,12 +1,17 @@
-"""A few threads for work that lets go of the interpreter's lock."""
+"""A few threads for work that lets go of the interpreter's lock, and processes for work that does not."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any, TypeVar
 
+from cbframe.errors import CbframeError
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 _MOST = 4
@@ -38,6 +43,46 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+
+
+def in_processes(work: Callable[[S], T], items: Sequence[S], count: int) -> list[T]:
+    """What `work` returns for each item, done by `count` processes of this machine.
+
+    Whatever goes wrong, and if Ctrl-C is pressed, all of them are ended before this returns.
+
+    Parameters
+    ----------
+    work
+        Importable, as the items have to be picklable: the processes are fresh ones.
+
+    Raises
+    ------
+    CbframeError
+        A process was ended from outside. What `work` raises is raised, too.
+    """
+    pool = ProcessPoolExecutor(min(count, len(items)) or 1, mp_context=get_context("spawn"))
+    try:
+        futures = [pool.submit(work, item) for item in items]
+        results = [future.result() for future in futures]
+    except BaseException as exc:
+        _end(pool)
+        if isinstance(exc, BrokenProcessPool):
+            raise CbframeError(
+                "a worker process ended before its work was done",
+                hint="is the memory of the machine used up? And a script that starts processes has to do so "
+                'below: if __name__ == "__main__":',
+            ) from exc
+        raise
+    pool.shutdown()
+    return results
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    # There is no public way before Python 3.14; to wait until the others have done their work may take hours.
+    processes: dict[int, Any] = getattr(pool, "_processes", None) or {}
+    for process in list(processes.values()):
+        process.terminate()
+    pool.shutdown(cancel_futures=True)
 
 
 def _processors() -> int:

@@ -20,10 +20,11 @@ from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.workers import Workers
+from cbframe.frame.agreed import Agreement, fitted
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.gather import Rows, filtered
 from cbframe.frame.intake import Intake
-from cbframe.frame.names import Names
+from cbframe.frame.names import Names, is_text
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.target import ScanTarget
 from cbframe.wire.constants import Opcode
@@ -50,6 +51,8 @@ class Assembler:
         Documents are typed in batches of about so many bytes.
     spool_dir
         Where values are put aside.
+    agreement
+        Columns that there have to be; None for what the documents have.
     """
 
     def __init__(
@@ -59,7 +62,9 @@ class Assembler:
         receiver: DeferringBatchReceiver,
         batch_bytes: int,
         spool_dir: str | os.PathLike[str] | None = None,
+        agreement: Agreement | None = None,
     ) -> None:
+        self._agreement = agreement
         self._target = target
         self._names = names
         self._receiver = receiver
@@ -120,15 +125,19 @@ class Assembler:
         SpoolError
             The disk is full.
         """
+        raw, typed, manifest = self.typed()
+        assembled = assembled_of(raw, typed, manifest, self._target, self._names, agreement=self._agreement)
+        return replace(assembled, table=assembled.table.slice(0, self._target.n_rows))
+
+    def typed(self) -> tuple[pa.Table, TypedColumns, Manifest | None]:
+        """Keys and metadata of the documents that count, their columns, and their collections."""
         self._convert()
         raw, keep, manifest = self._rows.gathered(self._receiver)
         mutation = raw[OPCODE].to_numpy() == Opcode.DCP_MUTATION
         if keep is not None and not keep[mutation].all():
             self._type_again(raw, keep, mutation)
             mutation &= keep
-        typed = self._typer.finish()
-        assembled = assembled_of(filtered(raw, mutation), typed, manifest, self._target, self._names)
-        return replace(assembled, table=assembled.table.slice(0, self._target.n_rows))
+        return filtered(raw, mutation), self._typer.finish(), manifest
 
     def _type_again(
         self, raw: pa.Table, keep: npt.NDArray[np.bool_], mutation: npt.NDArray[np.bool_]
@@ -153,9 +162,17 @@ class Assembler:
         self._shelf.close()
 
 
-def raw_table(raw: pa.Table, manifest: Manifest | None, target: ScanTarget, names: Names) -> pa.Table:
+def raw_table(
+    raw: pa.Table,
+    manifest: Manifest | None,
+    target: ScanTarget,
+    names: Names,
+    *,
+    agreement: Agreement | None = None,
+) -> pa.Table:
     """The table that was asked for, of documents that are not typed."""
-    return beside(names.head(raw, manifest), raw.select([] if target.keys_only else [VALUE]))
+    text = None if agreement is None else agreement.agreed_text(text=is_text(raw[KEY]))
+    return beside(names.head(raw, manifest, text=text), raw.select([] if target.keys_only else [VALUE]))
 
 
 def beside(left: pa.Table, right: pa.Table) -> pa.Table:
@@ -172,6 +189,7 @@ def assembled_of(
     names: Names,
     *,
     lenient: bool = False,
+    agreement: Agreement | None = None,
 ) -> Assembled:
     """The table that was asked for, of typed documents.
 
@@ -181,14 +199,20 @@ def assembled_of(
         Their keys and metadata.
     lenient
         A field that was asked for need not be there.
+    agreement
+        Columns that there have to be.
     """
-    outcome = Outcome(target, typed.rows, typed.rejected, lenient=lenient)
+    outcome = Outcome(target, typed.rows, typed.rejected, lenient=lenient or agreement is not None)
     if outcome.looks:
         outcome.look(raw, typed.table, int)
     keys = raw[KEY]
     conflicts = outcome.conflicts(typed.conflicts, lambda row: keys[row].as_py())
-    raw, table = outcome.form(raw, typed.table)
-    return Assembled(beside(names.head(raw, manifest), table), conflicts, typed.rejected)
+    table, text = typed.table, None
+    if agreement is not None:
+        table, fitter = fitted(typed, agreement, target)
+        conflicts, text = (*conflicts, *fitter.conflicts()), agreement.agreed_text(text=is_text(keys))
+    raw, table = outcome.form(raw, table)
+    return Assembled(beside(names.head(raw, manifest, text=text), table), conflicts, typed.rejected)
 
 
 def add_documents(typer: JsonTyper, batches: list[pa.RecordBatch]) -> None:

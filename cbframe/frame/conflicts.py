@@ -8,6 +8,8 @@ from typing import Any
 
 from cbframe.arrow.documents.census import Disagreement
 
+_SAMPLES = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
@@ -21,7 +23,7 @@ class Conflict:
         Kinds of values there, and how many, over all documents.
     action
         What became of the values: ``"text"`` (strings as they are, other scalars as they are
-        written), or ``"json"`` (JSON text).
+        written), ``"json"`` (JSON text), or ``"null"``: values that do not fit are gone.
     samples
         For each kind the keys of a few documents that have it; not in the ``repr``.
     """
@@ -39,6 +41,26 @@ class Conflict:
             "action": self.action,
             "samples": {kind: list(keys) for kind, keys in self.samples.items()},
         }
+
+
+def merged(parts: Iterable[Iterable[Conflict]]) -> tuple[Conflict, ...]:
+    """What several parts of a bucket tell, as one report: in order of first appearance."""
+    found: dict[tuple[str, str], Conflict] = {}
+    for conflict in (conflict for part in parts for conflict in part):
+        place = conflict.path, conflict.action
+        before = found.get(place, Conflict(conflict.path, {}, conflict.action, {}))
+        kinds = dict.fromkeys([*before.types, *conflict.types])
+        samples = {
+            kind: (*before.samples.get(kind, ()), *conflict.samples.get(kind, ()))[:_SAMPLES]
+            for kind in kinds
+        }
+        found[place] = Conflict(
+            conflict.path,
+            {kind: before.types.get(kind, 0) + conflict.types.get(kind, 0) for kind in kinds},
+            conflict.action,
+            {kind: keys for kind, keys in samples.items() if keys},
+        )
+    return tuple(found.values())
 
 
 def named(found: Iterable[Disagreement], key_of: Callable[[Any], bytes]) -> tuple[Conflict, ...]:

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.map import ClusterMap
+from cbframe.dcp.ends import ReachedEnds
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver
 from cbframe.dcp.source import BucketDataSource
@@ -65,6 +66,8 @@ class Run:
     ----------
     bucket_uuid
         Refuse a bucket of the name with another uuid; empty to take any.
+    ends
+        Read each vbucket at least to this seqno, which it had reached; None to read to where they are now.
 
     Attributes
     ----------
@@ -82,6 +85,7 @@ class Run:
         timeout: float | None,
         progress: Progress,
         bucket_uuid: str = "",
+        ends: ReachedEnds | None = None,
     ) -> None:
         self._began = monotonic()
         self._bucket_uuid = bucket_uuid
@@ -92,7 +96,7 @@ class Run:
         """What runs at present."""
         options = replace(
             options,
-            seq_end="now",
+            seq_end="now" if ends is None else ends,
             no_value=target.keys_only,
             include_xattrs=options.include_xattrs or "xattrs" in target.metadata,
         )

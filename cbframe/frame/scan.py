@@ -10,25 +10,28 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import pyarrow as pa
 
-from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.arrow.batcher import BatchingReceiver, GatheringReceiver
 from cbframe.arrow.documents.projection import path_of
 from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError
+from cbframe.frame.agreed import Agreement
 from cbframe.frame.asof import AsOf
 from cbframe.frame.assemble import Assembler, raw_table
 from cbframe.frame.conflicts import Conflict
+from cbframe.frame.divide import Divider, refuse_undividable
 from cbframe.frame.gather import RawSink
 from cbframe.frame.parquet import write_parquet
+from cbframe.frame.pins import Consistency, Pins
 from cbframe.frame.progress import Progress
 from cbframe.frame.result import ReadResult
-from cbframe.frame.run import Ran, Run
+from cbframe.frame.run import Ran, Run, Sink
 from cbframe.frame.split import split_tables
 from cbframe.frame.streamed import SpoolingSink
 from cbframe.frame.target import ScanTarget
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
+    from cbframe.frame.partition import ScanPartition
+
+T = TypeVar("T")
 
 _BATCH = 2 << 20
 """Bytes of values that are converted at once: what fits in a cache is converted faster."""
@@ -68,7 +74,11 @@ class BucketScan:
         dtype_backend: str | None,
         progress: Progress,
         spool_dir: str | os.PathLike[str] | None,
+        agreement: Agreement | None = None,
+        pins: Pins | None = None,
     ) -> None:
+        self._agreement = agreement
+        self._pins = pins
         self._target = target
         self._options = options
         self._batch_bytes = batch_bytes
@@ -121,14 +131,19 @@ class BucketScan:
 
     def _read_raw(self, run: Run) -> ReadResult:
         ran, raw, manifest = self._gather(run, self._target)
-        return self._result(run, ran, raw_table(raw, manifest, self._target, run.names), (), {})
+        return self._result(run, ran, self._raw_table(raw, manifest, run), (), {})
+
+    def _raw_table(self, raw: pa.Table, manifest: Manifest | None, run: Run) -> pa.Table:
+        return raw_table(raw, manifest, self._target, run.names, agreement=self._agreement)
 
     def _read_typed(self, run: Run) -> ReadResult:
         receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
         batch_bytes = self._batch_bytes or _BATCH
-        assembler = Assembler(self._target, run.names, receiver, batch_bytes, self._spool_dir)
+        assembler = Assembler(
+            self._target, run.names, receiver, batch_bytes, self._spool_dir, self._agreement
+        )
         with closing(assembler):
-            ran = run.into(receiver, assembler)
+            ran = self._into(run, receiver, assembler)
             typed = assembler.finish()
         return self._result(run, ran, typed.table, typed.conflicts, typed.rejected)
 
@@ -136,8 +151,14 @@ class BucketScan:
         """Documents as they are, and the collections that they are of."""
         receiver = BatchingReceiver(run.names.wire_metadata, run.options.max_body_bytes)
         sink = RawSink(target, run.names, receiver)
-        ran = run.into(receiver, sink)
+        ran = self._into(run, receiver, sink)
         return ran, *sink.finish()
+
+    def _into(self, run: Run, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
+        ran = run.into(receiver, sink)
+        if self._pins is not None:
+            self._pins.check(ran.as_of, receiver)
+        return ran
 
     def _result(
         self,
@@ -148,14 +169,26 @@ class BucketScan:
         rejected: dict[str, int],
     ) -> ReadResult:
         """A result whose schema tells what it is a picture of."""
-        about = json.dumps({"bucket": self._target.bucket, "as_of": ran.as_of}).encode()
-        table = table.replace_schema_metadata({b"cbframe": about})
+        about: dict[str, Any] = {"bucket": self._target.bucket, "as_of": ran.as_of}
+        if self._pins is not None:
+            # Whoever gets the table alone, from another process, has no other report.
+            told = [{"path": each.path, "types": each.types, "action": each.action} for each in conflicts]
+            about |= {"conflicts": told, "rejected": rejected}
+        table = table.replace_schema_metadata({b"cbframe": json.dumps(about).encode()})
         return ReadResult(table, self._target.bucket, ran.as_of, conflicts, rejected, ran.stats, run.seconds)
 
     def _new_run(self, window: int) -> Run:
         window = window if self._buffer_bytes is None else self._buffer_bytes
         options = replace(self._options, feed_buffer_size_bytes=window)
-        self._run = Run(self._target, options, timeout=self._timeout, progress=self._progress)
+        pins = self._pins
+        self._run = Run(
+            self._target,
+            options,
+            timeout=self._timeout,
+            progress=self._progress,
+            bucket_uuid="" if pins is None else pins.bucket_uuid,
+            ends=None if pins is None else pins.ends(),
+        )
         return self._run
 
     def peek(self, n: int = 5) -> pd.DataFrame:
@@ -252,10 +285,10 @@ class BucketScan:
         run = self._new_run(min(self._options.feed_buffer_size_bytes, _BOUNDED_WINDOW))
         receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
         batch_bytes = self._batch_bytes or _BATCH
-        sink = SpoolingSink(self._target, run.names, receiver, batch_bytes, self._spool_dir)
+        sink = SpoolingSink(self._target, run.names, receiver, batch_bytes, self._spool_dir, self._agreement)
         with ExitStack() as stack:
             stack.callback(sink.close)
-            ran = run.into(receiver, sink)
+            ran = self._into(run, receiver, sink)
             streamed = sink.finish()
             # The files are needed now: who reads the batches closes them.
             stack.pop_all()
@@ -268,13 +301,118 @@ class BucketScan:
         """Iterate over record batches, none of them empty; memory as with :meth:`to_reader`."""
         yield from self.to_reader()
 
-    def to_parquet(self, path: str | os.PathLike[str], *, compression: str = "zstd") -> Path:
+    def to_parquet(
+        self, path: str | os.PathLike[str], *, compression: str = "zstd", workers: int | None = None
+    ) -> Path:
         """Read into a Parquet file, which appears whole or not at all; memory as with :meth:`to_reader`.
 
         It is written from Arrow, so that ``pandas.read_parquet`` reads nested columns without help.
+
+        Parameters
+        ----------
+        path
+            Of the file; of a new folder of files with `workers`.
+        compression
+            What Parquet calls it.
+        workers
+            Have so many processes of this machine read, each its :meth:`partitions`. They get what this
+            scan has, a password among it. A script has to call this below ``if __name__ == "__main__":``.
+
+        Raises
+        ------
+        ConfigurationError
+            There is something at `path` already, or the scan cannot be divided.
+        ConversionError
+            Documents do not fit the schema that a sample has: declare it, with ``schema=``.
+        CbframeError
+            As :meth:`read`; or a process was ended from outside.
         """
-        write_parquet(self.to_reader(), Path(path), compression)
+        if workers is None:
+            write_parquet(self.to_reader(), Path(path), compression)
+        else:
+            from cbframe.frame.parts import to_folder  # noqa: PLC0415 - it reads by scans
+
+            self.last = to_folder(self, Path(path), compression, workers)
         return Path(path)
+
+    def partitions(
+        self,
+        n: int,
+        *,
+        consistency: Consistency = "snapshot",
+        sample_rows: int | None = 10_000,
+        binary_keys: bool | None = None,
+        include_credentials: bool = False,
+    ) -> list[ScanPartition]:
+        """Divide the read into parts that other processes and machines can do.
+
+        All seqnos and histories are taken now, with one look at all nodes, and the parts together are a
+        read as of this moment: each reads its vbuckets to these seqnos. Whether one is read first or
+        last, once or again, makes a difference only where there are writes meanwhile:
+        :meth:`ScanPartition.result` tells what happens then.
+
+        Parameters
+        ----------
+        n
+            How many; fewer if there are not as many vbuckets. With as many as there are nodes, or more,
+            each part is of one node only, and its reader opens one connection for documents.
+        consistency
+            What becomes of a vbucket that has gone on, or has another history, when its part is read:
+            ``"snapshot"`` takes it as it is then and tells so in ``as_of``; ``"strict"`` is an error.
+        sample_rows
+            All parts have one schema, which follows from so many documents of vbuckets far from each
+            other; None looks at all documents, and takes as long as to read them. What does not fit is an
+            error that names the field, or null and reported with ``on_conflict="null"``. Where the scan has
+            a pyarrow schema, that is it, and nothing is looked at.
+        binary_keys
+            Whether keys are bytes; None for what the sample has.
+        include_credentials
+            Pickle a plain password with the parts. Without it, a part with a password in it refuses to be
+            pickled: give ``auth=EnvironmentAuth("CB_USER", "CB_PASSWORD")``, or a callable that the other
+            side can import.
+
+        Returns
+        -------
+        list of ScanPartition
+            By turns of all nodes.
+
+        Raises
+        ------
+        ConfigurationError
+            The scan has ``n_rows``, ``infer_schema_length`` or ``parse_dates``, which nobody can know who
+            does not see all documents.
+        CbframeError
+            The bucket could not be looked at.
+        """
+        from cbframe.frame.partition import PartSettings, pinned_parts  # noqa: PLC0415 - they read by scans
+
+        refuse_undividable(self._target, n)
+        if consistency not in get_args(Consistency):
+            raise ConfigurationError(f"consistency={consistency!r}", hint="choose 'snapshot' or 'strict'")
+        spool_dir = None if self._spool_dir is None else os.fspath(self._spool_dir)
+        divider = Divider(
+            target=self._target,
+            options=self._options,
+            timeout=self._timeout,
+            batch_bytes=self._batch_bytes or _BATCH,
+            spool_dir=spool_dir,
+            sample_rows=sample_rows,
+            binary_keys=binary_keys,
+        )
+        target, agreement, schema = divider.agree(divider.look(), n)
+        settings = PartSettings(
+            target=target,
+            options=self._options,
+            agreement=agreement,
+            batch_bytes=self._batch_bytes,
+            buffer_bytes=self._buffer_bytes,
+            timeout=self._timeout,
+            dtype_backend=self._dtype_backend,
+            spool_dir=spool_dir,
+            with_secrets=include_credentials,
+        )
+        # Anew: the sample took its time.
+        return pinned_parts(divider.look(), n, consistency, schema, settings)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a new read over to any Arrow consumer."""

@@ -18,6 +18,7 @@ from cbframe.arrow.documents.passes import PassingTyper
 from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.receiver import Receipt
+from cbframe.frame.agreed import Agreement, Fitter
 from cbframe.frame.assemble import beside
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.intake import Intake
@@ -54,6 +55,8 @@ class SpoolingSink:
     ----------
     batch_bytes
         Documents are put down and typed in batches of about so many bytes.
+    agreement
+        Columns that there have to be; None for what the documents have.
     """
 
     def __init__(
@@ -63,7 +66,9 @@ class SpoolingSink:
         receiver: DeferringBatchReceiver,
         batch_bytes: int,
         spool_dir: str | os.PathLike[str] | None = None,
+        agreement: Agreement | None = None,
     ) -> None:
+        self._agreement = agreement
         self._target = target
         self._names = names
         self._batch_bytes = batch_bytes
@@ -139,6 +144,8 @@ class SpoolingSink:
         rows = SpooledRows(self._spool, Survivors(self._spool, self._receiver), manifest)
         # Names of keys are decided for all batches alike.
         text = all(is_text(rows.raw(number)[KEY]) for number in self._odd_keys)
+        if self._agreement is not None:
+            text = self._agreement.agreed_text(text=text)
         if self._typer is None:
             return self._unparsed(rows, text=text)
         return self._typed(self._typer, rows, text=text)
@@ -165,18 +172,28 @@ class SpoolingSink:
         layout = typer.settle(rows)
         census = typer.census
         rejected = census.reasons()
-        outcome = Outcome(self._target, rows.count, rejected)
+        agreement = self._agreement
+        outcome = Outcome(self._target, rows.count, rejected, lenient=agreement is not None)
+        fitter: Fitter | None = None
+        if agreement is not None:
+            fitter = Fitter(agreement, self._target, layout.table([]).schema, layout.plan)
 
         def typed() -> Iterator[tuple[int, pa.Table]]:
             return enumerate(typer.tables(rows, layout))
 
-        if outcome.looks:
+        if outcome.looks or (fitter is not None and fitter.looks):
             for number, table in typed():
-                outcome.look(rows.raw(number), table, lambda row, number=number: (number, row))  # type: ignore[misc]
+                if outcome.looks:
+                    outcome.look(rows.raw(number), table, lambda row, number=number: (number, row))  # type: ignore[misc]
+                if fitter is not None and fitter.looks:
+                    fitter.look(table)
         conflicts = outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
+        if fitter is not None:
+            fitter.settle()
+            conflicts = (*conflicts, *fitter.conflicts())
 
         def formed(raw: pa.Table, table: pa.Table) -> pa.Table:
-            raw, table = outcome.form(raw, table)
+            raw, table = outcome.form(raw, table if fitter is None else fitter.apply(table, len(raw)))
             return beside(self._names.head(raw, rows.manifest, text=text), table)
 
         schema = formed(self._receiver.schema.empty_table(), layout.table([])).schema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import index
 from typing import Any, get_args
 
@@ -68,6 +68,10 @@ class ScanTarget:
     def parsed(self) -> bool:
         """Whether documents become columns."""
         return self.parse and not self.keys_only
+
+    def of_vbuckets(self, vbuckets: tuple[int, ...]) -> ScanTarget:
+        """The same, of these vbuckets only."""
+        return replace(self, vbuckets=vbuckets)
 
     def policy(self) -> Policy:
         """What is asked for about types."""

@@ -38,6 +38,8 @@ class Rig:
         ping_timeout: float = 30,
         trace_capacity: int = 20,
         idle: float | None = None,
+        max_rate: int | None = None,
+        window: int = 1000,
     ) -> None:
         self.clock = FakeClock()
         self.events: SimpleQueue[plan.Event] = SimpleQueue()
@@ -47,11 +49,13 @@ class Rig:
         self.transport = ScriptedTransport({NODE: peer}, self.clock)
         self.configs: list[bytes] = []
         self.pushes: list[tuple[tuple[int, int], bytes]] = []
-        settings = replace(SETTINGS, buffer_size=1000)
+        settings = replace(SETTINGS, buffer_size=window)
         setup = NodeSetup(
             transport=self.transport,
             receiver=AdaptedReceiver(self.receiver),
-            make_connection=lambda stats: DcpConnection(login, settings, stats=stats),
+            make_connection=lambda stats: DcpConnection(
+                login, settings, stats=stats, paced=max_rate is not None
+            ),
             post=self._post,
             on_config=lambda _, body: self.configs.append(body),
             on_push=lambda _, revision, body: self.pushes.append((revision, body)),
@@ -64,6 +68,7 @@ class Rig:
             stream_flags=StreamFlag.ACTIVE_ONLY,
             trace_capacity=trace_capacity,
             logger=logging.getLogger("cbframe.test"),
+            max_rate=max_rate,
         )
         self.thread = NodeThread(NODE, setup, self.stats)
         self.leaving = False

@@ -37,12 +37,15 @@ class TypedColumns:
         ``invalid_json``, ``not_an_object``.
     conflicts
         Fields that are text because of their values, in the order of the columns; samples are rows.
+    plan
+        By which the columns were made.
     """
 
     table: pa.Table
     rows: int
     rejected: dict[str, int]
     conflicts: tuple[Disagreement, ...]
+    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ def assemble(batches: list[Batch], plan: Plan) -> TypedColumns:
         rows=rows,
         rejected=census.reasons(),
         conflicts=tuple(census.disagreements(plan, layout.names())),
+        plan=plan,
     )
 
 

@@ -243,7 +243,7 @@ class Pieces:
         conflicts = tuple(typer.census.disagreements(layout.plan, layout.names()))
         schema = layout.table([]).schema
         table = pa.concat_tables([schema.empty_table(), *tables])
-        return TypedColumns(table, len(self.values), typer.census.reasons(), conflicts)
+        return TypedColumns(table, len(self.values), typer.census.reasons(), conflicts, layout.plan)
 
 
 def assert_equal(typed: TypedColumns, again: TypedColumns, pieces: Pieces) -> None:

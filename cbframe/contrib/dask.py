@@ -1,0 +1,107 @@
+"""A bucket as a Dask DataFrame: the workers read it, each some vbuckets.
+
+::
+
+    from cbframe.contrib.dask import read_bucket
+
+    frame = read_bucket("couchbase://host/travel", auth=EnvironmentAuth("CB_USER", "CB_PASSWORD"))
+    frame.groupby("type").size().compute()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cbframe.errors import DependencyError
+from cbframe.frame.asof import AsOf
+from cbframe.frame.convert import to_pandas
+from cbframe.frame.partition import ScanPartition
+from cbframe.frame.pins import Consistency
+from cbframe.frame.read import scan_bucket
+from cbframe.typing import Connectable, ServerURLs
+
+if TYPE_CHECKING:
+    import dask.dataframe as dd
+    import pandas as pd
+
+
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    npartitions: int = 16,
+    columns: Sequence[str | tuple[str, ...]] | None = None,
+    consistency: Consistency = "snapshot",
+    sample_rows: int | None = 10_000,
+    binary_keys: bool | None = None,
+    include_credentials: bool = False,
+    **arguments: Any,
+) -> dd.DataFrame:
+    """Read a bucket into a Dask DataFrame whose index is the document key.
+
+    The bucket is looked at now, and read by the workers when something is computed. All partitions are
+    read as of now, however late, and again if a worker is lost: see :meth:`cbframe.BucketScan.partitions`.
+    Only columns that are used are read.
+
+    Parameters
+    ----------
+    npartitions
+        A partition has to fit into the memory of a worker, some times over. With as many as nodes, or
+        more, each is read from one node.
+    columns
+        As of :func:`cbframe.scan_bucket`.
+    consistency, sample_rows, binary_keys, include_credentials
+        As of :meth:`cbframe.BucketScan.partitions`. Without `include_credentials` a plain password is
+        refused: give ``auth=EnvironmentAuth("CB_USER", "CB_PASSWORD")``, and set these variables for the
+        workers.
+    arguments
+        What else :func:`cbframe.scan_bucket` takes.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        Its columns have the types of the agreed schema, its divisions are unknown. :func:`as_of` tells
+        what it is a picture of; the ``attrs["cbframe"]`` of each partition, how far that one really was.
+
+    Raises
+    ------
+    DependencyError
+        Dask is not installed.
+    ConfigurationError
+        A password would be sent to the workers, or the scan cannot be divided.
+    CbframeError
+        The bucket could not be looked at.
+    """
+    try:
+        import dask.dataframe as dd  # noqa: PLC0415 - optional
+    except ImportError as exc:
+        raise DependencyError("dask is not installed", hint="pip install 'cbframe[dask]'") from exc
+    scan = scan_bucket(conn, bucket, columns=columns, **arguments)
+    parts = scan.partitions(
+        npartitions,
+        consistency=consistency,
+        sample_rows=sample_rows,
+        binary_keys=binary_keys,
+        include_credentials=include_credentials,
+    )
+    # Now, and not as an error of Dask's when the graph is sent.
+    parts[0].refuse_secrets()
+    meta = to_pandas(parts[0].schema.empty_table(), arguments.get("dtype_backend", "pyarrow"))
+    pinned = AsOf({vb: at for part in parts for vb, at in part.as_of.items()})
+    meta.attrs["cbframe"] = {"as_of": pinned}
+    frame: dd.DataFrame = dd.from_map(_load, parts, meta=meta, label="read-bucket")
+    return frame
+
+
+def as_of(frame: dd.DataFrame) -> AsOf:
+    """What a frame that :func:`read_bucket` made is a picture of: every vbucket up to there, at least."""
+    found: AsOf = frame._meta.attrs["cbframe"]["as_of"]  # noqa: SLF001 - Dask has no attrs of its own
+    return found
+
+
+def _load(part: ScanPartition, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Dask asks for the columns that it needs by this very name."""
+    if columns is None:
+        return part.to_pandas()
+    return part.select([*columns]).to_pandas()[[*columns]]

@@ -1,0 +1,244 @@
+"""One schema for documents that are read in parts, each part on its own.
+
+The parts are typed on their own, and then brought to the agreed columns (``unify``, ``widen``: what
+that does to values is told there). What does not fit is an error, or null and reported where the scan
+says ``on_conflict="null"``; it is never left out without a word.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from cbframe.arrow.columns import REASON, VALUE
+from cbframe.arrow.documents.plan import Plan, is_list
+from cbframe.arrow.documents.result import REST, TypedColumns
+from cbframe.arrow.documents.unify import Columns, ColumnsBuilder, differences, unify
+from cbframe.arrow.documents.widen import widen
+from cbframe.errors import ConversionError
+from cbframe.frame.conflicts import Conflict
+from cbframe.frame.target import ScanTarget
+
+_OURS = frozenset({REST, VALUE, REASON})
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What all parts have in common.
+
+    Attributes
+    ----------
+    documents
+        The columns that documents become, before some of them are selected. Of a field whose type is
+        declared only the name counts.
+    text
+        Whether keys are strings.
+    """
+
+    documents: Columns
+    text: bool
+
+    def agreed_text(self, *, text: bool) -> bool:
+        """Whether the keys of a part are strings.
+
+        Parameters
+        ----------
+        text
+            Whether they could be.
+
+        Raises
+        ------
+        ConversionError
+            They cannot, and were to be.
+        """
+        if self.text and not text:
+            raise ConversionError(
+                "a key is no text, and the agreed schema says that keys are",
+                hint="partitions(..., binary_keys=True) makes bytes of all",
+            )
+        return self.text
+
+    def declared(self, target: ScanTarget) -> ScanTarget:
+        """The target of each part.
+
+        Where values that do not fit become null, the agreed types are declared: then it is decided
+        value by value. That cannot be done for JSON text, which every value fits.
+        """
+        if target.on_conflict != "null":
+            return target
+        json = {place[0] for place in self.documents.json}
+        agreed = {
+            each.name: each.type
+            for each in self.documents.schema
+            if each.name not in json and each.name not in _OURS and not pa.types.is_null(each.type)
+        }
+        return replace(target, schema={**agreed, **target.schema})
+
+
+class Fitter:
+    """Brings the typed documents of one part to the agreed columns.
+
+    Where :attr:`looks` says so, :meth:`look` at all tables first. Then :meth:`settle`.
+
+    Parameters
+    ----------
+    target
+        As :meth:`Agreement.declared` made it.
+    schema, plan
+        Of the part's tables.
+
+    Attributes
+    ----------
+    looks
+        Whether anything depends on the values: not if all columns have the agreed types already.
+    """
+
+    def __init__(self, agreement: Agreement, target: ScanTarget, schema: pa.Schema, plan: Plan) -> None:
+        self._target = target
+        self._builder = ColumnsBuilder(schema, plan)
+        mine = self._builder.columns().schema.names
+        self._order = agreement.documents.schema.names
+        # Not a part of the agreement, where the scan leaves them out in any case.
+        unseen: set[str] = set()
+        if target.errors == "drop":
+            unseen |= {VALUE, REASON}
+        if target.columns is not None:
+            unseen |= _OURS - {path[0] for path in target.columns}
+        self._free = [name for name in (VALUE, REASON) if name in unseen and name in mine]
+        apart = unseen | set(target.schema)
+        self._wide = agreement.documents.select(name for name in self._order if name not in apart)
+        self._mine = [name for name in mine if name not in apart]
+        self._narrow = self._builder.columns().select(self._mine)
+        self._declared = {
+            each.name: each.type
+            for each in agreement.documents.schema
+            if each.name in target.schema and each.type.equals(target.schema[each.name])
+        }
+        self._values: Counter[str] = Counter()
+        self._unexpected: Counter[str] = Counter()
+        self._misfits: list[str] = []
+        wide, have = self._wide.kinds(), self._narrow.kinds()
+        equal = all(name in wide and have[name].same(wide[name]) for name in self._mine)
+        self.looks = bool(self._declared) or not equal
+
+    def look(self, table: pa.Table) -> None:
+        """Take in one more table."""
+        self._builder.look(table)
+        for name in self._mine:
+            self._values[name] += len(table) - table[name].null_count
+        for name, kind in self._declared.items():
+            for chunk in table[name].chunks:
+                for path, count in _unexpected(chunk, kind, name):
+                    self._unexpected[path] += count
+
+    def settle(self) -> None:
+        """All tables were looked at.
+
+        Raises
+        ------
+        ConversionError
+            A field does not fit, and that is to be an error.
+        """
+        if not self.looks:
+            return
+        self._narrow = self._builder.columns().select(self._mine)
+        together = unify([self._wide, self._narrow], max_members=self._target.max_struct_fields)
+        wide, both = self._wide.kinds(), together.kinds()
+        self._misfits = [
+            name
+            for name in self._mine
+            if self._values[name] and (name not in wide or not wide[name].same(both[name]))
+        ]
+        if self._target.on_conflict == "raise":
+            self._refuse_text()
+        void = {name for name in self._misfits if name not in wide or pa.types.is_null(wide[name].type)}
+        if self._misfits and (self._target.on_conflict != "null" or void != set(self._misfits)):
+            raise self._refusal(together)
+        self._unexpected.update({name: self._values[name] for name in self._misfits})
+
+    def _refuse_text(self) -> None:
+        """Where other parts made text of what is none here, there is no common type."""
+        mixed = [
+            f"{path!r} is {before} here and {after} in other partitions"
+            for path, before, after in differences(self._narrow, self._wide)
+            if before not in (None, "null", "string") and after in ("string", "JSON text")
+        ]
+        if mixed:
+            raise ConversionError(
+                f"values have no common type: {'; '.join(mixed[:_SHOWN])}",
+                hint='on_conflict="widen" makes text of them',
+            )
+
+    def _refusal(self, together: Columns) -> ConversionError:
+        told = [
+            f"{path!r} ({after}) is not in it"
+            if before is None
+            else f"{path!r} is {before} there and has to be {after}"
+            for path, before, after in differences(self._wide, together)
+            if after is not None
+        ]
+        more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        return ConversionError(
+            f"documents do not fit the agreed schema: {'; '.join(told[:_SHOWN])}{more}",
+            hint="partitions(..., sample_rows=None) looks at all documents, schema={...} declares types, "
+            "columns=[...] chooses fields",
+        )
+
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """What was left out: fields of which the agreed schema does not know."""
+        return tuple(
+            Conflict(path, {"unexpected": count}, "null", {})
+            for path, count in self._unexpected.items()
+            if count
+        )
+
+    def apply(self, table: pa.Table, rows: int) -> pa.Table:
+        """The agreed columns; a table without columns does not know its rows."""
+        if not table.num_columns:
+            table = _without_columns(rows)
+        names = self._wide.schema.names
+        fits = [name for name in self._mine if name in names and name not in self._misfits]
+        wide = widen(table.select(fits), self._narrow.select(fits), self._wide)
+        columns = {
+            name: wide[name] if name in names else table[name]
+            for name in [*self._order, *self._free]
+            if name in names or name in self._target.schema or name in self._free
+        }
+        return pa.table(columns) if columns else _without_columns(rows)
+
+
+def fitted(typed: TypedColumns, agreement: Agreement, target: ScanTarget) -> tuple[pa.Table, Fitter]:
+    """All documents of a part, with the agreed columns.
+
+    Raises
+    ------
+    ConversionError
+        A field does not fit, and that is to be an error.
+    """
+    fitter = Fitter(agreement, target, typed.table.schema, typed.plan)
+    if fitter.looks:
+        fitter.look(typed.table)
+    fitter.settle()
+    return fitter.apply(typed.table, typed.rows), fitter
+
+
+def _without_columns(rows: int) -> pa.Table:
+    # Nothing but select() leaves rows without columns.
+    return pa.table({"": pa.nulls(rows)}).select([])
+
+
+def _unexpected(array: pa.Array, kind: pa.DataType, path: str) -> Iterator[tuple[str, int]]:
+    """Members of objects that a type does not have, and how many values they have."""
+    if pa.types.is_struct(array.type) and pa.types.is_struct(kind):
+        for member, values in zip(array.type, array.flatten(), strict=True):
+            at = kind.get_field_index(member.name)
+            if at < 0:
+                yield f"{path}.{member.name}", len(values) - values.null_count
+            else:
+                yield from _unexpected(values, kind.field(at).type, f"{path}.{member.name}")
+    elif is_list(array.type) and is_list(kind):
+        yield from _unexpected(array.flatten(), kind.value_type, f"{path}[]")

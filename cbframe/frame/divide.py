@@ -1,0 +1,228 @@
+"""How a scan is divided: which vbuckets go together, and what schema all partitions have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from math import gcd
+
+import pyarrow as pa
+
+from cbframe.arrow.columns import KEY, VALUE, raw_schema
+from cbframe.arrow.documents.kinds import Kind
+from cbframe.arrow.documents.plan import Plan
+from cbframe.arrow.documents.unify import Columns, unify
+from cbframe.arrow.spool import DeferringBatchReceiver
+from cbframe.cluster.manifest import Manifest
+from cbframe.dcp.look import Look, look_at
+from cbframe.dcp.maps import bucket_manifest
+from cbframe.errors import ConfigurationError
+from cbframe.frame.agreed import Agreement, Fitter
+from cbframe.frame.assemble import Assembler, assembled_of, beside
+from cbframe.frame.names import SYSTEM_SCOPE, Names, is_text
+from cbframe.frame.outcome import Outcome
+from cbframe.frame.run import Run
+from cbframe.frame.target import ScanTarget
+from cbframe.options import BucketDataSourceOptions
+
+_GOLDEN = 0.618
+"""Steps of this part of a circle lead far from all places where one was before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Vbuckets that go together, and the node that has them, or most of them."""
+
+    node: str
+    vbuckets: tuple[int, ...]
+
+
+def shares(look: Look, n: int) -> list[Share]:
+    """Divide the vbuckets that were looked at into `n` shares, fewer if there are not as many.
+
+    Where there are as many shares as nodes, or more, each is of one node only: it takes one connection to
+    read it. All have about as many changes.
+    """
+    weights = {vb: 1 + seqno for vb, (_, seqno) in look.positions.items()}
+    of_node: dict[str, list[int]] = {}
+    for vb in weights:
+        of_node.setdefault(look.map.node_of(vb) or "", []).append(vb)
+    total = {node: sum(weights[vb] for vb in vbs) for node, vbs in of_node.items()}
+    nodes = sorted(of_node, key=lambda node: (-total[node], node))
+    if n <= len(nodes):
+        return _together(nodes, of_node, total, n)
+    counts = dict.fromkeys(nodes, 1)
+    for _ in range(min(n, len(weights)) - len(nodes)):
+        # To the node whose shares are the largest.
+        some = [node for node in nodes if counts[node] < len(of_node[node])]
+        counts[max(some, key=lambda node: total[node] / counts[node])] += 1
+    cut = [[Share(node, vbs) for vbs in _cut(of_node[node], weights, counts[node])] for node in nodes]
+    # By turns: who takes the first few takes them from all nodes.
+    return [
+        each[number] for number in range(max(map(len, cut), default=0)) for each in cut if number < len(each)
+    ]
+
+
+def _together(
+    nodes: Sequence[str], of_node: Mapping[str, list[int]], total: Mapping[str, int], n: int
+) -> list[Share]:
+    bins: list[list[str]] = [[] for _ in range(n)]
+    for node in nodes:
+        min(bins, key=lambda some: sum(total[each] for each in some)).append(node)
+    return [
+        Share(some[0], tuple(sorted(vb for node in some for vb in of_node[node]))) for some in bins if some
+    ]
+
+
+def _cut(vbuckets: Sequence[int], weights: Mapping[int, int], count: int) -> Iterator[tuple[int, ...]]:
+    """Neighbouring vbuckets, of about the same weight together; none empty."""
+    left, start = sum(weights[vb] for vb in vbuckets), 0
+    for parts in range(count, 0, -1):
+        stop, weight = start, 0
+        while stop < len(vbuckets) - (parts - 1) and (parts == 1 or stop == start or weight < left / parts):
+            weight += weights[vbuckets[stop]]
+            stop += 1
+        yield tuple(vbuckets[start:stop])
+        left, start = left - weight, stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divider:
+    """Finds out what the partitions of a scan have in common.
+
+    Attributes
+    ----------
+    sample_rows
+        So many documents are looked at for the schema; None for all.
+    binary_keys
+        Whether keys are bytes; None for what the documents looked at have.
+    """
+
+    target: ScanTarget
+    options: BucketDataSourceOptions
+    timeout: float | None
+    batch_bytes: int
+    spool_dir: str | None
+    sample_rows: int | None
+    binary_keys: bool | None
+
+    def look(self) -> Look:
+        """Where the vbuckets are now."""
+        target = self.target
+        return look_at(
+            target.server_urls,
+            target.bucket,
+            target.auth,
+            self.options,
+            target.tls,
+            target.network,
+            vbuckets=target.vbuckets,
+        )
+
+    def agree(self, look: Look, n: int) -> tuple[ScanTarget, Agreement, pa.Schema]:
+        """What each partition is to read, the columns that they have in common, and their schema."""
+        target, manifest = self._with_names(look)
+        declared = {(name,) for name in target.schema}
+        if not target.parsed:
+            agreement = Agreement(Columns(pa.schema([])), not self.binary_keys)
+        elif target.columns is not None and set(target.columns) <= declared:
+            agreement = Agreement(_only_names(target.schema), not self.binary_keys)
+        else:
+            agreement = self._sampled(target, look, n)
+        target = agreement.declared(target)
+        return target, agreement, self._schema(target, agreement, manifest)
+
+    def _with_names(self, look: Look) -> tuple[ScanTarget, Manifest | None]:
+        """The names of collections are columns in all partitions, or in none."""
+        target = self.target
+        asked = {"scope", "collection"}
+        if not look.map.collections:
+            return target, None
+        manifest = bucket_manifest(
+            target.server_urls, target.bucket, target.auth, self.options, target.tls, target.network
+        )
+        if manifest is None:
+            return target, None
+        options = Names(target, self.options).resolve_collections()
+        ids = {cid for cid, name in manifest.collections.items() if name.scope != SYSTEM_SCOPE}
+        if options.collections is not None:
+            ids = set(options.collections)
+        elif target.scope is not None:
+            ids = {cid for cid, name in manifest.collections.items() if name.scope == target.scope}
+        if not any(ids) and not asked.intersection(target.metadata):
+            return target, None
+        return replace(target, metadata=tuple(dict.fromkeys([*target.metadata, *sorted(asked)]))), manifest
+
+    def _sampled(self, target: ScanTarget, look: Look, n: int) -> Agreement:
+        filled = [vb for vb, (_, seqno) in look.positions.items() if seqno]
+        if self.sample_rows is None:
+            # Not all at once: what is typed together is in memory together.
+            parts = [share.vbuckets for share in shares(look, n)]
+        else:
+            parts = [spread(filled)] if filled else []
+        found = [self._looked(replace(target, vbuckets=part, n_rows=self.sample_rows)) for part in parts]
+        kinds = unify([each for each, _ in found], max_members=target.max_struct_fields).kinds()
+        kinds |= dict.fromkeys(target.schema, Kind(pa.null()))
+        text = all(text for _, text in found) if self.binary_keys is None else not self.binary_keys
+        return Agreement(Columns.of_kinds(kinds), text)
+
+    def _looked(self, target: ScanTarget) -> tuple[Columns, bool]:
+        """What the columns of some documents are, and whether their keys are text."""
+        run = Run(target, self.options, timeout=self.timeout, progress=None)
+        receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
+        assembler = Assembler(target, run.names, receiver, self.batch_bytes, self.spool_dir)
+        with closing(assembler):
+            run.into(receiver, assembler)
+            raw, typed, manifest = assembler.typed()
+        # What is an error in any document is one here.
+        assembled_of(raw, typed, manifest, target, run.names, lenient=True)
+        return Columns.of(typed.table.schema, typed.plan, [typed.table]), is_text(raw[KEY])
+
+    def _schema(self, target: ScanTarget, agreement: Agreement, manifest: Manifest | None) -> pa.Schema:
+        names = Names(target, self.options)
+        raw = raw_schema(names.wire_metadata).empty_table()
+        head = names.head(raw, manifest, text=agreement.text)
+        if not target.parsed:
+            return beside(head, raw.select([] if target.keys_only else [VALUE])).schema
+        fields = [
+            each.with_type(target.schema.get(each.name, each.type)) for each in agreement.documents.schema
+        ]
+        empty = pa.schema(fields).empty_table()
+        fitter = Fitter(agreement, target, empty.schema, Plan(pa.struct([])))
+        fitter.look(empty)
+        fitter.settle()
+        _, table = Outcome(target, 0, {}, lenient=True).form(raw, fitter.apply(empty, 0))
+        return beside(head, table).schema
+
+
+def refuse_undividable(target: ScanTarget, n: int) -> None:
+    """Refuse what depends on all documents in another way than by their types.
+
+    Raises
+    ------
+    ConfigurationError
+        The scan cannot be divided.
+    """
+    if n < 1:
+        raise ConfigurationError(f"{n} partitions", hint="give the number of workers, or some times as many")
+    for argument, given, hint in (
+        ("n_rows", target.n_rows, "read so few documents with the scan itself"),
+        ("infer_schema_length", target.infer_schema_length, "sample_rows= says how many are looked at"),
+        ("parse_dates", target.parse_dates, "declare what they are: schema={'when': 'timestamp[us]'}"),
+    ):
+        if given:
+            raise ConfigurationError(f"a scan with {argument}= cannot be divided", hint=hint)
+
+
+def _only_names(schema: Mapping[str, pa.DataType]) -> Columns:
+    return Columns(pa.schema([(name, pa.null()) for name in schema]))
+
+
+def spread(vbuckets: Sequence[int]) -> tuple[int, ...]:
+    """All of them, in an order in which the first few are far from each other."""
+    count = len(vbuckets)
+    step = max(1, round(_GOLDEN * count))
+    while gcd(step, count) > 1:
+        step += 1
+    return tuple(vbuckets[number * step % count] for number in range(count))

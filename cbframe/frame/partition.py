@@ -1,0 +1,266 @@
+"""Parts of a read that other processes and machines can do, together a read of one bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from cbframe.arrow.columns import KEY, OURS
+from cbframe.cluster.auth import Authenticator, CertificateAuthenticator
+from cbframe.cluster.connstr import parse_connection_string
+from cbframe.dcp.look import Look
+from cbframe.errors import ConfigurationError, ConversionError
+from cbframe.frame.agreed import Agreement
+from cbframe.frame.asof import AsOf
+from cbframe.frame.divide import shares
+from cbframe.frame.pins import Consistency, Pins
+from cbframe.frame.result import ReadResult
+from cbframe.frame.scan import BucketScan
+from cbframe.frame.target import METADATA_NAMES, ScanTarget
+from cbframe.options import BucketDataSourceOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartSettings:
+    """What all partitions of a scan have in common, but for the vbuckets.
+
+    Attributes
+    ----------
+    with_secrets
+        Whether a password may be pickled with them.
+    """
+
+    target: ScanTarget
+    options: BucketDataSourceOptions
+    agreement: Agreement
+    batch_bytes: int | None
+    buffer_bytes: int | None
+    timeout: float | None
+    dtype_backend: str | None
+    spool_dir: str | None
+    with_secrets: bool
+
+    def refuse_secrets(self) -> None:
+        """What may not leave this process must not be pickled.
+
+        Raises
+        ------
+        ConfigurationError
+            There is a password, or something that exists in this process only.
+        """
+        target = self.target
+        if not isinstance(target.tls, str | type(None)):
+            raise ConfigurationError(
+                "a TLS context cannot be sent to other processes",
+                hint="tls= takes the path of a file with the certificate authorities, too",
+            )
+        if self.with_secrets:
+            return
+        auth = target.auth
+        by_reference = callable(auth) and not isinstance(auth, Authenticator)
+        plain = isinstance(auth, CertificateAuthenticator) and auth.password is None
+        url = parse_connection_string(target.server_urls).credentials is not None
+        if url or not (by_reference or plain or auth is None):
+            raise ConfigurationError(
+                "a partition is not sent to other processes with a password in it",
+                hint='give auth=EnvironmentAuth("CB_USER", "CB_PASSWORD"), or another callable that they '
+                "can import; or partitions(..., include_credentials=True)",
+            )
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class ScanPartition:
+    """Some vbuckets of a scan, to be read anywhere. Made by :meth:`BucketScan.partitions`.
+
+    It can be pickled: no socket is in it, and no password unless that was asked for. Reading it connects
+    to the nodes that have its vbuckets, most often a single one, and to a seed before that.
+
+    Attributes
+    ----------
+    number
+        From 0.
+    node
+        The node that had its vbuckets, ``host:port``, or most of them. It is asked wherever they are.
+    as_of
+        What all partitions together are a picture of, cut down to its vbuckets: each is read to this
+        seqno at least.
+    schema
+        Of all partitions.
+    """
+
+    number: int
+    node: str
+    as_of: AsOf
+    schema: pa.Schema
+    _pins: Pins
+    _settings: PartSettings = field(repr=False)
+
+    def __reduce__(self) -> tuple[type[ScanPartition], tuple[Any, ...]]:
+        self._settings.refuse_secrets()
+        return ScanPartition, (
+            self.number,
+            self.node,
+            self.as_of,
+            self.schema,
+            self._pins,
+            self._settings,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<ScanPartition {self.number} of {self.bucket!r}: {len(self.as_of)} vbuckets of {self.node}, "
+            f"at most {self.changes:,} documents>"
+        )
+
+    def refuse_secrets(self) -> None:
+        """Raise what pickling would raise.
+
+        Raises
+        ------
+        ConfigurationError
+            There is a password in it, or something that exists in this process only.
+        """
+        self._settings.refuse_secrets()
+
+    @property
+    def bucket(self) -> str:
+        """Where the documents are."""
+        return self._settings.target.bucket
+
+    @property
+    def vbuckets(self) -> tuple[int, ...]:
+        """Those that are read."""
+        return tuple(self.as_of)
+
+    @property
+    def changes(self) -> int:
+        """The seqnos of its vbuckets, summed: as many documents as there can be at most."""
+        return self.as_of.changes
+
+    def result(self) -> ReadResult:
+        """Read it: the documents, what they are a picture of, and what there is to say about them.
+
+        The server sends whole snapshots. Where documents were written since the partitions were made, the
+        newer versions come and the older ones are gone: ``as_of`` of the result, other than that of the
+        partition, tells how far each vbucket really was. With ``consistency="strict"`` that is an
+        error. So on a bucket at rest every attempt gives the same rows, and on another each gives what is
+        no older than the pinned moment.
+
+        Raises
+        ------
+        ConversionError
+            Documents do not fit the agreed schema.
+        RollbackError, StreamError
+            With ``"strict"``: the history of a vbucket is another one, or it went on.
+        CbframeError
+            As :meth:`BucketScan.read`.
+        """
+        result = self._scan().read()
+        self._check(result.table.schema)
+        return replace(result, table=result.table.select(self.schema.names))
+
+    def read(self) -> pa.Table:
+        """Read it into an Arrow table, as :meth:`result` does; its metadata has ``as_of``."""
+        return self.result().table
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Read it into a DataFrame whose index is the document key, as :meth:`result` does."""
+        return self.result().to_pandas(self._settings.dtype_backend)
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        """Read it into record batches, as :meth:`result` does; memory as with a scan's ``to_reader``."""
+        return self.streamed()[1]
+
+    def streamed(self) -> tuple[ReadResult, pa.RecordBatchReader]:
+        """What :meth:`to_reader` gives, and before it all of :meth:`result` but the documents."""
+        scan = self._scan()
+        reader = scan.to_reader()
+        self._check(reader.schema)
+        assert scan.last is not None, "it was read"
+        schema = self.schema.with_metadata(reader.schema.metadata)
+        batches = (batch.select(schema.names) for batch in reader)
+        return scan.last, pa.RecordBatchReader.from_batches(schema, batches)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """Hand a new read over to any Arrow consumer."""
+        return self.to_reader().__arrow_c_stream__(requested_schema)
+
+    def select(self, columns: Sequence[str]) -> ScanPartition:
+        """The same with some of the columns, besides the key: no more is read than they need.
+
+        Raises
+        ------
+        ConfigurationError
+            There is no such column.
+        """
+        unknown = [name for name in columns if name not in self.schema.names]
+        if unknown:
+            raise ConfigurationError(
+                f"the partitions have no column {unknown[0]!r}", hint="their attribute schema tells which"
+            )
+        names = dict.fromkeys([KEY, *columns])
+        settings = replace(self._settings, target=narrowed(self._settings.target, names))
+        schema = pa.schema([self.schema.field(name) for name in names])
+        return replace(self, schema=schema, _settings=settings)
+
+    def _scan(self) -> BucketScan:
+        own = self._settings
+        return BucketScan(
+            own.target.of_vbuckets(self.vbuckets),
+            options=own.options,
+            batch_bytes=own.batch_bytes,
+            buffer_bytes=own.buffer_bytes,
+            timeout=own.timeout,
+            dtype_backend=own.dtype_backend,
+            progress=None,
+            spool_dir=own.spool_dir,
+            agreement=own.agreement,
+            pins=self._pins,
+        )
+
+    def _check(self, schema: pa.Schema) -> None:
+        """Whether it has all agreed columns, and none that tells more of documents than these can."""
+        later = schema.names[:] if not {"scope", "collection"} & {*self._settings.target.metadata} else []
+        if "_cb_collection" in later:
+            raise ConversionError(
+                "documents are of collections, and the agreed schema has no column for them",
+                hint="collections came since the partitions were made: make them anew",
+            )
+        other = [each.name for each in self.schema if each not in schema]
+        if other:
+            raise ConversionError(f"columns are not the agreed ones: {', '.join(other)}")
+
+
+def pinned_parts(
+    look: Look, n: int, consistency: Consistency, schema: pa.Schema, settings: PartSettings
+) -> list[ScanPartition]:
+    """The partitions of what was looked at."""
+    found = []
+    for number, share in enumerate(shares(look, n)):
+        # What is empty has no history that would matter, as in every read.
+        positions = {vb: look.positions[vb] for vb in share.vbuckets}
+        as_of = AsOf({vb: at if at[1] else (0, 0) for vb, at in positions.items()})
+        pins = Pins(as_of, look.map.uuid, consistency)
+        found.append(ScanPartition(number, share.node, as_of, schema, pins, settings))
+    return found
+
+
+def narrowed(target: ScanTarget, names: Collection[str]) -> ScanTarget:
+    """A target that reads no more than some of its columns need, as far as that can be told by names."""
+    fields = [name for name in names if not name.startswith(OURS)]
+    odd = any(name.startswith(OURS) and name.removeprefix(OURS) not in METADATA_NAMES for name in names)
+    if not target.parsed or target.nested == "flatten" or odd:
+        return target
+    if not fields:
+        # Values need not even be sent, if nobody has to look at them.
+        needless = target.filters is None and target.errors == "keep"
+        return replace(target, keys_only=True, columns=None) if needless else target
+    if target.columns is None:
+        return replace(target, columns=tuple((name,) for name in fields))
+    return replace(target, columns=tuple(path for path in target.columns if ".".join(path) in fields))

@@ -1,0 +1,87 @@
+"""Partitions written by processes of this machine, as a folder of Parquet files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cbframe.dcp.handover import monotonic
+from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.dcp.workers import in_processes
+from cbframe.errors import ConfigurationError
+from cbframe.frame.asof import AsOf
+from cbframe.frame.conflicts import Conflict, merged
+from cbframe.frame.parquet import write_parquet
+from cbframe.frame.partition import ScanPartition
+from cbframe.frame.result import ReadResult
+from cbframe.frame.scan import BucketScan
+
+_PER_WORKER = 4
+"""So many partitions for each: who is quick takes more of them, and each file is a good part of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What there is to say about a partition besides its documents: as of a read."""
+
+    as_of: AsOf
+    conflicts: tuple[Conflict, ...]
+    rejected: dict[str, int]
+
+
+def to_folder(scan: BucketScan, path: Path, compression: str, workers: int) -> ReadResult:
+    """Write a file for each of some partitions; the folder appears whole or not at all.
+
+    Returns
+    -------
+    ReadResult
+        Without documents, and without counters: each process had its own, and took them with it.
+
+    Raises
+    ------
+    ConfigurationError
+        There is something at `path`.
+    CbframeError
+        A partition could not be read, or a process was ended from outside.
+    """
+    began = monotonic()
+    if workers < 1:
+        raise ConfigurationError(
+            f"workers={workers}", hint="give a number of processes, or None for this one"
+        )
+    if path.exists():
+        raise ConfigurationError(f"there is something at {path}", hint="give the name of a new folder")
+    parts = scan.partitions(_PER_WORKER * workers, include_credentials=True)
+    scratch = path.absolute().with_name(f".{path.name}.{uuid.uuid4().hex}")
+    scratch.mkdir(parents=True)
+    try:
+        write = partial(_write, folder=scratch, compression=compression)
+        done = in_processes(write, parts, workers)
+        os.rename(scratch, path)  # noqa: PTH104 - unlike replace(), refuses a folder that has something
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    as_of = AsOf(dict(sorted(at for each in done for at in each.as_of.items())))
+    rejected: Counter[str] = Counter()
+    for each in done:
+        rejected.update(each.rejected)
+    return ReadResult(
+        parts[0].schema.empty_table(),
+        parts[0].bucket,
+        as_of,
+        merged(each.conflicts for each in done),
+        dict(rejected),
+        BucketDataSourceStats((), {}, vbuckets=len(as_of), vbuckets_done=len(as_of), at=monotonic()),
+        monotonic() - began,
+    )
+
+
+def _write(part: ScanPartition, folder: Path, compression: str) -> Written:
+    """In a worker process."""
+    result, reader = part.streamed()
+    write_parquet(reader, folder / f"part-{part.number:05d}.parquet", compression)
+    return Written(result.as_of, result.conflicts, result.rejected)

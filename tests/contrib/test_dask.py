@@ -1,0 +1,150 @@
+"""A bucket as a Dask DataFrame, read by two worker processes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from frame.kit import QUICK, Sent, background, fill
+from frame.test_writers import KEYS, Writer
+
+import cbframe
+from cbframe import EnvironmentAuth, LocalCluster
+from cbframe.contrib.dask import as_of, read_bucket
+
+pytestmark = [
+    pytest.mark.dask,
+    pytest.mark.timeout(300),
+    # Of sockets and processes that Dask ends in its own time.
+    pytest.mark.filterwarnings("default"),
+]
+dd = pytest.importorskip("dask.dataframe")
+distributed = pytest.importorskip("distributed")
+FromMapProjectable = pytest.importorskip("dask.dataframe.dask_expr.io").FromMapProjectable
+
+USER, SECRET = "reader", "a-word-that-is-secret"
+ENVIRONMENT = {"CB_USER": USER, "CB_PASSWORD": SECRET}
+
+
+def cluster_of(nodes: int = 1, vbuckets: int = 64) -> LocalCluster:
+    return LocalCluster(nodes=nodes, vbuckets=vbuckets, seed=1, username=USER, password=SECRET)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with (
+            distributed.LocalCluster(
+                n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+            ) as workers,
+            distributed.Client(workers) as found,
+        ):
+            yield found
+
+
+def lazily(cluster: LocalCluster, **arguments: Any) -> Any:
+    arguments.setdefault("npartitions", 6)
+    return read_bucket(cluster, auth=EnvironmentAuth(), timeout=60, options=QUICK, **arguments)
+
+
+def same(frame: pd.DataFrame, whole: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(frame.sort_index(), whole.sort_index(), check_index_type=False)
+
+
+@pytest.mark.parametrize(("nodes", "vbuckets"), [(1, 64), (2, 64), (3, 64), (1, 1024), (3, 1024)])
+def test_the_union_is_the_read(client: Any, nodes: int, vbuckets: int) -> None:
+    with cluster_of(nodes, vbuckets) as cluster:
+        fill(cluster, 3000)
+        frame = lazily(cluster)
+        assert frame.npartitions == 6
+        assert not frame.known_divisions
+        whole = cbframe.read_bucket(cluster)
+        assert as_of(frame) == whole.attrs["cbframe"]["as_of"]
+        assert frame.dtypes.equals(whole.dtypes)
+        assert frame.index.name == "_cb_key"
+        same(frame.compute(), whole)
+        workers = frame.map_partitions(lambda part: pd.Series([os.getpid()]), meta=(None, "int64")).compute()
+        assert os.getpid() not in set(workers)
+
+
+def test_only_columns_that_are_used_are_read(client: Any) -> None:
+    with cluster_of(2) as cluster:
+        fill(cluster, 1000)
+        frame = lazily(cluster)
+        assert frame["n"].sum().compute() == sum(range(1000))
+        assert len(frame) == 1000
+        assert frame[frame["n"] < 10]["text"].compute().size == 10
+        loader = next(frame["n"].optimize(fuse=False).find_operations(FromMapProjectable))
+        assert loader.operand("columns") == ["n"]
+
+
+def test_workers_write_parquet(client: Any, tmp_path: Any) -> None:
+    with cluster_of(2) as cluster:
+        fill(cluster, 500)
+        lazily(cluster).to_parquet(tmp_path)
+        again = pd.read_parquet(tmp_path, dtype_backend="pyarrow")
+        assert sorted(again["n"]) == list(range(500))
+
+
+def test_under_a_writer(client: Any) -> None:
+    with cluster_of(2) as cluster:
+        writer = Writer(cluster, 5)
+        with background(writer.run):
+            assert writer.going.wait(20)
+            at_start = {key: len(written) for key, written in writer.history.copy().items() if key in KEYS}
+            frame = lazily(cluster, npartitions=4, parse=False)
+            found = frame.compute()
+            assert found.index.is_unique
+            values = {str(key).encode(): bytes(value) for key, value in found["_cb_value"].items()}
+            writer.check(values, at_start)
+
+
+def test_a_worker_is_killed(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a partition: it is read again by another, and the rows are the same."""
+    with cluster_of(2) as cluster:
+        fill(cluster, 20_000, size=300)
+        frame = lazily(cluster, npartitions=4)
+        whole = cbframe.read_bucket(cluster)
+        victim = next(iter(client.run(os.getpid).values()))
+        sent = Sent(monkeypatch, cluster)
+        sent.at(500_000, lambda: os.kill(victim, signal.SIGKILL))
+        found = frame.compute()
+        assert not sent.pending
+        same(found, whole)
+        assert sent.total > 0
+        assert victim not in client.run(os.getpid).values()
+
+
+def test_a_plain_password_is_refused(client: Any) -> None:
+    with cluster_of() as cluster:
+        fill(cluster, 10)
+        with pytest.raises(cbframe.ConfigurationError, match="with a password in it"):
+            read_bucket(cluster)
+        assert len(read_bucket(cluster, include_credentials=True)) == 10
+        assert SECRET.encode() not in pickle.dumps(lazily(cluster).dask)
+
+
+def test_an_error_arrives(client: Any) -> None:
+    with cluster_of() as cluster:
+        fill(cluster, 10)
+        frame = lazily(cluster, consistency="strict", npartitions=1)
+        cluster.upsert("key-000003", {"n": 1})
+        with pytest.raises(cbframe.StreamError, match="were written to since the partitions were made"):
+            frame.compute()
+
+
+def test_types_are_arrows(client: Any) -> None:
+    with cluster_of() as cluster:
+        cluster.upsert("a", {"big": 2**60 + 1, "tags": ["x"], "geo": {"lat": 1.5}})
+        row = lazily(cluster).compute().loc["a"]
+        assert row["big"] == 2**60 + 1
+        kinds = lazily(cluster).dtypes
+        assert kinds["geo"].pyarrow_dtype == pa.struct([("lat", pa.float64())])

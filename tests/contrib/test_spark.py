@@ -1,0 +1,104 @@
+"""A bucket as a Spark DataFrame, read by Spark's Python workers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from frame.kit import background, fill
+from frame.test_writers import KEYS, Writer
+
+import cbframe
+from cbframe import LocalCluster
+
+pytestmark = [pytest.mark.spark, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
+sql = pytest.importorskip("pyspark.sql")
+register = pytest.importorskip("cbframe.contrib.spark").register
+
+USER, SECRET = "reader", "a-word-that-is-secret"
+
+
+def cluster_of(nodes: int = 1, vbuckets: int = 64) -> LocalCluster:
+    return LocalCluster(nodes=nodes, vbuckets=vbuckets, seed=1, username=USER, password=SECRET)
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "CB_USER": USER,
+            "CB_PASSWORD": SECRET,
+            "SPARK_LOCAL_IP": "127.0.0.1",
+            "PYSPARK_PYTHON": sys.executable,
+        }.items():
+            patch.setenv(name, value)
+        session = (
+            sql.SparkSession.builder.master("local[2]")
+            .config("spark.ui.enabled", "false")
+            .config("spark.driver.host", "127.0.0.1")
+            .config("spark.driver.bindAddress", "127.0.0.1")
+            .config("spark.sql.shuffle.partitions", "2")
+            .getOrCreate()
+        )
+        register(session)
+        yield session
+        session.stop()
+
+
+def load(spark: Any, cluster: LocalCluster, schema: str | None = None, **options: Any) -> Any:
+    reader = spark.read.format("couchbase").option("connection", cluster.connection_string)
+    reader = reader.options(**{"partitions": 4, **options})
+    return (reader if schema is None else reader.schema(schema)).load()
+
+
+@pytest.mark.parametrize(("nodes", "vbuckets"), [(1, 64), (3, 64), (2, 1024)])
+def test_the_union_is_the_read(spark: Any, nodes: int, vbuckets: int) -> None:
+    with cluster_of(nodes, vbuckets) as cluster:
+        fill(cluster, 2000)
+        frame = load(spark, cluster)
+        assert frame.schema.simpleString() == "struct<_cb_key:string,n:bigint,text:string>"
+        assert frame.rdd.getNumPartitions() == 4
+        rows = {row["_cb_key"]: (row["n"], row["text"]) for row in frame.collect()}
+        whole = cbframe.read_bucket(cluster)
+        assert len(whole) == 2000
+        assert rows == dict(zip(whole.index, zip(whole["n"], whole["text"], strict=True), strict=True))
+        assert frame.selectExpr("sum(n)").first()[0] == sum(range(2000))
+
+
+def test_types_and_options(spark: Any) -> None:
+    with cluster_of() as cluster:
+        cluster.upsert("a", {"big": 2**64 - 1, "tags": ["x"], "geo": {"lat": 1.5}, "none": None})
+        frame = load(spark, cluster, metadata="cas,seqno")
+        row = frame.first()
+        assert (int(row["big"]), row["tags"], row["geo"]["lat"], row["none"]) == (2**64 - 1, ["x"], 1.5, None)
+        assert int(row["_cb_seqno"]) == 1
+        assert load(spark, cluster, columns="tags").columns == ["_cb_key", "tags"]
+        assert load(spark, cluster, "_cb_key string, big decimal(20,0), absent int").first()["absent"] is None
+
+
+def test_what_does_not_fit(spark: Any) -> None:
+    with cluster_of() as cluster:
+        cluster.upsert("a", {"n": "text"})
+        with pytest.raises(Exception, match="'n' has"):
+            load(spark, cluster, "n int").collect()
+        assert load(spark, cluster, "n int", on_conflict="null").collect()[0]["n"] is None
+        with pytest.raises(Exception, match="there is no option 'colums'"):
+            load(spark, cluster, colums="n")
+
+
+def test_under_a_writer(spark: Any) -> None:
+    with cluster_of(2) as cluster:
+        writer = Writer(cluster, 5)
+        with background(writer.run):
+            assert writer.going.wait(20)
+            at_start = {key: len(written) for key, written in writer.history.copy().items() if key in KEYS}
+            rows = load(spark, cluster, "_cb_key string, generation bigint, pad string").collect()
+            found = {
+                row["_cb_key"].encode(): b'{"generation":%d,"pad":"%s"}'
+                % (row["generation"], row["pad"].encode())
+                for row in rows
+            }
+            assert len(found) == len(rows)
+            writer.check(found, at_start)
