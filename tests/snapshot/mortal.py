@@ -63,8 +63,22 @@ def die_at(moment: int) -> Callable[[], int]:
     return lambda: moment - left
 
 
+def die_at_publication(*, behind: bool) -> None:
+    """End this process just before a version gets its name, or just behind it."""
+    link = os.link
+
+    def call(*args: Any) -> None:
+        if behind:
+            link(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.link = call  # type: ignore[assignment]
+
+
 def work(job: dict[str, Any]) -> int:
     """Do a job; how many moments there were to die at."""
+    if job["publication"] is not None:
+        die_at_publication(behind=job["publication"] == "behind")
     moments = die_at(sys.maxsize if job["die_at"] is None else job["die_at"])
     if job["compact"]:
         Snapshot(job["path"]).compact(keep="0s")
