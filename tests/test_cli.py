@@ -79,6 +79,15 @@ def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(_cells, out.splitlines())) <= 100
 
 
+def test_the_demo_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--documents", "300", "--vbuckets", "8", "--json"]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert (report["documents"], report["differences"]) == (300, [])
+    assert report["seconds"].keys() >= {"read the bucket", "write the Parquet file"}
+    assert "rows equal in the DataFrame" in err
+
+
 def test_the_demo_as_a_program_keeps_its_file(tmp_path: Path) -> None:
     done = program("demo", "--documents", "2000", "--vbuckets", "16", "--keep", str(tmp_path))
     assert done.returncode == 0, done.stderr

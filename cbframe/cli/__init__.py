@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--nodes", type=positive, default=2, metavar="N", help="default: 2")
     demo.add_argument("--vbuckets", type=positive, default=1024, metavar="N", help="default: 1024")
     demo.add_argument("--keep", type=Path, metavar="PATH", help="keep the Parquet file: a file or a folder")
+    add_json(demo, "print a report as JSON; all else goes to the standard error")
     demo.set_defaults(run=_demo)
 
     read = commands.add_parser(

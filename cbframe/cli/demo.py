@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ _CHECKED_DOCUMENTS = 1000
 
 def demo(options: argparse.Namespace) -> int:
     """Run the demo; 1 if anything differs from what it must be."""
+    if not options.json:
+        status, _ = _demo(options)
+        return status
+    # What people read goes where the progress goes.
+    with redirect_stdout(sys.stderr):
+        status, report = _demo(options)
+    say(json.dumps(report))
+    return status
+
+
+def _demo(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     steps: list[tuple[str, float]] = []
 
     @contextmanager
@@ -46,10 +58,13 @@ def demo(options: argparse.Namespace) -> int:
     say_rows([(name, f"{seconds:.1f} s") for name, seconds in [*steps, ("all", sum(s for _, s in steps))]])
     if differences:
         say(f"\nFAILED: {'; '.join(differences)}")
-        return 1
-    if options.keep is not None:
+    elif options.keep is not None:
         say(f"\nkept: {path}")
-    return 0
+    return int(bool(differences)), {
+        "documents": options.documents,
+        "differences": differences,
+        "seconds": {name: round(seconds, 3) for name, seconds in steps},
+    }
 
 
 def _demo_path(keep: Path | None) -> Path | None:
