@@ -19,7 +19,7 @@ def _runtime(tmp_path_factory: pytest.TempPathFactory) -> None:
     """deltalake and polars begin their threads with their first table: none of ours are among them."""
     path = tmp_path_factory.mktemp("first")
     write_deltalake(path, pa.table({"a": [1]}))
-    assert pl.scan_delta(path).filter(pl.col("a") == 1).collect().height == 1
+    assert pl.scan_delta(str(path)).filter(pl.col("a") == 1).collect().height == 1
 
 
 @pytest.fixture
