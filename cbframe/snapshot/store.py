@@ -178,7 +178,7 @@ class LocalStore(Store):
                     file.flush()
                     os.fsync(file.fileno())
                 _sync_folder(path.parent)
-            except BaseException:
+            except BaseException:  # Ctrl-C, too: no half of a file is left, and it is raised again
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
                 raise
@@ -250,7 +250,7 @@ class RemoteStore(Store):
             try:
                 with self._filesystem.open_output_stream(path) as stream:
                     yield Output(stream)
-            except BaseException:
+            except BaseException:  # Ctrl-C, too: no half of a file is left, and it is raised again
                 # Closing the stream has put down what was written so far.
                 with suppress(OSError):
                     self._filesystem.delete_file(path)

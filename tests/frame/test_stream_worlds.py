@@ -15,13 +15,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from worlds import CONNECT, NODES, PARSE, RECEIVE, VBUCKETS, World
+from worlds import NODES, VBUCKETS, World, break_with
 
 from cbframe import ChangeStream, ConnectError, LocalCluster, stream_bucket
-from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.handover import monotonic
-from cbframe.dcp.maps import MapSource
-from cbframe.dcp.transport import SocketStream, SocketTransport
 from cbframe.testing import FaultProxy
 
 from .consumers import LogKeeper, StateKeeper, has_caught_up, truth_of
@@ -40,25 +37,7 @@ def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         world = World(cluster, proxy, rng, pause={30: 50}.get(few, 3))
         for _ in range(400):
             world.change()
-
-        def receive(self: SocketStream, view: memoryview) -> int | None:
-            count = RECEIVE(self, view[:few])
-            if count:
-                world.turn()
-            return count
-
-        def connect(self: SocketTransport, *arguments: Any) -> Any:
-            world.turn()
-            return CONNECT(self, *arguments)
-
-        def parse(self: MapSource, *arguments: Any) -> ClusterMap:
-            found = PARSE(self, *arguments)
-            world.known = found.nodes
-            return found
-
-        monkeypatch.setattr(MapSource, "_parse", parse)
-        monkeypatch.setattr(SocketStream, "receive_into", receive)
-        monkeypatch.setattr(SocketTransport, "connect", connect)
+        break_with(world, few, monkeypatch)
         consumer = rng.choice([LogKeeper, StateKeeper])()
         arguments = {
             "auth": (cluster.username, cluster.password),
