@@ -223,9 +223,13 @@ class RemoteStore(Store):
         self._filesystem = filesystem
         self._fsspec = fsspec
         self._root = root.rstrip("/")
-        self.root = f"{filesystem.type_name}:{self._root}"
+        kind = filesystem.type_name
+        self.root = f"{kind}://{self._root}" if fsspec is None else fsspec.unstrip_protocol(self._root)
 
     def _path(self, name: str) -> str:
+        if self._fsspec is not None:
+            # It remembers folders that it has listed, and does not see what other machines do there.
+            self._fsspec.invalidate_cache()
         return f"{self._root}/{name}"
 
     def names(self, folder: str) -> dict[str, int]:

@@ -155,7 +155,7 @@ def test_a_snapshot_elsewhere(kind: str, cluster: LocalCluster, tmp_path: Path, 
     assert len(snapshot) == len(expected)
 
 
-def test_a_conditional_put_that_is_beaten(memory: str) -> None:
+def test_a_conditional_put_that_is_beaten(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two writers that both saw no such version: the file system decides."""
     store = open_store(memory, storage_options={})
     assert isinstance(store, RemoteStore)
@@ -165,7 +165,7 @@ def test_a_conditional_put_that_is_beaten(memory: str) -> None:
         publish(path, b"another's")
         publish(path, data, **named)
 
-    store._fsspec = type("Beaten", (), {"pipe_file": staticmethod(beaten)})()
+    monkeypatch.setattr(store._fsspec, "pipe_file", beaten)
     with pytest.raises(FileExistsError):
         store.publish("manifest/1", b"mine")
     assert store.read("manifest/1") == b"another's"
