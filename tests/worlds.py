@@ -12,6 +12,8 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -63,6 +65,16 @@ class World:
         self.faults: Counter[str] = Counter()
         self.vbuuid = {vb: cluster.failover_log(vb)[0][0] for vb in range(VBUCKETS)}
         self.histories: dict[tuple[int, int], History] = {item: [] for item in self.vbuuid.items()}
+
+    @property
+    def seeds(self) -> str:
+        """A connection string of the nodes that there are now."""
+        return "couchbase://" + ",".join(self.cluster.kv_addresses)
+
+    @property
+    def auth(self) -> tuple[str, str]:
+        """Who may read it."""
+        return self.cluster.username, self.cluster.password
 
     def history(self, vbucket: int) -> History:
         return self.histories[vbucket, self.vbuuid[vbucket]]
@@ -204,7 +216,35 @@ class World:
         assert found == expected
 
 
-def break_with(world: World, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def world_of(
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    changes: int = 1000,
+    receives: Sequence[int] = (30, 1000, 1 << 20),
+) -> Iterator[World]:
+    """A world of documents that breaks with each receive and each connection of this process.
+
+    Parameters
+    ----------
+    changes
+        That were made before.
+    receives
+        Bytes that are received at once, at most: one of these. With one, the world is a small one.
+    """
+    rng = random.Random(seed)
+    few = rng.choice(receives)
+    with LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed) as cluster, FaultProxy(cluster) as proxy:
+        proxy.chop(few)
+        world = World(cluster, proxy, rng, pause={1: 300, 30: 50}.get(few, 3))
+        for _ in range(40 if few == 1 else changes):
+            world.change()
+        _break_with(world, few, monkeypatch)
+        yield world
+
+
+def _break_with(world: World, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the world go on with each receive and each connection of this process.
 
     Parameters

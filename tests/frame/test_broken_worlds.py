@@ -5,46 +5,32 @@ In some worlds bytes come one by one, or a few at a time.
 
 from __future__ import annotations
 
-import random
 import threading
 from collections import Counter
 from dataclasses import replace
 
 import pytest
-from worlds import NODES, VBUCKETS, World, break_with
+from worlds import world_of
 
-from cbframe import LocalCluster, scan_bucket
-from cbframe.testing import FaultProxy
+from cbframe import scan_bucket
 
 from .kit import QUICK, values_of
 
 
 def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Read once in the world of a seed; what happened."""
-    rng = random.Random(seed)
-    few = rng.choice([1, *[30, 1000, 1 << 20] * 3])
-    documents = 40 if few == 1 else 1500
     before = set(threading.enumerate())
-    with (
-        LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed) as cluster,
-        FaultProxy(cluster) as proxy,
-    ):
-        proxy.chop(few)
-        world = World(cluster, proxy, rng, pause={1: 300, 30: 50}.get(few, 3))
-        for _ in range(documents):
-            world.change()
-        break_with(world, few, monkeypatch)
-        seeds = "couchbase://" + ",".join(cluster.kv_addresses)
-        auth = cluster.username, cluster.password
+    receives = [1, *[30, 1000, 1 << 20] * 3]
+    with world_of(seed, monkeypatch, changes=1500, receives=receives) as world:
         scan = scan_bucket(
-            seeds,
-            cluster.bucket,
-            auth=auth,
+            world.seeds,
+            world.cluster.bucket,
+            auth=world.auth,
             parse=False,
             timeout=60,
             # Where bytes come one by one, so do cluster maps that are pushed into a handshake.
             options=replace(QUICK, connect_timeout=60),
-            buffer_bytes=rng.choice([2000, 20_000]),
+            buffer_bytes=world.rng.choice([2000, 20_000]),
         )
         table = scan.to_arrow()
         assert scan.as_of is not None

@@ -15,11 +15,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from worlds import NODES, VBUCKETS, World, break_with
+from worlds import World, world_of
 
 from cbframe import ChangeStream, ConnectError, LocalCluster, stream_bucket
 from cbframe.dcp.handover import monotonic
-from cbframe.testing import FaultProxy
 
 from .consumers import LogKeeper, StateKeeper, has_caught_up, truth_of
 from .kit import QUICK
@@ -29,18 +28,12 @@ PATIENCE = 60.0
 
 def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Stream in the world of a seed, until it is whole again and everything has come; what happened."""
-    rng = random.Random(seed)
-    few = rng.choice([30, 1000, 1 << 20])
     before = set(threading.enumerate())
-    with LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed) as cluster, FaultProxy(cluster) as proxy:
-        proxy.chop(few)
-        world = World(cluster, proxy, rng, pause={30: 50}.get(few, 3))
-        for _ in range(400):
-            world.change()
-        break_with(world, few, monkeypatch)
+    with world_of(seed, monkeypatch, changes=400) as world:
+        cluster, rng = world.cluster, world.rng
         consumer = rng.choice([LogKeeper, StateKeeper])()
         arguments = {
-            "auth": (cluster.username, cluster.password),
+            "auth": world.auth,
             "on_rollback": "emit" if isinstance(consumer, LogKeeper) else "restart",
             "batch_bytes": rng.choice([500, 5000, 100_000]),
             "max_latency": rng.choice([0, 0.002]),

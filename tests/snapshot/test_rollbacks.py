@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from frame.kit import QUICK, WIRE_METADATA, Row, rows_of, truth, values_of
-from worlds import NODES, VBUCKETS, World, break_with
+from worlds import world_of
 
 from cbframe import LocalCluster, Snapshot, SnapshotResult, read_snapshot, write_snapshot
-from cbframe.testing import FaultProxy
 
 from .conftest import Calendar
 
@@ -191,27 +190,19 @@ def test_many_worlds_that_break(seed: int, tmp_path: Path, monkeypatch: pytest.M
 
 def _break(seed: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Four updates in the world of a seed, each of which says what it is a picture of."""
-    rng = random.Random(seed)
-    few = rng.choice([30, 1000, 1 << 20])
     happened: Counter[str] = Counter()
-    with LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed) as cluster, FaultProxy(cluster) as proxy:
-        proxy.chop(few)
-        world = World(cluster, proxy, rng, pause={30: 50}.get(few, 3))
-        for _ in range(1000):
-            world.change()
-        break_with(world, few, monkeypatch)
+    with world_of(seed, monkeypatch) as world:
         for _ in range(4):
             world.left = 4
-            seeds = "couchbase://" + ",".join(cluster.kv_addresses)
             result = write_snapshot(
-                seeds,
+                world.seeds,
                 path,
-                bucket=cluster.bucket,
-                auth=(cluster.username, cluster.password),
+                bucket=world.cluster.bucket,
+                auth=world.auth,
                 parse=False,
                 timeout=60,
                 options=QUICK,
-                buffer_bytes=rng.choice([2000, 20_000]),
+                buffer_bytes=world.rng.choice([2000, 20_000]),
             )
             world.check(values_of(read_snapshot(path, return_type="arrow")), result.as_of)
             happened["read again"] += len(result.read_again)

@@ -26,7 +26,16 @@ source = cbframe.BucketDataSource(
 )
 source.start()
 """
-CELLS = (BEGIN, "cbframe.show_stats(source)", "df = cbframe.read_bucket(cluster, progress='widget')")
+STREAM = """
+other = cbframe.LocalCluster(vbuckets=16, seed=2).start()
+other.upsert("secret", {})
+stream = cbframe.stream_bucket(other)
+given = []
+reading = threading.Thread(target=lambda: [given.append(len(batch)) for batch in stream])
+reading.start()
+cbframe.show_stats(stream)
+"""
+CELLS = (BEGIN, "cbframe.show_stats(source)", STREAM, "df = cbframe.read_bucket(cluster, progress='widget')")
 MORE = "print(cluster.bulk_load((b'secret-more-%d' % n, b'{}') for n in range(1500)))"
 BUSY = """(code) => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -74,6 +83,26 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, Path]]
         page.command("notebook:run-all-cells")
         page.page.wait_for_selector(".cbf")
         yield page, folder
+
+
+def test_pause_and_resume(lab: tuple[Page, Path]) -> None:
+    page, _ = lab
+    web = page.page
+    state = "(text) => document.querySelectorAll('.cbf-state')[1].textContent === text"
+    page.until(state, "streaming")
+    button = {name: web.get_by_role("button", name=name).nth(1) for name in ("Pause", "Resume", "Stop")}
+    assert button["Resume"].is_disabled()
+    button["Pause"].click()
+    page.until(state, "paused")
+    assert button["Pause"].is_disabled()
+    count = page.ask("print(len(given), other.upsert('secret', {'n': 1}))").split()[0]
+    assert page.ask("print(len(given), stream.state)") == f"{count} paused"
+    button["Resume"].click()
+    page.until(state, "streaming")
+    assert page.ask(f"while len(given) == {count}:\n    pass\nprint(len(given))") == str(int(count) + 1)
+    button["Stop"].click()
+    page.until(state, "stopped")
+    assert page.ask("reading.join()\nprint(stream.state)") == "closed"
 
 
 def test_a_stream(lab: tuple[Page, Path]) -> None:
@@ -150,7 +179,7 @@ def test_a_stream(lab: tuple[Page, Path]) -> None:
 
 def test_a_read(lab: tuple[Page, Path]) -> None:
     page, _ = lab
-    page.until("() => document.querySelectorAll('.cbf').length === 2")
+    page.until("() => document.querySelectorAll('.cbf').length === 3")
     state = page.page.locator(".cbf-state").last
     assert state.inner_text() == "complete"
     assert page.page.locator(".cbf-figures").last.inner_text().splitlines()[1] == "3,000"

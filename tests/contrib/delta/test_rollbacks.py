@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +11,10 @@ import pytest
 from deltalake import DeltaTable
 from frame.kit import QUICK, Row, truth, values_of
 from snapshot.test_rollbacks import Life
-from worlds import NODES, VBUCKETS, World, break_with
+from worlds import world_of
 
 from cbframe import LocalCluster
 from cbframe.contrib.delta import to_delta, update_delta
-from cbframe.testing import FaultProxy
 
 from .kit import by_deltalake, held, make, update
 
@@ -182,29 +180,21 @@ def test_many_worlds_that_break(seed: int, uri: str, monkeypatch: pytest.MonkeyP
 
 def _break(seed: int, uri: str, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Four writes in the world of a seed, each of which says what it is a picture of."""
-    rng = random.Random(seed)
-    few = rng.choice([30, 1000, 1 << 20])
     happened: Counter[str] = Counter()
-    with LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed) as cluster, FaultProxy(cluster) as proxy:
-        proxy.chop(few)
-        world = World(cluster, proxy, rng, pause={30: 50}.get(few, 3))
-        for _ in range(1000):
-            world.change()
-        break_with(world, few, monkeypatch)
+    with world_of(seed, monkeypatch) as world:
         for number in range(4):
             world.left = 4
             arguments: dict[str, Any] = {
-                "bucket": cluster.bucket,
-                "auth": (cluster.username, cluster.password),
+                "bucket": world.cluster.bucket,
+                "auth": world.auth,
                 "timeout": 60,
                 "options": QUICK,
-                "buffer_bytes": rng.choice([2000, 20_000]),
+                "buffer_bytes": world.rng.choice([2000, 20_000]),
             }
-            seeds = "couchbase://" + ",".join(cluster.kv_addresses)
             if number:
-                result = update_delta(seeds, uri, **arguments)
+                result = update_delta(world.seeds, uri, **arguments)
             else:
-                result = to_delta(seeds, uri, parse=False, **arguments)
+                result = to_delta(world.seeds, uri, parse=False, **arguments)
             world.check(values_of(by_deltalake(uri)), result.as_of)
             happened["read again"] += len(result.read_again)
         world.revive()
