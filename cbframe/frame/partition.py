@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,12 @@ class ScanPartition:
         seqno at least.
     schema
         Of all partitions.
+    documents
+        An estimate: how many there are in its vbuckets as a whole, whatever the scan selects of them by
+        collections and filters. None if a node does not tell, which it does to whom it shows statistics.
+    bytes
+        An estimate: what its vbuckets as a whole take up on the disks, compressed, with keys and metadata.
+        None if a node does not tell; it cannot of a bucket that is in memory only.
     """
 
     number: int
@@ -100,6 +106,8 @@ class ScanPartition:
     schema: pa.Schema
     _pins: Pins
     _settings: PartSettings = field(repr=False)
+    documents: int | None = None
+    bytes: int | None = None
 
     def __reduce__(self) -> tuple[type[ScanPartition], tuple[Any, ...]]:
         self._settings.refuse_secrets()
@@ -110,12 +118,16 @@ class ScanPartition:
             self.schema,
             self._pins,
             self._settings,
+            self.documents,
+            self.bytes,
         )
 
     def __repr__(self) -> str:
+        some = f"at most {self.changes:,}" if self.documents is None else f"about {self.documents:,}"
+        size = "" if self.bytes is None else f", {self.bytes:,} bytes"
         return (
             f"<ScanPartition {self.number} of {self.bucket!r}: {len(self.as_of)} vbuckets of {self.node}, "
-            f"at most {self.changes:,} documents>"
+            f"{some} documents{size}>"
         )
 
     def refuse_secrets(self) -> None:
@@ -247,8 +259,20 @@ def pinned_parts(
         positions = {vb: look.positions[vb] for vb in share.vbuckets}
         as_of = AsOf({vb: at if at[1] else (0, 0) for vb, at in positions.items()})
         pins = Pins(as_of, look.map.uuid, consistency)
-        found.append(ScanPartition(number, share.node, as_of, schema, pins, settings))
+        sizes = [look.sizes[vb] for vb in share.vbuckets]
+        documents, stored = _sum(size.documents for size in sizes), _sum(size.bytes for size in sizes)
+        found.append(ScanPartition(number, share.node, as_of, schema, pins, settings, documents, stored))
     return found
+
+
+def _sum(told: Iterable[int | None]) -> int | None:
+    """A sum, if all is known."""
+    total = 0
+    for number in told:
+        if number is None:
+            return None
+        total += number
+    return total
 
 
 def narrowed(target: ScanTarget, names: Collection[str]) -> ScanTarget:

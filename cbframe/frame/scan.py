@@ -374,7 +374,8 @@ class BucketScan:
         Returns
         -------
         list of ScanPartition
-            By turns of all nodes.
+            By turns of all nodes. About as much is in each: by bytes, or documents, if the nodes tell
+            (:attr:`ScanPartition.bytes`), or else by changes.
 
         Raises
         ------
@@ -412,7 +413,7 @@ class BucketScan:
             with_secrets=include_credentials,
         )
         # Anew: the sample took its time.
-        return pinned_parts(divider.look(), n, consistency, schema, settings)
+        return pinned_parts(divider.look(sizes=True), n, consistency, schema, settings)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a new read over to any Arrow consumer."""
