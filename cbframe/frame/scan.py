@@ -131,7 +131,8 @@ class BucketScan:
 
     def _read_raw(self, run: Run) -> ReadResult:
         ran, raw, manifest = self._gather(run, self._target)
-        return self._result(run, ran, self._raw_table(raw, manifest, run), (), {})
+        table = self._raw_table(raw, manifest, run)
+        return self._result(run, ran, table, (), {}, documents=len(table))
 
     def _raw_table(self, raw: pa.Table, manifest: Manifest | None, run: Run) -> pa.Table:
         return raw_table(raw, manifest, self._target, run.names, agreement=self._agreement)
@@ -145,7 +146,8 @@ class BucketScan:
         with closing(assembler):
             ran = self._into(run, receiver, assembler)
             typed = assembler.finish()
-        return self._result(run, ran, typed.table, typed.conflicts, typed.rejected)
+        count = len(typed.table)
+        return self._result(run, ran, typed.table, typed.conflicts, typed.rejected, documents=count)
 
     def _gather(self, run: Run, target: ScanTarget) -> tuple[Ran, pa.Table, Manifest | None]:
         """Documents as they are, and the collections that they are of."""
@@ -167,6 +169,8 @@ class BucketScan:
         table: pa.Table,
         conflicts: tuple[Conflict, ...],
         rejected: dict[str, int],
+        *,
+        documents: int | None = None,
     ) -> ReadResult:
         """A result whose schema tells what it is a picture of."""
         about: dict[str, Any] = {"bucket": self._target.bucket, "as_of": ran.as_of}
@@ -175,7 +179,8 @@ class BucketScan:
             told = [{"path": each.path, "types": each.types, "action": each.action} for each in conflicts]
             about |= {"conflicts": told, "rejected": rejected}
         table = table.replace_schema_metadata({b"cbframe": json.dumps(about).encode()})
-        return ReadResult(table, self._target.bucket, ran.as_of, conflicts, rejected, ran.stats, run.seconds)
+        bucket, seconds = self._target.bucket, run.seconds
+        return ReadResult(table, bucket, ran.as_of, conflicts, rejected, ran.stats, seconds, documents)
 
     def _new_run(self, window: int) -> Run:
         window = window if self._buffer_bytes is None else self._buffer_bytes
@@ -250,9 +255,12 @@ class BucketScan:
         rejected: Counter[str] = Counter()
         for each in tables.values():
             rejected.update(each.rejected)
-        self.last = self._result(run, ran, pa.table({}), conflicts, dict(rejected))
+        none, count = pa.table({}), sum(len(each.table) for each in tables.values())
+        self.last = self._result(run, ran, none, conflicts, dict(rejected), documents=count)
         return {
-            label: self._result(run, ran, each.table, each.conflicts, each.rejected)
+            label: self._result(
+                run, ran, each.table, each.conflicts, each.rejected, documents=len(each.table)
+            )
             for label, each in tables.items()
         }
 
@@ -328,7 +336,9 @@ class BucketScan:
             As :meth:`read`; or a process was ended from outside.
         """
         if workers is None:
-            write_parquet(self.to_reader(), Path(path), compression)
+            count = write_parquet(self.to_reader(), Path(path), compression)
+            assert self.last is not None, "it was read"
+            self.last = replace(self.last, documents=count)
         else:
             from cbframe.frame.parts import to_folder  # noqa: PLC0415 - it reads by scans
 
