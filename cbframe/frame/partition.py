@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow as pa
 
@@ -15,7 +15,7 @@ from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.frame.agreed import Agreement
 from cbframe.frame.asof import AsOf
-from cbframe.frame.divide import shares
+from cbframe.frame.divide import Divider, refuse_undividable, shares
 from cbframe.frame.pins import Consistency, Pins
 from cbframe.frame.result import ReadResult
 from cbframe.frame.scan import BucketScan
@@ -249,7 +249,43 @@ class ScanPartition:
             raise ConversionError(f"columns are not the agreed ones: {', '.join(other)}")
 
 
-def pinned_parts(
+def divided(
+    divider: Divider,
+    n: int,
+    *,
+    consistency: Consistency,
+    batch_bytes: int | None,
+    buffer_bytes: int | None,
+    dtype_backend: str | None,
+    with_secrets: bool,
+) -> list[ScanPartition]:
+    """What :meth:`BucketScan.partitions` promises.
+
+    Parameters
+    ----------
+    divider
+        It knows the scan, and finds out what its partitions have in common.
+    """
+    refuse_undividable(divider.target, n)
+    if consistency not in get_args(Consistency):
+        raise ConfigurationError(f"consistency={consistency!r}", hint="choose 'snapshot' or 'strict'")
+    target, agreement, schema = divider.agree(divider.look(), n)
+    settings = PartSettings(
+        target=target,
+        options=divider.options,
+        agreement=agreement,
+        batch_bytes=batch_bytes,
+        buffer_bytes=buffer_bytes,
+        timeout=divider.timeout,
+        dtype_backend=dtype_backend,
+        spool_dir=divider.spool_dir,
+        with_secrets=with_secrets,
+    )
+    # Anew: the sample took its time.
+    return _pinned(divider.look(sizes=True), n, consistency, schema, settings)
+
+
+def _pinned(
     look: Look, n: int, consistency: Consistency, schema: pa.Schema, settings: PartSettings
 ) -> list[ScanPartition]:
     """The partitions of what was looked at."""

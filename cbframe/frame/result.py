@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -55,6 +56,23 @@ class ReadResult:
     def __repr__(self) -> str:
         rows, columns = self.table.shape
         return f"<ReadResult of {self.bucket!r}: {rows:,} rows, {columns} columns, {self.as_of!r}>"
+
+    def labelled(self, *, report: bool) -> ReadResult:
+        """The same; the metadata of the table's schema tells what it is a picture of.
+
+        Parameters
+        ----------
+        report
+            It tells of conflicts and rejected documents, too, but of no document's key.
+        """
+        about: dict[str, Any] = {"bucket": self.bucket, "as_of": self.as_of}
+        if report:
+            told = [
+                {"path": each.path, "types": each.types, "action": each.action} for each in self.conflicts
+            ]
+            about |= {"conflicts": told, "rejected": self.rejected}
+        metadata = {b"cbframe": json.dumps(about).encode()}
+        return replace(self, table=self.table.replace_schema_metadata(metadata))
 
     @property
     def report(self) -> ReadReport:
