@@ -47,7 +47,9 @@ class ReadReport:
         """One report of the partitions of a read.
 
         A field that is in conflict in several of them is named once: its values are counted over all, and
-        each kind keeps the keys of a few documents.
+        each kind keeps the keys of a few documents. So is one whose values became text in one of them
+        for the sake of others. What is text in a partition in any case was not counted there: of a read of
+        the whole bucket, the report may count more strings.
 
         Raises
         ------
