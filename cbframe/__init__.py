@@ -63,6 +63,7 @@ _HOMES = {
     "cbframe.frame.partition": ("ScanPartition",),
     "cbframe.frame.progress": ("ScanProgress",),
     "cbframe.frame.read": ("read_bucket", "scan_bucket"),
+    "cbframe.frame.report": ("ReadReport",),
     "cbframe.frame.result": ("ReadResult",),
     "cbframe.frame.scan": ("BucketScan",),
     "cbframe.frame.schema": ("SchemaDiff", "SchemaReport", "diff_schema", "read_schema"),
@@ -170,6 +171,7 @@ if TYPE_CHECKING:
     from cbframe.frame.progress import ScanProgress as ScanProgress
     from cbframe.frame.read import read_bucket as read_bucket
     from cbframe.frame.read import scan_bucket as scan_bucket
+    from cbframe.frame.report import ReadReport as ReadReport
     from cbframe.frame.result import ReadResult as ReadResult
     from cbframe.frame.scan import BucketScan as BucketScan
     from cbframe.frame.schema import SchemaDiff as SchemaDiff

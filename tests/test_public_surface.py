@@ -47,6 +47,7 @@ NAMES = [
     "ProgressReceiver",
     "ProtocolError",
     "ReadCancelledError",
+    "ReadReport",
     "ReadResult",
     "ReadTimeoutError",
     "Receipt",

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cbframe.errors import DependencyError
+from cbframe.errors import ConfigurationError, DependencyError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.convert import to_pandas
 from cbframe.frame.partition import ScanPartition
 from cbframe.frame.pins import Consistency
 from cbframe.frame.read import scan_bucket
+from cbframe.frame.report import ReadReport
 from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def read_bucket(
     -------
     dask.dataframe.DataFrame
         Its columns have the types of the agreed schema, its divisions are unknown. :func:`as_of` tells
-        what it is a picture of; the ``attrs["cbframe"]`` of each partition, how far that one really was.
+        what it is a picture of. How far each partition really was, and which values did not fit, is in
+        the ``attrs["cbframe"]`` of the partitions; :func:`report` makes one report of them.
 
     Raises
     ------
@@ -98,6 +100,47 @@ def as_of(frame: dd.DataFrame) -> AsOf:
     """What a frame that :func:`read_bucket` made is a picture of: every vbucket up to there, at least."""
     found: AsOf = frame._meta.attrs["cbframe"]["as_of"]  # noqa: SLF001 - Dask has no attrs of its own
     return found
+
+
+def report(frame: dd.DataFrame) -> ReadReport:
+    """What there is to say about reading a frame that :func:`read_bucket` made, of all partitions as one.
+
+    Such as the values that became null with ``on_conflict="null"``, and the documents that were rejected.
+
+    The workers tell it when they have read, so this computes the frame, and sends nothing but reports
+    here. To read the bucket once for both, keep what is read in the workers' memory::
+
+        frame = read_bucket(..., on_conflict="null").persist()
+        report(frame).conflicts
+        frame.groupby("type").size().compute()
+
+    Parameters
+    ----------
+    frame
+        From :func:`read_bucket`, or its ``persist()``. Of some of its columns the report is of these.
+
+    Raises
+    ------
+    ConfigurationError
+        The frame is another one: what is derived from a read has lost its reports.
+    CbframeError
+        A partition could not be read.
+    """
+    import dask  # noqa: PLC0415 - optional
+
+    told = dask.compute(*(dask.delayed(_told)(part) for part in frame.to_delayed()))
+    return ReadReport.merged(told)
+
+
+def _told(part: pd.DataFrame) -> ReadReport:
+    """In a worker: the report of a partition that was read there."""
+    about = getattr(part, "attrs", {}).get("cbframe", {})
+    if "rejected" not in about:
+        raise ConfigurationError(
+            "the frame has partitions without a report of their read",
+            hint="give the frame that read_bucket() returned, or its persist()",
+        )
+    return ReadReport.of_dict(about)
 
 
 def _load(part: ScanPartition, columns: Sequence[str] | None = None) -> pd.DataFrame:

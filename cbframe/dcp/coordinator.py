@@ -17,7 +17,7 @@ from cbframe.dcp import plan, verdicts
 from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.ends import Ends
 from cbframe.dcp.patience import Patience
-from cbframe.dcp.records import NodeRecord, NodeState, VBucketRecord, map_backoff, node_backoff
+from cbframe.dcp.records import NodeRecord, NodeState, VBuckets, map_backoff, node_backoff
 from cbframe.dcp.refresh import MapRefresh
 from cbframe.errors import AccessError, AuthFailError, CbframeError
 from cbframe.options import BucketDataSourceOptions
@@ -56,10 +56,7 @@ class Coordinator:
         self._patience = Patience(options.connect_timeout, options.recovery_timeout, endless=not bounded)
         self._map: ClusterMap | None = None
         self._nodes: dict[str, NodeRecord] = {}
-        self._vbuckets: dict[int, VBucketRecord] = {}
-        self._pending: set[int] = set()
-        self.done: dict[int, plan.Position] = {}
-        """Finished vbuckets."""
+        self._vbuckets = VBuckets()
         self._refresh = MapRefresh(map_backoff(options), options.map_poll_interval, self._counters)
         self._last_error: CbframeError | None = None
         self._over = False
@@ -72,7 +69,12 @@ class Coordinator:
     @property
     def vbuckets(self) -> int:
         """How many vbuckets are wanted; 0 until the first map is there."""
-        return len(self._vbuckets)
+        return len(self._vbuckets.records)
+
+    @property
+    def done(self) -> dict[int, plan.Position]:
+        """Finished vbuckets."""
+        return self._vbuckets.done
 
     @property
     def ends(self) -> dict[int, int]:
@@ -81,7 +83,7 @@ class Coordinator:
 
     def look(self) -> tuple[list[int], dict[str, Mapping[int, int]]]:
         """The wanted vbuckets, and high seqnos by node and vbucket as told last; from any thread."""
-        return list(self._vbuckets), {node: known.seqnos for node, known in list(self._nodes.items())}
+        return list(self._vbuckets.records), {node: known.seqnos for node, known in list(self._nodes.items())}
 
     @property
     def high_seqnos(self) -> dict[int, int]:
@@ -99,10 +101,10 @@ class Coordinator:
             return None
         refresh = self._refresh.wakeup()
         times = set() if refresh is None else {refresh}
-        for vb in self._pending:
+        for vb in self._vbuckets.pending:
             owner = self._owner(vb)
             node = None if owner is None else self._nodes.get(owner)
-            due = self._vbuckets[vb].retry_at
+            due = self._vbuckets.records[vb].retry_at
             if node is not None and node.state is NodeState.WAITING:
                 # Nodes that nothing is wanted of are not waited for.
                 due = max(due, node.retry_at)
@@ -195,8 +197,7 @@ class Coordinator:
             self._counters.tot_refresh_workers_vbucket_id_err += bad
             self._fail(error, out)
             return
-        self._vbuckets = {vb: VBucketRecord(node_backoff(self._options)) for vb in wanted}
-        self._pending = set(wanted)
+        self._vbuckets.begin(wanted, self._options)
         self._ends.begin(wanted)
         self._finish_if_done(out)
 
@@ -209,12 +210,12 @@ class Coordinator:
         if isinstance(event, plan.NodeReady) and node.state is NodeState.STARTING:
             node.state = NodeState.READY
             self._refresh.not_needed()
-        for vb in self._pending:
+        for vb in self._vbuckets.pending:
             if self._owner(vb) == event.node:
-                self._vbuckets[vb].stale = False
+                self._vbuckets.records[vb].stale = False
         if self._ends.now:
             # Between sample and request a history may have lost its end: that stream would never end.
-            lost = [vb for vb, end in self._asked(event.node) if event.seqnos.get(vb, end) < end]
+            lost = [vb for vb, end in self._vbuckets.asked(event.node) if event.seqnos.get(vb, end) < end]
             if lost:
                 out.append(plan.CloseStreams(event.node, tuple(lost)))
 
@@ -225,10 +226,7 @@ class Coordinator:
         if event.progressed:
             self._patience.progressed()
         node.lost(event.error, now, progressed=event.progressed)
-        for vb, _ in self._asked(event.node):
-            self._vbuckets[vb].node = None
-            self._vbuckets[vb].stale = True
-            self._pending.add(vb)
+        self._vbuckets.lost(event.node)
         if self._map is not None and event.node not in self._map.nodes:
             del self._nodes[event.node]
         self._on_failure(event.error, now, out)
@@ -246,21 +244,21 @@ class Coordinator:
             self._refresh.kick(now)
         elif (error := verdicts.ended(event)) is not None:
             self._on_failure(error, now, out)
-        self._retry(vb, now, wait=reason != StreamEndReason.ROLLBACK)
+        self._vbuckets.retry(vb, now, wait=reason != StreamEndReason.ROLLBACK)
 
     def _on_refused(self, event: plan.StreamRefused, now: float, out: list[plan.Instruction]) -> None:
         if event.status == Status.NOT_MY_VBUCKET:
             self._refresh.kick(now)
         self._on_failure(verdicts.refused(event), now, out)
-        self._retry(event.vbucket, now)
+        self._vbuckets.retry(event.vbucket, now)
 
     def _on_rolled_back(self, event: plan.StreamRolledBack, now: float, out: list[plan.Instruction]) -> None:
-        vbucket = self._vbuckets[event.vbucket]
+        vbucket = self._vbuckets.records[event.vbucket]
         vbucket.rollbacks += 1
         patient = vbucket.rollbacks > _QUICK_ROLLBACKS
         if patient:
             self._on_failure(verdicts.rolled_back(event, vbucket.rollbacks), now, out)
-        self._retry(event.vbucket, now, wait=patient)
+        self._vbuckets.retry(event.vbucket, now, wait=patient)
 
     # -- planning
 
@@ -273,8 +271,8 @@ class Coordinator:
             return
         wanted: dict[str, list[int]] = {}
         ownerless = []
-        for vb in self._pending:
-            vbucket = self._vbuckets[vb]
+        for vb in self._vbuckets.pending:
+            vbucket = self._vbuckets.records[vb]
             if vbucket.retry_at > now:
                 continue
             vbucket.retry_at = 0.0
@@ -295,7 +293,7 @@ class Coordinator:
         if self._ends.known and not known:
             # The last end was pinned just now: the nodes that were ready before may begin too.
             for address, vbs in wanted.items():
-                self._plan_node(address, sorted(self._pending.intersection(vbs)), now, out)
+                self._plan_node(address, sorted(self._vbuckets.pending.intersection(vbs)), now, out)
         self._check_patience(now, out)
 
     def _plan_node(self, address: str, vbs: list[int], now: float, out: list[plan.Instruction]) -> None:
@@ -315,14 +313,11 @@ class Coordinator:
         streams = []
         for vb in vbs:
             end = self._ends.of(vb, node.seqnos)
-            if end == 0 and self._ends.now and not self._vbuckets[vb].attempts:
+            if end == 0 and self._ends.now and not self._vbuckets.records[vb].attempts:
                 self._done(vb, plan.Position(0, 0), out)
                 continue
             streams.append((vb, end))
-            vbucket = self._vbuckets[vb]
-            vbucket.node, vbucket.end = address, end
-            vbucket.attempts += 1
-            self._pending.discard(vb)
+            self._vbuckets.ask(vb, address, end)
         if streams:
             self._counters.tot_refresh_workers_kick_worker += 1
             out.append(plan.OpenStreams(address, tuple(streams)))
@@ -336,39 +331,25 @@ class Coordinator:
         """
         absent = [vb for vb in vbs if vb not in node.seqnos]
         for vb in absent:
-            self._retry(vb, now)
+            self._vbuckets.retry(vb, now)
         if absent:
             self._refresh.kick(now)
-        if absent or any(self._vbuckets[vb].stale for vb in vbs):
+        if absent or any(self._vbuckets.records[vb].stale for vb in vbs):
             node.sampling = True
             out.append(plan.SampleNode(address))
             return False
         self._ends.pin(vbs, node.seqnos)
         return True
 
-    def _asked(self, node: str) -> list[tuple[int, int]]:
-        """Vbuckets that were asked of a node and are not over, with their ends."""
-        return [(vb, vbucket.end) for vb, vbucket in self._vbuckets.items() if vbucket.node == node]
-
     def _owner(self, vb: int) -> str | None:
         return None if self._map is None else self._map.node_of(vb)
 
-    def _retry(self, vb: int, now: float, *, wait: bool = True) -> None:
-        vbucket = self._vbuckets[vb]
-        vbucket.node = None
-        vbucket.stale = True
-        delay = vbucket.backoff.next_delay()
-        vbucket.retry_at = now + delay if wait else 0.0
-        self._pending.add(vb)
-
     def _done(self, vb: int, position: plan.Position, out: list[plan.Instruction]) -> None:
-        self.done[vb] = position
-        self._pending.discard(vb)
-        self._vbuckets[vb].node = None
+        self._vbuckets.finish(vb, position)
         self._finish_if_done(out)
 
     def _finish_if_done(self, out: list[plan.Instruction]) -> None:
-        if len(self.done) == len(self._vbuckets):
+        if self._vbuckets.all_done:
             self._over = True
             out.append(plan.Finish())
 
@@ -381,7 +362,7 @@ class Coordinator:
         if error.permanent:
             self._fail(error, out)
         elif self._patience.exhausted_by_failure(now):
-            total = len(self._vbuckets)
+            total = self.vbuckets
             seconds = self._patience.recovery_timeout
             missing = total - len(self.done) if self._ends.bounded else None
             self._fail(verdicts.gave_up(error, seconds, missing, total), out)
@@ -400,9 +381,7 @@ class Coordinator:
         deadline = self._deadline()
         if self._over or deadline is None or now < deadline:
             return
-        if self._vbuckets and all(
-            vbucket.attempts or vb in self.done for vb, vbucket in self._vbuckets.items()
-        ):
+        if self._vbuckets.all_tried:
             self._patience.progressed()
             return
         error = self._last_error

@@ -2,12 +2,12 @@
 
 A handshake yields request frames and is sent the response to each. Whoever runs it does the IO:
 :class:`~cbframe.dcp.connection.DcpConnection` on a node's thread, :func:`~cbframe.dcp.query.ask`
-for a few questions.
+for a few questions. For many at a time there are conversations (:mod:`cbframe.dcp.talk`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
@@ -22,14 +22,12 @@ from cbframe.errors import (
     XAttrsNotSupportedError,
 )
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status, VBucketStateCode
-from cbframe.wire.failover import parse_failover_log
 from cbframe.wire.frame import Frame
 from cbframe.wire.messages import parse_vbucket_seqnos
 from cbframe.wire.requests import (
     DcpControl,
     DcpOpen,
     GetAllVBucketSeqnos,
-    GetFailoverLog,
     Hello,
     Plain,
     SaslAuth,
@@ -112,7 +110,7 @@ def log_in(login: Login, *more: Feature) -> Steps[frozenset[int]]:
         *more,
     )
     answer = yield Hello(AGENT, wanted).frame()
-    _require(answer, "HELLO was refused")
+    require(answer, "HELLO was refused")
     granted = frozenset(parse_features(answer.value)) & frozenset(int(code) for code in wanted)
     if login.username is not None:
         yield from _authenticate(login, login.username)
@@ -122,7 +120,7 @@ def log_in(login: Login, *more: Feature) -> Steps[frozenset[int]]:
             f"bucket {login.bucket!r} does not exist or user {login.user} has no access to it",
             hint="check the bucket's name; the user needs the role Data Reader and Data DCP Reader on it",
         )
-    _require(answer, f"bucket {login.bucket!r} could not be selected")
+    require(answer, f"bucket {login.bucket!r} could not be selected")
     return granted
 
 
@@ -183,7 +181,7 @@ def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[s
                 hint="memcached buckets cannot be streamed",
             )
         )
-    _require(answer, "DCP_OPEN was refused")
+    require(answer, "DCP_OPEN was refused")
     return (yield from negotiate(settings))
 
 
@@ -204,14 +202,14 @@ def negotiate(settings: DcpSettings) -> Steps[dict[str, str]]:
                 granted[control.key] = value
                 break
             if control.needed or answer.status not in _ABSENT:
-                _require(answer, f"DCP_CONTROL {control.key}={value} was refused", control.hint)
+                require(answer, f"DCP_CONTROL {control.key}={value} was refused", control.hint)
     return granted
 
 
 def sample_seqnos() -> Steps[dict[int, int]]:
     """High seqno of each vbucket that is active on the node."""
     answer = yield GetAllVBucketSeqnos(VBucketStateCode.ACTIVE).frame()
-    _require(answer, "GET_ALL_VB_SEQNOS was refused")
+    require(answer, "GET_ALL_VB_SEQNOS was refused")
     return parse_vbucket_seqnos(answer.value)
 
 
@@ -219,7 +217,7 @@ def fetch_config(login: Login) -> Steps[bytes]:
     """Log in and ask for the cluster map: the terse configuration, as JSON."""
     yield from log_in(login)
     answer = yield Plain(Opcode.GET_CLUSTER_CONFIG).frame()
-    _require(answer, "GET_CLUSTER_CONFIG was refused")
+    require(answer, "GET_CLUSTER_CONFIG was refused")
     return answer.value
 
 
@@ -231,29 +229,13 @@ def fetch_manifest(login: Login) -> Steps[bytes | None]:
     answer = yield Plain(Opcode.COLLECTIONS_GET_MANIFEST).frame()
     if answer.status in (Status.UNKNOWN_COMMAND, Status.NOT_SUPPORTED):
         return None
-    _require(answer, "COLLECTIONS_GET_MANIFEST was refused")
+    require(answer, "COLLECTIONS_GET_MANIFEST was refused")
     return answer.value
-
-
-def fetch_positions(login: Login, wanted: Container[int]) -> Steps[dict[int, tuple[int, int]]]:
-    """Log in and ask where each of the wanted vbuckets is that the node has: its history, and its seqno."""
-    yield from log_in(login)
-    seqnos = yield from sample_seqnos()
-    found: dict[int, tuple[int, int]] = {}
-    for vbucket in sorted(vb for vb in seqnos if vb in wanted):
-        answer = yield GetFailoverLog(vbucket, Opcode.GET_FAILOVER_LOG).frame()
-        if answer.status == Status.NOT_MY_VBUCKET:
-            continue  # it went meanwhile: another node has it
-        _require(answer, "GET_FAILOVER_LOG was refused")
-        log = parse_failover_log(answer.value)
-        if log:
-            found[vbucket] = log[0].vbuuid, seqnos[vbucket]
-    return found
 
 
 def _authenticate(login: Login, username: str) -> Steps[None]:
     answer = yield Plain(Opcode.SASL_LIST_MECHS).frame()
-    _require(answer, "SASL_LIST_MECHS was refused")
+    require(answer, "SASL_LIST_MECHS was refused")
     mechanism = choose_mechanism(
         answer.value.decode(errors="replace").split(), allow_plain=login.allow_plain or login.tls
     )
@@ -277,10 +259,17 @@ def _check_auth(answer: Frame, login: Login, mechanism: str) -> None:
             f"the server refused user {login.user} or the password ({mechanism})",
             hint="check user name and password; the user must exist on this cluster",
         )
-    _require(answer, f"authentication with {mechanism} failed")
+    require(answer, f"authentication with {mechanism} failed")
 
 
-def _require(answer: Frame, message: str, hint: str | None = None) -> None:
+def require(answer: Frame, message: str, hint: str | None = None) -> None:
+    """Go on only if the node did what it was asked.
+
+    Raises
+    ------
+    AccessError, ServerError
+        It refused; permanent unless another time may be better.
+    """
     status = answer.status
     if status == Status.SUCCESS:
         return

@@ -13,8 +13,8 @@ from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import verdicts
 from cbframe.dcp.dialer import Dialer
-from cbframe.dcp.handshake import fetch_positions
 from cbframe.dcp.maps import MapSource, make_login
+from cbframe.dcp.survey import Size, survey
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 
@@ -33,10 +33,13 @@ class Look:
         Who has which vbucket.
     positions
         By vbucket: its newest history (vbuuid), and its high seqno.
+    sizes
+        About how much is in each; empty if that was not asked for.
     """
 
     map: ClusterMap
     positions: dict[int, tuple[int, int]]
+    sizes: dict[int, Size]
 
 
 def look_at(
@@ -48,6 +51,7 @@ def look_at(
     network: str = "auto",
     *,
     vbuckets: Iterable[int] | None = None,
+    sizes: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Look:
     """Ask all nodes, one connection each, where their vbuckets are.
@@ -56,6 +60,8 @@ def look_at(
     ----------
     vbuckets
         Those to look at; None for all.
+    sizes
+        Ask how much is in them, too.
     sleep
         A stand-in for tests.
 
@@ -83,12 +89,12 @@ def look_at(
     )
     source.open()
     try:
-        return _looked(source, None if vbuckets is None else set(vbuckets), sleep)
+        return _looked(source, None if vbuckets is None else set(vbuckets), sizes, sleep)
     finally:
         source.close()
 
 
-def _looked(source: MapSource, wanted: set[int] | None, sleep: Callable[[float], None]) -> Look:
+def _looked(source: MapSource, wanted: set[int] | None, sizes: bool, sleep: Callable[[float], None]) -> Look:
     missing: set[int] = set()
     for attempt in range(_ATTEMPTS):
         if attempt:
@@ -98,9 +104,12 @@ def _looked(source: MapSource, wanted: set[int] | None, sleep: Callable[[float],
         if (error := verdicts.bad_choice(chosen, found)) is not None:
             raise error
         positions: dict[int, tuple[int, int]] = {}
+        told: dict[int, Size] = {}
         for node in sorted({owner for vb in chosen if (owner := found.node_of(vb)) is not None}):
-            positions |= source.query(node, partial(fetch_positions, wanted=chosen))
+            seen = source.query(node, partial(survey, wanted=chosen, sizes=sizes))
+            positions |= seen.positions
+            told |= seen.sizes
         missing = chosen - positions.keys()
         if not missing:
-            return Look(found, dict(sorted(positions.items())))
+            return Look(found, dict(sorted(positions.items())), dict(sorted(told.items())))
     raise verdicts.ownerless(missing, found.vbuckets)

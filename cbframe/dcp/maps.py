@@ -22,7 +22,8 @@ from cbframe.cluster.tls import TLSContext, TLSLike, client_context
 from cbframe.dcp.aside import Aside
 from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.handshake import Login, Steps, T, fetch_config, fetch_manifest
-from cbframe.dcp.query import ask
+from cbframe.dcp.query import converse
+from cbframe.dcp.talk import Talk, one_by_one
 from cbframe.dcp.transport import SocketTransport, Transport, Waker, split_address
 from cbframe.errors import (
     AuthFailError,
@@ -190,10 +191,10 @@ class MapSource:
 
         return self._over_seeds(attempt)
 
-    def query(self, node: str, steps: Callable[[Login], Steps[T]]) -> T:
+    def query(self, node: str, talk: Callable[[Login], Talk[T]]) -> T:
         """Ask a node something else, over a connection of its own."""
         try:
-            return self._ask(node, steps(self._login))
+            return self._converse(node, talk(self._login))
         except CbframeError as exc:
             exc.node = exc.node or node
             raise
@@ -296,10 +297,13 @@ class MapSource:
         return found
 
     def _ask(self, node: str, steps: Steps[T]) -> T:
+        return self._converse(node, one_by_one(steps))
+
+    def _converse(self, node: str, talk: Talk[T]) -> T:
         assert self._waker is not None, "open() comes first"
-        return ask(
+        return converse(
             node,
-            steps,
+            talk,
             transport=self._transport,
             waker=self._waker,
             clock=self._clock,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from cbframe.cluster.backoff import Backoff
+from cbframe.dcp.plan import Position
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
 
@@ -64,6 +65,74 @@ class VBucketRecord:
     rollbacks: int = 0
     stale: bool = False
     """Asked for before: the owner's high seqno must be looked at again."""
+
+
+class VBuckets:
+    """The wanted vbuckets: pending, asked of a node, or done.
+
+    Attributes
+    ----------
+    records
+        What is known of each; replaced as a whole when they are known, so that any thread may look.
+    pending
+        Those that are to be asked for.
+    done
+        Those that are finished, and where they ended.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[int, VBucketRecord] = {}
+        self.pending: set[int] = set()
+        self.done: dict[int, Position] = {}
+
+    def begin(self, wanted: Collection[int], options: BucketDataSourceOptions) -> None:
+        """Take note of what is wanted; all of it is pending."""
+        self.records = {vb: VBucketRecord(node_backoff(options)) for vb in wanted}
+        self.pending = set(wanted)
+
+    def ask(self, vb: int, node: str, end: int) -> None:
+        """It is being asked of a node, up to `end`."""
+        record = self.records[vb]
+        record.node, record.end = node, end
+        record.attempts += 1
+        self.pending.discard(vb)
+
+    def asked(self, node: str) -> list[tuple[int, int]]:
+        """Those that were asked of a node and are not over, with their ends."""
+        return [(vb, record.end) for vb, record in self.records.items() if record.node == node]
+
+    def lost(self, node: str) -> None:
+        """The connection to a node is over: what was asked of it is pending again."""
+        for vb, _ in self.asked(node):
+            self._give_back(vb)
+
+    def retry(self, vb: int, now: float, *, wait: bool = True) -> None:
+        """It failed, and is pending again: at once, or after a while."""
+        record = self.records[vb]
+        delay = record.backoff.next_delay()
+        record.retry_at = now + delay if wait else 0.0
+        self._give_back(vb)
+
+    def finish(self, vb: int, position: Position) -> None:
+        """It is done."""
+        self.done[vb] = position
+        self.pending.discard(vb)
+        self.records[vb].node = None
+
+    @property
+    def all_done(self) -> bool:
+        return len(self.done) == len(self.records)
+
+    @property
+    def all_tried(self) -> bool:
+        """Whether there are some, and each was asked for at least once."""
+        tried = (record.attempts or vb in self.done for vb, record in self.records.items())
+        return bool(self.records) and all(tried)
+
+    def _give_back(self, vb: int) -> None:
+        record = self.records[vb]
+        record.node, record.stale = None, True
+        self.pending.add(vb)
 
 
 def node_backoff(options: BucketDataSourceOptions) -> Backoff:

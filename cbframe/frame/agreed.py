@@ -8,12 +8,13 @@ says ``on_conflict="null"``; it is never left out without a word.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from cbframe.arrow.columns import REASON, VALUE
+from cbframe.arrow.documents.kinds import Kind
 from cbframe.arrow.documents.plan import Plan, is_list
 from cbframe.arrow.documents.result import REST, TypedColumns
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder, differences, unify
@@ -124,12 +125,22 @@ class Fitter:
         wide, have = self._wide.kinds(), self._narrow.kinds()
         equal = all(name in wide and have[name].same(wide[name]) for name in self._mine)
         self.looks = bool(self._declared) or not equal
+        self._widened = {
+            name: (have[name], wide[name])
+            for name in self._mine
+            if name in wide and not have[name].same(wide[name])
+        }
+        self._made_text: dict[tuple[str, str], Counter[str]] = {}
 
     def look(self, table: pa.Table) -> None:
         """Take in one more table."""
         self._builder.look(table)
         for name in self._mine:
             self._values[name] += len(table) - table[name].null_count
+        for name, (have, wide) in self._widened.items():
+            for chunk in table[name].chunks:
+                for path, action, kind, count in _made_text(chunk, have, wide, name):
+                    self._made_text.setdefault((path, action), Counter())[kind] += count
         for name, kind in self._declared.items():
             for chunk in table[name].chunks:
                 for path, count in _unexpected(chunk, kind, name):
@@ -188,12 +199,24 @@ class Fitter:
             "columns=[...] chooses fields",
         )
 
-    def conflicts(self) -> tuple[Conflict, ...]:
-        """What was left out: fields of which the agreed schema does not know."""
-        return tuple(
-            Conflict(path, {"unexpected": count}, "null", {})
-            for path, count in self._unexpected.items()
-            if count
+    def conflicts(self, own: Iterable[Conflict]) -> tuple[Conflict, ...]:
+        """What there is to say, besides of the part's own conflicts.
+
+        Fields of which the agreed schema does not know were left out. And values that are of one kind here
+        were made text, where they are of other kinds in other parts.
+        """
+        known = {conflict.path for conflict in own}
+        return (
+            *(
+                Conflict(path, {"unexpected": count}, "null", {})
+                for path, count in self._unexpected.items()
+                if count
+            ),
+            *(
+                Conflict(path, dict(kinds), action, {})
+                for (path, action), kinds in self._made_text.items()
+                if path not in known and kinds.total()
+            ),
         )
 
     def apply(self, table: pa.Table, rows: int) -> pa.Table:
@@ -229,6 +252,40 @@ def fitted(typed: TypedColumns, agreement: Agreement, target: ScanTarget) -> tup
 def _without_columns(rows: int) -> pa.Table:
     # Nothing but select() leaves rows without columns.
     return pa.table({"": pa.nulls(rows)}).select([])
+
+
+def _made_text(array: pa.Array, have: Kind, wide: Kind, path: str) -> Iterator[tuple[str, str, str, int]]:
+    """Values that are neither text here nor in an object or an array that becomes JSON text as a whole.
+
+    The path, what becomes of them, their kind, and how many there are. Objects become JSON text for other
+    reasons, too, such as many different members: nothing is said of those.
+    """
+    if have.same(wide):
+        return
+    if have.members and wide.members:
+        for member, values in zip(array.type, array.flatten(), strict=True):
+            if member.name in wide.members:
+                inner = have.members[member.name], wide.members[member.name]
+                yield from _made_text(values, *inner, f"{path}.{member.name}")
+    elif have.item is not None and wide.item is not None:
+        yield from _made_text(array.flatten(), have.item, wide.item, f"{path}[]")
+    elif pa.types.is_string(wide.type) and not have.json and (kind := _scalar(have.type)) is not None:
+        yield path, "json" if wide.json else "text", kind, len(array) - array.null_count
+
+
+def _scalar(kind: pa.DataType) -> str | None:
+    """What values of a column are called in reports; None of objects, arrays, and where there are none."""
+    if pa.types.is_decimal(kind):
+        return "double" if kind.scale else "integer"
+    return next((name for name, is_it in _SCALARS.items() if is_it(kind)), None)
+
+
+_SCALARS = {
+    "boolean": pa.types.is_boolean,
+    "integer": pa.types.is_integer,
+    "double": pa.types.is_floating,
+    "string": pa.types.is_string,
+}
 
 
 def _unexpected(array: pa.Array, kind: pa.DataType, path: str) -> Iterator[tuple[str, int]]:

@@ -210,7 +210,10 @@ def assembled_of(
     table, text = typed.table, None
     if agreement is not None:
         table, fitter = fitted(typed, agreement, target)
-        conflicts, text = (*conflicts, *fitter.conflicts()), agreement.agreed_text(text=is_text(keys))
+        conflicts, text = (
+            (*conflicts, *fitter.conflicts(conflicts)),
+            agreement.agreed_text(text=is_text(keys)),
+        )
     raw, table = outcome.form(raw, table)
     return Assembled(beside(names.head(raw, manifest, text=text), table), conflicts, typed.rejected)
 

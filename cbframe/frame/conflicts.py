@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,12 @@ class Conflict:
             "action": self.action,
             "samples": {kind: list(keys) for kind, keys in self.samples.items()},
         }
+
+    @classmethod
+    def of_dict(cls, told: Mapping[str, Any]) -> Conflict:
+        """What :meth:`to_dict` gave."""
+        samples = {kind: tuple(keys) for kind, keys in told["samples"].items()}
+        return cls(told["path"], dict(told["types"]), told["action"], samples)
 
 
 def merged(parts: Iterable[Iterable[Conflict]]) -> tuple[Conflict, ...]:

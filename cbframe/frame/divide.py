@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import heapq
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from math import gcd
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -17,6 +19,7 @@ from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.look import Look, look_at
 from cbframe.dcp.maps import bucket_manifest
+from cbframe.dcp.survey import Size
 from cbframe.errors import ConfigurationError
 from cbframe.frame.agreed import Agreement, Fitter
 from cbframe.frame.assemble import Assembler, assembled_of, beside
@@ -25,6 +28,8 @@ from cbframe.frame.outcome import Outcome
 from cbframe.frame.run import Run
 from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
+
+T = TypeVar("T")
 
 _GOLDEN = 0.618
 """Steps of this part of a circle lead far from all places where one was before."""
@@ -42,49 +47,61 @@ def shares(look: Look, n: int) -> list[Share]:
     """Divide the vbuckets that were looked at into `n` shares, fewer if there are not as many.
 
     Where there are as many shares as nodes, or more, each is of one node only: it takes one connection to
-    read it. All have about as many changes.
+    read it. All have about as much in them, as far as the nodes tell.
     """
-    weights = {vb: 1 + seqno for vb, (_, seqno) in look.positions.items()}
+    weights = _weights(look)
     of_node: dict[str, list[int]] = {}
     for vb in weights:
         of_node.setdefault(look.map.node_of(vb) or "", []).append(vb)
     total = {node: sum(weights[vb] for vb in vbs) for node, vbs in of_node.items()}
     nodes = sorted(of_node, key=lambda node: (-total[node], node))
     if n <= len(nodes):
-        return _together(nodes, of_node, total, n)
+        return [
+            Share(some[0], tuple(sorted(vb for node in some for vb in of_node[node])))
+            for some in _even(nodes, total, n)
+        ]
     counts = dict.fromkeys(nodes, 1)
     for _ in range(min(n, len(weights)) - len(nodes)):
         # To the node whose shares are the largest.
         some = [node for node in nodes if counts[node] < len(of_node[node])]
         counts[max(some, key=lambda node: total[node] / counts[node])] += 1
-    cut = [[Share(node, vbs) for vbs in _cut(of_node[node], weights, counts[node])] for node in nodes]
+    cut = [
+        [Share(node, tuple(sorted(vbs))) for vbs in _even(of_node[node], weights, counts[node])]
+        for node in nodes
+    ]
     # By turns: who takes the first few takes them from all nodes.
     return [
         each[number] for number in range(max(map(len, cut), default=0)) for each in cut if number < len(each)
     ]
 
 
-def _together(
-    nodes: Sequence[str], of_node: Mapping[str, list[int]], total: Mapping[str, int], n: int
-) -> list[Share]:
-    bins: list[list[str]] = [[] for _ in range(n)]
-    for node in nodes:
-        min(bins, key=lambda some: sum(total[each] for each in some)).append(node)
-    return [
-        Share(some[0], tuple(sorted(vb for node in some for vb in of_node[node]))) for some in bins if some
-    ]
+def _weights(look: Look) -> dict[int, int]:
+    """About how much it is to read each vbucket, and never nothing.
+
+    Bytes, if all nodes tell; or else documents; or else seqnos: many of those are of older versions.
+    """
+    sizes = [look.sizes.get(vb, Size(None, None)) for vb in look.positions]
+    for told in ([size.bytes for size in sizes], [size.documents for size in sizes]):
+        known = [number for number in told if number is not None]
+        # A node that has not written anything to its disk yet tells of no bytes.
+        if len(known) == len(told) and any(known):
+            return {vb: 1 + number for vb, number in zip(look.positions, known, strict=True)}
+    return {vb: 1 + seqno for vb, (_, seqno) in look.positions.items()}
 
 
-def _cut(vbuckets: Sequence[int], weights: Mapping[int, int], count: int) -> Iterator[tuple[int, ...]]:
-    """Neighbouring vbuckets, of about the same weight together; none empty."""
-    left, start = sum(weights[vb] for vb in vbuckets), 0
-    for parts in range(count, 0, -1):
-        stop, weight = start, 0
-        while stop < len(vbuckets) - (parts - 1) and (parts == 1 or stop == start or weight < left / parts):
-            weight += weights[vbuckets[stop]]
-            stop += 1
-        yield tuple(vbuckets[start:stop])
-        left, start = left - weight, stop
+def _even(items: Sequence[T], weights: Mapping[T, int], count: int) -> list[list[T]]:
+    """Divide items into so many lists of about the same weight, none empty if there are as many items.
+
+    The heaviest first, each to what is the lightest list then: in the end two lists differ by no more than
+    the weight of one item.
+    """
+    found: list[list[T]] = [[] for _ in range(count)]
+    heap = [(0, number) for number in range(count)]
+    for item in sorted(items, key=lambda item: -weights[item]):
+        weight, number = heap[0]
+        found[number].append(item)
+        heapq.heapreplace(heap, (weight + weights[item], number))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +124,8 @@ class Divider:
     sample_rows: int | None
     binary_keys: bool | None
 
-    def look(self) -> Look:
-        """Where the vbuckets are now."""
+    def look(self, *, sizes: bool = False) -> Look:
+        """Where the vbuckets are now, and how much is in them if `sizes`."""
         target = self.target
         return look_at(
             target.server_urls,
@@ -118,6 +135,7 @@ class Divider:
             target.tls,
             target.network,
             vbuckets=target.vbuckets,
+            sizes=sizes,
         )
 
     def agree(self, look: Look, n: int) -> tuple[ScanTarget, Agreement, pa.Schema]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow as pa
 
@@ -15,7 +15,7 @@ from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.frame.agreed import Agreement
 from cbframe.frame.asof import AsOf
-from cbframe.frame.divide import shares
+from cbframe.frame.divide import Divider, refuse_undividable, shares
 from cbframe.frame.pins import Consistency, Pins
 from cbframe.frame.result import ReadResult
 from cbframe.frame.scan import BucketScan
@@ -92,6 +92,12 @@ class ScanPartition:
         seqno at least.
     schema
         Of all partitions.
+    documents
+        An estimate: how many there are in its vbuckets as a whole, whatever the scan selects of them by
+        collections and filters. None if a node does not tell, which it does to whom it shows statistics.
+    bytes
+        An estimate: what its vbuckets as a whole take up on the disks, compressed, with keys and metadata.
+        None if a node does not tell; it cannot of a bucket that is in memory only.
     """
 
     number: int
@@ -100,6 +106,8 @@ class ScanPartition:
     schema: pa.Schema
     _pins: Pins
     _settings: PartSettings = field(repr=False)
+    documents: int | None = None
+    bytes: int | None = None
 
     def __reduce__(self) -> tuple[type[ScanPartition], tuple[Any, ...]]:
         self._settings.refuse_secrets()
@@ -110,12 +118,16 @@ class ScanPartition:
             self.schema,
             self._pins,
             self._settings,
+            self.documents,
+            self.bytes,
         )
 
     def __repr__(self) -> str:
+        some = f"at most {self.changes:,}" if self.documents is None else f"about {self.documents:,}"
+        size = "" if self.bytes is None else f", {self.bytes:,} bytes"
         return (
             f"<ScanPartition {self.number} of {self.bucket!r}: {len(self.as_of)} vbuckets of {self.node}, "
-            f"at most {self.changes:,} documents>"
+            f"{some} documents{size}>"
         )
 
     def refuse_secrets(self) -> None:
@@ -237,7 +249,43 @@ class ScanPartition:
             raise ConversionError(f"columns are not the agreed ones: {', '.join(other)}")
 
 
-def pinned_parts(
+def divided(
+    divider: Divider,
+    n: int,
+    *,
+    consistency: Consistency,
+    batch_bytes: int | None,
+    buffer_bytes: int | None,
+    dtype_backend: str | None,
+    with_secrets: bool,
+) -> list[ScanPartition]:
+    """What :meth:`BucketScan.partitions` promises.
+
+    Parameters
+    ----------
+    divider
+        It knows the scan, and finds out what its partitions have in common.
+    """
+    refuse_undividable(divider.target, n)
+    if consistency not in get_args(Consistency):
+        raise ConfigurationError(f"consistency={consistency!r}", hint="choose 'snapshot' or 'strict'")
+    target, agreement, schema = divider.agree(divider.look(), n)
+    settings = PartSettings(
+        target=target,
+        options=divider.options,
+        agreement=agreement,
+        batch_bytes=batch_bytes,
+        buffer_bytes=buffer_bytes,
+        timeout=divider.timeout,
+        dtype_backend=dtype_backend,
+        spool_dir=divider.spool_dir,
+        with_secrets=with_secrets,
+    )
+    # Anew: the sample took its time.
+    return _pinned(divider.look(sizes=True), n, consistency, schema, settings)
+
+
+def _pinned(
     look: Look, n: int, consistency: Consistency, schema: pa.Schema, settings: PartSettings
 ) -> list[ScanPartition]:
     """The partitions of what was looked at."""
@@ -247,8 +295,20 @@ def pinned_parts(
         positions = {vb: look.positions[vb] for vb in share.vbuckets}
         as_of = AsOf({vb: at if at[1] else (0, 0) for vb, at in positions.items()})
         pins = Pins(as_of, look.map.uuid, consistency)
-        found.append(ScanPartition(number, share.node, as_of, schema, pins, settings))
+        sizes = [look.sizes[vb] for vb in share.vbuckets]
+        documents, stored = _sum(size.documents for size in sizes), _sum(size.bytes for size in sizes)
+        found.append(ScanPartition(number, share.node, as_of, schema, pins, settings, documents, stored))
     return found
+
+
+def _sum(told: Iterable[int | None]) -> int | None:
+    """A sum, if all is known."""
+    total = 0
+    for number in told:
+        if number is None:
+            return None
+        total += number
+    return total
 
 
 def narrowed(target: ScanTarget, names: Collection[str]) -> ScanTarget:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.handover import monotonic
-from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.dcp.stats import BucketDataSourceStats, add_up
 from cbframe.dcp.workers import in_processes
 from cbframe.errors import ConfigurationError
-from cbframe.frame.asof import AsOf
-from cbframe.frame.conflicts import Conflict, merged
 from cbframe.frame.parquet import write_parquet
 from cbframe.frame.partition import ScanPartition
+from cbframe.frame.report import ReadReport
 from cbframe.frame.result import ReadResult
 from cbframe.frame.scan import BucketScan
 
@@ -27,11 +26,10 @@ _PER_WORKER = 4
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What there is to say about a partition besides its documents: as of a read."""
+    """What there is to say about a partition besides its documents, and the counters of its nodes."""
 
-    as_of: AsOf
-    conflicts: tuple[Conflict, ...]
-    rejected: dict[str, int]
+    report: ReadReport
+    nodes: dict[str, NodeStats]
 
 
 def to_folder(scan: BucketScan, path: Path, compression: str, workers: int) -> ReadResult:
@@ -40,7 +38,7 @@ def to_folder(scan: BucketScan, path: Path, compression: str, workers: int) -> R
     Returns
     -------
     ReadResult
-        Without documents, and without counters: each process had its own, and took them with it.
+        Without documents, and with the counters of all processes together.
 
     Raises
     ------
@@ -65,23 +63,24 @@ def to_folder(scan: BucketScan, path: Path, compression: str, workers: int) -> R
         os.rename(scratch, path)  # noqa: PTH104 - unlike replace(), refuses a folder that has something
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    as_of = AsOf(dict(sorted(at for each in done for at in each.as_of.items())))
-    rejected: Counter[str] = Counter()
-    for each in done:
-        rejected.update(each.rejected)
+    report = ReadReport.merged(each.report for each in done)
+    count = len(report.as_of)
+    nodes = {node for each in done for node in each.nodes}
+    counters = {node: add_up(each.nodes[node] for each in done if node in each.nodes) for node in nodes}
     return ReadResult(
         parts[0].schema.empty_table(),
-        parts[0].bucket,
-        as_of,
-        merged(each.conflicts for each in done),
-        dict(rejected),
-        BucketDataSourceStats((), {}, vbuckets=len(as_of), vbuckets_done=len(as_of), at=monotonic()),
+        report.bucket,
+        report.as_of,
+        report.conflicts,
+        report.rejected,
+        BucketDataSourceStats((), counters, vbuckets=count, vbuckets_done=count, at=monotonic()),
         monotonic() - began,
+        report.documents,
     )
 
 
 def _write(part: ScanPartition, folder: Path, compression: str) -> Written:
     """In a worker process."""
     result, reader = part.streamed()
-    write_parquet(reader, folder / f"part-{part.number:05d}.parquet", compression)
-    return Written(result.as_of, result.conflicts, result.rejected)
+    count = write_parquet(reader, folder / f"part-{part.number:05d}.parquet", compression)
+    return Written(replace(result, documents=count).report, dict(result.stats.nodes))

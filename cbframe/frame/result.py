@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import DependencyError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict
+from cbframe.frame.report import ReadReport
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +39,9 @@ class ReadResult:
         Counters of the connections.
     seconds
         How long it took.
+    documents
+        How many there are, where the table is not kept, too; None if they were handed on without being
+        counted.
     """
 
     table: pa.Table
@@ -46,25 +51,51 @@ class ReadResult:
     rejected: dict[str, int]
     stats: BucketDataSourceStats
     seconds: float
+    documents: int | None = None
 
     def __repr__(self) -> str:
         rows, columns = self.table.shape
         return f"<ReadResult of {self.bucket!r}: {rows:,} rows, {columns} columns, {self.as_of!r}>"
 
+    def labelled(self, *, report: bool) -> ReadResult:
+        """The same; the metadata of the table's schema tells what it is a picture of.
+
+        Parameters
+        ----------
+        report
+            It tells of conflicts and rejected documents, too, but of no document's key.
+        """
+        about: dict[str, Any] = {"bucket": self.bucket, "as_of": self.as_of}
+        if report:
+            told = [
+                {"path": each.path, "types": each.types, "action": each.action} for each in self.conflicts
+            ]
+            about |= {"conflicts": told, "rejected": self.rejected}
+        metadata = {b"cbframe": json.dumps(about).encode()}
+        return replace(self, table=self.table.replace_schema_metadata(metadata))
+
+    @property
+    def report(self) -> ReadReport:
+        """All of this but the documents and the counters; those of partitions can be merged."""
+        return ReadReport(
+            self.bucket,
+            self.as_of,
+            self.conflicts,
+            self.rejected,
+            self.documents,
+            self.stats.bytes_received,
+            self.seconds,
+        )
+
     def to_pandas(self, dtype_backend: str | None = "pyarrow") -> pd.DataFrame:
         """The table as a DataFrame whose index is the document key.
 
-        ``df.attrs["cbframe"]`` holds ``as_of``, ``conflicts`` and ``rejected``.
+        ``df.attrs["cbframe"]`` holds the :attr:`report`: ``as_of``, ``conflicts``, ``rejected`` and the rest.
         """
         from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
         frame = to_pandas(self.table, dtype_backend)
-        frame.attrs["cbframe"] = {
-            "bucket": self.bucket,
-            "as_of": self.as_of,
-            "conflicts": [conflict.to_dict() for conflict in self.conflicts],
-            "rejected": dict(self.rejected),
-        }
+        frame.attrs["cbframe"] = self.report.to_dict()
         return frame
 
     def to_polars(self) -> pl.DataFrame:

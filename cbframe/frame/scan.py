@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -23,16 +21,16 @@ from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError
 from cbframe.frame.agreed import Agreement
 from cbframe.frame.asof import AsOf
-from cbframe.frame.assemble import Assembler, raw_table
+from cbframe.frame.assemble import Assembled, Assembler, raw_table
 from cbframe.frame.conflicts import Conflict
-from cbframe.frame.divide import Divider, refuse_undividable
+from cbframe.frame.divide import Divider
 from cbframe.frame.gather import RawSink
 from cbframe.frame.parquet import write_parquet
 from cbframe.frame.pins import Consistency, Pins
 from cbframe.frame.progress import Progress
 from cbframe.frame.result import ReadResult
 from cbframe.frame.run import Ran, Run, Sink
-from cbframe.frame.split import split_tables
+from cbframe.frame.split import split_tables, without_rows
 from cbframe.frame.streamed import SpoolingSink
 from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
@@ -91,10 +89,9 @@ class BucketScan:
         self.last: ReadResult | None = None
 
     def __repr__(self) -> str:
-        lines = [f"<BucketScan of {self._target.bucket!r}"]
-        if self.last is not None:
-            lines.append(f": last read {self.last.as_of!r} in {self.last.seconds:.1f} s")
-        return "".join(lines) + ">"
+        last = self.last
+        told = "" if last is None else f": last read {last.as_of!r} in {last.seconds:.1f} s"
+        return f"<BucketScan of {self._target.bucket!r}{told}>"
 
     @property
     def as_of(self) -> AsOf | None:
@@ -131,21 +128,18 @@ class BucketScan:
 
     def _read_raw(self, run: Run) -> ReadResult:
         ran, raw, manifest = self._gather(run, self._target)
-        return self._result(run, ran, self._raw_table(raw, manifest, run), (), {})
-
-    def _raw_table(self, raw: pa.Table, manifest: Manifest | None, run: Run) -> pa.Table:
-        return raw_table(raw, manifest, self._target, run.names, agreement=self._agreement)
+        table = raw_table(raw, manifest, self._target, run.names, agreement=self._agreement)
+        return self._result(run, ran, Assembled(table, (), {}))
 
     def _read_typed(self, run: Run) -> ReadResult:
         receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        batch_bytes = self._batch_bytes or _BATCH
         assembler = Assembler(
-            self._target, run.names, receiver, batch_bytes, self._spool_dir, self._agreement
+            self._target, run.names, receiver, self._batch_bytes or _BATCH, self._spool_dir, self._agreement
         )
         with closing(assembler):
             ran = self._into(run, receiver, assembler)
             typed = assembler.finish()
-        return self._result(run, ran, typed.table, typed.conflicts, typed.rejected)
+        return self._result(run, ran, typed)
 
     def _gather(self, run: Run, target: ScanTarget) -> tuple[Ran, pa.Table, Manifest | None]:
         """Documents as they are, and the collections that they are of."""
@@ -160,22 +154,20 @@ class BucketScan:
             self._pins.check(ran.as_of, receiver)
         return ran
 
-    def _result(
-        self,
-        run: Run,
-        ran: Ran,
-        table: pa.Table,
-        conflicts: tuple[Conflict, ...],
-        rejected: dict[str, int],
-    ) -> ReadResult:
+    def _result(self, run: Run, ran: Ran, found: Assembled) -> ReadResult:
         """A result whose schema tells what it is a picture of."""
-        about: dict[str, Any] = {"bucket": self._target.bucket, "as_of": ran.as_of}
-        if self._pins is not None:
-            # Whoever gets the table alone, from another process, has no other report.
-            told = [{"path": each.path, "types": each.types, "action": each.action} for each in conflicts]
-            about |= {"conflicts": told, "rejected": rejected}
-        table = table.replace_schema_metadata({b"cbframe": json.dumps(about).encode()})
-        return ReadResult(table, self._target.bucket, ran.as_of, conflicts, rejected, ran.stats, run.seconds)
+        result = ReadResult(
+            found.table,
+            self._target.bucket,
+            ran.as_of,
+            found.conflicts,
+            found.rejected,
+            ran.stats,
+            run.seconds,
+            len(found.table),
+        )
+        # Whoever gets the table of a partition alone, from another process, has no other report.
+        return result.labelled(report=self._pins is not None)
 
     def _new_run(self, window: int) -> Run:
         window = window if self._buffer_bytes is None else self._buffer_bytes
@@ -246,15 +238,9 @@ class BucketScan:
         run = self._new_run(self._options.feed_buffer_size_bytes)
         ran, raw, manifest = self._gather(run, replace(self._target, parse=False))
         tables = split_tables(raw, manifest, path_of(by), self._target, run.names)
-        conflicts = tuple(conflict for each in tables.values() for conflict in each.conflicts)
-        rejected: Counter[str] = Counter()
-        for each in tables.values():
-            rejected.update(each.rejected)
-        self.last = self._result(run, ran, pa.table({}), conflicts, dict(rejected))
-        return {
-            label: self._result(run, ran, each.table, each.conflicts, each.rejected)
-            for label, each in tables.items()
-        }
+        rows = sum(len(each.table) for each in tables.values())
+        self.last = replace(self._result(run, ran, without_rows(tables.values())), documents=rows)
+        return {label: self._result(run, ran, each) for label, each in tables.items()}
 
     def to_polars(self) -> pl.DataFrame:
         """Read into a polars DataFrame; the key is the column ``_cb_key``.
@@ -292,8 +278,8 @@ class BucketScan:
             streamed = sink.finish()
             # The files are needed now: who reads the batches closes them.
             stack.pop_all()
-        nothing = streamed.schema.empty_table()
-        self.last = self._result(run, ran, nothing, streamed.conflicts, streamed.rejected)
+        told = Assembled(streamed.schema.empty_table(), streamed.conflicts, streamed.rejected)
+        self.last = replace(self._result(run, ran, told), documents=None)
         batches = (batch for table in streamed.tables for batch in table.to_batches())
         return pa.RecordBatchReader.from_batches(self.last.table.schema, batches)
 
@@ -328,7 +314,9 @@ class BucketScan:
             As :meth:`read`; or a process was ended from outside.
         """
         if workers is None:
-            write_parquet(self.to_reader(), Path(path), compression)
+            count = write_parquet(self.to_reader(), Path(path), compression)
+            assert self.last is not None, "it was read"
+            self.last = replace(self.last, documents=count)
         else:
             from cbframe.frame.parts import to_folder  # noqa: PLC0415 - it reads by scans
 
@@ -374,7 +362,8 @@ class BucketScan:
         Returns
         -------
         list of ScanPartition
-            By turns of all nodes.
+            By turns of all nodes. About as much is in each: by bytes, or documents, if the nodes tell
+            (:attr:`ScanPartition.bytes`), or else by changes.
 
         Raises
         ------
@@ -384,35 +373,26 @@ class BucketScan:
         CbframeError
             The bucket could not be looked at.
         """
-        from cbframe.frame.partition import PartSettings, pinned_parts  # noqa: PLC0415 - they read by scans
+        from cbframe.frame.partition import divided  # noqa: PLC0415 - it reads by scans
 
-        refuse_undividable(self._target, n)
-        if consistency not in get_args(Consistency):
-            raise ConfigurationError(f"consistency={consistency!r}", hint="choose 'snapshot' or 'strict'")
-        spool_dir = None if self._spool_dir is None else os.fspath(self._spool_dir)
         divider = Divider(
             target=self._target,
             options=self._options,
             timeout=self._timeout,
             batch_bytes=self._batch_bytes or _BATCH,
-            spool_dir=spool_dir,
+            spool_dir=None if self._spool_dir is None else os.fspath(self._spool_dir),
             sample_rows=sample_rows,
             binary_keys=binary_keys,
         )
-        target, agreement, schema = divider.agree(divider.look(), n)
-        settings = PartSettings(
-            target=target,
-            options=self._options,
-            agreement=agreement,
+        return divided(
+            divider,
+            n,
+            consistency=consistency,
             batch_bytes=self._batch_bytes,
             buffer_bytes=self._buffer_bytes,
-            timeout=self._timeout,
             dtype_backend=self._dtype_backend,
-            spool_dir=spool_dir,
             with_secrets=include_credentials,
         )
-        # Anew: the sample took its time.
-        return pinned_parts(divider.look(), n, consistency, schema, settings)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a new read over to any Arrow consumer."""

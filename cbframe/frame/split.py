@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -145,3 +148,13 @@ def _label(document: bytes, path: Path) -> str | None:
     if raw[:1] == b'"':
         return _TEXT(raw)
     return None if raw[:1] in (b"{", b"[", b"n") else raw.decode()
+
+
+def without_rows(tables: Iterable[Assembled]) -> Assembled:
+    """What all of them together tell besides their rows."""
+    parts = list(tables)
+    rejected: Counter[str] = Counter()
+    for each in parts:
+        rejected.update(each.rejected)
+    conflicts = tuple(conflict for each in parts for conflict in each.conflicts)
+    return Assembled(pa.table({}), conflicts, dict(rejected))

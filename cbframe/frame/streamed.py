@@ -190,7 +190,7 @@ class SpoolingSink:
         conflicts = outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
         if fitter is not None:
             fitter.settle()
-            conflicts = (*conflicts, *fitter.conflicts())
+            conflicts = (*conflicts, *fitter.conflicts(conflicts))
 
         def formed(raw: pa.Table, table: pa.Table) -> pa.Table:
             raw, table = outcome.form(raw, table if fitter is None else fitter.apply(table, len(raw)))

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from cbframe.errors import ProtocolError
 from cbframe.local.auth import MECHANISMS, Answer, SaslServer
+from cbframe.local.commands import COMMANDS
 from cbframe.local.config import ERROR_MAP, VERSION
-from cbframe.local.dcp import Producer, open_error
+from cbframe.local.dcp import Producer
 from cbframe.local.documents import mutation_token
 from cbframe.local.features import GRANTED, FrameInfo, duration_frame, missing_need, parse_frame_info
 from cbframe.local.loop import Channel
-from cbframe.local.queries import ONLY_DCP, QUERIES
+from cbframe.local.queries import QUERIES
 from cbframe.local.rules import BEFORE_AUTH, LENGTHS, WITHOUT_BUCKET, refusal
 from cbframe.local.snappy import inflate
 from cbframe.local.tls import AnySocket
@@ -35,16 +36,7 @@ from cbframe.wire.constants import (
     StreamEndReason,
 )
 from cbframe.wire.frame import Frame
-from cbframe.wire.requests import (
-    BufferAck,
-    DcpControl,
-    DcpOpen,
-    Hello,
-    SaslAuth,
-    SelectBucket,
-    StreamRequest,
-    parse_request,
-)
+from cbframe.wire.requests import Hello, SaslAuth, SelectBucket, parse_request
 
 if TYPE_CHECKING:
     from cbframe.local.node import Node
@@ -80,13 +72,7 @@ class KvConnection(Channel):
             Opcode.NOOP: self.respond,
             Opcode.VERSION: lambda f: self.respond(f, value=VERSION.encode()),
             Opcode.QUIT: self._quit,
-            **{opcode: partial(query, self) for opcode, query in QUERIES.items()},
-            Opcode.DCP_OPEN: self._dcp_open,
-            Opcode.DCP_CONTROL: self._dcp,
-            Opcode.DCP_STREAM_REQ: self._dcp,
-            Opcode.DCP_CLOSE_STREAM: self._dcp,
-            Opcode.DCP_BUFFER_ACK: self._dcp,
-            Opcode.DCP_NOOP: self._dcp,
+            **{opcode: partial(run, self) for opcode, run in (QUERIES | COMMANDS).items()},
         }
 
     # ------------------------------------------------------------------ channel
@@ -366,49 +352,6 @@ class KvConnection(Channel):
             cas=outcome.cas,
             datatype=outcome.datatype,
         )
-
-    # ------------------------------------------------------------------ DCP
-
-    def _dcp_open(self, frame: Frame) -> None:
-        message = DcpOpen.parse(frame)
-        if not self.may_stream():
-            self.respond(frame, Status.EACCESS)
-            return
-        if self.producer is not None:
-            context = "The connection is already opened as a DCP connection"
-            self.respond(frame, Status.EINVAL, context=context)
-            return
-        context = open_error(message, frame.key) or ""
-        if frame.value:
-            context = "consumer_name only valid for Consumer connections"
-        if context:
-            self.respond(frame, Status.EINVAL, context=context)
-            return
-        self.node.close_namesake(message.name)
-        self.producer = Producer(self, self.bucket, message, self.node.noop_interval)
-        self.respond(frame)
-
-    def _dcp(self, frame: Frame) -> None:
-        producer = self.producer
-        if producer is None:
-            self.respond(frame, Status.EINVAL, context=ONLY_DCP)
-            return
-        if frame.opcode == Opcode.DCP_NOOP:
-            # "This connection doesn't support the noop API": the server disconnects.
-            self.close()
-            return
-        message = parse_request(frame)
-        if isinstance(message, BufferAck):
-            if not self.node.dropping_acks:
-                producer.acknowledge(message)
-        elif isinstance(message, DcpControl):
-            status, context = producer.control(message)
-            self.respond(frame, status, context=context)
-        elif isinstance(message, StreamRequest):
-            producer.stream_request(frame, message)
-        else:
-            info = parse_frame_info(frame, 0)
-            producer.close_stream(frame, info.sid if isinstance(info, FrameInfo) else 0)
 
 
 def _to_json(content: object) -> bytes:

@@ -1,4 +1,4 @@
-"""Lines of the STAT groups that clients ask for at start-up."""
+"""Lines of the STAT groups that clients ask for."""
 
 from __future__ import annotations
 
@@ -40,10 +40,15 @@ def _seqnos(vb: VBucket, _state: str) -> Iterator[tuple[str, str]]:
 
 def _details(vb: VBucket, state: str) -> Iterator[tuple[str, str]]:
     yield f"vb_{vb.id}", state
-    yield f"vb_{vb.id}:num_items", str(vb.documents)
-    yield f"vb_{vb.id}:high_seqno", str(vb.high_seqno)
-    yield f"vb_{vb.id}:uuid", str(vb.vbuuid)
-    yield f"vb_{vb.id}:purge_seqno", str(vb.purge_seqno)
+    for name, number in (
+        ("num_items", vb.documents),
+        ("db_data_size", vb.stored_bytes),
+        ("high_seqno", vb.high_seqno),
+        ("uuid", vb.vbuuid),
+        ("purge_seqno", vb.purge_seqno),
+        ("max_visible_seqno", vb.max_visible(vb.high_seqno)),
+    ):
+        yield f"vb_{vb.id}:{name}", str(number)
 
 
 def _failovers(vb: VBucket, _state: str) -> Iterator[tuple[str, str]]:

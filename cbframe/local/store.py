@@ -79,6 +79,11 @@ class VBucket:
     def vbuuid(self) -> int:
         return self.failover[0].vbuuid
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of everything that nothing has superseded: documents and tombstones, with keys and metadata."""
+        return sum(map(len, self.current(0)))
+
     def find(self, key: bytes) -> bytes | None:
         """The current frame of a prefixed key: a mutation or a tombstone."""
         seqno = self.latest.get(key)

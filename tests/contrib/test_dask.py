@@ -16,7 +16,7 @@ from frame.test_writers import KEYS, Writer
 
 import cbframe
 from cbframe import EnvironmentAuth, LocalCluster
-from cbframe.contrib.dask import as_of, read_bucket
+from cbframe.contrib.dask import as_of, read_bucket, report
 
 pytestmark = [
     pytest.mark.dask,
@@ -24,6 +24,7 @@ pytestmark = [
     # Of sockets and processes that Dask ends in its own time.
     pytest.mark.filterwarnings("default"),
 ]
+dask = pytest.importorskip("dask")
 dd = pytest.importorskip("dask.dataframe")
 distributed = pytest.importorskip("distributed")
 FromMapProjectable = pytest.importorskip("dask.dataframe.dask_expr.io").FromMapProjectable
@@ -130,6 +131,63 @@ def test_a_plain_password_is_refused(client: Any) -> None:
             read_bucket(cluster)
         assert len(read_bucket(cluster, include_credentials=True)) == 10
         assert SECRET.encode() not in pickle.dumps(lazily(cluster).dask)
+
+
+def mixed(cluster: LocalCluster) -> None:
+    """Documents that do not fit what a sample of the first of them says, and some that are none."""
+    fill(cluster, 600)
+    for n in range(0, 600, 10):
+        cluster.upsert(f"key-{n:06d}", {"n": n, "text": "t", "later": n})
+    for n in range(20):
+        cluster.upsert(f"bad-{n}", b"\xff")
+
+
+@pytest.mark.parametrize("where", ["processes", "threads"])
+@pytest.mark.parametrize("persisted", [False, True])
+def test_one_report(client: Any, where: str, persisted: bool) -> None:
+    """Of what did not fit in any of the partitions."""
+    with cluster_of(2) as cluster, dask.config.set({} if where == "processes" else {"scheduler": "threads"}):
+        mixed(cluster)
+        for n in range(1, 600, 20):
+            cluster.upsert(f"key-{n:06d}", {"n": {"a": 1}, "text": "t"})
+        schema = {"n": pa.int64()}
+        frame = lazily(cluster, on_conflict="null", schema=schema)
+        whole = cbframe.scan_bucket(cluster, on_conflict="null", schema=schema).read()
+        if persisted:
+            frame = frame.persist()
+        told = report(frame)
+        assert told.bucket == "default"
+        assert told.as_of == whole.as_of == as_of(frame)
+        assert told.rejected == whole.rejected == {"binary": 20}
+        assert told.documents == len(frame) == len(whole.table)
+        assert told.bytes > 10_000
+        assert told.seconds > 0
+        assert {(each.path, each.action) for each in told.conflicts} == {
+            (each.path, each.action) for each in whole.conflicts
+        }
+        assert [each.types for each in told.conflicts] == [each.types for each in whole.conflicts]
+        assert told.conflicts[0].types == {"integer": 570, "object": 30}
+        assert len(told.conflicts[0].samples["object"]) == 3
+
+
+def test_a_persisted_frame_is_read_once(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with cluster_of(2) as cluster:
+        mixed(cluster)
+        frame = lazily(cluster).persist()
+        first = report(frame)
+        for n in range(5):
+            cluster.upsert(f"new-{n}", {"n": n})
+        assert report(frame) == first
+        assert first.documents == 620
+
+
+def test_a_frame_without_reports(client: Any) -> None:
+    with cluster_of() as cluster:
+        fill(cluster, 50)
+        frame = lazily(cluster)
+        assert report(frame[["n"]]).documents == 50
+        with pytest.raises(cbframe.ConfigurationError, match="without a report of their read"):
+            report(dd.from_pandas(pd.DataFrame({"a": [1]}), npartitions=1))
 
 
 def test_an_error_arrives(client: Any) -> None:

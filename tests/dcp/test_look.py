@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster
 from cbframe.dcp import look
 from cbframe.dcp.ends import Ends, ReachedEnds
 from cbframe.dcp.look import look_at
+from cbframe.dcp.survey import Survey
 from cbframe.errors import ClusterMapError, ConfigurationError
 
 OPTIONS = BucketDataSourceOptions()
@@ -38,22 +41,25 @@ def test_vbuckets_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that is asked too early has not got them yet; one that never has them is an error."""
     with LocalCluster(nodes=2, vbuckets=8) as cluster:
         auth = cluster.username, cluster.password
-        honest, naps = look.fetch_positions, []
+        honest, naps = look.survey, []
 
-        def late(login, wanted):  # type: ignore[no-untyped-def]
-            found = yield from honest(login, wanted)
-            return {vb: at for vb, at in found.items() if vb != 3 or len(naps) >= 2}
+        def without_3(found: Survey) -> dict[int, tuple[int, int]]:
+            return {vb: at for vb, at in found.positions.items() if vb != 3}
 
-        monkeypatch.setattr(look, "fetch_positions", late)
+        def late(login, wanted, sizes):  # type: ignore[no-untyped-def]
+            found = yield from honest(login, wanted, sizes=sizes)
+            return replace(found, positions=without_3(found)) if len(naps) < 2 else found
+
+        monkeypatch.setattr(look, "survey", late)
         found = look_at(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
         assert len(found.positions) == 8
         assert naps == [0.5, 0.5]
 
-        def never(login, wanted):  # type: ignore[no-untyped-def]
-            found = yield from honest(login, wanted)
-            return {vb: at for vb, at in found.items() if vb != 3}
+        def never(login, wanted, sizes):  # type: ignore[no-untyped-def]
+            found = yield from honest(login, wanted, sizes=sizes)
+            return replace(found, positions=without_3(found))
 
-        monkeypatch.setattr(look, "fetch_positions", never)
+        monkeypatch.setattr(look, "survey", never)
         with pytest.raises(ClusterMapError, match="no owner for 1 of 8 vbuckets"):
             look_at(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -213,3 +214,54 @@ def test_merged_reports() -> None:
         Conflict("a", {"string": 5, "integer": 2}, "text", {"string": ("k1", "k2", "k3"), "integer": ("m",)}),
         other,
     )
+
+
+APART = [
+    ("n", 1, "t", "integer", "text"),
+    ("n", 0.5, "t", "double", "text"),
+    ("n", 1 << 64, "t", "integer", "text"),
+    ("d.x", {"x": True}, {"x": "no"}, "boolean", "text"),
+    ("l[]", [1.5, 2.5], ["x"], "double", "text"),
+    ("o", 5, {"a": 1}, "integer", "json"),
+    ("o", "x", {"a": 1}, "string", "json"),
+    ("o[].y", [{"y": 5}], [{"y": {"a": 1}}], "integer", "json"),
+]
+
+
+@pytest.mark.parametrize(("path", "one", "other", "kind", "action"), APART)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_kinds_that_are_apart(
+    path: str, one: Any, other: Any, kind: str, action: str, streamed: bool
+) -> None:
+    """What is of one kind in each part, and of another one in the next, is not widened without a word."""
+    name = path.partition(".")[0].removesuffix("[]")
+    with LocalCluster(nodes=1, vbuckets=2, seed=1) as cluster:
+        kinds: Counter[int] = Counter()
+        for n in range(40):
+            vbucket = vbucket_of(b"k%d" % n, 2)
+            kinds[vbucket] += 1
+            cluster.upsert(
+                f"k{n}", {name: other if vbucket else one, "same": n, "none": None if vbucket else "z"}
+            )
+        scan = scan_bucket(cluster, options=QUICK)
+        whole = scan.read()
+        found = []
+        for part in scan.partitions(2, sample_rows=None):
+            table = part.to_reader().read_all() if streamed else part.read()
+            found += told(table)["conflicts"]
+        count = kinds[0] * (2 if path == "l[]" else 1)
+        assert found == [{"path": path, "types": {kind: count}, "action": action}]
+        assert [(each.path, each.action) for each in whole.conflicts] == [(path, action)]
+        assert whole.conflicts[0].types[kind] == count
+
+
+def test_kinds_that_meet_in_a_part() -> None:
+    """Where a part has counted them already, they are not counted again."""
+    with LocalCluster(nodes=1, vbuckets=2, seed=1) as cluster:
+        for n in range(40):
+            vbucket = vbucket_of(b"k%d" % n, 2)
+            cluster.upsert(f"k{n}", {"n": {"a": 1} if vbucket else ("x" if n % 2 else n)})
+        reports = [each.result().report for each in scan_bucket(cluster).partitions(2, sample_rows=None)]
+        assert [(each.path, each.action) for report in reports for each in report.conflicts] == [
+            ("n", "text")
+        ]

@@ -14,7 +14,10 @@ import cbframe
 from cbframe import AsOf, EnvironmentAuth, LocalCluster, ScanPartition, scan_bucket
 from cbframe.errors import ConfigurationError, RollbackError, StreamError
 from cbframe.frame.pins import Pins
+from cbframe.local.queries import QUERIES
+from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.failover import FailoverEntry
+from cbframe.wire.vbucket import vbucket_of
 
 from .kit import QUICK, background, fill, keys_of, values_of
 from .test_writers import KEYS, Writer
@@ -154,6 +157,49 @@ def test_what_is_not_needed_is_not_read(cluster: LocalCluster) -> None:
     assert (
         part.select([]).result().stats.total.bytes_received < part.result().stats.total.bytes_received * 0.8
     )
+
+
+# -- estimates
+
+
+def test_estimates(cluster: LocalCluster) -> None:
+    """Of the whole vbuckets; of a bucket at rest they are what is there."""
+    parts = parts_of(cluster, 4, filters=[("n", "<", 3)])
+    assert [part.documents for part in parts] == [
+        scan_bucket(cluster, vbuckets=part.vbuckets).to_arrow().num_rows for part in parts
+    ]
+    for part in parts:
+        stored = [cluster._engine.bucket.vbuckets[vb].stored_bytes for vb in part.vbuckets]
+        assert part.bytes == sum(stored) > 0
+        assert f"about {part.documents} documents, {part.bytes:,} bytes>" in repr(part)
+    again = pickle.loads(pickle.dumps(parts_of(cluster, 4, include_credentials=True)[0]))
+    assert (again.documents, again.bytes) == (parts[0].documents, parts[0].bytes)
+    assert again.select(["n"]).documents == again.documents
+
+
+def test_large_vbuckets() -> None:
+    """Of few documents, but large ones, as much is read in each partition."""
+    with LocalCluster(nodes=2, vbuckets=64, seed=1) as cluster:
+        for n in range(1200):
+            key = f"key-{n}"
+            large = vbucket_of(key.encode(), 64) % 8 == 0
+            cluster.upsert(key, {"text": "x" * (5000 if large else 10)})
+        parts = parts_of(cluster, 8)
+        sizes = [part.bytes or 0 for part in parts]
+        assert max(sizes) < 1.2 * min(sizes)
+        changes = [part.changes for part in parts]
+        assert max(changes) > 1.2 * min(changes)
+
+
+@pytest.mark.parametrize("status", [Status.EACCESS, Status.KEY_ENOENT, Status.ETMPFAIL])
+def test_nodes_that_do_not_tell(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, status: Status
+) -> None:
+    monkeypatch.setitem(QUERIES, Opcode.STAT, lambda conn, frame: conn.respond(frame, status))
+    parts = parts_of(cluster, 3)
+    assert {(part.documents, part.bytes) for part in parts} == {(None, None)}
+    assert "at most" in repr(parts[0])
+    assert union(parts).num_rows == 500
 
 
 # -- secrets

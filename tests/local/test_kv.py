@@ -226,6 +226,35 @@ def test_stat(cluster: LocalCluster) -> None:
         assert lines[b"vb_0:0:id"] == str(cluster.failover_log(0)[0][0]).encode()
 
 
+def test_vbucket_details(cluster: LocalCluster) -> None:
+    """Of what is there now: older versions and deleted documents are no items."""
+    with Client(cluster).login() as client:
+
+        def details() -> dict[bytes, bytes]:
+            client.send(Frame(0x80, Opcode.STAT, key=b"vbucket-details 0"))
+            lines = {}
+            while (frame := client.receive()) is not None and frame.key:
+                lines[frame.key] = frame.value
+            return lines
+
+        empty = details()
+        assert empty[b"vb_0"] == b"active"
+        assert (empty[b"vb_0:num_items"], empty[b"vb_0:db_data_size"]) == (b"0", b"0")
+        key = "only"
+        cluster.upsert(key, {"text": "x" * 10_000})
+        large = details()
+        assert large[b"vb_0:num_items"] == b"1"
+        assert 10_000 < int(large[b"vb_0:db_data_size"]) < 10_200
+        cluster.upsert(key, {})
+        small = details()
+        assert small[b"vb_0:num_items"] == b"1"
+        assert 0 < int(small[b"vb_0:db_data_size"]) < 100
+        cluster.delete(key)
+        gone = details()
+        assert gone[b"vb_0:num_items"] == b"0"
+        assert gone[b"vb_0:high_seqno"] == gone[b"vb_0:max_visible_seqno"] == b"3"
+
+
 def test_keys_live_where_the_hash_says() -> None:
     with LocalCluster(vbuckets=48) as cluster:
         for key in ("hello", "été", "日本"):

@@ -1,0 +1,95 @@
+"""What a look asks of a node: where its vbuckets are, and about how much is in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Container
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cbframe.dcp.handshake import Login, log_in, require, sample_seqnos
+from cbframe.dcp.talk import Talk, Volley, one_by_one
+from cbframe.wire.constants import Opcode, Status
+from cbframe.wire.failover import parse_failover_log
+from cbframe.wire.frame import Frame
+from cbframe.wire.requests import GetFailoverLog, Plain
+
+_DETAILS = Plain(Opcode.STAT, b"vbucket-details")
+_LINE = re.compile(rb"vb_([0-9]{1,5}):(num_items|db_data_size)")
+_NUMBER = re.compile(rb"[0-9]{1,19}")
+"""What is not of this form is no number that could be meant."""
+
+
+class Size(NamedTuple):
+    """About how much is in a vbucket, all collections together; None for what the node does not tell.
+
+    Attributes
+    ----------
+    documents
+        Documents that exist.
+    bytes
+        What takes up the disk, as it is stored: compressed, and with keys and metadata.
+    """
+
+    documents: int | None
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A node's vbuckets.
+
+    Attributes
+    ----------
+    positions
+        By vbucket: its newest history (vbuuid), and its high seqno.
+    sizes
+        Of the same vbuckets; empty if that was not asked for.
+    """
+
+    positions: dict[int, tuple[int, int]]
+    sizes: dict[int, Size]
+
+
+def survey(login: Login, wanted: Container[int], *, sizes: bool) -> Talk[Survey]:
+    """Log in and ask where each of the wanted vbuckets is that the node has, and how large if `sizes`."""
+    yield from one_by_one(log_in(login))
+    seqnos = yield from one_by_one(sample_seqnos())
+    vbuckets = sorted(vb for vb in seqnos if vb in wanted)
+    found: dict[int, tuple[int, int]] = {}
+
+    def take(number: int, answer: Frame) -> None:
+        if answer.status == Status.NOT_MY_VBUCKET:
+            return  # it went meanwhile: another node has it
+        require(answer, "GET_FAILOVER_LOG was refused")
+        log = parse_failover_log(answer.value)
+        if log:
+            vbucket = vbuckets[number]
+            found[vbucket] = log[0].vbuuid, seqnos[vbucket]
+
+    yield Volley([GetFailoverLog(vb, Opcode.GET_FAILOVER_LOG).frame() for vb in vbuckets], take)
+    return Survey(found, (yield from fetch_sizes(found)) if sizes else {})
+
+
+def fetch_sizes(vbuckets: Collection[int]) -> Talk[dict[int, Size]]:
+    """Ask how much is in vbuckets that the node has.
+
+    A node that refuses is one that does not tell, whatever the reason: no right to statistics, no such
+    statistics, or no time for them. Nothing but an estimate depends on it.
+    """
+    documents: dict[int, int] = {}
+    stored: dict[int, int] = {}
+    told = {b"num_items": documents, b"db_data_size": stored}
+
+    def take(_number: int, answer: Frame) -> None:
+        if answer.status != Status.SUCCESS:
+            documents.clear()
+            stored.clear()
+        # There are some 70 lines for each vbucket, replicas among them: of most the end is enough.
+        elif answer.key.endswith((b":num_items", b":db_data_size")):
+            line = _LINE.fullmatch(answer.key)
+            if line and int(line[1]) in vbuckets and _NUMBER.fullmatch(answer.value):
+                told[line[2]][int(line[1])] = int(answer.value)
+
+    yield Volley([_DETAILS.frame()], take, series=True)
+    return {vb: Size(documents.get(vb), stored.get(vb)) for vb in vbuckets}

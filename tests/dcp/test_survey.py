@@ -1,0 +1,284 @@
+"""What a look asks of a node: many questions at a time, and one with many answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from wire.golden import load
+
+from cbframe.dcp import query
+from cbframe.dcp.query import converse
+from cbframe.dcp.survey import Size, Survey, survey
+from cbframe.dcp.talk import Volley
+from cbframe.dcp.transport import Stream, Waker
+from cbframe.errors import AccessError, CbframeError, ConnectError, ProtocolError, ReadTimeoutError
+from cbframe.testing import FakeClock, ScriptedTransport
+from cbframe.testing.transport import Peer
+from cbframe.wire.constants import Opcode, Status
+from cbframe.wire.failover import encode_failover_log
+from cbframe.wire.frame import Frame, response
+from cbframe.wire.messages import encode_vbucket_seqnos
+
+from .server import LOGIN, good_answer, refusal
+
+NODE = "a:11210"
+ALL = range(1024)
+DETAILS = b"vbucket-details"
+
+
+def lines(asked: Frame, told: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Answers to STAT, with the one that ends them."""
+    return b"".join(
+        response(Opcode.STAT, opaque=asked.opaque, key=key, value=value).encode()
+        for key, value in [*told, (b"", b"")]
+    )
+
+
+def node_of(count: int = len(ALL), stat: Callable[[Frame], bytes] | None = None) -> Peer:
+    """A node with so many vbuckets: number n has history 100 + n and seqno n."""
+
+    def answer(asked: Frame) -> bytes:
+        if asked.opcode == Opcode.GET_ALL_VB_SEQNOS:
+            value = encode_vbucket_seqnos({vb: vb for vb in range(count)})
+        elif asked.opcode == Opcode.GET_FAILOVER_LOG:
+            value = encode_failover_log([(100 + asked.vbucket, 0)])
+        elif asked.opcode == Opcode.STAT:
+            assert asked.key == DETAILS
+            assert stat is not None
+            return stat(asked)
+        else:
+            return good_answer(asked).encode()
+        return response(asked.opcode, opaque=asked.opaque, value=value).encode()
+
+    return answer
+
+
+def ask(
+    peer: Peer, *, wanted: Any = ALL, sizes: bool = False, on: Callable[[Stream], object] | None = None
+) -> tuple[Survey, FakeClock]:
+    clock, waker = FakeClock(), Waker()
+    transport = ScriptedTransport({NODE: peer}, clock)
+    transport.on_connect = on
+    try:
+        talk = survey(LOGIN, wanted, sizes=sizes)
+        found = converse(NODE, talk, transport=transport, waker=waker, clock=clock, timeout=7)
+    finally:
+        waker.close()
+    assert transport.closed == 1
+    return found, clock
+
+
+class Distance:
+    """Counts the round trips of a stream: what was sent before an answer is read costs one."""
+
+    def __init__(self, stream: Any) -> None:
+        self.trips = self.most = self._waiting = 0
+        self._sent = stream.send_all
+        self._received = stream.receive_into
+        stream.send_all, stream.receive_into = self.send_all, self.receive_into
+
+    def send_all(self, data: bytes, timeout: float) -> None:
+        offset = 0
+        while (parsed := Frame.parse(data, offset)) is not None:
+            offset = parsed[1]
+            self._waiting += 1
+        self.most = max(self.most, self._waiting)
+        self._sent(data, timeout)
+
+    def receive_into(self, view: memoryview) -> int | None:
+        self.trips += bool(self._waiting)
+        self._waiting = 0
+        count: int | None = self._received(view)
+        return count
+
+
+def test_histories_are_asked_for_together() -> None:
+    far: list[Distance] = []
+    found, _ = ask(node_of(), on=lambda stream: far.append(Distance(stream)))
+    assert found.positions == {vb: (100 + vb, vb) for vb in ALL}
+    assert found.sizes == {}
+    assert far[0].trips < 25, "a trip for each of 1024 would be felt"
+    assert far[0].most <= 128, "neither side must wait for the other to read"
+
+
+def test_some_that_the_node_has() -> None:
+    found, _ = ask(node_of(8), wanted={3, 6, 77})
+    assert found.positions == {3: (103, 3), 6: (106, 6)}
+
+
+def test_one_that_has_left() -> None:
+    honest = node_of(4)
+
+    def answer(asked: Frame) -> bytes | None:
+        if asked.opcode == Opcode.GET_FAILOVER_LOG and asked.vbucket == 2:
+            return refusal(asked, Status.NOT_MY_VBUCKET).encode()
+        return honest(asked)
+
+    assert sorted(ask(answer)[0].positions) == [0, 1, 3]
+
+
+def swapped(before: list[bytes], answer: bytes) -> bytes:
+    """Two answers in the wrong order."""
+    before.append(answer)
+    return b"" if len(before) % 2 else before[-1] + before[-2]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda asked, answer, before: swapped(before, answer),
+        lambda asked, answer, before: answer + answer,
+        lambda asked, answer, before: response(Opcode.GET_FAILOVER_LOG, opaque=asked.opaque + 1).encode(),
+        lambda asked, answer, before: response(Opcode.GET, opaque=asked.opaque).encode(),
+    ],
+    ids=["swapped", "twice", "another opaque", "another opcode"],
+)
+def test_answers_to_something_else(how: Callable[[Frame, bytes, list[bytes]], bytes]) -> None:
+    honest = node_of(8)
+    before: list[bytes] = []
+
+    def answer(asked: Frame) -> bytes | None:
+        good = honest(asked)
+        assert good is not None
+        return how(asked, good, before) if asked.opcode == Opcode.GET_FAILOVER_LOG else good
+
+    with pytest.raises(ProtocolError, match="an answer to nothing that was asked") as caught:
+        ask(answer)
+    assert caught.value.node == NODE
+    assert caught.value.permanent
+
+
+def test_a_refusal_in_the_middle() -> None:
+    honest = node_of(8)
+
+    def answer(asked: Frame) -> bytes | None:
+        refused = asked.opcode == Opcode.GET_FAILOVER_LOG and asked.vbucket == 5
+        return refusal(asked, Status.EACCESS).encode() if refused else honest(asked)
+
+    with pytest.raises(AccessError, match="GET_FAILOVER_LOG was refused") as caught:
+        ask(answer)
+    assert caught.value.node == NODE
+
+
+# -- sizes
+
+
+def test_sizes() -> None:
+    def stat(asked: Frame) -> bytes:
+        told = [
+            (b"vb_0", b"active"),
+            (b"vb_0:num_items", b"12"),
+            (b"vb_0:db_data_size", b"3456"),
+            (b"vb_0:db_file_size", b"9999"),
+            (b"vb_1:num_items", b"0"),
+            (b"vb_700:num_items", b"7"),  # a replica
+            (b"vb_2:db_data_size", b"5"),
+        ]
+        return lines(asked, told)
+
+    found, _ = ask(node_of(4, stat), sizes=True)
+    assert found.sizes == {0: Size(12, 3456), 1: Size(0, None), 2: Size(None, 5), 3: Size(None, None)}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"vb_0:num_items", b""),
+        (b"vb_0:num_items", b"-1"),
+        (b"vb_0:num_items", b"1e5"),
+        (b"vb_0:num_items", b"9" * 20),
+        (b"vb_0:num_items", b"\xff\xff"),
+        (b"vb_0:num_items", b"1\n"),
+        (b"vb_99999999999:num_items", b"1"),
+        (b"vb_:num_items", b"1"),
+        (b"vb_0:more:num_items", b"1"),
+        ("vb_\N{ARABIC-INDIC DIGIT THREE}:num_items".encode(), b"1"),
+        (b"\x00:num_items", b"1"),
+    ],
+)
+def test_nonsense_is_no_size(key: bytes, value: bytes) -> None:
+    found, _ = ask(node_of(1, lambda asked: lines(asked, [(key, value)])), sizes=True)
+    assert found.sizes == {0: Size(None, None)}
+
+
+@pytest.mark.parametrize(
+    "status",
+    [Status.EACCESS, Status.KEY_ENOENT, Status.UNKNOWN_COMMAND, Status.NOT_SUPPORTED, Status.ETMPFAIL],
+)
+def test_a_node_that_does_not_tell(status: Status) -> None:
+    found, _ = ask(node_of(2, lambda asked: refusal(asked, status).encode()), sizes=True)
+    assert found.positions == {0: (100, 0), 1: (101, 1)}
+    assert found.sizes == {0: Size(None, None), 1: Size(None, None)}
+
+
+def test_a_node_that_breaks_off() -> None:
+    def stat(asked: Frame) -> bytes:
+        some = lines(asked, [(b"vb_0:num_items", b"5")])
+        return some[:-24] + refusal(asked, Status.ETMPFAIL).encode()
+
+    assert ask(node_of(1, stat), sizes=True)[0].sizes == {0: Size(None, None)}
+
+
+def test_a_recorded_refusal() -> None:
+    """What a real node said to STAT: with that its answer is over."""
+    side = load("hello_empty", "s2c")
+    message = next(each for each in side.messages if each["op"] == "STAT")
+    data = side.data[message["offset"] :][: message["len"]]
+    parsed = Frame.parse(data)
+    assert parsed is not None
+    assert parsed[0].status == Status.EACCESS
+
+    def stat(asked: Frame) -> bytes:
+        return data[:12] + asked.opaque.to_bytes(4, "big") + data[16:]
+
+    assert ask(node_of(1, stat), sizes=True)[0].sizes == {0: Size(None, None)}
+
+
+def test_answers_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "_MOST_ANSWERS", 50)
+    line = (b"vb_0:num_items", b"1")
+    assert ask(node_of(1, lambda asked: lines(asked, [line] * 49)), sizes=True)[0].sizes == {0: Size(1, None)}
+    with pytest.raises(ProtocolError, match="over 50 answers to one question"):
+        ask(node_of(1, lambda asked: lines(asked, [line] * 50)), sizes=True)
+
+
+@pytest.mark.parametrize(
+    ("rest", "kind"),
+    [(b"", ReadTimeoutError), (None, ConnectError), (b"\x99", ProtocolError)],
+    ids=["silent", "closed", "garbage"],
+)
+def test_a_series_that_does_not_end(rest: bytes | None, kind: type[CbframeError]) -> None:
+    def stat(asked: Frame) -> bytes:
+        return lines(asked, [(b"vb_0:num_items", b"1")])[:-24] + (rest or b"")
+
+    honest = node_of(1, stat)
+
+    def answer(asked: Frame) -> bytes | None:
+        if asked.opcode == Opcode.STAT and rest is None:
+            return None
+        return honest(asked)
+
+    with pytest.raises(kind) as caught:
+        ask(answer, sizes=True)
+    assert caught.value.node == NODE
+
+
+def test_several_questions_with_several_answers() -> None:
+    """Each ends with its own last answer."""
+    found: list[tuple[int, bytes]] = []
+
+    def talk():  # type: ignore[no-untyped-def]
+        asked = [Frame(0x80, Opcode.STAT, key=name) for name in (b"x", b"y")]
+        yield Volley(asked, lambda number, answer: found.append((number, answer.key)), series=True)
+        return len(found)
+
+    clock, waker = FakeClock(), Waker()
+    peer = {NODE: lambda asked: lines(asked, [(asked.key + b"1", b""), (asked.key + b"2", b"")])}
+    try:
+        transport = ScriptedTransport(peer, clock)
+        assert converse(NODE, talk(), transport=transport, waker=waker, clock=clock, timeout=7) == 6
+    finally:
+        waker.close()
+    assert found == [(0, b"x1"), (0, b"x2"), (0, b""), (1, b"y1"), (1, b"y2"), (1, b"")]
