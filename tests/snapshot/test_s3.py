@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
 from frame.kit import QUICK, fill, truth
+from object_store import BUCKET, KEY, REGION, SECRET
 
 from cbframe import LocalCluster, Snapshot, SnapshotError, write_snapshot
 from cbframe.snapshot.lock import writing
 from cbframe.snapshot.store import RemoteStore, Store, open_store
 
 pytestmark = [pytest.mark.s3, pytest.mark.filterwarnings("default")]
-moto = pytest.importorskip("moto.server")
-boto3 = pytest.importorskip("boto3")
 pytest.importorskip("s3fs")
-
-KEY, SECRET, REGION, BUCKET = "reader", "a-word-that-is-secret", "us-east-1", "lake"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left() -> None:
-    """Instead of the one that looks for threads: s3fs and moto keep theirs."""
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """Where the object store is, ``host:port``."""
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server.start()
-        yield ":".join(map(str, server.get_host_and_port()))
-        server.stop()
-
-
-@pytest.fixture
-def outside(endpoint: str) -> Iterator[Any]:
-    """A client of its own, as another machine has it; the bucket is new."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{endpoint}",
-        aws_access_key_id=KEY,
-        aws_secret_access_key=SECRET,
-        region_name=REGION,
-    )
-    client.create_bucket(Bucket=BUCKET)
-    yield client
-    for each in client.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
-        client.delete_object(Bucket=BUCKET, Key=each["Key"])
-    client.delete_bucket(Bucket=BUCKET)
-    client.close()
+    """Instead of the one that looks for threads: s3fs keeps its own."""
 
 
 @pytest.fixture(params=["s3fs", "pyarrow"])

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 from frame.conftest import nothing_left  # noqa: F401 - a fixture that is used by itself
+from object_store import endpoint, outside  # noqa: F401 - fixtures
 
 from cbframe import LocalCluster
 
