@@ -238,17 +238,20 @@ def fetch_manifest(login: Login) -> Steps[bytes | None]:
 def fetch_positions(login: Login, wanted: Container[int]) -> Steps[dict[int, tuple[int, int]]]:
     """Log in and ask where each of the wanted vbuckets is that the node has: its history, and its seqno."""
     yield from log_in(login)
-    seqnos = yield from sample_seqnos()
-    found: dict[int, tuple[int, int]] = {}
-    for vbucket in sorted(vb for vb in seqnos if vb in wanted):
+    there = yield from sample_seqnos()
+    histories: dict[int, int] = {}
+    for vbucket in sorted(vb for vb in there if vb in wanted):
         answer = yield GetFailoverLog(vbucket, Opcode.GET_FAILOVER_LOG).frame()
         if answer.status == Status.NOT_MY_VBUCKET:
             continue  # it went meanwhile: another node has it
         _require(answer, "GET_FAILOVER_LOG was refused")
         log = parse_failover_log(answer.value)
         if log:
-            found[vbucket] = log[0].vbuuid, seqnos[vbucket]
-    return found
+            histories[vbucket] = log[0].vbuuid
+    # Seqnos last: one with a history that ended meanwhile is seen to be void later on. The other way round,
+    # a new history would have a seqno that it never reached, and nobody could tell.
+    seqnos = yield from sample_seqnos()
+    return {vb: (vbuuid, seqnos[vb]) for vb, vbuuid in histories.items() if vb in seqnos}
 
 
 def _authenticate(login: Login, username: str) -> Steps[None]:
