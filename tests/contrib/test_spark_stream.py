@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -199,6 +200,26 @@ def test_what_cannot_be_meant(spark: Any, tmp_path: Path) -> None:
             writer = frame.writeStream.foreachBatch(Store(tmp_path / "none.db"))
             with pytest.raises(Exception, match=message):
                 writer.option("checkpointLocation", str(tmp_path / str(number))).start().awaitTermination()
+
+
+def test_the_lines_of_the_readme(monkeypatch: pytest.MonkeyPatch, spark: Any, tmp_path: Path) -> None:
+    readme = (TESTS.parent / "README.md").read_text("utf-8")
+    (lines,) = [block for block in readme.split("```python\n")[1:] if "readStream" in block]
+    lines = lines.partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    with cluster_of() as cluster:
+        for n in range(20):
+            cluster.upsert(f"key-{n}", {"name": f"name-{n}"})
+        cluster.delete("key-3")
+        assert "couchbases://cb.example.com/travel" in lines
+        found: dict[str, Any] = {"spark": spark}
+        exec(lines.replace("couchbases://cb.example.com/travel", cluster.connection_string), found)
+        try:
+            found["query"].processAllAvailable()
+        finally:
+            found["query"].stop()
+    rows = dict(sqlite3.connect("names.db").execute("SELECT key, name FROM names").fetchall())
+    assert rows == {f"key-{n}": f"name-{n}" for n in range(20) if n != 3}
 
 
 # --- a driver that is killed

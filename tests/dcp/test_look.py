@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster
-from cbframe.dcp import look
+from cbframe.dcp import handshake, look
 from cbframe.dcp.ends import Ends, ReachedEnds
 from cbframe.dcp.look import look_at
 from cbframe.errors import ClusterMapError, ConfigurationError
+from cbframe.wire.constants import Status
+from cbframe.wire.failover import encode_failover_log
 
 OPTIONS = BucketDataSourceOptions()
 
@@ -56,6 +60,25 @@ def test_vbuckets_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(look, "fetch_positions", never)
         with pytest.raises(ClusterMapError, match="no owner for 1 of 8 vbuckets"):
             look_at(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
+
+
+def test_a_history_that_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seqno may be of a later history than the one that is told, never of an earlier one."""
+    seqnos, log = iter([{0: 100, 1: 5}, {0: 90}]), encode_failover_log([(7, 0)])
+
+    def steps(answer):  # type: ignore[no-untyped-def]
+        return answer
+        yield
+
+    monkeypatch.setattr(handshake, "log_in", lambda login: steps(()))
+    monkeypatch.setattr(handshake, "sample_seqnos", lambda: steps(next(seqnos)))
+    looking = handshake.fetch_positions(None, {0, 1})  # type: ignore[arg-type]
+    next(looking)
+    looking.send(SimpleNamespace(status=Status.SUCCESS, value=log))
+    with pytest.raises(StopIteration) as ended:
+        looking.send(SimpleNamespace(status=Status.SUCCESS, value=log))
+    # Not {0: (7, 100)}; and the vbucket that went meanwhile is asked for elsewhere.
+    assert ended.value.value == {0: (7, 90)}
 
 
 def test_ends_that_were_reached() -> None:
