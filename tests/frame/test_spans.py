@@ -6,6 +6,8 @@ import json
 import pickle
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +23,7 @@ from cbframe.errors import (
 from cbframe.frame.offsets import Offset
 from cbframe.frame.spans import Spans, make_spans
 
-from .kit import QUICK, truth
+from .kit import QUICK, Sent, truth
 
 USER, SECRET = "reader", "a-word-that-is-secret"
 SCHEMA = pa.schema(
@@ -221,6 +223,50 @@ def whatever_happens(seed: int, *, whole: bool) -> None:
                 engine.apply(rows)
         engine.catch_up()
         assert engine.documents() == documents_of(cluster)
+
+
+def test_what_is_not_asked_for_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server sends whole snapshots: of a vbucket that is read in part, the rest is not taken."""
+    with LocalCluster(vbuckets=1, seed=3, username=USER, password=SECRET) as cluster:
+        cluster.bulk_load((b"key-%05d" % n, b'{"n":%d,"pad":"%s"}' % (n, b"x" * 500)) for n in range(10_000))
+        options = replace(QUICK, feed_buffer_size_bytes=50_000)
+        engine = Engine(spans_of(cluster, options=options), most=100)
+        sent = Sent(monkeypatch, cluster)
+        engine.turn()
+        assert len(engine.store) == 100
+        assert sent.total < 500_000
+
+
+@pytest.mark.parametrize("most", [None, 1500])
+@pytest.mark.parametrize("base", [False, True])
+def test_a_failover_in_the_middle_of_a_read(
+    monkeypatch: pytest.MonkeyPatch, base: bool, most: int | None
+) -> None:
+    """What came before it does not count, whether the read began at the beginning or not."""
+    with LocalCluster(nodes=1, vbuckets=4, seed=3, username=USER, password=SECRET) as cluster:
+
+        def fill(first: int) -> None:
+            pairs = ((b"key-%04d" % n, b'{"n":%d,"pad":"%s"}' % (n, b"x" * 100)) for n in range(first, 2000))
+            cluster.bulk_load(pairs)
+
+        # A small window: streams are under way when histories fork.
+        options = replace(QUICK, feed_buffer_size_bytes=4000)
+        engine = Engine(spans_of(cluster, options=options), most=most)
+        if base:
+            fill(1500)
+            engine.turn()
+        fill(0)
+        engine.plan()
+        sent = Sent(monkeypatch, cluster)
+        for vbucket, seqno in cluster.high_seqnos().items():
+            fork = partial(cluster._engine.fail_over, vbucket, seqno * 3 // 4, None)
+            sent.at(60_000, fork)
+        engine.apply(engine.read(1))
+        assert not sent.pending
+        assert engine.resets > 0
+        engine.catch_up()
+        assert engine.documents() == documents_of(cluster)
+        assert 0 < len(engine.documents()) < 2000
 
 
 def test_an_older_version_that_comes_back_to_light(cluster: LocalCluster) -> None:
