@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,11 @@ class Killer:
             self.killed.append(pid)
 
 
+def in_pieces(cluster: LocalCluster) -> AbstractContextManager[None]:
+    """Have the first node send little at a time, so that who is sent to has not got all yet."""
+    return cluster.chop(10_000)
+
+
 def load(spark: Any, cluster: LocalCluster, schema: str) -> Any:
     reader = spark.read.format("couchbase").option("connection", cluster.connection_string)
     return reader.option("partitions", 4).schema(schema).load()
@@ -103,7 +108,8 @@ def test_at_rest_the_union_is_the_read(monkeypatch: pytest.MonkeyPatch, spark: A
         fill(cluster, 8000, size=500)
         frame = load(spark, cluster, "_cb_key string, n bigint, text string")
         killer = Killer(monkeypatch, cluster, 2, range(300_000, 1_500_000, 200_000))
-        rows = frame.collect()
+        with in_pieces(cluster):
+            rows = frame.collect()
         assert len({*killer.killed}) == 2
         found = {row["_cb_key"]: (row["n"], row["text"]) for row in rows}
         assert len(found) == len(rows)
@@ -120,7 +126,8 @@ def test_under_a_writer(monkeypatch: pytest.MonkeyPatch, spark: Any) -> None:
             frame = load(spark, cluster, "_cb_key string, generation bigint, pad string, n bigint")
             killer = Killer(monkeypatch, cluster, 1, range(300_000, 900_000, 100_000))
             at_start = {key: len(written) for key, written in writer.history.copy().items() if key in KEYS}
-            rows = frame.collect()
+            with in_pieces(cluster):
+                rows = frame.collect()
         assert len(killer.killed) == 1
         found = {
             row["_cb_key"].encode(): b'{"generation":%d,"pad":"%s"}'

@@ -89,7 +89,8 @@ start                  ``beginning`` (the default): all documents, then what cha
 max_changes_per_batch  so many rows a batch at most, but for resets that were not foreseen; default all
                        there are. Every batch looks at all nodes, and reads again what the last one left of a
                        vbucket: ten thousands are sensible, tens are not
-on_rollback            ``reset`` (the default), or ``fail``: the query ends with a RollbackError
+on_rollback            ``reset`` (the default), or ``fail``: the query ends with a RollbackError, also
+                       where deletions were purged that no batch had come to
 whole_snapshots        ``true``: give what the server sends beyond the end of a batch, too, now and once more
                        in the next batch. Without it a document that changes between every look and the read
                        behind it comes only when it has come to rest
