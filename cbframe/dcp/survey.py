@@ -54,9 +54,9 @@ class Survey:
 def survey(login: Login, wanted: Container[int], *, sizes: bool) -> Talk[Survey]:
     """Log in and ask where each of the wanted vbuckets is that the node has, and how large if `sizes`."""
     yield from one_by_one(log_in(login))
-    seqnos = yield from one_by_one(sample_seqnos())
-    vbuckets = sorted(vb for vb in seqnos if vb in wanted)
-    found: dict[int, tuple[int, int]] = {}
+    there = yield from one_by_one(sample_seqnos())
+    vbuckets = sorted(vb for vb in there if vb in wanted)
+    histories: dict[int, int] = {}
 
     def take(number: int, answer: Frame) -> None:
         if answer.status == Status.NOT_MY_VBUCKET:
@@ -64,10 +64,13 @@ def survey(login: Login, wanted: Container[int], *, sizes: bool) -> Talk[Survey]
         require(answer, "GET_FAILOVER_LOG was refused")
         log = parse_failover_log(answer.value)
         if log:
-            vbucket = vbuckets[number]
-            found[vbucket] = log[0].vbuuid, seqnos[vbucket]
+            histories[vbuckets[number]] = log[0].vbuuid
 
     yield Volley([GetFailoverLog(vb, Opcode.GET_FAILOVER_LOG).frame() for vb in vbuckets], take)
+    # Seqnos last: one with a history that ended meanwhile is seen to be void later on. The other way round,
+    # a new history would have a seqno that it never reached, and nobody could tell.
+    seqnos = yield from one_by_one(sample_seqnos())
+    found = {vb: (vbuuid, seqnos[vb]) for vb, vbuuid in histories.items() if vb in seqnos}
     return Survey(found, (yield from fetch_sizes(found)) if sizes else {})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,38 +12,16 @@ from frame.test_writers import KEYS, Writer
 import cbframe
 from cbframe import LocalCluster
 
+from .spark_kit import cluster_of, session_of
+
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
-sql = pytest.importorskip("pyspark.sql")
-register = pytest.importorskip("cbframe.contrib.spark").register
-
-USER, SECRET = "reader", "a-word-that-is-secret"
-
-
-def cluster_of(nodes: int = 1, vbuckets: int = 64) -> LocalCluster:
-    return LocalCluster(nodes=nodes, vbuckets=vbuckets, seed=1, username=USER, password=SECRET)
+pytest.importorskip("pyspark.sql")
 
 
 @pytest.fixture(scope="module")
 def spark() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "CB_USER": USER,
-            "CB_PASSWORD": SECRET,
-            "SPARK_LOCAL_IP": "127.0.0.1",
-            "PYSPARK_PYTHON": sys.executable,
-        }.items():
-            patch.setenv(name, value)
-        session = (
-            sql.SparkSession.builder.master("local[2]")
-            .config("spark.ui.enabled", "false")
-            .config("spark.driver.host", "127.0.0.1")
-            .config("spark.driver.bindAddress", "127.0.0.1")
-            .config("spark.sql.shuffle.partitions", "2")
-            .getOrCreate()
-        )
-        register(session)
+    with session_of("local[2]") as session:
         yield session
-        session.stop()
 
 
 def load(spark: Any, cluster: LocalCluster, schema: str | None = None, **options: Any) -> Any:

@@ -125,6 +125,21 @@ def swapped(before: list[bytes], answer: bytes) -> bytes:
     return b"" if len(before) % 2 else before[-1] + before[-2]
 
 
+def test_a_history_that_ends_while_it_is_looked_at() -> None:
+    """The seqno may be of a later history than the one that is told, never of an earlier one."""
+    seqnos = iter([{0: 100, 1: 5}, {0: 90}])
+    ordinary = node_of(2)
+
+    def answer(asked: Frame) -> bytes:
+        if asked.opcode == Opcode.GET_ALL_VB_SEQNOS:
+            value = encode_vbucket_seqnos(next(seqnos))
+            return response(asked.opcode, opaque=asked.opaque, value=value).encode()
+        return ordinary(asked)
+
+    # Not 0: (100, 100); and the vbucket that went meanwhile is asked for elsewhere.
+    assert ask(answer)[0].positions == {0: (100, 90)}
+
+
 @pytest.mark.parametrize(
     "how",
     [

@@ -1,0 +1,173 @@
+"""A bucket as a Spark DataFrame, and its changes as a stream: a data source of Spark 4, in Python.
+
+::
+
+    from cbframe.contrib.spark import register
+
+    register(spark)
+    frame = spark.read.format("couchbase").option("connection", "couchbase://host/travel").load()
+
+User name and password are those that the environment of the driver and of every executor has, in
+``CB_USER`` and ``CB_PASSWORD``, or in the variables that the options ``user_env`` and ``password_env``
+name. Options:
+
+================  ========================================================================
+connection        the connection string; the bucket in it, or as ``bucket``
+partitions        how many, by default 16
+columns           fields, separated by commas; default all
+scope             a scope
+collections       collections, separated by commas
+metadata          columns of metadata besides the key, separated by commas
+consistency       ``snapshot`` or ``strict``, as of ``BucketScan.partitions``; not of streams
+on_conflict       ``raise`` (the default) or ``null``: of values that do not fit the schema
+sample_rows       so many documents are looked at for the schema, if none is given
+tls               path of a file with certificate authorities
+================  ========================================================================
+
+Without a schema it is inferred from a sample; with one (``.schema("name STRING, fleet INT")``) nothing
+is looked at. Integers without sign become the next larger type that Spark has, fields of which the sample
+has no value become text.
+
+Streams
+-------
+::
+
+    import sqlite3
+
+    changes = (
+        spark.readStream.format("couchbase")
+        .option("connection", "couchbase://host/travel")
+        .schema("_change_type string, _cb_key string, _cb_vbucket int, _cb_seqno bigint, name string")
+        .load()
+    )
+
+
+    def store(batch, number):
+        rows = batch.toArrow().to_pylist()  # once: what is done with a batch twice is read twice
+        with sqlite3.connect("names.db") as db:  # one transaction
+            for row in sorted(rows, key=lambda row: row["_cb_seqno"]):  # a reset has seqno 0
+                if row["_change_type"] == "reset":
+                    db.execute("DELETE FROM names WHERE vbucket = ?", [row["_cb_vbucket"]])
+                elif row["_change_type"] == "upsert":
+                    place = row["_cb_key"], row["_cb_vbucket"], row["name"]
+                    db.execute("REPLACE INTO names VALUES (?, ?, ?)", place)
+                else:
+                    db.execute("DELETE FROM names WHERE key = ?", [row["_cb_key"]])
+
+
+    with sqlite3.connect("names.db") as db:
+        db.execute("CREATE TABLE IF NOT EXISTS names (key TEXT PRIMARY KEY, vbucket INTEGER, name TEXT)")
+    writer = changes.writeStream.foreachBatch(store).option("checkpointLocation", "names.checkpoint")
+    writer.trigger(processingTime="10 seconds").start()
+
+Each row is a change: what happened, which document, where in its vbucket, and the fields, which are null
+where the document is gone. Between ``start`` and ``end`` of a micro-batch each change comes once; of several
+changes of one document the server may send the last only. ``_change_type`` is one of
+
+=========  ===============================================================================
+upsert     the document is this now
+delete     it was deleted
+expire     it expired
+reset      without a key: whatever was given of this vbucket before is void, and all of it follows
+=========  ===============================================================================
+
+A sink that takes the rows in the order of ``_cb_seqno``, or first the resets and then of each document the
+newest row, and that may be given a batch twice, is right after every failure of Spark and of Couchbase.
+The server withdraws changes that a failover lost, and Spark keeps too little of where it was to take back
+only these (:mod:`cbframe.frame.offsets` tells why). So a vbucket with a new history comes anew. So does one
+with a purged deletion that was not given yet, and one of which a collection was created, emptied or dropped
+(other collections than those of the option ``collections`` make no difference). A flush of the bucket gives
+every vbucket a new history; a bucket that was deleted and created anew is refused.
+
+Options of streams, besides those above:
+
+=====================  ===================================================================
+changes                ``true``: the schema that a sample has gets the columns of a stream. Spark does not
+                       say for what it asks, so it has to be said here
+start                  ``beginning`` (the default): all documents, then what changes; or ``now``. It is for
+                       new queries; after a reset all documents of the vbucket come in any case
+max_changes_per_batch  so many rows a batch at most, but for resets that were not foreseen; default all
+                       there are. Every batch looks at all nodes, and reads again what the last one left of a
+                       vbucket: ten thousands are sensible, tens are not
+on_rollback            ``reset`` (the default), or ``fail``: the query ends with a RollbackError, also
+                       where deletions were purged that no batch had come to
+whole_snapshots        ``true``: give what the server sends beyond the end of a batch, too, now and once more
+                       in the next batch. Without it a document that changes between every look and the read
+                       behind it comes only when it has come to rest
+=====================  ===================================================================
+
+Give a trigger: without one Spark looks for changes all the time, and each look connects to all nodes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from cbframe.errors import ConfigurationError, DependencyError
+
+try:
+    from pyspark.sql.datasource import DataSource
+    from pyspark.sql.pandas.types import from_arrow_schema
+except ImportError as exc:
+    raise DependencyError("pyspark 4 is not installed", hint="pip install 'cbframe[spark]'") from exc
+
+from cbframe.contrib.spark.batch import CouchbaseReader
+from cbframe.contrib.spark.options import (
+    BATCH,
+    STREAM,
+    checked,
+    choice_of,
+    is_told,
+    larger,
+    listed,
+    number_of,
+    scan_of,
+)
+from cbframe.contrib.spark.stream import CouchbaseStreamReader
+from cbframe.frame.changes import CHANGE_TYPE
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from pyspark.sql.types import StructType
+
+__all__ = ["CouchbaseDataSource", "register"]
+
+
+def register(spark: SparkSession) -> None:
+    """Make the format ``couchbase`` known to a session."""
+    spark.dataSource.register(CouchbaseDataSource)
+
+
+class CouchbaseDataSource(DataSource):  # type: ignore[misc]
+    """The format ``couchbase``."""
+
+    @classmethod
+    def name(cls) -> str:
+        """How Spark calls it."""
+        return "couchbase"
+
+    def schema(self) -> StructType:
+        """The schema of a sample."""
+        # Nobody says here whether it is for a stream.
+        options = checked(self.options, BATCH | STREAM)
+        changes = choice_of(options, "changes", "false", "true") == "true"
+        asked = listed(options.get("metadata", ""))
+        if changes:
+            asked = ["vbucket", "seqno", *(name for name in asked if name not in ("vbucket", "seqno"))]
+        scan = scan_of(options, metadata=("key", *asked))
+        parts = scan.partitions(1, sample_rows=number_of(options, "sample_rows", 10_000))
+        fields = [pa.field(each.name, larger(each.type)) for each in parts[0].schema if is_told(each.name)]
+        kind = [pa.field(CHANGE_TYPE, pa.string())] if changes else []
+        return from_arrow_schema(pa.schema([*kind, *fields]))
+
+    def reader(self, schema: StructType) -> CouchbaseReader:
+        """What reads it once."""
+        if "changes" in self.options:
+            raise ConfigurationError('option("changes", ...) is for streams', hint="use spark.readStream")
+        return CouchbaseReader(dict(self.options), schema)
+
+    def streamReader(self, schema: StructType) -> CouchbaseStreamReader:  # noqa: N802 - Spark's name
+        """What reads its changes."""
+        return CouchbaseStreamReader(dict(self.options), schema)

@@ -1,0 +1,52 @@
+"""A bucket read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+from pyspark.sql.datasource import DataSourceReader, InputPartition
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructType
+
+from cbframe.arrow.columns import OURS
+from cbframe.contrib.spark.options import BATCH, checked, number_of, scan_of
+from cbframe.errors import ConfigurationError
+from cbframe.frame.partition import ScanPartition
+
+
+class CouchbasePartition(InputPartition):  # type: ignore[misc]
+    """A :class:`~cbframe.ScanPartition` on its way to an executor."""
+
+    def __init__(self, part: ScanPartition) -> None:
+        super().__init__(part.number)
+        self.part = part
+
+
+class CouchbaseReader(DataSourceReader):  # type: ignore[misc]
+    """Reads a bucket as of the moment at which Spark plans the read."""
+
+    def __init__(self, options: dict[str, str], schema: StructType) -> None:
+        self._options = checked(options, BATCH)
+        self._schema = to_arrow_schema(schema)
+
+    def partitions(self) -> list[CouchbasePartition]:
+        """On the driver."""
+        options = self._options
+        fields = [each for each in self._schema if not each.name.startswith(OURS)]
+        scan = scan_of(options, schema=pa.schema(fields)) if fields else scan_of(options, keys_only=True)
+        parts = scan.partitions(
+            number_of(options, "partitions", 16),
+            consistency=options.get("consistency", "snapshot"),  # type: ignore[arg-type]
+        )
+        return [CouchbasePartition(part) for part in parts]
+
+    def read(self, partition: CouchbasePartition) -> Iterator[pa.RecordBatch]:
+        """On an executor: batches with exactly the schema that Spark was told."""
+        reader = partition.part.to_reader()
+        absent = [name for name in self._schema.names if name not in reader.schema.names]
+        if absent:
+            raise ConfigurationError(f"there is no column {absent[0]!r}", hint="metadata= adds such columns")
+        for batch in reader:
+            table = pa.Table.from_batches([batch]).select(self._schema.names)
+            yield from table.cast(self._schema).to_batches()

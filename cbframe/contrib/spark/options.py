@@ -1,0 +1,119 @@
+"""What is asked for with ``option(...)``, and the types that Spark has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from cbframe.arrow.columns import OURS
+from cbframe.cluster.auth import EnvironmentAuth
+from cbframe.errors import ConfigurationError
+from cbframe.frame.read import scan_bucket
+from cbframe.frame.scan import BucketScan
+from cbframe.frame.target import METADATA_NAMES
+
+_LARGER = {
+    pa.uint8(): pa.int16(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.uint64(): pa.decimal128(20, 0),
+    pa.null(): pa.string(),
+}
+_BOTH = frozenset(
+    (
+        *("connection", "bucket", "partitions", "columns", "scope", "collections", "metadata"),
+        *("on_conflict", "sample_rows", "tls", "user_env", "password_env"),
+    )
+)
+BATCH = _BOTH | {"consistency"}
+STREAM = _BOTH | {"changes", "start", "max_changes_per_batch", "on_rollback", "whole_snapshots"}
+
+
+def checked(options: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
+    """Options by their names in small letters.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such option, or the connection is missing.
+    """
+    found = {name.lower(): value for name, value in options.items()}
+    unknown = [name for name in options if name.lower() not in known]
+    if unknown or "connection" not in found:
+        raise ConfigurationError(
+            f"there is no option {unknown[0]!r}" if unknown else 'option("connection", ...) is missing',
+            hint=f"options are: {', '.join(sorted(known))}",
+        )
+    return found
+
+
+def scan_of(options: Mapping[str, str], **arguments: Any) -> BucketScan:
+    """The scan that the options ask for."""
+    names = {name: listed(options[name]) for name in ("collections", "columns") if name in options}
+    if "schema" in arguments:
+        names.pop("columns", None)
+    arguments.setdefault("metadata", ("key", *listed(options.get("metadata", ""))))
+    return scan_bucket(
+        options["connection"],
+        options.get("bucket"),
+        auth=auth_of(options),
+        tls=options.get("tls"),
+        scope=options.get("scope"),
+        on_conflict=options.get("on_conflict", "widen" if "schema" not in arguments else "raise"),  # type: ignore[arg-type]
+        **names,  # type: ignore[arg-type]
+        **arguments,
+    )
+
+
+def auth_of(options: Mapping[str, str]) -> EnvironmentAuth:
+    """Where user and password are: no secret is among the options."""
+    return EnvironmentAuth(options.get("user_env", "CB_USER"), options.get("password_env", "CB_PASSWORD"))
+
+
+def number_of(options: Mapping[str, str], name: str, default: int) -> int:
+    """A positive number.
+
+    Raises
+    ------
+    ConfigurationError
+        It is none.
+    """
+    text = options.get(name, str(default))
+    if not text.isdecimal() or not int(text):
+        raise ConfigurationError(f"{name}={text!r} is no positive number")
+    return int(text)
+
+
+def choice_of(options: Mapping[str, str], name: str, *choices: str) -> str:
+    """One of some words; the first if nothing is said.
+
+    Raises
+    ------
+    ConfigurationError
+        It is another.
+    """
+    chosen = options.get(name, choices[0])
+    if chosen not in choices:
+        raise ConfigurationError(f"{name}={chosen!r}", hint=f"choose from: {', '.join(choices)}")
+    return chosen
+
+
+def listed(text: str) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def is_told(name: str) -> bool:
+    """Whether a column can be had of a schema: those of fields, the key, and metadata."""
+    return not name.startswith(OURS) or name.removeprefix(OURS) in {"key", *METADATA_NAMES}
+
+
+def larger(kind: pa.DataType) -> pa.DataType:
+    """A type that Spark has."""
+    if pa.types.is_struct(kind):
+        return pa.struct([(member.name, larger(member.type)) for member in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(larger(kind.value_type))
+    return _LARGER.get(kind, kind)

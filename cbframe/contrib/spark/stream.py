@@ -1,0 +1,103 @@
+"""The changes of a bucket as a stream: what is between two offsets, micro-batch by micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql.datasource import DataSourceStreamReader, InputPartition
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.streaming.datasource import (
+    ReadAllAvailable,
+    ReadLimit,
+    ReadMaxRows,
+    SupportsTriggerAvailableNow,
+)
+from pyspark.sql.types import StructType
+
+from cbframe.contrib.spark.options import STREAM, auth_of, checked, choice_of, listed, number_of
+from cbframe.dcp.look import Look
+from cbframe.errors import ConfigurationError
+from cbframe.frame.offsets import Offset
+from cbframe.frame.spans import REQUIRED, SpanPart, make_spans
+
+
+class CouchbaseChangesPartition(InputPartition):  # type: ignore[misc]
+    """A :class:`~cbframe.frame.spans.SpanPart` on its way to an executor."""
+
+    def __init__(self, part: SpanPart) -> None:
+        super().__init__(part.number)
+        part.refuse_secrets()
+        self.part = part
+
+
+class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow):  # type: ignore[misc]
+    """Reads the changes of a bucket between two looks at it.
+
+    It is on the driver, but for :meth:`read`, and keeps nothing that a driver that is started anew would
+    need.
+    """
+
+    def __init__(self, options: dict[str, str], schema: StructType) -> None:
+        options = checked(options, STREAM)
+        declared = to_arrow_schema(schema)
+        if any(name not in declared.names for name in REQUIRED):
+            raise ConfigurationError(
+                f"the schema of the stream lacks one of the columns {', '.join(REQUIRED)}",
+                hint='with option("changes", "true") they are in the schema that a sample has; '
+                "one that is declared has to have them",
+            )
+        self._start = choice_of(options, "start", "beginning", "now")
+        self._parts = number_of(options, "partitions", 16)
+        self._most = (
+            number_of(options, "max_changes_per_batch", 1) if "max_changes_per_batch" in options else None
+        )
+        self._spans = make_spans(
+            options["connection"],
+            options.get("bucket"),
+            auth=auth_of(options),
+            tls=options.get("tls"),
+            scope=options.get("scope"),
+            collections=listed(options["collections"]) if "collections" in options else None,
+            schema=declared,
+            on_conflict=choice_of(options, "on_conflict", "raise", "null"),  # type: ignore[arg-type]
+            on_rollback=choice_of(options, "on_rollback", "reset", "fail"),  # type: ignore[arg-type]
+            whole_snapshots=choice_of(options, "whole_snapshots", "false", "true") == "true",
+        )
+        self._look: Look | None = None
+        self._last: Look | None = None
+
+    def initialOffset(self) -> dict[str, Any]:  # noqa: N802 - Spark's name
+        """Where a new query begins."""
+        if self._start == "beginning":
+            return Offset().to_dict()
+        look = self._spans.look()
+        return Offset.now(look.positions, look.map.uuid).to_dict()
+
+    def getDefaultReadLimit(self) -> ReadLimit:  # noqa: N802 - Spark's name
+        """As many rows as were asked for."""
+        return ReadAllAvailable() if self._most is None else ReadMaxRows(self._most)
+
+    def prepareForTriggerAvailableNow(self) -> None:  # noqa: N802 - Spark's name
+        """What is there now is all that is read."""
+        self._last = self._spans.look()
+
+    def latestOffset(self, start: dict[str, Any], limit: ReadLimit) -> dict[str, Any]:  # noqa: N802 - Spark's name
+        """Where the bucket is now, or as far as the limit allows; the start if there is nothing new."""
+        before = Offset.from_dict(start)
+        look = self._look = self._last or self._spans.look()
+        end = self._spans.ahead(before, look, limit.max_rows if isinstance(limit, ReadMaxRows) else None)
+        # Spark takes offsets for the same if their JSON is.
+        return start if end is before else end.to_dict()
+
+    def partitions(self, start: dict[str, Any], end: dict[str, Any]) -> list[CouchbaseChangesPartition]:
+        """What is to be read, by node."""
+        # A driver that was started anew plans the last batch again, without having looked.
+        look = self._look or self._spans.look()
+        parts = self._spans.parts(Offset.from_dict(start), Offset.from_dict(end), look, self._parts)
+        return [CouchbaseChangesPartition(part) for part in parts]
+
+    def read(self, partition: CouchbaseChangesPartition) -> Iterator[pa.RecordBatch]:
+        """On an executor: batches with exactly the schema that Spark was told."""
+        return partition.part.read()

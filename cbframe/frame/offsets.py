@@ -1,0 +1,214 @@
+"""Where a sequence of bounded reads of changes is, for engines that keep no more than a small JSON of it.
+
+Such an engine (Spark, for one) asks where the bucket is, stores that, and has other processes read what
+lies between two such offsets. These processes cannot report what they met. So an offset holds no snapshot
+and no failover log, only each vbucket's newest history and a seqno, and one rule makes up for it: whenever
+a vbucket is not in the history any more that it was in, it is given again from its beginning.
+
+Less would not be right. Of several versions of a document the server sends the last. So a read to a seqno,
+from a vbucket that has gone on meanwhile, may not contain versions at or before that seqno which later
+changes had replaced: the next read brings the later ones. If a failover loses those, the older versions
+come back to light, *before* the seqno where the next read begins, also where the server's history has
+nothing against beginning there. Nobody would ever get them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from cbframe.errors import ClusterMapError, ConfigurationError
+from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS
+
+_HINT = "offsets belong to the stream that wrote them: take a new checkpoint location"
+
+
+class Mark(NamedTuple):
+    """A place in one vbucket.
+
+    Attributes
+    ----------
+    vbuuid
+        The newest history that the vbucket had.
+    seqno
+        Everything up to here.
+    """
+
+    vbuuid: int
+    seqno: int
+
+
+BEGINNING = Mark(0, 0)
+
+
+class Range(NamedTuple):
+    """The changes of one vbucket behind `start`, up to `end`."""
+
+    vbucket: int
+    start: Mark
+    end: Mark
+
+    @property
+    def anew(self) -> bool:
+        """Whether what was given before is void: then all up to `end` is given, and not only what is new."""
+        return bool(self.start.seqno) and (
+            self.end.vbuuid != self.start.vbuuid or self.end.seqno < self.start.seqno
+        )
+
+    @property
+    def base(self) -> int:
+        """Behind which seqno it is read."""
+        return 0 if self.anew else self.start.seqno
+
+    @property
+    def changes(self) -> int:
+        """As many rows as there can be at most; one of them says that what was before is void."""
+        return self.end.seqno - self.base + self.anew
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """How far all vbuckets are.
+
+    Attributes
+    ----------
+    bucket_uuid
+        Of the bucket; empty if none was looked at.
+    marks
+        By vbucket; those that are missing are at their beginning.
+    turn
+        The vbucket from which on the next read takes what there is, if reads are limited.
+    initial
+        Whether it is the moment at which it was asked where to begin, of which engines take no note.
+    began
+        Of the first offset behind an initial one: that one's marks. An engine that does its first read
+        again asks anew where to begin, and gets a later moment.
+    """
+
+    bucket_uuid: str = ""
+    marks: Mapping[int, Mark] = field(default_factory=dict)
+    turn: int = 0
+    initial: bool = False
+    began: Mapping[int, Mark] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: vbuuid and seqno by vbucket, as text, since many readers lose digits."""
+        found: dict[str, Any] = {"bucket_uuid": self.bucket_uuid, **_plain(self.marks)}
+        if self.turn:
+            found["turn"] = self.turn
+        if self.initial:
+            found["initial"] = True
+        if self.began is not None:
+            found["began"] = _plain(self.began)
+        return found
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Offset:
+        """Read what :meth:`to_dict` gave; nothing is the beginning.
+
+        Raises
+        ------
+        ConfigurationError
+            It is no such thing.
+        """
+        rest = dict(fields)
+        try:
+            uuid, turn = rest.pop("bucket_uuid", ""), rest.pop("turn", 0)
+            initial, began = rest.pop("initial", False), rest.pop("began", None)
+            marks, before = _marks(rest), None if began is None else _marks(began)
+        except (AttributeError, TypeError, ValueError) as exc:
+            raise ConfigurationError("an offset is none of a bucket's", hint=_HINT) from exc
+        if not (isinstance(uuid, str) and isinstance(turn, int) and isinstance(initial, bool)):
+            raise ConfigurationError("an offset is none of a bucket's", hint=_HINT)
+        return cls(uuid, marks, turn, initial, before)
+
+    def ahead(
+        self, positions: Mapping[int, tuple[int, int]], bucket_uuid: str, most: int | None = None
+    ) -> Offset:
+        """The offset that is to be read to, when the bucket is at `positions`.
+
+        Parameters
+        ----------
+        positions
+            Vbuuid and high seqno of every vbucket.
+        most
+            How many rows the read may have; None for all there are. Vbuckets are read whole, by turns, as
+            far as that goes: the server has to send all of a vbucket that is read in part, each time.
+
+        Returns
+        -------
+        Offset
+            This one, if there is nothing new.
+
+        Raises
+        ------
+        ClusterMapError
+            The bucket is another one.
+        """
+        self._check(positions, bucket_uuid)
+        marks = {vb: self.marks.get(vb, BEGINNING) for vb in sorted(positions)}
+        left = MAX_SEQNO if most is None else most
+        order = sorted(positions, key=lambda vb: (vb < self.turn, vb))
+        turn = 0
+        for at, vb in enumerate(order):
+            wanted = Range(vb, marks[vb], Mark(*positions[vb]))
+            if not wanted.changes:
+                # An empty vbucket with a new history has nothing to give, and no more had the old one.
+                continue
+            if wanted.changes > left:
+                # The next one's turn, however much is left of this one: or who writes much would be
+                # the only one to be read. One that had nothing keeps its turn.
+                turn = order[(at + 1) % len(order)] if left else vb
+                if left:
+                    marks[vb] = Mark(wanted.end.vbuuid, wanted.base + left - wanted.anew)
+                break
+            marks[vb] = wanted.end
+            left -= wanted.changes
+        if marks == {vb: self.marks.get(vb, BEGINNING) for vb in marks} and self.marks:
+            return self
+        return Offset(bucket_uuid, marks, turn, began=dict(self.marks) if self.initial else None)
+
+    def _check(self, positions: Mapping[int, tuple[int, int]], bucket_uuid: str) -> None:
+        other = self.bucket_uuid and bucket_uuid and bucket_uuid != self.bucket_uuid
+        if other or (self.marks and self.marks.keys() != positions.keys()):
+            error = ClusterMapError(
+                "the bucket was deleted and created anew: it is not the one that the checkpoint is of",
+                fault="other bucket",
+                hint="nothing that was given before belongs to it: take a new checkpoint location, and "
+                "an empty target",
+            )
+            error.permanent = True
+            raise error
+
+    def ranges_to(self, end: Offset) -> list[Range]:
+        """What is to be read between this offset and a later one."""
+        if end.initial:
+            # Nothing had come since the beginning that this is.
+            return []
+        before = self.marks if end.began is None else end.began
+        found = (Range(vb, before.get(vb, BEGINNING), mark) for vb, mark in end.marks.items())
+        return [each for each in found if each.start != each.end and each.changes]
+
+    @classmethod
+    def now(cls, positions: Mapping[int, tuple[int, int]], bucket_uuid: str) -> Offset:
+        """The initial offset of who wants only what comes from now on."""
+        return cls(bucket_uuid, {vb: Mark(*at) for vb, at in sorted(positions.items())}, initial=True)
+
+
+def _plain(marks: Mapping[int, Mark]) -> dict[str, list[str]]:
+    return {str(vb): [str(vbuuid), str(seqno)] for vb, (vbuuid, seqno) in sorted(marks.items())}
+
+
+def _marks(fields: Mapping[str, Any]) -> dict[int, Mark]:
+    return {
+        _number(vb, MAX_VBUCKETS - 1): Mark(_number(vbuuid), _number(seqno))
+        for vb, (vbuuid, seqno) in fields.items()
+    }
+
+
+def _number(text: object, most: int = MAX_SEQNO) -> int:
+    number = int(text) if isinstance(text, str) else -1
+    if not 0 <= number <= most:
+        raise ValueError
+    return number

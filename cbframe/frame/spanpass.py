@@ -1,0 +1,135 @@
+"""One run of a bounded read of changes, and which of its vbuckets have to be given anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pyarrow as pa
+
+from cbframe.dcp.ends import ReachedEnds
+from cbframe.dcp.look import Look
+from cbframe.errors import StreamError
+from cbframe.frame.offsets import BEGINNING, Mark, Range
+from cbframe.frame.partition import PartSettings
+from cbframe.frame.run import Run
+from cbframe.frame.spanrows import Kept, SpanReceiver, SpanSink
+
+_BATCH = 2 << 20
+_WINDOW = 4 << 20
+
+
+class Pass:
+    """One run over some vbuckets, and what is to be said of each.
+
+    Attributes
+    ----------
+    anew
+        Vbuckets that were read from their beginning, though that was not planned.
+    again
+        Those that have to be.
+    lost
+        Those whose history is not the planned one, or that the server did not know how to go on with.
+    """
+
+    def __init__(
+        self,
+        settings: PartSettings,
+        bucket_uuid: str,
+        ranges: Sequence[Range],
+        stack: ExitStack,
+        *,
+        look: Callable[[Collection[int]], Look],
+        whole_snapshots: bool,
+    ) -> None:
+        self._look = look
+        self._whole_snapshots = whole_snapshots
+        self.anew: set[int] = set()
+        self.again: list[Range] = []
+        self.lost: set[int] = set()
+        self._sink: SpanSink | None = None
+        self._kept = Kept()
+        # A vbucket that has nothing but a new history is not asked.
+        some = [each for each in ranges if each.end.seqno]
+        if not some:
+            return
+        window = min(settings.options.feed_buffer_size_bytes, _WINDOW)
+        run = Run(
+            settings.target.of_vbuckets(tuple(each.vbucket for each in some)),
+            replace(settings.options, feed_buffer_size_bytes=window, out_of_order=False),
+            timeout=settings.timeout,
+            progress=None,
+            bucket_uuid=bucket_uuid,
+            ends=ReachedEnds({each.vbucket: each.end.seqno for each in some}),
+        )
+        receiver = SpanReceiver(run.names.wire_metadata, run.options.max_body_bytes)
+        receiver.begin({each.vbucket: _begun(each) for each in some})
+        enough = {} if whole_snapshots else {each.vbucket: each.end.seqno for each in some}
+        sink = SpanSink(settings.target, run.names, receiver, _BATCH, settings.spool_dir, settings.agreement)
+        stack.callback(sink.close)
+        sink.stop_at(enough)
+        ran = run.into(receiver, sink)
+        self._sink = sink
+        reached = {vb: seqno for vb, (_, seqno) in ran.as_of.items()}
+        short = [
+            each
+            for each in some
+            if not self._is_judged(each, receiver, reached.get(each.vbucket, sink.reached(each.vbucket)))
+        ]
+        if short:
+            self._check_short(short)
+
+    def _is_judged(self, given: Range, receiver: SpanReceiver, reached: int | None) -> bool:
+        """Decide what becomes of a vbucket; not, if it did not come as far as its history was told to be."""
+        vb, end = given.vbucket, given.end
+        # A vbucket that is empty now is not asked: then its history is another one, too.
+        same = receiver.history(vb) == end.vbuuid
+        fallen = vb in receiver.fallen
+        if fallen or not same:
+            self.lost.add(vb)
+        whole = fallen or not given.base
+        ended = any(given.base < seqno <= end.seqno for seqno in receiver.ends_of_collections(vb))
+        if not whole and (not same or ended or reached is None):
+            self.again.append(given)
+            return True
+        if reached is None:
+            raise _on_its_way(given)
+        if fallen or not same:
+            self.anew.add(vb)
+        most = end.seqno if same and not self._whole_snapshots else None
+        self._kept.add(vb, 0 if whole else given.base, most)
+        return not same or reached >= end.seqno
+
+    def _check_short(self, short: Sequence[Range]) -> None:
+        """See that there is nothing for us where vbuckets ended early; not all servers tell that.
+
+        If a history does not have the seqno that it was told to have, what is missing would be told by
+        nobody later on, so that cannot be passed over.
+
+        Raises
+        ------
+        StreamError
+            It does not.
+        """
+        now = self._look({each.vbucket for each in short}).positions
+        for each in short:
+            vbuuid, seqno = now[each.vbucket]
+            if vbuuid != each.end.vbuuid or seqno < each.end.seqno:
+                raise _on_its_way(each)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows."""
+        return iter(()) if self._sink is None else self._sink.changes(self._kept)
+
+
+def _begun(given: Range) -> Mark:
+    return Mark(given.start.vbuuid, given.base) if given.base else BEGINNING
+
+
+def _on_its_way(given: Range) -> StreamError:
+    return StreamError(
+        f"the vbucket did not come to seqno {given.end.seqno}, where it was before",
+        vbucket=given.vbucket,
+        hint="it is on its way from node to node: read again",
+    )

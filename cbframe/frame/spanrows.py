@@ -1,0 +1,293 @@
+"""The rows of a bounded read of changes: put down on disk as they come, then those that count, typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cbframe.arrow.batcher import of_dropped
+from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET
+from cbframe.arrow.documents.chunks import Batch
+from cbframe.arrow.documents.passes import PassingTyper
+from cbframe.arrow.spool import ARRIVED, DeferringBatchReceiver, Spool
+from cbframe.cluster.manifest import Manifest
+from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.receiver import Receipt
+from cbframe.errors import ConversionError
+from cbframe.frame.agreed import Fitter
+from cbframe.frame.assemble import beside
+from cbframe.frame.changes import CHANGE_TYPE, CHANGE_TYPES
+from cbframe.frame.names import alive, is_text
+from cbframe.frame.offsets import Mark
+from cbframe.frame.outcome import Outcome
+from cbframe.frame.streamed import SpoolingSink, documents_of
+from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, Opcode, SystemEventId
+from cbframe.wire.failover import FailoverEntry
+from cbframe.wire.messages import SystemEvent
+
+_OPCODES = np.array([Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION])
+
+
+class SpanReceiver(DeferringBatchReceiver):
+    """Gathers changes behind some marks.
+
+    Attributes
+    ----------
+    fallen
+        Vbuckets that the server sent back: they were read from their beginning then.
+    """
+
+    __slots__ = ("_events", "_histories", "fallen")
+
+    fallen: set[int]
+
+    def begin(self, marks: Mapping[int, Mark]) -> None:
+        """Begin there; call it before anything is received."""
+        self.fallen = set()
+        self._events: list[tuple[int, int]] = []
+        self._histories: dict[int, int] = {}
+        for vbucket, (vbuuid, seqno) in marks.items():
+            if seqno:
+                # It is not known in which snapshot the seqno lay. The server takes it for the end of one,
+                # which it need not have been: that is why a new history voids it in any case.
+                log = (FailoverEntry(vbuuid, 0),)
+                stored = VBucketMetaData(snap_start=seqno, snap_end=seqno, failover_log=log)
+                self._vbuckets[vbucket].metadata = stored.to_json()
+                self._last_seqno[vbucket] = seqno
+
+    # -- on the threads of the nodes
+
+    def rollback(self, vbucket: int, seqno: int) -> None:
+        DeferringBatchReceiver.rollback(self, vbucket, seqno)
+        self.fallen.add(vbucket)
+
+    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
+        DeferringBatchReceiver.set_metadata(self, vbucket, metadata)
+        log = self.failover_log(vbucket)
+        if log:
+            self._histories[vbucket] = log[0].vbuuid
+
+    def system_event(self, vbucket: int, event: SystemEvent) -> None:
+        DeferringBatchReceiver.system_event(self, vbucket, event)
+        # Servers tell that a collection was emptied by telling once more that it was created.
+        if event.event in (SystemEventId.CREATE_COLLECTION, SystemEventId.DROP_COLLECTION):
+            self._events.append((vbucket, event.seqno))
+
+    # -- afterwards
+
+    def ends_of_collections(self, vbucket: int) -> list[int]:
+        """Seqnos at which collections of a vbucket were created, emptied or dropped."""
+        return [seqno for vb, seqno in self._events if vb == vbucket]
+
+    def history(self, vbucket: int) -> int | None:
+        """The newest history of a vbucket, as the server told last; None if it was not asked."""
+        return self._histories.get(vbucket)
+
+    def counts_from(self, vbucket: int) -> int:
+        """In batches with a smaller number there is nothing of a vbucket that counts."""
+        return self._vbuckets[vbucket].void_before
+
+
+class Kept:
+    """Which seqnos of which vbuckets are given."""
+
+    def __init__(self) -> None:
+        self._low = np.full(MAX_VBUCKETS, MAX_SEQNO, np.uint64)
+        self._high = np.zeros(MAX_VBUCKETS, np.uint64)
+
+    def add(self, vbucket: int, behind: int, most: int | None) -> None:
+        """Give those of a vbucket that are behind a seqno, up to another or to where it ends."""
+        self._low[vbucket] = behind
+        self._high[vbucket] = MAX_SEQNO if most is None else most
+
+    def mask(self, vbucket: npt.NDArray[np.uint16], seqno: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Which rows are given."""
+        found: npt.NDArray[np.bool_] = (seqno > self._low[vbucket]) & (seqno <= self._high[vbucket])
+        return found
+
+
+class SpanSink(SpoolingSink):
+    """Takes the changes of one run to disk."""
+
+    _receiver: SpanReceiver
+
+    def stop_at(self, ends: Mapping[int, int]) -> None:
+        """Have enough once all vbuckets are there, whatever more the server would send; never, if none."""
+        self._ends = dict(ends)
+        self._vbs = np.array([*ends], np.int64)
+        self._goals = np.array([*ends.values()], np.uint64)
+        self._seqno = np.zeros(MAX_VBUCKETS, np.uint64)
+        self._number = np.zeros(MAX_VBUCKETS, np.int64)
+
+    def add(self, arrived: list[tuple[pa.RecordBatch, Receipt]]) -> None:
+        for number, (batch, _) in enumerate(arrived, self._arrived):
+            # Ascending within a vbucket, but for a rollback: of several, the last is where it is.
+            vbucket = batch.column(VBUCKET).to_numpy()
+            self._seqno[vbucket] = batch.column(SEQNO).to_numpy()
+            self._number[vbucket] = number
+        super().add(arrived)
+
+    def has_enough(self) -> bool:
+        if not len(self._vbs) or not (self._seqno[self._vbs] >= self._goals).all():
+            return False
+        return all(self.reached(vbucket) is not None for vbucket in self._ends)
+
+    def reached(self, vbucket: int) -> int | None:
+        """How far a vbucket came; None if that is void, or not as far as it was to come."""
+        seqno = int(self._seqno[vbucket])
+        if vbucket not in self._ends or seqno < self._ends[vbucket]:
+            return None
+        return seqno if self._number[vbucket] >= self._receiver.counts_from(vbucket) else None
+
+    def changes(self, kept: Kept) -> Iterator[pa.Table]:
+        """Rows that count, in the order of each vbucket: what happened, metadata, fields.
+
+        Raises
+        ------
+        ConversionError
+            Documents do not fit the schema.
+        ConfigurationError
+            A collection that was asked for is gone.
+        """
+        if self._pending:
+            self._put_down()
+        self._spool.complete()
+        self._names.refuse_dropped(self._receiver)
+        ids = np.array(sorted(self._collections), np.uint32)
+        manifest = self._names.manifest_of(ids, self._receiver)
+        rows = _Rows(self._spool, self._receiver, kept, manifest)
+        self._refuse_nameless(rows)
+        assert self._agreement is not None, "the schema is declared"
+        text = self._agreement.text
+        if text and not all(is_text(rows.raw(number)[KEY]) for number in self._odd_keys):
+            raise ConversionError(
+                "a key is no text, and the schema says that keys are", hint="declare _cb_key as binary"
+            )
+        fields = (
+            (pa.table({}) for _ in range(len(rows)))
+            if self._typer is None
+            else self._fields(self._typer, rows)
+        )
+        return self._formed(rows, fields, manifest, text=text)
+
+    def _refuse_nameless(self, rows: _Rows) -> None:
+        """Two documents with one key must not look like one."""
+        target = self._target
+        if "collection" in target.metadata or len(target.collections or ()) == 1:
+            return
+        if self._collections - {0} and any(
+            rows.raw(number)[COLLECTION_ID].to_numpy().any() for number in range(len(rows))
+        ):
+            raise ConversionError(
+                "documents are of collections, and the schema has no columns for them",
+                hint="declare _cb_scope and _cb_collection as string, or read one collection only",
+            )
+
+    def _fields(self, typer: PassingTyper, rows: _Rows) -> Iterator[pa.Table]:
+        """The fields of each batch's documents."""
+        assert self._agreement is not None, "the schema is declared"
+        upserts, others_too = rows.count()
+        if others_too:
+            # What was learned of documents that are not given must not be an error.
+            typer = PassingTyper(self._target.policy())
+            for number in range(len(rows)):
+                typer.learn(rows.load(number))
+        layout = typer.settle(rows)
+        census = typer.census
+        outcome = Outcome(self._target, upserts, census.reasons(), lenient=True)
+        fitter = Fitter(self._agreement, self._target, layout.table([]).schema, layout.plan)
+        if outcome.looks or fitter.looks:
+            for number, table in enumerate(typer.tables(rows, layout)):
+                if outcome.looks:
+                    outcome.look(rows.documents(number), table, lambda row, number=number: (number, row))  # type: ignore[misc]
+                if fitter.looks:
+                    fitter.look(table)
+        outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
+        fitter.settle()
+        return (
+            outcome.form(rows.documents(number), fitter.apply(table, rows.upserts(number)))[1]
+            for number, table in enumerate(typer.tables(rows, layout))
+        )
+
+    def _formed(
+        self, rows: _Rows, fields: Iterator[pa.Table], manifest: Manifest | None, *, text: bool
+    ) -> Iterator[pa.Table]:
+        for number, table in enumerate(fields):
+            raw = rows.raw(number)
+            if not len(raw):
+                continue
+            opcode = raw[OPCODE].to_numpy()
+            kinds = (opcode[:, None] == _OPCODES).argmax(axis=1)
+            head = self._names.head(raw, manifest, text=text)
+            head = head.append_column(CHANGE_TYPE, CHANGE_TYPES.take(pa.array(kinds)))
+            if table.num_columns:
+                # Each row takes its document; where there is none, there is no index, and so null.
+                there = kinds == 0
+                head = beside(head, table.take(pa.array(np.cumsum(there) - 1, mask=~there)))
+            yield head
+
+
+class _Rows:
+    """The rows of a spool that are given, by batch."""
+
+    def __init__(self, spool: Spool, receiver: SpanReceiver, kept: Kept, manifest: Manifest | None) -> None:
+        self._spool = spool
+        self._kept = kept
+        self._manifest = manifest
+        self._void_before = receiver.void_before()
+        self._dropped, self._emptied = receiver.dropped, receiver.emptied()
+
+    def __len__(self) -> int:
+        return len(self._spool)
+
+    def _masks(self, number: int) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Heads of a batch, which of its rows are given, and which of these are documents."""
+        heads = self._spool.heads(number)
+        vbucket = heads.column(VBUCKET).to_numpy()
+        keep: npt.NDArray[np.bool_] = heads.column(ARRIVED).to_numpy() >= self._void_before[vbucket]
+        keep &= self._kept.mask(vbucket, heads.column(SEQNO).to_numpy())
+        table = pa.Table.from_batches([heads])
+        if self._manifest is not None:
+            keep &= alive(table, self._manifest)
+        gone = of_dropped(table, self._dropped, self._emptied)
+        if gone is not None:
+            keep &= ~gone
+        return heads, keep, keep & (heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION)
+
+    def count(self) -> tuple[int, bool]:
+        """How many documents are given, and whether there are others."""
+        given = 0
+        others = False
+        for number in range(len(self)):
+            heads, _, upsert = self._masks(number)
+            given += int(upsert.sum())
+            others |= bool(((heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION) & ~upsert).any())
+        return given, others
+
+    def raw(self, number: int) -> pa.Table:
+        """Keys and metadata of the rows of a batch."""
+        heads, keep, _ = self._masks(number)
+        return pa.Table.from_batches([heads.filter(pa.array(keep))])
+
+    def documents(self, number: int) -> pa.Table:
+        """The same of its documents."""
+        heads, _, upsert = self._masks(number)
+        return pa.Table.from_batches([heads.filter(pa.array(upsert))])
+
+    def upserts(self, number: int) -> int:
+        """How many documents of a batch are given."""
+        return int(self._masks(number)[2].sum())
+
+    def load(self, number: int) -> Batch:
+        """Documents of a batch, to be typed."""
+        heads, _, upsert = self._masks(number)
+        return documents_of(heads, self._spool.values(number), upsert)
+
+    def key(self, place: tuple[int, int]) -> bytes:
+        """The key of a document."""
+        number, row = place
+        key: bytes = self.documents(number)[KEY][row].as_py()
+        return key
