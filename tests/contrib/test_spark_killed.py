@@ -89,8 +89,10 @@ class Killer:
         inodes = connected_to(self._port)
         pids = [pid for pid in sorted(below(os.getpid())) if not inodes.isdisjoint(sockets_of(pid))]
         for pid in pids[: min(1, self._times - len(self.killed))]:
-            os.kill(pid, signal.SIGKILL)
-            self.killed.append(pid)
+            # Who was killed before may have held its connection until just now.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self.killed.append(pid)
 
 
 def in_pieces(cluster: LocalCluster) -> AbstractContextManager[None]:

@@ -21,7 +21,8 @@ from cbframe import LocalCluster
 from .spark_kit import SECRET, Store, cluster_of, session_of
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
-pytest.importorskip("pyspark.sql")
+StructType = pytest.importorskip("pyspark.sql.types").StructType
+CouchbaseStreamReader = pytest.importorskip("cbframe.contrib.spark.stream").CouchbaseStreamReader
 
 TESTS = Path(__file__).parent.parent
 DRIVER = Path(__file__).with_name("spark_driver.py")
@@ -103,6 +104,18 @@ def test_a_cap_for_each_batch(spark: Any, tmp_path: Path) -> None:
         query.run()
         assert query.store.sizes() == [200, 200, 100]
         assert query.store.documents() == documents_of(cluster)
+
+
+def test_what_lies_beyond_a_batch(spark: Any) -> None:
+    schema = StructType.fromDDL(SCHEMA)
+    for options, whole in [
+        ({}, True),
+        ({"whole_snapshots": "false"}, False),
+        ({"max_changes_per_batch": "10"}, False),
+        ({"max_changes_per_batch": "10", "whole_snapshots": "true"}, True),
+    ]:
+        reader = CouchbaseStreamReader({"connection": "couchbase://host/travel", **options}, schema)
+        assert reader._spans.whole_snapshots is whole
 
 
 def test_from_now_on(spark: Any, tmp_path: Path) -> None:

@@ -225,6 +225,23 @@ def whatever_happens(seed: int, *, whole: bool) -> None:
         assert engine.documents() == documents_of(cluster)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_document_that_never_rests(whole: bool) -> None:
+    """It changes between every look and the read behind it."""
+    with LocalCluster(vbuckets=1, seed=3, username=USER, password=SECRET) as cluster:
+        engine = Engine(spans_of(cluster, whole_snapshots=whole))
+        seen = []
+        for n in range(5):
+            cluster.upsert("counter", {"n": n})
+            assert engine.plan()
+            cluster.upsert("counter", {"n": n + 100})
+            engine.apply(engine.read())
+            seen.append(engine.documents().get("counter"))
+        assert seen == ([n + 100 for n in range(5)] if whole else [None] * 5)
+        engine.catch_up()
+        assert engine.documents() == documents_of(cluster)
+
+
 def test_what_is_not_asked_for_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server sends whole snapshots: of a vbucket that is read in part, the rest is not taken."""
     with LocalCluster(vbuckets=1, seed=3, username=USER, password=SECRET) as cluster:

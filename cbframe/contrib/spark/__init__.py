@@ -61,8 +61,8 @@ Streams
     writer.trigger(processingTime="10 seconds").start()
 
 Each row is a change: what happened, which document, where in its vbucket, and the fields, which are null
-where the document is gone. Between ``start`` and ``end`` of a micro-batch each change comes once; of several
-changes of one document the server may send the last only. ``_change_type`` is one of
+where the document is gone. Each change comes at least once, in order; of several changes of one document the
+server may send the last only. ``_change_type`` is one of
 
 =========  ===============================================================================
 upsert     the document is this now
@@ -91,9 +91,10 @@ max_changes_per_batch  so many rows a batch at most, but for resets that were no
                        vbucket: ten thousands are sensible, tens are not
 on_rollback            ``reset`` (the default), or ``fail``: the query ends with a RollbackError, also
                        where deletions were purged that no batch had come to
-whole_snapshots        ``true``: give what the server sends beyond the end of a batch, too, now and once more
-                       in the next batch. Without it a document that changes between every look and the read
-                       behind it comes only when it has come to rest
+whole_snapshots        ``true`` (the default): give also what the server sends beyond the end of a batch, now
+                       and once more in the next batch. ``false`` (the default with
+                       ``max_changes_per_batch``): give each change once. Then a document that changes
+                       between every look and the read behind it comes only when it has come to rest
 =====================  ===================================================================
 
 Give a trigger: without one Spark looks for changes all the time, and each look connects to all nodes.

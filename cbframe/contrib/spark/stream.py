@@ -53,6 +53,8 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
         self._most = (
             number_of(options, "max_changes_per_batch", 1) if "max_changes_per_batch" in options else None
         )
+        # Of a vbucket that is read in part, what lies beyond the part may be all the rest, each time.
+        whole = ("true", "false") if self._most is None else ("false", "true")
         self._spans = make_spans(
             options["connection"],
             options.get("bucket"),
@@ -63,7 +65,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
             schema=declared,
             on_conflict=choice_of(options, "on_conflict", "raise", "null"),  # type: ignore[arg-type]
             on_rollback=choice_of(options, "on_rollback", "reset", "fail"),  # type: ignore[arg-type]
-            whole_snapshots=choice_of(options, "whole_snapshots", "false", "true") == "true",
+            whole_snapshots=choice_of(options, "whole_snapshots", *whole) == "true",
         )
         self._look: Look | None = None
         self._last: Look | None = None
