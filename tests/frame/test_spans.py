@@ -20,8 +20,8 @@ from cbframe.errors import (
     ConversionError,
     RollbackError,
 )
-from cbframe.frame.offsets import Offset
-from cbframe.frame.spans import Spans, make_spans
+from cbframe.frame.spans.offsets import Offset
+from cbframe.frame.spans.parts import Spans, make_spans
 
 from .kit import QUICK, Sent, truth
 

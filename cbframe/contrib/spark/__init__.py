@@ -74,10 +74,10 @@ reset      without a key: whatever was given of this vbucket before is void, and
 A sink that takes the rows in the order of ``_cb_seqno``, or first the resets and then of each document the
 newest row, and that may be given a batch twice, is right after every failure of Spark and of Couchbase.
 The server withdraws changes that a failover lost, and Spark keeps too little of where it was to take back
-only these (:mod:`cbframe.frame.offsets` tells why). So a vbucket with a new history comes anew. So does one
-with a purged deletion that was not given yet, and one of which a collection was created, emptied or dropped
-(other collections than those of the option ``collections`` make no difference). A flush of the bucket gives
-every vbucket a new history; a bucket that was deleted and created anew is refused.
+only these (:mod:`cbframe.frame.spans.offsets` tells why). So a vbucket with a new history comes anew. So
+does one with a purged deletion that was not given yet, and one of which a collection was created, emptied
+or dropped (other collections than those of the option ``collections`` make no difference). A flush of the
+bucket gives every vbucket a new history; a bucket that was deleted and created anew is refused.
 
 Options of streams, besides those above:
 

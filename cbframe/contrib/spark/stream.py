@@ -19,12 +19,12 @@ from pyspark.sql.types import StructType
 from cbframe.contrib.spark.options import STREAM, auth_of, checked, choice_of, listed, number_of
 from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError
-from cbframe.frame.offsets import Offset
-from cbframe.frame.spans import REQUIRED, SpanPart, make_spans
+from cbframe.frame.spans.offsets import Offset
+from cbframe.frame.spans.parts import REQUIRED, SpanPart, make_spans
 
 
 class CouchbaseChangesPartition(InputPartition):  # type: ignore[misc]
-    """A :class:`~cbframe.frame.spans.SpanPart` on its way to an executor."""
+    """A :class:`~cbframe.frame.spans.parts.SpanPart` on its way to an executor."""
 
     def __init__(self, part: SpanPart) -> None:
         super().__init__(part.number)

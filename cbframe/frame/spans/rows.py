@@ -21,8 +21,8 @@ from cbframe.frame.agreed import Fitter
 from cbframe.frame.assemble import beside
 from cbframe.frame.changes import CHANGE_TYPE, CHANGE_TYPES
 from cbframe.frame.names import alive, is_text
-from cbframe.frame.offsets import Mark
 from cbframe.frame.outcome import Outcome
+from cbframe.frame.spans.offsets import Mark
 from cbframe.frame.streamed import SpoolingSink, documents_of
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, Opcode, SystemEventId
 from cbframe.wire.failover import FailoverEntry

@@ -1,9 +1,8 @@
 """Bounded reads of changes between two offsets, by other processes: each some vbuckets.
 
-What :mod:`cbframe.frame.offsets` plans is read here. Rows are those of a change stream with typed fields.
-One more kind of
-row, without a key, says what no other could: ``reset``, all documents of the vbucket are void that were
-given before. The rows behind it are the vbucket from its beginning.
+What :mod:`cbframe.frame.spans.offsets` plans is read here. Rows are those of a change stream with typed
+fields. One more kind of row, without a key, says what no other could: ``reset``, all documents of the
+vbucket are void that were given before. The rows behind it are the vbucket from its beginning.
 
 A vbucket is given again like that where its history is not the planned one any more, where the server does
 not know of the place to begin at or has purged deletions behind it, and where one of its collections was
@@ -28,9 +27,9 @@ from cbframe.errors import ConfigurationError, RollbackError
 from cbframe.frame.agreed import Agreement
 from cbframe.frame.changes import CHANGE_TYPE
 from cbframe.frame.divide import shares
-from cbframe.frame.offsets import BEGINNING, Offset, Range
 from cbframe.frame.partition import PartSettings
-from cbframe.frame.spanpass import Pass
+from cbframe.frame.spans.offsets import BEGINNING, Offset, Range
+from cbframe.frame.spans.passes import Pass
 from cbframe.frame.target import METADATA_NAMES, make_target
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import Connectable, ServerURLs

@@ -11,10 +11,10 @@ import pyarrow as pa
 from cbframe.dcp.ends import ReachedEnds
 from cbframe.dcp.look import Look
 from cbframe.errors import StreamError
-from cbframe.frame.offsets import BEGINNING, Mark, Range
 from cbframe.frame.partition import PartSettings
 from cbframe.frame.run import Run
-from cbframe.frame.spanrows import Kept, SpanReceiver, SpanSink
+from cbframe.frame.spans.offsets import BEGINNING, Mark, Range
+from cbframe.frame.spans.rows import Kept, SpanReceiver, SpanSink
 
 _BATCH = 2 << 20
 _WINDOW = 4 << 20
