@@ -117,12 +117,14 @@ def report(frame: dd.DataFrame) -> ReadReport:
     Parameters
     ----------
     frame
-        From :func:`read_bucket`, or its ``persist()``. Of some of its columns the report is of these.
+        From :func:`read_bucket`, or its ``persist()``. Of some of its columns the report is of these. Of a
+        frame that is derived from it, partition by partition, the report is of what was read for it, and
+        not of what became of that.
 
     Raises
     ------
     ConfigurationError
-        The frame is another one: what is derived from a read has lost its reports.
+        The frame has lost the reports: its partitions are not those of a read any more.
     CbframeError
         A partition could not be read.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +14,8 @@ from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import verdicts
 from cbframe.dcp.dialer import Dialer
 from cbframe.dcp.maps import MapSource, make_login
-from cbframe.dcp.survey import Size, survey
+from cbframe.dcp.survey import UNKNOWN, Size, survey, survey_sizes
+from cbframe.errors import CbframeError, ConnectError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 
@@ -53,8 +54,11 @@ def look_at(
     vbuckets: Iterable[int] | None = None,
     sizes: bool = False,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Look:
     """Ask all nodes, one connection each, where their vbuckets are.
+
+    Once there is a map, a node that cannot be asked is waited for, as long as ``recovery_timeout`` says.
 
     Parameters
     ----------
@@ -62,8 +66,8 @@ def look_at(
         Those to look at; None for all.
     sizes
         Ask how much is in them, too.
-    sleep
-        A stand-in for tests.
+    sleep, clock
+        Stand-ins for tests.
 
     Raises
     ------
@@ -82,34 +86,96 @@ def look_at(
         make_login(target, authenticator, bucket, allow_plain=options.allow_plain),
         authenticator,
         transport=dialer.transport(),
-        clock=time.monotonic,
+        clock=clock,
         timeout=options.connect_timeout,
         tls_context=dialer.context,
         connect_bucket=options.connect_bucket,
     )
     source.open()
     try:
-        return _looked(source, None if vbuckets is None else set(vbuckets), sizes, sleep)
+        wanted = None if vbuckets is None else set(vbuckets)
+        return _Looking(source, wanted, options.recovery_timeout, sleep, clock).look(sizes=sizes)
     finally:
         source.close()
 
 
-def _looked(source: MapSource, wanted: set[int] | None, sizes: bool, sleep: Callable[[float], None]) -> Look:
-    missing: set[int] = set()
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            sleep(_PAUSE)
-        found = source.fetch()
-        chosen = set(range(found.vbuckets)) if wanted is None else wanted
-        if (error := verdicts.bad_choice(chosen, found)) is not None:
-            raise error
+class _Looking:
+    """Looks again and again, until every vbucket was seen once in one go.
+
+    Parameters
+    ----------
+    wanted
+        Vbuckets; None for all.
+    patience
+        Seconds in which nodes that cannot be asked may come back, or others take their place.
+    """
+
+    def __init__(
+        self,
+        source: MapSource,
+        wanted: set[int] | None,
+        patience: float,
+        sleep: Callable[[float], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._source = source
+        self._wanted = wanted
+        self._patience = patience
+        self._sleep = sleep
+        self._clock = clock
+
+    def look(self, *, sizes: bool) -> Look:
+        found = self._source.fetch()
+        until = self._clock() + self._patience
+        attempts = 0
+        while True:
+            chosen = set(range(found.vbuckets)) if self._wanted is None else self._wanted
+            if (bad := verdicts.bad_choice(chosen, found)) is not None:
+                raise bad
+            try:
+                positions = self._positions(found, chosen)
+            except CbframeError as exc:
+                # A node that is being started anew, or was taken away just now.
+                if not self._may_heal(exc, until):
+                    raise
+            else:
+                missing = chosen - positions.keys()
+                if not missing:
+                    told = self._sizes(found, positions) if sizes else {}
+                    return Look(found, dict(sorted(positions.items())), dict(sorted(told.items())))
+                attempts += 1
+                if attempts == _ATTEMPTS:
+                    raise verdicts.ownerless(missing, found.vbuckets)
+            self._sleep(_PAUSE)
+            found = self._next_map(found, until)
+
+    def _may_heal(self, error: CbframeError, until: float) -> bool:
+        return not error.permanent and self._clock() < until
+
+    def _next_map(self, found: ClusterMap, until: float) -> ClusterMap:
+        try:
+            return self._source.fetch()
+        except CbframeError as exc:
+            if not self._may_heal(exc, until):
+                raise
+            return found
+
+    def _positions(self, found: ClusterMap, chosen: set[int]) -> dict[int, tuple[int, int]]:
         positions: dict[int, tuple[int, int]] = {}
-        told: dict[int, Size] = {}
         for node in sorted({owner for vb in chosen if (owner := found.node_of(vb)) is not None}):
-            seen = source.query(node, partial(survey, wanted=chosen, sizes=sizes))
-            positions |= seen.positions
-            told |= seen.sizes
-        missing = chosen - positions.keys()
-        if not missing:
-            return Look(found, dict(sorted(positions.items())), dict(sorted(told.items())))
-    raise verdicts.ownerless(missing, found.vbuckets)
+            for vb, at in self._source.query(node, partial(survey, wanted=chosen)).items():
+                # One that is on its way may be with two nodes: the old one goes on answering for a while.
+                if found.node_of(vb) == node or vb not in positions:
+                    positions[vb] = at
+        return positions
+
+    def _sizes(self, found: ClusterMap, positions: Collection[int]) -> dict[int, Size]:
+        told: dict[int, Size] = {}
+        for node in sorted({found.node_of(vb) or "" for vb in positions}):
+            own = [vb for vb in positions if found.node_of(vb) == node]
+            try:
+                told |= self._source.query(node, partial(survey_sizes, vbuckets=own)) if node else {}
+            except (ConnectError, ReadTimeoutError):
+                # It has no time for statistics, or hangs up on who asks for them: an estimate is missing.
+                continue
+        return {vb: told.get(vb, UNKNOWN) for vb in positions}

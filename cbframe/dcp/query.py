@@ -1,4 +1,4 @@
-"""A few questions over an ordinary connection: the cluster map, the collections manifest."""
+"""Questions over an ordinary connection: the cluster map, the collections manifest, where vbuckets are."""
 
 from __future__ import annotations
 
@@ -98,6 +98,7 @@ class _Line:
         self._buffer = bytearray()
         self._view = memoryview(bytearray(_RECEIVE))
         self._opaque = 0
+        self._answered = False
 
     def exchange(self, volley: Volley) -> None:
         """Ask everything, and hand each answer over as it comes."""
@@ -142,6 +143,7 @@ class _Line:
             frame, end = parsed
             del self._buffer[:end]
             if frame.is_response:
+                self._answered = True
                 return frame
 
     def _receive(self) -> None:
@@ -149,7 +151,9 @@ class _Line:
         if left <= 0:
             raise ReadTimeoutError(
                 f"no answer within {self._timeout:g} s",
-                hint="the port is open but silent: is it the data service?",
+                hint="it answered before, and may be too busy now: try again, or give connect_timeout more"
+                if self._answered
+                else "the port is open but silent: is it the data service?",
             )
         if not self._stream.wait(left):
             if self._clock() < self._deadline:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Container
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from cbframe.dcp.handshake import Login, log_in, require, sample_seqnos
@@ -35,24 +34,17 @@ class Size(NamedTuple):
     bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """A node's vbuckets.
+UNKNOWN = Size(None, None)
 
-    Attributes
-    ----------
-    positions
+
+def survey(login: Login, wanted: Container[int]) -> Talk[dict[int, tuple[int, int]]]:
+    """Log in and ask where each of the wanted vbuckets is that the node has.
+
+    Returns
+    -------
+    dict
         By vbucket: its newest history (vbuuid), and its high seqno.
-    sizes
-        Of the same vbuckets; empty if that was not asked for.
     """
-
-    positions: dict[int, tuple[int, int]]
-    sizes: dict[int, Size]
-
-
-def survey(login: Login, wanted: Container[int], *, sizes: bool) -> Talk[Survey]:
-    """Log in and ask where each of the wanted vbuckets is that the node has, and how large if `sizes`."""
     yield from one_by_one(log_in(login))
     there = yield from one_by_one(sample_seqnos())
     vbuckets = sorted(vb for vb in there if vb in wanted)
@@ -70,16 +62,16 @@ def survey(login: Login, wanted: Container[int], *, sizes: bool) -> Talk[Survey]
     # Seqnos last: one with a history that ended meanwhile is seen to be void later on. The other way round,
     # a new history would have a seqno that it never reached, and nobody could tell.
     seqnos = yield from one_by_one(sample_seqnos())
-    found = {vb: (vbuuid, seqnos[vb]) for vb, vbuuid in histories.items() if vb in seqnos}
-    return Survey(found, (yield from fetch_sizes(found)) if sizes else {})
+    return {vb: (vbuuid, seqnos[vb]) for vb, vbuuid in histories.items() if vb in seqnos}
 
 
-def fetch_sizes(vbuckets: Collection[int]) -> Talk[dict[int, Size]]:
-    """Ask how much is in vbuckets that the node has.
+def survey_sizes(login: Login, vbuckets: Collection[int]) -> Talk[dict[int, Size]]:
+    """Log in and ask how much is in vbuckets that the node has.
 
-    A node that refuses is one that does not tell, whatever the reason: no right to statistics, no such
-    statistics, or no time for them. Nothing but an estimate depends on it.
+    A node that refuses is one that does not tell, whatever the reason: no right to statistics, or no such
+    statistics. Nothing but an estimate depends on it.
     """
+    yield from one_by_one(log_in(login))
     documents: dict[int, int] = {}
     stored: dict[int, int] = {}
     told = {b"num_items": documents, b"db_data_size": stored}

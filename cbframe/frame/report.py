@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from cbframe.errors import ConfigurationError
@@ -98,6 +98,7 @@ class ReadReport:
 
     @classmethod
     def of_dict(cls, told: Mapping[str, Any]) -> ReadReport:
-        """What :meth:`to_dict` gave."""
+        """What :meth:`to_dict` gave; others may have put more beside it."""
+        own = {each.name: told[each.name] for each in fields(cls)}
         conflicts = tuple(Conflict.of_dict(conflict) for conflict in told["conflicts"])
-        return cls(**{**told, "conflicts": conflicts})
+        return cls(**{**own, "conflicts": conflicts})

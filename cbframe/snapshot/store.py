@@ -219,37 +219,42 @@ class RemoteStore(Store):
     fsspec offers it; elsewhere, the file is read again to see whose it is.
     """
 
-    def __init__(self, filesystem: pafs.FileSystem, root: str, *, fsspec: Any = None) -> None:
+    def __init__(self, filesystem: pafs.FileSystem, root: str) -> None:
         self._filesystem = filesystem
-        self._fsspec = fsspec
+        handler = getattr(filesystem, "handler", None)
+        self._fsspec: Any = handler.fs if isinstance(handler, pafs.FSSpecHandler) else None
         self._root = root.rstrip("/")
-        kind = filesystem.type_name
-        self.root = f"{kind}://{self._root}" if fsspec is None else fsspec.unstrip_protocol(self._root)
-
-    def _path(self, name: str) -> str:
+        self.root = f"{filesystem.type_name}://{self._root}"
         if self._fsspec is not None:
-            # It remembers folders that it has listed, and does not see what other machines do there.
+            self.root = self._fsspec.unstrip_protocol(self._root)
+
+    def _fresh(self, name: str) -> str:
+        """A file's path, of which nothing is remembered that may not be so any more.
+
+        fsspec's file systems keep what they once listed, and do not see what other machines do there.
+        """
+        if self._fsspec is not None:
             self._fsspec.invalidate_cache()
         return f"{self._root}/{name}"
 
     def names(self, folder: str) -> dict[str, int]:
-        selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
+        selector = pafs.FileSelector(self._fresh(folder), allow_not_found=True)
         with self.told(folder, "list a folder"):
             found = self._filesystem.get_file_info(selector)
         return {info.base_name: info.size for info in found if info.type == pafs.FileType.File}
 
     def read(self, name: str) -> bytes:
-        with self._filesystem.open_input_stream(self._path(name)) as stream:
+        with self._filesystem.open_input_stream(self._fresh(name)) as stream:
             data: bytes = stream.read()
         return data
 
     def input(self, name: str) -> pa.NativeFile:
-        return self._filesystem.open_input_file(self._path(name))
+        return self._filesystem.open_input_file(self._fresh(name))
 
     @contextmanager
     def create(self, name: str) -> Iterator[Output]:
         with self.told(name, "write a file"):
-            path = self._path(name)
+            path = self._fresh(name)
             self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
             try:
                 with self._filesystem.open_output_stream(path) as stream:
@@ -261,7 +266,7 @@ class RemoteStore(Store):
                 raise
 
     def publish(self, name: str, data: bytes) -> None:
-        path = self._path(name)
+        path = self._fresh(name)
         with self.told(name, "publish a version"):
             self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
             # Also before a conditional put: some file systems take its condition and ignore it.
@@ -284,11 +289,11 @@ class RemoteStore(Store):
 
     def remove(self, name: str) -> None:
         with self.told(name, "delete a file"), suppress(FileNotFoundError):
-            self._filesystem.delete_file(self._path(name))
+            self._filesystem.delete_file(self._fresh(name))
 
     def rename(self, name: str, other: str) -> None:
         with self.told(name, "rename a file"):
-            self._filesystem.move(self._path(name), self._path(other))
+            self._filesystem.move(self._fresh(name), self._fresh(other))
 
 
 def open_store(
@@ -346,7 +351,7 @@ def _of_fsspec(uri: str, options: Mapping[str, Any]) -> Store:
         raise ConfigurationError(
             f"{uri!r} is no place for files: {exc}", hint="install the library that fsspec needs for it"
         ) from exc
-    return RemoteStore(pafs.PyFileSystem(pafs.FSSpecHandler(found)), root, fsspec=found)
+    return RemoteStore(pafs.PyFileSystem(pafs.FSSpecHandler(found)), root)
 
 
 def _name(scratch: Path, path: Path) -> None:

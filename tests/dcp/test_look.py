@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster
 from cbframe.dcp import look
 from cbframe.dcp.ends import Ends, ReachedEnds
-from cbframe.dcp.look import look_at
-from cbframe.dcp.survey import Survey
-from cbframe.errors import ClusterMapError, ConfigurationError
+from cbframe.dcp.look import Look, look_at
+from cbframe.dcp.survey import UNKNOWN
+from cbframe.errors import CbframeError, ClusterMapError, ConfigurationError, ConnectError, ReadTimeoutError
+from cbframe.testing import FakeClock
 
 OPTIONS = BucketDataSourceOptions()
 
@@ -43,25 +42,81 @@ def test_vbuckets_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
         auth = cluster.username, cluster.password
         honest, naps = look.survey, []
 
-        def without_3(found: Survey) -> dict[int, tuple[int, int]]:
-            return {vb: at for vb, at in found.positions.items() if vb != 3}
+        def without_3(found: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+            return {vb: at for vb, at in found.items() if vb != 3}
 
-        def late(login, wanted, sizes):  # type: ignore[no-untyped-def]
-            found = yield from honest(login, wanted, sizes=sizes)
-            return replace(found, positions=without_3(found)) if len(naps) < 2 else found
+        def late(login, wanted):  # type: ignore[no-untyped-def]
+            found = yield from honest(login, wanted)
+            return without_3(found) if len(naps) < 2 else found
 
         monkeypatch.setattr(look, "survey", late)
         found = look_at(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
         assert len(found.positions) == 8
         assert naps == [0.5, 0.5]
 
-        def never(login, wanted, sizes):  # type: ignore[no-untyped-def]
-            found = yield from honest(login, wanted, sizes=sizes)
-            return replace(found, positions=without_3(found))
+        def never(login, wanted):  # type: ignore[no-untyped-def]
+            return without_3((yield from honest(login, wanted)))
 
         monkeypatch.setattr(look, "survey", never)
         with pytest.raises(ClusterMapError, match="no owner for 1 of 8 vbuckets"):
             look_at(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_node_that_is_started_anew(comes_back: bool) -> None:
+    """It is waited for, but not for ever."""
+    with LocalCluster(nodes=2, vbuckets=8, seed=1) as cluster:
+        auth, clock = (cluster.username, cluster.password), FakeClock()
+        seeds = cluster.connection_string
+        began = clock()
+        cluster.kill(1)
+
+        def sleep(seconds: float) -> None:
+            clock.advance(seconds)
+            if comes_back and clock() == began + 20:
+                cluster.restart(1, same_ports=True)
+
+        def look_now() -> Look:
+            return look_at(seeds, "default", auth, OPTIONS, sleep=sleep, clock=clock)
+
+        if comes_back:
+            assert len(look_now().positions) == 8
+            assert clock() == began + 20
+        else:
+            with pytest.raises(ConnectError) as caught:
+                look_now()
+            assert caught.value.node in cluster.kv_addresses
+            assert clock() == began + OPTIONS.recovery_timeout
+
+
+def test_two_nodes_that_both_have_a_vbucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old one goes on answering for a while: the map decides."""
+    with LocalCluster(nodes=2, vbuckets=2, seed=1) as cluster:
+        auth, honest = (cluster.username, cluster.password), look.survey
+
+        def both(login, wanted):  # type: ignore[no-untyped-def]
+            own = yield from honest(login, wanted)
+            return dict.fromkeys(range(2), (99, 99)) | own
+
+        before = look_at(cluster.connection_string, "default", auth, OPTIONS).positions
+        monkeypatch.setattr(look, "survey", both)
+        assert look_at(cluster.connection_string, "default", auth, OPTIONS).positions == before
+
+
+@pytest.mark.parametrize("error", [ReadTimeoutError("slow"), ConnectError("closed")])
+def test_no_time_for_statistics(monkeypatch: pytest.MonkeyPatch, error: CbframeError) -> None:
+    """Nothing but estimates is missing."""
+    with LocalCluster(nodes=1, vbuckets=2, seed=1) as cluster:
+        auth = cluster.username, cluster.password
+
+        def silent(login, vbuckets):  # type: ignore[no-untyped-def]
+            raise error
+            yield
+
+        monkeypatch.setattr(look, "survey_sizes", silent)
+        found = look_at(cluster.connection_string, "default", auth, OPTIONS, sizes=True)
+        assert found.sizes == {0: UNKNOWN, 1: UNKNOWN}
+        assert len(found.positions) == 2
 
 
 def test_ends_that_were_reached() -> None:

@@ -96,6 +96,10 @@ def cluster() -> Iterator[LocalCluster]:
         yield found
 
 
+def test_more_beside_it() -> None:
+    assert ReadReport.of_dict({**A.to_dict(), "mine": 1}) == A
+
+
 @pytest.mark.parametrize("on_conflict", ["widen", "null"])
 def test_partitions_tell_what_the_whole_read_tells(cluster: LocalCluster, on_conflict: str) -> None:
     scan = scan_bucket(cluster, options=QUICK, on_conflict=on_conflict, schema={"n": "int64"})  # type: ignore[arg-type]

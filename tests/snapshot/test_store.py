@@ -77,6 +77,32 @@ def test_publication(store: Store) -> None:
     assert store.names("manifest") == {"1": 3}
 
 
+@pytest.mark.parametrize("how", ["options", "filesystem"])
+def test_what_another_machine_wrote(how: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsspec's file systems may remember what they listed, however they came here."""
+    other = fsspec.filesystem("memory")
+    remembered: dict[str, list[str]] = {}
+    listed = type(other).ls
+
+    def ls(self: Any, path: str, detail: bool = True, **named: Any) -> Any:
+        if path not in remembered:
+            remembered[path] = listed(self, path, detail, **named)
+        return remembered[path]
+
+    monkeypatch.setattr(type(other), "ls", ls)
+    monkeypatch.setattr(type(other), "invalidate_cache", lambda *_: remembered.clear())
+    store = (
+        open_store(memory, storage_options={})
+        if how == "options"
+        else open_store("/snapshots/one", filesystem=pafs.PyFileSystem(pafs.FSSpecHandler(other)))
+    )
+    store.publish("manifest/1", b"one")
+    assert store.names("manifest") == {"1": 3}
+    other.pipe_file("/snapshots/one/manifest/2", b"more")
+    assert store.names("manifest") == {"1": 3, "2": 4}
+    assert store.where("manifest/1") == "memory:///snapshots/one/manifest/1"
+
+
 def test_a_disk_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def link(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
