@@ -390,6 +390,20 @@ def test_another_bucket_of_the_name(cluster: LocalCluster) -> None:
         list(parts[0].read())
 
 
+@pytest.mark.parametrize("vbuckets", [2, 4, 8])
+def test_a_planned_read_of_another_bucket(cluster: LocalCluster, vbuckets: int) -> None:
+    """A driver that is started anew has not looked ahead before it plans the last read again."""
+    engine = Engine(spans_of(cluster))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.plan()
+    with LocalCluster(nodes=1, vbuckets=vbuckets, seed=4, username=USER, password=SECRET) as other:
+        spans = spans_of(other)
+        with pytest.raises(ClusterMapError, match="deleted and created anew") as caught:
+            spans.parts(engine.offset(-2), engine.offset(-1), spans.look(), 3)
+        assert caught.value.permanent
+
+
 @pytest.mark.parametrize("when", ["planned", "read"])
 def test_fail(cluster: LocalCluster, when: str) -> None:
     engine = Engine(spans_of(cluster, on_rollback="fail"))
@@ -448,6 +462,61 @@ def test_a_collection_of_its_own(cluster: LocalCluster) -> None:
     cluster.upsert("key-1", {"n": 1}, collection=cid)
     engine.catch_up()
     assert engine.resets == 0, "it is not about what is not asked for"
+
+
+@pytest.mark.parametrize("begin", ["beginning", "now"])
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({"collections": "a"}, {"collections": ["a", "b"]}, "of collections 'a', and collections 'a, b' is"),
+        ({"collections": ["b", "a"]}, {"collections": "a"}, "of collections 'a, b', and collections 'a' is"),
+        ({"collections": "a"}, {}, "of collections 'a', and all collections is asked for"),
+        ({}, {"scope": "_default"}, "of all collections, and scope '_default' is asked for"),
+        (
+            {"scope": "s", "collections": "a"},
+            {"scope": "t", "collections": "a"},
+            "of scope 's' and collections 'a', and scope 't' and collections 'a' is asked for",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_collections(
+    cluster: LocalCluster, begin: str, before: dict[str, Any], after: dict[str, Any], message: str
+) -> None:
+    """Their documents would never come, or never go."""
+    for scope in ("s", "t"):
+        cluster.create_scope(scope)
+        cluster.create_collection(scope, "a")
+    for name in ("a", "b"):
+        cluster.upsert("key", {"n": 1}, collection=cluster.create_collection("_default", name))
+    schema = SCHEMA.append(pa.field("_cb_scope", pa.string())).append(pa.field("_cb_collection", pa.string()))
+    spans, other = (spans_of(cluster, schema, **arguments) for arguments in (before, after))
+    engine = Engine(spans, spans.now(spans.look()) if begin == "now" else None)
+    cluster.upsert("more", {"n": 1}, collection="_default.a")
+    engine.plan()
+    engine.spans = other
+    # A driver that is started anew, with others, and reads what was planned.
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        engine.read()
+    assert "new checkpoint location and an empty target" in str(caught.value)
+    if begin == "now":
+        # It asks first where to begin.
+        engine.log[-2] = json.dumps(other.now(other.look()).to_dict())
+        with pytest.raises(ConfigurationError, match=message):
+            engine.read()
+    with pytest.raises(ConfigurationError, match=message):
+        engine.plan()
+
+
+def test_the_order_of_collections_is_no_matter(cluster: LocalCluster) -> None:
+    schema = SCHEMA.append(pa.field("_cb_collection", pa.string()))
+    for name in ("a", "b"):
+        cluster.upsert("key", {"n": 1}, collection=cluster.create_collection("_default", name))
+    engine = Engine(spans_of(cluster, schema, collections=["a", "b"]))
+    engine.plan()
+    engine.spans = spans_of(cluster, schema, collections=["b", "a", "b"])
+    engine.apply(engine.read())
+    assert len(engine.store) == 2
+    assert not engine.plan()
 
 
 def test_collections_without_columns_for_them(cluster: LocalCluster) -> None:

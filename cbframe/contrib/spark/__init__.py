@@ -79,6 +79,11 @@ does one with a purged deletion that was not given yet, and one of which a colle
 or dropped (other collections than those of the option ``collections`` make no difference). A flush of the
 bucket gives every vbucket a new history; a bucket that was deleted and created anew is refused.
 
+``scope`` and ``collections`` belong to the checkpoint: a query that asks for others than the checkpoint is
+of is refused. Documents of a collection that is asked for later lie before the place where it goes on, and
+nobody would take away those of one that is asked for no more. Take a new checkpoint location and an empty
+sink.
+
 Options of streams, besides those above:
 
 =====================  ===================================================================

@@ -74,8 +74,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
         """Where a new query begins."""
         if self._start == "beginning":
             return Offset().to_dict()
-        look = self._spans.look()
-        return Offset.now(look.positions, look.map.uuid).to_dict()
+        return self._spans.now(self._spans.look()).to_dict()
 
     def getDefaultReadLimit(self) -> ReadLimit:  # noqa: N802 - Spark's name
         """As many rows as were asked for."""

@@ -28,7 +28,7 @@ from cbframe.frame.agreed import Agreement
 from cbframe.frame.changes import CHANGE_TYPE
 from cbframe.frame.divide import shares
 from cbframe.frame.partition import PartSettings
-from cbframe.frame.spans.offsets import BEGINNING, Offset, Range
+from cbframe.frame.spans.offsets import BEGINNING, Offset, Range, Selection
 from cbframe.frame.spans.passes import Pass
 from cbframe.frame.target import METADATA_NAMES, make_target
 from cbframe.options import BucketDataSourceOptions
@@ -63,6 +63,11 @@ class Spans:
     on_rollback: OnReset = "reset"
     whole_snapshots: bool = False
 
+    @property
+    def selection(self) -> Selection:
+        """Of which documents the offsets are."""
+        return Selection.of(self.settings.target.scope, self.settings.target.collections)
+
     def look(self, vbuckets: Collection[int] | None = None) -> Look:
         """Where the bucket is now, or some of its vbuckets."""
         target, options = self.settings.target, self.settings.options
@@ -85,13 +90,31 @@ class Spans:
             A history is another one, and that is refused.
         ClusterMapError
             The bucket is another one.
+        ConfigurationError
+            The offset is of other collections.
         """
-        end = start.ahead(look.positions, look.map.uuid, most)
+        end = start.ahead(look.positions, look.map.uuid, most, self.selection)
         self._refuse_planned(start.ranges_to(end), look)
         return end
 
+    def now(self, look: Look) -> Offset:
+        """As :meth:`Offset.now`."""
+        return Offset.now(look.positions, look.map.uuid, self.selection)
+
     def parts(self, start: Offset, end: Offset, look: Look, n: int) -> list[SpanPart]:
-        """What is to be read between two offsets, in `n` parts at most, of one node each if it can be."""
+        """What is to be read between two offsets, in `n` parts at most, of one node each if it can be.
+
+        Raises
+        ------
+        RollbackError
+            A history is another one, and that is refused.
+        ClusterMapError
+            The bucket is another one.
+        ConfigurationError
+            The offsets are of other collections.
+        """
+        # Who is started anew has not looked ahead from here: nobody has compared anything yet.
+        end.check(look.positions, look.map.uuid, self.selection)
         ranges = {each.vbucket: each for each in start.ranges_to(end)}
         self._refuse_planned(ranges.values(), look)
         # Those that nothing is read of count, too: they have a row.
