@@ -527,6 +527,45 @@ def test_collections_without_columns_for_them(cluster: LocalCluster) -> None:
         engine.turn()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "columns", "needed"),
+    [
+        ({}, ["collection"], "_cb_scope and _cb_collection"),
+        ({}, ["scope"], "_cb_scope and _cb_collection"),
+        ({}, ["scope", "collection"], None),
+        ({"scope": "s"}, ["scope"], "_cb_collection"),
+        ({"scope": "s"}, ["collection"], None),
+        ({"collections": "s.a"}, [], None),
+        ({"collections": ["s.a", "t.a"]}, ["collection"], "_cb_scope"),
+        ({"collections": ["s.a", "t.a"]}, ["scope"], None),
+        ({"scope": "s", "collections": ["a", "b"]}, ["scope"], "_cb_collection"),
+        ({"scope": "s", "collections": ["a", "b"]}, ["collection"], None),
+        ({"scope": "s", "collections": ["a", "b", "t.a"]}, ["collection"], "_cb_scope and _cb_collection"),
+    ],
+)
+def test_one_key_in_several_collections(
+    cluster: LocalCluster, arguments: dict[str, Any], columns: list[str], needed: str | None
+) -> None:
+    """They must not look like one document."""
+    schema = SCHEMA
+    for name in columns:
+        schema = schema.append(pa.field(f"_cb_{name}", pa.string()))
+    for scope in ("s", "t"):
+        cluster.create_scope(scope)
+        for name in ("a", "b"):
+            cluster.upsert("key", {"n": 1}, collection=cluster.create_collection(scope, name))
+    engine = Engine(spans_of(cluster, schema, **arguments))
+    engine.plan()
+    if needed is None:
+        rows = engine.read()
+        assert rows
+        assert len({tuple(row.get(f"_cb_{name}") for name in columns) for row in rows}) == len(rows)
+    else:
+        with pytest.raises(ConversionError, match="no columns for them") as caught:
+            engine.read()
+        assert f"declare {needed} as string" in str(caught.value)
+
+
 def test_from_now_on(cluster: LocalCluster) -> None:
     spans = spans_of(cluster)
     cluster.upsert("before", {"n": 0})
