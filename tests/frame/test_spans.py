@@ -20,7 +20,7 @@ from cbframe.errors import (
     ConversionError,
     RollbackError,
 )
-from cbframe.frame.spans.offsets import Offset
+from cbframe.frame.spans.offsets import Mark, Offset
 from cbframe.frame.spans.parts import Spans, make_spans
 
 from .kit import QUICK, Sent, truth
@@ -427,6 +427,54 @@ def test_fail(cluster: LocalCluster, when: str) -> None:
     assert error.node in cluster.kv_addresses
     assert f"read to seqno {given.end.seqno if when == 'planned' else given.start.seqno}" in str(error)
     assert "new checkpoint location" in str(error)
+
+
+def test_fail_has_nothing_to_refuse_at_the_beginning(cluster: LocalCluster) -> None:
+    """Nothing was given that could be void; and if the first read is done again, a reset says so."""
+    engine = Engine(spans_of(cluster, on_rollback="fail"))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.plan()
+    for vbucket in range(4):
+        cluster.fail_over(vbucket, lose=1)
+    engine.apply(engine.read())
+    assert engine.documents() == documents_of(cluster)
+
+
+def test_fail_tells_purges_from_failovers(cluster: LocalCluster) -> None:
+    engine = Engine(spans_of(cluster, on_rollback="fail"))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.turn()
+    for n in range(10):
+        cluster.delete(f"key-{n}")
+    cluster.upsert("new", {"n": 0})
+    cluster.purge()
+    engine.plan()
+    with pytest.raises(RollbackError, match="though its history is the same") as caught:
+        engine.read()
+    error = caught.value
+    assert error.node in cluster.kv_addresses
+    given = {each.vbucket: each for each in engine.offset(-2).ranges_to(engine.offset(-1))}[error.vbucket]
+    assert f"does not go on behind seqno {given.start.seqno}" in str(error)
+    assert "deletions behind it were purged" in str(error)
+    assert "failover" not in str(error)
+    for vbucket in range(4):
+        cluster.fail_over(vbucket, lose=1)
+    with pytest.raises(RollbackError, match="is not the vbucket's any more") as caught:
+        engine.read()
+    assert "purged" not in str(caught.value)
+
+
+def test_fail_where_a_history_is_shorter(cluster: LocalCluster) -> None:
+    """It is not said to be another one."""
+    spans = spans_of(cluster, on_rollback="fail")
+    cluster.upsert("key", {"n": 1})
+    look = spans.look()
+    marks = {vb: Mark(vbuuid, seqno + 5) for vb, (vbuuid, seqno) in look.positions.items()}
+    with pytest.raises(RollbackError, match="was read to seqno .*, and its history ends at seqno") as caught:
+        spans.ahead(Offset(look.map.uuid, marks), look)
+    assert caught.value.node in cluster.kv_addresses
 
 
 def test_fail_leaves_alone_what_is_no_rollback(cluster: LocalCluster) -> None:
