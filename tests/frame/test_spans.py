@@ -718,6 +718,43 @@ def test_what_cannot_be_meant(change: dict[str, Any], message: str) -> None:
         make_spans("couchbase://127.0.0.1/none", None, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([1], "an offset is a list"),
+        ("0", "an offset is a str"),
+        (None, "an offset is a NoneType"),
+        ({"0": "12"}, "the field '0'"),
+        ({"0": ["1_0", " 5 "]}, "the field '0'"),
+        ({"0": ["1", "05"]}, "the field '0'"),
+        ({"0": ["1", "\u0661"]}, "the field '0'"),
+        ({"0": ["1", 2]}, "the field '0'"),
+        ({"0": ["1", "2", "3"]}, "the field '0'"),
+        ({"0": {"1": "2", "3": "4"}}, "the field '0'"),
+        ({"0": ["1", str(2**64)]}, "the field '0'"),
+        ({"0": ["1", "9" * 5000]}, "the field '0'"),
+        ({"1024": ["1", "2"]}, "the field '1024'"),
+        ({" 1": ["1", "2"]}, "the field ' 1'"),
+        ({"1": ["1", "2"], "01": ["1", "2"]}, "the field '01'"),
+        ({"other": ["1", "2"]}, "the field 'other'"),
+        ({"bucket_uuid": 5}, "the field 'bucket_uuid'"),
+        ({"bucket_uuid": "x", "turn": -5}, "the field 'turn'"),
+        ({"turn": 1024}, "the field 'turn'"),
+        ({"turn": True}, "the field 'turn'"),
+        ({"initial": 1}, "the field 'initial'"),
+        ({"began": ["1", "2"]}, "the field 'began'"),
+        ({"began": {"3": "12"}}, "the field 'began.3'"),
+        ({"scope": 1}, "the field 'scope'"),
+        ({"collections": {"a": 1}}, "the field 'collections'"),
+        ({"collections": ["a", 1]}, "the field 'collections'"),
+    ],
+)
+def test_what_is_no_offset(fields: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        Offset.from_dict(fields)
+    assert "new checkpoint location" in str(caught.value)
+
+
 def test_no_password_is_sent(cluster: LocalCluster) -> None:
     cluster.upsert("a", {"n": 1})
     spans = make_spans(cluster.connection_string, None, auth=(USER, SECRET), schema=SCHEMA, options=QUICK)

@@ -17,6 +17,7 @@ before it that were never given, and what was given of those that are asked for 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 from cbframe.errors import ClusterMapError, ConfigurationError
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS
 
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,19}")
 _HINT = "offsets belong to the stream that wrote them: take a new checkpoint location"
 
 
@@ -152,17 +154,26 @@ class Offset:
         ConfigurationError
             It is no such thing.
         """
+        if not isinstance(fields, Mapping):
+            raise ConfigurationError(f"an offset is a {type(fields).__name__}, and no object", hint=_HINT)
         rest = dict(fields)
-        try:
-            uuid, turn = rest.pop("bucket_uuid", ""), rest.pop("turn", 0)
-            initial, began = rest.pop("initial", False), rest.pop("began", None)
-            selection = _selection(rest.pop("scope", None), rest.pop("collections", None))
-            marks, before = _marks(rest), None if began is None else _marks(began)
-        except (AttributeError, TypeError, ValueError) as exc:
-            raise ConfigurationError("an offset is none of a bucket's", hint=_HINT) from exc
-        if not (isinstance(uuid, str) and isinstance(turn, int) and isinstance(initial, bool)):
-            raise ConfigurationError("an offset is none of a bucket's", hint=_HINT)
-        return cls(uuid, marks, turn, initial, before, selection)
+        names = ("bucket_uuid", "turn", "initial", "began", "scope", "collections")
+        uuid, turn, initial, began, scope, collections = (rest.pop(name, None) for name in names)
+        _check("bucket_uuid", uuid is None or isinstance(uuid, str))
+        _check("turn", turn is None or (type(turn) is int and 0 <= turn < MAX_VBUCKETS))
+        _check("initial", initial is None or isinstance(initial, bool))
+        _check("began", began is None or isinstance(began, Mapping))
+        _check("scope", scope is None or isinstance(scope, str))
+        given = collections if isinstance(collections, list) else [collections]
+        _check("collections", collections is None or all(isinstance(name, str) for name in given))
+        return cls(
+            uuid or "",
+            _marks(rest),
+            turn or 0,
+            bool(initial),
+            None if began is None else _marks(began, "began."),
+            Selection.of(scope, None if collections is None else given),
+        )
 
     def ahead(
         self,
@@ -280,24 +291,23 @@ def _plain(marks: Mapping[int, Mark]) -> dict[str, list[str]]:
     return {str(vb): [str(vbuuid), str(seqno)] for vb, (vbuuid, seqno) in sorted(marks.items())}
 
 
-def _marks(fields: Mapping[str, Any]) -> dict[int, Mark]:
-    return {
-        _number(vb, MAX_VBUCKETS - 1): Mark(_number(vbuuid), _number(seqno))
-        for vb, (vbuuid, seqno) in fields.items()
-    }
+def _marks(fields: Mapping[Any, Any], prefix: str = "") -> dict[int, Mark]:
+    found = {}
+    for vb, mark in fields.items():
+        name = f"{prefix}{vb}"
+        _check(name, _is_number(vb, MAX_VBUCKETS - 1))
+        _check(name, isinstance(mark, list | tuple) and len(mark) == 2 and all(map(_is_number, mark)))
+        found[int(vb)] = Mark(*map(int, mark))
+    return found
 
 
-def _selection(scope: object, collections: object) -> Selection:
-    names = collections if isinstance(collections, list) else []
-    if not isinstance(scope, str | None) or not isinstance(collections, list | None):
-        raise TypeError
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError
-    return Selection.of(scope, collections)
+def _is_number(text: object, most: int = MAX_SEQNO) -> bool:
+    """Whether it is one as :func:`_plain` writes them: Python reads much else as numbers."""
+    if not isinstance(text, str) or not _NUMBER.fullmatch(text):
+        return False
+    return int(text) <= most
 
 
-def _number(text: object, most: int = MAX_SEQNO) -> int:
-    number = int(text) if isinstance(text, str) else -1
-    if not 0 <= number <= most:
-        raise ValueError
-    return number
+def _check(name: str, holds: bool) -> None:
+    if not holds:
+        raise ConfigurationError(f"the field {name!r} of an offset cannot be read", hint=_HINT)
