@@ -472,7 +472,7 @@ def test_fail_where_a_history_is_shorter(cluster: LocalCluster) -> None:
     cluster.upsert("key", {"n": 1})
     look = spans.look()
     marks = {vb: Mark(vbuuid, seqno + 5) for vb, (vbuuid, seqno) in look.positions.items()}
-    with pytest.raises(RollbackError, match="was read to seqno .*, and its history ends at seqno") as caught:
+    with pytest.raises(RollbackError, match=r"was read to seqno .*, and its history ends at seqno") as caught:
         spans.ahead(Offset(look.map.uuid, marks), look)
     assert caught.value.node in cluster.kv_addresses
 
