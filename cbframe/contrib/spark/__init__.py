@@ -84,6 +84,8 @@ of is refused. Documents of a collection that is asked for later lie before the 
 nobody would take away those of one that is asked for no more. Take a new checkpoint location and an empty
 sink.
 
+With a schema that is declared, a stream has its columns: ``columns`` and ``metadata`` may name no others.
+
 Options of streams, besides those above:
 
 =====================  ===================================================================
