@@ -1,4 +1,4 @@
-"""A bucket as a Spark DataFrame, and its changes as a stream: a data source of Spark 4, in Python.
+"""A bucket as a Spark DataFrame, and its changes as a stream: a data source for Spark 4.3 or newer.
 
 ::
 
@@ -118,10 +118,13 @@ from cbframe.errors import ConfigurationError, DependencyError
 try:
     from pyspark.sql.datasource import DataSource
     from pyspark.sql.pandas.types import from_arrow_schema
-except ImportError as exc:
-    raise DependencyError("pyspark 4 is not installed", hint="pip install 'cbframe[spark]'") from exc
 
-from cbframe.contrib.spark.batch import CouchbaseReader
+    # An older Spark lacks what these need.
+    from cbframe.contrib.spark.batch import CouchbaseReader
+    from cbframe.contrib.spark.stream import CouchbaseStreamReader
+except ImportError as exc:
+    raise DependencyError("pyspark 4.3 or newer is needed", hint="pip install 'cbframe[spark]'") from exc
+
 from cbframe.contrib.spark.options import (
     BATCH,
     STREAM,
@@ -133,7 +136,6 @@ from cbframe.contrib.spark.options import (
     number_of,
     scan_of,
 )
-from cbframe.contrib.spark.stream import CouchbaseStreamReader
 from cbframe.frame.changes import CHANGE_TYPE
 
 if TYPE_CHECKING:
