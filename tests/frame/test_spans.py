@@ -555,6 +555,30 @@ def test_a_checkpoint_of_other_collections(
         engine.plan()
 
 
+@pytest.mark.parametrize("most", [None, 3])
+def test_another_scope_of_the_name(cluster: LocalCluster, most: int | None) -> None:
+    """What was given of the one that was dropped goes, also while the new one has no collection."""
+    schema = SCHEMA.append(pa.field("_cb_collection", pa.string()))
+    cluster.create_scope("s")
+    cid = cluster.create_collection("s", "other")
+    engine = Engine(spans_of(cluster, schema, scope="s"), most=most)
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n}, collection=cid)
+    engine.catch_up()
+    assert len(engine.documents()) == 20
+    cluster.create_scope("elsewhere")
+    cluster.upsert("key", {"n": 1})
+    engine.catch_up()
+    assert engine.resets == 0
+    cluster.drop_scope("s")
+    cluster.create_scope("s")
+    engine.catch_up()
+    assert engine.documents() == {}
+    cluster.upsert("new", {"n": 1}, collection=cluster.create_collection("s", "other"))
+    engine.catch_up()
+    assert engine.documents() == {"new": 1}
+
+
 def test_the_order_of_collections_is_no_matter(cluster: LocalCluster) -> None:
     schema = SCHEMA.append(pa.field("_cb_collection", pa.string()))
     for name in ("a", "b"):

@@ -61,8 +61,9 @@ Streams
     writer.trigger(processingTime="10 seconds").start()
 
 Each row is a change: what happened, which document, where in its vbucket, and the fields, which are null
-where the document is gone. Each change comes at least once, in order; of several changes of one document the
-server may send the last only. ``_change_type`` is one of
+where the document is gone. A document that is no JSON object comes as an upsert with null fields. Each
+change comes at least once, in order; of several changes of one document the server may send the last only.
+``_change_type`` is one of
 
 =========  ===============================================================================
 upsert     the document is this now
@@ -72,12 +73,13 @@ reset      without a key: whatever was given of this vbucket before is void, and
 =========  ===============================================================================
 
 A sink that takes the rows in the order of ``_cb_seqno``, or first the resets and then of each document the
-newest row, and that may be given a batch twice, is right after every failure of Spark and of Couchbase.
-The server withdraws changes that a failover lost, and Spark keeps too little of where it was to take back
-only these (:mod:`cbframe.frame.spans.offsets` tells why). So a vbucket with a new history comes anew. So
-does one with a purged deletion that was not given yet, and one of which a collection was created, emptied
-or dropped (other collections than those of the option ``collections`` make no difference). A flush of the
-bucket gives every vbucket a new history; a bucket that was deleted and created anew is refused.
+newest row, and that may be given a batch twice, is right after every failure of Spark and of Couchbase. The
+server withdraws changes that a failover lost, and Spark keeps too little of where it was to take back only
+these (:mod:`cbframe.frame.spans.offsets` tells why). So a vbucket with a new history comes anew. So does
+one with a purged deletion that was not given yet, and one of which a collection was created, emptied or
+dropped, or the scope that is asked for created anew (other collections than those that are asked for make
+no difference). A flush of the bucket gives every vbucket a new history; a bucket that was deleted and
+created anew is refused.
 
 ``scope`` and ``collections`` belong to the checkpoint: a query that asks for others than the checkpoint is
 of is refused. Documents of a collection that is asked for later lie before the place where it goes on, and

@@ -6,7 +6,8 @@ vbucket are void that were given before. The rows behind it are the vbucket from
 
 A vbucket is given again like that where its history is not the planned one any more, where the server does
 not know of the place to begin at or has purged deletions behind it, and where one of its collections was
-created, emptied or dropped: of such documents there are no deletions, and their collection's name is gone.
+created, emptied or dropped, or the one scope that is read created anew: of such documents there are no
+deletions, and their collection's name is gone.
 """
 
 from __future__ import annotations

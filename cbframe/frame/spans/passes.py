@@ -67,7 +67,8 @@ class Pass:
             ends=ReachedEnds({each.vbucket: each.end.seqno for each in some}),
         )
         receiver = SpanReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        receiver.begin({each.vbucket: _begun(each) for each in some})
+        of_scope = settings.target.scope is not None and settings.target.collections is None
+        receiver.begin({each.vbucket: _begun(each) for each in some}, of_scope=of_scope)
         enough = {} if whole_snapshots else {each.vbucket: each.end.seqno for each in some}
         sink = SpanSink(settings.target, run.names, receiver, _BATCH, settings.spool_dir, settings.agreement)
         stack.callback(sink.close)

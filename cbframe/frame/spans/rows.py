@@ -41,13 +41,26 @@ class SpanReceiver(DeferringBatchReceiver):
         Vbuckets that the server sent back: they were read from their beginning then.
     """
 
-    __slots__ = ("_events", "_histories", "fallen")
+    __slots__ = ("_ends", "_events", "_histories", "fallen")
 
     fallen: set[int]
 
-    def begin(self, marks: Mapping[int, Mark]) -> None:
-        """Begin there; call it before anything is received."""
+    def begin(self, marks: Mapping[int, Mark], *, of_scope: bool) -> None:
+        """Begin there; call it before anything is received.
+
+        Parameters
+        ----------
+        marks
+            Where, by vbucket.
+        of_scope
+            All collections of one scope are asked for.
+        """
         self.fallen = set()
+        # Servers tell that a collection was emptied by telling once more that it was created.
+        self._ends = {SystemEventId.CREATE_COLLECTION, SystemEventId.DROP_COLLECTION}
+        if of_scope:
+            # One that has the name of another that was dropped: of the other's end nothing is sent.
+            self._ends.add(SystemEventId.CREATE_SCOPE)
         self._events: list[tuple[int, int]] = []
         self._histories: dict[int, int] = {}
         for vbucket, (vbuuid, seqno) in marks.items():
@@ -73,14 +86,13 @@ class SpanReceiver(DeferringBatchReceiver):
 
     def system_event(self, vbucket: int, event: SystemEvent) -> None:
         DeferringBatchReceiver.system_event(self, vbucket, event)
-        # Servers tell that a collection was emptied by telling once more that it was created.
-        if event.event in (SystemEventId.CREATE_COLLECTION, SystemEventId.DROP_COLLECTION):
+        if event.event in self._ends:
             self._events.append((vbucket, event.seqno))
 
     # -- afterwards
 
     def ends_of_collections(self, vbucket: int) -> list[int]:
-        """Seqnos at which collections of a vbucket were created, emptied or dropped."""
+        """Seqnos at which collections of a vbucket, or their scope, were created, emptied or dropped."""
         return [seqno for vb, seqno in self._events if vb == vbucket]
 
     def history(self, vbucket: int) -> int | None:
