@@ -209,6 +209,22 @@ def test_another_bucket(spark: Any, tmp_path: Path) -> None:
             query.run()
 
 
+def test_other_collections(spark: Any, tmp_path: Path) -> None:
+    with cluster_of(1, 16) as cluster:
+        for name in ("a", "b"):
+            cid = cluster.create_collection("_default", name)
+            cluster.upsert(f"key-{name}", {"n": 1}, collection=cid)
+        query = Query(spark, cluster, tmp_path, collections="a")
+        query.run()
+        query.options["collections"] = "_default.b"
+        with pytest.raises(Exception, match="the checkpoint is of collections 'a'") as caught:
+            query.run()
+        assert "new checkpoint location and an empty target" in str(caught.value)
+        query.options["collections"] = "a"
+        query.run()
+        assert query.store.documents() == {"key-a": 1}
+
+
 def test_what_cannot_be_meant(spark: Any, tmp_path: Path) -> None:
     with cluster_of() as cluster:
         fill(cluster, 10)
