@@ -12,13 +12,13 @@ from cbframe import DependencyError
 from cbframe.contrib.dask import read_bucket
 
 
-def test_without_spark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyspark", None)
-    for name in [
-        name for name in sys.modules if name.startswith("pyspark.") or name.endswith("contrib.spark")
-    ]:
+@pytest.mark.parametrize("absent", ["pyspark", "pyspark.sql.streaming.datasource"])
+def test_without_spark(monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    """It is not installed, or so old that it has no such streams."""
+    for name in [name for name in sys.modules if name.startswith("pyspark.") or "contrib.spark" in name]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(DependencyError, match="pyspark 4 is not installed") as caught:
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(DependencyError, match=r"pyspark 4\.3 or newer is needed") as caught:
         importlib.import_module("cbframe.contrib.spark")
     assert caught.value.hint == "pip install 'cbframe[spark]'"
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from frame.kit import fill, truth
 
-from cbframe import LocalCluster
+from cbframe import ConfigurationError, LocalCluster
 
 from .spark_kit import SECRET, Store, cluster_of, session_of
 
@@ -118,6 +118,28 @@ def test_what_lies_beyond_a_batch(spark: Any) -> None:
         assert reader._spans.whole_snapshots is whole
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"columns": "n, text"}, "the option columns names 'text', and the schema of the stream has no"),
+        ({"metadata": "seqno,cas"}, r"the option metadata names 'cas', .* has no column '_cb_cas'"),
+        ({"sample_rows": "-1"}, "sample_rows='-1' is no positive number"),
+        ({"sample_rows": "many"}, "sample_rows='many' is no positive number"),
+    ],
+)
+def test_options_that_a_declared_schema_does_not_have(
+    spark: Any, options: dict[str, str], message: str
+) -> None:
+    schema = StructType.fromDDL(SCHEMA)
+    with pytest.raises(ConfigurationError, match=message):
+        CouchbaseStreamReader({"connection": "couchbase://host/travel", **options}, schema)
+
+
+def test_options_that_a_declared_schema_has(spark: Any) -> None:
+    options = {"columns": "n", "metadata": "key,vbucket", "sample_rows": "10"}
+    CouchbaseStreamReader({"connection": "couchbase://host/travel", **options}, StructType.fromDDL(SCHEMA))
+
+
 def test_from_now_on(spark: Any, tmp_path: Path) -> None:
     with cluster_of() as cluster:
         fill(cluster, 100)
@@ -185,6 +207,22 @@ def test_another_bucket(spark: Any, tmp_path: Path) -> None:
         fill(cluster, 10)
         with pytest.raises(Exception, match="deleted and created anew"):
             query.run()
+
+
+def test_other_collections(spark: Any, tmp_path: Path) -> None:
+    with cluster_of(1, 16) as cluster:
+        for name in ("a", "b"):
+            cid = cluster.create_collection("_default", name)
+            cluster.upsert(f"key-{name}", {"n": 1}, collection=cid)
+        query = Query(spark, cluster, tmp_path, collections="a")
+        query.run()
+        query.options["collections"] = "_default.b"
+        with pytest.raises(Exception, match="the checkpoint is of collections 'a'") as caught:
+            query.run()
+        assert "new checkpoint location and an empty target" in str(caught.value)
+        query.options["collections"] = "a"
+        query.run()
+        assert query.store.documents() == {"key-a": 1}
 
 
 def test_what_cannot_be_meant(spark: Any, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cbframe.errors import (
     ConversionError,
     RollbackError,
 )
-from cbframe.frame.spans.offsets import Offset
+from cbframe.frame.spans.offsets import Mark, Offset
 from cbframe.frame.spans.parts import Spans, make_spans
 
 from .kit import QUICK, Sent, truth
@@ -390,6 +390,20 @@ def test_another_bucket_of_the_name(cluster: LocalCluster) -> None:
         list(parts[0].read())
 
 
+@pytest.mark.parametrize("vbuckets", [2, 4, 8])
+def test_a_planned_read_of_another_bucket(cluster: LocalCluster, vbuckets: int) -> None:
+    """A driver that is started anew has not looked ahead before it plans the last read again."""
+    engine = Engine(spans_of(cluster))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.plan()
+    with LocalCluster(nodes=1, vbuckets=vbuckets, seed=4, username=USER, password=SECRET) as other:
+        spans = spans_of(other)
+        with pytest.raises(ClusterMapError, match="deleted and created anew") as caught:
+            spans.parts(engine.offset(-2), engine.offset(-1), spans.look(), 3)
+        assert caught.value.permanent
+
+
 @pytest.mark.parametrize("when", ["planned", "read"])
 def test_fail(cluster: LocalCluster, when: str) -> None:
     engine = Engine(spans_of(cluster, on_rollback="fail"))
@@ -413,6 +427,54 @@ def test_fail(cluster: LocalCluster, when: str) -> None:
     assert error.node in cluster.kv_addresses
     assert f"read to seqno {given.end.seqno if when == 'planned' else given.start.seqno}" in str(error)
     assert "new checkpoint location" in str(error)
+
+
+def test_fail_has_nothing_to_refuse_at_the_beginning(cluster: LocalCluster) -> None:
+    """Nothing was given that could be void; and if the first read is done again, a reset says so."""
+    engine = Engine(spans_of(cluster, on_rollback="fail"))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.plan()
+    for vbucket in range(4):
+        cluster.fail_over(vbucket, lose=1)
+    engine.apply(engine.read())
+    assert engine.documents() == documents_of(cluster)
+
+
+def test_fail_tells_purges_from_failovers(cluster: LocalCluster) -> None:
+    engine = Engine(spans_of(cluster, on_rollback="fail"))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.turn()
+    for n in range(10):
+        cluster.delete(f"key-{n}")
+    cluster.upsert("new", {"n": 0})
+    cluster.purge()
+    engine.plan()
+    with pytest.raises(RollbackError, match="though its history is the same") as caught:
+        engine.read()
+    error = caught.value
+    assert error.node in cluster.kv_addresses
+    given = {each.vbucket: each for each in engine.offset(-2).ranges_to(engine.offset(-1))}[error.vbucket]
+    assert f"does not go on behind seqno {given.start.seqno}" in str(error)
+    assert "deletions behind it were purged" in str(error)
+    assert "failover" not in str(error)
+    for vbucket in range(4):
+        cluster.fail_over(vbucket, lose=1)
+    with pytest.raises(RollbackError, match="is not the vbucket's any more") as caught:
+        engine.read()
+    assert "purged" not in str(caught.value)
+
+
+def test_fail_where_a_history_is_shorter(cluster: LocalCluster) -> None:
+    """It is not said to be another one."""
+    spans = spans_of(cluster, on_rollback="fail")
+    cluster.upsert("key", {"n": 1})
+    look = spans.look()
+    marks = {vb: Mark(vbuuid, seqno + 5) for vb, (vbuuid, seqno) in look.positions.items()}
+    with pytest.raises(RollbackError, match=r"was read to seqno .*, and its history ends at seqno") as caught:
+        spans.ahead(Offset(look.map.uuid, marks), look)
+    assert caught.value.node in cluster.kv_addresses
 
 
 def test_fail_leaves_alone_what_is_no_rollback(cluster: LocalCluster) -> None:
@@ -450,12 +512,130 @@ def test_a_collection_of_its_own(cluster: LocalCluster) -> None:
     assert engine.resets == 0, "it is not about what is not asked for"
 
 
+@pytest.mark.parametrize("begin", ["beginning", "now"])
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({"collections": "a"}, {"collections": ["a", "b"]}, "of collections 'a', and collections 'a, b' is"),
+        ({"collections": ["b", "a"]}, {"collections": "a"}, "of collections 'a, b', and collections 'a' is"),
+        ({"collections": "a"}, {}, "of collections 'a', and all collections is asked for"),
+        ({}, {"scope": "_default"}, "of all collections, and scope '_default' is asked for"),
+        (
+            {"scope": "s", "collections": "a"},
+            {"scope": "t", "collections": "a"},
+            "of scope 's' and collections 'a', and scope 't' and collections 'a' is asked for",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_collections(
+    cluster: LocalCluster, begin: str, before: dict[str, Any], after: dict[str, Any], message: str
+) -> None:
+    """Their documents would never come, or never go."""
+    for scope in ("s", "t"):
+        cluster.create_scope(scope)
+        cluster.create_collection(scope, "a")
+    for name in ("a", "b"):
+        cluster.upsert("key", {"n": 1}, collection=cluster.create_collection("_default", name))
+    schema = SCHEMA.append(pa.field("_cb_scope", pa.string())).append(pa.field("_cb_collection", pa.string()))
+    spans, other = (spans_of(cluster, schema, **arguments) for arguments in (before, after))
+    engine = Engine(spans, spans.now(spans.look()) if begin == "now" else None)
+    cluster.upsert("more", {"n": 1}, collection="_default.a")
+    engine.plan()
+    engine.spans = other
+    # A driver that is started anew, with others, and reads what was planned.
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        engine.read()
+    assert "new checkpoint location and an empty target" in str(caught.value)
+    if begin == "now":
+        # It asks first where to begin.
+        engine.log[-2] = json.dumps(other.now(other.look()).to_dict())
+        with pytest.raises(ConfigurationError, match=message):
+            engine.read()
+    with pytest.raises(ConfigurationError, match=message):
+        engine.plan()
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_another_scope_of_the_name(cluster: LocalCluster, most: int | None) -> None:
+    """What was given of the one that was dropped goes, also while the new one has no collection."""
+    schema = SCHEMA.append(pa.field("_cb_collection", pa.string()))
+    cluster.create_scope("s")
+    cid = cluster.create_collection("s", "other")
+    engine = Engine(spans_of(cluster, schema, scope="s"), most=most)
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n}, collection=cid)
+    engine.catch_up()
+    assert len(engine.documents()) == 20
+    cluster.create_scope("elsewhere")
+    cluster.upsert("key", {"n": 1})
+    engine.catch_up()
+    assert engine.resets == 0
+    cluster.drop_scope("s")
+    cluster.create_scope("s")
+    engine.catch_up()
+    assert engine.documents() == {}
+    cluster.upsert("new", {"n": 1}, collection=cluster.create_collection("s", "other"))
+    engine.catch_up()
+    assert engine.documents() == {"new": 1}
+
+
+def test_the_order_of_collections_is_no_matter(cluster: LocalCluster) -> None:
+    schema = SCHEMA.append(pa.field("_cb_collection", pa.string()))
+    for name in ("a", "b"):
+        cluster.upsert("key", {"n": 1}, collection=cluster.create_collection("_default", name))
+    engine = Engine(spans_of(cluster, schema, collections=["a", "b"]))
+    engine.plan()
+    engine.spans = spans_of(cluster, schema, collections=["b", "a", "b"])
+    engine.apply(engine.read())
+    assert len(engine.store) == 2
+    assert not engine.plan()
+
+
 def test_collections_without_columns_for_them(cluster: LocalCluster) -> None:
     cid = cluster.create_collection("_default", "other")
     engine = Engine(spans_of(cluster))
     cluster.upsert("a", {"n": 1}, collection=cid)
     with pytest.raises(ConversionError, match="no columns for them"):
         engine.turn()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "columns", "needed"),
+    [
+        ({}, ["collection"], "_cb_scope and _cb_collection"),
+        ({}, ["scope"], "_cb_scope and _cb_collection"),
+        ({}, ["scope", "collection"], None),
+        ({"scope": "s"}, ["scope"], "_cb_collection"),
+        ({"scope": "s"}, ["collection"], None),
+        ({"collections": "s.a"}, [], None),
+        ({"collections": ["s.a", "t.a"]}, ["collection"], "_cb_scope"),
+        ({"collections": ["s.a", "t.a"]}, ["scope"], None),
+        ({"scope": "s", "collections": ["a", "b"]}, ["scope"], "_cb_collection"),
+        ({"scope": "s", "collections": ["a", "b"]}, ["collection"], None),
+        ({"scope": "s", "collections": ["a", "b", "t.a"]}, ["collection"], "_cb_scope and _cb_collection"),
+    ],
+)
+def test_one_key_in_several_collections(
+    cluster: LocalCluster, arguments: dict[str, Any], columns: list[str], needed: str | None
+) -> None:
+    """They must not look like one document."""
+    schema = SCHEMA
+    for name in columns:
+        schema = schema.append(pa.field(f"_cb_{name}", pa.string()))
+    for scope in ("s", "t"):
+        cluster.create_scope(scope)
+        for name in ("a", "b"):
+            cluster.upsert("key", {"n": 1}, collection=cluster.create_collection(scope, name))
+    engine = Engine(spans_of(cluster, schema, **arguments))
+    engine.plan()
+    if needed is None:
+        rows = engine.read()
+        assert rows
+        assert len({tuple(row.get(f"_cb_{name}") for name in columns) for row in rows}) == len(rows)
+    else:
+        with pytest.raises(ConversionError, match="no columns for them") as caught:
+            engine.read()
+        assert f"declare {needed} as string" in str(caught.value)
 
 
 def test_from_now_on(cluster: LocalCluster) -> None:
@@ -560,6 +740,43 @@ def test_what_cannot_be_meant(change: dict[str, Any], message: str) -> None:
     arguments = {"schema": SCHEMA, "auth": None, **change}
     with pytest.raises(ConfigurationError, match=message):
         make_spans("couchbase://127.0.0.1/none", None, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([1], "an offset is a list"),
+        ("0", "an offset is a str"),
+        (None, "an offset is a NoneType"),
+        ({"0": "12"}, "the field '0'"),
+        ({"0": ["1_0", " 5 "]}, "the field '0'"),
+        ({"0": ["1", "05"]}, "the field '0'"),
+        ({"0": ["1", "\u0661"]}, "the field '0'"),
+        ({"0": ["1", 2]}, "the field '0'"),
+        ({"0": ["1", "2", "3"]}, "the field '0'"),
+        ({"0": {"1": "2", "3": "4"}}, "the field '0'"),
+        ({"0": ["1", str(2**64)]}, "the field '0'"),
+        ({"0": ["1", "9" * 5000]}, "the field '0'"),
+        ({"1024": ["1", "2"]}, "the field '1024'"),
+        ({" 1": ["1", "2"]}, "the field ' 1'"),
+        ({"1": ["1", "2"], "01": ["1", "2"]}, "the field '01'"),
+        ({"other": ["1", "2"]}, "the field 'other'"),
+        ({"bucket_uuid": 5}, "the field 'bucket_uuid'"),
+        ({"bucket_uuid": "x", "turn": -5}, "the field 'turn'"),
+        ({"turn": 1024}, "the field 'turn'"),
+        ({"turn": True}, "the field 'turn'"),
+        ({"initial": 1}, "the field 'initial'"),
+        ({"began": ["1", "2"]}, "the field 'began'"),
+        ({"began": {"3": "12"}}, "the field 'began.3'"),
+        ({"scope": 1}, "the field 'scope'"),
+        ({"collections": {"a": 1}}, "the field 'collections'"),
+        ({"collections": ["a", 1]}, "the field 'collections'"),
+    ],
+)
+def test_what_is_no_offset(fields: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        Offset.from_dict(fields)
+    assert "new checkpoint location" in str(caught.value)
 
 
 def test_no_password_is_sent(cluster: LocalCluster) -> None:

@@ -1,4 +1,4 @@
-"""A bucket as a Spark DataFrame, and its changes as a stream: a data source of Spark 4, in Python.
+"""A bucket as a Spark DataFrame, and its changes as a stream: a data source for Spark 4.3 or newer.
 
 ::
 
@@ -61,8 +61,9 @@ Streams
     writer.trigger(processingTime="10 seconds").start()
 
 Each row is a change: what happened, which document, where in its vbucket, and the fields, which are null
-where the document is gone. Each change comes at least once, in order; of several changes of one document the
-server may send the last only. ``_change_type`` is one of
+where the document is gone. A document that is no JSON object comes as an upsert with null fields. Each
+change comes at least once, in order; of several changes of one document the server may send the last only.
+``_change_type`` is one of
 
 =========  ===============================================================================
 upsert     the document is this now
@@ -72,12 +73,20 @@ reset      without a key: whatever was given of this vbucket before is void, and
 =========  ===============================================================================
 
 A sink that takes the rows in the order of ``_cb_seqno``, or first the resets and then of each document the
-newest row, and that may be given a batch twice, is right after every failure of Spark and of Couchbase.
-The server withdraws changes that a failover lost, and Spark keeps too little of where it was to take back
-only these (:mod:`cbframe.frame.spans.offsets` tells why). So a vbucket with a new history comes anew. So
-does one with a purged deletion that was not given yet, and one of which a collection was created, emptied
-or dropped (other collections than those of the option ``collections`` make no difference). A flush of the
-bucket gives every vbucket a new history; a bucket that was deleted and created anew is refused.
+newest row, and that may be given a batch twice, is right after every failure of Spark and of Couchbase. The
+server withdraws changes that a failover lost, and Spark keeps too little of where it was to take back only
+these (:mod:`cbframe.frame.spans.offsets` tells why). So a vbucket with a new history comes anew. So does
+one with a purged deletion that was not given yet, and one of which a collection was created, emptied or
+dropped, or the scope that is asked for created anew (other collections than those that are asked for make
+no difference). A flush of the bucket gives every vbucket a new history; a bucket that was deleted and
+created anew is refused.
+
+``scope`` and ``collections`` belong to the checkpoint: a query that asks for others than the checkpoint is
+of is refused. Documents of a collection that is asked for later lie before the place where it goes on, and
+nobody would take away those of one that is asked for no more. Take a new checkpoint location and an empty
+sink.
+
+With a schema that is declared, a stream has its columns: ``columns`` and ``metadata`` may name no others.
 
 Options of streams, besides those above:
 
@@ -111,10 +120,13 @@ from cbframe.errors import ConfigurationError, DependencyError
 try:
     from pyspark.sql.datasource import DataSource
     from pyspark.sql.pandas.types import from_arrow_schema
-except ImportError as exc:
-    raise DependencyError("pyspark 4 is not installed", hint="pip install 'cbframe[spark]'") from exc
 
-from cbframe.contrib.spark.batch import CouchbaseReader
+    # An older Spark lacks what these need.
+    from cbframe.contrib.spark.batch import CouchbaseReader
+    from cbframe.contrib.spark.stream import CouchbaseStreamReader
+except ImportError as exc:
+    raise DependencyError("pyspark 4.3 or newer is needed", hint="pip install 'cbframe[spark]'") from exc
+
 from cbframe.contrib.spark.options import (
     BATCH,
     STREAM,
@@ -126,7 +138,6 @@ from cbframe.contrib.spark.options import (
     number_of,
     scan_of,
 )
-from cbframe.contrib.spark.stream import CouchbaseStreamReader
 from cbframe.frame.changes import CHANGE_TYPE
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from pyspark.sql.streaming.datasource import (
 )
 from pyspark.sql.types import StructType
 
+from cbframe.arrow.columns import OURS
 from cbframe.contrib.spark.options import STREAM, auth_of, checked, choice_of, listed, number_of
 from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError
@@ -48,6 +49,9 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
                 hint='with option("changes", "true") they are in the schema that a sample has; '
                 "one that is declared has to have them",
             )
+        _refuse_undeclared(options, declared)
+        # Of no use with a schema that is declared, but a slip in it is one all the same.
+        number_of(options, "sample_rows", 10_000)
         self._start = choice_of(options, "start", "beginning", "now")
         self._parts = number_of(options, "partitions", 16)
         self._most = (
@@ -74,8 +78,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
         """Where a new query begins."""
         if self._start == "beginning":
             return Offset().to_dict()
-        look = self._spans.look()
-        return Offset.now(look.positions, look.map.uuid).to_dict()
+        return self._spans.now(self._spans.look()).to_dict()
 
     def getDefaultReadLimit(self) -> ReadLimit:  # noqa: N802 - Spark's name
         """As many rows as were asked for."""
@@ -103,3 +106,21 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
     def read(self, partition: CouchbaseChangesPartition) -> Iterator[pa.RecordBatch]:
         """On an executor: batches with exactly the schema that Spark was told."""
         return partition.part.read()
+
+
+def _refuse_undeclared(options: dict[str, str], declared: pa.Schema) -> None:
+    """The schema says what columns there are; what is asked for besides must not be passed over.
+
+    Raises
+    ------
+    ConfigurationError
+        An option names a column that the schema lacks.
+    """
+    asked = [("columns", name, name) for name in listed(options.get("columns", ""))]
+    asked += [("metadata", name, OURS + name) for name in listed(options.get("metadata", ""))]
+    for option, name, column in asked:
+        if column not in declared.names:
+            raise ConfigurationError(
+                f"the option {option} names {name!r}, and the schema of the stream has no column {column!r}",
+                hint="a declared schema says which columns there are: add it there, or leave the option out",
+            )

@@ -10,17 +10,22 @@ from a vbucket that has gone on meanwhile, may not contain versions at or before
 changes had replaced: the next read brings the later ones. If a failover loses those, the older versions
 come back to light, *before* the seqno where the next read begins, also where the server's history has
 nothing against beginning there. Nobody would ever get them.
+
+An offset says, too, which scope and collections it is of. Those that are asked for later have documents
+before it that were never given, and what was given of those that are asked for no more would never go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cbframe.errors import ClusterMapError, ConfigurationError
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS
 
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,19}")
 _HINT = "offsets belong to the stream that wrote them: take a new checkpoint location"
 
 
@@ -40,6 +45,36 @@ class Mark(NamedTuple):
 
 
 BEGINNING = Mark(0, 0)
+
+
+class Selection(NamedTuple):
+    """Of which documents an offset is.
+
+    Attributes
+    ----------
+    scope
+        The name that was asked for; None if none was.
+    collections
+        The names that were asked for, sorted; None if none were.
+    """
+
+    scope: str | None = None
+    collections: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, scope: str | None, collections: Iterable[str] | None) -> Selection:
+        """Whatever order the names come in."""
+        return cls(scope, None if collections is None else tuple(sorted({*collections})))
+
+    def __str__(self) -> str:
+        names = None if self.collections is None else ", ".join(self.collections)
+        told = [("scope", self.scope), ("collections", names)]
+        return (
+            " and ".join(f"{what} {name!r}" for what, name in told if name is not None) or "all collections"
+        )
+
+
+ALL = Selection()
 
 
 class Range(NamedTuple):
@@ -84,6 +119,8 @@ class Offset:
     began
         Of the first offset behind an initial one: that one's marks. An engine that does its first read
         again asks anew where to begin, and gets a later moment.
+    selection
+        Of which documents it is. The very first offset, which has no marks, is of none.
     """
 
     bucket_uuid: str = ""
@@ -91,6 +128,7 @@ class Offset:
     turn: int = 0
     initial: bool = False
     began: Mapping[int, Mark] | None = None
+    selection: Selection = ALL
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: vbuuid and seqno by vbucket, as text, since many readers lose digits."""
@@ -101,6 +139,10 @@ class Offset:
             found["initial"] = True
         if self.began is not None:
             found["began"] = _plain(self.began)
+        if self.selection.scope is not None:
+            found["scope"] = self.selection.scope
+        if self.selection.collections is not None:
+            found["collections"] = [*self.selection.collections]
         return found
 
     @classmethod
@@ -112,19 +154,33 @@ class Offset:
         ConfigurationError
             It is no such thing.
         """
+        if not isinstance(fields, Mapping):
+            raise ConfigurationError(f"an offset is a {type(fields).__name__}, and no object", hint=_HINT)
         rest = dict(fields)
-        try:
-            uuid, turn = rest.pop("bucket_uuid", ""), rest.pop("turn", 0)
-            initial, began = rest.pop("initial", False), rest.pop("began", None)
-            marks, before = _marks(rest), None if began is None else _marks(began)
-        except (AttributeError, TypeError, ValueError) as exc:
-            raise ConfigurationError("an offset is none of a bucket's", hint=_HINT) from exc
-        if not (isinstance(uuid, str) and isinstance(turn, int) and isinstance(initial, bool)):
-            raise ConfigurationError("an offset is none of a bucket's", hint=_HINT)
-        return cls(uuid, marks, turn, initial, before)
+        names = ("bucket_uuid", "turn", "initial", "began", "scope", "collections")
+        uuid, turn, initial, began, scope, collections = (rest.pop(name, None) for name in names)
+        _check("bucket_uuid", uuid is None or isinstance(uuid, str))
+        _check("turn", turn is None or (type(turn) is int and 0 <= turn < MAX_VBUCKETS))
+        _check("initial", initial is None or isinstance(initial, bool))
+        _check("began", began is None or isinstance(began, Mapping))
+        _check("scope", scope is None or isinstance(scope, str))
+        given = collections if isinstance(collections, list) else [collections]
+        _check("collections", collections is None or all(isinstance(name, str) for name in given))
+        return cls(
+            uuid or "",
+            _marks(rest),
+            turn or 0,
+            bool(initial),
+            None if began is None else _marks(began, "began."),
+            Selection.of(scope, None if collections is None else given),
+        )
 
     def ahead(
-        self, positions: Mapping[int, tuple[int, int]], bucket_uuid: str, most: int | None = None
+        self,
+        positions: Mapping[int, tuple[int, int]],
+        bucket_uuid: str,
+        most: int | None = None,
+        selection: Selection = ALL,
     ) -> Offset:
         """The offset that is to be read to, when the bucket is at `positions`.
 
@@ -135,6 +191,8 @@ class Offset:
         most
             How many rows the read may have; None for all there are. Vbuckets are read whole, by turns, as
             far as that goes: the server has to send all of a vbucket that is read in part, each time.
+        selection
+            What is asked for.
 
         Returns
         -------
@@ -145,8 +203,10 @@ class Offset:
         ------
         ClusterMapError
             The bucket is another one.
+        ConfigurationError
+            This offset is of other collections.
         """
-        self._check(positions, bucket_uuid)
+        self.check(positions, bucket_uuid, selection)
         marks = {vb: self.marks.get(vb, BEGINNING) for vb in sorted(positions)}
         left = MAX_SEQNO if most is None else most
         order = sorted(positions, key=lambda vb: (vb < self.turn, vb))
@@ -167,9 +227,22 @@ class Offset:
             left -= wanted.changes
         if marks == {vb: self.marks.get(vb, BEGINNING) for vb in marks} and self.marks:
             return self
-        return Offset(bucket_uuid, marks, turn, began=dict(self.marks) if self.initial else None)
+        began = dict(self.marks) if self.initial else None
+        return Offset(bucket_uuid, marks, turn, began=began, selection=selection)
 
-    def _check(self, positions: Mapping[int, tuple[int, int]], bucket_uuid: str) -> None:
+    def check(
+        self, positions: Mapping[int, tuple[int, int]], bucket_uuid: str, selection: Selection = ALL
+    ) -> None:
+        """See that it is of this bucket and of these collections.
+
+        Raises
+        ------
+        ClusterMapError
+            The bucket is another one.
+        ConfigurationError
+            It is of other collections.
+        """
+        self._check_selection(selection)
         other = self.bucket_uuid and bucket_uuid and bucket_uuid != self.bucket_uuid
         if other or (self.marks and self.marks.keys() != positions.keys()):
             error = ClusterMapError(
@@ -181,8 +254,23 @@ class Offset:
             error.permanent = True
             raise error
 
+    def _check_selection(self, selection: Selection) -> None:
+        if self.marks and self.selection != selection:
+            raise ConfigurationError(
+                f"the checkpoint is of {self.selection}, and {selection} is asked for",
+                hint="a checkpoint's scope and collections stay as they are, or documents would be missing "
+                "or stay for ever: ask for the same, or take a new checkpoint location and an empty target",
+            )
+
     def ranges_to(self, end: Offset) -> list[Range]:
-        """What is to be read between this offset and a later one."""
+        """What is to be read between this offset and a later one.
+
+        Raises
+        ------
+        ConfigurationError
+            They are of different collections.
+        """
+        self._check_selection(end.selection)
         if end.initial:
             # Nothing had come since the beginning that this is.
             return []
@@ -191,24 +279,35 @@ class Offset:
         return [each for each in found if each.start != each.end and each.changes]
 
     @classmethod
-    def now(cls, positions: Mapping[int, tuple[int, int]], bucket_uuid: str) -> Offset:
+    def now(
+        cls, positions: Mapping[int, tuple[int, int]], bucket_uuid: str, selection: Selection = ALL
+    ) -> Offset:
         """The initial offset of who wants only what comes from now on."""
-        return cls(bucket_uuid, {vb: Mark(*at) for vb, at in sorted(positions.items())}, initial=True)
+        marks = {vb: Mark(*at) for vb, at in sorted(positions.items())}
+        return cls(bucket_uuid, marks, initial=True, selection=selection)
 
 
 def _plain(marks: Mapping[int, Mark]) -> dict[str, list[str]]:
     return {str(vb): [str(vbuuid), str(seqno)] for vb, (vbuuid, seqno) in sorted(marks.items())}
 
 
-def _marks(fields: Mapping[str, Any]) -> dict[int, Mark]:
-    return {
-        _number(vb, MAX_VBUCKETS - 1): Mark(_number(vbuuid), _number(seqno))
-        for vb, (vbuuid, seqno) in fields.items()
-    }
+def _marks(fields: Mapping[Any, Any], prefix: str = "") -> dict[int, Mark]:
+    found = {}
+    for vb, mark in fields.items():
+        name = f"{prefix}{vb}"
+        _check(name, _is_number(vb, MAX_VBUCKETS - 1))
+        _check(name, isinstance(mark, list | tuple) and len(mark) == 2 and all(map(_is_number, mark)))
+        found[int(vb)] = Mark(*map(int, mark))
+    return found
 
 
-def _number(text: object, most: int = MAX_SEQNO) -> int:
-    number = int(text) if isinstance(text, str) else -1
-    if not 0 <= number <= most:
-        raise ValueError
-    return number
+def _is_number(text: object, most: int = MAX_SEQNO) -> bool:
+    """Whether it is one as :func:`_plain` writes them: Python reads much else as numbers."""
+    if not isinstance(text, str) or not _NUMBER.fullmatch(text):
+        return False
+    return int(text) <= most
+
+
+def _check(name: str, holds: bool) -> None:
+    if not holds:
+        raise ConfigurationError(f"the field {name!r} of an offset cannot be read", hint=_HINT)

@@ -6,7 +6,8 @@ vbucket are void that were given before. The rows behind it are the vbucket from
 
 A vbucket is given again like that where its history is not the planned one any more, where the server does
 not know of the place to begin at or has purged deletions behind it, and where one of its collections was
-created, emptied or dropped: of such documents there are no deletions, and their collection's name is gone.
+created, emptied or dropped, or the one scope that is read created anew: of such documents there are no
+deletions, and their collection's name is gone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cbframe.frame.agreed import Agreement
 from cbframe.frame.changes import CHANGE_TYPE
 from cbframe.frame.divide import shares
 from cbframe.frame.partition import PartSettings
-from cbframe.frame.spans.offsets import BEGINNING, Offset, Range
+from cbframe.frame.spans.offsets import BEGINNING, Offset, Range, Selection
 from cbframe.frame.spans.passes import Pass
 from cbframe.frame.target import METADATA_NAMES, make_target
 from cbframe.options import BucketDataSourceOptions
@@ -51,8 +52,8 @@ class Spans:
     schema
         Of the rows: :data:`REQUIRED` columns, other metadata, and fields of documents.
     on_rollback
-        What becomes of a vbucket whose history is another one: ``"reset"`` gives it again,
-        ``"fail"`` is an error.
+        What becomes of a vbucket that was given, and whose history is another one or has purged deletions
+        that were not given: ``"reset"`` gives it again, ``"fail"`` is an error.
     whole_snapshots
         Give also what the server sends beyond the planned end, once now and again with the next read:
         then a document that changes all the time is not put off from read to read.
@@ -62,6 +63,11 @@ class Spans:
     schema: pa.Schema
     on_rollback: OnReset = "reset"
     whole_snapshots: bool = False
+
+    @property
+    def selection(self) -> Selection:
+        """Of which documents the offsets are."""
+        return Selection.of(self.settings.target.scope, self.settings.target.collections)
 
     def look(self, vbuckets: Collection[int] | None = None) -> Look:
         """Where the bucket is now, or some of its vbuckets."""
@@ -85,13 +91,31 @@ class Spans:
             A history is another one, and that is refused.
         ClusterMapError
             The bucket is another one.
+        ConfigurationError
+            The offset is of other collections.
         """
-        end = start.ahead(look.positions, look.map.uuid, most)
+        end = start.ahead(look.positions, look.map.uuid, most, self.selection)
         self._refuse_planned(start.ranges_to(end), look)
         return end
 
+    def now(self, look: Look) -> Offset:
+        """As :meth:`Offset.now`."""
+        return Offset.now(look.positions, look.map.uuid, self.selection)
+
     def parts(self, start: Offset, end: Offset, look: Look, n: int) -> list[SpanPart]:
-        """What is to be read between two offsets, in `n` parts at most, of one node each if it can be."""
+        """What is to be read between two offsets, in `n` parts at most, of one node each if it can be.
+
+        Raises
+        ------
+        RollbackError
+            A history is another one, and that is refused.
+        ClusterMapError
+            The bucket is another one.
+        ConfigurationError
+            The offsets are of other collections.
+        """
+        # Who is started anew has not looked ahead from here: nobody has compared anything yet.
+        end.check(look.positions, look.map.uuid, self.selection)
         ranges = {each.vbucket: each for each in start.ranges_to(end)}
         self._refuse_planned(ranges.values(), look)
         # Those that nothing is read of count, too: they have a row.
@@ -107,7 +131,8 @@ class Spans:
         if self.on_rollback == "fail":
             refused = next((each for each in ranges if each.anew), None)
             if refused is not None:
-                raise _refusal(refused, look.map.node_of(refused.vbucket))
+                refuse = _other_history if refused.end.vbuuid != refused.start.vbuuid else _shorter
+                raise refuse(refused, look.map.node_of(refused.vbucket))
 
 
 def make_spans(
@@ -244,7 +269,7 @@ class SpanPart:
         Raises
         ------
         RollbackError
-            A vbucket has another history, and that is refused.
+            A vbucket has another history, or deletions were purged behind the start, and that is refused.
         StreamError
             A node has less than it told.
         ConversionError
@@ -283,10 +308,14 @@ class SpanPart:
     def _refuse(self, passes: Sequence[Pass]) -> None:
         if self.spans.on_rollback != "fail":
             return
-        by_vbucket = {each.vbucket: each for each in self.ranges}
-        lost = sorted(set[int]().union(*(each.lost for each in passes)))
-        if lost:
-            raise _refusal(by_vbucket[lost[0]], self.node)
+        lost = set[int]().union(*(each.lost for each in passes))
+        sent_back = set[int]().union(*(each.sent_back for each in passes))
+        for each in self.ranges:
+            # Of one that is at its beginning nothing was given that could be void.
+            if each.start.seqno and each.vbucket in lost:
+                raise _other_history(each, self.node)
+            if each.start.seqno and each.vbucket in sent_back:
+                raise _sent_back(each, self.node)
 
 
 def _resets(vbuckets: Sequence[int], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -306,13 +335,41 @@ def _formed(table: pa.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     yield from table.select(schema.names).cast(schema).to_batches()
 
 
-def _refusal(given: Range, node: str | None) -> RollbackError:
-    return RollbackError(
+def _other_history(given: Range, node: str | None) -> RollbackError:
+    return _refusal(
         f"the history that was read to seqno {given.start.seqno} is not the vbucket's any more, "
         f"which was to be read to seqno {given.end.seqno}",
+        "a failover lost changes that were given already, or the bucket was emptied",
+        given,
+        node,
+    )
+
+
+def _shorter(given: Range, node: str | None) -> RollbackError:
+    return _refusal(
+        f"the vbucket was read to seqno {given.start.seqno}, and its history ends at seqno "
+        f"{given.end.seqno} now",
+        "the server lost changes that were given already",
+        given,
+        node,
+    )
+
+
+def _sent_back(given: Range, node: str | None) -> RollbackError:
+    return _refusal(
+        f"the server does not go on behind seqno {given.start.seqno}, to which the vbucket was read, "
+        f"though its history is the same; it was to be read to seqno {given.end.seqno}",
+        "deletions behind it were purged before they were given",
+        given,
+        node,
+    )
+
+
+def _refusal(what: str, why: str, given: Range, node: str | None) -> RollbackError:
+    return RollbackError(
+        what,
         node=node,
         vbucket=given.vbucket,
-        hint="a failover lost changes that were given already, or the bucket was emptied, or deletions were "
-        "purged meanwhile: start anew with a new checkpoint location and an empty target, or say "
+        hint=f"{why}: start anew with a new checkpoint location and an empty target, or say "
         'on_rollback="reset"',
     )

@@ -30,7 +30,9 @@ class Pass:
     again
         Those that have to be.
     lost
-        Those whose history is not the planned one, or that the server did not know how to go on with.
+        Those whose history is not the planned one.
+    sent_back
+        Those whose history is the planned one, and that the server did not go on with where it was to.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Pass:
         self.anew: set[int] = set()
         self.again: list[Range] = []
         self.lost: set[int] = set()
+        self.sent_back: set[int] = set()
         self._sink: SpanSink | None = None
         self._kept = Kept()
         # A vbucket that has nothing but a new history is not asked.
@@ -64,7 +67,8 @@ class Pass:
             ends=ReachedEnds({each.vbucket: each.end.seqno for each in some}),
         )
         receiver = SpanReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        receiver.begin({each.vbucket: _begun(each) for each in some})
+        of_scope = settings.target.scope is not None and settings.target.collections is None
+        receiver.begin({each.vbucket: _begun(each) for each in some}, of_scope=of_scope)
         enough = {} if whole_snapshots else {each.vbucket: each.end.seqno for each in some}
         sink = SpanSink(settings.target, run.names, receiver, _BATCH, settings.spool_dir, settings.agreement)
         stack.callback(sink.close)
@@ -86,8 +90,10 @@ class Pass:
         # A vbucket that is empty now is not asked: then its history is another one, too.
         same = receiver.history(vb) == end.vbuuid
         fallen = vb in receiver.fallen
-        if fallen or not same:
+        if not same:
             self.lost.add(vb)
+        elif fallen:
+            self.sent_back.add(vb)
         whole = fallen or not given.base
         ended = any(given.base < seqno <= end.seqno for seqno in receiver.ends_of_collections(vb))
         if not whole and (not same or ended or reached is None):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.batcher import of_dropped
-from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET
+from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, OURS, SEQNO, VBUCKET
 from cbframe.arrow.documents.chunks import Batch
 from cbframe.arrow.documents.passes import PassingTyper
 from cbframe.arrow.spool import ARRIVED, DeferringBatchReceiver, Spool
@@ -24,6 +24,7 @@ from cbframe.frame.names import alive, is_text
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.spans.offsets import Mark
 from cbframe.frame.streamed import SpoolingSink, documents_of
+from cbframe.frame.target import ScanTarget
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, Opcode, SystemEventId
 from cbframe.wire.failover import FailoverEntry
 from cbframe.wire.messages import SystemEvent
@@ -40,13 +41,26 @@ class SpanReceiver(DeferringBatchReceiver):
         Vbuckets that the server sent back: they were read from their beginning then.
     """
 
-    __slots__ = ("_events", "_histories", "fallen")
+    __slots__ = ("_ends", "_events", "_histories", "fallen")
 
     fallen: set[int]
 
-    def begin(self, marks: Mapping[int, Mark]) -> None:
-        """Begin there; call it before anything is received."""
+    def begin(self, marks: Mapping[int, Mark], *, of_scope: bool) -> None:
+        """Begin there; call it before anything is received.
+
+        Parameters
+        ----------
+        marks
+            Where, by vbucket.
+        of_scope
+            All collections of one scope are asked for.
+        """
         self.fallen = set()
+        # Servers tell that a collection was emptied by telling once more that it was created.
+        self._ends = {SystemEventId.CREATE_COLLECTION, SystemEventId.DROP_COLLECTION}
+        if of_scope:
+            # One that has the name of another that was dropped: of the other's end nothing is sent.
+            self._ends.add(SystemEventId.CREATE_SCOPE)
         self._events: list[tuple[int, int]] = []
         self._histories: dict[int, int] = {}
         for vbucket, (vbuuid, seqno) in marks.items():
@@ -72,14 +86,13 @@ class SpanReceiver(DeferringBatchReceiver):
 
     def system_event(self, vbucket: int, event: SystemEvent) -> None:
         DeferringBatchReceiver.system_event(self, vbucket, event)
-        # Servers tell that a collection was emptied by telling once more that it was created.
-        if event.event in (SystemEventId.CREATE_COLLECTION, SystemEventId.DROP_COLLECTION):
+        if event.event in self._ends:
             self._events.append((vbucket, event.seqno))
 
     # -- afterwards
 
     def ends_of_collections(self, vbucket: int) -> list[int]:
-        """Seqnos at which collections of a vbucket were created, emptied or dropped."""
+        """Seqnos at which collections of a vbucket, or their scope, were created, emptied or dropped."""
         return [seqno for vb, seqno in self._events if vb == vbucket]
 
     def history(self, vbucket: int) -> int | None:
@@ -175,15 +188,16 @@ class SpanSink(SpoolingSink):
 
     def _refuse_nameless(self, rows: _Rows) -> None:
         """Two documents with one key must not look like one."""
-        target = self._target
-        if "collection" in target.metadata or len(target.collections or ()) == 1:
+        needed = _name_columns(self._target)
+        if needed.issubset(self._target.metadata):
             return
         if self._collections - {0} and any(
             rows.raw(number)[COLLECTION_ID].to_numpy().any() for number in range(len(rows))
         ):
+            columns = " and ".join(OURS + name for name in sorted(needed, reverse=True))
             raise ConversionError(
                 "documents are of collections, and the schema has no columns for them",
-                hint="declare _cb_scope and _cb_collection as string, or read one collection only",
+                hint=f"declare {columns} as string, or read one collection only",
             )
 
     def _fields(self, typer: PassingTyper, rows: _Rows) -> Iterator[pa.Table]:
@@ -228,6 +242,20 @@ class SpanSink(SpoolingSink):
                 there = kinds == 0
                 head = beside(head, table.take(pa.array(np.cumsum(there) - 1, mask=~there)))
             yield head
+
+
+def _name_columns(target: ScanTarget) -> set[str]:
+    """Metadata without which documents of two collections may look alike."""
+    if target.collections is None:
+        return {"scope", "collection"} if target.scope is None else {"collection"}
+    places = {
+        tuple(name.split(".", 1)) if "." in name else (target.scope or "_default", name)
+        for name in target.collections
+    }
+    several = {"scope": {scope for scope, _ in places}, "collection": {name for _, name in places}}
+    found = {what for what, names in several.items() if len(names) > 1}
+    # One of them is enough where it tells all apart.
+    return next(({what} for what in sorted(found) if len(several[what]) == len(places)), found)
 
 
 class _Rows:
