@@ -52,6 +52,9 @@ def test_types_and_options(spark: Any) -> None:
         assert (int(row["big"]), row["tags"], row["geo"]["lat"], row["none"]) == (2**64 - 1, ["x"], 1.5, None)
         assert int(row["_cb_seqno"]) == 1
         assert load(spark, cluster, columns="tags").columns == ["_cb_key", "tags"]
+        with pytest.raises(Exception, match=r"columns='geo\.lat': a member of an object is no column"):
+            load(spark, cluster, columns="tags,geo.lat")
+        assert load(spark, cluster, columns="geo").select("geo.lat").first()["lat"] == 1.5
         assert load(spark, cluster, "_cb_key string, big decimal(20,0), absent int").first()["absent"] is None
 
 

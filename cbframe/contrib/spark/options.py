@@ -37,7 +37,7 @@ def checked(options: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
     Raises
     ------
     ConfigurationError
-        There is no such option, or the connection is missing.
+        There is no such option, the connection is missing, or a column is a part of one.
     """
     found = {name.lower(): value for name, value in options.items()}
     unknown = [name for name in options if name.lower() not in known]
@@ -45,6 +45,12 @@ def checked(options: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
         raise ConfigurationError(
             f"there is no option {unknown[0]!r}" if unknown else 'option("connection", ...) is missing',
             hint=f"options are: {', '.join(sorted(known))}",
+        )
+    member = next((name for name in listed(found.get("columns", "")) if "." in name), None)
+    if member is not None:
+        raise ConfigurationError(
+            f"columns={member!r}: a member of an object is no column here",
+            hint=f"take {member.partition('.')[0]!r}, and select {member!r} of the frame",
         )
     return found
 
