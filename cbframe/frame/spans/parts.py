@@ -260,7 +260,9 @@ class SpanPart:
         self.spans.settings.refuse_secrets()
 
     def read(self) -> Iterator[pa.RecordBatch]:
-        """Read it: each change behind the start and not behind the end, and none twice.
+        """Read it: each change behind the start, none twice, and none behind the end.
+
+        With whole snapshots also what lies behind the end, as far as the server sends it.
 
         Of a vbucket that is given anew, a reset comes first. If its history is the planned one, it is given
         up to the planned end; if not, as far as it goes: the next read, whose offset tells of yet another
