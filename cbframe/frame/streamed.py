@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,29 @@ class Streamed:
 
     schema: pa.Schema
     tables: Iterator[pa.Table]
+    conflicts: tuple[Conflict, ...]
+    rejected: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Typing:
+    """How the documents of a spool become columns, decided for all of them.
+
+    Attributes
+    ----------
+    empty
+        What has the columns, and no rows.
+    tables
+        The fields of each batch's documents, with its number.
+    form
+        Makes of a batch's raw rows and fields what is given of them.
+    conflicts, rejected
+        As of a read in memory.
+    """
+
+    empty: pa.Table
+    tables: Callable[[], Iterator[tuple[int, pa.Table]]]
+    form: Callable[[pa.Table, pa.Table], tuple[pa.Table, pa.Table]]
     conflicts: tuple[Conflict, ...]
     rejected: dict[str, int]
 
@@ -164,6 +188,18 @@ class SpoolingSink:
         return Streamed(beside(head, schema.empty_table()).schema, self._given(tables()), (), {})
 
     def _typed(self, typer: PassingTyper, rows: SpooledRows, *, text: bool) -> Streamed:
+        typing = self._typing(typer, rows)
+
+        def formed(raw: pa.Table, table: pa.Table) -> pa.Table:
+            raw, table = typing.form(raw, table)
+            return beside(self._names.head(raw, rows.manifest, text=text), table)
+
+        schema = formed(self._receiver.schema.empty_table(), typing.empty).schema
+        tables = (formed(rows.raw(number), table) for number, table in typing.tables())
+        return Streamed(schema, self._given(tables), typing.conflicts, typing.rejected)
+
+    def _typing(self, typer: PassingTyper, rows: SpooledRows) -> _Typing:
+        """Look at all documents as often as it takes to know what becomes of each."""
         if rows.some_went():
             # What was learned of versions that do not count must not show in any column, type or count.
             typer = PassingTyper(self._target.policy())
@@ -192,13 +228,10 @@ class SpoolingSink:
             fitter.settle()
             conflicts = (*conflicts, *fitter.conflicts(conflicts))
 
-        def formed(raw: pa.Table, table: pa.Table) -> pa.Table:
-            raw, table = outcome.form(raw, table if fitter is None else fitter.apply(table, len(raw)))
-            return beside(self._names.head(raw, rows.manifest, text=text), table)
+        def form(raw: pa.Table, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+            return outcome.form(raw, table if fitter is None else fitter.apply(table, len(raw)))
 
-        schema = formed(self._receiver.schema.empty_table(), layout.table([])).schema
-        tables = (formed(rows.raw(number), table) for number, table in typed())
-        return Streamed(schema, self._given(tables), conflicts, rejected)
+        return _Typing(layout.table([]), typed, form, conflicts, rejected)
 
     def _given(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Tables that have rows; at the end the files are gone."""
@@ -214,6 +247,13 @@ class SpoolingSink:
         self._spool.close()
 
 
+class Counting(Protocol):
+    """Tells which rows of a spool count."""
+
+    def mask(self, number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        """Which of a batch; all of them documents."""
+
+
 class SpooledRows:
     """The rows of a spool that count, by batch.
 
@@ -223,7 +263,7 @@ class SpooledRows:
         How many there are; known after :meth:`some_went`.
     """
 
-    def __init__(self, spool: Spool, survivors: Survivors, manifest: Manifest | None) -> None:
+    def __init__(self, spool: Spool, survivors: Counting, manifest: Manifest | None) -> None:
         self._spool = spool
         self._survivors = survivors
         self.manifest = manifest

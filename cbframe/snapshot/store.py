@@ -284,6 +284,7 @@ class RemoteStore(Store):
         try:
             self._fsspec.pipe_file(path, data, mode="create")
         except (TypeError, NotImplementedError, ValueError):
+            # Each says in its own way that it knows no mode: it is written without, and read again.
             return False
         return True
 

@@ -10,20 +10,16 @@ import pyarrow as pa
 
 from cbframe.arrow.batcher import of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, OURS, SEQNO, VBUCKET
-from cbframe.arrow.documents.chunks import Batch
-from cbframe.arrow.documents.passes import PassingTyper
 from cbframe.arrow.spool import ARRIVED, DeferringBatchReceiver, Spool
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.metadata import VBucketMetaData
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConversionError
-from cbframe.frame.agreed import Fitter
 from cbframe.frame.assemble import beside
 from cbframe.frame.changes import CHANGE_TYPE, CHANGE_TYPES
 from cbframe.frame.names import alive, is_text
-from cbframe.frame.outcome import Outcome
 from cbframe.frame.spans.offsets import Mark
-from cbframe.frame.streamed import SpoolingSink, documents_of
+from cbframe.frame.streamed import SpooledRows, SpoolingSink
 from cbframe.frame.target import ScanTarget
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, Opcode, SystemEventId
 from cbframe.wire.failover import FailoverEntry
@@ -171,20 +167,15 @@ class SpanSink(SpoolingSink):
         self._names.refuse_dropped(self._receiver)
         ids = np.array(sorted(self._collections), np.uint32)
         manifest = self._names.manifest_of(ids, self._receiver)
-        rows = _Rows(self._spool, self._receiver, kept, manifest)
+        rows = _Rows(self._spool, _Given(self._receiver, kept), manifest)
         self._refuse_nameless(rows)
         assert self._agreement is not None, "the schema is declared"
         text = self._agreement.text
-        if text and not all(is_text(rows.raw(number)[KEY]) for number in self._odd_keys):
+        if text and not all(is_text(rows.given(number)[KEY]) for number in self._odd_keys):
             raise ConversionError(
                 "a key is no text, and the schema says that keys are", hint="declare _cb_key as binary"
             )
-        fields = (
-            (pa.table({}) for _ in range(len(rows)))
-            if self._typer is None
-            else self._fields(self._typer, rows)
-        )
-        return self._formed(rows, fields, manifest, text=text)
+        return self._formed(rows, self._fields(rows), manifest, text=text)
 
     def _refuse_nameless(self, rows: _Rows) -> None:
         """Two documents with one key must not look like one."""
@@ -192,7 +183,7 @@ class SpanSink(SpoolingSink):
         if needed.issubset(self._target.metadata):
             return
         if self._collections - {0} and any(
-            rows.raw(number)[COLLECTION_ID].to_numpy().any() for number in range(len(rows))
+            rows.given(number)[COLLECTION_ID].to_numpy().any() for number in range(len(rows))
         ):
             columns = " and ".join(OURS + name for name in sorted(needed, reverse=True))
             raise ConversionError(
@@ -200,37 +191,18 @@ class SpanSink(SpoolingSink):
                 hint=f"declare {columns} as string, or read one collection only",
             )
 
-    def _fields(self, typer: PassingTyper, rows: _Rows) -> Iterator[pa.Table]:
+    def _fields(self, rows: _Rows) -> Iterator[pa.Table]:
         """The fields of each batch's documents."""
-        assert self._agreement is not None, "the schema is declared"
-        upserts, others_too = rows.count()
-        if others_too:
-            # What was learned of documents that are not given must not be an error.
-            typer = PassingTyper(self._target.policy())
-            for number in range(len(rows)):
-                typer.learn(rows.load(number))
-        layout = typer.settle(rows)
-        census = typer.census
-        outcome = Outcome(self._target, upserts, census.reasons(), lenient=True)
-        fitter = Fitter(self._agreement, self._target, layout.table([]).schema, layout.plan)
-        if outcome.looks or fitter.looks:
-            for number, table in enumerate(typer.tables(rows, layout)):
-                if outcome.looks:
-                    outcome.look(rows.documents(number), table, lambda row, number=number: (number, row))  # type: ignore[misc]
-                if fitter.looks:
-                    fitter.look(table)
-        outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
-        fitter.settle()
-        return (
-            outcome.form(rows.documents(number), fitter.apply(table, rows.upserts(number)))[1]
-            for number, table in enumerate(typer.tables(rows, layout))
-        )
+        if self._typer is None:
+            return (pa.table({}) for _ in range(len(rows)))
+        typing = self._typing(self._typer, rows)
+        return (typing.form(rows.raw(number), table)[1] for number, table in typing.tables())
 
     def _formed(
         self, rows: _Rows, fields: Iterator[pa.Table], manifest: Manifest | None, *, text: bool
     ) -> Iterator[pa.Table]:
         for number, table in enumerate(fields):
-            raw = rows.raw(number)
+            raw = rows.given(number)
             if not len(raw):
                 continue
             opcode = raw[OPCODE].to_numpy()
@@ -258,64 +230,40 @@ def _name_columns(target: ScanTarget) -> set[str]:
     return next(({what} for what in sorted(found) if len(several[what]) == len(places)), found)
 
 
-class _Rows:
-    """The rows of a spool that are given, by batch."""
+class _Given:
+    """Which rows are given: other than in a picture of a bucket, older versions and deletions, too."""
 
-    def __init__(self, spool: Spool, receiver: SpanReceiver, kept: Kept, manifest: Manifest | None) -> None:
-        self._spool = spool
+    def __init__(self, receiver: SpanReceiver, kept: Kept) -> None:
         self._kept = kept
-        self._manifest = manifest
         self._void_before = receiver.void_before()
         self._dropped, self._emptied = receiver.dropped, receiver.emptied()
 
-    def __len__(self) -> int:
-        return len(self._spool)
-
-    def _masks(self, number: int) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Heads of a batch, which of its rows are given, and which of these are documents."""
-        heads = self._spool.heads(number)
+    def all(self, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        """Of a batch, whatever they tell."""
         vbucket = heads.column(VBUCKET).to_numpy()
         keep: npt.NDArray[np.bool_] = heads.column(ARRIVED).to_numpy() >= self._void_before[vbucket]
         keep &= self._kept.mask(vbucket, heads.column(SEQNO).to_numpy())
-        table = pa.Table.from_batches([heads])
-        if self._manifest is not None:
-            keep &= alive(table, self._manifest)
-        gone = of_dropped(table, self._dropped, self._emptied)
-        if gone is not None:
-            keep &= ~gone
-        return heads, keep, keep & (heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION)
+        gone = of_dropped(pa.Table.from_batches([heads]), self._dropped, self._emptied)
+        return keep if gone is None else keep & ~gone
 
-    def count(self) -> tuple[int, bool]:
-        """How many documents are given, and whether there are others."""
-        given = 0
-        others = False
-        for number in range(len(self)):
-            heads, _, upsert = self._masks(number)
-            given += int(upsert.sum())
-            others |= bool(((heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION) & ~upsert).any())
-        return given, others
+    def mask(self, number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:  # noqa: ARG002 - as of others
+        """Of a batch, those that are documents."""
+        keep = self.all(heads)
+        keep &= heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
+        return keep
 
-    def raw(self, number: int) -> pa.Table:
-        """Keys and metadata of the rows of a batch."""
-        heads, keep, _ = self._masks(number)
+
+class _Rows(SpooledRows):
+    """The documents of a spool that are given, by batch, and :meth:`given` with deletions among them."""
+
+    def __init__(self, spool: Spool, given: _Given, manifest: Manifest | None) -> None:
+        super().__init__(spool, given, manifest)
+        self._given = given
+
+    def given(self, number: int) -> pa.Table:
+        """Keys and metadata of all that is given of a batch."""
+        heads = self._spool.heads(number)
+        keep = self._given.all(heads)
+        if self.manifest is not None:
+            keep &= alive(pa.Table.from_batches([heads]), self.manifest)
         return pa.Table.from_batches([heads.filter(pa.array(keep))])
-
-    def documents(self, number: int) -> pa.Table:
-        """The same of its documents."""
-        heads, _, upsert = self._masks(number)
-        return pa.Table.from_batches([heads.filter(pa.array(upsert))])
-
-    def upserts(self, number: int) -> int:
-        """How many documents of a batch are given."""
-        return int(self._masks(number)[2].sum())
-
-    def load(self, number: int) -> Batch:
-        """Documents of a batch, to be typed."""
-        heads, _, upsert = self._masks(number)
-        return documents_of(heads, self._spool.values(number), upsert)
-
-    def key(self, place: tuple[int, int]) -> bytes:
-        """The key of a document."""
-        number, row = place
-        key: bytes = self.documents(number)[KEY][row].as_py()
-        return key
