@@ -301,6 +301,3 @@ def test_a_name_server_that_does_not_answer_can_be_left(seeds: Make) -> None:
         source.fetch()
     never.set()
     canceller.join()
-    for thread in threading.enumerate():
-        if thread.name == "cbframe-rest":
-            thread.join(20)

@@ -28,6 +28,9 @@ def open_sockets() -> set[str]:
 def nothing_left() -> Iterator[None]:
     threads, sockets = set(threading.enumerate()), open_sockets()
     yield
+    for thread in set(threading.enumerate()) - threads:
+        if thread.name == "cbframe-rest":  # a request that was left: nothing but its own end stops it
+            thread.join(20)
     # A thread of another library (duckdb's) that once called into Python is listed as a dummy, and polars
     # keeps a pool. Ours have names of their own.
     theirs = ("Dummy-", "ThreadPoolExecutor-")

@@ -500,10 +500,6 @@ def test_ctrl_c_at_a_silent_port(scheme: str) -> None:
             read_bucket(f"{scheme}://{server.address}", "default", auth=(USER, PASSWORD), options=options)
         assert time.monotonic() - began < 1
         thread.join()
-    # A request cannot be interrupted: the thread that waits for it is left to its own timeout.
-    for left in [thread for thread in threading.enumerate() if thread.name == "cbframe-rest"]:
-        left.join(10)
-        assert not left.is_alive()
 
 
 @pytest.mark.parametrize("scheme", ["couchbase", "http"])
