@@ -441,6 +441,9 @@ def test_a_missing_password_is_told_before_anything_is_connected() -> None:
 
 # ---------------------------------------------------------------------- Ctrl-C
 
+PROMPT = 3
+"""Seconds: a fraction of one on an idle machine; what is interrupted would last longer."""
+
 
 def interrupt_on(condition: Callable[[], bool]) -> threading.Thread:
     """Send this process a SIGINT once the condition holds."""
@@ -473,7 +476,7 @@ def test_ctrl_c_in_the_middle(cluster: LocalCluster) -> None:
     thread = interrupt_on(ready)
     with pytest.raises(KeyboardInterrupt):
         scan.to_arrow()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < PROMPT
     thread.join()
     assert not [t for t in threading.enumerate() if t.name.startswith(("cbframe-node", "cbframe-cluster"))]
 
@@ -495,10 +498,10 @@ def test_ctrl_c_at_a_silent_port(scheme: str) -> None:
             return server.accepted > 0
 
         thread = interrupt_on(ready)
-        options = BucketDataSourceOptions(connect_timeout=3)
+        options = BucketDataSourceOptions(connect_timeout=2 * PROMPT)
         with pytest.raises(KeyboardInterrupt):
             read_bucket(f"{scheme}://{server.address}", "default", auth=(USER, PASSWORD), options=options)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < PROMPT
         thread.join()
 
 
@@ -550,7 +553,7 @@ def test_ctrl_c_in_a_process_of_its_own() -> None:
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < PROMPT
     finally:
         process.kill()
         process.communicate()
