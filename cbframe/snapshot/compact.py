@@ -76,7 +76,8 @@ def compact(
     rows = sum(part.count for part in parts)
     entries: tuple[FileEntry, ...] = ()
     if rows:
-        unique = rows == sum(part.count for part in Live(store, base, deletions=True).parts())
+        newest = Live(store, base, deletions=True).parts()
+        unique = not any(map(_some_older, parts, newest))
         with ChangeFiles(
             store,
             writer_prefix(version),
@@ -145,6 +146,13 @@ def _kept(store: Store, base: Manifest, floors: Sequence[int]) -> Iterator[Part]
             _later(table, part.entry, ceilings, floor) for table in heads(store, part.entry, (VBUCKET, SEQNO))
         ]
         yield Part(part.entry, part.keep | np.concatenate(later))
+
+
+def _some_older(part: Part, newest: Part) -> bool:
+    """Whether there are rows of a file besides those that are the newest of their document."""
+    if newest.keep is None:
+        return False
+    return not (newest.keep.all() if part.keep is None else newest.keep[part.keep].all())
 
 
 def _later(
