@@ -35,7 +35,8 @@ counts                    rows of this version: upserted, deleted, retracted
 
 ``data/`` has the files: Parquet, one row for each change, with the columns ``_cb_key``, ``_change_type``
 (upsert, delete, expire), the metadata ``_cb_…``, and the fields of the documents, which are null in a
-deletion. Of several rows that count, the one with the highest seqno is the document.
+deletion; a field ``_change_type`` is the column ``_change_type_``. Of several rows that count, the one
+with the highest seqno is the document.
 """
 
 from __future__ import annotations

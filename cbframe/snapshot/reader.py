@@ -21,7 +21,7 @@ from cbframe.snapshot.live import Live, Part
 from cbframe.snapshot.manifest import Manifest
 from cbframe.snapshot.parquet import opened
 from cbframe.snapshot.pick import column_of, may_pass, passing
-from cbframe.snapshot.sink import CHANGE_TYPE
+from cbframe.snapshot.sink import CHANGE_TYPE, made_way
 from cbframe.snapshot.store import Store
 
 _NAMES = ("_cb_scope", "_cb_collection")
@@ -108,6 +108,7 @@ class VersionReader:
         """Where a snapshot holds members only, they are columns with a dot in their names."""
         joined = ".".join(path)
         names = self._documents.schema.names
+        path = (made_way(path[0]), *path[1:])
         return (joined,) if joined in names and path[0] not in names else path
 
     def _by_column(self, filters: Filters) -> Filters:
