@@ -118,6 +118,48 @@ def test_filters_of_metadata(path: Path) -> None:
     assert read_snapshot(path, filters=[("_cb_cas", "==", cas)]).index.to_list() == [rows.index[5]]
 
 
+@pytest.mark.parametrize(
+    ("documents", "filters"),
+    [
+        # One file has text, which becomes JSON text together with the other: "x" with its quotes.
+        (({"a": "x"}, {"a": {}}), [("a", "==", '"x"')]),
+        # The one field is called in Parquet as the other one is.
+        (({"a": {"b": 5}, "a.b": 1}, {}), [("a.b", "==", 5)]),
+    ],
+)
+def test_filters_of_columns_that_look_alike(
+    documents: Any, filters: Any, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    for key, document in zip("ab", documents, strict=True):
+        cluster.upsert(key, document)
+        write_snapshot(cluster, tmp_path, options=QUICK)
+    assert read_snapshot(tmp_path, filters=filters).index.to_list() == ["a"]
+    Snapshot(tmp_path).compact()
+    assert read_snapshot(tmp_path, filters=filters).index.to_list() == ["a"]
+
+
+def test_filters_of_keys_that_are_no_text(cluster: LocalCluster, tmp_path: Path) -> None:
+    for key in (b"a", b"b", b"c", b"\xff"):
+        cluster.upsert(key, {})
+    write_snapshot(cluster, tmp_path, options=QUICK)
+    for filters, keys in (
+        ([("_cb_key", "==", "a")], [b"a"]),
+        ([("_cb_key", "in", ["a", "c", "d"])], [b"a", b"c"]),
+        ([("_cb_key", ">", "b")], [b"c", b"\xff"]),
+    ):
+        assert sorted(read_snapshot(tmp_path, filters=filters).index) == keys
+
+
+def test_inside_of_text(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Documents that have the field may be there: nothing would be found, and nobody would know."""
+    cluster.upsert("a", {"a": {"b": {"c": 1}}})
+    cluster.upsert("b", {"a": {"b": 1}})
+    write_snapshot(cluster, tmp_path, options=QUICK)
+    for wanted in ({"filters": [("a.b.c", "==", 1)]}, {"columns": ["a.b.c"]}):
+        with pytest.raises(ConfigurationError, match=r"names 'a\.b\.c', and 'a\.b' is JSON text"):
+            read_snapshot(tmp_path, **wanted)
+
+
 def test_columns(path: Path) -> None:
     kept = read_snapshot(path, columns=["geo.lat", "type"], metadata=("key", "seqno"))
     assert list(kept.columns) == ["_cb_seqno", "geo.lat", "type"]
