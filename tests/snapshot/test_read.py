@@ -236,6 +236,29 @@ def test_export(path: Path, tmp_path: Path) -> None:
     assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
 
 
+@pytest.mark.parametrize(
+    ("folder", "wanted", "error", "message"),
+    [
+        ("memory://plain", {}, ConfigurationError, "export\\(\\) writes a folder of this machine"),
+        ("plain", {"compression": "zip"}, ConfigurationError, "compression='zip'"),
+        ("file/plain", {}, SnapshotError, "cannot export the documents: Not a directory"),
+    ],
+)
+def test_export_elsewhere(
+    folder: str, wanted: Any, error: type[Exception], message: str, path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(error, match=message):
+        Snapshot(path).export(folder if "://" in folder else tmp_path / folder, **wanted)
+    assert Snapshot(path).export((tmp_path / "a b").as_uri()) == tmp_path / "a b"
+
+
+@pytest.mark.parametrize("wanted", [{"compression": "zip"}, {"file_bytes": 0}, {"keep": 5}])
+def test_compaction_that_cannot_be_meant(wanted: Any, path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"{next(iter(wanted))}="):
+        Snapshot(path).compact(**wanted)
+
+
 def test_a_version_whose_files_are_gone(made: tuple[LocalCluster, Path], tmp_path: Path) -> None:
     cluster, _ = made
     path = tmp_path / "other"
