@@ -63,6 +63,10 @@ _NOTHING = VBucketMetaData()
 _DIGEST = ',\n"digest": "'
 
 
+class DamagedManifestError(SnapshotError):
+    """A manifest is not as it was written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """How far a vbucket was read.
@@ -309,8 +313,8 @@ def _checked(data: bytes, path: str) -> dict[str, Any]:
     return fields
 
 
-def _damaged(path: str, why: str) -> SnapshotError:
-    return SnapshotError(
+def _damaged(path: str, why: str) -> DamagedManifestError:
+    return DamagedManifestError(
         f"a damaged manifest: {why}",
         path=path,
         hint='write_snapshot(..., mode="repair") goes back to the last version that is whole, and reads '

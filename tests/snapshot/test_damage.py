@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import resource
 import signal
@@ -140,6 +141,30 @@ def test_a_manifest(hurt: Hurt, cluster: LocalCluster, path: Path) -> None:
     assert (result.version, result.upserted, result.deleted) == (4, 1, 0)
     assert held(path) == truth(cluster)
     assert Snapshot(path).verify().ok
+
+
+def test_an_old_manifest(cluster: LocalCluster, path: Path) -> None:
+    """Nothing has to be read again; but all that looks at all versions would stumble over it."""
+    truncate(path / "manifest" / "00000002.json")
+    before = held(path)
+    [problem] = Snapshot(path).verify().problems
+    assert "newer versions do not need it" in problem.remedy
+    result = update(cluster, path, mode="repair")
+    assert (result.version, result.changed) == (3, False)
+    assert held(path) == before
+    assert [each.version for each in Snapshot(path).versions] == [1, 3]
+    assert Snapshot(path).verify().ok
+
+
+def test_a_manifest_of_the_future(cluster: LocalCluster, path: Path) -> None:
+    """It is no damage, and nothing that a repair by an older program may put away."""
+    victim = path / "manifest" / "00000003.json"
+    body = victim.read_bytes().replace(b'"format":1', b'"format":2').rpartition(b',\n"digest"')[0]
+    newer = body + b',\n"digest": "%s"}\n' % hashlib.sha256(body).hexdigest().encode()
+    victim.write_bytes(newer)
+    with pytest.raises(SnapshotError, match="a manifest of format 2"):
+        update(cluster, path, mode="repair")
+    assert victim.read_bytes() == newer
 
 
 @pytest.mark.parametrize("byte", range(0, 3000, 37))

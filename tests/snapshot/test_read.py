@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -69,6 +70,9 @@ def test_as_the_bucket(made: tuple[LocalCluster, Path]) -> None:
         ("2026-01-01T23:59:59", 500),
         ("2026-01-02T12:00:00+12:00", 500),
         ("2026-01-03", 451),
+        (np.int64(1), 500),  # as schema_history() has it
+        (date(2026, 1, 1), 500),
+        (pd.Timestamp("2026-01-03"), 451),
     ],
 )
 def test_versions_and_times(as_of: Any, rows: int, path: Path) -> None:
@@ -81,11 +85,32 @@ def test_versions_and_times(as_of: Any, rows: int, path: Path) -> None:
         (9, SnapshotError, "there is no version 9"),
         ("2025-12-31", ConfigurationError, "before the oldest version"),
         ("yesterday", ConfigurationError, "is no time"),
+        (1.5, ConfigurationError, "as_of=1.5 is no time"),
+        (True, ConfigurationError, "as_of=True is no time"),
     ],
 )
 def test_no_such_version(as_of: Any, error: type[Exception], message: str, path: Path) -> None:
     with pytest.raises(error, match=message):
         read_snapshot(path, as_of=as_of)
+
+
+def test_a_time_of_which_the_version_is_gone(tmp_path: Path, calendar: Calendar) -> None:
+    """The one before has a file that is still needed, and is not what was there at that time."""
+    with LocalCluster(nodes=1, vbuckets=1, seed=1) as cluster:
+        for n in range(3):
+            cluster.upsert(f"key-{n}", {"n": n})
+            write_snapshot(cluster, tmp_path, options=QUICK, clock=calendar)
+            calendar.go_on(hours=1)
+            if n == 1:
+                cluster.fail_over(0, lose=1)
+    assert len(read_snapshot(tmp_path, as_of="2026-01-01T01:30")) == 2
+    assert Snapshot(tmp_path).vacuum() == ["manifest/00000002.json"]
+    with pytest.raises(SnapshotError, match="is between versions 1 and 3, and what was there is gone"):
+        read_snapshot(tmp_path, as_of="2026-01-01T01:30")
+    for as_of in (1, "2026-01-01T00:00"):
+        assert len(read_snapshot(tmp_path, as_of=as_of)) == 1
+    with pytest.raises(SnapshotError, match="version 2, which is between 1 and 3, is damaged"):
+        Snapshot(tmp_path).changes(1)
 
 
 @pytest.mark.parametrize(
