@@ -181,7 +181,9 @@ def vacuum(store: Store, history: History, keep: int) -> list[str]:
     numbers = history.numbers()
     newest = [history.load(number) for number in numbers[-keep:]]
     needed = {entry.name.partition("/")[2] for manifest in newest for entry in manifest.files}
-    deleted = [f"{DATA}/{name}" for name in store.names(DATA) if name not in needed]
+    # What has not such a name is not ours.
+    ours = [name for name in store.names(DATA) if name.partition("-")[0].isdigit()]
+    deleted = [f"{DATA}/{name}" for name in ours if name not in needed]
     useful = _useful(newest[-1], history)
     deleted += [name_of(number) for number in numbers[:-keep] if number not in useful]
     deleted += [f"{FOLDER}/{name}" for name in store.names(FOLDER) if name.endswith(".damaged")]
