@@ -234,6 +234,7 @@ def test_export(written: Path, tmp_path: Path, capsys: Capture) -> None:
         (["read", "--columns", "nowhere"], "'nowhere'"),
         (["read", "-o", "x.xlsx"], "names no known format"),
         (["changes", "--since", "someday"], "as_of='someday' is no time"),
+        (["export", "memory://plain"], "export() writes a folder of this machine"),
     ],
 )
 def test_errors(written: Path, capsys: Capture, arguments: list[str], message: str) -> None:

@@ -215,7 +215,7 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
         "Write the documents as a folder of plain Parquet files, which any tool reads.",
     )
     _add_path(export)
-    export.add_argument("folder", metavar="FOLDER", type=Path, help="it must not exist")
+    export.add_argument("folder", metavar="FOLDER", help="it must not exist")
     export.add_argument("--as-of", type=_as_of, metavar="WHEN", help="a version, or a time in ISO 8601")
 
 

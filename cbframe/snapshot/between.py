@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
 from cbframe.arrow.documents.unify import unify
-from cbframe.errors import ConfigurationError
+from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.snapshot.history import History
 from cbframe.snapshot.live import Ceilings, Live, Part
 from cbframe.snapshot.manifest import Drop, Manifest, Rollback
@@ -74,6 +74,13 @@ def _line(history: History, since: Manifest, until: Manifest) -> list[Manifest]:
         if each.version == since.version:
             return line[::-1]
         line.append(each)
+    if line and line[-1].kind != "create" and line[-1].parent > since.version:
+        raise SnapshotError(
+            f"version {line[-1].parent}, which is between {since.version} and {until.version}, is damaged "
+            "or was deleted",
+            path=history.root,
+            hint="Snapshot(path).versions lists what there is; vacuum(keep=...) keeps more",
+        )
     raise ConfigurationError(
         f"version {until.version} was not made from version {since.version}",
         hint='changes() needs an earlier version, with all in between; mode="overwrite" begins anew',

@@ -15,7 +15,7 @@ from cbframe.arrow.columns import SEQNO, VBUCKET
 from cbframe.errors import SnapshotError
 from cbframe.snapshot.files import DATA
 from cbframe.snapshot.history import History
-from cbframe.snapshot.manifest import FileEntry, Manifest, name_of
+from cbframe.snapshot.manifest import DamagedManifestError, FileEntry, Manifest, name_of
 from cbframe.snapshot.parquet import heads
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
 from cbframe.snapshot.store import Store
@@ -94,6 +94,7 @@ class Verification:
 
 
 _REPAIR = 'write_snapshot(..., mode="repair") reads again what was in it; other vbuckets are not touched'
+_OLD_MANIFEST = 'newer versions do not need it: write_snapshot(..., mode="repair") puts it away'
 _OLD = "only older versions need it: vacuum() deletes them"
 
 
@@ -101,11 +102,14 @@ def verify(store: Store, history: History) -> Verification:
     """Look at every manifest, and at every file that one of them names."""
     problems: list[Problem] = []
     manifests: dict[int, Manifest] = {}
-    for number in history.numbers():
+    numbers = history.numbers()
+    for number in numbers:
         try:
             manifests[number] = history.load(number)
         except SnapshotError as exc:
-            problems.append(Problem(store.where(name_of(number)), exc.message, (number,), exc.hint or ""))
+            old = isinstance(exc, DamagedManifestError) and number < numbers[-1]
+            remedy = _OLD_MANIFEST if old else exc.hint or ""
+            problems.append(Problem(store.where(name_of(number)), exc.message, (number,), remedy))
     newest = max(manifests, default=0)
     users: dict[str, tuple[FileEntry, list[int]]] = {}
     for number, manifest in manifests.items():

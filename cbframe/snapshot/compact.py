@@ -76,7 +76,8 @@ def compact(
     rows = sum(part.count for part in parts)
     entries: tuple[FileEntry, ...] = ()
     if rows:
-        unique = rows == sum(part.count for part in Live(store, base, deletions=True).parts())
+        newest = Live(store, base, deletions=True).parts()
+        unique = not any(map(_some_older, parts, newest))
         with ChangeFiles(
             store,
             writer_prefix(version),
@@ -147,6 +148,13 @@ def _kept(store: Store, base: Manifest, floors: Sequence[int]) -> Iterator[Part]
         yield Part(part.entry, part.keep | np.concatenate(later))
 
 
+def _some_older(part: Part, newest: Part) -> bool:
+    """Whether there are rows of a file besides those that are the newest of their document."""
+    if newest.keep is None:
+        return False
+    return not (newest.keep.all() if part.keep is None else newest.keep[part.keep].all())
+
+
 def _later(
     table: pa.Table, entry: FileEntry, ceilings: Ceilings, floor: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.bool_]:
@@ -173,7 +181,9 @@ def vacuum(store: Store, history: History, keep: int) -> list[str]:
     numbers = history.numbers()
     newest = [history.load(number) for number in numbers[-keep:]]
     needed = {entry.name.partition("/")[2] for manifest in newest for entry in manifest.files}
-    deleted = [f"{DATA}/{name}" for name in store.names(DATA) if name not in needed]
+    # What has not such a name is not ours.
+    ours = [name for name in store.names(DATA) if name.partition("-")[0].isdigit()]
+    deleted = [f"{DATA}/{name}" for name in ours if name not in needed]
     useful = _useful(newest[-1], history)
     deleted += [name_of(number) for number in numbers[:-keep] if number not in useful]
     deleted += [f"{FOLDER}/{name}" for name in store.names(FOLDER) if name.endswith(".damaged")]

@@ -10,36 +10,46 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cbframe.errors import SnapshotError
+from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.frame.parquet import write_parquet
 from cbframe.snapshot.reader import VersionReader
+from cbframe.snapshot.store import LocalStore, Store, make_folder
 
 _FILE = 512 << 20
 """Bytes in memory that go to one file."""
 
 
-def export(reader: VersionReader, path: Path, compression: str) -> Path:
+def export(reader: VersionReader, place: Store, compression: str) -> Path:
     """Write the files; the folder appears whole or not at all.
 
     Raises
     ------
+    ConfigurationError
+        The place is not on this machine.
     SnapshotError
-        There is something at `path`.
+        There is something, or it cannot be written.
     """
+    if not isinstance(place, LocalStore):
+        raise ConfigurationError(
+            f"export() writes a folder of this machine, and {place.root} is none",
+            hint="write it here and copy it there",
+        )
+    path = Path(place.root)
     if path.exists():
         raise SnapshotError(
             "there is something already", path=str(path), hint="give the name of a new folder"
         )
-    scratch = path.absolute().with_name(f".{path.name}.{uuid.uuid4().hex}")
-    scratch.mkdir(parents=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        left = _Left(reader)
-        number = 0
-        while left.some or not number:
-            part = pa.RecordBatchReader.from_batches(reader.schema, left.next_file())
-            write_parquet(part, scratch / f"part-{number:05d}.parquet", compression)
-            number += 1
-        os.rename(scratch, path)  # noqa: PTH104 - unlike replace(), refuses a folder that has something
+        with place.told("", "export the documents"):
+            make_folder(scratch)
+            left = _Left(reader)
+            number = 0
+            while left.some or not number:
+                part = pa.RecordBatchReader.from_batches(reader.schema, left.next_file())
+                write_parquet(part, scratch / f"part-{number:05d}.parquet", compression)
+                number += 1
+            os.rename(scratch, path)  # noqa: PTH104 - unlike replace(), refuses a folder that has something
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return path

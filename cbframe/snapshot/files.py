@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
+from cbframe.errors import ConfigurationError
 from cbframe.frame.parquet import writable
 from cbframe.snapshot.manifest import FileEntry
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
@@ -23,9 +24,26 @@ from cbframe.snapshot.store import Output, Store
 DATA = "data"
 FILE_BYTES = 128 << 20
 """Bytes in memory of the changes for which there is a file of its own."""
+COMPRESSIONS = ("zstd", "snappy", "gzip", "lz4", "brotli", "none")
 _MOST_FILES = 16
 _PENDING = 24 << 20
 """Bytes in memory that wait until they are worth a row group."""
+
+
+def check_form(compression: str, file_bytes: int = FILE_BYTES) -> None:
+    """Refuse what no file can be written with.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such compression, or files would have no size.
+    """
+    if compression not in COMPRESSIONS:
+        raise ConfigurationError(
+            f"compression={compression!r}", hint=f"choose from: {', '.join(COMPRESSIONS)}"
+        )
+    if file_bytes < 1:
+        raise ConfigurationError(f"file_bytes={file_bytes!r}", hint="give 1 or more")
 
 
 @dataclass(slots=True)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from typing import Any
+
+import numpy as np
 
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.snapshot.manifest import FOLDER, Manifest, Position, name_of, version_of
 from cbframe.snapshot.store import Store
 
-AsOf = int | str | datetime | None
+AsOf = int | str | date | None
 
 
 class History:
-    """The versions that there are. A manifest never changes: each is read once."""
+    """The versions that there are. A manifest never changes: each is read once.
+
+    Attributes
+    ----------
+    root
+        Where the snapshot is, for messages.
+    """
 
     def __init__(self, store: Store) -> None:
+        self.root = store.root
         self._store = store
         self._loaded: dict[int, Manifest] = {}
 
@@ -42,6 +52,12 @@ class History:
                     path=self._store.root,
                     hint="Snapshot(path).versions lists them; older ones are deleted by vacuum()",
                 ) from None
+            except OSError as exc:
+                raise SnapshotError(
+                    f"cannot read a manifest: {exc.strerror or exc}",
+                    path=self._store.where(name),
+                    hint="try again when the cause is gone",
+                ) from exc
             self._loaded[version] = Manifest.from_bytes(data, self._store.where(name))
         return self._loaded[version]
 
@@ -69,7 +85,8 @@ class History:
         ConfigurationError
             It is neither, or before the first version.
         SnapshotError
-            There is no snapshot, or a manifest is damaged.
+            There is no snapshot, a manifest is damaged, or the version of that time may be one that was
+            deleted.
         """
         numbers = self.numbers()
         if not numbers:
@@ -78,13 +95,21 @@ class History:
             )
         if as_of is None:
             return self.load(numbers[-1])
-        if isinstance(as_of, int):
-            return self.load(as_of)
+        if isinstance(as_of, int | np.integer) and not isinstance(as_of, bool):  # those of numpy, too
+            return self.load(int(as_of))
         moment = _moment(as_of)
+        later = numbers[-1] + 1
         for number in reversed(numbers):
             manifest = self.load(number)
-            if manifest.created <= moment:
+            if manifest.created == moment or (manifest.created < moment and later == number + 1):
                 return manifest
+            if manifest.created < moment:
+                raise SnapshotError(
+                    f"as_of={as_of!s} is between versions {number} and {later}, and what was there is gone",
+                    path=self._store.root,
+                    hint=f"vacuum() deletes versions: give as_of={number} for the one before",
+                )
+            later = number
         raise ConfigurationError(
             f"as_of={as_of!s} is before the oldest version, which is of {self.load(numbers[0]).created}",
             hint="Snapshot(path).versions lists what there is",
@@ -166,12 +191,11 @@ class Boundaries:
         return found
 
 
-def _moment(as_of: str | datetime) -> datetime:
-    if isinstance(as_of, str):
-        try:
-            as_of = datetime.fromisoformat(as_of)
-        except ValueError as exc:
-            raise ConfigurationError(
-                f"as_of={as_of!r} is no time", hint="give a version, or a time such as 2026-01-31T12:00+00:00"
-            ) from exc
-    return as_of if as_of.tzinfo is not None else as_of.replace(tzinfo=UTC)
+def _moment(as_of: Any) -> datetime:
+    try:
+        moment = datetime.fromisoformat(as_of.isoformat() if isinstance(as_of, date) else as_of)
+    except (TypeError, ValueError) as exc:
+        raise ConfigurationError(
+            f"as_of={as_of!r} is no time", hint="give a version, or a time such as 2026-01-31T12:00+00:00"
+        ) from exc
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cbframe.errors import SnapshotError
-from cbframe.snapshot.store import LocalStore, Store
+from cbframe.snapshot.store import LocalStore, Store, make_folder
 
 LOCK = "lock.json"
 
@@ -63,7 +63,7 @@ def _held_by_system(store: Store, mine: dict[str, Any], clock: Clock, break_lock
     assert isinstance(store, LocalStore)
     path = store.path(LOCK)
     with store.told(LOCK, "lock the snapshot"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         file = path.open("a+b")
     with file:
         try:

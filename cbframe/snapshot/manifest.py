@@ -35,7 +35,8 @@ counts                    rows of this version: upserted, deleted, retracted
 
 ``data/`` has the files: Parquet, one row for each change, with the columns ``_cb_key``, ``_change_type``
 (upsert, delete, expire), the metadata ``_cb_…``, and the fields of the documents, which are null in a
-deletion. Of several rows that count, the one with the highest seqno is the document.
+deletion; a field ``_change_type`` is the column ``_change_type_``. Of several rows that count, the one
+with the highest seqno is the document.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ Kind = Literal["create", "update", "repair", "compact"]
 Reason = Literal["rollback", "repair"]
 _NOTHING = VBucketMetaData()
 _DIGEST = ',\n"digest": "'
+
+
+class DamagedManifestError(SnapshotError):
+    """A manifest is not as it was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,8 +313,8 @@ def _checked(data: bytes, path: str) -> dict[str, Any]:
     return fields
 
 
-def _damaged(path: str, why: str) -> SnapshotError:
-    return SnapshotError(
+def _damaged(path: str, why: str) -> DamagedManifestError:
+    return DamagedManifestError(
         f"a damaged manifest: {why}",
         path=path,
         hint='write_snapshot(..., mode="repair") goes back to the last version that is whole, and reads '

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OURS, REASON, VALUE
 from cbframe.arrow.documents.filters import Filters, Predicate, compare
+from cbframe.arrow.documents.plan import Place
 from cbframe.arrow.documents.projection import Path
 
 _OURS = {KEY, VALUE, REASON, COLLECTION_ID, "_cb_scope", "_cb_collection", "_cb_rest", *METADATA_TYPES}
@@ -29,9 +32,22 @@ def passing(table: pa.Table, filters: Filters) -> npt.NDArray[np.bool_]:
     for group in filters:
         whole = np.ones(len(table), bool)
         for predicate in group:
-            whole &= compare(_cells(table, predicate.path), predicate)
+            cells = _cells(table, predicate.path)
+            whole &= compare(cells, _as_bytes(predicate) if pa.types.is_binary(cells.type) else predicate)
         passed |= whole
     return passed
+
+
+def _as_bytes(predicate: Predicate) -> Predicate:
+    """Keys are bytes where one of them is no text; the order is that of text."""
+
+    def encoded(value: Any) -> Any:
+        return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+
+    value = predicate.value
+    return replace(
+        predicate, value=tuple(map(encoded, value)) if isinstance(value, tuple) else encoded(value)
+    )
 
 
 def _cells(table: pa.Table, path: Path) -> pa.ChunkedArray:
@@ -45,25 +61,31 @@ def _cells(table: pa.Table, path: Path) -> pa.ChunkedArray:
     return pa.chunked_array([pa.nulls(len(table))]) if column is None else column
 
 
-def may_pass(filters: Filters, group: pq.RowGroupMetaData) -> bool:
+def may_pass(filters: Filters, group: pq.RowGroupMetaData, rewritten: Collection[Place]) -> bool:
     """Whether a row group may have rows that pass, as its statistics tell.
 
     A file may hold numbers where the whole snapshot has text: what is of another kind than the filter's
     value decides nothing.
+
+    Parameters
+    ----------
+    rewritten
+        Where text of the file is other text in the whole snapshot.
     """
-    places = {group.column(at).path_in_schema: at for at in range(group.num_columns)}
-    return any(
-        all(
-            _may_hold(each, group, places.get(".".join((column_of(each.path), *each.path[1:]))))
-            for each in some
-        )
-        for some in filters
-    )
+    names = [group.column(at).path_in_schema for at in range(group.num_columns)]
+
+    def may_hold(predicate: Predicate) -> bool:
+        place = column_of(predicate.path), *predicate.path[1:]
+        name = ".".join(place)
+        # A field "a.b" and the field b of a have one name there.
+        told = place not in rewritten and names.count(name) == 1
+        return not told or _may_hold(predicate, group.column(names.index(name)))
+
+    return any(all(map(may_hold, some)) for some in filters)
 
 
-def _may_hold(predicate: Predicate, group: pq.RowGroupMetaData, at: int | None) -> bool:
-    column = None if at is None else group.column(at)
-    statistics = None if column is None else column.statistics
+def _may_hold(predicate: Predicate, column: pq.ColumnChunkMetaData) -> bool:
+    statistics = column.statistics
     if statistics is None or not statistics.has_min_max:
         return True
     low, high = statistics.min, statistics.max

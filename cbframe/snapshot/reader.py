@@ -21,7 +21,7 @@ from cbframe.snapshot.live import Live, Part
 from cbframe.snapshot.manifest import Manifest
 from cbframe.snapshot.parquet import opened
 from cbframe.snapshot.pick import column_of, may_pass, passing
-from cbframe.snapshot.sink import CHANGE_TYPE
+from cbframe.snapshot.sink import CHANGE_TYPE, made_way
 from cbframe.snapshot.store import Store
 
 _NAMES = ("_cb_scope", "_cb_collection")
@@ -75,7 +75,7 @@ class VersionReader:
         self._manifest = manifest
         self._nested = nested
         self._documents = documents_of(manifest) if documents is None else documents
-        self._columns = None if columns is None else [self._path(path) for path in columns]
+        self._columns = None if columns is None else [self._path(path, "columns") for path in columns]
         self._filters = None if filters is None else self._by_column(filters)
         # One that is no text makes bytes of all.
         self._text = all(entry.text_keys for entry in manifest.files) if text is None else text
@@ -104,14 +104,26 @@ class VersionReader:
             *(pa.field(name, _TYPES[name]) for name in names),
         ]
 
-    def _path(self, path: Path) -> Path:
+    def _path(self, path: Path, asked: str) -> Path:
         """Where a snapshot holds members only, they are columns with a dot in their names."""
         joined = ".".join(path)
         names = self._documents.schema.names
-        return (joined,) if joined in names and path[0] not in names else path
+        path = (made_way(path[0]), *path[1:])
+        if joined in names and path[0] not in names:
+            return (joined,)
+        text = next((path[:end] for end in range(1, len(path)) if path[:end] in self._documents.json), None)
+        if text is not None:
+            # There may well be documents that have it, and none would be found.
+            raise ConfigurationError(
+                f"{asked}= names {joined!r}, and {'.'.join(text)!r} is JSON text in this snapshot",
+                hint=f"read {'.'.join(text)!r}, and look into the text",
+            )
+        return path
 
     def _by_column(self, filters: Filters) -> Filters:
-        return tuple(tuple(replace(each, path=self._path(each.path)) for each in group) for group in filters)
+        return tuple(
+            tuple(replace(each, path=self._path(each.path, "filters")) for each in group) for group in filters
+        )
 
     def _fields(self) -> Columns:
         """The columns of documents that have to be read."""
@@ -148,6 +160,7 @@ class VersionReader:
 
     def _of_part(self, part: Part) -> Iterator[pa.Table]:
         columns = self._manifest.columns_of(part.entry)
+        rewritten = self._wanted.json - columns.json
         with opened(self._store, part.entry) as file:
             start = 0
             for group in range(file.num_row_groups):
@@ -156,7 +169,7 @@ class VersionReader:
                 start += metadata.num_rows
                 if keep is not None and not keep.any():
                     continue
-                if self._filters is not None and not may_pass(self._filters, metadata):
+                if self._filters is not None and not may_pass(self._filters, metadata, rewritten):
                     continue
                 table = self._formed(self._group(file, group, columns, keep))
                 if len(table):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from cbframe.errors import SnapshotError
 from cbframe.snapshot.check import flaw
 from cbframe.snapshot.history import Boundaries, History
-from cbframe.snapshot.manifest import FileEntry, Manifest, Rollback, name_of
+from cbframe.snapshot.manifest import DamagedManifestError, FileEntry, Manifest, Rollback, name_of
 from cbframe.snapshot.store import Store
 from cbframe.wire.constants import MAX_SEQNO
 
@@ -28,16 +28,21 @@ def mended(store: Store, history: History, version: int) -> tuple[Manifest | Non
     Manifest or None
         None if none is left.
     bool
-        Whether anything was damaged.
+        Whether anything was damaged that has to be read again.
+
+    Raises
+    ------
+    SnapshotError
+        A manifest is of a newer format, or cannot be read: nobody knows whether it is damaged.
     """
     base, damaged = None, False
     for number in reversed(history.numbers()):
         try:
-            base = history.load(number)
-            break
-        except SnapshotError:
+            found = history.load(number)
+            base = base or found
+        except DamagedManifestError:
             store.rename(name_of(number), name_of(number) + ".damaged")
-            damaged = True
+            damaged = damaged or base is None
     if base is None:
         return None, damaged
     hurt = [entry for entry in base.files if flaw(store, entry, _of(history, entry), history) is not None]

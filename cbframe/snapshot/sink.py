@@ -34,6 +34,11 @@ _OPCODES = np.array([Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRA
 _DEFAULT = "_default"
 
 
+def made_way(field: str) -> str:
+    """The column of a field: a document's own ``_change_type`` makes way, as does what looks as if it had."""
+    return f"{field}_" if field.rstrip("_") == CHANGE_TYPE else field
+
+
 class Described:
     """What the columns of documents are, found out table by table.
 
@@ -196,6 +201,7 @@ class ChangeSink(SpoolingSink):
             for number, table in typed():
                 upserts, others = rows.parts(number)
                 upserts, documents = outcome.form(upserts, table)
+                documents = documents.rename_columns([*map(made_way, documents.column_names)])
                 yield from self._both(head, upserts, documents, others, columns)
 
         return Changes(rows.count, tables(), columns, rows.collections(), dead, conflicts, rejected)
@@ -331,12 +337,12 @@ def _is_document(heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
 def _named(plan: Plan, target: ScanTarget) -> Plan:
     """The plan of the columns as they are named in the result."""
     if target.columns is None:
-        return plan
+        return replace(plan, members={made_way(name): each for name, each in plan.members.items()})
     chosen = {}
     for name, *inside in target.columns:
         member = plan.members.get(name)
         for each in inside:
             member = None if member is None else member.members.get(each)
         if member is not None:
-            chosen[".".join([name, *inside])] = member
+            chosen[made_way(".".join([name, *inside]))] = member
     return replace(plan, members=chosen)

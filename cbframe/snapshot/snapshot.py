@@ -23,7 +23,7 @@ from cbframe.frame.shape import NESTED, Nested
 from cbframe.snapshot.between import changes
 from cbframe.snapshot.check import Verification, verify
 from cbframe.snapshot.compact import Compaction, compact, vacuum
-from cbframe.snapshot.files import DATA, FILE_BYTES
+from cbframe.snapshot.files import DATA, FILE_BYTES, check_form
 from cbframe.snapshot.history import AsOf, History
 from cbframe.snapshot.live import Live
 from cbframe.snapshot.lock import Clock, utc_now, writing
@@ -230,7 +230,7 @@ class Snapshot:
         Parameters
         ----------
         path
-            The folder; it must not exist, and appears whole or not at all.
+            The folder, on this machine; it must not exist, and appears whole or not at all.
         as_of
             As of :func:`cbframe.read_snapshot`.
 
@@ -241,7 +241,8 @@ class Snapshot:
         """
         from cbframe.snapshot.export import export  # noqa: PLC0415 - rarely wanted
 
-        return export(self._reader(as_of), Path(path), compression)
+        check_form(compression)
+        return export(self._reader(as_of), open_store(path), compression)
 
     def verify(self) -> Verification:
         """Look at all files: digests, rows, and that each version goes on where the one before ends."""
@@ -269,11 +270,13 @@ class Snapshot:
         compression, file_bytes, clock
             As of :func:`cbframe.write_snapshot`.
         """
+        check_form(compression, file_bytes)
+        span = _span(keep)
         with writing(self._store, clock=clock):
             return compact(
                 self._store,
                 self._history,
-                keep=_span(keep),
+                keep=span,
                 now=clock(),
                 compression=compression,
                 file_bytes=file_bytes,
@@ -339,7 +342,7 @@ _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 def _span(keep: str | timedelta) -> timedelta:
     if isinstance(keep, timedelta):
         return keep
-    found = re.fullmatch(r"(\d+) *(s|min|h|d)", keep)
+    found = re.fullmatch(r"(\d+) *(s|min|h|d)", str(keep))
     if found is None:
         raise ConfigurationError(f"keep={keep!r} is no time", hint='write "90min", "36h" or "1d"')
     return timedelta(seconds=int(found[1]) * _UNITS[found[2]])

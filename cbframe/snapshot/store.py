@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
+from cbframe.errors import CbframeError, ConfigurationError, DependencyError, SnapshotError
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
@@ -133,11 +134,12 @@ class Store(ABC):
         try:
             yield
         except OSError as exc:
-            if isinstance(exc, SnapshotError | FileExistsError):
+            # Errors of ours that are OSErrors, too, come from elsewhere: the spool's disk may be another one.
+            if isinstance(exc, CbframeError | FileExistsError):
                 raise
             hint = "nothing was lost: the last version is as it was. Try again when the cause is gone"
             if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                hint = "the disk is full. The last version is as it was: make room, and update again"
+                hint = "the disk is full. The last version is as it was: make room, and try again"
             raise SnapshotError(
                 f"cannot {doing}: {exc.strerror or exc}", hint=hint, path=self.where(name)
             ) from exc
@@ -171,7 +173,7 @@ class LocalStore(Store):
     def create(self, name: str) -> Iterator[Output]:
         path = self._root / name
         with self.told(name, "write a file"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             try:
                 with path.open("xb") as file:
                     yield Output(file)
@@ -187,7 +189,7 @@ class LocalStore(Store):
         path = self._root / name
         scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         with self.told(name, "publish a version"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             try:
                 with scratch.open("xb") as file:
                     file.write(data)
@@ -324,18 +326,24 @@ def open_store(
     text = os.fspath(path)
     if filesystem is not None and storage_options is not None:
         raise ConfigurationError("filesystem= and storage_options= exclude each other")
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return LocalStore(Path(text).absolute())
     if filesystem is not None:
         return RemoteStore(filesystem, text)
-    if storage_options is not None:
+    scheme, mark, _ = text.partition("://")
+    if storage_options is not None and scheme != "file":
         return _of_fsspec(text, storage_options)
-    if "://" not in text:
+    if not mark:
         return LocalStore(Path(text).absolute())
     try:
-        found, root = pafs.FileSystem.from_uri(text)
+        # As people write it: pyarrow refuses blanks and umlauts, and leaves out what is behind # and ?.
+        found, root = pafs.FileSystem.from_uri(quote(text, safe="/:%") if scheme == "file" else text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
-        if text.partition("://")[0].isalnum():
+        if scheme.isalnum() and scheme != "file":
             return _of_fsspec(text, {})
         raise ConfigurationError(f"{text!r} is no place for files: {exc}") from exc
+    except OSError as exc:
+        raise SnapshotError(f"cannot reach it ({exc})", path=text) from exc
     if isinstance(found, pafs.LocalFileSystem):
         return LocalStore(Path(root))
     return RemoteStore(found, root)
@@ -352,7 +360,17 @@ def _of_fsspec(uri: str, options: Mapping[str, Any]) -> Store:
         raise ConfigurationError(
             f"{uri!r} is no place for files: {exc}", hint="install the library that fsspec needs for it"
         ) from exc
+    if isinstance(found, fsspec.get_filesystem_class("file")):
+        return LocalStore(Path(root))  # one folder, one kind of lock
     return RemoteStore(pafs.PyFileSystem(pafs.FSSpecHandler(found)), root)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, unless it is there; a file of its name is an error of the system like others."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as exc:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from exc
 
 
 def _name(scratch: Path, path: Path) -> None:

@@ -15,7 +15,7 @@ from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.frame.progress import Progress, check_progress
 from cbframe.options import BucketDataSourceOptions
 from cbframe.snapshot.fetch import Reading
-from cbframe.snapshot.files import FILE_BYTES
+from cbframe.snapshot.files import FILE_BYTES, check_form
 from cbframe.snapshot.history import Boundaries, History
 from cbframe.snapshot.lock import Clock, utc_now, writing
 from cbframe.snapshot.manifest import Kind, Manifest
@@ -138,10 +138,7 @@ max_struct_fields, parse_dates
             "parse_dates": parse_dates,
         }
     )
-    if compression not in ("zstd", "snappy", "gzip", "lz4", "brotli", "none"):
-        raise ConfigurationError(
-            f"compression={compression!r}", hint="choose from: zstd, snappy, gzip, lz4, brotli, none"
-        )
+    check_form(compression, file_bytes)
     check_progress(progress)
     # What cannot be meant is told of before anything is touched.
     target_of(conn, bucket, given, auth=auth, tls=tls, network=network)

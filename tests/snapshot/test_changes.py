@@ -153,3 +153,21 @@ def test_files_that_are_gone(cluster: LocalCluster, path: Path) -> None:
     Snapshot(path).vacuum()
     with pytest.raises(SnapshotError, match=r"is gone|there is no version"):
         Snapshot(path).changes(1)
+
+
+def test_a_field_of_that_name(cluster: LocalCluster, path: Path) -> None:
+    """Documents may have a field that is called as the column is that tells what changed."""
+    cluster.upsert("a", {"_change_type": 1, "_change_type_": 2})
+    write_snapshot(cluster, path, options=QUICK)
+    cluster.upsert("b", {"_change_type": {"x": "y"}})
+    write_snapshot(cluster, path, options=QUICK)
+    told = Snapshot(path).changes(1)
+    assert told["_change_type"].to_dict() == {"b": "upsert"}
+    assert told["_change_type_"].to_dict() == {"b": '{"x":"y"}'}
+    Snapshot(path).compact()
+    kept = read_snapshot(path, columns=["_change_type", ("_change_type_",)], return_type="arrow")
+    assert sorted(kept.to_pylist(), key=lambda row: row["_cb_key"]) == [
+        {"_cb_key": "a", "_change_type_": "1", "_change_type__": 2},
+        {"_cb_key": "b", "_change_type_": '{"x":"y"}', "_change_type__": None},
+    ]
+    assert read_snapshot(path, filters=[("_change_type", "==", "1")]).index.to_list() == ["a"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import resource
 import signal
@@ -142,6 +143,30 @@ def test_a_manifest(hurt: Hurt, cluster: LocalCluster, path: Path) -> None:
     assert Snapshot(path).verify().ok
 
 
+def test_an_old_manifest(cluster: LocalCluster, path: Path) -> None:
+    """Nothing has to be read again; but all that looks at all versions would stumble over it."""
+    truncate(path / "manifest" / "00000002.json")
+    before = held(path)
+    [problem] = Snapshot(path).verify().problems
+    assert "newer versions do not need it" in problem.remedy
+    result = update(cluster, path, mode="repair")
+    assert (result.version, result.changed) == (3, False)
+    assert held(path) == before
+    assert [each.version for each in Snapshot(path).versions] == [1, 3]
+    assert Snapshot(path).verify().ok
+
+
+def test_a_manifest_of_the_future(cluster: LocalCluster, path: Path) -> None:
+    """It is no damage, and nothing that a repair by an older program may put away."""
+    victim = path / "manifest" / "00000003.json"
+    body = victim.read_bytes().replace(b'"format":1', b'"format":2').rpartition(b',\n"digest"')[0]
+    newer = body + b',\n"digest": "%s"}\n' % hashlib.sha256(body).hexdigest().encode()
+    victim.write_bytes(newer)
+    with pytest.raises(SnapshotError, match="a manifest of format 2"):
+        update(cluster, path, mode="repair")
+    assert victim.read_bytes() == newer
+
+
 @pytest.mark.parametrize("byte", range(0, 3000, 37))
 def test_any_byte_of_a_manifest(byte: int, path: Path) -> None:
     victim = path / "manifest" / "00000003.json"
@@ -158,6 +183,14 @@ def test_nothing_is_damaged(cluster: LocalCluster, path: Path) -> None:
     assert not result.changed
     assert held(path) == before
     assert Snapshot(path).version == 3
+
+
+def test_files_of_others(path: Path) -> None:
+    """Somebody put it there: no version needs it, and yet it is not ours to delete."""
+    (path / "data" / "notes.txt").write_text("mine")
+    Snapshot(path).compact(keep="0s")
+    assert len(Snapshot(path).vacuum()) > 3
+    assert (path / "data" / "notes.txt").read_text() == "mine"
 
 
 def test_a_compacted_file(cluster: LocalCluster, path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -69,6 +70,9 @@ def test_as_the_bucket(made: tuple[LocalCluster, Path]) -> None:
         ("2026-01-01T23:59:59", 500),
         ("2026-01-02T12:00:00+12:00", 500),
         ("2026-01-03", 451),
+        (np.int64(1), 500),  # as schema_history() has it
+        (date(2026, 1, 1), 500),
+        (pd.Timestamp("2026-01-03"), 451),
     ],
 )
 def test_versions_and_times(as_of: Any, rows: int, path: Path) -> None:
@@ -81,11 +85,32 @@ def test_versions_and_times(as_of: Any, rows: int, path: Path) -> None:
         (9, SnapshotError, "there is no version 9"),
         ("2025-12-31", ConfigurationError, "before the oldest version"),
         ("yesterday", ConfigurationError, "is no time"),
+        (1.5, ConfigurationError, "as_of=1.5 is no time"),
+        (True, ConfigurationError, "as_of=True is no time"),
     ],
 )
 def test_no_such_version(as_of: Any, error: type[Exception], message: str, path: Path) -> None:
     with pytest.raises(error, match=message):
         read_snapshot(path, as_of=as_of)
+
+
+def test_a_time_of_which_the_version_is_gone(tmp_path: Path, calendar: Calendar) -> None:
+    """The one before has a file that is still needed, and is not what was there at that time."""
+    with LocalCluster(nodes=1, vbuckets=1, seed=1) as cluster:
+        for n in range(3):
+            cluster.upsert(f"key-{n}", {"n": n})
+            write_snapshot(cluster, tmp_path, options=QUICK, clock=calendar)
+            calendar.go_on(hours=1)
+            if n == 1:
+                cluster.fail_over(0, lose=1)
+    assert len(read_snapshot(tmp_path, as_of="2026-01-01T01:30")) == 2
+    assert Snapshot(tmp_path).vacuum() == ["manifest/00000002.json"]
+    with pytest.raises(SnapshotError, match="is between versions 1 and 3, and what was there is gone"):
+        read_snapshot(tmp_path, as_of="2026-01-01T01:30")
+    for as_of in (1, "2026-01-01T00:00"):
+        assert len(read_snapshot(tmp_path, as_of=as_of)) == 1
+    with pytest.raises(SnapshotError, match="version 2, which is between 1 and 3, is damaged"):
+        Snapshot(tmp_path).changes(1)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +141,48 @@ def test_filters_of_metadata(path: Path) -> None:
     assert list(some.columns) == ["n"]
     cas = int(rows["_cb_cas"].iloc[5])
     assert read_snapshot(path, filters=[("_cb_cas", "==", cas)]).index.to_list() == [rows.index[5]]
+
+
+@pytest.mark.parametrize(
+    ("documents", "filters"),
+    [
+        # One file has text, which becomes JSON text together with the other: "x" with its quotes.
+        (({"a": "x"}, {"a": {}}), [("a", "==", '"x"')]),
+        # The one field is called in Parquet as the other one is.
+        (({"a": {"b": 5}, "a.b": 1}, {}), [("a.b", "==", 5)]),
+    ],
+)
+def test_filters_of_columns_that_look_alike(
+    documents: Any, filters: Any, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    for key, document in zip("ab", documents, strict=True):
+        cluster.upsert(key, document)
+        write_snapshot(cluster, tmp_path, options=QUICK)
+    assert read_snapshot(tmp_path, filters=filters).index.to_list() == ["a"]
+    Snapshot(tmp_path).compact()
+    assert read_snapshot(tmp_path, filters=filters).index.to_list() == ["a"]
+
+
+def test_filters_of_keys_that_are_no_text(cluster: LocalCluster, tmp_path: Path) -> None:
+    for key in (b"a", b"b", b"c", b"\xff"):
+        cluster.upsert(key, {})
+    write_snapshot(cluster, tmp_path, options=QUICK)
+    for filters, keys in (
+        ([("_cb_key", "==", "a")], [b"a"]),
+        ([("_cb_key", "in", ["a", "c", "d"])], [b"a", b"c"]),
+        ([("_cb_key", ">", "b")], [b"c", b"\xff"]),
+    ):
+        assert sorted(read_snapshot(tmp_path, filters=filters).index) == keys
+
+
+def test_inside_of_text(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Documents that have the field may be there: nothing would be found, and nobody would know."""
+    cluster.upsert("a", {"a": {"b": {"c": 1}}})
+    cluster.upsert("b", {"a": {"b": 1}})
+    write_snapshot(cluster, tmp_path, options=QUICK)
+    for wanted in ({"filters": [("a.b.c", "==", 1)]}, {"columns": ["a.b.c"]}):
+        with pytest.raises(ConfigurationError, match=r"names 'a\.b\.c', and 'a\.b' is JSON text"):
+            read_snapshot(tmp_path, **wanted)
 
 
 def test_columns(path: Path) -> None:
@@ -192,6 +259,29 @@ def test_export(path: Path, tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="there is something already"):
         Snapshot(path).export(folder)
     assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("folder", "wanted", "error", "message"),
+    [
+        ("memory://plain", {}, ConfigurationError, "export\\(\\) writes a folder of this machine"),
+        ("plain", {"compression": "zip"}, ConfigurationError, "compression='zip'"),
+        ("file/plain", {}, SnapshotError, "cannot export the documents: Not a directory"),
+    ],
+)
+def test_export_elsewhere(
+    folder: str, wanted: Any, error: type[Exception], message: str, path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(error, match=message):
+        Snapshot(path).export(folder if "://" in folder else tmp_path / folder, **wanted)
+    assert Snapshot(path).export((tmp_path / "a b").as_uri()) == tmp_path / "a b"
+
+
+@pytest.mark.parametrize("wanted", [{"compression": "zip"}, {"file_bytes": 0}, {"keep": 5}])
+def test_compaction_that_cannot_be_meant(wanted: Any, path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"{next(iter(wanted))}="):
+        Snapshot(path).compact(**wanted)
 
 
 def test_a_version_whose_files_are_gone(made: tuple[LocalCluster, Path], tmp_path: Path) -> None:

@@ -130,6 +130,21 @@ def test_one_change_is_taken_back(
         assert held(path) == truth(cluster) == before | {b"other": truth(cluster)[b"other"]}
 
 
+def test_as_many_are_kept_as_are_left_out(path: Path, calendar: Calendar) -> None:
+    """An older version stays for a rollback, a deletion goes: as many rows, and yet a document twice."""
+    with LocalCluster(nodes=1, vbuckets=1, seed=3) as cluster:
+        cluster.upsert("key", {"n": 1})
+        cluster.upsert("other", {})
+        update(cluster, path, clock=calendar)
+        cluster.delete("other")
+        update(cluster, path, clock=calendar)
+        calendar.go_on(hours=1)
+        cluster.upsert("key", {"n": 2})
+        update(cluster, path, clock=calendar)
+        Snapshot(path).compact(keep="30min", clock=calendar)
+        assert held(path) == truth(cluster)
+
+
 def test_what_was_never_sent_comes_after_all(path: Path) -> None:
     """Of one snapshot, the server sends the newest version of a document only."""
     with LocalCluster(nodes=1, vbuckets=1, seed=3) as cluster:

@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pytest
 from frame.kit import QUICK, fill, truth
 
-from cbframe import ConfigurationError, LocalCluster, Snapshot, SnapshotError, write_snapshot
+from cbframe import ConfigurationError, LocalCluster, Snapshot, SnapshotError, SpoolError, write_snapshot
 from cbframe.snapshot.lock import LOCK, writing
 from cbframe.snapshot.store import LocalStore, RemoteStore, Store, open_store
 
@@ -210,10 +210,38 @@ def test_no_such_place(path: str, named: dict[str, Any], message: str) -> None:
         open_store(path, **named)
 
 
-def test_a_folder_that_cannot_be_written(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a b", "ä ß", "a%20b", "a#b?c"])
+def test_one_folder_however_it_is_named(name: str, tmp_path: Path) -> None:
+    """Another kind of store would have another kind of lock."""
+    path = tmp_path / name
+    plain = "file://" + str(path).replace("%", "%25")
+    for store in (
+        open_store(path.as_uri()),
+        open_store(plain),
+        open_store(plain, storage_options={}),
+        open_store(str(path), storage_options={}),
+        open_store(str(path), filesystem=pafs.LocalFileSystem()),
+    ):
+        assert isinstance(store, LocalStore)
+        assert store.root == str(path)
+
+
+def test_folders_of_other_machines() -> None:
+    with pytest.raises(ConfigurationError, match="is no place for files"):
+        open_store("file://other/folder")
+
+
+@pytest.mark.parametrize("name", ["file", "file/snapshot"])
+def test_a_folder_that_cannot_be_written(name: str, cluster: LocalCluster, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here")
     with pytest.raises(SnapshotError, match="cannot lock the snapshot: Not a directory"):
-        write_snapshot(cluster, tmp_path / "file" / "snapshot")
+        write_snapshot(cluster, tmp_path / name)
+
+
+def test_an_error_of_another_disk(store: Store) -> None:
+    """What is read while a file is written has its own place and its own remedy."""
+    with pytest.raises(SpoolError, match="the spool is full"), store.create("data/a"):
+        raise SpoolError("the spool is full")
 
 
 def test_files_that_go_while_a_folder_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
