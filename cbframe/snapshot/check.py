@@ -16,7 +16,7 @@ from cbframe.errors import SnapshotError
 from cbframe.snapshot.files import DATA
 from cbframe.snapshot.history import History
 from cbframe.snapshot.manifest import DamagedManifestError, FileEntry, Manifest, name_of
-from cbframe.snapshot.parquet import heads
+from cbframe.snapshot.parquet import heads, is_lost, unreadable
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
 from cbframe.snapshot.store import Store
 
@@ -109,7 +109,7 @@ def verify(store: Store, history: History) -> Verification:
         except SnapshotError as exc:
             old = isinstance(exc, DamagedManifestError) and number < numbers[-1]
             remedy = _OLD_MANIFEST if old else exc.hint or ""
-            problems.append(Problem(store.where(name_of(number)), exc.message, (number,), remedy))
+            problems.append(Problem(store.where(name_of(number)), _what(exc), (number,), remedy))
     newest = max(manifests, default=0)
     users: dict[str, tuple[FileEntry, list[int]]] = {}
     for number, manifest in manifests.items():
@@ -121,9 +121,12 @@ def verify(store: Store, history: History) -> Verification:
         if name.partition("/")[2] not in there and newest not in versions:
             continue  # vacuum() did that
         looked.append(entry)
-        what = flaw(store, entry, manifests.get(entry.version), history)
+        remedy = _REPAIR if newest in versions else _OLD
+        try:
+            what = flaw(store, entry, manifests.get(entry.version), history)
+        except SnapshotError as exc:
+            what, remedy = _what(exc), exc.hint or ""
         if what is not None:
-            remedy = _REPAIR if newest in versions else _OLD
             problems.append(Problem(store.where(name), what, tuple(versions), remedy))
     for manifest in manifests.values():
         problems += _gaps(store, manifest, manifests)
@@ -144,18 +147,30 @@ def flaw(store: Store, entry: FileEntry, manifest: Manifest | None, history: His
     ----------
     manifest
         The version in which it was written; None if it is not known any more.
+
+    Raises
+    ------
+    SnapshotError
+        It cannot be read now: nobody knows.
     """
     try:
         size, digest = _digest(store, entry)
     except FileNotFoundError:
         return "it is gone"
     except OSError as exc:
+        if not is_lost(exc):
+            raise unreadable(store, entry, exc) from exc
         return f"it cannot be read ({exc.strerror or exc})"
     if size != entry.nbytes:
         return f"it has {size:,} bytes instead of {entry.nbytes:,}"
     if digest != entry.sha256:
         return "its bytes are not those that were written"
     return _wrong_rows(store, entry, manifest, history)
+
+
+def _what(error: SnapshotError) -> str:
+    """Without the file, which a problem tells by itself."""
+    return error.message.removesuffix(f": {error.path}")
 
 
 def _digest(store: Store, entry: FileEntry) -> tuple[int, str]:
@@ -186,7 +201,7 @@ def _wrong_rows(store: Store, entry: FileEntry, manifest: Manifest | None, histo
                         f"{starts[vbucket[at]]} to {ends[vbucket[at]]}"
                     )
     except SnapshotError as exc:
-        return exc.message
+        return _what(exc)
     if upserts != entry.upserts:
         return f"it has {upserts:,} documents instead of {entry.upserts:,}"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,7 +28,7 @@ def opened(store: Store, entry: FileEntry) -> Iterator[pq.ParquetFile]:
     Raises
     ------
     SnapshotError
-        It is gone or damaged, as found by what is read of it in the block.
+        It is gone, cannot be read or is damaged, as found by what is read of it in the block.
     """
     try:
         with store.input(entry.name) as source:
@@ -45,8 +46,25 @@ def opened(store: Store, entry: FileEntry) -> Iterator[pq.ParquetFile]:
             'write_snapshot(..., mode="repair") reads again what was in it',
         ) from exc
     except (OSError, KeyError, pa.ArrowException) as exc:
+        # What pyarrow cannot decode is an OSError without a number, too.
+        if isinstance(exc, OSError) and exc.errno and not is_lost(exc):
+            raise unreadable(store, entry, exc) from exc
         # Pages have check sums. The footer has none: a name in it that is another one is a missing column.
         raise damaged(store, entry, str(exc)) from exc
+
+
+def is_lost(error: OSError) -> bool:
+    """Whether an error of the system says that the disk has the bytes no more, and not: not now."""
+    return error.errno == errno.EIO
+
+
+def unreadable(store: Store, entry: FileEntry, why: OSError) -> SnapshotError:
+    """Of a file that may be as it was written."""
+    return SnapshotError(
+        f"cannot read a file: {why.strerror or why}",
+        path=store.where(entry.name),
+        hint="it need not be damaged: try again when the cause is gone",
+    )
 
 
 def damaged(store: Store, entry: FileEntry, why: str) -> SnapshotError:

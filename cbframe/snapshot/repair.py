@@ -33,7 +33,7 @@ def mended(store: Store, history: History, version: int) -> tuple[Manifest | Non
     Raises
     ------
     SnapshotError
-        A manifest is of a newer format, or cannot be read: nobody knows whether it is damaged.
+        A manifest is of a newer format, or something cannot be read now: nobody knows whether it is damaged.
     """
     base, damaged = None, False
     for number in reversed(history.numbers()):

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from frame.kit import fill, truth
@@ -17,7 +18,7 @@ from frame.kit import fill, truth
 from cbframe import LocalCluster, Snapshot, SnapshotError, SpoolError, read_snapshot
 from cbframe.snapshot.check import verify
 from cbframe.snapshot.history import History
-from cbframe.snapshot.store import Output
+from cbframe.snapshot.store import LocalStore, Output
 
 from .test_rollbacks import held, update
 
@@ -141,6 +142,53 @@ def test_a_manifest(hurt: Hurt, cluster: LocalCluster, path: Path) -> None:
     assert (result.version, result.upserted, result.deleted) == (4, 1, 0)
     assert held(path) == truth(cluster)
     assert Snapshot(path).verify().ok
+
+
+def test_a_file_that_cannot_be_read_now(
+    cluster: LocalCluster, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be whole: nothing is read again for an outage."""
+    before, input_of = held(path), LocalStore.input
+    victim = files(path, 1)[1]
+
+    def refused(self: LocalStore, name: str) -> pa.NativeFile:
+        if name == f"data/{victim.name}":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return input_of(self, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "input", refused)
+        for attempt in (lambda: held(path), lambda: update(cluster, path, mode="repair")):
+            with pytest.raises(SnapshotError, match="cannot read a file: Permission denied") as caught:
+                attempt()
+            assert caught.value.path == str(victim)
+            assert "try again" in str(caught.value.hint)
+        [problem] = Snapshot(path).verify().problems
+        assert problem.file == str(victim)
+        assert problem.what == "cannot read a file: Permission denied"
+        assert "try again" in problem.remedy
+    assert Snapshot(path).version == 3
+    assert held(path) == before
+
+
+def test_a_disk_that_has_lost_a_file(
+    cluster: LocalCluster, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That does not pass by itself."""
+    input_of = LocalStore.input
+    victim = files(path, 1)[1]
+
+    def broken(self: LocalStore, name: str) -> pa.NativeFile:
+        if name == f"data/{victim.name}":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return input_of(self, name)
+
+    monkeypatch.setattr(LocalStore, "input", broken)
+    with pytest.raises(SnapshotError, match="Input/output error") as caught:
+        held(path)
+    assert 'mode="repair"' in str(caught.value.hint)
+    update(cluster, path, mode="repair")
+    assert held(path) == truth(cluster)
 
 
 def test_an_old_manifest(cluster: LocalCluster, path: Path) -> None:
