@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,10 @@ from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OURS, REAS
 from cbframe.arrow.documents.filters import Filters, Predicate, compare
 from cbframe.arrow.documents.plan import Place
 from cbframe.arrow.documents.projection import Path
+from cbframe.arrow.documents.result import REST
+from cbframe.errors import ConfigurationError
 
-_OURS = {KEY, VALUE, REASON, COLLECTION_ID, "_cb_scope", "_cb_collection", "_cb_rest", *METADATA_TYPES}
+_OURS = {KEY, VALUE, REASON, COLLECTION_ID, "_cb_scope", "_cb_collection", REST, *METADATA_TYPES}
 
 
 def column_of(path: Path) -> str:
@@ -113,3 +116,22 @@ def _like(low: Any, value: Any) -> bool:
     return (isinstance(low, str) and isinstance(value, str)) or (
         isinstance(low, int | float) and isinstance(value, int | float)
     )
+
+
+def refuse_rest(rest: pa.ChunkedArray, names: Collection[str], file: str) -> None:
+    """See that documents have none of some fields beyond the columns of their file.
+
+    Raises
+    ------
+    ConfigurationError
+        One has: it would look as if it had not.
+    """
+    for name in names:
+        start = json.dumps(name, ensure_ascii=False) + ":"
+        suspects = rest.filter(pc.match_substring(rest, start))
+        # Members have names, too.
+        if any(name in json.loads(text) for text in suspects.to_pylist()):
+            raise ConfigurationError(
+                f"{name!r} is a column of some files only: documents in {file} have it in {REST}",
+                hint=f"read all columns and look into {REST}, or make the snapshot anew with columns=",
+            )

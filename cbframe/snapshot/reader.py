@@ -12,15 +12,16 @@ import pyarrow.parquet as pq
 from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OURS
 from cbframe.arrow.documents.filters import Filters
 from cbframe.arrow.documents.projection import Path
+from cbframe.arrow.documents.result import REST
 from cbframe.arrow.documents.unify import Columns, unify
 from cbframe.arrow.documents.widen import widen
 from cbframe.errors import ConfigurationError
 from cbframe.frame.shape import Nested, flattened, selected
 from cbframe.frame.target import METADATA_NAMES
 from cbframe.snapshot.live import Live, Part
-from cbframe.snapshot.manifest import Manifest
+from cbframe.snapshot.manifest import FileEntry, Manifest
 from cbframe.snapshot.parquet import opened
-from cbframe.snapshot.pick import column_of, may_pass, passing
+from cbframe.snapshot.pick import column_of, may_pass, passing, refuse_rest
 from cbframe.snapshot.sink import CHANGE_TYPE, made_way
 from cbframe.snapshot.store import Store
 
@@ -79,6 +80,8 @@ class VersionReader:
         self._filters = None if filters is None else self._by_column(filters)
         # One that is no text makes bytes of all.
         self._text = all(entry.text_keys for entry in manifest.files) if text is None else text
+        paths = [*(self._columns or ()), *(each.path for group in self._filters or () for each in group)]
+        self._named = {column_of(path) for path in paths}
         self._head = self._head_of(metadata, changes=changes)
         self._wanted = self._fields()
         empty = pa.schema([*self._metadata(), *self._wanted.schema]).empty_table()
@@ -118,6 +121,11 @@ class VersionReader:
                 f"{asked}= names {joined!r}, and {'.'.join(text)!r} is JSON text in this snapshot",
                 hint=f"read {'.'.join(text)!r}, and look into the text",
             )
+        if REST in names and column_of(path) not in {*names, *_TYPES}:
+            raise ConfigurationError(
+                f"{asked}= names {joined!r}, and some fields are in {REST}, as JSON text",
+                hint=f"read {REST!r} and look into the text, or make the snapshot anew with columns=",
+            )
         return path
 
     def _by_column(self, filters: Filters) -> Filters:
@@ -130,9 +138,7 @@ class VersionReader:
         names = self._documents.schema.names
         if self._columns is None:
             return self._documents
-        needed = {column_of(path) for path in self._columns}
-        needed |= {column_of(each.path) for group in self._filters or () for each in group}
-        return self._documents.select([name for name in names if name in needed])
+        return self._documents.select([name for name in names if name in self._named])
 
     def _metadata(self) -> list[pa.Field]:
         """What is read of it: also what only filters want."""
@@ -153,6 +159,8 @@ class VersionReader:
         ------
         SnapshotError
             A file is gone or damaged.
+        ConfigurationError
+            A column that was asked for is one in some files only, and others have it in ``_cb_rest``.
         """
         for part in Live(self._store, self._manifest).parts() if parts is None else parts:
             if part.count:
@@ -171,17 +179,23 @@ class VersionReader:
                     continue
                 if self._filters is not None and not may_pass(self._filters, metadata, rewritten):
                     continue
-                table = self._formed(self._group(file, group, columns, keep))
+                table = self._formed(self._group(file, group, columns, keep, part.entry))
                 if len(table):
                     yield table
 
-    def _group(self, file: pq.ParquetFile, group: int, columns: Columns, keep: Any) -> pa.Table:
+    def _group(
+        self, file: pq.ParquetFile, group: int, columns: Columns, keep: Any, entry: FileEntry
+    ) -> pa.Table:
         """A row group with the columns that are wanted, as the whole snapshot has them."""
-        fields = self._metadata()
-        there = [name for name in self._wanted.schema.names if name in columns.schema.names]
-        table = file.read_row_group(group, columns=[*(field.name for field in fields), *there])
+        fields, names = self._metadata(), columns.schema.names
+        there = [name for name in self._wanted.schema.names if name in names]
+        absent = [name for name in self._wanted.schema.names if name in self._named and name not in names]
+        beside = [REST] if absent and REST in names and REST not in there else []
+        table = file.read_row_group(group, columns=[*(field.name for field in fields), *there, *beside])
         if keep is not None and not keep.all():
             table = table.filter(pa.array(keep))
+        if absent and REST in names:
+            refuse_rest(table[REST], absent, self._store.where(entry.name))
         documents = widen(table.select(there), columns.select(there), self._wanted)
         # Keys may be text in one file and bytes in another.
         head = [table[field.name].cast(field.type) for field in fields]

@@ -185,6 +185,29 @@ def test_inside_of_text(cluster: LocalCluster, tmp_path: Path) -> None:
             read_snapshot(tmp_path, **wanted)
 
 
+def test_beyond_the_thousandth_field(cluster: LocalCluster, tmp_path: Path) -> None:
+    """What is a column of one file may be among the others' rest."""
+    for n in range(1050):
+        cluster.upsert(f"a{n}", {f"f{n}": n})
+    cluster.upsert("every", {f"f{n}": 1 for n in range(1000)})  # these are the most frequent ones
+    cluster.upsert("deep", {"deep": {"f1049": 0}})
+    write_snapshot(cluster, tmp_path, options=QUICK)
+    message = r"names 'f1049', and some fields are in _cb_rest"
+    for wanted in ({"filters": [("f1049", ">=", 0)]}, {"columns": ["f1049"]}):
+        with pytest.raises(ConfigurationError, match=message):
+            read_snapshot(tmp_path, **wanted)
+    cluster.upsert("b", {"f1049": -1})
+    write_snapshot(cluster, tmp_path, options=QUICK)
+    for wanted in ({"filters": [("f1049", "<", 2000)]}, {"columns": ["f1049"]}):
+        with pytest.raises(ConfigurationError, match="'f1049' is a column of some files only"):
+            read_snapshot(tmp_path, **wanted)
+    # Inside of another field it is another one.
+    cluster.delete("a1049")
+    write_snapshot(cluster, tmp_path, options=QUICK)
+    assert read_snapshot(tmp_path, filters=[("f1049", "<", 2000)]).index.tolist() == ["b"]
+    assert read_snapshot(tmp_path, columns=["f1049"])["f1049"].dropna().tolist() == [-1]
+
+
 def test_columns(path: Path) -> None:
     kept = read_snapshot(path, columns=["geo.lat", "type"], metadata=("key", "seqno"))
     assert list(kept.columns) == ["_cb_seqno", "geo.lat", "type"]
