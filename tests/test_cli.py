@@ -288,6 +288,20 @@ def test_a_reader_of_the_output_that_leaves(login: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.parametrize(("closed", "status"), [("1", 0), ("2", 1)])
+def test_an_output_that_is_closed(closed: str, status: int, login: list[str]) -> None:
+    words = [sys.executable, "-m", "cbframe", *login, "--no-progress"]
+    if status:
+        words += ["--columns", "nothing"]
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}>&-', "sh", *words],
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
+
+
 # --- passwords
 
 

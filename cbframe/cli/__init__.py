@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ``SystemExit`` by argparse), 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # It was closed before we began: nobody wants what is printed there.
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for as long as we run
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a city's name still gets the rest of the table.

@@ -355,5 +355,5 @@ class ChangeStream(ShowsItself):
         list of Path
             The files that were written.
         """
-        log = ChangeLog(self, Path(folder), Rotation.of(rotate), compression, self._clock)
+        log = ChangeLog(self, Path(folder).expanduser(), Rotation.of(rotate), compression, self._clock)
         return log.run(seconds)

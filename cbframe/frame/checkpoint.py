@@ -247,7 +247,7 @@ class Checkpoint:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file, whole or not at all: whatever happens, the one before or this one is there."""
-        path = Path(path)
+        path = Path(path).expanduser()
         with whole_file(path) as file:
             file.write(self.to_json().encode())
         sync_folder(path.parent)
@@ -261,7 +261,7 @@ class Checkpoint:
         ConfigurationError
             There is no such file, or it is no checkpoint.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         if path.is_dir():
             return cls.from_json(_newest(path))
         try:

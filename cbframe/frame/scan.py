@@ -313,15 +313,16 @@ class BucketScan:
         CbframeError
             As :meth:`read`; or a process was ended from outside.
         """
+        place = Path(path).expanduser()
         if workers is None:
-            count = write_parquet(self.to_reader(), Path(path), compression)
+            count = write_parquet(self.to_reader(), place, compression)
             assert self.last is not None, "it was read"
             self.last = replace(self.last, documents=count)
         else:
             from cbframe.frame.parts import to_folder  # noqa: PLC0415 - it reads by scans
 
-            self.last = to_folder(self, Path(path), compression, workers)
-        return Path(path)
+            self.last = to_folder(self, place, compression, workers)
+        return place
 
     def partitions(
         self,

@@ -295,8 +295,10 @@ def name_of(version: int) -> str:
 
 def version_of(name: str) -> int | None:
     """The version of a file of the folder; None if it is no manifest."""
-    stem, dot, kind = name.partition(".")
-    return int(stem) if dot and kind == "json" and stem.isdigit() else None
+    stem = name.partition(".")[0]
+    if not stem.isascii() or not stem.isdigit():
+        return None
+    return int(stem) if name_of(int(stem)) == f"{FOLDER}/{name}" else None
 
 
 def _checked(data: bytes, path: str) -> dict[str, Any]:

@@ -327,14 +327,14 @@ def open_store(
     if filesystem is not None and storage_options is not None:
         raise ConfigurationError("filesystem= and storage_options= exclude each other")
     if isinstance(filesystem, pafs.LocalFileSystem):
-        return LocalStore(Path(text).absolute())
+        return LocalStore(Path(text).expanduser().absolute())
     if filesystem is not None:
         return RemoteStore(filesystem, text)
     scheme, mark, _ = text.partition("://")
     if storage_options is not None and scheme != "file":
         return _of_fsspec(text, storage_options)
     if not mark:
-        return LocalStore(Path(text).absolute())
+        return LocalStore(Path(text).expanduser().absolute())
     try:
         # As people write it: pyarrow refuses blanks and umlauts, and leaves out what is behind # and ?.
         found, root = pafs.FileSystem.from_uri(quote(text, safe="/:%") if scheme == "file" else text)

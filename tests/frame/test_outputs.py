@@ -119,6 +119,12 @@ def test_parquet_comes_back_equal(filled: LocalCluster, tmp_path: Path, compress
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_parquet_at_home(filled: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert scan_bucket(filled).to_parquet("~/docs.parquet") == tmp_path / "docs.parquet"
+    assert (tmp_path / "docs.parquet").exists()
+
+
 KINDS: dict[str, list[bytes]] = {
     "null": [b"null"],
     "bool": [b"true", b"null"],

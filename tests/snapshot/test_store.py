@@ -210,6 +210,12 @@ def test_no_such_place(path: str, named: dict[str, Any], message: str) -> None:
         open_store(path, **named)
 
 
+def test_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pandas has it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/kept").root == f"{tmp_path}/kept"
+
+
 @pytest.mark.parametrize("name", ["a b", "ä ß", "a%20b", "a#b?c"])
 def test_one_folder_however_it_is_named(name: str, tmp_path: Path) -> None:
     """Another kind of store would have another kind of lock."""

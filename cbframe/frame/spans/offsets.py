@@ -246,7 +246,8 @@ class Offset:
         other = self.bucket_uuid and bucket_uuid and bucket_uuid != self.bucket_uuid
         if other or (self.marks and self.marks.keys() != positions.keys()):
             error = ClusterMapError(
-                "the bucket was deleted and created anew: it is not the one that the checkpoint is of",
+                "it is not the bucket that the checkpoint is of: that was deleted and created anew, or is of "
+                "another cluster",
                 fault="other bucket",
                 hint="nothing that was given before belongs to it: take a new checkpoint location, and "
                 "an empty target",
