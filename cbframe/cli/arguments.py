@@ -10,7 +10,8 @@ Run = Callable[[argparse.Namespace], int]
 
 FORMATS = (
     "The format follows the ending of FILE: .parquet, .arrow (IPC file), .csv or .ndjson. CSV holds nested "
-    "fields as JSON text; CSV and NDJSON hold binary values as base64; NDJSON leaves missing fields out. "
+    "fields as JSON text; CSV and NDJSON hold binary values as base64, and all keys in _cb_key_base64 if one "
+    "is no text; NDJSON leaves missing fields out. "
     "FILE appears whole or not at all."
 )
 
