@@ -155,7 +155,10 @@ def test_values_that_are_no_documents() -> None:
         cluster.upsert(next(b"%d" % n for n in range(9999) if _vbucket(b"%d" % n) == LAST), b"\xff")
         with pytest.raises(ConversionError, match="'_cb_value'"):
             union(parts_of(cluster, 2, sample_rows=50))
-        assert union(parts_of(cluster, 2, sample_rows=50, errors="drop")).num_rows == LATER + 1
+        for sample in (50, 10_000):  # which has seen it, too
+            table = union(parts_of(cluster, 2, sample_rows=sample, errors="drop"))
+            assert table.num_rows == LATER + 1
+            assert table.schema.names == scan_bucket(cluster, errors="drop").to_arrow().schema.names
         table = union(parts_of(cluster, 2))
         assert table["_cb_reason"].drop_null().to_pylist() == ["binary"]
 
