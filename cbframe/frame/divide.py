@@ -227,6 +227,10 @@ def refuse_undividable(target: ScanTarget, n: int) -> None:
     """
     if n < 1:
         raise ConfigurationError(f"{n} partitions", hint="give the number of workers, or some times as many")
+    if target.vbuckets == ():
+        raise ConfigurationError(
+            "a scan of no vbuckets cannot be divided", hint="leave vbuckets= out, or name some"
+        )
     for argument, given, hint in (
         ("n_rows", target.n_rows, "read so few documents with the scan itself"),
         ("infer_schema_length", target.infer_schema_length, "sample_rows= says how many are looked at"),

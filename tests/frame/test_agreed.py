@@ -203,7 +203,9 @@ def test_keys_that_are_no_text() -> None:
             assert b"\xff\xfe" in union(how)["_cb_key"].to_pylist()
 
 
-@pytest.mark.parametrize("arguments", [{"n_rows": 5}, {"infer_schema_length": 5}, {"parse_dates": True}])
+@pytest.mark.parametrize(
+    "arguments", [{"n_rows": 5}, {"infer_schema_length": 5}, {"parse_dates": True}, {"vbuckets": []}]
+)
 def test_what_cannot_be_divided(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="cannot be divided"):
         scan_bucket("couchbase://127.0.0.1/none", auth=("a", "b"), **arguments).partitions(2)
