@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cbframe.arrow.columns import KEY
 from cbframe.errors import ConfigurationError, DependencyError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.convert import to_pandas
@@ -76,7 +77,8 @@ def read_bucket(
         The bucket could not be looked at.
     """
     try:
-        import dask.dataframe as dd  # noqa: PLC0415 - optional
+        import dask  # noqa: PLC0415 - optional
+        import dask.dataframe as dd  # noqa: PLC0415 - as above
     except ImportError as exc:
         raise DependencyError("dask is not installed", hint="pip install 'cbframe[dask]'") from exc
     scan = scan_bucket(conn, bucket, columns=columns, **arguments)
@@ -92,7 +94,9 @@ def read_bucket(
     meta = to_pandas(parts[0].schema.empty_table(), arguments.get("dtype_backend", "pyarrow"))
     pinned = AsOf({vb: at for part in parts for vb, at in part.as_of.items()})
     meta.attrs["cbframe"] = {"as_of": pinned}
-    frame: dd.DataFrame = dd.from_map(_load, parts, meta=meta, label="read-bucket")
+    # Of columns of Python objects Dask would make text: of bytes, arrays and objects, too.
+    with dask.config.set({"dataframe.convert-string": False}):
+        frame: dd.DataFrame = dd.from_map(_load, parts, meta=meta, label="read-bucket")
     return frame
 
 
@@ -145,8 +149,8 @@ def _told(part: pd.DataFrame) -> ReadReport:
     return ReadReport.of_dict(about)
 
 
-def _load(part: ScanPartition, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Dask asks for the columns that it needs by this very name."""
-    if columns is None:
+def _load(part: ScanPartition, columns: Sequence[str]) -> pd.DataFrame:
+    """Dask asks for the columns that it needs by this very name; without a default also if it needs none."""
+    if [KEY, *columns] == part.schema.names:
         return part.to_pandas()
     return part.select([*columns]).to_pandas()[[*columns]]

@@ -1,7 +1,7 @@
 """One schema for documents that are read in parts, each part on its own.
 
-The parts are typed on their own, and then brought to the agreed columns (``unify``, ``widen``: what
-that does to values is told there). What does not fit is an error, or null and reported where the scan
+The parts are typed on their own, knowing where the others have text, and then brought to the agreed
+columns (``unify``, ``widen``). What does not fit is an error, or null and reported where the scan
 says ``on_conflict="null"``; it is never left out without a word.
 """
 
@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from cbframe.arrow.columns import REASON, VALUE
+from cbframe.arrow.documents import kinds as lattice
 from cbframe.arrow.documents.kinds import Kind
-from cbframe.arrow.documents.plan import Plan, is_list
+from cbframe.arrow.documents.plan import Plan, Policy, is_list
 from cbframe.arrow.documents.result import REST, TypedColumns
-from cbframe.arrow.documents.unify import Columns, ColumnsBuilder, differences, unify
+from cbframe.arrow.documents.unify import Columns, ColumnsBuilder, differences, unescaped, unify
 from cbframe.arrow.documents.widen import widen
 from cbframe.errors import ConversionError
 from cbframe.frame.conflicts import Conflict
@@ -78,6 +79,22 @@ class Agreement:
             if each.name not in json and each.name not in _OURS and not pa.types.is_null(each.type)
         }
         return replace(target, schema={**agreed, **target.schema})
+
+
+def policy_of(target: ScanTarget, agreement: Agreement | None) -> Policy:
+    """What a part does about types: where others have text, its values are text as they are written.
+
+    Not where values that do not fit become null, or an error: there each part says what it has.
+    """
+    policy = target.policy()
+    if agreement is None or target.on_conflict in ("null", "raise"):
+        return policy
+    known = {
+        unescaped(name): lattice.known(kind, nested_as_text=policy.nested_as_text)
+        for name, kind in agreement.documents.kinds().items()
+        if name not in _OURS and name not in target.schema
+    }
+    return replace(policy, known={name: facts for name, facts in known.items() if facts is not None})
 
 
 class Fitter:

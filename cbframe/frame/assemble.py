@@ -20,7 +20,7 @@ from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.workers import Workers
-from cbframe.frame.agreed import Agreement, fitted
+from cbframe.frame.agreed import Agreement, fitted, policy_of
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.gather import Rows, filtered
 from cbframe.frame.intake import Intake
@@ -80,7 +80,7 @@ class Assembler:
 
     def _new_typer(self) -> JsonTyper:
         return JsonTyper(
-            self._target.policy(),
+            policy_of(self._target, self._agreement),
             submit=self._workers.submit,
             most=self._workers.count,
             shelf=self._shelf,

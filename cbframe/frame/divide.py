@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from cbframe.arrow.columns import KEY, VALUE, raw_schema
+from cbframe.arrow.columns import KEY, REASON, VALUE, raw_schema
 from cbframe.arrow.documents.kinds import Kind
 from cbframe.arrow.documents.plan import Plan
 from cbframe.arrow.documents.unify import Columns, unify
@@ -182,6 +182,9 @@ class Divider:
         found = [self._looked(replace(target, vbuckets=part, n_rows=self.sample_rows)) for part in parts]
         kinds = unify([each for each, _ in found], max_members=target.max_struct_fields).kinds()
         kinds |= dict.fromkeys(target.schema, Kind(pa.null()))
+        if target.errors == "drop":
+            # Of what is left out no partition has the columns.
+            kinds = {name: kind for name, kind in kinds.items() if name not in (VALUE, REASON)}
         text = all(text for _, text in found) if self.binary_keys is None else not self.binary_keys
         return Agreement(Columns.of_kinds(kinds), text)
 
@@ -224,6 +227,10 @@ def refuse_undividable(target: ScanTarget, n: int) -> None:
     """
     if n < 1:
         raise ConfigurationError(f"{n} partitions", hint="give the number of workers, or some times as many")
+    if target.vbuckets == ():
+        raise ConfigurationError(
+            "a scan of no vbuckets cannot be divided", hint="leave vbuckets= out, or name some"
+        )
     for argument, given, hint in (
         ("n_rows", target.n_rows, "read so few documents with the scan itself"),
         ("infer_schema_length", target.infer_schema_length, "sample_rows= says how many are looked at"),

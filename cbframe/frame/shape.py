@@ -47,6 +47,23 @@ def without_rejected(table: pa.Table) -> pa.Table:
     return table.drop_columns([name for name in (VALUE, REASON) if name in table.column_names])
 
 
+def cast_to(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema that somebody else declared, metadata among them.
+
+    Raises
+    ------
+    ConversionError
+        Values do not have its types, or are null where none may be.
+    """
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowException, ValueError) as exc:
+        raise ConversionError(
+            f"rows do not fit the declared schema: {exc}",
+            hint="declare types that hold all values, and NOT NULL only what every row has",
+        ) from exc
+
+
 def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool = False) -> pa.Table:
     """The columns that were asked for: fields by their path, named ``parent.child``.
 

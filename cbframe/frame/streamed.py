@@ -19,7 +19,7 @@ from cbframe.arrow.documents.passes import PassingTyper
 from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.receiver import Receipt
-from cbframe.frame.agreed import Agreement, Fitter
+from cbframe.frame.agreed import Agreement, Fitter, policy_of
 from cbframe.frame.assemble import beside
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.intake import Intake
@@ -99,7 +99,7 @@ class SpoolingSink:
         self._receiver = receiver
         self._intake = Intake(target)
         self._spool = Spool(receiver.schema, spool_dir)
-        self._typer = PassingTyper(target.policy()) if target.parsed else None
+        self._typer = PassingTyper(policy_of(target, agreement)) if target.parsed else None
         self._arrived = 0
         self._pending: list[tuple[int, pa.RecordBatch]] = []
         self._pending_bytes = 0
@@ -202,7 +202,7 @@ class SpoolingSink:
         """Look at all documents as often as it takes to know what becomes of each."""
         if rows.some_went():
             # What was learned of versions that do not count must not show in any column, type or count.
-            typer = PassingTyper(self._target.policy())
+            typer = PassingTyper(policy_of(self._target, self._agreement))
             for number in range(len(rows)):
                 typer.learn(rows.load(number))
         layout = typer.settle(rows)

@@ -85,6 +85,24 @@ def test_only_columns_that_are_used_are_read(client: Any) -> None:
         assert frame[frame["n"] < 10]["text"].compute().size == 10
         loader = next(frame["n"].optimize(fuse=False).find_operations(FromMapProjectable))
         assert loader.operand("columns") == ["n"]
+        nothing = frame[[]].compute()
+        assert nothing.shape == (1000, 0)
+        assert sorted(nothing.index) == sorted(frame.index.compute())
+
+
+@pytest.mark.parametrize("backend", ["pyarrow", "numpy_nullable", None])
+def test_values_stay_what_they_are(client: Any, backend: str | None) -> None:
+    """Dask would make text of Python objects."""
+    with cluster_of() as cluster:
+        cluster.upsert("a", {"tags": ["x"], "geo": {"lat": 1.5}})
+        cluster.upsert("b", b"\xff")
+        frame = lazily(cluster, npartitions=1, dtype_backend=backend)
+        whole = cbframe.read_bucket(cluster, dtype_backend=backend)
+        assert frame.dtypes.equals(whole.dtypes)
+        found = frame.compute()
+        same(found, whole)
+        assert found["geo"]["a"] == {"lat": 1.5}
+        assert found["_cb_value"]["b"] == b"\xff"
 
 
 def test_workers_write_parquet(client: Any, tmp_path: Any) -> None:

@@ -68,6 +68,45 @@ def test_what_does_not_fit(spark: Any) -> None:
             load(spark, cluster, colums="n")
 
 
+def test_moments(spark: Any) -> None:
+    """TIMESTAMP is the same moment whatever the zone is of the session, and inside of arrays, too."""
+    with cluster_of() as cluster:
+        cluster.upsert("a", {"t": "2026-01-02T03:04:05.000006+02:00", "all": ["1970-01-01T00:00:01Z"]})
+        frame = load(spark, cluster, "t timestamp, all array<timestamp>")
+        row = frame.selectExpr("unix_micros(t)", "unix_micros(all[0])").first()
+        assert tuple(row) == (1767315845000006, 1000000)
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("_cb_key int", "rows do not fit the declared schema"),
+        ("absent int not null", "rows do not fit the declared schema"),
+        ("n int, n string", "the schema has two columns 'n'"),
+    ],
+)
+def test_schemas_that_cannot_be_meant(spark: Any, schema: str, message: str) -> None:
+    with cluster_of() as cluster:
+        cluster.upsert("a", {"n": 1})
+        with pytest.raises(Exception, match=message):
+            load(spark, cluster, schema).collect()
+
+
+def test_options_that_cannot_be_meant(spark: Any) -> None:
+    """The default of on_conflict can be written down; nothing else than the two is known."""
+    with cluster_of() as cluster:
+        cluster.upsert("a", {"n": 1})
+        cluster.upsert("b", {"n": "x"})
+        for options in ({}, {"on_conflict": "raise"}):
+            assert {row["n"] for row in load(spark, cluster, **options).collect()} == {"1", "x"}
+        for options, message in (
+            ({"on_conflict": "widen"}, "on_conflict='widen'"),
+            ({"collections": ""}, "names no collections"),
+        ):
+            with pytest.raises(Exception, match=message):
+                load(spark, cluster, **options).collect()
+
+
 def test_under_a_writer(spark: Any) -> None:
     with cluster_of(2) as cluster:
         writer = Writer(cluster, 5)

@@ -9,6 +9,7 @@ rewritten before (``rewrite``).
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -60,7 +61,7 @@ class Engine:
     def __init__(self, policy: Policy | None = None, *, max_depth: int = 200) -> None:
         self._policy = policy or Policy()
         self._max_depth = min(max_depth, 400)
-        self._columns = {name: declared_facts(kind) for name, kind in self._policy.declared.items()}
+        self._columns = self._known()
         self._rest = False
         self.plan = plan_of(self._columns, self._policy)
         self.wide = False
@@ -192,9 +193,15 @@ class Engine:
         """Of too many names take the most frequent ones."""
         declared = self._policy.declared
         chosen = sorted(counts.keys() - declared.keys(), key=lambda name: (-counts[name], name))
-        self._columns = {name: declared_facts(kind) for name, kind in declared.items()}
-        self._columns |= {name: Facts() for name in chosen[: self._policy.max_columns - len(declared)]}
+        known = self._known()
+        names = [*declared, *chosen[: self._policy.max_columns - len(declared)]]
+        self._columns = {name: known.get(name) or Facts() for name in names}
         self.close()
+
+    def _known(self) -> dict[str, Facts]:
+        """What is known of fields before any document."""
+        known = copy.deepcopy(dict(self._policy.known))
+        return known | {name: declared_facts(kind) for name, kind in self._policy.declared.items()}
 
     def close(self) -> None:
         """There are to be no more columns than there are now."""

@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from cbframe.arrow.documents.facts import Facts
 from cbframe.arrow.documents.plan import is_list
 
 _UNITS = ("s", "ms", "us", "ns")
@@ -135,6 +136,31 @@ def members(structs: Iterable[Mapping[str, Kind]], max_members: int) -> dict[str
             (nowhere if pa.types.is_null(kind.type) else found).setdefault(name, []).append(kind)
     last = sorted(nowhere.keys() - found.keys())
     return {name: common(found.get(name, ()), max_members) for name in [*found, *last]}
+
+
+def known(kind: Kind, *, nested_as_text: bool) -> Facts | None:
+    """What has to be known of a field for its values to be as in a column of which it is a part.
+
+    That is where values are as they were written, and where integers are doubles; None where documents
+    that are typed on their own have the same values in any case.
+
+    Parameters
+    ----------
+    nested_as_text
+        As of the policy: then JSON text need not come of a conflict.
+    """
+    if kind.json:
+        return Facts(item=Facts()) if nested_as_text else Facts(opaque=True)
+    if pa.types.is_string(kind.type):
+        return Facts(string=True)
+    if pa.types.is_float64(kind.type):
+        return Facts(double=True)
+    if kind.item is not None:
+        item = known(kind.item, nested_as_text=nested_as_text)
+        return None if item is None else Facts(item=item)
+    inside = {name: known(each, nested_as_text=nested_as_text) for name, each in kind.members.items()}
+    fields = {name: each for name, each in inside.items() if each is not None}
+    return Facts(fields=fields) if fields else None
 
 
 def decoded(kind: Kind) -> Kind:

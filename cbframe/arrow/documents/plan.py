@@ -65,6 +65,8 @@ class Policy:
         Types of top-level fields, which are columns in any case. Values of another family become null.
     infer_length
         Only fields of the first so many documents become columns.
+    known
+        What is known of fields before any document: from others, that are typed on their own.
     """
 
     max_columns: int = 1000
@@ -73,6 +75,7 @@ class Policy:
     nested_as_text: bool = False
     declared: Mapping[str, pa.DataType] = field(default_factory=dict)
     infer_length: int | None = None
+    known: Mapping[str, Facts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ class ColumnsBuilder:
         self._json = frozenset(
             place
             for each in self._fields
-            for place in _json(each.type, plan.members.get(_unescaped(each.name)), (each.name,))
+            for place in _json(each.type, plan.members.get(unescaped(each.name)), (each.name,))
         )
         if REST in schema.names:
             self._json |= {(REST,)}
@@ -272,7 +272,7 @@ def _is_of_documents(name: str) -> bool:
     return name in _LAST or not name.startswith(OURS) or name.endswith("_")
 
 
-def _unescaped(name: str) -> str:
+def unescaped(name: str) -> str:
     """The field that became a column: names that begin like ours have one more ``_``."""
     return name[:-1] if name.startswith(OURS) else name
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 from pyspark.sql.datasource import DataSourceReader, InputPartition
-from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from cbframe.arrow.columns import OURS
-from cbframe.contrib.spark.options import BATCH, checked, number_of, scan_of
+from cbframe.contrib.spark.options import BATCH, arrow_schema, checked, number_of, scan_of
 from cbframe.errors import ConfigurationError
 from cbframe.frame.partition import ScanPartition
+from cbframe.frame.shape import cast_to
 
 
 class CouchbasePartition(InputPartition):  # type: ignore[misc]
@@ -28,7 +28,7 @@ class CouchbaseReader(DataSourceReader):  # type: ignore[misc]
 
     def __init__(self, options: dict[str, str], schema: StructType) -> None:
         self._options = checked(options, BATCH)
-        self._schema = to_arrow_schema(schema)
+        self._schema = arrow_schema(schema)
 
     def partitions(self) -> list[CouchbasePartition]:
         """On the driver."""
@@ -48,5 +48,4 @@ class CouchbaseReader(DataSourceReader):  # type: ignore[misc]
         if absent:
             raise ConfigurationError(f"there is no column {absent[0]!r}", hint="metadata= adds such columns")
         for batch in reader:
-            table = pa.Table.from_batches([batch]).select(self._schema.names)
-            yield from table.cast(self._schema).to_batches()
+            yield from cast_to(pa.Table.from_batches([batch]), self._schema).to_batches()

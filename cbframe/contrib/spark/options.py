@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructType
 
 from cbframe.arrow.columns import OURS
 from cbframe.cluster.auth import EnvironmentAuth
@@ -31,13 +34,27 @@ BATCH = _BOTH | {"consistency"}
 STREAM = _BOTH | {"changes", "start", "max_changes_per_batch", "on_rollback", "whole_snapshots"}
 
 
+def arrow_schema(schema: StructType) -> pa.Schema:
+    """What Spark calls a schema, as Arrow has it; TIMESTAMP is a moment, in whatever zone it is shown.
+
+    Raises
+    ------
+    ConfigurationError
+        Two columns have one name.
+    """
+    twice = [name for name, count in Counter(schema.fieldNames()).items() if count > 1]
+    if twice:
+        raise ConfigurationError(f"the schema has two columns {twice[0]!r}", hint="leave one out")
+    return to_arrow_schema(schema, timezone="UTC")
+
+
 def checked(options: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
     """Options by their names in small letters.
 
     Raises
     ------
     ConfigurationError
-        There is no such option, the connection is missing, or a column is a part of one.
+        There is no such option, the connection is missing, one names nothing, or a column is a part of one.
     """
     found = {name.lower(): value for name, value in options.items()}
     unknown = [name for name in options if name.lower() not in known]
@@ -45,6 +62,13 @@ def checked(options: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
         raise ConfigurationError(
             f"there is no option {unknown[0]!r}" if unknown else 'option("connection", ...) is missing',
             hint=f"options are: {', '.join(sorted(known))}",
+        )
+    nothing = next(
+        (name for name in ("collections", "columns") if name in found and not listed(found[name])), None
+    )
+    if nothing is not None:
+        raise ConfigurationError(
+            f"{nothing}={found[nothing]!r} names no {nothing}", hint="leave the option out for all"
         )
     member = next((name for name in listed(found.get("columns", "")) if "." in name), None)
     if member is not None:
@@ -58,6 +82,9 @@ def checked(options: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
 def scan_of(options: Mapping[str, str], **arguments: Any) -> BucketScan:
     """The scan that the options ask for."""
     names = {name: listed(options[name]) for name in ("collections", "columns") if name in options}
+    on_conflict = choice_of(options, "on_conflict", "raise", "null")
+    if "schema" not in arguments and on_conflict == "raise":
+        on_conflict = "widen"  # a schema is sought that holds all values
     if "schema" in arguments:
         names.pop("columns", None)
     arguments.setdefault("metadata", ("key", *listed(options.get("metadata", ""))))
@@ -67,7 +94,7 @@ def scan_of(options: Mapping[str, str], **arguments: Any) -> BucketScan:
         auth=auth_of(options),
         tls=options.get("tls"),
         scope=options.get("scope"),
-        on_conflict=options.get("on_conflict", "widen" if "schema" not in arguments else "raise"),  # type: ignore[arg-type]
+        on_conflict=on_conflict,  # type: ignore[arg-type]
         **names,  # type: ignore[arg-type]
         **arguments,
     )

@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 from pyspark.sql.datasource import DataSourceStreamReader, InputPartition
-from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.streaming.datasource import (
     ReadAllAvailable,
     ReadLimit,
@@ -17,7 +16,7 @@ from pyspark.sql.streaming.datasource import (
 from pyspark.sql.types import StructType
 
 from cbframe.arrow.columns import OURS
-from cbframe.contrib.spark.options import STREAM, auth_of, checked, choice_of, listed, number_of
+from cbframe.contrib.spark.options import STREAM, arrow_schema, auth_of, checked, choice_of, listed, number_of
 from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError
 from cbframe.frame.spans.offsets import Offset
@@ -42,7 +41,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
 
     def __init__(self, options: dict[str, str], schema: StructType) -> None:
         options = checked(options, STREAM)
-        declared = to_arrow_schema(schema)
+        declared = arrow_schema(schema)
         if any(name not in declared.names for name in REQUIRED):
             raise ConfigurationError(
                 f"the schema of the stream lacks one of the columns {', '.join(REQUIRED)}",

@@ -29,6 +29,7 @@ from cbframe.frame.agreed import Agreement
 from cbframe.frame.changes import CHANGE_TYPE
 from cbframe.frame.divide import shares
 from cbframe.frame.partition import PartSettings
+from cbframe.frame.shape import cast_to
 from cbframe.frame.spans.offsets import BEGINNING, Offset, Range, Selection
 from cbframe.frame.spans.passes import Pass
 from cbframe.frame.target import METADATA_NAMES, make_target
@@ -334,7 +335,7 @@ def _resets(vbuckets: Sequence[int], schema: pa.Schema) -> Iterator[pa.RecordBat
 
 
 def _formed(table: pa.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    yield from table.select(schema.names).cast(schema).to_batches()
+    yield from cast_to(table, schema).to_batches()
 
 
 def _other_history(given: Range, node: str | None) -> RollbackError:
