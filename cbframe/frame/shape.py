@@ -57,11 +57,22 @@ def cast_to(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """
     try:
         return table.select(schema.names).cast(schema)
-    except (pa.ArrowException, ValueError) as exc:
-        raise ConversionError(
-            f"rows do not fit the declared schema: {exc}",
-            hint="declare types that hold all values, and NOT NULL only what every row has",
-        ) from exc
+    except (pa.ArrowException, ValueError):
+        wrong = next((each for each in schema if not _holds(each, table[each.name])), schema.field(0))
+    # Not from the other error: that one tells of keys and values.
+    raise ConversionError(
+        f"column {wrong.name!r} is {table[wrong.name].type}, and has values for which there is no place in "
+        f"the declared {wrong.type}{'' if wrong.nullable else ' not null'}",
+        hint="declare a type that holds all values, and NOT NULL only what every row has",
+    )
+
+
+def _holds(declared: pa.Field, column: pa.ChunkedArray) -> bool:
+    try:
+        cast = column.cast(declared.type)
+    except pa.ArrowException:
+        return False
+    return bool(declared.nullable or not cast.null_count)
 
 
 def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool = False) -> pa.Table:

@@ -25,8 +25,11 @@ tls               path of a file with certificate authorities
 ================  ========================================================================
 
 Without a schema it is inferred from a sample; with one (``.schema("name STRING, fleet INT")``) nothing
-is looked at. Integers without sign become the next larger type that Spark has, fields of which the sample
-has no value become text.
+is looked at. Either way it says which fields there are: others, and members of objects that it does not
+have, are left out. ``TIMESTAMP`` takes text with a time zone, ``TIMESTAMP_NTZ`` text without one. In SQL it
+is ``CREATE TEMPORARY VIEW … USING couchbase OPTIONS (…)``: of what ``CREATE TABLE`` is given, Spark hands
+no option to sources in Python. Integers without sign become the next larger type that Spark has, fields
+of which the sample has no value become text.
 
 Streams
 -------
