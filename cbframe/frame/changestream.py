@@ -23,6 +23,7 @@ from cbframe.frame.checkpoint import Checkpoint, VBucketOffset
 from cbframe.frame.display import ShowsItself
 from cbframe.frame.gatherer import Gatherer
 from cbframe.frame.names import Names
+from cbframe.frame.parquet import place_of
 from cbframe.frame.tail import Tail, seconds_of
 from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
@@ -355,5 +356,5 @@ class ChangeStream(ShowsItself):
         list of Path
             The files that were written.
         """
-        log = ChangeLog(self, Path(folder).expanduser(), Rotation.of(rotate), compression, self._clock)
+        log = ChangeLog(self, place_of(folder, compression), Rotation.of(rotate), compression, self._clock)
         return log.run(seconds)

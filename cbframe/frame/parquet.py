@@ -13,8 +13,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cbframe.errors import ConfigurationError
+
+_COMPRESSIONS = ("zstd", "snappy", "gzip", "lz4", "brotli", "none")
 _ROW_GROUP_BYTES = 24 << 20
 _ROW_GROUP_ROWS = 1 << 20
+
+
+def check_compression(compression: str) -> None:
+    """Refuse what no file can be written with, before anything is read.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such compression.
+    """
+    if compression not in _COMPRESSIONS:
+        raise ConfigurationError(
+            f"compression={compression!r}", hint=f"choose from: {', '.join(_COMPRESSIONS)}"
+        )
+
+
+def place_of(path: str | os.PathLike[str], compression: str) -> Path:
+    """Where files go; ``~`` is the home folder. Refuses what :func:`check_compression` does."""
+    check_compression(compression)
+    return Path(path).expanduser()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from cbframe.frame.assemble import Assembled, Assembler, raw_table
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.divide import Divider
 from cbframe.frame.gather import RawSink
-from cbframe.frame.parquet import write_parquet
+from cbframe.frame.parquet import place_of, write_parquet
 from cbframe.frame.pins import Consistency, Pins
 from cbframe.frame.progress import Progress
 from cbframe.frame.result import ReadResult
@@ -313,7 +313,7 @@ class BucketScan:
         CbframeError
             As :meth:`read`; or a process was ended from outside.
         """
-        place = Path(path).expanduser()
+        place = place_of(path, compression)
         if workers is None:
             count = write_parquet(self.to_reader(), place, compression)
             assert self.last is not None, "it was read"

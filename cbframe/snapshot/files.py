@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
 from cbframe.errors import ConfigurationError
-from cbframe.frame.parquet import writable
+from cbframe.frame.parquet import check_compression, writable
 from cbframe.snapshot.manifest import FileEntry
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
 from cbframe.snapshot.store import Output, Store
@@ -24,7 +24,6 @@ from cbframe.snapshot.store import Output, Store
 DATA = "data"
 FILE_BYTES = 128 << 20
 """Bytes in memory of the changes for which there is a file of its own."""
-COMPRESSIONS = ("zstd", "snappy", "gzip", "lz4", "brotli", "none")
 _MOST_FILES = 16
 _PENDING = 24 << 20
 """Bytes in memory that wait until they are worth a row group."""
@@ -38,10 +37,7 @@ def check_form(compression: str, file_bytes: int = FILE_BYTES) -> None:
     ConfigurationError
         There is no such compression, or files would have no size.
     """
-    if compression not in COMPRESSIONS:
-        raise ConfigurationError(
-            f"compression={compression!r}", hint=f"choose from: {', '.join(COMPRESSIONS)}"
-        )
+    check_compression(compression)
     if file_bytes < 1:
         raise ConfigurationError(f"file_bytes={file_bytes!r}", hint="give 1 or more")
 

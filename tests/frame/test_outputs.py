@@ -119,6 +119,16 @@ def test_parquet_comes_back_equal(filled: LocalCluster, tmp_path: Path, compress
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("workers", [None, 2])
+def test_parquet_of_an_unknown_compression(filled: LocalCluster, tmp_path: Path, workers: int | None) -> None:
+    """It is refused before the bucket is read."""
+    scan = scan_bucket(filled)
+    with pytest.raises(ConfigurationError, match="compression='zip'"):
+        scan.to_parquet(tmp_path / "docs.parquet", compression="zip", workers=workers)
+    assert scan.last is None
+    assert not [*tmp_path.iterdir()]
+
+
 def test_parquet_at_home(filled: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert scan_bucket(filled).to_parquet("~/docs.parquet") == tmp_path / "docs.parquet"
