@@ -14,14 +14,16 @@ import pyarrow as pa
 from cbframe.arrow.columns import KEY, SEQNO, VALUE, VBUCKET, is_json
 from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.plan import Policy
-from cbframe.arrow.documents.projection import path_of
+from cbframe.arrow.documents.projection import Projection
 from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import Receipt
+from cbframe.errors import ConfigurationError
 from cbframe.frame import shape
 from cbframe.frame.checkpoint import VBucketOffset
 from cbframe.frame.conflicts import Conflict, named
 from cbframe.frame.names import is_text
+from cbframe.frame.target import paths_of
 from cbframe.wire.messages import SystemEvent
 
 if TYPE_CHECKING:
@@ -159,7 +161,12 @@ class ChangeBatch:
         Parameters
         ----------
         columns, nested
-            As for :func:`cbframe.scan_bucket`.
+            As for :func:`cbframe.scan_bucket`, but a field that no document has is null.
+
+        Raises
+        ------
+        ConfigurationError
+            An argument cannot be meant.
         """
         return self._typed(columns, nested)[0]
 
@@ -211,17 +218,23 @@ def typed(
     rows = len(changes)
     values = changes[VALUE]
     there = np.asarray(values.is_valid())
+    if nested not in shape.NESTED:
+        raise ConfigurationError(f"nested={nested!r}", hint=f"choose from: {', '.join(shape.NESTED)}")
+    paths = None if columns is None else paths_of(columns, nested)
     typer = JsonTyper(Policy(nested_as_text=nested == "json"))
     if there.any():
         documents = values.filter(pa.array(there)).combine_chunks()
         if isinstance(documents, pa.ChunkedArray):
             documents = pa.concat_arrays(documents.chunks)
         places = Places(changes[VBUCKET].to_numpy()[there], changes[SEQNO].to_numpy()[there])
-        typer.add(documents, is_json(datatype[there]), places)
+        called_json = is_json(datatype[there])
+        if paths:
+            documents = Projection(paths).apply(documents, called_json)
+        typer.add(documents, called_json, places)
     found = typer.finish()
     table = found.table
-    if columns is not None:
-        table = shape.selected(table, [path_of(column) for column in columns], rows=found.rows, lenient=True)
+    if paths is not None:
+        table = shape.selected(table, paths, rows=found.rows, lenient=True)
     if nested == "flatten":
         table = shape.flattened(table)
     if found.rows != rows and table.num_columns:

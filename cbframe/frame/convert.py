@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pandas as pd
 import pyarrow as pa
 
 from cbframe.arrow.columns import KEY
+from cbframe.arrow.documents.marks import Marks
 from cbframe.errors import ConfigurationError
 
 DTYPE_BACKENDS = ("pyarrow", "numpy_nullable", None)
 
 _NULLABLE = {
     pa.bool_(): pd.BooleanDtype(),
+    pa.int8(): pd.Int8Dtype(),
+    pa.int16(): pd.Int16Dtype(),
+    pa.int32(): pd.Int32Dtype(),
     pa.int64(): pd.Int64Dtype(),
     pa.uint8(): pd.UInt8Dtype(),
     pa.uint16(): pd.UInt16Dtype(),
     pa.uint32(): pd.UInt32Dtype(),
     pa.uint64(): pd.UInt64Dtype(),
+    pa.float32(): pd.Float32Dtype(),
     pa.float64(): pd.Float64Dtype(),
     pa.string(): pd.StringDtype(),
+    pa.large_string(): pd.StringDtype(),
 }
 
 
@@ -31,13 +39,40 @@ def to_pandas(table: pa.Table, dtype_backend: str | None) -> pd.DataFrame:
         With a column ``_cb_key``.
     dtype_backend
         ``"pyarrow"`` keeps every type; ``"numpy_nullable"`` uses pandas' own nullable types; None
-        uses numpy's, which turn integers with missing values into floats. Extended attributes are lists
-        of pairs with the first, and dicts with the others.
+        uses numpy's, which turn integers with missing values into floats, but for those that no float
+        holds: these are objects, as are integers in arrays with nulls among them. Extended attributes are
+        lists of pairs with the first, and dicts with the others.
     """
     if dtype_backend not in DTYPE_BACKENDS:
         raise ConfigurationError(
             f"dtype_backend={dtype_backend!r}", hint="choose 'pyarrow', 'numpy_nullable' or None"
         )
     mapper = {"pyarrow": pd.ArrowDtype, "numpy_nullable": _NULLABLE.get, None: None}[dtype_backend]
-    frame: pd.DataFrame = table.to_pandas(types_mapper=mapper, ignore_metadata=True, maps_as_pydicts="strict")
+    apart = [] if dtype_backend == "pyarrow" else [*_inexact(table, dtype_backend)]
+
+    def convert(part: pa.Table, *, as_objects: bool) -> pd.DataFrame:
+        frame: pd.DataFrame = part.to_pandas(
+            types_mapper=mapper,
+            ignore_metadata=True,
+            maps_as_pydicts="strict",
+            integer_object_nulls=as_objects,
+        )
+        return frame
+
+    frame = convert(table.drop_columns(apart), as_objects=False)
+    if apart:
+        frame = pd.concat([frame, convert(table.select(apart), as_objects=True)], axis=1)[table.column_names]
     return frame.set_index(KEY)
+
+
+def _inexact(table: pa.Table, dtype_backend: str | None) -> Iterator[str]:
+    """Columns of which pandas would make floats that are other numbers."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_nested(column.type):
+            yield name
+        elif dtype_backend is None and pa.types.is_integer(column.type) and column.null_count:
+            marks = Marks()
+            for chunk in column.chunks:
+                marks.look(chunk, (name,))
+            if marks.inexact:
+                yield name

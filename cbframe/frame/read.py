@@ -147,7 +147,8 @@ def scan_bucket(
     timeout
         Seconds for the whole read; None for as long as it takes.
     dtype_backend
-        Of ``to_pandas``: ``"pyarrow"``, ``"numpy_nullable"`` or None.
+        Of ``to_pandas``: ``"pyarrow"``, ``"numpy_nullable"``, or None for numpy's own: integers with missing
+        values are floats then, or objects where a float would be another number.
     progress
         ``"auto"`` shows a live widget in a notebook and a line in a terminal, once half a second has
         passed, and nothing elsewhere; ``"widget"`` and ``"text"`` show one at once. A function is called

@@ -76,7 +76,7 @@ def _holds(declared: pa.Field, column: pa.ChunkedArray) -> bool:
 
 
 def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool = False) -> pa.Table:
-    """The columns that were asked for: fields by their path, named ``parent.child``.
+    """The columns that were asked for: fields by their path, named as :func:`joined` does it.
 
     Parameters
     ----------
@@ -88,14 +88,21 @@ def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool
     Raises
     ------
     ConfigurationError
-        No document has such a field.
+        No document has such a field; or what it is in is text.
     """
     columns: dict[str, pa.ChunkedArray] = {}
     for path in paths:
         name, *members = path
         name = name + "_" if name.startswith(OURS) and name not in (VALUE, REASON) else name
         column = table[name] if name in table.column_names else None
-        for member in members:
+        for depth, member in enumerate(members, 1):
+            if column is not None and pa.types.is_string(column.type) and column.null_count < len(column):
+                # There may well be documents that have it.
+                outer = ".".join(path[:depth])
+                raise ConfigurationError(
+                    f"columns= names {'.'.join(path)!r}, and {outer!r} is text",
+                    hint=f"leave {outer!r} out of columns=, or read it alone and look into the text",
+                )
             if column is None or not pa.types.is_struct(column.type):
                 column = None
                 break
@@ -108,8 +115,14 @@ def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool
                 f"columns= names {'.'.join(path)!r}, which no document has",
                 hint="read without columns= to see the fields, or look with peek()",
             )
-        columns[".".join(path)] = column
+        columns[joined(path)] = column
     return pa.table(columns)
+
+
+def joined(path: Path) -> str:
+    """The name of a field's column: ``parent.child``, and a ``_`` behind it if it begins as ours do."""
+    name = ".".join(path)
+    return name + "_" if name.startswith(OURS) and name not in (VALUE, REASON) else name
 
 
 def flattened(table: pa.Table) -> pa.Table:
@@ -119,8 +132,9 @@ def flattened(table: pa.Table) -> pa.Table:
     """
     columns: dict[str, pa.ChunkedArray] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
-        for path, leaf in _leaves(name, column):
-            free = path
+        own = name.startswith(OURS) and name.endswith("_")
+        for path, leaf in _leaves(name.removesuffix("_") if own else name, column):
+            free = path + "_" if own else path
             while free in columns or (free != name and free in table.column_names):
                 free += "_"
             columns[free] = leaf

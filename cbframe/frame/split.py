@@ -18,6 +18,7 @@ from cbframe.cluster.manifest import Manifest
 from cbframe.errors import ConfigurationError
 from cbframe.frame.assemble import Assembled, add_documents, assembled_of
 from cbframe.frame.names import Names
+from cbframe.frame.shape import joined
 from cbframe.frame.target import ScanTarget
 
 _DEPTH = 200
@@ -67,7 +68,7 @@ def projected(batch: pa.RecordBatch, projection: Projection) -> pa.RecordBatch:
 
 def _refuse_unknown(tables: dict[str | None, Assembled], target: ScanTarget) -> None:
     """What one kind of documents has not may be a field of another, but not of none."""
-    wanted = {"columns": [".".join(path) for path in target.columns or ()]}
+    wanted = {"columns": [joined(path) for path in target.columns or ()]}
     if isinstance(target.parse_dates, tuple):
         wanted["parse_dates"] = list(target.parse_dates)
     types = [{field.name: field.type for field in each.table.schema} for each in tables.values()]

@@ -134,9 +134,13 @@ def make_target(
             "no bucket is named",
             hint="give bucket=, or put it into the connection string: couchbase://host/bucket",
         )
-    if columns is not None and (isinstance(columns, str) or not columns):
+    if columns is not None and not columns:
         raise ConfigurationError(
-            f"columns={columns!r} names no columns", hint="give a list of field names, or None for all"
+            "columns=[] names no columns", hint="give a list of field names, or None for all"
+        )
+    if key_prefix is not None and not isinstance(key_prefix, str | bytes):
+        raise ConfigurationError(
+            f"key_prefix= is a {type(key_prefix).__name__}", hint="give text or bytes, or None for all keys"
         )
     for argument, given in (("columns", columns), ("filters", filters)):
         if given is not None and (keys_only or (argument == "columns" and not parse)):
@@ -161,6 +165,7 @@ def make_target(
                 hint="leave columns= out, or give schema= as a dict",
             )
         columns = [(name,) for name in declared]
+    paths = None if columns is None else paths_of(columns, nested)
     names = (metadata,) if isinstance(metadata, str) else tuple(metadata)
     unknown = [n for n in names if n not in METADATA_NAMES]
     if unknown:
@@ -182,7 +187,7 @@ def make_target(
         network=network,
         scope=scope,
         collections=None if collections is None else tuple(collections),
-        columns=None if columns is None else tuple(path_of(column) for column in columns),
+        columns=paths,
         filters=None if filters is None else make_filters(filters),
         keys_only=keys_only,
         parse=parse,
@@ -251,6 +256,34 @@ def _check(choices: Mapping[str, tuple[str, tuple[str, ...]]], **numbers: int | 
             )
 
 
+def paths_of(columns: Sequence[str | tuple[str, ...]], nested: Nested) -> tuple[Path, ...]:
+    """The paths that ``columns=`` names, each once.
+
+    Raises
+    ------
+    ConfigurationError
+        It is no list; two fields would be columns of one name; or what a field is in stays text.
+    """
+    if isinstance(columns, str):
+        raise ConfigurationError(
+            f"columns={columns!r} names no columns", hint="give a list of field names, or None for all"
+        )
+    paths = tuple(dict.fromkeys(map(path_of, columns)))
+    names = [".".join(path) for path in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigurationError(
+            f"columns= names two fields whose column is {twice!r}", hint="read one of them at a time"
+        )
+    inside = next((path for path in paths if len(path) > 1), None)
+    if inside is not None and nested == "json":
+        raise ConfigurationError(
+            f'columns= names {".".join(inside)!r}, and nested="json" keeps {inside[0]!r} as text',
+            hint=f"read {inside[0]!r}, or leave nested= out",
+        )
+    return paths
+
+
 def declared_types(schema: Any) -> dict[str, pa.DataType]:
     """Arrow types by name, of a pyarrow schema or a mapping.
 
@@ -260,6 +293,11 @@ def declared_types(schema: Any) -> dict[str, pa.DataType]:
         It is neither, or names what is no type.
     """
     if isinstance(schema, pa.Schema):
+        twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigurationError(
+                f"schema= has two columns {twice!r}", hint="name each field of documents once"
+            )
         schema = {each.name: each.type for each in schema}
     if isinstance(schema, Mapping):
         ours = [name for name in schema if str(name).startswith(OURS)]

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cbframe import (
@@ -412,6 +413,10 @@ def test_rest(
         (None, {}, "NoneType"),
         ("couchbase://h/b", {"columns": []}, "no columns"),
         ("couchbase://h/b", {"columns": "name"}, "no columns"),
+        ("couchbase://h/b", {"columns": ["a.b", ("a.b",)]}, "two fields"),
+        ("couchbase://h/b", {"columns": ["a.b"], "nested": "json"}, "keeps 'a' as text"),
+        ("couchbase://h/b", {"schema": pa.schema([("a", "int8"), ("a", "string")])}, "two columns 'a'"),
+        ("couchbase://h/b", {"key_prefix": 5}, "key_prefix= is a int"),
         ("couchbase://h/b", {"columns": ["a"], "parse": False}, "columns= needs the documents"),
         ("couchbase://h/b", {"metadata": "colour"}, "colour"),
         ("couchbase://h/b", {"metadata": ["key", "x"]}, "'x'"),

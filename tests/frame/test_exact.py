@@ -170,6 +170,28 @@ def test_metadata_in_pandas_loses_nothing(cluster: LocalCluster) -> None:
         assert int(frame.loc["k", "_cb_expiry"]) == U32
 
 
+def test_integers_with_nulls_are_no_other_numbers_in_pandas(cluster: LocalCluster) -> None:
+    cluster.upsert("a", {"i": 2**53 + 1, "u": U64, "l": [2**53 + 1, None], "o": {"i": 2**53 + 1}, "few": 1})
+    cluster.upsert("b", {})
+    for backend in ("numpy_nullable", None):
+        frame = read_bucket(cluster, dtype_backend=backend)
+        assert list(frame.columns) == ["i", "u", "l", "o", "few"]
+        assert (frame["i"]["a"], frame["u"]["a"]) == (2**53 + 1, U64)
+        assert list(frame["l"]["a"]) == [2**53 + 1, None]
+        assert frame["o"]["a"] == {"i": 2**53 + 1}
+        assert frame.loc["b"].isna().all()
+    # Where every value is the same as a float, numpy's own way.
+    assert frame["few"].dtype == "float64"
+
+
+def test_declared_types_in_nullable_pandas(cluster: LocalCluster) -> None:
+    cluster.upsert("a", {"i8": 1, "i16": 1, "i32": 1, "f32": 0.5})
+    cluster.upsert("b", {})
+    schema = {"i8": "int8", "i16": "int16", "i32": "int32", "f32": "float32"}
+    frame = read_bucket(cluster, dtype_backend="numpy_nullable", schema=schema)
+    assert [str(kind) for kind in frame.dtypes] == ["Int8", "Int16", "Int32", "Float32"]
+
+
 def test_datatypes_as_the_server_tells_them(cluster: LocalCluster) -> None:
     cluster.upsert("json", b"[1]")
     cluster.upsert("binary", b"\x00\xff")

@@ -306,6 +306,26 @@ def test_columns_by_their_path(places: LocalCluster) -> None:
     assert scan.conflicts == ()
 
 
+def test_fields_that_are_called_as_ours_are(cluster: LocalCluster) -> None:
+    cluster.upsert("k", {"_cb_key": 1, "_cb_cas": {"b": 2}})
+    told = {"_cb_key": ["k"], "_cb_key_": [1]}
+    assert scan_bucket(cluster, columns=["_cb_key"]).to_arrow().to_pydict() == told
+    told["_cb_cas.b_"] = [2]
+    table = scan_bucket(cluster, columns=["_cb_key", "_cb_cas.b"]).to_arrow()
+    assert table.to_pydict() == scan_bucket(cluster, nested="flatten").to_arrow().to_pydict() == told
+    split = scan_bucket(cluster, columns=["_cb_key"]).split("_cb_key")
+    assert split["1"].table["_cb_key_"].to_pylist() == [1]
+
+
+def test_what_is_in_text_is_not_said_to_be_nowhere(places: LocalCluster) -> None:
+    for read in (
+        scan_bucket(places, columns=["geo", "geo.lat"]).to_arrow,
+        lambda: scan_bucket(places, columns=["geo", "geo.lat"]).split("none"),
+    ):
+        with pytest.raises(ConfigurationError, match=r"'geo\.lat', and 'geo' is text"):
+            read()
+
+
 def test_filters_before_types(places: LocalCluster) -> None:
     table = scan_bucket(places, filters=[("type", "==", "hotel")], columns=["geo", "odd"]).to_arrow()
     assert table.sort_by("_cb_key").to_pydict() == {

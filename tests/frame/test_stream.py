@@ -182,7 +182,30 @@ def test_a_batch_becomes_a_frame(cluster: LocalCluster) -> None:
     flat = batch.to_arrow(columns=["deep"], nested="flatten")
     assert flat["deep.b"].to_pylist() == [2, None, None, None]
     assert batch.to_arrow(columns=["nothing"])["nothing"].null_count == 4
+    wrong: list[dict[str, Any]] = [
+        {"columns": "deep"},
+        {"nested": "flat"},
+        {"columns": ["a.b"], "nested": "json"},
+    ]
+    for arguments in wrong:
+        with pytest.raises(ConfigurationError):
+            batch.to_arrow(**arguments)
     assert keys[0].decode() not in repr(batch)
+
+
+def test_a_batch_has_what_is_inside_of_objects_among_other_values(cluster: LocalCluster) -> None:
+    one, other = [key for n in range(200) if vbucket_of(key := b"k%d" % n, 16) == 0][:2]
+    cluster.upsert(one, {"deep": {"b": 2}})
+    cluster.upsert(other, {"deep": 5})
+    with open_stream(cluster, vbuckets=[0]) as stream:
+        stream.pause()
+        until = time.monotonic() + PATIENCE
+        while stream.stats.total.documents < 2:
+            assert stream.poll(0.01) is None
+            assert time.monotonic() < until
+        stream.resume()
+        batch = take(stream)
+    assert batch.to_arrow(columns=["deep.b"])["deep.b"].to_pylist() == [2, None]
 
 
 # --- collections

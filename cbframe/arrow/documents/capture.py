@@ -198,7 +198,7 @@ def usual(sources: Sequence[bytes], spots: Sequence[Spot]) -> list[Spot]:
         kinds = Counter(kind_of(raw) for raw in map(bytes, found.values(number)) if raw != b"null")
         if kinds["double"]:
             kinds["double"] += kinds.pop("integer", 0)
-        kind = max(kinds, key=lambda kind: kinds[kind], default="integer")
+        kind = max(kinds, key=lambda kind: kinds[kind], default=spot.plan.family or "integer")
         search = _search_for(spot.path[-1], sources) if kind in NESTED else None
         made.append(replace(spot, kind=kind, search=search))
     return made

@@ -9,10 +9,12 @@ no filter.
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
+from math import isinf
 from typing import Any
 
 import msgspec
@@ -88,10 +90,12 @@ def _predicate(column: Any, op: str, value: Any) -> Predicate:
         value = tuple(value)
     elif op not in _COMPARE:
         raise ValueError(f"there is no {op!r}")
-    for each in value if op in _SETS else (value,):
-        if not isinstance(each, str | int | float | np.generic):
-            raise TypeError(f"a {type(each).__name__} is not compared with values of JSON")
     plain = tuple(map(_plain, value)) if op in _SETS else _plain(value)
+    for each in plain if op in _SETS else (plain,):
+        if not isinstance(each, str | int | float):
+            raise TypeError(f"a {type(each).__name__} is not compared with values of JSON")
+        if isinstance(each, str):
+            each.encode()  # half of a surrogate pair is in no document
     return Predicate(path_of(column), op, plain)
 
 
@@ -161,10 +165,13 @@ def _fast(cells: pa.ChunkedArray, predicate: Predicate) -> npt.NDArray[np.bool_]
     if pa.types.is_null(cells.type):
         return np.zeros(len(cells), bool)
     literals = predicate.value if predicate.op in _SETS else (predicate.value,)
-    if not all(_comparable(cells.type, literal) for literal in literals):
+    if not literals or not all(_comparable(cells.type, literal) for literal in literals):
         return None
     if pa.types.is_floating(cells.type):
         literals = tuple(map(float, literals))
+        if predicate.op in _SETS and 0.0 in literals:
+            # To is_in() they are different.
+            literals += (0.0, -0.0)
     if predicate.op in _SETS:
         found = pc.is_in(cells, value_set=pa.array(literals, cells.type))
         if predicate.op == "not in":
@@ -190,9 +197,30 @@ def _comparable(kind: pa.DataType, literal: Any) -> bool:
 def _decoded(documents: pa.Array, is_json: npt.NDArray[np.bool_]) -> list[Any]:
     verdicts = inspect(documents, screen(documents, is_json), _DEPTH)
     return [
-        _DECODE(document) if verdict == Reason.GOOD else None
+        _decode(document) if verdict == Reason.GOOD else None
         for document, verdict in zip(documents.to_pylist(), verdicts, strict=True)
     ]
+
+
+def _decode(document: bytes) -> Any:
+    try:
+        return _DECODE(document)
+    except msgspec.ValidationError:
+        # It has numbers beyond a double, or of very many digits.
+        return _EXACTLY(document.decode())
+
+
+def _double(token: str) -> float | Decimal:
+    number = float(token)
+    if not isinf(number):
+        return number
+    try:
+        return Decimal(token)
+    except InvalidOperation:
+        return number  # beyond even that
+
+
+_EXACTLY = json.JSONDecoder(parse_int=Decimal, parse_float=_double).decode
 
 
 def _at(document: Any, path: Path) -> Any:

@@ -91,9 +91,13 @@ def _fitting(value: Any, kind: pa.DataType, lost: list[Any]) -> Any:
 
 def _casts(natural: pa.DataType, kind: pa.DataType) -> bool:
     """Whether Arrow converts exactly, or refuses."""
-    if pa.types.is_nested(natural) or pa.types.is_nested(kind) or pa.types.is_float32(kind):
+    if pa.types.is_nested(natural) or pa.types.is_nested(kind):
         return False
-    return not (pa.types.is_string(natural) and pa.types.is_floating(kind))
+    if pa.types.is_floating(kind) and not pa.types.is_float64(kind):
+        return False
+    # Of decimals, which are integers, it makes the nearest double.
+    text = pa.types.is_string(natural) or pa.types.is_decimal(natural)
+    return not (text and pa.types.is_floating(kind))
 
 
 _NOBODY = np.zeros(0, np.int64)
@@ -166,6 +170,7 @@ def _float(value: Any, kind: pa.DataType) -> float:
         rounded = float(kind.to_pandas_dtype()(number))
     # Where an integer stood among doubles, it is a double by now.
     integer = isinstance(value, int) or (isinstance(value, str) and value.lstrip("-").isdigit())
+    integer |= isinstance(value, Decimal) and number.as_tuple().exponent == 0
     integer |= abs(number) < _EXACT and number == number.to_integral_value()
     if isinf(rounded) or (integer and rounded != number):
         raise _MisfitError

@@ -106,7 +106,7 @@ class _Conversion:
         """Rows that turned out to be no documents."""
 
     def run(self, batch: Batch, start: int, max_depth: int) -> Chunk | None:
-        if any(spot.kind not in _EXPECTED[spot.plan.how] for spot in self._spots):
+        if any(spot.kind not in _expected(spot.plan) for spot in self._spots):
             return None
         tokens, failed = capture(self._documents, self._spots)
         deep = [
@@ -145,6 +145,8 @@ class _Conversion:
     def _mark(self, spot: Spot, tokens: Tokens) -> None:
         """Mark rows with other values than most have."""
         self._odd |= tokens.present & ~_FIRSTS[spot.kind][tokens.first]
+        if spot.plan.family is not None:
+            self._odd |= tokens.present & (tokens.first != _BRACKETS[spot.plan.family])
         if tokens.begins is not None:
             self._odd |= tokens.present & (tokens.begins < 0)
         if spot.kind in ("integer", "double") and ((tokens.data | _LOWER) == _EXPONENT).any():
@@ -189,6 +191,9 @@ class _Conversion:
         if rewritten.odd or rewritten.held:
             return False
         patches = Found(rewritten.documents.to_pylist(), [(spot.path, "string") for spot in self._spots])
+        if patches.failed:
+            # A name is there twice, and the first value is none that could be captured.
+            return False
         for number, spot in enumerate(self._spots):
             narrow = _member(columns, spot.path)
             wide = self._wide(spot, narrow, tokens.get(number))
@@ -229,6 +234,10 @@ class _Conversion:
             if pc.any(pc.match_substring_regex(self._documents.filter(zeros), MINUS_ZERO)).as_py():
                 return None
         return pc.cast(narrow, spot.plan.type, memory_pool=POOL)
+
+
+def _expected(plan: Plan) -> tuple[str, ...]:
+    return _EXPECTED[plan.how] if plan.family is None else (plan.family,)
 
 
 def _narrow(plan: Plan, path: Path, spots: Sequence[Spot]) -> pa.DataType:

@@ -104,6 +104,8 @@ class Plan:
         Members that are no columns go to a column of their own, of JSON text.
     only
         Values of other families become null.
+    family
+        Of JSON text that was asked for: what all values are so far, arrays or objects.
     """
 
     type: pa.DataType
@@ -115,6 +117,7 @@ class Plan:
     rewrites: bool = False
     rest: bool = False
     only: Family | None = None
+    family: Family | None = None
 
     @property
     def types(self) -> dict[str, pa.DataType]:
@@ -201,7 +204,7 @@ def _resolve(facts: Facts, policy: Policy) -> Plan:
     if facts.opaque:
         return _quoted("json", conflict=True)
     if nested and policy.nested_as_text:
-        return _quoted("json")
+        return replace(_quoted("json"), family=families[0])
     if len(families) > 1:
         return _quoted("text" if policy.on_conflict == "widen" else "json", conflict=True)
     if facts.fields is not None:

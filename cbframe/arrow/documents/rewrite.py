@@ -176,6 +176,8 @@ class _Writer:
         def as_json(source: bytes) -> bytes:
             if source[0] == _NULL:
                 return source
+            if plan.family is not None and _KINDS.get(source[0]) != plan.family:
+                return self._odd(source)
             if plan.held:
                 self._done.held.append(self.row)
             return _ENCODE(source.decode())

@@ -40,6 +40,8 @@ def test_both_ways_to_write_them() -> None:
         [("a", "in", 5)],
         {"a": 1},
         pa.compute.field("a") == 1,
+        [("a", "==", np.datetime64("2026-01-02"))],
+        [("a", "==", "\ud800")],
     ],
 )
 def test_what_cannot_be_meant(wrong: Any) -> None:
@@ -86,6 +88,29 @@ def test_what_passes(filters: Any, rows: list[int]) -> None:
     assert passing(filters, *DOCUMENTS) == rows
     # Each document by itself is compared in Arrow where it can be; together they are compared here.
     assert [n for n, document in enumerate(DOCUMENTS) if passing(filters, document)] == rows
+
+
+def test_numbers_beyond_a_double_are_compared() -> None:
+    values = ['{"a":1e400}', '{"a":-1e400}', '{"a":1}', '{"a":"x"}', '{"a":%s}' % ("9" * 5000)]
+    assert passing([("a", ">", 1)], *values) == [0, 4]
+    assert passing([("a", "<", 2)], *values) == [1, 2]
+    assert passing([("a", "<", float("inf"))], *values) == [0, 1, 2, 4]
+    assert passing([("a", "!=", 1)], *values) == [0, 1, 3, 4]
+    # Not even Decimal has such an exponent.
+    assert passing([("a", ">", 1)], '{"a":1e99999999999999999999}', '{"a":0}') == [0]
+
+
+def test_both_zeros_are_in_a_list() -> None:
+    values = ['{"a":-0.0}', '{"a":0.0}', '{"a":1.5}']
+    for zero in (0, 0.0, -0.0):
+        assert passing([("a", "in", [zero])], *values) == [0, 1]
+        assert passing([("a", "not in", [zero])], *values) == [2]
+
+
+def test_nothing_is_in_an_empty_list() -> None:
+    for value in ('{"b":1}', "[1]", "1", '"x"', "true"):
+        assert passing([("a", "in", [])], f'{{"a":{value}}}', "{}") == []
+        assert passing([("a", "not in", [])], f'{{"a":{value}}}', "{}") == [0]
 
 
 def test_what_is_no_document_does_not_pass() -> None:

@@ -77,6 +77,14 @@ def test_scalars(usual: str, odd: str, where: str, on_conflict: str) -> None:
     assert made >= len(values) // 2 or (usual, odd) == ("integer", "-0")
 
 
+def test_the_last_of_two_values_counts_also_where_the_first_is_of_another_kind() -> None:
+    usual = [b'{"a":{"a":1.5}}'] * 4
+    values = [*usual, b'{"a":true,"a":{"a":"kept"}}', *usual]
+    for cuts in ([], [4], [5]):
+        assert_same(values * 2, cuts)
+        assert typed(values * 2, cuts, 1)[0].table["a"].to_pylist()[4] == {"a": "kept"}
+
+
 NESTED = [
     "[]",
     "[1, 2]",

@@ -12,7 +12,7 @@ import pytest
 from cbframe.arrow.documents.chunks import Batch
 from cbframe.arrow.documents.engine import Engine
 from cbframe.arrow.documents.order import Places
-from cbframe.arrow.documents.plan import Policy
+from cbframe.arrow.documents.plan import OnConflict, Policy
 from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
 
@@ -506,6 +506,30 @@ def test_nested_values_as_text() -> None:
         "none": [None, None, None],
     }
     assert result.conflicts == ()
+
+
+@pytest.mark.parametrize("others", [["5"], ["true", '"x"'], ["[1]"], ["[ ]", "1.50"]])
+@pytest.mark.parametrize("on_conflict", ["widen", "null"])
+def test_nested_values_as_text_hide_no_conflict(others: list[str], on_conflict: OnConflict) -> None:
+    """Whatever comes first; of so many values most are captured, of fewer all are rewritten."""
+    many, few = ['{"b": 1}'] * 100, ['{"b": 1}'] * 3
+    results = []
+    for parts in (
+        [many, [*few, *others]],
+        [[*few, *others], many],
+        [[*few, *many, *others]],
+        [few, [*many, *others]],
+    ):
+        typer = JsonTyper(Policy(nested_as_text=True, on_conflict=on_conflict))
+        for part in parts:
+            typer.add(pa.array([f'{{"a":{value}}}'.encode() for value in part], pa.binary()))
+        result = typer.finish()
+        (conflict,) = result.conflicts
+        results.append((sorted(result.table["a"].drop_null().to_pylist()), conflict.types))
+    kept = [*many, *few] if on_conflict == "null" else [*many, *few, *others]
+    assert results == [(sorted(kept), results[0][1])] * len(results)
+    assert results[0][1]["object"] == len(many) + len(few)
+    assert sum(results[0][1].values()) == len(many) + len(few) + len(others)
 
 
 def test_of_values_without_a_common_type_the_most_frequent_kind_is_kept() -> None:
