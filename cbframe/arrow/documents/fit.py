@@ -164,7 +164,7 @@ def _integer(value: Any, kind: pa.DataType) -> int:
     return int(number)
 
 
-def _float(value: Any, kind: pa.DataType) -> float:
+def _float(value: Any, kind: pa.DataType) -> float | np.float16:
     number = _number(value)
     with np.errstate(over="ignore"):
         rounded = float(kind.to_pandas_dtype()(number))
@@ -174,7 +174,8 @@ def _float(value: Any, kind: pa.DataType) -> float:
     integer |= abs(number) < _EXACT and number == number.to_integral_value()
     if isinf(rounded) or (integer and rounded != number):
         raise _MisfitError
-    return rounded
+    # Older releases of pyarrow take no other number for one.
+    return np.float16(rounded) if pa.types.is_float16(kind) else rounded
 
 
 def _decimal(value: Any, kind: pa.DataType) -> Decimal:
