@@ -92,8 +92,7 @@ def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool
     """
     columns: dict[str, pa.ChunkedArray] = {}
     for path in paths:
-        name, *members = path
-        name = name + "_" if name.startswith(OURS) and name not in (VALUE, REASON) else name
+        name, members = joined(path[:1]), path[1:]
         column = table[name] if name in table.column_names else None
         for depth, member in enumerate(members, 1):
             if column is not None and pa.types.is_string(column.type) and column.null_count < len(column):
