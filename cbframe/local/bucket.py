@@ -13,6 +13,7 @@ from typing import Any
 from cbframe.errors import ConfigurationError
 from cbframe.local.encode import prefixed
 from cbframe.local.manifest import Event, Manifest
+from cbframe.local.release import RELEASES
 from cbframe.local.snappy import deflate, inflate
 from cbframe.local.store import Document, VBucket
 from cbframe.wire.constants import MAX_KEY_LENGTH, MAX_VALUE_LENGTH, MAX_VBUCKETS, Datatype
@@ -70,7 +71,9 @@ class Bucket:
         self.flush_enabled = True
         self.ephemeral = False
         """Whether it is in memory only: what a node had is gone with it."""
-        self.marker_version = "2.0"
+        self.release = RELEASES["7.2"]
+        """The server release whose behaviour is reproduced."""
+        self.marker_version = self.release.marker_version
         """The newest version of snapshot markers that clients may ask for."""
         self._cas = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 from urllib.parse import quote
 
 from cbframe.errors import ConfigurationError, ConnectError
@@ -14,6 +14,7 @@ from cbframe.local.engine import Engine
 from cbframe.local.faults import ClusterFaults
 from cbframe.local.lifecycle import ClusterLifecycle
 from cbframe.local.process import RemoteEngine
+from cbframe.local.release import check_release
 from cbframe.local.sample import DEFAULT_SEED
 from cbframe.local.states import ClusterStates
 from cbframe.local.tls import ServerTLS
@@ -24,7 +25,7 @@ from cbframe.local.users import ClusterUsers
 class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUsers, ClusterFaults):
     """An embedded Couchbase on the loopback: real protocol, no installation.
 
-    It holds one bucket in memory and serves it over KV, DCP and REST as a 7.2 cluster does, well
+    It holds one bucket in memory and serves it over KV, DCP and REST as a cluster does, well
     enough for cbframe, for the official SDKs' key-value part, and for learning what DCP does.
 
     Parameters
@@ -40,6 +41,10 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
     process
         Run the cluster in a process of its own, for measurements: it then shares neither the
         interpreter lock nor the memory with the caller. It ends with its parent.
+    version
+        The server release whose behaviour is reproduced. "8.0" differs from "7.2" in DCP streams only:
+        disk backfills of streams without values (DCP_OPEN flag 0x08, and no XATTRs) have a mutation
+        for each key, deletions included, and clients may ask for snapshot markers of version 2.2.
     noop_interval
         Seconds between DCP NOOPs whatever the client asks for; None does as asked.
     seed
@@ -50,8 +55,8 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
         Keep every version of every document, as a Magma bucket with change history does: clients
         may ask for change streams.
     marker_version
-        The newest version of snapshot markers that clients may ask for: "2.0", or "2.2" as an 8.0
-        node.
+        The newest version of snapshot markers that clients may ask for: "2.0" or "2.2"; None for
+        the newest of `version`.
     internal_host
         What the nodes call themselves in place of 127.0.0.1, which is then only their alternate address
         on the network ``external``; as in a container network, nobody outside can reach them by it.
@@ -78,16 +83,18 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
         password: str = "password",  # noqa: S107 - a cluster on the loopback with made-up data
         replicas: int = 0,
         process: bool = False,
+        version: Literal["7.2", "8.0"] = "7.2",
         noop_interval: float | None = None,
         seed: int | None = None,
         tls: ServerTLS | None = None,
         history: bool = False,
-        marker_version: str = "2.0",
+        marker_version: Literal["2.0", "2.2"] | None = None,
         internal_host: str | None = None,
         flush_enabled: bool = True,
         ephemeral: bool = False,
     ) -> None:
-        if marker_version not in {"2.0", "2.2"}:
+        check_release(version)
+        if marker_version not in {None, "2.0", "2.2"}:
             raise ConfigurationError(f"no snapshot marker has version {marker_version}, only 2.0 and 2.2")
         self.bucket = bucket
         self.username = username
@@ -99,6 +106,7 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
             "username": username,
             "password": password,
             "replicas": replicas,
+            "version": version,
             "noop_interval": noop_interval,
             "seed": seed,
             "tls": None if tls is None else tls.options(),

@@ -8,8 +8,6 @@ from urllib.parse import quote
 
 from cbframe.local.bucket import Bucket
 
-VERSION = "7.2.9-0000-enterprise"
-"""The release whose behaviour was recorded and is reproduced."""
 HOST = "127.0.0.1"
 _CAPABILITIES = ["collections", "dcp", "cbhello", "touch", "cccp", "nodesExt", "xattr"]
 
@@ -51,8 +49,8 @@ class ClusterConfig:
                 "services": ["kv"],
                 "status": "healthy",
                 "clusterMembership": "active",
-                "version": VERSION,
-                "clusterCompatibility": 0x70002,
+                "version": self.bucket.release.build,
+                "clusterCompatibility": self.bucket.release.compatibility,
                 **({"thisNode": True} if i == this else {}),
             }
             for i, ports in self._member_ports()
@@ -123,7 +121,7 @@ class ClusterConfig:
                 }
             ],
             "uuid": uuid,
-            "implementationVersion": VERSION,
+            "implementationVersion": self.bucket.release.build,
             "isAdminCreds": True,
             "isEnterprise": True,
         }

@@ -201,11 +201,15 @@ class Producer:
 
     def _variant(self, collections: bool, wanted: Filter) -> Variant:
         flags = self._flags
+        # MB-23898: without XATTRs a backfill reads the keys alone, not what belongs to them.
+        key_only = flags & OpenFlag.NO_VALUE and not flags & OpenFlag.INCLUDE_XATTRS
         return Variant(
             collections=collections,
             xattrs=bool(flags & OpenFlag.INCLUDE_XATTRS),
             no_value=bool(flags & OpenFlag.NO_VALUE),
             underlying_datatype=bool(flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE),
+            key_only=bool(key_only) and self._bucket.release.key_only_backfills,
+            packed=self._bucket.release.packed_on_disk,
             delete_times=bool(flags & OpenFlag.INCLUDE_DELETE_TIMES),
             expirations=self.controls.expirations,
             filter_ids=wanted.ids,

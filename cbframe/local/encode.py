@@ -31,6 +31,9 @@ _FOLLOWS = struct.Struct(">BBHB")
 _ADVANCED = _U32.pack(8)
 """Body length of a SEQNO_ADVANCED."""
 _DELETION_V1_TAIL = b"\0\0"
+_CHANGES = (items.MUTATION, items.DELETION, items.EXPIRATION)
+_KEY_ONLY = struct.pack(">QIIIHB", 1, 0, 0, 0, 0, 2)
+"""Revision, flags, expiry, lock time, length of metadata and use of a mutation that a backfill invents."""
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Offsets: TypeAlias = npt.NDArray[np.int64]
@@ -43,6 +46,10 @@ class Variant(NamedTuple):
     xattrs: bool = False
     no_value: bool = False
     underlying_datatype: bool = False
+    key_only: bool = False
+    """A mutation with no more than its key in place of each change of a document, deletions included."""
+    packed: bool = False
+    """Values are stored packed, as on disk: datatypes say so where they are sent without a value."""
     delete_times: bool = False
     expirations: bool = False
     filter_ids: frozenset[int] | None = None
@@ -200,7 +207,9 @@ def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
         else:
             key = frame[extras_end:key_end]
         value, datatype = _value(frame, key_end, variant)
-        opcode, extras = frame[1], frame[24:extras_end]
+        opcode, extras, cas = frame[1], frame[24:extras_end], frame[12:24]
+        if variant.key_only and opcode in _CHANGES:
+            opcode, extras, cas = items.MUTATION, frame[24:32] + _KEY_ONLY, bytes(12)
         if opcode == items.EXPIRATION and not (variant.expirations and variant.delete_times):
             opcode, extras = items.DELETION, extras + b"\0"
         if opcode == items.DELETION and not variant.delete_times:
@@ -212,7 +221,7 @@ def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
                 bytes((len(extras), datatype)),
                 frame[6:8],
                 _U32.pack(len(extras) + len(key) + len(value)),
-                frame[12:24],
+                cas,
                 extras,
                 key,
                 value,
@@ -280,7 +289,10 @@ def _event_passes(frame: bytes, variant: Variant) -> bool:
 def _value(frame: bytes, start: int, variant: Variant) -> tuple[bytes, int]:
     """Value and datatype: attributes and body each as the connection asked."""
     value, datatype = frame[start:], frame[5]
-    stored = datatype if variant.snappy else datatype & ~items.SNAPPY
+    stored = datatype
+    if variant.packed and value and frame[1] == items.MUTATION:
+        stored |= items.SNAPPY
+    stored = stored if variant.snappy else stored & ~items.SNAPPY
     whole = not (variant.no_value or variant.underlying_datatype)
     if whole and variant.snappy and datatype & items.SNAPPY and (variant.xattrs or not datatype & _XATTR):
         return value, datatype

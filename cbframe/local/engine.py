@@ -19,6 +19,7 @@ from cbframe.local.faults import EngineFaults
 from cbframe.local.lifecycle import EngineLifecycle
 from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
 from cbframe.local.node import Node
+from cbframe.local.release import RELEASES
 from cbframe.local.sample import load_sample
 from cbframe.local.states import EngineStates
 from cbframe.local.store import VBucket
@@ -41,18 +42,21 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         username: str,
         password: str,
         replicas: int,
+        version: str = "7.2",
         noop_interval: float | None,
         seed: int | None,
         tls: dict[str, Any] | None = None,
         history: bool = False,
-        marker_version: str = "2.0",
+        marker_version: str | None = None,
         internal_host: str | None = None,
         flush_enabled: bool = True,
         ephemeral: bool = False,
     ) -> None:
         context = None if tls is None else ServerTLS(**tls).context()
+        release = RELEASES[version]
         self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed, history=history)
-        self.bucket.marker_version = marker_version
+        self.bucket.release = release
+        self.bucket.marker_version = marker_version or release.marker_version
         self.bucket.flush_enabled = flush_enabled
         self.bucket.ephemeral = ephemeral
         config = self.config = ClusterConfig(self.bucket, internal_host)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cbframe.errors import ProtocolError
 from cbframe.local.auth import MECHANISMS, Answer, SaslServer
 from cbframe.local.commands import COMMANDS
-from cbframe.local.config import ERROR_MAP, VERSION
+from cbframe.local.config import ERROR_MAP
 from cbframe.local.dcp import Producer
 from cbframe.local.documents import mutation_token
 from cbframe.local.features import GRANTED, FrameInfo, duration_frame, missing_need, parse_frame_info
@@ -70,7 +70,7 @@ class KvConnection(Channel):
             Opcode.SELECT_BUCKET: self._select_bucket,
             Opcode.GET_CLUSTER_CONFIG: self._cluster_config,
             Opcode.NOOP: self.respond,
-            Opcode.VERSION: lambda f: self.respond(f, value=VERSION.encode()),
+            Opcode.VERSION: lambda f: self.respond(f, value=self.bucket.release.build.encode()),
             Opcode.QUIT: self._quit,
             **{opcode: partial(run, self) for opcode, run in (QUERIES | COMMANDS).items()},
         }

@@ -252,6 +252,8 @@ class VBucket:
         a backfill a commit is a mutation.
         """
         frames = None
+        if memory:
+            variant = variant._replace(key_only=False, packed=False)
         if variant.sync_writes and memory:
             frames = self._with_sync_writes(start)
         elif variant.history:

@@ -242,13 +242,16 @@ class Stream:
             self._put(SnapshotMarker(self.vbucket, start, end, flags))
             return
         completed = vbucket.high_completed() if flags & SnapshotFlag.DISK else 0
+        visible = vbucket.max_visible(end)
+        if version == "v2.2" and not self.variant.sync_writes:
+            completed = visible = 0
         marker = SnapshotMarker(
             self.vbucket,
             start,
             end,
             flags,
             version,
-            vbucket.max_visible(end),
+            visible,
             completed,
             vbucket.purge_seqno,
             vbucket.high_prepared(),

@@ -46,6 +46,7 @@ from cbframe.wire.requests import Hello, StreamRequest, parse_request
 from .shapes import ITEMS, marker_of, seqno_of
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN8 = GOLDEN.with_name("golden8")
 VBUCKETS = 16
 HOLE = 15
 """The vbucket that the recorded node did not have."""
@@ -84,10 +85,10 @@ class Step(NamedTuple):
     frame: Frame
 
 
-def conversation(name: str) -> list[Step]:
+def conversation(name: str, folder: Path = GOLDEN) -> list[Step]:
     """The messages of both sides in the order in which they were recorded."""
-    order = json.loads((GOLDEN / f"{name}.json").read_text())["messages"]
-    sides = {side: (GOLDEN / f"{name}.{side}.bin").read_bytes() for side in ("c2s", "s2c")}
+    order = json.loads((folder / f"{name}.json").read_text())["messages"]
+    sides = {side: (folder / f"{name}.{side}.bin").read_bytes() for side in ("c2s", "s2c")}
     steps = []
     for message in order:
         if "op" not in message:
@@ -114,9 +115,20 @@ _CREATED = {
 
 
 class Stage:
-    """The cluster behind one conversation, and what the recording says about it."""
+    """The cluster behind one conversation, and what the recording says about it.
 
-    def __init__(self, cluster: LocalCluster, steps: list[Step]) -> None:
+    Parameters
+    ----------
+    cluster
+        Made for this conversation.
+    steps
+        The conversation.
+    source
+        A conversation about the same data, where this one does not show what the data was; None for this
+        one.
+    """
+
+    def __init__(self, cluster: LocalCluster, steps: list[Step], source: list[Step] | None = None) -> None:
         self.cluster = cluster
         self.steps = steps
         self.bucket: Bucket = cluster._engine.bucket
@@ -129,7 +141,7 @@ class Stage:
         self.bucket.manifest.scopes["inventory"] = inventory
         self.bucket.manifest.uid = 2
         self.bucket.map[HOLE] = [-1]
-        for step in steps:
+        for step in source or steps:
             if step.sent:
                 self.listen(step)
             elif step.frame.opcode == Opcode.DCP_SYSTEM_EVENT and step.frame.extras[12] == 2:
@@ -203,9 +215,10 @@ class Stage:
             return deflate(value) if without and datatype & Datatype.SNAPPY else value, datatype
         if without and datatype & Datatype.XATTR and not value:
             value = _section(b"_a", b"1")
-        if without and not value.endswith(_BODY):
+        underlying = self.flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
+        if without and not value.endswith(_BODY) and (datatype or not underlying):
             value += _BODY
-            datatype |= 0 if self.flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE else Datatype.JSON
+            datatype |= 0 if underlying else Datatype.JSON
             if datatype & Datatype.SNAPPY:
                 value = deflate(value)
         elif self.forced and datatype & Datatype.SNAPPY:

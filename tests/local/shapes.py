@@ -32,13 +32,17 @@ def shape(frame: Frame) -> tuple[Any, ...]:
     if frame.is_response:
         return *head, frame.status, _body(frame)
     if frame.opcode in ITEMS or frame.opcode in {Opcode.DCP_PREPARE, Opcode.DCP_SEQNO_ADVANCED}:
-        return *head, frame.vbucket, frame.key, seqno_of(frame), _document(frame)
+        # Without a CAS nothing of the metadata is made up at the time.
+        metadata = b"" if frame.cas else frame.extras
+        return *head, frame.vbucket, frame.key, seqno_of(frame), _document(frame), metadata
     if frame.opcode == Opcode.DCP_SYSTEM_EVENT:
         # Without the manifest uid at the beginning of the value, and the bytes of version 2.
         version = frame.extras[12]
         return *head, frame.key, frame.extras, frame.value[8:] if version < 2 else len(frame.value)
     if frame.opcode == Opcode.DCP_SNAPSHOT_MARKER:
-        return *head, marker_of(frame), len(frame.value)
+        # Version 2.0 names writes that were prepared and are not in the recording.
+        v2_2 = frame.extras == b"\2"
+        return *head, marker_of(frame), frame.value if v2_2 else len(frame.value)
     if frame.magic == Magic.SERVER_REQUEST:
         return *head, frame.key, _body(frame)
     return *head, frame.vbucket, frame.key, frame.extras, frame.value

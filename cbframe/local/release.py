@@ -1,0 +1,47 @@
+"""The server releases whose behaviour is reproduced, and where they differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cbframe.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What distinguishes one server release from another.
+
+    Attributes
+    ----------
+    build
+        The version as nodes report it.
+    compatibility
+        The same as ``clusterCompatibility`` in the cluster map.
+    marker_version
+        The newest version of snapshot markers that clients may ask for.
+    key_only_backfills
+        Whether a disk backfill without values and XATTRs has a mutation for each key, deletions included.
+    packed_on_disk
+        Whether datatypes in disk backfills without values have the Snappy bit.
+    """
+
+    build: str
+    compatibility: int
+    marker_version: str
+    key_only_backfills: bool
+    packed_on_disk: bool
+
+
+RELEASES = {
+    "7.2": Release("7.2.9-0000-enterprise", 0x7_0002, "2.0", key_only_backfills=False, packed_on_disk=False),
+    "8.0": Release("8.0.2-0000-enterprise", 0x8_0000, "2.2", key_only_backfills=True, packed_on_disk=True),
+}
+
+
+def check_release(version: str) -> None:
+    """Raise ConfigurationError if no such release is reproduced."""
+    if version not in RELEASES:
+        raise ConfigurationError(
+            f"version={version!r} is not reproduced by the local cluster",
+            hint=f"use one of {', '.join(RELEASES)}",
+        )
