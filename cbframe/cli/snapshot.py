@@ -74,6 +74,7 @@ def _result(result: SnapshotResult) -> dict[str, Any]:
         "changes": result.as_of.changes,
         "conflicts": [conflict.path for conflict in result.conflicts],
         "rejected": result.rejected,
+        "clock_behind": result.clock_behind.total_seconds(),
     }
 
 
@@ -178,7 +179,11 @@ def _compact(options: argparse.Namespace) -> int:
     done = Snapshot(options.path).compact(keep=options.keep)
     if options.json:
         _say_json(
-            {"version": done.version}
+            {
+                "version": done.version,
+                "changed": done.changed,
+                "clock_behind": done.clock_behind.total_seconds(),
+            }
             | {
                 name: {"before": before, "after": after}
                 for name, (before, after) in (

@@ -1,21 +1,37 @@
-"""What a read is a picture of: for each vbucket, the history and the seqno up to which it is whole."""
+"""As of what a read is: for each vbucket, the history and the seqno up to which it is whole."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 
 class AsOf(dict[int, tuple[int, int]]):
     """An immutable mapping of vbucket to ``(vbuuid, seqno)``.
 
-    The picture is consistent within each vbucket, not across vbuckets: Couchbase orders changes per
-    vbucket only. A plain dict to JSON, so that pandas can store it; copies are the object itself,
-    since pandas copies ``DataFrame.attrs`` at every step.
+    It is consistent within each vbucket, not across vbuckets: Couchbase orders changes per vbucket only. A
+    plain dict to JSON, so that pandas can store it; copies are the object itself, since pandas copies
+    ``DataFrame.attrs`` at every step.
+
+    Parameters
+    ----------
+    positions
+        By vbucket: vbuuid, and seqno.
+    time
+        When the read began: every change that was there at this time is in it.
+
+    Attributes
+    ----------
+    time
+        As above; None if it is not known.
     """
 
-    def __init__(self, positions: Mapping[int, tuple[int, int]]) -> None:
+    __slots__ = ("time",)
+
+    def __init__(self, positions: Mapping[int, tuple[int, int]], time: datetime | None = None) -> None:
         super().__init__(positions)
+        self.time = time
 
     @property
     def changes(self) -> int:
@@ -23,7 +39,8 @@ class AsOf(dict[int, tuple[int, int]]):
         return sum(seqno for _, seqno in self.values())
 
     def __repr__(self) -> str:
-        return f"AsOf({len(self)} vbuckets, {self.changes} changes)"
+        time = "" if self.time is None else f"{self.time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, "
+        return f"AsOf({time}{len(self):,} vbuckets, {self.changes:,} changes)"
 
     def __copy__(self) -> AsOf:
         return self
@@ -31,8 +48,8 @@ class AsOf(dict[int, tuple[int, int]]):
     def __deepcopy__(self, memo: dict[int, Any]) -> AsOf:
         return self
 
-    def __reduce__(self) -> tuple[type[AsOf], tuple[dict[int, tuple[int, int]]]]:
-        return AsOf, (dict(self),)
+    def __reduce__(self) -> tuple[type[AsOf], tuple[dict[int, tuple[int, int]], datetime | None]]:
+        return AsOf, (dict(self), self.time)
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("an AsOf cannot be changed")

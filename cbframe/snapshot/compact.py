@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import SEQNO, VBUCKET
 from cbframe.snapshot.files import DATA, ChangeFiles, parts_for
-from cbframe.snapshot.history import Boundaries, History
+from cbframe.snapshot.history import Boundaries, History, following, lag
 from cbframe.snapshot.live import Ceilings, Live, Part
 from cbframe.snapshot.manifest import FOLDER, Counts, FileEntry, Manifest, Rollback, name_of
 from cbframe.snapshot.parquet import heads, opened
 from cbframe.snapshot.reader import VersionReader, documents_of
+from cbframe.snapshot.result import behind, count
 from cbframe.snapshot.store import Store
 from cbframe.snapshot.update import publish, sweep, writer_prefix
 from cbframe.snapshot.wanted import METADATA
@@ -33,21 +34,34 @@ class Compaction:
     Attributes
     ----------
     version
-        The version that it made.
+        The version that it made; the newest one where there was nothing to gain.
     rows, files, nbytes
         Before and after.
+    changed
+        Whether it made a version. It does not where that would have the same rows in as many files, of the
+        same compression.
+    clock_behind
+        As of :class:`~cbframe.SnapshotResult`.
     """
 
     version: int
     rows: tuple[int, int]
     files: tuple[int, int]
     nbytes: tuple[int, int]
+    changed: bool = True
+    clock_behind: timedelta = timedelta()
 
     def __str__(self) -> str:
-        return (
+        if not self.changed:
+            return (
+                f"version {self.version}: nothing to gain, {count(self.rows[0], 'row')} in "
+                f"{count(self.files[0], 'file')} stay as they are"
+            )
+        told = (
             f"version {self.version}: {self.rows[0]:,} → {self.rows[1]:,} rows, "
             f"{self.files[0]:,} → {self.files[1]:,} files, {self.nbytes[0]:,} → {self.nbytes[1]:,} bytes"
         )
+        return f"{told}\nclock {behind(self.clock_behind)}" if self.clock_behind else told
 
 
 def compact(
@@ -67,6 +81,7 @@ def compact(
     """
     base = history.at(None)
     sweep(store, base.version)
+    before = history.latest_time()
     floors = _floors(base, history, now - keep)
     parts = [*_kept(store, base, floors)]
     documents = documents_of(base)
@@ -74,6 +89,24 @@ def compact(
     reader = VersionReader(store, base, metadata=metadata, changes=True)
     version = base.version + 1
     rows = sum(part.count for part in parts)
+    nbytes, compressions = _stored(store, base)
+    files_needed = parts_for(nbytes, file_bytes) if rows else 0
+    old = base.files
+    if (
+        rows == sum(entry.rows for entry in old)
+        and len(old) <= files_needed
+        and len({(entry.columns, entry.text_keys) for entry in old}) <= 1
+        and compressions <= {compression.upper()}
+    ):
+        same = sum(entry.nbytes for entry in old)
+        return Compaction(
+            base.version,
+            (rows, rows),
+            (len(old), len(old)),
+            (same, same),
+            changed=False,
+            clock_behind=lag(before, now),
+        )
     entries: tuple[FileEntry, ...] = ()
     if rows:
         newest = Live(store, base, deletions=True).parts()
@@ -82,7 +115,7 @@ def compact(
             store,
             writer_prefix(version),
             reader.schema,
-            parts=parts_for(_size(store, base), file_bytes),
+            parts=files_needed,
             vbuckets=len(base.positions),
             compression=compression,
         ) as files:
@@ -94,7 +127,8 @@ def compact(
         version=version,
         parent=base.version,
         kind="compact",
-        created=now,
+        created=following(before, now),
+        ordered=True,
         floors=floors,
         files=entries,
         columns=(documents,),
@@ -104,19 +138,20 @@ def compact(
         counts=Counts(),
     )
     publish(store, manifest, manifest.to_bytes())
-    before = base.files
     return Compaction(
         version,
-        (sum(entry.rows for entry in before), rows),
-        (len(before), len(entries)),
-        (sum(entry.nbytes for entry in before), sum(entry.nbytes for entry in entries)),
+        (sum(entry.rows for entry in old), rows),
+        (len(old), len(entries)),
+        (sum(entry.nbytes for entry in old), sum(entry.nbytes for entry in entries)),
+        clock_behind=lag(before, now),
     )
 
 
 def _floors(base: Manifest, history: History, moment: datetime) -> Sequence[int]:
     """By vbucket: older versions are kept only of what came after this seqno."""
     ancestors = [*history.ancestors(base)]
-    old = next((each.version for each in ancestors if each.created <= moment), 0)
+    times = history.times()
+    old = next((each.version for each in ancestors if times[each.version] <= moment), 0)
     boundaries = Boundaries(base, lambda: ancestors)
     return [
         max(floor, boundaries.below(vbucket, MAX_SEQNO, before=old + 1).seqno)
@@ -163,14 +198,15 @@ def _later(
     return later if counts is None else later & counts
 
 
-def _size(store: Store, base: Manifest) -> int:
-    """Bytes of all rows, not compressed."""
-    size = 0
+def _stored(store: Store, base: Manifest) -> tuple[int, set[str]]:
+    """Bytes of all rows, not compressed, and how they are compressed."""
+    nbytes, compressions = 0, set()
     for entry in base.files:
         with opened(store, entry) as file:
-            groups = range(file.num_row_groups)
-            size += sum(file.metadata.row_group(group).total_byte_size for group in groups)
-    return size
+            for group in map(file.metadata.row_group, range(file.num_row_groups)):
+                nbytes += group.total_byte_size
+                compressions.add(group.column(0).compression)
+    return nbytes, compressions
 
 
 def vacuum(store: Store, history: History, keep: int) -> list[str]:

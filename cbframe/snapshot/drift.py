@@ -18,7 +18,7 @@ def schema_history(history: History) -> pd.DataFrame:
         manifest = history.load(number)
         after = documents_of(manifest)
         rows += [
-            (number, manifest.created, *each)
+            (number, history.time_of(manifest), *each)
             for each in differences(nothing if manifest.kind == "create" else before, after)
         ]
         before = after

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
 
 from cbframe.errors import ConfigurationError, SnapshotError
-from cbframe.snapshot.manifest import FOLDER, Manifest, Position, name_of, version_of
+from cbframe.snapshot.manifest import (
+    FOLDER,
+    DamagedManifestError,
+    Manifest,
+    Position,
+    name_of,
+    version_of,
+)
 from cbframe.snapshot.store import Store
 
 AsOf = int | str | date | None
+_STEP = timedelta(milliseconds=1)
+"""Between the times of two versions, at least."""
+_LAST = datetime.max.replace(tzinfo=UTC)
+
+
+def following(before: datetime | None, now: datetime) -> datetime:
+    """The time of a version that is made at `now`, after one of the time `before`: never earlier."""
+    return now if before is None else max(now, before + _STEP)
+
+
+def lag(before: datetime | None, now: datetime) -> timedelta:
+    """How far the clock that says `now` is behind the one that said `before`."""
+    return timedelta() if before is None else max(before - now, timedelta())
 
 
 class History:
@@ -98,22 +118,59 @@ class History:
         if isinstance(as_of, int | np.integer) and not isinstance(as_of, bool):  # those of numpy, too
             return self.load(int(as_of))
         moment = _moment(as_of)
-        later = numbers[-1] + 1
-        for number in reversed(numbers):
-            manifest = self.load(number)
-            if manifest.created == moment or (manifest.created < moment and later == number + 1):
-                return manifest
-            if manifest.created < moment:
+        times = self.times(moment)
+        found = max((number for number, time in times.items() if time <= moment), default=None)
+        if found is None:
+            oldest = self.load(numbers[0])  # a damaged one may be that of the time
+            raise ConfigurationError(
+                f"as_of={as_of!s} is before the oldest version, which is of {oldest.created}",
+                hint="Snapshot(path).versions lists what there is",
+            )
+        later = next((number for number in numbers if number > found), None)
+        if later is not None and times[found] != moment:
+            self.load(later)  # a damaged one may be that of the time
+            if later != found + 1:
                 raise SnapshotError(
-                    f"as_of={as_of!s} is between versions {number} and {later}, and what was there is gone",
+                    f"as_of={as_of!s} is between versions {found} and {later}, and what was there is gone",
                     path=self._store.root,
-                    hint=f"vacuum() deletes versions: give as_of={number} for the one before",
+                    hint=f"vacuum() deletes versions: give as_of={found} for the one before",
                 )
-            later = number
-        raise ConfigurationError(
-            f"as_of={as_of!s} is before the oldest version, which is of {self.load(numbers[0]).created}",
-            hint="Snapshot(path).versions lists what there is",
-        )
+        return self.load(found)
+
+    def times(self, moment: datetime | None = None) -> dict[int, datetime]:
+        """The times of the versions that can be read, oldest first: later versions have later times.
+
+        Earlier releases wrote down what the clock said, also where it was behind that of another writer. A
+        version that is not after the one before counts as 1 ms after it.
+
+        Parameters
+        ----------
+        moment
+            None for all; else those suffice by which the version of this moment is found.
+        """
+        line: list[Manifest] = []
+        for number in reversed(self.numbers()):
+            try:
+                line.append(self.load(number))
+            except DamagedManifestError:
+                continue
+            if moment is not None and line[-1].ordered and line[-1].created <= moment:
+                break
+        found: dict[int, datetime] = {}
+        latest: datetime | None = None
+        for manifest in reversed(line):
+            created = manifest.created
+            latest = created if latest is None or created > latest else latest + _STEP
+            found[manifest.version] = latest
+        return found
+
+    def time_of(self, manifest: Manifest) -> datetime:
+        """The time of one of these versions."""
+        return manifest.created if manifest.ordered else self.times()[manifest.version]
+
+    def latest_time(self) -> datetime | None:
+        """The time of the newest version that can be read; None if there is none."""
+        return max(self.times(_LAST).values(), default=None)
 
     def ancestors(self, manifest: Manifest) -> Iterator[Manifest]:
         """A version, and what it was made from, newest first, as far as they are still there.

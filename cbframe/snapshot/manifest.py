@@ -12,7 +12,10 @@ field                     meaning
 format                    1
 version, parent           this version, and the one it was made from (0 for none)
 kind                      create, update, repair, compact
-created                   time of day, ISO 8601 with offset
+created                   time of day, ISO 8601 with offset: at least 1 ms after that of the version before
+node_time                 the latest time of day that a node has reported, ISO 8601 with offset; null if
+                          none has. Missing in manifests of earlier releases, where `created` may also be
+                          before that of an earlier version: then 1 ms after the version before counts
 bucket, bucket_uuid       where the documents are from
 cluster_uuid              empty where the cluster does not tell
 options                   what was asked for when the snapshot was made
@@ -156,6 +159,9 @@ class Manifest:
     bucket: str
     bucket_uuid: str
     cluster_uuid: str = ""
+    node_time: datetime | None = None
+    ordered: bool = True
+    """Whether `created` is after that of every earlier version; earlier releases took any clock's word."""
     options: Mapping[str, Any] = field(default_factory=dict)
     positions: Sequence[Position]
     floors: Sequence[int]
@@ -185,6 +191,7 @@ class Manifest:
             "parent": self.parent,
             "kind": self.kind,
             "created": self.created.isoformat(),
+            **({"node_time": self.node_time and self.node_time.isoformat()} if self.ordered else {}),
             "bucket": self.bucket,
             "bucket_uuid": self.bucket_uuid,
             "cluster_uuid": self.cluster_uuid,
@@ -266,6 +273,8 @@ class Manifest:
             parent=int(fields["parent"]),
             kind=fields["kind"],
             created=datetime.fromisoformat(fields["created"]),
+            node_time=_time(fields.get("node_time")),
+            ordered="node_time" in fields,
             bucket=fields["bucket"],
             bucket_uuid=fields["bucket_uuid"],
             cluster_uuid=fields["cluster_uuid"],
@@ -328,6 +337,10 @@ def _entry(fields: dict[str, Any]) -> FileEntry:
     first, last = (_u64(seqno) for seqno in fields["seqnos"])
     low, high = fields["vbuckets"]
     return FileEntry(**fields | {"seqnos": (first, last), "vbuckets": (int(low), int(high))})
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def _by_vbucket(seqnos: Mapping[int, int]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from html import escape
 
 from cbframe.frame.asof import AsOf
@@ -40,6 +41,9 @@ class SnapshotResult:
         What the snapshot is a picture of now.
     conflicts, rejected
         As of a read, of the documents of this update.
+    clock_behind
+        How far this machine's clock is behind the time of the version before. Versions have ascending times
+        in any case: the new one is 1 ms after the one before.
     """
 
     path: str
@@ -56,6 +60,7 @@ class SnapshotResult:
     as_of: AsOf
     conflicts: tuple[Conflict, ...] = field(default=(), repr=False)
     rejected: dict[str, int] = field(default_factory=dict, repr=False)
+    clock_behind: timedelta = timedelta()
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<12}{value}" for name, value in self._lines())
@@ -82,6 +87,8 @@ class SnapshotResult:
         if self.rejected:
             told = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
             lines.append(("_cb_value", told))
+        if self.clock_behind:
+            lines.append(("clock", behind(self.clock_behind)))
         return lines
 
     def _repr_html_(self) -> str:
@@ -91,6 +98,16 @@ class SnapshotResult:
             for name, value in self._lines()
         )
         return f"<table>{rows}</table>"
+
+
+def behind(span: timedelta) -> str:
+    """What to say of a clock that is behind."""
+    return f"{span} behind the time of the version before: check the clocks of the machines that write"
+
+
+def count(number: int, what: str) -> str:
+    """A number of things: "1 file", "2 files"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def some(seqnos: dict[int, int]) -> str:

@@ -6,8 +6,9 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import pyarrow.fs as pafs
 
 from cbframe.arrow.documents.filters import make_filters
 from cbframe.arrow.documents.projection import path_of
-from cbframe.errors import ConfigurationError, DependencyError
+from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 from cbframe.frame.asof import AsOf as Picture
 from cbframe.frame.shape import NESTED, Nested
 from cbframe.snapshot.between import changes
@@ -29,10 +30,15 @@ from cbframe.snapshot.live import Live
 from cbframe.snapshot.lock import Clock, utc_now, writing
 from cbframe.snapshot.manifest import Counts, Manifest
 from cbframe.snapshot.reader import VersionReader
+from cbframe.snapshot.result import count
 from cbframe.snapshot.store import Store, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_COUNTED = 1_000_000
+"""Rows that are counted for a ``repr``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,7 @@ class SnapshotVersion:
     kind
         ``create``, ``update``, ``repair`` or ``compact``.
     created
-        When it was published.
+        Its time: after that of the version before, whatever the clocks of those who wrote them said.
     counts
         Rows of this version: upserted, deleted, retracted.
     files, nbytes
@@ -96,18 +102,47 @@ class Snapshot:
 
     def __repr__(self) -> str:
         newest = self._history.at(None)
-        rows = sum(entry.rows for entry in newest.files)
+        time = self._history.time_of(newest).astimezone(UTC)
         return (
-            f"<Snapshot {self._store.root!r} of {newest.bucket!r}: version {newest.version} "
-            f"of {newest.created:%Y-%m-%d %H:%M} UTC, {rows:,} rows in {len(newest.files)} files>"
+            f"<Snapshot {self._store.root!r} of {newest.bucket!r}: version {newest.version} of "
+            f"{time:%Y-%m-%d %H:%M} UTC, {self._contents(newest)} in {count(len(newest.files), 'file')}>"
         )
+
+    def _contents(self, manifest: Manifest) -> str:
+        """Documents, and deletions that are kept: counted where that is fast, else bounded."""
+        rows = sum(entry.rows for entry in manifest.files)
+        upserts = sum(entry.upserts for entry in manifest.files)
+        most, documents, tombstones = "at most ", upserts, rows - upserts
+        if rows <= _COUNTED:
+            with suppress(SnapshotError):  # of files that are gone or damaged
+                documents = len(self)
+                kept = sum(part.count for part in Live(self._store, manifest, deletions=True).parts())
+                most, tombstones = "", kept - documents
+        return f"{most}{count(documents, 'document')} and {count(tombstones, 'tombstone')}"
 
     @property
     def versions(self) -> list[SnapshotVersion]:
         """The versions that can be read, oldest first."""
         there = {f"{DATA}/{name}" for name in self._store.names(DATA)}
         manifests = map(self._history.load, self._history.numbers())
-        return [_version(each) for each in manifests if all(entry.name in there for entry in each.files)]
+        return [
+            self._version_of(each) for each in manifests if all(entry.name in there for entry in each.files)
+        ]
+
+    def _version_of(self, manifest: Manifest) -> SnapshotVersion:
+        return SnapshotVersion(
+            manifest.version,
+            manifest.kind,
+            self._history.time_of(manifest),
+            manifest.counts,
+            len(manifest.files),
+            sum(entry.nbytes for entry in manifest.files),
+            self._picture(manifest),
+        )
+
+    def _picture(self, manifest: Manifest) -> Picture:
+        positions = {vb: (at.vbuuid, at.seqno) for vb, at in enumerate(manifest.positions)}
+        return Picture(positions, self._history.time_of(manifest))
 
     @property
     def version(self) -> int:
@@ -117,7 +152,7 @@ class Snapshot:
     @property
     def as_of(self) -> Picture:
         """What the newest version is a picture of: for each vbucket its history, and a seqno."""
-        return _picture(self._history.at(None))
+        return self._picture(self._history.at(None))
 
     @property
     def checkpoint(self) -> dict[int, dict[str, Any]]:
@@ -178,7 +213,8 @@ class Snapshot:
         about = {
             "bucket": manifest.bucket,
             "version": manifest.version,
-            "as_of": _picture(manifest),
+            "as_of": self._picture(manifest),
+            "time": self._history.time_of(manifest).isoformat(),
         }
         schema = reader.schema.with_metadata({b"cbframe": json.dumps(about).encode()})
         tables = [table.replace_schema_metadata(schema.metadata) for table in reader.tables()]
@@ -191,7 +227,10 @@ class Snapshot:
         table = self.to_arrow(**wanted)
         frame = to_pandas(table, dtype_backend)
         about = json.loads(table.schema.metadata[b"cbframe"])
-        about["as_of"] = Picture({int(vb): (at[0], at[1]) for vb, at in about["as_of"].items()})
+        about["as_of"] = Picture(
+            {int(vb): (at[0], at[1]) for vb, at in about["as_of"].items()},
+            datetime.fromisoformat(about["time"]),
+        )
         frame.attrs["cbframe"] = about
         return frame
 
@@ -256,12 +295,13 @@ class Snapshot:
         file_bytes: int = FILE_BYTES,
         clock: Clock = utc_now,
     ) -> Compaction:
-        """Write the newest version anew, into few files, as a version of its own.
+        """Write the newest version again, into few files, as a version of its own.
 
-        Documents that were deleted, and older versions of documents, are left out, but for what came
-        within `keep`: the server may take back what it has told lately, and then they count again. A
-        rollback to before that has its vbucket read again from the start. :meth:`vacuum` deletes the old
-        files.
+        Where that would change neither rows nor files, nothing is written, and the result says so.
+
+        Documents that were deleted, and older versions of documents, are left out, but for what came within
+        `keep`: the server may take back what it has sent lately, and then they count again. A rollback to
+        before that has its vbucket read again from the start. :meth:`vacuum` deletes the old files.
 
         Parameters
         ----------
@@ -324,18 +364,6 @@ class Snapshot:
         return changes(self._store, self._history, self._history.at(since), self._history.at(until))
 
 
-def _version(manifest: Manifest) -> SnapshotVersion:
-    return SnapshotVersion(
-        manifest.version,
-        manifest.kind,
-        manifest.created,
-        manifest.counts,
-        len(manifest.files),
-        sum(entry.nbytes for entry in manifest.files),
-        _picture(manifest),
-    )
-
-
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -346,10 +374,6 @@ def _span(keep: str | timedelta) -> timedelta:
     if found is None:
         raise ConfigurationError(f"keep={keep!r} is no time", hint='write "90min", "36h" or "1d"')
     return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
-
-
-def _picture(manifest: Manifest) -> Picture:
-    return Picture({vb: (at.vbuuid, at.seqno) for vb, at in enumerate(manifest.positions)})
 
 
 def _checked(columns: Any, filters: Any, metadata: str | Sequence[str], nested: str) -> dict[str, Any]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from cbframe.arrow.documents.unify import Columns, differences, unify
 from cbframe.cluster.map import ClusterMap
 from cbframe.errors import ConversionError, SnapshotError
+from cbframe.frame.asof import AsOf
 from cbframe.frame.target import ScanTarget
 from cbframe.snapshot.fetch import Fetch, Fetched, Known, Reading
 from cbframe.snapshot.files import DATA, ChangeFiles, parts_for
-from cbframe.snapshot.history import Boundaries
+from cbframe.snapshot.history import Boundaries, following, lag
 from cbframe.snapshot.live import taken_back
 from cbframe.snapshot.manifest import (
     FOLDER,
@@ -43,6 +44,8 @@ class Update:
         What its vbuckets can be taken back to; None where there is no base.
     version
         The version that is made.
+    before
+        The time of the version before it, which need not be the one that is continued; None for none.
     stored
         What the snapshot holds, as its manifest has it.
     """
@@ -54,6 +57,7 @@ class Update:
         boundaries: Boundaries | None,
         *,
         version: int,
+        before: datetime | None,
         target: ScanTarget,
         stored: Mapping[str, Any],
         reading: Reading,
@@ -62,6 +66,7 @@ class Update:
         self._base = base
         self._boundaries = boundaries
         self._version = version
+        self._before = before
         self._target = target
         self._stored = stored
         self._reading = reading
@@ -85,8 +90,9 @@ class Update:
             fetched = fetch.run()
             changes = fetch.changes()
             entries, columns = self._write(fetch, changes, fetched.ran.map, compression, file_bytes)
-        manifest = self._manifest(kind, now, fetch.receiver, fetched, changes, entries, columns)
-        return self._publish(manifest, fetched, changes, fetch.seconds)
+        created = following(self._before, now)
+        manifest = self._manifest(kind, created, fetch.receiver, fetched, changes, entries, columns)
+        return self._publish(manifest, fetched, changes, fetch.seconds, lag(self._before, now))
 
     def _other_bucket(self, why: str) -> SnapshotError:
         assert self._base is not None
@@ -139,7 +145,7 @@ class Update:
     def _manifest(
         self,
         kind: Kind,
-        now: datetime,
+        created: datetime,
         receiver: ResumingReceiver,
         fetched: Fetched,
         changes: Changes,
@@ -164,7 +170,7 @@ class Update:
             version=version,
             parent=0 if base is None else base.version,
             kind=kind,
-            created=now,
+            created=created,
             bucket=self._target.bucket,
             bucket_uuid=fetched.ran.map.uuid,
             cluster_uuid=fetched.ran.map.cluster_uuid,
@@ -183,7 +189,7 @@ class Update:
         )
 
     def _publish(
-        self, manifest: Manifest, fetched: Fetched, changes: Changes, seconds: float
+        self, manifest: Manifest, fetched: Fetched, changes: Changes, seconds: float, behind: timedelta
     ) -> SnapshotResult:
         base = self._base
         changed = base is None or is_news(base, manifest)
@@ -206,9 +212,10 @@ class Update:
             read_again=dict(fetched.taken_back),
             nbytes=nbytes,
             seconds=seconds,
-            as_of=fetched.ran.as_of,
+            as_of=AsOf(fetched.ran.as_of, manifest.created),
             conflicts=changes.conflicts,
             rejected=changes.rejected,
+            clock_behind=behind,
         )
 
 

@@ -176,6 +176,7 @@ max_struct_fields, parse_dates
             base,
             None if base is None else _boundaries(base, history),
             version=newest + 1,
+            before=history.latest_time(),
             target=target_of(conn, bucket, stored, auth=auth, tls=tls, network=network),
             stored=stored,
             reading=reading,

@@ -18,9 +18,10 @@ from cbframe.contrib.delta.rows import HEAD, Places, Waiting, beyond
 from cbframe.contrib.delta.shape import Shape
 from cbframe.contrib.delta.source import Back, News, Source
 from cbframe.errors import SnapshotError
+from cbframe.frame.asof import AsOf
 from cbframe.frame.target import ScanTarget
 from cbframe.snapshot.fetch import Fetch, Fetched, Known, Reading
-from cbframe.snapshot.history import Boundaries
+from cbframe.snapshot.history import Boundaries, following, lag
 from cbframe.snapshot.lock import Clock
 from cbframe.snapshot.manifest import Counts, Manifest, Rollback
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT, Changes
@@ -73,7 +74,8 @@ class Mirror:
         self._stored = stored
         self._reading = reading
         self._opener = opener
-        self._clock = clock
+        self._now = clock()
+        self._before = None if base is None else base.manifest.created
         self._xattrs = bool(stored.get("xattrs"))
 
     def run(self) -> DeltaResult:
@@ -273,7 +275,7 @@ class Mirror:
             version=self._version,
             parent=0 if base is None else base.version,
             kind="create" if base is None else "update",
-            created=self._clock(),
+            created=following(self._before, self._now),
             bucket=self._target.bucket,
             bucket_uuid=fetched.ran.map.uuid,
             cluster_uuid=fetched.ran.map.cluster_uuid,
@@ -309,7 +311,8 @@ class Mirror:
             rolled_back=fetched.rolled_back,
             read_again=fetched.taken_back,
             seconds=seconds,
-            as_of=fetched.ran.as_of,
+            as_of=AsOf(fetched.ran.as_of, manifest.created),
             conflicts=changes.conflicts,
             rejected=changes.rejected,
+            clock_behind=lag(self._before, self._now),
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from html import escape
 
 from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict
-from cbframe.snapshot.result import some
+from cbframe.snapshot.result import behind, some
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ class DeltaResult:
         What the table is a picture of now.
     conflicts, rejected
         As of a read, of the documents that came.
+    clock_behind
+        As of :class:`~cbframe.SnapshotResult`.
     """
 
     uri: str
@@ -57,6 +60,7 @@ class DeltaResult:
     as_of: AsOf
     conflicts: tuple[Conflict, ...] = field(default=(), repr=False)
     rejected: dict[str, int] = field(default_factory=dict, repr=False)
+    clock_behind: timedelta = timedelta()
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<12}{value}" for name, value in self._lines())
@@ -79,6 +83,8 @@ class DeltaResult:
         if self.rejected:
             told = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
             lines.append(("_cb_value", told))
+        if self.clock_behind:
+            lines.append(("clock", behind(self.clock_behind)))
         return lines
 
     def _repr_html_(self) -> str:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -569,3 +570,14 @@ def test_a_read_that_fails_leaves_the_table(
     update(cluster, uri)
     assert rows(by_deltalake(uri)) == {"a": {"n": 1.0}, "b": {"n": np.pi}}
     assert len(read_bucket(cluster)) == 2
+
+
+def test_times_ascend_with_a_clock_that_is_behind(cluster: LocalCluster, uri: str) -> None:
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    cluster.upsert("a", {"n": 1})
+    assert not to_delta(cluster, uri, clock=lambda: noon).clock_behind
+    cluster.upsert("a", {"n": 2})
+    result = update_delta(cluster, uri, clock=lambda: noon - timedelta(hours=1))
+    assert result.clock_behind == timedelta(hours=1)
+    assert "1:00:00 behind the time of the version before" in str(result)
+    assert result.as_of.time == noon + timedelta(milliseconds=1)
