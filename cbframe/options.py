@@ -57,7 +57,8 @@ class BucketDataSourceOptions:
     include_xattrs
         Ask for the xattr section of documents.
     no_value
-        Ask for keys and metadata only.
+        Ask for keys and metadata only. The datatype is that of the stored document, but 0 on servers
+        that are too old to send it.
     collections
         Collection ids to stream; None for all. Filtered by the server.
     scope_id

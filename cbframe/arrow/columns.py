@@ -46,6 +46,7 @@ def is_json(datatypes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 
 _ALWAYS = (VBUCKET, SEQNO, DATATYPE)
 """What newest versions are found by, and what tells JSON from other bytes."""
+_UNDONE = Datatype.SNAPPY | Datatype.XATTR
 
 
 def raw_schema(metadata: tuple[str, ...] = ()) -> pa.Schema:
@@ -65,7 +66,7 @@ def raw_schema(metadata: tuple[str, ...] = ()) -> pa.Schema:
 def record_batch(block: DataBlock, schema: pa.Schema, *, max_value: int = MAX_BODY_LENGTH) -> pa.RecordBatch:
     """Copy a block out of its receive buffer: values inflated, without extended attributes in front.
 
-    The datatype loses the bits of what is undone.
+    The datatype describes the document: never SNAPPY, and XATTR only where extended attributes are kept.
 
     Raises
     ------
@@ -74,17 +75,13 @@ def record_batch(block: DataBlock, schema: pa.Schema, *, max_value: int = MAX_BO
         attributes is broken.
     """
     values = copy_slices(block.buffer, block.value_start, block.value_end)
-    datatype = block.datatype
-    if (datatype & Datatype.SNAPPY).any():
-        # Where no values were asked for, the datatype may still be that of the stored document.
-        packed = ((datatype & Datatype.SNAPPY) != 0) & (block.value_end > block.value_start)
-        values = inflate(values, packed, block.vbucket, max_value)
-        datatype = datatype & ~np.uint8(Datatype.SNAPPY)
+    values = inflate(values, block.compressed(), block.vbucket, max_value)
+    keeps_xattrs = XATTRS in schema.names
+    datatype = block.datatype & np.uint8(0xFF & ~(Datatype.SNAPPY if keeps_xattrs else _UNDONE))
     arrays: dict[str, pa.Array] = {}
-    sections = ((datatype & Datatype.XATTR) != 0) & (block.value_end > block.value_start)
-    if XATTRS in schema.names or sections.any():
+    sections = ((block.datatype & Datatype.XATTR) != 0) & (block.value_end > block.value_start)
+    if keeps_xattrs or sections.any():
         values, arrays[XATTRS] = split_sections(values, sections, block.vbucket)
-        datatype = datatype & ~np.uint8(Datatype.XATTR)
     arrays |= {
         KEY: copy_slices(block.buffer, block.key_start, block.value_start),
         VALUE: values,

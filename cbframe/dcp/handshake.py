@@ -7,6 +7,7 @@ for a few questions. For many at a time there are conversations (:mod:`cbframe.d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
@@ -40,9 +41,19 @@ T = TypeVar("T")
 Steps: TypeAlias = Generator[Frame, Frame, T]
 
 AGENT = "cbframe"
-_TEMPORARY = (Status.ENOMEM, Status.EBUSY, Status.ETMPFAIL, Status.NOT_INITIALIZED, Status.KEY_ENOENT)
+_TEMPORARY = (
+    Status.ENOMEM,
+    Status.EBUSY,
+    Status.ETMPFAIL,
+    Status.NOT_INITIALIZED,
+    Status.KEY_ENOENT,
+    Status.CONFIG_ONLY,
+    Status.NO_BUCKET,
+)
 _ABSENT = (Status.EINVAL, Status.NOT_SUPPORTED)
 """How a node answers to an option that it, or the bucket, does not have."""
+_RELEASE = re.compile(rb"([0-9]{1,4})\.([0-9]{1,4})")
+_KEYS_ONLY_FROM_DISK = (7, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +177,11 @@ def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[s
     if settings.xattrs:
         flags |= OpenFlag.INCLUDE_XATTRS
     if settings.no_value:
-        flags |= OpenFlag.NO_VALUE
+        flags |= OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
     answer = yield DcpOpen(settings.name, flags).frame()
+    if settings.no_value and answer.status == Status.EINVAL and (yield from _has_sound_keys()):
+        flags ^= OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE | OpenFlag.NO_VALUE
+        answer = yield DcpOpen(settings.name, flags).frame()
     if answer.status == Status.EACCESS:
         raise AccessError(
             f"{user} may not read {bucket} over DCP",
@@ -183,6 +197,17 @@ def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[s
         )
     require(answer, "DCP_OPEN was refused")
     return (yield from negotiate(settings))
+
+
+def _has_sound_keys() -> Steps[bool]:
+    """Whether NO_VALUE alone may be asked of this server.
+
+    From 7.6 on it reads only the keys from disk, and gives deleted documents as mutations, with metadata
+    that nobody wrote. Servers that are too old for the other flag are older than that.
+    """
+    answer = yield Plain(Opcode.VERSION).frame()
+    version = _RELEASE.match(answer.value) if answer.status == Status.SUCCESS else None
+    return version is not None and (int(version[1]), int(version[2])) < _KEYS_ONLY_FROM_DISK
 
 
 def negotiate(settings: DcpSettings) -> Steps[dict[str, str]]:

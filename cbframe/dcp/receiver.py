@@ -194,16 +194,17 @@ class AdaptedReceiver:
             self.seqno_advanced = receiver.seqno_advanced
 
     def on_block(self, block: DataBlock) -> None:
-        if (block.datatype & Datatype.SNAPPY).any():
-            row = int(np.argmax(block.datatype & Datatype.SNAPPY))
+        compressed = block.compressed()
+        if compressed.any():
             raise ProtocolError(
-                "a compressed value on a connection without compression", vbucket=int(block.vbucket[row])
+                "a compressed value on a connection without compression",
+                vbucket=int(block.vbucket[int(np.argmax(compressed))]),
             )
         columns = zip(
             block.vbucket.tolist(),
             block.seqno.tolist(),
             block.opcode.tolist(),
-            block.datatype.tolist(),
+            (block.datatype & np.uint8(0xFF & ~Datatype.SNAPPY)).tolist(),
             block.cas.tolist(),
             block.rev_seqno.tolist(),
             block.flags.tolist(),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cbframe.errors import ProtocolError
 from cbframe.wire import leb128
-from cbframe.wire.constants import HEADER_LENGTH, Magic, Opcode
+from cbframe.wire.constants import HEADER_LENGTH, Datatype, Magic, Opcode
 
 _U8 = npt.NDArray[np.uint8]
 _U32 = npt.NDArray[np.uint32]
@@ -104,6 +104,22 @@ class DataBlock:
     def value(self, row: int) -> bytes:
         """The value of one message, as transmitted."""
         return bytes(self.buffer[int(self.value_start[row]) : int(self.value_end[row])])
+
+    def compressed(self) -> npt.NDArray[np.bool_]:
+        """Which values are Snappy blocks.
+
+        On connections without values the datatype is that of the stored document: the bit may come with
+        an empty value, or with extended attributes that are not compressed. Their section begins with a
+        zero byte, and a Snappy block that begins so is empty.
+        """
+        marked = (self.datatype & Datatype.SNAPPY) != 0
+        if not marked.any():
+            return marked
+        marked &= self.value_end > self.value_start
+        rows = np.flatnonzero(marked & ((self.datatype & Datatype.XATTR) != 0))
+        octets = np.frombuffer(self.buffer, np.uint8)
+        marked[rows] = octets[self.value_start[rows]] != 0
+        return marked
 
     def select(self, rows: slice | npt.NDArray[np.bool_]) -> DataBlock:
         """The block of some of the messages; ``nbytes`` stays that of the whole block."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -112,6 +113,51 @@ def test_compressed_values_are_inflated() -> None:
     batch = record_batch(block_of(frames), raw_schema(ALL))
     assert batch["_cb_value"].to_pylist() == [b"plain", b"", b'{"a":1}', b"\0binary", b""]
     assert batch["_cb_datatype"].to_pylist() == [1, 1, 1, 0, 0]
+
+
+def recorded(name: str) -> DataBlock:
+    """The documents of a conversation with a real node."""
+    data = bytearray((Path(__file__).parent.parent / "golden" / f"{name}.s2c.bin").read_bytes())
+    index = index_frames(data, len(data))
+    return decode_block(data, index.bounds, frames=np.flatnonzero(index.is_data), collections=False)
+
+
+def types_of(batch: pa.RecordBatch) -> dict[bytes, int]:
+    return dict(zip(batch["_cb_key"].to_pylist(), batch["_cb_datatype"].to_pylist(), strict=True))
+
+
+def test_documents_without_values_keep_their_datatype() -> None:
+    """From disk a node calls the values compressed that it leaves out, and marks attributes nobody sees."""
+    block = recorded("disk_no_value.1")
+    assert (block.datatype == 7).any(), "the recording has a document of all kinds"
+    batch = record_batch(block, raw_schema())
+    assert set(batch["_cb_value"].to_pylist()) == {b""}
+    found, memory = types_of(batch), recorded("stream_no_value_underlying")
+    assert found == types_of(record_batch(memory, raw_schema()))
+    assert (found[b"doc::00000005"], found[b"raw::00000014"], found[b"snx::00000002"]) == (1, 0, 1)
+
+
+def test_attributes_without_values_are_plain_whatever_their_datatype_says() -> None:
+    block = recorded("stream_xattr_no_value.1")
+    assert (block.datatype == 6).sum() == 2, "the recording has two of the kind"
+    batch = record_batch(block, raw_schema((XATTRS,)))
+    assert set(batch["_cb_value"].to_pylist()) == {b""}
+    found = types_of(batch)
+    assert (found[b"plain::00000002"], found[b"xat::00000005"], found[b"xat::00000031"]) == (1, 5, 4)
+    xattrs = dict(zip(batch["_cb_key"].to_pylist(), batch[XATTRS].to_pylist(), strict=True))
+    assert xattrs[b"xexp::00000000"] == [("_sync", '{"rev":"9-x"}')]
+    assert not xattrs[b"plain::00000002"]
+
+
+@pytest.mark.parametrize("name", ["stream_xattr", "stream_xattr_expiry"])
+def test_the_datatype_says_which_documents_have_attributes(name: str) -> None:
+    """Where they are kept; a column of the datatype alone is that of what was asked for."""
+    block = recorded(name)
+    batch = record_batch(block, raw_schema((XATTRS,)))
+    marked = (batch["_cb_datatype"].to_numpy() & 4) != 0
+    assert marked.any()
+    assert marked.tolist() == [bool(pairs) for pairs in batch[XATTRS].to_pylist()]
+    assert not (record_batch(block, raw_schema())["_cb_datatype"].to_numpy() & 4).any()
 
 
 def test_a_compressed_value_that_is_too_long() -> None:

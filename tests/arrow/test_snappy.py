@@ -160,7 +160,7 @@ def recorded(name: str) -> tuple[dict[bytes, bytes], int]:
     data = bytearray((Path(__file__).parent.parent / "golden" / f"{name}.s2c.bin").read_bytes())
     index = index_frames(data, len(data))
     block = decode_block(data, index.bounds, frames=np.flatnonzero(index.is_data), collections=False)
-    mask = ((block.datatype & Datatype.SNAPPY) != 0) & (block.value_end > block.value_start)
+    mask = block.compressed()
     values = pa.array([block.value(row) for row in range(len(block))], pa.binary())
     inflated = inflate(values, mask, block.vbucket, LIMIT).to_pylist()
     for is_json, value in zip((block.datatype & Datatype.JSON).tolist(), inflated, strict=True):

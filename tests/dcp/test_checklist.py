@@ -265,9 +265,10 @@ def _() -> None:
     assert controls(compression="force")["force_value_compression"] == "true"
 
 
-@row("Payload", "no values where none are wanted; 0x40 is not needed, nobody looks at their types")
+@row("Payload", "no values where none are wanted; with the datatype, since 0x08 alone gives invented rows")
 def _() -> None:
-    assert opened(no_value=True).flags & OpenFlag.NO_VALUE
+    assert opened(no_value=True).flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
+    assert not opened(no_value=True).flags & OpenFlag.NO_VALUE
     assert not opened().flags & (OpenFlag.NO_VALUE | OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE)
 
 

@@ -125,6 +125,40 @@ def test_a_refusal(place: int, status: Status) -> None:
     assert caught.value.hint == control.hint
 
 
+def keys_only(version: bytes | None) -> list[OpenFlag]:
+    """The flags asked for, one after the other, at a node that does not know 0x40."""
+    unknown = OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
+    connection = DcpConnection(LOGIN, replace(SETTINGS, no_value=True))
+    flags = []
+    while connection.session is None:
+        (frame,) = frames(connection.data_to_send())
+        message, answer = parse_request(frame), good_answer(frame)
+        if isinstance(message, DcpOpen):
+            flags.append(OpenFlag(message.flags))
+            if message.flags & unknown:
+                answer = refusal(frame, Status.EINVAL)
+        elif frame.opcode == Opcode.VERSION:
+            answer = refusal(frame, Status.UNKNOWN_COMMAND) if version is None else replace(answer, value=version)
+        feed(connection, answer.encode())
+    return flags
+
+
+@pytest.mark.parametrize("version", [b"5.0.1-5003-enterprise", b"6.6.0", b"7.5.9"])
+def test_servers_before_the_flag_for_keys_are_asked_as_ever(version: bytes) -> None:
+    first, second = keys_only(version)
+    assert first & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
+    assert not first & OpenFlag.NO_VALUE
+    assert second == first ^ (OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE | OpenFlag.NO_VALUE)
+
+
+@pytest.mark.parametrize("version", [b"7.6.0-2176-enterprise", b"8.0.2", b"10.0.0", b"unknown", b"", None])
+def test_no_server_with_invented_rows_is_asked_for_keys_alone(version: bytes | None) -> None:
+    """From 7.6 on NO_VALUE gives deleted documents as mutations; what is not known may be newer."""
+    with pytest.raises(ServerError, match="DCP_OPEN was refused") as caught:
+        keys_only(version)
+    assert (caught.value.status, caught.value.permanent) == (Status.EINVAL, True)
+
+
 def test_the_second_best() -> None:
     refused = {("enable_out_of_order_snapshots", "true_with_seqno_advanced"): Status.EINVAL}
     connection, asked = shake_hands(replace(SETTINGS, out_of_order=True), refused)
