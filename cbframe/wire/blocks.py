@@ -112,7 +112,7 @@ class DataBlock:
         an empty value, or with extended attributes that are not compressed. Their section begins with a
         zero byte, and a Snappy block that begins so is empty.
         """
-        marked = (self.datatype & Datatype.SNAPPY) != 0
+        marked: npt.NDArray[np.bool_] = (self.datatype & Datatype.SNAPPY) != 0
         if not marked.any():
             return marked
         marked &= self.value_end > self.value_start

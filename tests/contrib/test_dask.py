@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -33,8 +33,10 @@ USER, SECRET = "reader", "a-word-that-is-secret"
 ENVIRONMENT = {"CB_USER": USER, "CB_PASSWORD": SECRET}
 
 
-def cluster_of(nodes: int = 1, vbuckets: int = 64) -> LocalCluster:
-    return LocalCluster(nodes=nodes, vbuckets=vbuckets, seed=1, username=USER, password=SECRET)
+def cluster_of(nodes: int = 1, vbuckets: int = 64, version: Literal["7.2", "8.0"] = "7.2") -> LocalCluster:
+    return LocalCluster(
+        nodes=nodes, vbuckets=vbuckets, seed=1, username=USER, password=SECRET, version=version
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,16 @@ def test_only_columns_that_are_used_are_read(client: Any) -> None:
         nothing = frame[[]].compute()
         assert nothing.shape == (1000, 0)
         assert sorted(nothing.index) == sorted(frame.index.compute())
+
+
+def test_deleted_documents_are_not_counted(client: Any) -> None:
+    """A partition of no columns is read without values, where later servers have deleted documents."""
+    with cluster_of(version="8.0") as cluster:
+        fill(cluster, 20)
+        cluster.upsert("gone", {"n": 1})
+        frame = lazily(cluster, npartitions=2)
+        cluster.delete("gone")
+        assert len(frame) == 20
 
 
 @pytest.mark.parametrize("backend", ["pyarrow", "numpy_nullable", None])

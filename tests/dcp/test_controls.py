@@ -138,7 +138,9 @@ def keys_only(version: bytes | None) -> list[OpenFlag]:
             if message.flags & unknown:
                 answer = refusal(frame, Status.EINVAL)
         elif frame.opcode == Opcode.VERSION:
-            answer = refusal(frame, Status.UNKNOWN_COMMAND) if version is None else replace(answer, value=version)
+            answer = (
+                refusal(frame, Status.UNKNOWN_COMMAND) if version is None else replace(answer, value=version)
+            )
         feed(connection, answer.encode())
     return flags
 

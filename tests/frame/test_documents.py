@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ import pyarrow as pa
 import pytest
 
 from cbframe import (
+    BucketDataSource,
+    BucketDataSourceOptions,
     BucketNotFoundError,
     ConfigurationError,
     ConversionError,
@@ -21,10 +24,11 @@ from cbframe import (
 )
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.frame.asof import AsOf
+from cbframe.testing import RecordingReceiver
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype
 
-from .kit import QUICK, keys_of
+from .kit import QUICK, WIRE_METADATA, keys_of
 
 
 @pytest.fixture
@@ -346,6 +350,45 @@ def test_keys_and_extended_attributes_only(cluster: LocalCluster) -> None:
     cluster.upsert("tagged", {"n": 2}, xattrs={"_sync": {"a": 1}})
     table = scan_bucket(cluster, keys_only=True, metadata="xattrs", timeout=20).to_arrow()
     assert sorted(table["_cb_xattrs"].to_pylist(), key=len) == [[], [("_sync", '{"a":1}')]]
+
+
+@pytest.fixture(scope="module")
+def deleted() -> Iterator[LocalCluster]:
+    """A server whose disk backfills of keys alone have deleted documents, with metadata nobody wrote."""
+    with LocalCluster(vbuckets=4, version="8.0", seed=1) as cluster:
+        cluster.upsert("tagged", {"n": 1}, xattrs={"_sync": {"a": 1}}, compress=True)
+        cluster.upsert("binary", b"\x00\x01")
+        for number in range(20):
+            cluster.upsert(f"k{number}", {"n": number}, flags=7)
+        for number in range(0, 20, 3):
+            cluster.delete(f"k{number}")
+        yield cluster
+
+
+@pytest.mark.parametrize("names", [WIRE_METADATA, (*WIRE_METADATA, "xattrs")], ids=["", "xattrs"])
+def test_without_values_the_rows_are_the_same(deleted: LocalCluster, names: tuple[str, ...]) -> None:
+    metadata = ("key", *names)
+    whole = scan_bucket(deleted, parse=False, metadata=metadata, timeout=20).to_arrow().drop(["_cb_value"])
+    keys = scan_bucket(deleted, keys_only=True, metadata=metadata, timeout=20)
+    wanted = whole.sort_by("_cb_key")
+    assert wanted.num_rows == 15
+    assert keys.to_arrow().sort_by("_cb_key").select(whole.column_names).equals(wanted)
+    parts = scan_bucket(deleted, metadata=metadata, timeout=20).partitions(2)
+    select = [name for name in whole.column_names if name != "_cb_key"]
+    table = pa.concat_tables([part.select(select).read().replace_schema_metadata() for part in parts])
+    assert table.sort_by("_cb_key").select(whole.column_names).equals(wanted)
+
+
+def test_a_source_without_values_sees_deletions(deleted: LocalCluster) -> None:
+    options = BucketDataSourceOptions(noop_interval_secs=20, seq_end="now", no_value=True)
+    receiver = RecordingReceiver()
+    auth = (deleted.username, deleted.password)
+    with BucketDataSource(
+        deleted.connection_string, "default", deleted.bucket, "", None, auth, receiver, options
+    ) as source:
+        source.wait(20)
+    assert len(receiver.values()) == 15
+    assert all(document.cas for found in receiver.documents.values() for document in found.values())
 
 
 # ---------------------------------------------------------------------- what is no document, what is nested

@@ -42,6 +42,18 @@ def same(cluster: LocalCluster, path: Path, **arguments: Any) -> None:
     assert kept[read.columns].equals(read)
 
 
+def test_keys_alone_follow_deletions_on_later_servers(path: Path) -> None:
+    """From 7.6 on, a backfill of keys alone would have the deleted document as a new version."""
+    with LocalCluster(vbuckets=2, version="8.0", seed=1) as later:
+        for key in ("a", "b", "c"):
+            later.upsert(key, {"n": 1})
+        typed(later, path, keys_only=True)
+        later.delete("b")
+        typed(later, path, keys_only=True)
+        assert sorted(read_snapshot(path).index) == ["a", "c"]
+        same(later, path, keys_only=True)
+
+
 def test_updates_follow_the_bucket(cluster: LocalCluster, path: Path) -> None:
     fill(cluster, 300)
     first = typed(cluster, path)
