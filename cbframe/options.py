@@ -87,9 +87,12 @@ class BucketDataSourceOptions:
         Number of the streams, 1 to 65535, as several streams of one vbucket need; None for streams
         without one. Then expirations come as deletions, and no time comes with them.
     idle_timeout
-        Seconds during which a node sends nothing but its question whether the client lives, while streams
-        of a bounded source are not complete and nothing waits to be consumed: then the connection is made
-        anew. None: as long as it takes; before the first document of a large disk that may be long.
+        Seconds during which a node answers but sends nothing over the streams of a bounded source,
+        although they are not complete and its flow-control window is open: then the connection is made
+        again, and the source goes on from there, for as long as `recovery_timeout` allows attempts
+        without progress. A warning is logged after the first 10 seconds. A node that searches a large
+        disk for a collection's few documents may take longer; None waits without end. Time during which
+        the receiver holds the window closed does not count.
     connect_timeout
         Seconds: for one connection with its handshake, and for a bounded source until it streams.
     stream_request_timeout
@@ -155,7 +158,7 @@ class BucketDataSourceOptions:
     ignore_purged_tombstones: bool = False
     flatbuffers_system_events: bool = True
     stream_id: int | None = None
-    idle_timeout: float | None = None
+    idle_timeout: float | None = 300.0
     connect_timeout: float = 10.0
     stream_request_timeout: float = 60.0
     recovery_timeout: float = 60.0

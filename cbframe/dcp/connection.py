@@ -89,16 +89,15 @@ class DcpConnection:
         self.consumed = 0
         """Bytes of the last received buffer that were whole frames; the rest must come again."""
         self.unacked = 0
-        self.unanswered = 0
-        """Stream requests that the server has not answered yet."""
+        self._unanswered = 0
         self.answers = 0
-        """Those that it has answered."""
+        """Requests that the server has answered since the handshake."""
         self.handed = 0
         """Messages in the bytes that :meth:`data_to_send` gave last."""
         self.messages = 0
         """What came over the streams so far."""
         self._ack_at = int(settings.buffer_size * ack_threshold)
-        self._flow_control = settings.buffer_size > 0
+        self._window = settings.buffer_size
         self._bucket = login.bucket.encode()
         self._stream_id = settings.stream_id or 0
         self._max_body = max_body
@@ -106,6 +105,15 @@ class DcpConnection:
         self._out: list[bytes] = []
         self._again: dict[int, StreamRequest] = {}
         self._questions = Questions(login, settings, self._queue, self.stats)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that the server has not answered yet, after the handshake."""
+        return self._unanswered + self._questions.sampling
+
+    def window_open(self, held: int) -> bool:
+        """Whether the server may send, as we count: `held` bytes are not consumed yet."""
+        return not self._window or held + self.unacked < self._window
 
     @property
     def granted(self) -> Mapping[str, str]:
@@ -138,7 +146,7 @@ class DcpConnection:
         stream = self.streams.open(request)
         self._queue(request.frame(stream.opaque))
         self.stats.tot_upr_stream_req += 1
-        self.unanswered += 1
+        self._unanswered += 1
         return stream
 
     def close_stream(self, vbucket: int) -> None:
@@ -170,7 +178,7 @@ class DcpConnection:
 
         For the documents of :class:`Data`; the connection itself counts everything else.
         """
-        if not self._flow_control:
+        if not self._window:
             return
         self.unacked += nbytes
         if not self._paced:
@@ -310,6 +318,8 @@ class DcpConnection:
             event = self._questions.answered(frame)
             if isinstance(event, Ready):
                 self.session = event.session
+            elif event is not None:
+                self.answers += 1
             if event is not None:
                 yield event
         elif frame.opcode == Opcode.NOOP:
@@ -348,7 +358,7 @@ class DcpConnection:
         if stream is None:
             stats.tot_upr_stream_req_res_state_err += 1
             raise ProtocolError("an answer to a stream that was not asked for", opcode=frame.opcode)
-        self.unanswered -= 1
+        self._unanswered -= 1
         self.answers += 1
         if frame.status == Status.SUCCESS:
             stream.step(StreamEvent.ACCEPTED)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import TypeAlias
 
@@ -54,6 +54,8 @@ class NodeThread:
         self._consumed: deque[int] = deque()
         self._owed = 0
         """Bytes that the receiver has and has not consumed: until then the node may have to wait."""
+        self._high_seqnos: Mapping[int, int] = {}
+        """Of the node's vbuckets, as reported last."""
         self._stopping = False
         self._progressed = False
         self._calls = Callbacks(setup.receiver, stats, setup.wanted, setup.stream_flags)
@@ -222,9 +224,12 @@ class NodeThread:
                     self._handle(events)
                 buffer, have = self._keep_tail(buffer, connection.consumed, have)
             ready, unanswered = connection.session is not None, connection.unanswered
-            waits.progress(
-                now, connection.messages, waiting=bool(connection.streams) and not (self._owed or pause)
-            )
+            may_send = bool(connection.streams) and connection.window_open(self._owed)
+            waits.progress(now, connection.messages, waiting=may_send)
+            if waits.wants_look(now):
+                owing = connection.streams.owed(self._high_seqnos, filtered=setup.wanted.filters)
+                if warning := waits.looked(now, owing):
+                    setup.logger.warning("%s: %s", self.node, warning)
             try:
                 waits.check(now, ready=ready, unanswered=unanswered, answers=connection.answers)
             except ReadTimeoutError:
@@ -329,8 +334,10 @@ class NodeThread:
                 calls.snapshot(stream)
             case dcp.Ready(session=session):
                 stats.tot_worker_body_kick += 1
+                self._high_seqnos = session.seqnos
                 setup.post(plan.NodeReady(self.node, session.seqnos))
             case dcp.Sampled(seqnos=seqnos):
+                self._high_seqnos = seqnos
                 setup.post(plan.NodeSampled(self.node, seqnos))
             case dcp.Opened(stream=stream):
                 calls.save(stream)

@@ -39,6 +39,11 @@ class Questions:
         self._sampling: Steps[dict[int, int]] | None = None
         self._ask(next(self._handshake))
 
+    @property
+    def sampling(self) -> bool:
+        """Whether high seqnos were asked for and have not come."""
+        return self._sampling is not None
+
     def sample(self) -> None:
         """Ask for the node's high seqnos, unless that is under way."""
         if self._sampling is None:

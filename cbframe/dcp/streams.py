@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
@@ -148,6 +148,14 @@ class Stream:
             self.seqno,
         )
 
+    def is_owed(self, high_seqno: int, *, filtered: bool) -> bool:
+        """Whether the server has something for the stream, given the vbucket's high seqno.
+
+        Where it is `filtered`, changes of other collections may move that seqno alone.
+        """
+        inside = self.snapshots > 0 and self.seqno < self.snap_end
+        return inside or self.end <= high_seqno or (self.seqno < high_seqno and not filtered)
+
     def mark(self, marker: SnapshotMarker) -> None:
         """Begin a snapshot."""
         self.step(StreamEvent.MARKER)
@@ -231,6 +239,10 @@ class StreamTable:
     def all(self) -> list[tuple[int, Stream]]:
         """Vbuckets and their streams, at once: other threads may look."""
         return list(self._by_vbucket.items())
+
+    def owed(self, high_seqnos: Mapping[int, int], *, filtered: bool) -> list[int]:
+        """Vbuckets of which the server has something to send; see :meth:`Stream.is_owed`."""
+        return [vb for vb, s in self.all() if s.is_owed(high_seqnos.get(vb, 0), filtered=filtered)]
 
     def open(self, request: StreamRequest) -> Stream:
         """Note a request that is about to be sent."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Self
 
 from cbframe.errors import ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
+
+QUIET = 10.0
+"""Seconds without a message, while the node may send, after which it is looked at what it owes."""
+_NAMED = 20
+"""Ranges of vbuckets that are named at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +27,10 @@ class Timeouts:
     silence
         Without a byte from the node.
     request
-        Without an answer to any of the stream requests under way.
+        Without an answer to any of the requests under way.
     idle
-        Without anything but questions whether the client lives, while streams are to be completed; None
-        for no limit.
+        Without a message over the streams, while the node owes some and its window is open; None for no
+        limit.
     ping
         Without a byte in either direction, until the node is asked whether it lives.
     """
@@ -62,7 +69,8 @@ class Waits:
         self._timeouts = timeouts
         self._made = self._heard = self._active = self._answered = self._moved = now
         self._answers = self._messages = 0
-        self._idle = False
+        self._idle = self._warned = False
+        self._owing = ""
 
     def sent(self, now: float) -> None:
         """Bytes were sent."""
@@ -73,10 +81,37 @@ class Waits:
         self._heard = self._active = now
 
     def progress(self, now: float, messages: int, *, waiting: bool) -> None:
-        """Take note how many messages the streams got so far, and whether they are to get more."""
+        """Take note how many messages the streams got so far, and whether the node may send more."""
         if messages != self._messages or not waiting:
-            self._moved, self._messages = now, messages
+            self._moved, self._messages, self._warned = now, messages, False
         self._idle = waiting
+
+    def wants_look(self, now: float) -> bool:
+        """Whether it is time to look which streams the node owes something: see :meth:`looked`."""
+        return self._idle and now >= self._look_at()
+
+    def looked(self, now: float, owing: Sequence[int]) -> str:
+        """Take note of the vbuckets to which the node owes messages; a warning to log, or nothing.
+
+        There is one warning until the next message. Where nothing is owed, the wait begins again.
+        """
+        if not owing:
+            self._moved, self._warned = now, False
+            return ""
+        self._owing = vbucket_ranges(owing)
+        if self._warned or now < self._moved + QUIET:
+            return ""
+        self._warned = True
+        idle = self._timeouts.idle
+        then = "" if idle is None else f"; after {idle:g} s (idle_timeout) the connection is made again"
+        return f"the node answers, but has sent nothing for {QUIET:g} s, and owes {self._owing}{then}"
+
+    def _look_at(self) -> float:
+        idle = self._timeouts.idle
+        wait = QUIET if idle is None else min(QUIET, idle)
+        if self._warned:
+            wait = float("inf") if idle is None else idle
+        return self._moved + wait
 
     def check(self, now: float, *, ready: bool, unanswered: int, answers: int) -> None:
         """Look whether a wait is over.
@@ -86,7 +121,7 @@ class Waits:
         ready
             Whether the handshake is done.
         unanswered, answers
-            Stream requests that wait for an answer, and how many have got one so far.
+            Requests that wait for an answer, and how many have got one so far.
 
         Raises
         ------
@@ -104,11 +139,13 @@ class Waits:
         if ready and now >= self._heard + limits.silence:
             raise ReadTimeoutError(f"the node was silent for {limits.silence:g} s, not even a NOOP came")
         if now >= self._answered + limits.request:
-            raise ReadTimeoutError(f"{unanswered} stream requests were not answered for {limits.request:g} s")
+            asked = "1 request was" if unanswered == 1 else f"{unanswered} requests were"
+            raise ReadTimeoutError(f"{asked} not answered for {limits.request:g} s")
         if self._idle and limits.idle is not None and now >= self._moved + limits.idle:
             raise ReadTimeoutError(
-                f"nothing came over the streams for {limits.idle:g} s, and they are not complete",
-                hint="the node answers, but sends no documents; a larger idle_timeout waits longer",
+                f"the node answers, but has sent nothing for {limits.idle:g} s, and owes {self._owing}",
+                hint="a node that searches a large disk may take longer: give idle_timeout more seconds, "
+                "or None; otherwise look at the node's log",
             )
 
     def wants_ping(self, now: float, *, ready: bool) -> bool:
@@ -121,8 +158,22 @@ class Waits:
         if not ready:
             return self._made + limits.connect - now
         ends = [self._heard + limits.silence, self._active + limits.ping]
-        if self._idle and limits.idle is not None:
-            ends.append(self._moved + limits.idle)
+        if self._idle:
+            ends.append(self._look_at())
         if unanswered:
             ends.append(self._answered + limits.request)
         return min(ends) - now
+
+
+def vbucket_ranges(vbuckets: Iterable[int]) -> str:
+    """For messages: ``vbuckets 0-5, 9``; of very many the first ranges, and how many there are."""
+    ordered = sorted(vbuckets)
+    ranges = []
+    for _, run in groupby(enumerate(ordered), lambda pair: pair[1] - pair[0]):
+        numbers = [vb for _, vb in run]
+        ranges.append(f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}")
+    if len(ordered) == 1:
+        return f"vbucket {ranges[0]}"
+    if len(ranges) > _NAMED:
+        return f"{len(ordered)} vbuckets ({', '.join(ranges[:_NAMED])}, …)"
+    return f"vbuckets {', '.join(ranges)}"

@@ -154,6 +154,11 @@ class StreamFilter:
     uid: int | None = None
     purge_seqno: int | None = None
 
+    @property
+    def filters(self) -> bool:
+        """Whether it leaves out collections."""
+        return self.scope is not None or self.collections is not None
+
     def encode(self) -> bytes:
         wish: dict[str, object] = {}
         if self.scope is not None:

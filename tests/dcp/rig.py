@@ -12,7 +12,7 @@ from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.node import NodeThread
-from cbframe.dcp.receiver import AdaptedReceiver
+from cbframe.dcp.receiver import taker_of_blocks
 from cbframe.dcp.setup import NodeSetup
 from cbframe.dcp.waits import Timeouts
 from cbframe.errors import CbframeError
@@ -53,7 +53,7 @@ class Rig:
         settings = replace(SETTINGS, buffer_size=window)
         setup = NodeSetup(
             transport=self.transport,
-            receiver=AdaptedReceiver(self.receiver),
+            receiver=taker_of_blocks(self.receiver),
             make_connection=lambda stats: DcpConnection(
                 login, settings, stats=stats, paced=max_rate is not None
             ),

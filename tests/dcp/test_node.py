@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cbframe.dcp import plan
+from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.transport import Waker
 from cbframe.errors import (
     CbframeError,
@@ -17,13 +18,14 @@ from cbframe.errors import (
 )
 from cbframe.testing import RecordingReceiver
 from cbframe.testing.transport import Peer
-from cbframe.wire.constants import Opcode, Status, StreamEndReason
+from cbframe.wire.blocks import DataBlock
+from cbframe.wire.constants import MAX_SEQNO, Opcode, Status, StreamEndReason
 from cbframe.wire.frame import Frame, response
 from cbframe.wire.messages import SnapshotMarker, StreamEnd
 from cbframe.wire.requests import parse_request
 
 from .rig import NODE, Rig, down, refusing, serving
-from .server import good_answer
+from .server import good_answer, mutation
 
 
 @pytest.mark.parametrize("large", [0, 300_000])
@@ -85,7 +87,7 @@ def test_a_stream_request_that_is_never_answered() -> None:
     rig = Rig(peer)
     failure = down(rig.run((1, 3), (2, 3)))
     assert isinstance(failure.error, ReadTimeoutError)
-    assert "1 stream requests" in str(failure.error)
+    assert "1 request was not answered" in str(failure.error)
     assert not failure.error.permanent
     assert rig.clock.now == 1060
     assert set(rig.receiver.documents) == {1}
@@ -231,24 +233,106 @@ def answering_only(times: int) -> Peer:
     return peer
 
 
-@pytest.mark.parametrize("idle", [None, 100, 1000])
-def test_a_node_that_answers_and_sends_nothing(idle: float | None) -> None:
+@pytest.mark.parametrize("idle", [None, 5, 100, 1000])
+def test_a_node_that_answers_and_sends_nothing(idle: float | None, caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig(answering_only(50), idle=idle)  # it is asked every 30 s
     began = rig.clock()
-    error = down(rig.run((1, 3))).error
+    error = down(rig.run((1, 3), (2, 3), (3, 3), (7, 3))).error
     passed = rig.clock() - began
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     if idle is None:
         assert type(error) is ConnectError
         assert passed == 51 * 30
+    else:
+        assert isinstance(error, ReadTimeoutError)
+        assert f"for {idle:g} s, and owes vbuckets 1-3, 7" in error.message
+        assert error.hint is not None
+        assert "idle_timeout" in error.hint
+        assert (error.permanent, error.node) == (False, NODE)
+        assert passed == idle
+    if idle == 5:
+        assert not warnings
         return
+    (warning,) = warnings
+    assert f"{NODE}: the node answers, but has sent nothing for 10 s, and owes vbuckets 1-3, 7" in warning
+    assert (f"after {idle:g} s (idle_timeout)" in warning) if idle else "idle_timeout" not in warning
+
+
+class Holder(RecordingReceiver):
+    """Consumes nothing."""
+
+    def take_block(self, block: DataBlock, receipt: Receipt) -> None:
+        """The receipt is never done."""
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_window_that_we_hold_closed_is_no_fault_of_the_node(
+    held: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It counts what was sent and not consumed; as long as there is room, it may send."""
+
+    def peer(frame: Frame) -> bytes | None:
+        sent = answering(frame)
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            assert sent is not None
+            sent += mutation(frame.vbucket, frame.opaque, 1, b"a", b" " * (1000 if held else 500))
+        return sent
+
+    answering = answering_only(50)
+    rig = Rig(peer, Holder(), idle=100)
+    error = down(rig.run((1, 3))).error
+    warned = any("has sent nothing" in record.getMessage() for record in caplog.records)
+    assert (type(error), warned) == ((ConnectError, False) if held else (ReadTimeoutError, True))
+
+
+@pytest.mark.parametrize(
+    ("end", "marker", "owed"),
+    [
+        (5, 0, True),  # it is there, and the stream is not over
+        (9, 0, True),  # 5 is the node's high seqno, and nothing came
+        (9, 5, False),  # the caller waits for what is not written yet
+        (9, 7, True),  # in the middle of a snapshot
+        (MAX_SEQNO, 5, False),
+    ],
+)
+def test_what_is_owed(end: int, marker: int, owed: bool, caplog: pytest.LogCaptureFixture) -> None:
+    def peer(frame: Frame) -> bytes | None:
+        sent = answering(frame)
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            sent = good_answer(frame).encode()
+            if marker:
+                sent += SnapshotMarker(0, 0, marker, 1).frame(frame.opaque).encode()
+                sent += mutation(0, frame.opaque, 5)
+        return sent
+
+    answering = answering_only(50)
+    rig = Rig(peer)
+    down(rig.run((0, end)))
+    assert any("owes vbucket 0" in record.getMessage() for record in caplog.records) == owed
+
+
+def test_high_seqnos_that_are_never_reported() -> None:
+    """Regression: a node that kept its high seqnos to itself was waited for without end."""
+    asked = 0
+
+    def peer(frame: Frame) -> bytes | None:
+        nonlocal asked
+        asked += frame.opcode == Opcode.GET_ALL_VB_SEQNOS
+        silent = frame.opcode == Opcode.GET_ALL_VB_SEQNOS and asked > 1
+        return b"" if silent else answering(frame)
+
+    answering = answering_only(50)
+    rig = Rig(peer)
+    began = rig.clock()
+    error = down(rig.run((0, 5))).error
     assert isinstance(error, ReadTimeoutError)
-    assert f"for {idle:g} s" in error.message
-    assert (error.permanent, error.node) == (False, NODE)
-    assert passed == idle
+    assert "1 request was not answered for 60 s" in error.message
+    assert rig.clock() - began == 60
 
 
-def test_nothing_to_come_is_no_reason_to_wait_for_it() -> None:
+def test_nothing_to_come_is_no_reason_to_wait_for_it(caplog: pytest.LogCaptureFixture) -> None:
     """All streams are complete: silence of another kind ends it, later."""
     rig = Rig(serving(), ping_timeout=1000, idle=30)
     error = down(rig.run((1, 3))).error
     assert "silent" in error.message
+    assert not caplog.records

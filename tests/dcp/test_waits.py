@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from cbframe.dcp.waits import Timeouts, Waits
+from cbframe.dcp.waits import Timeouts, Waits, vbucket_ranges
 from cbframe.errors import ReadTimeoutError
+from cbframe.options import BucketDataSourceOptions
 
 LIMITS = Timeouts(connect=10, silence=240, request=60, ping=30)
 
@@ -48,7 +50,7 @@ def test_stream_requests_that_are_answered_one_after_the_other() -> None:
     assert waits.left(250, ready=True, unanswered=0) == 30
     waits.sent(300)
     waits.heard(300)
-    with pytest.raises(ReadTimeoutError, match="2 stream requests were not answered for 60 s"):
+    with pytest.raises(ReadTimeoutError, match="2 requests were not answered for 60 s"):
         waits.check(310, ready=True, unanswered=2, answers=250)
 
 
@@ -61,19 +63,49 @@ def test_no_stream_request_is_waited_for() -> None:
 
 
 def test_streams_that_get_nothing() -> None:
-    """From the last message, or from when there was last nothing to wait for."""
+    """From the last message, or from when the node could not or had nothing to send."""
     waits = Waits(replace(LIMITS, idle=50), 0)
+    warnings: list[tuple[float, str]] = []
 
-    def look(now: float, messages: int, *, waiting: bool = True) -> None:
+    def look(now: float, messages: int, *, waiting: bool = True, owing: tuple[int, ...] = (4,)) -> None:
         waits.heard(now)
         waits.progress(now, messages, waiting=waiting)
+        if waits.wants_look(now) and (warning := waits.looked(now, owing)):
+            warnings.append((now, warning))
         waits.check(now, ready=True, unanswered=0, answers=0)
 
     look(0, 0, waiting=False)
     look(40, 0, waiting=False)
-    look(80, 0)
-    assert waits.left(80, ready=True, unanswered=0) == 10
-    look(89, 1)
-    look(138, 1)
-    with pytest.raises(ReadTimeoutError, match="for 50 s"):
-        look(139, 1)
+    look(45, 0)
+    assert waits.left(45, ready=True, unanswered=0) == 5
+    look(50, 0, owing=())
+    look(55, 0)
+    assert not warnings
+    look(61, 0)
+    look(89, 0)
+    assert waits.left(89, ready=True, unanswered=0) == 11
+    look(90, 1)
+    look(101, 1)
+    look(139, 1)
+    assert [now for now, _ in warnings] == [61, 101]
+    with pytest.raises(ReadTimeoutError, match="for 50 s, and owes vbucket 4"):
+        look(140, 1)
+
+
+def test_only_bounded_sources_end_for_it() -> None:
+    assert Timeouts.of(BucketDataSourceOptions(seq_end="now")).idle == 300
+    assert Timeouts.of(BucketDataSourceOptions(seq_end={0: 1}, idle_timeout=7)).idle == 7
+    assert Timeouts.of(BucketDataSourceOptions(idle_timeout=7)).idle is None
+
+
+@pytest.mark.parametrize(
+    ("vbuckets", "text"),
+    [
+        ([3], "vbucket 3"),
+        ([9, 0, 1, 2], "vbuckets 0-2, 9"),
+        (range(1024), "vbuckets 0-1023"),
+        (range(0, 1024, 2), f"512 vbuckets ({', '.join(str(vb) for vb in range(0, 40, 2))}, …)"),
+    ],
+)
+def test_vbuckets_in_messages(vbuckets: Sequence[int], text: str) -> None:
+    assert vbucket_ranges(vbuckets) == text
