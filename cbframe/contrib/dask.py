@@ -91,9 +91,9 @@ def read_bucket(
     )
     # Now, and not as an error of Dask's when the graph is sent.
     parts[0].refuse_secrets()
-    meta = to_pandas(parts[0].schema.empty_table(), arguments.get("dtype_backend", "pyarrow"))
     pinned = AsOf({vb: at for part in parts for vb, at in part.as_of.items()})
-    meta.attrs["cbframe"] = {"as_of": pinned}
+    backend = arguments.get("dtype_backend", "pyarrow")
+    meta = to_pandas(parts[0].schema.empty_table(), backend, {"as_of": pinned})
     # Of columns of Python objects Dask would make text: of bytes, arrays and objects, too.
     with dask.config.set({"dataframe.convert-string": False}):
         frame: dd.DataFrame = dd.from_map(_load, parts, meta=meta, label="read-bucket")

@@ -184,13 +184,12 @@ class ChangeBatch:
         from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
         table, conflicts, rejected = self._typed(columns, nested)
-        frame = to_pandas(table, dtype_backend)
-        frame.attrs["cbframe"] = {
+        about = {
             "conflicts": [conflict.to_dict() for conflict in conflicts],
             "rejected": rejected,
             "rollbacks": [[each.vbucket, each.seqno] for each in self.rollbacks],
         }
-        return frame
+        return to_pandas(table, dtype_backend, about)
 
     def _typed(
         self, columns: Sequence[str | tuple[str, ...]] | None, nested: shape.Nested

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
@@ -30,7 +31,25 @@ _NULLABLE = {
 }
 
 
-def to_pandas(table: pa.Table, dtype_backend: str | None) -> pd.DataFrame:
+class FrameAttributes(dict[str, Any]):
+    """The value of ``df.attrs["cbframe"]``.
+
+    Copies of it are the object itself: pandas copies ``attrs`` deeply at every step, and a report of a
+    thousand fields would cost more than the step.
+    """
+
+    __slots__ = ()
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+def to_pandas(
+    table: pa.Table, dtype_backend: str | None, attributes: dict[str, Any] | None = None
+) -> pd.DataFrame:
     """A DataFrame whose index is the document key.
 
     Parameters
@@ -42,6 +61,8 @@ def to_pandas(table: pa.Table, dtype_backend: str | None) -> pd.DataFrame:
         uses numpy's, which turn integers with missing values into floats, but for those that no float
         holds: these are objects, as are integers in arrays with nulls among them. Extended attributes are
         lists of pairs with the first, and dicts with the others.
+    attributes
+        For ``attrs["cbframe"]``.
     """
     if dtype_backend not in DTYPE_BACKENDS:
         raise ConfigurationError(
@@ -62,7 +83,10 @@ def to_pandas(table: pa.Table, dtype_backend: str | None) -> pd.DataFrame:
     frame = convert(table.drop_columns(apart), as_objects=False)
     if apart:
         frame = pd.concat([frame, convert(table.select(apart), as_objects=True)], axis=1)[table.column_names]
-    return frame.set_index(KEY)
+    frame = frame.set_index(KEY)
+    if attributes is not None:
+        frame.attrs["cbframe"] = FrameAttributes(attributes)
+    return frame
 
 
 def _inexact(table: pa.Table, dtype_backend: str | None) -> Iterator[str]:

@@ -94,9 +94,7 @@ class ReadResult:
         """
         from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
-        frame = to_pandas(self.table, dtype_backend)
-        frame.attrs["cbframe"] = self.report.to_dict()
-        return frame
+        return to_pandas(self.table, dtype_backend, self.report.to_dict())
 
     def to_polars(self) -> pl.DataFrame:
         """The table as a polars DataFrame; the key is the column ``_cb_key``.

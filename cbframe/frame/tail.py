@@ -127,12 +127,8 @@ class Tail:
         keep = newest(pa.table({KEY: table[KEY], COLLECTION_ID: pa.array(ids), SEQNO: table[SEQNO]}))
         keep &= np.asarray(table[VALUE].is_valid())
         result, conflicts, rejected = typed(table.filter(pa.array(keep)), datatype[keep], columns=columns)
-        frame = to_pandas(result, dtype_backend)
-        frame.attrs["cbframe"] = {
-            "conflicts": [conflict.to_dict() for conflict in conflicts],
-            "rejected": rejected,
-        }
-        return frame
+        about = {"conflicts": [conflict.to_dict() for conflict in conflicts], "rejected": rejected}
+        return to_pandas(result, dtype_backend, about)
 
 
 def _numpy(rows: pa.RecordBatch, name: str) -> npt.NDArray[np.uint64]:

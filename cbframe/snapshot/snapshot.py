@@ -225,14 +225,12 @@ class Snapshot:
         from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
         table = self.to_arrow(**wanted)
-        frame = to_pandas(table, dtype_backend)
         about = json.loads(table.schema.metadata[b"cbframe"])
         about["as_of"] = Picture(
             {int(vb): (at[0], at[1]) for vb, at in about["as_of"].items()},
             datetime.fromisoformat(about["time"]),
         )
-        frame.attrs["cbframe"] = about
-        return frame
+        return to_pandas(table, dtype_backend, about)
 
     def to_polars(self, **wanted: Any) -> Any:
         """The documents as a polars DataFrame; arguments as of :meth:`to_reader`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,6 +86,8 @@ class NodeRow(NamedTuple):
 class StatsModel:
     """Looks at something that streams, and remembers the last two minutes.
 
+    Any thread may use it. What it returns as tables or text, it looks at once more for.
+
     Parameters
     ----------
     target
@@ -131,6 +134,8 @@ class StatsModel:
         self._ended: float | None = None
         self._seqnos_at: float | None = None
         self._latest = take_snapshot(None, at=clock())
+        self._lock = threading.Lock()
+        """Held while a snapshot is taken: a thread may do so while another asks."""
 
     @property
     def latest(self) -> StatsSnapshot:
@@ -146,6 +151,16 @@ class StatsModel:
 
     def sample(self) -> StatsSnapshot:
         """Take a snapshot, and remember it."""
+        with self._lock:
+            return self._sample()
+
+    def _update(self) -> None:
+        """Take a snapshot unless the newest one is of this moment."""
+        with self._lock:
+            if self._clock() > self._latest.at:
+                self._sample()
+
+    def _sample(self) -> StatsSnapshot:
         if self.target is None:
             return self._latest
         now = self._clock()
@@ -329,6 +344,7 @@ class StatsModel:
         """
         import pandas as pd  # noqa: PLC0415 - the only thing here that needs it
 
+        self._update()
         history = self.history()
         began = history["at"][0] if self._began is None and len(history) else self._began or 0.0
         frame = pd.DataFrame({name: history[name] for name in history.dtype.names or ()})
@@ -343,6 +359,7 @@ class StatsModel:
         """The vbuckets as a DataFrame, by number: phase, node, seqno, high, lag, vbuuid."""
         import pandas as pd  # noqa: PLC0415 - the only thing here that needs it
 
+        self._update()
         latest, table = self._latest, self._latest.table
         frame = pd.DataFrame(
             {
@@ -360,5 +377,6 @@ class StatsModel:
         return frame
 
     def to_prometheus(self) -> str:
-        """The newest snapshot in the text format that Prometheus reads."""
+        """The counters of this moment in the text format that Prometheus reads."""
+        self._update()
         return exposition(self._latest, self.phases())

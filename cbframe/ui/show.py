@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ def show_stats(target: Any) -> StatsView:
     """Show what a stream does, live.
 
     In a notebook this is a widget: throughput, lag and the state of every vbucket, the nodes, the last
-    problems with their hints, and buttons. It is updated until the stream ends, by a thread of its own, and
-    a saved notebook shows how it ended. Elsewhere, ``print`` shows the state of the moment.
+    problems with their hints, and buttons. A saved notebook shows how it ended. Elsewhere, ``print`` shows
+    the state of the moment. A thread updates the model four times a second, until the stream ends, the
+    view is closed, or nobody refers to it.
 
     Parameters
     ----------
@@ -55,6 +57,8 @@ def show_stats(target: Any) -> StatsView:
     view = StatsView(target)
     if in_notebook():
         view.display()
+    else:
+        view.watch()
     return view
 
 
@@ -97,8 +101,10 @@ class StatsView:
             self.display()
 
     def _look(self) -> None:
-        """Look now, unless a thread does so all the time: one at a time may."""
-        if self._ticker is None or not self._ticker.running:
+        """Take a snapshot now; what a thread of its own shows in a notebook, it draws itself."""
+        if self._ticker is not None and self._ticker.running:
+            self.model.sample()
+        else:
             self.refresh()
 
     @property
@@ -119,8 +125,15 @@ class StatsView:
             self._panel = self._make_panel()
         self._live = live
         self._output = Output(self.bundle())
-        if live and self._panel is not None and self._ticker is None and not self.model.latest.ended:
-            self._ticker = Ticker(self._every, self.refresh)
+        if live:
+            self.watch()
+
+    def watch(self) -> None:
+        """Update the model, and what is shown of it, by a thread of its own."""
+        if self._ticker is None and not self.model.latest.ended:
+            refresh = weakref.WeakMethod(self.refresh)
+            # The thread must not keep a view alive that nobody has any more.
+            self._ticker = Ticker(self._every, lambda: (call := refresh()) is not None and call())
             self._ticker.start()
 
     def _make_panel(self) -> StatsPanel | None:

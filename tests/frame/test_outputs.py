@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -473,3 +474,18 @@ def test_without_polars(filled: LocalCluster, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(DependencyError, match="polars is not installed") as caught:
         scan_bucket(filled).to_polars()
     assert caught.value.hint == "pip install 'cbframe[polars]'"
+
+
+def test_attrs_are_copied_by_reference_and_pickled_by_value() -> None:
+    with LocalCluster(vbuckets=2) as cluster:
+        cluster.upsert("a", {"x": 1})
+        cluster.upsert("b", {"x": "one"})
+        frame = read_bucket(cluster, progress=None)
+    about = frame.attrs["cbframe"]
+    assert about["conflicts"]
+    assert frame[["x"]].attrs["cbframe"] is about
+    assert frame["x"].attrs["cbframe"] is about
+    assert frame.copy(deep=True).attrs["cbframe"] is about
+    pickled = pickle.loads(pickle.dumps(frame)).attrs["cbframe"]
+    assert pickled == about
+    assert pickled is not about

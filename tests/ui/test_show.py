@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -63,6 +63,21 @@ def sent(view: StatsView) -> list[int]:
 
     view.panel.canvas._send = send
     return sizes
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    passed = threading.Event()
+    for _ in range(int(LONG / 0.01)):
+        if condition():
+            return
+        passed.wait(0.01)
+    raise AssertionError("it does not come")
+
+
+def documents_of(exposition: str) -> list[int]:
+    lines = [line for line in exposition.splitlines() if line.startswith("cbframe_documents_total")]
+    return [int(float(line.split()[-1])) for line in lines]
 
 
 def ended(view: StatsView) -> None:
@@ -222,15 +237,54 @@ def test_without_ipywidgets_there_is_html(outputs: list[Outputs], monkeypatch: p
     view = show_stats(Source(FakeClock()))
     assert view.panel is None
     assert set(outputs[0].bundles[0]) == {"text/html", "text/plain"}
+    view.close()
 
 
-def test_elsewhere_it_is_text_and_no_thread() -> None:
+def test_elsewhere_it_is_text() -> None:
     source = Source(FakeClock())
     view = show_stats(source)
-    assert view._ticker is None
     source.receive(17)
     assert "17 documents" in repr(view)
     assert "17" in view._repr_html_()
+    view.close()
+
+
+def test_elsewhere_the_model_is_updated_by_a_thread_until_the_stream_ends() -> None:
+    clock = FakeClock()
+    source = Source(clock)
+    view = StatsView(source, clock=clock, every=0)
+    view.watch()
+    source.receive(17)
+    clock.advance(1)
+    until(lambda: view.model.latest.documents == 17)
+    source.state = "finished"
+    ended(view)
+    assert view.model.latest.ended
+
+
+def test_numbers_are_those_of_the_moment_without_a_display_or_a_thread() -> None:
+    clock = FakeClock()
+    source = Source(clock)
+    view = StatsView(source, clock=clock)
+    source.receive(17)
+    clock.advance(1)
+    assert view.model.to_pandas()["documents"].tolist() == [0, 17]
+    source.receive(3)
+    clock.advance(1)
+    assert sum(documents_of(view.model.to_prometheus())) == 20
+    assert len(view.model.to_pandas()) == 3
+
+
+def test_a_view_that_nobody_has_ends_its_thread() -> None:
+    view = StatsView(Source(FakeClock()), every=0)
+    view.watch()
+    ticker, gone = view._ticker, weakref.ref(view)
+    assert ticker is not None
+    del view
+    gc.collect()
+    ticker._thread.join(LONG)
+    assert not ticker.running
+    assert gone() is None
 
 
 def test_nothing_of_what_was_looked_at_is_held(outputs: list[Outputs]) -> None:
