@@ -144,6 +144,10 @@ class ChangeBatch:
         """How far the vbuckets of this batch are after it; those of others have not changed."""
         return {vb: VBucketOffset.of(position) for vb, position in sorted(self.given.positions.items())}
 
+    def __arrow_c_schema__(self) -> Any:
+        """The schema of the batch's rows."""
+        return self.record_batch.schema.__arrow_c_schema__()
+
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand the rows over to any Arrow consumer."""
         return pa.Table.from_batches([self.record_batch]).__arrow_c_stream__(requested_schema)

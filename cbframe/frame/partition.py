@@ -199,6 +199,10 @@ class ScanPartition:
         batches = (batch.select(schema.names) for batch in reader)
         return scan.last, pa.RecordBatchReader.from_batches(schema, batches)
 
+    def __arrow_c_schema__(self) -> Any:
+        """The schema of all partitions; nothing is read."""
+        return self.schema.__arrow_c_schema__()
+
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a new read over to any Arrow consumer."""
         return self.to_reader().__arrow_c_stream__(requested_schema)

@@ -112,6 +112,10 @@ class ReadResult:
         assert isinstance(frame, pl.DataFrame), "a table is no series"
         return frame
 
+    def __arrow_c_schema__(self) -> Any:
+        """The table's schema."""
+        return self.table.schema.__arrow_c_schema__()
+
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand the table over to any Arrow consumer."""
         return self.table.__arrow_c_stream__(requested_schema)

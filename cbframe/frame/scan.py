@@ -20,6 +20,7 @@ from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError
 from cbframe.frame.agreed import Agreement
+from cbframe.frame.arrow_export import ArrowExport
 from cbframe.frame.asof import AsOf
 from cbframe.frame.assemble import Assembled, Assembler, raw_table
 from cbframe.frame.conflicts import Conflict
@@ -86,6 +87,7 @@ class BucketScan:
         self._progress = progress
         self._spool_dir = spool_dir
         self._run: Run | None = None
+        self._export = ArrowExport()
         self.last: ReadResult | None = None
 
     def __repr__(self) -> str:
@@ -194,6 +196,7 @@ class BucketScan:
         limited = copy.copy(self)
         limited._target = replace(self._target, n_rows=n)  # noqa: SLF001 - one of us
         limited.last = limited._run = None  # noqa: SLF001 - as above
+        limited._export = ArrowExport()  # noqa: SLF001 - as above
         return limited
 
     def to_arrow(self) -> pa.Table:
@@ -395,6 +398,13 @@ class BucketScan:
             with_secrets=include_credentials,
         )
 
+    def __arrow_c_schema__(self) -> Any:
+        """The schema, for consumers that ask for it before the stream; reads the bucket.
+
+        The next stream that a consumer asks for is of this read.
+        """
+        return self._export.schema(self.to_reader)
+
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        """Hand a new read over to any Arrow consumer."""
-        return self.to_reader().__arrow_c_stream__(requested_schema)
+        """Hand a read over to any Arrow consumer."""
+        return self._export.stream(self.to_reader, requested_schema)

@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 from cbframe.arrow.documents.filters import make_filters
 from cbframe.arrow.documents.projection import path_of
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
+from cbframe.frame.arrow_export import ArrowExport
 from cbframe.frame.asof import AsOf as Picture
 from cbframe.frame.shape import NESTED, Nested
 from cbframe.snapshot.between import changes
@@ -99,6 +100,7 @@ class Snapshot:
         self._store: Store = open_store(path, filesystem=filesystem, storage_options=storage_options)
         self._history = History(self._store)
         self._history.at(None)
+        self._export = ArrowExport()
 
     def __repr__(self) -> str:
         newest = self._history.at(None)
@@ -253,9 +255,13 @@ class Snapshot:
         """
         return pads.dataset(self.to_arrow(**wanted))
 
+    def __arrow_c_schema__(self) -> Any:
+        """The schema; the next stream that a consumer asks for is of the same version."""
+        return self._export.schema(self.to_reader, again=True)
+
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand the documents over to any Arrow consumer."""
-        return self.to_reader().__arrow_c_stream__(requested_schema)
+        return self._export.stream(self.to_reader, requested_schema)
 
     def __len__(self) -> int:
         """How many documents there are."""

@@ -20,6 +20,7 @@ import pytest
 from cbframe import (
     BucketScan,
     ConfigurationError,
+    ConversionError,
     DependencyError,
     LocalCluster,
     ReadTimeoutError,
@@ -97,6 +98,52 @@ def test_polars_and_duckdb_read_a_scan(filled: LocalCluster) -> None:
     assert frame.filter(pl.col("_cb_key") == "k007")["nested"].to_list() == [{"list": [7, 8], "text": "x"}]
     found = duckdb.sql("select count(*), sum(n), count(sometimes) from scan where half >= 50").fetchall()
     assert found == [(100, sum(range(100, 200)), 33)]
+
+
+def test_a_query_of_duckdb_reads_the_bucket_once(pair: LocalCluster) -> None:
+    for number in range(64):
+        pair.upsert(f"k{number}", {"n": number, "mixed": number if number % 8 else "text"})
+    scan = scan_bucket(pair, progress=None)
+    started = reads_of(scan)
+    assert duckdb.sql("select sum(n), count(mixed) from scan").fetchall() == [(2016, 64)]
+    assert len(started) == 1
+    assert duckdb.sql("from scan where n = 7").fetchall()[0][1:] == (7, "7")
+    assert len(started) == 2, "the next query reads again"
+    assert duckdb.sql("select count(*) from scan a join scan b using (n)").fetchall() == [(64,)]
+    assert len(started) <= 4, "one read for each reference"
+
+
+def reads_of(scan: BucketScan) -> list[int]:
+    """Grows with every read of a scan."""
+    started: list[int] = []
+    to_reader = scan.to_reader
+
+    def counted() -> pa.RecordBatchReader:
+        started.append(len(started))
+        return to_reader()
+
+    scan.to_reader = counted  # type: ignore[method-assign]
+    return started
+
+
+def test_a_type_that_changes_during_a_query_is_an_error(pair: LocalCluster) -> None:
+    pair.upsert("a", {"n": 1})
+    scan = scan_bucket(pair, progress=None)
+    assert pa.schema(scan).field("n").type == pa.int64()
+    first = pa.RecordBatchReader.from_stream(scan)
+    assert first.read_all()["n"].to_pylist() == [1]
+    pair.upsert("b", {"n": "one"})
+    with pytest.raises(ConversionError, match="'n' was int64 and is string"):
+        pa.table(scan)
+    assert len(pa.table(scan)) == 2
+
+
+def test_partitions_have_a_schema_without_a_read(filled: LocalCluster) -> None:
+    part = scan_bucket(filled, progress=None).partitions(2)[0]
+    before = filled.dcp_connections()
+    assert pa.schema(part) == part.schema
+    assert filled.dcp_connections() == before
+    assert duckdb.sql("select count(*) from part").fetchall() == [(part.read().num_rows,)]
 
 
 def test_metadata_of_the_schema_tells_what_it_is(filled: LocalCluster) -> None:

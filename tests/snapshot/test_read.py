@@ -324,3 +324,14 @@ def test_a_version_whose_files_are_gone(made: tuple[LocalCluster, Path], tmp_pat
         Snapshot(path).vacuum(keep=0)
     with pytest.raises(ConfigurationError, match="is no time"):
         Snapshot(path).compact(keep="a while")
+
+
+def test_a_query_of_duckdb_is_of_the_newest_version(cluster: LocalCluster, tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    cluster.upsert("a", {"n": 1})
+    write_snapshot(cluster, path, options=QUICK)
+    snapshot = Snapshot(path)
+    assert duckdb.sql("describe snapshot").fetchall()[1][:2] == ("n", "BIGINT")
+    cluster.upsert("b", {"n": "one"})
+    write_snapshot(cluster, path, options=QUICK)
+    assert duckdb.sql("select n from snapshot order by n").fetchall() == [("1",), ("one",)]
