@@ -46,6 +46,7 @@ _HOMES = {
         "ReadCancelledError",
         "ReadTimeoutError",
         "ReceiverError",
+        "ResourceError",
         "RollbackError",
         "ServerError",
         "SnapshotError",
@@ -151,6 +152,7 @@ if TYPE_CHECKING:
     from cbframe.errors import ReadCancelledError as ReadCancelledError
     from cbframe.errors import ReadTimeoutError as ReadTimeoutError
     from cbframe.errors import ReceiverError as ReceiverError
+    from cbframe.errors import ResourceError as ResourceError
     from cbframe.errors import RollbackError as RollbackError
     from cbframe.errors import ServerError as ServerError
     from cbframe.errors import SnapshotError as SnapshotError

@@ -5,6 +5,7 @@
     CbframeError                          .hint .node .vbucket .permanent
     ├── ConfigurationError (ValueError)   an argument that cannot be meant
     ├── DependencyError (ImportError)     an optional library is absent; the hint installs it
+    ├── ResourceError                     the system gives no thread, file descriptor or memory
     ├── ConnectError                      a node or the cluster manager cannot be reached
     │   ├── AuthFailError                 wrong user or password
     │   ├── AccessError                   the user may not do this
@@ -46,6 +47,7 @@ __all__ = [
     "ReadCancelledError",
     "ReadTimeoutError",
     "ReceiverError",
+    "ResourceError",
     "RollbackError",
     "ServerError",
     "SnapshotError",
@@ -122,6 +124,12 @@ class ConfigurationError(CbframeError, ValueError):
 
 class DependencyError(CbframeError, ImportError):
     """An optional library is not installed."""
+
+    permanent = True
+
+
+class ResourceError(CbframeError):
+    """The system gives no thread, file descriptor or memory; the hint names the limit."""
 
     permanent = True
 

@@ -30,7 +30,7 @@ FLOORS = {
     "ui": 9,
 }
 """Imports point to a lower floor, or stay in their own part."""
-GROUND = {"errors", "options", "typing"}
+GROUND = {"errors", "limits", "options", "public", "typing"}
 MAY_USE = {
     "contrib": {*FLOORS, "cbframe"} - {"ui"},
     "local": {"ground", "wire"},
@@ -50,6 +50,7 @@ LIBRARIES = {
         for library in CLOCKS_AND_THREADS
     },
     **{library: {"dcp", "local", "testing"} for library in SOCKETS},
+    "threading": {"dcp", "frame", "snapshot", "ui", "cli", "local", "testing", "limits.py"},
     "ssl": {"dcp", "local", "testing", "cluster/tls.py"},
     "logging": {*FLOORS, *MAY_USE} - {"wire"},
     "numpy": {*FLOORS, *MAY_USE} - {"ground"},

@@ -54,6 +54,7 @@ NAMES = [
     "Receiver",
     "ReceiverError",
     "ReceiverEx",
+    "ResourceError",
     "Rollback",
     "RollbackError",
     "ScanPartition",

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.errors import SpoolError
+from cbframe.limits import shortage
 
 _IN_MEMORY = 4 << 20
 """Bytes that are kept as they are: a small bucket needs no disk."""
@@ -87,6 +88,8 @@ def told(directory: str | os.PathLike[str] | None) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowInvalid) as exc:
+        if (error := shortage(exc)) is not None:
+            raise error from exc
         where = os.fspath(directory or tempfile.gettempdir())
         raise SpoolError(
             f"documents cannot be kept in {where!r} while the bucket is read: {exc}",

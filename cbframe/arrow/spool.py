@@ -10,7 +10,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import IO, Any
 
 import numpy as np
@@ -66,16 +66,17 @@ class Spool:
         self._count = 0
         codec = "lz4" if pa.Codec.is_available("lz4") else None
         options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
-        with told(self._directory):
-            self._files: list[IO[bytes]] = [
-                tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - they live as long as this
-                for _ in range(2)
-            ]
-            self._close = weakref.finalize(self, _close, self._files)
+        self._files: list[IO[bytes]] = []
+        self._close = weakref.finalize(self, _close, self._files)
+        with told(self._directory), ExitStack() as undo:
+            undo.callback(self._close)
+            for _ in range(2):
+                self._files.append(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115 - they live as long as this
             self._writers = [
                 pa.ipc.new_file(file, kind, options=options)
                 for file, kind in zip(self._files, (self._heads_schema, self._values_schema), strict=True)
             ]
+            undo.pop_all()
 
     def __len__(self) -> int:
         """How many batches there are."""

@@ -16,7 +16,8 @@ from cbframe.cluster.answers import Answer, uuid_mismatch
 from cbframe.cluster.auth import Authenticator
 from cbframe.cluster.nodes import with_node_services
 from cbframe.cluster.tls import tls_error
-from cbframe.errors import BucketNotFoundError, ConfigurationError, ConnectError
+from cbframe.errors import BucketNotFoundError, CbframeError, ConfigurationError, ConnectError
+from cbframe.limits import shortage
 
 _CHUNK_BYTES = 64 << 10
 _SHOWN_BUCKETS = 20
@@ -150,13 +151,17 @@ class Manager:
         except requests.RequestException as error:
             raise self._no_answer(shown, error, _root_cause(error, outside)) from error
         except OSError as error:
+            if (refusal := shortage(error, self._node)) is not None:
+                raise refusal from None
             # Not a RequestException: requests could not read the certificates it was told to use.
             raise ConfigurationError(
                 f"cannot use the certificates: {strip_userinfo(str(error))}",
                 hint="check the paths of verify and cert",
             ) from error
 
-    def _no_answer(self, path: str, error: requests.RequestException, root: BaseException) -> ConnectError:
+    def _no_answer(self, path: str, error: requests.RequestException, root: BaseException) -> CbframeError:
+        if (refusal := shortage(root, self._node)) is not None:
+            return refusal
         if (failure := tls_error(root, self._node, f" (asked for {path})")) is not None:
             return failure
         if isinstance(error, requests.Timeout) or isinstance(root, TimeoutError):

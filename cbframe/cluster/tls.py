@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from cbframe.cluster.auth import Authenticator, CertificateAuthenticator
 from cbframe.errors import ConfigurationError, ConnectError
+from cbframe.limits import shortage
 
 TLSContext: TypeAlias = ssl.SSLContext
 TLSLike: TypeAlias = ssl.SSLContext | str | PathLike[str] | None
@@ -37,7 +38,7 @@ def make_tls_context(tls: TLSLike) -> TLSContext | None:
     try:
         return ssl.create_default_context(cafile=path)
     except OSError as exc:  # SSLError is one
-        raise ConfigurationError(
+        raise shortage(exc) or ConfigurationError(
             f"tls={path!r} is no file with certificate authorities: {exc}",
             hint="give the path of the cluster's CA certificate in PEM form",
         ) from exc
@@ -88,7 +89,7 @@ def client_context(tls: TLSLike, authenticator: Authenticator, *, encrypted: boo
         # The callable keeps OpenSSL from asking on the terminal.
         context.load_cert_chain(certificate.certfile, certificate.keyfile, certificate.key_password)
     except OSError as exc:
-        raise ConfigurationError(
+        raise shortage(exc) or ConfigurationError(
             f"the client certificate {fspath(certificate.certfile)!r} cannot be used: {exc}",
             hint="give PEM files: the certificate with its chain, and the key that belongs to it",
         ) from exc

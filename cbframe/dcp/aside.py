@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any, TypeVar
 
 from cbframe.errors import ReadCancelledError
+from cbframe.limits import OwnThread
 
 T = TypeVar("T")
 
@@ -33,6 +34,8 @@ class Aside:
         ------
         ReadCancelledError
             :meth:`cancel` was called, before or meanwhile.
+        ResourceError
+            There is no thread to do it.
         """
         with self._lock:
             outcome: Future[T] = Future()
@@ -40,9 +43,7 @@ class Aside:
             if self._cancelled:
                 outcome.cancel()
             else:
-                thread = threading.Thread(
-                    target=_settle, args=(outcome, work), name="cbframe-rest", daemon=True
-                )
+                thread = OwnThread(_settle, "cbframe-rest", (outcome, work))
                 thread.start()
         try:
             return outcome.result()

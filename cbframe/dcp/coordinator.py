@@ -19,11 +19,13 @@ from cbframe.dcp.ends import Ends
 from cbframe.dcp.patience import Patience
 from cbframe.dcp.records import NodeRecord, NodeState, VBuckets, map_backoff, node_backoff
 from cbframe.dcp.refresh import MapRefresh
-from cbframe.errors import AccessError, AuthFailError, CbframeError
+from cbframe.errors import AccessError, AuthFailError, CbframeError, ResourceError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Status, StreamEndReason
 
 _DONE = (StreamEndReason.OK, StreamEndReason.FILTER_EMPTY)
+_NOT_NOW = (AccessError, AuthFailError, ResourceError)
+"""What no further attempt heals, and what may be different when another map is needed."""
 _QUICK_ROLLBACKS = 2
 """Rollbacks of one vbucket that are followed at once; a server that wants ever more is waited for."""
 
@@ -185,7 +187,7 @@ class Coordinator:
     def _on_map_failed(self, error: CbframeError, now: float, out: list[plan.Instruction]) -> None:
         routine = self._refresh.failed(now)
         # A password that was changed meanwhile does no harm before another map, or connection, is needed.
-        if not routine or (error.permanent and not isinstance(error, AuthFailError | AccessError)):
+        if not routine or (error.permanent and not isinstance(error, _NOT_NOW)):
             self._on_failure(error, now, out)
         if not self._over and self._map is not None and self._patience.lost_bucket(error, now):
             self._fail(error, out)

@@ -12,6 +12,7 @@ from cbframe.cluster.connstr import ConnectionString
 from cbframe.cluster.feed import ConfigFeed, feed_request
 from cbframe.dcp.transport import Transport, Waker
 from cbframe.errors import CbframeError, ConnectError, ReadCancelledError, ReadTimeoutError
+from cbframe.limits import OwnThread, allocate
 from cbframe.options import BucketDataSourceOptions
 
 _HEARTBEAT = 20
@@ -67,8 +68,9 @@ class MapFollower:
         )
         self._clock = clock
         self._closing = threading.Event()
+        self._buffer = allocate(64 * 1024)
         self._waker = Waker()
-        self._thread = threading.Thread(target=self._run, name="cbframe-config", daemon=True)
+        self._thread = OwnThread(self._run, "cbframe-config")
 
     def start(self) -> None:
         self._thread.start()
@@ -77,8 +79,7 @@ class MapFollower:
         """End the thread, and wait for it."""
         self._closing.set()
         self._waker.wake()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
         self._waker.close()
 
     def _run(self) -> None:
@@ -98,7 +99,7 @@ class MapFollower:
         try:
             stream.send_all(feed_request(manager, self._bucket, self._auth(), _HEARTBEAT), self._timeout)
             feed = ConfigFeed(manager)
-            view = memoryview(bytearray(64 * 1024))
+            view = memoryview(self._buffer)
             heard = self._clock()
             while not self._closing.is_set():
                 count = stream.receive_into(view)

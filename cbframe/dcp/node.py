@@ -32,8 +32,10 @@ from cbframe.errors import (
     ReadCancelledError,
     ReadTimeoutError,
     ReceiverError,
+    ResourceError,
     StreamError,
 )
+from cbframe.limits import OwnThread, allocate
 from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason
 from cbframe.wire.requests import StreamRequest
 
@@ -63,10 +65,15 @@ class NodeThread:
         """What happened last."""
         self._waker = Waker()
         self._connection: DcpConnection | None = None
-        self.thread = threading.Thread(target=self._run, name=f"cbframe-node-{node}", daemon=True)
+        self.thread = OwnThread(self._run, f"cbframe-node-{node}")
 
     def start(self) -> None:
-        self.thread.start()
+        """Begin; ResourceError if there is no thread, and nothing is left of this object then."""
+        try:
+            self.thread.start()
+        except ResourceError:
+            self._waker.close()
+            raise
 
     def post(self, order: Order) -> None:
         """Give an order; callable from any thread."""
@@ -123,9 +130,7 @@ class NodeThread:
         except CbframeError as exc:
             error = exc
         except Exception as exc:  # noqa: BLE001 - whatever went wrong here must end the read, not hang it
-            error = ReceiverError(f"an unexpected {type(exc).__name__} on the thread of the node")
-            error.__cause__ = exc
-            error.permanent = True
+            error = verdicts.unexpected(exc, "on the thread of the node", ReceiverError)
         else:
             stats.tot_refresh_worker += 1
             stats.tot_refresh_worker_done += 1
@@ -200,7 +205,7 @@ class NodeThread:
         setup, stats = self._setup, self._stats
         waits = Waits(setup.timeouts, setup.clock())
         pace = None if setup.max_rate is None else Pace(setup.max_rate, setup.clock())
-        buffer = bytearray(setup.buffer_bytes)
+        buffer = allocate(setup.buffer_bytes)
         have = 0
         while True:
             self._carry_out_orders(connection)
@@ -288,7 +293,7 @@ class NodeThread:
             body = int.from_bytes(buffer[consumed + 8 : consumed + 12], "big")
             size = max(size, HEADER_LENGTH + min(body, self._setup.max_body))
         if size != len(buffer):
-            fresh = bytearray(size)
+            fresh = allocate(size)
             fresh[:tail] = memoryview(buffer)[consumed:have]
             return fresh, tail
         if consumed and tail:

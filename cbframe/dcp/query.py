@@ -17,6 +17,7 @@ from cbframe.errors import (
     ReadCancelledError,
     ReadTimeoutError,
 )
+from cbframe.limits import allocate
 from cbframe.wire.constants import MAX_BODY_LENGTH, Status
 from cbframe.wire.frame import Frame
 
@@ -96,7 +97,7 @@ class _Line:
         self._deadline = deadline
         self._timeout = timeout
         self._buffer = bytearray()
-        self._view = memoryview(bytearray(_RECEIVE))
+        self._view = memoryview(allocate(_RECEIVE))
         self._opaque = 0
         self._answered = False
 

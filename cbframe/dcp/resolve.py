@@ -6,11 +6,11 @@ import contextlib
 import ipaddress
 import select
 import socket
-import threading
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
-from cbframe.errors import ConnectError, ReadCancelledError
+from cbframe.errors import CbframeError, ConnectError, ReadCancelledError
+from cbframe.limits import OwnThread, reported, shortage
 
 Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
 """Family, kind, protocol, canonical name, and what ``connect`` takes."""
@@ -32,6 +32,8 @@ def resolve(host: str, port: int, bell: Bell, timeout: float, node: str) -> Sequ
     ------
     ConnectError
         There is no such name, or no answer in time.
+    ResourceError
+        There is no thread or descriptor for the look-up.
     ReadCancelledError
         The bell rang meanwhile.
     """
@@ -45,16 +47,20 @@ class _Lookup:
 
     def __init__(self, host: str, port: int, node: str) -> None:
         self._host, self._port, self._node = host, port, node
-        self._done, self._tell = socket.socketpair()
         self._found: Sequence[Address] = []
-        self._error: ConnectError | None = None
-        self._thread = threading.Thread(target=self._run, name="cbframe-resolve", daemon=True)
-        self._thread.start()
+        self._error: CbframeError | None = None
+        self._thread = OwnThread(self._run, "cbframe-resolve")
+        with reported(node), contextlib.ExitStack() as undo:
+            self._done, self._tell = socket.socketpair()
+            undo.callback(self._done.close)
+            undo.callback(self._tell.close)
+            self._thread.start()
+            undo.pop_all()
 
     def _run(self) -> None:
         try:
             self._found = _look_up(self._host, self._port, self._node)
-        except ConnectError as exc:
+        except CbframeError as exc:
             self._error = exc
         finally:
             self._tell.close()
@@ -82,10 +88,13 @@ class _Lookup:
 def _look_up(host: str, port: int, node: str) -> Sequence[Address]:
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as exc:
-        raise ConnectError(
+    except (OSError, UnicodeError, MemoryError) as exc:
+        with reported(node):
+            # The look-up opens files and sockets, and says only that it failed where it may not.
+            socket.socket().close()
+        raise shortage(exc, node) or ConnectError(
             f"the name {host!r} cannot be resolved", node=node, hint="check the host name and DNS"
-        ) from exc
+        ) from None
 
 
 def _is_address(host: str) -> bool:

@@ -37,6 +37,7 @@ from cbframe.errors import (
     ProtocolError,
     ReadCancelledError,
     ReadTimeoutError,
+    ResourceError,
 )
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
@@ -177,13 +178,19 @@ class BucketDataSource(SourceView):
         ------
         ConfigurationError
             It was started before.
+        ResourceError
+            There is no thread for it: it is as if it had not been called.
         """
         with self._calls_lock:
             self._calls.tot_start += 1
             if self._life:
                 raise ConfigurationError(f"the data source is {self._life}: it can be started once")
             self._life = "running"
-        self._supervisor.start()
+            try:
+                self._supervisor.start()
+            except ResourceError:
+                self._life = ""
+                raise
 
     def kick(self, reason: str) -> None:
         """Have the cluster map looked at afresh; does nothing unless the source runs.

@@ -6,11 +6,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from cbframe.dcp import plan
+from cbframe.dcp import plan, verdicts
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.node import NodeThread
-from cbframe.errors import CbframeError, ReadCancelledError
+from cbframe.errors import CbframeError, ReadCancelledError, ResourceError
+from cbframe.limits import OwnThread
 
 
 class Supervisor:
@@ -64,10 +65,11 @@ class Supervisor:
         self._told = False
         self.nodes: dict[str, NodeThread] = {}
         self._ended: list[NodeThread] = []
-        self._fetcher: threading.Thread | None = None
-        self._thread = threading.Thread(target=self._run, name="cbframe-cluster", daemon=True)
+        self._fetcher: OwnThread | None = None
+        self._thread = OwnThread(self._run, "cbframe-cluster")
 
     def start(self) -> None:
+        """Begin; ResourceError if there is no thread."""
         self._thread.start()
 
     def post(self, event: plan.Event) -> None:
@@ -86,7 +88,7 @@ class Supervisor:
             self._arrived.notify()
         current = threading.current_thread()
         ours = {self._thread, self._fetcher, *(node.thread for node in list(self.nodes.values()))}
-        if current not in ours and self._thread.is_alive():
+        if current not in ours:
             self._thread.join()
 
     def _run(self) -> None:
@@ -99,8 +101,7 @@ class Supervisor:
         except CbframeError as exc:
             error = exc
         except Exception as exc:  # noqa: BLE001 - a fault of ours must end the read, not hang it
-            error = CbframeError(f"an unexpected {type(exc).__name__} in the coordinator")
-            error.__cause__ = exc
+            error = verdicts.unexpected(exc, "in the coordinator")
         finally:
             counters.tot_refresh_workers_loop_done += 1
             self._cancel_fetch()
@@ -152,12 +153,22 @@ class Supervisor:
                 # Beside the loop: a seed that does not answer must not hold up the nodes.
                 if self._fetcher is not None:
                     self._fetcher.join()
-                self._fetcher = threading.Thread(target=self._fetch, name="cbframe-map", daemon=True)
-                self._fetcher.start()
+                self._fetcher = OwnThread(self._fetch, "cbframe-map")
+                try:
+                    self._fetcher.start()
+                except ResourceError as exc:
+                    self.post(plan.MapFailed(exc))
             case plan.StartNode(node=address):
                 self._reap()
-                node = self.nodes[address] = self._make_node(address)
-                node.start()
+                try:
+                    node = self._make_node(address)
+                    node.start()
+                except ResourceError as exc:
+                    exc.node = address
+                    self._on_error(exc)
+                    self.post(plan.NodeDown(address, exc, progressed=False))
+                else:
+                    self.nodes[address] = node
             case (
                 plan.StopNode(node=address)
                 | plan.SampleNode(node=address)
@@ -179,10 +190,7 @@ class Supervisor:
         try:
             event = self._fetch_map()
         except Exception as exc:  # noqa: BLE001 - a fault of ours must end the read, not hang it
-            error = CbframeError(f"an unexpected {type(exc).__name__} while the map was fetched")
-            error.__cause__ = exc
-            error.permanent = True
-            event = plan.MapFailed(error)
+            event = plan.MapFailed(verdicts.unexpected(exc, "while the map was fetched"))
         self.post(event)
 
     def _reap(self) -> None:

@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from cbframe.limits import OwnThread
+
 _log = logging.getLogger("cbframe.ui")
 
 
@@ -25,7 +27,7 @@ class Ticker:
         self._call = call
         self._stopping = False
         self._bell = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="cbframe-ticker", daemon=True)
+        self._thread = OwnThread(self._run, "cbframe-ticker")
 
     @property
     def running(self) -> bool:
@@ -33,7 +35,7 @@ class Ticker:
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Begin; once."""
+        """Begin, once; ResourceError if there is no thread."""
         self._thread.start()
 
     def wake(self) -> None:
@@ -44,8 +46,7 @@ class Ticker:
         """Have no more calls, and wait for one that runs; from within that call it does not wait."""
         self._stopping = True
         self._bell.set()
-        if threading.current_thread() is not self._thread and self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
         try:

@@ -18,14 +18,22 @@ from typing import Protocol
 from cbframe.cluster.address import split_address as address_parts
 from cbframe.cluster.tls import tls_error
 from cbframe.dcp.resolve import resolve
-from cbframe.errors import ConfigurationError, ConnectError, ReadCancelledError, ReadTimeoutError
+from cbframe.errors import (
+    CbframeError,
+    ConfigurationError,
+    ConnectError,
+    ReadCancelledError,
+    ReadTimeoutError,
+)
+from cbframe.limits import reported, shortage
 
 
 class Waker:
     """Ends another thread's wait: one byte through a socket pair."""
 
     def __init__(self) -> None:
-        self._read, self._write = socket.socketpair()
+        with reported():
+            self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
 
@@ -68,7 +76,17 @@ class Transport(Protocol):
     """Makes streams."""
 
     def connect(self, node: str, waker: Waker, timeout: float) -> Stream:
-        """Connect to ``host:port``, or raise ConnectError; ReadCancelledError if woken meanwhile."""
+        """Connect to ``host:port``.
+
+        Raises
+        ------
+        ConnectError
+            It cannot be reached.
+        ResourceError
+            There is no descriptor for a socket.
+        ReadCancelledError
+            The waker rang meanwhile.
+        """
 
 
 class SocketTransport:
@@ -88,7 +106,7 @@ class SocketTransport:
         addresses = resolve(host, port, waker, timeout, node)
         failure: ConnectError | None = None
         for family, kind, proto, _, address in addresses:
-            with contextlib.ExitStack() as undo:
+            with reported(node), contextlib.ExitStack() as undo:
                 sock = undo.enter_context(socket.socket(family, kind, proto))
                 try:
                     _connect(sock, address, node, waker, timeout)
@@ -97,8 +115,9 @@ class SocketTransport:
                 except ConnectError as exc:
                     failure = exc
                 else:
+                    stream = SocketStream(sock, node, waker)
                     undo.pop_all()
-                    return SocketStream(sock, node, waker)
+                    return stream
         raise failure or ConnectError(f"the name {host!r} has no address", node=node)
 
 
@@ -118,7 +137,9 @@ class HookedTransport:
         try:
             sock = self._connect(node)
         except OSError as exc:
-            raise ConnectError(f"cannot connect: {exc.strerror or exc}", node=node) from exc
+            raise shortage(exc, node) or ConnectError(
+                f"cannot connect: {exc.strerror or exc}", node=node
+            ) from exc
         sock.setblocking(False)
         return SocketStream(sock, node, waker)
 
@@ -182,7 +203,7 @@ class SocketStream:
         until = certificate.get("notAfter", "")
         return self._sock.version() or "", until if isinstance(until, str) else ""
 
-    def _broken(self, cause: OSError) -> ConnectError:
+    def _broken(self, cause: OSError) -> CbframeError:
         if isinstance(self._sock, ssl.SSLSocket) and not isinstance(cause, ssl.SSLError):
             # A node that refuses our certificate says so, and hangs up while we are sending.
             try:
@@ -191,7 +212,7 @@ class SocketStream:
                 cause = said
             except OSError:
                 pass  # it said nothing more
-        failure = tls_error(cause, self._node)
+        failure = shortage(cause, self._node) or tls_error(cause, self._node)
         if failure is None:
             failure = ConnectError(f"the connection broke: {cause.strerror or cause}", node=self._node)
         return failure

@@ -14,10 +14,21 @@ from cbframe.errors import (
     ConfigurationError,
     StreamError,
 )
+from cbframe.limits import shortage
 from cbframe.wire.constants import Status, StreamEndReason
 
 _FINAL = (Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE, Status.EACCESS, Status.EINVAL)
 """Refusals that the next attempt would meet again."""
+
+
+def unexpected(exc: Exception, where: str, kind: type[CbframeError] = CbframeError) -> CbframeError:
+    """Of an exception that nobody foresaw: no attempt after it can do better."""
+    if (refusal := shortage(exc)) is not None:
+        return refusal
+    error = kind(f"an unexpected {type(exc).__name__} {where}")
+    error.__cause__ = exc
+    error.permanent = True
+    return error
 
 
 def bad_choice(wanted: Collection[int], new: ClusterMap) -> ConfigurationError | None:

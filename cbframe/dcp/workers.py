@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import pickle
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar, cast
 
 from cbframe.errors import CbframeError
+from cbframe.limits import reported, starting_process
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -32,10 +38,17 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
 
     def submit(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Begin with some work; what is returned waits for its end, and returns or raises what it does."""
+        """Begin with some work; what is returned waits for its end, and returns or raises what it does.
+
+        Raises
+        ------
+        ResourceError
+            There is no thread for it.
+        """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="cbframe-convert")
-        future: Future[T] = self._pool.submit(work)
+        with reported():
+            future: Future[T] = self._pool.submit(work)
         return future.result
 
     def close(self) -> None:
@@ -48,7 +61,8 @@ class Workers:
 def in_processes(work: Callable[[S], T], items: Sequence[S], count: int) -> list[T]:
     """What `work` returns for each item, done by `count` processes of this machine.
 
-    Whatever goes wrong, and if Ctrl-C is pressed, all of them are ended before this returns.
+    Whatever goes wrong, and if Ctrl-C is pressed, all of them are ended before this returns. No thread is
+    needed, so none can be missing.
 
     Parameters
     ----------
@@ -59,30 +73,95 @@ def in_processes(work: Callable[[S], T], items: Sequence[S], count: int) -> list
     ------
     CbframeError
         A process was ended from outside. What `work` raises is raised, too.
+    ResourceError
+        There is no process, descriptor or memory for it.
     """
-    pool = ProcessPoolExecutor(min(count, len(items)) or 1, mp_context=get_context("spawn"))
+    todo = deque(enumerate(items))
+    busy: dict[Connection, int] = {}
+    results: dict[int, T] = {}
+    with ExitStack() as stack:
+        for _ in range(min(count, len(items))):
+            connection = _start(work, stack)
+            busy[connection] = _hand_out(connection, todo)
+        while busy:
+            for connection in cast("list[Connection]", wait(list(busy))):
+                number = busy.pop(connection)
+                results[number] = _outcome(connection)
+                if todo:
+                    busy[connection] = _hand_out(connection, todo)
+    return [results[number] for number in range(len(items))]
+
+
+def _start(work: Callable[[S], T], stack: ExitStack) -> Connection:
+    """Start a process, which the stack ends; the connection to it."""
+    context = get_context("spawn")
+    with starting_process():
+        ours, theirs = context.Pipe()
+        stack.callback(ours.close)
+        with closing(theirs):
+            process = context.Process(target=_serve, args=(theirs, work))
+            process.start()
+    stack.callback(_end, process)
+    return ours
+
+
+def _end(process: BaseProcess) -> None:
+    # Not by closing its connection: to wait until it has done its work may take hours.
+    process.terminate()
+    process.join()
+    process.close()
+
+
+def _hand_out(connection: Connection, todo: deque[tuple[int, S]]) -> int:
+    """Send the next item; its number."""
+    number, item = todo.popleft()
+    with _lost():
+        connection.send(item)
+    return number
+
+
+def _outcome(connection: Connection) -> Any:
+    """The result that a process has; or its error is raised."""
+    with _lost():
+        result, error = connection.recv()
+    if error is not None:
+        raise error
+    return result
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
     try:
-        futures = [pool.submit(work, item) for item in items]
-        results = [future.result() for future in futures]
-    except BaseException as exc:
-        _end(pool)
-        if isinstance(exc, BrokenProcessPool):
-            raise CbframeError(
-                "a worker process ended before its work was done",
-                hint="is the memory of the machine used up? And a script that starts processes has to do so "
-                'below: if __name__ == "__main__":',
-            ) from exc
-        raise
-    pool.shutdown()
-    return results
+        yield
+    except (EOFError, ConnectionError):
+        raise CbframeError(
+            "a worker process ended before its work was done",
+            hint="is the memory of the machine used up? And a script that starts processes has to do so "
+            'below: if __name__ == "__main__":',
+        ) from None
 
 
-def _end(pool: ProcessPoolExecutor) -> None:
-    # There is no public way before Python 3.14; to wait until the others have done their work may take hours.
-    processes: dict[int, Any] = getattr(pool, "_processes", None) or {}
-    for process in list(processes.values()):
-        process.terminate()
-    pool.shutdown(cancel_futures=True)
+def _serve(connection: Connection, work: Callable[[S], T]) -> None:
+    """In a process: one item after the other, until there is no parent any more."""
+    with suppress(EOFError, ConnectionError, KeyboardInterrupt):
+        while True:
+            item = connection.recv()
+            try:
+                outcome: tuple[T | None, Exception | None] = work(item), None
+            except Exception as exc:  # noqa: BLE001 - raised again in the parent
+                outcome = None, _sendable(exc)
+            connection.send(outcome)
+
+
+def _sendable(exc: Exception) -> Exception:
+    """The error, or words about it: neither its traceback nor every error can be pickled."""
+    if not isinstance(exc, CbframeError):
+        exc.add_note("".join(traceback.format_exception(exc)))
+    try:
+        pickle.loads(pickle.dumps(exc))  # noqa: S301 - our own
+    except Exception:  # noqa: BLE001 - whatever pickle, or a constructor, raises
+        return CbframeError(f"an unexpected {type(exc).__name__} in a worker process: {exc}")
+    return exc
 
 
 def _processors() -> int:

@@ -16,6 +16,7 @@ from cbframe.frame.scan import BucketScan
 from cbframe.frame.shape import Errors, Nested
 from cbframe.frame.target import make_target
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import public
 from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ def scan_bucket(
 
 
 @overload
+@public
 def read_bucket(
     conn: ServerURLs | Connectable,
     bucket: str | None = None,

@@ -16,6 +16,7 @@ from cbframe.frame.checkpoint import Checkpoint
 from cbframe.frame.names import Names
 from cbframe.frame.target import ScanTarget, raw_target
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import public
 from cbframe.typing import Connectable, ServerURLs
 
 _ON_ROLLBACK = ("emit", "restart", "raise")
@@ -24,6 +25,7 @@ _BATCH = 4 << 20
 _RECOVERY = 300.0
 
 
+@public
 def stream_bucket(
     conn: ServerURLs | Connectable,
     bucket: str | None = None,

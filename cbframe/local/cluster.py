@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, cast
 from urllib.parse import quote
 
 from cbframe.errors import ConfigurationError, ConnectError
+from cbframe.limits import reported
 from cbframe.local.bucket import Value, to_bytes
 from cbframe.local.config import HOST
 from cbframe.local.engine import Engine
@@ -129,8 +130,16 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
     # ------------------------------------------------------------------ life
 
     def start(self) -> Self:
-        """Bring the cluster up; does nothing if it is up."""
-        if self._running is None:
+        """Bring the cluster up; does nothing if it is up.
+
+        Raises
+        ------
+        ResourceError
+            There is no thread, descriptor, memory or process for it; nothing of it runs then.
+        """
+        if self._running is not None:
+            return self
+        with reported():
             if self._process:
                 # The remote engine has the engine's methods by name, not by inheritance.
                 self._running = cast("Engine", RemoteEngine(self._options))

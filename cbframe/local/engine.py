@@ -12,7 +12,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
-from cbframe.errors import ConfigurationError
+from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.local.bucket import Bucket, Value
 from cbframe.local.config import ClusterConfig
 from cbframe.local.faults import EngineFaults
@@ -78,7 +78,7 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
                 self.bucket.on_write.append(node.on_write)
             for node in self.nodes:
                 node.start()
-        except OSError:
+        except (OSError, MemoryError, CbframeError):
             self.close()
             raise
 

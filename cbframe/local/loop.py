@@ -15,11 +15,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from cbframe.errors import ConnectError
+from cbframe.errors import ConnectError, ResourceError
+from cbframe.limits import OwnThread, shortage
 from cbframe.local.tls import AnySocket, TlsSocket
 
 T = TypeVar("T")
 _RECEIVE = 256 * 1024
+_ACCEPT_AGAIN = 0.05
+"""Seconds until a loop that was out of descriptors takes connections again."""
 _MAX_BUFFERS = 512
 """Below IOV_MAX (1024)."""
 
@@ -211,7 +214,6 @@ class Loop:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.selector = selectors.DefaultSelector()
         self.channels: set[Channel] = set()
         self.stalled = False
         self.chop: int | None = None
@@ -223,14 +225,17 @@ class Loop:
         self.clock = time.monotonic
         self._listeners: list[socket.socket] = []
         self._calls: deque[Callable[[], None]] = deque()
-        self._bell_in, self._bell_out = socket.socketpair()
+        with contextlib.ExitStack() as undo:
+            self.selector = undo.enter_context(selectors.DefaultSelector())
+            self._bell_in, self._bell_out = socket.socketpair()
+            undo.pop_all()
         self._bell_in.setblocking(False)
         self._bell_out.setblocking(False)
         self.selector.register(self._bell_out, selectors.EVENT_READ, self._bell_rung)
         self._rung = False
         self._stopping = False
         self._gate = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = OwnThread(self._run, name)
 
     def listen(
         self,
@@ -246,13 +251,25 @@ class Loop:
         listener.setblocking(False)
         self._listeners.append(listener)
 
+        def resume() -> None:
+            if not self._stopping:
+                self.selector.register(listener, selectors.EVENT_READ, accept)
+
         def accept(_mask: int) -> None:
             try:
                 plain, _ = listener.accept()
+            except OSError as exc:
+                if shortage(exc) is not None:
+                    # The client stays in the queue, and the listener would be ready all the time.
+                    self.selector.unregister(listener)
+                    self.call_later(_ACCEPT_AGAIN, resume)
+                return  # Or else the client has gone already.
+            try:
                 plain.setblocking(False)
                 sock: AnySocket = plain if tls is None else TlsSocket(plain, tls)
             except OSError:
-                return  # The client has gone already.
+                plain.close()
+                return
             channel = accepted(sock)
             if channel is None:
                 sock.close()
@@ -264,7 +281,12 @@ class Loop:
         return int(listener.getsockname()[1])
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin; ResourceError if there is no thread, and nothing is left open then."""
+        try:
+            self._thread.start()
+        except ResourceError:
+            self._close_all()
+            raise
 
     def stop(self) -> None:
         """End the thread, close every socket, wait for both."""
@@ -273,7 +295,7 @@ class Loop:
         self.wake()
         if self._thread.ident is None:
             self._close_all()
-        elif self._thread is not threading.current_thread():
+        else:
             self._thread.join()
 
     def post(self, call: Callable[[], None]) -> None:

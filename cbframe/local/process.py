@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from cbframe import errors
 from cbframe.errors import CbframeError, ConnectError
+from cbframe.limits import starting_process
 
 _LENGTHS = struct.Struct(">IQ")
 _BULK_STEP = 8192
@@ -75,12 +76,13 @@ class RemoteEngine:
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
         self._lock = threading.Lock()
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "cbframe.local", "--control"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        with starting_process():
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "cbframe.local", "--control"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path},
+            )
         try:
             self._exchange(options)
         except CbframeError:

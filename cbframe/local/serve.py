@@ -15,6 +15,7 @@ from types import FrameType
 from typing import IO, Any
 
 from cbframe.errors import CbframeError, ConfigurationError
+from cbframe.limits import OwnThread
 from cbframe.local.cluster import LocalCluster
 from cbframe.local.engine import Engine
 from cbframe.local.process import answer, unpack
@@ -110,7 +111,7 @@ def _stand_alone(options: argparse.Namespace) -> int:
         # not tell.
         if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
             # A daemon: a read of the standard input cannot be interrupted otherwise.
-            threading.Thread(target=watch_input, name="cbframe-local-stdin", daemon=True).start()
+            OwnThread(watch_input, "cbframe-local-stdin").start()
         done.wait()
     return 0
 

@@ -59,13 +59,13 @@ class EngineTopology:
     def add_node(self) -> int:
         number = len(self.nodes)
         node = self.make_node(number, {})
+        node.start()
         with self.bucket.lock:
             self.nodes.append(node)
             self.config.ports.append(node.ports)
             self.config.members.append(number)
             self.bucket.on_write.append(node.on_write)
             self.bucket.rev += 1
-        node.start()
         self._push()
         return number
 
@@ -125,13 +125,13 @@ class EngineTopology:
             raise ConfigurationError(
                 f"node {node} cannot have its ports back: {exc.strerror}", hint="let it have others"
             ) from exc
+        fresh.start()
         with self.bucket.lock:
             self.nodes[node] = fresh
             if not same_ports:
                 self.config.ports[node] = fresh.ports
             self.bucket.on_write.append(fresh.on_write)
             self.bucket.rev += 1
-        fresh.start()
         self._push()
 
     def _check_rest(self, living: list[int]) -> None:

@@ -10,10 +10,12 @@ import pyarrow.fs as pafs
 
 from cbframe.errors import ConfigurationError
 from cbframe.frame.shape import Nested
+from cbframe.public import public
 from cbframe.snapshot.history import AsOf
 from cbframe.snapshot.snapshot import Snapshot
 
 
+@public
 def read_snapshot(
     path: str | os.PathLike[str],
     *,

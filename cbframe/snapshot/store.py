@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cbframe.errors import CbframeError, ConfigurationError, DependencyError, SnapshotError
+from cbframe.limits import shortage
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
@@ -137,6 +138,8 @@ class Store(ABC):
             # Errors of ours that are OSErrors, too, come from elsewhere: the spool's disk may be another one.
             if isinstance(exc, CbframeError | FileExistsError):
                 raise
+            if (refusal := shortage(exc)) is not None:
+                raise refusal from exc
             hint = "nothing was lost: the last version is as it was. Try again when the cause is gone"
             if exc.errno in (errno.ENOSPC, errno.EDQUOT):
                 hint = "the disk is full. The last version is as it was: make room, and try again"

@@ -14,6 +14,7 @@ from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.frame.progress import Progress, check_progress
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import public
 from cbframe.snapshot.fetch import Reading
 from cbframe.snapshot.files import FILE_BYTES, check_form
 from cbframe.snapshot.history import Boundaries, History
@@ -29,6 +30,7 @@ from cbframe.typing import Connectable, ServerURLs
 Mode = Literal["update", "create", "overwrite", "repair"]
 
 
+@public
 def write_snapshot(
     conn: ServerURLs | Connectable,
     path: str | os.PathLike[str],
