@@ -9,7 +9,7 @@
     ├── ConnectError                      a node or the cluster manager cannot be reached
     │   ├── AuthFailError                 wrong user or password
     │   ├── AccessError                   the user may not do this
-    │   ├── BucketNotFoundError           no such bucket, or not visible to this user
+    │   ├── BucketNotFoundError           no such bucket, a paused one, or not visible to this user
     │   ├── ClusterMapError               the cluster's answer makes no usable map
     │   └── AllServerURLsConnectBucketError
     ├── ProtocolError                     the peer broke the rules of the wire
@@ -150,8 +150,14 @@ class AccessError(ConnectError):
     permanent = True
 
 
+PAUSED_HINT = "resume the bucket, and read again when it is back"
+
+
 class BucketNotFoundError(ConnectError):
-    """The bucket does not exist, or this user cannot see it."""
+    """The bucket does not exist, is paused, or this user cannot see it.
+
+    Not permanent where a node says so that may not have it yet.
+    """
 
     permanent = True
 

@@ -16,11 +16,18 @@ from cbframe.cluster.answers import Answer, uuid_mismatch
 from cbframe.cluster.auth import Authenticator
 from cbframe.cluster.nodes import with_node_services
 from cbframe.cluster.tls import tls_error
-from cbframe.errors import BucketNotFoundError, CbframeError, ConfigurationError, ConnectError
+from cbframe.errors import (
+    PAUSED_HINT,
+    BucketNotFoundError,
+    CbframeError,
+    ConfigurationError,
+    ConnectError,
+)
 from cbframe.limits import shortage
 
 _CHUNK_BYTES = 64 << 10
 _SHOWN_BUCKETS = 20
+_PAUSED = ("pausing", "paused")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,25 @@ class Manager:
         # Checked here too: an old server ignores the parameter.
         if bucket_uuid and fields.text(config, "uuid", "") != bucket_uuid:
             raise uuid_mismatch(self._node)
+        if not fields.mapping(config, "vBucketServerMap").get("vBucketMap"):
+            self._refuse_paused(bucket)
         return config
+
+    def check_bucket(self, bucket: str) -> None:
+        """Raise if the bucket does not exist, or is paused."""
+        if self._refuse_paused(bucket) == 404:
+            names = _names(self._buckets("default"))
+            if bucket not in names:
+                raise self._no_bucket(bucket, names)
+
+    def _refuse_paused(self, bucket: str) -> int:
+        """The status of the answer about the bucket; raises if it says that the bucket is paused."""
+        answer = self.get(f"/pools/default/buckets/{quote(bucket, safe='')}")
+        if answer.status == 404:
+            return answer.status
+        if fields.text(answer.json_object(), "hibernationState", "") in _PAUSED:
+            raise BucketNotFoundError(f"bucket {bucket!r} is paused", node=self._node, hint=PAUSED_HINT)
+        return answer.status
 
     def walk(self, pool: str, bucket: str) -> dict[str, object]:
         """The verbose config: ``/pools``, the pool, its list of buckets, the bucket."""

@@ -158,6 +158,18 @@ class RestClient:
         """All nodes of the cluster with their ports; needs no access to a bucket."""
         return self._any_seed(lambda node: node.get("/pools/default/nodeServices").json_object())
 
+    def check_bucket(self, bucket: str) -> None:
+        """Do nothing if the cluster has the bucket, and it is in use.
+
+        Raises
+        ------
+        BucketNotFoundError
+            It does not exist, is paused, or the user may not see it.
+        CbframeError
+            As :meth:`bucket_config`.
+        """
+        self._any_seed(lambda node: node.check_bucket(bucket))
+
     def manifest(self, bucket: str) -> Manifest:
         """The scopes and collections of a bucket; raises as :meth:`bucket_config`."""
         return self._any_seed(lambda node: Manifest.parse(node.manifest(bucket)))

@@ -8,6 +8,7 @@ from typing import TypeVar
 from cbframe.cluster.address import strip_userinfo
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
+    BucketNotFoundError,
     CbframeError,
     ConfigurationError,
     ConnectError,
@@ -25,6 +26,8 @@ def first_success(seeds: Sequence[str], attempt: Callable[[str], _T]) -> _T:
     CbframeError
         The first permanent error, as it is: wrong passwords do not get better at the next node. What
         speaks another protocol, or has a bad certificate, says nothing of the next node.
+    BucketNotFoundError
+        No node has the bucket.
     AllServerURLsConnectBucketError
         All failed. The message names the cause of each seed; the last cause is chained. It is
         permanent if all causes are.
@@ -41,8 +44,10 @@ def first_success(seeds: Sequence[str], attempt: Callable[[str], _T]) -> _T:
             if error.permanent and (len(seeds) == 1 or not _is_of_one_node(error)):
                 raise
             causes.append((strip_userinfo(seed), error))
-    told = "; ".join(f"{seed}: {strip_userinfo(error.message)}" for seed, error in causes)
     last = causes[-1][1]
+    if all(isinstance(error, BucketNotFoundError) for _, error in causes):
+        raise last
+    told = "; ".join(f"{seed}: {strip_userinfo(error.message)}" for seed, error in causes)
     failure = AllServerURLsConnectBucketError(
         [seed for seed, _ in causes],
         f"could not connect to the bucket through any seed: {told}",

@@ -26,6 +26,8 @@ from cbframe.wire.constants import Status, StreamEndReason
 _DONE = (StreamEndReason.OK, StreamEndReason.FILTER_EMPTY)
 _NOT_NOW = (AccessError, AuthFailError, ResourceError)
 """What no further attempt heals, and what may be different when another map is needed."""
+_ELSEWHERE = (Status.NOT_MY_VBUCKET, Status.CONFIG_ONLY, Status.NO_BUCKET, Status.BUCKET_PAUSED)
+"""Refusals of a stream to which the cluster map has the answer."""
 _QUICK_ROLLBACKS = 2
 """Rollbacks of one vbucket that are followed at once; a server that wants ever more is waited for."""
 
@@ -189,7 +191,7 @@ class Coordinator:
         # A password that was changed meanwhile does no harm before another map, or connection, is needed.
         if not routine or (error.permanent and not isinstance(error, _NOT_NOW)):
             self._on_failure(error, now, out)
-        if not self._over and self._map is not None and self._patience.lost_bucket(error, now):
+        if not self._over and self._patience.lost_bucket(error, now):
             self._fail(error, out)
 
     def _begin(self, new: ClusterMap, out: list[plan.Instruction]) -> None:
@@ -249,7 +251,7 @@ class Coordinator:
         self._vbuckets.retry(vb, now, wait=reason != StreamEndReason.ROLLBACK)
 
     def _on_refused(self, event: plan.StreamRefused, now: float, out: list[plan.Instruction]) -> None:
-        if event.status == Status.NOT_MY_VBUCKET:
+        if event.status in _ELSEWHERE:
             self._refresh.kick(now)
         self._on_failure(verdicts.refused(event), now, out)
         self._vbuckets.retry(event.vbucket, now)

@@ -14,6 +14,7 @@ from typing import TypeAlias, TypeVar
 
 from cbframe.dcp.controls import CONTROLS, DcpSettings
 from cbframe.errors import (
+    PAUSED_HINT,
     AccessError,
     AuthFailError,
     BucketNotFoundError,
@@ -50,6 +51,7 @@ _TEMPORARY = (
     Status.CONFIG_ONLY,
     Status.NO_BUCKET,
 )
+_NOT_YET = "the node or the bucket was started a moment ago, and is not ready yet: try again"
 _ABSENT = (Status.EINVAL, Status.NOT_SUPPORTED)
 """How a node answers to an option that it, or the bucket, does not have."""
 _RELEASE = re.compile(rb"([0-9]{1,4})\.([0-9]{1,4})")
@@ -99,15 +101,13 @@ class Session:
         return Feature.COLLECTIONS in self.features
 
 
-def log_in(login: Login, *more: Feature) -> Steps[frozenset[int]]:
-    """Offer features, those of every connection and `more`; authenticate, select the bucket.
+def authenticate(login: Login, *more: Feature) -> Steps[frozenset[int]]:
+    """Offer features, those of every connection and `more`, and authenticate.
 
     Raises
     ------
     AuthFailError
         The credentials are wrong, or no mechanism is safe enough.
-    BucketNotFoundError
-        The bucket does not exist, or the user may not see it: the server does not say which.
     ServerError
         Any other refusal.
     """
@@ -125,12 +125,34 @@ def log_in(login: Login, *more: Feature) -> Steps[frozenset[int]]:
     granted = frozenset(parse_features(answer.value)) & frozenset(int(code) for code in wanted)
     if login.username is not None:
         yield from _authenticate(login, login.username)
+    return granted
+
+
+def log_in(login: Login, *more: Feature) -> Steps[frozenset[int]]:
+    """Authenticate as :func:`authenticate` does, and select the bucket.
+
+    Raises
+    ------
+    BucketNotFoundError
+        The bucket does not exist, or the user may not see it: the server does not say which. Not permanent
+        where the node may only not have it yet.
+    AuthFailError, ServerError
+        As :func:`authenticate`.
+    """
+    granted = yield from authenticate(login, *more)
     answer = yield SelectBucket(login.bucket).frame()
     if answer.status == Status.EACCESS:
         raise BucketNotFoundError(
             f"bucket {login.bucket!r} does not exist or user {login.user} has no access to it",
             hint="check the bucket's name; the user needs the role Data Reader and Data DCP Reader on it",
         )
+    if answer.status == Status.KEY_ENOENT:
+        error = BucketNotFoundError(
+            f"the node has no bucket {login.bucket!r}",
+            hint="check the bucket's name; a node that was started a moment ago has no buckets yet",
+        )
+        error.permanent = False
+        raise error
     require(answer, f"bucket {login.bucket!r} could not be selected")
     return granted
 
@@ -246,6 +268,14 @@ def fetch_config(login: Login) -> Steps[bytes]:
     return answer.value
 
 
+def fetch_cluster_config(login: Login) -> Steps[bytes]:
+    """Authenticate and ask for the configuration of the whole cluster, as JSON: its nodes, no bucket."""
+    yield from authenticate(login)
+    answer = yield Plain(Opcode.GET_CLUSTER_CONFIG).frame()
+    require(answer, "GET_CLUSTER_CONFIG was refused")
+    return answer.value
+
+
 def fetch_manifest(login: Login) -> Steps[bytes | None]:
     """Log in and ask for the collections manifest, as JSON; None where there are no collections."""
     features = yield from log_in(login)
@@ -292,7 +322,7 @@ def require(answer: Frame, message: str, hint: str | None = None) -> None:
 
     Raises
     ------
-    AccessError, ServerError
+    AccessError, BucketNotFoundError, ServerError
         It refused; permanent unless another time may be better.
     """
     status = answer.status
@@ -300,6 +330,10 @@ def require(answer: Frame, message: str, hint: str | None = None) -> None:
         return
     if status == Status.EACCESS:
         raise AccessError(f"{message}: no permission")
+    if status == Status.BUCKET_PAUSED:
+        raise BucketNotFoundError(f"{message}: the bucket is paused", hint=PAUSED_HINT)
+    if status in (Status.CONFIG_ONLY, Status.NO_BUCKET):
+        hint = hint or _NOT_YET
     error = ServerError(f"{message} ({Status.describe(status)})", status=status, hint=hint)
     raise error if status in _TEMPORARY else _permanent(error)
 

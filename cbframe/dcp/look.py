@@ -13,7 +13,7 @@ from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import verdicts
 from cbframe.dcp.dialer import Dialer
-from cbframe.dcp.maps import MapSource, make_login
+from cbframe.dcp.maps import MapSource, make_login, when_loaded
 from cbframe.dcp.survey import UNKNOWN, Size, survey, survey_sizes
 from cbframe.errors import CbframeError, ConnectError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
@@ -94,7 +94,9 @@ def look_at(
     source.open()
     try:
         wanted = None if vbuckets is None else set(vbuckets)
-        return _Looking(source, wanted, options.recovery_timeout, sleep, clock).look(sizes=sizes)
+        first = when_loaded(source.fetch, options.connect_timeout, sleep=sleep, clock=clock)
+        looking = _Looking(source, wanted, options.recovery_timeout, sleep, clock)
+        return looking.look(first, sizes=sizes)
     finally:
         source.close()
 
@@ -124,8 +126,7 @@ class _Looking:
         self._sleep = sleep
         self._clock = clock
 
-    def look(self, *, sizes: bool) -> Look:
-        found = self._source.fetch()
+    def look(self, found: ClusterMap, *, sizes: bool) -> Look:
         until = self._clock() + self._patience
         attempts = 0
         while True:

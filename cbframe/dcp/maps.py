@@ -19,19 +19,23 @@ from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.seeds import first_success
 from cbframe.cluster.srv import Lookup, srv_name, with_srv_seeds
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context
+from cbframe.dcp.absence import absence
 from cbframe.dcp.aside import Aside
 from cbframe.dcp.counters import ClusterCounters
-from cbframe.dcp.handshake import Login, Steps, T, fetch_config, fetch_manifest
+from cbframe.dcp.handshake import Login, Steps, T, fetch_cluster_config, fetch_config, fetch_manifest
 from cbframe.dcp.query import converse
 from cbframe.dcp.talk import Talk, one_by_one
 from cbframe.dcp.transport import SocketTransport, Transport, Waker, split_address
 from cbframe.errors import (
     AuthFailError,
+    BucketNotFoundError,
     CbframeError,
     ClusterMapError,
     ConnectError,
     MapFault,
     ProtocolError,
+    ReadCancelledError,
+    ServerError,
 )
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from cbframe.cluster.rest import RestClient
 
 
+_PAUSE = 0.2
+"""Seconds until a node is asked again that does not have the bucket yet."""
 _FAULTS: dict[MapFault, str] = {
     "other bucket": "tot_refresh_cluster_bucket_uuid_err",
     "no map": "tot_refresh_cluster_vbm_nil_err",
@@ -313,15 +319,46 @@ class MapSource:
     def _over_seeds(self, attempt: Callable[[str], T]) -> T:
         seeds = [str(seed) for seed in self._target.seeds()]
         nodes = [*seeds, *(node for node in self._known_nodes if node not in seeds)]
+        without_bucket: list[str] = []
 
         def named(node: str) -> T:
             try:
                 return attempt(node)
             except CbframeError as exc:
                 exc.node = exc.node or node
+                if isinstance(exc, BucketNotFoundError) and not exc.permanent:
+                    without_bucket.append(node)
                 raise
 
-        return named(nodes[0]) if len(nodes) == 1 else first_success(nodes, named)
+        try:
+            return named(nodes[0]) if len(nodes) == 1 else first_success(nodes, named)
+        except CbframeError:
+            if without_bucket and (error := self.absence(without_bucket[-1])) is not None:
+                raise error from None
+            raise
+
+    def absence(self, node: str) -> BucketNotFoundError | None:
+        """The error of a bucket that does not exist, where a data node has none of its name.
+
+        None if it exists, or nobody knows: then another attempt may find it.
+        """
+        try:
+            config = self._ask(node, fetch_cluster_config(self._login))
+        except ReadCancelledError:
+            raise
+        except CbframeError:
+            return None
+        return self._aside.run(
+            lambda: absence(
+                config,
+                split_address(node)[0],
+                self._login,
+                self._auth,
+                network=self._target.network,
+                tls_context=self._tls_context,
+                timeout=self._timeout,
+            )
+        )
 
     def _seed_at(self, host: str) -> str:
         """The seed that has this host."""
@@ -333,6 +370,30 @@ class MapSource:
         except CbframeError as exc:
             exc.node = exc.node or node
             raise
+
+
+def when_loaded(
+    ask: Callable[[], T],
+    seconds: float,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """What `ask` returns; it is called again, for `seconds`, while nodes do not have the bucket yet."""
+    until = clock() + seconds
+    while True:
+        try:
+            return ask()
+        except CbframeError as exc:
+            if not is_not_yet(exc) or clock() >= until:
+                raise
+        sleep(_PAUSE)
+
+
+def is_not_yet(error: CbframeError) -> bool:
+    """Whether a node answered, and says that another time may be better: it or the bucket is starting."""
+    causes = (error, error.__cause__)
+    return any(isinstance(e, BucketNotFoundError | ServerError) and not e.permanent for e in causes)
 
 
 def bucket_manifest(
@@ -358,6 +419,6 @@ def bucket_manifest(
     )
     source.open()
     try:
-        return source.fetch_manifest()
+        return when_loaded(source.fetch_manifest, options.connect_timeout)
     finally:
         source.close()

@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from cbframe.cluster.auth import AuthLike
+from cbframe.cluster.auth import Authenticator, AuthLike
+from cbframe.cluster.nodes import AUTO_NETWORK
 from cbframe.cluster.tls import TLSContext, TLSLike
+from cbframe.dcp.absence import absence
 from cbframe.dcp.controls import DcpSettings
-from cbframe.dcp.handshake import Login, Steps, T, fetch_config, open_dcp
+from cbframe.dcp.handshake import Login, Steps, T, fetch_cluster_config, fetch_config, open_dcp
+from cbframe.dcp.maps import is_not_yet
 from cbframe.dcp.query import ask
 from cbframe.dcp.resolve import resolve
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.transport import SocketTransport, Waker, split_address, tls_session
 from cbframe.dcp.workers import Workers
-from cbframe.errors import CbframeError, ReadTimeoutError
+from cbframe.errors import BucketNotFoundError, CbframeError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 from cbframe.wire.blocks import DataBlock
@@ -117,10 +120,39 @@ class Probe:
             version, until = tls_session(self._context, node, waker, self._seconds())
         return version, ssl.cert_time_to_seconds(until) if until else 0.0
 
-    def fetch_config(self, node: str, login: Login) -> Outcome:
-        """Log in at a data node, and ask for the cluster map."""
+    def fetch_config(
+        self, node: str, login: Login, auth: Authenticator, network: str = AUTO_NETWORK
+    ) -> Outcome:
+        """Log in at a data node, and ask for the cluster map.
+
+        A bucket that the node does not have is asked for again, unless a cluster manager says that there
+        is none.
+        """
+
+        def attempt() -> Outcome:
+            return self._answer(node, fetch_config(login))
+
+        outcome = attempt()
+        if isinstance(outcome.error, BucketNotFoundError) and not outcome.error.permanent:
+            whole = self._answer(node, fetch_cluster_config(login))
+            host, context = split_address(node)[0], self._context
+            error = absence(whole.answer, host, login, auth, network=network, tls_context=context)
+            if error is not None:
+                outcome.error = error
+                return outcome
+        return self._when_loaded(attempt, outcome)
+
+    def _answer(self, node: str, steps: Steps[bytes]) -> Outcome:
         outcome = Outcome()
-        self._talk(node, fetch_config(login), outcome, lambda answer: setattr(outcome, "answer", answer))
+        self._talk(node, steps, outcome, lambda answer: setattr(outcome, "answer", answer))
+        return outcome
+
+    def _when_loaded(self, attempt: Callable[[], Outcome], outcome: Outcome) -> Outcome:
+        """The outcome of another attempt, while nodes say that they or the bucket are starting."""
+        until = time.monotonic() + min(self._timeout, self._left())
+        while outcome.error is not None and is_not_yet(outcome.error) and time.monotonic() < until:
+            time.sleep(_PAUSE)
+            outcome = attempt()
         return outcome
 
     def open_dcp(self, nodes: Sequence[str], login: Login) -> dict[str, Outcome]:
@@ -136,6 +168,10 @@ class Probe:
             workers.close()
 
     def _open(self, node: str, login: Login, settings: DcpSettings) -> Outcome:
+        attempt = partial(self._open_once, node, login, settings)
+        return self._when_loaded(attempt, attempt())
+
+    def _open_once(self, node: str, login: Login, settings: DcpSettings) -> Outcome:
         outcome = Outcome()
         self._talk(node, open_dcp(login, replace(settings, name=f"{settings.name}:{node}")), outcome)
         return outcome
@@ -260,5 +296,7 @@ def first_marker(
         source.close()
 
 
+_PAUSE = 0.2
+"""Seconds until a node is asked again that does not have the bucket yet."""
 _LOOK = 0.02
 """Seconds between two looks at whether a source is over."""

@@ -17,7 +17,7 @@ from cbframe.cluster.tls import TLSContext, TLSLike, client_context
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import make_login
-from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE, Probe, first_marker
+from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE, Outcome, Probe, first_marker
 from cbframe.dcp.transport import split_address
 from cbframe.errors import AccessError, AuthFailError, BucketNotFoundError, CbframeError, ProtocolError
 from cbframe.frame.diagnosis import ARGUMENTS, DNS, NODES, STEPS, STREAM, TCP, TLS, Diagnosis, Step
@@ -126,7 +126,9 @@ class _Examination:
         if parsed.bootstrap == "rest":
             config, host = self._ask_manager(parsed, seeds, target, authenticator, context)
         else:
-            config, host = self._ask_node(seeds, probe, login)
+            config, host = self._ask_node(
+                seeds, lambda seed: probe.fetch_config(seed, login, authenticator, parsed.network), login
+            )
         found = self._read_map(config, host, parsed)
         self._look_at_nodes(found, config, host, probe, login)
         if not found.unowned():
@@ -176,10 +178,12 @@ class _Examination:
         self.ok(name, before + "; ".join(told))
         return list(good)
 
-    def _ask_node(self, seeds: list[str], probe: Probe, login: Login) -> tuple[Mapping[str, Any], str]:
+    def _ask_node(
+        self, seeds: list[str], fetch_config: Callable[[str], Outcome], login: Login
+    ) -> tuple[Mapping[str, Any], str]:
         """The cluster map, from a data node."""
         for seed in seeds:
-            outcome = probe.fetch_config(seed, login)
+            outcome = fetch_config(seed)
             if outcome.error is None or outcome.stage not in ("", SERVICE):
                 break
         stages = (SERVICE, LOGIN, BUCKET)

@@ -113,6 +113,40 @@ def test_404_lists_the_visible_buckets() -> None:
         RestClient(served.url, AUTH).bucket_config("beer")
 
 
+@pytest.mark.parametrize("state", ["pausing", "paused"])
+def test_a_paused_bucket_says_so(state: str) -> None:
+    """Its terse config has no map; the verbose one tells why."""
+    pages = walk(
+        **{
+            TERSE: terse_config(vBucketServerMap={"serverList": [], "vBucketMap": []}),
+            "/pools/default/buckets/travel": verbose_config(hibernationState=state),
+        }
+    )
+    for ask_for in (RestClient.bucket_config, RestClient.check_bucket):
+        with manager(pages) as served, pytest.raises(BucketNotFoundError, match="is paused") as caught:
+            ask_for(RestClient(served.url, AUTH), "travel")
+        assert caught.value.permanent
+        assert "resume" in str(caught.value.hint)
+
+
+def test_whether_there_is_such_a_bucket() -> None:
+    with manager(walk()) as served:
+        client = RestClient(served.url, AUTH)
+        client.check_bucket("travel")
+        assert served.requests == ["/pools/default/buckets/travel"]
+        with pytest.raises(BucketNotFoundError, match="visible buckets: travel"):
+            client.check_bucket("beer")
+    resuming = walk(**{"/pools/default/buckets/travel": verbose_config(hibernationState="resuming")})
+    with manager(resuming) as served:
+        RestClient(served.url, AUTH).check_bucket("travel")
+
+
+def test_a_bucket_without_a_map_yet() -> None:
+    pages = walk(**{TERSE: terse_config(vBucketServerMap={})})
+    config, _ = ask(pages)
+    assert config["vBucketServerMap"] == {}
+
+
 @pytest.mark.parametrize("path", ["/pools", "/pools/default", "/pools/default/buckets"])
 def test_404_where_the_walk_is_forbidden(path: str) -> None:
     with pytest.raises(AccessError, match=path):

@@ -13,6 +13,7 @@ from cbframe.cluster.seeds import first_success
 from cbframe.errors import (
     AccessError,
     AllServerURLsConnectBucketError,
+    BucketNotFoundError,
     ConfigurationError,
     ConnectError,
     ProtocolError,
@@ -51,6 +52,22 @@ def test_permanent_error_ends_the_pass() -> None:
         raise AccessError("no") if seed == "b" else ConnectError("down")
 
     with pytest.raises(AccessError):
+        first_success(["a", "b", "c"], attempt)
+
+
+def test_a_bucket_that_no_node_has() -> None:
+    """Each node may only not have it yet; together they are one clear error."""
+
+    def attempt(seed: str) -> None:
+        error = BucketNotFoundError(f"not on {seed}")
+        error.permanent = False
+        raise error if seed in where else ConnectError("down")
+
+    where = ["a", "b"]
+    with pytest.raises(BucketNotFoundError, match="not on b") as caught:
+        first_success(["a", "b"], attempt)
+    assert not caught.value.permanent
+    with pytest.raises(AllServerURLsConnectBucketError, match="not on b; c: down"):
         first_success(["a", "b", "c"], attempt)
 
 

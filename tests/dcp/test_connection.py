@@ -121,6 +121,44 @@ def test_a_refusal_at_each_step(place: int, status: Status) -> None:
     assert "secret" not in f"{error}{error!r}"
 
 
+def refused_with(status: int, opcode: Opcode) -> CbframeError:
+    """The error of a handshake in which one request is refused."""
+    connection = DcpConnection(LOGIN, SETTINGS)
+    while True:
+        (asked,) = frames(connection.data_to_send())
+        if asked.opcode == opcode:
+            break
+        feed(connection, good_answer(asked).encode())
+    with pytest.raises(CbframeError) as caught:
+        feed(connection, refusal(asked, status).encode())
+    return caught.value
+
+
+def test_a_bucket_that_the_node_does_not_have() -> None:
+    """It may not have it yet: whether there is one is for others to say."""
+    error = refused_with(Status.KEY_ENOENT, Opcode.SELECT_BUCKET)
+    assert type(error) is BucketNotFoundError
+    assert not error.permanent
+    assert "check the bucket's name" in str(error.hint)
+
+
+@pytest.mark.parametrize("opcode", [Opcode.DCP_OPEN, Opcode.DCP_CONTROL, Opcode.GET_ALL_VB_SEQNOS])
+@pytest.mark.parametrize("status", [Status.CONFIG_ONLY, Status.NO_BUCKET])
+def test_a_bucket_that_is_not_loaded_yet(opcode: Opcode, status: Status) -> None:
+    error = refused_with(status, opcode)
+    assert type(error) is ServerError
+    assert (error.status, error.permanent) == (status, False)
+    assert "try again" in str(error.hint)
+
+
+@pytest.mark.parametrize("opcode", [Opcode.SELECT_BUCKET, Opcode.DCP_OPEN, Opcode.GET_ALL_VB_SEQNOS])
+def test_a_bucket_that_is_paused(opcode: Opcode) -> None:
+    error = refused_with(Status.BUCKET_PAUSED, opcode)
+    assert type(error) is BucketNotFoundError
+    assert error.permanent
+    assert "paused" in error.message
+
+
 def test_xattrs_that_are_not_granted() -> None:
     with pytest.raises(XAttrsNotSupportedError):
         connect(replace(SETTINGS, xattrs=True), (Feature.SELECT_BUCKET,))

@@ -636,6 +636,34 @@ def test_a_deleted_bucket_ends_every_source(seq_end: Literal["now"] | None) -> N
     assert hand.now - began < 40
 
 
+@pytest.mark.parametrize("permanent", [True, False])
+def test_a_bucket_that_was_never_there_ends_every_source(permanent: bool) -> None:
+    """Also one without an end, after the time in which it might have come."""
+    hand = Hand(None, recovery_timeout=30)
+    hand(Started())
+    began = hand.now
+    error = BucketNotFoundError("none")
+    error.permanent = permanent
+    while not any(isinstance(each, Fail) for each in hand(MapFailed(error))):
+        assert hand.now < began + 40
+        hand.until(FetchMap)
+    assert hand.error() is error
+    assert hand.now > began + 30
+
+
+@pytest.mark.parametrize("status", [Status.CONFIG_ONLY, Status.NO_BUCKET, Status.BUCKET_PAUSED])
+def test_a_stream_of_a_bucket_that_is_not_there_yet(status: Status) -> None:
+    """The map says what became of the bucket; while it has it, the stream is asked for again."""
+    hand = Hand().streaming(5)
+    hand(StreamRefused(A, 0, status))
+    assert hand.until(FetchMap)
+    hand(MapFetched(cluster(0)))
+    assert SampleNode(A) in hand.said
+    hand(NodeSampled(A, {0: 5}))
+    assert hand.said.count(OpenStreams(A, ((0, 5),))) == 2
+    assert not any(isinstance(each, Fail) for each in hand.said)
+
+
 def test_a_bucket_that_another_node_knows_is_not_gone() -> None:
     hand = Hand(None, recovery_timeout=30).streaming(5)
     for _ in range(4):

@@ -12,19 +12,22 @@ from cbframe.cluster.auth import PasswordAuthenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.rest import RestClient
 from cbframe.cluster.srv import Lookup, SrvRecord
+from cbframe.dcp import maps
 from cbframe.dcp.handshake import Login, fetch_config
-from cbframe.dcp.maps import MapSource
+from cbframe.dcp.maps import MapSource, when_loaded
 from cbframe.dcp.query import ask
 from cbframe.dcp.transport import Waker
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
     AuthFailError,
+    BucketNotFoundError,
     CbframeError,
     ClusterMapError,
     ConnectError,
     ProtocolError,
     ReadCancelledError,
     ReadTimeoutError,
+    ServerError,
 )
 from cbframe.local import LocalCluster
 from cbframe.testing import FakeClock, ScriptedTransport
@@ -301,3 +304,79 @@ def test_a_name_server_that_does_not_answer_can_be_left(seeds: Make) -> None:
         source.fetch()
     never.set()
     canceller.join()
+
+
+# --- a bucket that a node does not have
+
+
+def lacking(frame: Frame) -> bytes:
+    """It has the cluster's configuration, and no such bucket."""
+    if frame.opcode == Opcode.SELECT_BUCKET:
+        return refusal(frame, Status.KEY_ENOENT).encode()
+    return good(frame)
+
+
+def test_another_seed_may_have_it(seeds: Callable[..., Seeds]) -> None:
+    source = seeds(a=lacking, b=good).source("couchbase://a,b")
+    assert source.fetch().bucket == "bucket"
+
+
+def test_nobody_says_that_there_is_none(seeds: Callable[..., Seeds], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    def nobody_knows(config: bytes, *_args: object, **_options: object) -> None:
+        asked.append(config)
+
+    monkeypatch.setattr(maps, "absence", nobody_knows)
+    source = seeds(a=lacking, b=lacking).source("couchbase://a,b")
+    for fetch in (source.fetch, source.fetch_manifest):
+        with pytest.raises(BucketNotFoundError, match="the node has no bucket 'bucket'") as caught:
+            fetch()
+        assert not caught.value.permanent
+    assert [json.loads(config) for config in asked] == [CONFIG, CONFIG]
+
+
+def test_a_manager_says_that_there_is_none(
+    seeds: Callable[..., Seeds], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maps, "absence", lambda *_args, **_options: BucketNotFoundError("no such bucket"))
+    source = seeds(a=lacking).source("couchbase://a")
+    for fetch in (source.fetch, source.fetch_manifest):
+        with pytest.raises(BucketNotFoundError, match="no such bucket") as caught:
+            fetch()
+        assert caught.value.permanent
+
+
+@pytest.mark.parametrize("last", [None, ConnectError("down")])
+def test_asked_again_while_the_bucket_is_not_loaded(last: CbframeError | None) -> None:
+    clock = FakeClock()
+    late = BucketNotFoundError("not here")
+    late.permanent = False
+    wrapped = AllServerURLsConnectBucketError(["a", "b"])
+    wrapped.__cause__ = ServerError("DCP_OPEN was refused", status=Status.CONFIG_ONLY)
+    answers: list[CbframeError | None] = [late, wrapped, last]
+
+    def ask() -> str:
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return "answer"
+
+    if last is None:
+        assert when_loaded(ask, 10, sleep=clock.advance, clock=clock) == "answer"
+    else:
+        with pytest.raises(ConnectError, match="down"):
+            when_loaded(ask, 10, sleep=clock.advance, clock=clock)
+    assert not answers
+
+
+def test_not_asked_for_ever() -> None:
+    clock = FakeClock()
+    late = BucketNotFoundError("not here")
+    late.permanent = False
+
+    def ask() -> str:
+        raise late
+
+    with pytest.raises(BucketNotFoundError):
+        when_loaded(ask, 10, sleep=clock.advance, clock=clock)
+    assert 1010 <= clock.now < 1011

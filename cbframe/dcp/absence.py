@@ -1,0 +1,79 @@
+"""Whether a bucket that a data node does not have exists at all: the cluster managers know."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+
+from cbframe.cluster.address import bare_host, join_address
+from cbframe.cluster.auth import Authenticator
+from cbframe.cluster.nodes import AUTO_NETWORK, read_nodes, select_network
+from cbframe.cluster.tls import TLSContext
+from cbframe.dcp.handshake import Login
+from cbframe.errors import BucketNotFoundError, CbframeError
+
+_MANAGERS = 3
+"""Cluster managers that are asked at most."""
+_TIMEOUT = 2.0
+"""Seconds for one of them: there is another attempt if none answers."""
+
+
+def absence(
+    config: bytes,
+    host: str,
+    login: Login,
+    auth: Authenticator,
+    *,
+    network: str = AUTO_NETWORK,
+    tls_context: TLSContext | None = None,
+    timeout: float = _TIMEOUT,
+) -> BucketNotFoundError | None:
+    """The error of a bucket that does not exist, or is paused; None if it exists, or nobody knows.
+
+    The password does not cross a network in clear text for this: without TLS, managers on other hosts are
+    asked only if the login allows that.
+
+    Parameters
+    ----------
+    config
+        The configuration of the whole cluster, from the data node on `host`.
+    """
+    from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
+
+    urls: list[str] = []
+    with suppress(CbframeError, ValueError, RecursionError):
+        urls = list(_managers(json.loads(config), host, login, network))[:_MANAGERS]
+    if not urls:
+        return None
+    client = RestClient(urls, auth, timeout=min(timeout, _TIMEOUT), tls_context=tls_context)
+    try:
+        client.check_bucket(login.bucket)
+    except BucketNotFoundError as exc:
+        return exc
+    except CbframeError:
+        return None
+    return None
+
+
+def _managers(config: object, host: str, login: Login, network: str) -> Iterator[str]:
+    """Base URLs of the cluster managers that may be asked, this node's first."""
+    if not isinstance(config, dict):
+        return
+    nodes = read_nodes(config, host)
+    chosen = select_network(nodes, host, network)
+    scheme, service = ("https", "mgmtSSL") if login.tls else ("http", "mgmt")
+    endpoints = [node.networks[chosen] for node in nodes if chosen in node.networks]
+    for endpoint in sorted(endpoints, key=lambda each: bare_host(each.host) != bare_host(host)):
+        port = endpoint.ports.get(service)
+        if port and (login.tls or login.allow_plain or _is_here(endpoint.host)):
+            yield f"{scheme}://{join_address(endpoint.host, port)}"
+
+
+def _is_here(host: str) -> bool:
+    """Whether what is sent there leaves this machine not at all."""
+    try:
+        return ipaddress.ip_address(bare_host(host)).is_loopback
+    except ValueError:
+        return host == "localhost"
