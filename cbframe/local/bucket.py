@@ -68,6 +68,8 @@ class Bucket:
         """Called with the vbucket, lock held, after its high seqno rose. Must not block."""
         self.deleted = False
         """Whether nobody finds it."""
+        self.paused = False
+        """Whether it is in the cluster, and on no node."""
         self.flush_enabled = True
         self.ephemeral = False
         """Whether it is in memory only: what a node had is gone with it."""

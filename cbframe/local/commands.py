@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def dcp_open(conn: KvConnection, frame: Frame) -> None:
     message = DcpOpen.parse(frame)
     if not conn.may_stream():
-        conn.respond(frame, Status.EACCESS)
+        conn.deny(frame, "DcpProducer")
         return
     if conn.producer is not None:
         context = "The connection is already opened as a DCP connection"

@@ -23,6 +23,10 @@ class ClusterConfig:
         """Of each node that ever was, by the name of the service."""
         self.members: list[int] = []
         """The nodes that the map names, in its order."""
+        self.starting: set[int] = set()
+        """Nodes that do not have the bucket yet."""
+        self.config_only: set[int] = set()
+        """Nodes that have the bucket's map, and not yet the bucket."""
 
     def _member_ports(self) -> Iterator[tuple[int, dict[str, int]]]:
         return ((node, self.ports[node]) for node in self.members)
@@ -40,6 +44,7 @@ class ClusterConfig:
         ]
 
     def _nodes(self, this: int) -> list[dict[str, Any]]:
+        """The nodes of the cluster, in full."""
         return [
             {
                 "hostname": f"{self._host}:{ports['mgmt']}",
@@ -47,7 +52,7 @@ class ClusterConfig:
                 "nodeUUID": f"{i + 1:032x}",
                 "otpNode": f"n_{i}@{self._host}",
                 "services": ["kv"],
-                "status": "healthy",
+                "status": "warmup" if i in self.starting | self.config_only else "healthy",
                 "clusterMembership": "active",
                 "version": self.bucket.release.build,
                 "clusterCompatibility": self.bucket.release.compatibility,
@@ -57,6 +62,8 @@ class ClusterConfig:
         ]
 
     def _map(self) -> dict[str, Any]:
+        if self.bucket.paused:
+            return {"hashAlgorithm": "CRC", "numReplicas": 0, "serverList": [], "vBucketMap": []}
         places = {node: place for place, node in enumerate(self.members)}
         return {
             "hashAlgorithm": "CRC",
@@ -95,6 +102,7 @@ class ClusterConfig:
         nodes = [
             {"hostname": f"{self._host}:{ports['mgmt']}", "ports": {"direct": ports["kv"]}}
             for _, ports in self._member_ports()
+            if not self.bucket.paused
         ]
         return {**self.cluster(this), **self._common(), "nodes": nodes}
 
@@ -106,7 +114,8 @@ class ClusterConfig:
             "numVBuckets": len(self.bucket.vbuckets),
             "replicaNumber": len(self.bucket.map[0]) - 1,
             "storageBackend": "undefined" if self.bucket.ephemeral else "couchstore",
-            "nodes": self._nodes(this),
+            "nodes": [] if self.bucket.paused else self._nodes(this),
+            **({"hibernationState": "paused"} if self.bucket.paused else {}),
             "basicStats": {"itemCount": sum(vb.documents for vb in self.bucket.vbuckets)},
         }
 
@@ -168,6 +177,12 @@ ERROR_MAP: dict[str, Any] = {
             ("23", "ROLLBACK", "Roll back to the seqno in the value", ["dcp", "special-handling"]),
             ("24", "EACCESS", "Not authorized for command", ["support", "auth"]),
             ("80", "UNKNOWN_FRAME_INFO", "Unknown frame info", ["invalid-input"]),
+            (
+                "d",
+                "ECONFIG_ONLY",
+                "Command can't be executed in a config-only bucket",
+                ["fetch-config", "retry-now"],
+            ),
             ("81", "UNKNOWN_COMMAND", "Unknown command", ["support"]),
             ("83", "NOT_SUPPORTED", "Operation not supported", ["support"]),
             ("86", "ETMPFAIL", "Temporary failure", ["temp", "retry-now"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -161,6 +162,17 @@ class KvConnection(Channel):
         answer = Frame(magic, frame.opcode, status, frame.opaque, cas, datatype, extras, key, value, framing)
         self.send(answer.encode())
 
+    def deny(self, frame: Frame, privilege: str) -> None:
+        """Refuse a request that the user lacks a privilege for; clients without XERROR are hung up on."""
+        if Feature.XERROR not in self.features:
+            self.close()
+            return
+        opcode = Opcode(frame.opcode).name
+        context = f"Authorization failure: can't execute {opcode} operation without the {privilege} privilege"
+        error = {"context": context, "ref": str(uuid.uuid4())}
+        # Marked as JSON even if the client did not agree to that, as recorded.
+        self.reply(frame, Status.EACCESS, datatype=int(Datatype.JSON), value=_to_json({"error": error}))
+
     def respond_json(self, frame: Frame, content: object, status: Status = Status.SUCCESS) -> None:
         self.respond(frame, status, value=_to_json(content), datatype=int(Datatype.JSON))
 
@@ -205,6 +217,8 @@ class KvConnection(Channel):
             self.respond(frame, Status.UNKNOWN_COMMAND)
         elif not self.selected and frame.opcode not in WITHOUT_BUCKET:
             self.respond(frame, Status.NO_BUCKET)
+        elif self.node.index in self.node.config.config_only and frame.opcode not in WITHOUT_BUCKET:
+            self.respond(frame, Status.CONFIG_ONLY)
         else:
             info = parse_frame_info(frame, len(self.bucket.map[0]) - 1)
             try:
@@ -257,15 +271,23 @@ class KvConnection(Channel):
         if self.producer is not None:
             context = "DCP connections cannot change bucket"
             self.respond(frame, Status.NOT_SUPPORTED, context=context)
-        elif name == "@no bucket@" or (name == self.bucket.name and self._bucket_exists()):
-            self.selected = name == self.bucket.name
+        elif name == "@no bucket@":
+            self.selected = False
             self.respond(frame)
         else:
-            self.respond(frame, Status.EACCESS)
+            status = self._selection(name)
+            self.selected = self.selected or status is Status.SUCCESS
+            self.respond(frame, status)
 
-    def _bucket_exists(self) -> bool:
-        """For the user: one without rights is told the same as if it did not."""
-        return not self.bucket.deleted and self.user is not None and self.user.may("data")
+    def _selection(self, name: str) -> Status:
+        """The answer to SELECT_BUCKET: KEY_ENOENT is for users who could see such a bucket."""
+        bucket, user = self.bucket, self.user or NOBODY
+        known = name == bucket.name and not bucket.deleted
+        if not user.may("data" if known else "admin"):
+            return Status.EACCESS
+        if not known or bucket.paused or self.node.index in self.node.config.starting:
+            return Status.KEY_ENOENT
+        return Status.SUCCESS
 
     def may_stream(self) -> bool:
         return self.user is not None and self.user.may("dcp")

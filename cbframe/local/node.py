@@ -140,10 +140,13 @@ class Node:
                 connection.revoke()
 
     def close_bucket(self) -> None:
-        """The bucket is gone: so are the connections that use it, and those that follow its map."""
+        """The bucket is not on this node: the connections that use it close."""
         for connection in list(self._connections):
             if connection.selected:
                 connection.close()
+
+    def close_config_streams(self) -> None:
+        """The bucket is not in the cluster: the connections that follow its map close."""
         for stream in list(self._config_streams):
             stream.close()
 

@@ -23,6 +23,8 @@ class Release:
         Whether a disk backfill without values and XATTRs has a mutation for each key, deletions included.
     packed_on_disk
         Whether datatypes in disk backfills without values have the Snappy bit.
+    placeholders
+        Whether a node that gets a bucket's map before the bucket answers CONFIG_ONLY meanwhile.
     """
 
     build: str
@@ -30,11 +32,26 @@ class Release:
     marker_version: str
     key_only_backfills: bool
     packed_on_disk: bool
+    placeholders: bool
 
 
 RELEASES = {
-    "7.2": Release("7.2.9-0000-enterprise", 0x7_0002, "2.0", key_only_backfills=False, packed_on_disk=False),
-    "8.0": Release("8.0.2-0000-enterprise", 0x8_0000, "2.2", key_only_backfills=True, packed_on_disk=True),
+    "7.2": Release(
+        "7.2.9-0000-enterprise",
+        0x7_0002,
+        "2.0",
+        key_only_backfills=False,
+        packed_on_disk=False,
+        placeholders=False,
+    ),
+    "8.0": Release(
+        "8.0.2-0000-enterprise",
+        0x8_0000,
+        "2.2",
+        key_only_backfills=True,
+        packed_on_disk=True,
+        placeholders=True,
+    ),
 }
 
 

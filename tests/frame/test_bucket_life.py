@@ -69,6 +69,9 @@ def test_created_anew_in_the_middle(
     assert len(fresh) == 500
 
 
+@pytest.mark.xfail(
+    strict=True, reason="the client retries KEY_ENOENT of SELECT_BUCKET without asking for the map"
+)
 @pytest.mark.parametrize("after", AFTER)
 def test_deleted_in_the_middle(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     fill(cluster, 500)

@@ -7,10 +7,10 @@ import requests
 
 from cbframe import LocalCluster
 from cbframe.errors import ConfigurationError
-from cbframe.wire.constants import Opcode, SnapshotFlag, Status, StreamEndReason, StreamFlag
+from cbframe.wire.constants import Opcode, OpenFlag, SnapshotFlag, Status, StreamEndReason, StreamFlag
 from cbframe.wire.failover import parse_failover_log
 from cbframe.wire.messages import parse_rollback_seqno
-from cbframe.wire.requests import SelectBucket
+from cbframe.wire.requests import DcpOpen, GetAllVBucketSeqnos, Plain, SelectBucket
 
 from .client import Client, marker, reason, seqnos, vbuuid
 
@@ -84,7 +84,7 @@ def test_a_deleted_bucket(cluster: LocalCluster) -> None:
         while (frame := streaming.receive()) is not None:
             assert frame.opcode != Opcode.DCP_STREAM_END
         # Who had not selected it stays connected, and cannot any more.
-        assert other.call(SelectBucket("default")).status == Status.EACCESS
+        assert other.call(SelectBucket("default")).status == Status.KEY_ENOENT
     assert rest(cluster, "/pools/default/buckets").json() == []
     assert rest(cluster, "/pools/default").json()["bucketNames"] == []
     for kind in ("buckets", "b", "bs"):
@@ -126,6 +126,99 @@ def test_a_bucket_created_anew(vbuckets: int | None) -> None:
             assert client.operate(Opcode.NOOP).status == 0
 
 
+# --- on no node, or not yet
+
+
+def selected(cluster: LocalCluster, name: str, bucket: str = "default") -> int:
+    """The answer to SELECT_BUCKET of a user with the password ``p``."""
+    with Client(cluster) as client:
+        assert client.plain(name, "p") == Status.SUCCESS
+        return client.call(SelectBucket(bucket)).status
+
+
+@pytest.fixture
+def users(cluster: LocalCluster) -> LocalCluster:
+    """A user who may see all buckets, one who may use this one, and one who may do nothing."""
+    for name, access in (("all", "admin"), ("one", "dcp"), ("no", "none")):
+        cluster.add_user(name, "p", access=access)  # type: ignore[arg-type]
+    return cluster
+
+
+def test_a_bucket_that_is_missing_is_denied_to_those_who_could_not_see_it(users: LocalCluster) -> None:
+    def statuses(bucket: str) -> list[int]:
+        return [selected(users, name, bucket) for name in ("all", "one", "no")]
+
+    assert statuses("other") == [Status.KEY_ENOENT, Status.EACCESS, Status.EACCESS]
+    assert statuses("default") == [Status.SUCCESS, Status.SUCCESS, Status.EACCESS]
+    users.delete_bucket()
+    assert statuses("default") == [Status.KEY_ENOENT, Status.EACCESS, Status.EACCESS]
+
+
+def test_a_paused_bucket(users: LocalCluster) -> None:
+    users.upsert("k", {})
+    before = vbuuid(users)
+    with Client(users).login() as using, Client(users).login(select=False) as other:
+        users.pause_bucket()
+        assert using.closed_by_server()
+        assert other.call(SelectBucket("default")).status == Status.KEY_ENOENT
+    assert [selected(users, name) for name in ("one", "no")] == [Status.KEY_ENOENT, Status.EACCESS]
+    for kind in ("buckets", "b"):
+        found = rest(users, f"/pools/default/{kind}/default").json()
+        assert found["vBucketServerMap"]["vBucketMap"] == found["nodes"] == []
+        assert found.get("hibernationState") == ("paused" if kind == "buckets" else None)
+    assert rest(users, "/pools/default").json()["bucketNames"] != []
+    users.resume_bucket()
+    assert selected(users, "one") == Status.SUCCESS
+    assert (users.get("k"), vbuuid(users)) == (b"{}", before)
+    assert len(rest(users, "/pools/default/b/default").json()["vBucketServerMap"]["vBucketMap"]) == 1
+
+
+def test_a_node_that_starts(users: LocalCluster) -> None:
+    with Client(users).login() as using:
+        with users.starting():
+            assert using.closed_by_server()
+            assert [selected(users, name) for name in ("all", "one", "no")] == [
+                Status.KEY_ENOENT,
+                Status.KEY_ENOENT,
+                Status.EACCESS,
+            ]
+            assert statuses(users) == ["warmup"]
+        assert selected(users, "one") == Status.SUCCESS
+        assert statuses(users) == ["healthy"]
+
+
+def statuses(cluster: LocalCluster) -> list[str]:
+    return [node["status"] for node in rest(cluster, "/pools/default").json()["nodes"]]
+
+
+def test_a_node_that_has_only_the_map() -> None:
+    with LocalCluster(vbuckets=1, version="8.0") as cluster:
+        with cluster.config_only():
+            with Client(cluster).login() as client:
+                assert client.operate(Opcode.GET_CLUSTER_CONFIG).value
+                for asked in (
+                    DcpOpen("test", OpenFlag.PRODUCER),
+                    GetAllVBucketSeqnos(),
+                    Plain(Opcode.COLLECTIONS_GET_MANIFEST),
+                    Plain(Opcode.STAT),
+                    Plain(Opcode.GET),
+                ):
+                    assert client.call(asked).status == Status.CONFIG_ONLY
+            assert statuses(cluster) == ["warmup"]
+            waiting = Client(cluster).login()
+        # The bucket takes the place of its placeholder, which closes the connections to that.
+        with waiting:
+            assert waiting.closed_by_server()
+        with Client(cluster).login() as client:
+            assert client.call(DcpOpen("test", OpenFlag.PRODUCER)).status == Status.SUCCESS
+    with (
+        LocalCluster(vbuckets=1) as older,
+        pytest.raises(ConfigurationError, match="do not answer CONFIG_ONLY"),
+        older.config_only(),
+    ):
+        pass
+
+
 def test_verbs_of_a_cluster_in_its_own_process() -> None:
     with LocalCluster(vbuckets=2, process=True, seed=1) as cluster:
         cluster.upsert("k", {})
@@ -136,6 +229,10 @@ def test_verbs_of_a_cluster_in_its_own_process() -> None:
         cluster.recreate(vbuckets=3)
         assert len(cluster.high_seqnos()) == 3
         assert cluster.purge() == 0
+        with cluster.starting():
+            assert statuses(cluster) == ["warmup"]
+        cluster.pause_bucket()
+        cluster.resume_bucket()
         cluster.delete_bucket()
         assert rest(cluster, "/pools/default/buckets").json() == []
 

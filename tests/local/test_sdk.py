@@ -342,13 +342,19 @@ def test_wrong_password(running: LocalCluster) -> None:
         connect(running, "wrong")
 
 
-def test_unknown_bucket(running: LocalCluster) -> None:
-    sdk = connect(running)
-    try:
-        with pytest.raises(BucketNotFoundException):
-            sdk.bucket("other")
-    finally:
-        sdk.close()
+@pytest.mark.parametrize(
+    ("access", "error"), [("dcp", BucketNotFoundException), ("admin", UnAmbiguousTimeoutException)]
+)
+def test_unknown_bucket(access: Any, error: type[Exception]) -> None:
+    """Who may see all buckets is told that it is not there (yet), and waits for it."""
+    with LocalCluster(vbuckets=16) as cluster:
+        cluster.add_user(cluster.username, cluster.password, access=access)
+        sdk = connect(cluster, wait=SHORT)
+        try:
+            with pytest.raises(error):
+                sdk.bucket("other")
+        finally:
+            sdk.close()
 
 
 def test_unknown_collection_and_scope(bucket: Bucket) -> None:

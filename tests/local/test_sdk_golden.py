@@ -29,9 +29,6 @@ ACCEPTED: dict[tuple[str, int, int], int] = {
     # The recorded bucket had no replication topology; an embedded bucket has one, and replicas
     # that are never behind.
     ("sdk_durability", Opcode.SET, Status.DURABILITY_IMPOSSIBLE): Status.SUCCESS,
-    # The recorded user may see any bucket; the embedded user only that one, which is told at once
-    # instead of after the client's timeout.
-    ("sdk_unknown_bucket", Opcode.SELECT_BUCKET, Status.KEY_ENOENT): Status.EACCESS,
     # An embedded cluster always has a map without a bucket, and one user who may see it.
     ("sdk_no_global_config", Opcode.GET_CLUSTER_CONFIG, Status.KEY_ENOENT): Status.SUCCESS,
     ("sdk_no_settings_privilege", Opcode.GET_CLUSTER_CONFIG, Status.EACCESS): Status.SUCCESS,
