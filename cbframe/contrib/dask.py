@@ -93,7 +93,7 @@ def read_bucket(
     parts[0].refuse_secrets()
     pinned = AsOf({vb: at for part in parts for vb, at in part.as_of.items()})
     backend = arguments.get("dtype_backend", "pyarrow")
-    meta = to_pandas(parts[0].schema.empty_table(), backend, {"as_of": pinned})
+    meta = to_pandas(parts[0].schema.empty_table(), backend, {"as_of": pinned}, fixed_dtypes=True)
     # Of columns of Python objects Dask would make text: of bytes, arrays and objects, too.
     with dask.config.set({"dataframe.convert-string": False}):
         frame: dd.DataFrame = dd.from_map(_load, parts, meta=meta, label="read-bucket")

@@ -29,6 +29,10 @@ _NULLABLE = {
     pa.string(): pd.StringDtype(),
     pa.large_string(): pd.StringDtype(),
 }
+_NULLABLE_ALONE = {
+    kind: dtype for kind, dtype in _NULLABLE.items() if pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+}
+"""Types of which numpy's cannot hold missing values."""
 
 
 class FrameAttributes(dict[str, Any]):
@@ -48,7 +52,11 @@ class FrameAttributes(dict[str, Any]):
 
 
 def to_pandas(
-    table: pa.Table, dtype_backend: str | None, attributes: dict[str, Any] | None = None
+    table: pa.Table,
+    dtype_backend: str | None,
+    attributes: dict[str, Any] | None = None,
+    *,
+    fixed_dtypes: bool = False,
 ) -> pd.DataFrame:
     """A DataFrame whose index is the document key.
 
@@ -63,13 +71,17 @@ def to_pandas(
         lists of pairs with the first, and dicts with the others.
     attributes
         For ``attrs["cbframe"]``.
+    fixed_dtypes
+        Dtypes follow from the table's types alone, whatever its values are, so that those of several tables
+        are the same: with None, integers and booleans have pandas' nullable types.
     """
     if dtype_backend not in DTYPE_BACKENDS:
         raise ConfigurationError(
             f"dtype_backend={dtype_backend!r}", hint="choose 'pyarrow', 'numpy_nullable' or None"
         )
-    mapper = {"pyarrow": pd.ArrowDtype, "numpy_nullable": _NULLABLE.get, None: None}[dtype_backend]
-    apart = [] if dtype_backend == "pyarrow" else [*_inexact(table, dtype_backend)]
+    numpy = _NULLABLE_ALONE.get if fixed_dtypes else None
+    mapper = {"pyarrow": pd.ArrowDtype, "numpy_nullable": _NULLABLE.get, None: numpy}[dtype_backend]
+    apart = [] if dtype_backend == "pyarrow" else [*_as_objects(table, exact=mapper is not None)]
 
     def convert(part: pa.Table, *, as_objects: bool) -> pd.DataFrame:
         frame: pd.DataFrame = part.to_pandas(
@@ -89,12 +101,18 @@ def to_pandas(
     return frame
 
 
-def _inexact(table: pa.Table, dtype_backend: str | None) -> Iterator[str]:
-    """Columns of which pandas would make floats that are other numbers."""
+def _as_objects(table: pa.Table, *, exact: bool) -> Iterator[str]:
+    """Columns of which pandas would make floats that are other numbers.
+
+    Parameters
+    ----------
+    exact
+        Integers have a type that holds missing values, too.
+    """
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_nested(column.type):
             yield name
-        elif dtype_backend is None and pa.types.is_integer(column.type) and column.null_count:
+        elif not exact and pa.types.is_integer(column.type) and column.null_count:
             marks = Marks()
             for chunk in column.chunks:
                 marks.look(chunk, (name,))

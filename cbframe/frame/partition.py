@@ -182,8 +182,16 @@ class ScanPartition:
         return self.result().table
 
     def to_pandas(self) -> pd.DataFrame:
-        """Read it into a DataFrame whose index is the document key, as :meth:`result` does."""
-        return self.result().to_pandas(self._settings.dtype_backend)
+        """Read it into a DataFrame whose index is the document key, as :meth:`result` does.
+
+        The dtypes of all partitions are the same: with ``dtype_backend=None``, integers and booleans have
+        pandas' nullable types, since numpy's cannot hold missing values.
+        """
+        from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+
+        result = self.result()
+        backend = self._settings.dtype_backend
+        return to_pandas(result.table, backend, result.report.to_dict(), fixed_dtypes=True)
 
     def to_reader(self) -> pa.RecordBatchReader:
         """Read it into record batches, as :meth:`result` does; memory as with a scan's ``to_reader``."""

@@ -117,6 +117,72 @@ def test_values_stay_what_they_are(client: Any, backend: str | None) -> None:
         assert found["_cb_value"]["b"] == b"\xff"
 
 
+BACKENDS = ["pyarrow", "numpy_nullable", None]
+
+
+def with_gaps(cluster: LocalCluster) -> None:
+    """Fields of every kind; each is missing in one document, so that partitions without gaps differ."""
+    for number in range(200):
+        fields = {
+            "large": 2**60 + number,
+            "small": number % 7,
+            "flag": number % 3 == 0,
+            "share": number / 8,
+            "text": f"text {number % 5}",
+            "tags": [number],
+        }
+        fields.pop([*fields][number % 6] if number < 6 else "", None)
+        cluster.upsert(f"k{number}", {"id": number, **fields})
+
+
+@pytest.fixture(scope="module")
+def gaps() -> Iterator[LocalCluster]:
+    with cluster_of() as cluster:
+        with_gaps(cluster)
+        yield cluster
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dtypes_of_all_partitions_are_those_of_the_frame(
+    client: Any, gaps: LocalCluster, backend: str | None
+) -> None:
+    frame = lazily(gaps, npartitions=16, dtype_backend=backend)
+    for part in dask.compute(*frame.to_delayed()):
+        pd.testing.assert_series_equal(part.dtypes, frame.dtypes)
+        assert part.index.dtype == frame.index.dtype
+
+
+def exact(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Rows as Python has them: what is missing is None."""
+    rows = frame.astype(object).where(frame.notna(), None)
+    return sorted((tuple(row) for row in rows.itertuples()), key=repr)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_dask_does_with_partitions_is_what_pandas_does(
+    client: Any, gaps: LocalCluster, backend: str | None, tmp_path: Any
+) -> None:
+    columns = ["id", "large", "small", "flag", "share", "text"]
+    frame = lazily(gaps, npartitions=16, dtype_backend=backend, columns=columns)
+    whole = pd.concat(part.to_pandas() for part in partitions_of(gaps, backend, columns))
+    assert exact(frame.set_index("id").compute()) == exact(whole.set_index("id"))
+    assert exact(frame.shuffle("small").compute()) == exact(whole)
+    assert exact(frame.repartition(npartitions=3).compute()) == exact(whole)
+    other = whole[["id", "large"]].rename(columns={"large": "same"})
+    merged = frame.merge(dd.from_pandas(other, npartitions=2), on="id")
+    assert exact(merged.compute().set_index("id")) == exact(whole.merge(other, on="id").set_index("id"))
+    grouped = frame.groupby("text")[["large", "small"]].max().compute()
+    assert exact(grouped) == exact(whole.groupby("text")[["large", "small"]].max())
+    frame.to_parquet(tmp_path)
+    again = pd.read_parquet(tmp_path, dtype_backend="numpy_nullable")
+    assert exact(again) == exact(whole)
+
+
+def partitions_of(cluster: LocalCluster, backend: str | None, columns: list[str]) -> list[Any]:
+    scan = cbframe.scan_bucket(cluster, dtype_backend=backend, columns=columns, options=QUICK, progress=None)
+    return scan.partitions(3)
+
+
 def test_workers_write_parquet(client: Any, tmp_path: Any) -> None:
     with cluster_of(2) as cluster:
         fill(cluster, 500)
