@@ -20,6 +20,7 @@ _POSITIVE = (
     "ping_timeout_ms",
 )
 _CHOICES: dict[str, tuple[object, ...]] = {
+    "consistency": ("snapshot", "strict"),
     "compression": (True, False, "force"),
     "priority": ("low", "medium", "high"),
     "backfill_order": ("round-robin", "sequential"),
@@ -54,6 +55,12 @@ class BucketDataSourceOptions:
     seq_end
         Where each vbucket's stream may end: ``"now"`` for the high seqnos at the start, a mapping of
         vbucket to seqno, or None for streams without an end.
+    consistency
+        What a bounded source does about a node that loses data after some of its vbuckets were complete, as
+        one that crashes before it has written them to disk. ``"snapshot"`` leaves such a vbucket as it
+        was when it was complete: its position tells the history. ``"strict"`` asks for each vbucket once
+        more when all are complete, and reads those again whose history has lost what was received, until
+        nothing has happened in between.
     include_xattrs
         Ask for the xattr section of documents.
     no_value
@@ -146,6 +153,7 @@ class BucketDataSourceOptions:
     max_bytes_per_sec: int | None = None
     noop_interval_secs: float = 120
     seq_end: Mapping[int, int] | Literal["now"] | None = None
+    consistency: Literal["snapshot", "strict"] = "snapshot"
     include_xattrs: bool = False
     no_value: bool = False
     collections: tuple[int, ...] | None = None

@@ -64,6 +64,10 @@ class Coordinator:
         self._refresh = MapRefresh(map_backoff(options), options.map_poll_interval, self._counters)
         self._last_error: CbframeError | None = None
         self._over = False
+        self._strict = options.consistency == "strict"
+        self._disturbed = True
+        """Whether a node may have lost what is done, since it was checked."""
+        self._checking = False
 
     @property
     def map(self) -> ClusterMap | None:
@@ -123,6 +127,7 @@ class Coordinator:
         if self._over:
             return []
         out: list[plan.Instruction] = []
+        self._disturbed |= isinstance(event, plan.NodeDown | plan.StreamRefused | plan.StreamRolledBack)
         match event:
             case plan.Started():
                 self._patience.begin(now)
@@ -146,6 +151,9 @@ class Coordinator:
                 self._on_kick(reason, now, out)
         if not self._over:
             self._plan(now, out)
+            if self._checking:
+                self._checking = False
+                self._plan(now, out)
             self._counters.tot_refresh_workers_loop += isinstance(event, plan.MapFetched)
         return out
 
@@ -177,6 +185,7 @@ class Coordinator:
             return
         elif new != old:
             self._refresh.changed()
+            self._disturbed = True
         self._patience.found_bucket()
         self._map = new
         for address, node in self._nodes.items():
@@ -244,6 +253,7 @@ class Coordinator:
         if reason == StreamEndReason.FILTER_EMPTY or (reason == StreamEndReason.OK and self._ends.bounded):
             self._done(vb, event.position, out)
             return
+        self._disturbed = True
         if reason == StreamEndReason.STATE_CHANGED:
             self._refresh.kick(now)
         elif (error := verdicts.ended(event)) is not None:
@@ -257,6 +267,7 @@ class Coordinator:
         self._vbuckets.retry(event.vbucket, now)
 
     def _on_rolled_back(self, event: plan.StreamRolledBack, now: float, out: list[plan.Instruction]) -> None:
+        self._vbuckets.withdraw(event.vbucket)
         vbucket = self._vbuckets.records[event.vbucket]
         vbucket.rollbacks += 1
         patient = vbucket.rollbacks > _QUICK_ROLLBACKS
@@ -353,9 +364,14 @@ class Coordinator:
         self._finish_if_done(out)
 
     def _finish_if_done(self, out: list[plan.Instruction]) -> None:
-        if self._vbuckets.all_done:
-            self._over = True
-            out.append(plan.Finish())
+        if not self._vbuckets.all_done:
+            return
+        if self._strict and self._disturbed and self._vbuckets.check_again():
+            # Streams from where each ended to where it ended: a node that lost data rolls them back.
+            self._disturbed, self._checking = False, True
+            return
+        self._over = True
+        out.append(plan.Finish())
 
     # -- failure
 
@@ -368,7 +384,7 @@ class Coordinator:
         elif self._patience.exhausted_by_failure(now):
             total = self.vbuckets
             seconds = self._patience.recovery_timeout
-            missing = total - len(self.done) if self._ends.bounded else None
+            missing = self._vbuckets.missing if self._ends.bounded else None
             self._fail(verdicts.gave_up(error, seconds, missing, total), out)
 
     def _deadline(self) -> float | None:

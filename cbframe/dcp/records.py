@@ -84,6 +84,7 @@ class VBuckets:
         self.records: dict[int, VBucketRecord] = {}
         self.pending: set[int] = set()
         self.done: dict[int, Position] = {}
+        self._unchecked: set[int] = set()
 
     def begin(self, wanted: Collection[int], options: BucketDataSourceOptions) -> None:
         """Take note of what is wanted; all of it is pending."""
@@ -114,14 +115,36 @@ class VBuckets:
         self._give_back(vb)
 
     def finish(self, vb: int, position: Position) -> None:
-        """It is done."""
+        """It is done, or still is: its stream was asked for again from where it had ended."""
+        before = self.done.get(vb)
+        if before is not None:
+            position = Position(position.vbuuid, max(position.seqno, before.seqno))
         self.done[vb] = position
         self.pending.discard(vb)
+        self._unchecked.discard(vb)
         self.records[vb].node = None
+
+    def withdraw(self, vb: int) -> None:
+        """What was done of it is void."""
+        self.done.pop(vb, None)
+        self._unchecked.discard(vb)
+
+    def check_again(self) -> bool:
+        """Ask for what is done once more, from where it ended; whether there is anything to ask for."""
+        self._unchecked = {vb for vb, position in self.done.items() if position.seqno}
+        for vb in self._unchecked:
+            self.records[vb].retry_at = 0.0
+            self._give_back(vb)
+        return bool(self._unchecked)
+
+    @property
+    def missing(self) -> int:
+        """How many are not done, or not known to be still."""
+        return len(self.records) - len(self.done) + len(self._unchecked)
 
     @property
     def all_done(self) -> bool:
-        return len(self.done) == len(self.records)
+        return not self.missing
 
     @property
     def all_tried(self) -> bool:

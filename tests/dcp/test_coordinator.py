@@ -779,3 +779,82 @@ def test_high_seqnos_of_all_nodes() -> None:
     hand(NodeReady(A, {0: 5}))
     hand(NodeReady(B, {1: 7}))
     assert hand.coordinator.high_seqnos == {0: 5, 1: 7}
+
+
+# --- vbuckets that were complete, and nodes that lose data afterwards
+
+
+def strict(*seqnos: int) -> Hand:
+    return Hand(consistency="strict").streaming(*seqnos)
+
+
+def checked(hand: Hand, *seqnos: int) -> list[Instruction]:
+    """The node reports its high seqnos again, before anything is asked for again."""
+    assert hand.said[-1] == SampleNode(A)
+    return hand(NodeSampled(A, dict(enumerate(seqnos))))
+
+
+def test_what_is_complete_is_asked_for_once_more() -> None:
+    """From where it ended to where it ended; what was empty has nothing to lose."""
+    hand = strict(5, 0, 7)
+    hand(end(0, seqno=5))
+    assert hand(end(2, seqno=7)) == [SampleNode(A)]
+    assert checked(hand, 5, 0, 7) == [OpenStreams(A, ((0, 5), (2, 7)))]
+    assert hand(end(0, seqno=4)) == []
+    assert hand.coordinator.done[0] == Position(1, 5)
+    assert hand(end(2, seqno=7)) == [Finish()]
+
+
+def test_what_was_lost_is_read_again_and_checked_again() -> None:
+    hand = strict(5, 7)
+    hand(end(0, seqno=5))
+    hand(end(1, seqno=7))
+    checked(hand, 3, 7)
+    hand(end(1, seqno=7))
+    assert hand(StreamRolledBack(A, 0)) == [SampleNode(A)]
+    assert 0 not in hand.coordinator.done
+    assert checked(hand, 3, 7) == [OpenStreams(A, ((0, 3),))]
+    assert hand(end(0, seqno=3)) == [SampleNode(A)]
+    assert hand.coordinator.done == {0: Position(1, 3), 1: Position(1, 7)}
+    assert checked(hand, 3, 7) == [OpenStreams(A, ((0, 3), (1, 7)))]
+    hand(end(0, seqno=3))
+    assert hand(end(1, seqno=7)) == [Finish()]
+    assert hand.coordinator.shortened == {0: 3}
+
+
+@pytest.mark.parametrize(
+    "disturbance",
+    [NodeDown(A, CUT, progressed=True), MapFetched(cluster(0, rev=2)), end(0, StreamEndReason.STATE_CHANGED)],
+    ids=["lost connection", "new map", "moved"],
+)
+def test_what_happens_during_the_check_is_checked(disturbance: Event) -> None:
+    hand = strict(5)
+    hand(end(0, seqno=5))
+    checked(hand, 5)
+    hand(disturbance)
+    rounds = 0
+    for _ in range(50):
+        last = hand.said[-1]
+        if last == Finish():
+            break
+        if last == SampleNode(A):
+            hand(NodeSampled(A, {0: 5}))
+        elif last == StartNode(A):
+            hand(NodeReady(A, {0: 5}))
+        elif last == FetchMap():
+            hand(MapFetched(cluster(0, rev=2)))
+        elif last == OpenStreams(A, ((0, 5),)):
+            rounds += 1
+            hand(end(0, seqno=5))
+        if hand.said[-1] == last:
+            hand.tick()
+    assert hand.said[-1] == Finish()
+    assert rounds >= 2
+
+
+def test_without_it_nothing_is_asked_for_again() -> None:
+    hand = Hand().streaming(5)
+    hand(NodeDown(A, CUT, progressed=True))
+    hand.until(StartNode)
+    hand(NodeReady(A, {0: 5}))
+    assert hand(end(0, seqno=5)) == [Finish()]

@@ -15,6 +15,7 @@ from cbframe.local.dcp import Producer
 from cbframe.local.node import Node
 from cbframe.wire.frame import Frame
 from cbframe.wire.requests import BufferAck, StreamRequest
+from cbframe.wire.vbucket import vbucket_of
 
 from .kit import QUICK, Sent, fill, keys_of, read_rows, truth
 
@@ -225,6 +226,56 @@ def test_history_is_lost_in_the_middle(monkeypatch: pytest.MonkeyPatch, action: 
         assert not sent.pending
         assert len(cluster.failover_log(0)) == 2
         assert found == truth(cluster)
+
+
+def complete_and_half_read(
+    monkeypatch: pytest.MonkeyPatch, cluster: LocalCluster, lose: int, more: int
+) -> Sent:
+    """Two vbuckets: when half of the large one is sent, the small one is complete, and its history forks."""
+    keys: list[list[bytes]] = [[], []]
+    for number in range(1000):
+        keys[vbucket_of(b"k%d" % number, 2)].append(b"k%d" % number)
+    small, large = keys
+    for key in small[:20] + large:
+        cluster.upsert(key, {"pad": "x" * 50})
+    sent = Sent(monkeypatch, cluster)
+    engine = cluster._engine
+
+    def fork() -> None:
+        (producer,) = (each.producer for each in sent.node._connections if each.producer is not None)
+        assert {stream.vbucket for stream in producer.streams.values()} == {1}
+        engine.fail_over(0, lose)
+        for key in small[20 : 20 + more]:
+            engine.bucket.upsert(key, b'{"new":1}')
+
+    sent.at(40_000, fork)
+    return sent
+
+
+@pytest.mark.parametrize(("lose", "more"), [(0, 0), (0, 3), (1, 0), (7, 3), (7, 12), (20, 0), (20, 3)])
+def test_history_is_lost_of_what_was_complete(monkeypatch: pytest.MonkeyPatch, lose: int, more: int) -> None:
+    """Read again, if that is wanted, and only if something was lost."""
+    strict = replace(QUICK, consistency="strict")
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        sent = complete_and_half_read(monkeypatch, cluster, lose, more)
+        found = read_rows(cluster, buffer_bytes=2000, options=strict)
+        assert not sent.pending
+        expected = truth(cluster)
+        if not lose:
+            expected = {key: row for key, row in expected.items() if row.value != b'{"new":1}'}
+        assert found == expected
+
+
+def test_what_was_complete_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default; the position of the result is that of the lost history."""
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        old = cluster.failover_log(0)[0][0]
+        complete_and_half_read(monkeypatch, cluster, 7, 0)
+        scan = scan_bucket(cluster, parse=False, options=QUICK, buffer_bytes=2000, timeout=30)
+        assert len(scan.to_arrow()) == len(truth(cluster)) + 7
+        assert scan.as_of is not None
+        assert scan.as_of[0] == (old, 20)
+        assert cluster.failover_log(0)[0][0] != old
 
 
 @pytest.mark.parametrize("lose", [40, 151])
