@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import REASON, VALUE
 from cbframe.arrow.documents import kinds as lattice
+from cbframe.arrow.documents.census import quoted
 from cbframe.arrow.documents.kinds import Kind
 from cbframe.arrow.documents.plan import Plan, Policy, is_list
 from cbframe.arrow.documents.result import REST, TypedColumns
@@ -156,11 +157,11 @@ class Fitter:
             self._values[name] += len(table) - table[name].null_count
         for name, (have, wide) in self._widened.items():
             for chunk in table[name].chunks:
-                for path, action, kind, count in _made_text(chunk, have, wide, name):
+                for path, action, kind, count in _made_text(chunk, have, wide, quoted(name)):
                     self._made_text.setdefault((path, action), Counter())[kind] += count
         for name, kind in self._declared.items():
             for chunk in table[name].chunks:
-                for path, count in _unexpected(chunk, kind, name):
+                for path, count in _unexpected(chunk, kind, quoted(name)):
                     self._unexpected[path] += count
 
     def settle(self) -> None:
@@ -186,7 +187,7 @@ class Fitter:
         void = {name for name in self._misfits if name not in wide or pa.types.is_null(wide[name].type)}
         if self._misfits and (self._target.on_conflict != "null" or void != set(self._misfits)):
             raise self._refusal(together)
-        self._unexpected.update({name: self._values[name] for name in self._misfits})
+        self._unexpected.update({quoted(name): self._values[name] for name in self._misfits})
 
     def _refuse_text(self) -> None:
         """Where other parts made text of what is none here, there is no common type."""
@@ -283,7 +284,7 @@ def _made_text(array: pa.Array, have: Kind, wide: Kind, path: str) -> Iterator[t
         for member, values in zip(array.type, array.flatten(), strict=True):
             if member.name in wide.members:
                 inner = have.members[member.name], wide.members[member.name]
-                yield from _made_text(values, *inner, f"{path}.{member.name}")
+                yield from _made_text(values, *inner, f"{path}.{quoted(member.name)}")
     elif have.item is not None and wide.item is not None:
         yield from _made_text(array.flatten(), have.item, wide.item, f"{path}[]")
     elif pa.types.is_string(wide.type) and not have.json and (kind := _scalar(have.type)) is not None:
@@ -311,8 +312,8 @@ def _unexpected(array: pa.Array, kind: pa.DataType, path: str) -> Iterator[tuple
         for member, values in zip(array.type, array.flatten(), strict=True):
             at = kind.get_field_index(member.name)
             if at < 0:
-                yield f"{path}.{member.name}", len(values) - values.null_count
+                yield f"{path}.{quoted(member.name)}", len(values) - values.null_count
             else:
-                yield from _unexpected(values, kind.field(at).type, f"{path}.{member.name}")
+                yield from _unexpected(values, kind.field(at).type, f"{path}.{quoted(member.name)}")
     elif is_list(array.type) and is_list(kind):
         yield from _unexpected(array.flatten(), kind.value_type, f"{path}[]")

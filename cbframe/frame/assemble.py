@@ -53,6 +53,11 @@ class Assembler:
         Where values are put aside.
     agreement
         Columns that there have to be; None for what the documents have.
+
+    Attributes
+    ----------
+    intake
+        What cuts batches down, and learns what filters compare with.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class Assembler:
         self._names = names
         self._receiver = receiver
         self._batch_bytes = batch_bytes
-        self._intake = Intake(target)
+        self.intake = Intake(target, names, receiver)
         schema = receiver.schema
         self._rows = Rows(target, names, schema.remove(schema.get_field_index(VALUE)))
         self._workers = Workers()
@@ -93,7 +98,7 @@ class Assembler:
     def add(self, arrived: list[tuple[pa.RecordBatch, Receipt]]) -> None:
         """Take batches in the order in which they arrived."""
         for raw, receipt in arrived:
-            batch = self._intake.reduce(raw)
+            batch = self.intake.reduce(raw)
             self._rows.add(batch)
             mutation = batch.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
             documents = batch if mutation.all() else batch.filter(pa.array(mutation))
@@ -119,13 +124,17 @@ class Assembler:
         Raises
         ------
         ConfigurationError
-            ``columns=`` names a field that no document has, or a collection that was asked for is gone.
+            ``columns=`` or ``filters=`` name a field that no document has, a comparison can never be true,
+            or a collection that was asked for is gone.
         ConversionError
             Values are no JSON objects, or do not fit, and that was to be an error.
         SpoolError
             The disk is full.
         """
+        enough = self.has_enough()
         raw, typed, manifest = self.typed()
+        if self._agreement is None and not enough:
+            self.intake.refuse_filters()
         assembled = assembled_of(raw, typed, manifest, self._target, self._names, agreement=self._agreement)
         return replace(assembled, table=assembled.table.slice(0, self._target.n_rows))
 

@@ -18,7 +18,8 @@ class Conflict:
     Attributes
     ----------
     path
-        Where in the document: ``total``, ``customer.id``, ``items[].price``.
+        Where in the document: ``total``, ``customer.id``, ``items[].price``; a name that has dots, brackets
+        or backquotes itself is in backquotes.
     types
         Kinds of values there, and how many, over all documents.
     action

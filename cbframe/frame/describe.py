@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.columns import OURS
+from cbframe.arrow.documents.census import quoted
 
 _SMALLEST = 1024
 """Hashes that are kept of a field: so many different values are counted exactly, more within some 3 %."""
@@ -26,7 +28,8 @@ class Field:
     Attributes
     ----------
     path
-        Where in the document: ``total``, ``customer.id``, ``items[].price``.
+        Where in the document: ``total``, ``customer.id``, ``items[].price``. A name that has dots, brackets
+        or backquotes itself is in backquotes, as in SQL++: ```user.name```.
     type
         Of the values; that of the last table.
     places
@@ -81,9 +84,16 @@ class Field:
 
 
 class Description:
-    """The fields of any number of tables with one schema."""
+    """The fields of any number of tables with one schema.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    is_path
+        Whether the name of a column is the path of a member, and not the name of a field.
+    """
+
+    def __init__(self, is_path: Callable[[str], bool] = lambda name: False) -> None:  # noqa: ARG005
+        self._is_path = is_path
         self.rows = 0
         self.fields: dict[str, Field] = {}
 
@@ -92,7 +102,7 @@ class Description:
         self.rows += len(batch)
         for name, array in zip(batch.schema.names, batch.columns, strict=True):
             if not name.startswith(OURS) or name.endswith("_"):
-                self._visit(name, array)
+                self._visit(name if self._is_path(name) else quoted(name), array)
 
     def _visit(self, path: str, array: pa.Array) -> None:
         self.fields.setdefault(path, Field(path, array.type)).add(array)
@@ -100,7 +110,7 @@ class Description:
             # What is inside of nothing is not missing.
             inside = array.filter(array.is_valid())
             for at, member in enumerate(array.type):
-                self._visit(f"{path}.{member.name}", inside.field(at))
+                self._visit(f"{path}.{quoted(member.name)}", inside.field(at))
         elif pa.types.is_list(array.type):
             self._visit(f"{path}[]", array.flatten())
 
@@ -135,11 +145,11 @@ def leaves_of(schema: pa.Schema) -> dict[str, str]:
         found[path] = short_type(kind)
         if pa.types.is_struct(kind):
             for member in kind:
-                visit(f"{path}.{member.name}", member.type)
+                visit(f"{path}.{quoted(member.name)}", member.type)
         elif pa.types.is_list(kind):
             visit(f"{path}[]", kind.value_type)
 
     for each in schema:
         if not each.name.startswith(OURS) or each.name.endswith("_"):
-            visit(each.name, each.type)
+            visit(quoted(each.name), each.type)
     return found

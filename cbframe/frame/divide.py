@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from cbframe.dcp.survey import Size
 from cbframe.errors import ConfigurationError
 from cbframe.frame.agreed import Agreement, Fitter
 from cbframe.frame.assemble import Assembler, assembled_of, beside
+from cbframe.frame.intake import Intake
 from cbframe.frame.names import SYSTEM_SCOPE, Names, is_text
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.run import Run
@@ -180,16 +182,36 @@ class Divider:
         else:
             parts = [spread(filled)] if filled else []
         found = [self._looked(replace(target, vbuckets=part, n_rows=self.sample_rows)) for part in parts]
-        kinds = unify([each for each, _ in found], max_members=target.max_struct_fields).kinds()
+        self._judge_filters([intake for _, _, intake in found])
+        kinds = unify([each for each, _, _ in found], max_members=target.max_struct_fields).kinds()
         kinds |= dict.fromkeys(target.schema, Kind(pa.null()))
         if target.errors == "drop":
             # Of what is left out no partition has the columns.
             kinds = {name: kind for name, kind in kinds.items() if name not in (VALUE, REASON)}
-        text = all(text for _, text in found) if self.binary_keys is None else not self.binary_keys
+        text = all(text for _, text, _ in found) if self.binary_keys is None else not self.binary_keys
         return Agreement(Columns.of_kinds(kinds), text)
 
-    def _looked(self, target: ScanTarget) -> tuple[Columns, bool]:
-        """What the columns of some documents are, and whether their keys are text."""
+    def _judge_filters(self, intakes: Sequence[Intake]) -> None:
+        """Refuse filters that no document can pass; a sample is no proof, and a warning is given.
+
+        Raises
+        ------
+        ConfigurationError
+            All documents were looked at.
+        """
+        matchers = [each.matcher for each in intakes if each.matcher is not None and each.saw_documents()]
+        if not matchers:
+            return
+        first, *others = matchers
+        for other in others:
+            first.update(other)
+        if self.sample_rows is None:
+            first.refuse()
+        for error in first.errors():
+            warnings.warn(f"in the sample of the partitions: {error}", UserWarning, stacklevel=6)
+
+    def _looked(self, target: ScanTarget) -> tuple[Columns, bool, Intake]:
+        """What the columns of some documents are, whether their keys are text, and what took them in."""
         run = Run(target, self.options, timeout=self.timeout, progress=None)
         receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
         assembler = Assembler(target, run.names, receiver, self.batch_bytes, self.spool_dir)
@@ -198,7 +220,8 @@ class Divider:
             raw, typed, manifest = assembler.typed()
         # What is an error in any document is one here.
         assembled_of(raw, typed, manifest, target, run.names, lenient=True)
-        return Columns.of(typed.table.schema, typed.plan, [typed.table]), is_text(raw[KEY])
+        columns = Columns.of(typed.table.schema, typed.plan, [typed.table])
+        return columns, is_text(raw[KEY]), assembler.intake
 
     def _schema(self, target: ScanTarget, agreement: Agreement, manifest: Manifest | None) -> pa.Schema:
         names = Names(target, self.options)

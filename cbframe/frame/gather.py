@@ -70,7 +70,7 @@ class RawSink:
     def __init__(self, target: ScanTarget, names: Names, receiver: GatheringReceiver[pa.RecordBatch]) -> None:
         self._target = target
         self._receiver = receiver
-        self._intake = Intake(target)
+        self._intake = Intake(target, names, receiver)
         self._rows = Rows(target, names, receiver.schema)
 
     def add(self, arrived: list[pa.RecordBatch]) -> None:
@@ -84,7 +84,10 @@ class RawSink:
 
     def finish(self) -> tuple[pa.Table, Manifest | None]:
         """The rows that count, and the collections that they are of."""
+        enough = self.has_enough()
         raw, keep, manifest = self._rows.gathered(self._receiver)
+        if not enough:
+            self._intake.refuse_filters()
         return filtered(raw, keep).slice(0, self._target.n_rows), manifest
 
 

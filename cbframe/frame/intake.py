@@ -2,32 +2,66 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import DATATYPE, KEY, OPCODE, VALUE, is_json
-from cbframe.arrow.documents.filters import Matcher
+from cbframe.arrow.batcher import GatheringReceiver
+from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, OPCODE, VALUE, is_json
+from cbframe.arrow.documents.filters import METADATA, predicates
+from cbframe.arrow.documents.filters import NAMES as FILTER_NAMES
+from cbframe.arrow.documents.matcher import Matcher
 from cbframe.arrow.documents.projection import Projection
+from cbframe.frame.names import Names
 from cbframe.frame.target import ScanTarget
 from cbframe.wire.constants import Opcode
 
 
 class Intake:
-    """Cuts batches down to what is wanted."""
+    """Cuts batches down to what is wanted.
 
-    def __init__(self, target: ScanTarget) -> None:
+    Parameters
+    ----------
+    names, receiver
+        Know the collections of documents.
+    """
+
+    def __init__(self, target: ScanTarget, names: Names, receiver: GatheringReceiver[Any]) -> None:
         self._prefix = target.key_prefix
-        self._matcher = Matcher(target.filters) if target.filters else None
+        self._names = names
+        self._receiver = receiver
+        self.matcher = Matcher(target.filters) if target.filters else None
+        named = {each.path[0] for each in predicates(target.filters) if each.of_metadata}
+        self._metadata = [name for name in METADATA if name in named and name not in FILTER_NAMES]
+        self._by_name = not named.isdisjoint(FILTER_NAMES)
+        self._collections: set[int] = set()
         self._projection = Projection(target.columns) if target.columns and target.parsed else None
 
     def reduce(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """A batch without what is not wanted; it may be empty."""
         if self._prefix is not None:
             batch = batch.filter(pc.starts_with(batch.column(KEY), self._prefix))
-        if self._matcher is None and self._projection is None:
+        if self.matcher is None and self._projection is None:
             return batch
         return self._reduced(batch)
+
+    def refuse_filters(self) -> None:
+        """Everything was read: raise where it shows that the filters are a mistake.
+
+        Raises
+        ------
+        ConfigurationError
+            There are documents, and none has a field; or a comparison can never be true.
+        """
+        if self.matcher is not None and self.saw_documents():
+            self.matcher.refuse()
+
+    def saw_documents(self) -> bool:
+        """Whether there was a document, filtered or not."""
+        return self._names.any_visible(self._collections, self._receiver)
 
     def _reduced(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Only what is wanted of the values.
@@ -38,15 +72,22 @@ class Intake:
         columns = {name: batch.column(name) for name in batch.schema.names}
         opcode = batch.column(OPCODE).to_numpy()
         mutation = opcode == Opcode.DCP_MUTATION
-        if self._matcher is not None:
-            wanted = self._matcher.mask(values, called_json & mutation)
+        if self.matcher is not None:
+            wanted = self.matcher.mask(values, called_json & mutation, self._of(batch, mutation), mutation)
             columns[OPCODE] = pa.array(np.where(wanted | ~mutation, opcode, np.uint8(Opcode.DCP_DELETION)))
             # Not if_else(): that of pyarrow 16 makes broken offsets of binary values and a null.
             values = values.filter(pa.array(wanted))
             if self._projection is not None:
-                values = self._projection.apply(values, np.ones(len(values), bool))
+                values = self._projection.apply(values, called_json[wanted])
             empty = pa.array([b""] * len(batch), values.type)
             columns[VALUE] = pc.replace_with_mask(empty, pa.array(wanted), values)
         elif self._projection is not None:
             columns[VALUE] = self._projection.apply(values, called_json & mutation)
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
+
+    def _of(self, batch: pa.RecordBatch, mutation: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
+        """The metadata that filters name."""
+        ids = batch.column(COLLECTION_ID).to_numpy()
+        self._collections.update(np.unique(ids[mutation]).tolist())
+        found = {name: batch.column(name) for name in self._metadata}
+        return found | self._names.of_collections(ids, self._receiver) if self._by_name else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES
+from cbframe.arrow.documents.filters import predicates
 from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.dcp.maps import bucket_manifest
 from cbframe.errors import ConfigurationError
@@ -28,13 +30,19 @@ class Names:
         self._target = target
         self._options = options
         self._wanted: dict[int, str] = {}
+        self._known: dict[int, CollectionName] = {}
         self._scope_id: int | None = None
 
     @property
     def wire_metadata(self) -> tuple[str, ...]:
-        """Metadata columns that come from the wire."""
+        """Metadata columns that come from the wire: those that are asked for, and those of filters."""
+        filtered = (each.path[0] for each in predicates(self._target.filters))
+        return tuple(dict.fromkeys([*self._asked, *(name for name in filtered if name in METADATA_TYPES)]))
+
+    @property
+    def _asked(self) -> list[str]:
         names = (f"_cb_{name}" for name in self._target.metadata)
-        return tuple(name for name in names if name in METADATA_TYPES)
+        return [name for name in names if name in METADATA_TYPES]
 
     def resolve_collections(self) -> BucketDataSourceOptions:
         """Turn the names of scopes and collections into the ids that the server filters by."""
@@ -74,7 +82,11 @@ class Names:
         """
         if not ids.any() and not _NAMES.intersection(self._target.metadata):
             return None
-        manifest = self._fetch_manifest()
+        return self._current(self._fetch_manifest(), receiver)
+
+    @staticmethod
+    def _current(manifest: Manifest, receiver: GatheringReceiver[Any]) -> Manifest:
+        """A manifest with the collections that the streams reported and the node does not know yet."""
         scopes = {number: name for name, number in manifest.scopes.items()} | receiver.scopes
         news = {
             cid: CollectionName(scopes[event.scope_id], event.name)
@@ -97,7 +109,7 @@ class Names:
             text = is_text(keys)
         # The server does not forbid keys that are not UTF-8.
         columns: dict[str, pa.ChunkedArray] = {KEY: keys.cast(pa.string()) if text else keys}
-        for name in self.wire_metadata:
+        for name in self._asked:
             columns[name] = raw[name]
         if manifest is not None:
             unique, codes = np.unique(raw[COLLECTION_ID].to_numpy(), return_inverse=True)
@@ -110,14 +122,43 @@ class Names:
                 columns[column] = pa.chunked_array([pa.array(values, pa.string()).take(indices)])
         return pa.table(columns)
 
-    def _fetch_manifest(self) -> Manifest:
+    def of_collections(
+        self, ids: npt.NDArray[np.uint32], receiver: GatheringReceiver[Any]
+    ) -> dict[str, pa.Array]:
+        """Scope and collection of documents that are arriving, by column; null where it is gone."""
+        unique, codes = np.unique(ids, return_inverse=True)
+        if not self._known.keys() >= set(unique.tolist()):
+            manifest = self._manifest()
+            self._known = (
+                {0: CollectionName("_default", "_default")}
+                if manifest is None
+                else dict(self._current(manifest, receiver).collections)
+            )
+        names = [self._known.get(cid) for cid in unique.tolist()]
+        indices = pa.array(codes.astype(np.int32))
+        return {
+            "_cb_scope": pa.array([name and name.scope for name in names], pa.string()).take(indices),
+            "_cb_collection": pa.array([name and name.name for name in names], pa.string()).take(indices),
+        }
+
+    def any_visible(self, ids: Collection[int], receiver: GatheringReceiver[Any]) -> bool:
+        """Whether one of some collections exists, and is not the server's own."""
+        if not ids or 0 in ids:
+            return bool(ids)
+        scopes = self.of_collections(np.array(sorted(ids), np.uint32), receiver)["_cb_scope"]
+        return any(scope not in (None, SYSTEM_SCOPE) for scope in scopes.to_pylist())
+
+    def _manifest(self) -> Manifest | None:
         target, options = self._target, self._options
-        manifest = bucket_manifest(
+        return bucket_manifest(
             target.server_urls, target.bucket, target.auth, options, target.tls, target.network
         )
+
+    def _fetch_manifest(self) -> Manifest:
+        manifest = self._manifest()
         if manifest is None:
             raise ConfigurationError(
-                f"bucket {target.bucket!r} is on a server without collections",
+                f"bucket {self._target.bucket!r} is on a server without collections",
                 hint="leave scope= and collections= out",
             )
         return manifest

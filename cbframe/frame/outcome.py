@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from cbframe.arrow.columns import SEQNO, VBUCKET
-from cbframe.arrow.documents.census import Disagreement
+from cbframe.arrow.documents.census import Disagreement, quoted
 from cbframe.arrow.documents.dates import Dates
 from cbframe.arrow.documents.fit import fit
 from cbframe.errors import ConversionError
@@ -121,7 +121,9 @@ class Outcome:
             There are such, and that was to be an error.
         """
         misfits = [
-            Disagreement(name, {"misfit": count}, "null", {"misfit": tuple(row for _, row in samples)})
+            Disagreement(
+                quoted(name), {"misfit": count}, "null", {"misfit": tuple(row for _, row in samples)}
+            )
             for (name, count), samples in zip(self._misfits.items(), self._samples.values(), strict=True)
         ]
         conflicts = named([*found, *misfits], key_of)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pyarrow as pa
 
 from cbframe.arrow.columns import KEY, OURS
+from cbframe.arrow.documents.filters import predicates
 from cbframe.cluster.auth import Authenticator, CertificateAuthenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.dcp.look import Look
@@ -331,7 +332,8 @@ def narrowed(target: ScanTarget, names: Collection[str]) -> ScanTarget:
         return target
     if not fields:
         # Values need not even be sent, if nobody has to look at them.
-        needless = target.filters is None and target.errors == "keep"
+        by_fields = any(not each.of_metadata for each in predicates(target.filters))
+        needless = not by_fields and target.errors == "keep"
         return replace(target, keys_only=True, columns=None) if needless else target
     if target.columns is None:
         return replace(target, columns=tuple((name,) for name in fields))

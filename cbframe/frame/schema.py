@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from cbframe.arrow.documents.projection import path_of
 from cbframe.errors import ConfigurationError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict
@@ -174,7 +175,9 @@ def read_schema(conn: ServerURLs | Connectable, bucket: str | None = None, **arg
     """
     scan = scan_bucket(conn, bucket, **arguments)
     reader = scan.to_reader()
-    description = Description()
+    members = {".".join(path) for path in map(path_of, arguments.get("columns") or ()) if len(path) > 1}
+    flat = arguments.get("nested") == "flatten"
+    description = Description(lambda name: flat or name in members)
     # Also of no documents there are fields, if schema= declares them.
     description.add(pa.RecordBatch.from_pylist([], reader.schema))
     for batch in reader:
@@ -195,6 +198,9 @@ def read_schema(conn: ServerURLs | Connectable, bucket: str | None = None, **arg
 def diff_schema(before: Any, after: Any) -> SchemaDiff:
     """What differs between two schemas: fields at any depth, by their paths.
 
+    A name that has dots, brackets or backquotes itself is in backquotes: ```user.name``` is a field,
+    ``user.name`` is the member ``name`` of ``user``.
+
     Parameters
     ----------
     before, after
@@ -206,7 +212,7 @@ def diff_schema(before: Any, after: Any) -> SchemaDiff:
     ConfigurationError
         One of them has no schema.
     """
-    old, new = leaves_of(_schema_of(before)), leaves_of(_schema_of(after))
+    old, new = _leaves(before), _leaves(after)
     return SchemaDiff(
         {path: kind for path, kind in new.items() if path not in old},
         {path: kind for path, kind in old.items() if path not in new},
@@ -235,6 +241,12 @@ def _count(each: Field) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _EXAMPLES else text[: _EXAMPLES - 1] + "…"
+
+
+def _leaves(what: Any) -> dict[str, str]:
+    if isinstance(what, SchemaReport):
+        return {each.path: short_type(each.type) for each in what.fields}
+    return leaves_of(_schema_of(what))
 
 
 def _schema_of(what: Any) -> pa.Schema:

@@ -97,7 +97,7 @@ class SpoolingSink:
         self._names = names
         self._batch_bytes = batch_bytes
         self._receiver = receiver
-        self._intake = Intake(target)
+        self._intake = Intake(target, names, receiver)
         self._spool = Spool(receiver.schema, spool_dir)
         self._typer = PassingTyper(policy_of(target, agreement)) if target.parsed else None
         self._arrived = 0
@@ -153,7 +153,8 @@ class SpoolingSink:
         Raises
         ------
         ConfigurationError
-            ``columns=`` names a field that no document has, or a collection that was asked for is gone.
+            ``columns=`` or ``filters=`` name a field that no document has, a comparison can never be true,
+            or a collection that was asked for is gone.
         ConversionError
             Values are no JSON objects, or do not fit, and that was to be an error.
         SpoolError
@@ -163,6 +164,8 @@ class SpoolingSink:
             self._put_down()
         self._spool.complete()
         self._names.refuse_dropped(self._receiver)
+        if self._agreement is None:
+            self._intake.refuse_filters()
         ids = np.array(sorted(self._collections), np.uint32)
         manifest = self._names.manifest_of(ids, self._receiver)
         rows = SpooledRows(self._spool, Survivors(self._spool, self._receiver), manifest)

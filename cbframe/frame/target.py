@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from cbframe.arrow.columns import OURS
-from cbframe.arrow.documents.filters import Filters, make_filters
+from cbframe.arrow.documents.filters import Filters, make_filters, predicates
 from cbframe.arrow.documents.fit import arrow_type
 from cbframe.arrow.documents.plan import OnConflict, Policy
 from cbframe.arrow.documents.projection import Path, path_of
@@ -142,11 +142,16 @@ def make_target(
         raise ConfigurationError(
             f"key_prefix= is a {type(key_prefix).__name__}", hint="give text or bytes, or None for all keys"
         )
-    for argument, given in (("columns", columns), ("filters", filters)):
-        if given is not None and (keys_only or (argument == "columns" and not parse)):
-            raise ConfigurationError(
-                f"{argument}= needs the documents", hint="leave keys_only=True and parse=False out"
-            )
+    if columns is not None and (keys_only or not parse):
+        raise ConfigurationError(
+            "columns= needs the documents", hint="leave keys_only=True and parse=False out"
+        )
+    made = None if filters is None else make_filters(filters)
+    if keys_only and not all(each.of_metadata for each in predicates(made)):
+        raise ConfigurationError(
+            "filters= on fields needs the documents",
+            hint="leave keys_only=True out, or filter by _cb_ columns",
+        )
     _check(
         {
             "errors": (errors, ERRORS),
@@ -188,7 +193,7 @@ def make_target(
         scope=scope,
         collections=None if collections is None else tuple(collections),
         columns=paths,
-        filters=None if filters is None else make_filters(filters),
+        filters=made,
         keys_only=keys_only,
         parse=parse,
         metadata=names,

@@ -180,4 +180,5 @@ class Fetch:
 
     def changes(self) -> Changes:
         """The changes, once it has run."""
-        return self.sink.changes(self._known.collections, self._manifest_uid)
+        known = self._known
+        return self.sink.changes(known.collections, self._manifest_uid, whole=not known.positions)

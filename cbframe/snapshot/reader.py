@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OURS
-from cbframe.arrow.documents.filters import Filters
-from cbframe.arrow.documents.projection import Path
+from cbframe.arrow.documents.filters import Filters, Predicate, predicates
+from cbframe.arrow.documents.projection import Path, path_of
 from cbframe.arrow.documents.result import REST
 from cbframe.arrow.documents.unify import Columns, unify
 from cbframe.arrow.documents.widen import widen
@@ -21,7 +21,7 @@ from cbframe.frame.target import METADATA_NAMES
 from cbframe.snapshot.live import Live, Part
 from cbframe.snapshot.manifest import FileEntry, Manifest
 from cbframe.snapshot.parquet import opened
-from cbframe.snapshot.pick import column_of, may_pass, passing, refuse_rest
+from cbframe.snapshot.pick import FileFilter, column_of, refuse_rest
 from cbframe.snapshot.sink import CHANGE_TYPE, made_way
 from cbframe.snapshot.store import Store
 
@@ -77,11 +77,10 @@ class VersionReader:
         self._nested = nested
         self._documents = documents_of(manifest) if documents is None else documents
         self._columns = None if columns is None else [self._path(path, "columns") for path in columns]
-        self._filters = None if filters is None else self._by_column(filters)
+        self._filter = None if filters is None else self._by_column(filters)
         # One that is no text makes bytes of all.
         self._text = all(entry.text_keys for entry in manifest.files) if text is None else text
-        paths = [*(self._columns or ()), *(each.path for group in self._filters or () for each in group)]
-        self._named = {column_of(path) for path in paths}
+        self._named = {column_of(path) for path in self._columns or ()}
         self._head = self._head_of(metadata, changes=changes)
         self._wanted = self._fields()
         empty = pa.schema([*self._metadata(), *self._wanted.schema]).empty_table()
@@ -112,10 +111,10 @@ class VersionReader:
         joined = ".".join(path)
         names = self._documents.schema.names
         path = (made_way(path[0]), *path[1:])
-        if joined in names and path[0] not in names:
+        if joined in names and list(path) in map(_parts, self._manifest.options.get("columns") or ()):
             return (joined,)
         text = next((path[:end] for end in range(1, len(path)) if path[:end] in self._documents.json), None)
-        if text is not None:
+        if text is not None and asked == "columns":
             # There may well be documents that have it, and none would be found.
             raise ConfigurationError(
                 f"{asked}= names {joined!r}, and {'.'.join(text)!r} is JSON text in this snapshot",
@@ -128,10 +127,24 @@ class VersionReader:
             )
         return path
 
-    def _by_column(self, filters: Filters) -> Filters:
-        return tuple(
-            tuple(replace(each, path=self._path(each.path, "filters")) for each in group) for group in filters
+    def _by_column(self, filters: Filters) -> FileFilter:
+        options = self._manifest.options
+        if options.get("keys_only") or not options.get("parse", True):
+            fields = [each for each in predicates(filters) if not each.of_metadata]
+            if fields:
+                raise ConfigurationError(
+                    f"filters= names {'.'.join(fields[0].path)!r}, and the snapshot has no fields",
+                    hint="it was made with keys_only=True or parse=False: filter by columns of metadata",
+                )
+        made = tuple(
+            tuple(
+                each if each.of_metadata else replace(each, path=self._path(each.path, "filters"))
+                for each in group
+            )
+            for group in filters
         )
+        used = dict.fromkeys(entry.columns for entry in self._manifest.files if entry.upserts)
+        return FileFilter(made, self._manifest.version, [self._manifest.columns[at] for at in used])
 
     def _fields(self) -> Columns:
         """The columns of documents that have to be read."""
@@ -143,9 +156,12 @@ class VersionReader:
     def _metadata(self) -> list[pa.Field]:
         """What is read of it: also what only filters want."""
         there = {field.name for field in self._head}
-        asked = dict.fromkeys(each.path[0] for group in self._filters or () for each in group)
-        more = [name for name in asked if name in _TYPES and name not in there]
+        asked = [] if self._filter is None else self._filter.metadata()
+        more = [name for name in asked if name not in there]
         return [*self._head, *(pa.field(name, _TYPES[name]) for name in more)]
+
+    def _filter_fields(self) -> list[Predicate]:
+        return [] if self._filter is None else self._filter.of_fields()
 
     def tables(self, parts: Sequence[Part] | None = None) -> Iterator[pa.Table]:
         """The rows that count, a table for each row group that has some.
@@ -160,7 +176,8 @@ class VersionReader:
         SnapshotError
             A file is gone or damaged.
         ConfigurationError
-            A column that was asked for is one in some files only, and others have it in ``_cb_rest``.
+            A column that was asked for is one in some files only, and others have it in ``_cb_rest``; or a
+            file does not have what a filter compares.
         """
         for part in Live(self._store, self._manifest).parts() if parts is None else parts:
             if part.count:
@@ -168,7 +185,6 @@ class VersionReader:
 
     def _of_part(self, part: Part) -> Iterator[pa.Table]:
         columns = self._manifest.columns_of(part.entry)
-        rewritten = self._wanted.json - columns.json
         with opened(self._store, part.entry) as file:
             start = 0
             for group in range(file.num_row_groups):
@@ -177,7 +193,7 @@ class VersionReader:
                 start += metadata.num_rows
                 if keep is not None and not keep.any():
                     continue
-                if self._filters is not None and not may_pass(self._filters, metadata, rewritten):
+                if self._filter is not None and not self._filter.may_pass(metadata, columns):
                     continue
                 table = self._formed(self._group(file, group, columns, keep, part.entry))
                 if len(table):
@@ -189,13 +205,18 @@ class VersionReader:
         """A row group with the columns that are wanted, as the whole snapshot has them."""
         fields, names = self._metadata(), columns.schema.names
         there = [name for name in self._wanted.schema.names if name in names]
-        absent = [name for name in self._wanted.schema.names if name in self._named and name not in names]
-        beside = [REST] if absent and REST in names and REST not in there else []
-        table = file.read_row_group(group, columns=[*(field.name for field in fields), *there, *beside])
+        compared = [] if self._filter is None else self._filter.documents(columns)
+        named = {*self._named, *(column_of(each.path) for each in self._filter_fields())}
+        absent = [name for name in self._documents.schema.names if name in named and name not in names]
+        beside = [REST] if absent and REST in names else []
+        read = dict.fromkeys([*(field.name for field in fields), *there, *compared, *beside])
+        table = file.read_row_group(group, columns=[*read])
         if keep is not None and not keep.all():
             table = table.filter(pa.array(keep))
-        if absent and REST in names:
+        if beside:
             refuse_rest(table[REST], absent, self._store.where(entry.name))
+        if self._filter is not None:
+            table = table.filter(pa.array(self._filter.passing(table, columns)))
         documents = widen(table.select(there), columns.select(there), self._wanted)
         # Keys may be text in one file and bytes in another.
         head = [table[field.name].cast(field.type) for field in fields]
@@ -203,9 +224,7 @@ class VersionReader:
         return pa.table([*head, *documents.columns], schema=schema)
 
     def _formed(self, table: pa.Table) -> pa.Table:
-        """The rows that pass, and the columns that were asked for."""
-        if self._filters is not None:
-            table = table.filter(pa.array(passing(table, self._filters)))
+        """The columns that were asked for."""
         head = table.select([field.name for field in self._head])
         documents = table.select(self._wanted.schema.names)
         if self._columns is not None:
@@ -216,6 +235,10 @@ class VersionReader:
             return head
         schema = pa.schema([*head.schema, *documents.schema])
         return pa.table([*head.columns, *documents.columns], schema=schema)
+
+
+def _parts(column: str | list[str]) -> list[str]:
+    return list(path_of(column))
 
 
 def documents_of(manifest: Manifest) -> Columns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, VALUE, VBUCKET
 from cbframe.arrow.documents.chunks import Batch
 from cbframe.arrow.documents.passes import PassingTyper
 from cbframe.arrow.documents.plan import Plan
+from cbframe.arrow.documents.rewrite import FAMILIES
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder
 from cbframe.arrow.spool import ARRIVED, Spool, Survivors
 from cbframe.cluster.manifest import Manifest
@@ -46,10 +47,16 @@ class Described:
     ----------
     plan
         By which they were made.
+    conflicts
+        Values that have no common type.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, conflicts: Iterable[Conflict] = ()) -> None:
         self._plan = plan
+        self._reported: dict[str, dict[str, list[str]]] = {}
+        for each in conflicts:
+            families: list[str] = [FAMILIES[kind] for kind in each.types if kind in FAMILIES]
+            self._reported.setdefault(made_way(each.path), {})[each.action] = families
         self._builder: ColumnsBuilder | None = None
 
     def look(self, table: pa.Table) -> None:
@@ -60,7 +67,9 @@ class Described:
 
     def columns(self) -> Columns:
         """What they are."""
-        return Columns(pa.schema([])) if self._builder is None else self._builder.columns()
+        if self._builder is None:
+            return Columns(pa.schema([]))
+        return self._builder.columns().reported(self._reported)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +135,7 @@ class ChangeSink(SpoolingSink):
         self.nbytes += batch.nbytes
         super()._put_down_batch(batch, numbers)
 
-    def changes(self, known: Collection[int] = (), manifest_uid: int = 0) -> Changes:
+    def changes(self, known: Collection[int] = (), manifest_uid: int = 0, *, whole: bool = False) -> Changes:
         """Nothing more comes.
 
         Parameters
@@ -136,6 +145,8 @@ class ChangeSink(SpoolingSink):
         manifest_uid
             Of the newest version of the collections manifest that is known: a node may have an older one,
             in which collections are missing.
+        whole
+            Whether it was read from the start: filters that no document can pass are an error then.
 
         Raises
         ------
@@ -146,6 +157,8 @@ class ChangeSink(SpoolingSink):
             self._put_down()
         self._spool.complete()
         self._names.refuse_dropped(self._receiver)
+        if whole:
+            self._intake.refuse_filters()
         ids = np.array(sorted(self._collections), np.uint32)
         every = np.union1d(ids, np.array(sorted(known), np.uint32))
         manifest = self._names.manifest_of(every, self._receiver)
@@ -183,7 +196,6 @@ class ChangeSink(SpoolingSink):
         rejected = census.reasons()
         # An update may bring none of the documents that have a field.
         outcome = Outcome(self._target, rows.upserts, rejected, lenient=True)
-        columns = Described(_named(layout.plan, self._target))
 
         def typed() -> Iterator[tuple[int, pa.Table]]:
             return enumerate(typer.tables(rows, layout))
@@ -196,6 +208,7 @@ class ChangeSink(SpoolingSink):
                     lambda row, number=number: (number, row),  # type: ignore[misc]
                 )
         conflicts = outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
+        columns = Described(_named(layout.plan, self._target), conflicts)
 
         def tables() -> Iterator[pa.Table]:
             for number, table in typed():

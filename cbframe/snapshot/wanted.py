@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cbframe.arrow.documents.filters import make_filters, restored_filters, stored_filters
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
 from cbframe.frame.target import ScanTarget, declared_types, make_target
@@ -50,6 +51,9 @@ def stored_form(given: Mapping[str, Any]) -> dict[str, Any]:
             chosen["key_prefix"] = chosen["key_prefix"].decode()
         except UnicodeDecodeError as exc:
             raise ConfigurationError("key_prefix= of a snapshot has to be text") from exc
+    if "filters" in chosen:
+        make_filters(chosen["filters"])
+        chosen["filters"] = stored_filters(chosen["filters"])
     if "schema" in chosen:
         schema = pa.schema(list(declared_types(chosen["schema"]).items()))
         chosen["schema"] = base64.b64encode(schema.serialize().to_pybytes()).decode()
@@ -62,8 +66,8 @@ def stored_form(given: Mapping[str, Any]) -> dict[str, Any]:
         form: dict[str, Any] = json.loads(json.dumps(chosen))
     except (TypeError, ValueError) as exc:
         raise ConfigurationError(
-            f"what a snapshot holds has to be written down, and {exc}",
-            hint="give filters= plain numbers and strings",
+            "an argument of a snapshot cannot be written to its manifest",
+            hint="give plain numbers, strings and lists",
         ) from exc
     return form
 
@@ -127,7 +131,7 @@ def target_of(
         scope=asked["scope"],
         collections=asked["collections"],
         columns=_paths(asked["columns"]),
-        filters=asked["filters"] and _filters(asked["filters"]),
+        filters=restored_filters(asked["filters"]),
         keys_only=asked["keys_only"],
         parse=asked["parse"],
         metadata=(*METADATA, "xattrs") if asked["xattrs"] else METADATA,
@@ -146,15 +150,3 @@ def target_of(
 
 def _paths(columns: Sequence[Any] | None) -> list[Any] | None:
     return None if columns is None else [tuple(c) if isinstance(c, list) else c for c in columns]
-
-
-def _filters(filters: Sequence[Any]) -> list[Any]:
-    """Paths are tuples again."""
-
-    def one(each: Any) -> Any:
-        if len(each) == 3 and isinstance(each[1], str):
-            name, *rest = each
-            return (tuple(name) if isinstance(name, list) else name, *rest)
-        return [one(inside) for inside in each]
-
-    return [one(each) for each in filters]

@@ -122,3 +122,23 @@ def test_under_a_writer(spark: Any) -> None:
             }
             assert len(found) == len(rows)
             writer.check(found, at_start)
+
+
+def test_filters_are_pushed_down(spark: Any) -> None:
+    """The same rows with fewer documents typed; Spark has to be set to push filters down."""
+    schema = "_cb_key string, n bigint, text string"
+    query = "n >= 1990 and text <> 'other' and _cb_key <> 'key-001995'"
+    with cluster_of() as cluster:
+        fill(cluster, 2000)
+        cluster.upsert("odd", {"n": "x", "text": "other"})
+        wanted = load(spark, cluster, schema, on_conflict="null").where(query).collect()
+        with pytest.raises(Exception, match="filterPushdown"):
+            load(spark, cluster, schema, pushdown="true").where(query).collect()
+        spark.conf.set("spark.sql.python.filterPushdown.enabled", "true")
+        try:
+            found = load(spark, cluster, schema, pushdown="true").where(query)
+            # The odd value does not fit, and nobody looks at it.
+            assert sorted(found.collect()) == sorted(wanted)
+            assert 0 < len(wanted) < 10
+        finally:
+            spark.conf.unset("spark.sql.python.filterPushdown.enabled")

@@ -118,3 +118,29 @@ def test_no_difference(report: SchemaReport) -> None:
 def test_what_has_no_schema(report: SchemaReport) -> None:
     with pytest.raises(ConfigurationError, match="a DataFrame has no Arrow schema"):
         diff_schema(report, pd.DataFrame({"a": [1]}))
+
+
+def test_a_name_with_a_dot_is_no_member() -> None:
+    documents = [{"user.name": "x"}, {"user": {"name": 1, "a[]": [{"b.c": True}]}}, {"user.name": 5, "`": 1}]
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        before = read_schema(cluster, options=QUICK)
+        for n, document in enumerate(documents):
+            cluster.upsert(f"k{n}", document)
+        report = read_schema(cluster, options=QUICK)
+        chosen = read_schema(cluster, columns=["user.name", ("user.name",)][:1], options=QUICK)
+    kinds = {each.path: str(each.type) for each in report.fields}
+    assert kinds.pop("user").startswith("struct<")
+    assert kinds.pop("user.`a[]`").startswith("list<")
+    assert kinds.pop("user.`a[]`[]").startswith("struct<")
+    assert kinds == {
+        "`user.name`": "string",
+        "user.name": "int64",
+        "user.`a[]`[].`b.c`": "bool",
+        "````": "int64",
+    }
+    assert [(conflict.path, conflict.types) for conflict in report.conflicts] == [
+        ("`user.name`", {"integer": 1, "string": 1})
+    ]
+    assert {"`user.name`", "user.name"} < diff_schema(before, report).added.keys()
+    assert {"`user.name`", "user.name"} < diff_schema(before.schema, report.schema).added.keys()
+    assert [each.path for each in chosen.fields] == ["user.name"]

@@ -170,4 +170,4 @@ def test_a_field_of_that_name(cluster: LocalCluster, path: Path) -> None:
         {"_cb_key": "a", "_change_type_": "1", "_change_type__": 2},
         {"_cb_key": "b", "_change_type_": '{"x":"y"}', "_change_type__": None},
     ]
-    assert read_snapshot(path, filters=[("_change_type", "==", "1")]).index.to_list() == ["a"]
+    assert read_snapshot(path, filters=[("_change_type", "==", 1)]).index.to_list() == ["a"]

@@ -124,8 +124,6 @@ def test_a_time_of_which_the_version_is_gone(tmp_path: Path, calendar: Calendar)
         ([[("n", "==", 120)], [("type", "==", "c"), ("n", ">", -3)]], lambda n: n == 120 or -3 < n <= 0),
         ([("geo.lat", ">", 70.0)], lambda n: n / 7 > 70),
         ([("type", "==", "z")], lambda _: False),
-        ([("type", "==", 3)], lambda _: False),
-        ([("nothing", "==", 3)], lambda _: False),
     ],
 )
 def test_filters(filters: Any, wanted: Any, path: Path) -> None:
@@ -146,8 +144,8 @@ def test_filters_of_metadata(path: Path) -> None:
 @pytest.mark.parametrize(
     ("documents", "filters"),
     [
-        # One file has text, which becomes JSON text together with the other: "x" with its quotes.
-        (({"a": "x"}, {"a": {}}), [("a", "==", '"x"')]),
+        # One file has text, which becomes JSON text together with the other.
+        (({"a": "x"}, {"a": {}}), [("a", "==", "x")]),
         # The one field is called in Parquet as the other one is.
         (({"a": {"b": 5}, "a.b": 1}, {}), [("a.b", "==", 5)]),
     ],
@@ -176,13 +174,13 @@ def test_filters_of_keys_that_are_no_text(cluster: LocalCluster, tmp_path: Path)
 
 
 def test_inside_of_text(cluster: LocalCluster, tmp_path: Path) -> None:
-    """Documents that have the field may be there: nothing would be found, and nobody would know."""
+    """Filters look into JSON text. Columns do not: nothing would be found, and nobody would know."""
     cluster.upsert("a", {"a": {"b": {"c": 1}}})
     cluster.upsert("b", {"a": {"b": 1}})
     write_snapshot(cluster, tmp_path, options=QUICK)
-    for wanted in ({"filters": [("a.b.c", "==", 1)]}, {"columns": ["a.b.c"]}):
-        with pytest.raises(ConfigurationError, match=r"names 'a\.b\.c', and 'a\.b' is JSON text"):
-            read_snapshot(tmp_path, **wanted)
+    assert read_snapshot(tmp_path, filters=[("a.b.c", "==", 1)]).index.to_list() == ["a"]
+    with pytest.raises(ConfigurationError, match=r"names 'a\.b\.c', and 'a\.b' is JSON text"):
+        read_snapshot(tmp_path, columns=["a.b.c"])
 
 
 def test_beyond_the_thousandth_field(cluster: LocalCluster, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_what_it_holds(arguments: dict[str, Any], cluster: LocalCluster, path: P
         ({"compression": "rar"}, "compression='rar'"),
         ({"nested": "flatten"}, "for reading a snapshot"),
         ({"columns": []}, "names no columns"),
-        ({"filters": [("n", "==", object())]}, "has to be written down"),
+        ({"filters": [("n", "==", object())]}, "a value of type object"),
         ({"key_prefix": b"\xff"}, "has to be text"),
         ({"storage_options": {}, "filesystem": pa.fs.LocalFileSystem()}, "exclude each other"),
     ],

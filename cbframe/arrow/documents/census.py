@@ -18,6 +18,7 @@ from cbframe.arrow.documents.plan import Place, Plan
 from cbframe.arrow.documents.rewrite import FAMILIES, Rows
 
 _SAMPLES = 3
+_SPECIAL = frozenset(".[]`")
 _Where = tuple[int, int]
 """Vbucket and seqno."""
 
@@ -118,8 +119,15 @@ class Census:
 
 
 def shown(place: Place) -> str:
-    """A place as it is written: ``items[].price``."""
-    return "".join("[]" if name is None else f".{name}" for name in place).removeprefix(".")
+    """A place as it is written: ``items[].price``; names that would look like a path are quoted."""
+    return "".join("[]" if name is None else f".{quoted(name)}" for name in place).removeprefix(".")
+
+
+def quoted(name: str) -> str:
+    """A name within a path: in backquotes, as in SQL++, where it has dots, brackets or backquotes itself."""
+    if name and not _SPECIAL.intersection(name):
+        return name
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _earliest(rows: Rows, places: Places) -> list[int]:

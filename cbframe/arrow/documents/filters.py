@@ -1,56 +1,179 @@
-"""Which documents are wanted, decided before anything else is made of them.
+"""Filters: which documents are wanted, decided before anything else is made of them.
 
-A filter is written as pyarrow and pandas have it for Parquet: ``[("type", "==", "hotel"),
-("geo.alt", ">", 100)]``, all of which must hold; or a list of such lists, one of which must. A value
-is compared with values of its own kind: numbers with numbers, exactly, strings with strings. It is
-different from (``!=``, ``not in``) any value of another kind. A field that is missing or null passes
-no filter.
+A filter is written as pyarrow and pandas write it for Parquet: ``[("type", "==", "hotel"),
+("geo.alt", ">", 100)]``, all of which must hold; or a list of such lists, one of which must. The name is
+that of a field: ``"geo.alt"`` or ``("geo", "alt")`` is a member, ``("geo.alt",)`` a field with a dot in its
+name. ``_cb_key`` and the other columns of metadata can be named whether they are read or not.
+
+One rule holds for reads, scans, partitions, Dask, Spark and snapshots. It is about the values of the
+documents, not about the columns that they become:
+
+=========================  ======================  =================================================
+the filter has             it is compared with     and
+=========================  ======================  =================================================
+int, float, Decimal        numbers                 exactly, integers of any size; a number with a
+                                                   fraction is the nearest double on both sides;
+                                                   ``-0.0`` equals ``0``
+bool                       true, false             never with numbers; false is less than true
+str                        text                    by code points; also if it looks like a date
+datetime with a zone       text such as            as moments, to the nanosecond; and timestamps that
+                           2024-05-01T12:00:00Z    ``parse_dates=`` or ``schema=`` made of such text
+datetime without a zone    text such as            as what a clock showed; a day without a time is its
+or date                    2024-05-01 12:00        midnight
+bytes                      ``_cb_key``             a str is compared as UTF-8
+``("x", "is", None)``      anything                null and missing fields alike
+``("x", "is not", None)``  anything                the opposite
+=========================  ======================  =================================================
+
+=============================================  ============================================================
+a value that is                                passes
+=============================================  ============================================================
+null or missing                                ``is`` only
+of another kind than the filter's              ``!=``, ``not in`` and ``is not``
+in a document of which other documents hold    as it does by itself: each value is compared as what it is
+values of another kind
+no JSON object (binary, an array)              no filter on a field; those on ``_cb_…`` as any document
+=============================================  ============================================================
+
+Instead of an answer there is a :class:`~cbframe.ConfigurationError` where
+
+* the field is in none of the documents, and there is one at least (partitions, which are typed from a
+  sample, warn instead);
+* the comparison can never be true: the field holds values, and none is of the filter's kind (``==``,
+  ``<``, ``<=``, ``>``, ``>=``, ``in``; an empty list is just never true);
+* a snapshot no longer has what the rule needs: text cannot tell the number 60 from the string "60" where the
+  field holds both, a timestamp cannot tell how it was written, a float32 was rounded. The message says
+  how to read such a field.
 """
 
 from __future__ import annotations
 
-import json
-import operator
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from math import isinf
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from math import isnan
 from typing import Any
 
-import msgspec
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from cbframe.arrow.columns import OURS
-from cbframe.arrow.documents.facts import exact
-from cbframe.arrow.documents.guard import Reason, inspect, screen
-from cbframe.arrow.documents.projection import Path, Projection, path_of
-from cbframe.arrow.documents.result import TypedColumns
-from cbframe.arrow.documents.typer import JsonTyper
+from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OPCODE, OURS, REASON, VALUE, XATTRS
+from cbframe.arrow.documents.projection import Path, path_of
 from cbframe.errors import ConfigurationError
 
-_COMPARE: dict[str, tuple[Callable[[Any, Any], bool], Callable[[Any, Any], pa.Array]]] = {
-    "==": (operator.eq, pc.equal),
-    "!=": (operator.ne, pc.not_equal),
-    "<": (operator.lt, pc.less),
-    "<=": (operator.le, pc.less_equal),
-    ">": (operator.gt, pc.greater),
-    ">=": (operator.ge, pc.greater_equal),
+ORDER = ("<", "<=", ">", ">=")
+SETS = ("in", "not in")
+NULLS = ("is", "is not")
+OPERATORS = ("==", "!=", *ORDER, *SETS, *NULLS)
+NAMES = ("_cb_scope", "_cb_collection")
+METADATA: dict[str, pa.DataType] = {
+    KEY: pa.binary(),
+    **{name: kind for name, kind in METADATA_TYPES.items() if name != XATTRS},
+    **dict.fromkeys(NAMES, pa.string()),
 }
-_SETS = ("in", "not in")
-_DECODE = msgspec.json.Decoder().decode
-_DEPTH = 200
+"""Columns of metadata that filters can name, whether they are read or not."""
+_RESERVED = {VALUE, REASON, XATTRS, OPCODE, COLLECTION_ID, "_cb_rest"}
+_HINT = 'write filters=[("type", "==", "hotel"), ("geo.alt", ">", 100)], or a list of such lists'
+_LARGEST = 5000
+"""Digits of a Decimal."""
+_NOUNS = {
+    "number": "numbers",
+    "boolean": "true or false",
+    "string": "text",
+    "array": "arrays",
+    "object": "objects",
+    "moment": "dates and times with a time zone",
+    "clock": "dates and times without a time zone",
+}
+_EPOCH = datetime.fromisoformat("1970-01-01")
+_TEXT = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?:[T ]([0-9]{2}:[0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)?(Z|[+-][0-9]{2}(?::?[0-9]{2})?)?)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A date or a time.
+
+    Attributes
+    ----------
+    nanoseconds
+        Since 1970.
+    aware
+        Whether that is in UTC, or what a clock showed somewhere.
+    """
+
+    nanoseconds: int
+    aware: bool
+
+    @classmethod
+    def of(cls, value: date) -> Moment:
+        """That of a date, or of a datetime with or without a zone."""
+        if not isinstance(value, datetime):
+            value = datetime.fromisoformat(value.isoformat())
+        aware = value.utcoffset() is not None
+        since = (value.astimezone(UTC) if aware else value).replace(tzinfo=None) - _EPOCH
+        # pandas' timestamps have nanoseconds.
+        return cls(since // timedelta(microseconds=1) * 1000 + int(getattr(value, "nanosecond", 0)), aware)
+
+    @classmethod
+    def of_text(cls, text: str) -> Moment | None:
+        """That of text which ``parse_dates=`` would take for one; None of other text."""
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            return None
+        day, minute, second, fraction, zone = match.groups()
+        try:
+            since = datetime.fromisoformat(f"{day}T{minute or '00:00'}:{second or '00'}") - _EPOCH
+        except ValueError:
+            return None
+        seconds = since.days * 86400 + since.seconds
+        if zone not in (None, "Z"):
+            hours, minutes = int(zone[1:3]), int(zone[3:].lstrip(":") or 0)
+            if hours > 23 or minutes > 59:
+                return None
+            seconds -= (hours * 3600 + minutes * 60) * (-1 if zone[0] == "-" else 1)
+        return cls(seconds * 10**9 + int((fraction or "").ljust(9, "0")), zone is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """One comparison: the field, ``== != < <= > >= in`` or ``not in``, and a scalar or a tuple of them."""
+    """One comparison.
+
+    Attributes
+    ----------
+    path
+        Of the field, or the name of a column of metadata.
+    op
+        One of `OPERATORS`.
+    value
+        A str, int, float, bool, bytes, :class:`Moment` or None; a tuple of them for ``in`` and ``not in``.
+    """
 
     path: Path
     op: str
     value: Any
+
+    @property
+    def literals(self) -> tuple[Any, ...]:
+        """What is compared with."""
+        return self.value if self.op in SETS else (self.value,)
+
+    @property
+    def negative(self) -> bool:
+        """Whether values of other kinds pass."""
+        return self.op in ("!=", "not in", "is not")
+
+    @property
+    def of_metadata(self) -> bool:
+        """Whether it is about metadata, and not about a field."""
+        return self.path[0] in METADATA
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.path)!r} {self.op}"
 
 
 Filters = tuple[tuple[Predicate, ...], ...]
@@ -63,184 +186,218 @@ def make_filters(filters: Any) -> Filters:
     Raises
     ------
     ConfigurationError
-        They cannot be meant.
+        They are no filters, or compare with what no document holds.
     """
-    try:
-        groups = [list(filters)] if _is_predicate(filters[0]) else [list(group) for group in filters]
-        made = tuple(tuple(_predicate(*each) for each in group) for group in groups)
-        if not all(made):
-            raise ValueError("an empty list")  # noqa: TRY301 - told in the same words as the others
-    except (TypeError, ValueError, IndexError, KeyError) as exc:
-        raise ConfigurationError(
-            f"filters={filters!r} are no filters ({exc})",
-            hint='write filters=[("type", "==", "hotel"), ("geo.alt", ">", 100)], or a list of such lists',
-        ) from exc
-    return made
+    if not isinstance(filters, list | tuple):
+        raise _invalid("is not a list of comparisons")
+    if not filters:
+        raise _invalid("is an empty list")
+    groups = [filters] if _is_predicate(filters[0]) else filters
+    made = []
+    for group in groups:
+        if not isinstance(group, list | tuple):
+            raise _invalid(f"has {_shown(group)} in it")
+        if not group:
+            raise _invalid("has an empty list in it")
+        made.append(tuple(_predicate(each) for each in group))
+    return tuple(made)
+
+
+def predicates(filters: Filters | None) -> Iterator[Predicate]:
+    """All comparisons."""
+    return (predicate for group in filters or () for predicate in group)
+
+
+def stored_filters(filters: Any) -> Any:
+    """Filters as JSON holds them; :func:`restored_filters` is the way back."""
+    if isinstance(filters, list | tuple):
+        return [stored_filters(each) for each in filters]
+    plain = _plain(filters)
+    if isinstance(plain, datetime | date):
+        return {"datetime" if isinstance(plain, datetime) else "date": plain.isoformat()}
+    if isinstance(plain, Decimal):
+        return {"decimal": str(plain)}
+    if isinstance(plain, bytes):
+        return {"bytes": plain.hex()}
+    return plain
+
+
+def restored_filters(stored: Any) -> Any:
+    """Filters of which :func:`stored_filters` made this."""
+    if isinstance(stored, list):
+        return [restored_filters(each) for each in stored]
+    if isinstance(stored, dict):
+        ((kind, text),) = stored.items()
+        return _RESTORED[kind](text)
+    return stored
+
+
+_RESTORED: dict[str, Any] = {
+    "date": date.fromisoformat,
+    "datetime": datetime.fromisoformat,
+    "decimal": Decimal,
+    "bytes": bytes.fromhex,
+}
+
+
+def family_of(literal: Any) -> str:
+    """The kind of a filter's value."""
+    if isinstance(literal, bool):
+        return "boolean"
+    if isinstance(literal, str | bytes):
+        return "string"
+    if isinstance(literal, Moment):
+        return "moment" if literal.aware else "clock"
+    return "number"
+
+
+def nouns(families: Sequence[str]) -> str:
+    """Kinds of values in words."""
+    *some, last = (_NOUNS[each] for each in families)
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def never(predicate: Predicate, families: Sequence[str]) -> ConfigurationError | None:
+    """The error for a comparison that cannot be true.
+
+    Parameters
+    ----------
+    families
+        The kinds of all values of the field. None are no reason.
+    """
+    literals = predicate.literals
+    if predicate.negative or predicate.op == "is" or not families or not literals:
+        return None
+    asked = list(dict.fromkeys(map(family_of, literals)))
+    if any(each in families for each in asked):
+        return None
+    name = ".".join(predicate.path)
+    held = [each for each in families if each not in ("moment", "clock") or "string" not in families]
+    return ConfigurationError(
+        f"filters= compares {name!r} with {nouns(asked)}, and it holds {nouns(held)}: that is never true",
+        hint=f"compare it with {nouns(held)}"
+        if not {*held} <= {"array", "object"}
+        else f"name a member of it: filters=[(({predicate.path[0]!r}, ...), {predicate.op!r}, ...)]",
+    )
+
+
+def unknown(predicate: Predicate) -> ConfigurationError:
+    """The error for a field that is nowhere."""
+    return ConfigurationError(
+        f"filters= names {'.'.join(predicate.path)!r}, which no document has",
+        hint='read_schema() lists the fields; a member is "geo.lat" or ("geo", "lat"), '
+        'a name with a dot in it ("geo.lat",)',
+    )
 
 
 def _is_predicate(each: Any) -> bool:
-    return len(each) == 3 and isinstance(each[1], str)
+    return isinstance(each, list | tuple) and len(each) == 3 and isinstance(each[1], str)
 
 
-def _predicate(column: Any, op: str, value: Any) -> Predicate:
+def _predicate(each: Any) -> Predicate:
+    if not _is_predicate(each):
+        raise _invalid(f"has {_shown(each)} in it, which is not (field, operator, value)")
+    column, op, value = each
+    if isinstance(column, str):
+        path = path_of(column)
+    elif isinstance(column, list | tuple) and column and all(isinstance(name, str) for name in column):
+        path = tuple(column)
+    else:
+        raise _invalid(f"names {_shown(column)}, which is no field")
     op = "==" if op == "=" else op
-    if op in _SETS:
-        if isinstance(value, str | bytes):
-            raise TypeError(f"{op!r} needs a list of values")
-        value = tuple(value)
-    elif op not in _COMPARE:
-        raise ValueError(f"there is no {op!r}")
-    plain = tuple(map(_plain, value)) if op in _SETS else _plain(value)
-    for each in plain if op in _SETS else (plain,):
-        if not isinstance(each, str | int | float):
-            raise TypeError(f"a {type(each).__name__} is not compared with values of JSON")
-        if isinstance(each, str):
-            each.encode()  # half of a surrogate pair is in no document
-    return Predicate(path_of(column), op, plain)
+    if op not in OPERATORS:
+        raise _invalid(f"has the operator {op!r}", f"choose from: {', '.join(OPERATORS)}")
+    name = ".".join(path)
+    if op in SETS:
+        if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+            raise _invalid(f"has no list of values after {op!r}", f'write ("{name}", "{op}", ["a", "b"])')
+        literal: Any = tuple(_literal(each, path, op) for each in value)
+    else:
+        literal = _literal(value, path, op)
+    predicate = Predicate(path, op, literal)
+    _check_metadata(predicate)
+    return predicate
+
+
+def _literal(value: Any, path: Path, op: str) -> Any:
+    value = _plain(value)
+    name = ".".join(path)
+    if op in NULLS:
+        if value is not None:
+            raise _invalid(f"has {op!r} with a value", f'write ("{name}", "{op}", None), or use "=="')
+        return None
+    if value is None:
+        raise _invalid(f"compares {name!r} with None", f'write ("{name}", "is", None), or "is not"')
+    if isinstance(value, bool | int):
+        return value
+    if isinstance(value, float | Decimal):
+        if value.is_nan() if isinstance(value, Decimal) else isnan(value):
+            raise _invalid(
+                f"compares {name!r} with NaN, which no document holds", 'null is ("x", "is", None)'
+            )
+        return value if isinstance(value, float) else _number(value)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise _invalid(f"compares {name!r} with text that is not Unicode") from None
+        return value
+    if isinstance(value, date):
+        if value != value:  # noqa: PLR0124 - pandas' NaT is a datetime
+            raise _invalid(f"compares {name!r} with NaT", f'write ("{name}", "is", None)')
+        return Moment.of(value)
+    if isinstance(value, bytes) and path == (KEY,):
+        return value
+    hint = 'lists are for "in" and "not in"' if isinstance(value, list | tuple | set) else None
+    raise _invalid(f"compares {name!r} with a value of type {type(value).__name__}", hint or _VALUES)
+
+
+_VALUES = "values are numbers, text, True or False, Decimal, date and datetime"
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, np.datetime64):
+        micros = value.astype("datetime64[us]")
+        # A datetime has no nanoseconds, and NaT is not equal to itself.
+        return micros.item() if micros == value else value
     return value.item() if isinstance(value, np.generic) else value
 
 
-class Matcher:
-    """Finds the documents that pass filters."""
-
-    def __init__(self, filters: Filters) -> None:
-        self._filters = filters
-        self._projection = Projection(predicate.path for group in filters for predicate in group)
-
-    def mask(self, values: pa.Array, is_json: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Which values are documents that pass."""
-        if not len(values):
-            return np.zeros(0, bool)
-        documents = self._projection.apply(values, is_json)
-        typer = JsonTyper()
-        typer.add(documents, is_json)
-        typed = typer.finish()
-        told = {conflict.path for conflict in typed.conflicts}
-        slow: list[Any] | None = None
-        passed = np.zeros(len(values), bool)
-        for group in self._filters:
-            passing = np.ones(len(values), bool)
-            for predicate in group:
-                cells = None if told else _column(typed, predicate.path)
-                fast = None if cells is None else _fast(cells, predicate)
-                if fast is None:
-                    if slow is None:
-                        slow = _decoded(documents, is_json)
-                    fast = np.array([_holds(_at(document, predicate.path), predicate) for document in slow])
-                passing &= fast
-            passed |= passing
-        return passed
+def _number(value: Decimal) -> int | float:
+    if value.is_infinite() or value != value.to_integral_value():
+        return float(value)
+    if value.adjusted() > _LARGEST:
+        raise _invalid(f"compares with a number of {value.adjusted() + 1} digits")
+    return int(value)
 
 
-def compare(cells: pa.ChunkedArray, predicate: Predicate) -> npt.NDArray[np.bool_]:
-    """Which values of a column pass; those of no type that JSON has are not compared."""
-    fast = _fast(cells, predicate)
-    if fast is None:
-        fast = np.array([_holds(value, predicate) for value in cells.to_pylist()], bool)
-    return fast
+def _check_metadata(predicate: Predicate) -> None:
+    """Refuse what metadata cannot be compared with: its types are known."""
+    name, *inside = predicate.path
+    if name in _RESERVED or (name in METADATA and inside):
+        raise ConfigurationError(
+            f"filters= names {'.'.join(predicate.path)!r}, which is not compared with anything",
+            hint=f"choose a field, or from: {', '.join(METADATA)}",
+        )
+    if name not in METADATA:
+        return
+    kind = METADATA[name]
+    families = ["number" if pa.types.is_integer(kind) else "string"]
+    error = never(predicate, families)
+    if predicate.op == "is":
+        error = ConfigurationError(f"filters= asks for {name!r} that is null: it never is")
+    if error is not None:
+        raise error
 
 
-def _column(typed: TypedColumns, path: Path) -> pa.ChunkedArray | None:
-    """The column of a path; nulls where no document has it, None if it cannot be told apart."""
-    nothing = pa.chunked_array([pa.nulls(typed.rows)])
-    name, *rest = path
-    if name.startswith(OURS):
-        return None
-    if name not in typed.table.column_names:
-        return nothing
-    column = typed.table[name]
-    for member in rest:
-        at = column.type.get_field_index(member) if pa.types.is_struct(column.type) else -1
-        if at < 0:
-            return nothing
-        column = pc.struct_field(column, [at])
-    return column
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str | int | float | bytes | None) else f"a {type(value).__name__}"
 
 
-def _fast(cells: pa.ChunkedArray, predicate: Predicate) -> npt.NDArray[np.bool_] | None:
-    """Compare in one call; None where Arrow would not compare exactly."""
-    if pa.types.is_null(cells.type):
-        return np.zeros(len(cells), bool)
-    literals = predicate.value if predicate.op in _SETS else (predicate.value,)
-    if not literals or not all(_comparable(cells.type, literal) for literal in literals):
-        return None
-    if pa.types.is_floating(cells.type):
-        literals = tuple(map(float, literals))
-        if predicate.op in _SETS and 0.0 in literals:
-            # To is_in() they are different.
-            literals += (0.0, -0.0)
-    if predicate.op in _SETS:
-        found = pc.is_in(cells, value_set=pa.array(literals, cells.type))
-        if predicate.op == "not in":
-            found = pc.and_(pc.invert(found), cells.is_valid())
-    else:
-        found = _COMPARE[predicate.op][1](cells, pa.scalar(literals[0], cells.type))
-    mask: npt.NDArray[np.bool_] = found.fill_null(False).to_numpy()
-    return mask
+def _invalid(what: str, hint: str = _HINT) -> ConfigurationError:
+    return ConfigurationError(f"filters= {what}", hint=hint)
 
 
-def _comparable(kind: pa.DataType, literal: Any) -> bool:
-    if isinstance(literal, bool) or pa.types.is_boolean(kind):
-        return isinstance(literal, bool) and pa.types.is_boolean(kind)
-    if isinstance(literal, str):
-        return bool(pa.types.is_string(kind))
-    if pa.types.is_integer(kind):
-        bits = kind.bit_width
-        low, high = (-(1 << bits - 1), 1 << bits - 1) if pa.types.is_signed_integer(kind) else (0, 1 << bits)
-        return isinstance(literal, int) and low <= literal < high
-    return pa.types.is_floating(kind) and (isinstance(literal, float) or exact(literal))
-
-
-def _decoded(documents: pa.Array, is_json: npt.NDArray[np.bool_]) -> list[Any]:
-    verdicts = inspect(documents, screen(documents, is_json), _DEPTH)
-    return [
-        _decode(document) if verdict == Reason.GOOD else None
-        for document, verdict in zip(documents.to_pylist(), verdicts, strict=True)
-    ]
-
-
-def _decode(document: bytes) -> Any:
-    try:
-        return _DECODE(document)
-    except msgspec.ValidationError:
-        # It has numbers beyond a double, or of very many digits.
-        return _EXACTLY(document.decode())
-
-
-def _double(token: str) -> float | Decimal:
-    number = float(token)
-    if not isinf(number):
-        return number
-    try:
-        return Decimal(token)
-    except InvalidOperation:
-        return number  # beyond even that
-
-
-_EXACTLY = json.JSONDecoder(parse_int=Decimal, parse_float=_double).decode
-
-
-def _at(document: Any, path: Path) -> Any:
-    for name in path:
-        if not isinstance(document, dict):
-            return None
-        document = document.get(name)
-    return document
-
-
-def _holds(value: Any, predicate: Predicate) -> bool:
-    if value is None:
-        return False
-    literals: Sequence[Any] = predicate.value if predicate.op in _SETS else (predicate.value,)
-    if predicate.op in ("==", "in"):
-        return any(_kind(value) is _kind(literal) and value == literal for literal in literals)
-    if predicate.op in ("!=", "not in"):
-        return not any(_kind(value) is _kind(literal) and value == literal for literal in literals)
-    return _kind(value) is _kind(literals[0]) and _COMPARE[predicate.op][0](value, literals[0])
-
-
-def _kind(value: Any) -> type:
-    return float if type(value) in (int, Decimal) else type(value)
+def is_ours(name: str) -> bool:
+    """Whether a name is reserved for columns that are no fields."""
+    return name.startswith(OURS)

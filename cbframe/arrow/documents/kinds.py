@@ -31,7 +31,7 @@ integers and doubles for that.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -60,6 +60,13 @@ class Kind:
         Integers, one of which is negative.
     far
         Timestamps, one of which is beyond nanoseconds.
+    digits
+        Text of numbers only, as they are written.
+    mixed
+        Text of strings and of other scalars as they are written: it cannot tell 60 from "60". In JSON text,
+        strings that may have been other scalars.
+    lost
+        Some values of the documents are null, or not as they were written.
     members
         Of a struct.
     item
@@ -71,6 +78,9 @@ class Kind:
     inexact: bool = False
     negative: bool = False
     far: bool = False
+    digits: bool = False
+    mixed: bool = False
+    lost: bool = False
     members: Mapping[str, Kind] = field(default_factory=dict)
     item: Kind | None = None
 
@@ -101,6 +111,41 @@ def common(kinds: Sequence[Kind], max_members: int) -> Kind:
     max_members
         Different members that a struct may have before it becomes JSON text.
     """
+    return _remembered(_common(kinds, max_members), kinds)
+
+
+def _remembered(wide: Kind, kinds: Sequence[Kind]) -> Kind:
+    """A type with what is known of the text that values became, which does not matter for the type."""
+    some = [kind for kind in kinds if not pa.types.is_null(kind.type)]
+    lost = any(kind.lost for kind in some)
+    if not is_text(wide.type):
+        return replace(wide, lost=lost)
+    # How a timestamp was written is not known any more.
+    lost |= any(pa.types.is_temporal(kind.type) for kind in some)
+    if wide.json:
+        inside = [each for kind in some for each in _every(kind)]
+        lost = any(each.lost or pa.types.is_temporal(each.type) for each in inside)
+        return replace(wide, lost=lost, mixed=any(each.mixed or each.digits for each in inside))
+    digits = bool(some) and all(kind.digits or _family(kind.type) == "number" for kind in some)
+    strings = all(is_text(kind.type) and not kind.digits and not kind.mixed for kind in some)
+    return replace(wide, lost=lost, digits=digits, mixed=not (digits or strings))
+
+
+def _every(kind: Kind) -> Iterator[Kind]:
+    yield kind
+    for member in kind.members.values():
+        yield from _every(member)
+    if kind.item is not None:
+        yield from _every(kind.item)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values are strings."""
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(value) or pa.types.is_large_string(value))
+
+
+def _common(kinds: Sequence[Kind], max_members: int) -> Kind:
     some = [kind for kind in kinds if not pa.types.is_null(kind.type)]
     if not some:
         return Kind(pa.null())

@@ -20,7 +20,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -36,7 +36,9 @@ from cbframe.errors import ConfigurationError
 
 _LAST = (REST, VALUE, REASON)
 """These are no fields of documents, and stand behind them."""
-_MARKS = ("json", "inexact", "negative", "far")
+_LATER = ("digits", "mixed", "lost")
+"""Marks that descriptions of earlier versions of this package do not have."""
+_MARKS = ("json", "inexact", "negative", "far", *_LATER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,12 @@ class Columns:
         Where one of the integers is negative.
     far
         Where one of the timestamps is beyond nanoseconds.
+    digits
+        Where text is numbers only, as they are written.
+    mixed
+        Where text is strings and other scalars, so that it cannot tell 60 from "60".
+    lost
+        Where some values of the documents are null, or not as they were written.
     """
 
     schema: pa.Schema
@@ -65,6 +73,9 @@ class Columns:
     inexact: frozenset[Place] = frozenset()
     negative: frozenset[Place] = frozenset()
     far: frozenset[Place] = frozenset()
+    digits: frozenset[Place] = frozenset()
+    mixed: frozenset[Place] = frozenset()
+    lost: frozenset[Place] = frozenset()
 
     @classmethod
     def of(cls, schema: pa.Schema, plan: Plan, tables: Iterable[pa.Table]) -> Columns:
@@ -90,6 +101,34 @@ class Columns:
         """By name, what each column is."""
         return {each.name: self._kind(each.type, (each.name,)) for each in self.schema}
 
+    def text(self) -> frozenset[Place]:
+        """Where values are text."""
+        kinds = self.kinds()
+        places = (inside for name, kind in kinds.items() for inside in _walk(kind, (name,)))
+        return frozenset(place for place, inner in places if lattice.is_text(inner.type))
+
+    def reported(self, paths: Mapping[str, Mapping[str, Iterable[str]]]) -> Columns:
+        """The columns with what a read reported of values that have no common type.
+
+        Parameters
+        ----------
+        paths
+            By path, as it is reported: what became of the values (``text``, ``json``, ``null``), and the
+            families of values.
+        """
+        marked: dict[str, set[Place]] = {mark: set() for mark in _LATER}
+        for name, kind in self.kinds().items():
+            for place, inner in _walk(kind, (name,)):
+                # Where members are columns, "geo.lat" is the name of one.
+                inside = shown((unescaped(name), *place[1:])), f"{name}{shown((None, *place[1:]))[2:]}"
+                found = (item for path in dict.fromkeys(inside) for item in paths.get(path, {}).items())
+                for action, families in found:
+                    if action == "null":
+                        marked["lost"].add(place)
+                    elif action == "text" and lattice.is_text(inner.type):
+                        marked["digits" if {*families} == {"number"} else "mixed"].add(place)
+        return replace(self, **{mark: frozenset(places) for mark, places in marked.items()})
+
     def select(self, names: Iterable[str]) -> Columns:
         """Some of the columns, in that order."""
         kinds = self.kinds()
@@ -113,10 +152,15 @@ class Columns:
         try:
             message = base64.b64decode(fields["schema"], validate=True)
             schema = pa.ipc.read_schema(pa.py_buffer(message))
-            places = {mark: frozenset(_place(place) for place in fields[mark]) for mark in _MARKS}
+            later = all(mark in fields for mark in _LATER)
+            marks = _MARKS if later else _MARKS[: -len(_LATER)]
+            places = {mark: frozenset(_place(place) for place in fields[mark]) for mark in marks}
         except (KeyError, TypeError, ValueError, OSError, binascii.Error, pa.ArrowException) as exc:
             raise _broken(f"{type(exc).__name__}: {exc}") from exc
         columns = cls(schema, **places)
+        if not later:
+            # Nothing is known of how text came to be.
+            columns = replace(columns, mixed=columns.text())
         if len(set(schema.names)) < len(schema.names):
             raise _broken("two columns have one name")
         kinds = columns.kinds()
@@ -138,6 +182,9 @@ class Columns:
             inexact=place in self.inexact,
             negative=place in self.negative,
             far=place in self.far,
+            digits=place in self.digits,
+            mixed=place in self.mixed,
+            lost=place in self.lost,
         )
 
 

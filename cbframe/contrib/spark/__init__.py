@@ -19,6 +19,10 @@ scope             a scope
 collections       collections, separated by commas
 metadata          columns of metadata besides the key, separated by commas
 consistency       ``snapshot`` or ``strict``, as of ``BucketScan.partitions``; not of streams
+pushdown          ``true``: executors leave out documents that cannot pass the filters of a query, before
+                  they are typed. Spark has to push them down, too: ``spark.conf.set(
+                  "spark.sql.python.filterPushdown.enabled", "true")``. Values that do not fit the
+                  schema are no error in documents that are left out; not of streams
 on_conflict       ``raise`` (the default) or ``null``: of values that do not fit the schema
 sample_rows       so many documents are looked at for the schema, if none is given
 tls               path of a file with certificate authorities
@@ -125,7 +129,7 @@ try:
     from pyspark.sql.pandas.types import from_arrow_schema
 
     # An older Spark lacks what these need.
-    from cbframe.contrib.spark.batch import CouchbaseReader
+    from cbframe.contrib.spark.batch import CouchbaseReader, FilteringReader
     from cbframe.contrib.spark.stream import CouchbaseStreamReader
 except ImportError as exc:
     raise DependencyError("pyspark 4.3 or newer is needed", hint="pip install 'cbframe[spark]'") from exc
@@ -181,7 +185,9 @@ class CouchbaseDataSource(DataSource):  # type: ignore[misc]
         """What reads it once."""
         if "changes" in self.options:
             raise ConfigurationError('option("changes", ...) is for streams', hint="use spark.readStream")
-        return CouchbaseReader(dict(self.options), schema)
+        options = dict(self.options)
+        pushes = choice_of(checked(options, BATCH), "pushdown", "false", "true") == "true"
+        return FilteringReader(options, schema) if pushes else CouchbaseReader(options, schema)
 
     def streamReader(self, schema: StructType) -> CouchbaseStreamReader:  # noqa: N802 - Spark's name
         """What reads its changes."""

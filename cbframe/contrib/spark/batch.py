@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
-from pyspark.sql.datasource import DataSourceReader, InputPartition
+from pyspark.sql.datasource import DataSourceReader, Filter, InputPartition
 from pyspark.sql.types import StructType
 
 from cbframe.arrow.columns import OURS
 from cbframe.contrib.spark.options import BATCH, arrow_schema, checked, number_of, scan_of
+from cbframe.contrib.spark.pushdown import Written, pushed
 from cbframe.errors import ConfigurationError
 from cbframe.frame.partition import ScanPartition
 from cbframe.frame.shape import cast_to
@@ -29,12 +31,14 @@ class CouchbaseReader(DataSourceReader):  # type: ignore[misc]
     def __init__(self, options: dict[str, str], schema: StructType) -> None:
         self._options = checked(options, BATCH)
         self._schema = arrow_schema(schema)
+        self._filters: list[Written] = []
 
     def partitions(self) -> list[CouchbasePartition]:
         """On the driver."""
         options = self._options
         fields = [each for each in self._schema if not each.name.startswith(OURS)]
-        scan = scan_of(options, schema=pa.schema(fields)) if fields else scan_of(options, keys_only=True)
+        wanted: dict[str, Any] = {"schema": pa.schema(fields)} if fields else {"keys_only": True}
+        scan = scan_of(options, filters=self._filters or None, **wanted)
         parts = scan.partitions(
             number_of(options, "partitions", 16),
             consistency=options.get("consistency", "snapshot"),  # type: ignore[arg-type]
@@ -49,3 +53,12 @@ class CouchbaseReader(DataSourceReader):  # type: ignore[misc]
             raise ConfigurationError(f"there is no column {absent[0]!r}", hint="metadata= adds such columns")
         for batch in reader:
             yield from cast_to(pa.Table.from_batches([batch]), self._schema).to_batches()
+
+
+class FilteringReader(CouchbaseReader):
+    """Reads what can pass Spark's filters only. Spark refuses it unless it is set to push filters down."""
+
+    def pushFilters(self, filters: list[Filter]) -> list[Filter]:  # noqa: N802 - Spark's name
+        """Take what is safe to take; all of them are evaluated again."""
+        self._filters = pushed(filters, self._schema)
+        return filters

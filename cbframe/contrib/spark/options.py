@@ -30,7 +30,7 @@ _BOTH = frozenset(
         *("on_conflict", "sample_rows", "tls", "user_env", "password_env"),
     )
 )
-BATCH = _BOTH | {"consistency"}
+BATCH = _BOTH | {"consistency", "pushdown"}
 STREAM = _BOTH | {"changes", "start", "max_changes_per_batch", "on_rollback", "whole_snapshots"}
 
 

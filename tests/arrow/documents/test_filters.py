@@ -1,15 +1,19 @@
 """Filters: how they are written, and what passes, against plain Python."""
 
 import json
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbframe.arrow.documents.filters import Matcher, Predicate, make_filters
+from cbframe.arrow.documents.filters import Predicate, make_filters, restored_filters, stored_filters
+from cbframe.arrow.documents.matcher import Matcher
 from cbframe.errors import ConfigurationError
 
 
@@ -40,13 +44,30 @@ def test_both_ways_to_write_them() -> None:
         [("a", "in", 5)],
         {"a": 1},
         pa.compute.field("a") == 1,
-        [("a", "==", np.datetime64("2026-01-02"))],
+        [("a", "==", np.datetime64("2026-01-02T00:00:00.000000001"))],
+        [("a", "==", np.datetime64("NaT"))],
+        [("a", "==", pd.NaT)],
+        [("a", "==", float("nan"))],
+        [("a", "==", Decimal("sNaN"))],
+        [("a", "==", Decimal("1e999999"))],
+        [("a", "==", b"x")],
         [("a", "==", "\ud800")],
+        [("a", "is", 5)],
+        [("_cb_vbucket", "==", "x")],
+        [("_cb_key", ">", 5)],
+        [("_cb_key", "is", None)],
+        [("_cb_xattrs", "==", "x")],
+        [("_cb_value", "==", "x")],
+        [("_cb_key.x", "==", "x")],
+        [((), "==", 1)],
     ],
 )
-def test_what_cannot_be_meant(wrong: Any) -> None:
-    with pytest.raises(ConfigurationError, match="no filters"):
+def test_invalid_filters(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="filters= ") as caught:
         make_filters(wrong)
+    # Nothing of Python's or Arrow's own messages.
+    assert caught.value.__cause__ is None
+    assert "iterable" not in str(caught.value)
 
 
 DOCUMENTS = [
@@ -134,3 +155,105 @@ def test_one_by_one_and_together_are_the_same(values: list[Any], op: str, litera
     documents = [json.dumps({"a": value}) for value in values]
     alone = [n for n, document in enumerate(documents) if passing([("a", op, literal)], document)]
     assert passing([("a", op, literal)], *documents) == alone
+
+
+TIMES = [
+    '{"t":"2024-05-01T12:00:00Z"}',
+    '{"t":"2024-05-01 14:00+02:00"}',
+    '{"t":"2024-05-01T12:00:00.000000001Z"}',
+    '{"t":"2024-05-01"}',
+    '{"t":"2024-05-01T12:00:00"}',
+    '{"t":"2024-02-30"}',
+    '{"t":1714564800}',
+    '{"t":null}',
+]
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("filters", "rows"),
+    [
+        ([("t", "==", NOON)], [0, 1]),
+        ([("t", "==", NOON.astimezone(timezone(timedelta(hours=-7))))], [0, 1]),
+        ([("t", ">", NOON)], [2]),
+        ([("t", "==", pd.Timestamp("2024-05-01T12:00:00.000000001Z"))], [2]),
+        ([("t", "!=", NOON)], [2, 3, 4, 5, 6]),
+        ([("t", "in", [NOON, "2024-02-30", 1714564800])], [0, 1, 5, 6]),
+        ([("t", "==", date(2024, 5, 1))], [3]),
+        ([("t", ">=", date(2024, 5, 1))], [3, 4]),
+        ([("t", "==", NOON.replace(tzinfo=None))], [4]),
+        ([("t", "<", np.datetime64("2024-05-01T12:00"))], [3]),
+        ([("t", "==", np.datetime64("2024-05-01"))], [3]),
+        ([("t", "==", "2024-05-01")], [3]),
+        ([("t", "is", None)], [7]),
+        ([("t", "is not", None)], [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_dates_and_times(filters: Any, rows: list[int]) -> None:
+    assert passing(filters, *TIMES) == rows
+    assert [n for n, document in enumerate(TIMES) if passing(filters, document)] == rows
+
+
+@pytest.mark.parametrize(
+    ("literal", "op", "rows"),
+    [
+        (Decimal("0.1"), "==", [0]),
+        (Decimal("1e0"), "==", [1, 2]),
+        (Decimal("Infinity"), "<", [0, 1, 2, 3]),
+        (Decimal(2**64 + 1), "==", [3]),
+        (2**64, "<", [0, 1, 2]),
+        (True, "==", [4]),
+        (1.5, "<=", [0, 1, 2]),
+        (-1.5, "<", []),
+    ],
+)
+def test_numbers(literal: Any, op: str, rows: list[int]) -> None:
+    documents = ['{"a":0.1}', '{"a":1}', '{"a":1.0}', f'{{"a":{2**64 + 1}}}', '{"a":true}', '{"a":"1"}']
+    assert passing([("a", op, literal)], *documents) == rows
+    assert [n for n, each in enumerate(documents) if passing([("a", op, literal)], each)] == rows
+
+
+def test_stored_filters_are_the_same_again() -> None:
+    filters = [
+        [("a", "==", Decimal("1.50")), (("b", "c.d"), "in", [date(2024, 5, 1), NOON, np.int64(3)])],
+        [("_cb_key", "!=", b"\xff"), ("x", "is", None)],
+    ]
+    stored = json.loads(json.dumps(stored_filters(filters)))
+    assert make_filters(restored_filters(stored)) == make_filters(filters)
+
+
+DOCUMENTS_OF_ONE_KIND = ['{"n":1,"o":{"x":1},"b":true,"e":null}', '{"n":2.5,"l":["x"],"t":"2024-05-01"}']
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ([("nowhere", "==", 1)], "names 'nowhere', which no document has"),
+        ([("nowhere", "is", None)], "names 'nowhere', which no document has"),
+        ([("o.y", "!=", 1)], r"names 'o\.y', which no document has"),
+        ([("l.x", "!=", 1)], r"names 'l\.x', which no document has"),
+        ([("n", ">", "3")], "compares 'n' with text, and it holds numbers: that is never true"),
+        ([("n", "in", ["3", True])], "compares 'n' with text and true or false, and it holds numbers"),
+        ([("b", "==", 1)], "compares 'b' with numbers, and it holds true or false"),
+        ([("o", "==", 1)], "compares 'o' with numbers, and it holds objects"),
+        ([("l", "==", "x")], "compares 'l' with text, and it holds arrays"),
+        ([("t", "<", NOON)], "with dates and times with a time zone, and it holds text"),
+        ([("n", "==", 1), ("n", "==", "1")], "compares 'n' with text"),
+        ([("n", "!=", "3")], None),
+        ([("n", "in", [])], None),
+        ([("n", "in", [1, "x"])], None),
+        ([("e", "==", "x")], None),
+        ([("t", "<", date(2025, 1, 1))], None),
+        ([("_cb_key", "==", "x")], None),
+    ],
+)
+def test_what_is_refused_once_all_documents_are_seen(filters: Any, message: str | None) -> None:
+    matcher = Matcher(make_filters(filters))
+    for document in DOCUMENTS_OF_ONE_KIND:
+        values = pa.array([document.encode()])
+        matcher.mask(values, np.ones(1, bool), {"_cb_key": pa.array([b"x"])})
+    if message is None:
+        matcher.refuse()
+        return
+    with pytest.raises(ConfigurationError, match=message):
+        matcher.refuse()

@@ -1,0 +1,242 @@
+"""Documents that pass filters, found before they are typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cbframe.arrow.columns import OURS
+from cbframe.arrow.documents.comparison import Mask, compared, decoded, families_of, family, holds, value_at
+from cbframe.arrow.documents.filters import (
+    Filters,
+    Moment,
+    Predicate,
+    never,
+    predicates,
+    unknown,
+)
+from cbframe.arrow.documents.guard import Reason, inspect, screen
+from cbframe.arrow.documents.plan import Plan
+from cbframe.arrow.documents.projection import Path, Projection
+from cbframe.arrow.documents.result import TypedColumns
+from cbframe.arrow.documents.typer import JsonTyper
+from cbframe.errors import ConfigurationError
+
+_DEPTH = 200
+
+
+@dataclass(slots=True)
+class Seen:
+    """What documents hold in a field.
+
+    Attributes
+    ----------
+    present
+        One has it, if only as null.
+    families
+        The kinds of its values.
+    """
+
+    present: bool = False
+    families: set[str] = field(default_factory=set)
+
+    def update(self, other: Seen) -> None:
+        """Take in what others hold."""
+        self.present |= other.present
+        self.families |= other.families
+
+
+class Matcher:
+    """Finds the documents that pass filters, and learns what they hold in the fields that are compared.
+
+    Attributes
+    ----------
+    seen
+        By field. Of those of metadata there is nothing to learn.
+    """
+
+    def __init__(self, filters: Filters) -> None:
+        self._filters = filters
+        paths = [each.path for each in predicates(filters) if not each.of_metadata]
+        self._projection = Projection(paths)
+        self._dates = {
+            each.path for each in predicates(filters) if any(isinstance(at, Moment) for at in each.literals)
+        }
+        self.seen: dict[Path, Seen] = {path: Seen() for path in paths}
+
+    def mask(
+        self,
+        values: pa.Array,
+        is_json: npt.NDArray[np.bool_],
+        metadata: Mapping[str, pa.Array] | None = None,
+        documents: npt.NDArray[np.bool_] | None = None,
+    ) -> Mask:
+        """Which rows pass.
+
+        Parameters
+        ----------
+        values
+            Binary array without nulls.
+        is_json
+            What the server says of each.
+        metadata
+            The columns of metadata that the filters name.
+        documents
+            Which rows are documents at all; None for all. Others do not pass.
+        """
+        if not len(values):
+            return np.zeros(0, bool)
+        fields = _Fields(self._projection.apply(values, is_json), is_json) if self.seen else None
+        for path, seen in self.seen.items():
+            assert fields is not None
+            seen.update(fields.seen(path, dates=path in self._dates))
+        passed = np.zeros(len(values), bool)
+        for group in self._filters:
+            passing = np.ones(len(values), bool)
+            for predicate in group:
+                if predicate.of_metadata:
+                    assert metadata is not None
+                    passing &= compared(pa.chunked_array([metadata[predicate.path[0]]]), predicate)
+                else:
+                    assert fields is not None
+                    passing &= fields.passing(predicate)
+            passed |= passing
+        return passed if documents is None else passed & documents
+
+    def update(self, other: Matcher) -> None:
+        """Take in what another one with the same filters learned."""
+        for path, seen in other.seen.items():
+            self.seen[path].update(seen)
+
+    def errors(self) -> list[ConfigurationError]:
+        """What the documents show to be a mistake: fields that none has, comparisons that are never true."""
+        found = []
+        for predicate in self._of_fields():
+            seen = self.seen[predicate.path]
+            error = never(predicate, sorted(seen.families)) if seen.present else unknown(predicate)
+            if error is not None:
+                found.append(error)
+        return found
+
+    def refuse(self) -> None:
+        """Raise the first of :meth:`errors`: there was a document at least."""
+        for error in self.errors():
+            raise error
+
+    def _of_fields(self) -> list[Predicate]:
+        return [each for each in predicates(self._filters) if not each.of_metadata]
+
+
+class _Fields:
+    """The fields of some documents: as columns, and decoded where their values have no common type."""
+
+    def __init__(self, documents: pa.Array, is_json: npt.NDArray[np.bool_]) -> None:
+        self._documents = documents
+        self._is_json = is_json
+        typer = JsonTyper()
+        typer.add(documents, is_json)
+        self._typed = typer.finish()
+        self._columns: dict[Path, pa.ChunkedArray | _Nowhere | None] = {}
+        self._slow: list[Any] | None = None
+        self._sound: Mask | None = None
+
+    @property
+    def sound(self) -> Mask:
+        """Which rows are JSON objects."""
+        if self._sound is None:
+            self._sound = _verdicts(self._documents, self._is_json) == Reason.GOOD
+        return self._sound
+
+    def passing(self, predicate: Predicate) -> Mask:
+        """Which pass one comparison."""
+        cells = self._column(predicate.path)
+        if isinstance(cells, _Nowhere):
+            found = np.full(len(self._documents), predicate.op == "is")
+        elif cells is not None:
+            found = compared(cells, predicate)
+        else:
+            values = self._values(predicate.path)
+            found = np.fromiter((holds(value, predicate) for value in values), bool, len(values))
+        return found & self.sound if predicate.op == "is" else found
+
+    def seen(self, path: Path, *, dates: bool) -> Seen:
+        """What they hold in a field."""
+        cells = self._column(path)
+        if cells is None:
+            return Seen(self._is_present(path), families_of(self._values(path)))
+        if isinstance(cells, _Nowhere):
+            return Seen()
+        if cells.null_count == len(cells):
+            return Seen(present=True)
+        held = family(cells.type)
+        families = {held} if held is not None else set()
+        if held == "string" and dates:
+            families |= families_of(cells.drop_null().to_pylist())
+        return Seen(present=True, families=families)
+
+    def _column(self, path: Path) -> pa.ChunkedArray | _Nowhere | None:
+        if path not in self._columns:
+            self._columns[path] = column_of(self._typed, path)
+        return self._columns[path]
+
+    def _decoded(self) -> list[Any]:
+        if self._slow is None:
+            self._slow = [
+                decoded(document) if sound else None
+                for document, sound in zip(self._documents.to_pylist(), self.sound, strict=True)
+            ]
+        return self._slow
+
+    def _values(self, path: Path) -> list[Any]:
+        return [value_at(document, path) for document in self._decoded()]
+
+    def _is_present(self, path: Path) -> bool:
+        """Whether a document has a field, if only as null."""
+        *outer, name = path
+        for document in self._decoded():
+            inside = value_at(document, tuple(outer))
+            if isinstance(inside, dict) and name in inside:
+                return True
+        return False
+
+
+class _Nowhere:
+    """No document has the field."""
+
+
+_NOWHERE = _Nowhere()
+
+
+def column_of(typed: TypedColumns, path: Path) -> pa.ChunkedArray | _Nowhere | None:
+    """The column of a path; None where it does not have the values as they are in the documents."""
+    name, *rest = path
+    plan = typed.plan.members.get(name)
+    if plan is None:
+        return _NOWHERE
+    if name.startswith(OURS):
+        return None
+    column = typed.table[name]
+    for member in rest:
+        if not _is_plain(column, plan):
+            return None
+        plan = plan.members.get(member)
+        if plan is None:
+            return _NOWHERE
+        column = pc.struct_field(column, [column.type.get_field_index(member)])
+    return column if _is_plain(column, plan) else None
+
+
+def _is_plain(column: pa.ChunkedArray, plan: Plan) -> bool:
+    if plan.how not in ("plain", "digits") or pa.types.is_map(plan.type):
+        return False
+    return family(column.type) == family(plan.type)
+
+
+def _verdicts(documents: pa.Array, is_json: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    return inspect(documents, screen(documents, is_json), _DEPTH)
