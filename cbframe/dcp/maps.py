@@ -381,11 +381,14 @@ def when_loaded(
 ) -> T:
     """What `ask` returns; it is called again, for `seconds`, while nodes do not have the bucket yet."""
     until = clock() + seconds
+    late = False
     while True:
         try:
             return ask()
         except CbframeError as exc:
-            if not is_not_yet(exc) or clock() >= until:
+            # A node that gets the bucket closes the connections that were without it.
+            late = late or is_not_yet(exc)
+            if not late or exc.permanent or clock() >= until:
                 raise
         sleep(_PAUSE)
 

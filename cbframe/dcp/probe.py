@@ -150,7 +150,10 @@ class Probe:
     def _when_loaded(self, attempt: Callable[[], Outcome], outcome: Outcome) -> Outcome:
         """The outcome of another attempt, while nodes say that they or the bucket are starting."""
         until = time.monotonic() + min(self._timeout, self._left())
-        while outcome.error is not None and is_not_yet(outcome.error) and time.monotonic() < until:
+        late = outcome.error is not None and is_not_yet(outcome.error)
+        while late and outcome.error is not None and not outcome.error.permanent:
+            if time.monotonic() >= until:
+                break
             time.sleep(_PAUSE)
             outcome = attempt()
         return outcome

@@ -347,14 +347,15 @@ def test_a_manager_says_that_there_is_none(
         assert caught.value.permanent
 
 
-@pytest.mark.parametrize("last", [None, ConnectError("down")])
+@pytest.mark.parametrize("last", [None, AuthFailError("wrong")])
 def test_asked_again_while_the_bucket_is_not_loaded(last: CbframeError | None) -> None:
     clock = FakeClock()
     late = BucketNotFoundError("not here")
     late.permanent = False
     wrapped = AllServerURLsConnectBucketError(["a", "b"])
     wrapped.__cause__ = ServerError("DCP_OPEN was refused", status=Status.CONFIG_ONLY)
-    answers: list[CbframeError | None] = [late, wrapped, last]
+    # A node that gets the bucket closes its connections.
+    answers: list[CbframeError | None] = [late, wrapped, ConnectError("closed"), last]
 
     def ask() -> str:
         if (error := answers.pop(0)) is not None:
@@ -364,9 +365,20 @@ def test_asked_again_while_the_bucket_is_not_loaded(last: CbframeError | None) -
     if last is None:
         assert when_loaded(ask, 10, sleep=clock.advance, clock=clock) == "answer"
     else:
-        with pytest.raises(ConnectError, match="down"):
+        with pytest.raises(AuthFailError):
             when_loaded(ask, 10, sleep=clock.advance, clock=clock)
     assert not answers
+
+
+def test_what_cannot_be_reached_is_not_waited_for() -> None:
+    clock = FakeClock()
+
+    def ask() -> str:
+        raise ConnectError("down")
+
+    with pytest.raises(ConnectError, match="down"):
+        when_loaded(ask, 10, sleep=clock.advance, clock=clock)
+    assert clock.now == 1000
 
 
 def test_not_asked_for_ever() -> None:

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cbframe import CbframeError, LocalCluster, scan_bucket
+from cbframe import (
+    BucketDataSource,
+    BucketNotFoundError,
+    LocalCluster,
+    doctor,
+    scan_bucket,
+    stream_bucket,
+    write_snapshot,
+)
 from cbframe.errors import ClusterMapError
+from cbframe.local.kv import KvConnection
+from cbframe.testing import RecordingReceiver
+from cbframe.wire.constants import Status
+from cbframe.wire.frame import Frame
 
 from .kit import QUICK, Sent, background, fill, read_rows, truth
 
@@ -20,6 +36,7 @@ def one() -> Iterator[LocalCluster]:
         yield cluster
 
 
+ADMIN = ("Administrator", "password")
 AFTER = [100, 1500, 9000, 20_000]
 """Bytes of DCP until it happens: in the handshake, before and between documents."""
 
@@ -76,9 +93,9 @@ def test_created_anew_in_the_middle(
 def test_deleted_in_the_middle(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     fill(cluster, 500)
     at(monkeypatch, cluster, after, cluster._engine.delete_bucket)
-    with pytest.raises(CbframeError, match="bucket 'default'") as caught:
+    with pytest.raises(BucketNotFoundError, match="no bucket 'default'") as caught:
         scan_bucket(cluster, options=QUICK, buffer_bytes=2000, timeout=30).to_arrow()
-    assert "does not exist" in str(caught.value)
+    assert caught.value.hint == "the user sees no other bucket"
 
 
 def test_purged_behind_the_reader(one: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,3 +147,166 @@ def test_buckets_of_any_size(vbuckets: int) -> None:
         found = read_rows(cluster, timeout=30)
         assert found == truth(cluster)
         assert len({row.vbucket for row in found.values()}) > vbuckets // 2
+
+
+# ---------------------------------------------------------------------- not there, not yet there, not in use
+
+LATE = replace(QUICK, connect_timeout=30, recovery_timeout=30)
+"""Whoever waited for such a bucket would wait for long."""
+
+
+def read(urls: Any, bucket: str, auth: Any, _path: Path) -> int:
+    return len(scan_bucket(urls, bucket, auth=auth, options=LATE, timeout=60).to_arrow())
+
+
+def partitions(urls: Any, bucket: str, auth: Any, _path: Path) -> int:
+    parts = scan_bucket(urls, bucket, auth=auth, options=LATE, timeout=60).partitions(2)
+    return sum(len(part.read()) for part in parts)
+
+
+def collections(urls: Any, bucket: str, auth: Any, _path: Path) -> int:
+    wanted = "_default._default"
+    scan = scan_bucket(urls, bucket, auth=auth, collections=wanted, options=LATE, timeout=60)
+    return len(scan.to_arrow())
+
+
+def snapshot(urls: Any, bucket: str, auth: Any, path: Path) -> int:
+    return write_snapshot(urls, path, bucket=bucket, auth=auth, options=LATE, timeout=60).documents
+
+
+def stream(urls: Any, bucket: str, auth: Any, _path: Path) -> int:
+    with stream_bucket(urls, bucket, auth=auth, options=LATE) as changes:
+        return sum(len(changes.poll(30)) for _ in range(1))
+
+
+DOORS = [read, partitions, collections, snapshot, stream]
+Door = Callable[[Any, str, Any, Path], int]
+
+
+def seeds_of(cluster: LocalCluster, scheme: str) -> Any:
+    return cluster.connection_string if scheme == "couchbase" else cluster.rest_urls
+
+
+@pytest.mark.parametrize("scheme", ["couchbase", "http"])
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+def test_no_such_bucket(cluster: LocalCluster, door: Door, scheme: str, tmp_path: Path) -> None:
+    """At once, whoever asks: nodes say KEY_ENOENT to one, and EACCESS to the other."""
+    cluster.add_user("ann", "secret-word")
+    began = time.monotonic()
+    for auth, hint in ((ADMIN, "visible buckets: default"), (("ann", "secret-word"), "")):
+        with pytest.raises(BucketNotFoundError, match="bucket 'other'") as caught:
+            door(seeds_of(cluster, scheme), "other", auth, tmp_path / "snapshot")
+        assert hint in str(caught.value.hint)
+    assert time.monotonic() - began < LATE.connect_timeout / 3
+    assert not (tmp_path / "snapshot").exists()
+
+
+@pytest.mark.parametrize("scheme", ["couchbase", "http"])
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+def test_a_paused_bucket(cluster: LocalCluster, door: Door, scheme: str, tmp_path: Path) -> None:
+    cluster.upsert("a", {"n": 1})
+    cluster.pause_bucket()
+    with pytest.raises(BucketNotFoundError, match="bucket 'default' is paused") as caught:
+        door(seeds_of(cluster, scheme), "default", ADMIN, tmp_path / "snapshot")
+    assert "resume" in str(caught.value.hint)
+    cluster.resume_bucket()
+    assert door(seeds_of(cluster, scheme), "default", ADMIN, tmp_path / "snapshot") == 1
+
+
+@pytest.fixture
+def later() -> Iterator[LocalCluster]:
+    """Two nodes of a version that says when it has a bucket's map, and not the bucket yet."""
+    with LocalCluster(nodes=2, vbuckets=8, version="8.0", seed=1) as running:
+        yield running
+
+
+class Refusals:
+    """Counts the answers with a status, and acts after the third."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, wanted: Status, act: Callable[[], object]) -> None:
+        self.opcodes: list[int] = []
+        respond = KvConnection.respond
+
+        def spy(conn: KvConnection, frame: Frame, status: Status = Status.SUCCESS, **more: Any) -> None:
+            respond(conn, frame, status, **more)
+            if status == wanted:
+                self.opcodes.append(frame.opcode)
+                if len(self.opcodes) == 3:
+                    act()
+
+        monkeypatch.setattr(KvConnection, "respond", spy)
+
+
+@pytest.mark.parametrize("scheme", ["couchbase", "http"])
+@pytest.mark.parametrize("state", ["starting", "config_only"])
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+def test_a_node_that_is_starting(
+    later: LocalCluster, monkeypatch: pytest.MonkeyPatch, door: Door, state: str, scheme: str, tmp_path: Path
+) -> None:
+    """It is asked again, as long as the cluster has the bucket."""
+    fill(later, 40, 5)
+    engine = later._engine
+    change = engine.set_starting if state == "starting" else engine.set_config_only
+    status = Status.KEY_ENOENT if state == "starting" else Status.CONFIG_ONLY
+    seen = Refusals(monkeypatch, status, lambda: change(0, False))
+    change(0, True)
+    found = door(seeds_of(later, scheme), "default", ADMIN, tmp_path / "snapshot")
+    assert found == 40
+    assert len(seen.opcodes) >= 3
+
+
+@pytest.mark.parametrize("state", ["starting", "config_only"])
+def test_a_node_that_starts_again_in_the_middle(
+    later: LocalCluster, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    fill(later, 2000)
+    engine = later._engine
+    change = engine.set_starting if state == "starting" else engine.set_config_only
+    status = Status.KEY_ENOENT if state == "starting" else Status.CONFIG_ONLY
+    seen = Refusals(monkeypatch, status, lambda: change(1, False))
+    sent = Sent(monkeypatch, later, 1)
+    sent.at(20_000, lambda: change(1, True))
+    assert read_rows(later, buffer_bytes=2000, timeout=60) == truth(later)
+    assert not sent.pending
+    assert len(seen.opcodes) >= 3
+
+
+@pytest.mark.parametrize("state", ["starting", "config_only"])
+def test_the_doctor_waits_for_a_node_that_is_starting(
+    later: LocalCluster, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    engine = later._engine
+    change = engine.set_starting if state == "starting" else engine.set_config_only
+    status = Status.KEY_ENOENT if state == "starting" else Status.CONFIG_ONLY
+    Refusals(monkeypatch, status, lambda: change(0, False))
+    change(0, True)
+    assert doctor(later).ok
+
+
+@pytest.mark.parametrize("scheme", ["couchbase", "http"])
+def test_the_doctor_says_what_the_bucket_lacks(cluster: LocalCluster, scheme: str) -> None:
+    seeds = seeds_of(cluster, scheme)
+    failed = doctor(seeds, "other", auth=ADMIN).failed
+    assert failed is not None
+    assert (failed.name, failed.remedy) == ("bucket", "visible buckets: default")
+    cluster.pause_bucket()
+    failed = doctor(seeds, "default", auth=ADMIN).failed
+    assert failed is not None
+    assert failed.name == "bucket"
+    assert "is paused" in failed.detail
+
+
+@pytest.mark.parametrize("act", ["delete_bucket", "pause_bucket"])
+@pytest.mark.parametrize("scheme", ["couchbase", "http"])
+def test_a_source_without_an_end_ends_with_its_bucket(cluster: LocalCluster, scheme: str, act: str) -> None:
+    options = replace(QUICK, recovery_timeout=0.5)
+    receiver = RecordingReceiver()
+    cluster.upsert("a", {"n": 1})
+    with BucketDataSource(
+        seeds_of(cluster, scheme), "default", "default", "", None, ADMIN, receiver, options
+    ) as source:
+        with receiver.changed:
+            assert receiver.changed.wait_for(lambda: receiver.documents, 20)
+        getattr(cluster, act)()
+        with pytest.raises(BucketNotFoundError, match="bucket 'default'"):
+            source.wait(30)
