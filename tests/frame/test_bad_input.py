@@ -111,19 +111,7 @@ def test_password_in_a_url_is_not_shown(cluster: LocalCluster) -> None:
     assert PASSWORD not in repr(scan_bucket(url, "default"))
 
 
-@pytest.mark.parametrize(
-    "over",
-    [
-        pytest.param(
-            "kv",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="the client retries KEY_ENOENT of SELECT_BUCKET without asking for the map",
-            ),
-        ),
-        "rest",
-    ],
-)
+@pytest.mark.parametrize("over", ["kv", "rest"])
 def test_unknown_bucket(cluster: LocalCluster, over: str) -> None:
     target = cluster if over == "kv" else cluster.rest_urls
     auth = ("Administrator", "password")

@@ -248,9 +248,6 @@ def test_unknown_names_list_what_there_is(
     assert listed in str(caught.value.hint)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the client retries KEY_ENOENT of SELECT_BUCKET without asking for the map"
-)
 def test_no_such_bucket_with_collections(named: LocalCluster) -> None:
     with pytest.raises(BucketNotFoundError):
         read_bucket(named, "other", collections="shop.orders", timeout=10)

@@ -586,9 +586,6 @@ def test_what_cannot_be_healed_is_raised(
             next(stream)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the client retries KEY_ENOENT of SELECT_BUCKET without asking for the map"
-)
 def test_a_bucket_that_is_not_there(cluster: LocalCluster) -> None:
     conn = f"couchbase://{cluster.kv_addresses[0]}/nothing"
     auth = (cluster.username, cluster.password)
