@@ -93,6 +93,9 @@ class BucketDataSourceOptions:
     stream_id
         Number of the streams, 1 to 65535, as several streams of one vbucket need; None for streams
         without one. Then expirations come as deletions, and no time comes with them.
+    ask_time
+        Ask each node for its time of day, when a connection to it is made: ``BucketDataSource.node_time``.
+        It is a statistic, which not every user may see.
     idle_timeout
         Seconds during which a node answers but sends nothing over the streams of a bounded source,
         although they are not complete and its flow-control window is open: then the connection is made
@@ -166,6 +169,7 @@ class BucketDataSourceOptions:
     ignore_purged_tombstones: bool = False
     flatbuffers_system_events: bool = True
     stream_id: int | None = None
+    ask_time: bool = False
     idle_timeout: float | None = 300.0
     connect_timeout: float = 10.0
     stream_request_timeout: float = 60.0

@@ -120,6 +120,8 @@ SCAN = {
     "on_conflict": "widen",
     "max_struct_fields": 1000,
     "parse_dates": False,
+    "expired": "drop",
+    "transaction_records": "drop",
     "batch_bytes": None,
     "buffer_bytes": None,
     "spool_dir": None,
@@ -206,6 +208,7 @@ STREAM = {
     "batch_bytes": None,
     "max_latency": 0.25,
     "buffer_bytes": None,
+    "transaction_records": "drop",
     "options": None,
 }
 DOCTOR = {
@@ -247,5 +250,6 @@ def test_a_stream() -> None:
         "stats",
         "to_pandas",
         "to_parquet",
+        "transaction_records",
     }
     assert hasattr(cbframe.ChangeBatch, "__arrow_c_stream__")

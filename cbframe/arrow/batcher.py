@@ -15,11 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET, raw_schema, record_batch
+from cbframe.arrow.exclusion import is_document
 from cbframe.dcp.handover import Handover
 from cbframe.dcp.metadata import VBucketMetaData
 from cbframe.errors import CbframeError
 from cbframe.wire.blocks import DataBlock
-from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, Opcode, SnapshotFlag, SystemEventId
+from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, SnapshotFlag, SystemEventId
 from cbframe.wire.failover import FailoverLog
 from cbframe.wire.messages import SystemEvent
 
@@ -164,6 +165,8 @@ class GatheringReceiver(Generic[T]):
     def surviving(self, batches: list[pa.RecordBatch]) -> npt.NDArray[np.bool_] | None:
         """Which rows are the newest version of their document, no deletion, and in a collection.
 
+        Documents that are left out (:mod:`cbframe.arrow.exclusion`) are among them.
+
         Documents of a dropped collection are not deleted one by one. Wherever in the read it was seen to
         be gone, it is gone from all of it.
 
@@ -178,7 +181,7 @@ class GatheringReceiver(Generic[T]):
             One entry a row over all batches; None if every row counts.
         """
         table = pa.Table.from_batches(batches) if batches else self.schema.empty_table()
-        mutation: npt.NDArray[np.bool_] = _column(table, OPCODE) == Opcode.DCP_MUTATION
+        mutation = is_document(_column(table, OPCODE))
         gone = of_dropped(table, self.dropped, self.emptied())
         if gone is not None:
             mutation = mutation & ~gone

@@ -23,6 +23,7 @@ COLLECTION_ID = "_cb_collection_id"
 VBUCKET = "_cb_vbucket"
 SEQNO = "_cb_seqno"
 DATATYPE = "_cb_datatype"
+EXPIRY = "_cb_expiry"
 XATTRS = "_cb_xattrs"
 
 METADATA_TYPES: dict[str, pa.DataType] = {
@@ -30,7 +31,7 @@ METADATA_TYPES: dict[str, pa.DataType] = {
     SEQNO: pa.uint64(),
     "_cb_cas": pa.uint64(),
     "_cb_rev_seqno": pa.uint64(),
-    "_cb_expiry": pa.uint32(),
+    EXPIRY: pa.uint32(),
     "_cb_flags": pa.uint32(),
     DATATYPE: pa.uint8(),
     XATTRS: XATTRS_TYPE,

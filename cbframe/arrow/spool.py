@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.batcher import GatheringReceiver, newest, of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VALUE, VBUCKET
+from cbframe.arrow.exclusion import is_document
 from cbframe.arrow.shelf import told
 from cbframe.dcp.receiver import Receipt
 from cbframe.wire.blocks import DataBlock
-from cbframe.wire.constants import Opcode
 
 ARRIVED = "_cb_number"
 """In which batch a row arrived."""
@@ -144,8 +144,8 @@ class Survivors:
         self.stale = self._find_stale() if self._mixed.any() else {}
 
     def mask(self, number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        """Which rows of a batch count."""
-        keep: npt.NDArray[np.bool_] = _numpy(heads, OPCODE) == Opcode.DCP_MUTATION
+        """Which rows of a batch count, documents that are left out among them."""
+        keep = is_document(_numpy(heads, OPCODE))
         gone = of_dropped(pa.Table.from_batches([heads]), self._dropped, self._emptied)
         if gone is not None:
             keep &= ~gone

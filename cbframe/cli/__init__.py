@@ -21,11 +21,13 @@ from cbframe.cli.arguments import (
     add_columns,
     add_connection,
     add_doctor,
+    add_expired,
     add_json,
     add_output,
     add_progress,
     add_snapshot,
     add_stream,
+    add_transaction_records,
     positive,
 )
 from cbframe.errors import CbframeError
@@ -107,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_connection(read)
     add_columns(read)
+    add_expired(read)
+    add_transaction_records(read)
     form = read.add_mutually_exclusive_group()
     add_output(form)
     add_json(form, "print each document as a line of JSON")

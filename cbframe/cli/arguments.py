@@ -72,6 +72,26 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=names, metavar="A,B", help="keep only these fields")
 
 
+def add_expired(parser: argparse.ArgumentParser) -> None:
+    """Whether documents that have expired are wanted."""
+    parser.add_argument(
+        "--expired",
+        choices=("drop", "keep"),
+        default="drop",
+        help="documents whose expiry has passed and that the server has not removed; default: drop",
+    )
+
+
+def add_transaction_records(parser: argparse.ArgumentParser, default: str | None = "drop") -> None:
+    """Whether records of transactions are wanted."""
+    parser.add_argument(
+        "--transaction-records",
+        choices=("drop", "keep"),
+        default=default,
+        help="documents of transactions, whose keys begin with _txn:; default: drop",
+    )
+
+
 def add_output(parser: argparse._ActionsContainer) -> None:
     """A file."""
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a file")
@@ -103,6 +123,7 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scope", metavar="NAME", help="only this scope")
     parser.add_argument("--collections", type=names, metavar="A,B", help="only these collections")
     parser.add_argument("--prefix", metavar="TEXT", help="only documents whose key begins so")
+    add_transaction_records(parser)
     parser.add_argument(
         "--limit",
         type=positive,
@@ -148,6 +169,7 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
     add_columns(write)
     write.add_argument("--scope", metavar="NAME", help="keep only this scope")
     write.add_argument("--collections", type=names, metavar="A,B", help="keep only these collections")
+    add_transaction_records(write, None)
     write.add_argument("--xattrs", action="store_true", default=None, help="keep extended attributes")
     write.add_argument(
         "--compression", default="zstd", metavar="NAME", help="zstd, snappy, gzip, lz4, brotli, none"
@@ -163,6 +185,7 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
     _add_path(read)
     read.add_argument("--as-of", type=_as_of, metavar="WHEN", help="a version, or a time in ISO 8601")
     add_columns(read)
+    add_expired(read)
     add_output(read)
 
     changes = command(
@@ -218,6 +241,7 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
     _add_path(export)
     export.add_argument("folder", metavar="FOLDER", help="it must not exist")
     export.add_argument("--as-of", type=_as_of, metavar="WHEN", help="a version, or a time in ISO 8601")
+    add_expired(export)
 
 
 def _add_path(parser: argparse.ArgumentParser) -> None:

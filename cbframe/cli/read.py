@@ -21,6 +21,8 @@ def read(options: argparse.Namespace) -> int:
         scan = scan_bucket(
             **arguments,
             columns=options.columns,
+            expired=options.expired,
+            transaction_records=options.transaction_records,
             progress=progress,
         )
         if options.json:

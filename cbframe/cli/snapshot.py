@@ -47,6 +47,7 @@ def _write(options: argparse.Namespace) -> int:
             collections=options.collections,
             columns=options.columns,
             xattrs=options.xattrs,
+            transaction_records=options.transaction_records,
             progress=progress,
             break_lock=options.break_lock,
         )
@@ -74,6 +75,7 @@ def _result(result: SnapshotResult) -> dict[str, Any]:
         "changes": result.as_of.changes,
         "conflicts": [conflict.path for conflict in result.conflicts],
         "rejected": result.rejected,
+        "transaction_records": result.transaction_records,
         "clock_behind": result.clock_behind.total_seconds(),
     }
 
@@ -81,7 +83,7 @@ def _result(result: SnapshotResult) -> dict[str, Any]:
 def _read(options: argparse.Namespace) -> int:
     write = None if options.output is None else writer_of(options.output)
     source = Snapshot(options.path)
-    reader = source.to_reader(as_of=options.as_of, columns=options.columns)
+    reader = source.to_reader(as_of=options.as_of, columns=options.columns, expired=options.expired)
     if write is not None:
         _wrote(options, write(reader, options.output), len(reader.schema), "documents")
         return 0
@@ -210,7 +212,7 @@ def _vacuum(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    folder = Snapshot(options.path).export(options.folder, as_of=options.as_of)
+    folder = Snapshot(options.path).export(options.folder, as_of=options.as_of, expired=options.expired)
     files = sorted(folder.glob("*.parquet"))
     some = "file" if len(files) == 1 else "files"
     say(f"{folder}: {len(files):,} {some}, {size(sum(file.stat().st_size for file in files))}")

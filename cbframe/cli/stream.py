@@ -48,6 +48,7 @@ def stream(options: argparse.Namespace) -> int:
         scope=options.scope,
         collections=options.collections,
         key_prefix=options.prefix,
+        transaction_records=options.transaction_records,
     )
     printer = _Printer(changes, _as_json if options.json else _text_of, path, options.limit)
     with changes, contextlib.suppress(KeyboardInterrupt):

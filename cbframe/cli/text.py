@@ -143,5 +143,8 @@ def show_remarks(result: ReadResult) -> None:
         rows.append(("conflicts", "none: every field has one type"))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.rejected.items())
     rows.append(("kept in _cb_value", reasons or "none: every document is a JSON object"))
+    if result.expired or result.transaction_records:
+        told = f"{result.expired:,} expired, {result.transaction_records:,} records of transactions"
+        rows.append(("left out", told))
     for name, text in rows:
         say(f"{INDENT}{name:<18}  {text}")

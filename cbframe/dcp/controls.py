@@ -29,6 +29,7 @@ class DcpSettings:
     change_streams: bool = False
     flatbuffers_system_events: bool = False
     stream_id: int | None = None
+    ask_time: bool = False
 
     @classmethod
     def of(cls, options: BucketDataSourceOptions, name: str, *, takes_compressed: bool = False) -> Self:
@@ -50,6 +51,7 @@ class DcpSettings:
             change_streams=options.change_streams,
             flatbuffers_system_events=options.flatbuffers_system_events,
             stream_id=options.stream_id,
+            ask_time=options.ask_time,
         )
 
 

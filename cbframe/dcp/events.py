@@ -26,6 +26,13 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """What time it is at the node: seconds since the epoch."""
+
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
 class Data:
     """Documents, to be acknowledged with :meth:`DcpConnection.acknowledge` when they are consumed.
 
@@ -115,6 +122,7 @@ class Nooped:
 Event: TypeAlias = (
     Ready
     | Sampled
+    | Timed
     | Data
     | Opened
     | Snapshot

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
+from time import sleep as pause
 
 from cbframe.cluster.auth import AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
@@ -14,7 +15,7 @@ from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import verdicts
 from cbframe.dcp.dialer import Dialer
 from cbframe.dcp.maps import MapSource, make_login, when_loaded
-from cbframe.dcp.survey import UNKNOWN, Size, survey, survey_sizes
+from cbframe.dcp.survey import UNKNOWN, Size, survey, survey_sizes, survey_time
 from cbframe.errors import CbframeError, ConnectError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
@@ -36,11 +37,15 @@ class Look:
         By vbucket: its newest history (vbuuid), and its high seqno.
     sizes
         About how much is in each; empty if that was not asked for.
+    time
+        What time it is at a node, in seconds since the epoch; None if that was not asked for, or no node
+        tells it.
     """
 
     map: ClusterMap
     positions: dict[int, tuple[int, int]]
     sizes: dict[int, Size]
+    time: int | None = None
 
 
 def look_at(
@@ -53,8 +58,9 @@ def look_at(
     *,
     vbuckets: Iterable[int] | None = None,
     sizes: bool = False,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
+    time: bool = False,
+    sleep: Callable[[float], None] = pause,
+    clock: Callable[[], float] = monotonic,
 ) -> Look:
     """Ask all nodes, one connection each, where their vbuckets are.
 
@@ -66,6 +72,8 @@ def look_at(
         Those to look at; None for all.
     sizes
         Ask how much is in them, too.
+    time
+        Ask what time it is, too.
     sleep, clock
         Stand-ins for tests.
 
@@ -96,7 +104,7 @@ def look_at(
         wanted = None if vbuckets is None else set(vbuckets)
         first = when_loaded(source.fetch, options.connect_timeout, sleep=sleep, clock=clock)
         looking = _Looking(source, wanted, options.recovery_timeout, sleep, clock)
-        return looking.look(first, sizes=sizes)
+        return looking.look(first, sizes=sizes, time=time)
     finally:
         source.close()
 
@@ -126,7 +134,7 @@ class _Looking:
         self._sleep = sleep
         self._clock = clock
 
-    def look(self, found: ClusterMap, *, sizes: bool) -> Look:
+    def look(self, found: ClusterMap, *, sizes: bool, time: bool) -> Look:
         until = self._clock() + self._patience
         attempts = 0
         while True:
@@ -143,7 +151,12 @@ class _Looking:
                 missing = chosen - positions.keys()
                 if not missing:
                     told = self._sizes(found, positions) if sizes else {}
-                    return Look(found, dict(sorted(positions.items())), dict(sorted(told.items())))
+                    return Look(
+                        found,
+                        dict(sorted(positions.items())),
+                        dict(sorted(told.items())),
+                        self._time(found) if time else None,
+                    )
                 attempts += 1
                 if attempts == _ATTEMPTS:
                     raise verdicts.ownerless(missing, found.vbuckets)
@@ -169,6 +182,17 @@ class _Looking:
                 if found.node_of(vb) == node or vb not in positions:
                     positions[vb] = at
         return positions
+
+    def _time(self, found: ClusterMap) -> int | None:
+        """That of the first node that tells it."""
+        for node in found.nodes:
+            try:
+                seconds = self._source.query(node, survey_time)
+            except (ConnectError, ReadTimeoutError):
+                continue
+            if seconds is not None:
+                return seconds
+        return None
 
     def _sizes(self, found: ClusterMap, positions: Collection[int]) -> dict[int, Size]:
         told: dict[int, Size] = {}

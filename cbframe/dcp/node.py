@@ -344,7 +344,9 @@ class NodeThread:
             case dcp.Sampled(seqnos=seqnos):
                 self._high_seqnos = seqnos
                 setup.post(plan.NodeSampled(self.node, seqnos))
-            case dcp.Opened(stream=stream):
+            case dcp.Timed(seconds=seconds):
+                setup.on_time(self.node, seconds)
+            case dcp.Opened(stream=stream) | dcp.Ordered(stream=stream):
                 calls.save(stream)
             case dcp.Ended(stream=stream, reason=reason):
                 self._on_ended(stream, reason)
@@ -363,8 +365,6 @@ class NodeThread:
             case dcp.CollectionEvent(stream=stream, event=message):
                 calls.system_event(stream, message)
                 self._progressed = True
-            case dcp.Ordered(stream=stream):
-                calls.save(stream)
 
     def _on_ended(self, stream: Stream, reason: int | None) -> None:
         progressed = stream.seqno > stream.start

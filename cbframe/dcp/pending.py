@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cbframe.dcp.events import Data, Ended, Event, MapPushed, Nooped, Ready, Sampled
+from cbframe.dcp.events import Data, Ended, Event, MapPushed, Nooped, Ready, Sampled, Timed
 from cbframe.dcp.streams import Stream, StreamState, StreamTable
 from cbframe.errors import ProtocolError
 from cbframe.wire.blocks import DataBlock
@@ -99,7 +99,7 @@ class Pending:
 
     def holds_back(self, event: Event) -> bool:
         """Whether documents of the event's vbucket have to come first."""
-        if isinstance(event, Ready | Sampled | Nooped | MapPushed | Data):
+        if isinstance(event, Ready | Sampled | Timed | Nooped | MapPushed | Data):
             return False
         return event.stream.opaque in self._waiting
 

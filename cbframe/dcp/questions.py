@@ -1,4 +1,4 @@
-"""Requests of a connection that have one answer each: its handshake, and high seqnos asked for later."""
+"""Requests of a connection: its handshake, and what is asked later, one answer each; and the node's time."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from cbframe.dcp.controls import DcpSettings
 from cbframe.dcp.counters import NodeStats
-from cbframe.dcp.events import Ready, Sampled
+from cbframe.dcp.events import Ready, Sampled, Timed
 from cbframe.dcp.handshake import Login, Session, Steps, open_dcp, sample_seqnos
+from cbframe.dcp.survey import TIME, time_of
 from cbframe.dcp.tally import HandshakeTally
 from cbframe.errors import CbframeError
+from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.frame import Frame
 
 
@@ -37,6 +39,8 @@ class Questions:
         self._asked = -1
         self._handshake: Steps[Session] | None = open_dcp(login, settings)
         self._sampling: Steps[dict[int, int]] | None = None
+        self._asks_time = settings.ask_time
+        self._time_opaque: int | None = None
         self._ask(next(self._handshake))
 
     @property
@@ -52,10 +56,14 @@ class Questions:
 
     def awaits(self, answer: Frame) -> bool:
         """Whether this answers what was asked last."""
+        if answer.opcode == Opcode.STAT:
+            return answer.opaque == self._time_opaque
         return (answer.opaque, answer.opcode) == (self._opaque, self._asked)
 
-    def answered(self, answer: Frame) -> Ready | Sampled | None:
+    def answered(self, answer: Frame) -> Ready | Sampled | Timed | None:
         """Take the answer and ask on; what has come to its end with it."""
+        if answer.opcode == Opcode.STAT:
+            return self._told_time(answer)
         self._asked = -1
         self._tally.answered(answer)
         try:
@@ -67,10 +75,24 @@ class Questions:
             if self._handshake is not None:
                 self._handshake = None
                 self._stats.tot_worker_upr_open_ok += 1
+                self._ask_time()
                 return Ready(done.value)
             self._sampling = None
             return Sampled(done.value)
         return None
+
+    def _ask_time(self) -> None:
+        """Have the node say what time it is: before the first stream, and without waiting for it."""
+        if self._asks_time:
+            self._opaque += 1
+            self._time_opaque = self._opaque
+            self._queue(replace(TIME.frame(), opaque=self._opaque))
+
+    def _told_time(self, answer: Frame) -> Timed | None:
+        if answer.status != Status.SUCCESS or not answer.key:
+            self._time_opaque = None  # the last line, or a refusal: nothing but the time depends on it
+        seconds = time_of(answer)
+        return None if seconds is None else Timed(seconds)
 
     def broke_off(self, error: CbframeError) -> None:
         """Take note that the connection is over, with `error`."""

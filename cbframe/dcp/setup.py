@@ -27,6 +27,7 @@ class NodeSetup:
     post: Callable[[plan.Event], None]
     on_config: Callable[[str, bytes], None]
     on_push: Callable[[str, tuple[int, int], bytes], None]
+    on_time: Callable[[str, int], None]
     on_error: Callable[[CbframeError], None]
     clock: Callable[[], float]
     timeouts: Timeouts

@@ -152,6 +152,7 @@ class BucketDataSource(SourceView):
         self._follower: MapFollower | None = None
         self._stats: dict[str, NodeStats] = {}
         self._problems: deque[Problem] = deque(maxlen=PROBLEMS)
+        self._times: dict[str, int] = {}
         self._life = ""
         self._over = threading.Event()
         self._error: CbframeError | None = None
@@ -316,6 +317,7 @@ class BucketDataSource(SourceView):
             post=self._post,
             on_config=self._on_config,
             on_push=self._on_push,
+            on_time=self._times.__setitem__,
             on_error=self._report,
             clock=self._clock,
             timeouts=Timeouts.of(options),

@@ -34,6 +34,32 @@ class Size(NamedTuple):
     bytes: int | None
 
 
+TIME = Plain(Opcode.STAT)
+"""Asks for statistics of the node itself; its time of day is one of some hundred lines."""
+_YEAR_10000 = 253_402_300_800
+
+
+def time_of(answer: Frame) -> int | None:
+    """Seconds since the epoch, if the answer to `TIME` is the line that has them."""
+    if answer.status != Status.SUCCESS or answer.key != b"time" or not _NUMBER.fullmatch(answer.value):
+        return None
+    seconds = int(answer.value)
+    return seconds if seconds < _YEAR_10000 else None
+
+
+def survey_time(login: Login) -> Talk[int | None]:
+    """Log in and ask what time it is at the node; None if the user may not see statistics."""
+    yield from one_by_one(log_in(login))
+    found: list[int] = []
+
+    def take(_number: int, answer: Frame) -> None:
+        if (seconds := time_of(answer)) is not None:
+            found.append(seconds)
+
+    yield Volley([TIME.frame()], take, series=True)
+    return found[0] if found else None
+
+
 UNKNOWN = Size(None, None)
 
 

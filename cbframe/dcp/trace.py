@@ -42,7 +42,7 @@ class Trace:
     def event(self, event: dcp.Event) -> None:
         """Add an event of the connection, by its name."""
         vbucket = None
-        if not isinstance(event, dcp.Ready | dcp.Sampled | dcp.Data | dcp.MapPushed | dcp.Nooped):
+        if not isinstance(event, dcp.Ready | dcp.Sampled | dcp.Timed | dcp.Data | dcp.MapPushed | dcp.Nooped):
             vbucket = event.stream.vbucket
         self.note(vbucket, type(event).__name__)
 

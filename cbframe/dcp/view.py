@@ -56,6 +56,7 @@ class SourceView:
     _calls: ClusterCounters
     _stats: dict[str, NodeStats]
     _problems: deque[Problem]
+    _times: dict[str, int]
     _options: BucketDataSourceOptions
     _login: Login
     _clock: Callable[[], float]
@@ -144,6 +145,14 @@ class SourceView:
     def high_seqnos(self) -> dict[int, int]:
         """High seqnos by vbucket, as the nodes told last."""
         return self._coordinator.high_seqnos
+
+    @property
+    def node_time(self) -> int | None:
+        """The latest time of day that a node has reported, in seconds since the epoch.
+
+        None if none has: nodes are asked with ``ask_time``, and tell it to users who may see statistics.
+        """
+        return max(list(self._times.values()), default=None)
 
     @property
     def as_of(self) -> dict[int, plan.Position]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from cbframe.arrow.columns import DATATYPE, KEY, OPCODE, SEQNO, VALUE, VBUCKET, 
 from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
+from cbframe.arrow.exclusion import NOTHING, LeftOut
 from cbframe.arrow.memory import POOL
 from cbframe.arrow.shelf import Shelf
 from cbframe.arrow.spool import DeferringBatchReceiver
@@ -37,6 +39,7 @@ class Assembled:
     table: pa.Table
     conflicts: tuple[Conflict, ...]
     rejected: dict[str, int]
+    left_out: LeftOut = NOTHING
 
 
 class Assembler:
@@ -53,6 +56,8 @@ class Assembler:
         Where values are put aside.
     agreement
         Columns that there have to be; None for what the documents have.
+    moment
+        As of :class:`~cbframe.frame.intake.Intake`.
 
     Attributes
     ----------
@@ -68,13 +73,14 @@ class Assembler:
         batch_bytes: int,
         spool_dir: str | os.PathLike[str] | None = None,
         agreement: Agreement | None = None,
+        moment: Callable[[], int] | None = None,
     ) -> None:
         self._agreement = agreement
         self._target = target
         self._names = names
         self._receiver = receiver
         self._batch_bytes = batch_bytes
-        self.intake = Intake(target, names, receiver)
+        self.intake = Intake(target, names, receiver, moment)
         schema = receiver.schema
         self._rows = Rows(target, names, schema.remove(schema.get_field_index(VALUE)))
         self._workers = Workers()
@@ -136,7 +142,8 @@ class Assembler:
         if self._agreement is None and not enough:
             self.intake.refuse_filters()
         assembled = assembled_of(raw, typed, manifest, self._target, self._names, agreement=self._agreement)
-        return replace(assembled, table=assembled.table.slice(0, self._target.n_rows))
+        table = assembled.table.slice(0, self._target.n_rows)
+        return replace(assembled, table=table, left_out=self._rows.left_out)
 
     def typed(self) -> tuple[pa.Table, TypedColumns, Manifest | None]:
         """Keys and metadata of the documents that count, their columns, and their collections."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, METADATA_TYPES, OPCODE, SEQNO, VALUE, VBUCKET
+from cbframe.arrow.exclusion import of_transactions
 from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.errors import CbframeError
 from cbframe.frame.changes import CHANGE_TYPE, CHANGE_TYPES, CollectionDrop
@@ -95,16 +96,28 @@ class ChangeRows:
         Names that were asked for.
     key_prefix
         Keep only keys that begin so.
+    transaction_records
+        Whether changes of records of transactions are kept.
 
     Attributes
     ----------
     schema
         Of what is given out, always the same.
+    left_out
+        How many changes of records of transactions were left out.
     """
 
     def __init__(
-        self, raw: pa.Schema, metadata: Sequence[str], directory: Directory, key_prefix: bytes | None
+        self,
+        raw: pa.Schema,
+        metadata: Sequence[str],
+        directory: Directory,
+        key_prefix: bytes | None,
+        *,
+        transaction_records: bool = False,
     ) -> None:
+        self._keeps_transactions = transaction_records
+        self.left_out = 0
         self._prefix = key_prefix
         self._directory = directory
         self._raw = raw
@@ -121,6 +134,9 @@ class ChangeRows:
         """Only the rows that are wanted."""
         if self._prefix is not None:
             batch = batch.filter(pc.starts_with(batch.column(KEY), self._prefix))
+        if not self._keeps_transactions and (theirs := of_transactions(batch.column(KEY))).any():
+            self.left_out += int(theirs.sum())
+            batch = batch.filter(pa.array(~theirs))
         ids = batch.column(COLLECTION_ID).to_numpy()
         if ids.any():
             unique, codes = np.unique(ids, return_inverse=True)

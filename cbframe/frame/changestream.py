@@ -81,7 +81,13 @@ class ChangeStream(ShowsItself):
                 target.server_urls, target.bucket, target.auth, options, target.tls, target.network
             )
         )
-        rows = ChangeRows(self._receiver.schema, target.metadata, directory, target.key_prefix)
+        rows = self._rows = ChangeRows(
+            self._receiver.schema,
+            target.metadata,
+            directory,
+            target.key_prefix,
+            transaction_records=target.transaction_records == "keep",
+        )
         self.schema = rows.schema
         self._source = BucketDataSource(
             target.server_urls,
@@ -115,6 +121,8 @@ class ChangeStream(ShowsItself):
         total = self.stats.total
         told = f"{total.documents:,} changes, {total.bytes_received / 1e6:,.1f} MB received"
         more = f", {total.rollbacks} rollbacks" if total.rollbacks else ""
+        if self.transaction_records:
+            more += f", {self.transaction_records:,} changes of transaction records left out"
         return f"<ChangeStream of {self._target.bucket!r}, {self.state}: {told}{more}>"
 
     def __enter__(self) -> Self:
@@ -287,6 +295,11 @@ class ChangeStream(ShowsItself):
     def _uuid(self) -> str:
         found = self._source.map
         return self._bucket_uuid if found is None else found.uuid
+
+    @property
+    def transaction_records(self) -> int:
+        """How many changes of records of transactions were left out: keys that begin with ``_txn:``."""
+        return self._rows.left_out
 
     # -- whole outputs
 

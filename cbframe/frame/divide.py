@@ -25,6 +25,7 @@ from cbframe.errors import ConfigurationError
 from cbframe.frame.agreed import Agreement, Fitter
 from cbframe.frame.assemble import Assembler, assembled_of, beside
 from cbframe.frame.intake import Intake
+from cbframe.frame.moment import Moment
 from cbframe.frame.names import SYSTEM_SCOPE, Names, is_text
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.run import Run
@@ -126,8 +127,8 @@ class Divider:
     sample_rows: int | None
     binary_keys: bool | None
 
-    def look(self, *, sizes: bool = False) -> Look:
-        """Where the vbuckets are now, and how much is in them if `sizes`."""
+    def look(self, *, sizes: bool = False, time: bool = False) -> Look:
+        """Where the vbuckets are now, how much is in them if `sizes`, and what time it is there if `time`."""
         target = self.target
         return look_at(
             target.server_urls,
@@ -138,9 +139,14 @@ class Divider:
             target.network,
             vbuckets=target.vbuckets,
             sizes=sizes,
+            time=time,
         )
 
-    def agree(self, look: Look, n: int) -> tuple[ScanTarget, Agreement, pa.Schema]:
+    def moment(self, look: Look) -> Moment | None:
+        """By when documents have expired, for all partitions; None if none is left out for that."""
+        return Moment.of(look.time) if self.target.expired == "drop" else None
+
+    def agree(self, look: Look, n: int, moment: Moment | None) -> tuple[ScanTarget, Agreement, pa.Schema]:
         """What each partition is to read, the columns that they have in common, and their schema."""
         target, manifest = self._with_names(look)
         declared = {(name,) for name in target.schema}
@@ -149,7 +155,7 @@ class Divider:
         elif target.columns is not None and set(target.columns) <= declared:
             agreement = Agreement(_only_names(target.schema), not self.binary_keys)
         else:
-            agreement = self._sampled(target, look, n)
+            agreement = self._sampled(target, look, n, moment)
         target = agreement.declared(target)
         return target, agreement, self._schema(target, agreement, manifest)
 
@@ -174,14 +180,15 @@ class Divider:
             return target, None
         return replace(target, metadata=tuple(dict.fromkeys([*target.metadata, *sorted(asked)]))), manifest
 
-    def _sampled(self, target: ScanTarget, look: Look, n: int) -> Agreement:
+    def _sampled(self, target: ScanTarget, look: Look, n: int, moment: Moment | None) -> Agreement:
         filled = [vb for vb, (_, seqno) in look.positions.items() if seqno]
         if self.sample_rows is None:
             # Not all at once: what is typed together is in memory together.
             parts = [share.vbuckets for share in shares(look, n)]
         else:
             parts = [spread(filled)] if filled else []
-        found = [self._looked(replace(target, vbuckets=part, n_rows=self.sample_rows)) for part in parts]
+        some = [replace(target, vbuckets=part, n_rows=self.sample_rows) for part in parts]
+        found = [self._looked(each, moment) for each in some]
         self._judge_filters([intake for _, _, intake in found])
         kinds = unify([each for each, _, _ in found], max_members=target.max_struct_fields).kinds()
         kinds |= dict.fromkeys(target.schema, Kind(pa.null()))
@@ -210,11 +217,13 @@ class Divider:
         for error in first.errors():
             warnings.warn(f"in the sample of the partitions: {error}", UserWarning, stacklevel=6)
 
-    def _looked(self, target: ScanTarget) -> tuple[Columns, bool, Intake]:
+    def _looked(self, target: ScanTarget, moment: Moment | None) -> tuple[Columns, bool, Intake]:
         """What the columns of some documents are, whether their keys are text, and what took them in."""
-        run = Run(target, self.options, timeout=self.timeout, progress=None)
-        receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        assembler = Assembler(target, run.names, receiver, self.batch_bytes, self.spool_dir)
+        run = Run(target, self.options, timeout=self.timeout, progress=None, moment=moment)
+        receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
+        assembler = Assembler(
+            target, run.names, receiver, self.batch_bytes, self.spool_dir, moment=run.moment
+        )
         with closing(assembler):
             run.into(receiver, assembler)
             raw, typed, manifest = assembler.typed()

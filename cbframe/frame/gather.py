@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.arrow.columns import COLLECTION_ID, OPCODE
+from cbframe.arrow.exclusion import LeftOut
 from cbframe.cluster.manifest import Manifest
 from cbframe.frame.intake import Intake
 from cbframe.frame.names import Names, alive
@@ -24,12 +26,18 @@ class Rows:
     ----------
     schema
         Of the rows: that of the receiver, or a part of it.
+
+    Attributes
+    ----------
+    left_out
+        How many documents were left out; known once all are gathered.
     """
 
     def __init__(self, target: ScanTarget, names: Names, schema: pa.Schema) -> None:
         self._target = target
         self._names = names
         self._schema = schema
+        self.left_out = LeftOut()
         self._documents = 0
         self._batches: list[pa.RecordBatch] = []
 
@@ -61,16 +69,27 @@ class Rows:
         manifest = self._names.manifest_of(raw[COLLECTION_ID].to_numpy(), receiver)
         if manifest is not None and not (living := alive(raw, manifest)).all():
             keep = living if keep is None else keep & living
+        opcode = raw[OPCODE].to_numpy()
+        self.left_out = LeftOut.of(opcode if keep is None else opcode[keep])
+        if self.left_out != LeftOut():
+            wanted = opcode == Opcode.DCP_MUTATION
+            keep = wanted if keep is None else keep & wanted
         return raw, keep, manifest
 
 
 class RawSink:
-    """Takes the documents of one run as they are."""
+    """Takes the documents of one run as they are; `moment` as of :class:`~cbframe.frame.intake.Intake`."""
 
-    def __init__(self, target: ScanTarget, names: Names, receiver: GatheringReceiver[pa.RecordBatch]) -> None:
+    def __init__(
+        self,
+        target: ScanTarget,
+        names: Names,
+        receiver: GatheringReceiver[pa.RecordBatch],
+        moment: Callable[[], int] | None = None,
+    ) -> None:
         self._target = target
         self._receiver = receiver
-        self._intake = Intake(target, names, receiver)
+        self._intake = Intake(target, names, receiver, moment)
         self._rows = Rows(target, names, receiver.schema)
 
     def add(self, arrived: list[pa.RecordBatch]) -> None:
@@ -81,6 +100,11 @@ class RawSink:
     def has_enough(self) -> bool:
         """Whether as many documents came as were asked for."""
         return self._rows.has_enough()
+
+    @property
+    def left_out(self) -> LeftOut:
+        """How many documents were left out; known once it is finished."""
+        return self._rows.left_out
 
     def finish(self) -> tuple[pa.Table, Manifest | None]:
         """The rows that count, and the collections that they are of."""

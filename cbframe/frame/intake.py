@@ -1,7 +1,8 @@
-"""What becomes of documents as they come: only what is wanted of them is kept."""
+"""Documents as they come, cut down to what is wanted."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.batcher import GatheringReceiver
-from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, OPCODE, VALUE, is_json
+from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, EXPIRY, KEY, OPCODE, VALUE, is_json
 from cbframe.arrow.documents.filters import METADATA, predicates
 from cbframe.arrow.documents.filters import NAMES as FILTER_NAMES
 from cbframe.arrow.documents.matcher import Matcher
 from cbframe.arrow.documents.projection import Projection
+from cbframe.arrow.exclusion import EXPIRED, TRANSACTION_RECORD, has_expired, of_transactions
 from cbframe.frame.names import Names
 from cbframe.frame.target import ScanTarget
 from cbframe.wire.constants import Opcode
@@ -27,9 +29,27 @@ class Intake:
     ----------
     names, receiver
         Know the collections of documents.
+    moment
+        By when documents have expired, in seconds since the epoch; asked for when there is one that may have.
+        None where none is left out for that.
+    of_changes
+        Not documents are read but changes: what is left out of them is removed at once.
+
+    Attributes
+    ----------
+    transaction_records
+        How many changes of such records were removed.
     """
 
-    def __init__(self, target: ScanTarget, names: Names, receiver: GatheringReceiver[Any]) -> None:
+    def __init__(
+        self,
+        target: ScanTarget,
+        names: Names,
+        receiver: GatheringReceiver[Any],
+        moment: Callable[[], int] | None = None,
+        *,
+        of_changes: bool = False,
+    ) -> None:
         self._prefix = target.key_prefix
         self._names = names
         self._receiver = receiver
@@ -39,14 +59,37 @@ class Intake:
         self._by_name = not named.isdisjoint(FILTER_NAMES)
         self._collections: set[int] = set()
         self._projection = Projection(target.columns) if target.columns and target.parsed else None
+        self._drops_transactions = target.transaction_records == "drop"
+        self._moment = moment
+        self._of_changes = of_changes
+        self.transaction_records = 0
 
     def reduce(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """A batch without what is not wanted; it may be empty."""
         if self._prefix is not None:
             batch = batch.filter(pc.starts_with(batch.column(KEY), self._prefix))
-        if self.matcher is None and self._projection is None:
+        if self._drops_transactions:
+            batch = self._without_transactions(batch)
+        if self._moment is not None:
+            batch = self._without_expired(batch, self._moment)
+        return batch if self.matcher is None and self._projection is None else self._reduced(batch)
+
+    def _without_transactions(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        theirs = of_transactions(batch.column(KEY))
+        if not theirs.any():
             return batch
-        return self._reduced(batch)
+        if self._of_changes:
+            self.transaction_records += int(theirs.sum())
+            return batch.filter(pa.array(~theirs))
+        return _marked(batch, theirs, TRANSACTION_RECORD)
+
+    @staticmethod
+    def _without_expired(batch: pa.RecordBatch, moment: Callable[[], int]) -> pa.RecordBatch:
+        expiry = batch.column(EXPIRY).to_numpy()
+        if not expiry.any():
+            return batch
+        gone = has_expired(expiry, moment())
+        return _marked(batch, gone, EXPIRED) if gone.any() else batch
 
     def refuse_filters(self) -> None:
         """Everything was read: raise where it shows that the filters are a mistake.
@@ -91,3 +134,11 @@ class Intake:
         self._collections.update(np.unique(ids[mutation]).tolist())
         found = {name: batch.column(name) for name in self._metadata}
         return found | self._names.of_collections(ids, self._receiver) if self._by_name else found
+
+
+def _marked(batch: pa.RecordBatch, rows: npt.NDArray[np.bool_], mark: int) -> pa.RecordBatch:
+    """The batch with some of its documents marked as left out."""
+    opcode = batch.column(OPCODE).to_numpy()
+    marked = np.where(rows & (opcode == Opcode.DCP_MUTATION), np.uint8(mark), opcode)
+    columns = {name: batch.column(name) for name in batch.schema.names} | {OPCODE: pa.array(marked)}
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.batcher import GatheringReceiver
-from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES
+from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, METADATA_TYPES
 from cbframe.arrow.documents.filters import predicates
 from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.dcp.maps import bucket_manifest
@@ -32,6 +32,12 @@ class Names:
         self._wanted: dict[int, str] = {}
         self._known: dict[int, CollectionName] = {}
         self._scope_id: int | None = None
+
+    @property
+    def received(self) -> tuple[str, ...]:
+        """Metadata that the read needs: also what tells whether a document has expired."""
+        needed = (EXPIRY,) if self._target.expired == "drop" else ()
+        return tuple(dict.fromkeys((*self.wire_metadata, *needed)))
 
     @property
     def wire_metadata(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.frame.agreed import Agreement
 from cbframe.frame.asof import AsOf
 from cbframe.frame.divide import Divider, refuse_undividable, shares
+from cbframe.frame.moment import utc_now
 from cbframe.frame.pins import Consistency, Pins
 from cbframe.frame.result import ReadResult
 from cbframe.frame.scan import BucketScan
@@ -282,7 +283,9 @@ def divided(
     refuse_undividable(divider.target, n)
     if consistency not in get_args(Consistency):
         raise ConfigurationError(f"consistency={consistency!r}", hint="choose 'snapshot' or 'strict'")
-    target, agreement, schema = divider.agree(divider.look(), n)
+    look = divider.look(time=divider.target.expired == "drop")
+    moment = divider.moment(look)
+    target, agreement, schema = divider.agree(look, n, moment)
     settings = PartSettings(
         target=target,
         options=divider.options,
@@ -294,23 +297,23 @@ def divided(
         spool_dir=divider.spool_dir,
         with_secrets=with_secrets,
     )
-    # Anew: the sample took its time.
-    return _pinned(divider.look(sizes=True), n, consistency, schema, settings)
+    # Once more: the sample took its time.
+    time = utc_now()
+    pins = Pins(AsOf({}, time), "", consistency, moment)
+    return _pinned(divider.look(sizes=True), n, pins, schema, settings)
 
 
-def _pinned(
-    look: Look, n: int, consistency: Consistency, schema: pa.Schema, settings: PartSettings
-) -> list[ScanPartition]:
+def _pinned(look: Look, n: int, pins: Pins, schema: pa.Schema, settings: PartSettings) -> list[ScanPartition]:
     """The partitions of what was looked at."""
     found = []
     for number, share in enumerate(shares(look, n)):
         # What is empty has no history that would matter, as in every read.
         positions = {vb: look.positions[vb] for vb in share.vbuckets}
-        as_of = AsOf({vb: at if at[1] else (0, 0) for vb, at in positions.items()})
-        pins = Pins(as_of, look.map.uuid, consistency)
+        as_of = AsOf({vb: at if at[1] else (0, 0) for vb, at in positions.items()}, pins.as_of.time)
+        own = replace(pins, as_of=as_of, bucket_uuid=look.map.uuid)
         sizes = [look.sizes[vb] for vb in share.vbuckets]
         documents, stored = _sum(size.documents for size in sizes), _sum(size.bytes for size in sizes)
-        found.append(ScanPartition(number, share.node, as_of, schema, pins, settings, documents, stored))
+        found.append(ScanPartition(number, share.node, as_of, schema, own, settings, documents, stored))
     return found
 
 

@@ -10,6 +10,7 @@ from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.dcp.ends import ReachedEnds
 from cbframe.errors import RollbackError, StreamError
 from cbframe.frame.asof import AsOf
+from cbframe.frame.moment import Moment
 from cbframe.wire.failover import FailoverLog
 
 Consistency: TypeAlias = Literal["snapshot", "strict"]
@@ -28,11 +29,14 @@ class Pins:
     consistency
         What becomes of a vbucket that is elsewhere when it is read: ``"snapshot"`` takes it as it is,
         ``"strict"`` refuses.
+    moment
+        By when documents have expired; None if none is left out for that.
     """
 
     as_of: AsOf
     bucket_uuid: str
     consistency: Consistency
+    moment: Moment | None = None
 
     def ends(self) -> ReachedEnds:
         """The end of each vbucket's stream."""

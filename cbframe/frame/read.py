@@ -14,7 +14,7 @@ from cbframe.frame.progress import Progress, check_progress
 from cbframe.frame.result import ReadResult
 from cbframe.frame.scan import BucketScan
 from cbframe.frame.shape import Errors, Nested
-from cbframe.frame.target import make_target
+from cbframe.frame.target import Exclusion, make_target
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.typing import Connectable, ServerURLs
@@ -52,6 +52,8 @@ def scan_bucket(
     on_conflict: OnConflict = "widen",
     max_struct_fields: int = 1000,
     parse_dates: bool | Sequence[str] = False,
+    expired: Exclusion = "drop",
+    transaction_records: Exclusion = "drop",
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
@@ -137,6 +139,15 @@ def scan_bucket(
     parse_dates
         Make timestamps of strings that are ISO 8601 dates and times, in the columns that are named, or in
         all (True): where all values of the column are such, with an offset, as UTC, or all without.
+    expired
+        ``"drop"`` leaves out documents whose expiry has passed, as a GET does: the server goes on sending
+        them until it removes them. ``"keep"`` gives them. There is one moment for the whole read, or set of
+        partitions: by the clock of a data node where it is reported, which needs the right to see statistics
+        of the bucket, or else by the clock of this machine. The report has it (``moment``), and how many
+        documents were left out.
+    transaction_records
+        ``"drop"`` leaves out what distributed transactions keep in the bucket, documents whose keys begin
+        with ``_txn:``, and counts them; ``"keep"`` gives them.
     batch_bytes
         Values are converted in batches of about this many bytes; by default 2 MiB.
     buffer_bytes
@@ -195,6 +206,8 @@ def scan_bucket(
         on_conflict=on_conflict,
         max_struct_fields=max_struct_fields,
         parse_dates=parse_dates,
+        expired=expired,
+        transaction_records=transaction_records,
     )
     options = options or BucketDataSourceOptions(noop_interval_secs=20)
     if timeout is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from cbframe.errors import ConfigurationError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict, merged
+from cbframe.frame.moment import Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class ReadReport:
         What the nodes sent.
     seconds
         How long it took; of several reads the sum, even if they ran side by side.
+    expired, transaction_records, moment
+        As of :class:`~cbframe.ReadResult`.
     """
 
     bucket: str
@@ -41,6 +44,9 @@ class ReadReport:
     documents: int | None
     bytes: int
     seconds: float
+    expired: int = 0
+    transaction_records: int = 0
+    moment: Moment | None = None
 
     @classmethod
     def merged(cls, reports: Iterable[ReadReport]) -> ReadReport:
@@ -73,15 +79,20 @@ class ReadReport:
         rejected: Counter[str] = Counter()
         for part in parts:
             rejected.update(part.rejected)
+        times = [part.as_of.time for part in parts if part.as_of.time is not None]
+        moments = [part.moment for part in parts if part.moment is not None]
         documents = [part.documents for part in parts if part.documents is not None]
         return cls(
             buckets.pop(),
-            AsOf(dict(sorted(as_of.items()))),
+            AsOf(dict(sorted(as_of.items())), min(times, default=None)),
             merged(part.conflicts for part in parts),
             dict(rejected),
             sum(documents) if len(documents) == len(parts) else None,
             sum(part.bytes for part in parts),
             sum(part.seconds for part in parts),
+            sum(part.expired for part in parts),
+            sum(part.transaction_records for part in parts),
+            min(moments, key=lambda moment: moment.time, default=None),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,11 +105,33 @@ class ReadReport:
             "documents": self.documents,
             "bytes": self.bytes,
             "seconds": self.seconds,
+            "expired": self.expired,
+            "transaction_records": self.transaction_records,
+            "moment": None if self.moment is None else self.moment.to_dict(),
         }
 
     @classmethod
     def of_dict(cls, told: Mapping[str, Any]) -> ReadReport:
         """What :meth:`to_dict` gave; others may have put more beside it."""
-        own = {each.name: told[each.name] for each in fields(cls)}
+        own = {each.name: told[each.name] for each in fields(cls) if each.name in told}
         conflicts = tuple(Conflict.of_dict(conflict) for conflict in told["conflicts"])
-        return cls(**{**own, "conflicts": conflicts})
+        moment = told.get("moment")
+        return cls(
+            **{**own, "conflicts": conflicts, "moment": None if moment is None else Moment.of_dict(moment)}
+        )
+
+
+def left_out(expired: int, transaction_records: int) -> str:
+    """For a ``repr``: how many documents were left out; empty if none were."""
+    told = [
+        f"{count:,} {what}"
+        for count, what in (
+            (expired, "expired"),
+            (
+                transaction_records,
+                "record of transactions" if transaction_records == 1 else "records of transactions",
+            ),
+        )
+        if count
+    ]
+    return f", left out: {' and '.join(told)}" if told else ""

@@ -12,7 +12,8 @@ from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import DependencyError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict
-from cbframe.frame.report import ReadReport
+from cbframe.frame.moment import Moment
+from cbframe.frame.report import ReadReport, left_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,12 @@ class ReadResult:
     documents
         How many there are, where the table is not kept, too; None if they were handed on without being
         counted.
+    expired
+        How many documents were left out since their expiry had passed; the server removes them later.
+    transaction_records
+        How many records of transactions were left out: documents whose keys begin with ``_txn:``.
+    moment
+        By when documents had expired, and whose clock that was; None with ``expired="keep"``.
     """
 
     table: pa.Table
@@ -52,10 +59,16 @@ class ReadResult:
     stats: BucketDataSourceStats
     seconds: float
     documents: int | None = None
+    expired: int = 0
+    transaction_records: int = 0
+    moment: Moment | None = None
 
     def __repr__(self) -> str:
         rows, columns = self.table.shape
-        return f"<ReadResult of {self.bucket!r}: {rows:,} rows, {columns} columns, {self.as_of!r}>"
+        return (
+            f"<ReadResult of {self.bucket!r}: {rows:,} rows, {columns} columns, {self.as_of!r}"
+            f"{left_out(self.expired, self.transaction_records)}>"
+        )
 
     def labelled(self, *, report: bool) -> ReadResult:
         """The same; the metadata of the table's schema tells what it is a picture of.
@@ -70,7 +83,12 @@ class ReadResult:
             told = [
                 {"path": each.path, "types": each.types, "action": each.action} for each in self.conflicts
             ]
-            about |= {"conflicts": told, "rejected": self.rejected}
+            about |= {
+                "conflicts": told,
+                "rejected": self.rejected,
+                "expired": self.expired,
+                "transaction_records": self.transaction_records,
+            }
         metadata = {b"cbframe": json.dumps(about).encode()}
         return replace(self, table=self.table.replace_schema_metadata(metadata))
 
@@ -85,6 +103,9 @@ class ReadResult:
             self.documents,
             self.stats.bytes_received,
             self.seconds,
+            self.expired,
+            self.transaction_records,
+            self.moment,
         )
 
     def to_pandas(self, dtype_backend: str | None = "pyarrow") -> pd.DataFrame:

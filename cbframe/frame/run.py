@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ReadTimeoutError
 from cbframe.frame.asof import AsOf
+from cbframe.frame.moment import Clock, Moment, utc_now
 from cbframe.frame.names import Names
 from cbframe.frame.progress import Progress, ScanProgress, Watcher, teller_of
 from cbframe.frame.target import ScanTarget
@@ -52,11 +53,17 @@ class Ran:
         Counters of the connections.
     map
         The bucket as it was at the end.
+    moment
+        By when documents have expired; None if none is left out for that.
+    node_time
+        The latest time of day that a node has reported, in seconds since the epoch; None if none has.
     """
 
     as_of: AsOf
     stats: BucketDataSourceStats
     map: ClusterMap
+    moment: Moment | None
+    node_time: int | None
 
 
 class Run:
@@ -68,6 +75,12 @@ class Run:
         Refuse a bucket of the name with another uuid; empty to take any.
     ends
         Read each vbucket at least to this seqno, which it had reached; None to read to where they are now.
+    moment
+        By when documents have expired; None for the moment at which this is first asked for.
+    ask_time
+        Ask the nodes what time it is, also where no document is left out for that.
+    clock
+        Tells the time of day.
 
     Attributes
     ----------
@@ -86,8 +99,14 @@ class Run:
         progress: Progress,
         bucket_uuid: str = "",
         ends: ReachedEnds | None = None,
+        moment: Moment | None = None,
+        ask_time: bool = False,
+        clock: Clock = utc_now,
     ) -> None:
         self._began = monotonic()
+        self._time = clock()
+        self._clock = clock
+        self._moment = moment
         self._bucket_uuid = bucket_uuid
         self._target = target
         self._timeout = timeout
@@ -98,6 +117,7 @@ class Run:
             options,
             seq_end="now" if ends is None else ends,
             no_value=target.keys_only,
+            ask_time=ask_time or (target.expired == "drop" and moment is None),
             include_xattrs=options.include_xattrs or "xattrs" in target.metadata,
         )
         self.names = Names(target, options)
@@ -107,6 +127,17 @@ class Run:
     def seconds(self) -> float:
         """Since it was made."""
         return monotonic() - self._began
+
+    @property
+    def moment(self) -> Callable[[], int] | None:
+        """Tells by when documents have expired, in seconds since the epoch; None if none is left out."""
+        return (lambda: self._decided().seconds) if self._target.expired == "drop" else None
+
+    def _decided(self) -> Moment:
+        """One moment for all of the read: that of the nodes, if the first to send documents told its time."""
+        if self._moment is None:
+            self._moment = Moment.of(None if self.source is None else self.source.node_time, self._clock)
+        return self._moment
 
     def into(self, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
         """Run to the end.
@@ -139,6 +170,7 @@ class Run:
                     source.wait(0)
                 positions |= {vb: (at.vbuuid, at.seqno) for vb, at in source.as_of.items()}
                 stats = source.stats()
+                moment = self._decided() if self._target.expired == "drop" else None
             finally:
                 source.close()
             found = source.map
@@ -150,7 +182,8 @@ class Run:
             except StopIteration:
                 break
         # A look at some documents is no picture of anything.
-        return Ran(AsOf(positions if self._target.n_rows is None else {}), stats, found)
+        as_of = AsOf(positions, self._time) if self._target.n_rows is None else AsOf({})
+        return Ran(as_of, stats, found, moment, source.node_time)
 
     def _source(self, vbuckets: tuple[int, ...] | None, receiver: GatheringReceiver[T]) -> BucketDataSource:
         target = self._target

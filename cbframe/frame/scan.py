@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from cbframe.arrow.batcher import BatchingReceiver, GatheringReceiver
 from cbframe.arrow.documents.projection import path_of
+from cbframe.arrow.exclusion import LeftOut
 from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.source import BucketDataSource
@@ -129,26 +130,33 @@ class BucketScan:
         return result
 
     def _read_raw(self, run: Run) -> ReadResult:
-        ran, raw, manifest = self._gather(run, self._target)
+        ran, raw, manifest, left_out = self._gather(run, self._target)
         table = raw_table(raw, manifest, self._target, run.names, agreement=self._agreement)
-        return self._result(run, ran, Assembled(table, (), {}))
+        return self._result(run, ran, Assembled(table, (), {}, left_out))
 
     def _read_typed(self, run: Run) -> ReadResult:
-        receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
+        receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
         assembler = Assembler(
-            self._target, run.names, receiver, self._batch_bytes or _BATCH, self._spool_dir, self._agreement
+            self._target,
+            run.names,
+            receiver,
+            self._batch_bytes or _BATCH,
+            self._spool_dir,
+            self._agreement,
+            run.moment,
         )
         with closing(assembler):
             ran = self._into(run, receiver, assembler)
             typed = assembler.finish()
         return self._result(run, ran, typed)
 
-    def _gather(self, run: Run, target: ScanTarget) -> tuple[Ran, pa.Table, Manifest | None]:
-        """Documents as they are, and the collections that they are of."""
-        receiver = BatchingReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        sink = RawSink(target, run.names, receiver)
+    def _gather(self, run: Run, target: ScanTarget) -> tuple[Ran, pa.Table, Manifest | None, LeftOut]:
+        """Documents as they are, the collections that they are of, and how many were left out."""
+        receiver = BatchingReceiver(run.names.received, run.options.max_body_bytes)
+        sink = RawSink(target, run.names, receiver, run.moment)
         ran = self._into(run, receiver, sink)
-        return ran, *sink.finish()
+        raw, manifest = sink.finish()
+        return ran, raw, manifest, sink.left_out
 
     def _into(self, run: Run, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
         ran = run.into(receiver, sink)
@@ -167,6 +175,9 @@ class BucketScan:
             ran.stats,
             run.seconds,
             len(found.table),
+            found.left_out.expired,
+            found.left_out.transaction_records,
+            ran.moment,
         )
         # Whoever gets the table of a partition alone, from another process, has no other report.
         return result.labelled(report=self._pins is not None)
@@ -182,6 +193,7 @@ class BucketScan:
             progress=self._progress,
             bucket_uuid="" if pins is None else pins.bucket_uuid,
             ends=None if pins is None else pins.ends(),
+            moment=None if pins is None else pins.moment,
         )
         return self._run
 
@@ -239,10 +251,11 @@ class BucketScan:
                 "documents that are not parsed have no kind", hint="leave keys_only=True and parse=False out"
             )
         run = self._new_run(self._options.feed_buffer_size_bytes)
-        ran, raw, manifest = self._gather(run, replace(self._target, parse=False))
+        ran, raw, manifest, left_out = self._gather(run, replace(self._target, parse=False))
         tables = split_tables(raw, manifest, path_of(by), self._target, run.names)
         rows = sum(len(each.table) for each in tables.values())
-        self.last = replace(self._result(run, ran, without_rows(tables.values())), documents=rows)
+        whole = replace(without_rows(tables.values()), left_out=left_out)
+        self.last = replace(self._result(run, ran, whole), documents=rows)
         return {label: self._result(run, ran, each) for label, each in tables.items()}
 
     def to_polars(self) -> pl.DataFrame:
@@ -272,16 +285,20 @@ class BucketScan:
             some = (batch for batch in table.to_batches() if len(batch))
             return pa.RecordBatchReader.from_batches(table.schema, some)
         run = self._new_run(min(self._options.feed_buffer_size_bytes, _BOUNDED_WINDOW))
-        receiver = DeferringBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
+        receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
         batch_bytes = self._batch_bytes or _BATCH
-        sink = SpoolingSink(self._target, run.names, receiver, batch_bytes, self._spool_dir, self._agreement)
+        sink = SpoolingSink(
+            self._target, run.names, receiver, batch_bytes, self._spool_dir, self._agreement, run.moment
+        )
         with ExitStack() as stack:
             stack.callback(sink.close)
             ran = self._into(run, receiver, sink)
             streamed = sink.finish()
             # The files are needed now: who reads the batches closes them.
             stack.pop_all()
-        told = Assembled(streamed.schema.empty_table(), streamed.conflicts, streamed.rejected)
+        told = Assembled(
+            streamed.schema.empty_table(), streamed.conflicts, streamed.rejected, streamed.left_out
+        )
         self.last = replace(self._result(run, ran, told), documents=None)
         batches = (batch for table in streamed.tables for batch in table.to_batches())
         return pa.RecordBatchReader.from_batches(self.last.table.schema, batches)

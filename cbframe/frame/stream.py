@@ -14,7 +14,7 @@ from cbframe.frame.asof import AsOf
 from cbframe.frame.changestream import ChangeStream, OnRollback
 from cbframe.frame.checkpoint import Checkpoint
 from cbframe.frame.names import Names
-from cbframe.frame.target import ScanTarget, raw_target
+from cbframe.frame.target import Exclusion, ScanTarget, raw_target
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.typing import Connectable, ServerURLs
@@ -43,6 +43,7 @@ def stream_bucket(
     batch_bytes: int | None = None,
     max_latency: float = 0.25,
     buffer_bytes: int | None = None,
+    transaction_records: Exclusion = "drop",
     options: BucketDataSourceOptions | None = None,
 ) -> ChangeStream:
     """Stream the changes of a bucket: what is there from `start` on, and whatever comes later.
@@ -50,6 +51,9 @@ def stream_bucket(
     Every change comes at least once, per vbucket in the order in which it happened. Of several changes
     of one document in quick succession, the server may send the last only. A consumer that stores the
     checkpoint together with the data, in one transaction, gets every change exactly once.
+
+    A document whose expiry has passed is still a document here: no change reports that, until the server
+    removes it.
 
     Cut connections, rebalances and failovers are followed. What no further attempt can heal is raised
     when the next batch is asked for.
@@ -82,6 +86,8 @@ def stream_bucket(
     buffer_bytes
         Flow-control window of each node's connection: what is not acknowledged is never more than that
         for each node, plus one item. By default that of `options`, but no more than 16 MiB.
+    transaction_records
+        As for :func:`cbframe.scan_bucket`; :attr:`ChangeStream.transaction_records` counts what is left out.
     options
         Finer settings of the connections. By default streams go on for five minutes while all attempts
         fail (``recovery_timeout``).
@@ -136,6 +142,7 @@ def stream_bucket(
         metadata=metadata,
         vbuckets=vbuckets,
         key_prefix=key_prefix,
+        transaction_records=transaction_records,
     )
     options = replace(
         options,

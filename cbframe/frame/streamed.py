@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from cbframe.arrow.documents.chunks import Batch
 from cbframe.arrow.documents.guard import screen
 from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.passes import PassingTyper
+from cbframe.arrow.exclusion import NOTHING, LeftOut
 from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.receiver import Receipt
@@ -39,7 +40,7 @@ class Streamed:
         Of every table.
     tables
         To be consumed once.
-    conflicts, rejected
+    conflicts, rejected, left_out
         As of a read in memory.
     """
 
@@ -47,6 +48,7 @@ class Streamed:
     tables: Iterator[pa.Table]
     conflicts: tuple[Conflict, ...]
     rejected: dict[str, int]
+    left_out: LeftOut = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,12 @@ class SpoolingSink:
         Documents are put down and typed in batches of about so many bytes.
     agreement
         Columns that there have to be; None for what the documents have.
+    moment
+        As of :class:`~cbframe.frame.intake.Intake`.
     """
+
+    of_changes: ClassVar[bool] = False
+    """As of :class:`~cbframe.frame.intake.Intake`."""
 
     def __init__(
         self,
@@ -91,13 +98,14 @@ class SpoolingSink:
         batch_bytes: int,
         spool_dir: str | os.PathLike[str] | None = None,
         agreement: Agreement | None = None,
+        moment: Callable[[], int] | None = None,
     ) -> None:
         self._agreement = agreement
         self._target = target
         self._names = names
         self._batch_bytes = batch_bytes
         self._receiver = receiver
-        self._intake = Intake(target, names, receiver)
+        self._intake = Intake(target, names, receiver, moment, of_changes=self.of_changes)
         self._spool = Spool(receiver.schema, spool_dir)
         self._typer = PassingTyper(policy_of(target, agreement)) if target.parsed else None
         self._arrived = 0
@@ -173,9 +181,12 @@ class SpoolingSink:
         text = all(is_text(rows.raw(number)[KEY]) for number in self._odd_keys)
         if self._agreement is not None:
             text = self._agreement.agreed_text(text=text)
+        some_went = rows.some_went()
         if self._typer is None:
-            return self._unparsed(rows, text=text)
-        return self._typed(self._typer, rows, text=text)
+            streamed = self._unparsed(rows, text=text)
+        else:
+            streamed = self._typed(self._typer, rows, text=text, some_went=some_went)
+        return replace(streamed, left_out=rows.left_out)
 
     def _unparsed(self, rows: SpooledRows, *, text: bool) -> Streamed:
         schema = pa.schema([] if self._target.keys_only else [self._receiver.schema.field(VALUE)])
@@ -190,8 +201,8 @@ class SpoolingSink:
         head = self._names.head(empty, rows.manifest, text=text)
         return Streamed(beside(head, schema.empty_table()).schema, self._given(tables()), (), {})
 
-    def _typed(self, typer: PassingTyper, rows: SpooledRows, *, text: bool) -> Streamed:
-        typing = self._typing(typer, rows)
+    def _typed(self, typer: PassingTyper, rows: SpooledRows, *, text: bool, some_went: bool) -> Streamed:
+        typing = self._typing(typer, rows, some_went=some_went)
 
         def formed(raw: pa.Table, table: pa.Table) -> pa.Table:
             raw, table = typing.form(raw, table)
@@ -201,9 +212,9 @@ class SpoolingSink:
         tables = (formed(rows.raw(number), table) for number, table in typing.tables())
         return Streamed(schema, self._given(tables), typing.conflicts, typing.rejected)
 
-    def _typing(self, typer: PassingTyper, rows: SpooledRows) -> _Typing:
-        """Look at all documents as often as it takes to know what becomes of each."""
-        if rows.some_went():
+    def _typing(self, typer: PassingTyper, rows: SpooledRows, *, some_went: bool) -> _Typing:
+        """Look at all documents as often as it takes to know the columns of each."""
+        if some_went:
             # What was learned of versions that do not count must not show in any column, type or count.
             typer = PassingTyper(policy_of(self._target, self._agreement))
             for number in range(len(rows)):
@@ -264,6 +275,8 @@ class SpooledRows:
     ----------
     count
         How many there are; known after :meth:`some_went`.
+    left_out
+        How many documents were left out; known then, too.
     """
 
     def __init__(self, spool: Spool, survivors: Counting, manifest: Manifest | None) -> None:
@@ -271,23 +284,33 @@ class SpooledRows:
         self._survivors = survivors
         self.manifest = manifest
         self.count = 0
+        self.left_out = LeftOut()
 
     def __len__(self) -> int:
         return len(self._spool)
 
-    def _mask(self, number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    def _newest(self, number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        """Which rows of a batch are documents that exist, also those that are left out."""
         keep = self._survivors.mask(number, heads)
         if self.manifest is not None:
             keep &= alive(pa.Table.from_batches([heads]), self.manifest)
         return keep
+
+    def _mask(self, number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        wanted: npt.NDArray[np.bool_] = heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
+        return wanted & self._newest(number, heads)
 
     def some_went(self) -> bool:
         """Whether there are documents that do not count, besides deletions."""
         mutations = 0
         for number in range(len(self)):
             heads = self._spool.heads(number)
-            mutations += int((heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION).sum())
-            self.count += int(self._mask(number, heads).sum())
+            opcode = heads.column(OPCODE).to_numpy()
+            newest = self._newest(number, heads)
+            wanted = opcode == Opcode.DCP_MUTATION
+            mutations += int(wanted.sum())
+            self.count += int((wanted & newest).sum())
+            self.left_out += LeftOut.of(opcode[newest])
         return mutations != self.count
 
     def raw(self, number: int) -> pa.Table:

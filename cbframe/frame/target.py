@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import index
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import pyarrow as pa
 
@@ -14,12 +14,14 @@ from cbframe.arrow.documents.filters import Filters, make_filters, predicates
 from cbframe.arrow.documents.fit import arrow_type
 from cbframe.arrow.documents.plan import OnConflict, Policy
 from cbframe.arrow.documents.projection import Path, path_of
+from cbframe.arrow.exclusion import TRANSACTION_PREFIX
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSLike, make_tls_context
 from cbframe.errors import ConfigurationError
 from cbframe.frame.shape import ERRORS, NESTED, Errors, Nested
 from cbframe.typing import Connectable, ServerURLs
 
+Exclusion: TypeAlias = Literal["drop", "keep"]
 ON_CONFLICT: tuple[str, ...] = get_args(OnConflict)
 METADATA_NAMES = (
     "key",
@@ -63,6 +65,8 @@ class ScanTarget:
     on_conflict: OnConflict = "widen"
     max_struct_fields: int = 1000
     parse_dates: bool | tuple[str, ...] = False
+    expired: Exclusion = "drop"
+    transaction_records: Exclusion = "drop"
 
     @property
     def parsed(self) -> bool:
@@ -108,6 +112,8 @@ def make_target(
     on_conflict: OnConflict,
     max_struct_fields: int,
     parse_dates: bool | Sequence[str],
+    expired: Exclusion = "drop",
+    transaction_records: Exclusion = "drop",
 ) -> ScanTarget:
     """Check the arguments of a scan.
 
@@ -157,6 +163,8 @@ def make_target(
             "errors": (errors, ERRORS),
             "nested": (nested, NESTED),
             "on_conflict": (on_conflict, ON_CONFLICT),
+            "expired": (expired, get_args(Exclusion)),
+            "transaction_records": (transaction_records, get_args(Exclusion)),
         },
         n_rows=n_rows,
         infer_schema_length=infer_schema_length,
@@ -184,6 +192,12 @@ def make_target(
     make_tls_context(tls)  # a file that cannot be read is told of now, not when the scan is read
     if isinstance(collections, str):
         collections = (collections,)
+    prefix = key_prefix.encode() if isinstance(key_prefix, str) else key_prefix
+    if prefix is not None and prefix.startswith(TRANSACTION_PREFIX) and transaction_records == "drop":
+        raise ConfigurationError(
+            "key_prefix= names records of transactions, which are left out",
+            hint='give transaction_records="keep", too',
+        )
     return ScanTarget(
         server_urls=urls,
         bucket=name,
@@ -200,13 +214,15 @@ def make_target(
         vbuckets=None if vbuckets is None else _numbers(vbuckets),
         errors=errors,
         nested=nested,
-        key_prefix=key_prefix.encode() if isinstance(key_prefix, str) else key_prefix,
+        key_prefix=prefix,
         n_rows=n_rows,
         schema=declared,
         infer_schema_length=infer_schema_length,
         on_conflict=on_conflict,
         max_struct_fields=max_struct_fields,
         parse_dates=parse_dates if isinstance(parse_dates, bool) else tuple(parse_dates),
+        expired=expired,
+        transaction_records=transaction_records,
     )
 
 
@@ -222,6 +238,7 @@ def raw_target(
     metadata: str | Sequence[str] = ("key",),
     vbuckets: Iterable[int] | None = None,
     key_prefix: str | bytes | None = None,
+    transaction_records: Exclusion = "drop",
 ) -> ScanTarget:
     """Check the arguments of what does not look into documents; raises as :func:`make_target`."""
     return make_target(
@@ -247,6 +264,8 @@ def raw_target(
         on_conflict="widen",
         max_struct_fields=1000,
         parse_dates=False,
+        expired="keep",
+        transaction_records=transaction_records,
     )
 
 

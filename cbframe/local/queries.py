@@ -93,6 +93,9 @@ def failover_log(conn: KvConnection, frame: Frame) -> None:
 
 def stat(conn: KvConnection, frame: Frame) -> None:
     group = frame.key.decode(errors="replace").split()
+    if not group and (conn.user is None or not conn.user.may("admin")):
+        conn.respond(frame, Status.EACCESS)
+        return
     with conn.bucket.lock:
         lines = stats(conn.bucket, conn.node.index, group)
     if lines is None:

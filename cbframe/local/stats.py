@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from cbframe.local.bucket import Bucket
@@ -9,8 +10,10 @@ from cbframe.local.store import VBucket
 
 
 def stats(bucket: Bucket, node: int, group: list[str]) -> list[tuple[str, str]] | None:
-    """Names and values of a group, ``NAME [vbucket]``; None if it is not known."""
-    if not group or group[0] not in _GROUPS:
+    """Names and values of a group, ``NAME [vbucket]``, or of the node; None if it is not known."""
+    if not group:
+        return [*_general(bucket)]
+    if group[0] not in _GROUPS:
         return None
     wanted = [vb for vb in bucket.vbuckets if node in bucket.map[vb.id]]
     if len(group) > 1:
@@ -19,6 +22,13 @@ def stats(bucket: Bucket, node: int, group: list[str]) -> list[tuple[str, str]] 
     return [
         line for vb in wanted for line in lines(vb, "active" if bucket.map[vb.id][0] == node else "replica")
     ]
+
+
+def _general(bucket: Bucket) -> Iterator[tuple[str, str]]:
+    """What a node says of itself, of the hundreds of lines those by which clients tell the time."""
+    yield "pid", str(os.getpid())
+    yield "time", str(bucket.now())
+    yield "pointer_size", "64"
 
 
 def _seqnos(vb: VBucket, _state: str) -> Iterator[tuple[str, str]]:

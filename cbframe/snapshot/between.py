@@ -14,7 +14,7 @@ from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
 from cbframe.arrow.documents.unify import unify
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.snapshot.history import History
-from cbframe.snapshot.live import Ceilings, Live, Part
+from cbframe.snapshot.live import Ceilings, Live, Part, shown
 from cbframe.snapshot.manifest import Drop, Manifest, Rollback
 from cbframe.snapshot.parquet import HEAD, heads
 from cbframe.snapshot.reader import VersionReader
@@ -97,7 +97,7 @@ def _own_parts(store: Store, manifest: Manifest, ceilings: Ceilings) -> list[Par
         if ceilings.touch(entry):
             masks = [ceilings.mask(entry.version, table) for table in heads(store, entry, (VBUCKET, SEQNO))]
             keep = np.concatenate([mask for mask in masks if mask is not None])
-        parts.append(Part(entry, keep))
+        parts.append(shown(store, manifest, Part(entry, keep)))
     return parts
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from cbframe.arrow.columns import SEQNO, VBUCKET
 from cbframe.snapshot.files import DATA, ChangeFiles, parts_for
 from cbframe.snapshot.history import Boundaries, History, following, lag
-from cbframe.snapshot.live import Ceilings, Live, Part
+from cbframe.snapshot.live import Ceilings, Live, Part, shown
 from cbframe.snapshot.manifest import FOLDER, Counts, FileEntry, Manifest, Rollback, name_of
 from cbframe.snapshot.parquet import heads, opened
 from cbframe.snapshot.reader import VersionReader, documents_of
@@ -129,6 +129,8 @@ def compact(
         kind="compact",
         created=following(before, now),
         ordered=True,
+        # Those that earlier releases have written are left out now.
+        options={"transaction_records": "drop", **base.options},
         floors=floors,
         files=entries,
         columns=(documents,),
@@ -180,7 +182,7 @@ def _kept(store: Store, base: Manifest, floors: Sequence[int]) -> Iterator[Part]
         later = [
             _later(table, part.entry, ceilings, floor) for table in heads(store, part.entry, (VBUCKET, SEQNO))
         ]
-        yield Part(part.entry, part.keep | np.concatenate(later))
+        yield shown(store, base, Part(part.entry, part.keep | np.concatenate(later)))
 
 
 def _some_older(part: Part, newest: Part) -> bool:

@@ -118,6 +118,7 @@ class Fetch:
             timeout=reading.timeout,
             progress=reading.progress,
             bucket_uuid=known.bucket_uuid,
+            ask_time=True,
         )
         names = self._run.names
         self.receiver = ResumingReceiver(names.wire_metadata, self._run.options.max_body_bytes)

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.batcher import newest, of_dropped
-from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
+from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, SEQNO, VBUCKET
+from cbframe.arrow.exclusion import has_expired, of_transactions
 from cbframe.snapshot.manifest import FileEntry, Manifest, Rollback
-from cbframe.snapshot.parquet import heads
+from cbframe.snapshot.parquet import heads, may_have
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
 from cbframe.snapshot.store import Store
 from cbframe.wire.constants import MAX_SEQNO
@@ -43,6 +44,14 @@ class Part:
     def count(self) -> int:
         """How many they are."""
         return self.entry.rows if self.keep is None else int(self.keep.sum())
+
+
+def shown(store: Store, manifest: Manifest, part: Part) -> Part:
+    """A part without records of transactions: snapshots of earlier releases have them."""
+    if manifest.knows_transactions or not part.count:
+        return part
+    hidden = np.concatenate([of_transactions(table[KEY]) for table in heads(store, part.entry, (KEY,))])
+    return Part(part.entry, ~hidden if part.keep is None else part.keep & ~hidden) if hidden.any() else part
 
 
 class Ceilings:
@@ -95,12 +104,23 @@ class Live:
         The version.
     deletions
         Deletions count, too, where they are the newest of their document.
+    moment
+        Documents that had expired by then, in seconds since the epoch, do not count; None for all.
+
+    Attributes
+    ----------
+    expired
+        How many they are; known once :meth:`parts` has found them.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, *, deletions: bool = False) -> None:
+    def __init__(
+        self, store: Store, manifest: Manifest, *, deletions: bool = False, moment: int | None = None
+    ) -> None:
         self._store = store
         self._manifest = manifest
         self._deletions = deletions
+        self._moment = moment
+        self.expired = 0
         self._ceilings = Ceilings(manifest.rollbacks)
         self._dead = set(manifest.dead)
         self._emptied: dict[tuple[int, int], int] = {}
@@ -111,6 +131,28 @@ class Live:
 
     def parts(self) -> list[Part]:
         """Files with what counts of them, oldest first."""
+        found = [shown(self._store, self._manifest, part) for part in self._newest()]
+        if self._moment is None:
+            return found
+        return [self._without_expired(part, self._moment) for part in found]
+
+    def _without_expired(self, part: Part, moment: int) -> Part:
+        # 0 is never, and most often there is nothing else.
+        if not part.count or not may_have(self._store, part.entry, EXPIRY, 1, moment):
+            return part
+        gone = np.concatenate(
+            [
+                has_expired(table[EXPIRY].to_numpy(), moment)
+                for table in heads(self._store, part.entry, (EXPIRY,))
+            ]
+        )
+        keep = ~gone if part.keep is None else part.keep & ~gone
+        left = Part(part.entry, keep)
+        self.expired += part.count - left.count
+        return left
+
+    def _newest(self) -> list[Part]:
+        """Files with the newest versions of documents."""
         entries = self._manifest.files
         base = self._base()
         others = [entry for entry in entries if base is None or entry.version != base]

@@ -6,22 +6,16 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from cbframe.errors import SnapshotError
+from cbframe.frame.moment import Clock, utc_now
 from cbframe.snapshot.store import LocalStore, Store, make_folder
 
 LOCK = "lock.json"
-
-Clock = Callable[[], datetime]
-
-
-def utc_now() -> datetime:
-    """The time of day, with its zone."""
-    return datetime.now(UTC)
 
 
 @contextmanager

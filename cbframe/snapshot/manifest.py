@@ -18,7 +18,9 @@ node_time                 the latest time of day that a node has reported, ISO 8
                           before that of an earlier version: then 1 ms after the version before counts
 bucket, bucket_uuid       where the documents are from
 cluster_uuid              empty where the cluster does not tell
-options                   what was asked for when the snapshot was made
+options                   what was asked for when the snapshot was made; transaction_records is always
+                          among them: where it is missing, in manifests of earlier releases, files have
+                          documents whose keys begin with ``_txn:``, and these do not count
 vbuckets                  lists with one entry a vbucket: seqno, vbuuid, failover_log (newest history
                           first), snap_start, snap_end, manifest_uid, purge_seqno, and floor: older
                           versions of documents are kept for what came after it
@@ -172,6 +174,11 @@ class Manifest:
     dead: tuple[int, ...] = ()
     collections: Mapping[int, str] = field(default_factory=dict)
     counts: Counts = Counts()
+
+    @property
+    def knows_transactions(self) -> bool:
+        """Whether files have records of transactions was decided; else they have some, and none counts."""
+        return "transaction_records" in self.options
 
     def columns_of(self, entry: FileEntry) -> Columns:
         """What the columns of a file are."""

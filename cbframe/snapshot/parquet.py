@@ -92,3 +92,17 @@ def heads(store: Store, entry: FileEntry, columns: Sequence[str] = HEAD) -> Iter
                 table = table.set_column(columns.index(KEY), KEY, table[KEY].cast(pa.binary()))
             yield table
             groups, rows = [], 0
+
+
+def may_have(store: Store, entry: FileEntry, column: str, low: int, high: int) -> bool:
+    """Whether a column of a file may have numbers from `low` to `high`, as its statistics say."""
+    with opened(store, entry) as file:
+        at = file.schema_arrow.names.index(column)
+        # Nested columns come after those of metadata: what is before them are columns of their own.
+        for group in map(file.metadata.row_group, range(file.num_row_groups)):
+            chunk = group.column(at)
+            if chunk.path_in_schema != column or chunk.statistics is None or not chunk.statistics.has_min_max:
+                return True
+            if chunk.statistics.min <= high and chunk.statistics.max >= low:
+                return True
+    return False

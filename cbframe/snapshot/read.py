@@ -10,6 +10,7 @@ import pyarrow.fs as pafs
 
 from cbframe.errors import ConfigurationError
 from cbframe.frame.shape import Nested
+from cbframe.frame.target import Exclusion
 from cbframe.public import public
 from cbframe.snapshot.history import AsOf
 from cbframe.snapshot.snapshot import Snapshot
@@ -24,6 +25,7 @@ def read_snapshot(
     as_of: AsOf = None,
     metadata: str | Sequence[str] = ("key",),
     nested: Nested = "struct",
+    expired: Exclusion = "drop",
     return_type: str = "pandas",
     dtype_backend: str | None = "pyarrow",
     filesystem: pafs.FileSystem | None = None,
@@ -42,6 +44,11 @@ def read_snapshot(
         metadata such as ``_cb_expiry``.
     as_of
         A version, or a time (``datetime`` or ISO 8601; without zone it is UTC); None for the newest.
+    expired
+        ``"drop"`` leaves out documents whose expiry had passed at the time of the version, as
+        :func:`cbframe.scan_bucket` does; ``"keep"`` gives those that the server had not removed. The time is
+        the latest that a data node had reported, or that of the version where none had. Files have these
+        documents in any case, and no event says that one expires.
     return_type
         ``"pandas"``, ``"arrow"`` or ``"polars"``.
     dtype_backend
@@ -57,7 +64,14 @@ def read_snapshot(
         There is no snapshot, or a file of it is gone or damaged.
     """
     snapshot = Snapshot(path, filesystem=filesystem, storage_options=storage_options)
-    wanted = {"as_of": as_of, "columns": columns, "filters": filters, "metadata": metadata, "nested": nested}
+    wanted = {
+        "as_of": as_of,
+        "columns": columns,
+        "filters": filters,
+        "metadata": metadata,
+        "nested": nested,
+        "expired": expired,
+    }
     match return_type:
         case "pandas":
             return snapshot.to_pandas(dtype_backend=dtype_backend, **wanted)

@@ -45,6 +45,8 @@ class VersionReader:
         As of a scan; ``"flatten"`` makes columns of members.
     changes
         With a column that tells what kind of change each row is, and with the collection's id.
+    moment
+        Documents that had expired by then, in seconds since the epoch, are left out; None keeps them.
     documents, text
         What the columns of documents are, and whether keys are text, where more is read than this version.
 
@@ -52,6 +54,8 @@ class VersionReader:
     ----------
     schema
         Of all tables.
+    expired
+        How many documents were left out for that; known once :meth:`tables` has begun.
 
     Raises
     ------
@@ -69,12 +73,15 @@ class VersionReader:
         filters: Filters | None = None,
         nested: Nested = "struct",
         changes: bool = False,
+        moment: int | None = None,
         documents: Columns | None = None,
         text: bool | None = None,
     ) -> None:
         self._store = store
         self._manifest = manifest
         self._nested = nested
+        self._moment = moment
+        self.expired = 0
         self._documents = documents_of(manifest) if documents is None else documents
         self._columns = None if columns is None else [self._path(path, "columns") for path in columns]
         self._filter = None if filters is None else self._by_column(filters)
@@ -179,7 +186,11 @@ class VersionReader:
             A column that was asked for is one in some files only, and others have it in ``_cb_rest``; or a
             file does not have what a filter compares.
         """
-        for part in Live(self._store, self._manifest).parts() if parts is None else parts:
+        if parts is None:
+            live = Live(self._store, self._manifest, moment=self._moment)
+            parts = live.parts()
+            self.expired = live.expired
+        for part in parts:
             if part.count:
                 yield from self._of_part(part)
 

@@ -41,6 +41,8 @@ class SnapshotResult:
         What the snapshot is a picture of now.
     conflicts, rejected
         As of a read, of the documents of this update.
+    transaction_records
+        How many changes of records of transactions were left out: keys that begin with ``_txn:``.
     clock_behind
         How far this machine's clock is behind the time of the version before. Versions have ascending times
         in any case: the new one is 1 ms after the one before.
@@ -60,6 +62,7 @@ class SnapshotResult:
     as_of: AsOf
     conflicts: tuple[Conflict, ...] = field(default=(), repr=False)
     rejected: dict[str, int] = field(default_factory=dict, repr=False)
+    transaction_records: int = 0
     clock_behind: timedelta = timedelta()
 
     def __str__(self) -> str:
@@ -87,6 +90,8 @@ class SnapshotResult:
         if self.rejected:
             told = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
             lines.append(("_cb_value", told))
+        if self.transaction_records:
+            lines.append(("left out", f"{count(self.transaction_records, 'change')} of transaction records"))
         if self.clock_behind:
             lines.append(("clock", behind(self.clock_behind)))
         return lines

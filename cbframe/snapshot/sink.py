@@ -90,6 +90,8 @@ class Changes:
         Those, of rows or known before, that do not exist any more.
     conflicts, rejected
         As of a read.
+    transaction_records
+        How many changes of such records were left out.
     """
 
     rows: int
@@ -99,6 +101,7 @@ class Changes:
     dead: frozenset[int]
     conflicts: tuple[Conflict, ...]
     rejected: dict[str, int]
+    transaction_records: int = 0
 
 
 class ChangeSink(SpoolingSink):
@@ -115,6 +118,7 @@ class ChangeSink(SpoolingSink):
         What came, in bytes of memory.
     """
 
+    of_changes = True
     nbytes = 0
     _receiver: ResumingReceiver
 
@@ -168,8 +172,10 @@ class ChangeSink(SpoolingSink):
             dead |= set(every.tolist()) - manifest.collections.keys()
         head = _Head(self._names, manifest, text=all(is_text(rows.heads(n)[KEY]) for n in self._odd_keys))
         if self._typer is None:
-            return self._unparsed_changes(rows, head, frozenset(dead))
-        return self._typed_changes(self._typer, rows, head, frozenset(dead))
+            found = self._unparsed_changes(rows, head, frozenset(dead))
+        else:
+            found = self._typed_changes(self._typer, rows, head, frozenset(dead))
+        return replace(found, transaction_records=self._intake.transaction_records)
 
     def _unparsed_changes(self, rows: _ChangeRows, head: _Head, dead: frozenset[int]) -> Changes:
         kind = pa.schema([] if self._target.keys_only else [pa.field(VALUE, pa.binary())])

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -21,14 +21,16 @@ from cbframe.arrow.documents.projection import path_of
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 from cbframe.frame.arrow_export import ArrowExport
 from cbframe.frame.asof import AsOf as Picture
+from cbframe.frame.moment import Clock, utc_now
 from cbframe.frame.shape import NESTED, Nested
+from cbframe.frame.target import Exclusion
 from cbframe.snapshot.between import changes
 from cbframe.snapshot.check import Verification, verify
 from cbframe.snapshot.compact import Compaction, compact, vacuum
 from cbframe.snapshot.files import DATA, FILE_BYTES, check_form
 from cbframe.snapshot.history import AsOf, History
 from cbframe.snapshot.live import Live
-from cbframe.snapshot.lock import Clock, utc_now, writing
+from cbframe.snapshot.lock import writing
 from cbframe.snapshot.manifest import Counts, Manifest
 from cbframe.snapshot.reader import VersionReader
 from cbframe.snapshot.result import count
@@ -117,9 +119,10 @@ class Snapshot:
         most, documents, tombstones = "at most ", upserts, rows - upserts
         if rows <= _COUNTED:
             with suppress(SnapshotError):  # of files that are gone or damaged
-                documents = len(self)
+                live = Live(self._store, manifest, moment=self._moment(manifest, "drop"))
+                documents = sum(part.count for part in live.parts())
                 kept = sum(part.count for part in Live(self._store, manifest, deletions=True).parts())
-                most, tombstones = "", kept - documents
+                most, tombstones = "", kept - documents - live.expired
         return f"{most}{count(documents, 'document')} and {count(tombstones, 'tombstone')}"
 
     @property
@@ -183,8 +186,18 @@ class Snapshot:
 
         return schema_history(self._history)
 
-    def _reader(self, as_of: AsOf, **wanted: Any) -> VersionReader:
-        return VersionReader(self._store, self._history.at(as_of), **wanted)
+    def _reader(self, as_of: AsOf, expired: str = "keep", **wanted: Any) -> VersionReader:
+        manifest = self._history.at(as_of)
+        return VersionReader(self._store, manifest, moment=self._moment(manifest, expired), **wanted)
+
+    def _moment(self, manifest: Manifest, expired: str) -> int | None:
+        """By when documents of a version have expired, in seconds since the epoch; None to keep them."""
+        if expired not in get_args(Exclusion):
+            raise ConfigurationError(
+                f"expired={expired!r}", hint=f"choose from: {', '.join(get_args(Exclusion))}"
+            )
+        time = manifest.node_time or self._history.time_of(manifest)
+        return int(time.timestamp()) if expired == "drop" else None
 
     def to_reader(
         self,
@@ -194,32 +207,35 @@ class Snapshot:
         filters: Any = None,
         metadata: str | Sequence[str] = ("key",),
         nested: Nested = "struct",
+        expired: Exclusion = "drop",
     ) -> pa.RecordBatchReader:
         """The documents as a stream of record batches; of memory, it takes some bytes a row and a row group.
 
         Parameters
         ----------
-        as_of, columns, filters, metadata, nested
+        as_of, columns, filters, metadata, nested, expired
             As of :func:`cbframe.read_snapshot`.
         """
-        reader = self._reader(as_of, **_checked(columns, filters, metadata, nested))
+        reader = self._reader(as_of, expired, **_checked(columns, filters, metadata, nested))
         batches = (batch for table in reader.tables() for batch in table.to_batches())
         return pa.RecordBatchReader.from_batches(reader.schema, batches)
 
     def to_arrow(self, **wanted: Any) -> pa.Table:
         """The documents as an Arrow table; arguments as of :meth:`to_reader`."""
-        as_of = wanted.pop("as_of", None)
+        as_of, expired = wanted.pop("as_of", None), wanted.pop("expired", "drop")
         manifest = self._history.at(as_of)
         options = {"columns": None, "filters": None, "metadata": ("key",), "nested": "struct"} | wanted
-        reader = VersionReader(self._store, manifest, **_checked(**options))
+        reader = self._reader(manifest.version, expired, **_checked(**options))
+        tables = [*reader.tables()]
         about = {
             "bucket": manifest.bucket,
             "version": manifest.version,
             "as_of": self._picture(manifest),
             "time": self._history.time_of(manifest).isoformat(),
+            "expired": reader.expired,
         }
         schema = reader.schema.with_metadata({b"cbframe": json.dumps(about).encode()})
-        tables = [table.replace_schema_metadata(schema.metadata) for table in reader.tables()]
+        tables = [table.replace_schema_metadata(schema.metadata) for table in tables]
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
     def to_pandas(self, *, dtype_backend: str | None = "pyarrow", **wanted: Any) -> pd.DataFrame:
@@ -264,17 +280,26 @@ class Snapshot:
         return self._export.stream(self.to_reader, requested_schema)
 
     def __len__(self) -> int:
-        """How many documents there are."""
-        return sum(part.count for part in Live(self._store, self._history.at(None)).parts())
+        """How many documents there are, without those that have expired."""
+        newest = self._history.at(None)
+        live = Live(self._store, newest, moment=self._moment(newest, "drop"))
+        return sum(part.count for part in live.parts())
 
-    def export(self, path: str | os.PathLike[str], *, as_of: AsOf = None, compression: str = "zstd") -> Path:
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        as_of: AsOf = None,
+        expired: Exclusion = "drop",
+        compression: str = "zstd",
+    ) -> Path:
         """Write the documents as a folder of plain Parquet files, which any tool reads.
 
         Parameters
         ----------
         path
             The folder, on this machine; it must not exist, and appears whole or not at all.
-        as_of
+        as_of, expired
             As of :func:`cbframe.read_snapshot`.
 
         Raises
@@ -285,7 +310,7 @@ class Snapshot:
         from cbframe.snapshot.export import export  # noqa: PLC0415 - rarely wanted
 
         check_form(compression)
-        return export(self._reader(as_of), open_store(path), compression)
+        return export(self._reader(as_of, expired), open_store(path), compression)
 
     def verify(self) -> Verification:
         """Look at all files: digests, rows, and that each version goes on where the one before ends."""
@@ -350,7 +375,8 @@ class Snapshot:
         Returns
         -------
         pandas.DataFrame
-            ``upsert``, ``delete`` and ``expire`` are what the bucket told. Where changes were taken back:
+            ``upsert``, ``delete`` and ``expire`` are what the bucket sent: a document whose expiry passes is
+            reported when the server has removed it. Where changes were taken back:
             ``restore`` (an older version of the document counts again) and ``retract`` (there was none). And
             ``drop``, of a document whose collection was dropped or emptied. In order within each vbucket.
 

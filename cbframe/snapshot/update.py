@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cbframe.arrow.documents.unify import Columns, differences, unify
@@ -174,6 +174,7 @@ class Update:
             bucket=self._target.bucket,
             bucket_uuid=fetched.ran.map.uuid,
             cluster_uuid=fetched.ran.map.cluster_uuid,
+            node_time=_latest(None if base is None else base.node_time, fetched.ran.node_time),
             options=self._stored,
             positions=fetched.positions,
             floors=[
@@ -215,8 +216,17 @@ class Update:
             as_of=AsOf(fetched.ran.as_of, manifest.created),
             conflicts=changes.conflicts,
             rejected=changes.rejected,
+            transaction_records=changes.transaction_records,
             clock_behind=behind,
         )
+
+
+def _latest(before: datetime | None, node_time: int | None) -> datetime | None:
+    """The latest time of day that a node has reported, so far."""
+    if node_time is None:
+        return before
+    now = datetime.fromtimestamp(node_time, UTC)
+    return now if before is None else max(before, now)
 
 
 def refuse_conflicts(before: Columns, after: Columns, stored: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ _DEFAULTS: dict[str, Any] = {
     "on_conflict": "widen",
     "max_struct_fields": 1000,
     "parse_dates": False,
+    "transaction_records": "drop",
 }
 WANTED = frozenset(_DEFAULTS)
 """The arguments that are kept."""
@@ -122,7 +124,7 @@ def target_of(
         read = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema)))
         schema = {field.name: field.type for field in read}
     dates = asked["parse_dates"]
-    return make_target(
+    target = make_target(
         conn,
         bucket,
         auth=auth,
@@ -146,6 +148,8 @@ def target_of(
         max_struct_fields=asked["max_struct_fields"],
         parse_dates=dates if isinstance(dates, bool) else tuple(dates),
     )
+    # Files have documents until the server has removed them: who reads says by when they have expired.
+    return replace(target, expired="keep", transaction_records=asked["transaction_records"])
 
 
 def _paths(columns: Sequence[Any] | None) -> list[Any] | None:

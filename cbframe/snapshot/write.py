@@ -12,13 +12,15 @@ import pyarrow.fs as pafs
 from cbframe.arrow.documents.plan import OnConflict
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, SnapshotError
+from cbframe.frame.moment import Clock, utc_now
 from cbframe.frame.progress import Progress, check_progress
+from cbframe.frame.target import Exclusion
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.snapshot.fetch import Reading
 from cbframe.snapshot.files import FILE_BYTES, check_form
 from cbframe.snapshot.history import Boundaries, History
-from cbframe.snapshot.lock import Clock, utc_now, writing
+from cbframe.snapshot.lock import writing
 from cbframe.snapshot.manifest import Kind, Manifest
 from cbframe.snapshot.repair import mended
 from cbframe.snapshot.result import SnapshotResult
@@ -54,6 +56,7 @@ def write_snapshot(
     on_conflict: OnConflict | None = None,
     max_struct_fields: int | None = None,
     parse_dates: bool | Sequence[str] | None = None,
+    transaction_records: Exclusion | None = None,
     file_bytes: int = FILE_BYTES,
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
@@ -87,7 +90,7 @@ def write_snapshot(
     compression
         Of the Parquet files.
     scope, collections, columns, filters, key_prefix, keys_only, parse, nested, schema, on_conflict, \
-max_struct_fields, parse_dates
+max_struct_fields, parse_dates, transaction_records
         What the snapshot holds, as of :func:`cbframe.scan_bucket`; decided when it is made. Updates hold
         to it: what is left out is as it was, and anything else is an error. With ``filters=``, a document
         that does not pass any more counts as deleted.
@@ -138,6 +141,7 @@ max_struct_fields, parse_dates
             "on_conflict": on_conflict,
             "max_struct_fields": max_struct_fields,
             "parse_dates": parse_dates,
+            "transaction_records": transaction_records,
         }
     )
     check_form(compression, file_bytes)
@@ -169,7 +173,7 @@ max_struct_fields, parse_dates
             kind = "repair" if damaged else kind
         elif mode != "overwrite":
             base = history.latest()
-        stored = given
+        stored = {"transaction_records": "drop", **given}
         if base is not None:
             agreed(given, base.options)
             stored = dict(base.options)

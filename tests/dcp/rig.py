@@ -50,6 +50,7 @@ class Rig:
         self.transport = ScriptedTransport({NODE: peer}, self.clock)
         self.configs: list[bytes] = []
         self.pushes: list[tuple[tuple[int, int], bytes]] = []
+        self.times: list[int] = []
         settings = replace(SETTINGS, buffer_size=window)
         setup = NodeSetup(
             transport=self.transport,
@@ -59,6 +60,7 @@ class Rig:
             ),
             post=self._post,
             on_config=lambda _, body: self.configs.append(body),
+            on_time=lambda _, seconds: self.times.append(seconds),
             on_push=lambda _, revision, body: self.pushes.append((revision, body)),
             on_error=self.errors.append,
             clock=self.clock,

@@ -18,6 +18,7 @@ from cbframe.dcp.events import (
     RolledBack,
     Sampled,
     Snapshot,
+    Timed,
 )
 from cbframe.dcp.streams import Stream
 from cbframe.errors import (
@@ -411,3 +412,32 @@ def test_the_failover_log_comes_with_the_stream() -> None:
     stream = open_stream(connect())
     assert encode_failover_log(stream.failover_log) == encode_failover_log(server.LOG)
     assert stream.vbuuid == 22
+
+
+def test_the_time_is_asked_for_without_waiting() -> None:
+    connection = connect(replace(SETTINGS, ask_time=True))
+    (asked,) = frames(connection.data_to_send())
+    assert (asked.opcode, asked.key) == (Opcode.STAT, b"")
+    # Streams and seqnos are asked for meanwhile; answers to these come between the lines.
+    stream = connection.request_stream(StreamRequest(0))
+    connection.sample()
+    (stream_asked, sample_asked) = frames(connection.data_to_send())
+
+    def line(key: bytes, value: bytes) -> bytes:
+        return response(Opcode.STAT, opaque=asked.opaque, key=key, value=value).encode()
+
+    assert feed(connection, line(b"pid", b"12") + line(b"time", b"1772366400")) == [Timed(1772366400)]
+    assert feed(connection, good_answer(sample_asked).encode()) == [Sampled({0: 5, 1: 0})]
+    assert feed(connection, line(b"times", b"1") + line(b"", b"")) == []
+    assert feed(connection, good_answer(stream_asked).encode()) == [Opened(stream)]
+    with pytest.raises(ProtocolError, match="an answer to nothing that was asked"):
+        feed(connection, line(b"time", b"1"))
+
+
+@pytest.mark.parametrize("value", [b"", b"-5", b"1e9", b"99999999999999999"])
+def test_nonsense_is_no_time(value: bytes) -> None:
+    connection = connect(replace(SETTINGS, ask_time=True))
+    (asked,) = frames(connection.data_to_send())
+    told = response(Opcode.STAT, opaque=asked.opaque, key=b"time", value=value).encode()
+    assert feed(connection, told) == []
+    assert feed(connection, refusal(asked, Status.EACCESS).encode()) == []

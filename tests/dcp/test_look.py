@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster
@@ -129,3 +131,16 @@ def test_ends_that_were_reached() -> None:
     assert ahead.of(0, {0: 7}) == 10
     assert reached.of(0, {0: 7}) == 7
     assert reached.shortened == {0: 7}
+
+
+def test_the_time() -> None:
+    with LocalCluster(nodes=2, vbuckets=4) as cluster:
+        cluster.add_user("reader", "secret", access="dcp")
+        url, admin = cluster.connection_string, (cluster.username, cluster.password)
+        before = int(time.time())
+        found = look_at(url, "default", admin, OPTIONS, time=True).time
+        assert found is not None
+        assert before <= found <= time.time()
+        assert look_at(url, "default", admin, OPTIONS).time is None
+        # Who may not see statistics is not told.
+        assert look_at(url, "default", ("reader", "secret"), OPTIONS, time=True).time is None

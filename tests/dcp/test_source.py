@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -345,3 +346,37 @@ def test_close_interrupts_a_map_fetch() -> None:
             closing.start()
             closing.join(LONG)
             assert not closing.is_alive()
+
+
+@pytest.mark.parametrize(("user", "asks"), [("admin", True), ("admin", False), ("reader", True)])
+def test_the_time_of_a_node(user: str, asks: bool) -> None:
+    """It is known before the first document is; documents also come to whom it is not told."""
+    known: list[int | None] = []
+
+    class Receiver(RecordingReceiver):
+        def data_update(self, *arguments: Any) -> None:
+            known.append(source.node_time)
+            super().data_update(*arguments)
+
+    with LocalCluster(nodes=2, vbuckets=VBUCKETS) as cluster:
+        cluster.add_user("admin", cluster.password, access="admin")
+        cluster.add_user("reader", cluster.password, access="dcp")
+        cluster.bulk_load((b"k%d" % n, b"{}") for n in range(100))
+        before = int(time.time())
+        source = BucketDataSource(
+            cluster.connection_string,
+            "default",
+            cluster.bucket,
+            "",
+            None,
+            (user, cluster.password),
+            Receiver(),
+            BucketDataSourceOptions(seq_end="now", ask_time=asks),
+        )
+        with source:
+            source.wait(LONG)
+        assert len(known) == 100
+        if user == "admin" and asks:
+            assert all(each is not None and before <= each <= time.time() for each in known)
+        else:
+            assert set(known) == {None}

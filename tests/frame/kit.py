@@ -90,6 +90,7 @@ def values_of(table: pa.Table) -> dict[bytes, bytes]:
 def read_rows(cluster: LocalCluster, **arguments: Any) -> dict[bytes, Row]:
     arguments.setdefault("timeout", 60)
     arguments.setdefault("options", QUICK)
+    arguments.setdefault("expired", "keep")  # what there is to compare with has them
     names = (*WIRE_METADATA, "scope", "collection")
     return rows_of(scan_bucket(cluster, parse=False, metadata=names, **arguments).to_arrow())
 

@@ -264,7 +264,8 @@ def test_a_failed_read_writes_no_file(filled: LocalCluster, tmp_path: Path) -> N
 def test_attrs_survive(filled: LocalCluster, tmp_path: Path) -> None:
     frame = read_bucket(filled)
     told = frame.attrs["cbframe"]
-    assert set(told) == {"bucket", "as_of", "conflicts", "rejected", "documents", "bytes", "seconds"}
+    read = {"bucket", "as_of", "conflicts", "rejected", "documents", "bytes", "seconds"}
+    assert set(told) == read | {"expired", "transaction_records", "moment"}
     for other in (
         frame[frame["n"] > 5],
         frame.head(),

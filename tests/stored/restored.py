@@ -42,14 +42,17 @@ def restored_cluster() -> Iterator[LocalCluster]:
 
 
 def documents_of(cluster: LocalCluster, *, collections: set[int]) -> dict[tuple[int, bytes], dict[str, Any]]:
-    """The documents that exist, by collection and key, from the cluster's memory: ``seqno`` and fields."""
+    """The documents that exist, by collection and key, from the cluster's memory: ``seqno`` and fields.
+
+    Without records of transactions, and with a document that has expired and is not removed.
+    """
     found: dict[tuple[int, bytes], dict[str, Any]] = {}
     for vbucket in cluster._engine.bucket.vbuckets:
         for message in vbucket.current(0):
             if message[1] != items.MUTATION:
                 continue
             collection, key = leb128.split_key(items.key_of(message))
-            if collection in collections:
+            if collection in collections and not key.startswith(b"_txn:"):
                 value = items.value_of(message)
                 fields = json.loads(value) if value.startswith(b"{") else {}
                 found[collection, key] = {"seqno": items.seqno_of(message), **fields}

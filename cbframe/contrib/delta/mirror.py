@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from cbframe.arrow.columns import COLLECTION_ID, KEY, VBUCKET
 from cbframe.arrow.documents.unify import Columns, unify
 from cbframe.arrow.documents.widen import widen
+from cbframe.arrow.exclusion import TRANSACTION_PREFIX, of_transactions
 from cbframe.contrib.delta.commit import Committer
 from cbframe.contrib.delta.log import Base, told
 from cbframe.contrib.delta.result import DeltaResult
@@ -19,10 +20,10 @@ from cbframe.contrib.delta.shape import Shape
 from cbframe.contrib.delta.source import Back, News, Source
 from cbframe.errors import SnapshotError
 from cbframe.frame.asof import AsOf
+from cbframe.frame.moment import Clock
 from cbframe.frame.target import ScanTarget
 from cbframe.snapshot.fetch import Fetch, Fetched, Known, Reading
 from cbframe.snapshot.history import Boundaries, following, lag
-from cbframe.snapshot.lock import Clock
 from cbframe.snapshot.manifest import Counts, Manifest, Rollback
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT, Changes
 from cbframe.snapshot.update import is_news, refuse_conflicts
@@ -218,6 +219,10 @@ class Mirror:
         if concerned:
             heads = self._heads(base, old, pc.field(COLLECTION_ID).isin(sorted(concerned)))
             back.dropped.append(heads.filter(pa.array(news.of_dropped(heads))))
+        if not base.manifest.knows_transactions:
+            # Earlier releases mirrored them.
+            prefix = TRANSACTION_PREFIX.decode() if old.text else TRANSACTION_PREFIX
+            back.dropped.append(self._heads(base, old, pc.starts_with(pc.field(KEY), prefix)))
         if not limits:
             return back
         heads = self._heads(base, old, pc.field(VBUCKET).isin(sorted(limits)))
@@ -251,7 +256,10 @@ class Mirror:
             table = self._opener(base.versions[manifest.version])
             earlier = self._shape_of(manifest, table)
             for head, documents in self._rows(table, earlier, vbuckets):
-                some = pa.array(~standing.have(head) & ~news.of_dropped(head))
+                gone = standing.have(head) | news.of_dropped(head)
+                if self._stored["transaction_records"] == "drop":
+                    gone |= of_transactions(head[KEY])
+                some = pa.array(~gone)
                 wide = widen(documents.filter(some), earlier.columns, shape.columns)
                 restored.append(shape.stored(head.filter(some), wide))
         except (DeltaError, OSError) as exc:
@@ -314,5 +322,6 @@ class Mirror:
             as_of=AsOf(fetched.ran.as_of, manifest.created),
             conflicts=changes.conflicts,
             rejected=changes.rejected,
+            transaction_records=changes.transaction_records,
             clock_behind=lag(self._before, self._now),
         )

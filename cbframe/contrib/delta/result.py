@@ -8,7 +8,7 @@ from html import escape
 
 from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict
-from cbframe.snapshot.result import behind, some
+from cbframe.snapshot.result import behind, count, some
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,8 @@ class DeltaResult:
         What the table is a picture of now.
     conflicts, rejected
         As of a read, of the documents that came.
+    transaction_records
+        As of :class:`~cbframe.SnapshotResult`.
     clock_behind
         As of :class:`~cbframe.SnapshotResult`.
     """
@@ -60,6 +62,7 @@ class DeltaResult:
     as_of: AsOf
     conflicts: tuple[Conflict, ...] = field(default=(), repr=False)
     rejected: dict[str, int] = field(default_factory=dict, repr=False)
+    transaction_records: int = 0
     clock_behind: timedelta = timedelta()
 
     def __str__(self) -> str:
@@ -83,6 +86,8 @@ class DeltaResult:
         if self.rejected:
             told = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
             lines.append(("_cb_value", told))
+        if self.transaction_records:
+            lines.append(("left out", f"{count(self.transaction_records, 'change')} of transaction records"))
         if self.clock_behind:
             lines.append(("clock", behind(self.clock_behind)))
         return lines

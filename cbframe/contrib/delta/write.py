@@ -16,10 +16,11 @@ from cbframe.contrib.delta.log import APP, Base, base_of, library, open_table
 from cbframe.contrib.delta.mirror import Mirror
 from cbframe.contrib.delta.result import DeltaResult
 from cbframe.errors import ConfigurationError, SnapshotError
+from cbframe.frame.moment import Clock, utc_now
 from cbframe.frame.progress import Progress
+from cbframe.frame.target import Exclusion
 from cbframe.options import BucketDataSourceOptions
 from cbframe.snapshot.fetch import Reading
-from cbframe.snapshot.lock import Clock, utc_now
 from cbframe.snapshot.wanted import WANTED, agreed, stored_form, target_of
 from cbframe.typing import Connectable, ServerURLs
 
@@ -46,6 +47,7 @@ def to_delta(
     on_conflict: OnConflict | None = None,
     max_struct_fields: int | None = None,
     parse_dates: bool | Sequence[str] | None = None,
+    transaction_records: Exclusion | None = None,
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
@@ -59,7 +61,7 @@ def to_delta(
 
     The table appears whole or not at all. Documents wait in temporary files (`spool_dir`); memory is
     some hundred MB, since deltalake makes files of 100 MB in memory. What the table looks like is in the
-    documentation of this package.
+    documentation of this package. It has documents whose expiry has passed until the server removes them.
 
     Parameters
     ----------
@@ -71,7 +73,7 @@ def to_delta(
         ``"error"`` refuses to if there is a table. ``"overwrite"`` begins anew in the same table: earlier
         versions stay until they are vacuumed.
     scope, collections, columns, filters, key_prefix, keys_only, parse, xattrs, nested, schema, on_conflict, \
-max_struct_fields, parse_dates
+max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
     batch_bytes, buffer_bytes, spool_dir, timeout, progress, options
         As of :func:`cbframe.scan_bucket`.
@@ -110,6 +112,7 @@ max_struct_fields, parse_dates
             "on_conflict": on_conflict,
             "max_struct_fields": max_struct_fields,
             "parse_dates": parse_dates,
+            "transaction_records": transaction_records or "drop",
         }
     )
     target = target_of(conn, bucket, stored, auth=auth, tls=tls, network=network)
@@ -199,6 +202,7 @@ storage_options, clock
     base: Base = base_of(table, path)
     stored = dict(base.manifest.options)
     agreed(given, stored, made="the table", anew='to_delta(..., mode="overwrite")')
+    stored.setdefault("transaction_records", "drop")  # mirrors of earlier releases have them: they go now
     return Mirror(
         path,
         base,

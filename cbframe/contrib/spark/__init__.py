@@ -11,22 +11,25 @@ User name and password are those that the environment of the driver and of every
 ``CB_USER`` and ``CB_PASSWORD``, or in the variables that the options ``user_env`` and ``password_env``
 name. Options:
 
-================  ========================================================================
-connection        the connection string; the bucket in it, or as ``bucket``
-partitions        how many, by default 16
-columns           fields, separated by commas; default all
-scope             a scope
-collections       collections, separated by commas
-metadata          columns of metadata besides the key, separated by commas
-consistency       ``snapshot`` or ``strict``, as of ``BucketScan.partitions``; not of streams
-pushdown          ``true``: executors leave out documents that cannot pass the filters of a query, before
-                  they are typed. Spark has to push them down, too: ``spark.conf.set(
-                  "spark.sql.python.filterPushdown.enabled", "true")``. Values that do not fit the
-                  schema are no error in documents that are left out; not of streams
-on_conflict       ``raise`` (the default) or ``null``: of values that do not fit the schema
-sample_rows       so many documents are looked at for the schema, if none is given
-tls               path of a file with certificate authorities
-================  ========================================================================
+=======
+===================  =====================================================================
+connection           the connection string; the bucket in it, or as ``bucket``
+partitions           how many, by default 16
+columns              fields, separated by commas; default all
+scope                a scope
+collections          collections, separated by commas
+metadata             columns of metadata besides the key, separated by commas
+consistency          ``snapshot`` or ``strict``, as of ``BucketScan.partitions``; not of streams
+pushdown             ``true``: executors leave out documents that cannot pass the filters of a query,
+                     before they are typed. Spark has to push them down, too: ``spark.conf.set(
+                     "spark.sql.python.filterPushdown.enabled", "true")``. Values that do not fit the
+                     schema are no error in documents that are left out; not of streams
+on_conflict          ``raise`` (the default) or ``null``: of values that do not fit the schema
+sample_rows          so many documents are looked at for the schema, if none is given
+tls                  path of a file with certificate authorities
+expired              ``drop`` (the default) or ``keep``, as of ``scan_bucket``; not of streams
+transaction_records  ``drop`` (the default) or ``keep``, as of ``scan_bucket``
+===================  =====================================================================
 
 Without a schema it is inferred from a sample; with one (``.schema("name STRING, fleet INT")``) nothing
 is looked at. Either way it says which fields there are: others, and members of objects that it does not
@@ -75,7 +78,7 @@ change comes at least once, in order; of several changes of one document the ser
 =========  ===============================================================================
 upsert     the document is this now
 delete     it was deleted
-expire     it expired
+expire     it had expired, and the server has removed it: until then there is no change
 reset      without a key: whatever was given of this vbucket before is void, and all of it follows
 =========  ===============================================================================
 

@@ -27,10 +27,10 @@ _LARGER = {
 _BOTH = frozenset(
     (
         *("connection", "bucket", "partitions", "columns", "scope", "collections", "metadata"),
-        *("on_conflict", "sample_rows", "tls", "user_env", "password_env"),
+        *("on_conflict", "sample_rows", "tls", "user_env", "password_env", "transaction_records"),
     )
 )
-BATCH = _BOTH | {"consistency", "pushdown"}
+BATCH = _BOTH | {"consistency", "expired", "pushdown"}
 STREAM = _BOTH | {"changes", "start", "max_changes_per_batch", "on_rollback", "whole_snapshots"}
 
 
@@ -95,6 +95,8 @@ def scan_of(options: Mapping[str, str], **arguments: Any) -> BucketScan:
         tls=options.get("tls"),
         scope=options.get("scope"),
         on_conflict=on_conflict,  # type: ignore[arg-type]
+        expired=choice_of(options, "expired", "drop", "keep"),  # type: ignore[arg-type]
+        transaction_records=choice_of(options, "transaction_records", "drop", "keep"),  # type: ignore[arg-type]
         **names,  # type: ignore[arg-type]
         **arguments,
     )

@@ -67,6 +67,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
             collections=listed(options["collections"]) if "collections" in options else None,
             schema=declared,
             on_conflict=choice_of(options, "on_conflict", "raise", "null"),  # type: ignore[arg-type]
+            transaction_records=choice_of(options, "transaction_records", "drop", "keep"),  # type: ignore[arg-type]
             on_rollback=choice_of(options, "on_rollback", "reset", "fail"),  # type: ignore[arg-type]
             whole_snapshots=choice_of(options, "whole_snapshots", *whole) == "true",
         )

@@ -32,7 +32,7 @@ from cbframe.frame.partition import PartSettings
 from cbframe.frame.shape import cast_to
 from cbframe.frame.spans.offsets import BEGINNING, Offset, Range, Selection
 from cbframe.frame.spans.passes import Pass
-from cbframe.frame.target import METADATA_NAMES, make_target
+from cbframe.frame.target import METADATA_NAMES, Exclusion, make_target
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import Connectable, ServerURLs
 
@@ -149,6 +149,7 @@ def make_spans(
     on_conflict: Literal["raise", "null"] = "raise",
     on_rollback: OnReset = "reset",
     whole_snapshots: bool = False,
+    transaction_records: Exclusion = "drop",
     options: BucketDataSourceOptions | None = None,
 ) -> Spans:
     """Check what is to be read.
@@ -203,6 +204,8 @@ def make_spans(
         on_conflict=on_conflict,
         max_struct_fields=1000,
         parse_dates=False,
+        expired="keep",  # a document that expires comes as a change when the server has removed it
+        transaction_records=transaction_records,
     )
     kind = schema.field(KEY).type
     settings = PartSettings(

@@ -121,6 +121,7 @@ class Kept:
 class SpanSink(SpoolingSink):
     """Takes the changes of one run to disk."""
 
+    of_changes = True
     _receiver: SpanReceiver
 
     def stop_at(self, ends: Mapping[int, int]) -> None:
@@ -195,7 +196,7 @@ class SpanSink(SpoolingSink):
         """The fields of each batch's documents."""
         if self._typer is None:
             return (pa.table({}) for _ in range(len(rows)))
-        typing = self._typing(self._typer, rows)
+        typing = self._typing(self._typer, rows, some_went=rows.some_went())
         return (typing.form(rows.raw(number), table)[1] for number, table in typing.tables())
 
     def _formed(

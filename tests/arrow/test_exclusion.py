@@ -1,0 +1,90 @@
+"""Which documents a read leaves out, and that no older version of them takes their place."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from test_batcher import E, m, put
+
+from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.arrow.columns import KEY, OPCODE
+from cbframe.arrow.exclusion import (
+    EXPIRED,
+    TRANSACTION_RECORD,
+    LeftOut,
+    has_expired,
+    is_document,
+    of_transactions,
+)
+from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
+from cbframe.wire.constants import Opcode
+
+
+def test_keys_of_transactions() -> None:
+    keys = [b"_txn:atr-1", b"_txn:", b"_txn", b"x_txn:", b"_Txn:a", b"", b"\xff_txn:", b"_txn:\xff"]
+    want = [True, True, False, False, False, False, False, True]
+    for array in (pa.array(keys), pa.chunked_array([keys[:3], keys[3:]])):
+        assert of_transactions(array).tolist() == want
+    assert of_transactions(pa.array(["_txn:a", "a", "_tx"])).tolist() == [True, False, False]
+    assert of_transactions(pa.array([], pa.binary())).tolist() == []
+
+
+def test_expiries() -> None:
+    expiry = np.array([0, 1, 99, 100, 101, 2**32 - 1], np.uint32)
+    assert has_expired(expiry, 100).tolist() == [False, True, True, True, False, False]
+    assert not has_expired(expiry, 0).any()
+    # Seconds go beyond 32 bits some day.
+    assert has_expired(expiry, 2**33).tolist() == [False, True, True, True, True, True]
+
+
+@pytest.mark.parametrize("mark", [EXPIRED, TRANSACTION_RECORD])
+def test_a_marked_version_hides_older_ones(mark: int) -> None:
+    """In memory as on disk; a marked version that is deleted later is no document that was left out."""
+    for receiver in (BatchingReceiver(), DeferringBatchReceiver()):
+        receiver.snapshot_start(3, 0, 4, 1)
+        put(receiver, m(3, 1, "a"), m(3, 2, "b"), m(3, 3, "c"))
+        receiver.snapshot_start(3, 5, 7, 1)
+        put(receiver, m(3, 5, "a"), m(3, 6, "c"), (3, 7, "c", E, 0))
+        arrived = [each[0] if isinstance(each, tuple) else each for each in receiver.take(0)]
+        batches = [_marked(batch, mark) if number else batch for number, batch in enumerate(arrived)]
+        if isinstance(receiver, BatchingReceiver):
+            keep = receiver.surviving(batches)
+            assert keep is not None
+        else:
+            keep = _of_spool(receiver, batches)
+        table = pa.Table.from_batches(batches).filter(pa.array(keep))
+        assert dict(zip(table[KEY].to_pylist(), table[OPCODE].to_pylist(), strict=True)) == {
+            b"a": mark,
+            b"b": Opcode.DCP_MUTATION,
+        }
+        left_out = LeftOut.of(table[OPCODE].to_numpy())
+        assert left_out == (LeftOut(1, 0) if mark == EXPIRED else LeftOut(0, 1))
+        assert left_out + LeftOut(2, 3) == LeftOut(2 + left_out.expired, 3 + left_out.transaction_records)
+
+
+def _marked(batch: pa.RecordBatch, mark: int) -> pa.RecordBatch:
+    opcode = batch.column(OPCODE).to_numpy()
+    marked = np.where(opcode == Opcode.DCP_MUTATION, np.uint8(mark), opcode)
+    columns = {name: batch.column(name) for name in batch.schema.names} | {OPCODE: pa.array(marked)}
+    return pa.RecordBatch.from_arrays([*columns.values()], schema=batch.schema)
+
+
+def _of_spool(receiver: DeferringBatchReceiver, batches: list[pa.RecordBatch]) -> npt.NDArray[np.bool_]:
+    spool = Spool(receiver.schema)
+    for number, batch in enumerate(batches):
+        spool.write(batch, np.full(len(batch), number))
+    spool.complete()
+    survivors = Survivors(spool, receiver)
+    masks = [survivors.mask(number, spool.heads(number)) for number in range(len(spool))]
+    spool.close()
+    return np.concatenate(masks)
+
+
+def test_documents() -> None:
+    opcodes = np.array([*Opcode], np.uint16)
+    opcodes = opcodes[opcodes < 256].astype(np.uint8)
+    assert not {EXPIRED, TRANSACTION_RECORD} & {*opcodes.tolist()}
+    marked = np.array([Opcode.DCP_MUTATION, EXPIRED, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION], np.uint8)
+    assert is_document(marked).tolist() == [True, True, False, False]
