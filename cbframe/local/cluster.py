@@ -173,25 +173,28 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
     # ------------------------------------------------------------------ addresses
 
     @property
+    def members(self) -> list[int]:
+        """Numbers of the nodes in the cluster: those that were ejected or failed over are not."""
+        return list(self._engine.members())
+
+    @property
     def connection_string(self) -> str:
-        """``couchbase://127.0.0.1:PORT/BUCKET`` with the data port of the first node."""
+        """``couchbase://127.0.0.1:PORT/BUCKET`` with the data port of the first node in the cluster."""
         return f"couchbase://{self.kv_addresses[0]}/{quote(self.bucket, safe='')}"
 
     @property
     def kv_addresses(self) -> list[str]:
-        """``host:port`` of every node's data service."""
-        _ = self._engine
-        return [f"{HOST}:{port}" for port in self._ports["kv"]]
+        """``host:port`` of the data service of every node in the cluster, those that left not included."""
+        return [f"{HOST}:{port}" for port in self._ports_of("kv")]
 
     @property
     def rest_urls(self) -> list[str]:
-        """Base URL of every node's cluster manager."""
-        _ = self._engine
-        return [f"http://{HOST}:{port}" for port in self._ports["mgmt"]]
+        """Base URL of the cluster manager of every node in the cluster."""
+        return [f"http://{HOST}:{port}" for port in self._ports_of("mgmt")]
 
     @property
     def tls_connection_string(self) -> str:
-        """``couchbases://127.0.0.1:PORT/BUCKET`` with the TLS port of the first node.
+        """``couchbases://127.0.0.1:PORT/BUCKET`` with the TLS port of the first node in the cluster.
 
         Raises
         ------
@@ -202,7 +205,7 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
 
     @property
     def tls_rest_urls(self) -> list[str]:
-        """``https://`` URL of every node's cluster manager; raises as `tls_connection_string`."""
+        """As `rest_urls`, with TLS; raises as `tls_connection_string`."""
         return [f"https://{HOST}:{port}" for port in self._tls_ports("mgmtSSL")]
 
     def _tls_ports(self, service: str) -> list[int]:
@@ -211,10 +214,13 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
             raise ConfigurationError(
                 "the local cluster has no TLS ports", hint="give LocalCluster(tls=ServerTLS(...))"
             )
-        return self._ports[service]
+        return self._ports_of(service)
+
+    def _ports_of(self, service: str) -> list[int]:
+        return [self._ports[service][node] for node in self.members]
 
     def ports(self, node: int = 0) -> dict[str, int]:
-        """The ports of a node by the name of the service, as clients are told."""
+        """The ports of a node by the name of the service, as the cluster map has them."""
         _ = self._engine
         return {service: ports[node] for service, ports in self._ports.items()}
 

@@ -92,6 +92,11 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
             ports = self.config.ports
             return {service: [of[service] for of in ports] for service in ports[0]}
 
+    def members(self) -> list[int]:
+        """Numbers of the nodes in the cluster, in the order of its map."""
+        with self.bucket.lock:
+            return list(self.config.members)
+
     def advertise(self, node: int, ports: dict[str, int]) -> None:
         self._node(node)
         with self.bucket.lock:

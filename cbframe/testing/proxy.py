@@ -70,7 +70,7 @@ class FaultProxy:
         """Stand before the nodes that joined the cluster since, or came back on other ports."""
         if self._cluster is None:
             raise ConfigurationError("there is no cluster to follow", hint="FaultProxy(cluster)")
-        for node in range(len(self._cluster.kv_addresses)):
+        for node in self._cluster.members:
             own = self._cluster.ports(node)
             if own != self._told.get(node):
                 told = {service: self._listen(node, HOST, port) for service, port in own.items()}
