@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +25,21 @@ _NAME = pa.dictionary(pa.int32(), pa.string())
 
 
 class Directory:
-    """Names of collections by their ids: as they were at the start, and as the streams tell since.
+    """Names of collections by their ids: as they were at the start, and as the streams report since.
 
     Parameters
     ----------
     fetch
-        Asks the cluster for all of them: for ids that no stream has told of.
+        Asks the cluster for all of them: for ids that no stream has reported.
+    known
+        Names from an earlier stream, of collections that may be gone by now.
     """
 
-    def __init__(self, fetch: Callable[[], Manifest | None]) -> None:
+    def __init__(
+        self, fetch: Callable[[], Manifest | None], known: Mapping[int, CollectionName] | None = None
+    ) -> None:
         self._fetch = fetch
-        self._names: dict[int, CollectionName | None] = {0: _DEFAULT}
+        self._names: dict[int, CollectionName | None] = {0: _DEFAULT, **(known or {})}
         self._scopes: dict[int, str] = {0: "_default"}
         self._begun: set[tuple[int, int]] = set()
 
@@ -60,6 +64,15 @@ class Directory:
             case SystemEventId.DROP_COLLECTION if cid is not None:
                 return self._drop(event, cid)
         return None
+
+    @property
+    def known(self) -> dict[int, CollectionName]:
+        """All names, but that of the default collection."""
+        return {cid: name for cid, name in self._names.items() if cid and name is not None}
+
+    def learn(self) -> None:
+        """Ask the cluster once, if it answers: who learns of a drop later finds no name there."""
+        self._ask(())
 
     def _drop(self, event: SystemEvent, cid: int) -> CollectionDrop:
         name = self.of([cid])[0]

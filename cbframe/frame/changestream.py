@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from cbframe.arrow.changes import ChangeReceiver
+from cbframe.cluster.manifest import CollectionName
 from cbframe.dcp.handover import Switch, monotonic
 from cbframe.dcp.maps import bucket_manifest
 from cbframe.dcp.positions import Position
@@ -53,6 +54,7 @@ class ChangeStream(ShowsItself):
         names: Names,
         start: Mapping[int, Position],
         bucket_uuid: str,
+        collection_names: Mapping[int, CollectionName],
         on_rollback: OnRollback,
         batch_bytes: int,
         max_latency: float,
@@ -76,11 +78,15 @@ class ChangeStream(ShowsItself):
             refuse=on_rollback == "raise",
             max_value=options.max_body_bytes,
         )
-        directory = Directory(
+        directory = self._directory = Directory(
             lambda: bucket_manifest(
                 target.server_urls, target.bucket, target.auth, options, target.tls, target.network
-            )
+            ),
+            collection_names,
         )
+        if start and not collection_names:
+            # Collections were created before the streams begin: they report the end of one by its id.
+            directory.learn()
         rows = self._rows = ChangeRows(
             self._receiver.schema,
             target.metadata,
@@ -279,6 +285,7 @@ class ChangeStream(ShowsItself):
             target.scope,
             target.collections,
             target.key_prefix,
+            self._directory.known,
         )
 
     def checkpoint_after(self, batch: ChangeBatch) -> Checkpoint:

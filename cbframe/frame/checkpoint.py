@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from cbframe.cluster.manifest import CollectionName
 from cbframe.dcp.metadata import VBucketMetaData
 from cbframe.dcp.positions import Position
 from cbframe.errors import ConfigurationError
@@ -149,6 +150,9 @@ class Checkpoint:
         By vbucket; those that are missing begin at their start.
     scope, collections, key_prefix
         What the stream was asked for: one that asks for something else has not seen what lies before.
+    collection_names
+        Names by collection id, as far as the stream knew them: a collection that is dropped later is
+        reported by its id alone. Not compared.
     """
 
     bucket: str
@@ -157,6 +161,7 @@ class Checkpoint:
     scope: str | None = None
     collections: tuple[str, ...] | None = None
     key_prefix: bytes | None = field(default=None, repr=False)
+    collection_names: Mapping[int, CollectionName] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         changes = sum(offset.seqno for offset in self.offsets.values())
@@ -206,6 +211,9 @@ class Checkpoint:
             "scope": self.scope,
             "collections": None if self.collections is None else list(self.collections),
             "key_prefix": None if self.key_prefix is None else self.key_prefix.hex(),
+            "collection_names": {
+                str(cid): [name.scope, name.name] for cid, name in sorted(self.collection_names.items())
+            },
             "vbuckets": {str(vb): offset.to_dict() for vb, offset in sorted(self.offsets.items())},
         }
         return json.dumps(content)
@@ -239,6 +247,11 @@ class Checkpoint:
                 None if content["scope"] is None else _text(content["scope"]),
                 None if content["collections"] is None else tuple(map(_text, content["collections"])),
                 None if prefix is None else bytes.fromhex(prefix),
+                {
+                    int(cid): CollectionName(_text(scope), _text(name))
+                    # Checkpoints of 0.1.0 have none.
+                    for cid, (scope, name) in content.get("collection_names", {}).items()
+                },
             )
         except ConfigurationError:
             raise

@@ -161,6 +161,7 @@ def stream_bucket(
         names=names,
         start=positions,
         bucket_uuid=uuid,
+        collection_names=start.collection_names if isinstance(start, Checkpoint) else {},
         on_rollback=on_rollback,
         batch_bytes=batch_bytes,
         max_latency=max_latency,

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbframe import Checkpoint, ConfigurationError, VBucketOffset
+from cbframe.cluster.manifest import CollectionName
 from cbframe.dcp.positions import Position
 
 U64 = st.integers(0, 2**64 - 1)
@@ -78,6 +79,23 @@ def test_numbers_are_text() -> None:
 def test_a_position_beyond_its_snapshot_is_a_snapshot_of_its_own() -> None:
     offset = VBucketOffset.of(Position(9, b'{"snapStart":1,"snapEnd":5,"failOverLog":[[7,0]]}', (5,), 0))
     assert (offset.snap_start, offset.seqno, offset.snap_end, offset.vbuuid) == (9, 9, 9, 7)
+
+
+def test_names_of_collections() -> None:
+    """They are knowledge, and no part of the position; checkpoints of 0.1.0 have none."""
+    named = replace(
+        ONE, collection_names={8: CollectionName("shop", "orders"), 2**32 - 1: CollectionName("a", "b")}
+    )
+    read = Checkpoint.from_json(named.to_json())
+    assert read.collection_names == named.collection_names
+    assert read == ONE
+    content = json.loads(named.to_json())
+    del content["collection_names"]
+    assert Checkpoint.from_json(json.dumps(content)).collection_names == {}
+    for wrong in ({"8": ["shop"]}, {"x": ["shop", "orders"]}, {"8": [1, "orders"]}, [8], 8, None):
+        content["collection_names"] = wrong
+        with pytest.raises(ConfigurationError, match="fields that are none"):
+            Checkpoint.from_json(json.dumps(content))
 
 
 def test_a_file_and_back(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -242,6 +243,40 @@ def test_collections_by_name_and_what_is_dropped(monkeypatch: pytest.MonkeyPatch
             ("_default", "_default", b"b"),
             ("shop", "users", b"d"),
         }
+
+
+@pytest.mark.parametrize("start", ["now", "as_of", "checkpoint", "checkpoint of 0.1.0"])
+def test_what_is_dropped_has_the_name_that_it_had_before_the_stream(start: str) -> None:
+    """A stream that begins later is not sent how the collection was created, and the manifest forgets it."""
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        cluster.create_scope("shop")
+        cluster.create_collection("shop", "orders")
+        for n in range(8):
+            cluster.upsert(f"k{n}", {}, collection="shop.orders")
+        where: Any = start
+        if start == "as_of":
+            where = scan_bucket(cluster, collections=None).read().as_of
+        elif start != "now":
+            with open_stream(cluster) as stream:
+                seen = 0
+                while seen < 8:
+                    batch = take(stream)
+                    stream.ack(batch)
+                    seen += len(batch)
+                content = json.loads(stream.checkpoint.to_json())
+            if start == "checkpoint":
+                # It happens while nobody looks.
+                cluster.drop_collection("shop", "orders")
+            else:
+                del content["collection_names"]
+            where = Checkpoint.from_json(json.dumps(content))
+        with open_stream(cluster, start=where) as stream:
+            if start != "checkpoint":
+                cluster.drop_collection("shop", "orders")
+            drops: dict[int, tuple[str | None, str | None]] = {}
+            while len(drops) < 2:
+                drops |= {drop.vbucket: (drop.scope, drop.collection) for drop in take(stream).drops}
+        assert set(drops.values()) == {("shop", "orders")}
 
 
 def names_in(batch: ChangeBatch) -> set[tuple[str, str, bytes]]:
