@@ -94,10 +94,15 @@ def scan_bucket(
         name. A tuple names a path by its parts, for fields with a dot in their names. Nothing else is
         parsed.
     filters
-        Keep only documents of these, as pyarrow and pandas have it: ``[("type", "==", "hotel"),
+        Keep only documents that pass, written as for pyarrow and pandas: ``[("type", "==", "hotel"),
         ("geo.alt", ">", 100)]``, all of which must hold, or a list of such lists, one of which must.
-        ``== != < <= > >= in`` and ``not in``, with values of the same kind; a missing field passes none.
-        What does not pass has no part in the columns and their types.
+        Operators are ``== != < <= > >=``, ``in`` and ``not in`` with a list, ``is`` and ``is not`` with
+        None (a missing field is null). Values are numbers (also Decimal), text, booleans, ``date`` and
+        ``datetime``; each is compared with values of its own kind, and is different from others.
+        ``_cb_key`` and other columns of metadata can be named, too. A field that no document has, and a
+        comparison that can never be true, are errors. :mod:`cbframe.arrow.documents.filters` has the
+        whole rule, which holds for snapshots as well. What does not pass has no part in the columns and
+        their types.
     keys_only
         No values: keys and metadata.
     parse

@@ -8,7 +8,6 @@ and a row depends on that, there is an error.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec import DecodeError
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OURS, REASON, VALUE
 from cbframe.arrow.documents.comparison import Mask, compared, decoded, family, holds, value_at
@@ -36,10 +36,8 @@ from cbframe.arrow.documents.unify import Columns
 from cbframe.errors import ConfigurationError
 
 _OURS = {KEY, VALUE, REASON, COLLECTION_ID, "_cb_scope", "_cb_collection", REST, *METADATA_TYPES}
-_SCALAR = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false")
-"""Text that may have been a number or a boolean."""
 _TEXT = ("string", "moment", "clock")
-_SCALARS = ("boolean", "number", *_TEXT)
+_EVERY = ("boolean", "number", *_TEXT, "array", "object")
 
 
 def column_of(path: Path) -> str:
@@ -74,9 +72,9 @@ def kind_at(columns: Columns, path: Path) -> tuple[Kind, int] | None:
 def families(kind: Kind) -> tuple[str, ...]:
     """The kinds of values that a field may have had."""
     if kind.json:
-        return (*_SCALARS, "array", "object")
+        return _EVERY
     if is_text(kind.type):
-        return ("number",) if kind.digits else _SCALARS if kind.mixed else _TEXT
+        return ("number",) if kind.digits else _EVERY if kind.mixed else _TEXT
     if pa.types.is_temporal(kind.type):
         return _TEXT
     held = family(kind.type)
@@ -217,8 +215,8 @@ class FileFilter:
             value = decoded(text) if text is not None and (kind.json or kind.digits) else text
             value = value_at(value, rest)
             found[row] = holds(value, predicate)
-            unsure = kind.mixed and isinstance(value, str) and _SCALAR.fullmatch(value)
-            if unsure and holds(decoded(value), predicate) != found[row]:
+            other = _otherwise(value) if kind.mixed and isinstance(value, str) else None
+            if other is not None and holds(other, predicate) != found[row]:
                 raise self._refusal(predicate, 'has it as text, in which the number 60 and "60" are the same')
         return found
 
@@ -245,6 +243,19 @@ class FileFilter:
             'compares documents, or write the snapshot again (mode="overwrite") with on_conflict="json", '
             "which keeps what each value is",
         )
+
+
+def _otherwise(text: str) -> Any:
+    """The value that text may have been in the document if it was no string; None if there is none."""
+    if text[:1] not in _BEGINNINGS:
+        return None
+    try:
+        return decoded(text)
+    except DecodeError:
+        return None
+
+
+_BEGINNINGS = frozenset("-0123456789tf{[")
 
 
 def _double(value: Any) -> float | None:

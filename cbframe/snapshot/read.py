@@ -40,8 +40,8 @@ def read_snapshot(
     path
         Where :func:`cbframe.write_snapshot` made it.
     columns, filters, metadata, nested
-        As of :func:`cbframe.scan_bucket`; filters compare with the values of the columns, and may name
-        metadata such as ``_cb_expiry``.
+        As of :func:`cbframe.scan_bucket`. Filters give the rows that they give of a bucket; where a
+        version no longer has what they compare (text that holds 60 and ``"60"``), they are an error.
     as_of
         A version, or a time (``datetime`` or ISO 8601; without zone it is UTC); None for the newest.
     expired

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from cbframe.arrow.batcher import of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, VALUE, VBUCKET
+from cbframe.arrow.documents.census import quoted
 from cbframe.arrow.documents.chunks import Batch
 from cbframe.arrow.documents.passes import PassingTyper
 from cbframe.arrow.documents.plan import Plan
@@ -49,14 +50,18 @@ class Described:
         By which they were made.
     conflicts
         Values that have no common type.
+    declared
+        Fields whose type is declared: text of them holds any value.
     """
 
-    def __init__(self, plan: Plan, conflicts: Iterable[Conflict] = ()) -> None:
+    def __init__(self, plan: Plan, conflicts: Iterable[Conflict] = (), declared: Iterable[str] = ()) -> None:
         self._plan = plan
         self._reported: dict[str, dict[str, list[str]]] = {}
         for each in conflicts:
             families: list[str] = [FAMILIES[kind] for kind in each.types if kind in FAMILIES]
             self._reported.setdefault(made_way(each.path), {})[each.action] = families
+        for name in declared:
+            self._reported.setdefault(quoted(made_way(name)), {})["text"] = ["string", "number"]
         self._builder: ColumnsBuilder | None = None
 
     def look(self, table: pa.Table) -> None:
@@ -214,7 +219,7 @@ class ChangeSink(SpoolingSink):
                     lambda row, number=number: (number, row),  # type: ignore[misc]
                 )
         conflicts = outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
-        columns = Described(_named(layout.plan, self._target), conflicts)
+        columns = Described(_named(layout.plan, self._target), conflicts, self._target.schema)
 
         def tables() -> Iterator[pa.Table]:
             for number, table in typed():

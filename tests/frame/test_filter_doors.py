@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 import cbframe
 from cbframe import ConfigurationError, LocalCluster, Snapshot, read_snapshot, scan_bucket, write_snapshot
+from cbframe.arrow.documents.filters import OPERATORS
 from cbframe.contrib import dask as in_dask
 from frame.kit import QUICK
 
@@ -244,6 +247,67 @@ def test_snapshots_of_some_documents(
     write_snapshot(bucket[0], tmp_path, filters=filters, options=QUICK)
     assert keys(read_snapshot(tmp_path, return_type="arrow")) == wanted
     assert not write_snapshot(bucket[0], tmp_path, filters=filters, options=QUICK).changed
+
+
+VALUES: list[Any] = [
+    *(0, 1, -0.0, 0.5, 60, 60.0, 2**53 + 1, 2**63, 2**64 + 3, 10**40, 1e300, True, False, None),
+    *("", "x", "60", "true", "null", "2024-05-01", "2024-05-01T12:00:00Z"),
+    *([], [1], {}, {"b": 1}, {"b": "1"}, {"b": None}, {"c": 2**60}),
+]
+LITERALS: list[Any] = [
+    *(0, 1, -1, 0.5, 60, 2**53, 2**53 + 1, 2**63, 10**40, Decimal("0.5"), True, False),
+    *("", "x", "60", "1", "true", "null", "2024-05-01", date(2024, 5, 1), NOON),
+]
+WRITTEN: list[dict[str, Any]] = [
+    {},
+    {"on_conflict": "json"},
+    {"on_conflict": "null"},
+    {"parse_dates": True},
+    {"nested": "json"},
+    {"schema": {"a": "string"}},
+]
+
+
+def some_filters(rng: random.Random) -> Iterator[list[tuple[str, str, Any]]]:
+    for op in OPERATORS:
+        value: Any = rng.choice(LITERALS)
+        if op in ("in", "not in"):
+            value = rng.sample(LITERALS, rng.randint(0, 3))
+        yield [(rng.choice(["a", "a", "a.b"]), op, None if op in ("is", "is not") else value)]
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.slow) for n in range(6, 100))]
+)
+def test_snapshots_of_any_values(seed: int, tmp_path: Path) -> None:
+    """Whatever the values, versions and options: a snapshot gives the rows of a read, or an error."""
+    rng = random.Random(seed)
+    pool = rng.sample(VALUES, rng.choice([2, 3, 5]))
+    filters = list(some_filters(rng))
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        for _ in range(rng.randint(1, 3)):
+            for n in rng.sample(range(8), 3):
+                cluster.upsert(f"k{n}", {"a": rng.choice(pool)} if rng.random() < 0.9 else {"z": 1})
+            write_snapshot(cluster, tmp_path, options=QUICK, **WRITTEN[seed % len(WRITTEN)])
+        wanted = [answer(partial(LIVE["read_bucket"], cluster), each) for each in filters]
+
+    def read(some: Any) -> str:
+        return "".join(sorted(read_snapshot(tmp_path, filters=some).index))
+
+    found = [answer(read, each) for each in filters]
+    Snapshot(tmp_path).compact()
+    for rows in (found, [answer(read, each) for each in filters]):
+        for each, mine, live in zip(filters, rows, wanted, strict=True):
+            # What no value could pass is no error where the files do not tell.
+            nothing = live == ERROR and (mine == "" or each[0][1] == "is")
+            assert mine in (live, ERROR) or nothing, each
+
+
+def answer(read: Callable[[Any], str], filters: Any) -> str:
+    try:
+        return read(filters)
+    except ConfigurationError:
+        return ERROR
 
 
 def test_a_snapshot_of_a_field_that_is_nowhere(
