@@ -134,6 +134,22 @@ def test_a_snapshot_with_widened_columns_keeps_its_digits() -> None:
     }
 
 
+def test_filters_of_a_snapshot_with_widened_columns() -> None:
+    """Its manifest does not say which text was a number."""
+
+    def keys(*filters: Any) -> list[str]:
+        return sorted(cbframe.read_snapshot(FILES / "widened", filters=[*filters]).index)
+
+    assert keys(("price", ">", 20)) == ["hotel_3", "hotel_4", "hotel_5"]
+    assert keys(("price", "==", "on request"), ("type", "==", "hotel")) == ["hotel_2"]
+    assert keys(("id", "==", 2**53 + 1)) == ["hotel_9"]
+    assert keys(("price", "is not", None), ("geo.lat", "<", 1)) == ["hotel_0"]
+    with pytest.raises(
+        cbframe.ConfigurationError, match="'price' with numbers, and version 2 of the snapshot"
+    ):
+        keys(("price", "<", 20))
+
+
 def test_a_snapshot_with_widened_columns_updates(cluster: LocalCluster, tmp_path: Path) -> None:
     path = copied("widened", tmp_path)
     change(cluster)

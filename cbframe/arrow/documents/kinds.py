@@ -217,7 +217,8 @@ def misplaced(kind: Kind) -> bool:
     """Whether a mark says something that means nothing for the type."""
     meant = _marked(kind.type, [kind])
     told = [(each.inexact, each.negative, each.far) for each in (kind, meant)]
-    return told[0] != told[1] or (kind.json and not pa.types.is_string(kind.type))
+    text = (kind.digits or kind.mixed) and not is_text(kind.type)
+    return told[0] != told[1] or text or (kind.json and not pa.types.is_string(kind.type))
 
 
 def _family(kind: pa.DataType) -> str:

@@ -359,6 +359,42 @@ def test_the_marks_of_values() -> None:
     assert columns.far == frozenset()
 
 
+def test_what_is_known_of_text() -> None:
+    """Whether it is strings only, numbers only, or both, through files, versions and JSON."""
+    strings, numbers = cells_of('"x"')[1], cells_of("1")[1]
+    reported = {"a": {"text": ["string", "number"]}}
+    mixed = cells_of('"x"', "1")[1].reported(reported)
+    digits = cells_of("1e400")[1].reported({"a": {"text": ["number"]}})
+    place = {("a",)}
+    assert mixed.mixed == place
+    assert digits.digits == place
+    for some, marks in (
+        ([strings, strings], (set(), set())),
+        ([numbers, digits], (place, set())),
+        ([strings, numbers], (set(), place)),
+        ([strings, digits], (set(), place)),
+        ([mixed, cells_of("null")[1]], (set(), place)),
+        ([cells_of("true")[1], numbers], (set(), place)),
+        ([mixed, cells_of("[1]")[1]], (set(), place)),
+        ([strings, cells_of("[1]")[1]], (set(), set())),
+    ):
+        together = unify(some)
+        assert (together.digits, together.mixed) == marks
+        assert Columns.from_dict(json.loads(json.dumps(together.to_dict()))) == together
+        assert unify([together]) == together
+    nulls = numbers.reported({"a": {"null": ["string"]}})
+    assert unify([nulls, strings]).lost == place
+    dotted = typed([b'{"a.b":{"c":"x"},"a":{"b":{"c":"x"}}}'])[1]
+    assert dotted.reported({"`a.b`.c": {"text": ["string", "number"]}}).mixed == {("a.b", "c")}
+
+
+def test_columns_that_an_earlier_version_described() -> None:
+    """Nothing is known of their text."""
+    fields = typed([b'{"s":"x","i":1,"l":[{"t":"y"}]}'])[1].to_dict()
+    earlier = {name: value for name, value in fields.items() if name not in ("digits", "mixed", "lost")}
+    assert Columns.from_dict(earlier).mixed == {("s",), ("l", None, "t")}
+
+
 def test_what_is_below_nulls_does_not_count() -> None:
     inner = pa.array([-BIG, 3])
     struct = pa.StructArray.from_arrays([inner], ["b"], mask=pa.array([True, False]))
@@ -405,6 +441,8 @@ def test_columns_are_kept_as_json() -> None:
         {"negative": [["i", None]]},
         {"far": [["i"]]},
         {"far": [[["i"]]]},
+        {"mixed": [["i"]]},
+        {"digits": [["i"]]},
     ],
 )
 def test_a_broken_description_is_refused(broken: dict[str, Any]) -> None:
