@@ -62,7 +62,7 @@ _HOMES = {
     "cbframe.frame.diagnosis": ("Diagnosis",),
     "cbframe.frame.doctor": ("doctor",),
     "cbframe.frame.partition": ("ScanPartition",),
-    "cbframe.frame.progress": ("ScanProgress",),
+    "cbframe.scan.progress": ("ScanProgress",),
     "cbframe.frame.read": ("read_bucket", "scan_bucket"),
     "cbframe.frame.report": ("ReadReport",),
     "cbframe.frame.result": ("ReadResult",),
@@ -170,7 +170,6 @@ if TYPE_CHECKING:
     from cbframe.frame.diagnosis import Diagnosis as Diagnosis
     from cbframe.frame.doctor import doctor as doctor
     from cbframe.frame.partition import ScanPartition as ScanPartition
-    from cbframe.frame.progress import ScanProgress as ScanProgress
     from cbframe.frame.read import read_bucket as read_bucket
     from cbframe.frame.read import scan_bucket as scan_bucket
     from cbframe.frame.report import ReadReport as ReadReport
@@ -183,6 +182,7 @@ if TYPE_CHECKING:
     from cbframe.frame.stream import stream_bucket as stream_bucket
     from cbframe.local import LocalCluster as LocalCluster
     from cbframe.options import BucketDataSourceOptions as BucketDataSourceOptions
+    from cbframe.scan.progress import ScanProgress as ScanProgress
     from cbframe.snapshot.check import Verification as Verification
     from cbframe.snapshot.compact import Compaction as Compaction
     from cbframe.snapshot.read import read_snapshot as read_snapshot

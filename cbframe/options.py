@@ -32,7 +32,8 @@ _MAX_STREAM_ID = 0xFFFF
 class BucketDataSourceOptions:
     """How a :class:`~cbframe.dcp.source.BucketDataSource` behaves.
 
-    Names and defaults follow the reference (Go ``cbdatasource``) where it has the option.
+    Names and defaults follow the reference (Go ``cbdatasource``) where it has the option, but for
+    ``noop_interval_secs``, which is 120 there: a dead link would be noticed after four minutes.
 
     Parameters
     ----------
@@ -154,7 +155,7 @@ class BucketDataSourceOptions:
     feed_buffer_size_bytes: int = 20_000_000
     feed_buffer_ack_threshold: float = 0.2
     max_bytes_per_sec: int | None = None
-    noop_interval_secs: float = 120
+    noop_interval_secs: float = 20
     seq_end: Mapping[int, int] | Literal["now"] | None = None
     consistency: Literal["snapshot", "strict"] = "snapshot"
     include_xattrs: bool = False

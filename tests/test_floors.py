@@ -73,7 +73,6 @@ LIBRARIES = {
 OPTIONAL = {"dns", "pandas", "polars", "duckdb", "dask", "pyspark", "deltalake"}
 """These may also be imported inside functions, from floor json up."""
 CYCLES = {
-    frozenset({"frame.parts", "frame.partition", "frame.scan"}),
     frozenset(
         {f"local.{name}" for name in ("auth", "commands", "kv", "node", "queries", "rest", "rules", "users")}
     ),

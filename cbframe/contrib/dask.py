@@ -10,17 +10,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cbframe.arrow.columns import KEY
+from cbframe.arrow.documents.plan import OnConflict
+from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, DependencyError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.convert import to_pandas
 from cbframe.frame.partition import ScanPartition
 from cbframe.frame.pins import Consistency
-from cbframe.frame.read import scan_bucket
 from cbframe.frame.report import ReadReport
+from cbframe.frame.scan import BucketScan
+from cbframe.options import BucketDataSourceOptions
+from cbframe.scan.progress import Progress
+from cbframe.scan.spec import ColumnsLike, Errors, Exclusion, FiltersLike, Nested, ScanSpec, SchemaLike
 from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:
@@ -33,12 +39,39 @@ def read_bucket(
     bucket: str | None = None,
     *,
     npartitions: int = 16,
-    columns: Sequence[str | tuple[str, ...]] | None = None,
     consistency: Consistency = "snapshot",
     sample_rows: int | None = 10_000,
     binary_keys: bool | None = None,
     include_credentials: bool = False,
-    **arguments: Any,
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    scope: str | None = None,
+    collections: str | Iterable[str] | None = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
+    keys_only: bool = False,
+    parse: bool = True,
+    metadata: str | Iterable[str] = ("key",),
+    vbuckets: Iterable[int] | None = None,
+    key_prefix: str | bytes | None = None,
+    n_rows: int | None = None,
+    errors: Errors = "keep",
+    nested: Nested = "struct",
+    schema: SchemaLike | None = None,
+    infer_schema_length: int | None = None,
+    on_conflict: OnConflict = "widen",
+    max_struct_fields: int = 1000,
+    parse_dates: bool | Iterable[str] = False,
+    expired: Exclusion = "drop",
+    transaction_records: Exclusion = "drop",
+    batch_bytes: int | None = None,
+    buffer_bytes: int | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    dtype_backend: str | None = "pyarrow",
+    progress: Progress = "auto",
+    options: BucketDataSourceOptions | None = None,
 ) -> dd.DataFrame:
     """Read a bucket into a Dask DataFrame whose index is the document key.
 
@@ -51,14 +84,16 @@ def read_bucket(
     npartitions
         A partition has to fit into the memory of a worker, some times over. With as many as nodes, or
         more, each is read from one node.
-    columns
-        As of :func:`cbframe.scan_bucket`.
     consistency, sample_rows, binary_keys, include_credentials
         As of :meth:`cbframe.BucketScan.partitions`. Without `include_credentials` a plain password is
         refused: give ``auth=EnvironmentAuth("CB_USER", "CB_PASSWORD")``, and set these variables for the
         workers.
-    arguments
-        What else :func:`cbframe.scan_bucket` takes.
+    conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
+vbuckets, key_prefix, errors, nested, schema, on_conflict, max_struct_fields, expired, transaction_records, \
+batch_bytes, buffer_bytes, spool_dir, timeout, dtype_backend, progress, options
+        As for :func:`cbframe.scan_bucket`.
+    n_rows, infer_schema_length, parse_dates
+        Refused, as by :meth:`cbframe.BucketScan.partitions`: they need all documents in one place.
 
     Returns
     -------
@@ -76,13 +111,13 @@ def read_bucket(
     CbframeError
         The bucket could not be looked at.
     """
+    spec = ScanSpec.of_arguments(locals())
     try:
         import dask  # noqa: PLC0415 - optional
         import dask.dataframe as dd  # noqa: PLC0415 - as above
     except ImportError as exc:
         raise DependencyError("dask is not installed", hint="pip install 'cbframe[dask]'") from exc
-    scan = scan_bucket(conn, bucket, columns=columns, **arguments)
-    parts = scan.partitions(
+    parts = BucketScan(spec).partitions(
         npartitions,
         consistency=consistency,
         sample_rows=sample_rows,
@@ -92,8 +127,7 @@ def read_bucket(
     # Now, and not as an error of Dask's when the graph is sent.
     parts[0].refuse_secrets()
     pinned = AsOf({vb: at for part in parts for vb, at in part.as_of.items()})
-    backend = arguments.get("dtype_backend", "pyarrow")
-    meta = to_pandas(parts[0].schema.empty_table(), backend, {"as_of": pinned}, fixed_dtypes=True)
+    meta = to_pandas(parts[0].schema.empty_table(), spec.dtype_backend, {"as_of": pinned}, fixed_dtypes=True)
     # Of columns of Python objects Dask would make text: of bytes, arrays and objects, too.
     with dask.config.set({"dataframe.convert-string": False}):
         frame: dd.DataFrame = dd.from_map(_load, parts, meta=meta, label="read-bucket")

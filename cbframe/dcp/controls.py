@@ -21,7 +21,7 @@ class DcpSettings:
     xattrs: bool = False
     no_value: bool = False
     buffer_size: int = 0
-    noop_interval: float = 120
+    noop_interval: float = 20
     compression: bool | str = False
     priority: str | None = None
     backfill_order: str | None = None

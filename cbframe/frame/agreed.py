@@ -23,7 +23,7 @@ from cbframe.arrow.documents.unify import Columns, ColumnsBuilder, differences, 
 from cbframe.arrow.documents.widen import widen
 from cbframe.errors import ConversionError
 from cbframe.frame.conflicts import Conflict
-from cbframe.frame.target import ScanTarget
+from cbframe.scan.spec import ScanSpec
 
 _OURS = frozenset({REST, VALUE, REASON})
 _SHOWN = 5
@@ -65,7 +65,7 @@ class Agreement:
             )
         return self.text
 
-    def declared(self, target: ScanTarget) -> ScanTarget:
+    def declared(self, target: ScanSpec) -> ScanSpec:
         """The target of each part.
 
         Where values that do not fit become null, the agreed types are declared: then it is decided
@@ -82,7 +82,7 @@ class Agreement:
         return replace(target, schema={**agreed, **target.schema})
 
 
-def policy_of(target: ScanTarget, agreement: Agreement | None) -> Policy:
+def policy_of(target: ScanSpec, agreement: Agreement | None) -> Policy:
     """What a part does about types: where others have text, its values are text as they are written.
 
     Not where values that do not fit become null, or an error: there each part says what it has.
@@ -116,7 +116,7 @@ class Fitter:
         Whether anything depends on the values: not if all columns have the agreed types already.
     """
 
-    def __init__(self, agreement: Agreement, target: ScanTarget, schema: pa.Schema, plan: Plan) -> None:
+    def __init__(self, agreement: Agreement, target: ScanSpec, schema: pa.Schema, plan: Plan) -> None:
         self._target = target
         self._builder = ColumnsBuilder(schema, plan)
         mine = self._builder.columns().schema.names
@@ -252,7 +252,7 @@ class Fitter:
         return pa.table(columns) if columns else _without_columns(rows)
 
 
-def fitted(typed: TypedColumns, agreement: Agreement, target: ScanTarget) -> tuple[pa.Table, Fitter]:
+def fitted(typed: TypedColumns, agreement: Agreement, target: ScanSpec) -> tuple[pa.Table, Fitter]:
     """All documents of a part, with the agreed columns.
 
     Raises

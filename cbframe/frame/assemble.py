@@ -28,7 +28,7 @@ from cbframe.frame.gather import Rows, filtered
 from cbframe.frame.intake import Intake
 from cbframe.frame.names import Names, is_text
 from cbframe.frame.outcome import Outcome
-from cbframe.frame.target import ScanTarget
+from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode
 
 
@@ -67,7 +67,7 @@ class Assembler:
 
     def __init__(
         self,
-        target: ScanTarget,
+        target: ScanSpec,
         names: Names,
         receiver: DeferringBatchReceiver,
         batch_bytes: int,
@@ -181,7 +181,7 @@ class Assembler:
 def raw_table(
     raw: pa.Table,
     manifest: Manifest | None,
-    target: ScanTarget,
+    target: ScanSpec,
     names: Names,
     *,
     agreement: Agreement | None = None,
@@ -201,7 +201,7 @@ def assembled_of(
     raw: pa.Table,
     typed: TypedColumns,
     manifest: Manifest | None,
-    target: ScanTarget,
+    target: ScanSpec,
     names: Names,
     *,
     lenient: bool = False,

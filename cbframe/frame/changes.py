@@ -23,7 +23,7 @@ from cbframe.frame import shape
 from cbframe.frame.checkpoint import VBucketOffset
 from cbframe.frame.conflicts import Conflict, named
 from cbframe.frame.names import is_text
-from cbframe.frame.target import paths_of
+from cbframe.scan.spec import NESTED, Nested, paths_of
 from cbframe.wire.messages import SystemEvent
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class ChangeBatch:
         return to_pandas(table, dtype_backend, about)
 
     def _typed(
-        self, columns: Sequence[str | tuple[str, ...]] | None, nested: shape.Nested
+        self, columns: Sequence[str | tuple[str, ...]] | None, nested: Nested
     ) -> tuple[pa.Table, tuple[Conflict, ...], dict[str, int]]:
         batch = pa.Table.from_batches([self.record_batch])
         return typed(batch, self.datatype, columns=columns, nested=nested)
@@ -207,7 +207,7 @@ def typed(
     datatype: npt.NDArray[np.uint8],
     *,
     columns: Sequence[str | tuple[str, ...]] | None = None,
-    nested: shape.Nested = "struct",
+    nested: Nested = "struct",
 ) -> tuple[pa.Table, tuple[Conflict, ...], dict[str, int]]:
     """Rows of changes with their documents as columns, conflicts, and how many are no documents.
 
@@ -221,8 +221,8 @@ def typed(
     rows = len(changes)
     values = changes[VALUE]
     there = np.asarray(values.is_valid())
-    if nested not in shape.NESTED:
-        raise ConfigurationError(f"nested={nested!r}", hint=f"choose from: {', '.join(shape.NESTED)}")
+    if nested not in NESTED:
+        raise ConfigurationError(f"nested={nested!r}", hint=f"choose from: {', '.join(NESTED)}")
     paths = None if columns is None else paths_of(columns, nested)
     typer = JsonTyper(Policy(nested_as_text=nested == "json"))
     if there.any():

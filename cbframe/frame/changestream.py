@@ -26,8 +26,8 @@ from cbframe.frame.gatherer import Gatherer
 from cbframe.frame.names import Names
 from cbframe.frame.parquet import place_of
 from cbframe.frame.tail import Tail, seconds_of
-from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
+from cbframe.scan.spec import ScanSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ class ChangeStream(ShowsItself):
 
     def __init__(
         self,
-        target: ScanTarget,
+        target: ScanSpec,
         options: BucketDataSourceOptions,
         *,
         names: Names,

@@ -11,8 +11,7 @@ import pyarrow as pa
 from cbframe.arrow.columns import KEY
 from cbframe.arrow.documents.marks import Marks
 from cbframe.errors import ConfigurationError
-
-DTYPE_BACKENDS = ("pyarrow", "numpy_nullable", None)
+from cbframe.scan.spec import DTYPE_BACKENDS
 
 _NULLABLE = {
     pa.bool_(): pd.BooleanDtype(),

@@ -1,6 +1,6 @@
 """What a notebook shows by itself when it is the last expression of a cell.
 
-As with :mod:`cbframe.frame.progress`, the form comes from a floor above.
+As with :mod:`cbframe.scan.progress`, the form comes from a floor above.
 """
 
 from __future__ import annotations

@@ -29,11 +29,11 @@ from cbframe.frame.moment import Moment
 from cbframe.frame.names import SYSTEM_SCOPE, Names, is_text
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.run import Run
-from cbframe.frame.target import ScanTarget
-from cbframe.options import BucketDataSourceOptions
+from cbframe.scan.spec import ScanSpec
 
 T = TypeVar("T")
 
+SAMPLE_ROWS = 10_000
 _GOLDEN = 0.618
 """Steps of this part of a circle lead far from all places where one was before."""
 
@@ -107,7 +107,7 @@ def _even(items: Sequence[T], weights: Mapping[T, int], count: int) -> list[list
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Divider:
     """Finds out what the partitions of a scan have in common.
 
@@ -119,34 +119,30 @@ class Divider:
         Whether keys are bytes; None for what the documents looked at have.
     """
 
-    target: ScanTarget
-    options: BucketDataSourceOptions
-    timeout: float | None
-    batch_bytes: int
-    spool_dir: str | None
+    spec: ScanSpec
     sample_rows: int | None
     binary_keys: bool | None
 
     def look(self, *, sizes: bool = False, time: bool = False) -> Look:
         """Where the vbuckets are now, how much is in them if `sizes`, and what time it is there if `time`."""
-        target = self.target
+        spec = self.spec
         return look_at(
-            target.server_urls,
-            target.bucket,
-            target.auth,
-            self.options,
-            target.tls,
-            target.network,
-            vbuckets=target.vbuckets,
+            spec.server_urls,
+            spec.bucket,
+            spec.auth,
+            spec.options,
+            spec.tls,
+            spec.network,
+            vbuckets=spec.vbuckets,
             sizes=sizes,
             time=time,
         )
 
     def moment(self, look: Look) -> Moment | None:
         """By when documents have expired, for all partitions; None if none is left out for that."""
-        return Moment.of(look.time) if self.target.expired == "drop" else None
+        return Moment.of(look.time) if self.spec.expired == "drop" else None
 
-    def agree(self, look: Look, n: int, moment: Moment | None) -> tuple[ScanTarget, Agreement, pa.Schema]:
+    def agree(self, look: Look, n: int, moment: Moment | None) -> tuple[ScanSpec, Agreement, pa.Schema]:
         """What each partition is to read, the columns that they have in common, and their schema."""
         target, manifest = self._with_names(look)
         declared = {(name,) for name in target.schema}
@@ -159,18 +155,18 @@ class Divider:
         target = agreement.declared(target)
         return target, agreement, self._schema(target, agreement, manifest)
 
-    def _with_names(self, look: Look) -> tuple[ScanTarget, Manifest | None]:
+    def _with_names(self, look: Look) -> tuple[ScanSpec, Manifest | None]:
         """The names of collections are columns in all partitions, or in none."""
-        target = self.target
+        target = self.spec
         asked = {"scope", "collection"}
         if not look.map.collections:
             return target, None
         manifest = bucket_manifest(
-            target.server_urls, target.bucket, target.auth, self.options, target.tls, target.network
+            target.server_urls, target.bucket, target.auth, target.options, target.tls, target.network
         )
         if manifest is None:
             return target, None
-        options = Names(target, self.options).resolve_collections()
+        options = Names(target, target.options).resolve_collections()
         ids = {cid for cid, name in manifest.collections.items() if name.scope != SYSTEM_SCOPE}
         if options.collections is not None:
             ids = set(options.collections)
@@ -180,7 +176,7 @@ class Divider:
             return target, None
         return replace(target, metadata=tuple(dict.fromkeys([*target.metadata, *sorted(asked)]))), manifest
 
-    def _sampled(self, target: ScanTarget, look: Look, n: int, moment: Moment | None) -> Agreement:
+    def _sampled(self, target: ScanSpec, look: Look, n: int, moment: Moment | None) -> Agreement:
         filled = [vb for vb, (_, seqno) in look.positions.items() if seqno]
         if self.sample_rows is None:
             # Not all at once: what is typed together is in memory together.
@@ -217,12 +213,12 @@ class Divider:
         for error in first.errors():
             warnings.warn(f"in the sample of the partitions: {error}", UserWarning, stacklevel=6)
 
-    def _looked(self, target: ScanTarget, moment: Moment | None) -> tuple[Columns, bool, Intake]:
+    def _looked(self, target: ScanSpec, moment: Moment | None) -> tuple[Columns, bool, Intake]:
         """What the columns of some documents are, whether their keys are text, and what took them in."""
-        run = Run(target, self.options, timeout=self.timeout, progress=None, moment=moment)
+        run = Run(replace(target, progress=None), moment=moment)
         receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
         assembler = Assembler(
-            target, run.names, receiver, self.batch_bytes, self.spool_dir, moment=run.moment
+            target, run.names, receiver, target.batch_size, target.spool_dir, moment=run.moment
         )
         with closing(assembler):
             run.into(receiver, assembler)
@@ -232,8 +228,8 @@ class Divider:
         columns = Columns.of(typed.table.schema, typed.plan, [typed.table])
         return columns, is_text(raw[KEY]), assembler.intake
 
-    def _schema(self, target: ScanTarget, agreement: Agreement, manifest: Manifest | None) -> pa.Schema:
-        names = Names(target, self.options)
+    def _schema(self, target: ScanSpec, agreement: Agreement, manifest: Manifest | None) -> pa.Schema:
+        names = Names(target, target.options)
         raw = raw_schema(names.wire_metadata).empty_table()
         head = names.head(raw, manifest, text=agreement.text)
         if not target.parsed:
@@ -249,7 +245,7 @@ class Divider:
         return beside(head, table).schema
 
 
-def refuse_undividable(target: ScanTarget, n: int) -> None:
+def refuse_undividable(target: ScanSpec, n: int) -> None:
     """Refuse what depends on all documents in another way than by their types.
 
     Raises

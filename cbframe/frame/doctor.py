@@ -21,7 +21,7 @@ from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE, Outcome, Probe,
 from cbframe.dcp.transport import split_address
 from cbframe.errors import AccessError, AuthFailError, BucketNotFoundError, CbframeError, ProtocolError
 from cbframe.frame.diagnosis import ARGUMENTS, DNS, NODES, STEPS, STREAM, TCP, TLS, Diagnosis, Step
-from cbframe.frame.target import ScanTarget, raw_target
+from cbframe.scan.spec import ScanSpec
 from cbframe.typing import Connectable, ServerURLs
 
 _EACH = 5.0
@@ -60,7 +60,7 @@ def doctor(
     began = monotonic()
     examination = _Examination(timeout, began)
     try:
-        target = raw_target(conn, bucket, auth=auth, tls=tls, network=network)
+        target = ScanSpec.of(conn, bucket, auth=auth, tls=tls, network=network)
         parsed = parse_connection_string(target.server_urls).on_network(network)
         authenticator = as_authenticator(target.auth)
         context = client_context(tls, authenticator, encrypted=parsed.tls)
@@ -115,7 +115,7 @@ class _Examination:
 
     def run(
         self,
-        target: ScanTarget,
+        target: ScanSpec,
         parsed: ConnectionString,
         authenticator: Authenticator,
         context: TLSContext | None,
@@ -210,7 +210,7 @@ class _Examination:
         self,
         parsed: ConnectionString,
         seeds: list[str],
-        target: ScanTarget,
+        target: ScanSpec,
         authenticator: Authenticator,
         context: TLSContext | None,
     ) -> tuple[Mapping[str, Any], str]:
@@ -289,7 +289,7 @@ class _Examination:
         if away:
             raise _StopError
 
-    def _stream(self, target: ScanTarget) -> None:
+    def _stream(self, target: ScanSpec) -> None:
         try:
             marker = first_marker(
                 target.server_urls,

@@ -15,7 +15,7 @@ from cbframe.arrow.exclusion import LeftOut
 from cbframe.cluster.manifest import Manifest
 from cbframe.frame.intake import Intake
 from cbframe.frame.names import Names, alive
-from cbframe.frame.target import ScanTarget
+from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode
 
 
@@ -33,7 +33,7 @@ class Rows:
         How many documents were left out; known once all are gathered.
     """
 
-    def __init__(self, target: ScanTarget, names: Names, schema: pa.Schema) -> None:
+    def __init__(self, target: ScanSpec, names: Names, schema: pa.Schema) -> None:
         self._target = target
         self._names = names
         self._schema = schema
@@ -82,7 +82,7 @@ class RawSink:
 
     def __init__(
         self,
-        target: ScanTarget,
+        target: ScanSpec,
         names: Names,
         receiver: GatheringReceiver[pa.RecordBatch],
         moment: Callable[[], int] | None = None,

@@ -18,7 +18,7 @@ from cbframe.arrow.documents.matcher import Matcher
 from cbframe.arrow.documents.projection import Projection
 from cbframe.arrow.exclusion import EXPIRED, TRANSACTION_RECORD, has_expired, of_transactions
 from cbframe.frame.names import Names
-from cbframe.frame.target import ScanTarget
+from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode
 
 
@@ -43,7 +43,7 @@ class Intake:
 
     def __init__(
         self,
-        target: ScanTarget,
+        target: ScanSpec,
         names: Names,
         receiver: GatheringReceiver[Any],
         moment: Callable[[], int] | None = None,

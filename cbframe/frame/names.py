@@ -16,8 +16,8 @@ from cbframe.arrow.documents.filters import predicates
 from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.dcp.maps import bucket_manifest
 from cbframe.errors import ConfigurationError
-from cbframe.frame.target import ScanTarget
 from cbframe.options import BucketDataSourceOptions
+from cbframe.scan.spec import ScanSpec
 
 SYSTEM_SCOPE = "_system"
 _NAMES = frozenset({"scope", "collection"})
@@ -26,7 +26,7 @@ _NAMES = frozenset({"scope", "collection"})
 class Names:
     """What one read has to do with names."""
 
-    def __init__(self, target: ScanTarget, options: BucketDataSourceOptions) -> None:
+    def __init__(self, target: ScanSpec, options: BucketDataSourceOptions) -> None:
         self._target = target
         self._options = options
         self._wanted: dict[int, str] = {}

@@ -15,7 +15,7 @@ from cbframe.arrow.documents.fit import fit
 from cbframe.errors import ConversionError
 from cbframe.frame import shape
 from cbframe.frame.conflicts import Conflict, named
-from cbframe.frame.target import ScanTarget
+from cbframe.scan.spec import ScanSpec
 
 _SAMPLES = 3
 
@@ -46,7 +46,7 @@ class Outcome:
     """
 
     def __init__(
-        self, target: ScanTarget, rows: int, rejected: dict[str, int], *, lenient: bool = False
+        self, target: ScanSpec, rows: int, rejected: dict[str, int], *, lenient: bool = False
     ) -> None:
         if rejected and target.errors == "raise":
             shape.refuse_rejected(rejected, rows)
@@ -144,7 +144,7 @@ class Outcome:
         return raw, table
 
 
-def _refuse_conflicts(conflicts: tuple[Conflict, ...], target: ScanTarget) -> None:
+def _refuse_conflicts(conflicts: tuple[Conflict, ...], target: ScanSpec) -> None:
     """Raise where values that do not fit were to be an error: keys are in the error, not in its words."""
     refused = [*_refused(conflicts, target)]
     if refused:
@@ -161,7 +161,7 @@ def _refuse_conflicts(conflicts: tuple[Conflict, ...], target: ScanTarget) -> No
         )
 
 
-def _refused(conflicts: tuple[Conflict, ...], target: ScanTarget) -> Iterator[Conflict]:
+def _refused(conflicts: tuple[Conflict, ...], target: ScanSpec) -> Iterator[Conflict]:
     for conflict in conflicts:
         declared = conflict.action == "null" and target.on_conflict != "null"
         if declared or target.on_conflict == "raise":

@@ -17,12 +17,11 @@ from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.frame.agreed import Agreement
 from cbframe.frame.asof import AsOf
 from cbframe.frame.divide import Divider, refuse_undividable, shares
+from cbframe.frame.execute import ReadSession
 from cbframe.frame.moment import utc_now
 from cbframe.frame.pins import Consistency, Pins
 from cbframe.frame.result import ReadResult
-from cbframe.frame.scan import BucketScan
-from cbframe.frame.target import METADATA_NAMES, ScanTarget
-from cbframe.options import BucketDataSourceOptions
+from cbframe.scan.spec import METADATA_NAMES, ScanSpec, flag
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,14 +37,8 @@ class PartSettings:
         Whether a password may be pickled with them.
     """
 
-    target: ScanTarget
-    options: BucketDataSourceOptions
+    spec: ScanSpec
     agreement: Agreement
-    batch_bytes: int | None
-    buffer_bytes: int | None
-    timeout: float | None
-    dtype_backend: str | None
-    spool_dir: str | None
     with_secrets: bool
 
     def refuse_secrets(self) -> None:
@@ -56,18 +49,18 @@ class PartSettings:
         ConfigurationError
             There is a password, or something that exists in this process only.
         """
-        target = self.target
-        if not isinstance(target.tls, str | type(None)):
+        spec = self.spec
+        if not isinstance(spec.tls, str | type(None)):
             raise ConfigurationError(
                 "a TLS context cannot be sent to other processes",
                 hint="tls= takes the path of a file with the certificate authorities, too",
             )
         if self.with_secrets:
             return
-        auth = target.auth
+        auth = spec.auth
         by_reference = callable(auth) and not isinstance(auth, Authenticator)
         plain = isinstance(auth, CertificateAuthenticator) and auth.password is None
-        url = parse_connection_string(target.server_urls).credentials is not None
+        url = parse_connection_string(spec.server_urls).credentials is not None
         if url or not (by_reference or plain or auth is None):
             raise ConfigurationError(
                 "a partition is not sent to other processes with a password in it",
@@ -145,7 +138,7 @@ class ScanPartition:
     @property
     def bucket(self) -> str:
         """Where the documents are."""
-        return self._settings.target.bucket
+        return self._settings.spec.bucket
 
     @property
     def vbuckets(self) -> tuple[int, ...]:
@@ -175,7 +168,7 @@ class ScanPartition:
         CbframeError
             As :meth:`BucketScan.read`.
         """
-        result = self._scan().read()
+        result = self._session().read()
         self._check(result.table.schema)
         return replace(result, table=result.table.select(self.schema.names))
 
@@ -192,7 +185,7 @@ class ScanPartition:
         from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
         result = self.result()
-        backend = self._settings.dtype_backend
+        backend = self._settings.spec.dtype_backend
         return to_pandas(result.table, backend, result.report.to_dict(), fixed_dtypes=True)
 
     def to_reader(self) -> pa.RecordBatchReader:
@@ -201,13 +194,11 @@ class ScanPartition:
 
     def streamed(self) -> tuple[ReadResult, pa.RecordBatchReader]:
         """What :meth:`to_reader` gives, and before it all of :meth:`result` but the documents."""
-        scan = self._scan()
-        reader = scan.to_reader()
+        result, reader = self._session().stream()
         self._check(reader.schema)
-        assert scan.last is not None, "it was read"
         schema = self.schema.with_metadata(reader.schema.metadata)
         batches = (batch.select(schema.names) for batch in reader)
-        return scan.last, pa.RecordBatchReader.from_batches(schema, batches)
+        return result, pa.RecordBatchReader.from_batches(schema, batches)
 
     def __arrow_c_schema__(self) -> Any:
         """The schema of all partitions; nothing is read."""
@@ -231,28 +222,17 @@ class ScanPartition:
                 f"the partitions have no column {unknown[0]!r}", hint="their attribute schema tells which"
             )
         names = dict.fromkeys([KEY, *columns])
-        settings = replace(self._settings, target=narrowed(self._settings.target, names))
+        settings = replace(self._settings, spec=narrowed(self._settings.spec, names))
         schema = pa.schema([self.schema.field(name) for name in names])
         return replace(self, schema=schema, _settings=settings)
 
-    def _scan(self) -> BucketScan:
+    def _session(self) -> ReadSession:
         own = self._settings
-        return BucketScan(
-            own.target.of_vbuckets(self.vbuckets),
-            options=own.options,
-            batch_bytes=own.batch_bytes,
-            buffer_bytes=own.buffer_bytes,
-            timeout=own.timeout,
-            dtype_backend=own.dtype_backend,
-            progress=None,
-            spool_dir=own.spool_dir,
-            agreement=own.agreement,
-            pins=self._pins,
-        )
+        return ReadSession(own.spec.of_vbuckets(self.vbuckets), pins=self._pins, agreement=own.agreement)
 
     def _check(self, schema: pa.Schema) -> None:
         """Whether it has all agreed columns, and none that tells more of documents than these can."""
-        later = schema.names[:] if not {"scope", "collection"} & {*self._settings.target.metadata} else []
+        later = schema.names[:] if not {"scope", "collection"} & {*self._settings.spec.metadata} else []
         if "_cb_collection" in later:
             raise ConversionError(
                 "documents are of collections, and the agreed schema has no column for them",
@@ -268,9 +248,6 @@ def divided(
     n: int,
     *,
     consistency: Consistency,
-    batch_bytes: int | None,
-    buffer_bytes: int | None,
-    dtype_backend: str | None,
     with_secrets: bool,
 ) -> list[ScanPartition]:
     """What :meth:`BucketScan.partitions` promises.
@@ -280,22 +257,17 @@ def divided(
     divider
         It knows the scan, and finds out what its partitions have in common.
     """
-    refuse_undividable(divider.target, n)
+    refuse_undividable(divider.spec, n)
     if consistency not in get_args(Consistency):
         raise ConfigurationError(f"consistency={consistency!r}", hint="choose 'snapshot' or 'strict'")
-    look = divider.look(time=divider.target.expired == "drop")
+    look = divider.look(time=divider.spec.expired == "drop")
     moment = divider.moment(look)
-    target, agreement, schema = divider.agree(look, n, moment)
+    spec, agreement, schema = divider.agree(look, n, moment)
+    # A function that reports progress stays in this process.
     settings = PartSettings(
-        target=target,
-        options=divider.options,
+        spec=replace(spec, progress=None),
         agreement=agreement,
-        batch_bytes=batch_bytes,
-        buffer_bytes=buffer_bytes,
-        timeout=divider.timeout,
-        dtype_backend=dtype_backend,
-        spool_dir=divider.spool_dir,
-        with_secrets=with_secrets,
+        with_secrets=flag("include_credentials", with_secrets),
     )
     # Once more: the sample took its time.
     time = utc_now()
@@ -327,7 +299,7 @@ def _sum(told: Iterable[int | None]) -> int | None:
     return total
 
 
-def narrowed(target: ScanTarget, names: Collection[str]) -> ScanTarget:
+def narrowed(target: ScanSpec, names: Collection[str]) -> ScanSpec:
     """A target that reads no more than some of its columns need, as far as that can be told by names."""
     fields = [name for name in names if not name.startswith(OURS)]
     odd = any(name.startswith(OURS) and name.removeprefix(OURS) not in METADATA_NAMES for name in names)

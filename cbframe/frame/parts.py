@@ -14,11 +14,12 @@ from cbframe.dcp.handover import monotonic
 from cbframe.dcp.stats import BucketDataSourceStats, add_up
 from cbframe.dcp.workers import in_processes
 from cbframe.errors import ConfigurationError
+from cbframe.frame.divide import SAMPLE_ROWS, Divider
 from cbframe.frame.parquet import write_parquet
-from cbframe.frame.partition import ScanPartition
+from cbframe.frame.partition import ScanPartition, divided
 from cbframe.frame.report import ReadReport
 from cbframe.frame.result import ReadResult
-from cbframe.frame.scan import BucketScan
+from cbframe.scan.spec import ScanSpec
 
 _PER_WORKER = 4
 """So many partitions for each: who is quick takes more of them, and each file is a good part of all."""
@@ -32,7 +33,7 @@ class Written:
     nodes: dict[str, NodeStats]
 
 
-def to_folder(scan: BucketScan, path: Path, compression: str, workers: int) -> ReadResult:
+def to_folder(spec: ScanSpec, path: Path, compression: str, workers: int) -> ReadResult:
     """Write a file for each of some partitions; the folder appears whole or not at all.
 
     Returns
@@ -54,7 +55,8 @@ def to_folder(scan: BucketScan, path: Path, compression: str, workers: int) -> R
         )
     if path.exists():
         raise ConfigurationError(f"there is something at {path}", hint="give the name of a new folder")
-    parts = scan.partitions(_PER_WORKER * workers, include_credentials=True)
+    divider = Divider(spec, sample_rows=SAMPLE_ROWS, binary_keys=None)
+    parts = divided(divider, _PER_WORKER * workers, consistency="snapshot", with_secrets=True)
     scratch = path.absolute().with_name(f".{path.name}.{uuid.uuid4().hex}")
     scratch.mkdir(parents=True)
     try:

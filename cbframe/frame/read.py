@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, get_args, overload
 
 from cbframe.arrow.documents.plan import OnConflict
 from cbframe.cluster.tls import TLSLike
-from cbframe.errors import ConfigurationError
-from cbframe.frame.progress import Progress, check_progress
 from cbframe.frame.result import ReadResult
 from cbframe.frame.scan import BucketScan
-from cbframe.frame.shape import Errors, Nested
-from cbframe.frame.target import Exclusion, make_target
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
+from cbframe.scan.progress import Progress
+from cbframe.scan.spec import (
+    ColumnsLike,
+    Errors,
+    Exclusion,
+    FiltersLike,
+    Nested,
+    ScanArguments,
+    ScanSpec,
+    SchemaLike,
+    one_of,
+)
 from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:
@@ -24,8 +31,7 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
-Filters = Sequence[tuple[str | tuple[str, ...], str, Any]] | Sequence[Sequence[tuple[Any, str, Any]]]
-_RETURN_TYPES = ("pandas", "arrow", "polars")
+ReturnType: TypeAlias = Literal["pandas", "arrow", "polars"]
 
 
 def scan_bucket(
@@ -36,22 +42,22 @@ def scan_bucket(
     tls: TLSLike = None,
     network: str = "auto",
     scope: str | None = None,
-    collections: str | Sequence[str] | None = None,
-    columns: Sequence[str | tuple[str, ...]] | None = None,
-    filters: Filters | None = None,
+    collections: str | Iterable[str] | None = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
     keys_only: bool = False,
     parse: bool = True,
-    metadata: str | Sequence[str] = ("key",),
+    metadata: str | Iterable[str] = ("key",),
     vbuckets: Iterable[int] | None = None,
     key_prefix: str | bytes | None = None,
     n_rows: int | None = None,
     errors: Errors = "keep",
     nested: Nested = "struct",
-    schema: pa.Schema | Mapping[str, Any] | None = None,
+    schema: SchemaLike | None = None,
     infer_schema_length: int | None = None,
     on_conflict: OnConflict = "widen",
     max_struct_fields: int = 1000,
-    parse_dates: bool | Sequence[str] = False,
+    parse_dates: bool | Iterable[str] = False,
     expired: Exclusion = "drop",
     transaction_records: Exclusion = "drop",
     batch_bytes: int | None = None,
@@ -90,9 +96,9 @@ def scan_bucket(
         Read only these; collections by name within `scope`, or as ``"scope.collection"``. Filtered
         by the server. By default all, without the server's own scope ``_system``.
     columns
-        Keep only these fields of the documents; ``"geo.lat"`` is a field of an object, and its column's
-        name. A tuple names a path by its parts, for fields with a dot in their names. Nothing else is
-        parsed.
+        Keep only these fields of the documents: a list, or the ``columns`` of a DataFrame. ``"geo.lat"``
+        is a field of an object, and its column's name. A tuple names a path by its parts, for fields with
+        a dot in their names. Nothing else is parsed.
     filters
         Keep only documents that pass, written as for pyarrow and pandas: ``[("type", "==", "hotel"),
         ("geo.alt", ">", 100)]``, all of which must hold, or a list of such lists, one of which must.
@@ -157,7 +163,8 @@ def scan_bucket(
         Values are converted in batches of about this many bytes; by default 2 MiB.
     buffer_bytes
         Flow-control window of each node's connection; by default that of `options`, but no more than
-        4 MiB where memory is bounded (``to_reader``, ``iter_batches``, ``to_parquet``).
+        4 MiB where memory is bounded (``to_reader``, ``iter_batches``, ``to_parquet``). 0 turns flow
+        control off: nodes send as fast as they can, and memory is not bounded anywhere.
     spool_dir
         Where documents wait in a temporary file until it is certain that they need not be looked at again;
         it is about as large as they are. None for the system's directory for such.
@@ -183,61 +190,17 @@ def scan_bucket(
     ConfigurationError
         An argument cannot be meant.
     """
-    if batch_bytes is not None and batch_bytes < 1:
-        raise ConfigurationError("batch_bytes must be positive")
-    if timeout is not None and not timeout > 0:
-        raise ConfigurationError("timeout must be positive, or None")
-    check_progress(progress)
-    target = make_target(
-        conn,
-        bucket,
-        auth=auth,
-        tls=tls,
-        network=network,
-        scope=scope,
-        collections=collections,
-        columns=columns,
-        filters=filters,
-        keys_only=keys_only,
-        parse=parse,
-        metadata=metadata,
-        vbuckets=vbuckets,
-        errors=errors,
-        nested=nested,
-        key_prefix=key_prefix,
-        n_rows=n_rows,
-        schema=schema,
-        infer_schema_length=infer_schema_length,
-        on_conflict=on_conflict,
-        max_struct_fields=max_struct_fields,
-        parse_dates=parse_dates,
-        expired=expired,
-        transaction_records=transaction_records,
-    )
-    options = options or BucketDataSourceOptions(noop_interval_secs=20)
-    if timeout is not None:
-        options = replace(options, connect_timeout=min(options.connect_timeout, timeout))
-    return BucketScan(
-        target,
-        options=options,
-        batch_bytes=batch_bytes,
-        buffer_bytes=buffer_bytes,
-        timeout=timeout,
-        dtype_backend=dtype_backend,
-        progress=progress,
-        spool_dir=spool_dir,
-    )
+    return BucketScan(ScanSpec.of_arguments(locals()))
 
 
 @overload
-@public
 def read_bucket(
     conn: ServerURLs | Connectable,
     bucket: str | None = None,
     *,
     return_type: Literal["pandas"] = "pandas",
     split_by: None = None,
-    **arguments: Any,
+    **arguments: Unpack[ScanArguments],
 ) -> pd.DataFrame: ...
 
 
@@ -248,7 +211,7 @@ def read_bucket(
     *,
     return_type: Literal["arrow"],
     split_by: None = None,
-    **arguments: Any,
+    **arguments: Unpack[ScanArguments],
 ) -> pa.Table: ...
 
 
@@ -259,7 +222,7 @@ def read_bucket(
     *,
     return_type: Literal["polars"],
     split_by: None = None,
-    **arguments: Any,
+    **arguments: Unpack[ScanArguments],
 ) -> pl.DataFrame: ...
 
 
@@ -268,26 +231,82 @@ def read_bucket(
     conn: ServerURLs | Connectable,
     bucket: str | None = None,
     *,
-    return_type: Literal["pandas", "arrow", "polars"] = "pandas",
+    return_type: Literal["pandas"] = "pandas",
     split_by: str | tuple[str, ...],
-    **arguments: Any,
-) -> dict[str | None, Any]: ...
+    **arguments: Unpack[ScanArguments],
+) -> dict[str | None, pd.DataFrame]: ...
 
 
+@overload
 def read_bucket(
     conn: ServerURLs | Connectable,
     bucket: str | None = None,
     *,
-    return_type: Literal["pandas", "arrow", "polars"] = "pandas",
+    return_type: Literal["arrow"],
+    split_by: str | tuple[str, ...],
+    **arguments: Unpack[ScanArguments],
+) -> dict[str | None, pa.Table]: ...
+
+
+@overload
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["polars"],
+    split_by: str | tuple[str, ...],
+    **arguments: Unpack[ScanArguments],
+) -> dict[str | None, pl.DataFrame]: ...
+
+
+@public
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: ReturnType = "pandas",
     split_by: str | tuple[str, ...] | None = None,
-    **arguments: Any,
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    scope: str | None = None,
+    collections: str | Iterable[str] | None = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
+    keys_only: bool = False,
+    parse: bool = True,
+    metadata: str | Iterable[str] = ("key",),
+    vbuckets: Iterable[int] | None = None,
+    key_prefix: str | bytes | None = None,
+    n_rows: int | None = None,
+    errors: Errors = "keep",
+    nested: Nested = "struct",
+    schema: SchemaLike | None = None,
+    infer_schema_length: int | None = None,
+    on_conflict: OnConflict = "widen",
+    max_struct_fields: int = 1000,
+    parse_dates: bool | Iterable[str] = False,
+    expired: Exclusion = "drop",
+    transaction_records: Exclusion = "drop",
+    batch_bytes: int | None = None,
+    buffer_bytes: int | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    dtype_backend: str | None = "pyarrow",
+    progress: Progress = "auto",
+    options: BucketDataSourceOptions | None = None,
 ) -> pd.DataFrame | pa.Table | pl.DataFrame | dict[str | None, Any]:
     """Read a bucket into a typed DataFrame whose index is the document key.
 
-    Takes what :func:`scan_bucket` takes, and is short for ``scan_bucket(...).to_pandas()``.
+    Short for ``scan_bucket(...).to_pandas()``.
 
     Parameters
     ----------
+    conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
+vbuckets, key_prefix, n_rows, errors, nested, schema, infer_schema_length, on_conflict, max_struct_fields, \
+parse_dates, expired, transaction_records, batch_bytes, buffer_bytes, spool_dir, timeout, dtype_backend, \
+progress, options
+        As for :func:`scan_bucket`.
     return_type
         ``"pandas"``, or ``"arrow"`` or ``"polars"``, where the key is a column, ``_cb_key``.
     split_by
@@ -317,15 +336,13 @@ def read_bucket(
     >>> df.loc["airline_10", "name"]
     '40-Mile Air'
     """
-    if return_type not in _RETURN_TYPES:
-        raise ConfigurationError(
-            f"return_type={return_type!r}", hint=f"choose from: {', '.join(_RETURN_TYPES)}"
-        )
-    scan = scan_bucket(conn, bucket, **arguments)
-    backend = arguments.get("dtype_backend", "pyarrow")
+    scan = BucketScan(ScanSpec.of_arguments(locals()))
+    one_of(*get_args(ReturnType))("return_type", return_type)
     if split_by is not None:
-        return {kind: _frame(result, return_type, backend) for kind, result in scan.split(split_by).items()}
-    return _frame(scan.read(), return_type, backend)
+        return {
+            kind: _frame(result, return_type, dtype_backend) for kind, result in scan.split(split_by).items()
+        }
+    return _frame(scan.read(), return_type, dtype_backend)
 
 
 def _frame(

@@ -18,9 +18,8 @@ from cbframe.errors import ReadTimeoutError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.moment import Clock, Moment, utc_now
 from cbframe.frame.names import Names
-from cbframe.frame.progress import Progress, ScanProgress, Watcher, teller_of
-from cbframe.frame.target import ScanTarget
-from cbframe.options import BucketDataSourceOptions
+from cbframe.scan.progress import ScanProgress, Watcher, teller_of
+from cbframe.scan.spec import ScanSpec
 
 _POLL = 0.05
 """Seconds between two looks at whether the source is over, while nothing arrives."""
@@ -71,6 +70,8 @@ class Run:
 
     Parameters
     ----------
+    bounded
+        Whether memory must not depend on the size of the bucket: then nodes send less ahead.
     bucket_uuid
         Refuse a bucket of the name with another uuid; empty to take any.
     ends
@@ -92,11 +93,9 @@ class Run:
 
     def __init__(
         self,
-        target: ScanTarget,
-        options: BucketDataSourceOptions,
+        target: ScanSpec,
         *,
-        timeout: float | None,
-        progress: Progress,
+        bounded: bool = False,
         bucket_uuid: str = "",
         ends: ReachedEnds | None = None,
         moment: Moment | None = None,
@@ -109,16 +108,17 @@ class Run:
         self._moment = moment
         self._bucket_uuid = bucket_uuid
         self._target = target
-        self._timeout = timeout
-        self._tell = teller_of(progress)
+        self._timeout = target.timeout
+        self._tell = teller_of(target.progress)
         self.source: BucketDataSource | None = None
         """What runs at present."""
         options = replace(
-            options,
+            target.options,
+            feed_buffer_size_bytes=target.window(bounded=bounded),
             seq_end="now" if ends is None else ends,
             no_value=target.keys_only,
             ask_time=ask_time or (target.expired == "drop" and moment is None),
-            include_xattrs=options.include_xattrs or "xattrs" in target.metadata,
+            include_xattrs=target.options.include_xattrs or "xattrs" in target.metadata,
         )
         self.names = Names(target, options)
         self.options = self.names.resolve_collections()
@@ -230,7 +230,7 @@ class Run:
         return error
 
 
-def _parts(target: ScanTarget) -> Generator[tuple[int, ...] | None, int, None]:
+def _parts(target: ScanSpec) -> Generator[tuple[int, ...] | None, int, None]:
     """The vbuckets to read, one part after the other; it is sent how many the bucket has.
 
     All at once, but for a look at some documents: then a few at first, and more if they have too little.
@@ -264,7 +264,7 @@ def _progress_of(source: BucketDataSource, seconds: float) -> ScanProgress:
     )
 
 
-def _unfinished(source: BucketDataSource, target: ScanTarget) -> str:
+def _unfinished(source: BucketDataSource, target: ScanSpec) -> str:
     """Whom the read waits for: the owners of what is not complete, or the seeds."""
     found, done = source.map, source.as_of
     if found is None:

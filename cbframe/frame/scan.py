@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from cbframe.arrow.batcher import BatchingReceiver, GatheringReceiver
-from cbframe.arrow.documents.projection import path_of
-from cbframe.arrow.exclusion import LeftOut
-from cbframe.arrow.spool import DeferringBatchReceiver
-from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
-from cbframe.errors import ConfigurationError
-from cbframe.frame.agreed import Agreement
 from cbframe.frame.arrow_export import ArrowExport
 from cbframe.frame.asof import AsOf
-from cbframe.frame.assemble import Assembled, Assembler, raw_table
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.divide import Divider
-from cbframe.frame.gather import RawSink
+from cbframe.frame.execute import ReadSession
 from cbframe.frame.parquet import place_of, write_parquet
-from cbframe.frame.pins import Consistency, Pins
-from cbframe.frame.progress import Progress
+from cbframe.frame.partition import ScanPartition, divided
+from cbframe.frame.parts import to_folder
+from cbframe.frame.pins import Consistency
 from cbframe.frame.result import ReadResult
-from cbframe.frame.run import Ran, Run, Sink
-from cbframe.frame.split import split_tables, without_rows
-from cbframe.frame.streamed import SpoolingSink
-from cbframe.frame.target import ScanTarget
-from cbframe.options import BucketDataSourceOptions
+from cbframe.scan.spec import ScanSpec
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
-
-    from cbframe.frame.partition import ScanPartition
-
-T = TypeVar("T")
-
-_BATCH = 2 << 20
-"""Bytes of values that are converted at once: what fits in a cache is converted faster."""
-_BOUNDED_WINDOW = 4 << 20
-"""Bytes that a node may send ahead, where memory counts."""
 
 
 class BucketScan:
@@ -63,38 +41,16 @@ class BucketScan:
         The :class:`ReadResult` of the latest run without its table; None before the first.
     """
 
-    def __init__(
-        self,
-        target: ScanTarget,
-        *,
-        options: BucketDataSourceOptions,
-        batch_bytes: int | None,
-        buffer_bytes: int | None,
-        timeout: float | None,
-        dtype_backend: str | None,
-        progress: Progress,
-        spool_dir: str | os.PathLike[str] | None,
-        agreement: Agreement | None = None,
-        pins: Pins | None = None,
-    ) -> None:
-        self._agreement = agreement
-        self._pins = pins
-        self._target = target
-        self._options = options
-        self._batch_bytes = batch_bytes
-        self._buffer_bytes = buffer_bytes
-        self._timeout = timeout
-        self._dtype_backend = dtype_backend
-        self._progress = progress
-        self._spool_dir = spool_dir
-        self._run: Run | None = None
+    def __init__(self, spec: ScanSpec) -> None:
+        self._spec = spec
+        self._session: ReadSession | None = None
         self._export = ArrowExport()
         self.last: ReadResult | None = None
 
     def __repr__(self) -> str:
         last = self.last
         told = "" if last is None else f": last read {last.as_of!r} in {last.seconds:.1f} s"
-        return f"<BucketScan of {self._target.bucket!r}{told}>"
+        return f"<BucketScan of {self._spec.bucket!r}{told}>"
 
     @property
     def as_of(self) -> AsOf | None:
@@ -114,7 +70,7 @@ class BucketScan:
     @property
     def source(self) -> BucketDataSource | None:
         """What streams at present; None while nothing is read."""
-        return None if self._run is None else self._run.source
+        return None if self._session is None else self._session.source
 
     def read(self) -> ReadResult:
         """Read the bucket.
@@ -124,92 +80,20 @@ class BucketScan:
         CbframeError
             The read could not be completed; never is a part of it returned.
         """
-        run = self._new_run(self._options.feed_buffer_size_bytes)
-        result = self._read_typed(run) if self._target.parsed else self._read_raw(run)
+        result = self._begin().read()
         self.last = replace(result, table=result.table.schema.empty_table())
         return result
 
-    def _read_raw(self, run: Run) -> ReadResult:
-        ran, raw, manifest, left_out = self._gather(run, self._target)
-        table = raw_table(raw, manifest, self._target, run.names, agreement=self._agreement)
-        return self._result(run, ran, Assembled(table, (), {}, left_out))
-
-    def _read_typed(self, run: Run) -> ReadResult:
-        receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
-        assembler = Assembler(
-            self._target,
-            run.names,
-            receiver,
-            self._batch_bytes or _BATCH,
-            self._spool_dir,
-            self._agreement,
-            run.moment,
-        )
-        with closing(assembler):
-            ran = self._into(run, receiver, assembler)
-            typed = assembler.finish()
-        return self._result(run, ran, typed)
-
-    def _gather(self, run: Run, target: ScanTarget) -> tuple[Ran, pa.Table, Manifest | None, LeftOut]:
-        """Documents as they are, the collections that they are of, and how many were left out."""
-        receiver = BatchingReceiver(run.names.received, run.options.max_body_bytes)
-        sink = RawSink(target, run.names, receiver, run.moment)
-        ran = self._into(run, receiver, sink)
-        raw, manifest = sink.finish()
-        return ran, raw, manifest, sink.left_out
-
-    def _into(self, run: Run, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
-        ran = run.into(receiver, sink)
-        if self._pins is not None:
-            self._pins.check(ran.as_of, receiver)
-        return ran
-
-    def _result(self, run: Run, ran: Ran, found: Assembled) -> ReadResult:
-        """A result whose schema tells what it is a picture of."""
-        result = ReadResult(
-            found.table,
-            self._target.bucket,
-            ran.as_of,
-            found.conflicts,
-            found.rejected,
-            ran.stats,
-            run.seconds,
-            len(found.table),
-            found.left_out.expired,
-            found.left_out.transaction_records,
-            ran.moment,
-        )
-        # Whoever gets the table of a partition alone, from another process, has no other report.
-        return result.labelled(report=self._pins is not None)
-
-    def _new_run(self, window: int) -> Run:
-        window = window if self._buffer_bytes is None else self._buffer_bytes
-        options = replace(self._options, feed_buffer_size_bytes=window)
-        pins = self._pins
-        self._run = Run(
-            self._target,
-            options,
-            timeout=self._timeout,
-            progress=self._progress,
-            bucket_uuid="" if pins is None else pins.bucket_uuid,
-            ends=None if pins is None else pins.ends(),
-            moment=None if pins is None else pins.moment,
-        )
-        return self._run
+    def _begin(self) -> ReadSession:
+        self._session = ReadSession(self._spec)
+        return self._session
 
     def peek(self, n: int = 5) -> pd.DataFrame:
         """Look at some documents, fast: as few vbuckets are read as have so many.
 
         Which documents these are is not defined, and columns have the types that these few need.
         """
-        return self._limited(n).to_pandas()
-
-    def _limited(self, n: int) -> BucketScan:
-        limited = copy.copy(self)
-        limited._target = replace(self._target, n_rows=n)  # noqa: SLF001 - one of us
-        limited.last = limited._run = None  # noqa: SLF001 - as above
-        limited._export = ArrowExport()  # noqa: SLF001 - as above
-        return limited
+        return BucketScan(replace(self._spec, n_rows=n)).to_pandas()
 
     def to_arrow(self) -> pa.Table:
         """Read into an Arrow table.
@@ -223,7 +107,7 @@ class BucketScan:
 
         ``df.attrs["cbframe"]`` holds ``as_of``, ``conflicts`` and ``rejected``.
         """
-        return self.read().to_pandas(self._dtype_backend)
+        return self.read().to_pandas(self._spec.dtype_backend)
 
     def split(self, by: str | tuple[str, ...]) -> dict[str | None, ReadResult]:
         """Read into one table for each kind of document, each with columns of its own.
@@ -246,17 +130,8 @@ class BucketScan:
         CbframeError
             As :meth:`read`.
         """
-        if not self._target.parsed:
-            raise ConfigurationError(
-                "documents that are not parsed have no kind", hint="leave keys_only=True and parse=False out"
-            )
-        run = self._new_run(self._options.feed_buffer_size_bytes)
-        ran, raw, manifest, left_out = self._gather(run, replace(self._target, parse=False))
-        tables = split_tables(raw, manifest, path_of(by), self._target, run.names)
-        rows = sum(len(each.table) for each in tables.values())
-        whole = replace(without_rows(tables.values()), left_out=left_out)
-        self.last = replace(self._result(run, ran, whole), documents=rows)
-        return {label: self._result(run, ran, each) for label, each in tables.items()}
+        self.last, results = self._begin().split(by)
+        return results
 
     def to_polars(self) -> pl.DataFrame:
         """Read into a polars DataFrame; the key is the column ``_cb_key``.
@@ -280,28 +155,8 @@ class BucketScan:
         CbframeError
             The read could not be completed, or its documents do not fit on the disk.
         """
-        if self._target.n_rows is not None:
-            table = self.to_arrow()
-            some = (batch for batch in table.to_batches() if len(batch))
-            return pa.RecordBatchReader.from_batches(table.schema, some)
-        run = self._new_run(min(self._options.feed_buffer_size_bytes, _BOUNDED_WINDOW))
-        receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
-        batch_bytes = self._batch_bytes or _BATCH
-        sink = SpoolingSink(
-            self._target, run.names, receiver, batch_bytes, self._spool_dir, self._agreement, run.moment
-        )
-        with ExitStack() as stack:
-            stack.callback(sink.close)
-            ran = self._into(run, receiver, sink)
-            streamed = sink.finish()
-            # The files are needed now: who reads the batches closes them.
-            stack.pop_all()
-        told = Assembled(
-            streamed.schema.empty_table(), streamed.conflicts, streamed.rejected, streamed.left_out
-        )
-        self.last = replace(self._result(run, ran, told), documents=None)
-        batches = (batch for table in streamed.tables for batch in table.to_batches())
-        return pa.RecordBatchReader.from_batches(self.last.table.schema, batches)
+        self.last, reader = self._begin().stream()
+        return reader
 
     def iter_batches(self) -> Iterator[pa.RecordBatch]:
         """Iterate over record batches, none of them empty; memory as with :meth:`to_reader`."""
@@ -339,9 +194,7 @@ class BucketScan:
             assert self.last is not None, "it was read"
             self.last = replace(self.last, documents=count)
         else:
-            from cbframe.frame.parts import to_folder  # noqa: PLC0415 - it reads by scans
-
-            self.last = to_folder(self, place, compression, workers)
+            self.last = to_folder(self._spec, place, compression, workers)
         return place
 
     def partitions(
@@ -394,26 +247,8 @@ class BucketScan:
         CbframeError
             The bucket could not be looked at.
         """
-        from cbframe.frame.partition import divided  # noqa: PLC0415 - it reads by scans
-
-        divider = Divider(
-            target=self._target,
-            options=self._options,
-            timeout=self._timeout,
-            batch_bytes=self._batch_bytes or _BATCH,
-            spool_dir=None if self._spool_dir is None else os.fspath(self._spool_dir),
-            sample_rows=sample_rows,
-            binary_keys=binary_keys,
-        )
-        return divided(
-            divider,
-            n,
-            consistency=consistency,
-            batch_bytes=self._batch_bytes,
-            buffer_bytes=self._buffer_bytes,
-            dtype_backend=self._dtype_backend,
-            with_secrets=include_credentials,
-        )
+        divider = Divider(self._spec, sample_rows=sample_rows, binary_keys=binary_keys)
+        return divided(divider, n, consistency=consistency, with_secrets=include_credentials)
 
     def __arrow_c_schema__(self) -> Any:
         """The schema, for consumers that ask for it before the stream; reads the bucket.

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from cbframe.arrow.documents.projection import path_of
+from cbframe.arrow.documents.plan import OnConflict
+from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.describe import Description, Field, leaves_of, short_type
+from cbframe.frame.execute import ReadSession
 from cbframe.frame.grid import as_html, as_text
-from cbframe.frame.read import scan_bucket
+from cbframe.options import BucketDataSourceOptions
+from cbframe.scan.progress import Progress
+from cbframe.scan.spec import ColumnsLike, Errors, Exclusion, FiltersLike, Nested, ScanSpec, SchemaLike
 from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:
@@ -152,11 +158,53 @@ class SchemaDiff:
 _DIFF_HEAD = ("", "field", "before", "after")
 
 
-def read_schema(conn: ServerURLs | Connectable, bucket: str | None = None, **arguments: Any) -> SchemaReport:
+def read_schema(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    scope: str | None = None,
+    collections: str | Iterable[str] | None = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
+    keys_only: bool = False,
+    parse: bool = True,
+    metadata: str | Iterable[str] = ("key",),
+    vbuckets: Iterable[int] | None = None,
+    key_prefix: str | bytes | None = None,
+    n_rows: int | None = None,
+    errors: Errors = "keep",
+    nested: Nested = "struct",
+    schema: SchemaLike | None = None,
+    infer_schema_length: int | None = None,
+    on_conflict: OnConflict = "widen",
+    max_struct_fields: int = 1000,
+    parse_dates: bool | Iterable[str] = False,
+    expired: Exclusion = "drop",
+    transaction_records: Exclusion = "drop",
+    batch_bytes: int | None = None,
+    buffer_bytes: int | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    dtype_backend: str | None = "pyarrow",
+    progress: Progress = "auto",
+    options: BucketDataSourceOptions | None = None,
+) -> SchemaReport:
     """Look at all documents, and report what their fields look like.
 
-    Takes what :func:`~cbframe.scan_bucket` takes. Memory does not depend on the bucket's size.
-    ``n_rows=10_000`` makes it a quick look at some documents.
+    Memory does not depend on the bucket's size.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
+vbuckets, key_prefix, errors, nested, schema, infer_schema_length, on_conflict, max_struct_fields, \
+parse_dates, expired, transaction_records, batch_bytes, buffer_bytes, spool_dir, timeout, dtype_backend, \
+progress, options
+        As for :func:`~cbframe.scan_bucket`.
+    n_rows
+        ``10_000`` makes it a quick look at some documents.
 
     Raises
     ------
@@ -173,17 +221,14 @@ def read_schema(conn: ServerURLs | Connectable, bucket: str | None = None, **arg
     >>> [(field.path, field.values) for field in report.fields]
     [('name', 2), ('geo', 1), ('geo.lat', 1)]
     """
-    scan = scan_bucket(conn, bucket, **arguments)
-    reader = scan.to_reader()
-    members = {".".join(path) for path in map(path_of, arguments.get("columns") or ()) if len(path) > 1}
-    flat = arguments.get("nested") == "flatten"
-    description = Description(lambda name: flat or name in members)
+    spec = ScanSpec.of_arguments(locals())
+    result, reader = ReadSession(spec).stream()
+    members = {".".join(path) for path in spec.columns or () if len(path) > 1}
+    description = Description(lambda name: spec.nested == "flatten" or name in members)
     # Also of no documents there are fields, if schema= declares them.
     description.add(pa.RecordBatch.from_pylist([], reader.schema))
     for batch in reader:
         description.add(batch)
-    result = scan.last
-    assert result is not None, "it was read"
     return SchemaReport(
         result.bucket,
         description.rows,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +12,6 @@ import pyarrow.compute as pc
 from cbframe.arrow.columns import OURS, REASON, VALUE
 from cbframe.arrow.documents.projection import Path
 from cbframe.errors import ConfigurationError, ConversionError
-
-Errors: TypeAlias = Literal["keep", "drop", "raise"]
-Nested: TypeAlias = Literal["struct", "flatten", "json"]
-ERRORS: tuple[str, ...] = get_args(Errors)
-NESTED: tuple[str, ...] = get_args(Nested)
 
 
 def refuse_rejected(rejected: dict[str, int], rows: int) -> None:

@@ -19,7 +19,7 @@ from cbframe.errors import ConfigurationError
 from cbframe.frame.assemble import Assembled, add_documents, assembled_of
 from cbframe.frame.names import Names
 from cbframe.frame.shape import joined
-from cbframe.frame.target import ScanTarget
+from cbframe.scan.spec import ScanSpec
 
 _DEPTH = 200
 _MOST = 1000
@@ -29,7 +29,7 @@ _TEXT = msgspec.json.Decoder(str).decode
 
 
 def split_tables(
-    raw: pa.Table, manifest: Manifest | None, path: Path, target: ScanTarget, names: Names
+    raw: pa.Table, manifest: Manifest | None, path: Path, target: ScanSpec, names: Names
 ) -> dict[str | None, Assembled]:
     """Type each kind of document for itself.
 
@@ -66,7 +66,7 @@ def projected(batch: pa.RecordBatch, projection: Projection) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
-def _refuse_unknown(tables: dict[str | None, Assembled], target: ScanTarget) -> None:
+def _refuse_unknown(tables: dict[str | None, Assembled], target: ScanSpec) -> None:
     """What one kind of documents has not may be a field of another, but not of none."""
     wanted = {"columns": [joined(path) for path in target.columns or ()]}
     if isinstance(target.parse_dates, tuple):

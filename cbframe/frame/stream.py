@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,9 +14,9 @@ from cbframe.frame.asof import AsOf
 from cbframe.frame.changestream import ChangeStream, OnRollback
 from cbframe.frame.checkpoint import Checkpoint
 from cbframe.frame.names import Names
-from cbframe.frame.target import Exclusion, ScanTarget, raw_target
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
+from cbframe.scan.spec import Exclusion, ScanSpec, not_negative
 from cbframe.typing import Connectable, ServerURLs
 
 _ON_ROLLBACK = ("emit", "restart", "raise")
@@ -34,10 +34,10 @@ def stream_bucket(
     tls: TLSLike = None,
     network: str = "auto",
     scope: str | None = None,
-    collections: str | Sequence[str] | None = None,
+    collections: str | Iterable[str] | None = None,
     key_prefix: str | bytes | None = None,
     vbuckets: Iterable[int] | None = None,
-    metadata: str | Sequence[str] = ("key", "vbucket", "seqno", "scope", "collection"),
+    metadata: str | Iterable[str] = ("key", "vbucket", "seqno", "scope", "collection"),
     start: Literal["beginning", "now"] | Checkpoint | AsOf = "beginning",
     on_rollback: OnRollback = "emit",
     batch_bytes: int | None = None,
@@ -85,7 +85,8 @@ def stream_bucket(
         or when its first change arrived so many seconds ago.
     buffer_bytes
         Flow-control window of each node's connection: what is not acknowledged is never more than that
-        for each node, plus one item. By default that of `options`, but no more than 16 MiB.
+        for each node, plus one item. By default that of `options`, but no more than 16 MiB. 0, which turns
+        flow control off in reads, is refused: without a window nothing bounds what waits for the consumer.
     transaction_records
         As for :func:`cbframe.scan_bucket`; :attr:`ChangeStream.transaction_records` counts what is left out.
     options
@@ -118,11 +119,11 @@ def stream_bucket(
         raise ConfigurationError(
             f"on_rollback={on_rollback!r}", hint=f"choose from: {', '.join(_ON_ROLLBACK)}, or give a function"
         )
-    options = options or BucketDataSourceOptions(noop_interval_secs=20, recovery_timeout=_RECOVERY)
-    window = min(options.feed_buffer_size_bytes, _WINDOW) if buffer_bytes is None else buffer_bytes
-    if batch_bytes is None:
-        batch_bytes = max(1, min(_BATCH, window // 4))
-    _check_numbers(batch_bytes, max_latency, window)
+    if options is None:
+        options = BucketDataSourceOptions(recovery_timeout=_RECOVERY)
+    spec = ScanSpec.of_arguments(locals())
+    max_latency = not_negative("max_latency", max_latency)
+    options = spec.options
     if options.seq_end is not None:
         raise ConfigurationError(
             "a change stream has no end", hint="leave seq_end out; scan_bucket() has one"
@@ -131,32 +132,24 @@ def stream_bucket(
         raise ConfigurationError(
             "changes out of their order cannot be gone on from", hint="leave out_of_order out"
         )
-    target = raw_target(
-        conn,
-        bucket,
-        auth=auth,
-        tls=tls,
-        network=network,
-        scope=scope,
-        collections=collections,
-        metadata=metadata,
-        vbuckets=vbuckets,
-        key_prefix=key_prefix,
-        transaction_records=transaction_records,
-    )
+    window = options.feed_buffer_size_bytes
+    if buffer_bytes is None:
+        window = min(window, _WINDOW)
+    batch_bytes = spec.batch_bytes or max(1, min(_BATCH, window // 4))
+    _check_window(batch_bytes, window)
     options = replace(
         options,
         endless_retry=False,
         feed_buffer_size_bytes=window,
         # What a node thread hands over at a time is at most this.
         receive_buffer_bytes=min(options.receive_buffer_bytes, max(64 * 1024, batch_bytes)),
-        include_xattrs=options.include_xattrs or "xattrs" in target.metadata,
+        include_xattrs=options.include_xattrs or "xattrs" in spec.metadata,
     )
-    names = Names(target, options)
+    names = Names(spec, options)
     options = names.resolve_collections()
-    positions, uuid = _start(start, target, options)
+    positions, uuid = _start(start, spec, options)
     return ChangeStream(
-        target,
+        spec,
         options,
         names=names,
         start=positions,
@@ -168,11 +161,7 @@ def stream_bucket(
     )
 
 
-def _check_numbers(batch_bytes: int, max_latency: float, window: int) -> None:
-    if batch_bytes < 1:
-        raise ConfigurationError("batch_bytes must be positive")
-    if not max_latency >= 0:
-        raise ConfigurationError("max_latency must not be negative")
+def _check_window(batch_bytes: int, window: int) -> None:
     if window < 1:
         raise ConfigurationError(
             "a change stream needs a window",
@@ -186,7 +175,7 @@ def _check_numbers(batch_bytes: int, max_latency: float, window: int) -> None:
 
 
 def _start(
-    start: object, target: ScanTarget, options: BucketDataSourceOptions
+    start: object, target: ScanSpec, options: BucketDataSourceOptions
 ) -> tuple[dict[int, Position], str]:
     """Where streams begin, and the bucket that this is about."""
     if isinstance(start, AsOf):
@@ -213,7 +202,7 @@ def _start(
     return {}, ""
 
 
-def _check_checkpoint(start: Checkpoint, target: ScanTarget) -> None:
+def _check_checkpoint(start: Checkpoint, target: ScanSpec) -> None:
     if start.bucket != target.bucket:
         raise ConfigurationError(
             f"the checkpoint is of bucket {start.bucket!r}, not of {target.bucket!r}",

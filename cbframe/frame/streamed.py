@@ -26,7 +26,7 @@ from cbframe.frame.conflicts import Conflict
 from cbframe.frame.intake import Intake
 from cbframe.frame.names import Names, alive, is_text
 from cbframe.frame.outcome import Outcome
-from cbframe.frame.target import ScanTarget
+from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode
 
 
@@ -92,7 +92,7 @@ class SpoolingSink:
 
     def __init__(
         self,
-        target: ScanTarget,
+        target: ScanSpec,
         names: Names,
         receiver: DeferringBatchReceiver,
         batch_bytes: int,

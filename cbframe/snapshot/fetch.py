@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from cbframe.errors import ClusterMapError, SnapshotError
-from cbframe.frame.progress import Progress
 from cbframe.frame.run import Ran, Run
-from cbframe.frame.target import ScanTarget
-from cbframe.options import BucketDataSourceOptions
+from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot.manifest import Position
 from cbframe.snapshot.resume import Below, ResumingReceiver
 from cbframe.snapshot.sink import Changes, ChangeSink
-
-_BATCH = 2 << 20
-_WINDOW = 4 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """How the bucket is read.
-
-    Attributes
-    ----------
-    batch_bytes, window, spool_dir, timeout, progress, options
-        As of a scan.
-    """
-
-    batch_bytes: int | None
-    window: int | None
-    spool_dir: str | os.PathLike[str] | None
-    timeout: float | None
-    progress: Progress
-    options: BucketDataSourceOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +77,7 @@ class Fetch:
 
     def __init__(
         self,
-        target: ScanTarget,
-        reading: Reading,
+        target: ScanSpec,
         known: Known,
         *,
         other_bucket: Callable[[str], SnapshotError],
@@ -111,20 +86,11 @@ class Fetch:
         self._known = known
         self._other_bucket = other_bucket
         self._manifest_uid = 0
-        window = reading.window or min(reading.options.feed_buffer_size_bytes, _WINDOW)
-        self._run = Run(
-            target,
-            replace(reading.options, feed_buffer_size_bytes=window),
-            timeout=reading.timeout,
-            progress=reading.progress,
-            bucket_uuid=known.bucket_uuid,
-            ask_time=True,
-        )
+        self._run = Run(target, bounded=True, bucket_uuid=known.bucket_uuid, ask_time=True)
         names = self._run.names
         self.receiver = ResumingReceiver(names.wire_metadata, self._run.options.max_body_bytes)
         self.receiver.resume(known.positions, known.below)
-        batch = reading.batch_bytes or _BATCH
-        self.sink = ChangeSink(target, names, self.receiver, batch, reading.spool_dir, net=net)
+        self.sink = ChangeSink(target, names, self.receiver, target.batch_size, target.spool_dir, net=net)
 
     def __enter__(self) -> Self:
         return self

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
-from cbframe.errors import ConfigurationError
 from cbframe.frame.parquet import check_compression, writable
+from cbframe.scan.spec import positive
 from cbframe.snapshot.manifest import FileEntry
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
 from cbframe.snapshot.store import Output, Store
@@ -38,8 +38,7 @@ def check_form(compression: str, file_bytes: int = FILE_BYTES) -> None:
         There is no such compression, or files would have no size.
     """
     check_compression(compression)
-    if file_bytes < 1:
-        raise ConfigurationError(f"file_bytes={file_bytes!r}", hint="give 1 or more")
+    positive("file_bytes", file_bytes)
 
 
 @dataclass(slots=True)

@@ -9,9 +9,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from cbframe.errors import ConfigurationError
-from cbframe.frame.shape import Nested
-from cbframe.frame.target import Exclusion
 from cbframe.public import public
+from cbframe.scan.spec import Exclusion, Nested
 from cbframe.snapshot.history import AsOf
 from cbframe.snapshot.snapshot import Snapshot
 

@@ -16,8 +16,8 @@ from cbframe.arrow.documents.result import REST
 from cbframe.arrow.documents.unify import Columns, unify
 from cbframe.arrow.documents.widen import widen
 from cbframe.errors import ConfigurationError
-from cbframe.frame.shape import Nested, flattened, selected
-from cbframe.frame.target import METADATA_NAMES
+from cbframe.frame.shape import flattened, selected
+from cbframe.scan.spec import METADATA_NAMES, Nested
 from cbframe.snapshot.live import Live, Part
 from cbframe.snapshot.manifest import FileEntry, Manifest
 from cbframe.snapshot.parquet import opened

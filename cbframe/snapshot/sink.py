@@ -25,7 +25,7 @@ from cbframe.frame.conflicts import Conflict
 from cbframe.frame.names import Names, alive, is_text
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.streamed import SpoolingSink, documents_of
-from cbframe.frame.target import ScanTarget
+from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot.resume import ResumingReceiver
 from cbframe.wire.constants import Opcode
 
@@ -129,7 +129,7 @@ class ChangeSink(SpoolingSink):
 
     def __init__(
         self,
-        target: ScanTarget,
+        target: ScanSpec,
         names: Names,
         receiver: ResumingReceiver,
         batch_bytes: int,
@@ -358,7 +358,7 @@ def _is_document(heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
     return mutation
 
 
-def _named(plan: Plan, target: ScanTarget) -> Plan:
+def _named(plan: Plan, target: ScanSpec) -> Plan:
     """The plan of the columns as they are named in the result."""
     if target.columns is None:
         return replace(plan, members={made_way(name): each for name, each in plan.members.items()})

@@ -22,8 +22,7 @@ from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 from cbframe.frame.arrow_export import ArrowExport
 from cbframe.frame.asof import AsOf as Picture
 from cbframe.frame.moment import Clock, utc_now
-from cbframe.frame.shape import NESTED, Nested
-from cbframe.frame.target import Exclusion
+from cbframe.scan.spec import NESTED, Exclusion, Nested
 from cbframe.snapshot.between import changes
 from cbframe.snapshot.check import Verification, verify
 from cbframe.snapshot.compact import Compaction, compact, vacuum

@@ -22,6 +22,7 @@ import pyarrow.fs as pafs
 
 from cbframe.errors import CbframeError, ConfigurationError, DependencyError, SnapshotError
 from cbframe.limits import shortage
+from cbframe.scan.spec import path_of_files
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
@@ -326,7 +327,7 @@ def open_store(
     DependencyError
         fsspec is not installed.
     """
-    text = os.fspath(path)
+    text = path_of_files("path", path)
     if filesystem is not None and storage_options is not None:
         raise ConfigurationError("filesystem= and storage_options= exclude each other")
     if isinstance(filesystem, pafs.LocalFileSystem):

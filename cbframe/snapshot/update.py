@@ -11,8 +11,8 @@ from cbframe.arrow.documents.unify import Columns, differences, unify
 from cbframe.cluster.map import ClusterMap
 from cbframe.errors import ConversionError, SnapshotError
 from cbframe.frame.asof import AsOf
-from cbframe.frame.target import ScanTarget
-from cbframe.snapshot.fetch import Fetch, Fetched, Known, Reading
+from cbframe.scan.spec import ScanSpec
+from cbframe.snapshot.fetch import Fetch, Fetched, Known
 from cbframe.snapshot.files import DATA, ChangeFiles, parts_for
 from cbframe.snapshot.history import Boundaries, following, lag
 from cbframe.snapshot.live import taken_back
@@ -58,9 +58,8 @@ class Update:
         *,
         version: int,
         before: datetime | None,
-        target: ScanTarget,
+        target: ScanSpec,
         stored: Mapping[str, Any],
-        reading: Reading,
     ) -> None:
         self._store = store
         self._base = base
@@ -69,7 +68,6 @@ class Update:
         self._before = before
         self._target = target
         self._stored = stored
-        self._reading = reading
 
     def run(self, kind: Kind, now: datetime, *, compression: str, file_bytes: int) -> SnapshotResult:
         """Read, write, publish.
@@ -86,7 +84,7 @@ class Update:
         if base is not None and boundaries is not None:
             starts = dict(enumerate(base.positions))
             known = Known(base.bucket_uuid, starts, boundaries.below, base.collections)
-        with Fetch(self._target, self._reading, known, other_bucket=self._other_bucket) as fetch:
+        with Fetch(self._target, known, other_bucket=self._other_bucket) as fetch:
             fetched = fetch.run()
             changes = fetch.changes()
             entries, columns = self._write(fetch, changes, fetched.ran.map, compression, file_bytes)

@@ -4,50 +4,61 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cbframe.arrow.documents.filters import make_filters, restored_filters, stored_filters
-from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
-from cbframe.frame.target import ScanTarget, declared_types, make_target
-from cbframe.typing import Connectable, ServerURLs
+from cbframe.scan.spec import ScanSpec, declared_types, flag
 
 METADATA = ("key", "vbucket", "seqno", "cas", "rev_seqno", "expiry", "flags", "datatype")
+_OF_SCANS = (
+    "scope",
+    "collections",
+    "columns",
+    "filters",
+    "key_prefix",
+    "keys_only",
+    "parse",
+    "nested",
+    "schema",
+    "on_conflict",
+    "max_struct_fields",
+    "parse_dates",
+    "transaction_records",
+)
 _DEFAULTS: dict[str, Any] = {
-    "scope": None,
-    "collections": None,
-    "columns": None,
-    "filters": None,
-    "key_prefix": None,
-    "keys_only": False,
-    "parse": True,
-    "xattrs": False,
-    "nested": "struct",
+    **{each.name: each.default for each in fields(ScanSpec) if each.name in _OF_SCANS},
     "schema": None,
-    "on_conflict": "widen",
-    "max_struct_fields": 1000,
-    "parse_dates": False,
-    "transaction_records": "drop",
+    "xattrs": False,
 }
 WANTED = frozenset(_DEFAULTS)
 """The arguments that are kept."""
 
 
-def stored_form(given: Mapping[str, Any]) -> dict[str, Any]:
+def stored_form(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for, as JSON has it; what was left out is not in it.
+
+    Parameters
+    ----------
+    arguments
+        The ``locals()`` of a function; of them only what is kept counts.
 
     Raises
     ------
     ConfigurationError
         It has no such form.
     """
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: arguments[name] for name in _DEFAULTS if arguments.get(name) is not None}
     if isinstance(chosen.get("collections"), str):
         chosen["collections"] = [chosen["collections"]]
+    for name in ("collections", "columns", "parse_dates"):
+        if isinstance(value := chosen.get(name), Iterable) and not isinstance(value, str | bytes | Mapping):
+            chosen[name] = list(value)
     if isinstance(chosen.get("key_prefix"), bytes):
         try:
             chosen["key_prefix"] = chosen["key_prefix"].decode()
@@ -59,13 +70,13 @@ def stored_form(given: Mapping[str, Any]) -> dict[str, Any]:
     if "schema" in chosen:
         schema = pa.schema(list(declared_types(chosen["schema"]).items()))
         chosen["schema"] = base64.b64encode(schema.serialize().to_pybytes()).decode()
-        if isinstance(given["schema"], pa.Schema):
+        if isinstance(arguments["schema"], pa.Schema):
             chosen["columns"] = [[name] for name in schema.names]
     if chosen.get("nested") == "flatten":
         raise ConfigurationError('nested="flatten" is for reading a snapshot, not for writing one')
     try:
         # As it will be read: tuples are lists.
-        form: dict[str, Any] = json.loads(json.dumps(chosen))
+        form: dict[str, Any] = json.loads(json.dumps(chosen, default=_plain))
     except (TypeError, ValueError) as exc:
         raise ConfigurationError(
             "an argument of a snapshot cannot be written to its manifest",
@@ -102,55 +113,33 @@ def agreed(
             )
 
 
-def target_of(
-    conn: ServerURLs | Connectable,
-    bucket: str | None,
-    stored: Mapping[str, Any],
-    *,
-    auth: Any,
-    tls: TLSLike,
-    network: str,
-) -> ScanTarget:
-    """What is read.
+def _plain(value: Any) -> Any:
+    """A scalar of numpy's as Python has it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} has no form in JSON")
+
+
+def spec_of(arguments: Mapping[str, Any], stored: Mapping[str, Any]) -> ScanSpec:
+    """The scan that reads what is stored, in the way that the ``locals()`` of a function say.
 
     Raises
     ------
     ConfigurationError
-        An argument cannot be meant.
+        If an argument is invalid.
     """
     asked = _DEFAULTS | dict(stored)
-    schema = asked["schema"]
-    if schema is not None:
-        read = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema)))
-        schema = {field.name: field.type for field in read}
-    dates = asked["parse_dates"]
-    target = make_target(
-        conn,
-        bucket,
-        auth=auth,
-        tls=tls,
-        network=network,
-        scope=asked["scope"],
-        collections=asked["collections"],
-        columns=_paths(asked["columns"]),
-        filters=restored_filters(asked["filters"]),
-        keys_only=asked["keys_only"],
-        parse=asked["parse"],
-        metadata=(*METADATA, "xattrs") if asked["xattrs"] else METADATA,
-        vbuckets=None,
-        errors="keep",
-        nested=asked["nested"],
-        key_prefix=asked["key_prefix"],
-        n_rows=None,
-        schema=schema,
-        infer_schema_length=None,
-        on_conflict=asked["on_conflict"],
-        max_struct_fields=asked["max_struct_fields"],
-        parse_dates=dates if isinstance(dates, bool) else tuple(dates),
-    )
+    if asked["schema"] is not None:
+        read = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(asked["schema"])))
+        asked["schema"] = {field.name: field.type for field in read}
+    asked["columns"] = _paths(asked["columns"])
+    asked["filters"] = restored_filters(asked["filters"])
+    xattrs = flag("xattrs", asked.pop("xattrs"))
+    asked["metadata"] = (*METADATA, "xattrs") if xattrs else METADATA
     # Files have documents until the server has removed them: who reads says by when they have expired.
-    return replace(target, expired="keep", transaction_records=asked["transaction_records"])
+    return ScanSpec.of_arguments({**arguments, **asked, "expired": "keep"})
 
 
-def _paths(columns: Sequence[Any] | None) -> list[Any] | None:
-    return None if columns is None else [tuple(c) if isinstance(c, list) else c for c in columns]
+def _paths(columns: Any) -> Any:
+    """Paths are tuples again; what is no list is refused later."""
+    return [tuple(c) if isinstance(c, list) else c for c in columns] if isinstance(columns, list) else columns

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cbframe.arrow.documents.plan import OnConflict
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.frame.moment import Clock, utc_now
-from cbframe.frame.progress import Progress, check_progress
-from cbframe.frame.target import Exclusion
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
-from cbframe.snapshot.fetch import Reading
+from cbframe.scan.progress import Progress
+from cbframe.scan.spec import ColumnsLike, Exclusion, FiltersLike, SchemaLike, flag
 from cbframe.snapshot.files import FILE_BYTES, check_form
 from cbframe.snapshot.history import Boundaries, History
 from cbframe.snapshot.lock import writing
@@ -26,7 +24,7 @@ from cbframe.snapshot.repair import mended
 from cbframe.snapshot.result import SnapshotResult
 from cbframe.snapshot.store import open_store
 from cbframe.snapshot.update import Update, sweep
-from cbframe.snapshot.wanted import agreed, stored_form, target_of
+from cbframe.snapshot.wanted import agreed, spec_of, stored_form
 from cbframe.typing import Connectable, ServerURLs
 
 Mode = Literal["update", "create", "overwrite", "repair"]
@@ -44,18 +42,18 @@ def write_snapshot(
     tls: TLSLike = None,
     network: str = "auto",
     scope: str | None = None,
-    collections: str | Sequence[str] | None = None,
-    columns: Sequence[str | tuple[str, ...]] | None = None,
-    filters: Any = None,
+    collections: str | Iterable[str] | None = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
     key_prefix: str | bytes | None = None,
     keys_only: bool | None = None,
     parse: bool | None = None,
     xattrs: bool | None = None,
     nested: Literal["struct", "json"] | None = None,
-    schema: pa.Schema | Mapping[str, Any] | None = None,
+    schema: SchemaLike | None = None,
     on_conflict: OnConflict | None = None,
     max_struct_fields: int | None = None,
-    parse_dates: bool | Sequence[str] | None = None,
+    parse_dates: bool | Iterable[str] | None = None,
     transaction_records: Exclusion | None = None,
     file_bytes: int = FILE_BYTES,
     batch_bytes: int | None = None,
@@ -126,36 +124,12 @@ max_struct_fields, parse_dates, transaction_records
     """
     if mode not in get_args(Mode):
         raise ConfigurationError(f"mode={mode!r}", hint=f"choose from: {', '.join(get_args(Mode))}")
-    given = stored_form(
-        {
-            "scope": scope,
-            "collections": collections,
-            "columns": columns,
-            "filters": filters,
-            "key_prefix": key_prefix,
-            "keys_only": keys_only,
-            "parse": parse,
-            "xattrs": xattrs,
-            "nested": nested,
-            "schema": schema,
-            "on_conflict": on_conflict,
-            "max_struct_fields": max_struct_fields,
-            "parse_dates": parse_dates,
-            "transaction_records": transaction_records,
-        }
-    )
+    arguments = locals()
+    given = stored_form(arguments)
     check_form(compression, file_bytes)
-    check_progress(progress)
-    # What cannot be meant is told of before anything is touched.
-    target_of(conn, bucket, given, auth=auth, tls=tls, network=network)
-    reading = Reading(
-        batch_bytes=batch_bytes,
-        window=buffer_bytes,
-        spool_dir=spool_dir,
-        timeout=timeout,
-        progress=progress,
-        options=options or BucketDataSourceOptions(),
-    )
+    flag("break_lock", break_lock)
+    # What is invalid is reported before anything is touched.
+    spec_of(arguments, given)
     store = open_store(path, filesystem=filesystem, storage_options=storage_options)
     with writing(store, clock=clock, break_lock=break_lock):
         history = History(store)
@@ -183,9 +157,8 @@ max_struct_fields, parse_dates, transaction_records
             None if base is None else _boundaries(base, history),
             version=newest + 1,
             before=history.latest_time(),
-            target=target_of(conn, bucket, stored, auth=auth, tls=tls, network=network),
+            target=spec_of(arguments, stored),
             stored=stored,
-            reading=reading,
         )
         return update.run(
             "create" if base is None else kind, clock(), compression=compression, file_bytes=file_bytes

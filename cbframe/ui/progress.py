@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from cbframe.dcp.handover import monotonic
-from cbframe.frame.progress import ScanProgress
+from cbframe.scan.progress import ScanProgress
 
 _REDRAW_EVERY = 0.1
 """Seconds between two drawings; faster ones only flicker."""
@@ -23,7 +23,7 @@ _PARTS = " ▏▎▍▌▋▊▉█"
 
 
 class TextProgress:
-    """Draws a :class:`~cbframe.frame.progress.ScanProgress` as one line.
+    """Draws a :class:`~cbframe.scan.progress.ScanProgress` as one line.
 
     On a terminal the line is rewritten in place: bar, share, documents, documents and megabytes a
     second, time to go. Elsewhere (a file, a pipe, a CI log) only the final line is written. It is

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.source import BucketDataSource
 from cbframe.frame.display import bring_display
-from cbframe.frame.progress import ScanProgress, Watcher, bring_form
+from cbframe.scan.progress import ScanProgress, Watcher, bring_form
 from cbframe.ui.notebook import hears_while_busy, in_notebook
 from cbframe.ui.progress import TextProgress
 from cbframe.ui.show import EVERY, StatsView

@@ -92,7 +92,7 @@ def test_the_handshake_in_order() -> None:
     controls = [(f.key.decode(), f.value.decode()) for f in asked if f.opcode == Opcode.DCP_CONTROL]
     assert controls[:3] == [
         ("enable_noop", "true"),
-        ("set_noop_interval", "120"),
+        ("set_noop_interval", "20"),
         ("connection_buffer_size", "1000"),
     ]
     assert connection.data_to_send() == b""

@@ -22,7 +22,7 @@ from .server import LOGIN, SETTINGS, feed, frames, good_answer, refusal
 
 ALWAYS = [
     ("enable_noop", "true"),
-    ("set_noop_interval", "120"),
+    ("set_noop_interval", "20"),
     ("connection_buffer_size", "1000"),
     ("supports_cursor_dropping", "true"),
     ("supports_cursor_dropping_vulcan", "true"),

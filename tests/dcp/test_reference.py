@@ -132,7 +132,7 @@ def test_an_option_is_never_zero_by_accident(fields: dict[str, Any]) -> None:
         BucketDataSourceOptions(**fields)
 
 
-def test_what_is_not_said_is_as_in_the_reference() -> None:
+def test_defaults_are_those_of_the_reference_but_for_the_interval_of_noops() -> None:
     options = BucketDataSourceOptions()
     assert (
         options.cluster_manager_backoff_factor,
@@ -148,7 +148,7 @@ def test_what_is_not_said_is_as_in_the_reference() -> None:
         options.ping_timeout_ms,
         options.trace_capacity,
         options.include_xattrs,
-    ) == (1.5, 100, 1000, 1.5, 100, 1000, 20_000_000, 0.2, 120, None, 30_000, 200, False)
+    ) == (1.5, 100, 1000, 1.5, 100, 1000, 20_000_000, 0.2, 20, None, 30_000, 200, False)
 
 
 def test_a_user_named_as_the_bucket_selects_it_too() -> None:
@@ -162,7 +162,7 @@ def test_noops_are_asked_for_before_anything_needs_them() -> None:
     node = Listening()
     Rig(node).run((1, 3))
     controls = [parse_request(frame) for frame in node.asked(Opcode.DCP_CONTROL)]
-    assert controls[:2] == [DcpControl("enable_noop", "true"), DcpControl("set_noop_interval", "120")]
+    assert controls[:2] == [DcpControl("enable_noop", "true"), DcpControl("set_noop_interval", "20")]
     order = [frame.opcode for frame in node.frames]
     assert order.index(Opcode.DCP_CONTROL) < order.index(Opcode.DCP_STREAM_REQ)
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster, scan_bucket
-from cbframe.frame.target import METADATA_NAMES
 from cbframe.local import items
+from cbframe.scan.spec import METADATA_NAMES
 from cbframe.wire import leb128
 from cbframe.wire.constants import Datatype
 

@@ -29,7 +29,7 @@ def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Assembled:
     """A read of rows, one batch each; a number is a snapshot that begins in that vbucket."""
-    target = scan_bucket("couchbase://127.0.0.1/b", auth=("u", "p"), **arguments)._target
+    target = scan_bucket("couchbase://127.0.0.1/b", auth=("u", "p"), **arguments)._spec
     names = Names(target, BucketDataSourceOptions())
     receiver = DeferringBatchReceiver()
     assembler = Assembler(target, names, receiver, batch_bytes)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from cbframe import LocalCluster, scan_bucket
-from cbframe.frame.target import METADATA_NAMES
+from cbframe.scan.spec import METADATA_NAMES
 from cbframe.testing import FaultProxy
 from cbframe.testing.proxy import Direction
 from cbframe.wire.constants import Opcode

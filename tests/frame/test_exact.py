@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster, read_bucket, scan_bucket
-from cbframe.frame.target import METADATA_NAMES
 from cbframe.local.encode import prefixed
+from cbframe.scan.spec import METADATA_NAMES
 from cbframe.wire.constants import MAX_VALUE_LENGTH
 
 from .kit import WIRE_METADATA, keys_of, read_rows, truth, values_of

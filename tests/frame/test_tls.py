@@ -436,7 +436,7 @@ def test_nothing_shows_the_password(cluster: LocalCluster, files: Files) -> None
     scan = scan_bucket(cluster.tls_connection_string, auth=PasswordAuthenticator(*AUTH), tls=files.ca)
     for thing in (
         scan,
-        scan._target,
+        scan._spec,
         PasswordAuthenticator(*AUTH),
         cluster,
         cluster._engine.nodes[0].credentials,

@@ -8,7 +8,7 @@ import pty
 
 import pytest
 
-from cbframe.frame.progress import ScanProgress
+from cbframe.scan.progress import ScanProgress
 from cbframe.ui.progress import TextProgress, _duration
 
 

@@ -14,7 +14,7 @@ from cbframe import LocalCluster
 from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.frame.display import ShowsItself
-from cbframe.frame.progress import ScanProgress
+from cbframe.scan.progress import ScanProgress
 from cbframe.testing import FakeClock
 from cbframe.ui import show, watching
 from cbframe.ui.show import StatsView

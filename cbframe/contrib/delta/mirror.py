@@ -21,8 +21,8 @@ from cbframe.contrib.delta.source import Back, News, Source
 from cbframe.errors import SnapshotError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.moment import Clock
-from cbframe.frame.target import ScanTarget
-from cbframe.snapshot.fetch import Fetch, Fetched, Known, Reading
+from cbframe.scan.spec import ScanSpec
+from cbframe.snapshot.fetch import Fetch, Fetched, Known
 from cbframe.snapshot.history import Boundaries, following, lag
 from cbframe.snapshot.manifest import Counts, Manifest, Rollback
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT, Changes
@@ -61,9 +61,8 @@ class Mirror:
         committer: Committer,
         *,
         version: int,
-        target: ScanTarget,
+        target: ScanSpec,
         stored: Mapping[str, Any],
-        reading: Reading,
         opener: _Opener,
         clock: Clock,
     ) -> None:
@@ -73,7 +72,6 @@ class Mirror:
         self._version = version
         self._target = target
         self._stored = stored
-        self._reading = reading
         self._opener = opener
         self._now = clock()
         self._before = None if base is None else base.manifest.created
@@ -107,8 +105,8 @@ class Mirror:
             starts = dict(enumerate(base.positions))
             known = Known(base.bucket_uuid, starts, boundaries.below, base.collections)
         with (
-            Fetch(self._target, self._reading, known, other_bucket=self._other_bucket, net=True) as fetch,
-            Waiting(self._reading.spool_dir) as waiting,
+            Fetch(self._target, known, other_bucket=self._other_bucket, net=True) as fetch,
+            Waiting(self._target.spool_dir) as waiting,
         ):
             fetched = fetch.run()
             changes = fetch.changes()
@@ -173,7 +171,7 @@ class Mirror:
     def _rewrite(self, base: Base, old: Shape, shape: Shape, source: Source, manifest: Manifest) -> None:
         """Write the whole table in another shape."""
         # deltalake must not be called while it takes rows: those that are read of it wait on disk.
-        with Waiting(self._reading.spool_dir) as untouched:
+        with Waiting(self._target.spool_dir) as untouched:
             with told(self._uri, "read the Delta table"):
                 for table in source.untouched(self._rows(base.table, old), old.columns):
                     untouched.put(table)

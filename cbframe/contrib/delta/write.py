@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
-
-import pyarrow as pa
 
 from cbframe.arrow.documents.plan import OnConflict
 from cbframe.cluster.tls import TLSLike
@@ -17,11 +15,10 @@ from cbframe.contrib.delta.mirror import Mirror
 from cbframe.contrib.delta.result import DeltaResult
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.frame.moment import Clock, utc_now
-from cbframe.frame.progress import Progress
-from cbframe.frame.target import Exclusion
 from cbframe.options import BucketDataSourceOptions
-from cbframe.snapshot.fetch import Reading
-from cbframe.snapshot.wanted import WANTED, agreed, stored_form, target_of
+from cbframe.scan.progress import Progress
+from cbframe.scan.spec import ColumnsLike, Exclusion, FiltersLike, SchemaLike, path_of_files
+from cbframe.snapshot.wanted import agreed, spec_of, stored_form
 from cbframe.typing import Connectable, ServerURLs
 
 
@@ -35,18 +32,18 @@ def to_delta(
     tls: TLSLike = None,
     network: str = "auto",
     scope: str | None = None,
-    collections: str | Sequence[str] | None = None,
-    columns: Sequence[str | tuple[str, ...]] | None = None,
-    filters: Any = None,
+    collections: str | Iterable[str] | None = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
     key_prefix: str | bytes | None = None,
     keys_only: bool | None = None,
     parse: bool | None = None,
     xattrs: bool | None = None,
     nested: Literal["struct", "json"] | None = None,
-    schema: pa.Schema | Mapping[str, Any] | None = None,
+    schema: SchemaLike | None = None,
     on_conflict: OnConflict | None = None,
     max_struct_fields: int | None = None,
-    parse_dates: bool | Sequence[str] | None = None,
+    parse_dates: bool | Iterable[str] | None = None,
     transaction_records: Exclusion | None = None,
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
@@ -97,26 +94,11 @@ max_struct_fields, parse_dates, transaction_records
     """
     if mode not in ("error", "overwrite"):
         raise ConfigurationError(f"mode={mode!r}", hint="choose from: error, overwrite")
-    stored = stored_form(
-        {
-            "scope": scope,
-            "collections": collections,
-            "columns": columns,
-            "filters": filters,
-            "key_prefix": key_prefix,
-            "keys_only": keys_only,
-            "parse": parse,
-            "xattrs": xattrs,
-            "nested": nested,
-            "schema": schema,
-            "on_conflict": on_conflict,
-            "max_struct_fields": max_struct_fields,
-            "parse_dates": parse_dates,
-            "transaction_records": transaction_records or "drop",
-        }
-    )
-    target = target_of(conn, bucket, stored, auth=auth, tls=tls, network=network)
-    path = os.fspath(uri)
+    arguments = locals()
+    arguments["transaction_records"] = transaction_records or "drop"
+    stored = stored_form(arguments)
+    target = spec_of(arguments, stored)
+    path = path_of_files("uri", uri)
     table = open_table(path, storage_options)
     if table is not None and mode == "error":
         raise SnapshotError(
@@ -124,14 +106,6 @@ max_struct_fields, parse_dates, transaction_records
             path=path,
             hint='update_delta() brings it up to date; mode="overwrite" makes it anew',
         )
-    reading = Reading(
-        batch_bytes=batch_bytes,
-        window=buffer_bytes,
-        spool_dir=spool_dir,
-        timeout=timeout,
-        progress=progress,
-        options=options or BucketDataSourceOptions(),
-    )
     return Mirror(
         path,
         None,
@@ -139,7 +113,6 @@ max_struct_fields, parse_dates, transaction_records
         version=1 if table is None else 1 + (table.transaction_version(APP) or 0),
         target=target,
         stored=stored,
-        reading=reading,
         opener=_no_version,
         clock=clock,
     ).run()
@@ -153,6 +126,20 @@ def update_delta(
     auth: Any = None,
     tls: TLSLike = None,
     network: str = "auto",
+    scope: str | None = None,
+    collections: str | Iterable[str] | None = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
+    key_prefix: str | bytes | None = None,
+    keys_only: bool | None = None,
+    parse: bool | None = None,
+    xattrs: bool | None = None,
+    nested: Literal["struct", "json"] | None = None,
+    schema: SchemaLike | None = None,
+    on_conflict: OnConflict | None = None,
+    max_struct_fields: int | None = None,
+    parse_dates: bool | Iterable[str] | None = None,
+    transaction_records: Exclusion | None = None,
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
@@ -161,7 +148,6 @@ def update_delta(
     options: BucketDataSourceOptions | None = None,
     storage_options: Mapping[str, str] | None = None,
     clock: Clock = utc_now,
-    **wanted: Any,
 ) -> DeltaResult:
     """Bring a Delta table up to date with what changed in the bucket since.
 
@@ -175,7 +161,8 @@ storage_options, clock
         As of :func:`to_delta`.
     uri
         Where :func:`to_delta` made the table.
-    **wanted
+    scope, collections, columns, filters, key_prefix, keys_only, parse, xattrs, nested, schema, on_conflict, \
+max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`to_delta`. It need not be given again; anything else than then is
         an error.
 
@@ -191,11 +178,11 @@ storage_options, clock
     CbframeError
         The bucket could not be read.
     """
-    unknown = wanted.keys() - WANTED
-    if unknown:
-        raise TypeError(f"update_delta() got an unexpected keyword argument {min(unknown)!r}")
-    given = stored_form(wanted)
-    path = os.fspath(uri)
+    arguments = locals()
+    given = stored_form(arguments)
+    # What is invalid is reported before anything is touched.
+    spec_of(arguments, given)
+    path = path_of_files("uri", uri)
     table = open_table(path, storage_options)
     if table is None:
         raise SnapshotError("there is no Delta table", path=path, hint="to_delta() makes one")
@@ -208,16 +195,8 @@ storage_options, clock
         base,
         Committer(path, table, storage_options),
         version=base.manifest.version + 1,
-        target=target_of(conn, bucket, stored, auth=auth, tls=tls, network=network),
+        target=spec_of(arguments, stored),
         stored=stored,
-        reading=Reading(
-            batch_bytes=batch_bytes,
-            window=buffer_bytes,
-            spool_dir=spool_dir,
-            timeout=timeout,
-            progress=progress,
-            options=options or BucketDataSourceOptions(),
-        ),
         opener=partial(_version, path, storage_options),
         clock=clock,
     ).run()

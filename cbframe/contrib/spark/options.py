@@ -15,7 +15,7 @@ from cbframe.cluster.auth import EnvironmentAuth
 from cbframe.errors import ConfigurationError
 from cbframe.frame.read import scan_bucket
 from cbframe.frame.scan import BucketScan
-from cbframe.frame.target import METADATA_NAMES
+from cbframe.scan.spec import METADATA_NAMES
 
 _LARGER = {
     pa.uint8(): pa.int16(),

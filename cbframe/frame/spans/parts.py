@@ -32,8 +32,8 @@ from cbframe.frame.partition import PartSettings
 from cbframe.frame.shape import cast_to
 from cbframe.frame.spans.offsets import BEGINNING, Offset, Range, Selection
 from cbframe.frame.spans.passes import Pass
-from cbframe.frame.target import METADATA_NAMES, Exclusion, make_target
 from cbframe.options import BucketDataSourceOptions
+from cbframe.scan.spec import METADATA_NAMES, Exclusion, ScanSpec
 from cbframe.typing import Connectable, ServerURLs
 
 OnReset: TypeAlias = Literal["reset", "fail"]
@@ -68,18 +68,18 @@ class Spans:
     @property
     def selection(self) -> Selection:
         """Of which documents the offsets are."""
-        return Selection.of(self.settings.target.scope, self.settings.target.collections)
+        return Selection.of(self.settings.spec.scope, self.settings.spec.collections)
 
     def look(self, vbuckets: Collection[int] | None = None) -> Look:
         """Where the bucket is now, or some of its vbuckets."""
-        target, options = self.settings.target, self.settings.options
+        spec = self.settings.spec
         return look_at(
-            target.server_urls,
-            target.bucket,
-            target.auth,
-            options,
-            target.tls,
-            target.network,
+            spec.server_urls,
+            spec.bucket,
+            spec.auth,
+            spec.options,
+            spec.tls,
+            spec.network,
             vbuckets=vbuckets,
         )
 
@@ -181,7 +181,7 @@ def make_spans(
             hint=f"metadata is: {', '.join(OURS + name for name in METADATA_NAMES)}",
         )
     fields = [each for each in schema if not each.name.startswith(OURS) and each.name != CHANGE_TYPE]
-    target = make_target(
+    spec = ScanSpec.of(
         conn,
         bucket,
         auth=auth,
@@ -189,37 +189,22 @@ def make_spans(
         network=network,
         scope=scope,
         collections=collections,
-        columns=None,
-        filters=None,
         keys_only=not fields,
-        parse=True,
         metadata=metadata,
-        vbuckets=None,
-        errors="keep",
-        nested="struct",
-        key_prefix=None,
-        n_rows=None,
         schema=pa.schema(fields) if fields else None,
-        infer_schema_length=None,
         on_conflict=on_conflict,
-        max_struct_fields=1000,
-        parse_dates=False,
         expired="keep",  # a document that expires comes as a change when the server has removed it
         transaction_records=transaction_records,
+        progress=None,
+        options=options,
     )
     kind = schema.field(KEY).type
     settings = PartSettings(
-        target=target,
-        options=options or BucketDataSourceOptions(),
+        spec=spec,
         agreement=Agreement(
             Columns(pa.schema([(each.name, pa.null()) for each in fields])),
             pa.types.is_string(kind) or pa.types.is_large_string(kind),
         ),
-        batch_bytes=None,
-        buffer_bytes=None,
-        timeout=None,
-        dtype_backend=None,
-        spool_dir=None,
         with_secrets=False,
     )
     return Spans(settings=settings, schema=schema, on_rollback=on_rollback, whole_snapshots=whole_snapshots)

@@ -16,9 +16,6 @@ from cbframe.frame.run import Run
 from cbframe.frame.spans.offsets import BEGINNING, Mark, Range
 from cbframe.frame.spans.rows import Kept, SpanReceiver, SpanSink
 
-_BATCH = 2 << 20
-_WINDOW = 4 << 20
-
 
 class Pass:
     """One run over some vbuckets, and what is to be said of each.
@@ -57,20 +54,22 @@ class Pass:
         some = [each for each in ranges if each.end.seqno]
         if not some:
             return
-        window = min(settings.options.feed_buffer_size_bytes, _WINDOW)
+        spec = settings.spec
         run = Run(
-            settings.target.of_vbuckets(tuple(each.vbucket for each in some)),
-            replace(settings.options, feed_buffer_size_bytes=window, out_of_order=False),
-            timeout=settings.timeout,
-            progress=None,
+            replace(
+                spec,
+                vbuckets=tuple(each.vbucket for each in some),
+                options=replace(spec.options, out_of_order=False),
+            ),
+            bounded=True,
             bucket_uuid=bucket_uuid,
             ends=ReachedEnds({each.vbucket: each.end.seqno for each in some}),
         )
         receiver = SpanReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        of_scope = settings.target.scope is not None and settings.target.collections is None
+        of_scope = spec.scope is not None and spec.collections is None
         receiver.begin({each.vbucket: _begun(each) for each in some}, of_scope=of_scope)
         enough = {} if whole_snapshots else {each.vbucket: each.end.seqno for each in some}
-        sink = SpanSink(settings.target, run.names, receiver, _BATCH, settings.spool_dir, settings.agreement)
+        sink = SpanSink(spec, run.names, receiver, spec.batch_size, spec.spool_dir, settings.agreement)
         stack.callback(sink.close)
         sink.stop_at(enough)
         ran = run.into(receiver, sink)

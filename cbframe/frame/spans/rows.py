@@ -20,7 +20,7 @@ from cbframe.frame.changes import CHANGE_TYPE, CHANGE_TYPES
 from cbframe.frame.names import alive, is_text
 from cbframe.frame.spans.offsets import Mark
 from cbframe.frame.streamed import SpooledRows, SpoolingSink
-from cbframe.frame.target import ScanTarget
+from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, Opcode, SystemEventId
 from cbframe.wire.failover import FailoverEntry
 from cbframe.wire.messages import SystemEvent
@@ -217,7 +217,7 @@ class SpanSink(SpoolingSink):
             yield head
 
 
-def _name_columns(target: ScanTarget) -> set[str]:
+def _name_columns(target: ScanSpec) -> set[str]:
     """Metadata without which documents of two collections may look alike."""
     if target.collections is None:
         return {"scope", "collection"} if target.scope is None else {"collection"}
