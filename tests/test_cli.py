@@ -469,3 +469,16 @@ def test_tables_are_aligned_also_behind_wide_letters(capsys: pytest.CaptureFixtu
         "  京都       1",
         "  Köln  12,345",
     ]
+
+
+def test_what_is_left_out(login: list[str], capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    with LocalCluster(vbuckets=8, bucket="shop", username="reader", password=PASSWORD) as cluster:
+        cluster.upsert("a", {"n": 1})
+        cluster.upsert("gone", {"n": 2}, expiry=1_700_000_000)
+        cluster.upsert("_txn:client-record", {"n": 3})
+        arguments = ["read", cluster.connection_string, *login[2:], "--no-progress"]
+        assert main(arguments) == 0
+        told = "left out            1 expired and 1 record of transactions"
+        assert told in capsysbinary.readouterr().out.decode()
+        assert main([*arguments, "--json", "--expired", "keep", "--transaction-records", "keep"]) == 0
+        assert len(capsysbinary.readouterr().out.splitlines()) == 3

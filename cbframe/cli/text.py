@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import KEY
 from cbframe.frame.convert import to_pandas
+from cbframe.frame.report import left_out
 from cbframe.frame.result import ReadResult
 from cbframe.ui.progress import TextProgress
 
@@ -143,8 +144,7 @@ def show_remarks(result: ReadResult) -> None:
         rows.append(("conflicts", "none: every field has one type"))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.rejected.items())
     rows.append(("kept in _cb_value", reasons or "none: every document is a JSON object"))
-    if result.expired or result.transaction_records:
-        told = f"{result.expired:,} expired, {result.transaction_records:,} records of transactions"
+    if told := left_out(result.expired, result.transaction_records):
         rows.append(("left out", told))
     for name, text in rows:
         say(f"{INDENT}{name:<18}  {text}")

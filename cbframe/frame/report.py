@@ -122,7 +122,7 @@ class ReadReport:
 
 
 def left_out(expired: int, transaction_records: int) -> str:
-    """For a ``repr``: how many documents were left out; empty if none were."""
+    """How many documents were left out, for people to read; empty if none were."""
     told = [
         f"{count:,} {what}"
         for count, what in (
@@ -134,4 +134,4 @@ def left_out(expired: int, transaction_records: int) -> str:
         )
         if count
     ]
-    return f", left out: {' and '.join(told)}" if told else ""
+    return " and ".join(told)

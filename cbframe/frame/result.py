@@ -65,10 +65,9 @@ class ReadResult:
 
     def __repr__(self) -> str:
         rows, columns = self.table.shape
-        return (
-            f"<ReadResult of {self.bucket!r}: {rows:,} rows, {columns} columns, {self.as_of!r}"
-            f"{left_out(self.expired, self.transaction_records)}>"
-        )
+        told = left_out(self.expired, self.transaction_records)
+        more = f", left out: {told}" if told else ""
+        return f"<ReadResult of {self.bucket!r}: {rows:,} rows, {columns} columns, {self.as_of!r}{more}>"
 
     def labelled(self, *, report: bool) -> ReadResult:
         """The same; the metadata of the table's schema tells what it is a picture of.

@@ -302,3 +302,19 @@ def test_types_are_arrows(client: Any) -> None:
         assert row["big"] == 2**60 + 1
         kinds = lazily(cluster).dtypes
         assert kinds["geo"].pyarrow_dtype == pa.struct([("lat", pa.float64())])
+
+
+def test_what_is_left_out(client: Any) -> None:
+    """By one moment for all partitions; the report counts it."""
+    with cluster_of() as cluster:
+        cluster.upsert("a", {"n": 1})
+        cluster.upsert("gone", {"n": 2}, expiry=1_700_000_000)
+        cluster.upsert("_txn:client-record", {"records": {}})
+        frame = lazily(cluster)
+        assert frame.compute()["n"].to_dict() == {"a": 1}
+        told = report(frame)
+        assert (told.documents, told.expired, told.transaction_records) == (1, 1, 1)
+        assert told.moment is not None
+        assert told.moment.clock == "node"
+        kept = lazily(cluster, expired="keep", transaction_records="keep", columns=["n"])
+        assert set(kept.compute().index) == {"a", "gone", "_txn:client-record"}

@@ -142,3 +142,15 @@ def test_filters_are_pushed_down(spark: Any) -> None:
             assert 0 < len(wanted) < 10
         finally:
             spark.conf.unset("spark.sql.python.filterPushdown.enabled")
+
+
+def test_what_is_left_out(spark: Any) -> None:
+    with cluster_of() as cluster:
+        cluster.upsert("a", {"n": 1})
+        cluster.upsert("gone", {"n": 2}, expiry=1_700_000_000)
+        cluster.upsert("_txn:client-record", {"n": 3})
+        assert [row["_cb_key"] for row in load(spark, cluster).collect()] == ["a"]
+        kept = load(spark, cluster, expired="keep", transaction_records="keep")
+        assert {row["_cb_key"] for row in kept.collect()} == {"a", "gone", "_txn:client-record"}
+        with pytest.raises(Exception, match="expired='maybe'"):
+            load(spark, cluster, expired="maybe")

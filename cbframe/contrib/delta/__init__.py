@@ -35,6 +35,11 @@ Delta cannot change a column's type, and MERGE of delta-rs (1.6) makes nulls of 
 No value is lost by that; what :mod:`cbframe.arrow.documents.unify` says of text holds: where a column was
 double before it became text, 1 is ``1.0``.
 
+A document whose expiry has passed is a row until the server removes it: no change reports that it expires.
+Rows are found by ``_cb_expiry``, in seconds since the epoch, where 0 is never. Records of transactions, whose
+keys begin with ``_txn:``, are no rows unless ``transaction_records="keep"`` says so; an update deletes those
+that earlier releases have written.
+
 What the server takes back, the table takes back: documents go, and those that they had replaced come from
 an earlier version of the table. Where its files are vacuumed, or it is more than fifty commits ago, that
 vbucket alone is read again from the start.

@@ -581,3 +581,24 @@ def test_times_ascend_with_a_clock_that_is_behind(cluster: LocalCluster, uri: st
     assert result.clock_behind == timedelta(hours=1)
     assert "1:00:00 behind the time of the version before" in str(result)
     assert result.as_of.time == noon + timedelta(milliseconds=1)
+
+
+def test_expired_documents_and_records(cluster: LocalCluster, uri: str, tmp_path: Path) -> None:
+    cluster.upsert("a", {"n": 1}, expiry=1_700_000_000)
+    cluster.upsert("_txn:client-record", {"records": {}})
+    result = make(cluster, uri)
+    assert (result.upserted, result.transaction_records) == (1, 1)
+    assert "1 change of transaction records" in str(result)
+    assert rows(by_deltalake(uri)) == {"a": {"n": 1}}
+    cluster.delete("_txn:client-record")
+    assert update(cluster, uri).deleted == 0
+    # It goes when the server removes it.
+    cluster.expire_due()
+    assert update(cluster, uri).deleted == 1
+    assert rows(by_deltalake(uri)) == {}
+    with pytest.raises(ConfigurationError, match="was made with transaction_records='drop'"):
+        update(cluster, uri, transaction_records="keep")
+    other = str(tmp_path / "other")
+    cluster.upsert("_txn:client-record", {"n": 5})
+    make(cluster, other, transaction_records="keep")
+    assert rows(by_deltalake(other)) == {"_txn:client-record": {"n": 5}}
