@@ -59,7 +59,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OPCODE, OURS, REASON, VALUE, XATTRS
+from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OPCODE, REASON, VALUE, XATTRS
 from cbframe.arrow.documents.projection import Path, path_of
 from cbframe.errors import ConfigurationError
 
@@ -391,13 +391,9 @@ def _check_metadata(predicate: Predicate) -> None:
 
 
 def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str | int | float | bytes | None) else f"a {type(value).__name__}"
+    """A value by its type: it may be a key, or what nobody should read in a log."""
+    return f"a value of type {type(value).__name__}"
 
 
 def _invalid(what: str, hint: str = _HINT) -> ConfigurationError:
     return ConfigurationError(f"filters= {what}", hint=hint)
-
-
-def is_ours(name: str) -> bool:
-    """Whether a name is reserved for columns that are no fields."""
-    return name.startswith(OURS)
