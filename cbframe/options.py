@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from cbframe.errors import ConfigurationError
 
@@ -135,6 +136,11 @@ class BucketDataSourceOptions:
     connect, connect_tls
         ``connect(protocol, address)`` and ``connect_tls(protocol, address, context)`` give a connected
         ``socket.socket`` to a data node, through a proxy for one. They should have a timeout of their own.
+    proxies
+        HTTP proxies for requests to cluster managers (``http://`` and ``https://`` seeds), by scheme:
+        ``{"https": "http://user:password@host:3128"}``, or ``"all"``. They are asked to CONNECT. None for
+        none: ``HTTP_PROXY`` and its like, and ``~/.netrc``, do not count. Data nodes are connected to
+        without: `connect` is for them.
     tls_config
         What verifies the nodes of ``couchbases://`` and ``https://`` seeds: a context, the path of a file
         with certificate authorities, or a callable that gives one, called again after
@@ -185,6 +191,7 @@ class BucketDataSourceOptions:
     connect_bucket: Callable[[str, str, str, Any], Any] | None = None
     connect: Callable[[str, str], Any] | None = None
     connect_tls: Callable[[str, str, Any], Any] | None = None
+    proxies: Mapping[str, str] | None = field(default=None, repr=False)
     tls_config: Any = None
     logger: logging.Logger | None = None
     trace_capacity: int = 200
@@ -196,6 +203,7 @@ class BucketDataSourceOptions:
         for name in ("map_poll_interval", "idle_timeout"):
             if (seconds := getattr(self, name)) is not None and not seconds > 0:
                 raise ConfigurationError(f"{name} must be positive, not {seconds}")
+        self._check_proxies()
         self._check_backoff()
         self._check_flow()
         if self.receive_buffer_bytes < 64 * 1024:
@@ -212,6 +220,16 @@ class BucketDataSourceOptions:
             raise ConfigurationError(f"stream_id must be from 1 to {_MAX_STREAM_ID}, not {self.stream_id}")
         if isinstance(self.seq_end, str) and self.seq_end != "now":
             raise ConfigurationError(f"seq_end is 'now', a mapping or None, not {self.seq_end!r}")
+
+    def _check_proxies(self) -> None:
+        for scheme, url in (self.proxies or {}).items():
+            parts = urlsplit(url)
+            if scheme not in ("http", "https", "all") or parts.scheme != "http" or not parts.hostname:
+                # Not the URL: it may hold a password.
+                raise ConfigurationError(
+                    f"proxies: the proxy for {scheme!r} is not usable",
+                    hint='write proxies={"https": "http://host:port"}: only HTTP proxies can be used',
+                )
 
     def _check_backoff(self) -> None:
         for prefix in ("cluster_manager", "data_manager"):

@@ -8,6 +8,7 @@ Libraries are imported where they are used, so that ``--help`` and mistyped argu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -69,16 +70,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except CbframeError as exc:
-        print(f"cbframe: error: {exc}", file=sys.stderr)
+        complain(f"cbframe: error: {exc}")
     except BrokenPipeError:
         # Whoever read our output has seen enough. What is left in the buffer must not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as exc:
-        print(f"cbframe: error: {exc}", file=sys.stderr)
+        complain(f"cbframe: error: {exc}")
     except KeyboardInterrupt:
-        print("cbframe: interrupted", file=sys.stderr)
+        complain("cbframe: interrupted")
         return _INTERRUPTED
     return 1
+
+
+def complain(text: str) -> None:
+    """Print to the standard error; where that is gone, the exit status has to do."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -53,7 +53,8 @@ def stream(options: argparse.Namespace) -> int:
     printer = _Printer(changes, _as_json if options.json else _text_of, path, options.limit)
     with changes, contextlib.suppress(KeyboardInterrupt):
         printer.run()
-    print(f"{printer.count:,} changes", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # the standard error may be gone
+        print(f"{printer.count:,} changes", file=sys.stderr)
     return 0
 
 

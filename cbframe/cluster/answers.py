@@ -15,7 +15,7 @@ _SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, the two headers that matter, and the whole body."""
+    """Status, the headers that matter, and the whole body."""
 
     node: str
     path: str
@@ -23,6 +23,8 @@ class Answer:
     content_type: str
     location: str
     body: bytes
+    server: str = ""
+    challenge: str = ""
 
     def json_object(self) -> dict[str, object]:
         """The JSON object of a good answer.
@@ -64,6 +66,13 @@ class Answer:
         """Raise unless the status is 200."""
         if self.status == 200:
             return
+        if self.status in (401, 403, 407) and not self._is_of_cluster():
+            raise ConnectError(
+                f"{self.path} answered with HTTP status {self.status}, but not as a cluster manager does",
+                node=self.node,
+                hint="a proxy or another server is in between: check host and port, and what the network "
+                "does with requests",
+            )
         if self.status == 401:
             raise AuthFailError(
                 "the cluster manager refused the user name or the password",
@@ -91,6 +100,17 @@ class Answer:
             if self.status >= 500
             else None,
         )
+
+    def _is_of_cluster(self) -> bool:
+        """Whether the cluster itself refuses: its answers have its name, or are JSON objects."""
+        if self.status == 407:
+            return False
+        if self.server.startswith("Couchbase") or "Couchbase" in self.challenge:
+            return True
+        try:
+            return isinstance(json.loads(self.body), dict)
+        except (ValueError, RecursionError):
+            return False
 
     def _permissions(self) -> str:
         try:

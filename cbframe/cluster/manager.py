@@ -172,9 +172,12 @@ class Manager:
                     headers.get("Content-Type", ""),
                     headers.get("Location", ""),
                     bytes(body),
+                    headers.get("Server", ""),
+                    headers.get("WWW-Authenticate", ""),
                 )
         except requests.RequestException as error:
-            raise self._no_answer(shown, error, _root_cause(error, outside)) from error
+            # Not chained: what is below says the same at length, in frames of libraries.
+            raise self._no_answer(shown, error, _root_cause(error, outside)) from None
         except OSError as error:
             if (refusal := shortage(error, self._node)) is not None:
                 raise refusal from None

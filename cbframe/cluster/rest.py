@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from cbframe.cluster import fields
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
@@ -22,11 +23,13 @@ from cbframe.cluster.https import ContextAdapter
 from cbframe.cluster.manager import Manager, Terms, basic_auth
 from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
+from cbframe.cluster.proxy import proxy_for, tunnel
 from cbframe.cluster.seeds import first_success
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context
 from cbframe.errors import (
     ConfigurationError,
 )
+from cbframe.public import public
 
 _T = TypeVar("_T")
 MAX_ANSWER_BYTES = 64 << 20
@@ -71,6 +74,9 @@ class RestClient:
         Path of a client certificate with its key, or of both.
     tls_context
         A context that says all this in place of `verify` and `cert`.
+    proxies
+        HTTP proxies by scheme, ``{"https": "http://host:port"}``; None for none, whatever the
+        environment says.
     session_factory
         Makes the session of one call; tests put theirs here.
     max_answer_bytes
@@ -91,6 +97,7 @@ class RestClient:
         verify: bool | str = True,
         cert: str | tuple[str, str] | None = None,
         tls_context: TLSContext | None = None,
+        proxies: Mapping[str, str] | None = None,
         session_factory: Callable[[], requests.Session] = requests.Session,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
@@ -104,6 +111,7 @@ class RestClient:
         self._nodes = dict(zip(self.seeds, target.seeds(), strict=True))
         self._auth: AuthLike = target.credentials if auth is None else auth
         self._terms = Terms(timeout, verify, cert, max_answer_bytes)
+        self._proxy = proxy_for("https" if self.tls else "http", proxies)
         self._session_factory = session_factory
         self._context = tls_context
         self._shared: requests.Session | None = None
@@ -185,8 +193,14 @@ class RestClient:
 
     def _new_session(self) -> requests.Session:
         session = self._session_factory()
+        # A proxy, or a login in ~/.netrc, is for the web: nodes are not there.
+        session.trust_env = False
         if self._context is not None:
             session.mount("https://", ContextAdapter(self._context))
+        if self._proxy is not None:
+            for adapter in session.adapters.values():
+                assert isinstance(adapter, HTTPAdapter)
+                tunnel(adapter.poolmanager, self._proxy)
         return session
 
     @contextmanager
@@ -203,6 +217,7 @@ class RestClient:
                 session.close()
 
 
+@public
 def connect_bucket(
     server_url: str, pool_name: str, bucket_name: str, auth: AuthLike, *, tls: TLSLike = None
 ) -> Bucket:

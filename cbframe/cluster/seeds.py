@@ -43,6 +43,13 @@ def first_success(seeds: Sequence[str], attempt: Callable[[str], _T]) -> _T:
         except CbframeError as error:
             if error.permanent and (len(seeds) == 1 or not _is_of_one_node(error)):
                 raise
+            inner = error.__cause__
+            if (
+                isinstance(error, AllServerURLsConnectBucketError)
+                and isinstance(inner, CbframeError)
+                and error.server_urls == [strip_userinfo(seed)]
+            ):
+                error = inner  # it says the same of the same seed
             causes.append((strip_userinfo(seed), error))
     last = causes[-1][1]
     if all(isinstance(error, BucketNotFoundError) for _, error in causes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from secrets import token_hex
@@ -95,6 +95,8 @@ class MapSource:
         Describes a bucket through one seed, in place of what is done otherwise.
     counters
         To be moved.
+    proxies
+        HTTP proxies to the cluster managers, by scheme.
     renew
         Gives the credentials of each fetch anew; None if they never change.
     lookup
@@ -114,6 +116,7 @@ class MapSource:
         tls_context: TLSContext | None = None,
         connect_bucket: Callable[[str, str, str, Authenticator], BucketLike] | None = None,
         counters: ClusterCounters | None = None,
+        proxies: Mapping[str, str] | None = None,
         renew: Callable[[], Authenticator] | None = None,
         lookup: Lookup | None = None,
     ) -> None:
@@ -121,6 +124,7 @@ class MapSource:
         self._connect_bucket = connect_bucket
         self._counters = ClusterCounters() if counters is None else counters
         self._target = target
+        self._proxies = proxies
         self._renew = renew
         self._login = login
         self._auth = auth
@@ -234,6 +238,7 @@ class MapSource:
             self._auth,
             timeout=self._timeout,
             tls_context=self._tls_context,
+            proxies=self._proxies,
         )
 
     def _over_urls(self, attempt: Callable[[str], ClusterMap]) -> ClusterMap:
@@ -419,6 +424,7 @@ def bucket_manifest(
         clock=time.monotonic,
         timeout=options.connect_timeout,
         tls_context=context,
+        proxies=options.proxies,
     )
     source.open()
     try:

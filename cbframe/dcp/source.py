@@ -40,6 +40,7 @@ from cbframe.errors import (
     ResourceError,
 )
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import public
 from cbframe.typing import ServerURLs
 from cbframe.wire.requests import StreamFilter
 
@@ -131,6 +132,7 @@ class BucketDataSource(SourceView):
             tls_context=self._dialer.context,
             connect_bucket=options.connect_bucket,
             counters=self._map_counters,
+            proxies=options.proxies,
             renew=None if self._auth is None else self._authenticator,
         )
         self._wanted = StreamFilter(options.collections, options.scope_id, options.stream_id)
@@ -172,6 +174,7 @@ class BucketDataSource(SourceView):
     ) -> None:
         self.close()
 
+    @public
     def start(self) -> None:
         """Begin to stream, and return at once.
 
@@ -213,6 +216,7 @@ class BucketDataSource(SourceView):
             self._maps.secure(self._transport, self._dialer.context)
         self._supervisor.post(plan.Kicked(reason))
 
+    @public
     def wait(self, timeout: float | None = None) -> None:
         """Wait until a bounded source is complete.
 
@@ -234,7 +238,8 @@ class BucketDataSource(SourceView):
             done, wanted = len(self._coordinator.done), self._coordinator.vbuckets
             raise ReadTimeoutError(f"{done} of {wanted} vbuckets are complete after {timeout:g} s")
         if self._error is not None:
-            raise self._error
+            # Without the frames of the thread that met it.
+            raise self._error.with_traceback(None)
 
     @property
     def finished(self) -> bool:
@@ -261,7 +266,7 @@ class BucketDataSource(SourceView):
         """Where maps come from cluster managers, and nobody has put something in their place."""
         options = self._options
         by_hand = self._dialer.by_hand is not None or options.connect_bucket is not None
-        if self._target.bootstrap == "kv" or by_hand or not options.map_streaming:
+        if self._target.bootstrap == "kv" or by_hand or options.proxies or not options.map_streaming:
             return None
         return MapFollower(
             self._target,

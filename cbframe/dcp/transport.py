@@ -168,7 +168,7 @@ class SocketStream:
         except OSError as exc:
             # After whole records, the error comes again with the next call.
             if not count:
-                raise self._broken(exc) from exc
+                raise self._broken(exc) from None
         return count
 
     def send_all(self, data: bytes, timeout: float) -> None:
@@ -184,7 +184,7 @@ class SocketStream:
                         f"the node took no bytes for {timeout:g} s", node=self._node
                     ) from None
             except OSError as exc:
-                raise self._broken(exc) from exc
+                raise self._broken(exc) from None
 
     def wait(self, timeout: float | None) -> bool:
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
@@ -268,7 +268,7 @@ def _secure(
                 f"the TLS handshake failed: {exc}",
                 node=node,
                 hint="check that this is the TLS port (11207)",
-            ) from exc
+            ) from None
 
 
 def _await(sock: socket.socket, event: int, node: str, waker: Waker, deadline: float, timeout: float) -> None:
@@ -301,7 +301,7 @@ def _connect(
             f"cannot connect: {error.strerror}",
             node=node,
             hint="check that the node runs and that the port is right",
-        ) from error
+        )
 
 
 def _ready_or_woken(

@@ -27,6 +27,7 @@ from cbframe.frame.names import Names
 from cbframe.frame.parquet import place_of
 from cbframe.frame.tail import Tail, seconds_of
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import public
 from cbframe.scan.spec import ScanSpec
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class ChangeStream(ShowsItself):
         self._again = self._given is not None
         return self
 
+    @public
     def __next__(self) -> ChangeBatch:
         """The next batch; the one before is acknowledged."""
         if self._given is not None:
@@ -164,6 +166,7 @@ class ChangeStream(ShowsItself):
         self._given = batch
         return batch
 
+    @public
     def poll(self, timeout: float | None = 0.0) -> ChangeBatch | None:
         """The next batch, acknowledged by nobody yet; None if there is none within `timeout` seconds.
 
@@ -310,6 +313,7 @@ class ChangeStream(ShowsItself):
 
     # -- whole outputs
 
+    @public
     def to_pandas(
         self,
         last: str | float | None = None,
@@ -344,6 +348,7 @@ class ChangeStream(ShowsItself):
                 break
         return self._tail.to_pandas(age, rows, columns=columns, dtype_backend=dtype_backend)
 
+    @public
     def to_parquet(
         self,
         folder: str | os.PathLike[str],

@@ -19,6 +19,7 @@ from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import make_login
 from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE, Outcome, Probe, first_marker
 from cbframe.dcp.transport import split_address
+from cbframe.dcp.verdicts import unexpected
 from cbframe.errors import AccessError, AuthFailError, BucketNotFoundError, CbframeError, ProtocolError
 from cbframe.frame.diagnosis import ARGUMENTS, DNS, NODES, STEPS, STREAM, TCP, TLS, Diagnosis, Step
 from cbframe.scan.spec import ScanSpec
@@ -70,8 +71,12 @@ def doctor(
     else:
         examination.ok(ARGUMENTS, f"bucket {target.bucket!r} at {parsed}")
         title = f"bucket {target.bucket!r} at {parsed}"
-        with contextlib.suppress(_StopError):
+        try:
             examination.run(target, parsed, authenticator, context)
+        except _StopError:
+            pass
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is what was to be found
+            examination.stopped_by(exc)
     return Diagnosis(title, examination.complete(), monotonic() - began)
 
 
@@ -106,6 +111,11 @@ class _Examination:
     def failed(self, name: str, error: CbframeError, remedy: str | None = None) -> None:
         place = f" [{error.node}]" if error.node else ""
         self._steps[name] = Step(name, "failed", f"{error.message}{place}", remedy or error.hint)
+
+    def stopped_by(self, exc: Exception) -> None:
+        """The first step that has no result fails with this."""
+        error = exc if isinstance(exc, CbframeError) else unexpected(exc, "in this step")
+        self.failed(next((name for name in STEPS if name not in self._steps), STREAM), error)
 
     def complete(self) -> tuple[Step, ...]:
         """All steps; those that were not taken are skipped."""

@@ -219,6 +219,16 @@ class Run:
     def _too_slow(self, source: BucketDataSource, receiver: GatheringReceiver[T]) -> ReadTimeoutError:
         stats = source.stats()
         problem = receiver.last_error
+        if problem is not None and not stats.total.documents:
+            # It never got to its documents: what is in the way comes first.
+            error = ReadTimeoutError(
+                f"{problem.message}; the read was given up after {self._timeout:g} s",
+                node=problem.node or _unfinished(source, self._target),
+                vbucket=problem.vbucket,
+                hint=problem.hint,
+            )
+            error.__cause__ = problem
+            return error
         told = "" if problem is None else f"; last problem: {problem.message}"
         error = ReadTimeoutError(
             f"the read is not complete after {self._timeout:g} s: "

@@ -22,6 +22,7 @@ from cbframe.frame.partition import ScanPartition, divided
 from cbframe.frame.parts import to_folder
 from cbframe.frame.pins import Consistency
 from cbframe.frame.result import ReadResult
+from cbframe.public import public
 from cbframe.scan.spec import ScanSpec
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class BucketScan:
         """What streams at present; None while nothing is read."""
         return None if self._session is None else self._session.source
 
+    @public
     def read(self) -> ReadResult:
         """Read the bucket.
 
@@ -88,6 +90,7 @@ class BucketScan:
         self._session = ReadSession(self._spec)
         return self._session
 
+    @public
     def peek(self, n: int = 5) -> pd.DataFrame:
         """Look at some documents, fast: as few vbuckets are read as have so many.
 
@@ -95,6 +98,7 @@ class BucketScan:
         """
         return BucketScan(replace(self._spec, n_rows=n)).to_pandas()
 
+    @public
     def to_arrow(self) -> pa.Table:
         """Read into an Arrow table.
 
@@ -102,6 +106,7 @@ class BucketScan:
         """
         return self.read().table
 
+    @public
     def to_pandas(self) -> pd.DataFrame:
         """Read into a DataFrame whose index is the document key.
 
@@ -109,6 +114,7 @@ class BucketScan:
         """
         return self.read().to_pandas(self._spec.dtype_backend)
 
+    @public
     def split(self, by: str | tuple[str, ...]) -> dict[str | None, ReadResult]:
         """Read into one table for each kind of document, each with columns of its own.
 
@@ -133,6 +139,7 @@ class BucketScan:
         self.last, results = self._begin().split(by)
         return results
 
+    @public
     def to_polars(self) -> pl.DataFrame:
         """Read into a polars DataFrame; the key is the column ``_cb_key``.
 
@@ -143,6 +150,7 @@ class BucketScan:
         """
         return self.read().to_polars()
 
+    @public
     def to_reader(self) -> pa.RecordBatchReader:
         """Read into a stream of record batches, in memory that does not depend on the bucket's size.
 
@@ -158,10 +166,12 @@ class BucketScan:
         self.last, reader = self._begin().stream()
         return reader
 
+    @public
     def iter_batches(self) -> Iterator[pa.RecordBatch]:
         """Iterate over record batches, none of them empty; memory as with :meth:`to_reader`."""
         yield from self.to_reader()
 
+    @public
     def to_parquet(
         self, path: str | os.PathLike[str], *, compression: str = "zstd", workers: int | None = None
     ) -> Path:
@@ -197,6 +207,7 @@ class BucketScan:
             self.last = to_folder(self._spec, place, compression, workers)
         return place
 
+    @public
     def partitions(
         self,
         n: int,

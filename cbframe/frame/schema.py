@@ -18,6 +18,7 @@ from cbframe.frame.describe import Description, Field, leaves_of, short_type
 from cbframe.frame.execute import ReadSession
 from cbframe.frame.grid import as_html, as_text
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import public
 from cbframe.scan.progress import Progress
 from cbframe.scan.spec import ColumnsLike, Errors, Exclusion, FiltersLike, Nested, ScanSpec, SchemaLike
 from cbframe.typing import Connectable, ServerURLs
@@ -158,6 +159,7 @@ class SchemaDiff:
 _DIFF_HEAD = ("", "field", "before", "after")
 
 
+@public
 def read_schema(
     conn: ServerURLs | Connectable,
     bucket: str | None = None,

@@ -169,7 +169,12 @@ class RestConnection(Channel):
     def _reply(
         self, status: HTTPStatus, body: bytes, content_type: str, more: dict[str, str] | None = None
     ) -> None:
-        headers = {"Content-Type": content_type, "Content-Length": str(len(body)), **(more or {})}
+        headers = {
+            "Server": "Couchbase Server",
+            "Content-Type": content_type,
+            "Content-Length": str(len(body)),
+            **(more or {}),
+        }
         self.send(_head(status, headers) + body)
 
     def _stream(self, kind: str, heartbeat: str) -> None:

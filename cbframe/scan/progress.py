@@ -6,6 +6,7 @@ with this one; where it is not loaded, only functions are told.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
@@ -69,6 +70,7 @@ class Watcher(Protocol):
         """Take note that the run is over, well or not."""
 
 
+_log = logging.getLogger("cbframe.ui")
 _MAKERS: dict[str, Callable[[], Watcher | None]] = {}
 
 
@@ -92,6 +94,39 @@ def check_progress(progress: Progress) -> None:
         )
 
 
+class Harmless:
+    """A form that never ends the run: what it raises is logged once, and nothing more is shown.
+
+    Parameters
+    ----------
+    make
+        Gives the form.
+    """
+
+    def __init__(self, make: Callable[[], Watcher | None]) -> None:
+        self._form: Watcher | None = None
+        self._try(lambda: setattr(self, "_form", make()))
+
+    def begin(self, source: BucketDataSource) -> None:
+        if (form := self._form) is not None:
+            self._try(lambda: form.begin(source))
+
+    def __call__(self, progress: ScanProgress) -> None:
+        if (form := self._form) is not None:
+            self._try(lambda: form(progress))
+
+    def end(self) -> None:
+        if (form := self._form) is not None:
+            self._try(form.end)
+
+    def _try(self, draw: Callable[[], object]) -> None:
+        try:
+            draw()
+        except Exception:  # noqa: BLE001 - the read is what matters, and whatever a display raises, it goes on
+            _log.warning("the progress of a read is no longer shown", exc_info=True)
+            self._form = None
+
+
 def teller_of(progress: Progress) -> ProgressCallback | None:
     """Who is told of a run: a :class:`Watcher`, a function, or nobody."""
     if progress is None or progress is False:
@@ -99,4 +134,4 @@ def teller_of(progress: Progress) -> ProgressCallback | None:
     if callable(progress):
         return progress
     make = _MAKERS.get("auto" if progress is True else progress)
-    return None if make is None else make()
+    return None if make is None else Harmless(make)

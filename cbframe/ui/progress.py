@@ -33,7 +33,8 @@ class TextProgress:
     Parameters
     ----------
     stream
-        Where to draw.
+        Where to draw; None for the standard error. Where it cannot be written to (it is missing, closed, or
+        its terminal is gone), nothing is drawn, and the read goes on.
     clock
         Seconds from any origin; decides how often the line is drawn.
     width
@@ -57,10 +58,10 @@ class TextProgress:
         *,
         width: int | None = None,
     ) -> None:
-        self._stream = sys.stderr if stream is None else stream
+        self._stream: TextIO | None = sys.stderr if stream is None else stream
         self._clock = clock
         self._width = width
-        self._live = self._stream.isatty()
+        self._live = is_terminal(self._stream)
         self._blocks = _can_write(self._stream, _PARTS)
         self._recent: deque[ScanProgress] = deque()
         self._drawn_at: float | None = None
@@ -101,8 +102,7 @@ class TextProgress:
         """End the line, if one is open; the next thing printed begins on its own line."""
         if self._open:
             self._open = False
-            self._stream.write("\n")
-            self._stream.flush()
+            self._write("\n")
         self._drawn_at = None
 
     def _draw(self, *, final: bool) -> None:
@@ -111,19 +111,26 @@ class TextProgress:
         if self._live:
             # To the first column, the line, then clear what an earlier, longer one has left.
             line = f"\r{line}\x1b[K"
-        self._stream.write(line)
+        self._write(line)
         self._open = True
         if final:
             self.close()
-        else:
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
             self._stream.flush()
+        except (OSError, ValueError, AttributeError):  # gone, closed (or it has no such letters), no stream
+            self._stream = None
 
     def _columns(self) -> int:
         if self._width is not None:
             return self._width
         try:
-            return os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_WIDTH
-        except (OSError, ValueError, AttributeError):  # No file behind it, or not a terminal's.
+            return os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_WIDTH  # type: ignore[union-attr]
+        except (OSError, ValueError, AttributeError):  # it has no file, or none of a terminal
             return _DEFAULT_WIDTH
 
     def _line(self, columns: int, *, final: bool) -> str:
@@ -178,10 +185,18 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _can_write(stream: TextIO, text: str) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is one; not where it is missing, closed or has no such method."""
+    try:
+        return bool(stream.isatty())  # type: ignore[union-attr]
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _can_write(stream: TextIO | None, text: str) -> bool:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)
-    except (UnicodeEncodeError, LookupError):
+    except (UnicodeEncodeError, LookupError, TypeError):
         return False
     return True

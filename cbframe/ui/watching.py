@@ -14,7 +14,7 @@ from cbframe.dcp.source import BucketDataSource
 from cbframe.frame.display import bring_display
 from cbframe.scan.progress import ScanProgress, Watcher, bring_form
 from cbframe.ui.notebook import hears_while_busy, in_notebook
-from cbframe.ui.progress import TextProgress
+from cbframe.ui.progress import TextProgress, is_terminal
 from cbframe.ui.show import EVERY, StatsView
 
 _log = logging.getLogger("cbframe.ui")
@@ -157,7 +157,7 @@ def make_auto() -> Watcher | None:
     """A widget in a notebook, a line in a terminal, nothing elsewhere."""
     if in_notebook():
         return WidgetWatcher(_QUICK)
-    return Patient(TextWatcher()) if sys.stderr.isatty() else None
+    return Patient(TextWatcher()) if is_terminal(sys.stderr) else None
 
 
 def make_widget() -> Watcher:

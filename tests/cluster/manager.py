@@ -85,6 +85,9 @@ class Manager:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
+            def version_string(self) -> str:
+                return "Couchbase Server"
+
             def do_GET(self) -> None:
                 outer.answer(self)
 

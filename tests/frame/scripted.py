@@ -190,6 +190,9 @@ class Http:
                 self.end_headers()
                 self.wfile.write(body)
 
+            def version_string(self) -> str:
+                return "Couchbase Server"
+
             def log_message(self, *_: object) -> None: ...
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import io
 import os
 import pty
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+import cbframe
 from cbframe.scan.progress import ScanProgress
+from cbframe.ui import watching
 from cbframe.ui.progress import TextProgress, _duration
 
 
@@ -224,3 +229,92 @@ def test_the_width_is_asked_of_the_terminal() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert _duration(seconds) == text
+
+
+# -- a standard error that cannot be written to
+
+
+class Broken(io.StringIO):
+    """Raises where it is told to."""
+
+    def __init__(self, where: str, error: Exception) -> None:
+        super().__init__()
+        self._where, self._error = where, error
+
+    def _may(self, where: str) -> None:
+        if where == self._where:
+            raise self._error
+
+    def write(self, text: str) -> int:
+        self._may("write")
+        return super().write(text)
+
+    def flush(self) -> None:
+        self._may("flush")
+
+    def isatty(self) -> bool:
+        self._may("isatty")
+        return True
+
+
+class Mute:
+    """Has no methods at all."""
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+ERRORS = [
+    BrokenPipeError(32, "Broken pipe"),
+    OSError(5, "Input/output error"),
+    ValueError("I/O operation on closed file"),
+    UnicodeEncodeError("ascii", "█", 0, 1, "ordinal not in range"),
+]
+UNUSABLE = [
+    None,
+    closed(),
+    Mute(),
+    *(Broken(where, error) for where in ("write", "flush", "isatty") for error in ERRORS),
+]
+
+
+@pytest.mark.parametrize("stream", UNUSABLE, ids=lambda stream: type(stream).__name__)
+@pytest.mark.parametrize("progress", ["auto", "text", "widget", True])
+def test_a_standard_error_that_cannot_be_used(
+    stream: Any, progress: Any, monkeypatch: pytest.MonkeyPatch, bucket: cbframe.LocalCluster
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert len(cbframe.read_bucket(bucket, progress=progress)) == 1
+
+
+@pytest.mark.parametrize("stream", UNUSABLE[1:], ids=lambda stream: type(stream).__name__)
+def test_a_line_on_what_cannot_be_used(stream: Any, bucket: cbframe.LocalCluster) -> None:
+    with TextProgress(stream) as line:
+        assert len(cbframe.read_bucket(bucket, progress=line)) == 1
+
+
+def test_nothing_is_tried_again_once_it_has_failed() -> None:
+    stream = Broken("flush", BrokenPipeError(32, "Broken pipe"))
+    line = TextProgress(stream, width=60)
+    for seconds in (1.0, 2.0, 3.0):
+        line(ScanProgress(1, 1, 1, 10, 0, 8, seconds))
+    assert stream.getvalue().count("\r") == 1
+
+
+def test_a_display_that_fails(monkeypatch: pytest.MonkeyPatch, bucket: cbframe.LocalCluster) -> None:
+    def fail() -> None:
+        raise RuntimeError("no front end")
+
+    monkeypatch.setattr(watching, "in_notebook", fail)
+    for progress in ("auto", "widget"):
+        assert len(cbframe.read_bucket(bucket, progress=progress)) == 1  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[cbframe.LocalCluster]:
+    with cbframe.LocalCluster(vbuckets=2) as cluster:
+        cluster.upsert("k", {"a": 1})
+        yield cluster

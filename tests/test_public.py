@@ -1,0 +1,157 @@
+"""What users see of an error: ours alone, and short."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cbframe
+from cbframe import BucketDataSourceOptions, CbframeError, ConnectError, ReadTimeoutError, ResourceError
+from cbframe.public import public
+
+AUTH = ("Administrator", "password")
+OPTIONS = BucketDataSourceOptions(connect_timeout=0.3)
+LINES = 30
+
+
+@pytest.fixture
+def refused() -> Iterator[int]:
+    """A port where nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+@pytest.fixture
+def plain() -> Iterator[str]:
+    """A port that speaks no TLS."""
+    with cbframe.LocalCluster(vbuckets=1) as cluster:
+        yield cluster.kv_addresses[0]
+
+
+def read(seed: str, _folder: Path) -> None:
+    cbframe.read_bucket(seed, "b", auth=AUTH, options=OPTIONS)
+
+
+def stream(seed: str, _folder: Path) -> None:
+    with cbframe.stream_bucket(seed, "b", auth=AUTH, options=OPTIONS) as changes:
+        changes.poll(20)
+
+
+def snapshot(seed: str, folder: Path) -> None:
+    cbframe.write_snapshot(seed, folder / "s", bucket="b", auth=AUTH, options=OPTIONS)
+
+
+def batches(seed: str, _folder: Path) -> None:
+    next(iter(cbframe.scan_bucket(seed, "b", auth=AUTH, options=OPTIONS).iter_batches()))
+
+
+def shown_of(call: Callable[..., Any], *args: Any) -> tuple[CbframeError, str]:
+    """The error of a call, and what a terminal shows of it."""
+    with pytest.raises(CbframeError) as caught:
+        call(*args)
+    return caught.value, "".join(traceback.format_exception(caught.value))
+
+
+def check(shown: str) -> None:
+    assert "urllib3" not in shown
+    assert "requests" not in shown
+    assert "OSError" not in shown
+    assert len(shown.splitlines()) <= LINES, shown
+
+
+@pytest.mark.parametrize("action", [read, stream, snapshot, batches], ids=lambda action: action.__name__)
+@pytest.mark.parametrize("scheme", ["couchbase", "http", "https"])
+def test_a_port_that_refuses(
+    action: Callable[[str, Path], None], scheme: str, refused: int, tmp_path: Path
+) -> None:
+    error, shown = shown_of(action, f"{scheme}://127.0.0.1:{refused}", tmp_path)
+    assert isinstance(error, ConnectError)
+    assert "Connection refused" in error.message
+    assert error.hint
+    check(shown)
+
+
+@pytest.mark.parametrize("scheme", ["couchbase", "http"])
+def test_a_wrong_name(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = "no-such-host.invalid"
+    real = socket.getaddrinfo
+
+    def getaddrinfo(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == host:
+            raise socket.gaierror(-2, "Name or service not known")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    error, shown = shown_of(read, f"{scheme}://{host}", tmp_path)
+    assert isinstance(error, ConnectError)
+    assert error.hint
+    check(shown)
+
+
+@pytest.mark.parametrize("action", [read, stream], ids=lambda action: action.__name__)
+@pytest.mark.parametrize("scheme", ["couchbases", "https"])
+def test_no_tls_there(action: Callable[[str, Path], None], scheme: str, plain: str, tmp_path: Path) -> None:
+    error, shown = shown_of(action, f"{scheme}://{plain}", tmp_path)
+    assert isinstance(error, ConnectError)
+    assert "TLS" in str(error)
+    check(shown)
+
+
+@pytest.mark.parametrize("scheme", ["couchbase", "http"])
+def test_a_timeout_says_first_what_was_in_the_way(scheme: str, refused: int) -> None:
+    seed = f"{scheme}://127.0.0.1:{refused}"
+    error, shown = shown_of(lambda: cbframe.read_bucket(seed, "b", auth=AUTH, timeout=0.3))
+    assert isinstance(error, ReadTimeoutError)
+    said = error.message
+    assert 0 <= said.find("Connection refused") < said.find("given up after 0.3 s")
+    assert error.hint is not None
+    assert "timeout=" not in error.hint
+    check(shown)
+
+
+def test_the_doctor_says_it(refused: int) -> None:
+    found = cbframe.doctor(f"couchbase://127.0.0.1:{refused}", "b", auth=AUTH)
+    assert found.failed is not None
+    assert "Connection refused" in found.failed.detail
+    assert found.failed.remedy
+
+
+def test_a_notebook_shows_it_shortly(refused: int) -> None:
+    ultratb = pytest.importorskip("IPython.core.ultratb", reason="needs the extra notebook")
+    error, _ = shown_of(read, f"http://127.0.0.1:{refused}", Path())
+    # The first frame is that of the cell.
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_name != "read":
+        trace = trace.tb_next
+    form = ultratb.FormattedTB(mode="Context", theme_name="nocolor")
+    shown = form.stb2text(form.structured_traceback(type(error), error, trace))
+    assert "Connection refused" in shown
+    assert "urllib3" not in shown
+    assert len(shown.splitlines()) <= LINES, shown
+
+
+def test_limits_of_the_system_are_ours() -> None:
+    @public
+    def function() -> None:
+        raise MemoryError
+
+    with pytest.raises(ResourceError, match="out of memory"):
+        function()
+
+
+def test_other_exceptions_pass() -> None:
+    @public
+    def function(number: int) -> float:
+        """Divide."""
+        return 1 / number
+
+    assert function(2) == 0.5
+    assert function.__doc__ == "Divide."
+    with pytest.raises(ZeroDivisionError):
+        function(0)
