@@ -122,6 +122,7 @@ SCAN = {
     "parse_dates": False,
     "expired": "drop",
     "transaction_records": "drop",
+    "consistency": "snapshot",
     "batch_bytes": None,
     "buffer_bytes": None,
     "spool_dir": None,

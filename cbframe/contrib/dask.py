@@ -21,12 +21,20 @@ from cbframe.errors import ConfigurationError, DependencyError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.convert import to_pandas
 from cbframe.frame.partition import ScanPartition
-from cbframe.frame.pins import Consistency
 from cbframe.frame.report import ReadReport
 from cbframe.frame.scan import BucketScan
 from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.progress import Progress
-from cbframe.scan.spec import ColumnsLike, Errors, Exclusion, FiltersLike, Nested, ScanSpec, SchemaLike
+from cbframe.scan.spec import (
+    ColumnsLike,
+    Consistency,
+    Errors,
+    Exclusion,
+    FiltersLike,
+    Nested,
+    ScanSpec,
+    SchemaLike,
+)
 from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:

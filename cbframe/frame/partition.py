@@ -19,9 +19,9 @@ from cbframe.frame.asof import AsOf
 from cbframe.frame.divide import Divider, refuse_undividable, shares
 from cbframe.frame.execute import ReadSession
 from cbframe.frame.moment import utc_now
-from cbframe.frame.pins import Consistency, Pins
+from cbframe.frame.pins import Pins
 from cbframe.frame.result import ReadResult
-from cbframe.scan.spec import METADATA_NAMES, ScanSpec, flag
+from cbframe.scan.spec import METADATA_NAMES, Consistency, ScanSpec, flag, one_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -247,7 +247,7 @@ def divided(
     divider: Divider,
     n: int,
     *,
-    consistency: Consistency,
+    consistency: Consistency | None,
     with_secrets: bool,
 ) -> list[ScanPartition]:
     """What :meth:`BucketScan.partitions` promises.
@@ -258,14 +258,15 @@ def divided(
         It knows the scan, and finds out what its partitions have in common.
     """
     refuse_undividable(divider.spec, n)
-    if consistency not in get_args(Consistency):
-        raise ConfigurationError(f"consistency={consistency!r}", hint="choose 'snapshot' or 'strict'")
+    consistency = consistency or divider.spec.consistency
+    one_of(*get_args(Consistency))("consistency", consistency)
     look = divider.look(time=divider.spec.expired == "drop")
     moment = divider.moment(look)
     spec, agreement, schema = divider.agree(look, n, moment)
+    inside: Consistency = "strict" if "strict" in (consistency, spec.consistency) else "snapshot"
     # A function that reports progress stays in this process.
     settings = PartSettings(
-        spec=replace(spec, progress=None),
+        spec=replace(spec, progress=None, consistency=inside),
         agreement=agreement,
         with_secrets=flag("include_credentials", with_secrets),
     )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.dcp.ends import ReachedEnds
 from cbframe.errors import RollbackError, StreamError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.moment import Moment
+from cbframe.scan.spec import Consistency
 from cbframe.wire.failover import FailoverLog
-
-Consistency: TypeAlias = Literal["snapshot", "strict"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from cbframe.public import public
 from cbframe.scan.progress import Progress
 from cbframe.scan.spec import (
     ColumnsLike,
+    Consistency,
     Errors,
     Exclusion,
     FiltersLike,
@@ -60,6 +61,7 @@ def scan_bucket(
     parse_dates: bool | Iterable[str] = False,
     expired: Exclusion = "drop",
     transaction_records: Exclusion = "drop",
+    consistency: Consistency = "snapshot",
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
@@ -71,8 +73,11 @@ def scan_bucket(
     """Describe a read of a bucket as it is now; nothing is connected yet.
 
     The read is over DCP, straight from the data service: no index and no query service is needed.
-    It contains every document that exists when it begins, each once, in its newest version. Per
-    vbucket the picture is consistent; across vbuckets Couchbase has no common order.
+    It contains every document that exists when it begins, each once, in its newest version. Each vbucket is
+    consistent; across vbuckets Couchbase has no common order. ``as_of`` of the result names, for each
+    vbucket, the history and the seqno that its rows are of: if a node loses data in the middle of the read,
+    vbuckets that were complete before keep the rows of the lost history, unless `consistency` is
+    ``"strict"``.
 
     Parameters
     ----------
@@ -159,6 +164,13 @@ def scan_bucket(
     transaction_records
         ``"drop"`` leaves out what distributed transactions keep in the bucket, documents whose keys begin
         with ``_txn:``, and counts them; ``"keep"`` gives them.
+    consistency
+        What happens when a node loses data while the bucket is read, as one that crashes before it has
+        written them to disk, and some of its vbuckets had been read completely. ``"snapshot"`` keeps such a
+        vbucket as it was then: its rows are of a history that does not exist any more, which `as_of` names.
+        ``"strict"`` compares the histories of all vbuckets once more at the end, which takes one more request
+        for each, and reads those again that have lost something; if that fails, so does the read. Partitions
+        take the same argument: :meth:`BucketScan.partitions`.
     batch_bytes
         Values are converted in batches of about this many bytes; by default 2 MiB.
     buffer_bytes
@@ -288,6 +300,7 @@ def read_bucket(
     parse_dates: bool | Iterable[str] = False,
     expired: Exclusion = "drop",
     transaction_records: Exclusion = "drop",
+    consistency: Consistency = "snapshot",
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
@@ -298,14 +311,16 @@ def read_bucket(
 ) -> pd.DataFrame | pa.Table | pl.DataFrame | dict[str | None, Any]:
     """Read a bucket into a typed DataFrame whose index is the document key.
 
-    Short for ``scan_bucket(...).to_pandas()``.
+    Short for ``scan_bucket(...).to_pandas()``. A node that loses data in the middle of the read leaves the
+    vbuckets that were complete as they were, with rows of the lost history, as ``as_of`` of the result
+    says; ``consistency="strict"`` reads them again.
 
     Parameters
     ----------
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
 vbuckets, key_prefix, n_rows, errors, nested, schema, infer_schema_length, on_conflict, max_struct_fields, \
-parse_dates, expired, transaction_records, batch_bytes, buffer_bytes, spool_dir, timeout, dtype_backend, \
-progress, options
+parse_dates, expired, transaction_records, consistency, batch_bytes, buffer_bytes, spool_dir, timeout, \
+dtype_backend, progress, options
         As for :func:`scan_bucket`.
     return_type
         ``"pandas"``, or ``"arrow"`` or ``"polars"``, where the key is a column, ``_cb_key``.

@@ -19,7 +19,7 @@ from cbframe.frame.asof import AsOf
 from cbframe.frame.moment import Clock, Moment, utc_now
 from cbframe.frame.names import Names
 from cbframe.scan.progress import ScanProgress, Watcher, teller_of
-from cbframe.scan.spec import ScanSpec
+from cbframe.scan.spec import Consistency, ScanSpec
 
 _POLL = 0.05
 """Seconds between two looks at whether the source is over, while nothing arrives."""
@@ -117,6 +117,7 @@ class Run:
             feed_buffer_size_bytes=target.window(bounded=bounded),
             seq_end="now" if ends is None else ends,
             no_value=target.keys_only,
+            consistency=_consistency(target),
             ask_time=ask_time or (target.expired == "drop" and moment is None),
             include_xattrs=target.options.include_xattrs or "xattrs" in target.metadata,
         )
@@ -238,6 +239,12 @@ class Run:
         )
         error.__cause__ = problem
         return error
+
+
+def _consistency(target: ScanSpec) -> Consistency:
+    """A look at some documents has no position that could be compared."""
+    wanted = "strict" in (target.consistency, target.options.consistency)
+    return "strict" if wanted and target.n_rows is None else "snapshot"
 
 
 def _parts(target: ScanSpec) -> Generator[tuple[int, ...] | None, int, None]:

@@ -20,10 +20,9 @@ from cbframe.frame.execute import ReadSession
 from cbframe.frame.parquet import place_of, write_parquet
 from cbframe.frame.partition import ScanPartition, divided
 from cbframe.frame.parts import to_folder
-from cbframe.frame.pins import Consistency
 from cbframe.frame.result import ReadResult
 from cbframe.public import public
-from cbframe.scan.spec import ScanSpec
+from cbframe.scan.spec import Consistency, ScanSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,7 +211,7 @@ class BucketScan:
         self,
         n: int,
         *,
-        consistency: Consistency = "snapshot",
+        consistency: Consistency | None = None,
         sample_rows: int | None = 10_000,
         binary_keys: bool | None = None,
         include_credentials: bool = False,
@@ -230,8 +229,9 @@ class BucketScan:
             How many; fewer if there are not as many vbuckets. With as many as there are nodes, or more,
             each part is of one node only, and its reader opens one connection for documents.
         consistency
-            What becomes of a vbucket that has gone on, or has another history, when its part is read:
-            ``"snapshot"`` takes it as it is then and tells so in ``as_of``; ``"strict"`` is an error.
+            What happens with a vbucket that has gone on, or has another history, when its part is read:
+            ``"snapshot"`` takes it as it is then and says so in ``as_of``; ``"strict"`` is an error. None: as
+            the scan has it.
         sample_rows
             All parts have one schema, which follows from so many documents of vbuckets far from each
             other; None looks at all documents, and takes as long as to read them. What does not fit is an

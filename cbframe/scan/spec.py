@@ -41,6 +41,7 @@ FiltersLike: TypeAlias = (
 )
 SchemaLike: TypeAlias = pa.Schema | Mapping[str, Any]
 Exclusion: TypeAlias = Literal["drop", "keep"]
+Consistency: TypeAlias = Literal["snapshot", "strict"]
 Check: TypeAlias = Callable[[str, Any], Any]
 """Takes the name of an argument and its value, and returns the value in its stored form, or raises."""
 
@@ -92,6 +93,7 @@ class ScanArguments(TypedDict, total=False):
     parse_dates: bool | Iterable[str]
     expired: Exclusion
     transaction_records: Exclusion
+    consistency: Consistency
     batch_bytes: int | None
     buffer_bytes: int | None
     spool_dir: str | os.PathLike[str] | None
@@ -404,6 +406,7 @@ _CHECKS: dict[str, Check] = {
     "parse_dates": _dates,
     "expired": one_of(*get_args(Exclusion)),
     "transaction_records": one_of(*get_args(Exclusion)),
+    "consistency": one_of(*get_args(Consistency)),
     "batch_bytes": count,
     "buffer_bytes": size,
     "spool_dir": path_or_none,
@@ -450,6 +453,7 @@ class ScanSpec:
     parse_dates: bool | tuple[str, ...] = False
     expired: Exclusion = "drop"
     transaction_records: Exclusion = "drop"
+    consistency: Consistency = "snapshot"
     batch_bytes: int | None = None
     buffer_bytes: int | None = None
     spool_dir: str | None = None

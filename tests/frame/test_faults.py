@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from cbframe import CbframeError, ConnectError, LocalCluster, read_bucket, scan_bucket
+from cbframe import CbframeError, ConnectError, LocalCluster, RollbackError, read_bucket, scan_bucket
 from cbframe.local.dcp import Producer
 from cbframe.local.node import Node
 from cbframe.wire.frame import Frame
@@ -255,15 +255,34 @@ def complete_and_half_read(
 @pytest.mark.parametrize(("lose", "more"), [(0, 0), (0, 3), (1, 0), (7, 3), (7, 12), (20, 0), (20, 3)])
 def test_history_is_lost_of_what_was_complete(monkeypatch: pytest.MonkeyPatch, lose: int, more: int) -> None:
     """Read again, if that is wanted, and only if something was lost."""
-    strict = replace(QUICK, consistency="strict")
     with LocalCluster(vbuckets=2, seed=1) as cluster:
         sent = complete_and_half_read(monkeypatch, cluster, lose, more)
-        found = read_rows(cluster, buffer_bytes=2000, options=strict)
+        found = read_rows(cluster, buffer_bytes=2000, consistency="strict")
         assert not sent.pending
         expected = truth(cluster)
         if not lose:
             expected = {key: row for key, row in expected.items() if row.value != b'{"new":1}'}
         assert found == expected
+
+
+def test_history_is_lost_of_what_was_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is given out before all is compared."""
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        complete_and_half_read(monkeypatch, cluster, 7, 0)
+        scan = scan_bucket(cluster, options=QUICK, buffer_bytes=2000, timeout=30, consistency="strict")
+        assert sorted(keys_of(scan.to_reader().read_all())) == sorted(truth(cluster))
+
+
+def test_a_partition_whose_moment_is_lost_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        sent = complete_and_half_read(monkeypatch, cluster, 7, 0)
+        (part,) = scan_bucket(
+            cluster, parse=False, options=QUICK, buffer_bytes=2000, timeout=30, consistency="strict"
+        ).partitions(1)
+        assert sent.pending
+        with pytest.raises(RollbackError, match="history of 1 vbuckets"):
+            part.read()
+        assert not sent.pending
 
 
 def test_what_was_complete_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
