@@ -52,7 +52,7 @@ def kind_at(columns: Columns, path: Path) -> tuple[Kind, int] | None:
     Returns
     -------
     kind
-        Of the field, or of JSON text or a map that it is in.
+        Of the field, or of JSON text that it is in.
     length
         How much of the path leads there.
     """
@@ -61,11 +61,14 @@ def kind_at(columns: Columns, path: Path) -> tuple[Kind, int] | None:
         return None
     kind = columns.select([name]).kinds()[name]
     for length in range(1, len(path)):
-        if kind.json or pa.types.is_map(kind.type):
+        if kind.json:
             return kind, length
-        if path[length] not in kind.members:
+        if pa.types.is_map(kind.type) and kind.item is not None:
+            kind = kind.item
+        elif path[length] in kind.members:
+            kind = kind.members[path[length]]
+        else:
             return None
-        kind = kind.members[path[length]]
     return kind, len(path)
 
 
@@ -182,8 +185,6 @@ class FileFilter:
     def _compared(self, cells: pa.ChunkedArray, kind: Kind, predicate: Predicate, rest: Path) -> Mask:
         if kind.lost:
             raise self._refusal(predicate, "no longer has all values of it as they were in the documents")
-        if rest and not kind.json:
-            raise self._refusal(predicate, "has it in a map")
         if kind.json:
             return self._in_text(cells, kind, predicate, rest)
         if predicate.op in ("is", "is not"):
@@ -265,7 +266,10 @@ def _double(value: Any) -> float | None:
 def _cells(table: pa.Table, path: Path) -> pa.ChunkedArray:
     column = table[column_of(path)]
     for member in path[1:]:
-        column = pc.struct_field(column, [column.type.get_field_index(member)])
+        if pa.types.is_map(column.type):
+            column = pc.map_lookup(column, pa.scalar(member, column.type.key_type), "last")
+        else:
+            column = pc.struct_field(column, [column.type.get_field_index(member)])
     return column
 
 
