@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 import pytest
 
@@ -253,3 +254,16 @@ def test_a_stream() -> None:
         "transaction_records",
     }
     assert hasattr(cbframe.ChangeBatch, "__arrow_c_stream__")
+
+
+def test_every_argument_has_a_name() -> None:
+    """Also those of methods: Tab, ``?`` and type checkers see them."""
+    catch_all = [
+        f"{cls.__name__}.{name}"
+        for cls in map(partial(getattr, cbframe), cbframe.__all__)
+        if inspect.isclass(cls) and cls.__module__.startswith("cbframe.snapshot")
+        for name, method in vars(cls).items()
+        if not name.startswith("_") and inspect.isfunction(method)
+        if inspect.Parameter.VAR_KEYWORD in {p.kind for p in inspect.signature(method).parameters.values()}
+    ]
+    assert catch_all == []

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from cbframe.errors import ConfigurationError
 from cbframe.public import public
-from cbframe.scan.spec import Exclusion, Nested
+from cbframe.scan.spec import ColumnsLike, Exclusion, FiltersLike, Nested
 from cbframe.snapshot.history import AsOf
 from cbframe.snapshot.snapshot import Snapshot
 
@@ -19,10 +19,10 @@ from cbframe.snapshot.snapshot import Snapshot
 def read_snapshot(
     path: str | os.PathLike[str],
     *,
-    columns: Sequence[str | tuple[str, ...]] | None = None,
-    filters: Any = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
     as_of: AsOf = None,
-    metadata: str | Sequence[str] = ("key",),
+    metadata: str | Iterable[str] = ("key",),
     nested: Nested = "struct",
     expired: Exclusion = "drop",
     return_type: str = "pandas",
@@ -63,7 +63,7 @@ def read_snapshot(
         There is no snapshot, or a file of it is gone or damaged.
     """
     snapshot = Snapshot(path, filesystem=filesystem, storage_options=storage_options)
-    wanted = {
+    wanted: dict[str, Any] = {
         "as_of": as_of,
         "columns": columns,
         "filters": filters,

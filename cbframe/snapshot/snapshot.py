@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,12 +17,20 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from cbframe.arrow.documents.filters import make_filters
-from cbframe.arrow.documents.projection import path_of
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 from cbframe.frame.arrow_export import ArrowExport
 from cbframe.frame.asof import AsOf as Picture
 from cbframe.frame.moment import Clock, utc_now
-from cbframe.scan.spec import NESTED, Exclusion, Nested
+from cbframe.scan.spec import (
+    METADATA_NAMES,
+    NESTED,
+    ColumnsLike,
+    Exclusion,
+    FiltersLike,
+    Nested,
+    names,
+    paths_of,
+)
 from cbframe.snapshot.between import changes
 from cbframe.snapshot.check import Verification, verify
 from cbframe.snapshot.compact import Compaction, compact, vacuum
@@ -202,9 +210,9 @@ class Snapshot:
         self,
         *,
         as_of: AsOf = None,
-        columns: Sequence[str | tuple[str, ...]] | None = None,
-        filters: Any = None,
-        metadata: str | Sequence[str] = ("key",),
+        columns: ColumnsLike | None = None,
+        filters: FiltersLike | None = None,
+        metadata: str | Iterable[str] = ("key",),
         nested: Nested = "struct",
         expired: Exclusion = "drop",
     ) -> pa.RecordBatchReader:
@@ -219,12 +227,25 @@ class Snapshot:
         batches = (batch for table in reader.tables() for batch in table.to_batches())
         return pa.RecordBatchReader.from_batches(reader.schema, batches)
 
-    def to_arrow(self, **wanted: Any) -> pa.Table:
-        """The documents as an Arrow table; arguments as of :meth:`to_reader`."""
-        as_of, expired = wanted.pop("as_of", None), wanted.pop("expired", "drop")
+    def to_arrow(
+        self,
+        *,
+        as_of: AsOf = None,
+        columns: ColumnsLike | None = None,
+        filters: FiltersLike | None = None,
+        metadata: str | Iterable[str] = ("key",),
+        nested: Nested = "struct",
+        expired: Exclusion = "drop",
+    ) -> pa.Table:
+        """The documents as an Arrow table.
+
+        Parameters
+        ----------
+        as_of, columns, filters, metadata, nested, expired
+            As of :func:`cbframe.read_snapshot`.
+        """
         manifest = self._history.at(as_of)
-        options = {"columns": None, "filters": None, "metadata": ("key",), "nested": "struct"} | wanted
-        reader = self._reader(manifest.version, expired, **_checked(**options))
+        reader = self._reader(manifest.version, expired, **_checked(columns, filters, metadata, nested))
         tables = [*reader.tables()]
         about = {
             "bucket": manifest.bucket,
@@ -237,11 +258,34 @@ class Snapshot:
         tables = [table.replace_schema_metadata(schema.metadata) for table in tables]
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
-    def to_pandas(self, *, dtype_backend: str | None = "pyarrow", **wanted: Any) -> pd.DataFrame:
-        """The documents as a DataFrame whose index is the key; arguments as of :meth:`to_reader`."""
+    def to_pandas(
+        self,
+        *,
+        as_of: AsOf = None,
+        columns: ColumnsLike | None = None,
+        filters: FiltersLike | None = None,
+        metadata: str | Iterable[str] = ("key",),
+        nested: Nested = "struct",
+        expired: Exclusion = "drop",
+        dtype_backend: str | None = "pyarrow",
+    ) -> pd.DataFrame:
+        """The documents as a DataFrame whose index is the key.
+
+        Parameters
+        ----------
+        as_of, columns, filters, metadata, nested, expired, dtype_backend
+            As of :func:`cbframe.read_snapshot`.
+        """
         from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
-        table = self.to_arrow(**wanted)
+        table = self.to_arrow(
+            as_of=as_of,
+            columns=columns,
+            filters=filters,
+            metadata=metadata,
+            nested=nested,
+            expired=expired,
+        )
         about = json.loads(table.schema.metadata[b"cbframe"])
         about["as_of"] = Picture(
             {int(vb): (at[0], at[1]) for vb, at in about["as_of"].items()},
@@ -249,8 +293,22 @@ class Snapshot:
         )
         return to_pandas(table, dtype_backend, about)
 
-    def to_polars(self, **wanted: Any) -> Any:
-        """The documents as a polars DataFrame; arguments as of :meth:`to_reader`.
+    def to_polars(
+        self,
+        *,
+        as_of: AsOf = None,
+        columns: ColumnsLike | None = None,
+        filters: FiltersLike | None = None,
+        metadata: str | Iterable[str] = ("key",),
+        nested: Nested = "struct",
+        expired: Exclusion = "drop",
+    ) -> Any:
+        """The documents as a polars DataFrame.
+
+        Parameters
+        ----------
+        as_of, columns, filters, metadata, nested, expired
+            As of :func:`cbframe.read_snapshot`.
 
         Raises
         ------
@@ -261,14 +319,44 @@ class Snapshot:
             import polars as pl  # noqa: PLC0415 - optional
         except ImportError as exc:
             raise DependencyError("polars is not installed", hint="pip install 'cbframe[polars]'") from exc
-        return pl.from_arrow(self.to_arrow(**wanted))
+        table = self.to_arrow(
+            as_of=as_of,
+            columns=columns,
+            filters=filters,
+            metadata=metadata,
+            nested=nested,
+            expired=expired,
+        )
+        return pl.from_arrow(table)
 
-    def dataset(self, **wanted: Any) -> pads.Dataset:
-        """The documents as a dataset of pyarrow's, in memory; arguments as of :meth:`to_reader`.
+    def dataset(
+        self,
+        *,
+        as_of: AsOf = None,
+        columns: ColumnsLike | None = None,
+        filters: FiltersLike | None = None,
+        metadata: str | Iterable[str] = ("key",),
+        nested: Nested = "struct",
+        expired: Exclusion = "drop",
+    ) -> pads.Dataset:
+        """The documents as a dataset of pyarrow's, in memory.
 
         One on disk, of any size, is what :meth:`export` makes.
+
+        Parameters
+        ----------
+        as_of, columns, filters, metadata, nested, expired
+            As of :func:`cbframe.read_snapshot`.
         """
-        return pads.dataset(self.to_arrow(**wanted))
+        table = self.to_arrow(
+            as_of=as_of,
+            columns=columns,
+            filters=filters,
+            metadata=metadata,
+            nested=nested,
+            expired=expired,
+        )
+        return pads.dataset(table)
 
     def __arrow_c_schema__(self) -> Any:
         """The schema; the next stream that a consumer asks for is of the same version."""
@@ -405,19 +493,15 @@ def _span(keep: str | timedelta) -> timedelta:
     return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 
 
-def _checked(columns: Any, filters: Any, metadata: str | Sequence[str], nested: str) -> dict[str, Any]:
+def _checked(columns: Any, filters: Any, metadata: str | Iterable[str], nested: str) -> dict[str, Any]:
     """Arguments of a read, as the reader takes them."""
     if nested not in NESTED or nested == "json":
         raise ConfigurationError(
             f"nested={nested!r}", hint='choose "struct" or "flatten"; "json" is decided when it is written'
         )
-    if columns is not None and (isinstance(columns, str) or not columns):
-        raise ConfigurationError(
-            f"columns={columns!r} names no columns", hint="give a list of field names, or None for all"
-        )
     return {
-        "columns": None if columns is None else [path_of(column) for column in columns],
+        "columns": None if columns is None else paths_of(columns),
         "filters": None if filters is None else make_filters(filters),
-        "metadata": (metadata,) if isinstance(metadata, str) else tuple(metadata),
+        "metadata": names("metadata", metadata, hint=f"choose from: {', '.join(METADATA_NAMES)}"),
         "nested": nested,
     }

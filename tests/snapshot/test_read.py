@@ -333,3 +333,22 @@ def test_a_query_of_duckdb_is_of_the_newest_version(cluster: LocalCluster, tmp_p
     cluster.upsert("b", {"n": "one"})
     write_snapshot(cluster, path, options=QUICK)
     assert duckdb.sql("select n from snapshot order by n").fetchall() == [("1",), ("one",)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"columns": [1]}, "no name of a field"),
+        ({"columns": "n"}, "names no columns"),
+        ({"metadata": None}, "metadata=None is no list of names"),
+        ({"metadata": [1]}, "metadata= has 1"),
+    ],
+)
+def test_arguments_that_are_invalid(wanted: Any, message: str, path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        read_snapshot(path, **wanted)
+
+
+def test_the_columns_of_a_frame(path: Path) -> None:
+    frame = read_snapshot(path)
+    assert list(read_snapshot(path, columns=frame.columns).columns) == list(frame.columns)
