@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cbframe.arrow.spill import spill_folder
 from cbframe.errors import SpoolError
 from cbframe.limits import shortage
 
@@ -35,7 +36,7 @@ class Shelf:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
-        self._directory = directory
+        self._directory = spill_folder(directory)
         self._file: IO[bytes] | None = None
         self._room = _IN_MEMORY
         self._end = 0

@@ -22,6 +22,7 @@ from cbframe.arrow.batcher import GatheringReceiver, newest, of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VALUE, VBUCKET
 from cbframe.arrow.exclusion import is_document
 from cbframe.arrow.shelf import told
+from cbframe.arrow.spill import spill_folder
 from cbframe.dcp.receiver import Receipt
 from cbframe.wire.blocks import DataBlock
 
@@ -61,7 +62,7 @@ class Spool:
         self._values_schema = pa.schema([schema.field(VALUE)])
         heads = [field for field in schema if field.name != VALUE]
         self._heads_schema = pa.schema([*heads, pa.field(ARRIVED, pa.int64(), nullable=False)])
-        self._directory = directory
+        self._directory = directory = spill_folder(directory)
         self._readers: list[Any] = []
         self._count = 0
         codec = "lz4" if pa.Codec.is_available("lz4") else None

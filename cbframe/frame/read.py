@@ -179,7 +179,9 @@ def scan_bucket(
         control off: nodes send as fast as they can, and memory is not bounded anywhere.
     spool_dir
         Where documents wait in a temporary file until it is certain that they need not be looked at again;
-        it is about as large as they are. None for the system's directory for such.
+        it is about as large as they are. None for the system's directory for such, or for ``/var/tmp``
+        where that directory is in memory (tmpfs) or nearly full and ``/var/tmp`` is not. A directory that
+        is in memory, or has less than 64 MiB left, is named in a warning before the read.
     timeout
         Seconds for the whole read; None for as long as it takes.
     dtype_backend

@@ -40,7 +40,10 @@ def test_any_number_of_times_in_any_order(room: int, tmp_path: Path, monkeypatch
 
 
 def test_little_needs_no_disk(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "nowhere")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shelf = Shelf(folder)
+    folder.rmdir()
     take = shelf.put(ARRAYS[0])
     assert take() == ARRAYS[0]
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
 from cbframe.arrow.shelf import told
+from cbframe.arrow.spill import spill_folder
 
 HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO)
 """What tells which rows count."""
@@ -29,7 +30,7 @@ class Waiting:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None) -> None:
-        self._directory = directory
+        self._directory = spill_folder(directory)
         self._file: IO[bytes] | None = None
         self._writer: Any = None
         self._reader: Any = None

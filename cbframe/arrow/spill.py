@@ -1,0 +1,121 @@
+"""Where documents wait on disk: a folder that is on a disk, and has room."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from cbframe.errors import SpoolError
+
+LITTLE = 64 << 20
+"""Free bytes below which a warning names the folder."""
+_NOTHING = 1 << 20
+"""Free bytes below which nothing can be put there at all."""
+_IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
+_OTHER = "/var/tmp"  # noqa: S108 - for files that are larger, or live longer, than those in /tmp
+_STACK = 8
+"""Frames up to the caller's, about: the text is what matters, and a place makes it appear once."""
+
+
+def spill_folder(
+    directory: str | os.PathLike[str] | None,
+    *,
+    other: str = _OTHER,
+    free_bytes: Callable[[str], int] = lambda folder: shutil.disk_usage(folder).free,
+    mounts: Callable[[], Iterable[str]] | None = None,
+) -> str:
+    """The folder for temporary files, looked at before the read.
+
+    Parameters
+    ----------
+    directory
+        What ``spool_dir=`` says. None for the system's folder for such; where that is in memory or nearly
+        full, for ``/var/tmp`` if that is on a disk with more room.
+    other, free_bytes, mounts
+        That other folder, the free bytes of a folder, and the lines of the table of mounts (Linux).
+
+    Raises
+    ------
+    SpoolError
+        The folder has no room at all, or cannot be looked at.
+
+    Warns
+    -----
+    UserWarning
+        The folder is in memory, or has less than :data:`LITTLE` bytes left.
+    """
+    table = list((_mounts if mounts is None else mounts)())
+    chosen = os.fspath(directory if directory is not None else tempfile.gettempdir())
+    free = _free(chosen, free_bytes)
+    in_memory = _kind(chosen, table) in _IN_MEMORY
+    if (
+        directory is None
+        and (in_memory or free < LITTLE)
+        and _is_better(other, free, in_memory, free_bytes, table)
+    ):
+        return other
+    if free < _NOTHING:
+        raise SpoolError(
+            f"there is no room in {chosen!r}, where documents wait on disk while a bucket is read: "
+            f"{free:,} bytes are free",
+            hint="free some space there, or name another place with spool_dir=",
+        )
+    if in_memory:
+        _warn(f"{chosen!r} is in memory ({_kind(chosen, table)}), and documents wait there during a read")
+    elif free < LITTLE:
+        _warn(f"only {free / 1e6:,.0f} MB are free in {chosen!r}, where documents wait during a read")
+    return chosen
+
+
+def _is_better(
+    other: str, free: int, in_memory: bool, free_bytes: Callable[[str], int], table: list[str]
+) -> bool:
+    if not os.access(other, os.W_OK | os.X_OK) or _kind(other, table) in _IN_MEMORY:
+        return False
+    room = _free(other, free_bytes)
+    return room >= LITTLE if in_memory else room > free
+
+
+def _free(folder: str, free_bytes: Callable[[str], int]) -> int:
+    try:
+        return free_bytes(folder)
+    except OSError as exc:
+        raise SpoolError(
+            f"documents cannot be kept in {folder!r} while the bucket is read: {exc.strerror or exc}",
+            hint="make that folder, or name another place with spool_dir=",
+        ) from None
+
+
+def _kind(folder: str, table: list[str]) -> str:
+    """The type of the file system that a folder is in; empty where the system does not say."""
+    place = Path(folder).resolve()
+    depth, kind = -1, ""
+    for line in table:
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        # A space in a name is written \040.
+        mounted = Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[1]))
+        # Of two at one place, the later one is seen.
+        if place.is_relative_to(mounted) and len(mounted.parts) >= depth:
+            depth, kind = len(mounted.parts), fields[2]
+    return kind
+
+
+def _mounts() -> list[str]:
+    if sys.platform != "linux":
+        return []
+    try:
+        return Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except FileNotFoundError:  # /proc is not there in every container
+        return []
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"{text}; name a folder on a disk with more room with spool_dir=", UserWarning, _STACK)
