@@ -58,7 +58,7 @@ def _flat(table: pa.Table) -> pa.Table:
     """A table without what CSV cannot hold."""
     for index, field in enumerate(table.schema):
         if pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_null(field.type):
-            values = (_cell(value) for value in table.column(index).to_pylist())
+            values = (_cell(_plain(value, field.type)) for value in table.column(index).to_pylist())
             table = table.set_column(index, _name(field), pa.array(values, pa.string()))
     return table
 
@@ -89,8 +89,29 @@ def ndjson(batch: pa.RecordBatch) -> Iterator[bytes]:
     """The rows as lines of JSON, some thousand at a time."""
     encode = msgspec.json.Encoder().encode_lines
     batch = batch.rename_columns([*map(_name, batch.schema)])
+    maps = pa.struct(list(batch.schema)) if any(map(_has_map, batch.schema.types)) else None
     for start in range(0, len(batch), _LINES):
-        yield encode([without_nulls(row) for row in batch[start : start + _LINES].to_pylist()])
+        rows = batch[start : start + _LINES].to_pylist()
+        if maps:
+            rows = [_plain(row, maps) for row in rows]
+        yield encode([without_nulls(row) for row in rows])
+
+
+def _has_map(kind: pa.DataType) -> bool:
+    if pa.types.is_map(kind):
+        return True
+    return any(_has_map(kind.field(at).type) for at in range(kind.num_fields))
+
+
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    """A Python value of a type, in which maps are objects."""
+    if value is None or not _has_map(kind):
+        return value
+    if pa.types.is_map(kind):
+        return {name: _plain(item, kind.item_type) for name, item in value}
+    if pa.types.is_struct(kind):
+        return {each.name: _plain(value[each.name], each.type) for each in kind}
+    return [_plain(item, kind.value_type) for item in value]
 
 
 def without_nulls(value: Any) -> Any:

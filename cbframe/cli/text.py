@@ -127,7 +127,7 @@ def show_nodes(result: ReadResult) -> None:
     say_rows(rows, ("node", "vbuckets", "documents", "tombstones", "MB", "snapshots", "acks"))
 
 
-_ACTIONS = {"text": "kept as text", "json": "kept as JSON text", "null": "made null"}
+_ACTIONS = {"text": "kept as text", "json": "kept as JSON text", "null": "made null", "map": "names are data"}
 
 
 def show_remarks(result: ReadResult) -> None:
@@ -139,8 +139,9 @@ def show_remarks(result: ReadResult) -> None:
         rows.append(("", "vbucket {}: history {:016x}, seqno {:,}, and so on".format(*written)))
     for conflict in result.conflicts:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(conflict.types.items()))
-        rows.append((_ACTIONS[conflict.action], f"{conflict.path}: {kinds}"))
-    if not result.conflicts:
+        names = "" if conflict.names is None else f", {conflict.names:,} names"
+        rows.append((_ACTIONS[conflict.action], f"{conflict.path}: {kinds}{names}"))
+    if all(conflict.action == "map" for conflict in result.conflicts):
         rows.append(("conflicts", "none: every field has one type"))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.rejected.items())
     rows.append(("kept in _cb_value", reasons or "none: every document is a JSON object"))

@@ -17,6 +17,7 @@ from cbframe.arrow.columns import REASON, VALUE
 from cbframe.arrow.documents import kinds as lattice
 from cbframe.arrow.documents.census import quoted
 from cbframe.arrow.documents.kinds import Kind
+from cbframe.arrow.documents.parse import as_lists
 from cbframe.arrow.documents.plan import Plan, Policy, is_list
 from cbframe.arrow.documents.result import REST, TypedColumns
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder, differences, unescaped, unify
@@ -286,7 +287,8 @@ def _made_text(array: pa.Array, have: Kind, wide: Kind, path: str) -> Iterator[t
                 inner = have.members[member.name], wide.members[member.name]
                 yield from _made_text(values, *inner, f"{path}.{quoted(member.name)}")
     elif have.item is not None and wide.item is not None:
-        yield from _made_text(array.flatten(), have.item, wide.item, f"{path}[]")
+        items = as_lists(array).flatten().field(1) if pa.types.is_map(array.type) else array.flatten()
+        yield from _made_text(items, have.item, wide.item, f"{path}[]")
     elif pa.types.is_string(wide.type) and not have.json and (kind := _scalar(have.type)) is not None:
         yield path, "json" if wide.json else "text", kind, len(array) - array.null_count
 

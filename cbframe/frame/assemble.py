@@ -231,7 +231,30 @@ def assembled_of(
             agreement.agreed_text(text=is_text(keys)),
         )
     raw, table = outcome.form(raw, table)
-    return Assembled(beside(names.head(raw, manifest, text=text), table), conflicts, typed.rejected)
+    head = _in_chunks_of(table, names.head(raw, manifest, text=text))
+    return Assembled(beside(head, table), conflicts, typed.rejected)
+
+
+def _in_chunks_of(documents: pa.Table, head: pa.Table) -> pa.Table:
+    """Metadata with the chunks of documents, where these have structs inside of structs.
+
+    Where chunks differ, consumers slice columns. The library below deltalake (arrow-rs, up to 59 at least)
+    ends the process at a slice of a struct in a struct.
+    """
+    column = next((each for each in documents.columns if _is_deep(each.type)), None)
+    if column is None or not len(column):
+        return head
+    head = head.combine_chunks()
+    ends = np.cumsum([len(chunk) for chunk in column.chunks]).tolist()
+    return pa.concat_tables(
+        head.slice(start, end - start) for start, end in zip([0, *ends], ends, strict=False) if end > start
+    )
+
+
+def _is_deep(kind: pa.DataType, *, inside: bool = False) -> bool:
+    if pa.types.is_struct(kind):
+        return inside or any(_is_deep(kind.field(at).type, inside=True) for at in range(kind.num_fields))
+    return any(_is_deep(kind.field(at).type, inside=inside) for at in range(kind.num_fields))
 
 
 def add_documents(typer: JsonTyper, batches: list[pa.RecordBatch]) -> None:

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import KEY, SEQNO, VALUE, VBUCKET, is_json
 from cbframe.arrow.documents.order import Places
-from cbframe.arrow.documents.plan import Policy
+from cbframe.arrow.documents.plan import Place, Policy
 from cbframe.arrow.documents.projection import Projection
+from cbframe.arrow.documents.rendered import rendered
 from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import Receipt
@@ -108,6 +109,8 @@ class ChangeBatch:
         For acknowledging it.
     datatype, collection_ids
         Of each row, as the server has it.
+    maps
+        Where names of objects were data in any batch of the stream that was typed: from then on they are.
     """
 
     record_batch: pa.RecordBatch = field(repr=False)
@@ -117,6 +120,7 @@ class ChangeBatch:
     given: Given = field(repr=False)
     datatype: npt.NDArray[np.uint8] = field(repr=False)
     collection_ids: npt.NDArray[np.uint32] = field(repr=False)
+    maps: set[Place] = field(default_factory=set, repr=False)
 
     def __len__(self) -> int:
         """How many changes there are."""
@@ -199,7 +203,7 @@ class ChangeBatch:
         self, columns: Sequence[str | tuple[str, ...]] | None, nested: Nested
     ) -> tuple[pa.Table, tuple[Conflict, ...], dict[str, int]]:
         batch = pa.Table.from_batches([self.record_batch])
-        return typed(batch, self.datatype, columns=columns, nested=nested)
+        return typed(batch, self.datatype, columns=columns, nested=nested, maps=self.maps)
 
 
 def typed(
@@ -208,6 +212,7 @@ def typed(
     *,
     columns: Sequence[str | tuple[str, ...]] | None = None,
     nested: Nested = "struct",
+    maps: set[Place],
 ) -> tuple[pa.Table, tuple[Conflict, ...], dict[str, int]]:
     """Rows of changes with their documents as columns, conflicts, and how many are no documents.
 
@@ -217,6 +222,8 @@ def typed(
         As in :attr:`ChangeBatch.record_batch`.
     datatype
         Of each row, as the server has it.
+    maps
+        Where names of objects are data in any case; those that are found out are added.
     """
     rows = len(changes)
     values = changes[VALUE]
@@ -224,7 +231,7 @@ def typed(
     if nested not in NESTED:
         raise ConfigurationError(f"nested={nested!r}", hint=f"choose from: {', '.join(NESTED)}")
     paths = None if columns is None else paths_of(columns, nested)
-    typer = JsonTyper(Policy(nested_as_text=nested == "json"))
+    typer = JsonTyper(Policy(nested_as_text=nested == "json", maps=frozenset(maps)))
     if there.any():
         documents = values.filter(pa.array(there)).combine_chunks()
         if isinstance(documents, pa.ChunkedArray):
@@ -235,11 +242,13 @@ def typed(
             documents = Projection(paths).apply(documents, called_json)
         typer.add(documents, called_json, places)
     found = typer.finish()
+    maps.update(place for place, plan in found.plan.conflicts() if plan.data)
     table = found.table
     if paths is not None:
         table = shape.selected(table, paths, rows=found.rows, lenient=True)
     if nested == "flatten":
         table = shape.flattened(table)
+    table = rendered(table)
     if found.rows != rows and table.num_columns:
         # Each row takes its document; where there is none, there is no index, and so null.
         table = table.take(pa.array(np.cumsum(there) - 1, mask=~there))

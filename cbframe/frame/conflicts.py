@@ -24,30 +24,36 @@ class Conflict:
         Kinds of values there, and how many, over all documents.
     action
         What became of the values: ``"text"`` (strings as they are, other scalars as they are
-        written), ``"json"`` (JSON text), or ``"null"``: values that do not fit are gone.
+        written), ``"json"`` (JSON text), or ``"null"``: values that do not fit are gone. ``"map"``: there is
+        no conflict, but names of objects are data.
     samples
         For each kind the keys of a few documents that have it; not in the ``repr``.
+    names
+        How many different names the objects have, where names are data: they are a map, or JSON text where
+        values have no common type. None elsewhere. Of several partitions the largest number.
     """
 
     path: str
     types: dict[str, int]
     action: str
     samples: dict[str, tuple[str | bytes, ...]] = field(repr=False)
+    names: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in ``df.attrs``."""
-        return {
+        told = {
             "path": self.path,
             "types": dict(self.types),
             "action": self.action,
             "samples": {kind: list(keys) for kind, keys in self.samples.items()},
         }
+        return told if self.names is None else told | {"names": self.names}
 
     @classmethod
     def of_dict(cls, told: Mapping[str, Any]) -> Conflict:
         """What :meth:`to_dict` gave."""
         samples = {kind: tuple(keys) for kind, keys in told["samples"].items()}
-        return cls(told["path"], dict(told["types"]), told["action"], samples)
+        return cls(told["path"], dict(told["types"]), told["action"], samples, told.get("names"))
 
 
 def merged(parts: Iterable[Iterable[Conflict]]) -> tuple[Conflict, ...]:
@@ -66,6 +72,7 @@ def merged(parts: Iterable[Iterable[Conflict]]) -> tuple[Conflict, ...]:
             {kind: before.types.get(kind, 0) + conflict.types.get(kind, 0) for kind in kinds},
             conflict.action,
             {kind: keys for kind, keys in samples.items() if keys},
+            max(filter(None, (before.names, conflict.names)), default=None),
         )
     return tuple(found.values())
 
@@ -78,6 +85,7 @@ def named(found: Iterable[Disagreement], key_of: Callable[[Any], bytes]) -> tupl
             each.types,
             each.action,
             {kind: tuple(_text(key_of(row)) for row in rows) for kind, rows in each.samples.items()},
+            each.names,
         )
         for each in found
     )

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.columns import OURS
 from cbframe.arrow.documents.census import quoted
+from cbframe.arrow.documents.parse import as_lists
 
 _SMALLEST = 1024
 """Hashes that are kept of a field: so many different values are counted exactly, more within some 3 %."""
@@ -113,6 +114,8 @@ class Description:
                 self._visit(f"{path}.{quoted(member.name)}", inside.field(at))
         elif pa.types.is_list(array.type):
             self._visit(f"{path}[]", array.flatten())
+        elif pa.types.is_map(array.type):
+            self._visit(f"{path}[]", as_lists(array).flatten().field(1))
 
 
 def _hashes(values: pa.Array) -> npt.NDArray[np.uint64]:
@@ -134,6 +137,8 @@ def short_type(kind: pa.DataType) -> str:
     """A type without what is inside of it."""
     if pa.types.is_struct(kind):
         return "struct"
+    if pa.types.is_map(kind):
+        return "map"
     return "list" if pa.types.is_list(kind) else str(kind)
 
 
@@ -148,6 +153,8 @@ def leaves_of(schema: pa.Schema) -> dict[str, str]:
                 visit(f"{path}.{quoted(member.name)}", member.type)
         elif pa.types.is_list(kind):
             visit(f"{path}[]", kind.value_type)
+        elif pa.types.is_map(kind):
+            visit(f"{path}[]", kind.item_type)
 
     for each in schema:
         if not each.name.startswith(OURS) or each.name.endswith("_"):

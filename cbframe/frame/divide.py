@@ -225,7 +225,7 @@ class Divider:
             raw, typed, manifest = assembler.typed()
         # What is an error in any document is one here.
         assembled_of(raw, typed, manifest, target, run.names, lenient=True)
-        columns = Columns.of(typed.table.schema, typed.plan, [typed.table])
+        columns = Columns.of(typed.table.schema, typed.plan, [typed.table], typed.widths)
         return columns, is_text(raw[KEY]), assembler.intake
 
     def _schema(self, target: ScanSpec, agreement: Agreement, manifest: Manifest | None) -> pa.Schema:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import pyarrow as pa
 
 from cbframe.arrow.changes import Arrived, ChangeReceiver, Item, Reached, Told, Withdrawn
+from cbframe.arrow.documents.plan import Place
 from cbframe.dcp.handover import Switch
 from cbframe.dcp.positions import Position
 from cbframe.errors import ReadCancelledError
@@ -74,6 +75,7 @@ class Gatherer:
         self.acked: dict[int, Position] = dict(start)
         self._inbox: deque[Item] = deque()
         self._outstanding: deque[Given] = deque()
+        self._maps: set[Place] = set()
         self._torn = False
         self._begin()
 
@@ -179,6 +181,7 @@ class Gatherer:
             self._given,
             datatype,
             ids,
+            self._maps,
         )
         self._outstanding.append(self._given)
         self._begin()

@@ -12,6 +12,7 @@ from cbframe.arrow.columns import SEQNO, VBUCKET
 from cbframe.arrow.documents.census import Disagreement, quoted
 from cbframe.arrow.documents.dates import Dates
 from cbframe.arrow.documents.fit import fit
+from cbframe.arrow.documents.rendered import rendered
 from cbframe.errors import ConversionError
 from cbframe.frame import shape
 from cbframe.frame.conflicts import Conflict, named
@@ -33,6 +34,8 @@ class Outcome:
         How many of them are no JSON objects, by reason.
     lenient
         A field that was asked for need not be there.
+    final
+        The tables are handed out, and not unified with others.
 
     Attributes
     ----------
@@ -46,11 +49,18 @@ class Outcome:
     """
 
     def __init__(
-        self, target: ScanSpec, rows: int, rejected: dict[str, int], *, lenient: bool = False
+        self,
+        target: ScanSpec,
+        rows: int,
+        rejected: dict[str, int],
+        *,
+        lenient: bool = False,
+        final: bool = True,
     ) -> None:
         if rejected and target.errors == "raise":
             shape.refuse_rejected(rejected, rows)
         self._target = target
+        self._final = final
         # Where there is no document, no name can be wrong.
         self._lenient = lenient or not rows
         self._drops = bool(rejected) and target.errors == "drop"
@@ -101,7 +111,9 @@ class Outcome:
             ``columns=`` names a field that no document has.
         """
         raw, table = self._cut(raw, table)
-        return raw, table if self._dates is None else self._dates.apply(table)
+        if self._dates is not None:
+            table = self._dates.apply(table)
+        return raw, rendered(table, self._target.schema) if self._final else table
 
     def conflicts(
         self, found: Iterable[Disagreement], key_of: Callable[[Any], bytes]
@@ -164,5 +176,5 @@ def _refuse_conflicts(conflicts: tuple[Conflict, ...], target: ScanSpec) -> None
 def _refused(conflicts: tuple[Conflict, ...], target: ScanSpec) -> Iterator[Conflict]:
     for conflict in conflicts:
         declared = conflict.action == "null" and target.on_conflict != "null"
-        if declared or target.on_conflict == "raise":
+        if declared or (target.on_conflict == "raise" and conflict.names is None):
             yield conflict

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cbframe.arrow.documents.rendered import rendered
 from cbframe.errors import ConfigurationError
 
 _COMPRESSIONS = ("zstd", "snappy", "gzip", "lz4", "brotli", "none")
@@ -55,52 +54,17 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_parquet(reader: pa.RecordBatchReader, path: Path, compression: str = "zstd") -> int:
-    """Write all batches, gathered until they are worth a row group; return the number of rows.
-
-    Parquet has no objects without fields: where no document has a member in an object, it is the text ``{}``.
-    """
+    """Write all batches, gathered until they are worth a row group; return the number of rows."""
     rows = 0
-    schema = writable(reader.schema.empty_table()).schema
+    schema = rendered(reader.schema.empty_table()).schema
     with (
         whole_file(path) as file,
         pq.ParquetWriter(file, schema, compression=compression) as writer,
     ):
         for group in _groups(reader):
-            writer.write_table(writable(group), row_group_size=len(group))
+            writer.write_table(rendered(group), row_group_size=len(group))
             rows += len(group)
     return rows
-
-
-def writable(table: pa.Table) -> pa.Table:
-    """A table that Parquet can hold: objects without fields are the text ``{}``."""
-    for at, field in enumerate(table.schema):
-        if _has_empty(field.type):
-            column = _without_empty(table.column(at).combine_chunks())
-            table = table.set_column(at, field.with_type(column.type), column)
-    return table
-
-
-def _has_empty(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return not kind.num_fields or any(_has_empty(member.type) for member in kind)
-    return pa.types.is_list(kind) and _has_empty(kind.value_type)
-
-
-def _without_empty(array: pa.Array) -> pa.Array:
-    kind = array.type
-    if not _has_empty(kind):
-        return array
-    missing = array.is_null()
-    if pa.types.is_list(kind):
-        items = _without_empty(array.flatten())
-        lengths = array.value_lengths().fill_null(0).to_numpy()
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-        return pa.ListArray.from_arrays(offsets, items, mask=missing)
-    if kind.num_fields:
-        members = [_without_empty(member) for member in array.flatten()]
-        names = [member.name for member in kind]
-        return pa.StructArray.from_arrays(members, names, mask=missing)
-    return pc.if_else(missing, pa.scalar(None, pa.string()), pa.scalar("{}"))
 
 
 def _groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:

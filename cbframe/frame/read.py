@@ -139,8 +139,10 @@ def scan_bucket(
         a column of each field of an object, ``geo.lat``; ``"json"`` keeps their JSON text as it was written.
     schema
         Types that columns must have, whatever the documents have: a pyarrow schema, which says which
-        columns there are, or a dict from names to types, for these fields; the others are inferred. A value
-        that does not fit is an error, or null with ``on_conflict="null"``. To a string any value fits.
+        columns there are, or a dict from names to types, for these fields; the others are inferred. Types
+        are those of pyarrow, pandas, numpy or Python (``datetime.date``), or their names as a read prints
+        them: ``"timestamp[us, tz=UTC]"``, ``"list<string>"``, ``"map<string, int64>"``. A value that does
+        not fit is an error, or null with ``on_conflict="null"``. To a string any value fits.
     infer_schema_length
         Only fields that the first so many documents have become columns; those that come later are in
         ``_cb_rest``, as JSON text. Types follow from all documents in any case. None for all.
@@ -150,8 +152,11 @@ def scan_bucket(
         the most frequent kind, others become null; ``"raise"`` raises a
         :class:`~cbframe.ConversionError`. The result's ``conflicts`` tell of each.
     max_struct_fields
-        Objects with more different fields than that, over all documents, become JSON text: their names are
-        data. Also the largest columns, until all that are left have no more fields inside than that.
+        Names of objects that have more different ones than that, over all documents, are data: the objects
+        are a map, or JSON text where values have no common type. So are names that are many and rare, where
+        there are fewer: more than 32, of which an object has fewer than one in 16 on average, in a struct of
+        more than 16,384 cells. The result's ``conflicts`` tell of each. Also the largest columns become JSON
+        text, until all that are left have no more fields inside than that.
     parse_dates
         Make timestamps of strings that are ISO 8601 dates and times, in the columns that are named, or in
         all (True): where all values of the column are such, with an offset, as UTC, or all without.

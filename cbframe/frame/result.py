@@ -80,7 +80,8 @@ class ReadResult:
         about: dict[str, Any] = {"bucket": self.bucket, "as_of": self.as_of}
         if report:
             told = [
-                {"path": each.path, "types": each.types, "action": each.action} for each in self.conflicts
+                {name: value for name, value in each.to_dict().items() if name != "samples"}
+                for each in self.conflicts
             ]
             about |= {
                 "conflicts": told,

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cbframe.arrow.columns import OURS, REASON, VALUE
+from cbframe.arrow.documents.parse import member_of
 from cbframe.arrow.documents.projection import Path
 from cbframe.errors import ConfigurationError, ConversionError
 
@@ -96,11 +96,7 @@ def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool
                     f"columns= names {'.'.join(path)!r}, and {outer!r} is text",
                     hint=f"leave {outer!r} out of columns=, or read it alone and look into the text",
                 )
-            if column is None or not pa.types.is_struct(column.type):
-                column = None
-                break
-            at = column.type.get_field_index(member)
-            column = None if at < 0 else pc.struct_field(column, [at])
+            column = None if column is None else member_of(column, member)
         if column is None and lenient:
             column = pa.chunked_array([pa.nulls(rows)])
         if column is None:
@@ -119,7 +115,7 @@ def joined(path: Path) -> str:
 
 
 def flattened(table: pa.Table) -> pa.Table:
-    """Each field of a struct as a column of its own, named ``parent.child``; lists stay as they are.
+    """Each field of a struct as a column of its own, named ``parent.child``; lists and maps stay as they are.
 
     A name that a column has already gets a ``_`` behind it.
     """

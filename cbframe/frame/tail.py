@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cbframe.arrow.batcher import newest
 from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VALUE, VBUCKET
+from cbframe.arrow.documents.plan import Place
 from cbframe.errors import ConfigurationError
 from cbframe.frame.changes import ChangeBatch, typed
 
@@ -54,6 +55,7 @@ class Tail:
     def __init__(self, schema: pa.Schema, clock: Callable[[], float]) -> None:
         self._schema = schema
         self._clock = clock
+        self._maps: set[Place] = set()
         self._pieces: deque[_Piece] = deque()
         self._count = 0
 
@@ -126,7 +128,9 @@ class Tail:
         ids = np.concatenate([np.zeros(0, np.uint32), *(piece.collection for piece in self._pieces)])
         keep = newest(pa.table({KEY: table[KEY], COLLECTION_ID: pa.array(ids), SEQNO: table[SEQNO]}))
         keep &= np.asarray(table[VALUE].is_valid())
-        result, conflicts, rejected = typed(table.filter(pa.array(keep)), datatype[keep], columns=columns)
+        result, conflicts, rejected = typed(
+            table.filter(pa.array(keep)), datatype[keep], columns=columns, maps=self._maps
+        )
         about = {"conflicts": [conflict.to_dict() for conflict in conflicts], "rejected": rejected}
         return to_pandas(result, dtype_backend, about)
 

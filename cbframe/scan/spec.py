@@ -20,9 +20,9 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import OURS
 from cbframe.arrow.documents.filters import Filters, Predicate, make_filters, predicates
-from cbframe.arrow.documents.fit import arrow_type
 from cbframe.arrow.documents.plan import OnConflict, Policy
 from cbframe.arrow.documents.projection import Path, path_of
+from cbframe.arrow.documents.typenames import arrow_type
 from cbframe.arrow.exclusion import TRANSACTION_PREFIX
 from cbframe.cluster.auth import Authenticator, as_authenticator
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
@@ -374,7 +374,7 @@ def declared_types(schema: Any) -> dict[str, pa.DataType]:
             raise ConfigurationError(
                 f"schema= names {ours[0]!r}", hint=f"it is about fields of documents; {OURS}* is metadata"
             )
-        return {str(name): arrow_type(kind) for name, kind in schema.items()}
+        return {name: arrow_type(kind, name) for name, kind in schema.items()}
     raise ConfigurationError(
         f"schema= is a {type(schema).__name__}", hint="give a pyarrow.Schema, or a dict of names and types"
     )

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
-from cbframe.frame.parquet import check_compression, writable
+from cbframe.arrow.documents.rendered import rendered
+from cbframe.frame.parquet import check_compression
 from cbframe.scan.spec import positive
 from cbframe.snapshot.manifest import FileEntry
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
@@ -96,7 +97,7 @@ class ChangeFiles:
     ) -> None:
         self._store = store
         self._prefix = prefix
-        self._schema = writable(schema.empty_table()).schema
+        self._schema = rendered(schema.empty_table()).schema
         self._bounds = np.linspace(0, vbuckets, parts + 1).astype(np.int64)[1:-1]
         self._compression = compression
         self._files: dict[int, _Open] = {}
@@ -116,7 +117,7 @@ class ChangeFiles:
 
     def add(self, table: pa.Table) -> None:
         """Add rows."""
-        table = writable(table)
+        table = rendered(table)
         for part, rows in self._split(table):
             if part not in self._files:
                 self._files[part] = self._open(part)

@@ -30,6 +30,7 @@ from cbframe.arrow.documents.filters import (
     unknown,
 )
 from cbframe.arrow.documents.kinds import Kind, is_text
+from cbframe.arrow.documents.parse import member_of
 from cbframe.arrow.documents.projection import Path
 from cbframe.arrow.documents.result import REST
 from cbframe.arrow.documents.unify import Columns
@@ -63,7 +64,9 @@ def kind_at(columns: Columns, path: Path) -> tuple[Kind, int] | None:
     for length in range(1, len(path)):
         if kind.json:
             return kind, length
-        if pa.types.is_map(kind.type) and kind.item is not None:
+        if pa.types.is_map(kind.type):
+            if kind.item is None or not pa.types.is_string(kind.type.key_type):
+                return kind, length
             kind = kind.item
         elif path[length] in kind.members:
             kind = kind.members[path[length]]
@@ -266,10 +269,9 @@ def _double(value: Any) -> float | None:
 def _cells(table: pa.Table, path: Path) -> pa.ChunkedArray:
     column = table[column_of(path)]
     for member in path[1:]:
-        if pa.types.is_map(column.type):
-            column = pc.map_lookup(column, pa.scalar(member, column.type.key_type), "last")
-        else:
-            column = pc.struct_field(column, [column.type.get_field_index(member)])
+        inside = member_of(column, member)
+        assert inside is not None, "the file has it"
+        column = inside
     return column
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OURS
 from cbframe.arrow.documents.filters import Filters, Predicate, predicates
 from cbframe.arrow.documents.projection import Path, path_of
+from cbframe.arrow.documents.rendered import rendered
 from cbframe.arrow.documents.result import REST
 from cbframe.arrow.documents.unify import Columns, unify
 from cbframe.arrow.documents.widen import widen
@@ -242,6 +243,7 @@ class VersionReader:
             documents = selected(documents, self._columns, rows=len(head))
         if self._nested == "flatten":
             documents = flattened(documents)
+        documents = rendered(documents)
         if not documents.column_names:
             return head
         schema = pa.schema([*head.schema, *documents.schema])

@@ -83,10 +83,14 @@ class SnapshotResult:
             lines.append(("rolled back", f"{some(self.rolled_back)} by the server"))
         if self.read_again:
             lines.append(("read again", f"{some(self.read_again)}"))
-        if self.conflicts:
-            fields = ", ".join(conflict.path for conflict in self.conflicts[:5])
-            more = f" and {len(self.conflicts) - 5} more" if len(self.conflicts) > 5 else ""
-            lines.append(("conflicts", f"no common type: {fields}{more}"))
+        for label, some_conflicts in (
+            ("no common type", [each for each in self.conflicts if each.names is None]),
+            ("names are data", [each for each in self.conflicts if each.names is not None]),
+        ):
+            if some_conflicts:
+                fields = ", ".join(each.path for each in some_conflicts[:5])
+                more = f" and {len(some_conflicts) - 5} more" if len(some_conflicts) > 5 else ""
+                lines.append(("conflicts", f"{label}: {fields}{more}"))
         if self.rejected:
             told = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
             lines.append(("_cb_value", told))

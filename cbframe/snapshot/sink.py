@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,8 +14,9 @@ from cbframe.arrow.batcher import of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, VALUE, VBUCKET
 from cbframe.arrow.documents.census import quoted
 from cbframe.arrow.documents.chunks import Batch
+from cbframe.arrow.documents.density import Width
 from cbframe.arrow.documents.passes import PassingTyper
-from cbframe.arrow.documents.plan import Plan
+from cbframe.arrow.documents.plan import Place, Plan
 from cbframe.arrow.documents.rewrite import FAMILIES
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder
 from cbframe.arrow.spool import ARRIVED, Spool, Survivors
@@ -52,10 +53,19 @@ class Described:
         Values that have no common type.
     declared
         Fields whose type is declared: text of them holds any value.
+    widths
+        How many names there are where there are many.
     """
 
-    def __init__(self, plan: Plan, conflicts: Iterable[Conflict] = (), declared: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        conflicts: Iterable[Conflict] = (),
+        declared: Iterable[str] = (),
+        widths: Mapping[Place, Width] | None = None,
+    ) -> None:
         self._plan = plan
+        self._widths = widths
         self._reported: dict[str, dict[str, list[str]]] = {}
         for each in conflicts:
             families: list[str] = [FAMILIES[kind] for kind in each.types if kind in FAMILIES]
@@ -67,7 +77,7 @@ class Described:
     def look(self, table: pa.Table) -> None:
         """Take in one more table; all have one schema."""
         if self._builder is None:
-            self._builder = ColumnsBuilder(table.schema, self._plan)
+            self._builder = ColumnsBuilder(table.schema, self._plan, self._widths)
         self._builder.look(table)
 
     def columns(self) -> Columns:
@@ -206,7 +216,7 @@ class ChangeSink(SpoolingSink):
         census = typer.census
         rejected = census.reasons()
         # An update may bring none of the documents that have a field.
-        outcome = Outcome(self._target, rows.upserts, rejected, lenient=True)
+        outcome = Outcome(self._target, rows.upserts, rejected, lenient=True, final=False)
 
         def typed() -> Iterator[tuple[int, pa.Table]]:
             return enumerate(typer.tables(rows, layout))
@@ -219,7 +229,8 @@ class ChangeSink(SpoolingSink):
                     lambda row, number=number: (number, row),  # type: ignore[misc]
                 )
         conflicts = outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
-        columns = Described(_named(layout.plan, self._target), conflicts, self._target.schema)
+        widths = _placed(census.widths, self._target)
+        columns = Described(_named(layout.plan, self._target), conflicts, self._target.schema, widths)
 
         def tables() -> Iterator[pa.Table]:
             for number, table in typed():
@@ -356,6 +367,16 @@ class _ChangeRows:
 def _is_document(heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
     mutation: npt.NDArray[np.bool_] = heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
     return mutation
+
+
+def _placed(widths: Mapping[Place, Width], target: ScanSpec) -> dict[Place, Width]:
+    """Widths by the places of the columns in the result."""
+    found: dict[Place, Width] = {}
+    for path in target.columns or [(str(place[0]),) for place in widths]:
+        for place, width in widths.items():
+            if place[: len(path)] == path:
+                found[made_way(".".join(path)), *place[len(path) :]] = width
+    return found
 
 
 def _named(plan: Plan, target: ScanSpec) -> Plan:

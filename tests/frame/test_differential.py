@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from json_documents import runs
 
 from cbframe import LocalCluster, ReadResult, scan_bucket
+from cbframe.arrow.documents.census import quoted
 
 from .kit import QUICK
 
@@ -69,7 +70,12 @@ def loaded(value: bytes) -> dict[str, Any] | None:
 
 
 def equal(value: Any, cell: Any, path: str, reported: set[str]) -> bool:
-    """Whether a cell is a value of Python's json, or is reported and tells it as text."""
+    """Whether a cell is a value of Python's json, or is reported and tells it as text.
+
+    Where all objects are ``{}``, they are text without being reported.
+    """
+    if value == {} and cell == "{}":
+        return True
     if path in reported and isinstance(cell, str) and not (type(value) is str and cell == value):
         return told(cell, value)
     if value is None or cell is None:
@@ -78,7 +84,8 @@ def equal(value: Any, cell: Any, path: str, reported: set[str]) -> bool:
         return same_number(value, cell)
     if isinstance(value, dict):
         return isinstance(cell, dict) and all(
-            equal(value.get(name), cell.get(name), f"{path}.{name}", reported) for name in value.keys() | cell
+            equal(value.get(name), cell.get(name), f"{path}.{quoted(name)}", reported)
+            for name in value.keys() | cell
         )
     if isinstance(value, list):
         return (
@@ -128,7 +135,7 @@ def assert_told(rows: list[dict[str, Any]], values: list[bytes], result: ReadRes
         assert (kept, reason) == (None, None)
         cells = {name[:-1] if name.startswith("_cb_") else name: cell for name, cell in row.items()}
         for name in document.keys() | cells.keys():
-            assert equal(document.get(name), cells.get(name), name, reported), (name, document, cells)
+            assert equal(document.get(name), cells.get(name), quoted(name), reported), (name, document, cells)
     assert sum(result.rejected.values()) == rejects
 
 

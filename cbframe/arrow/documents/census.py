@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cbframe.arrow.documents.chunks import Batch
+from cbframe.arrow.documents.density import Widths, merge, widths_of
 from cbframe.arrow.documents.facts import load
 from cbframe.arrow.documents.guard import Reason
 from cbframe.arrow.documents.order import Order, Path, Places, firsts
@@ -35,15 +36,18 @@ class Disagreement:
         Kinds of values there, and how many, over all documents.
     action
         What became of the values: ``"text"``, ``"json"``, or ``"null"``: those of other kinds than the
-        column's are gone.
+        column's are gone. ``"map"``: nothing happened to the values, and names are keys.
     samples
         For each kind the few documents that have it and stand first in the bucket.
+    names
+        How many different names its objects have, where these are data; else None.
     """
 
     path: str
     types: dict[str, int]
     action: str
     samples: dict[str, tuple[Any, ...]] = field(repr=False)
+    names: int | None = None
 
 
 @dataclass(slots=True)
@@ -58,24 +62,30 @@ class Census:
         Some document has fields that are no columns.
     counts
         How many values of each kind there are where there is no common type.
+    widths
+        How many names there are where names of objects may be data.
     """
 
     rejected: Counter[int] = field(default_factory=Counter)
     rest: bool = False
     counts: dict[Place, Counter[str]] = field(default_factory=dict)
+    widths: Widths = field(default_factory=dict)
     _best: dict[Path, tuple[_Where, bytes]] = field(default_factory=dict)
     _samples: dict[tuple[Place, str], list[tuple[_Where, Any]]] = field(default_factory=dict)
 
-    def add(self, batch: Batch, name: Callable[[int], Any]) -> None:
+    def add(self, batch: Batch, plan: Plan, name: Callable[[int], Any]) -> None:
         """Take in a batch that is converted.
 
         Parameters
         ----------
+        plan
+            To which all chunks can be promoted.
         name
             What a row of the batch is called in samples.
         """
         if batch.verdicts.any():
             self.rejected.update(batch.verdicts[batch.verdicts != Reason.GOOD].tolist())
+        merge(self.widths, widths_of(batch, plan))
         for chunk in batch.chunks:
             self.rest |= chunk.rest is not None and chunk.rest.null_count < len(chunk)
             places = batch.places[chunk.start : chunk.stop]
@@ -94,11 +104,11 @@ class Census:
                     samples.sort(key=itemgetter(0))
                     del samples[_SAMPLES:]
 
-    def order(self) -> Order:
+    def order(self, plan: Plan) -> Order:
         """The order of first appearance: that of the documents in which something appears first."""
         order = Order()
         for _, document in sorted(set(self._best.values())):
-            order.add(load(document))
+            order.add(load(document), plan.type)
         return order
 
     def reasons(self) -> dict[str, int]:
@@ -111,11 +121,16 @@ class Census:
             (names.index(str(place[0])), shown(place), place, member) for place, member in plan.conflicts()
         ]
         for _, path, place, member in sorted(told, key=itemgetter(0, 1)):
+            width = self.widths.get(place) if member.data else None
+            if member.how == "map" and width is not None:
+                yield Disagreement(path, {"object": width.objects}, "map", {}, len(width.names))
+                continue
             kinds = dict(sorted(self.counts.get(place, {}).items()))
             if member.only is not None and all(FAMILIES[kind] == member.only for kind in kinds):
                 continue
             samples = {kind: tuple(name for _, name in self._samples[place, kind]) for kind in kinds}
-            yield Disagreement(path, kinds, "null" if member.only else member.how, samples)
+            count = None if width is None else len(width.names)
+            yield Disagreement(path, kinds, "null" if member.only else member.how, samples, count)
 
 
 def shown(place: Place) -> str:

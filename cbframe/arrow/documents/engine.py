@@ -19,14 +19,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.documents import narrow
+from cbframe.arrow.documents import density, narrow
 from cbframe.arrow.documents.chunks import Batch, Chunk
+from cbframe.arrow.documents.density import Width
 from cbframe.arrow.documents.facts import Facts, Family, at, load
 from cbframe.arrow.documents.guard import inspect
 from cbframe.arrow.documents.parse import Lines
 from cbframe.arrow.documents.plan import Place, Plan, Policy, declared_facts, plan_of
 from cbframe.arrow.documents.promote import MINUS_ZERO, kinds, lossless
-from cbframe.arrow.documents.rewrite import FAMILIES, rewrite, within
+from cbframe.arrow.documents.rewrite import FAMILIES, MAP_NAME, MAP_VALUE, rewrite, within
 
 _LEAF = 64
 """Documents that are looked at one by one when no smaller range is worth a call of the parser."""
@@ -63,6 +64,8 @@ class Engine:
         self._max_depth = min(max_depth, 400)
         self._columns = self._known()
         self._rest = False
+        self._unnamed = False
+        """Some fields have NUL in their names."""
         self.plan = plan_of(self._columns, self._policy)
         self.wide = False
 
@@ -115,7 +118,7 @@ class Engine:
             self.inspect(batch)
         originals = batch.documents(start, stop)
         rewritten = rewrite(originals, plan)
-        if self._learn(originals, rewritten.odd) or self._learn(originals, rewritten.held):
+        if self._learn(originals, rewritten.odd, batch) or self._learn(originals, rewritten.held, batch):
             return start
         lines = Lines(rewritten.documents)
         ranges = [(start, stop)]
@@ -133,7 +136,7 @@ class Engine:
                     middle = (low + high) // 2
                     ranges += [(middle, high), (low, middle)]
                     continue
-                if self._learn(originals, range(here, there)):
+                if self._learn(originals, range(here, there), batch):
                     return low
                 columns = _by_hand(rewritten.documents[here:there].to_pylist(), plan)
             rest = None if rewritten.rest is None else rewritten.rest[here:there]
@@ -158,23 +161,31 @@ class Engine:
         if len(parsed.doubtful):
             doubtful = originals[start:stop].take(pa.array(parsed.doubtful))
             suspects = doubtful.filter(pc.match_substring_regex(doubtful, _LONG_INTEGER))
-            if self._learn(suspects, range(len(suspects))):
+            if self._learn(suspects, range(len(suspects)), batch):
                 return None
         return parsed.columns
 
-    def _learn(self, documents: pa.Array, rows: Iterable[int]) -> bool:
-        """Add to the facts what sound documents tell; whether the plan is another one now."""
+    def _learn(self, documents: pa.Array, rows: Iterable[int], batch: Batch) -> bool:
+        """Add to the facts what sound documents of a batch tell; whether the plan is another one now."""
         new = False
         limit = self._policy.max_members
         for row in rows:
             for name, value in load(documents[row].as_py()).items():
                 facts = self._columns.get(name)
                 if facts is None:
+                    if "\0" in name:
+                        new |= not self._unnamed
+                        self._unnamed = True
+                        continue
                     if self._rest:
                         continue
                     facts = self._columns[name] = Facts()
                     new = True
                 new |= facts.learn(value, limit)
+        if new:
+            density.keep(self._columns, self._policy.maps, limit)
+        if new and batch.inspected:
+            density.guess(self._columns, batch, limit)
         return new and self._replan()
 
     def _replan(self) -> bool:
@@ -183,7 +194,7 @@ class Engine:
         for facts in self._columns.values():
             if facts.nested() > _MOST_FIELDS * self._policy.max_members:
                 facts.close()
-        plan = plan_of(self._columns, self._policy, rest=self._rest)
+        plan = plan_of(self._columns, self._policy, closed=self._rest, unnamed=self._unnamed)
         if plan == self.plan:
             return False
         self.plan = plan
@@ -192,6 +203,7 @@ class Engine:
     def choose(self, counts: Mapping[str, int]) -> None:
         """Of too many names take the most frequent ones."""
         declared = self._policy.declared
+        counts = {name: count for name, count in counts.items() if "\0" not in name}
         chosen = sorted(counts.keys() - declared.keys(), key=lambda name: (-counts[name], name))
         known = self._known()
         names = [*declared, *chosen[: self._policy.max_columns - len(declared)]]
@@ -207,6 +219,10 @@ class Engine:
         """There are to be no more columns than there are now."""
         self._rest = True
         self._replan()
+
+    def settle(self, widths: Mapping[Place, Width]) -> bool:
+        """Decide where names of objects are data, by all documents; whether the plan is another one now."""
+        return density.settle(self._columns, widths, self._policy.max_members) and self._replan()
 
     def narrow(self, counts: Mapping[Place, Mapping[str, int]]) -> bool:
         """Where values have no common type, keep the most frequent family; whether there was such."""
@@ -261,6 +277,8 @@ def _cell(value: Any, plan: Plan) -> Any:
         return None
     if plan.how == "digits":
         return Decimal(value)
+    if plan.how == "map" and plan.item is not None:
+        return [(each[MAP_NAME], _cell(each[MAP_VALUE], plan.item)) for each in value]
     if pa.types.is_floating(plan.type):
         return float(value)
     if pa.types.is_integer(plan.type):

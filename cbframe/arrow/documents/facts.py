@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from math import isinf
 from typing import Any, Literal
 
+from cbframe.json.reference import MAX_DIGITS
+
 Family = Literal["boolean", "number", "string", "array", "object"]
 """Values of one family may have a common type."""
 
 _LONGEST = 400
 """Integers of more digits are beyond the range of a double, and slow to read."""
+
+
+_TOO_LONG = 10**MAX_DIGITS
 
 
 class Huge:
@@ -93,9 +98,15 @@ class Facts:
         Items of arrays; None if there was no array.
     fields
         Members of objects, in the order in which they were seen; None if there was no object.
+    values
+        Values of all members together, where the names of objects are data; None where members are fields.
+    keep
+        Whether members are fields (``"struct"``) or names are data (``"map"``), where that is decided.
+    sampled
+        How many fields there were when their names were last looked at.
     opaque
-        It is kept as JSON text: it was an array or an object, and also something else, or it had
-        more different members than are allowed. Nothing is remembered of what is inside of it.
+        It is kept as JSON text: it was an array or an object, and also something else, or a name of an object
+        has a NUL in it. Nothing is remembered of what is inside of it.
     only
         The one family of values that counts; None if all do.
     others
@@ -115,6 +126,9 @@ class Facts:
     beyond: bool = False
     item: Facts | None = None
     fields: dict[str, Facts] | None = None
+    values: Facts | None = None
+    keep: Literal["struct", "map"] | None = None
+    sampled: int = 0
     opaque: bool = False
     only: Family | None = None
     others: bool = False
@@ -124,6 +138,11 @@ class Facts:
     def number(self) -> bool:
         """Whether a number was seen."""
         return self.integer or self.double
+
+    @property
+    def long(self) -> bool:
+        """Whether some integer has more digits than a decimal."""
+        return bool(max(-self.low, self.high) >= _TOO_LONG)
 
     def families(self) -> tuple[Family, ...]:
         """Kinds of values that have no common type, in a fixed order."""
@@ -163,8 +182,8 @@ class Facts:
                 assert isinstance(value, Huge)
                 new = not (self.integer and self.beyond)
                 self.integer = self.inexact = self.beyond = True
-        if new and not self.opaque and self._is_opaque(max_members):
-            self.close()
+        if new:
+            self._limit(max_members)
         return new
 
     def restart(self, only: Family) -> None:
@@ -176,13 +195,55 @@ class Facts:
     def close(self) -> None:
         """Make it opaque."""
         self.opaque = True
+        self.values = None
         self.item = None if self.item is None else Facts()
         self.fields = None if self.fields is None else {}
 
-    def _is_opaque(self, max_members: int) -> bool:
-        if self.fields is not None and len(self.fields) > max_members:
-            return True
-        return (self.item is not None or self.fields is not None) and len(self.families()) > 1
+    def _limit(self, max_members: int) -> None:
+        """Make it opaque where values have no common type, and data of too many names."""
+        if self.opaque:
+            return
+        if (self.item is not None or self.fields is not None) and len(self.families()) > 1:
+            self.close()
+        elif self.fields is not None and len(self.fields) > max_members:
+            self.to_map(max_members)
+
+    def to_map(self, max_members: int) -> None:
+        """From now on the names of objects are data."""
+        if self.only is not None:
+            # What was declared, or was chosen among several families, is made of the text.
+            self.opaque = self.written = True
+            self.fields = {}
+            return
+        self.values = Facts()
+        for facts in (self.fields or {}).values():
+            self.values.merge(facts, max_members)
+        self.fields = None if self.fields is None else {}
+
+    def to_struct(self) -> None:
+        """From now on members are fields, of which nothing is known."""
+        self.values = None
+
+    def merge(self, other: Facts, max_members: int) -> None:
+        """Take in what another field has been."""
+        for name in _FLAGS:
+            setattr(self, name, getattr(self, name) or getattr(other, name))
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        if other.item is not None:
+            self.item = self.item or Facts()
+            self.item.merge(other.item, max_members)
+        if other.fields is not None:
+            self.fields = self.fields or {}
+            if other.values is not None and self.values is None:
+                self.to_map(max_members)
+            for name, facts in other.fields.items():
+                into = self.fields.setdefault(name, Facts()) if self.values is None else self.values
+                into.merge(facts, max_members)
+        if other.values is not None and self.values is not None:
+            self.values.merge(other.values, max_members)
+        if self.opaque:
+            self.close()
+        self._limit(max_members)
 
     def _double(self, value: float) -> bool:
         beyond = isinf(value)
@@ -215,6 +276,15 @@ class Facts:
             self.fields = {}
         if self.opaque:
             return new
+        if any("\0" in name for name in value):
+            self.close()
+            return True
+        if self.values is None and self.keep == "map":
+            self.values = Facts()
+        if self.values is not None:
+            for member in value.values():
+                new |= self.values.learn(member, max_members)
+            return new
         for name, member in value.items():
             facts = self.fields.get(name)
             if facts is None:
@@ -225,17 +295,20 @@ class Facts:
 
     def nested(self) -> int:
         """How many fields there are inside, at any depth."""
-        count = 0 if self.item is None else self.item.nested()
+        count = sum(each.nested() for each in (self.item, self.values) if each is not None)
         return count + sum(1 + facts.nested() for facts in (self.fields or {}).values())
 
 
+_FLAGS = ("boolean", "integer", "double", "string", "inexact", "beyond", "opaque", "others", "written")
+
+
 def at(columns: Mapping[str, Facts], path: Iterable[str | None]) -> Facts:
-    """The facts of a place inside of columns; None in a path stands for the items of a list."""
+    """The facts of a place inside of columns; None stands for items of a list, or values of a map."""
     first, *rest = path
     assert first is not None
     facts = columns[first]
     for name in rest:
-        inner = facts.item if name is None else (facts.fields or {})[name]
+        inner = (facts.item or facts.values) if name is None else (facts.fields or {})[name]
         assert inner is not None
         facts = inner
     return facts

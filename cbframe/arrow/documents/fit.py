@@ -13,36 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.documents.plan import is_list
-from cbframe.errors import ConfigurationError
 
 _EXACT = 1 << 53
-_PYTHON = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), bytes: pa.binary()}
-
-
-def arrow_type(kind: Any) -> pa.DataType:
-    """The Arrow type that is meant by a type of pyarrow, pandas, numpy or Python, or its name.
-
-    Raises
-    ------
-    ConfigurationError
-        It means none.
-    """
-    if isinstance(kind, pa.DataType):
-        return kind
-    if isinstance(getattr(kind, "pyarrow_dtype", None), pa.DataType):
-        return kind.pyarrow_dtype
-    try:
-        if isinstance(kind, type) and kind in _PYTHON:
-            return _PYTHON[kind]
-        if isinstance(kind, str):
-            return pa.type_for_alias(kind.lower())
-        # None is a double to numpy.
-        return pa.from_numpy_dtype(getattr(kind, "numpy_dtype", kind if kind is not None else ""))
-    except (ValueError, TypeError, pa.ArrowNotImplementedError) as exc:
-        raise ConfigurationError(
-            f"schema= has {kind!r}, which is no type",
-            hint='give a pyarrow type, or a name such as "int64", "string" or "timestamp[us]"',
-        ) from exc
 
 
 def fit(column: pa.ChunkedArray, kind: pa.DataType) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
@@ -116,8 +88,11 @@ def _cell(value: Any, kind: pa.DataType, lost: list[Any]) -> Any:
         return None
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
+    if isinstance(value, str) and (pa.types.is_map(kind) or pa.types.is_struct(kind)):
+        # Objects of many names, and those that maps are made of, are JSON text until now.
+        value = json.loads(value, parse_float=Decimal)
     if pa.types.is_map(kind):
-        return _pairs(json.loads(value, parse_float=Decimal), kind, lost)
+        return _pairs(value, kind, lost)
     if pa.types.is_struct(kind):
         return _members(value, kind, lost)
     if is_list(kind):

@@ -15,8 +15,9 @@ timestamps                                  of the finest unit; text if one does
 several of: boolean, number, string, time   text
 lists                                       list, items by this table
 structs                                     struct, members by this table
-structs of too many different members       JSON text
-lists or structs, and anything else         JSON text
+structs whose names together are data       map, values by this table; JSON text if they differ
+maps, and structs                           the same
+lists, or structs and maps, with others     JSON text
 JSON text, and anything                     JSON text
 other integers                              the narrowest that holds both
 other floats                                the widest; double with integers, as above
@@ -32,11 +33,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import pyarrow as pa
 
 from cbframe.arrow.documents.facts import Facts
 from cbframe.arrow.documents.plan import is_list
+from cbframe.json import reference
 
 _UNITS = ("s", "ms", "us", "ns")
 _DIGITS = 38
@@ -70,7 +73,10 @@ class Kind:
     members
         Of a struct.
     item
-        Of a list.
+        Of a list; or of a map, its values.
+    width
+        Of a struct how many objects there were, and how many members these had together, null ones included;
+        None where that was not counted.
     """
 
     type: pa.DataType
@@ -83,6 +89,7 @@ class Kind:
     lost: bool = False
     members: Mapping[str, Kind] = field(default_factory=dict)
     item: Kind | None = None
+    width: tuple[int, int] | None = None
 
     def same(self, other: Kind) -> bool:
         """Whether values are the same in both."""
@@ -154,10 +161,10 @@ def _common(kinds: Sequence[Kind], max_members: int) -> Kind:
     equal = all(kind.type.equals(some[0].type) for kind in some)
     families = {_family(kind.type) for kind in some}
     if len(families) > 1:
-        return JSON if families & {"list", "struct", "map"} else TEXT
+        return JSON if families & {"list", "object"} else TEXT
     family = families.pop()
-    if family == "struct":
-        return _structs(some, max_members, equal=equal)
+    if family == "object":
+        return _objects(some, max_members, equal=equal)
     if family == "list":
         return _lists(some, max_members, equal=equal)
     if equal:
@@ -167,7 +174,7 @@ def _common(kinds: Sequence[Kind], max_members: int) -> Kind:
     unequal: Callable[[Sequence[Kind]], pa.DataType | None] | None
     unequal = {"number": _number, "moment": _moment}.get(family)
     if unequal is None:
-        return JSON if family == "map" else TEXT
+        return TEXT
     wide = unequal(some)
     return TEXT if wide is None else _marked(wide, some)
 
@@ -200,12 +207,15 @@ def known(kind: Kind, *, nested_as_text: bool) -> Facts | None:
         return Facts(string=True)
     if pa.types.is_float64(kind.type):
         return Facts(double=True)
+    if pa.types.is_map(kind.type) and kind.item is not None:
+        return Facts(keep="map", values=known(kind.item, nested_as_text=nested_as_text) or Facts())
     if kind.item is not None:
         item = known(kind.item, nested_as_text=nested_as_text)
         return None if item is None else Facts(item=item)
     inside = {name: known(each, nested_as_text=nested_as_text) for name, each in kind.members.items()}
     fields = {name: each for name, each in inside.items() if each is not None}
-    return Facts(fields=fields) if fields else None
+    keep: Literal["struct"] | None = "struct" if len(kind.members) > reference.MANY_NAMES else None
+    return Facts(fields=fields or None, keep=keep) if fields or keep else None
 
 
 def decoded(kind: Kind) -> Kind:
@@ -226,10 +236,8 @@ def _family(kind: pa.DataType) -> str:
         return _family(kind.value_type)
     if is_list(kind):
         return "list"
-    if pa.types.is_struct(kind):
-        return "struct"
-    if pa.types.is_map(kind):
-        return "map"
+    if pa.types.is_struct(kind) or pa.types.is_map(kind):
+        return "object"
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
     if pa.types.is_timestamp(kind):
@@ -251,19 +259,50 @@ def _marked(wide: pa.DataType, kinds: Sequence[Kind]) -> Kind:
     )
 
 
-def _structs(kinds: Sequence[Kind], max_members: int, *, equal: bool) -> Kind:
+def _objects(kinds: Sequence[Kind], max_members: int, *, equal: bool) -> Kind:
+    if any(pa.types.is_map(kind.type) for kind in kinds):
+        return _map(kinds, max_members)
     inside = members((kind.members for kind in kinds), max_members)
+    width = _width(kinds)
+    if len(kinds) > 1 and reference.names_are_data(
+        width[0] if width else 0, len(inside), width[1] if width else 0, max_members
+    ):
+        return _map(kinds, max_members)
     if equal:
-        first = kinds[0]
-        return Kind(first.type, members={name: inside[name] for name in first.members})
-    if len(inside) > max_members:
+        inside = {name: inside[name] for name in kinds[0].members}
+    counted = width if len(inside) > reference.MANY_NAMES else None
+    kind = pa.struct([(name, member.type) for name, member in inside.items()])
+    return Kind(kinds[0].type if kind.equals(kinds[0].type) else kind, members=inside, width=counted)
+
+
+def _width(kinds: Sequence[Kind]) -> tuple[int, int] | None:
+    """The width of all together; None where one of many names was not counted."""
+    if any(kind.width is None and len(kind.members) > reference.MANY_NAMES for kind in kinds):
+        return None
+    # Objects of few names are not counted: there was one at least.
+    widths = [kind.width or (1, len(kind.members)) for kind in kinds]
+    return sum(objects for objects, _ in widths), sum(count for _, count in widths)
+
+
+def _map(kinds: Sequence[Kind], max_members: int) -> Kind:
+    """Structs and maps as one map; JSON text where values have no common type."""
+    values: list[Kind] = []
+    keys = set()
+    for kind in kinds:
+        values += kind.members.values() if kind.item is None else [kind.item]
+        keys.add(pa.string() if kind.item is None else kind.type.key_type)
+    if len(keys) > 1:
         return JSON
-    return Kind(pa.struct([(name, member.type) for name, member in inside.items()]), members=inside)
+    some = [decoded(value) for value in values if not pa.types.is_null(value.type)]
+    if any(value.json for value in some) or len({_family(value.type) for value in some}) > 1:
+        return JSON
+    item = common(values, max_members)
+    return Kind(pa.map_(keys.pop(), item.type), item=item)
 
 
 def _lists(kinds: Sequence[Kind], max_members: int, *, equal: bool) -> Kind:
     item = common([kind.item for kind in kinds if kind.item is not None], max_members)
-    if equal:
+    if equal and item.type.equals(kinds[0].type.value_type):
         return Kind(kinds[0].type, item=item)
     large = any(pa.types.is_large_list(kind.type) for kind in kinds)
     return Kind((pa.large_list if large else pa.list_)(item.type), item=item)

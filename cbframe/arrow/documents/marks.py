@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cbframe.arrow.documents.parse import as_lists
 from cbframe.arrow.documents.plan import Place, is_list
 
 _EXACT = 1 << 53
@@ -45,6 +46,8 @@ class Marks:
                 self.look(values, (*place, member.name))
         elif is_list(kind):
             self.look(array.flatten(), (*place, None))
+        elif pa.types.is_map(kind):
+            self.look(as_lists(array).flatten().field(1), (*place, None))
         elif pa.types.is_integer(kind):
             self._integers(array, place)
         elif pa.types.is_decimal(kind):

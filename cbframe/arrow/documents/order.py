@@ -16,23 +16,29 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cbframe.arrow.documents.parse import as_lists
+
 Path = tuple[str, ...]
-"""Names of members, from the outside in. Lists have no name: their items are where they are."""
+"""Names of members, from the outside in. Items of lists and values of maps are where these are."""
 Rows = npt.NDArray[np.int64]
 
 
 class Order(dict[str, "Order"]):
     """Names in order of first appearance, each with the order of what is inside."""
 
-    def add(self, value: Any) -> None:
-        """Take in one more value, later than all before."""
-        if isinstance(value, dict):
+    def add(self, value: Any, kind: pa.DataType) -> None:
+        """Take in one more value, later than all before; only what the type has is looked at."""
+        if isinstance(value, dict) and pa.types.is_map(kind):
+            for member in value.values():
+                self.add(member, kind.item_type)
+        elif isinstance(value, dict) and pa.types.is_struct(kind):
             for name, member in value.items():
-                if member is not None:
-                    self.setdefault(name, Order()).add(member)
-        elif isinstance(value, list):
+                at = -1 if member is None else kind.get_field_index(name)
+                if at >= 0:
+                    self.setdefault(name, Order()).add(member, kind.field(at).type)
+        elif isinstance(value, list) and pa.types.is_list(kind):
             for item in value:
-                self.add(item)
+                self.add(item, kind.value_type)
 
     def names(self, known: Iterable[str]) -> list[str]:
         """The names that are known, in this order, then those that have not appeared."""
@@ -43,6 +49,8 @@ class Order(dict[str, "Order"]):
         """A type with the members of its structs in this order."""
         if pa.types.is_list(kind):
             return pa.list_(self.of(kind.value_type))
+        if pa.types.is_map(kind):
+            return pa.map_(kind.key_type, self.of(kind.item_type))
         if pa.types.is_struct(kind):
             members = {member.name: member.type for member in kind}
             return pa.struct(
@@ -118,13 +126,17 @@ def _inside(
         members = array.flatten() if array.null_count else [array.field(i) for i in range(len(kind))]
         for member, cells in zip(kind, members, strict=True):
             visit(cells, (*path, member.name), rows)
-    elif pa.types.is_list(kind) and _has_members(kind):
-        lengths = array.value_lengths().fill_null(0).to_numpy()
+    elif _has_members(kind):
+        lists = as_lists(array) if pa.types.is_map(kind) else array
+        lengths = lists.value_lengths().fill_null(0).to_numpy()
         every = np.arange(len(array)) if rows is None else rows
-        visit(array.flatten(), path, np.repeat(every, lengths))
+        items = lists.flatten().field(1) if pa.types.is_map(kind) else lists.flatten()
+        visit(items, path, np.repeat(every, lengths))
 
 
 def _has_members(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind):
         return _has_members(kind.value_type)
+    if pa.types.is_map(kind):
+        return _has_members(kind.item_type)
     return bool(pa.types.is_struct(kind))

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
+from cbframe.arrow.documents.rewrite import MAP_NAME, MAP_VALUE
 from cbframe.arrow.memory import POOL
 
 _NAME = "_" + secrets.token_hex(8)
@@ -112,17 +113,48 @@ def _parseable(kind: pa.DataType) -> pa.DataType:
 
     Of several nulls in one list of nulls the parser (16 to 26) makes a single item, and an array
     that is out of bounds. So it is asked for booleans there. Asked for decimals it would take 1.0 and
-    1e2, too, which are no integers: documents are rewritten so that their digits are strings.
+    1e2, too, which are no integers: documents are rewritten so that their digits are strings. And so that
+    maps are lists of names and values.
     """
     if pa.types.is_null(kind):
         return pa.bool_()
     if pa.types.is_decimal(kind):
         return pa.string()
+    if pa.types.is_map(kind):
+        return pa.list_(_parseable(_entry(kind)))
     if pa.types.is_list(kind):
         return pa.list_(_parseable(kind.value_type))
     if pa.types.is_struct(kind):
         return pa.struct([(m.name, m.type if pa.types.is_null(m.type) else _parseable(m.type)) for m in kind])
     return kind
+
+
+def _entry(kind: pa.DataType) -> pa.DataType:
+    return pa.struct([(MAP_NAME, pa.string()), (MAP_VALUE, kind.item_type)])
+
+
+def as_map(lists: pa.Array, names: pa.Array, values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A map with the entries that lists have places for."""
+    entries = pa.StructArray.from_arrays([names, values], fields=[kind.key_field, kind.item_field])
+    validity, offsets = lists.buffers()[:2]
+    return pa.Array.from_buffers(
+        kind, len(lists), [validity, offsets], lists.null_count, lists.offset, [entries]
+    )
+
+
+def as_lists(array: pa.Array) -> pa.Array:
+    """Maps as lists of names and values."""
+    kind = array.type
+    return array.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
+
+
+def member_of(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray | None:
+    """What objects have under a name: a field of structs, a value of maps; None if no object can have it."""
+    kind = column.type
+    if pa.types.is_map(kind):
+        return pc.map_lookup(column, pa.scalar(name, kind.key_type), "first")
+    at = kind.get_field_index(name) if pa.types.is_struct(kind) else -1
+    return None if at < 0 else pc.struct_field(column, [at])
 
 
 def _restore(array: pa.Array, kind: pa.DataType) -> pa.Array | None:
@@ -131,6 +163,9 @@ def _restore(array: pa.Array, kind: pa.DataType) -> pa.Array | None:
         return array
     if pa.types.is_decimal(kind):
         return array.cast(kind)
+    if pa.types.is_map(kind):
+        entries = _restore(array.values, _entry(kind))
+        return None if entries is None else as_map(array, entries.field(0), entries.field(1), kind)
     if pa.types.is_null(kind):
         return pa.nulls(len(array)) if array.null_count == len(array) else None
     if pa.types.is_list(kind):
@@ -163,8 +198,9 @@ def _doubtful(array: pa.Array) -> tuple[npt.NDArray[np.int64], bool]:
     elif pa.types.is_struct(kind):
         members = [_doubtful(array.field(index)) for index in range(kind.num_fields)]
         return np.concatenate([_NONE, *(rows for rows, _ in members)]), all(ok for _, ok in members)
-    elif pa.types.is_list(kind):
-        items, finite = _doubtful(array.values)
-        rows = np.searchsorted(array.offsets.to_numpy(), items, side="right") - 1
+    elif pa.types.is_list(kind) or pa.types.is_map(kind):
+        lists = as_lists(array) if pa.types.is_map(kind) else array
+        items, finite = _doubtful(lists.values)
+        rows = np.searchsorted(lists.offsets.to_numpy(), items, side="right") - 1
         return np.asarray(rows[(rows >= 0) & (rows < len(array))], np.int64), finite
     return _NONE, True

@@ -88,6 +88,8 @@ class PassingTyper:
                     self._count(number, batch)
             if self._engine.wide or any(plan is not self._engine.plan for plan in self._plans):
                 continue
+            if self._engine.settle(self.census.widths):
+                continue
             if self._policy.on_conflict != "null" or not self._engine.narrow(self.census.counts):
                 return Layout.of(self._engine.plan, self.census)
 
@@ -108,7 +110,7 @@ class PassingTyper:
         whole = sum(map(len, batch.chunks)) == len(batch)
         if whole and all(chunk.plan is plan for chunk in batch.chunks):
             self._plans[number] = plan
-            self.census.add(batch, lambda row: (number, row))
+            self.census.add(batch, plan, lambda row: (number, row))
 
     def _choose_columns(self, pieces: Pieces) -> None:
         counts: Counter[str] = Counter()

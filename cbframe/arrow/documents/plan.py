@@ -8,7 +8,7 @@ true, false                                bool
 integers within int64                      int64
 integers within uint64, none negative      uint64
 integers of up to 38 digits                decimal128(38, 0)
-integers of more digits                    text: their digits
+... and one of more digits among numbers   text: the numbers as they are written
 numbers, some with a point or an exponent  float64, the nearest double of each
 ... some integer has no exact double       text: the numbers as they are written
 ... some number is beyond a double         text: the numbers as they are written
@@ -16,9 +16,13 @@ strings, also those that look like dates   string, unchanged
 several of: boolean, number, string        text: strings unchanged, the others as written
 arrays                                     list, items by this table
 objects                                    struct, members by this table
+objects whose names are data               map, values by this table; JSON text if they differ
+an object with NUL in a name               JSON text: each value as it is written
+arrays or objects deeper than level 60     JSON text: each value as it is written
 arrays or objects, and anything else       JSON text: each value as it is written
-objects of too many different members      JSON text: each value as it is written
 =========================================  ===================================================
+
+It is that of :mod:`cbframe.json.reference`, whose results are the same.
 
 There is no decimal256: polars ends the process at one, and DuckDB makes a double of it in a Parquet file.
 """
@@ -32,12 +36,13 @@ from typing import Literal
 import pyarrow as pa
 
 from cbframe.arrow.documents.facts import Facts, Family
+from cbframe.json.reference import MAX_DIGITS, MAX_LEVELS, MAX_MEMBERS
 
-How = Literal["plain", "text", "json", "string", "digits"]
+How = Literal["plain", "text", "json", "string", "digits", "map"]
 OnConflict = Literal["widen", "json", "null", "raise"]
 
 Place = tuple[str | None, ...]
-"""Where a field is: names of members from the outside in, None for the items of a list."""
+"""Where a field is: names of members from the outside in, None for items of a list and values of a map."""
 
 _INT64 = (-(1 << 63), (1 << 63) - 1)
 _UINT64 = (0, (1 << 64) - 1)
@@ -53,8 +58,8 @@ class Policy:
     max_columns
         Top-level fields that become columns: the most frequent ones.
     max_members
-        Different members that an object may have, and fields inside of all columns together, before
-        objects become JSON text.
+        Different members that an object may have before its names are data, and fields inside of all columns
+        together before objects become JSON text.
     on_conflict
         What values without a common type become: ``"widen"`` makes text of scalars, and JSON text of
         what has arrays or objects; ``"json"`` makes JSON text in any case; ``"null"`` keeps the most
@@ -67,15 +72,18 @@ class Policy:
         Only fields of the first so many documents become columns.
     known
         What is known of fields before any document: from others, that are typed on their own.
+    maps
+        Where names of objects are data, since they are in others that are typed on their own.
     """
 
     max_columns: int = 1000
-    max_members: int = 1000
+    max_members: int = MAX_MEMBERS
     on_conflict: OnConflict = "widen"
     nested_as_text: bool = False
     declared: Mapping[str, pa.DataType] = field(default_factory=dict)
     infer_length: int | None = None
     known: Mapping[str, Facts] = field(default_factory=dict)
+    maps: frozenset[Place] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +97,23 @@ class Plan:
     how
         ``plain``: as the parser makes it. Otherwise each value is rewritten as a JSON string before:
         ``text`` quotes scalars that are no strings, ``string`` anything that is no string, ``json`` any
-        value, and ``digits`` integers, of which decimals are made.
+        value, and ``digits`` integers, of which decimals are made. ``map`` makes a list of names and values.
     members
         Of a struct.
     item
-        Of a list.
+        Of a list; or of a map, its values.
     conflict
         Its values have no common type.
+    data
+        Names of objects are data.
     held
         It would be typed if it had fewer fields, and may yet have: facts are still gathered.
     rewrites
         Documents have to be rewritten for it, or for something inside of it.
     rest
         Members that are no columns go to a column of their own, of JSON text.
+    closed
+        There are to be no further columns.
     only
         Values of other families become null.
     family
@@ -113,9 +125,11 @@ class Plan:
     members: Mapping[str, Plan] = field(default_factory=dict)
     item: Plan | None = None
     conflict: bool = False
+    data: bool = False
     held: bool = False
     rewrites: bool = False
     rest: bool = False
+    closed: bool = False
     only: Family | None = None
     family: Family | None = None
 
@@ -124,9 +138,14 @@ class Plan:
         """Name and type of each member."""
         return {name: plan.type for name, plan in self.members.items()}
 
+    def nested(self) -> int:
+        """How many fields there are inside, at any depth."""
+        count = 0 if self.item is None else self.item.nested()
+        return count + sum(1 + member.nested() for member in self.members.values())
+
     def conflicts(self, path: Place = ()) -> Iterator[tuple[Place, Plan]]:
-        """The field itself, which is at `path`, and those inside of it: where they have no common type."""
-        if self.conflict:
+        """The field at `path`, and those inside: where there is no common type, or names are data."""
+        if self.conflict or self.data:
             yield path, self
         for name, member in self.members.items():
             yield from member.conflicts((*path, name))
@@ -134,17 +153,21 @@ class Plan:
             yield from self.item.conflicts((*path, None))
 
 
-def plan_of(columns: Mapping[str, Facts], policy: Policy, *, rest: bool = False) -> Plan:
+def plan_of(
+    columns: Mapping[str, Facts], policy: Policy, *, closed: bool = False, unnamed: bool = False
+) -> Plan:
     """The plan of documents with these fields.
 
     Parameters
     ----------
-    rest
-        Documents have more fields than these.
+    closed
+        Documents have more fields than these, and they are no columns.
+    unnamed
+        Documents have fields with NUL in their names, which no column can have.
     """
-    members = {name: _resolve(facts, policy) for name, facts in columns.items()}
-    _hold(members, columns, policy)
-    return _struct(members, rest=rest)
+    members = {name: _resolve(facts, policy, 2) for name, facts in columns.items()}
+    _hold(members, policy)
+    return replace(_struct(members), rest=closed or unnamed, closed=closed)
 
 
 def declared_facts(kind: pa.DataType) -> Facts:
@@ -181,10 +204,9 @@ def _written(facts: Facts) -> Plan:
     return replace(_quoted("json" if facts.only == "object" else "text", conflict=True), only=facts.only)
 
 
-def _hold(members: dict[str, Plan], facts: Mapping[str, Facts], policy: Policy) -> None:
+def _hold(members: dict[str, Plan], policy: Policy) -> None:
     """Make JSON text of the columns with most fields inside, until the others have few enough."""
-    plain = [name for name, plan in members.items() if plan.how == "plain" and name not in policy.declared]
-    sizes = {name: facts[name].nested() for name in plain}
+    sizes = {name: plan.nested() for name, plan in members.items() if name not in policy.declared}
     total = sum(sizes.values())
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         if total <= policy.max_members:
@@ -193,24 +215,29 @@ def _hold(members: dict[str, Plan], facts: Mapping[str, Facts], policy: Policy) 
         total -= sizes[name]
 
 
-def _resolve(facts: Facts, policy: Policy) -> Plan:
+def _resolve(facts: Facts, policy: Policy, level: int) -> Plan:
+    """The plan of a field; arrays and objects there are of a level: 1 is that of the document."""
     families = facts.families()
     nested = facts.item is not None or facts.fields is not None
     if facts.written:
         return _written(facts)
     if facts.only is not None:
-        plan = replace(_resolve(replace(facts, only=None), policy), conflict=False)
+        plan = replace(_resolve(replace(facts, only=None), policy, level), conflict=False)
         return replace(plan, only=facts.only, conflict=True, rewrites=True) if facts.others else plan
     if facts.opaque:
         return _quoted("json", conflict=True)
     if nested and policy.nested_as_text:
         return replace(_quoted("json"), family=families[0])
+    if nested and level > MAX_LEVELS:
+        return _quoted("json", conflict=True)
     if len(families) > 1:
         return _quoted("text" if policy.on_conflict == "widen" else "json", conflict=True)
+    if facts.fields is not None and facts.values is not None:
+        return _map(facts.values, policy, level)
     if facts.fields is not None:
-        return _struct({name: _resolve(member, policy) for name, member in facts.fields.items()})
+        return _struct({name: _resolve(member, policy, level + 1) for name, member in facts.fields.items()})
     if facts.item is not None:
-        item = _resolve(facts.item, policy)
+        item = _resolve(facts.item, policy, level + 1)
         return Plan(pa.list_(item.type), item=item, rewrites=item.rewrites)
     if facts.number:
         return _number(facts)
@@ -218,26 +245,31 @@ def _resolve(facts: Facts, policy: Policy) -> Plan:
 
 
 def _number(facts: Facts) -> Plan:
-    if facts.beyond or (facts.double and facts.inexact):
+    if facts.beyond or facts.long or (facts.double and facts.inexact):
         return _quoted("text", conflict=True)
     if facts.double:
         return Plan(pa.float64())
     for low, high, kind in ((*_INT64, pa.int64()), (*_UINT64, pa.uint64())):
         if low <= facts.low and facts.high <= high:
             return Plan(kind)
-    if max(-facts.low, facts.high) < 10**38:
-        return Plan(pa.decimal128(38, 0), "digits", rewrites=True)
-    return _quoted("text", conflict=True)
+    return Plan(pa.decimal128(MAX_DIGITS, 0), "digits", rewrites=True)
+
+
+def _map(values: Facts, policy: Policy, level: int) -> Plan:
+    if len(values.families()) > 1:
+        return replace(_quoted("json", conflict=True), data=True)
+    # To Arrow a map is a list of structs: two levels.
+    item = _resolve(values, policy, level + 2)
+    return Plan(pa.map_(pa.string(), item.type), "map", item=item, data=True, rewrites=True)
 
 
 def _quoted(how: How, *, conflict: bool = False, held: bool = False) -> Plan:
     return Plan(pa.string(), how, conflict=conflict, held=held, rewrites=True)
 
 
-def _struct(members: dict[str, Plan], *, rest: bool = False) -> Plan:
+def _struct(members: dict[str, Plan]) -> Plan:
     return Plan(
         pa.struct([(name, plan.type) for name, plan in members.items()]),
         members=members,
         rewrites=any(plan.rewrites for plan in members.values()),
-        rest=rest,
     )

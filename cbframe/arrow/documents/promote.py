@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cbframe.arrow.documents.parse import as_lists, as_map
 from cbframe.arrow.documents.plan import Place, Plan
 
 MINUS_ZERO = r"-0[\s,\]}]"
@@ -47,6 +48,8 @@ def lossless(array: pa.Array, narrow: Plan, wide: Plan, minus_zero: Callable[[],
         if wide.how == "text":
             return narrow.how == "plain" and _one_text(array, minus_zero)
         return wide.how == "digits" and pa.types.is_integer(array.type)
+    if narrow.how == "map" and narrow.item is not None and wide.item is not None:
+        return lossless(as_lists(array).values.field(1), narrow.item, wide.item, minus_zero)
     if narrow.how != "plain":
         # Text is counted by kind while it is made.
         return narrow == wide
@@ -92,6 +95,10 @@ def promote(array: pa.Array, wide: pa.DataType) -> pa.Array:
         return pa.nulls(len(array), wide)
     if pa.types.is_integer(narrow) or pa.types.is_decimal(narrow) or pa.types.is_boolean(narrow):
         return array.cast(wide)
+    if pa.types.is_map(narrow):
+        lists = as_lists(array)
+        names, values = (lists.values.field(at) for at in (0, 1))
+        return as_map(lists, names, promote(values, wide.item_type), wide)
     if pa.types.is_list(narrow):
         validity, offsets = array.buffers()[:2]
         items = promote(array.values, wide.value_type)
@@ -117,13 +124,15 @@ def kinds(array: pa.Array, narrow: Plan, wide: Plan, path: Place) -> Iterator[tu
 def _kinds(
     array: pa.Array, narrow: Plan, wide: Plan, path: Place, rows: Rows
 ) -> Iterator[tuple[Place, str, Rows]]:
-    if narrow is wide or narrow.how != "plain" or array.null_count == len(array):
+    if narrow is wide or narrow.how not in ("plain", "map") or array.null_count == len(array):
         return
     if wide.how == "text":
         yield path, _KINDS[array.type], rows[array.is_valid().to_numpy(zero_copy_only=False)]
     elif narrow.item is not None and wide.item is not None:
-        lengths = array.value_lengths().fill_null(0).to_numpy()
-        yield from _kinds(array.flatten(), narrow.item, wide.item, (*path, None), np.repeat(rows, lengths))
+        lists = as_lists(array) if narrow.how == "map" else array
+        lengths = lists.value_lengths().fill_null(0).to_numpy()
+        items = lists.flatten().field(1) if narrow.how == "map" else lists.flatten()
+        yield from _kinds(items, narrow.item, wide.item, (*path, None), np.repeat(rows, lengths))
     elif pa.types.is_struct(array.type):
         for (name, member), cells in zip(narrow.members.items(), array.flatten(), strict=True):
             yield from _kinds(cells, member, wide.members[name], (*path, name), rows)

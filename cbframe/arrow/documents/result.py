@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 from cbframe.arrow.columns import OURS, REASON, VALUE
 from cbframe.arrow.documents.census import Census, Disagreement
 from cbframe.arrow.documents.chunks import Batch, chunks_of
+from cbframe.arrow.documents.density import Width
 from cbframe.arrow.documents.guard import Reason
 from cbframe.arrow.documents.order import Order
-from cbframe.arrow.documents.plan import Plan
+from cbframe.arrow.documents.plan import Place, Plan
 from cbframe.arrow.documents.promote import promote
 
 REST = "_cb_rest"
@@ -39,6 +40,8 @@ class TypedColumns:
         Fields that are text because of their values, in the order of the columns; samples are rows.
     plan
         By which the columns were made.
+    widths
+        How many names there are where names of objects may be data.
     """
 
     table: pa.Table
@@ -46,6 +49,7 @@ class TypedColumns:
     rejected: dict[str, int]
     conflicts: tuple[Disagreement, ...]
     plan: Plan
+    widths: Mapping[Place, Width] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class Layout:
     @classmethod
     def of(cls, plan: Plan, census: Census) -> Layout:
         """The layout of the batches of a census."""
-        return cls(plan, census.order(), census.rest, bool(census.rejected))
+        return cls(plan, census.order(plan), census.rest, bool(census.rejected))
 
     def names(self) -> list[str]:
         """Names of fields that are columns."""
@@ -102,7 +106,7 @@ def assemble(batches: list[Batch], plan: Plan) -> TypedColumns:
     rows = 0
     for batch in batches:
         before = rows
-        census.add(batch, lambda row, before=before: before + row)  # type: ignore[misc]
+        census.add(batch, plan, lambda row, before=before: before + row)  # type: ignore[misc]
         rows += len(batch)
     layout = Layout.of(plan, census)
     return TypedColumns(
@@ -111,6 +115,7 @@ def assemble(batches: list[Batch], plan: Plan) -> TypedColumns:
         rejected=census.reasons(),
         conflicts=tuple(census.disagreements(plan, layout.names())),
         plan=plan,
+        widths=census.widths,
     )
 
 

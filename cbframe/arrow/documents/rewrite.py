@@ -29,6 +29,8 @@ FAMILIES: dict[str, Family] = {
     "array": "array",
     "object": "object",
 }
+MAP_NAME, MAP_VALUE = "n", "v"
+"""Members of the objects in the list that is written for a map."""
 Rows = Sequence[int] | npt.NDArray[np.int64]
 Tally = Mapping[str, Rows]
 """Rows with a value of each kind, in ascending order."""
@@ -98,7 +100,7 @@ def rewrite(documents: pa.Array, plan: Plan) -> Rewritten:
         fields = _FIELDS(source)
         changed = False
         if plan.rest:
-            more = {name: fields.pop(name) for name in list(fields) if name not in plan.members}
+            more = {name: fields.pop(name) for name in list(fields) if _is_rest(name, plan)}
             rest.append(_ENCODE(more) if more else None)
             changed = bool(more)
         if _rewrite_members(fields, work) or changed:
@@ -107,6 +109,10 @@ def rewrite(documents: pa.Array, plan: Plan) -> Rewritten:
     if plan.rest:
         done.rest = pa.array(rest, pa.binary()).cast(pa.string())
     return done
+
+
+def _is_rest(name: str, plan: Plan) -> bool:
+    return name not in plan.members and (plan.closed or "\0" in name)
 
 
 _Rewrite = Callable[[bytes], bytes]
@@ -144,7 +150,9 @@ class _Writer:
         ]
 
     def _rewriter(self, plan: Plan, path: Place) -> _Rewrite:
-        if plan.item is not None:
+        if plan.item is not None and plan.how == "map":
+            write = self._map(plan.item, path)
+        elif plan.item is not None:
             write = self._array(plan.item, path)
         elif pa.types.is_struct(plan.type):
             write = self._object(plan, path)
@@ -226,6 +234,22 @@ class _Writer:
             if all(one is other for one, other in zip(items, new, strict=True)):
                 return source
             return b"[" + b",".join(new) + b"]"
+
+        return rewrite_value
+
+    def _map(self, item: Plan, path: Place) -> _Rewrite:
+        """An object as a list of names and values, which is what the parser makes a map of."""
+        rewrite_item = self._rewriter(item, (*path, None)) if item.rewrites else None
+
+        def rewrite_value(source: bytes) -> bytes:
+            if source[0] != _OBJECT:
+                return source if source[0] == _NULL else self._odd(source)
+            fields = _FIELDS(source)
+            if b"\\u0000" in source and any("\0" in name for name in fields):
+                return self._odd(source)
+            if rewrite_item is not None:
+                fields = {name: msgspec.Raw(rewrite_item(bytes(raw))) for name, raw in fields.items()}
+            return _ENCODE([{MAP_NAME: name, MAP_VALUE: raw} for name, raw in fields.items()])
 
         return rewrite_value
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from cbframe.arrow.documents.census import Census
 from cbframe.arrow.documents.chunks import Batch
+from cbframe.arrow.documents.density import Widths, merge, widths_of
 from cbframe.arrow.documents.engine import Engine
 from cbframe.arrow.documents.guard import screen
 from cbframe.arrow.documents.order import Places
@@ -144,15 +145,23 @@ class JsonTyper:
         """All rows as one table; the typer is empty afterwards and cannot be used again."""
         self._complete_all()
         self._settle()
-        while self._policy.on_conflict == "null" and self._engine.narrow(self._counts()):
+        while self._engine.settle(self._widths()) or (
+            self._policy.on_conflict == "null" and self._engine.narrow(self._counts())
+        ):
             self._settle()
         batches, self._batches = self._batches, []
         return assemble(batches, self._engine.plan)
 
+    def _widths(self) -> Widths:
+        found: Widths = {}
+        for batch in self._batches:
+            merge(found, widths_of(batch, self._engine.plan))
+        return found
+
     def _counts(self) -> dict[Place, Counter[str]]:
         census = Census()
         for batch in self._batches:
-            census.add(batch, int)
+            census.add(batch, self._engine.plan, int)
         return census.counts
 
     def _choose_columns(self) -> None:

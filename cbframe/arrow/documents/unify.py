@@ -20,7 +20,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -28,6 +28,7 @@ import pyarrow as pa
 from cbframe.arrow.columns import OURS, REASON, VALUE
 from cbframe.arrow.documents import kinds as lattice
 from cbframe.arrow.documents.census import shown
+from cbframe.arrow.documents.density import Width
 from cbframe.arrow.documents.kinds import JSON, Kind
 from cbframe.arrow.documents.marks import Marks
 from cbframe.arrow.documents.plan import Place, Plan, is_list
@@ -66,6 +67,8 @@ class Columns:
         Where text is strings and other scalars, so that it cannot tell 60 from "60".
     lost
         Where some values of the documents are null, or not as they were written.
+    widths
+        Of structs with many names how many objects there were, and how many members these had together.
     """
 
     schema: pa.Schema
@@ -76,11 +79,18 @@ class Columns:
     digits: frozenset[Place] = frozenset()
     mixed: frozenset[Place] = frozenset()
     lost: frozenset[Place] = frozenset()
+    widths: Mapping[Place, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, schema: pa.Schema, plan: Plan, tables: Iterable[pa.Table]) -> Columns:
+    def of(
+        cls,
+        schema: pa.Schema,
+        plan: Plan,
+        tables: Iterable[pa.Table],
+        widths: Mapping[Place, Width] | None = None,
+    ) -> Columns:
         """What the columns of some tables are, which a plan made."""
-        builder = ColumnsBuilder(schema, plan)
+        builder = ColumnsBuilder(schema, plan, widths)
         for table in tables:
             builder.look(table)
         return builder.columns()
@@ -89,13 +99,16 @@ class Columns:
     def of_kinds(cls, kinds: Mapping[str, Kind]) -> Columns:
         """Columns by name."""
         marked: dict[str, set[Place]] = {mark: set() for mark in _MARKS}
+        widths: dict[Place, tuple[int, int]] = {}
         for name, kind in kinds.items():
             for place, inner in _walk(kind, (name,)):
+                if inner.width is not None:
+                    widths[place] = inner.width
                 for mark, places in marked.items():
                     if getattr(inner, mark):
                         places.add(place)
         schema = pa.schema([(name, kind.type) for name, kind in kinds.items()])
-        return cls(schema, **{mark: frozenset(places) for mark, places in marked.items()})
+        return cls(schema, **{mark: frozenset(places) for mark, places in marked.items()}, widths=widths)
 
     def kinds(self) -> dict[str, Kind]:
         """By name, what each column is."""
@@ -127,7 +140,8 @@ class Columns:
                         marked["lost"].add(place)
                     elif action == "text" and lattice.is_text(inner.type):
                         marked["digits" if {*families} == {"number"} else "mixed"].add(place)
-        return replace(self, **{mark: frozenset(places) for mark, places in marked.items()})
+        digits, mixed, lost = (frozenset(marked[mark]) for mark in _LATER)
+        return replace(self, digits=digits, mixed=mixed, lost=lost)
 
     def select(self, names: Iterable[str]) -> Columns:
         """Some of the columns, in that order."""
@@ -138,7 +152,10 @@ class Columns:
         """What JSON can hold: the schema as Arrow's own message in base64, places as lists."""
         message = self.schema.serialize().to_pybytes()
         places = {mark: sorted(map(list, getattr(self, mark)), key=repr) for mark in _MARKS}
-        return {"schema": base64.b64encode(message).decode(), **places}
+        found: dict[str, Any] = {"schema": base64.b64encode(message).decode(), **places}
+        if self.widths:
+            found["widths"] = [[list(place), *self.widths[place]] for place in sorted(self.widths, key=repr)]
+        return found
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Columns:
@@ -155,9 +172,13 @@ class Columns:
             later = all(mark in fields for mark in _LATER)
             marks = _MARKS if later else _MARKS[: -len(_LATER)]
             places = {mark: frozenset(_place(place) for place in fields[mark]) for mark in marks}
+            widths = {
+                _place(place): (int(objects), int(members))
+                for place, objects, members in fields.get("widths", ())
+            }
         except (KeyError, TypeError, ValueError, OSError, binascii.Error, pa.ArrowException) as exc:
             raise _broken(f"{type(exc).__name__}: {exc}") from exc
-        columns = cls(schema, **places)
+        columns = cls(schema, **places, widths=widths)
         if not later:
             # Nothing is known of how text came to be.
             columns = replace(columns, mixed=columns.text())
@@ -173,9 +194,12 @@ class Columns:
 
     def _kind(self, kind: pa.DataType, place: Place) -> Kind:
         if pa.types.is_struct(kind):
-            return Kind(kind, members={m.name: self._kind(m.type, (*place, m.name)) for m in kind})
+            members = {m.name: self._kind(m.type, (*place, m.name)) for m in kind}
+            return Kind(kind, members=members, width=self.widths.get(place))
         if is_list(kind):
             return Kind(kind, item=self._kind(kind.value_type, (*place, None)))
+        if pa.types.is_map(kind):
+            return Kind(kind, item=self._kind(kind.item_type, (*place, None)))
         return Kind(
             kind,
             json=place in self.json,
@@ -197,9 +221,11 @@ class ColumnsBuilder:
         Of the tables. Metadata columns are passed over.
     plan
         By which they were made.
+    widths
+        How many names there are where there are many, as the documents have them.
     """
 
-    def __init__(self, schema: pa.Schema, plan: Plan) -> None:
+    def __init__(self, schema: pa.Schema, plan: Plan, widths: Mapping[Place, Width] | None = None) -> None:
         self._fields = [each for each in schema if _is_of_documents(each.name)]
         self._json = frozenset(
             place
@@ -209,6 +235,7 @@ class ColumnsBuilder:
         if REST in schema.names:
             self._json |= {(REST,)}
         self._marks = Marks()
+        self._widths = {place: (width.objects, width.members) for place, width in (widths or {}).items()}
 
     def look(self, table: pa.Table) -> None:
         """Take in one more table."""
@@ -225,6 +252,12 @@ class ColumnsBuilder:
             frozenset(marks.inexact),
             frozenset(marks.negative),
             frozenset(marks.far),
+            widths={
+                place: self._widths[where]
+                for each in self._fields
+                for place in _structs(each.type, (each.name,))
+                if (where := (unescaped(each.name), *place[1:])) in self._widths
+            },
         )
 
 
@@ -313,6 +346,18 @@ def _json(kind: pa.DataType, plan: Plan | None, place: Place) -> Iterator[Place]
             yield from _json(member.type, plan.members.get(member.name), (*place, member.name))
     elif is_list(kind):
         yield from _json(kind.value_type, plan.item, (*place, None))
+    elif pa.types.is_map(kind):
+        yield from _json(kind.item_type, plan.item, (*place, None))
+
+
+def _structs(kind: pa.DataType, place: Place) -> Iterator[Place]:
+    """Where there are structs."""
+    if pa.types.is_struct(kind):
+        yield place
+        for member in kind:
+            yield from _structs(member.type, (*place, member.name))
+    elif is_list(kind) or pa.types.is_map(kind):
+        yield from _structs(kind.value_type if is_list(kind) else kind.item_type, (*place, None))
 
 
 def _is_of_documents(name: str) -> bool:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.documents.kinds import Kind, decoded
+from cbframe.arrow.documents.parse import as_lists
 from cbframe.arrow.documents.plan import is_list
 
 _ENCODE = msgspec.json.Encoder().encode
@@ -72,11 +73,11 @@ def as_json(array: pa.Array, kind: Kind) -> pa.Array:
         return as_json(array.cast(kind.type.value_type), decoded(kind))
     if pa.types.is_struct(kind.type):
         return _objects(array, kind)
+    if pa.types.is_map(kind.type):
+        return _maps(array, kind.item or _bare(kind.type.item_type))
     if kind.item is not None:
         items = pc.fill_null(as_json(array.flatten(), kind.item), "null")
         return _joined("[", pc.binary_join(with_items(array, items, _TEXTS), ","), "]")
-    if pa.types.is_map(kind.type):
-        return _maps(array)
     text = as_text(array)
     return text if _is_token(kind.type) else _quoted(text)
 
@@ -98,11 +99,10 @@ def _objects(array: pa.Array, kind: Kind) -> pa.Array:
     return pc.replace_with_mask(objects, array.is_null(), pa.scalar(None, pa.string()))
 
 
-def _maps(array: pa.Array) -> pa.Array:
-    kind = array.type
-    entries = array.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
+def _maps(array: pa.Array, item: Kind) -> pa.Array:
+    entries = as_lists(array)
     names, values = entries.flatten().flatten()
-    inner = as_json(values, _bare(kind.item_type))
+    inner = as_json(values, item)
     members = _joined("", _quoted(as_text(names)), ":", pc.fill_null(inner, "null"))
     return _joined("{", pc.binary_join(with_items(entries, members, _TEXTS), ","), "}")
 

@@ -81,8 +81,9 @@ class DeltaResult:
             lines.append(("rolled back", f"{some(self.rolled_back)} by the server"))
         if self.read_again:
             lines.append(("read again", some(self.read_again)))
-        if self.conflicts:
-            lines.append(("conflicts", f"no common type: {len(self.conflicts):,} fields"))
+        conflicts = [each for each in self.conflicts if each.names is None]
+        if conflicts:
+            lines.append(("conflicts", f"no common type: {len(conflicts):,} fields"))
         if self.rejected:
             told = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
             lines.append(("_cb_value", told))

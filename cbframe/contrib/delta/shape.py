@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, METADATA_TYPES, SEQNO, VBUCKET, XATTRS
+from cbframe.arrow.documents.parse import as_lists, as_map
 from cbframe.arrow.documents.plan import is_list
 from cbframe.arrow.documents.unify import Columns
 from cbframe.arrow.documents.written import with_items
@@ -150,6 +151,9 @@ def _stored_type(kind: pa.DataType, where: str) -> pa.DataType | None:
     if is_list(kind):
         item = _stored_type(kind.value_type, f"{where}[]")
         return pa.list_(pa.string() if item is None else item)
+    if pa.types.is_map(kind):
+        key, item = (_stored_type(each, f"{where}[]") for each in (kind.key_type, kind.item_type))
+        return pa.map_(pa.string() if key is None else key, pa.string() if item is None else item)
     if pa.types.is_dictionary(kind):
         return _stored_type(kind.value_type, where)
     if pa.types.is_uint64(kind):
@@ -206,7 +210,18 @@ def _stored(array: pa.Array, kind: pa.DataType) -> pa.Array:
         if pa.types.is_null(have.value_type):
             return with_items(array, pa.nulls(len(items), pa.string()), kind)
         return with_items(array, _stored(items, kind.value_type), kind)
+    if pa.types.is_null(have):
+        return pa.nulls(len(array), kind)
+    if pa.types.is_map(have):
+        return _mapped(array, kind, _stored)
     return array.cast(kind)
+
+
+def _mapped(array: pa.Array, kind: pa.DataType, convert: _Convert) -> pa.Array:
+    """A map of the names and values of another one, converted."""
+    lists = as_lists(array)
+    names, values = (lists.values.field(at) for at in (0, 1))
+    return as_map(lists, convert(names, kind.key_type), convert(values, kind.item_type), kind)
 
 
 def _restored(array: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -231,6 +246,8 @@ def _restored(array: pa.Array, kind: pa.DataType) -> pa.Array:
         return pa.Array.from_buffers(kind, len(array), [valid.buffers()[1]], offset=valid.offset)
     if is_list(kind):
         return with_items(array, _restored(array.flatten(), kind.value_type), kind)
+    if pa.types.is_map(kind):
+        return _mapped(array, kind, _restored)
     if pa.types.is_dictionary(kind):
         return array.cast(kind.value_type).dictionary_encode().cast(kind)
     return array.cast(kind)

@@ -151,4 +151,6 @@ def larger(kind: pa.DataType) -> pa.DataType:
         return pa.struct([(member.name, larger(member.type)) for member in kind])
     if pa.types.is_list(kind):
         return pa.list_(larger(kind.value_type))
+    if pa.types.is_map(kind):
+        return pa.map_(larger(kind.key_type), larger(kind.item_type))
     return _LARGER.get(kind, kind)

@@ -52,9 +52,16 @@ def test_the_order_does_not_matter(documents: list[str]) -> None:
 
 
 def test_what_is_opaque_keeps_nothing_inside() -> None:
-    facts = learned(*(f'{{"k{n}":{{"x":[1]}}}}' for n in range(102)))
+    facts = learned('{"x":[1]}', "1")
     assert facts.opaque
     assert facts.fields == {}
+    assert facts.families() == ("number", "object")
+
+
+def test_of_too_many_names_only_the_values_are_known() -> None:
+    facts = learned(*(f'{{"k{n}":{{"x":[{n}]}}}}' for n in range(102)))
+    assert facts.fields == {}
+    assert facts.values == learned(*(f'{{"x":[{n}]}}' for n in range(102)))
     assert facts.families() == ("object",)
 
 

@@ -3,41 +3,14 @@
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from cbframe.arrow.documents.fit import arrow_type, fit
+from cbframe.arrow.documents.fit import fit
 from cbframe.arrow.documents.plan import Policy
 from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
-from cbframe.errors import ConfigurationError
-
-
-@pytest.mark.parametrize(
-    ("meant", "kind"),
-    [
-        (pa.int16(), pa.int16()),
-        ("int64", pa.int64()),
-        ("String", pa.string()),
-        ("timestamp[us]", pa.timestamp("us")),
-        (int, pa.int64()),
-        (str, pa.string()),
-        (np.float32, pa.float32()),
-        (np.dtype("uint8"), pa.uint8()),
-        (pd.ArrowDtype(pa.date32()), pa.date32()),
-        (pd.Int64Dtype(), pa.int64()),
-    ],
-)
-def test_types_by_many_names(meant: Any, kind: pa.DataType) -> None:
-    assert arrow_type(meant) == kind
-
-
-@pytest.mark.parametrize("wrong", ["no type", 5, None, object(), list])
-def test_what_is_no_type(wrong: Any) -> None:
-    with pytest.raises(ConfigurationError, match="no type"):
-        arrow_type(wrong)
 
 
 def declared(kind: pa.DataType, *cells: str) -> tuple[TypedColumns, list[Any], list[int]]:

@@ -187,8 +187,26 @@ def test_what_two_columns_become(one: list[str], other: list[str], kind: Any, va
         (
             (pa.map_(pa.string(), pa.int8()), [[("x", 1)]]),
             (pa.map_(pa.string(), pa.int16()), [[]]),
+            pa.map_(pa.string(), pa.int16()),
+            [[("x", 1)], []],
+        ),
+        (
+            (pa.map_(pa.int8(), pa.int8()), [[(1, 1)]]),
+            (pa.map_(pa.string(), pa.int8()), [[("x", 2)]]),
             pa.string(),
-            ['{"x":1}', "{}"],
+            ['{"1":1}', '{"x":2}'],
+        ),
+        (
+            (pa.map_(pa.string(), pa.int8()), [[("x", 1), ("y", None)], None]),
+            (pa.struct([("y", pa.float64()), ("x", pa.float64())]), [{"y": 0.5}, None, {"y": 1.0, "x": 2.0}]),
+            pa.map_(pa.string(), pa.float64()),
+            [[("x", 1.0), ("y", None)], None, [("y", 0.5)], None, [("y", 1.0), ("x", 2.0)]],
+        ),
+        (
+            (pa.map_(pa.string(), pa.int8()), [[("x", 1), ("y", None)]]),
+            (pa.struct([("y", pa.string())]), [{"y": "z"}, {"y": None}]),
+            pa.string(),
+            ['{"x":1,"y":null}', '{"y":"z"}', "{}"],
         ),
         ((pa.binary(), [b"x"]), (pa.binary(), [b"\xff"]), pa.binary(), [b"x", b"\xff"]),
         ((pa.binary(), [b"x"]), (pa.null(), [None]), pa.binary(), [b"x", None]),
@@ -252,18 +270,23 @@ def test_what_is_beyond_the_limit_of_columns_is_json_text() -> None:
     ]
 
 
-def test_structs_of_too_many_different_members_become_json_text() -> None:
-    one, other = typed([b'{"a":{"x":1,"y":2},"b":{"c":1}}']), typed([b'{"a":{"x":null,"z":3}}'])
+def test_structs_of_too_many_different_members_become_maps() -> None:
+    one, other = typed([b'{"a":{"x":1,"y":2},"b":{"c":1}}']), typed([b'{"a":{"x":null,"z":0.5}}'])
     wide = unify([one[1], other[1]], max_members=2)
+    assert str(wide.schema.field("a").type) == "map<string, double>"
+    assert widen(one[0], one[1], wide).to_pylist() == [{"a": [("x", 1.0), ("y", 2.0)], "b": {"c": 1}}]
+    assert widen(other[0], other[1], wide).to_pylist() == [{"a": [("z", 0.5)], "b": None}]
+    text = typed([b'{"a":{"z":"t"}}'])
+    wide = unify([one[1], text[1]], max_members=2)
     assert wide.json == {("a",)}
     assert widen(one[0], one[1], wide).to_pylist() == [{"a": '{"x":1,"y":2}', "b": {"c": 1}}]
-    assert widen(other[0], other[1], wide).to_pylist() == [{"a": '{"z":3}', "b": None}]
+    assert widen(text[0], text[1], wide).to_pylist() == [{"a": '{"z":"t"}', "b": None}]
     # Three members each would do, but not so many fields together: the largest column goes first.
     held = unify([one[1], other[1]], max_members=3)
     assert held.json == {("a",)}
     assert unify([one[1], other[1]], max_members=4).json == frozenset()
     inside = unify([typed([b'{"l":[{"a":1,"b":1}]}'])[1], typed([b'{"l":[{"c":1}]}'])[1]], max_members=2)
-    assert inside.json == {("l", None)}
+    assert str(inside.schema.field("l").type) == "list<item: map<string, int64>>"
 
 
 def test_json_text_is_known_at_any_depth() -> None:

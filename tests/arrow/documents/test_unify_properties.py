@@ -282,7 +282,7 @@ def as_json(value: Any, kind: Kind) -> str:
         return "null"
     if kind.json:
         return str(value)
-    if kind.item is not None:
+    if kind.item is not None and not pa.types.is_map(kind.type):
         return "[" + ",".join(as_json(item, kind.item) for item in value) + "]"
     if pa.types.is_struct(kind.type):
         pairs = [
@@ -291,7 +291,8 @@ def as_json(value: Any, kind: Kind) -> str:
             if value[name] is not None
         ]
     elif pa.types.is_map(kind.type):
-        pairs = [(name, as_json(inner, Kind(kind.type.item_type))) for name, inner in value]
+        item = kind.item or Kind(kind.type.item_type)
+        pairs = [(name, as_json(inner, item)) for name, inner in value]
     else:
         text = as_text(value, kind.type)
         token = isinstance(value, bool | int | float | Decimal)
@@ -305,6 +306,12 @@ def as_wide(value: Any, have: Kind, want: Kind) -> Any:
         return value
     if want.json:
         return as_json(value, have)
+    if pa.types.is_map(want.type):
+        pairs = value.items() if have.members else value
+        inside = {name: each for name, each in pairs if each is not None or not have.members}
+        return [
+            (name, as_wide(each, have.item or have.members[name], want.item)) for name, each in inside.items()
+        ]
     if want.item is not None and have.item is not None:
         return [as_wide(item, have.item, want.item) for item in value]
     if pa.types.is_struct(want.type):

@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 from frame.kit import QUICK
 
 from cbframe import LocalCluster, read_snapshot, write_snapshot
+from cbframe.arrow.documents.rendered import rendered
 from cbframe.contrib.delta.log import base_of
 from cbframe.contrib.delta.shape import Shape
 
@@ -59,7 +60,8 @@ def restored(uri: str) -> pa.Table:
     table = DeltaTable(uri)
     shape = Shape(base_of(table, uri).manifest.columns[0], xattrs=False, text=True)
     rows = by_deltalake(uri)
-    return shape.documents_of(rows).append_column("_cb_key", rows["_cb_key"]).sort_by("_cb_key")
+    documents = rendered(shape.documents_of(rows))
+    return documents.append_column("_cb_key", rows["_cb_key"]).sort_by("_cb_key")
 
 
 def live(seed: int, folder: Path) -> Counter[str]:

@@ -1,0 +1,1 @@
+"""JSON documents as typed columns: the rules, and (later) the code that applies them."""
