@@ -10,7 +10,15 @@ from dataclasses import replace
 
 import pytest
 
-from cbframe import CbframeError, ConnectError, LocalCluster, RollbackError, read_bucket, scan_bucket
+from cbframe import (
+    CbframeError,
+    ConnectError,
+    LocalCluster,
+    RollbackError,
+    StreamError,
+    read_bucket,
+    scan_bucket,
+)
 from cbframe.local.dcp import Producer
 from cbframe.local.node import Node
 from cbframe.wire.frame import Frame
@@ -400,3 +408,14 @@ def test_a_node_that_forgets_what_was_consumed(
     assert forgetful
     assert scan.stats is not None
     assert scan.stats.total.tot_worker_connect >= 2
+
+
+def test_a_node_that_answers_and_never_sends(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read ends, after as many attempts as there was time for, and names node and vbuckets."""
+    fill(cluster, 100)
+    monkeypatch.setattr(Producer, "fill", lambda _self: None)
+    options = replace(QUICK, idle_timeout=0.1, recovery_timeout=0.5)
+    scan = scan_bucket(cluster, parse=False, options=options, timeout=30)
+    with pytest.raises(StreamError, match="owes vbuckets 0-15") as caught:
+        scan.to_arrow()
+    assert caught.value.node == cluster.kv_addresses[0]
