@@ -51,7 +51,7 @@ class AsOf(dict[int, tuple[int, int]]):
     def __reduce__(self) -> tuple[type[AsOf], tuple[dict[int, tuple[int, int]], datetime | None]]:
         return AsOf, (dict(self), self.time)
 
-    def _refuse(self, *_: object, **__: object) -> NoReturn:
+    def _refuse(self, *_: object) -> NoReturn:
         raise TypeError("an AsOf cannot be changed")
 
     __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse

@@ -29,7 +29,7 @@ from cbframe.frame.moment import Moment
 from cbframe.frame.names import SYSTEM_SCOPE, Names, is_text
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.run import Run
-from cbframe.scan.spec import ScanSpec
+from cbframe.scan.spec import ScanSpec, count, flag, positive
 
 T = TypeVar("T")
 
@@ -122,6 +122,11 @@ class Divider:
     spec: ScanSpec
     sample_rows: int | None
     binary_keys: bool | None
+
+    def __post_init__(self) -> None:
+        count("sample_rows", self.sample_rows)
+        if self.binary_keys is not None:
+            flag("binary_keys", self.binary_keys)
 
     def look(self, *, sizes: bool = False, time: bool = False) -> Look:
         """Where the vbuckets are now, how much is in them if `sizes`, and what time it is there if `time`."""
@@ -253,8 +258,7 @@ def refuse_undividable(target: ScanSpec, n: int) -> None:
     ConfigurationError
         The scan cannot be divided.
     """
-    if n < 1:
-        raise ConfigurationError(f"{n} partitions", hint="give the number of workers, or some times as many")
+    positive("n", n)
     if target.vbuckets == ():
         raise ConfigurationError(
             "a scan of no vbuckets cannot be divided", hint="leave vbuckets= out, or name some"

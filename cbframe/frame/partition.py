@@ -258,6 +258,7 @@ def divided(
         It knows the scan, and finds out what its partitions have in common.
     """
     refuse_undividable(divider.spec, n)
+    with_secrets = flag("include_credentials", with_secrets)
     consistency = consistency or divider.spec.consistency
     one_of(*get_args(Consistency))("consistency", consistency)
     look = divider.look(time=divider.spec.expired == "drop")
@@ -268,7 +269,7 @@ def divided(
     settings = PartSettings(
         spec=replace(spec, progress=None, consistency=inside),
         agreement=agreement,
-        with_secrets=flag("include_credentials", with_secrets),
+        with_secrets=with_secrets,
     )
     # Once more: the sample took its time.
     time = utc_now()

@@ -19,7 +19,7 @@ from cbframe.frame.parquet import write_parquet
 from cbframe.frame.partition import ScanPartition, divided
 from cbframe.frame.report import ReadReport
 from cbframe.frame.result import ReadResult
-from cbframe.scan.spec import ScanSpec
+from cbframe.scan.spec import ScanSpec, positive
 
 _PER_WORKER = 4
 """So many partitions for each: who is quick takes more of them, and each file is a good part of all."""
@@ -49,10 +49,7 @@ def to_folder(spec: ScanSpec, path: Path, compression: str, workers: int) -> Rea
         A partition could not be read, or a process was ended from outside.
     """
     began = monotonic()
-    if workers < 1:
-        raise ConfigurationError(
-            f"workers={workers}", hint="give a number of processes, or None for this one"
-        )
+    positive("workers", workers)
     if path.exists():
         raise ConfigurationError(f"there is something at {path}", hint="give the name of a new folder")
     divider = Divider(spec, sample_rows=SAMPLE_ROWS, binary_keys=None)

@@ -20,7 +20,16 @@ from cbframe.frame.grid import as_html, as_text
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.scan.progress import Progress
-from cbframe.scan.spec import ColumnsLike, Errors, Exclusion, FiltersLike, Nested, ScanSpec, SchemaLike
+from cbframe.scan.spec import (
+    ColumnsLike,
+    Consistency,
+    Errors,
+    Exclusion,
+    FiltersLike,
+    Nested,
+    ScanSpec,
+    SchemaLike,
+)
 from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:
@@ -186,6 +195,7 @@ def read_schema(
     parse_dates: bool | Iterable[str] = False,
     expired: Exclusion = "drop",
     transaction_records: Exclusion = "drop",
+    consistency: Consistency = "snapshot",
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
@@ -202,8 +212,8 @@ def read_schema(
     ----------
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
 vbuckets, key_prefix, errors, nested, schema, infer_schema_length, on_conflict, max_struct_fields, \
-parse_dates, expired, transaction_records, batch_bytes, buffer_bytes, spool_dir, timeout, dtype_backend, \
-progress, options
+parse_dates, expired, transaction_records, consistency, batch_bytes, buffer_bytes, spool_dir, timeout, \
+dtype_backend, progress, options
         As for :func:`~cbframe.scan_bucket`.
     n_rows
         ``10_000`` makes it a quick look at some documents.

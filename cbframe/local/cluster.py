@@ -224,12 +224,22 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
         _ = self._engine
         return {service: ports[node] for service, ports in self._ports.items()}
 
-    def advertise(self, node: int, **ports: int) -> None:
-        """Tell clients other ports of a node, by the name of the service: those of a proxy before it.
+    def advertise(
+        self,
+        node: int,
+        *,
+        kv: int | None = None,
+        mgmt: int | None = None,
+        kvSSL: int | None = None,  # noqa: N803 - as the cluster map has it
+        mgmtSSL: int | None = None,  # noqa: N803 - as above
+    ) -> None:
+        """Give clients other ports of a node's services: those of a proxy before it.
 
         Every address that this object names, and the cluster map, has them from now on. The node
         listens where it listened.
         """
+        named = {"kv": kv, "mgmt": mgmt, "kvSSL": kvSSL, "mgmtSSL": mgmtSSL}
+        ports = {service: port for service, port in named.items() if port is not None}
         self._engine.advertise(node, ports)
         for service, port in ports.items():
             self._ports[service][node] = port

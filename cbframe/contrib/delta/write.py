@@ -95,7 +95,8 @@ max_struct_fields, parse_dates, transaction_records
     if mode not in ("error", "overwrite"):
         raise ConfigurationError(f"mode={mode!r}", hint="choose from: error, overwrite")
     arguments = locals()
-    arguments["transaction_records"] = transaction_records or "drop"
+    if transaction_records is None:
+        arguments["transaction_records"] = "drop"
     stored = stored_form(arguments)
     target = spec_of(arguments, stored)
     path = path_of_files("uri", uri)
