@@ -339,3 +339,34 @@ def test_a_read_that_ends_early_knows_nothing_of_the_rest(bucket: tuple[LocalClu
     assert len(scan_bucket(bucket[0], filters=filters, n_rows=1, options=QUICK).to_arrow()) == 1
     with pytest.raises(ConfigurationError, match="tpye"):
         scan_bucket(bucket[0], filters=filters, n_rows=100, options=QUICK).to_arrow()
+
+
+def test_names_that_are_data(tmp_path: Path) -> None:
+    """Filters look for a name in whatever becomes of an object of many names."""
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        for n in range(200):
+            cluster.upsert(f"k{n}", {"m": {f"n{n}": n}, "x": {f"n{n}": n if n % 2 else str(n)}})
+        write_snapshot(cluster, tmp_path, options=QUICK)
+        cluster.upsert("later", {"m": {"n5": "text"}})
+        write_snapshot(cluster, tmp_path, options=QUICK)
+        read = partial(LIVE["read_bucket"], cluster)
+        table = [
+            ([("m.n5", "==", 5)], "k5"),
+            ([("m.n5", "==", "text")], "later"),
+            ([("m.n5", "is not", None)], "k5later"),
+            ([("x.n4", "==", "4")], "k4"),
+            ([("x.n7", ">", 6.5)], "k7"),
+            ([("x.n7", "<", 7)], ""),
+        ]
+        for filters, wanted in table:
+            assert read(filters) == wanted
+
+    def keys_of(filters: Any) -> str:
+        return "".join(sorted(read_snapshot(tmp_path, filters=filters).index))
+
+    for filters, wanted in table:
+        assert keys_of(filters) == wanted
+    Snapshot(tmp_path).compact()
+    for filters, wanted in table:
+        # Where the two files together have text of m.n5, it may be refused.
+        assert answer(keys_of, filters) in (wanted, ERROR)
