@@ -150,9 +150,8 @@ class World:
 
     def victim(self) -> int | None:
         """A node that the reader can do without: it knows the present address of another."""
-        addresses = self.cluster.kv_addresses
         living = [node for node in self.members if node != self.dead]
-        reached = {node for node in living if addresses[node] in self.known}
+        reached = {node for node in living if f"127.0.0.1:{self.cluster.ports(node)['kv']}" in self.known}
         return self.rng.choice([None, *(node for node in living if reached - {node})])
 
     def kill(self) -> None:

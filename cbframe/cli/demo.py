@@ -82,7 +82,9 @@ def _run_demo(
 ) -> list[str]:
     title("cluster", first=True)
     with step("start the cluster"):
-        cluster = stack.enter_context(LocalCluster(options.nodes, options.vbuckets, process=True))
+        cluster = stack.enter_context(
+            LocalCluster(options.nodes, options.vbuckets, process=True, sending="bulk")
+        )
     say(f"{INDENT}{cluster.connection_string}, in a process of its own")
     with step("load the sample"):
         cluster.load_sample(options.documents)

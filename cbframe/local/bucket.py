@@ -75,6 +75,8 @@ class Bucket:
         """Whether it is in memory only: what a node had is gone with it."""
         self.release = RELEASES["7.2"]
         """The server release whose behaviour is reproduced."""
+        self.bulk = False
+        """Whether nodes send as much as they have in one call."""
         self.marker_version = self.release.marker_version
         """The newest version of snapshot markers that clients may ask for."""
         self._cas = 0

@@ -37,6 +37,7 @@ class Controls:
         self._features = features
         self.buffer_size = 0
         self.noop = False
+        self.priority = "medium"
         self.noop_interval = _DEFAULT_NOOP_INTERVAL
         self.expirations = False
         self.end_on_close = False
@@ -54,7 +55,7 @@ class Controls:
             "stream_buffer_size": lambda _: Status.NOT_SUPPORTED,
             "enable_noop": self._switch("noop"),
             "set_noop_interval": self._set_interval,
-            "set_priority": _one_of("high", "medium", "low"),
+            "set_priority": self._set_priority,
             "supports_cursor_dropping": _one_of("true", "false"),
             "supports_cursor_dropping_vulcan": _one_of("true", "false"),
             "supports_hifi_MFU": _one_of("true", "false"),
@@ -117,6 +118,12 @@ class Controls:
         if not 0 <= interval <= _LONGEST_NOOP_INTERVAL:
             return Status.EINVAL
         self.noop_interval = interval
+        return Status.SUCCESS
+
+    def _set_priority(self, value: str) -> Status:
+        if value not in self._bucket.release.messages_per_send:
+            return Status.EINVAL
+        self.priority = value
         return Status.SUCCESS
 
     def _set_end_on_close(self, value: str) -> Status:

@@ -18,9 +18,9 @@ from cbframe.wire.messages import DcpNoop
 from cbframe.wire.requests import BufferAck, DcpControl, DcpOpen, StreamRequest
 
 _BATCH = 1024 * 1024
-"""Bytes handed to the socket in one go."""
+"""Bytes handed to the socket in one go, in bulk."""
 _SLICE = 128 * 1024
-"""Bytes of one vbucket before the next one has its turn."""
+"""Bytes of one vbucket before the next one has its turn, in bulk."""
 _FIRST_NOOP_OPAQUE = 10_000_001
 _SHORTEST_NOOP_INTERVAL = 0.01
 _NO_VALUE_FLAG = 0x8
@@ -102,6 +102,13 @@ class Producer:
         """Seconds between NOOPs."""
         wanted = self._forced_interval or self.controls.noop_interval
         return max(wanted, _SHORTEST_NOOP_INTERVAL)
+
+    @property
+    def messages_per_send(self) -> int | None:
+        """How many messages a node of this release puts into one call of ``send``; None: in bulk."""
+        if self._bucket.bulk:
+            return None
+        return self._bucket.release.messages_per_send[self.controls.priority]
 
     def control(self, message: DcpControl) -> tuple[Status, str]:
         """Set an option; the status, and the words that go with it or none."""
@@ -280,12 +287,17 @@ class Producer:
         self.outstanding = max(0, self.outstanding - message.nbytes)
 
     def fill(self) -> None:
-        """Queue the next batch; everything queued before has been sent."""
+        """Queue the next batch; everything queued before has been sent.
+
+        A node sends message by message, each of the stream whose turn it is.
+        """
         self._release()
-        budget = _BATCH
+        messages = self.messages_per_send
+        most = _SLICE if messages is None else 1
+        budget = _BATCH if messages is None else messages
         ready, out, bucket = self._ready, self._conn.out, self._bucket
         while ready and budget > 0:
-            room = min(_SLICE, budget)
+            room = min(most, budget)
             if self.controls.buffer_size:
                 # Sends while less than the window is outstanding: at most one message beyond it.
                 window = self.controls.buffer_size - self.outstanding
@@ -303,8 +315,8 @@ class Producer:
                 continue
             out.append(data)
             self.outstanding += len(data) if self.controls.buffer_size else 0
-            budget -= len(data)
-            if len(data) * 2 > _SLICE:
+            budget -= len(data) if messages is None else 1
+            if len(data) * 2 > most:
                 ready.rotate(-1)
 
     def _count(self, data: bytes) -> None:

@@ -43,6 +43,7 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         password: str,
         replicas: int,
         version: str = "7.2",
+        sending: str = "node",
         noop_interval: float | None,
         seed: int | None,
         tls: dict[str, Any] | None = None,
@@ -56,6 +57,7 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         release = RELEASES[version]
         self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed, history=history)
         self.bucket.release = release
+        self.bucket.bulk = sending == "bulk"
         self.bucket.marker_version = marker_version or release.marker_version
         self.bucket.flush_enabled = flush_enabled
         self.bucket.ephemeral = ephemeral

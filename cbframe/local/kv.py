@@ -103,6 +103,10 @@ class KvConnection(Channel):
         if self.producer is not None:
             self.producer.fill()
 
+    def messages_per_send(self) -> int:
+        most = None if self.producer is None else self.producer.messages_per_send
+        return super().messages_per_send() if most is None else most
+
     def on_timer(self, now: float) -> None:
         if now - self._heard > self.node.idle_timeout:
             self.close()

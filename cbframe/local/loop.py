@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import islice
 from typing import Any, TypeVar
 
 from cbframe.errors import ConnectError, ResourceError
@@ -73,6 +74,10 @@ class Channel:
         """How many bytes are sent before the one whose bits are turned over; None for no such byte."""
         return None
 
+    def messages_per_send(self) -> int:
+        """How many of the buffers in ``out`` go into one call of ``send``."""
+        return _MAX_BUFFERS
+
     def sent(self, nbytes: int) -> None:
         """That many bytes went into the socket."""
 
@@ -99,36 +104,42 @@ class Channel:
             self._flush()
 
     def _flush(self) -> None:
-        if self.out:
-            buffers: list[bytes | memoryview] = []
-            for buffer in self.out:
-                buffers.append(buffer)
-                if len(buffers) == _MAX_BUFFERS:
-                    break
-            limit = self.limit()
-            for most in (limit, self.loop.chop):
-                if most is not None:
-                    buffers = _within(buffers, most)
-            if (place := self.garbled()) is not None:
-                buffers = _with_garbled(buffers, place)
-            try:
-                count = self.sock.sendmsg(buffers)
-            except BlockingIOError:
-                count = 0
-            except OSError:
-                self.close()
-                return
-            self._consume(count)
-            self.sent(count)
-            if limit is not None and count >= limit:
-                self.close()
-                return
-            if not self.out:
-                self.fill()
+        """Send once, or as many small messages as make a batch, while the socket takes all of them."""
+        most = self.messages_per_send()
+        for _ in range(_MAX_BUFFERS // most):
+            if not (self.out and self._send(most)) or self.closed:
+                break
+        if self.closed:
+            return
         if not self.out and self.closing:
             self.close()
             return
         self._want_write(bool(self.out) or self._tls_waits_to_write())
+
+    def _send(self, most: int) -> bool:
+        """One call of ``send`` with at most that many buffers; whether the socket took all of it."""
+        buffers = list(islice(self.out, most))
+        limit = self.limit()
+        for nbytes in (limit, self.loop.chop):
+            if nbytes is not None:
+                buffers = _within(buffers, nbytes)
+        if (place := self.garbled()) is not None:
+            buffers = _with_garbled(buffers, place)
+        try:
+            count = self.sock.sendmsg(buffers)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.close()
+            return False
+        self._consume(count)
+        self.sent(count)
+        if limit is not None and count >= limit:
+            self.close()
+            return False
+        if not self.out:
+            self.fill()
+        return count == sum(map(len, buffers))
 
     def _consume(self, count: int) -> None:
         out = self.out

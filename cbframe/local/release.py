@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cbframe.errors import ConfigurationError
@@ -25,6 +26,8 @@ class Release:
         Whether datatypes in disk backfills without values have the Snappy bit.
     placeholders
         Whether a node that gets a bucket's map before the bucket answers CONFIG_ONLY meanwhile.
+    messages_per_send
+        DCP messages that go into one call of ``send``, by the priority of the connection.
     """
 
     build: str
@@ -33,6 +36,7 @@ class Release:
     key_only_backfills: bool
     packed_on_disk: bool
     placeholders: bool
+    messages_per_send: Mapping[str, int]
 
 
 RELEASES = {
@@ -43,6 +47,7 @@ RELEASES = {
         key_only_backfills=False,
         packed_on_disk=False,
         placeholders=False,
+        messages_per_send={"low": 1, "medium": 1, "high": 1},
     ),
     "8.0": Release(
         "8.0.2-0000-enterprise",
@@ -51,6 +56,7 @@ RELEASES = {
         key_only_backfills=True,
         packed_on_disk=True,
         placeholders=True,
+        messages_per_send={"low": 1, "medium": 5, "high": 50},
     ),
 }
 
