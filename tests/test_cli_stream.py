@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cbframe import Checkpoint, LocalCluster
+from cbframe.arrow.keys import key_bytes
 from cbframe.cli import main
 
 PASSWORD = "s3cret-of-the-stream"
@@ -46,10 +48,8 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 
 def key_of(line: dict[str, Any]) -> bytes:
-    if "key_base64" in line:
-        return base64.b64decode(line["key_base64"])
-    key: str = line["key"]
-    return key.encode()
+    found: bytes = key_bytes(pa.array([line["key"]]))[0].as_py()
+    return found
 
 
 def test_json_lines(login: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,8 @@ Run = Callable[[argparse.Namespace], int]
 
 FORMATS = (
     "The format follows the ending of FILE: .parquet, .arrow (IPC file), .csv or .ndjson. CSV holds nested "
-    "fields as JSON text; CSV and NDJSON hold binary values as base64, and all keys in _cb_key_base64 if one "
-    "is no text; NDJSON leaves missing fields out. "
+    "fields as JSON text; CSV and NDJSON hold binary values as base64; NDJSON leaves missing fields out. "
+    "Keys are text in all formats: a byte that is not UTF-8 is \\xHH. "
     "FILE appears whole or not at all."
 )
 
@@ -100,8 +100,9 @@ def add_output(parser: argparse._ActionsContainer) -> None:
 STREAMED = (
     "With --checkpoint, every change is printed at least once, over any number of runs: FILE is read if it "
     "is there, and written about once a second and at the end. With --json each line is a JSON object: "
-    "change (upsert, delete, expire, rollback or drop), vbucket, seqno, scope, collection, key and value; "
-    "keys and values that are no JSON text are base64, in key_base64 and value_base64. rollback voids what "
+    "change (upsert, delete, expire, rollback or drop), vbucket, seqno, scope, collection, key and value; a "
+    "byte of a key that is not UTF-8 is \\xHH, and a value that is no JSON text is base64, in value_base64. "
+    "rollback voids what "
     "came before of its vbucket with a larger seqno, drop what came of its vbucket and collection with a "
     "smaller one."
 )

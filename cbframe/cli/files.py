@@ -10,7 +10,6 @@ import msgspec
 import pyarrow as pa
 import pyarrow.csv
 
-from cbframe.arrow.columns import KEY
 from cbframe.errors import ConfigurationError
 from cbframe.frame.parquet import whole_file, write_parquet
 
@@ -59,13 +58,8 @@ def _flat(table: pa.Table) -> pa.Table:
     for index, field in enumerate(table.schema):
         if pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_null(field.type):
             values = (_cell(_plain(value, field.type)) for value in table.column(index).to_pylist())
-            table = table.set_column(index, _name(field), pa.array(values, pa.string()))
+            table = table.set_column(index, field.name, pa.array(values, pa.string()))
     return table
-
-
-def _name(field: pa.Field) -> str:
-    """Keys are bytes, and so base64, only where one of them is no text: whoever reads it has to know."""
-    return f"{KEY}_base64" if field.name == KEY and pa.types.is_binary(field.type) else field.name
 
 
 def _cell(value: Any) -> str | None:
@@ -88,7 +82,6 @@ def _write_ndjson(reader: pa.RecordBatchReader, path: Path) -> int:
 def ndjson(batch: pa.RecordBatch) -> Iterator[bytes]:
     """The rows as lines of JSON, some thousand at a time."""
     encode = msgspec.json.Encoder().encode_lines
-    batch = batch.rename_columns([*map(_name, batch.schema)])
     maps = pa.struct(list(batch.schema)) if any(map(_has_map, batch.schema.types)) else None
     for start in range(0, len(batch), _LINES):
         rows = batch[start : start + _LINES].to_pylist()

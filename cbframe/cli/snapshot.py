@@ -83,7 +83,9 @@ def _result(result: SnapshotResult) -> dict[str, Any]:
 def _read(options: argparse.Namespace) -> int:
     write = None if options.output is None else writer_of(options.output)
     source = Snapshot(options.path)
-    reader = source.to_reader(as_of=options.as_of, columns=options.columns, expired=options.expired)
+    reader = source.to_reader(
+        as_of=options.as_of, columns=options.columns, expired=options.expired, keys="text"
+    )
     if write is not None:
         _wrote(options, write(reader, options.output), len(reader.schema), "documents")
         return 0
@@ -100,7 +102,7 @@ def _read(options: argparse.Namespace) -> int:
 
 def _changes(options: argparse.Namespace) -> int:
     write = None if options.output is None else writer_of(options.output)
-    table = Snapshot(options.path).changes_to_arrow(options.since, options.until)
+    table = Snapshot(options.path).changes_to_arrow(options.since, options.until, keys="text")
     if write is not None:
         _wrote(options, write(table.to_reader(), options.output), table.num_columns, "changes")
     elif options.json:

@@ -138,13 +138,9 @@ def _json_text(value: bytes) -> str | None:
 
 
 def _as_json(row: Row) -> str:
-    fields = {name: value for name, value in row.items() if name not in ("key", "value")}
+    fields = {name: value for name, value in row.items() if name != "value"}
     if "key" not in row:
         return json.dumps(fields, ensure_ascii=False)
-    try:
-        fields["key"] = row["key"].decode()
-    except UnicodeDecodeError:
-        fields["key_base64"] = base64.b64encode(row["key"]).decode()
     value: bytes | None = row["value"]
     text = "null" if value is None else _json_text(value)
     if text is None:
@@ -170,7 +166,6 @@ def _text_of(row: Row) -> str:
     return line
 
 
-def _shown(key: bytes) -> str:
+def _shown(key: str) -> str:
     """A key on one line, whatever is in it."""
-    text = key.decode(errors="backslashreplace")
-    return text if text.isprintable() else repr(text)[1:-1]
+    return key if key.isprintable() else repr(key)[1:-1]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cbframe.arrow.columns import KEY
 from cbframe.arrow.documents.plan import OnConflict
+from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, DependencyError
 from cbframe.frame.asof import AsOf
@@ -49,7 +50,6 @@ def read_bucket(
     npartitions: int = 16,
     consistency: Consistency = "snapshot",
     sample_rows: int | None = 10_000,
-    binary_keys: bool | None = None,
     include_credentials: bool = False,
     auth: Any = None,
     tls: TLSLike = None,
@@ -62,6 +62,7 @@ def read_bucket(
     parse: bool = True,
     metadata: str | Iterable[str] = ("key",),
     vbuckets: Iterable[int] | None = None,
+    keys: KeyForm = "text",
     key_prefix: str | bytes | None = None,
     n_rows: int | None = None,
     errors: Errors = "keep",
@@ -92,13 +93,13 @@ def read_bucket(
     npartitions
         A partition has to fit into the memory of a worker, some times over. With as many as nodes, or
         more, each is read from one node.
-    consistency, sample_rows, binary_keys, include_credentials
+    consistency, sample_rows, include_credentials
         As of :meth:`cbframe.BucketScan.partitions`. Without `include_credentials` a plain password is
         refused: give ``auth=EnvironmentAuth("CB_USER", "CB_PASSWORD")``, and set these variables for the
         workers.
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
-vbuckets, key_prefix, errors, nested, schema, on_conflict, max_struct_fields, expired, transaction_records, \
-batch_bytes, buffer_bytes, spool_dir, timeout, dtype_backend, progress, options
+vbuckets, keys, key_prefix, errors, nested, schema, on_conflict, max_struct_fields, expired, \
+transaction_records, batch_bytes, buffer_bytes, spool_dir, timeout, dtype_backend, progress, options
         As for :func:`cbframe.scan_bucket`.
     n_rows, infer_schema_length, parse_dates
         Refused, as by :meth:`cbframe.BucketScan.partitions`: they need all documents in one place.
@@ -129,7 +130,6 @@ batch_bytes, buffer_bytes, spool_dir, timeout, dtype_backend, progress, options
         npartitions,
         consistency=consistency,
         sample_rows=sample_rows,
-        binary_keys=binary_keys,
         include_credentials=include_credentials,
     )
     # Now, and not as an error of Dask's when the graph is sent.

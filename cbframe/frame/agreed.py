@@ -39,32 +39,9 @@ class Agreement:
     documents
         The columns that documents become, before some of them are selected. Of a field whose type is
         declared only the name counts.
-    text
-        Whether keys are strings.
     """
 
     documents: Columns
-    text: bool
-
-    def agreed_text(self, *, text: bool) -> bool:
-        """Whether the keys of a part are strings.
-
-        Parameters
-        ----------
-        text
-            Whether they could be.
-
-        Raises
-        ------
-        ConversionError
-            They cannot, and were to be.
-        """
-        if self.text and not text:
-            raise ConversionError(
-                "a key is no text, and the agreed schema says that keys are",
-                hint="partitions(..., binary_keys=True) makes bytes of all",
-            )
-        return self.text
 
     def declared(self, target: ScanSpec) -> ScanSpec:
         """The target of each part.

@@ -16,6 +16,7 @@ from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.arrow.exclusion import NOTHING, LeftOut
+from cbframe.arrow.keys import formed_key
 from cbframe.arrow.memory import POOL
 from cbframe.arrow.shelf import Shelf
 from cbframe.arrow.spool import DeferringBatchReceiver
@@ -26,7 +27,7 @@ from cbframe.frame.agreed import Agreement, fitted, policy_of
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.gather import Rows, filtered
 from cbframe.frame.intake import Intake
-from cbframe.frame.names import Names, is_text
+from cbframe.frame.names import Names
 from cbframe.frame.outcome import Outcome
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode
@@ -178,17 +179,9 @@ class Assembler:
         self._shelf.close()
 
 
-def raw_table(
-    raw: pa.Table,
-    manifest: Manifest | None,
-    target: ScanSpec,
-    names: Names,
-    *,
-    agreement: Agreement | None = None,
-) -> pa.Table:
+def raw_table(raw: pa.Table, manifest: Manifest | None, target: ScanSpec, names: Names) -> pa.Table:
     """The table that was asked for, of documents that are not typed."""
-    text = None if agreement is None else agreement.agreed_text(text=is_text(raw[KEY]))
-    return beside(names.head(raw, manifest, text=text), raw.select([] if target.keys_only else [VALUE]))
+    return beside(names.head(raw, manifest), raw.select([] if target.keys_only else [VALUE]))
 
 
 def beside(left: pa.Table, right: pa.Table) -> pa.Table:
@@ -222,16 +215,13 @@ def assembled_of(
     if outcome.looks:
         outcome.look(raw, typed.table, int)
     keys = raw[KEY]
-    conflicts = outcome.conflicts(typed.conflicts, lambda row: keys[row].as_py())
-    table, text = typed.table, None
+    conflicts = outcome.conflicts(typed.conflicts, lambda row: formed_key(keys[row].as_py(), target.keys))
+    table = typed.table
     if agreement is not None:
         table, fitter = fitted(typed, agreement, target)
-        conflicts, text = (
-            (*conflicts, *fitter.conflicts(conflicts)),
-            agreement.agreed_text(text=is_text(keys)),
-        )
+        conflicts = (*conflicts, *fitter.conflicts(conflicts))
     raw, table = outcome.form(raw, table)
-    head = _in_chunks_of(table, names.head(raw, manifest, text=text))
+    head = _in_chunks_of(table, names.head(raw, manifest))
     return Assembled(beside(head, table), conflicts, typed.rejected)
 
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cbframe.arrow.columns import SEQNO, VBUCKET
+from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
+from cbframe.arrow.keys import formed, key_bytes
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.frame.changes import CHANGE_TYPE, ChangeBatch
 from cbframe.frame.checkpoint import CHECKPOINT_KEY, Checkpoint, change_files, sync_folder
@@ -108,6 +109,11 @@ class ChangeLog:
                 f"the folder {str(folder)!r} has changes, and the stream does not begin where they end",
                 hint="begin it with start=Checkpoint.load(folder), or name an empty folder",
             )
+        if files:
+            # Who reads the folder reads all files: keys stay of the type that they have there.
+            kind = pq.read_schema(files[-1]).field(KEY).type
+            at = self._schema.get_field_index(KEY)
+            self._schema = self._schema.set(at, self._schema.field(KEY).with_type(kind))
         self._number = int(files[-1].stem.rpartition("-")[2]) + 1 if files else 1
         self._written: list[Path] = []
         self._file: _File | None = None
@@ -179,7 +185,7 @@ class _File:
         return full or now >= self._since + rotation.seconds
 
     def add(self, batch: ChangeBatch) -> None:
-        rows = pa.Table.from_batches([batch.record_batch]).cast(self._schema)
+        rows = _with_keys(pa.Table.from_batches([batch.record_batch]), self._schema).cast(self._schema)
         rollbacks, drops = _marks(batch, self._schema)
         for table in (rollbacks, rows, drops):
             self._waiting += table.to_batches()
@@ -233,6 +239,15 @@ class _File:
         self._writer.close()
         self._file.close()
         self._scratch.unlink(missing_ok=True)
+
+
+def _with_keys(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows whose keys are of the type that a folder has."""
+    kind = schema.field(KEY).type
+    if rows[KEY].type == kind:
+        return rows
+    keys = key_bytes(rows[KEY]) if pa.types.is_binary(kind) else formed(rows[KEY], "text")
+    return rows.set_column(rows.column_names.index(KEY), KEY, keys)
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:

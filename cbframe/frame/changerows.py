@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, METADATA_TYPES, OPCODE, SEQNO, VALUE, VBUCKET
 from cbframe.arrow.exclusion import of_transactions
+from cbframe.arrow.keys import KEY_TYPES, KeyForm, formed
 from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.errors import CbframeError
 from cbframe.frame.changes import CHANGE_TYPE, CHANGE_TYPES, CollectionDrop
@@ -109,6 +110,8 @@ class ChangeRows:
         Names that were asked for.
     key_prefix
         Keep only keys that begin so.
+    keys
+        Their form.
     transaction_records
         Whether changes of records of transactions are kept.
 
@@ -126,9 +129,11 @@ class ChangeRows:
         metadata: Sequence[str],
         directory: Directory,
         key_prefix: bytes | None,
+        keys: KeyForm,
         *,
         transaction_records: bool = False,
     ) -> None:
+        self._keys = keys
         self._keeps_transactions = transaction_records
         self.left_out = 0
         self._prefix = key_prefix
@@ -137,7 +142,10 @@ class ChangeRows:
         asked = [f"_cb_{name}" for name in metadata]
         columns = [name for name in (VBUCKET, SEQNO) if name not in asked]
         columns += [name for name in asked if name != KEY]
-        fields = [pa.field(CHANGE_TYPE, pa.dictionary(pa.int8(), pa.string())), raw.field(KEY)]
+        fields = [
+            pa.field(CHANGE_TYPE, pa.dictionary(pa.int8(), pa.string())),
+            pa.field(KEY, KEY_TYPES[keys], nullable=False),
+        ]
         for name in columns:
             kind = METADATA_TYPES.get(name)
             fields.append(pa.field(name, _NAME if kind is None else kind))
@@ -165,6 +173,7 @@ class ChangeRows:
         """One batch of several; and of each row the datatype, and the collection's id."""
         table = pa.Table.from_batches(batches, self._raw).combine_chunks()
         arrays = {name: _array(table[name]) for name in table.column_names}
+        arrays[KEY] = formed(arrays[KEY], self._keys)
         kinds = _KIND[arrays[OPCODE].to_numpy()]
         arrays[CHANGE_TYPE] = pa.DictionaryArray.from_arrays(pa.array(kinds), CHANGE_TYPES)
         if kinds.any():

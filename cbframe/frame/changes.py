@@ -23,7 +23,6 @@ from cbframe.errors import ConfigurationError
 from cbframe.frame import shape
 from cbframe.frame.checkpoint import VBucketOffset
 from cbframe.frame.conflicts import Conflict, named
-from cbframe.frame.names import is_text
 from cbframe.scan.spec import NESTED, Nested, paths_of
 from cbframe.wire.messages import SystemEvent
 
@@ -269,7 +268,6 @@ def _free(name: str, taken: Sequence[str]) -> str:
 def _beside(head: pa.Table, table: pa.Table) -> pa.Table:
     columns = {}
     for name, column in zip(head.column_names, head.columns, strict=True):
-        text = pa.types.is_dictionary(column.type) or (name == KEY and is_text(column))
-        columns[name] = column.cast(pa.string()) if text else column
+        columns[name] = column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
     schema = pa.schema([*(pa.field(name, column.type) for name, column in columns.items()), *table.schema])
     return pa.table([*columns.values(), *table.columns], schema=schema)

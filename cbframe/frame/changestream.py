@@ -93,6 +93,7 @@ class ChangeStream(ShowsItself):
             target.metadata,
             directory,
             target.key_prefix,
+            target.keys,
             transaction_records=target.transaction_records == "keep",
         )
         self.schema = rows.schema

@@ -77,23 +77,15 @@ def merged(parts: Iterable[Iterable[Conflict]]) -> tuple[Conflict, ...]:
     return tuple(found.values())
 
 
-def named(found: Iterable[Disagreement], key_of: Callable[[Any], bytes]) -> tuple[Conflict, ...]:
+def named(found: Iterable[Disagreement], key_of: Callable[[Any], str | bytes]) -> tuple[Conflict, ...]:
     """Put document keys in the place of rows."""
     return tuple(
         Conflict(
             each.path,
             each.types,
             each.action,
-            {kind: tuple(_text(key_of(row)) for row in rows) for kind, rows in each.samples.items()},
+            {kind: tuple(map(key_of, rows)) for kind, rows in each.samples.items()},
             each.names,
         )
         for each in found
     )
-
-
-def _text(key: bytes) -> str | bytes:
-    """The key as the frame has it: bytes where they are no text."""
-    try:
-        return key.decode()
-    except UnicodeDecodeError:
-        return key

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from cbframe.arrow.columns import KEY, REASON, VALUE, raw_schema
+from cbframe.arrow.columns import REASON, VALUE, raw_schema
 from cbframe.arrow.documents.kinds import Kind
 from cbframe.arrow.documents.plan import Plan
 from cbframe.arrow.documents.unify import Columns, unify
@@ -26,7 +26,7 @@ from cbframe.frame.agreed import Agreement, Fitter
 from cbframe.frame.assemble import Assembler, assembled_of, beside
 from cbframe.frame.intake import Intake
 from cbframe.frame.moment import Moment
-from cbframe.frame.names import SYSTEM_SCOPE, Names, is_text
+from cbframe.frame.names import SYSTEM_SCOPE, Names
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.run import Run
 from cbframe.scan.spec import ScanSpec, count, flag, positive
@@ -115,13 +115,10 @@ class Divider:
     ----------
     sample_rows
         So many documents are looked at for the schema; None for all.
-    binary_keys
-        Whether keys are bytes; None for what the documents looked at have.
     """
 
     spec: ScanSpec
     sample_rows: int | None
-    binary_keys: bool | None
 
     def __post_init__(self) -> None:
         count("sample_rows", self.sample_rows)
@@ -152,9 +149,9 @@ class Divider:
         target, manifest = self._with_names(look)
         declared = {(name,) for name in target.schema}
         if not target.parsed:
-            agreement = Agreement(Columns(pa.schema([])), not self.binary_keys)
+            agreement = Agreement(Columns(pa.schema([])))
         elif target.columns is not None and set(target.columns) <= declared:
-            agreement = Agreement(_only_names(target.schema), not self.binary_keys)
+            agreement = Agreement(_only_names(target.schema))
         else:
             agreement = self._sampled(target, look, n, moment)
         target = agreement.declared(target)
@@ -190,14 +187,13 @@ class Divider:
             parts = [spread(filled)] if filled else []
         some = [replace(target, vbuckets=part, n_rows=self.sample_rows) for part in parts]
         found = [self._looked(each, moment) for each in some]
-        self._judge_filters([intake for _, _, intake in found])
-        kinds = unify([each for each, _, _ in found], max_members=target.max_struct_fields).kinds()
+        self._judge_filters([intake for _, intake in found])
+        kinds = unify([each for each, _ in found], max_members=target.max_struct_fields).kinds()
         kinds |= dict.fromkeys(target.schema, Kind(pa.null()))
         if target.errors == "drop":
             # Of what is left out no partition has the columns.
             kinds = {name: kind for name, kind in kinds.items() if name not in (VALUE, REASON)}
-        text = all(text for _, text, _ in found) if self.binary_keys is None else not self.binary_keys
-        return Agreement(Columns.of_kinds(kinds), text)
+        return Agreement(Columns.of_kinds(kinds))
 
     def _judge_filters(self, intakes: Sequence[Intake]) -> None:
         """Refuse filters that no document can pass; a sample is no proof, and a warning is given.
@@ -218,8 +214,8 @@ class Divider:
         for error in first.errors():
             warnings.warn(f"in the sample of the partitions: {error}", UserWarning, stacklevel=6)
 
-    def _looked(self, target: ScanSpec, moment: Moment | None) -> tuple[Columns, bool, Intake]:
-        """What the columns of some documents are, whether their keys are text, and what took them in."""
+    def _looked(self, target: ScanSpec, moment: Moment | None) -> tuple[Columns, Intake]:
+        """What the columns of some documents are, and what took them in."""
         run = Run(replace(target, progress=None), moment=moment)
         receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
         assembler = Assembler(
@@ -231,12 +227,12 @@ class Divider:
         # What is an error in any document is one here.
         assembled_of(raw, typed, manifest, target, run.names, lenient=True)
         columns = Columns.of(typed.table.schema, typed.plan, [typed.table], typed.widths)
-        return columns, is_text(raw[KEY]), assembler.intake
+        return columns, assembler.intake
 
     def _schema(self, target: ScanSpec, agreement: Agreement, manifest: Manifest | None) -> pa.Schema:
         names = Names(target, target.options)
         raw = raw_schema(names.wire_metadata).empty_table()
-        head = names.head(raw, manifest, text=agreement.text)
+        head = names.head(raw, manifest)
         if not target.parsed:
             return beside(head, raw.select([] if target.keys_only else [VALUE])).schema
         fields = [

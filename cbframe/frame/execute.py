@@ -63,7 +63,7 @@ class ReadSession:
         run = self._begin()
         if not self._spec.parsed:
             ran, raw, manifest, left_out = self._gather(run, self._spec)
-            table = raw_table(raw, manifest, self._spec, run.names, agreement=self._agreement)
+            table = raw_table(raw, manifest, self._spec, run.names)
             return self._result(run, ran, Assembled(table, (), {}, left_out))
         spec = self._spec
         receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, METADATA_TYPES
 from cbframe.arrow.documents.filters import predicates
+from cbframe.arrow.keys import KeyForm, formed
 from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.dcp.maps import bucket_manifest
 from cbframe.errors import ConfigurationError
@@ -102,19 +103,15 @@ class Names:
         }
         return replace(manifest, collections={**news, **manifest.collections})
 
-    def head(self, raw: pa.Table, manifest: Manifest | None, *, text: bool | None = None) -> pa.Table:
+    def head(self, raw: pa.Table, manifest: Manifest | None, *, keys: KeyForm | None = None) -> pa.Table:
         """The metadata columns.
 
         Parameters
         ----------
-        text
-            Whether keys are strings; None if these are all keys, and tell it themselves.
+        keys
+            The form of keys; None for that of the scan.
         """
-        keys = raw[KEY]
-        if text is None:
-            text = is_text(keys)
-        # The server does not forbid keys that are not UTF-8.
-        columns: dict[str, pa.ChunkedArray] = {KEY: keys.cast(pa.string()) if text else keys}
+        columns: dict[str, pa.ChunkedArray] = {KEY: formed(raw[KEY], keys or self._target.keys)}
         for name in self._asked:
             columns[name] = raw[name]
         if manifest is not None:
@@ -180,12 +177,3 @@ def alive(raw: pa.Table, manifest: Manifest) -> npt.NDArray[np.bool_]:
     known = np.array([name is not None and name.scope != SYSTEM_SCOPE for name in names], bool)
     living: npt.NDArray[np.bool_] = known[codes]
     return living
-
-
-def is_text(keys: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether all keys are UTF-8."""
-    try:
-        keys.cast(pa.string())
-    except pa.ArrowInvalid:
-        return False
-    return True

@@ -116,7 +116,7 @@ class Outcome:
         return raw, rendered(table, self._target.schema) if self._final else table
 
     def conflicts(
-        self, found: Iterable[Disagreement], key_of: Callable[[Any], bytes]
+        self, found: Iterable[Disagreement], key_of: Callable[[Any], str | bytes]
     ) -> tuple[Conflict, ...]:
         """Fields whose values had no common type, or not the declared one.
 
@@ -125,7 +125,7 @@ class Outcome:
         found
             Those without a common type.
         key_of
-            The key of what is in samples.
+            The key of what is in samples, as the frame has it.
 
         Raises
         ------

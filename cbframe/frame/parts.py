@@ -52,7 +52,7 @@ def to_folder(spec: ScanSpec, path: Path, compression: str, workers: int) -> Rea
     positive("workers", workers)
     if path.exists():
         raise ConfigurationError(f"there is something at {path}", hint="give the name of a new folder")
-    divider = Divider(spec, sample_rows=SAMPLE_ROWS, binary_keys=None)
+    divider = Divider(spec, sample_rows=SAMPLE_ROWS)
     parts = divided(divider, _PER_WORKER * workers, consistency="snapshot", with_secrets=True)
     scratch = path.absolute().with_name(f".{path.name}.{uuid.uuid4().hex}")
     scratch.mkdir(parents=True)

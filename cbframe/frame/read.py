@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, get_args, overload
 
 from cbframe.arrow.documents.plan import OnConflict
+from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.frame.result import ReadResult
 from cbframe.frame.scan import BucketScan
@@ -50,6 +51,7 @@ def scan_bucket(
     parse: bool = True,
     metadata: str | Iterable[str] = ("key",),
     vbuckets: Iterable[int] | None = None,
+    keys: KeyForm = "text",
     key_prefix: str | bytes | None = None,
     n_rows: int | None = None,
     errors: Errors = "keep",
@@ -70,7 +72,7 @@ def scan_bucket(
     progress: Progress = "auto",
     options: BucketDataSourceOptions | None = None,
 ) -> BucketScan:
-    """Describe a read of a bucket as it is now; nothing is connected yet.
+    r"""Describe a read of a bucket as it is now; nothing is connected yet.
 
     The read is over DCP, straight from the data service: no index and no query service is needed.
     It contains every document that exists when it begins, each once, in its newest version. Each vbucket is
@@ -125,6 +127,10 @@ def scan_bucket(
         documents come from more than the default collection.
     vbuckets
         Read only these vbuckets.
+    keys
+        The form of keys, the same in every row and every part: ``"text"`` or ``"binary"``, the bytes as they
+        are. As text, a key that is UTF-8 is itself, and a byte that is not UTF-8 is ``\xHH``; where a key
+        contains these four characters, its backslash is ``\x5c``. No two keys have the same text.
     key_prefix
         Keep only documents whose key begins so. They are looked for in all that the server sends.
     n_rows
@@ -296,6 +302,7 @@ def read_bucket(
     parse: bool = True,
     metadata: str | Iterable[str] = ("key",),
     vbuckets: Iterable[int] | None = None,
+    keys: KeyForm = "text",
     key_prefix: str | bytes | None = None,
     n_rows: int | None = None,
     errors: Errors = "keep",
@@ -325,9 +332,9 @@ def read_bucket(
     Parameters
     ----------
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
-vbuckets, key_prefix, n_rows, errors, nested, schema, infer_schema_length, on_conflict, max_struct_fields, \
-parse_dates, expired, transaction_records, consistency, batch_bytes, buffer_bytes, spool_dir, timeout, \
-dtype_backend, progress, options
+vbuckets, keys, key_prefix, n_rows, errors, nested, schema, infer_schema_length, on_conflict, \
+max_struct_fields, parse_dates, expired, transaction_records, consistency, batch_bytes, buffer_bytes, \
+spool_dir, timeout, dtype_backend, progress, options
         As for :func:`scan_bucket`.
     return_type
         ``"pandas"``, or ``"arrow"`` or ``"polars"``, where the key is a column, ``_cb_key``.

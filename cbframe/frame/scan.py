@@ -213,7 +213,6 @@ class BucketScan:
         *,
         consistency: Consistency | None = None,
         sample_rows: int | None = 10_000,
-        binary_keys: bool | None = None,
         include_credentials: bool = False,
     ) -> list[ScanPartition]:
         """Divide the read into parts that other processes and machines can do.
@@ -237,8 +236,6 @@ class BucketScan:
             other; None looks at all documents, and takes as long as to read them. What does not fit is an
             error that names the field, or null and reported with ``on_conflict="null"``. Where the scan has
             a pyarrow schema, that is it, and nothing is looked at.
-        binary_keys
-            Whether keys are bytes; None for what the sample has.
         include_credentials
             Pickle a plain password with the parts. Without it, a part with a password in it refuses to be
             pickled: give ``auth=EnvironmentAuth("CB_USER", "CB_PASSWORD")``, or a callable that the other
@@ -258,7 +255,7 @@ class BucketScan:
         CbframeError
             The bucket could not be looked at.
         """
-        divider = Divider(self._spec, sample_rows=sample_rows, binary_keys=binary_keys)
+        divider = Divider(self._spec, sample_rows=sample_rows)
         return divided(divider, n, consistency=consistency, with_secrets=include_credentials)
 
     def __arrow_c_schema__(self) -> Any:

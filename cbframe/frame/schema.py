@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from cbframe.arrow.documents.plan import OnConflict
+from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
 from cbframe.frame.asof import AsOf
@@ -184,6 +185,7 @@ def read_schema(
     parse: bool = True,
     metadata: str | Iterable[str] = ("key",),
     vbuckets: Iterable[int] | None = None,
+    keys: KeyForm = "text",
     key_prefix: str | bytes | None = None,
     n_rows: int | None = None,
     errors: Errors = "keep",
@@ -211,9 +213,9 @@ def read_schema(
     Parameters
     ----------
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
-vbuckets, key_prefix, errors, nested, schema, infer_schema_length, on_conflict, max_struct_fields, \
-parse_dates, expired, transaction_records, consistency, batch_bytes, buffer_bytes, spool_dir, timeout, \
-dtype_backend, progress, options
+vbuckets, keys, key_prefix, errors, nested, schema, infer_schema_length, on_conflict, \
+max_struct_fields, parse_dates, expired, transaction_records, consistency, batch_bytes, buffer_bytes, \
+spool_dir, timeout, dtype_backend, progress, options
         As for :func:`~cbframe.scan_bucket`.
     n_rows
         ``10_000`` makes it a quick look at some documents.

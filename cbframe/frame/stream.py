@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
+from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.now import sample_now
 from cbframe.dcp.positions import Position
@@ -35,6 +36,7 @@ def stream_bucket(
     network: str = "auto",
     scope: str | None = None,
     collections: str | Iterable[str] | None = None,
+    keys: KeyForm = "text",
     key_prefix: str | bytes | None = None,
     vbuckets: Iterable[int] | None = None,
     metadata: str | Iterable[str] = ("key", "vbucket", "seqno", "scope", "collection"),
@@ -62,6 +64,8 @@ def stream_bucket(
     ----------
     conn, bucket, auth, tls, network, scope, collections, vbuckets
         As for :func:`cbframe.scan_bucket`.
+    keys
+        As for :func:`cbframe.scan_bucket`: ``_cb_key`` has this form in every batch.
     key_prefix
         Give out only documents whose key begins so.
     metadata

@@ -17,6 +17,7 @@ from cbframe.arrow.documents.guard import screen
 from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.passes import PassingTyper
 from cbframe.arrow.exclusion import NOTHING, LeftOut
+from cbframe.arrow.keys import formed_key
 from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.receiver import Receipt
@@ -24,7 +25,7 @@ from cbframe.frame.agreed import Agreement, Fitter, policy_of
 from cbframe.frame.assemble import beside
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.intake import Intake
-from cbframe.frame.names import Names, alive, is_text
+from cbframe.frame.names import Names, alive
 from cbframe.frame.outcome import Outcome
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode
@@ -112,8 +113,6 @@ class SpoolingSink:
         self._pending: list[tuple[int, pa.RecordBatch]] = []
         self._pending_bytes = 0
         self._collections: set[int] = set()
-        self._odd_keys: set[int] = set()
-        """Batches with keys that are no text."""
 
     def has_enough(self) -> bool:
         """Never: all of a bucket is read."""
@@ -148,8 +147,6 @@ class SpoolingSink:
 
     def _put_down_batch(self, batch: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> None:
         self._collections.update(batch.column(COLLECTION_ID).unique().to_pylist())
-        if not is_text(batch.column(KEY)):
-            self._odd_keys.add(len(self._spool))
         if self._typer is not None:
             mutation = batch.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
             self._typer.learn(documents_of(batch, batch.column(VALUE), mutation))
@@ -177,36 +174,32 @@ class SpoolingSink:
         ids = np.array(sorted(self._collections), np.uint32)
         manifest = self._names.manifest_of(ids, self._receiver)
         rows = SpooledRows(self._spool, Survivors(self._spool, self._receiver), manifest)
-        # Names of keys are decided for all batches alike.
-        text = all(is_text(rows.raw(number)[KEY]) for number in self._odd_keys)
-        if self._agreement is not None:
-            text = self._agreement.agreed_text(text=text)
         some_went = rows.some_went()
         if self._typer is None:
-            streamed = self._unparsed(rows, text=text)
+            streamed = self._unparsed(rows)
         else:
-            streamed = self._typed(self._typer, rows, text=text, some_went=some_went)
+            streamed = self._typed(self._typer, rows, some_went=some_went)
         return replace(streamed, left_out=rows.left_out)
 
-    def _unparsed(self, rows: SpooledRows, *, text: bool) -> Streamed:
+    def _unparsed(self, rows: SpooledRows) -> Streamed:
         schema = pa.schema([] if self._target.keys_only else [self._receiver.schema.field(VALUE)])
 
         def tables() -> Iterator[pa.Table]:
             for number in range(len(rows)):
                 raw = rows.raw(number)
                 table = pa.table([rows.values(number)] if schema.names else [], schema=schema)
-                yield beside(self._names.head(raw, rows.manifest, text=text), table)
+                yield beside(self._names.head(raw, rows.manifest), table)
 
         empty = self._receiver.schema.empty_table()
-        head = self._names.head(empty, rows.manifest, text=text)
+        head = self._names.head(empty, rows.manifest)
         return Streamed(beside(head, schema.empty_table()).schema, self._given(tables()), (), {})
 
-    def _typed(self, typer: PassingTyper, rows: SpooledRows, *, text: bool, some_went: bool) -> Streamed:
+    def _typed(self, typer: PassingTyper, rows: SpooledRows, *, some_went: bool) -> Streamed:
         typing = self._typing(typer, rows, some_went=some_went)
 
         def formed(raw: pa.Table, table: pa.Table) -> pa.Table:
             raw, table = typing.form(raw, table)
-            return beside(self._names.head(raw, rows.manifest, text=text), table)
+            return beside(self._names.head(raw, rows.manifest), table)
 
         schema = formed(self._receiver.schema.empty_table(), typing.empty).schema
         tables = (formed(rows.raw(number), table) for number, table in typing.tables())
@@ -237,7 +230,10 @@ class SpoolingSink:
                     outcome.look(rows.raw(number), table, lambda row, number=number: (number, row))  # type: ignore[misc]
                 if fitter is not None and fitter.looks:
                     fitter.look(table)
-        conflicts = outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
+        conflicts = outcome.conflicts(
+            census.disagreements(layout.plan, layout.names()),
+            lambda place: formed_key(rows.key(place), self._target.keys),
+        )
         if fitter is not None:
             fitter.settle()
             conflicts = (*conflicts, *fitter.conflicts(conflicts))

@@ -24,6 +24,7 @@ from cbframe.arrow.documents.plan import OnConflict, Policy
 from cbframe.arrow.documents.projection import Path, path_of
 from cbframe.arrow.documents.typenames import arrow_type
 from cbframe.arrow.exclusion import TRANSACTION_PREFIX
+from cbframe.arrow.keys import KEY_FORMS, KeyForm
 from cbframe.cluster.auth import Authenticator, as_authenticator
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSContext, TLSLike, make_tls_context
@@ -81,6 +82,7 @@ class ScanArguments(TypedDict, total=False):
     keys_only: bool
     parse: bool
     metadata: str | Iterable[str]
+    keys: KeyForm
     vbuckets: Iterable[int] | None
     key_prefix: str | bytes | None
     n_rows: int | None
@@ -394,6 +396,7 @@ _CHECKS: dict[str, Check] = {
     "keys_only": flag,
     "parse": flag,
     "metadata": _metadata,
+    "keys": one_of(*KEY_FORMS),
     "vbuckets": _vbuckets,
     "key_prefix": _key_prefix,
     "n_rows": count,
@@ -441,6 +444,7 @@ class ScanSpec:
     keys_only: bool = False
     parse: bool = True
     metadata: tuple[str, ...] = ("key",)
+    keys: KeyForm = "text"
     vbuckets: tuple[int, ...] | None = None
     key_prefix: bytes | None = None
     n_rows: int | None = None

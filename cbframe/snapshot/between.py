@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
 from cbframe.arrow.documents.unify import unify
+from cbframe.arrow.keys import KeyForm, with_keys
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.snapshot.history import History
 from cbframe.snapshot.live import Ceilings, Live, Part, shown
@@ -30,8 +31,15 @@ _Place = tuple[int, int]
 """Vbucket and seqno."""
 
 
-def changes(store: Store, history: History, since: Manifest, until: Manifest) -> pa.Table:
+def changes(
+    store: Store, history: History, since: Manifest, until: Manifest, keys: KeyForm | None = None
+) -> pa.Table:
     """The changes, in order within each vbucket.
+
+    Parameters
+    ----------
+    keys
+        The form of keys; None for that of the snapshot.
 
     Raises
     ------
@@ -42,11 +50,11 @@ def changes(store: Store, history: History, since: Manifest, until: Manifest) ->
     """
     line = _line(history, since, until)
     documents = unify([columns for each in (since, *line) for columns in each.columns])
-    text = all(entry.text_keys for each in (since, *line) for entry in each.files)
 
     def reader(manifest: Manifest) -> VersionReader:
+        # What was told is compared with what files hold: by the bytes.
         return VersionReader(
-            store, manifest, metadata=_METADATA, changes=True, documents=documents, text=text
+            store, manifest, metadata=_METADATA, changes=True, documents=documents, keys="binary"
         )
 
     ceilings = Ceilings(until.rollbacks)
@@ -64,7 +72,8 @@ def changes(store: Store, history: History, since: Manifest, until: Manifest) ->
     whole = pa.concat_tables([table for _, table in pieces])
     rank = np.concatenate([np.full(len(table), rank) for rank, table in pieces])
     order = np.lexsort((whole[SEQNO].to_numpy(), rank, whole[VBUCKET].to_numpy()))
-    return whole.take(pa.array(order)).drop_columns([COLLECTION_ID])
+    found = whole.take(pa.array(order)).drop_columns([COLLECTION_ID])
+    return with_keys(found, keys or until.options.get("keys", "text"))
 
 
 def _line(history: History, since: Manifest, until: Manifest) -> list[Manifest]:
@@ -131,7 +140,6 @@ class _Compensation:
             self._documents(self._until),
             self._some(told.select(HEAD)),
         )
-        log = log.set_column(0, KEY, log[KEY].cast(pa.binary()))
         codes = _codes([old, log, new])
         before = dict(zip(codes[: len(old)].tolist(), _places(old), strict=True))
         came: dict[int, _Place | None] = {}

@@ -86,7 +86,7 @@ def compact(
     parts = [*_kept(store, base, floors)]
     documents = documents_of(base)
     metadata = (*_METADATA, "xattrs") if base.options.get("xattrs") else _METADATA
-    reader = VersionReader(store, base, metadata=metadata, changes=True)
+    reader = VersionReader(store, base, metadata=metadata, changes=True, keys="binary")
     version = base.version + 1
     rows = sum(part.count for part in parts)
     nbytes, compressions = _stored(store, base)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
+from cbframe.arrow.columns import SEQNO, VBUCKET
 from cbframe.arrow.documents.rendered import rendered
 from cbframe.frame.parquet import check_compression
 from cbframe.scan.spec import positive
@@ -171,7 +171,6 @@ class ChangeFiles:
                     vbuckets=file.vbuckets,
                     seqnos=file.seqnos,
                     unique=unique,
-                    text_keys=self._schema.field(KEY).type == pa.string(),
                     columns=columns,
                 )
             )

@@ -26,8 +26,9 @@ vbuckets                  lists with one entry a vbucket: seqno, vbuuid, failove
                           versions of documents are kept for what came after it
 files                     the files that count, oldest first: name, version (in which it was written),
                           rows, upserts, nbytes, sha256, vbuckets and seqnos (lowest, highest), unique
-                          (no document occurs twice in the files of its version), text_keys (or bytes),
-                          columns (which of ``columns`` it has)
+                          (no document occurs twice in the files of its version), columns (which of
+                          ``columns`` it has), text_keys (its keys are strings, as earlier versions of
+                          cbframe wrote them where all were UTF-8)
 columns                   what the columns of files are
 rollbacks                 version, reason, and seqno by vbucket: rows of that vbucket with a higher
                           seqno, in files of earlier versions, do not count
@@ -38,10 +39,10 @@ collections               id to ``scope.collection``, of all rows that may count
 counts                    rows of this version: upserted, deleted, retracted
 ========================  ==========================================================================
 
-``data/`` has the files: Parquet, one row for each change, with the columns ``_cb_key``, ``_change_type``
-(upsert, delete, expire), the metadata ``_cb_…``, and the fields of the documents, which are null in a
-deletion; a field ``_change_type`` is the column ``_change_type_``. Of several rows that count, the one
-with the highest seqno is the document.
+``data/`` has the files: Parquet, one row for each change, with the columns ``_cb_key`` (the bytes, whatever
+form of keys a reader asks for), ``_change_type`` (upsert, delete, expire), the metadata ``_cb_…``, and the
+fields of the documents, which are null in a deletion; a field ``_change_type`` is the column
+``_change_type_``. Of several rows that count, the one with the highest seqno is the document.
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class FileEntry:
     vbuckets: tuple[int, int]
     seqnos: tuple[int, int]
     unique: bool
-    text_keys: bool
     columns: int
+    text_keys: bool = False
 
 
 @dataclass(frozen=True, slots=True)

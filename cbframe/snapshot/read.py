@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from cbframe.arrow.keys import KeyForm
 from cbframe.errors import ConfigurationError
 from cbframe.public import public
 from cbframe.scan.spec import ColumnsLike, Exclusion, FiltersLike, Nested
@@ -24,6 +25,7 @@ def read_snapshot(
     as_of: AsOf = None,
     metadata: str | Iterable[str] = ("key",),
     nested: Nested = "struct",
+    keys: KeyForm | None = None,
     expired: Exclusion = "drop",
     return_type: str = "pandas",
     dtype_backend: str | None = "pyarrow",
@@ -43,6 +45,9 @@ def read_snapshot(
         version no longer has what they compare (text that holds 60 and ``"60"``), they are an error.
     as_of
         A version, or a time (``datetime`` or ISO 8601; without zone it is UTC); None for the newest.
+    keys
+        ``"text"`` or ``"binary"``, as of :func:`cbframe.scan_bucket`; None for the form that the snapshot was
+        made with.
     expired
         ``"drop"`` leaves out documents whose expiry had passed at the time of the version, as
         :func:`cbframe.scan_bucket` does; ``"keep"`` gives those that the server had not removed. The time is
@@ -69,6 +74,7 @@ def read_snapshot(
         "filters": filters,
         "metadata": metadata,
         "nested": nested,
+        "keys": keys,
         "expired": expired,
     }
     match return_type:

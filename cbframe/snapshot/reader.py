@@ -16,6 +16,7 @@ from cbframe.arrow.documents.rendered import rendered
 from cbframe.arrow.documents.result import REST
 from cbframe.arrow.documents.unify import Columns, unify
 from cbframe.arrow.documents.widen import widen
+from cbframe.arrow.keys import KEY_TYPES, KeyForm, formed
 from cbframe.errors import ConfigurationError
 from cbframe.frame.shape import flattened, selected
 from cbframe.scan.spec import METADATA_NAMES, Nested
@@ -48,8 +49,10 @@ class VersionReader:
         With a column that tells what kind of change each row is, and with the collection's id.
     moment
         Documents that had expired by then, in seconds since the epoch, are left out; None keeps them.
-    documents, text
-        What the columns of documents are, and whether keys are text, where more is read than this version.
+    documents
+        What the columns of documents are, where more is read than this version.
+    keys
+        The form of keys; None for that of the snapshot.
 
     Attributes
     ----------
@@ -76,7 +79,7 @@ class VersionReader:
         changes: bool = False,
         moment: int | None = None,
         documents: Columns | None = None,
-        text: bool | None = None,
+        keys: KeyForm | None = None,
     ) -> None:
         self._store = store
         self._manifest = manifest
@@ -86,8 +89,7 @@ class VersionReader:
         self._documents = documents_of(manifest) if documents is None else documents
         self._columns = None if columns is None else [self._path(path, "columns") for path in columns]
         self._filter = None if filters is None else self._by_column(filters)
-        # One that is no text makes bytes of all.
-        self._text = all(entry.text_keys for entry in manifest.files) if text is None else text
+        self._keys: KeyForm = keys or manifest.options.get("keys", "text")
         self._named = {column_of(path) for path in self._columns or ()}
         self._head = self._head_of(metadata, changes=changes)
         self._wanted = self._fields()
@@ -110,7 +112,7 @@ class VersionReader:
         if changes:
             names = list(dict.fromkeys([CHANGE_TYPE, *names, *_NAMES, COLLECTION_ID]))
         return [
-            pa.field(KEY, pa.string() if self._text else pa.binary()),
+            pa.field(KEY, KEY_TYPES[self._keys]),
             *(pa.field(name, _TYPES[name]) for name in names),
         ]
 
@@ -230,8 +232,11 @@ class VersionReader:
         if self._filter is not None:
             table = table.filter(pa.array(self._filter.passing(table, columns)))
         documents = widen(table.select(there), columns.select(there), self._wanted)
-        # Keys may be text in one file and bytes in another.
-        head = [table[field.name].cast(field.type) for field in fields]
+        # Files that earlier versions of cbframe wrote may hold keys as strings.
+        head = [
+            formed(table[KEY], self._keys) if field.name == KEY else table[field.name].cast(field.type)
+            for field in fields
+        ]
         schema = pa.schema([*fields, *documents.schema])
         return pa.table([*head, *documents.columns], schema=schema)
 

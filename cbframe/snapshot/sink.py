@@ -19,11 +19,12 @@ from cbframe.arrow.documents.passes import PassingTyper
 from cbframe.arrow.documents.plan import Place, Plan
 from cbframe.arrow.documents.rewrite import FAMILIES
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder
+from cbframe.arrow.keys import formed_key
 from cbframe.arrow.spool import ARRIVED, Spool, Survivors
 from cbframe.cluster.manifest import Manifest
 from cbframe.frame.assemble import beside
 from cbframe.frame.conflicts import Conflict
-from cbframe.frame.names import Names, alive, is_text
+from cbframe.frame.names import Names, alive
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.streamed import SpoolingSink, documents_of
 from cbframe.scan.spec import ScanSpec
@@ -185,7 +186,7 @@ class ChangeSink(SpoolingSink):
         dead = set(self._receiver.dropped)
         if manifest is not None and manifest.uid >= manifest_uid:
             dead |= set(every.tolist()) - manifest.collections.keys()
-        head = _Head(self._names, manifest, text=all(is_text(rows.heads(n)[KEY]) for n in self._odd_keys))
+        head = _Head(self._names, manifest)
         if self._typer is None:
             found = self._unparsed_changes(rows, head, frozenset(dead))
         else:
@@ -228,7 +229,10 @@ class ChangeSink(SpoolingSink):
                     table,
                     lambda row, number=number: (number, row),  # type: ignore[misc]
                 )
-        conflicts = outcome.conflicts(census.disagreements(layout.plan, layout.names()), rows.key)
+        conflicts = outcome.conflicts(
+            census.disagreements(layout.plan, layout.names()),
+            lambda place: formed_key(rows.key(place), self._target.keys),
+        )
         widths = _placed(census.widths, self._target)
         columns = Described(_named(layout.plan, self._target), conflicts, self._target.schema, widths)
 
@@ -261,13 +265,13 @@ class ChangeSink(SpoolingSink):
 class _Head:
     """The metadata of changes."""
 
-    def __init__(self, names: Names, manifest: Manifest | None, *, text: bool) -> None:
+    def __init__(self, names: Names, manifest: Manifest | None) -> None:
         self._names = names
         self._manifest = manifest
-        self._text = text
 
     def of(self, raw: pa.Table) -> pa.Table:
-        head = self._names.head(raw, self._manifest, text=self._text)
+        # What is kept are the bytes: who reads it gives them the form that is asked for.
+        head = self._names.head(raw, self._manifest, keys="binary")
         if self._manifest is None:
             default = pa.array([_DEFAULT], pa.string()).take(pa.array(np.zeros(len(raw), np.int8)))
             head = head.append_column("_cb_scope", default).append_column("_cb_collection", default)
@@ -332,11 +336,6 @@ class _ChangeRows:
         if gone is not None:
             keep &= ~gone
         return keep, keep & _is_document(heads)
-
-    def heads(self, number: int) -> pa.Table:
-        """Keys and metadata of the rows of a batch."""
-        heads = self._spool.heads(number)
-        return pa.Table.from_batches([heads.filter(pa.array(self._masks(number, heads)[0]))])
 
     def parts(self, number: int) -> tuple[pa.Table, pa.Table]:
         """Keys and metadata of documents, and of deletions."""

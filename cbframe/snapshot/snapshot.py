@@ -17,6 +17,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from cbframe.arrow.documents.filters import make_filters
+from cbframe.arrow.keys import KeyForm, check_key_form
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 from cbframe.frame.arrow_export import ArrowExport
 from cbframe.frame.asof import AsOf as Picture
@@ -214,16 +215,17 @@ class Snapshot:
         filters: FiltersLike | None = None,
         metadata: str | Iterable[str] = ("key",),
         nested: Nested = "struct",
+        keys: KeyForm | None = None,
         expired: Exclusion = "drop",
     ) -> pa.RecordBatchReader:
         """The documents as a stream of record batches; of memory, it takes some bytes a row and a row group.
 
         Parameters
         ----------
-        as_of, columns, filters, metadata, nested, expired
+        as_of, columns, filters, metadata, nested, keys, expired
             As of :func:`cbframe.read_snapshot`.
         """
-        reader = self._reader(as_of, expired, **_checked(columns, filters, metadata, nested))
+        reader = self._reader(as_of, expired, **_checked(columns, filters, metadata, nested, keys))
         batches = (batch for table in reader.tables() for batch in table.to_batches())
         return pa.RecordBatchReader.from_batches(reader.schema, batches)
 
@@ -235,17 +237,18 @@ class Snapshot:
         filters: FiltersLike | None = None,
         metadata: str | Iterable[str] = ("key",),
         nested: Nested = "struct",
+        keys: KeyForm | None = None,
         expired: Exclusion = "drop",
     ) -> pa.Table:
         """The documents as an Arrow table.
 
         Parameters
         ----------
-        as_of, columns, filters, metadata, nested, expired
+        as_of, columns, filters, metadata, nested, keys, expired
             As of :func:`cbframe.read_snapshot`.
         """
         manifest = self._history.at(as_of)
-        reader = self._reader(manifest.version, expired, **_checked(columns, filters, metadata, nested))
+        reader = self._reader(manifest.version, expired, **_checked(columns, filters, metadata, nested, keys))
         tables = [*reader.tables()]
         about = {
             "bucket": manifest.bucket,
@@ -266,6 +269,7 @@ class Snapshot:
         filters: FiltersLike | None = None,
         metadata: str | Iterable[str] = ("key",),
         nested: Nested = "struct",
+        keys: KeyForm | None = None,
         expired: Exclusion = "drop",
         dtype_backend: str | None = "pyarrow",
     ) -> pd.DataFrame:
@@ -273,7 +277,7 @@ class Snapshot:
 
         Parameters
         ----------
-        as_of, columns, filters, metadata, nested, expired, dtype_backend
+        as_of, columns, filters, metadata, nested, keys, expired, dtype_backend
             As of :func:`cbframe.read_snapshot`.
         """
         from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
@@ -284,6 +288,7 @@ class Snapshot:
             filters=filters,
             metadata=metadata,
             nested=nested,
+            keys=keys,
             expired=expired,
         )
         about = json.loads(table.schema.metadata[b"cbframe"])
@@ -301,13 +306,14 @@ class Snapshot:
         filters: FiltersLike | None = None,
         metadata: str | Iterable[str] = ("key",),
         nested: Nested = "struct",
+        keys: KeyForm | None = None,
         expired: Exclusion = "drop",
     ) -> Any:
         """The documents as a polars DataFrame.
 
         Parameters
         ----------
-        as_of, columns, filters, metadata, nested, expired
+        as_of, columns, filters, metadata, nested, keys, expired
             As of :func:`cbframe.read_snapshot`.
 
         Raises
@@ -325,6 +331,7 @@ class Snapshot:
             filters=filters,
             metadata=metadata,
             nested=nested,
+            keys=keys,
             expired=expired,
         )
         return pl.from_arrow(table)
@@ -337,6 +344,7 @@ class Snapshot:
         filters: FiltersLike | None = None,
         metadata: str | Iterable[str] = ("key",),
         nested: Nested = "struct",
+        keys: KeyForm | None = None,
         expired: Exclusion = "drop",
     ) -> pads.Dataset:
         """The documents as a dataset of pyarrow's, in memory.
@@ -345,7 +353,7 @@ class Snapshot:
 
         Parameters
         ----------
-        as_of, columns, filters, metadata, nested, expired
+        as_of, columns, filters, metadata, nested, keys, expired
             As of :func:`cbframe.read_snapshot`.
         """
         table = self.to_arrow(
@@ -354,6 +362,7 @@ class Snapshot:
             filters=filters,
             metadata=metadata,
             nested=nested,
+            keys=keys,
             expired=expired,
         )
         return pads.dataset(table)
@@ -377,6 +386,7 @@ class Snapshot:
         path: str | os.PathLike[str],
         *,
         as_of: AsOf = None,
+        keys: KeyForm | None = None,
         expired: Exclusion = "drop",
         compression: str = "zstd",
     ) -> Path:
@@ -386,8 +396,10 @@ class Snapshot:
         ----------
         path
             The folder, on this machine; it must not exist, and appears whole or not at all.
-        as_of, expired
+        as_of, keys, expired
             As of :func:`cbframe.read_snapshot`.
+        compression
+            Of the files.
 
         Raises
         ------
@@ -397,7 +409,8 @@ class Snapshot:
         from cbframe.snapshot.export import export  # noqa: PLC0415 - rarely wanted
 
         check_form(compression)
-        return export(self._reader(as_of, expired), open_store(path), compression)
+        check_key_form(keys)
+        return export(self._reader(as_of, expired, keys=keys), open_store(path), compression)
 
     def verify(self) -> Verification:
         """Look at all files: digests, rows, and that each version goes on where the one before ends."""
@@ -451,13 +464,15 @@ class Snapshot:
         with writing(self._store, clock=clock):
             return vacuum(self._store, self._history, keep)
 
-    def changes(self, since: AsOf, until: AsOf = None) -> pd.DataFrame:
+    def changes(self, since: AsOf, until: AsOf = None, *, keys: KeyForm | None = None) -> pd.DataFrame:
         """What changed between two versions: a row for each change, with ``_change_type``.
 
         Parameters
         ----------
         since, until
             Versions, or times; None for the newest one.
+        keys
+            As of :func:`cbframe.read_snapshot`.
 
         Returns
         -------
@@ -474,11 +489,12 @@ class Snapshot:
         """
         from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
-        return to_pandas(self.changes_to_arrow(since, until), "pyarrow")
+        return to_pandas(self.changes_to_arrow(since, until, keys=keys), "pyarrow")
 
-    def changes_to_arrow(self, since: AsOf, until: AsOf = None) -> pa.Table:
+    def changes_to_arrow(self, since: AsOf, until: AsOf = None, *, keys: KeyForm | None = None) -> pa.Table:
         """What :meth:`changes` tells, as an Arrow table."""
-        return changes(self._store, self._history, self._history.at(since), self._history.at(until))
+        check_key_form(keys)
+        return changes(self._store, self._history, self._history.at(since), self._history.at(until), keys)
 
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
@@ -493,8 +509,11 @@ def _span(keep: str | timedelta) -> timedelta:
     return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 
 
-def _checked(columns: Any, filters: Any, metadata: str | Iterable[str], nested: str) -> dict[str, Any]:
+def _checked(
+    columns: Any, filters: Any, metadata: str | Iterable[str], nested: str, keys: str | None
+) -> dict[str, Any]:
     """Arguments of a read, as the reader takes them."""
+    check_key_form(keys)
     if nested not in NESTED or nested == "json":
         raise ConfigurationError(
             f"nested={nested!r}", hint='choose "struct" or "flatten"; "json" is decided when it is written'
@@ -504,4 +523,5 @@ def _checked(columns: Any, filters: Any, metadata: str | Iterable[str], nested: 
         "filters": None if filters is None else make_filters(filters),
         "metadata": names("metadata", metadata, hint=f"choose from: {', '.join(METADATA_NAMES)}"),
         "nested": nested,
+        "keys": keys,
     }

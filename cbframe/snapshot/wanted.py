@@ -21,6 +21,7 @@ _OF_SCANS = (
     "collections",
     "columns",
     "filters",
+    "keys",
     "key_prefix",
     "keys_only",
     "parse",

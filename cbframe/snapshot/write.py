@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import pyarrow.fs as pafs
 
 from cbframe.arrow.documents.plan import OnConflict
+from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.frame.moment import Clock, utc_now
@@ -45,6 +46,7 @@ def write_snapshot(
     collections: str | Iterable[str] | None = None,
     columns: ColumnsLike | None = None,
     filters: FiltersLike | None = None,
+    keys: KeyForm | None = None,
     key_prefix: str | bytes | None = None,
     keys_only: bool | None = None,
     parse: bool | None = None,
@@ -87,7 +89,7 @@ def write_snapshot(
         all files first, and reads again what was in damaged ones.
     compression
         Of the Parquet files.
-    scope, collections, columns, filters, key_prefix, keys_only, parse, nested, schema, on_conflict, \
+    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, nested, schema, on_conflict, \
 max_struct_fields, parse_dates, transaction_records
         What the snapshot holds, as of :func:`cbframe.scan_bucket`; decided when it is made. Updates hold
         to it: what is left out is as it was, and anything else is an error. With ``filters=``, a document

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from cbframe import ChangeBatch, Checkpoint, LocalCluster
+from cbframe.arrow.keys import key_bytes
 
 from .kit import truth
 
@@ -70,8 +71,8 @@ def rows_of(batch: ChangeBatch) -> list[tuple[int, int, bytes, bytes | None]]:
     kinds = rows.column("_change_type").to_pylist()
     values = rows.column("_cb_value").to_pylist()
     assert all((value is None) == (kind != "upsert") for kind, value in zip(kinds, values, strict=True))
-    columns = (rows.column(name).to_pylist() for name in ("_cb_vbucket", "_cb_seqno", "_cb_key"))
-    return list(zip(*columns, values, strict=True))
+    places = (rows.column(name).to_pylist() for name in ("_cb_vbucket", "_cb_seqno"))
+    return list(zip(*places, key_bytes(rows.column("_cb_key")).to_pylist(), values, strict=True))
 
 
 def has_caught_up(cluster: LocalCluster, checkpoint: Checkpoint) -> bool:

@@ -35,7 +35,7 @@ def main(conn: str, user: str, password: str, path: str, until: str) -> None:
     auth = (user, password)
     names = ("_cb_vbucket", "_cb_seqno", "_cb_key", "_cb_value")
     with stream_bucket(
-        conn, auth=auth, start=start, batch_bytes=5000, max_latency=0.005, options=OPTIONS
+        conn, auth=auth, start=start, keys="binary", batch_bytes=5000, max_latency=0.005, options=OPTIONS
     ) as stream:
         say("begun")
         while (batch := stream.poll(None if until == "killed" else 2.0)) is not None:

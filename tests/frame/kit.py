@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster, scan_bucket
+from cbframe.arrow.keys import key_bytes
 from cbframe.local import items
 from cbframe.scan.spec import METADATA_NAMES
 from cbframe.wire import leb128
@@ -67,7 +68,7 @@ def truth(cluster: LocalCluster, collection: int = 0) -> dict[bytes, Row]:
 
 
 def keys_of(table: pa.Table) -> list[bytes]:
-    return table["_cb_key"].cast(pa.binary()).to_pylist()
+    return key_bytes(table["_cb_key"]).to_pylist()
 
 
 def rows_of(table: pa.Table) -> dict[bytes, Row]:

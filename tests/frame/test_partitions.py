@@ -39,7 +39,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 def parts_of(cluster: LocalCluster, n: int, **arguments: Any) -> list[ScanPartition]:
-    names = ("consistency", "sample_rows", "binary_keys", "include_credentials")
+    names = ("consistency", "sample_rows", "include_credentials")
     how = {name: arguments.pop(name) for name in names if name in arguments}
     return scan_bucket(cluster, timeout=60, options=QUICK, **arguments).partitions(n, **how)
 

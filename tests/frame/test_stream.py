@@ -32,6 +32,7 @@ from cbframe import (
     scan_bucket,
     stream_bucket,
 )
+from cbframe.arrow.keys import key_bytes
 from cbframe.local import manifest
 from cbframe.wire.vbucket import vbucket_of
 
@@ -82,7 +83,7 @@ def test_what_is_there_and_what_changes(pair: LocalCluster) -> None:
             batch = take(stream)
         kinds = dict(
             zip(
-                batch.record_batch.column("_cb_key").to_pylist(),
+                key_bytes(batch.record_batch.column("_cb_key")).to_pylist(),
                 batch.record_batch.column("_change_type").to_pylist(),
                 strict=True,
             )
@@ -281,8 +282,8 @@ def test_what_is_dropped_has_the_name_that_it_had_before_the_stream(start: str) 
 
 def names_in(batch: ChangeBatch) -> set[tuple[str, str, bytes]]:
     rows = batch.record_batch
-    columns = (rows.column(name).to_pylist() for name in ("_cb_scope", "_cb_collection", "_cb_key"))
-    return set(zip(*columns, strict=True))
+    columns = (rows.column(name).to_pylist() for name in ("_cb_scope", "_cb_collection"))
+    return set(zip(*columns, key_bytes(rows.column("_cb_key")).to_pylist(), strict=True))
 
 
 def test_one_collection_until_it_is_gone() -> None:

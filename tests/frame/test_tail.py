@@ -23,6 +23,7 @@ from cbframe import (
     LocalCluster,
     stream_bucket,
 )
+from cbframe.arrow.keys import key_bytes
 from cbframe.frame.tail import seconds_of
 from cbframe.testing.clock import FakeClock
 from cbframe.wire.vbucket import vbucket_of
@@ -216,6 +217,11 @@ def write(stream: ChangeStream, cluster: LocalCluster, folder: Path, **rotate: f
     return found
 
 
+def bytes_of(key: str | bytes | None) -> bytes:
+    found: bytes = key_bytes(pa.array([key]))[0].as_py()
+    return found
+
+
 def replay(folder: Path) -> dict[bytes, bytes]:
     """The documents that the log comes to."""
     table = pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("*.parquet")))
@@ -235,7 +241,7 @@ def replay(folder: Path) -> dict[bytes, bytes]:
             log.append(row)
     places = [(row["_cb_vbucket"], row["_cb_seqno"]) for row in log]
     assert len(set(places)) == len(places), "a change is there twice"
-    state = {row["_cb_key"]: row["_cb_value"] for row in log}
+    state = {bytes_of(row["_cb_key"]): row["_cb_value"] for row in log}
     return {key: value for key, value in state.items() if value is not None}
 
 

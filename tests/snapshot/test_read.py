@@ -170,7 +170,7 @@ def test_filters_of_keys_that_are_no_text(cluster: LocalCluster, tmp_path: Path)
         ([("_cb_key", "in", ["a", "c", "d"])], [b"a", b"c"]),
         ([("_cb_key", ">", "b")], [b"c", b"\xff"]),
     ):
-        assert sorted(read_snapshot(tmp_path, filters=filters).index) == keys
+        assert sorted(read_snapshot(tmp_path, filters=filters, keys="binary").index) == keys
 
 
 def test_inside_of_text(cluster: LocalCluster, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from deltalake import DeltaTable
 
 import cbframe
 from cbframe import EnvironmentAuth, LocalCluster
+from cbframe.arrow.keys import key_bytes
 from cbframe.contrib.delta import update_delta
 from cbframe.frame.spans.offsets import Offset
 from cbframe.frame.spans.parts import make_spans
@@ -60,11 +61,15 @@ def comparable(documents: Documents, *names: str) -> Documents:
     return {place: {name: fields.get(name) for name in names} for place, fields in documents.items()}
 
 
+def bytes_of(key: str | bytes) -> bytes:
+    found: bytes = key_bytes(pa.array([key]))[0].as_py()
+    return found
+
+
 def documents_in(table: pa.Table) -> Documents:
     found: Documents = {}
     for row in table.to_pylist():
-        key = row["_cb_key"] if isinstance(row["_cb_key"], bytes) else row["_cb_key"].encode()
-        place = COLLECTIONS[row.get("_cb_collection") or "_default"], key
+        place = COLLECTIONS[row.get("_cb_collection") or "_default"], bytes_of(row["_cb_key"])
         assert place not in found, "no document comes twice"
         found[place] = {"seqno": row.get("_cb_seqno"), **row}
     return found
@@ -80,8 +85,7 @@ def replayed(documents: Documents, rows: list[dict[str, Any]]) -> Documents:
     """Documents after changes, of which each vbucket's come in order."""
     documents = dict(documents)
     for row in rows:
-        key = row["_cb_key"] if isinstance(row["_cb_key"], bytes) else row["_cb_key"].encode()
-        place = COLLECTIONS[row["_cb_collection"]], key
+        place = COLLECTIONS[row["_cb_collection"]], bytes_of(row["_cb_key"])
         if row["_change_type"] == "upsert":
             documents[place] = {"seqno": row["_cb_seqno"], **row}
         else:

@@ -20,7 +20,7 @@ datetime with a zone       text such as            as moments, to the nanosecond
                            2024-05-01T12:00:00Z    ``parse_dates=`` or ``schema=`` made of such text
 datetime without a zone    text such as            as what a clock showed; a day without a time is its
 or date                    2024-05-01 12:00        midnight
-bytes                      ``_cb_key``             a str is compared as UTF-8
+bytes                      ``_cb_key``             a str is the text of a key
 ``("x", "is", None)``      anything                null and missing fields alike
 ``("x", "is not", None)``  anything                the opposite
 =========================  ======================  =================================================
@@ -61,6 +61,7 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OPCODE, REASON, VALUE, XATTRS
 from cbframe.arrow.documents.projection import Path, path_of
+from cbframe.arrow.keys import key_of_text
 from cbframe.errors import ConfigurationError
 
 ORDER = ("<", "<=", ">", ">=")
@@ -341,7 +342,7 @@ def _literal(value: Any, path: Path, op: str) -> Any:
             value.encode()
         except UnicodeEncodeError:
             raise _invalid(f"compares {name!r} with text that is not Unicode") from None
-        return value
+        return key_of_text(value) if path == (KEY,) else value
     if isinstance(value, date):
         if value != value:  # noqa: PLR0124 - pandas' NaT is a datetime
             raise _invalid(f"compares {name!r} with NaT", f'write ("{name}", "is", None)')

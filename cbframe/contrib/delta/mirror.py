@@ -12,6 +12,7 @@ from cbframe.arrow.columns import COLLECTION_ID, KEY, VBUCKET
 from cbframe.arrow.documents.unify import Columns, unify
 from cbframe.arrow.documents.widen import widen
 from cbframe.arrow.exclusion import TRANSACTION_PREFIX, of_transactions
+from cbframe.arrow.keys import KeyForm, has_literals
 from cbframe.contrib.delta.commit import Committer
 from cbframe.contrib.delta.log import Base, told
 from cbframe.contrib.delta.result import DeltaResult
@@ -76,6 +77,7 @@ class Mirror:
         self._now = clock()
         self._before = None if base is None else base.manifest.created
         self._xattrs = bool(stored.get("xattrs"))
+        self._keys: KeyForm = stored["keys"]
 
     def run(self) -> DeltaResult:
         """Read, and commit.
@@ -145,7 +147,7 @@ class Mirror:
     ) -> DeltaResult:
         base = self._base
         if base is None or boundaries is None:
-            shape = Shape(news.columns, xattrs=self._xattrs, text=news.text)
+            shape = Shape(news.columns, xattrs=self._xattrs, keys=self._keys)
             manifest = self._manifest(fetched, changes, news, shape.columns, 0)
             self._committer.overwrite(shape.schema, news.upserts(shape), manifest)
             return self._result(fetched, changes, manifest, seconds(), changed=True, rewritten=True)
@@ -153,10 +155,10 @@ class Mirror:
         most = self._stored.get("max_struct_fields", 1000)
         wide = unify([old.columns, news.columns], max_members=most)
         refuse_conflicts(old.columns, wide, self._stored)
-        shape = Shape(wide, xattrs=self._xattrs, text=old.text and news.text)
+        shape = Shape(wide, xattrs=self._xattrs, keys=self._keys)
         back = self._taken_back(base, old, shape, fetched.taken_back, boundaries, news)
         manifest = self._manifest(fetched, changes, news, wide, sum(map(len, back.lost)))
-        changed, rewritten = True, not shape.holds(old)
+        changed, rewritten = True, not shape.holds(old) or self._has_bare_literals(base, old)
         source = Source(shape, news, back)
         if rewritten:
             self._rewrite(base, old, shape, source, manifest)
@@ -180,9 +182,21 @@ class Mirror:
 
     def _shape_of(self, manifest: Manifest, table: Any) -> Shape:
         """How a version of the table holds its columns."""
-        fields = {each.name: each.type for each in table.to_pyarrow_dataset().schema}
-        text = fields.get(KEY) == pa.string()
-        return Shape(manifest.columns[0], xattrs=self._xattrs, text=text)
+        text = table.to_pyarrow_dataset().schema.field(KEY).type == pa.string()
+        return Shape(
+            manifest.columns[0],
+            xattrs=self._xattrs,
+            keys="text" if text else "binary",
+            escaped="keys" in manifest.options,
+        )
+
+    def _has_bare_literals(self, base: Base, old: Shape) -> bool:
+        """Whether a table of an earlier version of cbframe has keys that are written in another way now."""
+        if old.keys != "text" or "keys" in base.manifest.options:
+            return False
+        with told(self._uri, "read the Delta table"):
+            batches = base.table.to_pyarrow_dataset().to_batches(columns=[KEY])
+            return any(has_literals(batch.column(KEY)) for batch in batches)
 
     def _rows(
         self, table: Any, shape: Shape, vbuckets: list[int] | None = None
@@ -219,7 +233,7 @@ class Mirror:
             back.dropped.append(heads.filter(pa.array(news.of_dropped(heads))))
         if not base.manifest.knows_transactions:
             # Earlier releases mirrored them.
-            prefix = TRANSACTION_PREFIX.decode() if old.text else TRANSACTION_PREFIX
+            prefix = TRANSACTION_PREFIX.decode() if old.keys == "text" else TRANSACTION_PREFIX
             back.dropped.append(self._heads(base, old, pc.starts_with(pc.field(KEY), prefix)))
         if not limits:
             return back

@@ -62,11 +62,6 @@ class Waiting:
                 self._file.flush()
                 self._reader = pa.ipc.open_file(self._file)
 
-    @property
-    def schema(self) -> pa.Schema | None:
-        """Of all tables; None if there are none."""
-        return None if self._reader is None else self._reader.schema
-
     def tables(self) -> Iterator[pa.Table]:
         """All that was put down."""
         for number in range(0 if self._reader is None else self._reader.num_record_batches):

@@ -12,6 +12,7 @@ from cbframe.arrow.documents.parse import as_lists, as_map
 from cbframe.arrow.documents.plan import is_list
 from cbframe.arrow.documents.unify import Columns
 from cbframe.arrow.documents.written import with_items
+from cbframe.arrow.keys import KEY_TYPES, KeyForm, formed, key_bytes
 from cbframe.errors import ConversionError
 
 _BITS = (SEQNO, "_cb_cas", "_cb_rev_seqno")
@@ -43,8 +44,11 @@ class Shape:
         What they are.
     xattrs
         Whether there are extended attributes among the metadata.
-    text
-        Whether keys are text.
+    keys
+        The form of keys.
+    escaped
+        Whether the text of keys has escapes: not in tables of earlier versions of cbframe, where keys are
+        text only if all of them are UTF-8.
 
     Attributes
     ----------
@@ -59,10 +63,11 @@ class Shape:
         Delta has no such type.
     """
 
-    def __init__(self, columns: Columns, *, xattrs: bool, text: bool) -> None:
+    def __init__(self, columns: Columns, *, xattrs: bool, keys: KeyForm, escaped: bool = True) -> None:
         self.columns = columns
-        self.text = text
-        self._head = [pa.field(KEY, pa.string() if text else pa.binary())]
+        self.keys = keys
+        self._escaped = escaped
+        self._head = [pa.field(KEY, KEY_TYPES[keys])]
         self._head += [pa.field(name, kind) for name, kind in _STORED.items() if xattrs or name != XATTRS]
         kept = [each for each in columns.schema if _stored_type(each.type, each.name) is not None]
         self.names = dict(
@@ -87,7 +92,10 @@ class Shape:
         documents
             The fields: `columns`.
         """
-        arrays = [_bits(head[field.name], field.type) for field in self._head]
+        arrays = [
+            formed(head[KEY], self.keys) if field.name == KEY else _bits(head[field.name], field.type)
+            for field in self._head
+        ]
         arrays += [
             _by_chunk(documents[name], self.schema.field(stored).type, _stored)
             for name, stored in self.names.items()
@@ -99,8 +107,16 @@ class Shape:
         types = {**METADATA_TYPES, COLLECTION_ID: pa.uint32()}
         names = [field.name for field in self._head if field.name in table.column_names]
         return pa.table(
-            {name: _bits(table[name], types.get(name, self.schema.field(name).type)) for name in names}
+            {
+                name: self._key_bytes(table[KEY])
+                if name == KEY
+                else _bits(table[name], types.get(name, self.schema.field(name).type))
+                for name in names
+            }
         )
+
+    def _key_bytes(self, stored: pa.ChunkedArray) -> pa.ChunkedArray:
+        return key_bytes(stored) if self._escaped else formed(stored, "binary")
 
     def documents_of(self, table: pa.Table) -> pa.Table:
         """Fields of stored rows: `columns`."""
@@ -118,7 +134,7 @@ class Shape:
     def holds(self, other: Shape) -> bool:
         """Whether rows of another shape are right as they are, but for columns that they do not have."""
         ours, theirs = self.columns.kinds(), other.columns.kinds()
-        return self.text == other.text and all(
+        return self.keys == other.keys and all(
             self.names.get(name) == stored and theirs[name].same(ours[name])
             for name, stored in other.names.items()
         )

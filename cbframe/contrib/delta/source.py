@@ -13,6 +13,7 @@ from cbframe.arrow.batcher import of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY
 from cbframe.arrow.documents.unify import Columns
 from cbframe.arrow.documents.widen import widen
+from cbframe.arrow.keys import formed
 from cbframe.contrib.delta.commit import CHANGE
 from cbframe.contrib.delta.rows import Documents, Mask, Waiting
 from cbframe.contrib.delta.shape import Shape
@@ -68,12 +69,6 @@ class News:
         gone = of_dropped(head, set(self.dead), self.ended)
         return np.zeros(len(head), bool) if gone is None else gone
 
-    @property
-    def text(self) -> bool:
-        """Whether all keys are text."""
-        schema = self.waiting.schema
-        return schema is None or bool(schema.field(KEY).type == pa.string())
-
     def upserts(self, shape: Shape) -> Iterator[pa.Table]:
         """Documents, as they will be stored."""
         for table in self.waiting.tables():
@@ -122,12 +117,11 @@ class Source:
             # One that was lost and dropped is there twice.
             some = head.filter(pa.array(~Documents(seen).have(head))) if seen else head
             seen.append(some)
-            columns = [
-                some[each.name].cast(each.type)
-                if each.name in (KEY, COLLECTION_ID)
-                else pa.nulls(len(some), each.type)
-                for each in schema
-            ]
+            known = {
+                KEY: formed(some[KEY], self._shape.keys),
+                COLLECTION_ID: some[COLLECTION_ID].cast(schema.field(COLLECTION_ID).type),
+            }
+            columns = [known.get(each.name, pa.nulls(len(some), each.type)) for each in schema]
             rows = pa.Table.from_arrays(columns, schema=schema)
             yield rows.append_column(CHANGE, _repeated("delete", len(rows)))
 

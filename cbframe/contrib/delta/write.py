@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from cbframe.arrow.documents.plan import OnConflict
+from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.contrib.delta.commit import Committer
 from cbframe.contrib.delta.log import APP, Base, base_of, library, open_table
@@ -35,6 +36,7 @@ def to_delta(
     collections: str | Iterable[str] | None = None,
     columns: ColumnsLike | None = None,
     filters: FiltersLike | None = None,
+    keys: KeyForm | None = None,
     key_prefix: str | bytes | None = None,
     keys_only: bool | None = None,
     parse: bool | None = None,
@@ -69,8 +71,8 @@ def to_delta(
     mode
         ``"error"`` refuses to if there is a table. ``"overwrite"`` begins anew in the same table: earlier
         versions stay until they are vacuumed.
-    scope, collections, columns, filters, key_prefix, keys_only, parse, xattrs, nested, schema, on_conflict, \
-max_struct_fields, parse_dates, transaction_records
+    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
+on_conflict, max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
     batch_bytes, buffer_bytes, spool_dir, timeout, progress, options
         As of :func:`cbframe.scan_bucket`.
@@ -97,6 +99,9 @@ max_struct_fields, parse_dates, transaction_records
     arguments = locals()
     if transaction_records is None:
         arguments["transaction_records"] = "drop"
+    if keys is None:
+        # Always written down: tables of earlier versions of cbframe, without it, hold keys in another way.
+        arguments["keys"] = "text"
     stored = stored_form(arguments)
     target = spec_of(arguments, stored)
     path = path_of_files("uri", uri)
@@ -131,6 +136,7 @@ def update_delta(
     collections: str | Iterable[str] | None = None,
     columns: ColumnsLike | None = None,
     filters: FiltersLike | None = None,
+    keys: KeyForm | None = None,
     key_prefix: str | bytes | None = None,
     keys_only: bool | None = None,
     parse: bool | None = None,
@@ -162,8 +168,8 @@ storage_options, clock
         As of :func:`to_delta`.
     uri
         Where :func:`to_delta` made the table.
-    scope, collections, columns, filters, key_prefix, keys_only, parse, xattrs, nested, schema, on_conflict, \
-max_struct_fields, parse_dates, transaction_records
+    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
+on_conflict, max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`to_delta`. It need not be given again; anything else than then is
         an error.
 
@@ -188,7 +194,7 @@ max_struct_fields, parse_dates, transaction_records
     if table is None:
         raise SnapshotError("there is no Delta table", path=path, hint="to_delta() makes one")
     base: Base = base_of(table, path)
-    stored = dict(base.manifest.options)
+    stored = {"keys": "text", **base.manifest.options}
     agreed(given, stored, made="the table", anew='to_delta(..., mode="overwrite")')
     stored.setdefault("transaction_records", "drop")  # mirrors of earlier releases have them: they go now
     return Mirror(

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import KEY, OURS, SEQNO, VBUCKET
 from cbframe.arrow.documents.unify import Columns
+from cbframe.arrow.keys import form_of
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.look import Look, look_at
 from cbframe.errors import ConfigurationError, RollbackError
@@ -191,6 +192,7 @@ def make_spans(
         collections=collections,
         keys_only=not fields,
         metadata=metadata,
+        keys=form_of(schema.field(KEY).type),
         schema=pa.schema(fields) if fields else None,
         on_conflict=on_conflict,
         expired="keep",  # a document that expires comes as a change when the server has removed it
@@ -198,13 +200,9 @@ def make_spans(
         progress=None,
         options=options,
     )
-    kind = schema.field(KEY).type
     settings = PartSettings(
         spec=spec,
-        agreement=Agreement(
-            Columns(pa.schema([(each.name, pa.null()) for each in fields])),
-            pa.types.is_string(kind) or pa.types.is_large_string(kind),
-        ),
+        agreement=Agreement(Columns(pa.schema([(each.name, pa.null()) for each in fields]))),
         with_secrets=False,
     )
     return Spans(settings=settings, schema=schema, on_rollback=on_rollback, whole_snapshots=whole_snapshots)

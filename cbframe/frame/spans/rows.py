@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.batcher import of_dropped
-from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, OURS, SEQNO, VBUCKET
+from cbframe.arrow.columns import COLLECTION_ID, OPCODE, OURS, SEQNO, VBUCKET
 from cbframe.arrow.spool import ARRIVED, DeferringBatchReceiver, Spool
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.metadata import VBucketMetaData
@@ -17,7 +17,7 @@ from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConversionError
 from cbframe.frame.assemble import beside
 from cbframe.frame.changes import CHANGE_TYPE, CHANGE_TYPES
-from cbframe.frame.names import alive, is_text
+from cbframe.frame.names import alive
 from cbframe.frame.spans.offsets import Mark
 from cbframe.frame.streamed import SpooledRows, SpoolingSink
 from cbframe.scan.spec import ScanSpec
@@ -170,13 +170,7 @@ class SpanSink(SpoolingSink):
         manifest = self._names.manifest_of(ids, self._receiver)
         rows = _Rows(self._spool, _Given(self._receiver, kept), manifest)
         self._refuse_nameless(rows)
-        assert self._agreement is not None, "the schema is declared"
-        text = self._agreement.text
-        if text and not all(is_text(rows.given(number)[KEY]) for number in self._odd_keys):
-            raise ConversionError(
-                "a key is no text, and the schema says that keys are", hint="declare _cb_key as binary"
-            )
-        return self._formed(rows, self._fields(rows), manifest, text=text)
+        return self._formed(rows, self._fields(rows), manifest)
 
     def _refuse_nameless(self, rows: _Rows) -> None:
         """Two documents with one key must not look like one."""
@@ -200,7 +194,7 @@ class SpanSink(SpoolingSink):
         return (typing.form(rows.raw(number), table)[1] for number, table in typing.tables())
 
     def _formed(
-        self, rows: _Rows, fields: Iterator[pa.Table], manifest: Manifest | None, *, text: bool
+        self, rows: _Rows, fields: Iterator[pa.Table], manifest: Manifest | None
     ) -> Iterator[pa.Table]:
         for number, table in enumerate(fields):
             raw = rows.given(number)
@@ -208,7 +202,7 @@ class SpanSink(SpoolingSink):
                 continue
             opcode = raw[OPCODE].to_numpy()
             kinds = (opcode[:, None] == _OPCODES).argmax(axis=1)
-            head = self._names.head(raw, manifest, text=text)
+            head = self._names.head(raw, manifest)
             head = head.append_column(CHANGE_TYPE, CHANGE_TYPES.take(pa.array(kinds)))
             if table.num_columns:
                 # Each row takes its document; where there is none, there is no index, and so null.

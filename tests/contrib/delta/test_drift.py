@@ -58,7 +58,7 @@ class Drifting:
 def restored(uri: str) -> pa.Table:
     """Documents of a table with the types that they had before they were Delta's."""
     table = DeltaTable(uri)
-    shape = Shape(base_of(table, uri).manifest.columns[0], xattrs=False, text=True)
+    shape = Shape(base_of(table, uri).manifest.columns[0], xattrs=False, keys="text")
     rows = by_deltalake(uri)
     documents = rendered(shape.documents_of(rows))
     return documents.append_column("_cb_key", rows["_cb_key"]).sort_by("_cb_key")
