@@ -93,6 +93,10 @@ class Coordinator:
         """The wanted vbuckets, and high seqnos by node and vbucket as told last; from any thread."""
         return list(self._vbuckets.records), {node: known.seqnos for node, known in list(self._nodes.items())}
 
+    def reports(self) -> dict[str, tuple[int, Mapping[int, int]]]:
+        """By node, how often it has reported its high seqnos, and the last report; from any thread."""
+        return {node: (known.reports, known.seqnos) for node, known in list(self._nodes.items())}
+
     @property
     def high_seqnos(self) -> dict[int, int]:
         """High seqnos by vbucket, as their owners told last."""
@@ -219,6 +223,7 @@ class Coordinator:
         if node is None:
             return
         node.seqnos = event.seqnos
+        node.reports += 1
         node.sampling = False
         if isinstance(event, plan.NodeReady) and node.state is NodeState.STARTING:
             node.state = NodeState.READY

@@ -32,6 +32,8 @@ class NodeRecord:
     retry_at: float = 0.0
     seqnos: Mapping[int, int] = field(default_factory=dict)
     """High seqnos of its active vbuckets, as told last."""
+    reports: int = 0
+    """How often it has reported them."""
     sampling: bool = False
     protocol_errors: int = 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cbframe.cluster.map import ClusterMap
@@ -153,6 +153,15 @@ class SourceView:
         None if none has: nodes are asked with ``ask_time``, and tell it to users who may see statistics.
         """
         return max(list(self._times.values()), default=None)
+
+    @property
+    def wanted(self) -> list[int]:
+        """The vbuckets to be streamed; none before there is a cluster map."""
+        return self._coordinator.look()[0]
+
+    def seqno_reports(self) -> dict[str, tuple[int, Mapping[int, int]]]:
+        """By node, how often it has reported its high seqnos, and the last report."""
+        return self._coordinator.reports()
 
     @property
     def as_of(self) -> dict[int, plan.Position]:

@@ -44,7 +44,8 @@ class Rotation:
             raise ConfigurationError(
                 f"rotate={wanted!r}", hint='write {"rows": 1_000_000, "bytes": 64 << 20, "seconds": 60}'
             ) from None
-        if not min(found.rows, found.bytes, found.seconds) > 0:
+        numbers: tuple[object, ...] = (found.rows, found.bytes, found.seconds)
+        if not all(isinstance(n, int | float) and not isinstance(n, bool) and n > 0 for n in numbers):
             raise ConfigurationError(f"rotate={wanted!r}", hint="each number must be positive")
         return found
 
@@ -56,7 +57,6 @@ class Changes(Protocol):
     def schema(self) -> pa.Schema: ...
     @property
     def checkpoint(self) -> Checkpoint: ...
-    def poll(self, timeout: float | None) -> ChangeBatch | None: ...
     def release(self, batch: ChangeBatch) -> None: ...
     def ack(self, batch: ChangeBatch) -> None: ...
     def checkpoint_after(self, batch: ChangeBatch) -> Checkpoint: ...
@@ -79,6 +79,8 @@ class ChangeLog:
         Of the files.
     clock
         Monotonic seconds.
+    poll
+        Gives the next batch, also of what had come when the stream was closed.
 
     Raises
     ------
@@ -93,8 +95,11 @@ class ChangeLog:
         rotation: Rotation,
         compression: str,
         clock: Callable[[], float],
+        *,
+        poll: Callable[[float | None], ChangeBatch | None],
     ) -> None:
         self._stream = stream
+        self._poll = poll
         self._folder = folder
         self._rotation = rotation
         self._compression = compression
@@ -140,7 +145,7 @@ class ChangeLog:
         now = self._clock()
         if until is not None and now >= until:
             return False
-        batch = self._stream.poll(_LOOK if until is None else min(_LOOK, until - now))
+        batch = self._poll(_LOOK if until is None else min(_LOOK, until - now))
         if batch is not None:
             if self._file is None:
                 path = self._folder / f"changes-{self._number:012d}.parquet"

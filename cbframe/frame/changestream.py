@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
@@ -16,13 +17,14 @@ from cbframe.dcp.maps import bucket_manifest
 from cbframe.dcp.positions import Position
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
-from cbframe.errors import CbframeError, ReadCancelledError
+from cbframe.errors import CbframeError, ReadCancelledError, ReadTimeoutError
 from cbframe.frame.changelog import ChangeLog, Rotation
 from cbframe.frame.changerows import ChangeRows, Directory
 from cbframe.frame.changes import ChangeBatch, Rollback
 from cbframe.frame.checkpoint import Checkpoint, VBucketOffset
 from cbframe.frame.display import ShowsItself
 from cbframe.frame.gatherer import Gatherer
+from cbframe.frame.high_seqnos import HighSeqnos
 from cbframe.frame.names import Names
 from cbframe.frame.parquet import place_of
 from cbframe.frame.tail import Tail, seconds_of
@@ -34,10 +36,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OnRollback: TypeAlias = Literal["emit", "restart", "raise"] | Callable[[Rollback], object]
-_CATCH_UP = 1.0
-"""Seconds that are taken for what has come, at most: there may be ever more."""
-_LULL = 0.05
-"""Seconds without anything new after which everything that has come is there."""
+_LOOK = 0.05
+"""Seconds between two looks at how far the stream is."""
+_LOOK_SOON = 0.005
+"""The same, while it is not known how far it has to come: that takes two answers of each node."""
 
 
 class ChangeStream(ShowsItself):
@@ -155,13 +157,14 @@ class ChangeStream(ShowsItself):
     def __next__(self) -> ChangeBatch:
         """The next batch; the one before is acknowledged."""
         if self._given is not None:
-            if self._again:
+            if not self._again:
+                self.ack(self._given)
+            elif not self._closed:
                 self._again = False
                 return self._given
-            self.ack(self._given)
         if self._closed:
             raise StopIteration
-        batch = self.poll(None)
+        batch = self._next(None)
         if batch is None:
             raise StopIteration
         self._given = batch
@@ -171,7 +174,7 @@ class ChangeStream(ShowsItself):
     def poll(self, timeout: float | None = 0.0) -> ChangeBatch | None:
         """The next batch, acknowledged by nobody yet; None if there is none within `timeout` seconds.
 
-        Also None at the end: the stream is closed, or every collection that it was for is gone.
+        Also None at the end, when every collection that it was for is gone.
 
         Parameters
         ----------
@@ -180,9 +183,26 @@ class ChangeStream(ShowsItself):
 
         Raises
         ------
+        ReadCancelledError
+            The stream is closed, or was closed meanwhile by another thread. Iterating ends instead.
+        ConfigurationError
+            `timeout` is no number.
         CbframeError
             The stream cannot go on. What came before was given out.
         """
+        if timeout is not None:
+            # What is left until some deadline may be negative.
+            given: object = timeout
+            timeout = 0.0 if isinstance(given, float) and given < 0 else seconds_of("timeout", timeout)
+        if self._closed:
+            raise _closed()
+        batch = self._next(timeout)
+        if batch is None and self._closed:
+            raise _closed()
+        return batch
+
+    def _next(self, timeout: float | None) -> ChangeBatch | None:
+        """The next batch, also of what had come when the stream was closed; None if there is none."""
         batch = self._undelivered or self._gatherer.next(timeout)
         if batch is None:
             if self._source.finished and not self._paused:
@@ -199,7 +219,8 @@ class ChangeStream(ShowsItself):
     def ack(self, batch: ChangeBatch) -> None:
         """Say that a batch is consumed, and all that were given out before it.
 
-        Its bytes no longer count against the window of the connection, and :attr:`checkpoint` is behind it.
+        Its bytes no longer count against the window of the connection, and :attr:`checkpoint` is after it.
+        Also of a stream that is closed: then :attr:`checkpoint` is where the next one continues.
         """
         self._gatherer.ack(batch)
         if self._given is not None and not self._gatherer.awaits(self._given):
@@ -234,7 +255,11 @@ class ChangeStream(ShowsItself):
         self._receiver.wake()
 
     def close(self) -> None:
-        """End all threads and sockets, and wait for them. What was not acknowledged comes again next time."""
+        """End all threads and sockets, and wait for them. What was not acknowledged comes again next time.
+
+        After that :meth:`poll` and :meth:`to_pandas` raise, iterating ends, and :meth:`to_parquet` writes
+        what had come. :meth:`ack`, :attr:`checkpoint`, :attr:`stats` and :attr:`errors` work as before.
+        """
         self._closed = True
         self._paused.off()
         self._end.detach()
@@ -317,37 +342,76 @@ class ChangeStream(ShowsItself):
     @public
     def to_pandas(
         self,
-        last: str | float | None = None,
+        last: str | float | timedelta | None = None,
         *,
         rows: int = 100_000,
         columns: Sequence[str | tuple[str, ...]] | None = None,
         dtype_backend: str | None = "pyarrow",
+        timeout: float | None = 60.0,
     ) -> pd.DataFrame:
         """The newest version of each document among the last changes.
 
-        Takes what has come since the last call, and acknowledges it. What is older than `last`, or before
+        Takes every change that the bucket has at the time of the call, and acknowledges it: all nodes are
+        asked for their high seqnos, and it waits until the stream has come to these, also while it is still
+        connecting. A stream that is paused waits for nothing. What is older than `last`, or before
         the last `rows` changes, is forgotten: memory is bounded, however long this goes on. Documents that
         are gone are left out; rollbacks are followed.
 
         Parameters
         ----------
         last
-            Seconds since their arrival, or a text such as ``"5min"``; None for any age.
+            Seconds since their arrival, a ``timedelta``, or a text with a unit such as ``"5min"``; None for
+            any age.
         rows
             How many changes are kept.
         columns, dtype_backend
             As for :func:`cbframe.scan_bucket`.
+        timeout
+            Seconds for which it waits; None for as long as it takes.
+
+        Raises
+        ------
+        ReadTimeoutError
+            The stream has not come so far in time. What came is kept, and the next call continues.
+        ReadCancelledError
+            The stream is closed, or was closed meanwhile by another thread.
+        ConfigurationError
+            An argument is invalid.
+        CbframeError
+            The stream cannot go on.
         """
+        age = None if last is None else seconds_of("last", last)
+        limit = None if timeout is None else seconds_of("timeout", timeout)
+        if self._closed:
+            raise _closed()
         if self._tail is None:
             self._tail = Tail(self.schema, self._clock)
-        age = None if last is None else seconds_of(last)
-        until = self._clock() + _CATCH_UP
-        while (batch := self.poll(max(0.0, min(_LULL, until - self._clock())))) is not None:
-            self._tail.add(batch, rows)
-            self.ack(batch)
-            if self._clock() >= until:
-                break
+        self._catch_up(self._tail, rows, limit)
         return self._tail.to_pandas(age, rows, columns=columns, dtype_backend=dtype_backend)
+
+    def _catch_up(self, tail: Tail, rows: int, timeout: float | None) -> None:
+        """Put every change that the bucket has now into the tail."""
+        until = None if timeout is None else self._clock() + timeout
+        high = HighSeqnos(self._source, self._clock)
+        while not self._paused:
+            missing = high.missing(self._gatherer.acked)
+            if missing == 0:
+                return
+            left = _LOOK if high.known else _LOOK_SOON
+            if until is not None:
+                if self._clock() >= until:
+                    raise _not_caught_up(missing, timeout)
+                left = min(left, until - self._clock())
+            batch = self.poll(max(0.0, left))
+            if batch is not None:
+                tail.add(batch, rows)
+                self.ack(batch)
+            elif self._source.finished:
+                return
+        # What had been taken before the pause is there.
+        while (batch := self.poll(0)) is not None:
+            tail.add(batch, rows)
+            self.ack(batch)
 
     @public
     def to_parquet(
@@ -382,5 +446,25 @@ class ChangeStream(ShowsItself):
         list of Path
             The files that were written.
         """
-        log = ChangeLog(self, place_of(folder, compression), Rotation.of(rotate), compression, self._clock)
-        return log.run(seconds)
+        limit = None if seconds is None else seconds_of("seconds", seconds)
+        place = place_of(folder, compression)
+        log = ChangeLog(self, place, Rotation.of(rotate), compression, self._clock, poll=self._next)
+        return log.run(limit)
+
+
+def _closed() -> ReadCancelledError:
+    return ReadCancelledError(
+        "the stream is closed", hint="open another one, with start=stream.checkpoint to continue from there"
+    )
+
+
+def _not_caught_up(missing: int | None, timeout: float | None) -> ReadTimeoutError:
+    what = (
+        "the stream is still connecting"
+        if missing is None
+        else f"{missing:,} vbuckets are not where the bucket was when to_pandas() was called"
+    )
+    return ReadTimeoutError(
+        f"{what}, after {timeout:g} s",
+        hint="what came is kept: call it again, or give a larger timeout=; stream.errors has what went wrong",
+    )

@@ -29,7 +29,7 @@ from cbframe.frame.moment import Moment
 from cbframe.frame.names import SYSTEM_SCOPE, Names
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.run import Run
-from cbframe.scan.spec import ScanSpec, count, flag, positive
+from cbframe.scan.spec import ScanSpec, count, positive
 
 T = TypeVar("T")
 
@@ -122,8 +122,6 @@ class Divider:
 
     def __post_init__(self) -> None:
         count("sample_rows", self.sample_rows)
-        if self.binary_keys is not None:
-            flag("binary_keys", self.binary_keys)
 
     def look(self, *, sizes: bool = False, time: bool = False) -> Look:
         """Where the vbuckets are now, how much is in them if `sizes`, and what time it is there if `time`."""

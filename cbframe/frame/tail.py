@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from math import inf, isnan, nan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +22,12 @@ from cbframe.frame.changes import ChangeBatch, typed
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_BARE = re.compile(r"\s*[-+]?[0-9_.]*(e[-+]?[0-9]+)?\s*", re.IGNORECASE)
+"""A number without a unit, or nothing."""
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_PLAIN = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *(s|min|h|d)")
+"""What needs no pandas."""
 
 
 @dataclass(slots=True)
@@ -139,20 +148,44 @@ def _numpy(rows: pa.RecordBatch, name: str) -> npt.NDArray[np.uint64]:
     return np.asarray(rows.column(name).to_numpy())
 
 
-def seconds_of(span: str | float) -> float:
-    """Seconds of ``"5min"``, or of a number of them.
+def seconds_of(name: str, span: str | float | timedelta) -> float:
+    """Seconds of a span of time: ``"5min"``, a ``timedelta``, or a number of seconds.
+
+    Parameters
+    ----------
+    name
+        Of the argument, for messages.
 
     Raises
     ------
     ConfigurationError
-        It is no span of time, or a negative one.
+        It is no span of time, a negative or an infinite one, or a text without a unit.
     """
+    hint = 'give a text with a unit such as "5min", a timedelta, or a number of seconds'
+    given: object = span
+    if isinstance(given, str | timedelta | np.timedelta64):
+        seconds = _seconds(given)
+    elif isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool):
+        seconds = float(given)
+    else:
+        seconds = nan
+    if isnan(seconds):
+        raise ConfigurationError(f"{name}={span!r} is no span of time", hint=hint)
+    if not 0 <= seconds < inf:
+        raise ConfigurationError(f"{name}={span!r} is negative or infinite", hint=hint)
+    return seconds
+
+
+def _seconds(span: str | timedelta | np.timedelta64) -> float:
+    if isinstance(span, str):
+        if (plain := _PLAIN.fullmatch(span)) is not None:
+            return float(plain[1]) * _UNITS[plain[2]]
+        # pandas takes a number without a unit for nanoseconds.
+        if _BARE.fullmatch(span):
+            return nan
     import pandas as pd  # noqa: PLC0415 - slow to import
 
     try:
-        seconds = float(span) if isinstance(span, int | float) else pd.Timedelta(span).total_seconds()
-    except ValueError as exc:
-        raise ConfigurationError(f"last={span!r} is no span of time", hint='write "5min" or seconds') from exc
-    if not seconds >= 0:
-        raise ConfigurationError(f"last={span!r} lies in the future", hint='write "5min" or seconds')
-    return seconds
+        return float(pd.Timedelta(span).total_seconds())
+    except (ValueError, OverflowError):
+        return nan

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 from cbframe.frame.arrow_export import ArrowExport
 from cbframe.frame.asof import AsOf as Picture
 from cbframe.frame.moment import Clock, utc_now
+from cbframe.frame.tail import seconds_of
 from cbframe.scan.spec import (
     METADATA_NAMES,
     NESTED,
@@ -497,16 +497,18 @@ class Snapshot:
         return changes(self._store, self._history, self._history.at(since), self._history.at(until), keys)
 
 
-_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_LONGEST = 100 * 365 * 86400.0
 
 
 def _span(keep: str | timedelta) -> timedelta:
-    if isinstance(keep, timedelta):
-        return keep
-    found = re.fullmatch(r"(\d+) *(s|min|h|d)", str(keep))
-    if found is None:
-        raise ConfigurationError(f"keep={keep!r} is no time", hint='write "90min", "36h" or "1d"')
-    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+    given: object = keep
+    if not isinstance(given, str | timedelta):
+        # vacuum() takes a number, of versions.
+        raise ConfigurationError(
+            f"keep={given!r} is no span of time", hint='give "90min", "1d" or a timedelta'
+        )
+    # No snapshot is older than that, and there is no date so long ago.
+    return timedelta(seconds=min(seconds_of("keep", keep), _LONGEST))
 
 
 def _checked(

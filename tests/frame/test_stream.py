@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cbframe import (
@@ -770,10 +771,68 @@ def test_close_ends_an_iteration_on_another_thread(cluster: LocalCluster) -> Non
         assert begun.wait(PATIENCE)
         stream.close()
     assert stream.state == "closed"
-    assert stream.poll(0) is None
     assert list(stream) == []
+    for look in (stream.poll, stream.to_pandas):
+        with pytest.raises(ReadCancelledError, match="the stream is closed"):
+            look()
     stream.close()
     assert "closed" in repr(stream)
+
+
+def test_what_was_taken_before_the_close_can_be_acknowledged(cluster: LocalCluster) -> None:
+    fill(cluster, 10)
+    with open_stream(cluster) as stream:
+        batch = next(stream)
+    assert list(stream) == []
+    before = stream.checkpoint
+    stream.ack(batch)
+    assert stream.checkpoint != before
+
+
+@pytest.mark.parametrize("look", ["poll", "to_pandas"])
+def test_close_ends_a_wait_on_another_thread(cluster: LocalCluster, look: str) -> None:
+    stream = open_stream(cluster, start="now")
+    found: list[BaseException] = []
+
+    def wait(_stop: threading.Event) -> None:
+        try:
+            if look == "poll":
+                stream.poll(None)
+            else:
+                with cluster.stall():
+                    stream.to_pandas()
+        except ReadCancelledError as exc:
+            found.append(exc)
+
+    with background(wait):
+        stream.close()
+    assert [str(exc).splitlines()[0] for exc in found] == ["the stream is closed"]
+
+
+@pytest.mark.parametrize("timeout", ["5", True, float("nan"), b""])
+def test_a_timeout_that_is_none(cluster: LocalCluster, timeout: Any) -> None:
+    with open_stream(cluster) as stream, pytest.raises(ConfigurationError, match="timeout="):
+        stream.poll(timeout)
+
+
+def test_keys_have_one_type(cluster: LocalCluster) -> None:
+    """A key that is not UTF-8 changes nothing for the others, in its batch and in all others."""
+    odd = b"\xff\x00"
+    for keys, names in (("text", ["k1", "\\xff\x00"]), ("binary", [b"k1", odd])):
+        with open_stream(cluster, start="now", keys=keys) as stream:
+            found = []
+            for change in ([b"k1"], [b"k1", odd], [odd]):
+                for key in change:
+                    cluster.upsert(key, {"a": 1})
+                batches = pa.Table.from_batches([], stream.schema)
+                while len(batches) < len(change):
+                    batch = take(stream)
+                    stream.ack(batch)
+                    batches = pa.concat_tables([batches, pa.Table.from_batches([batch.record_batch])])
+                    assert batch.to_arrow()["_cb_key"].type == stream.schema.field("_cb_key").type
+                found.append(sorted(batches["_cb_key"].to_pylist(), key=names.index))
+            assert found == [names[:1], names, names[1:]]
+            assert sorted(stream.to_pandas().index, key=names.index) == []
 
 
 def test_a_paused_stream_can_be_closed(cluster: LocalCluster) -> None:

@@ -6,9 +6,11 @@ import os
 import random
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +23,7 @@ from cbframe import (
     Checkpoint,
     ConfigurationError,
     LocalCluster,
+    ReadTimeoutError,
     stream_bucket,
 )
 from cbframe.arrow.keys import key_bytes
@@ -91,10 +94,75 @@ def test_what_is_old_is_forgotten(cluster: LocalCluster, monkeypatch: pytest.Mon
         assert documents(stream.to_pandas(last="5min")) == {b"b": 2}
         assert documents(stream.to_pandas(last=300)) == {b"b": 2}
         assert documents(stream.to_pandas(last=50)) == {}
-    assert seconds_of("5min") == 300
-    for bad in ("soon", -1, "-5min", float("nan")):
-        with pytest.raises(ConfigurationError, match="last="):
-            seconds_of(bad)
+
+
+@pytest.mark.parametrize(
+    ("span", "seconds"),
+    [
+        ("5min", 300),
+        ("1h30min", 5400),
+        ("2 s", 2),
+        ("1d", 86400),
+        (300, 300),
+        (0.5, 0.5),
+        (np.int64(7), 7),
+        (timedelta(minutes=5), 300),
+        (pd.Timedelta("5min"), 300),
+        (np.timedelta64(5, "m"), 300),
+    ],
+)
+def test_spans_of_time(span: Any, seconds: float) -> None:
+    assert seconds_of("last", span) == seconds
+
+
+NO_SPANS = [
+    *("soon", "", " ", "5", "5.5", "1e3", "-5", "+5", "nan", "NaT", "-5min", -1, float("nan"), float("inf")),
+    *(True, False, None, b"5min", [5], timedelta(-1), pd.NaT, "99999999999999h"),
+]
+
+
+@pytest.mark.parametrize("span", NO_SPANS)
+def test_what_is_no_span_of_time(span: Any) -> None:
+    with pytest.raises(ConfigurationError, match="last="):
+        seconds_of("last", span)
+
+
+def test_what_is_there_while_it_connects(pair: LocalCluster) -> None:
+    fill(pair, 500)
+    with open_stream(pair) as stream:
+        assert documents_of_keys(stream.to_pandas(columns=["n"])) == set(truth_of(pair))
+    with open_stream(pair, start="now") as stream:
+        assert stream.to_pandas().empty
+        for number in range(20):
+            pair.upsert(f"new-{number}", {"n": number})
+            assert f"new-{number}" in stream.to_pandas().index
+
+
+def documents_of_keys(frame: pd.DataFrame) -> set[bytes]:
+    return {key.encode() for key in frame.index}
+
+
+def test_what_is_there_is_waited_for_no_longer_than_was_asked(cluster: LocalCluster) -> None:
+    fill(cluster, 50)
+    with open_stream(cluster, vbuckets=[1, 2]) as stream:
+        with pytest.raises(ReadTimeoutError, match=r"when to_pandas|still connecting"):
+            stream.to_pandas(timeout=0)
+        assert len(stream.to_pandas()) > 0
+        stream.pause()
+        assert len(stream.to_pandas(timeout=0)) > 0
+        for bad in ("5", -1, True):
+            with pytest.raises(ConfigurationError, match="timeout="):
+                stream.to_pandas(timeout=bad)  # type: ignore[arg-type]
+
+
+def test_a_failover_while_it_is_waited_for(cluster: LocalCluster) -> None:
+    """The history that the nodes reported first may end earlier now: it is not waited for in vain."""
+    with open_stream(cluster) as stream:
+        cluster.upsert("a", {"n": 1})
+        cluster.upsert("a", {"n": 2})
+        stream.to_pandas()
+        cluster.fail_over(vbucket_of(b"a", 16), lose=1)
+        assert documents(tail_of(stream, cluster)) == {b"a": 1}
 
 
 def test_a_rollback_brings_older_versions_back_to_light(cluster: LocalCluster) -> None:
@@ -270,6 +338,31 @@ def test_changes_in_files(pair: LocalCluster, tmp_path: Path) -> None:
     assert set(frame["_change_type"]) <= {"upsert", "delete"}
 
 
+def test_a_folder_keeps_the_type_of_its_keys(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Earlier versions of cbframe wrote bytes: whoever reads the folder finds one type."""
+    cluster.upsert("a", b"1")
+    with open_stream(cluster, keys="binary") as stream:
+        write(stream, cluster, tmp_path)
+    cluster.upsert(b"\xff", b"2")
+    cluster.upsert("\\xff", b"3")
+    with open_stream(cluster, start=Checkpoint.load(tmp_path)) as stream:
+        write(stream, cluster, tmp_path)
+    table = pq.read_table(tmp_path)
+    assert table["_cb_key"].type == pa.binary()
+    assert sorted(table["_cb_key"].to_pylist()) == [b"\\xff", b"a", b"\xff"]
+
+
+@pytest.mark.parametrize(
+    "rotate", [{"seconds": float("nan")}, {"bytes": float("nan")}, {"rows": "5"}, {"rows": True}]
+)
+def test_rotation_that_is_none(cluster: LocalCluster, tmp_path: Path, rotate: Any) -> None:
+    with open_stream(cluster) as stream:
+        with pytest.raises(ConfigurationError, match="rotate="):
+            stream.to_parquet(tmp_path, rotate=rotate)
+        with pytest.raises(ConfigurationError, match="seconds="):
+            stream.to_parquet(tmp_path, seconds="5")  # type: ignore[arg-type]
+
+
 def test_files_by_rows_and_bytes(cluster: LocalCluster, tmp_path: Path) -> None:
     fill(cluster, 3000, size=500)
     # Files are larger than the window: the rows of one that is being written hold nothing up.
@@ -325,7 +418,7 @@ def test_ctrl_c_keeps_what_has_come(
 ) -> None:
     fill(cluster, 10)
     with open_stream(cluster) as stream:
-        original = stream.poll
+        original = stream._next
 
         def poll(timeout: float | None) -> Any:
             if stream.stats.total.documents == 10 and (batch := original(0)) is not None:
@@ -334,7 +427,7 @@ def test_ctrl_c_keeps_what_has_come(
                 raise KeyboardInterrupt
             return original(timeout)
 
-        monkeypatch.setattr(stream, "poll", poll)
+        monkeypatch.setattr(stream, "_next", poll)
         with pytest.raises(KeyboardInterrupt):
             stream.to_parquet(tmp_path)
     assert replay(tmp_path) == truth_of(cluster)

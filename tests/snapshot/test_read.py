@@ -299,7 +299,9 @@ def test_export_elsewhere(
     assert Snapshot(path).export((tmp_path / "a b").as_uri()) == tmp_path / "a b"
 
 
-@pytest.mark.parametrize("wanted", [{"compression": "zip"}, {"file_bytes": 0}, {"keep": 5}])
+@pytest.mark.parametrize(
+    "wanted", [{"compression": "zip"}, {"file_bytes": 0}, {"keep": 5}, {"keep": "5"}, {"keep": timedelta(-1)}]
+)
 def test_compaction_that_cannot_be_meant(wanted: Any, path: Path) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(wanted))}="):
         Snapshot(path).compact(**wanted)
@@ -320,7 +322,7 @@ def test_a_version_whose_files_are_gone(made: tuple[LocalCluster, Path], tmp_pat
     assert Snapshot(path).verify().ok
     with pytest.raises(ConfigurationError, match="keep=0"):
         Snapshot(path).vacuum(keep=0)
-    with pytest.raises(ConfigurationError, match="is no time"):
+    with pytest.raises(ConfigurationError, match="is no span of time"):
         Snapshot(path).compact(keep="a while")
 
 
