@@ -21,6 +21,7 @@ from cbframe.frame.execute import ReadSession
 from cbframe.frame.moment import utc_now
 from cbframe.frame.pins import Pins
 from cbframe.frame.result import ReadResult
+from cbframe.public import public
 from cbframe.scan.spec import METADATA_NAMES, Consistency, ScanSpec, flag, one_of
 
 if TYPE_CHECKING:
@@ -172,10 +173,12 @@ class ScanPartition:
         self._check(result.table.schema)
         return replace(result, table=result.table.select(self.schema.names))
 
+    @public
     def read(self) -> pa.Table:
         """Read it into an Arrow table, as :meth:`result` does; its metadata has ``as_of``."""
         return self.result().table
 
+    @public
     def to_pandas(self) -> pd.DataFrame:
         """Read it into a DataFrame whose index is the document key, as :meth:`result` does.
 
@@ -188,6 +191,7 @@ class ScanPartition:
         backend = self._settings.spec.dtype_backend
         return to_pandas(result.table, backend, result.report.to_dict(), fixed_dtypes=True)
 
+    @public
     def to_reader(self) -> pa.RecordBatchReader:
         """Read it into record batches, as :meth:`result` does; memory as with a scan's ``to_reader``."""
         return self.streamed()[1]

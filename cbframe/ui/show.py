@@ -133,8 +133,9 @@ class StatsView:
         if self._ticker is None and not self.model.latest.ended:
             refresh = weakref.WeakMethod(self.refresh)
             # The thread must not keep a view alive that nobody has any more.
-            self._ticker = Ticker(self._every, lambda: (call := refresh()) is not None and call())
-            self._ticker.start()
+            ticker = Ticker(self._every, lambda: (call := refresh()) is not None and call())
+            ticker.start()
+            self._ticker = ticker
 
     def _make_panel(self) -> StatsPanel | None:
         try:
