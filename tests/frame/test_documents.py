@@ -328,7 +328,7 @@ def test_extended_attributes(cluster: LocalCluster, compress: bool) -> None:
     found = {name: json.loads(text) for name, text in rows["tagged"]["_cb_xattrs"]}
     assert found == {"_sync": sync, "user": 17}
     assert rows["binary"]["_cb_xattrs"] == [("_sync", "{}")]
-    assert [rows[key]["_cb_datatype"] for key in ("plain", "tagged", "binary")] == [1, 1, 0]
+    assert [rows[key]["_cb_datatype"] for key in ("plain", "tagged", "binary")] == [1, 5, 4]
     frame = read_bucket(cluster, metadata="xattrs", timeout=20)
     assert dict(frame.loc["tagged", "_cb_xattrs"]) == dict(rows["tagged"]["_cb_xattrs"])
     frame = read_bucket(cluster, metadata="xattrs", dtype_backend=None, timeout=20)
