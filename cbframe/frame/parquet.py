@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,27 +40,40 @@ def place_of(path: str | os.PathLike[str], compression: str) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its name when it is complete and on the disk."""
+def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """Write to a file beside `path`, and rename it when it is complete and on the disk.
+
+    Raises
+    ------
+    ConfigurationError
+        Without `overwrite`: there is something at `path` by then.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with scratch.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if not overwrite and os.path.lexists(path):
+            raise ConfigurationError(
+                f"there is something at {path}, which came during the read", hint="give another name"
+            )
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
 
 
 def write_parquet(reader: pa.RecordBatchReader, path: Path, compression: str = "zstd") -> int:
+    """Write all batches into a file, as :func:`write_batches` does."""
+    with whole_file(path) as file:
+        return write_batches(reader, file, compression)
+
+
+def write_batches(reader: pa.RecordBatchReader, file: Any, compression: str) -> int:
     """Write all batches, gathered until they are worth a row group; return the number of rows."""
     rows = 0
     schema = rendered(reader.schema.empty_table()).schema
-    with (
-        whole_file(path) as file,
-        pq.ParquetWriter(file, schema, compression=compression) as writer,
-    ):
+    with pq.ParquetWriter(file, schema, compression=compression) as writer:
         for group in _groups(reader):
             writer.write_table(rendered(group), row_group_size=len(group))
             rows += len(group)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +10,7 @@ from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.stats import BucketDataSourceStats, add_up
 from cbframe.dcp.workers import in_processes
-from cbframe.errors import ConfigurationError
+from cbframe.frame.destination import Destination
 from cbframe.frame.divide import SAMPLE_ROWS, Divider
 from cbframe.frame.parquet import write_parquet
 from cbframe.frame.partition import ScanPartition, divided
@@ -33,7 +30,7 @@ class Written:
     nodes: dict[str, NodeStats]
 
 
-def to_folder(spec: ScanSpec, path: Path, compression: str, workers: int) -> ReadResult:
+def to_folder(spec: ScanSpec, place: Destination, compression: str, workers: int) -> ReadResult:
     """Write a file for each of some partitions; the folder appears whole or not at all.
 
     Returns
@@ -44,24 +41,17 @@ def to_folder(spec: ScanSpec, path: Path, compression: str, workers: int) -> Rea
     Raises
     ------
     ConfigurationError
-        There is something at `path`.
+        There is something already.
     CbframeError
         A partition could not be read, or a process was ended from outside.
     """
     began = monotonic()
     positive("workers", workers)
-    if path.exists():
-        raise ConfigurationError(f"there is something at {path}", hint="give the name of a new folder")
     divider = Divider(spec, sample_rows=SAMPLE_ROWS)
     parts = divided(divider, _PER_WORKER * workers, consistency="snapshot", with_secrets=True)
-    scratch = path.absolute().with_name(f".{path.name}.{uuid.uuid4().hex}")
-    scratch.mkdir(parents=True)
-    try:
+    with place.folder(spec.spool_dir) as scratch:
         write = partial(_write, folder=scratch, compression=compression)
         done = in_processes(write, parts, workers)
-        os.rename(scratch, path)  # noqa: PTH104 - unlike replace(), refuses a folder that has something
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     report = ReadReport.merged(each.report for each in done)
     count = len(report.as_of)
     nodes = {node for each in done for node in each.nodes}

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.frame.arrow_export import ArrowExport
 from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict
+from cbframe.frame.destination import Destination
 from cbframe.frame.divide import Divider
 from cbframe.frame.execute import ReadSession
-from cbframe.frame.parquet import place_of, write_parquet
+from cbframe.frame.parquet import check_compression, write_batches
 from cbframe.frame.partition import ScanPartition, divided
 from cbframe.frame.parts import to_folder
 from cbframe.frame.result import ReadResult
 from cbframe.public import public
-from cbframe.scan.spec import Consistency, ScanSpec
+from cbframe.scan.spec import Consistency, ScanSpec, flag
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,8 +174,15 @@ class BucketScan:
 
     @public
     def to_parquet(
-        self, path: str | os.PathLike[str], *, compression: str = "zstd", workers: int | None = None
-    ) -> Path:
+        self,
+        path: str | os.PathLike[str],
+        *,
+        compression: str = "zstd",
+        workers: int | None = None,
+        overwrite: bool = False,
+        filesystem: pafs.FileSystem | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Path | str:
         """Read into a Parquet file, which appears whole or not at all; memory as with :meth:`to_reader`.
 
         It is written from Arrow, so that ``pandas.read_parquet`` reads nested columns without help.
@@ -181,12 +190,22 @@ class BucketScan:
         Parameters
         ----------
         path
-            Of the file; of a new folder of files with `workers`.
+            Of the file; of a folder of files with `workers`. A path, or a URI that pyarrow or fsspec know.
         compression
             What Parquet calls it.
         workers
-            Have so many processes of this machine read, each its :meth:`partitions`. They get what this
+            Have this many processes of this machine read, each its :meth:`partitions`. They get what this
             scan has, a password among it. A script has to call this below ``if __name__ == "__main__":``.
+            In an object store the files appear one after the other, once all are complete in `spool_dir`.
+        overwrite
+            Replace what is at `path`, once the new file or folder is complete.
+        filesystem, storage_options
+            What `path` is in: a file system of pyarrow's, or options for that of fsspec.
+
+        Returns
+        -------
+        Path or str
+            Where it is; a URI as it was given.
 
         Raises
         ------
@@ -197,14 +216,22 @@ class BucketScan:
         CbframeError
             As :meth:`read`; or a process was ended from outside.
         """
-        place = place_of(path, compression)
+        check_compression(compression)
+        place = Destination(
+            path,
+            overwrite=flag("overwrite", overwrite),
+            filesystem=filesystem,
+            storage_options=storage_options,
+        )
+        place.refuse_existing(folder=workers is not None)
         if workers is None:
-            count = write_parquet(self.to_reader(), place, compression)
+            with place.file() as file:
+                count = write_batches(self.to_reader(), file, compression)
             assert self.last is not None, "it was read"
             self.last = replace(self.last, documents=count)
         else:
             self.last = to_folder(self._spec, place, compression, workers)
-        return place
+        return place.name
 
     @public
     def partitions(

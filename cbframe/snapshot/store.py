@@ -15,14 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from cbframe.errors import CbframeError, ConfigurationError, DependencyError, SnapshotError
+from cbframe.errors import CbframeError, SnapshotError
+from cbframe.frame.destination import located
 from cbframe.limits import shortage
-from cbframe.scan.spec import path_of_files
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
@@ -327,46 +326,11 @@ def open_store(
     DependencyError
         fsspec is not installed.
     """
-    text = path_of_files("path", path)
-    if filesystem is not None and storage_options is not None:
-        raise ConfigurationError("filesystem= and storage_options= exclude each other")
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        return LocalStore(Path(text).expanduser().absolute())
-    if filesystem is not None:
-        return RemoteStore(filesystem, text)
-    scheme, mark, _ = text.partition("://")
-    if storage_options is not None and scheme != "file":
-        return _of_fsspec(text, storage_options)
-    if not mark:
-        return LocalStore(Path(text).expanduser().absolute())
     try:
-        # As people write it: pyarrow refuses blanks and umlauts, and leaves out what is behind # and ?.
-        found, root = pafs.FileSystem.from_uri(quote(text, safe="/:%") if scheme == "file" else text)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
-        if scheme.isalnum() and scheme != "file":
-            return _of_fsspec(text, {})
-        raise ConfigurationError(f"{text!r} is no place for files: {exc}") from exc
+        found = located(path, filesystem=filesystem, storage_options=storage_options)
     except OSError as exc:
-        raise SnapshotError(f"cannot reach it ({exc})", path=text) from exc
-    if isinstance(found, pafs.LocalFileSystem):
-        return LocalStore(Path(root))
-    return RemoteStore(found, root)
-
-
-def _of_fsspec(uri: str, options: Mapping[str, Any]) -> Store:
-    try:
-        import fsspec  # noqa: PLC0415 - optional
-    except ImportError as exc:
-        raise DependencyError("fsspec is not installed", hint="pip install 'cbframe[remote]'") from exc
-    try:
-        found, root = fsspec.core.url_to_fs(uri, **options)
-    except (ValueError, ImportError) as exc:
-        raise ConfigurationError(
-            f"{uri!r} is no place for files: {exc}", hint="install the library that fsspec needs for it"
-        ) from exc
-    if isinstance(found, fsspec.get_filesystem_class("file")):
-        return LocalStore(Path(root))  # one folder, one kind of lock
-    return RemoteStore(pafs.PyFileSystem(pafs.FSSpecHandler(found)), root)
+        raise SnapshotError(f"cannot reach it ({exc})", path=os.fspath(path)) from exc
+    return LocalStore(found) if isinstance(found, Path) else RemoteStore(*found)
 
 
 def make_folder(folder: Path) -> None:

@@ -247,7 +247,7 @@ def test_parquet_is_there_whole_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(pq.ParquetWriter, "write_table", half)
         with pytest.raises(OSError, match="no space"):
-            scan_bucket(filled).to_parquet(target)
+            scan_bucket(filled).to_parquet(target, overwrite=True)
     assert target.read_bytes() == before
     assert list(tmp_path.iterdir()) == [target]
 
