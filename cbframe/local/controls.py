@@ -82,6 +82,11 @@ class Controls:
         key = next((key for key in self._setters if key.startswith(message.key)), None)
         if key is None:
             return Status.EINVAL, ""
+        if key == "force_value_compression" and Feature.SNAPPY not in self._features:
+            return Status.EINVAL, (
+                "The ctrl parameter force_value_compression is only supported if datatype snappy is enabled "
+                "on the connection"
+            )
         status = self._setters[key](message.value)
         if key == "backfill_order" and status is not Status.SUCCESS:
             # The real node names the option twice, instead of the value.
@@ -169,8 +174,6 @@ class Controls:
         return Status.SUCCESS
 
     def _set_force_snappy(self, value: str) -> Status:
-        if Feature.SNAPPY not in self._features:
-            return Status.EINVAL
         return self._switch("force_snappy")(value)
 
 

@@ -88,6 +88,8 @@ class Stream:
     _position: int = 0
     _chunk_end: int = 0
     _backfill: bool = False
+    _after_backfill: bool = False
+    """The snapshot under way is the first from memory after a backfill."""
     _oso: bool = False
 
     @property
@@ -143,7 +145,8 @@ class Stream:
         if self._oso:
             self._put(OsoSnapshot(self.vbucket, _OSO_END))
             self._oso = False
-            self.snap_start = self._chunk_end
+            if not len(chunk) or int(chunk.seqnos.max()) < self._chunk_end:
+                self.snap_start = self._chunk_end
         self.sent = self._chunk_end
         self._chunk = None
         self._view = memoryview(b"")
@@ -220,7 +223,7 @@ class Stream:
     def _begin_snapshot(self, vbucket: VBucket, variant: Variant, end: int) -> None:
         """What came since, from memory."""
         chunk = vbucket.encode(self.sent, variant, memory=True)
-        self._started, self._backfill = True, False
+        self._started, self._after_backfill, self._backfill = True, self._backfill, False
         if not len(chunk):
             # Nothing of this is for the client, and a live stream is not told so.
             self.sent = end
@@ -232,6 +235,9 @@ class Stream:
             # A change of the manifest begins a checkpoint, too.
             flags = _FIRST_LIVE
         first = self.snap_start if self.snap_start >= 0 else int(chunk.seqnos[0])
+        if self._fresh and self._after_backfill and variant.filter_ids is None and variant.collections:
+            # The checkpoint begins after the backfill, with versions that were superseded meanwhile.
+            first = min(first, self.sent + 1)
         flags = flags | _HISTORY if variant.history else flags
         self._mark(vbucket, first, int(chunk.seqnos[-1]), flags, self.style.memory_marker)
         self._fresh = False

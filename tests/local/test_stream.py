@@ -205,6 +205,25 @@ def test_marker_2_2_needs_a_later_server_and_collections(cluster: LocalCluster) 
             assert client.call(DcpControl("max_marker_version", "9")).status == Status.EINVAL
 
 
+def test_the_first_snapshot_after_a_backfill_begins_where_that_ended(cluster: LocalCluster) -> None:
+    cluster.upsert("a", b"1")
+    with Client(cluster).login().open() as client:
+        assert client.stream(0).status == Status.SUCCESS
+        take(client, 2)
+        with cluster.stall():
+            for version in (b"2", b"3"):
+                cluster.upsert("b", version)
+        frames = take(client, 2)
+    assert [marker(frames[0])[:2], seqno(frames[1])] == [(2, 3), 3]
+
+
+def test_forced_compression_needs_snappy(cluster: LocalCluster) -> None:
+    with Client(cluster).login().open() as client:
+        answer = client.call(DcpControl("force_value_compression", "true"))
+    assert answer.status == Status.EINVAL
+    assert b'"context":"The ctrl parameter force_value_compression is only supported' in answer.value
+
+
 # ---------------------------------------------------------------------- without values
 
 
