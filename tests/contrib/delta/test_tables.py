@@ -270,6 +270,15 @@ def test_keys_that_are_no_text(cluster: LocalCluster, uri: str) -> None:
     assert held(uri) == truth(cluster)
 
 
+def test_keys_that_are_bytes(cluster: LocalCluster, uri: str) -> None:
+    cluster.upsert("text", {"n": 1})
+    make(cluster, uri, parse=False, keys="binary")
+    cluster.upsert(b"\xff\x00", {"n": 2})
+    assert not update(cluster, uri).rewritten
+    assert by_deltalake(uri).schema.field("_cb_key").type == pa.binary()
+    assert held(uri) == truth(cluster)
+
+
 def test_only_keys(cluster: LocalCluster, uri: str) -> None:
     cluster.upsert("a", {"n": 1})
     make(cluster, uri, keys_only=True)
