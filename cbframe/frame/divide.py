@@ -185,13 +185,31 @@ class Divider:
             parts = [spread(filled)] if filled else []
         some = [replace(target, vbuckets=part, n_rows=self.sample_rows) for part in parts]
         found = [self._looked(each, moment) for each in some]
-        self._judge_filters([intake for _, intake in found])
-        kinds = unify([each for each, _ in found], max_members=target.max_struct_fields).kinds()
+        self._judge_filters([intake for _, intake, _ in found])
+        columns = unify([each for each, _, _ in found], max_members=target.max_struct_fields)
+        if any(rows for _, _, rows in found):
+            self._judge_columns(target, columns.schema)
+        kinds = columns.kinds()
         kinds |= dict.fromkeys(target.schema, Kind(pa.null()))
         if target.errors == "drop":
             # Of what is left out no partition has the columns.
             kinds = {name: kind for name, kind in kinds.items() if name not in (VALUE, REASON)}
         return Agreement(Columns.of_kinds(kinds))
+
+    def _judge_columns(self, target: ScanSpec, schema: pa.Schema) -> None:
+        """Refuse columns that no document has; a sample is no proof, and a warning is given.
+
+        Raises
+        ------
+        ConfigurationError
+            All documents were looked at.
+        """
+        names = {path[0] for path in target.columns or ()} - {*target.schema, *schema.names}
+        for name in sorted(names):
+            what = f"columns= names {name!r}, which no document has"
+            if self.sample_rows is None:
+                raise ConfigurationError(what, hint="read without it to see the fields, or look with peek()")
+            warnings.warn(f"in the sample of the partitions: {what}", UserWarning, stacklevel=6)
 
     def _judge_filters(self, intakes: Sequence[Intake]) -> None:
         """Refuse filters that no document can pass; a sample is no proof, and a warning is given.
@@ -212,8 +230,8 @@ class Divider:
         for error in first.errors():
             warnings.warn(f"in the sample of the partitions: {error}", UserWarning, stacklevel=6)
 
-    def _looked(self, target: ScanSpec, moment: Moment | None) -> tuple[Columns, Intake]:
-        """What the columns of some documents are, and what took them in."""
+    def _looked(self, target: ScanSpec, moment: Moment | None) -> tuple[Columns, Intake, int]:
+        """What the columns of some documents are, what took them in, and how many there are."""
         run = Run(replace(target, progress=None), moment=moment)
         receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
         assembler = Assembler(
@@ -225,7 +243,7 @@ class Divider:
         # What is an error in any document is one here.
         assembled_of(raw, typed, manifest, target, run.names, lenient=True)
         columns = Columns.of(typed.table.schema, typed.plan, [typed.table], typed.widths)
-        return columns, assembler.intake
+        return columns, assembler.intake, typed.rows - sum(typed.rejected.values())
 
     def _schema(self, target: ScanSpec, agreement: Agreement, manifest: Manifest | None) -> pa.Schema:
         names = Names(target, target.options)
