@@ -129,7 +129,7 @@ class Census:
             if member.only is not None and all(FAMILIES[kind] == member.only for kind in kinds):
                 continue
             samples = {kind: tuple(name for _, name in self._samples[place, kind]) for kind in kinds}
-            count = None if width is None else len(width.names)
+            count = None if width is None or kinds.keys() != {"object"} else len(width.names)
             yield Disagreement(path, kinds, "null" if member.only else member.how, samples, count)
 
 

@@ -95,7 +95,8 @@ def _widths(array: pa.Array, plan: Plan, place: Place) -> Iterator[tuple[Place, 
     if plan.held:
         yield from _inside([load(text.encode()) for text in array.drop_null().to_pylist()], place)
     elif plan.data and plan.item is None:
-        names = [_NAMES(text) for text in array.drop_null().to_pylist()]
+        # As JSON text other values fit, too.
+        names = [_NAMES(text) for text in array.drop_null().to_pylist() if text.startswith("{")]
         yield place, Width(len(names), sum(map(len, names)), set().union(*names))
     elif plan.how == "map" and plan.item is not None:
         values = as_lists(array).flatten()
