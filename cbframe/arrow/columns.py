@@ -47,7 +47,7 @@ def is_json(datatypes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 
 _ALWAYS = (VBUCKET, SEQNO, DATATYPE)
 """What newest versions are found by, and what tells JSON from other bytes."""
-_UNDONE = Datatype.SNAPPY | Datatype.XATTR
+_UNDONE = int(Datatype.SNAPPY | Datatype.XATTR)
 
 
 def raw_schema(metadata: tuple[str, ...] = ()) -> pa.Schema:
@@ -78,7 +78,7 @@ def record_batch(block: DataBlock, schema: pa.Schema, *, max_value: int = MAX_BO
     values = copy_slices(block.buffer, block.value_start, block.value_end)
     values = inflate(values, block.compressed(), block.vbucket, max_value)
     keeps_xattrs = XATTRS in schema.names
-    datatype = block.datatype & np.uint8(0xFF & ~(Datatype.SNAPPY if keeps_xattrs else _UNDONE))
+    datatype = block.datatype & np.uint8(0xFF & ~(int(Datatype.SNAPPY) if keeps_xattrs else _UNDONE))
     arrays: dict[str, pa.Array] = {}
     sections = ((block.datatype & Datatype.XATTR) != 0) & (block.value_end > block.value_start)
     if keeps_xattrs or sections.any():

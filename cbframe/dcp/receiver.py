@@ -204,7 +204,7 @@ class AdaptedReceiver:
             block.vbucket.tolist(),
             block.seqno.tolist(),
             block.opcode.tolist(),
-            (block.datatype & np.uint8(0xFF & ~Datatype.SNAPPY)).tolist(),
+            (block.datatype & np.uint8(0xFF & ~int(Datatype.SNAPPY))).tolist(),
             block.cas.tolist(),
             block.rev_seqno.tolist(),
             block.flags.tolist(),
