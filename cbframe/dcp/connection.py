@@ -99,7 +99,7 @@ class DcpConnection:
         self._ack_at = int(settings.buffer_size * ack_threshold)
         self._window = settings.buffer_size
         self._bucket = login.bucket.encode()
-        self._stream_id = settings.stream_id or 0
+        self._stream_id = settings.stream_id
         self._max_body = max_body
         self.stats = NodeStats() if stats is None else stats
         self._out: list[bytes] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from cbframe.local import admission
@@ -21,6 +23,9 @@ _BATCH = 1024 * 1024
 """Bytes handed to the socket in one go, in bulk."""
 _SLICE = 128 * 1024
 """Bytes of one vbucket before the next one has its turn, in bulk."""
+_BEFORE_BACKFILL = 0.05
+"""Seconds until the backfill of a numbered stream begins: a node reads it on another thread, and answers
+the requests for other streams of the vbucket meanwhile. Streams without numbers begin at once."""
 _FIRST_NOOP_OPAQUE = 10_000_001
 _SHORTEST_NOOP_INTERVAL = 0.01
 _NO_VALUE_FLAG = 0x8
@@ -51,6 +56,7 @@ class Connection(Protocol):
     def may_stream(self) -> bool: ...
     def holds(self, vbucket: int, *, active: bool) -> bool: ...
     def watch(self, vbucket: int, change: int) -> None: ...
+    def later(self, seconds: float, call: Callable[[], None]) -> None: ...
     def now(self) -> float: ...
 
 
@@ -91,6 +97,8 @@ class Producer:
         self.streams: dict[tuple[int, int], Stream] = {}
         self.outstanding = 0
         self._ready: deque[Stream] = deque()
+        self._backfills: dict[int, deque[Stream]] = {}
+        """Numbered streams by vbucket, in the order of the requests: the others wait for the first."""
         self._spent: list[Encoded] = []
         self.controls = Controls(bucket, message.flags, connection.features)
         self._forced_interval = noop_interval
@@ -200,11 +208,14 @@ class Producer:
             vbucket.vbuuid,
             self.controls.style(),
         )
-        if start >= high:
-            stream.begin_live()
         self.streams[stream.key] = stream
         conn.watch(message.vbucket, 1)
-        self._wake(stream)
+        if start >= high:
+            stream.begin_live()
+        if stream.live or not self.controls.stream_ids:
+            self._wake(stream)
+        else:
+            self._schedule_backfill(stream)
 
     def _variant(self, collections: bool, wanted: Filter) -> Variant:
         flags = self._flags
@@ -259,6 +270,7 @@ class Producer:
         stream = self.streams.pop(key, None)
         if stream is not None:
             stream.abandon(self._spent)
+            self._end_backfill(stream)
             self._conn.watch(stream.vbucket, -1)
         return stream
 
@@ -281,6 +293,30 @@ class Producer:
         if not stream.queued:
             stream.queued = True
             self._ready.append(stream)
+
+    def _schedule_backfill(self, stream: Stream) -> None:
+        """Of several streams of a vbucket, the backfills come one after another, each whole."""
+        stream.queued = True
+        waiting = self._backfills.setdefault(stream.vbucket, deque())
+        waiting.append(stream)
+        if len(waiting) == 1:
+            self._conn.later(_BEFORE_BACKFILL, partial(self._begin_backfill, stream))
+
+    def _begin_backfill(self, stream: Stream) -> None:
+        if not stream.finished:
+            self._ready.append(stream)
+
+    def _end_backfill(self, stream: Stream) -> None:
+        """The backfill was sent, or is not wanted any more: the next one of the vbucket begins."""
+        waiting = self._backfills.get(stream.vbucket)
+        if waiting is None or stream not in waiting:
+            return
+        first = waiting[0] is stream
+        waiting.remove(stream)
+        if not waiting:
+            del self._backfills[stream.vbucket]
+        elif first:
+            self._ready.append(waiting[0])
 
     def acknowledge(self, message: BufferAck) -> None:
         """The client has consumed bytes; more than there were is no error."""
@@ -306,6 +342,8 @@ class Producer:
                 room = min(room, window)
             stream = ready[0]
             data = stream.next(bucket, room, self._spent)
+            if data is None or stream.live:
+                self._end_backfill(stream)
             if data is None:
                 ready.popleft()
                 stream.queued = False

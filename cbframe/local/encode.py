@@ -19,6 +19,7 @@ from cbframe.local.flatbuffers import event_value
 from cbframe.local.snappy import deflate
 from cbframe.wire import leb128
 from cbframe.wire.constants import Datatype, Magic, Opcode, SystemEventId
+from cbframe.wire.frame import stream_id_framing
 from cbframe.wire.xattrs import body_offset
 
 _U16 = struct.Struct(">H")
@@ -230,7 +231,7 @@ def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
 
     if not variant.sid:
         return adapt
-    framing = stream_id_frame(variant.sid)
+    framing = stream_id_framing(variant.sid)
 
     def adapt_for_stream(frame: bytes) -> bytes | None:
         out = adapt(frame)
@@ -242,11 +243,6 @@ def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
         return head + _U32.pack(body) + out[12:24] + framing + out[24:]
 
     return adapt_for_stream
-
-
-def stream_id_frame(sid: int) -> bytes:
-    """The framing extras of every message of a stream that has a number."""
-    return b"\x22" + sid.to_bytes(2, "big")
 
 
 def _key(frame: bytes) -> bytes:

@@ -201,6 +201,13 @@ class KvConnection(Channel):
     def watch(self, vbucket: int, change: int) -> None:
         self.node.watch(self, vbucket, change)
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        def run() -> None:
+            call()
+            self.flush()
+
+        self.loop.call_later(seconds, run)
+
     def now(self) -> float:
         return self.loop.clock()
 

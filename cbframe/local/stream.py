@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol
 from cbframe.local import items
 from cbframe.local.admission import Filter
 from cbframe.local.bucket import Bucket
-from cbframe.local.encode import Encoded, Variant, stream_id_frame
+from cbframe.local.encode import Encoded, Variant
 from cbframe.local.store import VBucket
 from cbframe.wire.constants import Magic, SnapshotFlag, StreamEndReason
-from cbframe.wire.frame import Frame
+from cbframe.wire.frame import Frame, stream_id_framing
 from cbframe.wire.messages import OsoSnapshot, SeqnoAdvanced, SnapshotMarker, StreamEnd
 
 _MAX_VARIANTS = 2
@@ -59,7 +59,7 @@ class Style(NamedTuple):
     """…and says how far it reaches."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Stream:
     """State of one open stream.
 
@@ -96,6 +96,11 @@ class Stream:
     def key(self) -> tuple[int, int]:
         """What names the stream on its connection: vbucket and stream number."""
         return self.vbucket, self.variant.sid
+
+    @property
+    def live(self) -> bool:
+        """Whether there is no backfill, or all of it was sent."""
+        return self._started and not self._backfill
 
     def next(self, bucket: Bucket, room: int, spent: list[Encoded]) -> bytes | memoryview | None:
         """The next message, or frames of about `room` bytes and at least one; None: nothing now.
@@ -269,7 +274,7 @@ class Stream:
 
     def _encode(self, frame: Frame) -> bytes:
         if self.variant.sid:
-            framing = stream_id_frame(self.variant.sid)
+            framing = stream_id_framing(self.variant.sid)
             frame = replace(frame, magic=Magic.FLEX_REQUEST, framing_extras=framing)
         return frame.encode()
 

@@ -14,6 +14,9 @@ from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import HEADER_LENGTH, MAX_BODY_LENGTH, Magic
 
 _HEADER = struct.Struct(">BBHBBHIIQ")
+_STREAM_ID = struct.Struct(">BH")
+_STREAM_ID_INFO = 0x22
+"""Kind 2 of framing extras, 2 bytes long."""
 _MAGICS = frozenset(int(magic) for magic in Magic)
 _FLEX = (Magic.FLEX_REQUEST, Magic.FLEX_RESPONSE)
 _RESPONSES = (Magic.RESPONSE, Magic.FLEX_RESPONSE, Magic.SERVER_RESPONSE)
@@ -98,6 +101,14 @@ class Frame:
     @property
     def is_response(self) -> bool:
         return self.magic in _RESPONSES
+
+    @property
+    def sid(self) -> int | None:
+        """Number of the DCP stream that the framing extras name; None if they name none."""
+        framing = self.framing_extras
+        if len(framing) != _STREAM_ID.size or framing[0] != _STREAM_ID_INFO:
+            return None
+        return int(_STREAM_ID.unpack(framing)[1])
 
     def __len__(self) -> int:
         """Bytes on the wire."""
@@ -191,9 +202,18 @@ def request(
     extras: bytes = b"",
     key: bytes = b"",
     value: bytes = b"",
+    sid: int | None = None,
 ) -> Frame:
-    """A request in the classic framing."""
-    return Frame(Magic.REQUEST, opcode, vbucket, opaque, cas, datatype, extras, key, value)
+    """A request in the classic framing; in the flexible one if it names a DCP stream by its number."""
+    magic, framing = Magic.REQUEST, b""
+    if sid is not None:
+        magic, framing = Magic.FLEX_REQUEST, stream_id_framing(sid)
+    return Frame(magic, opcode, vbucket, opaque, cas, datatype, extras, key, value, framing)
+
+
+def stream_id_framing(sid: int) -> bytes:
+    """The framing extras of every message of a DCP stream that has a number."""
+    return _STREAM_ID.pack(_STREAM_ID_INFO, sid)
 
 
 def response(

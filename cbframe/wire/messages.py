@@ -1,6 +1,9 @@
 """What a data node says on its own: control messages from server to client.
 
 Data messages are not here: they travel in blocks (:mod:`cbframe.wire.blocks`).
+
+Where streams have numbers, ``sid`` of a message is its stream's. As the opaque, it names the stream and
+is no part of what the message says: messages are equal without regard to it.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ class SnapshotMarker:
     high_completed_seqno: int | None = None
     purge_seqno: int | None = None
     high_prepared_seqno: int | None = None
+    sid: int | None = field(default=None, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.start > self.end:
@@ -66,7 +70,12 @@ class SnapshotMarker:
                 value += _SETTLED.pack(self.purge_seqno or 0, self.high_prepared_seqno or 0)
             extras = _MARKER_VERSIONS[self.version]
         return request(
-            Opcode.DCP_SNAPSHOT_MARKER, vbucket=self.vbucket, opaque=opaque, extras=extras, value=value
+            Opcode.DCP_SNAPSHOT_MARKER,
+            vbucket=self.vbucket,
+            opaque=opaque,
+            extras=extras,
+            value=value,
+            sid=self.sid,
         )
 
     @classmethod
@@ -74,16 +83,16 @@ class SnapshotMarker:
         vb, extras, value = frame.vbucket, frame.extras, frame.value
         if len(extras) == _MARKER_V1.size:
             start, end, flags = _MARKER_V1.unpack(extras)
-            return cls(vb, start, end, flags)
+            return cls(vb, start, end, flags, sid=frame.sid)
         if len(extras) == 1:
             version = extras[0]
             if version == 0 and len(value) == _MARKER_V2.size:
-                return cls(vb, *_fields(_MARKER_V2.unpack(value), "v2.0"))
+                return cls(vb, *_fields(_MARKER_V2.unpack(value), "v2.0"), sid=frame.sid)
             if version == 1 and len(value) == _MARKER_V2.size + 8:
-                return cls(vb, *_fields(_MARKER_V2.unpack_from(value), "v2.1"))
+                return cls(vb, *_fields(_MARKER_V2.unpack_from(value), "v2.1"), sid=frame.sid)
             if version == 2 and len(value) == _MARKER_V22.size:
                 start, end, flags, mvs, hcs, purge, prepared = _MARKER_V22.unpack(value)
-                return cls(vb, start, end, flags, "v2.2", mvs, hcs, purge, prepared)
+                return cls(vb, start, end, flags, "v2.2", mvs, hcs, purge, prepared, sid=frame.sid)
         raise ProtocolError(
             f"a snapshot marker with {len(extras)} bytes of extras and a value of {len(value)}",
             opcode=frame.opcode,
@@ -102,16 +111,21 @@ class StreamEnd:
 
     vbucket: int
     reason: int
+    sid: int | None = field(default=None, compare=False, kw_only=True)
 
     def frame(self, opaque: int = 0) -> Frame:
         return request(
-            Opcode.DCP_STREAM_END, vbucket=self.vbucket, opaque=opaque, extras=_U32.pack(self.reason)
+            Opcode.DCP_STREAM_END,
+            vbucket=self.vbucket,
+            opaque=opaque,
+            extras=_U32.pack(self.reason),
+            sid=self.sid,
         )
 
     @classmethod
     def parse(cls, frame: Frame) -> StreamEnd:
         (reason,) = _U32.unpack(_extras(frame, 4))
-        return cls(frame.vbucket, reason)
+        return cls(frame.vbucket, reason, sid=frame.sid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +134,7 @@ class SeqnoAdvanced:
 
     vbucket: int
     seqno: int
+    sid: int | None = field(default=None, compare=False, kw_only=True)
 
     def frame(self, opaque: int = 0) -> Frame:
         return request(
@@ -127,12 +142,13 @@ class SeqnoAdvanced:
             vbucket=self.vbucket,
             opaque=opaque,
             extras=_U64.pack(self.seqno),
+            sid=self.sid,
         )
 
     @classmethod
     def parse(cls, frame: Frame) -> SeqnoAdvanced:
         (seqno,) = _U64.unpack(_extras(frame, 8))
-        return cls(frame.vbucket, seqno)
+        return cls(frame.vbucket, seqno, sid=frame.sid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +157,21 @@ class OsoSnapshot:
 
     vbucket: int
     flags: int
+    sid: int | None = field(default=None, compare=False, kw_only=True)
 
     def frame(self, opaque: int = 0) -> Frame:
         return request(
-            Opcode.DCP_OSO_SNAPSHOT, vbucket=self.vbucket, opaque=opaque, extras=_U32.pack(self.flags)
+            Opcode.DCP_OSO_SNAPSHOT,
+            vbucket=self.vbucket,
+            opaque=opaque,
+            extras=_U32.pack(self.flags),
+            sid=self.sid,
         )
 
     @classmethod
     def parse(cls, frame: Frame) -> OsoSnapshot:
         (flags,) = _U32.unpack(_extras(frame, 4))
-        return cls(frame.vbucket, flags)
+        return cls(frame.vbucket, flags, sid=frame.sid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +212,7 @@ class SystemEvent:
     collection_id: int | None = None
     max_ttl: int | None = None
     history: bool | None = None
+    sid: int | None = field(default=None, compare=False, kw_only=True)
 
     def frame(self, opaque: int = 0) -> Frame:
         return request(
@@ -200,6 +222,7 @@ class SystemEvent:
             extras=_EVENT.pack(self.seqno, self.event, self.version),
             key=self.name.encode(),
             value=self.value,
+            sid=self.sid,
         )
 
     @classmethod
@@ -208,10 +231,10 @@ class SystemEvent:
         value = frame.value
         name = frame.key.decode(errors="replace")
         if version > _LAST_EVENT_VERSION:
-            return cls(frame.vbucket, seqno, event, version, name, value)
+            return cls(frame.vbucket, seqno, event, version, name, value, sid=frame.sid)
         if version == _LAST_EVENT_VERSION:
             numbers = _flatbuffer_fields(frame, event)
-            return cls(frame.vbucket, seqno, event, version, name, value, *numbers)
+            return cls(frame.vbucket, seqno, event, version, name, value, *numbers, sid=frame.sid)
         scope_event = event in (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE)
         expected = 12 if scope_event else 20 if version == 1 else 16
         if len(value) != expected:
@@ -221,7 +244,7 @@ class SystemEvent:
                 vbucket=frame.vbucket,
             )
         numbers = struct.unpack(f">Q{(expected - 8) // 4}I", value)
-        return cls(frame.vbucket, seqno, event, version, name, value, *numbers)
+        return cls(frame.vbucket, seqno, event, version, name, value, *numbers, sid=frame.sid)
 
 
 _LAST_EVENT_VERSION = 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from cbframe.errors import ProtocolError
@@ -19,9 +19,6 @@ from cbframe.wire.frame import Frame, request, response
 _STREAM_REQ = struct.Struct(">IIQQQQQ")
 _OPEN = struct.Struct(">II")
 _U32 = struct.Struct(">I")
-_STREAM_ID = struct.Struct(">BH")
-_STREAM_ID_INFO = 0x22
-"""Kind 2 of framing extras, 2 bytes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,24 +204,17 @@ class StreamRequest:
 
 @dataclass(frozen=True, slots=True)
 class CloseStream:
-    """End a stream; ``sid`` is its number, 0 where streams have none."""
+    """End a stream; ``sid`` is its number, None where streams have none."""
 
     vbucket: int
-    sid: int = 0
+    sid: int | None = None
 
     def frame(self, opaque: int = 0) -> Frame:
-        frame = request(Opcode.DCP_CLOSE_STREAM, vbucket=self.vbucket, opaque=opaque)
-        if self.sid:
-            framing = _STREAM_ID.pack(_STREAM_ID_INFO, self.sid)
-            frame = replace(frame, magic=Magic.FLEX_REQUEST, framing_extras=framing)
-        return frame
+        return request(Opcode.DCP_CLOSE_STREAM, vbucket=self.vbucket, opaque=opaque, sid=self.sid)
 
     @classmethod
     def parse(cls, frame: Frame) -> CloseStream:
-        framing = frame.framing_extras
-        if len(framing) == _STREAM_ID.size and framing[0] == _STREAM_ID_INFO:
-            return cls(frame.vbucket, _STREAM_ID.unpack(framing)[1])
-        return cls(frame.vbucket)
+        return cls(frame.vbucket, frame.sid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,8 @@ class Stage:
 
     def learn(self, frame: Frame) -> None:
         """Note a change that the recorded server sent."""
+        # The number of its stream is no part of it.
+        frame = replace(frame, magic=Magic.REQUEST, framing_extras=b"")
         known = self.changes.setdefault(frame.vbucket, {})
         if frame.opcode == Opcode.DCP_COMMIT:
             prepared, seqno = struct.unpack(">QQ", frame.extras)

@@ -31,6 +31,7 @@ def shape(frame: Frame) -> tuple[Any, ...]:
     head: tuple[Any, ...] = Magic(frame.magic).name, frame.opcode, len(frame.extras), frame.datatype
     if frame.is_response:
         return *head, frame.status, _body(frame)
+    head += (frame.framing_extras,)
     if frame.opcode in ITEMS or frame.opcode in {Opcode.DCP_PREPARE, Opcode.DCP_SEQNO_ADVANCED}:
         # Without a CAS nothing of the metadata is made up at the time.
         metadata = b"" if frame.cas else frame.extras

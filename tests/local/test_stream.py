@@ -6,11 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from cbframe.local import LocalCluster
-from cbframe.wire.constants import Feature, Magic, Opcode, OpenFlag, Status, StreamEndReason, SystemEventId
+from cbframe.local import LocalCluster, dcp
+from cbframe.wire.constants import (
+    MAX_SEQNO,
+    Feature,
+    Magic,
+    Opcode,
+    OpenFlag,
+    Status,
+    StreamEndReason,
+    SystemEventId,
+)
 from cbframe.wire.frame import Frame, request
 from cbframe.wire.messages import OsoSnapshot, SeqnoAdvanced, SnapshotMarker, SystemEvent, parse_message
-from cbframe.wire.requests import CloseStream, DcpControl
+from cbframe.wire.requests import CloseStream, DcpControl, StreamRequest
 
 from .client import COLLECTIONS, DATA, LEGACY, Client, marker, reason, seqno, seqnos, vbuuid
 
@@ -105,6 +114,35 @@ def test_two_streams_of_one_vbucket(unsorted: LocalCluster) -> None:
         unsorted.upsert("y", b"2", collection="s.c")
         live = take(client, 4)
         assert sids([f for f in live if f.opcode in DATA]) == {b"\x22\2\1", b"\x22\0\2"}
+
+
+def ask(client: Client, *numbers: int, end: int = MAX_SEQNO) -> None:
+    """Ask for streams of vbucket 0 with these numbers and opaques, in one go."""
+    requests = [StreamRequest(0, end=end, value=b'{"sid":%d}' % sid).frame(sid) for sid in numbers]
+    client.sock.sendall(b"".join(frame.encode() for frame in requests))
+
+
+def test_backfills_of_one_vbucket_come_one_after_another(unsorted: LocalCluster) -> None:
+    one = ["SNAPSHOT_MARKER", *["MUTATION"] * 3, *["SYSTEM_EVENT"] * 2]
+    with Client(unsorted).login().open(enable_stream_id="true") as client:
+        ask(client, 7, 3, 5, end=5)
+        answers = take(client, 3)
+        assert [(f.is_response, f.opaque) for f in answers] == [(True, 7), (True, 3), (True, 5)]
+        for sid in (7, 3, 5):
+            frames = take(client, 7)
+            assert names(frames) == [*one, "STREAM_END"]
+            assert {(frame.sid, frame.opaque) for frame in frames} == {(sid, sid)}
+
+
+def test_a_backfill_that_is_closed_makes_way(unsorted: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dcp, "_BEFORE_BACKFILL", 60.0)
+    with Client(unsorted).login().open(enable_stream_id="true") as client:
+        ask(client, 7, 3, 5)
+        take(client, 3)
+        # The last while it waits, the first before it has begun.
+        for sid in (5, 7):
+            assert client.call(CloseStream(0, sid)).status == Status.SUCCESS
+        assert [frame.sid for frame in take(client, 6)] == [3] * 6
 
 
 def test_the_number_is_asked_for(unsorted: LocalCluster) -> None:

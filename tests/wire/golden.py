@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent.parent / "golden"
+FOLDER8 = FOLDER.with_name("golden8")
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 SIDES = tuple((name, side) for name in NAMES for side in ("c2s", "s2c"))
 BAD_MAGIC = ("unknown_opcode.1", "c2s")
@@ -35,8 +36,8 @@ class Side:
 
 
 @cache
-def load(name: str, side: str) -> Side:
-    document = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+def load(name: str, side: str, folder: Path = FOLDER) -> Side:
+    document = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     # Entries without a direction are notes of the recording.
     messages = [message for message in document["messages"] if "dir" in message]
     granted = [
@@ -46,7 +47,7 @@ def load(name: str, side: str) -> Side:
     ]
     return Side(
         f"{name}.{side}",
-        (FOLDER / f"{name}.{side}.bin").read_bytes(),
+        (folder / f"{name}.{side}.bin").read_bytes(),
         tuple(message for message in messages if message["dir"] == side),
         bool(granted) and "COLLECTIONS" in granted[-1],
     )

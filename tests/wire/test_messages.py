@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -60,6 +61,7 @@ def test_vectors_are_encoded() -> None:
     assert SnapshotMarker(0x102, 0, 9, 2, "v2.2", 9, 0, 3, 0).frame(0x102).encode() == MARKER_V22
     assert SnapshotMarker(0x102, 0, 9, 2).frame(0x102).encode() == MARKER_V1
     assert StreamEnd(0x102, 2).frame(0x102).encode() == STREAM_END
+    assert StreamEnd(3, 0, sid=5).frame(9).encode() == STREAM_END_SID
     assert DcpNoop(10_000_001).frame().encode() == NOOP
     assert DcpNoop(1).frame(10_000_001).encode() == NOOP
 
@@ -92,11 +94,23 @@ known: st.SearchStrategy[Sendable] = st.one_of(
 )
 
 
-@given(message=known, opaque=u32)
-def test_every_message_survives_the_wire(message: Sendable, opaque: int) -> None:
-    frame = frame_of(message.frame(opaque).encode())
-    assert frame.opaque == opaque
-    assert parse_message(frame) == message
+@given(message=known, opaque=u32, sid=st.none() | u16)
+def test_every_message_survives_the_wire(message: Sendable, opaque: int, sid: int | None) -> None:
+    data = replace(message, sid=sid).frame(opaque).encode()
+    frame = frame_of(data)
+    assert (frame.opaque, frame.sid) == (opaque, sid)
+    decoded = parse_message(frame)
+    assert decoded == message
+    assert isinstance(decoded, Sendable)
+    assert decoded.sid == sid
+    assert decoded.frame(opaque).encode() == data
+
+
+def test_framing_extras_that_name_no_stream() -> None:
+    for framing in (b"", b"\x22", b"\x22\0", b"\x21\5", b"\x12\0\5", b"\x50"):
+        frame = replace(frame_of(STREAM_END_SID), framing_extras=framing)
+        assert frame.sid is None
+        assert parse_message(frame) == StreamEnd(3, StreamEndReason.OK)
 
 
 # --- snapshot markers
@@ -182,8 +196,13 @@ def test_system_events(kind: int, version: int, value: str, name: str, numbers: 
     decoded = event(kind, version, value, name)
     assert isinstance(decoded, SystemEvent)
     assert decoded == SystemEvent(VB, 17, kind, version, name, octets(value), *numbers)
-    frame = decoded.frame(5)
-    assert parse_message(frame_of(frame.encode())) == decoded
+    for sid in (None, 0, 0x1234):
+        frame = frame_of(replace(decoded, sid=sid).frame(5).encode())
+        again = parse_message(frame)
+        assert again == decoded
+        assert isinstance(again, SystemEvent)
+        assert again.frame(5) == frame
+        assert again.sid == sid
 
 
 @pytest.mark.parametrize(

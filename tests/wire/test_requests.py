@@ -80,7 +80,7 @@ any_request: st.SearchStrategy[Request] = st.one_of(
     st.builds(DcpOpen, text, u32),
     st.builds(DcpControl, text, text),
     st.builds(StreamRequest, u16, u64, u64, u64, u64, u64, u32, st.binary(max_size=30)),
-    st.builds(CloseStream, u16),
+    st.builds(CloseStream, u16, st.none() | u16),
     st.builds(GetFailoverLog, u16, st.sampled_from([Opcode.DCP_GET_FAILOVER_LOG, Opcode.GET_FAILOVER_LOG])),
     st.builds(BufferAck, u32),
     st.builds(
@@ -95,7 +95,8 @@ any_request: st.SearchStrategy[Request] = st.one_of(
 @given(message=any_request, opaque=u32)
 def test_every_request_survives_the_wire(message: Request, opaque: int) -> None:
     frame = frame_of(message.frame(opaque).encode())
-    assert (frame.magic, frame.opaque, frame.cas, frame.datatype) == (Magic.REQUEST, opaque, 0, 0)
+    magic = Magic.REQUEST if frame.sid is None else Magic.FLEX_REQUEST
+    assert (frame.magic, frame.opaque, frame.cas, frame.datatype) == (magic, opaque, 0, 0)
     assert parse_request(frame) == message
 
 
