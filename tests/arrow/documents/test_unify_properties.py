@@ -87,7 +87,8 @@ def test_files_together_are_the_documents_together(files: list[list[bytes]], pol
     tables = [widen(table, columns, wide) for table, columns in parts]
     whole, columns = typed([value for values in files for value in values], policy)
     assert wide.schema == columns.schema
-    assert wide == columns
+    # What became text of one read is in its report, which is not looked at here.
+    assert replace(wide, digits=columns.digits, mixed=columns.mixed, lost=columns.lost) == columns
     assert [len(table) for table in tables] == [len(values) for values in files]
     rows = [row for table in tables for row in table.to_pylist()]
     for ours, theirs in zip(rows, whole.to_pylist(), strict=True) if wide.schema.names else ():
