@@ -97,7 +97,9 @@ def heads(store: Store, entry: FileEntry, columns: Sequence[str] = HEAD) -> Iter
 def may_have(store: Store, entry: FileEntry, column: str, low: int, high: int) -> bool:
     """Whether a column of a file may have numbers from `low` to `high`, as its statistics say."""
     with opened(store, entry) as file:
-        at = file.schema_arrow.names.index(column)
+        at = file.schema_arrow.get_field_index(column)
+        if at < 0:
+            raise damaged(store, entry, f"it has no column {column}")
         # Nested columns come after those of metadata: what is before them are columns of their own.
         for group in map(file.metadata.row_group, range(file.num_row_groups)):
             chunk = group.column(at)

@@ -30,7 +30,7 @@ ODD: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def cluster() -> Any:
-    with LocalCluster(nodes=2, vbuckets=16, seed=3) as cluster:
+    with LocalCluster(nodes=2, vbuckets=16, seed=3, sending="bulk") as cluster:
         for i in range(400):
             cluster.upsert(
                 f"k{i:03}", {"n": i, "at": f"2026-01-{i % 28 + 1:02}", "mixed": i, "geo": {"lat": i / 4}}
