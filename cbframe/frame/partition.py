@@ -17,10 +17,10 @@ from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.frame.agreed import Agreement
 from cbframe.frame.asof import AsOf
 from cbframe.frame.divide import Divider, refuse_undividable, shares
-from cbframe.frame.execute import ReadSession
 from cbframe.frame.moment import utc_now
 from cbframe.frame.pins import Pins
 from cbframe.frame.result import ReadResult
+from cbframe.frame.session import ReadSession
 from cbframe.public import public
 from cbframe.scan.spec import METADATA_NAMES, Consistency, ScanSpec, flag, one_of
 

@@ -18,11 +18,11 @@ from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.destination import Destination
 from cbframe.frame.divide import Divider
-from cbframe.frame.execute import ReadSession
 from cbframe.frame.parquet import check_compression, write_batches
 from cbframe.frame.partition import ScanPartition, divided
 from cbframe.frame.parts import to_folder
 from cbframe.frame.result import ReadResult
+from cbframe.frame.session import ReadSession
 from cbframe.public import public
 from cbframe.scan.spec import Consistency, ScanSpec, flag
 

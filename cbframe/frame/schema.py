@@ -16,8 +16,8 @@ from cbframe.errors import ConfigurationError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.describe import Description, Field, leaves_of, short_type
-from cbframe.frame.execute import ReadSession
 from cbframe.frame.grid import as_html, as_text
+from cbframe.frame.session import ReadSession
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.scan.progress import Progress

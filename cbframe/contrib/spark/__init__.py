@@ -31,12 +31,13 @@ expired              ``drop`` (the default) or ``keep``, as of ``scan_bucket``; 
 transaction_records  ``drop`` (the default) or ``keep``, as of ``scan_bucket``
 ===================  =====================================================================
 
-Without a schema it is inferred from a sample; with one (``.schema("name STRING, fleet INT")``) nothing
-is looked at. Either way it says which fields there are: others, and members of objects that it does not
-have, are left out. ``TIMESTAMP`` takes text with a time zone, ``TIMESTAMP_NTZ`` text without one. In SQL it
-is ``CREATE TEMPORARY VIEW … USING couchbase OPTIONS (…)``: of what ``CREATE TABLE`` is given, Spark hands
-no option to sources in Python. Integers without sign become the next larger type that Spark has, fields
-of which the sample has no value become text.
+Without a schema it is inferred from a sample; with one (``.schema("name STRING, fleet INT")``) nothing is
+looked at. Either way it says which fields there are: others, and members of objects that it does not have,
+are left out. ``_cb_key`` is text, with escapes for bytes that are not UTF-8, or bytes if it is declared as
+``BINARY``. ``TIMESTAMP`` takes text with a time zone, ``TIMESTAMP_NTZ`` text without one. In SQL it is
+``CREATE TEMPORARY VIEW … USING couchbase OPTIONS (…)``: of what ``CREATE TABLE`` is given, Spark hands no
+option to sources in Python. Integers without sign become the next larger type that Spark has, fields of which
+the sample has no value become text.
 
 Streams
 -------
