@@ -33,6 +33,7 @@ class Names:
         self._wanted: dict[int, str] = {}
         self._known: dict[int, CollectionName] = {}
         self._scope_id: int | None = None
+        self._manifest_uid = 0
 
     @property
     def received(self) -> tuple[str, ...]:
@@ -57,6 +58,7 @@ class Names:
         if target.scope is None and target.collections is None:
             return options
         manifest = self._fetch_manifest()
+        self._manifest_uid = manifest.uid
         if target.collections is None:
             assert target.scope is not None
             self._scope_id = manifest.scope_id(target.scope)
@@ -67,10 +69,19 @@ class Names:
         return replace(options, collections=tuple(self._wanted))
 
     def refuse_dropped(self, receiver: GatheringReceiver[Any]) -> None:
-        """What was asked for by name must not come back as nothing because it went meanwhile."""
-        gone = next((name for cid, name in self._wanted.items() if cid in receiver.dropped), None)
+        """Raise if a collection or scope that was asked for by name was dropped during the read."""
+        if not self._wanted and self._scope_id is None:
+            return
+        dropped, dropped_scopes = receiver.dropped, receiver.dropped_scopes
+        # Streams that end before the drop do not report it, and the documents are gone all the same.
+        manifest = self._fetch_manifest()
+        if manifest.uid >= self._manifest_uid:
+            dropped = dropped | (self._wanted.keys() - manifest.collections.keys())
+            if self._scope_id is not None and self._scope_id not in manifest.scopes.values():
+                dropped_scopes = dropped_scopes | {self._scope_id}
+        gone = next((name for cid, name in self._wanted.items() if cid in dropped), None)
         what = f"collection {gone!r}"
-        if gone is None and self._scope_id in receiver.dropped_scopes:
+        if gone is None and self._scope_id in dropped_scopes:
             gone, what = self._target.scope, f"scope {self._target.scope!r}"
         if gone is not None:
             raise ConfigurationError(

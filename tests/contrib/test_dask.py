@@ -117,6 +117,15 @@ def test_values_stay_what_they_are(client: Any, backend: str | None) -> None:
         assert found["_cb_value"]["b"] == b"\xff"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("npartitions", "4"), ("npartitions", 0), ("sample_rows", "all"), ("include_credentials", "yes")],
+)
+def test_invalid_arguments(name: str, value: Any) -> None:
+    with pytest.raises(cbframe.ConfigurationError):
+        read_bucket("couchbase://127.0.0.1:1/b", auth=EnvironmentAuth(), **{name: value})
+
+
 BACKENDS = ["pyarrow", "numpy_nullable", None]
 
 

@@ -172,7 +172,8 @@ def test_chosen_columns() -> None:
     with odd(more=1) as cluster:
         table = union(parts_of(cluster, 3, sample_rows=50, columns=["geo.lat", "n"]))
         assert table.schema.names == ["_cb_key", "geo.lat", "n"]
-        parts = parts_of(cluster, 3, sample_rows=50, columns=["more"])
+        with pytest.warns(UserWarning, match="names 'more', which no document has"):
+            parts = parts_of(cluster, 3, sample_rows=50, columns=["more"])
         with pytest.raises(ConversionError, match="'more'"):
             union(parts)
 

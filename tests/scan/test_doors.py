@@ -204,12 +204,8 @@ def test_every_argument_has_nonsense_that_is_tried() -> None:
         ("read_bucket", "split_by", 1),
         ("read_bucket", "split_by", ()),
         ("read_bucket", "split_by", ("a", 1)),
-        ("dask", "npartitions", "4"),
-        ("dask", "npartitions", 0),
-        ("dask", "sample_rows", "all"),
         ("dask", "keys", "yes"),
         ("dask", "consistency", "eventual"),
-        ("dask", "include_credentials", "yes"),
     ],
 )
 def test_nonsense_in_arguments_of_one_function(door: str, name: str, value: Any, tmp_path: Path) -> None:
