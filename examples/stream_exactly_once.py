@@ -8,7 +8,7 @@ from cbframe import ChangeBatch, Checkpoint, LocalCluster, stream_bucket
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS documents (
-    vbucket INTEGER, key BLOB, seqno INTEGER, value BLOB, changes INTEGER, PRIMARY KEY (vbucket, key)
+    vbucket INTEGER, key TEXT, seqno INTEGER, value BLOB, changes INTEGER, PRIMARY KEY (vbucket, key)
 );
 CREATE TABLE IF NOT EXISTS checkpoint (id INTEGER PRIMARY KEY CHECK (id = 1), json TEXT);
 """
@@ -67,7 +67,7 @@ def main() -> None:
         found = dict(database.execute("SELECT key, value FROM documents WHERE value IS NOT NULL"))
         (twice,) = database.execute("SELECT count(*) FROM documents WHERE changes > 1").fetchone()
         database.close()
-        print(f"{len(found)} documents; order-7 is {found[b'order-7'].decode()}")
+        print(f"{len(found)} documents; order-7 is {found['order-7'].decode()}")
 
         assert len(found) == cluster.item_count() == 999
         assert all(cluster.get(key) == value for key, value in found.items())
