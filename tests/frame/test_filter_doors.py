@@ -178,7 +178,9 @@ LIVE: dict[str, Callable[[LocalCluster, Any], str]] = {
 DIVIDED = ["partitions", "whole_partitions", "dask"]
 
 
-@pytest.mark.parametrize("door", LIVE)
+@pytest.mark.parametrize(
+    "door", [pytest.param(door, marks=pytest.mark.dask if door == "dask" else ()) for door in LIVE]
+)
 def test_reads(door: str, bucket: tuple[LocalCluster, Path, Path]) -> None:
     """The table, through each way to read the bucket."""
     # Divided reads take longer: each takes a third of the table.
@@ -321,8 +323,8 @@ def test_a_snapshot_of_a_field_that_is_nowhere(
 
 def test_an_empty_bucket_is_no_error(tmp_path: Path) -> None:
     with LocalCluster(vbuckets=2, seed=1) as cluster:
-        for read in LIVE.values():
-            assert read(cluster, [("tpye", "==", "hotel")]) == ""
+        for door in LIVE.keys() - {"dask"}:
+            assert LIVE[door](cluster, [("tpye", "==", "hotel")]) == ""
         write_snapshot(cluster, tmp_path, options=QUICK)
         assert len(read_snapshot(tmp_path, filters=[("tpye", "==", "hotel")])) == 0
         cluster.create_collection("_default", "other")

@@ -331,7 +331,7 @@ def test_a_query_of_duckdb_is_of_the_newest_version(cluster: LocalCluster, tmp_p
     cluster.upsert("a", {"n": 1})
     write_snapshot(cluster, path, options=QUICK)
     snapshot = Snapshot(path)  # noqa: F841 - duckdb finds it by its name
-    assert duckdb.sql("describe snapshot").fetchall()[1][:2] == ("n", "BIGINT")
+    assert [str(kind) for kind in duckdb.sql("from snapshot").types] == ["VARCHAR", "BIGINT"]
     cluster.upsert("b", {"n": "one"})
     write_snapshot(cluster, path, options=QUICK)
     assert duckdb.sql("select n from snapshot order by n").fetchall() == [("1",), ("one",)]
