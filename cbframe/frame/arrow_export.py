@@ -51,7 +51,7 @@ class ArrowExport:
             other = next(
                 (
                     name
-                    for name in {*given.names, *reader.schema.names}
+                    for name in [*given.names, *reader.schema.names]
                     if _type(given, name) != _type(reader.schema, name)
                 ),
                 "the order of its columns",

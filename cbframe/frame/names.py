@@ -34,6 +34,8 @@ class Names:
         self._known: dict[int, CollectionName] = {}
         self._scope_id: int | None = None
         self._manifest_uid = 0
+        self._at_end: Manifest | None = None
+        """The manifest after the streams, where it was looked at."""
 
     @property
     def received(self) -> tuple[str, ...]:
@@ -74,7 +76,7 @@ class Names:
             return
         dropped, dropped_scopes = receiver.dropped, receiver.dropped_scopes
         # Streams that end before the drop do not report it, and the documents are gone all the same.
-        manifest = self._fetch_manifest()
+        manifest = self._at_end = self._fetch_manifest()
         if manifest.uid >= self._manifest_uid:
             dropped = dropped | (self._wanted.keys() - manifest.collections.keys())
             if self._scope_id is not None and self._scope_id not in manifest.scopes.values():
@@ -100,7 +102,7 @@ class Names:
         """
         if not ids.any() and not _NAMES.intersection(self._target.metadata):
             return None
-        return self._current(self._fetch_manifest(), receiver)
+        return self._current(self._at_end or self._fetch_manifest(), receiver)
 
     @staticmethod
     def _current(manifest: Manifest, receiver: GatheringReceiver[Any]) -> Manifest:
