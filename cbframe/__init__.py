@@ -61,6 +61,7 @@ _HOMES = {
     "cbframe.frame.conflicts": ("Conflict",),
     "cbframe.frame.diagnosis": ("Diagnosis",),
     "cbframe.frame.doctor": ("doctor",),
+    "cbframe.frame.moment": ("Moment",),
     "cbframe.frame.partition": ("ScanPartition",),
     "cbframe.scan.progress": ("ScanProgress",),
     "cbframe.frame.read": ("read_bucket", "scan_bucket"),
@@ -169,6 +170,7 @@ if TYPE_CHECKING:
     from cbframe.frame.conflicts import Conflict as Conflict
     from cbframe.frame.diagnosis import Diagnosis as Diagnosis
     from cbframe.frame.doctor import doctor as doctor
+    from cbframe.frame.moment import Moment as Moment
     from cbframe.frame.partition import ScanPartition as ScanPartition
     from cbframe.frame.read import read_bucket as read_bucket
     from cbframe.frame.read import scan_bucket as scan_bucket

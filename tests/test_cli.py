@@ -26,7 +26,10 @@ import cbframe
 from cbframe.cli import main
 from cbframe.cli.demo import equal_rows
 from cbframe.cli.text import _cells, say_rows
+from cbframe.frame import run, session
 from cbframe.local import LocalCluster
+from cbframe.scan.spec import ScanSpec
+from cbframe.snapshot import fetch
 
 PASSWORD = "s3cret-of-the-test"
 DOCUMENTS: dict[str, Any] = {
@@ -466,6 +469,29 @@ def test_tables_are_aligned_also_behind_wide_letters(capsys: pytest.CaptureFixtu
         "  京都       1",
         "  Köln  12,345",
     ]
+
+
+def test_consistency(
+    login: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it does is shown where snapshots and reads are; here, that it is passed on."""
+    asked: list[str] = []
+
+    class Noting(run.Run):
+        def __init__(self, target: ScanSpec, **arguments: Any) -> None:
+            asked.append(target.consistency)
+            super().__init__(target, **arguments)
+
+    monkeypatch.setattr(session, "Run", Noting)
+    monkeypatch.setattr(fetch, "Run", Noting)
+    snapshot = ["snapshot", "write", login[1], str(tmp_path / "s"), *login[2:]]
+    for command in (login, snapshot):
+        assert main(command) == 0
+        assert main([*command, "--consistency", "strict"]) == 0
+    assert asked == ["snapshot", "strict"] * 2
+    with pytest.raises(SystemExit):
+        main([*login, "--consistency", "eventual"])
+    assert "--consistency" in capsys.readouterr().err
 
 
 def test_what_is_left_out(login: list[str], capsysbinary: pytest.CaptureFixture[bytes]) -> None:

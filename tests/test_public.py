@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import importlib
+import inspect
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 
 import cbframe
 from cbframe import BucketDataSourceOptions, CbframeError, ConnectError, ReadTimeoutError, ResourceError
+from cbframe.contrib.delta import to_delta
 from cbframe.public import public
 
 AUTH = ("Administrator", "password")
@@ -51,6 +56,15 @@ def batches(seed: str, _folder: Path) -> None:
     next(iter(cbframe.scan_bucket(seed, "b", auth=AUTH, options=OPTIONS).iter_batches()))
 
 
+def mirror(seed: str, folder: Path) -> None:
+    pytest.importorskip("deltalake", reason="needs the extra delta")
+    to_delta(seed, folder / "t", bucket="b", auth=AUTH, options=OPTIONS)
+
+
+def divided(seed: str, _folder: Path) -> None:
+    cbframe.scan_bucket(seed, "b", auth=AUTH, options=OPTIONS).partitions(2)
+
+
 def shown_of(call: Callable[..., Any], *args: Any) -> tuple[CbframeError, str]:
     """The error of a call, and what a terminal shows of it."""
     with pytest.raises(CbframeError) as caught:
@@ -65,7 +79,9 @@ def check(shown: str) -> None:
     assert len(shown.splitlines()) <= LINES, shown
 
 
-@pytest.mark.parametrize("action", [read, stream, snapshot, batches], ids=lambda action: action.__name__)
+@pytest.mark.parametrize(
+    "action", [read, stream, snapshot, batches, mirror, divided], ids=lambda action: action.__name__
+)
 @pytest.mark.parametrize("scheme", ["couchbase", "http", "https"])
 def test_a_port_that_refuses(
     action: Callable[[str, Path], None], scheme: str, refused: int, tmp_path: Path
@@ -134,6 +150,72 @@ def test_a_notebook_shows_it_shortly(refused: int) -> None:
     assert "Connection refused" in shown
     assert "urllib3" not in shown
     assert len(shown.splitlines()) <= LINES, shown
+
+
+SILENT = {
+    "cbframe": {
+        *("diff_schema", "exponential_backoff_loop", "parse_failover_log", "show_stats"),
+        "doctor",  # never raises
+        *(f"BucketDataSource.{name}" for name in ("kick", "finished", "state", "close")),
+        *(f"BucketScan.{name}" for name in ("as_of", "conflicts", "stats", "source")),
+        *(f"ScanPartition.{name}" for name in ("refuse_secrets", "bucket", "vbuckets", "changes")),
+        *(
+            f"ChangeStream.{name}"
+            for name in ("ack", "release", "pause", "resume", "close", "state", "source")
+        ),
+        *(f"ChangeStream.{name}" for name in ("stats", "errors", "checkpoint", "checkpoint_after")),
+        "ChangeStream.transaction_records",
+    },
+    "cbframe.contrib.delta": set(),
+    "cbframe.contrib.dask": {"as_of"},
+    "cbframe.contrib.spark": {"register", "CouchbaseDataSource.name"},
+    "cbframe.contrib.spark.batch": {"CouchbaseReader.read", "FilteringReader.pushFilters"},
+    "cbframe.contrib.spark.stream": {
+        "CouchbaseStreamReader.getDefaultReadLimit",
+        "CouchbaseStreamReader.read",
+    },
+}
+"""What asks no cluster and no store of files, or only makes an iterator that does."""
+ASKING = {"BucketDataSource", "BucketScan", "ScanPartition", "ChangeStream", "Snapshot"}
+OTHERS = {
+    *("LocalCluster", "StatsView", "ChangeBatch", "Checkpoint", "Document", "DeferringReceiver"),
+    *("BucketDataSourceStats", "StatsRates", "Receipt"),
+    *("CertificateAuthenticator", "EnvironmentAuth", "PasswordAuthenticator"),
+}
+"""Classes with methods that ask nobody, besides errors, enumerations, protocols and data."""
+
+
+def members_of(module: str) -> Iterator[tuple[str, Any]]:
+    """Public functions of a module, and those of its classes that ask a cluster or a store of files."""
+    found = importlib.import_module(module)
+    for name in getattr(found, "__all__", None) or vars(found):
+        value = getattr(found, name)
+        if name.startswith("_") or not getattr(value, "__module__", "").startswith("cbframe"):
+            continue
+        if module.startswith("cbframe.") and not value.__module__.startswith(module):
+            continue
+        if inspect.isfunction(value):
+            yield name, value
+        elif inspect.isclass(value) and (name in ASKING or "contrib" in module):
+            for attribute, member in vars(value).items():
+                function = getattr(member, "fget", getattr(member, "__func__", member))
+                if inspect.isfunction(function) and not attribute.startswith("_"):
+                    yield f"{name}.{attribute}", function
+        elif inspect.isclass(value) and name not in OTHERS:
+            silent = issubclass(value, BaseException | enum.Enum) or getattr(value, "_is_protocol", False)
+            assert silent or dataclasses.is_dataclass(value) or issubclass(value, tuple | Mapping), name
+
+
+@pytest.mark.parametrize("module", SILENT)
+def test_no_function_that_asks_a_cluster_is_left_out(module: str) -> None:
+    if "spark" in module:
+        pytest.importorskip("pyspark", reason="needs the extra spark")
+    bare = {
+        name
+        for name, function in members_of(module)
+        if function.__code__.co_qualname != "public.<locals>.call"
+    }
+    assert bare == SILENT[module]
 
 
 def test_limits_of_the_system_are_ours() -> None:

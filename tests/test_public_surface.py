@@ -41,6 +41,7 @@ NAMES = [
     "EnvironmentAuth",
     "Feature",
     "LocalCluster",
+    "Moment",
     "NodeStats",
     "Opcode",
     "OpenFlag",
@@ -220,6 +221,7 @@ DOCTOR = {
     "auth": None,
     "tls": None,
     "network": "auto",
+    "proxies": None,
     "timeout": 30.0,
 }
 

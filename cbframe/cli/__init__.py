@@ -21,6 +21,7 @@ from cbframe.cli.arguments import (
     STREAMED,
     add_columns,
     add_connection,
+    add_consistency,
     add_doctor,
     add_expired,
     add_json,
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add_columns(read)
     add_expired(read)
     add_transaction_records(read)
+    add_consistency(read)
     form = read.add_mutually_exclusive_group()
     add_output(form)
     add_json(form, "print each document as a line of JSON")
@@ -178,6 +180,14 @@ def _stream(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from cbframe.cli.doctor import doctor
+    import json
 
-    return doctor(options)
+    from cbframe.cli.credentials import connection
+    from cbframe.cli.text import say
+    from cbframe.frame.doctor import doctor
+
+    arguments = connection(options)
+    proxies = arguments.pop("options").proxies
+    found = doctor(**arguments, proxies=proxies)
+    say(json.dumps(found.to_dict(), ensure_ascii=False, indent=2) if options.json else str(found))
+    return 0 if found.ok else 1

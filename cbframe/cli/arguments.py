@@ -60,6 +60,13 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="which addresses of the nodes to use: default, external, …; else as CONN says",
     )
+    proxy = parser.add_mutually_exclusive_group()
+    proxy.add_argument(
+        "--proxy", metavar="URL", help="HTTP proxy to the cluster manager, of http:// and https:// only"
+    )
+    proxy.add_argument(
+        "--proxy-env", metavar="VAR", help="environment variable that holds its URL, such as HTTPS_PROXY"
+    )
 
 
 def add_progress(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +96,17 @@ def add_transaction_records(parser: argparse.ArgumentParser, default: str | None
         choices=("drop", "keep"),
         default=default,
         help="documents of transactions, whose keys begin with _txn:; default: drop",
+    )
+
+
+def add_consistency(parser: argparse.ArgumentParser) -> None:
+    """What happens where a node loses data meanwhile."""
+    parser.add_argument(
+        "--consistency",
+        choices=("snapshot", "strict"),
+        default="snapshot",
+        help="strict: compare all histories at the end, and read again what a node has lost meanwhile; "
+        "default: snapshot",
     )
 
 
@@ -171,6 +189,7 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
     write.add_argument("--scope", metavar="NAME", help="keep only this scope")
     write.add_argument("--collections", type=names, metavar="A,B", help="keep only these collections")
     add_transaction_records(write, None)
+    add_consistency(write)
     write.add_argument("--xattrs", action="store_true", default=None, help="keep extended attributes")
     write.add_argument(
         "--compression", default="zstd", metavar="NAME", help="zstd, snappy, gzip, lz4, brotli, none"

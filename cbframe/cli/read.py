@@ -6,7 +6,7 @@ import argparse
 import sys
 from contextlib import ExitStack
 
-from cbframe.cli.connection import connection
+from cbframe.cli.credentials import connection
 from cbframe.cli.files import ndjson, writer_of
 from cbframe.cli.text import progress_line, say, show_remarks, show_table
 from cbframe.frame.read import scan_bucket
@@ -23,6 +23,7 @@ def read(options: argparse.Namespace) -> int:
             columns=options.columns,
             expired=options.expired,
             transaction_records=options.transaction_records,
+            consistency=options.consistency,
             progress=progress,
         )
         if options.json:

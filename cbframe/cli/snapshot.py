@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from cbframe.arrow.columns import KEY, OURS, SEQNO, VBUCKET
-from cbframe.cli.credentials import credentials
+from cbframe.cli.credentials import connection
 from cbframe.cli.files import ndjson, writer_of
 from cbframe.cli.text import HEAD_ROWS, INDENT, progress_line, say, say_rows, show_head, show_table
 from cbframe.snapshot.result import SnapshotResult, size
@@ -31,23 +31,20 @@ def snapshot(options: argparse.Namespace) -> int:
 
 
 def _write(options: argparse.Namespace) -> int:
-    auth = credentials(options)
+    arguments = connection(options)
     with ExitStack() as stack:
         progress = None if options.no_progress else stack.enter_context(progress_line())
         result = write_snapshot(
-            options.conn,
-            options.path,
-            bucket=options.bucket,
+            **arguments,
+            path=options.path,
             mode=options.mode,
             compression=options.compression,
-            auth=auth,
-            tls=options.ca_file,
-            network=options.network,
             scope=options.scope,
             collections=options.collections,
             columns=options.columns,
             xattrs=options.xattrs,
             transaction_records=options.transaction_records,
+            consistency=options.consistency,
             progress=progress,
             break_lock=options.break_lock,
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from cbframe.cli.connection import connection
+from cbframe.cli.credentials import connection
 from cbframe.dcp.handover import monotonic
 from cbframe.errors import ConfigurationError
 from cbframe.frame.changes import CHANGE_TYPE, ChangeBatch

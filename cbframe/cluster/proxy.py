@@ -19,6 +19,7 @@ from cbframe.errors import ConnectError
 from cbframe.limits import shortage
 
 _MAX_HEAD = 8192
+_PORT = 80
 _REMEDIES = {
     403: "it allows no connection to this port: have CONNECT allowed there, or read without proxies=",
     405: "it knows no CONNECT: use another proxy, or read without proxies=",
@@ -34,11 +35,16 @@ def proxy_for(scheme: str, proxies: Mapping[str, str] | None) -> str | None:
     return None if proxies is None else proxies.get(scheme) or proxies.get("all")
 
 
+def shown(proxy: str) -> HostPort:
+    """Where a proxy is, without what may be a password in its URL."""
+    parts = urlsplit(proxy)
+    return HostPort(parts.hostname or "", parts.port or _PORT)
+
+
 def tunnel(pools: PoolManager, proxy: str) -> None:
     """Have the connections of a pool manager made through a proxy."""
     parts = urlsplit(proxy)
-    host, port = parts.hostname or "", parts.port or 80
-    shown = HostPort(host, port)
+    place = shown(proxy)
     login = b""
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -48,19 +54,19 @@ def tunnel(pools: PoolManager, proxy: str) -> None:
         name = f"[{connection.host}]" if ":" in connection.host else connection.host
         node = f"{name}:{connection.port}"
         try:
-            sock = create_connection((host, port), connection.timeout)
+            sock = create_connection((place.host, place.port or _PORT), connection.timeout)
         except OSError as exc:
             raise shortage(exc) or ConnectError(
-                f"the proxy {shown} cannot be reached: {exc.strerror or exc}",
+                f"the proxy {place} cannot be reached: {exc.strerror or exc}",
                 node=node,
                 hint="check proxies=",
             ) from None
         try:
             sock.sendall(b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (node.encode(), node.encode(), login))
-            _check(_head(sock), str(shown), node)
+            _check(_head(sock), str(place), node)
         except OSError as exc:
             sock.close()
-            raise ConnectError(f"the proxy {shown} gave no answer: {exc}", node=node) from None
+            raise ConnectError(f"the proxy {place} gave no answer: {exc}", node=node) from None
         except ConnectError:
             sock.close()
             raise

@@ -26,9 +26,8 @@ from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.proxy import proxy_for, tunnel
 from cbframe.cluster.seeds import first_success
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context
-from cbframe.errors import (
-    ConfigurationError,
-)
+from cbframe.errors import ConfigurationError
+from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 
 _T = TypeVar("_T")
@@ -219,7 +218,13 @@ class RestClient:
 
 @public
 def connect_bucket(
-    server_url: str, pool_name: str, bucket_name: str, auth: AuthLike, *, tls: TLSLike = None
+    server_url: str,
+    pool_name: str,
+    bucket_name: str,
+    auth: AuthLike,
+    *,
+    tls: TLSLike = None,
+    proxies: Mapping[str, str] | None = None,
 ) -> Bucket:
     """Describe a bucket through one seed, by the walk of the reference (``cbdatasource``).
 
@@ -227,6 +232,8 @@ def connect_bucket(
     ----------
     tls
         For ``https://``: as for :func:`~cbframe.scan_bucket`.
+    proxies
+        As of :class:`~cbframe.BucketDataSourceOptions`.
 
     Raises
     ------
@@ -236,7 +243,8 @@ def connect_bucket(
     target = parse_connection_string(server_url)
     authenticator = as_authenticator(target.credentials if auth is None else auth)
     context = client_context(tls, authenticator, encrypted=target.tls)
-    client = RestClient(server_url, authenticator, tls_context=context)
+    checked = BucketDataSourceOptions(proxies=proxies).proxies
+    client = RestClient(server_url, authenticator, tls_context=context, proxies=checked)
     if len(client.seeds) != 1:
         raise ConfigurationError("connect_bucket takes one server URL", hint="try them one after the other")
     seed = client.seeds[0]

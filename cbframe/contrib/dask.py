@@ -25,6 +25,7 @@ from cbframe.frame.partition import ScanPartition
 from cbframe.frame.report import ReadReport
 from cbframe.frame.scan import BucketScan
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import public
 from cbframe.scan.progress import Progress
 from cbframe.scan.spec import (
     ColumnsLike,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@public
 def read_bucket(
     conn: ServerURLs | Connectable,
     bucket: str | None = None,
@@ -148,6 +150,7 @@ def as_of(frame: dd.DataFrame) -> AsOf:
     return found
 
 
+@public
 def report(frame: dd.DataFrame) -> ReadReport:
     """What there is to say about reading a frame that :func:`read_bucket` made, of all partitions as one.
 

@@ -9,6 +9,7 @@ from cbframe.dcp.controls import DcpSettings
 from cbframe.dcp.handshake import open_producer
 from cbframe.errors import ConnectError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import public
 from cbframe.wire.constants import HEADER_LENGTH, MAX_BODY_LENGTH, Opcode
 from cbframe.wire.frame import Frame, parse_header
 from cbframe.wire.requests import noop_reply
@@ -21,6 +22,7 @@ class ByteSocket(Protocol):
     def recv(self, size: int, /) -> bytes: ...
 
 
+@public
 def upr_open(
     sock: ByteSocket,
     name: str,

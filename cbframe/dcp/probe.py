@@ -6,7 +6,7 @@ import contextlib
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -259,6 +259,7 @@ def first_marker(
     *,
     tls: TLSLike = None,
     network: str = "auto",
+    proxies: Mapping[str, str] | None = None,
 ) -> tuple[int, int] | None:
     """Stream until the first snapshot begins: its vbucket and its end; None if the bucket is empty.
 
@@ -276,6 +277,7 @@ def first_marker(
         connect_timeout=timeout,
         recovery_timeout=timeout,
         map_streaming=False,
+        proxies=proxies,
     )
     source = BucketDataSource(
         server_urls, "default", bucket, "", None, auth, receiver, options, tls_context=tls, network=network

@@ -22,6 +22,7 @@ from cbframe.dcp.transport import split_address
 from cbframe.dcp.verdicts import unexpected
 from cbframe.errors import AccessError, AuthFailError, BucketNotFoundError, CbframeError, ProtocolError
 from cbframe.frame.diagnosis import ARGUMENTS, DNS, NODES, STEPS, STREAM, TCP, TLS, Diagnosis, Step
+from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.spec import ScanSpec
 from cbframe.typing import Connectable, ServerURLs
 
@@ -37,6 +38,7 @@ def doctor(
     auth: Any = None,
     tls: TLSLike = None,
     network: str = "auto",
+    proxies: Mapping[str, str] | None = None,
     timeout: float = 30.0,
 ) -> Diagnosis:
     """Find out why a connection fails, or that it does not. Never raises.
@@ -50,6 +52,9 @@ def doctor(
     ----------
     conn, bucket, auth, tls, network
         As for :func:`cbframe.scan_bucket`.
+    proxies
+        As of :class:`~cbframe.BucketDataSourceOptions`: for ``http://`` and ``https://`` seeds, which are
+        reached through the proxy then; data nodes are looked at without.
     timeout
         Seconds for all of it; about five for each question.
 
@@ -61,7 +66,8 @@ def doctor(
     began = monotonic()
     examination = _Examination(timeout, began)
     try:
-        target = ScanSpec.of(conn, bucket, auth=auth, tls=tls, network=network)
+        options = BucketDataSourceOptions(proxies=proxies)
+        target = ScanSpec.of(conn, bucket, auth=auth, tls=tls, network=network, options=options)
         parsed = parse_connection_string(target.server_urls).on_network(network)
         authenticator = as_authenticator(target.auth)
         context = client_context(tls, authenticator, encrypted=parsed.tls)
@@ -132,7 +138,7 @@ class _Examination:
     ) -> None:
         login = make_login(parsed, authenticator, target.bucket, allow_plain=False)
         probe = Probe(context, _EACH, self.left)
-        seeds = self._reach(parsed, probe, context)
+        seeds = self._behind_proxy(parsed, target) or self._reach(parsed, probe, context)
         if parsed.bootstrap == "rest":
             config, host = self._ask_manager(parsed, seeds, target, authenticator, context)
         else:
@@ -145,6 +151,19 @@ class _Examination:
             self._stream(target)
 
     # -- the seeds
+
+    def _behind_proxy(self, parsed: ConnectionString, target: ScanSpec) -> list[str]:
+        """The seeds, where a proxy is asked for them: none of them is looked at from here."""
+        if parsed.bootstrap != "rest" or target.options.proxies is None:
+            return []
+        from cbframe.cluster.proxy import proxy_for, shown  # noqa: PLC0415 - urllib3 is slow to import
+
+        proxy = proxy_for(parsed.scheme, target.options.proxies)
+        if proxy is None:
+            return []
+        for name in (DNS, TCP, TLS):
+            self.skipped(name, f"the proxy {shown(proxy)} is asked")
+        return [str(seed) for seed in parsed.seeds()]
 
     def _reach(self, parsed: ConnectionString, probe: Probe, context: TLSContext | None) -> list[str]:
         """The seeds that can be reached, as far as TLS."""
@@ -232,6 +251,7 @@ class _Examination:
             authenticator,
             timeout=max(0.1, min(_EACH, self.left())),
             tls_context=context,
+            proxies=target.options.proxies,
         )
         name = SERVICE
         try:
@@ -308,6 +328,7 @@ class _Examination:
                 max(0.1, min(2 * _EACH, self.left())),
                 tls=target.tls,
                 network=target.network,
+                proxies=target.options.proxies,
             )
         except CbframeError as exc:
             self.failed(STREAM, exc)

@@ -151,6 +151,7 @@ class ScanPartition:
         """The seqnos of its vbuckets, summed: as many documents as there can be at most."""
         return self.as_of.changes
 
+    @public
     def result(self) -> ReadResult:
         """Read it: the documents, what they are a picture of, and what there is to say about them.
 
@@ -196,6 +197,7 @@ class ScanPartition:
         """Read it into record batches, as :meth:`result` does; memory as with a scan's ``to_reader``."""
         return self.streamed()[1]
 
+    @public
     def streamed(self) -> tuple[ReadResult, pa.RecordBatchReader]:
         """What :meth:`to_reader` gives, and before it all of :meth:`result` but the documents."""
         result, reader = self._session().stream()
@@ -208,10 +210,12 @@ class ScanPartition:
         """The schema of all partitions; nothing is read."""
         return self.schema.__arrow_c_schema__()
 
+    @public
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a new read over to any Arrow consumer."""
         return self.to_reader().__arrow_c_stream__(requested_schema)
 
+    @public
     def select(self, columns: Sequence[str]) -> ScanPartition:
         """The same with some of the columns, besides the key: no more is read than they need.
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ReturnType: TypeAlias = Literal["pandas", "arrow", "polars"]
 
 
+@public
 def scan_bucket(
     conn: ServerURLs | Connectable,
     bucket: str | None = None,

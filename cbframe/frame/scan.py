@@ -285,6 +285,7 @@ class BucketScan:
         divider = Divider(self._spec, sample_rows=sample_rows)
         return divided(divider, n, consistency=consistency, with_secrets=include_credentials)
 
+    @public
     def __arrow_c_schema__(self) -> Any:
         """The schema, for consumers that ask for it before the stream; reads the bucket.
 
@@ -292,6 +293,7 @@ class BucketScan:
         """
         return self._export.schema(self.to_reader)
 
+    @public
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a read over to any Arrow consumer."""
         return self._export.stream(self.to_reader, requested_schema)

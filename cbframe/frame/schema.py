@@ -17,6 +17,8 @@ from cbframe.frame.asof import AsOf
 from cbframe.frame.conflicts import Conflict
 from cbframe.frame.describe import Description, Field, leaves_of, short_type
 from cbframe.frame.grid import as_html, as_text
+from cbframe.frame.moment import Moment
+from cbframe.frame.report import left_out
 from cbframe.frame.session import ReadSession
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
@@ -61,7 +63,9 @@ class SchemaReport:
     rejected
         How many values are no JSON objects, by reason.
     as_of
-        What this is a picture of; empty after ``n_rows=``.
+        As of when it is; empty after ``n_rows=``.
+    expired, transaction_records, moment
+        As of :class:`~cbframe.ReadResult`.
     """
 
     bucket: str
@@ -71,6 +75,9 @@ class SchemaReport:
     conflicts: tuple[Conflict, ...]
     rejected: dict[str, int]
     as_of: AsOf
+    expired: int = 0
+    transaction_records: int = 0
+    moment: Moment | None = None
 
     def __repr__(self) -> str:
         return as_text(self._title(), _HEAD, self._rows())
@@ -108,7 +115,9 @@ class SchemaReport:
     def _title(self) -> str:
         title = f"{self.bucket}: {self.rows:,} documents, {len(self.fields):,} fields"
         rejected = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
-        return f"{title}; no JSON objects: {rejected}" if rejected else title
+        out = left_out(self.expired, self.transaction_records)
+        title += f"; no JSON objects: {rejected}" if rejected else ""
+        return f"{title}; left out: {out}" if out else title
 
     def _rows(self) -> list[tuple[str, ...]]:
         kinds = {
@@ -251,6 +260,9 @@ spool_dir, timeout, dtype_backend, progress, options
         result.conflicts,
         result.rejected,
         result.as_of,
+        result.expired,
+        result.transaction_records,
+        result.moment,
     )
 
 

@@ -16,12 +16,14 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from cbframe.arrow.documents.filters import make_filters
+from cbframe.arrow.documents.unify import Columns, differences
 from cbframe.arrow.keys import KeyForm, check_key_form
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 from cbframe.frame.arrow_export import ArrowExport
 from cbframe.frame.asof import AsOf as Picture
 from cbframe.frame.moment import Clock, utc_now
 from cbframe.frame.tail import seconds_of
+from cbframe.public import public
 from cbframe.scan.spec import (
     METADATA_NAMES,
     NESTED,
@@ -40,7 +42,7 @@ from cbframe.snapshot.history import AsOf, History
 from cbframe.snapshot.live import Live
 from cbframe.snapshot.lock import writing
 from cbframe.snapshot.manifest import Counts, Manifest
-from cbframe.snapshot.reader import VersionReader
+from cbframe.snapshot.reader import VersionReader, documents_of
 from cbframe.snapshot.result import count
 from cbframe.snapshot.store import Store, open_store
 
@@ -100,6 +102,7 @@ class Snapshot:
         There is no snapshot.
     """
 
+    @public
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -134,6 +137,7 @@ class Snapshot:
         return f"{most}{count(documents, 'document')} and {count(tombstones, 'tombstone')}"
 
     @property
+    @public
     def versions(self) -> list[SnapshotVersion]:
         """The versions that can be read, oldest first."""
         there = {f"{DATA}/{name}" for name in self._store.names(DATA)}
@@ -158,16 +162,19 @@ class Snapshot:
         return Picture(positions, self._history.time_of(manifest))
 
     @property
+    @public
     def version(self) -> int:
         """The newest version."""
         return self._history.at(None).version
 
     @property
+    @public
     def as_of(self) -> Picture:
         """What the newest version is a picture of: for each vbucket its history, and a seqno."""
         return self._picture(self._history.at(None))
 
     @property
+    @public
     def checkpoint(self) -> dict[int, dict[str, Any]]:
         """Where the next update goes on: by vbucket, what a stream request needs."""
         newest = self._history.at(None)
@@ -184,15 +191,33 @@ class Snapshot:
         }
 
     @property
+    @public
     def schema(self) -> pa.Schema:
         """Of the newest version's documents."""
         return self._reader(None).schema
 
+    @public
     def schema_history(self) -> pd.DataFrame:
-        """How the schema came to be: for each version, the fields that appeared or changed their type."""
-        from cbframe.snapshot.drift import schema_history  # noqa: PLC0415 - pandas is slow to import
+        """How the schema came to be: for each version, the fields that appeared or changed their type.
 
-        return schema_history(self._history)
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``version``, ``created``, ``field``, ``before`` and ``after``.
+        """
+        import pandas as pd  # noqa: PLC0415 - slow to import
+
+        rows = []
+        before = nothing = Columns(pa.schema([]))
+        for number in self._history.numbers():
+            manifest = self._history.load(number)
+            after = documents_of(manifest)
+            rows += [
+                (number, self._history.time_of(manifest), *each)
+                for each in differences(nothing if manifest.kind == "create" else before, after)
+            ]
+            before = after
+        return pd.DataFrame(rows, columns=["version", "created", "field", "before", "after"])
 
     def _reader(self, as_of: AsOf, expired: str = "keep", **wanted: Any) -> VersionReader:
         manifest = self._history.at(as_of)
@@ -207,6 +232,7 @@ class Snapshot:
         time = manifest.node_time or self._history.time_of(manifest)
         return int(time.timestamp()) if expired == "drop" else None
 
+    @public
     def to_reader(
         self,
         *,
@@ -229,6 +255,7 @@ class Snapshot:
         batches = (batch for table in reader.tables() for batch in table.to_batches())
         return pa.RecordBatchReader.from_batches(reader.schema, batches)
 
+    @public
     def to_arrow(
         self,
         *,
@@ -261,6 +288,7 @@ class Snapshot:
         tables = [table.replace_schema_metadata(schema.metadata) for table in tables]
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
+    @public
     def to_pandas(
         self,
         *,
@@ -298,6 +326,7 @@ class Snapshot:
         )
         return to_pandas(table, dtype_backend, about)
 
+    @public
     def to_polars(
         self,
         *,
@@ -336,6 +365,7 @@ class Snapshot:
         )
         return pl.from_arrow(table)
 
+    @public
     def dataset(
         self,
         *,
@@ -367,20 +397,24 @@ class Snapshot:
         )
         return pads.dataset(table)
 
+    @public
     def __arrow_c_schema__(self) -> Any:
         """The schema; the next stream that a consumer asks for is of the same version."""
         return self._export.schema(self.to_reader, again=True)
 
+    @public
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand the documents over to any Arrow consumer."""
         return self._export.stream(self.to_reader, requested_schema)
 
+    @public
     def __len__(self) -> int:
         """How many documents there are, without those that have expired."""
         newest = self._history.at(None)
         live = Live(self._store, newest, moment=self._moment(newest, "drop"))
         return sum(part.count for part in live.parts())
 
+    @public
     def export(
         self,
         path: str | os.PathLike[str],
@@ -412,10 +446,12 @@ class Snapshot:
         check_key_form(keys)
         return export(self._reader(as_of, expired, keys=keys), open_store(path), compression)
 
+    @public
     def verify(self) -> Verification:
         """Look at all files: digests, rows, and that each version goes on where the one before ends."""
         return verify(self._store, self._history)
 
+    @public
     def compact(
         self,
         *,
@@ -451,6 +487,7 @@ class Snapshot:
                 file_bytes=file_bytes,
             )
 
+    @public
     def vacuum(self, *, keep: int = 1, clock: Clock = utc_now) -> list[str]:
         """Delete the files that only older versions need, and what crashed writers left; their names.
 
@@ -464,6 +501,7 @@ class Snapshot:
         with writing(self._store, clock=clock):
             return vacuum(self._store, self._history, keep)
 
+    @public
     def changes(self, since: AsOf, until: AsOf = None, *, keys: KeyForm | None = None) -> pd.DataFrame:
         """What changed between two versions: a row for each change, with ``_change_type``.
 
@@ -491,6 +529,7 @@ class Snapshot:
 
         return to_pandas(self.changes_to_arrow(since, until, keys=keys), "pyarrow")
 
+    @public
     def changes_to_arrow(self, since: AsOf, until: AsOf = None, *, keys: KeyForm | None = None) -> pa.Table:
         """What :meth:`changes` tells, as an Arrow table."""
         check_key_form(keys)

@@ -16,7 +16,7 @@ from cbframe.frame.moment import Clock, utc_now
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.scan.progress import Progress
-from cbframe.scan.spec import ColumnsLike, Exclusion, FiltersLike, SchemaLike, flag
+from cbframe.scan.spec import ColumnsLike, Consistency, Exclusion, FiltersLike, SchemaLike, flag
 from cbframe.snapshot.files import FILE_BYTES, check_form
 from cbframe.snapshot.history import Boundaries, History
 from cbframe.snapshot.lock import writing
@@ -57,6 +57,7 @@ def write_snapshot(
     max_struct_fields: int | None = None,
     parse_dates: bool | Iterable[str] | None = None,
     transaction_records: Exclusion | None = None,
+    consistency: Consistency = "snapshot",
     file_bytes: int = FILE_BYTES,
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
@@ -96,6 +97,11 @@ max_struct_fields, parse_dates, transaction_records
         that does not pass any more counts as deleted.
     xattrs
         Keep extended attributes, in ``_cb_xattrs``.
+    consistency
+        As of :func:`cbframe.scan_bucket`, and for this version only. With ``"snapshot"``, where a node loses
+        data during the update, vbuckets that were complete keep rows of the lost history until the next
+        update takes them back. ``"strict"`` compares all histories before the version is published, and reads
+        again what was lost: then each position of the version is of a history that existed at its end.
     file_bytes
         Changes of more bytes than that, as they are in memory, go to several files, each of a range of
         vbuckets; 16 at most.

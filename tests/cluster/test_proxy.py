@@ -14,6 +14,7 @@ import pytest
 
 import cbframe
 from cbframe import AccessError, AuthFailError, BucketDataSourceOptions, ConfigurationError, ConnectError
+from cbframe.cli import main
 from cbframe.cluster.answers import Answer
 from cbframe.cluster.rest import RestClient
 
@@ -136,6 +137,24 @@ def test_a_proxy_that_is_asked_for(cluster: cbframe.LocalCluster) -> None:
         options = BucketDataSourceOptions(proxies={"all": through.url})
         assert len(cbframe.read_bucket(cluster.rest_urls, "default", auth=AUTH, options=options)) == 1
         assert through.heard
+        heard = len(through.heard)
+        found = cbframe.doctor(cluster.rest_urls, "default", auth=AUTH, proxies={"all": through.url})
+        assert found.ok
+        skipped = {step.name for step in found.steps if step.status == "skipped"}
+        assert skipped == {"DNS", "TCP", "TLS"}
+        assert f"the proxy {through.address} is asked" in str(found)
+        assert len(through.heard) > heard
+        heard = len(through.heard)
+        described = cbframe.connect_bucket(
+            cluster.rest_urls[0], "default", "default", AUTH, proxies={"http": through.url}
+        )
+        assert described.name == "default"
+        assert len(through.heard) > heard
+        # What is for another scheme has no part in it, nor has any where data nodes are asked.
+        heard = len(through.heard)
+        assert cbframe.doctor(cluster.rest_urls, "default", auth=AUTH, proxies={"https": through.url}).ok
+        assert cbframe.doctor(cluster, proxies={"all": through.url}).ok
+        assert len(through.heard) == heard
         assert all(head.startswith(b"CONNECT 127.0.0.1:") for head in through.heard)
         assert all(TOKEN not in head for head in through.heard)
 
@@ -155,6 +174,42 @@ def test_a_proxy_that_refuses(status: int, scheme: str) -> None:
             b"CONNECT db.example:%d HTTP/1.1" % (8091 if scheme == "http" else 18091)
         ]
         assert TOKEN not in refusing.heard[0]
+
+
+def test_the_doctor_names_a_proxy_that_refuses() -> None:
+    with proxy(reply(403)) as refusing:
+        found = cbframe.doctor("https://db.example", "b", auth=AUTH, proxies={"all": refusing.url})
+    assert found.failed is not None
+    assert found.failed.name == "service"
+    assert f"the proxy {refusing.address} makes no connection" in found.failed.detail
+    assert found.failed.remedy
+    assert "CONNECT" in found.failed.remedy
+
+
+def test_on_the_command_line(
+    cluster: cbframe.LocalCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    login = [cluster.rest_urls[0], "--bucket", "default", "--user", AUTH[0], "--password-env", "PW"]
+    monkeypatch.setenv("PW", AUTH[1])
+    with proxy(None) as through:
+        monkeypatch.setenv("SOME_PROXY", through.url)
+        for option in (["--proxy", through.url], ["--proxy-env", "SOME_PROXY"]):
+            heard = len(through.heard)
+            assert main(["doctor", *login, *option]) == 0
+            assert len(through.heard) > heard
+        heard = len(through.heard)
+        assert main(["read", *login, *option]) == 0
+        assert len(through.heard) > heard
+    capsys.readouterr()
+    for option, message in (
+        (["--proxy", "http://me:s3cret@proxy:3128"], "holds credentials"),
+        (["--proxy", "socks5://proxy:1"], "is not usable"),
+        (["--proxy-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE is not set"),
+    ):
+        assert main(["read", *login, *option]) == 1
+        err = capsys.readouterr().err
+        assert message in err
+        assert "s3cret" not in err
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -201,6 +256,11 @@ def test_proxies_that_cannot_be_used(proxies: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="proxies") as caught:
         BucketDataSourceOptions(proxies=proxies)
     assert "s3cret" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="proxies"):
+        cbframe.connect_bucket("http://h", "default", "b", AUTH, proxies=proxies)
+    failed = cbframe.doctor("http://h", "b", auth=AUTH, proxies=proxies).failed
+    assert failed is not None
+    assert failed.name == "arguments"
 
 
 @pytest.mark.parametrize(

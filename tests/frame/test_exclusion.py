@@ -120,6 +120,12 @@ def test_they_are_counted(cluster: LocalCluster) -> None:
     schema = read_schema(cluster, progress=None)
     assert schema.rows == 3
     assert [field.path for field in schema.fields] == ["n"]
+    assert (schema.expired, schema.transaction_records) == (1, 2)
+    assert schema.moment is not None
+    assert "left out: 1 expired and 2 records of transactions" in str(schema).splitlines()[0]
+    kept = read_schema(cluster, progress=None, expired="keep", transaction_records="keep", n_rows=100)
+    assert (kept.rows, kept.expired, kept.moment) == (6, 0, None)
+    assert "left out" not in str(kept)
 
 
 def test_they_have_no_part_in_filters(cluster: LocalCluster) -> None:

@@ -236,14 +236,19 @@ def test_history_is_lost_in_the_middle(monkeypatch: pytest.MonkeyPatch, action: 
         assert found == truth(cluster)
 
 
+def keys_by_vbucket() -> list[list[bytes]]:
+    """A thousand keys of two vbuckets."""
+    keys: list[list[bytes]] = [[], []]
+    for number in range(1000):
+        keys[vbucket_of(b"k%d" % number, 2)].append(b"k%d" % number)
+    return keys
+
+
 def complete_and_half_read(
     monkeypatch: pytest.MonkeyPatch, cluster: LocalCluster, lose: int, more: int
 ) -> Sent:
     """Two vbuckets: when half of the large one is sent, the small one is complete, and its history forks."""
-    keys: list[list[bytes]] = [[], []]
-    for number in range(1000):
-        keys[vbucket_of(b"k%d" % number, 2)].append(b"k%d" % number)
-    small, large = keys
+    small, large = keys_by_vbucket()
     for key in small[:20] + large:
         cluster.upsert(key, {"pad": "x" * 50})
     sent = Sent(monkeypatch, cluster)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from frame.kit import QUICK, WIRE_METADATA, Row, rows_of, truth, values_of
+from frame.test_faults import complete_and_half_read, keys_by_vbucket
 from worlds import world_of
 
 from cbframe import LocalCluster, Snapshot, SnapshotResult, read_snapshot, write_snapshot
@@ -226,3 +227,29 @@ def _break(seed: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[st
     verification = Snapshot(path).verify()
     assert verification.ok, str(verification)
     return happened
+
+
+@pytest.mark.parametrize(
+    ("before", "lose"), [(0, 7), (5, 7), (5, 22)], ids=["first", "later", "further back"]
+)
+def test_a_history_is_lost_of_what_was_complete(
+    before: int, lose: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read again before the version is published, if that is wanted; else the next update takes it back."""
+    for consistency in ("strict", "snapshot"):
+        with LocalCluster(vbuckets=2, seed=1) as cluster:
+            target = path / consistency
+            if before:
+                for key in keys_by_vbucket()[0][:before]:
+                    cluster.upsert(key, {"n": 1})
+                update(cluster, target)
+            sent = complete_and_half_read(monkeypatch, cluster, lose, 3)
+            result = update(cluster, target, buffer_bytes=2000, consistency=consistency)
+            assert not sent.pending
+            assert (held(target) == truth(cluster)) == (consistency == "strict")
+            histories = {vb: vbuuid for vb, (vbuuid, _) in result.as_of.items()}
+            newest = {vb: cluster.failover_log(vb)[0][0] for vb in histories}
+            assert (histories == newest) == (consistency == "strict")
+            update(cluster, target)
+            assert held(target) == truth(cluster)
+            assert Snapshot(target).verify().ok

@@ -17,12 +17,14 @@ from cbframe.contrib.delta.result import DeltaResult
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.frame.moment import Clock, utc_now
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import public
 from cbframe.scan.progress import Progress
-from cbframe.scan.spec import ColumnsLike, Exclusion, FiltersLike, SchemaLike, path_of_files
+from cbframe.scan.spec import ColumnsLike, Consistency, Exclusion, FiltersLike, SchemaLike, path_of_files
 from cbframe.snapshot.wanted import agreed, spec_of, stored_form
 from cbframe.typing import Connectable, ServerURLs
 
 
+@public
 def to_delta(
     conn: ServerURLs | Connectable,
     uri: str | os.PathLike[str],
@@ -47,6 +49,7 @@ def to_delta(
     max_struct_fields: int | None = None,
     parse_dates: bool | Iterable[str] | None = None,
     transaction_records: Exclusion | None = None,
+    consistency: Consistency = "snapshot",
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
@@ -74,6 +77,8 @@ def to_delta(
     scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
 on_conflict, max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
+    consistency
+        As of :func:`cbframe.write_snapshot`, and for this commit only.
     batch_bytes, buffer_bytes, spool_dir, timeout, progress, options
         As of :func:`cbframe.scan_bucket`.
     storage_options
@@ -124,6 +129,7 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
     ).run()
 
 
+@public
 def update_delta(
     conn: ServerURLs | Connectable,
     uri: str | os.PathLike[str],
@@ -147,6 +153,7 @@ def update_delta(
     max_struct_fields: int | None = None,
     parse_dates: bool | Iterable[str] | None = None,
     transaction_records: Exclusion | None = None,
+    consistency: Consistency = "snapshot",
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
@@ -163,8 +170,8 @@ def update_delta(
 
     Parameters
     ----------
-    conn, bucket, auth, tls, network, batch_bytes, buffer_bytes, spool_dir, timeout, progress, options, \
-storage_options, clock
+    conn, bucket, auth, tls, network, consistency, batch_bytes, buffer_bytes, spool_dir, timeout, progress, \
+options, storage_options, clock
         As of :func:`to_delta`.
     uri
         Where :func:`to_delta` made the table.

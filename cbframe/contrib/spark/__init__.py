@@ -150,6 +150,7 @@ from cbframe.contrib.spark.options import (
     scan_of,
 )
 from cbframe.frame.changes import CHANGE_TYPE
+from cbframe.public import public
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -171,6 +172,7 @@ class CouchbaseDataSource(DataSource):  # type: ignore[misc]
         """How Spark calls it."""
         return "couchbase"
 
+    @public
     def schema(self) -> StructType:
         """The schema of a sample."""
         # Nobody says here whether it is for a stream.
@@ -185,6 +187,7 @@ class CouchbaseDataSource(DataSource):  # type: ignore[misc]
         kind = [pa.field(CHANGE_TYPE, pa.string())] if changes else []
         return from_arrow_schema(pa.schema([*kind, *fields]))
 
+    @public
     def reader(self, schema: StructType) -> CouchbaseReader:
         """What reads it once."""
         if "changes" in self.options:
@@ -193,6 +196,7 @@ class CouchbaseDataSource(DataSource):  # type: ignore[misc]
         pushes = choice_of(checked(options, BATCH), "pushdown", "false", "true") == "true"
         return FilteringReader(options, schema) if pushes else CouchbaseReader(options, schema)
 
+    @public
     def streamReader(self, schema: StructType) -> CouchbaseStreamReader:  # noqa: N802 - Spark's name
         """What reads its changes."""
         return CouchbaseStreamReader(dict(self.options), schema)

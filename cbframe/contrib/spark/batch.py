@@ -15,6 +15,7 @@ from cbframe.contrib.spark.pushdown import Written, pushed
 from cbframe.errors import ConfigurationError
 from cbframe.frame.partition import ScanPartition
 from cbframe.frame.shape import cast_to
+from cbframe.public import public
 
 
 class CouchbasePartition(InputPartition):  # type: ignore[misc]
@@ -33,6 +34,7 @@ class CouchbaseReader(DataSourceReader):  # type: ignore[misc]
         self._schema = arrow_schema(schema)
         self._filters: list[Written] = []
 
+    @public
     def partitions(self) -> list[CouchbasePartition]:
         """On the driver."""
         options = self._options

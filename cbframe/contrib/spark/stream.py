@@ -21,6 +21,7 @@ from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError
 from cbframe.frame.spans.offsets import Offset
 from cbframe.frame.spans.parts import REQUIRED, SpanPart, make_spans
+from cbframe.public import public
 
 
 class CouchbaseChangesPartition(InputPartition):  # type: ignore[misc]
@@ -74,6 +75,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
         self._look: Look | None = None
         self._last: Look | None = None
 
+    @public
     def initialOffset(self) -> dict[str, Any]:  # noqa: N802 - Spark's name
         """Where a new query begins."""
         if self._start == "beginning":
@@ -84,10 +86,12 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
         """As many rows as were asked for."""
         return ReadAllAvailable() if self._most is None else ReadMaxRows(self._most)
 
+    @public
     def prepareForTriggerAvailableNow(self) -> None:  # noqa: N802 - Spark's name
         """What is there now is all that is read."""
         self._last = self._spans.look()
 
+    @public
     def latestOffset(self, start: dict[str, Any], limit: ReadLimit) -> dict[str, Any]:  # noqa: N802 - Spark's name
         """Where the bucket is now, or as far as the limit allows; the start if there is nothing new."""
         before = Offset.from_dict(start)
@@ -96,6 +100,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
         # Spark takes offsets for the same if their JSON is.
         return start if end is before else end.to_dict()
 
+    @public
     def partitions(self, start: dict[str, Any], end: dict[str, Any]) -> list[CouchbaseChangesPartition]:
         """What is to be read, by node."""
         # A driver that was started anew plans the last batch again, without having looked.

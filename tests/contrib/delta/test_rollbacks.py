@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 from frame.kit import QUICK, Row, truth, values_of
+from frame.test_faults import complete_and_half_read
 from snapshot.test_rollbacks import Life
 from worlds import world_of
 
@@ -199,3 +200,17 @@ def _break(seed: int, uri: str, monkeypatch: pytest.MonkeyPatch) -> Counter[str]
             happened["read again"] += len(result.read_again)
         world.revive()
     return happened
+
+
+def test_a_history_is_lost_of_what_was_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read again before it is committed, if that is wanted; else the next update takes it back."""
+    for consistency in ("strict", "snapshot"):
+        uri = str(tmp_path / consistency)
+        with LocalCluster(vbuckets=2, seed=1) as cluster:
+            make(cluster, uri, parse=False)
+            sent = complete_and_half_read(monkeypatch, cluster, 7, 3)
+            update(cluster, uri, buffer_bytes=2000, consistency=consistency)
+            assert not sent.pending
+            assert (held(uri) == truth(cluster)) == (consistency == "strict")
+            update(cluster, uri)
+            assert held(uri) == truth(cluster)
