@@ -135,7 +135,12 @@ class ResourceError(CbframeError):
 
 
 class ConnectError(CbframeError):
-    """A node or the cluster manager cannot be reached, or answers with something else."""
+    """A node or the cluster manager cannot be reached, or answers with something else.
+
+    ``unresolved`` is what was answered for the host's name, where it has no address.
+    """
+
+    unresolved = ""
 
 
 class AuthFailError(ConnectError):

@@ -70,7 +70,7 @@ LIBRARIES = {
     "couchbase": set[str](),
 }
 """Which parts, or files, may import a library."""
-OPTIONAL = {"dns", "pandas", "polars", "duckdb", "dask", "pyspark", "deltalake"}
+OPTIONAL = {"pandas", "polars", "duckdb", "dask", "pyspark", "deltalake"}
 """These may also be imported inside functions, from floor json up."""
 CYCLES = {
     frozenset(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from cbframe.errors import ConfigurationError
 
+CAPELLA = "cloud.couchbase.com"
+"""The domain of Couchbase's cloud."""
 _LABEL = re.compile(r"[^\W]([\w-]{0,61}[\w])?")
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)\S*@")
 
@@ -18,6 +20,11 @@ def strip_userinfo(text: str) -> str:
     Greedy on purpose: a password may hold ``/`` or ``@`` that somebody forgot to escape.
     """
     return _USERINFO.sub(r"\1", text)
+
+
+def is_capella(host: str) -> bool:
+    """Whether a host is one of Couchbase's cloud."""
+    return f".{host.removesuffix('.')}".lower().endswith(f".{CAPELLA}")
 
 
 def bare_host(host: str) -> str:
@@ -89,7 +96,9 @@ class HostPort:
             if not _is_name(host):
                 raise ConfigurationError(
                     f"not a host name{shown}" if host else "a host name is empty",
-                    hint="write couchbase://host1,host2/bucket or http://host:8091",
+                    hint="put the name of your cluster in place of <…>"
+                    if "<" in host
+                    else "write couchbase://host1,host2/bucket or http://host:8091",
                 )
         if port is None:
             return cls(host)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import parse_qsl, unquote
 
-from cbframe.cluster.address import HostPort
+from cbframe.cluster.address import CAPELLA, HostPort, is_capella
 from cbframe.cluster.auth import PasswordAuthenticator
 from cbframe.errors import ConfigurationError
 
@@ -188,10 +188,12 @@ def _parse_piece(text: str) -> ConnectionString:
     authority, _, path = rest.partition("/")
     credentials, addresses = _split_credentials(scheme, authority)
     hosts = tuple(HostPort.parse(address.strip(), quote=quote) for address in addresses)
+    params = tuple(parse_qsl(query, keep_blank_values=True))
+    found = ConnectionString(scheme, hosts, _bucket(scheme, path, quote=quote), params, credentials)
+    _check_capella(found, quote=quote)
     for host in hosts:
         _check_port(scheme, host)
-    params = tuple(parse_qsl(query, keep_blank_values=True))
-    return ConnectionString(scheme, hosts, _bucket(scheme, path, quote=quote), params, credentials)
+    return found
 
 
 def _split_credentials(scheme: str, authority: str) -> tuple[PasswordAuthenticator | None, list[str]]:
@@ -221,6 +223,34 @@ def _common_credentials(found: Sequence[PasswordAuthenticator | None]) -> Passwo
             hint='pass auth=("user", "password") instead, or write a comma in a password as %2C',
         )
     return found[0]
+
+
+def _check_capella(found: ConnectionString, *, quote: bool) -> None:
+    """Refuse what cannot work with Couchbase's cloud: it has TLS only, and no cluster manager for clients."""
+    if not any(is_capella(host.host) for host in found.hosts):
+        return
+    if any(host.host.lower() == CAPELLA for host in found.hosts):
+        raise ConfigurationError(
+            f"{CAPELLA} is the site of Couchbase's cloud, and no cluster",
+            hint=f"copy the connection string from the cluster's Connect page: couchbases://cb.<id>.{CAPELLA}",
+        )
+    wrong_ports = {*_REST_PORTS, 11210}
+    match found.scheme:
+        case "couchbases" if not any(host.port in wrong_ports for host in found.hosts):
+            return
+        case "couchbases":
+            what = "the data service of Capella is at port 11207, which need not be given"
+        case "couchbase":
+            what = "Capella takes connections with TLS only, and couchbase://, or no scheme, is without"
+        case scheme:
+            what = f"{scheme}:// is for the cluster manager, which Capella does not open to clients"
+    hosts = tuple(HostPort(h.host) if h.port in {*wrong_ports, 11207} else h for h in found.hosts)
+    # Nothing is repeated of a string that may hold a password.
+    right = str(replace(found, scheme="couchbases", hosts=hosts))
+    login = '; pass user and password as auth=("user", "password")'
+    raise ConfigurationError(
+        what, hint=f"write {right}" if quote else f"write couchbases://cb.<id>.{CAPELLA}/bucket{login}"
+    )
 
 
 def _check_port(scheme: str, host: HostPort) -> None:

@@ -48,7 +48,7 @@ class Manager:
         self._base_url = base_url
         self._node = str(address)
         self._terms = terms
-        self.host = bare_host(address.host)
+        self.address = HostPort(bare_host(address.host), address.port)
 
     def bucket_config(self, bucket: str, bucket_uuid: str | None) -> dict[str, object]:
         query = f"?bucket_uuid={quote(bucket_uuid, safe='')}" if bucket_uuid else ""
@@ -95,7 +95,7 @@ class Manager:
             # The oldest servers have none; their configs go by serverList alone.
             if services.status == 404:
                 return config
-            return with_node_services(config, services.json_object(), self.host)
+            return with_node_services(config, services.json_object(), self.address.host)
         raise self._no_bucket(bucket, [name for name in _names(entries) if name != bucket])
 
     def manifest(self, bucket: str) -> dict[str, object]:

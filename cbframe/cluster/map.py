@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from cbframe.cluster import fields
-from cbframe.cluster.address import bare_host, join_address
+from cbframe.cluster.address import HostPort, bare_host, join_address
 from cbframe.cluster.nodes import (
     AUTO_NETWORK,
     DEFAULT_NETWORK,
@@ -51,6 +51,11 @@ class ClusterMap:
         Version of the collections manifest; None if the bucket has none.
     cluster_uuid
         Of the cluster; empty where it does not tell. Two maps may be equal though only one has it.
+    origin
+        ``host:port`` that the answer came from, if it is no node's on this network, as a load balancer's;
+        empty otherwise. As the next, no part of a comparison.
+    elsewhere
+        Of each of `nodes`, the addresses of its data service on other networks, by network.
     """
 
     bucket: str
@@ -63,6 +68,8 @@ class ClusterMap:
     capabilities: frozenset[str] = frozenset()
     manifest_uid: int | None = None
     cluster_uuid: str = ""
+    origin: str = ""
+    elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def vbuckets(self) -> int:
@@ -139,7 +146,7 @@ class ClusterMap:
 
 
 def parse_bucket_config(
-    config: Mapping[str, object], *, origin_host: str, network: str = AUTO_NETWORK, tls: bool = False
+    config: Mapping[str, object], *, origin: HostPort, network: str = AUTO_NETWORK, tls: bool = False
 ) -> ClusterMap:
     """Read a bucket config, terse or verbose.
 
@@ -147,8 +154,8 @@ def parse_bucket_config(
     ----------
     config
         The JSON of the cluster manager, of GET_CLUSTER_CONFIG or of a NOT_MY_VBUCKET answer.
-    origin_host
-        The host that it was fetched from: stands for ``$HOST``, and decides ``network="auto"``.
+    origin
+        Where it was fetched from: its host stands for ``$HOST``, both decide ``network="auto"``.
     network
         ``auto``, ``default`` or the name of alternate addresses.
     tls
@@ -161,7 +168,6 @@ def parse_bucket_config(
     ConfigurationError
         No node is on `network`.
     """
-    origin_host = bare_host(origin_host)
     bucket = fields.text(config, "name", "")
     if fields.text(config, "nodeLocator", "vbucket") == "ketama" or config.get("bucketType") == "memcached":
         error = ClusterMapError(
@@ -184,7 +190,7 @@ def parse_bucket_config(
             hint="it is being created or warmed up: try again",
         )
     owners = _read_owners(rows, len(servers))
-    nodes, network = _resolve(config, servers, origin_host, network)
+    nodes, network = _resolve(config, servers, origin, network, tls=tls)
     addresses, active = _addresses(nodes, owners, network, tls=tls)
     capabilities = frozenset(fields.texts(config, "bucketCapabilities"))
     has_manifest = "collectionsManifestUid" in config
@@ -199,6 +205,12 @@ def parse_bucket_config(
         capabilities=capabilities,
         manifest_uid=fields.hexadecimal(config, "collectionsManifestUid") if has_manifest else None,
         cluster_uuid=fields.text(config, "clusterUUID", ""),
+        origin="" if any(node.has(origin, network, tls=tls) for node in nodes) else str(origin),
+        elsewhere={
+            here: node.kv_addresses(tls=tls, other_than=network)
+            for node in nodes
+            if (here := node.kv_address(network, tls=tls)) is not None
+        },
     )
 
 
@@ -231,13 +243,14 @@ def _read_owners(rows: Sequence[object], servers: int) -> list[int]:
 
 
 def _resolve(
-    config: Mapping[str, object], servers: Sequence[str], origin_host: str, network: str
+    config: Mapping[str, object], servers: Sequence[str], origin: HostPort, network: str, *, tls: bool
 ) -> tuple[list[Node], str]:
     """One node per entry of serverList, and the network to reach them on."""
-    every_node = read_nodes(config, origin_host)
-    network = select_network(every_node, origin_host, network)
+    host = bare_host(origin.host)
+    every_node = read_nodes(config, host)
+    network = select_network(every_node, origin, network, tls=tls)
     if not every_node:
-        plain = [server_address(server, origin_host) for server in servers]
+        plain = [server_address(server, host) for server in servers]
         return [Node({DEFAULT_NETWORK: Endpoint(host, {"kv": port})}) for host, port in plain], network
     # The order is all that ties the two lists together: the i-th data node is the i-th server.
     data_nodes = [node for node in every_node if node.is_data_node]

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cbframe.cluster import fields
-from cbframe.cluster.address import bare_host, join_address, split_address
+from cbframe.cluster.address import HostPort, bare_host, join_address, split_address
 from cbframe.errors import ClusterMapError, ConfigurationError
 
 DEFAULT_NETWORK = "default"
+EXTERNAL_NETWORK = "external"
 AUTO_NETWORK = "auto"
 
 
@@ -19,6 +20,12 @@ class Endpoint:
 
     host: str
     ports: Mapping[str, int]
+
+    def has(self, address: HostPort, *, tls: bool) -> bool:
+        """Whether the data service or the cluster manager is at `address`, with or without TLS."""
+        services = ("kvSSL", "mgmtSSL") if tls else ("kv", "mgmt")
+        ports = [self.ports[service] for service in services if service in self.ports]
+        return bare_host(self.host) == bare_host(address.host) and address.port in ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,16 @@ class Node:
         endpoint = self.networks.get(network)
         port = endpoint.ports.get("kvSSL" if tls else "kv") if endpoint else None
         return None if endpoint is None or port is None else join_address(endpoint.host, port)
+
+    def kv_addresses(self, *, tls: bool, other_than: str) -> dict[str, str]:
+        """As :meth:`kv_address`, of each network but one."""
+        found = {name: self.kv_address(name, tls=tls) for name in self.networks if name != other_than}
+        return {name: address for name, address in found.items() if address is not None}
+
+    def has(self, address: HostPort, network: str, *, tls: bool) -> bool:
+        """As :meth:`Endpoint.has`, on one network."""
+        endpoint = self.networks.get(network)
+        return endpoint is not None and endpoint.has(address, tls=tls)
 
     def __str__(self) -> str:
         return self.networks[DEFAULT_NETWORK].host
@@ -78,11 +95,26 @@ def _ports(source: Mapping[str, object], name: str) -> dict[str, int]:
     return found
 
 
-def select_network(nodes: Sequence[Node], origin_host: str, network: str = AUTO_NETWORK) -> str:
+def select_network(
+    nodes: Sequence[Node], origin: HostPort, network: str = AUTO_NETWORK, *, tls: bool = False
+) -> str:
     """The name of the network to use for every node.
 
-    ``auto`` takes the one on which the cluster has been reached: if no node has `origin_host` as
-    its own name but some network has it, then that network, otherwise the default one.
+    ``auto`` takes the one on which the cluster has been reached: that of a node which has the host and
+    the port of `origin`, or else the host with another port, the default network first. If no node has
+    the host, as that of a load balancer, it is ``external`` where all data nodes can be reached on it,
+    otherwise the default one.
+
+    Parameters
+    ----------
+    nodes
+        All nodes of the cluster.
+    origin
+        Where the answer that lists them came from.
+    network
+        ``auto``, or the name that was asked for.
+    tls
+        Whether `origin` was reached with TLS: its port is then compared with the TLS ports only.
 
     Raises
     ------
@@ -90,14 +122,16 @@ def select_network(nodes: Sequence[Node], origin_host: str, network: str = AUTO_
         No node is on the network that was asked for; the hint lists those there are.
     """
     if network == AUTO_NETWORK:
-        origin = bare_host(origin_host)
-        if any(bare_host(node.networks[DEFAULT_NETWORK].host) == origin for node in nodes):
-            return DEFAULT_NETWORK
-        for node in nodes:
-            for name, endpoint in node.networks.items():
-                if bare_host(endpoint.host) == origin:
-                    return name
-        return DEFAULT_NETWORK
+        ways = [(name, endpoint) for node in nodes for name, endpoint in node.networks.items()]
+        ways.sort(key=lambda way: way[0] != DEFAULT_NETWORK)
+        host = bare_host(origin.host)
+        exact = next((name for name, endpoint in ways if endpoint.has(origin, tls=tls)), None)
+        found = exact or next((name for name, endpoint in ways if bare_host(endpoint.host) == host), None)
+        if found is None:
+            data_nodes = [node for node in nodes if node.is_data_node]
+            everywhere = all(node.kv_address(EXTERNAL_NETWORK, tls=tls) for node in data_nodes)
+            found = EXTERNAL_NETWORK if data_nodes and everywhere else DEFAULT_NETWORK
+        return found
     if network != DEFAULT_NETWORK and not any(network in node.networks for node in nodes):
         known = sorted({name for node in nodes for name in node.networks} | {DEFAULT_NETWORK})
         raise ConfigurationError(

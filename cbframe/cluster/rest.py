@@ -17,6 +17,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from cbframe.cluster import fields
+from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.https import ContextAdapter
@@ -137,14 +138,16 @@ class RestClient:
     def __repr__(self) -> str:
         return f"RestClient({', '.join(self.seeds)})"
 
-    def bucket_config(self, bucket: str, *, bucket_uuid: str | None = None) -> tuple[dict[str, object], str]:
-        """The config of a bucket, and the host that gave it.
+    def bucket_config(
+        self, bucket: str, *, bucket_uuid: str | None = None
+    ) -> tuple[dict[str, object], HostPort]:
+        """The config of a bucket, and the address that gave it.
 
         Returns
         -------
-        tuple[dict, str]
+        tuple[dict, HostPort]
             The terse config, or from a server that does not know it the verbose one completed with
-            ``nodesExt``; and the host for ``$HOST``, without brackets.
+            ``nodesExt``; and where it came from, its host the one for ``$HOST``.
 
         Raises
         ------
@@ -155,11 +158,7 @@ class RestClient:
         AllServerURLsConnectBucketError
             No seed gave a config; the last cause is chained.
         """
-        return self._any_seed(lambda node: (node.bucket_config(bucket, bucket_uuid), node.host))
-
-    def legacy_bucket_config(self, pool: str, bucket: str) -> tuple[dict[str, object], str]:
-        """The same through the walk of the reference, from ``/pools`` on."""
-        return self._any_seed(lambda node: (node.walk(pool, bucket), node.host))
+        return self._any_seed(lambda node: (node.bucket_config(bucket, bucket_uuid), node.address))
 
     def node_services(self) -> dict[str, object]:
         """All nodes of the cluster with their ports; needs no access to a bucket."""
@@ -250,6 +249,6 @@ def connect_bucket(
     seed = client.seeds[0]
     with client._open(seed, authenticator) as manager:  # noqa: SLF001 - same module, one seam
         config = manager.walk(pool_name, bucket_name)
-    cluster_map = parse_bucket_config(config, origin_host=manager.host, tls=client.tls)
+    cluster_map = parse_bucket_config(config, origin=manager.address, tls=client.tls)
     services = tuple(fields.mappings(config, "nodesExt"))
     return Bucket(cluster_map.bucket, cluster_map.uuid, cluster_map, services)

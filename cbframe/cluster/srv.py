@@ -1,22 +1,24 @@
 """Seeds by DNS: a name that stands for a cluster, by its SRV records (RFC 2782).
 
-Asked with dnspython where that is installed (``pip install 'cbframe[dns]'``); without it, and where a
-name has no such records, the name itself is the seed.
+Where a name has no such records, the name itself is the seed.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
-from cbframe.cluster.address import HostPort
+from cbframe.cluster.address import HostPort, is_capella
 from cbframe.cluster.connstr import ConnectionString
+from cbframe.errors import ConnectError
 
 _LOG = logging.getLogger("cbframe.cluster")
 _NO = ("false", "off", "no", "0")
+NO_RECORDS = "no SRV records"
+NO_NAME = "no such name"
 
 
 class SrvRecord(NamedTuple):
@@ -28,8 +30,48 @@ class SrvRecord(NamedTuple):
     port: int
 
 
+class NoAnswerError(Exception):
+    """DNS names no records; the text says what it answered."""
+
+
 Lookup: TypeAlias = Callable[[str, float], Sequence[SrvRecord]]
-"""The records of a name, asked for within so many seconds; none where there are none."""
+"""The records of a name, asked for within so many seconds; NoAnswerError says why there are none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Zone:
+    """A domain whose names this process knows by itself, without DNS: that of a simulated cluster.
+
+    Attributes
+    ----------
+    domain
+        All names below it, and no others, are looked up here.
+    services
+        SRV records by name.
+    hosts
+        Addresses by name.
+    authority
+        The certificate authority of the domain's hosts, as PEM text.
+    """
+
+    domain: str
+    services: Mapping[str, Sequence[SrvRecord]]
+    hosts: Mapping[str, str]
+    authority: str
+
+    def lookup(self, name: str, _timeout: float) -> Sequence[SrvRecord]:
+        if name not in self.services:
+            raise NoAnswerError(NO_NAME)
+        return self.services[name]
+
+
+ZONES: list[Zone] = []
+"""Those that are in force; empty but for simulations."""
+
+
+def zone_of(host: str) -> Zone | None:
+    """The zone that knows a host."""
+    return next((zone for zone in ZONES if f".{host}".lower().endswith(f".{zone.domain}")), None)
 
 
 def srv_name(target: ConnectionString) -> str | None:
@@ -47,46 +89,99 @@ def srv_name(target: ConnectionString) -> str | None:
     return f"_{target.scheme}._tcp.{host.host}"
 
 
-def with_srv_seeds(
-    target: ConnectionString, timeout: float, lookup: Lookup | None = None
-) -> ConnectionString:
-    """The same with the seeds that DNS names; as it is where it names none.
+class Seeds:
+    """The seeds of a cluster: of its connection string, or those that DNS names in their place.
 
     Parameters
     ----------
-    target
+    given
         Where the cluster is.
-    timeout
-        Seconds for the question.
     lookup
-        Asks; dnspython by default.
+        Asks DNS; dnspython by default.
     """
-    name = srv_name(target)
-    if name is None:
-        return target
-    records = (lookup or ask_dns)(name, timeout)
-    # A single dot says that there is no such service.
-    hosts = [HostPort(r.target.rstrip("."), r.port) for r in sorted(records, key=_first) if r.target != "."]
-    if not hosts:
-        return target
-    _LOG.debug("%s names the seeds %s", name, ", ".join(map(str, hosts)))
-    return replace(target, hosts=tuple(dict.fromkeys(hosts)))
+
+    def __init__(self, given: ConnectionString, lookup: Lookup | None = None) -> None:
+        self._given = given
+        self._lookup = lookup
+        self.name = srv_name(given)
+        """What DNS is asked for; None where it is not."""
+        self.target = given
+        """The connection string with the seeds that DNS named last."""
+        self._said = ""
+
+    @property
+    def named(self) -> bool:
+        """Whether DNS has named seeds."""
+        return self.target is not self._given
+
+    def ask(self, timeout: float) -> bool:
+        """Ask DNS within so many seconds; whether the seeds are others than before.
+
+        Those that were named before stay where it names none now.
+        """
+        if self.name is None:
+            return False
+        zone = zone_of(self._given.hosts[0].host)
+        lookup = self._lookup or (ask_dns if zone is None else zone.lookup)
+        try:
+            records = lookup(self.name, timeout)
+        except NoAnswerError as exc:
+            records, self._said = [], str(exc)
+        else:
+            self._said = NO_RECORDS
+        # A single dot says that there is no such service.
+        hosts = [
+            HostPort(r.target.rstrip("."), r.port) for r in sorted(records, key=_first) if r.target != "."
+        ]
+        before = self.target.hosts
+        if hosts:
+            self.target = replace(self._given, hosts=tuple(dict.fromkeys(hosts)))
+        _LOG.debug("%s names %s", self.name, ", ".join(map(str, hosts)) or f"no seeds: {self._said}")
+        return self.target.hosts != before
+
+    def explain(self, error: ConnectError) -> None:
+        """Name both questions in the error of a host that has no address, if SRV was asked, too."""
+        if self.named or not error.unresolved or self._given.bootstrap != "kv" or len(self._given.hosts) > 1:
+            return
+        host = self._given.hosts[0].host
+        if is_capella(host):
+            error.hint = "copy the connection string from the cluster's Connect page in Capella"
+        if self.name is None:
+            error.hint = f"leave the port out if {host} is a name with SRV records only, as Capella's"
+            return
+        error.message = (
+            f"the name {host!r} cannot be resolved: {self._said} for SRV of {self.name}, "
+            f"and {error.unresolved} for A and AAAA of {host}"
+        )
+        error.args = (error.message,)
 
 
-def ask_dns(name: str, timeout: float) -> list[SrvRecord]:
-    """What DNS says; nothing where dnspython is missing, or DNS cannot be asked."""
+def ask_dns(name: str, timeout: float) -> Sequence[SrvRecord]:
+    """What DNS says of a name, also with the resolver's search list behind it.
+
+    Raises
+    ------
+    NoAnswerError
+        It names no records.
+    """
+    import dns.exception  # noqa: PLC0415 - slow to import
+    import dns.resolver  # noqa: PLC0415
+
     try:
-        import dns.exception  # noqa: PLC0415 - optional
-        import dns.resolver  # noqa: PLC0415
-    except ImportError:
-        _LOG.debug("without dnspython, %s is not asked for", name)
-        return []
-    try:
-        answer = dns.resolver.resolve(name, "SRV", lifetime=timeout, search=False)
+        answer = dns.resolver.resolve(name, "SRV", lifetime=timeout, search=True)
+    except dns.resolver.NXDOMAIN:
+        said = NO_NAME
+    except dns.resolver.NoAnswer:
+        said = NO_RECORDS
+    except dns.exception.Timeout:
+        said = f"no answer within {timeout:g} s"
+    except dns.resolver.NoResolverConfiguration:
+        said = "this machine has no name server"
     except dns.exception.DNSException as exc:
-        _LOG.debug("%s: %s", name, type(exc).__name__)
-        return []
-    return [SrvRecord(r.priority, r.weight, r.target.to_text(), r.port) for r in answer]
+        said = f"the name servers failed ({type(exc).__name__})"
+    else:
+        return [SrvRecord(r.priority, r.weight, r.target.to_text(), r.port) for r in answer]
+    raise NoAnswerError(said)
 
 
 def _first(record: SrvRecord) -> tuple[int, int]:

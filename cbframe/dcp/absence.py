@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 
-from cbframe.cluster.address import bare_host, join_address
+from cbframe.cluster.address import HostPort, bare_host, join_address
 from cbframe.cluster.auth import Authenticator
 from cbframe.cluster.nodes import AUTO_NETWORK, read_nodes, select_network
 from cbframe.cluster.tls import TLSContext
@@ -22,7 +22,7 @@ _TIMEOUT = 2.0
 
 def absence(
     config: bytes,
-    host: str,
+    origin: HostPort,
     login: Login,
     auth: Authenticator,
     *,
@@ -38,13 +38,13 @@ def absence(
     Parameters
     ----------
     config
-        The configuration of the whole cluster, from the data node on `host`.
+        The configuration of the whole cluster, from the data node at `origin`.
     """
     from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
 
     urls: list[str] = []
     with suppress(CbframeError, ValueError, RecursionError):
-        urls = list(_managers(json.loads(config), host, login, network))[:_MANAGERS]
+        urls = list(_managers(json.loads(config), origin, login, network))[:_MANAGERS]
     if not urls:
         return None
     client = RestClient(urls, auth, timeout=min(timeout, _TIMEOUT), tls_context=tls_context)
@@ -57,15 +57,17 @@ def absence(
     return None
 
 
-def _managers(config: object, host: str, login: Login, network: str) -> Iterator[str]:
+def _managers(config: object, origin: HostPort, login: Login, network: str) -> Iterator[str]:
     """Base URLs of the cluster managers that may be asked, this node's first."""
     if not isinstance(config, dict):
         return
-    nodes = read_nodes(config, host)
-    chosen = select_network(nodes, host, network)
+    nodes = read_nodes(config, origin.host)
+    chosen = select_network(nodes, origin, network, tls=login.tls)
     scheme, service = ("https", "mgmtSSL") if login.tls else ("http", "mgmt")
     endpoints = [node.networks[chosen] for node in nodes if chosen in node.networks]
-    for endpoint in sorted(endpoints, key=lambda each: bare_host(each.host) != bare_host(host)):
+    host = bare_host(origin.host)
+    endpoints.sort(key=lambda each: (not each.has(origin, tls=login.tls), bare_host(each.host) != host))
+    for endpoint in endpoints:
         port = endpoint.ports.get(service)
         if port and (login.tls or login.allow_plain or _is_here(endpoint.host)):
             yield f"{scheme}://{join_address(endpoint.host, port)}"

@@ -413,6 +413,8 @@ class Coordinator:
         if error is None:
             silent = [a for a, n in self._nodes.items() if n.state is not NodeState.READY]
             error = verdicts.no_answer(sorted(silent), self._options.connect_timeout)
+        if self._map is not None:
+            error = verdicts.with_addresses(error, self._map)
         self._fail(error, out)
 
     def _fail(self, error: CbframeError, out: list[plan.Instruction]) -> None:

@@ -146,6 +146,7 @@ class _Looking:
             except CbframeError as exc:
                 # A node that is being started anew, or was taken away just now.
                 if not self._may_heal(exc, until):
+                    verdicts.with_addresses(exc, found)
                     raise
             else:
                 missing = chosen - positions.keys()

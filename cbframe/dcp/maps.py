@@ -10,14 +10,14 @@ from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cbframe.cluster.address import bare_host
+from cbframe.cluster.address import HostPort
 from cbframe.cluster.answers import uuid_mismatch
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.seeds import first_success
-from cbframe.cluster.srv import Lookup, srv_name, with_srv_seeds
+from cbframe.cluster.srv import Lookup, Seeds
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context
 from cbframe.dcp.absence import absence
 from cbframe.dcp.aside import Aside
@@ -27,14 +27,17 @@ from cbframe.dcp.query import converse
 from cbframe.dcp.talk import Talk, one_by_one
 from cbframe.dcp.transport import SocketTransport, Transport, Waker, split_address
 from cbframe.errors import (
+    AllServerURLsConnectBucketError,
     AuthFailError,
     BucketNotFoundError,
     CbframeError,
     ClusterMapError,
+    ConfigurationError,
     ConnectError,
     MapFault,
     ProtocolError,
     ReadCancelledError,
+    ReadTimeoutError,
     ServerError,
 )
 from cbframe.options import BucketDataSourceOptions
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 
 _PAUSE = 0.2
 """Seconds until a node is asked again that does not have the bucket yet."""
+_ASK_DNS_AGAIN = 5.0
+"""Seconds after which DNS may be asked for the seeds again."""
 _FAULTS: dict[MapFault, str] = {
     "other bucket": "tot_refresh_cluster_bucket_uuid_err",
     "no map": "tot_refresh_cluster_vbm_nil_err",
@@ -120,10 +125,11 @@ class MapSource:
         renew: Callable[[], Authenticator] | None = None,
         lookup: Lookup | None = None,
     ) -> None:
-        self._lookup = lookup
+        self._seeds = Seeds(target, lookup)
+        self._asked_at: float | None = None
+        self._network = target.network
         self._connect_bucket = connect_bucket
         self._counters = ClusterCounters() if counters is None else counters
-        self._target = target
         self._proxies = proxies
         self._renew = renew
         self._login = login
@@ -136,6 +142,10 @@ class MapSource:
         self._waker: Waker | None = None
         self._aside = Aside()
         self._known_nodes: tuple[str, ...] = ()
+
+    @property
+    def _target(self) -> ConnectionString:
+        return self._seeds.target
 
     def open(self) -> None:
         """Take the file descriptors that :meth:`cancel` needs; before anything is fetched."""
@@ -157,7 +167,6 @@ class MapSource:
             At once: the other seeds would say the same.
         """
         self._known_nodes = known or self._known_nodes
-        self._find_seeds()
         self._renew_credentials()
         try:
             found = self._fetch_anywhere()
@@ -168,11 +177,12 @@ class MapSource:
         self._known_nodes = found.nodes
         return found
 
-    def _find_seeds(self) -> None:
-        """Ask DNS for the seeds, on a thread that can be left alone; again while it names none."""
-        target = self._target
-        if srv_name(target) is not None:
-            self._target = self._aside.run(lambda: with_srv_seeds(target, self._timeout, self._lookup))
+    def _ask_dns(self) -> bool:
+        """Ask DNS for the seeds, on a thread that can be left alone; whether they are others now."""
+        if self._seeds.name is None:
+            return False
+        self._asked_at = self._clock()
+        return self._aside.run(lambda: self._seeds.ask(self._timeout))
 
     def _fetch_anywhere(self) -> ClusterMap:
         if self._connect_bucket is not None:
@@ -193,7 +203,6 @@ class MapSource:
         """The collections of the bucket; None where the server has no collections."""
         if self._target.bootstrap == "rest":
             return self._aside.run(self._fetch_manifest_over_rest)
-        self._find_seeds()
 
         def attempt(node: str) -> Manifest | None:
             data = self._ask(node, fetch_manifest(self._login))
@@ -261,8 +270,8 @@ class MapSource:
 
     def _fetch_over_rest(self, url: str) -> ClusterMap:
         with self._rest(url) as client:
-            config, host = client.bucket_config(self._login.bucket, bucket_uuid=self._bucket_uuid or None)
-        return self._parse_of(self._seed_at(host), config, host)
+            config, origin = client.bucket_config(self._login.bucket, bucket_uuid=self._bucket_uuid or None)
+        return self._parse(config, origin)
 
     def _counted(self, attempt: Callable[[str], ClusterMap]) -> Callable[[str], ClusterMap]:
         counters = self._counters
@@ -283,8 +292,8 @@ class MapSource:
 
     def _fetch_manifest_over_rest(self) -> Manifest | None:
         with self._rest() as client:
-            config, host = client.bucket_config(self._login.bucket)
-            found = self._parse_of(self._seed_at(host), config, host)
+            config, origin = client.bucket_config(self._login.bucket)
+            found = self._parse(config, origin)
             return client.manifest(self._login.bucket) if found.collections else None
 
     def _fetch_from(self, node: str) -> ClusterMap:
@@ -297,15 +306,27 @@ class MapSource:
             raise ProtocolError("the cluster map is no JSON", node=node) from exc
         if not isinstance(config, dict):
             raise ProtocolError("the cluster map is no JSON object", node=node)
-        return self._parse(config, split_address(node)[0])
+        return self._parse(config, HostPort(*split_address(node)))
 
-    def _parse(self, config: dict[str, Any], host: str) -> ClusterMap:
-        found = parse_bucket_config(
-            config, origin_host=host, network=self._target.network, tls=self._login.tls
-        )
+    def _parse(self, config: dict[str, Any], origin: HostPort) -> ClusterMap:
+        try:
+            found = self._parse_on(self._network, config, origin)
+        except CbframeError as exc:
+            exc.node = exc.node or str(origin)
+            raise
         if self._bucket_uuid and found.uuid != self._bucket_uuid:
-            raise uuid_mismatch(host)
+            raise uuid_mismatch(str(origin))
+        # What was chosen stays: a node that joins without an alternate address is no reason to leave all.
+        self._network = found.network
         return found
+
+    def _parse_on(self, network: str, config: dict[str, Any], origin: HostPort) -> ClusterMap:
+        try:
+            return parse_bucket_config(config, origin=origin, network=network, tls=self._login.tls)
+        except ConfigurationError:
+            if network == self._target.network:
+                raise
+        return self._parse_on(self._target.network, config, origin)  # no node is on the one chosen
 
     def _ask(self, node: str, steps: Steps[T]) -> T:
         return self._converse(node, one_by_one(steps))
@@ -322,6 +343,23 @@ class MapSource:
         )
 
     def _over_seeds(self, attempt: Callable[[str], T]) -> T:
+        """What comes of the first seed or node with which it works; DNS is asked again if none answers."""
+        if self._asked_at is None:
+            self._ask_dns()
+        try:
+            return self._over_nodes(attempt)
+        except CbframeError as exc:
+            if isinstance(exc, ConnectError):
+                self._seeds.explain(exc)
+            silent = type(exc) in (ConnectError, AllServerURLsConnectBucketError, ReadTimeoutError)
+            asked_at = self._asked_at
+            if not silent or asked_at is None or self._clock() < asked_at + _ASK_DNS_AGAIN:
+                raise
+            if not self._ask_dns():
+                raise
+        return self._over_nodes(attempt)
+
+    def _over_nodes(self, attempt: Callable[[str], T]) -> T:
         seeds = [str(seed) for seed in self._target.seeds()]
         nodes = [*seeds, *(node for node in self._known_nodes if node not in seeds)]
         without_bucket: list[str] = []
@@ -356,7 +394,7 @@ class MapSource:
         return self._aside.run(
             lambda: absence(
                 config,
-                split_address(node)[0],
+                HostPort(*split_address(node)),
                 self._login,
                 self._auth,
                 network=self._target.network,
@@ -364,17 +402,6 @@ class MapSource:
                 timeout=self._timeout,
             )
         )
-
-    def _seed_at(self, host: str) -> str:
-        """The seed that has this host."""
-        return next((str(seed) for seed in self._target.seeds() if bare_host(seed.host) == host), host)
-
-    def _parse_of(self, node: str, config: dict[str, Any], host: str) -> ClusterMap:
-        try:
-            return self._parse(config, host)
-        except CbframeError as exc:
-            exc.node = exc.node or node
-            raise
 
 
 def when_loaded(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import Authenticator, AuthLike
 from cbframe.cluster.nodes import AUTO_NETWORK
 from cbframe.cluster.tls import TLSContext, TLSLike
@@ -135,8 +136,8 @@ class Probe:
         outcome = attempt()
         if isinstance(outcome.error, BucketNotFoundError) and not outcome.error.permanent:
             whole = self._answer(node, fetch_cluster_config(login))
-            host, context = split_address(node)[0], self._context
-            error = absence(whole.answer, host, login, auth, network=network, tls_context=context)
+            origin, context = HostPort(*split_address(node)), self._context
+            error = absence(whole.answer, origin, login, auth, network=network, tls_context=context)
             if error is not None:
                 outcome.error = error
                 return outcome

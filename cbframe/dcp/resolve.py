@@ -9,6 +9,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
+from cbframe.cluster.srv import NO_NAME, zone_of
 from cbframe.errors import CbframeError, ConnectError, ReadCancelledError
 from cbframe.limits import OwnThread, reported, shortage
 
@@ -74,11 +75,7 @@ class _Lookup:
             if self._done.fileno() not in ready:
                 if bell.fileno() in ready:
                     raise ReadCancelledError("cancelled while the name was resolved", node=self._node)
-                raise ConnectError(
-                    f"the name {self._host!r} was not resolved within {timeout:g} s",
-                    node=self._node,
-                    hint="check DNS; an address in place of the name needs none",
-                )
+                raise _unresolved(self._host, self._node, f"no answer within {timeout:g} s")
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -86,15 +83,29 @@ class _Lookup:
 
 
 def _look_up(host: str, port: int, node: str) -> Sequence[Address]:
+    if (zone := zone_of(host)) is not None:
+        if host.lower() not in zone.hosts:
+            raise _unresolved(host, node, NO_NAME)
+        host = zone.hosts[host.lower()]
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError, MemoryError) as exc:
         with reported(node):
             # The look-up opens files and sockets, and says only that it failed where it may not.
             socket.socket().close()
-        raise shortage(exc, node) or ConnectError(
-            f"the name {host!r} cannot be resolved", node=node, hint="check the host name and DNS"
-        ) from None
+        again = isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN
+        said = "no name server answers" if again else NO_NAME
+        raise shortage(exc, node) or _unresolved(host, node, said) from None
+
+
+def _unresolved(host: str, node: str, said: str) -> ConnectError:
+    error = ConnectError(
+        f"the name {host!r} cannot be resolved: {said}",
+        node=node,
+        hint="check the host name, and DNS; an address in place of the name needs none",
+    )
+    error.unresolved = said
+    return error
 
 
 def _is_address(host: str) -> bool:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from cbframe.cluster.address import is_capella
 from cbframe.cluster.address import split_address as address_parts
 from cbframe.cluster.tls import tls_error
 from cbframe.dcp.resolve import resolve
@@ -292,7 +293,9 @@ def _connect(
             raise ConnectError(
                 f"no connection within {timeout:g} s",
                 node=node,
-                hint="a firewall may drop the packets, or this address is not reachable from here",
+                hint=_unreached(
+                    node, "a firewall may drop the packets, or the address is not reachable from here"
+                ),
             )
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
@@ -300,8 +303,18 @@ def _connect(
         raise ConnectError(
             f"cannot connect: {error.strerror}",
             node=node,
-            hint="check that the node runs and that the port is right",
+            hint=_unreached(node, "check that the node runs and that the port is right"),
         )
+
+
+def _unreached(node: str, hint: str) -> str:
+    """What to do about a node that does not accept a connection."""
+    if not is_capella(split_address(node)[0]):
+        return hint
+    return (
+        "Capella accepts connections from allowed IP addresses only: add this machine's in Capella, "
+        "in the cluster's Settings under Networking, Allowed IP Addresses"
+    )
 
 
 def _ready_or_woken(

@@ -12,6 +12,8 @@ from cbframe.errors import (
     CbframeError,
     ClusterMapError,
     ConfigurationError,
+    ConnectError,
+    ReadTimeoutError,
     StreamError,
 )
 from cbframe.limits import shortage
@@ -70,6 +72,36 @@ def no_answer(nodes: list[str], seconds: float) -> AllServerURLsConnectBucketErr
     return AllServerURLsConnectBucketError(
         nodes, f"no answer within {seconds:g} s from: {', '.join(nodes) or 'any seed'}"
     )
+
+
+def with_addresses(error: CbframeError, found: ClusterMap) -> CbframeError:
+    """The error of nodes that were not reached, with a hint about their addresses.
+
+    Not where the cluster was reached at an address of one of them: then a node is down.
+    """
+    away = error.server_urls if isinstance(error, AllServerURLsConnectBucketError) else [error.node]
+    listed = [node for node in away if node in found.nodes]
+    if not found.origin or not listed or not isinstance(error, ConnectError | ReadTimeoutError):
+        return error
+    error.hint = (
+        f"the cluster was reached at {found.origin}, and advertises {_some(listed)}, which cannot be reached "
+        "from here"
+    )
+    others = {name for node in listed for name in found.elsewhere[node]}
+    if others:
+        name = min(others)
+        there = _some([found.elsewhere[node][name] for node in listed if name in found.elsewhere[node]])
+        error.hint += f"; the nodes are also on the network {name!r} ({there}): give network={name!r}"
+    else:
+        error.hint += (
+            ": publish the nodes' ports and give the nodes alternate addresses with these "
+            "(couchbase-cli setting-alternate-address), or run where theirs can be reached"
+        )
+    return error
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def ended(event: StreamEnded) -> CbframeError | None:

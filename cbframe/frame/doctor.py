@@ -8,19 +8,26 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import Authenticator, as_authenticator
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
-from cbframe.cluster.nodes import read_nodes
-from cbframe.cluster.srv import srv_name, with_srv_seeds
+from cbframe.cluster.srv import Seeds
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context
+from cbframe.dcp import verdicts
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import make_login
 from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE, Outcome, Probe, first_marker
 from cbframe.dcp.transport import split_address
-from cbframe.dcp.verdicts import unexpected
-from cbframe.errors import AccessError, AuthFailError, BucketNotFoundError, CbframeError, ProtocolError
+from cbframe.errors import (
+    AccessError,
+    AuthFailError,
+    BucketNotFoundError,
+    CbframeError,
+    ConnectError,
+    ProtocolError,
+)
 from cbframe.frame.diagnosis import ARGUMENTS, DNS, NODES, STEPS, STREAM, TCP, TLS, Diagnosis, Step
 from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.spec import ScanSpec
@@ -120,7 +127,7 @@ class _Examination:
 
     def stopped_by(self, exc: Exception) -> None:
         """The first step that has no result fails with this."""
-        error = exc if isinstance(exc, CbframeError) else unexpected(exc, "in this step")
+        error = exc if isinstance(exc, CbframeError) else verdicts.unexpected(exc, "in this step")
         self.failed(next((name for name in STEPS if name not in self._steps), STREAM), error)
 
     def complete(self) -> tuple[Step, ...]:
@@ -140,13 +147,13 @@ class _Examination:
         probe = Probe(context, _EACH, self.left)
         seeds = self._behind_proxy(parsed, target) or self._reach(parsed, probe, context)
         if parsed.bootstrap == "rest":
-            config, host = self._ask_manager(parsed, seeds, target, authenticator, context)
+            config, origin = self._ask_manager(parsed, seeds, target, authenticator, context)
         else:
-            config, host = self._ask_node(
+            config, origin = self._ask_node(
                 seeds, lambda seed: probe.fetch_config(seed, login, authenticator, parsed.network), login
             )
-        found = self._read_map(config, host, parsed)
-        self._look_at_nodes(found, config, host, probe, login)
+        found = self._read_map(config, origin, parsed)
+        self._look_at_nodes(found, probe, login)
         if not found.unowned():
             self._stream(target)
 
@@ -167,13 +174,17 @@ class _Examination:
 
     def _reach(self, parsed: ConnectionString, probe: Probe, context: TLSContext | None) -> list[str]:
         """The seeds that can be reached, as far as TLS."""
-        before = srv_name(parsed)
-        parsed = with_srv_seeds(parsed, min(_EACH, max(0.1, self.left())))
-        seeds = [str(seed) for seed in parsed.seeds()]
-        named = "" if before is None or len(seeds) == 1 else f"SRV records name {len(seeds)} seeds; "
+        known = Seeds(parsed)
+        known.ask(min(_EACH, max(0.1, self.left())))
+        seeds = [str(seed) for seed in known.target.seeds()]
+        named = f"SRV records name {len(seeds)} seeds; " if known.named else ""
 
         def resolve(seed: str) -> str:
-            found = probe.addresses(seed)
+            try:
+                found = probe.addresses(seed)
+            except ConnectError as exc:
+                known.explain(exc)
+                raise
             return f"{seed} is {', '.join(found)}"
 
         def connect(seed: str) -> str:
@@ -209,7 +220,7 @@ class _Examination:
 
     def _ask_node(
         self, seeds: list[str], fetch_config: Callable[[str], Outcome], login: Login
-    ) -> tuple[Mapping[str, Any], str]:
+    ) -> tuple[Mapping[str, Any], HostPort]:
         """The cluster map, from a data node."""
         for seed in seeds:
             outcome = fetch_config(seed)
@@ -233,7 +244,7 @@ class _Examination:
         if not isinstance(config, dict):
             self.failed(BUCKET, ProtocolError("the cluster map is no JSON object", node=seed))
             raise _StopError
-        return config, split_address(seed)[0]
+        return config, HostPort(*split_address(seed))
 
     def _ask_manager(
         self,
@@ -242,7 +253,7 @@ class _Examination:
         target: ScanSpec,
         authenticator: Authenticator,
         context: TLSContext | None,
-    ) -> tuple[Mapping[str, Any], str]:
+    ) -> tuple[Mapping[str, Any], HostPort]:
         """The cluster map, from a cluster manager."""
         from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
 
@@ -271,9 +282,9 @@ class _Examination:
 
     # -- the cluster
 
-    def _read_map(self, config: Mapping[str, Any], host: str, parsed: ConnectionString) -> ClusterMap:
+    def _read_map(self, config: Mapping[str, Any], origin: HostPort, parsed: ConnectionString) -> ClusterMap:
         try:
-            found = parse_bucket_config(config, origin_host=host, network=parsed.network, tls=parsed.tls)
+            found = parse_bucket_config(config, origin=origin, network=parsed.network, tls=parsed.tls)
         except CbframeError as exc:
             self.failed(BUCKET, exc)
             raise _StopError from exc
@@ -289,16 +300,14 @@ class _Examination:
             self.ok(BUCKET, told)
         return found
 
-    def _look_at_nodes(
-        self, found: ClusterMap, config: Mapping[str, Any], host: str, probe: Probe, login: Login
-    ) -> None:
+    def _look_at_nodes(self, found: ClusterMap, probe: Probe, login: Login) -> None:
         outcomes = probe.open_dcp(found.nodes, login)
         away = {
             node: each.error for node, each in outcomes.items() if each.error and each.stage in ("", SERVICE)
         }
         if away:
-            error = next(iter(away.values()))
-            others = _other_networks(config, host, found, probe, list(away))
+            error = verdicts.with_addresses(next(iter(away.values())), found)
+            others = _other_networks(found, probe, list(away))
             error.message = f"{len(away)} of {len(outcomes)} nodes cannot be reached: {error.message}"
             self.failed(NODES, error, others or error.hint)
         else:
@@ -349,18 +358,12 @@ def _certificate(seed: str, version: str, until: float) -> str:
     return f"{told}; its certificate holds until {end:%Y-%m-%d}{soon}"
 
 
-def _other_networks(
-    config: Mapping[str, Any], host: str, found: ClusterMap, probe: Probe, away: list[str]
-) -> str | None:
+def _other_networks(found: ClusterMap, probe: Probe, away: list[str]) -> str | None:
     """What to do where nodes are on other networks, too: whether those can be reached is tried."""
     networks: dict[str, list[str]] = {}
-    for node in read_nodes(config, host):
-        if node.kv_address(found.network, tls=found.tls) not in away:
-            continue
-        for name in node.networks:
-            address = node.kv_address(name, tls=found.tls)
-            if name != found.network and address is not None:
-                networks.setdefault(name, []).append(address)
+    for node in away:
+        for name, address in found.elsewhere[node].items():
+            networks.setdefault(name, []).append(address)
     for name, addresses in networks.items():
         try:
             for address in addresses:

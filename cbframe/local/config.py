@@ -18,7 +18,9 @@ class ClusterConfig:
     def __init__(self, bucket: Bucket, internal_host: str | None = None) -> None:
         self.bucket = bucket
         self._host = HOST if internal_host is None else internal_host
-        self._alternate = {"alternateAddresses": {"external": {"hostname": HOST}}} if internal_host else {}
+        self._alternate = {"hostname": HOST} if internal_host else None
+        self.alternates: dict[int, dict[str, Any]] = {}
+        """Alternate addresses that nodes were given."""
         self.ports: list[dict[str, int]] = []
         """Of each node that ever was, by the name of the service."""
         self.members: list[int] = []
@@ -31,12 +33,16 @@ class ClusterConfig:
     def _member_ports(self) -> Iterator[tuple[int, dict[str, int]]]:
         return ((node, self.ports[node]) for node in self.members)
 
+    def _alternate_of(self, node: int) -> dict[str, Any]:
+        external = self.alternates.get(node, self._alternate)
+        return {"alternateAddresses": {"external": external}} if external else {}
+
     def _nodes_ext(self, this: int) -> list[dict[str, Any]]:
         return [
             {
                 "services": ports,
                 "hostname": self._host,
-                **self._alternate,
+                **self._alternate_of(i),
                 "nodeUUID": f"{i + 1:032x}",
                 **({"thisNode": True} if i == this else {}),
             }

@@ -69,6 +69,13 @@ class EngineTopology:
         self._push()
         return number
 
+    def set_alternate_address(self, node: int, host: str, ports: dict[str, int]) -> None:
+        self._node(node)
+        with self.bucket.lock:
+            self.config.alternates[node] = {"hostname": host} | ({"ports": ports} if ports else {})
+            self.bucket.rev += 1
+        self._push()
+
     def rebalance(self, eject: list[int]) -> None:
         for node in eject:
             self._member(node)
@@ -230,6 +237,31 @@ class ClusterTopology(ABC):
         number = int(self._engine.add_node())
         self._ports = self._engine.addresses()
         return number
+
+    def set_alternate_address(
+        self,
+        node: int,
+        host: str,
+        *,
+        kv: int | None = None,
+        mgmt: int | None = None,
+        kvSSL: int | None = None,  # noqa: N803 - as the cluster map has it
+        mgmtSSL: int | None = None,  # noqa: N803 - as above
+    ) -> None:
+        """Give a node an address on the network ``external``, as ``couchbase-cli setting-alternate-address``.
+
+        Parameters
+        ----------
+        node
+            Number of the node.
+        host
+            What clients outside know it by.
+        kv, mgmt, kvSSL, mgmtSSL
+            The ports there, none for services that cannot be reached; without any, the node's own.
+        """
+        named = {"kv": kv, "mgmt": mgmt, "kvSSL": kvSSL, "mgmtSSL": mgmtSSL}
+        ports = {service: port for service, port in named.items() if port is not None}
+        self._engine.set_alternate_address(node, host, ports)
 
     def rebalance(self, *, eject: Iterable[int] = ()) -> None:
         """Spread the vbuckets evenly over the nodes, one after the other, without loss.

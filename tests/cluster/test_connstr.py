@@ -163,6 +163,52 @@ def test_rest_urls() -> None:
     assert parse_connection_string("h").rest_urls() == ()
 
 
+# ------------------------------------------------------------------ Couchbase's cloud
+
+
+def test_what_works_with_capella() -> None:
+    host = "cb.x1y2.cloud.couchbase.com"
+    assert str(parse_connection_string(f"couchbases://{host}/b")) == f"couchbases://{host}/b"
+    private = "couchbases://pe.x1y2.cloud.couchbase.com:11208,pe.x1y2.cloud.couchbase.com:11209/b"
+    assert str(parse_connection_string(private)) == private
+    elsewhere = "couchbase://cloud.couchbase.com.example,mycloud.couchbase.com"
+    assert str(parse_connection_string(elsewhere)) == elsewhere
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ("couchbase://cb.x.cloud.couchbase.com/b", "couchbases://cb.x.cloud.couchbase.com/b"),
+        ("cb.x.cloud.couchbase.com", "couchbases://cb.x.cloud.couchbase.com"),
+        ("couchbase://CB.X.Cloud.Couchbase.Com:11210/b", "couchbases://CB.X.Cloud.Couchbase.Com/b"),
+        ("couchbase://cb.x.cloud.couchbase.com:11207", "couchbases://cb.x.cloud.couchbase.com"),
+        ("http://cb.x.cloud.couchbase.com", "couchbases://cb.x.cloud.couchbase.com"),
+        ("http://cb.x.cloud.couchbase.com:8091/pools", "couchbases://cb.x.cloud.couchbase.com"),
+        ("https://cb.x.cloud.couchbase.com/b", "couchbases://cb.x.cloud.couchbase.com/b"),
+        ("https://cb.x.cloud.couchbase.com:18091", "couchbases://cb.x.cloud.couchbase.com"),
+        ("couchbases://cb.x.cloud.couchbase.com:18091/b", "couchbases://cb.x.cloud.couchbase.com/b"),
+        ("couchbases://cb.x.cloud.couchbase.com:11210/b", "couchbases://cb.x.cloud.couchbase.com/b"),
+        ("couchbase://pe.x.cloud.couchbase.com:11208/b", "couchbases://pe.x.cloud.couchbase.com:11208/b"),
+        ("cb.x.cloud.couchbase.com/b?network=external", "couchbases://cb.x.cloud.couchbase.com/b?network=external"),
+        (["couchbase://n1", "couchbase://cb.x.cloud.couchbase.com"], "couchbases://cb.x.cloud.couchbase.com"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_with_capella(given: str | list[str], right: str) -> None:
+    with pytest.raises(ConfigurationError, match="Capella") as caught:
+        parse_connection_string(given)
+    assert caught.value.hint == f"write {right}"
+    assert parse_connection_string(right).scheme == "couchbases"
+
+
+def test_other_mistakes_with_capella() -> None:
+    with pytest.raises(ConfigurationError, match="is the site of Couchbase's cloud") as caught:
+        parse_connection_string("https://cloud.couchbase.com/databases")
+    assert "Connect page" in str(caught.value.hint)
+    with pytest.raises(ConfigurationError, match="not a host name") as caught:
+        parse_connection_string("couchbases://cb.<id>.cloud.couchbase.com/b")
+    assert caught.value.hint == "put the name of your cluster in place of <…>"
+
+
 # ------------------------------------------------------------------ credentials in URLs
 
 
@@ -204,6 +250,8 @@ def test_credentials_are_set_apart(target: str | list[str]) -> None:
         "s3cret@@x://h",
         "http://user:s3cret@h:11210",
         "http://user:s3cret@h,couchbase://h",
+        "https://user:s3cret@cb.x.cloud.couchbase.com/s3cret",
+        "http://cb.x.cloud.couchbase.com?password=s3cret",
     ],
 )
 def test_errors_show_no_secret(target: str | list[str]) -> None:

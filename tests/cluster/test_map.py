@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cbframe.cluster.address import HostPort
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.nodes import with_node_services
 from cbframe.errors import ClusterMapError, ConfigurationError
@@ -21,7 +22,9 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def parse(config: dict[str, Any], *, origin: str = "10.0.0.1", **options: Any) -> ClusterMap:
-    return parse_bucket_config(config, origin_host=origin, **options)
+    return parse_bucket_config(
+        config, origin=HostPort(origin) if origin == "::1" else HostPort.parse(origin), **options
+    )
 
 
 def with_map(rows: object, servers: object = ("10.0.0.1:11210", "10.0.0.2:11210")) -> dict[str, Any]:
@@ -220,9 +223,11 @@ def test_node_with_only_a_tls_port() -> None:
     ("origin", "network", "chosen"),
     [
         ("10.0.0.2", "auto", "default"),
+        ("10.0.0.2:11210", "auto", "default"),
+        ("10.0.0.2:9", "auto", "default"),
         ("ext2.example", "auto", "external"),
-        ("EXT2.example", "auto", "external"),
-        ("elsewhere", "auto", "default"),
+        ("EXT2.example:30002", "auto", "external"),
+        ("balancer.example:11210", "auto", "external"),
         ("elsewhere", "external", "external"),
         ("ext1.example", "default", "default"),
     ],
@@ -232,6 +237,103 @@ def test_networks(origin: str, network: str, chosen: str) -> None:
     assert found.network == chosen
     external = ("ext1.example:30001", "ext2.example:30002")
     assert found.nodes == (external if chosen == "external" else ("10.0.0.1:11210", "10.0.0.2:11210"))
+
+
+def docker(n: int, *, kv: int, mgmt: int, **ssl: int) -> dict[str, Any]:
+    """A node in a container whose ports are mapped to others of the machine."""
+    return {
+        "hostname": f"172.17.0.{n}",
+        "services": {"mgmt": 8091, "mgmtSSL": 18091, "kv": 11210, "kvSSL": 11207},
+        "alternateAddresses": {
+            "external": {"hostname": "localhost", "ports": {"kv": kv, "mgmt": mgmt, **ssl}}
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("origin", "tls", "chosen"),
+    [
+        ("localhost:32768", False, "external"),
+        ("localhost:32769", False, "external"),
+        ("localhost:32778", False, "external"),
+        ("localhost:32770", True, "external"),
+        ("localhost:32771", True, "external"),
+        ("LocalHost:9999", False, "external"),
+        ("172.17.0.3:11210", False, "default"),
+        ("172.17.0.3:8091", False, "default"),
+        ("172.17.0.3:11207", True, "default"),
+        ("172.17.0.3:18091", True, "default"),
+        ("172.17.0.3:32768", False, "default"),
+        ("127.0.0.1:11210", False, "external"),
+    ],
+)
+def test_mapped_ports(origin: str, tls: bool, chosen: str) -> None:
+    nodes = [
+        docker(2, kv=32768, mgmt=32769, kvSSL=32770, mgmtSSL=32771),
+        docker(3, kv=32778, mgmt=32779, kvSSL=32780, mgmtSSL=32781),
+    ]
+    found = parse(terse_config(nodesExt=nodes), origin=origin, tls=tls)
+    assert found.network == chosen
+    assert (
+        found.nodes
+        == {
+            ("external", False): ("localhost:32768", "localhost:32778"),
+            ("external", True): ("localhost:32770", "localhost:32780"),
+            ("default", False): ("172.17.0.2:11210", "172.17.0.3:11210"),
+            ("default", True): ("172.17.0.2:11207", "172.17.0.3:11207"),
+        }[chosen, tls]
+    )
+
+
+@pytest.mark.parametrize(
+    ("origin", "tls", "chosen"),
+    [
+        ("localhost:32768", False, "external"),
+        ("localhost:32769", False, "external"),
+        ("localhost:11210", False, "default"),
+        ("localhost:11207", True, "default"),
+        # With TLS, the ports without are not looked at; the host alone is the node's own then.
+        ("localhost:32768", True, "default"),
+    ],
+)
+def test_the_port_decides_where_both_networks_have_the_host(origin: str, tls: bool, chosen: str) -> None:
+    """A node that was not given a name has that of whoever asks: here its alternate one, too."""
+    node = docker(2, kv=32768, mgmt=32769)
+    del node["hostname"]
+    config = with_map([[0], [0]], ["$HOST:11210"]) | {"nodesExt": [node]}
+    assert parse(config, origin=origin, tls=tls).network == chosen
+
+
+def test_a_balancer_before_nodes_that_are_not_all_on_the_external_network() -> None:
+    nodes = nodes_ext()
+    nodes.append({"hostname": "10.0.0.3", "services": {"n1ql": 8093}})
+    assert parse(terse_config(nodesExt=nodes), origin="balancer:11210").network == "external"
+    del nodes[1]["alternateAddresses"]
+    assert parse(terse_config(nodesExt=nodes), origin="balancer:11210").network == "default"
+
+
+def test_several_nodes_of_one_name() -> None:
+    """Behind a private endpoint, nodes differ by their ports."""
+    nodes = nodes_ext()
+    for n, node in enumerate(nodes):
+        node["alternateAddresses"] = {
+            "external": {"hostname": "pe.example", "ports": {"kvSSL": 11208 + n, "mgmtSSL": 18092 + n}}
+        }
+    found = parse(terse_config(nodesExt=nodes), origin="pe.example:11209", tls=True)
+    assert found.nodes == ("pe.example:11208", "pe.example:11209")
+    assert found.by_node() == {"pe.example:11208": [0, 2], "pe.example:11209": [1, 3]}
+    assert found.elsewhere["pe.example:11209"] == {"default": "10.0.0.2:11207"}
+    assert not found.origin
+
+
+@pytest.mark.parametrize(
+    ("origin", "kept"), [("10.0.0.1:11210", ""), ("10.0.0.2:8091", ""), ("10.0.0.1:9", "10.0.0.1:9")]
+)
+def test_where_the_map_came_from(origin: str, kept: str) -> None:
+    found = parse(terse_config(), origin=origin)
+    assert found.origin == kept
+    assert found.elsewhere["10.0.0.1:11210"] == {"external": "ext1.example:30001"}
+    assert found == parse(terse_config(), origin="10.0.0.2")
 
 
 def test_host_names_compare_without_case() -> None:

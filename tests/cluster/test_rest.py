@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 
+from cbframe.cluster.address import HostPort
 from cbframe.cluster.map import parse_bucket_config
 from cbframe.cluster.rest import RestClient, connect_bucket
 from cbframe.errors import (
@@ -39,7 +40,7 @@ def refused() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
-def ask(pages: dict[str, Any], **options: Any) -> tuple[dict[str, object], str]:
+def ask(pages: dict[str, Any], **options: Any) -> tuple[dict[str, object], HostPort]:
     with manager(pages) as served:
         return RestClient(served.url, AUTH, **options).bucket_config("travel")
 
@@ -55,9 +56,9 @@ def cause(pages: dict[str, Any], **options: Any) -> ConnectError:
 
 
 def test_terse_config() -> None:
-    config, host = ask({TERSE: terse_config()})
+    config, origin = ask({TERSE: terse_config()})
     assert config == terse_config()
-    assert host == "127.0.0.1"
+    assert (origin.host, origin.port is None) == ("127.0.0.1", False)
 
 
 def test_only_one_request_where_the_terse_endpoint_exists() -> None:
@@ -72,8 +73,8 @@ def test_bucket_names_are_escaped() -> None:
 
 
 def test_fallback_to_the_walk_completes_the_config() -> None:
-    config, host = ask(walk())
-    found = parse_bucket_config(config, origin_host=host, tls=True)
+    config, origin = ask(walk())
+    found = parse_bucket_config(config, origin=origin, tls=True)
     assert found.nodes == ("10.0.0.1:11207", "10.0.0.2:11207")
     assert found.revision == (0, 0)
 
@@ -81,10 +82,10 @@ def test_fallback_to_the_walk_completes_the_config() -> None:
 def test_fallback_without_node_services() -> None:
     pages = walk()
     del pages["/pools/default/nodeServices"]
-    config, host = ask(pages)
-    assert parse_bucket_config(config, origin_host=host).nodes == ("10.0.0.1:11210", "10.0.0.2:11210")
+    config, origin = ask(pages)
+    assert parse_bucket_config(config, origin=origin).nodes == ("10.0.0.1:11210", "10.0.0.2:11210")
     with pytest.raises(ClusterMapError, match="TLS port"):
-        parse_bucket_config(config, origin_host=host, tls=True)
+        parse_bucket_config(config, origin=origin, tls=True)
 
 
 @pytest.mark.parametrize("auth", [("reader", "wrong"), ("nobody", PASSWORD)])
@@ -363,7 +364,7 @@ def test_connect_bucket() -> None:
     with manager(walk()) as served:
         bucket = connect_bucket(served.url, "default", "travel", AUTH)
     assert (bucket.name, bucket.uuid) == ("travel", UUID)
-    assert bucket.map.by_node() == {"10.0.0.1:11210": [0, 2], "10.0.0.2:11210": [1, 3]}
+    assert bucket.map.by_node() == {"ext1.example:30001": [0, 2], "ext2.example:30002": [1, 3]}
     assert [entry["hostname"] for entry in bucket.node_services] == ["10.0.0.1", "10.0.0.2"]
     assert served.requests[0] == "/pools"
 

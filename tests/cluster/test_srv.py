@@ -1,21 +1,30 @@
-"""Seeds that DNS names: asked for where that can be meant, and by the real library of a real server."""
+"""Seeds that DNS names: which names are looked up, and the real library against a real server."""
 
 from __future__ import annotations
 
-import builtins
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import dns.message
+import dns.name
 import dns.rcode
 import dns.resolver
 import dns.rrset
 import pytest
 
 from cbframe.cluster.connstr import parse_connection_string
-from cbframe.cluster.srv import SrvRecord, ask_dns, srv_name, with_srv_seeds
+from cbframe.cluster.srv import (
+    ZONES,
+    NoAnswerError,
+    Seeds,
+    SrvRecord,
+    Zone,
+    ask_dns,
+    srv_name,
+    zone_of,
+)
+from cbframe.errors import ConnectError
 
 LONG = 10.0
 
@@ -52,9 +61,12 @@ def found(text: str, records: Sequence[SrvRecord]) -> str:
         asked.append((name, timeout))
         return records
 
-    target = with_srv_seeds(parse_connection_string(text), 2.5, lookup)
+    seeds = Seeds(parse_connection_string(text), lookup)
+    changed = seeds.ask(2.5)
     assert asked == [("_couchbase._tcp.db", 2.5)]
-    return str(target)
+    assert changed == seeds.named == (str(seeds.target) != text)
+    assert not seeds.ask(2.5)
+    return str(seeds.target)
 
 
 def test_the_order_of_the_records() -> None:
@@ -72,16 +84,81 @@ def test_nothing_is_named(records: list[SrvRecord]) -> None:
     assert found("couchbase://db", records) == "couchbase://db"
 
 
-def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
+def test_other_seeds_are_named_later_and_stay_while_dns_is_away() -> None:
+    zone: list[str] = ["old."]
 
-    def refuse(name: str, *arguments: Any) -> Any:
-        if name.startswith("dns"):
-            raise ImportError(name)
-        return real(name, *arguments)
+    def lookup(_name: str, _timeout: float) -> Sequence[SrvRecord]:
+        if not zone:
+            raise NoAnswerError("no answer within 5 s")
+        return [SrvRecord(0, 0, target, 11210) for target in zone]
 
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    assert ask_dns("_couchbase._tcp.db", 1) == []
+    seeds = Seeds(parse_connection_string("couchbase://db/b"), lookup)
+    assert seeds.ask(5)
+    assert not seeds.ask(5)
+    zone[:] = ["new."]
+    assert seeds.ask(5)
+    zone.clear()
+    assert not seeds.ask(5)
+    assert str(seeds.target) == "couchbase://new:11210/b"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (
+            "couchbases://cb.x.cloud.couchbase.com/b",
+            (
+                "the name 'cb.x.cloud.couchbase.com' cannot be resolved: no such name for SRV of "
+                "_couchbases._tcp.cb.x.cloud.couchbase.com, and no name server answers for A and AAAA of "
+                "cb.x.cloud.couchbase.com"
+            ),
+            "copy the connection string from the cluster's Connect page in Capella",
+        ),
+        (
+            "db.example",
+            (
+                "the name 'db.example' cannot be resolved: no such name for SRV of "
+                "_couchbase._tcp.db.example, and no name server answers for A and AAAA of db.example"
+            ),
+            "as before",
+        ),
+        (
+            "couchbases://db.example:11207",
+            "as before",
+            "leave the port out if db.example is a name with SRV records only, as Capella's",
+        ),
+        ("couchbase://db.example,other.example", "as before", "as before"),
+        ("http://db.example", "as before", "as before"),
+    ],
+)
+def test_both_questions_are_in_the_error(text: str, message: str, hint: str) -> None:
+    def lookup(_name: str, _timeout: float) -> Sequence[SrvRecord]:
+        raise NoAnswerError("no such name")
+
+    seeds = Seeds(parse_connection_string(text), lookup)
+    seeds.ask(5)
+    error = ConnectError("as before", hint="as before")
+    seeds.explain(error)
+    assert (error.message, error.hint) == ("as before", "as before")  # the host has an address
+    error.unresolved = "no name server answers"
+    seeds.explain(error)
+    assert (error.message, error.hint) == (message, hint)
+    assert str(error).startswith(message)
+
+
+def test_a_zone_answers_for_its_names_only() -> None:
+    zone = Zone("x.example", {"_couchbases._tcp.cb.x.example": [SrvRecord(0, 0, "n1.x.example.", 1)]}, {}, "")
+    ZONES.append(zone)
+    try:
+        assert zone_of("N1.x.Example") is zone_of("x.example") is zone
+        assert zone_of("notx.example") is zone_of("127.0.0.1") is None
+        seeds = Seeds(parse_connection_string("couchbases://cb.x.example/b"))
+        assert seeds.ask(5)
+        assert str(seeds.target) == "couchbases://n1.x.example:1/b"
+        seeds = Seeds(parse_connection_string("couchbase://cb.x.example/b"))
+        assert not seeds.ask(5)
+    finally:
+        ZONES.remove(zone)
 
 
 # --- over the wire
@@ -122,21 +199,42 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[str]]]:
             thread.join()
 
 
+def named(text: str, timeout: float = LONG) -> str:
+    seeds = Seeds(parse_connection_string(text))
+    seeds.ask(timeout)
+    return str(seeds.target)
+
+
 def test_a_real_server(answers: dict[str, list[str]]) -> None:
     answers["_couchbases._tcp.db.example.com"] = [
         "20 5 11207 late.example.com.",
         "10 5 12007 n1.example.com.",
     ]
-    target = with_srv_seeds(parse_connection_string("couchbases://db.example.com/b"), LONG)
-    assert str(target) == "couchbases://n1.example.com:12007,late.example.com:11207/b"
+    wanted = "couchbases://n1.example.com:12007,late.example.com:11207/b"
+    assert named("couchbases://db.example.com/b") == wanted
 
 
-@pytest.mark.parametrize("records", [None, []], ids=["no such name", "no such records"])
-def test_a_real_server_that_has_none(answers: dict[str, list[str]], records: list[str] | None) -> None:
+@pytest.mark.parametrize("name", ["cb-srv.default", "cb-srv"])
+def test_a_relative_name_is_looked_up_in_the_search_list(answers: dict[str, list[str]], name: str) -> None:
+    suffixes = ["default.svc.cluster.local", "svc.cluster.local", "cluster.local"]
+    dns.resolver.get_default_resolver().search = [dns.name.from_text(suffix) for suffix in suffixes]
+    dns.resolver.get_default_resolver().ndots = 5
+    node = "cb-0000.cb.default.svc.cluster.local"
+    answers["_couchbase._tcp.cb-srv.default.svc.cluster.local"] = [f"0 0 11210 {node}."]
+    assert named(f"couchbase://{name}") == f"couchbase://{node}:11210"
+
+
+@pytest.mark.parametrize(
+    ("records", "said"), [(None, "no such name"), ([], "no SRV records")], ids=["no such name", "no records"]
+)
+def test_a_real_server_that_has_none(
+    answers: dict[str, list[str]], records: list[str] | None, said: str
+) -> None:
     if records is not None:
         answers["_couchbase._tcp.db.example.com"] = records
-    target = parse_connection_string("couchbase://db.example.com")
-    assert with_srv_seeds(target, LONG) == target
+    assert named("couchbase://db.example.com") == "couchbase://db.example.com"
+    with pytest.raises(NoAnswerError, match=said):
+        ask_dns("_couchbase._tcp.db.example.com", LONG)
 
 
 def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,5 +243,15 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         resolver = dns.resolver.Resolver(configure=False)
         resolver.nameservers, resolver.port = ["127.0.0.1"], silent.getsockname()[1]
         monkeypatch.setattr(dns.resolver, "default_resolver", resolver)
-        target = parse_connection_string("couchbase://db.example.com")
-        assert with_srv_seeds(target, 0.1) == target
+        assert named("couchbase://db.example.com", 0.1) == "couchbase://db.example.com"
+        with pytest.raises(NoAnswerError, match=r"no answer within 0\.1 s"):
+            ask_dns("_couchbase._tcp.db.example.com", 0.1)
+
+
+def test_a_machine_without_a_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*_arguments: object, **_options: object) -> object:
+        raise dns.resolver.NoResolverConfiguration
+
+    monkeypatch.setattr(dns.resolver, "resolve", resolve)
+    with pytest.raises(NoAnswerError, match="no name server"):
+        ask_dns("_couchbase._tcp.db.example.com", LONG)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cbframe import LocalCluster
+from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import PasswordAuthenticator
 from cbframe.dcp import absence as module
 from cbframe.dcp.absence import absence
@@ -19,6 +20,7 @@ from cbframe.errors import BucketNotFoundError
 LOGIN = Login("Administrator", "password", "default", False, False, lambda: "nonce")
 AUTH = PasswordAuthenticator("Administrator", "password")
 HOST = "127.0.0.1"
+ORIGIN = HostPort(HOST, 11210)
 
 
 @pytest.fixture
@@ -38,23 +40,23 @@ def port_of(cluster: LocalCluster) -> int:
 
 
 def test_a_bucket_that_does_not_exist(cluster: LocalCluster) -> None:
-    found = absence(config(port_of(cluster)), HOST, replace(LOGIN, bucket="other"), AUTH)
+    found = absence(config(port_of(cluster)), ORIGIN, replace(LOGIN, bucket="other"), AUTH)
     assert type(found) is BucketNotFoundError
     assert found.permanent
     assert found.hint == "visible buckets: default"
 
 
 def test_a_bucket_that_exists(cluster: LocalCluster) -> None:
-    assert absence(config(port_of(cluster)), HOST, LOGIN, AUTH) is None
+    assert absence(config(port_of(cluster)), ORIGIN, LOGIN, AUTH) is None
 
 
 def test_nobody_knows(cluster: LocalCluster) -> None:
     other = replace(LOGIN, bucket="other")
     wrong = PasswordAuthenticator("Administrator", "wrong")
-    assert absence(config(port_of(cluster)), HOST, other, wrong) is None
-    assert absence(config(port_of(cluster)), HOST, replace(other, tls=True), AUTH) is None
+    assert absence(config(port_of(cluster)), ORIGIN, other, wrong) is None
+    assert absence(config(port_of(cluster)), ORIGIN, replace(other, tls=True), AUTH) is None
     for answer in (b"", b"[]", b"no JSON", b"[" * 100_000, b'{"nodesExt": 3}', config(70_000)):
-        assert absence(answer, HOST, other, AUTH) is None
+        assert absence(answer, ORIGIN, other, AUTH) is None
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_nobody_knows(cluster: LocalCluster) -> None:
 def test_passwords_cross_no_network_in_clear_text(login: Login, host: str, asked: bool) -> None:
     content = json.loads(config(8091, host=host))
     content["nodesExt"][0]["services"]["mgmtSSL"] = 18091
-    urls = list(module._managers(content, "192.0.2.1", login, "default"))
+    urls = list(module._managers(content, HostPort("192.0.2.1", 1), login, "default"))
     scheme, port = ("https", 18091) if login.tls else ("http", 8091)
     assert urls == ([f"{scheme}://{host}:{port}"] if asked else [])
 
@@ -89,8 +91,8 @@ def test_the_node_itself_comes_first_on_the_network_in_use() -> None:
             for n in range(3)
         ]
     }
-    assert next(module._managers(content, "10.0.0.2", login, "auto")) == "https://10.0.0.2:18091"
-    assert list(module._managers(content, "ext1", login, "auto")) == [
+    assert next(module._managers(content, HostPort("10.0.0.2", 1), login, "auto")) == "https://10.0.0.2:18091"
+    assert list(module._managers(content, HostPort("ext1", 1), login, "auto")) == [
         "https://ext1:30001",
         "https://ext0:30000",
         "https://ext2:30002",

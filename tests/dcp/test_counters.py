@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import PasswordAuthenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
@@ -245,7 +246,7 @@ def seeds_with(*configs: dict[str, Any] | None, uuid: str = "") -> Moved:
         found = left.pop(0)
         if found is None:
             raise LookupError(url)
-        return Described(parse_bucket_config(found, origin_host="h"))
+        return Described(parse_bucket_config(found, origin=HostPort("h")))
 
     counters = ClusterCounters()
     maps = MapSource(

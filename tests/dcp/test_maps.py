@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import PasswordAuthenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.rest import RestClient
-from cbframe.cluster.srv import Lookup, SrvRecord
+from cbframe.cluster.srv import Lookup, NoAnswerError, SrvRecord
 from cbframe.dcp import maps
 from cbframe.dcp.handshake import Login, fetch_config
 from cbframe.dcp.maps import MapSource, when_loaded
 from cbframe.dcp.query import ask
-from cbframe.dcp.transport import Waker
+from cbframe.dcp.transport import Stream, Waker
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
     AuthFailError,
@@ -105,14 +107,16 @@ class Seeds:
         )
         self.sources: list[MapSource] = []
 
-    def source(self, target: str, uuid: str = "", lookup: Lookup | None = None) -> MapSource:
+    def source(
+        self, target: str, uuid: str = "", lookup: Lookup | None = None, clock: FakeClock | None = None
+    ) -> MapSource:
         source = MapSource(
             parse_connection_string(target),
             LOGIN,
             PasswordAuthenticator("user", "secret"),
             bucket_uuid=uuid,
             transport=self.transport,
-            clock=FakeClock(),
+            clock=clock or FakeClock(),
             timeout=5,
             lookup=lookup,
         )
@@ -259,7 +263,7 @@ def test_no_manifest_over_rest_where_there_are_no_collections(
     seeds: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Regression: an old server's 404 was an error."""
-    monkeypatch.setattr(RestClient, "bucket_config", lambda self, bucket, **_: (CONFIG, "a"))
+    monkeypatch.setattr(RestClient, "bucket_config", lambda self, bucket, **_: (CONFIG, HostPort("a", 8091)))
     assert seeds().source("http://a:8091").fetch_manifest() is None
 
 
@@ -281,6 +285,101 @@ def test_seeds_from_dns(seeds: Make) -> None:
     assert asked == [("_couchbase._tcp.cluster", 5)]
     assert net.transport.connected[:2] == ["a:11210", "b:11210"]
     assert net.source("couchbase://cluster", lookup=lookup).fetch_manifest() is not None
+
+
+def test_dns_is_asked_again_when_no_node_answers(seeds: Make) -> None:
+    """All nodes may have been replaced; not more often than every few seconds."""
+    zone = ["a."]
+    asked = []
+
+    def lookup(name: str, _timeout: float) -> list[SrvRecord]:
+        asked.append(name)
+        return [SrvRecord(0, 0, target, 11210) for target in zone]
+
+    net = seeds(a=good, new=good)
+    clock = FakeClock()
+    source = net.source("couchbase://cluster", lookup=lookup, clock=clock)
+    assert source.fetch().nodes == ("a:11210", "c:11210")
+    net.transport.forget("a:11210")
+    zone[:] = ["new."]
+    with pytest.raises(AllServerURLsConnectBucketError, match=r"a:11210: .*; c:11210: "):
+        source.fetch()
+    assert len(asked) == 1
+    clock.advance(5)
+    assert source.fetch().bucket == "bucket"
+    assert net.transport.connected[-1] == "new:11210"
+    assert len(asked) == 2
+    clock.advance(5)
+    assert source.fetch_manifest() is not None
+    assert len(asked) == 2  # a node answers
+
+
+def test_what_a_node_says_is_no_reason_to_ask_dns_again(seeds: Make) -> None:
+    asked = []
+
+    def lookup(name: str, _timeout: float) -> list[SrvRecord]:
+        asked.append(name)
+        return [SrvRecord(0, 0, "a.", 11210)]
+
+    def refusing(frame: Frame) -> bytes:
+        if frame.opcode == Opcode.SASL_AUTH:
+            return refusal(frame, Status.AUTH_ERROR).encode()
+        return good(frame)
+
+    clock = FakeClock()
+    source = seeds(a=refusing).source("couchbase://cluster", lookup=lookup, clock=clock)
+    for _ in range(2):
+        with pytest.raises(AuthFailError):
+            source.fetch()
+        clock.advance(60)
+    assert len(asked) == 1
+
+
+def test_a_name_without_srv_records_and_without_address(seeds: Make) -> None:
+    def lookup(_name: str, _timeout: float) -> list[SrvRecord]:
+        raise NoAnswerError("no such name")
+
+    def unknown(node: str, _waker: Waker, _timeout: float) -> Stream:
+        error = ConnectError("as the transport says", node=node)
+        error.unresolved = "no such name"
+        raise error
+
+    net = seeds()
+    net.transport.connect = unknown  # type: ignore[method-assign]
+    with pytest.raises(ConnectError) as caught:
+        net.source("couchbase://nowhere.example", lookup=lookup).fetch()
+    assert str(caught.value) == (
+        "the name 'nowhere.example' cannot be resolved: no such name for SRV of "
+        "_couchbase._tcp.nowhere.example, and no such name for A and AAAA of nowhere.example "
+        "[node nowhere.example:11210]"
+    )
+
+
+def test_the_network_stays_what_it_was(seeds: Make) -> None:
+    """A node that joins without an alternate address is no reason to take the others' inner ones."""
+
+    def config(*hosts: str | None) -> dict[str, Any]:
+        nodes = [
+            {"hostname": f"10.0.0.{n}", "services": {"kv": 11210}}
+            | ({"alternateAddresses": {"external": {"hostname": host}}} if host else {})
+            for n, host in enumerate(hosts)
+        ]
+        servers = [f"10.0.0.{n}:11210" for n in range(len(hosts))]
+        owners = {"serverList": servers, "vBucketMap": [[0]]}
+        return {**CONFIG, "nodesExt": nodes, "vBucketServerMap": owners, "rev": len(hosts)}
+
+    answers = [config("ext1", "ext2"), config("ext1", "ext2", None), config(None)]
+
+    def balancer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.GET_CLUSTER_CONFIG:
+            value = json.dumps(answers.pop(0)).encode()
+            return response(frame.opcode, opaque=frame.opaque, value=value).encode()
+        return good(frame)
+
+    source = seeds(balancer=balancer).source("couchbase://balancer")
+    assert source.fetch().nodes == ("ext1:11210", "ext2:11210")
+    assert source.fetch().nodes == ("ext1:11210", "ext2:11210")
+    assert source.fetch().nodes == ("10.0.0.0:11210",)
 
 
 def test_a_name_that_stands_for_itself(seeds: Make) -> None:

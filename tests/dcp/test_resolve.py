@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from cbframe.cluster.srv import ZONES, Zone
 from cbframe.dcp.resolve import resolve
 from cbframe.dcp.transport import SocketTransport, Waker
 from cbframe.errors import ConnectError, ReadCancelledError
@@ -61,7 +63,7 @@ def test_a_name_that_there_is_not(monkeypatch: pytest.MonkeyPatch, waker: Waker)
 
 @pytest.mark.usefixtures("hanging")
 def test_a_look_up_that_takes_too_long(waker: Waker) -> None:
-    with pytest.raises(ConnectError, match=r"was not resolved within 0\.05 s") as caught:
+    with pytest.raises(ConnectError, match=r"cannot be resolved: no answer within 0\.05 s") as caught:
         SocketTransport().connect(NODE, waker, 0.05)
     assert (caught.value.node, caught.value.permanent) == (NODE, False)
 
@@ -72,3 +74,41 @@ def test_a_look_up_that_nobody_waits_for_any_more(hanging: threading.Event, wake
     with pytest.raises(ReadCancelledError, match="while the name was resolved"):
         SocketTransport().connect(NODE, waker, 20)
     canceller.join()
+
+
+@pytest.fixture
+def zone() -> Iterator[Zone]:
+    """Two names of Capella; one of them has an address."""
+    made = Zone("x.cloud.couchbase.com", {}, {"n1.x.cloud.couchbase.com": "127.0.0.1"}, "")
+    ZONES.append(made)
+    yield made
+    ZONES.remove(made)
+
+
+@pytest.mark.usefixtures("zone")
+def test_names_of_a_zone(waker: Waker) -> None:
+    (found,) = resolve("N1.x.cloud.couchbase.com", 11207, waker, 20, NODE)
+    assert found[4] == ("127.0.0.1", 11207)
+    with pytest.raises(ConnectError, match="cannot be resolved: no such name") as caught:
+        resolve("n2.x.cloud.couchbase.com", 11207, waker, 20, NODE)
+    assert caught.value.unresolved == "no such name"
+
+
+@pytest.mark.usefixtures("zone")
+@pytest.mark.parametrize(
+    ("silent", "what"), [(False, "cannot connect"), (True, r"no connection within 0\.1 s")]
+)
+def test_connections_that_capella_does_not_accept(waker: Waker, silent: bool, what: str) -> None:
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        if silent:  # its queue is full
+            listener.listen(0)
+            for filler in (first, second):
+                filler.setblocking(False)
+                filler.connect_ex(("127.0.0.1", port))
+        for host, hint in (("n1.x.cloud.couchbase.com", "Allowed IP Addresses"), ("127.0.0.1", "not|that")):
+            with pytest.raises(ConnectError, match=what) as caught:
+                SocketTransport().connect(f"{host}:{port}", waker, 0.1)
+            assert re.search(hint, str(caught.value.hint))
+            assert ("Capella" in str(caught.value.hint)) == ("cloud" in host)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cbframe.cluster.address import HostPort
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.dcp.look import Look
 from cbframe.dcp.survey import Size
@@ -23,7 +24,7 @@ def map_of(owners: list[int]) -> ClusterMap:
         "nodesExt": [{"services": {"kv": 11210}, "hostname": node.split(":")[0]} for node in nodes],
         "vBucketServerMap": {"serverList": nodes, "vBucketMap": [[owner] for owner in owners]},
     }
-    return parse_bucket_config(config, origin_host="n0", network="auto", tls=False)
+    return parse_bucket_config(config, origin=HostPort("n0"), network="auto", tls=False)
 
 
 def look_of(owners: list[int], seqnos: list[int], sizes: list[Size] | None = None) -> Look:

@@ -198,7 +198,7 @@ def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(resolve.socket, "getaddrinfo", unknown)
     found = examine("couchbase://nowhere.invalid/default", None, auth=(USER, SECRET))
-    expect(found, "DNS", r"'nowhere\.invalid' cannot be resolved", "check the host name and DNS")
+    expect(found, "DNS", r"'nowhere\.invalid' cannot be resolved", "check the host name, and DNS")
 
 
 def test_a_port_that_is_closed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from cbframe import (
     scan_bucket,
 )
 from cbframe.cli import main
+from cbframe.testing import FaultProxy
 
 from .kit import QUICK, fill
 
@@ -63,6 +65,79 @@ def test_a_network_that_is_not_there(hidden: LocalCluster) -> None:
     with pytest.raises(ConfigurationError, match="'lan'") as caught:
         read_bucket(hidden, network="lan", options=QUICK)
     assert caught.value.hint == "there are: default, external"
+
+
+def unreachable(error: CbframeError, cluster: LocalCluster) -> str:
+    """The hint, with the ports by the names of the services."""
+    hint = str(error.hint)
+    for service, port in cluster.ports().items():
+        hint = hint.replace(str(port), service.upper())
+    return hint
+
+
+@contextmanager
+def container() -> Iterator[LocalCluster]:
+    """A node in a container: it knows its own address there, and nobody else does."""
+    with LocalCluster(vbuckets=8, seed=1, internal_host=INTERNAL) as running:
+        fill(running, 50)
+        running.set_alternate_address(0, "localhost", **running.ports())
+        yield running
+
+
+def test_a_container_whose_ports_are_mapped() -> None:
+    """As of Docker or Testcontainers."""
+    with container() as cluster:
+        auth = (cluster.username, cluster.password)
+        kv, mgmt = cluster.ports()["kv"], cluster.ports()["mgmt"]
+        for seed in (f"couchbase://localhost:{kv}", f"http://localhost:{mgmt}"):
+            assert len(read_bucket(seed, cluster.bucket, auth=auth, options=QUICK)) == 50
+        with pytest.raises(CbframeError) as caught:
+            read_bucket(f"couchbase://localhost:{kv}", "default", auth=auth, network="default", options=HASTY)
+        assert unreachable(caught.value, cluster) == (
+            f"the cluster was reached at localhost:KV, and advertises {INTERNAL}:KV, which cannot be reached "
+            "from here; the nodes are also on the network 'external' (localhost:KV): give network='external'"
+        )
+
+
+def test_a_container_without_alternate_addresses() -> None:
+    with container() as cluster:
+        del cluster._engine.config.alternates[0]
+        cluster._engine.config._alternate = None
+        auth = (cluster.username, cluster.password)
+        wanted = (
+            f"the cluster was reached at localhost:KV, and advertises {INTERNAL}:KV, which cannot be reached "
+            "from here: publish the nodes' ports and give the nodes alternate addresses with these "
+            "(couchbase-cli setting-alternate-address), or run where theirs can be reached"
+        )
+        target = f"couchbase://localhost:{cluster.ports()['kv']}"
+        with pytest.raises(CbframeError) as caught:
+            read_bucket(target, "default", auth=auth, options=HASTY)
+        assert unreachable(caught.value, cluster) == wanted
+        with pytest.raises(CbframeError) as caught:
+            scan_bucket(
+                target, "default", auth=auth, options=replace(HASTY, recovery_timeout=0.1)
+            ).partitions(2)
+        assert unreachable(caught.value, cluster) == wanted
+
+
+def test_a_balancer_before_the_nodes(hidden: LocalCluster) -> None:
+    """Its address is no node's, and all nodes have alternate ones."""
+    with FaultProxy() as proxy:
+        for service, address in (("kv", hidden.kv_addresses[0]), ("rest", hidden.rest_urls[0])):
+            scheme = "couchbase" if service == "kv" else "http"
+            # By name: the nodes' alternate host is the address.
+            balancer = proxy.forward(address.removeprefix("http://")).replace("127.0.0.1", "localhost")
+            scan = scan_bucket(
+                f"{scheme}://{balancer}", "default", auth=(hidden.username, hidden.password), options=QUICK
+            )
+            assert scan.to_arrow().num_rows == 50
+
+
+def test_a_node_that_is_down_is_no_matter_of_networks(hidden: LocalCluster) -> None:
+    hidden.kill(1)
+    with pytest.raises(CbframeError) as caught:
+        read_bucket(hidden, options=HASTY)
+    assert caught.value.hint == "check that the node runs and that the port is right"
 
 
 def test_the_command_line(
