@@ -89,9 +89,7 @@ class DcpConnection:
         self.consumed = 0
         """Bytes of the last received buffer that were whole frames; the rest must come again."""
         self.unacked = 0
-        self._unanswered = 0
-        self.answers = 0
-        """Requests that the server has answered since the handshake."""
+        self._unanswered = self._stream_answers = 0
         self.handed = 0
         """Messages in the bytes that :meth:`data_to_send` gave last."""
         self.messages = 0
@@ -108,8 +106,13 @@ class DcpConnection:
 
     @property
     def unanswered(self) -> int:
-        """Requests that the server has not answered yet, after the handshake."""
-        return self._unanswered + self._questions.sampling
+        """Requests that the server has not answered yet."""
+        return self._unanswered + self._questions.unanswered
+
+    @property
+    def answers(self) -> int:
+        """Requests that the server has answered so far."""
+        return self._stream_answers + self._questions.answers
 
     def window_open(self, held: int) -> bool:
         """Whether the server may send, as we count: `held` bytes are not consumed yet."""
@@ -318,8 +321,6 @@ class DcpConnection:
             event = self._questions.answered(frame)
             if isinstance(event, Ready):
                 self.session = event.session
-            elif event is not None:
-                self.answers += 1
             if event is not None:
                 yield event
         elif frame.opcode == Opcode.NOOP:
@@ -359,7 +360,7 @@ class DcpConnection:
             stats.tot_upr_stream_req_res_state_err += 1
             raise ProtocolError("an answer to a stream that was not asked for", opcode=frame.opcode)
         self._unanswered -= 1
-        self.answers += 1
+        self._stream_answers += 1
         if frame.status == Status.SUCCESS:
             stream.step(StreamEvent.ACCEPTED)
             stats.tot_upr_stream_req_res_success += 1

@@ -1,18 +1,19 @@
 """From a fresh socket to a usable connection, as generators that never touch the socket.
 
-A handshake yields request frames and is sent the response to each. Whoever runs it does the IO:
-:class:`~cbframe.dcp.connection.DcpConnection` on a node's thread, :func:`~cbframe.dcp.query.ask`
-for a few questions. For many at a time there are conversations (:mod:`cbframe.dcp.talk`).
+Each yields requests, which are sent together, and is sent the answers, one at a time. Requests that do not
+need each other's answers go out together: on a connection to another continent every turn is felt. Who runs
+a generator does the IO: :class:`~cbframe.dcp.connection.DcpConnection` on a node's thread,
+:func:`~cbframe.dcp.query.ask` for a few questions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
-from cbframe.dcp.controls import CONTROLS, DcpSettings
+from cbframe.dcp.controls import CONTROLS, Control, DcpSettings
 from cbframe.errors import (
     PAUSED_HINT,
     AccessError,
@@ -36,10 +37,17 @@ from cbframe.wire.requests import (
     SelectBucket,
     parse_features,
 )
-from cbframe.wire.sasl import ScramClient, choose_mechanism, plain_payload
+from cbframe.wire.sasl import SCRAM_HASHES, ScramClient, choose_mechanism, plain_payload
 
 T = TypeVar("T")
-Steps: TypeAlias = Generator[Frame, Frame, T]
+Steps: TypeAlias = Generator[Sequence[Frame], Frame, T]
+"""Yields requests to send now, none to wait only, and is sent the next answer.
+
+Nodes answer in the order in which they are asked (no client of ours asks for another one), so the answers
+of requests that were yielded together come one after the other. STAT has several, the last without a key.
+"""
+Then: TypeAlias = Callable[[frozenset[int]], Sequence[Frame]]
+"""Given the features that were granted: the requests to send together with the end of a login."""
 
 AGENT = "cbframe"
 _TEMPORARY = (
@@ -56,6 +64,9 @@ _ABSENT = (Status.EINVAL, Status.NOT_SUPPORTED)
 """How a node answers to an option that it, or the bucket, does not have."""
 _RELEASE = re.compile(rb"([0-9]{1,4})\.([0-9]{1,4})")
 _KEYS_ONLY_FROM_DISK = (7, 6)
+_BEST = next(iter(SCRAM_HASHES))
+_Wish: TypeAlias = tuple[Control, tuple[str, ...]]
+"""A control, and the values to ask for, the best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +112,13 @@ class Session:
         return Feature.COLLECTIONS in self.features
 
 
-def authenticate(login: Login, *more: Feature) -> Steps[frozenset[int]]:
+def authenticate(login: Login, *more: Feature, then: Then) -> Steps[tuple[frozenset[int], Frame]]:
     """Offer features, those of every connection and `more`, and authenticate.
+
+    Returns
+    -------
+    tuple
+        The features that were granted, and the answer to the first of the requests of `then`.
 
     Raises
     ------
@@ -120,16 +136,22 @@ def authenticate(login: Login, *more: Feature) -> Steps[frozenset[int]]:
         Feature.COLLECTIONS,
         *more,
     )
-    answer = yield Hello(AGENT, wanted).frame()
+    first = [Hello(AGENT, wanted).frame()]
+    scram = None
+    if login.username is not None:
+        # The best mechanism, before the list is known: nodes without it refuse, and the list has others.
+        scram = ScramClient(_BEST, login.username, login.password, login.nonce)
+        first += [Plain(Opcode.SASL_LIST_MECHS).frame(), SaslAuth(_BEST, scram.first()).frame()]
+    answer = yield first
     require(answer, "HELLO was refused")
     granted = frozenset(parse_features(answer.value)) & frozenset(int(code) for code in wanted)
-    if login.username is not None:
-        yield from _authenticate(login, login.username)
-    return granted
+    if scram is None:
+        return granted, (yield then(granted))
+    return granted, (yield from _authenticate(login, scram, then(granted)))
 
 
-def log_in(login: Login, *more: Feature) -> Steps[frozenset[int]]:
-    """Authenticate as :func:`authenticate` does, and select the bucket.
+def log_in(login: Login, *more: Feature, then: Then) -> Steps[frozenset[int]]:
+    """Authenticate as :func:`authenticate` does, and select the bucket; the answers to `then` come next.
 
     Raises
     ------
@@ -139,8 +161,8 @@ def log_in(login: Login, *more: Feature) -> Steps[frozenset[int]]:
     AuthFailError, ServerError
         As :func:`authenticate`.
     """
-    granted = yield from authenticate(login, *more)
-    answer = yield SelectBucket(login.bucket).frame()
+    select = SelectBucket(login.bucket).frame()
+    granted, answer = yield from authenticate(login, *more, then=lambda granted: [select, *then(granted)])
     if answer.status == Status.EACCESS:
         raise BucketNotFoundError(
             f"bucket {login.bucket!r} does not exist or user {login.user} has no access to it",
@@ -158,7 +180,7 @@ def log_in(login: Login, *more: Feature) -> Steps[frozenset[int]]:
 
 
 def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
-    """Log in, turn the connection into a DCP producer's, and ask for its high seqnos.
+    """Log in, ask for the high seqnos, and turn the connection into a DCP producer's.
 
     Raises
     ------
@@ -170,14 +192,19 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
     more = [Feature.DUPLEX, Feature.CLUSTERMAP_CHANGE_NOTIFICATION]
     if settings.compression:
         more.append(Feature.SNAPPY)
-    features = yield from log_in(login, *more)
-    if settings.xattrs and Feature.XATTR not in features:
-        raise XAttrsNotSupportedError(
-            "the node does not grant extended attributes", status=Status.NOT_SUPPORTED
-        )
-    granted = yield from open_producer(settings, f"user {login.user}", f"bucket {login.bucket!r}")
-    seqnos = yield from sample_seqnos()
-    return Session(features, granted, seqnos)
+
+    def then(features: frozenset[int]) -> Sequence[Frame]:
+        if settings.xattrs and Feature.XATTR not in features:
+            raise XAttrsNotSupportedError(
+                "the node does not grant extended attributes", status=Status.NOT_SUPPORTED
+            )
+        return [SEQNOS, *_opening(settings)]
+
+    features = yield from log_in(login, *more, then=then)
+    # Looked at last: who may not read over DCP hears of that role first.
+    seqnos = yield ()
+    granted = yield from _opened(settings, f"user {login.user}", f"bucket {login.bucket!r}", (yield ()))
+    return Session(features, granted, high_seqnos(seqnos))
 
 
 def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[str, str]]:
@@ -192,6 +219,12 @@ def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[s
     ServerError
         The bucket has no DCP, or the node refuses what is needed.
     """
+    answer = yield _opening(settings)
+    return (yield from _opened(settings, user, bucket, answer))
+
+
+def _opening(settings: DcpSettings, *, sound_keys: bool = False) -> list[Frame]:
+    """DCP_OPEN, and each control with its best value."""
     flags = OpenFlag.PRODUCER
     if settings.stream_id is None:
         # Servers cannot frame a deletion that has both its time and a stream's number.
@@ -199,11 +232,17 @@ def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[s
     if settings.xattrs:
         flags |= OpenFlag.INCLUDE_XATTRS
     if settings.no_value:
-        flags |= OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
-    answer = yield DcpOpen(settings.name, flags).frame()
-    if settings.no_value and answer.status == Status.EINVAL and (yield from _has_sound_keys()):
-        flags ^= OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE | OpenFlag.NO_VALUE
-        answer = yield DcpOpen(settings.name, flags).frame()
+        flags |= OpenFlag.NO_VALUE if sound_keys else OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
+    return [DcpOpen(settings.name, flags).frame(), *_controls(_wishes(settings))]
+
+
+def _opened(settings: DcpSettings, user: str, bucket: str, answer: Frame) -> Steps[dict[str, str]]:
+    """Take the answers to :func:`_opening`, of which `answer` is the first."""
+    if settings.no_value and answer.status == Status.EINVAL:
+        for _ in _wishes(settings):
+            yield ()  # without a producer they are refused, too
+        if (yield from _has_sound_keys()):
+            answer = yield _opening(settings, sound_keys=True)
     if answer.status == Status.EACCESS:
         raise AccessError(
             f"{user} may not read {bucket} over DCP",
@@ -218,7 +257,7 @@ def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[s
             )
         )
     require(answer, "DCP_OPEN was refused")
-    return (yield from negotiate(settings))
+    return (yield from _negotiate(_wishes(settings)))
 
 
 def _has_sound_keys() -> Steps[bool]:
@@ -227,13 +266,25 @@ def _has_sound_keys() -> Steps[bool]:
     From 7.6 on it reads only the keys from disk, and gives deleted documents as mutations, with metadata
     that nobody wrote. Servers that are too old for the other flag are older than that.
     """
-    answer = yield Plain(Opcode.VERSION).frame()
+    answer = yield [Plain(Opcode.VERSION).frame()]
     version = _RELEASE.match(answer.value) if answer.status == Status.SUCCESS else None
     return version is not None and (int(version[1]), int(version[2])) < _KEYS_ONLY_FROM_DISK
 
 
-def negotiate(settings: DcpSettings) -> Steps[dict[str, str]]:
-    """Ask for the options of the connection; those that were granted, with their values.
+def _wishes(settings: DcpSettings) -> list[_Wish]:
+    """The controls to send, each with its values, the best first."""
+    wishes = ((control, control.values(settings)) for control in CONTROLS)
+    return [wish for wish in wishes if wish[1]]
+
+
+def _controls(wishes: Sequence[_Wish]) -> list[Frame]:
+    return [DcpControl(control.key, values[0]).frame() for control, values in wishes]
+
+
+def _negotiate(wishes: list[_Wish]) -> Steps[dict[str, str]]:
+    """Take the answers to the controls that were sent; the options that were granted, with their values.
+
+    What was refused is asked for again with the next value.
 
     Raises
     ------
@@ -242,70 +293,102 @@ def negotiate(settings: DcpSettings) -> Steps[dict[str, str]]:
         not because it does not have it.
     """
     granted: dict[str, str] = {}
-    for control in CONTROLS:
-        for value in control.values(settings):
-            answer = yield DcpControl(control.key, value).frame()
+    again: list[Frame] = []
+    while wishes:
+        refused: list[_Wish] = []
+        for control, (value, *others) in wishes:
+            answer = yield again
+            again = []
             if answer.status == Status.SUCCESS:
                 granted[control.key] = value
-                break
+                continue
             if control.needed or answer.status not in _ABSENT:
                 require(answer, f"DCP_CONTROL {control.key}={value} was refused", control.hint)
+            if others:
+                refused.append((control, tuple(others)))
+        wishes, again = refused, _controls(refused)
     return granted
 
 
-def sample_seqnos() -> Steps[dict[int, int]]:
-    """High seqno of each vbucket that is active on the node."""
-    answer = yield GetAllVBucketSeqnos(VBucketStateCode.ACTIVE).frame()
+SEQNOS = GetAllVBucketSeqnos(VBucketStateCode.ACTIVE).frame()
+"""Asks for the high seqno of each vbucket that is active on the node."""
+
+
+def high_seqnos(answer: Frame) -> dict[int, int]:
+    """By vbucket, of the answer to `SEQNOS`."""
     require(answer, "GET_ALL_VB_SEQNOS was refused")
     return parse_vbucket_seqnos(answer.value)
 
 
+def sample_seqnos() -> Steps[dict[int, int]]:
+    """High seqno of each vbucket that is active on the node."""
+    return high_seqnos((yield [SEQNOS]))
+
+
 def fetch_config(login: Login) -> Steps[bytes]:
     """Log in and ask for the cluster map: the terse configuration, as JSON."""
-    yield from log_in(login)
-    answer = yield Plain(Opcode.GET_CLUSTER_CONFIG).frame()
-    require(answer, "GET_CLUSTER_CONFIG was refused")
-    return answer.value
+    yield from log_in(login, then=lambda _: [_CONFIG])
+    return _config((yield ()))
 
 
 def fetch_cluster_config(login: Login) -> Steps[bytes]:
     """Authenticate and ask for the configuration of the whole cluster, as JSON: its nodes, no bucket."""
-    yield from authenticate(login)
-    answer = yield Plain(Opcode.GET_CLUSTER_CONFIG).frame()
+    _, answer = yield from authenticate(login, then=lambda _: [_CONFIG])
+    return _config(answer)
+
+
+def fetch_manifest(login: Login) -> Steps[tuple[bytes, bytes | None]]:
+    """Log in, and ask for the cluster map and the collections manifest, as JSON.
+
+    The manifest is None where there are no collections.
+    """
+    manifest = Plain(Opcode.COLLECTIONS_GET_MANIFEST).frame()
+    features = yield from log_in(
+        login, then=lambda features: [_CONFIG, manifest] if Feature.COLLECTIONS in features else [_CONFIG]
+    )
+    config = _config((yield ()))
+    if Feature.COLLECTIONS not in features:
+        return config, None
+    answer = yield ()
+    if answer.status in (Status.UNKNOWN_COMMAND, Status.NOT_SUPPORTED):
+        return config, None
+    require(answer, "COLLECTIONS_GET_MANIFEST was refused")
+    return config, answer.value
+
+
+_CONFIG = Plain(Opcode.GET_CLUSTER_CONFIG).frame()
+
+
+def _config(answer: Frame) -> bytes:
     require(answer, "GET_CLUSTER_CONFIG was refused")
     return answer.value
 
 
-def fetch_manifest(login: Login) -> Steps[bytes | None]:
-    """Log in and ask for the collections manifest, as JSON; None where there are no collections."""
-    features = yield from log_in(login)
-    if Feature.COLLECTIONS not in features:
-        return None
-    answer = yield Plain(Opcode.COLLECTIONS_GET_MANIFEST).frame()
-    if answer.status in (Status.UNKNOWN_COMMAND, Status.NOT_SUPPORTED):
-        return None
-    require(answer, "COLLECTIONS_GET_MANIFEST was refused")
-    return answer.value
-
-
-def _authenticate(login: Login, username: str) -> Steps[None]:
-    answer = yield Plain(Opcode.SASL_LIST_MECHS).frame()
+def _authenticate(login: Login, scram: ScramClient, then: Sequence[Frame]) -> Steps[Frame]:
+    """Authenticate, after HELLO; the first answer to `then`, which is sent with the last step."""
+    username = login.username
+    assert username is not None, "there is a password to show"
+    answer = yield ()
     require(answer, "SASL_LIST_MECHS was refused")
-    mechanism = choose_mechanism(
-        answer.value.decode(errors="replace").split(), allow_plain=login.allow_plain or login.tls
-    )
-    if mechanism == "PLAIN":
-        answer = yield SaslAuth(mechanism, plain_payload(username, login.password)).frame()
+    offered = answer.value.decode(errors="replace").split()
+    mechanism = choose_mechanism(offered, allow_plain=login.allow_plain or login.tls)
+    answer = yield ()
+    if answer.status == Status.AUTH_CONTINUE:
+        mechanism = _BEST
+    elif mechanism == "PLAIN":
+        answer = yield [SaslAuth(mechanism, plain_payload(username, login.password)).frame(), *then]
         _check_auth(answer, login, mechanism)
-        return
-    scram = ScramClient(mechanism, username, login.password, login.nonce)
-    answer = yield SaslAuth(mechanism, scram.first()).frame()
+        return (yield ())
+    elif mechanism != _BEST:
+        scram = ScramClient(mechanism, username, login.password, login.nonce)
+        answer = yield [SaslAuth(mechanism, scram.first()).frame()]
     if answer.status != Status.AUTH_CONTINUE:
         _check_auth(answer, login, mechanism)
         raise ProtocolError("the server skipped the SCRAM challenge", opcode=Opcode.SASL_AUTH)
-    answer = yield SaslAuth(mechanism, scram.final(answer.value), Opcode.SASL_STEP).frame()
+    answer = yield [SaslAuth(mechanism, scram.final(answer.value), Opcode.SASL_STEP).frame(), *then]
     _check_auth(answer, login, mechanism)
     scram.verify(answer.value)
+    return (yield ())
 
 
 def _check_auth(answer: Frame, login: Login, mechanism: str) -> None:

@@ -23,8 +23,7 @@ from cbframe.dcp.absence import absence
 from cbframe.dcp.aside import Aside
 from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.handshake import Login, Steps, T, fetch_cluster_config, fetch_config, fetch_manifest
-from cbframe.dcp.query import converse
-from cbframe.dcp.talk import Talk, one_by_one
+from cbframe.dcp.query import ask
 from cbframe.dcp.transport import SocketTransport, Transport, Waker, split_address
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
@@ -205,15 +204,15 @@ class MapSource:
             return self._aside.run(self._fetch_manifest_over_rest)
 
         def attempt(node: str) -> Manifest | None:
-            data = self._ask(node, fetch_manifest(self._login))
+            _, data = self._ask(node, fetch_manifest(self._login))
             return None if data is None else Manifest.parse(data)
 
         return self._over_seeds(attempt)
 
-    def query(self, node: str, talk: Callable[[Login], Talk[T]]) -> T:
+    def query(self, node: str, steps: Callable[[Login], Steps[T]]) -> T:
         """Ask a node something else, over a connection of its own."""
         try:
-            return self._converse(node, talk(self._login))
+            return self._ask(node, steps(self._login))
         except CbframeError as exc:
             exc.node = exc.node or node
             raise
@@ -329,13 +328,10 @@ class MapSource:
         return self._parse_on(self._target.network, config, origin)  # no node is on the one chosen
 
     def _ask(self, node: str, steps: Steps[T]) -> T:
-        return self._converse(node, one_by_one(steps))
-
-    def _converse(self, node: str, talk: Talk[T]) -> T:
         assert self._waker is not None, "open() comes first"
-        return converse(
+        return ask(
             node,
-            talk,
+            steps,
             transport=self._transport,
             waker=self._waker,
             clock=self._clock,
@@ -405,18 +401,18 @@ class MapSource:
 
 
 def when_loaded(
-    ask: Callable[[], T],
+    attempt: Callable[[], T],
     seconds: float,
     *,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """What `ask` returns; it is called again, for `seconds`, while nodes do not have the bucket yet."""
+    """What `attempt` returns; it is called again, for `seconds`, while nodes do not have the bucket yet."""
     until = clock() + seconds
     late = False
     while True:
         try:
-            return ask()
+            return attempt()
         except CbframeError as exc:
             # A node that gets the bucket closes the connections that were without it.
             late = late or is_not_yet(exc)

@@ -65,13 +65,16 @@ def upr_open(
     """
     settings = DcpSettings.of(options or BucketDataSourceOptions(), name)
     steps = open_producer(replace(settings, buffer_size=buffer_size), "the user", "the selected bucket")
-    opaque = 0
-    frame = next(steps)
+    sent = answered = 0
+    frames = next(steps)
     while True:
-        opaque += 1
-        sock.sendall(replace(frame, opaque=opaque).encode())
+        numbered = [replace(frame, opaque=number) for number, frame in enumerate(frames, sent + 1)]
+        if numbered:
+            sock.sendall(b"".join(frame.encode() for frame in numbered))
+        sent += len(numbered)
+        answered += 1
         try:
-            frame = steps.send(_answer(sock, opaque))
+            frames = steps.send(_answer(sock, answered))
         except StopIteration as done:
             granted: dict[str, str] = done.value
             return granted

@@ -6,6 +6,7 @@ import contextlib
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -200,12 +201,14 @@ class Probe:
 
 
 def _staged(steps: Steps[T], outcome: Outcome) -> Steps[T]:
-    """The same steps, telling what is under way."""
+    """The same steps, noting whose answer comes next."""
+    waiting: deque[int] = deque()
     try:
-        frame = next(steps)
+        frames = next(steps)
         while True:
-            outcome.stage = _STAGES.get(Opcode(frame.opcode), DCP)
-            frame = steps.send((yield frame))
+            waiting.extend(frame.opcode for frame in frames)
+            outcome.stage = _STAGES.get(Opcode(waiting.popleft()), DCP)
+            frames = steps.send((yield frames))
     except StopIteration as end:
         result: T = end.value
         return result

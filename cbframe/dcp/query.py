@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 
 from cbframe.dcp.handshake import Steps, T
-from cbframe.dcp.talk import Talk, Volley, one_by_one
 from cbframe.dcp.transport import Stream, Transport, Waker
 from cbframe.errors import (
     CbframeError,
@@ -18,7 +16,7 @@ from cbframe.errors import (
     ReadTimeoutError,
 )
 from cbframe.limits import allocate
-from cbframe.wire.constants import MAX_BODY_LENGTH, Status
+from cbframe.wire.constants import MAX_BODY_LENGTH, Opcode, Status
 from cbframe.wire.frame import Frame
 
 _PORTS = "is this port the data service (couchbase:// is 11210, couchbases:// is 11207)?"
@@ -26,7 +24,10 @@ _WINDOW = 128
 """Requests on their way at most: what answers them fits in the buffers of a socket, so that neither side
 waits for the other to read."""
 _MOST_ANSWERS = 1 << 20
-"""To one request: a node has no more to tell of 1024 vbuckets and their replicas."""
+"""To one request: a node has no more to report of 1024 vbuckets and their replicas."""
+TURNS = 12
+"""A conversation may take as long as so many turns: no healthy one has more that each take the whole of
+their time, and a node that answers a little at a time does not hold anybody for ever."""
 _RECEIVE = 256 * 1024
 
 
@@ -39,97 +40,84 @@ def ask(
     clock: Callable[[], float],
     timeout: float,
 ) -> T:
-    """Run a handshake to its result on a connection of its own, and close it.
-
-    Raises
-    ------
-    CbframeError
-        As :func:`converse`.
-    """
-    return converse(node, one_by_one(steps), transport=transport, waker=waker, clock=clock, timeout=timeout)
-
-
-def converse(
-    node: str,
-    talk: Talk[T],
-    *,
-    transport: Transport,
-    waker: Waker,
-    clock: Callable[[], float],
-    timeout: float,
-) -> T:
     """Run a conversation to its result on a connection of its own, and close it.
+
+    Parameters
+    ----------
+    timeout
+        Seconds for one turn: to connect, and from one whole answer to the next. All turns together may take
+        `TURNS` times as long.
 
     Raises
     ------
     ReadTimeoutError
-        The whole took longer than `timeout` seconds.
+        A turn took longer, or all together.
     ReadCancelledError
         The waker rang.
     ConnectError, ProtocolError, ServerError
         As the conversation and the transport raise them, naming the node.
     """
-    deadline = clock() + timeout
     stream = transport.connect(node, waker, timeout)
     try:
-        line = _Line(stream, clock, deadline, timeout)
+        line = _Line(stream, clock, timeout)
+        frames = next(steps)
         while True:
-            try:
-                volley = next(talk)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            line.exchange(volley)
+            frames = steps.send(line.exchange(frames))
+    except StopIteration as done:
+        result: T = done.value
+        return result
     except CbframeError as exc:
         _complete(exc, node)
         raise
     finally:
-        talk.close()
+        steps.close()
         stream.close()
 
 
 class _Line:
     """A connection on which questions are asked, and answered in the same order."""
 
-    def __init__(self, stream: Stream, clock: Callable[[], float], deadline: float, timeout: float) -> None:
+    def __init__(self, stream: Stream, clock: Callable[[], float], timeout: float) -> None:
         self._stream = stream
         self._clock = clock
-        self._deadline = deadline
         self._timeout = timeout
+        self._began = self._progressed = clock()
         self._buffer = bytearray()
         self._view = memoryview(allocate(_RECEIVE))
         self._opaque = 0
+        self._unsent: deque[Frame] = deque()
+        self._waiting: deque[tuple[int, int]] = deque()
+        self._lines = 0
+        """Of the answer that is coming, where it has several."""
         self._answered = False
 
-    def exchange(self, volley: Volley) -> None:
-        """Ask everything, and hand each answer over as it comes."""
-        left = iter(enumerate(volley.frames))
-        waiting: deque[tuple[int, int, int]] = deque()
-        answers = 0
-        while True:
-            # Not one by one: each time a packet would go out.
-            if len(waiting) <= _WINDOW // 2:
-                self._send(islice(left, _WINDOW - len(waiting)), waiting)
-            if not waiting:
-                return
-            opaque, opcode, number = waiting[0]
-            answer = self._answer()
-            if (answer.opaque, answer.opcode) != (opaque, opcode):
-                raise ProtocolError("an answer to nothing that was asked", opcode=answer.opcode)
-            volley.take(number, answer)
-            answers += 1
-            if volley.series and answer.key and answer.status == Status.SUCCESS:
-                if answers >= _MOST_ANSWERS:
-                    raise ProtocolError(f"over {answers:,} answers to one question", opcode=answer.opcode)
-                continue
-            answers = 0
-            waiting.popleft()
+    def exchange(self, frames: Sequence[Frame]) -> Frame:
+        """Send requests, and give the next answer."""
+        self._unsent += frames
+        # Not one by one: each time a packet would go out.
+        if len(self._waiting) <= _WINDOW // 2:
+            self._send(_WINDOW - len(self._waiting))
+        assert self._waiting, "whoever waits has asked"
+        answer = self._answer()
+        opcode = answer.opcode
+        if (answer.opaque, opcode) != self._waiting[0]:
+            raise ProtocolError("an answer to nothing that was asked", opcode=opcode)
+        if opcode == Opcode.STAT and answer.key and answer.status == Status.SUCCESS:
+            self._lines += 1
+            if self._lines >= _MOST_ANSWERS:
+                raise ProtocolError(f"over {self._lines:,} answers to one question", opcode=opcode)
+        else:
+            self._lines = 0
+            self._waiting.popleft()
+        return answer
 
-    def _send(self, some: islice[tuple[int, Frame]], waiting: deque[tuple[int, int, int]]) -> None:
+    def _send(self, count: int) -> None:
         data = bytearray()
-        for number, frame in some:
+        while self._unsent and count:
+            frame = self._unsent.popleft()
+            count -= 1
             self._opaque += 1
-            waiting.append((self._opaque, frame.opcode, number))
+            self._waiting.append((self._opaque, frame.opcode))
             data += replace(frame, opaque=self._opaque).encode()
         if data:
             self._stream.send_all(bytes(data), self._timeout)
@@ -144,20 +132,24 @@ class _Line:
             frame, end = parsed
             del self._buffer[:end]
             if frame.is_response:
-                self._answered = True
+                self._answered, self._progressed = True, self._clock()
                 return frame
 
     def _receive(self) -> None:
-        left = self._deadline - self._clock()
+        last = self._began + TURNS * self._timeout
+        deadline = min(self._progressed + self._timeout, last)
+        left = deadline - self._clock()
         if left <= 0:
             raise ReadTimeoutError(
-                f"no answer within {self._timeout:g} s",
+                f"no answer within {self._timeout:g} s"
+                if deadline < last
+                else f"not all answers came within {TURNS * self._timeout:g} s",
                 hint="it answered before, and may be too busy now: try again, or give connect_timeout more"
                 if self._answered
                 else "the port is open but silent: is it the data service?",
             )
         if not self._stream.wait(left):
-            if self._clock() < self._deadline:
+            if self._clock() < deadline:
                 # Nothing to read, and time is left: the waker rang.
                 raise ReadCancelledError("cancelled while waiting for an answer")
             return

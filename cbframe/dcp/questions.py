@@ -1,8 +1,9 @@
-"""Requests of a connection: its handshake, and what is asked later, one answer each; and the node's time."""
+"""Requests of a connection: its handshake, and what is asked later; and the node's time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cbframe.dcp.controls import DcpSettings
@@ -17,7 +18,7 @@ from cbframe.wire.frame import Frame
 
 
 class Questions:
-    """Asks one thing after the other.
+    """Runs the handshake, and a sample after it; a node answers in the order in which it is asked.
 
     Parameters
     ----------
@@ -36,17 +37,20 @@ class Questions:
         self._stats = stats
         self._tally = HandshakeTally(stats)
         self._opaque = 0
-        self._asked = -1
+        self._waiting: deque[tuple[int, int]] = deque()
+        """Opaques and opcodes of the requests that have no answer yet, in order."""
         self._handshake: Steps[Session] | None = open_dcp(login, settings)
         self._sampling: Steps[dict[int, int]] | None = None
         self._asks_time = settings.ask_time
         self._time_opaque: int | None = None
+        self.answers = 0
+        """Requests that were answered so far."""
         self._ask(next(self._handshake))
 
     @property
-    def sampling(self) -> bool:
-        """Whether high seqnos were asked for and have not come."""
-        return self._sampling is not None
+    def unanswered(self) -> int:
+        """Requests that have no answer yet, other than the one for the time."""
+        return len(self._waiting)
 
     def sample(self) -> None:
         """Ask for the node's high seqnos, unless that is under way."""
@@ -55,16 +59,17 @@ class Questions:
             self._ask(next(self._sampling))
 
     def awaits(self, answer: Frame) -> bool:
-        """Whether this answers what was asked last."""
+        """Whether this is the next answer."""
         if answer.opcode == Opcode.STAT:
             return answer.opaque == self._time_opaque
-        return (answer.opaque, answer.opcode) == (self._opaque, self._asked)
+        return bool(self._waiting) and (answer.opaque, answer.opcode) == self._waiting[0]
 
     def answered(self, answer: Frame) -> Ready | Sampled | Timed | None:
         """Take the answer and ask on; what has come to its end with it."""
         if answer.opcode == Opcode.STAT:
             return self._told_time(answer)
-        self._asked = -1
+        self._waiting.popleft()
+        self.answers += 1
         self._tally.answered(answer)
         try:
             if self._handshake is not None:
@@ -99,8 +104,9 @@ class Questions:
         if self._handshake is not None:
             self._tally.broke(error)
 
-    def _ask(self, frame: Frame) -> None:
-        self._opaque += 1
-        self._asked = frame.opcode
-        self._tally.asked(frame.opcode)
-        self._queue(replace(frame, opaque=self._opaque))
+    def _ask(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            self._opaque += 1
+            self._waiting.append((self._opaque, frame.opcode))
+            self._queue(replace(frame, opaque=self._opaque))
+        self._tally.awaits(self._waiting[0][1])

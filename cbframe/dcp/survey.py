@@ -6,8 +6,7 @@ import re
 from collections.abc import Collection, Container
 from typing import NamedTuple
 
-from cbframe.dcp.handshake import Login, log_in, require, sample_seqnos
-from cbframe.dcp.talk import Talk, Volley, one_by_one
+from cbframe.dcp.handshake import SEQNOS, Login, Steps, high_seqnos, log_in, require
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.failover import parse_failover_log
 from cbframe.wire.frame import Frame
@@ -47,23 +46,21 @@ def time_of(answer: Frame) -> int | None:
     return seconds if seconds < _YEAR_10000 else None
 
 
-def survey_time(login: Login) -> Talk[int | None]:
+def survey_time(login: Login) -> Steps[int | None]:
     """Log in and ask what time it is at the node; None if the user may not see statistics."""
-    yield from one_by_one(log_in(login))
-    found: list[int] = []
-
-    def take(_number: int, answer: Frame) -> None:
-        if (seconds := time_of(answer)) is not None:
-            found.append(seconds)
-
-    yield Volley([TIME.frame()], take, series=True)
-    return found[0] if found else None
+    yield from log_in(login, then=lambda _: [TIME.frame()])
+    found: int | None = None
+    while True:
+        answer = yield ()
+        found = time_of(answer) if found is None else found
+        if not answer.key or answer.status != Status.SUCCESS:
+            return found
 
 
 UNKNOWN = Size(None, None)
 
 
-def survey(login: Login, wanted: Container[int]) -> Talk[dict[int, tuple[int, int]]]:
+def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, tuple[int, int]]]:
     """Log in and ask where each of the wanted vbuckets is that the node has.
 
     Returns
@@ -71,46 +68,45 @@ def survey(login: Login, wanted: Container[int]) -> Talk[dict[int, tuple[int, in
     dict
         By vbucket: its newest history (vbuuid), and its high seqno.
     """
-    yield from one_by_one(log_in(login))
-    there = yield from one_by_one(sample_seqnos())
+    yield from log_in(login, then=lambda _: [SEQNOS])
+    there = high_seqnos((yield ()))
     vbuckets = sorted(vb for vb in there if vb in wanted)
+    # Seqnos last: one with a history that ended meanwhile is seen to be void later on. The other way round,
+    # a new history would have a seqno that it never reached, and nobody could tell.
+    asked: list[Frame] = [GetFailoverLog(vb, Opcode.GET_FAILOVER_LOG).frame() for vb in vbuckets]
+    asked.append(SEQNOS)
     histories: dict[int, int] = {}
-
-    def take(number: int, answer: Frame) -> None:
+    for vb in vbuckets:
+        answer = yield asked
+        asked = []
         if answer.status == Status.NOT_MY_VBUCKET:
-            return  # it went meanwhile: another node has it
+            continue  # it went meanwhile: another node has it
         require(answer, "GET_FAILOVER_LOG was refused")
         log = parse_failover_log(answer.value)
         if log:
-            histories[vbuckets[number]] = log[0].vbuuid
-
-    yield Volley([GetFailoverLog(vb, Opcode.GET_FAILOVER_LOG).frame() for vb in vbuckets], take)
-    # Seqnos last: one with a history that ended meanwhile is seen to be void later on. The other way round,
-    # a new history would have a seqno that it never reached, and nobody could tell.
-    seqnos = yield from one_by_one(sample_seqnos())
+            histories[vb] = log[0].vbuuid
+    seqnos = high_seqnos((yield asked))
     return {vb: (vbuuid, seqnos[vb]) for vb, vbuuid in histories.items() if vb in seqnos}
 
 
-def survey_sizes(login: Login, vbuckets: Collection[int]) -> Talk[dict[int, Size]]:
+def survey_sizes(login: Login, vbuckets: Collection[int]) -> Steps[dict[int, Size]]:
     """Log in and ask how much is in vbuckets that the node has.
 
-    A node that refuses is one that does not tell, whatever the reason: no right to statistics, or no such
+    A node that refuses is one that does not say, whatever the reason: no right to statistics, or no such
     statistics. Nothing but an estimate depends on it.
     """
-    yield from one_by_one(log_in(login))
+    yield from log_in(login, then=lambda _: [_DETAILS.frame()])
     documents: dict[int, int] = {}
     stored: dict[int, int] = {}
-    told = {b"num_items": documents, b"db_data_size": stored}
-
-    def take(_number: int, answer: Frame) -> None:
+    found = {b"num_items": documents, b"db_data_size": stored}
+    while True:
+        answer = yield ()
         if answer.status != Status.SUCCESS:
-            documents.clear()
-            stored.clear()
+            return dict.fromkeys(vbuckets, UNKNOWN)
+        if not answer.key:
+            return {vb: Size(documents.get(vb), stored.get(vb)) for vb in vbuckets}
         # There are some 70 lines for each vbucket, replicas among them: of most the end is enough.
-        elif answer.key.endswith((b":num_items", b":db_data_size")):
+        if answer.key.endswith((b":num_items", b":db_data_size")):
             line = _LINE.fullmatch(answer.key)
             if line and int(line[1]) in vbuckets and _NUMBER.fullmatch(answer.value):
-                told[line[2]][int(line[1])] = int(answer.value)
-
-    yield Volley([_DETAILS.frame()], take, series=True)
-    return {vb: Size(documents.get(vb), stored.get(vb)) for vb in vbuckets}
+                found[line[2]][int(line[1])] = int(answer.value)

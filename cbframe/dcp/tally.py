@@ -41,8 +41,8 @@ class HandshakeTally:
         self._last = -1
         self._user = False
 
-    def asked(self, opcode: int) -> None:
-        """A request is on its way."""
+    def awaits(self, opcode: int) -> None:
+        """The next answer is to a request of this kind."""
         stats = self._stats
         if opcode in _SASL and not self._user:
             self._user = True

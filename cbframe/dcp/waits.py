@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Self
 
+from cbframe.dcp.query import TURNS
 from cbframe.errors import ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 
@@ -23,7 +24,7 @@ class Timeouts:
     Attributes
     ----------
     connect
-        For the connection, and for its handshake.
+        For the connection to be made, and without an answer during its handshake.
     silence
         Without a byte from the node.
     request
@@ -67,6 +68,7 @@ class Waits:
 
     def __init__(self, timeouts: Timeouts, now: float) -> None:
         self._timeouts = timeouts
+        self._last = now + TURNS * timeouts.connect
         self._made = self._heard = self._active = self._answered = self._moved = now
         self._answers = self._messages = 0
         self._idle = self._warned = False
@@ -131,14 +133,19 @@ class Waits:
         if not unanswered or answers != self._answers:
             self._answered, self._answers = now, answers
         limits = self._timeouts
-        if not ready and now >= self._made + limits.connect:
+        if not ready and now >= min(self._answered + limits.connect, self._last):
+            silent = now >= self._answered + limits.connect
             raise ReadTimeoutError(
-                f"the handshake took longer than {limits.connect:g} s",
-                hint="the port is open but silent: is it the data service?",
+                f"no answer within {limits.connect:g} s during the handshake"
+                if silent
+                else f"the handshake took longer than {self._last - self._made:g} s",
+                hint="the port is open but silent: is it the data service?"
+                if not answers
+                else "it answered before, and may be too busy now: try again, or give connect_timeout more",
             )
         if ready and now >= self._heard + limits.silence:
             raise ReadTimeoutError(f"the node was silent for {limits.silence:g} s, not even a NOOP came")
-        if now >= self._answered + limits.request:
+        if ready and now >= self._answered + limits.request:
             asked = "1 request was" if unanswered == 1 else f"{unanswered} requests were"
             raise ReadTimeoutError(f"{asked} not answered for {limits.request:g} s")
         if self._idle and limits.idle is not None and now >= self._moved + limits.idle:
@@ -156,7 +163,7 @@ class Waits:
         """Seconds until one of these has to be looked at."""
         limits = self._timeouts
         if not ready:
-            return self._made + limits.connect - now
+            return min(self._answered + limits.connect, self._last) - now
         ends = [self._heard + limits.silence, self._active + limits.ping]
         if self._idle:
             ends.append(self._look_at())

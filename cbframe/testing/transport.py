@@ -65,8 +65,8 @@ class _ScriptedStream:
             answer = self._peer(frame)
             if answer is None:
                 self._over = True
-            else:
-                self._incoming += answer
+                return
+            self._incoming += answer
 
     def wait(self, timeout: float | None) -> bool:
         if self._incoming or self._over:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from typing import TypeAlias
 
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.controls import DcpSettings
@@ -25,7 +27,9 @@ def hello(*features: int) -> bytes:
 
 
 def good_answer(asked: Frame, features: tuple[int, ...] = GRANTED) -> Frame:
-    """How a healthy node answers the frames of a handshake."""
+    """How a healthy node, an old one that knows only PLAIN, answers the frames of a handshake."""
+    if asked.opcode == Opcode.SASL_AUTH and asked.key != b"PLAIN":
+        return refusal(asked, Status.AUTH_ERROR)
     value = {
         Opcode.HELLO: hello(*features),
         Opcode.SASL_LIST_MECHS: b"PLAIN",
@@ -82,12 +86,24 @@ def feed(connection: DcpConnection, data: bytes) -> list[object]:
     return events
 
 
+Answerer: TypeAlias = Callable[[Frame], Frame]
+
+
+def shake_hands(connection: DcpConnection, answer: Answerer = good_answer) -> list[list[Frame]]:
+    """Answer until the handshake is done, or nothing is asked any more; what was asked in each turn."""
+    turns = []
+    while connection.session is None and (asked := frames(connection.data_to_send())):
+        turns.append(asked)
+        for frame in asked:
+            feed(connection, answer(frame).encode())
+    return turns
+
+
 def connect(settings: DcpSettings = SETTINGS, features: tuple[int, ...] = GRANTED) -> DcpConnection:
     """A connection whose handshake is done."""
     connection = DcpConnection(LOGIN, settings)
-    while connection.session is None:
-        (asked,) = frames(connection.data_to_send())
-        feed(connection, good_answer(asked, features).encode())
+    shake_hands(connection, lambda asked: good_answer(asked, features))
+    assert connection.session is not None
     return connection
 
 

@@ -29,7 +29,7 @@ from cbframe.wire.messages import DcpNoop, OsoSnapshot, SeqnoAdvanced, SnapshotM
 from cbframe.wire.requests import BufferAck, DcpControl, DcpOpen, Hello, StreamRequest, parse_request
 
 from .rig import Rig, down, refusing, serving
-from .server import LOGIN, connect, feed, frames, good_answer, mutation
+from .server import LOGIN, connect, feed, frames, good_answer, mutation, shake_hands
 from .test_source import source_of, until
 
 Check = Callable[[], None]
@@ -53,12 +53,7 @@ def asked(**options: object) -> tuple[object, ...]:
         takes_compressed=True,
     )
     connection = DcpConnection(LOGIN, settings)
-    found: list[object] = []
-    while connection.session is None:
-        (frame,) = frames(connection.data_to_send())
-        found.append(parse_request(frame))
-        feed(connection, good_answer(frame).encode())
-    return tuple(found)
+    return tuple(parse_request(frame) for turn in shake_hands(connection) for frame in turn)
 
 
 def controls(**options: object) -> dict[str, str]:

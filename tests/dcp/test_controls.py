@@ -18,6 +18,7 @@ from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status
 from cbframe.wire.frame import Frame
 from cbframe.wire.requests import CloseStream, DcpControl, DcpOpen, Hello, StreamRequest, parse_request
 
+from . import server
 from .server import LOGIN, SETTINGS, feed, frames, good_answer, refusal
 
 ALWAYS = [
@@ -48,15 +49,18 @@ Refused = Mapping[tuple[str, str], int]
 def shake_hands(settings: DcpSettings, refused: Refused) -> tuple[DcpConnection, list[Frame]]:
     """A connection, and what it asked, with a node that refuses these controls with these statuses."""
     connection = DcpConnection(LOGIN, settings)
-    asked = []
-    while connection.session is None:
-        (frame,) = frames(connection.data_to_send())
-        asked.append(frame)
-        message = parse_request(frame)
-        status = refused.get((message.key, message.value)) if isinstance(message, DcpControl) else None
-        answer = good_answer(frame) if status is None else refusal(frame, status)
-        feed(connection, answer.encode())
-    return connection, asked
+
+    def answer(asked: Frame) -> Frame:
+        status = refused.get((asked.key.decode(), asked.value.decode())) if is_control(asked) else None
+        return good_answer(asked) if status is None else refusal(asked, status)
+
+    turns = server.shake_hands(connection, answer)
+    assert connection.session is not None
+    return connection, [frame for asked in turns for frame in asked]
+
+
+def is_control(frame: Frame) -> bool:
+    return frame.opcode == Opcode.DCP_CONTROL
 
 
 def controls(asked: list[Frame]) -> list[tuple[str, str]]:
@@ -128,20 +132,28 @@ def test_a_refusal(place: int, status: Status) -> None:
 def keys_only(version: bytes | None) -> list[OpenFlag]:
     """The flags asked for, one after the other, at a node that does not know 0x40."""
     unknown = OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
-    connection = DcpConnection(LOGIN, replace(SETTINGS, no_value=True))
-    flags = []
-    while connection.session is None:
-        (frame,) = frames(connection.data_to_send())
-        message, answer = parse_request(frame), good_answer(frame)
+    flags: list[OpenFlag] = []
+    opened = False
+
+    def answer(asked: Frame) -> Frame:
+        nonlocal opened
+        message = parse_request(asked)
         if isinstance(message, DcpOpen):
             flags.append(OpenFlag(message.flags))
-            if message.flags & unknown:
-                answer = refusal(frame, Status.EINVAL)
-        elif frame.opcode == Opcode.VERSION:
-            answer = (
-                refusal(frame, Status.UNKNOWN_COMMAND) if version is None else replace(answer, value=version)
-            )
-        feed(connection, answer.encode())
+            opened = not message.flags & unknown
+            return good_answer(asked) if opened else refusal(asked, Status.EINVAL)
+        if is_control(asked) and not opened:
+            return refusal(asked, Status.EINVAL)
+        if asked.opcode == Opcode.VERSION:
+            if version is None:
+                return refusal(asked, Status.UNKNOWN_COMMAND)
+            return replace(good_answer(asked), value=version)
+        return good_answer(asked)
+
+    connection = DcpConnection(LOGIN, replace(SETTINGS, no_value=True))
+    server.shake_hands(connection, answer)
+    assert connection.session is not None
+    assert dict(connection.granted) == dict(ALWAYS), "of the connection that was opened"
     return flags
 
 

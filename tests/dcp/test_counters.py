@@ -292,8 +292,8 @@ def maps_that_make_no_sense() -> Moved:
 
 # --- on one connection
 
-HANDSHAKE = 15
-"""Requests of a handshake here: HELLO, two of SASL, SELECT, OPEN, eight CONTROL, GET_ALL_VB_SEQNOS."""
+HANDSHAKE = 16
+"""Requests of a handshake here: HELLO, three of SASL, SELECT, GET_ALL_VB_SEQNOS, OPEN, nine CONTROL."""
 
 
 @moves(

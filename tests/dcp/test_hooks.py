@@ -170,4 +170,4 @@ def test_a_rollback_names_the_history_that_remains() -> None:
 def test_the_connection_counts_for_itself_if_nobody_else_does() -> None:
     connection = DcpConnection(LOGIN, SETTINGS)
     assert connection.data_to_send()
-    assert (connection.handed, connection.stats.tot_worker_transmit) == (1, 1)
+    assert (connection.handed, connection.stats.tot_worker_transmit) == (3, 3)

@@ -39,7 +39,8 @@ from cbframe.wire.frame import Frame, response
 
 from .server import LOGIN, good_answer, refusal
 
-STEPS = 5
+STEPS = 6
+"""Requests: HELLO, three of SASL, SELECT_BUCKET, GET_CLUSTER_CONFIG."""
 CONFIG = {
     "name": "bucket",
     "uuid": "u1",

@@ -22,7 +22,7 @@ from cbframe.wire.frame import Frame
 from cbframe.wire.requests import Hello, parse_request
 
 from .rig import Rig, serving
-from .server import LOGIN, SETTINGS, connect, feed, frames, good_answer
+from .server import LOGIN, SETTINGS, connect, feed, frames, shake_hands
 from .test_source import source_of, until
 
 
@@ -41,8 +41,7 @@ def push(
 
 def test_pushes_are_asked_for() -> None:
     connection = DcpConnection(LOGIN, SETTINGS)
-    (asked,) = frames(connection.data_to_send())
-    message = parse_request(asked)
+    message = parse_request(frames(connection.data_to_send())[0])
     assert isinstance(message, Hello)
     assert {Feature.DUPLEX, Feature.CLUSTERMAP_CHANGE_NOTIFICATION} <= set(message.features)
 
@@ -86,9 +85,7 @@ def test_what_a_real_node_pushes() -> None:
         connection = DcpConnection(
             Login(login.username, login.password, name.decode(), False, True, login.nonce), SETTINGS
         )
-        while connection.session is None:
-            (asked,) = frames(connection.data_to_send())
-            feed(connection, good_answer(asked).encode())
+        shake_hands(connection)
         events = feed(connection, b"".join(frame.encode() for frame in pushed))
         assert len(events) == sum(frame.key == name for frame in pushed)
         for event in events:

@@ -9,9 +9,8 @@ import pytest
 from wire.golden import load
 
 from cbframe.dcp import query
-from cbframe.dcp.query import converse
+from cbframe.dcp.handshake import Steps
 from cbframe.dcp.survey import Size, survey, survey_sizes
-from cbframe.dcp.talk import Talk, Volley
 from cbframe.dcp.transport import Stream, Waker
 from cbframe.errors import AccessError, CbframeError, ConnectError, ProtocolError, ReadTimeoutError
 from cbframe.testing import FakeClock, ScriptedTransport
@@ -62,8 +61,8 @@ def ask(
     transport = ScriptedTransport({NODE: peer}, clock)
     transport.on_connect = on
     try:
-        talk: Talk[Any] = survey_sizes(LOGIN, wanted) if sizes else survey(LOGIN, wanted)
-        found = converse(NODE, talk, transport=transport, waker=waker, clock=clock, timeout=7)
+        steps: Steps[Any] = survey_sizes(LOGIN, wanted) if sizes else survey(LOGIN, wanted)
+        found = query.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
     finally:
         waker.close()
     assert transport.closed == 1
@@ -282,18 +281,19 @@ def test_a_series_that_does_not_end(rest: bytes | None, kind: type[CbframeError]
 
 def test_several_questions_with_several_answers() -> None:
     """Each ends with its own last answer."""
-    found: list[tuple[int, bytes]] = []
 
-    def talk():  # type: ignore[no-untyped-def]
+    def steps() -> Steps[list[bytes]]:
         asked = [Frame(0x80, Opcode.STAT, key=name) for name in (b"x", b"y")]
-        yield Volley(asked, lambda number, answer: found.append((number, answer.key)), series=True)
-        return len(found)
+        found = [(yield asked).key]
+        while found.count(b"") < len(asked):
+            found.append((yield ()).key)
+        return found
 
     clock, waker = FakeClock(), Waker()
     peer = {NODE: lambda asked: lines(asked, [(asked.key + b"1", b""), (asked.key + b"2", b"")])}
     try:
         transport = ScriptedTransport(peer, clock)
-        assert converse(NODE, talk(), transport=transport, waker=waker, clock=clock, timeout=7) == 6
+        found = query.ask(NODE, steps(), transport=transport, waker=waker, clock=clock, timeout=7)
     finally:
         waker.close()
-    assert found == [(0, b"x1"), (0, b"x2"), (0, b""), (1, b"y1"), (1, b"y2"), (1, b"")]
+    assert found == [b"x1", b"x2", b"", b"y1", b"y2", b""]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from cbframe.dcp.query import TURNS
 from cbframe.dcp.waits import Timeouts, Waits, vbucket_ranges
 from cbframe.errors import ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
@@ -14,14 +15,28 @@ from cbframe.options import BucketDataSourceOptions
 LIMITS = Timeouts(connect=10, silence=240, request=60, ping=30)
 
 
-def test_a_handshake_has_its_time_however_much_comes() -> None:
+def test_each_turn_of_a_handshake_has_its_time() -> None:
     waits = Waits(LIMITS, 0)
-    waits.heard(9)
-    waits.check(9.9, ready=False, unanswered=0, answers=0)
-    assert not waits.wants_ping(9.9, ready=False)
-    assert waits.left(9, ready=False, unanswered=0) == 1
-    with pytest.raises(ReadTimeoutError, match="handshake took longer than 10 s"):
-        waits.check(10, ready=False, unanswered=0, answers=0)
+    for now, answers in ((9, 1), (18, 2), (27, 3)):
+        waits.heard(now)
+        waits.check(now, ready=False, unanswered=5, answers=answers)
+        assert not waits.wants_ping(now, ready=False)
+    waits.heard(36.9)  # bytes that are no whole answer
+    waits.check(36.9, ready=False, unanswered=2, answers=3)
+    assert waits.left(36, ready=False, unanswered=2) == 1
+    with pytest.raises(ReadTimeoutError, match="no answer within 10 s during the handshake"):
+        waits.check(37, ready=False, unanswered=2, answers=3)
+
+
+def test_a_handshake_ends_however_slowly_it_goes_on() -> None:
+    """A node that answers a request every 9 s makes progress, and must not hold anybody for ever."""
+    waits = Waits(LIMITS, 0)
+    last = TURNS * LIMITS.connect
+    for answers, now in enumerate(range(0, int(last), 9)):
+        waits.check(now, ready=False, unanswered=5, answers=answers)
+        assert waits.left(now, ready=False, unanswered=5) == min(10, last - now)
+    with pytest.raises(ReadTimeoutError, match=f"handshake took longer than {last:g} s"):
+        waits.check(last, ready=False, unanswered=5, answers=answers + 1)
 
 
 def test_silence_counts_from_the_last_byte_of_the_node() -> None:
