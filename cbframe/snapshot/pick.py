@@ -161,7 +161,7 @@ class FileFilter:
             if place is None or names.count(name) != 1:
                 return True
             kind = place[0]
-            if kind.json or kind.mixed or kind.digits or kind.lost:
+            if kind.json or kind.mixed or kind.digits or kind.lost or _is_rounded(kind.type):
                 return True
             return _may_hold(predicate, group.column(names.index(name)))
 
@@ -202,8 +202,7 @@ class FileFilter:
             return valid & predicate.negative
         if pa.types.is_temporal(kind.type):
             return self._in_time(cells, predicate)
-        rounded = pa.types.is_floating(kind.type) and not pa.types.is_float64(kind.type)
-        if rounded and any(family_of(each) == "number" for each in predicate.literals):
+        if _is_rounded(kind.type) and any(family_of(each) == "number" for each in predicate.literals):
             raise self._refusal(predicate, f"has it as {kind.type}, rounded")
         if pa.types.is_decimal(kind.type) and kind.type.scale:
             # Numbers with a fraction are doubles.
@@ -247,6 +246,11 @@ class FileFilter:
             'compares documents, or write the snapshot again (mode="overwrite") with on_conflict="json", '
             "which keeps what each value is",
         )
+
+
+def _is_rounded(kind: pa.DataType) -> bool:
+    """Whether numbers of a column are not those of the documents."""
+    return bool(pa.types.is_floating(kind) and not pa.types.is_float64(kind))
 
 
 def _otherwise(text: str) -> Any:

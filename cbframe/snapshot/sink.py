@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from cbframe.arrow.batcher import of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, VALUE, VBUCKET
-from cbframe.arrow.documents.census import quoted
+from cbframe.arrow.documents.census import shown
 from cbframe.arrow.documents.chunks import Batch
 from cbframe.arrow.documents.density import Width
 from cbframe.arrow.documents.passes import PassingTyper
-from cbframe.arrow.documents.plan import Place, Plan
+from cbframe.arrow.documents.plan import Place, Plan, is_list
 from cbframe.arrow.documents.rewrite import FAMILIES
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder
 from cbframe.arrow.keys import formed_key
@@ -43,6 +43,17 @@ def made_way(field: str) -> str:
     return f"{field}_" if field.rstrip("_") == CHANGE_TYPE else field
 
 
+def _any_value(kind: pa.DataType, place: Place) -> Iterator[Place]:
+    """Where a declared type may have text, which any value fits; not in maps."""
+    if pa.types.is_struct(kind):
+        for member in kind:
+            yield from _any_value(member.type, (*place, member.name))
+    elif is_list(kind):
+        yield from _any_value(kind.value_type, (*place, None))
+    else:
+        yield place
+
+
 class Described:
     """What the columns of documents are, found out table by table.
 
@@ -53,7 +64,7 @@ class Described:
     conflicts
         Values that have no common type.
     declared
-        Fields whose type is declared: text of them holds any value.
+        Types of fields, where they are declared: text of them holds any value.
     widths
         How many names there are where there are many.
     """
@@ -62,7 +73,7 @@ class Described:
         self,
         plan: Plan,
         conflicts: Iterable[Conflict] = (),
-        declared: Iterable[str] = (),
+        declared: Mapping[str, pa.DataType] | None = None,
         widths: Mapping[Place, Width] | None = None,
     ) -> None:
         self._plan = plan
@@ -71,8 +82,9 @@ class Described:
         for each in conflicts:
             families: list[str] = [FAMILIES[kind] for kind in each.types if kind in FAMILIES]
             self._reported.setdefault(made_way(each.path), {})[each.action] = families
-        for name in declared:
-            self._reported.setdefault(quoted(made_way(name)), {})["text"] = ["string", "number"]
+        for name, kind in (declared or {}).items():
+            for place in _any_value(kind, (made_way(name),)):
+                self._reported.setdefault(shown(place), {})["text"] = ["string", "number"]
         self._builder: ColumnsBuilder | None = None
 
     def look(self, table: pa.Table) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import cbframe
@@ -341,6 +342,42 @@ def test_a_read_that_ends_early_knows_nothing_of_the_rest(bucket: tuple[LocalClu
     assert len(scan_bucket(bucket[0], filters=filters, n_rows=1, options=QUICK).to_arrow()) == 1
     with pytest.raises(ConfigurationError, match="tpye"):
         scan_bucket(bucket[0], filters=filters, n_rows=100, options=QUICK).to_arrow()
+
+
+def test_snapshots_where_objects_or_declared_types_count(tmp_path: Path) -> None:
+    """Values that became null, text or rounded numbers inside of objects: the rows of a read, or an error."""
+    documents: dict[str, Any] = {
+        "a": {"x": {"q": 1}, "m": {"k": 1}, "s": {"t": 60, "f": 0.1}},
+        "b": {"x": {"q": 2}, "m": {"k": "x"}, "s": {"t": "60", "f": 0.5}},
+        "c": {"x": 5, "s": {"t": ["x"]}},
+    }
+    schema = {
+        "m": pa.map_(pa.string(), pa.int64()),
+        "s": pa.struct([("t", pa.string()), ("f", pa.float32())]),
+    }
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        for key, document in documents.items():
+            cluster.upsert(key, document)
+        write_snapshot(cluster, tmp_path, on_conflict="null", schema=schema, options=QUICK)
+        cluster.upsert("d", {"x": {"q": 3}})
+        assert write_snapshot(cluster, tmp_path, options=QUICK).version == 2
+    cells = {row["_cb_key"]: row["x"] for row in read_snapshot(tmp_path, return_type="arrow").to_pylist()}
+    assert cells == {"a": {"q": 1}, "b": {"q": 2}, "c": None, "d": {"q": 3}}
+
+    def keys_of(filters: Any) -> str:
+        return "".join(sorted(read_snapshot(tmp_path, filters=filters).index))
+
+    for filters, wanted in (
+        ([("x.q", ">", 1)], "bd"),
+        ([("x.q", "is", None)], "c"),
+        ([("s.t", "==", "none")], ""),
+        ([("x", "is", None)], ERROR),
+        ([("m.k", "is", None)], ERROR),
+        ([("s.t", "==", "60")], ERROR),
+        ([("s.t", "==", 60)], ERROR),
+        ([("s.f", "==", 0.1)], ERROR),
+    ):
+        assert answer(keys_of, filters) == wanted, filters
 
 
 def test_names_that_are_data(tmp_path: Path) -> None:

@@ -121,6 +121,11 @@ def common(kinds: Sequence[Kind], max_members: int) -> Kind:
     return _remembered(_common(kinds, max_members), kinds)
 
 
+def as_json(kind: Kind) -> Kind:
+    """The JSON text of values."""
+    return _remembered(JSON, [kind])
+
+
 def _remembered(wide: Kind, kinds: Sequence[Kind]) -> Kind:
     """A type with what is known of the text that values became, which does not matter for the type."""
     some = [kind for kind in kinds if not pa.types.is_null(kind.type)]

@@ -29,7 +29,7 @@ from cbframe.arrow.columns import OURS, REASON, VALUE
 from cbframe.arrow.documents import kinds as lattice
 from cbframe.arrow.documents.census import shown
 from cbframe.arrow.documents.density import Width
-from cbframe.arrow.documents.kinds import JSON, Kind
+from cbframe.arrow.documents.kinds import Kind
 from cbframe.arrow.documents.marks import Marks
 from cbframe.arrow.documents.plan import Place, Plan, is_list
 from cbframe.arrow.documents.result import REST
@@ -138,6 +138,9 @@ class Columns:
                 for action, families in found:
                     if action == "null":
                         marked["lost"].add(place)
+                        if not families:
+                            # Of a declared type: values inside of it may be null, too.
+                            marked["lost"].update(within for within, _ in _walk(inner, place))
                     elif action == "text" and lattice.is_text(inner.type):
                         marked["digits" if {*families} == {"number"} else "mixed"].add(place)
         digits, mixed, lost = (frozenset(marked[mark]) for mark in _LATER)
@@ -193,13 +196,14 @@ class Columns:
         return columns
 
     def _kind(self, kind: pa.DataType, place: Place) -> Kind:
+        lost = place in self.lost
         if pa.types.is_struct(kind):
             members = {m.name: self._kind(m.type, (*place, m.name)) for m in kind}
-            return Kind(kind, members=members, width=self.widths.get(place))
+            return Kind(kind, lost=lost, members=members, width=self.widths.get(place))
         if is_list(kind):
-            return Kind(kind, item=self._kind(kind.value_type, (*place, None)))
+            return Kind(kind, lost=lost, item=self._kind(kind.value_type, (*place, None)))
         if pa.types.is_map(kind):
-            return Kind(kind, item=self._kind(kind.item_type, (*place, None)))
+            return Kind(kind, lost=lost, item=self._kind(kind.item_type, (*place, None)))
         return Kind(
             kind,
             json=place in self.json,
@@ -208,7 +212,7 @@ class Columns:
             far=place in self.far,
             digits=place in self.digits,
             mixed=place in self.mixed,
-            lost=place in self.lost,
+            lost=lost,
         )
 
 
@@ -323,7 +327,7 @@ def _hold(kinds: dict[str, Kind], max_members: int) -> None:
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         if total <= max_members:
             break
-        kinds[name] = JSON
+        kinds[name] = lattice.as_json(kinds[name])
         total -= sizes[name]
 
 

@@ -411,6 +411,18 @@ def test_what_is_known_of_text() -> None:
     assert dotted.reported({"`a.b`.c": {"text": ["string", "number"]}}).mixed == {("a.b", "c")}
 
 
+def test_what_is_known_of_objects_and_arrays() -> None:
+    """Where some values became null, and after a struct became JSON text."""
+    objects = typed([b'{"a":{"b":"x"},"c":[1]}'])[1]
+    lost = objects.reported({"a": {"null": ["object", "number"]}, "c": {"null": []}})
+    assert lost.lost == {("a",), ("c",), ("c", None)}
+    assert Columns.from_dict(json.loads(json.dumps(lost.to_dict()))) == lost
+    assert unify([lost, objects]).lost == lost.lost
+    mixed = typed([b'{"a":{"b":"x","c":1}}'])[1].reported({"a.b": {"text": ["string", "number"]}})
+    together = unify([mixed], max_members=1)
+    assert (together.json, together.mixed) == ({("a",)}, {("a",)})
+
+
 def test_columns_that_an_earlier_version_described() -> None:
     """Nothing is known of their text."""
     fields = typed([b'{"s":"x","i":1,"l":[{"t":"y"}]}'])[1].to_dict()
