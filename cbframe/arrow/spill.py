@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ LITTLE = 64 << 20
 _NOTHING = 1 << 20
 """Free bytes below which nothing can be put there at all."""
 _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
+_TABLE = Path("/proc/self/mounts")
 _OTHER = "/var/tmp"  # noqa: S108 - for files that are larger, or live longer, than those in /tmp
 _STACK = 8
 """Frames up to the caller's, about: the text is what matters, and a place makes it appear once."""
@@ -109,11 +109,9 @@ def _kind(folder: str, table: list[str]) -> str:
 
 
 def _mounts() -> list[str]:
-    if sys.platform != "linux":
-        return []
     try:
-        return Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except FileNotFoundError:  # /proc is not there in every container
+        return _TABLE.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except FileNotFoundError:  # only Linux has it, and not in every container
         return []
 
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             # It was closed before we began: nobody wants what is printed there.
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for as long as we run
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a city's name still gets the rest of the table.
@@ -72,11 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except CbframeError as exc:
         complain(f"cbframe: error: {exc}")
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. What is left in the buffer must not raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as exc:
-        complain(f"cbframe: error: {exc}")
+        from cbframe.system import nobody_reads
+
+        if nobody_reads(exc):
+            # They have seen enough. What is left in the buffer must not raise again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            complain(f"cbframe: error: {exc}")
     except KeyboardInterrupt:
         complain("cbframe: interrupted")
         return _INTERRUPTED

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from cbframe.errors import ReadCancelledError
 from cbframe.limits import OwnThread
+from cbframe.system import waited
 
 T = TypeVar("T")
 
@@ -40,12 +41,15 @@ class Aside:
         with self._lock:
             outcome: Future[T] = Future()
             self._outcome = outcome
+            settled = threading.Event()
+            outcome.add_done_callback(lambda _: settled.set())
             if self._cancelled:
                 outcome.cancel()
             else:
                 thread = OwnThread(_settle, "cbframe-rest", (outcome, work))
                 thread.start()
         try:
+            waited(settled.wait, None)
             return outcome.result()
         except CancelledError:
             raise ReadCancelledError("cancelled while the cluster manager was asked") from None

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+from cbframe.system import waited
+
 T = TypeVar("T")
 
 monotonic = time.monotonic
@@ -41,7 +43,7 @@ class Handover(Generic[T]):
 
     def take(self, timeout: float | None = None) -> list[T]:
         """All items since the last call, after waiting up to `timeout` seconds for one."""
-        self._arrived.wait(timeout)
+        waited(self._arrived.wait, timeout)
         with self._lock:
             self._arrived.clear()
             items = list(self._items)
@@ -87,7 +89,7 @@ class MergingHandover(Generic[T]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait up to `timeout` seconds for an item, or for :meth:`wake`."""
-        self._arrived.wait(timeout)
+        waited(self._arrived.wait, timeout)
 
     def take(self) -> list[T]:
         """All items since the last call."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import select
 import socket
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
@@ -12,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 from cbframe.cluster.srv import NO_NAME, zone_of
 from cbframe.errors import CbframeError, ConnectError, ReadCancelledError
 from cbframe.limits import OwnThread, reported, shortage
+from cbframe.system import EVENT_READ, ready
 
 Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
 """Family, kind, protocol, canonical name, and what ``connect`` takes."""
@@ -68,12 +68,9 @@ class _Lookup:
 
     def wait(self, bell: Bell, timeout: float) -> Sequence[Address]:
         with contextlib.closing(self._done):
-            poll = select.poll()
-            poll.register(self._done, select.POLLIN)
-            poll.register(bell.fileno(), select.POLLIN)
-            ready = {fd for fd, _ in poll.poll(max(0, int(timeout * 1000)))}
-            if self._done.fileno() not in ready:
-                if bell.fileno() in ready:
+            found = ready(max(0.0, timeout), (self._done, EVENT_READ), (bell, EVENT_READ))
+            if self._done not in found:
+                if bell in found:
                     raise ReadCancelledError("cancelled while the name was resolved", node=self._node)
                 raise _unresolved(self._host, self._node, f"no answer within {timeout:g} s")
         self._thread.join()

@@ -41,6 +41,7 @@ from cbframe.errors import (
 )
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
+from cbframe.system import waited
 from cbframe.typing import ServerURLs
 from cbframe.wire.requests import StreamFilter
 
@@ -234,7 +235,7 @@ class BucketDataSource(SourceView):
         """
         if not self._life:
             raise ConfigurationError("the data source was not started: there is nothing to wait for")
-        if not self._over.wait(timeout):
+        if not waited(self._over.wait, timeout):
             done, wanted = len(self._coordinator.done), self._coordinator.vbuckets
             raise ReadTimeoutError(f"{done} of {wanted} vbuckets are complete after {timeout:g} s")
         if self._error is not None:

@@ -7,8 +7,6 @@ the network.
 from __future__ import annotations
 
 import contextlib
-import os
-import select
 import socket
 import ssl
 import time
@@ -27,6 +25,7 @@ from cbframe.errors import (
     ReadTimeoutError,
 )
 from cbframe.limits import reported, shortage
+from cbframe.system import CONNECTING, EVENT_READ, EVENT_WRITE, Selector, error_text, ready, waited
 
 
 class Waker:
@@ -152,9 +151,10 @@ class SocketStream:
         self._sock = sock
         self._node = node
         self._waker = waker
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        self._poll.register(waker.fileno(), select.POLLIN)
+        # Made once: a wait costs what it costs the system.
+        self._selector = Selector()
+        self._selector.register(sock, EVENT_READ)
+        self._selector.register(waker, EVENT_READ)
 
     def receive_into(self, view: memoryview) -> int | None:
         count = 0
@@ -179,8 +179,8 @@ class SocketStream:
                 rest = rest[self._sock.send(rest) :]
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
                 # TLS may have to read before it can write.
-                event = select.POLLIN if isinstance(exc, ssl.SSLWantReadError) else select.POLLOUT
-                if not _ready(self._sock, event, timeout):
+                event = EVENT_READ if isinstance(exc, ssl.SSLWantReadError) else EVENT_WRITE
+                if not ready(timeout, (self._sock, event)):
                     raise ReadTimeoutError(
                         f"the node took no bytes for {timeout:g} s", node=self._node
                     ) from None
@@ -190,11 +190,10 @@ class SocketStream:
     def wait(self, timeout: float | None) -> bool:
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
             return True
-        ready = self._poll.poll(None if timeout is None else max(0, int(timeout * 1000) + 1))
-        woken = {fd for fd, _ in ready}
-        if self._waker.fileno() in woken:
+        woken = [key.fileobj for key, _ in waited(self._selector.select, timeout)]
+        if self._waker in woken:
             self._waker.drain()
-        return self._sock.fileno() in woken
+        return self._sock in woken
 
     def tls_session(self) -> tuple[str, str]:
         """The version of TLS, and the end of the certificate's life; empty where they are not known."""
@@ -219,6 +218,7 @@ class SocketStream:
         return failure
 
     def close(self) -> None:
+        self._selector.close()
         self._sock.close()
 
 
@@ -258,9 +258,9 @@ def _secure(
                 try:
                     sock.do_handshake()
                 except ssl.SSLWantReadError:
-                    _await(sock, select.POLLIN, node, waker, deadline, timeout)
+                    _await(sock, EVENT_READ, node, waker, deadline, timeout)
                 except ssl.SSLWantWriteError:
-                    _await(sock, select.POLLOUT, node, waker, deadline, timeout)
+                    _await(sock, EVENT_WRITE, node, waker, deadline, timeout)
                 else:
                     undo.pop_all()
                     return sock
@@ -288,8 +288,8 @@ def _connect(
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     code = sock.connect_ex(address)
-    if code:
-        if not _ready_or_woken(sock, select.POLLOUT, waker, timeout, node, "while connecting"):
+    if code in CONNECTING:
+        if not _ready_or_woken(sock, EVENT_WRITE, waker, timeout, node, "while connecting"):
             raise ConnectError(
                 f"no connection within {timeout:g} s",
                 node=node,
@@ -299,9 +299,8 @@ def _connect(
             )
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
-        error = OSError(code, os.strerror(code))
         raise ConnectError(
-            f"cannot connect: {error.strerror}",
+            f"cannot connect: {error_text(code)}",
             node=node,
             hint=_unreached(node, "check that the node runs and that the port is right"),
         )
@@ -321,16 +320,7 @@ def _ready_or_woken(
     sock: socket.socket, event: int, waker: Waker, timeout: float, node: str, when: str
 ) -> bool:
     """Whether the socket is ready in time; ReadCancelledError if the waker rings before."""
-    poll = select.poll()
-    poll.register(sock, event)
-    poll.register(waker.fileno(), select.POLLIN)
-    ready = {fd for fd, _ in poll.poll(max(0, int(timeout * 1000)))}
-    if waker.fileno() in ready:
+    found = ready(max(0.0, timeout), (sock, event), (waker, EVENT_READ))
+    if waker in found:
         raise ReadCancelledError(f"cancelled {when}", node=node)
-    return bool(ready)
-
-
-def _ready(sock: socket.socket, event: int, timeout: float) -> bool:
-    poll = select.poll()
-    poll.register(sock, event)
-    return bool(poll.poll(int(timeout * 1000)))
+    return bool(found)

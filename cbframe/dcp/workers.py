@@ -96,13 +96,15 @@ def _start(work: Callable[[S], T], stack: ExitStack) -> Connection:
     """Start a process, which the stack ends; the connection to it."""
     context = get_context("spawn")
     with starting_process():
-        ours, theirs = context.Pipe()
+        ends: tuple[Any, Any] = context.Pipe()
+        ours, theirs = ends
         stack.callback(ours.close)
         with closing(theirs):
             process = context.Process(target=_serve, args=(theirs, work))
             process.start()
     stack.callback(_end, process)
-    return ours
+    connection: Connection = ours
+    return connection
 
 
 def _end(process: BaseProcess) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
 from cbframe.arrow.keys import formed, key_bytes
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.frame.changes import CHANGE_TYPE, ChangeBatch
-from cbframe.frame.checkpoint import CHECKPOINT_KEY, Checkpoint, change_files, sync_folder
+from cbframe.frame.checkpoint import CHECKPOINT_KEY, Checkpoint, change_files
+from cbframe.system import replace, sync, sync_folder
 
 _GROUP_BYTES = 16 << 20
 _LOOK = 0.25
@@ -218,17 +218,16 @@ class _File:
             # Before pyarrow 17, what is told of a file has to be known when it is begun.
             self._writer.close()
             self._write_again(told)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        sync(self._file)
         self._file.close()
-        self._scratch.replace(self.path)
+        replace(self._scratch, self.path)
         sync_folder(self.path.parent)
 
     def _write_again(self, told: Mapping[bytes, bytes]) -> None:
         """The same rows in a file that tells this from its beginning."""
         self._file.close()
         first = self._scratch.with_name(f"{self._scratch.name}.again.tmp")
-        self._scratch.replace(first)
+        replace(self._scratch, first)
         self._file = self._scratch.open("wb")
         schema = self._schema.with_metadata(told)
         with (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from cbframe.dcp.positions import Position
 from cbframe.errors import ConfigurationError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.parquet import whole_file
+from cbframe.system import sync_folder
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS
 from cbframe.wire.failover import FailoverEntry
 
@@ -304,16 +304,6 @@ def _newest(folder: Path) -> bytes:
         raise ConfigurationError(f"{files[-1].name} has no checkpoint: it is no file of changes")
     stored: bytes = metadata[CHECKPOINT_KEY]
     return stored
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system can do that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _text(value: object) -> str:

@@ -190,6 +190,8 @@ class Destination:
             old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
             path.rename(old)
         try:
+            if path.is_dir():
+                path.rmdir()  # it is empty; on Windows nothing takes its place
             os.rename(scratch, path)  # noqa: PTH104 - unlike replace(), refuses a folder that has something
         except OSError:
             if old is not None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from cbframe.arrow.documents.rendered import rendered
 from cbframe.errors import ConfigurationError
+from cbframe.system import replace, sync
 
 _COMPRESSIONS = ("zstd", "snappy", "gzip", "lz4", "brotli", "none")
 _ROW_GROUP_BYTES = 24 << 20
@@ -52,13 +53,12 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     try:
         with scratch.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         if not overwrite and os.path.lexists(path):
             raise ConfigurationError(
                 f"there is something at {path}, which came during the read", hint="give another name"
             )
-        scratch.replace(path)
+        replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import struct
 import uuid
 from collections.abc import Callable
@@ -50,7 +49,6 @@ class KvConnection(Channel):
 
     def __init__(self, node: Node, sock: AnySocket) -> None:
         super().__init__(node.loop, sock)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.node = node
         self.bucket = node.bucket
         self.features: frozenset[int] = frozenset()

@@ -24,6 +24,8 @@ T = TypeVar("T")
 _RECEIVE = 256 * 1024
 _ACCEPT_AGAIN = 0.05
 """Seconds until a loop that was out of descriptors takes connections again."""
+_JOINED = 64 * 1024
+"""Bytes of one write, where they have to be copied for it."""
 _MAX_BUFFERS = 512
 """Below IOV_MAX (1024)."""
 
@@ -126,7 +128,7 @@ class Channel:
         if (place := self.garbled()) is not None:
             buffers = _with_garbled(buffers, place)
         try:
-            count = self.sock.sendmsg(buffers)
+            count = send_buffers(self.sock, buffers)
         except BlockingIOError:
             return False
         except OSError:
@@ -189,6 +191,13 @@ class Channel:
         self.sock.close()
         self.out.clear()
         self.on_close()
+
+
+def send_buffers(sock: AnySocket, buffers: list[bytes | memoryview]) -> int:
+    """Send the beginning of some buffers; how many bytes of it."""
+    if isinstance(sock, TlsSocket) or hasattr(sock, "sendmsg"):
+        return sock.sendmsg(buffers)
+    return sock.send(b"".join(_within(buffers, _JOINED)))  # Windows
 
 
 def _with_garbled(buffers: list[bytes | memoryview], place: int) -> list[bytes | memoryview]:
@@ -277,6 +286,8 @@ class Loop:
                 return  # Or else the client has gone already.
             try:
                 plain.setblocking(False)
+                # Of a client that has gone already, macOS raises here.
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock: AnySocket = plain if tls is None else TlsSocket(plain, tls)
             except OSError:
                 plain.close()

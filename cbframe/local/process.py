@@ -108,7 +108,7 @@ class RemoteEngine:
         child = self._child
         assert child.stdin is not None
         assert child.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # It has ended already.
+        with contextlib.suppress(OSError):  # It has ended already.
             child.stdin.close()
         try:
             child.wait(_END_TIMEOUT)

@@ -20,6 +20,7 @@ from cbframe.local.cluster import LocalCluster
 from cbframe.local.engine import Engine
 from cbframe.local.process import answer, unpack
 from cbframe.local.tls import ServerTLS
+from cbframe.system import nobody_reads, waited
 
 
 def serve(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +113,7 @@ def _stand_alone(options: argparse.Namespace) -> int:
         if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
             # A daemon: a read of the standard input cannot be interrupted otherwise.
             OwnThread(watch_input, "cbframe-local-stdin").start()
-        done.wait()
+        waited(done.wait, None)
     return 0
 
 
@@ -135,7 +136,11 @@ def _control(stdin: IO[bytes], stdout: IO[bytes]) -> int:
             message = unpack(stdin)
             stdout.write(answer(partial(call, message)))
             stdout.flush()
-    except (EOFError, BrokenPipeError):
+    except EOFError:
+        return 0
+    except OSError as exc:
+        if not nobody_reads(exc):
+            raise
         return 0
     finally:
         if engine is not None:

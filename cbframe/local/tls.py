@@ -91,9 +91,6 @@ class TlsSocket:
     def fileno(self) -> int:
         return self._tls.fileno()
 
-    def setsockopt(self, level: int, name: int, value: int) -> None:
-        self._tls.setsockopt(level, name, value)
-
     def close(self) -> None:
         self._tls.close()
 

@@ -225,9 +225,8 @@ def vacuum(store: Store, history: History, keep: int) -> list[str]:
     useful = _useful(newest[-1], history)
     deleted += [name_of(number) for number in numbers[:-keep] if number not in useful]
     deleted += [f"{FOLDER}/{name}" for name in store.names(FOLDER) if name.endswith(".damaged")]
-    for name in deleted:
-        store.remove(name)
-    return deleted
+    # What somebody reads on Windows stays until next time.
+    return [name for name in deleted if store.remove(name)]
 
 
 def _useful(base: Manifest, history: History) -> set[int]:

@@ -7,13 +7,14 @@ import os
 import platform
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 from cbframe.errors import SnapshotError
 from cbframe.frame.moment import Clock, utc_now
 from cbframe.snapshot.store import LocalStore, Store, make_folder
+from cbframe.system import locked
 
 LOCK = "lock.json"
 
@@ -47,21 +48,15 @@ def writing(store: Store, *, clock: Clock = utc_now, break_lock: bool = False) -
 
 
 @contextmanager
-def _held_by_system(store: Store, mine: dict[str, Any], clock: Clock, break_lock: bool) -> Iterator[None]:
-    try:
-        import fcntl  # noqa: PLC0415 - not everywhere
-    except ImportError:  # pragma: no cover - Windows
-        with _held_by_file(store, mine, clock, break_lock):
-            yield
-        return
+def _held_by_system(store: Store, mine: dict[str, Any], clock: Clock, _break_lock: bool) -> Iterator[None]:
     assert isinstance(store, LocalStore)
     path = store.path(LOCK)
     with store.told(LOCK, "lock the snapshot"):
         make_folder(path.parent)
         file = path.open("a+b")
-    with file:
+    with file, ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(file))
         except BlockingIOError:
             file.seek(0)
             raise _locked(store, file.read(), clock, killed="ended: the lock ends with it") from None

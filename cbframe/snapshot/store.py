@@ -22,8 +22,10 @@ import pyarrow.fs as pafs
 from cbframe.errors import CbframeError, SnapshotError
 from cbframe.frame.destination import located
 from cbframe.limits import shortage
+from cbframe.system import remove, replace, sync, sync_folder
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+"""How systems say that a disk knows no links; the last is Windows."""
 
 
 class Output:
@@ -118,8 +120,8 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
+    def remove(self, name: str) -> bool:
+        """Delete a file, if it is there; False if it stays, since somebody reads it (on Windows)."""
 
     @abstractmethod
     def rename(self, name: str, other: str) -> None:
@@ -180,9 +182,8 @@ class LocalStore(Store):
             try:
                 with path.open("xb") as file:
                     yield Output(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                _sync_folder(path.parent)
+                    sync(file)
+                sync_folder(path.parent)
             except BaseException:  # Ctrl-C, too: no half of a file is left, and it is raised again
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
@@ -196,21 +197,20 @@ class LocalStore(Store):
             try:
                 with scratch.open("xb") as file:
                     file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    sync(file)
                 _name(scratch, path)
             finally:
                 scratch.unlink(missing_ok=True)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str) -> bool:
         with self.told(name, "delete a file"):
-            (self._root / name).unlink(missing_ok=True)
+            return remove(self._root / name)
 
     def rename(self, name: str, other: str) -> None:
         with self.told(name, "rename a file"):
-            (self._root / name).replace(self._root / other)
-            _sync_folder((self._root / other).parent)
+            replace(self._root / name, self._root / other)
+            sync_folder((self._root / other).parent)
 
     def path(self, name: str) -> Path:
         """A file of the operating system."""
@@ -293,9 +293,10 @@ class RemoteStore(Store):
             return False
         return True
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str) -> bool:
         with self.told(name, "delete a file"), suppress(FileNotFoundError):
             self._filesystem.delete_file(self._fresh(name))
+        return True
 
     def rename(self, name: str, other: str) -> None:
         with self.told(name, "rename a file"):
@@ -353,13 +354,3 @@ def _name(scratch: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError(errno.EEXIST, "there is such a file", str(path)) from None
         scratch.rename(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder safe; not every system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Self, TypeAlias
 from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.local import LocalCluster
 from cbframe.local.config import HOST
-from cbframe.local.loop import Channel, Loop
+from cbframe.local.loop import Channel, Loop, send_buffers
 
 Direction: TypeAlias = Literal["down", "up"]
 """Down is from the node to the client, up from the client to the node."""
@@ -201,6 +201,9 @@ class FaultProxy:
             ahead = socket.create_connection(target, timeout=5)
         except OSError:
             return None
+        ahead.setblocking(False)
+        with contextlib.suppress(OSError):  # macOS: the node has hung up already
+            ahead.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link = _Link(self._wires, self._made, node, sock, ahead)
         self._made += 1
         self._wires.links.append(link)
@@ -295,8 +298,6 @@ class _End(Channel):
     """One of a link's sockets. Its direction is that of the bytes that it sends."""
 
     def __init__(self, link: _Link, direction: Direction, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().__init__(link.wires.loop, sock)
         self._link = link
         self._wires = link.wires
@@ -332,7 +333,7 @@ class _End(Channel):
         if self.out and not self._happen():
             piece = self._piece()
             try:
-                count = self.sock.sendmsg([piece])
+                count = send_buffers(self.sock, [piece])
             except BlockingIOError:
                 count = 0
             except OSError:

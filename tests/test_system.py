@@ -1,0 +1,237 @@
+"""The other ways of macOS and Windows, forced on Linux."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cbframe import system
+from cbframe.dcp.transport import SocketTransport, Waker
+from cbframe.errors import ConnectError
+from cbframe.local import loop
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "WINDOWS", True)
+
+
+def busy(times: int, seen: list[Path]) -> Callable[[Path, Path], Path]:
+    """What Windows does while another program has the file open, so many times."""
+
+    def replace(path: Path, other: Path) -> Path:
+        seen.append(path)
+        if len(seen) <= times:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        path.rename(other)
+        return other
+
+    return replace
+
+
+# -- waits
+
+
+def test_a_wait_of_the_main_thread_lets_ctrl_c_through(windows: None) -> None:
+    waits: list[float | None] = []
+
+    def wait(seconds: float | None) -> bool:
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise KeyboardInterrupt  # Windows raises it between two waits, never inside of one
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        system.waited(wait, None)
+    assert len(waits) == 3
+    assert all(seconds is not None and 0 < seconds <= 0.25 for seconds in waits)
+
+
+def test_short_waits_are_as_long_as_the_whole(windows: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    waits: list[float] = []
+    monkeypatch.setattr(system, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def wait(seconds: float | None) -> bool:
+        nonlocal now
+        assert seconds is not None
+        waits.append(seconds)
+        now += seconds
+        return False
+
+    assert not system.waited(wait, 0.625)
+    assert waits == [0.25, 0.25, 0.125]
+    waits.clear()
+    assert not system.waited(wait, -1)
+    assert waits == [0.0]
+
+
+def test_other_threads_and_other_systems_wait_once(windows: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float | None] = []
+
+    def wait(seconds: float | None) -> bool:
+        waits.append(seconds)
+        return False
+
+    thread = threading.Thread(target=system.waited, args=(wait, 9.0))
+    thread.start()
+    thread.join()
+    monkeypatch.setattr(system, "WINDOWS", False)
+    system.waited(wait, None)
+    assert waits == [9.0, None]
+
+
+def test_what_is_ready() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert system.ready(0, (one, system.EVENT_READ)) == []
+        assert system.ready(None, (one, system.EVENT_WRITE)) == [one]
+        other.send(b"x")
+        assert system.ready(5, (one, system.EVENT_READ), (other, system.EVENT_READ)) == [one]
+
+
+@pytest.mark.parametrize("code", [errno.ECONNREFUSED, 10061])
+def test_a_connection_that_is_refused_at_once(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is not asked for again: it would be gone, and the socket looks connected."""
+    monkeypatch.setattr(socket.socket, "connect_ex", lambda _self, _address: code)
+    monkeypatch.setattr(socket, "errorTab", {10061: "Connection refused."}, raising=False)
+    waker = Waker()
+    try:
+        with pytest.raises(ConnectError, match=r"cannot connect: Connection refused"):
+            SocketTransport().connect("127.0.0.1:1", waker, 5)
+    finally:
+        waker.close()
+
+
+# -- files
+
+
+def test_a_file_that_is_open_for_a_moment_is_replaced(
+    windows: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+    pauses: list[float] = []
+    monkeypatch.setattr(system.time, "sleep", pauses.append)
+    monkeypatch.setattr(Path, "replace", busy(3, seen))
+    (tmp_path / "new").write_bytes(b"new")
+    system.replace(tmp_path / "new", tmp_path / "name")
+    assert (tmp_path / "name").read_bytes() == b"new"
+    assert pauses == [0.01, 0.02, 0.04]
+
+
+def test_a_file_that_stays_open_is_named(
+    windows: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(system.time, "sleep", lambda _: None)
+    monkeypatch.setattr(Path, "replace", busy(99, seen))
+    with pytest.raises(PermissionError, match="is it open in another program") as caught:
+        system.replace(tmp_path / "new", tmp_path / "name")
+    assert caught.value.filename == str(tmp_path / "name")
+    assert len(seen) == 7
+
+
+def test_elsewhere_what_is_not_permitted_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(Path, "replace", busy(99, seen))
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: busy(99, seen)(path, path))
+    with pytest.raises(PermissionError, match=r"^\[Errno 13\] Access is denied$"):
+        system.replace(tmp_path / "new", tmp_path / "name")
+    with pytest.raises(PermissionError):
+        system.remove(tmp_path / "name")
+    assert len(seen) == 2
+
+
+def test_a_file_that_is_open_stays(windows: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert system.remove(tmp_path / "nothing")
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: busy(99, [])(path, path))
+    assert not system.remove(tmp_path / "name")
+
+
+def test_macos_writes_through_the_cache_of_the_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int]] = []
+    full = SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda _fd, command: calls.append(("fcntl", command)))
+    monkeypatch.setattr(system.os, "fsync", lambda fd: calls.append(("fsync", fd)))
+    with (tmp_path / "file").open("wb") as file:
+        monkeypatch.setitem(sys.modules, "fcntl", full)
+        system.sync(file)
+        full.fcntl = lambda _fd, _command: open("/nowhere/at/all")  # noqa: PTH123, SIM115 - raises OSError
+        system.sync(file)
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+        system.sync(file)
+        assert calls == [("fcntl", 51), ("fsync", file.fileno()), ("fsync", file.fileno())]
+
+
+class Msvcrt:
+    """Windows' locks of bytes, by Linux' ones; both are the file's, not the process's."""
+
+    LK_NBLCK, LK_UNLCK = 2, 0
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+
+    def locking(self, fd: int, mode: int, nbytes: int) -> None:
+        self.places.append(system.os.lseek(fd, 0, 1))
+        assert nbytes == 1
+        try:
+            fcntl.flock(fd, fcntl.LOCK_UN if mode == self.LK_UNLCK else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PermissionError(errno.EACCES, "Permission denied") from None
+
+
+@pytest.mark.parametrize("other_way", [False, True], ids=["fcntl", "msvcrt"])
+def test_a_lock_has_one_owner(other_way: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    msvcrt = Msvcrt()
+    if other_way:
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+        monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
+    path = tmp_path / "lock"
+    with path.open("a+b") as mine, path.open("a+b") as yours, system.locked(mine):
+        mine.write(b"mine")
+        mine.flush()
+        with pytest.raises(BlockingIOError), system.locked(yours):
+            pass
+        # Windows would refuse to read what is locked.
+        assert path.read_bytes() == b"mine"
+    with path.open("a+b") as yours, system.locked(yours):
+        assert path.read_bytes() == b"mine"
+    assert all(place >= 1 << 30 for place in msvcrt.places)
+    assert bool(msvcrt.places) is other_way
+
+
+def test_a_pipe_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = OSError(errno.EINVAL, "Invalid argument")
+    assert system.nobody_reads(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert not system.nobody_reads(said)
+    monkeypatch.setattr(system, "WINDOWS", True)
+    assert system.nobody_reads(said)
+    assert not system.nobody_reads(OSError(errno.EINVAL, "Invalid argument", "a:b"))
+    assert not system.nobody_reads(OSError(errno.ENOSPC, "No space left on device"))
+
+
+# -- the embedded cluster
+
+
+def test_buffers_are_joined_where_a_socket_takes_one() -> None:
+    sent: list[bytes] = []
+
+    def send(data: bytes) -> int:
+        sent.append(data)
+        return len(data)
+
+    sock: Any = SimpleNamespace(send=send)
+    assert loop.send_buffers(sock, [b"ab", memoryview(b"cd")]) == 4
+    assert loop.send_buffers(sock, [b"x" * 60_000, b"y" * 60_000]) == 1 << 16
+    assert sent[0] == b"abcd"
+    assert sent[1] == b"x" * 60_000 + b"y" * 5_536
