@@ -8,7 +8,7 @@ tested without a socket. Source: kv_engine ``engines/ep/src/dcp/producer.cc`` (s
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from cbframe.local.manifest import Manifest, UnknownScopeError
@@ -112,12 +112,26 @@ def parse_filter(value: bytes, manifest: Manifest, *, stream_ids: bool = False) 
     return plain
 
 
-def shown(wanted: Filter, manifest: Manifest, visible: frozenset[int]) -> Filter | None:
-    """The filter for a user for whom only some collections exist; None if it names another one."""
-    if wanted.ids is not None:
-        return wanted if wanted.ids <= visible else None
-    of_scope = visible if wanted.scope is None else visible & manifest.scope_ids(wanted.scope)
-    return replace(wanted, ids=of_scope, scope=None)
+def permitted(
+    wanted: Filter, manifest: Manifest, status: Callable[[int | None, int | None], Status], *, legacy: bool
+) -> Status:
+    """SUCCESS, or how a user is refused who may not stream all that a filter lets through.
+
+    Without a filter that is the whole bucket, and on a connection without collections the default one.
+    Source: kv_engine ``collections/vbucket_filter.cc`` (checkPrivileges).
+
+    Parameters
+    ----------
+    status
+        Of the privilege to stream a scope, a collection of it, or, of None and None, the bucket.
+    """
+    if legacy:
+        return status(0, 0)
+    if wanted.ids is None:
+        return status(wanted.scope, None)
+    found = {status(manifest.scope_of(cid), cid) for cid in wanted.ids & manifest.ids()}
+    refusals = (Status.UNKNOWN_COLLECTION, Status.EACCESS)
+    return next((each for each in refusals if each in found), Status.SUCCESS)
 
 
 def _hex(text: object) -> int:

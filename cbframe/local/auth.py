@@ -28,10 +28,17 @@ _MALFORMED = Answer(Status.EINVAL)
 
 
 class SaslServer:
-    """One connection's authentication, from AUTH to the last STEP."""
+    """One connection's authentication, from AUTH to the last STEP.
 
-    def __init__(self, credentials: Credentials) -> None:
+    Parameters
+    ----------
+    scram_for_all
+        A user who is not known here is challenged, too, also if it may be one of a directory.
+    """
+
+    def __init__(self, credentials: Credentials, *, scram_for_all: bool = True) -> None:
         self._credentials = credentials
+        self._scram_for_all = scram_for_all
         self._pending: _Scram | None = None
         self.user: User | None = None
         """Who has logged in."""
@@ -55,6 +62,11 @@ class SaslServer:
             self._pending = _Scram(SCRAM_HASHES[name], payload, self._credentials)
         except ProtocolError:
             return _MALFORMED
+        known = self._credentials.is_local(self._pending.user)
+        if not (self._scram_for_all or known) and self._credentials.asks_directory:
+            # The directory is asked instead, and it does not know SCRAM.
+            self._pending = None
+            return _FAILED
         return Answer(Status.AUTH_CONTINUE, self._pending.challenge)
 
     def step(self, payload: bytes) -> Answer:

@@ -51,8 +51,9 @@ class Connection(Protocol):
         self, frame: Frame, status: Status = ..., *, value: bytes = ..., context: str = ...
     ) -> None: ...
     def not_my_vbucket(self, frame: Frame) -> None: ...
-    def unknown_collection(self, frame: Frame, status: Status) -> None: ...
-    def visible(self) -> frozenset[int] | None: ...
+    def refuse(self, frame: Frame, status: Status) -> None: ...
+    def deny(self, frame: Frame, privilege: str) -> None: ...
+    def rights(self, access: str, scope: int | None = ..., collection: int | None = ...) -> Status: ...
     def may_stream(self) -> bool: ...
     def holds(self, vbucket: int, *, active: bool) -> bool: ...
     def watch(self, vbucket: int, change: int) -> None: ...
@@ -133,7 +134,7 @@ class Producer:
         conn = self._conn
         collections = Feature.COLLECTIONS in conn.features
         if not conn.may_stream():
-            conn.respond(frame, Status.EACCESS)
+            conn.deny(frame, "DcpProducer")
             return
         if message.flags & _NO_VALUE_FLAG:
             context = "DCP_ADD_STREAM_FLAG_NO_VALUE{8} flag is no longer used"
@@ -172,18 +173,11 @@ class Producer:
             message.value, self._bucket.manifest, stream_ids=self.controls.stream_ids
         )
         if isinstance(wanted, Refusal):
-            if wanted.status in {Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE}:
-                conn.unknown_collection(frame, wanted.status)
-            else:
-                conn.respond(frame, wanted.status)
+            conn.refuse(frame, wanted.status)
             return
-        visible = conn.visible()
-        if visible is not None:
-            shown = admission.shown(wanted, self._bucket.manifest, visible)
-            if shown is None:
-                conn.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
-                return
-            wanted = shown
+        if (status := self._permitted(wanted)) is not Status.SUCCESS:
+            conn.refuse(frame, status)
+            return
         if (message.vbucket, wanted.sid) in self.streams:
             conn.respond(frame, Status.KEY_EEXISTS)
             return
@@ -216,6 +210,20 @@ class Producer:
             self._wake(stream)
         else:
             self._schedule_backfill(stream)
+
+    def _permitted(self, wanted: Filter) -> Status:
+        legacy = Feature.COLLECTIONS not in self._conn.features
+        status = partial(self._conn.rights, "dcp")
+        return admission.permitted(wanted, self._bucket.manifest, status, legacy=legacy)
+
+    def check_rights(self) -> None:
+        """The user has other rights: streams end that would not be granted now."""
+        with self._bucket.lock:
+            streams = list(self.streams.values())
+            lost = [each for each in streams if self._permitted(each.filter) is not Status.SUCCESS]
+        for stream in lost:
+            self._drop(stream.key)
+            self._count(stream.end_frame(StreamEndReason.LOST_PRIVILEGES))
 
     def _variant(self, collections: bool, wanted: Filter) -> Variant:
         flags = self._flags

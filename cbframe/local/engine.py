@@ -188,6 +188,10 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
             except (UnknownCollectionError, UnknownScopeError) as exc:
                 raise ConfigurationError(f"no collection {collection}: create it first") from exc
 
+    def _sid(self, scope: str) -> int:
+        with self.bucket.lock:
+            return int(self._known(lambda m: m.scope(scope)).id)
+
     def _vbucket(self, vbucket: int) -> VBucket:
         if not 0 <= vbucket < len(self.bucket.vbuckets):
             raise ConfigurationError(f"no vbucket {vbucket}, only 0 to {len(self.bucket.vbuckets) - 1}")

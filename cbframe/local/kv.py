@@ -22,7 +22,7 @@ from cbframe.local.queries import QUERIES
 from cbframe.local.rules import BEFORE_AUTH, LENGTHS, WITHOUT_BUCKET, refusal
 from cbframe.local.snappy import inflate
 from cbframe.local.tls import AnySocket
-from cbframe.local.users import NOBODY, User, visible
+from cbframe.local.users import NOBODY, User
 from cbframe.wire import leb128
 from cbframe.wire.constants import (
     MAX_KEY_LENGTH,
@@ -33,7 +33,6 @@ from cbframe.wire.constants import (
     Opcode,
     ServerOpcode,
     Status,
-    StreamEndReason,
 )
 from cbframe.wire.frame import Frame
 from cbframe.wire.requests import Hello, SaslAuth, SelectBucket, parse_request
@@ -55,7 +54,7 @@ class KvConnection(Channel):
         self.user: User | None = None
         self.selected = False
         self.producer: Producer | None = None
-        self._sasl = SaslServer(node.credentials)
+        self._sasl = SaslServer(node.credentials, scram_for_all=node.bucket.release.scram_for_all)
         self._buffer = bytearray()
         self._heard = self.now()
         self._began = 0.0
@@ -182,6 +181,21 @@ class KvConnection(Channel):
         with self.bucket.lock:
             self.respond_json(frame, self.node.config.terse(self.node.index), Status.NOT_MY_VBUCKET)
 
+    def refuse(self, frame: Frame, status: Status) -> None:
+        """Refuse a request, in a form that the client understands.
+
+        Those who did not ask for extended errors (XERROR) do not know all statuses.
+        """
+        if status in {Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE}:
+            if self.features.isdisjoint({Feature.XERROR, Feature.COLLECTIONS}):
+                self.respond(frame, Status.EINVAL)
+            else:
+                self.unknown_collection(frame, status)
+        elif status is Status.EACCESS and Feature.XERROR not in self.features:
+            self.close()
+        else:
+            self.respond(frame, status)
+
     def unknown_collection(self, frame: Frame, status: Status) -> None:
         error = {
             "error": {"context": "Unknown scope or collection in operation"},
@@ -272,7 +286,8 @@ class KvConnection(Channel):
         )
         if refused and Feature.XERROR in self.features:
             # JSON, but not marked as such: the recorded clients had not agreed to that yet.
-            value = _to_json({"error": refusal(message.mechanism)})
+            external = answer.status is Status.AUTH_ERROR and self.node.credentials.asks_directory
+            value = _to_json({"error": refusal(message.mechanism, external=external)})
         self.respond(frame, answer.status, value=value)
 
     def _select_bucket(self, frame: Frame) -> None:
@@ -301,16 +316,19 @@ class KvConnection(Channel):
     def may_stream(self) -> bool:
         return self.user is not None and self.user.may("dcp")
 
-    def visible(self) -> frozenset[int] | None:
-        """Ids of the collections that exist for the user, the bucket's lock held; None for all."""
-        return visible(self.user, self.bucket.manifest)
+    def rights(self, access: str, scope: int | None = None, collection: int | None = None) -> Status:
+        """As :meth:`User.status`; the bucket's lock is held."""
+        return (self.user or NOBODY).status(access, self.bucket.manifest, scope, collection)
 
-    def revoke(self) -> None:
-        """The user has lost all rights: streams end, nothing new begins."""
-        self.user = NOBODY
+    def sees(self, scope: int, collection: int | None) -> bool:
+        """Whether a scope or collection exists for the user; the bucket's lock is held."""
+        return (self.user or NOBODY).sees(self.bucket.manifest, scope, collection)
+
+    def change_user(self, user: User) -> None:
+        """The user has other rights: streams end that they do not include."""
+        self.user = user
         if self.producer is not None:
-            for vbucket in {vbucket for vbucket, _ in self.producer.streams}:
-                self.producer.end_stream(vbucket, StreamEndReason.LOST_PRIVILEGES)
+            self.producer.check_rights()
             self.flush()
 
     def _cluster_config(self, frame: Frame) -> None:
@@ -366,8 +384,8 @@ class KvConnection(Channel):
             self.respond(frame, Status.EINVAL, context=context)
             return
         with self.bucket.lock:
-            shown = self.visible()
-            if cid not in self.bucket.manifest.ids() or (shown is not None and cid not in shown):
+            manifest = self.bucket.manifest
+            if cid not in manifest.ids() or not self.sees(manifest.scope_of(cid), cid):
                 self.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
                 return
             outcome = self.node.documents.run(frame, key, info, packed)

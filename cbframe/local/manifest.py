@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,29 +154,36 @@ class Manifest:
                 return frozenset(scope.collections.values())
         raise UnknownScopeError(scope_id)
 
-    def json(self, visible: frozenset[int] | None = None) -> dict[str, Any]:
-        """As REST and KV answer it, of all collections or some: ids in hexadecimal, without prefix."""
-        return {
-            "uid": f"{self.uid:x}",
-            "scopes": [
+    def scope_of(self, collection_id: int) -> int:
+        """Id of the scope of a collection."""
+        for scope in self.scopes.values():
+            if collection_id in scope.collections.values():
+                return scope.id
+        raise UnknownCollectionError(collection_id)
+
+    def json(self, visible: Callable[[int, int | None], bool] = lambda _scope, _cid: True) -> dict[str, Any]:
+        """As REST and KV answer it, of all collections or some: ids in hexadecimal, without prefix.
+
+        Parameters
+        ----------
+        visible
+            Whether a scope, or a collection of it, exists for who asks.
+        """
+        scopes = []
+        for name, scope in self.scopes.items():
+            shown = [
                 {
-                    "name": name,
-                    "uid": f"{scope.id:x}",
-                    "collections": [
-                        {
-                            "name": collection,
-                            "uid": f"{cid:x}",
-                            "maxTTL": self._max_ttl.get(cid, 0),
-                            "history": self.history,
-                        }
-                        for collection, cid in scope.collections.items()
-                        if visible is None or cid in visible
-                    ],
+                    "name": collection,
+                    "uid": f"{cid:x}",
+                    "maxTTL": self._max_ttl.get(cid, 0),
+                    "history": self.history,
                 }
-                for name, scope in self.scopes.items()
-                if visible is None or not visible.isdisjoint(scope.collections.values())
-            ],
-        }
+                for collection, cid in scope.collections.items()
+                if visible(scope.id, cid)
+            ]
+            if shown or visible(scope.id, None):
+                scopes.append({"name": name, "uid": f"{scope.id:x}", "collections": shown})
+        return {"uid": f"{self.uid:x}", "scopes": scopes}
 
 
 def _check_name(name: str) -> None:

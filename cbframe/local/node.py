@@ -14,7 +14,7 @@ from cbframe.local.kv import KvConnection
 from cbframe.local.loop import Channel, Loop
 from cbframe.local.rest import RestConnection
 from cbframe.local.tls import AnySocket
-from cbframe.local.users import Credentials
+from cbframe.local.users import NOBODY, Credentials, User
 from cbframe.wire.constants import StreamEndReason
 
 _IDLE_TIMEOUT = 360.0
@@ -133,11 +133,11 @@ class Node:
         for vbucket in range(len(self.bucket.vbuckets)):
             self.end_streams(vbucket, only_if_lost=False)
 
-    def revoke(self, name: str) -> None:
-        """A user has lost all rights."""
+    def change_user(self, name: str, user: User | None) -> None:
+        """A user has other rights; None: there is no such user any more."""
         for connection in list(self._connections):
             if connection.user is not None and connection.user.name == name:
-                connection.revoke()
+                connection.change_user(user or NOBODY)
 
     def close_bucket(self) -> None:
         """The bucket is not on this node: the connections that use it close."""

@@ -22,7 +22,7 @@ ONLY_DCP = "The command can only be sent on a DCP connection"
 
 def manifest(conn: KvConnection, frame: Frame) -> None:
     with conn.bucket.lock:
-        conn.respond_json(frame, conn.bucket.manifest.json(conn.visible()))
+        conn.respond_json(frame, conn.bucket.manifest.json(conn.sees))
 
 
 def collection_id(conn: KvConnection, frame: Frame) -> None:
@@ -37,19 +37,21 @@ def collection_id(conn: KvConnection, frame: Frame) -> None:
             cid = manifest.collection(scope, name)
         except UnknownScopeError:
             conn.unknown_collection(frame, Status.UNKNOWN_SCOPE)
+            return
         except UnknownCollectionError:
+            cid = -1
+        if cid < 0 or not conn.sees(manifest.scope_of(cid), cid):
             conn.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
-        else:
-            conn.respond(frame, extras=manifest.uid.to_bytes(8, "big") + cid.to_bytes(4, "big"))
+            return
+        conn.respond(frame, extras=manifest.uid.to_bytes(8, "big") + cid.to_bytes(4, "big"))
 
 
 def scope_id(conn: KvConnection, frame: Frame) -> None:
     name = (frame.value or frame.key).decode(errors="replace")
     with conn.bucket.lock:
         manifest = conn.bucket.manifest
-        try:
-            scope = manifest.scope(name)
-        except UnknownScopeError:
+        scope = manifest.scopes.get(name)
+        if scope is None or not conn.sees(scope.id, None):
             conn.unknown_collection(frame, Status.UNKNOWN_SCOPE)
         else:
             conn.respond(frame, extras=manifest.uid.to_bytes(8, "big") + scope.id.to_bytes(4, "big"))
@@ -65,9 +67,18 @@ def all_seqnos(conn: KvConnection, frame: Frame) -> None:
         conn.respond(frame, Status.EINVAL, context=context)
         return
     with conn.bucket.lock:
-        if cid is not None and cid not in conn.bucket.manifest.ids():
-            conn.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
-            return
+        if cid is not None or not collections:
+            manifest = conn.bucket.manifest
+            if cid is not None and cid not in manifest.ids():
+                status = Status.UNKNOWN_COLLECTION
+            else:
+                status = conn.rights("data", manifest.scope_of(cid or 0), cid or 0)
+            if status is not Status.SUCCESS and (status is Status.EACCESS or not collections):
+                conn.deny(frame, "Read")
+                return
+            if status is not Status.SUCCESS:
+                conn.unknown_collection(frame, status)
+                return
         seqnos: dict[int, int] = {}
         for vbucket, row in zip(conn.bucket.vbuckets, conn.bucket.map, strict=True):
             if not _in_state(row, conn.node.index, state):
@@ -83,6 +94,10 @@ def all_seqnos(conn: KvConnection, frame: Frame) -> None:
 def failover_log(conn: KvConnection, frame: Frame) -> None:
     if frame.opcode == Opcode.DCP_GET_FAILOVER_LOG and conn.producer is None:
         conn.respond(frame, Status.EINVAL, context=ONLY_DCP)
+    elif frame.opcode == Opcode.GET_FAILOVER_LOG and conn.rights("data") is not Status.SUCCESS:
+        conn.deny(frame, "Read")
+    elif frame.opcode == Opcode.DCP_GET_FAILOVER_LOG and not conn.may_stream():
+        conn.deny(frame, "DcpProducer")
     elif not conn.holds(frame.vbucket, active=False):
         conn.not_my_vbucket(frame)
     else:
@@ -93,8 +108,8 @@ def failover_log(conn: KvConnection, frame: Frame) -> None:
 
 def stat(conn: KvConnection, frame: Frame) -> None:
     group = frame.key.decode(errors="replace").split()
-    if not group and (conn.user is None or not conn.user.may("admin")):
-        conn.respond(frame, Status.EACCESS)
+    if conn.user is None or not conn.user.may("admin"):
+        conn.deny(frame, "SimpleStats")
         return
     with conn.bucket.lock:
         lines = stats(conn.bucket, conn.node.index, group)

@@ -26,6 +26,8 @@ class Release:
         Whether datatypes in disk backfills without values have the Snappy bit.
     placeholders
         Whether a node that gets a bucket's map before the bucket answers CONFIG_ONLY meanwhile.
+    scram_for_all
+        Whether a user that the cluster does not know gets a SCRAM challenge also where it asks a directory.
     messages_per_send
         DCP messages that go into one call of ``send``, by the priority of the connection.
     """
@@ -36,6 +38,7 @@ class Release:
     key_only_backfills: bool
     packed_on_disk: bool
     placeholders: bool
+    scram_for_all: bool
     messages_per_send: Mapping[str, int]
 
 
@@ -47,6 +50,7 @@ RELEASES = {
         key_only_backfills=False,
         packed_on_disk=False,
         placeholders=False,
+        scram_for_all=True,
         messages_per_send={"low": 1, "medium": 1, "high": 1},
     ),
     "8.0": Release(
@@ -56,6 +60,7 @@ RELEASES = {
         key_only_backfills=True,
         packed_on_disk=True,
         placeholders=True,
+        scram_for_all=False,
         messages_per_send={"low": 1, "medium": 5, "high": 50},
     ),
 }

@@ -113,11 +113,11 @@ class RestConnection(Channel):
                     [] if bucket.deleted or not user.may("data") else [config.verbose(self._node.index)]
                 )
             elif len(path) >= 4 and path[:2] == ["pools", "default"]:
-                self._bucket(path[2], path[3], path[4:], query)
+                self._bucket(path[2], path[3], path[4:], query, user)
             else:
                 self._not_found()
 
-    def _bucket(self, kind: str, name: str, rest: list[str], query: dict[str, str]) -> None:
+    def _bucket(self, kind: str, name: str, rest: list[str], query: dict[str, str], user: User) -> None:
         bucket, config = self._node.bucket, self._node.config
         if kind not in {"buckets", "b", "bs", "bucketsStreaming"} or (
             rest and (kind, rest) != ("buckets", ["scopes"])
@@ -128,7 +128,7 @@ class RestConnection(Channel):
         elif query.get("bucket_uuid", bucket.uuid) != bucket.uuid:
             self._reply(HTTPStatus.NOT_FOUND, b"Bucket uuid does not match the requested.", _TEXT)
         elif rest:
-            self._json(bucket.manifest.json())
+            self._json(bucket.manifest.json(lambda *ids: user.sees(bucket.manifest, *ids)))
         elif kind == "buckets":
             self._json(config.verbose(self._node.index))
         elif kind == "b":

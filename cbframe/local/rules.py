@@ -31,9 +31,15 @@ WITHOUT_BUCKET = BEFORE_AUTH | {
 }
 
 
-def refusal(mechanism: str) -> dict[str, str]:
-    """The error that a failed login is answered with."""
+def refusal(mechanism: str, *, external: bool) -> dict[str, str]:
+    """The error that a failed login is answered with, where a directory was asked, too, if `external`."""
+    # What to look for in the server's log.
+    reference = {"ref": str(uuid.uuid4())}
     if mechanism not in MECHANISMS.split():
         return {"context": f'Requested mechanism "{mechanism}" is not supported'}
-    # What to look for in the server's log.
-    return {"ref": str(uuid.uuid4())}
+    if external:
+        return {
+            "context": f"Wrong credentials, or {mechanism} does not serve for external users",
+            **reference,
+        }
+    return reference
