@@ -155,6 +155,11 @@ class AccessError(ConnectError):
     permanent = True
 
 
+ROLES_HINT = (
+    "the user needs the roles Data Reader and Data DCP Reader on the bucket, or on the scopes and "
+    "collections that are read (Capella: Read access to them; Community Edition: Application Access, "
+    "bucket_full_access)"
+)
 PAUSED_HINT = "resume the bucket, and read again when it is back"
 
 

@@ -19,6 +19,7 @@ from cbframe import __version__
 from cbframe.cli.arguments import (
     FORMATS,
     STREAMED,
+    add_collections,
     add_columns,
     add_connection,
     add_consistency,
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=FORMATS,
     )
     add_connection(read)
+    add_collections(read)
     add_columns(read)
     add_expired(read)
     add_transaction_records(read)
@@ -191,6 +193,6 @@ def _doctor(options: argparse.Namespace) -> int:
 
     arguments = connection(options)
     proxies = arguments.pop("options").proxies
-    found = doctor(**arguments, proxies=proxies)
+    found = doctor(**arguments, proxies=proxies, scope=options.scope, collections=options.collections)
     say(json.dumps(found.to_dict(), ensure_ascii=False, indent=2) if options.json else str(found))
     return 0 if found.ok else 1

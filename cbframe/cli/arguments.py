@@ -79,6 +79,22 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=names, metavar="A,B", help="keep only these fields")
 
 
+def collection_names(text: str) -> list[str] | str:
+    """``A,B``, or what stands for those that the user sees."""
+    return text if text == "visible" else names(text)
+
+
+def add_collections(parser: argparse.ArgumentParser) -> None:
+    """Which scope, or which collections."""
+    parser.add_argument("--scope", metavar="NAME", help="only this scope")
+    parser.add_argument(
+        "--collections",
+        type=collection_names,
+        metavar="A,B",
+        help="only these collections; visible: those that the user sees",
+    )
+
+
 def add_expired(parser: argparse.ArgumentParser) -> None:
     """Whether documents that have expired are wanted."""
     parser.add_argument(
@@ -139,8 +155,7 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="go on where FILE says, and keep it up"
     )
-    parser.add_argument("--scope", metavar="NAME", help="only this scope")
-    parser.add_argument("--collections", type=names, metavar="A,B", help="only these collections")
+    add_collections(parser)
     parser.add_argument("--prefix", metavar="TEXT", help="only documents whose key begins so")
     add_transaction_records(parser)
     parser.add_argument(
@@ -155,6 +170,7 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """``cbframe doctor``."""
     add_connection(parser)
+    add_collections(parser)
     add_json(parser)
 
 
@@ -186,8 +202,7 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
         "default: update",
     )
     add_columns(write)
-    write.add_argument("--scope", metavar="NAME", help="keep only this scope")
-    write.add_argument("--collections", type=names, metavar="A,B", help="keep only these collections")
+    add_collections(write)
     add_transaction_records(write, None)
     add_consistency(write)
     write.add_argument("--xattrs", action="store_true", default=None, help="keep extended attributes")

@@ -20,6 +20,8 @@ def read(options: argparse.Namespace) -> int:
         progress = None if options.no_progress else stack.enter_context(progress_line())
         scan = scan_bucket(
             **arguments,
+            scope=options.scope,
+            collections=options.collections,
             columns=options.columns,
             expired=options.expired,
             transaction_records=options.transaction_records,

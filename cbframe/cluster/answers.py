@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from cbframe.errors import AccessError, AuthFailError, ClusterMapError, ConnectError
+from cbframe.errors import ROLES_HINT, AccessError, AuthFailError, ClusterMapError, ConnectError
 
 _SHOWN = 200
 """Characters of a server's own words that an error repeats."""
@@ -83,7 +83,7 @@ class Answer:
             raise AccessError(
                 f"the user may not read {self.path}",
                 node=self.node,
-                hint=f"grant the role Data DCP Reader on the bucket{self._permissions()}",
+                hint=f"{ROLES_HINT}{self._permissions()}",
             )
         if self.status == 404 and b"uuid does not match" in self.body:
             raise uuid_mismatch(self.node)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from cbframe.cluster import fields
 from cbframe.errors import ClusterMapError, ConfigurationError
 
+SYSTEM_SCOPE = "_system"
+"""The server's own."""
 _MAX_ID = 0xFFFFFFFF
 
 
@@ -72,7 +74,7 @@ class Manifest:
         Raises
         ------
         ConfigurationError
-            There is none; the hint lists what there is.
+            There is none; the hint lists what the user sees.
         """
         scope, dot, name = path.partition(".")
         if not dot:
@@ -85,7 +87,8 @@ class Manifest:
                 return number
         known = ", ".join(map(str, sorted(self.collections.values())))
         raise ConfigurationError(
-            f"no collection {path!r} in the bucket", hint=f"there are: {known or 'none'}"
+            f"no collection {path!r} in the bucket that this user sees",
+            hint=f"the user sees: {known or 'none'}",
         )
 
     def scope_id(self, name: str) -> int:
@@ -94,17 +97,28 @@ class Manifest:
         Raises
         ------
         ConfigurationError
-            There is none; the hint lists what there is.
+            There is none; the hint lists what the user sees.
         """
         if name not in self.scopes:
             known = ", ".join(sorted(self.scopes))
-            raise ConfigurationError(f"no scope {name!r} in the bucket", hint=f"there are: {known or 'none'}")
+            raise ConfigurationError(
+                f"no scope {name!r} in the bucket that this user sees",
+                hint=f"the user sees: {known or 'none'}",
+            )
         return self.scopes[name]
 
-    def collections_of(self, scope: str) -> dict[int, CollectionName]:
-        """The collections of one scope, by number; raises as :meth:`scope_id`."""
+    def collections_of(self, scope: str | None) -> dict[int, CollectionName]:
+        """The collections of one scope, by number; None: of all but the server's own.
+
+        Raises
+        ------
+        ConfigurationError
+            As :meth:`scope_id`.
+        """
+        if scope is None:
+            return {cid: name for cid, name in self.collections.items() if name.scope != SYSTEM_SCOPE}
         self.scope_id(scope)
-        return {number: name for number, name in self.collections.items() if name.scope == scope}
+        return {cid: name for cid, name in self.collections.items() if name.scope == scope}
 
 
 def _decode(answer: str | bytes) -> Mapping[str, object]:

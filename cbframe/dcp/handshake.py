@@ -16,6 +16,7 @@ from typing import TypeAlias, TypeVar
 from cbframe.dcp.controls import CONTROLS, Control, DcpSettings
 from cbframe.errors import (
     PAUSED_HINT,
+    ROLES_HINT,
     AccessError,
     AuthFailError,
     BucketNotFoundError,
@@ -166,7 +167,7 @@ def log_in(login: Login, *more: Feature, then: Then) -> Steps[frozenset[int]]:
     if answer.status == Status.EACCESS:
         raise BucketNotFoundError(
             f"bucket {login.bucket!r} does not exist or user {login.user} has no access to it",
-            hint="check the bucket's name; the user needs the role Data Reader and Data DCP Reader on it",
+            hint=f"check the bucket's name; {ROLES_HINT}",
         )
     if answer.status == Status.KEY_ENOENT:
         error = BucketNotFoundError(
@@ -246,7 +247,7 @@ def _opened(settings: DcpSettings, user: str, bucket: str, answer: Frame) -> Ste
     if answer.status == Status.EACCESS:
         raise AccessError(
             f"{user} may not read {bucket} over DCP",
-            hint="grant the role Data DCP Reader (Community Edition: bucket_full_access)",
+            hint=ROLES_HINT,
         )
     if answer.status == Status.NOT_SUPPORTED:
         raise _permanent(

@@ -85,8 +85,6 @@ def sample_now(
         wanted = replace(
             options,
             seq_end=dict.fromkeys(range(MAX_VBUCKETS), 0),
-            collections=None,
-            scope_id=None,
             stream_id=None,
         )
         source = BucketDataSource(

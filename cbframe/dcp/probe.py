@@ -7,7 +7,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -263,9 +263,14 @@ def first_marker(
     *,
     tls: TLSLike = None,
     network: str = "auto",
-    proxies: Mapping[str, str] | None = None,
+    of: BucketDataSourceOptions,
 ) -> tuple[int, int] | None:
-    """Stream until the first snapshot begins: its vbucket and its end; None if the bucket is empty.
+    """Stream until the first snapshot begins: its vbucket and its end; None if there is nothing.
+
+    Parameters
+    ----------
+    of
+        Has the collections that are asked for.
 
     Raises
     ------
@@ -273,7 +278,8 @@ def first_marker(
         It does not come to that.
     """
     receiver = _FirstMarker()
-    options = BucketDataSourceOptions(
+    options = replace(
+        of,
         name="cbframe:doctor",
         seq_end="now",
         no_value=True,
@@ -281,7 +287,6 @@ def first_marker(
         connect_timeout=timeout,
         recovery_timeout=timeout,
         map_streaming=False,
-        proxies=proxies,
     )
     source = BucketDataSource(
         server_urls, "default", bucket, "", None, auth, receiver, options, tls_context=tls, network=network

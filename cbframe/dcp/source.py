@@ -14,7 +14,7 @@ from typing import Self
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.tls import TLSLike
-from cbframe.dcp import plan
+from cbframe.dcp import plan, verdicts
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.controls import DcpSettings, stream_flags
 from cbframe.dcp.coordinator import Coordinator
@@ -31,6 +31,7 @@ from cbframe.dcp.transport import SocketTransport, Transport
 from cbframe.dcp.view import PROBLEMS, Problem, SourceView
 from cbframe.dcp.waits import Timeouts
 from cbframe.errors import (
+    AccessError,
     AuthFailError,
     CbframeError,
     ConfigurationError,
@@ -383,6 +384,13 @@ class BucketDataSource(SourceView):
             self._log.exception("the receiver's on_error raised")
 
     def _on_over(self, error: CbframeError | None) -> None:
+        if isinstance(error, AccessError) and error.hint is None:
+            # The node says only that something was refused. What the user may see tells why.
+            try:
+                seen = self._maps.fetch_manifest()
+            except CbframeError:
+                seen = None
+            error.hint = verdicts.access_hint(self._wanted, seen)
         self._error = error
         if error is not None and not isinstance(error, ReadCancelledError):
             self._note(error)

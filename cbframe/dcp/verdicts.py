@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.plan import StreamEnded, StreamRefused, StreamRolledBack
 from cbframe.errors import (
+    ROLES_HINT,
     AccessError,
     AllServerURLsConnectBucketError,
     CbframeError,
@@ -18,9 +20,12 @@ from cbframe.errors import (
 )
 from cbframe.limits import shortage
 from cbframe.wire.constants import Status, StreamEndReason
+from cbframe.wire.requests import StreamFilter
 
-_FINAL = (Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE, Status.EACCESS, Status.EINVAL)
+_FINAL = (Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE, Status.EINVAL)
 """Refusals that the next attempt would meet again."""
+_MOST_NAMES = 8
+"""Collections that an error names at most."""
 
 
 def unexpected(exc: Exception, where: str, kind: type[CbframeError] = CbframeError) -> CbframeError:
@@ -114,19 +119,48 @@ def ended(event: StreamEnded) -> CbframeError | None:
             "the user lost the privilege to read this vbucket's collections",
             node=event.node,
             vbucket=event.vbucket,
-            hint="grant the role Data DCP Reader again, and read again",
         )
     name = StreamEndReason(reason).name if reason in list(StreamEndReason) else str(reason)
     return StreamError(f"the server ended the stream: {name}", node=event.node, vbucket=event.vbucket)
 
 
-def refused(event: StreamRefused) -> StreamError:
+def refused(event: StreamRefused) -> StreamError | AccessError:
     """Of a stream that the server did not grant."""
+    if event.status == Status.EACCESS:
+        return AccessError(
+            "the user may not stream all that was asked for", node=event.node, vbucket=event.vbucket
+        )
     error = StreamError(
         f"the stream was refused ({Status.describe(event.status)})", node=event.node, vbucket=event.vbucket
     )
     error.permanent = event.status in _FINAL
     return error
+
+
+def access_hint(wanted: StreamFilter, seen: Manifest | None) -> str:
+    """What a user can do who may not stream all that was asked for.
+
+    Parameters
+    ----------
+    seen
+        The collections that the user sees; None where nobody says.
+    """
+    names = sorted(map(str, seen.collections_of(None).values())) if seen is not None else []
+    if seen is None or not names:
+        return ROLES_HINT
+    told = f"the user sees {_listed(names)}"
+    if wanted.collections is not None:
+        return f"{told}, and may not stream all of these: name fewer; to read more, {ROLES_HINT}"
+    scope = next((name for name, number in seen.scopes.items() if number == wanted.scope), None)
+    inside = [name for name in names if scope in (None, name.partition(".")[0])]
+    give = f"collections={inside}" if len(inside) <= _MOST_NAMES else "some of these as collections=[...]"
+    every = 'collections="visible" for all that the user sees'
+    return f"{told}: give {give}, or {every}; to read more, {ROLES_HINT}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def rolled_back(event: StreamRolledBack, times: int) -> StreamError:

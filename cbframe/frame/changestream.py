@@ -312,7 +312,7 @@ class ChangeStream(ShowsItself):
             self._uuid(),
             {vb: self._offset(vb, position) for vb, position in sorted(acked.items())},
             target.scope,
-            target.collections,
+            target.named,
             target.key_prefix,
             self._directory.known,
         )

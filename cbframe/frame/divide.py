@@ -26,7 +26,7 @@ from cbframe.frame.agreed import Agreement, Fitter
 from cbframe.frame.assemble import Assembler, assembled_of, beside
 from cbframe.frame.intake import Intake
 from cbframe.frame.moment import Moment
-from cbframe.frame.names import SYSTEM_SCOPE, Names
+from cbframe.frame.names import Names
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.run import Run
 from cbframe.scan.spec import ScanSpec, count, positive
@@ -166,12 +166,11 @@ class Divider:
         )
         if manifest is None:
             return target, None
-        options = Names(target, target.options).resolve_collections()
-        ids = {cid for cid, name in manifest.collections.items() if name.scope != SYSTEM_SCOPE}
-        if options.collections is not None:
-            ids = set(options.collections)
-        elif target.scope is not None:
-            ids = {cid for cid, name in manifest.collections.items() if name.scope == target.scope}
+        names = Names(target, target.options)
+        options = names.resolve_collections()
+        target = names.target
+        chosen = options.collections
+        ids = manifest.collections_of(target.scope).keys() if chosen is None else set(chosen)
         if not any(ids) and not asked.intersection(target.metadata):
             return target, None
         return replace(target, metadata=tuple(dict.fromkeys([*target.metadata, *sorted(asked)]))), manifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +30,7 @@ from cbframe.errors import (
     ProtocolError,
 )
 from cbframe.frame.diagnosis import ARGUMENTS, DNS, NODES, STEPS, STREAM, TCP, TLS, Diagnosis, Step
+from cbframe.frame.names import Names
 from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.spec import ScanSpec
 from cbframe.typing import Connectable, ServerURLs
@@ -45,6 +47,8 @@ def doctor(
     auth: Any = None,
     tls: TLSLike = None,
     network: str = "auto",
+    scope: str | None = None,
+    collections: str | Iterable[str] | None = None,
     proxies: Mapping[str, str] | None = None,
     timeout: float = 30.0,
 ) -> Diagnosis:
@@ -57,7 +61,7 @@ def doctor(
 
     Parameters
     ----------
-    conn, bucket, auth, tls, network
+    conn, bucket, auth, tls, network, scope, collections
         As for :func:`cbframe.scan_bucket`.
     proxies
         As of :class:`~cbframe.BucketDataSourceOptions`: for ``http://`` and ``https://`` seeds, which are
@@ -74,7 +78,7 @@ def doctor(
     examination = _Examination(timeout, began)
     try:
         options = BucketDataSourceOptions(proxies=proxies)
-        target = ScanSpec.of(conn, bucket, auth=auth, tls=tls, network=network, options=options)
+        target = ScanSpec.of_arguments(locals())
         parsed = parse_connection_string(target.server_urls).on_network(network)
         authenticator = as_authenticator(target.auth)
         context = client_context(tls, authenticator, encrypted=parsed.tls)
@@ -329,6 +333,7 @@ class _Examination:
             raise _StopError
 
     def _stream(self, target: ScanSpec) -> None:
+        names = Names(target, replace(target.options, connect_timeout=max(0.1, min(_EACH, self.left()))))
         try:
             marker = first_marker(
                 target.server_urls,
@@ -337,13 +342,13 @@ class _Examination:
                 max(0.1, min(2 * _EACH, self.left())),
                 tls=target.tls,
                 network=target.network,
-                proxies=target.options.proxies,
+                of=names.resolve_collections(),
             )
         except CbframeError as exc:
             self.failed(STREAM, exc)
             return
         if marker is None:
-            self.ok(STREAM, "streams were granted; the bucket has no documents")
+            self.ok(STREAM, "streams were granted; there are no documents")
         else:
             self.ok(STREAM, f"changes come: vbucket {marker[0]} up to seqno {marker[1]:,}")
 

@@ -14,13 +14,12 @@ from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, METADATA_TYPES
 from cbframe.arrow.documents.filters import predicates
 from cbframe.arrow.keys import KeyForm, formed
-from cbframe.cluster.manifest import CollectionName, Manifest
+from cbframe.cluster.manifest import SYSTEM_SCOPE, CollectionName, Manifest
 from cbframe.dcp.maps import bucket_manifest
-from cbframe.errors import ConfigurationError
+from cbframe.errors import ROLES_HINT, AccessError, ConfigurationError
 from cbframe.options import BucketDataSourceOptions
-from cbframe.scan.spec import ScanSpec
+from cbframe.scan.spec import VISIBLE, ScanSpec
 
-SYSTEM_SCOPE = "_system"
 _NAMES = frozenset({"scope", "collection"})
 
 
@@ -54,19 +53,25 @@ class Names:
         names = (f"_cb_{name}" for name in self._target.metadata)
         return [name for name in names if name in METADATA_TYPES]
 
+    @property
+    def target(self) -> ScanSpec:
+        """The scan; once collections were looked up, with the names of those that the user sees."""
+        return self._target
+
     def resolve_collections(self) -> BucketDataSourceOptions:
         """Turn the names of scopes and collections into the ids that the server filters by."""
         target, options = self._target, self._options
         if target.scope is None and target.collections is None:
             return options
-        manifest = self._fetch_manifest()
+        manifest = fetch_manifest(target)
         self._manifest_uid = manifest.uid
-        if target.collections is None:
+        target = self._target = _named(target, manifest)
+        if target.named is None:
             assert target.scope is not None
             self._scope_id = manifest.scope_id(target.scope)
             return replace(options, scope_id=self._scope_id)
         scope = target.scope or "_default"
-        names = [name if "." in name else f"{scope}.{name}" for name in target.collections]
+        names = [name if "." in name else f"{scope}.{name}" for name in target.named]
         self._wanted = {manifest.id_of(name): name for name in names}
         return replace(options, collections=tuple(self._wanted))
 
@@ -76,7 +81,7 @@ class Names:
             return
         dropped, dropped_scopes = receiver.dropped, receiver.dropped_scopes
         # Streams that end before the drop do not report it, and the documents are gone all the same.
-        manifest = self._at_end = self._fetch_manifest()
+        manifest = self._at_end = fetch_manifest(self._target)
         if manifest.uid >= self._manifest_uid:
             dropped = dropped | (self._wanted.keys() - manifest.collections.keys())
             if self._scope_id is not None and self._scope_id not in manifest.scopes.values():
@@ -87,7 +92,8 @@ class Names:
             gone, what = self._target.scope, f"scope {self._target.scope!r}"
         if gone is not None:
             raise ConfigurationError(
-                f"{what} was dropped during the read", hint="read again without it, or as it is now"
+                f"{what} was dropped during the read, or is hidden from this user now",
+                hint="read again without it, or as it is now",
             )
 
     def manifest_of(self, ids: npt.NDArray[np.uint32], receiver: GatheringReceiver[Any]) -> Manifest | None:
@@ -102,7 +108,7 @@ class Names:
         """
         if not ids.any() and not _NAMES.intersection(self._target.metadata):
             return None
-        return self._current(self._at_end or self._fetch_manifest(), receiver)
+        return self._current(self._at_end or fetch_manifest(self._target), receiver)
 
     @staticmethod
     def _current(manifest: Manifest, receiver: GatheringReceiver[Any]) -> Manifest:
@@ -144,7 +150,7 @@ class Names:
         """Scope and collection of documents that are arriving, by column; null where it is gone."""
         unique, codes = np.unique(ids, return_inverse=True)
         if not self._known.keys() >= set(unique.tolist()):
-            manifest = self._manifest()
+            manifest = _manifest_of(self._target)
             self._known = (
                 {0: CollectionName("_default", "_default")}
                 if manifest is None
@@ -164,20 +170,62 @@ class Names:
         scopes = self.of_collections(np.array(sorted(ids), np.uint32), receiver)["_cb_scope"]
         return any(scope not in (None, SYSTEM_SCOPE) for scope in scopes.to_pylist())
 
-    def _manifest(self) -> Manifest | None:
-        target, options = self._target, self._options
-        return bucket_manifest(
-            target.server_urls, target.bucket, target.auth, options, target.tls, target.network
-        )
 
-    def _fetch_manifest(self) -> Manifest:
-        manifest = self._manifest()
-        if manifest is None:
-            raise ConfigurationError(
-                f"bucket {self._target.bucket!r} is on a server without collections",
-                hint="leave scope= and collections= out",
-            )
-        return manifest
+def settled(target: ScanSpec) -> ScanSpec:
+    """The same scan; where it asks for the collections that the user sees, it has their names now.
+
+    Raises
+    ------
+    AccessError
+        The user sees none.
+    CbframeError
+        The collections could not be looked up.
+    """
+    return _named(target, fetch_manifest(target)) if target.collections == VISIBLE else target
+
+
+def _named(target: ScanSpec, manifest: Manifest) -> ScanSpec:
+    if target.collections != VISIBLE:
+        return target
+    found = manifest.collections_of(target.scope).values()
+    if not found:
+        where = f"bucket {target.bucket!r}" if target.scope is None else f"scope {target.scope!r}"
+        raise AccessError(f"the user sees no collection of {where}", hint=ROLES_HINT)
+    # In one order, whatever the server's is: what was read can be compared.
+    return replace(target, collections=tuple(sorted(map(str, found))))
+
+
+def fetch_manifest(target: ScanSpec) -> Manifest:
+    """The collections that the user sees now.
+
+    Raises
+    ------
+    ConfigurationError
+        The server has no collections.
+    CbframeError
+        They could not be looked up.
+    """
+    manifest = _manifest_of(target)
+    if manifest is None:
+        raise ConfigurationError(
+            f"bucket {target.bucket!r} is on a server without collections",
+            hint="leave scope= and collections= out",
+        )
+    return manifest
+
+
+def _manifest_of(target: ScanSpec) -> Manifest | None:
+    return bucket_manifest(
+        target.server_urls, target.bucket, target.auth, target.options, target.tls, target.network
+    )
+
+
+def difference(before: Collection[str] | None, now: Collection[str] | None) -> str:
+    """How the collections of two reads differ, as the end of a sentence; empty where not both have names."""
+    if before is None or now is None:
+        return ""
+    told = [("more now", {*now} - {*before}), ("no more", {*before} - {*now})]
+    return "".join(f"; {what}: {', '.join(sorted(names))}" for what, names in told if names)
 
 
 def alive(raw: pa.Table, manifest: Manifest) -> npt.NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from cbframe.errors import ConfigurationError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.changestream import ChangeStream, OnRollback
 from cbframe.frame.checkpoint import Checkpoint
-from cbframe.frame.names import Names
+from cbframe.frame.names import Names, difference
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.scan.spec import Exclusion, ScanSpec, not_negative
@@ -151,6 +151,7 @@ def stream_bucket(
     )
     names = Names(spec, options)
     options = names.resolve_collections()
+    spec = names.target
     positions, uuid = _start(start, spec, options)
     return ChangeStream(
         spec,
@@ -216,6 +217,8 @@ def _check_checkpoint(start: Checkpoint, target: ScanSpec) -> None:
         before, now = getattr(start, name), getattr(target, name)
         if before != now:
             told = "another key_prefix" if name == "key_prefix" else f"{name}={before!r}"
+            if name == "collections":
+                told += difference(before, now)
             raise ConfigurationError(
                 f"the checkpoint is of a stream with {told}",
                 hint="what lies before it was not seen with other choices: make the same, or start anew",

@@ -62,6 +62,8 @@ METADATA_NAMES = (
     "collection",
 )
 """Metadata that can be asked for; each becomes a column with the prefix ``_cb_``."""
+VISIBLE: Literal["visible"] = "visible"
+"""As ``collections=``: those that the user sees."""
 BATCH_BYTES = 2 << 20
 """Bytes of values that are converted at once: what fits in a cache is converted faster."""
 BOUNDED_WINDOW = 4 << 20
@@ -215,9 +217,9 @@ def names(name: str, value: Any, *, hint: str) -> tuple[str, ...]:
     return tuple(map(str, found))
 
 
-def _collections(name: str, value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
+def _collections(name: str, value: Any) -> tuple[str, ...] | Literal["visible"] | None:
+    if value is None or (isinstance(value, str) and value == VISIBLE):
+        return value
     found = names(name, value, hint="give a list of collections, or None for all")
     if not all(found) or not found:
         raise ConfigurationError(
@@ -438,7 +440,7 @@ class ScanSpec:
     tls: TLSLike = None
     network: str = "auto"
     scope: str | None = None
-    collections: tuple[str, ...] | None = None
+    collections: tuple[str, ...] | Literal["visible"] | None = None
     columns: tuple[Path, ...] | None = None
     filters: Filters | None = None
     keys_only: bool = False
@@ -560,6 +562,12 @@ class ScanSpec:
     def __repr__(self) -> str:
         # No credentials, keys or values: filters and key_prefix may hold any.
         return f"<ScanSpec of {self.bucket!r}>"
+
+    @property
+    def named(self) -> tuple[str, ...] | None:
+        """The names of `collections`; None for all. Those that the user sees were looked up before."""
+        assert self.collections != VISIBLE, "cbframe.frame.names.settled() comes first"
+        return self.collections
 
     @property
     def parsed(self) -> bool:

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from cbframe.arrow.documents.filters import make_filters, restored_filters, stored_filters
 from cbframe.errors import ConfigurationError
-from cbframe.scan.spec import ScanSpec, declared_types, flag
+from cbframe.frame.names import difference, settled
+from cbframe.scan.spec import VISIBLE, ScanSpec, declared_types, flag
 
 METADATA = ("key", "vbucket", "seqno", "cas", "rev_seqno", "expiry", "flags", "datatype")
 _OF_SCANS = (
@@ -55,7 +56,7 @@ def stored_form(arguments: Mapping[str, Any]) -> dict[str, Any]:
         It has no such form.
     """
     chosen = {name: arguments[name] for name in _DEFAULTS if arguments.get(name) is not None}
-    if isinstance(chosen.get("collections"), str):
+    if isinstance(chosen.get("collections"), str) and chosen["collections"] != VISIBLE:
         chosen["collections"] = [chosen["collections"]]
     for name in ("collections", "columns", "parse_dates"):
         if isinstance(value := chosen.get(name), Iterable) and not isinstance(value, str | bytes | Mapping):
@@ -86,6 +87,29 @@ def stored_form(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return form
 
 
+def named(
+    given: dict[str, Any], arguments: Mapping[str, Any], stored: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What was given, with the names of the collections that the user sees now where it asks for these.
+
+    Parameters
+    ----------
+    arguments
+        The ``locals()`` of a function.
+    stored
+        What there is already; None for nothing.
+
+    Raises
+    ------
+    CbframeError
+        They could not be looked up, or there are none.
+    """
+    if given.get("collections") != VISIBLE:
+        return given
+    found = settled(spec_of(arguments, {**(stored or {}), **given})).named
+    return {**given, "collections": list(found or ())}
+
+
 def agreed(
     given: Mapping[str, Any],
     stored: Mapping[str, Any],
@@ -106,10 +130,12 @@ def agreed(
         An argument was given that is not as it was when the snapshot was made.
     """
     for name, value in given.items():
-        if value != stored.get(name, _DEFAULTS[name]):
-            shown = "another one" if name == "schema" else repr(stored.get(name, _DEFAULTS[name]))
+        before = stored.get(name, _DEFAULTS[name])
+        if value != before:
+            shown = "another one" if name == "schema" else repr(before)
+            what = difference(before, value) if name == "collections" else ""
             raise ConfigurationError(
-                f"{made} was made with {name}={shown}",
+                f"{made} was made with {name}={shown}{what}",
                 hint=f"leave {name}= out to update it, or make it anew with {anew}",
             )
 

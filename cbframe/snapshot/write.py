@@ -25,7 +25,7 @@ from cbframe.snapshot.repair import mended
 from cbframe.snapshot.result import SnapshotResult
 from cbframe.snapshot.store import open_store
 from cbframe.snapshot.update import Update, sweep
-from cbframe.snapshot.wanted import agreed, spec_of, stored_form
+from cbframe.snapshot.wanted import agreed, named, spec_of, stored_form
 from cbframe.typing import Connectable, ServerURLs
 
 Mode = Literal["update", "create", "overwrite", "repair"]
@@ -94,7 +94,9 @@ def write_snapshot(
 max_struct_fields, parse_dates, transaction_records
         What the snapshot holds, as of :func:`cbframe.scan_bucket`; decided when it is made. Updates hold
         to it: what is left out is as it was, and anything else is an error. With ``filters=``, a document
-        that does not pass any more counts as deleted.
+        that does not pass any more counts as deleted. ``collections="visible"`` is looked up when the
+        snapshot is made, and the names are kept; where it is given again and the user sees others by then,
+        that is an error.
     xattrs
         Keep extended attributes, in ``_cb_xattrs``.
     consistency
@@ -155,6 +157,7 @@ max_struct_fields, parse_dates, transaction_records
             kind = "repair" if damaged else kind
         elif mode != "overwrite":
             base = history.latest()
+        given = named(given, arguments, None if base is None else base.options)
         stored = {"transaction_records": "drop", **given}
         if base is not None:
             agreed(given, base.options)

@@ -52,7 +52,7 @@ def test_lookup() -> None:
 def test_unknown_collection_lists_the_known(path: str) -> None:
     with pytest.raises(ConfigurationError, match="no collection") as caught:
         Manifest.parse(ANSWER).id_of(path)
-    assert caught.value.hint == "there are: _default._default, inventory.airline, inventory.hotel"
+    assert caught.value.hint == "the user sees: _default._default, inventory.airline, inventory.hotel"
 
 
 def test_collection_without_scope() -> None:
@@ -63,13 +63,13 @@ def test_collection_without_scope() -> None:
 def test_unknown_scope_lists_the_known() -> None:
     manifest = Manifest.parse(ANSWER)
     for look in (manifest.scope_id, manifest.collections_of):
-        with pytest.raises(ConfigurationError, match="there are: _default, empty, inventory"):
+        with pytest.raises(ConfigurationError, match="the user sees: _default, empty, inventory"):
             look("none")
 
 
 def test_bucket_whose_default_collection_was_dropped() -> None:
     manifest = Manifest.parse({"uid": "3", "scopes": []})
-    with pytest.raises(ConfigurationError, match="there are: none"):
+    with pytest.raises(ConfigurationError, match="the user sees: none"):
         manifest.id_of("_default._default")
 
 

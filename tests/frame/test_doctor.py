@@ -152,7 +152,7 @@ def test_the_cluster_manager(pair: LocalCluster) -> None:
     found = examine(pair.rest_urls, auth=auth)
     assert found.ok, found
     assert "the cluster manager answers" in str(found)
-    assert "the bucket has no documents" in str(found)
+    assert "there are no documents" in str(found)
 
 
 def test_html_is_escaped() -> None:

@@ -20,7 +20,7 @@ from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.scan.progress import Progress
 from cbframe.scan.spec import ColumnsLike, Consistency, Exclusion, FiltersLike, SchemaLike, path_of_files
-from cbframe.snapshot.wanted import agreed, spec_of, stored_form
+from cbframe.snapshot.wanted import agreed, named, spec_of, stored_form
 from cbframe.typing import Connectable, ServerURLs
 
 
@@ -108,7 +108,8 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
         # Always written down: tables of earlier versions of cbframe, without it, hold keys in another way.
         arguments["keys"] = "text"
     stored = stored_form(arguments)
-    target = spec_of(arguments, stored)
+    # What is invalid is reported before anything is touched.
+    spec_of(arguments, stored)
     path = path_of_files("uri", uri)
     table = open_table(path, storage_options)
     if table is not None and mode == "error":
@@ -117,12 +118,13 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
             path=path,
             hint='update_delta() brings it up to date; mode="overwrite" makes it anew',
         )
+    stored = named(stored, arguments)
     return Mirror(
         path,
         None,
         Committer(path, table, storage_options),
         version=1 if table is None else 1 + (table.transaction_version(APP) or 0),
-        target=target,
+        target=spec_of(arguments, stored),
         stored=stored,
         opener=_no_version,
         clock=clock,
@@ -202,6 +204,7 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
         raise SnapshotError("there is no Delta table", path=path, hint="to_delta() makes one")
     base: Base = base_of(table, path)
     stored = {"keys": "text", **base.manifest.options}
+    given = named(given, arguments, stored)
     agreed(given, stored, made="the table", anew='to_delta(..., mode="overwrite")')
     stored.setdefault("transaction_records", "drop")  # mirrors of earlier releases have them: they go now
     return Mirror(

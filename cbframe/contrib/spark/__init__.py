@@ -17,7 +17,7 @@ connection           the connection string; the bucket in it, or as ``bucket``
 partitions           how many, by default 16
 columns              fields, separated by commas; default all
 scope                a scope
-collections          collections, separated by commas
+collections          collections, separated by commas; ``visible`` for those that the user sees
 metadata             columns of metadata besides the key, separated by commas
 consistency          ``snapshot`` or ``strict``, as of ``BucketScan.partitions``; not of streams
 pushdown             ``true``: executors leave out documents that cannot pass the filters of a query,

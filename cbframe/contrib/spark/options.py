@@ -15,7 +15,7 @@ from cbframe.cluster.auth import EnvironmentAuth
 from cbframe.errors import ConfigurationError
 from cbframe.frame.read import scan_bucket
 from cbframe.frame.scan import BucketScan
-from cbframe.scan.spec import METADATA_NAMES
+from cbframe.scan.spec import METADATA_NAMES, VISIBLE
 
 _LARGER = {
     pa.uint8(): pa.int16(),
@@ -81,7 +81,7 @@ def checked(options: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
 
 def scan_of(options: Mapping[str, str], **arguments: Any) -> BucketScan:
     """The scan that the options ask for."""
-    names = {name: listed(options[name]) for name in ("collections", "columns") if name in options}
+    names: dict[str, Any] = {"columns": listed(options["columns"])} if "columns" in options else {}
     on_conflict = choice_of(options, "on_conflict", "raise", "null")
     if "schema" not in arguments and on_conflict == "raise":
         on_conflict = "widen"  # a schema is sought that holds all values
@@ -94,10 +94,11 @@ def scan_of(options: Mapping[str, str], **arguments: Any) -> BucketScan:
         auth=auth_of(options),
         tls=options.get("tls"),
         scope=options.get("scope"),
+        collections=collections_of(options),
         on_conflict=on_conflict,  # type: ignore[arg-type]
         expired=choice_of(options, "expired", "drop", "keep"),  # type: ignore[arg-type]
         transaction_records=choice_of(options, "transaction_records", "drop", "keep"),  # type: ignore[arg-type]
-        **names,  # type: ignore[arg-type]
+        **names,
         **arguments,
     )
 
@@ -133,6 +134,12 @@ def choice_of(options: Mapping[str, str], name: str, *choices: str) -> str:
     if chosen not in choices:
         raise ConfigurationError(f"{name}={chosen!r}", hint=f"choose from: {', '.join(choices)}")
     return chosen
+
+
+def collections_of(options: Mapping[str, str]) -> str | list[str] | None:
+    """As :func:`cbframe.scan_bucket` takes them."""
+    text = options.get("collections")
+    return text if text is None or text.strip() == VISIBLE else listed(text)
 
 
 def listed(text: str) -> list[str]:

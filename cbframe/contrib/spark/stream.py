@@ -16,7 +16,16 @@ from pyspark.sql.streaming.datasource import (
 from pyspark.sql.types import StructType
 
 from cbframe.arrow.columns import OURS
-from cbframe.contrib.spark.options import STREAM, arrow_schema, auth_of, checked, choice_of, listed, number_of
+from cbframe.contrib.spark.options import (
+    STREAM,
+    arrow_schema,
+    auth_of,
+    checked,
+    choice_of,
+    collections_of,
+    listed,
+    number_of,
+)
 from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError
 from cbframe.frame.spans.offsets import Offset
@@ -65,7 +74,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
             auth=auth_of(options),
             tls=options.get("tls"),
             scope=options.get("scope"),
-            collections=listed(options["collections"]) if "collections" in options else None,
+            collections=collections_of(options),
             schema=declared,
             on_conflict=choice_of(options, "on_conflict", "raise", "null"),  # type: ignore[arg-type]
             transaction_records=choice_of(options, "transaction_records", "drop", "keep"),  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from cbframe.errors import ConfigurationError, RollbackError
 from cbframe.frame.agreed import Agreement
 from cbframe.frame.changes import CHANGE_TYPE
 from cbframe.frame.divide import shares
+from cbframe.frame.names import settled
 from cbframe.frame.partition import PartSettings
 from cbframe.frame.shape import cast_to
 from cbframe.frame.spans.offsets import BEGINNING, Offset, Range, Selection
@@ -69,7 +70,7 @@ class Spans:
     @property
     def selection(self) -> Selection:
         """Of which documents the offsets are."""
-        return Selection.of(self.settings.spec.scope, self.settings.spec.collections)
+        return Selection.of(self.settings.spec.scope, self.settings.spec.named)
 
     def look(self, vbuckets: Collection[int] | None = None) -> Look:
         """Where the bucket is now, or some of its vbuckets."""
@@ -201,7 +202,7 @@ def make_spans(
         options=options,
     )
     settings = PartSettings(
-        spec=spec,
+        spec=settled(spec),
         agreement=Agreement(Columns(pa.schema([(each.name, pa.null()) for each in fields]))),
         with_secrets=False,
     )

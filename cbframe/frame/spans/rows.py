@@ -213,11 +213,11 @@ class SpanSink(SpoolingSink):
 
 def _name_columns(target: ScanSpec) -> set[str]:
     """Metadata without which documents of two collections may look alike."""
-    if target.collections is None:
+    if target.named is None:
         return {"scope", "collection"} if target.scope is None else {"collection"}
     places = {
         tuple(name.split(".", 1)) if "." in name else (target.scope or "_default", name)
-        for name in target.collections
+        for name in target.named
     }
     several = {"scope": {scope for scope, _ in places}, "collection": {name for _, name in places}}
     found = {what for what, names in several.items() if len(names) > 1}
