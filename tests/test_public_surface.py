@@ -221,6 +221,8 @@ DOCTOR = {
     "auth": None,
     "tls": None,
     "network": "auto",
+    "scope": None,
+    "collections": None,
     "proxies": None,
     "timeout": 30.0,
 }
