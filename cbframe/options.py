@@ -142,9 +142,8 @@ class BucketDataSourceOptions:
         none: ``HTTP_PROXY`` and its like, and ``~/.netrc``, do not count. Data nodes are connected to
         without: `connect` is for them.
     tls_config
-        What verifies the nodes of ``couchbases://`` and ``https://`` seeds: a context, the path of a file
-        with certificate authorities, or a callable that gives one, called again after
-        ``kick(UPDATE_SECURITY_SETTINGS)``.
+        As ``tls=`` of :func:`cbframe.scan_bucket`, or a callable that gives one of these, called again
+        after ``kick(UPDATE_SECURITY_SETTINGS)``.
     logger
         Where diagnostics go; None for ``cbframe.dcp``. No password and no document key is ever logged.
     trace_capacity

@@ -12,6 +12,44 @@ from typing import TypeAlias
 from cbframe.errors import CbframeError, ConfigurationError, ConnectError
 
 _HINT = 'pass auth=("user", "password") or auth=PasswordAuthenticator("user", "password")'
+_PEM = "-----BEGIN "
+_LONGEST_PATH = 1024
+"""What is longer, or has several lines, is shown in no error: it may be a key without its first line."""
+
+
+def pem_text(source: object, what: str) -> str | None:
+    """The PEM text that `source` is, as text or as bytes; None if it is the path of a file.
+
+    Parameters
+    ----------
+    what
+        Name of the argument, for errors. They never show the content.
+
+    Raises
+    ------
+    ConfigurationError
+        It is neither.
+    """
+    text: object = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if isinstance(source, bytes | bytearray):
+        text = bytes(source).decode("ascii", "replace")
+        if _PEM not in text:
+            raise ConfigurationError(
+                f"{what} is bytes, but not PEM",
+                hint="DER is turned into PEM by ssl.DER_cert_to_PEM_cert(data), or openssl x509 -inform der",
+            )
+    if isinstance(text, str) and _PEM in text and not isinstance(source, os.PathLike):
+        return text.replace("\\n", "\n")  # environment variables have line breaks so
+    if isinstance(text, str) and ("\n" in text or "\0" in text or not 0 < len(text) <= _LONGEST_PATH):
+        raise ConfigurationError(
+            f"{what} is neither the path of a file nor PEM text",
+            hint="PEM text begins with a line -----BEGIN CERTIFICATE----- or -----BEGIN PRIVATE KEY-----",
+        )
+    if not isinstance(text, str):
+        raise ConfigurationError(
+            f"{what} is a {type(source).__name__}", hint="give the path of a PEM file, or PEM text"
+        )
+    return None
 
 
 class Authenticator(ABC):
@@ -56,40 +94,68 @@ class PasswordAuthenticator(Authenticator):
         return self.username, self.password
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CertificateAuthenticator(Authenticator):
-    """A client certificate, in place of a user name and a password; needs TLS.
+    """A client certificate, in place of a user name and a password; needs TLS. The ``repr`` shows paths only.
+
+    Where it is pickled, as for Dask's workers, PEM text goes along, with the key in it; of files only the
+    paths do.
 
     Parameters
     ----------
     certfile
-        Path of a PEM file with the certificate and its chain. None if the ``ssl.SSLContext`` that
-        is passed as ``tls=`` holds the certificate already.
+        The certificate and its chain: path of a PEM file, or PEM text (str or bytes). None if the
+        ``ssl.SSLContext`` that is passed as ``tls=`` holds the certificate already.
     keyfile
-        Path of its private key; None if it is in the same file.
+        Its private key, in the same forms; None if it is in `certfile`.
     password
-        Of the private key, if it is encrypted. The ``repr`` hides it.
+        Of the private key, if it is encrypted.
 
     Raises
     ------
     ConfigurationError
-        There is a key or a password without a certificate.
+        There is a key or a password without a certificate, or one is neither a path nor PEM text.
+
+    Examples
+    --------
+    >>> import cbframe
+    >>> cbframe.CertificateAuthenticator("client.pem", "client.key")
+    CertificateAuthenticator(certfile='client.pem', keyfile='client.key')
     """
 
-    certfile: str | PathLike[str] | None = None
-    keyfile: str | PathLike[str] | None = None
-    password: str | None = field(default=None, repr=False)
+    certfile: str | bytes | PathLike[str] | None = None
+    keyfile: str | bytes | PathLike[str] | None = None
+    password: str | None = None
 
     def __post_init__(self) -> None:
         if self.certfile is None and (self.keyfile, self.password) != (None, None):
             raise ConfigurationError("a client's key is given without its certificate")
+        for name in ("certfile", "keyfile"):
+            source = getattr(self, name)
+            if source is not None and (text := pem_text(source, name)) is not None:
+                object.__setattr__(self, name, text)
+
+    def __repr__(self) -> str:
+        names = [name for name in ("certfile", "keyfile") if getattr(self, name) is not None]
+        shown = (f"{name}={_shown(getattr(self, name))}" for name in names)
+        return f"CertificateAuthenticator({', '.join(shown)})"
 
     def credentials(self) -> None:
         return None
 
+    @property
+    def holds_key(self) -> bool:
+        """Whether a key or its password is in the authenticator itself, not in a file."""
+        texts = (each for each in (self.certfile, self.keyfile) if isinstance(each, str) and _PEM in each)
+        return self.password is not None or any("PRIVATE KEY" in text for text in texts)
+
     def key_password(self) -> str:
         """The key's password; empty if there is none, which no encrypted key has."""
         return self.password or ""
+
+
+def _shown(source: str | PathLike[str]) -> str:
+    return "<PEM text>" if isinstance(source, str) and _PEM in source else repr(os.fspath(source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +206,7 @@ def as_authenticator(auth: AuthLike) -> Authenticator:
     """The authenticator that `auth` stands for.
 
     A callable is called once, now. Whoever connects again calls this function again, so that a
-    password that has been rotated meanwhile is fetched anew.
+    password that was rotated meanwhile is fetched again.
 
     Parameters
     ----------

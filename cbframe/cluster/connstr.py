@@ -6,40 +6,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from cbframe.cluster.address import CAPELLA, HostPort, is_capella
 from cbframe.cluster.auth import PasswordAuthenticator
+from cbframe.cluster.string_options import checked, with_options
 from cbframe.errors import ConfigurationError
+from cbframe.options import BucketDataSourceOptions
 
-__all__ = ["ConnectionString", "HostPort", "parse_connection_string", "parse_duration"]
+__all__ = ["ConnectionString", "HostPort", "parse_connection_string"]
 
 _HINT = "write couchbase://host1,host2/bucket, couchbases://host/bucket or http://host:8091"
 _PORTS = {"couchbase": 11210, "couchbases": 11207, "http": 8091, "https": 18091}
 _KV = ("couchbase", "couchbases")
+_ENCRYPTED = ("couchbases", "https")
 _REST_PORTS = (8091, 18091)
 _KV_PORTS = (11210, 11207)
 _NEXT_URL = re.compile(r",(?=\s*[A-Za-z][A-Za-z0-9+.-]*://)")
 _BUCKET = re.compile(r"[A-Za-z0-9_.%-]{1,100}")
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def parse_duration(value: str) -> float:
-    """Seconds of a Go-style duration (``10s``, ``500ms``, ``1m30s``) or of plain milliseconds.
-
-    Raises
-    ------
-    ConfigurationError
-        It is neither, or negative.
-    """
-    text = value.strip()
-    if re.fullmatch(r"[0-9]{1,15}", text):
-        return int(text) / 1000
-    parts = _DURATION.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ConfigurationError(f"not a duration: {value!r}", hint='write "10s", "500ms" or milliseconds')
-    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -55,7 +39,7 @@ class ConnectionString:
     bucket
         Name from the path, if there was one.
     params
-        The options after ``?`` in their order, known or not.
+        The options after ``?``, by their canonical names: :mod:`cbframe.cluster.string_options` has them.
     credentials
         User and password of an ``http://user:password@host`` seed.
     """
@@ -68,7 +52,12 @@ class ConnectionString:
 
     @property
     def tls(self) -> bool:
-        return self.scheme in ("couchbases", "https")
+        return self.scheme in _ENCRYPTED
+
+    @property
+    def capella(self) -> bool:
+        """Whether all hosts are in Couchbase's cloud."""
+        return all(is_capella(each.host) for each in self.hosts)
 
     @property
     def bootstrap(self) -> Literal["kv", "rest"]:
@@ -99,10 +88,9 @@ class ConnectionString:
         """The value of an option; the last one if it is given twice."""
         return dict(self.params).get(name)
 
-    def duration(self, name: str) -> float | None:
-        """Seconds of an option such as ``kv_connect_timeout``; None if it is not given."""
-        value = self.option(name)
-        return None if value is None else parse_duration(value)
+    def with_options(self, options: BucketDataSourceOptions) -> BucketDataSourceOptions:
+        """The options of a source, and what the string says where they are at their defaults."""
+        return with_options(options, dict(self.params))
 
     def seeds(self) -> tuple[HostPort, ...]:
         """The hosts, those without a port at the port of the scheme."""
@@ -188,12 +176,14 @@ def _parse_piece(text: str) -> ConnectionString:
     authority, _, path = rest.partition("/")
     credentials, addresses = _split_credentials(scheme, authority)
     hosts = tuple(HostPort.parse(address.strip(), quote=quote) for address in addresses)
-    params = tuple(parse_qsl(query, keep_blank_values=True))
+    # No "+" for a space, as in forms: the path of a file may have one.
+    pairs = [option.partition("=") for option in query.split("&") if option]
+    params = tuple((unquote(name), unquote(value)) for name, _, value in pairs)
     found = ConnectionString(scheme, hosts, _bucket(scheme, path, quote=quote), params, credentials)
     _check_capella(found, quote=quote)
     for host in hosts:
         _check_port(scheme, host)
-    return found
+    return replace(found, params=checked(params, scheme, encrypted=found.tls, quote=quote))
 
 
 def _split_credentials(scheme: str, authority: str) -> tuple[PasswordAuthenticator | None, list[str]]:

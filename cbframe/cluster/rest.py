@@ -241,7 +241,7 @@ def connect_bucket(
     """
     target = parse_connection_string(server_url)
     authenticator = as_authenticator(target.credentials if auth is None else auth)
-    context = client_context(tls, authenticator, encrypted=target.tls)
+    context = client_context(tls, authenticator, target)
     checked = BucketDataSourceOptions(proxies=proxies).proxies
     client = RestClient(server_url, authenticator, tls_context=context, proxies=checked)
     if len(client.seeds) != 1:

@@ -13,10 +13,10 @@ from typing import NamedTuple, TypeAlias
 
 from cbframe.cluster.address import HostPort, is_capella
 from cbframe.cluster.connstr import ConnectionString
+from cbframe.cluster.string_options import is_off
 from cbframe.errors import ConnectError
 
 _LOG = logging.getLogger("cbframe.cluster")
-_NO = ("false", "off", "no", "0")
 NO_RECORDS = "no SRV records"
 NO_NAME = "no such name"
 
@@ -81,7 +81,7 @@ def srv_name(target: ConnectionString) -> str | None:
     """
     if target.bootstrap != "kv" or len(target.hosts) != 1:
         return None
-    if (target.option("enable_dns_srv") or "true").lower() in _NO:
+    if is_off(target.option("enable_dns_srv")):
         return None
     host = target.hosts[0]
     if host.port is not None or host.host.lower() == "localhost" or _is_address(host.host):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cbframe.cluster.auth import Authenticator
+from cbframe.cluster.connstr import ConnectionString
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context
 from cbframe.dcp.transport import HookedTransport, SocketTransport, Transport
 from cbframe.errors import ConfigurationError
@@ -21,8 +22,8 @@ class Dialer:
         In place of ``tls_config``.
     authenticator
         May have a certificate.
-    encrypted
-        Whether the seeds ask for TLS.
+    target
+        Where the cluster is, and whether TLS is asked for.
     by_hand
         A transport to be used in place of all this.
     """
@@ -32,8 +33,8 @@ class Dialer:
         options: BucketDataSourceOptions,
         tls: TLSLike,
         authenticator: Authenticator,
+        target: ConnectionString,
         *,
-        encrypted: bool,
         by_hand: Transport | None = None,
     ) -> None:
         if tls is not None and options.tls_config is not None:
@@ -41,7 +42,7 @@ class Dialer:
         self._options = options
         self._tls = tls
         self._authenticator = authenticator
-        self._encrypted = encrypted
+        self._target = target
         self.by_hand = by_hand
         self.context: TLSContext | None = None
         """That of the connections made from now on; None for plain text."""
@@ -51,7 +52,7 @@ class Dialer:
         """Take what ``tls_config`` gives now."""
         config = self._options.tls_config
         chosen = config() if callable(config) else config
-        self.context = client_context(chosen or self._tls, self._authenticator, encrypted=self._encrypted)
+        self.context = client_context(chosen or self._tls, self._authenticator, self._target)
 
     def transport(self) -> Transport:
         """To data nodes."""

@@ -88,7 +88,7 @@ def look_at(
     """
     target = parse_connection_string(server_urls).on_network(network)
     authenticator = as_authenticator(auth)
-    dialer = Dialer(options, tls, authenticator, encrypted=target.tls)
+    dialer = Dialer(options, tls, authenticator, target)
     source = MapSource(
         target,
         make_login(target, authenticator, bucket, allow_plain=options.allow_plain),

@@ -438,7 +438,7 @@ def bucket_manifest(
     """Ask a cluster for the collections of a bucket; None where the server has none."""
     target = parse_connection_string(server_urls).on_network(network)
     authenticator = as_authenticator(auth)
-    context = client_context(tls, authenticator, encrypted=target.tls)
+    context = client_context(tls, authenticator, target)
     source = MapSource(
         target,
         make_login(target, authenticator, bucket, allow_plain=options.allow_plain),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ssl
 import threading
 import time
 from collections import deque
@@ -14,7 +13,7 @@ from functools import partial
 from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import Authenticator, AuthLike
 from cbframe.cluster.nodes import AUTO_NETWORK
-from cbframe.cluster.tls import TLSContext, TLSLike
+from cbframe.cluster.tls import Peer, TLSContext, TLSLike
 from cbframe.dcp.absence import absence
 from cbframe.dcp.controls import DcpSettings
 from cbframe.dcp.handshake import Login, Steps, T, fetch_cluster_config, fetch_config, open_dcp
@@ -22,7 +21,7 @@ from cbframe.dcp.maps import is_not_yet
 from cbframe.dcp.query import ask
 from cbframe.dcp.resolve import resolve
 from cbframe.dcp.source import BucketDataSource
-from cbframe.dcp.transport import SocketTransport, Waker, split_address, tls_session
+from cbframe.dcp.transport import SocketTransport, Waker, split_address, tls_peer
 from cbframe.dcp.workers import Workers
 from cbframe.errors import BucketNotFoundError, CbframeError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
@@ -109,8 +108,8 @@ class Probe:
         with _waker() as waker:
             SocketTransport().connect(node, waker, self._seconds()).close()
 
-    def secure(self, node: str) -> tuple[str, float]:
-        """The version of TLS that is spoken, and the seconds since 1970 until which the certificate holds.
+    def secure(self, node: str) -> Peer:
+        """Make a TLS connection, and close it again: what the node has shown.
 
         Raises
         ------
@@ -119,8 +118,7 @@ class Probe:
         """
         assert self._context is not None, "TLS was asked for"
         with _waker() as waker:
-            version, until = tls_session(self._context, node, waker, self._seconds())
-        return version, ssl.cert_time_to_seconds(until) if until else 0.0
+            return tls_peer(self._context, node, waker, self._seconds())
 
     def fetch_config(
         self, node: str, login: Login, auth: Authenticator, network: str = AUTO_NETWORK

@@ -76,8 +76,7 @@ class BucketDataSource(SourceView):
     options
         See :class:`~cbframe.options.BucketDataSourceOptions`.
     tls_context
-        Verifies the nodes of ``couchbases://`` and ``https://`` seeds: a context, or the path of a
-        file with certificate authorities; None for the system's.
+        As ``tls=`` of :func:`cbframe.scan_bucket`.
     network
         Which addresses of the nodes to use: ``"default"`` for their own, or the name of alternate ones,
         such as ``"external"``. ``"auto"`` takes what the connection string says, or else the network
@@ -108,14 +107,14 @@ class BucketDataSource(SourceView):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         _check_arguments(server_urls, pool_name, bucket_name, receiver)
-        options = options or BucketDataSourceOptions()
         target = parse_connection_string(server_urls).on_network(network)
+        options = target.with_options(options or BucketDataSourceOptions())
         authenticator = as_authenticator(auth)
         self._options = options
         self._log = options.logger or logging.getLogger("cbframe.dcp")
         self._receiver = taker_of_blocks(receiver)
         self._authenticated = authenticator
-        self._dialer = Dialer(options, tls_context, authenticator, encrypted=target.tls, by_hand=transport)
+        self._dialer = Dialer(options, tls_context, authenticator, target, by_hand=transport)
         self._transport = transport = self._dialer.transport()
         self._clock = clock
         # One for each thread that counts: the supervisor's, the one that fetches maps, the callers'.

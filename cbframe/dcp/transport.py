@@ -15,7 +15,7 @@ from typing import Protocol
 
 from cbframe.cluster.address import is_capella
 from cbframe.cluster.address import split_address as address_parts
-from cbframe.cluster.tls import tls_error
+from cbframe.cluster.tls import Peer, peer_of, tls_error
 from cbframe.dcp.resolve import resolve
 from cbframe.errors import (
     CbframeError,
@@ -195,13 +195,9 @@ class SocketStream:
             self._waker.drain()
         return self._sock in woken
 
-    def tls_session(self) -> tuple[str, str]:
-        """The version of TLS, and the end of the certificate's life; empty where they are not known."""
-        if not isinstance(self._sock, ssl.SSLSocket):
-            return "", ""
-        certificate = self._sock.getpeercert() or {}
-        until = certificate.get("notAfter", "")
-        return self._sock.version() or "", until if isinstance(until, str) else ""
+    def tls_peer(self) -> Peer:
+        """What the node has shown in the TLS handshake; nothing in plain text."""
+        return peer_of(self._sock) if isinstance(self._sock, ssl.SSLSocket) else Peer()
 
     def _broken(self, cause: OSError) -> CbframeError:
         if isinstance(self._sock, ssl.SSLSocket) and not isinstance(cause, ssl.SSLError):
@@ -222,8 +218,8 @@ class SocketStream:
         self._sock.close()
 
 
-def tls_session(tls: ssl.SSLContext, node: str, waker: Waker, timeout: float) -> tuple[str, str]:
-    """Make a TLS connection and close it: the version of TLS, and the end of the certificate's life.
+def tls_peer(tls: ssl.SSLContext, node: str, waker: Waker, timeout: float) -> Peer:
+    """Make a TLS connection and close it: what the node has shown.
 
     Raises
     ------
@@ -232,7 +228,7 @@ def tls_session(tls: ssl.SSLContext, node: str, waker: Waker, timeout: float) ->
     """
     stream = SocketTransport(tls).connect(node, waker, timeout)
     try:
-        return stream.tls_session() if isinstance(stream, SocketStream) else ("", "")
+        return stream.tls_peer() if isinstance(stream, SocketStream) else Peer()
     finally:
         stream.close()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +15,7 @@ from cbframe.cluster.auth import Authenticator, as_authenticator
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.srv import Seeds
-from cbframe.cluster.tls import TLSContext, TLSLike, client_context
+from cbframe.cluster.tls import Peer, TLSContext, TLSLike, capella_root, client_context, make_tls_context
 from cbframe.dcp import verdicts
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.handshake import Login
@@ -37,7 +38,11 @@ from cbframe.typing import Connectable, ServerURLs
 
 _EACH = 5.0
 """Seconds for one thing that is asked."""
-_SOON = 14 * 86400.0
+_DAY = 86400.0
+_SOON = 30 * _DAY
+"""Until a node's certificate ends."""
+_AHEAD = 365 * _DAY
+"""Until that of an authority ends, which takes more to replace."""
 
 
 def doctor(
@@ -55,9 +60,9 @@ def doctor(
     """Find out why a connection fails, or that it does not. Never raises.
 
     Looks at one thing after the other: the arguments; names and ports of the seeds; TLS, with the
-    certificate's names, authority and dates; whether the right service answers; user and password; the
-    bucket; the data service of every node, as far as it can be reached from here; the role; DCP; and
-    whether changes come. What depends on something that failed is skipped.
+    certificate's names and dates, and the authority that vouches for it; whether the right service
+    answers; user and password; the bucket; the data service of every node, as far as it can be reached
+    from here; the role; DCP; and whether changes come. What depends on something that failed is skipped.
 
     Parameters
     ----------
@@ -81,7 +86,7 @@ def doctor(
         target = ScanSpec.of_arguments(locals())
         parsed = parse_connection_string(target.server_urls).on_network(network)
         authenticator = as_authenticator(target.auth)
-        context = client_context(tls, authenticator, encrypted=parsed.tls)
+        context = client_context(target.tls, authenticator, parsed)
     except CbframeError as exc:
         examination.failed(ARGUMENTS, exc)
         title = _shown(conn)
@@ -200,7 +205,20 @@ class _Examination:
         if context is None:
             self.skipped(TLS, f"{parsed.scheme}:// is not encrypted")
             return seeds
-        return self._each(TLS, seeds, lambda seed: _certificate(seed, *probe.secure(seed)))
+        remedies: list[str] = []
+
+        def secure(seed: str) -> str:
+            peer = probe.secure(seed)
+            if not peer.authority and parsed.capella:
+                with contextlib.suppress(CbframeError):  # one authority alone: it vouches, or another has
+                    peer = Probe(make_tls_context(capella_root()), _EACH, self.left).secure(seed)
+            remedies.extend(_endings(peer, time.time()))
+            return _certificate(seed, peer)
+
+        seeds = self._each(TLS, seeds, secure)
+        if remedies:
+            self._steps[TLS] = replace(self._steps[TLS], remedy=remedies[0])
+        return seeds
 
     def _each(
         self, name: str, seeds: Iterable[str], look: Callable[[str], str], before: str = ""
@@ -353,14 +371,32 @@ class _Examination:
             self.ok(STREAM, f"changes come: vbucket {marker[0]} up to seqno {marker[1]:,}")
 
 
-def _certificate(seed: str, version: str, until: float) -> str:
-    told = f"{seed} speaks {version}"
-    if not until:
+def _certificate(seed: str, peer: Peer) -> str:
+    told = f"{seed} speaks {peer.version}"
+    if not peer.until:
         return told
-    end = datetime.fromtimestamp(until, UTC)
-    left = until - datetime.now(UTC).timestamp()
-    soon = ", which is soon" if left < _SOON else ""
-    return f"{told}; its certificate holds until {end:%Y-%m-%d}{soon}"
+    told += f"; its certificate holds until {_date(peer.until)}"
+    if peer.bundled:
+        return f"{told}, by Capella's root certificate, which comes with cbframe ({peer.authority})"
+    return (
+        f"{told}, by the authority {peer.authority}" if peer.authority else f"{told}, issued by {peer.issuer}"
+    )
+
+
+def _endings(peer: Peer, now: float) -> Iterator[str]:
+    """What to do about certificates that end before long."""
+    if 0 < peer.until < now + _SOON:
+        yield f"renew the node's certificate before {_date(peer.until)}: nobody can connect after that"
+    if 0 < peer.authority_until < now + _AHEAD:
+        end = _date(peer.authority_until)
+        if peer.bundled:
+            yield f"update cbframe before {end}: the root certificate of Capella that is in it ends then"
+        else:
+            yield f"give the successor of the authority {peer.authority}, too, in tls=: it ends on {end}"
+
+
+def _date(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
 
 
 def _other_networks(found: ClusterMap, probe: Probe, away: list[str]) -> str | None:

@@ -54,19 +54,20 @@ class PartSettings:
         if not isinstance(spec.tls, str | type(None)):
             raise ConfigurationError(
                 "a TLS context cannot be sent to other processes",
-                hint="tls= takes the path of a file with the certificate authorities, too",
+                hint="tls= takes certificate authorities as PEM text, too, or the path of a file",
             )
         if self.with_secrets:
             return
         auth = spec.auth
         by_reference = callable(auth) and not isinstance(auth, Authenticator)
-        plain = isinstance(auth, CertificateAuthenticator) and auth.password is None
+        plain = isinstance(auth, CertificateAuthenticator) and not auth.holds_key
+        secret = "private key" if isinstance(auth, CertificateAuthenticator) else "password"
         url = parse_connection_string(spec.server_urls).credentials is not None
         if url or not (by_reference or plain or auth is None):
             raise ConfigurationError(
-                "a partition is not sent to other processes with a password in it",
-                hint='give auth=EnvironmentAuth("CB_USER", "CB_PASSWORD"), or another callable that they '
-                "can import; or partitions(..., include_credentials=True)",
+                f"a partition is not sent to other processes with a {secret} in it",
+                hint='give auth=EnvironmentAuth("CB_USER", "CB_PASSWORD"), another callable that they can '
+                "import, or paths of files with a key; or partitions(..., include_credentials=True)",
             )
 
 

@@ -86,16 +86,19 @@ def scan_bucket(
     ----------
     conn
         ``couchbase://h1,h2/bucket``, ``couchbases://…`` for TLS, ``http://h:8091`` (one seed or a
-        list), or a :class:`~cbframe.LocalCluster`.
+        list), or a :class:`~cbframe.LocalCluster`. :mod:`cbframe.cluster.string_options` lists the options
+        that may follow, as ``?network=external``.
     bucket
         The bucket, if the connection string does not name it.
     auth
         ``(user, password)``, a :class:`~cbframe.PasswordAuthenticator`, with TLS a
         :class:`~cbframe.CertificateAuthenticator`, or a callable that gives one of these.
     tls
-        For ``couchbases://`` and ``https://``: an ``ssl.SSLContext``, or the path of a file with the
-        cluster's certificate authority. None trusts the system's authorities. Without one of these
-        schemes it is an error: nothing falls back to plain text.
+        For ``couchbases://`` and ``https://``: the cluster's certificate authority, as the path of a PEM
+        file or as PEM text (str or bytes), or an ``ssl.SSLContext``. Text is sent along where other processes
+        read parts. None trusts the system's authorities and, for hosts under ``cloud.couchbase.com``,
+        Capella's root certificate, which comes with cbframe. Without one of these schemes it is an error:
+        nothing falls back to plain text.
     network
         Which addresses of the nodes to use: ``"default"`` for their own, or the name of alternate ones,
         such as ``"external"``. ``"auto"`` takes what the connection string says

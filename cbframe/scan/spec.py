@@ -25,9 +25,9 @@ from cbframe.arrow.documents.projection import Path, path_of
 from cbframe.arrow.documents.typenames import arrow_type
 from cbframe.arrow.exclusion import TRANSACTION_PREFIX
 from cbframe.arrow.keys import KEY_FORMS, KeyForm
-from cbframe.cluster.auth import Authenticator, as_authenticator
+from cbframe.cluster.auth import Authenticator, as_authenticator, pem_text
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
-from cbframe.cluster.tls import TLSContext, TLSLike, make_tls_context
+from cbframe.cluster.tls import TLSContext, TLSLike, named_context
 from cbframe.errors import ConfigurationError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.progress import Progress, check_progress
@@ -309,7 +309,10 @@ def _auth(name: str, value: Any) -> Any:  # noqa: ARG001 - a check
 
 
 def _tls(name: str, value: Any) -> Any:
-    return value if isinstance(value, TLSContext) else path_or_none(name, value)
+    """Text, of the file's path or of the file itself: a scan can be sent to other processes."""
+    if value is None or isinstance(value, TLSContext):
+        return value
+    return pem_text(value, f"{name}=") or os.fspath(value)
 
 
 def paths_of(columns: ColumnsLike, nested: Nested = "struct") -> tuple[Path, ...]:
@@ -507,6 +510,7 @@ class ScanSpec:
                 f"tls= is given, but {parsed.scheme}:// is not encrypted",
                 hint="write couchbases:// or https://",
             )
+        arguments["options"] = parsed.with_options(_options("options", arguments.get("options")))
         spec = cls(
             server_urls=urls,
             bucket=name,
@@ -515,7 +519,9 @@ class ScanSpec:
             network=network,
             **arguments,
         )
-        make_tls_context(spec.tls)  # a file that cannot be read is reported now, not when the scan is read
+        named_context(
+            spec.tls, parsed
+        )  # a file that cannot be read is reported now, not when the scan is read
         return spec
 
     @classmethod

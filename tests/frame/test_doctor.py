@@ -46,7 +46,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     other.cert_pem.write_to_path(found.other_ca)
     now = dt.datetime.now(dt.UTC)
     for path, issued in (
-        (found.server, ca.issue_cert("127.0.0.1", not_after=now + dt.timedelta(days=700))),
+        (
+            found.server,
+            ca.issue_cert(
+                "127.0.0.1", "cb.x1y2z3.cloud.couchbase.com", not_after=now + dt.timedelta(days=700)
+            ),
+        ),
         (found.elsewhere, ca.issue_cert("db.example")),
         (found.expired, ca.issue_cert("127.0.0.1", not_after=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))),
         (found.soon, ca.issue_cert("127.0.0.1", not_after=now + dt.timedelta(days=3))),
@@ -253,7 +258,49 @@ def test_certificates_that_are_not_in_order(files: Files) -> None:
     with secured(files.soon) as cluster:
         found = examine(cluster.tls_connection_string, auth=auth, tls=files.ca)
         assert found.ok
-        assert "which is soon" in plain(found)
+        step = next(each for each in found.steps if each.name == "TLS")
+        assert re.search(
+            r"its certificate holds until \d{4}-\d\d-\d\d, by the authority O=trustme", step.detail
+        )
+        assert step.remedy is not None
+        assert re.search("renew the node's certificate before .*: nobody can connect after that", step.remedy)
+
+
+def test_capellas_certificate(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which authority vouches, and that it ends before long: the one that is in the package, or another."""
+    host = "cb.x1y2z3.cloud.couchbase.com"
+    monkeypatch.setattr("cbframe.cluster.tls.CAPELLA_ROOT", str(files.ca))
+    original = resolve.socket.getaddrinfo
+    monkeypatch.setattr(
+        resolve.socket,
+        "getaddrinfo",
+        lambda name, *rest, **more: original("127.0.0.1" if name == host else name, *rest, **more),
+    )
+
+    def look(conn: str, **tls: Any) -> Step:
+        return next(each for each in examine(conn, auth=("u", SECRET), **tls).steps if each.name == "TLS")
+
+    with secured(files.server) as cluster:
+        conn = cluster.tls_connection_string.replace("127.0.0.1", host)
+        step = look(conn)
+        assert step.status == "ok"
+        assert "by Capella's root certificate, which comes with cbframe (O=trustme" in step.detail
+        assert step.remedy is None
+        monkeypatch.setattr(module, "_AHEAD", 1000 * 366 * 86400.0)  # the authorities of a test end in 3000
+        remedy = look(conn).remedy
+        assert remedy is not None
+        assert remedy.startswith("update cbframe before ")
+        remedy = look(conn, tls=files.ca.read_text()).remedy
+        assert remedy is not None
+        assert "update cbframe" in remedy
+        monkeypatch.setattr("cbframe.cluster.tls.CAPELLA_ROOT", str(files.other_ca))
+        remedy = look(conn, tls=files.ca.read_text()).remedy
+        assert remedy is not None
+        assert remedy.startswith("give the successor of the authority O=trustme")
+        step = look(conn)
+        assert step.status == "failed"
+        assert step.remedy is not None
+        assert "Capella's root certificate comes with cbframe" in step.remedy
 
 
 @pytest.mark.usefixtures("hasty")

@@ -26,7 +26,7 @@ pushdown             ``true``: executors leave out documents that cannot pass th
                      schema are no error in documents that are left out; not of streams
 on_conflict          ``raise`` (the default) or ``null``: of values that do not fit the schema
 sample_rows          so many documents are looked at for the schema, if none is given
-tls                  path of a file with certificate authorities
+tls                  certificate authorities, as PEM text, or the path of a file that every executor has
 expired              ``drop`` (the default) or ``keep``, as of ``scan_bucket``; not of streams
 transaction_records  ``drop`` (the default) or ``keep``, as of ``scan_bucket``
 ===================  =====================================================================
