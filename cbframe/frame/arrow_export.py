@@ -19,6 +19,10 @@ class ArrowExport:
         self._waiting: pa.RecordBatchReader | None = None
         self._schema: pa.Schema | None = None
 
+    def __reduce__(self) -> tuple[type[ArrowExport], tuple[()]]:
+        # What waits for its consumer is of this process.
+        return ArrowExport, ()
+
     def schema(self, read: Callable[[], pa.RecordBatchReader], *, again: bool = False) -> Any:
         """The schema as a capsule; reads, unless a read waits for its consumer.
 

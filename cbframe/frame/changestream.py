@@ -394,7 +394,7 @@ class ChangeStream(ShowsItself):
         until = None if timeout is None else self._clock() + timeout
         high = HighSeqnos(self._source, self._clock)
         while not self._paused:
-            missing = high.missing(self._gatherer.acked)
+            missing = high.missing(self._gatherer.given)
             if missing == 0:
                 return
             left = _LOOK if high.known else _LOOK_SOON

@@ -205,6 +205,14 @@ class Gatherer:
                 break
         self._settle()
 
+    @property
+    def given(self) -> dict[int, Position]:
+        """Where vbuckets are after all that was given out, acknowledged or not."""
+        found = dict(self.acked)
+        for given in self._outstanding:
+            found |= given.positions
+        return found if self._since is not None else found | self._given.positions
+
     def release(self, batch: ChangeBatch) -> None:
         """Have the bytes of a batch acknowledged to the nodes, and nothing else."""
         given = batch.given

@@ -65,6 +65,9 @@ def to_folder(spec: ScanSpec, place: Destination, compression: str, workers: int
         BucketDataSourceStats((), counters, vbuckets=count, vbuckets_done=count, at=monotonic()),
         monotonic() - began,
         report.documents,
+        report.expired,
+        report.transaction_records,
+        report.moment,
     )
 
 

@@ -54,6 +54,10 @@ class BucketScan:
         told = "" if last is None else f": last read {last.as_of!r} in {last.seconds:.1f} s"
         return f"<BucketScan of {self._spec.bucket!r}{told}>"
 
+    def __reduce__(self) -> tuple[type[BucketScan], tuple[ScanSpec]]:
+        # The description alone: its runs are of this process.
+        return BucketScan, (self._spec,)
+
     @property
     def as_of(self) -> AsOf | None:
         """What the latest run is a picture of."""

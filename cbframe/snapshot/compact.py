@@ -96,7 +96,7 @@ def compact(
         rows == sum(entry.rows for entry in old)
         and len(old) <= files_needed
         and len({(entry.columns, entry.text_keys) for entry in old}) <= 1
-        and compressions <= {compression.upper()}
+        and compressions <= {"UNCOMPRESSED" if compression == "none" else compression.upper()}
     ):
         same = sum(entry.nbytes for entry in old)
         return Compaction(

@@ -132,10 +132,12 @@ def agreed(
     for name, value in given.items():
         before = stored.get(name, _DEFAULTS[name])
         if value != before:
-            shown = "another one" if name == "schema" else repr(before)
+            # Filters and prefixes may hold keys, or values that nobody should read in a log.
+            secret = name in ("schema", "filters", "key_prefix") and before is not None
+            told = f"another {name}=" if secret else f"{name}={before!r}"
             what = difference(before, value) if name == "collections" else ""
             raise ConfigurationError(
-                f"{made} was made with {name}={shown}{what}",
+                f"{made} was made with {told}{what}",
                 hint=f"leave {name}= out to update it, or make it anew with {anew}",
             )
 

@@ -137,7 +137,12 @@ def test_invalid_places(
 def test_a_folder_of_workers(cluster: LocalCluster, tmp_path: Path, memory: Any) -> None:
     folder = tmp_path / "parts"
     folder.mkdir()
-    scan_bucket(cluster).to_parquet(folder, workers=1)
+    cluster.upsert("_txn:record", {"n": 20})
+    scan = scan_bucket(cluster)
+    scan.to_parquet(folder, workers=1)
+    assert scan.last is not None
+    assert (scan.last.documents, scan.last.transaction_records) == (20, 1)
+    assert scan.last.moment is not None
     assert numbers(pq.read_table(folder)) == list(range(20))
     (folder / "stale.parquet").write_bytes(b"old")
     scan_bucket(cluster).to_parquet(folder, workers=1, overwrite=True)

@@ -25,8 +25,10 @@ from cbframe import (
     LocalCluster,
     ReadTimeoutError,
     ScanProgress,
+    Snapshot,
     read_bucket,
     scan_bucket,
+    write_snapshot,
 )
 
 from .kit import WIRE_METADATA, fill, keys_of, truth
@@ -109,6 +111,16 @@ def test_a_query_of_duckdb_reads_the_bucket_once(pair: LocalCluster) -> None:
     assert len(started) == 1
     assert duckdb.sql("from scan where n = 7").fetchall()[0][1:] == (7, "7")
     assert len(started) == 2, "the next query reads again"
+
+
+def test_scans_and_snapshots_can_be_pickled(pair: LocalCluster, tmp_path: Path) -> None:
+    """Also while a read waits for a consumer that has asked for its schema."""
+    pair.upsert("a", {"n": 1})
+    write_snapshot(pair, tmp_path)
+    for source in (scan_bucket(pair), Snapshot(tmp_path)):
+        source.__arrow_c_schema__()
+        again = pickle.loads(pickle.dumps(source))
+        assert again.to_arrow().num_rows == 1
 
 
 @pytest.mark.skipif(duckdb.__version__.startswith("1."), reason="DuckDB 1 takes a scan once in a query")

@@ -78,6 +78,17 @@ def test_the_newest_of_the_last_changes(pair: LocalCluster) -> None:
         assert documents(tail_of(stream, pair, rows=1)) == {b"c": 3}
 
 
+def test_a_batch_that_is_not_acknowledged_is_not_waited_for(cluster: LocalCluster) -> None:
+    cluster.upsert("a", {"n": 1})
+    with open_stream(cluster) as stream:
+        batch = next(stream)
+        assert stream.to_pandas(timeout=5).empty
+        assert not stream.checkpoint.offsets
+        cluster.upsert("b", {"n": 2})
+        assert list(stream.to_pandas(timeout=5).index) == ["b"]
+        stream.ack(batch)
+
+
 def test_what_is_old_is_forgotten(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
     with open_stream(cluster, start="now") as stream:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from cbframe import LocalCluster, Snapshot, write_snapshot
 
 
@@ -16,6 +18,15 @@ def test_nothing_to_gain(cluster: LocalCluster, path: Path) -> None:
     assert (done.version, done.rows, done.files) == (1, (100, 100), (1, 1))
     assert str(done) == "version 1: nothing to gain, 100 rows in 1 file stay as they are"
     assert sorted(path.rglob("*.*")) == before
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_nothing_to_gain_in_files_of_another_compression(
+    cluster: LocalCluster, path: Path, compression: str
+) -> None:
+    cluster.upsert("a", {"n": 1})
+    write_snapshot(cluster, path, compression=compression)
+    assert not Snapshot(path).compact(compression=compression).changed
 
 
 def test_something_to_gain(cluster: LocalCluster, path: Path) -> None:

@@ -165,6 +165,20 @@ def test_what_it_holds(arguments: dict[str, Any], cluster: LocalCluster, path: P
         assert 'mode="overwrite"' in str(caught.value)
 
 
+def test_what_a_snapshot_was_made_with_is_not_shown_where_it_may_be_secret(
+    cluster: LocalCluster, path: Path
+) -> None:
+    cluster.upsert("secret-1", {"n": 1})
+    filters = [("_cb_key", "in", {"secret-1", "secret-2"})]
+    write_snapshot(cluster, path, filters=filters, key_prefix="secret", options=QUICK)
+    for arguments in ({"filters": [("n", "==", 1)]}, {"key_prefix": "x"}):
+        with pytest.raises(
+            ConfigurationError, match=f"was made with another {next(iter(arguments))}="
+        ) as caught:
+            write_snapshot(cluster, path, options=QUICK, **arguments)
+        assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -211,7 +211,11 @@ def predicates(filters: Filters | None) -> Iterator[Predicate]:
 
 def stored_filters(filters: Any) -> Any:
     """Filters as JSON holds them; :func:`restored_filters` is the way back."""
-    if isinstance(filters, list | tuple):
+    if isinstance(filters, set | frozenset):
+        return sorted(map(stored_filters, filters), key=repr)  # the same in every process
+    if isinstance(filters, list | tuple) or (
+        hasattr(filters, "__len__") and not isinstance(filters, str | bytes)
+    ):
         return [stored_filters(each) for each in filters]
     plain = _plain(filters)
     if isinstance(plain, datetime | date):

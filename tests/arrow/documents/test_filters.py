@@ -220,6 +220,9 @@ def test_stored_filters_are_the_same_again() -> None:
     ]
     stored = json.loads(json.dumps(stored_filters(filters)))
     assert make_filters(restored_filters(stored)) == make_filters(filters)
+    for values in ({"b", "a"}, np.array(["a", "b"]), pd.Index(["a", "b"])):
+        assert stored_filters([("a", "in", values)]) == [["a", "in", ["a", "b"]]]
+        assert make_filters([("a", "in", values)])
 
 
 DOCUMENTS_OF_ONE_KIND = ['{"n":1,"o":{"x":1},"b":true,"e":null}', '{"n":2.5,"l":["x"],"t":"2024-05-01"}']
