@@ -1,14 +1,18 @@
-"""What users call: how errors leave it."""
+"""What users call: how errors and warnings leave it."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from cbframe.errors import CbframeError
 from cbframe.limits import shortage
 
+_HERE = str(Path(__file__).parent)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -32,6 +36,14 @@ def public(function: Callable[P, T]) -> Callable[P, T]:
             raise error from None
 
     return call
+
+
+def warn(text: str) -> None:
+    """Warn in the line of the program that called us: the first frame outside of this package."""
+    level, frame = 2, sys._getframe(1)  # noqa: SLF001 - Python 3.12 has it as an argument of warn()
+    while frame.f_code.co_filename.startswith(_HERE) and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, UserWarning, level)
 
 
 def _bare(error: CbframeError) -> CbframeError:

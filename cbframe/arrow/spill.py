@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cbframe.errors import SpoolError
+from cbframe.public import warn
 
 LITTLE = 64 << 20
 """Free bytes below which a warning names the folder."""
@@ -19,8 +19,6 @@ _NOTHING = 1 << 20
 _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 _TABLE = Path("/proc/self/mounts")
 _OTHER = "/var/tmp"  # noqa: S108 - for files that are larger, or live longer, than those in /tmp
-_STACK = 8
-"""Frames up to the caller's, about: the text is what matters, and a place makes it appear once."""
 
 
 def spill_folder(
@@ -116,4 +114,4 @@ def _mounts() -> list[str]:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"{text}; name a folder on a disk with more room with spool_dir=", UserWarning, _STACK)
+    warn(f"{text}; name a folder on a disk with more room with spool_dir=")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -29,6 +28,8 @@ from cbframe.frame.moment import Moment
 from cbframe.frame.names import Names
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.run import Run
+from cbframe.frame.shape import lacking
+from cbframe.public import warn
 from cbframe.scan.spec import ScanSpec, count, positive
 
 T = TypeVar("T")
@@ -203,12 +204,13 @@ class Divider:
         ConfigurationError
             All documents were looked at.
         """
-        names = {path[0] for path in target.columns or ()} - {*target.schema, *schema.names}
-        for name in sorted(names):
-            what = f"columns= names {name!r}, which no document has"
+        for path in target.columns or ():
+            if path[0] in target.schema or not lacking(schema, path):
+                continue
+            what = f"columns= names {'.'.join(path)!r}, which no document has"
             if self.sample_rows is None:
                 raise ConfigurationError(what, hint="read without it to see the fields, or look with peek()")
-            warnings.warn(f"in the sample of the partitions: {what}", UserWarning, stacklevel=6)
+            warn(f"in the sample of the partitions: {what}")
 
     def _judge_filters(self, intakes: Sequence[Intake]) -> None:
         """Refuse filters that no document can pass; a sample is no proof, and a warning is given.
@@ -227,7 +229,7 @@ class Divider:
         if self.sample_rows is None:
             first.refuse()
         for error in first.errors():
-            warnings.warn(f"in the sample of the partitions: {error}", UserWarning, stacklevel=6)
+            warn(f"in the sample of the partitions: {error}")
 
     def _looked(self, target: ScanSpec, moment: Moment | None) -> tuple[Columns, Intake, int]:
         """What the columns of some documents are, what took them in, and how many there are."""

@@ -18,6 +18,7 @@ from cbframe.arrow.documents.matcher import Matcher
 from cbframe.arrow.documents.projection import Projection
 from cbframe.arrow.exclusion import EXPIRED, TRANSACTION_RECORD, has_expired, of_transactions
 from cbframe.frame.names import Names
+from cbframe.public import warn
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode
 
@@ -101,6 +102,12 @@ class Intake:
         """
         if self.matcher is not None and self.saw_documents():
             self.matcher.refuse()
+
+    def warn_of_filters(self) -> None:
+        """The same as a warning, since earlier changes may have been others."""
+        if self.matcher is not None and self.saw_documents():
+            for error in self.matcher.errors():
+                warn(f"in what has changed, and no document has passed the filters so far: {error}")
 
     def saw_documents(self) -> bool:
         """Whether there was a document, filtered or not."""

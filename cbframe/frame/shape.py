@@ -108,6 +108,18 @@ def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool
     return pa.table(columns)
 
 
+def lacking(schema: pa.Schema, path: Path) -> bool:
+    """Whether no document has a field, as columns that are not selected tell; of text and maps nobody can."""
+    name = joined(path[:1])
+    kind = schema.field(name).type if name in schema.names else None
+    for member in path[1:]:
+        if kind is None or pa.types.is_string(kind) or pa.types.is_map(kind):
+            break
+        at = kind.get_field_index(member) if pa.types.is_struct(kind) else -1
+        kind = None if at < 0 else kind.field(at).type
+    return kind is None
+
+
 def joined(path: Path) -> str:
     """The name of a field's column: ``parent.child``, and a ``_`` behind it if it begins as ours do."""
     name = ".".join(path)

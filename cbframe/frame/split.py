@@ -18,7 +18,7 @@ from cbframe.cluster.manifest import Manifest
 from cbframe.errors import ConfigurationError
 from cbframe.frame.assemble import Assembled, add_documents, assembled_of
 from cbframe.frame.names import Names
-from cbframe.frame.shape import joined
+from cbframe.frame.shape import lacking
 from cbframe.scan.spec import ScanSpec
 
 _DEPTH = 200
@@ -49,13 +49,21 @@ def split_tables(
     """
     projection = Projection(target.columns) if target.columns else None
     tables: dict[str | None, Assembled] = {}
+    schemas: list[pa.Schema] = []
     for label, rows in groups_of(raw, path).items():
         part = raw.take(pa.array(rows))
         typer = JsonTyper(target.policy())
         for batch in part.to_batches():
             add_documents(typer, [batch if projection is None else projected(batch, projection)])
-        tables[label] = assembled_of(part, typer.finish(), manifest, target, names, lenient=True)
-    _refuse_unknown(tables, target)
+        typed = typer.finish()
+        schemas.append(typed.table.schema)
+        tables[label] = assembled_of(part, typed, manifest, target, names, lenient=True)
+    if tables:
+        unknown = [path for path in target.columns or () if all(lacking(each, path) for each in schemas)]
+        _refuse("columns", map(".".join, unknown))
+    if tables and isinstance(target.parse_dates, tuple):
+        there = {name for each in tables.values() for name in each.table.column_names}
+        _refuse("parse_dates", (name for name in target.parse_dates if name not in there))
     return tables
 
 
@@ -66,19 +74,13 @@ def projected(batch: pa.RecordBatch, projection: Projection) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
-def _refuse_unknown(tables: dict[str | None, Assembled], target: ScanSpec) -> None:
+def _refuse(argument: str, unknown: Iterable[str]) -> None:
     """What one kind of documents has not may be a field of another, but not of none."""
-    wanted = {"columns": [joined(path) for path in target.columns or ()]}
-    if isinstance(target.parse_dates, tuple):
-        wanted["parse_dates"] = list(target.parse_dates)
-    types = [{field.name: field.type for field in each.table.schema} for each in tables.values()]
-    for argument, names in wanted.items():
-        for name in names:
-            if types and all(kinds.get(name, pa.null()) == pa.null() for kinds in types):
-                raise ConfigurationError(
-                    f"{argument}= names {name!r}, which no document has",
-                    hint="read without it to see the fields, or look with peek()",
-                )
+    for name in unknown:
+        raise ConfigurationError(
+            f"{argument}= names {name!r}, which no document has",
+            hint="read without it to see the fields, or look with peek()",
+        )
 
 
 def groups_of(raw: pa.Table, path: Path) -> dict[str | None, npt.NDArray[np.int64]]:

@@ -28,13 +28,16 @@ class Known:
     below
         Tells what a vbucket can be taken back to.
     collections
-        Those of which there are documents.
+        Those of which there are changes.
+    documents
+        Whether there were documents, and not only deletions.
     """
 
     bucket_uuid: str = ""
     positions: Mapping[int, Position] = field(default_factory=dict)
     below: Below = field(default=lambda vbucket, seqno: Position())  # noqa: ARG005 - the start, of any
     collections: Collection[int] = ()
+    documents: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,4 +151,6 @@ class Fetch:
     def changes(self) -> Changes:
         """The changes, once it has run."""
         known = self._known
-        return self.sink.changes(known.collections, self._manifest_uid, whole=not known.positions)
+        return self.sink.changes(
+            known.collections, self._manifest_uid, whole=not known.positions, first=not known.documents
+        )

@@ -167,7 +167,14 @@ class ChangeSink(SpoolingSink):
         self.nbytes += batch.nbytes
         super()._put_down_batch(batch, numbers)
 
-    def changes(self, known: Collection[int] = (), manifest_uid: int = 0, *, whole: bool = False) -> Changes:
+    def changes(
+        self,
+        known: Collection[int] = (),
+        manifest_uid: int = 0,
+        *,
+        whole: bool = False,
+        first: bool = False,
+    ) -> Changes:
         """Nothing more comes.
 
         Parameters
@@ -178,7 +185,10 @@ class ChangeSink(SpoolingSink):
             Of the newest version of the collections manifest that is known: a node may have an older one,
             in which collections are missing.
         whole
-            Whether it was read from the start: filters that no document can pass are an error then.
+            Whether it was read from the start: a field that no document has is an error then, and so are
+            filters that none can pass.
+        first
+            Whether no document has come before: where this shows of filters, it is a warning.
 
         Raises
         ------
@@ -191,6 +201,8 @@ class ChangeSink(SpoolingSink):
         self._names.refuse_dropped(self._receiver)
         if whole:
             self._intake.refuse_filters()
+        elif first:
+            self._intake.warn_of_filters()
         ids = np.array(sorted(self._collections), np.uint32)
         every = np.union1d(ids, np.array(sorted(known), np.uint32))
         manifest = self._names.manifest_of(every, self._receiver)
@@ -202,7 +214,7 @@ class ChangeSink(SpoolingSink):
         if self._typer is None:
             found = self._unparsed_changes(rows, head, frozenset(dead))
         else:
-            found = self._typed_changes(self._typer, rows, head, frozenset(dead))
+            found = self._typed_changes(self._typer, rows, head, frozenset(dead), whole=whole)
         return replace(found, transaction_records=self._intake.transaction_records)
 
     def _unparsed_changes(self, rows: _ChangeRows, head: _Head, dead: frozenset[int]) -> Changes:
@@ -218,7 +230,7 @@ class ChangeSink(SpoolingSink):
         return Changes(rows.count, tables(), columns, rows.collections(), dead, (), {})
 
     def _typed_changes(
-        self, typer: PassingTyper, rows: _ChangeRows, head: _Head, dead: frozenset[int]
+        self, typer: PassingTyper, rows: _ChangeRows, head: _Head, dead: frozenset[int], *, whole: bool
     ) -> Changes:
         if rows.some_went:
             # What was learned of versions that do not count must not show in any column, type or count.
@@ -229,7 +241,9 @@ class ChangeSink(SpoolingSink):
         census = typer.census
         rejected = census.reasons()
         # An update may bring none of the documents that have a field.
-        outcome = Outcome(self._target, rows.upserts, rejected, lenient=True, final=False)
+        outcome = Outcome(self._target, rows.upserts, rejected, lenient=not whole, final=False)
+        empty = layout.table([])
+        outcome.form(self._receiver.schema.empty_table(), empty)
 
         def typed() -> Iterator[tuple[int, pa.Table]]:
             return enumerate(typer.tables(rows, layout))

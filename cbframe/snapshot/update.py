@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
+
 from cbframe.arrow.documents.unify import Columns, differences, unify
 from cbframe.cluster.map import ClusterMap
 from cbframe.errors import ConversionError, SnapshotError
 from cbframe.frame.asof import AsOf
+from cbframe.frame.shape import joined
+from cbframe.public import warn
 from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot.fetch import Fetch, Fetched, Known
 from cbframe.snapshot.files import DATA, ChangeFiles, parts_for
@@ -29,7 +33,7 @@ from cbframe.snapshot.manifest import (
 from cbframe.snapshot.reader import documents_of
 from cbframe.snapshot.result import SnapshotResult
 from cbframe.snapshot.resume import ResumingReceiver
-from cbframe.snapshot.sink import Changes
+from cbframe.snapshot.sink import Changes, made_way
 from cbframe.snapshot.store import Store
 
 
@@ -83,7 +87,8 @@ class Update:
         known = Known()
         if base is not None and boundaries is not None:
             starts = dict(enumerate(base.positions))
-            known = Known(base.bucket_uuid, starts, boundaries.below, base.collections)
+            documents = any(entry.upserts for entry in base.files)
+            known = Known(base.bucket_uuid, starts, boundaries.below, base.collections, documents)
         with Fetch(self._target, known, other_bucket=self._other_bucket) as fetch:
             fetched = fetch.run()
             changes = fetch.changes()
@@ -131,6 +136,8 @@ class Update:
             if found not in columns:
                 columns = (*columns, found)
             self._refuse_conflicts(columns)
+            if self._base is not None:
+                warn_of_nothing(self._target, columns)
             unique = not fetch.receiver.several_versions().any()
             entries = files.finish(self._version, columns=columns.index(found), unique=unique)
         return entries, columns
@@ -248,6 +255,19 @@ def refuse_conflicts(before: Columns, after: Columns, stored: Mapping[str, Any])
                 f"values of {each.path!r} have no common type: it was {each.before}",
                 hint='on_conflict="widen" keeps them as text; mode="overwrite" begins anew',
             )
+
+
+def warn_of_nothing(target: ScanSpec, many: Sequence[Columns]) -> None:
+    """Warn of fields that were asked for, where no document so far has a value."""
+    paths = [path for path in target.columns or () if path[0] not in target.schema]
+    asked = [("columns", made_way(joined(path))) for path in paths]
+    if isinstance(target.parse_dates, tuple):
+        asked += [("parse_dates", name) for name in target.parse_dates]
+    if asked:
+        types = {each.name: each.type for each in unify(many).schema}
+        for argument, name in asked:
+            if types.get(name, pa.null()) == pa.null():
+                warn(f"{argument}= names {name!r}, a field of which no document so far has a value")
 
 
 def writer_prefix(version: int) -> str:

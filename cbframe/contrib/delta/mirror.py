@@ -27,7 +27,7 @@ from cbframe.snapshot.fetch import Fetch, Fetched, Known
 from cbframe.snapshot.history import Boundaries, following, lag
 from cbframe.snapshot.manifest import Counts, Manifest, Rollback
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT, Changes
-from cbframe.snapshot.update import is_news, refuse_conflicts
+from cbframe.snapshot.update import is_news, refuse_conflicts, warn_of_nothing
 
 _Opener = Callable[[int], Any]
 
@@ -105,7 +105,8 @@ class Mirror:
             ancestors = [each for each in self._base.ancestors if each.version not in gone]
             boundaries = Boundaries(base, lambda: ancestors)
             starts = dict(enumerate(base.positions))
-            known = Known(base.bucket_uuid, starts, boundaries.below, base.collections)
+            documents = not self._target.parsed or bool(base.columns[0].schema.names)
+            known = Known(base.bucket_uuid, starts, boundaries.below, base.collections, documents)
         with (
             Fetch(self._target, known, other_bucket=self._other_bucket, net=True) as fetch,
             Waiting(self._target.spool_dir) as waiting,
@@ -155,6 +156,8 @@ class Mirror:
         most = self._stored.get("max_struct_fields", 1000)
         wide = unify([old.columns, news.columns], max_members=most)
         refuse_conflicts(old.columns, wide, self._stored)
+        if news.upserted:
+            warn_of_nothing(self._target, [wide])
         shape = Shape(wide, xattrs=self._xattrs, keys=self._keys)
         back = self._taken_back(base, old, shape, fetched.taken_back, boundaries, news)
         manifest = self._manifest(fetched, changes, news, wide, sum(map(len, back.lost)))
