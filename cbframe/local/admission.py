@@ -49,14 +49,23 @@ class Filter:
 
 
 def rollback_point(
-    request: StreamRequest, log: Sequence[FailoverEntry], high: int, purge: int = 0
+    request: StreamRequest,
+    log: Sequence[FailoverEntry],
+    high: int,
+    purge: int = 0,
+    collection_high: int | None = None,
 ) -> int | None:
-    """Seqno that the client must go back to; None if its position is part of this history."""
+    """Seqno that the client must go back to; None if its position is part of this history.
+
+    `collection_high` is that of the collections that a stream is filtered by: with all changes of
+    theirs, the client has missed nothing that was purged.
+    """
     start, snap_start, snap_end = request.start, request.snap_start, request.snap_end
     strict = request.flags & StreamFlag.STRICT_VBUUID
     if start == 0 and (not strict or request.vbuuid == 0):
         return None
-    if 0 < start < purge and not request.flags & StreamFlag.IGNORE_PURGED_TOMBSTONES:
+    complete = collection_high is not None and collection_high <= min(start, purge)
+    if 0 < start < purge and not request.flags & StreamFlag.IGNORE_PURGED_TOMBSTONES and not complete:
         return 0
     position = next((i for i, entry in enumerate(log) if entry.vbuuid == request.vbuuid), None)
     if position is None:
@@ -140,8 +149,13 @@ def _hex(text: object) -> int:
     return int(text, 16)
 
 
-def effective_end(request: StreamRequest, high: int) -> int:
-    """Where the stream may end, after the flags that mean 'what is there now'."""
+def effective_end(request: StreamRequest, high: int, newest: int | None = None) -> int:
+    """Where the stream may end, after the flags that mean 'what is there now'.
+
+    `newest` is the high seqno of the collections that the stream is filtered by.
+    """
+    if newest is not None and request.flags & StreamFlag.TO_LATEST:
+        return newest
     if request.flags & (StreamFlag.TO_LATEST | StreamFlag.DISK_ONLY):
         return min(request.end, high)
     return min(request.end, MAX_SEQNO)

@@ -130,7 +130,8 @@ class Bucket:
         if flags is None:
             flags = FLAGS_JSON if datatype & Datatype.JSON else FLAGS_BINARY
         if xattrs:
-            section = {name: to_json(attribute) for name, attribute in xattrs.items()}
+            names = sorted(xattrs) if self.release.is_8 else xattrs
+            section = {name: to_json(xattrs[name]) for name in names}
             body = join_xattrs(section, body)
             datatype |= Datatype.XATTR
         if datatype & Datatype.SNAPPY:

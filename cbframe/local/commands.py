@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cbframe.local.dcp import Producer, open_error
 from cbframe.local.features import FrameInfo, parse_frame_info
 from cbframe.local.queries import ONLY_DCP
-from cbframe.wire.constants import Opcode, Status
+from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.frame import Frame
 from cbframe.wire.requests import BufferAck, DcpControl, DcpOpen, StreamRequest, parse_request
 
@@ -25,11 +25,15 @@ def dcp_open(conn: KvConnection, frame: Frame) -> None:
         context = "The connection is already opened as a DCP connection"
         conn.respond(frame, Status.EINVAL, context=context)
         return
-    context = open_error(message, frame.key) or ""
+    context = open_error(message, frame.key, is_8=conn.is_8) or ""
     if frame.value:
         context = "consumer_name only valid for Consumer connections"
     if context:
         conn.respond(frame, Status.EINVAL, context=context)
+        return
+    if conn.is_8 and Feature.UNORDERED_EXECUTION in conn.features:
+        context = "DCP on connections with unordered execution is not supported"
+        conn.respond(frame, Status.NOT_SUPPORTED, context=context)
         return
     conn.node.close_namesake(message.name)
     conn.producer = Producer(conn, conn.bucket, message, conn.node.noop_interval)

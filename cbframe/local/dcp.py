@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from cbframe.local.admission import Filter, Refusal
 from cbframe.local.bucket import Bucket
 from cbframe.local.controls import Controls
 from cbframe.local.encode import Encoded, Variant
+from cbframe.local.store import VBucket
 from cbframe.local.stream import Stream
 from cbframe.wire.constants import Feature, OpenFlag, Status, StreamEndReason, StreamFlag
 from cbframe.wire.failover import encode_failover_log
@@ -38,6 +40,16 @@ _VALID_FLAGS = (
     | OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
     | OpenFlag.INCLUDE_DELETED_USER_XATTRS
 )
+_OPEN_FLAGS = {0x80: "PiTR"}
+_STREAM_FLAGS: Mapping[int, str] = {
+    StreamFlag.TAKEOVER: "Takeover",
+    StreamFlag.DISK_ONLY: "DiskOnly",
+    StreamFlag.TO_LATEST: "ToLatest",
+    StreamFlag.ACTIVE_ONLY: "ActiveVbOnly",
+    StreamFlag.STRICT_VBUUID: "StrictVbUuid",
+    StreamFlag.FROM_LATEST: "FromLatest",
+    StreamFlag.IGNORE_PURGED_TOMBSTONES: "IgnorePurgedTombstones",
+}
 
 
 class Connection(Protocol):
@@ -61,16 +73,26 @@ class Connection(Protocol):
     def now(self) -> float: ...
 
 
-def open_error(message: DcpOpen, name: bytes) -> str | None:
+def open_error(message: DcpOpen, name: bytes, *, is_8: bool = False) -> str | None:
     """Why a DCP_OPEN is refused as invalid; None if it is not."""
     flags = message.flags
-    if flags & ~int(_VALID_FLAGS):
-        return "Request contains invalid flags"
+    if is_8 and not name:
+        return "Request must include key"
+    if unknown := flags & ~int(_VALID_FLAGS):
+        named = f": {_named(unknown, _OPEN_FLAGS)}" if is_8 else ""
+        return f"Request contains invalid flags{named}"
     if flags & OpenFlag.NO_VALUE and flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE:
         return "Request contains invalid flags combination (NO_VALUE && NO_VALUE_WITH_UNDERLYING_DATATYPE)"
     if flags & OpenFlag.INCLUDE_DELETED_USER_XATTRS and not flags & OpenFlag.INCLUDE_XATTRS:
         return "Request contains invalid flags combination - IncludeDeletedUserXattrs but not IncludeXattrs"
     return None if name else "Request must include key"
+
+
+def _named(flags: int, names: Mapping[int, str]) -> str:
+    """Flags as 8.0 names them in errors: JSON, a list if there are several."""
+    bits = [1 << bit for bit in range(32) if flags >> bit & 1]
+    found = [names.get(bit, f"unknown:0x{bit:x}") for bit in bits]
+    return json.dumps(found if len(found) > 1 else found[0], separators=(",", ":"))
 
 
 class Producer:
@@ -140,8 +162,11 @@ class Producer:
             context = "DCP_ADD_STREAM_FLAG_NO_VALUE{8} flag is no longer used"
             conn.respond(frame, Status.EINVAL, context=context)
             return
-        if message.flags & ~int(admission.KNOWN_FLAGS):
-            conn.respond(frame, Status.EINVAL, context="Request contains invalid flags")
+        is_8 = self._bucket.release.is_8
+        known = admission.KNOWN_FLAGS | StreamFlag.TAKEOVER if is_8 else admission.KNOWN_FLAGS
+        if message.flags & ~int(known):
+            named = f": {_named(message.flags, _STREAM_FLAGS)}" if is_8 else ""
+            conn.respond(frame, Status.EINVAL, context=f"Request contains invalid flags{named}")
             return
         if message.value and not collections:
             conn.respond(frame, Status.EINVAL, context="Request must not include value")
@@ -178,15 +203,19 @@ class Producer:
         if (status := self._permitted(wanted)) is not Status.SUCCESS:
             conn.refuse(frame, status)
             return
+        if self._bucket.release.is_8 and wanted.ids is not None and self.controls.sync_writes:
+            conn.respond(frame, Status.NOT_SUPPORTED)
+            return
         if (message.vbucket, wanted.sid) in self.streams:
             conn.respond(frame, Status.KEY_EEXISTS)
             return
         purge = 0 if wanted.purge_seqno == vbucket.purge_seqno else vbucket.purge_seqno
-        point = admission.rollback_point(message, vbucket.failover, vbucket.high_seqno, purge)
+        newest = self._newest(vbucket, wanted, collections) if self._bucket.release.is_8 else None
+        point = admission.rollback_point(message, vbucket.failover, vbucket.high_seqno, purge, newest)
         if point is not None:
             conn.respond(frame, Status.ROLLBACK, value=point.to_bytes(8, "big"))
             return
-        end = admission.effective_end(message, high)
+        end = admission.effective_end(message, high, newest)
         if start > vbucket.high_seqno or (start > end and start > high):
             conn.respond(frame, Status.ERANGE)
             return
@@ -200,7 +229,11 @@ class Producer:
             wanted,
             self._variant(collections, wanted),
             vbucket.vbuuid,
-            self.controls.style(),
+            self.controls.style()._replace(
+                disk_only=bool(message.flags & StreamFlag.DISK_ONLY),
+                takeover=bool(message.flags & StreamFlag.TAKEOVER),
+                is_8=self._bucket.release.is_8,
+            ),
         )
         self.streams[stream.key] = stream
         conn.watch(message.vbucket, 1)
@@ -225,6 +258,13 @@ class Producer:
             self._drop(stream.key)
             self._count(stream.end_frame(StreamEndReason.LOST_PRIVILEGES))
 
+    def _newest(self, vbucket: VBucket, wanted: Filter, collections: bool) -> int | None:
+        """High seqno of the collections that a stream is filtered by; None of one without a filter."""
+        if not collections:
+            return vbucket.default_high
+        ids = wanted.ids if wanted.scope is None else self._bucket.manifest.scope_ids(wanted.scope)
+        return None if ids is None else max((vbucket.collection_high(cid) or 0 for cid in ids), default=0)
+
     def _variant(self, collections: bool, wanted: Filter) -> Variant:
         flags = self._flags
         # MB-23898: without XATTRs a backfill reads the keys alone, not what belongs to them.
@@ -234,8 +274,8 @@ class Producer:
             xattrs=bool(flags & OpenFlag.INCLUDE_XATTRS),
             no_value=bool(flags & OpenFlag.NO_VALUE),
             underlying_datatype=bool(flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE),
-            key_only=bool(key_only) and self._bucket.release.key_only_backfills,
-            packed=self._bucket.release.packed_on_disk,
+            key_only=bool(key_only) and self._bucket.release.is_8,
+            packed=self._bucket.release.is_8,
             delete_times=bool(flags & OpenFlag.INCLUDE_DELETE_TIMES),
             expirations=self.controls.expirations,
             filter_ids=wanted.ids,

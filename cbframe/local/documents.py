@@ -238,7 +238,7 @@ class DocumentService:
 
     def _lookup_in(self, frame: Frame, vbucket: VBucket, key: bytes, document: Document | None) -> Outcome:
         try:
-            specs = subdoc.parse_specs(frame.value, mutation=False)
+            specs = subdoc.parse_specs(frame.value, mutation=False, is_8=self._bucket.release.is_8)
         except subdoc.RefusedError as exc:
             return _refused(exc)
         if document is None:
@@ -260,7 +260,7 @@ class DocumentService:
         if options & ~(_MAKE_DOCUMENT | _ADD_DOCUMENT):
             return Outcome(Status.NOT_SUPPORTED)
         try:
-            specs = subdoc.parse_specs(frame.value, mutation=True)
+            specs = subdoc.parse_specs(frame.value, mutation=True, is_8=self._bucket.release.is_8)
         except subdoc.RefusedError as exc:
             return _refused(exc)
         if document is None and not options:
@@ -274,6 +274,8 @@ class DocumentService:
             )
         except subdoc.FailedSpecError as exc:
             return Outcome(Status.SUBDOC_MULTI_PATH_FAILURE, value=exc.answer)
+        if self._bucket.release.is_8 and any(spec.flags & subdoc.XATTR for spec in specs):
+            content.sort_attributes()
         value, datatype = content.encode()
         if len(value) > MAX_VALUE_LENGTH:
             return Outcome(Status.E2BIG)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from cbframe.wire.constants import Feature, Status
@@ -29,26 +29,46 @@ GRANTED = frozenset(
         Feature.VATTR,
     }
 )
-_NEEDS = {
+"""What 7.2 grants, and 8.0 too."""
+_ADDED_IN_8 = frozenset(Feature) - GRANTED - {Feature.PITR, Feature.REPORT_UNIT_USAGE}
+_NEEDS: dict[int, tuple[frozenset[int], str]] = {
     Feature.CLUSTERMAP_CHANGE_NOTIFICATION: (
-        Feature.DUPLEX,
+        frozenset({Feature.DUPLEX}),
         "Clustermap change notification needs Duplex",
     ),
-    Feature.VATTR: (Feature.XATTR, "VAttr needs XATTR"),
-    Feature.SUBDOC_DOC_MACRO: (Feature.XATTR, "SubdocDocumentMacroSupport needs XATTR"),
+    Feature.VATTR: (frozenset({Feature.XATTR}), "VAttr needs XATTR"),
+    Feature.SUBDOC_DOC_MACRO: (frozenset({Feature.XATTR}), "SubdocDocumentMacroSupport needs XATTR"),
+    Feature.CLUSTERMAP_CHANGE_NOTIFICATION_BRIEF: (
+        frozenset({Feature.DUPLEX}),
+        "ClustermapChangeNotificationBrief needs Duplex",
+    ),
+    Feature.RANGE_SCAN_INCLUDE_XATTR: (frozenset({Feature.XATTR}), "RangeScanIncludeXattr needs XATTR"),
+    Feature.GET_RANDOM_KEY_INCLUDE_XATTR: (
+        frozenset({Feature.XATTR, Feature.JSON, Feature.SNAPPY_EVERYWHERE}),
+        "GetRandomKeyIncludeXattr needs XATTR, JSON and SnappyEverywhere",
+    ),
 }
+"""In the order of the codes, in which a node looks; later codes are unknown to 7.2."""
+_LAST_7_2 = Feature.SUBDOC_DOC_MACRO
 _BARRIER, _DURABILITY, _STREAM_ID, _PRESERVE_TTL = 0, 1, 2, 5
 _STRONGEST_LEVEL = 3
 _MAX_DURABLE_REPLICAS = 2
 
 
-def missing_need(wanted: Iterable[int]) -> str:
+def missing_need(wanted: Collection[int], *, is_8: bool) -> str:
     """Why the HELLO as a whole is refused; empty if it is not."""
-    asked = frozenset(wanted)
     for feature, (needed, context) in _NEEDS.items():
-        if feature in asked and needed not in asked:
+        if feature in wanted and not needed <= set(wanted) and (is_8 or feature <= _LAST_7_2):
             return context
     return ""
+
+
+def granted_in_8(wanted: Collection[int], granted: frozenset[int]) -> frozenset[int]:
+    """What 8.0 grants where 7.2 grants `granted`."""
+    found = granted | _ADDED_IN_8.intersection(wanted)
+    if Feature.CLUSTERMAP_CHANGE_NOTIFICATION_BRIEF in found:
+        found -= {Feature.CLUSTERMAP_CHANGE_NOTIFICATION}
+    return found
 
 
 @dataclass(frozen=True, slots=True)

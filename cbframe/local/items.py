@@ -161,6 +161,11 @@ def seqno_of(frame: bytes) -> int:
     return int(_U64.unpack_from(frame, 32 if frame[1] in (COMMIT, ABORT) else 24)[0])
 
 
+def prepared_of(frame: bytes) -> int:
+    """Seqno of the write that a commit or an abort completes."""
+    return int(_U64.unpack_from(frame, 24)[0])
+
+
 def rev_of(frame: bytes) -> int:
     return int(_U64.unpack_from(frame, 32)[0])
 

@@ -13,14 +13,30 @@ from typing import TYPE_CHECKING
 from cbframe.errors import ProtocolError
 from cbframe.local.auth import MECHANISMS, Answer, SaslServer
 from cbframe.local.commands import COMMANDS
-from cbframe.local.config import ERROR_MAP
+from cbframe.local.config import error_map
 from cbframe.local.dcp import Producer
 from cbframe.local.documents import mutation_token
-from cbframe.local.features import GRANTED, FrameInfo, duration_frame, missing_need, parse_frame_info
+from cbframe.local.features import (
+    GRANTED,
+    FrameInfo,
+    duration_frame,
+    granted_in_8,
+    missing_need,
+    parse_frame_info,
+)
 from cbframe.local.loop import Channel
 from cbframe.local.queries import QUERIES
-from cbframe.local.rules import BEFORE_AUTH, LENGTHS, WITHOUT_BUCKET, refusal
-from cbframe.local.snappy import inflate
+from cbframe.local.rules import (
+    BEFORE_AUTH,
+    CONFIG_ONLY,
+    GET_EX,
+    GET_EX_NEEDS,
+    GONE_IN_8,
+    LENGTHS,
+    WITHOUT_BUCKET,
+    refusal,
+)
+from cbframe.local.snappy import deflate, inflate
 from cbframe.local.tls import AnySocket
 from cbframe.local.users import NOBODY, User
 from cbframe.wire import leb128
@@ -41,6 +57,8 @@ if TYPE_CHECKING:
     from cbframe.local.node import Node
 
 _MAX_BODY = 30 * 1024 * 1024
+_REVISION = struct.Struct(">qq")
+"""Epoch and number of a cluster map."""
 
 
 class KvConnection(Channel):
@@ -53,8 +71,11 @@ class KvConnection(Channel):
         self.features: frozenset[int] = frozenset()
         self.user: User | None = None
         self.selected = False
+        self.is_8 = node.bucket.release.is_8
+        self._known_map = (0, 0)
+        """Epoch and revision of the newest map that the client has of the selected bucket."""
         self.producer: Producer | None = None
-        self._sasl = SaslServer(node.credentials, scram_for_all=node.bucket.release.scram_for_all)
+        self._sasl = SaslServer(node.credentials, scram_for_all=not node.bucket.release.is_8)
         self._buffer = bytearray()
         self._heard = self.now()
         self._began = 0.0
@@ -64,7 +85,7 @@ class KvConnection(Channel):
             Opcode.SASL_LIST_MECHS: lambda f: self.respond(f, value=MECHANISMS.encode()),
             Opcode.SASL_AUTH: self._sasl_message,
             Opcode.SASL_STEP: self._sasl_message,
-            Opcode.GET_ERROR_MAP: lambda f: self.respond_json(f, ERROR_MAP),
+            Opcode.GET_ERROR_MAP: lambda f: self.respond_json(f, error_map(f.value, is_8=self.is_8)),
             Opcode.SELECT_BUCKET: self._select_bucket,
             Opcode.GET_CLUSTER_CONFIG: self._cluster_config,
             Opcode.NOOP: self.respond,
@@ -177,9 +198,29 @@ class KvConnection(Channel):
     def respond_json(self, frame: Frame, content: object, status: Status = Status.SUCCESS) -> None:
         self.respond(frame, status, value=_to_json(content), datatype=int(Datatype.JSON))
 
-    def not_my_vbucket(self, frame: Frame) -> None:
+    def _respond_map(self, frame: Frame, known: tuple[int, int] | None, status: Status) -> None:
+        """Answer with the map, or without a body if the client has this one or a newer one."""
         with self.bucket.lock:
-            self.respond_json(frame, self.node.config.terse(self.node.index), Status.NOT_MY_VBUCKET)
+            config, index = self.node.config, self.node.index
+            content = config.terse(index) if self.selected else config.cluster(index)
+        revision = content["revEpoch"], content["rev"]
+        if known is not None and known >= revision:
+            self.respond(frame, status)
+        else:
+            value, datatype = self._as_sent(content)
+            self.respond(frame, status, value=value, datatype=datatype)
+        self._known_map = max(revision, known or revision)
+
+    def _as_sent(self, content: object) -> tuple[bytes, int]:
+        """A map as the client wants it, and its datatype."""
+        value, datatype = _to_json(content), int(Datatype.JSON)
+        if Feature.SNAPPY_EVERYWHERE in self.features:
+            return deflate(value), datatype | Datatype.SNAPPY
+        return value, datatype
+
+    def not_my_vbucket(self, frame: Frame) -> None:
+        sparing = Feature.DEDUPE_NOT_MY_VBUCKET_CLUSTERMAP in self.features
+        self._respond_map(frame, self._known_map if sparing else None, Status.NOT_MY_VBUCKET)
 
     def refuse(self, frame: Frame, status: Status) -> None:
         """Refuse a request, in a form that the client understands.
@@ -237,11 +278,12 @@ class KvConnection(Channel):
         if self.user is None and frame.opcode not in BEFORE_AUTH:
             self.respond(frame, Status.EACCESS)
         elif not known:
-            self.respond(frame, Status.UNKNOWN_COMMAND)
+            self._unknown(frame)
         elif not self.selected and frame.opcode not in WITHOUT_BUCKET:
             self.respond(frame, Status.NO_BUCKET)
-        elif self.node.index in self.node.config.config_only and frame.opcode not in WITHOUT_BUCKET:
-            self.respond(frame, Status.CONFIG_ONLY)
+        elif self._is_placeholder() and frame.opcode not in CONFIG_ONLY:
+            old = Feature.XERROR not in self.features
+            self.respond(frame, Status.NOT_SUPPORTED if old else Status.CONFIG_ONLY)
         else:
             info = parse_frame_info(frame, len(self.bucket.map[0]) - 1)
             try:
@@ -254,19 +296,38 @@ class KvConnection(Channel):
             except ProtocolError as exc:
                 self.respond(frame, Status.EINVAL, context=LENGTHS.get(frame.opcode, exc.message))
 
+    def _unknown(self, frame: Frame) -> None:
+        """Refuse a command that is not carried out here."""
+        if not self.is_8 or frame.opcode not in GONE_IN_8 | GET_EX:
+            self.respond(frame, Status.UNKNOWN_COMMAND)
+            return
+        missing = (name for code, name in GET_EX_NEEDS.items() if code not in self.features)
+        name = next(missing, "") if frame.opcode in GET_EX else ""
+        self.respond(frame, Status.NOT_SUPPORTED, context=f"{name} support must be enabled" if name else "")
+
+    def _is_placeholder(self) -> bool:
+        """Whether the node has the map of the selected bucket, and not yet the bucket."""
+        return self.selected and self.node.index in self.node.config.config_only
+
     # ------------------------------------------------------------------ bootstrap
 
     def _hello(self, frame: Frame) -> None:
         wanted = Hello.parse(frame).features
-        context = missing_need(wanted)
+        context = missing_need(wanted, is_8=self.is_8)
         if context:
             self.respond(frame, Status.EINVAL, context=context)
             return
-        granted = GRANTED.intersection(wanted)
-        # Each HELLO replaces the one before; its answer is the last in the plain framing.
+        granted: frozenset[int] = GRANTED.intersection(wanted)
+        # Each HELLO replaces the one before.
         self.features = frozenset()
+        if self.is_8:
+            granted = granted_in_8(wanted, granted)
+            if self.producer is not None:
+                granted -= {Feature.UNORDERED_EXECUTION}
+            self.features = granted
         self.respond(frame, value=b"".join(code.to_bytes(2, "big") for code in sorted(granted)))
-        self.features = granted
+        packs = Feature.SNAPPY_EVERYWHERE in granted
+        self.features = granted | {Feature.SNAPPY} if packs else granted
 
     def _sasl_message(self, frame: Frame) -> None:
         message = parse_request(frame)
@@ -282,7 +343,7 @@ class KvConnection(Channel):
         self.user = self._sasl.user
         value = answer.value
         refused = answer.status is Status.AUTH_ERROR or (
-            answer.status is Status.EINVAL and message.mechanism.startswith("SCRAM")
+            answer.status is Status.EINVAL and message.mechanism.startswith("SCRAM") and not self.is_8
         )
         if refused and Feature.XERROR in self.features:
             # JSON, but not marked as such: the recorded clients had not agreed to that yet.
@@ -301,6 +362,7 @@ class KvConnection(Channel):
         else:
             status = self._selection(name)
             self.selected = self.selected or status is Status.SUCCESS
+            self._known_map = (0, 0)
             self.respond(frame, status)
 
     def _selection(self, name: str) -> Status:
@@ -332,13 +394,21 @@ class KvConnection(Channel):
             self.flush()
 
     def _cluster_config(self, frame: Frame) -> None:
-        with self.bucket.lock:
-            config, index = self.node.config, self.node.index
-            self.respond_json(frame, config.terse(index) if self.selected else config.cluster(index))
+        known = None
+        if self.is_8 and frame.extras:
+            if len(frame.extras) != _REVISION.size:
+                raise ProtocolError(f"extras of {len(frame.extras)} bytes", opcode=frame.opcode)
+            known = _REVISION.unpack(frame.extras)
+            if known[1] < 1:
+                context = "Revision number must not be less than 1"
+                self.respond(frame, Status.EINVAL, context=context)
+                return
+        self._respond_map(frame, known, Status.SUCCESS)
 
     def push_config(self) -> None:
-        """Tell the client of a new map if it asked to be told: the bucket's, and the cluster's."""
-        if self.user is None or Feature.CLUSTERMAP_CHANGE_NOTIFICATION not in self.features:
+        """Send the client a new map if it asked for such pushes: the bucket's, and the cluster's."""
+        brief = Feature.CLUSTERMAP_CHANGE_NOTIFICATION_BRIEF in self.features
+        if self.user is None or not (brief or Feature.CLUSTERMAP_CHANGE_NOTIFICATION in self.features):
             return
         with self.bucket.lock:
             config, index = self.node.config, self.node.index
@@ -346,13 +416,19 @@ class KvConnection(Channel):
             if self.selected:
                 maps.insert(0, (self.bucket.name.encode(), config.terse(index)))
             for key, content in maps:
+                revision = content["revEpoch"], content["rev"]
+                if self.is_8 and key:
+                    if self._known_map >= revision:
+                        continue
+                    self._known_map = revision
+                value, datatype = (b"", 0) if brief else self._as_sent(content)
                 notice = Frame(
                     Magic.SERVER_REQUEST,
                     ServerOpcode.CLUSTERMAP_CHANGE_NOTIFICATION,
-                    datatype=int(Datatype.JSON),
-                    extras=struct.pack(">QQ", content["revEpoch"], content["rev"]),
+                    datatype=int(datatype),
+                    extras=_REVISION.pack(*revision),
                     key=key,
-                    value=_to_json(content),
+                    value=value,
                 )
                 self.send(notice.encode())
         self.flush()

@@ -83,7 +83,7 @@ class EngineLifecycle:
         self._without_bucket(node, self.config.starting, starting)
 
     def set_config_only(self, node: int, config_only: bool) -> None:
-        if not self.bucket.release.placeholders:
+        if not self.bucket.release.is_8:
             raise ConfigurationError(
                 "nodes of this version do not answer CONFIG_ONLY", hint='LocalCluster(version="8.0")'
             )

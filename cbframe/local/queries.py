@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cbframe.local.bucket import is_json
 from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
 from cbframe.local.stats import stats
-from cbframe.wire.constants import Feature, Opcode, Status, VBucketStateCode
+from cbframe.wire.constants import Datatype, Feature, Opcode, Status, VBucketStateCode
 from cbframe.wire.failover import encode_failover_log
 from cbframe.wire.frame import Frame
 from cbframe.wire.messages import encode_vbucket_seqnos
@@ -116,8 +117,10 @@ def stat(conn: KvConnection, frame: Frame) -> None:
     if lines is None:
         conn.respond(frame, Status.KEY_ENOENT)
         return
+    marks = conn.is_8 and Feature.JSON in conn.features and group[:1] not in (["collections"], ["scopes"])
     for name, text in [*lines, ("", "")]:
-        conn.reply(frame, key=name.encode(), value=text.encode())
+        datatype = int(Datatype.JSON) if marks and is_json(text.encode()) else 0
+        conn.reply(frame, key=name.encode(), value=text.encode(), datatype=datatype)
 
 
 def _in_state(row: list[int], node: int, state: int) -> bool:

@@ -54,6 +54,8 @@ class VBucket:
     """Collections that are gone; their ids never come back."""
     memory_from: int | None = None
     """Changes from here on are still in memory: streams get them in snapshots of their own."""
+    checkpoints: list[int] = field(default_factory=list, repr=False)
+    """Seqnos at which 8.0 began a checkpoint: it had a change of the same key that may not be left out."""
     unreadable: bool = False
     """Backfills fail, as from a damaged file."""
     default_high: int = 0
@@ -209,6 +211,8 @@ class VBucket:
         return seqno
 
     def _append(self, key: bytes, frame: bytes, old: bytes | None) -> None:
+        if (frame[1] != items.MUTATION or self.commits) and self._opens_checkpoint(key, frame):
+            self.checkpoints.append(len(self.history) + 1)
         if old is not None:
             self.live[self.latest[key] - 1] = 0
             self.documents -= old[1] == items.MUTATION
@@ -228,6 +232,29 @@ class VBucket:
             event, _, cid = items.event_of(frame)
             if event == SystemEventId.DROP_COLLECTION:
                 self._forget(cid)
+
+    def _opens_checkpoint(self, key: bytes, frame: bytes) -> bool:
+        """Whether the checkpoint has a change of the key, and either of the two is no plain one."""
+        before = self.latest.get(key)
+        if before is None and frame[1] == items.PREPARE:
+            # The prepared write before it was committed.
+            before = self.commits.get(self.latest.get(key.removeprefix(items.PREPARED_KEY_PREFIX), 0))
+        if before is None or before < (self.checkpoints[-1] if self.checkpoints else 1):
+            return False
+        plain = frame[1] in (items.MUTATION, items.DELETION, items.EXPIRATION)
+        return not plain or before in self.commits or len(self.history) + 1 in self.commits
+
+    def hidden_after(self, start: int, end: int, variant: Variant) -> int:
+        """The newest prepared or aborted write in ``(start, end]``, of which a client gets the seqno only."""
+        if not variant.collections or variant.sync_writes:
+            return 0
+        for seqno in range(end, start, -1):
+            frame = self.history[seqno - 1]
+            if frame[1] in (items.PREPARE, items.ABORT):
+                cid = items.collection_of(items.key_of(frame))
+                if variant.filter_ids is None or cid in variant.filter_ids:
+                    return seqno
+        return 0
 
     def _forget(self, cid: int) -> None:
         """A dropped collection's documents vanish from backfills without tombstones."""
@@ -258,6 +285,8 @@ class VBucket:
             frames = self._with_sync_writes(start)
         elif variant.history:
             frames = self._versions(start)
+        elif memory and end is not None:
+            frames = self._of_checkpoint(start, end)
         elif end is not None:
             frames = self.current(start)
         if frames is not None:
@@ -272,6 +301,12 @@ class VBucket:
         if start == 0:
             return compress(self.history, self.live)
         return compress(self.history[start:], self.live[start:])
+
+    def _of_checkpoint(self, start: int, end: int) -> Iterator[bytes]:
+        """The frames in ``(start, end]`` that nothing up to `end` has superseded."""
+        frames = self.history[start:end]
+        newest = {items.stored_key(frame): seqno for seqno, frame in enumerate(frames)}
+        return (frame for seqno, frame in enumerate(frames) if newest[items.stored_key(frame)] == seqno)
 
     def _versions(self, start: int) -> Iterator[bytes]:
         """All frames above `start`, superseded or not, but those of dropped collections."""
@@ -302,14 +337,14 @@ class VBucket:
         return end
 
     def high_prepared(self) -> int:
-        """The newest seqno of a prepared write that waits."""
-        keys = (key for key in self.latest if key.startswith(items.PREPARED_KEY_PREFIX))
-        waiting = (self.latest[key] for key in keys)
-        return max((s for s in waiting if self.history[s - 1][1] == items.PREPARE), default=0)
+        """The newest seqno of a prepared write, whether it waits or not."""
+        found = (seqno for seqno, frame in enumerate(self.history, 1) if frame[1] == items.PREPARE)
+        return max(found, default=0)
 
     def high_completed(self) -> int:
-        """The newest seqno of a prepared write that is committed."""
-        return max(self.commits.values(), default=0)
+        """The newest seqno of a prepared write that was committed or aborted."""
+        aborted = (items.prepared_of(frame) for frame in self.history if frame[1] == items.ABORT)
+        return max([*self.commits.values(), *aborted], default=0)
 
     def keys(self) -> Iterator[bytes]:
         """Prefixed keys of the documents that exist."""
@@ -365,7 +400,7 @@ class VBucket:
 
     def _clear(self) -> None:
         self.history, self.live, self.latest = [], bytearray(), {}
-        self.commits, self.dropped, self.memory_from = {}, set(), None
+        self.commits, self.dropped, self.memory_from, self.checkpoints = {}, set(), None, []
         self.documents = self.exceptions = self.packed = self.default_high = 0
         self.encoded.clear()
         self.generation += 1

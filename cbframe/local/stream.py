@@ -57,6 +57,11 @@ class Style(NamedTuple):
     """A backfill of a single collection comes in key order."""
     oso_advanced: bool = False
     """…and says how far it reaches."""
+    replicates: bool = False
+    """Markers have the seqnos of sync writes."""
+    disk_only: bool = False
+    takeover: bool = False
+    is_8: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +95,12 @@ class Stream:
     _backfill: bool = False
     _after_backfill: bool = False
     """The snapshot under way is the first from memory after a backfill."""
+    _from_disk: int = 0
+    """End of what the backfill covered."""
+    _marked: int = 0
+    """End of the snapshot that was announced last."""
+    _hidden: int = 0
+    """Seqno of a write that is hidden from the client, and the end of the snapshot under way; 0 for none."""
     _oso: bool = False
 
     @property
@@ -145,11 +156,12 @@ class Stream:
         last = int(chunk.seqnos[-1]) if len(chunk) else 0
         # In key order the last seqno is any: only the client that asked is told where that ends.
         tells = self.style.oso_advanced if self._oso else self._backfill and self.variant.collections
-        if tells and last != self._chunk_end:
-            self._put(SeqnoAdvanced(self.vbucket, self._chunk_end))
+        if self._hidden or (tells and last != self._chunk_end):
+            self._put(SeqnoAdvanced(self.vbucket, self._hidden or self._chunk_end))
+            self._hidden = 0
         if self._oso:
             self._put(OsoSnapshot(self.vbucket, _OSO_END))
-            self._oso = False
+            self._oso, self._marked = False, self._chunk_end
             if not len(chunk) or int(chunk.seqnos.max()) < self._chunk_end:
                 self.snap_start = self._chunk_end
         self.sent = self._chunk_end
@@ -164,7 +176,7 @@ class Stream:
             visible = high if self.variant.collections else vbucket.default_high
             if vbucket.vbuuid != self.vbuuid:
                 return False  # History has forked: the end of the stream is on its way.
-            if self.sent >= self.end:
+            if self.sent >= self.end and not self.style.takeover:
                 self._finish(StreamEndReason.OK)
                 return True
             if high <= self.sent:
@@ -177,7 +189,9 @@ class Stream:
                 self.sent = high
                 return True
             variant = self._resolved(bucket)
-            on_disk = high if vbucket.memory_from is None else min(high, vbucket.memory_from - 1)
+            on_disk = high
+            if vbucket.memory_from is not None and not self.style.disk_only:
+                on_disk = min(high, vbucket.memory_from - 1)
             if self._started or self.sent >= on_disk:
                 self._begin_snapshot(vbucket, variant, high)
             elif self._unreadable(bucket, vbucket):
@@ -212,6 +226,7 @@ class Stream:
                 chunk = chunk.in_key_order()
             chunk.stamp(self.opaque)
         self._started = self._backfill = True
+        self._from_disk = end
         if self._position >= chunk.nbytes and not variant.collections:
             # Nothing of this is for the client, and it is not told so.
             chunk.busy = False
@@ -227,47 +242,66 @@ class Stream:
 
     def _begin_snapshot(self, vbucket: VBucket, variant: Variant, end: int) -> None:
         """What came since, from memory."""
-        chunk = vbucket.encode(self.sent, variant, memory=True)
+        if self.style.is_8:
+            # A snapshot has changes of one checkpoint.
+            end = min([end, *(start - 1 for start in vbucket.checkpoints if start > self.sent + 1)])
+        chunk = vbucket.encode(self.sent, variant, end=end if end < vbucket.high_seqno else None, memory=True)
         self._started, self._after_backfill, self._backfill = True, self._backfill, False
-        if not len(chunk):
-            # Nothing of this is for the client, and a live stream is not told so.
+        last = int(chunk.seqnos[-1]) if len(chunk) else 0
+        if self.style.is_8:
+            self._hidden = vbucket.hidden_after(max(self.sent, last), end, variant)
+        if not last and not self._hidden:
+            # Nothing of this is for the client, and the node does not say so in a live stream.
             self.sent = end
             return
         chunk.stamp(self.opaque)
         self._chunk, self._view, self._position, self._chunk_end = chunk, chunk.view(), 0, end
         flags = SnapshotFlag.MEMORY
-        if self._fresh or self._view[1] == items.EVENT:
-            # A change of the manifest begins a checkpoint, too.
+        first = int(chunk.seqnos[0]) if last else self._hidden
+        if self.style.is_8:
+            begun = [start for start in vbucket.checkpoints if self._marked < start <= first]
+            # A checkpoint begins at the newest change before it.
+            start = begun[-1] - 1 if begun else self._from_disk if self._fresh else 0
+            first = start if start > self._marked else first
+        else:
+            # In 7.2 each change of the manifest begins a checkpoint.
+            begun = [first] if self._view[1] == items.EVENT else []
+        if self._fresh or begun:
             flags = _FIRST_LIVE
-        first = self.snap_start if self.snap_start >= 0 else int(chunk.seqnos[0])
-        if self._fresh and self._after_backfill and variant.filter_ids is None and variant.collections:
+        if self.style.takeover:
+            flags |= SnapshotFlag.ACK
+        if self.snap_start >= 0:
+            first = self.snap_start
+        elif (
+            not self.style.is_8
+            and self._fresh
+            and self._after_backfill
+            and variant.filter_ids is None
+            and variant.collections
+        ):
             # The checkpoint begins after the backfill, with versions that were superseded meanwhile.
             first = min(first, self.sent + 1)
         flags = flags | _HISTORY if variant.history else flags
-        self._mark(vbucket, first, int(chunk.seqnos[-1]), flags, self.style.memory_marker)
+        self._mark(vbucket, first, max(last, self._hidden), flags, self.style.memory_marker)
         self._fresh = False
         self.snap_start = -1
 
     def _mark(self, vbucket: VBucket, start: int, end: int, flags: SnapshotFlag, version: str) -> None:
+        self._marked = end
         if version == "v1":
             self._put(SnapshotMarker(self.vbucket, start, end, flags))
             return
-        completed = vbucket.high_completed() if flags & SnapshotFlag.DISK else 0
-        visible = vbucket.max_visible(end)
-        if version == "v2.2" and not self.variant.sync_writes:
-            completed = visible = 0
-        marker = SnapshotMarker(
-            self.vbucket,
-            start,
-            end,
-            flags,
-            version,
-            visible,
-            completed,
-            vbucket.purge_seqno,
-            vbucket.high_prepared(),
+        completed = visible = prepared = 0
+        on_disk, replicates = flags & SnapshotFlag.DISK, self.style.replicates
+        if replicates:
+            visible = vbucket.max_visible(end)
+            completed = vbucket.high_completed() if on_disk else 0
+        if on_disk and (replicates or not self.style.is_8):
+            prepared = vbucket.high_prepared()
+        purged = vbucket.purge_seqno
+        self._put(
+            SnapshotMarker(self.vbucket, start, end, flags, version, visible, completed, purged, prepared)
         )
-        self._put(marker)
 
     def _put(self, message: Message) -> None:
         self._small.append(self._encode(message.frame(self.opaque)))

@@ -20,7 +20,8 @@ _LOOKUP = struct.Struct(">BBH")
 _MUTATION = struct.Struct(">BBHI")
 _RESULT = struct.Struct(">HI")
 _MAX_SPECS = 16
-_CREATE, _XATTR, _EXPAND = 0x01, 0x04, 0x10
+_CREATE, XATTR, _EXPAND = 0x01, 0x04, 0x10
+"""Flags of a path: make what is missing above it, it is one of an attribute, and it has macros."""
 _GET_DOCUMENT, _SET_DOCUMENT = 0x00, 0x01
 _GET, _EXISTS, _COUNT = 0xC5, 0xC6, 0xD2
 _COUNTER = 0xCF
@@ -56,7 +57,7 @@ class RefusedError(Exception):
         self.context = context
 
 
-def parse_specs(value: bytes, *, mutation: bool) -> list[Spec]:
+def parse_specs(value: bytes, *, mutation: bool, is_8: bool = False) -> list[Spec]:
     """Take the value of a request apart and check what does not need the document."""
     specs: list[Spec] = []
     at, head = 0, _MUTATION if mutation else _LOOKUP
@@ -83,13 +84,13 @@ def parse_specs(value: bytes, *, mutation: bool) -> list[Spec]:
             raise RefusedError(Status.SUBDOC_PATH_EINVAL)
         if spec.opcode not in known:
             raise RefusedError(Status.SUBDOC_INVALID_COMBO)
-        if not spec.path and (spec.flags & _XATTR or spec.opcode not in _WHOLE):
+        if not spec.path and (spec.flags & XATTR or spec.opcode not in _WHOLE):
             raise RefusedError(Status.EINVAL, "Request must include path")
     try:
-        names = {_name(spec) for spec in specs if spec.flags & _XATTR and not spec.path.startswith("$")}
+        names = {_name(spec) for spec in specs if spec.flags & XATTR and not spec.path.startswith("$")}
     except PathError as exc:
         raise RefusedError(exc.status) from exc
-    if len(names) > 1:
+    if len(names) > 1 and not is_8:
         raise RefusedError(Status.SUBDOC_XATTR_INVALID_KEY_COMBO)
     return specs
 
@@ -130,6 +131,15 @@ class Content:
         except UnicodeDecodeError as exc:
             raise PathError(Status.SUBDOC_DOC_NOTJSON) from exc
 
+    def sort_attributes(self) -> None:
+        """Bring the attributes, and the names within each, into the order that 8.0 writes."""
+        self.xattrs = {
+            name: json.dumps(
+                json.loads(self.xattrs[name]), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+            ).encode()
+            for name in sorted(self.xattrs)
+        }
+
     def encode(self) -> tuple[bytes, int]:
         """Value and datatype as stored."""
         datatype = int(Datatype.JSON) if is_json(self.body) else 0
@@ -156,7 +166,7 @@ def lookup(
 def _look(spec: Spec, content: Content, virtual: Callable[[], dict[str, Any]]) -> bytes:
     if spec.opcode == _GET_DOCUMENT:
         return content.body
-    text = _attributes(content, _name(spec), virtual) if spec.flags & _XATTR else content.text()
+    text = _attributes(content, _name(spec), virtual) if spec.flags & XATTR else content.text()
     if spec.opcode == _COUNT:
         return str(subpath.count(text, spec.path)).encode()
     found = subpath.read(text, spec.path)
@@ -207,7 +217,7 @@ def _change(spec: Spec, content: Content, macros: dict[str, str]) -> bytes:
         if value not in macros:
             raise PathError(Status.SUBDOC_XATTR_UNKNOWN_MACRO)
         value = macros[value]
-    name = _name(spec) if spec.flags & _XATTR else ""
+    name = _name(spec) if spec.flags & XATTR else ""
     if name.startswith("$"):
         raise PathError(Status.SUBDOC_XATTR_CANT_MODIFY_VATTR)
     text = _attributes(content, name, dict) if name else content.text()

@@ -12,6 +12,7 @@ recording.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from cbframe.wire.constants import (
 )
 from cbframe.wire.failover import FailoverEntry, parse_failover_log
 from cbframe.wire.frame import Frame
+from cbframe.wire.messages import SnapshotMarker, parse_message
 from cbframe.wire.requests import Hello, StreamRequest, parse_request
 
 from .shapes import ITEMS, marker_of, seqno_of
@@ -54,6 +56,7 @@ _TIMEOUT = 5.0
 _PAUSE = 0.15
 """Seconds after which the recorded server sent something new, not the rest of what it had."""
 _BODY = b'{"id":1}'
+PURGE_SEQNO = re.compile(rb'"purge_seqno": ?"(\d+)"')
 _LARGEST = 10_000
 _CREATION = {
     SystemEventId.DROP_COLLECTION: SystemEventId.CREATE_COLLECTION,
@@ -312,15 +315,21 @@ class Stage:
         ends = [f for f in burst if f.opcode == Opcode.DCP_STREAM_END]
         if ends and not int.from_bytes(ends[0].extras, "big"):
             high = max(high, min(message.end, _LARGEST))
+        if not self.collections:
+            high = max(high, self._checkpoint_after(at, high))
         failed = bool(ends) and ends[0].extras[-1] == StreamEndReason.BACKFILL_FAIL
         if failed:
             high = message.end
         self.visible[vbucket.id] = max([high if failed else 0, *(marker_of(f)[1] for f in marked)])
         self._set_state(message, answer)
         self._set_log(frame, answer)
-        rolled_back = answer.status == Status.ROLLBACK and message.start and not any(answer.value)
-        if rolled_back and message.vbuuid in {entry.vbuuid for entry in vbucket.failover}:
-            vbucket.purge_seqno = message.start + 1
+        purged = [
+            parsed.purge_seqno for f in marked if isinstance(parsed := parse_message(f), SnapshotMarker)
+        ]
+        if purged and purged[-1]:
+            vbucket.purge_seqno = purged[-1]
+        if answer.status == Status.ROLLBACK:
+            self._explain_rollback(at, message, int.from_bytes(answer.value, "big"))
         vbucket.unreadable = failed
         if not answer.status:
             high = max(high, message.start)
@@ -329,6 +338,47 @@ class Stage:
             if memory and len(memory) == len(marked):
                 vbucket.memory_from = 0
         self.advance(vbucket, high)
+
+    def _checkpoint_after(self, at: int, high: int) -> int:
+        """Where the checkpoint began from which the stream requested at step `at` got something later.
+
+        Changes of other collections, which are no part of the snapshots, lie before it.
+        """
+        begins = 0
+        for step in self.steps[at + 1 :]:
+            if step.frame.opaque != self.steps[at].frame.opaque or step.sent:
+                continue
+            if _from_memory(step.frame) and marker_of(step.frame)[0] > high:
+                begins = marker_of(step.frame)[0]
+            elif begins and step.frame.opcode in ITEMS:
+                return begins if seqno_of(step.frame) > begins else 0
+        return 0
+
+    def _explain_rollback(self, at: int, asked: StreamRequest, seqno: int) -> None:
+        """Let the vbucket have what the request at step `at` was rolled back for."""
+        vbucket = self.bucket.vbuckets[asked.vbucket]
+        for later in range(at + 1, len(self.steps)):
+            # The log as it was given to the next request of this vbucket that was granted.
+            frame = self.steps[later].frame
+            if self.steps[later].sent and frame.opcode == asked.frame().opcode:
+                answer = self._answer(later)
+                if frame.vbucket == asked.vbucket and answer is not None and not answer.status:
+                    self._set_log(frame, answer)
+                    break
+        if asked.vbuuid not in {entry.vbuuid for entry in vbucket.failover}:
+            return
+        if seqno:
+            self.advance(vbucket, seqno)
+        elif asked.start:
+            sent = (step.frame for step in self.steps[at:] if not step.sent)
+            marked = (
+                f for f in sent if f.opcode == Opcode.DCP_SNAPSHOT_MARKER and f.vbucket == asked.vbucket
+            )
+            self.advance(vbucket, next((marker_of(frame)[1] for frame in marked), 0))
+            given = (PURGE_SEQNO.search(step.frame.value) for step in self.steps if step.sent)
+            # Of several, the one that was right is the newest.
+            known = max((int(match[1]) for match in given if match), default=0)
+            vbucket.purge_seqno = max(asked.start + 1, known)
 
     def live(self, at: int) -> None:
         """Prepare for the server's message at step `at`: a snapshot of changes that are made now."""

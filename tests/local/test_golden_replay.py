@@ -42,6 +42,7 @@ ACCEPTED = {
 
 NAMES = [name for name in ALL if name not in ELSEWHERE and name not in NOT_REPLAYED]
 NAMES8 = sorted(path.name.removesuffix(".c2s.bin") for path in GOLDEN8.glob("*.c2s.bin"))
+ACCEPTED8 = {("get_cluster_config.0", 5): ALWAYS_A_MAP}
 SAME_DATA = {
     "disk_no_value.0": "disk_no_value.1",
     "key_only_disk.1": "key_only_disk.3",
@@ -130,7 +131,9 @@ def test_as_the_real_node(name: str) -> None:
 def test_as_the_real_node_of_8_0(name: str) -> None:
     source = SAME_DATA.get(name)
     data = None if source is None else conversation(source, GOLDEN8)
-    assert held_again(name, conversation(name, GOLDEN8), data, version="8.0") == {}
+    options = {"version": "8.0", "noop_interval": KEEP_ALIVE.get(name)}
+    differences = held_again(name, conversation(name, GOLDEN8), data, **options)
+    assert differences.keys() == {key for key in ACCEPTED8 if key[0] == name}, differences
 
 
 def held_again(name: str, steps: list[Step], data: list[Step] | None = None, **options: Any) -> Differences:

@@ -13,6 +13,8 @@ FOLDER = Path(__file__).parent.parent / "golden"
 FOLDER8 = FOLDER.with_name("golden8")
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 SIDES = tuple((name, side) for name in NAMES for side in ("c2s", "s2c"))
+NAMES8 = tuple(f"../golden8/{path.stem}" for path in sorted(FOLDER8.glob("*.json")))
+"""Of the node of 8.0, for :func:`load`."""
 BAD_MAGIC = ("unknown_opcode.1", "c2s")
 """This side ends in 24 bytes that are no message."""
 
