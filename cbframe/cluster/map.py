@@ -274,6 +274,12 @@ def _addresses(
     places = np.full(len(nodes) + 1, -1, dtype=np.int16)
     for index, node in enumerate(nodes):
         address = node.kv_address(network, tls=tls)
+        if address in addresses:
+            raise ClusterMapError(
+                f"two nodes have one address on network {network!r}",
+                node=address,
+                hint="give each node a host or ports of its own (couchbase-cli setting-alternate-address)",
+            )
         if address is not None:
             places[index] = len(addresses)
             addresses.append(address)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -55,8 +55,8 @@ class Zone:
     """
 
     domain: str
-    services: Mapping[str, Sequence[SrvRecord]]
-    hosts: Mapping[str, str]
+    services: dict[str, Sequence[SrvRecord]]
+    hosts: dict[str, str]
     authority: str
 
     def lookup(self, name: str, _timeout: float) -> Sequence[SrvRecord]:

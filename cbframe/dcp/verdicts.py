@@ -86,7 +86,8 @@ def with_addresses(error: CbframeError, found: ClusterMap) -> CbframeError:
     """
     away = error.server_urls if isinstance(error, AllServerURLsConnectBucketError) else [error.node]
     listed = [node for node in away if node in found.nodes]
-    if not found.origin or not listed or not isinstance(error, ConnectError | ReadTimeoutError):
+    silent = type(error) in (ConnectError, AllServerURLsConnectBucketError, ReadTimeoutError)
+    if not silent or error.permanent or not found.origin or not listed:
         return error
     error.hint = (
         f"the cluster was reached at {found.origin}, and advertises {_some(listed)}, which cannot be reached "

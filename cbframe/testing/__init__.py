@@ -1,8 +1,9 @@
 """Doubles for tests of programs that use cbframe, and of cbframe itself."""
 
+from cbframe.testing.capella import LocalCapella
 from cbframe.testing.clock import FakeClock
 from cbframe.testing.proxy import FaultProxy
 from cbframe.testing.receiver import RecordingReceiver
 from cbframe.testing.transport import ScriptedTransport
 
-__all__ = ["FakeClock", "FaultProxy", "RecordingReceiver", "ScriptedTransport"]
+__all__ = ["FakeClock", "FaultProxy", "LocalCapella", "RecordingReceiver", "ScriptedTransport"]

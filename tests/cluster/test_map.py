@@ -326,6 +326,17 @@ def test_several_nodes_of_one_name() -> None:
     assert not found.origin
 
 
+def test_nodes_that_cannot_be_told_apart() -> None:
+    """As two behind one balancer: half of the vbuckets would be asked of the wrong one."""
+    nodes = nodes_ext()
+    for node in nodes:
+        node["alternateAddresses"] = {"external": {"hostname": "balancer.example"}}
+    with pytest.raises(ClusterMapError, match="two nodes have one address on network 'external'") as caught:
+        parse(terse_config(nodesExt=nodes), origin="balancer.example:11210")
+    assert caught.value.node == "balancer.example:11210"
+    assert parse(terse_config(nodesExt=nodes), origin="10.0.0.1").network == "default"
+
+
 @pytest.mark.parametrize(
     ("origin", "kept"), [("10.0.0.1:11210", ""), ("10.0.0.2:8091", ""), ("10.0.0.1:9", "10.0.0.1:9")]
 )

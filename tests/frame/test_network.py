@@ -13,6 +13,7 @@ from cbframe import (
     CbframeError,
     ConfigurationError,
     LocalCluster,
+    doctor,
     read_bucket,
     scan_bucket,
 )
@@ -99,25 +100,33 @@ def test_a_container_whose_ports_are_mapped() -> None:
         )
 
 
-def test_a_container_without_alternate_addresses() -> None:
-    with container() as cluster:
-        del cluster._engine.config.alternates[0]
+def test_the_way_of_a_docker_user() -> None:
+    """From a node that knows only its own address, to a read: what each step says."""
+    with LocalCluster(vbuckets=8, seed=1, internal_host=INTERNAL) as cluster:
+        fill(cluster, 50)
         cluster._engine.config._alternate = None
         auth = (cluster.username, cluster.password)
-        wanted = (
+        target = f"couchbase://localhost:{cluster.ports()['kv']}"
+        advice = (
             f"the cluster was reached at localhost:KV, and advertises {INTERNAL}:KV, which cannot be reached "
             "from here: publish the nodes' ports and give the nodes alternate addresses with these "
             "(couchbase-cli setting-alternate-address), or run where theirs can be reached"
         )
-        target = f"couchbase://localhost:{cluster.ports()['kv']}"
         with pytest.raises(CbframeError) as caught:
             read_bucket(target, "default", auth=auth, options=HASTY)
-        assert unreachable(caught.value, cluster) == wanted
+        assert unreachable(caught.value, cluster) == advice
+        scan = scan_bucket(target, "default", auth=auth, options=replace(HASTY, recovery_timeout=0.1))
         with pytest.raises(CbframeError) as caught:
-            scan_bucket(
-                target, "default", auth=auth, options=replace(HASTY, recovery_timeout=0.1)
-            ).partitions(2)
-        assert unreachable(caught.value, cluster) == wanted
+            scan.partitions(2)
+        assert unreachable(caught.value, cluster) == advice
+        found = doctor(target, "default", auth=auth, timeout=1.5).failed
+        assert found is not None
+        assert found.detail.startswith("1 of 1 nodes cannot be reached: ")
+        assert unreachable(CbframeError("", hint=found.remedy), cluster) == advice
+
+        cluster.set_alternate_address(0, "localhost", **cluster.ports())
+        assert len(read_bucket(target, "default", auth=auth, options=QUICK)) == 50
+        assert doctor(target, "default", auth=auth).ok
 
 
 def test_a_balancer_before_the_nodes(hidden: LocalCluster) -> None:
