@@ -129,7 +129,8 @@ class BucketDataSourceOptions:
     max_body_bytes
         A longer message ends the connection with a ``ProtocolError``.
     allow_plain
-        Send the password in clear text where a server without TLS offers nothing better.
+        Without TLS, send the password in clear text where the server takes nothing better: it offers nothing
+        else, or the user is one of a directory (LDAP). With TLS that is done in any case.
     connect_bucket
         ``connect_bucket(server_url, pool_name, bucket_name, auth)`` describes a bucket (an object with
         ``uuid`` and ``map``, as :func:`cbframe.connect_bucket` gives) in place of what is done otherwise.

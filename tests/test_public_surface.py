@@ -224,6 +224,7 @@ DOCTOR = {
     "scope": None,
     "collections": None,
     "proxies": None,
+    "allow_plain": False,
     "timeout": 30.0,
 }
 

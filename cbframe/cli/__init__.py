@@ -192,7 +192,13 @@ def _doctor(options: argparse.Namespace) -> int:
     from cbframe.frame.doctor import doctor
 
     arguments = connection(options)
-    proxies = arguments.pop("options").proxies
-    found = doctor(**arguments, proxies=proxies, scope=options.scope, collections=options.collections)
+    finer = arguments.pop("options")
+    found = doctor(
+        **arguments,
+        scope=options.scope,
+        collections=options.collections,
+        proxies=finer.proxies,
+        allow_plain=finer.allow_plain,
+    )
     say(json.dumps(found.to_dict(), ensure_ascii=False, indent=2) if options.json else str(found))
     return 0 if found.ok else 1

@@ -55,6 +55,11 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--client-cert", metavar="FILE", help="client certificate, in place of --user")
     parser.add_argument("--client-key", metavar="FILE", help="its key, if that is in another file")
     parser.add_argument(
+        "--allow-plain",
+        action="store_true",
+        help="without TLS, send the password in clear text where a user of LDAP needs that",
+    )
+    parser.add_argument(
         "--network",
         default="auto",
         metavar="NAME",

@@ -31,7 +31,7 @@ def connection(options: argparse.Namespace) -> dict[str, Any]:
         "auth": _credentials(options),
         "tls": options.ca_file,
         "network": options.network,
-        "options": BucketDataSourceOptions(proxies=_proxies(options)),
+        "options": BucketDataSourceOptions(proxies=_proxies(options), allow_plain=options.allow_plain),
     }
 
 

@@ -66,6 +66,12 @@ _ABSENT = (Status.EINVAL, Status.NOT_SUPPORTED)
 _RELEASE = re.compile(rb"([0-9]{1,4})\.([0-9]{1,4})")
 _KEYS_ONLY_FROM_DISK = (7, 6)
 _BEST = next(iter(SCRAM_HASHES))
+_WRONG = (Status.AUTH_ERROR, Status.EACCESS)
+_USER = "check user name and password; the user must exist on this cluster"
+_DIRECTORY = (
+    f"{_USER}. Users of a directory (LDAP) cannot log in by SCRAM: connect with TLS (couchbases://), or send "
+    "the password in clear text with options=BucketDataSourceOptions(allow_plain=True)"
+)
 _Wish: TypeAlias = tuple[Control, tuple[str, ...]]
 """A control, and the values to ask for, the best first."""
 
@@ -366,39 +372,47 @@ def _config(answer: Frame) -> bytes:
 
 
 def _authenticate(login: Login, scram: ScramClient, then: Sequence[Frame]) -> Steps[Frame]:
-    """Authenticate, after HELLO; the first answer to `then`, which is sent with the last step."""
+    """Authenticate, after HELLO; the first answer to `then`, which is sent with the last step.
+
+    Of users of a directory (LDAP) the server has no keys: SCRAM is refused for them, and PLAIN serves.
+    """
     username = login.username
     assert username is not None, "there is a password to show"
     answer = yield ()
     require(answer, "SASL_LIST_MECHS was refused")
-    offered = answer.value.decode(errors="replace").split()
-    mechanism = choose_mechanism(offered, allow_plain=login.allow_plain or login.tls)
+    offered = answer.value.decode(errors="replace").upper().split()
+    may_show = login.tls or login.allow_plain
+    mechanism = tried = choose_mechanism(offered, allow_plain=may_show)
     answer = yield ()
     if answer.status == Status.AUTH_CONTINUE:
-        mechanism = _BEST
-    elif mechanism == "PLAIN":
-        answer = yield [SaslAuth(mechanism, plain_payload(username, login.password)).frame(), *then]
-        _check_auth(answer, login, mechanism)
-        return (yield ())
-    elif mechanism != _BEST:
-        scram = ScramClient(mechanism, username, login.password, login.nonce)
-        answer = yield [SaslAuth(mechanism, scram.first()).frame()]
-    if answer.status != Status.AUTH_CONTINUE:
-        _check_auth(answer, login, mechanism)
-        raise ProtocolError("the server skipped the SCRAM challenge", opcode=Opcode.SASL_AUTH)
-    answer = yield [SaslAuth(mechanism, scram.final(answer.value), Opcode.SASL_STEP).frame(), *then]
-    _check_auth(answer, login, mechanism)
-    scram.verify(answer.value)
+        mechanism = tried = _BEST
+    if mechanism != "PLAIN":
+        if mechanism != _BEST:
+            scram = ScramClient(mechanism, username, login.password, login.nonce)
+            answer = yield [SaslAuth(mechanism, scram.first()).frame()]
+        sent: Sequence[Frame] = ()
+        if answer.status == Status.AUTH_CONTINUE:
+            sent = then
+            answer = yield [SaslAuth(mechanism, scram.final(answer.value), Opcode.SASL_STEP).frame(), *sent]
+            if answer.status == Status.SUCCESS:
+                scram.verify(answer.value)
+                return (yield ())
+        elif answer.status == Status.SUCCESS:
+            raise ProtocolError("the server skipped the SCRAM challenge", opcode=Opcode.SASL_AUTH)
+        if answer.status not in _WRONG or not may_show or "PLAIN" not in offered:
+            _check_auth(answer, login, mechanism, _DIRECTORY if "PLAIN" in offered else _USER)
+        for _ in sent:
+            yield ()  # who is not known yet is refused whatever is asked
+        tried = f"{mechanism}, then PLAIN"
+    answer = yield [SaslAuth("PLAIN", plain_payload(username, login.password)).frame(), *then]
+    _check_auth(answer, login, tried, f"{_USER}, or in the directory (LDAP) that the cluster asks")
     return (yield ())
 
 
-def _check_auth(answer: Frame, login: Login, mechanism: str) -> None:
-    if answer.status in (Status.AUTH_ERROR, Status.EACCESS):
-        raise AuthFailError(
-            f"the server refused user {login.user} or the password ({mechanism})",
-            hint="check user name and password; the user must exist on this cluster",
-        )
-    require(answer, f"authentication with {mechanism} failed")
+def _check_auth(answer: Frame, login: Login, tried: str, hint: str) -> None:
+    if answer.status in _WRONG:
+        raise AuthFailError(f"the server refused user {login.user} or the password ({tried})", hint=hint)
+    require(answer, f"authentication with {tried} failed")
 
 
 def require(answer: Frame, message: str, hint: str | None = None) -> None:

@@ -53,11 +53,14 @@ class Outcome:
         What was under way then; empty if there was no connection yet.
     answer
         The cluster map's JSON, where that was asked for.
+    mechanism
+        The SASL mechanism that was tried last; empty without a password.
     """
 
     error: CbframeError | None = None
     stage: str = ""
     answer: bytes = b""
+    mechanism: str = ""
 
 
 class Probe:
@@ -205,6 +208,9 @@ def _staged(steps: Steps[T], outcome: Outcome) -> Steps[T]:
         frames = next(steps)
         while True:
             waiting.extend(frame.opcode for frame in frames)
+            for frame in frames:
+                if frame.opcode == Opcode.SASL_AUTH:
+                    outcome.mechanism = frame.key.decode()
             outcome.stage = _STAGES.get(Opcode(waiting.popleft()), DCP)
             frames = steps.send((yield frames))
     except StopIteration as end:

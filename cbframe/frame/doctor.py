@@ -55,6 +55,7 @@ def doctor(
     scope: str | None = None,
     collections: str | Iterable[str] | None = None,
     proxies: Mapping[str, str] | None = None,
+    allow_plain: bool = False,
     timeout: float = 30.0,
 ) -> Diagnosis:
     """Find out why a connection fails, or that it does not. Never raises.
@@ -71,6 +72,8 @@ def doctor(
     proxies
         As of :class:`~cbframe.BucketDataSourceOptions`: for ``http://`` and ``https://`` seeds, which are
         reached through the proxy then; data nodes are looked at without.
+    allow_plain
+        As of :class:`~cbframe.BucketDataSourceOptions`.
     timeout
         Seconds for all of it; about five for each question.
 
@@ -82,7 +85,7 @@ def doctor(
     began = monotonic()
     examination = _Examination(timeout, began)
     try:
-        options = BucketDataSourceOptions(proxies=proxies)
+        options = BucketDataSourceOptions(proxies=proxies, allow_plain=allow_plain)
         target = ScanSpec.of_arguments(locals())
         parsed = parse_connection_string(target.server_urls).on_network(network)
         authenticator = as_authenticator(target.auth)
@@ -152,7 +155,7 @@ class _Examination:
         authenticator: Authenticator,
         context: TLSContext | None,
     ) -> None:
-        login = make_login(parsed, authenticator, target.bucket, allow_plain=False)
+        login = make_login(parsed, authenticator, target.bucket, allow_plain=target.options.allow_plain)
         probe = Probe(context, _EACH, self.left)
         seeds = self._behind_proxy(parsed, target) or self._reach(parsed, probe, context)
         if parsed.bootstrap == "rest":
@@ -249,9 +252,12 @@ class _Examination:
             if outcome.error is None or outcome.stage not in ("", SERVICE):
                 break
         stages = (SERVICE, LOGIN, BUCKET)
+        by = f"by {outcome.mechanism}" + "; SCRAM is refused" * (outcome.mechanism == "PLAIN")
         told = {
             SERVICE: f"{seed} is a data node",
-            LOGIN: f"user {login.user} is known" if login.username else "the client certificate is accepted",
+            LOGIN: f"user {login.user} is known, {by}"
+            if login.username
+            else "the client certificate is accepted",
         }
         failed = len(stages) if outcome.error is None else stages.index(outcome.stage or SERVICE)
         for name in stages[: min(failed, 2)]:

@@ -40,7 +40,8 @@ def choose_mechanism(offered: Iterable[str], *, allow_plain: bool) -> str:
             return "PLAIN"
         raise AuthFailError(
             "the server offers only PLAIN, which would send the password in clear text",
-            hint="connect with TLS (couchbases://), or allow PLAIN explicitly",
+            hint="connect with TLS (couchbases://), or allow that with "
+            "options=BucketDataSourceOptions(allow_plain=True)",
         )
     raise AuthFailError(
         f"the server offers no known authentication mechanism: {' '.join(sorted(names)) or 'none'}"
