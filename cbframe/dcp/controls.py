@@ -30,6 +30,7 @@ class DcpSettings:
     flatbuffers_system_events: bool = False
     stream_id: int | None = None
     ask_time: bool = False
+    collections: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, options: BucketDataSourceOptions, name: str, *, takes_compressed: bool = False) -> Self:
@@ -52,6 +53,7 @@ class DcpSettings:
             flatbuffers_system_events=options.flatbuffers_system_events,
             stream_id=options.stream_id,
             ask_time=options.ask_time,
+            collections=options.collections or (),
         )
 
 

@@ -211,7 +211,7 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
     # Looked at last: who may not read over DCP hears of that role first.
     seqnos = yield ()
     granted = yield from _opened(settings, f"user {login.user}", f"bucket {login.bucket!r}", (yield ()))
-    return Session(features, granted, high_seqnos(seqnos))
+    return Session(features, granted, (yield from sample_seqnos(settings.collections, seqnos)))
 
 
 def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[str, str]]:
@@ -327,9 +327,27 @@ def high_seqnos(answer: Frame) -> dict[int, int]:
     return parse_vbucket_seqnos(answer.value)
 
 
-def sample_seqnos() -> Steps[dict[int, int]]:
-    """High seqno of each vbucket that is active on the node."""
-    return high_seqnos((yield [SEQNOS]))
+def sample_seqnos(collections: Sequence[int] = (), answer: Frame | None = None) -> Steps[dict[int, int]]:
+    """High seqno of each vbucket that is active on the node.
+
+    Parameters
+    ----------
+    collections
+        Those that are read; empty for all. Nodes of 7.0 give a user of some collections no other seqnos.
+    answer
+        To `SEQNOS`, where that was asked already.
+    """
+    if answer is None:
+        answer = yield [SEQNOS]
+    if answer.status != Status.EACCESS or not collections:
+        return high_seqnos(answer)
+    found: dict[int, int] = {}
+    asked = [GetAllVBucketSeqnos(VBucketStateCode.ACTIVE, each).frame() for each in collections]
+    for _ in collections:
+        for vb, seqno in high_seqnos((yield asked)).items():
+            found[vb] = max(seqno, found.get(vb, 0))
+        asked = []
+    return found
 
 
 def fetch_config(login: Login) -> Steps[bytes]:
@@ -427,7 +445,7 @@ def require(answer: Frame, message: str, hint: str | None = None) -> None:
     if status == Status.SUCCESS:
         return
     if status == Status.EACCESS:
-        raise AccessError(f"{message}: no permission")
+        raise AccessError(f"{message}: no permission", hint=hint)
     if status == Status.BUCKET_PAUSED:
         raise BucketNotFoundError(f"{message}: the bucket is paused", hint=PAUSED_HINT)
     if status in (Status.CONFIG_ONLY, Status.NO_BUCKET):

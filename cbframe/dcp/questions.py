@@ -41,6 +41,7 @@ class Questions:
         """Opaques and opcodes of the requests that have no answer yet, in order."""
         self._handshake: Steps[Session] | None = open_dcp(login, settings)
         self._sampling: Steps[dict[int, int]] | None = None
+        self._collections = settings.collections
         self._asks_time = settings.ask_time
         self._time_opaque: int | None = None
         self.answers = 0
@@ -55,7 +56,7 @@ class Questions:
     def sample(self) -> None:
         """Ask for the node's high seqnos, unless that is under way."""
         if self._sampling is None:
-            self._sampling = sample_seqnos()
+            self._sampling = sample_seqnos(self._collections)
             self._ask(next(self._sampling))
 
     def awaits(self, answer: Frame) -> bool:

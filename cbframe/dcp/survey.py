@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Sequence
 from typing import NamedTuple
 
 from cbframe.dcp.handshake import SEQNOS, Login, Steps, high_seqnos, log_in, require
-from cbframe.wire.constants import Opcode, Status
+from cbframe.errors import ROLES_HINT
+from cbframe.wire.constants import Opcode, OpenFlag, Status
 from cbframe.wire.failover import parse_failover_log
 from cbframe.wire.frame import Frame
-from cbframe.wire.requests import GetFailoverLog, Plain
+from cbframe.wire.requests import DcpOpen, GetFailoverLog, Plain
 
 _DETAILS = Plain(Opcode.STAT, b"vbucket-details")
 _LINE = re.compile(rb"vb_([0-9]{1,5}):(num_items|db_data_size)")
@@ -71,21 +72,42 @@ def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, tuple[int, i
     yield from log_in(login, then=lambda _: [SEQNOS])
     there = high_seqnos((yield ()))
     vbuckets = sorted(vb for vb in there if vb in wanted)
+    found = yield from _positions(vbuckets, Opcode.GET_FAILOVER_LOG)
+    if found is None:
+        # Who may not read the whole bucket may ask a producer still.
+        opening = DcpOpen(f"cbframe:look:{login.nonce()}", OpenFlag.PRODUCER).frame()
+        found = yield from _positions(vbuckets, Opcode.DCP_GET_FAILOVER_LOG, opening)
+    assert found is not None, "the second refusal is an error"
+    return found
+
+
+def _positions(
+    vbuckets: Sequence[int], opcode: Opcode, *before: Frame
+) -> Steps[dict[int, tuple[int, int]] | None]:
+    """Histories and high seqnos, after requests `before`; None where the user may not ask in this way."""
     # Seqnos last: one with a history that ended meanwhile is seen to be void later on. The other way round,
     # a new history would have a seqno that it never reached, and nobody could tell.
-    asked: list[Frame] = [GetFailoverLog(vb, Opcode.GET_FAILOVER_LOG).frame() for vb in vbuckets]
-    asked.append(SEQNOS)
+    asked: list[Frame] = [*before, *(GetFailoverLog(vb, opcode).frame() for vb in vbuckets), SEQNOS]
+    for _ in before:
+        require((yield asked), "DCP_OPEN was refused", ROLES_HINT)
+        asked = []
     histories: dict[int, int] = {}
+    refused = False
     for vb in vbuckets:
         answer = yield asked
         asked = []
         if answer.status == Status.NOT_MY_VBUCKET:
             continue  # it went meanwhile: another node has it
-        require(answer, "GET_FAILOVER_LOG was refused")
+        if answer.status == Status.EACCESS and not before:
+            refused = True
+            continue
+        require(answer, "the failover log was refused", ROLES_HINT)
         log = parse_failover_log(answer.value)
         if log:
             histories[vb] = log[0].vbuuid
     seqnos = high_seqnos((yield asked))
+    if refused:
+        return None
     return {vb: (vbuuid, seqnos[vb]) for vb, vbuuid in histories.items() if vb in seqnos}
 
 

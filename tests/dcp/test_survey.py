@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from wire.golden import load
 
 from cbframe.dcp import query
-from cbframe.dcp.handshake import Steps
+from cbframe.dcp.handshake import Steps, open_dcp
 from cbframe.dcp.survey import Size, survey, survey_sizes
 from cbframe.dcp.transport import Stream, Waker
-from cbframe.errors import AccessError, CbframeError, ConnectError, ProtocolError, ReadTimeoutError
+from cbframe.errors import (
+    ROLES_HINT,
+    AccessError,
+    CbframeError,
+    ConnectError,
+    ProtocolError,
+    ReadTimeoutError,
+)
 from cbframe.testing import FakeClock, ScriptedTransport
 from cbframe.testing.transport import Peer
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.failover import encode_failover_log
 from cbframe.wire.frame import Frame, response
 from cbframe.wire.messages import encode_vbucket_seqnos
+from cbframe.wire.requests import GetAllVBucketSeqnos
 
-from .server import LOGIN, good_answer, refusal
+from .server import LOGIN, SETTINGS, good_answer, refusal
 
 NODE = "a:11210"
 ALL = range(1024)
@@ -163,16 +173,65 @@ def test_answers_to_something_else(how: Callable[[Frame, bytes, list[bytes]], by
     assert caught.value.permanent
 
 
-def test_a_refusal_in_the_middle() -> None:
-    honest = node_of(8)
-
+def refusing(honest: Peer, *opcodes: Opcode) -> Peer:
     def answer(asked: Frame) -> bytes | None:
-        refused = asked.opcode == Opcode.GET_FAILOVER_LOG and asked.vbucket == 5
-        return refusal(asked, Status.EACCESS).encode() if refused else honest(asked)
+        return refusal(asked, Status.EACCESS).encode() if asked.opcode in opcodes else honest(asked)
 
-    with pytest.raises(AccessError, match="GET_FAILOVER_LOG was refused") as caught:
-        ask(answer)
-    assert caught.value.node == NODE
+    return answer
+
+
+def test_who_may_not_read_the_whole_bucket_asks_a_producer() -> None:
+    """GET_FAILOVER_LOG needs the right to read the bucket, DCP_GET_FAILOVER_LOG that to open DCP."""
+    opened: list[str] = []
+    whole = node_of(8)
+
+    def honest(asked: Frame) -> bytes | None:
+        if asked.opcode == Opcode.DCP_OPEN:
+            opened.append(asked.key.decode())
+        elif asked.opcode == Opcode.DCP_GET_FAILOVER_LOG and opened:
+            value = encode_failover_log([(100 + asked.vbucket, 0)])
+            return response(asked.opcode, opaque=asked.opaque, value=value).encode()
+        return whole(asked)
+
+    found, _ = ask(refusing(honest, Opcode.GET_FAILOVER_LOG), wanted=range(4))
+    assert found == {vb: (100 + vb, vb) for vb in range(4)}
+    assert opened == ["cbframe:look:nonce"]
+
+
+@pytest.mark.parametrize(
+    ("opcode", "message"),
+    [(Opcode.DCP_OPEN, "DCP_OPEN was"), (Opcode.DCP_GET_FAILOVER_LOG, "the failover log was")],
+)
+def test_refusals_of_both(opcode: Opcode, message: str) -> None:
+    with pytest.raises(AccessError, match=f"{message} refused: no permission") as caught:
+        ask(refusing(node_of(8), Opcode.GET_FAILOVER_LOG, opcode))
+    assert (caught.value.node, caught.value.hint) == (NODE, ROLES_HINT)
+
+
+def test_seqnos_of_some_collections_where_the_node_gives_no_others() -> None:
+    """As nodes of 7.0 do for users of some collections."""
+    of_collections = {8: {0: 3, 1: 7}, 9: {1: 9, 2: 1}}
+
+    def answer(asked: Frame) -> bytes:
+        if asked.opcode != Opcode.GET_ALL_VB_SEQNOS:
+            return good_answer(asked).encode()
+        collection = GetAllVBucketSeqnos.parse(asked).collection_id
+        if collection is None:
+            return refusal(asked, Status.EACCESS).encode()
+        value = encode_vbucket_seqnos(of_collections[collection])
+        return response(asked.opcode, opaque=asked.opaque, value=value).encode()
+
+    def seqnos(*collections: int) -> dict[int, int]:
+        clock, waker = FakeClock(), Waker()
+        steps = open_dcp(LOGIN, replace(SETTINGS, collections=collections))
+        transport = ScriptedTransport({NODE: answer}, clock)
+        with contextlib.closing(waker):
+            session = query.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
+        return session.seqnos
+
+    assert seqnos(8, 9) == {0: 3, 1: 9, 2: 1}
+    with pytest.raises(AccessError, match="GET_ALL_VB_SEQNOS was refused"):
+        seqnos()
 
 
 # -- sizes

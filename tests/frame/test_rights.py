@@ -111,7 +111,7 @@ def peeked(shop: LocalCluster, **wanted: Any) -> list[str]:
     return list(scan(shop, **wanted).peek(100).index)
 
 
-@pytest.mark.parametrize("door", [streamed, of_table, peeked])
+@pytest.mark.parametrize("door", [streamed, of_partitions, of_table, peeked])
 def test_every_front_door_names_what_can_be_read(shop: LocalCluster, door: Callable[..., list[str]]) -> None:
     for wanted in ({}, {"scope": "shop"}):
         with pytest.raises(AccessError, match=REFUSED) as caught:
