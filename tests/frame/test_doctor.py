@@ -111,7 +111,7 @@ bucket 'default' at couchbase://HOST/default: everything is well
   ok       TCP       HOST is open
   skipped  TLS       couchbase:// is not encrypted
   ok       service   HOST is a data node
-  ok       login     user 'Administrator' is known
+  ok       login     user 'Administrator' is known, by SCRAM-SHA512
   ok       bucket    16 vbuckets on 2 nodes
   ok       nodes     HOST, HOST can be reached
   ok       role      user 'Administrator' may stream
@@ -124,7 +124,7 @@ bucket 'default' at couchbase://HOST/default: the step 'nodes' has failed
   ok       TCP       HOST is open
   skipped  TLS       couchbase:// is not encrypted
   ok       service   HOST is a data node
-  ok       login     user 'Administrator' is known
+  ok       login     user 'Administrator' is known, by SCRAM-SHA512
   ok       bucket    16 vbuckets on 2 nodes
   failed   nodes     1 of 2 nodes cannot be reached: cannot connect: Connection refused [HOST]
                    → check that the node runs and that the port is right
