@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 import cbframe
 
+ROOT = Path(__file__).parent.parent
 NAMES = [
     "AccessError",
     "AllServerURLsConnectBucketError",
@@ -274,3 +277,46 @@ def test_every_argument_has_a_name() -> None:
         if inspect.Parameter.VAR_KEYWORD in {p.kind for p in inspect.signature(method).parameters.values()}
     ]
     assert catch_all == []
+
+
+TYPES = {
+    'cbframe.read_bucket("couchbase://h/b")': "DataFrame",
+    'cbframe.read_bucket("couchbase://h/b", return_type="polars")': "DataFrame",
+    'cbframe.read_bucket("couchbase://h/b", return_type="arrow")': "Any",
+    'cbframe.read_bucket("couchbase://h/b", split_by="type")': "dict[str | None, DataFrame]",
+    'cbframe.scan_bucket("couchbase://h/b").to_pandas()': "DataFrame",
+    'cbframe.scan_bucket("couchbase://h/b").partitions(2)[0]': "ScanPartition",
+    'cbframe.stream_bucket("couchbase://h/b").poll(1)': "ChangeBatch | None",
+    'cbframe.read_schema("couchbase://h/b").expired': "int",
+    'cbframe.doctor("couchbase://h/b").ok': "bool",
+    'cbframe.connect_bucket("http://h", "default", "b", None)': "Bucket",
+    'cbframe.write_snapshot("couchbase://h/b", "p", consistency="strict").as_of': "AsOf",
+    'cbframe.Snapshot("p").version': "int",
+    'cbframe.Snapshot("p").to_pandas(as_of=1)': "DataFrame",
+    'to_delta("couchbase://h/b", "p")': "DeltaResult",
+}
+WRONG = [
+    'cbframe.scan_bucket("couchbase://h/b", colums=["a"])',
+    'cbframe.read_bucket("couchbase://h/b", colums=["a"])',
+    'cbframe.write_snapshot("couchbase://h/b", "p", consistency="eventual")',
+    'cbframe.Snapshot("p").to_arrow(as_off=1)',
+    'cbframe.scan_bucket("couchbase://h/b").partitions("2")',
+    'update_delta("couchbase://h/b", "p", mode="overwrite")',
+]
+
+
+def test_what_a_type_checker_sees(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api", reason="needs the extra dev")
+    heads = ["import cbframe", "from cbframe.contrib.delta import to_delta, update_delta"]
+    lines = [*heads, *(f"reveal_type({call})" for call in TYPES), *WRONG]
+    (program := tmp_path / "program.py").write_text("\n".join(lines))
+    settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
+    said, failed, _ = api.run([*settings, "--no-pretty", str(program)])
+    assert not failed
+    told = [
+        re.search(r'program\.py:([0-9]+): (error|note: Revealed type is "(.*)")', line)
+        for line in said.splitlines()
+    ]
+    found = {int(each[1]): re.sub(r"\w+\.", "", each[3] or each[2]) for each in told if each}
+    expected = [*TYPES.values(), *["error"] * len(WRONG)]
+    assert [found.get(len(heads) + 1 + number) for number in range(len(expected))] == expected
