@@ -1,4 +1,4 @@
-"""Pieces of a buffer as an Arrow array: copied once, by Arrow's own code, no Python object a piece."""
+"""Memory of Arrow arrays, and pieces of a buffer as one: copied once, no Python object a piece."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.memory import POOL
-
 _I64 = npt.NDArray[np.int64]
+
+
+def _choose() -> pa.MemoryPool:
+    try:
+        return pa.jemalloc_memory_pool()
+    except NotImplementedError:  # a build of Arrow without it: Windows, for one
+        return pa.system_memory_pool()
+
+
+POOL: pa.MemoryPool = _choose()
+"""The allocator of everything that is as large as the bucket.
+
+Arrow's default allocator asks for huge pages, and the system clears each of them whole, at a cost of
+up to a third of the CPU time of a read; for memory that is filled once and kept, others do better.
+"""
 
 
 def copy_slices(buffer: object, starts: _I64, stops: _I64) -> pa.BinaryArray:

@@ -18,8 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.memory import POOL
-from cbframe.arrow.slices import copy_slices, layout
+from cbframe.arrow.slices import POOL, copy_slices, layout
 from cbframe.errors import ProtocolError
 from cbframe.wire import leb128
 

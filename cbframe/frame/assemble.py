@@ -17,8 +17,8 @@ from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.arrow.exclusion import NOTHING, LeftOut
 from cbframe.arrow.keys import formed_key
-from cbframe.arrow.memory import POOL
 from cbframe.arrow.shelf import Shelf
+from cbframe.arrow.slices import POOL
 from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.receiver import Receipt

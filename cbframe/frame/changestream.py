@@ -22,7 +22,6 @@ from cbframe.frame.changelog import ChangeLog, Rotation
 from cbframe.frame.changerows import ChangeRows, Directory
 from cbframe.frame.changes import ChangeBatch, Rollback
 from cbframe.frame.checkpoint import Checkpoint, VBucketOffset
-from cbframe.frame.display import ShowsItself
 from cbframe.frame.gatherer import Gatherer
 from cbframe.frame.high_seqnos import HighSeqnos
 from cbframe.frame.names import Names
@@ -30,6 +29,7 @@ from cbframe.frame.parquet import place_of
 from cbframe.frame.tail import Tail, seconds_of
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
+from cbframe.scan.progress import ShowsItself
 from cbframe.scan.spec import ScanSpec
 
 if TYPE_CHECKING:

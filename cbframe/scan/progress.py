@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -124,7 +125,10 @@ class Harmless:
             draw()
         except Exception:  # noqa: BLE001 - the read is what matters, and whatever a display raises, it goes on
             _log.warning("the progress of a read is no longer shown", exc_info=True)
-            self._form = None
+            form, self._form = self._form, None
+            with suppress(Exception):
+                if form is not None:
+                    form.end()
 
 
 def teller_of(progress: Progress) -> ProgressCallback | None:
@@ -135,3 +139,25 @@ def teller_of(progress: Progress) -> ProgressCallback | None:
         return progress
     make = _MAKERS.get("auto" if progress is True else progress)
     return None if make is None else Harmless(make)
+
+
+# --- what a notebook shows by itself when it is the last expression of a cell
+
+
+_SHOWS: list[Callable[[object], bool]] = []
+
+
+def bring_display(show: Callable[[object], bool]) -> None:
+    """Have `show` show what shows itself; it says whether it could here."""
+    _SHOWS[:] = [show]
+
+
+class ShowsItself:
+    """Something with ``.source`` or with stats of its own: a notebook shows it live."""
+
+    __slots__ = ()
+
+    def _ipython_display_(self) -> None:
+        if not any(show(self) for show in _SHOWS):
+            # IPython takes this for: show it as anything else.
+            raise NotImplementedError

@@ -1,9 +1,8 @@
 """Doubles for tests of programs that use cbframe, and of cbframe itself."""
 
 from cbframe.testing.capella import LocalCapella
-from cbframe.testing.clock import FakeClock
 from cbframe.testing.proxy import FaultProxy
 from cbframe.testing.receiver import RecordingReceiver
-from cbframe.testing.transport import ScriptedTransport
+from cbframe.testing.transport import FakeClock, ScriptedTransport
 
 __all__ = ["FakeClock", "FaultProxy", "LocalCapella", "RecordingReceiver", "ScriptedTransport"]

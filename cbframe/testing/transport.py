@@ -1,4 +1,4 @@
-"""A network of functions: what a node answers to each frame."""
+"""A network of functions, what a node answers to each frame, and a clock that goes only when it is moved."""
 
 from __future__ import annotations
 
@@ -7,11 +7,24 @@ from typing import TypeAlias
 
 from cbframe.dcp.transport import Stream, Waker
 from cbframe.errors import ConnectError
-from cbframe.testing.clock import FakeClock
 from cbframe.wire.frame import Frame
 
 Peer: TypeAlias = Callable[[Frame], bytes | None]
 """Bytes that follow a frame from the client; None hangs up."""
+
+
+class FakeClock:
+    """Seconds since some moment; call it to read it."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
 
 
 class ScriptedTransport:

@@ -5,19 +5,16 @@ To load this module brings them to the floor below, which cannot ask for it.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.source import BucketDataSource
-from cbframe.frame.display import bring_display
-from cbframe.scan.progress import ScanProgress, Watcher, bring_form
+from cbframe.scan.progress import ScanProgress, Watcher, bring_display, bring_form
 from cbframe.ui.notebook import hears_while_busy, in_notebook
 from cbframe.ui.progress import TextProgress, is_terminal
 from cbframe.ui.show import EVERY, StatsView
 
-_log = logging.getLogger("cbframe.ui")
 _QUICK = 0.5
 """Seconds: what takes no longer is done before anyone has looked."""
 
@@ -89,7 +86,7 @@ class WidgetWatcher:
             # Looked at from the begin, even if it is shown later: rates are those of the whole.
             self._view = StatsView(self, clock=self._clock)
             if self._after <= 0:
-                self._try(self._show)
+                self._show()
 
     def _show(self) -> None:
         if self._view is not None:
@@ -101,24 +98,19 @@ class WidgetWatcher:
         if self._view is None or now - self._drawn_at < EVERY:
             return
         self._drawn_at = now
-        self._try(self._view.refresh)
+        self._view.refresh()
         if not self._shown and progress.seconds >= self._after:
-            self._try(self._show)
+            self._show()
 
     def end(self) -> None:
-        if self._view is not None and self._shown:
-            self._try(self._view.refresh)
-        if self._view is not None:
-            # Of the read nothing is to stay in memory but its result.
-            self._view.let_go()
-        self.source = None
-
-    def _try(self, draw: Callable[[], object]) -> None:
         try:
-            draw()
-        except Exception:  # noqa: BLE001 - the read is what matters: without its picture it goes on
-            _log.exception("what is shown of a read is no longer updated")
-            self._view = None
+            if self._view is not None and self._shown:
+                self._view.refresh()
+        finally:
+            # Of the read nothing is to stay in memory but its result.
+            if self._view is not None:
+                self._view.let_go()
+            self.source = None
 
 
 class Patient:

@@ -450,39 +450,36 @@ PROMPT = 3
 """Seconds: a fraction of one on an idle machine; what is interrupted would last longer."""
 
 
-def interrupt_on(condition: Callable[[], bool]) -> threading.Thread:
-    """Send this process a SIGINT once the condition holds."""
+class Interruption(threading.Thread):
+    """Sends this process a SIGINT when it is due."""
 
-    def run() -> None:
-        while not condition():
-            time.sleep(0.002)
+    def __init__(self) -> None:
+        super().__init__()
+        self.due = threading.Event()
+        self.sent = 0.0
+        self.start()
+
+    def run(self) -> None:
+        self.due.wait(20)
+        self.sent = time.monotonic()
         os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
 
 
 def test_ctrl_c_in_the_middle(cluster: LocalCluster) -> None:
     fill(cluster, 3000)
     node = cluster._engine.nodes[0]
 
-    def stall(_: object) -> None:
-        node.loop.call(lambda: node.loop.set_stalled(True))
+    interruption = Interruption()
 
-    scan = scan_bucket(cluster, buffer_bytes=100, progress=stall, options=QUICK)
-    began = 0.0
+    def stall() -> None:
+        node.loop.set_stalled(True)
+        interruption.due.set()
 
-    def ready() -> bool:
-        nonlocal began
-        began = time.monotonic()
-        return node.loop.stalled
-
-    thread = interrupt_on(ready)
+    scan = scan_bucket(cluster, buffer_bytes=100, progress=lambda _: node.loop.call(stall), options=QUICK)
     with pytest.raises(KeyboardInterrupt):
         scan.to_arrow()
-    assert time.monotonic() - began < PROMPT
-    thread.join()
+    assert time.monotonic() - interruption.sent < PROMPT
+    interruption.join()
     assert not [t for t in threading.enumerate() if t.name.startswith(("cbframe-node", "cbframe-cluster"))]
 
 
@@ -494,20 +491,19 @@ def test_ctrl_c_raised_in_a_callback(cluster: LocalCluster) -> None:
 
 @pytest.mark.parametrize("scheme", ["couchbase", "http"])
 def test_ctrl_c_at_a_silent_port(scheme: str) -> None:
-    with TcpServer() as server:
-        began = 0.0
+    interruption = Interruption()
 
-        def ready() -> bool:
-            nonlocal began
-            began = time.monotonic()
-            return server.accepted > 0
+    class Silent(TcpServer):
+        def serve(self, sock: socket.socket) -> None:
+            interruption.due.set()
+            super().serve(sock)
 
-        thread = interrupt_on(ready)
+    with Silent() as server:
         options = BucketDataSourceOptions(connect_timeout=2 * PROMPT)
         with pytest.raises(KeyboardInterrupt):
             read_bucket(f"{scheme}://{server.address}", "default", auth=(USER, PASSWORD), options=options)
-        assert time.monotonic() - began < PROMPT
-        thread.join()
+        assert time.monotonic() - interruption.sent < PROMPT
+        interruption.join()
 
 
 @pytest.mark.parametrize("scheme", ["couchbase", "http"])

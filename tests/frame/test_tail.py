@@ -28,7 +28,7 @@ from cbframe import (
 )
 from cbframe.arrow.keys import key_bytes
 from cbframe.frame.tail import seconds_of
-from cbframe.testing.clock import FakeClock
+from cbframe.testing import FakeClock
 from cbframe.wire.vbucket import vbucket_of
 
 from .consumers import has_caught_up, truth_of

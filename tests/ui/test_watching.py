@@ -13,8 +13,7 @@ import cbframe
 from cbframe import LocalCluster
 from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import CbframeError, ConfigurationError
-from cbframe.frame.display import ShowsItself
-from cbframe.scan.progress import ScanProgress
+from cbframe.scan.progress import ScanProgress, ShowsItself
 from cbframe.testing import FakeClock
 from cbframe.ui import show, watching
 from cbframe.ui.show import StatsView
@@ -146,7 +145,7 @@ def test_a_fault_of_the_picture_does_not_end_the_read(
 
     monkeypatch.setattr(StatsView, "refresh", refresh)
     assert len(cbframe.read_bucket(cluster, progress="widget")) == 2000
-    assert caplog.text.count("no longer updated") == 1
+    assert caplog.text.count("no longer shown") == 1
 
 
 @pytest.fixture(scope="module")

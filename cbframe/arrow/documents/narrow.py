@@ -25,7 +25,7 @@ from cbframe.arrow.documents.parse import Lines, doubts
 from cbframe.arrow.documents.plan import Place, Plan
 from cbframe.arrow.documents.promote import MINUS_ZERO
 from cbframe.arrow.documents.rewrite import Tally, rewrite
-from cbframe.arrow.memory import POOL
+from cbframe.arrow.slices import POOL
 
 _FEW = 64
 """So few documents are rewritten: to know what most of them have costs as much."""

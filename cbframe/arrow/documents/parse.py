@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from cbframe.arrow.documents.rewrite import MAP_NAME, MAP_VALUE
-from cbframe.arrow.memory import POOL
+from cbframe.arrow.slices import POOL
 
 _NAME = "_" + secrets.token_hex(8)
 _EXACT = float(1 << 53)
