@@ -44,12 +44,12 @@ def made_way(field: str) -> str:
 
 
 def _any_value(kind: pa.DataType, place: Place) -> Iterator[Place]:
-    """Where a declared type may have text, which any value fits; not in maps."""
+    """Where a declared type may have text, which any value fits."""
     if pa.types.is_struct(kind):
         for member in kind:
             yield from _any_value(member.type, (*place, member.name))
-    elif is_list(kind):
-        yield from _any_value(kind.value_type, (*place, None))
+    elif is_list(kind) or pa.types.is_map(kind):
+        yield from _any_value(kind.value_type if is_list(kind) else kind.item_type, (*place, None))
     else:
         yield place
 

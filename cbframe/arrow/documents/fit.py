@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation, localcontext
 from math import isinf
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.documents.plan import is_list
+from cbframe.arrow.documents.plan import declared_facts, is_list
 
 _EXACT = 1 << 53
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_ITEMS = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_STRING = msgspec.json.Decoder(str).decode
 
 
 def fit(column: pa.ChunkedArray, kind: pa.DataType) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
@@ -90,7 +93,11 @@ def _cell(value: Any, kind: pa.DataType, lost: list[Any]) -> Any:
         kind = kind.value_type
     if isinstance(value, str) and (pa.types.is_map(kind) or pa.types.is_struct(kind)):
         # Objects of many names, and those that maps are made of, are JSON text until now.
-        value = json.loads(value, parse_float=Decimal)
+        value = msgspec.Raw(value.encode())
+    if isinstance(value, msgspec.Raw):
+        value = _decoded(bytes(value), kind)
+        if value is None:
+            return None
     if pa.types.is_map(kind):
         return _pairs(value, kind, lost)
     if pa.types.is_struct(kind):
@@ -110,6 +117,27 @@ def _cell(value: Any, kind: pa.DataType, lost: list[Any]) -> Any:
         return pa.scalar(value).cast(kind).as_py()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
         raise _MisfitError from exc
+
+
+def _decoded(source: bytes, kind: pa.DataType) -> Any:
+    """The sources of members or items, or a scalar, which is the text as it is written where that fits."""
+    match source[:1]:
+        case b"n":
+            return None
+        case b'"':
+            return _STRING(source)
+        case b"{" if pa.types.is_map(kind) or pa.types.is_struct(kind):
+            return _FIELDS(source)
+        case b"[" if is_list(kind):
+            return _ITEMS(source)
+    if declared_facts(kind).only is None:
+        return source.decode()
+    match source[:1]:
+        case b"t" | b"f":
+            return source == b"true"
+        case b"{" | b"[":
+            raise _MisfitError
+    return _number(source.decode())
 
 
 def _is(value: Any, wanted: type, allowed: bool) -> Any:

@@ -88,6 +88,13 @@ def test_what_fits(kind: pa.DataType, fitting: dict[str, Any], others: list[str]
         (pa.list_(pa.float64()), "[18446744073709551617,18446744073709551616]", [None, 2.0**64]),
         (pa.list_(pa.decimal128(4, 1)), "[1.5,0.25]", [Decimal("1.5"), None]),
         (pa.list_(pa.string()), '["x",1.50,{"a":1}]', ["x", "1.50", '{"a":1}']),
+        (MAP, f'{{"k":{"1" * 5000}}}', [("k", None)]),
+        (pa.map_(pa.string(), POINT), r'{"k":"{\"x\":1}","l":"?"}', [("k", None), ("l", None)]),
+        (
+            pa.map_(pa.string(), pa.string()),
+            '{"k":1E2,"l":true,"m":[1, 2],"n":"x"}',
+            [("k", "1E2"), ("l", "true"), ("m", "[1, 2]"), ("n", "x")],
+        ),
     ],
 )
 def test_of_what_is_nested_only_the_part_that_does_not_fit_is_lost(
@@ -96,6 +103,18 @@ def test_of_what_is_nested_only_the_part_that_does_not_fit_is_lost(
     typed, values, misfits = declared(kind, cell)
     assert values == [value]
     assert bool(misfits or typed.conflicts) == ("None" in repr(value))
+
+
+def test_objects_of_many_names_have_the_values_of_those_of_few() -> None:
+    kind = pa.struct([("t", pa.string()), ("n", pa.struct([("x", pa.int8())]))])
+    few = ['{"t":60}', '{"t":"60"}', '{"t":[1, 2]}', '{"t":1E2,"n":{"x":1}}', '{"n":"{}"}', '{"t":null}']
+    more = [f'{{"t":"m",{",".join(f"{chr(34)}{n}-{m}{chr(34)}:0" for m in range(20))}}}' for n in range(60)]
+    _, values, misfits = declared(kind, *few)
+    typed, again, _ = declared(kind, *few, *more)
+    assert again == [*values, *[{"t": "m", "n": None}] * 60]
+    assert [each and each["t"] for each in values] == ["60", "60", "[1, 2]", "1E2", None, None]
+    assert not misfits
+    assert {conflict.path for conflict in typed.conflicts} <= {"a", "a.n"}
 
 
 def test_a_field_that_no_document_has() -> None:
