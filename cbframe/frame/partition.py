@@ -63,6 +63,11 @@ class PartSettings:
         plain = isinstance(auth, CertificateAuthenticator) and not auth.holds_key
         secret = "private key" if isinstance(auth, CertificateAuthenticator) else "password"
         url = parse_connection_string(spec.server_urls).credentials is not None
+        if any("@" in proxy for proxy in (spec.options.proxies or {}).values()):
+            raise ConfigurationError(
+                "a partition is not sent to other processes with the password of a proxy in it",
+                hint="name a proxy without a password, or partitions(..., include_credentials=True)",
+            )
         if url or not (by_reference or plain or auth is None):
             raise ConfigurationError(
                 f"a partition is not sent to other processes with a {secret} in it",

@@ -69,6 +69,7 @@ BATCH_BYTES = 2 << 20
 BOUNDED_WINDOW = 4 << 20
 """Bytes that a node may send ahead where memory is bounded, unless ``buffer_bytes=`` says otherwise."""
 _MAX_VBUCKET = 0xFFFF
+_MOST = (1 << 63) - 1
 
 
 class ScanArguments(TypedDict, total=False):
@@ -142,8 +143,11 @@ def _integer(name: str, value: Any, *, least: int) -> int:
         raise ConfigurationError(
             f"{name}={shortened(value)} is no integer", hint=f"give an integer of at least {least}"
         )
-    if value < least:
-        raise ConfigurationError(f"{name}={value} is too small", hint=f"give an integer of at least {least}")
+    if not least <= value <= _MOST:
+        size = "small" if value < least else "large"
+        raise ConfigurationError(
+            f"{name}={shortened(value)} is too {size}", hint=f"give an integer from {least} to 2**63 - 1"
+        )
     return int(value)
 
 

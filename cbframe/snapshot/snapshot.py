@@ -33,6 +33,7 @@ from cbframe.scan.spec import (
     Nested,
     names,
     paths_of,
+    positive,
 )
 from cbframe.snapshot.between import changes
 from cbframe.snapshot.check import Verification, verify
@@ -496,8 +497,7 @@ class Snapshot:
         keep
             How many of the newest versions stay readable, 1 or more.
         """
-        if keep < 1:
-            raise ConfigurationError(f"keep={keep} would delete the snapshot", hint="give 1 or more")
+        keep = positive("keep", keep)
         with writing(self._store, clock=clock):
             return vacuum(self._store, self._history, keep)
 

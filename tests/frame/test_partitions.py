@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import cbframe
-from cbframe import AsOf, EnvironmentAuth, LocalCluster, ScanPartition, scan_bucket
+from cbframe import AsOf, BucketDataSourceOptions, EnvironmentAuth, LocalCluster, ScanPartition, scan_bucket
 from cbframe.errors import ConfigurationError, RollbackError, StreamError
 from cbframe.frame.pins import Pins
 from cbframe.local.queries import QUERIES
@@ -232,6 +232,16 @@ def test_a_password_in_the_connection_string(cluster: LocalCluster) -> None:
     assert SECRET not in repr(part)
     with pytest.raises(ConfigurationError, match="with a password in it"):
         pickle.dumps(part)
+
+
+@pytest.mark.usefixtures("environment")
+def test_the_password_of_a_proxy(cluster: LocalCluster) -> None:
+    options = BucketDataSourceOptions(proxies={"https": f"http://user:{SECRET}@proxy:3128"})
+    scan = scan_bucket(cluster.connection_string, auth=EnvironmentAuth(), options=options)
+    with pytest.raises(ConfigurationError, match="the password of a proxy") as caught:
+        pickle.dumps(scan.partitions(1)[0])
+    assert SECRET not in str(caught.value)
+    assert SECRET.encode() in pickle.dumps(scan.partitions(1, include_credentials=True)[0])
 
 
 def test_an_environment_without_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:

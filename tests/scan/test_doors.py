@@ -89,6 +89,7 @@ NONSENSE: list[tuple[str, Any]] = [
     ("key_prefix", 5),
     ("n_rows", "5"),
     ("n_rows", 0),
+    ("n_rows", 1 << 63),
     ("n_rows", -1),
     ("n_rows", True),
     ("n_rows", 5.0),

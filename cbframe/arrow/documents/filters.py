@@ -218,6 +218,8 @@ def stored_filters(filters: Any) -> Any:
     ):
         return [stored_filters(each) for each in filters]
     plain = _plain(filters)
+    if getattr(plain, "nanosecond", 0):
+        return {"timestamp": plain.isoformat()}  # of pandas, which alone has so many digits
     if isinstance(plain, datetime | date):
         return {"datetime" if isinstance(plain, datetime) else "date": plain.isoformat()}
     if isinstance(plain, Decimal):
@@ -237,9 +239,16 @@ def restored_filters(stored: Any) -> Any:
     return stored
 
 
+def _timestamp(text: str) -> Any:
+    import pandas as pd  # noqa: PLC0415 - slow to import
+
+    return pd.Timestamp(text)
+
+
 _RESTORED: dict[str, Any] = {
     "date": date.fromisoformat,
     "datetime": datetime.fromisoformat,
+    "timestamp": _timestamp,
     "decimal": Decimal,
     "bytes": bytes.fromhex,
 }

@@ -216,7 +216,7 @@ def test_numbers(literal: Any, op: str, rows: list[int]) -> None:
 def test_stored_filters_are_the_same_again() -> None:
     filters = [
         [("a", "==", Decimal("1.50")), (("b", "c.d"), "in", [date(2024, 5, 1), NOON, np.int64(3)])],
-        [("_cb_key", "!=", b"\xff"), ("x", "is", None)],
+        [("_cb_key", "!=", b"\xff"), ("x", "is", None), ("t", "<", pd.Timestamp(1_714_564_800_123_456_789))],
     ]
     stored = json.loads(json.dumps(stored_filters(filters)))
     assert make_filters(restored_filters(stored)) == make_filters(filters)
