@@ -80,7 +80,8 @@ class BucketDataSource(SourceView):
     network
         Which addresses of the nodes to use: ``"default"`` for their own, or the name of alternate ones,
         such as ``"external"``. ``"auto"`` takes what the connection string says, or else the network
-        that has the seed's host.
+        on which a node has the seed's host and port, or its host; if the seed is no node, ``"external"``
+        where all nodes are on it.
     transport, clock
         Stand-ins for tests.
 

@@ -102,7 +102,8 @@ def scan_bucket(
     network
         Which addresses of the nodes to use: ``"default"`` for their own, or the name of alternate ones,
         such as ``"external"``. ``"auto"`` takes what the connection string says
-        (``?network=external``), or else the network that has the seed's host.
+        (``?network=external``), or else the network on which a node has the seed's host and port, or its
+        host; if the seed is no node, as a load balancer, ``"external"`` where all nodes are on it.
     scope, collections
         Read only these; collections by name within `scope`, or as ``"scope.collection"``. Filtered
         by the server. By default all, without the server's own scope ``_system``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -146,6 +147,13 @@ def test_a_stream_outlives_all_its_nodes(capella: LocalCapella, monkeypatch: pyt
         assert rows_of(stream, 1) == 1
 
 
+def test_without_trustme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    with pytest.raises(cbframe.DependencyError) as caught:
+        LocalCapella()
+    assert caught.value.hint == "pip install trustme"
+
+
 def test_its_names_are_known_while_it_runs_only() -> None:
     with LocalCapella(vbuckets=4) as first, LocalCapella(vbuckets=4, name="other") as second:
         assert [zone.domain for zone in ZONES] == [DOMAIN, "other.cloud.couchbase.com"]
@@ -227,10 +235,11 @@ def test_an_address_that_is_not_allowed(capella: LocalCapella) -> None:
 
 
 def test_wrong_credentials(capella: LocalCapella) -> None:
-    assert said(SITE, ("reader", "wrong")) == (
-        f"the server refused user 'reader' or the password (SCRAM-SHA512) [node node-001.{DOMAIN}]\n"
-        "  hint: check user name and password; the user must exist on this cluster"
+    wrong = said(SITE, ("reader", "wrong"))
+    assert wrong.startswith(
+        "the server refused user 'reader' or the password (SCRAM-SHA512, then PLAIN) [node"
     )
+    assert "\n  hint: check user name and password" in wrong
     wrong = said(SITE.replace("travel", "travels"), capella.auth)
     assert wrong.startswith(
         "bucket 'travels' does not exist or user 'reader' has no access to it [node node-001"
