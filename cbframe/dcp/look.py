@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from time import sleep as pause
+from typing import Any, TypeVar
 
-from cbframe.cluster.auth import AuthLike, as_authenticator
-from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.auth import AuthLike
 from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import verdicts
-from cbframe.dcp.dialer import Dialer
-from cbframe.dcp.maps import MapSource, make_login, when_loaded
+from cbframe.dcp.maps import MapSource, map_source, when_loaded
 from cbframe.dcp.survey import UNKNOWN, Size, survey, survey_sizes, survey_time
+from cbframe.dcp.transport import Waker
+from cbframe.dcp.workers import at_once
 from cbframe.errors import CbframeError, ConnectError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
+
+T = TypeVar("T")
 
 _ATTEMPTS = 5
 _PAUSE = 0.5
@@ -62,7 +65,7 @@ def look_at(
     sleep: Callable[[float], None] = pause,
     clock: Callable[[], float] = monotonic,
 ) -> Look:
-    """Ask all nodes, one connection each, where their vbuckets are.
+    """Ask all nodes at the same time, one connection each, where their vbuckets are.
 
     Once there is a map, a node that cannot be asked is waited for, as long as ``recovery_timeout`` says.
 
@@ -86,27 +89,11 @@ def look_at(
     CbframeError
         A node cannot be asked.
     """
-    target = parse_connection_string(server_urls).on_network(network)
-    authenticator = as_authenticator(auth)
-    dialer = Dialer(options, tls, authenticator, target)
-    source = MapSource(
-        target,
-        make_login(target, authenticator, bucket, allow_plain=options.allow_plain),
-        authenticator,
-        transport=dialer.transport(),
-        clock=clock,
-        timeout=options.connect_timeout,
-        tls_context=dialer.context,
-        connect_bucket=options.connect_bucket,
-    )
-    source.open()
-    try:
-        wanted = None if vbuckets is None else set(vbuckets)
+    wanted = None if vbuckets is None else set(vbuckets)
+    with map_source(server_urls, bucket, auth, options, tls, network, clock=clock) as source:
         first = when_loaded(source.fetch, options.connect_timeout, sleep=sleep, clock=clock)
         looking = _Looking(source, wanted, options.recovery_timeout, sleep, clock)
         return looking.look(first, sizes=sizes, time=time)
-    finally:
-        source.close()
 
 
 class _Looking:
@@ -151,13 +138,8 @@ class _Looking:
             else:
                 missing = chosen - positions.keys()
                 if not missing:
-                    told = self._sizes(found, positions) if sizes else {}
-                    return Look(
-                        found,
-                        dict(sorted(positions.items())),
-                        dict(sorted(told.items())),
-                        self._time(found) if time else None,
-                    )
+                    told, seconds = self._more(found, positions, sizes=sizes, time=time)
+                    return Look(found, dict(sorted(positions.items())), dict(sorted(told.items())), seconds)
                 attempts += 1
                 if attempts == _ATTEMPTS:
                     raise verdicts.ownerless(missing, found.vbuckets)
@@ -176,32 +158,56 @@ class _Looking:
             return found
 
     def _positions(self, found: ClusterMap, chosen: set[int]) -> dict[int, tuple[int, int]]:
+        nodes = sorted({owner for vb in chosen if (owner := found.node_of(vb)) is not None})
+        ask = partial(survey, wanted=chosen)
+        outcomes = at_once([partial(self._source.query, node, ask) for node in nodes])
         positions: dict[int, tuple[int, int]] = {}
-        for node in sorted({owner for vb in chosen if (owner := found.node_of(vb)) is not None}):
-            for vb, at in self._source.query(node, partial(survey, wanted=chosen)).items():
+        for node, outcome in zip(nodes, outcomes, strict=True):
+            for vb, at in _result(outcome).items():
                 # One that is on its way may be with two nodes: the old one goes on answering for a while.
                 if found.node_of(vb) == node or vb not in positions:
                     positions[vb] = at
         return positions
 
-    def _time(self, found: ClusterMap) -> int | None:
-        """That of the first node that tells it."""
+    def _more(
+        self, found: ClusterMap, positions: Collection[int], *, sizes: bool, time: bool
+    ) -> tuple[dict[int, Size], int | None]:
+        """How much is in the vbuckets, and what time it is at a node, where these are wanted."""
+        of_node: dict[str, list[int]] = {}
+        for vb in positions if sizes else ():
+            if (node := found.node_of(vb)) is not None:
+                of_node.setdefault(node, []).append(vb)
+        works: list[Callable[[Waker], Any]] = [
+            partial(self._source.query, node, partial(survey_sizes, vbuckets=own))
+            for node, own in sorted(of_node.items())
+        ]
+        if time:
+            works.append(partial(self._time, found))
+        outcomes = at_once(works)
+        seconds = _result(outcomes.pop()) if time else None
+        # A node without time for statistics, or that hangs up on who asks for them: an estimate is missing.
+        told = {
+            vb: size
+            for outcome in outcomes
+            if not isinstance(outcome, ConnectError | ReadTimeoutError)
+            for vb, size in _result(outcome).items()
+        }
+        return {vb: told.get(vb, UNKNOWN) for vb in positions if sizes}, seconds
+
+    def _time(self, found: ClusterMap, waker: Waker) -> int | None:
+        """That of the first node that reports it."""
         for node in found.nodes:
             try:
-                seconds = self._source.query(node, survey_time)
+                seconds = self._source.query(node, survey_time, waker)
             except (ConnectError, ReadTimeoutError):
                 continue
             if seconds is not None:
                 return seconds
         return None
 
-    def _sizes(self, found: ClusterMap, positions: Collection[int]) -> dict[int, Size]:
-        told: dict[int, Size] = {}
-        for node in sorted({found.node_of(vb) or "" for vb in positions}):
-            own = [vb for vb in positions if found.node_of(vb) == node]
-            try:
-                told |= self._source.query(node, partial(survey_sizes, vbuckets=own)) if node else {}
-            except (ConnectError, ReadTimeoutError):
-                # It has no time for statistics, or hangs up on who asks for them: an estimate is missing.
-                continue
-        return {vb: told.get(vb, UNKNOWN) for vb in positions}
+
+def _result(outcome: T | CbframeError) -> T:
+    """The result; an error is raised."""
+    if isinstance(outcome, CbframeError):
+        raise outcome
+    return outcome

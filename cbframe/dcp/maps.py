@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from secrets import token_hex
@@ -18,13 +19,14 @@ from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.seeds import first_success
 from cbframe.cluster.srv import Lookup, Seeds
-from cbframe.cluster.tls import TLSContext, TLSLike, client_context
+from cbframe.cluster.tls import TLSContext, TLSLike
 from cbframe.dcp.absence import absence
 from cbframe.dcp.aside import Aside
 from cbframe.dcp.counters import ClusterCounters
+from cbframe.dcp.dialer import Dialer
 from cbframe.dcp.handshake import Login, Steps, T, fetch_cluster_config, fetch_config, fetch_manifest
 from cbframe.dcp.query import ask
-from cbframe.dcp.transport import SocketTransport, Transport, Waker, split_address
+from cbframe.dcp.transport import Transport, Waker, split_address
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
     AuthFailError,
@@ -200,19 +202,23 @@ class MapSource:
 
     def fetch_manifest(self) -> Manifest | None:
         """The collections of the bucket; None where the server has no collections."""
-        if self._target.bootstrap == "rest":
-            return self._aside.run(self._fetch_manifest_over_rest)
+        return self.describe()[1]
 
-        def attempt(node: str) -> Manifest | None:
-            _, data = self._ask(node, fetch_manifest(self._login))
-            return None if data is None else Manifest.parse(data)
+    def describe(self) -> tuple[ClusterMap, Manifest | None]:
+        """The map of the bucket, and its collections as :meth:`fetch_manifest` gives them."""
+        if self._target.bootstrap == "rest":
+            return self._aside.run(self._describe_over_rest)
+
+        def attempt(node: str) -> tuple[ClusterMap, Manifest | None]:
+            config, data = self._ask(node, fetch_manifest(self._login))
+            return self._parse_json(node, config), None if data is None else Manifest.parse(data)
 
         return self._over_seeds(attempt)
 
-    def query(self, node: str, steps: Callable[[Login], Steps[T]]) -> T:
-        """Ask a node something else, over a connection of its own."""
+    def query(self, node: str, steps: Callable[[Login], Steps[T]], waker: Waker) -> T:
+        """Ask a node something else, over a connection of its own; from any thread."""
         try:
-            return self._ask(node, steps(self._login))
+            return self._ask(node, steps(self._login), waker)
         except CbframeError as exc:
             exc.node = exc.node or node
             raise
@@ -289,11 +295,11 @@ class MapSource:
 
         return counting
 
-    def _fetch_manifest_over_rest(self) -> Manifest | None:
+    def _describe_over_rest(self) -> tuple[ClusterMap, Manifest | None]:
         with self._rest() as client:
             config, origin = client.bucket_config(self._login.bucket)
             found = self._parse(config, origin)
-            return client.manifest(self._login.bucket) if found.collections else None
+            return found, client.manifest(self._login.bucket) if found.collections else None
 
     def _fetch_from(self, node: str) -> ClusterMap:
         return self._parse_json(node, self._ask(node, fetch_config(self._login)))
@@ -313,11 +319,15 @@ class MapSource:
         except CbframeError as exc:
             exc.node = exc.node or str(origin)
             raise
-        if self._bucket_uuid and found.uuid != self._bucket_uuid:
+        if not self.accepts(found):
             raise uuid_mismatch(str(origin))
         # What was chosen stays: a node that joins without an alternate address is no reason to leave all.
         self._network = found.network
         return found
+
+    def accepts(self, found: ClusterMap) -> bool:
+        """Whether a map is of the bucket that is wanted, and not of another one of its name."""
+        return not self._bucket_uuid or found.uuid == self._bucket_uuid
 
     def _parse_on(self, network: str, config: dict[str, Any], origin: HostPort) -> ClusterMap:
         try:
@@ -327,13 +337,14 @@ class MapSource:
                 raise
         return self._parse_on(self._target.network, config, origin)  # no node is on the one chosen
 
-    def _ask(self, node: str, steps: Steps[T]) -> T:
-        assert self._waker is not None, "open() comes first"
+    def _ask(self, node: str, steps: Steps[T], waker: Waker | None = None) -> T:
+        waker = waker or self._waker
+        assert waker is not None, "open() comes first"
         return ask(
             node,
             steps,
             transport=self._transport,
-            waker=self._waker,
+            waker=waker,
             clock=self._clock,
             timeout=self._timeout,
         )
@@ -427,6 +438,52 @@ def is_not_yet(error: CbframeError) -> bool:
     return any(isinstance(e, BucketNotFoundError | ServerError) and not e.permanent for e in causes)
 
 
+@contextmanager
+def map_source(
+    server_urls: ServerURLs,
+    bucket: str,
+    auth: AuthLike,
+    options: BucketDataSourceOptions,
+    tls: TLSLike = None,
+    network: str = "auto",
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[MapSource]:
+    """Where the map and the collections of a bucket can be asked for, and the nodes themselves."""
+    target = parse_connection_string(server_urls).on_network(network)
+    authenticator = as_authenticator(auth)
+    dialer = Dialer(options, tls, authenticator, target)
+    source = MapSource(
+        target,
+        make_login(target, authenticator, bucket, allow_plain=options.allow_plain),
+        authenticator,
+        transport=dialer.transport(),
+        clock=clock,
+        timeout=options.connect_timeout,
+        tls_context=dialer.context,
+        connect_bucket=options.connect_bucket,
+        proxies=options.proxies,
+    )
+    source.open()
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def describe_bucket(
+    server_urls: ServerURLs,
+    bucket: str,
+    auth: AuthLike,
+    options: BucketDataSourceOptions,
+    tls: TLSLike = None,
+    network: str = "auto",
+) -> tuple[ClusterMap, Manifest | None]:
+    """Ask a cluster for the map of a bucket and its collections; None where the server has none of these."""
+    with map_source(server_urls, bucket, auth, options, tls, network) as source:
+        return when_loaded(source.describe, options.connect_timeout)
+
+
 def bucket_manifest(
     server_urls: ServerURLs,
     bucket: str,
@@ -436,21 +493,4 @@ def bucket_manifest(
     network: str = "auto",
 ) -> Manifest | None:
     """Ask a cluster for the collections of a bucket; None where the server has none."""
-    target = parse_connection_string(server_urls).on_network(network)
-    authenticator = as_authenticator(auth)
-    context = client_context(tls, authenticator, target)
-    source = MapSource(
-        target,
-        make_login(target, authenticator, bucket, allow_plain=options.allow_plain),
-        authenticator,
-        transport=SocketTransport(context),
-        clock=time.monotonic,
-        timeout=options.connect_timeout,
-        tls_context=context,
-        proxies=options.proxies,
-    )
-    source.open()
-    try:
-        return when_loaded(source.fetch_manifest, options.connect_timeout)
-    finally:
-        source.close()
+    return describe_bucket(server_urls, bucket, auth, options, tls, network)[1]

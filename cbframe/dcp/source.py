@@ -13,6 +13,7 @@ from typing import Self
 
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import plan, verdicts
 from cbframe.dcp.connection import DcpConnection
@@ -82,6 +83,8 @@ class BucketDataSource(SourceView):
         such as ``"external"``. ``"auto"`` takes what the connection string says, or else the network
         on which a node has the seed's host and port, or its host; if the seed is no node, ``"external"``
         where all nodes are on it.
+    first_map
+        The cluster map to begin with, where one was fetched a moment ago; None to fetch it.
     transport, clock
         Stand-ins for tests.
 
@@ -104,6 +107,7 @@ class BucketDataSource(SourceView):
         *,
         tls_context: TLSLike = None,
         network: str = "auto",
+        first_map: ClusterMap | None = None,
         transport: Transport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -137,6 +141,7 @@ class BucketDataSource(SourceView):
             proxies=options.proxies,
             renew=None if self._auth is None else self._authenticator,
         )
+        self._first_map = first_map
         self._wanted = StreamFilter(options.collections, options.scope_id, options.stream_id)
         self._calls_lock = threading.Lock()
         self._coordinator = Coordinator(vbucket_ids, options, self._counters)
@@ -296,6 +301,9 @@ class BucketDataSource(SourceView):
             self._follower.close()
 
     def _fetch_map(self) -> plan.Event:
+        first, self._first_map = self._first_map, None
+        if first is not None and self._maps.accepts(first):
+            return plan.MapFetched(first)
         newest = self._coordinator.map
         try:
             return plan.MapFetched(self._maps.fetch(() if newest is None else newest.nodes))

@@ -1,4 +1,4 @@
-"""A few threads for work that lets go of the interpreter's lock, and processes for work that does not."""
+"""Threads for work that lets go of the interpreter's lock, and processes for work that does not."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
 
+from cbframe.dcp.transport import Waker
 from cbframe.errors import CbframeError
 from cbframe.limits import reported, starting_process
 
@@ -56,6 +57,42 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+
+
+def at_once(works: Sequence[Callable[[Waker], T]]) -> list[T | CbframeError]:
+    """Run functions that wait for the network, all at the same time; their results or errors, in order.
+
+    Parameters
+    ----------
+    works
+        Each is given a waker that rings when nobody wants its result any more, as after Ctrl-C.
+
+    Raises
+    ------
+    ResourceError
+        There is no thread or descriptor for one of them.
+    """
+    if not works:
+        return []
+    with ExitStack() as stack:
+        wakers = [stack.enter_context(closing(Waker())) for _ in works]
+        pool = ThreadPoolExecutor(len(works), thread_name_prefix="cbframe-ask")
+        stack.callback(pool.shutdown)
+        try:
+            with reported():
+                futures = [pool.submit(work, waker) for work, waker in zip(works, wakers, strict=True)]
+            return [_outcome_of(future) for future in futures]
+        except BaseException:
+            for waker in wakers:
+                waker.wake()
+            raise
+
+
+def _outcome_of(future: Future[T]) -> T | CbframeError:
+    try:
+        return future.result()
+    except CbframeError as exc:
+        return exc
 
 
 def in_processes(work: Callable[[S], T], items: Sequence[S], count: int) -> list[T]:

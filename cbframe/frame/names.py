@@ -15,7 +15,8 @@ from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, METADATA_TYPES
 from cbframe.arrow.documents.filters import predicates
 from cbframe.arrow.keys import KeyForm, formed
 from cbframe.cluster.manifest import SYSTEM_SCOPE, CollectionName, Manifest
-from cbframe.dcp.maps import bucket_manifest
+from cbframe.cluster.map import ClusterMap
+from cbframe.dcp.maps import describe_bucket
 from cbframe.errors import ROLES_HINT, AccessError, ConfigurationError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.spec import VISIBLE, ScanSpec
@@ -33,6 +34,8 @@ class Names:
         self._known: dict[int, CollectionName] = {}
         self._scope_id: int | None = None
         self._manifest_uid = 0
+        self.map: ClusterMap | None = None
+        """The map that came with the names, if there were any to look up."""
         self._at_end: Manifest | None = None
         """The manifest after the streams, where it was looked at."""
 
@@ -63,7 +66,7 @@ class Names:
         target, options = self._target, self._options
         if target.scope is None and target.collections is None:
             return options
-        manifest = fetch_manifest(target)
+        self.map, manifest = _described(target)
         self._manifest_uid = manifest.uid
         target = self._target = _named(target, manifest)
         if target.named is None:
@@ -150,7 +153,7 @@ class Names:
         """Scope and collection of documents that are arriving, by column; null where it is gone."""
         unique, codes = np.unique(ids, return_inverse=True)
         if not self._known.keys() >= set(unique.tolist()):
-            manifest = _manifest_of(self._target)
+            manifest = _described_if_any(self._target)[1]
             self._known = (
                 {0: CollectionName("_default", "_default")}
                 if manifest is None
@@ -205,17 +208,21 @@ def fetch_manifest(target: ScanSpec) -> Manifest:
     CbframeError
         They could not be looked up.
     """
-    manifest = _manifest_of(target)
+    return _described(target)[1]
+
+
+def _described(target: ScanSpec) -> tuple[ClusterMap, Manifest]:
+    found, manifest = _described_if_any(target)
     if manifest is None:
         raise ConfigurationError(
             f"bucket {target.bucket!r} is on a server without collections",
             hint="leave scope= and collections= out",
         )
-    return manifest
+    return found, manifest
 
 
-def _manifest_of(target: ScanSpec) -> Manifest | None:
-    return bucket_manifest(
+def _described_if_any(target: ScanSpec) -> tuple[ClusterMap, Manifest | None]:
+    return describe_bucket(
         target.server_urls, target.bucket, target.auth, target.options, target.tls, target.network
     )
 

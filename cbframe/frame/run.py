@@ -123,6 +123,7 @@ class Run:
         )
         self.names = Names(target, options)
         self.options = self.names.resolve_collections()
+        self._map = self.names.map if options.connect_bucket is None else None
 
     @property
     def seconds(self) -> float:
@@ -174,7 +175,7 @@ class Run:
                 moment = self._decided() if self._target.expired == "drop" else None
             finally:
                 source.close()
-            found = source.map
+            self._map = found = source.map
             assert found is not None, "documents came"
             if not complete or sink.has_enough():
                 break
@@ -200,6 +201,7 @@ class Run:
             self.options,
             tls_context=target.tls,
             network=target.network,
+            first_map=self._map,
         )
 
     def _gather(self, source: BucketDataSource, receiver: GatheringReceiver[T], sink: Sink[T]) -> bool:
