@@ -22,7 +22,7 @@ from cbframe.dcp.query import ask
 from cbframe.dcp.resolve import resolve
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.transport import SocketTransport, Waker, split_address, tls_peer
-from cbframe.dcp.workers import Workers
+from cbframe.dcp.workers import at_once
 from cbframe.errors import BucketNotFoundError, CbframeError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
@@ -147,7 +147,8 @@ class Probe:
 
     def _answer(self, node: str, steps: Steps[bytes]) -> Outcome:
         outcome = Outcome()
-        self._talk(node, steps, outcome, lambda answer: setattr(outcome, "answer", answer))
+        with _waker() as waker:
+            outcome.answer = self._talk(node, steps, outcome, waker) or b""
         return outcome
 
     def _when_loaded(self, attempt: Callable[[], Outcome], outcome: Outcome) -> Outcome:
@@ -162,43 +163,38 @@ class Probe:
         return outcome
 
     def open_dcp(self, nodes: Sequence[str], login: Login) -> dict[str, Outcome]:
-        """Open DCP at data nodes, some at a time."""
-        workers = Workers()
-        settings = DcpSettings.of(BucketDataSourceOptions(), "cbframe:doctor")
-        try:
-            waits = {}
-            for node in nodes:
-                waits[node] = workers.submit(partial(self._open, node, login, settings))
-            return {node: wait() for node, wait in waits.items()}
-        finally:
-            workers.close()
+        """Open DCP at data nodes, all at the same time."""
+        outcomes = at_once([partial(self._open, node, login) for node in nodes])
+        return {
+            node: Outcome(outcome) if isinstance(outcome, CbframeError) else outcome
+            for node, outcome in zip(nodes, outcomes, strict=True)
+        }
 
-    def _open(self, node: str, login: Login, settings: DcpSettings) -> Outcome:
-        attempt = partial(self._open_once, node, login, settings)
+    def _open(self, node: str, login: Login, waker: Waker) -> Outcome:
+        settings = DcpSettings.of(BucketDataSourceOptions(), f"cbframe:doctor:{node}")
+
+        def attempt() -> Outcome:
+            outcome = Outcome()
+            self._talk(node, open_dcp(login, settings), outcome, waker)
+            return outcome
+
         return self._when_loaded(attempt, attempt())
 
-    def _open_once(self, node: str, login: Login, settings: DcpSettings) -> Outcome:
-        outcome = Outcome()
-        self._talk(node, open_dcp(login, replace(settings, name=f"{settings.name}:{node}")), outcome)
-        return outcome
-
-    def _talk(
-        self, node: str, steps: Steps[T], outcome: Outcome, done: Callable[[T], object] = lambda _: None
-    ) -> None:
+    def _talk(self, node: str, steps: Steps[T], outcome: Outcome, waker: Waker) -> T | None:
+        """The result of a conversation; None, and an error in `outcome`, if it has none."""
         try:
-            with _waker() as waker:
-                answer = ask(
-                    node,
-                    _staged(steps, outcome),
-                    transport=SocketTransport(self._context),
-                    waker=waker,
-                    clock=time.monotonic,
-                    timeout=self._seconds(),
-                )
-            done(answer)
+            return ask(
+                node,
+                _staged(steps, outcome),
+                transport=SocketTransport(self._context),
+                waker=waker,
+                clock=time.monotonic,
+                timeout=self._seconds(),
+            )
         except CbframeError as exc:
             exc.node = exc.node or node
             outcome.error = exc
+            return None
 
 
 def _staged(steps: Steps[T], outcome: Outcome) -> Steps[T]:

@@ -80,19 +80,20 @@ def at_once(works: Sequence[Callable[[Waker], T]]) -> list[T | CbframeError]:
         stack.callback(pool.shutdown)
         try:
             with reported():
-                futures = [pool.submit(work, waker) for work, waker in zip(works, wakers, strict=True)]
-            return [_outcome_of(future) for future in futures]
+                futures: list[Future[T]] = [
+                    pool.submit(work, waker) for work, waker in zip(works, wakers, strict=True)
+                ]
+            outcomes: list[T | CbframeError] = []
+            for future in futures:
+                try:
+                    outcomes.append(future.result())
+                except CbframeError as exc:
+                    outcomes.append(exc)
+            return outcomes
         except BaseException:
             for waker in wakers:
                 waker.wake()
             raise
-
-
-def _outcome_of(future: Future[T]) -> T | CbframeError:
-    try:
-        return future.result()
-    except CbframeError as exc:
-        return exc
 
 
 def in_processes(work: Callable[[S], T], items: Sequence[S], count: int) -> list[T]:

@@ -184,7 +184,7 @@ class Divider:
         else:
             parts = [spread(filled)] if filled else []
         some = [replace(target, vbuckets=part, n_rows=self.sample_rows) for part in parts]
-        found = [self._looked(each, moment) for each in some]
+        found = [self._looked(each, look, moment) for each in some]
         self._judge_filters([intake for _, intake, _ in found])
         columns = unify([each for each, _, _ in found], max_members=target.max_struct_fields)
         if any(rows for _, _, rows in found):
@@ -231,9 +231,9 @@ class Divider:
         for error in first.errors():
             warn(f"in the sample of the partitions: {error}")
 
-    def _looked(self, target: ScanSpec, moment: Moment | None) -> tuple[Columns, Intake, int]:
+    def _looked(self, target: ScanSpec, look: Look, moment: Moment | None) -> tuple[Columns, Intake, int]:
         """What the columns of some documents are, what took them in, and how many there are."""
-        run = Run(replace(target, progress=None), moment=moment)
+        run = Run(replace(target, progress=None), first_map=look.map, moment=moment)
         receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
         assembler = Assembler(
             target, run.names, receiver, target.batch_size, target.spool_dir, moment=run.moment

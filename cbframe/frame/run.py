@@ -26,6 +26,8 @@ _POLL = 0.05
 _PROGRESS_EVERY = 0.1
 _GROWTH = 8
 """How many more vbuckets each time, until a look has found enough."""
+_FEW = 8
+"""Documents of a vbucket on average up to which a look takes all others next: they cost less than turns."""
 
 T = TypeVar("T")
 
@@ -76,6 +78,8 @@ class Run:
         Refuse a bucket of the name with another uuid; empty to take any.
     ends
         Read each vbucket at least to this seqno, which it had reached; None to read to where they are now.
+    first_map
+        The cluster map, where one was fetched a moment ago.
     moment
         By when documents have expired; None for the moment at which this is first asked for.
     ask_time
@@ -98,6 +102,7 @@ class Run:
         bounded: bool = False,
         bucket_uuid: str = "",
         ends: ReachedEnds | None = None,
+        first_map: ClusterMap | None = None,
         moment: Moment | None = None,
         ask_time: bool = False,
         clock: Clock = utc_now,
@@ -123,7 +128,7 @@ class Run:
         )
         self.names = Names(target, options)
         self.options = self.names.resolve_collections()
-        self._map = self.names.map if options.connect_bucket is None else None
+        self._map = first_map or (self.names.map if options.connect_bucket is None else None)
 
     @property
     def seconds(self) -> float:
@@ -180,7 +185,7 @@ class Run:
             if not complete or sink.has_enough():
                 break
             try:
-                vbuckets = parts.send(found.vbuckets)
+                vbuckets = parts.send((found.vbuckets, stats.total.documents))
             except StopIteration:
                 break
         # A look at some documents is no picture of anything.
@@ -249,24 +254,24 @@ def _consistency(target: ScanSpec) -> Consistency:
     return "strict" if wanted and target.n_rows is None else "snapshot"
 
 
-def _parts(target: ScanSpec) -> Generator[tuple[int, ...] | None, int, None]:
-    """The vbuckets to read, one part after the other; it is sent how many the bucket has.
+def _parts(target: ScanSpec) -> Generator[tuple[int, ...] | None, tuple[int, int], None]:
+    """The vbuckets to read, one part after the other.
 
-    All at once, but for a look at some documents: then a few at first, and more if they have too little.
+    It is sent how many vbuckets the bucket has, and how many documents came from the part before. All at
+    once, but for a look at some documents: then a few at first, and more if they have too little.
     """
     if target.n_rows is None:
         yield target.vbuckets
         return
-    if target.vbuckets is None:
-        # One that every bucket has.
-        left = tuple(range(1, (yield (0,))))
-    else:
-        _ = yield target.vbuckets[:1]
-        left = target.vbuckets[1:]
+    part = (0,) if target.vbuckets is None else target.vbuckets[:1]
+    total, documents = yield part
+    left = tuple(range(1, total)) if target.vbuckets is None else target.vbuckets[1:]
     size = _GROWTH
     while left:
-        _ = yield left[:size]
-        left, size = left[size:], size * _GROWTH
+        if documents <= _FEW * len(part):
+            size = len(left)
+        part, left, size = left[:size], left[size:], size * _GROWTH
+        _, documents = yield part
 
 
 def _progress_of(source: BucketDataSource, seconds: float) -> ScanProgress:

@@ -231,7 +231,9 @@ def test_manifest_over_the_data_service(seeds: Make) -> None:
     assert manifest.scope_id("_default") == 0
 
     def old(frame: Frame) -> bytes:
-        return good_answer(frame, (Feature.SELECT_BUCKET,)).encode()
+        if frame.opcode == Opcode.HELLO:
+            return good_answer(frame, (Feature.SELECT_BUCKET,)).encode()
+        return good(frame)
 
     def older(frame: Frame) -> bytes:
         if frame.opcode == Opcode.COLLECTIONS_GET_MANIFEST:

@@ -12,7 +12,8 @@ import pytest
 from cbframe import ConfigurationError, LocalCluster, ServerError, scan_bucket
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.cluster.manifest import Manifest
-from cbframe.frame.names import Names
+from cbframe.frame import names
+from cbframe.scan.spec import ScanSpec
 from cbframe.wire.blocks import DataBlock
 
 from .kit import QUICK, Sent
@@ -129,14 +130,14 @@ def test_the_streams_may_know_more_than_the_node_that_is_asked(
     shop: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A manifest reaches the nodes one by one."""
-    fetch = Names._fetch_manifest
+    fetch = names.fetch_manifest
     stale: list[Manifest] = []
 
-    def late(self: Names) -> Manifest:
-        stale.append(fetch(self))
+    def late(target: ScanSpec) -> Manifest:
+        stale.append(fetch(target))
         return stale[0]
 
-    monkeypatch.setattr(Names, "_fetch_manifest", late)
+    monkeypatch.setattr(names, "fetch_manifest", late)
     assert set(counts(scan_bucket(shop, parse=False, options=QUICK).to_arrow())) == {
         "_default._default",
         "shop.orders",

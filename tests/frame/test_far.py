@@ -1,0 +1,58 @@
+"""Clusters that are far away: how many round trips things take, and time-outs that count for one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import cbframe
+from cbframe import LocalCluster
+
+from .far import Distance
+
+Do = Callable[[str], object]
+AUTH = ("Administrator", "password")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(3, 64, seed=1) as running:
+        running.bulk_load((b"k%d" % n, b'{"n": 1}') for n in range(200))
+        yield running
+
+
+def read(target: str) -> None:
+    assert len(cbframe.read_bucket(target, auth=AUTH, progress=None)) == 200
+
+
+def read_a_scope(target: str) -> None:
+    assert len(cbframe.read_bucket(target, auth=AUTH, scope="_default", progress=None)) == 200
+
+
+def peek(target: str) -> None:
+    assert len(cbframe.scan_bucket(target, auth=AUTH).peek(20)) == 20
+
+
+def partitions(target: str) -> None:
+    assert len(cbframe.scan_bucket(target, auth=AUTH).partitions(3)) == 3
+
+
+def examine(target: str) -> None:
+    found = cbframe.doctor(target, auth=AUTH)
+    assert found.ok, found
+
+
+@pytest.mark.parametrize(
+    ("do", "turns", "connections"),
+    [(read, 14, 4), (read_a_scope, 14, 5), (peek, 16, 5), (examine, 16, 9), (partitions, 42, 21)],
+)
+def test_how_many_round_trips_it_takes(cluster: LocalCluster, do: Do, turns: int, connections: int) -> None:
+    """To connect is one. They were 26, 40, 26, 69 and 181: each request waited for the one before.
+
+    Nodes are asked at the same time: their number makes no difference.
+    """
+    with Distance(cluster) as far:
+        target = cluster.connection_string
+        assert far.of(lambda: do(target)) <= turns
+        assert far.connections <= connections
