@@ -178,6 +178,13 @@ class MapSource:
         self._known_nodes = found.nodes
         return found
 
+    def adopt(self, found: ClusterMap) -> bool:
+        """Go on from a map that was fetched elsewhere; False if it is of another bucket of this name."""
+        if self._bucket_uuid and found.uuid != self._bucket_uuid:
+            return False
+        self._network, self._known_nodes = found.network, found.nodes
+        return True
+
     def _ask_dns(self) -> bool:
         """Ask DNS for the seeds, on a thread that can be left alone; whether they are others now."""
         if self._seeds.name is None:
@@ -319,15 +326,11 @@ class MapSource:
         except CbframeError as exc:
             exc.node = exc.node or str(origin)
             raise
-        if not self.accepts(found):
+        if self._bucket_uuid and found.uuid != self._bucket_uuid:
             raise uuid_mismatch(str(origin))
         # What was chosen stays: a node that joins without an alternate address is no reason to leave all.
         self._network = found.network
         return found
-
-    def accepts(self, found: ClusterMap) -> bool:
-        """Whether a map is of the bucket that is wanted, and not of another one of its name."""
-        return not self._bucket_uuid or found.uuid == self._bucket_uuid
 
     def _parse_on(self, network: str, config: dict[str, Any], origin: HostPort) -> ClusterMap:
         try:

@@ -302,7 +302,7 @@ class BucketDataSource(SourceView):
 
     def _fetch_map(self) -> plan.Event:
         first, self._first_map = self._first_map, None
-        if first is not None and self._maps.accepts(first):
+        if first is not None and self._maps.adopt(first):
             return plan.MapFetched(first)
         newest = self._coordinator.map
         try:
