@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.spill import spill_folder
+from cbframe.arrow.spill import Forecast, Progressed, spill_folder
 from cbframe.errors import SpoolError
 from cbframe.limits import shortage
 
@@ -37,6 +37,7 @@ class Shelf:
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         self._directory = spill_folder(directory)
+        self._forecast = Forecast(self._directory)
         self._file: IO[bytes] | None = None
         self._room = _IN_MEMORY
         self._end = 0
@@ -64,6 +65,10 @@ class Shelf:
                 raise OSError("a temporary file was cut")
         buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
         return pa.Array.from_buffers(kind, len(offsets) - 1, buffers, null_count=0)
+
+    def foresee(self, progress: Progressed) -> None:
+        """Warn where the rest of a read will not fit."""
+        self._forecast.look(self._end, progress)
 
     def close(self) -> None:
         """Nothing is taken up any more; allowed more than once."""

@@ -7,7 +7,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from math import inf
 from pathlib import Path
+from typing import TypeAlias
 
 from cbframe.errors import SpoolError
 from cbframe.public import warn
@@ -19,6 +21,48 @@ _NOTHING = 1 << 20
 _IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 _TABLE = Path("/proc/self/mounts")
 _OTHER = "/var/tmp"  # noqa: S108 - for files that are larger, or live longer, than those in /tmp
+Progressed: TypeAlias = Callable[[], tuple[int, int]]
+"""Sequence numbers that a read has reached, and that it will reach."""
+
+
+class Forecast:
+    """Warns where the rest of a read will not fit in its folder, as what was written so far tells.
+
+    It is no error: changes that replace each other, and other programs that free space, make it fit.
+
+    Parameters
+    ----------
+    folder
+        Of :func:`spill_folder`.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._next: float = LITTLE
+
+    def look(self, written: int, progress: Progressed) -> None:
+        """Compare, each time that twice as much was written.
+
+        Warns
+        -----
+        UserWarning
+            Once: so much more will be written, and so much is free.
+        """
+        if written < self._next:
+            return
+        self._next = 2 * written
+        reached, total = progress()
+        try:
+            free = shutil.disk_usage(self._folder).free
+        except OSError:  # the folder was removed: files that are open stay
+            return
+        rest = written * (total - reached) // max(reached, 1)
+        if reached and rest > free:
+            self._next = inf
+            _warn(
+                f"about {rest / 1e6:,.0f} MB more will wait in {self._folder!r} during this read, "
+                f"and {free / 1e6:,.0f} MB are free there"
+            )
 
 
 def spill_folder(

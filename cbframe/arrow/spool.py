@@ -22,7 +22,7 @@ from cbframe.arrow.batcher import GatheringReceiver, newest, of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VALUE, VBUCKET
 from cbframe.arrow.exclusion import is_document
 from cbframe.arrow.shelf import told
-from cbframe.arrow.spill import spill_folder
+from cbframe.arrow.spill import Forecast, Progressed, spill_folder
 from cbframe.dcp.receiver import Receipt
 from cbframe.wire.blocks import DataBlock
 
@@ -63,6 +63,7 @@ class Spool:
         heads = [field for field in schema if field.name != VALUE]
         self._heads_schema = pa.schema([*heads, pa.field(ARRIVED, pa.int64(), nullable=False)])
         self._directory = directory = spill_folder(directory)
+        self._forecast = Forecast(directory)
         self._readers: list[Any] = []
         self._count = 0
         codec = "lz4" if pa.Codec.is_available("lz4") else None
@@ -92,6 +93,10 @@ class Spool:
             for writer, part in zip(self._writers, (heads, values), strict=True):
                 writer.write_batch(part)
         self._count += 1
+
+    def foresee(self, progress: Progressed) -> None:
+        """Warn where the rest of a read will not fit."""
+        self._forecast.look(sum(file.tell() for file in self._files), progress)
 
     def complete(self) -> None:
         """Nothing more comes: from now on it can be read."""

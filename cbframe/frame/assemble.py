@@ -19,6 +19,7 @@ from cbframe.arrow.exclusion import NOTHING, LeftOut
 from cbframe.arrow.keys import formed_key
 from cbframe.arrow.shelf import Shelf
 from cbframe.arrow.slices import POOL
+from cbframe.arrow.spill import Progressed
 from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.receiver import Receipt
@@ -101,6 +102,10 @@ class Assembler:
     def has_enough(self) -> bool:
         """Whether as many documents came as were asked for."""
         return self._rows.has_enough()
+
+    def foresee(self, progress: Progressed) -> None:
+        """Look at whether what is put on disk will fit there."""
+        self._shelf.foresee(progress)
 
     def add(self, arrived: list[tuple[pa.RecordBatch, Receipt]]) -> None:
         """Take batches in the order in which they arrived."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.arrow.columns import COLLECTION_ID, OPCODE
 from cbframe.arrow.exclusion import LeftOut
+from cbframe.arrow.spill import Progressed
 from cbframe.cluster.manifest import Manifest
 from cbframe.frame.intake import Intake
 from cbframe.frame.names import Names, alive
@@ -100,6 +101,9 @@ class RawSink:
     def has_enough(self) -> bool:
         """Whether as many documents came as were asked for."""
         return self._rows.has_enough()
+
+    def foresee(self, progress: Progressed) -> None:
+        """Nothing is put on disk."""
 
     @property
     def left_out(self) -> LeftOut:

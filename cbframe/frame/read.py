@@ -197,7 +197,8 @@ def scan_bucket(
         Where documents wait in a temporary file until it is certain that they need not be looked at again;
         it is about as large as they are. None for the system's directory for such, or for ``/var/tmp``
         where that directory is in memory (tmpfs) or nearly full and ``/var/tmp`` is not. A directory that
-        is in memory, or has less than 64 MiB left, is named in a warning before the read.
+        is in memory, or has less than 64 MiB left, is named in a warning before the read, and one in which
+        the rest will not fit, by what the first documents took, soon after its begin.
     timeout
         Seconds for the whole read; None for as long as it takes.
     dtype_backend

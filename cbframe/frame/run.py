@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from cbframe.arrow.batcher import GatheringReceiver
+from cbframe.arrow.spill import Progressed
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.ends import ReachedEnds
@@ -40,6 +41,9 @@ class Sink(Protocol[T]):
 
     def has_enough(self) -> bool:
         """Whether no more is wanted."""
+
+    def foresee(self, progress: Progressed) -> None:
+        """Look at whether what is put on disk will fit there; several times a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +220,11 @@ class Run:
             finished = source.finished
             sink.add(receiver.take(0 if finished else _POLL))
             now = monotonic()
-            if self._tell is not None and (finished or now - told >= _PROGRESS_EVERY):
+            if finished or now - told >= _PROGRESS_EVERY:
                 told = now
-                self._tell(_progress_of(source, now - self._began))
+                sink.foresee(source.progress)
+                if self._tell is not None:
+                    self._tell(_progress_of(source, now - self._began))
             if finished or sink.has_enough():
                 return finished
             if self._timeout is not None and now - self._began > self._timeout:

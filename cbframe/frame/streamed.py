@@ -18,6 +18,7 @@ from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.passes import PassingTyper
 from cbframe.arrow.exclusion import NOTHING, LeftOut
 from cbframe.arrow.keys import formed_key
+from cbframe.arrow.spill import Progressed
 from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.receiver import Receipt
@@ -117,6 +118,10 @@ class SpoolingSink:
     def has_enough(self) -> bool:
         """Never: all of a bucket is read."""
         return False
+
+    def foresee(self, progress: Progressed) -> None:
+        """Look at whether what is put on disk will fit there."""
+        self._spool.foresee(progress)
 
     def add(self, arrived: list[tuple[pa.RecordBatch, Receipt]]) -> None:
         """Take batches in the order in which they arrived."""

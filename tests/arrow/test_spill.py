@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +14,7 @@ import cbframe
 from cbframe.arrow import spill
 from cbframe.arrow.spill import LITTLE, spill_folder
 from cbframe.errors import SpoolError
+from cbframe.frame import run
 
 MUCH = 100 << 30
 
@@ -126,3 +129,47 @@ def test_a_read_on_a_folder_in_memory(
     monkeypatch.setattr(spill, "_mounts", lambda: mounted(str(tmp_path), "tmpfs"))
     with pytest.warns(UserWarning, match="is in memory"):
         assert len(cbframe.read_bucket(cluster, spool_dir=tmp_path)) == 1
+
+
+def test_what_will_not_fit_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def progress() -> tuple[int, int]:
+        looks.append(1)
+        return 10, 100
+
+    forecast = spill.Forecast("place")
+    monkeypatch.setattr(spill.shutil, "disk_usage", lambda _: SimpleNamespace(free=9 * 70_000_000 * 2))
+    forecast.look(spill.LITTLE - 1, progress)
+    assert not looks
+    forecast.look(70_000_000, progress)
+    forecast.look(130_000_000, progress)
+    assert len(looks) == 1
+    told = "about 1,350 MB more will wait in 'place'.*1,260 MB are free.*spool_dir="
+    with pytest.warns(UserWarning, match=told):
+        forecast.look(150_000_000, progress)
+    forecast.look(1 << 40, progress)
+    assert len(looks) == 2
+
+
+def test_before_anything_was_reached_nothing_is_foreseen() -> None:
+    spill.Forecast("missing").look(1 << 60, lambda: (0, 0))
+
+
+@pytest.mark.parametrize("how", ["read", "stream", "snapshot"])
+def test_a_read_that_will_not_fit(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(1)
+    with cbframe.LocalCluster(vbuckets=4) as cluster:
+        cluster.bulk_load((b"k%d" % n, b'"%s"' % rng.randbytes(3000).hex().encode()) for n in range(2000))
+        monkeypatch.setattr(spill, "LITTLE", 1 << 20)
+        monkeypatch.setattr(run, "_PROGRESS_EVERY", 0.0)
+        monkeypatch.setattr(spill.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
+        given = {"spool_dir": tmp_path, "buffer_bytes": 100_000, "progress": None}
+        call = {
+            "read": lambda: cbframe.read_bucket(cluster, **given),
+            "stream": lambda: cbframe.scan_bucket(cluster, **given).to_reader(),
+            "snapshot": lambda: cbframe.write_snapshot(cluster, tmp_path / "s", **given),
+        }[how]
+        with pytest.warns(UserWarning, match=f"MB more will wait in {str(tmp_path)!r} during") as caught:
+            call()
+        assert [each.filename for each in caught] == [__file__]
