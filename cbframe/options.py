@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +28,35 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "backfill_order": ("round-robin", "sequential"),
 }
 _MAX_STREAM_ID = 0xFFFF
+RANDOM_PART = 33
+"""Bytes that are appended to the name of a connection to make it unique."""
+_LONGEST_NAME = 200
+"""Servers up to 7.0.3 take no more bytes of it, and some of them fail with braces in it."""
+_NAME = re.compile("[ -z|~]+")
+
+
+def check_connection_name(name: object, room: int = 0) -> None:
+    """Refuse a name of a DCP connection that a server may not take.
+
+    Parameters
+    ----------
+    name
+        The name, or its beginning.
+    room
+        Bytes that are still to be appended.
+
+    Raises
+    ------
+    ConfigurationError
+        It is too long, empty, or has characters other than printable ASCII without braces.
+    """
+    longest = _LONGEST_NAME - room
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > longest:
+        raise ConfigurationError(
+            f"the name of a DCP connection is not usable: {name!r:.60}",
+            hint=f"give 1 to {longest} characters of printable ASCII, without {{ and }}: servers show it in "
+            "their logs and statistics",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +69,8 @@ class BucketDataSourceOptions:
     Parameters
     ----------
     name
-        Prefix of the DCP connection names; a random suffix makes each unique, since the server
-        closes the older of two connections with one name.
+        Prefix of the DCP connection names, 1 to 167 characters of printable ASCII without braces; a random
+        suffix makes each unique, since the server closes the older of two connections with one name.
     cluster_manager_backoff_factor, cluster_manager_sleep_init_ms, cluster_manager_sleep_max_ms
         Waits between attempts to get a cluster map: first, growth, longest.
     data_manager_backoff_factor, data_manager_sleep_init_ms, data_manager_sleep_max_ms
@@ -197,6 +227,7 @@ class BucketDataSourceOptions:
     trace_capacity: int = 200
 
     def __post_init__(self) -> None:
+        check_connection_name(self.name, RANDOM_PART)
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be positive, not {getattr(self, name)}")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import Self, TypeAlias
 
-from cbframe.options import BucketDataSourceOptions
+from cbframe.options import RANDOM_PART, BucketDataSourceOptions, check_connection_name
 from cbframe.wire.constants import StreamFlag
+
+
+def connection_name(prefix: str) -> str:
+    """A name that no other connection has: the server closes the older of two with one name."""
+    return f"{prefix}:{token_hex((RANDOM_PART - 1) // 2)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,9 @@ class DcpSettings:
     stream_id: int | None = None
     ask_time: bool = False
     collections: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_connection_name(self.name)
 
     @classmethod
     def of(cls, options: BucketDataSourceOptions, name: str, *, takes_compressed: bool = False) -> Self:

@@ -40,7 +40,8 @@ def upr_open(
     sock
         A blocking socket to a data node: HELLO and authentication are done, the bucket is selected.
     name
-        Of the connection, 1 to 200 bytes: the server closes an older one of the same name.
+        Of the connection, 1 to 200 characters of printable ASCII without braces: the server closes an older
+        one of the same name.
     buffer_size
         Flow-control window in bytes; 0 for none.
     options

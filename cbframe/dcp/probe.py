@@ -15,7 +15,7 @@ from cbframe.cluster.auth import Authenticator, AuthLike
 from cbframe.cluster.nodes import AUTO_NETWORK
 from cbframe.cluster.tls import Peer, TLSContext, TLSLike
 from cbframe.dcp.absence import absence
-from cbframe.dcp.controls import DcpSettings
+from cbframe.dcp.controls import DcpSettings, connection_name
 from cbframe.dcp.handshake import Login, Steps, T, fetch_cluster_config, fetch_config, open_dcp
 from cbframe.dcp.maps import is_not_yet
 from cbframe.dcp.query import ask
@@ -171,7 +171,7 @@ class Probe:
         }
 
     def _open(self, node: str, login: Login, waker: Waker) -> Outcome:
-        settings = DcpSettings.of(BucketDataSourceOptions(), f"cbframe:doctor:{node}")
+        settings = DcpSettings.of(BucketDataSourceOptions(), connection_name("cbframe:doctor"))
 
         def attempt() -> Outcome:
             outcome = Outcome()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -17,7 +16,7 @@ from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import plan, verdicts
 from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.controls import DcpSettings, stream_flags
+from cbframe.dcp.controls import DcpSettings, connection_name, stream_flags
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.counters import ClusterCounters, NodeStats
 from cbframe.dcp.dialer import Dialer
@@ -315,7 +314,7 @@ class BucketDataSource(SourceView):
         stats = self._stats.setdefault(address, NodeStats())
         settings = DcpSettings.of(
             options,
-            f"{options.name}:{uuid.uuid4().hex}",
+            connection_name(options.name),
             takes_compressed=getattr(self._receiver, "takes_compressed", False),
         )
         setup = NodeSetup(

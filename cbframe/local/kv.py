@@ -286,9 +286,12 @@ class KvConnection(Channel):
             self.respond(frame, Status.NOT_SUPPORTED if old else Status.CONFIG_ONLY)
         else:
             info = parse_frame_info(frame, len(self.bucket.map[0]) - 1)
+            longest = MAX_KEY_LENGTH + (Feature.COLLECTIONS in self.features)
             try:
                 if isinstance(info, Status):
                     self.respond(frame, info)
+                elif len(frame.key) > longest:
+                    self.respond(frame, Status.EINVAL, context=f"Key length exceeds {longest}")
                 elif frame.opcode in self._handlers:
                     self._handlers[frame.opcode](frame)
                 else:
@@ -455,9 +458,8 @@ class KvConnection(Channel):
             cid, logical = leb128.split_key(key)
         except ProtocolError:
             logical = b""
-        if not 0 < len(logical) <= MAX_KEY_LENGTH:
-            context = "Key length exceeds 251" if logical else "Key length must be >= 2"
-            self.respond(frame, Status.EINVAL, context=context)
+        if not logical:
+            self.respond(frame, Status.EINVAL, context="Key length must be >= 2")
             return
         with self.bucket.lock:
             manifest = self.bucket.manifest

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.controls import CONTROLS, DcpSettings
+from cbframe.dcp.controls import CONTROLS, DcpSettings, connection_name
 from cbframe.dcp.events import Opened
 from cbframe.errors import CbframeError, ConfigurationError, ServerError
 from cbframe.options import BucketDataSourceOptions
@@ -278,9 +278,29 @@ def test_every_setting_comes_from_an_option() -> None:
         {"backfill_order": "any"},
         {"stream_id": 0},
         {"stream_id": 65536},
+        {"name": ""},
+        {"name": "travel{1}"},
+        {"name": "café"},
+        {"name": "a\nb"},
+        {"name": "n" * 168},
+        {"name": 5},
     ],
 )
 def test_options_that_cannot_be_meant(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(ConfigurationError, match=name):
         BucketDataSourceOptions(**wrong)
+
+
+def test_names_of_connections() -> None:
+    """With the random part of 33 bytes, or whole, as ``upr_open`` takes them."""
+    longest = BucketDataSourceOptions(name="n" * 167)
+    name = connection_name(longest.name)
+    assert len(name) == 200
+    assert name != connection_name(longest.name)
+    for options in (longest, BucketDataSourceOptions(name="Kafka connect #1 (travel|eu)~")):
+        assert DcpSettings.of(options, connection_name(options.name)).name.startswith(options.name)
+    for wrong in ("", "n" * 201, "{", "}", "ü", "\0"):
+        with pytest.raises(ConfigurationError, match="name of a DCP connection") as caught:
+            DcpSettings.of(BucketDataSourceOptions(), wrong)
+        assert caught.value.hint

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from cbframe.local import LocalCluster
@@ -7,7 +9,7 @@ from cbframe.wire.constants import MAX_SEQNO, Opcode, OpenFlag, Status, StreamFl
 from cbframe.wire.failover import parse_failover_log
 from cbframe.wire.frame import Frame
 from cbframe.wire.messages import SystemEvent, parse_rollback_seqno
-from cbframe.wire.requests import BufferAck, CloseStream, DcpControl, DcpOpen, StreamRequest
+from cbframe.wire.requests import BufferAck, CloseStream, DcpControl, DcpOpen, Hello, StreamRequest
 from cbframe.wire.xattrs import split_xattrs
 
 from .client import (
@@ -30,6 +32,11 @@ def fill(cluster: LocalCluster, count: int, size: int = 10) -> None:
         cluster.upsert(f"key{number:03d}", b"x" * size)
 
 
+def error_context(answer: Frame) -> str:
+    found: str = json.loads(answer.value)["error"]["context"]
+    return found
+
+
 # ---------------------------------------------------------------------- open and control
 
 
@@ -44,6 +51,19 @@ def test_open_once_and_with_a_name(cluster: LocalCluster) -> None:
         assert client.call(DcpOpen("", 1)).status == Status.EINVAL
         assert client.call(DcpOpen("x", 1)).status == Status.SUCCESS
         assert client.call(DcpOpen("x", 1)).status == Status.EINVAL
+
+
+def test_names_that_are_too_long(cluster: LocalCluster) -> None:
+    """A recorded node takes one of 201 bytes; of any request, its key has a limit, which HELLO moves."""
+    with Client(cluster).login(COLLECTIONS) as client:
+        answer = client.call(DcpOpen("n" * 252, 1))
+        assert (answer.status, error_context(answer)) == (Status.EINVAL, "Key length exceeds 251")
+        assert client.call(DcpOpen("n" * 201, 1)).status == Status.SUCCESS
+    with Client(cluster).login(LEGACY) as client:
+        answer = client.call(DcpOpen("n" * 251, 1))
+        assert (answer.status, error_context(answer)) == (Status.EINVAL, "Key length exceeds 250")
+        assert client.call(Hello("a" * 251, LEGACY)).status == Status.EINVAL
+        assert client.call(Hello("a" * 250, LEGACY)).status == Status.SUCCESS
 
 
 def test_the_same_name_closes_the_older_connection(cluster: LocalCluster) -> None:
