@@ -6,17 +6,20 @@ import os
 import pickle
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
 import pytest
+import trustme
 from frame.kit import QUICK, Sent, background, fill
 from frame.test_writers import KEYS, Writer
 
 import cbframe
 from cbframe import EnvironmentAuth, LocalCluster
 from cbframe.contrib.dask import as_of, read_bucket, report
+from cbframe.local import ServerTLS
 
 pytestmark = [
     pytest.mark.dask,
@@ -236,6 +239,19 @@ def test_a_plain_password_is_refused(client: Any) -> None:
             read_bucket(cluster)
         assert len(read_bucket(cluster, include_credentials=True)) == 10
         assert SECRET.encode() not in pickle.dumps(lazily(cluster).dask)
+
+
+def test_the_authority_as_text(client: Any, tmp_path: Path) -> None:
+    """The workers need no file: it is gone when they read."""
+    authority, certificate = trustme.CA(), tmp_path / "server.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    tls = ServerTLS(certificate)
+    with LocalCluster(1, 16, seed=1, username=USER, password=SECRET, tls=tls) as cluster:
+        certificate.unlink()
+        fill(cluster, 200)
+        text = authority.cert_pem.bytes().decode()
+        frame = read_bucket(cluster.tls_connection_string, auth=EnvironmentAuth(), tls=text, npartitions=4)
+        assert len(frame.compute()) == 200
 
 
 def mixed(cluster: LocalCluster) -> None:

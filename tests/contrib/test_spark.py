@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from frame.kit import background, fill
 from frame.test_writers import KEYS, Writer
 
 import cbframe
 from cbframe import LocalCluster
+from cbframe.local import ServerTLS
 
-from .spark_kit import cluster_of, session_of
+from .spark_kit import SECRET, USER, cluster_of, session_of
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 pytest.importorskip("pyspark.sql")
@@ -42,6 +45,17 @@ def test_the_union_is_the_read(spark: Any, nodes: int, vbuckets: int) -> None:
         assert len(whole) == 2000
         assert rows == dict(zip(whole.index, zip(whole["n"], whole["text"], strict=True), strict=True))
         assert frame.selectExpr("sum(n)").first()[0] == sum(range(2000))
+
+
+def test_the_authority_as_text(spark: Any, tmp_path: Path) -> None:
+    """An option is text, and the executors need no file."""
+    authority, certificate = trustme.CA(), tmp_path / "server.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    tls = ServerTLS(certificate)
+    with LocalCluster(1, 16, seed=1, username=USER, password=SECRET, tls=tls) as cluster:
+        fill(cluster, 200)
+        reader = spark.read.format("couchbase").option("connection", cluster.tls_connection_string)
+        assert reader.option("tls", authority.cert_pem.bytes().decode()).load().count() == 200
 
 
 def test_types_and_options(spark: Any) -> None:

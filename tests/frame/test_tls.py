@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import pickle
 import socket
 import ssl
 import subprocess
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import trustme
 
+import cbframe
 from cbframe import (
     AllServerURLsConnectBucketError,
     AuthFailError,
@@ -141,12 +143,57 @@ def test_the_same_table_as_in_plain_text(cluster: LocalCluster, files: Files, sc
 
 
 @SCHEMES
-@pytest.mark.parametrize("tls", [Path, lambda path: ssl.create_default_context(cafile=path)])
-def test_a_path_or_a_context(
+@pytest.mark.parametrize(
+    "tls", [Path, lambda path: ssl.create_default_context(cafile=path), Path.read_text, Path.read_bytes]
+)
+def test_a_path_a_context_or_text(
     cluster: LocalCluster, files: Files, scheme: str, tls: Callable[[Path], Any]
 ) -> None:
     df = read_bucket(seeds(cluster, scheme), "default", auth=AUTH, tls=tls(files.ca), timeout=PATIENCE)
     assert len(df) == 300
+
+
+def test_text_at_every_function(cluster: LocalCluster, files: Files, tmp_path: Path) -> None:
+    """The certificate authority as PEM text, in place of a file."""
+    conn, text = cluster.tls_connection_string, files.ca.read_text()
+    arguments: dict[str, Any] = {"auth": AUTH, "tls": text}
+    assert len(cbframe.read_schema(conn, **arguments, options=QUICK).to_pandas()) > 0
+    assert len(scan_bucket(conn, **arguments, options=QUICK).peek(3)) == 3
+    assert cbframe.doctor(conn, **arguments).ok
+    cbframe.write_snapshot(conn, tmp_path / "copy", **arguments, options=QUICK)
+    assert len(cbframe.read_snapshot(tmp_path / "copy")) == 300
+    with cbframe.stream_bucket(conn, **arguments) as stream:
+        assert len(stream.to_pandas()) == 300
+    options = replace(QUICK, tls_config=lambda: text)
+    assert len(scan_bucket(conn, auth=AUTH, options=options).to_arrow()) == 300
+    found = connect_bucket(cluster.tls_rest_urls[0], "default", "default", AUTH, tls=text.encode())
+    assert found.name == "default"
+    named = f"{conn}?trust_certificate={files.ca}&kv_connect_timeout=20s"
+    assert len(scan_bucket(named, auth=AUTH, options=QUICK).to_arrow()) == 300
+
+
+def test_partitions_carry_text(
+    cluster: LocalCluster, mutual: LocalCluster, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever they are read, no file is needed; a key goes along only if that was asked for."""
+    login = cbframe.EnvironmentAuth("CB_USER", "CB_PASSWORD")
+    monkeypatch.setenv("CB_USER", USER)
+    monkeypatch.setenv("CB_PASSWORD", PASSWORD)
+    scan = scan_bucket(cluster.tls_connection_string, "default", auth=login, tls=files.ca.read_bytes())
+    sent = pickle.dumps(scan.partitions(3))
+    assert b"BEGIN CERTIFICATE" in sent
+    assert PASSWORD.encode() not in sent
+    assert sum(part.read().num_rows for part in pickle.loads(sent)) == 300
+
+    pair = CertificateAuthenticator(files.client.read_bytes(), files.client_key.read_text())
+    scan = scan_bucket(mutual.tls_connection_string, "default", auth=pair, tls=files.ca.read_text())
+    with pytest.raises(ConfigurationError, match="with a private key in it") as caught:
+        pickle.dumps(scan.partitions(1))
+    assert "paths of files" in str(caught.value)
+    sent = pickle.dumps(scan.partitions(3, include_credentials=True))
+    assert sum(part.read().num_rows for part in pickle.loads(sent)) == 300
+    part = scan.partitions(1, include_credentials=True)[0]
+    assert "BEGIN" not in f"{pair!r}{part!r}{scan!r}{scan._spec!r}"
 
 
 def test_the_data_nodes_are_asked_at_their_tls_ports(cluster: LocalCluster, files: Files) -> None:
