@@ -261,9 +261,10 @@ def test_every_setting_comes_from_an_option() -> None:
         flatbuffers_system_events=False,
         stream_id=9,
         ask_time=True,
+        collections=(8,),
     )
     made = DcpSettings.of(options, "name", takes_compressed=True)
-    expected = ("name", True, True, 4321, 21, "force", "low", "sequential", True, True, False, 9, True)
+    expected = ("name", True, True, 4321, 21, "force", "low", "sequential", True, True, False, 9, True, (8,))
     assert made == DcpSettings(*expected)
     plain = DcpSettings.of(BucketDataSourceOptions(), "name")
     same = [field.name for field in fields(made) if getattr(made, field.name) == getattr(plain, field.name)]
