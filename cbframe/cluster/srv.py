@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
-from cbframe.cluster.address import HostPort, is_capella
+from cbframe.cluster.address import HostPort
 from cbframe.cluster.connstr import ConnectionString
 from cbframe.cluster.string_options import is_off
 from cbframe.errors import ConnectError
@@ -86,7 +86,8 @@ def srv_name(target: ConnectionString) -> str | None:
     host = target.hosts[0]
     if host.port is not None or host.host.lower() == "localhost" or _is_address(host.host):
         return None
-    return f"_{target.scheme}._tcp.{host.host}"
+    service = f"_{target.scheme}._tcp."
+    return f"{service}{host.host.removeprefix(service)}"
 
 
 class Seeds:
@@ -141,14 +142,9 @@ class Seeds:
 
     def explain(self, error: ConnectError) -> None:
         """Name both questions in the error of a host that has no address, if SRV was asked, too."""
-        if self.named or not error.unresolved or self._given.bootstrap != "kv" or len(self._given.hosts) > 1:
+        if self.name is None or self.named or not error.unresolved:
             return
         host = self._given.hosts[0].host
-        if is_capella(host):
-            error.hint = "copy the connection string from the cluster's Connect page in Capella"
-        if self.name is None:
-            error.hint = f"leave the port out if {host} is a name with SRV records only, as Capella's"
-            return
         error.message = (
             f"the name {host!r} cannot be resolved: {self._said} for SRV of {self.name}, "
             f"and {error.unresolved} for A and AAAA of {host}"

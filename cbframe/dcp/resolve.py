@@ -8,6 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
+from cbframe.cluster.address import is_capella
 from cbframe.cluster.srv import NO_NAME, zone_of
 from cbframe.errors import CbframeError, ConnectError, ReadCancelledError
 from cbframe.limits import OwnThread, reported, shortage
@@ -96,11 +97,10 @@ def _look_up(host: str, port: int, node: str) -> Sequence[Address]:
 
 
 def _unresolved(host: str, node: str, said: str) -> ConnectError:
-    error = ConnectError(
-        f"the name {host!r} cannot be resolved: {said}",
-        node=node,
-        hint="check the host name, and DNS; an address in place of the name needs none",
-    )
+    hint = "check the host name, and DNS; a name with SRV records only is given alone, without a port"
+    if is_capella(host):
+        hint = "give the connection string of the cluster's Connect page in Capella: one name, without a port"
+    error = ConnectError(f"the name {host!r} cannot be resolved: {said}", node=node, hint=hint)
     error.unresolved = said
     return error
 

@@ -189,7 +189,7 @@ class _Examination:
         known = Seeds(parsed)
         known.ask(min(_EACH, max(0.1, self.left())))
         seeds = [str(seed) for seed in known.target.seeds()]
-        named = f"SRV records name {len(seeds)} seeds; " if known.named else ""
+        named = f"SRV records name {len(seeds)} seed{'s' * (len(seeds) > 1)}; " if known.named else ""
 
         def resolve(seed: str) -> str:
             try:

@@ -24,7 +24,7 @@ from .kit import QUICK, fill
 
 INTERNAL = "192.0.2.1"
 """Of a block that is set aside for documentation."""
-HASTY = replace(QUICK, connect_timeout=0.3)
+HASTY = replace(QUICK, connect_timeout=0.8)
 
 
 @pytest.fixture
