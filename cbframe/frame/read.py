@@ -106,7 +106,10 @@ def scan_bucket(
         host; if the seed is no node, as a load balancer, ``"external"`` where all nodes are on it.
     scope, collections
         Read only these; collections by name within `scope`, or as ``"scope.collection"``. Filtered
-        by the server. By default all, without the server's own scope ``_system``.
+        by the server. By default all, without the server's own scope ``_system``; a user who may read some
+        collections only is refused that. ``collections="visible"`` reads those that the user sees, of
+        `scope` or of the bucket, as they are when the read begins (a collection of that name is
+        ``"_default.visible"``).
     columns
         Keep only these fields of the documents: a list, or the ``columns`` of a DataFrame. ``"geo.lat"``
         is a field of an object, and its column's name. A tuple names a path by its parts, for fields with

@@ -63,7 +63,9 @@ def stream_bucket(
     Parameters
     ----------
     conn, bucket, auth, tls, network, scope, collections, vbuckets
-        As for :func:`cbframe.scan_bucket`.
+        As for :func:`cbframe.scan_bucket`. ``collections="visible"`` is looked up once: what the user may
+        read later is not in the stream, and where the user loses the right to one of them, the stream ends
+        with an :class:`~cbframe.AccessError`. The checkpoint has the names, and goes with no others.
     keys
         As for :func:`cbframe.scan_bucket`: ``_cb_key`` has this form in every batch.
     key_prefix

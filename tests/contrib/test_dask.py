@@ -17,7 +17,7 @@ from frame.kit import QUICK, Sent, background, fill
 from frame.test_writers import KEYS, Writer
 
 import cbframe
-from cbframe import EnvironmentAuth, LocalCluster
+from cbframe import AccessError, EnvironmentAuth, LocalCluster
 from cbframe.contrib.dask import as_of, read_bucket, report
 from cbframe.local import ServerTLS
 
@@ -63,6 +63,20 @@ def lazily(cluster: LocalCluster, **arguments: Any) -> Any:
 
 def same(frame: pd.DataFrame, whole: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(frame.sort_index(), whole.sort_index(), check_index_type=False)
+
+
+def test_a_user_of_some_collections(client: Any) -> None:
+    with cluster_of() as cluster:
+        cluster.create_collection("_default", "a")
+        for n in range(20):
+            cluster.upsert(f"inside-{n}", {"n": n}, collection="_default.a")
+            cluster.upsert(f"outside-{n}", {"n": n})
+        cluster.add_user(USER, SECRET, collections=["a"])
+        with pytest.raises(AccessError, match=r"collections=.visible"):
+            lazily(cluster)
+        assert sorted(lazily(cluster, collections="visible").compute().index) == sorted(
+            f"inside-{n}" for n in range(20)
+        )
 
 
 @pytest.mark.parametrize(("nodes", "vbuckets"), [(1, 64), (2, 64), (3, 64), (1, 1024), (3, 1024)])

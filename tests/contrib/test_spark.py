@@ -122,6 +122,18 @@ def test_options_that_cannot_be_meant(spark: Any) -> None:
                 load(spark, cluster, **options).collect()
 
 
+def test_a_user_of_some_collections(spark: Any) -> None:
+    with cluster_of() as cluster:
+        cluster.create_collection("_default", "a")
+        cluster.upsert("inside", {"n": 1}, collection="_default.a")
+        cluster.upsert("outside", {"n": 2})
+        cluster.add_user(USER, SECRET, collections=["a"])
+        with pytest.raises(Exception, match=r"collections=.visible"):
+            load(spark, cluster).collect()
+        rows = load(spark, cluster, collections="visible").collect()
+        assert [row["_cb_key"] for row in rows] == ["inside"]
+
+
 def test_under_a_writer(spark: Any) -> None:
     with cluster_of(2) as cluster:
         writer = Writer(cluster, 5)

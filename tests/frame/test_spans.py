@@ -15,6 +15,7 @@ import pytest
 
 from cbframe import EnvironmentAuth, LocalCluster
 from cbframe.errors import (
+    AccessError,
     ClusterMapError,
     ConfigurationError,
     ConversionError,
@@ -589,6 +590,35 @@ def test_the_order_of_collections_is_no_matter(cluster: LocalCluster) -> None:
     engine.apply(engine.read())
     assert len(engine.store) == 2
     assert not engine.plan()
+
+
+def test_a_user_of_some_collections(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user sees is looked up once; a checkpoint keeps to it."""
+    for name in ("a", "b"):
+        cluster.create_collection("_default", name)
+        cluster.upsert(f"key-{name}", {"n": 1}, collection=f"_default.{name}")
+    monkeypatch.setenv("CB_USER", "ann")
+    monkeypatch.setenv("CB_PASSWORD", "p")
+    cluster.add_user("ann", "p", collections=["a"])
+    with pytest.raises(AccessError, match="may not stream all") as caught:
+        Engine(spans_of(cluster)).turn()
+    assert 'collections="visible"' in str(caught.value.hint)
+    engine = Engine(spans_of(cluster, collections="visible"))
+    engine.catch_up()
+    assert engine.documents() == {"key-a": 1}
+    cluster.add_user("ann", "p")
+    cluster.upsert("more", {"n": 2}, collection="_default.a")
+    engine.spans = spans_of(cluster, collections="a", scope="_default")
+    with pytest.raises(ConfigurationError, match=r"of collections '_default\.a'"):
+        engine.plan()
+    engine.spans = spans_of(cluster, collections="_default.a")
+    engine.catch_up()
+    assert engine.documents() == {"key-a": 1, "more": 2}
+    engine.spans = spans_of(cluster, collections="visible")
+    with pytest.raises(
+        ConfigurationError, match=r"and collections '_default\._default, _default\.a, _default\.b'"
+    ):
+        engine.plan()
 
 
 def test_collections_without_columns_for_them(cluster: LocalCluster) -> None:

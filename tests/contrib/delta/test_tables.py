@@ -217,6 +217,26 @@ def test_collections(uri: str) -> None:
         assert set(table["_cb_collection"].to_pylist()) == {"_default", "one", "two"}
 
 
+def test_the_collections_that_the_user_sees(uri: str) -> None:
+    """They are looked up when the table is made, and kept."""
+    with LocalCluster(vbuckets=4, seed=1) as cluster:
+        for name in ("a", "b"):
+            cluster.create_collection("_default", name)
+            cluster.upsert(name, {}, collection=f"_default.{name}")
+        auth = ("ann", "p")
+        cluster.add_user("ann", "p", collections=["a"])
+        make(cluster, uri, auth=auth, collections="visible")
+        cluster.upsert("more", {}, collection="_default.a")
+        update(cluster, uri, auth=auth, collections="visible")
+        cluster.add_user("ann", "p", collections=["a", "b"])
+        update(cluster, uri, auth=auth)
+        with pytest.raises(
+            ConfigurationError, match=r"with collections=\['_default.a'\]; more now: _default.b"
+        ):
+            update(cluster, uri, auth=auth, collections="visible")
+        assert sorted(by_deltalake(uri)["_cb_key"].to_pylist()) == ["a", "more"]
+
+
 def test_a_collection_that_was_dropped_stays_so(uri: str) -> None:
     """Also where the vbuckets are taken back to before that."""
     with LocalCluster(nodes=1, vbuckets=2, seed=1) as cluster:
