@@ -156,9 +156,8 @@ class AccessError(ConnectError):
 
 
 ROLES_HINT = (
-    "the user needs the roles Data Reader and Data DCP Reader on the bucket, or on the scopes and "
-    "collections that are read (Capella: Read access to them; Community Edition: Application Access, "
-    "bucket_full_access)"
+    "the user needs the roles Data Reader and Data DCP Reader (Capella: Read access; Community Edition: "
+    "Application Access, bucket_full_access) on the bucket, or on the scopes and collections that are read"
 )
 PAUSED_HINT = "resume the bucket, and read again when it is back"
 

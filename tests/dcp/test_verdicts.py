@@ -1,69 +1,44 @@
-"""What the errors of nodes that were not reached say about their addresses."""
+"""What is said to users who may not stream all that was asked for."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from cbframe.cluster.map import ClusterMap
-from cbframe.dcp.verdicts import no_answer, with_addresses
-from cbframe.errors import AuthFailError, CbframeError, ConnectError, ReadTimeoutError
+from cbframe.cluster.manifest import CollectionName, Manifest
+from cbframe.dcp.verdicts import access_hint
+from cbframe.errors import ROLES_HINT
+from cbframe.wire.requests import StreamFilter
 
-NODES = tuple(f"172.17.0.{n}:11210" for n in range(2, 7))
-ELSEWHERE = {node: {"external": f"localhost:{32768 + n}"} for n, node in enumerate(NODES)}
-ADVERTISED = "the cluster was reached at localhost:32768, and advertises "
-
-
-def found(origin: str = "localhost:32768", elsewhere: dict[str, dict[str, str]] | None = None) -> ClusterMap:
-    owners = np.zeros(4, np.int16)
-    alternates = {node: {} for node in NODES} if elsewhere is None else elsewhere
-    return ClusterMap("b", "u", (1, 1), NODES, owners, origin=origin, elsewhere=alternates)
+WHOLE, OF_SCOPE, OF_COLLECTIONS = StreamFilter(), StreamFilter(scope=8), StreamFilter((8, 9))
 
 
-def refused(node: str = NODES[0]) -> ConnectError:
-    return ConnectError("cannot connect", node=node, hint="as before")
+def manifest(*names: str) -> Manifest:
+    collections = {8 + n: CollectionName(*name.split(".")) for n, name in enumerate(names)}
+    return Manifest(1, {"shop": 8, "_system": 9}, collections)
 
 
-def late() -> ReadTimeoutError:
-    error = ReadTimeoutError("no answer", node=NODES[0], hint="as before")
-    error.permanent = False
-    return error
+@pytest.mark.parametrize("wanted", [WHOLE, OF_SCOPE, OF_COLLECTIONS])
+@pytest.mark.parametrize("seen", [None, manifest(), manifest("_system._mobile")])
+def test_who_sees_nothing_needs_roles(wanted: StreamFilter, seen: Manifest | None) -> None:
+    assert access_hint(wanted, seen) == ROLES_HINT
 
 
-@pytest.mark.parametrize("make", [refused, late])
-def test_other_networks(make: type) -> None:
-    hint = with_addresses(make(), found(elsewhere=ELSEWHERE)).hint
-    assert hint == (
-        f"{ADVERTISED}172.17.0.2:11210, which cannot be reached from here; the nodes are also on the network "
-        "'external' (localhost:32768): give network='external'"
+def test_what_to_give() -> None:
+    seen = manifest("shop.orders", "_default._default", "_system._mobile")
+    visible = f'or collections="visible" for all that the user sees; to read more, {ROLES_HINT}'
+    told = "the user sees _default._default, shop.orders"
+    assert access_hint(WHOLE, seen) == (
+        f"{told}: give collections=['_default._default', 'shop.orders'], {visible}"
+    )
+    assert access_hint(OF_SCOPE, seen) == f"{told}: give collections=['shop.orders'], {visible}"
+    assert access_hint(OF_COLLECTIONS, seen) == (
+        f"{told}, and may not stream all of these: name fewer; to read more, {ROLES_HINT}"
     )
 
 
-def test_many_nodes_that_are_silent() -> None:
-    hint = with_addresses(no_answer(list(NODES), 10), found()).hint
-    assert hint == (
-        f"{ADVERTISED}172.17.0.2:11210, 172.17.0.3:11210, 172.17.0.4:11210 and 2 more, which cannot be "
-        "reached from here: publish the nodes' ports and give the nodes alternate addresses with these "
-        "(couchbase-cli setting-alternate-address), or run where theirs can be reached"
-    )
-
-
-def certificate() -> ConnectError:
-    error = refused()
-    error.permanent = True
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "known"),
-    [
-        (refused(), found(origin="")),
-        (refused("elsewhere:1"), found()),
-        (certificate(), found()),
-        (AuthFailError("no", node=NODES[0], hint="as before"), found()),
-        (CbframeError("no", node=NODES[0], hint="as before"), found()),
-    ],
-    ids=["reached at a node", "no node", "certificate", "password", "another error"],
-)
-def test_what_is_no_matter_of_addresses(error: CbframeError, known: ClusterMap) -> None:
-    assert with_addresses(error, known).hint == "as before"
+def test_many_names_are_cut() -> None:
+    seen = manifest(*(f"shop.c{n:02d}" for n in range(20)))
+    hint = access_hint(WHOLE, seen)
+    assert hint.startswith("the user sees shop.c00, shop.c01,")
+    assert "shop.c07 and 12 more: give some of these as collections=[...], or" in hint
+    assert "shop.c08" not in hint

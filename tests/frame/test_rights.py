@@ -76,8 +76,8 @@ def test_the_way_of_a_user_of_one_collection(shop: LocalCluster) -> None:
         "the user may not stream all that was asked for [place]\n"
         "  hint: the user sees shop.orders: give collections=['shop.orders'], or "
         'collections="visible" for all that the user sees; to read more, the user needs the roles '
-        "Data Reader and Data DCP Reader on the bucket, or on the scopes and collections that are read "
-        "(Capella: Read access to them; Community Edition: Application Access, bucket_full_access)"
+        "Data Reader and Data DCP Reader (Capella: Read access; Community Edition: Application Access, "
+        "bucket_full_access) on the bucket, or on the scopes and collections that are read"
     )
     for wanted in (["shop.orders"], "visible"):
         frame = read_bucket(shop, auth=ANN, progress=None, collections=wanted)
