@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from cbframe.cluster.address import CAPELLA, HostPort, is_capella
 from cbframe.cluster.auth import PasswordAuthenticator
-from cbframe.cluster.string_options import checked, with_options
+from cbframe.cluster.string_options import checked, remarks, with_options
 from cbframe.errors import ConfigurationError
 from cbframe.options import BucketDataSourceOptions
 
@@ -91,6 +91,10 @@ class ConnectionString:
     def with_options(self, options: BucketDataSourceOptions) -> BucketDataSourceOptions:
         """The options of a source, and what the string says where they are at their defaults."""
         return with_options(options, dict(self.params))
+
+    def remarks(self) -> list[str]:
+        """What there is to say of options that are not known."""
+        return remarks(dict(self.params), quote=self.credentials is None)
 
     def seeds(self) -> tuple[HostPort, ...]:
         """The hosts, those without a port at the port of the scheme."""

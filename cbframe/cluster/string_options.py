@@ -28,7 +28,7 @@ import difflib
 import logging
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -39,7 +39,7 @@ _LOG = logging.getLogger("cbframe.cluster")
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SHOWN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
-_STACK = 5
+_STACK = 4
 """Frames from the warning to whoever has a connection string read."""
 
 _TIMES = ("kv_connect_timeout", "bootstrap_timeout")
@@ -172,11 +172,11 @@ def checked(
                     "the connection string names two files with certificate authorities",
                     hint="put the authorities into one file, or give tls=",
                 )
-        elif name in _WITHOUT_MEANING or name.startswith(_JAVA):
+        elif _is_known(name):
             _LOG.debug("the option %s of the connection string has no effect", name)
         elif given not in _warned:
             _warned.add(given)
-            _warn(given, quote=quote)
+            warnings.warn(_remark(given, quote=quote), UserWarning, _STACK)
         found[name] = value
     return tuple(found.items())
 
@@ -202,7 +202,16 @@ def is_off(value: str | None) -> bool:
     return value is not None and value.lower() in _FALSE
 
 
-def _warn(name: str, *, quote: bool) -> None:
+def remarks(names: Iterable[str], *, quote: bool = True) -> list[str]:
+    """What there is to say of options that are not known; `quote` as for :func:`checked`."""
+    return [_remark(name, quote=quote) for name in names if name not in _MEANT and not _is_known(name)]
+
+
+def _is_known(name: str) -> bool:
+    return name in _WITHOUT_MEANING or name.startswith(_JAVA)
+
+
+def _remark(name: str, *, quote: bool) -> str:
     shown = near = ""
     if quote and _SHOWN_NAME.fullmatch(name):
         known = sorted({*_MEANT, *_ALIASES, *_WITHOUT_MEANING})
@@ -210,8 +219,7 @@ def _warn(name: str, *, quote: bool) -> None:
         near = "".join(
             f": did you mean {each!r}?" for each in difflib.get_close_matches(name.lower(), known, 1)
         )
-    text = f"an option{shown} of the connection string is not known, and has no effect{near}"
-    warnings.warn(text, UserWarning, _STACK)
+    return f"an option{shown} of the connection string is not known, and has no effect{near}"
 
 
 def _check(name: str, given: str, value: str, scheme: str, *, encrypted: bool) -> None:

@@ -52,7 +52,9 @@ class Dialer:
         """Take what ``tls_config`` gives now."""
         config = self._options.tls_config
         chosen = config() if callable(config) else config
-        self.context = client_context(chosen or self._tls, self._authenticator, self._target)
+        self.context = client_context(
+            self._tls if chosen is None else chosen, self._authenticator, self._target
+        )
 
     def transport(self) -> Transport:
         """To data nodes."""

@@ -27,6 +27,7 @@ from cbframe.errors import (
     AuthFailError,
     BucketNotFoundError,
     CbframeError,
+    ConfigurationError,
     ConnectError,
     ProtocolError,
 )
@@ -90,11 +91,11 @@ def doctor(
         parsed = parse_connection_string(target.server_urls).on_network(network)
         authenticator = as_authenticator(target.auth)
         context = client_context(target.tls, authenticator, parsed)
-    except CbframeError as exc:
-        examination.failed(ARGUMENTS, exc)
+    except (CbframeError, UserWarning) as exc:  # warnings may be errors
+        examination.failed(ARGUMENTS, exc if isinstance(exc, CbframeError) else ConfigurationError(str(exc)))
         title = _shown(conn)
     else:
-        examination.ok(ARGUMENTS, f"bucket {target.bucket!r} at {parsed}")
+        examination.ok(ARGUMENTS, f"bucket {target.bucket!r} at {parsed}", *parsed.remarks())
         title = f"bucket {target.bucket!r} at {parsed}"
         try:
             examination.run(target, parsed, authenticator, context)
@@ -127,8 +128,8 @@ class _Examination:
     def left(self) -> float:
         return self._until - monotonic()
 
-    def ok(self, name: str, detail: str) -> None:
-        self._steps[name] = Step(name, "ok", detail)
+    def ok(self, name: str, detail: str, *remedies: str) -> None:
+        self._steps[name] = Step(name, "ok", detail, "; ".join(dict.fromkeys(remedies)) or None)
 
     def skipped(self, name: str, detail: str) -> None:
         self._steps[name] = Step(name, "skipped", detail)
@@ -219,8 +220,7 @@ class _Examination:
             return _certificate(seed, peer)
 
         seeds = self._each(TLS, seeds, secure)
-        if remedies:
-            self._steps[TLS] = replace(self._steps[TLS], remedy=remedies[0])
+        self.ok(TLS, self._steps[TLS].detail, *remedies)
         return seeds
 
     def _each(
@@ -383,10 +383,11 @@ def _certificate(seed: str, peer: Peer) -> str:
         return told
     told += f"; its certificate holds until {_date(peer.until)}"
     if peer.bundled:
-        return f"{told}, by Capella's root certificate, which comes with cbframe ({peer.authority})"
-    return (
-        f"{told}, by the authority {peer.authority}" if peer.authority else f"{told}, issued by {peer.issuer}"
-    )
+        return (
+            f"{told}; Capella's root certificate, which comes with cbframe ({peer.authority}), vouches for it"
+        )
+    by = f"; {peer.authority} vouches for it" if peer.authority else f", issued by {peer.issuer}"
+    return told + by
 
 
 def _endings(peer: Peer, now: float) -> Iterator[str]:

@@ -12,6 +12,7 @@ from cbframe.arrow.columns import KEY, OURS
 from cbframe.arrow.documents.filters import predicates
 from cbframe.cluster.auth import Authenticator, CertificateAuthenticator
 from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.tls import TLSContext
 from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.frame.agreed import Agreement
@@ -51,7 +52,7 @@ class PartSettings:
             There is a password, or something that exists in this process only.
         """
         spec = self.spec
-        if not isinstance(spec.tls, str | type(None)):
+        if any(isinstance(each, TLSContext) for each in (spec.tls, spec.options.tls_config)):
             raise ConfigurationError(
                 "a TLS context cannot be sent to other processes",
                 hint="tls= takes certificate authorities as PEM text, too, or the path of a file",

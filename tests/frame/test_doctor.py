@@ -260,10 +260,26 @@ def test_certificates_that_are_not_in_order(files: Files) -> None:
         assert found.ok
         step = next(each for each in found.steps if each.name == "TLS")
         assert re.search(
-            r"its certificate holds until \d{4}-\d\d-\d\d, by the authority O=trustme", step.detail
+            r"its certificate holds until \d{4}-\d\d-\d\d; O=trustme.* vouches for it", step.detail
         )
         assert step.remedy is not None
         assert re.search("renew the node's certificate before .*: nobody can connect after that", step.remedy)
+
+
+def test_options_that_are_not_known(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are named however often it is asked, also where warnings are errors."""
+    monkeypatch.setattr("cbframe.cluster.string_options._warned", set())
+    conn = f"{pair.connection_string}?newtork=external"
+    auth = (pair.username, pair.password)
+    found = doctor(conn, "default", auth=auth)
+    assert found.failed is not None
+    assert found.failed.name == "arguments"
+    assert "'newtork'" in found.failed.detail
+    found = doctor(conn, "default", auth=auth)
+    assert found.ok
+    remedy = found.steps[0].remedy
+    assert remedy is not None
+    assert remedy.endswith("is not known, and has no effect: did you mean 'network'?")
 
 
 def test_capellas_certificate(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +300,7 @@ def test_capellas_certificate(files: Files, monkeypatch: pytest.MonkeyPatch) -> 
         conn = cluster.tls_connection_string.replace("127.0.0.1", host)
         step = look(conn)
         assert step.status == "ok"
-        assert "by Capella's root certificate, which comes with cbframe (O=trustme" in step.detail
+        assert "; Capella's root certificate, which comes with cbframe (O=trustme" in step.detail
         assert step.remedy is None
         monkeypatch.setattr(module, "_AHEAD", 1000 * 366 * 86400.0)  # the authorities of a test end in 3000
         remedy = look(conn).remedy

@@ -192,6 +192,12 @@ def test_partitions_carry_text(
     assert "paths of files" in str(caught.value)
     sent = pickle.dumps(scan.partitions(3, include_credentials=True))
     assert sum(part.read().num_rows for part in pickle.loads(sent)) == 300
+    context = ssl.create_default_context(cafile=files.ca)
+    by_option = replace(QUICK, tls_config=context)
+    for tls, options in ((context, QUICK), (None, by_option)):
+        scan = scan_bucket(cluster.tls_connection_string, auth=login, tls=tls, options=options)
+        with pytest.raises(ConfigurationError, match="TLS context cannot be sent"):
+            pickle.dumps(scan.partitions(1))
     part = scan.partitions(1, include_credentials=True)[0]
     assert "BEGIN" not in f"{pair!r}{part!r}{scan!r}{scan._spec!r}"
 
