@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import binascii
+import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 import requests
@@ -22,8 +25,10 @@ from cbframe.errors import (
     CbframeError,
     ConfigurationError,
     ConnectError,
+    ProtocolError,
 )
 from cbframe.limits import shortage
+from cbframe.wire.sasl import ScramClient
 
 _CHUNK_BYTES = 64 << 10
 _SHOWN_BUCKETS = 20
@@ -238,3 +243,50 @@ def basic_auth(
         return request
 
     return sign
+
+
+_SCRAM = "SCRAM-SHA-512"
+
+
+def scram_auth(
+    authenticator: Authenticator,
+) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    """HTTP SCRAM (RFC 7804): the password crosses no network, and the manager proves that it knows it."""
+    user, password = authenticator.credentials() or ("", "")
+
+    def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        client = ScramClient(_SCRAM.replace("SHA-", "SHA"), user, password, lambda: secrets.token_urlsafe(18))
+
+        def answered(response: requests.Response, **arguments: Any) -> requests.Response:
+            response.close()
+            sid, data = _scram_fields(response.headers.get("WWW-Authenticate", ""))
+            if response.status_code != 401 or not sid:
+                raise ProtocolError(f"the cluster manager does not know {_SCRAM}")
+            again = response.request.copy()
+            again.hooks = {"response": []}
+            proof = base64.b64encode(client.final(data)).decode()
+            again.headers["Authorization"] = f"{_SCRAM} sid={sid},data={proof}"
+            final: requests.Response = response.connection.send(again, **arguments)
+            try:
+                if final.status_code != 401:
+                    client.verify(_scram_fields(final.headers.get("Authentication-Info", ""))[1])
+            except CbframeError:
+                final.close()
+                raise
+            return final
+
+        first = base64.b64encode(client.first()).decode()
+        request.headers["Authorization"] = f"{_SCRAM} data={first}"
+        request.hooks["response"].append(answered)
+        return request
+
+    return sign
+
+
+def _scram_fields(header: str) -> tuple[str, bytes]:
+    """The exchange that a header is of, and the message; nothing where there is none."""
+    parts = dict(part.split("=", 1) for part in header.removeprefix(_SCRAM).strip().split(",") if "=" in part)
+    try:
+        return parts.get("sid", ""), base64.b64decode(parts.get("data", ""), validate=True)
+    except binascii.Error as exc:
+        raise ProtocolError("a SCRAM message of the cluster manager is no base64") from exc

@@ -21,7 +21,7 @@ from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.https import ContextAdapter
-from cbframe.cluster.manager import Manager, Terms, basic_auth
+from cbframe.cluster.manager import Manager, Terms, basic_auth, scram_auth
 from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.proxy import proxy_for, tunnel
@@ -77,6 +77,8 @@ class RestClient:
     proxies
         HTTP proxies by scheme, ``{"https": "http://host:port"}``; None for none, whatever the
         environment says.
+    scram
+        Log in with SCRAM, which sends no password, in place of Basic.
     session_factory
         Makes the session of one call; tests put theirs here.
     max_answer_bytes
@@ -98,6 +100,7 @@ class RestClient:
         cert: str | tuple[str, str] | None = None,
         tls_context: TLSContext | None = None,
         proxies: Mapping[str, str] | None = None,
+        scram: bool = False,
         session_factory: Callable[[], requests.Session] = requests.Session,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
@@ -112,6 +115,7 @@ class RestClient:
         self._auth: AuthLike = target.credentials if auth is None else auth
         self._terms = Terms(timeout, verify, cert, max_answer_bytes)
         self._proxy = proxy_for("https" if self.tls else "http", proxies)
+        self._sign = scram_auth if scram else basic_auth
         self._session_factory = session_factory
         self._context = tls_context
         self._shared: requests.Session | None = None
@@ -205,7 +209,7 @@ class RestClient:
     def _open(self, seed: str, authenticator: Authenticator) -> Iterator[Manager]:
         session = self._shared or self._new_session()
         try:
-            session.auth = basic_auth(authenticator)
+            session.auth = self._sign(authenticator)
             session.headers["Accept"] = "application/json"
             # An answer that unpacks to a thousand times its length would pass under the limit.
             session.headers["Accept-Encoding"] = "identity"

@@ -6,6 +6,7 @@ import ipaddress
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 from cbframe.cluster.address import HostPort, bare_host, join_address
 from cbframe.cluster.auth import Authenticator
@@ -33,7 +34,7 @@ def absence(
     """The error of a bucket that does not exist, or is paused; None if it exists, or nobody knows.
 
     The password does not cross a network in clear text for this: without TLS, managers on other hosts are
-    asked only if the login allows that.
+    asked with SCRAM, unless the login allows clear text.
 
     Parameters
     ----------
@@ -47,7 +48,8 @@ def absence(
         urls = list(_managers(json.loads(config), origin, login, network))[:_MANAGERS]
     if not urls:
         return None
-    client = RestClient(urls, auth, timeout=min(timeout, _TIMEOUT), tls_context=tls_context)
+    scram = not (login.tls or login.allow_plain or all(map(_is_here, urls)))
+    client = RestClient(urls, auth, timeout=min(timeout, _TIMEOUT), tls_context=tls_context, scram=scram)
     try:
         client.check_bucket(login.bucket)
     except BucketNotFoundError as exc:
@@ -69,13 +71,14 @@ def _managers(config: object, origin: HostPort, login: Login, network: str) -> I
     endpoints.sort(key=lambda each: (not each.has(origin, tls=login.tls), bare_host(each.host) != host))
     for endpoint in endpoints:
         port = endpoint.ports.get(service)
-        if port and (login.tls or login.allow_plain or _is_here(endpoint.host)):
+        if port:
             yield f"{scheme}://{join_address(endpoint.host, port)}"
 
 
-def _is_here(host: str) -> bool:
+def _is_here(url: str) -> bool:
     """Whether what is sent there leaves this machine not at all."""
+    host = urlsplit(url).hostname or ""
     try:
-        return ipaddress.ip_address(bare_host(host)).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from cbframe.local.auth import SaslServer
 from cbframe.local.bucket import Bucket
 from cbframe.local.config import ClusterConfig
 from cbframe.local.documents import DocumentService
@@ -46,6 +47,8 @@ class Node:
         self.credentials = credentials
         self.noop_interval = noop_interval
         self.documents = DocumentService(bucket)
+        self.rest_logins: dict[str, SaslServer] = {}
+        """SCRAM over HTTP, between its two requests, by session id."""
         self.refusing = False
         self.flush_bucket: Callable[[], None] = lambda: None
         """What REST's doFlush does."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from cbframe.local.auth import SaslServer
 from cbframe.local.loop import Channel
 from cbframe.local.tls import AnySocket
 from cbframe.local.users import User
@@ -33,6 +35,7 @@ class RestConnection(Channel):
         self._last = b""
         self._heartbeat = 0.0
         self._certified: User | None = None
+        self._login: dict[str, str] = {}
 
     def received(self, data: bytes) -> None:
         if self._streaming is not None:
@@ -78,6 +81,7 @@ class RestConnection(Channel):
     # ------------------------------------------------------------------ routing
 
     def _answer(self, method: str, target: str, headers: dict[str, str]) -> None:
+        self._login = {}
         user = self._certified or self._authorized(headers.get("authorization", ""))
         if user is None:
             challenge = 'Basic realm="Couchbase Server Admin / REST"'
@@ -152,11 +156,35 @@ class RestConnection(Channel):
 
     def _authorized(self, header: str) -> User | None:
         scheme, _, encoded = header.partition(" ")
+        if scheme.upper().startswith("SCRAM-"):
+            return self._scram(scheme, encoded)
         try:
             user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         except ValueError:
             return None
         return self._node.credentials.find(user, password) if scheme.lower() == "basic" else None
+
+    def _scram(self, mechanism: str, fields: str) -> User | None:
+        """RFC 7804: a challenge first; who answers it has logged in for this one request."""
+        given = dict(part.split("=", 1) for part in fields.split(",") if "=" in part)
+        try:
+            data = base64.b64decode(given.get("data", ""), validate=True)
+        except ValueError:
+            return None
+        sid, logins = given.get("sid"), self._node.rest_logins
+        if sid is None:
+            sid = base64.b64encode(secrets.token_bytes(12)).decode()
+            logins[sid] = server = SaslServer(self._node.credentials)
+            answer = server.auth(mechanism.upper().replace("SHA-", "SHA"), data)
+            name, prefix = "WWW-Authenticate", f"{mechanism} "
+        elif (known := logins.pop(sid, None)) is not None:
+            server, name, prefix = known, "Authentication-Info", ""
+            answer = server.step(data)
+        else:
+            return None
+        if answer.value:
+            self._login = {name: f"{prefix}sid={sid},data={base64.b64encode(answer.value).decode()}"}
+        return server.user
 
     # ------------------------------------------------------------------ answers
 
@@ -174,6 +202,7 @@ class RestConnection(Channel):
             "Content-Type": content_type,
             "Content-Length": str(len(body)),
             **(more or {}),
+            **self._login,
         }
         self.send(_head(status, headers) + body)
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from cbframe import LocalCluster
+from cbframe import LocalCluster, read_bucket
+from cbframe.cluster import rest
 from cbframe.cluster.address import HostPort
-from cbframe.cluster.auth import PasswordAuthenticator
+from cbframe.cluster.auth import AuthLike, PasswordAuthenticator
+from cbframe.cluster.rest import RestClient
 from cbframe.dcp import absence as module
 from cbframe.dcp.absence import absence
 from cbframe.dcp.handshake import Login
 from cbframe.errors import BucketNotFoundError
+from cbframe.local.rest import RestConnection
+from cbframe.local.users import User
 
 LOGIN = Login("Administrator", "password", "default", False, False, lambda: "nonce")
 AUTH = PasswordAuthenticator("Administrator", "password")
@@ -60,23 +65,89 @@ def test_nobody_knows(cluster: LocalCluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("login", "host", "asked"),
+    ("login", "host", "scram"),
     [
-        (LOGIN, "127.0.0.1", True),
-        (LOGIN, "[::1]", True),
-        (LOGIN, "localhost", True),
-        (LOGIN, "192.0.2.1", False),
-        (LOGIN, "node.example", False),
-        (replace(LOGIN, allow_plain=True), "192.0.2.1", True),
-        (replace(LOGIN, tls=True), "192.0.2.1", True),
+        (LOGIN, "127.0.0.1", False),
+        (LOGIN, "[::1]", False),
+        (LOGIN, "localhost", False),
+        (LOGIN, "192.0.2.1", True),
+        (LOGIN, "node.example", True),
+        (replace(LOGIN, allow_plain=True), "192.0.2.1", False),
+        (replace(LOGIN, tls=True), "192.0.2.1", False),
     ],
 )
-def test_passwords_cross_no_network_in_clear_text(login: Login, host: str, asked: bool) -> None:
+def test_passwords_cross_no_network_in_clear_text(
+    login: Login, host: str, scram: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], bool]] = []
+
+    class Client(RestClient):
+        def __init__(self, seeds: list[str], auth: AuthLike, **arguments: Any) -> None:
+            asked.append((seeds, arguments["scram"]))
+            super().__init__("http://127.0.0.1:1", auth)
+
+    monkeypatch.setattr(rest, "RestClient", Client)
     content = json.loads(config(8091, host=host))
     content["nodesExt"][0]["services"]["mgmtSSL"] = 18091
-    urls = list(module._managers(content, HostPort("192.0.2.1", 1), login, "default"))
+    assert absence(json.dumps(content).encode(), HostPort("192.0.2.1", 1), login, AUTH) is None
     scheme, port = ("https", 18091) if login.tls else ("http", 8091)
-    assert urls == ([f"{scheme}://{host}:{port}"] if asked else [])
+    assert asked == [([f"{scheme}://{host}:{port}"], scram)]
+
+
+@pytest.fixture
+def elsewhere(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The cluster as if it were on other hosts; what clients say of themselves to its managers."""
+    monkeypatch.setattr(module, "_is_here", lambda _: False)
+    said: list[str] = []
+    authorized = RestConnection._authorized
+
+    def noting(self: RestConnection, header: str) -> User | None:
+        said.append(header.partition(" ")[0])
+        return authorized(self, header)
+
+    monkeypatch.setattr(RestConnection, "_authorized", noting)
+    return said
+
+
+def test_managers_on_other_hosts_are_asked_with_scram(cluster: LocalCluster, elsewhere: list[str]) -> None:
+    there = config(port_of(cluster))
+    found = absence(there, ORIGIN, replace(LOGIN, bucket="other"), AUTH)
+    assert type(found) is BucketNotFoundError
+    assert found.hint == "visible buckets: default"
+    assert absence(there, ORIGIN, LOGIN, AUTH) is None
+    wrong = PasswordAuthenticator("Administrator", "wrong")
+    assert absence(there, ORIGIN, replace(LOGIN, bucket="other"), wrong) is None
+    assert set(elsewhere) == {"SCRAM-SHA-512"}
+
+
+def test_a_read_learns_at_once_that_there_is_no_bucket(cluster: LocalCluster, elsewhere: list[str]) -> None:
+    began = time.monotonic()
+    with pytest.raises(BucketNotFoundError, match="'other'"):
+        read_bucket(cluster, "other")
+    assert time.monotonic() - began < 5  # where nobody confirms it, the node is asked for 10 s
+    assert set(elsewhere) == {"SCRAM-SHA-512"}
+
+
+@pytest.mark.parametrize("answer", ["no proof", "another's proof", "no base64", "no challenge"])
+def test_who_does_not_prove_that_it_knows_the_password_is_not_believed(
+    answer: str, cluster: LocalCluster, elsewhere: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = RestConnection._reply
+
+    def replying(self: RestConnection, *arguments: Any) -> None:
+        login = self._login
+        if answer == "no challenge":
+            login.pop("WWW-Authenticate", None)
+        elif "Authentication-Info" in login:
+            sid = login.pop("Authentication-Info").partition(",")[0]
+            data = {"no proof": None, "another's proof": "dj1hYmM=", "no base64": "?"}[answer]
+            if data is not None:
+                login["Authentication-Info"] = f"{sid},data={data}"
+        reply(self, *arguments)
+
+    monkeypatch.setattr(RestConnection, "_reply", replying)
+    assert absence(config(port_of(cluster)), ORIGIN, replace(LOGIN, bucket="other"), AUTH) is None
+    assert elsewhere
 
 
 def test_the_node_itself_comes_first_on_the_network_in_use() -> None:
