@@ -169,7 +169,7 @@ def locked(file: IO[bytes]) -> Iterator[None]:
         file.seek(_LOCKED_BYTE)
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError as exc:
+        except OSError as exc:  # the number that it has differs
             raise BlockingIOError(errno.EWOULDBLOCK, "another process holds the lock") from exc
         try:
             yield

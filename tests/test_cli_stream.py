@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import signal
@@ -67,6 +68,20 @@ def test_json_lines(login: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     assert base64.b64decode(found[b"e\n"]["value_base64"]) == b'{"broken"'
     assert {line["change"] for line in found.values()} == {"upsert"}
     assert {(line["scope"], line["collection"]) for line in found.values()} == {("_default", "_default")}
+
+
+def test_json_is_utf8_wherever_it_goes(
+    cluster: LocalCluster, login: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into a file on Windows, text would go as cp1252 and with other ends of lines."""
+    cluster.upsert("京", {"city": "京都\n"})
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding="cp1252", newline="\r\n")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["stream", *login, "--json", "--limit", "6"]) == 0
+    assert b"\r" not in raw.getvalue()
+    found = {line["key"]: line for line in map(json.loads, raw.getvalue().decode("utf-8").splitlines())}
+    assert found["京"]["value"] == {"city": "京都\n"}
 
 
 def test_lines_for_people(login: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return serve(argv[1:])
         options = _parser().parse_args(argv)
+        if getattr(options, "json", False) and isinstance(sys.stdout, io.TextIOWrapper):
+            # JSON is UTF-8 whatever the terminal has: on Windows a document would be changed on its way.
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
         run: Callable[[argparse.Namespace], int] = options.run
         status = run(options)
         sys.stdout.flush()

@@ -65,6 +65,7 @@ class TextProgress:
         self._blocks = _can_write(self._stream, _PARTS)
         self._recent: deque[ScanProgress] = deque()
         self._drawn_at: float | None = None
+        self._length = 0
         self._open = False
         self._done = False
 
@@ -102,15 +103,19 @@ class TextProgress:
         """End the line, if one is open; the next thing printed begins on its own line."""
         if self._open:
             self._open = False
+            self._length = 0
             self._write("\n")
         self._drawn_at = None
 
     def _draw(self, *, final: bool) -> None:
         # The last column stays free: writing into it makes some terminals begin a new line.
-        line = self._line(self._columns() - 1, final=final)
+        columns = self._columns() - 1
+        line = self._line(columns, final=final)
         if self._live:
-            # To the first column, the line, then clear what an earlier, longer one has left.
-            line = f"\r{line}\x1b[K"
+            # Blanks over what an earlier, longer line has left: not every console knows escape sequences.
+            left = " " * (min(self._length, columns) - len(line))
+            self._length = len(line)
+            line = f"\r{line}{left}"
         self._write(line)
         self._open = True
         if final:

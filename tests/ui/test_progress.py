@@ -31,9 +31,9 @@ class Terminal(io.StringIO):
 
     @property
     def lines(self) -> list[str]:
-        """What was drawn, one drawing an item, without the control sequences."""
-        drawn = self.getvalue().replace("\x1b[K", "").replace("\n", "\r\n")
-        return [line for line in drawn.split("\r") if line not in ("", "\n")]
+        """What was drawn, one drawing an item, without blanks over what was there."""
+        drawn = self.getvalue().replace("\n", "\r\n")
+        return [line.rstrip(" ") for line in drawn.split("\r") if line not in ("", "\n")]
 
 
 class AsciiTerminal(Terminal):
@@ -60,8 +60,25 @@ def test_the_final_line_shows_the_whole_time_and_ends_with_a_newline() -> None:
     out = Terminal()
     TextProgress(out, Clock(), width=100)(at(4, 1.0, rows=100_000, nbytes=40_000_000))
     assert out.getvalue() == (
-        "\r│████████████████████████│ 100 %  100,000 documents  25,000/s  10.0 MB/s  4.0 s\x1b[K\n"
+        "\r│████████████████████████│ 100 %  100,000 documents  25,000/s  10.0 MB/s  4.0 s\n"
     )
+
+
+def test_a_shorter_line_leaves_nothing_of_a_longer_one() -> None:
+    """Without escape sequences: older consoles of Windows print them."""
+    out, clock = Terminal(), Clock()
+    progress = TextProgress(out, clock, width=100)
+    progress(at(1, 0.0))
+    clock.now += 1
+    progress(at(2, 0.25, rows=25_000_000, nbytes=8_000_000))
+    clock.now += 1
+    progress(at(3, 0.25, rows=26_000_000, nbytes=8_000_000))
+    progress.close()
+    one, longer, shorter = out.getvalue().removesuffix("\n").split("\r")[1:]
+    assert len(one) < len(longer)
+    assert len(shorter) == len(longer)
+    assert shorter.endswith(" ")
+    assert "\x1b" not in out.getvalue()
 
 
 def test_a_second_final_report_draws_nothing() -> None:
