@@ -204,7 +204,7 @@ def test_verify(written: Path, capsys: Capture) -> None:
 
 def test_compact_and_vacuum(written: Path, capsys: Capture) -> None:
     assert run(written, "compact", "--keep", "1min") == 0
-    assert capsys.readouterr().out.startswith("version 3: 5 → ")
+    assert capsys.readouterr().out.startswith("version 3: 5 -> ")
     assert run(written, "compact", "--json") == 0
     assert json.loads(capsys.readouterr().out)["files"] == {"before": 1, "after": 1}
     assert run(written, "vacuum", "--keep", "1") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import fcntl
 import socket
@@ -18,6 +19,8 @@ from cbframe import system
 from cbframe.dcp.transport import SocketTransport, Waker
 from cbframe.errors import ConnectError
 from cbframe.local import loop
+
+PACKAGE = Path(system.__file__).parent
 
 
 @pytest.fixture
@@ -235,3 +238,20 @@ def test_buffers_are_joined_where_a_socket_takes_one() -> None:
     assert loop.send_buffers(sock, [b"x" * 60_000, b"y" * 60_000]) == 1 << 16
     assert sent[0] == b"abcd"
     assert sent[1] == b"x" * 60_000 + b"y" * 5_536
+
+
+# -- texts
+
+
+def test_what_is_printed_has_letters_of_every_console() -> None:
+    """cp1252 is what consoles of Windows have, and files that text goes to: print() raises for others."""
+    not_printed = {"local/sample.py", "cluster/string_options.py", "ui/progress.py"}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE).as_posix() in not_printed:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+                known = node.value.encode("cp1252", "replace").decode("cp1252")
+                assert known == node.value, f"{path}:{node.lineno}"

@@ -87,7 +87,7 @@ class Diagnosis:
         for step in self.steps:
             lines += _wrapped(f"  {step.status:<8} {step.name:<10}", step.detail)
             if step.remedy is not None:
-                lines += _wrapped(" " * 19 + "→ ", step.remedy)
+                lines += _wrapped(" " * 18 + "-> ", step.remedy)
         return "\n".join(lines)
 
     __repr__ = __str__

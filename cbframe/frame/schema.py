@@ -307,7 +307,7 @@ def _percent(share: float) -> str:
 def _count(each: Field) -> str:
     if each.distinct is None:
         return ""
-    return f"{each.distinct:,}" if each.exact else f"≈ {each.distinct:,}"
+    return f"{each.distinct:,}" if each.exact else f"~ {each.distinct:,}"
 
 
 def _cut(text: str) -> str:

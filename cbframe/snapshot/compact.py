@@ -58,8 +58,8 @@ class Compaction:
                 f"{count(self.files[0], 'file')} stay as they are"
             )
         told = (
-            f"version {self.version}: {self.rows[0]:,} → {self.rows[1]:,} rows, "
-            f"{self.files[0]:,} → {self.files[1]:,} files, {self.nbytes[0]:,} → {self.nbytes[1]:,} bytes"
+            f"version {self.version}: {self.rows[0]:,} -> {self.rows[1]:,} rows, "
+            f"{self.files[0]:,} -> {self.files[1]:,} files, {self.nbytes[0]:,} -> {self.nbytes[1]:,} bytes"
         )
         return f"{told}\nclock {behind(self.clock_behind)}" if self.clock_behind else told
 

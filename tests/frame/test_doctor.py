@@ -98,7 +98,7 @@ def expect(found: Diagnosis, failed: str, detail: str, remedy: str) -> None:
 
 def plain(found: Diagnosis) -> str:
     """With the ports and the breaks of long lines taken out."""
-    return re.sub(r"127\.0\.0\.1:\d+", "HOST", re.sub(r"\n {20,}(?!→)", " ", str(found)))
+    return re.sub(r"127\.0\.0\.1:\d+", "HOST", re.sub(r"\n {20,}(?!->)", " ", str(found)))
 
 
 # --- what it looks like
@@ -127,7 +127,7 @@ bucket 'default' at couchbase://HOST/default: the step 'nodes' has failed
   ok       login     user 'Administrator' is known, by SCRAM-SHA512
   ok       bucket    16 vbuckets on 2 nodes
   failed   nodes     1 of 2 nodes cannot be reached: cannot connect: Connection refused [HOST]
-                   → check that the node runs and that the port is right
+                  -> check that the node runs and that the port is right
   ok       role      user 'Administrator' may stream
   ok       DCP       opened on 1 of 2 nodes
   skipped  stream    after nodes has failed"""
