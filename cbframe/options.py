@@ -136,7 +136,10 @@ class BucketDataSourceOptions:
         disk for a collection's few documents may take longer; None waits without end. Time during which
         the receiver holds the window closed does not count.
     connect_timeout
-        Seconds: for one connection with its handshake, and for a bounded source until it streams.
+        Seconds for one turn: to connect, to make TLS, and from one answer of a node to the next while a
+        connection is made. A cluster that is far away takes several turns, and each has this time; all
+        turns of a connection together have twelve times as long. Also for how long a bounded source, once
+        it has a cluster map, tries again to get to its streams.
     stream_request_timeout
         Seconds without an answer to any of the stream requests under way, after which the connection is
         made anew.

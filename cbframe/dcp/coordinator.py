@@ -17,6 +17,7 @@ from cbframe.dcp import plan, verdicts
 from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.ends import Ends
 from cbframe.dcp.patience import Patience
+from cbframe.dcp.query import TURNS
 from cbframe.dcp.records import NodeRecord, NodeState, VBuckets, map_backoff, node_backoff
 from cbframe.dcp.refresh import MapRefresh
 from cbframe.errors import AccessError, AuthFailError, CbframeError, ResourceError
@@ -138,11 +139,11 @@ class Coordinator:
                 self._refresh.begin_at_once(now)
             case plan.MapFetched(map=new, pushed=pushed):
                 self._refresh.came(now, pushed=pushed)
-                self._on_map(new, out)
+                self._on_map(new, now, out)
             case plan.MapFailed(error=error):
                 self._on_map_failed(error, now, out)
             case plan.NodeReady() | plan.NodeSampled():
-                self._on_seqnos(event, out)
+                self._on_seqnos(event, now, out)
             case plan.NodeDown():
                 self._on_down(event, now, out)
             case plan.StreamEnded():
@@ -178,13 +179,13 @@ class Coordinator:
                     out.append(plan.StopNode(address, "the connection is made anew"))
         self._refresh.want(now)
 
-    def _on_map(self, new: ClusterMap, out: list[plan.Instruction]) -> None:
+    def _on_map(self, new: ClusterMap, now: float, out: list[plan.Instruction]) -> None:
         old = self._map
         if old is not None and (error := verdicts.other_bucket(old, new)) is not None:
             self._fail(error, out)
             return
         if old is None:
-            self._begin(new, out)
+            self._begin(new, now, out)
         elif old.newer_than(new):
             return
         elif new != old:
@@ -207,18 +208,21 @@ class Coordinator:
         if not self._over and self._patience.lost_bucket(error, now):
             self._fail(error, out)
 
-    def _begin(self, new: ClusterMap, out: list[plan.Instruction]) -> None:
+    def _begin(self, new: ClusterMap, now: float, out: list[plan.Instruction]) -> None:
         wanted = range(new.vbuckets) if self._wanted is None else self._wanted
         if (error := verdicts.bad_choice(wanted, new)) is not None:
             bad = sum(not 0 <= vb < new.vbuckets for vb in wanted)
             self._counters.tot_refresh_workers_vbucket_id_err += bad
             self._fail(error, out)
             return
+        self._patience.begin(now)
         self._vbuckets.begin(wanted, self._options)
         self._ends.begin(wanted)
         self._finish_if_done(out)
 
-    def _on_seqnos(self, event: plan.NodeReady | plan.NodeSampled, out: list[plan.Instruction]) -> None:
+    def _on_seqnos(
+        self, event: plan.NodeReady | plan.NodeSampled, now: float, out: list[plan.Instruction]
+    ) -> None:
         node = self._nodes.get(event.node)
         if node is None:
             return
@@ -227,6 +231,8 @@ class Coordinator:
         node.sampling = False
         if isinstance(event, plan.NodeReady) and node.state is NodeState.STARTING:
             node.state = NodeState.READY
+            if not node.tried:
+                self._patience.begin(now)
             self._refresh.not_needed()
         for vb in self._vbuckets.pending:
             if self._owner(vb) == event.node:
@@ -395,11 +401,16 @@ class Coordinator:
     def _deadline(self) -> float | None:
         """When a source that can fail must have got to its streams.
 
-        The first fetch of a map has timeouts of its own, and its error says which seed was silent.
+        The first fetch of a map has time-outs of its own, for each turn, and its error says which seed was
+        silent. So has the first connection to each node; if its thread says nothing, there is a last resort.
         """
         if not self._gives_up or (self._map is None and self._refresh.fetching):
             return None
-        return self._patience.deadline()
+        deadline = self._patience.deadline()
+        connecting = any(n.state is NodeState.STARTING and not n.tried for n in self._nodes.values())
+        if deadline is not None and connecting:
+            deadline += TURNS * self._options.connect_timeout
+        return deadline
 
     def _check_patience(self, now: float, out: list[plan.Instruction]) -> None:
         """End a source that never got to its streams."""

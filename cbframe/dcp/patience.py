@@ -11,7 +11,7 @@ class Patience:
     Parameters
     ----------
     connect_timeout
-        From the start until all streams were asked for.
+        From the start, or the first map, or a node's first connection, until all streams were asked for.
     recovery_timeout
         From the first failure, while nothing but failures follows.
     endless
@@ -30,6 +30,7 @@ class Patience:
         self._gone_since: float | None = None
 
     def begin(self, now: float) -> None:
+        """The source starts, or has come nearer to its streams."""
         self._started_at = now
 
     def deadline(self) -> float | None:

@@ -23,7 +23,7 @@ from cbframe.dcp.resolve import resolve
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.transport import SocketTransport, Waker, split_address, tls_peer
 from cbframe.dcp.workers import at_once
-from cbframe.errors import BucketNotFoundError, CbframeError, ReadTimeoutError
+from cbframe.errors import BucketNotFoundError, CbframeError, ConnectError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 from cbframe.wire.blocks import DataBlock
@@ -63,15 +63,20 @@ class Outcome:
     mechanism: str = ""
 
 
+def out_of_time() -> ReadTimeoutError:
+    """Of a look that has used up its time."""
+    return ReadTimeoutError("there is no time left to look", hint="give doctor() a larger timeout")
+
+
 class Probe:
-    """Asks one thing at a time, each within its seconds.
+    """Asks one thing at a time, each turn of it within its seconds; from any thread.
 
     Parameters
     ----------
     context
         Of TLS; None for plain text.
     timeout
-        Seconds for each thing that is asked.
+        Seconds for each turn: to resolve a name, to connect, to make TLS, or for one answer.
     left
         Seconds until everything has to be over.
     """
@@ -81,13 +86,20 @@ class Probe:
         self._timeout = timeout
         self._left = left
 
-    def _seconds(self) -> float:
-        left = min(self._timeout, self._left())
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[float]:
+        """The seconds of a turn; what fails when all time is used up is no sign of anything."""
+        left = self._left()
         if left <= 0:
-            raise ReadTimeoutError("there is no time left to look", hint="give doctor() a larger timeout")
-        return left
+            raise out_of_time()
+        try:
+            yield min(self._timeout, left)
+        except (ConnectError, ReadTimeoutError) as exc:
+            if self._left() > 0:
+                raise
+            raise out_of_time() from exc
 
-    def addresses(self, node: str) -> list[str]:
+    def addresses(self, node: str, waker: Waker) -> list[str]:
         """What the host's name stands for.
 
         Raises
@@ -96,11 +108,11 @@ class Probe:
             Nothing, or nobody says.
         """
         host, port = split_address(node)
-        with _waker() as waker:
-            found = resolve(host, port, waker, self._seconds(), node)
+        with self._in_time() as seconds:
+            found = resolve(host, port, waker, seconds, node)
         return list(dict.fromkeys(str(address[4][0]) for address in found))
 
-    def connect(self, node: str) -> None:
+    def connect(self, node: str, waker: Waker) -> None:
         """Open the port, and close it again.
 
         Raises
@@ -108,10 +120,10 @@ class Probe:
         ConnectError
             It cannot be reached.
         """
-        with _waker() as waker:
-            SocketTransport().connect(node, waker, self._seconds()).close()
+        with self._in_time() as seconds:
+            SocketTransport().connect(node, waker, seconds).close()
 
-    def secure(self, node: str) -> Peer:
+    def secure(self, node: str, waker: Waker) -> Peer:
         """Make a TLS connection, and close it again: what the node has shown.
 
         Raises
@@ -120,8 +132,8 @@ class Probe:
             There is no TLS, or the certificate is not accepted.
         """
         assert self._context is not None, "TLS was asked for"
-        with _waker() as waker:
-            return tls_peer(self._context, node, waker, self._seconds())
+        with self._in_time() as seconds:
+            return tls_peer(self._context, node, waker, seconds)
 
     def fetch_config(
         self, node: str, login: Login, auth: Authenticator, network: str = AUTO_NETWORK
@@ -147,7 +159,7 @@ class Probe:
 
     def _answer(self, node: str, steps: Steps[bytes]) -> Outcome:
         outcome = Outcome()
-        with _waker() as waker:
+        with contextlib.closing(Waker()) as waker:
             outcome.answer = self._talk(node, steps, outcome, waker) or b""
         return outcome
 
@@ -183,14 +195,15 @@ class Probe:
     def _talk(self, node: str, steps: Steps[T], outcome: Outcome, waker: Waker) -> T | None:
         """The result of a conversation; None, and an error in `outcome`, if it has none."""
         try:
-            return ask(
-                node,
-                _staged(steps, outcome),
-                transport=SocketTransport(self._context),
-                waker=waker,
-                clock=time.monotonic,
-                timeout=self._seconds(),
-            )
+            with self._in_time() as seconds:
+                return ask(
+                    node,
+                    _staged(steps, outcome),
+                    transport=SocketTransport(self._context),
+                    waker=waker,
+                    clock=time.monotonic,
+                    timeout=seconds,
+                )
         except CbframeError as exc:
             exc.node = exc.node or node
             outcome.error = exc
@@ -214,15 +227,6 @@ def _staged(steps: Steps[T], outcome: Outcome) -> Steps[T]:
         return result
     finally:
         steps.close()
-
-
-@contextlib.contextmanager
-def _waker() -> Iterator[Waker]:
-    waker = Waker()
-    try:
-        yield waker
-    finally:
-        waker.close()
 
 
 @dataclass(slots=True)
@@ -260,6 +264,7 @@ def first_marker(
     bucket: str,
     auth: AuthLike,
     timeout: float,
+    limit: float,
     *,
     tls: TLSLike = None,
     network: str = "auto",
@@ -269,6 +274,8 @@ def first_marker(
 
     Parameters
     ----------
+    timeout, limit
+        Seconds since something came, and for all of it.
     of
         Has the collections that are asked for.
 
@@ -291,15 +298,22 @@ def first_marker(
     source = BucketDataSource(
         server_urls, "default", bucket, "", None, auth, receiver, options, tls_context=tls, network=network
     )
-    until = time.monotonic() + timeout
+    began = time.monotonic()
+    progress, until = (False, 0), began + timeout
     try:
         source.start()
         while not source.finished and not receiver.seen.wait(_LOOK):
-            if time.monotonic() >= until:
-                error = ReadTimeoutError(
-                    f"no snapshot began within {timeout:g} s",
-                    hint="a bucket that warms up, or reads from a slow disk, takes its time: try again",
-                )
+            now = time.monotonic()
+            before, progress = progress, (source.map is not None, source.stats().total.bytes_received)
+            if progress != before:
+                until = min(now + timeout, began + limit)
+            if now >= until:
+                error = out_of_time()
+                if now < began + limit:
+                    error = ReadTimeoutError(
+                        f"no snapshot began within {now - began:.0f} s",
+                        hint="a bucket that warms up, or reads from a slow disk, takes its time: try again",
+                    )
                 error.__cause__ = receiver.error
                 raise error
         if receiver.seen.is_set():

@@ -35,6 +35,8 @@ class NodeRecord:
     reports: int = 0
     """How often it has reported them."""
     sampling: bool = False
+    tried: bool = False
+    """Whether a connection to it has ended: until then its turns have their own time-outs."""
     protocol_errors: int = 0
 
     def lost(self, error: CbframeError, now: float, *, progressed: bool) -> None:
@@ -47,7 +49,7 @@ class NodeRecord:
         if isinstance(error, ProtocolError):
             self.protocol_errors += 1
             error.permanent |= self.protocol_errors >= _MAX_PROTOCOL_ERRORS
-        self.state = NodeState.WAITING
+        self.state, self.tried = NodeState.WAITING, True
         self.sampling = False
         self.retry_at = now + self.backoff.next_delay()
 

@@ -34,6 +34,7 @@ from cbframe.dcp.plan import (
     StreamRolledBack,
     Tick,
 )
+from cbframe.dcp.query import TURNS
 from cbframe.errors import (
     AccessError,
     AllServerURLsConnectBucketError,
@@ -426,12 +427,39 @@ def test_an_owner_that_goes_for_good_ends_a_read_under_way() -> None:
 
 
 def test_a_silent_cluster() -> None:
+    """The last resort: the threads of the nodes have their own time-outs."""
     hand = Hand(connect_timeout=4.0)
     hand.begin(cluster(0, 1))
     assert isinstance(hand.until(Fail), Fail)
     assert isinstance(hand.error(), AllServerURLsConnectBucketError)
     assert A in str(hand.error())
-    assert hand.now == 1004
+    assert hand.now == 1004 + TURNS * 4
+
+
+def test_a_cluster_that_is_far_away() -> None:
+    """Regression: the turns of a map and of all handshakes together had the time of one."""
+    hand = Hand(connect_timeout=4.0)
+    assert hand(Started()) == [FetchMap()]
+    hand.now += 9
+    assert hand(MapFetched(cluster(0, 1))) == [StartNode(A), StartNode(B)]
+    hand.now += 3
+    assert hand(NodeReady(A, {0: 5})) == []
+    hand.now += 6
+    assert hand(Tick()) == []
+    out = hand(NodeReady(B, {1: 6}))
+    assert sorted(out, key=repr) == [OpenStreams(A, ((0, 5),)), OpenStreams(B, ((1, 6),))]
+
+
+def test_a_node_that_was_tried_and_failed_is_not_waited_for() -> None:
+    hand = Hand(connect_timeout=4.0)
+    hand.begin(cluster(0, 1))
+    hand.now += 3
+    hand(NodeReady(A, {0: 5}))
+    hand.now += 3
+    assert Fail(CUT) not in hand(NodeDown(B, CUT, progressed=False))
+    hand.until(StartNode)
+    hand.now += 1
+    assert hand(NodeDown(B, CUT, progressed=False))[-1:] == [Fail(CUT)]
 
 
 def test_a_permanent_error_ends_a_bounded_source_at_once() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import cbframe
-from cbframe import LocalCluster
+from cbframe import BucketDataSourceOptions, LocalCluster
+from cbframe.frame import doctor
 
 from .far import Distance
 
@@ -56,3 +57,38 @@ def test_how_many_round_trips_it_takes(cluster: LocalCluster, do: Do, turns: int
         target = cluster.connection_string
         assert far.of(lambda: do(target)) <= turns
         assert far.connections <= connections
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 0.5])
+def test_a_cluster_on_another_continent(cluster: LocalCluster, seconds: float) -> None:
+    """Nothing takes it for a broken one, although the time-out of a turn is over long before the end."""
+    options = BucketDataSourceOptions(
+        connect_timeout=2.6 * seconds
+    )  # here, to connect shows with the first answer
+    with Distance(cluster, seconds):
+        target = cluster.connection_string
+        examine(target)
+        frame = cbframe.read_bucket(target, auth=AUTH, scope="_default", options=options, progress=None)
+        assert len(frame) == 200
+        assert len(cbframe.scan_bucket(target, auth=AUTH, options=options).peek()) == 5
+
+
+@pytest.mark.slow
+def test_each_turn_of_a_diagnosis_has_its_time(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: a conversation had it, and a healthy cluster was found broken."""
+    monkeypatch.setattr(doctor, "_EACH", 1.0)
+    with Distance(cluster, 0.4):
+        examine(cluster.connection_string)
+
+
+@pytest.mark.parametrize("seconds", [0.15, 0.4, 0.75])
+def test_a_diagnosis_without_enough_time_says_so(cluster: LocalCluster, seconds: float) -> None:
+    """It does not take a cluster that is far away for one that is silent, whatever the step."""
+    with Distance(cluster, 0.1):
+        found = cbframe.doctor(cluster.connection_string, auth=AUTH, timeout=seconds)
+    assert found.failed is not None
+    assert found.failed.remedy == "give doctor() a larger timeout"
+    assert "no time left" in found.failed.detail
