@@ -225,7 +225,7 @@ class BucketDataSourceOptions:
     connect: Callable[[str, str], Any] | None = None
     connect_tls: Callable[[str, str, Any], Any] | None = None
     proxies: Mapping[str, str] | None = field(default=None, repr=False)
-    tls_config: Any = None
+    tls_config: Any = field(default=None, repr=False)
     logger: logging.Logger | None = None
     trace_capacity: int = 200
 

@@ -45,10 +45,11 @@ _REFUSALS = ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE_FAILURE", "ACCESS_DENIED")
 
 
 def make_tls_context(tls: TLSLike, what: str = "tls=") -> TLSContext | None:
-    """The context that `tls` stands for.
+    """The context that `tls` stands for, with the same rules in every version of Python.
 
-    An authority that is named so is not held to the strict form that Python asks for by default since 3.13:
-    clusters often have certificates without key identifiers. Chain, name and dates are verified all the same.
+    A certificate that is named is trusted, also that of an intermediate authority or of a node itself. It is
+    not held to the strict form that Python asks for by default since 3.13: clusters often have certificates
+    without key identifiers. Chain, name and dates are verified all the same.
 
     Parameters
     ----------
@@ -158,6 +159,8 @@ def capella_root() -> str:
 
 
 def _lenient(context: TLSContext) -> TLSContext:
+    """The context, with the rules for authorities that are named."""
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 

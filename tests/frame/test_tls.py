@@ -164,6 +164,9 @@ def test_text_at_every_function(cluster: LocalCluster, files: Files, tmp_path: P
     assert len(cbframe.read_snapshot(tmp_path / "copy")) == 300
     with cbframe.stream_bucket(conn, **arguments) as stream:
         assert len(stream.to_pandas()) == 300
+    for given in ("", lambda: b"", "absent.pem"):
+        with pytest.raises(ConfigurationError, match=r"PEM|absent"):  # nothing else is trusted instead
+            scan_bucket(conn, auth=AUTH, options=replace(QUICK, tls_config=given)).to_arrow()
     options = replace(QUICK, tls_config=lambda: text)
     assert len(scan_bucket(conn, auth=AUTH, options=options).to_arrow()) == 300
     found = connect_bucket(cluster.tls_rest_urls[0], "default", "default", AUTH, tls=text.encode())
