@@ -75,9 +75,9 @@ def zone_of(host: str) -> Zone | None:
 
 
 def srv_name(target: ConnectionString) -> str | None:
-    """The name whose records stand for the seeds; None where they are what they are.
+    """The name whose SRV records stand for the seeds; None where the seeds are as given.
 
-    Asked for is with a scheme of the data service, and a single name without a port.
+    It takes a scheme of the data service, and a single host name without a port.
     """
     if target.bootstrap != "kv" or len(target.hosts) != 1:
         return None
@@ -91,7 +91,7 @@ def srv_name(target: ConnectionString) -> str | None:
 
 
 class Seeds:
-    """The seeds of a cluster: of its connection string, or those that DNS names in their place.
+    """The seeds of a cluster: those of its connection string, or those that DNS names in their place.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ class Seeds:
 
 
 def ask_dns(name: str, timeout: float) -> Sequence[SrvRecord]:
-    """What DNS says of a name, also with the resolver's search list behind it.
+    """The SRV records of a name; of a relative one also with the suffixes of the resolver's search list.
 
     Raises
     ------

@@ -308,7 +308,8 @@ def _unreached(node: str, hint: str) -> str:
         return hint
     return (
         "Capella accepts connections from allowed IP addresses only: add this machine's in Capella, "
-        "in the cluster's Settings under Networking, Allowed IP Addresses"
+        "in the cluster's Settings under Networking, Allowed IP Addresses; a private endpoint is reached "
+        "from its own network only"
     )
 
 

@@ -94,7 +94,9 @@ class LocalCapella:
         return self.username, self.password
 
     def start(self) -> Self:
-        """Bring it up; raises as :meth:`cbframe.LocalCluster.start`."""
+        """Bring it up; does nothing if it is up. Raises as :meth:`cbframe.LocalCluster.start`."""
+        if self._zone in ZONES:
+            return self
         nodes, vbuckets, bucket = self._shape
         with contextlib.ExitStack() as undo:
             folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="cbframe-")))

@@ -163,6 +163,10 @@ def test_its_names_are_known_while_it_runs_only() -> None:
         assert first.password not in repr(first)
     first.close()
     assert not ZONES
+    with first.start(), first.start() as again:
+        assert again is first
+        assert len(ZONES) == 1
+    assert not ZONES
 
 
 SITE = f"couchbases://cb.{DOMAIN}/travel"
@@ -221,7 +225,8 @@ def test_an_address_that_is_not_allowed(capella: LocalCapella) -> None:
         capella.cluster.kill(node)
     allowed = (
         "Capella accepts connections from allowed IP addresses only: add this machine's in Capella, in the "
-        "cluster's Settings under Networking, Allowed IP Addresses"
+        "cluster's Settings under Networking, Allowed IP Addresses; a private endpoint is reached from its "
+        "own network only"
     )
     assert said(SITE, capella.auth, HASTY) == (
         f"could not connect to the bucket through any seed: node-001.{DOMAIN}: cannot connect: Connection "
