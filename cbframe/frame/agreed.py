@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from cbframe.arrow.columns import REASON, VALUE
+from cbframe.arrow.columns import OURS, REASON, VALUE
 from cbframe.arrow.documents import kinds as lattice
 from cbframe.arrow.documents.census import quoted
 from cbframe.arrow.documents.kinds import Kind
@@ -55,7 +55,8 @@ class Agreement:
         agreed = {
             each.name: each.type
             for each in self.documents.schema
-            if each.name not in json and each.name not in _OURS and not pa.types.is_null(each.type)
+            # A field that begins like our names cannot be declared.
+            if each.name not in json and not each.name.startswith(OURS) and not pa.types.is_null(each.type)
         }
         return replace(target, schema={**agreed, **target.schema})
 

@@ -202,6 +202,16 @@ def test_nodes_that_do_not_tell(
     assert union(parts).num_rows == 500
 
 
+def test_a_field_that_begins_like_our_names() -> None:
+    with LocalCluster(vbuckets=4) as cluster:
+        cluster.upsert("a", {"_cb_own": 1, "n": 1})
+        cluster.upsert("b", {"_cb_own": 2})
+        assert sorted_rows(union(parts_of(cluster, 2, on_conflict="null"))) == [
+            {"_cb_key": "a", "_cb_own_": 1, "n": 1},
+            {"_cb_key": "b", "_cb_own_": 2, "n": None},
+        ]
+
+
 # -- secrets
 
 
