@@ -72,12 +72,15 @@ def to_pandas(
         For ``attrs["cbframe"]``.
     fixed_dtypes
         Dtypes follow from the table's types alone, whatever its values are, so that those of several tables
-        are the same: with None, integers and booleans have pandas' nullable types.
+        are the same: with None, integers and booleans have pandas' nullable types, and without
+        ``"pyarrow"`` dictionaries, whose categories are those of the values, become what they are of.
     """
     if dtype_backend not in DTYPE_BACKENDS:
         raise ConfigurationError(
             f"dtype_backend={dtype_backend!r}", hint="choose 'pyarrow', 'numpy_nullable' or None"
         )
+    if fixed_dtypes and dtype_backend != "pyarrow":
+        table = _without_dictionaries(table)
     numpy = _NULLABLE_ALONE.get if fixed_dtypes else None
     mapper = {"pyarrow": pd.ArrowDtype, "numpy_nullable": _NULLABLE.get, None: numpy}[dtype_backend]
     apart = [] if dtype_backend == "pyarrow" else [*_as_objects(table, exact=mapper is not None)]
@@ -98,6 +101,13 @@ def to_pandas(
     if attributes is not None:
         frame.attrs["cbframe"] = FrameAttributes(attributes)
     return frame
+
+
+def _without_dictionaries(table: pa.Table) -> pa.Table:
+    for at, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(at, field.name, table.column(at).cast(field.type.value_type))
+    return table
 
 
 def _as_objects(table: pa.Table, *, exact: bool) -> Iterator[str]:

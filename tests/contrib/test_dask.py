@@ -168,11 +168,16 @@ def gaps() -> Iterator[LocalCluster]:
         yield cluster
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+DICTIONARY = {"text": pa.dictionary(pa.int32(), pa.string())}
+
+
+@pytest.mark.parametrize(
+    ("backend", "schema"), [*((backend, None) for backend in BACKENDS), (None, DICTIONARY)]
+)
 def test_dtypes_of_all_partitions_are_those_of_the_frame(
-    client: Any, gaps: LocalCluster, backend: str | None
+    client: Any, gaps: LocalCluster, backend: str | None, schema: Any
 ) -> None:
-    frame = lazily(gaps, npartitions=16, dtype_backend=backend)
+    frame = lazily(gaps, npartitions=16, dtype_backend=backend, schema=schema)
     for part in dask.compute(*frame.to_delayed()):
         pd.testing.assert_series_equal(part.dtypes, frame.dtypes)
         assert part.index.dtype == frame.index.dtype
