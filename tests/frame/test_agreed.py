@@ -19,9 +19,9 @@ from cbframe.wire.vbucket import vbucket_of
 from .kit import QUICK
 from .test_partitions import parts_of, sorted_rows, told, union
 
-LATER = 400
+LATER = 1000
 LAST = spread(range(64))[-1]
-"""The vbucket that a sample sees last."""
+"""The vbucket that a sample sees last, where the first one has more documents than a few."""
 
 
 def filled(cluster: LocalCluster, documents: Iterable[dict[str, Any]], name: str = "plain") -> None:
