@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
-from cbframe.cluster.address import HostPort
+from cbframe.cluster.address import HostPort, is_capella
 from cbframe.cluster.connstr import ConnectionString
 from cbframe.cluster.string_options import is_off
 from cbframe.errors import ConnectError
@@ -122,7 +122,8 @@ class Seeds:
         """
         if self.name is None:
             return False
-        zone = zone_of(self._given.hosts[0].host)
+        host = self._given.hosts[0].host
+        zone = zone_of(host)
         lookup = self._lookup or (ask_dns if zone is None else zone.lookup)
         try:
             records = lookup(self.name, timeout)
@@ -130,9 +131,12 @@ class Seeds:
             records, self._said = [], str(exc)
         else:
             self._said = NO_RECORDS
-        # A single dot says that there is no such service.
+        # A single dot says that there is no such service. Passwords for Capella do not go elsewhere: a name
+        # server is trusted for less than the domain in the connection string.
         hosts = [
-            HostPort(r.target.rstrip("."), r.port) for r in sorted(records, key=_first) if r.target != "."
+            HostPort(r.target.rstrip("."), r.port)
+            for r in sorted(records, key=_first)
+            if r.target != "." and r.port and (is_capella(r.target) or not is_capella(host))
         ]
         before = self.target.hosts
         if hosts:
@@ -164,7 +168,7 @@ def ask_dns(name: str, timeout: float) -> Sequence[SrvRecord]:
     import dns.resolver  # noqa: PLC0415
 
     try:
-        answer = dns.resolver.resolve(name, "SRV", lifetime=timeout, search=True)
+        answer = dns.resolver.resolve(name, "SRV", lifetime=timeout, search=not is_capella(name))
     except dns.resolver.NXDOMAIN:
         said = NO_NAME
     except dns.resolver.NoAnswer:

@@ -80,7 +80,22 @@ def test_the_order_of_the_records() -> None:
     assert found("couchbase://db/travel", records) == "couchbase://a:11210,b:12000,c:11210/travel"
 
 
-@pytest.mark.parametrize("records", [[], [SrvRecord(0, 0, ".", 0)]], ids=["none", "no such service"])
+def test_names_of_capella_stand_for_hosts_of_capella_only() -> None:
+    records = [
+        SrvRecord(0, 0, "thief.example.", 11207),
+        SrvRecord(1, 0, "N1.x.cloud.couchbase.com.", 11207),
+        SrvRecord(2, 0, "cloud.couchbase.com.thief.example.", 11207),
+    ]
+    seeds = Seeds(parse_connection_string("couchbases://cb.x.cloud.couchbase.com"), lambda *_: records)
+    seeds.ask(5)
+    assert str(seeds.target) == "couchbases://N1.x.cloud.couchbase.com:11207"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [[], [SrvRecord(0, 0, ".", 0)], [SrvRecord(0, 0, "a.", 0)]],
+    ids=["none", "no such service", "no port"],
+)
 def test_nothing_is_named(records: list[SrvRecord]) -> None:
     assert found("couchbase://db", records) == "couchbase://db"
 
@@ -197,6 +212,13 @@ def test_a_real_server(answers: dict[str, list[str]]) -> None:
     ]
     wanted = "couchbases://n1.example.com:12007,late.example.com:11207/b"
     assert named("couchbases://db.example.com/b") == wanted
+
+
+def test_the_search_list_is_not_for_names_of_capella(answers: dict[str, list[str]]) -> None:
+    dns.resolver.get_default_resolver().search = [dns.name.from_text("corp.example")]
+    name = "cb.x.cloud.couchbase.com"
+    answers[f"_couchbases._tcp.{name}.corp.example"] = ["0 0 11207 n1.x.cloud.couchbase.com."]
+    assert named(f"couchbases://{name}") == f"couchbases://{name}"
 
 
 @pytest.mark.parametrize("name", ["cb-srv.default", "cb-srv"])
