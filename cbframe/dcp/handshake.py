@@ -430,7 +430,9 @@ def _authenticate(login: Login, scram: ScramClient, then: Sequence[Frame]) -> St
 def _check_auth(answer: Frame, login: Login, tried: str, hint: str) -> None:
     if answer.status in _WRONG:
         raise AuthFailError(f"the server refused user {login.user} or the password ({tried})", hint=hint)
-    require(answer, f"authentication with {tried} failed")
+    silent = answer.status == Status.ETMPFAIL and tried.endswith("PLAIN")
+    later = "the directory (LDAP) that the cluster asks does not answer" if silent else None
+    require(answer, f"authentication with {tried} failed", later)
 
 
 def require(answer: Frame, message: str, hint: str | None = None) -> None:

@@ -188,6 +188,22 @@ def test_a_refusal_at_each_step(place: int, status: Status) -> None:
     assert "secret" not in f"{error}{error!r}"
 
 
+def test_a_directory_that_does_not_answer_is_asked_again_later() -> None:
+    """Its users are those of whom the node has no keys: PLAIN is passed on."""
+
+    def answer(asked: Frame) -> Frame:
+        if asked.opcode == Opcode.SASL_LIST_MECHS:
+            return replace(good_answer(asked), value=b"SCRAM-SHA512 PLAIN")
+        if asked.opcode == Opcode.SASL_AUTH:
+            return refusal(asked, Status.ETMPFAIL if asked.key == b"PLAIN" else Status.AUTH_ERROR)
+        return good_answer(asked)
+
+    with pytest.raises(ServerError, match="SCRAM-SHA512, then PLAIN failed") as caught:
+        server.shake_hands(DcpConnection(LOGIN, SETTINGS), answer)
+    assert not caught.value.permanent
+    assert caught.value.hint == "the directory (LDAP) that the cluster asks does not answer"
+
+
 def refused_with(status: int, opcode: Opcode) -> CbframeError:
     """The error of a handshake in which one kind of request is refused."""
     with pytest.raises(CbframeError) as caught:

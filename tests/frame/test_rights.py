@@ -171,6 +171,8 @@ def test_what_is_seen_need_not_be_what_may_be_streamed(shop: LocalCluster) -> No
     assert str(caught.value.hint).startswith(
         "the user sees _default._default, shop.orders, shop.users, and may not stream all of these: name"
     )
+    shop.add_user("bob", "p", scopes=["shop"])
+    assert len(read_bucket(shop, auth=("bob", "p"), progress=None, scope="shop")) == 2 * len(ORDERS)
     shop.create_scope("empty")
     shop.add_user("bob", "p", scopes=["empty"])
     for wanted, text in (({}, "bucket 'default'"), ({"scope": "empty"}, "scope 'empty'")):
