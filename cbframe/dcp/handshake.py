@@ -367,21 +367,27 @@ def fetch_manifest(login: Login) -> Steps[tuple[bytes, bytes | None]]:
 
     The manifest is None where there are no collections.
     """
-    manifest = Plain(Opcode.COLLECTIONS_GET_MANIFEST).frame()
     features = yield from log_in(
-        login, then=lambda features: [_CONFIG, manifest] if Feature.COLLECTIONS in features else [_CONFIG]
+        login, then=lambda features: [_CONFIG, _MANIFEST] if Feature.COLLECTIONS in features else [_CONFIG]
     )
     config = _config((yield ()))
-    if Feature.COLLECTIONS not in features:
-        return config, None
-    answer = yield ()
-    if answer.status in (Status.UNKNOWN_COMMAND, Status.NOT_SUPPORTED):
-        return config, None
-    require(answer, "COLLECTIONS_GET_MANIFEST was refused")
-    return config, answer.value
+    return config, None if Feature.COLLECTIONS not in features else _manifest((yield ()))
+
+
+def fetch_manifest_again() -> Steps[bytes | None]:
+    """The collections manifest, on a connection where :func:`fetch_manifest` has asked for it."""
+    return _manifest((yield [_MANIFEST]))
 
 
 _CONFIG = Plain(Opcode.GET_CLUSTER_CONFIG).frame()
+_MANIFEST = Plain(Opcode.COLLECTIONS_GET_MANIFEST).frame()
+
+
+def _manifest(answer: Frame) -> bytes | None:
+    if answer.status in (Status.UNKNOWN_COMMAND, Status.NOT_SUPPORTED):
+        return None
+    require(answer, "COLLECTIONS_GET_MANIFEST was refused")
+    return answer.value
 
 
 def _config(answer: Frame) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from secrets import token_hex
@@ -24,8 +24,16 @@ from cbframe.dcp.absence import absence
 from cbframe.dcp.aside import Aside
 from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.dialer import Dialer
-from cbframe.dcp.handshake import Login, Steps, T, fetch_cluster_config, fetch_config, fetch_manifest
-from cbframe.dcp.query import ask
+from cbframe.dcp.handshake import (
+    Login,
+    Steps,
+    T,
+    fetch_cluster_config,
+    fetch_config,
+    fetch_manifest,
+    fetch_manifest_again,
+)
+from cbframe.dcp.query import Line
 from cbframe.dcp.transport import Transport, Waker, split_address
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
@@ -141,6 +149,8 @@ class MapSource:
         self._timeout = timeout
         self._tls_context = tls_context
         self._waker: Waker | None = None
+        self._line: Line | None = None
+        """The connection that described the bucket, if it was kept."""
         self._aside = Aside()
         self._known_nodes: tuple[str, ...] = ()
 
@@ -211,16 +221,33 @@ class MapSource:
         """The collections of the bucket; None where the server has no collections."""
         return self.describe()[1]
 
-    def describe(self) -> tuple[ClusterMap, Manifest | None]:
-        """The map of the bucket, and its collections as :meth:`fetch_manifest` gives them."""
+    def describe(self, *, keep: bool = False) -> tuple[ClusterMap, Manifest | None]:
+        """The map of the bucket, and its collections as :meth:`fetch_manifest` gives them.
+
+        With `keep` the connection stays open for :meth:`manifest_again`.
+        """
         if self._target.bootstrap == "rest":
             return self._aside.run(self._describe_over_rest)
 
         def attempt(node: str) -> tuple[ClusterMap, Manifest | None]:
-            config, data = self._ask(node, fetch_manifest(self._login))
+            self._hang_up()
+            self._line = self._connect(node)
+            config, data = self._line.run(fetch_manifest(self._login))
             return self._parse_json(node, config), None if data is None else Manifest.parse(data)
 
-        return self._over_seeds(attempt)
+        try:
+            return self._over_seeds(attempt)
+        finally:
+            if not keep:
+                self._hang_up()
+
+    def manifest_again(self) -> Manifest | None:
+        """As :meth:`fetch_manifest`, over the connection that was kept if it is still good."""
+        if self._line is not None:
+            with suppress(CbframeError):  # whatever is wrong with it, or with the question, shows again
+                data = self._line.run(fetch_manifest_again())
+                return None if data is None else Manifest.parse(data)
+        return self.fetch_manifest()
 
     def query(self, node: str, steps: Callable[[Login], Steps[T]], waker: Waker) -> T:
         """Ask a node something else, over a connection of its own; from any thread."""
@@ -244,8 +271,14 @@ class MapSource:
         self._aside.cancel()
 
     def close(self) -> None:
+        self._hang_up()
         if self._waker is not None:
             self._waker.close()
+
+    def _hang_up(self) -> None:
+        if self._line is not None:
+            self._line.close()
+        self._line = None
 
     def secure(self, transport: Transport, tls_context: TLSContext | None) -> None:
         """Connect in another way from now on."""
@@ -341,16 +374,13 @@ class MapSource:
         return self._parse_on(self._target.network, config, origin)  # no node is on the one chosen
 
     def _ask(self, node: str, steps: Steps[T], waker: Waker | None = None) -> T:
+        with closing(self._connect(node, waker)) as line:
+            return line.run(steps)
+
+    def _connect(self, node: str, waker: Waker | None = None) -> Line:
         waker = waker or self._waker
         assert waker is not None, "open() comes first"
-        return ask(
-            node,
-            steps,
-            transport=self._transport,
-            waker=waker,
-            clock=self._clock,
-            timeout=self._timeout,
-        )
+        return Line(node, transport=self._transport, waker=waker, clock=self._clock, timeout=self._timeout)
 
     def _over_seeds(self, attempt: Callable[[str], T]) -> T:
         """What comes of the first seed or node with which it works; DNS is asked again if none answers."""

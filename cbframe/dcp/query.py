@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from cbframe.dcp.handshake import Steps, T
-from cbframe.dcp.transport import Stream, Transport, Waker
+from cbframe.dcp.transport import Transport, Waker
 from cbframe.errors import (
     CbframeError,
     ConnectError,
@@ -57,28 +58,19 @@ def ask(
     ConnectError, ProtocolError, ServerError
         As the conversation and the transport raise them, naming the node.
     """
-    stream = transport.connect(node, waker, timeout)
-    try:
-        line = _Line(stream, clock, timeout)
-        frames = next(steps)
-        while True:
-            frames = steps.send(line.exchange(frames))
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    except CbframeError as exc:
-        _complete(exc, node)
-        raise
-    finally:
-        steps.close()
-        stream.close()
+    line = Line(node, transport=transport, waker=waker, clock=clock, timeout=timeout)
+    with closing(line):
+        return line.run(steps)
 
 
-class _Line:
-    """A connection on which questions are asked, and answered in the same order."""
+class Line:
+    """A connection to a node, for one conversation after the other; all else as of :func:`ask`."""
 
-    def __init__(self, stream: Stream, clock: Callable[[], float], timeout: float) -> None:
-        self._stream = stream
+    def __init__(
+        self, node: str, *, transport: Transport, waker: Waker, clock: Callable[[], float], timeout: float
+    ) -> None:
+        self._node = node
+        self._stream = transport.connect(node, waker, timeout)
         self._clock = clock
         self._timeout = timeout
         self._began = self._progressed = clock()
@@ -91,7 +83,27 @@ class _Line:
         """Of the answer that is coming, where it has several."""
         self._answered = False
 
-    def exchange(self, frames: Sequence[Frame]) -> Frame:
+    def run(self, steps: Steps[T]) -> T:
+        """The result of a conversation; after an error, the connection is of no more use."""
+        self._began = self._progressed = self._clock()
+        try:
+            frames = next(steps)
+            while True:
+                frames = steps.send(self._exchange(frames))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        except CbframeError as exc:
+            _complete(exc, self._node)
+            raise
+        finally:
+            steps.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._stream.close()
+
+    def _exchange(self, frames: Sequence[Frame]) -> Frame:
         """Send requests, and give the next answer."""
         self._unsent += frames
         # Not one by one: each time a packet would go out.

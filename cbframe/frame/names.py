@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from cbframe.arrow.documents.filters import predicates
 from cbframe.arrow.keys import KeyForm, formed
 from cbframe.cluster.manifest import SYSTEM_SCOPE, CollectionName, Manifest
 from cbframe.cluster.map import ClusterMap
-from cbframe.dcp.maps import describe_bucket
+from cbframe.dcp.maps import MapSource, describe_bucket, map_source, when_loaded
 from cbframe.errors import ROLES_HINT, AccessError, ConfigurationError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.spec import VISIBLE, ScanSpec
@@ -36,6 +38,7 @@ class Names:
         self._manifest_uid = 0
         self.map: ClusterMap | None = None
         """The map that came with the names, if there were any to look up."""
+        self._source: MapSource | None = None
         self._at_end: Manifest | None = None
         """The manifest after the streams, where it was looked at."""
 
@@ -61,12 +64,33 @@ class Names:
         """The scan; once collections were looked up, with the names of those that the user sees."""
         return self._target
 
-    def resolve_collections(self) -> BucketDataSourceOptions:
-        """Turn the names of scopes and collections into the ids that the server filters by."""
+    def resolve_collections(self, until: ExitStack | None = None) -> BucketDataSourceOptions:
+        """Turn the names of scopes and collections into the ids that the server filters by.
+
+        Parameters
+        ----------
+        until
+            Closes the connection that was asked, which is open for :meth:`look_again` until then.
+        """
         target, options = self._target, self._options
         if target.scope is None and target.collections is None:
             return options
-        self.map, manifest = _described(target)
+        if until is None:
+            self.map, manifest = _described(target)
+        else:
+            source = self._source = until.enter_context(
+                map_source(
+                    target.server_urls,
+                    target.bucket,
+                    target.auth,
+                    target.options,
+                    target.tls,
+                    target.network,
+                )
+            )
+            ask = partial(source.describe, keep=True)
+            self.map, found = when_loaded(ask, target.options.connect_timeout)
+            manifest = _existing(found, target)
         self._manifest_uid = manifest.uid
         target = self._target = _named(target, manifest)
         if target.named is None:
@@ -78,13 +102,18 @@ class Names:
         self._wanted = {manifest.id_of(name): name for name in names}
         return replace(options, collections=tuple(self._wanted))
 
+    def look_again(self) -> None:
+        """Have a look at the collections after the streams, over the connection that was asked before."""
+        if self._source is not None:
+            self._at_end = _existing(self._source.manifest_again(), self._target)
+
     def refuse_dropped(self, receiver: GatheringReceiver[Any]) -> None:
         """Raise if a collection or scope that was asked for by name was dropped during the read."""
         if not self._wanted and self._scope_id is None:
             return
         dropped, dropped_scopes = receiver.dropped, receiver.dropped_scopes
         # Streams that end before the drop do not report it, and the documents are gone all the same.
-        manifest = self._at_end = fetch_manifest(self._target)
+        manifest = self._at_end = self._at_end or fetch_manifest(self._target)
         if manifest.uid >= self._manifest_uid:
             dropped = dropped | (self._wanted.keys() - manifest.collections.keys())
             if self._scope_id is not None and self._scope_id not in manifest.scopes.values():
@@ -213,12 +242,16 @@ def fetch_manifest(target: ScanSpec) -> Manifest:
 
 def _described(target: ScanSpec) -> tuple[ClusterMap, Manifest]:
     found, manifest = _described_if_any(target)
+    return found, _existing(manifest, target)
+
+
+def _existing(manifest: Manifest | None, target: ScanSpec) -> Manifest:
     if manifest is None:
         raise ConfigurationError(
             f"bucket {target.bucket!r} is on a server without collections",
             hint="leave scope= and collections= out",
         )
-    return found, manifest
+    return manifest
 
 
 def _described_if_any(target: ScanSpec) -> tuple[ClusterMap, Manifest | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -25,6 +27,8 @@ from cbframe.scan.spec import Consistency, ScanSpec
 _POLL = 0.05
 """Seconds between two looks at whether the source is over, while nothing arrives."""
 _PROGRESS_EVERY = 0.1
+_KEPT = 60.0
+"""Seconds for which a connection is kept that nothing is said on: routers and nodes forget such ones."""
 _GROWTH = 8
 """How many more vbuckets each time, until a look has found enough."""
 _FEW = 8
@@ -131,7 +135,10 @@ class Run:
             include_xattrs=target.options.include_xattrs or "xattrs" in target.metadata,
         )
         self.names = Names(target, options)
-        self.options = self.names.resolve_collections()
+        self._asked = ExitStack()
+        """Closes the connection that was asked for names; it is asked again at the end."""
+        weakref.finalize(self, self._asked.close)
+        self.options = self.names.resolve_collections(self._asked)
         self._map = first_map or (self.names.map if options.connect_bucket is None else None)
 
     @property
@@ -159,9 +166,13 @@ class Run:
             The end could not be reached.
         """
         try:
-            return self._into(receiver, sink)
+            ran = self._into(receiver, sink)
+            if self.seconds < _KEPT:
+                self.names.look_again()
+            return ran
         finally:
             self.source = None
+            self._asked.close()
             if isinstance(self._tell, Watcher):
                 self._tell.end()
 

@@ -244,6 +244,30 @@ def test_manifest_over_the_data_service(seeds: Make) -> None:
     assert seeds(a=older).source("couchbase://a").fetch_manifest() is None
 
 
+@pytest.mark.parametrize("answers", [True, False], ids=["it answers", "it was closed"])
+def test_the_manifest_once_more(seeds: Make, answers: bool) -> None:
+    """Over the same connection, or over another one if that is of no use any more."""
+    asked = 0
+
+    def peer(frame: Frame) -> bytes | None:
+        nonlocal asked
+        if frame.opcode == Opcode.COLLECTIONS_GET_MANIFEST:
+            asked += 1
+            if asked == 2 and not answers:
+                return None
+        return good(frame)
+
+    net = seeds(a=peer)
+    source = net.source("couchbase://a")
+    found, manifest = source.describe(keep=True)
+    assert (found.bucket, net.transport.closed) == ("bucket", 0)
+    assert manifest is not None
+    assert source.manifest_again() == manifest
+    assert len(net.transport.connected) == (1 if answers else 2)
+    source.close()
+    assert net.transport.closed == len(net.transport.connected)
+
+
 def test_map_and_manifest_over_rest() -> None:
     with LocalCluster(nodes=2, vbuckets=4) as cluster:
         auth = PasswordAuthenticator(cluster.username, cluster.password)

@@ -46,7 +46,7 @@ def examine(target: str) -> None:
 
 @pytest.mark.parametrize(
     ("do", "turns", "connections"),
-    [(read, 14, 4), (read_a_scope, 14, 5), (peek, 16, 5), (examine, 16, 9), (partitions, 42, 21)],
+    [(read, 10, 4), (read_a_scope, 11, 4), (peek, 14, 5), (examine, 16, 9), (partitions, 40, 17)],
 )
 def test_how_many_round_trips_it_takes(cluster: LocalCluster, do: Do, turns: int, connections: int) -> None:
     """To connect is one. They were 26, 40, 26, 69 and 181: each request waited for the one before.
