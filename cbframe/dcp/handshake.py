@@ -89,6 +89,8 @@ class Login:
     tls: bool
     allow_plain: bool
     nonce: Callable[[], str] = field(repr=False)
+    external: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Users for whom SCRAM was refused, and PLAIN was not: the next connections begin with that."""
 
     @property
     def user(self) -> str:
@@ -145,7 +147,8 @@ def authenticate(login: Login, *more: Feature, then: Then) -> Steps[tuple[frozen
     )
     first = [Hello(AGENT, wanted).frame()]
     scram = None
-    if login.username is not None:
+    known = login.username in login.external
+    if login.username is not None and not known:
         # The best mechanism, before the list is known: nodes without it refuse, and the list has others.
         scram = ScramClient(_BEST, login.username, login.password, login.nonce)
         first += [Plain(Opcode.SASL_LIST_MECHS).frame(), SaslAuth(_BEST, scram.first()).frame()]
@@ -153,7 +156,10 @@ def authenticate(login: Login, *more: Feature, then: Then) -> Steps[tuple[frozen
     require(answer, "HELLO was refused")
     granted = frozenset(parse_features(answer.value)) & frozenset(int(code) for code in wanted)
     if scram is None:
-        return granted, (yield then(granted))
+        after = then(granted)
+        if known:
+            return granted, (yield from _by_plain(login, after, "PLAIN"))
+        return granted, (yield after)
     return granted, (yield from _authenticate(login, scram, then(granted)))
 
 
@@ -428,7 +434,17 @@ def _authenticate(login: Login, scram: ScramClient, then: Sequence[Frame]) -> St
         for _ in sent:
             yield ()  # who is not known yet is refused whatever is asked
         tried = f"{mechanism}, then PLAIN"
-    answer = yield [SaslAuth("PLAIN", plain_payload(username, login.password)).frame(), *then]
+    answer = yield from _by_plain(login, then, tried)
+    if tried != "PLAIN":
+        login.external.add(username)
+    return answer
+
+
+def _by_plain(login: Login, then: Sequence[Frame], tried: str) -> Steps[Frame]:
+    """Show the password; the first answer to `then`. Errors name the mechanisms that were tried."""
+    assert login.username is not None, "there is a password to show"
+    payload = plain_payload(login.username, login.password)
+    answer = yield [SaslAuth("PLAIN", payload).frame(), *then]
     _check_auth(answer, login, tried, f"{_USER}, or in the directory (LDAP) that the cluster asks")
     return (yield ())
 

@@ -71,6 +71,12 @@ def test_the_way_of_an_external_user(cluster: LocalCluster, ca: Path) -> None:
     assert len(read_bucket(cluster.connection_string, auth=ANN, options=IN_CLEAR, progress=None)) == 20
 
 
+def test_scram_is_tried_once(cluster: LocalCluster, ca: Path, attempts: list[str]) -> None:
+    """The cluster writes down each refusal. A read connects to a seed, and to each of two nodes."""
+    assert len(read_bucket(cluster.tls_connection_string, auth=ANN, tls=ca, progress=None)) == 20
+    assert attempts == ["SCRAM-SHA512", "PLAIN", "PLAIN", "PLAIN"]
+
+
 def test_a_wrong_password_is_tried_once_by_each_mechanism(
     cluster: LocalCluster, ca: Path, attempts: list[str]
 ) -> None:
