@@ -96,8 +96,9 @@ class Callbacks:
         stats.tot_get_vbucket_metadata_ok += 1
         self._stored[vbucket] = metadata
         wanted = self._wanted
-        if seqno and metadata.purge_seqno and _MARKERS in granted:
-            # Known already, so no reason to send the vbucket back to its start.
+        if seqno and metadata.purge_seqno and metadata.snap_start <= seqno and _MARKERS in granted:
+            # The snapshot that is resumed was made after that purge: no deletion in it is missed. A
+            # position before the snapshot, of a receiver that went back, needs deletions that were purged.
             wanted = replace(wanted, purge_seqno=metadata.purge_seqno)
         if seqno and metadata.manifest_uid and collections:
             wanted = replace(wanted, uid=metadata.manifest_uid)

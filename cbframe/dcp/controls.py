@@ -8,7 +8,7 @@ from secrets import token_hex
 from typing import Self, TypeAlias
 
 from cbframe.options import RANDOM_PART, BucketDataSourceOptions, check_connection_name
-from cbframe.wire.constants import StreamFlag
+from cbframe.wire.constants import Feature, StreamFlag
 
 
 def connection_name(prefix: str) -> str:
@@ -84,12 +84,15 @@ class Control:
         as with a node that is too old for the option or a bucket that has no such thing.
     hint
         What to do where a needed one is refused.
+    feature
+        It is asked for only where HELLO granted this.
     """
 
     key: str
     values: Values
     needed: bool = False
     hint: str | None = None
+    feature: Feature | None = None
 
 
 def _always(value: str) -> Values:
@@ -124,7 +127,7 @@ CONTROLS: tuple[Control, ...] = (
     Control("enable_expiry_opcode", _if_wanted(lambda settings: settings.stream_id is None, "true")),
     Control("send_stream_end_on_client_close_stream", _always("true")),
     Control("v7_dcp_status_codes", _always("true")),
-    Control("max_marker_version", _always("2.2")),
+    Control("max_marker_version", _always("2.2"), feature=Feature.COLLECTIONS),
     # Needs the feature; a node that does not compress sends what it has.
     Control("force_value_compression", _if_wanted(lambda settings: settings.compression == "force", "true")),
     Control("set_priority", _as_given(lambda settings: settings.priority)),

@@ -59,6 +59,11 @@ _TEMPORARY = (
     Status.KEY_ENOENT,
     Status.CONFIG_ONLY,
     Status.NO_BUCKET,
+    Status.WOULD_THROTTLE,
+    Status.RATE_LIMITED_NETWORK_INGRESS,
+    Status.RATE_LIMITED_NETWORK_EGRESS,
+    Status.RATE_LIMITED_MAX_CONNECTIONS,
+    Status.RATE_LIMITED_MAX_COMMANDS,
 )
 _NOT_YET = "the node or the bucket was started a moment ago, and is not ready yet: try again"
 _ABSENT = (Status.EINVAL, Status.NOT_SUPPORTED)
@@ -211,12 +216,15 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
             raise XAttrsNotSupportedError(
                 "the node does not grant extended attributes", status=Status.NOT_SUPPORTED
             )
-        return [SEQNOS, *_opening(settings)]
+        return [SEQNOS, *_opening(settings, _wishes(settings, features))]
 
     features = yield from log_in(login, *more, then=then)
     # Looked at last: who may not read over DCP hears of that role first.
     seqnos = yield ()
-    granted = yield from _opened(settings, f"user {login.user}", f"bucket {login.bucket!r}", (yield ()))
+    wishes = _wishes(settings, features)
+    granted = yield from _opened(
+        settings, wishes, f"user {login.user}", f"bucket {login.bucket!r}", (yield ())
+    )
     return Session(features, granted, (yield from sample_seqnos(settings.collections, seqnos)))
 
 
@@ -232,11 +240,12 @@ def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[s
     ServerError
         The bucket has no DCP, or the node refuses what is needed.
     """
-    answer = yield _opening(settings)
-    return (yield from _opened(settings, user, bucket, answer))
+    wishes = _wishes(settings)
+    answer = yield _opening(settings, wishes)
+    return (yield from _opened(settings, wishes, user, bucket, answer))
 
 
-def _opening(settings: DcpSettings, *, sound_keys: bool = False) -> list[Frame]:
+def _opening(settings: DcpSettings, wishes: list[_Wish], *, sound_keys: bool = False) -> list[Frame]:
     """DCP_OPEN, and each control with its best value."""
     flags = OpenFlag.PRODUCER
     if settings.stream_id is None:
@@ -246,16 +255,18 @@ def _opening(settings: DcpSettings, *, sound_keys: bool = False) -> list[Frame]:
         flags |= OpenFlag.INCLUDE_XATTRS
     if settings.no_value:
         flags |= OpenFlag.NO_VALUE if sound_keys else OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
-    return [DcpOpen(settings.name, flags).frame(), *_controls(_wishes(settings))]
+    return [DcpOpen(settings.name, flags).frame(), *_controls(wishes)]
 
 
-def _opened(settings: DcpSettings, user: str, bucket: str, answer: Frame) -> Steps[dict[str, str]]:
+def _opened(
+    settings: DcpSettings, wishes: list[_Wish], user: str, bucket: str, answer: Frame
+) -> Steps[dict[str, str]]:
     """Take the answers to :func:`_opening`, of which `answer` is the first."""
     if settings.no_value and answer.status == Status.EINVAL:
-        for _ in _wishes(settings):
+        for _ in wishes:
             yield ()  # without a producer they are refused, too
         if (yield from _has_sound_keys()):
-            answer = yield _opening(settings, sound_keys=True)
+            answer = yield _opening(settings, wishes, sound_keys=True)
     if answer.status == Status.EACCESS:
         raise AccessError(
             f"{user} may not read {bucket} over DCP",
@@ -270,7 +281,7 @@ def _opened(settings: DcpSettings, user: str, bucket: str, answer: Frame) -> Ste
             )
         )
     require(answer, "DCP_OPEN was refused")
-    return (yield from _negotiate(_wishes(settings)))
+    return (yield from _negotiate(wishes))
 
 
 def _has_sound_keys() -> Steps[bool]:
@@ -284,9 +295,10 @@ def _has_sound_keys() -> Steps[bool]:
     return version is not None and (int(version[1]), int(version[2])) < _KEYS_ONLY_FROM_DISK
 
 
-def _wishes(settings: DcpSettings) -> list[_Wish]:
-    """The controls to send, each with its values, the best first."""
-    wishes = ((control, control.values(settings)) for control in CONTROLS)
+def _wishes(settings: DcpSettings, features: frozenset[int] | None = None) -> list[_Wish]:
+    """The controls to send, each with its values, the best first; `features` are None where not known."""
+    known = (c for c in CONTROLS if features is None or c.feature is None or c.feature in features)
+    wishes = ((control, control.values(settings)) for control in known)
     return [wish for wish in wishes if wish[1]]
 
 

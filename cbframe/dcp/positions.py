@@ -9,7 +9,7 @@ back. So the ends of the last snapshots are remembered.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from cbframe.dcp.metadata import VBucketMetaData
@@ -137,7 +137,10 @@ def thinned(ends: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _metadata_at(metadata: bytes, seqno: int) -> bytes:
-    """What is stored for a vbucket that was taken back to the end of a snapshot."""
+    """What is stored for a vbucket that was taken back to the end of a snapshot.
+
+    Not the purge seqno: deletions that were taken back with the rest may have been purged since.
+    """
     stored = VBucketMetaData.from_json(metadata)
     log = tuple(entry for entry in stored.failover_log if entry.seqno <= seqno)
-    return replace(stored, snap_start=seqno, snap_end=seqno, failover_log=log, manifest_uid=0).to_json()
+    return VBucketMetaData(snap_start=seqno, snap_end=seqno, failover_log=log).to_json()

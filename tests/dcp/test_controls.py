@@ -19,7 +19,7 @@ from cbframe.wire.frame import Frame
 from cbframe.wire.requests import CloseStream, DcpControl, DcpOpen, Hello, StreamRequest, parse_request
 
 from . import server
-from .server import LOGIN, SETTINGS, feed, frames, good_answer, refusal
+from .server import GRANTED, LOGIN, SETTINGS, feed, frames, good_answer, refusal
 
 ALWAYS = [
     ("enable_noop", "true"),
@@ -220,6 +220,17 @@ def test_what_a_real_node_grants() -> None:
     with pytest.raises(ServerError, match="change_streams") as caught:
         shake_hands(replace(settings, change_streams=True), refused)
     assert "Magma" in str(caught.value)
+
+
+def test_markers_with_purge_seqnos_need_collections() -> None:
+    for features in (GRANTED, tuple(f for f in GRANTED if f != Feature.COLLECTIONS)):
+        connection = DcpConnection(LOGIN, ALL)
+        asked: list[str] = []
+        while connection.session is None:
+            for frame in frames(connection.data_to_send()):
+                asked += [frame.key.decode()] if frame.opcode == Opcode.DCP_CONTROL else []
+                feed(connection, good_answer(frame, features).encode())
+        assert ("max_marker_version" in asked) == (Feature.COLLECTIONS in features)
 
 
 # --- numbered streams

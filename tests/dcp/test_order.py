@@ -236,6 +236,22 @@ def test_purge_seqnos_are_stored_and_given_back() -> None:
     assert requests == [b"", known, known]
 
 
+def test_who_went_back_before_a_purge_does_not_know_of_it() -> None:
+    """A receiver that stores what it is given, and gives an older seqno after a rollback."""
+    stored = VBucketMetaData(snap_start=7, snap_end=9, failover_log=tuple(LOG), purge_seqno=6)  # type: ignore[arg-type]
+    receiver = RecordingReceiver()
+    receiver.metadata[1], receiver.seqnos[1] = stored.to_json(), 4
+    asked = []
+
+    def peer(frame: Frame) -> bytes | None:
+        if frame.opcode == Opcode.DCP_STREAM_REQ:
+            asked.append(frame.value)
+        return serving()(frame)
+
+    Rig(peer, receiver).run((1, MAX_SEQNO))
+    assert asked == [b""]
+
+
 def test_a_node_that_does_not_know_purge_seqnos_gets_none() -> None:
     stored = VBucketMetaData(snap_start=9, snap_end=9, failover_log=tuple(LOG), purge_seqno=6)  # type: ignore[arg-type]
     receiver = RecordingReceiver()

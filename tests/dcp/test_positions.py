@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,6 +61,14 @@ def test_a_stream_that_is_granted_is_news_and_a_snapshot_is_not() -> None:
     track.requested()
     assert track.stored(b"{}")
     assert not track.stored(b"{}")
+
+
+def test_a_rollback_forgets_what_was_purged() -> None:
+    """The deletions that it takes back may be among what was purged: they are needed once more."""
+    stored = VBucketMetaData(0, 0, 31, 60, (FailoverEntry(7, 0),), 20).to_json()
+    track = Track.at(Position(45, stored, (30, 10), 0))
+    assert track.rolled_back(15) == 10
+    assert track.metadata == metadata(10, 10, (7, 0))
 
 
 def test_back_to_the_end_of_a_snapshot() -> None:
@@ -125,13 +135,22 @@ class Server:
     """One vbucket: every change of every history, and what a stream is sent of it."""
 
     def __init__(self) -> None:
-        self.history: list[tuple[str, int]] = []
+        self.history: list[tuple[str, int | None]] = []
+        """Key and value, None for a deletion."""
         self.log = [FailoverEntry(1, 0)]
-        self.number = 0
+        self.number = self.purge_seqno = 0
 
     def change(self, key: str) -> None:
         self.number += 1
         self.history.append((key, self.number))
+
+    def delete(self, key: str) -> None:
+        self.history.append((key, None))
+
+    def purge(self) -> None:
+        """Forget the deletions but the newest change, as a compaction does."""
+        deletions = (seqno for seqno, (_, value) in enumerate(self.history[:-1], 1) if value is None)
+        self.purge_seqno = max(deletions, default=self.purge_seqno)
 
     def lose(self, count: int) -> None:
         del self.history[max(0, len(self.history) - count) :]
@@ -140,19 +159,27 @@ class Server:
             FailoverEntry(self.log[0].vbuuid + 1, seqno),
             *(entry for entry in self.log if entry.seqno <= seqno),
         ]
+        self.purge_seqno = min(self.purge_seqno, seqno)
 
-    def snapshot(self, start: int, end: int) -> list[tuple[int, str, int]]:
-        """Changes behind `start` up to `end`, without those that a later one of them replaces."""
+    def snapshot(self, start: int, end: int) -> list[tuple[int, str, int | None]]:
+        """Changes after `start` up to `end`, without those that a later one replaces, and what is purged."""
         newest = {key: seqno for seqno, (key, _) in enumerate(self.history[:end], 1) if seqno > start}
-        return sorted((seqno, key, self.history[seqno - 1][1]) for key, seqno in newest.items())
+        found = sorted((seqno, key, self.history[seqno - 1][1]) for key, seqno in newest.items())
+        return [item for item in found if item[2] is not None or item[0] > self.purge_seqno]
 
     def state(self) -> dict[str, int]:
-        return dict(self.history)
+        return documents(self.history)
+
+
+def documents(changes: Iterable[tuple[str, int | None]]) -> dict[str, int]:
+    return {key: value for key, value in dict(changes).items() if value is not None}
 
 
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("change"), st.sampled_from("abcdef")),
+        st.tuples(st.just("delete"), st.sampled_from("abcdef")),
+        st.tuples(st.just("purge"), st.none()),
         st.tuples(st.just("lose"), st.integers(0, 12)),
         # How many items of the next snapshot come before the connection is cut.
         st.tuples(st.just("stream"), st.one_of(st.none(), st.integers(0, 5))),
@@ -165,8 +192,8 @@ STEPS = st.lists(
 @given(steps=STEPS, to_base=st.booleans())
 def test_whatever_is_lost_the_consumer_has_the_truth(steps: list[tuple[str, object]], to_base: bool) -> None:
     server, track = Server(), Track()
-    log: list[tuple[int, str, int]] = []
-    latest: dict[str, tuple[int, int]] = {}
+    log: list[tuple[int, str, int | None]] = []
+    latest: dict[str, tuple[int, int | None]] = {}
 
     def stream(most: int | None) -> None:
         """One connection: asked for, rolled back as often as wanted, then a snapshot, or a part of it."""
@@ -181,7 +208,9 @@ def test_whatever_is_lost_the_consumer_has_the_truth(steps: list[tuple[str, obje
                 snap_start=held.snap_start,
                 snap_end=held.snap_end,
             )
-            back = rollback_point(request, server.log, len(server.history))
+            given = held.purge_seqno if held.snap_start <= seqno else 0
+            purge = 0 if given == server.purge_seqno else server.purge_seqno
+            back = rollback_point(request, server.log, len(server.history), purge)
             if back is None:
                 break
             target = track.rolled_back(0 if back >= seqno else back, to_base=to_base)
@@ -191,7 +220,8 @@ def test_whatever_is_lost_the_consumer_has_the_truth(steps: list[tuple[str, obje
             raise AssertionError("rollbacks without end")
         failover = tuple(server.log)
         start, end = request.start, len(server.history)
-        track.stored(VBucketMetaData(snap_start=start, snap_end=start, failover_log=failover).to_json())
+        known = held.purge_seqno
+        track.stored(VBucketMetaData(0, 0, start, start, failover, known).to_json())
         items = server.snapshot(start, end)
         if not items:
             return
@@ -200,7 +230,9 @@ def test_whatever_is_lost_the_consumer_has_the_truth(steps: list[tuple[str, obje
         for number, (seqno, key, value) in enumerate(items):
             if most is not None and number >= most:
                 return
-            track.stored(VBucketMetaData(snap_start=first, snap_end=end, failover_log=failover).to_json())
+            # All of it comes from disk, and so with the purge seqno.
+            purged = server.purge_seqno or known
+            track.stored(VBucketMetaData(0, 0, first, end, failover, purged).to_json())
             track.advanced(seqno)
             log.append((seqno, key, value))
             latest[key] = seqno, value
@@ -209,12 +241,16 @@ def test_whatever_is_lost_the_consumer_has_the_truth(steps: list[tuple[str, obje
         match step, argument:
             case "change", str(key):
                 server.change(key)
+            case "delete", str(key):
+                server.delete(key)
+            case "purge", None:
+                server.purge()
             case "lose", int(count):
                 server.lose(count)
             case "stream", most:
                 stream(most)  # type: ignore[arg-type]
     stream(None)
     if to_base:
-        assert {key: value for key, (_, value) in latest.items()} == server.state()
+        assert documents((key, value) for key, (_, value) in latest.items()) == server.state()
     else:
-        assert {key: value for _, key, value in log} == server.state()
+        assert documents((key, value) for _, key, value in log) == server.state()
