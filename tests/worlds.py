@@ -14,7 +14,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
+from zlib import crc32
 
 import pytest
 
@@ -34,6 +35,7 @@ FAULTS = 8
 
 RECEIVE, CONNECT, PARSE = SocketStream.receive_into, SocketTransport.connect, MapSource._parse
 
+Version = Literal["7.2", "8.0"]
 Change = tuple[bytes, bytes | None]
 History = list[Change]
 """Changes in order of their seqnos, which start at 1; None for a deletion."""
@@ -43,6 +45,18 @@ def state(history: History) -> dict[bytes, bytes]:
     """The documents after all changes of a history."""
     found = dict(history)
     return {key: value for key, value in found.items() if value is not None}
+
+
+def version_of(seed: int) -> Version:
+    """The server release of a seed's cluster: both are met, and none twice as long."""
+    return "8.0" if seed % 2 else "7.2"
+
+
+@pytest.fixture(autouse=True)
+def either_version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters are of one of the releases, by the name of the test, where the test does not say which."""
+    version = version_of(crc32(request.node.nodeid.encode()))
+    monkeypatch.setitem(LocalCluster.__init__.__kwdefaults__, "version", version)
 
 
 class World:
@@ -234,11 +248,19 @@ def world_of(
     """
     rng = random.Random(seed)
     few = rng.choice(receives)
-    with LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed) as cluster, FaultProxy(cluster) as proxy:
+    version = version_of(seed)
+    with (
+        LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed, version=version) as cluster,
+        FaultProxy(cluster) as proxy,
+    ):
         proxy.chop(few)
         world = World(cluster, proxy, rng, pause={1: 300, 30: 50}.get(few, 3))
         for _ in range(40 if few == 1 else changes):
             world.change()
+        if version == "8.0":
+            # What was written last comes from memory.
+            for vbucket, high in cluster.high_seqnos().items():
+                cluster.hold_in_memory(vbucket, rng.choice([None, 1, high // 2 + 1, high + 1]))
         _break_with(world, few, monkeypatch)
         yield world
 

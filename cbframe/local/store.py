@@ -271,10 +271,17 @@ class VBucket:
             self.documents -= self.history[seqno - 1][1] == items.MUTATION
 
     def encode(
-        self, start: int, variant: Variant, *, end: int | None = None, memory: bool = False
+        self,
+        start: int,
+        variant: Variant,
+        *,
+        end: int | None = None,
+        memory: bool = False,
+        as_of: bool = False,
     ) -> Encoded:
         """What a connection of this kind gets of everything current above `start`, up to `end`.
 
+        With `as_of` it is what was current at `end`; else what is now, without what changed later.
         From `memory` connections that follow sync writes get each prepared write and its commit; in
         a backfill a commit is a mutation.
         """
@@ -285,10 +292,9 @@ class VBucket:
             frames = self._with_sync_writes(start)
         elif variant.history:
             frames = self._versions(start)
-        elif memory and end is not None:
-            frames = self._of_checkpoint(start, end)
         elif end is not None:
-            frames = self.current(start)
+            as_of = as_of and end < len(self.history)
+            frames = self._as_of(start, end) if as_of else self.current(start)
         if frames is not None:
             return encode(self._until(frames, end), variant, self.generation)
         special = self.exceptions or (self.packed and not variant.snappy)
@@ -302,11 +308,27 @@ class VBucket:
             return compress(self.history, self.live)
         return compress(self.history[start:], self.live[start:])
 
-    def _of_checkpoint(self, start: int, end: int) -> Iterator[bytes]:
-        """The frames in ``(start, end]`` that nothing up to `end` has superseded."""
-        frames = self.history[start:end]
-        newest = {items.stored_key(frame): seqno for seqno, frame in enumerate(frames)}
-        return (frame for seqno, frame in enumerate(frames) if newest[items.stored_key(frame)] == seqno)
+    def _as_of(self, start: int, end: int) -> Iterator[bytes]:
+        """The frames in ``(start, end]`` that nothing up to `end` has superseded, in seqno order.
+
+        Those of a node that has the changes after `end` in memory only, or in another checkpoint.
+        """
+        newest: dict[bytes, int] = {}
+        dropped: dict[int, int] = {}
+        for seqno, frame in enumerate(self.history[:end], 1):
+            newest[items.stored_key(frame)] = seqno
+            if frame[1] == items.EVENT and items.event_of(frame)[0] == SystemEventId.DROP_COLLECTION:
+                dropped[items.event_of(frame)[2]] = seqno
+        committed = {prepared for done, prepared in self.commits.items() if done <= end}
+        for seqno, frame in enumerate(self.history[start:end], start + 1):
+            key = items.stored_key(frame)
+            if newest[key] != seqno or seqno in committed:
+                continue
+            if frame[1] != items.EVENT and dropped.get(items.collection_of(items.key_of(frame)), 0) > seqno:
+                continue
+            purged = seqno <= self.purge_seqno and not self.live[seqno - 1] and key not in self.latest
+            if not (purged and frame[1] in (items.DELETION, items.EXPIRATION)):
+                yield frame
 
     def _versions(self, start: int) -> Iterator[bytes]:
         """All frames above `start`, superseded or not, but those of dropped collections."""

@@ -221,7 +221,8 @@ class Stream:
         if end == vbucket.high_seqno and not self._oso:
             chunk, self._position = acquire(vbucket, variant, self.sent, self.opaque)
         else:
-            chunk, self._position = vbucket.encode(self.sent, variant, end=end), 0
+            chunk = vbucket.encode(self.sent, variant, end=end, as_of=self.style.is_8)
+            self._position = 0
             if self._oso:
                 chunk = chunk.in_key_order()
             chunk.stamp(self.opaque)
@@ -245,7 +246,8 @@ class Stream:
         if self.style.is_8:
             # A snapshot has changes of one checkpoint.
             end = min([end, *(start - 1 for start in vbucket.checkpoints if start > self.sent + 1)])
-        chunk = vbucket.encode(self.sent, variant, end=end if end < vbucket.high_seqno else None, memory=True)
+        part = end if end < vbucket.high_seqno else None
+        chunk = vbucket.encode(self.sent, variant, end=part, memory=True, as_of=True)
         self._started, self._after_backfill, self._backfill = True, self._backfill, False
         last = int(chunk.seqnos[-1]) if len(chunk) else 0
         if self.style.is_8:

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from worlds import either_version  # noqa: F401 - a fixture that is used by itself
 
 from cbframe import (
     CbframeError,

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from frame.kit import QUICK
+from worlds import version_of
 
 from cbframe import (
     ConfigurationError,
@@ -116,7 +117,7 @@ def test_a_dropped_collection(cluster: LocalCluster, path: Path) -> None:
 @pytest.mark.parametrize("seed", range(7))
 def test_every_pair_of_versions(seed: int, path: Path) -> None:
     calendar = Calendar()
-    with LocalCluster(nodes=1, vbuckets=8, seed=seed) as cluster:
+    with LocalCluster(nodes=1, vbuckets=8, seed=seed, version=version_of(seed)) as cluster:
         life = Life(cluster, seed)
         rng = random.Random(seed)
         cluster.create_scope("s")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from frame.kit import QUICK, WIRE_METADATA, Row, rows_of, truth, values_of
 from frame.test_faults import complete_and_half_read, keys_by_vbucket
-from worlds import world_of
+from worlds import version_of, world_of
 
 from cbframe import LocalCluster, Snapshot, SnapshotResult, read_snapshot, write_snapshot
 
@@ -59,7 +59,7 @@ def live(seed: int, path: Path, calendar: Calendar) -> Counter[str]:
     """Updates of a snapshot, of a bucket that changes and loses changes; what happened."""
     happened: Counter[str] = Counter()
     told: dict[int, dict[bytes, Row]] = {}
-    with LocalCluster(nodes=2, vbuckets=8, seed=seed) as cluster:
+    with LocalCluster(nodes=2, vbuckets=8, seed=seed, version=version_of(seed)) as cluster:
         life = Life(cluster, seed)
         life.changes(150)
         for _ in range(8):

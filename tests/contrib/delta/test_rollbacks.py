@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 from frame.kit import QUICK, Row, truth, values_of
 from frame.test_faults import complete_and_half_read
 from snapshot.test_rollbacks import Life
-from worlds import world_of
+from worlds import version_of, world_of
 
 from cbframe import LocalCluster
 from cbframe.contrib.delta import to_delta, update_delta
@@ -24,7 +24,7 @@ def live(seed: int, uri: str) -> Counter[str]:
     """Updates of a table, of a bucket that changes and loses changes; what happened."""
     happened: Counter[str] = Counter()
     told: dict[int, dict[bytes, Row]] = {}
-    with LocalCluster(nodes=2, vbuckets=8, seed=seed) as cluster:
+    with LocalCluster(nodes=2, vbuckets=8, seed=seed, version=version_of(seed)) as cluster:
         life = Life(cluster, seed)
         life.changes(150)
         result = make(cluster, uri, parse=False)
