@@ -50,7 +50,9 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         help="file that holds the password; else it is asked for",
     )
     parser.add_argument(
-        "--ca-file", metavar="FILE", help="the cluster's certificate authority; else the system's are trusted"
+        "--ca-file",
+        metavar="FILE",
+        help="the cluster's certificate authority; else the system's are trusted, and for Capella its own",
     )
     parser.add_argument("--client-cert", metavar="FILE", help="client certificate, in place of --user")
     parser.add_argument("--client-key", metavar="FILE", help="its key, if that is in another file")

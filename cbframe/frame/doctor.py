@@ -395,16 +395,16 @@ class _Examination:
 
 
 def _certificate(seed: str, peer: Peer) -> str:
-    told = f"{seed} speaks {peer.version}"
+    text = f"{seed} speaks {peer.version}"
     if not peer.until:
-        return told
-    told += f"; its certificate holds until {_date(peer.until)}"
+        return text
+    text += f"; its certificate holds until {_date(peer.until)}"
     if peer.bundled:
         return (
-            f"{told}; Capella's root certificate, which comes with cbframe ({peer.authority}), vouches for it"
+            f"{text}; Capella's root certificate, which comes with cbframe ({peer.authority}), vouches for it"
         )
     by = f"; {peer.authority} vouches for it" if peer.authority else f", issued by {peer.issuer}"
-    return told + by
+    return text + by
 
 
 def _endings(peer: Peer, now: float) -> Iterator[str]:
