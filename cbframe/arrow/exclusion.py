@@ -58,8 +58,11 @@ def of_transactions(keys: pa.Array | pa.ChunkedArray) -> _Mask:
 
 
 def has_expired(expiry: npt.NDArray[np.uint32], moment: int) -> _Mask:
-    """Which documents do not exist any more at a moment, in seconds since the epoch; 0 is never."""
-    found: _Mask = (expiry != 0) & (expiry <= moment)
+    """Which documents a GET does not find any more at a moment, in seconds since the epoch; 0 is never.
+
+    Within the second of its expiry a node still returns a document.
+    """
+    found: _Mask = (expiry != 0) & (expiry < moment)
     return found
 
 

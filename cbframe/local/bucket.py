@@ -165,7 +165,7 @@ class Bucket:
         """The document; one whose time has come turns into an expiration here."""
         with self.lock:
             document = self.vbucket_for(key).document(prefixed(cid, key))
-            if document is not None and 0 < document.expiry <= self.now():
+            if document is not None and 0 < document.expiry < self.now():
                 self.delete(key, cid=cid, expired=True)
                 return None
         return document
@@ -211,7 +211,7 @@ class Bucket:
             for vbucket in self.vbuckets:
                 for key in list(vbucket.keys()):
                     document = vbucket.document(key)
-                    if document is not None and 0 < document.expiry <= now:
+                    if document is not None and 0 < document.expiry < now:
                         self.expire_stored(vbucket, key)
                         count += 1
         return count

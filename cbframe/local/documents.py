@@ -100,7 +100,7 @@ class DocumentService:
         self._packed = packed
         vbucket = self._bucket.vbuckets[frame.vbucket]
         document = vbucket.document(key)
-        if document is not None and 0 < document.expiry <= self._bucket.now():
+        if document is not None and 0 < document.expiry < self._bucket.now():
             self._bucket.expire_stored(vbucket, key)
             document = None
         if frame.opcode not in _READS and vbucket.pending(key) is not None:

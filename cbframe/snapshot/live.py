@@ -138,7 +138,7 @@ class Live:
 
     def _without_expired(self, part: Part, moment: int) -> Part:
         # 0 is never, and most often there is nothing else.
-        if not part.count or not may_have(self._store, part.entry, EXPIRY, 1, moment):
+        if not part.count or not may_have(self._store, part.entry, EXPIRY, 1, moment - 1):
             return part
         gone = np.concatenate(
             [

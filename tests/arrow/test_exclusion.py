@@ -33,7 +33,7 @@ def test_keys_of_transactions() -> None:
 
 def test_expiries() -> None:
     expiry = np.array([0, 1, 99, 100, 101, 2**32 - 1], np.uint32)
-    assert has_expired(expiry, 100).tolist() == [False, True, True, True, False, False]
+    assert has_expired(expiry, 100).tolist() == [False, True, True, False, False, False]
     assert not has_expired(expiry, 0).any()
     # Seconds go beyond 32 bits some day.
     assert has_expired(expiry, 2**33).tolist() == [False, True, True, True, True, True]

@@ -89,7 +89,7 @@ def test_they_expire_by_the_clock_of_the_nodes(mixed: LocalCluster, path: Path) 
     write_snapshot(mixed, path)
     assert manifest(path, 2).node_time == ahead
     # The time of the version, where no node has reported any.
-    between = datetime.fromtimestamp(PAST + 1, UTC)
+    between = datetime.fromtimestamp(PAST + 2, UTC)
     rewritten(path, 1, node_time=None, created=between)
     assert keys(path, as_of=1) == sorted(["gone-2", "gone-3", *LIVE])
     rewritten(path, 1, created=between, ordered=False)
