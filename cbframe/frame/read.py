@@ -145,11 +145,11 @@ def scan_bucket(
         Stop when so many documents are there, whichever they are: a look, not a picture, so it has no
         ``as_of``. As few vbuckets are read as have so many.
     errors
-        What becomes of values that are no JSON objects: ``"keep"`` puts them into ``_cb_value``, with the
+        What to do with values that are no JSON objects: ``"keep"`` puts them into ``_cb_value``, with the
         reason in ``_cb_reason``; ``"drop"`` leaves them out, and counts them; ``"raise"`` raises a
         :class:`~cbframe.ConversionError`.
     nested
-        What becomes of objects and arrays: ``"struct"`` keeps them as structs and lists; ``"flatten"`` makes
+        How objects and arrays are given: ``"struct"`` keeps them as structs and lists; ``"flatten"`` makes
         a column of each field of an object, ``geo.lat``; ``"json"`` keeps their JSON text as it was written.
     schema
         Types that columns must have, whatever the documents have: a pyarrow schema, which says which
@@ -161,7 +161,7 @@ def scan_bucket(
         Only fields that the first so many documents have become columns; those that come later are in
         ``_cb_rest``, as JSON text. Types follow from all documents in any case. None for all.
     on_conflict
-        What becomes of values of one field that have no common type: ``"widen"`` makes text of scalars,
+        What to do with values of one field that have no common type: ``"widen"`` makes text of scalars,
         and JSON text where arrays or objects are among them; ``"json"`` makes JSON text; ``"null"`` keeps
         the most frequent kind, others become null; ``"raise"`` raises a
         :class:`~cbframe.ConversionError`. The result's ``conflicts`` tell of each.
@@ -217,12 +217,12 @@ def scan_bucket(
     Returns
     -------
     BucketScan
-        ``.to_arrow() .to_pandas() .to_reader() .iter_batches() .to_parquet(path)``; each reads anew.
+        ``.to_arrow() .to_pandas() .to_reader() .iter_batches() .to_parquet(path)``; each reads again.
 
     Raises
     ------
     ConfigurationError
-        An argument cannot be meant.
+        An argument is invalid.
     """
     return BucketScan(ScanSpec.of_arguments(locals()))
 
@@ -355,7 +355,7 @@ spool_dir, timeout, dtype_backend, progress, options
     Returns
     -------
     pandas.DataFrame, or pyarrow.Table or polars.DataFrame
-        A column for each field. ``df.attrs["cbframe"]`` tells what it is a picture of (``as_of``),
+        A column for each field. ``df.attrs["cbframe"]`` says as of when it is (``as_of``),
         which fields had values without a common type (``conflicts``; those columns hold JSON text)
         and how many documents are no JSON objects (``rejected``; they are in ``_cb_value``, and why they
         are none in ``_cb_reason``).

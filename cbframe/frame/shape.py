@@ -1,4 +1,4 @@
-"""What becomes of a typed table on the way out: rows that are no documents, columns inside of columns."""
+"""A typed table on the way out: rows that are no documents, columns inside of columns."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How far a read is, and who is told: a function of the caller's, or one of the forms that have names.
+"""How far a read is, and to whom that is reported: a function, or one of the forms that have names.
 
 This floor draws nothing. The forms are brought by a floor above, which :mod:`cbframe` loads together
-with this one; where it is not loaded, only functions are told.
+with this one; where it is not loaded, only functions are called.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FORMS: tuple[str, ...] = ("auto", "widget", "text")
 
 @runtime_checkable
 class Watcher(Protocol):
-    """A form of progress: made for one run, told of its begin and end.
+    """A form of progress: made for one run, and called at its begin and end.
 
     A run may look at several sources, one after the other.
     """
@@ -132,7 +132,7 @@ class Harmless:
 
 
 def teller_of(progress: Progress) -> ProgressCallback | None:
-    """Who is told of a run: a :class:`Watcher`, a function, or nobody."""
+    """To whom a run is reported: a :class:`Watcher`, a function, or nobody."""
     if progress is None or progress is False:
         return None
     if callable(progress):

@@ -1,4 +1,4 @@
-"""What a bucket has to tell since some positions: read once, whatever becomes of it."""
+"""What changed in a bucket since some positions: one read, for snapshots and Delta tables."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def write_snapshot(
         A folder, or a URI that pyarrow or fsspec know.
     mode
         ``"update"`` makes the snapshot if there is none. ``"create"`` refuses to if there is one.
-        ``"overwrite"`` begins anew; old versions stay readable until ``vacuum()``. ``"repair"`` looks at
+        ``"overwrite"`` begins again; old versions stay readable until ``vacuum()``. ``"repair"`` looks at
         all files first, and reads again what was in damaged ones.
     compression
         Of the Parquet files.
@@ -120,14 +120,14 @@ max_struct_fields, parse_dates, transaction_records
     Returns
     -------
     SnapshotResult
-        What was written, and what the snapshot is a picture of.
+        What was written, and as of when the snapshot is.
 
     Raises
     ------
     ConfigurationError
-        An argument cannot be meant, or differs from what the snapshot was made with.
+        An argument is invalid, or differs from what the snapshot was made with.
     SnapshotError
-        The bucket was flushed or created anew; the snapshot is damaged, or another process writes it; the
+        The bucket was flushed or created again; the snapshot is damaged, or another process writes it; the
         disk is full. The last version stays as it is.
     CbframeError
         The bucket could not be read.

@@ -72,7 +72,7 @@ def to_delta(
     uri
         A folder, or what deltalake knows: ``s3://…``, ``abfss://…``.
     mode
-        ``"error"`` refuses to if there is a table. ``"overwrite"`` begins anew in the same table: earlier
+        ``"error"`` refuses to if there is a table. ``"overwrite"`` begins again in the same table: earlier
         versions stay until they are vacuumed.
     scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
 on_conflict, max_struct_fields, parse_dates, transaction_records
@@ -89,7 +89,7 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
     Raises
     ------
     ConfigurationError
-        An argument cannot be meant.
+        An argument is invalid.
     ConversionError
         A type was declared that Delta does not have.
     DependencyError
@@ -185,12 +185,12 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
     Raises
     ------
     ConfigurationError
-        An argument cannot be meant, or differs from what the table was made with.
+        An argument is invalid, or differs from what the table was made with.
     DependencyError
         deltalake is not installed.
     SnapshotError
         There is no table that :func:`to_delta` made, or someone else changed it; the bucket was flushed or
-        created anew; another writer was faster. The table stays as it is.
+        created again; another writer was faster. The table stays as it is.
     CbframeError
         The bucket could not be read.
     """
