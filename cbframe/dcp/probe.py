@@ -79,12 +79,24 @@ class Probe:
         Seconds for each turn: to resolve a name, to connect, to make TLS, or for one answer.
     left
         Seconds until everything has to be over.
+    sleep, clock
+        Stand-ins for tests.
     """
 
-    def __init__(self, context: TLSContext | None, timeout: float, left: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        context: TLSContext | None,
+        timeout: float,
+        left: Callable[[], float],
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._context = context
         self._timeout = timeout
         self._left = left
+        self._sleep = sleep
+        self._clock = clock
 
     @contextlib.contextmanager
     def _in_time(self) -> Iterator[float]:
@@ -165,12 +177,12 @@ class Probe:
 
     def _when_loaded(self, attempt: Callable[[], Outcome], outcome: Outcome) -> Outcome:
         """The outcome of another attempt, while nodes say that they or the bucket are starting."""
-        until = time.monotonic() + min(self._timeout, self._left())
+        until = self._clock() + min(self._timeout, self._left())
         late = outcome.error is not None and is_not_yet(outcome.error)
         while late and outcome.error is not None and not outcome.error.permanent:
-            if time.monotonic() >= until:
+            if self._clock() >= until:
                 break
-            time.sleep(_PAUSE)
+            self._sleep(_PAUSE)
             outcome = attempt()
         return outcome
 
@@ -201,7 +213,7 @@ class Probe:
                     _staged(steps, outcome),
                     transport=SocketTransport(self._context),
                     waker=waker,
-                    clock=time.monotonic,
+                    clock=self._clock,
                     timeout=seconds,
                 )
         except CbframeError as exc:

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import pytest
 import trustme
 
-from cbframe import Diagnosis, LocalCluster, doctor
+from cbframe import BucketNotFoundError, Diagnosis, LocalCluster, doctor
 from cbframe.dcp import probe, resolve
 from cbframe.frame import doctor as module
 from cbframe.frame.diagnosis import STEPS, Step
 from cbframe.local import ServerTLS
+from cbframe.testing import FakeClock
 from cbframe.wire.constants import Opcode, Status
 
 from .kit import fill
@@ -473,6 +474,26 @@ def test_no_change_comes(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch)
         cluster.corrupt(vbucket)
     found = examine(cluster, None)
     expect(found, "stream", "no snapshot began within|no progress|BACKFILL", ".")
+
+
+@pytest.mark.parametrize(("after", "found"), [(3, b"map"), (1000, b"")])
+def test_a_bucket_that_is_on_its_way_is_asked_for_again(after: int, found: bytes) -> None:
+    """For the seconds of a turn, with pauses."""
+    clock = FakeClock(0.0)
+    not_yet = BucketNotFoundError("not yet")
+    not_yet.permanent = False
+    asked = 0
+
+    def attempt() -> probe.Outcome:
+        nonlocal asked
+        asked += 1
+        return probe.Outcome(answer=b"map") if asked == after else probe.Outcome(not_yet)
+
+    asking = probe.Probe(None, 5.0, lambda: 30.0, sleep=clock.advance, clock=clock)
+    outcome = asking._when_loaded(attempt, probe.Outcome(not_yet))
+    assert (outcome.answer, outcome.error is None) == (found, bool(found))
+    assert clock.now == pytest.approx(asked * 0.2)
+    assert clock.now < 5.3
 
 
 def test_nothing_is_left(pair: LocalCluster) -> None:
