@@ -15,6 +15,7 @@ import ssl
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from importlib import resources
 from os import PathLike, fspath
 from typing import Any, NamedTuple, TypeAlias
@@ -31,6 +32,9 @@ TLSLike: TypeAlias = ssl.SSLContext | str | bytes | PathLike[str] | None
 
 CAPELLA_ROOT = "capella_root_ca.pem"
 """The file beside this one that holds the root certificate of Couchbase's cloud, which is public."""
+
+AUTHORITY_AHEAD = 365 * 86400.0
+"""Seconds before the end of an authority's certificate at which it is warned of: to replace it takes long."""
 
 _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----([^-]*)-----END \1-----")
 _BEGIN = "-----BEGIN "
@@ -156,6 +160,25 @@ def _trusting(tls: TLSLike, target: ConnectionString) -> TLSContext:
 def capella_root() -> str:
     """Capella's root certificate, as PEM text."""
     return resources.files("cbframe.cluster").joinpath(CAPELLA_ROOT).read_text("ascii")
+
+
+def capella_root_ending(tls: TLSLike, target: ConnectionString, now: float) -> str | None:
+    """What to warn of if Capella's root certificate is relied on, and ends within a year of `now`."""
+    if tls is not None or not target.capella or target.option("trust_certificate") is not None:
+        return None
+    alone: Any = _context_of_text(capella_root(), CAPELLA_ROOT)
+    until = _until(alone.get_ca_certs()[0])
+    return None if until > now + AUTHORITY_AHEAD else successor_of_capellas_root(until)
+
+
+def successor_of_capellas_root(until: float) -> str:
+    """What to do before the bundled certificate ends."""
+    return f"update cbframe before {date_of(until)}: the root certificate of Capella that is in it ends then"
+
+
+def date_of(seconds: float) -> str:
+    """A time in seconds since 1970, as a date."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
 
 
 def _lenient(context: TLSContext) -> TLSContext:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
+import warnings
+
 from cbframe.cluster.auth import Authenticator
 from cbframe.cluster.connstr import ConnectionString
-from cbframe.cluster.tls import TLSContext, TLSLike, client_context
+from cbframe.cluster.tls import TLSContext, TLSLike, capella_root_ending, client_context
 from cbframe.dcp.transport import HookedTransport, SocketTransport, Transport
 from cbframe.errors import ConfigurationError
 from cbframe.options import BucketDataSourceOptions
+
+_warned: list[str] = []
+"""What this process was warned of."""
 
 
 class Dialer:
@@ -52,9 +58,12 @@ class Dialer:
         """Take what ``tls_config`` gives now."""
         config = self._options.tls_config
         chosen = config() if callable(config) else config
-        self.context = client_context(
-            self._tls if chosen is None else chosen, self._authenticator, self._target
-        )
+        tls = self._tls if chosen is None else chosen
+        ending = capella_root_ending(tls, self._target, time.time())
+        if ending is not None and not _warned:
+            _warned.append(ending)
+            warnings.warn(ending, UserWarning, stacklevel=4)
+        self.context = client_context(tls, self._authenticator, self._target)
 
     def transport(self) -> Transport:
         """To data nodes."""

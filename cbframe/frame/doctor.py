@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,17 @@ from cbframe.cluster.auth import Authenticator, as_authenticator
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.srv import Seeds
-from cbframe.cluster.tls import Peer, TLSContext, TLSLike, capella_root, client_context, make_tls_context
+from cbframe.cluster.tls import (
+    AUTHORITY_AHEAD,
+    Peer,
+    TLSContext,
+    TLSLike,
+    capella_root,
+    client_context,
+    date_of,
+    make_tls_context,
+    successor_of_capellas_root,
+)
 from cbframe.dcp import verdicts
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.handshake import Login
@@ -51,11 +60,8 @@ from cbframe.typing import Connectable, ServerURLs
 
 _EACH = 5.0
 """Seconds for one turn: to connect, to make TLS, or for one answer."""
-_DAY = 86400.0
-_SOON = 30 * _DAY
-"""Until a node's certificate ends."""
-_AHEAD = 365 * _DAY
-"""Until that of an authority ends, which takes more to replace."""
+_SOON = 30 * 86400.0
+"""Seconds before the end of a node's certificate at which it is warned of."""
 
 
 def doctor(
@@ -398,7 +404,7 @@ def _certificate(seed: str, peer: Peer) -> str:
     text = f"{seed} speaks {peer.version}"
     if not peer.until:
         return text
-    text += f"; its certificate holds until {_date(peer.until)}"
+    text += f"; its certificate holds until {date_of(peer.until)}"
     if peer.bundled:
         return (
             f"{text}; Capella's root certificate, which comes with cbframe ({peer.authority}), vouches for it"
@@ -410,17 +416,15 @@ def _certificate(seed: str, peer: Peer) -> str:
 def _endings(peer: Peer, now: float) -> Iterator[str]:
     """What to do about certificates that end before long."""
     if 0 < peer.until < now + _SOON:
-        yield f"renew the node's certificate before {_date(peer.until)}: nobody can connect after that"
-    if 0 < peer.authority_until < now + _AHEAD:
-        end = _date(peer.authority_until)
+        yield f"renew the node's certificate before {date_of(peer.until)}: nobody can connect after that"
+    if 0 < peer.authority_until < now + AUTHORITY_AHEAD:
         if peer.bundled:
-            yield f"update cbframe before {end}: the root certificate of Capella that is in it ends then"
+            yield successor_of_capellas_root(peer.authority_until)
         else:
-            yield f"give the successor of the authority {peer.authority}, too, in tls=: it ends on {end}"
-
-
-def _date(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
+            yield (
+                f"give the successor of the authority {peer.authority}, too, in tls=: it ends on "
+                f"{date_of(peer.authority_until)}"
+            )
 
 
 def _other_networks(found: ClusterMap, probe: Probe, away: list[str]) -> str | None:

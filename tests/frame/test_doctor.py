@@ -303,7 +303,9 @@ def test_capellas_certificate(files: Files, monkeypatch: pytest.MonkeyPatch) -> 
         assert step.status == "ok"
         assert "; Capella's root certificate, which comes with cbframe (O=trustme" in step.detail
         assert step.remedy is None
-        monkeypatch.setattr(module, "_AHEAD", 1000 * 366 * 86400.0)  # the authorities of a test end in 3000
+        monkeypatch.setattr(
+            module, "AUTHORITY_AHEAD", 1000 * 366 * 86400.0
+        )  # the authorities of a test end in 3000
         remedy = look(conn).remedy
         assert remedy is not None
         assert remedy.startswith("update cbframe before ")
