@@ -66,6 +66,7 @@ _TEMPORARY = (
     Status.RATE_LIMITED_MAX_COMMANDS,
 )
 _NOT_YET = "the node or the bucket was started a moment ago, and is not ready yet: try again"
+_NO_SEQNOS = "GET_ALL_VB_SEQNOS was refused"
 _ABSENT = (Status.EINVAL, Status.NOT_SUPPORTED)
 """How a node answers to an option that it, or the bucket, does not have."""
 _RELEASE = re.compile(rb"([0-9]{1,4})\.([0-9]{1,4})")
@@ -219,8 +220,10 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
         return [SEQNOS, *_opening(settings, _wishes(settings, features))]
 
     features = yield from log_in(login, *more, then=then)
-    # Looked at last: who may not read over DCP hears of that role first.
     seqnos = yield ()
+    if seqnos.status in _TEMPORARY:
+        require(seqnos, _NO_SEQNOS)  # a node that is not ready hangs up when it is
+    # Otherwise looked at last: who may not read over DCP, and where there is none, hears of that first.
     wishes = _wishes(settings, features)
     granted = yield from _opened(
         settings, wishes, f"user {login.user}", f"bucket {login.bucket!r}", (yield ())
@@ -341,7 +344,7 @@ SEQNOS = GetAllVBucketSeqnos(VBucketStateCode.ACTIVE).frame()
 
 def high_seqnos(answer: Frame) -> dict[int, int]:
     """By vbucket, of the answer to `SEQNOS`."""
-    require(answer, "GET_ALL_VB_SEQNOS was refused")
+    require(answer, _NO_SEQNOS)
     return parse_vbucket_seqnos(answer.value)
 
 

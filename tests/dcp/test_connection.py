@@ -214,6 +214,21 @@ def refused_with(status: int, opcode: Opcode) -> CbframeError:
     return caught.value
 
 
+@pytest.mark.parametrize("status", [Status.CONFIG_ONLY, Status.NO_BUCKET, Status.ETMPFAIL])
+def test_a_node_that_is_not_ready_is_known_by_its_first_answer(status: Status) -> None:
+    """Regression: it hangs up when it is ready, and the answers to what was sent with it do not come."""
+    answered: list[int] = []
+
+    def answer(asked: Frame) -> Frame:
+        answered.append(asked.opcode)
+        return refusal(asked, status) if asked.opcode == Opcode.GET_ALL_VB_SEQNOS else good_answer(asked)
+
+    with pytest.raises(ServerError, match="GET_ALL_VB_SEQNOS") as caught:
+        server.shake_hands(DcpConnection(LOGIN, SETTINGS), answer)
+    assert (caught.value.status, caught.value.permanent) == (status, False)
+    assert answered[-1] == Opcode.GET_ALL_VB_SEQNOS
+
+
 def test_who_may_not_read_over_dcp_hears_of_that_role_first() -> None:
     """The high seqnos are asked for before, and refused, too."""
     with pytest.raises(AccessError, match="over DCP"):
