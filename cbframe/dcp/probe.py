@@ -37,6 +37,7 @@ _STAGES = {
     Opcode.SASL_STEP: LOGIN,
     Opcode.SELECT_BUCKET: BUCKET,
     Opcode.GET_CLUSTER_CONFIG: BUCKET,
+    Opcode.GET_ALL_VB_SEQNOS: ROLE,
     Opcode.DCP_OPEN: ROLE,
 }
 
@@ -177,6 +178,8 @@ class Probe:
 
     def _when_loaded(self, attempt: Callable[[], Outcome], outcome: Outcome) -> Outcome:
         """The outcome of another attempt, while nodes say that they or the bucket are starting."""
+        if outcome.stage not in ("", SERVICE) and type(outcome.error) is ConnectError:
+            outcome = attempt()  # a node that is ready now hangs up on who came before, in place of an answer
         until = self._clock() + min(self._timeout, self._left())
         late = outcome.error is not None and is_not_yet(outcome.error)
         while late and outcome.error is not None and not outcome.error.permanent:
