@@ -138,7 +138,11 @@ class Run:
         self._asked = ExitStack()
         """Closes the connection that was asked for names; it is asked again at the end."""
         weakref.finalize(self, self._asked.close)
-        self.options = self.names.resolve_collections(self._asked)
+        try:
+            self.options = self.names.resolve_collections(self._asked)
+        except BaseException:
+            self._asked.close()
+            raise
         self._map = first_map or (self.names.map if options.connect_bucket is None else None)
 
     @property
