@@ -240,6 +240,34 @@ def test_buffers_are_joined_where_a_socket_takes_one() -> None:
     assert sent[1] == b"x" * 60_000 + b"y" * 5_536
 
 
+def test_a_client_that_has_gone_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS raises when its socket is set up: the next one is served all the same."""
+    node = loop.Loop("test")
+    left = [OSError(errno.EINVAL, "Invalid argument")]
+    setsockopt = socket.socket.setsockopt
+
+    def refusing(sock: socket.socket, *args: Any) -> None:
+        if left:
+            raise left.pop()
+        setsockopt(sock, *args)
+
+    class Echo(loop.Channel):
+        def received(self, data: bytes) -> None:
+            self.send(data)
+
+    port = node.listen(lambda sock: Echo(node, sock))
+    monkeypatch.setattr(socket.socket, "setsockopt", refusing)
+    node.start()
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as gone:
+            assert gone.recv(1) == b""
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as served:
+            served.sendall(b"x")
+            assert served.recv(1) == b"x"
+    finally:
+        node.stop()
+
+
 # -- texts
 
 

@@ -67,7 +67,7 @@ def _stand_alone(options: argparse.Namespace) -> int:
     def stop(_number: int, _frame: FrameType | None) -> None:
         done.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGBREAK", signal.SIGINT)):
         signal.signal(number, stop)
     try:
         tls = None

@@ -348,7 +348,8 @@ class StatsModel:
         history = self.history()
         began = history["at"][0] if self._began is None and len(history) else self._began or 0.0
         frame = pd.DataFrame({name: history[name] for name in history.dtype.names or ()})
-        seconds = frame["at"].diff()
+        # Clocks of Windows may stand still for 16 ms.
+        seconds = frame["at"].diff().where(lambda passed: passed > 0)
         frame.insert(3, "documents_per_second", frame["documents"].diff() / seconds)
         frame.insert(4, "mb_per_second", frame["nbytes"].diff() / seconds / 1e6)
         frame["lag"] = frame["lag"].astype("Int64").mask(frame["lag"] < 0)

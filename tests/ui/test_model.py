@@ -306,6 +306,19 @@ def test_as_a_frame(clock: FakeClock) -> None:
     assert frame["lag"].iloc[-1] == 80
 
 
+def test_samples_at_the_same_time_have_no_pace(clock: FakeClock) -> None:
+    """Before Python 3.13, Windows' clock moves in steps of 15.6 ms."""
+    source = Source(clock)
+    model = StatsModel(source, clock=clock)
+    model.sample()
+    source.receive(100, 2_000_000)
+    model.sample()
+    frame = model.to_pandas()
+    assert len(frame) == 2
+    assert frame[["documents_per_second", "mb_per_second"]].isna().all(axis=None)
+    assert model.rates() == (0.0, 0.0)
+
+
 def test_vbuckets_as_a_frame(clock: FakeClock) -> None:
     source = Source(clock, vbuckets=4)
     source.phase[3], source.owner[3] = VBucketPhase.OWNERLESS, -1
