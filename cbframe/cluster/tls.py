@@ -42,6 +42,7 @@ _CERTIFICATES = ("CERTIFICATE", "X509 CERTIFICATE")
 _SHORT = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU"}
 _STRICT = range(80, 95)
 """OpenSSL's codes for certificates that only X509_V_FLAG_X509_STRICT refuses, for their form."""
+_TEXT = re.compile(r"^\[SSL\] (.+) \(_ssl\.c")
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 """What OpenSSL says when the answer is no TLS at all; it differs by release."""
 _REFUSALS = ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE_FAILURE", "ACCESS_DENIED")
@@ -328,7 +329,8 @@ def tls_error(cause: BaseException, node: str, where: str = "") -> ConnectError 
     """
     if not isinstance(cause, ssl.SSLError):
         return None
-    reason = cause.reason or ""
+    # Python 3.13 has no names for what OpenSSL 3.2 and later say, only their texts.
+    reason = cause.reason or "".join(_TEXT.findall(str(cause))).upper().replace(" ", "_")
     permanent = True
     hint = "check that this is the TLS port: 11207 of the data service, 18091 of the cluster manager"
     if isinstance(cause, ssl.SSLCertVerificationError):

@@ -436,3 +436,20 @@ def test_client_certificates_that_are_none(issued: Issued, tmp_path: Path) -> No
             client_context(issued.ca, CertificateAuthenticator(*pair), target)
         assert str(tmp_path) not in str(caught.value)
         assert issued.key.split("\n")[1] not in f"{caught.value}{caught.value!r}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "permanent"),
+    [
+        ("record layer failure", "the port does not speak TLS", True),
+        ("something new", "TLS failed: something new", False),
+    ],
+)
+def test_what_python_has_no_name_for(text: str, message: str, permanent: bool) -> None:
+    """What Python 3.13 raises with OpenSSL 3.2 and later: it knows the text only."""
+    nameless = ssl.SSLError(1, f"[SSL] {text} (_ssl.c:1020)")
+    nameless.reason = None  # type: ignore[assignment]
+    error = tls_error(nameless, "h:1")
+    assert error is not None
+    assert error.message == message
+    assert error.permanent is permanent
