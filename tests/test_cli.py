@@ -431,6 +431,22 @@ def test_serve_without_an_input_goes_on() -> None:
         assert server.wait(20) == 0
 
 
+def test_serve_with_its_input_closed_goes_on() -> None:
+    """As a service of Windows: ``sys.stdin`` is None then."""
+    code = (
+        "import os, sys; os.close(0); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'cbframe', 'serve', '--vbuckets', '4'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert "connection_string" in json.loads(server.stdout.readline())
+            server.terminate()
+            assert server.wait(20) == 0
+        finally:
+            server.kill()
+
+
 def test_serve_ends_with_who_started_it() -> None:
     with serving(stdin=subprocess.PIPE) as (server, _):
         assert server.stdin is not None

@@ -110,7 +110,7 @@ def _stand_alone(options: argparse.Namespace) -> int:
 
         # A pipe ends with whoever holds its other end; what is no pipe, as under a service manager, does
         # not tell.
-        if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+        if sys.stdin is not None and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
             # A daemon: a read of the standard input cannot be interrupted otherwise.
             OwnThread(watch_input, "cbframe-local-stdin").start()
         waited(done.wait, None)
