@@ -21,6 +21,7 @@ from cbframe.cluster.nodes import with_node_services
 from cbframe.cluster.tls import tls_error
 from cbframe.errors import (
     PAUSED_HINT,
+    ROLES_HINT,
     BucketNotFoundError,
     CbframeError,
     ConfigurationError,
@@ -138,7 +139,7 @@ class Manager:
         return BucketNotFoundError(
             f"no bucket {bucket!r}, or the user may not see it",
             node=self._node,
-            hint=f"visible buckets: {shown}" if shown else "the user sees no other bucket",
+            hint=f"visible buckets: {shown}" if shown else f"the user sees no other bucket; {ROLES_HINT}",
         )
 
     def _local(self, uri: str) -> str:

@@ -21,7 +21,7 @@ from cbframe import (
     stream_bucket,
     write_snapshot,
 )
-from cbframe.errors import ClusterMapError
+from cbframe.errors import ROLES_HINT, ClusterMapError
 from cbframe.local.kv import KvConnection
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Status
@@ -93,7 +93,7 @@ def test_deleted_in_the_middle(cluster: LocalCluster, monkeypatch: pytest.Monkey
     at(monkeypatch, cluster, after, cluster._engine.delete_bucket)
     with pytest.raises(BucketNotFoundError, match="no bucket 'default'") as caught:
         scan_bucket(cluster, options=QUICK, buffer_bytes=2000, timeout=30).to_arrow()
-    assert caught.value.hint == "the user sees no other bucket"
+    assert caught.value.hint == f"the user sees no other bucket; {ROLES_HINT}"
 
 
 def test_purged_behind_the_reader(one: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
