@@ -13,6 +13,7 @@ from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.controls import CONTROLS, DcpSettings, connection_name
 from cbframe.dcp.events import Opened
 from cbframe.errors import CbframeError, ConfigurationError, ServerError
+from cbframe.local.features import missing_need
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status
 from cbframe.wire.frame import Frame
@@ -231,6 +232,18 @@ def test_markers_with_purge_seqnos_need_collections() -> None:
                 asked += [frame.key.decode()] if frame.opcode == Opcode.DCP_CONTROL else []
                 feed(connection, good_answer(frame, features).encode())
         assert ("max_marker_version" in asked) == (Feature.COLLECTIONS in features)
+
+
+@pytest.mark.parametrize("compression", [False, True, "force"])
+def test_hello_has_all_that_its_features_need(compression: bool | str) -> None:
+    """A node that misses one refuses the whole of it."""
+    (hello,) = (
+        message
+        for frame in frames(DcpConnection(LOGIN, replace(ALL, compression=compression)).data_to_send())
+        if isinstance(message := parse_request(frame), Hello)
+    )
+    assert len(hello.features) >= 8
+    assert {missing_need(hello.features, is_8=is_8) for is_8 in (False, True)} == {""}
 
 
 # --- numbered streams

@@ -15,6 +15,7 @@ from cbframe.dcp.events import MapPushed
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import MapSource
 from cbframe.errors import CbframeError, ProtocolError
+from cbframe.local import kv
 from cbframe.local.kv import KvConnection
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Datatype, Feature, Magic, Opcode
@@ -141,6 +142,31 @@ def test_a_rebalance_is_followed_by_what_is_pushed(monkeypatch: pytest.MonkeyPat
                 last = {b"%d-%d" % (node, n) for n in range(20)}
                 until(receiver, lambda last=last: last <= set(receiver.values()))  # type: ignore[misc]
             assert source.stats().total.tot_worker_start >= 2
+
+
+def test_a_push_without_a_body_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As 8.0 sends it to those who ask for brief ones: the map is fetched."""
+    full, brief = Feature.CLUSTERMAP_CHANGE_NOTIFICATION, Feature.CLUSTERMAP_CHANGE_NOTIFICATION_BRIEF
+    monkeypatch.setattr(kv, "granted_in_8", lambda _wanted, granted: granted - {full} | {brief})
+    fetched = threading.Semaphore(0)
+    fetch = MapSource.fetch
+
+    def counting(self: MapSource, *arguments: tuple[str, ...]) -> object:
+        found = fetch(self, *arguments)
+        fetched.release()
+        return found
+
+    monkeypatch.setattr(MapSource, "fetch", counting)
+    receiver = RecordingReceiver()
+    with LocalCluster(vbuckets=2, version="8.0", seed=1) as cluster:
+        cluster.upsert("before", {})
+        with source_of(cluster, receiver, seq_end=None, map_poll_interval=None) as source:
+            until(receiver, lambda: b"before" in receiver.values())
+            assert fetched.acquire(timeout=20)
+            cluster.create_scope("s")
+            assert fetched.acquire(timeout=20)
+            # Nothing was wrong with the streams.
+            assert source.stats().total.tot_worker_start == 1
 
 
 def test_pushes_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from worlds import either_version  # noqa: F401 - a fixture that is used by itself
+from worlds import Version, either_version  # noqa: F401 - a fixture that is used by itself
 
 from cbframe import (
     CbframeError,
@@ -235,6 +235,28 @@ def test_history_is_lost_in_the_middle(monkeypatch: pytest.MonkeyPatch, action: 
         assert not sent.pending
         assert len(cluster.failover_log(0)) == 2
         assert found == truth(cluster)
+
+
+@pytest.mark.parametrize(("version", "rollbacks"), [("7.2", 1), ("8.0", 0)])
+def test_a_cut_after_deletions_were_purged(
+    monkeypatch: pytest.MonkeyPatch, version: Version, rollbacks: int
+) -> None:
+    """8.0 says with the snapshot how far: who has that snapshot need not begin again."""
+    with LocalCluster(vbuckets=1, seed=1, version=version) as cluster:
+        for number in range(400):
+            cluster.upsert(f"k{number}", {"pad": "x" * 50})
+        for number in range(0, 400, 2):
+            cluster.delete(f"k{number}")
+        cluster.upsert("last", {})
+        assert cluster.purge() == 200
+        size = bytes_of_a_read(monkeypatch, cluster, 0)
+        sent = Sent(monkeypatch, cluster)
+        cluster.cut(0, after_bytes=size // 2)
+        scan = scan_bucket(cluster, parse=False, options=QUICK, timeout=30)
+        assert sorted(keys_of(scan.to_arrow())) == sorted(truth(cluster))
+        assert sent.cuts == 1
+        assert scan.stats is not None
+        assert scan.stats.total.tot_upr_stream_req_res_rollback == rollbacks
 
 
 def keys_by_vbucket() -> list[list[bytes]]:
