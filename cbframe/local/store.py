@@ -372,12 +372,18 @@ class VBucket:
         """Prefixed keys of the documents that exist."""
         return (items.key_of(f) for f in compress(self.history, self.live) if f[1] == items.MUTATION)
 
+    def collection_begin(self, cid: int) -> int:
+        """Seqno of a collection's creation; 0 of the default one, and of one that is not in this vbucket."""
+        created = self.latest.get(items.event_key(0, cid), 0) if cid else 0
+        known = created and items.event_of(self.history[created - 1])[0] == SystemEventId.CREATE_COLLECTION
+        return created if known else 0
+
     def collection_high(self, cid: int) -> int | None:
         """Highest seqno of a collection, its creation included; None if it is not in this vbucket."""
         if cid == 0:
             return self.default_high
-        created = self.latest.get(items.event_key(0, cid))
-        if created is None or items.event_of(self.history[created - 1])[0] != SystemEventId.CREATE_COLLECTION:
+        created = self.collection_begin(cid)
+        if not created:
             return None
         for seqno in range(len(self.history), created, -1):
             frame = self.history[seqno - 1]

@@ -192,7 +192,12 @@ class Stream:
             on_disk = high
             if vbucket.memory_from is not None and not self.style.disk_only:
                 on_disk = min(high, vbucket.memory_from - 1)
-            if self._started or self.sent >= on_disk:
+            sent = self.sent
+            if self.style.is_8 and not sent and self.filter.ids:
+                # Nothing before its collections were created is for the stream.
+                begun = min(vbucket.collection_begin(cid) for cid in self.filter.ids)
+                sent = max(sent, begun - 1)
+            if self._started or sent >= on_disk:
                 self._begin_snapshot(vbucket, variant, high)
             elif self._unreadable(bucket, vbucket):
                 self._finish(StreamEndReason.BACKFILL_FAIL)
@@ -228,8 +233,11 @@ class Stream:
             chunk.stamp(self.opaque)
         self._started = self._backfill = True
         self._from_disk = end
-        if self._position >= chunk.nbytes and not variant.collections:
-            # Nothing of this is for the client, and it is not told so.
+        # 8.0 does not scan where the collections of a filter have nothing on disk.
+        skips = self.style.is_8 and bool(variant.filter_ids) and vbucket.purge_seqno <= self.sent
+        if self._position >= chunk.nbytes and (skips or not variant.collections) and not self._oso:
+            # Nothing of this is for the client, and the node does not say so.
+            self._backfill = self._backfill and not skips
             chunk.busy = False
             self.sent = end
             return

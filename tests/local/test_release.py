@@ -348,6 +348,32 @@ def test_a_collection_that_misses_nothing_that_was_purged(cluster: LocalCluster)
                 client.until_end()
 
 
+def test_a_filtered_stream_without_anything_on_disk(cluster: LocalCluster) -> None:
+    cluster.create_scope("s")
+    cluster.upsert("k", {})
+    cid = cluster.create_collection("s", "c")
+    of_collection = json.dumps({"collections": [f"{cid:x}"]}).encode()
+    cluster.upsert("k", {})
+
+    def read(client: Client, start: int) -> list[tuple[object, ...]]:
+        uuid = vbuuid(cluster)
+        client.stream(0, start, end=4, vbuuid=uuid, value=of_collection)
+        found = client.until_end()
+        names = [Opcode(frame.opcode).name.removeprefix("DCP_") for frame in found]
+        return [*(marker(frame) for frame in found[:1] if len(found) > 1), (*names,)]
+
+    with Client(cluster).login().open() as client:
+        assert read(client, 0) == [
+            (0, 4, 6),
+            ("SNAPSHOT_MARKER", "SYSTEM_EVENT", "SEQNO_ADVANCED", "STREAM_END"),
+        ]
+        # The collection has nothing newer: the file is not looked into.
+        assert read(client, 3) == [("STREAM_END",)]
+        # What was before it was created is not looked for on disk.
+        cluster.hold_in_memory(0, 3)
+        assert read(client, 0) == [(0, 3, 5), ("SNAPSHOT_MARKER", "SYSTEM_EVENT", "STREAM_END")]
+
+
 def test_statistics_are_marked_as_json(cluster: LocalCluster) -> None:
     with Client(cluster).login() as client:
         opaque = client.send(request(Opcode.STAT, opaque=77, key=b"vbucket-details 0"))
