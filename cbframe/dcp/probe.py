@@ -205,11 +205,7 @@ class Probe:
             self._talk(node, open_dcp(login, settings), outcome, waker)
             return outcome
 
-        outcome = attempt()
-        if isinstance(outcome.error, ConnectError) and outcome.stage not in ("", SERVICE):
-            # A node that gets the bucket closes the connections that were without it, answers included.
-            outcome = attempt()
-        return self._when_loaded(attempt, outcome)
+        return self._when_loaded(attempt, attempt())
 
     def _talk(self, node: str, steps: Steps[T], outcome: Outcome, waker: Waker) -> T | None:
         """The result of a conversation; None, and an error in `outcome`, if it has none."""
