@@ -30,7 +30,7 @@ from cbframe.frame.tail import Tail, seconds_of
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.scan.progress import ShowsItself
-from cbframe.scan.spec import ScanSpec
+from cbframe.scan.spec import ScanSpec, positive
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -382,6 +382,7 @@ class ChangeStream(ShowsItself):
         """
         age = None if last is None else seconds_of("last", last)
         limit = None if timeout is None else seconds_of("timeout", timeout)
+        rows = positive("rows", rows)
         if self._closed:
             raise _closed()
         if self._tail is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,7 @@ def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
     ConfigurationError
         Without `overwrite`: there is something at `path` by then.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with scratch.open("wb") as file:
             yield file

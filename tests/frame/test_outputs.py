@@ -30,6 +30,7 @@ from cbframe import (
     scan_bucket,
     write_snapshot,
 )
+from cbframe.frame.parquet import whole_file
 
 from .kit import WIRE_METADATA, fill, keys_of, truth
 
@@ -270,6 +271,17 @@ def test_parquet_is_there_whole_or_not_at_all(
             scan_bucket(filled).to_parquet(target, overwrite=True)
     assert target.read_bytes() == before
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_two_writers_of_one_file_do_not_share_what_is_not_complete(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    with whole_file(path) as first:
+        first.write(b"first")
+        with whole_file(path) as second:
+            second.write(b"2")
+        assert path.read_bytes() == b"2"
+    assert path.read_bytes() == b"first"
+    assert [each.name for each in tmp_path.iterdir()] == ["x.parquet"]
 
 
 def test_a_failed_read_writes_no_file(filled: LocalCluster, tmp_path: Path) -> None:

@@ -164,6 +164,9 @@ def test_what_is_there_is_waited_for_no_longer_than_was_asked(cluster: LocalClus
         for bad in ("5", -1, True):
             with pytest.raises(ConfigurationError, match="timeout="):
                 stream.to_pandas(timeout=bad)  # type: ignore[arg-type]
+        for rows in ("5", -1, None):
+            with pytest.raises(ConfigurationError, match="rows="):
+                stream.to_pandas(rows=rows)  # type: ignore[arg-type]
 
 
 def test_a_failover_while_it_is_waited_for(cluster: LocalCluster) -> None:
