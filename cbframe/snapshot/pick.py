@@ -17,7 +17,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import DecodeError
 
-from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OURS, REASON, VALUE
+from cbframe.arrow.columns import (
+    COLLECTION_ID,
+    DATATYPE,
+    KEY,
+    METADATA_TYPES,
+    OURS,
+    REASON,
+    VALUE,
+    is_json,
+)
 from cbframe.arrow.documents.comparison import Mask, compared, decoded, family, holds, value_at
 from cbframe.arrow.documents.filters import (
     Filters,
@@ -83,6 +92,8 @@ def families(kind: Kind) -> tuple[str, ...]:
         return ("number",) if kind.digits else _EVERY if kind.mixed else _TEXT
     if pa.types.is_temporal(kind.type):
         return _TEXT
+    if pa.types.is_binary(kind.type):
+        return _EVERY
     held = family(kind.type)
     return () if held is None else (held,)
 
@@ -122,8 +133,11 @@ class FileFilter:
         return [each for each in predicates(self._filters) if not each.of_metadata]
 
     def metadata(self) -> list[str]:
-        """Columns of metadata that are compared."""
-        return list(dict.fromkeys(each.path[0] for each in predicates(self._filters) if each.of_metadata))
+        """Columns of metadata that are needed."""
+        names = [each.path[0] for each in predicates(self._filters) if each.of_metadata]
+        if any(each.op == "is" for each in self.of_fields()):
+            names.append(DATATYPE)
+        return list(dict.fromkeys(names))
 
     def documents(self, columns: Columns) -> list[str]:
         """Columns of a file that are needed."""
@@ -180,9 +194,10 @@ class FileFilter:
             kind, length = place
             cells = _cells(table, predicate.path[:length])
             found = self._compared(cells, kind, predicate, predicate.path[length:])
-        if predicate.op == "is" and REASON in table.column_names:
+        if predicate.op == "is":
             # What is no document has no field that could be null.
-            found &= table[REASON].is_null().to_numpy()
+            sound = table[REASON].is_null() if REASON in table.column_names else None
+            found &= is_json(table[DATATYPE].to_numpy()) if sound is None else sound.to_numpy()
         return found
 
     def _compared(self, cells: pa.ChunkedArray, kind: Kind, predicate: Predicate, rest: Path) -> Mask:
@@ -207,7 +222,8 @@ class FileFilter:
         if pa.types.is_decimal(kind.type) and kind.type.scale:
             # Numbers with a fraction are doubles.
             cells = pa.chunked_array([pa.array(map(_double, cells.to_pylist()), pa.float64())])
-        if family(kind.type) is None and not pa.types.is_null(kind.type):
+        # Bytes, which are declared, are the text of any value.
+        if pa.types.is_binary(kind.type) or (family(kind.type) is None and not pa.types.is_null(kind.type)):
             raise self._refusal(predicate, f"has it as {kind.type}")
         return compared(cells, predicate)
 

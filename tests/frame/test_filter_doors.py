@@ -380,6 +380,31 @@ def test_snapshots_where_objects_or_declared_types_count(tmp_path: Path) -> None
         assert answer(keys_of, filters) == wanted, filters
 
 
+def test_snapshots_of_some_columns_or_of_bytes(tmp_path: Path) -> None:
+    """What is no document has no field that is null, and bytes do not tell a number from its text."""
+    with LocalCluster(vbuckets=2, seed=1) as cluster:
+        for key, value in {"a": {"p": 60}, "b": {"q": 1}, "c": b"\x00", "d": {"p": "x"}}.items():
+            cluster.upsert(key, value)
+        write_snapshot(cluster, tmp_path / "some", columns=["p"], options=QUICK)
+        write_snapshot(cluster, tmp_path / "bytes", schema={"p": "binary"}, options=QUICK)
+        read = partial(LIVE["read_bucket"], cluster)
+        for filters, wanted, of_bytes in (
+            ([("p", "is", None)], "b", "b"),
+            ([("p", "is not", None)], "ad", "ad"),
+            ([("p", "<", "a")], "", ERROR),
+            ([("p", "!=", 60)], "d", ERROR),
+        ):
+            assert read(filters) == wanted
+            for name, expected in (("some", wanted), ("bytes", of_bytes)):
+                found = answer(
+                    lambda each, name=name: "".join(
+                        sorted(read_snapshot(tmp_path / name, filters=each).index)
+                    ),
+                    filters,
+                )
+                assert found == expected or (name == "some" and found == ERROR), (name, filters)
+
+
 def test_names_that_are_data(tmp_path: Path) -> None:
     """Filters look for a name in whatever becomes of an object of many names."""
     with LocalCluster(vbuckets=2, seed=1) as cluster:
