@@ -119,7 +119,7 @@ class BucketDataSourceOptions:
         Ask for the history of documents: a snapshot may hold several versions of one. An error where
         the bucket keeps none.
     ignore_purged_tombstones
-        Continue a stream although deletions behind its position were purged: they will not be told.
+        Continue a stream although deletions behind its position were purged: they are not reported.
     flatbuffers_system_events
         Let the server tell changes of collections in the newer form, which alone tells what was modified.
     stream_id
@@ -142,7 +142,7 @@ class BucketDataSourceOptions:
         it has a cluster map, tries again to get to its streams.
     stream_request_timeout
         Seconds without an answer to any of the stream requests under way, after which the connection is
-        made anew.
+        made again.
     recovery_timeout
         Seconds that a bounded source goes on without progress while attempts fail.
     endless_retry
@@ -156,7 +156,7 @@ class BucketDataSourceOptions:
         With ``http://`` and ``https://`` seeds: have the cluster manager send each new cluster map, as the
         data nodes do over their own connections.
     ping_timeout_ms
-        A connection that was idle for so many milliseconds is asked whether it lives.
+        A connection that was idle for this many milliseconds is asked whether it lives.
     receive_buffer_bytes
         Bytes of the receive buffer of each node's connection.
     max_body_bytes

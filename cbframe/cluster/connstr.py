@@ -132,7 +132,7 @@ def parse_connection_string(target: str | Sequence[str]) -> ConnectionString:
     Raises
     ------
     ConfigurationError
-        It cannot be meant; the hint shows what could be. No part of a user name or a password is shown.
+        It is not valid; the hint shows a valid one. No part of a user name or a password is shown.
     """
     given = [target] if isinstance(target, str) else list(target)
     if not all(isinstance(part, str) for part in given):
