@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from time import sleep as pause
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from cbframe.cluster.auth import AuthLike
 from cbframe.cluster.map import ClusterMap
@@ -22,6 +22,7 @@ from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
 
 T = TypeVar("T")
+_Work: TypeAlias = Callable[[Waker], Any]
 
 _ATTEMPTS = 5
 _PAUSE = 0.5
@@ -60,6 +61,7 @@ def look_at(
     network: str = "auto",
     *,
     vbuckets: Iterable[int] | None = None,
+    first_map: ClusterMap | None = None,
     sizes: bool = False,
     time: bool = False,
     sleep: Callable[[float], None] = pause,
@@ -73,6 +75,8 @@ def look_at(
     ----------
     vbuckets
         Those to look at; None for all.
+    first_map
+        The cluster map to begin with, where one was fetched a moment ago.
     sizes
         Ask how much is in them, too.
     time
@@ -91,9 +95,10 @@ def look_at(
     """
     wanted = None if vbuckets is None else set(vbuckets)
     with map_source(server_urls, bucket, auth, options, tls, network, clock=clock) as source:
-        first = when_loaded(source.fetch, options.connect_timeout, sleep=sleep, clock=clock)
+        if first_map is None or not source.adopt(first_map):
+            first_map = when_loaded(source.fetch, options.connect_timeout, sleep=sleep, clock=clock)
         looking = _Looking(source, wanted, options.recovery_timeout, sleep, clock)
-        return looking.look(first, sizes=sizes, time=time)
+        return looking.look(first_map, sizes=sizes, time=time)
 
 
 class _Looking:
@@ -124,12 +129,15 @@ class _Looking:
     def look(self, found: ClusterMap, *, sizes: bool, time: bool) -> Look:
         until = self._clock() + self._patience
         attempts = 0
+        together = True
         while True:
             chosen = set(range(found.vbuckets)) if self._wanted is None else self._wanted
             if (bad := verdicts.bad_choice(chosen, found)) is not None:
                 raise bad
+            # At the first attempt, nothing waits for the other; statistics are not asked for with each.
+            more = self._more(found, chosen, sizes=sizes, time=time)
             try:
-                positions = self._positions(found, chosen)
+                positions, outcomes = self._positions(found, chosen, more if together else [])
             except CbframeError as exc:
                 # A node that is being started anew, or was taken away just now.
                 if not self._may_heal(exc, until):
@@ -138,11 +146,14 @@ class _Looking:
             else:
                 missing = chosen - positions.keys()
                 if not missing:
-                    told, seconds = self._more(found, positions, sizes=sizes, time=time)
-                    return Look(found, dict(sorted(positions.items())), dict(sorted(told.items())), seconds)
+                    outcomes = outcomes if together else at_once(more)
+                    seconds = _result(outcomes.pop()) if time else None
+                    told = _sizes(outcomes, positions) if sizes else {}
+                    return Look(found, dict(sorted(positions.items())), told, seconds)
                 attempts += 1
                 if attempts == _ATTEMPTS:
                     raise verdicts.ownerless(missing, found.vbuckets)
+            together = False
             self._sleep(_PAUSE)
             found = self._next_map(found, until)
 
@@ -157,42 +168,32 @@ class _Looking:
                 raise
             return found
 
-    def _positions(self, found: ClusterMap, chosen: set[int]) -> dict[int, tuple[int, int]]:
+    def _positions(
+        self, found: ClusterMap, chosen: set[int], more: list[_Work]
+    ) -> tuple[dict[int, tuple[int, int]], list[Any]]:
+        """Where the vbuckets are; and the outcomes of what else is to be done at the same time."""
         nodes = sorted({owner for vb in chosen if (owner := found.node_of(vb)) is not None})
         ask = partial(survey, wanted=chosen)
-        outcomes = at_once([partial(self._source.query, node, ask) for node in nodes])
+        outcomes: list[Any] = at_once([*(partial(self._source.query, node, ask) for node in nodes), *more])
         positions: dict[int, tuple[int, int]] = {}
-        for node, outcome in zip(nodes, outcomes, strict=True):
+        for node, outcome in zip(nodes, outcomes, strict=False):
             for vb, at in _result(outcome).items():
                 # One that is on its way may be with two nodes: the old one goes on answering for a while.
                 if found.node_of(vb) == node or vb not in positions:
                     positions[vb] = at
-        return positions
+        return positions, outcomes[len(nodes) :]
 
-    def _more(
-        self, found: ClusterMap, positions: Collection[int], *, sizes: bool, time: bool
-    ) -> tuple[dict[int, Size], int | None]:
-        """How much is in the vbuckets, and what time it is at a node, where these are wanted."""
+    def _more(self, found: ClusterMap, chosen: set[int], *, sizes: bool, time: bool) -> list[_Work]:
+        """What asks how much is in the vbuckets, and last what time it is, where these are wanted."""
         of_node: dict[str, list[int]] = {}
-        for vb in positions if sizes else ():
+        for vb in sorted(chosen) if sizes else ():
             if (node := found.node_of(vb)) is not None:
                 of_node.setdefault(node, []).append(vb)
-        works: list[Callable[[Waker], Any]] = [
+        works: list[_Work] = [
             partial(self._source.query, node, partial(survey_sizes, vbuckets=own))
-            for node, own in sorted(of_node.items())
+            for node, own in of_node.items()
         ]
-        if time:
-            works.append(partial(self._time, found))
-        outcomes = at_once(works)
-        seconds = _result(outcomes.pop()) if time else None
-        # A node without time for statistics, or that hangs up on who asks for them: an estimate is missing.
-        told = {
-            vb: size
-            for outcome in outcomes
-            if not isinstance(outcome, ConnectError | ReadTimeoutError)
-            for vb, size in _result(outcome).items()
-        }
-        return {vb: told.get(vb, UNKNOWN) for vb in positions if sizes}, seconds
+        return [*works, partial(self._time, found)] if time else works
 
     def _time(self, found: ClusterMap, waker: Waker) -> int | None:
         """That of the first node that reports it."""
@@ -204,6 +205,17 @@ class _Looking:
             if seconds is not None:
                 return seconds
         return None
+
+
+def _sizes(outcomes: list[Any], vbuckets: Iterable[int]) -> dict[int, Size]:
+    told = {
+        vb: size
+        for outcome in outcomes
+        # A node without time for statistics, or that hangs up on who asks: an estimate is missing.
+        if not isinstance(outcome, ConnectError | ReadTimeoutError)
+        for vb, size in _result(outcome).items()
+    }
+    return {vb: told.get(vb, UNKNOWN) for vb in sorted(vbuckets)}
 
 
 def _result(outcome: T | CbframeError) -> T:

@@ -21,9 +21,9 @@ from cbframe.wire.constants import MAX_BODY_LENGTH, Opcode, Status
 from cbframe.wire.frame import Frame
 
 _PORTS = "is this port the data service (couchbase:// is 11210, couchbases:// is 11207)?"
-_WINDOW = 128
-"""Requests on their way at most: what answers them fits in the buffers of a socket, so that neither side
-waits for the other to read."""
+_WINDOW = 512
+"""Requests under way at most: they are small, and fit in the buffers of a socket, so that sending them does
+not wait for a node that waits for us to read."""
 _MOST_ANSWERS = 1 << 20
 """To one request: a node has no more to report of 1024 vbuckets and their replicas."""
 TURNS = 12

@@ -124,8 +124,11 @@ class Divider:
     def __post_init__(self) -> None:
         count("sample_rows", self.sample_rows)
 
-    def look(self, *, sizes: bool = False, time: bool = False) -> Look:
-        """Where the vbuckets are now, how much is in them if `sizes`, and what time it is there if `time`."""
+    def look(self, before: Look | None = None, *, sizes: bool = False, time: bool = False) -> Look:
+        """Where the vbuckets are now, how much is in them if `sizes`, and what time it is there if `time`.
+
+        `before` was a moment ago: its cluster map will do.
+        """
         spec = self.spec
         return look_at(
             spec.server_urls,
@@ -135,6 +138,7 @@ class Divider:
             spec.tls,
             spec.network,
             vbuckets=spec.vbuckets,
+            first_map=None if before is None else before.map,
             sizes=sizes,
             time=time,
         )

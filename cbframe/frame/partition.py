@@ -289,7 +289,7 @@ def divided(
     # Once more: the sample took its time.
     time = utc_now()
     pins = Pins(AsOf({}, time), "", consistency, moment)
-    return _pinned(divider.look(sizes=True), n, pins, schema, settings)
+    return _pinned(divider.look(look, sizes=True), n, pins, schema, settings)
 
 
 def _pinned(look: Look, n: int, pins: Pins, schema: pa.Schema, settings: PartSettings) -> list[ScanPartition]:

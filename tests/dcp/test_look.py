@@ -79,10 +79,12 @@ def test_a_node_that_is_started_anew(comes_back: bool) -> None:
                 cluster.restart(1, same_ports=True)
 
         def look_now() -> Look:
-            return look_at(seeds, "default", auth, OPTIONS, sleep=sleep, clock=clock)
+            return look_at(seeds, "default", auth, OPTIONS, sizes=True, time=True, sleep=sleep, clock=clock)
 
         if comes_back:
-            assert len(look_now().positions) == 8
+            found = look_now()
+            assert found.positions.keys() == found.sizes.keys() == set(range(8))
+            assert found.time is not None
             assert clock() == began + 20
         else:
             with pytest.raises(ConnectError) as caught:

@@ -107,8 +107,8 @@ def test_histories_are_asked_for_together() -> None:
     far: list[Distance] = []
     found, _ = ask(node_of(), on=lambda stream: far.append(Distance(stream)))
     assert found == {vb: (100 + vb, vb) for vb in ALL}
-    assert far[0].trips < 25, "a trip for each of 1024 would be felt"
-    assert far[0].most <= 128, "neither side must wait for the other to read"
+    assert far[0].trips < 10, "a trip for each of 1024 would be felt"
+    assert far[0].most <= 512, "neither side must wait for the other to read"
 
 
 def test_some_that_the_node_has() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import trustme
 
 import cbframe
 from cbframe import BucketDataSourceOptions, LocalCluster
 from cbframe.frame import doctor
+from cbframe.local import ServerTLS
 
 from .far import Distance
 
@@ -46,7 +50,7 @@ def examine(target: str) -> None:
 
 @pytest.mark.parametrize(
     ("do", "turns", "connections"),
-    [(read, 10, 4), (read_a_scope, 11, 4), (peek, 14, 5), (examine, 16, 9), (partitions, 40, 17)],
+    [(read, 10, 4), (read_a_scope, 11, 4), (peek, 14, 5), (examine, 16, 9), (partitions, 28, 16)],
 )
 def test_how_many_round_trips_it_takes(cluster: LocalCluster, do: Do, turns: int, connections: int) -> None:
     """To connect is one. They were 26, 40, 26, 69 and 181: each request waited for the one before.
@@ -57,6 +61,19 @@ def test_how_many_round_trips_it_takes(cluster: LocalCluster, do: Do, turns: int
         target = cluster.connection_string
         assert far.of(lambda: do(target)) <= turns
         assert far.connections <= connections
+
+
+def test_with_tls_each_connection_takes_one_more(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "node.pem")
+    with LocalCluster(2, 16, seed=1, tls=ServerTLS(tmp_path / "node.pem")) as cluster:
+        cluster.upsert("k", {})
+        with Distance(cluster) as far:
+            arguments: dict[str, Any] = {"auth": AUTH, "tls": tmp_path / "ca.pem", "scope": "_default"}
+            scan = cbframe.scan_bucket(cluster.tls_connection_string, **arguments)
+            assert far.of(scan.to_arrow) <= 13
+            assert far.connections == 3
 
 
 @pytest.mark.slow
