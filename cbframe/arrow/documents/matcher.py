@@ -216,11 +216,11 @@ _NOWHERE = _Nowhere()
 def column_of(typed: TypedColumns, path: Path) -> pa.ChunkedArray | _Nowhere | None:
     """The column of a path; None where it does not have the values as they are in the documents."""
     name, *rest = path
+    if name.startswith(OURS) or "\0" in name:
+        return None
     plan = typed.plan.members.get(name)
     if plan is None:
         return _NOWHERE
-    if name.startswith(OURS):
-        return None
     column = typed.table[name]
     for member in rest:
         if not _is_plain(column, plan):

@@ -213,6 +213,12 @@ def test_numbers(literal: Any, op: str, rows: list[int]) -> None:
     assert [n for n, each in enumerate(documents) if passing([("a", op, literal)], each)] == rows
 
 
+def test_a_name_that_no_column_can_have() -> None:
+    documents = ['{"a\\u0000":1}', '{"a\\u0000":null}', '{"a":1}']
+    assert passing([(("a\0",), "==", 1)], *documents) == [0]
+    assert passing([(("a\0",), "is", None)], *documents) == [1, 2]
+
+
 def test_stored_filters_are_the_same_again() -> None:
     filters = [
         [("a", "==", Decimal("1.50")), (("b", "c.d"), "in", [date(2024, 5, 1), NOON, np.int64(3)])],
