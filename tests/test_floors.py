@@ -43,7 +43,7 @@ MAY_USE = {
 ABOVE_DCP = {"json", "arrow", "scan", "frame", "snapshot", "ui", "contrib", "cli", "testing"}
 CLOCKS_AND_THREADS = {"_thread", "concurrent", "multiprocessing", "threading", "time"}
 """Where a thread or a timer lives; what is below, and what only converts, gets the time as an argument."""
-SOCKETS = {"asyncio", "select", "selectors", "socket", "socketserver"}
+SOCKETS = {"asyncio", "selectors", "socket", "socketserver"}
 LIBRARIES = {
     **{
         library: {"dcp", "frame", "snapshot", "ui", "cli", "local", "testing"}
@@ -52,6 +52,9 @@ LIBRARIES = {
     **{library: {"dcp", "local", "testing", "system.py"} for library in SOCKETS},
     "threading": {"dcp", "frame", "snapshot", "ui", "cli", "local", "testing", "limits.py", "system.py"},
     "time": {"dcp", "frame", "snapshot", "ui", "cli", "local", "testing", "system.py"},
+    **{library: set[str]() for library in ("grp", "posix", "pwd", "select", "termios")},
+    **{library: {"system.py"} for library in ("fcntl", "msvcrt")},
+    "resource": {"limits.py"},
     "ssl": {"dcp", "local", "testing", "cluster/tls.py"},
     "logging": {*FLOORS, *MAY_USE} - {"wire"},
     "numpy": {*FLOORS, *MAY_USE} - {"ground"},

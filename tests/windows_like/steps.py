@@ -46,7 +46,7 @@ class Steps:
         path = self.folder / "open"
         with path.open("wb"), pytest.raises(PermissionError):
             path.unlink()
-        with pytest.raises(OSError, match="syntax is incorrect"):
+        with pytest.raises(OSError, match=r"syntax is incorrect|No such file"):
             (self.folder / "a:b").write_bytes(b"")
 
     def read(self) -> None:
@@ -67,7 +67,7 @@ class Steps:
         # Another program has the file open: for good, and for a moment.
         with path.open("rb"), pytest.raises(PermissionError, match="open in another program") as caught:
             scan.to_parquet(path, overwrite=True)
-        assert str(path) in str(caught.value)
+        assert path.name in str(caught.value)
         held = path.open("rb")
         threading.Timer(0.1, held.close).start()
         scan.to_parquet(path, overwrite=True)
