@@ -262,7 +262,7 @@ class Run:
         error = ReadTimeoutError(
             f"the read is not complete after {self._timeout:g} s: "
             f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets{told}",
-            node=_unfinished(source, self._target),
+            node=_unfinished(source, self._target) or (None if problem is None else problem.node),
             hint="raise timeout=, or read fewer vbuckets or collections",
         )
         error.__cause__ = problem

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -37,6 +38,8 @@ from cbframe import (
     scan_bucket,
 )
 from cbframe.dcp.supervisor import Supervisor
+from cbframe.frame.run import Run
+from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.frame import Frame, request
 from cbframe.wire.messages import SnapshotMarker, StreamEnd
@@ -442,6 +445,16 @@ def test_a_missing_password_is_told_before_anything_is_connected() -> None:
     with TcpServer() as server:
         failure(server.url, auth=None, bound=1)
         assert server.accepted == 0
+
+
+@pytest.mark.parametrize("node", ["h:1", None])
+def test_a_read_that_was_all_but_over_names_who_had_a_problem(node: str | None) -> None:
+    counts = SimpleNamespace(total=SimpleNamespace(documents=1), vbuckets_done=1, vbuckets=1)
+    found = SimpleNamespace(vbuckets=1, node_of=lambda _: "h:1")
+    source: Any = SimpleNamespace(stats=lambda: counts, map=found, as_of={0: (1, 1)})
+    receiver: Any = SimpleNamespace(last_error=node and ConnectError("cut", node=node))
+    error = Run(ScanSpec.of("couchbase://h/b", timeout=1))._too_slow(source, receiver)
+    assert error.node == node
 
 
 # ---------------------------------------------------------------------- Ctrl-C
