@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cbframe.local.dcp import Producer, open_error
+from cbframe.local.dcp import Producer, open_error, value_error
 from cbframe.local.features import FrameInfo, parse_frame_info
 from cbframe.local.queries import ONLY_DCP
 from cbframe.wire.constants import Feature, Opcode, Status
@@ -25,11 +25,9 @@ def dcp_open(conn: KvConnection, frame: Frame) -> None:
         context = "The connection is already opened as a DCP connection"
         conn.respond(frame, Status.EINVAL, context=context)
         return
-    context = open_error(message, frame.key, is_8=conn.is_8) or ""
-    if frame.value:
-        context = "consumer_name only valid for Consumer connections"
-    if context:
-        conn.respond(frame, Status.EINVAL, context=context)
+    wrong = open_error(message, frame.key, is_8=conn.is_8) or value_error(message, frame)
+    if wrong is not None:
+        conn.respond(frame, Status.EINVAL, context=wrong)
         return
     if conn.is_8 and Feature.UNORDERED_EXECUTION in conn.features:
         context = "DCP on connections with unordered execution is not supported"
@@ -37,6 +35,8 @@ def dcp_open(conn: KvConnection, frame: Frame) -> None:
         return
     conn.node.close_namesake(message.name)
     conn.producer = Producer(conn, conn.bucket, message, conn.node.noop_interval)
+    # Errors are JSON from now on, whatever HELLO said.
+    conn.features |= {Feature.JSON}
     conn.respond(frame)
 
 

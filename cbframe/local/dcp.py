@@ -15,7 +15,7 @@ from cbframe.local.controls import Controls
 from cbframe.local.encode import Encoded, Variant
 from cbframe.local.store import VBucket
 from cbframe.local.stream import Stream
-from cbframe.wire.constants import Feature, OpenFlag, Status, StreamEndReason, StreamFlag
+from cbframe.wire.constants import Datatype, Feature, OpenFlag, Status, StreamEndReason, StreamFlag
 from cbframe.wire.failover import encode_failover_log
 from cbframe.wire.frame import Frame
 from cbframe.wire.messages import DcpNoop
@@ -88,6 +88,28 @@ def open_error(message: DcpOpen, name: bytes, *, is_8: bool = False) -> str | No
     return None if name else "Request must include key"
 
 
+def value_error(message: DcpOpen, frame: Frame) -> str | None:
+    """Why the value of a DCP_OPEN is refused, of which only consumers have one; None if it is not."""
+    if not frame.value:
+        return "datatype should be set to RAW" if frame.datatype else None
+    if frame.datatype != Datatype.JSON:
+        return "datatype should be set to JSON for non-empty value"
+    try:
+        wish = json.loads(frame.value)
+    except ValueError:
+        return "value is not valid JSON"
+    if not isinstance(wish, dict):
+        return "value must be JSON of type object"
+    for name in sorted(wish):
+        if name != "consumer_name":
+            return f"Unsupported JSON property {name}"
+        if message.flags & OpenFlag.PRODUCER:
+            return "consumer_name only valid for Consumer connections"
+        if not isinstance(wish[name], str):
+            return "consumer_name must be a string"
+    return None
+
+
 def _named(flags: int, names: Mapping[int, str]) -> str:
     """Flags as 8.0 names them in errors: JSON, a list if there are several."""
     bits = [1 << bit for bit in range(32) if flags >> bit & 1]
@@ -158,6 +180,9 @@ class Producer:
         if not conn.may_stream():
             conn.deny(frame, "DcpProducer")
             return
+        if message.value and not collections:
+            conn.respond(frame, Status.EINVAL, context="Request must not include value")
+            return
         if message.flags & _NO_VALUE_FLAG:
             context = "DCP_ADD_STREAM_FLAG_NO_VALUE{8} flag is no longer used"
             conn.respond(frame, Status.EINVAL, context=context)
@@ -167,9 +192,6 @@ class Producer:
         if message.flags & ~int(known):
             named = f": {_named(message.flags, _STREAM_FLAGS)}" if is_8 else ""
             conn.respond(frame, Status.EINVAL, context=f"Request contains invalid flags{named}")
-            return
-        if message.value and not collections:
-            conn.respond(frame, Status.EINVAL, context="Request must not include value")
             return
         if not conn.holds(message.vbucket, active=bool(message.flags & StreamFlag.ACTIVE_ONLY)):
             conn.not_my_vbucket(frame)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -157,6 +158,33 @@ def test_dcp_open_says_which_flags_are_unknown(cluster: LocalCluster, flags: int
         answer = client.call(DcpOpen("test", 1 | flags))
     assert answer.status == Status.EINVAL
     assert words in context(answer)
+
+
+@pytest.mark.parametrize(
+    ("value", "datatype", "words"),
+    [
+        (b"", 1, "datatype should be set to RAW"),
+        (b"{}", 0, "datatype should be set to JSON for non-empty value"),
+        (b"{", 1, "value is not valid JSON"),
+        (b"[]", 1, "value must be JSON of type object"),
+        (b'{"consumer_name":"x"}', 1, "consumer_name only valid for Consumer connections"),
+        (b'{"a":1,"consumer_name":"x"}', 1, "Unsupported JSON property a"),
+    ],
+)
+def test_the_value_of_dcp_open(cluster: LocalCluster, value: bytes, datatype: int, words: str) -> None:
+    with Client(cluster).login() as client:
+        frame = replace(DcpOpen("test", 1).frame(), value=value, datatype=datatype)
+        answer = client.call(frame)
+        assert (answer.status, context(answer)) == (Status.EINVAL, words)
+
+
+def test_errors_of_dcp_connections_are_json(cluster: LocalCluster) -> None:
+    with Client(cluster).login((Feature.XERROR,)).open() as client:
+        answer = client.call(StreamRequest(0, flags=0x200))
+        assert (answer.datatype, context(answer)) == (
+            Datatype.JSON,
+            'Request contains invalid flags: "unknown:0x200"',
+        )
 
 
 def test_stream_requests_are_refused_with_all_their_flags(cluster: LocalCluster) -> None:
