@@ -250,6 +250,14 @@ def test_a_bucket_that_the_node_does_not_have() -> None:
     assert "check the bucket's name" in str(error.hint)
 
 
+@pytest.mark.parametrize(
+    "status", [Status.WOULD_THROTTLE, *(s for s in Status if s.name.startswith("RATE_LIMITED"))]
+)
+def test_a_limit_that_is_reached_may_pass(status: Status) -> None:
+    error = refused_with(status, Opcode.DCP_OPEN)
+    assert (type(error), error.status, error.permanent) == (ServerError, status, False)
+
+
 @pytest.mark.parametrize("opcode", [Opcode.DCP_OPEN, Opcode.DCP_CONTROL, Opcode.GET_ALL_VB_SEQNOS])
 @pytest.mark.parametrize("status", [Status.CONFIG_ONLY, Status.NO_BUCKET])
 def test_a_bucket_that_is_not_loaded_yet(opcode: Opcode, status: Status) -> None:
