@@ -43,7 +43,7 @@ class Look:
         About how much is in each; empty if that was not asked for.
     time
         What time it is at a node, in seconds since the epoch; None if that was not asked for, or no node
-        tells it.
+        reports it.
     """
 
     map: ClusterMap
@@ -139,7 +139,7 @@ class _Looking:
             try:
                 positions, outcomes = self._positions(found, chosen, more if together else [])
             except CbframeError as exc:
-                # A node that is being started anew, or was taken away just now.
+                # A node that is being restarted, or was taken away just now.
                 if not self._may_heal(exc, until):
                     verdicts.with_addresses(exc, found)
                     raise
@@ -148,8 +148,8 @@ class _Looking:
                 if not missing:
                     outcomes = outcomes if together else at_once(more)
                     seconds = _result(outcomes.pop()) if time else None
-                    told = _sizes(outcomes, positions) if sizes else {}
-                    return Look(found, dict(sorted(positions.items())), told, seconds)
+                    estimates = _sizes(outcomes, positions) if sizes else {}
+                    return Look(found, dict(sorted(positions.items())), estimates, seconds)
                 attempts += 1
                 if attempts == _ATTEMPTS:
                     raise verdicts.ownerless(missing, found.vbuckets)
@@ -208,14 +208,14 @@ class _Looking:
 
 
 def _sizes(outcomes: list[Any], vbuckets: Iterable[int]) -> dict[int, Size]:
-    told = {
+    found = {
         vb: size
         for outcome in outcomes
         # A node without time for statistics, or that hangs up on who asks: an estimate is missing.
         if not isinstance(outcome, ConnectError | ReadTimeoutError)
         for vb, size in _result(outcome).items()
     }
-    return {vb: told.get(vb, UNKNOWN) for vb in sorted(vbuckets)}
+    return {vb: found.get(vb, UNKNOWN) for vb in sorted(vbuckets)}
 
 
 def _result(outcome: T | CbframeError) -> T:

@@ -81,7 +81,7 @@ class BucketLike(Protocol):
 def make_login(
     target: ConnectionString, authenticator: Authenticator, bucket: str, *, allow_plain: bool
 ) -> Login:
-    """What the data service is told about who connects."""
+    """What the data service learns about who connects."""
     username, password = authenticator.credentials() or (None, "")
     return Login(username, password, bucket, target.tls, allow_plain, lambda: token_hex(16))
 
@@ -112,7 +112,7 @@ class MapSource:
     proxies
         HTTP proxies to the cluster managers, by scheme.
     renew
-        Gives the credentials of each fetch anew; None if they never change.
+        Gives the credentials, again for each fetch; None if they never change.
     lookup
         Asks DNS for seeds, in place of dnspython.
     """
@@ -210,7 +210,7 @@ class MapSource:
         return self._over_seeds(self._counted(self._fetch_from))
 
     def _renew_credentials(self) -> bool:
-        """Ask for the credentials anew; whether they are others than before."""
+        """Ask for the credentials again; whether they are others than before."""
         before = self._auth
         if self._renew is not None:
             self._auth = self._renew()

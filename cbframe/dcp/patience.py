@@ -15,7 +15,7 @@ class Patience:
     recovery_timeout
         From the first failure, while nothing but failures follows.
     endless
-        Whether its streams have no end, and so nothing is told of while all is well: then a failure long
+        Whether its streams have no end, and so nothing is reported while all is well: then a failure long
         after the one before is the first of others.
     """
 

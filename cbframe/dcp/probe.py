@@ -254,7 +254,7 @@ class _FirstMarker:
     error: CbframeError | None = None
 
     def on_block(self, block: DataBlock) -> None:
-        """The marker before it has told enough."""
+        """Nothing to do: the marker before it was enough."""
 
     def on_error(self, error: CbframeError) -> None:
         self.error = error

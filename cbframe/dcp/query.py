@@ -27,8 +27,8 @@ not wait for a node that waits for us to read."""
 _MOST_ANSWERS = 1 << 20
 """To one request: a node has no more to report of 1024 vbuckets and their replicas."""
 TURNS = 12
-"""A conversation may take as long as so many turns: no healthy one has more that each take the whole of
-their time, and a node that answers a little at a time does not hold anybody for ever."""
+"""A conversation may take this many times the time-out of a turn. No healthy one has more turns that each
+take all of their time; a node that answers a little at a time must not delay a caller without end."""
 _RECEIVE = 256 * 1024
 
 

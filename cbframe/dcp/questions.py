@@ -68,7 +68,7 @@ class Questions:
     def answered(self, answer: Frame) -> Ready | Sampled | Timed | None:
         """Take the answer and ask on; what has come to its end with it."""
         if answer.opcode == Opcode.STAT:
-            return self._told_time(answer)
+            return self._took_time(answer)
         self._waiting.popleft()
         self.answers += 1
         self._tally.answered(answer)
@@ -94,7 +94,7 @@ class Questions:
             self._time_opaque = self._opaque
             self._queue(replace(TIME.frame(), opaque=self._opaque))
 
-    def _told_time(self, answer: Frame) -> Timed | None:
+    def _took_time(self, answer: Frame) -> Timed | None:
         if answer.status != Status.SUCCESS or not answer.key:
             self._time_opaque = None  # the last line, or a refusal: nothing but the time depends on it
         seconds = time_of(answer)

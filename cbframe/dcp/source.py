@@ -83,7 +83,8 @@ class BucketDataSource(SourceView):
         on which a node has the seed's host and port, or its host; if the seed is no node, ``"external"``
         where all nodes are on it.
     first_map
-        The cluster map to begin with, where one was fetched a moment ago; None to fetch it.
+        The cluster map to begin with, where one was fetched a moment ago; None to fetch it. Not with the
+        option ``connect_bucket``.
     transport, clock
         Stand-ins for tests.
 
@@ -140,7 +141,7 @@ class BucketDataSource(SourceView):
             proxies=options.proxies,
             renew=None if self._auth is None else self._authenticator,
         )
-        self._first_map = first_map
+        self._first_map = None if options.connect_bucket else first_map
         self._wanted = StreamFilter(options.collections, options.scope_id, options.stream_id)
         self._calls_lock = threading.Lock()
         self._coordinator = Coordinator(vbucket_ids, options, self._counters)

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from cbframe.arrow.changes import ChangeReceiver
-from cbframe.cluster.manifest import CollectionName
+from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.dcp.handover import Switch, monotonic
-from cbframe.dcp.maps import bucket_manifest
+from cbframe.dcp.maps import describe_bucket
 from cbframe.dcp.positions import Position
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
@@ -81,12 +81,16 @@ class ChangeStream(ShowsItself):
             refuse=on_rollback == "raise",
             max_value=options.max_body_bytes,
         )
-        directory = self._directory = Directory(
-            lambda: bucket_manifest(
+        first_map = names.map
+
+        def fetch_manifest() -> Manifest | None:
+            nonlocal first_map
+            first_map, manifest = describe_bucket(
                 target.server_urls, target.bucket, target.auth, options, target.tls, target.network
-            ),
-            collection_names,
-        )
+            )
+            return manifest
+
+        directory = self._directory = Directory(fetch_manifest, collection_names)
         if start and not collection_names:
             # Collections were created before the streams begin: they report the end of one by its id.
             directory.learn()
@@ -110,6 +114,7 @@ class ChangeStream(ShowsItself):
             options,
             tls_context=target.tls,
             network=target.network,
+            first_map=first_map,
         )
         source = self._source
         self._gatherer = Gatherer(

@@ -1,4 +1,4 @@
-"""One run of a bounded read: from starting the source to its end, whatever becomes of the documents."""
+"""One run of a bounded read: from starting the source to its end, whatever is done with the documents."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Ran:
     Attributes
     ----------
     as_of
-        What was read is a picture of this; of nothing if the run was but a look at some documents.
+        What was read is as of this; empty if the run was only a look at some documents.
     stats
         Counters of the connections.
     map
@@ -143,7 +143,7 @@ class Run:
         except BaseException:
             self._asked.close()
             raise
-        self._map = first_map or (self.names.map if options.connect_bucket is None else None)
+        self._map = first_map or self.names.map
 
     @property
     def seconds(self) -> float:
@@ -156,7 +156,7 @@ class Run:
         return (lambda: self._decided().seconds) if self._target.expired == "drop" else None
 
     def _decided(self) -> Moment:
-        """One moment for all of the read: that of the nodes, if the first to send documents told its time."""
+        """One moment for all of the read: that of the nodes, if the first to send documents reported one."""
         if self._moment is None:
             self._moment = Moment.of(None if self.source is None else self.source.node_time, self._clock)
         return self._moment
@@ -207,7 +207,7 @@ class Run:
                 vbuckets = parts.send((found.vbuckets, stats.total.documents))
             except StopIteration:
                 break
-        # A look at some documents is no picture of anything.
+        # A look at some documents is not as of anything.
         as_of = AsOf(positions, self._time) if self._target.n_rows is None else AsOf({})
         return Ran(as_of, stats, found, moment, source.node_time)
 

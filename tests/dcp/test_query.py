@@ -30,7 +30,7 @@ def waker() -> Iterator[Waker]:
 
 
 class Far:
-    """A stream whose bytes come some at a time, each time after so many seconds.
+    """A stream whose bytes come some at a time, each time after some seconds.
 
     Attributes
     ----------

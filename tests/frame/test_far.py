@@ -48,12 +48,24 @@ def examine(target: str) -> None:
     assert found.ok, found
 
 
+def open_a_stream(target: str) -> None:
+    with cbframe.stream_bucket(target, auth=AUTH, start="now") as changes:
+        assert not changes.errors
+
+
 @pytest.mark.parametrize(
     ("do", "turns", "connections"),
-    [(read, 10, 4), (read_a_scope, 11, 4), (peek, 14, 5), (examine, 16, 9), (partitions, 28, 16)],
+    [
+        (read, 10, 4),
+        (read_a_scope, 11, 4),
+        (peek, 14, 5),
+        (examine, 16, 9),
+        (partitions, 28, 16),
+        (open_a_stream, 12, 8),
+    ],
 )
 def test_how_many_round_trips_it_takes(cluster: LocalCluster, do: Do, turns: int, connections: int) -> None:
-    """To connect is one. They were 26, 40, 26, 69 and 181: each request waited for the one before.
+    """To connect is one. They were 26, 40, 26, 69, 181 and 33: each request waited for the one before.
 
     Nodes are asked at the same time: their number makes no difference.
     """
@@ -61,6 +73,15 @@ def test_how_many_round_trips_it_takes(cluster: LocalCluster, do: Do, turns: int
         target = cluster.connection_string
         assert far.of(lambda: do(target)) <= turns
         assert far.connections <= connections
+
+
+def test_a_look_where_most_vbuckets_are_empty() -> None:
+    """All of them are read next, and not a few more each time."""
+    with LocalCluster(1, 1024, seed=1) as cluster, Distance(cluster) as far:
+        cluster.bulk_load((b"k%d" % n, b"{}") for n in range(3))
+        scan = cbframe.scan_bucket(cluster.connection_string, auth=AUTH)
+        assert far.of(lambda: scan.peek(3)) <= 16
+        assert far.connections == 3
 
 
 def test_with_tls_each_connection_takes_one_more(tmp_path: Path) -> None:
