@@ -70,7 +70,6 @@ class Line:
         self, node: str, *, transport: Transport, waker: Waker, clock: Callable[[], float], timeout: float
     ) -> None:
         self._node = node
-        self._stream = transport.connect(node, waker, timeout)
         self._clock = clock
         self._timeout = timeout
         self._began = self._progressed = clock()
@@ -82,6 +81,8 @@ class Line:
         self._lines = 0
         """Of the answer that is coming, where it has several."""
         self._answered = False
+        # Last: what else may fail would leave it open.
+        self._stream = transport.connect(node, waker, timeout)
 
     def run(self, steps: Steps[T]) -> T:
         """The result of a conversation; after an error, the connection is of no more use."""
