@@ -502,28 +502,3 @@ def map_source(
         yield source
     finally:
         source.close()
-
-
-def describe_bucket(
-    server_urls: ServerURLs,
-    bucket: str,
-    auth: AuthLike,
-    options: BucketDataSourceOptions,
-    tls: TLSLike = None,
-    network: str = "auto",
-) -> tuple[ClusterMap, Manifest | None]:
-    """Ask a cluster for the map of a bucket and its collections; None where the server has none of these."""
-    with map_source(server_urls, bucket, auth, options, tls, network) as source:
-        return when_loaded(source.describe, options.connect_timeout)
-
-
-def bucket_manifest(
-    server_urls: ServerURLs,
-    bucket: str,
-    auth: AuthLike,
-    options: BucketDataSourceOptions,
-    tls: TLSLike = None,
-    network: str = "auto",
-) -> Manifest | None:
-    """Ask a cluster for the collections of a bucket; None where the server has none."""
-    return describe_bucket(server_urls, bucket, auth, options, tls, network)[1]

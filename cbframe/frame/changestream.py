@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 from cbframe.arrow.changes import ChangeReceiver
 from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.dcp.handover import Switch, monotonic
-from cbframe.dcp.maps import describe_bucket
 from cbframe.dcp.positions import Position
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
@@ -24,7 +23,7 @@ from cbframe.frame.changes import ChangeBatch, Rollback
 from cbframe.frame.checkpoint import Checkpoint, VBucketOffset
 from cbframe.frame.gatherer import Gatherer
 from cbframe.frame.high_seqnos import HighSeqnos
-from cbframe.frame.names import Names
+from cbframe.frame.names import Names, described
 from cbframe.frame.parquet import place_of
 from cbframe.frame.tail import Tail, seconds_of
 from cbframe.options import BucketDataSourceOptions
@@ -85,9 +84,7 @@ class ChangeStream(ShowsItself):
 
         def fetch_manifest() -> Manifest | None:
             nonlocal first_map
-            first_map, manifest = describe_bucket(
-                target.server_urls, target.bucket, target.auth, options, target.tls, target.network
-            )
+            first_map, manifest = described(target)
             return manifest
 
         directory = self._directory = Directory(fetch_manifest, collection_names)

@@ -18,14 +18,13 @@ from cbframe.arrow.documents.unify import Columns, unify
 from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.look import Look, look_at
-from cbframe.dcp.maps import bucket_manifest
 from cbframe.dcp.survey import Size
 from cbframe.errors import ConfigurationError
 from cbframe.frame.agreed import Agreement, Fitter
 from cbframe.frame.assemble import Assembler, assembled_of, beside
 from cbframe.frame.intake import Intake
 from cbframe.frame.moment import Moment
-from cbframe.frame.names import Names
+from cbframe.frame.names import Names, described
 from cbframe.frame.outcome import Outcome
 from cbframe.frame.run import Run
 from cbframe.frame.shape import lacking
@@ -166,9 +165,7 @@ class Divider:
         asked = {"scope", "collection"}
         if not look.map.collections:
             return target, None
-        manifest = bucket_manifest(
-            target.server_urls, target.bucket, target.auth, target.options, target.tls, target.network
-        )
+        _, manifest = described(target)
         if manifest is None:
             return target, None
         names = Names(target, target.options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from cbframe.arrow.documents.filters import predicates
 from cbframe.arrow.keys import KeyForm, formed
 from cbframe.cluster.manifest import SYSTEM_SCOPE, CollectionName, Manifest
 from cbframe.cluster.map import ClusterMap
-from cbframe.dcp.maps import MapSource, describe_bucket, map_source, when_loaded
+from cbframe.dcp.maps import MapSource, map_source, when_loaded
 from cbframe.errors import ROLES_HINT, AccessError, ConfigurationError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.spec import VISIBLE, ScanSpec
@@ -75,22 +75,11 @@ class Names:
         target, options = self._target, self._options
         if target.scope is None and target.collections is None:
             return options
-        if until is None:
-            self.map, manifest = _described(target)
-        else:
-            source = self._source = until.enter_context(
-                map_source(
-                    target.server_urls,
-                    target.bucket,
-                    target.auth,
-                    target.options,
-                    target.tls,
-                    target.network,
-                )
-            )
-            ask = partial(source.describe, keep=True)
-            self.map, found = when_loaded(ask, target.options.connect_timeout)
-            manifest = _existing(found, target)
+        with ExitStack() as stack:
+            source = (until or stack).enter_context(_source_of(target))
+            self.map, found = _describe(source, target, keep=until is not None)
+        self._source = None if until is None else source
+        manifest = _existing(found, target)
         self._manifest_uid = manifest.uid
         target = self._target = _named(target, manifest)
         if target.named is None:
@@ -182,7 +171,7 @@ class Names:
         """Scope and collection of documents that are arriving, by column; null where it is gone."""
         unique, codes = np.unique(ids, return_inverse=True)
         if not self._known.keys() >= set(unique.tolist()):
-            manifest = _described_if_any(self._target)[1]
+            manifest = described(self._target)[1]
             self._known = (
                 {0: CollectionName("_default", "_default")}
                 if manifest is None
@@ -237,12 +226,25 @@ def fetch_manifest(target: ScanSpec) -> Manifest:
     CbframeError
         They could not be looked up.
     """
-    return _described(target)[1]
+    return _existing(described(target)[1], target)
 
 
-def _described(target: ScanSpec) -> tuple[ClusterMap, Manifest]:
-    found, manifest = _described_if_any(target)
-    return found, _existing(manifest, target)
+def described(target: ScanSpec) -> tuple[ClusterMap, Manifest | None]:
+    """The map of the bucket, and its collections; None where the server has none."""
+    with _source_of(target) as source:
+        return _describe(source, target)
+
+
+def _source_of(target: ScanSpec) -> AbstractContextManager[MapSource]:
+    return map_source(
+        target.server_urls, target.bucket, target.auth, target.options, target.tls, target.network
+    )
+
+
+def _describe(
+    source: MapSource, target: ScanSpec, *, keep: bool = False
+) -> tuple[ClusterMap, Manifest | None]:
+    return when_loaded(partial(source.describe, keep=keep), target.options.connect_timeout)
 
 
 def _existing(manifest: Manifest | None, target: ScanSpec) -> Manifest:
@@ -252,12 +254,6 @@ def _existing(manifest: Manifest | None, target: ScanSpec) -> Manifest:
             hint="leave scope= and collections= out",
         )
     return manifest
-
-
-def _described_if_any(target: ScanSpec) -> tuple[ClusterMap, Manifest | None]:
-    return describe_bucket(
-        target.server_urls, target.bucket, target.auth, target.options, target.tls, target.network
-    )
 
 
 def difference(before: Collection[str] | None, now: Collection[str] | None) -> str:
