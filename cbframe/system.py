@@ -87,7 +87,7 @@ def ready(timeout: float | None, *waits: tuple[Any, int]) -> list[Any]:
 def error_text(code: int) -> str:
     """The text of an error of a socket; on Windows ``os.strerror`` does not know these."""
     texts: dict[int, str] = getattr(socket, "errorTab", {})
-    return texts.get(code) or os.strerror(code)
+    return texts.get(code, "").rstrip(".") or os.strerror(code)
 
 
 def nobody_reads(exc: OSError) -> bool:
