@@ -48,7 +48,7 @@ def absence(
         urls = list(_managers(json.loads(config), origin, login, network))[:_MANAGERS]
     if not urls:
         return None
-    scram = not (login.tls or login.allow_plain or all(map(_is_here, urls)))
+    scram = not (login.allow_plain or all(map(_is_here, urls)))
     client = RestClient(urls, auth, timeout=min(timeout, _TIMEOUT), tls_context=tls_context, scram=scram)
     try:
         client.check_bucket(login.bucket)

@@ -86,7 +86,8 @@ _Wish: TypeAlias = tuple[Control, tuple[str, ...]]
 class Login:
     """Who connects, to which bucket. The password stays out of the repr.
 
-    The user name is None where the client's certificate has said it already.
+    The user name is None where the client's certificate has said it already. ``allow_plain`` is True where
+    the server may see the password: it is verified, or the caller says so.
     """
 
     username: str | None
@@ -426,8 +427,7 @@ def _authenticate(login: Login, scram: ScramClient, then: Sequence[Frame]) -> St
     answer = yield ()
     require(answer, "SASL_LIST_MECHS was refused")
     offered = answer.value.decode(errors="replace").upper().split()
-    may_show = login.tls or login.allow_plain
-    mechanism = tried = choose_mechanism(offered, allow_plain=may_show)
+    mechanism = tried = choose_mechanism(offered, allow_plain=login.allow_plain)
     answer = yield ()
     if answer.status == Status.AUTH_CONTINUE:
         mechanism = tried = _BEST
@@ -444,7 +444,7 @@ def _authenticate(login: Login, scram: ScramClient, then: Sequence[Frame]) -> St
                 return (yield ())
         elif answer.status == Status.SUCCESS:
             raise ProtocolError("the server skipped the SCRAM challenge", opcode=Opcode.SASL_AUTH)
-        if answer.status not in _WRONG or not may_show or "PLAIN" not in offered:
+        if answer.status not in _WRONG or not login.allow_plain or "PLAIN" not in offered:
             _check_auth(answer, login, mechanism, _DIRECTORY if "PLAIN" in offered else _USER)
         for _ in sent:
             yield ()  # who is not known yet is refused whatever is asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -79,11 +80,18 @@ class BucketLike(Protocol):
 
 
 def make_login(
-    target: ConnectionString, authenticator: Authenticator, bucket: str, *, allow_plain: bool
+    target: ConnectionString,
+    authenticator: Authenticator,
+    bucket: str,
+    context: TLSContext | None,
+    *,
+    allow_plain: bool,
 ) -> Login:
     """What the data service learns about who connects."""
     username, password = authenticator.credentials() or (None, "")
-    return Login(username, password, bucket, target.tls, allow_plain, lambda: token_hex(16))
+    # Whoever is not verified could be anyone, and would only have to refuse SCRAM to get the password.
+    verified = context is not None and context.verify_mode == ssl.CERT_REQUIRED
+    return Login(username, password, bucket, target.tls, allow_plain or verified, lambda: token_hex(16))
 
 
 def with_credentials(login: Login, authenticator: Authenticator) -> Login:
@@ -488,7 +496,7 @@ def map_source(
     dialer = Dialer(options, tls, authenticator, target)
     source = MapSource(
         target,
-        make_login(target, authenticator, bucket, allow_plain=options.allow_plain),
+        make_login(target, authenticator, bucket, dialer.context, allow_plain=options.allow_plain),
         authenticator,
         transport=dialer.transport(),
         clock=clock,

@@ -124,7 +124,9 @@ class BucketDataSource(SourceView):
         self._clock = clock
         # One for each thread that counts: the supervisor's, the one that fetches maps, the callers'.
         self._counters, self._map_counters, self._calls = (ClusterCounters() for _ in range(3))
-        self._login = make_login(target, authenticator, bucket_name, allow_plain=options.allow_plain)
+        self._login = make_login(
+            target, authenticator, bucket_name, self._dialer.context, allow_plain=options.allow_plain
+        )
         self._auth = auth if callable(auth) else None
         self._refused: set[str] = set()
         self._maps = MapSource(

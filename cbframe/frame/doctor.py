@@ -175,7 +175,9 @@ class _Examination:
         authenticator: Authenticator,
         context: TLSContext | None,
     ) -> None:
-        login = make_login(parsed, authenticator, target.bucket, allow_plain=target.options.allow_plain)
+        login = make_login(
+            parsed, authenticator, target.bucket, context, allow_plain=target.options.allow_plain
+        )
         probe = Probe(context, _EACH, self.left)
         seeds = self._behind_proxy(parsed, target) or self._reach(parsed, probe, context)
         if parsed.bootstrap == "rest":

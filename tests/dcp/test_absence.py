@@ -73,7 +73,8 @@ def test_nobody_knows(cluster: LocalCluster) -> None:
         (LOGIN, "192.0.2.1", True),
         (LOGIN, "node.example", True),
         (replace(LOGIN, allow_plain=True), "192.0.2.1", False),
-        (replace(LOGIN, tls=True), "192.0.2.1", False),
+        (replace(LOGIN, tls=True), "192.0.2.1", True),  # TLS that does not verify the server
+        (replace(LOGIN, tls=True, allow_plain=True), "192.0.2.1", False),
     ],
 )
 def test_passwords_cross_no_network_in_clear_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +104,19 @@ def test_passwords_that_the_cluster_knows_are_not_shown(
     assert len(read_bucket(cluster.tls_connection_string, auth=auth, tls=ca, progress=None)) == 20
     assert len(read_bucket(cluster.connection_string, auth=auth, options=IN_CLEAR, progress=None)) == 20
     assert set(attempts) == {"SCRAM-SHA512"}
+
+
+def test_a_server_that_is_not_verified_does_not_get_the_password(
+    cluster: LocalCluster, attempts: list[str]
+) -> None:
+    anyone = ssl.create_default_context()
+    anyone.check_hostname = False
+    anyone.verify_mode = ssl.CERT_NONE
+    with pytest.raises(AuthFailError):
+        read_bucket(cluster.tls_connection_string, auth=ANN, tls=anyone, progress=None)
+    assert attempts == ["SCRAM-SHA512"]
+    found = read_bucket(cluster.tls_connection_string, auth=ANN, tls=anyone, options=IN_CLEAR, progress=None)
+    assert len(found) == 20
 
 
 def test_over_the_cluster_manager(cluster: LocalCluster, ca: Path) -> None:
