@@ -119,7 +119,7 @@ def test_the_way_of_a_docker_user() -> None:
         with pytest.raises(CbframeError) as caught:
             scan.partitions(2)
         assert unreachable(caught.value, cluster) == advice
-        found = doctor(target, "default", auth=auth, timeout=1.5).failed
+        found = doctor(target, "default", auth=auth, timeout=2.5).failed
         assert found is not None
         assert found.detail.startswith("1 of 1 nodes cannot be reached: ")
         assert unreachable(CbframeError("", hint=found.remedy), cluster) == advice
