@@ -17,7 +17,8 @@ PLACE = Path(__file__).parent / "windows_like"
 @cache
 def wrong() -> dict[str, str | None]:
     """What went wrong in each step."""
-    path = os.pathsep.join((str(PLACE), str(PLACE.parent.parent)))
+    folders = (str(PLACE), str(PLACE.parent.parent), os.environ.get("PYTHONPATH"))
+    path = os.pathsep.join(filter(None, folders))
     done = subprocess.run(
         [sys.executable, "-X", "warn_default_encoding", str(PLACE / "steps.py")],
         env={**os.environ, "PYTHONPATH": path},
