@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Protocol, TypeVar
 
 from cbframe.arrow.batcher import GatheringReceiver
@@ -191,6 +192,8 @@ class Run:
             # Not a with block: Ctrl-C may come while the threads are being started.
             try:
                 source.start()
+                # pyarrow imports pandas with its first array: while nodes are waited for, it costs no time.
+                import_module("pandas")
                 complete = self._gather(source, receiver, sink)
                 if complete:
                     source.wait(0)

@@ -16,8 +16,6 @@ from cbframe.arrow.documents.parse import as_lists, as_map
 from cbframe.arrow.documents.written import with_items
 from cbframe.json import reference
 
-_EMPTY = pa.array(["{}"])
-
 
 def rendered(table: pa.Table, declared: Container[str] = ()) -> pa.Table:
     """A table as it is handed out; columns that are `declared` stay as they are."""
@@ -43,6 +41,6 @@ def _array(array: pa.Array, kind: pa.DataType) -> pa.Array:
         return as_map(lists, names, _array(values, kind.item_type), kind)
     missing = array.is_null()
     if not have.num_fields:
-        return _EMPTY.take(pa.array(np.zeros(len(array), np.int64), mask=np.asarray(missing)))
+        return pa.array(["{}"]).take(pa.array(np.zeros(len(array), np.int64), mask=np.asarray(missing)))
     members = [_array(member, into.type) for member, into in zip(array.flatten(), kind, strict=True)]
     return pa.StructArray.from_arrays(members, fields=list(kind), mask=missing)

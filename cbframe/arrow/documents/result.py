@@ -93,7 +93,7 @@ class Layout:
         if self.rejected:
             arrays[VALUE] = _chunked(map(_rejected, batches), pa.binary())
             arrays[REASON] = _chunked(
-                (_REASONS.take(pa.array(batch.verdicts)) for batch in batches), pa.string()
+                (_reasons().take(pa.array(batch.verdicts)) for batch in batches), pa.string()
             )
         rows = sum(len(batch) for batch in batches)
         assert all(len(array) == rows for array in arrays.values())
@@ -144,7 +144,8 @@ def _rejected(batch: Batch) -> pa.Array:
     return pc.replace_with_mask(values, good, null).cast(pa.binary())
 
 
-_REASONS = pa.array(
-    [None if reason is Reason.GOOD else reason.name.lower() for reason in Reason], pa.string()
-)
-"""By number; null for values that are sound."""
+def _reasons() -> pa.Array:
+    """By number; null for values that are sound."""
+    return pa.array(
+        [None if reason is Reason.GOOD else reason.name.lower() for reason in Reason], pa.string()
+    )
