@@ -63,3 +63,13 @@ def test_no_thread_socket_or_ui_module_is_loaded() -> None:
 def test_it_is_quick() -> None:
     """The best of several runs: others may be using the machine."""
     assert min(report["seconds"] for report in fresh_import()) < BUDGET_SECONDS
+
+
+def test_a_read_begins_before_pandas_is_loaded() -> None:
+    """It is loaded while nodes are waited for, and not before the first of them is asked."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import cbframe; cbframe.read_bucket"
+    subprocess.run(
+        [sys.executable, "-I", "-c", f"{code}; sys.exit('pandas' in sys.modules)", str(ROOT)],
+        check=True,
+        timeout=60,
+    )
