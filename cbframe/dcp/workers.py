@@ -90,7 +90,7 @@ def at_once(works: Sequence[Callable[[Waker], T]]) -> list[T | CbframeError]:
                 except CbframeError as exc:
                     outcomes.append(exc)
             return outcomes
-        except BaseException:
+        except BaseException:  # Ctrl-C, too: nobody is waited for any more, and it is raised again
             for waker in wakers:
                 waker.wake()
             raise

@@ -141,7 +141,7 @@ class Run:
         weakref.finalize(self, self._asked.close)
         try:
             self.options = self.names.resolve_collections(self._asked)
-        except BaseException:
+        except BaseException:  # Ctrl-C, too: no connection is left open, and it is raised again
             self._asked.close()
             raise
         self._map = first_map or self.names.map

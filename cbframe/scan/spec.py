@@ -523,9 +523,8 @@ class ScanSpec:
             network=network,
             **arguments,
         )
-        named_context(
-            spec.tls, parsed
-        )  # a file that cannot be read is reported now, not when the scan is read
+        # A file that cannot be read is reported now, not when the scan is read.
+        named_context(spec.tls, parsed)
         return spec
 
     @classmethod
