@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from cbframe import core
 from cbframe.cluster import srv
+
+
+def pytest_report_header() -> str:
+    """The core that the tests run on; another one that was asked for ends the run at the import above."""
+    return f"cbframe core: {core.NAME}"
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ FLOORS = {
     "ui": 9,
 }
 """Imports point to a lower floor, or stay in their own part."""
-GROUND = {"errors", "limits", "options", "public", "system", "typing"}
+GROUND = {"_core", "core", "errors", "limits", "options", "public", "system", "typing"}
 MAY_USE = {
     "contrib": {*FLOORS, "cbframe"} - {"ui"},
     "local": {"ground", "wire"},
@@ -240,6 +240,7 @@ def sources() -> dict[str, str]:
     return {
         path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
         for path in PACKAGE.rglob("*.py")
+        if "_rust" not in path.parts
     }
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from cbframe.arrow.documents.census import Census
 from cbframe.arrow.documents.chunks import Batch
-from cbframe.arrow.documents.engine import Engine
+from cbframe.arrow.documents.compiled import engine
 from cbframe.arrow.documents.plan import Plan, Policy
 from cbframe.arrow.documents.result import Layout
 from cbframe.arrow.documents.rewrite import count_names
@@ -43,7 +43,7 @@ class PassingTyper:
         self._policy = policy
         self._to_infer = policy.infer_length or 0
         self._head: list[Batch] = []
-        self._engine = Engine(policy)
+        self._engine = engine(policy)
         self._plans: list[Plan | None] = []
         """By which plan each batch was converted; None if by none, or by several."""
         self._counted = self._engine.plan

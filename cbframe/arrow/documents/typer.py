@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from cbframe.arrow.documents.census import Census
 from cbframe.arrow.documents.chunks import Batch
+from cbframe.arrow.documents.compiled import engine
 from cbframe.arrow.documents.density import Widths, merge, widths_of
-from cbframe.arrow.documents.engine import Engine
 from cbframe.arrow.documents.guard import screen
 from cbframe.arrow.documents.order import Places
 from cbframe.arrow.documents.plan import Place, Policy
@@ -64,7 +64,7 @@ class JsonTyper:
         shelf: Shelf | None = None,
     ) -> None:
         self._policy = policy or Policy()
-        self._engine = Engine(self._policy, max_depth=max_depth)
+        self._engine = engine(self._policy, max_depth=max_depth)
         self._to_infer = self._policy.infer_length or 0
         self._batches: list[Batch] = []
         self._submit = submit

@@ -11,6 +11,7 @@ from json_documents import anything, blanks, documents, numbers, strings, unsoun
 
 from cbframe.arrow.documents import engine as engine_module
 from cbframe.arrow.documents import narrow
+from cbframe.arrow.documents import typer as typer_module
 from cbframe.arrow.documents.plan import Policy
 from cbframe.arrow.documents.result import TypedColumns
 from cbframe.arrow.documents.typer import JsonTyper
@@ -30,6 +31,7 @@ def typed(values: list[bytes], cuts: list[int], few: int, **policy: Any) -> tupl
         return chunk
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer_module, "engine", engine_module.Engine)
         patch.setattr(narrow, "_FEW", few)
         patch.setattr(narrow, "convert", counting)
         patch.setattr(engine_module, "_LEAF", 2)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cbframe.arrow.documents import typer as typer_module
 from cbframe.arrow.documents.chunks import Batch
 from cbframe.arrow.documents.engine import Engine
 from cbframe.arrow.documents.order import Places
@@ -597,6 +598,7 @@ def test_what_is_written_in_one_way_becomes_text_without_its_documents(
         convert(engine, batch, *rows)
 
     monkeypatch.setattr(Engine, "convert", counting)
+    monkeypatch.setattr(typer_module, "engine", Engine)
     typer = JsonTyper()
     typer.add(pa.array([b'{"a":null}', f'{{"a":{early}}}'.encode()], pa.binary()))
     typer.add(pa.array([f'{{"a":{late}}}'.encode()], pa.binary()))

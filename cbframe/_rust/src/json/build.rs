@@ -1,0 +1,398 @@
+//! Cells to columns of decided types, as the buffers of Arrow arrays.
+
+use super::facts::{kind_of, parse_double, parse_integer};
+use super::shred::{Cell, Inside, Shredder};
+use super::token::{Kind, Text};
+
+/// The type of a column.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Type {
+    Null,
+    Boolean,
+    Int64,
+    UInt64,
+    /// 38 digits, none behind the point.
+    Decimal,
+    Double,
+    /// Strings as they are, other scalars as they are written.
+    Text,
+    /// Strings as they are, any other value as it is written.
+    Written,
+    /// Every value as it is written.
+    Json,
+    List(Box<Layout>),
+    Struct(Vec<(Box<[u8]>, Layout)>),
+    Map(Box<Layout>),
+}
+
+/// How a field becomes a column.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layout {
+    pub of: Type,
+    /// Kinds of values (a bit for each) that are null, since they are not of the kind that was decided on.
+    pub dropped: u8,
+}
+
+/// A buffer of an array.
+pub enum Buffer {
+    Bytes(Vec<u8>),
+    Words16(Vec<u16>),
+    Words32(Vec<u32>),
+    Offsets(Vec<i32>),
+    Int64(Vec<i64>),
+    UInt64(Vec<u64>),
+    Double(Vec<f64>),
+    Decimal(Vec<i128>),
+}
+
+/// An array: buffers as its type has them.
+pub struct Array {
+    pub length: usize,
+    pub nulls: usize,
+    pub buffers: Vec<Option<Buffer>>,
+    pub children: Vec<Array>,
+}
+
+/// Values that the type of a column cannot hold: it was decided without them.
+#[derive(Debug, PartialEq)]
+pub struct Misfit;
+
+type Result<T> = std::result::Result<T, Misfit>;
+
+pub struct Builder<'a> {
+    pub shredder: &'a mut Shredder,
+    pub text: Text<'a>,
+}
+
+impl Builder<'_> {
+    /// A column of the values of a field, of which there are `rows` with those that are null or missing.
+    ///
+    /// `depth` arrays and objects are around the values.
+    pub fn column(&mut self, id: usize, layout: &Layout, rows: usize, depth: u32) -> Result<Array> {
+        let mut cells = std::mem::take(&mut self.shredder.nodes[id].cells);
+        let built = self.array(id, layout, &cells, rows, depth);
+        std::mem::swap(&mut cells, &mut self.shredder.nodes[id].cells);
+        built
+    }
+
+    fn array(&mut self, id: usize, layout: &Layout, all: &[Cell], rows: usize, depth: u32) -> Result<Array> {
+        let dropped = |cell: &Cell| kind_of(cell.kind).is_none_or(|kind| layout.dropped >> kind & 1 != 0);
+        let kept: Vec<Cell>;
+        let cells = if all.iter().any(dropped) {
+            kept = all.iter().filter(|cell| !dropped(cell)).copied().collect();
+            &kept[..]
+        } else {
+            all
+        };
+        let text = self.text;
+        let source = |cell: &Cell| {
+            let (from, to) = cell.place();
+            text.slice(from, to)
+        };
+        let inside = self.shredder.nodes[id].inside;
+        let reread = match layout.of {
+            Type::Struct(_) if inside == Inside::Nothing || inside == Inside::Names => Some(Inside::Fields),
+            Type::List(_) if inside == Inside::Nothing => Some(Inside::Fields),
+            Type::Map(_) if inside != Inside::Names => Some(Inside::Names),
+            _ => None,
+        };
+        if let Some(inside) = reread {
+            self.shredder.nodes[id].cells = all.to_vec();
+            self.shredder.reread(text, id, inside, depth).map_err(|_| Misfit)?;
+        }
+        let (mut buffers, mut children) = (vec![valid(cells, rows)], vec![]);
+        match &layout.of {
+            Type::Null if cells.is_empty() => buffers[0] = None,
+            Type::Null => return Err(Misfit),
+            Type::Boolean => {
+                let mut bits = vec![0; rows.div_ceil(8)];
+                for cell in cells {
+                    expect(cell.kind == Kind::Bool)?;
+                    bits[cell.row as usize / 8] |= (cell.content as u8) << (cell.row % 8);
+                }
+                buffers.push(Some(Buffer::Bytes(bits)));
+            }
+            Type::Int64 => buffers.push(Some(Buffer::Int64(fixed(cells, rows, |cell| match cell.kind {
+                Kind::Int => Ok(cell.content as i64),
+                Kind::Long => i64::try_from(parse_integer(source(cell))).map_err(|_| Misfit),
+                _ => Err(Misfit),
+            })?))),
+            Type::UInt64 => buffers.push(Some(Buffer::UInt64(fixed(cells, rows, |cell| match cell.kind {
+                Kind::Int => u64::try_from(cell.content as i64).map_err(|_| Misfit),
+                Kind::Long => u64::try_from(parse_integer(source(cell))).map_err(|_| Misfit),
+                _ => Err(Misfit),
+            })?))),
+            Type::Decimal => buffers.push(Some(Buffer::Decimal(fixed(cells, rows, |cell| match cell.kind {
+                Kind::Int => Ok(cell.content as i64 as i128),
+                Kind::Long => Ok(parse_integer(source(cell))),
+                _ => Err(Misfit),
+            })?))),
+            Type::Double => buffers.push(Some(Buffer::Double(fixed(cells, rows, |cell| match cell.kind {
+                Kind::Int => Ok(cell.content as i64 as f64),
+                Kind::Double => Ok(short_double(source(cell))),
+                Kind::Long | Kind::Exponent => Ok(parse_double(source(cell))),
+                _ => Err(Misfit),
+            })?))),
+            Type::Text => buffers.extend(strings(cells, rows, |cell, out| {
+                write_text(text, cell, out);
+                expect(!matches!(cell.kind, Kind::Array | Kind::Object))
+            })?),
+            Type::Written => buffers.extend(strings(cells, rows, |cell, out| {
+                write_text(text, cell, out);
+                Ok(())
+            })?),
+            Type::Json => buffers.extend(strings(cells, rows, |cell, out| {
+                match cell.kind {
+                    Kind::Str | Kind::Escaped => {
+                        let (from, to) = cell.place();
+                        out.extend_from_slice(text.slice(from - 1, to + 1));
+                    }
+                    _ => write_text(text, cell, out),
+                }
+                Ok(())
+            })?),
+            Type::List(item) => {
+                let ends = std::mem::take(&mut self.shredder.nodes[id].ends);
+                let spans = spans(all, Kind::Array, &ends);
+                buffers.push(Some(Buffer::Offsets(offsets(cells, rows, Kind::Array, &spans)?)));
+                let count = ends.last().copied().unwrap_or(0) as usize;
+                self.shredder.nodes[id].ends = ends;
+                children.push(match self.shredder.nodes[id].item {
+                    Some(inner) => self.column(inner as usize, item, count, depth + 1)?,
+                    None => none(item, count)?,
+                });
+            }
+            Type::Struct(members) => {
+                expect(cells.iter().all(|cell| cell.kind == Kind::Object))?;
+                for (name, member) in members {
+                    children.push(match self.shredder.member(id, name) {
+                        Some(child) => self.column(child, member, rows, depth + 1)?,
+                        None => none(member, rows)?,
+                    });
+                }
+            }
+            Type::Map(values) => {
+                let ends = std::mem::take(&mut self.shredder.nodes[id].members);
+                let spans = spans(all, Kind::Object, &ends);
+                buffers.push(Some(Buffer::Offsets(offsets(cells, rows, Kind::Object, &spans)?)));
+                let count = ends.last().copied().unwrap_or(0) as usize;
+                self.shredder.nodes[id].members = ends;
+                let inner = self.shredder.values(id);
+                let column = self.column(inner, values, count, depth + 1)?;
+                let names = &self.shredder.nodes[id].names;
+                let (mut ends, mut keys) = (Vec::with_capacity(count + 1), Vec::new());
+                ends.push(0);
+                for name in names {
+                    name.text(text, &mut keys);
+                    ends.push(offset(keys.len())?);
+                }
+                let buffers = vec![None, Some(Buffer::Offsets(ends)), Some(Buffer::Bytes(keys))];
+                let keys = Array { length: count, nulls: 0, buffers, children: vec![] };
+                children.push(Array { length: count, nulls: 0, buffers: vec![None], children: vec![keys, column] });
+            }
+        }
+        Ok(Array { length: rows, nulls: rows - cells.len(), buffers, children })
+    }
+}
+
+/// The members of each document that were not wanted, as JSON text: each name once, with its last value.
+pub fn rest(shredder: &Shredder, text: Text, rows: usize) -> Result<Array> {
+    let mut cells: Vec<Cell> = Vec::new();
+    let mut bytes = Vec::new();
+    let mut ends = vec![0];
+    for members in shredder.rest.chunk_by(|one, other| one.0 == other.0) {
+        let mut found: Vec<(Vec<u8>, &Cell)> = Vec::new();
+        for (_, name, value) in members {
+            let mut plain = Vec::new();
+            name.text(text, &mut plain);
+            match found.iter_mut().find(|(earlier, _)| *earlier == plain) {
+                Some(earlier) => earlier.1 = value,
+                None => found.push((plain, value)),
+            }
+        }
+        let row = members[0].0;
+        ends.resize(row as usize + 1, offset(bytes.len())?);
+        bytes.push(b'{');
+        for (number, (name, value)) in found.iter().enumerate() {
+            if number > 0 {
+                bytes.push(b',');
+            }
+            write_quoted(name, &mut bytes);
+            bytes.push(b':');
+            let (from, to) = value.place();
+            bytes.extend_from_slice(text.slice(from, to));
+        }
+        bytes.push(b'}');
+        ends.push(offset(bytes.len())?);
+        cells.push(Cell { row, ..*found[0].1 });
+    }
+    ends.resize(rows + 1, offset(bytes.len())?);
+    let buffers = vec![valid(&cells, rows), Some(Buffer::Offsets(ends)), Some(Buffer::Bytes(bytes))];
+    Ok(Array { length: rows, nulls: rows - cells.len(), buffers, children: vec![] })
+}
+
+/// A name as a JSON string, with the escapes that there must be.
+fn write_quoted(name: &[u8], out: &mut Vec<u8>) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    out.push(b'"');
+    for byte in name {
+        match byte {
+            b'"' | b'\\' => out.extend([b'\\', *byte]),
+            b'\n' => out.extend(b"\\n"),
+            b'\r' => out.extend(b"\\r"),
+            b'\t' => out.extend(b"\\t"),
+            8 => out.extend(b"\\b"),
+            12 => out.extend(b"\\f"),
+            0..32 => {
+                out.extend(b"\\u00");
+                out.extend([HEX[*byte as usize / 16], HEX[*byte as usize % 16]]);
+            }
+            _ => out.push(*byte),
+        }
+    }
+    out.push(b'"');
+}
+
+fn expect(fits: bool) -> Result<()> {
+    if fits {
+        Ok(())
+    } else {
+        Err(Misfit)
+    }
+}
+
+fn offset(at: usize) -> Result<i32> {
+    // A batch has far fewer bytes than that.
+    i32::try_from(at).map_err(|_| Misfit)
+}
+
+/// A column of a field that no document has.
+fn none(layout: &Layout, rows: usize) -> Result<Array> {
+    let mut nothing = Shredder::new(0);
+    Builder { shredder: &mut nothing, text: Text::new(&[], 0) }.column(0, layout, rows, 0)
+}
+
+/// A bit for each row that has a value; None where all have one.
+fn valid(cells: &[Cell], rows: usize) -> Option<Buffer> {
+    if cells.len() == rows {
+        return None;
+    }
+    let mut bits = vec![0; rows.div_ceil(8)];
+    for cell in cells {
+        bits[cell.row as usize / 8] |= 1 << (cell.row % 8);
+    }
+    Some(Buffer::Bytes(bits))
+}
+
+#[inline(always)]
+fn fixed<T: Copy + Default>(cells: &[Cell], rows: usize, value: impl Fn(&Cell) -> Result<T>) -> Result<Vec<T>> {
+    if cells.len() == rows {
+        return cells.iter().map(value).collect();
+    }
+    let mut values = vec![T::default(); rows];
+    for cell in cells {
+        values[cell.row as usize] = value(cell)?;
+    }
+    Ok(values)
+}
+
+#[inline(always)]
+fn strings(
+    cells: &[Cell],
+    rows: usize,
+    write: impl Fn(&Cell, &mut Vec<u8>) -> Result<()>,
+) -> Result<[Option<Buffer>; 2]> {
+    let mut ends = Vec::with_capacity(rows + 1);
+    let mut bytes = Vec::with_capacity(cells.iter().map(|cell| cell.room()).sum());
+    ends.push(0);
+    for cell in cells {
+        if cell.row as usize >= ends.len() {
+            ends.resize(cell.row as usize + 1, offset(bytes.len())?);
+        }
+        write(cell, &mut bytes)?;
+        ends.push(offset(bytes.len())?);
+    }
+    ends.resize(rows + 1, offset(bytes.len())?);
+    Ok([Some(Buffer::Offsets(ends)), Some(Buffer::Bytes(bytes))])
+}
+
+/// The items of each array, or the members of each object: where they begin and where they end.
+fn spans(cells: &[Cell], kind: Kind, ends: &[u32]) -> Vec<(u32, u32, u32)> {
+    let mut start = 0;
+    let rows = cells.iter().filter(|cell| cell.kind == kind).map(|cell| cell.row);
+    rows.zip(ends).map(|(row, end)| (row, std::mem::replace(&mut start, *end), *end)).collect()
+}
+
+fn offsets(cells: &[Cell], rows: usize, kind: Kind, spans: &[(u32, u32, u32)]) -> Result<Vec<i32>> {
+    expect(cells.iter().all(|cell| cell.kind == kind) && cells.len() == spans.len())?;
+    let mut all = Vec::with_capacity(rows + 1);
+    all.push(0);
+    for (row, start, end) in spans {
+        if *row as usize >= all.len() {
+            all.resize(*row as usize + 1, *start as i32);
+        }
+        all.push(*end as i32);
+    }
+    let last = all.last().copied().unwrap_or(0);
+    all.resize(rows + 1, last);
+    Ok(all)
+}
+
+#[inline(always)]
+fn write_text(text: Text, cell: &Cell, out: &mut Vec<u8>) {
+    let (from, to) = cell.place();
+    match cell.kind {
+        Kind::Str => out.extend_from_slice(text.slice(from, to)),
+        Kind::Escaped => text.unescape(from, to, out),
+        Kind::Bool => out.extend_from_slice(if cell.content != 0 { b"true" } else { b"false" }),
+        Kind::Int => write_integer(cell.content as i64, out),
+        Kind::Null => {}
+        _ => out.extend_from_slice(text.slice(from, to)),
+    }
+}
+
+fn write_integer(number: i64, out: &mut Vec<u8>) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    let mut rest = number.unsigned_abs();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    if number < 0 {
+        out.push(b'-');
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+const TENS: [f64; 23] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19,
+    1e20, 1e21, 1e22,
+];
+
+/// The nearest double of a number without an exponent.
+#[inline(always)]
+fn short_double(source: &[u8]) -> f64 {
+    let (mut mantissa, mut places, mut point) = (0u64, 0usize, false);
+    let negative = source[0] == b'-';
+    if source.len() <= 17 {
+        for byte in &source[negative as usize..] {
+            if *byte == b'.' {
+                point = true;
+            } else {
+                mantissa = mantissa * 10 + (*byte - b'0') as u64;
+                places += point as usize;
+            }
+        }
+        // Both are exact, so their quotient is rounded once.
+        if mantissa <= 1 << 53 {
+            let number = mantissa as f64 / TENS[places];
+            return if negative { -number } else { number };
+        }
+    }
+    parse_double(source)
+}

@@ -1,0 +1,597 @@
+//! Documents to cells, one list of cells for each field.
+
+use super::facts::{kind_of, KINDS};
+use super::token::{Fault, Kind, Result, Text};
+use std::collections::hash_map::{Entry, HashMap};
+
+/// Arrays and objects of a deeper level stay as they are written; the document itself is level 1.
+pub const MAX_LEVELS: u32 = 60;
+pub const ROOT: usize = 0;
+/// So many names that are not wanted are remembered, to be passed over faster.
+const MOST_SKIPPED: usize = 4096;
+const NONE: u32 = u32::MAX;
+
+/// A value of a field.
+#[derive(Clone, Copy, Debug)]
+pub struct Cell {
+    /// The number itself, or where its text is: the start, and 32 bits higher the length.
+    pub content: u64,
+    /// The document; in an array, how many items there were before in all arrays; in a map, members.
+    pub row: u32,
+    pub kind: Kind,
+}
+
+impl Cell {
+    fn span(kind: Kind, row: u32, from: usize, to: usize) -> Cell {
+        Cell { content: from as u64 | ((to - from) as u64) << 32, row, kind }
+    }
+
+    /// About how many bytes its text has.
+    #[inline(always)]
+    pub fn room(&self) -> usize {
+        match self.kind {
+            Kind::Null | Kind::Bool | Kind::Int => 8,
+            _ => (self.content >> 32) as usize + 2,
+        }
+    }
+
+    /// Where the text is.
+    #[inline(always)]
+    pub fn place(&self) -> (usize, usize) {
+        let from = self.content as u32 as usize;
+        (from, from + (self.content >> 32) as usize)
+    }
+}
+
+/// Where a name is: start, end, and whether it has escapes.
+#[derive(Clone, Copy, Debug)]
+pub struct Name(pub u32, pub u32, pub bool);
+
+impl Name {
+    pub fn text(&self, text: Text, out: &mut Vec<u8>) {
+        let (from, to) = (self.0 as usize, self.1 as usize);
+        if self.2 {
+            text.unescape(from, to, out);
+        } else {
+            out.extend_from_slice(text.slice(from, to));
+        }
+    }
+}
+
+/// A member of objects.
+pub struct Field {
+    /// The first bytes of the name and a quote, of which those count that are in the mask.
+    head: u64,
+    mask: u64,
+    /// The name and a quote.
+    quoted: Box<[u8]>,
+    /// The field that came after this one last time.
+    next: u32,
+    /// Its values; None for those that are not wanted.
+    pub node: Option<u32>,
+}
+
+impl Field {
+    fn new(name: &[u8], node: Option<u32>) -> Field {
+        let mut quoted = name.to_vec();
+        quoted.push(b'"');
+        let (mut head, mut mask) = ([0; 8], [0; 8]);
+        for (place, byte) in quoted.iter().take(8).enumerate() {
+            (head[place], mask[place]) = (*byte, 0xff);
+        }
+        let written = !name.iter().any(|byte| *byte < b' ' || *byte == b'"' || *byte == b'\\');
+        Field {
+            // A name that is only ever written with escapes equals nothing.
+            head: u64::from_le_bytes(head) ^ !written as u64,
+            mask: if written { u64::from_le_bytes(mask) } else { 0 },
+            quoted: quoted.into(),
+            next: NONE,
+            node,
+        }
+    }
+
+    pub fn name(&self) -> &[u8] {
+        &self.quoted[..self.quoted.len() - 1]
+    }
+}
+
+/// What is to be done with the arrays and objects of a field.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub enum Inside {
+    /// Members are fields.
+    #[default]
+    Fields,
+    /// Only the members that are fields already are wanted.
+    Some,
+    /// Names of members are data.
+    Names,
+    /// They stay as they are written.
+    Nothing,
+}
+
+/// A field: its values, and what is inside of them.
+#[derive(Default)]
+pub struct Node {
+    pub inside: Inside,
+    pub cells: Vec<Cell>,
+    pub fields: Vec<Field>,
+    index: HashMap<Box<[u8]>, u32, Hash>,
+    /// The field that came first last time.
+    first: u32,
+    /// Items of arrays.
+    pub item: Option<u32>,
+    /// How many items there are up to the end of each array.
+    pub ends: Vec<u32>,
+    /// Members of objects, if their names are data.
+    pub values: Option<u32>,
+    pub names: Vec<Name>,
+    /// How many members there are up to the end of each object.
+    pub members: Vec<u32>,
+    /// There were more names than there may be.
+    pub wide: bool,
+}
+
+/// Names are short: multiplied by words.
+#[derive(Clone, Copy, Default)]
+pub struct Multiplied(u64);
+
+impl std::hash::Hasher for Multiplied {
+    fn write(&mut self, bytes: &[u8]) {
+        for part in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            self.0 = (self.0.rotate_left(5) ^ u64::from_le_bytes(word)).wrapping_mul(0x517c_c1b7_2722_0a95);
+        }
+    }
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 29)
+    }
+}
+
+type Hash = std::hash::BuildHasherDefault<Multiplied>;
+
+/// Why a document has no columns; the numbers are those of `Reason` in Python.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Reason {
+    Good,
+    Binary,
+    Empty,
+    NotUtf8,
+    TooDeep,
+    InvalidJson,
+    NotAnObject,
+}
+
+/// The fields of a batch's documents.
+pub struct Shredder {
+    pub nodes: Vec<Node>,
+    pub max_members: usize,
+    /// How many documents there are.
+    pub documents: u64,
+    /// Keep the members of documents that are not wanted, and those with NUL in their names.
+    pub keeps_rest: bool,
+    /// Of each such member: the document, its name, and its value.
+    pub rest: Vec<(u32, Name, Cell)>,
+    text: Vec<u8>,
+}
+
+impl Shredder {
+    pub fn new(max_members: usize) -> Shredder {
+        Shredder {
+            nodes: vec![Node::new()],
+            max_members,
+            documents: 0,
+            keeps_rest: false,
+            rest: Vec::new(),
+            text: Vec::new(),
+        }
+    }
+
+    /// The values of a member of the objects of a field.
+    pub fn member(&self, id: usize, name: &[u8]) -> Option<usize> {
+        let node = &self.nodes[id];
+        let field = node.index.get(name)?;
+        node.fields[*field as usize].node.map(|child| child as usize)
+    }
+
+    /// The field inside of another one, which is added if there is none.
+    pub fn field(&mut self, id: usize, name: &[u8]) -> usize {
+        if let Some(found) = self.nodes[id].index.get(name) {
+            if let Some(node) = self.nodes[id].fields[*found as usize].node {
+                return node as usize;
+            }
+        }
+        let field = self.add_field(id, name, true);
+        self.nodes[id].fields[field as usize].node.unwrap_or_default() as usize
+    }
+
+    /// The items of the arrays of a field.
+    pub fn item(&mut self, id: usize) -> usize {
+        if let Some(item) = self.nodes[id].item {
+            return item as usize;
+        }
+        let item = self.add();
+        self.nodes[id].item = Some(item as u32);
+        item
+    }
+
+    /// The members of the objects of a field, whose names are data.
+    pub fn values(&mut self, id: usize) -> usize {
+        if let Some(values) = self.nodes[id].values {
+            return values as usize;
+        }
+        let values = self.add();
+        self.nodes[id].values = Some(values as u32);
+        self.nodes[id].inside = Inside::Names;
+        values
+    }
+
+    fn add(&mut self) -> usize {
+        self.nodes.push(Node::new());
+        self.nodes.len() - 1
+    }
+
+    fn add_field(&mut self, id: usize, name: &[u8], wanted: bool) -> u32 {
+        let child = wanted.then(|| self.add() as u32);
+        let node = &mut self.nodes[id];
+        let number = node.fields.len() as u32;
+        node.fields.push(Field::new(name, child));
+        node.index.insert(name.into(), number);
+        number
+    }
+
+    /// Put the values of a document into cells; one that is none leaves no trace.
+    #[inline]
+    pub fn document(&mut self, all: &[u8], from: usize, to: usize, row: u32) -> Reason {
+        let text = Text::new(all, to);
+        let start = text.blanks(from);
+        if text.byte(start) == b'{' {
+            let end = self.object(text, start + 1, ROOT, row, 1);
+            if end.is_ok_and(|end| text.blanks(end) == to) {
+                self.documents += 1;
+                return Reason::Good;
+            }
+        }
+        self.refuse(all, from, to, row)
+    }
+
+    /// Why a document is none.
+    #[cold]
+    fn refuse(&mut self, all: &[u8], from: usize, to: usize, row: u32) -> Reason {
+        self.take_members_back(ROOT, row);
+        while self.rest.last().is_some_and(|(last, _, _)| *last >= row) {
+            self.rest.pop();
+        }
+        let document = &all[from..to];
+        if document.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n')) {
+            return Reason::Empty;
+        }
+        if std::str::from_utf8(document).is_err() {
+            return Reason::NotUtf8;
+        }
+        let text = Text::new(all, to);
+        match text.skip(text.blanks(from), 0) {
+            Err(Fault::Deep) => Reason::TooDeep,
+            Ok(end) if text.blanks(end) == to => Reason::NotAnObject,
+            _ => Reason::InvalidJson,
+        }
+    }
+
+    fn object(&mut self, text: Text, at: usize, id: usize, row: u32, depth: u32) -> Result<usize> {
+        let mut at = text.blanks(at);
+        if text.byte(at) == b'}' {
+            return Ok(at + 1);
+        }
+        let mut previous = NONE;
+        loop {
+            if text.byte(at) != b'"' {
+                return Err(Fault::Invalid);
+            }
+            at += 1;
+            let name = at;
+            let node = &self.nodes[id];
+            let expected = match node.fields.get(previous as usize) {
+                Some(field) => field.next,
+                None => node.first,
+            };
+            let mut found = NONE;
+            if let Some(field) = node.fields.get(expected as usize) {
+                if text.word(at) & field.mask == field.head {
+                    let end = at + field.quoted.len();
+                    if field.quoted.len() <= 8 || (end <= text.end() && *text.slice(at, end) == *field.quoted) {
+                        found = expected;
+                        at = end;
+                    }
+                }
+            }
+            if found == NONE {
+                (found, at) = self.find(text, at, id)?;
+                let node = &mut self.nodes[id];
+                match node.fields.get_mut(previous as usize) {
+                    Some(field) => field.next = found,
+                    None => node.first = found,
+                }
+            }
+            let name_end = at - 1;
+            at = text.colon(at)?;
+            previous = found;
+            at = match self.nodes[id].fields.get(found as usize).and_then(|field| field.node) {
+                Some(child) => self.value(text, at, child as usize, row, depth)?,
+                None => {
+                    let end = text.skip(at, depth)?;
+                    if id == ROOT && self.keeps_rest {
+                        let name = Name(name as u32, name_end as u32, text.slice(name, name_end).contains(&b'\\'));
+                        self.rest.push((row, name, Cell::span(Kind::Object, row, at, end)));
+                    }
+                    end
+                }
+            };
+            at = text.blanks(at);
+            match text.byte(at) {
+                b',' => at = text.blanks(at + 1),
+                b'}' => return Ok(at + 1),
+                _ => return Err(Fault::Invalid),
+            }
+        }
+    }
+
+    /// The field of a name that is not the one which came there last time, and where the name ends.
+    #[inline(never)]
+    fn find(&mut self, text: Text, at: usize, id: usize) -> Result<(u32, usize)> {
+        let (end, escapes) = text.string(at)?;
+        let mut unescaped = std::mem::take(&mut self.text);
+        let name = if escapes {
+            unescaped.clear();
+            text.unescape(at, end, &mut unescaped);
+            &unescaped[..]
+        } else {
+            text.slice(at, end)
+        };
+        let node = &self.nodes[id];
+        let found = match node.index.get(name) {
+            Some(field) => Ok(*field),
+            None if node.inside == Inside::Some && node.fields.len() >= MOST_SKIPPED => Ok(NONE),
+            None if node.inside == Inside::Some => Ok(self.add_field(id, &name.to_vec(), false)),
+            None if id != ROOT && node.fields.len() >= self.max_members && !node.wide => Err(Fault::Wide),
+            None => {
+                let wanted = !(id == ROOT && self.keeps_rest && name.contains(&0));
+                Ok(self.add_field(id, &name.to_vec(), wanted))
+            }
+        };
+        self.text = unescaped;
+        Ok((found?, end + 1))
+    }
+
+    #[inline(always)]
+    fn value(&mut self, text: Text, at: usize, id: usize, row: u32, depth: u32) -> Result<usize> {
+        if self.nodes[id].cells.last().is_some_and(|cell| cell.row == row) {
+            self.take_back(id, row); // a name that came before in the same object
+        }
+        let (cell, end) = match text.byte(at) {
+            b'"' => {
+                let (end, escapes) = text.string(at + 1)?;
+                let kind = if escapes { Kind::Escaped } else { Kind::Str };
+                (Cell::span(kind, row, at + 1, end), end + 1)
+            }
+            b'-' | b'0'..=b'9' => {
+                let (kind, number, end) = text.number(at)?;
+                match kind {
+                    Kind::Int => (Cell { content: number as u64, row, kind }, end),
+                    _ => (Cell::span(kind, row, at, end), end),
+                }
+            }
+            first @ (b't' | b'f') => {
+                let end = text.literal(at)?;
+                (Cell { content: (first == b't') as u64, row, kind: Kind::Bool }, end)
+            }
+            b'n' => (Cell { content: 0, row, kind: Kind::Null }, text.literal(at)?),
+            b'{' => {
+                let end = self.inside(text, at, id, row, depth)?;
+                (Cell::span(Kind::Object, row, at, end), end)
+            }
+            b'[' => {
+                let end = self.list(text, at, id, depth)?;
+                (Cell::span(Kind::Array, row, at, end), end)
+            }
+            _ => return Err(Fault::Invalid),
+        };
+        self.nodes[id].cells.push(cell);
+        Ok(end)
+    }
+
+    /// The members of an object; where it ends.
+    fn inside(&mut self, text: Text, at: usize, id: usize, row: u32, depth: u32) -> Result<usize> {
+        if depth >= MAX_LEVELS || self.nodes[id].inside == Inside::Nothing {
+            return text.skip(at, depth);
+        }
+        if self.nodes[id].inside != Inside::Names {
+            match self.object(text, at + 1, id, row, depth + 1) {
+                Err(Fault::Wide) => {
+                    self.nodes[id].wide = true;
+                    self.reread(text, id, Inside::Names, depth)?;
+                }
+                done => return done,
+            }
+        }
+        let values = self.values(id);
+        let (end, members) = members(text, at)?;
+        let node = &mut self.nodes[id];
+        let mut count = node.members.last().copied().unwrap_or(0);
+        node.names.extend(members.iter().map(|(name, _)| name));
+        for (_, start) in members {
+            self.value(text, start, values, count, depth + 1)?;
+            count += 1;
+        }
+        self.nodes[id].members.push(count);
+        Ok(end)
+    }
+
+    /// Read again what is inside of the arrays and objects of a field, in another way.
+    pub fn reread(&mut self, text: Text, id: usize, inside: Inside, depth: u32) -> Result<()> {
+        let node = &mut self.nodes[id];
+        let again = Node { inside, cells: std::mem::take(&mut node.cells), wide: node.wide, ..Node::new() };
+        *node = again;
+        if inside == Inside::Names {
+            self.values(id);
+        }
+        for place in 0..self.nodes[id].cells.len() {
+            let cell = self.nodes[id].cells[place];
+            match cell.kind {
+                Kind::Array => self.list(text, cell.place().0, id, depth)?,
+                Kind::Object => self.inside(text, cell.place().0, id, cell.row, depth)?,
+                _ => continue,
+            };
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, text: Text, start: usize, id: usize, depth: u32) -> Result<usize> {
+        if depth >= MAX_LEVELS || self.nodes[id].inside == Inside::Nothing {
+            return text.skip(start, depth);
+        }
+        let item = self.item(id);
+        let mut count = self.nodes[id].ends.last().copied().unwrap_or(0);
+        let mut at = text.blanks(start + 1);
+        if text.byte(at) == b']' {
+            self.nodes[id].ends.push(count);
+            return Ok(at + 1);
+        }
+        loop {
+            at = self.value(text, at, item, count, depth + 1)?;
+            count += 1;
+            at = text.blanks(at);
+            match text.byte(at) {
+                b',' => at = text.blanks(at + 1),
+                b']' => break,
+                _ => return Err(Fault::Invalid),
+            }
+        }
+        self.nodes[id].ends.push(count);
+        Ok(at + 1)
+    }
+
+    /// Take back the cells of a row and the rows after it, and what is inside of them.
+    fn take_back(&mut self, id: usize, row: u32) {
+        let node = &mut self.nodes[id];
+        while let Some(cell) = node.cells.last().filter(|cell| cell.row >= row).copied() {
+            node.cells.pop();
+            if cell.kind == Kind::Array {
+                node.ends.pop();
+            } else if cell.kind == Kind::Object {
+                node.members.pop();
+            }
+        }
+        self.take_members_back(id, row);
+    }
+
+    /// Take back what is inside of arrays and objects that were not finished, or are no more.
+    fn take_members_back(&mut self, id: usize, row: u32) {
+        let node = &mut self.nodes[id];
+        let items = node.ends.last().copied().unwrap_or(0);
+        let members = node.members.last().copied().unwrap_or(0);
+        node.names.truncate(members as usize);
+        let (item, values) = (node.item, node.values);
+        for number in 0..node.fields.len() {
+            if let Some(child) = self.nodes[id].fields[number].node {
+                self.take_back(child as usize, row);
+            }
+        }
+        if let Some(item) = item {
+            self.take_back(item as usize, items);
+        }
+        if let Some(values) = values {
+            self.take_back(values as usize, members);
+        }
+    }
+
+    /// The rows that have a value of each kind in a place: names of members, None for items and values.
+    pub fn rows_by_kind(&self, place: &[Option<Vec<u8>>]) -> [Vec<u32>; KINDS] {
+        let mut rows: [Vec<u32>; KINDS] = Default::default();
+        let (mut id, mut documents) = (ROOT, None);
+        for step in place {
+            let node = &self.nodes[id];
+            let inner = match step {
+                Some(name) => self.member(id, name),
+                None => match (node.item, node.values) {
+                    (Some(item), None) => {
+                        documents = Some(inner_rows(&node.cells, Kind::Array, &node.ends, documents.as_deref()));
+                        Some(item as usize)
+                    }
+                    (_, Some(values)) => {
+                        documents = Some(inner_rows(&node.cells, Kind::Object, &node.members, documents.as_deref()));
+                        Some(values as usize)
+                    }
+                    (None, None) => None,
+                },
+            };
+            let Some(inner) = inner else { return rows };
+            id = inner;
+        }
+        for cell in &self.nodes[id].cells {
+            if let Some(kind) = kind_of(cell.kind) {
+                rows[kind].push(documents.as_ref().map_or(cell.row, |documents| documents[cell.row as usize]));
+            }
+        }
+        rows
+    }
+
+    /// Forget all cells; fields, and what is known of their order, stay.
+    pub fn clear(&mut self) {
+        self.documents = 0;
+        self.rest.clear();
+        for node in &mut self.nodes {
+            node.cells.clear();
+            node.ends.clear();
+            node.names.clear();
+            node.members.clear();
+        }
+    }
+}
+
+impl Node {
+    fn new() -> Node {
+        Node { first: NONE, ..Node::default() }
+    }
+}
+
+/// The document of each item of arrays, or of each member of objects; None where rows are documents.
+pub fn inner_rows(cells: &[Cell], kind: Kind, ends: &[u32], documents: Option<&[u32]>) -> Vec<u32> {
+    let mut rows = Vec::with_capacity(ends.last().copied().unwrap_or(0) as usize);
+    let cells = cells.iter().filter(|cell| cell.kind == kind);
+    for (cell, end) in cells.zip(ends) {
+        let document = documents.map_or(cell.row, |documents| documents[cell.row as usize]);
+        rows.resize(*end as usize, document);
+    }
+    rows
+}
+
+/// The members of an object, each name once, and where it ends.
+fn members(text: Text, at: usize) -> Result<(usize, Vec<(Name, usize)>)> {
+    let mut found: Vec<(Name, usize)> = Vec::new();
+    let mut known: HashMap<Vec<u8>, usize, Hash> = HashMap::default();
+    let mut at = text.blanks(at + 1);
+    if text.byte(at) == b'}' {
+        return Ok((at + 1, found));
+    }
+    loop {
+        let (end, escapes, start) = text.name(at)?;
+        let name = Name(at as u32 + 1, end as u32, escapes);
+        let mut unescaped = Vec::new();
+        name.text(text, &mut unescaped);
+        match known.entry(unescaped) {
+            Entry::Occupied(earlier) => found[*earlier.get()].1 = start,
+            Entry::Vacant(vacant) => {
+                vacant.insert(found.len());
+                found.push((name, start));
+            }
+        }
+        // Inside of an object that is sound so far, how deep it nests is checked where values are read.
+        at = text.blanks(text.skip(start, 0)?);
+        match text.byte(at) {
+            b',' => at = text.blanks(at + 1),
+            b'}' => return Ok((at + 1, found)),
+            _ => return Err(Fault::Invalid),
+        }
+    }
+}

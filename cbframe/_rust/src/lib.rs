@@ -1,0 +1,5 @@
+//! What cbframe does for every byte and every document.
+
+pub mod frames;
+pub mod json;
+mod python;

@@ -1,0 +1,457 @@
+//! The module `cbframe._core`.
+
+use crate::frames::{Binary, Block, FrameDecoder, Settings, Wrong};
+use crate::json::build::{rest, Array, Buffer, Builder, Layout, Type};
+use crate::json::facts::{Facts, Looker, Place, KINDS};
+use crate::json::shred::{Inside, Reason, Shredder, ROOT};
+use crate::json::token::Text;
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyBufferError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+use std::ffi::c_int;
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<Decoder>()?;
+    module.add_class::<DataBlock>()?;
+    module.add_class::<Converter>()?;
+    module.add_class::<ColumnFacts>()?;
+    module.add_class::<Bytes>()
+}
+
+/// A buffer that Arrow takes over without a copy.
+#[pyclass(frozen, name = "Buffer")]
+struct Bytes(Buffer);
+
+impl Bytes {
+    fn parts(&self) -> (*const u8, usize) {
+        fn of<T>(values: &[T]) -> (*const u8, usize) {
+            (values.as_ptr().cast(), size_of_val(values))
+        }
+        match &self.0 {
+            Buffer::Bytes(values) => of(values),
+            Buffer::Words16(values) => of(values),
+            Buffer::Words32(values) => of(values),
+            Buffer::Offsets(values) => of(values),
+            Buffer::Int64(values) => of(values),
+            Buffer::UInt64(values) => of(values),
+            Buffer::Double(values) => of(values),
+            Buffer::Decimal(values) => of(values),
+        }
+    }
+}
+
+#[pymethods]
+impl Bytes {
+    unsafe fn __getbuffer__(this: Bound<'_, Self>, view: *mut pyo3::ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let (start, length) = this.get().parts();
+        // SAFETY: the view keeps this object, which never changes, and with it what is pointed at; it is read-only.
+        let result = unsafe {
+            pyo3::ffi::PyBuffer_FillInfo(view, this.as_ptr(), start as *mut _, length as isize, 1, flags)
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(PyErr::fetch(this.py()))
+        }
+    }
+}
+
+/// A buffer that Python lends: bytes of documents and numbers about them.
+struct Lent<T: pyo3::buffer::Element>(PyBuffer<T>);
+
+impl<T: pyo3::buffer::Element> Lent<T> {
+    fn new(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = PyBuffer::get(object)?;
+        if !buffer.is_c_contiguous() {
+            return Err(PyBufferError::new_err("a buffer is not contiguous"));
+        }
+        Ok(Lent(buffer))
+    }
+
+    fn slice(&self) -> &[T] {
+        if self.0.item_count() == 0 {
+            return &[];
+        }
+        // SAFETY: it is contiguous, and lives as long as `self`. Nobody writes to buffers of Arrow and to what
+        // a caller hands over for the time of a call: that is the contract of this module.
+        unsafe { std::slice::from_raw_parts(self.0.buf_ptr().cast(), self.0.item_count()) }
+    }
+}
+
+struct Lending {
+    data: Lent<u8>,
+    rows: usize,
+    vbuckets: Lent<u16>,
+    seqnos: Lent<u64>,
+}
+
+/// Documents to columns; for one thread at a time.
+#[pyclass]
+struct Converter {
+    shredder: Shredder,
+    batch: Option<Lending>,
+}
+
+#[pymethods]
+impl Converter {
+    #[new]
+    #[pyo3(signature = (max_members, known = None, *, keeps_rest = false))]
+    fn new(max_members: usize, known: Option<Bound<'_, PyAny>>, keeps_rest: bool) -> PyResult<Self> {
+        let mut shredder = Shredder::new(max_members);
+        shredder.keeps_rest = keeps_rest;
+        if let Some(known) = known {
+            configure(&mut shredder, ROOT, &known)?;
+        }
+        Ok(Converter { shredder, batch: None })
+    }
+
+    /// Take in a batch, and forget the one before.
+    ///
+    /// `offsets` are those of a binary array with `data`; `reasons` has a byte for each document, and those that
+    /// are not 0 are passed over. The result is the same with the reason of each that is no document.
+    fn shred(
+        &mut self,
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        offsets: &Bound<'_, PyAny>,
+        reasons: &Bound<'_, PyAny>,
+        vbuckets: &Bound<'_, PyAny>,
+        seqnos: &Bound<'_, PyAny>,
+    ) -> PyResult<Bytes> {
+        self.shredder.clear();
+        let (data, offsets) = (Lent::<u8>::new(data)?, Lent::<i32>::new(offsets)?);
+        let reasons = Lent::<u8>::new(reasons)?;
+        let (vbuckets, seqnos) = (Lent::<u16>::new(vbuckets)?, Lent::<u64>::new(seqnos)?);
+        let rows = reasons.slice().len();
+        let bounds = offsets.slice();
+        let sound = bounds.len() == rows + 1
+            && vbuckets.slice().len() == rows
+            && seqnos.slice().len() == rows
+            && bounds.windows(2).all(|pair| 0 <= pair[0] && pair[0] <= pair[1])
+            && bounds[rows] as usize <= data.slice().len();
+        if !sound {
+            return Err(PyValueError::new_err("the parts of a batch do not belong together"));
+        }
+        let mut verdicts = reasons.slice().to_vec();
+        let shredder = &mut self.shredder;
+        let all = data.slice();
+        py.detach(|| {
+            for (row, reason) in verdicts.iter_mut().enumerate() {
+                if *reason == Reason::Good as u8 {
+                    let (from, to) = (bounds[row] as usize, bounds[row + 1] as usize);
+                    *reason = shredder.document(all, from, to, row as u32) as u8;
+                }
+            }
+        });
+        self.batch = Some(Lending { data, rows, vbuckets, seqnos });
+        Ok(Bytes(Buffer::Bytes(verdicts)))
+    }
+
+    /// What the batch's documents have in common.
+    fn facts(&self, py: Python<'_>) -> PyResult<ColumnFacts> {
+        let batch = self.batch.as_ref().ok_or_else(nothing)?;
+        let (data, vbuckets, seqnos) = (batch.data.slice(), batch.vbuckets.slice(), batch.seqnos.slice());
+        Ok(ColumnFacts(py.detach(|| Looker::new(&self.shredder, data, vbuckets, seqnos).facts())))
+    }
+
+    /// Columns of the batch, one for each (name, layout): length, nulls, buffers, children.
+    fn build<'py>(&mut self, py: Python<'py>, columns: Vec<(Vec<u8>, Bound<'py, PyAny>)>) -> PyResult<Bound<'py, PyList>> {
+        let layouts = columns
+            .iter()
+            .map(|(name, layout)| Ok((&name[..], layout_of(layout)?)))
+            .collect::<PyResult<Vec<_>>>()?;
+        let batch = self.batch.as_ref().ok_or_else(nothing)?;
+        let (data, rows) = (batch.data.slice(), batch.rows);
+        let shredder = &mut self.shredder;
+        let built = py.detach(|| {
+            let mut builder = Builder { shredder, text: Text::new(data, data.len()) };
+            let mut build = |name: &[u8], layout: &Layout| {
+                let id = builder.shredder.field(ROOT, name);
+                builder.column(id, layout, rows, 1)
+            };
+            layouts.iter().map(|(name, layout)| build(name, layout)).collect::<Result<Vec<_>, _>>()
+        });
+        let built = built.map_err(|_| PyValueError::new_err("a column cannot hold its values"))?;
+        PyList::new(py, built.into_iter().map(|array| handed(py, array)).collect::<PyResult<Vec<_>>>()?)
+    }
+}
+
+#[pymethods]
+impl Converter {
+    /// The members that are no columns, as JSON text: length, nulls, buffers, children.
+    fn rest(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let batch = self.batch.as_ref().ok_or_else(nothing)?;
+        let data = batch.data.slice();
+        let built = py.detach(|| rest(&self.shredder, Text::new(data, data.len()), batch.rows));
+        handed(py, built.map_err(|_| PyValueError::new_err("a column cannot hold its values"))?)
+    }
+
+    /// The documents with a value of each kind in a place: names of members, None for items and values.
+    fn rows_by_kind(&self, place: Vec<Option<Vec<u8>>>) -> Vec<(&'static str, Bytes)> {
+        let rows = self.shredder.rows_by_kind(&place).into_iter().zip(NAMES);
+        rows.filter(|(rows, _)| !rows.is_empty()).map(|(rows, name)| (name, Bytes(Buffer::Words32(rows)))).collect()
+    }
+}
+
+fn nothing() -> PyErr {
+    PyValueError::new_err("there is no batch")
+}
+
+fn handed(py: Python<'_>, array: Array) -> PyResult<Py<PyAny>> {
+    let buffers = array.buffers.into_iter().map(|buffer| buffer.map(Bytes)).collect::<Vec<_>>();
+    let children = array.children.into_iter().map(|child| handed(py, child)).collect::<PyResult<Vec<_>>>()?;
+    Ok((array.length, array.nulls, buffers, children).into_pyobject(py)?.into_any().unbind())
+}
+
+/// (inside, [(name, configuration)], item, values)
+fn configure(shredder: &mut Shredder, id: usize, known: &Bound<'_, PyAny>) -> PyResult<()> {
+    type Parts<'py> =
+        (u8, Vec<(Vec<u8>, Bound<'py, PyAny>)>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
+    let (inside, fields, item, values): Parts = known.extract()?;
+    for (name, inner) in fields {
+        let child = shredder.field(id, &name);
+        configure(shredder, child, &inner)?;
+    }
+    if let Some(inner) = item {
+        let child = shredder.item(id);
+        configure(shredder, child, &inner)?;
+    }
+    if let Some(inner) = values {
+        let child = shredder.values(id);
+        configure(shredder, child, &inner)?;
+    }
+    shredder.nodes[id].inside = match inside {
+        0 => Inside::Fields,
+        1 => Inside::Some,
+        2 => Inside::Names,
+        3 => Inside::Nothing,
+        _ => return Err(PyValueError::new_err("no such way to treat what is inside of a field")),
+    };
+    Ok(())
+}
+
+/// (type, kinds that are dropped, what is inside)
+fn layout_of(layout: &Bound<'_, PyAny>) -> PyResult<Layout> {
+    let (name, dropped, inside): (String, u8, Bound<'_, PyAny>) = layout.extract()?;
+    let of = match &name[..] {
+        "null" => Type::Null,
+        "bool" => Type::Boolean,
+        "int64" => Type::Int64,
+        "uint64" => Type::UInt64,
+        "decimal" => Type::Decimal,
+        "double" => Type::Double,
+        "text" => Type::Text,
+        "written" => Type::Written,
+        "json" => Type::Json,
+        "list" => Type::List(Box::new(layout_of(&inside)?)),
+        "map" => Type::Map(Box::new(layout_of(&inside)?)),
+        "struct" => {
+            let members: Vec<(Vec<u8>, Bound<'_, PyAny>)> = inside.extract()?;
+            let member = |(name, inner): &(Vec<u8>, Bound<'_, PyAny>)| Ok((name.clone().into(), layout_of(inner)?));
+            Type::Struct(members.iter().map(member).collect::<PyResult<_>>()?)
+        }
+        _ => return Err(PyValueError::new_err(format!("no type {name:?}"))),
+    };
+    Ok(Layout { of, dropped })
+}
+
+const NAMES: [&str; KINDS] = ["boolean", "integer", "double", "string", "array", "object"];
+
+/// What values have in common, immutable.
+#[pyclass(frozen, name = "Facts")]
+struct ColumnFacts(Facts);
+
+#[pymethods]
+impl ColumnFacts {
+    fn __or__(&self, other: &ColumnFacts) -> ColumnFacts {
+        let mut facts = self.0.clone();
+        facts.merge(&other.0);
+        ColumnFacts(facts)
+    }
+
+    fn shape(&self) -> u64 {
+        self.0.shape()
+    }
+
+    /// As Python objects.
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        dict(py, &self.0)
+    }
+}
+
+fn dict<'py>(py: Python<'py>, facts: &Facts) -> PyResult<Bound<'py, PyDict>> {
+    let found = PyDict::new(py);
+    let counts = PyDict::new(py);
+    let samples = PyDict::new(py);
+    for kind in 0..KINDS {
+        if facts.counts[kind] > 0 {
+            counts.set_item(NAMES[kind], facts.counts[kind])?;
+            samples.set_item(NAMES[kind], places(py, &facts.samples[kind])?)?;
+        }
+    }
+    found.set_item("counts", counts)?;
+    found.set_item("samples", samples)?;
+    found.set_item("low", facts.low)?;
+    found.set_item("high", facts.high)?;
+    for (name, flag) in [
+        ("inexact", facts.inexact),
+        ("long", facts.long),
+        ("beyond", facts.beyond),
+        ("minus_zero", facts.minus_zero),
+    ] {
+        found.set_item(name, flag)?;
+    }
+    found.set_item("members", facts.members)?;
+    found.set_item("present", facts.present)?;
+    found.set_item("item", facts.item.as_ref().map(|item| dict(py, item)).transpose()?)?;
+    found.set_item("values", facts.values.as_ref().map(|values| dict(py, values)).transpose()?)?;
+    let fields = PyList::empty(py);
+    for (name, inner) in &facts.fields {
+        let name = std::str::from_utf8(name).map_err(|_| PyValueError::new_err("a name is no UTF-8"))?;
+        fields.append((name, dict(py, inner)?))?;
+    }
+    found.set_item("fields", fields)?;
+    Ok(found)
+}
+
+fn places<'py>(py: Python<'py>, places: &[Place]) -> PyResult<Bound<'py, PyTuple>> {
+    PyTuple::new(py, places.iter().copied())
+}
+
+/// The frames of one connection.
+#[pyclass(name = "FrameDecoder")]
+struct Decoder(FrameDecoder);
+
+/// The data messages of a buffer; every column is taken once.
+#[pyclass]
+struct DataBlock(Block);
+
+#[pymethods]
+impl Decoder {
+    #[new]
+    #[pyo3(signature = (*, collections, xattrs, inflate, max_body, max_block))]
+    fn new(collections: bool, xattrs: bool, inflate: bool, max_body: usize, max_block: usize) -> Self {
+        Decoder(FrameDecoder::new(Settings { collections, xattrs, inflate, max_body, max_block }))
+    }
+
+    /// A stream begins, after `seqno`.
+    fn open(&mut self, vbucket: u16, opaque: u32, seqno: u64) {
+        *self.0.stream(vbucket) = crate::frames::Stream { opaque, open: true, seqno, ..Default::default() };
+    }
+
+    /// What still comes of a stream is passed over.
+    fn close(&mut self, vbucket: u16) {
+        self.0.stream(vbucket).closing = true;
+    }
+
+    /// A stream is over.
+    fn forget(&mut self, vbucket: u16) {
+        self.0.stream(vbucket).open = false;
+    }
+
+    /// What came last of a vbucket; within an out-of-order snapshot, what came before it.
+    fn seqno(&mut self, vbucket: u16) -> u64 {
+        self.0.stream(vbucket).seqno
+    }
+
+    /// Take whole frames: a block; or what is wrong, where, with which opcode, vbucket and seqno.
+    fn decode(&mut self, py: Python<'_>, buffer: &Bound<'_, PyAny>, start: usize, stop: usize) -> PyResult<Py<PyAny>> {
+        let buffer = Lent::<u8>::new(buffer)?;
+        let bytes = buffer.slice().get(start..stop).ok_or_else(|| PyValueError::new_err("the buffer ends before"))?;
+        let decoder = &mut self.0;
+        match py.detach(|| decoder.decode(bytes)) {
+            Ok(block) => Ok(Py::new(py, DataBlock(block))?.into_any()),
+            Err(error) => {
+                let what = match error.wrong {
+                    Wrong::Magic => "magic",
+                    Wrong::TooLong => "too_long",
+                    Wrong::Parts => "parts",
+                    Wrong::CollectionId => "collection_id",
+                    Wrong::VBucket => "vbucket",
+                    Wrong::Seqno => "seqno",
+                    Wrong::Snappy => "snappy",
+                    Wrong::Xattrs => "xattrs",
+                };
+                let parts = (what, start + error.offset, error.opcode, error.vbucket, error.seqno);
+                Ok(parts.into_pyobject(py)?.into_any().unbind())
+            }
+        }
+    }
+}
+
+#[pymethods]
+impl DataBlock {
+    fn __len__(&self) -> usize {
+        self.0.rows()
+    }
+
+    #[getter]
+    fn consumed(&self) -> usize {
+        self.0.consumed
+    }
+
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.0.nbytes
+    }
+
+    #[getter]
+    fn dropped(&self) -> usize {
+        self.0.dropped
+    }
+
+    #[getter]
+    fn messages(&self) -> usize {
+        self.0.messages
+    }
+
+    #[getter]
+    fn more(&self) -> bool {
+        self.0.more
+    }
+
+    #[getter]
+    fn before(&self) -> Vec<u32> {
+        self.0.before.clone()
+    }
+
+    #[getter]
+    fn after(&self) -> Vec<u32> {
+        self.0.after.clone()
+    }
+
+    #[getter]
+    fn fresh(&self) -> Vec<u16> {
+        self.0.fresh.clone()
+    }
+
+    /// The buffers of a column.
+    fn take(&mut self, name: &str) -> PyResult<Vec<Bytes>> {
+        fn binary(column: &mut Binary) -> Vec<Buffer> {
+            let column = std::mem::take(column);
+            vec![Buffer::Offsets(column.ends), Buffer::Bytes(column.bytes)]
+        }
+        let block = &mut self.0;
+        let buffers = match name {
+            "key" => binary(&mut block.key),
+            "value" => binary(&mut block.value),
+            "xattr_names" => binary(&mut block.xattr_names),
+            "xattr_texts" => binary(&mut block.xattr_texts),
+            "xattrs" => vec![Buffer::Offsets(std::mem::take(&mut block.xattrs))],
+            "opcode" => vec![Buffer::Bytes(block.opcode.clone())],
+            "datatype" => vec![Buffer::Bytes(std::mem::take(&mut block.datatype))],
+            "vbucket" => vec![Buffer::Words16(std::mem::take(&mut block.vbucket))],
+            "collection_id" => vec![Buffer::Words32(std::mem::take(&mut block.collection_id))],
+            "cas" => vec![Buffer::UInt64(std::mem::take(&mut block.cas))],
+            "seqno" => vec![Buffer::UInt64(std::mem::take(&mut block.seqno))],
+            "rev_seqno" => vec![Buffer::UInt64(std::mem::take(&mut block.rev_seqno))],
+            "flags" => vec![Buffer::Words32(std::mem::take(&mut block.flags))],
+            "expiry" => vec![Buffer::Words32(std::mem::take(&mut block.expiry))],
+            _ => return Err(PyValueError::new_err(format!("no column {name:?}"))),
+        };
+        Ok(buffers.into_iter().map(Bytes).collect())
+    }
+}
