@@ -15,7 +15,7 @@ _HOMES = {
     "cbframe.cluster.backoff": ("exponential_backoff_loop",),
     "cbframe.cluster.rest": ("Bucket", "connect_bucket"),
     "cbframe.dcp.counters": ("NodeStats",),
-    "cbframe.dcp.metadata": ("VBucketMetaData",),
+    "cbframe.dcp.positions": ("VBucketMetaData", "VBucketOffset"),
     "cbframe.dcp.open": ("upr_open",),
     "cbframe.dcp.plan": ("UPDATE_SECURITY_SETTINGS",),
     "cbframe.dcp.receiver": (
@@ -57,7 +57,7 @@ _HOMES = {
     "cbframe.frame.asof": ("AsOf",),
     "cbframe.frame.changes": ("ChangeBatch", "CollectionDrop", "Rollback"),
     "cbframe.frame.changestream": ("ChangeStream",),
-    "cbframe.frame.checkpoint": ("Checkpoint", "VBucketOffset"),
+    "cbframe.frame.checkpoint": ("Checkpoint",),
     "cbframe.frame.conflicts": ("Conflict",),
     "cbframe.frame.diagnosis": ("Diagnosis",),
     "cbframe.frame.doctor": ("doctor",),
@@ -124,9 +124,10 @@ if TYPE_CHECKING:
     from cbframe.cluster.rest import Bucket as Bucket
     from cbframe.cluster.rest import connect_bucket as connect_bucket
     from cbframe.dcp.counters import NodeStats as NodeStats
-    from cbframe.dcp.metadata import VBucketMetaData as VBucketMetaData
     from cbframe.dcp.open import upr_open as upr_open
     from cbframe.dcp.plan import UPDATE_SECURITY_SETTINGS as UPDATE_SECURITY_SETTINGS
+    from cbframe.dcp.positions import VBucketMetaData as VBucketMetaData
+    from cbframe.dcp.positions import VBucketOffset as VBucketOffset
     from cbframe.dcp.receiver import BlockReceiver as BlockReceiver
     from cbframe.dcp.receiver import DeferringReceiver as DeferringReceiver
     from cbframe.dcp.receiver import Document as Document
@@ -166,7 +167,6 @@ if TYPE_CHECKING:
     from cbframe.frame.changes import Rollback as Rollback
     from cbframe.frame.changestream import ChangeStream as ChangeStream
     from cbframe.frame.checkpoint import Checkpoint as Checkpoint
-    from cbframe.frame.checkpoint import VBucketOffset as VBucketOffset
     from cbframe.frame.conflicts import Conflict as Conflict
     from cbframe.frame.diagnosis import Diagnosis as Diagnosis
     from cbframe.frame.doctor import doctor as doctor

@@ -17,7 +17,7 @@ import pyarrow as pa
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET, raw_schema, record_batch
 from cbframe.arrow.exclusion import is_document
 from cbframe.dcp.handover import Handover
-from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.positions import VBucketMetaData
 from cbframe.errors import CbframeError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, SnapshotFlag, SystemEventId

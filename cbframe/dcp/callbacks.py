@@ -9,7 +9,7 @@ from functools import wraps
 from typing import TypeVar
 
 from cbframe.dcp.counters import NodeStats
-from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.receiver import (
     BlockReceiver,
     DeferringReceiver,

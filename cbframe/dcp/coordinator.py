@@ -17,6 +17,7 @@ from cbframe.dcp import plan, verdicts
 from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.ends import Ends
 from cbframe.dcp.patience import Patience
+from cbframe.dcp.positions import Position
 from cbframe.dcp.query import TURNS
 from cbframe.dcp.records import NodeRecord, NodeState, VBuckets, map_backoff, node_backoff
 from cbframe.dcp.refresh import MapRefresh
@@ -81,7 +82,7 @@ class Coordinator:
         return len(self._vbuckets.records)
 
     @property
-    def done(self) -> dict[int, plan.Position]:
+    def done(self) -> dict[int, Position]:
         """Finished vbuckets."""
         return self._vbuckets.done
 
@@ -340,7 +341,7 @@ class Coordinator:
         for vb in vbs:
             end = self._ends.of(vb, node.seqnos)
             if end == 0 and self._ends.now and not self._vbuckets.records[vb].attempts:
-                self._done(vb, plan.Position(0, 0), out)
+                self._done(vb, Position(), out)
                 continue
             streams.append((vb, end))
             self._vbuckets.ask(vb, address, end)
@@ -370,7 +371,7 @@ class Coordinator:
     def _owner(self, vb: int) -> str | None:
         return None if self._map is None else self._map.node_of(vb)
 
-    def _done(self, vb: int, position: plan.Position, out: list[plan.Instruction]) -> None:
+    def _done(self, vb: int, position: Position, out: list[plan.Instruction]) -> None:
         self._vbuckets.finish(vb, position)
         self._finish_if_done(out)
 

@@ -14,6 +14,7 @@ from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import verdicts
 from cbframe.dcp.maps import MapSource, map_source, when_loaded
+from cbframe.dcp.positions import Position
 from cbframe.dcp.survey import UNKNOWN, Size, survey, survey_sizes, survey_time
 from cbframe.dcp.transport import Waker
 from cbframe.dcp.workers import at_once
@@ -38,7 +39,7 @@ class Look:
     map
         Who has which vbucket.
     positions
-        By vbucket: its newest history (vbuuid), and its high seqno.
+        By vbucket: its high seqno, and its newest history.
     sizes
         About how much is in each; empty if that was not asked for.
     time
@@ -47,7 +48,7 @@ class Look:
     """
 
     map: ClusterMap
-    positions: dict[int, tuple[int, int]]
+    positions: dict[int, Position]
     sizes: dict[int, Size]
     time: int | None = None
 
@@ -170,12 +171,12 @@ class _Looking:
 
     def _positions(
         self, found: ClusterMap, chosen: set[int], more: list[_Work]
-    ) -> tuple[dict[int, tuple[int, int]], list[Any]]:
+    ) -> tuple[dict[int, Position], list[Any]]:
         """Where the vbuckets are; and the outcomes of what else is to be done at the same time."""
         nodes = sorted({owner for vb in chosen if (owner := found.node_of(vb)) is not None})
         ask = partial(survey, wanted=chosen)
         outcomes: list[Any] = at_once([*(partial(self._source.query, node, ask) for node in nodes), *more])
-        positions: dict[int, tuple[int, int]] = {}
+        positions: dict[int, Position] = {}
         for node, outcome in zip(nodes, outcomes, strict=False):
             for vb, at in _result(outcome).items():
                 # One that is on its way may be with two nodes: the old one goes on answering for a while.

@@ -18,6 +18,7 @@ from cbframe.dcp.callbacks import Callbacks
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.pace import Pace
+from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.setup import NodeSetup
 from cbframe.dcp.streams import Stream, VBucketState
@@ -401,9 +402,9 @@ class NodeThread:
         self._setup.post(plan.StreamRolledBack(self.node, stream.vbucket))
 
 
-def _position(stream: Stream) -> plan.Position:
+def _position(stream: Stream) -> Position:
     """The state that the stream left complete: its last snapshot's end."""
     seqno = stream.seqno
     if stream.snapshots and not stream.unordered:
         seqno = max(seqno, stream.snap_end)
-    return plan.Position(stream.vbuuid, seqno)
+    return Position.at(stream.vbuuid, seqno)

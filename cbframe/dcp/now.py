@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from cbframe.cluster.auth import AuthLike
 from cbframe.cluster.tls import TLSLike
-from cbframe.dcp.metadata import VBucketMetaData
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import CbframeError, StreamError
 from cbframe.options import BucketDataSourceOptions
@@ -116,5 +115,4 @@ def sample_now(
 
 
 def _position(log: VBucketMetaData, seqno: int) -> Position:
-    metadata = replace(log, snap_start=seqno, snap_end=seqno).to_json()
-    return Position(seqno, metadata, (), seqno)
+    return Position.of(replace(log, snap_start=seqno, snap_end=seqno), seqno, base=seqno)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from cbframe.cluster.map import ClusterMap
+from cbframe.dcp.positions import Position
 from cbframe.errors import CbframeError
 
 # -- events
@@ -55,14 +56,6 @@ class NodeDown:
     node: str
     error: CbframeError
     progressed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """How far a vbucket got: the state at `seqno` of history `vbuuid` is complete."""
-
-    vbuuid: int
-    seqno: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,43 +1,221 @@
-"""How far a stream of changes has got in each vbucket, and where it can go back to.
+"""Where a vbucket's stream is, and where it can go back to.
 
-Pure bookkeeping of one vbucket: no thread, no socket. Within a snapshot a document occurs once: of
-several versions the server sends the last. So what was received is the state of the vbucket only at
-the end of a snapshot, and a rollback into the middle of one leads to a state that the stream never
-had. The end of an earlier snapshot is the nearest place to which whoever has kept all changes can go
-back. So the ends of the last snapshots are remembered.
+Pure bookkeeping: no thread, no socket. Within a snapshot a document occurs once: of several versions the
+server sends the last. So what was received is the state of the vbucket only at the end of a snapshot, and a
+rollback into the middle of one leads to a state that the stream never had. The end of an earlier snapshot
+is the nearest place to which whoever has kept all changes can go back. So the ends of the last snapshots
+are remembered.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
-from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.errors import ConfigurationError
+from cbframe.wire.constants import MAX_SEQNO
+from cbframe.wire.failover import FailoverEntry, FailoverLog
 
 MOST_ENDS = 32
 """Ends of snapshots that are remembered, at most."""
+_HINT = "take an older one, or start again from the beginning: what comes then comes again"
 
 
-class Position(NamedTuple):
-    """Where a vbucket's stream is.
+@dataclass(frozen=True, slots=True)
+class VBucketMetaData:
+    """Snapshot range and failover log of a vbucket, as a receiver stores them: in the reference's JSON.
+
+    The last seqno is not part of it: it belongs to the data, and is stored with the data.
+    """
+
+    seq_start: int = 0
+    seq_end: int = 0
+    snap_start: int = 0
+    snap_end: int = 0
+    failover_log: FailoverLog = ()
+    purge_seqno: int = 0
+    manifest_uid: int = 0
+
+    def to_json(self) -> bytes:
+        """The reference's JSON: seqStart, seqEnd, snapStart, snapEnd, failOverLog.
+
+        And purgeSeqno and manifestUid, where there are such; the reference passes over them.
+        """
+        found: dict[str, object] = {
+            "seqStart": self.seq_start,
+            "seqEnd": self.seq_end,
+            "snapStart": self.snap_start,
+            "snapEnd": self.snap_end,
+            "failOverLog": [list(entry) for entry in self.failover_log],
+        }
+        if self.purge_seqno:
+            found["purgeSeqno"] = self.purge_seqno
+        if self.manifest_uid:
+            found["manifestUid"] = self.manifest_uid
+        return json.dumps(found, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> VBucketMetaData:
+        """Read what :meth:`to_json`, or the reference, wrote.
+
+        Raises
+        ------
+        ConfigurationError
+            The bytes are no such JSON.
+        """
+        try:
+            stored: dict[str, Any] = json.loads(data)
+            log = tuple(FailoverEntry(_u64(u), _u64(s)) for u, s in stored.get("failOverLog") or ())
+            names = ("seqStart", "seqEnd", "snapStart", "snapEnd", "purgeSeqno", "manifestUid")
+            first, last, start, end, *later = (_u64(stored.get(name, 0)) for name in names)
+            return cls(first, last, start, end, log, *later)
+        except (ValueError, TypeError, AttributeError, RecursionError) as exc:
+            raise ConfigurationError(
+                "stored vbucket metadata is not readable",
+                hint="store what set_metadata gave byte for byte, or start that vbucket again from 0",
+            ) from exc
+
+    def vbuuid_at(self, seqno: int) -> int:
+        """The history that `seqno` belongs to; 0 where none is known or needed."""
+        return _vbuuid_at(self.failover_log, seqno)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class VBucketOffset:
+    """How far one vbucket is, and what the server needs to know to go on from there.
 
     Attributes
     ----------
     seqno
-        What was received last.
-    metadata
-        Snapshot range and failover log, in the JSON of :class:`~cbframe.dcp.metadata.VBucketMetaData`;
-        None before a stream was granted.
-    ends
-        Ends of snapshots that were received whole, newest first.
+        Everything up to here was received, or consumed.
+    snap_start, snap_end
+        The snapshot that it is in. At its end the vbucket's state is whole; inside of it, it is not.
+    failover_log
+        The vbucket's histories, newest first: vbuuid, and the seqno at which it began.
+    manifest_uid, purge_seqno
+        Newest change of the collections that was received, and how far deletions were purged; 0 for unknown.
+    snapshots
+        Ends of some snapshots before, newest first: after a rollback the stream goes back to one of them.
     base
-        Where the stream began: nothing at or before it was ever received.
+        Where the stream began; 0 for the beginning of the vbucket.
+
+    Raises
+    ------
+    ConfigurationError
+        The seqno is outside of its snapshot, or before what came before it.
     """
 
     seqno: int = 0
-    metadata: bytes | None = None
-    ends: tuple[int, ...] = ()
+    snap_start: int = 0
+    snap_end: int = 0
+    failover_log: tuple[tuple[int, int], ...] = ()
+    manifest_uid: int = 0
+    purge_seqno: int = 0
+    snapshots: tuple[int, ...] = ()
     base: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.snap_start <= self.seqno <= self.snap_end <= MAX_SEQNO:
+            problem = f"outside of its snapshot, {self.snap_start} to {self.snap_end}"
+        elif not 0 <= self.base <= self.seqno:
+            problem = f"before seqno {self.base}, where the stream began"
+        elif self.snapshots and self.snapshots[0] > self.seqno:
+            problem = f"before the end of an earlier snapshot, {self.snapshots[0]}"
+        else:
+            return
+        raise ConfigurationError(f"the position of a vbucket has seqno {self.seqno}, {problem}", hint=_HINT)
+
+    def __repr__(self) -> str:
+        log = tuple((vbuuid, seqno) for vbuuid, seqno in self.failover_log)
+        values = {each.name: getattr(self, each.name) for each in fields(self)} | {"failover_log": log}
+        return f"VBucketOffset({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+    @classmethod
+    def at(cls, vbuuid: int, seqno: int, snapshots: tuple[int, ...] = ()) -> VBucketOffset:
+        """The end of a snapshot in a history of which no more is known than its vbuuid."""
+        return cls(seqno, seqno, seqno, ((vbuuid, 0),) if vbuuid else (), snapshots=snapshots)
+
+    @classmethod
+    def of(
+        cls, stored: VBucketMetaData | None, seqno: int, snapshots: tuple[int, ...] = (), base: int = 0
+    ) -> VBucketOffset:
+        """What was stored for a vbucket, with the last seqno.
+
+        A seqno outside of the stored range comes of a crash between saving the range and its first item,
+        or of a snapshot that is complete. Both times the state at `seqno` is consistent: a snapshot of its
+        own. Before the range, deletions that were purged from it are still needed.
+        """
+        if stored is None:
+            return cls(seqno, seqno, seqno, snapshots=snapshots, base=base)
+        start, end, purged = stored.snap_start, stored.snap_end, stored.purge_seqno
+        if seqno < start:
+            purged = 0
+        if not start <= seqno <= end:
+            start = end = seqno
+        return cls(seqno, start, end, stored.failover_log, stored.manifest_uid, purged, snapshots, base)
+
+    @property
+    def vbuuid(self) -> int:
+        """The history that `seqno` belongs to; 0 where none is known or needed."""
+        return _vbuuid_at(self.failover_log, self.seqno)
+
+    @property
+    def history(self) -> int:
+        """The newest history that the vbucket had, also where its seqno is 0; 0 if none is known."""
+        return self.failover_log[0][0] if self.failover_log else 0
+
+    @property
+    def metadata(self) -> VBucketMetaData | None:
+        """What a receiver stores of it besides the seqno; None where no history is known."""
+        if not self.failover_log:
+            return None
+        log = tuple(FailoverEntry(*entry) for entry in self.failover_log)
+        return VBucketMetaData(0, 0, self.snap_start, self.snap_end, log, self.purge_seqno, self.manifest_uid)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; numbers as text: many readers of JSON lose digits beyond 2^53."""
+        return {
+            "vbuuid": str(self.vbuuid),
+            "seqno": str(self.seqno),
+            "snap_start": str(self.snap_start),
+            "snap_end": str(self.snap_end),
+            "failover_log": [[str(vbuuid), str(seqno)] for vbuuid, seqno in self.failover_log],
+            "manifest_uid": str(self.manifest_uid),
+            "purge_seqno": str(self.purge_seqno),
+            "snapshots": [str(end) for end in self.snapshots],
+            "base": str(self.base),
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> VBucketOffset:
+        """Read what :meth:`to_dict` gave.
+
+        Raises
+        ------
+        ConfigurationError
+            A field is missing, or is no number in text; or the numbers contradict each other.
+        """
+        try:
+            return cls(
+                u64_of(stored["seqno"]),
+                u64_of(stored["snap_start"]),
+                u64_of(stored["snap_end"]),
+                tuple((u64_of(vbuuid), u64_of(seqno)) for vbuuid, seqno in stored["failover_log"]),
+                u64_of(stored["manifest_uid"]),
+                u64_of(stored["purge_seqno"]),
+                tuple(u64_of(end) for end in stored["snapshots"]),
+                u64_of(stored["base"]),
+            )
+        except ConfigurationError:
+            raise
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ConfigurationError("the position of a vbucket is not readable", hint=_HINT) from exc
+
+
+Position: TypeAlias = VBucketOffset
+"""Its name inside of this package."""
 
 
 @dataclass(slots=True)
@@ -45,7 +223,7 @@ class Track:
     """The position of one vbucket, moved by what its streams tell; touched by one thread at a time."""
 
     seqno: int = 0
-    metadata: bytes | None = None
+    metadata: VBucketMetaData | None = None
     ends: tuple[int, ...] = ()
     base: int = 0
     _snap_end: int | None = None
@@ -56,10 +234,10 @@ class Track:
     @classmethod
     def at(cls, position: Position) -> Track:
         """A track that goes on from a position."""
-        return cls(*position)
+        return cls(position.seqno, position.metadata, position.snapshots, position.base)
 
     def position(self) -> Position:
-        return Position(self.seqno, self.metadata, self.ends, self.base)
+        return Position.of(self.metadata, self.seqno, self.ends, self.base)
 
     def requested(self) -> tuple[bytes | None, int]:
         """A stream is about to be asked for: what it is asked for with.
@@ -68,12 +246,12 @@ class Track:
         """
         self._snap_end = None
         self._asked = True
-        return self.metadata, self.seqno
+        return None if self.metadata is None else self.metadata.to_json(), self.seqno
 
     def stored(self, metadata: bytes) -> bool:
         """There is metadata to be stored; whether a stream was granted, perhaps in a new history."""
         granted, self._asked = self._asked, False
-        self.metadata = metadata
+        self.metadata = VBucketMetaData.from_json(metadata)
         return granted
 
     def marked(self, end: int) -> bool:
@@ -116,7 +294,10 @@ class Track:
         self.ends = tuple(end for end in self.ends if end <= target)
         self.seqno = target
         self._snap_end = None
-        self.metadata = None if self.metadata is None or not target else _metadata_at(self.metadata, target)
+        if self.metadata is not None:
+            # Not the purge seqno: deletions that were taken back with the rest may have been purged since.
+            log = tuple(entry for entry in self.metadata.failover_log if entry.seqno <= target)
+            self.metadata = VBucketMetaData(0, 0, target, target, log) if target else None
         return target
 
 
@@ -136,11 +317,19 @@ def thinned(ends: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(kept[:MOST_ENDS])
 
 
-def _metadata_at(metadata: bytes, seqno: int) -> bytes:
-    """What is stored for a vbucket that was taken back to the end of a snapshot.
+def _vbuuid_at(log: tuple[tuple[int, int], ...], seqno: int) -> int:
+    """The newest history that began at or before a seqno; nothing has happened in any before seqno 1."""
+    return next((vbuuid for vbuuid, began in log if began <= seqno), 0) if seqno else 0
 
-    Not the purge seqno: deletions that were taken back with the rest may have been purged since.
-    """
-    stored = VBucketMetaData.from_json(metadata)
-    log = tuple(entry for entry in stored.failover_log if entry.seqno <= seqno)
-    return VBucketMetaData(snap_start=seqno, snap_end=seqno, failover_log=log).to_json()
+
+def u64_of(text: object) -> int:
+    """An unsigned 64-bit integer that was written as text: what went through a double has lost digits."""
+    if not isinstance(text, str) or str(int(text)) != text:
+        raise ValueError(f"{text!r} is no unsigned 64-bit integer in text")
+    return _u64(int(text))
+
+
+def _u64(number: object) -> int:
+    if not isinstance(number, int) or not 0 <= number <= MAX_SEQNO:
+        raise ValueError(f"{number!r} is no unsigned 64-bit integer")
+    return number

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from cbframe.cluster.backoff import Backoff
-from cbframe.dcp.plan import Position
+from cbframe.dcp.positions import Position
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
 
@@ -122,7 +122,7 @@ class VBuckets:
         """It is done, or still is: its stream was asked for again from where it had ended."""
         before = self.done.get(vb)
         if before is not None:
-            position = Position(position.vbuuid, max(position.seqno, before.seqno))
+            position = Position.at(position.history, max(position.seqno, before.seqno))
         self.done[vb] = position
         self.pending.discard(vb)
         self._unchecked.discard(vb)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Container, Sequence
 from typing import NamedTuple
 
 from cbframe.dcp.handshake import SEQNOS, Login, Steps, high_seqnos, log_in, require
+from cbframe.dcp.positions import Position
 from cbframe.errors import ROLES_HINT
 from cbframe.wire.constants import Opcode, OpenFlag, Status
 from cbframe.wire.failover import parse_failover_log
@@ -61,13 +62,13 @@ def survey_time(login: Login) -> Steps[int | None]:
 UNKNOWN = Size(None, None)
 
 
-def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, tuple[int, int]]]:
+def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, Position]]:
     """Log in and ask where each of the wanted vbuckets is that the node has.
 
     Returns
     -------
     dict
-        By vbucket: its newest history (vbuuid), and its high seqno.
+        By vbucket: its high seqno, and its newest history.
     """
     yield from log_in(login, then=lambda _: [SEQNOS])
     there = high_seqnos((yield ()))
@@ -81,9 +82,7 @@ def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, tuple[int, i
     return found
 
 
-def _positions(
-    vbuckets: Sequence[int], opcode: Opcode, *before: Frame
-) -> Steps[dict[int, tuple[int, int]] | None]:
+def _positions(vbuckets: Sequence[int], opcode: Opcode, *before: Frame) -> Steps[dict[int, Position] | None]:
     """Histories and high seqnos, after requests `before`; None where the user may not ask in this way."""
     # Seqnos last: one with a history that ended meanwhile is seen to be void later on. The other way round,
     # a new history would have a seqno that it never reached, and nobody could tell.
@@ -108,7 +107,7 @@ def _positions(
     seqnos = high_seqnos((yield asked))
     if refused:
         return None
-    return {vb: (vbuuid, seqnos[vb]) for vb, vbuuid in histories.items() if vb in seqnos}
+    return {vb: Position.at(vbuuid, seqnos[vb]) for vb, vbuuid in histories.items() if vb in seqnos}
 
 
 def survey_sizes(login: Login, vbuckets: Collection[int]) -> Steps[dict[int, Size]]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cbframe.cluster.map import ClusterMap
-from cbframe.dcp.plan import Position
+from cbframe.dcp.positions import Position
 from cbframe.dcp.streams import Stream, StreamState
 from cbframe.wire.constants import MAX_SEQNO
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cbframe.cluster.map import ClusterMap
-from cbframe.dcp import plan
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.counters import ClusterCounters, NodeStats
 from cbframe.dcp.handshake import Login
+from cbframe.dcp.positions import Position
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.dcp.streams import VBucketState
 from cbframe.dcp.supervisor import Supervisor
@@ -164,7 +164,7 @@ class SourceView:
         return self._coordinator.reports()
 
     @property
-    def as_of(self) -> dict[int, plan.Position]:
+    def as_of(self) -> dict[int, Position]:
         """Where each finished vbucket is complete: the end of its last snapshot."""
         return dict(sorted(self._coordinator.done.items()))
 

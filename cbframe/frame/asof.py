@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+from cbframe.dcp.positions import Position
+
 
 class AsOf(dict[int, tuple[int, int]]):
     """An immutable mapping of vbucket to ``(vbuuid, seqno)``.
@@ -32,6 +34,11 @@ class AsOf(dict[int, tuple[int, int]]):
     def __init__(self, positions: Mapping[int, tuple[int, int]], time: datetime | None = None) -> None:
         super().__init__(positions)
         self.time = time
+
+    @classmethod
+    def of(cls, positions: Mapping[int, Position], time: datetime | None = None) -> AsOf:
+        """Where vbuckets are, in order of their numbers."""
+        return cls({vb: (at.vbuuid, at.seqno) for vb, at in sorted(positions.items())}, time)
 
     @property
     def changes(self) -> int:

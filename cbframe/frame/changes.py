@@ -17,11 +17,10 @@ from cbframe.arrow.documents.plan import Place, Policy
 from cbframe.arrow.documents.projection import Projection
 from cbframe.arrow.documents.rendered import rendered
 from cbframe.arrow.documents.typer import JsonTyper
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import Position, VBucketOffset
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConfigurationError
 from cbframe.frame import shape
-from cbframe.frame.checkpoint import VBucketOffset
 from cbframe.frame.conflicts import Conflict, named
 from cbframe.scan.spec import NESTED, Nested, paths_of
 from cbframe.wire.messages import SystemEvent
@@ -145,7 +144,7 @@ class ChangeBatch:
     @cached_property
     def offsets(self) -> dict[int, VBucketOffset]:
         """How far the vbuckets of this batch are after it; those of others have not changed."""
-        return {vb: VBucketOffset.of(position) for vb, position in sorted(self.given.positions.items())}
+        return dict(sorted(self.given.positions.items()))
 
     def __arrow_c_schema__(self) -> Any:
         """The schema of the batch's rows."""

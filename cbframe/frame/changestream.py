@@ -20,7 +20,7 @@ from cbframe.errors import CbframeError, ReadCancelledError, ReadTimeoutError
 from cbframe.frame.changelog import ChangeLog, Rotation
 from cbframe.frame.changerows import ChangeRows, Directory
 from cbframe.frame.changes import ChangeBatch, Rollback
-from cbframe.frame.checkpoint import Checkpoint, VBucketOffset
+from cbframe.frame.checkpoint import Checkpoint
 from cbframe.frame.gatherer import Gatherer
 from cbframe.frame.high_seqnos import HighSeqnos
 from cbframe.frame.names import Names, described
@@ -66,7 +66,6 @@ class ChangeStream(ShowsItself):
         self._clock = clock
         self._bucket_uuid = bucket_uuid
         self._on_rollback = on_rollback if callable(on_rollback) else None
-        self._offsets: dict[int, tuple[Position, VBucketOffset]] = {}
         self._given: ChangeBatch | None = None
         self._again = False
         self._undelivered: ChangeBatch | None = None
@@ -312,7 +311,7 @@ class ChangeStream(ShowsItself):
         return Checkpoint(
             target.bucket,
             self._uuid(),
-            {vb: self._offset(vb, position) for vb, position in sorted(acked.items())},
+            dict(sorted(acked.items())),
             target.scope,
             target.named,
             target.key_prefix,
@@ -321,14 +320,7 @@ class ChangeStream(ShowsItself):
 
     def checkpoint_after(self, batch: ChangeBatch) -> Checkpoint:
         """What :attr:`checkpoint` will be once `batch` is acknowledged: to be stored together with it."""
-        positions = self._gatherer.after(batch)
-        return self.checkpoint.updated({vb: self._offset(vb, each) for vb, each in positions.items()})
-
-    def _offset(self, vbucket: int, position: Position) -> VBucketOffset:
-        known = self._offsets.get(vbucket)
-        if known is None or known[0] is not position:
-            known = self._offsets[vbucket] = position, VBucketOffset.of(position)
-        return known[1]
+        return self.checkpoint.updated(self._gatherer.after(batch))
 
     def _uuid(self) -> str:
         found = self._source.map

@@ -89,7 +89,7 @@ def _weights(look: Look) -> dict[int, int]:
         # A node that has not written anything to its disk yet tells of no bytes.
         if len(known) == len(told) and any(known):
             return {vb: 1 + number for vb, number in zip(look.positions, known, strict=True)}
-    return {vb: 1 + seqno for vb, (_, seqno) in look.positions.items()}
+    return {vb: 1 + at.seqno for vb, at in look.positions.items()}
 
 
 def _even(items: Sequence[T], weights: Mapping[T, int], count: int) -> list[list[T]]:
@@ -178,7 +178,7 @@ class Divider:
         return replace(target, metadata=tuple(dict.fromkeys([*target.metadata, *sorted(asked)]))), manifest
 
     def _sampled(self, target: ScanSpec, look: Look, n: int, moment: Moment | None) -> Agreement:
-        filled = [vb for vb, (_, seqno) in look.positions.items() if seqno]
+        filled = [vb for vb, at in look.positions.items() if at.seqno]
         if self.sample_rows is None:
             # Not all at once: what is typed together is in memory together.
             parts = [share.vbuckets for share in shares(look, n)]

@@ -296,9 +296,7 @@ def _pinned(look: Look, n: int, pins: Pins, schema: pa.Schema, settings: PartSet
     """The partitions of what was looked at."""
     found = []
     for number, share in enumerate(shares(look, n)):
-        # What is empty has no history that would matter, as in every read.
-        positions = {vb: look.positions[vb] for vb in share.vbuckets}
-        as_of = AsOf({vb: at if at[1] else (0, 0) for vb, at in positions.items()}, pins.as_of.time)
+        as_of = AsOf.of({vb: look.positions[vb] for vb in share.vbuckets}, pins.as_of.time)
         own = replace(pins, as_of=as_of, bucket_uuid=look.map.uuid)
         sizes = [look.sizes[vb] for vb in share.vbuckets]
         documents, stored = _sum(size.documents for size in sizes), _sum(size.bytes for size in sizes)

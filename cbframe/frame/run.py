@@ -15,6 +15,7 @@ from cbframe.cluster.connstr import parse_connection_string
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.ends import ReachedEnds
 from cbframe.dcp.handover import monotonic
+from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
@@ -182,7 +183,7 @@ class Run:
                 self._tell.end()
 
     def _into(self, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
-        positions: dict[int, tuple[int, int]] = {}
+        positions: dict[int, Position] = {}
         parts = _parts(self._target)
         vbuckets = next(parts)
         while True:
@@ -197,7 +198,7 @@ class Run:
                 complete = self._gather(source, receiver, sink)
                 if complete:
                     source.wait(0)
-                positions |= {vb: (at.vbuuid, at.seqno) for vb, at in source.as_of.items()}
+                positions |= source.as_of
                 stats = source.stats()
                 moment = self._decided() if self._target.expired == "drop" else None
             finally:
@@ -211,7 +212,7 @@ class Run:
             except StopIteration:
                 break
         # A look at some documents is not as of anything.
-        as_of = AsOf(positions, self._time) if self._target.n_rows is None else AsOf({})
+        as_of = AsOf.of(positions, self._time) if self._target.n_rows is None else AsOf({})
         return Ran(as_of, stats, found, moment, source.node_time)
 
     def _source(self, vbuckets: tuple[int, ...] | None, receiver: GatheringReceiver[T]) -> BucketDataSource:

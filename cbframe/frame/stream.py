@@ -186,11 +186,11 @@ def _start(
 ) -> tuple[dict[int, Position], str]:
     """Where streams begin, and the bucket that this is about."""
     if isinstance(start, AsOf):
-        offsets = Checkpoint.after(start, target.bucket).offsets
-        return {vb: offset.position() for vb, offset in offsets.items()}, ""
-    if isinstance(start, Checkpoint):
+        start = Checkpoint.after(start, target.bucket)
+    elif isinstance(start, Checkpoint):
         _check_checkpoint(start, target)
-        return {vb: offset.position() for vb, offset in start.offsets.items()}, start.bucket_uuid
+    if isinstance(start, Checkpoint):
+        return dict(start.offsets), start.bucket_uuid
     if start == "now":
         now = sample_now(
             target.server_urls,

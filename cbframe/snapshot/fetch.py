@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from cbframe.dcp.positions import Position
 from cbframe.errors import ClusterMapError, SnapshotError
 from cbframe.frame.run import Ran, Run
 from cbframe.scan.spec import ScanSpec
-from cbframe.snapshot.manifest import Position
 from cbframe.snapshot.resume import Below, ResumingReceiver
 from cbframe.snapshot.sink import Changes, ChangeSink
 
@@ -128,10 +128,10 @@ class Fetch:
         if emptied and everything and receiver.replaced(emptied):
             raise self._other_bucket("it was emptied, and no vbucket knows anything of what was read of it")
         positions = [
-            Position(reached[vbucket], receiver.metadata_of(vbucket)) if reached[vbucket] else Position()
+            Position.of(receiver.metadata_of(vbucket), reached[vbucket]) if reached[vbucket] else Position()
             for vbucket in range(ran.map.vbuckets)
         ]
-        self._manifest_uid = max((at.metadata.manifest_uid for at in positions), default=0)
+        self._manifest_uid = max((at.manifest_uid for at in positions), default=0)
         return Fetched(ran, positions, limits, dict(receiver.rolled_back))
 
     def _into(self) -> Ran:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from cbframe.dcp.positions import Position
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.snapshot.manifest import (
     FOLDER,
     DamagedManifestError,
     Manifest,
-    Position,
     name_of,
     version_of,
 )

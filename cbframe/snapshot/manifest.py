@@ -55,9 +55,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from cbframe.arrow.documents.unify import Columns
-from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.positions import Position, VBucketMetaData, u64_of
 from cbframe.errors import SnapshotError
-from cbframe.wire.constants import MAX_SEQNO
 from cbframe.wire.failover import FailoverEntry
 
 FORMAT = 1
@@ -65,33 +64,13 @@ FOLDER = "manifest"
 
 Kind = Literal["create", "update", "repair", "compact"]
 Reason = Literal["rollback", "repair"]
-_NOTHING = VBucketMetaData()
+_COLUMNS = ("seqno", "vbuuid", "failover_log", "snap_start", "snap_end", "manifest_uid", "purge_seqno")
+"""Of ``vbuckets``, what makes a position."""
 _DIGEST = ',\n"digest": "'
 
 
 class DamagedManifestError(SnapshotError):
     """A manifest is not as it was written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """How far a vbucket was read.
-
-    Attributes
-    ----------
-    seqno
-        Everything up to it was read, and nothing behind it: the end of a snapshot.
-    metadata
-        Failover log and snapshot range, to continue from there.
-    """
-
-    seqno: int = 0
-    metadata: VBucketMetaData = _NOTHING
-
-    @property
-    def vbuuid(self) -> int:
-        """The history that it belongs to; 0 at the start."""
-        return self.metadata.vbuuid_at(self.seqno)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +171,7 @@ class Manifest:
         return f'{body}{_DIGEST}{digest}"}}\n'.encode()
 
     def _fields(self) -> dict[str, Any]:
-        metadata = [position.metadata for position in self.positions]
+        positions = [position.to_dict() for position in self.positions]
         return {
             "format": FORMAT,
             "version": self.version,
@@ -205,15 +184,7 @@ class Manifest:
             "cluster_uuid": self.cluster_uuid,
             "options": dict(self.options),
             "vbuckets": {
-                "seqno": [str(position.seqno) for position in self.positions],
-                "vbuuid": [str(position.vbuuid) for position in self.positions],
-                "failover_log": [
-                    [[str(vbuuid), str(seqno)] for vbuuid, seqno in each.failover_log] for each in metadata
-                ],
-                "snap_start": [str(each.snap_start) for each in metadata],
-                "snap_end": [str(each.snap_end) for each in metadata],
-                "manifest_uid": [str(each.manifest_uid) for each in metadata],
-                "purge_seqno": [str(each.purge_seqno) for each in metadata],
+                **{name: [position[name] for position in positions] for name in _COLUMNS},
                 "floor": [str(seqno) for seqno in self.floors],
             },
             "files": [
@@ -266,16 +237,8 @@ class Manifest:
     @classmethod
     def _of(cls, fields: dict[str, Any]) -> Manifest:
         vbuckets = fields["vbuckets"]
-        names = ("snap_start", "snap_end", "purge_seqno", "manifest_uid")
-        ranges = zip(*([_u64(number) for number in vbuckets[name]] for name in names), strict=True)
-        logs = [
-            tuple(FailoverEntry(_u64(vbuuid), _u64(seqno)) for vbuuid, seqno in log)
-            for log in vbuckets["failover_log"]
-        ]
-        positions = [
-            Position(_u64(seqno), VBucketMetaData(0, 0, start, end, log, purged, uid))
-            for seqno, log, (start, end, purged, uid) in zip(vbuckets["seqno"], logs, ranges, strict=True)
-        ]
+        columns = zip(*(vbuckets[name] for name in _COLUMNS), strict=True)
+        positions = [_position(number, *values) for number, values in enumerate(columns)]
         return cls(
             version=int(fields["version"]),
             parent=int(fields["parent"]),
@@ -288,7 +251,7 @@ class Manifest:
             cluster_uuid=fields["cluster_uuid"],
             options=fields["options"],
             positions=positions,
-            floors=[_u64(seqno) for seqno in vbuckets["floor"]],
+            floors=[u64_of(seqno) for seqno in vbuckets["floor"]],
             files=tuple(_entry(entry) for entry in fields["files"]),
             columns=tuple(Columns.from_dict(columns) for columns in fields["columns"]),
             rollbacks=tuple(
@@ -303,6 +266,16 @@ class Manifest:
             collections={int(number): name for number, name in fields["collections"].items()},
             counts=Counts(**fields["counts"]),
         )
+
+
+def _position(vbucket: int, seqno: str, vbuuid: str, log: Any, *numbers: str) -> Position:  # noqa: ARG001
+    try:
+        start, end, uid, purged = map(u64_of, numbers)
+        entries = tuple(FailoverEntry(u64_of(name), u64_of(began)) for name, began in log)
+        # Earlier releases wrote the range as stored, also where the seqno is outside of it.
+        return Position.of(VBucketMetaData(0, 0, start, end, entries, purged, uid), u64_of(seqno))
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"vbucket {vbucket}: {exc}") from exc
 
 
 def name_of(version: int) -> str:
@@ -342,7 +315,7 @@ def _damaged(path: str, why: str) -> DamagedManifestError:
 
 
 def _entry(fields: dict[str, Any]) -> FileEntry:
-    first, last = (_u64(seqno) for seqno in fields["seqnos"])
+    first, last = (u64_of(seqno) for seqno in fields["seqnos"])
     low, high = fields["vbuckets"]
     return FileEntry(**fields | {"seqnos": (first, last), "vbuckets": (int(low), int(high))})
 
@@ -356,11 +329,4 @@ def _by_vbucket(seqnos: Mapping[int, int]) -> dict[str, str]:
 
 
 def _numbers(seqnos: Mapping[str, str]) -> dict[int, int]:
-    return {int(vbucket): _u64(seqno) for vbucket, seqno in seqnos.items()}
-
-
-def _u64(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= MAX_SEQNO:
-        raise ValueError(f"{text!r} is no unsigned 64-bit integer")
-    return number
+    return {int(vbucket): u64_of(seqno) for vbucket, seqno in seqnos.items()}

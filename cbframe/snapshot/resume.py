@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from cbframe.arrow.spool import DeferringBatchReceiver
-from cbframe.dcp.metadata import VBucketMetaData
-from cbframe.snapshot.manifest import Position
+from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.wire.constants import SystemEventId
 from cbframe.wire.messages import SystemEvent
 
@@ -48,7 +47,8 @@ class ResumingReceiver(DeferringBatchReceiver):
 
     def _begin(self, vbucket: int, position: Position) -> None:
         state = self._vbuckets[vbucket]
-        state.metadata = position.metadata.to_json() if position.seqno else None
+        stored = position.metadata
+        state.metadata = stored.to_json() if stored is not None and position.seqno else None
         self._last_seqno[vbucket] = position.seqno
 
     # -- on the threads of the nodes
@@ -119,8 +119,8 @@ class ResumingReceiver(DeferringBatchReceiver):
     def replaced(self, vbuckets: Iterable[int]) -> bool:
         """Whether no history of these vbuckets, as far as the server told, is one that the snapshot knows."""
         return not any(
-            {entry.vbuuid for entry in self.metadata_of(vbucket).failover_log}
-            & {entry.vbuuid for entry in self._starts[vbucket].metadata.failover_log}
+            {vbuuid for vbuuid, _ in self.metadata_of(vbucket).failover_log}
+            & {vbuuid for vbuuid, _ in self._starts[vbucket].failover_log}
             for vbucket in vbuckets
             if vbucket in self.taken_back
         )

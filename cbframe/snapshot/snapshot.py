@@ -159,8 +159,7 @@ class Snapshot:
         )
 
     def _picture(self, manifest: Manifest) -> Picture:
-        positions = {vb: (at.vbuuid, at.seqno) for vb, at in enumerate(manifest.positions)}
-        return Picture(positions, self._history.time_of(manifest))
+        return Picture.of(dict(enumerate(manifest.positions)), self._history.time_of(manifest))
 
     @property
     @public
@@ -183,10 +182,10 @@ class Snapshot:
             vbucket: {
                 "vbuuid": position.vbuuid,
                 "seqno": position.seqno,
-                "snapshot": (position.metadata.snap_start, position.metadata.snap_end),
-                "failover_log": [tuple(entry) for entry in position.metadata.failover_log],
-                "manifest_uid": position.metadata.manifest_uid,
-                "purge_seqno": position.metadata.purge_seqno,
+                "snapshot": (position.snap_start, position.snap_end),
+                "failover_log": [tuple(entry) for entry in position.failover_log],
+                "manifest_uid": position.manifest_uid,
+                "purge_seqno": position.purge_seqno,
             }
             for vbucket, position in enumerate(newest.positions)
         }

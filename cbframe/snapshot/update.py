@@ -318,6 +318,6 @@ def is_news(base: Manifest, manifest: Manifest) -> bool:
         or manifest.rollbacks != base.rollbacks
         or (manifest.drops, manifest.dead) != (base.drops, base.dead)
         or [position.seqno for position in manifest.positions] != [at.seqno for at in base.positions]
-        or [position.metadata.failover_log for position in manifest.positions]
-        != [position.metadata.failover_log for position in base.positions]
+        or [position.failover_log for position in manifest.positions]
+        != [position.failover_log for position in base.positions]
     )

@@ -43,8 +43,3 @@ def parse_failover_log(body: ReadableBuffer) -> FailoverLog:
 def encode_failover_log(log: Iterable[tuple[int, int]]) -> bytes:
     """The value of an answer, newest first."""
     return b"".join(_ENTRY.pack(vbuuid, seqno) for vbuuid, seqno in log)
-
-
-def entry_at(log: FailoverLog, seqno: int) -> FailoverEntry | None:
-    """The history that `seqno` belongs to: the newest entry that began at or before it."""
-    return next((entry for entry in log if entry.seqno <= seqno), None)

@@ -19,7 +19,7 @@ from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.controls import DcpSettings
 from cbframe.dcp.events import Advanced
-from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.streams import request_from
 from cbframe.errors import ReadTimeoutError
 from cbframe.testing import RecordingReceiver

@@ -24,7 +24,6 @@ from cbframe.dcp.plan import (
     NodeReady,
     NodeSampled,
     OpenStreams,
-    Position,
     SampleNode,
     Started,
     StartNode,
@@ -34,6 +33,7 @@ from cbframe.dcp.plan import (
     StreamRolledBack,
     Tick,
 )
+from cbframe.dcp.positions import Position
 from cbframe.dcp.query import TURNS
 from cbframe.errors import (
     AccessError,
@@ -108,7 +108,7 @@ class Hand:
 
 
 def end(vb: int, reason: int = 0, *, node: str = A, seqno: int = 9, progressed: bool = True) -> StreamEnded:
-    return StreamEnded(node, vb, reason, Position(1, seqno), progressed)
+    return StreamEnded(node, vb, reason, Position.at(1, seqno), progressed)
 
 
 # --- the plain way
@@ -136,7 +136,7 @@ def test_empty_vbuckets_are_done_without_a_stream() -> None:
     hand = Hand()
     hand.begin(cluster(0, 0))
     assert hand(NodeReady(A, {0: 0, 1: 4})) == [OpenStreams(A, ((1, 4),))]
-    assert hand.coordinator.done == {0: Position(0, 0)}
+    assert hand.coordinator.done == {0: Position()}
     assert hand(end(1)) == [Finish()]
     assert Hand().streaming(0, 0).said[-1] == Finish()
 
@@ -829,7 +829,7 @@ def test_what_is_complete_is_asked_for_once_more() -> None:
     assert hand(end(2, seqno=7)) == [SampleNode(A)]
     assert checked(hand, 5, 0, 7) == [OpenStreams(A, ((0, 5), (2, 7)))]
     assert hand(end(0, seqno=4)) == []
-    assert hand.coordinator.done[0] == Position(1, 5)
+    assert hand.coordinator.done[0] == Position.at(1, 5)
     assert hand(end(2, seqno=7)) == [Finish()]
 
 
@@ -843,7 +843,7 @@ def test_what_was_lost_is_read_again_and_checked_again() -> None:
     assert 0 not in hand.coordinator.done
     assert checked(hand, 3, 7) == [OpenStreams(A, ((0, 3),))]
     assert hand(end(0, seqno=3)) == [SampleNode(A)]
-    assert hand.coordinator.done == {0: Position(1, 3), 1: Position(1, 7)}
+    assert hand.coordinator.done == {0: Position.at(1, 3), 1: Position.at(1, 7)}
     assert checked(hand, 3, 7) == [OpenStreams(A, ((0, 3), (1, 7)))]
     hand(end(0, seqno=3))
     assert hand(end(1, seqno=7)) == [Finish()]

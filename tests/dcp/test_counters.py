@@ -17,7 +17,6 @@ from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.counters import CLUSTER_COUNTERS, NODE_COUNTERS, ClusterCounters, NodeStats
 from cbframe.dcp.maps import MapSource
-from cbframe.dcp.metadata import VBucketMetaData
 from cbframe.dcp.plan import (
     UPDATE_SECURITY_SETTINGS,
     Event,
@@ -29,6 +28,7 @@ from cbframe.dcp.plan import (
     StopNode,
     Tick,
 )
+from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.stats import COUNTERS
 from cbframe.errors import CbframeError, ConnectError, ProtocolError
 from cbframe.local import LocalCluster

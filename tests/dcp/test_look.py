@@ -24,8 +24,8 @@ def test_all_vbuckets(nodes: int, seeds: str) -> None:
         cluster.bulk_load((b"%d" % n, b"{}") for n in range(300))
         urls = cluster.connection_string if seeds == "kv" else cluster.rest_urls
         found = look_at(urls, cluster.bucket, (cluster.username, cluster.password), OPTIONS)
-        assert {vb: seqno for vb, (_, seqno) in found.positions.items()} == cluster.high_seqnos()
-        assert all(vbuuid == cluster.failover_log(vb)[0][0] for vb, (vbuuid, _) in found.positions.items())
+        assert {vb: at.seqno for vb, at in found.positions.items()} == cluster.high_seqnos()
+        assert all(at.history == cluster.failover_log(vb)[0][0] for vb, at in found.positions.items())
         assert len(found.map.nodes) == nodes
 
 

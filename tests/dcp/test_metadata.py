@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.positions import VBucketMetaData
 from cbframe.errors import ConfigurationError
 from cbframe.wire.constants import MAX_SEQNO
 from cbframe.wire.failover import FailoverEntry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cbframe.dcp import plan
+from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.transport import Waker
 from cbframe.errors import (
@@ -34,7 +35,7 @@ def test_a_stream(large: int) -> None:
     events = rig.run((1, 3))
     assert events[:2] == [
         plan.NodeReady(NODE, {0: 5, 1: 0}),
-        plan.StreamEnded(NODE, 1, StreamEndReason.OK, plan.Position(22, 3), progressed=True),
+        plan.StreamEnded(NODE, 1, StreamEndReason.OK, Position.at(22, 3), progressed=True),
     ]
     assert rig.receiver.values() == {b"a": b"1" + b" " * large, b"b": b"2", b"c": b"3"}
     assert rig.receiver.snapshots == [(1, 0, 3, 1)]

@@ -11,7 +11,7 @@ import pytest
 from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.events import Advanced, Data, Ordered, Snapshot
-from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.streams import Stream
 from cbframe.errors import ProtocolError
 from cbframe.testing import RecordingReceiver

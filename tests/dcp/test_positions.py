@@ -3,24 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbframe.dcp.metadata import VBucketMetaData
-from cbframe.dcp.positions import MOST_ENDS, Position, Track, thinned
+from cbframe import VBucketOffset
+from cbframe.dcp.positions import MOST_ENDS, Position, Track, VBucketMetaData, thinned, u64_of
 from cbframe.dcp.streams import request_from
+from cbframe.errors import ConfigurationError
 from cbframe.local.admission import rollback_point
 from cbframe.wire.failover import FailoverEntry
 
-
-def metadata(start: int, end: int, *log: tuple[int, int]) -> bytes:
-    entries = tuple(FailoverEntry(*entry) for entry in log)
-    return VBucketMetaData(snap_start=start, snap_end=end, failover_log=entries).to_json()
+LOG = (FailoverEntry(7, 0),)
 
 
 def at(seqno: int, *ends: int, base: int = 0) -> Track:
-    return Track.at(Position(seqno, metadata(seqno, seqno, (7, 0)), ends, base))
+    return Track.at(Position(seqno, seqno, seqno, ((7, 0),), snapshots=ends, base=base))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seqno": 4, "snap_start": 5, "snap_end": 9}, "seqno 4, outside of its snapshot, 5 to 9"),
+        ({"seqno": 10, "snap_start": 5, "snap_end": 9}, "seqno 10, outside of its snapshot, 5 to 9"),
+        ({"seqno": 2**64, "snap_start": 0, "snap_end": 2**64}, "outside of its snapshot"),
+        ({"seqno": 3, "snap_end": 3, "base": 4}, "before seqno 4, where the stream began"),
+        ({"seqno": 3, "snap_end": 3, "snapshots": (4, 2)}, "before the end of an earlier snapshot, 4"),
+    ],
+)
+def test_a_position_that_cannot_be(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        Position(**fields)
+    assert caught.value.hint
+
+
+def test_what_was_stored_and_the_last_seqno() -> None:
+    stored = VBucketMetaData(0, 0, 5, 9, LOG, 4, 3)
+    assert Position.of(stored, 7) == Position(7, 5, 9, LOG, 3, 4)
+    assert Position.of(stored, 7).metadata == stored
+    # A snapshot that is complete.
+    assert Position.of(stored, 12) == Position(12, 12, 12, LOG, 3, 4)
+    # One that is not begun: the deletions that were purged from it are needed.
+    assert Position.of(stored, 2) == Position(2, 2, 2, LOG, 3, 0)
+    assert Position.of(None, 2, (2,), 1) == Position(2, 2, 2, snapshots=(2,), base=1)
+    assert Position.of(None, 2).metadata is None
+
+
+def test_the_history_of_a_position() -> None:
+    log = ((3, 20), (2, 10), (1, 0))
+    found = {seqno: Position(seqno, 0, 99, log).vbuuid for seqno in (0, 9, 10, 19, 20, 99)}
+    # At seqno 0 nothing has happened in any history.
+    assert found == {0: 0, 9: 1, 10: 2, 19: 2, 20: 3, 99: 3}
+    assert Position(0, 0, 99, log).history == 3
+    assert Position(9, 9, 9, log[:2]).vbuuid == Position(9, 9, 9).vbuuid == Position().history == 0
+
+
+def test_the_public_name_of_a_position() -> None:
+    assert VBucketOffset(7, 5, 9, LOG, 3, 4, (2,), 1) == Position.of(
+        VBucketMetaData(0, 0, 5, 9, LOG, 4, 3), 7, (2,), 1
+    )
+    assert repr(VBucketOffset(7, 5, 9, LOG)) == (
+        "VBucketOffset(seqno=7, snap_start=5, snap_end=9, failover_log=((7, 0),), manifest_uid=0, "
+        "purge_seqno=0, snapshots=(), base=0)"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "+1", "01", "1_0", " 1", "1.0", "٣", "18446744073709551616", 7, None]
+)
+def test_text_that_is_no_number(text: object) -> None:
+    with pytest.raises(ValueError, match=r"no unsigned 64-bit integer|invalid literal"):
+        u64_of(text)
 
 
 def test_a_snapshot_is_complete_with_its_last_item() -> None:
@@ -28,9 +83,9 @@ def test_a_snapshot_is_complete_with_its_last_item() -> None:
     track.requested()
     assert not track.marked(5)
     track.advanced(4)
-    assert track.position().ends == ()
+    assert track.position().snapshots == ()
     track.advanced(5)
-    assert track.position() == Position(5, None, (5,), 0)
+    assert track.position() == Position(5, 5, 5, snapshots=(5,))
 
 
 def test_a_snapshot_is_complete_when_the_next_one_begins() -> None:
@@ -39,10 +94,10 @@ def test_a_snapshot_is_complete_when_the_next_one_begins() -> None:
     track.marked(5)
     track.advanced(3)
     assert track.marked(9), "the rest was of no interest"
-    assert track.position() == Position(5, None, (5,), 0)
+    assert track.position() == Position(5, 5, 5, snapshots=(5,))
     track.advanced(9)
     assert not track.marked(12)
-    assert track.position().ends == (9, 5)
+    assert track.position().snapshots == (9, 5)
 
 
 def test_the_next_stream_does_not_complete_a_snapshot() -> None:
@@ -53,7 +108,7 @@ def test_the_next_stream_does_not_complete_a_snapshot() -> None:
     assert track.requested() == (None, 3)
     assert not track.marked(9)
     track.advanced(7)
-    assert track.position() == Position(7, None, (), 0)
+    assert track.position() == Position(7, 7, 7)
 
 
 def test_a_stream_that_is_granted_is_news_and_a_snapshot_is_not() -> None:
@@ -65,10 +120,9 @@ def test_a_stream_that_is_granted_is_news_and_a_snapshot_is_not() -> None:
 
 def test_a_rollback_forgets_what_was_purged() -> None:
     """The deletions that it takes back may be among what was purged: they are needed once more."""
-    stored = VBucketMetaData(0, 0, 31, 60, (FailoverEntry(7, 0),), 20).to_json()
-    track = Track.at(Position(45, stored, (30, 10), 0))
+    track = Track.at(Position(45, 31, 60, LOG, 0, 20, (30, 10)))
     assert track.rolled_back(15) == 10
-    assert track.metadata == metadata(10, 10, (7, 0))
+    assert track.position() == Position(10, 10, 10, LOG, snapshots=(10,))
 
 
 def test_back_to_the_end_of_a_snapshot() -> None:
@@ -85,13 +139,13 @@ def test_back_to_the_end_of_a_snapshot() -> None:
 def test_back_to_the_beginning_where_no_end_is_known() -> None:
     track = at(40, 40, 30)
     assert track.rolled_back(29) == 0
-    assert track.position() == Position(0, None, (), 0)
+    assert track.position() == Position()
 
 
 def test_histories_that_began_later_are_forgotten() -> None:
-    track = Track.at(Position(40, metadata(40, 40, (9, 35), (8, 20), (7, 0)), (40, 30, 10)))
+    track = Track.at(Position(40, 40, 40, ((9, 35), (8, 20), (7, 0)), snapshots=(40, 30, 10)))
     track.rolled_back(33)
-    assert VBucketMetaData.from_json(track.metadata or b"").failover_log == ((8, 20), (7, 0))
+    assert track.position().failover_log == ((8, 20), (7, 0))
 
 
 def test_a_stream_from_now_on_can_begin_anywhere_before() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cbframe.cluster.map import ClusterMap
-from cbframe.dcp.plan import Position
+from cbframe.dcp.positions import Position
 from cbframe.dcp.streams import Stream, StreamState
 from cbframe.dcp.table import VBucketPhase, VBucketTable, Window, take_table
 from cbframe.wire.constants import MAX_SEQNO
@@ -40,7 +40,7 @@ def test_phases() -> None:
             stream(4, 5, 9),
             stream(5, 9, 9, StreamState.CLOSING),
         ],
-        done=[(6, Position(0xDEF, 12))],
+        done=[(6, Position.at(0xDEF, 12))],
         ends={6: 10},
     )
     assert table.phase.tolist() == list(VBucketPhase)

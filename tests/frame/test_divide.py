@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from cbframe.cluster.address import HostPort
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.dcp.look import Look
+from cbframe.dcp.positions import Position
 from cbframe.dcp.survey import Size
 from cbframe.frame.divide import shares
 
@@ -29,7 +30,7 @@ def map_of(owners: list[int]) -> ClusterMap:
 
 def look_of(owners: list[int], seqnos: list[int], sizes: list[Size] | None = None) -> Look:
     found = {} if sizes is None else dict(enumerate(sizes))
-    return Look(map_of(owners), {vb: (1, seqno) for vb, seqno in enumerate(seqnos)}, found)
+    return Look(map_of(owners), {vb: Position.at(1, seqno) for vb, seqno in enumerate(seqnos)}, found)
 
 
 def weighed(look: Look, weights: list[int], n: int) -> list[int]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from cbframe import EnvironmentAuth, LocalCluster
+from cbframe.dcp.positions import Position
 from cbframe.errors import (
     AccessError,
     ClusterMapError,
@@ -21,7 +22,7 @@ from cbframe.errors import (
     ConversionError,
     RollbackError,
 )
-from cbframe.frame.spans.offsets import Mark, Offset
+from cbframe.frame.spans.offsets import Offset
 from cbframe.frame.spans.parts import Spans, make_spans
 
 from .kit import QUICK, Sent, truth
@@ -472,7 +473,7 @@ def test_fail_where_a_history_is_shorter(cluster: LocalCluster) -> None:
     spans = spans_of(cluster, on_rollback="fail")
     cluster.upsert("key", {"n": 1})
     look = spans.look()
-    marks = {vb: Mark(vbuuid, seqno + 5) for vb, (vbuuid, seqno) in look.positions.items()}
+    marks = {vb: Position.at(at.history, at.seqno + 5) for vb, at in look.positions.items()}
     with pytest.raises(RollbackError, match=r"was read to seqno .*, and its history ends at seqno") as caught:
         spans.ahead(Offset(look.map.uuid, marks), look)
     assert caught.value.node in cluster.kv_addresses

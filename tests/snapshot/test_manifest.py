@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 
 from cbframe import SnapshotError
 from cbframe.arrow.documents.unify import Columns
-from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.positions import Position
 from cbframe.snapshot.history import Boundaries
 from cbframe.snapshot.manifest import (
     Counts,
     Drop,
     FileEntry,
     Manifest,
-    Position,
     Rollback,
     name_of,
     version_of,
@@ -33,15 +32,8 @@ from cbframe.wire.failover import FailoverEntry
 U64 = st.integers(0, (1 << 64) - 1)
 SMALL = st.integers(0, 1 << 16)
 LOGS = st.lists(st.builds(FailoverEntry, U64, U64), max_size=3).map(tuple)
-METADATA = st.builds(
-    VBucketMetaData,
-    st.just(0),
-    st.just(0),
-    snap_start=U64,
-    snap_end=U64,
-    failover_log=LOGS,
-    purge_seqno=U64,
-    manifest_uid=U64,
+POSITIONS = st.tuples(U64, U64, U64, LOGS, U64, U64).map(
+    lambda numbers: Position(*(sorted(numbers[:3])[at] for at in (1, 0, 2)), *numbers[3:])
 )
 PLACES = st.dictionaries(st.integers(0, 1023), U64, max_size=4)
 FILES = st.builds(
@@ -62,7 +54,7 @@ FILES = st.builds(
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    positions = draw(st.lists(st.builds(Position, U64, METADATA), max_size=5))
+    positions = draw(st.lists(POSITIONS, max_size=5))
     return Manifest(
         version=draw(SMALL),
         parent=draw(SMALL),
@@ -120,7 +112,7 @@ def plain(**fields: Any) -> Manifest:
         created=datetime(2026, 1, 2, tzinfo=UTC),
         bucket="travel",
         bucket_uuid="abc",
-        positions=[Position(1 << 63, VBucketMetaData(snap_end=5, failover_log=(FailoverEntry(9, 0),)))],
+        positions=[Position(1 << 63, 5, 1 << 63, ((9, 0),))],
         floors=[0],
     )
     return replace(made, **fields)
@@ -134,12 +126,18 @@ def test_the_form() -> None:
         "seqno": ["9223372036854775808"],
         "vbuuid": ["9"],
         "failover_log": [[["9", "0"]]],
-        "snap_start": ["0"],
-        "snap_end": ["5"],
+        "snap_start": ["5"],
+        "snap_end": ["9223372036854775808"],
         "manifest_uid": ["0"],
         "purge_seqno": ["0"],
         "floor": ["0"],
     }
+
+
+def test_a_seqno_outside_of_the_stored_snapshot_is_one_of_its_own() -> None:
+    """So earlier releases wrote it where the snapshot was complete."""
+    data = changed(plain(), lambda fields: fields["vbuckets"].update(snap_end=["6"]))
+    assert Manifest.from_bytes(data, "here").positions == [Position.at(9, 1 << 63)]
 
 
 def changed(manifest: Manifest, change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -157,7 +155,8 @@ def changed(manifest: Manifest, change: Callable[[dict[str, Any]], object]) -> b
         (lambda fields: fields.update(format=2), "format 2, and this cbframe reads format 1"),
         (lambda fields: fields.pop("vbuckets"), "a field is missing"),
         (lambda fields: fields["vbuckets"]["seqno"].append("1"), "a field is missing or no such thing"),
-        (lambda fields: fields["vbuckets"].update(seqno=["-1"]), "no unsigned 64-bit integer"),
+        (lambda fields: fields["vbuckets"].update(seqno=["-1"]), "vbucket 0: .* no unsigned 64-bit integer"),
+        (lambda fields: fields["vbuckets"].update(failover_log=[[["9"]]]), "vbucket 0: "),
         (lambda fields: fields.update(created="soon"), "a field is missing or no such thing"),
         (lambda fields: fields.update(columns=[{"schema": "!"}]), "a field is missing or no such thing"),
     ],
@@ -177,7 +176,7 @@ def test_names() -> None:
 
 
 def at(*seqnos: int, version: int, **fields: Any) -> Manifest:
-    positions = [Position(seqno) for seqno in seqnos]
+    positions = [Position.at(0, seqno) for seqno in seqnos]
     return plain(
         version=version, positions=positions, floors=fields.pop("floors", [0] * len(seqnos)), **fields
     )

@@ -23,11 +23,12 @@ import pytest
 from deltalake import DeltaTable
 
 import cbframe
-from cbframe import EnvironmentAuth, LocalCluster
+from cbframe import Checkpoint, EnvironmentAuth, LocalCluster
 from cbframe.arrow.keys import key_bytes
 from cbframe.contrib.delta import update_delta
 from cbframe.frame.spans.offsets import Offset
 from cbframe.frame.spans.parts import make_spans
+from cbframe.snapshot.manifest import Manifest
 
 from .restored import FILES, documents_of, restored_cluster
 
@@ -91,6 +92,28 @@ def replayed(documents: Documents, rows: list[dict[str, Any]]) -> Documents:
         else:
             documents.pop(place, None)
     return documents
+
+
+# --- positions
+
+
+@pytest.mark.parametrize("name", ["rolled_back", "widened"])
+def test_positions_of_manifests_are_written_as_they_were(name: str) -> None:
+    for path in sorted((FILES / name / "manifest").iterdir()):
+        data = path.read_bytes()
+        again = Manifest.from_bytes(data, path.name).to_bytes()
+        assert json.dumps(json.loads(again)["vbuckets"]) == json.dumps(json.loads(data)["vbuckets"])
+
+
+def test_a_checkpoint_is_written_as_it_was() -> None:
+    written = json.loads(Checkpoint.load(FILES / "checkpoint.json").to_json())
+    assert written.pop("collection_names") == {}, "0.1.0 had none"
+    assert json.dumps(written) == (FILES / "checkpoint.json").read_text()
+
+
+def test_an_offset_of_spark_is_written_as_it_was() -> None:
+    text = (FILES / "spark_offset.json").read_text()
+    assert json.dumps(Offset.from_dict(json.loads(text)).to_dict()) + "\n" == text
 
 
 # --- snapshots

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from cbframe.dcp.positions import Position
 from cbframe.errors import ClusterMapError, ConfigurationError
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS
 
@@ -29,22 +30,7 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,19}")
 _HINT = "offsets belong to the stream that wrote them: take a new checkpoint location"
 
 
-class Mark(NamedTuple):
-    """A place in one vbucket.
-
-    Attributes
-    ----------
-    vbuuid
-        The newest history that the vbucket had.
-    seqno
-        Everything up to here.
-    """
-
-    vbuuid: int
-    seqno: int
-
-
-BEGINNING = Mark(0, 0)
+BEGINNING = Position()
 
 
 class Selection(NamedTuple):
@@ -81,14 +67,14 @@ class Range(NamedTuple):
     """The changes of one vbucket behind `start`, up to `end`."""
 
     vbucket: int
-    start: Mark
-    end: Mark
+    start: Position
+    end: Position
 
     @property
     def anew(self) -> bool:
         """Whether what was given before is void: then all up to `end` is given, and not only what is new."""
         return bool(self.start.seqno) and (
-            self.end.vbuuid != self.start.vbuuid or self.end.seqno < self.start.seqno
+            self.end.history != self.start.history or self.end.seqno < self.start.seqno
         )
 
     @property
@@ -124,10 +110,10 @@ class Offset:
     """
 
     bucket_uuid: str = ""
-    marks: Mapping[int, Mark] = field(default_factory=dict)
+    marks: Mapping[int, Position] = field(default_factory=dict)
     turn: int = 0
     initial: bool = False
-    began: Mapping[int, Mark] | None = None
+    began: Mapping[int, Position] | None = None
     selection: Selection = ALL
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,7 +163,7 @@ class Offset:
 
     def ahead(
         self,
-        positions: Mapping[int, tuple[int, int]],
+        positions: Mapping[int, Position],
         bucket_uuid: str,
         most: int | None = None,
         selection: Selection = ALL,
@@ -187,7 +173,7 @@ class Offset:
         Parameters
         ----------
         positions
-            Vbuuid and high seqno of every vbucket.
+            The newest history and the high seqno of every vbucket.
         most
             How many rows the read may have; None for all there are. Vbuckets are read whole, by turns, as
             far as that goes: the server has to send all of a vbucket that is read in part, each time.
@@ -212,7 +198,7 @@ class Offset:
         order = sorted(positions, key=lambda vb: (vb < self.turn, vb))
         turn = 0
         for at, vb in enumerate(order):
-            wanted = Range(vb, marks[vb], Mark(*positions[vb]))
+            wanted = Range(vb, marks[vb], positions[vb])
             if not wanted.changes:
                 # An empty vbucket with a new history has nothing to give, and no more had the old one.
                 continue
@@ -221,7 +207,7 @@ class Offset:
                 # the only one to be read. One that had nothing keeps its turn.
                 turn = order[(at + 1) % len(order)] if left else vb
                 if left:
-                    marks[vb] = Mark(wanted.end.vbuuid, wanted.base + left - wanted.anew)
+                    marks[vb] = Position.at(wanted.end.history, wanted.base + left - wanted.anew)
                 break
             marks[vb] = wanted.end
             left -= wanted.changes
@@ -230,9 +216,7 @@ class Offset:
         began = dict(self.marks) if self.initial else None
         return Offset(bucket_uuid, marks, turn, began=began, selection=selection)
 
-    def check(
-        self, positions: Mapping[int, tuple[int, int]], bucket_uuid: str, selection: Selection = ALL
-    ) -> None:
+    def check(self, positions: Mapping[int, Position], bucket_uuid: str, selection: Selection = ALL) -> None:
         """See that it is of this bucket and of these collections.
 
         Raises
@@ -280,25 +264,23 @@ class Offset:
         return [each for each in found if each.start != each.end and each.changes]
 
     @classmethod
-    def now(
-        cls, positions: Mapping[int, tuple[int, int]], bucket_uuid: str, selection: Selection = ALL
-    ) -> Offset:
+    def now(cls, positions: Mapping[int, Position], bucket_uuid: str, selection: Selection = ALL) -> Offset:
         """The initial offset of who wants only what comes from now on."""
-        marks = {vb: Mark(*at) for vb, at in sorted(positions.items())}
-        return cls(bucket_uuid, marks, initial=True, selection=selection)
+        return cls(bucket_uuid, dict(sorted(positions.items())), initial=True, selection=selection)
 
 
-def _plain(marks: Mapping[int, Mark]) -> dict[str, list[str]]:
-    return {str(vb): [str(vbuuid), str(seqno)] for vb, (vbuuid, seqno) in sorted(marks.items())}
+def _plain(marks: Mapping[int, Position]) -> dict[str, list[str]]:
+    return {str(vb): [str(at.history), str(at.seqno)] for vb, at in sorted(marks.items())}
 
 
-def _marks(fields: Mapping[Any, Any], prefix: str = "") -> dict[int, Mark]:
+def _marks(fields: Mapping[Any, Any], prefix: str = "") -> dict[int, Position]:
     found = {}
     for vb, mark in fields.items():
         name = f"{prefix}{vb}"
         _check(name, _is_number(vb, MAX_VBUCKETS - 1))
         _check(name, isinstance(mark, list | tuple) and len(mark) == 2 and all(map(_is_number, mark)))
-        found[int(vb)] = Mark(*map(int, mark))
+        vbuuid, seqno = map(int, mark)
+        found[int(vb)] = Position.at(vbuuid, seqno)
     return found
 
 

@@ -25,6 +25,7 @@ from cbframe.arrow.documents.unify import Columns
 from cbframe.arrow.keys import form_of
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.look import Look, look_at
+from cbframe.dcp.positions import Position
 from cbframe.errors import ConfigurationError, RollbackError
 from cbframe.frame.agreed import Agreement
 from cbframe.frame.changes import CHANGE_TYPE
@@ -122,7 +123,7 @@ class Spans:
         ranges = {each.vbucket: each for each in start.ranges_to(end)}
         self._refuse_planned(ranges.values(), look)
         # Those that nothing is read of count, too: they have a row.
-        weights = {vb: (each.end.vbuuid, each.changes) for vb, each in ranges.items()}
+        weights = {vb: Position.at(0, each.changes) for vb, each in ranges.items()}
         total = sum(each.changes for each in ranges.values())
         n = max(1, min(n, -(-total // _CHANGES_PER_PART)))
         return [
@@ -134,7 +135,7 @@ class Spans:
         if self.on_rollback == "fail":
             refused = next((each for each in ranges if each.anew), None)
             if refused is not None:
-                refuse = _other_history if refused.end.vbuuid != refused.start.vbuuid else _shorter
+                refuse = _other_history if refused.end.history != refused.start.history else _shorter
                 raise refuse(refused, look.map.node_of(refused.vbucket))
 
 

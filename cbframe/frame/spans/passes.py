@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from cbframe.dcp.ends import ReachedEnds
 from cbframe.dcp.look import Look
+from cbframe.dcp.positions import Position
 from cbframe.errors import StreamError
 from cbframe.frame.partition import PartSettings
 from cbframe.frame.run import Run
-from cbframe.frame.spans.offsets import BEGINNING, Mark, Range
+from cbframe.frame.spans.offsets import BEGINNING, Range
 from cbframe.frame.spans.rows import Kept, SpanReceiver, SpanSink
 
 
@@ -87,7 +88,7 @@ class Pass:
         """Decide what becomes of a vbucket; not, if it did not come as far as its history was told to be."""
         vb, end = given.vbucket, given.end
         # A vbucket that is empty now is not asked: then its history is another one, too.
-        same = receiver.history(vb) == end.vbuuid
+        same = receiver.history(vb) == end.history
         fallen = vb in receiver.fallen
         if not same:
             self.lost.add(vb)
@@ -119,8 +120,8 @@ class Pass:
         """
         now = self._look({each.vbucket for each in short}).positions
         for each in short:
-            vbuuid, seqno = now[each.vbucket]
-            if vbuuid != each.end.vbuuid or seqno < each.end.seqno:
+            at = now[each.vbucket]
+            if at.history != each.end.history or at.seqno < each.end.seqno:
                 raise _on_its_way(each)
 
     def tables(self) -> Iterator[pa.Table]:
@@ -128,8 +129,8 @@ class Pass:
         return iter(()) if self._sink is None else self._sink.changes(self._kept)
 
 
-def _begun(given: Range) -> Mark:
-    return Mark(given.start.vbuuid, given.base) if given.base else BEGINNING
+def _begun(given: Range) -> Position:
+    return given.start if given.base else BEGINNING
 
 
 def _on_its_way(given: Range) -> StreamError:

@@ -12,17 +12,15 @@ from cbframe.arrow.batcher import of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, OPCODE, OURS, SEQNO, VBUCKET
 from cbframe.arrow.spool import ARRIVED, DeferringBatchReceiver, Spool
 from cbframe.cluster.manifest import Manifest
-from cbframe.dcp.metadata import VBucketMetaData
+from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConversionError
 from cbframe.frame.assemble import beside
 from cbframe.frame.changes import CHANGE_TYPE, CHANGE_TYPES
 from cbframe.frame.names import alive
-from cbframe.frame.spans.offsets import Mark
 from cbframe.frame.streamed import SpooledRows, SpoolingSink
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, Opcode, SystemEventId
-from cbframe.wire.failover import FailoverEntry
 from cbframe.wire.messages import SystemEvent
 
 _OPCODES = np.array([Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION])
@@ -41,7 +39,7 @@ class SpanReceiver(DeferringBatchReceiver):
 
     fallen: set[int]
 
-    def begin(self, marks: Mapping[int, Mark], *, of_scope: bool) -> None:
+    def begin(self, marks: Mapping[int, Position], *, of_scope: bool) -> None:
         """Begin there; call it before anything is received.
 
         Parameters
@@ -59,14 +57,12 @@ class SpanReceiver(DeferringBatchReceiver):
             self._ends.add(SystemEventId.CREATE_SCOPE)
         self._events: list[tuple[int, int]] = []
         self._histories: dict[int, int] = {}
-        for vbucket, (vbuuid, seqno) in marks.items():
-            if seqno:
-                # It is not known in which snapshot the seqno lay. The server takes it for the end of one,
-                # which it need not have been: that is why a new history voids it in any case.
-                log = (FailoverEntry(vbuuid, 0),)
-                stored = VBucketMetaData(snap_start=seqno, snap_end=seqno, failover_log=log)
+        for vbucket, position in marks.items():
+            # It is not known in which snapshot the seqno lay. The server takes it for the end of one,
+            # which it need not have been: that is why a new history voids it in any case.
+            if position.seqno and (stored := position.metadata) is not None:
                 self._vbuckets[vbucket].metadata = stored.to_json()
-                self._last_seqno[vbucket] = seqno
+                self._last_seqno[vbucket] = position.seqno
 
     # -- on the threads of the nodes
 
