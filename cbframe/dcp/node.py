@@ -40,7 +40,7 @@ from cbframe.limits import OwnThread, allocate
 from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason
 from cbframe.wire.requests import StreamRequest
 
-Order: TypeAlias = plan.StopNode | plan.OpenStreams | plan.CloseStreams | plan.SampleNode
+Order: TypeAlias = plan.StopNode | plan.OpenStreams | plan.CloseStreams | plan.SampleNode | dcp.RolledBack
 
 
 class NodeThread:
@@ -322,6 +322,8 @@ class NodeThread:
                     raise ConnectError(f"{why}: the connection is closed")
                 case plan.SampleNode():
                     connection.sample()
+                case dcp.RolledBack():
+                    self._roll_back(order)
                 case plan.CloseStreams(vbuckets=vbuckets):
                     for vbucket in vbuckets:
                         connection.close_stream(vbucket)
@@ -365,9 +367,8 @@ class NodeThread:
                 self._on_ended(stream, reason)
             case dcp.Refused():
                 self._on_refused(event)
-            case dcp.RolledBack(stream=stream, seqno=seqno):
-                calls.roll_back(stream, seqno)
-                setup.post(plan.StreamRolledBack(self.node, stream.vbucket))
+            case dcp.RolledBack():
+                self._roll_back(event)
             case dcp.MapPushed(revision=revision, body=body):
                 setup.on_push(self.node, revision, body)
             case dcp.Nooped():
@@ -410,8 +411,12 @@ class NodeThread:
                 hint="the bucket was flushed or created anew, or what was stored belongs to another one",
             )
         )
-        self._calls.roll_back(stream, 0)
-        self._setup.post(plan.StreamRolledBack(self.node, stream.vbucket))
+        self._roll_back(dcp.RolledBack(stream, 0))
+
+    def _roll_back(self, event: dcp.RolledBack) -> None:
+        """Roll back now, or when the receiver is ready to."""
+        if self._calls.roll_back(event.stream, event.seqno, lambda: self.post(event)):
+            self._setup.post(plan.StreamRolledBack(self.node, event.stream.vbucket))
 
 
 def _position(stream: Stream) -> Position:
