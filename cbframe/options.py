@@ -120,6 +120,9 @@ class BucketDataSourceOptions:
         the bucket keeps none.
     ignore_purged_tombstones
         Continue a stream although deletions behind its position were purged: they are not reported.
+    skip_first_deletions
+        Let servers after 8.0 leave deletions out of the first backfill of a stream that begins at 0, where
+        there is nothing that they could delete. Reads ask for it by themselves.
     flatbuffers_system_events
         Let the server tell changes of collections in the newer form, which alone tells what was modified.
     stream_id
@@ -214,6 +217,7 @@ class BucketDataSourceOptions:
     out_of_order: bool = False
     change_streams: bool = False
     ignore_purged_tombstones: bool = False
+    skip_first_deletions: bool = False
     flatbuffers_system_events: bool = True
     stream_id: int | None = None
     ask_time: bool = False
