@@ -33,8 +33,6 @@ class NodeSetup:
     timeouts: Timeouts
     buffer_bytes: int
     max_body: int
-    receive_bytes: int
-    receive_latency: float
     wanted: StreamFilter
     stream_flags: StreamFlag
     trace_capacity: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -153,7 +154,7 @@ def _floors(base: Manifest, history: History, moment: datetime) -> Sequence[int]
     ancestors = [*history.ancestors(base)]
     times = history.times()
     old = next((each.version for each in ancestors if times[each.version] <= moment), 0)
-    boundaries = Boundaries(base, ancestors)
+    boundaries = Boundaries(base, lambda: ancestors)
     return [
         max(floor, boundaries.below(vbucket, MAX_SEQNO, before=old + 1).seqno)
         for vbucket, floor in enumerate(base.floors)
@@ -233,7 +234,7 @@ def _useful(base: Manifest, history: History) -> set[int]:
     useful = set()
     ancestors = [*history.ancestors(base)]
     for each in ancestors:
-        one = Boundaries(base, [each])
+        one = Boundaries(base, partial(list, [each]))
         if any(one.below(vbucket, MAX_SEQNO).seqno for vbucket in range(len(base.positions))):
             useful.add(each.version)
     return useful

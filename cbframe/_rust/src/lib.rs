@@ -2,5 +2,4 @@
 
 pub mod frames;
 pub mod json;
-#[cfg(feature = "python")]
 mod python;
