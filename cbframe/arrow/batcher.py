@@ -17,7 +17,7 @@ import pyarrow as pa
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET, raw_schema, record_batch
 from cbframe.arrow.exclusion import is_document
 from cbframe.dcp.handover import Handover
-from cbframe.dcp.positions import VBucketMetaData
+from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.errors import CbframeError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, SnapshotFlag, SystemEventId
@@ -117,7 +117,7 @@ class GatheringReceiver(Generic[T]):
     def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
         return self._vbuckets[vbucket].metadata, int(self._last_seqno[vbucket])
 
-    def rollback(self, vbucket: int, seqno: int) -> None:  # noqa: ARG002
+    def rollback(self, vbucket: int, seqno: int) -> Position:  # noqa: ARG002
         """Forget the vbucket altogether and read it from the start.
 
         The server sends only what lies behind `seqno` again. Versions at or before it that a
@@ -129,6 +129,7 @@ class GatheringReceiver(Generic[T]):
         state.snapshots += 1
         self._last_seqno[vbucket] = 0
         state.begun = {}  # those events come again, at other seqnos
+        return Position()
 
     # -- the consumer's side
 

@@ -55,12 +55,11 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The server took back everything behind `asked`; all that came behind `seqno` is void."""
+    """The server took back everything after `asked`; all that came after `position` is void."""
 
     vbucket: int
-    seqno: int
-    asked: int
     position: Position
+    asked: int
 
 
 Item: TypeAlias = Arrived | Reached | Told | Withdrawn
@@ -138,7 +137,7 @@ class ChangeReceiver:
     def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
         return self._tracks[vbucket].requested()
 
-    def rollback(self, vbucket: int, seqno: int) -> None:
+    def rollback(self, vbucket: int, seqno: int) -> Position:
         if self.refuse:
             raise RollbackError(
                 f"the server has withdrawn everything behind seqno {seqno}",
@@ -146,9 +145,9 @@ class ChangeReceiver:
                 hint="a failover lost changes that were streamed already: take back what was stored of this "
                 'vbucket behind a snapshot at or before that seqno; on_rollback="emit" says behind which',
             )
-        track = self._tracks[vbucket]
-        target = track.rolled_back(seqno, to_base=self.to_base)
-        self._items.put(Withdrawn(vbucket, target, seqno, track.position()), (vbucket,))
+        position = self._tracks[vbucket].rolled_back(seqno, to_base=self.to_base)
+        self._items.put(Withdrawn(vbucket, position, seqno), (vbucket,))
+        return position
 
     def _reached(self, vbucket: int) -> None:
         self._items.news(vbucket, Reached(vbucket, self._tracks[vbucket].position()))

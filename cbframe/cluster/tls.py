@@ -282,7 +282,7 @@ class Peer(NamedTuple):
     bundled: bool = False
 
 
-def peer_of(sock: ssl.SSLSocket) -> Peer:
+def peer_of(sock: ssl.SSLSocket | ssl.SSLObject) -> Peer:
     """What a verified node has shown."""
     certificate: Any = sock.getpeercert()
     version = sock.version() or ""

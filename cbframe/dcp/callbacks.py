@@ -9,10 +9,11 @@ from functools import wraps
 from typing import TypeVar
 
 from cbframe.dcp.counters import NodeStats
-from cbframe.dcp.positions import VBucketMetaData
+from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import (
     BlockReceiver,
     DeferringReceiver,
+    PreparingReceiver,
     ProgressReceiver,
     Receipt,
     ReceiverEx,
@@ -189,9 +190,11 @@ class Callbacks:
             stream.snap_saved = True
             self.save(stream)
 
-    def roll_back(self, stream: Stream, seqno: int) -> None:
-        """Have the receiver take a vbucket back."""
+    def roll_back(self, stream: Stream, seqno: int, ready: Callable[[], None]) -> bool:
+        """Have the receiver roll a vbucket back; False if it cannot yet, and calls `ready` when it can."""
         receiver, stats = self._receiver, self._stats
+        if isinstance(receiver, PreparingReceiver) and not self._call(receiver.prepare_rollback, ready):
+            return False
         if seqno >= stream.start:
             seqno = 0  # a rollback that leads nowhere back would repeat for ever
         stats.tot_upr_stream_req_res_rollback_start += 1
@@ -199,13 +202,20 @@ class Callbacks:
             if isinstance(receiver, ReceiverEx):
                 # The answer names no history; what remains belongs to one that was stored.
                 vbuuid = self._stored[stream.vbucket].vbuuid_at(seqno)
-                self._call(receiver.rollback_ex, stream.vbucket, vbuuid, seqno)
+                position = self._call(receiver.rollback_ex, stream.vbucket, vbuuid, seqno)
             else:
-                self._call(receiver.rollback, stream.vbucket, seqno)
+                position = self._call(receiver.rollback, stream.vbucket, seqno)
+            if isinstance(position, Position) and position.seqno > seqno:
+                raise ReceiverError(
+                    f"the receiver rolled back to seqno {position.seqno}, and not to {seqno} or before",
+                    vbucket=stream.vbucket,
+                    hint="rollback() returns where the data end: forget all that came after the seqno",
+                )
         except CbframeError:
             stats.tot_upr_stream_req_res_rollback_err += 1
             raise
         stats.tot_upr_stream_req_res_want_after_rollback_err += 1
+        return True
 
     def _call(self, callback: Callable[..., T], *args: object) -> T:
         assert threading.get_ident() == self._owner, "callbacks run on the node's thread"

@@ -94,7 +94,8 @@ class DcpConnection:
         """Messages in the bytes that :meth:`data_to_send` gave last."""
         self.messages = 0
         """What came over the streams so far."""
-        self._ack_at = int(settings.buffer_size * ack_threshold)
+        self.ack_at = int(settings.buffer_size * ack_threshold)
+        """Bytes beyond which the server is sent an acknowledgement; 0 without flow control."""
         self._window = settings.buffer_size
         self._bucket = login.bucket.encode()
         self._stream_id = settings.stream_id
@@ -114,9 +115,9 @@ class DcpConnection:
         """Requests that the server has answered so far."""
         return self._stream_answers + self._questions.answers
 
-    def window_open(self, held: int) -> bool:
-        """Whether the server may send, as we count: `held` bytes are not consumed yet."""
-        return not self._window or held + self.unacked < self._window
+    def room(self, held: int) -> int:
+        """Bytes that the server may send, as we count: `held` are not consumed yet."""
+        return self._window - held - self.unacked if self._window else MAX_BODY_LENGTH
 
     @property
     def granted(self) -> Mapping[str, str]:
@@ -190,12 +191,12 @@ class DcpConnection:
     @property
     def wants_to_tell(self) -> bool:
         """Whether enough was consumed for an acknowledgement."""
-        return self.unacked > self._ack_at
+        return self.unacked > self.ack_at
 
-    def tell(self) -> int:
-        """Acknowledge what was consumed, if it is enough; how much it is."""
+    def tell(self, *, little: bool = False) -> int:
+        """Acknowledge what was consumed, if it is enough, or also if it is `little`; how much it is."""
         nbytes = self.unacked
-        if not self.wants_to_tell:
+        if not self.wants_to_tell and not (little and nbytes):
             return 0
         self._queue(BufferAck(nbytes).frame())
         self.unacked = 0

@@ -33,6 +33,7 @@ class DcpSettings:
     backfill_order: str | None = None
     out_of_order: bool = False
     change_streams: bool = False
+    skip_first_deletions: bool = False
     flatbuffers_system_events: bool = False
     stream_id: int | None = None
     ask_time: bool = False
@@ -59,6 +60,7 @@ class DcpSettings:
             backfill_order=options.backfill_order,
             out_of_order=options.out_of_order,
             change_streams=options.change_streams,
+            skip_first_deletions=options.skip_first_deletions,
             flatbuffers_system_events=options.flatbuffers_system_events,
             stream_id=options.stream_id,
             ask_time=options.ask_time,

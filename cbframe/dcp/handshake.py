@@ -69,6 +69,8 @@ _NOT_YET = "the node or the bucket was started a moment ago, and is not ready ye
 _NO_SEQNOS = "GET_ALL_VB_SEQNOS was refused"
 _ABSENT = (Status.EINVAL, Status.NOT_SUPPORTED)
 """How a node answers to an option that it, or the bucket, does not have."""
+_SKIPS = frozenset({Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL, Feature.COLLECTIONS})
+"""Without these a node refuses DCP_OPEN as a whole if it is asked to skip deletions."""
 _RELEASE = re.compile(rb"([0-9]{1,4})\.([0-9]{1,4})")
 _KEYS_ONLY_FROM_DISK = (7, 6)
 _BEST = next(iter(SCRAM_HASHES))
@@ -212,13 +214,15 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
     more = [Feature.DUPLEX, Feature.CLUSTERMAP_CHANGE_NOTIFICATION]
     if settings.compression:
         more.append(Feature.SNAPPY)
+    if settings.skip_first_deletions:
+        more.append(Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL)
 
     def then(features: frozenset[int]) -> Sequence[Frame]:
         if settings.xattrs and Feature.XATTR not in features:
             raise XAttrsNotSupportedError(
                 "the node does not grant extended attributes", status=Status.NOT_SUPPORTED
             )
-        return [SEQNOS, *_opening(settings, _wishes(settings, features))]
+        return [SEQNOS, *_opening(settings, _wishes(settings, features), features)]
 
     features = yield from log_in(login, *more, then=then)
     seqnos = yield ()
@@ -227,7 +231,7 @@ def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
     # Otherwise looked at last: who may not read over DCP, and where there is none, hears of that first.
     wishes = _wishes(settings, features)
     granted = yield from _opened(
-        settings, wishes, f"user {login.user}", f"bucket {login.bucket!r}", (yield ())
+        settings, wishes, features, f"user {login.user}", f"bucket {login.bucket!r}", (yield ())
     )
     return Session(features, granted, (yield from sample_seqnos(settings.collections, seqnos)))
 
@@ -245,11 +249,14 @@ def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[s
         The bucket has no DCP, or the node refuses what is needed.
     """
     wishes = _wishes(settings)
-    answer = yield _opening(settings, wishes)
-    return (yield from _opened(settings, wishes, user, bucket, answer))
+    none: frozenset[int] = frozenset()
+    answer = yield _opening(settings, wishes, none)
+    return (yield from _opened(settings, wishes, none, user, bucket, answer))
 
 
-def _opening(settings: DcpSettings, wishes: list[_Wish], *, sound_keys: bool = False) -> list[Frame]:
+def _opening(
+    settings: DcpSettings, wishes: list[_Wish], features: frozenset[int], *, sound_keys: bool = False
+) -> list[Frame]:
     """DCP_OPEN, and each control with its best value."""
     flags = OpenFlag.PRODUCER
     if settings.stream_id is None:
@@ -259,18 +266,25 @@ def _opening(settings: DcpSettings, wishes: list[_Wish], *, sound_keys: bool = F
         flags |= OpenFlag.INCLUDE_XATTRS
     if settings.no_value:
         flags |= OpenFlag.NO_VALUE if sound_keys else OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
+    if settings.skip_first_deletions and features >= _SKIPS:
+        flags |= OpenFlag.SKIP_DELETIONS_IN_FIRST_BACKFILL
     return [DcpOpen(settings.name, flags).frame(), *_controls(wishes)]
 
 
 def _opened(
-    settings: DcpSettings, wishes: list[_Wish], user: str, bucket: str, answer: Frame
+    settings: DcpSettings,
+    wishes: list[_Wish],
+    features: frozenset[int],
+    user: str,
+    bucket: str,
+    answer: Frame,
 ) -> Steps[dict[str, str]]:
     """Take the answers to :func:`_opening`, of which `answer` is the first."""
     if settings.no_value and answer.status == Status.EINVAL:
         for _ in wishes:
             yield ()  # without a producer they are refused, too
         if (yield from _has_sound_keys()):
-            answer = yield _opening(settings, wishes, sound_keys=True)
+            answer = yield _opening(settings, wishes, features, sound_keys=True)
     if answer.status == Status.EACCESS:
         raise AccessError(
             f"{user} may not read {bucket} over DCP",

@@ -17,7 +17,7 @@ from cbframe.dcp import plan, verdicts
 from cbframe.dcp.callbacks import Callbacks
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.counters import NodeStats
-from cbframe.dcp.pace import Pace
+from cbframe.dcp.pace import Gather, Pace
 from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.setup import NodeSetup
@@ -40,7 +40,7 @@ from cbframe.limits import OwnThread, allocate
 from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason
 from cbframe.wire.requests import StreamRequest
 
-Order: TypeAlias = plan.StopNode | plan.OpenStreams | plan.CloseStreams | plan.SampleNode
+Order: TypeAlias = plan.StopNode | plan.OpenStreams | plan.CloseStreams | plan.SampleNode | dcp.RolledBack
 
 
 class NodeThread:
@@ -205,22 +205,30 @@ class NodeThread:
     def _talk(self, stream: ByteStream, connection: DcpConnection) -> None:
         setup, stats = self._setup, self._stats
         waits = Waits(setup.timeouts, setup.clock())
-        pace = None if setup.max_rate is None else Pace(setup.max_rate, setup.clock())
+        pace = Pace(setup.max_rate, setup.clock())
+        enough = min(setup.receive_bytes, connection.ack_at or setup.receive_bytes)
+        gather = Gather(enough, setup.receive_latency)
         buffer = allocate(setup.buffer_bytes)
         have = 0
+        readable = True
         while True:
             self._carry_out_orders(connection)
             while self._consumed:
                 nbytes = self._consumed.popleft()
                 self._owed -= nbytes
                 connection.acknowledge(nbytes)
-            pause = 0.0 if pace is None else pace.acknowledge(connection, setup.clock())
+            pause = pace.acknowledge(connection, self._owed, setup.clock())
             if data := connection.data_to_send():
                 self._send(stream, data, connection.handed)
                 waits.sent(setup.clock())
             if self._stopping:
                 return
-            count = self._receive(stream, memoryview(buffer)[have:], connection)
+            count = None
+            if readable or not gather.left(setup.clock()):
+                readable = False
+                count = self._receive(stream, memoryview(buffer)[have:], connection)
+                if count is None or not connection.streams:
+                    gather.quiet()
             now = setup.clock()
             if count is not None:
                 waits.heard(now)
@@ -229,8 +237,10 @@ class NodeThread:
                 with closing(connection.receive(buffer, have)) as events:
                     self._handle(events)
                 buffer, have = self._keep_tail(buffer, connection.consumed, have)
+                if connection.streams:
+                    gather.received(setup.clock())
             ready, unanswered = connection.session is not None, connection.unanswered
-            may_send = bool(connection.streams) and connection.window_open(self._owed)
+            may_send = bool(connection.streams) and connection.room(self._owed) > 0
             waits.progress(now, connection.messages, waiting=may_send)
             if waits.wants_look(now):
                 owing = connection.streams.owed(self._high_seqnos, filtered=setup.wanted.filters)
@@ -248,7 +258,9 @@ class NodeThread:
                     connection.ping()
                 else:
                     left = waits.left(now, ready=ready, unanswered=unanswered)
-                    stream.wait(min(left, pause) if pause else left)
+                    room = min(connection.room(self._owed + have), len(buffer) - have)
+                    least = gather.least(now, room)
+                    readable = stream.wait(min(left, pause or left, gather.left(now) or left), least)
 
     def _send(self, stream: ByteStream, data: bytes, messages: int) -> None:
         try:
@@ -310,6 +322,8 @@ class NodeThread:
                     raise ConnectError(f"{why}: the connection is closed")
                 case plan.SampleNode():
                     connection.sample()
+                case dcp.RolledBack():
+                    self._roll_back(order)
                 case plan.CloseStreams(vbuckets=vbuckets):
                     for vbucket in vbuckets:
                         connection.close_stream(vbucket)
@@ -353,9 +367,8 @@ class NodeThread:
                 self._on_ended(stream, reason)
             case dcp.Refused():
                 self._on_refused(event)
-            case dcp.RolledBack(stream=stream, seqno=seqno):
-                calls.roll_back(stream, seqno)
-                setup.post(plan.StreamRolledBack(self.node, stream.vbucket))
+            case dcp.RolledBack():
+                self._roll_back(event)
             case dcp.MapPushed(revision=revision, body=body):
                 setup.on_push(self.node, revision, body)
             case dcp.Nooped():
@@ -398,8 +411,12 @@ class NodeThread:
                 hint="the bucket was flushed or created anew, or what was stored belongs to another one",
             )
         )
-        self._calls.roll_back(stream, 0)
-        self._setup.post(plan.StreamRolledBack(self.node, stream.vbucket))
+        self._roll_back(dcp.RolledBack(stream, 0))
+
+    def _roll_back(self, event: dcp.RolledBack) -> None:
+        """Roll back now, or when the receiver is ready to."""
+        if self._calls.roll_back(event.stream, event.seqno, lambda: self.post(event)):
+            self._setup.post(plan.StreamRolledBack(self.node, event.stream.vbucket))
 
 
 def _position(stream: Stream) -> Position:

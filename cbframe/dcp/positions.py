@@ -272,8 +272,8 @@ class Track:
             self.ends = thinned((self.seqno, *self.ends))
         return moved
 
-    def rolled_back(self, seqno: int, *, to_base: bool = False) -> int:
-        """The server has withdrawn everything behind `seqno`: go back as far as needed.
+    def rolled_back(self, seqno: int, *, to_base: bool = False) -> Position:
+        """The server has withdrawn everything after `seqno`: go back as far as needed.
 
         Parameters
         ----------
@@ -283,8 +283,8 @@ class Track:
 
         Returns
         -------
-        int
-            Where the stream goes on from: what was received behind it is void.
+        Position
+            Where the stream goes on from: what was received after it is void.
         """
         if to_base or seqno <= self.base:
             # Of what lies before its beginning, the stream has given nothing: it can begin anywhere.
@@ -298,7 +298,7 @@ class Track:
             # Not the purge seqno: deletions that were taken back with the rest may have been purged since.
             log = tuple(entry for entry in self.metadata.failover_log if entry.seqno <= target)
             self.metadata = VBucketMetaData(0, 0, target, target, log) if target else None
-        return target
+        return self.position()
 
 
 def thinned(ends: tuple[int, ...]) -> tuple[int, ...]:

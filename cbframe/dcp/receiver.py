@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from cbframe.dcp.positions import Position
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode
@@ -71,8 +72,11 @@ class BaseReceiver(Protocol):
     def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
         """Give back what was stored, and the last seqno received; (None, 0) for a fresh start."""
 
-    def rollback(self, vbucket: int, seqno: int) -> None:
-        """Forget everything of a vbucket behind `seqno`, in data and in metadata."""
+    def rollback(self, vbucket: int, seqno: int) -> Position | None:
+        """Forget everything of a vbucket after `seqno`, in data and in metadata.
+
+        It may go back farther than that, and may return where it went.
+        """
 
 
 @runtime_checkable
@@ -90,8 +94,20 @@ class Receiver(BaseReceiver, Protocol):
 class ReceiverEx(Protocol):
     """A receiver that wants to know the history on a rollback."""
 
-    def rollback_ex(self, vbucket: int, vbuuid: int, seqno: int) -> None:
+    def rollback_ex(self, vbucket: int, vbuuid: int, seqno: int) -> Position | None:
         """Instead of `rollback`; `vbuuid` is the history that remains, 0 where nothing does."""
+
+
+@runtime_checkable
+class PreparingReceiver(Protocol):
+    """A receiver that reads files before it can roll back: not in a callback, but on another thread."""
+
+    def prepare_rollback(self, ready: Callable[[], None]) -> bool:
+        """Whether `rollback` can be called at once; if not, `ready` is called when it can be.
+
+        `ready` may be called from any thread. It does nothing if the connection has ended meanwhile: then
+        the vbucket is rolled back by the next one.
+        """
 
 
 @runtime_checkable

@@ -33,6 +33,8 @@ class NodeSetup:
     timeouts: Timeouts
     buffer_bytes: int
     max_body: int
+    receive_bytes: int
+    receive_latency: float
     wanted: StreamFilter
     stream_flags: StreamFlag
     trace_capacity: int

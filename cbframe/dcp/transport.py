@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from cbframe.cluster.address import is_capella
 from cbframe.cluster.address import split_address as address_parts
@@ -24,8 +24,13 @@ from cbframe.errors import (
     ReadCancelledError,
     ReadTimeoutError,
 )
-from cbframe.limits import reported, shortage
+from cbframe.limits import allocate, reported, shortage
 from cbframe.system import CONNECTING, EVENT_READ, EVENT_WRITE, Selector, error_text, ready, waited
+
+_CIPHERTEXT = 256 * 1024
+"""Bytes that are received of a TLS connection at once: they stay in the cache until they are decrypted."""
+_PAUSE = 0.001
+"""Seconds for which bytes are collected where the system has no low-water mark."""
 
 
 class Waker:
@@ -66,8 +71,16 @@ class Stream(Protocol):
     def send_all(self, data: bytes, timeout: float) -> None:
         """Write all of `data`."""
 
-    def wait(self, timeout: float | None) -> bool:
-        """Wait until there is something to read or the waker rings; whether there is to read."""
+    def wait(self, timeout: float | None, least: int = 1) -> bool:
+        """Wait until there is something to read or the waker rings; whether there is to read.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None for no limit. When it is over, fewer bytes than `least` may be there.
+        least
+            Bytes that have to be there before there is something to read.
+        """
 
     def close(self) -> None: ...
 
@@ -110,12 +123,13 @@ class SocketTransport:
                 sock = undo.enter_context(socket.socket(family, kind, proto))
                 try:
                     _connect(sock, address, node, waker, timeout)
+                    secured = None
                     if self._tls is not None:
-                        sock = _secure(self._tls, sock, host, node, waker, timeout)
+                        secured = _secure(self._tls, sock, host, node, waker, timeout)
                 except ConnectError as exc:
                     failure = exc
                 else:
-                    stream = SocketStream(sock, node, waker)
+                    stream = SocketStream(sock, node, waker, secured)
                     undo.pop_all()
                     return stream
         raise failure or ConnectError(f"the name {host!r} has no address", node=node)
@@ -144,21 +158,138 @@ class HookedTransport:
         return SocketStream(sock, node, waker)
 
 
+class Encryption:
+    """TLS over a non-blocking socket. What is there is received at once, and decrypted in a loop.
+
+    An ``ssl.SSLSocket`` makes two system calls for each record, and a node sends a record for each document.
+    """
+
+    def __init__(self, tls: ssl.SSLContext, sock: socket.socket, host: str) -> None:
+        self._sock = sock
+        self._arrived, self._leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.session = tls.wrap_bio(self._arrived, self._leaving, server_hostname=host)
+        self._read: Any = self.session.read  # what it returns depends on its arguments
+        self._buffer = memoryview(allocate(_CIPHERTEXT))
+        self._unsent = b""
+        self._failure: OSError | None = None
+        self.pending = False
+        """Whether more may be decrypted before anything is received."""
+
+    def shake_hands(self) -> None:
+        """Go on with the handshake.
+
+        Raises
+        ------
+        ssl.SSLWantReadError, ssl.SSLWantWriteError
+            It is not done, and the socket has to be waited for.
+        """
+        while True:
+            try:
+                self.session.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._fill()
+            except ssl.SSLError:
+                with contextlib.suppress(OSError):
+                    self._flush()  # the alert that says why
+                raise
+            else:
+                self._flush()
+                self.pending = self._arrived.pending > 0
+                return
+
+    def receive_into(self, view: memoryview) -> int:
+        """As ``recv_into`` of a non-blocking socket: 0 at the end, also at one that was not announced."""
+        if self._failure is not None:
+            raise self._failure
+        self.pending = False
+        count, more = 0, True
+        try:
+            while count < len(view):
+                try:
+                    length = self._read(len(view) - count, view[count:])
+                except ssl.SSLWantReadError:
+                    with contextlib.suppress(OSError):
+                        self._flush()  # TLS may have had something to answer; what is left goes with the next
+                    if count and not more:
+                        return count
+                    more = self._fill()
+                else:
+                    count += length
+                    if not length:
+                        break
+        except ssl.SSLEOFError:
+            pass
+        except (ssl.SSLWantReadError, OSError) as exc:
+            if not count:
+                raise
+            if isinstance(exc, ssl.SSLWantReadError):
+                return count
+            self._failure = exc  # after whole records; OpenSSL itself would not repeat it
+        # What is left, also an end or a failure, is had without the network.
+        self.pending = True
+        return count
+
+    def encrypted(self, data: bytes, timeout: float) -> bytes:
+        """What is to be sent for some bytes; TimeoutError if TLS waited in vain for the peer."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self.session.write(rest) :]
+            except ssl.SSLWantReadError:
+                self._flush()
+                if not ready(timeout, (self._sock, EVENT_READ)):
+                    raise TimeoutError(f"TLS got no answer for {timeout:g} s") from None
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    self._fill()
+        unsent, self._unsent = self._unsent + self._leaving.read(), b""
+        return unsent
+
+    def _fill(self) -> bool:
+        """Receive what is there; whether there may be more. SSLWantReadError if nothing is."""
+        try:
+            length = self._sock.recv_into(self._buffer)
+        except BlockingIOError:
+            raise ssl.SSLWantReadError from None
+        if length:
+            self._arrived.write(self._buffer[:length])
+        else:
+            self._arrived.write_eof()
+        return length == len(self._buffer)
+
+    def _flush(self) -> None:
+        """Send what TLS itself has to say."""
+        self._unsent += self._leaving.read()
+        while self._unsent:
+            try:
+                self._unsent = self._unsent[self._sock.send(self._unsent) :]
+            except BlockingIOError:
+                raise ssl.SSLWantWriteError from None
+
+
 class SocketStream:
     """A non-blocking socket and the waker of the thread that reads it."""
 
-    def __init__(self, sock: socket.socket, node: str, waker: Waker) -> None:
+    def __init__(
+        self, sock: socket.socket, node: str, waker: Waker, secured: Encryption | None = None
+    ) -> None:
         self._sock = sock
+        self._secured = secured
         self._node = node
         self._waker = waker
         # Made once: a wait costs what it costs the system.
         self._selector = Selector()
         self._selector.register(sock, EVENT_READ)
         self._selector.register(waker, EVENT_READ)
+        self._least = 1
+        self._has_mark = True
+        """Whether the system wakes up at a low-water mark."""
 
     def receive_into(self, view: memoryview) -> int | None:
         count = 0
         try:
+            if self._secured is not None:
+                return self._secured.receive_into(view)
             count = self._sock.recv_into(view)
             if isinstance(self._sock, ssl.SSLSocket):
                 # One call gives one record of at most 16 KiB, which is little for a block.
@@ -174,8 +305,11 @@ class SocketStream:
 
     def send_all(self, data: bytes, timeout: float) -> None:
         rest = memoryview(data)
+        secured = self._secured
         while rest:
             try:
+                if secured is not None:
+                    rest, secured = memoryview(secured.encrypted(data, timeout)), None
                 rest = rest[self._sock.send(rest) :]
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
                 # TLS may have to read before it can write.
@@ -187,23 +321,50 @@ class SocketStream:
             except OSError as exc:
                 raise self._broken(exc) from None
 
-    def wait(self, timeout: float | None) -> bool:
+    def wait(self, timeout: float | None, least: int = 1) -> bool:
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
             return True
+        if self._secured is not None and self._secured.pending:
+            return True
+        if self._has_mark and least != self._least:
+            self._set_mark(least)
+        if not self._has_mark and least > 1:
+            # How much is there cannot be known: what comes within a moment is taken together.
+            pause = _PAUSE if timeout is None else min(timeout, _PAUSE)
+            if not ready(pause, (self._waker, EVENT_READ)):
+                return True
+            self._waker.drain()
+            return False
         woken = [key.fileobj for key, _ in waited(self._selector.select, timeout)]
         if self._waker in woken:
             self._waker.drain()
         return self._sock in woken
 
+    def _set_mark(self, least: int) -> None:
+        try:
+            # Linux keeps it within half of the largest receive buffer, and makes room for it; macOS keeps it
+            # within the buffer.
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+        except OSError:
+            self._has_mark = False  # Windows
+            with contextlib.suppress(OSError):
+                # What comes during a pause has to find room.
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * least)
+        else:
+            self._least = least
+
     def tls_peer(self) -> Peer:
         """What the node has shown in the TLS handshake; nothing in plain text."""
-        return peer_of(self._sock) if isinstance(self._sock, ssl.SSLSocket) else Peer()
+        return Peer() if self._secured is None else peer_of(self._secured.session)
 
     def _broken(self, cause: OSError) -> CbframeError:
-        if isinstance(self._sock, ssl.SSLSocket) and not isinstance(cause, ssl.SSLError):
+        hears: Any = self._sock.recv_into if isinstance(self._sock, ssl.SSLSocket) else None
+        if self._secured is not None:
+            hears = self._secured.receive_into
+        if hears is not None and not isinstance(cause, ssl.SSLError):
             # A node that refuses our certificate says so, and hangs up while we are sending.
             try:
-                self._sock.recv(1)
+                hears(memoryview(bytearray(1)))
             except ssl.SSLError as said:
                 cause = said
             except OSError:
@@ -242,30 +403,27 @@ def split_address(node: str) -> tuple[str, int]:
 
 
 def _secure(
-    tls: ssl.SSLContext, plain: socket.socket, host: str, node: str, waker: Waker, timeout: float
-) -> ssl.SSLSocket:
-    """The socket after the TLS handshake; it is closed if that fails."""
+    tls: ssl.SSLContext, sock: socket.socket, host: str, node: str, waker: Waker, timeout: float
+) -> Encryption:
+    """TLS over a connected socket, after the handshake."""
     deadline = time.monotonic() + timeout
-    with contextlib.ExitStack() as undo:
-        try:
-            sock = tls.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
-            undo.enter_context(sock)
-            while True:
-                try:
-                    sock.do_handshake()
-                except ssl.SSLWantReadError:
-                    _await(sock, EVENT_READ, node, waker, deadline, timeout)
-                except ssl.SSLWantWriteError:
-                    _await(sock, EVENT_WRITE, node, waker, deadline, timeout)
-                else:
-                    undo.pop_all()
-                    return sock
-        except (OSError, ValueError) as exc:  # ValueError: a host name that no certificate can have
-            raise tls_error(exc, node) or ConnectError(
-                f"the TLS handshake failed: {exc}",
-                node=node,
-                hint="check that this is the TLS port (11207)",
-            ) from None
+    try:
+        secured = Encryption(tls, sock, host)
+        while True:
+            try:
+                secured.shake_hands()
+            except ssl.SSLWantReadError:
+                _await(sock, EVENT_READ, node, waker, deadline, timeout)
+            except ssl.SSLWantWriteError:
+                _await(sock, EVENT_WRITE, node, waker, deadline, timeout)
+            else:
+                return secured
+    except (OSError, ValueError) as exc:  # ValueError: a host name that no certificate can have
+        raise tls_error(exc, node) or ConnectError(
+            f"the TLS handshake failed: {exc}",
+            node=node,
+            hint="check that this is the TLS port (11207)",
+        ) from None
 
 
 def _await(sock: socket.socket, event: int, node: str, waker: Waker, deadline: float, timeout: float) -> None:

@@ -157,9 +157,9 @@ class Gatherer:
                 self._batches.append(batch)
                 self._nbytes += receipt.nbytes
                 given.receipts.append(receipt)
-            case Withdrawn(vbucket=vbucket, seqno=seqno, asked=asked, position=position):
+            case Withdrawn(vbucket=vbucket, position=position, asked=asked):
                 given.positions[vbucket] = position
-                self._rollbacks.append(Rollback(vbucket, seqno, asked))
+                self._rollbacks.append(Rollback(vbucket, position.seqno, asked))
             case Told(event=event, position=position):
                 given.positions[event.vbucket] = position
                 if (drop := self._directory.told(event)) is not None:

@@ -94,6 +94,8 @@ class Run:
         By when documents have expired; None for the moment at which this is first asked for.
     ask_time
         Ask the nodes what time it is, also where no document is left out for that.
+    skip_first_deletions
+        Streams begin at 0, and deletions are of no interest but for what was received before them.
     clock
         Tells the time of day.
 
@@ -115,6 +117,7 @@ class Run:
         first_map: ClusterMap | None = None,
         moment: Moment | None = None,
         ask_time: bool = False,
+        skip_first_deletions: bool = False,
         clock: Clock = utc_now,
     ) -> None:
         self._began = monotonic()
@@ -134,6 +137,7 @@ class Run:
             no_value=target.keys_only,
             consistency=_consistency(target),
             ask_time=ask_time or (target.expired == "drop" and moment is None),
+            skip_first_deletions=skip_first_deletions or target.options.skip_first_deletions,
             include_xattrs=target.options.include_xattrs or "xattrs" in target.metadata,
         )
         self.names = Names(target, options)

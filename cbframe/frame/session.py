@@ -140,6 +140,7 @@ class ReadSession:
             bucket_uuid="" if pins is None else pins.bucket_uuid,
             ends=None if pins is None else pins.ends(),
             moment=None if pins is None else pins.moment,
+            skip_first_deletions=True,
         )
         return self._run
 

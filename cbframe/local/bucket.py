@@ -73,6 +73,8 @@ class Bucket:
         self.flush_enabled = True
         self.ephemeral = False
         """Whether it is in memory only: what a node had is gone with it."""
+        self.skip_deletions = False
+        """Whether clients may have deletions left out of first backfills."""
         self.release = RELEASES["7.2"]
         """The server release whose behaviour is reproduced."""
         self.bulk = False

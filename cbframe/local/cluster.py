@@ -74,6 +74,9 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
         Whether the bucket may be flushed.
     ephemeral
         A bucket in memory only: a node that ends takes its data with it.
+    skip_deletions
+        Grant the feature of servers after 8.0 by which clients may have deletions left out of the first
+        backfill of streams that begin at 0.
 
     Examples
     --------
@@ -103,6 +106,7 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
         internal_host: str | None = None,
         flush_enabled: bool = True,
         ephemeral: bool = False,
+        skip_deletions: bool = False,
     ) -> None:
         check_release(version)
         if sending not in {"node", "bulk"}:
@@ -129,6 +133,7 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
             "internal_host": internal_host,
             "flush_enabled": flush_enabled,
             "ephemeral": ephemeral,
+            "skip_deletions": skip_deletions,
         }
         self._process = process
         self._running: Engine | None = None

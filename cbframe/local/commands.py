@@ -25,7 +25,7 @@ def dcp_open(conn: KvConnection, frame: Frame) -> None:
         context = "The connection is already opened as a DCP connection"
         conn.respond(frame, Status.EINVAL, context=context)
         return
-    wrong = open_error(message, frame.key, is_8=conn.is_8) or value_error(message, frame)
+    wrong = open_error(message, frame.key, conn.features, is_8=conn.is_8) or value_error(message, frame)
     if wrong is not None:
         conn.respond(frame, Status.EINVAL, context=wrong)
         return

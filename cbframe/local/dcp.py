@@ -73,9 +73,17 @@ class Connection(Protocol):
     def now(self) -> float: ...
 
 
-def open_error(message: DcpOpen, name: bytes, *, is_8: bool = False) -> str | None:
+_SKIPS = frozenset({Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL, Feature.COLLECTIONS})
+"""Features without which deletions cannot be skipped."""
+
+
+def open_error(
+    message: DcpOpen, name: bytes, features: frozenset[int] = frozenset(), *, is_8: bool = False
+) -> str | None:
     """Why a DCP_OPEN is refused as invalid; None if it is not."""
     flags = message.flags
+    if features >= _SKIPS:
+        flags &= ~OpenFlag.SKIP_DELETIONS_IN_FIRST_BACKFILL
     if is_8 and not name:
         return "Request must include key"
     if unknown := flags & ~int(_VALID_FLAGS):
@@ -255,6 +263,7 @@ class Producer:
                 disk_only=bool(message.flags & StreamFlag.DISK_ONLY),
                 takeover=bool(message.flags & StreamFlag.TAKEOVER),
                 is_8=self._bucket.release.is_8,
+                skips_deletions=not start and bool(self._flags & OpenFlag.SKIP_DELETIONS_IN_FIRST_BACKFILL),
             ),
         )
         self.streams[stream.key] = stream

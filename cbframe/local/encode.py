@@ -71,6 +71,7 @@ class Variant(NamedTuple):
     """Prepared writes, commits and aborts as such."""
     sid: int = 0
     """Number of the stream in the framing extras; 0 for none."""
+    skip_deletions: bool = False
 
 
 class Encoded:
@@ -195,6 +196,8 @@ def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
         if frame[1] == items.EVENT:
             return _event(frame, variant) if _event_passes(frame, variant) else None
         if frame[1] in _SYNC_WRITES and not variant.sync_writes:
+            return None
+        if variant.skip_deletions and frame[1] in (items.DELETION, items.EXPIRATION):
             return None
         extras_end = 24 + frame[4]
         key_end = extras_end + int(_U16.unpack_from(frame, 2)[0])

@@ -52,6 +52,7 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         internal_host: str | None = None,
         flush_enabled: bool = True,
         ephemeral: bool = False,
+        skip_deletions: bool = False,
     ) -> None:
         context = None if tls is None else ServerTLS(**tls).context()
         release = RELEASES[version]
@@ -61,6 +62,7 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         self.bucket.marker_version = marker_version or release.marker_version
         self.bucket.flush_enabled = flush_enabled
         self.bucket.ephemeral = ephemeral
+        self.bucket.skip_deletions = skip_deletions
         config = self.config = ClusterConfig(self.bucket, internal_host)
         credentials = self.credentials = Credentials(username, password)
         self.nodes: list[Node] = []

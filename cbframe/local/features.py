@@ -30,7 +30,15 @@ GRANTED = frozenset(
     }
 )
 """What 7.2 grants, and 8.0 too."""
-_ADDED_IN_8 = frozenset(Feature) - GRANTED - {Feature.PITR, Feature.REPORT_UNIT_USAGE}
+_ADDED_IN_8 = (
+    frozenset(Feature)
+    - GRANTED
+    - {
+        Feature.PITR,
+        Feature.REPORT_UNIT_USAGE,
+        Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL,
+    }
+)
 _NEEDS: dict[int, tuple[frozenset[int], str]] = {
     Feature.CLUSTERMAP_CHANGE_NOTIFICATION: (
         frozenset({Feature.DUPLEX}),

@@ -328,6 +328,8 @@ class KvConnection(Channel):
             if self.producer is not None:
                 granted -= {Feature.UNORDERED_EXECUTION}
             self.features = granted
+        if self.bucket.skip_deletions:
+            granted |= {Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL}.intersection(wanted)
         self.respond(frame, value=b"".join(code.to_bytes(2, "big") for code in sorted(granted)))
         packs = Feature.SNAPPY_EVERYWHERE in granted
         self.features = granted | {Feature.SNAPPY} if packs else granted

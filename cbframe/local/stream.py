@@ -62,6 +62,8 @@ class Style(NamedTuple):
     disk_only: bool = False
     takeover: bool = False
     is_8: bool = False
+    skips_deletions: bool = False
+    """The backfill has none."""
 
 
 @dataclass(slots=True, eq=False)
@@ -221,6 +223,7 @@ class Stream:
 
     def _begin_backfill(self, vbucket: VBucket, variant: Variant, end: int, visible: int) -> None:
         """Everything up to `end`, of which this kind of connection knows up to `visible`."""
+        variant = variant._replace(skip_deletions=self.style.skips_deletions)
         ids = self.filter.ids
         self._oso = self.style.oso and self.sent == 0 and ids is not None and len(ids) == 1
         if end == vbucket.high_seqno and not self._oso:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -154,7 +153,7 @@ def _floors(base: Manifest, history: History, moment: datetime) -> Sequence[int]
     ancestors = [*history.ancestors(base)]
     times = history.times()
     old = next((each.version for each in ancestors if times[each.version] <= moment), 0)
-    boundaries = Boundaries(base, lambda: ancestors)
+    boundaries = Boundaries(base, ancestors)
     return [
         max(floor, boundaries.below(vbucket, MAX_SEQNO, before=old + 1).seqno)
         for vbucket, floor in enumerate(base.floors)
@@ -234,7 +233,7 @@ def _useful(base: Manifest, history: History) -> set[int]:
     useful = set()
     ancestors = [*history.ancestors(base)]
     for each in ancestors:
-        one = Boundaries(base, partial(list, [each]))
+        one = Boundaries(base, [each])
         if any(one.below(vbucket, MAX_SEQNO).seqno for vbucket in range(len(base.positions))):
             useful.add(each.version)
     return useful

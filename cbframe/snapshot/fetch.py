@@ -11,7 +11,8 @@ from cbframe.dcp.positions import Position
 from cbframe.errors import ClusterMapError, SnapshotError
 from cbframe.frame.run import Ran, Run
 from cbframe.scan.spec import ScanSpec
-from cbframe.snapshot.resume import Below, ResumingReceiver
+from cbframe.snapshot.history import Boundaries
+from cbframe.snapshot.resume import ResumingReceiver
 from cbframe.snapshot.sink import Changes, ChangeSink
 
 
@@ -25,8 +26,8 @@ class Known:
         Another bucket of the name is refused; empty to take any.
     positions
         Where each vbucket is continued.
-    below
-        Tells what a vbucket can be taken back to.
+    boundaries
+        What vbuckets can be taken back to; None for their start.
     collections
         Those of which there are changes.
     documents
@@ -35,7 +36,7 @@ class Known:
 
     bucket_uuid: str = ""
     positions: Mapping[int, Position] = field(default_factory=dict)
-    below: Below = field(default=lambda vbucket, seqno: Position())  # noqa: ARG005 - the start, of any
+    boundaries: Boundaries | None = None
     collections: Collection[int] = ()
     documents: bool = False
 
@@ -92,7 +93,7 @@ class Fetch:
         self._run = Run(target, bounded=True, bucket_uuid=known.bucket_uuid, ask_time=True)
         names = self._run.names
         self.receiver = ResumingReceiver(names.wire_metadata, self._run.options.max_body_bytes)
-        self.receiver.resume(known.positions, known.below)
+        self.receiver.resume(known.positions, known.boundaries)
         self.sink = ChangeSink(target, names, self.receiver, target.batch_size, target.spool_dir, net=net)
 
     def __enter__(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -202,14 +202,23 @@ class Boundaries:
     manifest
         The version that is continued.
     ancestors
-        Gives it and those before it, newest first. Called when something is taken back: until then, nobody
-        needs to read them.
+        It and those before it, newest first. Read when something is taken back: until then, nobody needs
+        them.
     """
 
-    def __init__(self, manifest: Manifest, ancestors: Callable[[], Iterable[Manifest]]) -> None:
+    def __init__(self, manifest: Manifest, ancestors: Iterable[Manifest]) -> None:
         self._manifest = manifest
-        self._ancestors = ancestors
-        self._line: list[Manifest] | None = None
+        self._line = ancestors
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the ancestors have been read."""
+        return isinstance(self._line, list)
+
+    def load(self) -> None:
+        """Read the ancestors, once."""
+        if not self.loaded:
+            self._line = [*self._line]
 
     def below(self, vbucket: int, seqno: int, *, before: int | None = None) -> Position:
         """The last position at or before `seqno` at which the vbucket was whole; its start if none.
@@ -230,9 +239,7 @@ class Boundaries:
             if vbucket in each.vbuckets
         ]
         floor = self._manifest.floors[vbucket]
-        if self._line is None:
-            # Two threads of nodes may do the same here.
-            self._line = [*self._ancestors()]
+        self.load()
         found: Manifest | None = None
         reached = 0
         for each in self._line:

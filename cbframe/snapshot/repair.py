@@ -57,7 +57,7 @@ def _of(history: History, entry: FileEntry) -> Manifest | None:
 
 
 def _without(base: Manifest, hurt: list[FileEntry], history: History, version: int) -> Manifest:
-    boundaries = Boundaries(base, lambda: history.ancestors(base))
+    boundaries = Boundaries(base, history.ancestors(base))
     limits: dict[int, int] = {}
     positions = list(base.positions)
     for entry in hurt:

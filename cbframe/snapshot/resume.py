@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+
+import pyarrow as pa
 
 from cbframe.arrow.spool import DeferringBatchReceiver
 from cbframe.dcp.positions import Position, VBucketMetaData
+from cbframe.dcp.receiver import Receipt
+from cbframe.snapshot.history import Boundaries
 from cbframe.wire.constants import SystemEventId
 from cbframe.wire.messages import SystemEvent
-
-Below = Callable[[int, int], Position]
-"""The last position of a vbucket, at or before a seqno, at which it was whole."""
 
 
 class ResumingReceiver(DeferringBatchReceiver):
@@ -20,25 +22,26 @@ class ResumingReceiver(DeferringBatchReceiver):
     server took back during the read itself.
     """
 
-    __slots__ = ("_below", "_drops", "_starts", "rolled_back", "taken_back")
+    __slots__ = ("_boundaries", "_drops", "_starts", "_waiting", "rolled_back", "taken_back")
 
     rolled_back: dict[int, int]
     """Seqnos to which the server rolled vbuckets back, the lowest of each."""
     taken_back: dict[int, int]
     """Seqnos, by vbucket, behind which nothing counts that the snapshot has."""
 
-    def resume(self, starts: Mapping[int, Position], below: Below) -> None:
+    def resume(self, starts: Mapping[int, Position], boundaries: Boundaries | None) -> None:
         """Begin there; call it before anything is received.
 
         Parameters
         ----------
         starts
             Where the snapshot ends, by vbucket.
-        below
-            Tells what a vbucket can be taken back to.
+        boundaries
+            What vbuckets can be taken back to; None for their start.
         """
         self._starts = starts
-        self._below = below
+        self._boundaries = boundaries
+        self._waiting: deque[Callable[[], None]] = deque()
         self._drops: dict[tuple[int, int], int] = {}
         self.rolled_back = {}
         self.taken_back = {}
@@ -53,7 +56,14 @@ class ResumingReceiver(DeferringBatchReceiver):
 
     # -- on the threads of the nodes
 
-    def rollback(self, vbucket: int, seqno: int) -> None:
+    def prepare_rollback(self, ready: Callable[[], None]) -> bool:
+        if self._boundaries is None or self._boundaries.loaded:
+            return True
+        self._waiting.append(ready)
+        self._batches.wake()
+        return False
+
+    def rollback(self, vbucket: int, seqno: int) -> Position:
         state = self._vbuckets[vbucket]
         state.void_before = self._batches.count()
         target = self._below(vbucket, seqno)
@@ -65,6 +75,7 @@ class ResumingReceiver(DeferringBatchReceiver):
         ]:
             del self._drops[place]
         self._begin(vbucket, target)
+        return target
 
     def seqno_advanced(self, vbucket: int, seqno: int) -> None:
         self._last_seqno[vbucket] = seqno
@@ -78,7 +89,21 @@ class ResumingReceiver(DeferringBatchReceiver):
         if event.event in ends and event.collection_id is not None:
             self._drops[vbucket, event.collection_id] = event.seqno
 
+    # -- on the consumer's thread
+
+    def take(self, timeout: float | None = None) -> list[tuple[pa.RecordBatch, Receipt]]:
+        found = DeferringBatchReceiver.take(self, timeout)
+        if self._waiting and self._boundaries is not None:
+            self._boundaries.load()
+            while self._waiting:
+                self._waiting.popleft()()
+        return found
+
     # -- afterwards
+
+    def _below(self, vbucket: int, seqno: int) -> Position:
+        """The last position at or before a seqno at which the vbucket was whole."""
+        return Position() if self._boundaries is None else self._boundaries.below(vbucket, seqno)
 
     def _start(self, vbucket: int) -> int:
         return self._starts[vbucket].seqno if vbucket in self._starts else 0

@@ -88,7 +88,7 @@ class Update:
         if base is not None and boundaries is not None:
             starts = dict(enumerate(base.positions))
             documents = any(entry.upserts for entry in base.files)
-            known = Known(base.bucket_uuid, starts, boundaries.below, base.collections, documents)
+            known = Known(base.bucket_uuid, starts, boundaries, base.collections, documents)
         with Fetch(self._target, known, other_bucket=self._other_bucket) as fetch:
             fetched = fetch.run()
             changes = fetch.changes()

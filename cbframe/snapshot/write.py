@@ -20,7 +20,7 @@ from cbframe.scan.spec import ColumnsLike, Consistency, Exclusion, FiltersLike, 
 from cbframe.snapshot.files import FILE_BYTES, check_form
 from cbframe.snapshot.history import Boundaries, History
 from cbframe.snapshot.lock import writing
-from cbframe.snapshot.manifest import Kind, Manifest
+from cbframe.snapshot.manifest import Kind
 from cbframe.snapshot.repair import mended
 from cbframe.snapshot.result import SnapshotResult
 from cbframe.snapshot.store import open_store
@@ -165,7 +165,7 @@ max_struct_fields, parse_dates, transaction_records
         update = Update(
             store,
             base,
-            None if base is None else _boundaries(base, history),
+            None if base is None else Boundaries(base, history.ancestors(base)),
             version=newest + 1,
             before=history.latest_time(),
             target=spec_of(arguments, stored),
@@ -174,7 +174,3 @@ max_struct_fields, parse_dates, transaction_records
         return update.run(
             "create" if base is None else kind, clock(), compression=compression, file_bytes=file_bytes
         )
-
-
-def _boundaries(base: Manifest, history: History) -> Boundaries:
-    return Boundaries(base, lambda: history.ancestors(base))

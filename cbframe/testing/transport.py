@@ -81,8 +81,8 @@ class _ScriptedStream:
                 return
             self._incoming += answer
 
-    def wait(self, timeout: float | None) -> bool:
-        if self._incoming or self._over:
+    def wait(self, timeout: float | None, least: int = 1) -> bool:
+        if len(self._incoming) >= least or self._over:
             return True
         self._clock.advance(timeout or 0.0)
         return False

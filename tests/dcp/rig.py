@@ -41,6 +41,7 @@ class Rig:
         idle: float | None = None,
         max_rate: int | None = None,
         window: int = 1000,
+        receive_bytes: int = 256 * 1024,
     ) -> None:
         self.clock = FakeClock()
         self.events: SimpleQueue[plan.Event] = SimpleQueue()
@@ -67,6 +68,8 @@ class Rig:
             timeouts=Timeouts(connect=10, silence=240, request=60, ping=ping_timeout, idle=idle),
             buffer_bytes=64 * 1024,
             max_body=1 << 20,
+            receive_bytes=receive_bytes,
+            receive_latency=0.005,
             wanted=StreamFilter(),
             stream_flags=StreamFlag.ACTIVE_ONLY,
             trace_capacity=trace_capacity,

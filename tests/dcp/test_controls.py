@@ -97,6 +97,20 @@ def test_compression_is_a_feature(wish: bool | str) -> None:
     assert (Feature.SNAPPY in hello.features) == bool(wish)
 
 
+@pytest.mark.parametrize("wish", [False, True])
+@pytest.mark.parametrize("granted", [(), (0x26,), (0x26, Feature.COLLECTIONS)])
+def test_deletions_are_skipped_where_the_node_can(wish: bool, granted: tuple[int, ...]) -> None:
+    """It refuses the flag as a whole where it cannot, and keys without collections."""
+    connection = DcpConnection(LOGIN, replace(SETTINGS, skip_first_deletions=wish))
+    features = tuple(code for code in server.GRANTED if code != Feature.COLLECTIONS) + granted
+    turns = server.shake_hands(connection, lambda asked: good_answer(asked, features))
+    messages = [parse_request(frame) for asked in turns for frame in asked]
+    (hello,) = [message for message in messages if isinstance(message, Hello)]
+    assert (Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL in hello.features) == wish
+    (opened,) = [message for message in messages if isinstance(message, DcpOpen)]
+    assert bool(opened.flags & 0x200) == (wish and len(granted) == 2)
+
+
 @pytest.mark.parametrize("takes", [False, True])
 @pytest.mark.parametrize("wish", [False, True, "force"])
 def test_only_who_takes_compressed_values_asks_for_them(takes: bool, wish: Any) -> None:
@@ -282,14 +296,15 @@ def test_every_setting_comes_from_an_option() -> None:
         backfill_order="sequential",
         out_of_order=True,
         change_streams=True,
+        skip_first_deletions=True,
         flatbuffers_system_events=False,
         stream_id=9,
         ask_time=True,
         collections=(8,),
     )
     made = DcpSettings.of(options, "name", takes_compressed=True)
-    expected = ("name", True, True, 4321, 21, "force", "low", "sequential", True, True, False, 9, True, (8,))
-    assert made == DcpSettings(*expected)
+    expected = ("name", True, True, 4321, 21, "force", "low", "sequential", True, True, True)
+    assert made == DcpSettings(*expected, False, 9, True, (8,))
     plain = DcpSettings.of(BucketDataSourceOptions(), "name")
     same = [field.name for field in fields(made) if getattr(made, field.name) == getattr(plain, field.name)]
     assert same == ["name"]

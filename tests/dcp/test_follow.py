@@ -118,7 +118,7 @@ class Silent:
 
     def send_all(self, data: bytes, timeout: float) -> None: ...
 
-    def wait(self, timeout: float | None) -> bool:
+    def wait(self, timeout: float | None, least: int = 1) -> bool:
         assert self.clock is not None
         assert timeout is not None
         self.clock.advance(timeout)

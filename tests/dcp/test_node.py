@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from cbframe.dcp import plan
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.transport import Waker
 from cbframe.errors import (
@@ -337,3 +339,51 @@ def test_nothing_to_come_is_no_reason_to_wait_for_it(caplog: pytest.LogCaptureFi
     error = down(rig.run((1, 3))).error
     assert "silent" in error.message
     assert not caplog.records
+
+
+class Preparing(RecordingReceiver):
+    """Rolls back once it was asked whether it can, and has said that it can."""
+
+    def __init__(self, *, delayed: bool = True, target: int = 0) -> None:
+        super().__init__()
+        self.delayed = delayed
+        self.target = target
+        self.seqnos[1] = 5
+        self.metadata[1] = VBucketMetaData(snap_start=5, snap_end=5).to_json()
+
+    def on_block(self, block: DataBlock) -> None:
+        raise AssertionError("nothing comes")
+
+    def prepare_rollback(self, ready: Callable[[], None]) -> bool:
+        if self.delayed:
+            assert not self.rollbacks
+            self.delayed = False
+            ready()
+            return False
+        return True
+
+    def rollback(self, vbucket: int, seqno: int) -> Position:
+        super().rollback(vbucket, seqno)
+        return Position.at(0, self.target)
+
+
+@pytest.mark.parametrize("status", [Status.ROLLBACK, Status.ERANGE])
+def test_a_rollback_waits_for_a_receiver_that_has_to_prepare(status: Status) -> None:
+    receiver = Preparing()
+    rig = Rig(refusing(status, (2).to_bytes(8, "big") if status is Status.ROLLBACK else b""), receiver)
+    events = rig.run((1, 9))
+    assert events.count(plan.StreamRolledBack(NODE, 1)) == 1
+    assert receiver.rollbacks == [(1, 2 if status is Status.ROLLBACK else 0)]
+    assert not receiver.delayed
+
+
+def test_a_receiver_that_does_not_go_back_far_enough() -> None:
+    rig = Rig(refusing(Status.ROLLBACK, (2).to_bytes(8, "big")), Preparing(delayed=False, target=3))
+    events = rig.run((1, 9))
+    assert plan.StreamRolledBack(NODE, 1) not in events
+    error = down(events).error
+    assert isinstance(error, ReceiverError)
+    assert (error.vbucket, error.message) == (
+        1,
+        "the receiver rolled back to seqno 3, and not to 2 or before",
+    )

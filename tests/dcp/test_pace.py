@@ -1,21 +1,23 @@
-"""``max_bytes_per_sec``: bytes counted over a clock that goes only while the client waits."""
+"""Gathered receives, and ``max_bytes_per_sec``, over a clock that goes only while the client waits."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from cbframe import BucketDataSourceOptions, ConfigurationError, LocalCluster, scan_bucket
 from cbframe.dcp.controls import DcpSettings
-from cbframe.dcp.pace import Pace
+from cbframe.dcp.pace import Gather, Pace, receive_latency
 from cbframe.testing import FakeClock
 from cbframe.wire.constants import Opcode
 from cbframe.wire.frame import Frame
 from cbframe.wire.messages import SnapshotMarker, StreamEnd
 
 from .rig import Rig
-from .server import good_answer, mutation
+from .server import connect, frames, good_answer, mutation
 
 
 class Sender:
@@ -123,3 +125,158 @@ def test_a_whole_read() -> None:
         cluster.bulk_load((b"%d" % n, b'{"n":%d}' % n) for n in range(2000))
         options = BucketDataSourceOptions(noop_interval_secs=20, max_bytes_per_sec=1_000_000)
         assert scan_bucket(cluster, options=options).to_arrow().num_rows == 2000
+
+
+# --- receives are gathered
+
+
+def test_what_comes_after_a_silence_is_taken_at_once() -> None:
+    gather = Gather(1000, 0.005)
+    assert (gather.left(1.0), gather.least(1.0, 10**6)) == (0.0, 1)
+    gather.received(1.0)
+    assert gather.least(1.0, 10**6) == 1000
+    gather.quiet()
+    assert (gather.left(1.0), gather.least(1.0, 10**6)) == (0.0, 1)
+
+
+def test_the_patience_grows_with_the_flow_and_ends() -> None:
+    gather = Gather(1000, 0.005)
+    waited = []
+    for now in range(5):
+        gather.received(float(now))
+        waited.append(round(gather.left(float(now)), 6))
+    assert waited == [0.001, 0.002, 0.004, 0.005, 0.005]
+    assert gather.left(4.003) == pytest.approx(0.002)
+    assert (gather.left(4.006), gather.least(4.006, 10**6)) == (0.0, 1)
+    gather.quiet()
+    gather.received(9.0)
+    assert gather.left(9.0) == pytest.approx(0.001)
+
+
+def test_no_more_is_waited_for_than_can_come() -> None:
+    gather = Gather(1000, 0.005)
+    gather.received(1.0)
+    assert gather.least(1.0, 300) == 300
+    assert gather.least(1.0, -20) == 1  # the node may not send: an answer or a NOOP is all that may come
+
+
+def test_a_latency_of_nothing_takes_everything_as_it_comes() -> None:
+    gather = Gather(1000, 0.0)
+    gather.received(1.0)
+    assert (gather.left(1.0), gather.least(1.0, 10**6)) == (0.0, 1)
+
+
+def test_how_long_a_receive_waits() -> None:
+    assert receive_latency(BucketDataSourceOptions(seq_end="now")) == 0.005
+    assert receive_latency(BucketDataSourceOptions()) == 0.02
+    assert receive_latency(BucketDataSourceOptions(receive_latency=0.0)) == 0.0
+    with pytest.raises(ConfigurationError, match="receive_latency must be from 0 to 1"):
+        BucketDataSourceOptions(receive_latency=1.5)
+    with pytest.raises(ConfigurationError, match="receive_bytes must be at least 1"):
+        BucketDataSourceOptions(receive_bytes=0)
+
+
+class Flow:
+    """A stream over which bytes come as the clock goes: `sent` gives how many, by milliseconds.
+
+    Attributes
+    ----------
+    receives
+        When bytes were received, and how many.
+    marks
+        The low-water mark of each wait.
+    """
+
+    def __init__(self, stream: Any, clock: FakeClock, sent: Callable[[int], int]) -> None:
+        self._stream, self._clock, self._sent = stream, clock, sent
+        self._received = stream.receive_into
+        self._began = clock()
+        self._taken = 0
+        self.receives: list[tuple[float, int]] = []
+        self.marks: list[int] = []
+        stream.receive_into, stream.wait = self.receive_into, self.wait
+
+    def _there(self) -> int:
+        sent = self._sent(round((self._clock() - self._began) * 1000)) - self._taken
+        return min(len(self._stream._incoming), sent)
+
+    def wait(self, timeout: float | None, least: int = 1) -> bool:
+        assert timeout is not None
+        self.marks.append(least)
+        until = self._clock() + timeout
+        while self._there() < least and not (self._stream._over and not self._stream._incoming):
+            if self._clock() + 0.001 > until + 1e-9 or not self._stream._incoming:
+                self._clock.now = until
+                return False
+            self._clock.advance(0.001)
+        return True
+
+    def receive_into(self, view: memoryview) -> int | None:
+        if self._stream._over and not self._stream._incoming:
+            return 0
+        count: int | None = self._received(view[: self._there()]) if self._there() else None
+        if count:
+            self._taken += count
+            self.receives.append((self._clock(), count))
+        return count
+
+
+def flowing(rig: Rig, sent: Callable[[int], int]) -> Flow:
+    """Have the rig read one stream whose bytes come as `sent` says."""
+    flows: list[Flow] = []
+    rig.transport.on_connect = lambda stream: flows.append(Flow(stream, rig.clock, sent))
+    rig.run((1, 2000))
+    return flows[0]
+
+
+@pytest.mark.parametrize("window", [0, 1_000_000, 40_000, 3000])
+def test_a_flow_of_small_messages_is_received_in_few_calls(window: int) -> None:
+    """Whatever the window is: what the node may not send is never waited for."""
+    sender = Sender(window or 10**9, documents=2000, size=200)
+    rig = Rig(sender, window=window, receive_bytes=20_000, ping_timeout=10_000)
+    sender.clock = rig.clock
+    flow = flowing(rig, lambda milliseconds: 5000 * milliseconds)
+    assert len(rig.receiver.values()) == 2000
+    total = sum(count for _, count in flow.receives)
+    enough = min(20_000, window // 5) if window else 20_000
+    assert rig.stats.receives == len(flow.receives) < 1.5 * total / enough + 20
+    assert max(flow.marks) <= enough
+    # 5000 bytes come in a millisecond, and the client adds little to that.
+    last, _ = flow.receives[-1]
+    assert last - 1000.0 < 1.1 * total / 5_000_000 + 0.02
+
+
+def test_a_quiet_stream_is_not_waited_for() -> None:
+    """100 bytes come ten times a second: each is received when it comes."""
+    sender = Sender(10**9, documents=50, size=40)
+    rig = Rig(sender, window=10**9, ping_timeout=10_000)
+    sender.clock = rig.clock
+    flow = flowing(rig, lambda milliseconds: 100 * (milliseconds // 100))
+    assert len(rig.receiver.values()) == 50
+    late = [now - round(now * 10) / 10 for now, _ in flow.receives]
+    assert max(late) < 1e-6
+
+
+def test_a_little_is_acknowledged_where_the_node_stands_still() -> None:
+    """The receiver holds most of the window, and has consumed too little for an acknowledgement."""
+    connection = connect()
+    connection.data_to_send()
+    pace = Pace(None, 0.0)
+    connection.acknowledge(150)
+    assert pace.acknowledge(connection, 849, 1.0) == 0.0  # one byte is free: the node may send
+    assert pace.acknowledge(connection, 850, 1.0) == pytest.approx(0.005)
+    connection.acknowledge(20)
+    assert pace.acknowledge(connection, 830, 1.004) == pytest.approx(0.005)  # more may be consumed soon
+    assert not connection.data_to_send()
+    assert pace.acknowledge(connection, 830, 1.009) == 0.0
+    (frame,) = frames(connection.data_to_send())
+    assert (frame.opcode, frame.extras) == (Opcode.DCP_BUFFER_ACK, struct.pack(">I", 170))
+
+
+def test_blocks_are_acknowledged_together() -> None:
+    """A fifth of the window at a time, however little is consumed at once."""
+    sender = Sender(10_000, documents=500, size=300)
+    rig = Rig(sender, window=10_000, ping_timeout=10_000)
+    sender.clock = rig.clock
+    rig.run((1, sender.documents))
+    assert rig.stats.buffer_acks <= sender.total / 2000

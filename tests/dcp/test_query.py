@@ -52,7 +52,7 @@ class Far:
         self._heard = False
         self._sent(data, timeout)
 
-    def wait(self, timeout: float | None) -> bool:
+    def wait(self, timeout: float | None, least: int = 1) -> bool:
         assert timeout is not None
         if not self._stream._incoming or timeout < self._seconds:
             self._clock.advance(timeout)

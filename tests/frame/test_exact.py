@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from cbframe import BucketDataSourceOptions, LocalCluster, read_bucket, scan_buc
 from cbframe.local.encode import prefixed
 from cbframe.scan.spec import METADATA_NAMES
 from cbframe.wire.constants import MAX_VALUE_LENGTH
+from cbframe.wire.vbucket import vbucket_of
 
 from .kit import WIRE_METADATA, keys_of, read_rows, truth, values_of
 
@@ -231,3 +233,25 @@ def test_random_buckets(seed: int) -> None:
         for key in rng.sample(keys, 3000):
             cluster.upsert(key, rng.randbytes(rng.randint(0, 100)), flags=rng.randint(0, U32))
         assert read_rows(cluster) == truth(cluster)
+
+
+@pytest.mark.parametrize("version", ["7.2", "8.0"])
+@pytest.mark.parametrize("skip_deletions", [False, True])
+def test_deletions_that_delete_nothing_are_not_sent(
+    version: Literal["7.2", "8.0"], skip_deletions: bool
+) -> None:
+    """Where the server can leave them out of the first backfill; those that come later are."""
+    with LocalCluster(vbuckets=4, version=version, skip_deletions=skip_deletions) as cluster:
+        cluster.bulk_load((b"k%d" % n, b"{}") for n in range(300))
+        for number in range(100):
+            cluster.delete(f"k{number}")
+        found = scan_bucket(cluster).read()
+        assert len(found.table) == 200
+        assert (found.stats.total.deletions > 0) == (not skip_deletions)
+        assert read_rows(cluster) == truth(cluster)
+        # What is in memory comes after the backfill, and may delete what that has brought.
+        vbucket = vbucket_of(b"k150", 4)
+        cluster.hold_in_memory(vbucket, cluster.delete("k150"))
+        held = scan_bucket(cluster).read()
+        assert len(held.table) == 199
+        assert held.stats.total.deletions > 0

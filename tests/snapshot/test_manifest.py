@@ -184,7 +184,7 @@ def at(*seqnos: int, version: int, **fields: Any) -> Manifest:
 
 def test_boundaries() -> None:
     versions = [at(50, version=3), at(30, version=2), at(10, version=1)]
-    boundaries = Boundaries(versions[0], lambda: versions)
+    boundaries = Boundaries(versions[0], versions)
     assert [boundaries.below(0, seqno).seqno for seqno in (9, 10, 29, 30, 49, 50, 99)] == [
         0,
         10,
@@ -200,11 +200,11 @@ def test_boundaries() -> None:
 def test_boundaries_of_what_was_taken_back() -> None:
     """Version 2 went to 30, of which version 3 took back all behind 20."""
     now = at(40, version=3, rollbacks=(Rollback(3, "rollback", {0: 20}),))
-    boundaries = Boundaries(now, lambda: [now, at(30, version=2), at(20, version=1)])
+    boundaries = Boundaries(now, [now, at(30, version=2), at(20, version=1)])
     assert [boundaries.below(0, seqno).seqno for seqno in (19, 20, 35, 40)] == [0, 20, 20, 40]
 
 
 def test_boundaries_above_the_floor() -> None:
     now = at(50, version=3, floors=[30])
-    boundaries = Boundaries(now, lambda: [now, at(30, version=2), at(10, version=1)])
+    boundaries = Boundaries(now, [now, at(30, version=2), at(10, version=1)])
     assert [boundaries.below(0, seqno).seqno for seqno in (29, 30, 50)] == [0, 30, 50]

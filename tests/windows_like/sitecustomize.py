@@ -47,7 +47,17 @@ def _no_sendmsg(_sock: socket.socket) -> None:
     raise AttributeError("sendmsg")
 
 
+_setsockopt = socket.socket.setsockopt
+
+
+def _set_option(sock: socket.socket, level: int, option: int, *value: Any) -> None:
+    if (level, option) == (socket.SOL_SOCKET, socket.SO_RCVLOWAT):
+        raise OSError(10042, "An unknown, invalid, or unsupported option or level was specified")
+    _setsockopt(sock, level, option, *value)
+
+
 socket.socket.connect_ex = _connecting  # type: ignore[method-assign]
+socket.socket.setsockopt = _set_option  # type: ignore[assignment,method-assign]
 socket.socket.sendmsg = property(_no_sendmsg)  # type: ignore[assignment,method-assign]
 
 

@@ -2,4 +2,5 @@
 
 pub mod frames;
 pub mod json;
+#[cfg(feature = "python")]
 mod python;

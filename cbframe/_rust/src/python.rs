@@ -154,7 +154,8 @@ impl Converter {
     fn facts(&self, py: Python<'_>) -> PyResult<ColumnFacts> {
         let batch = self.batch.as_ref().ok_or_else(nothing)?;
         let (data, vbuckets, seqnos) = (batch.data.slice(), batch.vbuckets.slice(), batch.seqnos.slice());
-        Ok(ColumnFacts(py.detach(|| Looker::new(&self.shredder, data, vbuckets, seqnos).facts())))
+        let facts = py.detach(|| Looker::new(&self.shredder, data, vbuckets, seqnos).facts());
+        Ok(ColumnFacts { facts, most: self.shredder.max_members })
     }
 
     /// Columns of the batch, one for each (name, layout): length, nulls, buffers, children.
@@ -262,23 +263,26 @@ const NAMES: [&str; KINDS] = ["boolean", "integer", "double", "string", "array",
 
 /// What values have in common, immutable.
 #[pyclass(frozen, name = "Facts")]
-struct ColumnFacts(Facts);
+struct ColumnFacts {
+    facts: Facts,
+    most: usize,
+}
 
 #[pymethods]
 impl ColumnFacts {
     fn __or__(&self, other: &ColumnFacts) -> ColumnFacts {
-        let mut facts = self.0.clone();
-        facts.merge(&other.0);
-        ColumnFacts(facts)
+        let mut facts = self.facts.clone();
+        facts.merge_documents(&other.facts, self.most);
+        ColumnFacts { facts, most: self.most }
     }
 
     fn shape(&self) -> u64 {
-        self.0.shape()
+        self.facts.shape()
     }
 
     /// As Python objects.
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        dict(py, &self.0)
+        dict(py, &self.facts)
     }
 }
 
@@ -301,9 +305,11 @@ fn dict<'py>(py: Python<'py>, facts: &Facts) -> PyResult<Bound<'py, PyDict>> {
         ("long", facts.long),
         ("beyond", facts.beyond),
         ("minus_zero", facts.minus_zero),
+        ("nul", facts.nul),
     ] {
         found.set_item(name, flag)?;
     }
+    found.set_item("names", facts.names.iter().copied().collect::<Vec<_>>())?;
     found.set_item("members", facts.members)?;
     found.set_item("present", facts.present)?;
     found.set_item("item", facts.item.as_ref().map(|item| dict(py, item)).transpose()?)?;

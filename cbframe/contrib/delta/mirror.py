@@ -103,10 +103,10 @@ class Mirror:
         if self._base is not None:
             base = self._base.manifest
             ancestors = [each for each in self._base.ancestors if each.version not in gone]
-            boundaries = Boundaries(base, lambda: ancestors)
+            boundaries = Boundaries(base, ancestors)
             starts = dict(enumerate(base.positions))
             documents = not self._target.parsed or bool(base.columns[0].schema.names)
-            known = Known(base.bucket_uuid, starts, boundaries.below, base.collections, documents)
+            known = Known(base.bucket_uuid, starts, boundaries, base.collections, documents)
         with (
             Fetch(self._target, known, other_bucket=self._other_bucket, net=True) as fetch,
             Waiting(self._target.spool_dir) as waiting,

@@ -66,9 +66,9 @@ class SpanReceiver(DeferringBatchReceiver):
 
     # -- on the threads of the nodes
 
-    def rollback(self, vbucket: int, seqno: int) -> None:
-        DeferringBatchReceiver.rollback(self, vbucket, seqno)
+    def rollback(self, vbucket: int, seqno: int) -> Position:
         self.fallen.add(vbucket)
+        return DeferringBatchReceiver.rollback(self, vbucket, seqno)
 
     def set_metadata(self, vbucket: int, metadata: bytes) -> None:
         DeferringBatchReceiver.set_metadata(self, vbucket, metadata)

@@ -2,7 +2,7 @@
 
 use super::shred::{inner_rows, Cell, Inside, Shredder, MAX_LEVELS, ROOT};
 use super::token::{Kind, Text};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Values of no common type are counted by these.
@@ -57,6 +57,10 @@ pub struct Facts {
     pub fields: BTreeMap<Box<[u8]>, Facts>,
     /// Values of all members, where names are data in any case.
     pub values: Option<Box<Facts>>,
+    /// Hashes of their names, where there are such values: of [`name_hash`].
+    pub names: BTreeSet<u64>,
+    /// Some name has a NUL.
+    pub nul: bool,
     /// How many members, nulls included, all objects have.
     pub members: u64,
     /// How many values there are, nulls included.
@@ -69,7 +73,21 @@ impl Facts {
         self.samples.iter().filter_map(|places| places.first()).min().copied()
     }
 
-    pub fn merge(&mut self, other: &Facts) {
+    /// Add those of other documents.
+    ///
+    /// Names of objects of more than `most` different ones are data; those of the documents themselves never are.
+    pub fn merge_documents(&mut self, other: &Facts, most: usize) {
+        self.add(other, most);
+    }
+
+    fn merge(&mut self, other: &Facts, most: usize) {
+        self.add(other, most);
+        if self.fields.len() > most {
+            self.names_are_data(most);
+        }
+    }
+
+    fn add(&mut self, other: &Facts, most: usize) {
         for kind in 0..KINDS {
             self.counts[kind] += other.counts[kind];
             merge_places(&mut self.samples[kind], &other.samples[kind]);
@@ -80,24 +98,29 @@ impl Facts {
         self.long |= other.long;
         self.beyond |= other.beyond;
         self.minus_zero |= other.minus_zero;
+        self.nul |= other.nul;
         self.members += other.members;
         self.present += other.present;
         if let Some(item) = &other.item {
-            self.item.get_or_insert_with(Default::default).merge(item);
+            self.item.get_or_insert_with(Default::default).merge(item, most);
         }
         if self.values.is_none() && other.values.is_some() {
-            self.names_are_data();
+            self.names_are_data(most);
         }
         match &mut self.values {
             Some(values) => {
-                other.fields.values().for_each(|each| values.merge(each));
-                if let Some(more) = &other.values {
-                    values.merge(more);
+                for (name, facts) in &other.fields {
+                    values.merge(facts, most);
+                    self.names.insert(name_hash(name));
                 }
+                if let Some(more) = &other.values {
+                    values.merge(more, most);
+                }
+                self.names.extend(&other.names);
             }
             None => {
                 for (name, facts) in &other.fields {
-                    self.fields.entry(name.clone()).or_default().merge(facts);
+                    self.fields.entry(name.clone()).or_default().merge(facts, most);
                 }
             }
         }
@@ -113,7 +136,7 @@ impl Facts {
     fn hash_shape(&self, hasher: &mut DefaultHasher) {
         let kinds = self.counts.map(|count| count > 0);
         let range = (self.low < 0, self.low < i64::MIN as i128, self.high > i64::MAX as i128, self.high > u64::MAX as i128);
-        (kinds, range, self.inexact, self.long, self.beyond).hash(hasher);
+        (kinds, range, self.inexact, self.long, self.beyond, self.nul).hash(hasher);
         for (name, facts) in &self.fields {
             name.hash(hasher);
             facts.hash_shape(hasher);
@@ -126,11 +149,19 @@ impl Facts {
     }
 
     /// From now on only what all members have in common counts.
-    pub fn names_are_data(&mut self) {
+    fn names_are_data(&mut self, most: usize) {
         let mut values = Facts::default();
-        std::mem::take(&mut self.fields).values().for_each(|each| values.merge(each));
+        for (name, facts) in std::mem::take(&mut self.fields) {
+            values.merge(&facts, most);
+            self.names.insert(name_hash(&name));
+        }
         self.values = Some(Box::new(values));
     }
+}
+
+/// FNV-1a of 64 bits, by which names are counted: the same everywhere, since facts are stored.
+pub fn name_hash(name: &[u8]) -> u64 {
+    name.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ *byte as u64).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn merge_places(places: &mut Vec<Place>, more: &[Place]) {
@@ -179,6 +210,7 @@ impl<'a> Looker<'a> {
             let inner = self.node(child as usize, level, documents);
             if inner.present > 0 {
                 facts.members += inner.present;
+                facts.nul |= field.name().contains(&0);
                 facts.fields.insert(field.name().into(), inner);
             }
         }
@@ -228,6 +260,13 @@ impl<'a> Looker<'a> {
                     let found = self.node(values as usize, level + 2, Some(&inner));
                     facts.members = found.present;
                     facts.values = Some(Box::new(found));
+                    let mut unescaped = Vec::new();
+                    for name in &node.names {
+                        unescaped.clear();
+                        name.text(self.text, &mut unescaped);
+                        facts.names.insert(name_hash(&unescaped));
+                        facts.nul |= name.2 && unescaped.contains(&0);
+                    }
                 }
                 None => self.fields(id, level + 1, documents, &mut facts),
             }
