@@ -18,7 +18,7 @@ from frame.kit import QUICK, truth
 from frame.test_spans import SECRET, USER, Engine, spans_of
 from snapshot.test_rollbacks import held as snapshot_rows
 
-from cbframe import LocalCluster, SnapshotResult, read_bucket, stream_bucket, write_snapshot
+from cbframe import LocalCluster, SnapshotResult, VBucketMetaData, read_bucket, stream_bucket, write_snapshot
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.contrib.delta import DeltaResult, to_delta, update_delta
 from cbframe.dcp.callbacks import Callbacks
@@ -133,3 +133,17 @@ def test_a_read_between_offsets_that_is_rolled_back(cluster: LocalCluster) -> No
     lose(cluster)
     engine.apply(engine.read())
     assert engine.resets == 2
+
+
+def test_positions_are_handed_over_as_they_are(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """JSON is for receivers of users: there is a position for each snapshot of each vbucket."""
+    for name in ("to_json", "from_json"):
+        monkeypatch.setattr(VBucketMetaData, name, None)
+    change(cluster, 0)
+    with stream_bucket(cluster, start="now", options=QUICK) as stream:
+        assert len(read_bucket(cluster, options=QUICK)) == 8
+        assert write_snapshot(cluster, tmp_path / "copy", options=QUICK).upserted == 8
+        change(cluster, 1)
+        assert stream.poll(timeout=30)

@@ -18,6 +18,7 @@ from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET, ra
 from cbframe.arrow.exclusion import is_document
 from cbframe.dcp.handover import Handover
 from cbframe.dcp.positions import Position, VBucketMetaData
+from cbframe.dcp.receiver import PositionReceiver
 from cbframe.errors import CbframeError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, SnapshotFlag, SystemEventId
@@ -33,7 +34,7 @@ _SEVERAL_VERSIONS = SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KE
 class _VBucketState:
     """What is known of one vbucket; touched by one thread at a time."""
 
-    metadata: bytes | None = None
+    metadata: VBucketMetaData | None = None
     snapshots: int = 0
     void_before: int = 0
     """Batches with a smaller number hold nothing of this vbucket that counts."""
@@ -44,7 +45,7 @@ class _VBucketState:
 
 
 @dataclass(slots=True)
-class GatheringReceiver(Generic[T]):
+class GatheringReceiver(PositionReceiver, Generic[T]):
     """What gathers a bounded read, but for how it takes documents.
 
     Parameters
@@ -111,11 +112,11 @@ class GatheringReceiver(Generic[T]):
             case SystemEventId.DROP_SCOPE if scope is not None:
                 self.dropped_scopes.add(scope)
 
-    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
+    def store(self, vbucket: int, metadata: VBucketMetaData) -> None:
         self._vbuckets[vbucket].metadata = metadata
 
-    def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
-        return self._vbuckets[vbucket].metadata, int(self._last_seqno[vbucket])
+    def position(self, vbucket: int) -> Position:
+        return Position.of(self._vbuckets[vbucket].metadata, int(self._last_seqno[vbucket]))
 
     def rollback(self, vbucket: int, seqno: int) -> Position:  # noqa: ARG002
         """Forget the vbucket altogether and read it from the start.
@@ -136,7 +137,7 @@ class GatheringReceiver(Generic[T]):
     def failover_log(self, vbucket: int) -> FailoverLog:
         """The histories that a vbucket had when its last snapshot began; none before any."""
         metadata = self._vbuckets[vbucket].metadata
-        return () if metadata is None else VBucketMetaData.from_json(metadata).failover_log
+        return () if metadata is None else metadata.failover_log
 
     def take(self, timeout: float | None = None) -> list[T]:
         """All that arrived since the last call, waiting up to `timeout` seconds for one."""

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import raw_schema, record_batch
 from cbframe.dcp.handover import MergingHandover
-from cbframe.dcp.positions import Position, Track
-from cbframe.dcp.receiver import Receipt
+from cbframe.dcp.positions import Position, Track, VBucketMetaData
+from cbframe.dcp.receiver import PositionReceiver, Receipt
 from cbframe.errors import CbframeError, RollbackError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS
@@ -66,7 +66,7 @@ Item: TypeAlias = Arrived | Reached | Told | Withdrawn
 
 
 @dataclass(slots=True)
-class ChangeReceiver:
+class ChangeReceiver(PositionReceiver):
     """Takes the changes of a bucket, whatever becomes of the connections.
 
     Parameters
@@ -130,11 +130,11 @@ class ChangeReceiver:
         track.advanced(event.seqno)
         self._items.put(Told(event, track.position()), (vbucket,))
 
-    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
+    def store(self, vbucket: int, metadata: VBucketMetaData) -> None:
         if self._tracks[vbucket].stored(metadata):
             self._reached(vbucket)
 
-    def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
+    def position(self, vbucket: int) -> Position:
         return self._tracks[vbucket].requested()
 
     def rollback(self, vbucket: int, seqno: int) -> Position:

@@ -9,10 +9,11 @@ from functools import wraps
 from typing import TypeVar
 
 from cbframe.dcp.counters import NodeStats
-from cbframe.dcp.positions import Position, VBucketMetaData
+from cbframe.dcp.positions import Position, VBucketMetaData, vbuuid_at
 from cbframe.dcp.receiver import (
     BlockReceiver,
     DeferringReceiver,
+    PositionReceiver,
     PreparingReceiver,
     ProgressReceiver,
     Receipt,
@@ -28,6 +29,7 @@ from cbframe.wire.requests import StreamFilter, StreamRequest
 
 T = TypeVar("T")
 _MARKERS = "max_marker_version"
+_NOTHING = Position()
 
 
 class Callbacks:
@@ -67,7 +69,8 @@ class Callbacks:
         self._stats = stats
         self._wanted = wanted
         self._flags = flags
-        self._stored: dict[int, VBucketMetaData] = {}
+        self._held: dict[int, Position] = {}
+        """Where vbuckets were asked for from."""
         self._owner = -1
 
     def bind(self) -> None:
@@ -83,56 +86,64 @@ class Callbacks:
         """
         stats = self._stats
         stats.tot_get_vbucket_metadata += 1
-        try:
-            stored, seqno = self._call(self._receiver.get_metadata, vbucket)
-        except CbframeError:
-            stats.tot_get_vbucket_metadata_err += 1
-            raise
-        try:
-            metadata = VBucketMetaData() if stored is None else VBucketMetaData.from_json(stored)
-        except ConfigurationError as exc:
-            stats.tot_get_vbucket_metadata_unmarshal_err += 1
-            exc.vbucket = vbucket
-            raise
+        position = self._held[vbucket] = self._position(vbucket)
         stats.tot_get_vbucket_metadata_ok += 1
-        self._stored[vbucket] = metadata
         wanted = self._wanted
-        if seqno and metadata.purge_seqno and metadata.snap_start <= seqno and _MARKERS in granted:
-            # The snapshot that is resumed was made after that purge: no deletion in it is missed. A
-            # position before the snapshot, of a receiver that went back, needs deletions that were purged.
-            wanted = replace(wanted, purge_seqno=metadata.purge_seqno)
-        if seqno and metadata.manifest_uid and collections:
-            wanted = replace(wanted, uid=metadata.manifest_uid)
+        if position.seqno and position.purge_seqno and _MARKERS in granted:
+            # The snapshot that is resumed was made after that purge: no deletion in it is missed.
+            wanted = replace(wanted, purge_seqno=position.purge_seqno)
+        if position.seqno and position.manifest_uid and collections:
+            wanted = replace(wanted, uid=position.manifest_uid)
         return request_from(
             vbucket,
-            vbuuid=metadata.vbuuid_at(seqno),
-            seqno=seqno,
-            snap_start=metadata.snap_start,
-            snap_end=metadata.snap_end,
+            vbuuid=position.vbuuid,
+            seqno=position.seqno,
+            snap_start=position.snap_start,
+            snap_end=position.snap_end,
             end=end,
             flags=self._flags,
             value=wanted.encode(),
         )
 
+    def _position(self, vbucket: int) -> Position:
+        receiver, stats = self._receiver, self._stats
+        try:
+            if isinstance(receiver, PositionReceiver):
+                return self._call(receiver.position, vbucket)
+            stored, seqno = self._call(receiver.get_metadata, vbucket)
+        except CbframeError:
+            stats.tot_get_vbucket_metadata_err += 1
+            raise
+        try:
+            return Position.of(None if stored is None else VBucketMetaData.from_json(stored), seqno)
+        except ConfigurationError as exc:
+            stats.tot_get_vbucket_metadata_unmarshal_err += 1
+            exc.vbucket = vbucket
+            raise
+
     def save(self, stream: Stream) -> None:
         """Give the receiver the failover log and the snapshot's range to store."""
-        stats = self._stats
+        receiver, stats = self._receiver, self._stats
         stats.tot_set_vbucket_metadata += 1
-        stored = self._stored.get(stream.vbucket, VBucketMetaData())
+        held = self._held.get(stream.vbucket, _NOTHING)
         metadata = VBucketMetaData(
             snap_start=stream.snap_start,
             snap_end=stream.snap_end,
             failover_log=stream.failover_log,
-            purge_seqno=stream.purge_seqno or stored.purge_seqno,
-            manifest_uid=stream.manifest_uid or stored.manifest_uid,
+            purge_seqno=stream.purge_seqno or held.purge_seqno,
+            manifest_uid=stream.manifest_uid or held.manifest_uid,
         )
+        keeps = isinstance(receiver, PositionReceiver)
         try:
-            encoded = metadata.to_json()
+            encoded = b"" if keeps else metadata.to_json()
         except (TypeError, ValueError) as exc:
             stats.tot_set_vbucket_metadata_marshal_err += 1
             raise StreamError(f"the metadata has no JSON: {exc}", vbucket=stream.vbucket) from exc
         try:
-            self._call(self._receiver.set_metadata, stream.vbucket, encoded)
+            if isinstance(receiver, PositionReceiver):
+                self._call(receiver.store, stream.vbucket, metadata)
+            else:
+                self._call(receiver.set_metadata, stream.vbucket, encoded)
         except CbframeError:
             stats.tot_set_vbucket_metadata_err += 1
             raise
@@ -201,7 +212,7 @@ class Callbacks:
         try:
             if isinstance(receiver, ReceiverEx):
                 # The answer names no history; what remains belongs to one that was stored.
-                vbuuid = self._stored[stream.vbucket].vbuuid_at(seqno)
+                vbuuid = vbuuid_at(self._held[stream.vbucket].failover_log, seqno)
                 position = self._call(receiver.rollback_ex, stream.vbucket, vbuuid, seqno)
             else:
                 position = self._call(receiver.rollback, stream.vbucket, seqno)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from cbframe.cluster.auth import AuthLike
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.positions import Position, VBucketMetaData
+from cbframe.dcp.receiver import PositionReceiver
 from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import CbframeError, StreamError
 from cbframe.options import BucketDataSourceOptions
@@ -35,7 +36,7 @@ class Now:
 
 
 @dataclass(slots=True)
-class _Logs:
+class _Logs(PositionReceiver):
     """A receiver that keeps failover logs, of streams that have nothing in them."""
 
     logs: dict[int, VBucketMetaData] = field(default_factory=dict)
@@ -49,11 +50,11 @@ class _Logs:
     def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None:
         """Nothing to do."""
 
-    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
-        self.logs[vbucket] = VBucketMetaData.from_json(metadata)
+    def store(self, vbucket: int, metadata: VBucketMetaData) -> None:
+        self.logs[vbucket] = metadata
 
-    def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:  # noqa: ARG002
-        return None, 0
+    def position(self, vbucket: int) -> Position:  # noqa: ARG002
+        return Position()
 
     def rollback(self, vbucket: int, seqno: int) -> None:
         """Nothing was received."""

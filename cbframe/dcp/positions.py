@@ -79,7 +79,7 @@ class VBucketMetaData:
 
     def vbuuid_at(self, seqno: int) -> int:
         """The history that `seqno` belongs to; 0 where none is known or needed."""
-        return _vbuuid_at(self.failover_log, seqno)
+        return vbuuid_at(self.failover_log, seqno)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -159,7 +159,7 @@ class VBucketOffset:
     @property
     def vbuuid(self) -> int:
         """The history that `seqno` belongs to; 0 where none is known or needed."""
-        return _vbuuid_at(self.failover_log, self.seqno)
+        return vbuuid_at(self.failover_log, self.seqno)
 
     @property
     def history(self) -> int:
@@ -239,19 +239,19 @@ class Track:
     def position(self) -> Position:
         return Position.of(self.metadata, self.seqno, self.ends, self.base)
 
-    def requested(self) -> tuple[bytes | None, int]:
-        """A stream is about to be asked for: what it is asked for with.
+    def requested(self) -> Position:
+        """A stream is about to be requested: where from.
 
         The snapshot that was under way is not complete, and what comes next does not make it so.
         """
         self._snap_end = None
         self._asked = True
-        return None if self.metadata is None else self.metadata.to_json(), self.seqno
+        return self.position()
 
-    def stored(self, metadata: bytes) -> bool:
+    def stored(self, metadata: VBucketMetaData) -> bool:
         """There is metadata to be stored; whether a stream was granted, perhaps in a new history."""
         granted, self._asked = self._asked, False
-        self.metadata = VBucketMetaData.from_json(metadata)
+        self.metadata = metadata
         return granted
 
     def marked(self, end: int) -> bool:
@@ -317,7 +317,7 @@ def thinned(ends: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(kept[:MOST_ENDS])
 
 
-def _vbuuid_at(log: tuple[tuple[int, int], ...], seqno: int) -> int:
+def vbuuid_at(log: tuple[tuple[int, int], ...], seqno: int) -> int:
     """The newest history that began at or before a seqno; nothing has happened in any before seqno 1."""
     return next((vbuuid for vbuuid, began in log if began <= seqno), 0) if seqno else 0
 

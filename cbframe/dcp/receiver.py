@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode
@@ -77,6 +78,28 @@ class BaseReceiver(Protocol):
 
         It may go back farther than that, and may return where it went.
         """
+
+
+class PositionReceiver(ABC):
+    """Base of this package's receivers: they keep positions as they are, and no JSON of them."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def store(self, vbucket: int, metadata: VBucketMetaData) -> None:
+        """In place of :meth:`set_metadata`."""
+
+    @abstractmethod
+    def position(self, vbucket: int) -> Position:
+        """In place of :meth:`get_metadata`."""
+
+    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
+        self.store(vbucket, VBucketMetaData.from_json(metadata))
+
+    def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
+        position = self.position(vbucket)
+        metadata = position.metadata
+        return None if metadata is None else metadata.to_json(), position.seqno
 
 
 @runtime_checkable

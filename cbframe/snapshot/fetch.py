@@ -128,10 +128,7 @@ class Fetch:
         # A node that fails takes some vbuckets back, and leaves their histories.
         if emptied and everything and receiver.replaced(emptied):
             raise self._other_bucket("it was emptied, and no vbucket knows anything of what was read of it")
-        positions = [
-            Position.of(receiver.metadata_of(vbucket), reached[vbucket]) if reached[vbucket] else Position()
-            for vbucket in range(ran.map.vbuckets)
-        ]
+        positions = [receiver.position_at(vbucket, reached[vbucket]) for vbucket in range(ran.map.vbuckets)]
         self._manifest_uid = max((at.manifest_uid for at in positions), default=0)
         return Fetched(ran, positions, limits, dict(receiver.rolled_back))
 

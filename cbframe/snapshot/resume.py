@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import pyarrow as pa
 
 from cbframe.arrow.spool import DeferringBatchReceiver
-from cbframe.dcp.positions import Position, VBucketMetaData
+from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import Receipt
 from cbframe.snapshot.history import Boundaries
 from cbframe.wire.constants import SystemEventId
@@ -50,8 +50,7 @@ class ResumingReceiver(DeferringBatchReceiver):
 
     def _begin(self, vbucket: int, position: Position) -> None:
         state = self._vbuckets[vbucket]
-        stored = position.metadata
-        state.metadata = stored.to_json() if stored is not None and position.seqno else None
+        state.metadata = position.metadata if position.seqno else None
         self._last_seqno[vbucket] = position.seqno
 
     # -- on the threads of the nodes
@@ -136,15 +135,14 @@ class ResumingReceiver(DeferringBatchReceiver):
             if reached.get(vbucket, start.seqno) < start.seqno and vbucket not in self.taken_back
         }
 
-    def metadata_of(self, vbucket: int) -> VBucketMetaData:
-        """What there is to continue with."""
-        stored = self._vbuckets[vbucket].metadata
-        return VBucketMetaData() if stored is None else VBucketMetaData.from_json(stored)
+    def position_at(self, vbucket: int, seqno: int) -> Position:
+        """Where to continue, once all up to `seqno` was received."""
+        return Position.of(self._vbuckets[vbucket].metadata, seqno) if seqno else Position()
 
     def replaced(self, vbuckets: Iterable[int]) -> bool:
         """Whether no history of these vbuckets, as far as the server told, is one that the snapshot knows."""
         return not any(
-            {vbuuid for vbuuid, _ in self.metadata_of(vbucket).failover_log}
+            {vbuuid for vbuuid, _ in self.failover_log(vbucket)}
             & {vbuuid for vbuuid, _ in self._starts[vbucket].failover_log}
             for vbucket in vbuckets
             if vbucket in self.taken_back

@@ -13,11 +13,13 @@ import pytest
 
 from cbframe.arrow.batcher import BatchingReceiver, GatheringReceiver
 from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
+from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConnectError
 from cbframe.wire import leb128
 from cbframe.wire.blocks import decode_block
 from cbframe.wire.constants import Opcode, SnapshotFlag, SystemEventId
+from cbframe.wire.failover import FailoverEntry
 from cbframe.wire.frame import request
 from cbframe.wire.index import index_frames
 from cbframe.wire.messages import SystemEvent
@@ -230,14 +232,13 @@ def test_against_a_plain_dictionary(seed: int) -> None:
 
 def test_position_and_metadata() -> None:
     receiver = BatchingReceiver()
-    assert receiver.get_metadata(3) == (None, 0)
-    receiver.set_metadata(3, b"{}")
+    assert receiver.position(3) == Position()
+    receiver.store(3, VBucketMetaData(0, 0, 2, 2**64 - 1, (FailoverEntry(7, 0),)))
     put(receiver, m(3, 2, "a"), m(4, 9, "b"), m(3, 2**64 - 1, "c"))
-    assert receiver.get_metadata(3) == (b"{}", 2**64 - 1)
-    assert receiver.get_metadata(4) == (None, 9)
-    receiver.rollback(3, 1)
-    assert receiver.get_metadata(3) == (None, 0)
-    assert receiver.get_metadata(4) == (None, 9)
+    assert receiver.position(3) == Position(2**64 - 1, 2, 2**64 - 1, ((7, 0),))
+    assert receiver.position(4) == Position.at(0, 9)
+    assert receiver.rollback(3, 1) == receiver.position(3) == Position()
+    assert receiver.position(4) == Position.at(0, 9)
 
 
 def test_take_waits_for_a_batch() -> None:

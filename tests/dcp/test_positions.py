@@ -105,7 +105,7 @@ def test_the_next_stream_does_not_complete_a_snapshot() -> None:
     track.requested()
     track.marked(5)
     track.advanced(3)
-    assert track.requested() == (None, 3)
+    assert track.requested() == Position.at(0, 3)
     assert not track.marked(9)
     track.advanced(7)
     assert track.position() == Position(7, 7, 7)
@@ -114,8 +114,8 @@ def test_the_next_stream_does_not_complete_a_snapshot() -> None:
 def test_a_stream_that_is_granted_is_news_and_a_snapshot_is_not() -> None:
     track = Track()
     track.requested()
-    assert track.stored(b"{}")
-    assert not track.stored(b"{}")
+    assert track.stored(VBucketMetaData())
+    assert not track.stored(VBucketMetaData())
 
 
 def test_a_rollback_forgets_what_was_purged() -> None:
@@ -130,10 +130,7 @@ def test_back_to_the_end_of_a_snapshot() -> None:
     assert track.rolled_back(35).seqno == 30
     seqno, ends, base = track.seqno, track.ends, track.base
     assert (seqno, ends, base) == (30, (30, 10), 0)
-    stored, again = track.requested()
-    assert stored is not None
-    assert again == 30
-    assert VBucketMetaData.from_json(stored).vbuuid_at(30) == 7
+    assert track.requested() == Position(30, 30, 30, LOG, snapshots=(30, 10))
 
 
 def test_back_to_the_beginning_where_no_end_is_known() -> None:
@@ -253,21 +250,19 @@ def test_whatever_is_lost_the_consumer_has_the_truth(steps: list[tuple[str, obje
         """One connection: asked for, rolled back as often as wanted, then a snapshot, or a part of it."""
         nonlocal log, latest
         for _ in range(100):
-            stored, seqno = track.requested()
-            held = VBucketMetaData() if stored is None else VBucketMetaData.from_json(stored)
+            held = track.requested()
             request = request_from(
                 0,
-                vbuuid=held.vbuuid_at(seqno),
-                seqno=seqno,
+                vbuuid=held.vbuuid,
+                seqno=held.seqno,
                 snap_start=held.snap_start,
                 snap_end=held.snap_end,
             )
-            given = held.purge_seqno if held.snap_start <= seqno else 0
-            purge = 0 if given == server.purge_seqno else server.purge_seqno
+            purge = 0 if held.purge_seqno == server.purge_seqno else server.purge_seqno
             back = rollback_point(request, server.log, len(server.history), purge)
             if back is None:
                 break
-            target = track.rolled_back(0 if back >= seqno else back, to_base=to_base).seqno
+            target = track.rolled_back(0 if back >= held.seqno else back, to_base=to_base).seqno
             log = [change for change in log if change[0] <= target]
             latest = {key: (at, value) for key, (at, value) in latest.items() if at <= target}
         else:
@@ -275,7 +270,7 @@ def test_whatever_is_lost_the_consumer_has_the_truth(steps: list[tuple[str, obje
         failover = tuple(server.log)
         start, end = request.start, len(server.history)
         known = held.purge_seqno
-        track.stored(VBucketMetaData(0, 0, start, start, failover, known).to_json())
+        track.stored(VBucketMetaData(0, 0, start, start, failover, known))
         items = server.snapshot(start, end)
         if not items:
             return
@@ -286,7 +281,7 @@ def test_whatever_is_lost_the_consumer_has_the_truth(steps: list[tuple[str, obje
                 return
             # All of it comes from disk, and so with the purge seqno.
             purged = server.purge_seqno or known
-            track.stored(VBucketMetaData(0, 0, first, end, failover, purged).to_json())
+            track.stored(VBucketMetaData(0, 0, first, end, failover, purged))
             track.advanced(seqno)
             log.append((seqno, key, value))
             latest[key] = seqno, value

@@ -12,7 +12,7 @@ from cbframe.arrow.batcher import of_dropped
 from cbframe.arrow.columns import COLLECTION_ID, OPCODE, OURS, SEQNO, VBUCKET
 from cbframe.arrow.spool import ARRIVED, DeferringBatchReceiver, Spool
 from cbframe.cluster.manifest import Manifest
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConversionError
 from cbframe.frame.assemble import beside
@@ -60,8 +60,8 @@ class SpanReceiver(DeferringBatchReceiver):
         for vbucket, position in marks.items():
             # It is not known in which snapshot the seqno lay. The server takes it for the end of one,
             # which it need not have been: that is why a new history voids it in any case.
-            if position.seqno and (stored := position.metadata) is not None:
-                self._vbuckets[vbucket].metadata = stored.to_json()
+            if position.seqno:
+                self._vbuckets[vbucket].metadata = position.metadata
                 self._last_seqno[vbucket] = position.seqno
 
     # -- on the threads of the nodes
@@ -70,11 +70,10 @@ class SpanReceiver(DeferringBatchReceiver):
         self.fallen.add(vbucket)
         return DeferringBatchReceiver.rollback(self, vbucket, seqno)
 
-    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
-        DeferringBatchReceiver.set_metadata(self, vbucket, metadata)
-        log = self.failover_log(vbucket)
-        if log:
-            self._histories[vbucket] = log[0].vbuuid
+    def store(self, vbucket: int, metadata: VBucketMetaData) -> None:
+        DeferringBatchReceiver.store(self, vbucket, metadata)
+        if metadata.failover_log:
+            self._histories[vbucket] = metadata.failover_log[0].vbuuid
 
     def system_event(self, vbucket: int, event: SystemEvent) -> None:
         DeferringBatchReceiver.system_event(self, vbucket, event)
