@@ -22,6 +22,8 @@ from cbframe import LocalCluster, SnapshotResult, VBucketMetaData, read_bucket, 
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.contrib.delta import DeltaResult, to_delta, update_delta
 from cbframe.dcp.callbacks import Callbacks
+from cbframe.errors import SnapshotError
+from cbframe.snapshot.history import Boundaries
 
 _inside = threading.local()
 _found: list[str] = []
@@ -147,3 +149,17 @@ def test_positions_are_handed_over_as_they_are(
         assert write_snapshot(cluster, tmp_path / "copy", options=QUICK).upserted == 8
         change(cluster, 1)
         assert stream.poll(timeout=30)
+
+
+def test_what_cannot_be_read_for_a_rollback_ends_the_update(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(_: Boundaries) -> None:
+        raise SnapshotError("no disk", path=str(tmp_path))
+
+    change(cluster, 0)
+    write_snapshot(cluster, tmp_path / "copy", options=QUICK)
+    lose(cluster)
+    monkeypatch.setattr(Boundaries, "load", fail)
+    with pytest.raises(SnapshotError, match="no disk"):
+        write_snapshot(cluster, tmp_path / "copy", options=QUICK)

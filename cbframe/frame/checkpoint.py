@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from cbframe.cluster.manifest import CollectionName
-from cbframe.dcp.positions import VBucketOffset
+from cbframe.dcp.positions import VBucketOffset, u64_of
 from cbframe.errors import ConfigurationError
 from cbframe.frame.asof import AsOf
 from cbframe.frame.parquet import whole_file
@@ -214,7 +214,7 @@ def _text(value: object) -> str:
 
 
 def _vbucket(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < MAX_VBUCKETS:
+    number = u64_of(text)
+    if number >= MAX_VBUCKETS:
         raise ValueError(f"no vbucket {number}")
     return number

@@ -14,6 +14,7 @@ from cbframe.dcp.positions import MOST_ENDS, Position, Track, VBucketMetaData, t
 from cbframe.dcp.streams import request_from
 from cbframe.errors import ConfigurationError
 from cbframe.local.admission import rollback_point
+from cbframe.wire.constants import MAX_SEQNO
 from cbframe.wire.failover import FailoverEntry
 
 LOG = (FailoverEntry(7, 0),)
@@ -39,6 +40,45 @@ def test_a_position_that_cannot_be(fields: dict[str, Any], message: str) -> None
     assert caught.value.hint
 
 
+TWO = (FailoverEntry(MAX_SEQNO, 5), FailoverEntry(11, 0))
+
+
+def test_metadata_and_back() -> None:
+    metadata = VBucketMetaData(0, 0, 3, MAX_SEQNO, TWO)
+    assert VBucketMetaData.from_json(metadata.to_json()) == metadata
+
+
+def test_metadata_that_the_reference_writes() -> None:
+    go = (
+        b'{"seqStart":0,"seqEnd":0,"snapStart":3,"snapEnd":9,"failOverLog":[[18446744073709551615,5],[11,0]]}'
+    )
+    assert VBucketMetaData.from_json(go) == VBucketMetaData(0, 0, 3, 9, TWO)
+    assert VBucketMetaData(0, 0, 3, 9, TWO).to_json() == go
+    assert VBucketMetaData.from_json(b'{"snapEnd":9,"failOverLog":null}') == VBucketMetaData(snap_end=9)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"snapEnd":"9"}',
+        b'{"snapEnd":-1}',
+        b'{"snapEnd":1.5}',
+        b'{"snapEnd":1e999}',
+        b'{"snapEnd":18446744073709551616}',
+        b'{"failOverLog":[[1]]}',
+        b'{"failOverLog":5}',
+        b"[" * 100_000,
+        b"\xff",
+    ],
+)
+def test_metadata_that_cannot_be_read(data: bytes) -> None:
+    with pytest.raises(ConfigurationError, match="not readable"):
+        VBucketMetaData.from_json(data)
+
+
 def test_what_was_stored_and_the_last_seqno() -> None:
     stored = VBucketMetaData(0, 0, 5, 9, LOG, 4, 3)
     assert Position.of(stored, 7) == Position(7, 5, 9, LOG, 3, 4)
@@ -57,6 +97,7 @@ def test_the_history_of_a_position() -> None:
     # At seqno 0 nothing has happened in any history.
     assert found == {0: 0, 9: 1, 10: 2, 19: 2, 20: 3, 99: 3}
     assert Position(0, 0, 99, log).history == 3
+    assert {seqno: VBucketMetaData(failover_log=LOG).vbuuid_at(seqno) for seqno in (0, 1)} == {0: 0, 1: 7}
     assert Position(9, 9, 9, log[:2]).vbuuid == Position(9, 9, 9).vbuuid == Position().history == 0
 
 

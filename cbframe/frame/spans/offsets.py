@@ -17,16 +17,14 @@ before it that were never given, and what was given of those that are asked for 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import Position, u64_of
 from cbframe.errors import ClusterMapError, ConfigurationError
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS
 
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,19}")
 _HINT = "offsets belong to the stream that wrote them: take a new checkpoint location"
 
 
@@ -275,20 +273,15 @@ def _plain(marks: Mapping[int, Position]) -> dict[str, list[str]]:
 
 def _marks(fields: Mapping[Any, Any], prefix: str = "") -> dict[int, Position]:
     found = {}
-    for vb, mark in fields.items():
-        name = f"{prefix}{vb}"
-        _check(name, _is_number(vb, MAX_VBUCKETS - 1))
-        _check(name, isinstance(mark, list | tuple) and len(mark) == 2 and all(map(_is_number, mark)))
-        vbuuid, seqno = map(int, mark)
-        found[int(vb)] = Position.at(vbuuid, seqno)
+    for name, mark in fields.items():
+        try:
+            number = u64_of(name)
+            vbuuid, seqno = map(u64_of, mark if isinstance(mark, list | tuple) else ())
+        except ValueError:
+            number = MAX_VBUCKETS
+        _check(f"{prefix}{name}", number < MAX_VBUCKETS)
+        found[number] = Position.at(vbuuid, seqno)
     return found
-
-
-def _is_number(text: object, most: int = MAX_SEQNO) -> bool:
-    """Whether it is one as :func:`_plain` writes them: Python reads much else as numbers."""
-    if not isinstance(text, str) or not _NUMBER.fullmatch(text):
-        return False
-    return int(text) <= most
 
 
 def _check(name: str, holds: bool) -> None:
