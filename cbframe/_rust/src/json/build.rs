@@ -396,3 +396,28 @@ fn short_double(source: &[u8]) -> f64 {
     }
     parse_double(source)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::shred::{Reason, ROOT};
+    use super::*;
+
+    /// A column "a" of a layout, of one document.
+    fn column(document: &str, configured: Inside, of: Type) -> Result<Array> {
+        let mut shredder = Shredder::new(1);
+        let id = shredder.field(ROOT, b"a");
+        shredder.nodes[id].inside = configured;
+        let text = Text::new(document.as_bytes(), document.len());
+        assert_eq!(shredder.document(document.as_bytes(), 0, document.len(), 0), Reason::Good);
+        Builder { shredder: &mut shredder, text }.column(id, &Layout { of, dropped: 0 }, 1, 1)
+    }
+
+    #[test]
+    fn members_of_a_struct_are_found_among_more_names_than_there_may_be() {
+        for inside in [Inside::Fields, Inside::Names, Inside::Nothing] {
+            let member = (b"z"[..].into(), Layout { of: Type::Boolean, dropped: 0 });
+            let built = column(r#"{"a":{"x":1,"y":2,"z":true}}"#, inside, Type::Struct(vec![member]));
+            assert_eq!(built.map(|array| array.children[0].nulls), Ok(0), "{inside:?}");
+        }
+    }
+}

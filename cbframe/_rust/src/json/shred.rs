@@ -430,7 +430,9 @@ impl Shredder {
     /// Read again what is inside of the arrays and objects of a field, in another way.
     pub fn reread(&mut self, text: Text, id: usize, inside: Inside, depth: u32) -> Result<()> {
         let node = &mut self.nodes[id];
-        let again = Node { inside, cells: std::mem::take(&mut node.cells), wide: node.wide, ..Node::new() };
+        // Members that a struct was decided on are looked for among however many names there are.
+        let wide = node.wide || inside == Inside::Fields;
+        let again = Node { inside, cells: std::mem::take(&mut node.cells), wide, ..Node::new() };
         *node = again;
         if inside == Inside::Names {
             self.values(id);
