@@ -79,6 +79,11 @@ class BucketDataSourceOptions:
         Flow-control window of each node's connection, in bytes; 0 turns flow control off.
     feed_buffer_ack_threshold
         Part of the window that is acknowledged at once, over 0 and at most 1.
+    connections_per_node
+        Connections to each node, 1 to 16. A node serves a connection by one thread: several are faster where
+        that is the limit, for more work of the node. Its vbuckets, the window and `max_bytes_per_sec` are
+        divided evenly among them; one that breaks leaves the others alone. ``"auto"``: up to 4, by how many
+        changes a node has, and 1 with `max_bytes_per_sec`; each has a quarter of the window.
     max_bytes_per_sec
         So much may each node send, on average: acknowledgements wait, and the window is no larger than a
         tenth of a second's worth. None: as much as it can. Needs flow control.
@@ -203,6 +208,7 @@ class BucketDataSourceOptions:
     data_manager_sleep_max_ms: int = 1000
     feed_buffer_size_bytes: int = 20_000_000
     feed_buffer_ack_threshold: float = 0.2
+    connections_per_node: int | Literal["auto"] = 1
     max_bytes_per_sec: int | None = None
     noop_interval_secs: float = 20
     seq_end: Mapping[int, int] | Literal["now"] | None = None
@@ -303,6 +309,9 @@ class BucketDataSourceOptions:
                 "feed_buffer_ack_threshold must be over 0 and at most 1",
                 hint="a server whose window is never acknowledged stops sending",
             )
+        each: object = self.connections_per_node
+        if each != "auto" and (type(each) is not int or not 1 <= each <= 16):
+            raise ConfigurationError(f"connections_per_node is from 1 to 16, or 'auto', not {each!r}")
         if self.max_bytes_per_sec is not None:
             if self.max_bytes_per_sec < 1024:
                 raise ConfigurationError("max_bytes_per_sec must be at least 1024, or None")

@@ -16,6 +16,32 @@ def connection_name(prefix: str) -> str:
     return f"{prefix}:{token_hex((RANDOM_PART - 1) // 2)}"
 
 
+_AUTO = 4
+"""Connections to a node with ``connections_per_node="auto"``, at most."""
+
+
+def connections_at_most(options: BucketDataSourceOptions) -> int:
+    """Connections to a node, at most: all that is limited for each node is divided by this."""
+    if options.connections_per_node == "auto":
+        return 1 if options.max_bytes_per_sec is not None else _AUTO
+    return options.connections_per_node
+
+
+def rate_of(options: BucketDataSourceOptions) -> int | None:
+    """Bytes a second of each connection; None for no limit."""
+    rate = options.max_bytes_per_sec
+    return None if rate is None else max(1, rate // connections_at_most(options))
+
+
+def window_of(options: BucketDataSourceOptions) -> int:
+    """Flow-control window of each connection in bytes; 0 for none."""
+    window, rate = options.feed_buffer_size_bytes // connections_at_most(options), rate_of(options)
+    if rate is not None:
+        # What a node sends at first, unasked, must not spoil the average.
+        window = min(window, rate // 10)
+    return max(1, window) if options.feed_buffer_size_bytes else 0
+
+
 @dataclass(frozen=True, slots=True)
 class DcpSettings:
     """What is asked of a DCP connection.
@@ -45,15 +71,11 @@ class DcpSettings:
     @classmethod
     def of(cls, options: BucketDataSourceOptions, name: str, *, takes_compressed: bool = False) -> Self:
         """What the options say, for a connection of this name and a receiver that does this."""
-        window, rate = options.feed_buffer_size_bytes, options.max_bytes_per_sec
-        if rate is not None:
-            # What a node sends at first, unasked, must not spoil the average.
-            window = min(window, rate // 10)
         return cls(
             name,
             xattrs=options.include_xattrs,
             no_value=options.no_value,
-            buffer_size=window,
+            buffer_size=window_of(options),
             noop_interval=options.noop_interval_secs,
             compression=takes_compressed and options.compression,
             priority=options.priority,

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping
 
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp import plan, verdicts
+from cbframe.dcp.controls import connections_at_most
 from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.ends import Ends
 from cbframe.dcp.patience import Patience
 from cbframe.dcp.positions import Position
 from cbframe.dcp.query import TURNS
-from cbframe.dcp.records import NodeRecord, NodeState, VBuckets, map_backoff, node_backoff
+from cbframe.dcp.records import NodeRecord, NodeState, Placement, VBuckets, map_backoff, node_backoff
 from cbframe.dcp.refresh import MapRefresh
 from cbframe.errors import AccessError, AuthFailError, CbframeError, ResourceError
 from cbframe.options import BucketDataSourceOptions
@@ -30,6 +31,8 @@ _NOT_NOW = (AccessError, AuthFailError, ResourceError)
 """What no further attempt heals, and what may be different when another map is needed."""
 _ELSEWHERE = (Status.NOT_MY_VBUCKET, Status.CONFIG_ONLY, Status.NO_BUCKET, Status.BUCKET_PAUSED)
 """Refusals of a stream to which the cluster map has the answer."""
+_CHANGES = 1_000_000
+"""A node gets a further connection for so many changes, with ``connections_per_node="auto"``."""
 _QUICK_ROLLBACKS = 2
 """Rollbacks of one vbucket that are followed at once; a server that wants ever more is waited for."""
 
@@ -62,6 +65,11 @@ class Coordinator:
         self._patience = Patience(options.connect_timeout, options.recovery_timeout, endless=not bounded)
         self._map: ClusterMap | None = None
         self._nodes: dict[str, NodeRecord] = {}
+        self._placement: Placement | None = None
+        self._counts: dict[str, int] = {}
+        """Connections by node, where there are several."""
+        self._sized: set[str] = set()
+        """Nodes of which it is known how many connections they get."""
         self._vbuckets = VBuckets()
         self._refresh = MapRefresh(map_backoff(options), options.map_poll_interval, self._counters)
         self._last_error: CbframeError | None = None
@@ -75,6 +83,11 @@ class Coordinator:
     def map(self) -> ClusterMap | None:
         """The newest cluster map."""
         return self._map
+
+    @property
+    def placement(self) -> Placement | None:
+        """Which connection each vbucket belongs to."""
+        return self._placement
 
     @property
     def vbuckets(self) -> int:
@@ -194,9 +207,13 @@ class Coordinator:
             self._disturbed = True
         self._patience.found_bucket()
         self._map = new
+        self._place(new)
         for address, node in self._nodes.items():
             # Its streams are asked of others once its thread has ended: never two at a time.
-            if address not in new.nodes and node.state in (NodeState.STARTING, NodeState.READY):
+            if plan.address_of(address) not in new.nodes and node.state in (
+                NodeState.STARTING,
+                NodeState.READY,
+            ):
                 node.state = NodeState.LEAVING
                 self._counters.tot_refresh_workers_remove_worker += 1
                 out.append(plan.StopNode(address, "the node has left the cluster map"))
@@ -235,6 +252,7 @@ class Coordinator:
             if not node.tried:
                 self._patience.begin(now)
             self._refresh.not_needed()
+            self._size(plan.address_of(event.node), event.seqnos)
         for vb in self._vbuckets.pending:
             if self._owner(vb) == event.node:
                 self._vbuckets.records[vb].stale = False
@@ -252,7 +270,7 @@ class Coordinator:
             self._patience.progressed()
         node.lost(event.error, now, progressed=event.progressed)
         self._vbuckets.lost(event.node)
-        if self._map is not None and event.node not in self._map.nodes:
+        if self._map is not None and plan.address_of(event.node) not in self._map.nodes:
             del self._nodes[event.node]
         self._on_failure(event.error, now, out)
         if not self._over:
@@ -369,7 +387,27 @@ class Coordinator:
         return True
 
     def _owner(self, vb: int) -> str | None:
-        return None if self._map is None else self._map.node_of(vb)
+        """The connection that a vbucket belongs to."""
+        return None if self._placement is None else self._placement.connection_of(vb)
+
+    def _place(self, new: ClusterMap, resized: str | None = None) -> None:
+        """Divide the vbuckets among the connections; `resized` is a node that gets more of them."""
+        each = self._options.connections_per_node
+        if isinstance(each, int) and each > 1:
+            self._counts = dict.fromkeys(new.nodes, each)
+        wanted = self._vbuckets.records
+        self._placement = Placement.of(new, self._counts, wanted, self._placement, resized)
+
+    def _size(self, address: str, seqnos: Mapping[int, int]) -> None:
+        """Decide how many connections a node gets, where that depends on what it has."""
+        if self._options.connections_per_node != "auto" or self._map is None or address in self._sized:
+            return
+        self._sized.add(address)
+        changes = sum(seqnos.get(vb, 0) for vb in self._vbuckets.records)
+        count = min(connections_at_most(self._options), 1 + changes // _CHANGES)
+        if count > 1:
+            self._counts[address] = count
+            self._place(self._map, address)
 
     def _done(self, vb: int, position: Position, out: list[plan.Instruction]) -> None:
         self._vbuckets.finish(vb, position)

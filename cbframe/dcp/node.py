@@ -47,10 +47,16 @@ class NodeThread:
     """One connection to one data node, on a thread of its own.
 
     It ends when the connection ends; the supervisor starts another if the node is still needed.
+
+    Attributes
+    ----------
+    node
+        Name of the connection.
     """
 
     def __init__(self, node: str, setup: NodeSetup, stats: NodeStats) -> None:
         self.node = node
+        self._address = plan.address_of(node)
         self._setup = setup
         self._stats = stats
         self._inbox: deque[Order] = deque()
@@ -145,7 +151,8 @@ class NodeThread:
             return
         if isinstance(error, ReadTimeoutError):
             error.permanent = False  # a new connection may be faster
-        error.node = error.node or self.node
+        if error.node in (None, self._address):
+            error.node = self.node
         self.trace.note(None, f"over: {type(error).__name__}")
         self._setup.logger.debug("%s: %s; before that: %s", self.node, error.message, self.trace)
         self._setup.on_error(error)
@@ -158,7 +165,7 @@ class NodeThread:
             return
         stats.tot_worker_connect += 1
         try:
-            stream = setup.transport.connect(self.node, self._waker, setup.timeouts.connect)
+            stream = setup.transport.connect(self._address, self._waker, setup.timeouts.connect)
         except CbframeError as exc:
             stats.tot_worker_connect_err += 1
             if isinstance(exc, ReadCancelledError) and not self._stopping:
@@ -370,7 +377,7 @@ class NodeThread:
             case dcp.RolledBack():
                 self._roll_back(event)
             case dcp.MapPushed(revision=revision, body=body):
-                setup.on_push(self.node, revision, body)
+                setup.on_push(self._address, revision, body)
             case dcp.Nooped():
                 stats.tot_upr_noop += 1
             case dcp.Advanced(stream=stream):
@@ -394,7 +401,7 @@ class NodeThread:
     def _on_refused(self, refusal: dcp.Refused) -> None:
         stream, status = refusal.stream, refusal.status
         if refusal.body.startswith(b"{"):
-            self._setup.on_config(self.node, refusal.body)
+            self._setup.on_config(self._address, refusal.body)
         if status == Status.ERANGE:
             self._start_over(stream)
         else:

@@ -10,7 +10,18 @@ from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.positions import Position
 from cbframe.errors import CbframeError
 
-# -- events
+
+def connections_to(address: str, count: int) -> tuple[str, ...]:
+    """Names of the connections to a node: ``host:port``, ``host:port#2``…"""
+    return (address, *(f"{address}#{number}" for number in range(2, count + 1)))
+
+
+def address_of(connection: str) -> str:
+    """``host:port`` of the node that a connection leads to."""
+    return connection.partition("#")[0]
+
+
+# -- events: `node` is the name of a connection
 
 
 @dataclass(frozen=True, slots=True)

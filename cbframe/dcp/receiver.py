@@ -52,7 +52,7 @@ class Document(NamedTuple):
 class BaseReceiver(Protocol):
     """What every receiver has.
 
-    Callbacks of one vbucket come from one thread at a time; those of different nodes come
+    Callbacks of one vbucket come from one thread at a time; those of different connections come
     concurrently. No lock is held during a callback. An exception tears the node's connection down
     and is reported through `on_error`.
 

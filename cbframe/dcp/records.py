@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
 
 from cbframe.cluster.backoff import Backoff
+from cbframe.cluster.map import ClusterMap
+from cbframe.dcp.plan import address_of, connections_to
 from cbframe.dcp.positions import Position
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
@@ -23,9 +29,72 @@ class NodeState(Enum):
     """No longer in the cluster map; told to stop."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """Which connection each vbucket belongs to.
+
+    Attributes
+    ----------
+    connections
+        Their names, in the order of the nodes.
+    owner
+        int16, by vbucket: index into `connections`, −1 while no node has it.
+    """
+
+    connections: tuple[str, ...]
+    owner: npt.NDArray[np.int16]
+
+    @classmethod
+    def of(
+        cls,
+        found: ClusterMap,
+        counts: Mapping[str, int],
+        wanted: Collection[int],
+        before: Self | None = None,
+        resized: str | None = None,
+    ) -> Self:
+        """The vbuckets of each node, divided evenly among its connections.
+
+        Parameters
+        ----------
+        counts
+            Connections to each node, where there are several.
+        wanted
+            The vbuckets that count.
+        before
+            A vbucket whose node is the same stays where it was,
+        resized
+            but for those of this node.
+        """
+        if not counts:
+            return cls(found.nodes, found.active)
+        names = [connections_to(address, counts.get(address, 1)) for address in found.nodes]
+        connections = tuple(name for each in names for name in each)
+        index = {name: number for number, name in enumerate(connections)}
+        owner = np.full(found.vbuckets, -1, np.int16)
+        loads = dict.fromkeys(connections, 0)
+        for vb in sorted(wanted):
+            last = None if before is None else before.connection_of(vb)
+            if last in index and resized != address_of(last) == found.node_of(vb):
+                owner[vb] = index[last]
+                loads[last] += 1
+        for vb in sorted(wanted):
+            node = int(found.active[vb])
+            if owner[vb] < 0 <= node:
+                least = min(names[node], key=loads.__getitem__)
+                owner[vb] = index[least]
+                loads[least] += 1
+        return cls(connections, owner)
+
+    def connection_of(self, vb: int) -> str | None:
+        """Name of the connection that a wanted vbucket belongs to; None while no node has it."""
+        number = int(self.owner[vb])
+        return None if number < 0 else self.connections[number]
+
+
 @dataclass(slots=True)
 class NodeRecord:
-    """A node that was wanted at some time."""
+    """A connection that was wanted at some time."""
 
     backoff: Backoff
     state: NodeState = NodeState.WAITING

@@ -16,7 +16,7 @@ from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import plan, verdicts
 from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.controls import DcpSettings, connection_name, stream_flags
+from cbframe.dcp.controls import DcpSettings, connection_name, rate_of, stream_flags
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.counters import ClusterCounters, NodeStats
 from cbframe.dcp.dialer import Dialer
@@ -347,7 +347,7 @@ class BucketDataSource(SourceView):
             stream_flags=stream_flags(options),
             trace_capacity=options.trace_capacity,
             logger=self._log,
-            max_rate=options.max_bytes_per_sec,
+            max_rate=rate_of(options),
         )
         return NodeThread(address, setup, stats)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from types import MappingProxyType
 
 from cbframe.dcp.counters import CLUSTER_COUNTERS, NODE_COUNTERS, ClusterCounters, NodeStats, copy_of
+from cbframe.dcp.plan import address_of
 
 COUNTERS = (*CLUSTER_COUNTERS, *NODE_COUNTERS)
 """Names of all counters."""
@@ -27,7 +28,7 @@ class BucketDataSourceStats:
     Attributes
     ----------
     nodes
-        Counters by node address.
+        Counters by node address; with several connections to a node also ``host:port#2`` and so on.
     total
         Their sum.
     vbuckets, vbuckets_done
@@ -83,10 +84,10 @@ class BucketDataSourceStats:
         return [*super().__dir__(), *COUNTERS]
 
     def __repr__(self) -> str:
-        total = self.total
+        total, nodes = self.total, len(set(map(address_of, self.nodes)))
         return (
             f"<BucketDataSourceStats: {self.vbuckets_done} of {self.vbuckets} vbuckets done, "
-            f"{total.documents:,} documents, {total.bytes_received:,} bytes from {len(self.nodes)} nodes>"
+            f"{total.documents:,} documents, {total.bytes_received:,} bytes from {nodes} nodes>"
         )
 
     def counts(self) -> dict[str, int]:

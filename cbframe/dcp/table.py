@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.positions import Position
+from cbframe.dcp.records import Placement
 from cbframe.dcp.streams import Stream, StreamState
 from cbframe.wire.constants import MAX_SEQNO
 
@@ -70,7 +71,7 @@ class VBucketTable:
     Attributes
     ----------
     nodes
-        ``host:port`` of the nodes.
+        ``host:port`` of the nodes; with several connections to a node also ``host:port#2`` and so on.
     phase
         uint8, a :class:`VBucketPhase`.
     owner
@@ -107,6 +108,7 @@ def take_table(
     ends: Mapping[int, int],
     told: Mapping[str, Mapping[int, int]],
     streams: Iterable[Stream],
+    placement: Placement | None = None,
 ) -> VBucketTable:
     """Make a table.
 
@@ -122,17 +124,20 @@ def take_table(
         High seqnos by node, as told last. What another node than the owner told may be lost history.
     streams
         Those of all connections.
+    placement
+        Which connection each vbucket belongs to; None where there is one to each node.
     """
     if cluster_map is None:
         return empty_table()
     size = cluster_map.vbuckets
-    owner = cluster_map.active.copy()
+    nodes = cluster_map.nodes if placement is None else placement.connections
+    owner = (cluster_map.active if placement is None else placement.owner).copy()
     phase = np.zeros(size, np.uint8)
     seqno, high = np.full(size, -1, np.int64), np.full(size, -1, np.int64)
     vbuuid = np.zeros(size, np.uint64)
     ours = np.fromiter(wanted, np.intp)
     phase[ours] = np.where(owner[ours] < 0, VBucketPhase.OWNERLESS, VBucketPhase.WAITING)
-    for index, node in enumerate(cluster_map.nodes):
+    for index, node in enumerate(nodes):
         seqnos = told.get(node, {})
         of = np.fromiter(seqnos, np.intp, len(seqnos))
         known = np.fromiter(seqnos.values(), np.uint64, len(seqnos))
@@ -149,7 +154,7 @@ def take_table(
             high[vb] = min(end, _LARGEST)
     for vb, position in done:
         phase[vb], seqno[vb], vbuuid[vb] = VBucketPhase.DONE, min(position.seqno, _LARGEST), position.vbuuid
-    return VBucketTable(cluster_map.nodes, phase, owner, seqno, high, vbuuid)
+    return VBucketTable(nodes, phase, owner, seqno, high, vbuuid)
 
 
 def empty_table() -> VBucketTable:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap
-from cbframe.dcp.plan import StreamEnded, StreamRefused, StreamRolledBack
+from cbframe.dcp.plan import StreamEnded, StreamRefused, StreamRolledBack, address_of
 from cbframe.errors import (
     ROLES_HINT,
     AccessError,
@@ -84,8 +84,8 @@ def with_addresses(error: CbframeError, found: ClusterMap) -> CbframeError:
 
     Not where the cluster was reached at an address of one of them: then a node is down.
     """
-    away = error.server_urls if isinstance(error, AllServerURLsConnectBucketError) else [error.node]
-    listed = [node for node in away if node in found.nodes]
+    away = error.server_urls if isinstance(error, AllServerURLsConnectBucketError) else [error.node or ""]
+    listed = [node for node in dict.fromkeys(map(address_of, away)) if node in found.nodes]
     silent = type(error) in (ConnectError, AllServerURLsConnectBucketError, ReadTimeoutError)
     if not silent or error.permanent or not found.origin or not listed:
         return error

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cbframe.cluster.map import ClusterMap
+from cbframe.dcp.controls import window_of
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.counters import ClusterCounters, NodeStats
 from cbframe.dcp.handshake import Login
@@ -90,6 +91,7 @@ class SourceView:
         wanted, told = coordinator.look()
         return take_table(
             coordinator.map,
+            placement=coordinator.placement,
             wanted=wanted,
             done=list(coordinator.done.items()),
             ends=dict(coordinator.ends),
@@ -111,8 +113,8 @@ class SourceView:
         return self._options.seq_end is not None
 
     def windows(self) -> dict[str, Window]:
-        """The flow-control window of each connection, by node address."""
-        size = self._options.feed_buffer_size_bytes
+        """The flow-control window of each connection, by its name."""
+        size = window_of(self._options)
         return {address: Window(node.held(), size) for address, node in list(self._supervisor.nodes.items())}
 
     def problems(self) -> tuple[Problem, ...]:
@@ -120,7 +122,7 @@ class SourceView:
         return tuple(self._problems)
 
     def trace(self) -> dict[str, list[str]]:
-        """What happened last on each connection, by node address; oldest first."""
+        """What happened last on each connection, by its name; oldest first."""
         return {address: node.trace.lines() for address, node in list(self._supervisor.nodes.items())}
 
     def progress(self) -> tuple[int, int]:

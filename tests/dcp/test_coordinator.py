@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -886,3 +886,99 @@ def test_without_it_nothing_is_asked_for_again() -> None:
     hand.until(StartNode)
     hand(NodeReady(A, {0: 5}))
     assert hand(end(0, seqno=5)) == [Finish()]
+
+
+# --- several connections to a node
+
+A2, A3, B2 = f"{A}#2", f"{A}#3", f"{B}#2"
+
+
+def opened(out: list[Instruction]) -> dict[str, list[int]]:
+    """The vbuckets that are asked for, by connection."""
+    return {i.node: [vb for vb, _ in i.streams] for i in out if isinstance(i, OpenStreams)}
+
+
+def ready(hand: Hand, connections: Iterable[str], seqnos: Mapping[int, int]) -> list[Instruction]:
+    """All of them, one after the other; what the last one leads to."""
+    out: list[Instruction] = []
+    for connection in connections:
+        out = hand(NodeReady(connection, seqnos))
+    return out
+
+
+def test_the_vbuckets_of_a_node_are_divided_evenly_among_its_connections() -> None:
+    """However the nodes' vbuckets lie."""
+    for owners in ((0, 1) * 6, (0,) * 6 + (1,) * 6):
+        hand = Hand(connections_per_node=2)
+        connections = [i.node for i in hand.begin(cluster(*owners)) if isinstance(i, StartNode)]
+        assert sorted(connections) == [A, A2, B, B2]
+        streams = opened(ready(hand, connections, dict.fromkeys(range(12), 5)))
+        assert {node: len(vbs) for node, vbs in streams.items()} == {A: 3, A2: 3, B: 3, B2: 3}
+        assert all(owners[vb] == (node.startswith(B)) for node, vbs in streams.items() for vb in vbs)
+
+
+def test_as_many_connections_as_there_is_work_for() -> None:
+    hand = Hand(connections_per_node=3, vbuckets=[1, 5])
+    assert sorted(hand.begin(cluster(0, 0, 0, 0, 0, 0)), key=repr) == [StartNode(A2), StartNode(A)]
+
+
+def test_a_connection_that_is_cut_leaves_the_others() -> None:
+    hand = Hand(connections_per_node=3)
+    hand.begin(cluster(0, 0, 0, 0, 0, 0))
+    streams = opened(ready(hand, (A, A2, A3), dict.fromkeys(range(6), 5)))
+    assert sorted(streams) == [A, A2, A3]
+    out = hand(NodeDown(A2, CUT, progressed=True))
+    assert not [i for i in out if isinstance(i, StopNode | CloseStreams | OpenStreams)]
+    assert hand.until(StartNode) == StartNode(A2)
+    assert opened(hand(NodeReady(A2, dict.fromkeys(range(6), 5)))) == {A2: streams[A2]}
+
+
+def test_a_vbucket_that_moves_goes_to_the_connection_with_the_fewest() -> None:
+    hand = Hand(connections_per_node=2)
+    connections = [i.node for i in hand.begin(cluster(0, 0, 0, 1, 1, 1)) if isinstance(i, StartNode)]
+    before = opened(ready(hand, connections, dict.fromkeys(range(6), 5)))
+    assert {node: len(vbs) for node, vbs in before.items()} == {A: 2, A2: 1, B: 2, B2: 1}
+    hand(MapFetched(cluster(0, 0, 0, 1, 0, 1, rev=2)))
+    (owner,) = (node for node, vbs in before.items() if 4 in vbs)
+    hand(end(4, StreamEndReason.STATE_CHANGED, node=owner, progressed=False))
+    assert hand.until(SampleNode) == SampleNode(A2)
+    assert opened(hand(NodeSampled(A2, {4: 5}))) == {A2: [4]}
+
+
+def test_a_node_that_leaves_takes_all_its_connections_with_it() -> None:
+    hand = Hand(connections_per_node=2)
+    connections = [i.node for i in hand.begin(cluster(0, 0, 1, 1)) if isinstance(i, StartNode)]
+    ready(hand, connections, dict.fromkeys(range(4), 5))
+    alone = ClusterMap("bucket", "u1", (0, 2), (A,), np.zeros(4, np.int16))
+    stopped = [i for i in hand(MapFetched(alone)) if isinstance(i, StopNode)]
+    assert stopped == [StopNode(B, LEFT), StopNode(B2, LEFT)]
+    out = hand(NodeDown(B, CUT, progressed=True)) + hand(NodeDown(B2, CUT, progressed=True))
+    assert {i.node for i in out if isinstance(i, SampleNode)} == {A, A2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "options"),
+    [
+        (999_999, 1, {}),
+        (2_500_000, 3, {}),
+        (10**9, 4, {}),
+        (10**9, 1, {"max_bytes_per_sec": 10**6}),
+    ],
+)
+def test_a_large_node_gets_several(changes: int, count: int, options: dict[str, Any]) -> None:
+    """By what it has, as it says when the first connection is ready; those then have their part."""
+    hand = Hand(connections_per_node="auto", **options)
+    assert hand.begin(cluster(*(0,) * 8)) == [StartNode(A)]
+    seqnos = dict.fromkeys(range(8), changes // 8)
+    out = hand(NodeReady(A, seqnos))
+    more = [i.node for i in out if isinstance(i, StartNode)]
+    assert len(more) == count - 1
+    streams = opened(out if count == 1 else ready(hand, more, seqnos))
+    assert sorted(vb for vbs in streams.values() for vb in vbs) == list(range(8))
+    assert {len(vbs) for vbs in streams.values()} <= {8 // count, 8 // count + 1}
+
+
+@pytest.mark.parametrize("wrong", [0, 17, True, 2.0, "many"])
+def test_how_many_connections_there_can_be(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="connections_per_node is from 1 to 16"):
+        BucketDataSourceOptions(connections_per_node=wrong)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cbframe import BucketDataSourceOptions, ConfigurationError, LocalCluster, scan_bucket
-from cbframe.dcp.controls import DcpSettings
+from cbframe.dcp.controls import DcpSettings, rate_of, window_of
 from cbframe.dcp.pace import Gather, Pace, receive_latency
 from cbframe.testing import FakeClock
 from cbframe.wire.constants import Opcode
@@ -114,10 +114,19 @@ def test_who_is_late_catches_up_a_little() -> None:
 def test_the_window_is_a_tenth_of_a_second() -> None:
     assert DcpSettings.of(BucketDataSourceOptions(max_bytes_per_sec=50_000), "n").buffer_size == 5000
     assert DcpSettings.of(BucketDataSourceOptions(max_bytes_per_sec=10**10), "n").buffer_size == 20_000_000
+    several = BucketDataSourceOptions(max_bytes_per_sec=50_000, connections_per_node=5)
+    assert (DcpSettings.of(several, "n").buffer_size, rate_of(several)) == (1000, 10_000)
     with pytest.raises(ConfigurationError, match="at least 1024"):
         BucketDataSourceOptions(max_bytes_per_sec=100)
     with pytest.raises(ConfigurationError, match="needs flow control"):
         BucketDataSourceOptions(max_bytes_per_sec=10_000, feed_buffer_size_bytes=0)
+
+
+def test_the_window_is_divided_among_connections() -> None:
+    for each, size in ((1, 20_000_000), (4, 5_000_000), (16, 1_250_000), ("auto", 5_000_000)):
+        assert window_of(BucketDataSourceOptions(connections_per_node=each)) == size  # type: ignore[arg-type]
+    assert window_of(BucketDataSourceOptions(connections_per_node=4, feed_buffer_size_bytes=0)) == 0
+    assert window_of(BucketDataSourceOptions(connections_per_node=4, feed_buffer_size_bytes=3)) == 1
 
 
 def test_a_whole_read() -> None:

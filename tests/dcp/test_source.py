@@ -143,6 +143,39 @@ def test_a_fault_in_the_middle_of_a_read(fault: str, after: int) -> None:
         assert set(done) == set(range(VBUCKETS))
 
 
+class Stumbling(RecordingReceiver):
+    """Fails once, at a document that a further connection to a node has brought."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed = ""
+
+    def data_update(self, vbucket: int, *rest: Any) -> None:
+        name = threading.current_thread().name
+        if not self.failed and name.endswith("#2") and len(self.documents[vbucket]) > 100:
+            self.failed = name.removeprefix("cbframe-node-")
+            raise LookupError("once")
+        super().data_update(vbucket, *rest)
+
+
+def test_several_connections_to_a_node_of_which_one_breaks() -> None:
+    with filled() as cluster:
+        receiver = Stumbling()
+        with source_of(cluster, receiver, connections_per_node=3) as source:
+            source.wait(LONG)
+            stats, windows = source.stats(), source.windows()
+        assert receiver.values() == truth(cluster)
+        assert receiver.failed
+        names = {f"{node}{number}" for node in cluster.kv_addresses for number in ("", "#2", "#3")}
+        assert set(stats.nodes) == names
+        made = {name: each.tot_worker_connect_ok for name, each in stats.nodes.items()}
+        assert made == {name: 1 + (name == receiver.failed) for name in names}
+        assert [error.node for error in receiver.errors] == [receiver.failed]
+        assert "from 2 nodes" in repr(stats)
+        assert {window.size for window in windows.values()} == {20_000_000 // 3}
+        assert all(each.documents for each in stats.nodes.values())
+
+
 def test_a_node_that_refuses_for_a_while() -> None:
     with filled() as cluster:
         receiver = RecordingReceiver()
