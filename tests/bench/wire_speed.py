@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import pkgutil
+import queue
 import random
 import resource
 import shutil
@@ -40,9 +41,10 @@ FORMS = {
     "wire": ([], ["raw", "df", "columns", "odd", "parquet", "python"]),
     "tls": ([*AS_A_NODE, "--tls", "server.pem"], ["raw", "df"]),
     "recorded": (["--pattern", str(HERE / "kv72_pattern.npz")], ["raw", "df"]),
+    "processes": ([*AS_A_NODE, "--processes", "4"], ["raw", "df"]),
     "two-nodes": (["--nodes", "2"], ["df", "parquet", "workers"]),
     "large": ([], ["1GB", "4GB"]),
-    "local": ([], ["import", "snapshot"]),
+    "local": ([], ["import", "latency", "snapshot"]),
 }
 """How the server sends, and what is measured so."""
 HANDWRITTEN = {
@@ -70,6 +72,7 @@ TARGETS: list[tuple[str, str, str, str, float, float]] = [
     ("large", "1GB", "rss_mb", "", 300, 300),
     ("large", "4GB", "rss_mb", "", 300, 300),
     ("local", "snapshot", "cpu", "compacted", 1.5, 1.4),
+    ("local", "latency", "wall", "", 0.02, 0.02),
     ("wire", "parquet", "result_mb", "today", 1.0, 1.0),
     ("local", "import", "cpu", "today", 1.05, 1.05),
 ]
@@ -116,6 +119,51 @@ def preload() -> None:
             importlib.import_module(module.name)
 
 
+def latency() -> dict[str, Any]:
+    """How long changes take to the receiver of a quiet stream: two in succession, then silence."""
+    from cbframe import BucketDataSource, LocalCluster
+
+    class Times:
+        """A receiver that notes when each change came."""
+
+        def __init__(self) -> None:
+            self.came: queue.SimpleQueue[float] = queue.SimpleQueue()
+
+        def data_update(self, *_: object) -> None:
+            self.came.put(time.perf_counter())
+
+        data_delete = data_update
+
+        def on_error(self, error: Exception) -> None:
+            raise SystemExit(str(error))
+
+        def ignore(self, *_: object) -> None: ...
+
+        snapshot_start = set_metadata = rollback = ignore
+
+        def get_metadata(self, _: int) -> tuple[None, int]:
+            return None, 0
+
+    receiver, seconds = Times(), []
+    with LocalCluster(vbuckets=64, process=True) as cluster:
+        place, auth = cluster.connection_string, (cluster.username, cluster.password)
+        before = cpu()
+        with BucketDataSource(place, "default", cluster.bucket, "", None, auth, receiver) as source:
+            cluster.upsert("first", {})
+            receiver.came.get(timeout=60)
+            for number in range(100):
+                time.sleep(0.05)
+                sent = []
+                for key in (f"a{number}", f"b{number}"):
+                    sent.append(time.perf_counter())
+                    cluster.upsert(key, {})
+                seconds += [receiver.came.get(timeout=60) - began for began in sent]
+            receives = source.stats().receives
+        spent = cpu() - before
+    figures = {"wall": statistics.median(seconds), "slowest": max(seconds), "cpu": spent, "rss_mb": peak()}
+    return figures | {"docs": len(seconds), "receives": receives}
+
+
 def client(job: str, place: str, tls: str, source_options: dict[str, Any]) -> dict[str, Any]:
     """Do a job and return its figures."""
     if job == "import":  # an interpreter that does nothing else, ten times
@@ -125,6 +173,8 @@ def client(job: str, place: str, tls: str, source_options: dict[str, Any]) -> di
         seconds = {"cpu": (cpu() - before) / 10, "wall": (time.perf_counter() - began) / 10}
         return seconds | {"docs": 0, "rss_mb": peak()}
     preload()
+    if job == "latency":
+        return latency()
     import cbframe
 
     auth = ("Administrator", "password")
@@ -271,7 +321,7 @@ class Run:
             yield Contender("clean", ours, server)
             server = [*server, "--odd", "0.01"]
         yield Contender("cbframe", ours, server, {"CBFRAME_CORE": "python"} if job == "python" else {})
-        for mode in HANDWRITTEN.get(job, []) if self.form != "two-nodes" else []:
+        for mode in HANDWRITTEN.get(job, []) if self.form not in {"processes", "two-nodes"} else []:
             command = [sys.executable, str(HERE / "handwritten_reader.py"), "--mode", mode]
             yield Contender(mode, command, server)
         for peer in self.options.peer if job not in {"python", "1GB", "4GB"} else []:
@@ -296,7 +346,7 @@ class Run:
                         if not self.missing(job, contender.who, number):
                             continue
                         arguments = tuple(contender.server)
-                        if arguments not in ports and "import" not in contender.command:
+                        if arguments not in ports and self.form != "local":
                             ports[arguments] = stack.enter_context(self.server(contender.server))
                         place = self.place(contender, ports.get(arguments, 0))
                         self.measure(job, contender.who, number, [*contender.command, *place], contender.env)
