@@ -1,6 +1,7 @@
 """Which core does what is done for every byte: the compiled one, or the Python reference.
 
 ``CBFRAME_CORE`` chooses: ``rust``, ``python``, or nothing for the compiled one where it is installed.
+Both give the same results; a first read on a reference that nobody chose warns.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ from types import ModuleType
 from typing import Any
 
 from cbframe.errors import ConfigurationError, DependencyError
+from cbframe.public import warn
 
 VERSION = "0.1.0"
 """That of the package; a compiled core of another one is refused."""
 _CHOICES = ("", "rust", "python")
-_HINT = "with Rust's cargo on PATH, install cbframe again: pip install --force-reinstall --no-deps cbframe"
+# pip keeps a wheel that was built without cargo, and would install that again.
+HINT = (
+    "with Rust's cargo on PATH, install cbframe again: "
+    "pip install --force-reinstall --no-deps --no-cache-dir cbframe"
+)
+"""How to get the compiled core."""
 
 
 def _load() -> ModuleType | None:
@@ -31,14 +38,15 @@ def _load() -> ModuleType | None:
     spec = importlib.util.find_spec("cbframe._core")
     if spec is None or spec.origin is None:
         if choice == "rust":
-            raise DependencyError(
-                "CBFRAME_CORE is 'rust', and the compiled core is not installed", hint=_HINT
-            )
+            raise DependencyError("CBFRAME_CORE is 'rust', and the compiled core is not installed", hint=HINT)
         return None
-    module = importlib.import_module("cbframe._core")
+    try:
+        module = importlib.import_module("cbframe._core")
+    except ImportError as exc:
+        raise DependencyError(f"the compiled core cannot be loaded: {exc}", hint=HINT) from exc
     if module.__version__ != VERSION:
         raise DependencyError(
-            f"the compiled core is of version {module.__version__}, and cbframe of {VERSION}", hint=_HINT
+            f"the compiled core is of version {module.__version__}, and cbframe of {VERSION}", hint=HINT
         )
     return module
 
@@ -46,8 +54,22 @@ def _load() -> ModuleType | None:
 _core: Any = _load()
 NAME = "python" if _core is None else "rust"
 """The core that runs."""
+TITLE = "Python reference" if _core is None else "compiled core"
+"""The same, for people."""
+_unasked = [_core is None and not os.environ.get("CBFRAME_CORE")]
+"""Whether the reference runs and nobody has asked for it; empty once that was said."""
 
 
 def compiled() -> Any:
     """The module of the compiled core; None where the Python reference does the work."""
     return _core
+
+
+def warn_of_reference() -> None:
+    """Say that reads are slow and need not be: once in a process."""
+    if _unasked and _unasked.pop():
+        warn(
+            "cbframe reads with its Python reference, since the compiled core is not installed: the results "
+            f"are the same, and documents take about ten times as long. To be fast, {HINT}. "
+            "CBFRAME_CORE=python chooses the reference, without this warning"
+        )

@@ -1,11 +1,16 @@
-"""No test asks a name server but its own."""
+"""Tests run on one core, and no test asks a name server but its own."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
 from cbframe import core
 from cbframe.cluster import srv
+
+# Workers and the programs that tests start run on the same core, or fail; chosen, none warns that it is slow.
+os.environ["CBFRAME_CORE"] = core.NAME
 
 
 def pytest_report_header() -> str:

@@ -23,6 +23,7 @@ import pytest
 import trustme
 
 import cbframe
+from cbframe import core
 from cbframe.cli import main
 from cbframe.cli.demo import equal_rows
 from cbframe.cli.text import _cells, say_rows
@@ -273,7 +274,7 @@ def test_mistyped_arguments(arguments: list[str], capsys: pytest.CaptureFixture[
 
 def test_version() -> None:
     done = program("--version")
-    assert (done.returncode, done.stdout) == (0, f"cbframe {cbframe.__version__}\n")
+    assert (done.returncode, done.stdout) == (0, f"cbframe {cbframe.__version__}, {core.TITLE}\n")
 
 
 def test_ctrl_c(

@@ -97,10 +97,12 @@ def complain(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from cbframe import core  # one that cannot be loaded is an error like others
+
     parser = argparse.ArgumentParser(
         prog="cbframe", description="Read a Couchbase bucket straight from the data service."
     )
-    parser.add_argument("--version", action="version", version=f"cbframe {__version__}")
+    parser.add_argument("--version", action="version", version=f"cbframe {__version__}, {core.TITLE}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     demo = commands.add_parser(

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cbframe import __version__, core
 from cbframe.arrow.columns import KEY
 from cbframe.cli.files import without_nulls, writer_of
 from cbframe.cli.text import INDENT, progress_line, say, say_rows, show_nodes, show_remarks, show_table, title
@@ -61,6 +62,7 @@ def _demo(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     elif options.keep is not None:
         say(f"\nkept: {path}")
     return int(bool(differences)), {
+        "core": core.NAME,
         "documents": options.documents,
         "differences": differences,
         "seconds": {name: round(seconds, 3) for name, seconds in steps},
@@ -92,6 +94,7 @@ def _run_demo(
     say(f"{INDENT}{options.documents:,} keys loaded, {existing:,} documents exist now")
 
     title("read")
+    say(f"{INDENT}cbframe {__version__}, {core.TITLE}")
     with step("read the bucket"), progress_line() as progress:
         result = scan_bucket(cluster, progress=progress).read()
     table = result.table

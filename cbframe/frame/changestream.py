@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
+from cbframe import core
 from cbframe.arrow.changes import ChangeReceiver
 from cbframe.cluster.manifest import CollectionName, Manifest
 from cbframe.dcp.handover import Switch, monotonic
@@ -62,6 +63,7 @@ class ChangeStream(ShowsItself):
         max_latency: float,
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        core.warn_of_reference()
         self._target = target
         self._clock = clock
         self._bucket_uuid = bucket_uuid

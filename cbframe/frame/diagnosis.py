@@ -6,6 +6,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cbframe import core
 from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE
 from cbframe.frame.grid import as_html
 
@@ -49,11 +50,14 @@ class Diagnosis:
         In their order.
     seconds
         How long it took.
+    core
+        ``"rust"`` or ``"python"``: which one reads would run on.
     """
 
     target: str
     steps: tuple[Step, ...]
     seconds: float = field(compare=False)
+    core: str = core.NAME
 
     @property
     def ok(self) -> bool:
@@ -70,6 +74,7 @@ class Diagnosis:
         return {
             "target": self.target,
             "ok": self.ok,
+            "core": self.core,
             "seconds": round(self.seconds, 3),
             "steps": [
                 {"step": each.name, "status": each.status, "detail": each.detail, "remedy": each.remedy}
@@ -82,18 +87,31 @@ class Diagnosis:
         verdict = "everything is well" if failed is None else f"the step {failed.name!r} has failed"
         return f"{self.target}: {verdict}"
 
+    def _core(self) -> tuple[str, str]:
+        """What there is to say of it, and how to get another one."""
+        if self.core == "rust":
+            return "the compiled core reads", ""
+        return "the Python reference reads: the results are the same, and it is slower", core.HINT
+
     def __str__(self) -> str:
         lines = [self._title()]
         for step in self.steps:
             lines += _wrapped(f"  {step.status:<8} {step.name:<10}", step.detail)
             if step.remedy is not None:
                 lines += _wrapped(" " * 18 + "-> ", step.remedy)
+        what, remedy = self._core()
+        lines += _wrapped(f"  {'':<8} {'core':<10}", what)
+        if remedy:
+            lines += _wrapped(" " * 18 + "-> ", remedy)
         return "\n".join(lines)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = [(each.name, each.status, each.detail, each.remedy or "") for each in self.steps]
+        rows = [
+            *((each.name, each.status, each.detail, each.remedy or "") for each in self.steps),
+            ("core", "", *self._core()),
+        ]
         return as_html(self._title(), ("step", "status", "what", "remedy"), rows)
 
 

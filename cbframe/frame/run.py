@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Protocol, TypeVar
 
+from cbframe import core
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.arrow.spill import Progressed
 from cbframe.cluster.connstr import parse_connection_string
@@ -175,6 +176,7 @@ class Run:
         CbframeError
             The end could not be reached.
         """
+        core.warn_of_reference()
         try:
             ran = self._into(receiver, sink)
             if self.seconds < _KEPT:

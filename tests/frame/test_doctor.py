@@ -8,13 +8,14 @@ import random
 import re
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import trustme
 
-from cbframe import BucketNotFoundError, Diagnosis, LocalCluster, doctor
+from cbframe import BucketNotFoundError, Diagnosis, LocalCluster, core, doctor
 from cbframe.dcp import probe, resolve
 from cbframe.frame import doctor as module
 from cbframe.frame.diagnosis import STEPS, Step
@@ -117,8 +118,9 @@ bucket 'default' at couchbase://HOST/default: everything is well
   ok       nodes     HOST, HOST can be reached
   ok       role      user 'Administrator' may stream
   ok       DCP       opened on 2 of 2 nodes
-  ok       stream    changes come: vbucket 0 up to seqno 20"""
-ILL = """\
+  ok       stream    changes come: vbucket 0 up to seqno 20
+           core      the compiled core reads"""
+ILL = f"""\
 bucket 'default' at couchbase://HOST/default: the step 'nodes' has failed
   ok       arguments bucket 'default' at couchbase://HOST/default
   ok       DNS       HOST is 127.0.0.1
@@ -131,7 +133,9 @@ bucket 'default' at couchbase://HOST/default: the step 'nodes' has failed
                   -> check that the node runs and that the port is right
   ok       role      user 'Administrator' may stream
   ok       DCP       opened on 1 of 2 nodes
-  skipped  stream    after nodes has failed"""
+  skipped  stream    after nodes has failed
+           core      the Python reference reads: the results are the same, and it is slower
+                  -> {core.HINT}"""
 
 
 def test_a_healthy_cluster_and_one_with_a_node_down(pair: LocalCluster) -> None:
@@ -140,14 +144,19 @@ def test_a_healthy_cluster_and_one_with_a_node_down(pair: LocalCluster) -> None:
     found = examine(pair, None)
     assert found.ok
     assert found.failed is None
-    assert re.sub(r"vbucket \d+ up to seqno \d+", "vbucket 0 up to seqno 20", plain(found)) == HEALTHY
+    assert found.core == core.NAME
+    told = plain(replace(found, core="rust"))
+    assert re.sub(r"vbucket \d+ up to seqno \d+", "vbucket 0 up to seqno 20", told) == HEALTHY
     assert repr(found) == str(found)
     pair.kill(1)
     found = examine(pair, None)
     expect(found, "nodes", "1 of 2 nodes cannot be reached", "check that the node runs")
+    found = replace(found, core="python")
     assert plain(found) == ILL
+    assert "the Python reference reads" in found._repr_html_()
     told = found.to_dict()
     assert told["ok"] is False
+    assert told["core"] == "python"
     assert told["steps"][7]["remedy"] == "check that the node runs and that the port is right"
     assert json.loads(json.dumps(told)) == told
     assert "<table>" in found._repr_html_()

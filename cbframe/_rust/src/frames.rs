@@ -438,7 +438,11 @@ impl FrameDecoder {
             let (last, pair) = pair.split_last()?;
             let nul = pair.iter().position(|byte| *byte == 0)?;
             let (name, text) = (&pair[..nul], &pair[nul + 1..]);
-            if *last != 0 || text.contains(&0) || std::str::from_utf8(name).is_err() || std::str::from_utf8(text).is_err() {
+            if *last != 0
+                || text.contains(&0)
+                || std::str::from_utf8(name).is_err()
+                || std::str::from_utf8(text).is_err()
+            {
                 return None;
             }
             if self.settings.xattrs {

@@ -48,9 +48,8 @@ impl Bytes {
     unsafe fn __getbuffer__(this: Bound<'_, Self>, view: *mut pyo3::ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let (start, length) = this.get().parts();
         // SAFETY: the view keeps this object, which never changes, and with it what is pointed at; it is read-only.
-        let result = unsafe {
-            pyo3::ffi::PyBuffer_FillInfo(view, this.as_ptr(), start as *mut _, length as isize, 1, flags)
-        };
+        let result =
+            unsafe { pyo3::ffi::PyBuffer_FillInfo(view, this.as_ptr(), start as *mut _, length as isize, 1, flags) };
         if result == 0 {
             Ok(())
         } else {
@@ -159,11 +158,13 @@ impl Converter {
     }
 
     /// Columns of the batch, one for each (name, layout): length, nulls, buffers, children.
-    fn build<'py>(&mut self, py: Python<'py>, columns: Vec<(Vec<u8>, Bound<'py, PyAny>)>) -> PyResult<Bound<'py, PyList>> {
-        let layouts = columns
-            .iter()
-            .map(|(name, layout)| Ok((&name[..], layout_of(layout)?)))
-            .collect::<PyResult<Vec<_>>>()?;
+    fn build<'py>(
+        &mut self,
+        py: Python<'py>,
+        columns: Vec<(Vec<u8>, Bound<'py, PyAny>)>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let layouts =
+            columns.iter().map(|(name, layout)| Ok((&name[..], layout_of(layout)?))).collect::<PyResult<Vec<_>>>()?;
         let batch = self.batch.as_ref().ok_or_else(nothing)?;
         let (data, rows) = (batch.data.slice(), batch.rows);
         let shredder = &mut self.shredder;
@@ -178,10 +179,7 @@ impl Converter {
         let built = built.map_err(|_| PyValueError::new_err("a column cannot hold its values"))?;
         PyList::new(py, built.into_iter().map(|array| handed(py, array)).collect::<PyResult<Vec<_>>>()?)
     }
-}
 
-#[pymethods]
-impl Converter {
     /// The members that are no columns, as JSON text: length, nulls, buffers, children.
     fn rest(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let batch = self.batch.as_ref().ok_or_else(nothing)?;
@@ -209,8 +207,7 @@ fn handed(py: Python<'_>, array: Array) -> PyResult<Py<PyAny>> {
 
 /// (inside, [(name, configuration)], item, values)
 fn configure(shredder: &mut Shredder, id: usize, known: &Bound<'_, PyAny>) -> PyResult<()> {
-    type Parts<'py> =
-        (u8, Vec<(Vec<u8>, Bound<'py, PyAny>)>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
+    type Parts<'py> = (u8, Vec<(Vec<u8>, Bound<'py, PyAny>)>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>);
     let (inside, fields, item, values): Parts = known.extract()?;
     for (name, inner) in fields {
         let child = shredder.field(id, &name);
@@ -290,10 +287,10 @@ fn dict<'py>(py: Python<'py>, facts: &Facts) -> PyResult<Bound<'py, PyDict>> {
     let found = PyDict::new(py);
     let counts = PyDict::new(py);
     let samples = PyDict::new(py);
-    for kind in 0..KINDS {
+    for (kind, name) in NAMES.into_iter().enumerate() {
         if facts.counts[kind] > 0 {
-            counts.set_item(NAMES[kind], facts.counts[kind])?;
-            samples.set_item(NAMES[kind], places(py, &facts.samples[kind])?)?;
+            counts.set_item(name, facts.counts[kind])?;
+            samples.set_item(name, places(py, &facts.samples[kind])?)?;
         }
     }
     found.set_item("counts", counts)?;

@@ -135,7 +135,8 @@ impl Facts {
 
     fn hash_shape(&self, hasher: &mut DefaultHasher) {
         let kinds = self.counts.map(|count| count > 0);
-        let range = (self.low < 0, self.low < i64::MIN as i128, self.high > i64::MAX as i128, self.high > u64::MAX as i128);
+        let range =
+            (self.low < 0, self.low < i64::MIN as i128, self.high > i64::MAX as i128, self.high > u64::MAX as i128);
         (kinds, range, self.inexact, self.long, self.beyond, self.nul).hash(hasher);
         for (name, facts) in &self.fields {
             name.hash(hasher);
@@ -241,7 +242,7 @@ impl<'a> Looker<'a> {
             }
         }
         self.places(&node.cells, documents, &mut facts);
-        if level >= MAX_LEVELS + 1 || node.inside == Inside::Nothing {
+        if level > MAX_LEVELS || node.inside == Inside::Nothing {
             return facts;
         }
         if facts.counts[ARRAY] > 0 {
@@ -299,7 +300,11 @@ impl<'a> Looker<'a> {
 
     fn places(&self, cells: &[Cell], documents: Option<&[u32]>, facts: &mut Facts) {
         let some = facts.counts.iter().filter(|count| **count > 0).count();
-        if documents.is_none() && some == 1 && cells.len() == self.vbuckets.len() && facts.counts.contains(&(cells.len() as u64)) {
+        if documents.is_none()
+            && some == 1
+            && cells.len() == self.vbuckets.len()
+            && facts.counts.contains(&(cells.len() as u64))
+        {
             for kind in 0..KINDS {
                 if facts.counts[kind] > 0 {
                     facts.samples[kind] = self.firsts.clone();

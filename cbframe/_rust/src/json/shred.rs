@@ -352,11 +352,11 @@ impl Shredder {
         let found = match node.index.get(name) {
             Some(field) => Ok(*field),
             None if node.inside == Inside::Some && node.fields.len() >= MOST_SKIPPED => Ok(NONE),
-            None if node.inside == Inside::Some => Ok(self.add_field(id, &name.to_vec(), false)),
+            None if node.inside == Inside::Some => Ok(self.add_field(id, name, false)),
             None if id != ROOT && node.fields.len() >= self.max_members && !node.wide => Err(Fault::Wide),
             None => {
                 let wanted = !(id == ROOT && self.keeps_rest && name.contains(&0));
-                Ok(self.add_field(id, &name.to_vec(), wanted))
+                Ok(self.add_field(id, name, wanted))
             }
         };
         self.text = unescaped;

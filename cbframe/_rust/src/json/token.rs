@@ -423,16 +423,34 @@ mod tests {
 
     #[test]
     fn sound_values_are_skipped() {
-        for document in ["1", "-0", "1.5e-3", r#""a\n\ud83d\ude00""#, "[]", "{}", r#"{"a" : [1, {"b":null}], "c":[[]]}"#] {
+        for document in
+            ["1", "-0", "1.5e-3", r#""a\n\ud83d\ude00""#, "[]", "{}", r#"{"a" : [1, {"b":null}], "c":[[]]}"#]
+        {
             assert_eq!(text(document).skip(0, 0), Ok(document.len()), "{document}");
         }
     }
 
     #[test]
     fn unsound_values_are_refused() {
-        for document in
-            ["", "01", "1.", ".5", "1e", "+1", "nul", "[1,]", "[1 2]", "{\"a\"}", "{\"a\":1,}", "{1:2}", "[1}", r#""\ud800""#, r#""\x""#, "\"\n\"", "\"a"]
-        {
+        for document in [
+            "",
+            "01",
+            "1.",
+            ".5",
+            "1e",
+            "+1",
+            "nul",
+            "[1,]",
+            "[1 2]",
+            "{\"a\"}",
+            "{\"a\":1,}",
+            "{1:2}",
+            "[1}",
+            r#""\ud800""#,
+            r#""\x""#,
+            "\"\n\"",
+            "\"a",
+        ] {
             assert_eq!(text(document).skip(0, 0), Err(Fault::Invalid), "{document}");
         }
     }
