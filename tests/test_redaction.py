@@ -23,10 +23,10 @@ from cbframe.cluster.connstr import parse_connection_string
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.receiver import Document
 from cbframe.testing import FaultProxy, RecordingReceiver
-from cbframe.wire.blocks import DataBlock, decode_block
+from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Opcode
 from cbframe.wire.frame import Frame, request
-from cbframe.wire.index import index_frames
+from tests.wire.pipeline import block_of
 
 PASSWORD = "hunter2-pass"
 KEY = "customer-7781"
@@ -138,8 +138,7 @@ def mutation(**fields: object) -> Frame:
 
 
 def block(frame: Frame) -> DataBlock:
-    data = bytearray(frame.encode())
-    return decode_block(data, index_frames(data, len(data)).bounds, collections=True)
+    return block_of(frame.encode(), collections=True)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET, raw_schema, record_batch
 from cbframe.arrow.exclusion import is_document
+from cbframe.core import compiled
 from cbframe.dcp.handover import Handover
 from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import PositionReceiver
@@ -27,6 +28,8 @@ from cbframe.wire.messages import SystemEvent
 
 T = TypeVar("T")
 
+VERSION = [VBUCKET, KEY, COLLECTION_ID, SEQNO]
+"""Columns that tell a version of a document."""
 _SEVERAL_VERSIONS = SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS
 
 
@@ -197,7 +200,7 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
         void = number[suspects] < self.void_before()[vbucket[suspects]]
         keep[suspects[void]] = False
         suspects = suspects[~void]
-        keep[suspects[~newest(table.select([KEY, COLLECTION_ID, SEQNO]).take(pa.array(suspects)))]] = False
+        keep[suspects[~newest(table.select(VERSION).take(pa.array(suspects)))]] = False
         return keep
 
 
@@ -232,10 +235,26 @@ def of_dropped(
 
 
 def newest(some: pa.Table) -> npt.NDArray[np.bool_]:
-    """Which of some rows (key, collection id, seqno) has the highest seqno of its document.
+    """Which of some rows has the highest seqno of its document; of equal ones the last.
 
-    A document is a key in a collection; its vbucket follows from the key.
+    They have the columns of `VERSION`. A document is a key in a collection; its vbucket follows from the key,
+    so that column may be missing: with it, less memory is needed.
     """
+    core = compiled()
+    key = some[KEY].combine_chunks()
+    if core is None or not len(key) or isinstance(key, pa.ChunkedArray):
+        return _newest(some)
+    _, offsets, data = key.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[key.offset : key.offset + len(key) + 1]
+    vbucket = _column(some, VBUCKET) if VBUCKET in some.column_names else np.zeros(len(key), np.uint16)
+    keys = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
+    versions = core.newest_versions(vbucket, _column(some, COLLECTION_ID), _column(some, SEQNO), bounds, keys)
+    # Copied: callers change it.
+    return np.frombuffer(versions, bool).copy()
+
+
+def _newest(some: pa.Table) -> npt.NDArray[np.bool_]:
+    """The same, in Python."""
     key = some[KEY].combine_chunks().dictionary_encode()
     if isinstance(key, pa.ChunkedArray):
         key = key.unify_dictionaries().combine_chunks()

@@ -51,11 +51,3 @@ def copy_slices(buffer: object, starts: _I64, stops: _I64) -> pa.BinaryArray:
     indices = np.full(max(rows, -(-wanted * elements // total)), elements - 1, np.int32)
     indices[:rows] = np.arange(0, elements, 2)
     return pc.take(pieces, pa.array(indices), boundscheck=False, memory_pool=POOL).slice(0, rows)
-
-
-def layout(values: pa.BinaryArray) -> tuple[npt.NDArray[np.uint8], _I64]:
-    """The bytes of all values in a row, and where each begins; one more entry than there are values."""
-    _, offsets, data = values.buffers()
-    bounds = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
-    octets = np.frombuffer(data if data is not None else b"", np.uint8)
-    return octets, bounds.astype(np.int64)

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.batcher import GatheringReceiver, newest, of_dropped
-from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VALUE, VBUCKET
+from cbframe.arrow.batcher import VERSION, GatheringReceiver, newest, of_dropped
+from cbframe.arrow.columns import KEY, OPCODE, VALUE, VBUCKET
 from cbframe.arrow.exclusion import is_document
 from cbframe.arrow.shelf import told
 from cbframe.arrow.spill import Forecast, Progressed, spill_folder
@@ -186,7 +186,7 @@ class Survivors:
         for number, heads, suspects in self._suspects():
             named = pc.is_in(heads.column(KEY), value_set=keys).to_numpy(zero_copy_only=False)
             found = np.flatnonzero(suspects & named)
-            some.append(heads.select([KEY, COLLECTION_ID, SEQNO]).take(pa.array(found)))
+            some.append(heads.select(VERSION).take(pa.array(found)))
             numbers.append(np.full(len(found), number))
             rows.append(found)
         if not some:

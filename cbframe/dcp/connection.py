@@ -7,12 +7,14 @@ are valid until the next event is taken.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
+from typing import NoReturn
 
 import numpy as np
 
 from cbframe.dcp.controls import DcpSettings
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.events import (
+    Data,
     Ended,
     Event,
     MapPushed,
@@ -24,12 +26,11 @@ from cbframe.dcp.events import (
 )
 from cbframe.dcp.handshake import Login, Session
 from cbframe.dcp.incoming import StreamMessage, take
-from cbframe.dcp.pending import Pending
 from cbframe.dcp.questions import Questions
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamStateError, StreamTable
 from cbframe.dcp.tally import OUT_OF_PLACE, REFUSALS
 from cbframe.errors import CbframeError, ProtocolError
-from cbframe.wire.blocks import decode_block
+from cbframe.wire.blocks import Decoded, data_block, frame_decoder, refuse
 from cbframe.wire.constants import (
     MAX_BODY_LENGTH,
     Datatype,
@@ -41,7 +42,6 @@ from cbframe.wire.constants import (
 )
 from cbframe.wire.failover import FailoverLog, parse_failover_log
 from cbframe.wire.frame import Frame, response
-from cbframe.wire.index import index_frames
 from cbframe.wire.messages import (
     DcpNoop,
     Prepare,
@@ -100,6 +100,7 @@ class DcpConnection:
         self._bucket = login.bucket.encode()
         self._stream_id = settings.stream_id
         self._max_body = max_body
+        self._decoder = frame_decoder(max_body)
         self.stats = NodeStats() if stats is None else stats
         self._out: list[bytes] = []
         self._again: dict[int, StreamRequest] = {}
@@ -148,6 +149,7 @@ class DcpConnection:
     def request_stream(self, request: StreamRequest) -> Stream:
         """Ask for a vbucket's stream."""
         stream = self.streams.open(request)
+        self._decoder.open(request.vbucket, stream.opaque, request.start)
         self._queue(request.frame(stream.opaque))
         self.stats.tot_upr_stream_req += 1
         self._unanswered += 1
@@ -162,8 +164,10 @@ class DcpConnection:
             # The server knows of no such stream before it has answered.
             self.stats.tot_want_close_requested_vbucket_err += 1
             stream.unwanted = True
+            self._decoder.close(vbucket)
         elif stream.state is StreamState.RUNNING:
             stream.step(StreamEvent.CLOSE)
+            self._decoder.close(vbucket)
             self._queue(CloseStream(vbucket, self._stream_id).frame(stream.opaque))
             self.stats.tot_upr_close_stream += 1
 
@@ -221,51 +225,61 @@ class DcpConnection:
 
     def _take(self, buffer: bytearray, stop: int) -> Iterator[Event]:
         stats = self.stats
-        index = index_frames(buffer, stop, max_body=self._max_body)
-        self.consumed = int(index.bounds[-1])
-        data = np.flatnonzero(index.is_data)
-        stats.tot_worker_receive += len(index.is_data)
-        stats.tot_worker_receive_ok += len(index.is_data)
-        stats.tot_upr_data_change += len(data)
-        self.messages += len(data)
-        pending: Pending | None = None
-        if len(data):
-            if self.session is None:
-                raise ProtocolError(
-                    "documents before the handshake was done", offset=int(index.bounds[data[0]])
-                )
-            block = decode_block(buffer, index.bounds, frames=data, collections=self.session.collections)
-            pending = Pending(block, np.diff(index.bounds)[data], data, self.streams)
-        for number, frame_number in enumerate(np.flatnonzero(~index.is_data).tolist()):
-            if pending is not None:
-                pending.take_until(frame_number - number)
-            parsed = Frame.parse(buffer, int(index.bounds[frame_number]), max_body=self._max_body)
-            assert parsed is not None, "the index holds whole frames only"
-            stats.tot_worker_handle_recv += 1
-            handled = False
-            try:
-                for event in self._on_frame(parsed[0]):
-                    if pending is None or not pending.holds_back(event):
-                        yield event
-                    elif not pending.hold(event):
-                        yield from self._flush(pending)
-                        yield event
-                handled = True
-            finally:
-                # Left early too: the receiver raised at an event, and no more are taken.
-                stats.tot_worker_handle_recv_ok += handled
-                stats.tot_worker_handle_recv_err += not handled
-        if pending is not None:
-            pending.take_until(len(data))
-            yield from self._flush(pending)
+        self.consumed, more = 0, True
+        while more:
+            decoded = self._decoder.decode(buffer, self.consumed, stop)
+            self.consumed, more = decoded.consumed, decoded.more
+            frames = decoded.messages + len(decoded.before) + len(decoded.after)
+            stats.tot_worker_receive += frames
+            stats.tot_worker_receive_ok += frames
+            stats.tot_upr_data_change += decoded.messages
+            self.messages += decoded.messages
+            for offset in decoded.before:
+                yield from self._handle(buffer, offset)
+            if len(decoded):
+                yield self._data(buffer, decoded)
+            else:
+                self.acknowledge(decoded.nbytes)
+            for offset in decoded.after:
+                yield from self._handle(buffer, offset)
+            if decoded.error is not None:
+                self._refuse(buffer, decoded)
 
-    def _flush(self, pending: Pending) -> Iterator[Event]:
-        """Deliver the documents that have come together, and what had to wait for them."""
-        delivery = pending.deliver()
-        if delivery.data is not None:
-            yield delivery.data
-        self.acknowledge(delivery.dropped)
-        yield from delivery.held
+    def _data(self, buffer: bytearray, decoded: Decoded) -> Data:
+        vbuckets, seqnos = decoded.positions()
+        self.streams.reached[np.frombuffer(vbuckets, np.uint16)] = np.frombuffer(seqnos, np.uint64)
+        fresh = []
+        for vbucket in decoded.fresh:
+            stream = self.streams.of_vbucket(vbucket)
+            if stream is not None and not stream.snap_saved:
+                stream.snap_saved = True
+                fresh.append(stream)
+        return Data(data_block(buffer, decoded), tuple(fresh), decoded.nbytes)
+
+    def _refuse(self, buffer: bytearray, decoded: Decoded) -> NoReturn:
+        header = refuse(buffer, decoded, self._max_body)
+        stream = self.streams.get(header.opaque)
+        assert stream is not None, "both tables have the same streams"
+        frame = Frame.parse(buffer, decoded.consumed, max_body=self._max_body)
+        assert frame is not None, "the decoder takes whole frames only"
+        error = stream.misplaced(int.from_bytes(frame[0].extras[:8], "big"), header.vbucket)
+        error.opcode, error.vbucket, error.offset = header.opcode, header.vbucket, decoded.consumed
+        raise error
+
+    def _handle(self, buffer: bytearray, offset: int) -> Iterator[Event]:
+        """Handle a frame that is no data message."""
+        stats = self.stats
+        parsed = Frame.parse(buffer, offset, max_body=self._max_body)
+        assert parsed is not None, "the decoder takes whole frames only"
+        stats.tot_worker_handle_recv += 1
+        handled = False
+        try:
+            yield from self._on_frame(parsed[0])
+            handled = True
+        finally:
+            # Left early too: the receiver raised at an event, and no more are taken.
+            stats.tot_worker_handle_recv_ok += handled
+            stats.tot_worker_handle_recv_err += not handled
 
     def _on_frame(self, frame: Frame) -> Iterator[Event]:
         if frame.is_response:
@@ -322,6 +336,7 @@ class DcpConnection:
             event = self._questions.answered(frame)
             if isinstance(event, Ready):
                 self.session = event.session
+                self._decoder.ready(event.session.collections)
             if event is not None:
                 yield event
         elif frame.opcode == Opcode.NOOP:
@@ -348,10 +363,14 @@ class DcpConnection:
 
     def _forget(self, stream: Stream) -> None:
         """Let go of a stream that is over, and open the next one of its vbucket."""
-        self.streams.remove(stream)
+        self._remove(stream)
         again = self._again.pop(stream.vbucket, None)
         if again is not None:
             self.request_stream(again)
+
+    def _remove(self, stream: Stream) -> None:
+        self.streams.remove(stream)
+        self._decoder.forget(stream.vbucket)
 
     def _on_stream_answer(self, frame: Frame) -> Iterator[Event]:
         stats = self.stats
@@ -376,7 +395,7 @@ class DcpConnection:
                 self.close_stream(stream.vbucket)
             return
         stream.step(StreamEvent.REFUSED)
-        self.streams.remove(stream)
+        self._remove(stream)
         stats.tot_upr_stream_req_res_fail += 1
         if (counter := REFUSALS.get(frame.status)) is not None:
             stats.count(counter)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from itertools import count
+
+import numpy as np
+import numpy.typing as npt
 
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO, SnapshotFlag
@@ -15,6 +18,8 @@ from cbframe.wire.requests import StreamRequest
 
 _FIRST_OPAQUE = 0x0100_0000
 """Stream opaques count up from here, far above those of a handshake."""
+_VBUCKETS = 1 << 16
+"""As many as a frame can name."""
 
 
 class StreamState(Enum):
@@ -101,7 +106,9 @@ class Stream:
     end: int
     state: StreamState = StreamState.REQUESTED
     failover_log: FailoverLog = ()
-    seqno: int = 0
+    _: KW_ONLY
+    reached: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1, np.uint64), repr=False)
+    """A view of the table's: its documents move it, for all streams at once."""
     snap_start: int = 0
     snap_end: int = 0
     snap_flags: int = 0
@@ -116,7 +123,11 @@ class Stream:
     """Deletions up to here are gone from the vbucket; 0 where the server does not tell."""
     manifest_uid: int = 0
     """The newest version of the collections manifest that was told; 0 before any."""
-    _highest: int = 0
+
+    @property
+    def seqno(self) -> int:
+        """What came last; inside an out-of-order snapshot there is no progress."""
+        return 0 if self.unordered else int(self.reached[0])
 
     @property
     def vbuuid(self) -> int:
@@ -174,6 +185,7 @@ class Stream:
         if self.unordered or self.start or self.snapshots:
             raise ProtocolError("an out-of-order snapshot that is not the first", vbucket=self.vbucket)
         self.unordered = True
+        self.reached[0] = 0
         self._begin(0, MAX_SEQNO, SnapshotFlag.DISK)
 
     def end_unordered(self) -> None:
@@ -182,7 +194,7 @@ class Stream:
         if not self.unordered:
             raise ProtocolError("the end of an out-of-order snapshot without one", vbucket=self.vbucket)
         self.unordered = False
-        self.seqno = self.snap_start = self.snap_end = self._highest
+        self.snap_start = self.snap_end = self.seqno
 
     def _begin(self, start: int, end: int, flags: int) -> None:
         self.snap_start, self.snap_end, self.snap_flags = start, end, flags
@@ -192,30 +204,16 @@ class Stream:
     def reach(self, seqno: int) -> None:
         """Take note of progress that is no document."""
         self.step(StreamEvent.ITEM)
-        if self.unordered:
-            self._highest = max(self._highest, seqno)
-        else:
-            self.seqno = max(self.seqno, seqno)
+        self.reached[0] = max(int(self.reached[0]), seqno)
 
-    def advance(self, first: int, last: int) -> None:
-        """Take items from seqno `first` to seqno `last`, ascending or in an out-of-order snapshot.
-
-        Raises
-        ------
-        ProtocolError
-            They lie behind what was received, or outside the snapshot.
-        """
+    def misplaced(self, seqno: int, vbucket: int) -> ProtocolError:
+        """What is wrong with a document that the decoder refused."""
+        if vbucket != self.vbucket:
+            return ProtocolError(f"a document under the opaque of vbucket {self.vbucket}")
         if self.state is not StreamState.RUNNING:
-            self.step(StreamEvent.ITEM)
-        if self.unordered:
-            self._highest = max(self._highest, last)
-            return
-        if first <= self.seqno or last > self.snap_end or not self.snapshots:
-            raise ProtocolError(
-                f"seqnos {first}-{last} after {self.seqno} in the snapshot {self.snap_start}-{self.snap_end}",
-                vbucket=self.vbucket,
-            )
-        self.seqno = last
+            return StreamStateError(self.state, StreamEvent.ITEM, vbucket)
+        snapshot = f"the snapshot {self.snap_start}-{self.snap_end}" if self.snapshots else "no snapshot"
+        return ProtocolError(f"seqno {seqno} after {self.seqno} in {snapshot}")
 
 
 @dataclass(slots=True)
@@ -229,6 +227,8 @@ class StreamTable:
     _by_opaque: dict[int, Stream] = field(default_factory=dict)
     _by_vbucket: dict[int, Stream] = field(default_factory=dict)
     _opaques: Iterator[int] = field(default_factory=lambda: count(_FIRST_OPAQUE))
+    reached: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(_VBUCKETS, np.uint64))
+    """By vbucket: the seqno that its stream has reached."""
 
     def __len__(self) -> int:
         return len(self._by_vbucket)
@@ -253,10 +253,11 @@ class StreamTable:
             next(self._opaques) & 0xFFFF_FFFF,
             request.start,
             request.end,
-            seqno=request.start,
+            reached=self.reached[request.vbucket : request.vbucket + 1],
             snap_start=request.snap_start,
             snap_end=request.snap_end,
         )
+        stream.reached[0] = request.start
         self._by_opaque[stream.opaque] = self._by_vbucket[stream.vbucket] = stream
         return stream
 
@@ -268,7 +269,8 @@ class StreamTable:
         return self._by_vbucket.get(vbucket)
 
     def remove(self, stream: Stream) -> None:
-        """Forget a stream that is over."""
+        """Forget a stream that is over; it keeps its seqno, whatever comes of the vbucket."""
+        stream.reached = stream.reached.copy()
         del self._by_opaque[stream.opaque]
         del self._by_vbucket[stream.vbucket]
 

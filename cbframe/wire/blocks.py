@@ -1,4 +1,4 @@
-"""Runs of data messages as columns: no Python object a document.
+"""The data messages of a receive buffer as columns, checked against their streams.
 
 Keys and values are not copied: they are positions in the receive buffer, which must stay untouched
 while a block is in use.
@@ -6,41 +6,24 @@ while a block is in use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import struct
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from cbframe.core import compiled
 from cbframe.errors import ProtocolError
+from cbframe.typing import ReadableBuffer
 from cbframe.wire import leb128
-from cbframe.wire.constants import HEADER_LENGTH, Datatype, Magic, Opcode
+from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, Datatype, Magic, Opcode, Status
+from cbframe.wire.frame import Header, bad_magic, is_magic, parse_header
 
 _U8 = npt.NDArray[np.uint8]
 _U32 = npt.NDArray[np.uint32]
 _U64 = npt.NDArray[np.uint64]
 _I64 = npt.NDArray[np.int64]
-
-_HEADER_DTYPE = np.dtype(
-    [
-        ("magic", "u1"),
-        ("opcode", "u1"),
-        ("key_length", ">u2"),
-        ("extras_length", "u1"),
-        ("datatype", "u1"),
-        ("vbucket", ">u2"),
-        ("body_length", ">u4"),
-        ("opaque", ">u4"),
-        ("cas", ">u8"),
-    ]
-)
-_SEQNOS_DTYPE = np.dtype([("seqno", ">u8"), ("rev_seqno", ">u8")])
-_MUTATION_DTYPE = np.dtype([*_SEQNOS_DTYPE.descr, ("flags", ">u4"), ("expiry", ">u4")])
-_WIDE_DTYPE = np.dtype([*_HEADER_DTYPE.descr, *_MUTATION_DTYPE.descr])
-_DELETE_TIME_DTYPE = np.dtype([*_SEQNOS_DTYPE.descr, ("delete_time", ">u4")])
-_MUTATION_EXTRAS = 31
-_DELETION_V1_EXTRAS = 18
-_DELETION_V2_EXTRAS = 21
-_EXPIRATION_EXTRAS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,168 +112,284 @@ class DataBlock:
 
 _COLUMNS = tuple(f.name for f in fields(DataBlock) if f.name not in ("buffer", "nbytes"))
 
+_COLUMN_TYPES = ("u1", "u1", "u2", "u4", "u8", "u8", "u8", "u4", "u4", "u4", "i8", "i8", "i8")
+_REQUESTS = (Magic.REQUEST, Magic.FLEX_REQUEST)
+_EXTRAS: dict[tuple[int, int], struct.Struct] = {
+    (Opcode.DCP_MUTATION, 31): struct.Struct(">QQII"),
+    (Opcode.DCP_DELETION, 18): struct.Struct(">QQ"),
+    (Opcode.DCP_DELETION, 21): struct.Struct(">QQI"),
+    (Opcode.DCP_EXPIRATION, 20): struct.Struct(">QQI"),
+}
+"""How the extras of data messages begin: seqno, revision, flags of a mutation, and a time."""
+_OSO_START, _OSO_END = 1, 2
 
-def decode_block(
-    buffer: bytearray | memoryview,
-    bounds: npt.NDArray[np.int64],
-    *,
-    frames: npt.NDArray[np.intp] | None = None,
-    collections: bool,
-) -> DataBlock:
-    """Decode whole data messages.
+
+class FrameError(Exception):
+    """A frame that cannot be taken; `args` has what is wrong with it."""
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What :meth:`FrameDecoder.decode` found; its length is the number of rows.
+
+    Attributes
+    ----------
+    before, after
+        Offsets of the frames that are no data messages: to be handled before the rows, in this order, and
+        after them.
+    fresh
+        Vbuckets whose snapshot has its first row here.
+    consumed
+        Where the first frame begins that was not taken.
+    messages, nbytes
+        Data messages that were taken, and their bytes on the wire; those that are passed over, since their
+        stream is over, among them.
+    more
+        Whole frames may follow: the buffer is to be decoded again, from `consumed` on.
+    error
+        What is wrong with the frame at `consumed`: all before it is sound. See :func:`refuse`.
+    """
+
+    consumed: int
+    before: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
+    fresh: list[int] = field(default_factory=list)
+    messages: int = 0
+    nbytes: int = 0
+    more: bool = False
+    error: str | None = None
+    rows: list[tuple[int, ...]] = field(default_factory=list, repr=False)
+    places: dict[int, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def columns(self) -> list[ReadableBuffer]:
+        """The columns of a :class:`DataBlock`, in its order."""
+        columns = zip(*self.rows, strict=True)
+        return [np.array(column, kind).data for column, kind in zip(columns, _COLUMN_TYPES, strict=True)]
+
+    def positions(self) -> tuple[ReadableBuffer, ReadableBuffer]:
+        """Vbuckets with rows, and the seqno that each is at after them; uint16 and uint64.
+
+        In an out-of-order snapshot that is the highest that came.
+        """
+        return np.array([*self.places], "u2").data, np.array([*self.places.values()], "u8").data
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A stream of a vbucket, as far as its data messages are checked."""
+
+    opaque: int
+    seqno: int
+    running: bool = False
+    """The server has granted it."""
+    closing: bool = False
+    unordered: bool = False
+    marked: bool = False
+    """There was a snapshot marker."""
+    fresh: bool = False
+    """Nothing of the last snapshot came yet."""
+    snapshot_end: int = 0
+
+    def admit(self, seqno: int) -> bool:
+        """Check a document; whether it is wanted."""
+        if self.closing:
+            return False
+        if not self.running:
+            raise FrameError("stream")
+        if self.unordered:
+            self.seqno = max(self.seqno, seqno)
+            return True
+        if not self.marked or not self.seqno < seqno <= self.snapshot_end:
+            raise FrameError("stream")
+        self.seqno = seqno
+        return True
+
+    def note(self, header: Header, body: bytes) -> None:
+        """Take note of what a message says of the documents after it; `body` begins with the extras."""
+        if header.opcode == Opcode.DCP_SNAPSHOT_MARKER:
+            # In later versions the extras are a byte, and the value has the range.
+            fields = body[1 + header.key_length :] if header.extras_length == 1 else body
+            self.snapshot_end = _number(fields[8:16], 8)
+            self.marked = self.fresh = True
+        elif header.opcode == Opcode.DCP_OSO_SNAPSHOT:
+            flags = _number(body[:4], 4)
+            if flags == _OSO_START:
+                self.unordered = self.marked = self.fresh = True
+                self.seqno = 0
+            elif flags == _OSO_END:
+                self.unordered, self.snapshot_end = False, self.seqno
+        elif header.opcode in (Opcode.DCP_SYSTEM_EVENT, Opcode.DCP_SEQNO_ADVANCED):
+            self.seqno = max(self.seqno, _number(body[:8], 8))
+
+
+def _number(octets: bytes, length: int) -> int:
+    """A big-endian number; 0 if it is not there as a whole."""
+    return int.from_bytes(octets, "big") if len(octets) == length else 0
+
+
+class FrameDecoder:
+    """The frames of one connection, read one by one.
+
+    The compiled core has one with the same methods: this one is the reference, and does the work where
+    there is none. It knows the streams: which are there it is told, what they say of themselves it reads.
 
     Parameters
     ----------
-    buffer
-        The receive buffer.
-    bounds
-        int64, one more than there are frames, as :class:`~cbframe.wire.index.FrameIndex` has them.
-    frames
-        Numbers of the frames to decode, ascending; None for all. Each must be a data message.
-    collections
-        Whether keys carry a collection id in front (HELLO granted ``Feature.COLLECTIONS``).
+    max_body
+        Longest body that is accepted, in bytes.
+    """
+
+    def __init__(self, max_body: int) -> None:
+        self._max_body = max_body
+        self._collections: bool | None = None
+        self._streams: dict[int, _Stream] = {}
+
+    def ready(self, collections: bool) -> None:
+        """The handshake is done: documents may come, their keys with the id of a collection or without."""
+        self._collections = collections
+
+    def open(self, vbucket: int, opaque: int, seqno: int) -> None:
+        """A stream is asked for, to go on after `seqno`."""
+        self._streams[vbucket] = _Stream(opaque, seqno)
+
+    def close(self, vbucket: int) -> None:
+        """The documents of a stream are passed over from now on."""
+        if vbucket in self._streams:
+            self._streams[vbucket].closing = True
+
+    def forget(self, vbucket: int) -> None:
+        """A stream is over."""
+        self._streams.pop(vbucket, None)
+
+    def decode(self, buffer: bytearray | memoryview, start: int, stop: int) -> Decoded:
+        """Take the whole frames in ``buffer[start:stop]``.
+
+        It stops early at a message of a stream that has rows already, since its place among them matters;
+        after the end of a stream nothing of it follows, so that may come after the rows.
+        """
+        found = Decoded(start)
+        try:
+            while not found.more and (header := self._header(buffer, found.consumed, stop)):
+                at = found.consumed
+                end = at + HEADER_LENGTH + header.body_length
+                if header.magic in _REQUESTS and header.opcode in DATA_OPCODES:
+                    self._take(buffer, at, end, header, found)
+                    found.messages += 1
+                    found.nbytes += end - at
+                elif header.magic not in _REQUESTS or header.vbucket not in found.places:
+                    found.before.append(at)
+                    self._note(buffer, at, end, header)
+                elif header.opcode == Opcode.DCP_STREAM_END:
+                    found.after.append(at)
+                    self._note(buffer, at, end, header)
+                else:
+                    found.more = True
+                    break
+                found.consumed = end
+        except FrameError as exc:
+            found.error = str(exc)
+        return found
+
+    def _header(self, buffer: ReadableBuffer, at: int, stop: int) -> Header | None:
+        """The header of a frame that is there as a whole."""
+        if at < stop and not is_magic(buffer[at]):
+            raise FrameError("magic")
+        if stop - at < HEADER_LENGTH:
+            return None
+        try:
+            header = parse_header(buffer, at, max_body=self._max_body)
+        except ProtocolError:
+            raise FrameError("header") from None
+        return header if stop - at >= HEADER_LENGTH + header.body_length else None
+
+    def _take(self, buffer: ReadableBuffer, at: int, end: int, header: Header, found: Decoded) -> None:
+        if self._collections is None:
+            raise FrameError("early")
+        layout = _EXTRAS.get((header.opcode, header.extras_length))
+        if layout is None:
+            raise FrameError("extras")
+        extras = at + HEADER_LENGTH + header.framing_length
+        key = extras + header.extras_length
+        value = key + header.key_length
+        seqno, rev_seqno, *words = layout.unpack_from(buffer, extras)
+        flags, expiry = (0, 0, *words)[-2:]
+        collection_id = 0
+        if self._collections:
+            try:
+                collection_id, length = leb128.decode(bytes(buffer[key:value]))
+            except ProtocolError:
+                raise FrameError("collection_id") from None
+            key += length
+        vbucket = header.vbucket
+        stream = self._streams.get(vbucket)
+        if stream is None or stream.opaque != header.opaque:
+            if any(s.opaque == header.opaque and not s.closing for s in self._streams.values()):
+                raise FrameError("stream")
+            return  # of a stream that is over
+        if not stream.admit(seqno):
+            return
+        found.places[vbucket] = stream.seqno
+        if stream.fresh:
+            stream.fresh = False
+            found.fresh.append(vbucket)
+        metadata = (header.opcode, header.datatype, vbucket, header.opaque, header.cas, seqno, rev_seqno)
+        found.rows.append((*metadata, flags, expiry, collection_id, key, value, end))
+
+    def _note(self, buffer: ReadableBuffer, at: int, end: int, header: Header) -> None:
+        """Take note of what a message says of the messages after it.
+
+        What is wrong with it is found where it is handled.
+        """
+        if header.magic in (Magic.RESPONSE, Magic.FLEX_RESPONSE) and header.opcode == Opcode.DCP_STREAM_REQ:
+            for vbucket, stream in self._streams.items():
+                if stream.opaque == header.opaque and not stream.running:
+                    stream.running = header.vbucket == Status.SUCCESS
+                    if not stream.running:
+                        self.forget(vbucket)
+                    return
+        asked = self._streams.get(header.vbucket) if header.magic in _REQUESTS else None
+        if asked is None or asked.opaque != header.opaque or not asked.running:
+            return
+        if header.opcode == Opcode.DCP_STREAM_END:
+            self.forget(header.vbucket)
+        else:
+            asked.note(header, bytes(buffer[at + HEADER_LENGTH + header.framing_length : end]))
+
+
+def frame_decoder(max_body: int) -> FrameDecoder:
+    """The decoder of the core that runs."""
+    core = compiled()
+    return FrameDecoder(max_body) if core is None else cast("FrameDecoder", core.FrameDecoder(max_body))
+
+
+def data_block(buffer: bytearray | memoryview, decoded: Decoded) -> DataBlock:
+    """The rows that were found in a buffer; there is at least one."""
+    named = zip(_COLUMNS, decoded.columns(), _COLUMN_TYPES, strict=True)
+    columns: dict[str, Any] = {name: np.frombuffer(column, kind) for name, column, kind in named}
+    return DataBlock(buffer=buffer, nbytes=decoded.nbytes, **columns)
+
+
+def refuse(buffer: ReadableBuffer, decoded: Decoded, max_body: int) -> Header:
+    """Raise what is wrong with the frame that was not taken; of ``stream``, only its table knows: its header.
 
     Raises
     ------
     ProtocolError
-        Extras have a length that the message cannot have, the parts of a body do not fit into it,
-        or a collection id is broken. Names opcode, vbucket and offset of the first such message.
+        With the offset of the frame, and its opcode and vbucket where there are any.
     """
-    octets = np.frombuffer(buffer, np.uint8, int(bounds[-1]))
-    starts, ends = bounds[:-1], bounds[1:]
-    if frames is not None:
-        starts, ends = starts[frames], ends[frames]
-    # One gather for header and extras, unless a frame is too short: it could lead past the buffer.
-    wide = bool((ends - starts >= _WIDE_DTYPE.itemsize).all())
-    header = _at(octets, starts, _WIDE_DTYPE if wide else _HEADER_DTYPE)
-    opcode = header["opcode"].copy()
-    vbucket = header["vbucket"].astype(np.uint16)
-    key_length = header["key_length"].astype(np.int64)
-    extras_start = starts + HEADER_LENGTH
-    flex = header["magic"] == Magic.FLEX_REQUEST
-    any_flex = bool(flex.any())
-    if any_flex:
-        extras_start = extras_start + np.where(flex, key_length >> 8, 0)
-        key_length = np.where(flex, key_length & 0xFF, key_length)
-    extras_length = header["extras_length"].astype(np.int64)
-    key_start = extras_start + extras_length
-    value_start = key_start + key_length
-
-    mutation = opcode == Opcode.DCP_MUTATION
-    all_mutations = bool(mutation.all())
-    if all_mutations:
-        sound = extras_length == _MUTATION_EXTRAS
-    else:
-        deletion = opcode == Opcode.DCP_DELETION
-        sound = np.where(
-            mutation,
-            extras_length == _MUTATION_EXTRAS,
-            np.where(
-                deletion,
-                (extras_length == _DELETION_V1_EXTRAS) | (extras_length == _DELETION_V2_EXTRAS),
-                extras_length == _EXPIRATION_EXTRAS,
-            ),
-        )
-    sound = sound & (value_start <= ends)
-    if not sound.all():
-        row = int(np.argmin(sound))
-        raise ProtocolError(
-            f"extras of {int(extras_length[row])} bytes and a key of {int(key_length[row])} in a body "
-            f"of {int(header['body_length'][row])}",
-            opcode=int(opcode[row]),
-            vbucket=int(vbucket[row]),
-            offset=int(starts[row]),
-        )
-
-    extras = header
-    if any_flex or not wide:
-        extras = _at(octets, extras_start, _MUTATION_DTYPE if all_mutations else _SEQNOS_DTYPE)
-    if all_mutations:
-        flags, expiry = extras["flags"].astype(np.uint32), extras["expiry"].astype(np.uint32)
-    else:
-        flags, expiry = _mixed_words(octets, extras_start, extras_length, mutation)
-
-    collection_id = np.zeros(len(opcode), np.uint32)
-    if collections:
-        collection_id, key_start = _split_prefix(octets, starts, key_start, value_start, opcode, vbucket)
-    return DataBlock(
-        buffer=buffer,
-        opcode=opcode,
-        datatype=header["datatype"].copy(),
-        vbucket=vbucket,
-        opaque=header["opaque"].astype(np.uint32),
-        cas=header["cas"].astype(np.uint64),
-        seqno=extras["seqno"].astype(np.uint64),
-        rev_seqno=extras["rev_seqno"].astype(np.uint64),
-        flags=flags,
-        expiry=expiry,
-        collection_id=collection_id,
-        key_start=key_start,
-        value_start=value_start,
-        value_end=np.asarray(ends, np.int64),
-        nbytes=int((ends - starts).sum()),
-    )
-
-
-def _at(octets: _U8, starts: _I64, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
-    """Copy one `dtype` from each of `starts`, through a view that begins anew at every byte."""
-    # As plain bytes: numpy copies structures field by field, which takes ten times as long.
-    plain = np.dtype((np.void, dtype.itemsize))
-    everywhere = np.ndarray((len(octets) - dtype.itemsize + 1,), plain, octets, strides=(1,))
-    return everywhere[starts].view(dtype)
-
-
-def _mixed_words(
-    octets: _U8, extras_start: _I64, extras_length: _I64, mutation: npt.NDArray[np.bool_]
-) -> tuple[_U32, _U32]:
-    """Flags and expiry of a run that is not of mutations only.
-
-    Behind the seqnos, a mutation has both; a deletion v2 and an expiration have the time of the
-    deletion; a deletion v1 has only two bytes more: nothing may be read past its extras.
-    """
-    flags = np.zeros(len(mutation), np.uint32)
-    expiry = np.zeros(len(mutation), np.uint32)
-    rows = np.flatnonzero(mutation)
-    if len(rows):
-        extras = _at(octets, extras_start[rows], _MUTATION_DTYPE)
-        flags[rows], expiry[rows] = extras["flags"], extras["expiry"]
-    rows = np.flatnonzero(~mutation & (extras_length >= _EXPIRATION_EXTRAS))
-    if len(rows):
-        expiry[rows] = _at(octets, extras_start[rows], _DELETE_TIME_DTYPE)["delete_time"]
-    return flags, expiry
-
-
-def _split_prefix(
-    octets: _U8, starts: _I64, key_start: _I64, key_end: _I64, opcode: _U8, vbucket: npt.NDArray[np.uint16]
-) -> tuple[_U32, _I64]:
-    """Read the LEB128 collection id before each key: one pass a byte, almost always a single one."""
-    number = np.zeros(len(key_start), np.uint64)
-    position = key_start.copy()
-    pending = np.arange(len(key_start))
-    for shift in range(0, 35, 7):
-        at = position[pending]
-        if (at >= key_end[pending]).any():
-            break
-        byte = octets[at]
-        if shift and not byte.all():
-            break  # a zero at the end: not the shortest form
-        number[pending] |= (byte & np.uint8(0x7F)).astype(np.uint64) << np.uint64(shift)
-        position[pending] += 1
-        pending = pending[byte >= 0x80]
-        if not len(pending):
-            if int(number.max()) > 0xFFFF_FFFF:
-                break
-            return number.astype(np.uint32), position
-    # Which message it is takes a second look, in order.
-    row = 0
-    try:
-        for row in range(len(key_start)):
-            leb128.decode(octets[key_start[row] : key_end[row]].tobytes())
-    except ProtocolError as exc:
-        raise ProtocolError(
-            "a key without a canonical collection id",
-            opcode=int(opcode[row]),
-            vbucket=int(vbucket[row]),
-            offset=int(starts[row]),
-        ) from exc
-    raise AssertionError("both decoders of collection ids must agree")
+    offset = decoded.consumed
+    if decoded.error == "magic":
+        raise bad_magic(buffer[offset], offset)
+    header = parse_header(buffer, offset, max_body=max_body)
+    if decoded.error == "early":
+        raise ProtocolError("documents before the handshake was done", offset=offset)
+    message = "a key without a canonical collection id"
+    if decoded.error == "extras":
+        lengths = f"extras of {header.extras_length} bytes and a key of {header.key_length}"
+        message = f"{lengths} in a body of {header.body_length}"
+    if decoded.error != "stream":
+        raise ProtocolError(message, opcode=header.opcode, vbucket=header.vbucket, offset=offset)
+    return header

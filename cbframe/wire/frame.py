@@ -1,7 +1,7 @@
 """One frame: 24 bytes of header, then framing extras, extras, key and value.
 
-This is the plain way, one Python object a frame. It serves control messages and requests; data
-messages take the fast way (:mod:`cbframe.wire.index`, :mod:`cbframe.wire.blocks`).
+One Python object a frame, for control messages and requests; data messages become columns
+(:mod:`cbframe.wire.blocks`).
 """
 
 from __future__ import annotations
@@ -42,6 +42,20 @@ class Header:
         return self.body_length - self.framing_length - self.extras_length - self.key_length
 
 
+def is_magic(byte: int) -> bool:
+    """Whether a frame may begin with this byte."""
+    return byte in _MAGICS
+
+
+def bad_magic(byte: int, offset: int) -> ProtocolError:
+    """What is wrong where a frame begins with this byte."""
+    return ProtocolError(
+        f"not the Couchbase protocol: 0x{byte:02x} is no magic byte",
+        offset=offset,
+        hint="check that the port is the data service (11210, or 11207 with TLS)",
+    )
+
+
 def parse_header(buffer: ReadableBuffer, offset: int = 0, *, max_body: int = MAX_BODY_LENGTH) -> Header:
     """Read the header at `offset`; the buffer must hold 24 bytes from there.
 
@@ -52,11 +66,7 @@ def parse_header(buffer: ReadableBuffer, offset: int = 0, *, max_body: int = MAX
     """
     magic, opcode, key, extras, datatype, vbucket, body, opaque, cas = _HEADER.unpack_from(buffer, offset)
     if magic not in _MAGICS:
-        raise ProtocolError(
-            f"not the Couchbase protocol: 0x{magic:02x} is no magic byte",
-            offset=offset,
-            hint="check that the port is the data service (11210, or 11207 with TLS)",
-        )
+        raise bad_magic(magic, offset)
     if body > max_body:
         raise ProtocolError(
             f"a body of {body} bytes is over the limit of {max_body}", opcode=opcode, offset=offset
@@ -166,9 +176,7 @@ class Frame:
         """
         if len(buffer) - offset < HEADER_LENGTH:
             if len(buffer) > offset and buffer[offset] not in _MAGICS:
-                raise ProtocolError(
-                    f"not the Couchbase protocol: 0x{buffer[offset]:02x} is no magic byte", offset=offset
-                )
+                raise bad_magic(buffer[offset], offset)
             return None
         header = parse_header(buffer, offset, max_body=max_body)
         end = offset + HEADER_LENGTH + header.body_length

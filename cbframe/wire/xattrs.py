@@ -29,8 +29,8 @@ def body_offset(value: ReadableBuffer) -> int:
     return end
 
 
-def split_xattrs(value: ReadableBuffer) -> XattrSplit:
-    """Take a value with the XATTR bit apart.
+def split_pairs(value: ReadableBuffer) -> tuple[list[tuple[str, bytes]], bytes]:
+    """Take a value with the XATTR bit apart: names and texts as they were sent, and the document.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def split_xattrs(value: ReadableBuffer) -> XattrSplit:
         A length points outside, a terminator is missing, or a name is not UTF-8.
     """
     end = body_offset(value)
-    xattrs: dict[str, bytes] = {}
+    pairs = []
     offset = 4
     while offset < end:
         if end - offset < 4:
@@ -51,11 +51,17 @@ def split_xattrs(value: ReadableBuffer) -> XattrSplit:
         if not terminator or b"\0" in text:
             raise ProtocolError("an xattr pair is not NAME NUL VALUE NUL", offset=offset)
         try:
-            xattrs[name.decode()] = text
+            pairs.append((name.decode(), text))
         except UnicodeDecodeError as exc:
             raise ProtocolError("an xattr name is not UTF-8", offset=offset) from exc
         offset = stop
-    return XattrSplit(xattrs, bytes(value[end:]))
+    return pairs, bytes(value[end:])
+
+
+def split_xattrs(value: ReadableBuffer) -> XattrSplit:
+    """Take a value with the XATTR bit apart; raises as :func:`split_pairs`."""
+    pairs, body = split_pairs(value)
+    return XattrSplit(dict(pairs), body)
 
 
 def join_xattrs(xattrs: Mapping[str, bytes], body: bytes) -> bytes:

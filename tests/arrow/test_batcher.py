@@ -6,23 +6,27 @@ import random
 import struct
 import threading
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cbframe.arrow.batcher import BatchingReceiver, GatheringReceiver
+from cbframe.arrow import batcher
+from cbframe.arrow.batcher import VERSION, BatchingReceiver, GatheringReceiver, newest
 from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
+from cbframe.core import compiled
 from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConnectError
 from cbframe.wire import leb128
-from cbframe.wire.blocks import decode_block
 from cbframe.wire.constants import Opcode, SnapshotFlag, SystemEventId
 from cbframe.wire.failover import FailoverEntry
 from cbframe.wire.frame import request
-from cbframe.wire.index import index_frames
 from cbframe.wire.messages import SystemEvent
+from tests.wire.pipeline import block_of
 
 M, D, E = Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION
 EXTRAS = {
@@ -44,8 +48,7 @@ def put(receiver: GatheringReceiver[Any], *items: Item) -> None:
             key=leb128.encode(collection) + key.encode(),
             value=b"%d" % seqno if opcode == M else b"",
         ).encode()
-    index = index_frames(data, len(data))
-    block = decode_block(data, index.bounds, collections=True)
+    block = block_of(bytes(data), collections=True)
     if isinstance(receiver, DeferringBatchReceiver):
         receiver.take_block(block, Receipt(0, int))
     else:
@@ -257,3 +260,35 @@ def test_the_last_error_is_kept() -> None:
     error = ConnectError("x")
     receiver.on_error(error)
     assert receiver.last_error is error
+
+
+rows = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.sampled_from([b"", b"a", b"b", b"ab", b"a\0", b"k" * 40]),
+        st.sampled_from([0, 8, 2**32 - 1]),
+        st.sampled_from([0, 1, 2, 2**63, 2**64 - 1]),
+    ),
+    max_size=30,
+)
+
+
+@given(some=rows, cut=st.integers(0, 30))
+def test_the_newest_of_each_document(some: list[tuple[int, bytes, int, int]], cut: int) -> None:
+    """As a dictionary finds them, with both cores; of versions with one seqno it is the last."""
+    # A key is in one vbucket only.
+    some = [(len(key), key, collection, seqno) for _, key, collection, seqno in some]
+    best: dict[tuple[bytes, int], int] = {}
+    for row, (_, key, collection, seqno) in enumerate(some):
+        before = best.setdefault((key, collection), row)
+        if seqno >= some[before][3]:
+            best[key, collection] = row
+    kinds = (pa.uint16(), pa.binary(), pa.uint32(), pa.uint64())
+    columns = zip(VERSION, kinds, strict=True)
+    arrays = {
+        name: pa.chunked_array([pa.array(part, kind) for part in (values[:cut], values[cut:])], kind)
+        for (name, kind), values in zip(columns, [[row[i] for row in some] for i in range(4)], strict=True)
+    }
+    for core in dict.fromkeys((None, compiled())):
+        with patch.object(batcher, "compiled", lambda core=core: core):
+            assert np.flatnonzero(newest(pa.table(arrays))).tolist() == sorted(best.values())

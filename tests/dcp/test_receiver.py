@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cbframe.dcp.receiver import AdaptedReceiver, DeferringReceiver, Document, Receipt
@@ -16,10 +15,10 @@ from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import CbframeError, ReadCancelledError
 from cbframe.local import LocalCluster
 from cbframe.testing import RecordingReceiver
-from cbframe.wire.blocks import DataBlock, decode_block
+from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode
-from cbframe.wire.index import index_frames
 from cbframe.wire.xattrs import join_xattrs
+from tests.wire.pipeline import block_of
 
 from .test_source import LONG, source_of, until
 
@@ -216,8 +215,7 @@ def test_the_parts_of_a_document() -> None:
 def test_documents_without_values_are_not_compressed() -> None:
     """A real node marks what it leaves out as it has it stored."""
     data = bytearray((Path(__file__).parent.parent / "golden" / "disk_no_value.1.s2c.bin").read_bytes())
-    index = index_frames(data, len(data))
-    block = decode_block(data, index.bounds, frames=np.flatnonzero(index.is_data), collections=False)
+    block = block_of(bytes(data), collections=False)
     assert (block.datatype & Datatype.SNAPPY).any()
     receiver = RecordingReceiver()
     AdaptedReceiver(receiver).on_block(block)

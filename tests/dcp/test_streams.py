@@ -35,8 +35,8 @@ def test_transitions(state: StreamState, event: StreamEvent) -> None:
         assert stream.state is state
 
 
-def running(**fields: int) -> Stream:
-    return Stream(7, 1, 0, 10, state=S.RUNNING, **fields)
+def running() -> Stream:
+    return Stream(7, 1, 0, 10, state=S.RUNNING)
 
 
 def test_a_marker_begins_a_snapshot_that_is_not_saved_yet() -> None:
@@ -46,33 +46,37 @@ def test_a_marker_begins_a_snapshot_that_is_not_saved_yet() -> None:
     assert (stream.snapshots, stream.snap_saved) == (1, False)
 
 
-@pytest.mark.parametrize(
-    ("first", "last"), [(4, 6), (5, 6), (6, 11), (11, 12)], ids=["behind", "same", "over", "outside"]
-)
-def test_items_out_of_place(first: int, last: int) -> None:
-    stream = running(seqno=5)
+def test_what_is_wrong_with_a_document_out_of_place() -> None:
+    stream = running()
+    assert stream.misplaced(5, 7).message == "seqno 5 after 0 in no snapshot"
     stream.mark(SnapshotMarker(7, 0, 10, 1))
-    with pytest.raises(ProtocolError, match="in the snapshot 0-10"):
-        stream.advance(first, last)
-    assert stream.seqno == 5
-
-
-def test_items_before_a_marker() -> None:
-    with pytest.raises(ProtocolError):
-        running(snap_end=10).advance(1, 2)
+    stream.reach(5)
+    assert stream.misplaced(5, 7).message == "seqno 5 after 5 in the snapshot 0-10"
+    assert stream.misplaced(6, 8).message == "a document under the opaque of vbucket 7"
 
 
 @pytest.mark.parametrize("state", [S.REQUESTED, S.OVER])
 def test_items_of_a_stream_that_does_not_run(state: StreamState) -> None:
-    with pytest.raises(ProtocolError, match="out of place"):
-        Stream(7, 1, 0, 10, state=state).advance(1, 2)
+    with pytest.raises(ProtocolError, match="item is out of place"):
+        raise Stream(7, 1, 0, 10, state=state).misplaced(1, 7)
 
 
 def test_unordered_items_mark_no_progress() -> None:
     stream = running()
-    stream.unordered = True
-    stream.advance(9, 2)
+    stream.begin_unordered()
+    stream.reach(9)
     assert stream.seqno == 0
+    stream.end_unordered()
+    assert (stream.seqno, stream.snap_end) == (9, 9)
+
+
+def test_a_stream_that_is_over_keeps_its_seqno() -> None:
+    table = StreamTable()
+    first = table.open(StreamRequest(3, 5, 9))
+    table.reached[3] = 8
+    table.remove(first)
+    again = table.open(StreamRequest(3, 2, 9))
+    assert (first.seqno, again.seqno) == (8, 2)
 
 
 def test_vbuuid_is_that_of_the_newest_history() -> None:

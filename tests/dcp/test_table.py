@@ -19,7 +19,8 @@ def cluster_map(*active: int) -> ClusterMap:
 
 def stream(vbucket: int, seqno: int, snap_end: int, state: StreamState = StreamState.RUNNING) -> Stream:
     log = (FailoverEntry(0xABC, 0),) if state is not StreamState.REQUESTED else ()
-    return Stream(vbucket, 1, 0, MAX_SEQNO, state, log, seqno=seqno, snap_end=snap_end)
+    reached = np.array([seqno], np.uint64)
+    return Stream(vbucket, 1, 0, MAX_SEQNO, state, log, reached=reached, snap_end=snap_end)
 
 
 def take(found: ClusterMap | None, **fields: object) -> VBucketTable:

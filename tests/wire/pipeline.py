@@ -1,51 +1,126 @@
-"""The two ways from bytes to messages, in one shape, so that they can be compared."""
+"""The ways from bytes to messages, in one shape, so that they can be compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
+from cbframe.core import compiled
 from cbframe.errors import ProtocolError
-from cbframe.wire.blocks import DataBlock, decode_block
-from cbframe.wire.constants import MAX_BODY_LENGTH
-from cbframe.wire.frame import Frame
-from cbframe.wire.index import index_frames
-from cbframe.wire.reference import DataMessage, decode_data, decode_frames, is_data
+from cbframe.wire.blocks import DataBlock, Decoded, FrameDecoder, data_block, frame_decoder, refuse
+from cbframe.wire.constants import HEADER_LENGTH, MAX_BODY_LENGTH, Opcode
+from cbframe.wire.frame import Frame, response
+from cbframe.wire.messages import OsoSnapshot
+
+from .oracle import DataMessage, decode_data, decode_frames, is_data
 
 Item = DataMessage | Frame
 Decoder = Callable[..., tuple[list[Item], int]]
+CORES: dict[str, Callable[[int], FrameDecoder]] = {"python": FrameDecoder}
+"""Decoders of frames by the name of their core."""
+if compiled() is not None:
+    CORES["rust"] = compiled().FrameDecoder
+OPAQUE = 0x5A00_0000
+
+
+def opaque_of(vbucket: int) -> int:
+    """The opaque of a vbucket's stream in these tests."""
+    return OPAQUE + vbucket
+
+
+def unified(data: bytes) -> bytes:
+    """The bytes with data messages of one stream for each vbucket."""
+    out = bytearray(data)
+    offset = 0
+    for frame in decode_frames(data)[0]:
+        if is_data(frame):
+            out[offset + 12 : offset + 16] = opaque_of(frame.vbucket).to_bytes(4, "big")
+        offset += len(frame)
+    return bytes(out)
+
+
+def decoder_of(
+    data: bytes,
+    *,
+    collections: bool,
+    max_body: int = MAX_BODY_LENGTH,
+    make: Callable[[int], FrameDecoder] = frame_decoder,
+) -> FrameDecoder:
+    """A decoder that takes the documents in these bytes, with any seqnos."""
+    decoder = make(max_body)
+    decoder.ready(collections)
+    said = bytearray()
+    with_data: set[int] = set()
+    offset = 0
+    while len(data) - offset >= HEADER_LENGTH:
+        with_data.add(int.from_bytes(data[offset + 6 : offset + 8], "big"))
+        offset += HEADER_LENGTH + int.from_bytes(data[offset + 8 : offset + 12], "big")
+    for vbucket in sorted(with_data):
+        opaque = opaque_of(vbucket)
+        decoder.open(vbucket, opaque, 0)
+        said += response(Opcode.DCP_STREAM_REQ, opaque=opaque).encode()
+        said += OsoSnapshot(vbucket, 1).frame(opaque).encode()
+    if max_body > 4:
+        assert decoder.decode(said, 0, len(said)).consumed == len(said)
+    return decoder
+
+
+def blocks_of(
+    decoder: FrameDecoder, buffer: bytearray | memoryview, stop: int
+) -> Iterator[tuple[Decoded, DataBlock | None]]:
+    """Decode a buffer to its end, as a connection does."""
+    start, more = 0, True
+    while more:
+        decoded = decoder.decode(buffer, start, stop)
+        start, more = decoded.consumed, decoded.more
+        yield decoded, data_block(buffer, decoded) if len(decoded) else None
+
+
+def block_of(data: bytes, **options: Any) -> DataBlock:
+    """The data messages of some bytes as one block, whatever the streams that they are of."""
+    sent = b"".join(frame.encode() for frame in decode_frames(data)[0] if is_data(frame))
+    # Behind `stop` a receive buffer holds the bytes of an earlier use.
+    buffer = bytearray(unified(sent) + b"\x57" * 50)
+    ((decoded, block),) = blocks_of(decoder_of(sent, **options), buffer, len(sent))
+    if decoded.error is not None:
+        refuse(buffer, decoded, MAX_BODY_LENGTH)
+    assert block is not None
+    return block
 
 
 def slow(data: bytes, *, collections: bool, max_body: int = MAX_BODY_LENGTH) -> tuple[list[Item], int]:
-    """The reference decoder: all whole messages, and the offset of the tail."""
+    """The oracle: all whole messages, and the offset of the tail."""
     frames, end = decode_frames(data, max_body=max_body)
     return [decode_data(f, collections=collections) if is_data(f) else f for f in frames], end
 
 
-def fast(data: bytes, *, collections: bool, max_body: int = MAX_BODY_LENGTH) -> tuple[list[Item], int]:
-    """Index, one block for all documents, the rest frame by frame: as a connection does it."""
-    # Behind `stop` a receive buffer holds the bytes of an earlier use.
+def fast(
+    data: bytes,
+    *,
+    collections: bool,
+    max_body: int = MAX_BODY_LENGTH,
+    make: Callable[[int], FrameDecoder] = frame_decoder,
+) -> tuple[list[Item], int]:
+    """A decoder: the documents as columns, the rest frame by frame."""
     buffer = bytearray(data) + b"\x57" * 64
-    index = index_frames(buffer, len(data), max_body=max_body)
-    documents: Iterator[DataMessage] = iter(())
-    if index.is_data.any():
-        rows = np.flatnonzero(index.is_data)
-        documents = iter(messages(decode_block(buffer, index.bounds, frames=rows, collections=collections)))
-    items: list[Item] = []
-    for document, start, end in zip(
-        index.is_data.tolist(), index.bounds[:-1].tolist(), index.bounds[1:].tolist(), strict=True
-    ):
-        if document:
-            items.append(next(documents))
-            continue
-        parsed = Frame.parse(buffer, start, max_body=max_body)
-        assert parsed is not None
-        assert parsed[1] == end
-        items.append(parsed[0])
-    assert next(documents, None) is None
-    return items, int(index.bounds[-1])
+    decoder = decoder_of(data, collections=collections, max_body=max_body, make=make)
+    ends: dict[int, Item] = {}
+    end = 0
+    for decoded, block in blocks_of(decoder, buffer, len(data)):
+        end = decoded.consumed
+        for offset in (*decoded.before, *decoded.after):
+            parsed = Frame.parse(buffer, offset, max_body=max_body)
+            assert parsed is not None
+            ends[parsed[1]] = parsed[0]
+        if block is not None:
+            ends.update(zip(block.value_end.tolist(), messages(block), strict=True))
+        if decoded.error is not None:
+            header = refuse(buffer, decoded, max_body)
+            raise ProtocolError("a document of no stream", opcode=header.opcode, offset=end)
+    return [ends[place] for place in sorted(ends)], end
 
 
 def messages(block: DataBlock) -> list[DataMessage]:

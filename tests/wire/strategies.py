@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from cbframe.wire import leb128
 from cbframe.wire.constants import Magic, Opcode
 from cbframe.wire.frame import Frame
-from cbframe.wire.reference import DataMessage
+
+from .oracle import DataMessage
+from .pipeline import OPAQUE, opaque_of
 
 u8 = st.integers(0, 0xFF)
 u16 = st.integers(0, 0xFFFF)
@@ -51,11 +53,12 @@ def data_messages(draw: st.DrawFn, *, collections: bool) -> tuple[Frame, DataMes
     collection_id = draw(u32) if collections else 0
     prefix = leb128.encode(collection_id) if collections else b""
     stream_id = draw(st.none() | u16)
+    vbucket = draw(u16)
     frame = Frame(
         Magic.REQUEST if stream_id is None else Magic.FLEX_REQUEST,
         int(opcode),
-        draw(u16),
-        draw(u32),
+        vbucket,
+        opaque_of(vbucket),
         cas,
         draw(st.integers(0, 7)),
         extras,
@@ -93,7 +96,7 @@ def other_frames(draw: st.DrawFn) -> Frame:
         int(magic),
         int(opcode),
         draw(u16),
-        draw(u32),
+        draw(u32.filter(lambda opaque: not OPAQUE <= opaque < OPAQUE + (1 << 16))),
         draw(u64),
         draw(st.integers(0, 7)),
         draw(st.binary(max_size=52)),

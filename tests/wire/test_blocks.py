@@ -1,8 +1,10 @@
-"""The fast decoder of data messages: what it must see, and that it equals the slow one."""
+"""The decoders of frames of both cores: what they must see; they equal the oracle, and each other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,25 +13,38 @@ from hypothesis import strategies as st
 
 from cbframe.errors import ProtocolError
 from cbframe.wire import leb128
-from cbframe.wire.blocks import DataBlock, decode_block
 from cbframe.wire.constants import MAX_BODY_LENGTH, Magic, Opcode
 from cbframe.wire.frame import Frame, request
-from cbframe.wire.index import index_frames
 from cbframe.wire.messages import parse_message
-from cbframe.wire.reference import DataMessage
 from cbframe.wire.requests import parse_request
 
-from .pipeline import Item, cut, fast, feed, messages, outcome, slow
+from . import pipeline, vectors
+from .oracle import DataMessage
+from .pipeline import (
+    CORES,
+    Decoder,
+    Item,
+    block_of,
+    blocks_of,
+    cut,
+    decoder_of,
+    feed,
+    messages,
+    opaque_of,
+    outcome,
+    slow,
+    unified,
+)
 from .strategies import streams
-from .vectors import DELETION_V1, DELETION_V2, EXPIRATION, MUTATION, STREAM_END
+
+DELETION_V1, DELETION_V2, EXPIRATION, MUTATION = map(
+    unified, (vectors.DELETION_V1, vectors.DELETION_V2, vectors.EXPIRATION, vectors.MUTATION)
+)
+OURS = opaque_of(258)
+FAST = [partial(pipeline.fast, make=make) for make in CORES.values()]
 
 
-def block_of(data: bytes, *, collections: bool = True) -> DataBlock:
-    buffer = bytearray(data)
-    index = index_frames(buffer, len(buffer))
-    assert index.is_data.all()
-    assert index.bounds[-1] == len(data)
-    return decode_block(buffer, index.bounds, collections=collections)
+each_decoder = pytest.mark.parametrize("fast", FAST, ids=list(CORES))
 
 
 # --- the vectors of the protocol
@@ -38,15 +53,15 @@ def block_of(data: bytes, *, collections: bool = True) -> DataBlock:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (MUTATION, DataMessage(0x57, 1, 258, 258, 0x18, 8, 1, 0x2000000, 0, 0, b"k", b"{}")),
-        (DELETION_V1, DataMessage(0x58, 0, 258, 258, 0x19, 9, 2, 0, 0, 0, b"k", b"")),
-        (DELETION_V2, DataMessage(0x58, 0, 258, 258, 0x19, 9, 2, 0, 1_700_000_000, 0, b"k", b"")),
-        (EXPIRATION, DataMessage(0x59, 0, 258, 258, 0x19, 9, 2, 0, 1_700_000_000, 0, b"k", b"")),
+        (MUTATION, DataMessage(0x57, 1, 258, OURS, 0x18, 8, 1, 0x2000000, 0, 0, b"k", b"{}")),
+        (DELETION_V1, DataMessage(0x58, 0, 258, OURS, 0x19, 9, 2, 0, 0, 0, b"k", b"")),
+        (DELETION_V2, DataMessage(0x58, 0, 258, OURS, 0x19, 9, 2, 0, 1_700_000_000, 0, b"k", b"")),
+        (EXPIRATION, DataMessage(0x59, 0, 258, OURS, 0x19, 9, 2, 0, 1_700_000_000, 0, b"k", b"")),
     ],
     ids=["mutation", "deletion v1", "deletion v2", "expiration"],
 )
 def test_vectors(data: bytes, expected: DataMessage) -> None:
-    for decoder in (fast, slow):
+    for decoder in (*FAST, slow):
         assert decoder(data, collections=True) == ([expected], len(data))
         items, _ = decoder(data, collections=False)
         assert isinstance(items[0], DataMessage)
@@ -55,7 +70,7 @@ def test_vectors(data: bytes, expected: DataMessage) -> None:
 
 def test_all_kinds_in_one_block() -> None:
     data = DELETION_V1 + MUTATION + EXPIRATION + DELETION_V2 + DELETION_V1
-    block = block_of(data)
+    block = block_of(data, collections=True)
     assert messages(block) == slow(data, collections=True)[0]
     assert block.expiry.tolist() == [0, 0, 1_700_000_000, 1_700_000_000, 0]
     assert block.flags.tolist() == [0, 0x2000000, 0, 0, 0]
@@ -64,40 +79,32 @@ def test_all_kinds_in_one_block() -> None:
 
 def test_a_deletion_at_the_very_end_is_not_read_past() -> None:
     """Behind the shortest deletion v1 the buffer ends."""
-    data = request(Opcode.DCP_DELETION, extras=bytes(15) + b"\x05" + bytes(2)).encode()
+    data = unified(request(Opcode.DCP_DELETION, extras=bytes(15) + b"\x05" + bytes(2)).encode())
     assert messages(block_of(data, collections=False)) == slow(data, collections=False)[0]
 
 
-def test_a_run_in_the_middle_of_a_buffer() -> None:
-    buffer = bytearray(STREAM_END + MUTATION + DELETION_V2 + STREAM_END)
-    index = index_frames(buffer, len(buffer))
-    block = decode_block(buffer, index.bounds[1:4], collections=True)
-    assert messages(block) == slow(MUTATION + DELETION_V2, collections=True)[0]
-    assert block.nbytes == len(MUTATION) + len(DELETION_V2)
-    assert block.key_start[0] == len(STREAM_END) + len(MUTATION) - 3
-
-
-def test_a_memoryview_serves_as_buffer() -> None:
-    view = memoryview(bytearray(MUTATION * 2))
-    index = index_frames(view, len(view))
-    block = decode_block(view, index.bounds, collections=True)
-    assert (block.key(1), block.value(1)) == (b"k", b"{}")
-
-
-def test_keys_and_values_are_not_copied() -> None:
-    buffer = bytearray(MUTATION)
-    block = decode_block(buffer, index_frames(buffer, len(buffer)).bounds, collections=True)
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("kind", [bytearray, lambda octets: memoryview(bytearray(octets))])
+def test_keys_and_values_are_not_copied(core: str, kind: Callable[[bytes], bytearray]) -> None:
+    data = vectors.STREAM_END + MUTATION + DELETION_V2
+    buffer = kind(data)
+    decoder = decoder_of(data, collections=True, make=CORES[core])
+    ((decoded, block),) = blocks_of(decoder, buffer, len(data))
+    assert block is not None
     assert block.buffer is buffer
-    assert block.value(0) == b"{}"
+    assert messages(block) == slow(MUTATION + DELETION_V2, collections=True)[0]
+    assert (block.nbytes, decoded.before) == (len(MUTATION) + len(DELETION_V2), [0])
+    assert block.key_start[0] == len(vectors.STREAM_END) + len(MUTATION) - 3
     # Fixed fields are copies: a later use of the buffer does not change them.
     before = [getattr(block, name).copy() for name in ("opcode", "datatype", "cas", "seqno", "vbucket")]
-    buffer[:24] = bytes(24)
+    buffer[:] = bytes(len(data))
     after = [getattr(block, name) for name in ("opcode", "datatype", "cas", "seqno", "vbucket")]
     assert all(np.array_equal(old, new) for old, new in zip(before, after, strict=True))
+    assert (block.key(0), block.value(0)) == (b"\0", b"\0\0")
 
 
 def test_select() -> None:
-    block = block_of(MUTATION + DELETION_V1 + DELETION_V2 + EXPIRATION)
+    block = block_of(MUTATION + DELETION_V1 + DELETION_V2 + EXPIRATION, collections=True)
     whole = messages(block)
     assert messages(block.select(slice(1, 3))) == whole[1:3]
     chosen = block.select(block.opcode == Opcode.DCP_DELETION)
@@ -107,7 +114,7 @@ def test_select() -> None:
 
 
 def test_repr_shows_no_document() -> None:
-    assert repr(block_of(MUTATION)) == f"DataBlock(1 messages, {len(MUTATION)} bytes)"
+    assert repr(block_of(MUTATION, collections=True)) == f"DataBlock(1 messages, {len(MUTATION)} bytes)"
 
 
 # --- what is refused
@@ -120,9 +127,10 @@ BAD_EXTRAS = [
 ]
 
 
+@each_decoder
 @pytest.mark.parametrize(("opcode", "length"), BAD_EXTRAS)
-@pytest.mark.parametrize("surroundings", [b"", MUTATION, DELETION_V1], ids=["alone", "mutations", "mixed"])
-def test_extras_of_a_wrong_length(opcode: int, length: int, surroundings: bytes) -> None:
+@pytest.mark.parametrize("surroundings", [b"", MUTATION], ids=["alone", "among others"])
+def test_extras_of_a_wrong_length(fast: Decoder, opcode: int, length: int, surroundings: bytes) -> None:
     bad = request(opcode, vbucket=7, extras=bytes(length), key=b"\0key").encode()
     data = surroundings + bad + surroundings
     with pytest.raises(ProtocolError) as caught:
@@ -139,7 +147,7 @@ def test_a_key_longer_than_the_body(magic: int) -> None:
     bad[0] = magic
     bad[3] += 1
     data = MUTATION + bytes(bad) + MUTATION
-    for decoder in (fast, slow):
+    for decoder in (*FAST, slow):
         with pytest.raises(ProtocolError) as caught:
             decoder(data, collections=True)
         assert caught.value.offset == len(MUTATION)
@@ -149,13 +157,15 @@ def test_a_key_longer_than_the_body(magic: int) -> None:
 def test_framing_extras_longer_than_the_body() -> None:
     frame = Frame(Magic.FLEX_REQUEST, Opcode.DCP_DELETION, extras=bytes(18), framing_extras=b"\x22\0\5")
     bad = bytearray(frame.encode())
-    assert len(fast(bytes(bad), collections=False)[0]) == 1
+    for fast in FAST:
+        assert len(fast(unified(bytes(bad)), collections=False)[0]) == 1
     bad[2] += 1
-    for decoder in (fast, slow):
+    for decoder in (*FAST, slow):
         with pytest.raises(ProtocolError):
             decoder(bytes(bad), collections=False)
 
 
+@each_decoder
 @pytest.mark.parametrize(
     "prefix",
     [
@@ -171,7 +181,7 @@ def test_framing_extras_longer_than_the_body() -> None:
         "8080808000",
     ],
 )
-def test_a_broken_collection_id(prefix: str) -> None:
+def test_a_broken_collection_id(fast: Decoder, prefix: str) -> None:
     bad = request(
         Opcode.DCP_DELETION, vbucket=7, extras=bytes(18), key=bytes.fromhex(prefix), value=b"\x01\x01"
     ).encode()
@@ -182,10 +192,12 @@ def test_a_broken_collection_id(prefix: str) -> None:
     assert caught.value.offset == len(MUTATION)
     with pytest.raises(ProtocolError):
         slow(data, collections=True)
+    data = unified(data)
     assert fast(data, collections=False) == slow(data, collections=False)
 
 
-def test_the_first_of_several_broken_collection_ids_is_named() -> None:
+@each_decoder
+def test_the_first_of_several_broken_collection_ids_is_named(fast: Decoder) -> None:
     def deletion(vbucket: int, key: str) -> bytes:
         return request(
             Opcode.DCP_DELETION, vbucket=vbucket, extras=bytes(18), key=bytes.fromhex(key)
@@ -201,12 +213,12 @@ def test_the_first_of_several_broken_collection_ids_is_named() -> None:
 @pytest.mark.parametrize("cid", [0, 8, 0x7F, 0x80, 0x3FFF, 0x4000, 0x8000, 0xCAFEF00D, 0xFFFFFFFF])
 def test_collection_ids_of_every_length(cid: int) -> None:
     data = request(Opcode.DCP_DELETION, extras=bytes(18), key=leb128.encode(cid) + b"key").encode()
-    block = block_of(MUTATION + data)
+    block = block_of(MUTATION + data, collections=True)
     assert block.collection_id.tolist() == [0, cid]
     assert block.key(1) == b"key"
 
 
-# --- fast and slow are one
+# --- the decoders and the oracle are one
 
 
 def wire(stream: list[tuple[Frame, Item]]) -> bytes:
@@ -220,8 +232,8 @@ def test_whole(collections: bool, data: st.DataObject) -> None:
     stream = data.draw(streams(collections=collections))
     octets = wire(stream)
     expected = [item for _, item in stream]
-    assert slow(octets, collections=collections) == (expected, len(octets))
-    assert fast(octets, collections=collections) == (expected, len(octets))
+    for decoder in (slow, *FAST):
+        assert decoder(octets, collections=collections) == (expected, len(octets))
 
 
 @pytest.mark.parametrize("collections", [False, True])
@@ -232,7 +244,7 @@ def test_in_pieces(collections: bool, data: st.DataObject) -> None:
     octets = wire(stream)
     points = data.draw(st.lists(st.integers(0, len(octets)), max_size=12))
     expected = [item for _, item in stream]
-    for decoder in (slow, fast):
+    for decoder in (slow, *FAST):
         assert feed(decoder, cut(octets, points), collections=collections) == (expected, b"")
 
 
@@ -245,8 +257,8 @@ def test_with_a_tail(collections: bool, data: st.DataObject) -> None:
     last = stream[-1][0].encode()
     short = data.draw(st.integers(1, len(last)))
     expected = [item for _, item in stream[:-1]], len(octets) - len(last)
-    assert slow(octets[:-short], collections=collections) == expected
-    assert fast(octets[:-short], collections=collections) == expected
+    for decoder in (slow, *FAST):
+        assert decoder(octets[:-short], collections=collections) == expected
 
 
 # --- damage
@@ -268,9 +280,20 @@ def understand(decoder: Callable[..., tuple[list[Item], int]]) -> Callable[..., 
 
 
 def same_outcome(data: bytes, *, collections: bool, max_body: int = MAX_BODY_LENGTH) -> None:
-    expected = outcome(slow, data, collections=collections, max_body=max_body)
-    assert outcome(fast, data, collections=collections, max_body=max_body) == expected
-    outcome(understand(fast), data, collections=collections, max_body=max_body)
+    """Both cores take the same, and refuse the same with the same words; the oracle knows of no streams."""
+    found = [what_comes_of(decoder, data, collections=collections, max_body=max_body) for decoder in FAST]
+    assert all(other == found[0] for other in found)
+    if isinstance(found[0], str):
+        assert "of no stream" in found[0] or outcome(slow, data, collections=collections) is ProtocolError
+    for decoder in FAST:
+        outcome(understand(decoder), data, collections=collections, max_body=max_body)
+
+
+def what_comes_of(decoder: Decoder, data: bytes, **options: Any) -> tuple[list[Item], int] | str:
+    try:
+        return decoder(data, **options)
+    except ProtocolError as exc:
+        return f"{exc.message} {exc.opcode} {exc.vbucket} {exc.offset}"
 
 
 @pytest.mark.parametrize("collections", [False, True])
@@ -332,7 +355,7 @@ def test_damaged_headers(at: int, octets: bytes, collections: bool, behind: byte
 
 def test_a_body_of_four_gigabytes_is_refused_by_its_header() -> None:
     bad = MUTATION[:8] + b"\xff\xff\xff\xff" + MUTATION[12:24]
-    for decoder in (fast, slow):
+    for decoder in (*FAST, slow):
         with pytest.raises(ProtocolError, match="4294967295 bytes is over the limit") as caught:
             decoder(MUTATION + bad, collections=True)
         assert caught.value.offset == len(MUTATION)
@@ -341,7 +364,7 @@ def test_a_body_of_four_gigabytes_is_refused_by_its_header() -> None:
 
 def test_the_limit_of_a_body_can_be_set() -> None:
     body = len(MUTATION) - 24
-    for decoder in (fast, slow):
+    for decoder in (*FAST, slow):
         assert len(decoder(MUTATION, collections=True, max_body=body)[0]) == 1
         with pytest.raises(ProtocolError, match="over the limit"):
             decoder(MUTATION, collections=True, max_body=body - 1)

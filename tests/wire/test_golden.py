@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ import pytest
 
 from cbframe.errors import ProtocolError
 from cbframe.wire import leb128
-from cbframe.wire.blocks import decode_block
 from cbframe.wire.constants import (
     DATA_OPCODES,
     HEADER_LENGTH,
@@ -27,7 +27,6 @@ from cbframe.wire.constants import (
 )
 from cbframe.wire.failover import FailoverEntry, encode_failover_log, parse_failover_log
 from cbframe.wire.frame import Frame
-from cbframe.wire.index import index_frames
 from cbframe.wire.messages import (
     Commit,
     DcpNoop,
@@ -43,7 +42,6 @@ from cbframe.wire.messages import (
     parse_rollback_seqno,
     parse_vbucket_seqnos,
 )
-from cbframe.wire.reference import DataMessage, decode_data, is_data
 from cbframe.wire.requests import (
     BufferAck,
     CloseStream,
@@ -77,7 +75,8 @@ from .golden import (
     number,
     same_bytes,
 )
-from .pipeline import cut, fast, feed, messages, slow
+from .oracle import DataMessage, decode_data, is_data
+from .pipeline import CORES, block_of, cut, decoder_of, fast, feed, messages, slow, unified
 
 each_side = pytest.mark.parametrize(("name", "side"), SIDES, ids=[f"{name}.{side}" for name, side in SIDES])
 STATUS_NAMES = {int(status): status.name for status in Status}
@@ -197,23 +196,21 @@ def test_fast_way_with_bytes_one_at_a_time(name: str, side: str) -> None:
         points.update((start + 25, end - 1))
     buffer = bytearray()
     found = 0
-    for piece in cut(golden.sound, points):
+    data = unified(golden.sound)
+    decoder = decoder_of(data, collections=golden.collections)
+    for piece in cut(data, points):
         buffer += piece
-        index = index_frames(bytes_view(buffer), len(buffer))
-        assert len(index.bounds) == len(index.is_data) + 1 <= 2
-        if len(index.is_data):
+        decoded = decoder.decode(buffer, 0, len(buffer))
+        assert decoded.error is None
+        assert len(decoded) + len(decoded.before) <= 1
+        if decoded.consumed:
             message = golden.messages[found]
-            assert index.bounds.tolist() == [0, message["len"]]
-            assert index.is_data[0] == data_message(message)
+            assert decoded.consumed == message["len"]
+            assert len(decoded) == data_message(message)
             found += 1
             del buffer[: message["len"]]
     assert not buffer
     assert found == len(golden.messages)
-
-
-def bytes_view(buffer: bytearray) -> bytearray:
-    """A copy: a buffer that numpy has looked at cannot be resized."""
-    return bytearray(buffer)
 
 
 def data_message(message: Message) -> bool:
@@ -224,26 +221,30 @@ def data_message(message: Message) -> bool:
 @each_side
 def test_an_incomplete_message_waits(name: str, side: str) -> None:
     golden = load(name, side)
+    data = unified(golden.sound)
     last = golden.messages[-1]
     start, end = last["offset"], last["offset"] + last["len"]
     for stop in sorted({start, start + 1, start + 8, start + 23, start + 24, (start + end) // 2, end - 1}):
         if not start <= stop < end:
             continue
-        items, tail = slow(golden.data[:stop], collections=golden.collections)
+        items, tail = slow(data[:stop], collections=golden.collections)
         assert tail == start
-        assert fast(golden.data[:stop], collections=golden.collections) == (items, start)
+        assert fast(data[:stop], collections=golden.collections) == (items, start)
         assert len(items) == len(golden.messages) - 1
 
 
 @each_side
-def test_fast_way_equals_the_reference(name: str, side: str) -> None:
+def test_both_cores_equal_the_oracle(name: str, side: str) -> None:
     golden = load(name, side)
-    expected = slow(golden.sound, collections=golden.collections)
-    assert fast(golden.sound, collections=golden.collections) == expected
+    data = unified(golden.sound)
+    expected = slow(data, collections=golden.collections)
     assert len(expected[0]) == len(golden.messages)
-    assert expected[1] == len(golden.sound)
-    pieces = cut(golden.sound, range(0, len(golden.sound), 1009))
-    assert feed(fast, pieces, collections=golden.collections) == (expected[0], b"")
+    assert expected[1] == len(data)
+    for make in CORES.values():
+        decoder = partial(fast, make=make)
+        assert decoder(data, collections=golden.collections) == expected
+        pieces = cut(data, range(0, len(data), 1009))
+        assert feed(decoder, pieces, collections=golden.collections) == (expected[0], b"")
 
 
 @pytest.mark.parametrize("name", NAMES8)
@@ -253,7 +254,7 @@ def test_conversations_with_8_0(name: str) -> None:
         test_frames_are_those_of_the_recording(name, side)
         test_names_of_numbers_are_those_of_the_recording(name, side)
         test_an_incomplete_message_waits(name, side)
-        test_fast_way_equals_the_reference(name, side)
+        test_both_cores_equal_the_oracle(name, side)
     test_requests(name)
     test_server_messages(name)
     test_answers(name)
@@ -587,11 +588,9 @@ def test_blocks_count_the_bytes_of_flow_control() -> None:
     """A block's size is that of its whole messages on the wire."""
     for name in NAMES:
         golden = load(name, "s2c")
-        buffer = bytearray(golden.sound)
-        index = index_frames(buffer, len(buffer))
-        rows = np.flatnonzero(index.is_data)
-        if len(rows):
-            block = decode_block(buffer, index.bounds, frames=rows, collections=golden.collections)
-            assert block.nbytes == sum(golden.messages[row]["len"] for row in rows.tolist())
-            assert np.array_equal(block.value_end, index.bounds[1:][rows])
+        lengths = [message["len"] for message in golden.messages if data_message(message)]
+        if lengths:
+            block = block_of(golden.sound, collections=golden.collections)
+            assert block.nbytes == sum(lengths)
+            assert np.array_equal(block.value_end, np.cumsum(lengths))
             assert messages(block.select(slice(1, None))) == messages(block)[1:]

@@ -1,6 +1,7 @@
 //! The module `cbframe._core`.
 
-use crate::frames::{Binary, Block, FrameDecoder, Settings, Wrong};
+use crate::documents::{copy, newest, Spans};
+use crate::frames::{Block, FrameDecoder, Wrong};
 use crate::json::build::{rest, Array, Buffer, Builder, Layout, Type};
 use crate::json::facts::{Facts, Looker, Place, KINDS};
 use crate::json::shred::{Inside, Reason, Shredder, ROOT};
@@ -15,7 +16,9 @@ use std::ffi::c_int;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<Decoder>()?;
-    module.add_class::<DataBlock>()?;
+    module.add_class::<Decoded>()?;
+    module.add_function(wrap_pyfunction!(copy_documents, module)?)?;
+    module.add_function(wrap_pyfunction!(newest_versions, module)?)?;
     module.add_class::<Converter>()?;
     module.add_class::<ColumnFacts>()?;
     module.add_class::<Bytes>()
@@ -324,71 +327,49 @@ fn places<'py>(py: Python<'py>, places: &[Place]) -> PyResult<Bound<'py, PyTuple
     PyTuple::new(py, places.iter().copied())
 }
 
-/// The frames of one connection.
+/// The frames of one connection; see `cbframe.wire.blocks.FrameDecoder`.
 #[pyclass(name = "FrameDecoder")]
 struct Decoder(FrameDecoder);
 
-/// The data messages of a buffer; every column is taken once.
+/// The data messages of a buffer; see `cbframe.wire.blocks.Decoded`.
 #[pyclass]
-struct DataBlock(Block);
+struct Decoded(Block);
 
 #[pymethods]
 impl Decoder {
     #[new]
-    #[pyo3(signature = (*, collections, xattrs, inflate, max_body, max_block))]
-    fn new(collections: bool, xattrs: bool, inflate: bool, max_body: usize, max_block: usize) -> Self {
-        Decoder(FrameDecoder::new(Settings { collections, xattrs, inflate, max_body, max_block }))
+    fn new(max_body: usize) -> Self {
+        Decoder(FrameDecoder::new(max_body))
     }
 
-    /// A stream begins, after `seqno`.
+    fn ready(&mut self, collections: bool) {
+        self.0.collections = Some(collections);
+    }
+
     fn open(&mut self, vbucket: u16, opaque: u32, seqno: u64) {
-        *self.0.stream(vbucket) = crate::frames::Stream { opaque, open: true, seqno, ..Default::default() };
+        self.0.open(vbucket, opaque, seqno);
     }
 
-    /// What still comes of a stream is passed over.
     fn close(&mut self, vbucket: u16) {
-        self.0.stream(vbucket).closing = true;
+        self.0.close(vbucket);
     }
 
-    /// A stream is over.
     fn forget(&mut self, vbucket: u16) {
-        self.0.stream(vbucket).open = false;
+        self.0.forget(vbucket);
     }
 
-    /// What came last of a vbucket; within an out-of-order snapshot, what came before it.
-    fn seqno(&mut self, vbucket: u16) -> u64 {
-        self.0.stream(vbucket).seqno
-    }
-
-    /// Take whole frames: a block; or what is wrong, where, with which opcode, vbucket and seqno.
-    fn decode(&mut self, py: Python<'_>, buffer: &Bound<'_, PyAny>, start: usize, stop: usize) -> PyResult<Py<PyAny>> {
+    fn decode(&mut self, py: Python<'_>, buffer: &Bound<'_, PyAny>, start: usize, stop: usize) -> PyResult<Decoded> {
         let buffer = Lent::<u8>::new(buffer)?;
-        let bytes = buffer.slice().get(start..stop).ok_or_else(|| PyValueError::new_err("the buffer ends before"))?;
+        let bytes = buffer.slice().get(..stop).ok_or_else(|| PyValueError::new_err("the buffer ends before"))?;
         let decoder = &mut self.0;
-        match py.detach(|| decoder.decode(bytes)) {
-            Ok(block) => Ok(Py::new(py, DataBlock(block))?.into_any()),
-            Err(error) => {
-                let what = match error.wrong {
-                    Wrong::Magic => "magic",
-                    Wrong::TooLong => "too_long",
-                    Wrong::Parts => "parts",
-                    Wrong::CollectionId => "collection_id",
-                    Wrong::VBucket => "vbucket",
-                    Wrong::Seqno => "seqno",
-                    Wrong::Snappy => "snappy",
-                    Wrong::Xattrs => "xattrs",
-                };
-                let parts = (what, start + error.offset, error.opcode, error.vbucket, error.seqno);
-                Ok(parts.into_pyobject(py)?.into_any().unbind())
-            }
-        }
+        Ok(Decoded(py.detach(|| decoder.decode(bytes, start))))
     }
 }
 
 #[pymethods]
-impl DataBlock {
+impl Decoded {
     fn __len__(&self) -> usize {
-        self.0.rows()
+        self.0.opcode.len()
     }
 
     #[getter]
@@ -402,11 +383,6 @@ impl DataBlock {
     }
 
     #[getter]
-    fn dropped(&self) -> usize {
-        self.0.dropped
-    }
-
-    #[getter]
     fn messages(&self) -> usize {
         self.0.messages
     }
@@ -417,12 +393,24 @@ impl DataBlock {
     }
 
     #[getter]
-    fn before(&self) -> Vec<u32> {
+    fn error(&self) -> Option<&'static str> {
+        Some(match self.0.error? {
+            Wrong::Magic => "magic",
+            Wrong::Header => "header",
+            Wrong::Early => "early",
+            Wrong::Extras => "extras",
+            Wrong::CollectionId => "collection_id",
+            Wrong::Stream => "stream",
+        })
+    }
+
+    #[getter]
+    fn before(&self) -> Vec<usize> {
         self.0.before.clone()
     }
 
     #[getter]
-    fn after(&self) -> Vec<u32> {
+    fn after(&self) -> Vec<usize> {
         self.0.after.clone()
     }
 
@@ -431,30 +419,109 @@ impl DataBlock {
         self.0.fresh.clone()
     }
 
-    /// The buffers of a column.
-    fn take(&mut self, name: &str) -> PyResult<Vec<Bytes>> {
-        fn binary(column: &mut Binary) -> Vec<Buffer> {
-            let column = std::mem::take(column);
-            vec![Buffer::Offsets(column.ends), Buffer::Bytes(column.bytes)]
-        }
-        let block = &mut self.0;
-        let buffers = match name {
-            "key" => binary(&mut block.key),
-            "value" => binary(&mut block.value),
-            "xattr_names" => binary(&mut block.xattr_names),
-            "xattr_texts" => binary(&mut block.xattr_texts),
-            "xattrs" => vec![Buffer::Offsets(std::mem::take(&mut block.xattrs))],
-            "opcode" => vec![Buffer::Bytes(block.opcode.clone())],
-            "datatype" => vec![Buffer::Bytes(std::mem::take(&mut block.datatype))],
-            "vbucket" => vec![Buffer::Words16(std::mem::take(&mut block.vbucket))],
-            "collection_id" => vec![Buffer::Words32(std::mem::take(&mut block.collection_id))],
-            "cas" => vec![Buffer::UInt64(std::mem::take(&mut block.cas))],
-            "seqno" => vec![Buffer::UInt64(std::mem::take(&mut block.seqno))],
-            "rev_seqno" => vec![Buffer::UInt64(std::mem::take(&mut block.rev_seqno))],
-            "flags" => vec![Buffer::Words32(std::mem::take(&mut block.flags))],
-            "expiry" => vec![Buffer::Words32(std::mem::take(&mut block.expiry))],
-            _ => return Err(PyValueError::new_err(format!("no column {name:?}"))),
-        };
-        Ok(buffers.into_iter().map(Bytes).collect())
+    /// Taken once.
+    fn positions(&mut self) -> (Bytes, Bytes) {
+        (words16(&mut self.0.vbuckets), words64(&mut self.0.seqnos))
     }
+
+    /// Taken once.
+    fn columns(&mut self) -> Vec<Bytes> {
+        let block = &mut self.0;
+        vec![
+            bytes(&mut block.opcode),
+            bytes(&mut block.datatype),
+            words16(&mut block.vbucket),
+            words32(&mut block.opaque),
+            words64(&mut block.cas),
+            words64(&mut block.seqno),
+            words64(&mut block.rev_seqno),
+            words32(&mut block.flags),
+            words32(&mut block.expiry),
+            words32(&mut block.collection_id),
+            signed64(&mut block.key_start),
+            signed64(&mut block.value_start),
+            signed64(&mut block.value_end),
+        ]
+    }
+}
+
+/// What is in a vector, without the room that it has besides: it may be kept for long.
+fn taken<T>(values: &mut Vec<T>) -> Vec<T> {
+    values.shrink_to_fit();
+    std::mem::take(values)
+}
+fn bytes(values: &mut Vec<u8>) -> Bytes {
+    Bytes(Buffer::Bytes(taken(values)))
+}
+fn words16(values: &mut Vec<u16>) -> Bytes {
+    Bytes(Buffer::Words16(taken(values)))
+}
+fn words32(values: &mut Vec<u32>) -> Bytes {
+    Bytes(Buffer::Words32(taken(values)))
+}
+fn words64(values: &mut Vec<u64>) -> Bytes {
+    Bytes(Buffer::UInt64(taken(values)))
+}
+fn signed64(values: &mut Vec<i64>) -> Bytes {
+    Bytes(Buffer::Int64(taken(values)))
+}
+
+/// Copy documents out of a buffer; see `cbframe.arrow.columns`. Returns the datatypes, and offsets and bytes of keys,
+/// values, and names and texts of extended attributes, with the offsets of the latter's rows; or the row of the first
+/// document that is broken.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn copy_documents(
+    py: Python<'_>,
+    buffer: &Bound<'_, PyAny>,
+    key_start: &Bound<'_, PyAny>,
+    value_start: &Bound<'_, PyAny>,
+    value_end: &Bound<'_, PyAny>,
+    datatype: &Bound<'_, PyAny>,
+    max_value: usize,
+    keeps_xattrs: bool,
+) -> PyResult<Py<PyAny>> {
+    let (buffer, datatype) = (Lent::<u8>::new(buffer)?, Lent::<u8>::new(datatype)?);
+    let (key_start, value_start) = (Lent::<i64>::new(key_start)?, Lent::<i64>::new(value_start)?);
+    let value_end = Lent::<i64>::new(value_end)?;
+    let spans = Spans {
+        buffer: buffer.slice(),
+        key_start: key_start.slice(),
+        value_start: value_start.slice(),
+        value_end: value_end.slice(),
+        datatype: datatype.slice(),
+    };
+    let documents = match py.detach(|| copy(&spans, max_value, keeps_xattrs)) {
+        Ok(documents) => documents,
+        Err(row) => return Ok(row.into_pyobject(py)?.into_any().unbind()),
+    };
+    let mut columns = vec![Bytes(Buffer::Bytes(documents.datatype))];
+    for column in [documents.key, documents.value, documents.names, documents.texts] {
+        columns.push(Bytes(Buffer::Offsets(column.offsets)));
+        columns.push(Bytes(Buffer::Bytes(column.bytes)));
+    }
+    columns.push(Bytes(Buffer::Offsets(documents.xattrs)));
+    Ok(columns.into_pyobject(py)?.into_any().unbind())
+}
+
+/// Which rows are the newest version of their document, a byte each; see `cbframe.arrow.batcher.newest`.
+#[pyfunction]
+fn newest_versions(
+    py: Python<'_>,
+    vbucket: &Bound<'_, PyAny>,
+    collection: &Bound<'_, PyAny>,
+    seqno: &Bound<'_, PyAny>,
+    offsets: &Bound<'_, PyAny>,
+    keys: &Bound<'_, PyAny>,
+) -> PyResult<Bytes> {
+    let (vbucket, collection) = (Lent::<u16>::new(vbucket)?, Lent::<u32>::new(collection)?);
+    let (seqno, offsets) = (Lent::<u64>::new(seqno)?, Lent::<i32>::new(offsets)?);
+    let keys = Lent::<u8>::new(keys)?;
+    let (vbucket, collection, seqno) = (vbucket.slice(), collection.slice(), seqno.slice());
+    let (offsets, keys) = (offsets.slice(), keys.slice());
+    let place = |at: usize| offsets.get(at).and_then(|offset| usize::try_from(*offset).ok());
+    let key = |row: usize| Some((place(row)?, place(row + 1)?));
+    let found = py.detach(|| newest(vbucket, collection, seqno, key, keys));
+    let found = found.ok_or_else(|| PyValueError::new_err("the columns do not belong together"))?;
+    Ok(Bytes(Buffer::Bytes(found)))
 }

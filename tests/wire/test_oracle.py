@@ -8,8 +8,8 @@ from hypothesis import given
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import DATA_OPCODES, Magic, Opcode
 from cbframe.wire.frame import Frame, request
-from cbframe.wire.reference import DataMessage, decode_data, decode_frames, is_data
 
+from .oracle import DataMessage, decode_data, decode_frames, is_data
 from .strategies import data_messages
 from .vectors import DELETION_V1, MUTATION, NOOP
 
