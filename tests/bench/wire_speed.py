@@ -21,7 +21,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -291,21 +290,20 @@ class Run:
               f"{figures['wall']:.2f} s, load {load:.1f}", file=sys.stderr, flush=True)  # fmt: skip
 
     @contextmanager
-    def server(self, arguments: list[str]) -> Iterator[int]:
-        """A replay server that is ready; its first port."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1] - 1
+    def server(self, arguments: list[str]) -> Iterator[tuple[str, str]]:
+        """A replay server that is ready; its ports of REST and of its first node."""
         size = ("--docs", str(self.docs), "--value-bytes", str(self.value_bytes))
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "replay_server.py"), "--port", str(port), *size, *arguments],
+            [sys.executable, str(HERE / "replay_server.py"), "--port", "0", *size, *arguments],
             stdout=subprocess.PIPE,
             cwd=self.scratch,
         )
         try:
-            if process.stdout is None or process.stdout.readline() != b"ready\n":
+            assert process.stdout is not None
+            words = process.stdout.readline().decode().split()
+            if not words:
                 raise SystemExit(f"the replay server did not start: {process.wait()}")
-            yield port
+            yield words[1], words[2]
         finally:
             process.terminate()
             process.communicate()
@@ -338,7 +336,7 @@ class Run:
     def rounds(self, jobs: list[str], server: list[str]) -> None:
         """All jobs in turn, each by all its contenders in turn."""
         with ExitStack() as stack:
-            ports: dict[tuple[str, ...], int] = {}
+            ports: dict[tuple[str, ...], tuple[str, str]] = {}
             for number in range(1 if self.form == "large" else self.options.rounds):
                 for job in jobs:
                     # Nobody is always the one that finds the caches warm.
@@ -348,15 +346,15 @@ class Run:
                         arguments = tuple(contender.server)
                         if arguments not in ports and self.form != "local":
                             ports[arguments] = stack.enter_context(self.server(contender.server))
-                        place = self.place(contender, ports.get(arguments, 0))
+                        place = self.place(contender, ports.get(arguments, ("", "")))
                         self.measure(job, contender.who, number, [*contender.command, *place], contender.env)
 
-    def place(self, contender: Contender, port: int) -> list[str]:
+    def place(self, contender: Contender, ports: tuple[str, str]) -> list[str]:
         """The arguments by which a contender finds its server."""
         tls = str(self.scratch / "ca.pem") if "--tls" in contender.server else ""
         if "--mode" in contender.command:
-            return ["--port", str(port), *(["--tls", tls] if tls else [])]
-        return [f"couchbase{'s' if tls else ''}://127.0.0.1:{port + 1}/bench", tls]
+            return ["--port", ports[0], *(["--tls", tls] if tls else [])]
+        return [f"couchbase{'s' if tls else ''}://127.0.0.1:{ports[1]}/bench", tls]
 
     def snapshot(self) -> None:
         """A first copy, 20 updates of 1 %, a compacted copy; both are read in turn."""
