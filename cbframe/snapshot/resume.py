@@ -67,7 +67,7 @@ class ResumingReceiver(DeferringBatchReceiver):
         state.void_before = self._batches.count()
         target = self._below(vbucket, seqno)
         self.rolled_back[vbucket] = min(seqno, self.rolled_back.get(vbucket, seqno))
-        if target.seqno < self._start(vbucket):
+        if target.seqno < self._starts.get(vbucket, target).seqno:
             self.taken_back[vbucket] = min(target.seqno, self.taken_back.get(vbucket, target.seqno))
         for place in [
             place for place, at in self._drops.items() if place[0] == vbucket and at > target.seqno
@@ -103,9 +103,6 @@ class ResumingReceiver(DeferringBatchReceiver):
     def _below(self, vbucket: int, seqno: int) -> Position:
         """The last position at or before a seqno at which the vbucket was whole."""
         return Position() if self._boundaries is None else self._boundaries.below(vbucket, seqno)
-
-    def _start(self, vbucket: int) -> int:
-        return self._starts[vbucket].seqno if vbucket in self._starts else 0
 
     def ended(self) -> dict[tuple[int, int], int]:
         """By vbucket and collection: the seqno at which it was dropped or emptied."""

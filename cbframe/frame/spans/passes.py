@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from cbframe.dcp.ends import ReachedEnds
 from cbframe.dcp.look import Look
-from cbframe.dcp.positions import Position
 from cbframe.errors import StreamError
 from cbframe.frame.partition import PartSettings
 from cbframe.frame.run import Run
@@ -68,7 +67,8 @@ class Pass:
         )
         receiver = SpanReceiver(run.names.wire_metadata, run.options.max_body_bytes)
         of_scope = spec.scope is not None and spec.collections is None
-        receiver.begin({each.vbucket: _begun(each) for each in some}, of_scope=of_scope)
+        starts = {each.vbucket: each.start if each.base else BEGINNING for each in some}
+        receiver.begin(starts, of_scope=of_scope)
         enough = {} if whole_snapshots else {each.vbucket: each.end.seqno for each in some}
         sink = SpanSink(spec, run.names, receiver, spec.batch_size, spec.spool_dir, settings.agreement)
         stack.callback(sink.close)
@@ -127,10 +127,6 @@ class Pass:
     def tables(self) -> Iterator[pa.Table]:
         """The rows."""
         return iter(()) if self._sink is None else self._sink.changes(self._kept)
-
-
-def _begun(given: Range) -> Position:
-    return given.start if given.base else BEGINNING
 
 
 def _on_its_way(given: Range) -> StreamError:
