@@ -107,6 +107,7 @@ impl Converter {
         if let Some(known) = known {
             configure(&mut shredder, ROOT, &known)?;
         }
+        shredder.remember();
         Ok(Converter { shredder, batch: None })
     }
 
@@ -147,12 +148,13 @@ impl Converter {
                     *reason = shredder.document(all, from, to, row as u32) as u8;
                 }
             }
+            shredder.settle(Text::new(all, all.len()), ROOT, 0);
         });
         self.batch = Some(Lending { data, rows, vbuckets, seqnos });
         Ok(Bytes(Buffer::Bytes(verdicts)))
     }
 
-    /// What the batch's documents have in common.
+    /// What the batch's documents have in common; to be asked for before columns are built.
     fn facts(&self, py: Python<'_>) -> PyResult<ColumnFacts> {
         let batch = self.batch.as_ref().ok_or_else(nothing)?;
         let (data, vbuckets, seqnos) = (batch.data.slice(), batch.vbuckets.slice(), batch.seqnos.slice());
@@ -280,10 +282,65 @@ impl ColumnFacts {
         self.facts.shape()
     }
 
-    /// As Python objects.
+    /// As Python objects of which JSON can be made.
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        dict(py, &self.facts)
+        let found = dict(py, &self.facts)?;
+        found.set_item("max_members", self.most)?;
+        Ok(found)
     }
+
+    /// What `to_dict` gave, of either core.
+    #[staticmethod]
+    fn from_dict(found: &Bound<'_, PyAny>) -> PyResult<ColumnFacts> {
+        Ok(ColumnFacts { facts: facts_of(found)?, most: found.get_item("max_members")?.extract()? })
+    }
+
+    fn __eq__(&self, other: &ColumnFacts) -> bool {
+        self.facts == other.facts && self.most == other.most
+    }
+}
+
+fn facts_of(found: &Bound<'_, PyAny>) -> PyResult<Facts> {
+    let mut facts = Facts {
+        low: found.get_item("low")?.extract()?,
+        high: found.get_item("high")?.extract()?,
+        inexact: found.get_item("inexact")?.extract()?,
+        long: found.get_item("long")?.extract()?,
+        beyond: found.get_item("beyond")?.extract()?,
+        minus_zero: found.get_item("minus_zero")?.extract()?,
+        nul: found.get_item("nul")?.extract()?,
+        members: found.get_item("members")?.extract()?,
+        present: found.get_item("present")?.extract()?,
+        ..Facts::default()
+    };
+    let (counts, samples) = (found.get_item("counts")?, found.get_item("samples")?);
+    for (kind, name) in NAMES.iter().enumerate() {
+        if counts.contains(name)? {
+            facts.counts[kind] = counts.get_item(name)?.extract()?;
+            for place in samples.get_item(name)?.try_iter()? {
+                let place = place?;
+                facts.samples[kind].push((place.get_item(0)?.extract()?, place.get_item(1)?.extract()?));
+            }
+        }
+    }
+    for name in found.get_item("names")?.try_iter()? {
+        facts.names.insert(name?.extract()?);
+    }
+    let inner = |name| -> PyResult<Option<Box<Facts>>> {
+        let inner = found.get_item(name)?;
+        if inner.is_none() {
+            Ok(None)
+        } else {
+            Ok(Some(Box::new(facts_of(&inner)?)))
+        }
+    };
+    (facts.item, facts.values) = (inner("item")?, inner("values")?);
+    for field in found.get_item("fields")?.try_iter()? {
+        let field = field?;
+        let name: String = field.get_item(0)?.extract()?;
+        facts.fields.insert(name.into_bytes().into(), facts_of(&field.get_item(1)?)?);
+    }
+    Ok(facts)
 }
 
 fn dict<'py>(py: Python<'py>, facts: &Facts) -> PyResult<Bound<'py, PyDict>> {

@@ -1,10 +1,11 @@
-"""The typer gives what ``cbframe.json.reference`` gives: types, cells, order, and the rest."""
+"""The typer gives what ``json_oracle`` gives: types, cells, order, and the rest."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+import json_oracle
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -56,7 +57,7 @@ def told(table: pa.Table, names: list[str]) -> list[tuple[str, pa.DataType, list
 
 
 def compare(values: list[bytes], table: pa.Table, plan: Plan, max_members: int) -> None:
-    wanted = reference.typed(values, max_members)
+    wanted = json_oracle.typed(values, max_members)
     ours = ("_cb_rest", "_cb_value", "_cb_reason")
     names = [name for name in table.column_names if name not in ours]
     assert told(table, names) == [

@@ -1,7 +1,7 @@
 //! Cells to columns of decided types, as the buffers of Arrow arrays.
 
 use super::facts::{kind_of, parse_double, parse_integer};
-use super::shred::{Cell, Inside, Shredder};
+use super::shred::{Cell, Inside, Shredder, MAX_LEVELS};
 use super::token::{Kind, Text};
 
 /// The type of a column.
@@ -114,17 +114,17 @@ impl Builder<'_> {
             }
             Type::Int64 => buffers.push(Some(Buffer::Int64(fixed(cells, rows, |cell| match cell.kind {
                 Kind::Int => Ok(cell.content as i64),
-                Kind::Long => i64::try_from(parse_integer(source(cell))).map_err(|_| Misfit),
+                Kind::Long => parse_integer(source(cell)).and_then(|number| number.try_into().ok()).ok_or(Misfit),
                 _ => Err(Misfit),
             })?))),
             Type::UInt64 => buffers.push(Some(Buffer::UInt64(fixed(cells, rows, |cell| match cell.kind {
                 Kind::Int => u64::try_from(cell.content as i64).map_err(|_| Misfit),
-                Kind::Long => u64::try_from(parse_integer(source(cell))).map_err(|_| Misfit),
+                Kind::Long => parse_integer(source(cell)).and_then(|number| number.try_into().ok()).ok_or(Misfit),
                 _ => Err(Misfit),
             })?))),
             Type::Decimal => buffers.push(Some(Buffer::Decimal(fixed(cells, rows, |cell| match cell.kind {
                 Kind::Int => Ok(cell.content as i64 as i128),
-                Kind::Long => Ok(parse_integer(source(cell))),
+                Kind::Long => parse_integer(source(cell)).ok_or(Misfit),
                 _ => Err(Misfit),
             })?))),
             Type::Double => buffers.push(Some(Buffer::Double(fixed(cells, rows, |cell| match cell.kind {
@@ -153,10 +153,10 @@ impl Builder<'_> {
             })?),
             Type::List(item) => {
                 let ends = std::mem::take(&mut self.shredder.nodes[id].ends);
-                let spans = spans(all, Kind::Array, &ends);
-                buffers.push(Some(Buffer::Offsets(offsets(cells, rows, Kind::Array, &spans)?)));
+                let offsets = offsets(cells, rows, Kind::Array, &spans(all, Kind::Array, &ends));
                 let count = ends.last().copied().unwrap_or(0) as usize;
                 self.shredder.nodes[id].ends = ends;
+                buffers.push(Some(Buffer::Offsets(offsets?)));
                 children.push(match self.shredder.nodes[id].item {
                     Some(inner) => self.column(inner as usize, item, count, depth + 1)?,
                     None => none(item, count)?,
@@ -164,6 +164,7 @@ impl Builder<'_> {
             }
             Type::Struct(members) => {
                 expect(cells.iter().all(|cell| cell.kind == Kind::Object))?;
+                expect(cells.is_empty() || depth < MAX_LEVELS)?;
                 for (name, member) in members {
                     children.push(match self.shredder.member(id, name) {
                         Some(child) => self.column(child, member, rows, depth + 1)?,
@@ -173,10 +174,10 @@ impl Builder<'_> {
             }
             Type::Map(values) => {
                 let ends = std::mem::take(&mut self.shredder.nodes[id].members);
-                let spans = spans(all, Kind::Object, &ends);
-                buffers.push(Some(Buffer::Offsets(offsets(cells, rows, Kind::Object, &spans)?)));
+                let offsets = offsets(cells, rows, Kind::Object, &spans(all, Kind::Object, &ends));
                 let count = ends.last().copied().unwrap_or(0) as usize;
                 self.shredder.nodes[id].members = ends;
+                buffers.push(Some(Buffer::Offsets(offsets?)));
                 let inner = self.shredder.values(id);
                 let column = self.column(inner, values, count, depth + 1)?;
                 let names = &self.shredder.nodes[id].names;

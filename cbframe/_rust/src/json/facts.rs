@@ -292,10 +292,11 @@ impl<'a> Looker<'a> {
             facts.beyond |= !double.is_finite();
             return;
         }
-        let number = parse_integer(source);
-        facts.low = facts.low.min(number);
-        facts.high = facts.high.max(number);
-        facts.inexact |= double as i128 != number;
+        if let Some(number) = parse_integer(source) {
+            facts.low = facts.low.min(number);
+            facts.high = facts.high.max(number);
+            facts.inexact |= double as i128 != number;
+        }
     }
 
     fn places(&self, cells: &[Cell], documents: Option<&[u32]>, facts: &mut Facts) {
@@ -342,7 +343,8 @@ pub fn parse_double(source: &[u8]) -> f64 {
     std::str::from_utf8(source).ok().and_then(|text| text.parse().ok()).unwrap_or(f64::NAN)
 }
 
-/// A sound integer of up to 38 digits.
-pub fn parse_integer(source: &[u8]) -> i128 {
-    std::str::from_utf8(source).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+/// A sound integer, if it has up to 38 digits.
+pub fn parse_integer(source: &[u8]) -> Option<i128> {
+    let digits = source.len() - (source[0] == b'-') as usize;
+    std::str::from_utf8(source).ok().filter(|_| digits <= MAX_DIGITS).and_then(|text| text.parse().ok())
 }

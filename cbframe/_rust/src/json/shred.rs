@@ -59,6 +59,7 @@ impl Name {
 }
 
 /// A member of objects.
+#[derive(Clone)]
 pub struct Field {
     /// The first bytes of the name and a quote, of which those count that are in the mask.
     head: u64,
@@ -110,7 +111,7 @@ pub enum Inside {
 }
 
 /// A field: its values, and what is inside of them.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Node {
     pub inside: Inside,
     pub cells: Vec<Cell>,
@@ -173,6 +174,10 @@ pub struct Shredder {
     pub keeps_rest: bool,
     /// Of each such member: the document, its name, and its value.
     pub rest: Vec<(u32, Name, Cell)>,
+    /// The nodes as they were configured.
+    configured: Vec<Node>,
+    /// How nodes are read was changed by a batch, or what was asked for of it.
+    altered: bool,
     text: Vec<u8>,
 }
 
@@ -184,8 +189,16 @@ impl Shredder {
             documents: 0,
             keeps_rest: false,
             rest: Vec::new(),
+            configured: Vec::new(),
+            altered: false,
             text: Vec::new(),
         }
+    }
+
+    /// What is configured by now holds for every batch.
+    pub fn remember(&mut self) {
+        self.configured = self.nodes.clone();
+        self.altered = false;
     }
 
     /// The values of a member of the objects of a field.
@@ -202,6 +215,7 @@ impl Shredder {
                 return node as usize;
             }
         }
+        self.altered = true;
         let field = self.add_field(id, name, true);
         self.nodes[id].fields[field as usize].node.unwrap_or_default() as usize
     }
@@ -353,7 +367,7 @@ impl Shredder {
             Some(field) => Ok(*field),
             None if node.inside == Inside::Some && node.fields.len() >= MOST_SKIPPED => Ok(NONE),
             None if node.inside == Inside::Some => Ok(self.add_field(id, name, false)),
-            None if id != ROOT && node.fields.len() >= self.max_members && !node.wide => Err(Fault::Wide),
+            None if id != ROOT && node.fields.len() >= self.max_members && self.is_full(id) => Err(Fault::Wide),
             None => {
                 let wanted = !(id == ROOT && self.keeps_rest && name.contains(&0));
                 Ok(self.add_field(id, name, wanted))
@@ -361,6 +375,57 @@ impl Shredder {
         };
         self.text = unescaped;
         Ok((found?, end + 1))
+    }
+
+    /// Whether a further name were one too many.
+    fn is_full(&self, id: usize) -> bool {
+        !self.nodes[id].wide && self.different_names(id) >= self.max_members
+    }
+
+    /// How many different names members of a batch have, nulls included.
+    fn different_names(&self, id: usize) -> usize {
+        let nodes = self.nodes[id].fields.iter().filter_map(|field| field.node);
+        nodes.filter(|child| !self.nodes[*child as usize].cells.is_empty()).count()
+    }
+
+    /// Decide where names are data by the documents of the batch alone: not by those before it, nor by values
+    /// that were taken back.
+    pub fn settle(&mut self, text: Text, id: usize, depth: u32) {
+        let node = &self.nodes[id];
+        let again = match node.inside {
+            Inside::Fields if id != ROOT && !node.wide && node.fields.len() > self.max_members => {
+                (self.different_names(id) > self.max_members).then_some(Inside::Names)
+            }
+            Inside::Names if node.wide => {
+                let mut names = std::collections::HashSet::new();
+                for name in &node.names {
+                    let mut plain = Vec::new();
+                    name.text(text, &mut plain);
+                    names.insert(plain);
+                    if names.len() > self.max_members {
+                        break;
+                    }
+                }
+                (names.len() <= self.max_members).then_some(Inside::Fields)
+            }
+            _ => None,
+        };
+        if let Some(inside) = again {
+            self.nodes[id].wide = true;
+            // What was read once is sound.
+            let _ = self.reread(text, id, inside, depth);
+        }
+        if depth >= MAX_LEVELS {
+            return;
+        }
+        let node = &self.nodes[id];
+        let inner: Vec<u32> =
+            node.fields.iter().filter_map(|field| field.node).chain(node.item).chain(node.values).collect();
+        for child in inner {
+            if !self.nodes[child as usize].cells.is_empty() {
+                self.settle(text, child as usize, depth + 1);
+            }
+        }
     }
 
     #[inline(always)]
@@ -415,7 +480,7 @@ impl Shredder {
             }
         }
         let values = self.values(id);
-        let (end, members) = members(text, at)?;
+        let (end, members) = members(text, at, depth + 1)?;
         let node = &mut self.nodes[id];
         let mut count = node.members.last().copied().unwrap_or(0);
         node.names.extend(members.iter().map(|(name, _)| name));
@@ -429,6 +494,7 @@ impl Shredder {
 
     /// Read again what is inside of the arrays and objects of a field, in another way.
     pub fn reread(&mut self, text: Text, id: usize, inside: Inside, depth: u32) -> Result<()> {
+        self.altered = true;
         let node = &mut self.nodes[id];
         // Members that a struct was decided on are looked for among however many names there are.
         let wide = node.wide || inside == Inside::Fields;
@@ -515,17 +581,14 @@ impl Shredder {
             let node = &self.nodes[id];
             let inner = match step {
                 Some(name) => self.member(id, name),
-                None => match (node.item, node.values) {
-                    (Some(item), None) => {
-                        documents = Some(inner_rows(&node.cells, Kind::Array, &node.ends, documents.as_deref()));
-                        Some(item as usize)
-                    }
-                    (_, Some(values)) => {
-                        documents = Some(inner_rows(&node.cells, Kind::Object, &node.members, documents.as_deref()));
-                        Some(values as usize)
-                    }
-                    (None, None) => None,
-                },
+                None if node.inside == Inside::Names => {
+                    documents = Some(inner_rows(&node.cells, Kind::Object, &node.members, documents.as_deref()));
+                    node.values.map(|values| values as usize)
+                }
+                None => {
+                    documents = Some(inner_rows(&node.cells, Kind::Array, &node.ends, documents.as_deref()));
+                    node.item.map(|item| item as usize)
+                }
             };
             let Some(inner) = inner else { return rows };
             id = inner;
@@ -538,10 +601,16 @@ impl Shredder {
         rows
     }
 
-    /// Forget all cells; fields, and what is known of their order, stay.
+    /// Forget all cells; fields, and what is known of their order, stay, but no more of them than there may be.
     pub fn clear(&mut self) {
         self.documents = 0;
         self.rest.clear();
+        let many = |node: &Node| node.fields.len() >= self.max_members && node.inside == Inside::Fields;
+        if self.altered || self.nodes.iter().skip(1).any(many) {
+            self.nodes = self.configured.clone();
+            self.altered = false;
+            return;
+        }
         for node in &mut self.nodes {
             node.cells.clear();
             node.ends.clear();
@@ -568,8 +637,8 @@ pub fn inner_rows(cells: &[Cell], kind: Kind, ends: &[u32], documents: Option<&[
     rows
 }
 
-/// The members of an object, each name once, and where it ends.
-fn members(text: Text, at: usize) -> Result<(usize, Vec<(Name, usize)>)> {
+/// The members of an object, each name once, and where it ends; `depth` arrays and objects are around them.
+fn members(text: Text, at: usize, depth: u32) -> Result<(usize, Vec<(Name, usize)>)> {
     let mut found: Vec<(Name, usize)> = Vec::new();
     let mut known: HashMap<Vec<u8>, usize, Hash> = HashMap::default();
     let mut at = text.blanks(at + 1);
@@ -588,8 +657,7 @@ fn members(text: Text, at: usize) -> Result<(usize, Vec<(Name, usize)>)> {
                 found.push((name, start));
             }
         }
-        // Inside of an object that is sound so far, how deep it nests is checked where values are read.
-        at = text.blanks(text.skip(start, 0)?);
+        at = text.blanks(text.skip(start, depth)?);
         match text.byte(at) {
             b',' => at = text.blanks(at + 1),
             b'}' => return Ok((at + 1, found)),
