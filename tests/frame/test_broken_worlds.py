@@ -29,7 +29,7 @@ def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             parse=False,
             timeout=60,
             # Where bytes come one by one, so do cluster maps that are pushed into a handshake.
-            options=replace(QUICK, connect_timeout=60),
+            options=replace(QUICK, connect_timeout=60, connections_per_node=1 + seed % 3),
             buffer_bytes=world.rng.choice([2000, 20_000]),
         )
         table = scan.to_arrow()
