@@ -86,6 +86,7 @@ def sample_now(
             options,
             seq_end=dict.fromkeys(range(MAX_VBUCKETS), 0),
             stream_id=None,
+            connections_per_node=1,  # a question needs no more
         )
         source = BucketDataSource(
             server_urls,

@@ -162,8 +162,13 @@ class SourceView:
         return self._coordinator.look()[0]
 
     def seqno_reports(self) -> dict[str, tuple[int, Mapping[int, int]]]:
-        """By node, how often it has reported its high seqnos, and the last report."""
+        """By connection, how often its node has reported its high seqnos, and the last report."""
         return self._coordinator.reports()
+
+    def connection_of(self, vbucket: int) -> str | None:
+        """Name of the connection that a wanted vbucket belongs to; None while no node has it."""
+        placement = self._coordinator.placement
+        return None if placement is None else placement.connection_of(vbucket)
 
     @property
     def as_of(self) -> dict[int, Position]:

@@ -41,14 +41,14 @@ class HighSeqnos:
     def missing(self, reached: Mapping[int, Position]) -> int | None:
         """How many vbuckets are not there yet; None while there is no cluster map."""
         source = self._source
-        found, done, reports = source.map, source.as_of, source.seqno_reports()
-        if found is None:
+        done, reports = source.as_of, source.seqno_reports()
+        if source.map is None:
             return None
         short, self.known = 0, True
         for vbucket in source.wanted:
             if vbucket in done:
                 continue
-            node = found.node_of(vbucket) or ""
+            node = source.connection_of(vbucket) or ""
             count, seqnos = reports.get(node, (0, {}))
             if count >= self._before.get(node, 0) + 2 and vbucket in seqnos:
                 # It is lower than before only where a history was shortened.

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ PATIENCE = 20.0
 
 
 def open_stream(cluster: LocalCluster, **arguments: Any) -> ChangeStream:
-    return stream_bucket(cluster, options=QUICK, max_latency=0.01, **arguments)
+    arguments.setdefault("options", QUICK)
+    return stream_bucket(cluster, max_latency=0.01, **arguments)
 
 
 def tail_of(stream: ChangeStream, cluster: LocalCluster, **arguments: Any) -> pd.DataFrame:
@@ -62,9 +64,11 @@ def numbers(cluster: LocalCluster) -> dict[bytes, int]:
     return {key: int(value[5:-1]) for key, value in truth_of(cluster).items()}
 
 
-def test_the_newest_of_the_last_changes(pair: LocalCluster) -> None:
+@pytest.mark.parametrize("connections", [1, 3])
+def test_the_newest_of_the_last_changes(pair: LocalCluster, connections: int) -> None:
     fill(pair, 100)
-    with open_stream(pair, start="now") as stream:
+    options = replace(QUICK, connections_per_node=connections)
+    with open_stream(pair, start="now", options=options) as stream:
         assert len(stream.to_pandas()) == 0
         pair.upsert("a", {"n": 1})
         pair.upsert("b", {"n": 1})
