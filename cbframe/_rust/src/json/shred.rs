@@ -130,6 +130,8 @@ pub struct Node {
     pub members: Vec<u32>,
     /// There were more names than there may be.
     pub wide: bool,
+    /// An array or object was not read to its end.
+    broken: bool,
 }
 
 /// Names are short: multiplied by words.
@@ -266,6 +268,7 @@ impl Shredder {
                 self.documents += 1;
                 return Reason::Good;
             }
+            self.take_document_back(text, start + 1, row);
         }
         self.refuse(all, from, to, row)
     }
@@ -273,7 +276,6 @@ impl Shredder {
     /// Why a document is none.
     #[cold]
     fn refuse(&mut self, all: &[u8], from: usize, to: usize, row: u32) -> Reason {
-        self.take_members_back(ROOT, row);
         while self.rest.last().is_some_and(|(last, _, _)| *last >= row) {
             self.rest.pop();
         }
@@ -451,13 +453,13 @@ impl Shredder {
                 (Cell { content: (first == b't') as u64, row, kind: Kind::Bool }, end)
             }
             b'n' => (Cell { content: 0, row, kind: Kind::Null }, text.literal(at)?),
-            b'{' => {
-                let end = self.inside(text, at, id, row, depth)?;
-                (Cell::span(Kind::Object, row, at, end), end)
-            }
-            b'[' => {
-                let end = self.list(text, at, id, depth)?;
-                (Cell::span(Kind::Array, row, at, end), end)
+            bracket @ (b'{' | b'[') => {
+                let (kind, end) = match bracket {
+                    b'{' => (Kind::Object, self.inside(text, at, id, row, depth)),
+                    _ => (Kind::Array, self.list(text, at, id, depth)),
+                };
+                self.nodes[id].broken |= end.is_err();
+                (Cell::span(kind, row, at, end?), end?)
             }
             _ => return Err(Fault::Invalid),
         };
@@ -499,9 +501,14 @@ impl Shredder {
         // Members that a struct was decided on are looked for among however many names there are.
         let wide = node.wide || inside == Inside::Fields;
         let again = Node { inside, cells: std::mem::take(&mut node.cells), wide, ..Node::new() };
-        *node = again;
+        let before = std::mem::replace(node, again);
         if inside == Inside::Names {
-            self.values(id);
+            let values = self.values(id);
+            let mut wide = Wide::default();
+            for child in before.fields.iter().filter_map(|field| field.node) {
+                wide.add(self.wide(child));
+            }
+            self.expect(values, &wide);
         }
         for place in 0..self.nodes[id].cells.len() {
             let cell = self.nodes[id].cells[place];
@@ -512,6 +519,40 @@ impl Shredder {
             };
         }
         Ok(())
+    }
+
+    /// Where there are too many names inside of a field.
+    fn wide(&self, id: u32) -> Wide {
+        let node = &self.nodes[id as usize];
+        let mut found = Wide { here: node.wide && node.inside == Inside::Names, ..Wide::default() };
+        for field in &node.fields {
+            let inner = field.node.map(|child| self.wide(child)).unwrap_or_default();
+            if !inner.is_empty() {
+                found.fields.insert(field.name().into(), inner);
+            }
+        }
+        found.item = node.item.map(|item| Box::new(self.wide(item))).filter(|inner| !inner.is_empty());
+        found.values = node.values.map(|values| Box::new(self.wide(values))).filter(|inner| !inner.is_empty());
+        found
+    }
+
+    /// Take it for known where there are too many names inside of a field: to find that out costs a second look
+    /// at all of it, and at each level twice the looks of the level below.
+    fn expect(&mut self, id: usize, wide: &Wide) {
+        if wide.here {
+            self.nodes[id].wide = true;
+            let values = self.values(id);
+            wide.values.iter().for_each(|inner| self.expect(values, inner));
+        } else {
+            for (name, inner) in &wide.fields {
+                let child = self.field(id, name);
+                self.expect(child, inner);
+            }
+        }
+        if let Some(inner) = &wide.item {
+            let item = self.item(id);
+            self.expect(item, inner);
+        }
     }
 
     fn list(&mut self, text: Text, start: usize, id: usize, depth: u32) -> Result<usize> {
@@ -539,9 +580,31 @@ impl Shredder {
         Ok(at + 1)
     }
 
+    /// Take back what was read of a document, from behind its first bracket, that is none.
+    ///
+    /// Its members are read again: there may be very many fields that it does not have.
+    #[cold]
+    fn take_document_back(&mut self, text: Text, start: usize, row: u32) {
+        let mut at = text.blanks(start);
+        while let Ok((end, escapes, value)) = text.name(at) {
+            let mut name = Vec::new();
+            Name(at as u32 + 1, end as u32, escapes).text(text, &mut name);
+            if let Some(child) = self.member(ROOT, &name) {
+                self.take_back(child, row);
+            }
+            let Ok(end) = text.skip(value, 1) else { return };
+            let comma = text.blanks(end);
+            if text.byte(comma) != b',' {
+                return;
+            }
+            at = text.blanks(comma + 1);
+        }
+    }
+
     /// Take back the cells of a row and the rows after it, and what is inside of them.
     fn take_back(&mut self, id: usize, row: u32) {
         let node = &mut self.nodes[id];
+        let mut filled = std::mem::take(&mut node.broken);
         while let Some(cell) = node.cells.last().filter(|cell| cell.row >= row).copied() {
             node.cells.pop();
             if cell.kind == Kind::Array {
@@ -549,27 +612,34 @@ impl Shredder {
             } else if cell.kind == Kind::Object {
                 node.members.pop();
             }
+            // Two bytes are the brackets.
+            filled |= matches!(cell.kind, Kind::Array | Kind::Object) && cell.content >> 32 > 2;
         }
-        self.take_members_back(id, row);
-    }
-
-    /// Take back what is inside of arrays and objects that were not finished, or are no more.
-    fn take_members_back(&mut self, id: usize, row: u32) {
-        let node = &mut self.nodes[id];
+        if !filled {
+            return;
+        }
         let items = node.ends.last().copied().unwrap_or(0);
         let members = node.members.last().copied().unwrap_or(0);
         node.names.truncate(members as usize);
         let (item, values) = (node.item, node.values);
         for number in 0..node.fields.len() {
             if let Some(child) = self.nodes[id].fields[number].node {
-                self.take_back(child as usize, row);
+                self.take_back_if_there(child, row);
             }
         }
         if let Some(item) = item {
-            self.take_back(item as usize, items);
+            self.take_back_if_there(item, items);
         }
         if let Some(values) = values {
-            self.take_back(values as usize, members);
+            self.take_back_if_there(values, members);
+        }
+    }
+
+    #[inline]
+    fn take_back_if_there(&mut self, id: u32, row: u32) {
+        let node = &self.nodes[id as usize];
+        if node.broken || node.cells.last().is_some_and(|cell| cell.row >= row) {
+            self.take_back(id as usize, row);
         }
     }
 
@@ -620,6 +690,40 @@ impl Shredder {
     }
 }
 
+/// Where there are too many names in objects, by fields.
+#[derive(Default)]
+struct Wide {
+    here: bool,
+    fields: HashMap<Box<[u8]>, Wide>,
+    item: Option<Box<Wide>>,
+    values: Option<Box<Wide>>,
+}
+
+impl Wide {
+    fn is_empty(&self) -> bool {
+        !self.here && self.fields.is_empty() && self.item.is_none() && self.values.is_none()
+    }
+
+    /// Add those of the values of another field, which become values of the same one.
+    fn add(&mut self, other: Wide) {
+        self.here |= other.here;
+        if let Some(item) = other.item {
+            self.item.get_or_insert_default().add(*item);
+        }
+        if let Some(values) = other.values {
+            self.values.get_or_insert_default().add(*values);
+        }
+        for (name, inner) in other.fields {
+            self.fields.entry(name).or_default().add(inner);
+        }
+        if self.here {
+            for inner in std::mem::take(&mut self.fields).into_values() {
+                self.values.get_or_insert_default().add(inner);
+            }
+        }
+    }
+}
+
 impl Node {
     fn new() -> Node {
         Node { first: NONE, ..Node::default() }
@@ -663,5 +767,99 @@ fn members(text: Text, at: usize, depth: u32) -> Result<(usize, Vec<(Name, usize
             b'}' => return Ok((at + 1, found)),
             _ => return Err(Fault::Invalid),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(shredder: &mut Shredder, documents: &[&str]) -> Vec<Reason> {
+        let all = documents.concat();
+        let mut at = 0;
+        let mut reasons = vec![];
+        for (row, document) in documents.iter().enumerate() {
+            reasons.push(shredder.document(all.as_bytes(), at, at + document.len(), row as u32));
+            at += document.len();
+        }
+        reasons
+    }
+
+    fn cells(shredder: &Shredder) -> usize {
+        shredder.nodes.iter().map(|node| node.cells.len()).sum()
+    }
+
+    #[test]
+    fn too_many_names_at_every_level_cost_no_more_each_time() {
+        // Each level was read twice for every time that the one around it was: 2^58 times here.
+        let levels = 58;
+        let document = "{\"x\":".repeat(levels) + "1" + &",\"y\":1,\"z\":[{}]}".repeat(levels - 1) + "}";
+        let mut shredder = Shredder::new(2);
+        assert_eq!(read(&mut shredder, &[&document, &document]), [Reason::Good; 2]);
+        let mut id = shredder.field(ROOT, b"x");
+        for _ in 2..levels {
+            assert_eq!(shredder.nodes[id].inside, Inside::Names);
+            id = shredder.values(id);
+        }
+        assert_eq!(shredder.nodes[id].members, [3, 6]);
+        // As wide, by the names of two objects that are values of one field: no level twice as often, either.
+        let document = "{\"x\":{\"p\":".repeat(28) + "1" + &"},\"y\":{\"q\":1,\"r\":1},\"z\":[{\"x\":{}}]}".repeat(28);
+        let mut shredder = Shredder::new(2);
+        assert_eq!(read(&mut shredder, &[&document]), [Reason::Good]);
+    }
+
+    #[test]
+    fn what_is_taken_back_costs_no_look_at_every_field() {
+        let objects: Vec<String> = (0..300)
+            .map(|n| format!("\"k{n}\":{{{}}}", (0..300).map(|m| format!("\"l{m}\":1")).collect::<Vec<_>>().join(",")))
+            .collect();
+        let all = format!("{{\"a\":{{{}}},{}}}", objects.join(","), objects.join(","));
+        let mut shredder = Shredder::new(1000);
+        assert_eq!(read(&mut shredder, &[&all]), [Reason::Good]);
+        let before = cells(&shredder);
+        // 90,000 fields and 60,000 values that are taken back: a look at each field each time takes minutes.
+        let again = format!("{{{}}}", vec!["\"a\":0,\"a\":{}"; 20_000].join(","));
+        let unfinished = vec!["{\"a\":{\"k1\":{\"l1\":1"; 20_000];
+        let mut documents = vec![&again[..]];
+        documents.extend(unfinished);
+        let mut shredder = Shredder { nodes: shredder.nodes, ..Shredder::new(1000) };
+        let text = documents.concat();
+        let mut at = 0;
+        for (row, document) in documents.iter().enumerate() {
+            let reason = shredder.document(text.as_bytes(), at, at + document.len(), row as u32 + 1);
+            assert_eq!(reason, if row == 0 { Reason::Good } else { Reason::InvalidJson });
+            at += document.len();
+        }
+        assert_eq!(cells(&shredder), before + 1);
+    }
+
+    #[test]
+    fn a_document_that_is_none_leaves_no_trace() {
+        let good = r#"{"a":[{"b":[1,{"c":2}]},3],"d":{"e":{"f":1}},"g\u0041":"x"}"#;
+        for end in 1..good.len() {
+            let mut shredder = Shredder::new(2);
+            assert_eq!(
+                read(&mut shredder, &[good, &good[..end], good]),
+                [Reason::Good, Reason::InvalidJson, Reason::Good]
+            );
+            let mut alone = Shredder::new(2);
+            read(&mut alone, &[good, good]);
+            let both = shredder.nodes.iter().zip(&alone.nodes);
+            assert!(both.into_iter().all(|(one, other)| one.cells.len() == other.cells.len()
+                && (&one.ends, &one.members) == (&other.ends, &other.members)));
+        }
+    }
+
+    #[test]
+    fn the_last_value_of_a_name_counts() {
+        let mut shredder = Shredder::new(2);
+        let document = r#"{"a":{"b":[1,2],"c":{"d":1}},"a":{"b":[3]},"a":{"b":[4,{"b":5}],"b":[6]}}"#;
+        assert_eq!(read(&mut shredder, &[document]), [Reason::Good]);
+        let a = shredder.field(ROOT, b"a");
+        let b = shredder.field(a, b"b");
+        let item = shredder.item(b);
+        assert_eq!(shredder.nodes[b].ends, [1]);
+        assert_eq!(shredder.nodes[item].cells.iter().map(|cell| cell.content).collect::<Vec<_>>(), [6]);
+        assert_eq!(cells(&shredder), 3);
     }
 }
