@@ -528,7 +528,7 @@ pub fn json(data: &[u8]) {
     check_facts(&whole, &good, 1);
     let middle = chance.below(rows + 1);
     let mut merged = batch.shred(&mut plain, middle..rows);
-    merged.merge(&batch.shred(&mut plain, 0..middle));
+    merged.merge_documents(&batch.shred(&mut plain, 0..middle), usize::MAX);
     assert_eq!(merged, whole);
 
     let mut shredder = Shredder::new([1000, 0, 1, 3][most as usize & 3]);
