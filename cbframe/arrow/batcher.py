@@ -1,8 +1,8 @@
 """The receiver that gathers documents into record batches, and knows which of them still count.
 
 Node threads put batches in; one consumer takes them out. Batches are numbered in the order in which
-they arrive: what a rollback or a newer version makes void is told by number, afterwards, by
-:meth:`BatchingReceiver.surviving`.
+they arrive: what a rollback or a newer version makes void is known by number, afterwards
+(:mod:`cbframe.arrow.current_rows`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, SEQNO, VBUCKET, raw_schema, record_batch
-from cbframe.arrow.exclusion import is_document
+from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET, raw_schema, record_batch
 from cbframe.core import compiled
 from cbframe.dcp.handover import Handover
 from cbframe.dcp.positions import Position, VBucketMetaData
-from cbframe.dcp.receiver import PositionReceiver
+from cbframe.dcp.receiver import PositionReceiver, Receipt
 from cbframe.errors import CbframeError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, SnapshotFlag, SystemEventId
@@ -167,50 +166,14 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
         """By vbucket, if it may have several versions: where those begin that can replace others."""
         return np.array([state.later_from for state in self._vbuckets])
 
-    def surviving(self, batches: list[pa.RecordBatch]) -> npt.NDArray[np.bool_] | None:
-        """Which rows are the newest version of their document, no deletion, and in a collection.
 
-        Documents that are left out (:mod:`cbframe.arrow.exclusion`) are among them.
-
-        Documents of a dropped collection are not deleted one by one. Wherever in the read it was seen to
-        be gone, it is gone from all of it.
-
-        Parameters
-        ----------
-        batches
-            All batches of the read, in the order in which :meth:`take` gave them; values are not needed.
-
-        Returns
-        -------
-        numpy.ndarray of bool or None
-            One entry a row over all batches; None if every row counts.
-        """
-        table = pa.Table.from_batches(batches) if batches else self.schema.empty_table()
-        mutation = is_document(_column(table, OPCODE))
-        gone = of_dropped(table, self.dropped, self.emptied())
-        if gone is not None:
-            mutation = mutation & ~gone
-        mixed = self.several_versions()
-        vbucket = _column(table, VBUCKET)
-        suspects = np.flatnonzero(mixed[vbucket])
-        if not len(suspects):
-            return None if mutation.all() else mutation
-        keep = mutation.copy()
-        number = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
-        void = number[suspects] < self.void_before()[vbucket[suspects]]
-        keep[suspects[void]] = False
-        suspects = suspects[~void]
-        keep[suspects[~newest(table.select(VERSION).take(pa.array(suspects)))]] = False
-        return keep
-
-
-class BatchingReceiver(GatheringReceiver[pa.RecordBatch]):
-    """Gathers a bounded read in memory: documents are acknowledged as they come."""
+class DeferringBatchReceiver(GatheringReceiver[tuple[pa.RecordBatch, Receipt]]):
+    """Gathers a bounded read for someone who says when documents are consumed."""
 
     __slots__ = ()
 
-    def on_block(self, block: DataBlock) -> None:
-        self._batches.put(self._record_batch(block))
+    def take_block(self, block: DataBlock, receipt: Receipt) -> None:
+        self._batches.put((self._record_batch(block), receipt))
 
 
 def of_dropped(

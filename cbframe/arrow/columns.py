@@ -11,16 +11,12 @@ import pyarrow as pa
 from cbframe.arrow.slices import copy_slices
 from cbframe.core import compiled
 from cbframe.errors import ProtocolError
+from cbframe.json.typer import VALUE
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, Datatype
 from cbframe.wire.xattrs import split_pairs
 
-OURS = "_cb_"
-"""Documents own every name that does not begin so."""
 KEY = "_cb_key"
-VALUE = "_cb_value"
-REASON = "_cb_reason"
-"""Why a value is no document; only of what was parsed."""
 OPCODE = "_cb_opcode"
 COLLECTION_ID = "_cb_collection_id"
 VBUCKET = "_cb_vbucket"

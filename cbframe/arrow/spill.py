@@ -1,4 +1,4 @@
-"""Where documents wait on disk: a folder that is on a disk, and has room."""
+"""Where the rows of a read wait: in memory up to a budget, then in a folder on a disk that has room."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from math import inf
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
+
+import pyarrow as pa
 
 from cbframe.errors import SpoolError
+from cbframe.limits import shortage
 from cbframe.public import warn
+
+SPILL_BYTES = 64 << 20
+"""Bytes of rows that wait in memory."""
 
 LITTLE = 64 << 20
 """Free bytes below which a warning names the folder."""
@@ -23,6 +32,85 @@ _TABLE = Path("/proc/self/mounts")
 _OTHER = "/var/tmp"  # noqa: S108 - for files that are larger, or live longer, than those in /tmp
 Progressed: TypeAlias = Callable[[], tuple[int, int]]
 """Sequence numbers that a read has reached, and that it will reach."""
+
+
+class Spill:
+    """Record batches that wait, and are read any number of times.
+
+    What is beyond the budget is in a temporary file, which has no name and is gone with the process.
+
+    Parameters
+    ----------
+    directory
+        Where the file is made; None for the system's directory for such.
+    budget
+        Bytes that are kept in memory.
+
+    Raises
+    ------
+    SpoolError
+        By any method, and by what :meth:`put` returns: the disk is full, or cannot be read.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None, budget: int | None = None) -> None:
+        self._directory = spill_folder(directory)
+        self._forecast = Forecast(self._directory)
+        self._room = SPILL_BYTES if budget is None else budget
+        self._file: IO[bytes] | None = None
+        self._end = 0
+
+    def put(self, batch: pa.RecordBatch) -> Callable[[], pa.RecordBatch]:
+        """Put a batch away; what is returned gives it again, any number of times."""
+        if batch.nbytes <= self._room:
+            self._room -= batch.nbytes
+            return lambda: batch
+        data = batch.serialize()
+        with disk_errors(self._directory):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - lives as long as this
+                self._close = weakref.finalize(self, _close, self._file)
+            self._file.seek(self._end)
+            self._file.write(memoryview(data))
+        begin, self._end = self._end, self._end + data.size
+        return partial(self._take, begin, data.size, batch.schema)
+
+    def _take(self, begin: int, size: int, schema: pa.Schema) -> pa.RecordBatch:
+        assert self._file is not None
+        with disk_errors(self._directory):
+            self._file.seek(begin)
+            data = self._file.read(size)
+            if len(data) != size:
+                raise OSError("a temporary file was cut")
+            return pa.ipc.read_record_batch(pa.py_buffer(data), schema)
+
+    def foresee(self, progress: Progressed) -> None:
+        """Warn where the rest of a read will not fit."""
+        self._forecast.look(self._end, progress)
+
+    def close(self) -> None:
+        """Delete the file; allowed at any time, and more than once."""
+        if self._file is not None:
+            self._close()
+
+
+def _close(file: IO[bytes]) -> None:
+    # Of a full disk: what is not written yet cannot be written, and is not wanted.
+    with suppress(OSError):
+        file.close()
+
+
+@contextmanager
+def disk_errors(directory: str) -> Iterator[None]:
+    """Turns an error of the disk into one that says what to do."""
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as exc:
+        if (error := shortage(exc)) is not None:
+            raise error from exc
+        raise SpoolError(
+            f"documents cannot be kept in {directory!r} while the bucket is read: {exc}",
+            hint="free some space there, or name another place with spool_dir=",
+        ) from exc
 
 
 class Forecast:

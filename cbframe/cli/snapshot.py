@@ -13,10 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from cbframe.arrow.columns import KEY, OURS, SEQNO, VBUCKET
+from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
 from cbframe.cli.credentials import connection
 from cbframe.cli.files import ndjson, writer_of
 from cbframe.cli.text import HEAD_ROWS, INDENT, progress_line, say, say_rows, show_head, show_table
+from cbframe.json.typer import OURS
 from cbframe.snapshot.result import SnapshotResult, size
 from cbframe.snapshot.sink import CHANGE_TYPE
 from cbframe.snapshot.snapshot import Snapshot, SnapshotVersion

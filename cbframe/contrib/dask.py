@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cbframe.arrow.columns import KEY
-from cbframe.arrow.documents.plan import OnConflict
 from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, DependencyError
@@ -24,6 +23,7 @@ from cbframe.frame.convert import to_pandas
 from cbframe.frame.partition import ScanPartition
 from cbframe.frame.report import ReadReport
 from cbframe.frame.scan import BucketScan
+from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.scan.progress import Progress

@@ -13,17 +13,15 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from cbframe.arrow.columns import OURS, REASON, VALUE
 from cbframe.arrow.documents import kinds as lattice
-from cbframe.arrow.documents.census import quoted
 from cbframe.arrow.documents.kinds import Kind
 from cbframe.arrow.documents.parse import as_lists
-from cbframe.arrow.documents.plan import Plan, Policy, is_list
-from cbframe.arrow.documents.result import REST, TypedColumns
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder, differences, unescaped, unify
 from cbframe.arrow.documents.widen import widen
 from cbframe.errors import ConversionError
 from cbframe.frame.conflicts import Conflict
+from cbframe.json.layout import Column, Policy, is_list
+from cbframe.json.typer import OURS, REASON, REST, VALUE, quoted
 from cbframe.scan.spec import ScanSpec
 
 _OURS = frozenset({REST, VALUE, REASON})
@@ -95,7 +93,7 @@ class Fitter:
         Whether anything depends on the values: not if all columns have the agreed types already.
     """
 
-    def __init__(self, agreement: Agreement, target: ScanSpec, schema: pa.Schema, plan: Plan) -> None:
+    def __init__(self, agreement: Agreement, target: ScanSpec, schema: pa.Schema, plan: Column) -> None:
         self._target = target
         self._builder = ColumnsBuilder(schema, plan)
         mine = self._builder.columns().schema.names
@@ -229,21 +227,6 @@ class Fitter:
             if name in names or name in self._target.schema or name in self._free
         }
         return pa.table(columns) if columns else _without_columns(rows)
-
-
-def fitted(typed: TypedColumns, agreement: Agreement, target: ScanSpec) -> tuple[pa.Table, Fitter]:
-    """All documents of a part, with the agreed columns.
-
-    Raises
-    ------
-    ConversionError
-        A field does not fit, and that is to be an error.
-    """
-    fitter = Fitter(agreement, target, typed.table.schema, typed.plan)
-    if fitter.looks:
-        fitter.look(typed.table)
-    fitter.settle()
-    return fitter.apply(typed.table, typed.rows), fitter
 
 
 def _without_columns(rows: int) -> pa.Table:

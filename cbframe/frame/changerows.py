@@ -9,12 +9,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, METADATA_TYPES, OPCODE, SEQNO, VALUE, VBUCKET
+from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, METADATA_TYPES, OPCODE, SEQNO, VBUCKET
 from cbframe.arrow.exclusion import of_transactions
 from cbframe.arrow.keys import KEY_TYPES, KeyForm, formed
 from cbframe.cluster.manifest import SYSTEM_SCOPE, CollectionName, Manifest
 from cbframe.errors import CbframeError
 from cbframe.frame.changes import CHANGE_TYPE, CHANGE_TYPES, CollectionDrop
+from cbframe.json.typer import VALUE
 from cbframe.wire.constants import Opcode, SystemEventId
 from cbframe.wire.messages import SystemEvent
 

@@ -11,17 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.columns import KEY, SEQNO, VALUE, VBUCKET, is_json
-from cbframe.arrow.documents.order import Places
-from cbframe.arrow.documents.plan import Place, Policy
-from cbframe.arrow.documents.projection import Projection
+from cbframe.arrow.columns import SEQNO, VBUCKET, is_json
 from cbframe.arrow.documents.rendered import rendered
-from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.dcp.positions import Position, VBucketOffset
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConfigurationError
 from cbframe.frame import shape
-from cbframe.frame.conflicts import Conflict, named
+from cbframe.frame.conflicts import Conflict, keys_at, named
+from cbframe.json.layout import Place, Policy, tree_of
+from cbframe.json.typer import VALUE, Documents
+from cbframe.json.typer import typed as typed_documents
 from cbframe.scan.spec import NESTED, Nested, paths_of
 from cbframe.wire.messages import SystemEvent
 
@@ -229,33 +228,31 @@ def typed(
     if nested not in NESTED:
         raise ConfigurationError(f"nested={nested!r}", hint=f"choose from: {', '.join(NESTED)}")
     paths = None if columns is None else paths_of(columns, nested)
-    typer = JsonTyper(Policy(nested_as_text=nested == "json", maps=frozenset(maps)))
+    documents: list[Documents] = []
     if there.any():
-        documents = values.filter(pa.array(there)).combine_chunks()
-        if isinstance(documents, pa.ChunkedArray):
-            documents = pa.concat_arrays(documents.chunks)
-        places = Places(changes[VBUCKET].to_numpy()[there], changes[SEQNO].to_numpy()[there])
-        called_json = is_json(datatype[there])
-        if paths:
-            documents = Projection(paths).apply(documents, called_json)
-        typer.add(documents, called_json, places)
-    found = typer.finish()
-    maps.update(place for place, plan in found.plan.conflicts() if plan.data)
-    table = found.table
+        some = values.filter(pa.array(there)).combine_chunks()
+        if isinstance(some, pa.ChunkedArray):
+            some = pa.concat_arrays(some.chunks)
+        vbucket, seqno = changes[VBUCKET].to_numpy()[there], changes[SEQNO].to_numpy()[there]
+        documents.append(Documents(some, is_json(datatype[there]), vbucket, seqno))
+    wanted = tree_of(paths) if paths else None
+    policy = Policy(nested_as_text=nested == "json", maps=frozenset(maps), wanted=wanted)
+    table, settled = typed_documents(documents, policy)
+    rows_typed = int(there.sum())
+    maps.update(place for place, column in settled.layout.root.conflicts() if column.data)
     if paths is not None:
-        table = shape.selected(table, paths, rows=found.rows, lenient=True)
+        table = shape.selected(table, paths, rows=rows_typed, lenient=True)
     if nested == "flatten":
         table = shape.flattened(table)
     table = rendered(table)
-    if found.rows != rows and table.num_columns:
+    if rows_typed != rows and table.num_columns:
         # Each row takes its document; where there is none, there is no index, and so null.
         table = table.take(pa.array(np.cumsum(there) - 1, mask=~there))
     # The only name without our prefix, since others who tell of changes use it: a document's own makes way.
     names = [_free(name, table.column_names) if name == CHANGE_TYPE else name for name in table.column_names]
     table = table.rename_columns(names)
-    keys = changes[KEY].filter(pa.array(there))
-    conflicts = named(found.conflicts, lambda row: keys[row].as_py())
-    return _beside(changes.drop_columns([VALUE]), table), conflicts, found.rejected
+    conflicts = named(settled.disagreements(), lambda places: keys_at([changes], places, None))
+    return _beside(changes.drop_columns([VALUE]), table), conflicts, settled.reasons()
 
 
 def _free(name: str, taken: Sequence[str]) -> str:

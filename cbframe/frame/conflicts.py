@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-from cbframe.arrow.documents.census import Disagreement
+import numpy as np
+import pyarrow as pa
 
+from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
+from cbframe.arrow.keys import KeyForm, formed_key
+from cbframe.json.typer import Disagreement, Where
+
+KeysAt: TypeAlias = Callable[[Collection[Where]], Mapping[Where, str | bytes]]
+"""Gives the keys of the documents at some places."""
 _SAMPLES = 3
 
 
@@ -77,15 +84,34 @@ def merged(parts: Iterable[Iterable[Conflict]]) -> tuple[Conflict, ...]:
     return tuple(found.values())
 
 
-def named(found: Iterable[Disagreement], key_of: Callable[[Any], str | bytes]) -> tuple[Conflict, ...]:
-    """Put document keys in the place of rows."""
+def named(found: Iterable[Disagreement], keys_at: KeysAt) -> tuple[Conflict, ...]:
+    """What there is to say, with keys in place of where documents stand."""
+    found = list(found)
+    keys = keys_at({where for each in found for some in each.samples.values() for where in some})
     return tuple(
         Conflict(
             each.path,
             each.types,
             each.action,
-            {kind: tuple(map(key_of, rows)) for kind, rows in each.samples.items()},
+            {kind: tuple(keys[where] for where in some) for kind, some in each.samples.items()},
             each.names,
         )
         for each in found
     )
+
+
+def keys_at(
+    tables: Iterable[pa.Table], places: Collection[Where], form: KeyForm | None
+) -> dict[Where, str | bytes]:
+    """The keys of the rows at some places; in their own form, if none is asked for."""
+    found: dict[Where, str | bytes] = {}
+    wanted = set(places)
+    seqnos = np.array([seqno for _, seqno in wanted], np.uint64)
+    for table in tables if wanted else ():
+        seqno = table[SEQNO].to_numpy()
+        for row in np.flatnonzero(np.isin(seqno, seqnos)).tolist():
+            where = table[VBUCKET][row].as_py(), int(seqno[row])
+            if where in wanted:
+                key = table[KEY][row].as_py()
+                found[where] = key if form is None else formed_key(key, form)
+    return found

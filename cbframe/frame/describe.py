@@ -11,9 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import OURS
-from cbframe.arrow.documents.census import quoted
 from cbframe.arrow.documents.parse import as_lists
+from cbframe.json.typer import OURS, quoted
 
 _SMALLEST = 1024
 """Hashes that are kept of a field: so many different values are counted exactly, more within some 3 %."""

@@ -11,23 +11,24 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from cbframe.arrow.columns import REASON, VALUE, raw_schema
+from cbframe.arrow.batcher import DeferringBatchReceiver
+from cbframe.arrow.columns import raw_schema
 from cbframe.arrow.documents.kinds import Kind
-from cbframe.arrow.documents.plan import Plan
-from cbframe.arrow.documents.unify import Columns, unify
-from cbframe.arrow.spool import DeferringBatchReceiver
+from cbframe.arrow.documents.unify import Columns, ColumnsBuilder, unify
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.look import Look, look_at
 from cbframe.dcp.survey import Size
 from cbframe.errors import ConfigurationError
 from cbframe.frame.agreed import Agreement, Fitter
-from cbframe.frame.assemble import Assembler, assembled_of, beside
 from cbframe.frame.intake import Intake
 from cbframe.frame.moment import Moment
 from cbframe.frame.names import Names, described
 from cbframe.frame.outcome import Outcome
+from cbframe.frame.pipeline import Pipeline, beside
 from cbframe.frame.run import Run
 from cbframe.frame.shape import lacking
+from cbframe.json.layout import struct
+from cbframe.json.typer import REASON, VALUE
 from cbframe.public import warn
 from cbframe.scan.spec import ScanSpec, count, positive
 
@@ -236,16 +237,17 @@ class Divider:
         """What the columns of some documents are, what took them in, and how many there are."""
         run = Run(replace(target, progress=None), first_map=look.map, moment=moment)
         receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
-        assembler = Assembler(
-            target, run.names, receiver, target.batch_size, target.spool_dir, moment=run.moment
-        )
-        with closing(assembler):
-            run.into(receiver, assembler)
-            raw, typed, manifest = assembler.typed()
-        # What is an error in any document is one here.
-        assembled_of(raw, typed, manifest, target, run.names, lenient=True)
-        columns = Columns.of(typed.table.schema, typed.plan, [typed.table], typed.widths)
-        return columns, assembler.intake, typed.rows - sum(typed.rejected.values())
+        pipeline = Pipeline(target, run.names, receiver, moment=run.moment)
+        with closing(pipeline):
+            run.into(receiver, pipeline)
+            # What is an error in any document is one here.
+            typed = pipeline.keep_documents(lenient=True)
+            settled = typed.settled
+            assert settled is not None, "documents are parsed"
+            columns = ColumnsBuilder(typed.empty.schema, settled.layout.root, settled.widths())
+            for number in range(len(pipeline)):
+                columns.look(pipeline.table(number, typed))
+        return columns.columns(), pipeline.intake, pipeline.documents - settled.rejected.total()
 
     def _schema(self, target: ScanSpec, agreement: Agreement, manifest: Manifest | None) -> pa.Schema:
         names = Names(target, target.options)
@@ -257,7 +259,7 @@ class Divider:
             each.with_type(target.schema.get(each.name, each.type)) for each in agreement.documents.schema
         ]
         empty = pa.schema(fields).empty_table()
-        fitter = Fitter(agreement, target, empty.schema, Plan(pa.struct([])))
+        fitter = Fitter(agreement, target, empty.schema, struct({}))
         fitter.look(empty)
         fitter.settle()
         _, table = Outcome(target, 0, {}, lenient=True).form(raw, fitter.apply(empty, 0))

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 import pyarrow as pa
 
 from cbframe.arrow.changes import Arrived, ChangeReceiver, Item, Reached, Told, Withdrawn
-from cbframe.arrow.documents.plan import Place
 from cbframe.dcp.handover import Switch
 from cbframe.dcp.positions import Position
 from cbframe.errors import ReadCancelledError
 from cbframe.frame.changerows import ChangeRows, Directory
 from cbframe.frame.changes import ChangeBatch, CollectionDrop, Given, Rollback
+from cbframe.json.layout import Place
 from cbframe.wire.messages import SystemEvent
 
 _POLL = 0.05

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.batcher import GatheringReceiver
-from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, EXPIRY, KEY, OPCODE, VALUE, is_json
+from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, EXPIRY, KEY, OPCODE, is_json
 from cbframe.arrow.documents.filters import METADATA, predicates
 from cbframe.arrow.documents.filters import NAMES as FILTER_NAMES
 from cbframe.arrow.documents.matcher import Matcher
-from cbframe.arrow.documents.projection import Projection
 from cbframe.arrow.exclusion import EXPIRED, TRANSACTION_RECORD, has_expired, of_transactions
 from cbframe.frame.names import Names
+from cbframe.json.typer import VALUE
 from cbframe.public import warn
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode
@@ -59,7 +59,6 @@ class Intake:
         self._metadata = [name for name in METADATA if name in named and name not in FILTER_NAMES]
         self._by_name = not named.isdisjoint(FILTER_NAMES)
         self._collections: set[int] = set()
-        self._projection = Projection(target.columns) if target.columns and target.parsed else None
         self._drops_transactions = target.transaction_records == "drop"
         self._moment = moment
         self._of_changes = of_changes
@@ -73,7 +72,7 @@ class Intake:
             batch = self._without_transactions(batch)
         if self._moment is not None:
             batch = self._without_expired(batch, self._moment)
-        return batch if self.matcher is None and self._projection is None else self._reduced(batch)
+        return batch if self.matcher is None else self._matched(batch, self.matcher)
 
     def _without_transactions(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         theirs = of_transactions(batch.column(KEY))
@@ -113,26 +112,20 @@ class Intake:
         """Whether there was a document, filtered or not."""
         return self._names.any_visible(self._collections, self._receiver)
 
-    def _reduced(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Only what is wanted of the values.
+    def _matched(self, batch: pa.RecordBatch, matcher: Matcher) -> pa.RecordBatch:
+        """Only documents that pass the filters.
 
-        A document that is not wanted stands as a deletion: an older version of it must not count.
+        One that does not stands as a deletion: an older version of it must not count.
         """
         values, called_json = batch.column(VALUE), is_json(batch.column(DATATYPE).to_numpy())
-        columns = {name: batch.column(name) for name in batch.schema.names}
         opcode = batch.column(OPCODE).to_numpy()
         mutation = opcode == Opcode.DCP_MUTATION
-        if self.matcher is not None:
-            wanted = self.matcher.mask(values, called_json & mutation, self._of(batch, mutation), mutation)
-            columns[OPCODE] = pa.array(np.where(wanted | ~mutation, opcode, np.uint8(Opcode.DCP_DELETION)))
-            # Not if_else(): that of pyarrow 16 makes broken offsets of binary values and a null.
-            values = values.filter(pa.array(wanted))
-            if self._projection is not None:
-                values = self._projection.apply(values, called_json[wanted])
-            empty = pa.array([b""] * len(batch), values.type)
-            columns[VALUE] = pc.replace_with_mask(empty, pa.array(wanted), values)
-        elif self._projection is not None:
-            columns[VALUE] = self._projection.apply(values, called_json & mutation)
+        wanted = matcher.mask(values, called_json & mutation, self._of(batch, mutation), mutation)
+        columns = {name: batch.column(name) for name in batch.schema.names}
+        columns[OPCODE] = pa.array(np.where(wanted | ~mutation, opcode, np.uint8(Opcode.DCP_DELETION)))
+        # Not if_else(): that of pyarrow 16 makes broken offsets of binary values and a null.
+        empty = pa.array([b""] * len(batch), values.type)
+        columns[VALUE] = pc.replace_with_mask(empty, pa.array(wanted), values.filter(pa.array(wanted)))
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
 
     def _of(self, batch: pa.RecordBatch, mutation: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:

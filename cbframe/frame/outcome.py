@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 
 from cbframe.arrow.columns import SEQNO, VBUCKET
-from cbframe.arrow.documents.census import Disagreement, quoted
 from cbframe.arrow.documents.dates import Dates
 from cbframe.arrow.documents.fit import fit
 from cbframe.arrow.documents.rendered import rendered
 from cbframe.errors import ConversionError
 from cbframe.frame import shape
-from cbframe.frame.conflicts import Conflict, named
+from cbframe.frame.conflicts import Conflict, KeysAt, named
+from cbframe.json.typer import Disagreement, Where, quoted
 from cbframe.scan.spec import ScanSpec
 
 _SAMPLES = 3
@@ -69,18 +68,16 @@ class Outcome:
             named = target.parse_dates if isinstance(target.parse_dates, tuple) else None
             self._dates = Dates(named, lenient=self._lenient)
         self._misfits: dict[str, int] = {}
-        self._samples: dict[str, list[tuple[tuple[int, int], Any]]] = {}
+        self._samples: dict[str, list[Where]] = {}
         self.looks = bool(target.schema) or self._dates is not None
 
-    def look(self, raw: pa.Table, table: pa.Table, name: Callable[[int], Any]) -> None:
+    def look(self, raw: pa.Table, table: pa.Table) -> None:
         """Take in one more table.
 
         Parameters
         ----------
         raw
             Its metadata, the same rows.
-        name
-            What a row is called in samples.
 
         Raises
         ------
@@ -93,11 +90,9 @@ class Outcome:
                 self._misfits[column] = self._misfits.get(column, 0) + len(misfits)
                 vbucket, seqno = raw[VBUCKET].to_numpy()[misfits], raw[SEQNO].to_numpy()[misfits]
                 samples = self._samples.setdefault(column, [])
-                samples += [
-                    ((int(vbucket[at]), int(seqno[at])), name(int(misfits[at])))
-                    for at in np.lexsort((seqno, vbucket))[:_SAMPLES]
-                ]
-                samples.sort(key=lambda sample: sample[0])
+                first = np.lexsort((seqno, vbucket))[:_SAMPLES]
+                samples += [(int(vbucket[at]), int(seqno[at])) for at in first]
+                samples.sort()
                 del samples[_SAMPLES:]
         if self._dates is not None:
             self._dates.look(self._cut(raw, table)[1])
@@ -115,17 +110,15 @@ class Outcome:
             table = self._dates.apply(table)
         return raw, rendered(table, self._target.schema) if self._final else table
 
-    def conflicts(
-        self, found: Iterable[Disagreement], key_of: Callable[[Any], str | bytes]
-    ) -> tuple[Conflict, ...]:
+    def conflicts(self, found: Iterable[Disagreement], keys_at: KeysAt) -> tuple[Conflict, ...]:
         """Fields whose values had no common type, or not the declared one.
 
         Parameters
         ----------
         found
             Those without a common type.
-        key_of
-            The key of what is in samples, as the frame has it.
+        keys_at
+            Gives the keys of the documents at some places.
 
         Raises
         ------
@@ -133,12 +126,10 @@ class Outcome:
             There are such, and that was to be an error.
         """
         misfits = [
-            Disagreement(
-                quoted(name), {"misfit": count}, "null", {"misfit": tuple(row for _, row in samples)}
-            )
+            Disagreement(quoted(name), {"misfit": count}, "null", {"misfit": tuple(samples)})
             for (name, count), samples in zip(self._misfits.items(), self._samples.values(), strict=True)
         ]
-        conflicts = named([*found, *misfits], key_of)
+        conflicts = named([*found, *misfits], keys_at)
         _refuse_conflicts(conflicts, self._target)
         return conflicts
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow as pa
 
-from cbframe.arrow.columns import KEY, OURS
+from cbframe.arrow.columns import KEY
 from cbframe.arrow.documents.filters import predicates
 from cbframe.cluster.auth import Authenticator, CertificateAuthenticator
 from cbframe.cluster.connstr import parse_connection_string
@@ -22,6 +22,7 @@ from cbframe.frame.moment import utc_now
 from cbframe.frame.pins import Pins
 from cbframe.frame.result import ReadResult
 from cbframe.frame.session import ReadSession
+from cbframe.json.typer import OURS
 from cbframe.public import public
 from cbframe.scan.spec import METADATA_NAMES, Consistency, ScanSpec, flag, one_of
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from cbframe.arrow.documents.plan import OnConflict
 from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
@@ -20,6 +19,7 @@ from cbframe.frame.grid import as_html, as_text
 from cbframe.frame.moment import Moment
 from cbframe.frame.report import left_out
 from cbframe.frame.session import ReadSession
+from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.scan.progress import Progress

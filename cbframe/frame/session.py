@@ -9,20 +9,15 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from cbframe.arrow.batcher import BatchingReceiver, GatheringReceiver
-from cbframe.arrow.exclusion import LeftOut
-from cbframe.arrow.spool import DeferringBatchReceiver
-from cbframe.cluster.manifest import Manifest
+from cbframe.arrow.batcher import DeferringBatchReceiver, GatheringReceiver
 from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import ConfigurationError
 from cbframe.frame.agreed import Agreement
-from cbframe.frame.assemble import Assembled, Assembler, raw_table
-from cbframe.frame.gather import RawSink
 from cbframe.frame.pins import Pins
+from cbframe.frame.pipeline import Found, Pipeline
 from cbframe.frame.result import ReadResult
 from cbframe.frame.run import Ran, Run, Sink
-from cbframe.frame.split import split_tables, without_rows
-from cbframe.frame.streamed import SpoolingSink
+from cbframe.frame.split import split_tables, told_of
 from cbframe.scan.spec import ScanSpec, paths_of
 
 T = TypeVar("T")
@@ -61,19 +56,13 @@ class ReadSession:
             The read could not be completed; never is a part of it returned.
         """
         run = self._begin()
-        if not self._spec.parsed:
-            ran, raw, manifest, left_out = self._gather(run, self._spec)
-            table = raw_table(raw, manifest, self._spec, run.names)
-            return self._result(run, ran, Assembled(table, (), {}, left_out))
-        spec = self._spec
-        receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
-        assembler = Assembler(
-            spec, run.names, receiver, spec.batch_size, spec.spool_dir, self._agreement, run.moment
-        )
-        with closing(assembler):
-            ran = self._into(run, receiver, assembler)
-            typed = assembler.finish()
-        return self._result(run, ran, typed)
+        receiver, pipeline = self._pipeline(run, self._spec)
+        with closing(pipeline):
+            ran = self._into(run, receiver, pipeline)
+            found = pipeline.finish()
+            tables = list(found.tables)
+        table = pa.concat_tables([found.schema.empty_table(), *tables])
+        return self._result(run, ran, found, table)
 
     def split(self, by: str | tuple[str, ...]) -> tuple[ReadResult, dict[str | None, ReadResult]]:
         """Read into a table for each kind of document, after what there is to say about all of them.
@@ -91,12 +80,14 @@ class ReadSession:
                 "documents that are not parsed have no kind", hint="leave keys_only=True and parse=False out"
             )
         run = self._begin()
-        ran, raw, manifest, left_out = self._gather(run, replace(self._spec, parse=False, columns=None))
-        tables = split_tables(raw, manifest, path, self._spec, run.names)
-        rows = sum(len(each.table) for each in tables.values())
-        whole = replace(without_rows(tables.values()), left_out=left_out)
-        about = replace(self._result(run, ran, whole), documents=rows)
-        return about, {label: self._result(run, ran, each) for label, each in tables.items()}
+        receiver, pipeline = self._pipeline(run, replace(self._spec, parse=False, columns=None))
+        with closing(pipeline):
+            ran = self._into(run, receiver, pipeline)
+            tables, left_out = split_tables(pipeline, path, self._spec, run.names)
+        results = {label: self._result(run, ran, *each) for label, each in tables.items()}
+        whole = Found(pa.schema([]), iter(()), *told_of(tables.values()), left_out)
+        rows = sum(len(each.table) for each in results.values())
+        return replace(self._result(run, ran, whole, pa.table({})), documents=rows), results
 
     def stream(self) -> tuple[ReadResult, pa.RecordBatchReader]:
         """Read into record batches, by way of a temporary file; before them, what there is to say.
@@ -114,22 +105,15 @@ class ReadSession:
             reader = pa.RecordBatchReader.from_batches(result.table.schema, batches)
             return replace(result, table=result.table.schema.empty_table()), reader
         run = self._begin(bounded=True)
-        spec = self._spec
-        receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
-        sink = SpoolingSink(
-            spec, run.names, receiver, spec.batch_size, spec.spool_dir, self._agreement, run.moment
-        )
+        receiver, pipeline = self._pipeline(run, self._spec, bounded=True)
         with ExitStack() as stack:
-            stack.callback(sink.close)
-            ran = self._into(run, receiver, sink)
-            streamed = sink.finish()
+            stack.callback(pipeline.close)
+            ran = self._into(run, receiver, pipeline)
+            found = pipeline.finish()
             # The files are needed now: who reads the batches closes them.
             stack.pop_all()
-        empty = Assembled(
-            streamed.schema.empty_table(), streamed.conflicts, streamed.rejected, streamed.left_out
-        )
-        about = replace(self._result(run, ran, empty), documents=None)
-        batches = (batch for table in streamed.tables for batch in table.to_batches())
+        about = replace(self._result(run, ran, found, found.schema.empty_table()), documents=None)
+        batches = (batch for table in found.tables for batch in table.to_batches())
         return about, pa.RecordBatchReader.from_batches(about.table.schema, batches)
 
     def _begin(self, *, bounded: bool = False) -> Run:
@@ -144,13 +128,12 @@ class ReadSession:
         )
         return self._run
 
-    def _gather(self, run: Run, spec: ScanSpec) -> tuple[Ran, pa.Table, Manifest | None, LeftOut]:
-        """Documents as they are, the collections that they are of, and how many were left out."""
-        receiver = BatchingReceiver(run.names.received, run.options.max_body_bytes)
-        sink = RawSink(spec, run.names, receiver, run.moment)
-        ran = self._into(run, receiver, sink)
-        raw, manifest = sink.finish()
-        return ran, raw, manifest, sink.left_out
+    def _pipeline(
+        self, run: Run, spec: ScanSpec, *, bounded: bool = False
+    ) -> tuple[DeferringBatchReceiver, Pipeline]:
+        receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
+        pipeline = Pipeline(spec, run.names, receiver, self._agreement, run.moment, bounded=bounded)
+        return receiver, pipeline
 
     def _into(self, run: Run, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
         ran = run.into(receiver, sink)
@@ -158,17 +141,17 @@ class ReadSession:
             self._pins.check(ran.as_of, receiver)
         return ran
 
-    def _result(self, run: Run, ran: Ran, found: Assembled) -> ReadResult:
+    def _result(self, run: Run, ran: Ran, found: Found, table: pa.Table) -> ReadResult:
         """A result whose schema says as of when it is."""
         result = ReadResult(
-            found.table,
+            table,
             self._spec.bucket,
             ran.as_of,
             found.conflicts,
-            found.rejected,
+            dict(found.rejected),
             ran.stats,
             run.seconds,
-            len(found.table),
+            len(table),
             found.left_out.expired,
             found.left_out.transaction_records,
             ran.moment,

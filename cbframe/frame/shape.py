@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.columns import OURS, REASON, VALUE
 from cbframe.arrow.documents.parse import member_of
-from cbframe.arrow.documents.projection import Path
 from cbframe.errors import ConfigurationError, ConversionError
+from cbframe.json.layout import Path
+from cbframe.json.typer import OURS, REASON, VALUE
 
 
 def refuse_rejected(rejected: dict[str, int], rows: int) -> None:
@@ -89,7 +89,7 @@ def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool
         name, members = joined(path[:1]), path[1:]
         column = table[name] if name in table.column_names else None
         for depth, member in enumerate(members, 1):
-            if column is not None and pa.types.is_string(column.type) and column.null_count < len(column):
+            if column is not None and pa.types.is_string(column.type):
                 # There may well be documents that have it.
                 outer = ".".join(path[:depth])
                 raise ConfigurationError(

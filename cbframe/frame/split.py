@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.columns import DATATYPE, VALUE, is_json
-from cbframe.arrow.documents.guard import Reason, inspect, screen
-from cbframe.arrow.documents.projection import Path, Projection
-from cbframe.arrow.documents.typer import JsonTyper
-from cbframe.cluster.manifest import Manifest
+from cbframe.arrow.columns import DATATYPE, SEQNO, VBUCKET, is_json
+from cbframe.arrow.exclusion import LeftOut
 from cbframe.errors import ConfigurationError
-from cbframe.frame.assemble import Assembled, add_documents, assembled_of
+from cbframe.frame.conflicts import Conflict, keys_at
 from cbframe.frame.names import Names
+from cbframe.frame.outcome import Outcome
+from cbframe.frame.pipeline import Found, Pipeline, beside
 from cbframe.frame.shape import lacking
+from cbframe.json.layout import Path
+from cbframe.json.typer import VALUE, Documents, texts_at, typed
 from cbframe.scan.spec import ScanSpec
 
-_DEPTH = 200
 _MOST = 1000
 """Tables; who asks for more has named a field that tells documents apart, not their kinds."""
-_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_TEXT = msgspec.json.Decoder(str).decode
 
 
 def split_tables(
-    raw: pa.Table, manifest: Manifest | None, path: Path, target: ScanSpec, names: Names
-) -> dict[str | None, Assembled]:
-    """Type each kind of document for itself.
+    pipeline: Pipeline, path: Path, target: ScanSpec, names: Names
+) -> tuple[dict[str | None, tuple[Found, pa.Table]], LeftOut]:
+    """Convert each kind of document for itself.
 
     Parameters
     ----------
-    raw
-        Documents as they came.
+    pipeline
+        With documents that are not converted.
     path
         The field whose value tells the kind.
 
@@ -47,31 +46,40 @@ def split_tables(
     ConversionError
         Values are no JSON objects, or do not fit, and that was to be an error.
     """
-    projection = Projection(target.columns) if target.columns else None
-    tables: dict[str | None, Assembled] = {}
+    raw, manifest = pipeline.unconverted()
+    tables: dict[str | None, tuple[Found, pa.Table]] = {}
     schemas: list[pa.Schema] = []
     for label, rows in groups_of(raw, path).items():
         part = raw.take(pa.array(rows))
-        typer = JsonTyper(target.policy())
-        for batch in part.to_batches():
-            add_documents(typer, [batch if projection is None else projected(batch, projection)])
-        typed = typer.finish()
-        schemas.append(typed.table.schema)
-        tables[label] = assembled_of(part, typed, manifest, target, names, lenient=True)
+        table, settled = typed(documents_in(part), target.policy())
+        schemas.append(table.schema)
+        outcome = Outcome(target, len(part), settled.reasons(), lenient=True)
+        if outcome.looks:
+            outcome.look(part, table)
+        conflicts = outcome.conflicts(settled.disagreements(), partial(keys_at, [part], form=target.keys))
+        part, table = outcome.form(part, table)
+        table = beside(names.head(part, manifest), table)
+        tables[label] = Found(table.schema, iter(()), conflicts, settled.reasons()), table
     if tables:
         unknown = [path for path in target.columns or () if all(lacking(each, path) for each in schemas)]
         _refuse("columns", map(".".join, unknown))
     if tables and isinstance(target.parse_dates, tuple):
-        there = {name for each in tables.values() for name in each.table.column_names}
+        there = {name for _, each in tables.values() for name in each.column_names}
         _refuse("parse_dates", (name for name in target.parse_dates if name not in there))
-    return tables
+    return tables, pipeline.left_out
 
 
-def projected(batch: pa.RecordBatch, projection: Projection) -> pa.RecordBatch:
-    """A batch whose values are cut down."""
-    values = projection.apply(batch.column(VALUE), is_json(batch.column(DATATYPE).to_numpy()))
-    columns = [values if name == VALUE else batch.column(name) for name in batch.schema.names]
-    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+def documents_in(raw: pa.Table) -> list[Documents]:
+    """Documents that are not converted, to be so."""
+    return [
+        Documents(
+            batch.column(VALUE),
+            is_json(batch.column(DATATYPE).to_numpy()),
+            batch.column(VBUCKET).to_numpy(),
+            batch.column(SEQNO).to_numpy(),
+        )
+        for batch in raw.to_batches()
+    ]
 
 
 def _refuse(argument: str, unknown: Iterable[str]) -> None:
@@ -92,19 +100,31 @@ def groups_of(raw: pa.Table, path: Path) -> dict[str | None, npt.NDArray[np.int6
     Parameters
     ----------
     raw
-        With values and datatypes.
+        With values and metadata.
 
     Raises
     ------
     ConfigurationError
         There are more than a thousand different values.
     """
-    projection = Projection([path])
     labels: dict[str | None, int] = {}
-    codes = [
-        _codes(batch.column(VALUE), is_json(batch.column(DATATYPE).to_numpy()), projection, path, labels)
-        for batch in raw.to_batches()
-    ]
+    codes: list[npt.NDArray[np.int64]] = []
+    for documents in documents_in(raw):
+        # Many documents, few kinds.
+        texts = texts_at(documents, path).dictionary_encode()
+        numbers = [
+            labels.setdefault(label, len(labels)) for label in map(_label, texts.dictionary.to_pylist())
+        ]
+        indices = texts.indices
+        if indices.null_count:
+            numbers.append(labels.setdefault(None, len(labels)))
+            indices = indices.fill_null(len(numbers) - 1)
+        if len(labels) > _MOST:
+            raise ConfigurationError(
+                f"split_by={'.'.join(path)!r} has more than {_MOST:,} different values",
+                hint="name a field that tells kinds of documents apart, or read them with filters=",
+            )
+        codes.append(np.array(numbers, np.int64)[indices.to_numpy()])
     if not codes:
         return {}
     code = np.concatenate(codes)
@@ -114,50 +134,20 @@ def groups_of(raw: pa.Table, path: Path) -> dict[str | None, npt.NDArray[np.int6
     return {label: rows[label] for label in sorted(rows, key=lambda label: (label is None, label or ""))}
 
 
-def _codes(
-    values: pa.Array,
-    called_json: npt.NDArray[np.bool_],
-    projection: Projection,
-    path: Path,
-    labels: dict[str | None, int],
-) -> npt.NDArray[np.int64]:
-    """The number of each row's label; new ones are added."""
-    # Many documents, few kinds: only those that differ are looked at.
-    cut = projection.apply(values, called_json).dictionary_encode()
-    known = cut.dictionary
-    sound = inspect(known, screen(known, np.ones(len(known), bool)), _DEPTH) == Reason.GOOD
-    numbers = np.empty((2, max(len(known), 1)), np.int64)
-    indices = cut.indices.to_numpy()
-    for json in (False, True):
-        used = np.unique(indices[called_json == json])
-        for at in used.tolist():
-            label = _label(known[at].as_py(), path) if json and sound[at] else None
-            numbers[int(json), at] = labels.setdefault(label, len(labels))
-            if len(labels) > _MOST:
-                raise ConfigurationError(
-                    f"split_by={'.'.join(path)!r} has more than {_MOST:,} different values",
-                    hint="name a field that tells kinds of documents apart, or read them with filters=",
-                )
-    found: npt.NDArray[np.int64] = numbers[called_json.astype(np.int64), indices]
-    return found
+def _label(text: str) -> str | None:
+    if text[0] == '"':
+        label: str = json.loads(text)
+        return label
+    return None if text[0] in "{[n" else text
 
 
-def _label(document: bytes, path: Path) -> str | None:
-    raw = document
-    for name in path:
-        if raw[:1] != b"{":
-            return None
-        raw = bytes(_FIELDS(raw).get(name, b"null"))
-    if raw[:1] == b'"':
-        return _TEXT(raw)
-    return None if raw[:1] in (b"{", b"[", b"n") else raw.decode()
-
-
-def without_rows(tables: Iterable[Assembled]) -> Assembled:
-    """What all of them together tell besides their rows."""
-    parts = list(tables)
+def told_of(
+    tables: Iterable[tuple[Found, pa.Table]],
+) -> tuple[tuple[Conflict, ...], dict[str, int]]:
+    """Conflicts and rejected documents of all tables together."""
     rejected: Counter[str] = Counter()
-    for each in parts:
-        rejected.update(each.rejected)
-    conflicts = tuple(conflict for each in parts for conflict in each.conflicts)
-    return Assembled(pa.table({}), conflicts, dict(rejected))
+    conflicts: list[Conflict] = []
+    for found, _ in tables:
+        rejected.update(found.rejected)
+        conflicts += found.conflicts
+    return tuple(conflicts), dict(rejected)

@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.batcher import newest
-from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VALUE, VBUCKET
-from cbframe.arrow.documents.plan import Place
+from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
 from cbframe.errors import ConfigurationError
 from cbframe.frame.changes import ChangeBatch, typed
+from cbframe.json.layout import Place
+from cbframe.json.typer import VALUE
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1245,7 +1245,8 @@ _BEGINS = np.zeros(256, np.bool_)
 _BEGINS[list(b"[:, \t\r\n")] = True
 _ENDS = np.zeros(256, np.bool_)
 _ENDS[list(b"]}, \t\r\n")] = True
-_STRING_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# Linear on any input: a string without an end is taken to the end of the document.
+_STRING_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"[{")] = 1
 _STEPS[list(b"]}")] = -1

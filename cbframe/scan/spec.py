@@ -18,10 +18,7 @@ from typing import Any, Literal, Self, TypeAlias, TypedDict, get_args
 import numpy as np
 import pyarrow as pa
 
-from cbframe.arrow.columns import OURS
 from cbframe.arrow.documents.filters import Filters, Predicate, make_filters, predicates
-from cbframe.arrow.documents.plan import OnConflict, Policy
-from cbframe.arrow.documents.projection import Path, path_of
 from cbframe.arrow.documents.typenames import arrow_type
 from cbframe.arrow.exclusion import TRANSACTION_PREFIX
 from cbframe.arrow.keys import KEY_FORMS, KeyForm
@@ -29,6 +26,8 @@ from cbframe.cluster.auth import Authenticator, as_authenticator, pem_text
 from cbframe.cluster.connstr import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSContext, TLSLike, named_context
 from cbframe.errors import ConfigurationError
+from cbframe.json.layout import OnConflict, Path, Policy, path_of, tree_of
+from cbframe.json.typer import OURS
 from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.progress import Progress, check_progress
 from cbframe.typing import Connectable, ServerURLs
@@ -611,4 +610,5 @@ class ScanSpec:
             nested_as_text=self.nested == "json",
             declared=self.schema,
             infer_length=self.infer_schema_length,
+            wanted=tree_of(self.columns) if self.columns else None,
         )

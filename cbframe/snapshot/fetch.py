@@ -94,7 +94,7 @@ class Fetch:
         names = self._run.names
         self.receiver = ResumingReceiver(names.wire_metadata, self._run.options.max_body_bytes)
         self.receiver.resume(known.positions, known.boundaries)
-        self.sink = ChangeSink(target, names, self.receiver, target.batch_size, target.spool_dir, net=net)
+        self.sink = ChangeSink(target, names, self.receiver, net=net)
 
     def __enter__(self) -> Self:
         return self

@@ -17,16 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import DecodeError
 
-from cbframe.arrow.columns import (
-    COLLECTION_ID,
-    DATATYPE,
-    KEY,
-    METADATA_TYPES,
-    OURS,
-    REASON,
-    VALUE,
-    is_json,
-)
+from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, METADATA_TYPES, is_json
 from cbframe.arrow.documents.comparison import Mask, compared, decoded, family, holds, value_at
 from cbframe.arrow.documents.filters import (
     Filters,
@@ -40,10 +31,10 @@ from cbframe.arrow.documents.filters import (
 )
 from cbframe.arrow.documents.kinds import Kind, is_text
 from cbframe.arrow.documents.parse import member_of
-from cbframe.arrow.documents.projection import Path
-from cbframe.arrow.documents.result import REST
 from cbframe.arrow.documents.unify import Columns
 from cbframe.errors import ConfigurationError
+from cbframe.json.layout import Path
+from cbframe.json.typer import OURS, REASON, REST, VALUE
 
 _OURS = {KEY, VALUE, REASON, COLLECTION_ID, "_cb_scope", "_cb_collection", REST, *METADATA_TYPES}
 _TEXT = ("string", "moment", "clock")

@@ -9,16 +9,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OURS
+from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES
 from cbframe.arrow.documents.filters import Filters, Predicate, predicates
-from cbframe.arrow.documents.projection import Path, path_of
 from cbframe.arrow.documents.rendered import rendered
-from cbframe.arrow.documents.result import REST
 from cbframe.arrow.documents.unify import Columns, unify
 from cbframe.arrow.documents.widen import widen
 from cbframe.arrow.keys import KEY_TYPES, KeyForm, formed
 from cbframe.errors import ConfigurationError
 from cbframe.frame.shape import flattened, selected
+from cbframe.json.layout import Path, path_of
+from cbframe.json.typer import OURS, REST
 from cbframe.scan.spec import METADATA_NAMES, Nested
 from cbframe.snapshot.live import Live, Part
 from cbframe.snapshot.manifest import FileEntry, Manifest

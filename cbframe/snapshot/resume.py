@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import pyarrow as pa
 
-from cbframe.arrow.spool import DeferringBatchReceiver
+from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import Receipt
 from cbframe.snapshot.history import Boundaries

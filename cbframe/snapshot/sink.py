@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.batcher import of_dropped
-from cbframe.arrow.columns import COLLECTION_ID, KEY, OPCODE, VALUE, VBUCKET
-from cbframe.arrow.documents.census import shown
-from cbframe.arrow.documents.chunks import Batch
-from cbframe.arrow.documents.density import Width
-from cbframe.arrow.documents.passes import PassingTyper
-from cbframe.arrow.documents.plan import Place, Plan, is_list
-from cbframe.arrow.documents.rewrite import FAMILIES
+from cbframe.arrow.columns import COLLECTION_ID, OPCODE
+from cbframe.arrow.current_rows import CurrentRows
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder
-from cbframe.arrow.keys import formed_key
-from cbframe.arrow.spool import ARRIVED, Spool, Survivors
 from cbframe.cluster.manifest import Manifest
-from cbframe.frame.assemble import beside
 from cbframe.frame.conflicts import Conflict
-from cbframe.frame.names import Names, alive
-from cbframe.frame.outcome import Outcome
-from cbframe.frame.streamed import SpoolingSink, documents_of
+from cbframe.frame.names import Names
+from cbframe.frame.pipeline import Pipeline, Typed, beside
+from cbframe.json.layout import FAMILIES, Column, Place, is_list, struct
+from cbframe.json.typer import shown
 from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot.resume import ResumingReceiver
 from cbframe.wire.constants import Opcode
@@ -71,10 +61,10 @@ class Described:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Column,
         conflicts: Iterable[Conflict] = (),
         declared: Mapping[str, pa.DataType] | None = None,
-        widths: Mapping[Place, Width] | None = None,
+        widths: Mapping[Place, tuple[int, int]] | None = None,
     ) -> None:
         self._plan = plan
         self._widths = widths
@@ -132,40 +122,22 @@ class Changes:
     transaction_records: int = 0
 
 
-class ChangeSink(SpoolingSink):
-    """Takes the changes of one run to disk.
+class ChangeSink(Pipeline):
+    """Takes the changes of one run.
 
     Parameters
     ----------
     net
         Of each document only the newest change counts, and none of before its collection was emptied.
-
-    Attributes
-    ----------
-    nbytes
-        What came, in bytes of memory.
     """
 
-    of_changes = True
-    nbytes = 0
     _receiver: ResumingReceiver
 
     def __init__(
-        self,
-        target: ScanSpec,
-        names: Names,
-        receiver: ResumingReceiver,
-        batch_bytes: int,
-        spool_dir: str | os.PathLike[str] | None = None,
-        *,
-        net: bool = False,
+        self, target: ScanSpec, names: Names, receiver: ResumingReceiver, *, net: bool = False
     ) -> None:
-        super().__init__(target, names, receiver, batch_bytes, spool_dir)
+        super().__init__(target, names, receiver, bounded=True, of_changes=True)
         self._net = net
-
-    def _put_down_batch(self, batch: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> None:
-        self.nbytes += batch.nbytes
-        super()._put_down_batch(batch, numbers)
 
     def changes(
         self,
@@ -193,99 +165,75 @@ class ChangeSink(SpoolingSink):
         Raises
         ------
         CbframeError
-            As :meth:`~cbframe.frame.streamed.SpoolingSink.finish`.
+            As :meth:`~cbframe.frame.pipeline.Pipeline.finish`.
         """
-        if self._pending:
-            self._put_down()
-        self._spool.complete()
-        self._names.refuse_dropped(self._receiver)
+        receiver, target = self._receiver, self._target
+        manifest = self.complete(known)
         if whole:
-            self._intake.refuse_filters()
+            self.intake.refuse_filters()
         elif first:
-            self._intake.warn_of_filters()
-        ids = np.array(sorted(self._collections), np.uint32)
-        every = np.union1d(ids, np.array(sorted(known), np.uint32))
-        manifest = self._names.manifest_of(every, self._receiver)
-        rows = _ChangeRows(self._spool, self._receiver, manifest, net=self._net)
-        dead = set(self._receiver.dropped)
+            self.intake.warn_of_filters()
+        dead = set(receiver.dropped)
         if manifest is not None and manifest.uid >= manifest_uid:
-            dead |= set(every.tolist()) - manifest.collections.keys()
-        head = _Head(self._names, manifest)
-        if self._typer is None:
-            found = self._unparsed_changes(rows, head, frozenset(dead))
-        else:
-            found = self._typed_changes(self._typer, rows, head, frozenset(dead), whole=whole)
-        return replace(found, transaction_records=self._intake.transaction_records)
-
-    def _unparsed_changes(self, rows: _ChangeRows, head: _Head, dead: frozenset[int]) -> Changes:
-        kind = pa.schema([] if self._target.keys_only else [pa.field(VALUE, pa.binary())])
-        columns = Described(Plan(pa.struct([])))
-
-        def tables() -> Iterator[pa.Table]:
-            for number in range(len(rows)):
-                upserts, others = rows.parts(number)
-                values = pa.table([rows.values(number)] if kind.names else [], schema=kind)
-                yield from self._both(head, upserts, values, others, columns)
-
-        return Changes(rows.count, tables(), columns, rows.collections(), dead, (), {})
-
-    def _typed_changes(
-        self, typer: PassingTyper, rows: _ChangeRows, head: _Head, dead: frozenset[int], *, whole: bool
-    ) -> Changes:
-        if rows.some_went:
-            # What was learned of versions that do not count must not show in any column, type or count.
-            typer = PassingTyper(self._target.policy())
-            for number in range(len(rows)):
-                typer.learn(rows.load(number))
-        layout = typer.settle(rows)
-        census = typer.census
-        rejected = census.reasons()
-        # An update may bring none of the documents that have a field.
-        outcome = Outcome(self._target, rows.upserts, rejected, lenient=not whole, final=False)
-        empty = layout.table([])
-        outcome.form(self._receiver.schema.empty_table(), empty)
-
-        def typed() -> Iterator[tuple[int, pa.Table]]:
-            return enumerate(typer.tables(rows, layout))
-
-        if outcome.looks:
-            for number, table in typed():
-                outcome.look(
-                    rows.parts(number)[0],
-                    table,
-                    lambda row, number=number: (number, row),  # type: ignore[misc]
-                )
-        conflicts = outcome.conflicts(
-            census.disagreements(layout.plan, layout.names()),
-            lambda place: formed_key(rows.key(place), self._target.keys),
+            dead |= self.collections - manifest.collections.keys()
+        net = self._net
+        current = CurrentRows(
+            self.heads(),
+            receiver,
+            versions=not net,
+            ended=receiver.ended() if net else {},
+            dropped=None if net else set(),
         )
-        widths = _placed(census.widths, self._target)
-        columns = Described(_named(layout.plan, self._target), conflicts, self._target.schema, widths)
-
-        def tables() -> Iterator[pa.Table]:
-            for number, table in typed():
-                upserts, others = rows.parts(number)
-                upserts, documents = outcome.form(upserts, table)
-                documents = documents.rename_columns([*map(made_way, documents.column_names)])
-                yield from self._both(head, upserts, documents, others, columns)
-
-        return Changes(rows.count, tables(), columns, rows.collections(), dead, conflicts, rejected)
-
-    @staticmethod
-    def _both(
-        head: _Head, upserts: pa.Table, documents: pa.Table, others: pa.Table, columns: Described
-    ) -> Iterator[pa.Table]:
-        """Documents, and behind them deletions, whose fields are null."""
-        columns.look(documents)
-        table = beside(head.of(upserts), documents)
-        if len(others):
-            nothing = pa.table(
-                [pa.nulls(len(others), field.type) for field in documents.schema], schema=documents.schema
+        self.keep(current.mask, manifest, documents=False)
+        # An update may bring none of the documents that have a field.
+        typed = self.typed(lenient=not whole, final=False)
+        if typed.settled is None:
+            # A deletion has no value.
+            schema = pa.schema([each.with_nullable(True) for each in typed.empty.schema])
+            typed = replace(typed, empty=schema.empty_table())
+        typed.form(receiver.schema.empty_table(), typed.empty)
+        columns = Described(struct({}))
+        if typed.settled is not None:
+            columns = Described(
+                _named(typed.settled.layout.root, target),
+                typed.conflicts,
+                target.schema,
+                _placed(typed.settled.widths(), target),
             )
-            deleted = beside(head.of(others), nothing) if documents.schema.names else head.of(others)
-            table = pa.concat_tables([table, deleted])
-        if len(table):
-            yield table
+        return Changes(
+            self.rows,
+            self._tables(typed, _Head(self._names, manifest), columns),
+            columns,
+            self._names_of_collections(manifest),
+            frozenset(dead),
+            typed.conflicts,
+            dict(typed.rejected),
+            self.intake.transaction_records,
+        )
+
+    def _names_of_collections(self, manifest: Manifest | None) -> dict[int, str]:
+        if manifest is None:
+            return dict.fromkeys(self.collections, f"{_DEFAULT}.{_DEFAULT}")
+        names = ((cid, manifest.collections[cid]) for cid in sorted(self.collections))
+        return {cid: f"{name.scope}.{name.name}" for cid, name in names}
+
+    def _tables(self, typed: Typed, head: _Head, columns: Described) -> Iterator[pa.Table]:
+        """Documents, and after them deletions, whose fields are null."""
+        for number in range(len(self)):
+            upserts, documents = typed.form(self.raw(number), self.table(number, typed))
+            documents = documents.rename_columns([*map(made_way, documents.column_names)])
+            columns.look(documents)
+            table = beside(head.of(upserts), documents)
+            every = self.all_of(number)
+            others = every.filter(pa.array(every[OPCODE].to_numpy() != Opcode.DCP_MUTATION))
+            if len(others):
+                nothing = pa.table(
+                    [pa.nulls(len(others), field.type) for field in documents.schema], schema=documents.schema
+                )
+                deleted = beside(head.of(others), nothing) if documents.schema.names else head.of(others)
+                table = pa.concat_tables([table, deleted])
+            if len(table):
+                yield table
 
 
 class _Head:
@@ -306,97 +254,9 @@ class _Head:
         return head.append_column(CHANGE_TYPE, _KINDS.take(pa.array(kinds)))
 
 
-class _ChangeRows:
-    """The rows of a spool that count: documents, and deletions.
-
-    Attributes
-    ----------
-    count, upserts
-        How many there are, and how many of them are documents.
-    some_went
-        Whether there are documents that do not count.
-    """
-
-    def __init__(
-        self, spool: Spool, receiver: ResumingReceiver, manifest: Manifest | None, *, net: bool
-    ) -> None:
-        self._spool = spool
-        self._stale = Survivors(spool, receiver).stale if net else {}
-        self._dropped = set(receiver.dropped) if net else set()
-        self._ended = receiver.ended() if net else {}
-        self._void_before = receiver.void_before()
-        self._manifest = manifest
-        self._seen: set[int] = set()
-        self.count = self.upserts = documents = 0
-        for number in range(len(self)):
-            heads = spool.heads(number)
-            keep, upsert = self._masks(number, heads)
-            documents += int(_is_document(heads).sum())
-            self.count += int(keep.sum())
-            self.upserts += int(upsert.sum())
-            self._seen.update(np.unique(heads.column(COLLECTION_ID).to_numpy()[keep]).tolist())
-        self.some_went = documents != self.upserts
-
-    def __len__(self) -> int:
-        return len(self._spool)
-
-    def collections(self) -> dict[int, str]:
-        """Names of the rows' collections."""
-        if self._manifest is None:
-            return dict.fromkeys(self._seen, f"{_DEFAULT}.{_DEFAULT}")
-        names = ((cid, self._manifest.collections[cid]) for cid in sorted(self._seen))
-        return {cid: f"{name.scope}.{name.name}" for cid, name in names}
-
-    def _masks(
-        self, number: int, heads: pa.RecordBatch
-    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which rows count, and which of them are documents."""
-        vbucket = heads.column(VBUCKET).to_numpy()
-        keep: npt.NDArray[np.bool_] = heads.column(ARRIVED).to_numpy() >= self._void_before[vbucket]
-        table = pa.Table.from_batches([heads])
-        if self._manifest is not None:
-            keep &= alive(table, self._manifest)
-        if number in self._stale:
-            keep[self._stale[number]] = False
-        gone = of_dropped(table, self._dropped, self._ended)
-        if gone is not None:
-            keep &= ~gone
-        return keep, keep & _is_document(heads)
-
-    def parts(self, number: int) -> tuple[pa.Table, pa.Table]:
-        """Keys and metadata of documents, and of deletions."""
-        heads = self._spool.heads(number)
-        keep, upsert = self._masks(number, heads)
-        return (
-            pa.Table.from_batches([heads.filter(pa.array(upsert))]),
-            pa.Table.from_batches([heads.filter(pa.array(keep & ~upsert))]),
-        )
-
-    def values(self, number: int) -> pa.Array:
-        """Values of documents, as they are."""
-        upsert = self._masks(number, self._spool.heads(number))[1]
-        return self._spool.values(number).filter(pa.array(upsert))
-
-    def load(self, number: int) -> Batch:
-        """Documents of a batch, to be typed."""
-        heads = self._spool.heads(number)
-        return documents_of(heads, self._spool.values(number), self._masks(number, heads)[1])
-
-    def key(self, place: tuple[int, int]) -> bytes:
-        """The key of a document."""
-        number, row = place
-        key: bytes = self.parts(number)[0][KEY][row].as_py()
-        return key
-
-
-def _is_document(heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-    mutation: npt.NDArray[np.bool_] = heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
-    return mutation
-
-
-def _placed(widths: Mapping[Place, Width], target: ScanSpec) -> dict[Place, Width]:
+def _placed(widths: Mapping[Place, tuple[int, int]], target: ScanSpec) -> dict[Place, tuple[int, int]]:
     """Widths by the places of the columns in the result."""
-    found: dict[Place, Width] = {}
+    found: dict[Place, tuple[int, int]] = {}
     for path in target.columns or [(str(place[0]),) for place in widths]:
         for place, width in widths.items():
             if place[: len(path)] == path:
@@ -404,7 +264,7 @@ def _placed(widths: Mapping[Place, Width], target: ScanSpec) -> dict[Place, Widt
     return found
 
 
-def _named(plan: Plan, target: ScanSpec) -> Plan:
+def _named(plan: Column, target: ScanSpec) -> Column:
     """The plan of the columns as they are named in the result."""
     if target.columns is None:
         return replace(plan, members={made_way(name): each for name, each in plan.members.items()})

@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 
 import pyarrow.fs as pafs
 
-from cbframe.arrow.documents.plan import OnConflict
 from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.frame.moment import Clock, utc_now
+from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.scan.progress import Progress

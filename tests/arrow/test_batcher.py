@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import struct
 import threading
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -15,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbframe.arrow import batcher
-from cbframe.arrow.batcher import VERSION, BatchingReceiver, GatheringReceiver, newest
-from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
+from cbframe.arrow.batcher import VERSION, DeferringBatchReceiver, newest
+from cbframe.arrow.current_rows import ARRIVED, CurrentRows
+from cbframe.arrow.exclusion import is_document
 from cbframe.core import compiled
 from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
@@ -38,7 +38,7 @@ Item = tuple[int, int, str, Opcode, int]
 """vbucket, seqno, key, opcode, collection."""
 
 
-def put(receiver: GatheringReceiver[Any], *items: Item) -> None:
+def put(receiver: DeferringBatchReceiver, *items: Item) -> None:
     data = bytearray()
     for vbucket, seqno, key, opcode, collection in items:
         data += request(
@@ -49,60 +49,39 @@ def put(receiver: GatheringReceiver[Any], *items: Item) -> None:
             value=b"%d" % seqno if opcode == M else b"",
         ).encode()
     block = block_of(bytes(data), collections=True)
-    if isinstance(receiver, DeferringBatchReceiver):
-        receiver.take_block(block, Receipt(0, int))
-    else:
-        receiver.on_block(block)
+    receiver.take_block(block, Receipt(0, int))
 
 
 def m(vbucket: int, seqno: int, key: str, collection: int = 0) -> Item:
     return vbucket, seqno, key, M, collection
 
 
-def left(receiver: BatchingReceiver, batches: list[pa.RecordBatch]) -> list[tuple[str, int]]:
-    keep = receiver.surviving(batches)
-    table = pa.Table.from_batches(batches, receiver.schema)
-    if keep is not None:
-        table = table.filter(pa.array(keep))
-    keys, seqnos = table["_cb_key"].to_pylist(), table["_cb_seqno"].to_pylist()
-    return [(key.decode(), seqno) for key, seqno in zip(keys, seqnos, strict=True)]
-
-
 def run(*steps: object) -> list[tuple[str, int]]:
     """What is left after steps: a list is a block; others are what they say, with a vbucket first."""
-    receivers = BatchingReceiver(), DeferringBatchReceiver()
-    for receiver in receivers:
-        play(receiver, *steps)
-    found = left(receivers[0], receivers[0].take(0))
-    arrived = [batch for batch, _ in receivers[1].take(0)]
-    for rows in (1, 3, 1000):
-        assert left_of_spool(receivers[1], arrived, rows) == found
+    receiver = DeferringBatchReceiver()
+    play(receiver, *steps)
+    arrived = [batch for batch, _ in receiver.take(0)]
+    found, *others = (left(receiver, arrived, rows) for rows in (1, 3, 1000))
+    assert all(other == found for other in others)
     return found
 
 
-def left_of_spool(
-    receiver: DeferringBatchReceiver, arrived: list[pa.RecordBatch], rows: int
-) -> list[tuple[str, int]]:
-    """The same of what went to disk, in batches of other sizes."""
-    spool = Spool(receiver.schema)
-    table = pa.Table.from_batches(arrived, receiver.schema).combine_chunks()
+def left(receiver: DeferringBatchReceiver, arrived: list[pa.RecordBatch], rows: int) -> list[tuple[str, int]]:
+    """Documents that count, where they wait in batches of so many rows."""
     numbers = np.repeat(np.arange(len(arrived)), [len(batch) for batch in arrived])
-    for start in range(0, len(table), rows):
-        [batch] = table[start : start + rows].combine_chunks().to_batches()
-        spool.write(batch, numbers[start : start + rows])
-    spool.complete()
-    survivors = Survivors(spool, receiver)
+    table = pa.Table.from_batches(arrived, receiver.schema).append_column(ARRIVED, pa.array(numbers))
+    batches = table.combine_chunks().to_batches(max_chunksize=rows)
+    current = CurrentRows([lambda batch=batch: batch for batch in batches], receiver)  # type: ignore[misc]
     found = []
-    for number in range(len(spool)):
-        heads = spool.heads(number)
-        heads = heads.filter(pa.array(survivors.mask(number, heads)))
-        keys, seqnos = heads["_cb_key"].to_pylist(), heads["_cb_seqno"].to_pylist()
+    for number, heads in enumerate(batches):
+        mask = current.mask(number, heads) & is_document(heads["_cb_opcode"].to_numpy())
+        some = heads.filter(pa.array(mask))
+        keys, seqnos = some["_cb_key"].to_pylist(), some["_cb_seqno"].to_pylist()
         found += [(key.decode(), seqno) for key, seqno in zip(keys, seqnos, strict=True)]
-    spool.close()
     return found
 
 
-def play(receiver: GatheringReceiver[Any], *steps: object) -> None:
+def play(receiver: DeferringBatchReceiver, *steps: object) -> None:
     for step in steps:
         match step:
             case ("snapshot", int(vbucket)):
@@ -194,14 +173,6 @@ def test_what_survives(steps: list[object], expected: list[tuple[str, int]]) -> 
     assert run(*steps) == expected
 
 
-def test_none_means_all() -> None:
-    receiver = BatchingReceiver()
-    assert receiver.surviving([]) is None
-    receiver.snapshot_start(0, 0, 2, 1)
-    put(receiver, m(0, 1, "a"), m(0, 2, "b"))
-    assert receiver.surviving(receiver.take(0)) is None
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_against_a_plain_dictionary(seed: int) -> None:
     rng = random.Random(seed)
@@ -234,7 +205,7 @@ def test_against_a_plain_dictionary(seed: int) -> None:
 
 
 def test_position_and_metadata() -> None:
-    receiver = BatchingReceiver()
+    receiver = DeferringBatchReceiver()
     assert receiver.position(3) == Position()
     receiver.store(3, VBucketMetaData(0, 0, 2, 2**64 - 1, (FailoverEntry(7, 0),)))
     put(receiver, m(3, 2, "a"), m(4, 9, "b"), m(3, 2**64 - 1, "c"))
@@ -245,18 +216,18 @@ def test_position_and_metadata() -> None:
 
 
 def test_take_waits_for_a_batch() -> None:
-    receiver = BatchingReceiver()
+    receiver = DeferringBatchReceiver()
     assert receiver.take(0) == []
     thread = threading.Thread(target=lambda: put(receiver, m(0, 1, "a")))
     thread.start()
     batches = receiver.take(20)
     thread.join()
-    assert [batch.num_rows for batch in batches] == [1]
+    assert [batch.num_rows for batch, _ in batches] == [1]
     assert receiver.take(0) == []
 
 
 def test_the_last_error_is_kept() -> None:
-    receiver = BatchingReceiver()
+    receiver = DeferringBatchReceiver()
     error = ConnectError("x")
     receiver.on_error(error)
     assert receiver.last_error is error

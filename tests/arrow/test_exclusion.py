@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from test_batcher import E, m, put
 
-from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.arrow.columns import KEY, OPCODE
+from cbframe.arrow.current_rows import ARRIVED, CurrentRows
 from cbframe.arrow.exclusion import (
     EXPIRED,
     TRANSACTION_RECORD,
@@ -18,7 +18,6 @@ from cbframe.arrow.exclusion import (
     is_document,
     of_transactions,
 )
-from cbframe.arrow.spool import DeferringBatchReceiver, Spool, Survivors
 from cbframe.wire.constants import Opcode
 
 
@@ -41,45 +40,38 @@ def test_expiries() -> None:
 
 @pytest.mark.parametrize("mark", [EXPIRED, TRANSACTION_RECORD])
 def test_a_marked_version_hides_older_ones(mark: int) -> None:
-    """In memory as on disk; a marked version that is deleted later is no document that was left out."""
-    for receiver in (BatchingReceiver(), DeferringBatchReceiver()):
-        receiver.snapshot_start(3, 0, 4, 1)
-        put(receiver, m(3, 1, "a"), m(3, 2, "b"), m(3, 3, "c"))
-        receiver.snapshot_start(3, 5, 7, 1)
-        put(receiver, m(3, 5, "a"), m(3, 6, "c"), (3, 7, "c", E, 0))
-        arrived = [each[0] if isinstance(each, tuple) else each for each in receiver.take(0)]
-        batches = [_marked(batch, mark) if number else batch for number, batch in enumerate(arrived)]
-        if isinstance(receiver, BatchingReceiver):
-            keep = receiver.surviving(batches)
-            assert keep is not None
-        else:
-            keep = _of_spool(receiver, batches)
-        table = pa.Table.from_batches(batches).filter(pa.array(keep))
-        assert dict(zip(table[KEY].to_pylist(), table[OPCODE].to_pylist(), strict=True)) == {
-            b"a": mark,
-            b"b": Opcode.DCP_MUTATION,
-        }
-        left_out = LeftOut.of(table[OPCODE].to_numpy())
-        assert left_out == (LeftOut(1, 0) if mark == EXPIRED else LeftOut(0, 1))
-        assert left_out + LeftOut(2, 3) == LeftOut(2 + left_out.expired, 3 + left_out.transaction_records)
+    """A marked version that is deleted later is no document that was left out."""
+    receiver = DeferringBatchReceiver()
+    receiver.snapshot_start(3, 0, 4, 1)
+    put(receiver, m(3, 1, "a"), m(3, 2, "b"), m(3, 3, "c"))
+    receiver.snapshot_start(3, 5, 7, 1)
+    put(receiver, m(3, 5, "a"), m(3, 6, "c"), (3, 7, "c", E, 0))
+    batches = [
+        _marked(batch, mark, number) if number else batch.append_column(ARRIVED, pa.array([0] * len(batch)))
+        for number, (batch, _) in enumerate(receiver.take(0))
+    ]
+    current = CurrentRows([lambda batch=batch: batch for batch in batches], receiver)  # type: ignore[misc]
+    table = pa.concat_tables(
+        pa.Table.from_batches([batch]).filter(
+            pa.array(current.mask(number, batch) & is_document(batch[OPCODE].to_numpy()))
+        )
+        for number, batch in enumerate(batches)
+    )
+    assert dict(zip(table[KEY].to_pylist(), table[OPCODE].to_pylist(), strict=True)) == {
+        b"a": mark,
+        b"b": Opcode.DCP_MUTATION,
+    }
+    left_out = LeftOut.of(table[OPCODE].to_numpy())
+    assert left_out == (LeftOut(1, 0) if mark == EXPIRED else LeftOut(0, 1))
+    assert left_out + LeftOut(2, 3) == LeftOut(2 + left_out.expired, 3 + left_out.transaction_records)
 
 
-def _marked(batch: pa.RecordBatch, mark: int) -> pa.RecordBatch:
+def _marked(batch: pa.RecordBatch, mark: int, number: int) -> pa.RecordBatch:
     opcode = batch.column(OPCODE).to_numpy()
     marked = np.where(opcode == Opcode.DCP_MUTATION, np.uint8(mark), opcode)
     columns = {name: batch.column(name) for name in batch.schema.names} | {OPCODE: pa.array(marked)}
-    return pa.RecordBatch.from_arrays([*columns.values()], schema=batch.schema)
-
-
-def _of_spool(receiver: DeferringBatchReceiver, batches: list[pa.RecordBatch]) -> npt.NDArray[np.bool_]:
-    spool = Spool(receiver.schema)
-    for number, batch in enumerate(batches):
-        spool.write(batch, np.full(len(batch), number))
-    spool.complete()
-    survivors = Survivors(spool, receiver)
-    masks = [survivors.mask(number, spool.heads(number)) for number in range(len(spool))]
-    spool.close()
-    return np.concatenate(masks)
+    marked_batch = pa.RecordBatch.from_arrays([*columns.values()], schema=batch.schema)
+    return marked_batch.append_column(ARRIVED, pa.array([number] * len(batch)))
 
 
 def test_documents() -> None:

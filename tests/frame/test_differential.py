@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from json_documents import runs
 
 from cbframe import LocalCluster, ReadResult, scan_bucket
-from cbframe.arrow.documents.census import quoted
+from cbframe.json.typer import quoted
 
 from .kit import QUICK
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cbframe import ConfigurationError, LocalCluster, read_bucket, scan_bucket
-from cbframe.arrow.batcher import BatchingReceiver
+from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.local.dcp import Producer
 from cbframe.local.kv import KvConnection
 from cbframe.wire.frame import Frame
@@ -82,13 +82,13 @@ def test_a_look(wide: LocalCluster, asked: list[int]) -> None:
 def test_a_look_ends_before_its_vbuckets_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single vbucket, with far more than is wanted, and a node that sends as much as is consumed."""
     received = []
-    on_block = BatchingReceiver.on_block
+    on_block = DeferringBatchReceiver.take_block
 
-    def spy(self: BatchingReceiver, block: object) -> None:
+    def spy(self: DeferringBatchReceiver, block: object, receipt: object) -> None:
         received.append(len(block))  # type: ignore[arg-type]
-        on_block(self, block)  # type: ignore[arg-type]
+        on_block(self, block, receipt)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(BatchingReceiver, "on_block", spy)
+    monkeypatch.setattr(DeferringBatchReceiver, "take_block", spy)
     sent: list[int] = []
     count = KvConnection.sent
     monkeypatch.setattr(KvConnection, "sent", lambda self, n: (sent.append(n), count(self, n)))

@@ -129,6 +129,8 @@ def groups(
         {
             "_cb_value": pa.array(values, pa.binary()),
             "_cb_datatype": pa.array(datatypes or [Datatype.JSON] * len(values), pa.uint8()),
+            "_cb_vbucket": pa.array([0] * len(values), pa.uint16()),
+            "_cb_seqno": pa.array(range(len(values)), pa.uint64()),
         }
     )
     return {label: rows.tolist() for label, rows in groups_of(raw, path).items()}

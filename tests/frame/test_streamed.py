@@ -6,6 +6,7 @@ import errno
 import gc
 import io
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cbframe import ConfigurationError, ConversionError, LocalCluster, SpoolError, scan_bucket
-from cbframe.arrow import shelf
-from cbframe.frame import parquet, streamed
-from cbframe.frame.streamed import SpoolingSink
+from cbframe.arrow import spill
+from cbframe.frame import parquet
+from cbframe.frame.pipeline import Pipeline
 
 from .kit import QUICK
 
@@ -117,19 +118,19 @@ def test_temporary_files_go_away(
     cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """They have no names; what is open is closed with the last batch, or when nobody reads on."""
-    spools: list[Any] = []
-    spool = streamed.Spool
+    files: list[Any] = []
+    make = tempfile.TemporaryFile
 
-    def seen(*arguments: Any) -> Any:
-        made = spool(*arguments)
-        spools.append(made._files)
-        return made
+    def seen(**arguments: Any) -> Any:
+        files.append(make(**arguments))
+        return files[-1]
 
-    monkeypatch.setattr(streamed, "Spool", seen)
+    monkeypatch.setattr(spill, "SPILL_BYTES", 0)
+    monkeypatch.setattr(spill.tempfile, "TemporaryFile", seen)
     scan = scan_bucket(cluster, options=QUICK, spool_dir=tmp_path, batch_bytes=1000)
     reader = scan.to_reader()
     assert list(tmp_path.iterdir()) == []
-    assert not spools[0][0].closed
+    assert not files[0].closed
     reader.read_all()
     # Not read to the end, or not at all.
     batches = scan.iter_batches()
@@ -137,8 +138,8 @@ def test_temporary_files_go_away(
     unread = scan.to_reader()
     del batches, unread, reader
     gc.collect()
-    assert len(spools) == 3
-    assert all(file.closed for files in spools for file in files)
+    assert len(files) == 3
+    assert all(file.closed for file in files)
 
 
 def test_the_place_for_temporary_files_is_not_there(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -156,20 +157,20 @@ def test_a_read_in_memory_puts_values_aside_on_disk(
 ) -> None:
     scan = scan_bucket(cluster, options=QUICK, batch_bytes=batch_bytes, spool_dir=tmp_path)
     expected = ordered(scan.to_arrow())
-    monkeypatch.setattr(shelf, "_IN_MEMORY", 0)
+    monkeypatch.setattr(spill, "SPILL_BYTES", 0)
     assert ordered(scan.to_arrow()) == expected
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_disk_is_full(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The read ends at once with an error that says what to do; what is left is seen by the fixtures."""
-    monkeypatch.setattr(shelf, "_IN_MEMORY", 0)
+    monkeypatch.setattr(spill, "SPILL_BYTES", 0)
 
     class Full(io.BytesIO):
         def write(self, _: Any) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shelf.tempfile, "TemporaryFile", lambda **_: Full())
+    monkeypatch.setattr(spill.tempfile, "TemporaryFile", lambda **_: Full())
     with pytest.raises(SpoolError, match="No space left") as caught:
         scan_bucket(cluster, options=QUICK, batch_bytes=1, spool_dir=tmp_path).to_pandas()
     assert "spool_dir=" in str(caught.value)
@@ -190,15 +191,15 @@ def test_no_more_is_received_than_was_put_down(monkeypatch: pytest.MonkeyPatch) 
         for i in range(200):
             cluster.upsert(f"k{i}", {"pad": "x" * 1000})
         most = 0
-        add = SpoolingSink.add
+        add = Pipeline.add
 
-        def measured(sink: SpoolingSink, arrived: list[Any]) -> None:
+        def measured(sink: Pipeline, arrived: list[Any]) -> None:
             nonlocal most
             # What arrived and is not acknowledged yet is all that the process holds of the stream.
             most = max(most, sum(receipt.nbytes for _, receipt in arrived))
             add(sink, arrived)
 
-        monkeypatch.setattr(SpoolingSink, "add", measured)
+        monkeypatch.setattr(Pipeline, "add", measured)
         scan = scan_bucket(cluster, options=QUICK, buffer_bytes=10_000, batch_bytes=1, timeout=30)
         assert scan.to_reader().read_all().num_rows == 200
         assert 0 < most < 25_000

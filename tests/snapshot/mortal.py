@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cbframe import BucketDataSourceOptions, Snapshot, write_snapshot
-from cbframe.arrow.spool import Spool
+from cbframe.arrow.spill import Spill
 from cbframe.dcp.transport import SocketStream
 from cbframe.snapshot.store import Output
 
@@ -49,8 +49,7 @@ def die_at(moment: int) -> Callable[[], int]:
 
     places: list[tuple[Any, str]] = [
         (SocketStream, "receive_into"),
-        (Spool, "write"),
-        (Spool, "heads"),
+        (Spill, "put"),
         (Output, "write"),
         (os, "fsync"),
         (os, "link"),

@@ -15,10 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.documents.facts import exact
 from cbframe.arrow.documents.filters import ORDER, SETS, Moment, Predicate, family_of
-from cbframe.arrow.documents.plan import is_list
-from cbframe.arrow.documents.projection import Path
+from cbframe.json.layout import Path, is_list
 
 Mask = npt.NDArray[np.bool_]
 _COMPARE: dict[str, tuple[Callable[[Any, Any], bool], Callable[[Any, Any], pa.Array]]] = {
@@ -31,6 +29,14 @@ _COMPARE: dict[str, tuple[Callable[[Any, Any], bool], Callable[[Any, Any], pa.Ar
 }
 _NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _DECODE = msgspec.json.Decoder().decode
+
+
+def exact(integer: int) -> bool:
+    """Whether an integer has an exact double."""
+    try:
+        return int(float(integer)) == integer
+    except OverflowError:
+        return False
 
 
 def family(kind: pa.DataType) -> str | None:

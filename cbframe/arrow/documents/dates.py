@@ -7,8 +7,8 @@ from collections.abc import Collection
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import OURS
 from cbframe.errors import ConfigurationError
+from cbframe.json.typer import OURS
 
 _DAY = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _TIME = r"[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?"

@@ -59,10 +59,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OPCODE, REASON, VALUE, XATTRS
-from cbframe.arrow.documents.projection import Path, path_of
+from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OPCODE, XATTRS
 from cbframe.arrow.keys import key_of_text
 from cbframe.errors import ConfigurationError
+from cbframe.json.layout import Path, path_of
+from cbframe.json.typer import REASON, VALUE
 
 ORDER = ("<", "<=", ">", ">=")
 SETS = ("in", "not in")

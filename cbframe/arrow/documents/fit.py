@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.documents.plan import declared_facts, is_list
+from cbframe.json.layout import declared, is_list
 
 _EXACT = 1 << 53
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -130,7 +130,7 @@ def _decoded(source: bytes, kind: pa.DataType) -> Any:
             return _FIELDS(source)
         case b"[" if is_list(kind):
             return _ITEMS(source)
-    if declared_facts(kind).only is None:
+    if declared(kind).only is None:
         return source.decode()
     match source[:1]:
         case b"t" | b"f":

@@ -37,9 +37,8 @@ from typing import Literal
 
 import pyarrow as pa
 
-from cbframe.arrow.documents.facts import Facts
-from cbframe.arrow.documents.plan import is_list
 from cbframe.json import reference
+from cbframe.json.layout import Known, is_list
 
 _UNITS = ("s", "ms", "us", "ns")
 _DIGITS = 38
@@ -195,7 +194,7 @@ def members(structs: Iterable[Mapping[str, Kind]], max_members: int) -> dict[str
     return {name: common(found.get(name, ()), max_members) for name in [*found, *last]}
 
 
-def known(kind: Kind, *, nested_as_text: bool) -> Facts | None:
+def known(kind: Kind, *, nested_as_text: bool) -> Known | None:
     """What has to be known of a field for its values to be as in a column of which it is a part.
 
     That is where values are as they were written, and where integers are doubles; None where documents
@@ -207,20 +206,22 @@ def known(kind: Kind, *, nested_as_text: bool) -> Facts | None:
         As of the policy: then JSON text need not come of a conflict.
     """
     if kind.json:
-        return Facts(item=Facts()) if nested_as_text else Facts(opaque=True)
+        return Known(frozenset({"array"})) if nested_as_text else Known(opaque=True)
     if pa.types.is_string(kind.type):
-        return Facts(string=True)
+        return Known(frozenset({"string"}))
     if pa.types.is_float64(kind.type):
-        return Facts(double=True)
+        return Known(frozenset({"double"}))
     if pa.types.is_map(kind.type) and kind.item is not None:
-        return Facts(keep="map", values=known(kind.item, nested_as_text=nested_as_text) or Facts())
+        return Known(keep="map", values=known(kind.item, nested_as_text=nested_as_text))
     if kind.item is not None:
         item = known(kind.item, nested_as_text=nested_as_text)
-        return None if item is None else Facts(item=item)
+        return None if item is None else Known(frozenset({"array"}), item=item)
     inside = {name: known(each, nested_as_text=nested_as_text) for name, each in kind.members.items()}
     fields = {name: each for name, each in inside.items() if each is not None}
     keep: Literal["struct"] | None = "struct" if len(kind.members) > reference.MANY_NAMES else None
-    return Facts(fields=fields or None, keep=keep) if fields or keep else None
+    if not fields:
+        return Known(keep=keep) if keep else None
+    return Known(frozenset({"object"}), fields=fields, keep=keep)
 
 
 def decoded(kind: Kind) -> Kind:

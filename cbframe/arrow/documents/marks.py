@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.documents.parse import as_lists
-from cbframe.arrow.documents.plan import Place, is_list
+from cbframe.json.layout import Place, is_list
 
 _EXACT = 1 << 53
 _NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}

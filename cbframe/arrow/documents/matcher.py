@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import OURS
 from cbframe.arrow.documents.comparison import Mask, compared, decoded, families_of, family, holds, value_at
 from cbframe.arrow.documents.filters import (
     Filters,
@@ -21,14 +20,9 @@ from cbframe.arrow.documents.filters import (
     predicates,
     unknown,
 )
-from cbframe.arrow.documents.guard import Reason, inspect, screen
-from cbframe.arrow.documents.plan import Plan
-from cbframe.arrow.documents.projection import Path, Projection
-from cbframe.arrow.documents.result import TypedColumns
-from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.errors import ConfigurationError
-
-_DEPTH = 200
+from cbframe.json.layout import Column, Path, Policy, Tree, tree_of
+from cbframe.json.typer import OURS, REASON, Documents, typed
 
 
 @dataclass(slots=True)
@@ -64,7 +58,7 @@ class Matcher:
     def __init__(self, filters: Filters) -> None:
         self._filters = filters
         paths = [each.path for each in predicates(filters) if not each.of_metadata]
-        self._projection = Projection(paths)
+        self._wanted = tree_of(paths)
         self._dates = {
             each.path for each in predicates(filters) if any(isinstance(at, Moment) for at in each.literals)
         }
@@ -92,7 +86,7 @@ class Matcher:
         """
         if not len(values):
             return np.zeros(0, bool)
-        fields = _Fields(self._projection.apply(values, is_json), is_json) if self.seen else None
+        fields = _Fields(values, is_json, self._wanted) if self.seen else None
         for path, seen in self.seen.items():
             assert fields is not None
             seen.update(fields.seen(path, dates=path in self._dates))
@@ -136,22 +130,18 @@ class Matcher:
 class _Fields:
     """The fields of some documents: as columns, and decoded where their values have no common type."""
 
-    def __init__(self, documents: pa.Array, is_json: npt.NDArray[np.bool_]) -> None:
-        self._documents = documents
-        self._is_json = is_json
-        typer = JsonTyper()
-        typer.add(documents, is_json)
-        self._typed = typer.finish()
+    def __init__(self, values: pa.Array, is_json: npt.NDArray[np.bool_], wanted: Tree) -> None:
+        self._documents = values
+        rows = np.arange(len(values), dtype=np.uint64)
+        documents = Documents(values, is_json, np.zeros(len(values), np.uint16), rows)
+        self._table, settled = typed([documents], Policy(wanted=wanted))
+        self._root = settled.layout.root
+        self.sound: Mask = np.ones(len(values), bool)
+        """Which rows are JSON objects."""
+        if settled.rejected:
+            self.sound = self._table[REASON].is_null().to_numpy()
         self._columns: dict[Path, pa.ChunkedArray | _Nowhere | None] = {}
         self._slow: list[Any] | None = None
-        self._sound: Mask | None = None
-
-    @property
-    def sound(self) -> Mask:
-        """Which rows are JSON objects."""
-        if self._sound is None:
-            self._sound = _verdicts(self._documents, self._is_json) == Reason.GOOD
-        return self._sound
 
     def passing(self, predicate: Predicate) -> Mask:
         """Which pass one comparison."""
@@ -182,7 +172,7 @@ class _Fields:
 
     def _column(self, path: Path) -> pa.ChunkedArray | _Nowhere | None:
         if path not in self._columns:
-            self._columns[path] = column_of(self._typed, path)
+            self._columns[path] = column_of(self._table, self._root, path)
         return self._columns[path]
 
     def _decoded(self) -> list[Any]:
@@ -213,15 +203,15 @@ class _Nowhere:
 _NOWHERE = _Nowhere()
 
 
-def column_of(typed: TypedColumns, path: Path) -> pa.ChunkedArray | _Nowhere | None:
+def column_of(table: pa.Table, root: Column, path: Path) -> pa.ChunkedArray | _Nowhere | None:
     """The column of a path; None where it does not have the values as they are in the documents."""
     name, *rest = path
     if name.startswith(OURS) or "\0" in name:
         return None
-    plan = typed.plan.members.get(name)
+    plan = root.members.get(name)
     if plan is None:
         return _NOWHERE
-    column = typed.table[name]
+    column = table[name]
     for member in rest:
         if not _is_plain(column, plan):
             return None
@@ -232,11 +222,7 @@ def column_of(typed: TypedColumns, path: Path) -> pa.ChunkedArray | _Nowhere | N
     return column if _is_plain(column, plan) else None
 
 
-def _is_plain(column: pa.ChunkedArray, plan: Plan) -> bool:
-    if plan.how not in ("plain", "digits") or pa.types.is_map(plan.type):
+def _is_plain(column: pa.ChunkedArray, plan: Column) -> bool:
+    if plan.how != "plain" or pa.types.is_map(plan.type):
         return False
     return family(column.type) == family(plan.type)
-
-
-def _verdicts(documents: pa.Array, is_json: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    return inspect(documents, screen(documents, is_json), _DEPTH)

@@ -25,15 +25,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from cbframe.arrow.columns import OURS, REASON, VALUE
 from cbframe.arrow.documents import kinds as lattice
-from cbframe.arrow.documents.census import shown
-from cbframe.arrow.documents.density import Width
 from cbframe.arrow.documents.kinds import Kind
 from cbframe.arrow.documents.marks import Marks
-from cbframe.arrow.documents.plan import Place, Plan, is_list
-from cbframe.arrow.documents.result import REST
 from cbframe.errors import ConfigurationError
+from cbframe.json.layout import Column, Place, is_list
+from cbframe.json.typer import OURS, REASON, REST, VALUE, shown
 
 _LAST = (REST, VALUE, REASON)
 """These are no fields of documents, and stand behind them."""
@@ -85,9 +82,9 @@ class Columns:
     def of(
         cls,
         schema: pa.Schema,
-        plan: Plan,
+        plan: Column,
         tables: Iterable[pa.Table],
-        widths: Mapping[Place, Width] | None = None,
+        widths: Mapping[Place, tuple[int, int]] | None = None,
     ) -> Columns:
         """What the columns of some tables are, which a plan made."""
         builder = ColumnsBuilder(schema, plan, widths)
@@ -229,7 +226,9 @@ class ColumnsBuilder:
         How many names there are where there are many, as the documents have them.
     """
 
-    def __init__(self, schema: pa.Schema, plan: Plan, widths: Mapping[Place, Width] | None = None) -> None:
+    def __init__(
+        self, schema: pa.Schema, plan: Column, widths: Mapping[Place, tuple[int, int]] | None = None
+    ) -> None:
         self._fields = [each for each in schema if _is_of_documents(each.name)]
         self._json = frozenset(
             place
@@ -239,7 +238,7 @@ class ColumnsBuilder:
         if REST in schema.names:
             self._json |= {(REST,)}
         self._marks = Marks()
-        self._widths = {place: (width.objects, width.members) for place, width in (widths or {}).items()}
+        self._widths = dict(widths or {})
 
     def look(self, table: pa.Table) -> None:
         """Take in one more table."""
@@ -339,7 +338,7 @@ def _walk(kind: Kind, place: Place) -> Iterator[tuple[Place, Kind]]:
         yield from _walk(kind.item, (*place, None))
 
 
-def _json(kind: pa.DataType, plan: Plan | None, place: Place) -> Iterator[Place]:
+def _json(kind: pa.DataType, plan: Column | None, place: Place) -> Iterator[Place]:
     """Where a column is JSON text."""
     if plan is None:
         return

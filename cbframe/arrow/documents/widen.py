@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.documents.kinds import Kind
 from cbframe.arrow.documents.parse import as_lists, as_map
-from cbframe.arrow.documents.plan import is_list
 from cbframe.arrow.documents.unify import Columns
 from cbframe.arrow.documents.written import as_json, as_text, pieces, with_items
+from cbframe.json.layout import is_list
 
 
 def widen(table: pa.Table, narrow: Columns, wide: Columns) -> pa.Table:

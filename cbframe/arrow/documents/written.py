@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.documents.kinds import Kind, decoded
 from cbframe.arrow.documents.parse import as_lists
-from cbframe.arrow.documents.plan import is_list
+from cbframe.json.layout import is_list
 
 _ENCODE = msgspec.json.Encoder().encode
 _MOST = 4 << 20

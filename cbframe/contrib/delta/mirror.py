@@ -119,7 +119,6 @@ class Mirror:
                 upserts = pc.sum(pc.equal(table[CHANGE_TYPE], UPSERT)).as_py() or 0
                 counts[UPSERT] += upserts
                 counts[""] += len(table) - upserts
-            waiting.complete()
             found = changes.documents.columns()
             dead = changes.dead
             if self._base is not None:
@@ -180,7 +179,6 @@ class Mirror:
             with told(self._uri, "read the Delta table"):
                 for table in source.untouched(self._rows(base.table, old), old.columns):
                     untouched.put(table)
-            untouched.complete()
             self._committer.overwrite(shape.schema, source.all_rows(untouched.tables()), manifest)
 
     def _shape_of(self, manifest: Manifest, table: Any) -> Shape:

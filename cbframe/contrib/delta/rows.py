@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
-from cbframe.arrow.shelf import told
-from cbframe.arrow.spill import spill_folder
+from cbframe.arrow.spill import Spill
 
 HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO)
 """What tells which rows count."""
@@ -24,16 +22,14 @@ _PLACE = np.dtype([("vbucket", np.uint16), ("seqno", np.uint64)])
 
 
 class Waiting:
-    """Tables of one schema in a temporary file without a name, to be read as often as needed.
+    """Tables of one schema that wait, to be read as often as needed.
 
     What their columns are is known only when all of them are there.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None) -> None:
-        self._directory = spill_folder(directory)
-        self._file: IO[bytes] | None = None
-        self._writer: Any = None
-        self._reader: Any = None
+        self._spill = Spill(directory)
+        self._batches: list[Callable[[], pa.RecordBatch]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -41,33 +37,16 @@ class Waiting:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._spill.close()
 
     def put(self, table: pa.Table) -> None:
-        """Put down one more."""
-        with told(self._directory):
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - lives as long as this
-                codec = "lz4" if pa.Codec.is_available("lz4") else None
-                options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
-                self._writer = pa.ipc.new_file(self._file, table.schema, options=options)
-            self._writer.write_table(table)
-
-    def complete(self) -> None:
-        """Nothing more comes."""
-        if self._file is not None:
-            with told(self._directory):
-                self._writer.close()
-                self._file.flush()
-                self._reader = pa.ipc.open_file(self._file)
+        """Put one more away."""
+        self._batches += map(self._spill.put, table.to_batches())
 
     def tables(self) -> Iterator[pa.Table]:
-        """All that was put down."""
-        for number in range(0 if self._reader is None else self._reader.num_record_batches):
-            with told(self._directory):
-                batch = self._reader.get_batch(number)
-            yield pa.Table.from_batches([batch])
+        """All that was put away."""
+        for load in self._batches:
+            yield pa.Table.from_batches([load()])
 
 
 def identities(head: pa.Table) -> pa.ChunkedArray:

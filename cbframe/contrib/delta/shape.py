@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, METADATA_TYPES, SEQNO, VBUCKET, XATTRS
 from cbframe.arrow.documents.parse import as_lists, as_map
-from cbframe.arrow.documents.plan import is_list
 from cbframe.arrow.documents.unify import Columns
 from cbframe.arrow.documents.written import with_items
 from cbframe.arrow.keys import KEY_TYPES, KeyForm, formed, key_bytes
 from cbframe.errors import ConversionError
+from cbframe.json.layout import is_list
 
 _BITS = (SEQNO, "_cb_cas", "_cb_rev_seqno")
 """Unsigned numbers that are stored bit by bit."""

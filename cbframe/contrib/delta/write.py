@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
-from cbframe.arrow.documents.plan import OnConflict
 from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.contrib.delta.commit import Committer
@@ -16,6 +15,7 @@ from cbframe.contrib.delta.mirror import Mirror
 from cbframe.contrib.delta.result import DeltaResult
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.frame.moment import Clock, utc_now
+from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.scan.progress import Progress

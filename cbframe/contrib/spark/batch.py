@@ -9,12 +9,12 @@ import pyarrow as pa
 from pyspark.sql.datasource import DataSourceReader, Filter, InputPartition
 from pyspark.sql.types import StructType
 
-from cbframe.arrow.columns import OURS
 from cbframe.contrib.spark.options import BATCH, arrow_schema, checked, number_of, scan_of
 from cbframe.contrib.spark.pushdown import Written, pushed
 from cbframe.errors import ConfigurationError
 from cbframe.frame.partition import ScanPartition
 from cbframe.frame.shape import cast_to
+from cbframe.json.typer import OURS
 from cbframe.public import public
 
 

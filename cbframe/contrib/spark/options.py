@@ -10,11 +10,11 @@ import pyarrow as pa
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
-from cbframe.arrow.columns import OURS
 from cbframe.cluster.auth import EnvironmentAuth
 from cbframe.errors import ConfigurationError
 from cbframe.frame.read import scan_bucket
 from cbframe.frame.scan import BucketScan
+from cbframe.json.typer import OURS
 from cbframe.scan.spec import METADATA_NAMES, VISIBLE
 
 _LARGER = {

@@ -24,10 +24,11 @@ from pyspark.sql.datasource import (
     Not,
 )
 
-from cbframe.arrow.columns import KEY, OURS
+from cbframe.arrow.columns import KEY
 from cbframe.arrow.documents.comparison import decoded
 from cbframe.arrow.documents.filters import METADATA, make_filters
 from cbframe.errors import ConfigurationError
+from cbframe.json.typer import OURS
 
 Written = tuple[tuple[str, ...], str, Any]
 _OPERATORS: dict[type[Filter], str] = {

@@ -15,7 +15,6 @@ from pyspark.sql.streaming.datasource import (
 )
 from pyspark.sql.types import StructType
 
-from cbframe.arrow.columns import OURS
 from cbframe.contrib.spark.options import (
     STREAM,
     arrow_schema,
@@ -30,6 +29,7 @@ from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError
 from cbframe.frame.spans.offsets import Offset
 from cbframe.frame.spans.parts import REQUIRED, SpanPart, make_spans
+from cbframe.json.typer import OURS
 from cbframe.public import public
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from cbframe.arrow.columns import KEY, OURS, SEQNO, VBUCKET
+from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
 from cbframe.arrow.documents.unify import Columns
 from cbframe.arrow.keys import form_of
 from cbframe.cluster.tls import TLSLike
@@ -35,6 +35,7 @@ from cbframe.frame.partition import PartSettings
 from cbframe.frame.shape import cast_to
 from cbframe.frame.spans.offsets import BEGINNING, Offset, Range, Selection
 from cbframe.frame.spans.passes import Pass
+from cbframe.json.typer import OURS
 from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.spec import METADATA_NAMES, Exclusion, ScanSpec
 from cbframe.typing import Connectable, ServerURLs

@@ -70,7 +70,7 @@ class Pass:
         starts = {each.vbucket: each.start if each.base else BEGINNING for each in some}
         receiver.begin(starts, of_scope=of_scope)
         enough = {} if whole_snapshots else {each.vbucket: each.end.seqno for each in some}
-        sink = SpanSink(spec, run.names, receiver, spec.batch_size, spec.spool_dir, settings.agreement)
+        sink = SpanSink(spec, run.names, receiver, settings.agreement, bounded=True, of_changes=True)
         stack.callback(sink.close)
         sink.stop_at(enough)
         ran = run.into(receiver, sink)

@@ -8,17 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.batcher import of_dropped
-from cbframe.arrow.columns import COLLECTION_ID, OPCODE, OURS, SEQNO, VBUCKET
-from cbframe.arrow.spool import ARRIVED, DeferringBatchReceiver, Spool
+from cbframe.arrow.batcher import DeferringBatchReceiver
+from cbframe.arrow.columns import OPCODE, SEQNO, VBUCKET
+from cbframe.arrow.current_rows import CurrentRows
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConversionError
-from cbframe.frame.assemble import beside
 from cbframe.frame.changes import CHANGE_TYPE, CHANGE_TYPES
-from cbframe.frame.names import alive
-from cbframe.frame.streamed import SpooledRows, SpoolingSink
+from cbframe.frame.pipeline import Pipeline, Typed, beside
+from cbframe.json.typer import OURS
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, Opcode, SystemEventId
 from cbframe.wire.messages import SystemEvent
@@ -113,10 +112,9 @@ class Kept:
         return found
 
 
-class SpanSink(SpoolingSink):
+class SpanSink(Pipeline):
     """Takes the changes of one run to disk."""
 
-    of_changes = True
     _receiver: SpanReceiver
 
     def stop_at(self, ends: Mapping[int, int]) -> None:
@@ -157,48 +155,39 @@ class SpanSink(SpoolingSink):
         ConfigurationError
             A collection that was asked for is gone.
         """
-        if self._pending:
-            self._put_down()
-        self._spool.complete()
-        self._names.refuse_dropped(self._receiver)
-        ids = np.array(sorted(self._collections), np.uint32)
-        manifest = self._names.manifest_of(ids, self._receiver)
-        rows = _Rows(self._spool, _Given(self._receiver, kept), manifest)
-        self._refuse_nameless(rows)
-        return self._formed(rows, self._fields(rows), manifest)
+        receiver = self._receiver
+        manifest = self.complete()
+        current = CurrentRows(self.heads(), receiver, versions=True)
 
-    def _refuse_nameless(self, rows: _Rows) -> None:
+        def mask(number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+            given = kept.mask(heads.column(VBUCKET).to_numpy(), heads.column(SEQNO).to_numpy())
+            return given & current.mask(number, heads)
+
+        self.keep(mask, manifest, documents=False)
+        self._refuse_nameless()
+        return self._formed(self.typed(lenient=True), manifest)
+
+    def _refuse_nameless(self) -> None:
         """Two documents with one key must not look like one."""
         needed = _name_columns(self._target)
-        if needed.issubset(self._target.metadata):
-            return
-        if self._collections - {0} and any(
-            rows.given(number)[COLLECTION_ID].to_numpy().any() for number in range(len(rows))
-        ):
+        if self.collections - {0} and not needed.issubset(self._target.metadata):
             columns = " and ".join(OURS + name for name in sorted(needed, reverse=True))
             raise ConversionError(
                 "documents are of collections, and the schema has no columns for them",
                 hint=f"declare {columns} as string, or read one collection only",
             )
 
-    def _fields(self, rows: _Rows) -> Iterator[pa.Table]:
-        """The fields of each batch's documents."""
-        if self._typer is None:
-            return (pa.table({}) for _ in range(len(rows)))
-        typing = self._typing(self._typer, rows, some_went=rows.some_went())
-        return (typing.form(rows.raw(number), table)[1] for number, table in typing.tables())
-
-    def _formed(
-        self, rows: _Rows, fields: Iterator[pa.Table], manifest: Manifest | None
-    ) -> Iterator[pa.Table]:
-        for number, table in enumerate(fields):
-            raw = rows.given(number)
+    def _formed(self, typed: Typed, manifest: Manifest | None) -> Iterator[pa.Table]:
+        for number in range(len(self)):
+            raw = self.all_of(number)
             if not len(raw):
                 continue
-            opcode = raw[OPCODE].to_numpy()
-            kinds = (opcode[:, None] == _OPCODES).argmax(axis=1)
+            kinds = (raw[OPCODE].to_numpy()[:, None] == _OPCODES).argmax(axis=1)
             head = self._names.head(raw, manifest)
             head = head.append_column(CHANGE_TYPE, CHANGE_TYPES.take(pa.array(kinds)))
+            table = (
+                typed.form(self.raw(number), self.table(number, typed))[1] if typed.settled else pa.table({})
+            )
             if table.num_columns:
                 # Each row takes its document; where there is none, there is no index, and so null.
                 there = kinds == 0
@@ -218,42 +207,3 @@ def _name_columns(target: ScanSpec) -> set[str]:
     found = {what for what, names in several.items() if len(names) > 1}
     # One of them is enough where it tells all apart.
     return next(({what} for what in sorted(found) if len(several[what]) == len(places)), found)
-
-
-class _Given:
-    """Which rows are given: other than in a picture of a bucket, older versions and deletions, too."""
-
-    def __init__(self, receiver: SpanReceiver, kept: Kept) -> None:
-        self._kept = kept
-        self._void_before = receiver.void_before()
-        self._dropped, self._emptied = receiver.dropped, receiver.emptied()
-
-    def all(self, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        """Of a batch, whatever they tell."""
-        vbucket = heads.column(VBUCKET).to_numpy()
-        keep: npt.NDArray[np.bool_] = heads.column(ARRIVED).to_numpy() >= self._void_before[vbucket]
-        keep &= self._kept.mask(vbucket, heads.column(SEQNO).to_numpy())
-        gone = of_dropped(pa.Table.from_batches([heads]), self._dropped, self._emptied)
-        return keep if gone is None else keep & ~gone
-
-    def mask(self, number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:  # noqa: ARG002 - as of others
-        """Of a batch, those that are documents."""
-        keep = self.all(heads)
-        keep &= heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
-        return keep
-
-
-class _Rows(SpooledRows):
-    """The documents of a spool that are given, by batch, and :meth:`given` with deletions among them."""
-
-    def __init__(self, spool: Spool, given: _Given, manifest: Manifest | None) -> None:
-        super().__init__(spool, given, manifest)
-        self._given = given
-
-    def given(self, number: int) -> pa.Table:
-        """Keys and metadata of all that is given of a batch."""
-        heads = self._spool.heads(number)
-        keep = self._given.all(heads)
-        if self.manifest is not None:
-            keep &= alive(pa.Table.from_batches([heads]), self.manifest)
-        return pa.Table.from_batches([heads.filter(pa.array(keep))])

@@ -6,20 +6,15 @@ import json
 from typing import Any
 
 import json_oracle
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from json_documents import anything, documents, scalars
+from typed_documents import typed_values
 
-from cbframe.arrow.documents.chunks import Batch
-from cbframe.arrow.documents.guard import screen
-from cbframe.arrow.documents.order import Places
-from cbframe.arrow.documents.passes import PassingTyper
-from cbframe.arrow.documents.plan import Plan, Policy
-from cbframe.arrow.documents.typer import JsonTyper
 from cbframe.json import reference
+from cbframe.json.layout import Column
 
 LONG = ["340282366920938463463374607431768211456", "-" + "9" * 39, "9" * 38, "1" * 5000]
 ODD_NAMES = ['"\\u0000"', '"b\\u0000"', '"a"']
@@ -47,7 +42,7 @@ def _small_objects(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(reference, name, number)
 
 
-def json_places(plan: Plan) -> set[str]:
+def json_places(plan: Column) -> set[str]:
     return {name for name, member in plan.members.items() if member.how == "json"}
 
 
@@ -56,7 +51,7 @@ def told(table: pa.Table, names: list[str]) -> list[tuple[str, pa.DataType, list
     return [(name, table[name].type, [repr(cell) for cell in table[name].to_pylist()]) for name in names]
 
 
-def compare(values: list[bytes], table: pa.Table, plan: Plan, max_members: int) -> None:
+def compare(values: list[bytes], table: pa.Table, plan: Column, max_members: int) -> None:
     wanted = json_oracle.typed(values, max_members)
     ours = ("_cb_rest", "_cb_value", "_cb_reason")
     names = [name for name in table.column_names if name not in ours]
@@ -71,29 +66,9 @@ def compare(values: list[bytes], table: pa.Table, plan: Plan, max_members: int) 
     ]
 
 
-def typed(values: list[bytes], step: int, **policy: Any) -> tuple[pa.Table, Plan]:
-    typer = JsonTyper(Policy(**policy))
-    for start in range(0, len(values), step):
-        typer.add(pa.array(values[start : start + step], pa.binary()))
-    found = typer.finish()
-    return found.table, found.plan
-
-
-class _Pieces(list[list[bytes]]):
-    def load(self, number: int) -> Batch:
-        before = sum(map(len, self[:number]))
-        array = pa.array(self[number], pa.binary())
-        seqnos = np.arange(before, before + len(array), dtype=np.uint64)
-        return Batch(array, Places(np.zeros(len(array), np.uint16), seqnos), screen(array, None))
-
-
-def passed(values: list[bytes], step: int, **policy: Any) -> tuple[pa.Table, Plan]:
-    pieces = _Pieces(values[start : start + step] for start in range(0, len(values), step))
-    typer = PassingTyper(Policy(**policy))
-    for number in range(len(pieces)):
-        typer.learn(pieces.load(number))
-    layout = typer.settle(pieces)
-    return pa.concat_tables(typer.tables(pieces, layout)), layout.plan
+def typed(values: list[bytes], step: int, **policy: Any) -> tuple[pa.Table, Column]:
+    found = typed_values(values, step, **policy)
+    return found.table, found.root
 
 
 @settings(deadline=None, max_examples=150)
@@ -102,17 +77,9 @@ def test_equal(values: list[bytes], step: int, max_members: int) -> None:
     compare(values, *typed(values, step, max_members=max_members), max_members)
 
 
-@settings(deadline=None, max_examples=60)
-@given(some.filter(bool), st.integers(1, 6), st.sampled_from([8, 1000]))
-def test_equal_in_passes(values: list[bytes], step: int, max_members: int) -> None:
-    compare(values, *passed(values, step, max_members=max_members), max_members)
-
-
 @pytest.mark.slow
 @settings(deadline=None, max_examples=20_000)
 @given(st.lists(some | some.map(lambda each: each * 20), min_size=1, max_size=3), st.integers(1, 90))
 def test_equal_for_long(parts: list[list[bytes]], step: int) -> None:
     values = [value for part in parts for value in part]
     compare(values, *typed(values, step), 1000)
-    if values:
-        compare(values, *passed(values, step), 1000)

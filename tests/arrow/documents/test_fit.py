@@ -6,11 +6,10 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from typed_documents import JsonTyper, TypedColumns
 
 from cbframe.arrow.documents.fit import fit
-from cbframe.arrow.documents.plan import Policy
-from cbframe.arrow.documents.result import TypedColumns
-from cbframe.arrow.documents.typer import JsonTyper
+from cbframe.json.layout import Policy
 
 
 def declared(kind: pa.DataType, *cells: str) -> tuple[TypedColumns, list[Any], list[int]]:

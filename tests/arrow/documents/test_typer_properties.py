@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
@@ -13,22 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from json_documents import anything, documents, runs
+from typed_documents import JsonTyper, Places, TypedColumns
 
-from cbframe.arrow import shelf as shelf_module
-from cbframe.arrow.documents import engine as engine_module
-from cbframe.arrow.documents import narrow as narrow_module
-from cbframe.arrow.documents.chunks import Batch
-from cbframe.arrow.documents.guard import Reason, screen
-from cbframe.arrow.documents.order import Places
-from cbframe.arrow.documents.passes import PassingTyper
-from cbframe.arrow.documents.plan import Policy
-from cbframe.arrow.documents.result import TypedColumns
-from cbframe.arrow.documents.typer import JsonTyper
-from cbframe.arrow.shelf import Shelf
+from cbframe.json.layout import Policy
+from cbframe.json.typer import Reason
 
 # --- the reference ---------------------------------------------------------------------------------
 
@@ -198,81 +189,13 @@ def convert(
 ) -> TypedColumns:
     """Type values in batches, in an order of arrival; where they stand stays the same."""
     typer = JsonTyper(Policy(**policy))
-    # As if on another thread: by the plan of when it was begun, done when it is waited for.
-    # Values are on disk meanwhile.
-    shelf = Shelf()
-    later = JsonTyper(Policy(**policy), submit=lambda work: work, most=2, shelf=shelf)
     order = order or list(range(len(values)))
     edges = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
     for start, stop in pairwise(edges):
         rows = order[start:stop]
         places = Places(np.array(rows, np.uint16) // 5, np.array(rows, np.uint64))
-        for each in (typer, later):
-            each.add(pa.array([values[row] for row in rows], pa.binary()), None, places)
-    result = typer.finish()
-    assert later.finish() == result
-    shelf.close()
-    pieces = Pieces(values, [order[start:stop] for start, stop in pairwise(edges)])
-    assert_equal(result, pieces.typed(Policy(**policy)), pieces)
-    return result
-
-
-@dataclass
-class Pieces:
-    """Batches that are made anew each time."""
-
-    values: list[bytes]
-    rows: list[list[int]]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def load(self, number: int) -> Batch:
-        rows = self.rows[number]
-        values = pa.array([self.values[row] for row in rows], pa.binary())
-        places = Places(np.array(rows, np.uint16) // 5, np.array(rows, np.uint64))
-        return Batch(values, places, screen(values, None))
-
-    def typed(self, policy: Policy) -> TypedColumns:
-        typer = PassingTyper(policy)
-        for number in range(len(self)):
-            typer.learn(self.load(number))
-        layout = typer.settle(self)
-        tables = list(typer.tables(self, layout))
-        assert [len(table) for table in tables] == [len(rows) for rows in self.rows] or not layout.names()
-        conflicts = tuple(typer.census.disagreements(layout.plan, layout.names()))
-        schema = layout.table([]).schema
-        table = pa.concat_tables([schema.empty_table(), *tables])
-        return TypedColumns(table, len(self.values), typer.census.reasons(), conflicts, layout.plan)
-
-
-def assert_equal(typed: TypedColumns, again: TypedColumns, pieces: Pieces) -> None:
-    """In bounded memory the result is the same."""
-    assert again.table == typed.table
-    assert again.rejected == typed.rejected
-    before = np.cumsum([0, *map(len, pieces.rows)])
-    numbered = [
-        replace(
-            each,
-            samples={
-                kind: tuple(int(before[number]) + row for number, row in some)
-                for kind, some in each.samples.items()
-            },
-        )
-        for each in again.conflicts
-    ]
-    assert numbered == list(typed.conflicts)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_leaves() -> Any:
-    """Few documents are enough to take every way through the converter."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(engine_module, "_LEAF", 2)
-    patch.setattr(narrow_module, "_FEW", 1)
-    patch.setattr(shelf_module, "_IN_MEMORY", 0)
-    yield
-    patch.undo()
+        typer.add(pa.array([values[row] for row in rows], pa.binary()), None, places)
+    return typer.finish()
 
 
 @settings(deadline=None)

@@ -12,11 +12,11 @@ import pytest
 from documents_in_files import File, typed
 
 from cbframe.arrow.documents.dates import Dates
-from cbframe.arrow.documents.plan import Plan, Policy
 from cbframe.arrow.documents.unify import Columns, Difference, differences, unify
 from cbframe.arrow.documents.widen import widen
 from cbframe.errors import ConfigurationError
 from cbframe.frame.parquet import write_parquet
+from cbframe.json.layout import Column, Policy, struct
 
 BIG = 2**53 + 1
 
@@ -38,7 +38,7 @@ def together(*files: File) -> tuple[pa.Table, Columns]:
 def declared(kind: pa.DataType, values: list[Any]) -> File:
     """A file whose column `a` is of a type that only a declaration makes."""
     table = pa.table({"a": pa.array(values, kind)})
-    return table, Columns.of(table.schema, Plan(pa.struct([])), [table])
+    return table, Columns.of(table.schema, struct({}), [table])
 
 
 UTC = pa.timestamp("us", "UTC")
@@ -318,7 +318,7 @@ def test_dates_that_were_parsed() -> None:
         dates = Dates(None)
         dates.look(table)
         table = dates.apply(table)
-        return table, Columns.of(table.schema, Plan(pa.struct([])), [table])
+        return table, Columns.of(table.schema, struct({}), [table])
 
     one = dated('"2026-01-02T03:04:05+02:00"', '"2026-01-02 03:04:05.678Z"', "null")
     assert one[1].schema.field("a").type == UTC
@@ -440,7 +440,7 @@ def test_what_is_below_nulls_does_not_count() -> None:
         children=[inner],
     )
     table = pa.table({"s": struct, "l": lists})
-    narrow = Columns.of(table.schema, Plan(pa.struct([])), [table])
+    narrow = Columns.of(table.schema, Column(pa.struct([])), [table])
     assert narrow == Columns(table.schema)
     wide = unify([narrow, typed([f'{{"s":{{"b":{2**63}}},"l":[{2**63}]}}'.encode()])[1]])
     assert wide.schema.field("l").type == pa.list_(pa.uint64())

@@ -17,22 +17,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from json_documents import runs
 
-from cbframe.arrow.documents import engine as engine_module
-from cbframe.arrow.documents import written as written_module
+from cbframe.arrow.documents import written
 from cbframe.arrow.documents.kinds import Kind, misplaced
 from cbframe.arrow.documents.marks import Marks
-from cbframe.arrow.documents.plan import Policy
 from cbframe.arrow.documents.unify import Columns, differences, unify
 from cbframe.arrow.documents.widen import widen
 from cbframe.frame.parquet import write_parquet
+from cbframe.json.layout import Policy
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pieces() -> Any:
     """A few values are enough to take every way through the converters."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(engine_module, "_LEAF", 2)
-    patch.setattr(written_module, "_MOST", 40)
+    patch.setattr(written, "_MOST", 40)
     yield
     patch.undo()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cbframe import BucketDataSourceOptions
-from cbframe.arrow.spool import Spool
+from cbframe.arrow.spill import Spill
 from cbframe.contrib.delta import commit, mirror, rows, to_delta, update_delta
 from cbframe.dcp.transport import SocketStream
 
@@ -44,7 +44,7 @@ def die_at(moment: int) -> None:
 
     places: list[tuple[Any, str]] = [
         (SocketStream, "receive_into"),
-        (Spool, "write"),
+        (Spill, "put"),
         (rows.Waiting, "put"),
         (mirror.Mirror, "_write"),
         (commit.Committer, "overwrite"),

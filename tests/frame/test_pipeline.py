@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pytest
 
-from cbframe.arrow import shelf
-from cbframe.arrow.spool import DeferringBatchReceiver
+from cbframe.arrow import spill
+from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.dcp.receiver import Receipt
-from cbframe.frame.assemble import Assembled, Assembler
+from cbframe.frame.conflicts import Conflict
 from cbframe.frame.names import Names
+from cbframe.frame.pipeline import Pipeline
 from cbframe.frame.read import scan_bucket
-from cbframe.frame.streamed import SpoolingSink
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Datatype, Opcode
 
@@ -24,16 +24,25 @@ Row = tuple[int, int, str, bytes | None]
 @pytest.fixture(autouse=True)
 def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the few values of a test are put aside where those of a large bucket are."""
-    monkeypatch.setattr(shelf, "_IN_MEMORY", 0)
+    monkeypatch.setattr(spill, "SPILL_BYTES", 0)
 
 
-def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Assembled:
-    """A read of rows, one batch each; a number is a snapshot that begins in that vbucket."""
-    target = scan_bucket("couchbase://127.0.0.1/b", auth=("u", "p"), **arguments)._spec
+class Read(NamedTuple):
+    table: pa.Table
+    conflicts: tuple[Conflict, ...]
+    rejected: dict[str, int]
+
+
+def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Read:
+    """A read of rows, one batch each; a number is a snapshot that begins in that vbucket.
+
+    In memory, and in bounded memory: with the same result.
+    """
+    scan = scan_bucket("couchbase://127.0.0.1/b", auth=("u", "p"), batch_bytes=batch_bytes, **arguments)
+    target = scan._spec
     names = Names(target, BucketDataSourceOptions())
     receiver = DeferringBatchReceiver()
-    assembler = Assembler(target, names, receiver, batch_bytes)
-    sink = SpoolingSink(target, names, receiver, batch_bytes)
+    pipelines = [Pipeline(target, names, receiver, bounded=bounded) for bounded in (False, True)]
     for step in steps:
         if isinstance(step, int):
             receiver.snapshot_start(step, 0, 0, 0)
@@ -55,17 +64,18 @@ def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Assembled
         done: list[int] = []
         receiver._batches.put((batch, Receipt(1, done.append)))
         arrived = receiver.take(0)
-        sink.add(arrived)
+        for pipeline in pipelines:
+            pipeline.add(arrived)
         assert done == [1]
-        assembler.add(arrived)
-    result = assembler.finish()
-    assembler.close()
-    streamed = sink.finish()
-    tables = list(streamed.tables)
-    assert all(map(len, tables))
-    assert pa.concat_tables([streamed.schema.empty_table(), *tables]) == result.table
-    assert (streamed.conflicts, streamed.rejected) == (result.conflicts, result.rejected)
-    return result
+    results = []
+    for pipeline in pipelines:
+        found = pipeline.finish()
+        tables = list(found.tables)
+        assert all(map(len, tables))
+        table = pa.concat_tables([found.schema.empty_table(), *tables])
+        results.append(Read(table, found.conflicts, found.rejected))
+    assert results[0] == results[1]
+    return results[0]
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 10_000])

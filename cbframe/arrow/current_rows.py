@@ -1,0 +1,113 @@
+"""Which rows of a read count: the newest version of each document, in a collection that exists.
+
+That is known only when the read is complete: a rollback takes back, a later snapshot replaces, a collection
+is dropped or emptied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cbframe.arrow.batcher import VERSION, GatheringReceiver, newest, of_dropped
+from cbframe.arrow.columns import KEY, VBUCKET
+
+ARRIVED = "_cb_number"
+"""The number of the batch in which a row arrived."""
+Mask = npt.NDArray[np.bool_]
+
+
+class CurrentRows:
+    """Which rows of some batches count.
+
+    Keys are held in memory only of documents that came in a vbucket's second snapshot or later: of what
+    changed while the bucket was read.
+
+    Parameters
+    ----------
+    heads
+        Keys and metadata of each batch, with :data:`ARRIVED`.
+    receiver
+        What the batches came by; nothing more comes.
+    versions
+        Older versions of documents count, too.
+    ended
+        Seqnos, by vbucket and collection, before which documents do not count; and collections that are gone
+        altogether. None for what the receiver knows.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[Callable[[], pa.RecordBatch]],
+        receiver: GatheringReceiver[Any],
+        *,
+        versions: bool = False,
+        ended: dict[tuple[int, int], int] | None = None,
+        dropped: set[int] | None = None,
+    ) -> None:
+        self._heads = heads
+        self._dropped = receiver.dropped if dropped is None else dropped
+        self._ended = receiver.emptied() if ended is None else ended
+        self._several = receiver.several_versions()
+        self._void_before = receiver.void_before()
+        self._later_from = receiver.later_from()
+        self._stale = self._find_stale() if self._several.any() and not versions else {}
+
+    def mask(self, number: int, heads: pa.RecordBatch) -> Mask:
+        """Which rows of a batch count, deletions and documents that are left out among them."""
+        keep = ~self._void(heads)
+        gone = of_dropped(pa.Table.from_batches([heads]), self._dropped, self._ended)
+        if gone is not None:
+            keep &= ~gone
+        if number in self._stale:
+            keep[self._stale[number]] = False
+        return keep
+
+    def _void(self, heads: pa.RecordBatch) -> Mask:
+        if not self._void_before.any():
+            return np.zeros(len(heads), bool)
+        void: Mask = _numpy(heads, ARRIVED) < self._void_before[_numpy(heads, VBUCKET)]
+        return void
+
+    def _suspects(self) -> Iterator[tuple[int, pa.RecordBatch, Mask]]:
+        """Batches with rows that may have several versions, and which rows these are."""
+        for number, load in enumerate(self._heads):
+            heads = load()
+            suspects: Mask = self._several[_numpy(heads, VBUCKET)] & ~self._void(heads)
+            if suspects.any():
+                yield number, heads, suspects
+
+    def _find_stale(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Rows of which there is a newer version, be it a deletion, by batch."""
+        later = [
+            heads.column(KEY).filter(pa.array(suspects & self._is_later(heads)))
+            for _, heads, suspects in self._suspects()
+        ]
+        keys = pa.chunked_array(later, pa.binary()).unique()
+        some = []
+        numbers: list[npt.NDArray[np.int64]] = []
+        rows: list[npt.NDArray[np.int64]] = []
+        for number, heads, suspects in self._suspects():
+            named = pc.is_in(heads.column(KEY), value_set=keys).to_numpy(zero_copy_only=False)
+            found = np.flatnonzero(suspects & named)
+            some.append(heads.select(VERSION).take(pa.array(found)))
+            numbers.append(np.full(len(found), number))
+            rows.append(found)
+        if not some:
+            return {}
+        stale = ~newest(pa.Table.from_batches(some))
+        where, row = np.concatenate(numbers)[stale], np.concatenate(rows)[stale]
+        return {int(each): row[where == each] for each in np.unique(where)}
+
+    def _is_later(self, heads: pa.RecordBatch) -> Mask:
+        later: Mask = _numpy(heads, ARRIVED) >= self._later_from[_numpy(heads, VBUCKET)]
+        return later
+
+
+def _numpy(heads: pa.RecordBatch, name: str) -> npt.NDArray[Any]:
+    return np.asarray(heads.column(name).to_numpy())

@@ -1,0 +1,556 @@
+"""Which columns follow from what was seen of the values of each field: one table, applied at any depth.
+
+=========================================  ===================================================
+values of a field                          column
+=========================================  ===================================================
+null only, or none                         null
+true, false                                bool
+integers within int64                      int64
+integers within uint64, none negative      uint64
+integers of up to 38 digits                decimal128(38, 0)
+... and one of more digits among numbers   text: the numbers as they are written
+numbers, some with a point or an exponent  float64, the nearest double of each
+... some integer has no exact double       text: the numbers as they are written
+... some number is beyond a double         text: the numbers as they are written
+strings, also those that look like dates   string, unchanged
+several of: boolean, number, string        text: strings unchanged, the others as written
+arrays                                     list, items by this table
+objects                                    struct, members by this table
+objects whose names are data               map, values by this table; JSON text if they differ
+an object with NUL in a name               JSON text: each value as it is written
+arrays or objects deeper than level 60     JSON text: each value as it is written
+arrays or objects, and anything else       JSON text: each value as it is written
+=========================================  ===================================================
+
+It is that of :mod:`cbframe.json.reference`. Types follow from the facts of all documents together
+(:class:`~cbframe.json.converter.Facts`, as a dictionary), whatever their order.
+
+There is no decimal256: polars ends the process at one, and DuckDB makes a double of it in a Parquet file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+import pyarrow as pa
+
+from cbframe.json.reference import MANY_NAMES, MAX_DIGITS, MAX_LEVELS, MAX_MEMBERS, names_are_data
+
+Family = Literal["boolean", "number", "string", "array", "object"]
+"""Values of one family may have a common type."""
+How = Literal["plain", "text", "json", "string", "map"]
+OnConflict = Literal["widen", "json", "null", "raise"]
+Found: TypeAlias = Mapping[str, Any]
+"""Facts of a field, as a dictionary."""
+Place = tuple[str | None, ...]
+"""Where a field is: names of members from the outside in, None for items of a list and values of a map."""
+Path = tuple[str, ...]
+"""Names of members, from the outside in."""
+Tree = dict[str, "Tree | None"]
+"""Members that are wanted: all of a member's value, or only some of its members."""
+
+FAMILIES: Mapping[str, Family] = {
+    "boolean": "boolean",
+    "integer": "number",
+    "double": "number",
+    "string": "string",
+    "array": "array",
+    "object": "object",
+}
+"""The family of each kind of value, in the order in which a tie is decided."""
+_NOTHING: Found = {"counts": {}, "samples": {}, "item": None, "values": None, "fields": [], "members": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a field before any document.
+
+    Attributes
+    ----------
+    kinds
+        Values that count as seen.
+    only
+        The one family of values that counts; None if all do.
+    written
+        Values are wanted as they are written: numbers with all of their digits, objects as JSON text; if all
+        families count, anything.
+    opaque
+        It is JSON text in any case.
+    keep
+        Whether members are fields (``"struct"``) or names are data (``"map"``), where that is decided.
+    fields, item, values
+        Of members, items of lists, and values of maps.
+    cut
+        Only these members are wanted, and values that are no objects are not.
+    """
+
+    kinds: frozenset[str] = frozenset()
+    only: Family | None = None
+    written: bool = False
+    opaque: bool = False
+    keep: Literal["struct", "map"] | None = None
+    fields: Mapping[str, Known] = field(default_factory=dict)
+    item: Known | None = None
+    values: Known | None = None
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the caller decides about types.
+
+    Attributes
+    ----------
+    max_columns
+        Top-level fields that become columns: the most frequent ones.
+    max_members
+        Different members that an object may have before its names are data, and fields inside of all columns
+        together before objects become JSON text.
+    on_conflict
+        What values without a common type become: ``"widen"`` makes text of scalars, and JSON text of
+        what has arrays or objects; ``"json"`` makes JSON text in any case; ``"null"`` keeps the most
+        frequent family. ``"raise"`` is like ``"widen"``: the caller raises.
+    nested_as_text
+        Arrays and objects are JSON text.
+    declared
+        Types of top-level fields, which are columns in any case. Values of another family become null.
+    infer_length
+        Only fields of the first documents, at most so many, become columns.
+    known
+        What is known of fields before any document: from others, that are typed on their own.
+    maps
+        Where names of objects are data, since they are in others that are typed on their own.
+    wanted
+        The members that are read at all; None for all.
+    """
+
+    max_columns: int = 1000
+    max_members: int = MAX_MEMBERS
+    on_conflict: OnConflict = "widen"
+    nested_as_text: bool = False
+    declared: Mapping[str, pa.DataType] = field(default_factory=dict)
+    infer_length: int | None = None
+    known: Mapping[str, Known] = field(default_factory=dict)
+    maps: frozenset[Place] = frozenset()
+    wanted: Tree | None = None
+
+    def fields(self) -> dict[str, Known]:
+        """What is known of top-level fields."""
+        found = dict(self.known) | {name: declared(kind) for name, kind in self.declared.items()}
+        for place in sorted(self.maps, key=len):
+            name = str(place[0])
+            found[name] = _with_map(found.get(name, Known()), place[1:])
+        for name, inside in (self.wanted or {}).items():
+            if inside is not None:
+                found[name] = _cut(found.get(name, Known()), inside)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How one field becomes a column.
+
+    Attributes
+    ----------
+    type
+        The column's type.
+    how
+        ``plain``: by its type. ``map`` has names and values. Otherwise it is text: ``text`` has strings, and
+        scalars as they are written, ``string`` anything that is no string as it is written, and ``json`` any
+        value so.
+    members
+        Of a struct.
+    item
+        Of a list; or of a map, its values.
+    conflict
+        Its values have no common type.
+    data
+        Names of objects are data.
+    only
+        Values of other families become null.
+    family
+        Of JSON text that was asked for: what all values are, arrays or objects.
+    cut
+        Values that are no objects are not wanted.
+    """
+
+    type: pa.DataType
+    how: How = "plain"
+    members: Mapping[str, Column] = field(default_factory=dict)
+    item: Column | None = None
+    conflict: bool = False
+    data: bool = False
+    only: Family | None = None
+    family: Family | None = None
+    cut: bool = False
+
+    def nested(self) -> int:
+        """How many fields there are inside, at any depth."""
+        count = 0 if self.item is None else self.item.nested()
+        return count + sum(1 + member.nested() for member in self.members.values())
+
+    def conflicts(self, path: Place = ()) -> Iterator[tuple[Place, Column]]:
+        """The field at `path`, and those inside: where there is no common type, or names are data."""
+        if self.conflict or self.data:
+            yield path, self
+        for name, member in self.members.items():
+            yield from member.conflicts((*path, name))
+        if self.item is not None:
+            yield from self.item.conflicts((*path, None))
+
+
+NULL = Column(pa.null())
+
+
+def path_of(column: str | Iterable[str]) -> Path:
+    """The path that a column's name means: ``"geo.lat"``, or its parts as a tuple."""
+    return tuple(column.split(".")) if isinstance(column, str) else tuple(column)
+
+
+def tree_of(paths: Iterable[Path]) -> Tree:
+    """The members that some paths name."""
+    tree: Tree = {}
+    # What contains another one comes first.
+    for path in sorted(set(paths)):
+        inside: Tree | None = tree
+        for name in path[:-1]:
+            inside = None if inside is None else inside.setdefault(name, {})
+        if inside is not None:
+            inside[path[-1]] = None
+    return tree
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns of documents.
+
+    Attributes
+    ----------
+    root
+        Columns by name, as members of a struct.
+    rest
+        Documents have fields that are no columns.
+    names
+        The fields that become columns, where others do not; None where all do.
+    """
+
+    root: Column
+    rest: bool = False
+    names: frozenset[str] | None = None
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """By name."""
+        return self.root.members
+
+
+def struct(members: Mapping[str, Column]) -> Column:
+    """A struct of columns."""
+    return Column(pa.struct([(name, each.type) for name, each in members.items()]), members=members)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether it is any of Arrow's lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def declared(kind: pa.DataType) -> Known:
+    """What is known of a field whose type is declared."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_boolean(kind):
+        return Known(only="boolean")
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return Known(only="number")
+    if pa.types.is_decimal(kind):
+        return Known(only="number", written=True)
+    if pa.types.is_temporal(kind):
+        return Known(only="string")
+    if pa.types.is_map(kind):
+        return Known(only="object", opaque=True, written=True)
+    if pa.types.is_struct(kind):
+        inside = {each.name: declared(each.type) for each in kind}
+        return Known(frozenset({"object"}), only="object", fields=inside)
+    if is_list(kind):
+        return Known(frozenset({"array"}), only="array", item=declared(kind.value_type))
+    return Known(opaque=True, written=True)
+
+
+def _with_map(known: Known, place: Place) -> Known:
+    """What is known of a field, and that names are data in a place inside of it."""
+    if not place:
+        return replace(known, keep="map")
+    name, *inner = place
+    if name is not None:
+        there = known.fields.get(name, Known())
+        return replace(known, fields={**known.fields, name: _with_map(there, tuple(inner))})
+    rest = tuple(inner)
+    item, values = _with_map(known.item or Known(), rest), _with_map(known.values or Known(), rest)
+    return replace(known, item=item, values=values)
+
+
+def _cut(known: Known, tree: Tree) -> Known:
+    """What is known of a field of which only some members are wanted."""
+    fields = {
+        name: known.fields.get(name, Known())
+        if inside is None
+        else _cut(known.fields.get(name, Known()), inside)
+        for name, inside in tree.items()
+    }
+    return replace(known, fields=fields, cut=True)
+
+
+def layout_of(found: Found, policy: Policy, names: frozenset[str] | None = None) -> Layout:
+    """The columns of documents.
+
+    Parameters
+    ----------
+    found
+        Facts of all documents.
+    names
+        The fields that may become columns, where that is decided; None for all.
+    """
+    fields = dict(found["fields"])
+    known = policy.fields()
+    unnamed = any("\0" in name for name in fields)
+    wanted = [name for name in dict.fromkeys([*policy.declared, *policy.known, *fields]) if "\0" not in name]
+    if names is not None:
+        wanted = [name for name in wanted if name in names]
+    elif len(wanted) > policy.max_columns and policy.wanted is None:
+        names = chosen(fields, policy)
+        wanted = [name for name in wanted if name in names]
+    resolve = _Resolver(policy)
+    columns = {
+        name: resolve.column(fields.get(name, _NOTHING), known.get(name, Known()), 2) for name in wanted
+    }
+    _hold(columns, policy)
+    return Layout(struct(columns), unnamed or names is not None, names)
+
+
+def chosen(fields: Mapping[str, Found], policy: Policy) -> frozenset[str]:
+    """The fields that become columns, where there are too many: declared ones, and the most frequent."""
+    some = [name for name in fields if "\0" not in name and name not in policy.declared]
+    some.sort(key=lambda name: (-fields[name]["present"], name))
+    return frozenset([*policy.declared, *some[: policy.max_columns - len(policy.declared)]])
+
+
+def _hold(columns: dict[str, Column], policy: Policy) -> None:
+    """Make JSON text of the columns with most fields inside, until the others have few enough."""
+    sizes = {name: column.nested() for name, column in columns.items() if name not in policy.declared}
+    total = sum(sizes.values())
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        if total <= policy.max_members:
+            break
+        columns[name] = _text("json", conflict=True)
+        total -= sizes[name]
+
+
+def _text(how: How, *, conflict: bool = False, data: bool = False, only: Family | None = None) -> Column:
+    return Column(pa.string(), how, conflict=conflict, data=data, only=only)
+
+
+def _families(kinds: Iterable[str]) -> list[Family]:
+    seen = set(kinds)
+    return list(dict.fromkeys(family for kind, family in FAMILIES.items() if kind in seen))
+
+
+def _most_frequent(families: list[Family], found: Found) -> Family:
+    sizes: Counter[str] = Counter()
+    for kind, count in found["counts"].items():
+        sizes[FAMILIES[kind]] += count
+    return max(families, key=lambda family: sizes[family])
+
+
+class _Resolver:
+    """Columns of fields, by one policy."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def column(self, found: Found, known: Known, level: int) -> Column:
+        """The column of a field; arrays and objects there are of a level: 1 is that of the document."""
+        kinds = {*found["counts"], *known.kinds}
+        if known.cut:
+            return replace(self._objects(found, known, level) if "object" in kinds else NULL, cut=True)
+        families = _families(kinds)
+        only = known.only
+        if known.written:
+            return self._written(families, only)
+        if only is None and len(families) > 1 and self._policy.on_conflict == "null" and not known.opaque:
+            only = _most_frequent(families, found)
+        if only is None:
+            return self._of(kinds, found, known, level)
+        others = any(family != only for family in families)
+        kinds = {kind for kind in kinds if FAMILIES[kind] == only}
+        if "object" in kinds and self._names_are_data(found, known) and not _has_nul(found):
+            # What was declared, or was chosen among several families, is made of the text.
+            return _text("json", conflict=True, only=only)
+        column = replace(self._of(kinds, found, known, level), conflict=False)
+        return replace(column, only=only, conflict=True) if others else column
+
+    @staticmethod
+    def _written(families: list[Family], only: Family | None) -> Column:
+        if only is None:
+            return Column(pa.string()) if all(each == "string" for each in families) else _text("string")
+        return _text("json" if only == "object" else "text", conflict=True, only=only)
+
+    def _of(self, kinds: set[str], found: Found, known: Known, level: int) -> Column:
+        policy, families = self._policy, _families(kinds)
+        nested = bool(kinds & {"array", "object"})
+        if known.opaque or (nested and len(families) > 1) or ("object" in kinds and _has_nul(found)):
+            return _text("json", conflict=True)
+        if nested and policy.nested_as_text:
+            return replace(_text("json"), family=families[0])
+        if nested and level > MAX_LEVELS:
+            return _text("json", conflict=True)
+        if len(families) > 1:
+            return _text("text" if policy.on_conflict == "widen" else "json", conflict=True)
+        match families[0] if families else None:
+            case None:
+                return NULL
+            case "object":
+                return self._objects(found, known, level)
+            case "array":
+                item = self.column(found["item"] or _NOTHING, known.item or Known(), level + 1)
+                return Column(pa.list_(item.type), item=item)
+            case "number":
+                return _number(kinds, found)
+        return Column(pa.bool_() if families == ["boolean"] else pa.string())
+
+    def _names_are_data(self, found: Found, known: Known) -> bool:
+        if found["values"] is not None:
+            return True  # there were more than may be
+        names = {name for name, _ in found["fields"]} | (known.fields.keys() if known.kinds else set())
+        if len(names) > self._policy.max_members:
+            return True
+        if known.keep is not None:
+            return known.keep == "map"
+        count = found["counts"].get("object", 0)
+        return names_are_data(count, len(names), found["members"], self._policy.max_members)
+
+    def _objects(self, found: Found, known: Known, level: int) -> Column:
+        fields = dict(found["fields"])
+        if not known.cut and self._names_are_data(found, known):
+            values = values_of(found)
+            if len(_families({*values["counts"], *(known.values or Known()).kinds})) > 1:
+                return _text("json", conflict=True, data=True)
+            # To Arrow a map is a list of structs: two levels.
+            item = self.column(values, known.values or Known(), level + 2)
+            return Column(pa.map_(pa.string(), item.type), "map", item=item, data=True)
+        return struct(
+            {
+                name: self.column(fields.get(name, _NOTHING), known.fields.get(name, Known()), level + 1)
+                for name in dict.fromkeys([*(known.fields if known.only or known.kinds else ()), *fields])
+            }
+        )
+
+
+def _has_nul(found: Found) -> bool:
+    return bool(found.get("nul")) or any("\0" in name for name, _ in found["fields"])
+
+
+def _number(kinds: set[str], found: Found) -> Column:
+    double = "double" in kinds
+    if found.get("beyond") or found.get("long") or (double and found.get("inexact")):
+        return _text("text", conflict=True)
+    if double:
+        return Column(pa.float64())
+    low, high = found.get("low", 0), found.get("high", 0)
+    if low >= -(1 << 63) and high < 1 << 63:
+        return Column(pa.int64())
+    if not low and high < 1 << 64:
+        return Column(pa.uint64())
+    return Column(pa.decimal128(MAX_DIGITS, 0))
+
+
+def values_of(found: Found) -> Found:
+    """Facts of the values of all members of objects together."""
+    every = [inner for _, inner in found["fields"]]
+    if found["values"] is not None:
+        every.append(found["values"])
+    return merged(every)
+
+
+def merged(many: list[Found]) -> Found:
+    """Facts of the values of several fields together."""
+    if len(many) == 1:
+        return many[0]
+    counts: Counter[str] = Counter()
+    samples: dict[str, set[tuple[int, int]]] = {}
+    fields: dict[str, list[Found]] = {}
+    for each in many:
+        counts.update(each["counts"])
+        for kind, places in each["samples"].items():
+            samples.setdefault(kind, set()).update(places)
+        for name, inner in each["fields"]:
+            fields.setdefault(name, []).append(inner)
+    items = [each["item"] for each in many if each["item"] is not None]
+    values = [each["values"] for each in many if each["values"] is not None]
+    return {
+        "counts": dict(counts),
+        "samples": {kind: tuple(sorted(places)[:SAMPLES]) for kind, places in samples.items()},
+        "low": min((each.get("low", 0) for each in many), default=0),
+        "high": max((each.get("high", 0) for each in many), default=0),
+        **{flag: any(each.get(flag) for each in many) for flag in FLAGS},
+        "members": sum(each["members"] for each in many),
+        "present": sum(each.get("present", 0) for each in many),
+        "item": merged(items) if items else None,
+        "values": merged(values + [inner for some in fields.values() for inner in some]) if values else None,
+        "fields": [] if values else [(name, merged(some)) for name, some in fields.items()],
+    }
+
+
+SAMPLES = 3
+"""How many documents are named for each kind of value."""
+FLAGS = ("inexact", "long", "beyond", "minus_zero", "nul")
+
+
+def at(found: Found, place: Place) -> Found:
+    """The facts of a place inside of documents; nothing where none has it."""
+    for name in place:
+        if name is not None:
+            found = dict(found["fields"]).get(name, _NOTHING)
+        elif found["item"] is not None:
+            found = found["item"]
+        else:
+            found = values_of(found) if found["values"] is not None or found["fields"] else _NOTHING
+    return found
+
+
+def firsts(column: Column, found: Found) -> Iterator[tuple[int, int]]:
+    """Where the first documents are that have a value of each field of a column: vbucket and seqno."""
+    for name, member in column.members.items():
+        inner = dict(found["fields"]).get(name)
+        if inner is None:
+            continue
+        places = [
+            some[0]
+            for kind, some in inner["samples"].items()
+            if some and (member.only is None or FAMILIES[kind] == member.only)
+        ]
+        if places:
+            yield min(places)
+        yield from _inside(member, inner)
+
+
+def _inside(column: Column, found: Found) -> Iterator[tuple[int, int]]:
+    if column.how == "map" and column.item is not None:
+        yield from _inside(column.item, values_of(found))
+    elif column.item is not None and found["item"] is not None:
+        yield from _inside(column.item, found["item"])
+    elif column.members:
+        yield from firsts(column, found)
+
+
+def widths(column: Column, found: Found, place: Place = ()) -> Iterator[tuple[Place, tuple[int, int]]]:
+    """Of structs with many names: how many objects there are, and how many members these have together."""
+    if column.members and place and len(column.members) > MANY_NAMES:
+        yield place, (found["counts"].get("object", 0), found["members"])
+    fields = dict(found["fields"]) if column.members else {}
+    for name, member in column.members.items():
+        yield from widths(member, fields.get(name, _NOTHING), (*place, name))
+    if column.item is not None:
+        yield from widths(column.item, at(found, (None,)), (*place, None))
