@@ -154,8 +154,7 @@ def _document(block: DataBlock, row: int, packed: bool, max_value: int) -> tuple
     except UnicodeDecodeError:
         raise ProtocolError("an extended attribute is not UTF-8", vbucket=vbucket) from None
     except ProtocolError as exc:
-        # Its offset is one in the value.
-        exc.vbucket, exc.offset = vbucket, None
+        exc.vbucket = vbucket
         raise
 
 

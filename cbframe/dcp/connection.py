@@ -262,9 +262,12 @@ class DcpConnection:
         assert stream is not None, "both tables have the same streams"
         frame = Frame.parse(buffer, decoded.consumed, max_body=self._max_body)
         assert frame is not None, "the decoder takes whole frames only"
-        error = stream.misplaced(int.from_bytes(frame[0].extras[:8], "big"), header.vbucket)
-        error.opcode, error.vbucket, error.offset = header.opcode, header.vbucket, decoded.consumed
-        raise error
+        raise stream.misplaced(
+            int.from_bytes(frame[0].extras[:8], "big"),
+            vbucket=header.vbucket,
+            opcode=header.opcode,
+            offset=decoded.consumed,
+        )
 
     def _handle(self, buffer: bytearray, offset: int) -> Iterator[Event]:
         """Handle a frame that is no data message."""

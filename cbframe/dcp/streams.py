@@ -206,14 +206,15 @@ class Stream:
         self.step(StreamEvent.ITEM)
         self.reached[0] = max(int(self.reached[0]), seqno)
 
-    def misplaced(self, seqno: int, vbucket: int) -> ProtocolError:
+    def misplaced(self, seqno: int, *, vbucket: int, opcode: int, offset: int) -> ProtocolError:
         """What is wrong with a document that the decoder refused."""
-        if vbucket != self.vbucket:
-            return ProtocolError(f"a document under the opaque of vbucket {self.vbucket}")
-        if self.state is not StreamState.RUNNING:
+        if vbucket == self.vbucket and self.state is not StreamState.RUNNING:
             return StreamStateError(self.state, StreamEvent.ITEM, vbucket)
-        snapshot = f"the snapshot {self.snap_start}-{self.snap_end}" if self.snapshots else "no snapshot"
-        return ProtocolError(f"seqno {seqno} after {self.seqno} in {snapshot}")
+        message = f"seqno {seqno} after {self.seqno} in "
+        message += f"the snapshot {self.snap_start}-{self.snap_end}" if self.snapshots else "no snapshot"
+        if vbucket != self.vbucket:
+            message = f"a document under the opaque of vbucket {self.vbucket}"
+        return ProtocolError(message, opcode=opcode, vbucket=vbucket, offset=offset)
 
 
 @dataclass(slots=True)

@@ -48,17 +48,21 @@ def test_a_marker_begins_a_snapshot_that_is_not_saved_yet() -> None:
 
 def test_what_is_wrong_with_a_document_out_of_place() -> None:
     stream = running()
-    assert stream.misplaced(5, 7).message == "seqno 5 after 0 in no snapshot"
+    place = {"opcode": 0x57, "offset": 24}
+    words = " (opcode 0x57) at offset 24"
+    assert stream.misplaced(5, vbucket=7, **place).message == f"seqno 5 after 0 in no snapshot{words}"
     stream.mark(SnapshotMarker(7, 0, 10, 1))
     stream.reach(5)
-    assert stream.misplaced(5, 7).message == "seqno 5 after 5 in the snapshot 0-10"
-    assert stream.misplaced(6, 8).message == "a document under the opaque of vbucket 7"
+    assert stream.misplaced(5, vbucket=7, **place).message == f"seqno 5 after 5 in the snapshot 0-10{words}"
+    error = stream.misplaced(6, vbucket=8, **place)
+    assert error.message == f"a document under the opaque of vbucket 7{words}"
+    assert (error.vbucket, error.opcode, error.offset) == (8, 0x57, 24)
 
 
 @pytest.mark.parametrize("state", [S.REQUESTED, S.OVER])
 def test_items_of_a_stream_that_does_not_run(state: StreamState) -> None:
     with pytest.raises(ProtocolError, match="item is out of place"):
-        raise Stream(7, 1, 0, 10, state=state).misplaced(1, 7)
+        raise Stream(7, 1, 0, 10, state=state).misplaced(1, vbucket=7, opcode=0x57, offset=0)
 
 
 def test_unordered_items_mark_no_progress() -> None:
