@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from cbframe.dcp import events as dcp
 from cbframe.dcp import plan, verdicts
 from cbframe.dcp.callbacks import Callbacks
@@ -114,6 +117,13 @@ class NodeThread:
         """The streams themselves: look, and touch nothing."""
         connection = self._connection
         return [] if connection is None else [stream for _, stream in connection.streams.all()]
+
+    def seqnos(self, vbuckets: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
+        """What came last of vbuckets; 0 of those without a stream here."""
+        connection = self._connection
+        if connection is None:
+            return np.zeros(len(vbuckets), np.uint64)
+        return connection.streams.seqnos(vbuckets)
 
     def held(self) -> int:
         """Bytes that came and that the receiver has not consumed."""

@@ -245,6 +245,14 @@ class StreamTable:
         """Vbuckets of which the server has something to send; see :meth:`Stream.is_owed`."""
         return [vb for vb, s in self.all() if s.is_owed(high_seqnos.get(vb, 0), filtered=filtered)]
 
+    def seqnos(self, vbuckets: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
+        """What came last of vbuckets, as :attr:`Stream.seqno`; 0 of those without a stream."""
+        found = self.reached[vbuckets]
+        unordered = [vb for vb, stream in self.all() if stream.unordered]
+        if unordered:
+            found[np.isin(vbuckets, unordered)] = 0
+        return found
+
     def open(self, request: StreamRequest) -> Stream:
         """Note a request that is about to be sent."""
         if request.vbucket in self._by_vbucket:
@@ -272,6 +280,7 @@ class StreamTable:
     def remove(self, stream: Stream) -> None:
         """Forget a stream that is over; it keeps its seqno, whatever comes of the vbucket."""
         stream.reached = stream.reached.copy()
+        self.reached[stream.vbucket] = 0
         del self._by_opaque[stream.opaque]
         del self._by_vbucket[stream.vbucket]
 

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.controls import window_of
 from cbframe.dcp.coordinator import Coordinator
@@ -132,10 +134,10 @@ class SourceView:
             return 0, 0
         done = set(self._coordinator.done)
         reached = sum(ends.get(vb, 0) for vb in done)
+        vbuckets = np.array([vb for vb in ends if vb not in done], np.intp)
+        limits = np.array([ends[vb] for vb in vbuckets.tolist()], np.uint64)
         for node in list(self._supervisor.nodes.values()):
-            for stream in node.open_streams():
-                if stream.vbucket not in done:
-                    reached += min(stream.seqno, ends.get(stream.vbucket, 0))
+            reached += int(np.minimum(node.seqnos(vbuckets), limits).sum())
         return reached, sum(ends.values())
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cbframe.errors import ProtocolError
 from cbframe.typing import ReadableBuffer
@@ -22,8 +23,7 @@ _FLEX = (Magic.FLEX_REQUEST, Magic.FLEX_RESPONSE)
 _RESPONSES = (Magic.RESPONSE, Magic.FLEX_RESPONSE, Magic.SERVER_RESPONSE)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The 24 bytes before every body. ``vbucket`` holds the status in responses."""
 
     magic: int

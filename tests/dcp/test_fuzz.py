@@ -333,7 +333,8 @@ def test_conversations_however_they_are_cut(
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None)
+@pytest.mark.timeout(3600)
+@settings(max_examples=5000, deadline=None)
 @given(firsts=firsts_of_each, script=steps, late=st.integers(0, VBUCKETS), sizes=pieces)
 def test_many_conversations(firsts: list[str], script: list[Step], late: int, sizes: list[int]) -> None:
     check(firsts, script, late, sizes)
