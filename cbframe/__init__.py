@@ -1,6 +1,9 @@
 """Read a Couchbase bucket straight from the data service, over DCP, into Arrow and pandas.
 
 Names are loaded when they are first used: ``import cbframe`` is quick, and loads no library.
+
+``cbframe --version`` and :func:`doctor` say whether reads run on the compiled core or on the Python
+reference, which gives the same results, slower; ``CBFRAME_CORE=rust`` or ``python`` chooses.
 """
 
 from __future__ import annotations

@@ -154,11 +154,11 @@ fn inflate(decoder: &mut snap::raw::Decoder, block: &[u8], max_value: usize, out
 
 /// The value after its extended attributes, which are kept if that is wanted.
 fn without_xattrs<'a>(value: &'a [u8], mut kept: Option<(&mut Binary, &mut Binary)>) -> Option<&'a [u8]> {
-    let end = 4 + word(value, 0)?;
+    let end = word(value, 0)?.checked_add(4)?;
     let section = value.get(..end)?;
     let mut at = 4;
     while at < end {
-        let stop = at + 4 + word(section, at)?;
+        let stop = word(section, at)?.checked_add(at + 4)?;
         let (last, pair) = section.get(at + 4..stop)?.split_last()?;
         let nul = pair.iter().position(|byte| *byte == 0)?;
         let (name, text) = (&pair[..nul], &pair[nul + 1..]);

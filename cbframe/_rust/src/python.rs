@@ -1,5 +1,6 @@
 //! The module `cbframe._core`.
 
+use crate::caught;
 use crate::documents::{copy, newest, Spans};
 use crate::frames::{Block, FrameDecoder, Wrong};
 use crate::json::build::{rest, Array, Buffer, Builder, Layout, Type};
@@ -7,7 +8,7 @@ use crate::json::facts::{Facts, Looker, Place, KINDS};
 use crate::json::shred::{Inside, Reason, Shredder, ROOT};
 use crate::json::token::Text;
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyBufferError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use std::ffi::c_int;
@@ -83,6 +84,14 @@ impl<T: pyo3::buffer::Element> Lent<T> {
     }
 }
 
+/// Do some work while other threads of Python run.
+///
+/// A panic is a RuntimeError, so that it ends the read: pyo3 raises what no `except Exception` catches, and the
+/// thread of a node would be gone without a word.
+fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> PyResult<T> {
+    py.detach(|| caught(work)).map_err(|text| PyRuntimeError::new_err(format!("the compiled core has failed: {text}")))
+}
+
 struct Lending {
     data: Lent<u8>,
     rows: usize,
@@ -124,6 +133,7 @@ impl Converter {
         vbuckets: &Bound<'_, PyAny>,
         seqnos: &Bound<'_, PyAny>,
     ) -> PyResult<Bytes> {
+        self.batch = None;
         self.shredder.clear();
         let (data, offsets) = (Lent::<u8>::new(data)?, Lent::<i32>::new(offsets)?);
         let reasons = Lent::<u8>::new(reasons)?;
@@ -141,7 +151,7 @@ impl Converter {
         let mut verdicts = reasons.slice().to_vec();
         let shredder = &mut self.shredder;
         let all = data.slice();
-        py.detach(|| {
+        detached(py, || {
             for (row, reason) in verdicts.iter_mut().enumerate() {
                 if *reason == Reason::Good as u8 {
                     let (from, to) = (bounds[row] as usize, bounds[row + 1] as usize);
@@ -149,7 +159,7 @@ impl Converter {
                 }
             }
             shredder.settle(Text::new(all, all.len()), ROOT, 0);
-        });
+        })?;
         self.batch = Some(Lending { data, rows, vbuckets, seqnos });
         Ok(Bytes(Buffer::Bytes(verdicts)))
     }
@@ -158,7 +168,7 @@ impl Converter {
     fn facts(&self, py: Python<'_>) -> PyResult<ColumnFacts> {
         let batch = self.batch.as_ref().ok_or_else(nothing)?;
         let (data, vbuckets, seqnos) = (batch.data.slice(), batch.vbuckets.slice(), batch.seqnos.slice());
-        let facts = py.detach(|| Looker::new(&self.shredder, data, vbuckets, seqnos).facts());
+        let facts = detached(py, || Looker::new(&self.shredder, data, vbuckets, seqnos).facts())?;
         Ok(ColumnFacts { facts, most: self.shredder.max_members })
     }
 
@@ -173,14 +183,14 @@ impl Converter {
         let batch = self.batch.as_ref().ok_or_else(nothing)?;
         let (data, rows) = (batch.data.slice(), batch.rows);
         let shredder = &mut self.shredder;
-        let built = py.detach(|| {
+        let built = detached(py, || {
             let mut builder = Builder { shredder, text: Text::new(data, data.len()) };
             let mut build = |name: &[u8], layout: &Layout| {
                 let id = builder.shredder.field(ROOT, name);
                 builder.column(id, layout, rows, 1)
             };
             layouts.iter().map(|(name, layout)| build(name, layout)).collect::<Result<Vec<_>, _>>()
-        });
+        })?;
         let built = built.map_err(|_| PyValueError::new_err("a column cannot hold its values"))?;
         PyList::new(py, built.into_iter().map(|array| handed(py, array)).collect::<PyResult<Vec<_>>>()?)
     }
@@ -189,7 +199,7 @@ impl Converter {
     fn rest(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let batch = self.batch.as_ref().ok_or_else(nothing)?;
         let data = batch.data.slice();
-        let built = py.detach(|| rest(&self.shredder, Text::new(data, data.len()), batch.rows));
+        let built = detached(py, || rest(&self.shredder, Text::new(data, data.len()), batch.rows))?;
         handed(py, built.map_err(|_| PyValueError::new_err("a column cannot hold its values"))?)
     }
 
@@ -419,7 +429,7 @@ impl Decoder {
         let buffer = Lent::<u8>::new(buffer)?;
         let bytes = buffer.slice().get(..stop).ok_or_else(|| PyValueError::new_err("the buffer ends before"))?;
         let decoder = &mut self.0;
-        Ok(Decoded(py.detach(|| decoder.decode(bytes, start))))
+        Ok(Decoded(detached(py, || decoder.decode(bytes, start))?))
     }
 }
 
@@ -548,7 +558,7 @@ fn copy_documents(
         value_end: value_end.slice(),
         datatype: datatype.slice(),
     };
-    let documents = match py.detach(|| copy(&spans, max_value, keeps_xattrs)) {
+    let documents = match detached(py, || copy(&spans, max_value, keeps_xattrs))? {
         Ok(documents) => documents,
         Err(row) => return Ok(row.into_pyobject(py)?.into_any().unbind()),
     };
@@ -578,7 +588,7 @@ fn newest_versions(
     let (offsets, keys) = (offsets.slice(), keys.slice());
     let place = |at: usize| offsets.get(at).and_then(|offset| usize::try_from(*offset).ok());
     let key = |row: usize| Some((place(row)?, place(row + 1)?));
-    let found = py.detach(|| newest(vbucket, collection, seqno, key, keys));
+    let found = detached(py, || newest(vbucket, collection, seqno, key, keys))?;
     let found = found.ok_or_else(|| PyValueError::new_err("the columns do not belong together"))?;
     Ok(Bytes(Buffer::Bytes(found)))
 }
