@@ -1073,11 +1073,11 @@ class Converter:
         """
         self._root = None
         rows = len(reasons)
-        data = bytes(data)
         sound = len(offsets) == rows + 1 and len(vbuckets) == len(seqnos) == rows
         if not sound or offsets[0] < 0 or (np.diff(offsets) < 0).any() or offsets[-1] > len(data):
             raise ValueError("the parts of a batch do not belong together")
-        self._data, self._bounds = data, offsets.tolist()
+        self._data = bytes(memoryview(data)[offsets[0] : offsets[-1]])
+        self._bounds = (offsets - offsets[0]).tolist()
         self._where = vbuckets, seqnos
         self._exact: dict[int, Any] = {}
         verdicts = reasons.copy()

@@ -92,9 +92,10 @@ layouts: st.SearchStrategy[Layout] = st.recursive(
 def shred(to: Any, values: Sequence[bytes], at: int = 0, reasons: Sequence[int] | None = None) -> list[int]:
     """Have a converter take documents in, which stand in the bucket from a place on."""
     count = len(values)
+    around = b'{"a":"\\ud800",-0'  # of other documents in the same array
     found = to.shred(
-        np.frombuffer(b"".join(values), np.uint8),
-        np.cumsum([0, *map(len, values)], dtype=np.int32),
+        np.frombuffer(b"".join([around, *values, around]), np.uint8),
+        np.cumsum([len(around), *map(len, values)], dtype=np.int32),
         np.array([0] * count if reasons is None else reasons, np.uint8),
         (np.arange(at, at + count) * 7 % 3).astype(np.uint16),
         np.arange(at, at + count, dtype=np.uint64) // 2,
