@@ -27,7 +27,7 @@ from cbframe.wire.messages import SystemEvent
 
 T = TypeVar("T")
 
-VERSION = [VBUCKET, KEY, COLLECTION_ID, SEQNO]
+VERSION = [KEY, COLLECTION_ID, SEQNO]
 """Columns that tell a version of a document."""
 _SEVERAL_VERSIONS = SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS
 
@@ -200,8 +200,7 @@ def of_dropped(
 def newest(some: pa.Table) -> npt.NDArray[np.bool_]:
     """Which of some rows has the highest seqno of its document; of equal ones the last.
 
-    They have the columns of `VERSION`. A document is a key in a collection; its vbucket follows from the key,
-    so that column may be missing: with it, less memory is needed.
+    They have the columns of `VERSION`. A document is a key in a collection; its vbucket follows from the key.
     """
     core = compiled()
     key = some[KEY].combine_chunks()
@@ -209,9 +208,8 @@ def newest(some: pa.Table) -> npt.NDArray[np.bool_]:
         return _newest(some)
     _, offsets, data = key.buffers()
     bounds = np.frombuffer(offsets, np.int32)[key.offset : key.offset + len(key) + 1]
-    vbucket = _column(some, VBUCKET) if VBUCKET in some.column_names else np.zeros(len(key), np.uint16)
     keys = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
-    versions = core.newest_versions(vbucket, _column(some, COLLECTION_ID), _column(some, SEQNO), bounds, keys)
+    versions = core.newest_versions(_column(some, COLLECTION_ID), _column(some, SEQNO), bounds, keys)
     # Copied: callers change it.
     return np.frombuffer(versions, bool).copy()
 

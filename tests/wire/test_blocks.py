@@ -227,7 +227,7 @@ def wire(stream: list[tuple[Frame, Item]]) -> bytes:
 
 @pytest.mark.parametrize("collections", [False, True])
 @given(data=st.data())
-@settings(max_examples=120)
+@settings(max_examples=50)
 def test_whole(collections: bool, data: st.DataObject) -> None:
     stream = data.draw(streams(collections=collections))
     octets = wire(stream)
@@ -298,7 +298,7 @@ def what_comes_of(decoder: Decoder, data: bytes, **options: Any) -> tuple[list[I
 
 @pytest.mark.parametrize("collections", [False, True])
 @given(data=st.data())
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_flipped_bytes(collections: bool, data: st.DataObject) -> None:
     stream = data.draw(streams(collections=collections, max_size=5).filter(bool))
     octets = bytearray(wire(stream))
@@ -314,7 +314,7 @@ def test_flipped_bytes(collections: bool, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("collections", [False, True])
 @given(data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_missing_and_added_bytes(collections: bool, data: st.DataObject) -> None:
     octets = wire(data.draw(streams(collections=collections, max_size=4).filter(bool)))
     start, length = data.draw(st.integers(0, len(octets))), data.draw(st.integers(0, 40))
@@ -325,7 +325,7 @@ def test_missing_and_added_bytes(collections: bool, data: st.DataObject) -> None
 @given(
     octets=st.binary(max_size=200), magic=st.sampled_from(Magic), opcode=st.sampled_from([0x57, 0x58, 0x59])
 )
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_noise(octets: bytes, magic: int, opcode: int) -> None:
     same_outcome(octets, collections=True)
     same_outcome(bytes([magic, opcode]) + octets, collections=True)

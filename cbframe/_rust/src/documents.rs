@@ -1,6 +1,6 @@
 //! Keys and values out of a receive buffer: inflated, without extended attributes in front; and which are newest.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 
 const SNAPPY: u8 = 2;
 const XATTR: u8 = 4;
@@ -181,42 +181,28 @@ fn word(bytes: &[u8], at: usize) -> Option<usize> {
 
 /// Which rows have the highest sequence number of their document, a byte each; of equal ones the last.
 ///
-/// A document is a key in a collection; rows of one vbucket are looked at together, so that the table of
-/// documents stays small. The hash is seeded randomly: who chooses the keys cannot make them collide.
-pub fn newest(
-    vbucket: &[u16],
-    collection: &[u32],
-    seqno: &[u64],
-    key: impl Fn(usize) -> Option<(usize, usize)>,
-    bytes: &[u8],
-) -> Option<Vec<u8>> {
-    let rows = vbucket.len();
-    let mut ends = vec![0usize; 1 << 16 | 1];
-    for vbucket in vbucket {
-        ends[*vbucket as usize + 1] += 1;
-    }
-    for at in 1..ends.len() {
-        ends[at] += ends[at - 1];
-    }
-    let mut order = vec![0usize; rows];
-    for (row, vbucket) in vbucket.iter().enumerate() {
-        let place = &mut ends[*vbucket as usize];
-        order[*place] = row;
-        *place += 1;
-    }
+/// A document is a key in a collection. Rows with one hash are neighbours when they are sorted by it: only their
+/// keys are compared. The hash is seeded randomly: who chooses the keys cannot make them collide.
+pub fn newest(collection: &[u32], seqno: &[u64], offsets: &[i32], keys: &[u8]) -> Option<Vec<u8>> {
+    let rows = collection.len();
+    let place = |at: usize| offsets.get(at).and_then(|offset| usize::try_from(*offset).ok());
+    let document = |row: usize| Some((collection[row], keys.get(place(row)?..place(row + 1)?)?));
+    let seed = RandomState::new();
+    let hashed = |row| Some((seed.hash_one(document(row)?), row));
+    let mut order = (0..rows).map(hashed).collect::<Option<Vec<(u64, usize)>>>()?;
+    order.sort_unstable();
     let mut found = vec![1u8; rows];
-    let mut documents: HashMap<(u32, &[u8]), usize> = HashMap::new();
-    let mut last = None;
-    for row in order {
-        if last != Some(vbucket[row]) {
-            documents.clear();
-            last = Some(vbucket[row]);
-        }
-        let (from, to) = key(row)?;
-        let before = documents.entry((*collection.get(row)?, bytes.get(from..to)?)).or_insert(row);
-        if *before != row {
-            let newer = *seqno.get(row)? >= *seqno.get(*before)?;
-            found[if newer { std::mem::replace(before, row) } else { row }] = 0;
+    let mut newest: Vec<usize> = Vec::new();
+    for same in order.chunk_by(|one, other| one.0 == other.0).filter(|same| same.len() > 1) {
+        newest.clear();
+        for (_, row) in same {
+            match newest.iter_mut().find(|before| document(**before) == document(*row)) {
+                None => newest.push(*row),
+                Some(before) if seqno.get(*row)? >= seqno.get(*before)? => {
+                    found[std::mem::replace(before, *row)] = 0;
+                }
+                Some(_) => found[*row] = 0,
+            }
         }
     }
     Some(found)

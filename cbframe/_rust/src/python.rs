@@ -575,20 +575,15 @@ fn copy_documents(
 #[pyfunction]
 fn newest_versions(
     py: Python<'_>,
-    vbucket: &Bound<'_, PyAny>,
     collection: &Bound<'_, PyAny>,
     seqno: &Bound<'_, PyAny>,
     offsets: &Bound<'_, PyAny>,
     keys: &Bound<'_, PyAny>,
 ) -> PyResult<Bytes> {
-    let (vbucket, collection) = (Lent::<u16>::new(vbucket)?, Lent::<u32>::new(collection)?);
-    let (seqno, offsets) = (Lent::<u64>::new(seqno)?, Lent::<i32>::new(offsets)?);
-    let keys = Lent::<u8>::new(keys)?;
-    let (vbucket, collection, seqno) = (vbucket.slice(), collection.slice(), seqno.slice());
-    let (offsets, keys) = (offsets.slice(), keys.slice());
-    let place = |at: usize| offsets.get(at).and_then(|offset| usize::try_from(*offset).ok());
-    let key = |row: usize| Some((place(row)?, place(row + 1)?));
-    let found = detached(py, || newest(vbucket, collection, seqno, key, keys))?;
+    let (collection, seqno) = (Lent::<u32>::new(collection)?, Lent::<u64>::new(seqno)?);
+    let (offsets, keys) = (Lent::<i32>::new(offsets)?, Lent::<u8>::new(keys)?);
+    let (collection, seqno, offsets, keys) = (collection.slice(), seqno.slice(), offsets.slice(), keys.slice());
+    let found = py.detach(|| newest(collection, seqno, offsets, keys));
     let found = found.ok_or_else(|| PyValueError::new_err("the columns do not belong together"))?;
     Ok(Bytes(Buffer::Bytes(found)))
 }
