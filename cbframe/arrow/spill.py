@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
 from cbframe.errors import SpoolError
@@ -56,36 +57,69 @@ class Spill:
         self._directory = spill_folder(directory)
         self._forecast = Forecast(self._directory)
         self._room = SPILL_BYTES if budget is None else budget
+        self._held = 0
         self._file: IO[bytes] | None = None
         self._end = 0
 
     def put(self, batch: pa.RecordBatch) -> Callable[[], pa.RecordBatch]:
         """Put a batch away; what is returned gives it again, any number of times."""
-        if batch.nbytes <= self._room:
-            self._room -= batch.nbytes
+        if self._keeps(batch.nbytes):
             return lambda: batch
         data = batch.serialize()
+        return partial(self._batch, self._write([data]), data.size, batch.schema)
+
+    def _batch(self, begin: int, size: int, schema: pa.Schema) -> pa.RecordBatch:
+        return pa.ipc.read_record_batch(self._read(begin, size), schema)
+
+    def put_values(self, values: pa.Array) -> Callable[[], pa.Array]:
+        """Put a binary array without nulls away: its bytes are written as they are."""
+        if self._keeps(values.nbytes):
+            return lambda: values
+        rows = len(values)
+        _, offsets, data = values.buffers()
+        bounds = np.frombuffer(offsets, np.int32)[values.offset : values.offset + rows + 1]
+        first, length = int(bounds[0]), int(bounds[-1] - bounds[0])
+        content = [] if data is None else [data.slice(first, length)]
+        return partial(self._values, self._write([bounds - first, *content]), rows, length)
+
+    def _values(self, begin: int, rows: int, length: int) -> pa.Array:
+        size = (rows + 1) * 4
+        octets = self._read(begin, size + length)
+        buffers = [None, octets.slice(0, size), octets.slice(size)]
+        return pa.Array.from_buffers(pa.binary(), rows, buffers, null_count=0)
+
+    def _keeps(self, nbytes: int) -> bool:
+        """Whether so many bytes are kept in memory."""
+        fits = self._held + nbytes <= self._room
+        self._held += nbytes if fits else 0
+        return fits
+
+    def _write(self, parts: Iterable[Any]) -> int:
+        """Add to the file; where it begins."""
+        begin = self._end
         with disk_errors(self._directory):
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - lives as long as this
                 self._close = weakref.finalize(self, _close, self._file)
-            self._file.seek(self._end)
-            self._file.write(memoryview(data))
-        begin, self._end = self._end, self._end + data.size
-        return partial(self._take, begin, data.size, batch.schema)
+            self._file.seek(begin)
+            for part in parts:
+                self._end += self._file.write(memoryview(part).cast("B"))
+        return begin
 
-    def _take(self, begin: int, size: int, schema: pa.Schema) -> pa.RecordBatch:
+    def _read(self, begin: int, size: int) -> pa.Buffer:
         assert self._file is not None
         with disk_errors(self._directory):
             self._file.seek(begin)
             data = self._file.read(size)
             if len(data) != size:
                 raise OSError("a temporary file was cut")
-            return pa.ipc.read_record_batch(pa.py_buffer(data), schema)
+        return pa.py_buffer(data)
 
     def foresee(self, progress: Progressed) -> None:
         """Warn where the rest of a read will not fit."""
-        self._forecast.look(self._end, progress)
+        if self._end:
+            # What is in memory came at the same rate.
+            self._forecast.look(self._end + self._held, progress)
 
     def close(self) -> None:
         """Delete the file; allowed at any time, and more than once."""

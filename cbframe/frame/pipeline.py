@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,10 @@ from cbframe.json.typer import VALUE, Documents, Piece, Settled, Typer, Where, f
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode
 
+T = TypeVar("T")
+
+_ENOUGH = 1 << 20
+"""Bytes of documents that are worth converting."""
 _REST, _REJECTED = "\0rest", "\0rejected"
 """Columns of pieces that wait; no field has such a name."""
 
@@ -52,7 +57,7 @@ class _Waiting:
     """
 
     heads: Callable[[], pa.RecordBatch]
-    values: Callable[[], pa.RecordBatch]
+    values: Callable[[], pa.Array]
     piece: Piece | None = None
     cells: Callable[[], pa.RecordBatch] | None = None
 
@@ -68,7 +73,7 @@ class _Waiting:
     def documents(self) -> Documents:
         """The documents that were converted."""
         heads = self.heads()
-        return documents_of(heads, self.values().column(0), _are_documents(heads))
+        return documents_of(heads, self.values(), _are_documents(heads))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +179,9 @@ class Pipeline:
         # What is handed out as it is in memory needs no disk.
         self._spill = Spill(target.spool_dir) if bounded or target.parsed else None
         self._put_rows = self._spill.put if bounded and self._spill is not None else _held
-        self._put_values = self._put_rows if self._spill is None else self._spill.put
+        self._put_values = _held if self._spill is None else self._spill.put_values
+        # What is given batch by batch has their size; in memory it need not.
+        self._batch_bytes = target.batch_size if bounded else min(target.batch_size, _ENOUGH)
         self._waiting: list[_Waiting] = []
         self._pending: list[tuple[int, pa.RecordBatch]] = []
         self._pending_bytes = 0
@@ -203,7 +210,7 @@ class Pipeline:
                 if self._target.n_rows is not None:
                     self._came += int(_are_documents(batch).sum())
             self._arrived += 1
-            if self._pending_bytes >= self._target.batch_size:
+            if self._pending_bytes >= self._batch_bytes:
                 self._put_pending()
             # Not before: what the server may send on must not be more than what was taken. And what is
             # pending is acknowledged, or a window smaller than a batch would never be opened again.
@@ -219,7 +226,8 @@ class Pipeline:
         self._pending.clear()
         self._pending_bytes = 0
         # One batch, unless there are more bytes of keys or values than one array holds.
-        for batch in table.append_column(ARRIVED, pa.array(numbers)).combine_chunks().to_batches():
+        table = table.append_column(ARRIVED, pa.array(numbers))
+        for batch in (table if len(lengths) == 1 else table.combine_chunks()).to_batches():
             self._put(batch.drop_columns([VALUE]), batch.column(VALUE))
 
     def _put(self, heads: pa.RecordBatch, values: pa.Array) -> None:
@@ -244,9 +252,7 @@ class Pipeline:
             self._wait(heads[start:], documents.values[:0], typer.convert(documents[:0]))
 
     def _wait(self, heads: pa.RecordBatch, values: pa.Array, piece: Piece | None) -> None:
-        waiting = _Waiting(
-            self._put_rows(heads), self._put_values(pa.RecordBatch.from_arrays([values], [VALUE]))
-        )
+        waiting = _Waiting(self._put_rows(heads), self._put_values(values))
         if piece is not None:
             cells = dict(piece.columns)
             if piece.rest is not None:
@@ -334,12 +340,12 @@ class Pipeline:
             self._waiting.append(replace(waiting, heads=self._put_rows(left)))
         elif waiting.piece is not None:
             # Values are those of documents; deletions have none.
-            values = waiting.values().column(0).filter(pa.array(keep[mutation]))
+            values = waiting.values().filter(pa.array(keep[mutation]))
             rows = np.cumsum(_are_documents(left)) - 1
             there = pa.array(rows, mask=~_are_documents(left))
             self._put(left, pc.fill_null(values.take(there), b"") if there.null_count else values)
         else:
-            self._wait(left, waiting.values().column(0).filter(pa.array(keep)), None)
+            self._wait(left, waiting.values().filter(pa.array(keep)), None)
 
     def __len__(self) -> int:
         """How many batches there are."""
@@ -363,8 +369,10 @@ class Pipeline:
             return self._typer.table(waiting.loaded(), typed.settled, waiting.documents)
         if not typed.empty.num_columns:
             return typed.empty
-        mutation = _are_documents(waiting.heads())
-        return pa.table([waiting.values().column(0).filter(pa.array(mutation))], schema=typed.empty.schema)
+        mutation, values = _are_documents(waiting.heads()), waiting.values()
+        if not mutation.all():
+            values = values.filter(pa.array(mutation))
+        return pa.table([values], schema=typed.empty.schema)
 
     def typed(self, *, lenient: bool = False, final: bool = True) -> Typed:
         """Decide what the documents that count are in the end.
@@ -480,8 +488,8 @@ class Pipeline:
             self._spill.close()
 
 
-def _held(batch: pa.RecordBatch) -> Callable[[], pa.RecordBatch]:
-    return lambda: batch
+def _held(some: T) -> Callable[[], T]:
+    return lambda: some
 
 
 def documents_of(heads: pa.RecordBatch, values: pa.Array, documents: Mask) -> Documents:

@@ -271,12 +271,10 @@ class Settled:
             arrays[REST] = pa.nulls(rows, pa.string()) if rest is None else rest
         if self.rejected:
             arrays[VALUE] = pa.nulls(rows, pa.binary()) if rejected is None else rejected
-            arrays[REASON] = _REASONS.take(pa.array(reasons))
+            # Not when this is imported: pyarrow imports pandas with its first array.
+            names = [None if each is Reason.GOOD else each.name.lower() for each in Reason]
+            arrays[REASON] = pa.array(names, pa.string()).take(pa.array(reasons))
         return pa.table(arrays)
-
-
-_REASONS = pa.array([None if each is Reason.GOOD else each.name.lower() for each in Reason], pa.string())
-"""By number; null for values that are sound."""
 
 
 class Typer:

@@ -76,7 +76,7 @@ def test_bits() -> None:
     assert [bit.value for bit in Datatype] == [1, 2, 4]
     assert Datatype(7) == Datatype.JSON | Datatype.SNAPPY | Datatype.XATTR
     assert [bit.value for bit in SnapshotFlag] == [1, 2, 4, 8, 16, 32]
-    assert {bit.value for bit in OpenFlag} == {0x01, 0x04, 0x08, 0x20, 0x40, 0x100}
+    assert {bit.value for bit in OpenFlag} == {0x01, 0x04, 0x08, 0x20, 0x40, 0x100, 0x200}
     assert (StreamFlag.ACTIVE_ONLY, StreamFlag.DISK_ONLY, StreamFlag.STRICT_VBUUID) == (0x10, 2, 0x20)
 
 
