@@ -41,7 +41,7 @@ def join_address(host: str, port: int) -> str:
 def split_address(address: str) -> tuple[str, int] | None:
     """Host (without brackets) and port of ``host:port``; None if it is no such thing."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port[:6]) <= 0xFFFF:
+    if not colon or not host or not _is_port(port):
         return None
     if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
         return None
@@ -102,11 +102,15 @@ class HostPort:
                 )
         if port is None:
             return cls(host)
-        if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= 0xFFFF):
+        if not _is_port(port):
             raise ConfigurationError(
                 f"not a port{f' {port!r}' if quote else ''}", hint="ports are 1 to 65535"
             )
         return cls(host, int(port))
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= 0xFFFF
 
 
 def _is_ipv6(host: str) -> bool:

@@ -92,9 +92,10 @@ class ConfigFeed:
         return True
 
     def _check(self, status: list[str]) -> None:
-        if len(status) < 2 or not status[0].startswith("HTTP/1.") or not status[1].isdecimal():
+        code = status[1] if len(status) > 1 and status[0].startswith("HTTP/1.") else ""
+        if len(code) != 3 or not code.isdecimal():
             raise ProtocolError("the cluster manager speaks no HTTP", node=self._node)
-        match int(status[1]):
+        match int(code):
             case 200:
                 return
             case 401:

@@ -12,9 +12,16 @@ _HEX = re.compile(r"[0-9A-Fa-f]{1,16}")
 
 def text(source: Mapping[str, object], name: str, default: str | None = None) -> str:
     """A string; `default` stands for an absent one, None means that it must be there."""
-    value = source.get(name, default)
+    return _as_text(source.get(name, default), name, "a string")
+
+
+def _as_text(value: object, name: str, wanted: str) -> str:
     if not isinstance(value, str):
-        raise _wrong(name, value, "a string")
+        raise _wrong(name, value, wanted)
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:  # half of a surrogate pair, escaped
+        raise ClusterMapError(f"the cluster's answer has {name!r} with half of a character") from exc
     return value
 
 
@@ -54,12 +61,7 @@ def mappings(source: Mapping[str, object], name: str) -> list[Mapping[str, objec
 
 def texts(source: Mapping[str, object], name: str) -> list[str]:
     """An array of strings; an absent one is empty."""
-    found = []
-    for item in sequence(source, name):
-        if not isinstance(item, str):
-            raise _wrong(name, item, "an array of strings")
-        found.append(item)
-    return found
+    return [_as_text(item, name, "an array of strings") for item in sequence(source, name)]
 
 
 def as_mapping(value: object, name: str) -> Mapping[str, object]:

@@ -269,7 +269,7 @@ def _addresses(
     A node that cannot be reached matters only if it owns a vbucket.
     """
     needed = {owner for owner in owners if owner >= 0}
-    addresses: list[str] = []
+    addresses: dict[str, None] = {}
     # One more than there are nodes: index −1 finds the last, so that "no owner" stays −1.
     places = np.full(len(nodes) + 1, -1, dtype=np.int16)
     for index, node in enumerate(nodes):
@@ -282,7 +282,7 @@ def _addresses(
             )
         if address is not None:
             places[index] = len(addresses)
-            addresses.append(address)
+            addresses[address] = None
         elif index in needed:
             raise _unreachable(node, network, tls=tls)
     active = places[np.asarray(owners, dtype=np.intp)]

@@ -152,19 +152,21 @@ def with_node_services(
     if "nodesExt" in config:
         return dict(config)
     entries = fields.mappings(services, "nodesExt")
-    nodes = [(entry, _read_node(entry, origin_host)) for entry in entries]
+    # The first of each address; of a nameless entry the host is empty.
+    places: dict[tuple[str, int | None], int] = {}
+    for position, entry in enumerate(entries):
+        endpoint = _read_node(entry, origin_host).networks[DEFAULT_NETWORK]
+        host = bare_host(endpoint.host) if entry.get("hostname") else ""
+        places.setdefault((host, endpoint.ports.get("kv")), position)
     ordered: list[Mapping[str, object]] = []
     used: set[int] = set()
     for server in fields.texts(fields.mapping(config, "vBucketServerMap"), "serverList"):
         host, port = server_address(server, origin_host)
-        for position, (entry, node) in enumerate(nodes):
-            endpoint = node.networks[DEFAULT_NETWORK]
-            nameless = not entry.get("hostname")
-            if endpoint.ports.get("kv") == port and (nameless or bare_host(endpoint.host) == bare_host(host)):
-                # A nameless entry takes the name from serverList, which the manager has filled in.
-                ordered.append({**entry, "hostname": host})
-                used.add(position)
-                break
+        found = [places[key] for key in ((bare_host(host), port), ("", port)) if key in places]
+        if found:
+            # A nameless entry takes the name from serverList, which the manager has filled in.
+            ordered.append({**entries[min(found)], "hostname": host})
+            used.add(min(found))
         else:
             ordered.append({"hostname": host, "services": {"kv": port}})
     rest = [entry for position, entry in enumerate(entries) if position not in used]

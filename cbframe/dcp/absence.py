@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from urllib.parse import urlsplit
 
 from cbframe.cluster.address import HostPort, bare_host, join_address
@@ -43,14 +42,15 @@ def absence(
     """
     from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
 
-    urls: list[str] = []
-    with suppress(CbframeError, ValueError, RecursionError):
+    try:
         urls = list(_managers(json.loads(config), origin, login, network))[:_MANAGERS]
+        scram = not (login.allow_plain or all(map(_is_here, urls)))
+    except (CbframeError, ValueError, RecursionError):  # no JSON, or a host that no URL can have
+        return None
     if not urls:
         return None
-    scram = not (login.allow_plain or all(map(_is_here, urls)))
-    client = RestClient(urls, auth, timeout=min(timeout, _TIMEOUT), tls_context=tls_context, scram=scram)
     try:
+        client = RestClient(urls, auth, timeout=min(timeout, _TIMEOUT), tls_context=tls_context, scram=scram)
         client.check_bucket(login.bucket)
     except BucketNotFoundError as exc:
         return exc

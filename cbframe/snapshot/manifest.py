@@ -231,7 +231,7 @@ class Manifest:
             )
         try:
             return cls._of(fields)
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise _damaged(path, f"a field is missing or no such thing ({exc})") from exc
 
     @classmethod
@@ -298,7 +298,7 @@ def _checked(data: bytes, path: str) -> dict[str, Any]:
         raise _damaged(path, "its digest does not fit, or it is cut off")
     try:
         fields = json.loads(data)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise _damaged(path, "it is no JSON") from exc
     if not isinstance(fields, dict):
         raise _damaged(path, "it is no JSON object")

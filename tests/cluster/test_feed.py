@@ -77,6 +77,7 @@ def test_byte_by_byte() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", ProtocolError),
         (b"HTTP/1.1 OK\r\n\r\n", ProtocolError),
         (b"HTTP/2 200 OK\r\n\r\n", ProtocolError),
+        (b"HTTP/1.1 " + b"1" * 5000 + b" OK\r\n\r\n", ProtocolError),
         (b"\x81", ProtocolError),
         (b"SSH-2.0-x\r\n", ProtocolError),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000, ProtocolError),

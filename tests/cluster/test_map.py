@@ -166,7 +166,19 @@ def test_memcached_bucket(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "server", ["", "host", "host:", ":11210", "host:0", "host:70000", "::1:11210", "h:１"]
+    "server",
+    [
+        "",
+        "host",
+        "host:",
+        ":11210",
+        "host:0",
+        "host:70000",
+        "h:0112100",
+        "h:000001" + "0" * 5000,
+        "::1:11210",
+        "h:１",
+    ],
 )
 def test_wrong_server_addresses(server: str) -> None:
     config = with_map([[0]], [server])
@@ -409,6 +421,23 @@ def test_verbose_config_completed_by_nameless_and_missing_nodes() -> None:
     config = with_node_services(verbose_config(), services, "10.0.0.1")
     assert parse(config).nodes == ("10.0.0.1:11210", "10.0.0.2:11210")
     assert with_node_services(config, {}, "x") == config
+
+
+@pytest.mark.timeout(30)
+def test_as_many_nodes_as_there_may_be_are_looked_up_at_once() -> None:
+    """Each beside each would take minutes."""
+    count = 0x7FFF
+    servers = [f"h{n}:11210" for n in range(count)]
+    entries = [{"hostname": f"h{n}", "services": {"kv": 11210}} for n in reversed(range(count))]
+    server_map = {"serverList": servers, "vBucketMap": [[0], [count - 1]]}
+    config = with_node_services(verbose_config(vBucketServerMap=server_map), {"nodesExt": entries}, "h0")
+    assert parse(config).by_node() == {"h0:11210": [0], f"h{count - 1}:11210": [1]}
+
+
+def test_half_of_a_character() -> None:
+    for changed in ({"name": "\ud800"}, {"bucketCapabilities": ["\udc00"]}):
+        with pytest.raises(ClusterMapError, match="half of a character"):
+            parse(terse_config(**changed))
 
 
 # ------------------------------------------------------------------ comparing

@@ -60,7 +60,8 @@ def test_nobody_knows(cluster: LocalCluster) -> None:
     wrong = PasswordAuthenticator("Administrator", "wrong")
     assert absence(config(port_of(cluster)), ORIGIN, other, wrong) is None
     assert absence(config(port_of(cluster)), ORIGIN, replace(other, tls=True), AUTH) is None
-    for answer in (b"", b"[]", b"no JSON", b"[" * 100_000, b'{"nodesExt": 3}', config(70_000)):
+    no_hosts = [config(8091, host=host) for host in ("[", "[::1]]", "a" * 5000, "a b", "\ud800")]
+    for answer in (b"", b"[]", b"no JSON", b"[" * 100_000, b'{"nodesExt": 3}', config(70_000), *no_hosts):
         assert absence(answer, ORIGIN, other, AUTH) is None
 
 
