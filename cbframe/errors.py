@@ -60,6 +60,14 @@ __all__ = [
 MapFault: TypeAlias = Literal["other bucket", "no map", "empty row", "no such server", "nameless server"]
 
 
+_MAX_LENGTH = 4000
+"""Characters of a message or a hint, which may repeat what a peer has sent."""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 1]}…"
+
+
 class CbframeError(Exception):
     """Root of all errors.
 
@@ -85,9 +93,10 @@ class CbframeError(Exception):
         node: str | None = None,
         vbucket: int | None = None,
     ) -> None:
+        message = _short(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = None if hint is None else _short(hint)
         self.node = node
         self.vbucket = vbucket
 

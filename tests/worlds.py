@@ -9,6 +9,7 @@ elsewhere, fail over, join and leave. Each history that a vbucket ever had is ke
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections import Counter
@@ -39,6 +40,12 @@ Version = Literal["7.2", "8.0"]
 Change = tuple[bytes, bytes | None]
 History = list[Change]
 """Changes in order of their seqnos, which start at 1; None for a deletion."""
+
+
+def seeds(first: int, last: int) -> range:
+    """Of a long form; with ``WORLDS=2000-4000`` in the environment, those from 2000 up to 4000."""
+    asked, _, end = os.environ.get("WORLDS", "").partition("-")
+    return range(int(asked), int(end)) if end else range(first, last)
 
 
 def state(history: History) -> dict[bytes, bytes]:

@@ -231,7 +231,7 @@ class Manifest:
             )
         try:
             return cls._of(fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as exc:
             raise _damaged(path, f"a field is missing or no such thing ({exc})") from exc
 
     @classmethod

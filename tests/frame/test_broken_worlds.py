@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from worlds import world_of
+from worlds import seeds, world_of
 
 from cbframe import scan_bucket
 
@@ -52,6 +52,6 @@ def test_worlds_that_break(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1000, 1500))
+@pytest.mark.parametrize("seed", seeds(1000, 1500))
 def test_many_worlds_that_break(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     run(seed, monkeypatch)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from worlds import World, world_of
+from worlds import World, seeds, world_of
 
 from cbframe import ChangeStream, ConnectError, LocalCluster, stream_bucket
 from cbframe.dcp.handover import monotonic
@@ -108,6 +108,6 @@ def test_worlds_that_break(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1000, 1300))
+@pytest.mark.parametrize("seed", seeds(1000, 1300))
 def test_many_worlds_that_break(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     run(seed, monkeypatch)

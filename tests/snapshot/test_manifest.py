@@ -159,6 +159,7 @@ def changed(manifest: Manifest, change: Callable[[dict[str, Any]], object]) -> b
         (lambda fields: fields["vbuckets"].update(failover_log=[[["9"]]]), "vbucket 0: "),
         (lambda fields: fields.update(created="soon"), "a field is missing or no such thing"),
         (lambda fields: fields.update(collections=[]), "a field is missing or no such thing"),
+        (lambda fields: fields.update(parent=float("inf")), "a field is missing or no such thing"),
         (lambda fields: fields.update(columns=[{"schema": "!"}]), "a field is missing or no such thing"),
     ],
 )

@@ -56,15 +56,17 @@ def conversations(data: bytes) -> Iterator[bytes]:
     operations, conversation = b"", b""
     opened: dict[int, int] = {}
     for magic, opcode, _, vbucket, opaque, frame in frames(data):
-        if magic == 0x80 and opcode in _STREAMED and opened.get(vbucket) != opaque and opcode not in _DATA:
+        if magic == 0x80 and opcode in _STREAMED - _DATA and opened.get(vbucket) != opaque:
+            granted = _HEADER.pack(0x81, 0x53, 0, 0, 0, 0, 0, opaque, 0)
             operations += struct.pack(">BHHII", 0, len(conversation), vbucket, opaque, 0)
+            conversation += granted
             opened[vbucket] = opaque
         if len(conversation) + len(frame) > _MOST or len(operations) > 30 * 13:
             break
         conversation += frame
     if opened:
         for flags in range(8):
-            head = bytes([flags, 4 * (flags % 4), 37 * flags % 256, len(operations) // 13])
+            head = bytes([flags, 0, 37 * flags % 256, len(operations) // 13])
             yield head + operations + conversation
 
 

@@ -229,7 +229,7 @@ impl FrameDecoder {
                 let has_rows = header.is_request() && present.get(word).is_some_and(|bits| bits & bit != 0);
                 if !has_rows {
                     block.before.push(at);
-                } else if header.opcode == STREAM_END {
+                } else if header.opcode == STREAM_END && self.is_running(&header) {
                     block.after.push(at);
                 } else {
                     block.more = true;
@@ -244,6 +244,12 @@ impl FrameDecoder {
         block
     }
 
+    /// Whether a message is one of the stream that its vbucket has, rather than of an earlier one.
+    fn is_running(&self, header: &Header) -> bool {
+        let stream = self.streams.get(header.vbucket as usize);
+        stream.is_some_and(|stream| stream.state == State::Running && stream.opaque == header.opaque)
+    }
+
     /// Take note of what a message says of the messages after it. What is wrong with it is found where it is
     /// handled.
     fn message(&mut self, frame: &[u8], header: &Header) {
@@ -254,13 +260,10 @@ impl FrameDecoder {
             }
             return;
         }
-        let stream = match self.streams.get_mut(header.vbucket as usize) {
-            Some(stream) if stream.opaque == header.opaque => stream,
-            _ => return,
-        };
-        if !header.is_request() || stream.state != State::Running {
+        if !header.is_request() || !self.is_running(header) {
             return;
         }
+        let stream = &mut self.streams[header.vbucket as usize];
         let extras = &frame[HEADER + header.framing..];
         match header.opcode {
             SNAPSHOT_MARKER => {
@@ -375,4 +378,41 @@ fn collection_id(key: &[u8]) -> Option<(usize, u32)> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(magic: u8, opcode: u8, opaque: u32, extras: &[u8]) -> Vec<u8> {
+        let length = extras.len() as u32;
+        let mut frame = vec![magic, opcode, 0, 0, length as u8, 0, 0, 0];
+        frame.extend(length.to_be_bytes());
+        frame.extend(opaque.to_be_bytes());
+        frame.extend([0; 8]);
+        frame.extend(extras);
+        frame
+    }
+
+    fn mutation(seqno: u64) -> Vec<u8> {
+        frame(REQUEST, MUTATION, 7, &[&seqno.to_be_bytes()[..], &[0; 23]].concat())
+    }
+
+    #[test]
+    fn the_end_of_an_earlier_stream_comes_in_its_place() {
+        let mut decoder = FrameDecoder::new(1000);
+        decoder.collections = Some(false);
+        decoder.open(0, 7, 0);
+        let granted = frame(RESPONSE, STREAM_REQUEST, 7, &[]);
+        let marker = frame(REQUEST, SNAPSHOT_MARKER, 7, &[&[0; 15][..], &[9, 0, 0, 0, 0]].concat());
+        let began = [granted, marker, mutation(1)].concat();
+        let stray = frame(REQUEST, STREAM_END, 6, &[0; 4]);
+        let over = [stray, mutation(2), frame(REQUEST, STREAM_END, 7, &[0; 4])].concat();
+        let all = [&began[..], &over].concat();
+        let block = decoder.decode(&all, 0);
+        assert_eq!((block.seqno, block.consumed, block.more), (vec![1], began.len(), true));
+        let block = decoder.decode(&all, began.len());
+        assert_eq!((block.seqno, block.before.len(), block.after.len()), (vec![2], 1, 1));
+        assert_eq!((block.consumed, block.more, block.error), (all.len(), false, None));
+    }
 }

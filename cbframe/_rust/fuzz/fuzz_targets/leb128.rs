@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| cbframe_core_fuzz::values::leb128(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| cbframe_core_fuzz::frames::leb128(data));

@@ -548,6 +548,7 @@ pub fn json(data: &[u8]) {
     if some {
         shredder.nodes[ROOT].inside = Inside::Some;
     }
+    shredder.remember();
     for _ in 0..2 {
         let facts = batch.shred(&mut shredder, 0..rows);
         assert_eq!(facts.present, good.len() as u64);

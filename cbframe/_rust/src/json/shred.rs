@@ -191,7 +191,7 @@ impl Shredder {
             documents: 0,
             keeps_rest: false,
             rest: Vec::new(),
-            configured: Vec::new(),
+            configured: vec![Node::new()],
             altered: false,
             text: Vec::new(),
         }
