@@ -197,7 +197,9 @@ def check_odd_json(name: str, how: list[tuple[list[int], object]]) -> None:
     made, parse = DOCUMENTS[name]
     found = made()
     for steps, put in how:
-        whole = put if put is GONE else [[0, 1]] * 70_000 if put == "many" else copy.deepcopy(put)
+        whole = (
+            put if put is GONE else [[0, 1] for _ in range(70_000)] if put == "many" else copy.deepcopy(put)
+        )
         found = odd(found, steps, whole)
     if name == "verbose map" and not (isinstance(found, list) and [*map(type, found)] == [dict, dict]):
         return  # who asks has seen that both are objects
