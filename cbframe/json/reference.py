@@ -39,7 +39,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import chain
 from json.decoder import scanstring  # type: ignore[attr-defined]
-from math import inf, isinf
+from math import inf, isfinite, isinf
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -537,24 +538,30 @@ class _Places:
     """Where the documents of a batch stand in the bucket, in order."""
 
     def __init__(self, vbuckets: npt.NDArray[np.uint16], seqnos: npt.NDArray[np.uint64]) -> None:
-        order = np.lexsort((seqnos, vbuckets))
-        self._vbuckets, self._seqnos = vbuckets[order], seqnos[order]
-        steps = (np.diff(self._vbuckets) != 0) | (np.diff(self._seqnos) != 0)
-        self._starts = np.flatnonzero(np.concatenate(([True], steps))) if len(order) else order
-        self._ranks = np.empty(len(order), np.int64)
-        self._ranks[order] = np.concatenate(([0], np.cumsum(steps))) if len(order) else 0
+        self._vbuckets, self._seqnos = vbuckets, seqnos
+        self._order = np.lexsort((seqnos, vbuckets))
+        self._of_all = self._named(self._order)
 
     def first(self, documents: _Rows | None) -> tuple[Place, ...]:
         """The first places of some documents."""
-        ranks = self._ranks if documents is None else self._ranks[documents]
-        found: list[Place] = []
-        while len(ranks) and len(found) < SAMPLES:
-            rank = ranks.min()
-            at = self._starts[rank]
-            found.append((int(self._vbuckets[at]), int(self._seqnos[at])))
-            ranks = ranks[ranks > rank]
+        if documents is None:
+            return self._of_all
+        chosen = np.zeros(len(self._order), np.bool_)
+        chosen[documents] = True
+        found = self._named(self._order[:_FIRST][chosen[self._order[:_FIRST]]])
+        return found if len(found) == SAMPLES else self._named(self._order[chosen[self._order]])
+
+    def _named(self, documents: _Rows) -> tuple[Place, ...]:
+        found: dict[Place, None] = {}
+        for row in documents:
+            found[int(self._vbuckets[row]), int(self._seqnos[row])] = None
+            if len(found) == SAMPLES:
+                break
         return tuple(found)
 
+
+_FIRST = 64
+"""Documents among which the first ones of a field mostly are."""
 
 # Fields -----------------------------------------------------------------------------------------------------
 
@@ -616,6 +623,12 @@ class _Field:
     @cached_property
     def types(self) -> Counter[type]:
         """How many values there are of each type."""
+        kinds = set(map(type, self.values))
+        if len(kinds) == 1:
+            return Counter({kinds.pop(): len(self.values)})
+        if len(kinds) == 2 and type(None) in kinds:
+            nulls = self.values.count(None)
+            return Counter({each: len(self.values) - nulls for each in kinds} | {type(None): nulls})
         return Counter(map(type, self.values))
 
     @cached_property
@@ -698,7 +711,7 @@ class _Field:
             objects, rows = self._objects
             count = self.names[name]
             if count == len(objects):
-                values = [each[name] for each in objects]
+                values = list(map(itemgetter(name), objects))
             elif count < len(objects) // 8:
                 values, places = self._rare.get(name, ([], []))
                 chosen = np.array(places, np.int64)
@@ -764,7 +777,9 @@ class _Field:
         if facts.counts[_INTEGER]:
             self._integers(facts)
         if facts.counts[_DOUBLE]:
-            facts.beyond |= inf in self.values or -inf in self.values
+            # A sum is finite if all are; not so often otherwise.
+            finite = len(self.types) == 1 and isfinite(sum(self.values))
+            facts.beyond |= not finite and (inf in self.values or -inf in self.values)
         if self._level > MAX_LEVELS or self.inside == NOTHING:
             return facts
         if facts.counts[_ARRAY] and self.item.values:
