@@ -592,6 +592,8 @@ class _Field:
         Of arrays and objects here as columns have it: a map takes two.
     depth
         How many arrays and objects are around the values.
+    types
+        Those of the values, if that is known.
     """
 
     def __init__(
@@ -604,9 +606,10 @@ class _Field:
         configuration: Configuration,
         level: int,
         depth: int,
+        types: set[type] | None = None,
     ) -> None:
         self.values, self._rows, self.length, self._documents_of_rows = values, rows, length, documents
-        self._limit, self._level, self.depth = limit, level, depth
+        self._limit, self._level, self.depth, self._types = limit, level, depth, types
         self.inside = configuration[0]
         self._members = dict(configuration[1])
         self._item, self._value = configuration[2] or _UNKNOWN, configuration[3] or _UNKNOWN
@@ -623,7 +626,7 @@ class _Field:
     @cached_property
     def types(self) -> Counter[type]:
         """How many values there are of each type."""
-        kinds = set(map(type, self.values))
+        kinds = set(map(type, self.values)) if self._types is None else set(self._types)
         if len(kinds) == 1:
             return Counter({kinds.pop(): len(self.values)})
         if len(kinds) == 2 and type(None) in kinds:
@@ -677,7 +680,20 @@ class _Field:
     @cached_property
     def names(self) -> Counter[str]:
         """How many objects have a member of each name."""
-        return Counter(chain.from_iterable(self._objects[0])) if self.counts[_OBJECT] else Counter()
+        objects = self._objects[0] if self.counts[_OBJECT] else []
+        if objects and self.inside == FIELDS:
+            columns = _transposed(objects, list(objects[0]), only=True)
+            if columns is not None:
+                self.__dict__["_dense"] = columns
+                return Counter(dict.fromkeys(columns, len(objects)))
+        return Counter(chain.from_iterable(objects))
+
+    @cached_property
+    def _dense(self) -> dict[str, tuple[list[Any], set[type]]]:
+        """The values, and their types, of each name that all objects have."""
+        objects = self._objects[0]
+        names = [name for name, count in self.names.items() if count == len(objects)]
+        return self.__dict__.get("_dense") or _transposed(objects, names) or {}
 
     @cached_property
     def _rare(self) -> dict[str, tuple[list[Any], list[int]]]:
@@ -710,8 +726,9 @@ class _Field:
         if found is None:
             objects, rows = self._objects
             count = self.names[name]
+            types: set[type] | None = None
             if count == len(objects):
-                values = list(map(itemgetter(name), objects))
+                values, types = self._dense[name] if count else ([], set())
             elif count < len(objects) // 8:
                 values, places = self._rare.get(name, ([], []))
                 chosen = np.array(places, np.int64)
@@ -733,6 +750,7 @@ class _Field:
                 self._members.get(name.encode(), _UNKNOWN),
                 self._level + 1,
                 self.depth + 1,
+                types,
             )
         return found
 
@@ -960,6 +978,32 @@ class _Field:
         if self.inside == SOME and not self.is_known(name):
             return pa.nulls(self.length, type_of(layout))
         return self.member(name).column(layout, forms)
+
+
+_BLOCK = 256
+"""Objects that are looked at together, while the processor has them at hand."""
+
+
+def _transposed(
+    objects: list[Any], names: list[str], *, only: bool = False
+) -> dict[str, tuple[list[Any], set[type]]] | None:
+    """The values of each name, and their types.
+
+    None if some objects do not have all of the names, or have others where they may not (`only`).
+    """
+    columns: list[tuple[list[Any], set[type]]] = [([], set()) for _ in names]
+    take = itemgetter(*names) if len(names) > 1 else lambda each: tuple(each[name] for name in names)
+    for start in range(0, len(objects), _BLOCK):
+        block = objects[start : start + _BLOCK]
+        if only and sum(map(len, block)) != len(block) * len(names):
+            return None
+        try:
+            for (column, types), values in zip(columns, zip(*map(take, block), strict=True), strict=True):
+                column.extend(values)
+                types.update(map(type, values))
+        except KeyError:
+            return None
+    return dict(zip(names, columns, strict=True))
 
 
 _EVERY = range(len(KINDS))

@@ -214,15 +214,18 @@ def check_merging(batches: list[list[bytes]], limit: int) -> None:
         merged = reduce(or_, facts)
         assert reduce(or_, reversed(facts)).to_dict() == merged.to_dict()
         assert reduce(lambda one, other: other | one, facts).to_dict() == merged.to_dict()
-        shred(each, [value for values in batches for value in values])
-        assert each.facts().to_dict() == merged.to_dict()
-        assert each.facts().shape() == merged.shape()
+        whole = [value for values in batches for value in values]
+        shred(each, whole)
+        # What is deeper than level 60 depends on whether objects around it are maps: these take two levels.
+        if all(read is None or read.depth < 30 for read in map(oracle.read, whole)):
+            assert each.facts().to_dict() == merged.to_dict()
+            assert each.facts().shape() == merged.shape()
         stored.append(([json.loads(json.dumps(found.to_dict())) for found in facts], merged.to_dict()))
-    for parts, whole in stored:
+    for parts, together in stored:
         for kind in (reference.Facts, converter.Facts):
             read = [kind.from_dict(found) for found in parts]
             assert [json.loads(json.dumps(each.to_dict())) for each in read] == parts
-            assert reduce(or_, read).to_dict() == whole
+            assert reduce(or_, read).to_dict() == together
     assert all(each == stored[0] for each in stored)
 
 
