@@ -21,7 +21,7 @@ from cbframe.errors import SpoolError
 from cbframe.limits import shortage
 from cbframe.public import warn
 
-SPILL_BYTES = 64 << 20
+SPILL_BYTES = 16 << 20
 """Bytes of rows that wait in memory."""
 
 LITTLE = 64 << 20

@@ -446,8 +446,10 @@ class Pipeline:
         def tables() -> Iterator[pa.Table]:
             left = self._target.n_rows
             try:
-                for number in range(len(self)):
-                    table = formed(self.raw(number), self.table(number, typed)).slice(0, left)
+                while self._waiting:
+                    table = formed(self.raw(0), self.table(0, typed)).slice(0, left)
+                    # Nobody asks for it again: keys and metadata need not be there twice.
+                    self._waiting.pop(0)
                     if left is not None:
                         left -= len(table)
                     if len(table):
