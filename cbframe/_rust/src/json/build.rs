@@ -1,8 +1,9 @@
 //! Cells to columns of decided types, as the buffers of Arrow arrays.
 
 use super::facts::{kind_of, parse_double, parse_integer};
-use super::shred::{Cell, Inside, Shredder, MAX_LEVELS};
+use super::shred::{Cell, Hash, Inside, Shredder, MAX_LEVELS};
 use super::token::{Kind, Text};
+use std::collections::hash_map::{Entry, HashMap};
 
 /// The type of a column.
 #[derive(Clone, Debug, PartialEq)]
@@ -201,14 +202,19 @@ pub fn rest(shredder: &Shredder, text: Text, rows: usize) -> Result<Array> {
     let mut cells: Vec<Cell> = Vec::new();
     let mut bytes = Vec::new();
     let mut ends = vec![0];
+    let mut places: HashMap<Vec<u8>, usize, Hash> = HashMap::default();
     for members in shredder.rest.chunk_by(|one, other| one.0 == other.0) {
         let mut found: Vec<(Vec<u8>, &Cell)> = Vec::new();
+        places.clear();
         for (_, name, value) in members {
             let mut plain = Vec::new();
             name.text(text, &mut plain);
-            match found.iter_mut().find(|(earlier, _)| *earlier == plain) {
-                Some(earlier) => earlier.1 = value,
-                None => found.push((plain, value)),
+            match places.entry(plain) {
+                Entry::Occupied(earlier) => found[*earlier.get()].1 = value,
+                Entry::Vacant(vacant) => {
+                    found.push((vacant.key().clone(), value));
+                    vacant.insert(found.len() - 1);
+                }
             }
         }
         let row = members[0].0;
@@ -420,5 +426,21 @@ mod tests {
             let built = column(r#"{"a":{"x":1,"y":2,"z":true}}"#, inside, Type::Struct(vec![member]));
             assert_eq!(built.map(|array| array.children[0].nulls), Ok(0), "{inside:?}");
         }
+    }
+
+    #[test]
+    fn very_many_members_that_are_no_columns() {
+        // Each looked for among those before takes minutes.
+        let count = 300_000;
+        let members: Vec<String> = (0..count).map(|number| format!("\"{number}\":1")).collect();
+        let document = format!("{{{},\"7\":2}}", members.join(","));
+        let mut shredder = Shredder::new(1);
+        shredder.keeps_rest = true;
+        shredder.nodes[ROOT].inside = Inside::Some;
+        assert_eq!(shredder.document(document.as_bytes(), 0, document.len(), 0), Reason::Good);
+        let array = rest(&shredder, Text::new(document.as_bytes(), document.len()), 1).unwrap();
+        let Some(Buffer::Bytes(text)) = &array.buffers[2] else { panic!("there is no text") };
+        assert_eq!(text.len(), document.len() - ",\"7\":2".len());
+        assert!(text.starts_with(br#"{"0":1,"1":1"#) && text.windows(7).any(|part| part == br#","7":2,"#));
     }
 }

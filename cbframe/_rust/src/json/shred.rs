@@ -3,6 +3,8 @@
 use super::facts::{kind_of, KINDS};
 use super::token::{Fault, Kind, Result, Text};
 use std::collections::hash_map::{Entry, HashMap};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::OnceLock;
 
 /// Arrays and objects of a deeper level stay as they are written; the document itself is level 1.
 pub const MAX_LEVELS: u32 = 60;
@@ -134,24 +136,44 @@ pub struct Node {
     broken: bool,
 }
 
-/// Names are short: multiplied by words.
-#[derive(Clone, Copy, Default)]
-pub struct Multiplied(u64);
+/// Names are short: multiplied by words. Secret numbers keep who chooses the names from making them collide.
+#[derive(Clone, Copy)]
+pub struct Hash {
+    state: u64,
+    factor: u64,
+}
 
-impl std::hash::Hasher for Multiplied {
+impl Default for Hash {
+    fn default() -> Hash {
+        static SECRET: OnceLock<Hash> = OnceLock::new();
+        *SECRET.get_or_init(|| {
+            let random = RandomState::new();
+            Hash { state: random.hash_one(0), factor: random.hash_one(1) | 1 }
+        })
+    }
+}
+
+impl BuildHasher for Hash {
+    type Hasher = Hash;
+
+    fn build_hasher(&self) -> Hash {
+        *self
+    }
+}
+
+impl Hasher for Hash {
     fn write(&mut self, bytes: &[u8]) {
         for part in bytes.chunks(8) {
             let mut word = [0; 8];
             word[..part.len()].copy_from_slice(part);
-            self.0 = (self.0.rotate_left(5) ^ u64::from_le_bytes(word)).wrapping_mul(0x517c_c1b7_2722_0a95);
+            let product = (self.state ^ u64::from_le_bytes(word)) as u128 * self.factor as u128;
+            self.state = product as u64 ^ (product >> 64) as u64;
         }
     }
     fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 29)
+        self.state
     }
 }
-
-type Hash = std::hash::BuildHasherDefault<Multiplied>;
 
 /// Why a document has no columns; the numbers are those of `Reason` in Python.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -861,5 +883,18 @@ mod tests {
         assert_eq!(shredder.nodes[b].ends, [1]);
         assert_eq!(shredder.nodes[item].cells.iter().map(|cell| cell.content).collect::<Vec<_>>(), [6]);
         assert_eq!(cells(&shredder), 3);
+    }
+
+    #[test]
+    fn names_that_were_chosen_to_collide_do_not() {
+        // With a known factor, and 0 to begin with, all of these are alike.
+        const FACTOR: u64 = 0x517c_c1b7_2722_0a95;
+        let length = 16u64.wrapping_mul(FACTOR).rotate_left(5);
+        let mut hashes = std::collections::HashSet::new();
+        for first in 0..1000u64 {
+            let second = (length ^ first).wrapping_mul(FACTOR).rotate_left(5);
+            hashes.insert(Hash::default().hash_one([first.to_le_bytes(), second.to_le_bytes()].concat()));
+        }
+        assert_eq!(hashes.len(), 1000);
     }
 }
