@@ -180,8 +180,10 @@ class Pipeline:
         self._spill = Spill(target.spool_dir) if bounded or target.parsed else None
         self._put_rows = self._spill.put if bounded and self._spill is not None else _held
         self._put_values = _held if self._spill is None else self._spill.put_values
-        # What is given batch by batch has their size; in memory it need not.
-        self._batch_bytes = target.batch_size if bounded else min(target.batch_size, _ENOUGH)
+        # What is given batch by batch has their size; in memory it need not, and what is not converted stays
+        # as it came.
+        enough = _ENOUGH if target.parsed else 1
+        self._batch_bytes = target.batch_size if bounded else min(target.batch_size, enough)
         self._waiting: list[_Waiting] = []
         self._pending: list[tuple[int, pa.RecordBatch]] = []
         self._pending_bytes = 0
