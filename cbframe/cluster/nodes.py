@@ -181,7 +181,7 @@ def server_address(server: str, origin_host: str) -> tuple[str, int]:
     address = split_address(server)
     if address is None:
         raise ClusterMapError(
-            f"the cluster's answer has {server!r} for the address of a data node",
+            f"the address of a data node is {server!r} in the cluster's answer",
             fault=None if server else "nameless server",
         )
     return address
