@@ -1,8 +1,7 @@
-"""Threads for work that lets go of the interpreter's lock, and processes for work that does not."""
+"""Threads that wait for the network, and processes for work that holds the interpreter's lock."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import traceback
 from collections import deque
@@ -20,43 +19,6 @@ from cbframe.limits import reported, starting_process
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-_MOST = 4
-"""Of what conversion costs a part needs the interpreter's lock: more threads only wait for each other."""
-
-
-class Workers:
-    """Runs functions on other threads, which are started with the first and end with :meth:`close`.
-
-    Attributes
-    ----------
-    count
-        How many run at a time: as many as there are processors for this process, four at most.
-    """
-
-    def __init__(self) -> None:
-        self.count = min(_MOST, _processors())
-        self._pool: ThreadPoolExecutor | None = None
-
-    def submit(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Begin with some work; what is returned waits for its end, and returns or raises what it does.
-
-        Raises
-        ------
-        ResourceError
-            There is no thread for it.
-        """
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="cbframe-convert")
-        with reported():
-            future: Future[T] = self._pool.submit(work)
-        return future.result
-
-    def close(self) -> None:
-        """End the threads; what has not begun is dropped. Allowed more than once."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
 
 
 def at_once(works: Sequence[Callable[[Waker], T]]) -> list[T | CbframeError]:
@@ -202,9 +164,3 @@ def _sendable(exc: Exception) -> Exception:
     except Exception:  # noqa: BLE001 - whatever pickle, or a constructor, raises
         return CbframeError(f"an unexpected {type(exc).__name__} in a worker process: {exc}")
     return exc
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -19,6 +19,7 @@ from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, OPCODE, SEQNO, VBUCKET, is_json
 from cbframe.arrow.current_rows import ARRIVED, CurrentRows, Mask
 from cbframe.arrow.exclusion import NOTHING, LeftOut
+from cbframe.arrow.slices import POOL
 from cbframe.arrow.spill import Progressed, Spill
 from cbframe.cluster.manifest import Manifest
 from cbframe.dcp.receiver import Receipt
@@ -229,7 +230,7 @@ class Pipeline:
         self._pending_bytes = 0
         # One batch, unless there are more bytes of keys or values than one array holds.
         table = table.append_column(ARRIVED, pa.array(numbers))
-        for batch in (table if len(lengths) == 1 else table.combine_chunks()).to_batches():
+        for batch in (table if len(lengths) == 1 else table.combine_chunks(memory_pool=POOL)).to_batches():
             self._put(batch.drop_columns([VALUE]), batch.column(VALUE))
 
     def _put(self, heads: pa.RecordBatch, values: pa.Array) -> None:

@@ -61,7 +61,7 @@ FAMILIES: Mapping[str, Family] = {
     "object": "object",
 }
 """The family of each kind of value, in the order in which a tie is decided."""
-_NOTHING: Found = {"counts": {}, "samples": {}, "item": None, "values": None, "fields": [], "members": 0}
+NO_FACTS: Found = {"counts": {}, "samples": {}, "item": None, "values": None, "fields": [], "members": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +324,7 @@ def layout_of(found: Found, policy: Policy, names: frozenset[str] | None = None)
         wanted = [name for name in wanted if name in names]
     resolve = _Resolver(policy)
     columns = {
-        name: resolve.column(fields.get(name, _NOTHING), known.get(name, Known()), 2) for name in wanted
+        name: resolve.column(fields.get(name, NO_FACTS), known.get(name, Known()), 2) for name in wanted
     }
     _hold(columns, policy)
     return Layout(struct(columns), unnamed or names is not None, names)
@@ -414,7 +414,7 @@ class _Resolver:
             case "object":
                 return self._objects(found, known, level)
             case "array":
-                item = self.column(found["item"] or _NOTHING, known.item or Known(), level + 1)
+                item = self.column(found["item"] or NO_FACTS, known.item or Known(), level + 1)
                 return Column(pa.list_(item.type), item=item)
             case "number":
                 return _number(kinds, found)
@@ -442,7 +442,7 @@ class _Resolver:
             return Column(pa.map_(pa.string(), item.type), "map", item=item, data=True)
         return struct(
             {
-                name: self.column(fields.get(name, _NOTHING), known.fields.get(name, Known()), level + 1)
+                name: self.column(fields.get(name, NO_FACTS), known.fields.get(name, Known()), level + 1)
                 for name in dict.fromkeys([*(known.fields if known.only or known.kinds else ()), *fields])
             }
         )
@@ -512,11 +512,11 @@ def at(found: Found, place: Place) -> Found:
     """The facts of a place inside of documents; nothing where none has it."""
     for name in place:
         if name is not None:
-            found = dict(found["fields"]).get(name, _NOTHING)
+            found = dict(found["fields"]).get(name, NO_FACTS)
         elif found["item"] is not None:
             found = found["item"]
         else:
-            found = values_of(found) if found["values"] is not None or found["fields"] else _NOTHING
+            found = values_of(found) if found["values"] is not None or found["fields"] else NO_FACTS
     return found
 
 
@@ -551,6 +551,6 @@ def widths(column: Column, found: Found, place: Place = ()) -> Iterator[tuple[Pl
         yield place, (found["counts"].get("object", 0), found["members"])
     fields = dict(found["fields"]) if column.members else {}
     for name, member in column.members.items():
-        yield from widths(member, fields.get(name, _NOTHING), (*place, name))
+        yield from widths(member, fields.get(name, NO_FACTS), (*place, name))
     if column.item is not None:
         yield from widths(column.item, at(found, (None,)), (*place, None))

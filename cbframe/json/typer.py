@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from cbframe.json.converter import Converter, Facts
 from cbframe.json.layout import (
     FAMILIES,
+    NO_FACTS,
     Column,
     Family,
     Found,
@@ -50,7 +51,7 @@ REST, VALUE, REASON = "_cb_rest", "_cb_value", "_cb_reason"
 _PIECE = 64 << 20
 """Bytes that are converted at once at most."""
 _SPECIAL = frozenset(".[]`")
-_FIELDS, _SOME, _NAMES, _NOTHING = range(4)
+_FIELDS, _SOME = range(2)
 _DECODE = json.JSONDecoder(parse_int=str, parse_float=str).decode
 _Key: TypeAlias = tuple[frozenset[str] | None, bool]
 Where: TypeAlias = tuple[int, int]
@@ -297,7 +298,7 @@ class Typer:
         self._firsts: dict[Where, bytes] = {}
         """The documents in which fields appear first, so far."""
         self._converters: dict[bool, tuple[_Key, Converter]] = {}
-        self._layout = layout_of(_NO_FACTS, self._policy)
+        self._layout = layout_of(NO_FACTS, self._policy)
 
     def split(self, documents: Documents) -> Iterator[Documents]:
         """Parts of a batch that are to be converted one after the other."""
@@ -380,7 +381,7 @@ class Typer:
             bad = piece.reasons[piece.reasons != Reason.GOOD]
             rejected.update({int(each): int((bad == each).sum()) for each in np.unique(bad)})
             rest |= piece.has_rest
-        found = _NO_FACTS if facts is None else facts.to_dict()
+        found = NO_FACTS if facts is None else facts.to_dict()
         layout = layout_of(found, self._policy, self._names)
         order = Order()
         places = set(firsts(layout.root, found))
@@ -453,9 +454,6 @@ def fetched(batches: Iterable[Documents], places: Collection[Where]) -> dict[Whe
             if where in wanted:
                 found[where] = batch.values[row].as_py()
     return found
-
-
-_NO_FACTS: Found = {"counts": {}, "samples": {}, "item": None, "values": None, "fields": [], "members": 0}
 
 
 def texts_at(documents: Documents, path: Path) -> pa.Array:
