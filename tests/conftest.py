@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 from cbframe import core
 from cbframe.cluster import srv
 
 # Workers and the programs that tests start run on the same core, or fail; chosen, none warns that it is slow.
 os.environ["CBFRAME_CORE"] = core.NAME
+
+# How long an example takes is a matter of the machine and of what else it does.
+settings.register_profile("cbframe", deadline=None)
+settings.load_profile("cbframe")
 
 
 def pytest_report_header() -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.columns import raw_schema, record_batch
+from cbframe.arrow.columns import distinct, raw_schema, record_batch
 from cbframe.dcp.handover import MergingHandover
 from cbframe.dcp.positions import Position, Track, VBucketMetaData
 from cbframe.dcp.receiver import PositionReceiver, Receipt
@@ -108,7 +108,7 @@ class ChangeReceiver(PositionReceiver):
         # Ascending within a vbucket, so of several assignments to one place the last is the highest.
         self._seqnos[block.vbucket] = block.seqno
         positions = {}
-        for vbucket in np.unique(block.vbucket).tolist():
+        for vbucket in distinct(block.vbucket):
             track = self._tracks[vbucket]
             track.advanced(int(self._seqnos[vbucket]))
             positions[vbucket] = track.position()

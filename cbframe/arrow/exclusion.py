@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.wire.constants import Opcode
+from cbframe.arrow.columns import DELETION, EXPIRATION
 
-EXPIRED, TRANSACTION_RECORD = 0xF0, 0xF1
+EXPIRED, TRANSACTION_RECORD = np.uint8(0xF0), np.uint8(0xF1)
 """Marks in the column of opcodes; DCP has none of these."""
 TRANSACTION_PREFIX = b"_txn:"
 
@@ -68,5 +68,5 @@ def has_expired(expiry: npt.NDArray[np.uint32], moment: int) -> _Mask:
 
 def is_document(opcode: npt.NDArray[np.uint8]) -> _Mask:
     """Which rows are documents of the server, also those that are left out."""
-    found: _Mask = (opcode != Opcode.DCP_DELETION) & (opcode != Opcode.DCP_EXPIRATION)
+    found: _Mask = (opcode != DELETION) & (opcode != EXPIRATION)
     return found

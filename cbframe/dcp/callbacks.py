@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import wraps
 from typing import TypeVar
 
+import numpy as np
+
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.positions import Position, VBucketMetaData, vbuuid_at
 from cbframe.dcp.receiver import (
@@ -152,8 +154,8 @@ class Callbacks:
     def deliver(self, block: DataBlock, receipt: Receipt) -> None:
         """Give the receiver documents; `receipt` is done when they are consumed."""
         stats = self._stats
-        mutations = int((block.opcode == Opcode.DCP_MUTATION).sum())
-        deletions = int((block.opcode == Opcode.DCP_DELETION).sum())
+        mutations = int((block.opcode == np.uint8(Opcode.DCP_MUTATION)).sum())
+        deletions = int((block.opcode == np.uint8(Opcode.DCP_DELETION)).sum())
         stats.tot_upr_data_change_mutation += mutations
         stats.tot_upr_data_change_deletion += deletions
         stats.tot_upr_data_change_expiration += len(block) - mutations - deletions

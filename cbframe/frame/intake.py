@@ -11,7 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.batcher import GatheringReceiver
-from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, EXPIRY, KEY, OPCODE, is_json
+from cbframe.arrow.columns import (
+    COLLECTION_ID,
+    DATATYPE,
+    DELETION,
+    EXPIRY,
+    KEY,
+    MUTATION,
+    OPCODE,
+    distinct,
+    is_json,
+)
 from cbframe.arrow.documents.filters import METADATA, predicates
 from cbframe.arrow.documents.filters import NAMES as FILTER_NAMES
 from cbframe.arrow.documents.matcher import Matcher
@@ -20,7 +30,6 @@ from cbframe.frame.names import Names
 from cbframe.json.typer import VALUE
 from cbframe.public import warn
 from cbframe.scan.spec import ScanSpec
-from cbframe.wire.constants import Opcode
 
 
 class Intake:
@@ -86,7 +95,7 @@ class Intake:
     @staticmethod
     def _without_expired(batch: pa.RecordBatch, moment: Callable[[], int]) -> pa.RecordBatch:
         expiry = batch.column(EXPIRY).to_numpy()
-        if not expiry.any():
+        if not len(expiry) or not expiry.max():  # faster than any()
             return batch
         gone = has_expired(expiry, moment())
         return _marked(batch, gone, EXPIRED) if gone.any() else batch
@@ -119,10 +128,10 @@ class Intake:
         """
         values, called_json = batch.column(VALUE), is_json(batch.column(DATATYPE).to_numpy())
         opcode = batch.column(OPCODE).to_numpy()
-        mutation = opcode == Opcode.DCP_MUTATION
+        mutation = opcode == MUTATION
         wanted = matcher.mask(values, called_json & mutation, self._of(batch, mutation), mutation)
         columns = {name: batch.column(name) for name in batch.schema.names}
-        columns[OPCODE] = pa.array(np.where(wanted | ~mutation, opcode, np.uint8(Opcode.DCP_DELETION)))
+        columns[OPCODE] = pa.array(np.where(wanted | ~mutation, opcode, DELETION))
         # Not if_else(): that of pyarrow 16 makes broken offsets of binary values and a null.
         empty = pa.array([b""] * len(batch), values.type)
         columns[VALUE] = pc.replace_with_mask(empty, pa.array(wanted), values.filter(pa.array(wanted)))
@@ -131,14 +140,14 @@ class Intake:
     def _of(self, batch: pa.RecordBatch, mutation: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
         """The metadata that filters name."""
         ids = batch.column(COLLECTION_ID).to_numpy()
-        self._collections.update(np.unique(ids[mutation]).tolist())
+        self._collections.update(distinct(ids[mutation]))
         found = {name: batch.column(name) for name in self._metadata}
         return found | self._names.of_collections(ids, self._receiver) if self._by_name else found
 
 
-def _marked(batch: pa.RecordBatch, rows: npt.NDArray[np.bool_], mark: int) -> pa.RecordBatch:
+def _marked(batch: pa.RecordBatch, rows: npt.NDArray[np.bool_], mark: np.uint8) -> pa.RecordBatch:
     """The batch with some of its documents marked as left out."""
     opcode = batch.column(OPCODE).to_numpy()
-    marked = np.where(rows & (opcode == Opcode.DCP_MUTATION), np.uint8(mark), opcode)
+    marked = np.where(rows & (opcode == MUTATION), mark, opcode)
     columns = {name: batch.column(name) for name in batch.schema.names} | {OPCODE: pa.array(marked)}
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)

@@ -16,7 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.batcher import DeferringBatchReceiver
-from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, OPCODE, SEQNO, VBUCKET, is_json
+from cbframe.arrow.columns import (
+    COLLECTION_ID,
+    DATATYPE,
+    MUTATION,
+    OPCODE,
+    SEQNO,
+    VBUCKET,
+    distinct,
+    is_json,
+)
 from cbframe.arrow.current_rows import ARRIVED, CurrentRows, Mask
 from cbframe.arrow.exclusion import NOTHING, LeftOut
 from cbframe.arrow.slices import POOL
@@ -31,7 +40,6 @@ from cbframe.frame.outcome import Outcome
 from cbframe.json.layout import Policy
 from cbframe.json.typer import VALUE, Documents, Piece, Settled, Typer, Where, fetched
 from cbframe.scan.spec import ScanSpec
-from cbframe.wire.constants import Opcode
 
 T = TypeVar("T")
 
@@ -285,7 +293,7 @@ class Pipeline:
         self._names.refuse_dropped(self._receiver)
         ids = {*known}
         for each in self._waiting:
-            ids.update(np.unique(each.heads().column(COLLECTION_ID).to_numpy()).tolist())
+            ids.update(distinct(each.heads().column(COLLECTION_ID).to_numpy()))
         self.collections = ids
         return self._names.manifest_of(np.array(sorted(ids), np.uint32), self._receiver)
 
@@ -319,8 +327,8 @@ class Pipeline:
             opcode = heads.column(OPCODE).to_numpy()
             if documents:
                 self.left_out += LeftOut.of(opcode[keep])
-                keep &= opcode == Opcode.DCP_MUTATION
-            went |= not keep[opcode == Opcode.DCP_MUTATION].all()
+                keep &= opcode == MUTATION
+            went |= not keep[opcode == MUTATION].all()
             masks.append(keep)
         infers = self._policy is not None and bool(self._policy.infer_length)
         if went and infers and self._policy is not None:
@@ -336,7 +344,7 @@ class Pipeline:
         left = heads if keep.all() else heads.filter(pa.array(keep))
         self.rows += len(left)
         self.documents += int((mutation & keep).sum())
-        self.collections.update(np.unique(left.column(COLLECTION_ID).to_numpy()).tolist())
+        self.collections.update(distinct(left.column(COLLECTION_ID).to_numpy()))
         if left is heads and not again:
             self._waiting.append(waiting)
         elif waiting.piece is not None and keep[mutation].all() and not again:
@@ -512,5 +520,5 @@ def beside(left: pa.Table, right: pa.Table) -> pa.Table:
 
 
 def _are_documents(heads: pa.RecordBatch) -> Mask:
-    mutation: Mask = heads.column(OPCODE).to_numpy() == Opcode.DCP_MUTATION
+    mutation: Mask = heads.column(OPCODE).to_numpy() == MUTATION
     return mutation

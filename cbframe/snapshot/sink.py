@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from cbframe.arrow.columns import COLLECTION_ID, OPCODE
+from cbframe.arrow.columns import COLLECTION_ID, MUTATION, OPCODE
 from cbframe.arrow.current_rows import CurrentRows
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder
 from cbframe.cluster.manifest import Manifest
@@ -19,12 +19,12 @@ from cbframe.json.layout import FAMILIES, Column, Place, is_list, struct
 from cbframe.json.typer import shown
 from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot.resume import ResumingReceiver
-from cbframe.wire.constants import Opcode
+from cbframe.wire.constants import DATA_OPCODES
 
 CHANGE_TYPE = "_change_type"
 UPSERT, DELETE, EXPIRE = "upsert", "delete", "expire"
 _KINDS = pa.array([UPSERT, DELETE, EXPIRE])
-_OPCODES = np.array([Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION])
+_OPCODES = np.array(DATA_OPCODES, np.uint8)
 _DEFAULT = "_default"
 
 
@@ -225,7 +225,7 @@ class ChangeSink(Pipeline):
             columns.look(documents)
             table = beside(head.of(upserts), documents)
             every = self.all_of(number)
-            others = every.filter(pa.array(every[OPCODE].to_numpy() != Opcode.DCP_MUTATION))
+            others = every.filter(pa.array(every[OPCODE].to_numpy() != MUTATION))
             if len(others):
                 nothing = pa.table(
                     [pa.nulls(len(others), field.type) for field in documents.schema], schema=documents.schema

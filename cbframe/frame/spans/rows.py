@@ -19,10 +19,10 @@ from cbframe.frame.changes import CHANGE_TYPE, CHANGE_TYPES
 from cbframe.frame.pipeline import Pipeline, Typed, beside
 from cbframe.json.typer import OURS
 from cbframe.scan.spec import ScanSpec
-from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, Opcode, SystemEventId
+from cbframe.wire.constants import DATA_OPCODES, MAX_SEQNO, MAX_VBUCKETS, SystemEventId
 from cbframe.wire.messages import SystemEvent
 
-_OPCODES = np.array([Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION])
+_OPCODES = np.array(DATA_OPCODES, np.uint8)
 
 
 class SpanReceiver(DeferringBatchReceiver):
