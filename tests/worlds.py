@@ -5,6 +5,10 @@ documents are written and deleted, and faults happen: connections are cut within
 delayed, refused, vbuckets move, fail over and lose their last changes, whole nodes crash and come back
 elsewhere, fail over, join and leave. Each history that a vbucket ever had is kept, so what a read says
 (these documents, at this seqno of this history) can be compared with what was written.
+
+The long forms take any seeds, here 250 of each kind of reader::
+
+    WORLDS=5000-5250 python -m pytest -m slow -k many_worlds tests/frame tests/snapshot tests/contrib/delta
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
+from weakref import WeakSet
 from zlib import crc32
 
 import pytest
@@ -33,6 +38,8 @@ VBUCKETS = 16
 KEYS = [b"key-%03d" % n for n in range(800)]
 FAULTS = 8
 """A read during which faults never end need not end either."""
+USUAL = 1000
+"""Bytes that are received at once, at most, where they do not come few at a time."""
 
 RECEIVE, CONNECT, PARSE = SocketStream.receive_into, SocketTransport.connect, MapSource._parse
 
@@ -67,20 +74,38 @@ def either_version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 class World:
-    """A cluster, the histories that it had, and the hand that breaks it."""
+    """A cluster, the histories that it had, and the hand that breaks it.
 
-    def __init__(self, cluster: LocalCluster, proxy: FaultProxy, rng: random.Random, pause: int) -> None:
+    Parameters
+    ----------
+    most
+        Bytes that come at once, at most. If these are few, they come so behind each connection and within
+        short spans, whose places are random: all the time would take a hundred times as long, and show
+        the same ends of messages.
+
+    Attributes
+    ----------
+    most
+        Bytes that come at once now, at most.
+    """
+
+    def __init__(self, cluster: LocalCluster, proxy: FaultProxy, rng: random.Random, most: int) -> None:
         self.cluster = cluster
         self.proxy = proxy
+        self.most = self._fewest = most
+        self._span = 0
+        """Receives until there are more bytes at once, or fewer."""
+        self._first_span = rng.choice([60, 300, 1000] if most == 1 else [10, 60])
+        proxy.chop(most)
         self.left = FAULTS
         self.members = list(range(NODES))
         self.dead: int | None = None
         self.known: tuple[str, ...] = ()
         """The nodes of the map that the reader got last."""
         self._lock = threading.Lock()
-        self._pause = pause
+        self._pause = {1: 300, 30: 50}.get(most, 3)
         # Faults begin with the first connection, or once documents come.
-        self._receives = -rng.choice([0, 10, 20]) * pause
+        self._until = rng.choice([1, 11, 21]) * self._pause
         self.rng = rng
         self.generation = 0
         self.faults: Counter[str] = Counter()
@@ -215,14 +240,32 @@ class World:
     def turn(self) -> None:
         """Go on; called by the threads of the read with each receive and each connection."""
         with self._lock:
-            self._receives += 1
-            if self.left and self._receives > 0 and self._receives % self._pause == 0:
+            self._span -= 1
+            if self._span < 0 and self.most == self._fewest:
+                self._have_come(USUAL, self.rng.randrange(1, 20))
+            elif self._span < 0:
+                self._have_come(self._fewest, self.rng.randrange(1, 60))
+            self._until -= 1 if self.most == self._fewest else self._pause // 10
+            if not self.left:
+                self.revive()
+            elif self._until <= 0:
+                self._until += self._pause
                 self.changes(20)
                 if self.rng.random() < 0.5:
                     self.fault()
                     self.left -= 1
-            elif not self.left:
-                self.revive()
+
+    def answered(self) -> None:
+        """A connection says its first: this comes few bytes at a time, where they are few at all."""
+        with self._lock:
+            self._have_come(self._fewest, max(self._span, 0) + self._first_span)
+
+    def _have_come(self, most: int, span: int) -> None:
+        """Have that many bytes come at once, at most, with that many receives."""
+        self._span = span
+        if most != self.most and self._fewest < USUAL:
+            self.most = most
+            self.proxy.chop(most)
 
     def check(self, found: dict[bytes, bytes], as_of: dict[int, tuple[int, int]]) -> None:
         """What was read is what the histories say of the moment that the read names."""
@@ -233,7 +276,18 @@ class World:
                 history = self.histories[vbucket, vbuuid]
                 assert seqno <= len(history)
                 expected |= state(history[:seqno])
-        assert found == expected
+        wrong = sorted(key for key in found.keys() | expected if found.get(key) != expected.get(key))
+        assert not wrong, [self._tell(key, found.get(key), as_of) for key in wrong]
+
+    def _tell(self, key: bytes, found: bytes | None, as_of: dict[int, tuple[int, int]]) -> str:
+        """What was read of a document, and when it changed in each history of its vbucket."""
+        vbucket = vbucket_of(key, VBUCKETS)
+        changes = {
+            vbuuid: [(n, value == found) for n, (name, value) in enumerate(history, 1) if name == key]
+            for (number, vbuuid), history in self.histories.items()
+            if number == vbucket
+        }
+        return f"{key!r} is {found!r}, in vbucket {vbucket} as of {as_of[vbucket]}: {changes}"
 
 
 @contextmanager
@@ -251,39 +305,36 @@ def world_of(
     changes
         That were made before.
     receives
-        Bytes that are received at once, at most: one of these. With one, the world is a small one.
+        Bytes that are received at once, at most: one of these.
     """
     rng = random.Random(seed)
-    few = rng.choice(receives)
+    most = rng.choice(receives)
     version = version_of(seed)
     with (
         LocalCluster(nodes=NODES, vbuckets=VBUCKETS, seed=seed, version=version) as cluster,
         FaultProxy(cluster) as proxy,
     ):
-        proxy.chop(few)
-        world = World(cluster, proxy, rng, pause={1: 300, 30: 50}.get(few, 3))
-        for _ in range(40 if few == 1 else changes):
+        world = World(cluster, proxy, rng, most)
+        for _ in range(changes):
             world.change()
         if version == "8.0":
             # What was written last comes from memory.
             for vbucket, high in cluster.high_seqnos().items():
                 cluster.hold_in_memory(vbucket, rng.choice([None, 1, high // 2 + 1, high + 1]))
-        _break_with(world, few, monkeypatch)
+        _break_with(world, monkeypatch)
         yield world
 
 
-def _break_with(world: World, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the world go on with each receive and each connection of this process.
-
-    Parameters
-    ----------
-    few
-        Bytes that are received at once, at most.
-    """
+def _break_with(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the world go on with each receive and each connection of this process."""
+    answered = WeakSet[SocketStream]()
 
     def receive(self: SocketStream, view: memoryview) -> int | None:
-        count = RECEIVE(self, view[:few])
+        count = RECEIVE(self, view[: world.most])
         if count:
+            if self not in answered:
+                answered.add(self)
+                world.answered()
             world.turn()
         return count
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from frame.kit import QUICK, WIRE_METADATA, Row, rows_of, truth, values_of
 from frame.test_faults import complete_and_half_read, keys_by_vbucket
-from worlds import version_of, world_of
+from worlds import seeds, version_of, world_of
 
 from cbframe import LocalCluster, Snapshot, SnapshotResult, read_snapshot, write_snapshot
 
@@ -199,7 +199,7 @@ def test_worlds_that_break(first: int, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1000, 1100))
+@pytest.mark.parametrize("seed", seeds(1000, 1100))
 def test_many_worlds_that_break(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _break(seed, tmp_path / str(seed), monkeypatch)
 

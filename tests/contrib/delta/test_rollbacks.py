@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 from frame.kit import QUICK, Row, truth, values_of
 from frame.test_faults import complete_and_half_read
 from snapshot.test_rollbacks import Life
-from worlds import version_of, world_of
+from worlds import seeds, version_of, world_of
 
 from cbframe import LocalCluster
 from cbframe.contrib.delta import to_delta, update_delta
@@ -174,7 +174,7 @@ def test_worlds_that_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1000, 1050))
+@pytest.mark.parametrize("seed", seeds(1000, 1050))
 def test_many_worlds_that_break(seed: int, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _break(seed, uri, monkeypatch)
 
