@@ -2,7 +2,7 @@
 
 use super::facts::{kind_of, parse_double, parse_integer};
 use super::shred::{Cell, Hash, Inside, Shredder, MAX_LEVELS};
-use super::token::{Kind, Text};
+use super::token::{eight_digits, Kind, Kinds, Text, COPIED};
 use std::collections::hash_map::{Entry, HashMap};
 
 /// The type of a column.
@@ -77,10 +77,13 @@ impl Builder<'_> {
     }
 
     fn array(&mut self, id: usize, layout: &Layout, all: &[Cell], rows: usize, depth: u32) -> Result<Array> {
-        let dropped = |cell: &Cell| kind_of(cell.kind).is_none_or(|kind| layout.dropped >> kind & 1 != 0);
+        let dropped = |kind: Kind| kind_of(kind).is_none_or(|kind| layout.dropped >> kind & 1 != 0);
+        let before = self.shredder.nodes[id].kinds;
+        let mut kinds = Kinds::default();
+        before.iter().filter(|kind| !dropped(*kind)).for_each(|kind| kinds.add(kind));
         let kept: Vec<Cell>;
-        let cells = if all.iter().any(dropped) {
-            kept = all.iter().filter(|cell| !dropped(cell)).copied().collect();
+        let cells = if kinds != before && all.iter().any(|cell| dropped(cell.kind)) {
+            kept = all.iter().filter(|cell| !dropped(cell.kind)).copied().collect();
             &kept[..]
         } else {
             all
@@ -113,6 +116,9 @@ impl Builder<'_> {
                 }
                 buffers.push(Some(Buffer::Bytes(bits)));
             }
+            Type::Int64 if kinds.are_only(&[Kind::Int]) => {
+                buffers.push(Some(Buffer::Int64(each(cells, rows, |cell| cell.content as i64))));
+            }
             Type::Int64 => buffers.push(Some(Buffer::Int64(fixed(cells, rows, |cell| match cell.kind {
                 Kind::Int => Ok(cell.content as i64),
                 Kind::Long => parse_integer(source(cell)).and_then(|number| number.try_into().ok()).ok_or(Misfit),
@@ -128,12 +134,22 @@ impl Builder<'_> {
                 Kind::Long => parse_integer(source(cell)).ok_or(Misfit),
                 _ => Err(Misfit),
             })?))),
+            Type::Double if kinds.are_only(&[Kind::Double]) => {
+                buffers.push(Some(Buffer::Double(each(cells, rows, |cell| short_double(text, cell)))));
+            }
             Type::Double => buffers.push(Some(Buffer::Double(fixed(cells, rows, |cell| match cell.kind {
                 Kind::Int => Ok(cell.content as i64 as f64),
-                Kind::Double => Ok(short_double(source(cell))),
+                Kind::Double => Ok(short_double(text, cell)),
                 Kind::Long | Kind::Exponent => Ok(parse_double(source(cell))),
                 _ => Err(Misfit),
             })?))),
+            Type::Text | Type::Written if kinds.are_only(&[Kind::Str]) => {
+                buffers.extend(strings(cells, rows, |cell, out| {
+                    let (from, to) = cell.place();
+                    text.append(from, to, out);
+                    Ok(())
+                })?);
+            }
             Type::Text => buffers.extend(strings(cells, rows, |cell, out| {
                 write_text(text, cell, out);
                 expect(!matches!(cell.kind, Kind::Array | Kind::Object))
@@ -154,7 +170,11 @@ impl Builder<'_> {
             })?),
             Type::List(item) => {
                 let ends = std::mem::take(&mut self.shredder.nodes[id].ends);
-                let offsets = offsets(cells, rows, Kind::Array, &spans(all, Kind::Array, &ends));
+                let offsets = if kinds.are_only(&[Kind::Array]) && ends.len() == rows && cells.len() == rows {
+                    Ok(std::iter::once(0).chain(ends.iter().map(|end| *end as i32)).collect())
+                } else {
+                    offsets(cells, rows, Kind::Array, &spans(all, Kind::Array, &ends))
+                };
                 let count = ends.last().copied().unwrap_or(0) as usize;
                 self.shredder.nodes[id].ends = ends;
                 buffers.push(Some(Buffer::Offsets(offsets?)));
@@ -164,7 +184,7 @@ impl Builder<'_> {
                 });
             }
             Type::Struct(members) => {
-                expect(cells.iter().all(|cell| cell.kind == Kind::Object))?;
+                expect(kinds.are_only(&[Kind::Object]) || cells.iter().all(|cell| cell.kind == Kind::Object))?;
                 expect(cells.is_empty() || depth < MAX_LEVELS)?;
                 for (name, member) in members {
                     children.push(match self.shredder.member(id, name) {
@@ -292,10 +312,19 @@ fn valid(cells: &[Cell], rows: usize) -> Option<Buffer> {
 }
 
 #[inline(always)]
-fn fixed<T: Copy + Default>(cells: &[Cell], rows: usize, value: impl Fn(&Cell) -> Result<T>) -> Result<Vec<T>> {
+fn each<T: Copy + Default>(cells: &[Cell], rows: usize, value: impl Fn(&Cell) -> T) -> Vec<T> {
     if cells.len() == rows {
         return cells.iter().map(value).collect();
     }
+    let mut values = vec![T::default(); rows];
+    for cell in cells {
+        values[cell.row as usize] = value(cell);
+    }
+    values
+}
+
+#[inline(always)]
+fn fixed<T: Copy + Default>(cells: &[Cell], rows: usize, value: impl Fn(&Cell) -> Result<T>) -> Result<Vec<T>> {
     let mut values = vec![T::default(); rows];
     for cell in cells {
         values[cell.row as usize] = value(cell)?;
@@ -310,7 +339,7 @@ fn strings(
     write: impl Fn(&Cell, &mut Vec<u8>) -> Result<()>,
 ) -> Result<[Option<Buffer>; 2]> {
     let mut ends = Vec::with_capacity(rows + 1);
-    let mut bytes = Vec::with_capacity(cells.iter().map(|cell| cell.room()).sum());
+    let mut bytes = Vec::with_capacity(cells.iter().map(|cell| cell.room()).sum::<usize>() + COPIED);
     ends.push(0);
     for cell in cells {
         if cell.row as usize >= ends.len() {
@@ -349,7 +378,7 @@ fn offsets(cells: &[Cell], rows: usize, kind: Kind, spans: &[(u32, u32, u32)]) -
 fn write_text(text: Text, cell: &Cell, out: &mut Vec<u8>) {
     let (from, to) = cell.place();
     match cell.kind {
-        Kind::Str => out.extend_from_slice(text.slice(from, to)),
+        Kind::Str => text.append(from, to, out),
         Kind::Escaped => text.unescape(from, to, out),
         Kind::Bool => out.extend_from_slice(if cell.content != 0 { b"true" } else { b"false" }),
         Kind::Int => write_integer(cell.content as i64, out),
@@ -381,9 +410,31 @@ const TENS: [f64; 23] = [
     1e21, 1e22,
 ];
 
-/// The nearest double of a number without an exponent.
+/// The nearest double of a number with a point and without an exponent.
 #[inline(always)]
-fn short_double(source: &[u8]) -> f64 {
+fn short_double(text: Text, cell: &Cell) -> f64 {
+    let (from, to) = cell.place();
+    let negative = text.byte(from) == b'-';
+    let first = from + negative as usize;
+    if to - first > 8 {
+        return longer_double(text.slice(from, to));
+    }
+    // Digits as numbers, the last one highest, without the point: of them only that has this bit.
+    let digits = (text.word(first) ^ 0x3030_3030_3030_3030) << (8 * (8 - (to - first)));
+    let point = (digits & 0x1010_1010_1010_1010).trailing_zeros() & !7;
+    let whole = digits & !(u64::MAX << point);
+    let places = (56 - point) / 8;
+    let digits = (digits & (u64::MAX - 0xff) << point) | whole << 8;
+    let number = eight_digits(digits) as f64 / TENS[places as usize];
+    if negative {
+        -number
+    } else {
+        number
+    }
+}
+
+#[inline(never)]
+fn longer_double(source: &[u8]) -> f64 {
     let (mut mantissa, mut places, mut point) = (0u64, 0usize, false);
     let negative = source[0] == b'-';
     if source.len() <= 17 {
@@ -425,6 +476,23 @@ mod tests {
             let member = (b"z"[..].into(), Layout { of: Type::Boolean, dropped: 0 });
             let built = column(r#"{"a":{"x":1,"y":2,"z":true}}"#, inside, Type::Struct(vec![member]));
             assert_eq!(built.map(|array| array.children[0].nulls), Ok(0), "{inside:?}");
+        }
+    }
+
+    #[test]
+    fn short_doubles_are_the_nearest() {
+        for digits in ["0", "7", "10", "305", "9999", "123456", "9007199254740993", "00000000000000000001"] {
+            for place in 1..12 {
+                for sign in ["", "-"] {
+                    // Digits of a next document follow at once.
+                    let number = format!("{sign}{digits}.{:0place$}", 12_345_678_901u64 % 10u64.pow(place as u32));
+                    let all = format!("{number}99999999");
+                    let content = (number.len() as u64) << 32;
+                    let cell = Cell { content, row: 0, kind: Kind::Double };
+                    let found = short_double(Text::new(all.as_bytes(), number.len()), &cell);
+                    assert_eq!(found.to_bits(), parse_double(number.as_bytes()).to_bits(), "{number}");
+                }
+            }
         }
     }
 

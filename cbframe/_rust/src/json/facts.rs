@@ -181,16 +181,18 @@ pub struct Looker<'a> {
     text: Text<'a>,
     vbuckets: &'a [u16],
     seqnos: &'a [u64],
-    /// Where the first documents of the batch are.
-    firsts: Vec<Place>,
+    /// Where the first documents of the batch are, and their rows.
+    firsts: Vec<(Place, u32)>,
 }
 
 impl<'a> Looker<'a> {
     pub fn new(shredder: &'a Shredder, all: &'a [u8], vbuckets: &'a [u16], seqnos: &'a [u64]) -> Looker<'a> {
-        let mut firsts = Vec::new();
+        let mut places = Vec::new();
         for place in vbuckets.iter().copied().zip(seqnos.iter().copied()) {
-            insert(&mut firsts, place);
+            insert(&mut places, place);
         }
+        let row = |place: &Place| vbuckets.iter().zip(seqnos).position(|each| (*each.0, *each.1) == *place);
+        let firsts = places.into_iter().filter_map(|place| Some((place, row(&place)? as u32))).collect();
         Looker { shredder, text: Text::new(all, all.len()), vbuckets, seqnos, firsts }
     }
 
@@ -220,28 +222,34 @@ impl<'a> Looker<'a> {
     fn node(&self, id: usize, level: u32, documents: Option<&[u32]>) -> Facts {
         let node = &self.shredder.nodes[id];
         let mut facts = Facts { present: node.cells.len() as u64, ..Facts::default() };
-        for cell in &node.cells {
-            if let Some(kind) = kind_of(cell.kind) {
-                facts.counts[kind] += 1;
-            }
-            match cell.kind {
-                Kind::Int => {
-                    let number = cell.content as i64;
-                    facts.low = facts.low.min(number as i128);
-                    facts.high = facts.high.max(number as i128);
-                    if number.unsigned_abs() > EXACT {
-                        facts.inexact |= number as f64 as i64 != number;
-                    }
+        let mut kinds = node.kinds.iter().map(kind_of);
+        let first = kinds.next().flatten();
+        let only = first.filter(|_| kinds.all(|kind| kind == first));
+        match only {
+            Some(kind) => facts.counts[kind] = facts.present,
+            None => {
+                for kind in node.cells.iter().filter_map(|cell| kind_of(cell.kind)) {
+                    facts.counts[kind] += 1;
                 }
-                Kind::Long => self.long(cell, &mut facts),
-                Kind::Exponent if !facts.beyond => {
-                    let (from, to) = cell.place();
-                    facts.beyond = !parse_double(self.text.slice(from, to)).is_finite();
-                }
-                _ => {}
             }
         }
-        self.places(&node.cells, documents, &mut facts);
+        if node.kinds.are_only(&[Kind::Int]) {
+            let numbers = || node.cells.iter().map(|cell| cell.content as i64);
+            let (low, high) = numbers().fold((0, 0), |(low, high), number| (number.min(low), number.max(high)));
+            (facts.low, facts.high) = (low as i128, high as i128);
+            facts.inexact = low.unsigned_abs().max(high as u64) > EXACT && numbers().any(is_inexact);
+        } else if !node.kinds.are_only(&[
+            Kind::Null,
+            Kind::Bool,
+            Kind::Double,
+            Kind::Str,
+            Kind::Escaped,
+            Kind::Array,
+            Kind::Object,
+        ]) {
+            node.cells.iter().for_each(|cell| self.number(cell, &mut facts));
+        }
+        self.places(&node.cells, documents, only, &mut facts);
         if level > MAX_LEVELS || node.inside == Inside::Nothing {
             return facts;
         }
@@ -275,6 +283,23 @@ impl<'a> Looker<'a> {
         facts
     }
 
+    fn number(&self, cell: &Cell, facts: &mut Facts) {
+        match cell.kind {
+            Kind::Int => {
+                let number = cell.content as i64;
+                facts.low = facts.low.min(number as i128);
+                facts.high = facts.high.max(number as i128);
+                facts.inexact |= is_inexact(number);
+            }
+            Kind::Long => self.long(cell, facts),
+            Kind::Exponent if !facts.beyond => {
+                let (from, to) = cell.place();
+                facts.beyond = !parse_double(self.text.slice(from, to)).is_finite();
+            }
+            _ => {}
+        }
+    }
+
     #[cold]
     fn long(&self, cell: &Cell, facts: &mut Facts) {
         let (from, to) = cell.place();
@@ -299,27 +324,29 @@ impl<'a> Looker<'a> {
         }
     }
 
-    fn places(&self, cells: &[Cell], documents: Option<&[u32]>, facts: &mut Facts) {
-        let some = facts.counts.iter().filter(|count| **count > 0).count();
-        if documents.is_none()
-            && some == 1
-            && cells.len() == self.vbuckets.len()
-            && facts.counts.contains(&(cells.len() as u64))
-        {
-            for kind in 0..KINDS {
-                if facts.counts[kind] > 0 {
-                    facts.samples[kind] = self.firsts.clone();
-                }
+    /// Where values stand first; `only` is the kind of all of them, if they have one.
+    fn places(&self, cells: &[Cell], documents: Option<&[u32]>, only: Option<usize>, facts: &mut Facts) {
+        let document = |cell: &Cell| documents.map_or(cell.row, |documents| documents[cell.row as usize]);
+        if let Some(kind) = only {
+            // Cells are in the order of documents.
+            let has = |(_, row): &(Place, u32)| cells.binary_search_by_key(row, document).is_ok();
+            if self.firsts.iter().all(has) {
+                facts.samples[kind] = self.firsts.iter().map(|(place, _)| *place).collect();
+                return;
             }
-            return;
         }
         for cell in cells {
             if let Some(kind) = kind_of(cell.kind) {
-                let document = documents.map_or(cell.row, |documents| documents[cell.row as usize]) as usize;
+                let document = document(cell) as usize;
                 insert(&mut facts.samples[kind], (self.vbuckets[document], self.seqnos[document]));
             }
         }
     }
+}
+
+/// Whether an integer has no exact double.
+fn is_inexact(number: i64) -> bool {
+    number.unsigned_abs() > EXACT && number as f64 as i64 != number
 }
 
 /// Keep the first places, each once.

@@ -1,7 +1,7 @@
 //! Documents to cells, one list of cells for each field.
 
 use super::facts::{kind_of, KINDS};
-use super::token::{Fault, Kind, Result, Text};
+use super::token::{Fault, Kind, Kinds, Result, Text};
 use std::collections::hash_map::{Entry, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::OnceLock;
@@ -63,9 +63,9 @@ impl Name {
 /// A member of objects.
 #[derive(Clone)]
 pub struct Field {
-    /// The first bytes of the name and a quote, of which those count that are in the mask.
-    head: u64,
-    mask: u64,
+    /// The first sixteen bytes of the name and a quote, of which those count that are in the mask.
+    head: [u64; 2],
+    mask: [u64; 2],
     /// The name and a quote.
     quoted: Box<[u8]>,
     /// The field that came after this one last time.
@@ -78,19 +78,26 @@ impl Field {
     fn new(name: &[u8], node: Option<u32>) -> Field {
         let mut quoted = name.to_vec();
         quoted.push(b'"');
-        let (mut head, mut mask) = ([0; 8], [0; 8]);
-        for (place, byte) in quoted.iter().take(8).enumerate() {
-            (head[place], mask[place]) = (*byte, 0xff);
+        let (mut head, mut mask) = ([0; 2], [0; 2]);
+        for (place, byte) in quoted.iter().take(16).enumerate() {
+            head[place / 8] |= (*byte as u64) << (place % 8 * 8);
+            mask[place / 8] |= 0xff << (place % 8 * 8);
         }
-        let written = !name.iter().any(|byte| *byte < b' ' || *byte == b'"' || *byte == b'\\');
-        Field {
+        if name.iter().any(|byte| *byte < b' ' || *byte == b'"' || *byte == b'\\') {
             // A name that is only ever written with escapes equals nothing.
-            head: u64::from_le_bytes(head) ^ !written as u64,
-            mask: if written { u64::from_le_bytes(mask) } else { 0 },
-            quoted: quoted.into(),
-            next: NONE,
-            node,
+            (head[0], mask[0]) = (1, 0);
         }
+        Field { head, mask, quoted: quoted.into(), next: NONE, node }
+    }
+
+    /// Whether the name that begins at a place is this one; no more of it than the end of the document can be.
+    #[inline(always)]
+    fn is_at(&self, text: Text, at: usize) -> bool {
+        let length = self.quoted.len();
+        text.word(at) & self.mask[0] == self.head[0]
+            && (length <= 8
+                || text.word(at + 8) & self.mask[1] == self.head[1]
+                    && (length <= 16 || at + length <= text.end() && *text.slice(at, at + length) == *self.quoted))
     }
 
     pub fn name(&self) -> &[u8] {
@@ -117,6 +124,8 @@ pub enum Inside {
 pub struct Node {
     pub inside: Inside,
     pub cells: Vec<Cell>,
+    /// Of which kinds they are at most: those of cells that were taken back may still be among these.
+    pub kinds: Kinds,
     pub fields: Vec<Field>,
     index: HashMap<Box<[u8]>, u32, Hash>,
     /// The field that came first last time.
@@ -322,39 +331,30 @@ impl Shredder {
             return Ok(at + 1);
         }
         let mut previous = NONE;
+        let mut expected = self.nodes[id].first;
         loop {
             if text.byte(at) != b'"' {
                 return Err(Fault::Invalid);
             }
             at += 1;
             let name = at;
-            let node = &self.nodes[id];
-            let expected = match node.fields.get(previous as usize) {
-                Some(field) => field.next,
-                None => node.first,
+            let child = match self.nodes[id].fields.get(expected as usize) {
+                Some(field) if field.is_at(text, at) => {
+                    at += field.quoted.len();
+                    (previous, expected) = (expected, field.next);
+                    field.node
+                }
+                _ => {
+                    let found;
+                    (found, at) = self.find(text, at, id, previous)?;
+                    let field = self.nodes[id].fields.get(found as usize);
+                    (previous, expected) = (found, field.map_or(NONE, |field| field.next));
+                    field.and_then(|field| field.node)
+                }
             };
-            let mut found = NONE;
-            if let Some(field) = node.fields.get(expected as usize) {
-                if text.word(at) & field.mask == field.head {
-                    let end = at + field.quoted.len();
-                    if field.quoted.len() <= 8 || (end <= text.end() && *text.slice(at, end) == *field.quoted) {
-                        found = expected;
-                        at = end;
-                    }
-                }
-            }
-            if found == NONE {
-                (found, at) = self.find(text, at, id)?;
-                let node = &mut self.nodes[id];
-                match node.fields.get_mut(previous as usize) {
-                    Some(field) => field.next = found,
-                    None => node.first = found,
-                }
-            }
             let name_end = at - 1;
             at = text.colon(at)?;
-            previous = found;
-            at = match self.nodes[id].fields.get(found as usize).and_then(|field| field.node) {
+            at = match child {
                 Some(child) => self.value(text, at, child as usize, row, depth)?,
                 None => {
                     let end = text.skip(at, depth)?;
@@ -374,9 +374,9 @@ impl Shredder {
         }
     }
 
-    /// The field of a name that is not the one which came there last time, and where the name ends.
+    /// The field of a name that is not the one which came behind the previous one last time, and where it ends.
     #[inline(never)]
-    fn find(&mut self, text: Text, at: usize, id: usize) -> Result<(u32, usize)> {
+    fn find(&mut self, text: Text, at: usize, id: usize, previous: u32) -> Result<(u32, usize)> {
         let (end, escapes) = text.string(at)?;
         let mut unescaped = std::mem::take(&mut self.text);
         let name = if escapes {
@@ -398,7 +398,13 @@ impl Shredder {
             }
         };
         self.text = unescaped;
-        Ok((found?, end + 1))
+        let found = found?;
+        let node = &mut self.nodes[id];
+        match node.fields.get_mut(previous as usize) {
+            Some(field) => field.next = found,
+            None => node.first = found,
+        }
+        Ok((found, end + 1))
     }
 
     /// Whether a further name were one too many.
@@ -475,17 +481,21 @@ impl Shredder {
                 (Cell { content: (first == b't') as u64, row, kind: Kind::Bool }, end)
             }
             b'n' => (Cell { content: 0, row, kind: Kind::Null }, text.literal(at)?),
-            bracket @ (b'{' | b'[') => {
-                let (kind, end) = match bracket {
-                    b'{' => (Kind::Object, self.inside(text, at, id, row, depth)),
-                    _ => (Kind::Array, self.list(text, at, id, depth)),
-                };
+            b'{' => {
+                let end = self.inside(text, at, id, row, depth);
                 self.nodes[id].broken |= end.is_err();
-                (Cell::span(kind, row, at, end?), end?)
+                (Cell::span(Kind::Object, row, at, end?), end?)
+            }
+            b'[' => {
+                let end = self.list(text, at, id, depth);
+                self.nodes[id].broken |= end.is_err();
+                (Cell::span(Kind::Array, row, at, end?), end?)
             }
             _ => return Err(Fault::Invalid),
         };
-        self.nodes[id].cells.push(cell);
+        let node = &mut self.nodes[id];
+        node.kinds.add(cell.kind);
+        node.cells.push(cell);
         Ok(end)
     }
 
@@ -522,7 +532,8 @@ impl Shredder {
         let node = &mut self.nodes[id];
         // Members that a struct was decided on are looked for among however many names there are.
         let wide = node.wide || inside == Inside::Fields;
-        let again = Node { inside, cells: std::mem::take(&mut node.cells), wide, ..Node::new() };
+        let cells = std::mem::take(&mut node.cells);
+        let again = Node { inside, cells, kinds: node.kinds, wide, ..Node::new() };
         let before = std::mem::replace(node, again);
         if inside == Inside::Names {
             let values = self.values(id);
@@ -705,6 +716,7 @@ impl Shredder {
         }
         for node in &mut self.nodes {
             node.cells.clear();
+            node.kinds = Kinds::default();
             node.ends.clear();
             node.names.clear();
             node.members.clear();

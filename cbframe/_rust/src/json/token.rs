@@ -2,6 +2,8 @@
 
 /// Arrays and objects of a document that nest deeper make it invalid.
 pub const MAX_DEPTH: u32 = 200;
+/// Room for so many bytes more than there are makes [`Text::append`] fast.
+pub const COPIED: usize = 32;
 /// A number of so many characters may be beyond the range of a double.
 const LONG: usize = 300;
 
@@ -42,6 +44,50 @@ pub enum Kind {
     Object,
 }
 
+impl Kind {
+    const ALL: [Kind; 10] = [
+        Kind::Null,
+        Kind::Bool,
+        Kind::Int,
+        Kind::Long,
+        Kind::Double,
+        Kind::Exponent,
+        Kind::Str,
+        Kind::Escaped,
+        Kind::Array,
+        Kind::Object,
+    ];
+}
+
+/// Some kinds of values.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Kinds(u16);
+
+impl Kinds {
+    pub const fn of(kinds: &[Kind]) -> Kinds {
+        let (mut bits, mut place) = (0, 0);
+        while place < kinds.len() {
+            bits |= 1 << kinds[place] as u16;
+            place += 1;
+        }
+        Kinds(bits)
+    }
+
+    #[inline(always)]
+    pub fn add(&mut self, kind: Kind) {
+        self.0 |= 1 << kind as u16;
+    }
+
+    /// Whether there are no others than these.
+    pub fn are_only(self, kinds: &[Kind]) -> bool {
+        self.0 & !Kinds::of(kinds).0 == 0
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = Kind> {
+        Kind::ALL.into_iter().filter(move |kind| self.0 >> *kind as u16 & 1 != 0)
+    }
+}
+
 /// The documents of a batch, up to the end of one of them.
 #[derive(Clone, Copy)]
 pub struct Text<'a> {
@@ -69,6 +115,22 @@ impl<'a> Text<'a> {
     #[inline(always)]
     pub fn slice(&self, from: usize, to: usize) -> &'a [u8] {
         &self.doc[from..to]
+    }
+
+    /// Append what is between two places.
+    ///
+    /// Most strings are short: a copy of as many bytes as the processor copies at once, cut off behind them, costs
+    /// less than one of just so many.
+    #[inline(always)]
+    pub fn append(&self, from: usize, to: usize, out: &mut Vec<u8>) {
+        match self.all.get(from..from + COPIED) {
+            Some(bytes) if to - from <= COPIED => {
+                let end = out.len() + (to - from);
+                out.extend_from_slice(bytes);
+                out.truncate(end);
+            }
+            _ => out.extend_from_slice(self.slice(from, to)),
+        }
     }
 
     /// Eight bytes as a little-endian number; zeros at the very end.
@@ -208,16 +270,10 @@ impl<'a> Text<'a> {
     pub fn number(&self, start: usize) -> Result<(Kind, i64, usize)> {
         let negative = self.byte(start) == b'-';
         let first = start + negative as usize;
-        let mut at = first;
-        let mut number = 0u64;
-        loop {
-            let digit = self.byte(at).wrapping_sub(b'0');
-            if digit > 9 {
-                break;
-            }
-            number = number.wrapping_mul(10).wrapping_add(digit as u64);
-            at += 1;
-        }
+        let (number, at) = match self.few_digits(first) {
+            Some((digits, word)) => (eight_digits(word), first + digits),
+            None => self.more_digits(first),
+        };
         let digits = at - first;
         if digits == 0 || (digits > 1 && self.byte(first) == b'0') {
             return Err(Fault::Invalid);
@@ -232,12 +288,37 @@ impl<'a> Text<'a> {
         Ok((Kind::Int, if negative { -(number as i64) } else { number as i64 }, at))
     }
 
+    /// Up to seven digits at a place: how many, and the eight digits of their number. None if there are more.
     #[inline(always)]
-    fn digits(&self, start: usize) -> Result<usize> {
-        let mut at = start;
-        while self.byte(at).is_ascii_digit() {
+    fn few_digits(&self, at: usize) -> Option<(usize, u64)> {
+        let word = self.word(at) ^ 0x3030_3030_3030_3030;
+        let others = (((word & 0x7f7f_7f7f_7f7f_7f7f) + 0x7676_7676_7676_7676) | word) & 0x8080_8080_8080_8080;
+        let bits = others.trailing_zeros() & !7;
+        let digits = bits as usize / 8;
+        // Shifted twice: by 64 at once is no shift.
+        (digits < 8 && at + digits <= self.end()).then(|| (digits, word << (56 - bits) << 8))
+    }
+
+    /// The number of all digits at a place, which is right if there are up to nineteen, and where they end.
+    #[inline(never)]
+    fn more_digits(&self, mut at: usize) -> (u64, usize) {
+        let mut number = 0u64;
+        loop {
+            let digit = self.byte(at).wrapping_sub(b'0');
+            if digit > 9 {
+                return (number, at);
+            }
+            number = number.wrapping_mul(10).wrapping_add(digit as u64);
             at += 1;
         }
+    }
+
+    #[inline(always)]
+    fn digits(&self, start: usize) -> Result<usize> {
+        let at = match self.few_digits(start) {
+            Some((digits, _)) => start + digits,
+            None => self.more_digits(start).1,
+        };
         if at > start {
             Ok(at)
         } else {
@@ -357,6 +438,15 @@ impl<'a> Text<'a> {
     }
 }
 
+/// The number of eight digits, each the value of a byte, the first in the lowest.
+#[inline(always)]
+pub fn eight_digits(digits: u64) -> u64 {
+    let pairs = digits.wrapping_mul(10).wrapping_add(digits >> 8);
+    let first = (pairs & 0x0000_00ff_0000_00ff).wrapping_mul(0x000f_4240_0000_0064);
+    let second = (pairs >> 16 & 0x0000_00ff_0000_00ff).wrapping_mul(0x0000_2710_0000_0001);
+    first.wrapping_add(second) >> 32
+}
+
 /// Of sixteen bytes those that end a run of a string's characters: quotes, backslashes and control characters;
 /// and those that are not ASCII.
 #[cfg(target_arch = "x86_64")]
@@ -419,6 +509,33 @@ mod tests {
         assert_eq!(Text::new(all, 8).literal(5), Err(Fault::Invalid));
         assert_eq!(Text::new(all, 12).number(10), Ok((Kind::Int, 12, 12)));
         assert_eq!(Text::new(all, 16).string(15), Err(Fault::Invalid));
+    }
+
+    #[test]
+    fn integers_of_every_length() {
+        for digits in 1..25 {
+            for (sign, end) in [("", 0), ("-", 0), ("", 9), ("-", 9)] {
+                let number = format!("{sign}{}", &"1234567890123456789012345"[..digits]);
+                let all = format!("{number}{}", &"123456789"[..end]);
+                let found = Text::new(all.as_bytes(), number.len()).number(0);
+                match number.parse() {
+                    Ok(value) if digits <= 18 => assert_eq!(found, Ok((Kind::Int, value, number.len()))),
+                    _ => assert_eq!(found, Ok((Kind::Long, 0, number.len()))),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn appended_text_ends_where_it_should() {
+        let all = b"0123456789".repeat(10);
+        for length in 0..=60 {
+            for from in [0, 7, 40] {
+                let mut out = b"before".to_vec();
+                Text::new(&all, all.len()).append(from, from + length, &mut out);
+                assert_eq!(out, [b"before", &all[from..from + length]].concat());
+            }
+        }
     }
 
     #[test]
