@@ -133,6 +133,7 @@ SCAN = {
     "batch_bytes": None,
     "buffer_bytes": None,
     "spool_dir": None,
+    "spill_bytes": None,
     "timeout": None,
     "dtype_backend": "pyarrow",
     "progress": "auto",

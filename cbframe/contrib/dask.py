@@ -79,6 +79,7 @@ def read_bucket(
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
+    spill_bytes: int | None = None,
     timeout: float | None = None,
     dtype_backend: str | None = "pyarrow",
     progress: Progress = "auto",
@@ -101,7 +102,8 @@ def read_bucket(
         workers.
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
 vbuckets, keys, key_prefix, errors, nested, schema, on_conflict, max_struct_fields, expired, \
-transaction_records, batch_bytes, buffer_bytes, spool_dir, timeout, dtype_backend, progress, options
+transaction_records, batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, \
+dtype_backend, progress, options
         As for :func:`cbframe.scan_bucket`.
     n_rows, infer_schema_length, parse_dates
         Refused, as by :meth:`cbframe.BucketScan.partitions`: they need all documents in one place.

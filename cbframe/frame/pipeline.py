@@ -186,7 +186,7 @@ class Pipeline:
         self._policy: Policy | None = policy_of(target, agreement) if target.parsed else None
         self._typer = None if self._policy is None else Typer(self._policy)
         # What is handed out as it is in memory needs no disk.
-        self._spill = Spill(target.spool_dir) if bounded or target.parsed else None
+        self._spill = Spill(target.spool_dir, target.spill_bytes) if bounded or target.parsed else None
         self._put_rows = self._spill.put if bounded and self._spill is not None else _held
         self._put_values = _held if self._spill is None else self._spill.put_values
         # What is given batch by batch has their size; in memory it need not, and what is not converted stays

@@ -68,6 +68,7 @@ def scan_bucket(
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
+    spill_bytes: int | None = None,
     timeout: float | None = None,
     dtype_backend: str | None = "pyarrow",
     progress: Progress = "auto",
@@ -202,6 +203,8 @@ def scan_bucket(
         where that directory is in memory (tmpfs) or nearly full and ``/var/tmp`` is not. A directory that
         is in memory, or has less than 64 MiB left, is named in a warning before the read, and one in which
         the rest will not fit, by what the first documents took, soon after its begin.
+    spill_bytes
+        Bytes of documents that wait in memory before others wait in that file; by default 16 MiB.
     timeout
         Seconds for the whole read; None for as long as it takes.
     dtype_backend
@@ -327,6 +330,7 @@ def read_bucket(
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
+    spill_bytes: int | None = None,
     timeout: float | None = None,
     dtype_backend: str | None = "pyarrow",
     progress: Progress = "auto",
@@ -343,7 +347,7 @@ def read_bucket(
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
 vbuckets, keys, key_prefix, n_rows, errors, nested, schema, infer_schema_length, on_conflict, \
 max_struct_fields, parse_dates, expired, transaction_records, consistency, batch_bytes, buffer_bytes, \
-spool_dir, timeout, dtype_backend, progress, options
+spool_dir, spill_bytes, timeout, dtype_backend, progress, options
         As for :func:`scan_bucket`.
     return_type
         ``"pandas"``, or ``"arrow"`` or ``"polars"``, where the key is a column, ``_cb_key``.

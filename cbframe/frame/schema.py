@@ -210,6 +210,7 @@ def read_schema(
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
+    spill_bytes: int | None = None,
     timeout: float | None = None,
     dtype_backend: str | None = "pyarrow",
     progress: Progress = "auto",
@@ -224,7 +225,7 @@ def read_schema(
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
 vbuckets, keys, key_prefix, errors, nested, schema, infer_schema_length, on_conflict, \
 max_struct_fields, parse_dates, expired, transaction_records, consistency, batch_bytes, buffer_bytes, \
-spool_dir, timeout, dtype_backend, progress, options
+spool_dir, spill_bytes, timeout, dtype_backend, progress, options
         As for :func:`~cbframe.scan_bucket`.
     n_rows
         ``10_000`` makes it a quick look at some documents.

@@ -101,6 +101,7 @@ class ScanArguments(TypedDict, total=False):
     batch_bytes: int | None
     buffer_bytes: int | None
     spool_dir: str | os.PathLike[str] | None
+    spill_bytes: int | None
     timeout: float | None
     dtype_backend: str | None
     progress: Progress
@@ -421,6 +422,7 @@ _CHECKS: dict[str, Check] = {
     "batch_bytes": count,
     "buffer_bytes": size,
     "spool_dir": path_or_none,
+    "spill_bytes": size,
     "timeout": seconds,
     "dtype_backend": one_of(*DTYPE_BACKENDS),
     "progress": _progress,
@@ -469,6 +471,7 @@ class ScanSpec:
     batch_bytes: int | None = None
     buffer_bytes: int | None = None
     spool_dir: str | None = None
+    spill_bytes: int | None = None
     timeout: float | None = None
     dtype_backend: str | None = "pyarrow"
     progress: Progress = "auto"

@@ -62,6 +62,7 @@ def write_snapshot(
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
+    spill_bytes: int | None = None,
     timeout: float | None = None,
     progress: Progress = "auto",
     options: BucketDataSourceOptions | None = None,
@@ -107,7 +108,7 @@ max_struct_fields, parse_dates, transaction_records
     file_bytes
         Changes of more bytes than that, as they are in memory, go to several files, each of a range of
         vbuckets; 16 at most.
-    batch_bytes, buffer_bytes, spool_dir, timeout, progress, options
+    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options
         As of :func:`cbframe.scan_bucket`.
     filesystem, storage_options
         What `path` is in: a file system of pyarrow's, or options for that of fsspec.

@@ -125,9 +125,8 @@ def test_temporary_files_go_away(
         files.append(make(**arguments))
         return files[-1]
 
-    monkeypatch.setattr(spill, "SPILL_BYTES", 0)
     monkeypatch.setattr(spill.tempfile, "TemporaryFile", seen)
-    scan = scan_bucket(cluster, options=QUICK, spool_dir=tmp_path, batch_bytes=1000)
+    scan = scan_bucket(cluster, options=QUICK, spool_dir=tmp_path, spill_bytes=0, batch_bytes=1000)
     reader = scan.to_reader()
     assert list(tmp_path.iterdir()) == []
     assert not files[0].closed
@@ -153,18 +152,16 @@ def test_the_place_for_temporary_files_is_not_there(cluster: LocalCluster, tmp_p
 
 @pytest.mark.parametrize("batch_bytes", [1, 8 << 20])
 def test_a_read_in_memory_puts_values_aside_on_disk(
-    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, batch_bytes: int
+    cluster: LocalCluster, tmp_path: Path, batch_bytes: int
 ) -> None:
-    scan = scan_bucket(cluster, options=QUICK, batch_bytes=batch_bytes, spool_dir=tmp_path)
-    expected = ordered(scan.to_arrow())
-    monkeypatch.setattr(spill, "SPILL_BYTES", 0)
-    assert ordered(scan.to_arrow()) == expected
+    wanted: dict[str, Any] = {"options": QUICK, "batch_bytes": batch_bytes, "spool_dir": tmp_path}
+    expected = ordered(scan_bucket(cluster, **wanted).to_arrow())
+    assert ordered(scan_bucket(cluster, spill_bytes=0, **wanted).to_arrow()) == expected
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_disk_is_full(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The read ends at once with an error that says what to do; what is left is seen by the fixtures."""
-    monkeypatch.setattr(spill, "SPILL_BYTES", 0)
 
     class Full(io.BytesIO):
         def write(self, _: Any) -> int:
@@ -172,7 +169,7 @@ def test_the_disk_is_full(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(spill.tempfile, "TemporaryFile", lambda **_: Full())
     with pytest.raises(SpoolError, match="No space left") as caught:
-        scan_bucket(cluster, options=QUICK, batch_bytes=1, spool_dir=tmp_path).to_pandas()
+        scan_bucket(cluster, options=QUICK, batch_bytes=1, spool_dir=tmp_path, spill_bytes=0).to_pandas()
     assert "spool_dir=" in str(caught.value)
 
 

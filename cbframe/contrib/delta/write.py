@@ -53,6 +53,7 @@ def to_delta(
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
+    spill_bytes: int | None = None,
     timeout: float | None = None,
     progress: Progress = "auto",
     options: BucketDataSourceOptions | None = None,
@@ -79,7 +80,7 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
     consistency
         As of :func:`cbframe.write_snapshot`, and for this commit only.
-    batch_bytes, buffer_bytes, spool_dir, timeout, progress, options
+    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options
         As of :func:`cbframe.scan_bucket`.
     storage_options
         Of deltalake, for what `uri` is in.
@@ -159,6 +160,7 @@ def update_delta(
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
+    spill_bytes: int | None = None,
     timeout: float | None = None,
     progress: Progress = "auto",
     options: BucketDataSourceOptions | None = None,
@@ -172,8 +174,8 @@ def update_delta(
 
     Parameters
     ----------
-    conn, bucket, auth, tls, network, consistency, batch_bytes, buffer_bytes, spool_dir, timeout, progress, \
-options, storage_options, clock
+    conn, bucket, auth, tls, network, consistency, batch_bytes, buffer_bytes, spool_dir, \
+spill_bytes, timeout, progress, options, storage_options, clock
         As of :func:`to_delta`.
     uri
         Where :func:`to_delta` made the table.
