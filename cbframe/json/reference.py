@@ -30,11 +30,13 @@ items of arrays, and of the values of objects whose names are data.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import chain
@@ -1140,7 +1142,8 @@ class Converter:
         self._where = vbuckets, seqnos
         self._exact: dict[int, Any] = {}
         verdicts = reasons.copy()
-        documents = self._read(verdicts)
+        with _without_collections():
+            documents = self._read(verdicts)
         good = None if len(documents) == rows else np.flatnonzero(verdicts == GOOD)
         self._root = _Field(documents, good, rows, None, self._limit, self._known, 1, 0)
         return verdicts
@@ -1290,6 +1293,18 @@ class Converter:
             if encode(document) == text:
                 return form, document
         return _SCANNED, scan(text)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Keep the collector of cycles from looking through all documents again and again while they are read."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _refuse(token: str) -> None:

@@ -113,7 +113,8 @@ class DataBlock:
 _COLUMNS = tuple(f.name for f in fields(DataBlock) if f.name not in ("buffer", "nbytes"))
 
 _COLUMN_TYPES = ("u1", "u1", "u2", "u4", "u8", "u8", "u8", "u4", "u4", "u4", "i8", "i8", "i8")
-_REQUESTS = (Magic.REQUEST, Magic.FLEX_REQUEST)
+_REQUESTS = frozenset(map(int, (Magic.REQUEST, Magic.FLEX_REQUEST)))
+_DATA = frozenset(map(int, DATA_OPCODES))
 _EXTRAS: dict[tuple[int, int], struct.Struct] = {
     (Opcode.DCP_MUTATION, 31): struct.Struct(">QQII"),
     (Opcode.DCP_DELETION, 18): struct.Struct(">QQ"),
@@ -158,16 +159,17 @@ class Decoded:
     nbytes: int = 0
     more: bool = False
     error: str | None = None
-    rows: list[tuple[int, ...]] = field(default_factory=list, repr=False)
+    cells: list[int] = field(default_factory=list, repr=False)
+    """Those of all rows, one row after the other: a tuple for each would keep the garbage collector busy."""
     places: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.cells) // len(_COLUMN_TYPES)
 
     def columns(self) -> list[ReadableBuffer]:
         """The columns of a :class:`DataBlock`, in its order."""
-        columns = zip(*self.rows, strict=True)
-        return [np.array(column, kind).data for column, kind in zip(columns, _COLUMN_TYPES, strict=True)]
+        width = len(_COLUMN_TYPES)
+        return [np.array(self.cells[at::width], kind).data for at, kind in enumerate(_COLUMN_TYPES)]
 
     def positions(self) -> tuple[ReadableBuffer, ReadableBuffer]:
         """Vbuckets with rows, and the seqno that each is at after them; uint16 and uint64.
@@ -272,22 +274,20 @@ class FrameDecoder:
         """
         found = Decoded(start)
         try:
-            while not found.more and (header := self._header(buffer, found.consumed, stop)):
+            while (header := self._header(buffer, found.consumed, stop)) is not None:
                 at = found.consumed
                 end = at + HEADER_LENGTH + header.body_length
-                if header.magic in _REQUESTS and header.opcode in DATA_OPCODES:
+                if header.opcode in _DATA and header.magic in _REQUESTS:
                     self._take(buffer, at, end, header, found)
                     found.messages += 1
                     found.nbytes += end - at
-                elif header.magic not in _REQUESTS or header.vbucket not in found.places:
-                    found.before.append(at)
-                    self._note(buffer, at, end, header)
-                elif header.opcode == Opcode.DCP_STREAM_END:
-                    found.after.append(at)
-                    self._note(buffer, at, end, header)
                 else:
-                    found.more = True
-                    break
+                    follows = header.magic in _REQUESTS and header.vbucket in found.places
+                    if follows and header.opcode != Opcode.DCP_STREAM_END:
+                        found.more = True
+                        break
+                    (found.after if follows else found.before).append(at)
+                    self._note(buffer, at, end, header)
                 found.consumed = end
         except FrameError as exc:
             found.error = str(exc)
@@ -295,38 +295,37 @@ class FrameDecoder:
 
     def _header(self, buffer: ReadableBuffer, at: int, stop: int) -> Header | None:
         """The header of a frame that is there as a whole."""
-        if at < stop and not is_magic(buffer[at]):
-            raise FrameError("magic")
         if stop - at < HEADER_LENGTH:
+            if at < stop and not is_magic(buffer[at]):
+                raise FrameError("magic")
             return None
         try:
             header = parse_header(buffer, at, max_body=self._max_body)
         except ProtocolError:
-            raise FrameError("header") from None
+            raise FrameError("header" if is_magic(buffer[at]) else "magic") from None
         return header if stop - at >= HEADER_LENGTH + header.body_length else None
 
     def _take(self, buffer: ReadableBuffer, at: int, end: int, header: Header, found: Decoded) -> None:
         if self._collections is None:
             raise FrameError("early")
-        layout = _EXTRAS.get((header.opcode, header.extras_length))
+        _, opcode, framing, key_length, extras_length, datatype, vbucket, _, opaque, cas = header
+        layout = _EXTRAS.get((opcode, extras_length))
         if layout is None:
             raise FrameError("extras")
-        extras = at + HEADER_LENGTH + header.framing_length
-        key = extras + header.extras_length
-        value = key + header.key_length
+        extras = at + HEADER_LENGTH + framing
+        key = extras + extras_length
+        value = key + key_length
         seqno, rev_seqno, *words = layout.unpack_from(buffer, extras)
         flags, expiry = (0, 0, *words)[-2:]
         collection_id = 0
         if self._collections:
             try:
-                collection_id, length = leb128.decode(bytes(buffer[key:value]))
+                collection_id, key = leb128.decode(buffer, key, value)
             except ProtocolError:
                 raise FrameError("collection_id") from None
-            key += length
-        vbucket = header.vbucket
         stream = self._streams.get(vbucket)
-        if stream is None or stream.opaque != header.opaque:
-            if any(s.opaque == header.opaque and not s.closing for s in self._streams.values()):
+        if stream is None or stream.opaque != opaque:
+            if any(s.opaque == opaque and not s.closing for s in self._streams.values()):
                 raise FrameError("stream")
             return  # of a stream that is over
         if not stream.admit(seqno):
@@ -335,8 +334,8 @@ class FrameDecoder:
         if stream.fresh:
             stream.fresh = False
             found.fresh.append(vbucket)
-        metadata = (header.opcode, header.datatype, vbucket, header.opaque, header.cas, seqno, rev_seqno)
-        found.rows.append((*metadata, flags, expiry, collection_id, key, value, end))
+        metadata = (opcode, datatype, vbucket, opaque, cas, seqno, rev_seqno, flags, expiry)
+        found.cells.extend((*metadata, collection_id, key, value, end))
 
     def _note(self, buffer: ReadableBuffer, at: int, end: int, header: Header) -> None:
         """Take note of what a message says of the messages after it.

@@ -21,8 +21,8 @@ def encode(number: int) -> bytes:
     return bytes(out)
 
 
-def decode(buffer: ReadableBuffer, offset: int = 0) -> tuple[int, int]:
-    """Read a number.
+def decode(buffer: ReadableBuffer, offset: int = 0, end: int | None = None) -> tuple[int, int]:
+    """Read a number that ends at `end` or before; None: anywhere in the buffer.
 
     Returns
     -------
@@ -35,8 +35,9 @@ def decode(buffer: ReadableBuffer, offset: int = 0) -> tuple[int, int]:
         The bytes end too early, are not the shortest form, or pass 32 bits.
     """
     number = 0
+    stop = len(buffer) if end is None else end
     for position in range(MAX_LENGTH):
-        if offset + position >= len(buffer):
+        if offset + position >= stop:
             raise ProtocolError("a collection id ends in the middle", offset=offset)
         byte = buffer[offset + position]
         number |= (byte & 0x7F) << (7 * position)
