@@ -35,14 +35,13 @@ import json
 import re
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import chain
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from math import inf, isfinite, isinf
-from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -594,8 +593,6 @@ class _Field:
         Of arrays and objects here as columns have it: a map takes two.
     depth
         How many arrays and objects are around the values.
-    types
-        Those of the values, if that is known.
     """
 
     def __init__(
@@ -608,10 +605,9 @@ class _Field:
         configuration: Configuration,
         level: int,
         depth: int,
-        types: set[type] | None = None,
     ) -> None:
         self.values, self._rows, self.length, self._documents_of_rows = values, rows, length, documents
-        self._limit, self._level, self.depth, self._types = limit, level, depth, types
+        self._limit, self._level, self.depth = limit, level, depth
         self.inside = configuration[0]
         self._members = dict(configuration[1])
         self._item, self._value = configuration[2] or _UNKNOWN, configuration[3] or _UNKNOWN
@@ -622,13 +618,13 @@ class _Field:
         """Take what is inside of the values in another way; what was known of it no longer matters."""
         self.inside = inside
         self._members, self._item, self._value = {}, _UNKNOWN, _UNKNOWN
-        for known in ("_fields", "item", "value"):
+        for known in ("names", "_columns", "_fields", "item", "value"):
             self.__dict__.pop(known, None)
 
     @cached_property
     def types(self) -> Counter[type]:
         """How many values there are of each type."""
-        kinds = set(map(type, self.values)) if self._types is None else set(self._types)
+        kinds = set(map(type, self.values))
         if len(kinds) == 1:
             return Counter({kinds.pop(): len(self.values)})
         if len(kinds) == 2 and type(None) in kinds:
@@ -680,37 +676,24 @@ class _Field:
         return self._of_kind(_OBJECT)
 
     @cached_property
-    def names(self) -> Counter[str]:
-        """How many objects have a member of each name."""
-        objects = self._objects[0] if self.counts[_OBJECT] else []
-        if objects and self.inside == FIELDS:
-            columns = _transposed(objects, list(objects[0]), only=True)
-            if columns is not None:
-                self.__dict__["_dense"] = columns
-                return Counter(dict.fromkeys(columns, len(objects)))
-        return Counter(chain.from_iterable(objects))
+    def names(self) -> Collection[str]:
+        """The different names of all members."""
+        if self.inside in (FIELDS, SOME):
+            return self._columns.keys()
+        return dict.fromkeys(chain.from_iterable(self._objects[0])).keys()
 
     @cached_property
-    def _dense(self) -> dict[str, tuple[list[Any], set[type]]]:
-        """The values, and their types, of each name that all objects have."""
-        objects = self._objects[0]
-        names = [name for name, count in self.names.items() if count == len(objects)]
-        return self.__dict__.get("_dense") or _transposed(objects, names) or {}
-
-    @cached_property
-    def _rare(self) -> dict[str, tuple[list[Any], list[int]]]:
-        """The values and objects of each name that few objects have."""
-        few = len(self._objects[0]) // 8
-        rare: dict[str, tuple[list[Any], list[int]]] = {
-            name: ([], []) for name, count in self.names.items() if count < few
-        }
-        for place, value in enumerate(self._objects[0]) if rare else ():
-            for name in value.keys() & rare.keys() if len(value) > 8 * len(rare) else value:
-                if name in rare:
-                    values, places = rare[name]
-                    values.append(value[name])
-                    places.append(place)
-        return rare
+    def _columns(self) -> dict[str, tuple[list[Any], list[int]]]:
+        """The values of each name, and which objects have it."""
+        columns: dict[str, tuple[list[Any], list[int]]] = {}
+        for place, members in enumerate(self._objects[0] if self.counts[_OBJECT] else ()):
+            for name, value in members.items():
+                column = columns.get(name)
+                if column is None:
+                    column = columns[name] = [], []
+                column[0].append(value)
+                column[1].append(place)
+        return columns
 
     def _inner(self, values: list[Any], documents: _Rows | None, of: Configuration, level: int) -> _Field:
         """Items of arrays, or values of objects whose names are data."""
@@ -726,20 +709,10 @@ class _Field:
         """The members of a name, in the rows of their objects."""
         found = self._fields.get(name)
         if found is None:
+            values, places = self._columns.get(name, ([], []))
             objects, rows = self._objects
-            count = self.names[name]
-            types: set[type] | None = None
-            if count == len(objects):
-                values, types = self._dense[name] if count else ([], set())
-            elif count < len(objects) // 8:
-                values, places = self._rare.get(name, ([], []))
+            if len(values) < len(objects):
                 chosen = np.array(places, np.int64)
-                rows = chosen if rows is None else rows[chosen]
-            else:
-                values = [each[name] for each in objects if name in each]
-                chosen = np.flatnonzero(
-                    np.fromiter((name in each for each in objects), np.bool_, len(objects))
-                )
                 rows = chosen if rows is None else rows[chosen]
             if rows is not None and len(rows) == self.length:
                 rows = None
@@ -752,7 +725,6 @@ class _Field:
                 self._members.get(name.encode(), _UNKNOWN),
                 self._level + 1,
                 self.depth + 1,
-                types,
             )
         return found
 
@@ -982,32 +954,6 @@ class _Field:
         return self.member(name).column(layout, forms)
 
 
-_BLOCK = 256
-"""Objects that are looked at together, while the processor has them at hand."""
-
-
-def _transposed(
-    objects: list[Any], names: list[str], *, only: bool = False
-) -> dict[str, tuple[list[Any], set[type]]] | None:
-    """The values of each name, and their types.
-
-    None if some objects do not have all of the names, or have others where they may not (`only`).
-    """
-    columns: list[tuple[list[Any], set[type]]] = [([], set()) for _ in names]
-    take = itemgetter(*names) if len(names) > 1 else lambda each: tuple(each[name] for name in names)
-    for start in range(0, len(objects), _BLOCK):
-        block = objects[start : start + _BLOCK]
-        if only and sum(map(len, block)) != len(block) * len(names):
-            return None
-        try:
-            for (column, types), values in zip(columns, zip(*map(take, block), strict=True), strict=True):
-                column.extend(values)
-                types.update(map(type, values))
-        except KeyError:
-            return None
-    return dict(zip(names, columns, strict=True))
-
-
 _EVERY = range(len(KINDS))
 _SCALARS = (_BOOLEAN, _INTEGER, _DOUBLE, _STRING)
 _HELD: dict[str, Sequence[int]] = {
@@ -1174,18 +1120,17 @@ class Converter:
 
     def _odd(self) -> set[int]:
         """Rows that the decoder would not read exactly: with ``-0``, or with half of a surrogate pair."""
-        octets = np.frombuffer(self._data, np.uint8)
-        places = np.flatnonzero((octets[:-1] == ord("-")) & (octets[1:] == ord("0")))
-        if len(places):
-            after = octets[np.minimum(places + 2, len(octets) - 1)]
-            before = octets[np.maximum(places - 1, 0)]
-            places = places[_ENDS[after] & _BEGINS[before]]
-        odd = set((np.searchsorted(self._bounds, places, "right") - 1).tolist())
-        surrogates = [found.start() for found in _SURROGATE.finditer(self._data)]
-        for row in set((np.searchsorted(self._bounds, surrogates, "right") - 1).tolist()):
-            if any(_HALF.findall(self._data[self._bounds[row] : self._bounds[row + 1]])):
-                odd.add(row)
-        return odd
+        escapes = self._rows_with(_SURROGATE)
+        return self._rows_with(_MINUS_ZERO) | {
+            row for row in escapes if any(_HALF.findall(self._source(row)))
+        }
+
+    def _rows_with(self, token: re.Pattern[bytes]) -> set[int]:
+        places = [found.start() for found in token.finditer(self._data)]
+        return set((np.searchsorted(self._bounds, places, "right") - 1).tolist())
+
+    def _source(self, row: int) -> bytes:
+        return self._data[self._bounds[row] : self._bounds[row + 1]]
 
     def facts(self) -> Facts:
         """What the batch's documents have in common; to be asked for before :meth:`build`."""
@@ -1266,8 +1211,7 @@ class Converter:
         return self._root
 
     def _text(self, row: int) -> str:
-        source: bytes = self._data[self._bounds[row] : self._bounds[row + 1]]
-        return source.decode().strip(_BLANKS)
+        return self._source(row).decode().strip(_BLANKS)
 
     def _sources(self, row: int) -> dict[str, str]:
         """The source of each member of a document."""
@@ -1312,13 +1256,10 @@ def _refuse(token: str) -> None:
 
 
 _QUOTED = json.JSONEncoder(ensure_ascii=False).encode
+_MINUS_ZERO = re.compile(rb"-0(?=[\]}, \t\r\n])(?<=[\[:, \t\r\n]-0)")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _HALF = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]|(u[dD][89a-fA-F])|.)", re.DOTALL)
 """An escape; the group is that of half of a surrogate pair."""
-_BEGINS = np.zeros(256, np.bool_)
-_BEGINS[list(b"[:, \t\r\n")] = True
-_ENDS = np.zeros(256, np.bool_)
-_ENDS[list(b"]}, \t\r\n")] = True
 # Linear on any input: a string without an end is taken to the end of the document.
 _STRING_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _STEPS = np.zeros(256, np.int8)
