@@ -49,9 +49,9 @@ History = list[Change]
 """Changes in order of their seqnos, which start at 1; None for a deletion."""
 
 
-def seeds(first: int, last: int) -> range:
+def seeds(first: int, last: int, variable: str = "WORLDS") -> range:
     """Of a long form; with ``WORLDS=2000-4000`` in the environment, those from 2000 up to 4000."""
-    asked, _, end = os.environ.get("WORLDS", "").partition("-")
+    asked, _, end = os.environ.get(variable, "").partition("-")
     return range(int(asked), int(end)) if end else range(first, last)
 
 

@@ -5,6 +5,7 @@ Run as a script. Children are forks, so that a death costs no start of an interp
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -21,45 +22,54 @@ from cbframe.snapshot.store import Output
 OPTIONS = BucketDataSourceOptions(data_manager_sleep_init_ms=1, data_manager_sleep_max_ms=10)
 
 
-def die_at(moment: int) -> Callable[[], int]:
-    """End this process at one of the moments at which something changes, in memory or on the disk.
+PLACES: dict[str, Any] = {
+    "receive_into": SocketStream,
+    "put": Spill,
+    "write": Output,
+    "fsync": os,
+    "link": os,
+    "open": os,
+    "scandir": os,
+    "unlink": os,
+}
+"""Functions in which something changes, in memory or on the disk, and whose they are."""
+
+
+def die_at(death: tuple[str, int, bool] | None, last_words: int) -> Callable[[], dict[str, int]]:
+    """End this process just before or just behind a call of one of the functions.
+
+    Parameters
+    ----------
+    death
+        The function, the number of the call, and whether it is behind it; None to live.
+    last_words
+        A descriptor; a death is announced there.
 
     Returns
     -------
     callable
-        Tells how many there were so far.
+        Tells how many calls there were.
     """
-    left = moment
+    calls = {name: itertools.count() for name in PLACES}
 
-    def mortal(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+    def reached(*moment: object) -> None:
+        if moment == death:
+            os.write(last_words, b"dies")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def mortal(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*args: Any, **named: Any) -> Any:
-            nonlocal left
-            if not after:
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            number = next(calls[name])
+            reached(name, number, False)
             result = function(*args, **named)
-            if after:
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            reached(name, number, True)
             return result
 
         return call
 
-    places: list[tuple[Any, str]] = [
-        (SocketStream, "receive_into"),
-        (Spill, "put"),
-        (Output, "write"),
-        (os, "fsync"),
-        (os, "link"),
-        (os, "open"),
-        (os, "scandir"),
-        (os, "unlink"),
-    ]
-    for number, (owner, name) in enumerate(places):
-        setattr(owner, name, mortal(getattr(owner, name), after=number % 2 == 0))
-    return lambda: moment - left
+    for name, owner in PLACES.items():
+        setattr(owner, name, mortal(getattr(owner, name), name))
+    return lambda: {name: next(numbers) for name, numbers in calls.items()}
 
 
 def die_at_publication(*, behind: bool) -> None:
@@ -74,11 +84,11 @@ def die_at_publication(*, behind: bool) -> None:
     os.link = call  # type: ignore[assignment]
 
 
-def work(job: dict[str, Any]) -> int:
-    """Do a job; how many moments there were to die at."""
+def work(job: dict[str, Any], last_words: int) -> dict[str, int]:
+    """Do a job; how often each function was called."""
     if job["publication"] is not None:
         die_at_publication(behind=job["publication"] == "behind")
-    moments = die_at(sys.maxsize if job["die_at"] is None else job["die_at"])
+    calls = die_at(job["die_at"] and tuple(job["die_at"]), last_words)
     if job["compact"]:
         Snapshot(job["path"]).compact(keep="0s")
         Snapshot(job["path"]).vacuum(keep=2)
@@ -92,7 +102,7 @@ def work(job: dict[str, Any]) -> int:
         options=OPTIONS,
         timeout=60,
     )
-    return moments()
+    return calls()
 
 
 def main() -> None:
@@ -101,14 +111,14 @@ def main() -> None:
         read, write = os.pipe()
         pid = os.fork()
         if not pid:
-            os.write(write, str(work(job)).encode())
+            os.write(write, json.dumps(work(job, write)).encode())
             os._exit(0)
         os.close(write)
         if job["kill_after"] is not None:
             time.sleep(job["kill_after"])
             os.kill(pid, signal.SIGKILL)  # it is not reaped before: the number is still its own
         _, status = os.waitpid(pid, 0)
-        told = {"status": os.waitstatus_to_exitcode(status), "moments": os.read(read, 100).decode()}
+        told = {"status": os.waitstatus_to_exitcode(status), "words": os.read(read, 1000).decode()}
         os.close(read)
         sys.stdout.write(json.dumps(told) + "\n")
         sys.stdout.flush()
