@@ -21,27 +21,13 @@ _MEMORY = (errno.ENOMEM, errno.ENOBUFS)
 
 
 class OwnThread(threading.Thread):
-    """A daemon thread that may be joined whether or not it was started, by any thread.
-
-    Parameters
-    ----------
-    target, args
-        What it runs.
-    name
-        For debuggers.
-    """
+    """A daemon thread that may be joined whether or not it was started, by any thread."""
 
     def __init__(self, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> None:
         super().__init__(target=target, name=name, args=args, daemon=True)
 
     def start(self) -> None:
-        """Begin to run.
-
-        Raises
-        ------
-        ResourceError
-            The system gives no thread. Nothing runs then, and it may be tried again.
-        """
+        """Begin to run."""
         with reported():
             super().start()
 
@@ -52,13 +38,7 @@ class OwnThread(threading.Thread):
 
 
 def allocate(nbytes: int) -> bytearray:
-    """A buffer.
-
-    Raises
-    ------
-    ResourceError
-        There is no memory for it.
-    """
+    """A buffer."""
     with reported():
         return bytearray(nbytes)
 

@@ -71,13 +71,7 @@ def waited(wait: Callable[[float | None], T], timeout: float | None) -> T:
 
 
 def ready(timeout: float | None, *waits: tuple[Any, int]) -> list[Any]:
-    """Which of some sockets can be read or written, after waiting up to `timeout` seconds for one.
-
-    Parameters
-    ----------
-    waits
-        What has a ``fileno()``, and ``EVENT_READ`` or ``EVENT_WRITE``.
-    """
+    """Which of some sockets can be read or written, after waiting up to `timeout` seconds for one."""
     with Selector() as selector:
         for each, event in waits:
             selector.register(each, event)
@@ -121,11 +115,6 @@ def replace(path: Path, other: Path) -> None:
 
     Windows refuses while that one is open. A virus scanner or an indexer closes it soon, so this tries
     again for a moment.
-
-    Raises
-    ------
-    PermissionError
-        It stays open.
     """
     for attempt in count():
         try:
@@ -155,13 +144,7 @@ def remove(path: Path) -> bool:
 
 @contextmanager
 def locked(file: IO[bytes]) -> Iterator[None]:
-    """Hold a file's lock. It also ends with the process, however that ends.
-
-    Raises
-    ------
-    BlockingIOError
-        Another process holds it.
-    """
+    """Hold a file's lock. It also ends with the process, however that ends."""
     try:
         fcntl: Any = import_module("fcntl")
     except ImportError:

@@ -48,20 +48,12 @@ class _VBucketState:
 
 @dataclass(slots=True)
 class GatheringReceiver(PositionReceiver, Generic[T]):
-    """What gathers a bounded read, but for how it takes documents.
-
-    Parameters
-    ----------
-    metadata
-        Metadata columns to keep besides those that the read itself needs.
-    max_value
-        Bytes that no value may be longer than when it is inflated.
-    """
+    """What gathers a bounded read, but for how it takes documents."""
 
     takes_compressed: ClassVar[bool] = True
 
-    metadata: tuple[str, ...] = ()
-    max_value: int = MAX_BODY_LENGTH
+    metadata: tuple[str, ...] = ()  # metadata columns to keep besides those that the read itself needs
+    max_value: int = MAX_BODY_LENGTH  # bytes that no value may be longer than when it is inflated
     schema: pa.Schema = field(init=False)
     created: dict[int, SystemEvent] = field(default_factory=dict, init=False)
     """Collections, by id, that were told to exist."""

@@ -67,29 +67,15 @@ Item: TypeAlias = Arrived | Reached | Told | Withdrawn
 
 @dataclass(slots=True)
 class ChangeReceiver(PositionReceiver):
-    """Takes the changes of a bucket, whatever becomes of the connections.
-
-    Parameters
-    ----------
-    start
-        Positions to go on from; other vbuckets begin at their start.
-    metadata
-        Metadata columns to keep.
-    to_base
-        After a rollback, read the vbucket again from where its stream began.
-    refuse
-        A rollback is an error.
-    max_value
-        Bytes that no value may be longer than when it is inflated.
-    """
+    """Takes the changes of a bucket, whatever becomes of the connections."""
 
     takes_compressed: ClassVar[bool] = True
 
-    start: Mapping[int, Position]
-    metadata: tuple[str, ...] = ()
-    to_base: bool = False
-    refuse: bool = False
-    max_value: int = MAX_BODY_LENGTH
+    start: Mapping[int, Position]  # positions to go on from; other vbuckets begin at their start
+    metadata: tuple[str, ...] = ()  # metadata columns to keep
+    to_base: bool = False  # after a rollback, read the vbucket again from where its stream began
+    refuse: bool = False  # A rollback is an error
+    max_value: int = MAX_BODY_LENGTH  # bytes that no value may be longer than when it is inflated
     schema: pa.Schema = field(init=False)
     errors: deque[CbframeError] = field(default_factory=lambda: deque(maxlen=_ERRORS), init=False)
     _tracks: list[Track] = field(init=False, repr=False)

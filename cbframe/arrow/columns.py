@@ -86,12 +86,6 @@ def record_batch(block: DataBlock, schema: pa.Schema, *, max_value: int = MAX_BO
     """Copy a block out of its receive buffer: values inflated, without extended attributes in front.
 
     The datatype describes the document: never SNAPPY, and XATTR only where extended attributes are kept.
-
-    Raises
-    ------
-    ProtocolError
-        A compressed value is broken, or longer than `max_value` bytes; or a section of extended
-        attributes is broken.
     """
     core = compiled()
     keeps_xattrs = XATTRS in schema.names

@@ -27,26 +27,14 @@ class CurrentRows:
 
     Keys are held in memory only of documents that came in a vbucket's second snapshot or later: of what
     changed while the bucket was read.
-
-    Parameters
-    ----------
-    heads
-        Keys and metadata of each batch, with :data:`ARRIVED`.
-    receiver
-        What the batches came by; nothing more comes.
-    versions
-        Older versions of documents count, too.
-    ended
-        Seqnos, by vbucket and collection, before which documents do not count; and collections that are gone
-        altogether. None for what the receiver knows.
     """
 
     def __init__(
         self,
-        heads: Sequence[Callable[[], pa.RecordBatch]],
-        receiver: GatheringReceiver[Any],
+        heads: Sequence[Callable[[], pa.RecordBatch]],  # keys and metadata of each batch, with ARRIVED
+        receiver: GatheringReceiver[Any],  # what the batches came by; nothing more comes
         *,
-        versions: bool = False,
+        versions: bool = False,  # older versions of documents count, too
         ended: dict[tuple[int, int], int] | None = None,
         dropped: set[int] | None = None,
     ) -> None:

@@ -24,18 +24,10 @@ _Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """How many documents were left out.
+    """How many documents were left out."""
 
-    Attributes
-    ----------
-    expired
-        Their expiry had passed, and the server had not removed them yet.
-    transaction_records
-        Their keys begin with ``_txn:``.
-    """
-
-    expired: int = 0
-    transaction_records: int = 0
+    expired: int = 0  # their expiry had passed, and the server had not removed them yet
+    transaction_records: int = 0  # their keys begin with `_txn:`
 
     @classmethod
     def of(cls, marked: npt.NDArray[np.uint8]) -> LeftOut:

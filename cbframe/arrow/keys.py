@@ -35,13 +35,7 @@ _Column = TypeVar("_Column", pa.Array, pa.ChunkedArray)
 
 
 def check_key_form(keys: str | None) -> None:
-    """Refuse what is no form of keys.
-
-    Raises
-    ------
-    ConfigurationError
-        It is none.
-    """
+    """Refuse what is no form of keys."""
     if keys is not None and keys not in KEY_FORMS:
         raise ConfigurationError(f"keys={keys!r}", hint=f"choose from: {', '.join(KEY_FORMS)}")
 
@@ -52,15 +46,7 @@ def form_of(kind: pa.DataType) -> KeyForm:
 
 
 def formed(column: _Column, form: KeyForm) -> _Column:
-    """Keys in the form that was asked for.
-
-    Parameters
-    ----------
-    column
-        Keys as the server has them: binary, or strings if all are UTF-8.
-    form
-        ``"text"`` or ``"binary"``.
-    """
+    """Keys in the form that was asked for."""
     keys = column if pa.types.is_binary(column.type) else column.cast(pa.binary())
     return _by_chunk(keys, _text, pa.string()) if form == "text" else keys
 
@@ -84,13 +70,7 @@ def formed_key(key: bytes, form: KeyForm) -> str | bytes:
 
 
 def key_of_text(text: str) -> str | bytes:
-    """The key that has this text; as it is where the text is the key itself.
-
-    Raises
-    ------
-    ConfigurationError
-        No key has this text.
-    """
+    """The key that has this text; as it is where the text is the key itself."""
     key: bytes = key_bytes(pa.array([text]))[0].as_py()
     if formed_key(key, "text") != text:
         raise ConfigurationError(

@@ -39,18 +39,6 @@ class Spill:
     """Record batches that wait, and are read any number of times.
 
     What is beyond the budget is in a temporary file, which has no name and is gone with the process.
-
-    Parameters
-    ----------
-    directory
-        Where the file is made; None for the system's directory for such.
-    budget
-        Bytes that are kept in memory.
-
-    Raises
-    ------
-    SpoolError
-        By any method, and by what :meth:`put` returns: the disk is full, or cannot be read.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None, budget: int | None = None) -> None:
@@ -151,11 +139,6 @@ class Forecast:
     """Warns where the rest of a read will not fit in its folder, as what was written so far tells.
 
     It is no error: changes that replace each other, and other programs that free space, make it fit.
-
-    Parameters
-    ----------
-    folder
-        Of :func:`spill_folder`.
     """
 
     def __init__(self, folder: str) -> None:
@@ -163,13 +146,7 @@ class Forecast:
         self._next: float = LITTLE
 
     def look(self, written: int, progress: Progressed) -> None:
-        """Compare, each time that twice as much was written.
-
-        Warns
-        -----
-        UserWarning
-            Once: so much more will be written, and so much is free.
-        """
+        """Compare, each time that twice as much was written."""
         if written < self._next:
             return
         self._next = 2 * written
@@ -194,26 +171,7 @@ def spill_folder(
     free_bytes: Callable[[str], int] = lambda folder: shutil.disk_usage(folder).free,
     mounts: Callable[[], Iterable[str]] | None = None,
 ) -> str:
-    """The folder for temporary files, looked at before the read.
-
-    Parameters
-    ----------
-    directory
-        What ``spool_dir=`` says. None for the system's folder for such; where that is in memory or nearly
-        full, for ``/var/tmp`` if that is on a disk with more room.
-    other, free_bytes, mounts
-        That other folder, the free bytes of a folder, and the lines of the table of mounts (Linux).
-
-    Raises
-    ------
-    SpoolError
-        The folder has no room at all, or cannot be looked at.
-
-    Warns
-    -----
-    UserWarning
-        The folder is in memory, or has less than :data:`LITTLE` bytes left.
-    """
+    """The folder for temporary files, looked at before the read."""
     table = list((_mounts if mounts is None else mounts)())
     chosen = os.fspath(directory if directory is not None else tempfile.gettempdir())
     free = _free(chosen, free_bytes)

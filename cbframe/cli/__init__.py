@@ -39,19 +39,7 @@ _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    argv
-        Arguments without the program's name; None for those of the process.
-
-    Returns
-    -------
-    int
-        Exit status: 0, 1 for an error, a difference or damage, 2 for mistyped arguments (raised as
-        ``SystemExit`` by argparse), 130 after Ctrl-C.
-    """
+    """Run the command line."""
     argv = sys.argv[1:] if argv is None else list(argv)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

@@ -18,13 +18,7 @@ from cbframe.options import BucketDataSourceOptions
 
 
 def connection(options: argparse.Namespace) -> dict[str, Any]:
-    """What the arguments say, as keyword arguments of ``scan_bucket`` and its like.
-
-    Raises
-    ------
-    ConfigurationError
-        They contradict each other, or a password cannot be had.
-    """
+    """What the arguments say, as keyword arguments of ``scan_bucket`` and its like."""
     return {
         "conn": options.conn,
         "bucket": options.bucket,

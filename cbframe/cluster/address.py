@@ -66,18 +66,7 @@ class HostPort:
 
     @classmethod
     def parse(cls, text: str, *, quote: bool = True) -> HostPort:
-        """Read ``host``, ``host:port``, ``[v6]`` or ``[v6]:port``.
-
-        Parameters
-        ----------
-        quote
-            Whether an error may show `text`; a part of a password may have ended up in it.
-
-        Raises
-        ------
-        ConfigurationError
-            The host or the port cannot be one.
-        """
+        """Read ``host``, ``host:port``, ``[v6]`` or ``[v6]:port``."""
         shown = f" {text!r}" if quote else ""
         if text.startswith("["):
             host, bracket, rest = text[1:].partition("]")

@@ -27,13 +27,7 @@ class Answer:
     challenge: str = ""
 
     def json_object(self) -> dict[str, object]:
-        """The JSON object of a good answer.
-
-        Raises
-        ------
-        ConnectError
-            Or a subclass: the status is bad, or the body is something else.
-        """
+        """The JSON object of a good answer."""
         value = self._json()
         if not isinstance(value, dict):
             raise self._not_json(f"a JSON {type(value).__name__} where an object was expected")

@@ -18,18 +18,7 @@ _LONGEST_PATH = 1024
 
 
 def pem_text(source: object, what: str) -> str | None:
-    """The PEM text that `source` is, as text or as bytes; None if it is the path of a file.
-
-    Parameters
-    ----------
-    what
-        Name of the argument, for errors. They never show the content.
-
-    Raises
-    ------
-    ConfigurationError
-        It is neither.
-    """
+    """The PEM text that `source` is, as text or as bytes; None if it is the path of a file."""
     text: object = os.fspath(source) if isinstance(source, os.PathLike) else source
     if isinstance(source, bytes | bytearray):
         text = bytes(source).decode("ascii", "replace")
@@ -207,19 +196,6 @@ def as_authenticator(auth: AuthLike) -> Authenticator:
 
     A callable is called once, now. Whoever connects again calls this function again, so that a
     password that was rotated meanwhile is fetched again.
-
-    Parameters
-    ----------
-    auth
-        An authenticator, a ``(user, password)`` tuple, or a callable without arguments that
-        returns one of these.
-
-    Raises
-    ------
-    ConfigurationError
-        `auth` is None or something else. What was passed is never shown.
-    ConnectError
-        The callable raised something that is no error of cbframe's; a later call may do better.
     """
     source: object = auth
     if not isinstance(source, Authenticator) and callable(source):

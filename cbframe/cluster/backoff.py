@@ -8,14 +8,7 @@ from cbframe.errors import ConfigurationError
 
 
 class Backoff:
-    """The delays between attempts, for state machines that wait by deadline.
-
-    Parameters
-    ----------
-    start_ms, factor, max_ms
-        Each delay is the one before times `factor`, cut to whole milliseconds, at most `max_ms`.
-        The first is `start_ms` whatever the maximum, as in the reference.
-    """
+    """The delays between attempts, for state machines that wait by deadline."""
 
     __slots__ = ("_factor", "_max_ms", "_next_ms", "_start_ms")
 

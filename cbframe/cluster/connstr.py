@@ -28,25 +28,11 @@ _BUCKET = re.compile(r"[A-Za-z0-9_.%-]{1,100}")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ConnectionString:
-    """Where a cluster is, and how to begin with it.
+    """Where a cluster is, and how to begin with it."""
 
-    Attributes
-    ----------
-    scheme
-        ``couchbase``, ``couchbases``, ``http`` or ``https``.
-    hosts
-        As given; :meth:`seeds` fills in the ports.
-    bucket
-        Name from the path, if there was one.
-    params
-        The options after ``?``, by their canonical names: :mod:`cbframe.cluster.string_options` has them.
-    credentials
-        User and password of an ``http://user:password@host`` seed.
-    """
-
-    scheme: str
-    hosts: tuple[HostPort, ...]
-    bucket: str | None = None
+    scheme: str  # `couchbase`, `couchbases`, `http` or `https`
+    hosts: tuple[HostPort, ...]  # as given; seeds fills in the ports
+    bucket: str | None = None  # name from the path, if there was one
     params: tuple[tuple[str, str], ...] = ()
     credentials: PasswordAuthenticator | None = field(default=None)
 
@@ -69,13 +55,7 @@ class ConnectionString:
         return self.option("network") or "auto"
 
     def on_network(self, network: str) -> ConnectionString:
-        """The same on another network; ``auto`` leaves the choice to the ``network`` option.
-
-        Raises
-        ------
-        ConfigurationError
-            The name is empty or no string.
-        """
+        """The same on another network; ``auto`` leaves the choice to the ``network`` option."""
         # The types may lie: this comes from notebooks.
         name: object = network
         if not isinstance(name, str) or not name:
@@ -121,19 +101,7 @@ class ConnectionString:
 
 
 def parse_connection_string(target: str | Sequence[str]) -> ConnectionString:
-    """Read a connection string, or the list of seed URLs of the reference.
-
-    Parameters
-    ----------
-    target
-        ``couchbase://h1,h2:port/bucket?network=…``, ``couchbases://…``, ``http://h:8091``,
-        ``https://h:18091``, bare ``h1,h2``, several URLs with commas between, or a list of these.
-
-    Raises
-    ------
-    ConfigurationError
-        It is not valid; the hint shows a valid one. No part of a user name or a password is shown.
-    """
+    """Read a connection string, or the list of seed URLs of the reference."""
     given = [target] if isinstance(target, str) else list(target)
     if not all(isinstance(part, str) for part in given):
         raise ConfigurationError("a connection string is not a string", hint=_HINT)

@@ -34,13 +34,7 @@ def feed_request(host: str, bucket: str, auth: Authenticator, heartbeat: int) ->
 
 
 class ConfigFeed:
-    """Takes the bytes of one such answer, and gives the configurations in them.
-
-    Parameters
-    ----------
-    node
-        Who answers, for errors.
-    """
+    """Takes the bytes of one such answer, and gives the configurations in them."""
 
     def __init__(self, node: str) -> None:
         self._node = node
@@ -51,17 +45,7 @@ class ConfigFeed:
         """Bytes of the present chunk that are still to come, with its end of line."""
 
     def receive(self, data: bytes | memoryview) -> list[bytes]:
-        """The configurations that are whole now.
-
-        Raises
-        ------
-        AuthFailError, AccessError, BucketNotFoundError
-            What the status says.
-        ConnectError
-            The answer is over, or has another status.
-        ProtocolError
-            It is no such answer, or has no end to its parts.
-        """
+        """The configurations that are whole now."""
         self._buffer += data
         if not self._in_body and not self._take_head():
             return []

@@ -27,31 +27,15 @@ class CollectionName:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The scopes and collections of a bucket at one moment.
+    """The scopes and collections of a bucket at one moment."""
 
-    Attributes
-    ----------
-    uid
-        Version of the manifest; grows with every change.
-    scopes
-        Number of each scope, by name.
-    collections
-        Name of each collection, by number.
-    """
-
-    uid: int
-    scopes: Mapping[str, int]
-    collections: Mapping[int, CollectionName]
+    uid: int  # version of the manifest; grows with every change
+    scopes: Mapping[str, int]  # number of each scope, by name
+    collections: Mapping[int, CollectionName]  # name of each collection, by number
 
     @classmethod
     def parse(cls, answer: Mapping[str, object] | str | bytes) -> Manifest:
-        """Read the JSON of the cluster manager or of GET_COLLECTIONS_MANIFEST.
-
-        Raises
-        ------
-        ClusterMapError
-            It is no manifest.
-        """
+        """Read the JSON of the cluster manager or of GET_COLLECTIONS_MANIFEST."""
         source = _decode(answer) if isinstance(answer, str | bytes) else answer
         scopes: dict[str, int] = {}
         collections: dict[int, CollectionName] = {}
@@ -69,13 +53,7 @@ class Manifest:
         return cls(fields.hexadecimal(source, "uid"), scopes, collections)
 
     def id_of(self, path: str) -> int:
-        """Number of the collection at ``scope.collection``.
-
-        Raises
-        ------
-        ConfigurationError
-            There is none; the hint lists what the user sees.
-        """
+        """Number of the collection at ``scope.collection``."""
         scope, dot, name = path.partition(".")
         if not dot:
             raise ConfigurationError(
@@ -92,13 +70,7 @@ class Manifest:
         )
 
     def scope_id(self, name: str) -> int:
-        """Number of a scope.
-
-        Raises
-        ------
-        ConfigurationError
-            There is none; the hint lists what the user sees.
-        """
+        """Number of a scope."""
         if name not in self.scopes:
             known = ", ".join(sorted(self.scopes))
             raise ConfigurationError(
@@ -108,13 +80,7 @@ class Manifest:
         return self.scopes[name]
 
     def collections_of(self, scope: str | None) -> dict[int, CollectionName]:
-        """The collections of one scope, by number; None: of all but the server's own.
-
-        Raises
-        ------
-        ConfigurationError
-            As :meth:`scope_id`.
-        """
+        """The collections of one scope, by number; None: of all but the server's own."""
         if scope is None:
             return {cid: name for cid, name in self.collections.items() if name.scope != SYSTEM_SCOPE}
         self.scope_id(scope)

@@ -29,44 +29,17 @@ _NO_REVISION = (0, 0)
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ClusterMap:
-    """Who owns what, at one revision.
+    """Who owns what, at one revision."""
 
-    Attributes
-    ----------
-    bucket, uuid
-        Name of the bucket, and of this life of it: deleted and created again, it has another uuid.
-    revision
-        ``(revEpoch, rev)``; ``(0, 0)`` if the answer had none, as verbose ones of the manager.
-    nodes
-        ``host:port`` of the data service of each node that can be reached.
-    active
-        int16, read-only, shape (vbuckets,): index into `nodes` of the owner, −1 for none.
-    network
-        The network whose addresses `nodes` has: what ``auto`` came to.
-    tls
-        Whether `nodes` has TLS ports.
-    capabilities
-        The bucket's capabilities, as the server names them.
-    manifest_uid
-        Version of the collections manifest; None if the bucket has none.
-    cluster_uuid
-        Of the cluster; empty where it does not tell. Two maps may be equal though only one has it.
-    origin
-        ``host:port`` that the answer came from, if it is no node's on this network, as a load balancer's;
-        empty otherwise. As the next, no part of a comparison.
-    elsewhere
-        Of each of `nodes`, the addresses of its data service on other networks, by network.
-    """
-
-    bucket: str
+    bucket: str  # name of the bucket, and of this life of it: deleted and created again, it has another uuid
     uuid: str
     revision: tuple[int, int]
-    nodes: tuple[str, ...]
+    nodes: tuple[str, ...]  # `host:port` of the data service of each node that can be reached
     active: npt.NDArray[np.int16]
-    network: str = DEFAULT_NETWORK
-    tls: bool = False
-    capabilities: frozenset[str] = frozenset()
-    manifest_uid: int | None = None
+    network: str = DEFAULT_NETWORK  # the network whose addresses `nodes` has: what `auto` came to
+    tls: bool = False  # whether `nodes` has TLS ports
+    capabilities: frozenset[str] = frozenset()  # the bucket's capabilities, as the server names them
+    manifest_uid: int | None = None  # version of the collections manifest; None if the bucket has none
     cluster_uuid: str = ""
     origin: str = ""
     elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -82,13 +55,7 @@ class ClusterMap:
         return "collections" in self.capabilities
 
     def node_of(self, vbucket: int) -> str | None:
-        """Address of the vbucket's owner; None while it has none.
-
-        Raises
-        ------
-        IndexError
-            There is no such vbucket.
-        """
+        """Address of the vbucket's owner; None while it has none."""
         if not 0 <= vbucket < self.vbuckets:
             raise IndexError(f"vbucket {vbucket} of {self.vbuckets}")
         owner = int(self.active[vbucket])
@@ -148,26 +115,7 @@ class ClusterMap:
 def parse_bucket_config(
     config: Mapping[str, object], *, origin: HostPort, network: str = AUTO_NETWORK, tls: bool = False
 ) -> ClusterMap:
-    """Read a bucket config, terse or verbose.
-
-    Parameters
-    ----------
-    config
-        The JSON of the cluster manager, of GET_CLUSTER_CONFIG or of a NOT_MY_VBUCKET answer.
-    origin
-        Where it was fetched from: its host stands for ``$HOST``, both decide ``network="auto"``.
-    network
-        ``auto``, ``default`` or the name of alternate addresses.
-    tls
-        Whether to take the TLS ports. There is no falling back to plain ones.
-
-    Raises
-    ------
-    ClusterMapError
-        It makes no usable map. ``permanent`` is set for a memcached bucket, which has no DCP.
-    ConfigurationError
-        No node is on `network`.
-    """
+    """Read a bucket config, terse or verbose."""
     bucket = fields.text(config, "name", "")
     if fields.text(config, "nodeLocator", "vbucket") == "ketama" or config.get("bucketType") == "memcached":
         error = ClusterMapError(

@@ -60,15 +60,7 @@ class Node:
 
 
 def read_nodes(config: Mapping[str, object], origin_host: str) -> tuple[Node, ...]:
-    """The entries of ``nodesExt``, in their order; none if the server is too old to have it.
-
-    Parameters
-    ----------
-    config
-        A terse bucket config, or the answer of ``nodeServices``.
-    origin_host
-        Where it came from: a node that is known only by loopback has no name of its own.
-    """
+    """The entries of ``nodesExt``, in their order; none if the server is too old to have it."""
     return tuple(_read_node(entry, origin_host) for entry in fields.mappings(config, "nodesExt"))
 
 
@@ -104,22 +96,6 @@ def select_network(
     the port of `origin`, or else the host with another port, the default network first. If no node has
     the host, as that of a load balancer, it is ``external`` where all data nodes can be reached on it,
     otherwise the default one.
-
-    Parameters
-    ----------
-    nodes
-        All nodes of the cluster.
-    origin
-        Where the answer that lists them came from.
-    network
-        ``auto``, or the name that was asked for.
-    tls
-        Whether `origin` was reached with TLS: its port is then compared with the TLS ports only.
-
-    Raises
-    ------
-    ConfigurationError
-        No node is on the network that was asked for; the hint lists those there are.
     """
     if network == AUTO_NETWORK:
         ways = [(name, endpoint) for node in nodes for name, endpoint in node.networks.items()]

@@ -58,51 +58,21 @@ class Bucket:
 
 
 class RestClient:
-    """Asks the cluster manager, seed after seed until one answers.
-
-    Parameters
-    ----------
-    seeds
-        Base URLs, ``http://host:8091``. A ``user:password@`` in them serves if `auth` is None.
-    auth
-        What :func:`~cbframe.cluster.auth.as_authenticator` takes; evaluated anew for each call.
-    timeout
-        Seconds to wait for a connection, and between two parts of an answer.
-    verify
-        Whether to check the server's certificate, or the path of the CA certificates to trust.
-    cert
-        Path of a client certificate with its key, or of both.
-    tls_context
-        A context that says all this in place of `verify` and `cert`.
-    proxies
-        HTTP proxies by scheme, ``{"https": "http://host:port"}``; None for none, whatever the
-        environment says.
-    scram
-        Log in with SCRAM, which sends no password, in place of Basic.
-    session_factory
-        Makes the session of one call; tests put theirs here.
-    max_answer_bytes
-        Longer answers are refused while they arrive.
-
-    Raises
-    ------
-    ConfigurationError
-        A seed is no ``http`` or ``https`` URL.
-    """
+    """Asks the cluster manager, seed after seed until one answers."""
 
     def __init__(
         self,
         seeds: str | Sequence[str],
-        auth: AuthLike,
+        auth: AuthLike,  # what as_authenticator takes; evaluated anew for each call
         *,
-        timeout: float = 10.0,
+        timeout: float = 10.0,  # seconds to wait for a connection, and between two parts of an answer
         verify: bool | str = True,
-        cert: str | tuple[str, str] | None = None,
-        tls_context: TLSContext | None = None,
+        cert: str | tuple[str, str] | None = None,  # path of a client certificate with its key, or of both
+        tls_context: TLSContext | None = None,  # A context that says all this in place of `verify` and `cert`
         proxies: Mapping[str, str] | None = None,
-        scram: bool = False,
+        scram: bool = False,  # log in with SCRAM, which sends no password, in place of Basic
         session_factory: Callable[[], requests.Session] = requests.Session,
-        max_answer_bytes: int = MAX_ANSWER_BYTES,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,  # longer answers are refused while they arrive
     ) -> None:
         target = parse_connection_string(seeds)
         if target.bootstrap != "rest":
@@ -145,23 +115,7 @@ class RestClient:
     def bucket_config(
         self, bucket: str, *, bucket_uuid: str | None = None
     ) -> tuple[dict[str, object], HostPort]:
-        """The config of a bucket, and the address that gave it.
-
-        Returns
-        -------
-        tuple[dict, HostPort]
-            The terse config, or from a server that does not know it the verbose one completed with
-            ``nodesExt``; and where it came from, its host the one for ``$HOST``.
-
-        Raises
-        ------
-        AuthFailError, AccessError, BucketNotFoundError
-            At once, from the first seed that says so.
-        ClusterMapError
-            The bucket's uuid is not `bucket_uuid`.
-        AllServerURLsConnectBucketError
-            No seed gave a config; the last cause is chained.
-        """
+        """The config of a bucket, and the address that gave it."""
         return self._any_seed(lambda node: (node.bucket_config(bucket, bucket_uuid), node.address))
 
     def node_services(self) -> dict[str, object]:
@@ -169,15 +123,7 @@ class RestClient:
         return self._any_seed(lambda node: node.get("/pools/default/nodeServices").json_object())
 
     def check_bucket(self, bucket: str) -> None:
-        """Do nothing if the cluster has the bucket, and it is in use.
-
-        Raises
-        ------
-        BucketNotFoundError
-            It does not exist, is paused, or the user may not see it.
-        CbframeError
-            As :meth:`bucket_config`.
-        """
+        """Do nothing if the cluster has the bucket, and it is in use."""
         self._any_seed(lambda node: node.check_bucket(bucket))
 
     def manifest(self, bucket: str) -> Manifest:

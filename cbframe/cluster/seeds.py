@@ -19,21 +19,7 @@ _T = TypeVar("_T")
 
 
 def first_success(seeds: Sequence[str], attempt: Callable[[str], _T]) -> _T:
-    """The result of `attempt` for the first of `seeds` that does not fail.
-
-    Raises
-    ------
-    CbframeError
-        The first permanent error, as it is: wrong passwords do not get better at the next node. What
-        speaks another protocol, or has a bad certificate, says nothing of the next node.
-    BucketNotFoundError
-        No node has the bucket.
-    AllServerURLsConnectBucketError
-        All failed. The message names the cause of each seed; the last cause is chained. It is
-        permanent if all causes are.
-    ConfigurationError
-        There are no seeds.
-    """
+    """The result of `attempt` for the first of `seeds` that does not fail."""
     if not seeds:
         raise ConfigurationError("missing at least 1 server address", hint='pass "couchbase://host"')
     causes: list[tuple[str, CbframeError]] = []

@@ -40,24 +40,12 @@ Lookup: TypeAlias = Callable[[str, float], Sequence[SrvRecord]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Zone:
-    """A domain whose names this process knows by itself, without DNS: that of a simulated cluster.
+    """A domain whose names this process knows by itself, without DNS: that of a simulated cluster."""
 
-    Attributes
-    ----------
-    domain
-        All names below it, and no others, are looked up here.
-    services
-        SRV records by name.
-    hosts
-        Addresses by name.
-    authority
-        The certificate authority of the domain's hosts, as PEM text.
-    """
-
-    domain: str
-    services: dict[str, Sequence[SrvRecord]]
-    hosts: dict[str, str]
-    authority: str
+    domain: str  # all names below it, and no others, are looked up here
+    services: dict[str, Sequence[SrvRecord]]  # SRV records by name
+    hosts: dict[str, str]  # addresses by name
+    authority: str  # the certificate authority of the domain's hosts, as PEM text
 
     def lookup(self, name: str, _timeout: float) -> Sequence[SrvRecord]:
         if name not in self.services:
@@ -91,15 +79,7 @@ def srv_name(target: ConnectionString) -> str | None:
 
 
 class Seeds:
-    """The seeds of a cluster: those of its connection string, or those that DNS names in their place.
-
-    Parameters
-    ----------
-    given
-        Where the cluster is.
-    lookup
-        Asks DNS; dnspython by default.
-    """
+    """The seeds of a cluster: those of its connection string, or those that DNS names in their place."""
 
     def __init__(self, given: ConnectionString, lookup: Lookup | None = None) -> None:
         self._given = given
@@ -157,13 +137,7 @@ class Seeds:
 
 
 def ask_dns(name: str, timeout: float) -> Sequence[SrvRecord]:
-    """The SRV records of a name; of a relative one also with the suffixes of the resolver's search list.
-
-    Raises
-    ------
-    NoAnswerError
-        It names no records.
-    """
+    """The SRV records of a name; of a relative one also with the suffixes of the resolver's search list."""
     import dns.exception  # noqa: PLC0415 - slow to import
     import dns.resolver  # noqa: PLC0415
 

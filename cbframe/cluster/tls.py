@@ -55,19 +55,6 @@ def make_tls_context(tls: TLSLike, what: str = "tls=") -> TLSContext | None:
     A certificate that is named is trusted, also that of an intermediate authority or of a node itself. It is
     not held to the strict form that Python asks for by default since 3.13: clusters often have certificates
     without key identifiers. Chain, name and dates are verified all the same.
-
-    Parameters
-    ----------
-    tls
-        A context, the path of a PEM file with certificate authorities, PEM text (str or bytes), or None for
-        the system's.
-    what
-        Where it was given, for errors.
-
-    Raises
-    ------
-    ConfigurationError
-        The file cannot be read, or there is no certificate in it or in the text, or a private key.
     """
     if tls is None or isinstance(tls, ssl.SSLContext):
         return tls
@@ -85,23 +72,7 @@ def make_tls_context(tls: TLSLike, what: str = "tls=") -> TLSContext | None:
 
 
 def client_context(tls: TLSLike, authenticator: Authenticator, target: ConnectionString) -> TLSContext | None:
-    """The one context for REST and data nodes; None for a connection in plain text.
-
-    Parameters
-    ----------
-    tls
-        As for :func:`make_tls_context`. None: what the connection string names, or the system's
-        authorities and, for Capella, its root certificate.
-    authenticator
-        If it is a client certificate, the context gets it.
-    target
-        Where the cluster is, and whether TLS is asked for.
-
-    Raises
-    ------
-    ConfigurationError
-        What was asked for and the scheme contradict each other, or a file cannot be used.
-    """
+    """The one context for REST and data nodes; None for a connection in plain text."""
     certificate = authenticator if isinstance(authenticator, CertificateAuthenticator) else None
     if not target.tls:
         if tls is not None or certificate is not None:
@@ -131,13 +102,7 @@ def client_context(tls: TLSLike, authenticator: Authenticator, target: Connectio
 
 
 def named_context(tls: TLSLike, target: ConnectionString) -> TLSContext | None:
-    """The context of the authorities that `tls`, or else the connection string, names; None if neither does.
-
-    Raises
-    ------
-    ConfigurationError
-        As :func:`make_tls_context`.
-    """
+    """The context of the authorities that `tls` or the connection string names; None if neither does."""
     if tls is not None:
         return make_tls_context(tls)
     return make_tls_context(target.option("trust_certificate"), "trust_certificate=")
@@ -255,31 +220,14 @@ def _as_file(source: Any) -> Iterator[str | PathLike[str]]:
 
 
 class Peer(NamedTuple):
-    """What a node has shown in a TLS handshake. Times are seconds since 1970, 0 where they are not known.
+    """What a node has shown in a TLS handshake. Times are seconds since 1970, 0 where they are not known."""
 
-    Attributes
-    ----------
-    version
-        Of TLS.
-    until
-        End of the certificate's life.
-    issuer
-        Name of who issued the certificate.
-    authority
-        Name of the trusted authority that vouched for it. Empty where that is not known: before Python 3.13,
-        if the node sends an intermediate certificate, and several authorities are trusted.
-    authority_until
-        End of the authority's own certificate.
-    bundled
-        Whether the authority is Capella's root certificate, as it comes with cbframe.
-    """
-
-    version: str = ""
-    until: float = 0
-    issuer: str = ""
+    version: str = ""  # of TLS
+    until: float = 0  # end of the certificate's life
+    issuer: str = ""  # name of who issued the certificate
     authority: str = ""
-    authority_until: float = 0
-    bundled: bool = False
+    authority_until: float = 0  # end of the authority's own certificate
+    bundled: bool = False  # whether the authority is Capella's root certificate, as it comes with cbframe
 
 
 def peer_of(sock: ssl.SSLSocket | ssl.SSLObject) -> Peer:
@@ -317,15 +265,6 @@ def tls_error(cause: BaseException, node: str, where: str = "") -> ConnectError 
     """What a failed handshake means; None if `cause` is not about TLS.
 
     It is permanent where only another certificate or another port can help.
-
-    Parameters
-    ----------
-    cause
-        What the ``ssl`` module raised.
-    node
-        ``host:port``.
-    where
-        Words to add, such as the path of a request.
     """
     if not isinstance(cause, ssl.SSLError):
         return None

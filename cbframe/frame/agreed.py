@@ -30,14 +30,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What all parts have in common.
-
-    Attributes
-    ----------
-    documents
-        The columns that documents become, before some of them are selected. Of a field whose type is
-        declared only the name counts.
-    """
+    """What all parts have in common."""
 
     documents: Columns
 
@@ -79,18 +72,6 @@ class Fitter:
     """Brings the typed documents of one part to the agreed columns.
 
     Where :attr:`looks` says so, :meth:`look` at all tables first. Then :meth:`settle`.
-
-    Parameters
-    ----------
-    target
-        As :meth:`Agreement.declared` made it.
-    schema, plan
-        Of the part's tables.
-
-    Attributes
-    ----------
-    looks
-        Whether anything depends on the values: not if all columns have the agreed types already.
     """
 
     def __init__(self, agreement: Agreement, target: ScanSpec, schema: pa.Schema, plan: Column) -> None:
@@ -142,13 +123,7 @@ class Fitter:
                     self._unexpected[path] += count
 
     def settle(self) -> None:
-        """All tables were looked at.
-
-        Raises
-        ------
-        ConversionError
-            A field does not fit, and that is to be an error.
-        """
+        """All tables were looked at."""
         if not self.looks:
             return
         self._narrow = self._builder.columns().select(self._mine)

@@ -24,15 +24,7 @@ class ArrowExport:
         return ArrowExport, ()
 
     def schema(self, read: Callable[[], pa.RecordBatchReader], *, again: bool = False) -> Any:
-        """The schema as a capsule; reads, unless a read waits for its consumer.
-
-        Parameters
-        ----------
-        read
-            Starts a read.
-        again
-            Read in any case: it costs little, and what waits may be old.
-        """
+        """The schema as a capsule; reads, unless a read waits for its consumer."""
         with self._lock:
             if self._waiting is None or again:
                 self._waiting = read()
@@ -40,13 +32,7 @@ class ArrowExport:
             return self._schema.__arrow_c_schema__()
 
     def stream(self, read: Callable[[], pa.RecordBatchReader], requested_schema: Any) -> Any:
-        """The stream as a capsule: of the read that waits, or of another one with the same schema.
-
-        Raises
-        ------
-        ConversionError
-            The schema was asked for, that read was handed over, and another one has other types.
-        """
+        """The stream as a capsule: of the read that waits, or of another one with the same schema."""
         with self._lock:
             reader, self._waiting = self._waiting or read(), None
             given, self._schema = self._schema, reader.schema if self._schema is not None else None

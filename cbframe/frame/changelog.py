@@ -31,13 +31,7 @@ class Rotation:
 
     @classmethod
     def of(cls, wanted: Mapping[str, float] | None) -> Self:
-        """What was asked for.
-
-        Raises
-        ------
-        ConfigurationError
-            A name is unknown, or a number not positive.
-        """
+        """What was asked for."""
         try:
             found = cls(**(wanted or {}))
         except TypeError:
@@ -65,36 +59,15 @@ class Changes(Protocol):
 
 
 class ChangeLog:
-    """Writes the changes of a stream into a folder.
-
-    Parameters
-    ----------
-    stream
-        Whose changes; nobody else takes its batches.
-    folder
-        Where to.
-    rotation
-        When a file is complete.
-    compression
-        Of the files.
-    clock
-        Monotonic seconds.
-    poll
-        Gives the next batch, also of what had come when the stream was closed.
-
-    Raises
-    ------
-    ConfigurationError
-        The folder has changes, and the stream does not begin where they end.
-    """
+    """Writes the changes of a stream into a folder."""
 
     def __init__(
         self,
-        stream: Changes,
-        folder: Path,
-        rotation: Rotation,
-        compression: str,
-        clock: Callable[[], float],
+        stream: Changes,  # whose changes; nobody else takes its batches
+        folder: Path,  # where to
+        rotation: Rotation,  # when a file is complete
+        compression: str,  # of the files
+        clock: Callable[[], float],  # monotonic seconds
         *,
         poll: Callable[[float | None], ChangeBatch | None],
     ) -> None:

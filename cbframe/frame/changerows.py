@@ -26,15 +26,7 @@ _NAME = pa.dictionary(pa.int32(), pa.string())
 
 
 class Directory:
-    """Names of collections by their ids: as they were at the start, and as the streams report since.
-
-    Parameters
-    ----------
-    fetch
-        Asks the cluster for all of them: for ids that no stream has reported.
-    known
-        Names from an earlier stream, of collections that may be gone by now.
-    """
+    """Names of collections by their ids: as they were at the start, and as the streams report since."""
 
     def __init__(
         self, fetch: Callable[[], Manifest | None], known: Mapping[int, CollectionName] | None = None
@@ -100,38 +92,17 @@ class Directory:
 
 
 class ChangeRows:
-    """Gives rows their public form.
-
-    Parameters
-    ----------
-    raw
-        Schema of what arrives.
-    metadata
-        Names that were asked for.
-    key_prefix
-        Keep only keys that begin so.
-    keys
-        Their form.
-    transaction_records
-        Whether changes of records of transactions are kept.
-
-    Attributes
-    ----------
-    schema
-        Of what is given out, always the same.
-    left_out
-        How many changes of records of transactions were left out.
-    """
+    """Gives rows their public form."""
 
     def __init__(
         self,
-        raw: pa.Schema,
-        metadata: Sequence[str],
+        raw: pa.Schema,  # schema of what arrives
+        metadata: Sequence[str],  # names that were asked for
         directory: Directory,
-        key_prefix: bytes | None,
-        keys: KeyForm,
+        key_prefix: bytes | None,  # keep only keys that begin so
+        keys: KeyForm,  # their form
         *,
-        transaction_records: bool = False,
+        transaction_records: bool = False,  # whether changes of records of transactions are kept
     ) -> None:
         self._keys = keys
         self._keeps_transactions = transaction_records

@@ -72,18 +72,10 @@ class CollectionDrop:
 
 @dataclass(slots=True, eq=False)
 class Given:
-    """What is said when a batch is consumed.
+    """What is said when a batch is consumed."""
 
-    Attributes
-    ----------
-    positions
-        Where vbuckets are then.
-    receipts
-        Of its documents.
-    """
-
-    positions: dict[int, Position] = field(default_factory=dict)
-    receipts: list[Receipt] = field(default_factory=list)
+    positions: dict[int, Position] = field(default_factory=dict)  # where vbuckets are then
+    receipts: list[Receipt] = field(default_factory=list)  # of its documents
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,24 +196,14 @@ class ChangeBatch:
 
 
 def typed(
-    changes: pa.Table,
-    datatype: npt.NDArray[np.uint8],
+    changes: pa.Table,  # as in record_batch
+    datatype: npt.NDArray[np.uint8],  # of each row, as the server has it
     *,
     columns: Sequence[str | tuple[str, ...]] | None = None,
     nested: Nested = "struct",
-    maps: set[Place],
+    maps: set[Place],  # where names of objects are data in any case; those that are found out are added
 ) -> tuple[pa.Table, tuple[Conflict, ...], dict[str, int]]:
-    """Rows of changes with their documents as columns, conflicts, and how many are no documents.
-
-    Parameters
-    ----------
-    changes
-        As in :attr:`ChangeBatch.record_batch`.
-    datatype
-        Of each row, as the server has it.
-    maps
-        Where names of objects are data in any case; those that are found out are added.
-    """
+    """Rows of changes with their documents as columns, conflicts, and how many are no documents."""
     rows = len(changes)
     values = changes[VALUE]
     there = np.asarray(values.is_valid())

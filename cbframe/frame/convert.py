@@ -111,13 +111,7 @@ def _without_dictionaries(table: pa.Table) -> pa.Table:
 
 
 def _as_objects(table: pa.Table, *, exact: bool) -> Iterator[str]:
-    """Columns of which pandas would make floats that are other numbers.
-
-    Parameters
-    ----------
-    exact
-        Integers have a type that holds missing values, too.
-    """
+    """Columns of which pandas would make floats that are other numbers."""
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_nested(column.type):
             yield name

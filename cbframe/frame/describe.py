@@ -23,25 +23,12 @@ _LENGTH = 60
 
 @dataclass(slots=True)
 class Field:
-    """What is known of one field.
-
-    Attributes
-    ----------
-    path
-        Where in the document: ``total``, ``customer.id``, ``items[].price``. A name that has dots, brackets
-        or backquotes itself is in backquotes, as in SQL++: ```user.name```.
-    type
-        Of the values; that of the last table.
-    places
-        Where a value could be: documents, or the objects that the field is in, or the items of all lists.
-    values
-        Where one is.
-    """
+    """What is known of one field."""
 
     path: str
-    type: pa.DataType
+    type: pa.DataType  # of the values; that of the last table
     places: int = 0
-    values: int = 0
+    values: int = 0  # where one is
     _hashes: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     _examples: dict[int, str] = field(default_factory=dict)
 
@@ -84,13 +71,7 @@ class Field:
 
 
 class Description:
-    """The fields of any number of tables with one schema.
-
-    Parameters
-    ----------
-    is_path
-        Whether the name of a column is the path of a member, and not the name of a field.
-    """
+    """The fields of any number of tables with one schema."""
 
     def __init__(self, is_path: Callable[[str], bool] = lambda name: False) -> None:  # noqa: ARG005
         self._is_path = is_path

@@ -27,17 +27,7 @@ def located(
     filesystem: pafs.FileSystem | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Path | tuple[pafs.FileSystem, str]:
-    """What a path or URI names: a path of this machine, or a file system and a path in it.
-
-    Raises
-    ------
-    ConfigurationError
-        Nobody knows such a URI, or both `filesystem` and `storage_options` are given.
-    DependencyError
-        fsspec is not installed.
-    OSError
-        The file system cannot be reached.
-    """
+    """What a path or URI names: a path of this machine, or a file system and a path in it."""
     text = path_of_files("path", path)
     if filesystem is not None and storage_options is not None:
         raise ConfigurationError("filesystem= and storage_options= exclude each other")
@@ -81,19 +71,13 @@ def _of_fsspec(uri: str, options: Mapping[str, Any]) -> Path | tuple[pafs.FileSy
 
 
 class Destination:
-    """A file or folder that is to be written, and appears whole or not at all.
-
-    Parameters
-    ----------
-    overwrite
-        Whether it may take the place of what is there.
-    """
+    """A file or folder that is to be written, and appears whole or not at all."""
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
-        overwrite: bool,
+        overwrite: bool,  # whether it may take the place of what is there
         filesystem: pafs.FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -107,13 +91,7 @@ class Destination:
             self.name = Path(path).expanduser()
 
     def refuse_existing(self, *, folder: bool) -> None:
-        """Refuse a place that is taken.
-
-        Raises
-        ------
-        ConfigurationError
-            There is something, and it must not be replaced; or it is a folder and a file is to be written.
-        """
+        """Refuse a place that is taken."""
         kind, empty = self._what_is_there()
         if kind == "folder" and empty and folder:
             return
@@ -160,13 +138,7 @@ class Destination:
 
     @contextmanager
     def folder(self, scratch_dir: str | None) -> Iterator[Path]:
-        """An empty folder of this machine whose files are put into place at the end.
-
-        Parameters
-        ----------
-        scratch_dir
-            Where it is, if the place is not on this machine; None for the system's directory.
-        """
+        """An empty folder of this machine whose files are put into place at the end."""
         if self._local is not None:
             scratch = self._local.with_name(f".{self._local.name}.{uuid.uuid4().hex}")
             scratch.mkdir(parents=True)

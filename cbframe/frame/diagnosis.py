@@ -18,24 +18,12 @@ STEPS = (ARGUMENTS, DNS, TCP, TLS, SERVICE, LOGIN, BUCKET, NODES, ROLE, DCP, STR
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of a diagnosis.
+    """One step of a diagnosis."""
 
-    Attributes
-    ----------
-    name
-        One of :data:`STEPS`.
-    status
-        ``"ok"``, ``"failed"`` or ``"skipped"``.
-    detail
-        What was found, or why it failed.
-    remedy
-        What to do about it.
-    """
-
-    name: str
-    status: Status
-    detail: str
-    remedy: str | None = None
+    name: str  # one of STEPS
+    status: Status  # `"ok"`, `"failed"` or `"skipped"`
+    detail: str  # what was found, or why it failed
+    remedy: str | None = None  # what to do about it
 
 
 @dataclass(frozen=True)

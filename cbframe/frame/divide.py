@@ -110,16 +110,10 @@ def _even(items: Sequence[T], weights: Mapping[T, int], count: int) -> list[list
 
 @dataclass(frozen=True, slots=True)
 class Divider:
-    """Finds out what the partitions of a scan have in common.
-
-    Attributes
-    ----------
-    sample_rows
-        So many documents are looked at for the schema; None for all.
-    """
+    """Finds out what the partitions of a scan have in common."""
 
     spec: ScanSpec
-    sample_rows: int | None
+    sample_rows: int | None  # so many documents are looked at for the schema; None for all
 
     def __post_init__(self) -> None:
         count("sample_rows", self.sample_rows)
@@ -199,13 +193,7 @@ class Divider:
         return Agreement(Columns.of_kinds(kinds))
 
     def _judge_columns(self, target: ScanSpec, schema: pa.Schema) -> None:
-        """Refuse columns that no document has; a sample is no proof, and a warning is given.
-
-        Raises
-        ------
-        ConfigurationError
-            All documents were looked at.
-        """
+        """Refuse columns that no document has; a sample is no proof, and a warning is given."""
         for path in target.columns or ():
             if path[0] in target.schema or not lacking(schema, path):
                 continue
@@ -215,13 +203,7 @@ class Divider:
             warn(f"in the sample of the partitions: {what}")
 
     def _judge_filters(self, intakes: Sequence[Intake]) -> None:
-        """Refuse filters that no document can pass; a sample is no proof, and a warning is given.
-
-        Raises
-        ------
-        ConfigurationError
-            All documents were looked at.
-        """
+        """Refuse filters that no document can pass; a sample is no proof, and a warning is given."""
         matchers = [each.matcher for each in intakes if each.matcher is not None and each.saw_documents()]
         if not matchers:
             return
@@ -267,13 +249,7 @@ class Divider:
 
 
 def refuse_undividable(target: ScanSpec, n: int) -> None:
-    """Refuse what depends on all documents in another way than by their types.
-
-    Raises
-    ------
-    ConfigurationError
-        The scan cannot be divided.
-    """
+    """Refuse what depends on all documents in another way than by their types."""
     positive("n", n)
     if target.vbuckets == ():
         raise ConfigurationError(

@@ -24,45 +24,20 @@ _POLL = 0.05
 
 
 class Gatherer:
-    """Makes batches, and knows which of them were consumed.
-
-    Parameters
-    ----------
-    receiver
-        Where items come from.
-    rows, directory
-        Give rows their form.
-    start
-        Where the consumer is at first.
-    batch_bytes
-        A batch with so many bytes, on the wire, is given out.
-    max_latency
-        So is one whose first row arrived so many seconds ago.
-    paused
-        While it is on, nothing is given out, and nothing is acknowledged to the nodes.
-    is_over
-        Whether nothing more will arrive.
-    clock
-        Monotonic seconds.
-
-    Attributes
-    ----------
-    acked
-        Where the consumer is, by vbucket.
-    """
+    """Makes batches, and knows which of them were consumed."""
 
     def __init__(
         self,
-        receiver: ChangeReceiver,
-        rows: ChangeRows,
+        receiver: ChangeReceiver,  # where items come from
+        rows: ChangeRows,  # give rows their form
         directory: Directory,
-        start: Mapping[int, Position],
+        start: Mapping[int, Position],  # where the consumer is at first
         *,
-        batch_bytes: int,
-        max_latency: float,
-        paused: Switch,
-        is_over: Callable[[], bool],
-        clock: Callable[[], float],
+        batch_bytes: int,  # A batch with so many bytes, on the wire, is given out
+        max_latency: float,  # so is one whose first row arrived so many seconds ago
+        paused: Switch,  # while it is on, nothing is given out, and nothing is acknowledged to the nodes
+        is_over: Callable[[], bool],  # whether nothing more will arrive
+        clock: Callable[[], float],  # monotonic seconds
     ) -> None:
         self._receiver = receiver
         self._rows = rows
@@ -90,13 +65,7 @@ class Gatherer:
         """When the first thing in the batch came that is worth giving out."""
 
     def next(self, timeout: float | None) -> ChangeBatch | None:
-        """The next batch; None if there is none within `timeout` seconds, or nothing more will come.
-
-        Raises
-        ------
-        ReadCancelledError
-            An earlier call was interrupted at a moment at which something may have been lost.
-        """
+        """The next batch; None if there is none within `timeout` seconds, or nothing more will come."""
         deadline = None if timeout is None else self._clock() + timeout
         while True:
             if self._torn:

@@ -16,18 +16,6 @@ class HighSeqnos:
 
     No node is asked twice at a time. So of each node the first report after that moment may have been asked
     for before it, and the second one was not.
-
-    Parameters
-    ----------
-    source
-        What streams.
-    clock
-        Monotonic seconds.
-
-    Attributes
-    ----------
-    known
-        Whether the owners of all vbuckets have reported.
     """
 
     def __init__(self, source: BucketDataSource, clock: Callable[[], float]) -> None:

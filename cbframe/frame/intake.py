@@ -33,28 +33,12 @@ from cbframe.scan.spec import ScanSpec
 
 
 class Intake:
-    """Cuts batches down to what is wanted.
-
-    Parameters
-    ----------
-    names, receiver
-        Know the collections of documents.
-    moment
-        By when documents have expired, in seconds since the epoch; asked for when there is one that may have.
-        None where none is left out for that.
-    of_changes
-        Not documents are read but changes: what is left out of them is removed at once.
-
-    Attributes
-    ----------
-    transaction_records
-        How many changes of such records were removed.
-    """
+    """Cuts batches down to what is wanted."""
 
     def __init__(
         self,
         target: ScanSpec,
-        names: Names,
+        names: Names,  # know the collections of documents
         receiver: GatheringReceiver[Any],
         moment: Callable[[], int] | None = None,
         *,
@@ -101,13 +85,7 @@ class Intake:
         return _marked(batch, gone, EXPIRED) if gone.any() else batch
 
     def refuse_filters(self) -> None:
-        """Everything was read: raise where it shows that the filters are a mistake.
-
-        Raises
-        ------
-        ConfigurationError
-            There are documents, and none has a field; or a comparison can never be true.
-        """
+        """Everything was read: raise where it shows that the filters are a mistake."""
         if self.matcher is not None and self.saw_documents():
             self.matcher.refuse()
 

@@ -65,13 +65,7 @@ class Names:
         return self._target
 
     def resolve_collections(self, until: ExitStack | None = None) -> BucketDataSourceOptions:
-        """Turn the names of scopes and collections into the ids that the server filters by.
-
-        Parameters
-        ----------
-        until
-            Closes the connection that was asked, which is open for :meth:`look_again` until then.
-        """
+        """Turn the names of scopes and collections into the ids that the server filters by."""
         target, options = self._target, self._options
         if target.scope is None and target.collections is None:
             return options
@@ -121,11 +115,6 @@ class Names:
         """The collections as they are now, if the documents are from more than the default one.
 
         The node that is asked may know less than the streams told.
-
-        Parameters
-        ----------
-        ids
-            The collections that documents are of.
         """
         if not ids.any() and not _NAMES.intersection(self._target.metadata):
             return None
@@ -144,13 +133,7 @@ class Names:
         return replace(manifest, collections={**news, **manifest.collections})
 
     def head(self, raw: pa.Table, manifest: Manifest | None, *, keys: KeyForm | None = None) -> pa.Table:
-        """The metadata columns.
-
-        Parameters
-        ----------
-        keys
-            The form of keys; None for that of the scan.
-        """
+        """The metadata columns."""
         columns: dict[str, pa.ChunkedArray] = {KEY: formed(raw[KEY], keys or self._target.keys)}
         for name in self._asked:
             columns[name] = raw[name]
@@ -193,15 +176,7 @@ class Names:
 
 
 def settled(target: ScanSpec) -> ScanSpec:
-    """The same scan; where it asks for the collections that the user sees, it has their names now.
-
-    Raises
-    ------
-    AccessError
-        The user sees none.
-    CbframeError
-        The collections could not be looked up.
-    """
+    """The same scan; where it asks for the collections that the user sees, it has their names now."""
     return _named(target, fetch_manifest(target)) if target.collections == VISIBLE else target
 
 
@@ -217,15 +192,7 @@ def _named(target: ScanSpec, manifest: Manifest) -> ScanSpec:
 
 
 def fetch_manifest(target: ScanSpec) -> Manifest:
-    """The collections that the user sees now.
-
-    Raises
-    ------
-    ConfigurationError
-        The server has no collections.
-    CbframeError
-        They could not be looked up.
-    """
+    """The collections that the user sees now."""
     return _existing(described(target)[1], target)
 
 

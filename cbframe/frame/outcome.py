@@ -24,37 +24,16 @@ class Outcome:
     """Gives typed documents the form that was asked for, a table at a time.
 
     Where :attr:`looks` says so, :meth:`look` at all tables first: their types follow from all of them.
-
-    Parameters
-    ----------
-    rows
-        How many documents there are.
-    rejected
-        How many of them are no JSON objects, by reason.
-    lenient
-        A field that was asked for need not be there.
-    final
-        The tables are handed out, and not unified with others.
-
-    Attributes
-    ----------
-    looks
-        Whether anything depends on the values of all documents.
-
-    Raises
-    ------
-    ConversionError
-        Some are none, and that was to be an error.
     """
 
     def __init__(
         self,
         target: ScanSpec,
-        rows: int,
-        rejected: dict[str, int],
+        rows: int,  # how many documents there are
+        rejected: dict[str, int],  # how many of them are no JSON objects, by reason
         *,
-        lenient: bool = False,
-        final: bool = True,
+        lenient: bool = False,  # A field that was asked for need not be there
+        final: bool = True,  # the tables are handed out, and not unified with others
     ) -> None:
         if rejected and target.errors == "raise":
             shape.refuse_rejected(rejected, rows)
@@ -72,18 +51,7 @@ class Outcome:
         self.looks = bool(target.schema) or self._dates is not None
 
     def look(self, raw: pa.Table, table: pa.Table) -> None:
-        """Take in one more table.
-
-        Parameters
-        ----------
-        raw
-            Its metadata, the same rows.
-
-        Raises
-        ------
-        ConfigurationError
-            ``columns=`` or ``parse_dates=`` names a field that no document has.
-        """
+        """Take in one more table."""
         for column, kind in self._target.schema.items():
             _, misfits = fit(table[column], kind)
             if len(misfits):
@@ -98,33 +66,14 @@ class Outcome:
             self._dates.look(self._cut(raw, table)[1])
 
     def form(self, raw: pa.Table, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """The rows that were asked for: their metadata, and their fields.
-
-        Raises
-        ------
-        ConfigurationError
-            ``columns=`` names a field that no document has.
-        """
+        """The rows that were asked for: their metadata, and their fields."""
         raw, table = self._cut(raw, table)
         if self._dates is not None:
             table = self._dates.apply(table)
         return raw, rendered(table, self._target.schema) if self._final else table
 
     def conflicts(self, found: Iterable[Disagreement], keys_at: KeysAt) -> tuple[Conflict, ...]:
-        """Fields whose values had no common type, or not the declared one.
-
-        Parameters
-        ----------
-        found
-            Those without a common type.
-        keys_at
-            Gives the keys of the documents at some places.
-
-        Raises
-        ------
-        ConversionError
-            There are such, and that was to be an error.
-        """
+        """Fields whose values had no common type, or not the declared one."""
         misfits = [
             Disagreement(quoted(name), {"misfit": count}, "null", {"misfit": tuple(samples)})
             for (name, count), samples in zip(self._misfits.items(), self._samples.values(), strict=True)

@@ -22,13 +22,7 @@ _ROW_GROUP_ROWS = 1 << 20
 
 
 def check_compression(compression: str) -> None:
-    """Refuse what no file can be written with, before anything is read.
-
-    Raises
-    ------
-    ConfigurationError
-        There is no such compression.
-    """
+    """Refuse what no file can be written with, before anything is read."""
     if compression not in _COMPRESSIONS:
         raise ConfigurationError(
             f"compression={compression!r}", hint=f"choose from: {', '.join(_COMPRESSIONS)}"
@@ -43,13 +37,7 @@ def place_of(path: str | os.PathLike[str], compression: str) -> Path:
 
 @contextmanager
 def whole_file(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
-    """Write to a file beside `path`, and rename it when it is complete and on the disk.
-
-    Raises
-    ------
-    ConfigurationError
-        Without `overwrite`: there is something at `path` by then.
-    """
+    """Write to a file beside `path`, and rename it when it is complete and on the disk."""
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with scratch.open("wb") as file:

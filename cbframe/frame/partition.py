@@ -32,26 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartSettings:
-    """What all partitions of a scan have in common, but for the vbuckets.
-
-    Attributes
-    ----------
-    with_secrets
-        Whether a password may be pickled with them.
-    """
+    """What all partitions of a scan have in common, but for the vbuckets."""
 
     spec: ScanSpec
     agreement: Agreement
-    with_secrets: bool
+    with_secrets: bool  # whether a password may be pickled with them
 
     def refuse_secrets(self) -> None:
-        """What may not leave this process must not be pickled.
-
-        Raises
-        ------
-        ConfigurationError
-            There is a password, or something that exists in this process only.
-        """
+        """What may not leave this process must not be pickled."""
         spec = self.spec
         if any(isinstance(each, TLSContext) for each in (spec.tls, spec.options.tls_config)):
             raise ConfigurationError(
@@ -260,19 +248,13 @@ class ScanPartition:
 
 
 def divided(
-    divider: Divider,
+    divider: Divider,  # it knows the scan, and finds out what its partitions have in common
     n: int,
     *,
     consistency: Consistency | None,
     with_secrets: bool,
 ) -> list[ScanPartition]:
-    """What :meth:`BucketScan.partitions` promises.
-
-    Parameters
-    ----------
-    divider
-        It knows the scan, and finds out what its partitions have in common.
-    """
+    """What :meth:`BucketScan.partitions` promises."""
     refuse_undividable(divider.spec, n)
     with_secrets = flag("include_credentials", with_secrets)
     consistency = consistency or divider.spec.consistency

@@ -31,20 +31,7 @@ class Written:
 
 
 def to_folder(spec: ScanSpec, place: Destination, compression: str, workers: int) -> ReadResult:
-    """Write a file for each of some partitions; the folder appears whole or not at all.
-
-    Returns
-    -------
-    ReadResult
-        Without documents, and with the counters of all processes together.
-
-    Raises
-    ------
-    ConfigurationError
-        There is something already.
-    CbframeError
-        A partition could not be read, or a process was ended from outside.
-    """
+    """Write a file for each of some partitions; the folder appears whole or not at all."""
     began = monotonic()
     positive("workers", workers)
     divider = Divider(spec, sample_rows=SAMPLE_ROWS)

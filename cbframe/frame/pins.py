@@ -17,40 +17,19 @@ from cbframe.wire.failover import FailoverLog
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """Where vbuckets are to be read to.
+    """Where vbuckets are to be read to."""
 
-    Attributes
-    ----------
-    as_of
-        History and seqno of each vbucket when the parts were made.
-    bucket_uuid
-        Of the bucket that they are of.
-    consistency
-        What becomes of a vbucket that is elsewhere when it is read: ``"snapshot"`` takes it as it is,
-        ``"strict"`` refuses.
-    moment
-        By when documents have expired; None if none is left out for that.
-    """
-
-    as_of: AsOf
-    bucket_uuid: str
+    as_of: AsOf  # history and seqno of each vbucket when the parts were made
+    bucket_uuid: str  # of the bucket that they are of
     consistency: Consistency
-    moment: Moment | None = None
+    moment: Moment | None = None  # by when documents have expired; None if none is left out for that
 
     def ends(self) -> ReachedEnds:
         """The end of each vbucket's stream."""
         return ReachedEnds({vb: seqno for vb, (_, seqno) in self.as_of.items()})
 
     def check(self, reached: Mapping[int, tuple[int, int]], receiver: GatheringReceiver[Any]) -> None:
-        """Compare with what a read reached.
-
-        Raises
-        ------
-        RollbackError
-            A vbucket has another history, and that is refused.
-        StreamError
-            A vbucket went on, and that is refused.
-        """
+        """Compare with what a read reached."""
         if self.consistency != "strict":
             return
         lost = [vb for vb in self.as_of if not self._has(vb, reached[vb], receiver.failover_log(vb))]

@@ -51,24 +51,12 @@ _REST, _REJECTED = "\0rest", "\0rejected"
 
 @dataclass(slots=True)
 class _Waiting:
-    """A batch that waits.
+    """A batch that waits."""
 
-    Attributes
-    ----------
-    heads
-        Gives keys and metadata of its rows.
-    values
-        Gives the values of its documents, if these were converted, or of all rows.
-    piece
-        Its documents, without their columns; None if they are not converted.
-    cells
-        Gives these columns.
-    """
-
-    heads: Callable[[], pa.RecordBatch]
+    heads: Callable[[], pa.RecordBatch]  # gives keys and metadata of its rows
     values: Callable[[], pa.Array]
-    piece: Piece | None = None
-    cells: Callable[[], pa.RecordBatch] | None = None
+    piece: Piece | None = None  # its documents, without their columns; None if they are not converted
+    cells: Callable[[], pa.RecordBatch] | None = None  # gives these columns
 
     def loaded(self) -> Piece:
         """The piece with its columns."""
@@ -87,50 +75,24 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """Converted documents on their way to what was asked for.
+    """Converted documents on their way to what was asked for."""
 
-    Attributes
-    ----------
-    empty
-        Their columns, without rows.
-    form
-        Makes of metadata and columns of a batch what is given of them.
-    conflicts, rejected
-        As of a read.
-    settled
-        The layout; None if they are not converted.
-    """
-
-    empty: pa.Table
+    empty: pa.Table  # their columns, without rows
     form: Callable[[pa.Table, pa.Table], tuple[pa.Table, pa.Table]]
-    conflicts: tuple[Conflict, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()  # as of a read
     rejected: Mapping[str, int] = field(default_factory=dict)
-    settled: Settled | None = None
+    settled: Settled | None = None  # the layout; None if they are not converted
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The documents of a read.
+    """The documents of a read."""
 
-    Attributes
-    ----------
-    schema
-        Of every table.
-    tables
-        To be consumed once; what is not empty.
-    conflicts
-        Fields whose values had no common type.
-    rejected
-        Documents that are no JSON objects, by reason.
-    left_out
-        How many were left out.
-    """
-
-    schema: pa.Schema
-    tables: Iterator[pa.Table]
-    conflicts: tuple[Conflict, ...] = ()
-    rejected: dict[str, int] = field(default_factory=dict)
-    left_out: LeftOut = NOTHING
+    schema: pa.Schema  # of every table
+    tables: Iterator[pa.Table]  # to be consumed once; what is not empty
+    conflicts: tuple[Conflict, ...] = ()  # fields whose values had no common type
+    rejected: dict[str, int] = field(default_factory=dict)  # documents that are no JSON objects, by reason
+    left_out: LeftOut = NOTHING  # how many were left out
 
 
 class Pipeline:
@@ -138,33 +100,6 @@ class Pipeline:
 
     First :meth:`add` what comes, then :meth:`complete`, :meth:`keep` what counts, and :meth:`typed`;
     :meth:`finish` does that for a read. Then batches are taken by number.
-
-    Parameters
-    ----------
-    batch_bytes
-        Documents are converted in batches of about so many bytes.
-    agreement
-        Columns that there have to be; None for what the documents have.
-    moment
-        As of :class:`~cbframe.frame.intake.Intake`.
-    bounded
-        Memory must not depend on the size of the bucket: also rows and columns wait on disk. Otherwise only
-        the values of documents that are converted do.
-    of_changes
-        Not documents are read but changes.
-
-    Attributes
-    ----------
-    intake
-        What cuts batches down, and learns what filters compare with.
-    nbytes
-        What is wanted of what came, in bytes of memory.
-    rows, documents
-        How many rows count, and how many of them are documents; known after :meth:`keep`.
-    left_out
-        How many documents were left out; known then, too.
-    collections
-        Ids of the collections of these rows.
     """
 
     def __init__(
@@ -172,11 +107,11 @@ class Pipeline:
         target: ScanSpec,
         names: Names,
         receiver: DeferringBatchReceiver,
-        agreement: Agreement | None = None,
-        moment: Callable[[], int] | None = None,
+        agreement: Agreement | None = None,  # columns that there have to be; None for what the documents have
+        moment: Callable[[], int] | None = None,  # as of Intake
         *,
         bounded: bool = False,
-        of_changes: bool = False,
+        of_changes: bool = False,  # not documents are read but changes
     ) -> None:
         self._target = target
         self._names = names
@@ -277,18 +212,7 @@ class Pipeline:
     # -- when nothing more comes
 
     def complete(self, known: Iterable[int] = ()) -> Manifest | None:
-        """Nothing more comes; gives the collections as they are now, if there are more than the default one.
-
-        Parameters
-        ----------
-        known
-            Ids of collections that are wanted besides those of rows.
-
-        Raises
-        ------
-        ConfigurationError
-            A collection that was asked for is gone.
-        """
+        """Nothing more comes: the collections as they are now; None if there is only the default one."""
         self._put_pending()
         self._names.refuse_dropped(self._receiver)
         ids = {*known}
@@ -308,13 +232,6 @@ class Pipeline:
 
         What was learned of documents that do not count must not show in any column, type or count: the others
         of a batch are converted again.
-
-        Parameters
-        ----------
-        mask
-            Tells of the rows of a batch which ones count.
-        documents
-            Deletions do not.
         """
         every, self._waiting = self._waiting, []
         masks = []
@@ -386,20 +303,7 @@ class Pipeline:
         return pa.table([values], schema=typed.empty.schema)
 
     def typed(self, *, lenient: bool = False, final: bool = True) -> Typed:
-        """Decide what the documents that count are in the end.
-
-        Parameters
-        ----------
-        lenient
-            A field that was asked for need not be there.
-        final
-            The tables are handed out, and not unified with others.
-
-        Raises
-        ------
-        ConversionError
-            Values are no JSON objects, or do not fit, and that was to be an error.
-        """
+        """Decide what the documents that count are in the end."""
         if self._typer is None:
             schema = self._receiver.schema
             fields = [] if self._target.keys_only else [schema.field(VALUE)]
@@ -434,18 +338,7 @@ class Pipeline:
         return keys_at(map(self.raw, range(len(self))), places, self._target.keys)
 
     def finish(self) -> Found:
-        """The documents that count.
-
-        Raises
-        ------
-        ConfigurationError
-            ``columns=`` or ``filters=`` name a field that no document has, a comparison can never be true,
-            or a collection that was asked for is gone.
-        ConversionError
-            Values are no JSON objects, or do not fit, and that was to be an error.
-        SpoolError
-            The disk is full.
-        """
+        """The documents that count."""
         manifest = self._keep_documents()
         self._refuse_filters()
         typed = self.typed(lenient=self._agreement is not None)

@@ -55,71 +55,30 @@ class Sink(Protocol[T]):
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A run that reached its end.
+    """A run that reached its end."""
 
-    Attributes
-    ----------
-    as_of
-        What was read is as of this; empty if the run was only a look at some documents.
-    stats
-        Counters of the connections.
-    map
-        The bucket as it was at the end.
-    moment
-        By when documents have expired; None if none is left out for that.
-    node_time
-        The latest time of day that a node has reported, in seconds since the epoch; None if none has.
-    """
-
-    as_of: AsOf
-    stats: BucketDataSourceStats
-    map: ClusterMap
-    moment: Moment | None
+    as_of: AsOf  # what was read is as of this; empty if the run was only a look at some documents
+    stats: BucketDataSourceStats  # counters of the connections
+    map: ClusterMap  # the bucket as it was at the end
+    moment: Moment | None  # by when documents have expired; None if none is left out for that
     node_time: int | None
 
 
 class Run:
-    """One run, not started yet.
-
-    Parameters
-    ----------
-    bounded
-        Whether memory must not depend on the size of the bucket: then nodes send less ahead.
-    bucket_uuid
-        Refuse a bucket of the name with another uuid; empty to take any.
-    ends
-        Read each vbucket at least to this seqno, which it had reached; None to read to where they are now.
-    first_map
-        The cluster map, where one was fetched a moment ago.
-    moment
-        By when documents have expired; None for the moment at which this is first asked for.
-    ask_time
-        Ask the nodes what time it is, also where no document is left out for that.
-    skip_first_deletions
-        Streams begin at 0, and deletions are of no interest but for what was received before them.
-    clock
-        Tells the time of day.
-
-    Attributes
-    ----------
-    names
-        Of the run's collections.
-    options
-        As the connections get them.
-    """
+    """One run, not started yet."""
 
     def __init__(
         self,
         target: ScanSpec,
         *,
         bounded: bool = False,
-        bucket_uuid: str = "",
+        bucket_uuid: str = "",  # refuse a bucket of the name with another uuid; empty to take any
         ends: ReachedEnds | None = None,
-        first_map: ClusterMap | None = None,
+        first_map: ClusterMap | None = None,  # the cluster map, where one was fetched a moment ago
         moment: Moment | None = None,
-        ask_time: bool = False,
+        ask_time: bool = False,  # ask the nodes what time it is, also where no document is left out for that
         skip_first_deletions: bool = False,
-        clock: Clock = utc_now,
+        clock: Clock = utc_now,  # tells the time of day
     ) -> None:
         self._began = monotonic()
         self._time = clock()
@@ -169,13 +128,7 @@ class Run:
         return self._moment
 
     def into(self, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
-        """Run to the end.
-
-        Raises
-        ------
-        CbframeError
-            The end could not be reached.
-        """
+        """Run to the end."""
         core.warn_of_reference()
         try:
             ran = self._into(receiver, sink)

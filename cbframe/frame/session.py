@@ -24,15 +24,7 @@ T = TypeVar("T")
 
 
 class ReadSession:
-    """One read of a bucket, to be run by one of its methods, once.
-
-    Parameters
-    ----------
-    pins
-        Read to these seqnos, of these histories; None to read to where the bucket is now.
-    agreement
-        Columns that there have to be; None for what the documents have.
-    """
+    """One read of a bucket, to be run by one of its methods, once."""
 
     def __init__(
         self, spec: ScanSpec, *, pins: Pins | None = None, agreement: Agreement | None = None
@@ -48,13 +40,7 @@ class ReadSession:
         return None if self._run is None else self._run.source
 
     def read(self) -> ReadResult:
-        """Read into a table.
-
-        Raises
-        ------
-        CbframeError
-            The read could not be completed; never is a part of it returned.
-        """
+        """Read into a table."""
         run = self._begin()
         receiver, pipeline = self._pipeline(run, self._spec)
         with closing(pipeline):
@@ -65,15 +51,7 @@ class ReadSession:
         return self._result(run, ran, found, table)
 
     def split(self, by: str | tuple[str, ...]) -> tuple[ReadResult, dict[str | None, ReadResult]]:
-        """Read into a table for each kind of document, after what there is to say about all of them.
-
-        Raises
-        ------
-        ConfigurationError
-            `by` is no field, or has too many different values; or documents are not parsed.
-        CbframeError
-            The read could not be completed.
-        """
+        """Read into a table for each kind of document, after what there is to say about all of them."""
         (path,) = paths_of([by])
         if not self._spec.parsed:
             raise ConfigurationError(
@@ -93,11 +71,6 @@ class ReadSession:
         """Read into record batches, by way of a temporary file; before them, what there is to say.
 
         The reader deletes the file at its end, or when it is no longer used.
-
-        Raises
-        ------
-        CbframeError
-            The read could not be completed, or its documents do not fit on the disk.
         """
         if self._spec.n_rows is not None:
             result = self.read()

@@ -15,13 +15,7 @@ from cbframe.json.typer import OURS, REASON, VALUE
 
 
 def refuse_rejected(rejected: dict[str, int], rows: int) -> None:
-    """Raise where any value is no JSON object.
-
-    Raises
-    ------
-    ConversionError
-        How many there are of which kind.
-    """
+    """Raise where any value is no JSON object."""
     if rejected:
         kinds = ", ".join(f"{count:,} {reason}" for reason, count in rejected.items())
         raise ConversionError(
@@ -42,13 +36,7 @@ def without_rejected(table: pa.Table) -> pa.Table:
 
 
 def cast_to(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of a schema that somebody else declared, metadata among them.
-
-    Raises
-    ------
-    ConversionError
-        Values do not have its types, or are null where none may be.
-    """
+    """The columns of a schema that somebody else declared, metadata among them."""
     try:
         return table.select(schema.names).cast(schema)
     except (pa.ArrowException, ValueError):
@@ -70,20 +58,7 @@ def _holds(declared: pa.Field, column: pa.ChunkedArray) -> bool:
 
 
 def selected(table: pa.Table, paths: Iterable[Path], *, rows: int, lenient: bool = False) -> pa.Table:
-    """The columns that were asked for: fields by their path, named as :func:`joined` does it.
-
-    Parameters
-    ----------
-    rows
-        Of the table, also if it has no column.
-    lenient
-        A field that no document has is a column of nulls, and no error.
-
-    Raises
-    ------
-    ConfigurationError
-        No document has such a field; or what it is in is text.
-    """
+    """The columns that were asked for: fields by their path, named as :func:`joined` does it."""
     columns: dict[str, pa.ChunkedArray] = {}
     for path in paths:
         name, members = joined(path[:1]), path[1:]

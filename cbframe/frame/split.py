@@ -30,22 +30,7 @@ _MOST = 1000
 def split_tables(
     pipeline: Pipeline, path: Path, target: ScanSpec, names: Names
 ) -> tuple[dict[str | None, tuple[Found, pa.Table]], LeftOut]:
-    """Convert each kind of document for itself.
-
-    Parameters
-    ----------
-    pipeline
-        With documents that are not converted.
-    path
-        The field whose value tells the kind.
-
-    Raises
-    ------
-    ConfigurationError
-        Too many kinds; or ``columns=`` or ``parse_dates=`` names what no document of any kind has.
-    ConversionError
-        Values are no JSON objects, or do not fit, and that was to be an error.
-    """
+    """Convert each kind of document for itself."""
     raw, manifest = pipeline.unconverted()
     tables: dict[str | None, tuple[Found, pa.Table]] = {}
     schemas: list[pa.Schema] = []
@@ -96,16 +81,6 @@ def groups_of(raw: pa.Table, path: Path) -> dict[str | None, npt.NDArray[np.int6
 
     Rows without such a value are under None: the field is missing, null, an array or an object, or the
     value is no document.
-
-    Parameters
-    ----------
-    raw
-        With values and metadata.
-
-    Raises
-    ------
-    ConfigurationError
-        There are more than a thousand different values.
     """
     labels: dict[str | None, int] = {}
     codes: list[npt.NDArray[np.int64]] = []

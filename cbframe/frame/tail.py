@@ -52,15 +52,7 @@ class _Piece:
 
 
 class Tail:
-    """The last changes: all of them, since a rollback brings older versions back to light.
-
-    Parameters
-    ----------
-    schema
-        Of the rows.
-    clock
-        Monotonic seconds.
-    """
+    """The last changes: all of them, since a rollback brings older versions back to light."""
 
     def __init__(self, schema: pa.Schema, clock: Callable[[], float]) -> None:
         self._schema = schema
@@ -150,18 +142,7 @@ def _numpy(rows: pa.RecordBatch, name: str) -> npt.NDArray[np.uint64]:
 
 
 def seconds_of(name: str, span: str | float | timedelta) -> float:
-    """Seconds of a span of time: ``"5min"``, a ``timedelta``, or a number of seconds.
-
-    Parameters
-    ----------
-    name
-        Of the argument, for messages.
-
-    Raises
-    ------
-    ConfigurationError
-        It is no span of time, a negative or an infinite one, or a text without a unit.
-    """
+    """Seconds of a span of time: ``"5min"``, a ``timedelta``, or a number of seconds."""
     hint = 'give a text with a unit such as "5min", a timedelta, or a number of seconds'
     given: object = span
     if isinstance(given, str | timedelta | np.timedelta64):

@@ -128,11 +128,6 @@ def permitted(
 
     Without a filter that is the whole bucket, and on a connection without collections the default one.
     Source: kv_engine ``collections/vbucket_filter.cc`` (checkPrivileges).
-
-    Parameters
-    ----------
-    status
-        Of the privilege to stream a scope, a collection of it, or, of None and None, the bucket.
     """
     if legacy:
         return status(0, 0)

@@ -28,13 +28,7 @@ _MALFORMED = Answer(Status.EINVAL)
 
 
 class SaslServer:
-    """One connection's authentication, from AUTH to the last STEP.
-
-    Parameters
-    ----------
-    scram_for_all
-        A user who is not known here is challenged, too, also if it may be one of a directory.
-    """
+    """One connection's authentication, from AUTH to the last STEP."""
 
     def __init__(self, credentials: Credentials, *, scram_for_all: bool = True) -> None:
         self._credentials = credentials

@@ -31,23 +31,7 @@ Value = bytes | str | dict[str, Any] | list[Any]
 
 
 class Bucket:
-    """Data and topology of one bucket, shared by all nodes of the embedded cluster.
-
-    Parameters
-    ----------
-    name
-        The bucket's name.
-    vbuckets
-        How many.
-    nodes
-        How many nodes share them, in equal contiguous parts.
-    replicas
-        Replica columns of the map. Replicas hold the same data at once.
-    seed
-        Makes the vbucket and bucket uuids repeatable; None for random ones.
-    history
-        Whether collections keep every version: change streams, as on a Magma bucket.
-    """
+    """Data and topology of one bucket, shared by all nodes of the embedded cluster."""
 
     def __init__(
         self, name: str, vbuckets: int, nodes: int, replicas: int, seed: int | None, *, history: bool = False
@@ -84,13 +68,7 @@ class Bucket:
         self._cas = 0
 
     def renew(self, vbuckets: int, members: list[int]) -> None:
-        """Be another bucket of the same name, on these nodes; the lock is held.
-
-        Raises
-        ------
-        ConfigurationError
-            There cannot be so many vbuckets.
-        """
+        """Be another bucket of the same name, on these nodes; the lock is held."""
         check_vbuckets(vbuckets)
         count = len(members)
         self.uuid = f"{self._rng.getrandbits(128):032x}"

@@ -31,17 +31,7 @@ _DEFAULT_NOOP_INTERVAL = 20.0
 
 
 class Controls:
-    """Options of one connection, with the values they have before anything is set.
-
-    Parameters
-    ----------
-    bucket
-        Decides about options that not every bucket has.
-    flags
-        Flags of the connection's DCP_OPEN.
-    features
-        What HELLO granted.
-    """
+    """Options of one connection, with the values they have before anything is set."""
 
     def __init__(self, bucket: Bucket, flags: int, features: frozenset[int]) -> None:
         self._bucket = bucket

@@ -126,19 +126,7 @@ def _named(flags: int, names: Mapping[int, str]) -> str:
 
 
 class Producer:
-    """Streams of one connection, round robin, within the client's window.
-
-    Parameters
-    ----------
-    connection
-        Sends, answers and keeps time.
-    bucket
-        The data.
-    message
-        The DCP_OPEN that began it.
-    noop_interval
-        Seconds between NOOPs whatever the client asks for; None to do as asked.
-    """
+    """Streams of one connection, round robin, within the client's window."""
 
     def __init__(
         self, connection: Connection, bucket: Bucket, message: DcpOpen, noop_interval: float | None

@@ -224,13 +224,7 @@ def _within(buffers: list[bytes | memoryview], limit: int) -> list[bytes | memor
 
 
 class Loop:
-    """A thread that owns listeners and channels.
-
-    Parameters
-    ----------
-    name
-        Of the thread.
-    """
+    """A thread that owns listeners and channels."""
 
     def __init__(self, name: str) -> None:
         self.name = name

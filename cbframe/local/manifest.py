@@ -162,13 +162,7 @@ class Manifest:
         raise UnknownCollectionError(collection_id)
 
     def json(self, visible: Callable[[int, int | None], bool] = lambda _scope, _cid: True) -> dict[str, Any]:
-        """As REST and KV answer it, of all collections or some: ids in hexadecimal, without prefix.
-
-        Parameters
-        ----------
-        visible
-            Whether a scope, or a collection of it, exists for who asks.
-        """
+        """As REST and KV answer it, of all collections or some: ids in hexadecimal, without prefix."""
         scopes = []
         for name, scope in self.scopes.items():
             shown = [

@@ -10,26 +10,12 @@ from cbframe.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What distinguishes one server release from another.
+    """What distinguishes one server release from another."""
 
-    Attributes
-    ----------
-    build
-        The version as nodes report it.
-    compatibility
-        The same as ``clusterCompatibility`` in the cluster map.
-    marker_version
-        The newest version of snapshot markers that clients may ask for.
-    is_8
-        Whether nodes answer as 8.0.2 where it differs from 7.2.9.
-    messages_per_send
-        DCP messages that go into one call of ``send``, by the priority of the connection.
-    """
-
-    build: str
-    compatibility: int
-    marker_version: str
-    is_8: bool
+    build: str  # the version as nodes report it
+    compatibility: int  # the same as `clusterCompatibility` in the cluster map
+    marker_version: str  # the newest version of snapshot markers that clients may ask for
+    is_8: bool  # whether nodes answer as 8.0.2 where it differs from 7.2.9
     messages_per_send: Mapping[str, int]
 
 

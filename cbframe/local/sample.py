@@ -50,20 +50,7 @@ _REVIEW = (
 
 
 def sample_documents(count: int = 100_000, seed: int = DEFAULT_SEED) -> Iterator[tuple[bytes, bytes, Kind]]:
-    """Key, value and kind of every document, in the order of loading.
-
-    Parameters
-    ----------
-    count
-        How many keys.
-    seed
-        The same seed gives the same bytes.
-
-    Yields
-    ------
-    tuple of bytes, bytes, Kind
-        The value of a deleted or expired document is the one it had before.
-    """
+    """Key, value and kind of every document, in the order of loading."""
     rng = random.Random(seed)
     makers: list[tuple[str, Callable[[random.Random, int], Any]]] = [
         ("airline", _airline),

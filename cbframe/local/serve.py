@@ -28,16 +28,6 @@ def serve(argv: Sequence[str] | None = None) -> int:
 
     Prints one line of JSON with ``connection_string``, ``rest_urls``, ``username`` and ``pid``
     when the cluster is ready; with certificates also the addresses for TLS.
-
-    Parameters
-    ----------
-    argv
-        Arguments without the program's name; None for those of the process.
-
-    Returns
-    -------
-    int
-        Exit status.
     """
     parser = argparse.ArgumentParser(
         prog="cbframe serve", description="Run an embedded Couchbase on 127.0.0.1."

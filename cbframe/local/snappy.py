@@ -15,13 +15,7 @@ _WINDOW = 1 << 16
 
 
 def inflate(block: bytes, limit: int) -> bytes:
-    """The bytes in a raw block of at most `limit` of them.
-
-    Raises
-    ------
-    ProtocolError
-        The block is none, or holds more than `limit` bytes.
-    """
+    """The bytes in a raw block of at most `limit` of them."""
     try:
         length, at = _varint(block)
         if length > limit:

@@ -31,29 +31,15 @@ ACCESS = ("none", "data", "dcp", "admin")
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One user.
+    """One user."""
 
-    Attributes
-    ----------
-    name, password
-        To log in with.
-    access
-        One of `ACCESS`: in `scopes` and `collections`, or in the whole bucket where `collections` is None.
-    scopes, collections
-        Ids.
-    elsewhere
-        Access to the rest of the bucket, one of `ACCESS`.
-    external
-        The password is known to a directory (LDAP), and not to the cluster.
-    """
-
-    name: str
+    name: str  # to log in with
     password: str = field(repr=False)
     access: str = "admin"
-    scopes: frozenset[int] = frozenset()
+    scopes: frozenset[int] = frozenset()  # ids
     collections: frozenset[int] | None = None
-    elsewhere: str = "none"
-    external: bool = False
+    elsewhere: str = "none"  # access to the rest of the bucket, one of `ACCESS`
+    external: bool = False  # the password is known to a directory (LDAP), and not to the cluster
 
     def may(self, access: str) -> bool:
         """Whether the user may do this at least somewhere in the bucket."""

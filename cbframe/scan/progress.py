@@ -81,13 +81,7 @@ def bring_form(name: ProgressForm, make: Callable[[], Watcher | None]) -> None:
 
 
 def check_progress(progress: Progress) -> None:
-    """Refuse what is no progress.
-
-    Raises
-    ------
-    ConfigurationError
-        It is neither a function nor the name of a form.
-    """
+    """Refuse what is no progress."""
     known = isinstance(progress, bool | None) or callable(progress) or progress in FORMS
     if not known:
         raise ConfigurationError(
@@ -96,13 +90,7 @@ def check_progress(progress: Progress) -> None:
 
 
 class Harmless:
-    """A form that never ends the run: what it raises is logged once, and nothing more is shown.
-
-    Parameters
-    ----------
-    make
-        Gives the form.
-    """
+    """A form that never ends the run: what it raises is logged once, and nothing more is shown."""
 
     def __init__(self, make: Callable[[], Watcher | None]) -> None:
         self._form: Watcher | None = None

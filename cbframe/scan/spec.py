@@ -320,14 +320,7 @@ def _tls(name: str, value: Any) -> Any:
 
 
 def paths_of(columns: ColumnsLike, nested: Nested = "struct") -> tuple[Path, ...]:
-    """The paths that ``columns=`` names, each once.
-
-    Raises
-    ------
-    ConfigurationError
-        It is no list of names; two fields would be columns of one name; or `nested` keeps what a field is
-        in as text.
-    """
+    """The paths that ``columns=`` names, each once."""
     hint = "give a list of field names, or None for all"
     given: object = columns
     if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
@@ -362,13 +355,7 @@ def _refuse_members_of_text(paths: tuple[Path, ...] | None, nested: Nested) -> N
 
 
 def declared_types(schema: Any) -> dict[str, pa.DataType]:
-    """Arrow types by name, of a pyarrow schema or a mapping.
-
-    Raises
-    ------
-    ConfigurationError
-        It is neither, or names what is no type.
-    """
+    """Arrow types by name, of a pyarrow schema or a mapping."""
     if isinstance(schema, pa.Schema):
         twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
         if twice is not None:

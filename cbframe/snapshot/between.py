@@ -34,20 +34,7 @@ _Place = tuple[int, int]
 def changes(
     store: Store, history: History, since: Manifest, until: Manifest, keys: KeyForm | None = None
 ) -> pa.Table:
-    """The changes, in order within each vbucket.
-
-    Parameters
-    ----------
-    keys
-        The form of keys; None for that of the snapshot.
-
-    Raises
-    ------
-    ConfigurationError
-        `until` was not made from `since`.
-    SnapshotError
-        Files of a version in between are gone.
-    """
+    """The changes, in order within each vbucket."""
     line = _line(history, since, until)
     documents = unify([columns for each in (since, *line) for columns in each.columns])
 

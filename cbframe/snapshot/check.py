@@ -26,24 +26,12 @@ _Seqnos = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it was written.
+    """Something that is not as it was written."""
 
-    Attributes
-    ----------
-    file
-        Where.
-    what
-        What is wrong.
-    versions
-        The versions that cannot be read because of it.
-    remedy
-        What to do.
-    """
-
-    file: str
-    what: str
-    versions: tuple[int, ...]
-    remedy: str
+    file: str  # where
+    what: str  # what is wrong
+    versions: tuple[int, ...]  # the versions that cannot be read because of it
+    remedy: str  # what to do
 
     def __str__(self) -> str:
         of = f", needed by version{'s' if len(self.versions) > 1 else ''} {_numbers(self.versions)}"
@@ -141,18 +129,7 @@ def verify(store: Store, history: History) -> Verification:
 
 
 def flaw(store: Store, entry: FileEntry, manifest: Manifest | None, history: History) -> str | None:
-    """What is wrong with a file; None if nothing is.
-
-    Parameters
-    ----------
-    manifest
-        The version in which it was written; None if it is not known any more.
-
-    Raises
-    ------
-    SnapshotError
-        It cannot be read now: nobody knows.
-    """
+    """What is wrong with a file; None if nothing is."""
     try:
         size, digest = _digest(store, entry)
     except FileNotFoundError:

@@ -20,15 +20,7 @@ _FILE = 512 << 20
 
 
 def export(reader: VersionReader, place: Store, compression: str) -> Path:
-    """Write the files; the folder appears whole or not at all.
-
-    Raises
-    ------
-    ConfigurationError
-        The place is not on this machine.
-    SnapshotError
-        There is something, or it cannot be written.
-    """
+    """Write the files; the folder appears whole or not at all."""
     if not isinstance(place, LocalStore):
         raise ConfigurationError(
             f"export() writes a folder of this machine, and {place.root} is none",
@@ -56,13 +48,7 @@ def export(reader: VersionReader, place: Store, compression: str) -> Path:
 
 
 class _Left:
-    """Tables that are not written yet.
-
-    Attributes
-    ----------
-    some
-        Whether there are any.
-    """
+    """Tables that are not written yet."""
 
     def __init__(self, reader: VersionReader) -> None:
         self._tables = reader.tables()

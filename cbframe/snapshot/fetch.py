@@ -18,66 +18,27 @@ from cbframe.snapshot.sink import Changes, ChangeSink
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of the bucket already; by default nothing.
+    """What is known of the bucket already; by default nothing."""
 
-    Attributes
-    ----------
-    bucket_uuid
-        Another bucket of the name is refused; empty to take any.
-    positions
-        Where each vbucket is continued.
-    boundaries
-        What vbuckets can be taken back to; None for their start.
-    collections
-        Those of which there are changes.
-    documents
-        Whether there were documents, and not only deletions.
-    """
-
-    bucket_uuid: str = ""
-    positions: Mapping[int, Position] = field(default_factory=dict)
-    boundaries: Boundaries | None = None
-    collections: Collection[int] = ()
-    documents: bool = False
+    bucket_uuid: str = ""  # another bucket of the name is refused; empty to take any
+    positions: Mapping[int, Position] = field(default_factory=dict)  # where each vbucket is continued
+    boundaries: Boundaries | None = None  # what vbuckets can be taken back to; None for their start
+    collections: Collection[int] = ()  # those of which there are changes
+    documents: bool = False  # whether there were documents, and not only deletions
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What the bucket had to tell.
+    """What the bucket had to tell."""
 
-    Attributes
-    ----------
-    ran
-        The run.
-    positions
-        Where each vbucket is complete now.
-    taken_back
-        By vbucket, the seqno behind which nothing counts that was known.
-    rolled_back
-        Vbuckets that the server rolled back, and the lowest seqno to which.
-    """
-
-    ran: Ran
-    positions: list[Position]
-    taken_back: dict[int, int]
-    rolled_back: dict[int, int]
+    ran: Ran  # the run
+    positions: list[Position]  # where each vbucket is complete now
+    taken_back: dict[int, int]  # by vbucket, the seqno behind which nothing counts that was known
+    rolled_back: dict[int, int]  # vbuckets that the server rolled back, and the lowest seqno to which
 
 
 class Fetch:
-    """One read of what changed; a context manager, since documents wait in temporary files.
-
-    Parameters
-    ----------
-    other_bucket
-        Makes the error for a bucket that is not the one that is known, of a sentence that says why.
-    net
-        Of each document only the newest change is wanted.
-
-    Attributes
-    ----------
-    receiver, sink
-        What took the changes in.
-    """
+    """One read of what changed; a context manager, since documents wait in temporary files."""
 
     def __init__(
         self,
@@ -85,7 +46,7 @@ class Fetch:
         known: Known,
         *,
         other_bucket: Callable[[str], SnapshotError],
-        net: bool = False,
+        net: bool = False,  # of each document only the newest change is wanted
     ) -> None:
         self._known = known
         self._other_bucket = other_bucket
@@ -110,15 +71,7 @@ class Fetch:
         return self._run.seconds
 
     def run(self) -> Fetched:
-        """Read to the end.
-
-        Raises
-        ------
-        SnapshotError
-            The bucket is another one, or was emptied.
-        CbframeError
-            The read could not be completed.
-        """
+        """Read to the end."""
         ran = self._into()
         starts, receiver = self._known.positions, self.receiver
         reached = {vbucket: seqno for vbucket, (_, seqno) in ran.as_of.items()}

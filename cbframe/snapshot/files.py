@@ -31,13 +31,7 @@ _PENDING = 24 << 20
 
 
 def check_form(compression: str, file_bytes: int = FILE_BYTES) -> None:
-    """Refuse what no file can be written with.
-
-    Raises
-    ------
-    ConfigurationError
-        There is no such compression, or files would have no size.
-    """
+    """Refuse what no file can be written with."""
     check_compression(compression)
     positive("file_bytes", file_bytes)
 
@@ -75,22 +69,7 @@ class _Open:
 
 
 class ChangeFiles:
-    """The files of one version; a context manager: after an error none of them is left.
-
-    Parameters
-    ----------
-    store
-        Where they go.
-    prefix
-        Of their names: nothing else has it.
-    schema
-        Of all tables.
-    parts
-        Into how many files, of a range of vbuckets each: so that what is damaged can be read again
-        without all of the others.
-    vbuckets
-        How many the bucket has.
-    """
+    """The files of one version; a context manager: after an error none of them is left."""
 
     def __init__(
         self, store: Store, prefix: str, schema: pa.Schema, *, parts: int, vbuckets: int, compression: str
@@ -149,13 +128,7 @@ class ChangeFiles:
         return _Open(name, output, writer)
 
     def finish(self, version: int, *, columns: int, unique: bool) -> tuple[FileEntry, ...]:
-        """Complete the files.
-
-        Parameters
-        ----------
-        version, columns, unique
-            As in :class:`~cbframe.snapshot.manifest.FileEntry`.
-        """
+        """Complete the files."""
         entries = []
         for _, file in sorted(self._files.items()):
             file.put_down()

@@ -36,13 +36,7 @@ def lag(before: datetime | None, now: datetime) -> timedelta:
 
 
 class History:
-    """The versions that there are. A manifest never changes: each is read once.
-
-    Attributes
-    ----------
-    root
-        Where the snapshot is, for messages.
-    """
+    """The versions that there are. A manifest never changes: each is read once."""
 
     def __init__(self, store: Store) -> None:
         self.root = store.root
@@ -55,13 +49,7 @@ class History:
         return sorted(number for number in found if number is not None)
 
     def load(self, version: int) -> Manifest:
-        """One version.
-
-        Raises
-        ------
-        SnapshotError
-            There is none, or its manifest is damaged.
-        """
+        """One version."""
         if version not in self._loaded:
             name = name_of(version)
             try:
@@ -82,32 +70,12 @@ class History:
         return self._loaded[version]
 
     def latest(self) -> Manifest | None:
-        """The newest version; None before the first.
-
-        Raises
-        ------
-        SnapshotError
-            Its manifest is damaged.
-        """
+        """The newest version; None before the first."""
         numbers = self.numbers()
         return self.load(numbers[-1]) if numbers else None
 
     def at(self, as_of: AsOf) -> Manifest:
-        """The version that was the newest one then.
-
-        Parameters
-        ----------
-        as_of
-            A version, a time (one without zone is UTC) or its ISO form; None for now.
-
-        Raises
-        ------
-        ConfigurationError
-            It is neither, or before the first version.
-        SnapshotError
-            There is no snapshot, a manifest is damaged, or the version of that time may be one that was
-            deleted.
-        """
+        """The version that was the newest one then."""
         numbers = self.numbers()
         if not numbers:
             raise SnapshotError(
@@ -142,11 +110,6 @@ class History:
 
         Earlier releases wrote down what the clock said, also where it was behind that of another writer. A
         version that is not after the one before counts as 1 ms after it.
-
-        Parameters
-        ----------
-        moment
-            None for all; else those suffice by which the version of this moment is found.
         """
         line: list[Manifest] = []
         for number in reversed(self.numbers()):
@@ -196,14 +159,6 @@ class Boundaries:
     at or before that seqno which a withdrawn change had replaced may never have been sent: within a
     snapshot, only the newest version of a document is. So a vbucket is taken back to the end of a read,
     where nothing is missing, and read again from there.
-
-    Parameters
-    ----------
-    manifest
-        The version that is continued.
-    ancestors
-        It and those before it, newest first. Read when something is taken back: until then, nobody needs
-        them.
     """
 
     def __init__(self, manifest: Manifest, ancestors: Iterable[Manifest]) -> None:
@@ -221,13 +176,7 @@ class Boundaries:
             self._line = [*self._line]
 
     def below(self, vbucket: int, seqno: int, *, before: int | None = None) -> Position:
-        """The last position at or before `seqno` at which the vbucket was whole; its start if none.
-
-        Parameters
-        ----------
-        before
-            Only of versions before this one.
-        """
+        """The last position at or before `seqno` at which the vbucket was whole; its start if none."""
         found = self.version_below(vbucket, seqno, before=before)
         return Position() if found is None else found.positions[vbucket]
 

@@ -27,18 +27,10 @@ _Counting = dict[str, list[tuple[pa.Table, Mask]]]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The rows of a file that count.
+    """The rows of a file that count."""
 
-    Attributes
-    ----------
-    entry
-        The file.
-    keep
-        One entry a row; None for all.
-    """
-
-    entry: FileEntry
-    keep: Mask | None
+    entry: FileEntry  # the file
+    keep: Mask | None  # one entry a row; None for all
 
     @property
     def count(self) -> int:
@@ -96,22 +88,7 @@ def _by_vbucket(limits: Mapping[int, int]) -> npt.NDArray[np.uint64]:
 
 
 class Live:
-    """Finds the rows that are the documents of a version.
-
-    Parameters
-    ----------
-    manifest
-        The version.
-    deletions
-        Deletions count, too, where they are the newest of their document.
-    moment
-        Documents that had expired by then, in seconds since the epoch, do not count; None for all.
-
-    Attributes
-    ----------
-    expired
-        How many they are; known once :meth:`parts` has found them.
-    """
+    """Finds the rows that are the documents of a version."""
 
     def __init__(
         self, store: Store, manifest: Manifest, *, deletions: bool = False, moment: int | None = None
@@ -276,13 +253,7 @@ def _encoded(keys: pa.ChunkedArray) -> pa.DictionaryArray:
 
 
 def taken_back(store: Store, before: Manifest, limits: Mapping[int, int]) -> int:
-    """How many rows of a version a rollback takes back.
-
-    Parameters
-    ----------
-    limits
-        By vbucket, the seqno behind which nothing counts any more.
-    """
+    """How many rows of a version a rollback takes back."""
     if not limits:
         return 0
     ceilings, ceiling = Ceilings(before.rollbacks), _by_vbucket(limits)

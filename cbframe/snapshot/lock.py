@@ -25,16 +25,6 @@ def writing(store: Store, *, clock: Clock = utc_now, break_lock: bool = False) -
 
     In a local folder the system holds the lock, and lets go of it when the process ends, however it
     ends. Elsewhere it is a file, which a writer that is killed leaves behind.
-
-    Parameters
-    ----------
-    break_lock
-        Take a lock away from its owner; for one whose owner is known to be dead.
-
-    Raises
-    ------
-    SnapshotError
-        Another writer is there: who, since when, and what to do.
     """
     mine = {
         "host": platform.node(),

@@ -115,19 +115,11 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Rows of one version.
+    """Rows of one version."""
 
-    Attributes
-    ----------
-    upserted, deleted
-        Written; a document that changed twice counts twice.
-    retracted
-        Rows of earlier versions that do not count any more.
-    """
-
-    upserted: int = 0
+    upserted: int = 0  # written; a document that changed twice counts twice
     deleted: int = 0
-    retracted: int = 0
+    retracted: int = 0  # rows of earlier versions that do not count any more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,18 +202,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, path: str) -> Manifest:
-        """Read a file.
-
-        Parameters
-        ----------
-        path
-            For messages.
-
-        Raises
-        ------
-        SnapshotError
-            It is damaged, or of a newer format.
-        """
+        """Read a file."""
         fields = _checked(data, path)
         if fields.get("format") != FORMAT:
             raise SnapshotError(

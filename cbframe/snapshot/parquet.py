@@ -23,13 +23,7 @@ _AT_ONCE = 1 << 21
 
 @contextmanager
 def opened(store: Store, entry: FileEntry) -> Iterator[pq.ParquetFile]:
-    """A file of a snapshot.
-
-    Raises
-    ------
-    SnapshotError
-        It is gone, cannot be read or is damaged, as found by what is read of it in the block.
-    """
+    """A file of a snapshot."""
     try:
         with store.input(entry.name) as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)

@@ -48,15 +48,7 @@ def column_of(path: Path) -> str:
 
 
 def kind_at(columns: Columns, path: Path) -> tuple[Kind, int] | None:
-    """What a file holds of a field; None of one that it does not have.
-
-    Returns
-    -------
-    kind
-        Of the field, or of JSON text that it is in.
-    length
-        How much of the path leads there.
-    """
+    """What a file holds of a field; None of one that it does not have."""
     name = column_of(path)
     if name not in columns.schema.names:
         return None
@@ -90,20 +82,7 @@ def families(kind: Kind) -> tuple[str, ...]:
 
 
 class FileFilter:
-    """Filters on the rows of one version of a snapshot.
-
-    Parameters
-    ----------
-    version
-        For messages.
-    every
-        What the columns of its files are.
-
-    Raises
-    ------
-    ConfigurationError
-        No document has a field, or a comparison can never be true.
-    """
+    """Filters on the rows of one version of a snapshot."""
 
     def __init__(self, filters: Filters, version: int, every: Sequence[Columns]) -> None:
         self._filters = filters
@@ -138,13 +117,7 @@ class FileFilter:
         return [name for name in dict.fromkeys(names) if name in columns.schema.names]
 
     def passing(self, table: pa.Table, columns: Columns) -> Mask:
-        """Which rows of a file pass.
-
-        Raises
-        ------
-        ConfigurationError
-            The file does not have what it takes to tell.
-        """
+        """Which rows of a file pass."""
         passed = np.zeros(len(table), bool)
         for group in self._filters:
             whole = np.ones(len(table), bool)
@@ -318,13 +291,7 @@ def _like(low: Any, value: Any) -> bool:
 
 
 def refuse_rest(rest: pa.ChunkedArray, names: Collection[str], file: str) -> None:
-    """See that documents have none of some fields beyond the columns of their file.
-
-    Raises
-    ------
-    ConfigurationError
-        One has: it would look as if it had not.
-    """
+    """See that documents have none of some fields beyond the columns of their file."""
     for name in names:
         start = json.dumps(name, ensure_ascii=False) + ":"
         suspects = rest.filter(pc.match_substring(rest, start))

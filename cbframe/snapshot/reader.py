@@ -33,39 +33,7 @@ _TYPES = {**METADATA_TYPES, COLLECTION_ID: pa.uint32(), **dict.fromkeys((*_NAMES
 
 
 class VersionReader:
-    """Reads the rows of a version.
-
-    Parameters
-    ----------
-    metadata
-        As of a scan; the collections' names are there in any case where there are several.
-    columns
-        Paths of fields; None for all.
-    filters
-        Rows that do not pass are left out.
-    nested
-        As of a scan; ``"flatten"`` makes columns of members.
-    changes
-        With a column that tells what kind of change each row is, and with the collection's id.
-    moment
-        Documents that had expired by then, in seconds since the epoch, are left out; None keeps them.
-    documents
-        What the columns of documents are, where more is read than this version.
-    keys
-        The form of keys; None for that of the snapshot.
-
-    Attributes
-    ----------
-    schema
-        Of all tables.
-    expired
-        How many documents were left out for that; known once :meth:`tables` has begun.
-
-    Raises
-    ------
-    ConfigurationError
-        There is no such field, or no such metadata.
-    """
+    """Reads the rows of a version."""
 
     def __init__(
         self,
@@ -73,13 +41,13 @@ class VersionReader:
         manifest: Manifest,
         *,
         metadata: Sequence[str] = ("key",),
-        columns: Sequence[Path] | None = None,
-        filters: Filters | None = None,
-        nested: Nested = "struct",
+        columns: Sequence[Path] | None = None,  # paths of fields; None for all
+        filters: Filters | None = None,  # rows that do not pass are left out
+        nested: Nested = "struct",  # as of a scan; `"flatten"` makes columns of members
         changes: bool = False,
         moment: int | None = None,
         documents: Columns | None = None,
-        keys: KeyForm | None = None,
+        keys: KeyForm | None = None,  # the form of keys; None for that of the snapshot
     ) -> None:
         self._store = store
         self._manifest = manifest
@@ -174,21 +142,7 @@ class VersionReader:
         return [] if self._filter is None else self._filter.of_fields()
 
     def tables(self, parts: Sequence[Part] | None = None) -> Iterator[pa.Table]:
-        """The rows that count, a table for each row group that has some.
-
-        Parameters
-        ----------
-        parts
-            What counts; None for what :class:`~cbframe.snapshot.live.Live` finds.
-
-        Raises
-        ------
-        SnapshotError
-            A file is gone or damaged.
-        ConfigurationError
-            A column that was asked for is one in some files only, and others have it in ``_cb_rest``; or a
-            file does not have what a filter compares.
-        """
+        """The rows that count, a table for each row group that has some."""
         if parts is None:
             live = Live(self._store, self._manifest, moment=self._moment)
             parts = live.parts()

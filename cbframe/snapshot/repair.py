@@ -17,23 +17,6 @@ def mended(store: Store, history: History, version: int) -> tuple[Manifest | Non
 
     Vbuckets that have rows in a damaged file are taken back to where they were before it. Damaged
     manifests get another name.
-
-    Parameters
-    ----------
-    version
-        The version that will be made of it.
-
-    Returns
-    -------
-    Manifest or None
-        None if none is left.
-    bool
-        Whether anything was damaged that has to be read again.
-
-    Raises
-    ------
-    SnapshotError
-        A manifest is of a newer format, or something cannot be read now: nobody knows whether it is damaged.
     """
     base, damaged = None, False
     for number in reversed(history.numbers()):

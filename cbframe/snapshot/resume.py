@@ -30,15 +30,7 @@ class ResumingReceiver(DeferringBatchReceiver):
     """Seqnos, by vbucket, behind which nothing counts that the snapshot has."""
 
     def resume(self, starts: Mapping[int, Position], boundaries: Boundaries | None) -> None:
-        """Begin there; call it before anything is received.
-
-        Parameters
-        ----------
-        starts
-            Where the snapshot ends, by vbucket.
-        boundaries
-            What vbuckets can be taken back to; None for their start.
-        """
+        """Begin there; call it before anything is received."""
         self._starts = starts
         self._boundaries = boundaries
         self._waiting: deque[Callable[[], None]] = deque()
@@ -120,11 +112,6 @@ class ResumingReceiver(DeferringBatchReceiver):
         """Vbuckets of which less is there than the snapshot has, though nobody rolled them back.
 
         Nothing is asked about a vbucket that the server says is empty.
-
-        Parameters
-        ----------
-        reached
-            Seqnos at which the vbuckets are complete.
         """
         return {
             vbucket: self._below(vbucket, reached[vbucket]).seqno

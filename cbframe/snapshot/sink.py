@@ -45,24 +45,12 @@ def _any_value(kind: pa.DataType, place: Place) -> Iterator[Place]:
 
 
 class Described:
-    """What the columns of documents are, found out table by table.
-
-    Parameters
-    ----------
-    plan
-        By which they were made.
-    conflicts
-        Values that have no common type.
-    declared
-        Types of fields, where they are declared: text of them holds any value.
-    widths
-        How many names there are where there are many.
-    """
+    """What the columns of documents are, found out table by table."""
 
     def __init__(
         self,
-        plan: Column,
-        conflicts: Iterable[Conflict] = (),
+        plan: Column,  # by which they were made
+        conflicts: Iterable[Conflict] = (),  # values that have no common type
         declared: Mapping[str, pa.DataType] | None = None,
         widths: Mapping[Place, tuple[int, int]] | None = None,
     ) -> None:
@@ -92,44 +80,20 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What an update brought.
+    """What an update brought."""
 
-    Attributes
-    ----------
-    rows
-        How many there are.
-    tables
-        Metadata, and the documents' columns behind it; to be consumed once.
-    documents
-        What the documents' columns are, once `tables` is consumed.
-    collections
-        Ids and names of those that rows are of.
-    dead
-        Those, of rows or known before, that do not exist any more.
-    conflicts, rejected
-        As of a read.
-    transaction_records
-        How many changes of such records were left out.
-    """
-
-    rows: int
-    tables: Iterator[pa.Table]
-    documents: Described
-    collections: dict[int, str]
-    dead: frozenset[int]
-    conflicts: tuple[Conflict, ...]
+    rows: int  # how many there are
+    tables: Iterator[pa.Table]  # metadata, and the documents' columns behind it; to be consumed once
+    documents: Described  # what the documents' columns are, once `tables` is consumed
+    collections: dict[int, str]  # ids and names of those that rows are of
+    dead: frozenset[int]  # those, of rows or known before, that do not exist any more
+    conflicts: tuple[Conflict, ...]  # as of a read
     rejected: dict[str, int]
-    transaction_records: int = 0
+    transaction_records: int = 0  # how many changes of such records were left out
 
 
 class ChangeSink(Pipeline):
-    """Takes the changes of one run.
-
-    Parameters
-    ----------
-    net
-        Of each document only the newest change counts, and none of before its collection was emptied.
-    """
+    """Takes the changes of one run."""
 
     _receiver: ResumingReceiver
 
@@ -141,32 +105,13 @@ class ChangeSink(Pipeline):
 
     def changes(
         self,
-        known: Collection[int] = (),
+        known: Collection[int] = (),  # collections that the snapshot has
         manifest_uid: int = 0,
         *,
         whole: bool = False,
         first: bool = False,
     ) -> Changes:
-        """Nothing more comes.
-
-        Parameters
-        ----------
-        known
-            Collections that the snapshot has.
-        manifest_uid
-            Of the newest version of the collections manifest that is known: a node may have an older one,
-            in which collections are missing.
-        whole
-            Whether it was read from the start: a field that no document has is an error then, and so are
-            filters that none can pass.
-        first
-            Whether no document has come before: where this shows of filters, it is a warning.
-
-        Raises
-        ------
-        CbframeError
-            As :meth:`~cbframe.frame.pipeline.Pipeline.finish`.
-        """
+        """Nothing more comes."""
         receiver, target = self._receiver, self._target
         manifest = self.complete(known)
         if whole:

@@ -29,18 +29,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVA
 
 
 class Output:
-    """A file that is being written: what it has so far, and its digest.
-
-    Parameters
-    ----------
-    sink
-        What takes the bytes: ``write``, ``flush``, ``close``.
-
-    Attributes
-    ----------
-    nbytes
-        Written so far.
-    """
+    """A file that is being written: what it has so far, and its digest."""
 
     def __init__(self, sink: Any) -> None:
         self._sink = sink
@@ -93,13 +82,7 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A whole file.
-
-        Raises
-        ------
-        FileNotFoundError
-            There is none.
-        """
+        """A whole file."""
 
     @abstractmethod
     def input(self, name: str) -> pa.NativeFile:
@@ -111,13 +94,7 @@ class Store(ABC):
 
     @abstractmethod
     def publish(self, name: str, data: bytes) -> None:
-        """Write a file that appears whole, and not where there is one already.
-
-        Raises
-        ------
-        FileExistsError
-            There is one.
-        """
+        """Write a file that appears whole, and not where there is one already."""
 
     @abstractmethod
     def remove(self, name: str) -> bool:
@@ -304,29 +281,12 @@ class RemoteStore(Store):
 
 
 def open_store(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str],  # A folder, or a URI such as `s3://bucket/folder`
     *,
-    filesystem: pafs.FileSystem | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    filesystem: pafs.FileSystem | None = None,  # what `path` is in, as pyarrow has it
+    storage_options: Mapping[str, Any] | None = None,  # for the fsspec file system that the URI names
 ) -> Store:
-    """The files of the snapshot at `path`.
-
-    Parameters
-    ----------
-    path
-        A folder, or a URI such as ``s3://bucket/folder``.
-    filesystem
-        What `path` is in, as pyarrow has it.
-    storage_options
-        For the fsspec file system that the URI names.
-
-    Raises
-    ------
-    ConfigurationError
-        Nobody knows such a URI, or both `filesystem` and `storage_options` are given.
-    DependencyError
-        fsspec is not installed.
-    """
+    """The files of the snapshot at `path`."""
     try:
         found = located(path, filesystem=filesystem, storage_options=storage_options)
     except OSError as exc:

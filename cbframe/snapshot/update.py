@@ -38,32 +38,18 @@ from cbframe.snapshot.store import Store
 
 
 class Update:
-    """An update under way; whoever makes it holds the lock.
-
-    Parameters
-    ----------
-    base
-        The version that is continued; None to begin.
-    boundaries
-        What its vbuckets can be taken back to; None where there is no base.
-    version
-        The version that is made.
-    before
-        The time of the version before it, which need not be the one that is continued; None for none.
-    stored
-        What the snapshot holds, as its manifest has it.
-    """
+    """An update under way; whoever makes it holds the lock."""
 
     def __init__(
         self,
         store: Store,
-        base: Manifest | None,
-        boundaries: Boundaries | None,
+        base: Manifest | None,  # the version that is continued; None to begin
+        boundaries: Boundaries | None,  # what its vbuckets can be taken back to; None where there is no base
         *,
-        version: int,
+        version: int,  # the version that is made
         before: datetime | None,
         target: ScanSpec,
-        stored: Mapping[str, Any],
+        stored: Mapping[str, Any],  # what the snapshot holds, as its manifest has it
     ) -> None:
         self._store = store
         self._base = base
@@ -74,15 +60,7 @@ class Update:
         self._stored = stored
 
     def run(self, kind: Kind, now: datetime, *, compression: str, file_bytes: int) -> SnapshotResult:
-        """Read, write, publish.
-
-        Raises
-        ------
-        SnapshotError
-            The bucket is another one, or was emptied; or files cannot be written.
-        CbframeError
-            The read could not be completed. The snapshot is as it was.
-        """
+        """Read, write, publish."""
         base, boundaries = self._base, self._boundaries
         known = Known()
         if base is not None and boundaries is not None:
@@ -235,18 +213,7 @@ def _latest(before: datetime | None, node_time: int | None) -> datetime | None:
 
 
 def refuse_conflicts(before: Columns, after: Columns, stored: Mapping[str, Any]) -> None:
-    """Raise where documents have no common type with earlier ones, if that was asked for.
-
-    Parameters
-    ----------
-    stored
-        What was asked for when the copy was made.
-
-    Raises
-    ------
-    ConversionError
-        A field was of another type before.
-    """
+    """Raise where documents have no common type with earlier ones, if that was asked for."""
     if stored.get("on_conflict") != "raise":
         return
     for each in differences(before, after):
@@ -276,13 +243,7 @@ def writer_prefix(version: int) -> str:
 
 
 def publish(store: Store, manifest: Manifest, data: bytes) -> None:
-    """Make a version the newest one.
-
-    Raises
-    ------
-    SnapshotError
-        Another writer was faster, or the file cannot be written.
-    """
+    """Make a version the newest one."""
     try:
         store.publish(name_of(manifest.version), data)
     except FileExistsError as exc:
@@ -294,13 +255,7 @@ def publish(store: Store, manifest: Manifest, data: bytes) -> None:
 
 
 def sweep(store: Store, newest: int) -> None:
-    """Delete what a writer that was killed left behind: nothing names it, and nobody writes now.
-
-    Parameters
-    ----------
-    newest
-        The newest version.
-    """
+    """Delete what a writer that was killed left behind: nothing names it, and nobody writes now."""
     for name in store.names(DATA):
         version = name.partition("-")[0]
         if version.isdigit() and int(version) > newest:

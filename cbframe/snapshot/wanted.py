@@ -43,18 +43,7 @@ WANTED = frozenset(_DEFAULTS)
 
 
 def stored_form(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for, as JSON has it; what was left out is not in it.
-
-    Parameters
-    ----------
-    arguments
-        The ``locals()`` of a function; of them only what is kept counts.
-
-    Raises
-    ------
-    ConfigurationError
-        It has no such form.
-    """
+    """What was asked for, as JSON has it; what was left out is not in it."""
     chosen = {name: arguments[name] for name in _DEFAULTS if arguments.get(name) is not None}
     if isinstance(chosen.get("collections"), str) and chosen["collections"] != VISIBLE:
         chosen["collections"] = [chosen["collections"]]
@@ -90,20 +79,7 @@ def stored_form(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def named(
     given: dict[str, Any], arguments: Mapping[str, Any], stored: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What was given, with the names of the collections that the user sees now where it asks for these.
-
-    Parameters
-    ----------
-    arguments
-        The ``locals()`` of a function.
-    stored
-        What there is already; None for nothing.
-
-    Raises
-    ------
-    CbframeError
-        They could not be looked up, or there are none.
-    """
+    """What was given, with the names of the collections that the user sees now where it asks for these."""
     if given.get("collections") != VISIBLE:
         return given
     found = settled(spec_of(arguments, {**(stored or {}), **given})).named
@@ -114,21 +90,10 @@ def agreed(
     given: Mapping[str, Any],
     stored: Mapping[str, Any],
     *,
-    made: str = "the snapshot",
+    made: str = "the snapshot",  # for messages: what was made, and how it is made anew
     anew: str = 'mode="overwrite"',
 ) -> None:
-    """Refuse to update a snapshot with something else.
-
-    Parameters
-    ----------
-    made, anew
-        For messages: what was made, and how it is made anew.
-
-    Raises
-    ------
-    ConfigurationError
-        An argument was given that is not as it was when the snapshot was made.
-    """
+    """Refuse to update a snapshot with something else."""
     for name, value in given.items():
         before = stored.get(name, _DEFAULTS[name])
         if value != before:
@@ -150,13 +115,7 @@ def _plain(value: Any) -> Any:
 
 
 def spec_of(arguments: Mapping[str, Any], stored: Mapping[str, Any]) -> ScanSpec:
-    """The scan that reads what is stored, in the way that the ``locals()`` of a function say.
-
-    Raises
-    ------
-    ConfigurationError
-        If an argument is invalid.
-    """
+    """The scan that reads what is stored, in the way that the ``locals()`` of a function say."""
     asked = _DEFAULTS | dict(stored)
     if asked["schema"] is not None:
         read = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(asked["schema"])))

@@ -46,39 +46,19 @@ _HISTORY = np.dtype(
 
 
 class NodeRow(NamedTuple):
-    """What there is to tell of a data node.
+    """What there is to tell of a data node."""
 
-    Attributes
-    ----------
-    node
-        ``host:port``.
-    vbuckets
-        How many of the source's it has.
-    streams, done
-        Those that are running, and those that are complete.
-    documents, nbytes
-        Received since the begin.
-    documents_per_second, bytes_per_second
-        Of the last seconds; of the whole once it has ended.
-    lag
-        Seqnos still to come from it; None where nothing is known.
-    fill
-        Of its flow-control window.
-    errors, reconnects, rollbacks
-        Since the begin.
-    """
-
-    node: str
-    vbuckets: int
-    streams: int
+    node: str  # `host:port`
+    vbuckets: int  # how many of the source's it has
+    streams: int  # those that are running, and those that are complete
     done: int
-    documents: int
+    documents: int  # received since the begin
     nbytes: int
-    documents_per_second: float
+    documents_per_second: float  # of the last seconds; of the whole once it has ended
     bytes_per_second: float
-    lag: int | None
-    fill: float
-    errors: int
+    lag: int | None  # seqnos still to come from it; None where nothing is known
+    fill: float  # of its flow-control window
+    errors: int  # since the begin
     reconnects: int
     rollbacks: int
 
@@ -87,22 +67,6 @@ class StatsModel:
     """Looks at something that streams, and remembers the last two minutes.
 
     Any thread may use it. What it returns as tables or text, it looks at once more for.
-
-    Parameters
-    ----------
-    target
-        Anything with ``stats()``, ``vbucket_states()`` and ``progress()``, as a
-        :class:`~cbframe.BucketDataSource`, or with a ``source`` that is such a thing or None, as a
-        :class:`~cbframe.BucketScan`.
-    clock
-        Seconds from any origin.
-    capacity
-        How many samples are remembered. Memory does not depend on how long the model is used.
-
-    Raises
-    ------
-    ConfigurationError
-        The target has nothing to look at.
 
     Examples
     --------
@@ -265,20 +229,7 @@ class StatsModel:
         return (latest.wanted - latest.reached) * seconds / gained
 
     def throughput(self, bins: int = 120, seconds: float = SPAN) -> npt.NDArray[np.float64]:
-        """Documents and bytes a second over the last minutes, for drawing.
-
-        Parameters
-        ----------
-        bins
-            How many; the last one ends with the newest sample.
-        seconds
-            Of all of them together.
-
-        Returns
-        -------
-        numpy.ndarray
-            float64, shape (2, bins); NaN where nothing was known yet.
-        """
+        """Documents and bytes a second over the last minutes, for drawing."""
         history = self.history()
         if len(history) < 2:
             return np.full((2, bins), np.nan)

@@ -24,13 +24,7 @@ def hears_while_busy() -> bool:
 
 
 class Output:
-    """Something in the output of the present cell, which can be changed later.
-
-    Parameters
-    ----------
-    bundle
-        Its forms by MIME type.
-    """
+    """Something in the output of the present cell, which can be changed later."""
 
     def __init__(self, bundle: dict[str, Any]) -> None:
         shell = _shell()

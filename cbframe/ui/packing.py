@@ -87,14 +87,7 @@ def pack(model: StatsModel) -> dict[str, Any]:
 
 
 def grid_cells(model: StatsModel) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """What each cell of the grid shows, and its lag.
-
-    Returns
-    -------
-    tuple
-        uint8, a :class:`~cbframe.dcp.table.VBucketPhase` with or without :data:`MOVED`; int64, −1 where
-        nothing is known. Both have one entry for each cell, :data:`CELLS` at most.
-    """
+    """What each cell of the grid shows, and its lag."""
     latest = model.latest
     phase, lag, moved = latest.table.phase, latest.lag, latest.reopened()
     share = -(-len(phase) // CELLS)

@@ -15,15 +15,7 @@ _ACTIONS = {"pause": ("Pause", "pause"), "resume": ("Resume", "play"), "close": 
 
 
 class StatsPanel(ipywidgets.VBox):  # type: ignore[misc]
-    """Shows a model, and has buttons for what can be done with its target.
-
-    Parameters
-    ----------
-    model
-        What is shown.
-    on_action
-        Called after a button has done its work.
-    """
+    """Shows a model, and has buttons for what can be done with its target."""
 
     def __init__(self, model: StatsModel, on_action: Callable[[], None]) -> None:
         self.canvas = StatsCanvas(model)

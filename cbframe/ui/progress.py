@@ -30,16 +30,6 @@ class TextProgress:
     never wider than the terminal; what does not fit is left out from the right, whole part by whole
     part. The line ends when the read does, or with :meth:`close`, whichever is first.
 
-    Parameters
-    ----------
-    stream
-        Where to draw; None for the standard error. Where it cannot be written to (it is missing, closed, or
-        its terminal is gone), nothing is drawn, and the read goes on.
-    clock
-        Seconds from any origin; decides how often the line is drawn.
-    width
-        Columns of the terminal; None asks it each time, since windows change their size.
-
     Examples
     --------
     >>> import io, cbframe

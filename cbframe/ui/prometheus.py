@@ -15,15 +15,7 @@ _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 def exposition(snapshot: StatsSnapshot, phases: Mapping[str, int]) -> str:
-    """The text, which ends with a newline.
-
-    Parameters
-    ----------
-    snapshot
-        What to tell.
-    phases
-        How many vbuckets are in each phase.
-    """
+    """The text, which ends with a newline."""
     return "".join(
         line + "\n"
         for name, kind, about, samples in _families(snapshot, phases)

@@ -37,49 +37,20 @@ class Watched(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StatsSnapshot:
-    """What was seen at one moment. It does not change.
+    """What was seen at one moment. It does not change."""
 
-    Attributes
-    ----------
-    at
-        Seconds of the model's clock.
-    bucket
-        Its name; empty where nobody tells.
-    state
-        ``waiting`` before anything runs, ``connecting`` before there is a stream, then what the source says:
-        ``running``, ``complete``, ``failed`` or ``closed``, and of a change stream also ``streaming``,
-        ``paused`` and ``finished``.
-    bounded
-        Whether there is an end to reach.
-    reached, wanted
-        Seqnos of a bounded source, summed over its vbuckets.
-    stats
-        All counters, in all and by node.
-    table
-        The vbuckets as columns. A vbucket without a stream has the seqno that it had last.
-    lag
-        int64, one for each vbucket: seqnos still to come, as far as is known; −1 where nothing is known.
-    moved_at
-        float64, one for each vbucket: when its stream began to come from another node, or to tell another
-        history; −inf for never.
-    windows
-        Flow control, by node.
-    problems
-        The last ones, oldest first.
-    """
-
-    at: float
-    bucket: str
+    at: float  # seconds of the model's clock
+    bucket: str  # its name; empty where nobody tells
     state: str
-    bounded: bool
-    reached: int
+    bounded: bool  # whether there is an end to reach
+    reached: int  # seqnos of a bounded source, summed over its vbuckets
     wanted: int
-    stats: BucketDataSourceStats
-    table: VBucketTable
+    stats: BucketDataSourceStats  # all counters, in all and by node
+    table: VBucketTable  # the vbuckets as columns. A vbucket without a stream has the seqno that it had last
     lag: npt.NDArray[np.int64]
     moved_at: npt.NDArray[np.float64]
-    windows: Mapping[str, Window]
-    problems: tuple[Problem, ...]
+    windows: Mapping[str, Window]  # flow control, by node
+    problems: tuple[Problem, ...]  # the last ones, oldest first
 
     @property
     def ended(self) -> bool:
@@ -134,19 +105,7 @@ def total_of(lag: npt.NDArray[np.int64]) -> int | None:
 def take_snapshot(
     source: Watched | None, *, at: float, state: str | None = None, before: StatsSnapshot | None = None
 ) -> StatsSnapshot:
-    """Look at a source.
-
-    Parameters
-    ----------
-    source
-        What to look at; None if nothing runs.
-    at
-        Seconds of the model's clock.
-    state
-        What whoever owns the source says of it; None to ask the source.
-    before
-        The snapshot before, of the same source.
-    """
+    """Look at a source."""
     if source is None:
         return _nothing(at, state or "waiting")
     stats = source.stats()

@@ -20,13 +20,7 @@ _QUICK = 0.5
 
 
 class TextWatcher:
-    """One line of a terminal.
-
-    Parameters
-    ----------
-    line
-        What draws it.
-    """
+    """One line of a terminal."""
 
     def __init__(self, line: TextProgress | None = None) -> None:
         self._line = TextProgress() if line is None else line
@@ -46,20 +40,6 @@ class WidgetWatcher:
 
     Its button ends the read, where the kernel hears of clicks while it reads; the kernel's own interruption
     does so everywhere.
-
-    Parameters
-    ----------
-    after
-        Seconds: of a quicker read nothing is shown.
-    clock
-        Seconds from any origin.
-
-    Attributes
-    ----------
-    source
-        What is read at present.
-    close
-        Ends the read, which raises then: it is not complete. None where nobody would hear the click.
     """
 
     def __init__(self, after: float = 0.0, clock: Callable[[], float] = monotonic) -> None:
@@ -114,13 +94,7 @@ class WidgetWatcher:
 
 
 class Patient:
-    """Another form, for reads that are worth it: nothing is shown of a quick one.
-
-    Parameters
-    ----------
-    form
-        The other one.
-    """
+    """Another form, for reads that are worth it: nothing is shown of a quick one."""
 
     def __init__(self, form: Watcher) -> None:
         self._form = form

@@ -35,13 +35,6 @@ class Dates:
     beyond the type, the column stays as it is.
 
     First :meth:`look` at all tables, then :meth:`apply`.
-
-    Parameters
-    ----------
-    names
-        Columns to look at; None for all.
-    lenient
-        They need not be there.
     """
 
     def __init__(self, names: Collection[str] | None, *, lenient: bool = False) -> None:
@@ -51,13 +44,7 @@ class Dates:
         """What all strings of a column fit so far; of columns with any string."""
 
     def look(self, table: pa.Table) -> None:
-        """Take in one more table.
-
-        Raises
-        ------
-        ConfigurationError
-            There is no such column.
-        """
+        """Take in one more table."""
         missing = [name for name in self._names or () if name not in table.column_names]
         if missing and not self._lenient:
             raise ConfigurationError(

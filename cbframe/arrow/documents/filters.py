@@ -98,18 +98,10 @@ _TEXT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A date or a time.
+    """A date or a time."""
 
-    Attributes
-    ----------
-    nanoseconds
-        Since 1970.
-    aware
-        Whether that is in UTC, or what a clock showed somewhere.
-    """
-
-    nanoseconds: int
-    aware: bool
+    nanoseconds: int  # since 1970
+    aware: bool  # whether that is in UTC, or what a clock showed somewhere
 
     @classmethod
     def of(cls, value: date) -> Moment:
@@ -143,21 +135,11 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """One comparison.
+    """One comparison."""
 
-    Attributes
-    ----------
-    path
-        Of the field, or the name of a column of metadata.
-    op
-        One of `OPERATORS`.
-    value
-        A str, int, float, bool, bytes, :class:`Moment` or None; a tuple of them for ``in`` and ``not in``.
-    """
-
-    path: Path
-    op: str
-    value: Any
+    path: Path  # of the field, or the name of a column of metadata
+    op: str  # one of `OPERATORS`
+    value: Any  # A str, int, float, bool, bytes, Moment or None; a tuple of them for `in` and `not in`
 
     @property
     def literals(self) -> tuple[Any, ...]:
@@ -183,13 +165,7 @@ Filters = tuple[tuple[Predicate, ...], ...]
 
 
 def make_filters(filters: Any) -> Filters:
-    """Check filters as they were written.
-
-    Raises
-    ------
-    ConfigurationError
-        They are no filters, or compare with what no document holds.
-    """
+    """Check filters as they were written."""
     if not isinstance(filters, list | tuple):
         raise _invalid("is not a list of comparisons")
     if not filters:
@@ -273,13 +249,7 @@ def nouns(families: Sequence[str]) -> str:
 
 
 def never(predicate: Predicate, families: Sequence[str]) -> ConfigurationError | None:
-    """The error for a comparison that cannot be true.
-
-    Parameters
-    ----------
-    families
-        The kinds of all values of the field. None are no reason.
-    """
+    """The error for a comparison that cannot be true."""
     literals = predicate.literals
     if predicate.negative or predicate.op == "is" or not families or not literals:
         return None

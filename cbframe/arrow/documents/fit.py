@@ -21,23 +21,7 @@ _STRING = msgspec.json.Decoder(str).decode
 
 
 def fit(column: pa.ChunkedArray, kind: pa.DataType) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
-    """A column as another type.
-
-    Parameters
-    ----------
-    column
-        Of the same family of values as `kind`.
-    kind
-        Numbers with a point or an exponent may be rounded to a double or a float; otherwise only values
-        that it holds exactly fit.
-
-    Returns
-    -------
-    column
-        With null for what does not fit.
-    misfits
-        The rows of what does not fit.
-    """
+    """A column as another type."""
     if column.type.equals(kind) or column.null_count == len(column):
         return column.cast(kind) if column.type.equals(kind) else _nulls(len(column), kind), _NOBODY
     if _casts(column.type, kind):

@@ -48,46 +48,18 @@ _UNSIGNED = {8: pa.uint8(), 16: pa.uint16(), 32: pa.uint32(), 64: pa.uint64()}
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A column, or a field inside of one.
+    """A column, or a field inside of one."""
 
-    Attributes
-    ----------
-    type
-        The column's type.
-    json
-        Text that is JSON.
-    inexact
-        Integers or decimals, one of which has no exact double.
-    negative
-        Integers, one of which is negative.
-    far
-        Timestamps, one of which is beyond nanoseconds.
-    digits
-        Text of numbers only, as they are written.
-    mixed
-        Text of strings and of other scalars as they are written: it cannot tell 60 from "60". In JSON text,
-        strings that may have been other scalars.
-    lost
-        Some values of the documents are null, or not as they were written.
-    members
-        Of a struct.
-    item
-        Of a list; or of a map, its values.
-    width
-        Of a struct how many objects there were, and how many members these had together, null ones included;
-        None where that was not counted.
-    """
-
-    type: pa.DataType
-    json: bool = False
-    inexact: bool = False
-    negative: bool = False
-    far: bool = False
-    digits: bool = False
+    type: pa.DataType  # the column's type
+    json: bool = False  # text that is JSON
+    inexact: bool = False  # integers or decimals, one of which has no exact double
+    negative: bool = False  # integers, one of which is negative
+    far: bool = False  # timestamps, one of which is beyond nanoseconds
+    digits: bool = False  # text of numbers only, as they are written
     mixed: bool = False
-    lost: bool = False
-    members: Mapping[str, Kind] = field(default_factory=dict)
-    item: Kind | None = None
+    lost: bool = False  # some values of the documents are null, or not as they were written
+    members: Mapping[str, Kind] = field(default_factory=dict)  # of a struct
+    item: Kind | None = None  # of a list; or of a map, its values
     width: tuple[int, int] | None = None
 
     def same(self, other: Kind) -> bool:
@@ -110,13 +82,7 @@ JSON = Kind(pa.string(), json=True)
 
 
 def common(kinds: Sequence[Kind], max_members: int) -> Kind:
-    """What holds the values of all.
-
-    Parameters
-    ----------
-    max_members
-        Different members that a struct may have before it becomes JSON text.
-    """
+    """What holds the values of all."""
     return _remembered(_common(kinds, max_members), kinds)
 
 
@@ -199,11 +165,6 @@ def known(kind: Kind, *, nested_as_text: bool) -> Known | None:
 
     That is where values are as they were written, and where integers are doubles; None where documents
     that are typed on their own have the same values in any case.
-
-    Parameters
-    ----------
-    nested_as_text
-        As of the policy: then JSON text need not come of a conflict.
     """
     if kind.json:
         return Known(frozenset({"array"})) if nested_as_text else Known(opaque=True)

@@ -17,17 +17,7 @@ _LAST_NANOSECOND = (1 << 63) - 1
 
 
 class Marks:
-    """Where values do not fit the type that others may need.
-
-    Attributes
-    ----------
-    inexact
-        Where one of the integers or decimals has no exact double.
-    negative
-        Where one of the integers is negative.
-    far
-        Where one of the timestamps is beyond nanoseconds.
-    """
+    """Where values do not fit the type that others may need."""
 
     def __init__(self) -> None:
         self.inexact: set[Place] = set()

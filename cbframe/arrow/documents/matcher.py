@@ -27,18 +27,10 @@ from cbframe.json.typer import OURS, REASON, Documents, typed
 
 @dataclass(slots=True)
 class Seen:
-    """What documents hold in a field.
+    """What documents hold in a field."""
 
-    Attributes
-    ----------
-    present
-        One has it, if only as null.
-    families
-        The kinds of its values.
-    """
-
-    present: bool = False
-    families: set[str] = field(default_factory=set)
+    present: bool = False  # one has it, if only as null
+    families: set[str] = field(default_factory=set)  # the kinds of its values
 
     def update(self, other: Seen) -> None:
         """Take in what others hold."""
@@ -47,13 +39,7 @@ class Seen:
 
 
 class Matcher:
-    """Finds the documents that pass filters, and learns what they hold in the fields that are compared.
-
-    Attributes
-    ----------
-    seen
-        By field. Of those of metadata there is nothing to learn.
-    """
+    """Finds the documents that pass filters, and learns what they hold in the fields that are compared."""
 
     def __init__(self, filters: Filters) -> None:
         self._filters = filters
@@ -66,24 +52,12 @@ class Matcher:
 
     def mask(
         self,
-        values: pa.Array,
-        is_json: npt.NDArray[np.bool_],
-        metadata: Mapping[str, pa.Array] | None = None,
+        values: pa.Array,  # binary array without nulls
+        is_json: npt.NDArray[np.bool_],  # what the server says of each
+        metadata: Mapping[str, pa.Array] | None = None,  # the columns of metadata that the filters name
         documents: npt.NDArray[np.bool_] | None = None,
     ) -> Mask:
-        """Which rows pass.
-
-        Parameters
-        ----------
-        values
-            Binary array without nulls.
-        is_json
-            What the server says of each.
-        metadata
-            The columns of metadata that the filters name.
-        documents
-            Which rows are documents at all; None for all. Others do not pass.
-        """
+        """Which rows pass."""
         if not len(values):
             return np.zeros(0, bool)
         fields = _Fields(values, is_json, self._wanted) if self.seen else None

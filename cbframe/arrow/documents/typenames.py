@@ -37,22 +37,7 @@ _MOST = 64
 
 
 def arrow_type(kind: Any, field: str) -> pa.DataType:
-    """The Arrow type that is meant.
-
-    Parameters
-    ----------
-    kind
-        A type of pyarrow, pandas, numpy or Python, or the name of one, as these print it.
-        ``datetime.datetime`` is ``timestamp[us]``, ``datetime.date`` is ``date32[day]``, and
-        ``decimal.Decimal`` is ``decimal128(38, 18)``.
-    field
-        Whose type it is to be, for messages.
-
-    Raises
-    ------
-    ConfigurationError
-        It is no type.
-    """
+    """The Arrow type that is meant."""
     if isinstance(kind, pa.DataType):
         return kind
     if isinstance(getattr(kind, "pyarrow_dtype", None), pa.DataType):
@@ -73,13 +58,7 @@ def arrow_type(kind: Any, field: str) -> pa.DataType:
 
 
 def named(text: str) -> pa.DataType:
-    """The type of a name.
-
-    Raises
-    ------
-    ValueError, TypeError, pa.ArrowException
-        There is none.
-    """
+    """The type of a name."""
     if text.lower() in _STRINGS:
         return pa.string()
     text = text.removesuffix("[pyarrow]")

@@ -44,36 +44,14 @@ class Columns:
     """What the columns of a file are.
 
     Places begin with the name of a column, as it is in the schema.
-
-    Attributes
-    ----------
-    schema
-        The columns that documents became, with ``_cb_rest``, ``_cb_value`` and ``_cb_reason`` if
-        there are such; no other metadata.
-    json
-        Where text is JSON text.
-    inexact
-        Where one of the integers or decimals has no exact double.
-    negative
-        Where one of the integers is negative.
-    far
-        Where one of the timestamps is beyond nanoseconds.
-    digits
-        Where text is numbers only, as they are written.
-    mixed
-        Where text is strings and other scalars, so that it cannot tell 60 from "60".
-    lost
-        Where some values of the documents are null, or not as they were written.
-    widths
-        Of structs with many names how many objects there were, and how many members these had together.
     """
 
     schema: pa.Schema
-    json: frozenset[Place] = frozenset()
-    inexact: frozenset[Place] = frozenset()
-    negative: frozenset[Place] = frozenset()
-    far: frozenset[Place] = frozenset()
-    digits: frozenset[Place] = frozenset()
+    json: frozenset[Place] = frozenset()  # where text is JSON text
+    inexact: frozenset[Place] = frozenset()  # where one of the integers or decimals has no exact double
+    negative: frozenset[Place] = frozenset()  # where one of the integers is negative
+    far: frozenset[Place] = frozenset()  # where one of the timestamps is beyond nanoseconds
+    digits: frozenset[Place] = frozenset()  # where text is numbers only, as they are written
     mixed: frozenset[Place] = frozenset()
     lost: frozenset[Place] = frozenset()
     widths: Mapping[Place, tuple[int, int]] = field(default_factory=dict)
@@ -118,14 +96,7 @@ class Columns:
         return frozenset(place for place, inner in places if lattice.is_text(inner.type))
 
     def reported(self, paths: Mapping[str, Mapping[str, Iterable[str]]]) -> Columns:
-        """The columns with what a read reported of values that have no common type.
-
-        Parameters
-        ----------
-        paths
-            By path, as it is reported: what became of the values (``text``, ``json``, ``null``), and the
-            families of values.
-        """
+        """The columns with what a read reported of values that have no common type."""
         marked: dict[str, set[Place]] = {mark: set() for mark in _LATER}
         for name, kind in self.kinds().items():
             for place, inner in _walk(kind, (name,)):
@@ -159,13 +130,7 @@ class Columns:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Columns:
-        """The columns of which :meth:`to_dict` made this.
-
-        Raises
-        ------
-        ConfigurationError
-            It is broken.
-        """
+        """The columns of which :meth:`to_dict` made this."""
         try:
             message = base64.b64decode(fields["schema"], validate=True)
             schema = pa.ipc.read_schema(pa.py_buffer(message))
@@ -214,17 +179,7 @@ class Columns:
 
 
 class ColumnsBuilder:
-    """Finds out what columns are, table by table.
-
-    Parameters
-    ----------
-    schema
-        Of the tables. Metadata columns are passed over.
-    plan
-        By which they were made.
-    widths
-        How many names there are where there are many, as the documents have them.
-    """
+    """Finds out what columns are, table by table."""
 
     def __init__(
         self, schema: pa.Schema, plan: Column, widths: Mapping[Place, tuple[int, int]] | None = None
@@ -270,15 +225,6 @@ def unify(many: Sequence[Columns], *, max_members: int = 1000) -> Columns:
     Columns, and members of structs, are in order of first appearance: those of the first that has
     them first. Those that are null in all come last, by name. Then ``_cb_rest``, ``_cb_value`` and
     ``_cb_reason``. Apart from that the order of `many` does not matter.
-
-    Parameters
-    ----------
-    many
-        Of all files. Given what some of them have become together, the result is the same, as long
-        as there are no more than `max_members` fields.
-    max_members
-        As in :class:`~cbframe.arrow.documents.plan.Policy`: different members that a struct may have,
-        and fields inside of all columns together, before structs become JSON text.
     """
     every = lattice.members((columns.kinds() for columns in many), max_members)
     kinds = {name: kind for name, kind in every.items() if name not in _LAST}

@@ -17,19 +17,7 @@ from cbframe.json.layout import is_list
 
 
 def widen(table: pa.Table, narrow: Columns, wide: Columns) -> pa.Table:
-    """The columns of `wide`, in its order: those that are missing are null, others hold the same values.
-
-    Parameters
-    ----------
-    table
-        It has the columns of `narrow` that are in `wide`; others are passed over. It may come from a
-        Parquet file, where objects without fields are the text ``{}``, and items that are null are text.
-    narrow
-        What the table's columns are.
-    wide
-        What :func:`~cbframe.arrow.documents.unify.unify` made of `narrow` and others, or some of its
-        columns.
-    """
+    """The columns of `wide`, in its order: those that are missing are null, others hold the same values."""
     have = narrow.kinds()
     columns = [
         pa.chunked_array(_cells(table.column(name), have[name], kind), kind.type)

@@ -26,14 +26,7 @@ _SAME = "t._cb_collection_id = s._cb_collection_id AND t._cb_key = s._cb_key"
 
 
 class Committer:
-    """Writes one commit.
-
-    Parameters
-    ----------
-    table
-        A ``deltalake.DeltaTable`` at the version that the commit follows; None to make one. Where another
-        writer has changed it since, there is no commit.
-    """
+    """Writes one commit."""
 
     def __init__(self, uri: str, table: Any, storage_options: Mapping[str, str] | None) -> None:
         self._uri = uri
@@ -76,13 +69,6 @@ class Committer:
         """Change, add and delete rows.
 
         Where nothing comes of it, as of deletions of what the table does not have, it is noted.
-
-        Parameters
-        ----------
-        changes
-            Rows as they will be, with the column `CHANGE`: no document occurs twice.
-        widen
-            There are columns that the table does not have.
         """
         schema, tables = changes
         source = _Guarded(tables)

@@ -21,34 +21,16 @@ _ANEW = 'to_delta(..., mode="overwrite") makes it anew; old versions stay until 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The state of a table that is continued.
+    """The state of a table that is continued."""
 
-    Attributes
-    ----------
-    table
-        A ``deltalake.DeltaTable``, at the version that is continued.
-    manifest
-        Of the last update. Its ``files`` are empty: those are in Delta's own log.
-    ancestors
-        It and the updates before it, newest first.
-    versions
-        By the version of an update, that of the table.
-    """
-
-    table: Any
-    manifest: Manifest
-    ancestors: list[Manifest]
-    versions: Mapping[int, int]
+    table: Any  # A `deltalake.DeltaTable`, at the version that is continued
+    manifest: Manifest  # of the last update. Its `files` are empty: those are in Delta's own log
+    ancestors: list[Manifest]  # it and the updates before it, newest first
+    versions: Mapping[int, int]  # by the version of an update, that of the table
 
 
 def library() -> Any:
-    """The module ``deltalake``.
-
-    Raises
-    ------
-    DependencyError
-        It is not installed.
-    """
+    """The module ``deltalake``."""
     try:
         import deltalake  # noqa: PLC0415 - optional
     except ImportError as exc:
@@ -86,13 +68,7 @@ def open_table(uri: str, storage_options: Mapping[str, str] | None) -> Any:
 
 
 def base_of(table: Any, uri: str) -> Base:
-    """What the log tells of the last update.
-
-    Raises
-    ------
-    SnapshotError
-        There was none, or the table was changed since by someone else.
-    """
+    """What the log tells of the last update."""
     with told(uri, "read the log of the Delta table"):
         commits = table.history(_LOOK_BACK)
         if not any(APP in commit for commit in commits):

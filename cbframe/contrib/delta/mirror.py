@@ -41,30 +41,18 @@ class _GoneError(Exception):
 
 
 class Mirror:
-    """A write under way.
-
-    Parameters
-    ----------
-    base
-        What is continued; None to begin.
-    version
-        Number of the update that is made.
-    stored
-        What of the bucket the table holds, as its metadata has it.
-    opener
-        Opens an earlier version of the table.
-    """
+    """A write under way."""
 
     def __init__(
         self,
         uri: str,
-        base: Base | None,
+        base: Base | None,  # what is continued; None to begin
         committer: Committer,
         *,
-        version: int,
+        version: int,  # number of the update that is made
         target: ScanSpec,
-        stored: Mapping[str, Any],
-        opener: _Opener,
+        stored: Mapping[str, Any],  # what of the bucket the table holds, as its metadata has it
+        opener: _Opener,  # opens an earlier version of the table
         clock: Clock,
     ) -> None:
         self._uri = uri
@@ -80,16 +68,7 @@ class Mirror:
         self._keys: KeyForm = stored["keys"]
 
     def run(self) -> DeltaResult:
-        """Read, and commit.
-
-        Raises
-        ------
-        SnapshotError
-            The bucket is another one, or was emptied; another writer was faster; the table cannot be read
-            or written.
-        CbframeError
-            The read could not be completed. The table is as it was.
-        """
+        """Read, and commit."""
         gone: set[int] = set()
         while True:
             try:

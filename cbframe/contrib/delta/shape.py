@@ -36,32 +36,7 @@ _Convert = Callable[[pa.Array, pa.DataType], pa.Array]
 
 
 class Shape:
-    """How a table holds the columns of documents.
-
-    Parameters
-    ----------
-    columns
-        What they are.
-    xattrs
-        Whether there are extended attributes among the metadata.
-    keys
-        The form of keys.
-    escaped
-        Whether the text of keys has escapes: not in tables of earlier versions of cbframe, where keys are
-        text only if all of them are UTF-8.
-
-    Attributes
-    ----------
-    schema
-        Of the table: metadata, and the fields that have a column.
-    columns
-        As given.
-
-    Raises
-    ------
-    ConversionError
-        Delta has no such type.
-    """
+    """How a table holds the columns of documents."""
 
     def __init__(self, columns: Columns, *, xattrs: bool, keys: KeyForm, escaped: bool = True) -> None:
         self.columns = columns
@@ -83,15 +58,7 @@ class Shape:
         )
 
     def stored(self, head: pa.Table, documents: pa.Table) -> pa.Table:
-        """Rows as the table holds them.
-
-        Parameters
-        ----------
-        head
-            Metadata, as the wire has it.
-        documents
-            The fields: `columns`.
-        """
+        """Rows as the table holds them."""
         arrays = [
             formed(head[KEY], self.keys) if field.name == KEY else _bits(head[field.name], field.type)
             for field in self._head

@@ -22,46 +22,22 @@ from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
 
 @dataclass(slots=True)
 class Back:
-    """What is to be done to the rows of the table besides what changed.
+    """What is to be done to the rows of the table besides what changed."""
 
-    Attributes
-    ----------
-    lost
-        Rows that the server took back.
-    dropped
-        Rows of collections that went.
-    restored
-        Rows of earlier versions that count again, as they will be stored.
-    """
-
-    lost: list[pa.Table] = field(default_factory=list)
-    dropped: list[pa.Table] = field(default_factory=list)
+    lost: list[pa.Table] = field(default_factory=list)  # rows that the server took back
+    dropped: list[pa.Table] = field(default_factory=list)  # rows of collections that went
     restored: list[pa.Table] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the bucket told.
+    """What the bucket told."""
 
-    Attributes
-    ----------
-    waiting
-        Changes, of each document one.
-    columns
-        What the fields of the documents are.
-    upserted, deleted
-        How many there are.
-    dead
-        Collections that were dropped, now or before.
-    ended
-        By vbucket and collection: the seqno at which it was dropped or emptied.
-    """
-
-    waiting: Waiting
-    columns: Columns
-    upserted: int
+    waiting: Waiting  # changes, of each document one
+    columns: Columns  # what the fields of the documents are
+    upserted: int  # how many there are
     deleted: int
-    dead: frozenset[int]
+    dead: frozenset[int]  # collections that were dropped, now or before
     ended: dict[tuple[int, int], int]
 
     def of_dropped(self, head: pa.Table) -> Mask:

@@ -32,18 +32,10 @@ BEGINNING = Position()
 
 
 class Selection(NamedTuple):
-    """Of which documents an offset is.
+    """Of which documents an offset is."""
 
-    Attributes
-    ----------
-    scope
-        The name that was asked for; None if none was.
-    collections
-        The names that were asked for, sorted; None if none were.
-    """
-
-    scope: str | None = None
-    collections: tuple[str, ...] | None = None
+    scope: str | None = None  # the name that was asked for; None if none was
+    collections: tuple[str, ...] | None = None  # the names that were asked for, sorted; None if none were
 
     @classmethod
     def of(cls, scope: str | None, collections: Iterable[str] | None) -> Selection:
@@ -88,28 +80,11 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """How far all vbuckets are.
+    """How far all vbuckets are."""
 
-    Attributes
-    ----------
-    bucket_uuid
-        Of the bucket; empty if none was looked at.
-    marks
-        By vbucket; those that are missing are at their beginning.
-    turn
-        The vbucket from which on the next read takes what there is, if reads are limited.
-    initial
-        Whether it is the moment at which it was asked where to begin, of which engines take no note.
-    began
-        Of the first offset behind an initial one: that one's marks. An engine that does its first read
-        again asks anew where to begin, and gets a later moment.
-    selection
-        Of which documents it is. The very first offset, which has no marks, is of none.
-    """
-
-    bucket_uuid: str = ""
+    bucket_uuid: str = ""  # of the bucket; empty if none was looked at
     marks: Mapping[int, Position] = field(default_factory=dict)
-    turn: int = 0
+    turn: int = 0  # the vbucket from which on the next read takes what there is, if reads are limited
     initial: bool = False
     began: Mapping[int, Position] | None = None
     selection: Selection = ALL
@@ -131,13 +106,7 @@ class Offset:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Offset:
-        """Read what :meth:`to_dict` gave; nothing is the beginning.
-
-        Raises
-        ------
-        ConfigurationError
-            It is no such thing.
-        """
+        """Read what :meth:`to_dict` gave; nothing is the beginning."""
         if not isinstance(fields, Mapping):
             raise ConfigurationError(f"an offset is a {type(fields).__name__}, and no object", hint=_HINT)
         rest = dict(fields)
@@ -161,35 +130,12 @@ class Offset:
 
     def ahead(
         self,
-        positions: Mapping[int, Position],
+        positions: Mapping[int, Position],  # the newest history and the high seqno of every vbucket
         bucket_uuid: str,
         most: int | None = None,
-        selection: Selection = ALL,
+        selection: Selection = ALL,  # what is asked for
     ) -> Offset:
-        """The offset that is to be read to, when the bucket is at `positions`.
-
-        Parameters
-        ----------
-        positions
-            The newest history and the high seqno of every vbucket.
-        most
-            How many rows the read may have; None for all there are. Vbuckets are read whole, by turns, as
-            far as that goes: the server has to send all of a vbucket that is read in part, each time.
-        selection
-            What is asked for.
-
-        Returns
-        -------
-        Offset
-            This one, if there is nothing new.
-
-        Raises
-        ------
-        ClusterMapError
-            The bucket is another one.
-        ConfigurationError
-            This offset is of other collections.
-        """
+        """The offset that is to be read to, when the bucket is at `positions`."""
         self.check(positions, bucket_uuid, selection)
         marks = {vb: self.marks.get(vb, BEGINNING) for vb in sorted(positions)}
         left = MAX_SEQNO if most is None else most
@@ -215,15 +161,7 @@ class Offset:
         return Offset(bucket_uuid, marks, turn, began=began, selection=selection)
 
     def check(self, positions: Mapping[int, Position], bucket_uuid: str, selection: Selection = ALL) -> None:
-        """See that it is of this bucket and of these collections.
-
-        Raises
-        ------
-        ClusterMapError
-            The bucket is another one.
-        ConfigurationError
-            It is of other collections.
-        """
+        """See that it is of this bucket and of these collections."""
         self._check_selection(selection)
         other = self.bucket_uuid and bucket_uuid and bucket_uuid != self.bucket_uuid
         if other or (self.marks and self.marks.keys() != positions.keys()):
@@ -246,13 +184,7 @@ class Offset:
             )
 
     def ranges_to(self, end: Offset) -> list[Range]:
-        """What is to be read between this offset and a later one.
-
-        Raises
-        ------
-        ConfigurationError
-            They are of different collections.
-        """
+        """What is to be read between this offset and a later one."""
         self._check_selection(end.selection)
         if end.initial:
             # Nothing had come since the beginning that this is.

@@ -50,22 +50,10 @@ _CHANGES_PER_PART = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spans:
-    """What is read between offsets, and how.
-
-    Attributes
-    ----------
-    schema
-        Of the rows: :data:`REQUIRED` columns, other metadata, and fields of documents.
-    on_rollback
-        What becomes of a vbucket that was given, and whose history is another one or has purged deletions
-        that were not given: ``"reset"`` gives it again, ``"fail"`` is an error.
-    whole_snapshots
-        Give also what the server sends beyond the planned end, once now and again with the next read:
-        then a document that changes all the time is not put off from read to read.
-    """
+    """What is read between offsets, and how."""
 
     settings: PartSettings
-    schema: pa.Schema
+    schema: pa.Schema  # of the rows: REQUIRED columns, other metadata, and fields of documents
     on_rollback: OnReset = "reset"
     whole_snapshots: bool = False
 
@@ -88,17 +76,7 @@ class Spans:
         )
 
     def ahead(self, start: Offset, look: Look, most: int | None = None) -> Offset:
-        """As :meth:`Offset.ahead`.
-
-        Raises
-        ------
-        RollbackError
-            A history is another one, and that is refused.
-        ClusterMapError
-            The bucket is another one.
-        ConfigurationError
-            The offset is of other collections.
-        """
+        """As :meth:`Offset.ahead`."""
         end = start.ahead(look.positions, look.map.uuid, most, self.selection)
         self._refuse_planned(start.ranges_to(end), look)
         return end
@@ -108,17 +86,7 @@ class Spans:
         return Offset.now(look.positions, look.map.uuid, self.selection)
 
     def parts(self, start: Offset, end: Offset, look: Look, n: int) -> list[SpanPart]:
-        """What is to be read between two offsets, in `n` parts at most, of one node each if it can be.
-
-        Raises
-        ------
-        RollbackError
-            A history is another one, and that is refused.
-        ClusterMapError
-            The bucket is another one.
-        ConfigurationError
-            The offsets are of other collections.
-        """
+        """What is to be read between two offsets, in `n` parts at most, of one node each if it can be."""
         # Who is started anew has not looked ahead from here: nobody has compared anything yet.
         end.check(look.positions, look.map.uuid, self.selection)
         ranges = {each.vbucket: each for each in start.ranges_to(end)}
@@ -156,14 +124,7 @@ def make_spans(
     transaction_records: Exclusion = "drop",
     options: BucketDataSourceOptions | None = None,
 ) -> Spans:
-    """Check what is to be read.
-
-    Raises
-    ------
-    ConfigurationError
-        An argument cannot be meant, or the schema lacks a column without which nobody can tell what rows
-        mean.
-    """
+    """Check what is to be read."""
     if on_rollback not in ("reset", "fail"):
         raise ConfigurationError(f"on_rollback={on_rollback!r}", hint="choose 'reset' or 'fail'")
     if on_conflict not in ("raise", "null"):
@@ -213,21 +174,11 @@ def make_spans(
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class SpanPart:
-    """Some vbuckets of a read between offsets, to be read anywhere.
+    """Some vbuckets of a read between offsets, to be read anywhere."""
 
-    Attributes
-    ----------
-    number
-        From 0.
-    node
-        The node that had its vbuckets, or most of them.
-    ranges
-        What is to be read.
-    """
-
-    number: int
-    node: str
-    ranges: tuple[Range, ...]
+    number: int  # from 0
+    node: str  # the node that had its vbuckets, or most of them
+    ranges: tuple[Range, ...]  # what is to be read
     bucket_uuid: str
     spans: Spans = field(repr=False)
 
@@ -240,13 +191,7 @@ class SpanPart:
         return f"<SpanPart {self.number}: {changes:,} changes of {len(self.ranges)} vbuckets of {self.node}>"
 
     def refuse_secrets(self) -> None:
-        """Raise what pickling would raise.
-
-        Raises
-        ------
-        ConfigurationError
-            There is a password in it.
-        """
+        """Raise what pickling would raise."""
         self.spans.settings.refuse_secrets()
 
     def read(self) -> Iterator[pa.RecordBatch]:
@@ -257,17 +202,6 @@ class SpanPart:
         Of a vbucket that is given anew, a reset comes first. If its history is the planned one, it is given
         up to the planned end; if not, as far as it goes: the next read, whose offset tells of yet another
         history, gives it anew once more.
-
-        Raises
-        ------
-        RollbackError
-            A vbucket has another history, or deletions were purged behind the start, and that is refused.
-        StreamError
-            A node has less than it told.
-        ConversionError
-            Documents do not fit the schema.
-        CbframeError
-            The read could not be completed.
         """
         with ExitStack() as stack:
             first = self._pass(self.ranges, stack)

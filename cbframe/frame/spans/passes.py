@@ -18,19 +18,7 @@ from cbframe.frame.spans.rows import Kept, SpanReceiver, SpanSink
 
 
 class Pass:
-    """One run over some vbuckets, and what is to be said of each.
-
-    Attributes
-    ----------
-    anew
-        Vbuckets that were read from their beginning, though that was not planned.
-    again
-        Those that have to be.
-    lost
-        Those whose history is not the planned one.
-    sent_back
-        Those whose history is the planned one, and that the server did not go on with where it was to.
-    """
+    """One run over some vbuckets, and what is to be said of each."""
 
     def __init__(
         self,
@@ -112,11 +100,6 @@ class Pass:
 
         If a history does not have the seqno that it was told to have, what is missing would be told by
         nobody later on, so that cannot be passed over.
-
-        Raises
-        ------
-        StreamError
-            It does not.
         """
         now = self._look({each.vbucket for each in short}).positions
         for each in short:

@@ -26,28 +26,14 @@ _OPCODES = np.array(DATA_OPCODES, np.uint8)
 
 
 class SpanReceiver(DeferringBatchReceiver):
-    """Gathers changes behind some marks.
-
-    Attributes
-    ----------
-    fallen
-        Vbuckets that the server sent back: they were read from their beginning then.
-    """
+    """Gathers changes behind some marks."""
 
     __slots__ = ("_ends", "_events", "_histories", "fallen")
 
-    fallen: set[int]
+    fallen: set[int]  # vbuckets that the server sent back: they were read from their beginning then
 
     def begin(self, marks: Mapping[int, Position], *, of_scope: bool) -> None:
-        """Begin there; call it before anything is received.
-
-        Parameters
-        ----------
-        marks
-            Where, by vbucket.
-        of_scope
-            All collections of one scope are asked for.
-        """
+        """Begin there; call it before anything is received."""
         self.fallen = set()
         # Servers tell that a collection was emptied by telling once more that it was created.
         self._ends = {SystemEventId.CREATE_COLLECTION, SystemEventId.DROP_COLLECTION}
@@ -146,15 +132,7 @@ class SpanSink(Pipeline):
         return seqno if self._number[vbucket] >= self._receiver.counts_from(vbucket) else None
 
     def changes(self, kept: Kept) -> Iterator[pa.Table]:
-        """Rows that count, in the order of each vbucket: what happened, metadata, fields.
-
-        Raises
-        ------
-        ConversionError
-            Documents do not fit the schema.
-        ConfigurationError
-            A collection that was asked for is gone.
-        """
+        """Rows that count, in the order of each vbucket: what happened, metadata, fields."""
         receiver = self._receiver
         manifest = self.complete()
         current = CurrentRows(self.heads(), receiver, versions=True)
