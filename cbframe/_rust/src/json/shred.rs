@@ -63,11 +63,11 @@ impl Name {
 /// A member of objects.
 #[derive(Clone)]
 pub struct Field {
-    /// The first sixteen bytes of the name and a quote, of which those count that are in the mask.
+    /// The first sixteen bytes of it as it is written, of which those count that are in the mask.
     head: [u64; 2],
     mask: [u64; 2],
-    /// The name and a quote.
-    quoted: Box<[u8]>,
+    /// The name in quotes and a colon.
+    written: Box<[u8]>,
     /// The field that came after this one last time.
     next: u32,
     /// Its values; None for those that are not wanted.
@@ -76,10 +76,9 @@ pub struct Field {
 
 impl Field {
     fn new(name: &[u8], node: Option<u32>) -> Field {
-        let mut quoted = name.to_vec();
-        quoted.push(b'"');
+        let written = [b"\"", name, b"\":"].concat();
         let (mut head, mut mask) = ([0; 2], [0; 2]);
-        for (place, byte) in quoted.iter().take(16).enumerate() {
+        for (place, byte) in written.iter().take(16).enumerate() {
             head[place / 8] |= (*byte as u64) << (place % 8 * 8);
             mask[place / 8] |= 0xff << (place % 8 * 8);
         }
@@ -87,21 +86,21 @@ impl Field {
             // A name that is only ever written with escapes equals nothing.
             (head[0], mask[0]) = (1, 0);
         }
-        Field { head, mask, quoted: quoted.into(), next: NONE, node }
+        Field { head, mask, written: written.into(), next: NONE, node }
     }
 
-    /// Whether the name that begins at a place is this one; no more of it than the end of the document can be.
+    /// Whether this is what is written at a place, if only beyond the end of the document.
     #[inline(always)]
     fn is_at(&self, text: Text, at: usize) -> bool {
-        let length = self.quoted.len();
+        let length = self.written.len();
         text.word(at) & self.mask[0] == self.head[0]
             && (length <= 8
                 || text.word(at + 8) & self.mask[1] == self.head[1]
-                    && (length <= 16 || at + length <= text.end() && *text.slice(at, at + length) == *self.quoted))
+                    && (length <= 16 || at + length <= text.end() && *text.slice(at, at + length) == *self.written))
     }
 
     pub fn name(&self) -> &[u8] {
-        &self.quoted[..self.quoted.len() - 1]
+        &self.written[1..self.written.len() - 2]
     }
 }
 
@@ -333,27 +332,28 @@ impl Shredder {
         let mut previous = NONE;
         let mut expected = self.nodes[id].first;
         loop {
-            if text.byte(at) != b'"' {
-                return Err(Fault::Invalid);
-            }
-            at += 1;
-            let name = at;
+            let name = at + 1;
+            let name_end;
             let child = match self.nodes[id].fields.get(expected as usize) {
                 Some(field) if field.is_at(text, at) => {
-                    at += field.quoted.len();
+                    at += field.written.len();
+                    name_end = at - 2;
                     (previous, expected) = (expected, field.next);
                     field.node
                 }
                 _ => {
+                    if text.byte(at) != b'"' {
+                        return Err(Fault::Invalid);
+                    }
                     let found;
-                    (found, at) = self.find(text, at, id, previous)?;
+                    (found, name_end) = self.find(text, name, id, previous)?;
+                    at = text.colon(name_end + 1)?;
                     let field = self.nodes[id].fields.get(found as usize);
                     (previous, expected) = (found, field.map_or(NONE, |field| field.next));
                     field.and_then(|field| field.node)
                 }
             };
-            let name_end = at - 1;
-            at = text.colon(at)?;
+            at = text.blanks(at);
             at = match child {
                 Some(child) => self.value(text, at, child as usize, row, depth)?,
                 None => {
@@ -377,6 +377,15 @@ impl Shredder {
     /// The field of a name that is not the one which came behind the previous one last time, and where it ends.
     #[inline(never)]
     fn find(&mut self, text: Text, at: usize, id: usize, previous: u32) -> Result<(u32, usize)> {
+        let node = &self.nodes[id];
+        let expected = node.fields.get(previous as usize).map_or(node.first, |field| field.next);
+        if let Some(field) = node.fields.get(expected as usize) {
+            // There are blanks before the colon.
+            let end = at + field.name().len();
+            if field.mask[0] != 0 && text.byte(end) == b'"' && text.slice(at, end) == field.name() {
+                return Ok((expected, end));
+            }
+        }
         let (end, escapes) = text.string(at)?;
         let mut unescaped = std::mem::take(&mut self.text);
         let name = if escapes {
@@ -404,7 +413,7 @@ impl Shredder {
             Some(field) => field.next = found,
             None => node.first = found,
         }
-        Ok((found, end + 1))
+        Ok((found, end))
     }
 
     /// Whether a further name were one too many.
@@ -460,9 +469,6 @@ impl Shredder {
 
     #[inline(always)]
     fn value(&mut self, text: Text, at: usize, id: usize, row: u32, depth: u32) -> Result<usize> {
-        if self.nodes[id].cells.last().is_some_and(|cell| cell.row == row) {
-            self.take_back(id, row); // a name that came before in the same object
-        }
         let (cell, end) = match text.byte(at) {
             b'"' => {
                 let (end, escapes) = text.string(at + 1)?;
@@ -482,11 +488,13 @@ impl Shredder {
             }
             b'n' => (Cell { content: 0, row, kind: Kind::Null }, text.literal(at)?),
             b'{' => {
+                self.take_back_if_there(id as u32, row);
                 let end = self.inside(text, at, id, row, depth);
                 self.nodes[id].broken |= end.is_err();
                 (Cell::span(Kind::Object, row, at, end?), end?)
             }
             b'[' => {
+                self.take_back_if_there(id as u32, row);
                 let end = self.list(text, at, id, depth);
                 self.nodes[id].broken |= end.is_err();
                 (Cell::span(Kind::Array, row, at, end?), end?)
@@ -495,8 +503,19 @@ impl Shredder {
         };
         let node = &mut self.nodes[id];
         node.kinds.add(cell.kind);
-        node.cells.push(cell);
+        if node.cells.last().is_some_and(|cell| cell.row == row) {
+            self.replace(id, cell);
+        } else {
+            node.cells.push(cell);
+        }
         Ok(end)
+    }
+
+    /// The value of a name that came before in the same object.
+    #[cold]
+    fn replace(&mut self, id: usize, cell: Cell) {
+        self.take_back(id, cell.row);
+        self.nodes[id].cells.push(cell);
     }
 
     /// The members of an object; where it ends.

@@ -91,7 +91,7 @@ impl Kinds {
 /// The documents of a batch, up to the end of one of them.
 #[derive(Clone, Copy)]
 pub struct Text<'a> {
-    /// Everything: sixteen bytes at once may be read beyond the end of the document.
+    /// Everything: chunks of bytes may be read beyond the end of the document.
     all: &'a [u8],
     /// Up to the end of the document.
     doc: &'a [u8],
@@ -117,13 +117,19 @@ impl<'a> Text<'a> {
         &self.doc[from..to]
     }
 
+    /// Some bytes at a place; None at the very end.
+    #[inline(always)]
+    fn chunk<const N: usize>(&self, at: usize) -> Option<&'a [u8; N]> {
+        self.all.get(at..)?.first_chunk()
+    }
+
     /// Append what is between two places.
     ///
     /// Most strings are short: a copy of as many bytes as the processor copies at once, cut off behind them, costs
     /// less than one of just so many.
     #[inline(always)]
     pub fn append(&self, from: usize, to: usize, out: &mut Vec<u8>) {
-        match self.all.get(from..from + COPIED) {
+        match self.chunk::<COPIED>(from) {
             Some(bytes) if to - from <= COPIED => {
                 let end = out.len() + (to - from);
                 out.extend_from_slice(bytes);
@@ -136,8 +142,8 @@ impl<'a> Text<'a> {
     /// Eight bytes as a little-endian number; zeros at the very end.
     #[inline(always)]
     pub fn word(&self, at: usize) -> u64 {
-        match self.all.get(at..at + 8) {
-            Some(bytes) => u64::from_le_bytes(bytes.try_into().unwrap_or_default()),
+        match self.chunk(at) {
+            Some(bytes) => u64::from_le_bytes(*bytes),
             None => self.last_word(at),
         }
     }
@@ -171,20 +177,20 @@ impl<'a> Text<'a> {
     #[inline(always)]
     pub fn string(&self, start: usize) -> Result<(usize, bool)> {
         let mut at = start;
-        let mut wide = false;
+        let mut wide = 0;
         let mut escapes = false;
         loop {
-            let (found, high) = match self.all.get(at..at + 16) {
-                Some(bytes) => special(bytes.try_into().unwrap_or(&[0; 16])),
+            let (found, high) = match self.chunk(at) {
+                Some(bytes) => special(bytes),
                 None => special(&self.last(at)),
             };
             if found == 0 {
-                wide |= high != 0;
+                wide |= high;
                 at += 16;
                 continue;
             }
             let ahead = found.trailing_zeros();
-            wide |= high & ((1 << ahead) - 1) != 0;
+            wide |= high & ((1 << ahead) - 1);
             at += ahead as usize;
             match self.byte(at) {
                 b'"' => break,
@@ -195,7 +201,7 @@ impl<'a> Text<'a> {
                 _ => return Err(Fault::Invalid),
             }
         }
-        if wide && std::str::from_utf8(self.slice(start, at)).is_err() {
+        if wide != 0 && std::str::from_utf8(self.slice(start, at)).is_err() {
             return Err(Fault::Invalid);
         }
         Ok((at, escapes))
