@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 VERSION = [KEY, COLLECTION_ID, SEQNO]
 """Columns that tell a version of a document."""
-_SEVERAL_VERSIONS = SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS
+_SEVERAL_VERSIONS = int(SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS)
 
 
 @dataclass(slots=True)

@@ -61,6 +61,7 @@ class Callbacks:
     ) -> None:
         self._receiver = receiver
         # Chosen here: to ask what a receiver is takes as long as to deliver a small block.
+        self._positions = receiver if isinstance(receiver, PositionReceiver) else None
         self._take_block = (
             receiver.take_block
             if isinstance(receiver, DeferringReceiver)
@@ -110,8 +111,8 @@ class Callbacks:
     def _position(self, vbucket: int) -> Position:
         receiver, stats = self._receiver, self._stats
         try:
-            if isinstance(receiver, PositionReceiver):
-                return self._call(receiver.position, vbucket)
+            if self._positions is not None:
+                return self._call(self._positions.position, vbucket)
             stored, seqno = self._call(receiver.get_metadata, vbucket)
         except CbframeError:
             stats.tot_get_vbucket_metadata_err += 1
@@ -135,17 +136,17 @@ class Callbacks:
             purge_seqno=stream.purge_seqno or held.purge_seqno,
             manifest_uid=stream.manifest_uid or held.manifest_uid,
         )
-        keeps = isinstance(receiver, PositionReceiver)
+        positions = self._positions
         try:
-            encoded = b"" if keeps else metadata.to_json()
+            encoded = metadata.to_json() if positions is None else b""
         except (TypeError, ValueError) as exc:
             stats.tot_set_vbucket_metadata_marshal_err += 1
             raise StreamError(f"the metadata has no JSON: {exc}", vbucket=stream.vbucket) from exc
         try:
-            if isinstance(receiver, PositionReceiver):
-                self._call(receiver.store, stream.vbucket, metadata)
-            else:
+            if positions is None:
                 self._call(receiver.set_metadata, stream.vbucket, encoded)
+            else:
+                self._call(positions.store, stream.vbucket, metadata)
         except CbframeError:
             stats.tot_set_vbucket_metadata_err += 1
             raise

@@ -6,7 +6,7 @@ are valid until the next event is taken.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -52,6 +52,7 @@ from cbframe.wire.messages import (
 )
 from cbframe.wire.requests import BufferAck, CloseStream, Plain, StreamRequest, noop_reply
 
+_TO_BE_ANSWERED = int(SnapshotFlag.ACK)
 _PREPARE_COUNTS_MORE = 2
 """Bytes by which servers count a prepared write longer than it is."""
 
@@ -234,14 +235,12 @@ class DcpConnection:
             stats.tot_worker_receive_ok += frames
             stats.tot_upr_data_change += decoded.messages
             self.messages += decoded.messages
-            for offset in decoded.before:
-                yield from self._handle(buffer, offset)
+            yield from self._handle(buffer, decoded.before)
             if len(decoded):
                 yield self._data(buffer, decoded)
             else:
                 self.acknowledge(decoded.nbytes)
-            for offset in decoded.after:
-                yield from self._handle(buffer, offset)
+            yield from self._handle(buffer, decoded.after)
             if decoded.error is not None:
                 self._refuse(buffer, decoded)
 
@@ -269,43 +268,47 @@ class DcpConnection:
             offset=decoded.consumed,
         )
 
-    def _handle(self, buffer: bytearray, offset: int) -> Iterator[Event]:
-        """Handle a frame that is no data message."""
+    def _handle(self, buffer: bytearray, offsets: Sequence[int]) -> Iterator[Event]:
+        """Handle frames that are no data messages."""
         stats = self.stats
-        parsed = Frame.parse(buffer, offset, max_body=self._max_body)
-        assert parsed is not None, "the decoder takes whole frames only"
-        stats.tot_worker_handle_recv += 1
-        handled = False
-        try:
-            yield from self._on_frame(parsed[0])
-            handled = True
-        finally:
-            # Left early too: the receiver raised at an event, and no more are taken.
-            stats.tot_worker_handle_recv_ok += handled
-            stats.tot_worker_handle_recv_err += not handled
+        for offset in offsets:
+            parsed = Frame.parse(buffer, offset, max_body=self._max_body)
+            assert parsed is not None, "the decoder takes whole frames only"
+            stats.tot_worker_handle_recv += 1
+            handled = False
+            try:
+                if (event := self._on_frame(parsed[0])) is not None:
+                    yield event
+                    if isinstance(event, Opened):
+                        self._on_opened(event.stream)
+                handled = True
+            finally:
+                # Left early too: the receiver raised at an event, and no more are taken.
+                stats.tot_worker_handle_recv_ok += handled
+                stats.tot_worker_handle_recv_err += not handled
 
-    def _on_frame(self, frame: Frame) -> Iterator[Event]:
+    def _on_frame(self, frame: Frame) -> Event | None:
         if frame.is_response:
-            yield from self._on_response(frame)
-        elif frame.magic == Magic.SERVER_REQUEST:
+            return self._on_response(frame)
+        if frame.magic == Magic.SERVER_REQUEST:
             # No push needs an answer, also not one of another kind.
             if frame.opcode == ServerOpcode.CLUSTERMAP_CHANGE_NOTIFICATION and frame.key == self._bucket:
-                yield MapPushed(parse_map_revision(frame), _plain_body(frame))
-        elif self.session is None and frame.opcode != Opcode.DCP_NOOP:
+                return MapPushed(parse_map_revision(frame), _plain_body(frame))
+            return None
+        if self.session is None and frame.opcode != Opcode.DCP_NOOP:
             raise ProtocolError(
                 "a request from the server before the handshake was done", opcode=frame.opcode
             )
-        else:
-            yield from self._on_message(frame)
+        return self._on_message(frame)
 
     # -- what the server says on its own
 
-    def _on_message(self, frame: Frame) -> Iterator[Event]:
+    def _on_message(self, frame: Frame) -> Event | None:
         message = parse_message(frame)
         if isinstance(message, DcpNoop):
             self._queue(noop_reply(frame))
-            yield Nooped()
-            return
+            return Nooped()
+        event = None
         stream = self.streams.get(frame.opaque)
         if stream is not None and isinstance(message, StreamMessage):
             self.messages += 1
@@ -315,43 +318,42 @@ class DcpConnection:
                     opcode=frame.opcode,
                     vbucket=frame.vbucket,
                 )
-            yield from self._on_stream_message(message, stream, frame)
+            event = self._on_stream_message(message, stream, frame)
         # Ignored messages were sent under flow control too, what is not settled among them.
         self.acknowledge(len(frame) + (_PREPARE_COUNTS_MORE if isinstance(message, Prepare) else 0))
+        return event
 
-    def _on_stream_message(self, message: StreamMessage, stream: Stream, frame: Frame) -> Iterator[Event]:
+    def _on_stream_message(self, message: StreamMessage, stream: Stream, frame: Frame) -> Event:
         event = take(message, stream)
-        if isinstance(message, SnapshotMarker) and message.flags & SnapshotFlag.ACK:
+        if isinstance(message, SnapshotMarker) and message.flags & _TO_BE_ANSWERED:
             self._queue(response(Opcode.DCP_SNAPSHOT_MARKER, opaque=frame.opaque))
         elif isinstance(event, Ended):
             self.stats.tot_upr_stream_end += 1
             self._forget(stream)
-        yield event
+        return event
 
     # -- answers
 
-    def _on_response(self, frame: Frame) -> Iterator[Event]:
+    def _on_response(self, frame: Frame) -> Event | None:
         if frame.opcode == Opcode.DCP_STREAM_REQ:
-            yield from self._on_stream_answer(frame)
-        elif frame.opcode == Opcode.DCP_CLOSE_STREAM:
-            yield from self._on_close_answer(frame)
-        elif self._questions.awaits(frame):
+            return self._on_stream_answer(frame)
+        if frame.opcode == Opcode.DCP_CLOSE_STREAM:
+            return self._on_close_answer(frame)
+        if self._questions.awaits(frame):
             event = self._questions.answered(frame)
             if isinstance(event, Ready):
                 self.session = event.session
                 self._decoder.ready(event.session.collections)
-            if event is not None:
-                yield event
-        elif frame.opcode == Opcode.NOOP:
-            return  # that it came is all that matters
-        elif frame.opcode != Opcode.DCP_BUFFER_ACK:
+            return event
+        if frame.opcode == Opcode.NOOP:
+            return None  # that it came is all that matters
+        if frame.opcode != Opcode.DCP_BUFFER_ACK:
             raise ProtocolError("an answer to nothing that was asked", opcode=frame.opcode)
-        else:
-            raise ProtocolError(
-                f"an acknowledgement was refused ({Status.describe(frame.status)})", opcode=frame.opcode
-            )
+        raise ProtocolError(
+            f"an acknowledgement was refused ({Status.describe(frame.status)})", opcode=frame.opcode
+        )
 
-    def _on_close_answer(self, frame: Frame) -> Iterator[Event]:
+    def _on_close_answer(self, frame: Frame) -> Event | None:
         stats = self.stats
         stats.tot_upr_close_stream_res += 1
         if frame.status == Status.SUCCESS:
@@ -359,10 +361,11 @@ class DcpConnection:
         else:
             stats.tot_upr_close_stream_res_err += 1  # it had no such stream: closed all the same
         stream = self.streams.get(frame.opaque)
-        if stream is not None:
-            stream.step(StreamEvent.CLOSED)
-            self._forget(stream)
-            yield Ended(stream, None)
+        if stream is None:
+            return None
+        stream.step(StreamEvent.CLOSED)
+        self._forget(stream)
+        return Ended(stream, None)
 
     def _forget(self, stream: Stream) -> None:
         """Let go of a stream that is over, and open the next one of its vbucket."""
@@ -375,7 +378,7 @@ class DcpConnection:
         self.streams.remove(stream)
         self._decoder.forget(stream.vbucket)
 
-    def _on_stream_answer(self, frame: Frame) -> Iterator[Event]:
+    def _on_stream_answer(self, frame: Frame) -> Event:
         stats = self.stats
         stats.tot_upr_stream_req_res += 1
         stream = self.streams.get(frame.opaque)
@@ -392,20 +395,20 @@ class DcpConnection:
             except ProtocolError:
                 stats.tot_upr_stream_req_res_flog_err += 1
                 raise
-            yield Opened(stream)
-            stats.tot_upr_stream_req_res_success_ok += 1
-            if stream.unwanted:
-                self.close_stream(stream.vbucket)
-            return
+            return Opened(stream)
         stream.step(StreamEvent.REFUSED)
         self._remove(stream)
         stats.tot_upr_stream_req_res_fail += 1
         if (counter := REFUSALS.get(frame.status)) is not None:
             stats.count(counter)
         if frame.status == Status.ROLLBACK:
-            yield RolledBack(stream, parse_rollback_seqno(frame.value))
-        else:
-            yield Refused(stream, frame.status, frame.value)
+            return RolledBack(stream, parse_rollback_seqno(frame.value))
+        return Refused(stream, frame.status, frame.value)
+
+    def _on_opened(self, stream: Stream) -> None:
+        self.stats.tot_upr_stream_req_res_success_ok += 1
+        if stream.unwanted:
+            self.close_stream(stream.vbucket)
 
     def _queue(self, frame: Frame) -> None:
         self._out.append(frame.encode())

@@ -162,6 +162,8 @@ class Coordinator:
                 self._on_down(event, now, out)
             case plan.StreamEnded():
                 self._on_ended(event, now, out)
+                if not self._vbuckets.pending:
+                    return out  # there is nothing to plan, and for what is due a tick comes
             case plan.StreamRefused():
                 self._on_refused(event, now, out)
             case plan.StreamRolledBack():

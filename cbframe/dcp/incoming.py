@@ -33,6 +33,13 @@ def take(message: StreamMessage, stream: Stream) -> Event:
         case SnapshotMarker():
             stream.mark(message)
             return Snapshot(stream)
+        case StreamEnd(reason=reason):
+            closing = stream.state is StreamState.CLOSING
+            stream.step(StreamEvent.END)
+            if stream.unordered and reason == StreamEndReason.OK and not closing:
+                told = "the stream is said to be complete inside an out-of-order snapshot"
+                raise _refused(told, Opcode.DCP_STREAM_END, stream)
+            return Ended(stream, None if closing else reason)
         case SeqnoAdvanced(seqno=seqno):
             stream.reach(seqno)
             return Advanced(stream)
@@ -51,13 +58,6 @@ def take(message: StreamMessage, stream: Stream) -> Event:
         case Commit():
             # Servers send the whole document instead, unless they are asked not to.
             raise _refused("a commit of a write that was never shown", Opcode.DCP_COMMIT, stream)
-        case StreamEnd(reason=reason):
-            closing = stream.state is StreamState.CLOSING
-            stream.step(StreamEvent.END)
-            if stream.unordered and reason == StreamEndReason.OK and not closing:
-                told = "the stream is said to be complete inside an out-of-order snapshot"
-                raise _refused(told, Opcode.DCP_STREAM_END, stream)
-            return Ended(stream, None if closing else reason)
 
 
 def _refused(message: str, opcode: Opcode, stream: Stream) -> ProtocolError:

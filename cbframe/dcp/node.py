@@ -369,6 +369,10 @@ class NodeThread:
                 self._progressed = True
             case dcp.Snapshot(stream=stream):
                 calls.snapshot(stream)
+            case dcp.Opened(stream=stream) | dcp.Ordered(stream=stream):
+                calls.save(stream)
+            case dcp.Ended(stream=stream, reason=reason):
+                self._on_ended(stream, reason)
             case dcp.Ready(session=session):
                 stats.tot_worker_body_kick += 1
                 self._high_seqnos = session.seqnos
@@ -378,10 +382,6 @@ class NodeThread:
                 setup.post(plan.NodeSampled(self.node, seqnos))
             case dcp.Timed(seconds=seconds):
                 setup.on_time(self.node, seconds)
-            case dcp.Opened(stream=stream) | dcp.Ordered(stream=stream):
-                calls.save(stream)
-            case dcp.Ended(stream=stream, reason=reason):
-                self._on_ended(stream, reason)
             case dcp.Refused():
                 self._on_refused(event)
             case dcp.RolledBack():

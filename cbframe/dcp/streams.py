@@ -25,6 +25,8 @@ _VBUCKETS = 1 << 16
 class StreamState(Enum):
     """Where a stream is in its life."""
 
+    __hash__ = object.__hash__  # that of Enum is a call in Python, made for every message
+
     REQUESTED = "requested"
     RUNNING = "running"
     CLOSING = "closing"
@@ -33,6 +35,8 @@ class StreamState(Enum):
 
 class StreamEvent(Enum):
     """What can happen to a stream."""
+
+    __hash__ = object.__hash__  # as above
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
@@ -248,7 +252,7 @@ class StreamTable:
     def seqnos(self, vbuckets: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
         """What came last of vbuckets, as :attr:`Stream.seqno`; 0 of those without a stream."""
         found = self.reached[vbuckets]
-        unordered = [vb for vb, stream in self.all() if stream.unordered]
+        unordered = [stream.vbucket for stream in list(self._by_vbucket.values()) if stream.unordered]
         if unordered:
             found[np.isin(vbuckets, unordered)] = 0
         return found

@@ -78,8 +78,9 @@ class Supervisor:
             if self._ended_for_good:
                 self._coordinator.dismiss(event)
                 return
+            if not self._events:
+                self._arrived.notify()
             self._events.append(event)
-            self._arrived.notify()
 
     def close(self) -> None:
         """End all threads, and wait for them unless this is one of them."""

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from cbframe.dcp import events as dcp
+from cbframe.dcp.streams import Stream
 
 
 @dataclass(slots=True)
@@ -33,18 +34,16 @@ class Trace:
 
     def note(self, vbucket: int | None, what: str) -> None:
         """Add what happened, to a vbucket or to the connection."""
-        entries = self._entries
-        if entries and (entries[-1].vbucket, entries[-1].what) == (vbucket, what):
-            entries[-1].times += 1
+        last = self._entries[-1] if self._entries else None
+        if last is not None and last.vbucket == vbucket and last.what == what:
+            last.times += 1
         else:
-            entries.append(_Entry(vbucket, what))
+            self._entries.append(_Entry(vbucket, what))
 
     def event(self, event: dcp.Event) -> None:
         """Add an event of the connection, by its name."""
-        vbucket = None
-        if not isinstance(event, dcp.Ready | dcp.Sampled | dcp.Timed | dcp.Data | dcp.MapPushed | dcp.Nooped):
-            vbucket = event.stream.vbucket
-        self.note(vbucket, type(event).__name__)
+        stream: Stream | None = getattr(event, "stream", None)
+        self.note(None if stream is None else stream.vbucket, type(event).__name__)
 
     def lines(self) -> list[str]:
         """Oldest first; callable from any thread."""

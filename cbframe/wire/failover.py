@@ -37,7 +37,7 @@ def parse_failover_log(body: ReadableBuffer) -> FailoverLog:
     """
     if len(body) % _ENTRY.size:
         raise ProtocolError(f"a failover log of {len(body)} bytes is no multiple of {_ENTRY.size}")
-    return tuple(FailoverEntry(*entry) for entry in _ENTRY.iter_unpack(body))
+    return tuple(map(FailoverEntry._make, _ENTRY.iter_unpack(body)))
 
 
 def encode_failover_log(log: Iterable[tuple[int, int]]) -> bytes:
