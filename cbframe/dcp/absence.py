@@ -21,7 +21,7 @@ _TIMEOUT = 2.0
 
 
 def absence(
-    config: bytes,
+    config: bytes,  # the configuration of the whole cluster, from the data node at `origin`
     origin: HostPort,
     login: Login,
     auth: Authenticator,
@@ -34,11 +34,6 @@ def absence(
 
     The password does not cross a network in clear text for this: without TLS, managers on other hosts are
     asked with SCRAM, unless the login allows clear text.
-
-    Parameters
-    ----------
-    config
-        The configuration of the whole cluster, from the data node at `origin`.
     """
     from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
 

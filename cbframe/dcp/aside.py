@@ -29,15 +29,7 @@ class Aside:
         self._cancelled = False
 
     def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises.
-
-        Raises
-        ------
-        ReadCancelledError
-            :meth:`cancel` was called, before or meanwhile.
-        ResourceError
-            There is no thread to do it.
-        """
+        """What `work` returns or raises."""
         with self._lock:
             outcome: Future[T] = Future()
             self._outcome = outcome

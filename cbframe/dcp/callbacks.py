@@ -39,25 +39,14 @@ class Callbacks:
 
     Every method raises what the receiver raises if it is a CbframeError, and a ReceiverError with
     the cause chained if it is anything else.
-
-    Parameters
-    ----------
-    receiver
-        Who is called.
-    stats
-        Counters of the node.
-    wanted
-        What each stream request says about collections.
-    flags
-        Flags of each stream request.
     """
 
     def __init__(
         self,
-        receiver: BlockReceiver | DeferringReceiver,
-        stats: NodeStats,
-        wanted: StreamFilter,
-        flags: StreamFlag,
+        receiver: BlockReceiver | DeferringReceiver,  # who is called
+        stats: NodeStats,  # counters of the node
+        wanted: StreamFilter,  # what each stream request says about collections
+        flags: StreamFlag,  # flags of each stream request
     ) -> None:
         self._receiver = receiver
         # Chosen here: to ask what a receiver is takes as long as to deliver a small block.

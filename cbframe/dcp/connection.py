@@ -58,31 +58,17 @@ _PREPARE_COUNTS_MORE = 2
 
 
 class DcpConnection:
-    """The protocol of one connection to one data node.
-
-    Parameters
-    ----------
-    login, settings
-        Whom to connect as, and what to ask of the node.
-    ack_threshold
-        Part of the flow-control window that is acknowledged at once.
-    max_body
-        Longest body accepted, in bytes.
-    stats
-        Counters to move.
-    paced
-        Acknowledgements wait until :meth:`tell` is called.
-    """
+    """The protocol of one connection to one data node."""
 
     def __init__(
         self,
-        login: Login,
+        login: Login,  # whom to connect as, and what to ask of the node
         settings: DcpSettings,
         *,
-        ack_threshold: float = 0.2,
-        max_body: int = MAX_BODY_LENGTH,
-        stats: NodeStats | None = None,
-        paced: bool = False,
+        ack_threshold: float = 0.2,  # part of the flow-control window that is acknowledged at once
+        max_body: int = MAX_BODY_LENGTH,  # longest body accepted, in bytes
+        stats: NodeStats | None = None,  # counters to move
+        paced: bool = False,  # acknowledgements wait until tell is called
     ) -> None:
         self._paced = paced
         self.streams = StreamTable()
@@ -209,15 +195,7 @@ class DcpConnection:
         return nbytes
 
     def receive(self, buffer: bytearray, stop: int) -> Generator[Event, None, None]:
-        """Take the whole frames in ``buffer[:stop]``.
-
-        Raises
-        ------
-        ProtocolError
-            The peer broke the rules; the connection is of no more use.
-        AuthFailError, AccessError, BucketNotFoundError, ServerError
-            The handshake failed.
-        """
+        """Take the whole frames in ``buffer[:stop]``."""
         try:
             yield from self._take(buffer, stop)
         except StreamStateError as exc:

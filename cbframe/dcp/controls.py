@@ -95,28 +95,13 @@ Values: TypeAlias = Callable[[DcpSettings], tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """One option of a connection.
+    """One option of a connection."""
 
-    Attributes
-    ----------
-    key
-        Its name on the wire.
-    values
-        What to ask for, the best first: of a refused value the next one is tried. None: not asked.
-    needed
-        Whether the connection is of no use where all values are refused; otherwise it does without,
-        as with a node that is too old for the option or a bucket that has no such thing.
-    hint
-        What to do where a needed one is refused.
-    feature
-        It is asked for only where HELLO granted this.
-    """
-
-    key: str
+    key: str  # its name on the wire
     values: Values
     needed: bool = False
-    hint: str | None = None
-    feature: Feature | None = None
+    hint: str | None = None  # what to do where a needed one is refused
+    feature: Feature | None = None  # it is asked for only where HELLO granted this
 
 
 def _always(value: str) -> Values:

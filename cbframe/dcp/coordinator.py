@@ -38,23 +38,13 @@ _QUICK_ROLLBACKS = 2
 
 
 class Coordinator:
-    """The logic of a data source over all nodes.
-
-    Parameters
-    ----------
-    vbuckets
-        Wanted vbuckets; None for all of the bucket.
-    options
-        Back-off, ends and timeouts.
-    counters
-        To be moved.
-    """
+    """The logic of a data source over all nodes."""
 
     def __init__(
         self,
-        vbuckets: Iterable[int] | None,
-        options: BucketDataSourceOptions,
-        counters: ClusterCounters | None = None,
+        vbuckets: Iterable[int] | None,  # wanted vbuckets; None for all of the bucket
+        options: BucketDataSourceOptions,  # back-off, ends and timeouts
+        counters: ClusterCounters | None = None,  # to be moved
     ) -> None:
         self._counters = ClusterCounters() if counters is None else counters
         self._wanted = None if vbuckets is None else sorted(set(vbuckets))

@@ -17,31 +17,16 @@ _warned: list[str] = []
 
 
 class Dialer:
-    """Makes transports.
-
-    Parameters
-    ----------
-    options
-        ``tls_config`` may be a function, asked with each :meth:`renew`; ``connect`` and ``connect_tls``
-        make the sockets themselves.
-    tls
-        In place of ``tls_config``.
-    authenticator
-        May have a certificate.
-    target
-        Where the cluster is, and whether TLS is asked for.
-    by_hand
-        A transport to be used in place of all this.
-    """
+    """Makes transports."""
 
     def __init__(
         self,
         options: BucketDataSourceOptions,
-        tls: TLSLike,
-        authenticator: Authenticator,
-        target: ConnectionString,
+        tls: TLSLike,  # in place of `tls_config`
+        authenticator: Authenticator,  # may have a certificate
+        target: ConnectionString,  # where the cluster is, and whether TLS is asked for
         *,
-        by_hand: Transport | None = None,
+        by_hand: Transport | None = None,  # A transport to be used in place of all this
     ) -> None:
         if tls is not None and options.tls_config is not None:
             raise ConfigurationError("tls_context and the option tls_config are the same: give one")

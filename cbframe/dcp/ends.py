@@ -21,11 +21,6 @@ class Ends:
 
     With ``"now"`` all ends are pinned, to the high seqnos that the owners tell, before the first
     stream opens: the read is as of one moment.
-
-    Parameters
-    ----------
-    seq_end
-        As in :class:`~cbframe.options.BucketDataSourceOptions`.
     """
 
     def __init__(self, seq_end: Mapping[int, int] | Literal["now"] | None) -> None:

@@ -20,39 +20,19 @@ _HEARTBEAT = 20
 
 
 class MapFollower:
-    """Has every new configuration of a bucket from any of its cluster managers.
-
-    Parameters
-    ----------
-    target
-        The managers, taken in turn whenever a connection ends.
-    bucket
-        Whose configurations.
-    auth
-        Gives the credentials of each connection.
-    options
-        How long a connection may take, and the waits between two of them.
-    transport
-        Connects to the managers.
-    on_config
-        Called with the manager's ``host:port`` and the JSON.
-    on_error
-        Called with each problem.
-    clock
-        Monotonic seconds.
-    """
+    """Has every new configuration of a bucket from any of its cluster managers."""
 
     def __init__(
         self,
-        target: ConnectionString,
-        bucket: str,
-        auth: Callable[[], Authenticator],
-        options: BucketDataSourceOptions,
+        target: ConnectionString,  # the managers, taken in turn whenever a connection ends
+        bucket: str,  # whose configurations
+        auth: Callable[[], Authenticator],  # gives the credentials of each connection
+        options: BucketDataSourceOptions,  # how long a connection may take, and the waits between two of them
         *,
-        transport: Callable[[], Transport],
-        on_config: Callable[[str, bytes], None],
-        on_error: Callable[[CbframeError], None],
-        clock: Callable[[], float],
+        transport: Callable[[], Transport],  # connects to the managers
+        on_config: Callable[[str, bytes], None],  # called with the manager's `host:port` and the JSON
+        on_error: Callable[[CbframeError], None],  # called with each problem
+        clock: Callable[[], float],  # monotonic seconds
     ) -> None:
         self._managers = tuple(str(seed) for seed in target.seeds())
         self._bucket = bucket

@@ -109,21 +109,11 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a handshake reached.
+    """What a handshake reached."""
 
-    Attributes
-    ----------
-    features
-        Those that HELLO granted.
-    granted
-        Options of the connection that the node granted, with the value that it took.
-    seqnos
-        High seqnos of the node's vbuckets.
-    """
-
-    features: frozenset[int]
-    granted: Mapping[str, str]
-    seqnos: dict[int, int]
+    features: frozenset[int]  # those that HELLO granted
+    granted: Mapping[str, str]  # options of the connection that the node granted, with the value that it took
+    seqnos: dict[int, int]  # high seqnos of the node's vbuckets
 
     @property
     def collections(self) -> bool:
@@ -131,20 +121,7 @@ class Session:
 
 
 def authenticate(login: Login, *more: Feature, then: Then) -> Steps[tuple[frozenset[int], Frame]]:
-    """Offer features, those of every connection and `more`, and authenticate.
-
-    Returns
-    -------
-    tuple
-        The features that were granted, and the answer to the first of the requests of `then`.
-
-    Raises
-    ------
-    AuthFailError
-        The credentials are wrong, or no mechanism is safe enough.
-    ServerError
-        Any other refusal.
-    """
+    """Offer features, those of every connection and `more`, and authenticate."""
     wanted = (
         Feature.TCP_NODELAY,
         Feature.XATTR,
@@ -173,16 +150,7 @@ def authenticate(login: Login, *more: Feature, then: Then) -> Steps[tuple[frozen
 
 
 def log_in(login: Login, *more: Feature, then: Then) -> Steps[frozenset[int]]:
-    """Authenticate as :func:`authenticate` does, and select the bucket; the answers to `then` come next.
-
-    Raises
-    ------
-    BucketNotFoundError
-        The bucket does not exist, or the user may not see it: the server does not say which. Not permanent
-        where the node may only not have it yet.
-    AuthFailError, ServerError
-        As :func:`authenticate`.
-    """
+    """Authenticate as :func:`authenticate` does, and select the bucket; the answers to `then` come next."""
     select = SelectBucket(login.bucket).frame()
     granted, answer = yield from authenticate(login, *more, then=lambda granted: [select, *then(granted)])
     if answer.status == Status.EACCESS:
@@ -202,15 +170,7 @@ def log_in(login: Login, *more: Feature, then: Then) -> Steps[frozenset[int]]:
 
 
 def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
-    """Log in, ask for the high seqnos, and turn the connection into a DCP producer's.
-
-    Raises
-    ------
-    AccessError
-        The user may not read over DCP.
-    XAttrsNotSupportedError
-        Xattrs are wanted and the node does not grant them.
-    """
+    """Log in, ask for the high seqnos, and turn the connection into a DCP producer's."""
     more = [Feature.DUPLEX, Feature.CLUSTERMAP_CHANGE_NOTIFICATION]
     if settings.compression:
         more.append(Feature.SNAPPY)
@@ -240,13 +200,6 @@ def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[s
     """Turn a connection that is logged in into a DCP producer's; the options that the node granted.
 
     `user` and `bucket` are what errors call them.
-
-    Raises
-    ------
-    AccessError
-        The user may not read over DCP.
-    ServerError
-        The bucket has no DCP, or the node refuses what is needed.
     """
     wishes = _wishes(settings)
     none: frozenset[int] = frozenset()
@@ -328,12 +281,6 @@ def _negotiate(wishes: list[_Wish]) -> Steps[dict[str, str]]:
     """Take the answers to the controls that were sent; the options that were granted, with their values.
 
     What was refused is asked for again with the next value.
-
-    Raises
-    ------
-    ServerError
-        The node refuses one without which the connection is of no use; or it refuses another, but
-        not because it does not have it.
     """
     granted: dict[str, str] = {}
     again: list[Frame] = []
@@ -364,15 +311,7 @@ def high_seqnos(answer: Frame) -> dict[int, int]:
 
 
 def sample_seqnos(collections: Sequence[int] = (), answer: Frame | None = None) -> Steps[dict[int, int]]:
-    """High seqno of each vbucket that is active on the node.
-
-    Parameters
-    ----------
-    collections
-        Those that are read; empty for all. Nodes of 7.0 give a user of some collections no other seqnos.
-    answer
-        To `SEQNOS`, where that was asked already.
-    """
+    """High seqno of each vbucket that is active on the node."""
     if answer is None:
         answer = yield [SEQNOS]
     if answer.status != Status.EACCESS or not collections:
@@ -487,13 +426,7 @@ def _check_auth(answer: Frame, login: Login, tried: str, hint: str) -> None:
 
 
 def require(answer: Frame, message: str, hint: str | None = None) -> None:
-    """Go on only if the node did what it was asked.
-
-    Raises
-    ------
-    AccessError, BucketNotFoundError, ServerError
-        It refused; permanent unless another time may be better.
-    """
+    """Go on only if the node did what it was asked."""
     status = answer.status
     if status == Status.SUCCESS:
         return

@@ -22,13 +22,7 @@ _OSO_START, _OSO_END = 1, 2
 
 
 def take(message: StreamMessage, stream: Stream) -> Event:
-    """Have the stream take a message; what there is to tell of it.
-
-    Raises
-    ------
-    ProtocolError
-        It is out of place, or one that cannot be passed over.
-    """
+    """Have the stream take a message; what there is to tell of it."""
     match message:
         case SnapshotMarker():
             stream.mark(message)

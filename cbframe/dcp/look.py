@@ -32,24 +32,11 @@ _PAUSE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A bucket at one moment.
+    """A bucket at one moment."""
 
-    Attributes
-    ----------
-    map
-        Who has which vbucket.
-    positions
-        By vbucket: its high seqno, and its newest history.
-    sizes
-        About how much is in each; empty if that was not asked for.
-    time
-        What time it is at a node, in seconds since the epoch; None if that was not asked for, or no node
-        reports it.
-    """
-
-    map: ClusterMap
-    positions: dict[int, Position]
-    sizes: dict[int, Size]
+    map: ClusterMap  # who has which vbucket
+    positions: dict[int, Position]  # by vbucket: its high seqno, and its newest history
+    sizes: dict[int, Size]  # about how much is in each; empty if that was not asked for
     time: int | None = None
 
 
@@ -61,38 +48,16 @@ def look_at(
     tls: TLSLike = None,
     network: str = "auto",
     *,
-    vbuckets: Iterable[int] | None = None,
-    first_map: ClusterMap | None = None,
-    sizes: bool = False,
-    time: bool = False,
-    sleep: Callable[[float], None] = pause,
+    vbuckets: Iterable[int] | None = None,  # those to look at; None for all
+    first_map: ClusterMap | None = None,  # the cluster map to begin with, where one was fetched a moment ago
+    sizes: bool = False,  # ask how much is in them, too
+    time: bool = False,  # ask what time it is, too
+    sleep: Callable[[float], None] = pause,  # stand-ins for tests
     clock: Callable[[], float] = monotonic,
 ) -> Look:
     """Ask all nodes at the same time, one connection each, where their vbuckets are.
 
     Once there is a map, a node that cannot be asked is waited for, as long as ``recovery_timeout`` says.
-
-    Parameters
-    ----------
-    vbuckets
-        Those to look at; None for all.
-    first_map
-        The cluster map to begin with, where one was fetched a moment ago.
-    sizes
-        Ask how much is in them, too.
-    time
-        Ask what time it is, too.
-    sleep, clock
-        Stand-ins for tests.
-
-    Raises
-    ------
-    ConfigurationError
-        The bucket has no such vbucket.
-    ClusterMapError
-        Nobody has one of the vbuckets, for seconds.
-    CbframeError
-        A node cannot be asked.
     """
     wanted = None if vbuckets is None else set(vbuckets)
     with map_source(server_urls, bucket, auth, options, tls, network, clock=clock) as source:
@@ -103,20 +68,12 @@ def look_at(
 
 
 class _Looking:
-    """Looks again and again, until every vbucket was seen once in one go.
-
-    Parameters
-    ----------
-    wanted
-        Vbuckets; None for all.
-    patience
-        Seconds in which nodes that cannot be asked may come back, or others take their place.
-    """
+    """Looks again and again, until every vbucket was seen once in one go."""
 
     def __init__(
         self,
         source: MapSource,
-        wanted: set[int] | None,
+        wanted: set[int] | None,  # vbuckets; None for all
         patience: float,
         sleep: Callable[[float], None],
         clock: Callable[[], float],

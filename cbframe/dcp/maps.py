@@ -101,46 +101,24 @@ def with_credentials(login: Login, authenticator: Authenticator) -> Login:
 
 
 class MapSource:
-    """Fetches cluster maps and manifests, over all seeds in turn.
-
-    Parameters
-    ----------
-    target
-        The seeds: their scheme says whether they are data nodes or cluster managers.
-    login, auth
-        The same credentials for the data service and for REST.
-    bucket_uuid
-        Refuse a bucket of the same name with another uuid; empty to take any.
-    tls_context
-        For REST over TLS: the one that the transport has too.
-    connect_bucket
-        Describes a bucket through one seed, in place of what is done otherwise.
-    counters
-        To be moved.
-    proxies
-        HTTP proxies to the cluster managers, by scheme.
-    renew
-        Gives the credentials, again for each fetch; None if they never change.
-    lookup
-        Asks DNS for seeds, in place of dnspython.
-    """
+    """Fetches cluster maps and manifests, over all seeds in turn."""
 
     def __init__(
         self,
         target: ConnectionString,
-        login: Login,
+        login: Login,  # the same credentials for the data service and for REST
         auth: Authenticator,
         *,
-        bucket_uuid: str = "",
+        bucket_uuid: str = "",  # refuse a bucket of the same name with another uuid; empty to take any
         transport: Transport,
         clock: Callable[[], float],
         timeout: float,
-        tls_context: TLSContext | None = None,
+        tls_context: TLSContext | None = None,  # for REST over TLS: the one that the transport has too
         connect_bucket: Callable[[str, str, str, Authenticator], BucketLike] | None = None,
-        counters: ClusterCounters | None = None,
-        proxies: Mapping[str, str] | None = None,
+        counters: ClusterCounters | None = None,  # to be moved
+        proxies: Mapping[str, str] | None = None,  # HTTP proxies to the cluster managers, by scheme
         renew: Callable[[], Authenticator] | None = None,
-        lookup: Lookup | None = None,
+        lookup: Lookup | None = None,  # asks DNS for seeds, in place of dnspython
     ) -> None:
         self._seeds = Seeds(target, lookup)
         self._asked_at: float | None = None
@@ -171,20 +149,7 @@ class MapSource:
         self._waker = Waker()
 
     def fetch(self, known: tuple[str, ...] = ()) -> ClusterMap:
-        """The map of the first seed that has one.
-
-        Parameters
-        ----------
-        known
-            Nodes of a newer map than the one that was fetched last: they are asked after the seeds.
-
-        Raises
-        ------
-        AllServerURLsConnectBucketError
-            No seed has one; the last cause is chained.
-        AuthFailError, AccessError, BucketNotFoundError
-            At once: the other seeds would say the same.
-        """
+        """The map of the first seed that has one."""
         self._known_nodes = known or self._known_nodes
         self._renew_credentials()
         try:

@@ -50,11 +50,6 @@ class NodeThread:
     """One connection to one data node, on a thread of its own.
 
     It ends when the connection ends; the supervisor starts another if the node is still needed.
-
-    Attributes
-    ----------
-    node
-        Name of the connection.
     """
 
     def __init__(self, node: str, setup: NodeSetup, stats: NodeStats) -> None:

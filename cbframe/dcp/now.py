@@ -21,18 +21,10 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Now:
-    """One moment of a bucket.
+    """One moment of a bucket."""
 
-    Attributes
-    ----------
-    bucket_uuid
-        Of this life of the bucket.
-    positions
-        By vbucket; streams that go on from there bring what changes later.
-    """
-
-    bucket_uuid: str
-    positions: dict[int, Position]
+    bucket_uuid: str  # of this life of the bucket
+    positions: dict[int, Position]  # by vbucket; streams that go on from there bring what changes later
 
 
 @dataclass(slots=True)
@@ -73,11 +65,6 @@ def sample_now(
     """Ask all nodes for their high seqnos, and for the failover logs.
 
     Every node is asked once, when it is connected, and no stream begins before.
-
-    Raises
-    ------
-    CbframeError
-        A node could not be asked.
     """
     for _ in range(_ATTEMPTS):
         receiver = _Logs()

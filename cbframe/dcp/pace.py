@@ -30,13 +30,6 @@ class Gather:
 
     A node sends each document by itself, and each receive has a price. So while bytes flow, a receive waits
     until many have come together. What comes after a silence is taken at once.
-
-    Parameters
-    ----------
-    nbytes
-        As many are enough.
-    latency
-        Seconds for which a receive waits at most.
     """
 
     def __init__(self, nbytes: int, latency: float) -> None:
@@ -69,13 +62,6 @@ class Pace:
 
     A node that is sent one of `n` bytes sends as many more. So with a rate, the next one is sent when these
     would have come at the rate that is wanted.
-
-    Parameters
-    ----------
-    rate
-        Bytes a second; None for no limit.
-    now
-        When the connection was made.
     """
 
     def __init__(self, rate: int | None, now: float) -> None:
@@ -94,13 +80,7 @@ class Pace:
         return max(0.0, self._next - now)
 
     def acknowledge(self, connection: DcpConnection, held: int, now: float) -> float:
-        """Acknowledge what is due; seconds until something may be due, 0 if nothing waits for its time.
-
-        Parameters
-        ----------
-        held
-            Bytes that are not consumed yet.
-        """
+        """Acknowledge what is due; seconds until something may be due, 0 if nothing waits for its time."""
         still = connection.unacked > 0 and connection.room(held) <= 0
         if connection.unacked != self._unacked or not still:
             self._unacked, self._little_at = connection.unacked, now + _STILL

@@ -6,18 +6,7 @@ from cbframe.errors import BucketNotFoundError, CbframeError, ClusterMapError
 
 
 class Patience:
-    """The two waits of a source that can fail, in seconds of any monotonic clock.
-
-    Parameters
-    ----------
-    connect_timeout
-        From the start, or the first map, or a node's first connection, until all streams were asked for.
-    recovery_timeout
-        From the first failure, while nothing but failures follows.
-    endless
-        Whether its streams have no end, and so nothing is reported while all is well: then a failure long
-        after the one before is the first of others.
-    """
+    """The two waits of a source that can fail, in seconds of any monotonic clock."""
 
     def __init__(self, connect_timeout: float, recovery_timeout: float, *, endless: bool = False) -> None:
         self._connect_timeout = connect_timeout

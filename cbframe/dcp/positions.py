@@ -273,19 +273,7 @@ class Track:
         return moved
 
     def rolled_back(self, seqno: int, *, to_base: bool = False) -> Position:
-        """The server has withdrawn everything after `seqno`: go back as far as needed.
-
-        Parameters
-        ----------
-        to_base
-            Go back to where the stream began: for those who keep only the newest versions, and so have
-            lost the older ones that withdrawn changes replaced.
-
-        Returns
-        -------
-        Position
-            Where the stream goes on from: what was received after it is void.
-        """
+        """The server has withdrawn everything after `seqno`: go back as far as needed."""
         if to_base or seqno <= self.base:
             # Of what lies before its beginning, the stream has given nothing: it can begin anywhere.
             target = self.base = min(seqno, self.base)

@@ -44,24 +44,12 @@ _STAGES = {
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of talking to a data node.
+    """What came of talking to a data node."""
 
-    Attributes
-    ----------
-    error
-        Why it ended early; None if it did not.
-    stage
-        What was under way then; empty if there was no connection yet.
-    answer
-        The cluster map's JSON, where that was asked for.
-    mechanism
-        The SASL mechanism that was tried last; empty without a password.
-    """
-
-    error: CbframeError | None = None
-    stage: str = ""
-    answer: bytes = b""
-    mechanism: str = ""
+    error: CbframeError | None = None  # why it ended early; None if it did not
+    stage: str = ""  # what was under way then; empty if there was no connection yet
+    answer: bytes = b""  # the cluster map's JSON, where that was asked for
+    mechanism: str = ""  # the SASL mechanism that was tried last; empty without a password
 
 
 def out_of_time() -> ReadTimeoutError:
@@ -70,27 +58,15 @@ def out_of_time() -> ReadTimeoutError:
 
 
 class Probe:
-    """Asks one thing at a time, each turn of it within its seconds; from any thread.
-
-    Parameters
-    ----------
-    context
-        Of TLS; None for plain text.
-    timeout
-        Seconds for each turn: to resolve a name, to connect, to make TLS, or for one answer.
-    left
-        Seconds until everything has to be over.
-    sleep, clock
-        Stand-ins for tests.
-    """
+    """Asks one thing at a time, each turn of it within its seconds; from any thread."""
 
     def __init__(
         self,
-        context: TLSContext | None,
+        context: TLSContext | None,  # of TLS; None for plain text
         timeout: float,
-        left: Callable[[], float],
+        left: Callable[[], float],  # seconds until everything has to be over
         *,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = time.sleep,  # stand-ins for tests
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._context = context
@@ -113,37 +89,19 @@ class Probe:
             raise out_of_time() from exc
 
     def addresses(self, node: str, waker: Waker) -> list[str]:
-        """What the host's name stands for.
-
-        Raises
-        ------
-        ConnectError
-            Nothing, or nobody says.
-        """
+        """What the host's name stands for."""
         host, port = split_address(node)
         with self._in_time() as seconds:
             found = resolve(host, port, waker, seconds, node)
         return list(dict.fromkeys(str(address[4][0]) for address in found))
 
     def connect(self, node: str, waker: Waker) -> None:
-        """Open the port, and close it again.
-
-        Raises
-        ------
-        ConnectError
-            It cannot be reached.
-        """
+        """Open the port, and close it again."""
         with self._in_time() as seconds:
             SocketTransport().connect(node, waker, seconds).close()
 
     def secure(self, node: str, waker: Waker) -> Peer:
-        """Make a TLS connection, and close it again: what the node has shown.
-
-        Raises
-        ------
-        ConnectError
-            There is no TLS, or the certificate is not accepted.
-        """
+        """Make a TLS connection, and close it again: what the node has shown."""
         assert self._context is not None, "TLS was asked for"
         with self._in_time() as seconds:
             return tls_peer(self._context, node, waker, seconds)
@@ -278,27 +236,14 @@ def first_marker(
     server_urls: ServerURLs,
     bucket: str,
     auth: AuthLike,
-    timeout: float,
+    timeout: float,  # seconds since something came, and for all of it
     limit: float,
     *,
     tls: TLSLike = None,
     network: str = "auto",
-    of: BucketDataSourceOptions,
+    of: BucketDataSourceOptions,  # has the collections that are asked for
 ) -> tuple[int, int] | None:
-    """Stream until the first snapshot begins: its vbucket and its end; None if there is nothing.
-
-    Parameters
-    ----------
-    timeout, limit
-        Seconds since something came, and for all of it.
-    of
-        Has the collections that are asked for.
-
-    Raises
-    ------
-    CbframeError
-        It does not come to that.
-    """
+    """Stream until the first snapshot begins: its vbucket and its end; None if there is nothing."""
     receiver = _FirstMarker()
     options = replace(
         of,

@@ -41,23 +41,7 @@ def ask(
     clock: Callable[[], float],
     timeout: float,
 ) -> T:
-    """Run a conversation to its result on a connection of its own, and close it.
-
-    Parameters
-    ----------
-    timeout
-        Seconds for one turn: to connect, and from one whole answer to the next. All turns together may take
-        `TURNS` times as long.
-
-    Raises
-    ------
-    ReadTimeoutError
-        A turn took longer, or all together.
-    ReadCancelledError
-        The waker rang.
-    ConnectError, ProtocolError, ServerError
-        As the conversation and the transport raise them, naming the node.
-    """
+    """Run a conversation to its result on a connection of its own, and close it."""
     line = Line(node, transport=transport, waker=waker, clock=clock, timeout=timeout)
     with closing(line):
         return line.run(steps)

@@ -18,17 +18,7 @@ from cbframe.wire.frame import Frame
 
 
 class Questions:
-    """Runs the handshake, and a sample after it; a node answers in the order in which it is asked.
-
-    Parameters
-    ----------
-    login, settings
-        Whom to connect as, and what to ask of the node.
-    queue
-        Called with each request.
-    stats
-        Counters to move.
-    """
+    """Runs the handshake, and a sample after it; a node answers in the order in which it is asked."""
 
     def __init__(
         self, login: Login, settings: DcpSettings, queue: Callable[[Frame], None], stats: NodeStats

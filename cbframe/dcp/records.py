@@ -31,41 +31,21 @@ class NodeState(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """Which connection each vbucket belongs to.
+    """Which connection each vbucket belongs to."""
 
-    Attributes
-    ----------
-    connections
-        Their names, in the order of the nodes.
-    owner
-        int16, by vbucket: index into `connections`, −1 while no node has it.
-    """
-
-    connections: tuple[str, ...]
-    owner: npt.NDArray[np.int16]
+    connections: tuple[str, ...]  # their names, in the order of the nodes
+    owner: npt.NDArray[np.int16]  # int16, by vbucket: index into `connections`, −1 while no node has it
 
     @classmethod
     def of(
         cls,
         found: ClusterMap,
-        counts: Mapping[str, int],
-        wanted: Collection[int],
-        before: Self | None = None,
-        resized: str | None = None,
+        counts: Mapping[str, int],  # connections to each node, where there are several
+        wanted: Collection[int],  # the vbuckets that count
+        before: Self | None = None,  # A vbucket whose node is the same stays where it was,
+        resized: str | None = None,  # but for those of this node
     ) -> Self:
-        """The vbuckets of each node, divided evenly among its connections.
-
-        Parameters
-        ----------
-        counts
-            Connections to each node, where there are several.
-        wanted
-            The vbuckets that count.
-        before
-            A vbucket whose node is the same stays where it was,
-        resized
-            but for those of this node.
-        """
+        """The vbuckets of each node, divided evenly among its connections."""
         if not counts:
             return cls(found.nodes, found.active)
         names = [connections_to(address, counts.get(address, 1)) for address in found.nodes]
@@ -141,17 +121,7 @@ class VBucketRecord:
 
 
 class VBuckets:
-    """The wanted vbuckets: pending, asked of a node, or done.
-
-    Attributes
-    ----------
-    records
-        What is known of each; replaced as a whole when they are known, so that any thread may look.
-    pending
-        Those that are to be asked for.
-    done
-        Those that are finished, and where they ended.
-    """
+    """The wanted vbuckets: pending, asked of a node, or done."""
 
     def __init__(self) -> None:
         self.records: dict[int, VBucketRecord] = {}

@@ -11,15 +11,6 @@ class MapRefresh:
     """The times of the fetches, in seconds of any monotonic clock.
 
     One at a time, with a wait between two of them, and all reasons that come meanwhile count as one.
-
-    Parameters
-    ----------
-    backoff
-        Waits between two fetches that were wanted.
-    interval
-        Seconds without a fetch after which there is one all the same; None for never.
-    counters
-        To be moved.
     """
 
     def __init__(self, backoff: Backoff, interval: float | None, counters: ClusterCounters) -> None:

@@ -29,15 +29,6 @@ def resolve(host: str, port: int, bell: Bell, timeout: float, node: str) -> Sequ
 
     The system's look-up knows no timeout and cannot be interrupted. So it runs on a thread of its own,
     which is left alone when nobody waits for it any more, and ends when the system gives up.
-
-    Raises
-    ------
-    ConnectError
-        There is no such name, or no answer in time.
-    ResourceError
-        There is no thread or descriptor for the look-up.
-    ReadCancelledError
-        The bell rang meanwhile.
     """
     if _is_address(host):
         return _look_up(host, port, node)

@@ -139,13 +139,7 @@ class Stream:
         return self.failover_log[0].vbuuid if self.failover_log else 0
 
     def step(self, event: StreamEvent) -> None:
-        """Make a transition.
-
-        Raises
-        ------
-        StreamStateError
-            The table has none for this event in this state.
-        """
+        """Make a transition."""
         try:
             self.state = TRANSITIONS[self.state, event]
         except KeyError:

@@ -15,38 +15,21 @@ from cbframe.limits import OwnThread
 
 
 class Supervisor:
-    """The thread that feeds the coordinator and carries its instructions out.
-
-    Parameters
-    ----------
-    coordinator
-        The logic; touched by this thread only, once started.
-    fetch_map
-        Asks the cluster for its map, blocking: raises CbframeError if no seed has one.
-    cancel_fetch
-        Ends `fetch_map` soon, for good.
-    make_node
-        Makes the thread of a node.
-    on_begin, on_error, on_over, on_end
-        Called on the own thread before anything else; told of each problem; told once when the source is
-        over, with the error or None; told when all other threads have ended.
-    counters
-        To be moved.
-    """
+    """The thread that feeds the coordinator and carries its instructions out."""
 
     def __init__(
         self,
-        coordinator: Coordinator,
+        coordinator: Coordinator,  # the logic; touched by this thread only, once started
         *,
         fetch_map: Callable[[], plan.Event],
-        cancel_fetch: Callable[[], None],
-        make_node: Callable[[str], NodeThread],
+        cancel_fetch: Callable[[], None],  # ends `fetch_map` soon, for good
+        make_node: Callable[[str], NodeThread],  # makes the thread of a node
         on_error: Callable[[CbframeError], None],
         on_over: Callable[[CbframeError | None], None],
         on_begin: Callable[[], None],
         on_end: Callable[[], None],
         clock: Callable[[], float],
-        counters: ClusterCounters,
+        counters: ClusterCounters,  # to be moved
     ) -> None:
         self._counters = counters
         self._coordinator = coordinator

@@ -21,18 +21,10 @@ _NUMBER = re.compile(rb"[0-9]{1,19}")
 
 
 class Size(NamedTuple):
-    """About how much is in a vbucket, all collections together; None for what the node does not tell.
+    """About how much is in a vbucket, all collections together; None for what the node does not tell."""
 
-    Attributes
-    ----------
-    documents
-        Documents that exist.
-    bytes
-        What takes up the disk, as it is stored: compressed, and with keys and metadata.
-    """
-
-    documents: int | None
-    bytes: int | None
+    documents: int | None  # documents that exist
+    bytes: int | None  # what takes up the disk, as it is stored: compressed, and with keys and metadata
 
 
 TIME = Plain(Opcode.STAT)
@@ -63,13 +55,7 @@ UNKNOWN = Size(None, None)
 
 
 def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, Position]]:
-    """Log in and ask where each of the wanted vbuckets is that the node has.
-
-    Returns
-    -------
-    dict
-        By vbucket: its high seqno, and its newest history.
-    """
+    """Log in and ask where each of the wanted vbuckets is that the node has."""
     yield from log_in(login, then=lambda _: [SEQNOS])
     there = high_seqnos((yield ()))
     vbuckets = sorted(vb for vb in there if vb in wanted)

@@ -45,18 +45,10 @@ _PHASES = {
 
 
 class Window(NamedTuple):
-    """The flow-control window of a node's connection.
+    """The flow-control window of a node's connection."""
 
-    Attributes
-    ----------
-    held
-        Bytes that came and that the receiver has not consumed.
-    size
-        Bytes that it sends ahead at most; 0 without flow control.
-    """
-
-    held: int
-    size: int
+    held: int  # bytes that came and that the receiver has not consumed
+    size: int  # bytes that it sends ahead at most; 0 without flow control
 
     @property
     def fill(self) -> float:
@@ -66,31 +58,14 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VBucketTable:
-    """A moment's picture of all vbuckets of the bucket. Arrays have one entry for each, and are read-only.
-
-    Attributes
-    ----------
-    nodes
-        ``host:port`` of the nodes; with several connections to a node also ``host:port#2`` and so on.
-    phase
-        uint8, a :class:`VBucketPhase`.
-    owner
-        int16, index into `nodes` of the owner by the newest map, −1 for none.
-    seqno
-        int64, received last; −1 where no stream tells.
-    high
-        int64, up to where there is something to receive, as far as is known: the end of a bounded source,
-        the snapshot that is being received, or what the node told last; −1 where nothing is known.
-    vbuuid
-        uint64, the history that is streamed; 0 where no stream tells.
-    """
+    """A moment's picture of all vbuckets of the bucket. Arrays have one entry for each, and are read-only."""
 
     nodes: tuple[str, ...]
-    phase: npt.NDArray[np.uint8]
-    owner: npt.NDArray[np.int16]
-    seqno: npt.NDArray[np.int64]
+    phase: npt.NDArray[np.uint8]  # uint8, a VBucketPhase
+    owner: npt.NDArray[np.int16]  # int16, index into `nodes` of the owner by the newest map, −1 for none
+    seqno: npt.NDArray[np.int64]  # int64, received last; −1 where no stream tells
     high: npt.NDArray[np.int64]
-    vbuuid: npt.NDArray[np.uint64]
+    vbuuid: npt.NDArray[np.uint64]  # uint64, the history that is streamed; 0 where no stream tells
 
     def __post_init__(self) -> None:
         for column in (self.phase, self.owner, self.seqno, self.high, self.vbuuid):
@@ -101,32 +76,16 @@ class VBucketTable:
 
 
 def take_table(
-    cluster_map: ClusterMap | None,
+    cluster_map: ClusterMap | None,  # the newest; without one the table is empty
     *,
-    wanted: Iterable[int],
+    wanted: Iterable[int],  # the source's vbuckets
     done: Iterable[tuple[int, Position]],
     ends: Mapping[int, int],
     told: Mapping[str, Mapping[int, int]],
-    streams: Iterable[Stream],
+    streams: Iterable[Stream],  # those of all connections
     placement: Placement | None = None,
 ) -> VBucketTable:
-    """Make a table.
-
-    Parameters
-    ----------
-    cluster_map
-        The newest; without one the table is empty.
-    wanted
-        The source's vbuckets.
-    done, ends
-        Where vbuckets are complete, and where streams may end; nothing of an unbounded source.
-    told
-        High seqnos by node, as told last. What another node than the owner told may be lost history.
-    streams
-        Those of all connections.
-    placement
-        Which connection each vbucket belongs to; None where there is one to each node.
-    """
+    """Make a table."""
     if cluster_map is None:
         return empty_table()
     size = cluster_map.vbuckets

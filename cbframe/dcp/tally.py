@@ -28,13 +28,7 @@ _SASL = (Opcode.SASL_LIST_MECHS, Opcode.SASL_AUTH, Opcode.SASL_STEP)
 
 
 class HandshakeTally:
-    """Counts the steps of one connection's handshake, and what it ended with.
-
-    Parameters
-    ----------
-    stats
-        The counters to move.
-    """
+    """Counts the steps of one connection's handshake, and what it ended with."""
 
     def __init__(self, stats: NodeStats) -> None:
         self._stats = stats

@@ -12,15 +12,7 @@ _log = logging.getLogger("cbframe.ui")
 
 
 class Ticker:
-    """Calls a function again and again on a thread of its own, until the function has had enough.
-
-    Parameters
-    ----------
-    every
-        Seconds between the end of a call and the next one: a slow function is called less often.
-    call
-        Called without a lock held. It says whether it wants to be called again.
-    """
+    """Calls a function again and again on a thread of its own, until the function has had enough."""
 
     def __init__(self, every: float, call: Callable[[], bool]) -> None:
         self._every = every

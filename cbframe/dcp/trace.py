@@ -21,13 +21,7 @@ class _Entry:
 
 
 class Trace:
-    """A ring of events; the same one again is counted, not repeated. Never holds a document's key.
-
-    Parameters
-    ----------
-    capacity
-        How many; 0 or less keeps none.
-    """
+    """A ring of events; the same one again is counted, not repeated. Never holds a document's key."""
 
     def __init__(self, capacity: int) -> None:
         self._entries: deque[_Entry] = deque(maxlen=max(0, capacity))

@@ -72,15 +72,7 @@ class Stream(Protocol):
         """Write all of `data`."""
 
     def wait(self, timeout: float | None, least: int = 1) -> bool:
-        """Wait until there is something to read or the waker rings; whether there is to read.
-
-        Parameters
-        ----------
-        timeout
-            Seconds; None for no limit. When it is over, fewer bytes than `least` may be there.
-        least
-            Bytes that have to be there before there is something to read.
-        """
+        """Wait until there is something to read or the waker rings; whether there is to read."""
 
     def close(self) -> None: ...
 
@@ -89,27 +81,11 @@ class Transport(Protocol):
     """Makes streams."""
 
     def connect(self, node: str, waker: Waker, timeout: float) -> Stream:
-        """Connect to ``host:port``.
-
-        Raises
-        ------
-        ConnectError
-            It cannot be reached.
-        ResourceError
-            There is no descriptor for a socket.
-        ReadCancelledError
-            The waker rang meanwhile.
-        """
+        """Connect to ``host:port``."""
 
 
 class SocketTransport:
-    """TCP, with TLS if there is a context.
-
-    Parameters
-    ----------
-    tls
-        The context that verifies the peer; None for plain TCP.
-    """
+    """TCP, with TLS if there is a context."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
@@ -136,13 +112,7 @@ class SocketTransport:
 
 
 class HookedTransport:
-    """Sockets that someone else has connected.
-
-    Parameters
-    ----------
-    connect
-        Called with ``host:port``.
-    """
+    """Sockets that someone else has connected."""
 
     def __init__(self, connect: Callable[[str], socket.socket]) -> None:
         self._connect = connect
@@ -176,13 +146,7 @@ class Encryption:
         """Whether more may be decrypted before anything is received."""
 
     def shake_hands(self) -> None:
-        """Go on with the handshake.
-
-        Raises
-        ------
-        ssl.SSLWantReadError, ssl.SSLWantWriteError
-            It is not done, and the socket has to be waited for.
-        """
+        """Go on with the handshake."""
         while True:
             try:
                 self.session.do_handshake()
@@ -380,13 +344,7 @@ class SocketStream:
 
 
 def tls_peer(tls: ssl.SSLContext, node: str, waker: Waker, timeout: float) -> Peer:
-    """Make a TLS connection and close it: what the node has shown.
-
-    Raises
-    ------
-    ConnectError
-        As :meth:`SocketTransport.connect`.
-    """
+    """Make a TLS connection and close it: what the node has shown."""
     stream = SocketTransport(tls).connect(node, waker, timeout)
     try:
         return stream.tls_peer() if isinstance(stream, SocketStream) else Peer()

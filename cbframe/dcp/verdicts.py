@@ -139,13 +139,7 @@ def refused(event: StreamRefused) -> StreamError | AccessError:
 
 
 def access_hint(wanted: StreamFilter, seen: Manifest | None) -> str:
-    """What a user can do who may not stream all that was asked for.
-
-    Parameters
-    ----------
-    seen
-        The collections that the user sees; None where nobody says.
-    """
+    """What a user can do who may not stream all that was asked for."""
     names = sorted(map(str, seen.collections_of(None).values())) if seen is not None else []
     if seen is None or not names:
         return ROLES_HINT

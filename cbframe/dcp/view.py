@@ -30,20 +30,11 @@ class Problem:
     """Something that went wrong, and that the source may have got over.
 
     The words of an error without the error: that one holds on to all that was at hand where it came from.
-
-    Attributes
-    ----------
-    at
-        Seconds of the source's clock.
-    kind
-        Name of the error's class.
-    message, hint, node, vbucket
-        As of :class:`~cbframe.CbframeError`.
     """
 
-    at: float
-    kind: str
-    message: str
+    at: float  # seconds of the source's clock
+    kind: str  # name of the error's class
+    message: str  # as of CbframeError
     hint: str | None = None
     node: str | None = None
     vbucket: int | None = None

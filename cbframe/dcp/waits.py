@@ -19,27 +19,12 @@ _NAMED = 20
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds.
+    """Seconds."""
 
-    Attributes
-    ----------
-    connect
-        For the connection to be made, and without an answer during its handshake.
-    silence
-        Without a byte from the node.
-    request
-        Without an answer to any of the requests under way.
-    idle
-        Without a message over the streams, while the node owes some and its window is open; None for no
-        limit.
-    ping
-        Without a byte in either direction, until the node is asked whether it lives.
-    """
-
-    connect: float
-    silence: float
-    request: float
-    ping: float
+    connect: float  # for the connection to be made, and without an answer during its handshake
+    silence: float  # without a byte from the node
+    request: float  # without an answer to any of the requests under way
+    ping: float  # without a byte in either direction, until the node is asked whether it lives
     idle: float | None = None
 
     @classmethod
@@ -56,15 +41,7 @@ class Timeouts:
 
 
 class Waits:
-    """The waits of one connection.
-
-    Parameters
-    ----------
-    timeouts
-        How long each may be.
-    now
-        When the connection was made.
-    """
+    """The waits of one connection."""
 
     def __init__(self, timeouts: Timeouts, now: float) -> None:
         self._timeouts = timeouts
@@ -116,20 +93,7 @@ class Waits:
         return self._moved + wait
 
     def check(self, now: float, *, ready: bool, unanswered: int, answers: int) -> None:
-        """Look whether a wait is over.
-
-        Parameters
-        ----------
-        ready
-            Whether the handshake is done.
-        unanswered, answers
-            Requests that wait for an answer, and how many have got one so far.
-
-        Raises
-        ------
-        ReadTimeoutError
-            One is.
-        """
+        """Look whether a wait is over."""
         if not unanswered or answers != self._answers:
             self._answered, self._answers = now, answers
         limits = self._timeouts

@@ -22,18 +22,7 @@ T = TypeVar("T")
 
 
 def at_once(works: Sequence[Callable[[Waker], T]]) -> list[T | CbframeError]:
-    """Run functions that wait for the network, all at the same time; their results or errors, in order.
-
-    Parameters
-    ----------
-    works
-        Each is given a waker that rings when nobody wants its result any more, as after Ctrl-C.
-
-    Raises
-    ------
-    ResourceError
-        There is no thread or descriptor for one of them.
-    """
+    """Run functions that wait for the network, all at the same time; their results or errors, in order."""
     if not works:
         return []
     with ExitStack() as stack:
@@ -63,18 +52,6 @@ def in_processes(work: Callable[[S], T], items: Sequence[S], count: int) -> list
 
     Whatever goes wrong, and if Ctrl-C is pressed, all of them are ended before this returns. No thread is
     needed, so none can be missing.
-
-    Parameters
-    ----------
-    work
-        Importable, as the items have to be picklable: the processes are fresh ones.
-
-    Raises
-    ------
-    CbframeError
-        A process was ended from outside. What `work` raises is raised, too.
-    ResourceError
-        There is no process, descriptor or memory for it.
     """
     todo = deque(enumerate(items))
     busy: dict[Connection, int] = {}

@@ -66,76 +66,32 @@ NO_FACTS: Found = {"counts": {}, "samples": {}, "item": None, "values": None, "f
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a field before any document.
+    """What is known of a field before any document."""
 
-    Attributes
-    ----------
-    kinds
-        Values that count as seen.
-    only
-        The one family of values that counts; None if all do.
-    written
-        Values are wanted as they are written: numbers with all of their digits, objects as JSON text; if all
-        families count, anything.
-    opaque
-        It is JSON text in any case.
-    keep
-        Whether members are fields (``"struct"``) or names are data (``"map"``), where that is decided.
-    fields, item, values
-        Of members, items of lists, and values of maps.
-    cut
-        Only these members are wanted, and values that are no objects are not.
-    """
-
-    kinds: frozenset[str] = frozenset()
-    only: Family | None = None
+    kinds: frozenset[str] = frozenset()  # values that count as seen
+    only: Family | None = None  # the one family of values that counts; None if all do
     written: bool = False
-    opaque: bool = False
+    opaque: bool = False  # it is JSON text in any case
     keep: Literal["struct", "map"] | None = None
     fields: Mapping[str, Known] = field(default_factory=dict)
     item: Known | None = None
     values: Known | None = None
-    cut: bool = False
+    cut: bool = False  # only these members are wanted, and values that are no objects are not
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the caller decides about types.
+    """What the caller decides about types."""
 
-    Attributes
-    ----------
-    max_columns
-        Top-level fields that become columns: the most frequent ones.
-    max_members
-        Different members that an object may have before its names are data, and fields inside of all columns
-        together before objects become JSON text.
-    on_conflict
-        What values without a common type become: ``"widen"`` makes text of scalars, and JSON text of
-        what has arrays or objects; ``"json"`` makes JSON text in any case; ``"null"`` keeps the most
-        frequent family. ``"raise"`` is like ``"widen"``: the caller raises.
-    nested_as_text
-        Arrays and objects are JSON text.
-    declared
-        Types of top-level fields, which are columns in any case. Values of another family become null.
-    infer_length
-        Only fields of the first documents, at most so many, become columns.
-    known
-        What is known of fields before any document: from others, that are typed on their own.
-    maps
-        Where names of objects are data, since they are in others that are typed on their own.
-    wanted
-        The members that are read at all; None for all.
-    """
-
-    max_columns: int = 1000
+    max_columns: int = 1000  # top-level fields that become columns: the most frequent ones
     max_members: int = MAX_MEMBERS
     on_conflict: OnConflict = "widen"
-    nested_as_text: bool = False
+    nested_as_text: bool = False  # arrays and objects are JSON text
     declared: Mapping[str, pa.DataType] = field(default_factory=dict)
-    infer_length: int | None = None
+    infer_length: int | None = None  # only fields of the first documents, at most so many, become columns
     known: Mapping[str, Known] = field(default_factory=dict)
     maps: frozenset[Place] = frozenset()
-    wanted: Tree | None = None
+    wanted: Tree | None = None  # the members that are read at all; None for all
 
     def fields(self) -> dict[str, Known]:
         """What is known of top-level fields."""
@@ -151,41 +107,17 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How one field becomes a column.
+    """How one field becomes a column."""
 
-    Attributes
-    ----------
-    type
-        The column's type.
-    how
-        ``plain``: by its type. ``map`` has names and values. Otherwise it is text: ``text`` has strings, and
-        scalars as they are written, ``string`` anything that is no string as it is written, and ``json`` any
-        value so.
-    members
-        Of a struct.
-    item
-        Of a list; or of a map, its values.
-    conflict
-        Its values have no common type.
-    data
-        Names of objects are data.
-    only
-        Values of other families become null.
-    family
-        Of JSON text that was asked for: what all values are, arrays or objects.
-    cut
-        Values that are no objects are not wanted.
-    """
-
-    type: pa.DataType
+    type: pa.DataType  # the column's type
     how: How = "plain"
-    members: Mapping[str, Column] = field(default_factory=dict)
-    item: Column | None = None
-    conflict: bool = False
-    data: bool = False
-    only: Family | None = None
-    family: Family | None = None
-    cut: bool = False
+    members: Mapping[str, Column] = field(default_factory=dict)  # of a struct
+    item: Column | None = None  # of a list; or of a map, its values
+    conflict: bool = False  # its values have no common type
+    data: bool = False  # names of objects are data
+    only: Family | None = None  # values of other families become null
+    family: Family | None = None  # of JSON text that was asked for: what all values are, arrays or objects
+    cut: bool = False  # values that are no objects are not wanted
 
     def nested(self) -> int:
         """How many fields there are inside, at any depth."""
@@ -225,20 +157,10 @@ def tree_of(paths: Iterable[Path]) -> Tree:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The columns of documents.
+    """The columns of documents."""
 
-    Attributes
-    ----------
-    root
-        Columns by name, as members of a struct.
-    rest
-        Documents have fields that are no columns.
-    names
-        The fields that become columns, where others do not; None where all do.
-    """
-
-    root: Column
-    rest: bool = False
+    root: Column  # columns by name, as members of a struct
+    rest: bool = False  # documents have fields that are no columns
     names: frozenset[str] | None = None
 
     @property
@@ -304,15 +226,7 @@ def _cut(known: Known, tree: Tree) -> Known:
 
 
 def layout_of(found: Found, policy: Policy, names: frozenset[str] | None = None) -> Layout:
-    """The columns of documents.
-
-    Parameters
-    ----------
-    found
-        Facts of all documents.
-    names
-        The fields that may become columns, where that is decided; None for all.
-    """
+    """The columns of documents."""
     fields = dict(found["fields"])
     known = policy.fields()
     unnamed = any("\0" in name for name in fields)

@@ -77,19 +77,7 @@ _Rows: TypeAlias = npt.NDArray[np.int64]
 
 
 def names_are_data(objects: int, names: int, members: int, max_members: int = MAX_MEMBERS) -> bool:
-    """Whether names of objects are data, so that a struct would be almost empty.
-
-    Parameters
-    ----------
-    objects
-        How many there are.
-    names
-        Different names that they have together.
-    members
-        How many members they have together, null ones included.
-    max_members
-        Names of which there are more are data in any case.
-    """
+    """Whether names of objects are data, so that a struct would be almost empty."""
     if names > max_members:
         return True
     cells = objects * names
@@ -228,15 +216,7 @@ _CONSTANTS = {"true": True, "false": False, "null": None}
 
 
 def scan(text: str) -> Any:  # noqa: C901 - one loop over tokens, which does not recurse
-    """Read a JSON text exactly (RFC 8259), with the source of each value.
-
-    Raises
-    ------
-    TooDeepError
-        It nests deeper than 200 levels, and is sound up to there.
-    ValueError
-        It is no JSON.
-    """
+    """Read a JSON text exactly (RFC 8259), with the source of each value."""
     at = 0
     unfinished: list[tuple[Any, str]] = []
     """Arrays, and objects with the name of the member that is being read; the innermost last."""
@@ -345,55 +325,23 @@ def _source(value: Any, form: int) -> str:
 
 @dataclass(slots=True)
 class Facts:
-    """What the values of a field have in common: of batches and of buckets, merged in any order.
-
-    Attributes
-    ----------
-    counts
-        How many values there are of each kind.
-    samples
-        Where the first documents are that have a value of each kind.
-    low, high
-        The smallest and the largest integer of up to 38 digits, and 0.
-    inexact
-        Some integer has no exact double.
-    long
-        Some integer has more than 38 digits.
-    beyond
-        Some number is beyond the range of a double.
-    minus_zero
-        Some integer is ``-0``.
-    nul
-        Some name of a member has a NUL.
-    item
-        Of the items of arrays.
-    fields
-        Of members of objects, by name.
-    values
-        Of the values of all members, where there are more than `max_members` different names.
-    names
-        Hashes of these names.
-    members
-        How many members, nulls included, all objects have.
-    present
-        How many values there are, nulls included.
-    """
+    """What the values of a field have in common: of batches and of buckets, merged in any order."""
 
     counts: list[int] = field(default_factory=lambda: [0] * len(KINDS))
     samples: list[tuple[Place, ...]] = field(default_factory=lambda: [()] * len(KINDS))
-    low: int = 0
+    low: int = 0  # the smallest and the largest integer of up to 38 digits, and 0
     high: int = 0
-    inexact: bool = False
-    long: bool = False
-    beyond: bool = False
-    minus_zero: bool = False
-    nul: bool = False
-    item: Facts | None = None
-    fields: dict[str, Facts] = field(default_factory=dict)
+    inexact: bool = False  # some integer has no exact double
+    long: bool = False  # some integer has more than 38 digits
+    beyond: bool = False  # some number is beyond the range of a double
+    minus_zero: bool = False  # some integer is `-0`
+    nul: bool = False  # some name of a member has a NUL
+    item: Facts | None = None  # of the items of arrays
+    fields: dict[str, Facts] = field(default_factory=dict)  # of members of objects, by name
     values: Facts | None = None
-    names: frozenset[int] = frozenset()
-    members: int = 0
-    present: int = 0
+    names: frozenset[int] = frozenset()  # hashes of these names
+    members: int = 0  # how many members, nulls included, all objects have
+    present: int = 0  # how many values there are, nulls included
     max_members: int = MAX_MEMBERS
 
     def __or__(self, other: Facts) -> Facts:
@@ -577,34 +525,18 @@ class MisfitError(ValueError):
 
 
 class _Field:
-    """The values of a field in a batch.
-
-    Parameters
-    ----------
-    values
-        Those that there are, nulls included.
-    rows
-        The row of each, ascending; None if there is one in every row.
-    length
-        How many rows there are: documents, or items of arrays, or members of objects.
-    documents
-        The document of each row; None where rows are documents.
-    level
-        Of arrays and objects here as columns have it: a map takes two.
-    depth
-        How many arrays and objects are around the values.
-    """
+    """The values of a field in a batch."""
 
     def __init__(
         self,
-        values: list[Any],
-        rows: _Rows | None,
-        length: int,
-        documents: _Rows | None,
+        values: list[Any],  # those that there are, nulls included
+        rows: _Rows | None,  # the row of each, ascending; None if there is one in every row
+        length: int,  # how many rows there are: documents, or items of arrays, or members of objects
+        documents: _Rows | None,  # the document of each row; None where rows are documents
         limit: int,
         configuration: Configuration,
-        level: int,
-        depth: int,
+        level: int,  # of arrays and objects here as columns have it: a map takes two
+        depth: int,  # how many arrays and objects are around the values
     ) -> None:
         self.values, self._rows, self.length, self._documents_of_rows = values, rows, length, documents
         self._limit, self._level, self.depth = limit, level, depth
@@ -881,15 +813,7 @@ class _Field:
     def column(
         self, layout: Layout, forms: Sequence[int] = (), written: list[str | None] | None = None
     ) -> pa.Array:
-        """A column with a row for each row.
-
-        Parameters
-        ----------
-        forms
-            How each document is written, where that matters.
-        written
-            The source of each value, where it is known.
-        """
+        """A column with a row for each row."""
         name, dropped, _ = layout
         values, counts = self.values, self.counts
         if dropped and any(count and dropped >> kind & 1 for kind, count in enumerate(counts)):
@@ -1033,17 +957,7 @@ def _spread(array: pa.Array, rows: _Rows, length: int) -> pa.Array:
 
 
 class Converter:
-    """Documents to columns; for one thread at a time.
-
-    Parameters
-    ----------
-    max_members
-        Names of an object of more different ones are data.
-    known
-        A configuration of the documents.
-    keeps_rest
-        Keep the members that are not wanted, and those with NUL in their names, for :meth:`rest`.
-    """
+    """Documents to columns; for one thread at a time."""
 
     def __init__(
         self, max_members: int, known: Configuration | None = None, *, keeps_rest: bool = False
@@ -1056,28 +970,13 @@ class Converter:
 
     def shred(
         self,
-        data: Any,
+        data: Any,  # those of a binary array
         offsets: npt.NDArray[np.int32],
-        reasons: npt.NDArray[np.uint8],
-        vbuckets: npt.NDArray[np.uint16],
+        reasons: npt.NDArray[np.uint8],  # A byte for each document; those that are not 0 are passed over
+        vbuckets: npt.NDArray[np.uint16],  # where each document stands in the bucket
         seqnos: npt.NDArray[np.uint64],
     ) -> npt.NDArray[np.uint8]:
-        """Take in a batch, and forget the one before.
-
-        Parameters
-        ----------
-        data, offsets
-            Those of a binary array.
-        reasons
-            A byte for each document; those that are not 0 are passed over.
-        vbuckets, seqnos
-            Where each document stands in the bucket.
-
-        Returns
-        -------
-        numpy.ndarray
-            `reasons` with the reason of each that is no document.
-        """
+        """Take in a batch, and forget the one before."""
         self._root = None
         rows = len(reasons)
         sound = len(offsets) == rows + 1 and len(vbuckets) == len(seqnos) == rows
@@ -1141,13 +1040,7 @@ class Converter:
         return facts
 
     def build(self, columns: Sequence[tuple[bytes, Layout]]) -> list[pa.Array]:
-        """Columns of the batch.
-
-        Raises
-        ------
-        ValueError
-            A column cannot hold its values.
-        """
+        """Columns of the batch."""
         root = self._batch()
         return [
             pa.nulls(root.length, type_of(layout))

@@ -76,21 +76,11 @@ class Reason(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """Some values, and where they stand in the bucket.
+    """Some values, and where they stand in the bucket."""
 
-    Attributes
-    ----------
-    values
-        Binary array without nulls.
-    is_json
-        What the server says of each; other values are not tried.
-    vbucket, seqno
-        uint16 and uint64; together they are unique.
-    """
-
-    values: pa.Array
-    is_json: npt.NDArray[np.bool_]
-    vbucket: npt.NDArray[np.uint16]
+    values: pa.Array  # binary array without nulls
+    is_json: npt.NDArray[np.bool_]  # what the server says of each; other values are not tried
+    vbucket: npt.NDArray[np.uint16]  # uint16 and uint64; together they are unique
     seqno: npt.NDArray[np.uint64]
 
     def __len__(self) -> int:
@@ -107,33 +97,15 @@ class Documents:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The columns of a batch of documents, by a layout.
+    """The columns of a batch of documents, by a layout."""
 
-    Attributes
-    ----------
-    layout
-        By which they were built.
-    columns
-        By name.
-    rest
-        The members that are no columns, as JSON text; None where the layout has columns for all.
-    reasons
-        One :class:`Reason` a row.
-    rejected
-        Values that are no documents, null elsewhere; None where there are none.
-    facts
-        What was seen of the documents.
-    has_rest
-        Whether a document has members that are no columns.
-    """
-
-    layout: Layout
-    columns: Mapping[str, pa.Array]
+    layout: Layout  # by which they were built
+    columns: Mapping[str, pa.Array]  # by name
     rest: pa.Array | None
-    reasons: npt.NDArray[np.uint8]
-    rejected: pa.Array | None
-    facts: Facts
-    has_rest: bool = False
+    reasons: npt.NDArray[np.uint8]  # one Reason a row
+    rejected: pa.Array | None  # values that are no documents, null elsewhere; None where there are none
+    facts: Facts  # what was seen of the documents
+    has_rest: bool = False  # whether a document has members that are no columns
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -141,28 +113,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """Values of a field that have no common type.
+    """Values of a field that have no common type."""
 
-    Attributes
-    ----------
-    path
-        Where in the document: ``total``, ``customer.id``, ``items[].price``.
-    types
-        Kinds of values there, and how many, over all documents.
-    action
-        What the values are in the result: ``"text"``, ``"json"``, or ``"null"``: those of other kinds than
-        the column's are gone. ``"map"``: nothing happened to the values, and names are keys.
-    samples
-        For each kind the few documents that have it and stand first in the bucket: vbucket and seqno.
-    names
-        How many different names its objects have, where these are data; else None.
-    """
-
-    path: str
-    types: dict[str, int]
+    path: str  # where in the document: `total`, `customer.id`, `items[].price`
+    types: dict[str, int]  # kinds of values there, and how many, over all documents
     action: str
     samples: dict[str, tuple[Any, ...]] = field(repr=False)
-    names: int | None = None
+    names: int | None = None  # how many different names its objects have, where these are data; else None
 
 
 class Order(dict[str, "Order"]):
@@ -205,24 +162,12 @@ class Order(dict[str, "Order"]):
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The layout of all documents.
+    """The layout of all documents."""
 
-    Attributes
-    ----------
-    layout
-        Columns in order of first appearance.
-    found
-        Facts of all documents.
-    has_rest
-        Some document has fields that are no columns.
-    rejected
-        Rows that are no documents, by reason.
-    """
-
-    layout: Layout
-    found: Found
-    has_rest: bool
-    rejected: Counter[int]
+    layout: Layout  # columns in order of first appearance
+    found: Found  # facts of all documents
+    has_rest: bool  # some document has fields that are no columns
+    rejected: Counter[int]  # rows that are no documents, by reason
 
     def reasons(self) -> dict[str, int]:
         """Rows that are no documents, by the name of the reason."""
@@ -279,13 +224,7 @@ class Settled:
 
 
 class Typer:
-    """Types documents batch by batch.
-
-    Parameters
-    ----------
-    policy
-        What the caller decides about types.
-    """
+    """Types documents batch by batch."""
 
     def __init__(self, policy: Policy | None = None) -> None:
         self._policy = policy or Policy()
@@ -364,15 +303,7 @@ class Typer:
     def settle(
         self, pieces: Sequence[Piece], fetch: Callable[[Collection[Where]], Mapping[Where, bytes]]
     ) -> Settled:
-        """Decide the layout of all documents.
-
-        Parameters
-        ----------
-        pieces
-            All of them, or those that are left of all.
-        fetch
-            Gives documents by where they stand.
-        """
+        """Decide the layout of all documents."""
         facts: Facts | None = None
         rejected: Counter[int] = Counter()
         rest = False
@@ -396,13 +327,7 @@ class Typer:
         return Settled(layout, found, rest, rejected)
 
     def table(self, piece: Piece, settled: Settled, load: Callable[[], Documents]) -> pa.Table:
-        """The columns of a batch, by the layout of all documents.
-
-        Parameters
-        ----------
-        load
-            Reads the batch's documents again: where casts of its columns would not give the same.
-        """
+        """The columns of a batch, by the layout of all documents."""
         columns, rest = piece.columns, piece.rest
         layout = settled.layout
         if _lacks_rest(piece, layout):
@@ -570,13 +495,7 @@ def _instructions(column: Column) -> tuple[str, int, Any]:
 
 
 def lossless(have: Column, want: Column, found: Found | None) -> bool:
-    """Whether :func:`promote` makes of a column what its documents would give.
-
-    Parameters
-    ----------
-    found
-        Facts of the documents of which the column was built; None if they have no such field.
-    """
+    """Whether :func:`promote` makes of a column what its documents would give."""
     counts = {} if found is None else found["counts"]
     if found is None or not counts or have == want:
         return True

@@ -131,34 +131,16 @@ class FrameError(Exception):
 
 @dataclass(slots=True)
 class Decoded:
-    """What :meth:`FrameDecoder.decode` found; its length is the number of rows.
+    """What :meth:`FrameDecoder.decode` found; its length is the number of rows."""
 
-    Attributes
-    ----------
-    before, after
-        Offsets of the frames that are no data messages: to be handled before the rows, in this order, and
-        after them.
-    fresh
-        Vbuckets whose snapshot has its first row here.
-    consumed
-        Where the first frame begins that was not taken.
-    messages, nbytes
-        Data messages that were taken, and their bytes on the wire; those that are passed over, since their
-        stream is over, among them.
-    more
-        Whole frames may follow: the buffer is to be decoded again, from `consumed` on.
-    error
-        What is wrong with the frame at `consumed`: all before it is sound. See :func:`refuse`.
-    """
-
-    consumed: int
+    consumed: int  # where the first frame begins that was not taken
     before: list[int] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
-    fresh: list[int] = field(default_factory=list)
+    fresh: list[int] = field(default_factory=list)  # vbuckets whose snapshot has its first row here
     messages: int = 0
     nbytes: int = 0
-    more: bool = False
-    error: str | None = None
+    more: bool = False  # whole frames may follow: the buffer is to be decoded again, from `consumed` on
+    error: str | None = None  # what is wrong with the frame at `consumed`: all before it is sound. See refuse
     cells: list[int] = field(default_factory=list, repr=False)
     """Those of all rows, one row after the other: a tuple for each would keep the garbage collector busy."""
     places: dict[int, int] = field(default_factory=dict)
@@ -237,11 +219,6 @@ class FrameDecoder:
 
     The compiled core has one with the same methods: this one is the reference, and does the work where
     there is none. It knows the streams: which are there it is told, what they say of themselves it reads.
-
-    Parameters
-    ----------
-    max_body
-        Longest body that is accepted, in bytes.
     """
 
     def __init__(self, max_body: int) -> None:
@@ -372,13 +349,7 @@ def data_block(buffer: bytearray | memoryview, decoded: Decoded) -> DataBlock:
 
 
 def refuse(buffer: ReadableBuffer, decoded: Decoded, max_body: int) -> Header:
-    """Raise what is wrong with the frame that was not taken; of ``stream``, only its table knows: its header.
-
-    Raises
-    ------
-    ProtocolError
-        With the offset of the frame, and its opcode and vbucket where there are any.
-    """
+    """Raise what is wrong with the frame that was not taken; its header, where only its stream knows."""
     offset = decoded.consumed
     if decoded.error == "magic":
         raise bad_magic(buffer[offset], offset)

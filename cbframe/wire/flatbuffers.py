@@ -19,13 +19,7 @@ _NUMBERS = {1: struct.Struct("<B"), 4: _U32, 8: struct.Struct("<Q")}
 
 
 class Table:
-    """The root table of a FlatBuffers value.
-
-    Raises
-    ------
-    ProtocolError
-        Here and in every method: the bytes are no such table.
-    """
+    """The root table of a FlatBuffers value."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -57,13 +57,7 @@ def bad_magic(byte: int, offset: int) -> ProtocolError:
 
 
 def parse_header(buffer: ReadableBuffer, offset: int = 0, *, max_body: int = MAX_BODY_LENGTH) -> Header:
-    """Read the header at `offset`; the buffer must hold 24 bytes from there.
-
-    Raises
-    ------
-    ProtocolError
-        The first byte is no magic, the body is longer than `max_body`, or its parts do not fit.
-    """
+    """Read the header at `offset`; the buffer must hold 24 bytes from there."""
     magic, opcode, key, extras, datatype, vbucket, body, opaque, cas = _HEADER.unpack_from(buffer, offset)
     if magic not in _MAGICS:
         raise bad_magic(magic, offset)
@@ -163,18 +157,7 @@ class Frame:
     def parse(
         cls, buffer: ReadableBuffer, offset: int = 0, *, max_body: int = MAX_BODY_LENGTH
     ) -> tuple[Frame, int] | None:
-        """Read the frame at `offset`.
-
-        Returns
-        -------
-        tuple[Frame, int] or None
-            The frame and the offset behind it; None if the buffer ends before the frame does.
-
-        Raises
-        ------
-        ProtocolError
-            As :func:`parse_header`; found as soon as the header is there, before the body is.
-        """
+        """Read the frame at `offset`."""
         if len(buffer) - offset < HEADER_LENGTH:
             if len(buffer) > offset and buffer[offset] not in _MAGICS:
                 raise bad_magic(buffer[offset], offset)

@@ -22,18 +22,7 @@ def encode(number: int) -> bytes:
 
 
 def decode(buffer: ReadableBuffer, offset: int = 0, end: int | None = None) -> tuple[int, int]:
-    """Read a number that ends at `end` or before; None: anywhere in the buffer.
-
-    Returns
-    -------
-    tuple[int, int]
-        The number and the offset behind it.
-
-    Raises
-    ------
-    ProtocolError
-        The bytes end too early, are not the shortest form, or pass 32 bits.
-    """
+    """Read a number that ends at `end` or before; None: anywhere in the buffer."""
     number = 0
     stop = len(buffer) if end is None else end
     for position in range(MAX_LENGTH):

@@ -368,13 +368,7 @@ _PARSERS: dict[int, Callable[[Frame], ServerMessage]] = {
 
 
 def parse_message(frame: Frame) -> ServerMessage:
-    """The message that a request frame from the server carries.
-
-    Raises
-    ------
-    ProtocolError
-        Extras or value have a length that the message cannot have.
-    """
+    """The message that a request frame from the server carries."""
     return _PARSERS.get(frame.opcode, Unknown.parse)(frame)
 
 

@@ -131,24 +131,12 @@ class DcpControl:
 
 @dataclass(frozen=True, slots=True)
 class StreamFilter:
-    """The value of a stream request: which collections it carries, and more; only with collections.
+    """The value of a stream request: which collections it carries, and more; only with collections."""
 
-    Attributes
-    ----------
-    collections, scope
-        Ids to filter by; None for all. They exclude each other.
-    sid
-        Number of the stream, where streams are numbered.
-    uid
-        Version of the manifest that the client knows of; for the server's log.
-    purge_seqno
-        The vbucket's purge seqno as the client knows it: it need not go back for that purge.
-    """
-
-    collections: tuple[int, ...] | None = None
+    collections: tuple[int, ...] | None = None  # ids to filter by; None for all. They exclude each other
     scope: int | None = None
-    sid: int | None = None
-    uid: int | None = None
+    sid: int | None = None  # number of the stream, where streams are numbered
+    uid: int | None = None  # version of the manifest that the client knows of; for the server's log
     purge_seqno: int | None = None
 
     @property
@@ -299,13 +287,7 @@ _PARSERS: dict[int, Callable[[Frame], Request]] = {
 
 
 def parse_request(frame: Frame) -> Request:
-    """The message that a request frame carries.
-
-    Raises
-    ------
-    ProtocolError
-        The frame is no request, or its extras have a wrong length.
-    """
+    """The message that a request frame carries."""
     if frame.magic not in (Magic.REQUEST, Magic.FLEX_REQUEST):
         raise ProtocolError(f"magic 0x{frame.magic:02x} is no request", opcode=frame.opcode)
     return _PARSERS.get(frame.opcode, Plain.parse)(frame)

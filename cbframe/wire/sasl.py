@@ -24,13 +24,7 @@ _MAX_ITERATIONS = 10_000_000
 
 
 def choose_mechanism(offered: Iterable[str], *, allow_plain: bool) -> str:
-    """The best mechanism that both sides know.
-
-    Raises
-    ------
-    AuthFailError
-        There is none, or only PLAIN and `allow_plain` is False.
-    """
+    """The best mechanism that both sides know."""
     names = {name.upper() for name in offered}
     for name in SCRAM_HASHES:
         if name in names:
@@ -91,15 +85,6 @@ def verify_proof(hash_name: str, stored_key: bytes, auth_message: bytes, proof: 
 class ScramClient:
     """The client's side of one SCRAM authentication.
 
-    Parameters
-    ----------
-    mechanism
-        A key of :data:`SCRAM_HASHES`.
-    username, password
-        The credentials.
-    nonce
-        Makes the client's nonce: printable ASCII without commas.
-
     Notes
     -----
     ``first()`` → send; ``final(challenge)`` → send; ``verify(answer)`` raises unless the server
@@ -124,13 +109,7 @@ class ScramClient:
         return (_GS2 + self._first_bare).encode()
 
     def final(self, challenge: bytes) -> bytes:
-        """The answer to the server's challenge.
-
-        Raises
-        ------
-        ProtocolError
-            The challenge is malformed, repeats no nonce of ours, or asks for absurd iterations.
-        """
+        """The answer to the server's challenge."""
         fields = parse_attributes(challenge)
         if "m" in fields:
             raise ProtocolError("the SCRAM challenge demands an unknown extension")
@@ -155,13 +134,7 @@ class ScramClient:
         return f"{without_proof},p={proof}".encode()
 
     def verify(self, answer: bytes) -> None:
-        """Check the server's signature.
-
-        Raises
-        ------
-        AuthFailError
-            It is wrong, malformed or missing: this is not the server that stored the password.
-        """
+        """Check the server's signature."""
         try:
             signature = base64.b64decode(parse_attributes(answer).get("v", ""), validate=True)
         except (ValueError, ProtocolError):  # no base64, or no attributes at all

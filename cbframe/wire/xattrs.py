@@ -30,13 +30,7 @@ def body_offset(value: ReadableBuffer) -> int:
 
 
 def split_pairs(value: ReadableBuffer) -> tuple[list[tuple[str, bytes]], bytes]:
-    """Take a value with the XATTR bit apart: names and texts as they were sent, and the document.
-
-    Raises
-    ------
-    ProtocolError
-        A length points outside, a terminator is missing, or a name is not UTF-8.
-    """
+    """Take a value with the XATTR bit apart: names and texts as they were sent, and the document."""
     end = body_offset(value)
     pairs = []
     offset = 4
