@@ -57,22 +57,22 @@ _HOMES = {
         "StreamError",
         "XAttrsNotSupportedError",
     ),
-    "cbframe.frame.asof": ("AsOf",),
-    "cbframe.frame.changes": ("ChangeBatch", "CollectionDrop", "Rollback"),
-    "cbframe.frame.changestream": ("ChangeStream",),
-    "cbframe.frame.checkpoint": ("Checkpoint",),
-    "cbframe.frame.conflicts": ("Conflict",),
-    "cbframe.frame.diagnosis": ("Diagnosis",),
-    "cbframe.frame.doctor": ("doctor",),
-    "cbframe.frame.moment": ("Moment",),
-    "cbframe.frame.partition": ("ScanPartition",),
+    "cbframe.scan.asof": ("AsOf",),
+    "cbframe.scan.changes": ("ChangeBatch", "CollectionDrop", "Rollback"),
+    "cbframe.scan.changestream": ("ChangeStream",),
+    "cbframe.scan.checkpoint": ("Checkpoint",),
+    "cbframe.scan.conflicts": ("Conflict",),
+    "cbframe.scan.diagnosis": ("Diagnosis",),
+    "cbframe.scan.doctor": ("doctor",),
+    "cbframe.scan.moment": ("Moment",),
+    "cbframe.scan.partition": ("ScanPartition",),
     "cbframe.scan.progress": ("ScanProgress",),
-    "cbframe.frame.read": ("read_bucket", "scan_bucket"),
-    "cbframe.frame.report": ("ReadReport",),
-    "cbframe.frame.result": ("ReadResult",),
-    "cbframe.frame.scan": ("BucketScan",),
-    "cbframe.frame.schema": ("SchemaDiff", "SchemaReport", "diff_schema", "read_schema"),
-    "cbframe.frame.stream": ("stream_bucket",),
+    "cbframe.scan.read": ("read_bucket", "scan_bucket"),
+    "cbframe.scan.report": ("ReadReport",),
+    "cbframe.scan.result": ("ReadResult",),
+    "cbframe.scan.scan": ("BucketScan",),
+    "cbframe.scan.schema": ("SchemaDiff", "SchemaReport", "diff_schema", "read_schema"),
+    "cbframe.scan.stream": ("stream_bucket",),
     "cbframe.local": ("LocalCluster",),
     "cbframe.options": ("BucketDataSourceOptions",),
     "cbframe.snapshot.check": ("Verification",),
@@ -96,7 +96,7 @@ _HOMES = {
     "cbframe.wire.messages": ("SystemEvent",),
 }
 _COMPANIONS = dict.fromkeys(
-    ("cbframe.frame.read", "cbframe.frame.stream", "cbframe.snapshot.write"), "cbframe.ui.watching"
+    ("cbframe.scan.read", "cbframe.scan.stream", "cbframe.snapshot.write"), "cbframe.ui.watching"
 )
 """What must be there with a module that cannot know of it: a lower floor imports no higher one."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -164,30 +164,30 @@ if TYPE_CHECKING:
     from cbframe.errors import SpoolError as SpoolError
     from cbframe.errors import StreamError as StreamError
     from cbframe.errors import XAttrsNotSupportedError as XAttrsNotSupportedError
-    from cbframe.frame.asof import AsOf as AsOf
-    from cbframe.frame.changes import ChangeBatch as ChangeBatch
-    from cbframe.frame.changes import CollectionDrop as CollectionDrop
-    from cbframe.frame.changes import Rollback as Rollback
-    from cbframe.frame.changestream import ChangeStream as ChangeStream
-    from cbframe.frame.checkpoint import Checkpoint as Checkpoint
-    from cbframe.frame.conflicts import Conflict as Conflict
-    from cbframe.frame.diagnosis import Diagnosis as Diagnosis
-    from cbframe.frame.doctor import doctor as doctor
-    from cbframe.frame.moment import Moment as Moment
-    from cbframe.frame.partition import ScanPartition as ScanPartition
-    from cbframe.frame.read import read_bucket as read_bucket
-    from cbframe.frame.read import scan_bucket as scan_bucket
-    from cbframe.frame.report import ReadReport as ReadReport
-    from cbframe.frame.result import ReadResult as ReadResult
-    from cbframe.frame.scan import BucketScan as BucketScan
-    from cbframe.frame.schema import SchemaDiff as SchemaDiff
-    from cbframe.frame.schema import SchemaReport as SchemaReport
-    from cbframe.frame.schema import diff_schema as diff_schema
-    from cbframe.frame.schema import read_schema as read_schema
-    from cbframe.frame.stream import stream_bucket as stream_bucket
     from cbframe.local import LocalCluster as LocalCluster
     from cbframe.options import BucketDataSourceOptions as BucketDataSourceOptions
+    from cbframe.scan.asof import AsOf as AsOf
+    from cbframe.scan.changes import ChangeBatch as ChangeBatch
+    from cbframe.scan.changes import CollectionDrop as CollectionDrop
+    from cbframe.scan.changes import Rollback as Rollback
+    from cbframe.scan.changestream import ChangeStream as ChangeStream
+    from cbframe.scan.checkpoint import Checkpoint as Checkpoint
+    from cbframe.scan.conflicts import Conflict as Conflict
+    from cbframe.scan.diagnosis import Diagnosis as Diagnosis
+    from cbframe.scan.doctor import doctor as doctor
+    from cbframe.scan.moment import Moment as Moment
+    from cbframe.scan.partition import ScanPartition as ScanPartition
     from cbframe.scan.progress import ScanProgress as ScanProgress
+    from cbframe.scan.read import read_bucket as read_bucket
+    from cbframe.scan.read import scan_bucket as scan_bucket
+    from cbframe.scan.report import ReadReport as ReadReport
+    from cbframe.scan.result import ReadResult as ReadResult
+    from cbframe.scan.scan import BucketScan as BucketScan
+    from cbframe.scan.schema import SchemaDiff as SchemaDiff
+    from cbframe.scan.schema import SchemaReport as SchemaReport
+    from cbframe.scan.schema import diff_schema as diff_schema
+    from cbframe.scan.schema import read_schema as read_schema
+    from cbframe.scan.stream import stream_bucket as stream_bucket
     from cbframe.snapshot.check import Verification as Verification
     from cbframe.snapshot.compact import Compaction as Compaction
     from cbframe.snapshot.read import read_snapshot as read_snapshot

@@ -27,8 +27,8 @@ from cbframe import core
 from cbframe.cli import main
 from cbframe.cli.demo import equal_rows
 from cbframe.cli.text import _cells, say_rows
-from cbframe.frame import run, session
 from cbframe.local import LocalCluster
+from cbframe.scan import run, session
 from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot import fetch
 
@@ -283,7 +283,7 @@ def test_ctrl_c(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cbframe.frame.scan.BucketScan.read", interrupt)
+    monkeypatch.setattr("cbframe.scan.scan.BucketScan.read", interrupt)
     assert main(login) == 130
     assert capsys.readouterr().err == "cbframe: interrupted\n"
 

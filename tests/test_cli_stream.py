@@ -21,7 +21,7 @@ from cbframe import Checkpoint, LocalCluster
 from cbframe.arrow.keys import key_bytes
 from cbframe.cli import main
 from cbframe.cli import stream as command
-from cbframe.frame import changestream
+from cbframe.scan import changestream
 
 PASSWORD = "s3cret-of-the-stream"
 DOCUMENTS: dict[bytes, bytes] = {

@@ -25,9 +25,8 @@ FLOORS = {
     "json": 4,
     "arrow": 5,
     "scan": 6,
-    "frame": 7,
-    "snapshot": 8,
-    "ui": 9,
+    "snapshot": 7,
+    "ui": 8,
 }
 """Imports point to a lower floor, or stay in their own part."""
 GROUND = {"_core", "core", "errors", "limits", "options", "public", "system", "typing"}
@@ -40,18 +39,18 @@ MAY_USE = {
 }
 """Parts beside the floors. ``cbframe`` is the package itself, ``cli`` also ``__main__``."""
 
-ABOVE_DCP = {"json", "arrow", "scan", "frame", "snapshot", "ui", "contrib", "cli", "testing"}
+ABOVE_DCP = {"json", "arrow", "scan", "snapshot", "ui", "contrib", "cli", "testing"}
 CLOCKS_AND_THREADS = {"_thread", "concurrent", "multiprocessing", "threading", "time"}
 """Where a thread or a timer lives; what is below, and what only converts, gets the time as an argument."""
 SOCKETS = {"asyncio", "selectors", "socket", "socketserver"}
 LIBRARIES = {
     **{
-        library: {"dcp", "frame", "snapshot", "ui", "cli", "local", "testing"}
+        library: {"dcp", "scan", "snapshot", "ui", "cli", "local", "testing"}
         for library in CLOCKS_AND_THREADS
     },
     **{library: {"dcp", "local", "testing", "system.py"} for library in SOCKETS},
-    "threading": {"dcp", "frame", "snapshot", "ui", "cli", "local", "testing", "limits.py", "system.py"},
-    "time": {"dcp", "frame", "snapshot", "ui", "cli", "local", "testing", "system.py"},
+    "threading": {"dcp", "scan", "snapshot", "ui", "cli", "local", "testing", "limits.py", "system.py"},
+    "time": {"dcp", "scan", "snapshot", "ui", "cli", "local", "testing", "system.py"},
     **{library: set[str]() for library in ("grp", "posix", "pwd", "select", "termios")},
     **{library: {"system.py"} for library in ("fcntl", "msvcrt")},
     "resource": {"limits.py"},
@@ -63,10 +62,10 @@ LIBRARIES = {
     "dns": {"cluster"},
     "msgspec": ABOVE_DCP,
     "pyarrow": ABOVE_DCP,
-    "pandas": {"frame", "snapshot", "ui", "contrib", "cli", "testing"},
+    "pandas": {"scan", "snapshot", "ui", "contrib", "cli", "testing"},
     "ipywidgets": {"ui"},
     "anywidget": {"ui"},
-    "polars": {"contrib", "frame"},
+    "polars": {"contrib", "scan"},
     "duckdb": {"contrib"},
     "dask": {"contrib"},
     "pyspark": {"contrib"},
@@ -283,14 +282,14 @@ def test_every_part_is_looked_at() -> None:
         ("dcp/a.py", "import_module('cbframe.local')", "dcp must not import local"),
         ("errors.py", "from cbframe.wire import constants", "ground must not import wire"),
         ("options.py", "import numpy as np", "ground must not import numpy: standard library only"),
-        ("frame/a.py", "from cbframe.snapshot.write import x", "frame must not import snapshot"),
-        ("frame/a.py", "from cbframe.ui import widget", "frame must not import ui"),
-        ("frame/a.py", "from cbframe.local import LocalCluster", "frame must not import local"),
-        ("frame/a.py", "from cbframe.contrib import polars", "frame must not import contrib"),
+        ("scan/a.py", "from cbframe.snapshot.write import x", "scan must not import snapshot"),
+        ("scan/a.py", "from cbframe.ui import widget", "scan must not import ui"),
+        ("scan/a.py", "from cbframe.local import LocalCluster", "scan must not import local"),
+        ("scan/a.py", "from cbframe.contrib import polars", "scan must not import contrib"),
         ("ui/a.py", "from cbframe.testing import x", "ui must not import testing"),
         ("contrib/polars.py", "from cbframe.cli import main", "contrib must not import cli"),
         ("local/a.py", "from cbframe.cluster.map import x", "local must not import cluster"),
-        ("__init__.py", "from cbframe.frame.read import read_bucket", "cbframe must not import frame"),
+        ("__init__.py", "from cbframe.scan.read import read_bucket", "cbframe must not import scan"),
         ("__init__.py", "def f():\n    import cbframe.ui", "cbframe must not import ui"),
         (
             "__init__.py",
@@ -315,17 +314,15 @@ def test_every_part_is_looked_at() -> None:
         ("dcp/a.py", "import pyarrow as pa", "dcp must not import pyarrow"),
         ("dcp/a.py", "try:\n    import pandas\nexcept ImportError: ...", "dcp must not import pandas"),
         ("arrow/a.py", "import threading", "arrow must not import threading"),
-        ("scan/a.py", "import time", "scan must not import time"),
         ("json/a.py", "import threading", "json must not import threading"),
         ("json/a.py", "from cbframe.arrow import x", "json must not import arrow"),
-        ("scan/a.py", "from cbframe.frame.scan import x", "scan must not import frame"),
-        ("frame/a.py", "import socket", "frame must not import socket"),
+        ("scan/a.py", "import socket", "scan must not import socket"),
         ("ui/a.py", "import selectors", "ui must not import selectors"),
         ("arrow/a.py", "import pandas as pd", "arrow must not import pandas"),
         ("arrow/a.py", "if TYPE_CHECKING:\n    import pandas as pd", "arrow must not import pandas"),
-        ("frame/a.py", "import ipywidgets", "frame must not import ipywidgets"),
-        ("frame/a.py", "def f():\n    import anywidget", "frame must not import anywidget"),
-        ("frame/a.py", "import duckdb", "frame must not import duckdb"),
+        ("scan/a.py", "import ipywidgets", "scan must not import ipywidgets"),
+        ("scan/a.py", "def f():\n    import anywidget", "scan must not import anywidget"),
+        ("scan/a.py", "import duckdb", "scan must not import duckdb"),
         ("local/a.py", "import pyarrow", "local must not import pyarrow"),
         ("local/a.py", "import requests", "local must not import requests"),
         ("utils/a.py", "", "'utils' is on no floor"),
@@ -355,9 +352,9 @@ def test_what_is_found(path: str, source: str, problem: str) -> None:
         ("dcp/a.py", "import socket, threading, time, selectors, ssl\nimport cbframe.cluster.map"),
         ("arrow/a.py", "import pyarrow\nimport msgspec\nfrom cbframe.dcp.receiver import BlockReceiver"),
         ("arrow/a.py", "from cbframe.json.reference import x"),
-        ("snapshot/a.py", "import pandas, threading\nfrom cbframe.frame.scan import x"),
-        ("frame/a.py", "import pandas\ndef f():\n    import polars"),
-        ("ui/widget.py", "import ipywidgets, anywidget\nfrom cbframe.frame.scan import x"),
+        ("snapshot/a.py", "import pandas, threading\nfrom cbframe.scan.scan import x"),
+        ("scan/a.py", "import pandas\ndef f():\n    import polars"),
+        ("ui/widget.py", "import ipywidgets, anywidget\nfrom cbframe.scan.scan import x"),
         ("contrib/polars.py", "import polars\nimport cbframe\nfrom cbframe import scan_bucket"),
         (
             "local/a.py",

@@ -19,9 +19,9 @@ from cluster.manager import nodes_ext, terse_config, verbose_config
 from cluster.test_feed import SAID
 from cluster.test_manifest import ANSWER
 from dcp.test_fuzz import Change, changed, changes
-from frame.test_checkpoint import ONE
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from scan.test_checkpoint import ONE
 from snapshot.test_manifest import plain
 from wire.golden import FOLDER, NAMES, NAMES8
 from wire.test_sasl import SHA1
@@ -34,7 +34,7 @@ from cbframe.cluster.map import parse_bucket_config
 from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.survey import time_of
 from cbframe.errors import CbframeError
-from cbframe.frame.spans.offsets import Offset
+from cbframe.scan.spans.offsets import Offset
 from cbframe.snapshot.manifest import Manifest, Rollback
 from cbframe.wire import failover, leb128, messages, requests, sasl, xattrs
 from cbframe.wire.constants import Opcode

@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd  # noqa: F401 - pyarrow loads it with its first array
 import pytest
 from contrib.delta.kit import held as delta_rows
-from frame.kit import QUICK, truth
-from frame.test_spans import SECRET, USER, Engine, spans_of
+from scan.kit import QUICK, truth
+from scan.test_spans import SECRET, USER, Engine, spans_of
 from snapshot.test_rollbacks import held as snapshot_rows
 
 from cbframe import LocalCluster, SnapshotResult, VBucketMetaData, read_bucket, stream_bucket, write_snapshot

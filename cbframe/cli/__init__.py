@@ -182,7 +182,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     from cbframe.cli.credentials import connection
     from cbframe.cli.text import say
-    from cbframe.frame.doctor import doctor
+    from cbframe.scan.doctor import doctor
 
     arguments = connection(options)
     finer = arguments.pop("options")

@@ -21,10 +21,10 @@ from cbframe.cli.files import without_nulls, writer_of
 from cbframe.cli.text import INDENT, progress_line, say, say_rows, show_nodes, show_remarks, show_table, title
 from cbframe.dcp.handover import monotonic
 from cbframe.errors import ConfigurationError
-from cbframe.frame.convert import to_pandas
-from cbframe.frame.parquet import write_parquet
-from cbframe.frame.read import scan_bucket
 from cbframe.local import LocalCluster
+from cbframe.scan.convert import to_pandas
+from cbframe.scan.parquet import write_parquet
+from cbframe.scan.read import scan_bucket
 
 _CHECKED_DOCUMENTS = 1000
 

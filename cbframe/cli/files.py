@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from cbframe.errors import ConfigurationError
-from cbframe.frame.parquet import whole_file, write_parquet
+from cbframe.scan.parquet import whole_file, write_parquet
 
 _LINES = 4096
 """Rows that are Python objects at the same time."""

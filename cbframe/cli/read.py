@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from cbframe.cli.credentials import connection
 from cbframe.cli.files import ndjson, writer_of
 from cbframe.cli.text import progress_line, say, show_remarks, show_table
-from cbframe.frame.read import scan_bucket
+from cbframe.scan.read import scan_bucket
 
 
 def read(options: argparse.Namespace) -> int:

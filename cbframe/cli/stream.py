@@ -18,10 +18,10 @@ import msgspec
 from cbframe.cli.credentials import connection
 from cbframe.dcp.handover import monotonic
 from cbframe.errors import ConfigurationError
-from cbframe.frame.changes import CHANGE_TYPE, ChangeBatch
-from cbframe.frame.changestream import ChangeStream
-from cbframe.frame.checkpoint import Checkpoint
-from cbframe.frame.stream import stream_bucket
+from cbframe.scan.changes import CHANGE_TYPE, ChangeBatch
+from cbframe.scan.changestream import ChangeStream
+from cbframe.scan.checkpoint import Checkpoint
+from cbframe.scan.stream import stream_bucket
 
 Row = dict[str, Any]
 _COLUMNS = {

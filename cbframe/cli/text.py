@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 
 from cbframe.arrow.columns import KEY
-from cbframe.frame.convert import to_pandas
-from cbframe.frame.report import left_out
-from cbframe.frame.result import ReadResult
+from cbframe.scan.convert import to_pandas
+from cbframe.scan.report import left_out
+from cbframe.scan.result import ReadResult
 from cbframe.ui.progress import TextProgress
 
 INDENT = "  "

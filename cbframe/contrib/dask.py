@@ -18,15 +18,15 @@ from cbframe.arrow.columns import KEY
 from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, DependencyError
-from cbframe.frame.asof import AsOf
-from cbframe.frame.convert import to_pandas
-from cbframe.frame.partition import ScanPartition
-from cbframe.frame.report import ReadReport
-from cbframe.frame.scan import BucketScan
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
+from cbframe.scan.asof import AsOf
+from cbframe.scan.convert import to_pandas
+from cbframe.scan.partition import ScanPartition
 from cbframe.scan.progress import Progress
+from cbframe.scan.report import ReadReport
+from cbframe.scan.scan import BucketScan
 from cbframe.scan.spec import (
     ColumnsLike,
     Consistency,

@@ -1,1 +1,1 @@
-"""Bounded reads of a bucket: what to read, how to run it, how far it is."""
+"""Bounded reads and change streams: from a connection string to a table, a DataFrame or record batches."""

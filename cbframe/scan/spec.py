@@ -564,7 +564,7 @@ class ScanSpec:
     @property
     def named(self) -> tuple[str, ...] | None:
         """The names of `collections`; None for all. Those that the user sees were looked up before."""
-        assert self.collections != VISIBLE, "cbframe.frame.names.settled() comes first"
+        assert self.collections != VISIBLE, "cbframe.scan.names.settled() comes first"
         return self.collections
 
     @property

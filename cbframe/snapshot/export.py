@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cbframe.errors import ConfigurationError, SnapshotError
-from cbframe.frame.parquet import write_parquet
+from cbframe.scan.parquet import write_parquet
 from cbframe.snapshot.reader import VersionReader
 from cbframe.snapshot.store import LocalStore, Store, make_folder
 

@@ -9,7 +9,7 @@ from typing import Self
 
 from cbframe.dcp.positions import Position
 from cbframe.errors import ClusterMapError, SnapshotError
-from cbframe.frame.run import Ran, Run
+from cbframe.scan.run import Ran, Run
 from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot.history import Boundaries
 from cbframe.snapshot.resume import ResumingReceiver

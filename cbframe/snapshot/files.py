@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cbframe.arrow.columns import SEQNO, VBUCKET
 from cbframe.arrow.documents.rendered import rendered
-from cbframe.frame.parquet import check_compression
+from cbframe.scan.parquet import check_compression
 from cbframe.scan.spec import positive
 from cbframe.snapshot.manifest import FileEntry
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from cbframe.errors import SnapshotError
-from cbframe.frame.moment import Clock, utc_now
+from cbframe.scan.moment import Clock, utc_now
 from cbframe.snapshot.store import LocalStore, Store, make_folder
 from cbframe.system import locked
 

@@ -16,9 +16,9 @@ from cbframe.arrow.documents.unify import Columns, unify
 from cbframe.arrow.documents.widen import widen
 from cbframe.arrow.keys import KEY_TYPES, KeyForm, formed
 from cbframe.errors import ConfigurationError
-from cbframe.frame.shape import flattened, selected
 from cbframe.json.layout import Path, path_of
 from cbframe.json.typer import OURS, REST
+from cbframe.scan.shape import flattened, selected
 from cbframe.scan.spec import METADATA_NAMES, Nested
 from cbframe.snapshot.live import Live, Part
 from cbframe.snapshot.manifest import FileEntry, Manifest

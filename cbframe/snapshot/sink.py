@@ -12,11 +12,11 @@ from cbframe.arrow.columns import COLLECTION_ID, MUTATION, OPCODE
 from cbframe.arrow.current_rows import CurrentRows
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder
 from cbframe.cluster.manifest import Manifest
-from cbframe.frame.conflicts import Conflict
-from cbframe.frame.names import Names
-from cbframe.frame.pipeline import Pipeline, Typed, beside
 from cbframe.json.layout import FAMILIES, Column, Place, is_list, struct
 from cbframe.json.typer import shown
+from cbframe.scan.conflicts import Conflict
+from cbframe.scan.names import Names
+from cbframe.scan.pipeline import Pipeline, Typed, beside
 from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot.resume import ResumingReceiver
 from cbframe.wire.constants import DATA_OPCODES

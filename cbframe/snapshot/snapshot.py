@@ -19,11 +19,10 @@ from cbframe.arrow.documents.filters import make_filters
 from cbframe.arrow.documents.unify import Columns, differences
 from cbframe.arrow.keys import KeyForm, check_key_form
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
-from cbframe.frame.arrow_export import ArrowExport
-from cbframe.frame.asof import AsOf as Picture
-from cbframe.frame.moment import Clock, utc_now
-from cbframe.frame.tail import seconds_of
 from cbframe.public import public
+from cbframe.scan.arrow_export import ArrowExport
+from cbframe.scan.asof import AsOf as Picture
+from cbframe.scan.moment import Clock, utc_now
 from cbframe.scan.spec import (
     METADATA_NAMES,
     NESTED,
@@ -35,6 +34,7 @@ from cbframe.scan.spec import (
     paths_of,
     positive,
 )
+from cbframe.scan.tail import seconds_of
 from cbframe.snapshot.between import changes
 from cbframe.snapshot.check import Verification, verify
 from cbframe.snapshot.compact import Compaction, compact, vacuum
@@ -308,7 +308,7 @@ class Snapshot:
         as_of, columns, filters, metadata, nested, keys, expired, dtype_backend
             As of :func:`cbframe.read_snapshot`.
         """
-        from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+        from cbframe.scan.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
         table = self.to_arrow(
             as_of=as_of,
@@ -524,7 +524,7 @@ class Snapshot:
         SnapshotError
             Files of a version in between were deleted by :meth:`vacuum`.
         """
-        from cbframe.frame.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+        from cbframe.scan.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
         return to_pandas(self.changes_to_arrow(since, until, keys=keys), "pyarrow")
 

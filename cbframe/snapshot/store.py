@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cbframe.errors import CbframeError, SnapshotError
-from cbframe.frame.destination import located
 from cbframe.limits import shortage
+from cbframe.scan.destination import located
 from cbframe.system import remove, replace, sync, sync_folder
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)

@@ -12,9 +12,9 @@ import pyarrow as pa
 from cbframe.arrow.documents.unify import Columns, differences, unify
 from cbframe.cluster.map import ClusterMap
 from cbframe.errors import ConversionError, SnapshotError
-from cbframe.frame.asof import AsOf
-from cbframe.frame.shape import joined
 from cbframe.public import warn
+from cbframe.scan.asof import AsOf
+from cbframe.scan.shape import joined
 from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot.fetch import Fetch, Fetched, Known
 from cbframe.snapshot.files import DATA, ChangeFiles, parts_for

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cbframe.arrow.documents.filters import make_filters, restored_filters, stored_filters
 from cbframe.errors import ConfigurationError
-from cbframe.frame.names import difference, settled
+from cbframe.scan.names import difference, settled
 from cbframe.scan.spec import VISIBLE, ScanSpec, declared_types, flag
 
 METADATA = ("key", "vbucket", "seqno", "cas", "rev_seqno", "expiry", "flags", "datatype")

@@ -11,10 +11,10 @@ import pyarrow.fs as pafs
 from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, SnapshotError
-from cbframe.frame.moment import Clock, utc_now
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
+from cbframe.scan.moment import Clock, utc_now
 from cbframe.scan.progress import Progress
 from cbframe.scan.spec import ColumnsLike, Consistency, Exclusion, FiltersLike, SchemaLike, flag
 from cbframe.snapshot.files import FILE_BYTES, check_form

@@ -14,7 +14,7 @@ import cbframe
 from cbframe.arrow import spill
 from cbframe.arrow.spill import LITTLE, spill_folder
 from cbframe.errors import SpoolError
-from cbframe.frame import run
+from cbframe.scan import run
 
 MUCH = 100 << 30
 

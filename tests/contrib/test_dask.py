@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import trustme
-from frame.kit import QUICK, Sent, background, fill
-from frame.test_writers import KEYS, Writer
+from scan.kit import QUICK, Sent, background, fill
+from scan.test_writers import KEYS, Writer
 
 import cbframe
 from cbframe import AccessError, EnvironmentAuth, LocalCluster

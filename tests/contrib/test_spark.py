@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import trustme
-from frame.kit import background, fill
-from frame.test_writers import KEYS, Writer
+from scan.kit import background, fill
+from scan.test_writers import KEYS, Writer
 
 import cbframe
 from cbframe import LocalCluster

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from frame.kit import Sent, background, fill
-from frame.test_writers import KEYS, Writer
+from scan.kit import Sent, background, fill
+from scan.test_writers import KEYS, Writer
 
 import cbframe
 from cbframe import LocalCluster

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from frame.kit import fill, truth
+from scan.kit import fill, truth
 
 from cbframe import ConfigurationError, LocalCluster
 

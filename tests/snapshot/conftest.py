@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from frame.conftest import nothing_left  # noqa: F401 - a fixture that is used by itself
 from object_store import endpoint, outside  # noqa: F401 - fixtures
+from scan.conftest import nothing_left  # noqa: F401 - a fixture that is used by itself
 from worlds import either_version  # noqa: F401 - as above
 
 from cbframe import LocalCluster

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from frame.kit import QUICK
+from scan.kit import QUICK
 from worlds import version_of
 
 from cbframe import (

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from frame.kit import background, truth
+from scan.kit import background, truth
 from worlds import seeds
 
 from cbframe import LocalCluster, Snapshot, SnapshotError

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from frame.kit import fill, truth
+from scan.kit import fill, truth
 
 from cbframe import LocalCluster, Snapshot, SnapshotError, SpoolError, read_snapshot
 from cbframe.snapshot.check import verify

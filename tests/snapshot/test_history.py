@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cbframe import ConfigurationError, LocalCluster, Snapshot, read_snapshot, write_snapshot
-from cbframe.frame.moment import Clock
+from cbframe.scan.moment import Clock
 from cbframe.snapshot.history import History
 from cbframe.snapshot.manifest import Manifest, name_of
 from cbframe.snapshot.store import LocalStore

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
-from frame.kit import QUICK
+from scan.kit import QUICK
 
 import cbframe
 from cbframe import ConfigurationError, LocalCluster, Snapshot, SnapshotError, read_snapshot, write_snapshot

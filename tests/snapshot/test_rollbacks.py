@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from frame.kit import QUICK, WIRE_METADATA, Row, rows_of, truth, values_of
-from frame.test_faults import complete_and_half_read, keys_by_vbucket
+from scan.kit import QUICK, WIRE_METADATA, Row, rows_of, truth, values_of
+from scan.test_faults import complete_and_half_read, keys_by_vbucket
 from worlds import seeds, version_of, world_of
 
 from cbframe import LocalCluster, Snapshot, SnapshotResult, read_snapshot, write_snapshot

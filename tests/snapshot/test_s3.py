@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
-from frame.kit import QUICK, fill, truth
 from object_store import BUCKET, KEY, REGION, SECRET
+from scan.kit import QUICK, fill, truth
 
 from cbframe import LocalCluster, Snapshot, SnapshotError, write_snapshot
 from cbframe.snapshot.lock import writing

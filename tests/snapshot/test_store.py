@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 import pyarrow.fs as pafs
 import pytest
-from frame.kit import QUICK, fill, truth
+from scan.kit import QUICK, fill, truth
 
 from cbframe import ConfigurationError, LocalCluster, Snapshot, SnapshotError, SpoolError, write_snapshot
 from cbframe.snapshot.lock import LOCK, writing

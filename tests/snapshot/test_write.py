@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from frame.kit import QUICK, background, fill, truth
+from scan.kit import QUICK, background, fill, truth
 
 import cbframe
 from cbframe import (

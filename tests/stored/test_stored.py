@@ -26,8 +26,8 @@ import cbframe
 from cbframe import Checkpoint, EnvironmentAuth, LocalCluster
 from cbframe.arrow.keys import key_bytes
 from cbframe.contrib.delta import update_delta
-from cbframe.frame.spans.offsets import Offset
-from cbframe.frame.spans.parts import make_spans
+from cbframe.scan.spans.offsets import Offset
+from cbframe.scan.spans.parts import make_spans
 from cbframe.snapshot.manifest import Manifest
 
 from .restored import FILES, documents_of, restored_cluster

@@ -20,8 +20,8 @@ from cbframe.contrib.delta.rows import HEAD, Places, Waiting, beyond
 from cbframe.contrib.delta.shape import Shape
 from cbframe.contrib.delta.source import Back, News, Source
 from cbframe.errors import SnapshotError
-from cbframe.frame.asof import AsOf
-from cbframe.frame.moment import Clock
+from cbframe.scan.asof import AsOf
+from cbframe.scan.moment import Clock
 from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot.fetch import Fetch, Fetched, Known
 from cbframe.snapshot.history import Boundaries, following, lag

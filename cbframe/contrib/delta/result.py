@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from html import escape
 
-from cbframe.frame.asof import AsOf
-from cbframe.frame.conflicts import Conflict
+from cbframe.scan.asof import AsOf
+from cbframe.scan.conflicts import Conflict
 from cbframe.snapshot.result import behind, count, some
 
 

@@ -14,10 +14,10 @@ from cbframe.contrib.delta.log import APP, Base, base_of, library, open_table
 from cbframe.contrib.delta.mirror import Mirror
 from cbframe.contrib.delta.result import DeltaResult
 from cbframe.errors import ConfigurationError, SnapshotError
-from cbframe.frame.moment import Clock, utc_now
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
+from cbframe.scan.moment import Clock, utc_now
 from cbframe.scan.progress import Progress
 from cbframe.scan.spec import ColumnsLike, Consistency, Exclusion, FiltersLike, SchemaLike, path_of_files
 from cbframe.snapshot.wanted import agreed, named, spec_of, stored_form

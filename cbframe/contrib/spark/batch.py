@@ -12,10 +12,10 @@ from pyspark.sql.types import StructType
 from cbframe.contrib.spark.options import BATCH, arrow_schema, checked, number_of, scan_of
 from cbframe.contrib.spark.pushdown import Written, pushed
 from cbframe.errors import ConfigurationError
-from cbframe.frame.partition import ScanPartition
-from cbframe.frame.shape import cast_to
 from cbframe.json.typer import OURS
 from cbframe.public import public
+from cbframe.scan.partition import ScanPartition
+from cbframe.scan.shape import cast_to
 
 
 class CouchbasePartition(InputPartition):  # type: ignore[misc]

@@ -12,9 +12,9 @@ from pyspark.sql.types import StructType
 
 from cbframe.cluster.auth import EnvironmentAuth
 from cbframe.errors import ConfigurationError
-from cbframe.frame.read import scan_bucket
-from cbframe.frame.scan import BucketScan
 from cbframe.json.typer import OURS
+from cbframe.scan.read import scan_bucket
+from cbframe.scan.scan import BucketScan
 from cbframe.scan.spec import METADATA_NAMES, VISIBLE
 
 _LARGER = {

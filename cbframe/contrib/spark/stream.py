@@ -27,14 +27,14 @@ from cbframe.contrib.spark.options import (
 )
 from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError
-from cbframe.frame.spans.offsets import Offset
-from cbframe.frame.spans.parts import REQUIRED, SpanPart, make_spans
 from cbframe.json.typer import OURS
 from cbframe.public import public
+from cbframe.scan.spans.offsets import Offset
+from cbframe.scan.spans.parts import REQUIRED, SpanPart, make_spans
 
 
 class CouchbaseChangesPartition(InputPartition):  # type: ignore[misc]
-    """A :class:`~cbframe.frame.spans.parts.SpanPart` on its way to an executor."""
+    """A :class:`~cbframe.scan.spans.parts.SpanPart` on its way to an executor."""
 
     def __init__(self, part: SpanPart) -> None:
         super().__init__(part.number)

@@ -15,8 +15,8 @@ from cbframe.arrow.documents.dates import Dates
 from cbframe.arrow.documents.unify import Columns, Difference, differences, unify
 from cbframe.arrow.documents.widen import widen
 from cbframe.errors import ConfigurationError
-from cbframe.frame.parquet import write_parquet
 from cbframe.json.layout import Column, Policy, struct
+from cbframe.scan.parquet import write_parquet
 
 BIG = 2**53 + 1
 

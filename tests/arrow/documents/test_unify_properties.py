@@ -22,8 +22,8 @@ from cbframe.arrow.documents.kinds import Kind, misplaced
 from cbframe.arrow.documents.marks import Marks
 from cbframe.arrow.documents.unify import Columns, differences, unify
 from cbframe.arrow.documents.widen import widen
-from cbframe.frame.parquet import write_parquet
 from cbframe.json.layout import Policy
+from cbframe.scan.parquet import write_parquet
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
-from frame.kit import QUICK, Row, rows_of
+from scan.kit import QUICK, Row, rows_of
 
 from cbframe import LocalCluster
 from cbframe.contrib.delta import DeltaResult, to_delta, update_delta

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from deltalake import DeltaTable
-from frame.kit import truth
+from scan.kit import truth
 from snapshot.test_rollbacks import Life
 
 from cbframe import LocalCluster

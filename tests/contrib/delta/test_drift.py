@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
-from frame.kit import QUICK
+from scan.kit import QUICK
 
 from cbframe import LocalCluster, read_snapshot, write_snapshot
 from cbframe.arrow.documents.rendered import rendered

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from deltalake import DeltaTable
-from frame.kit import QUICK, Row, truth, values_of
-from frame.test_faults import complete_and_half_read
+from scan.kit import QUICK, Row, truth, values_of
+from scan.test_faults import complete_and_half_read
 from snapshot.test_rollbacks import Life
 from worlds import seeds, version_of, world_of
 

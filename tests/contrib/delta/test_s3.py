@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from frame.kit import fill, truth
 from object_store import BUCKET, KEY, REGION, SECRET
+from scan.kit import fill, truth
 
 from cbframe import LocalCluster
 from cbframe.contrib.delta import to_delta, update_delta

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from frame.kit import QUICK, WIRE_METADATA, truth
+from scan.kit import QUICK, WIRE_METADATA, truth
 
 import cbframe.contrib.delta
 from cbframe import (

@@ -1,1 +1,0 @@
-"""Bounded reads: from a connection string to a table or a DataFrame."""

@@ -1,0 +1,444 @@
+"""Why a connection fails: every step from the name to the first change, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from cbframe.cluster.address import HostPort
+from cbframe.cluster.auth import Authenticator, as_authenticator
+from cbframe.cluster.connstr import ConnectionString, parse_connection_string
+from cbframe.cluster.map import ClusterMap, parse_bucket_config
+from cbframe.cluster.srv import Seeds
+from cbframe.cluster.tls import (
+    AUTHORITY_AHEAD,
+    Peer,
+    TLSContext,
+    TLSLike,
+    capella_root,
+    client_context,
+    date_of,
+    make_tls_context,
+    successor_of_capellas_root,
+)
+from cbframe.dcp import verdicts
+from cbframe.dcp.handover import monotonic
+from cbframe.dcp.handshake import Login
+from cbframe.dcp.maps import make_login
+from cbframe.dcp.probe import (
+    BUCKET,
+    DCP,
+    LOGIN,
+    ROLE,
+    SERVICE,
+    Outcome,
+    Probe,
+    first_marker,
+    out_of_time,
+)
+from cbframe.dcp.transport import Waker, split_address
+from cbframe.dcp.workers import at_once
+from cbframe.errors import (
+    AccessError,
+    AuthFailError,
+    BucketNotFoundError,
+    CbframeError,
+    ConfigurationError,
+    ConnectError,
+    ProtocolError,
+)
+from cbframe.options import BucketDataSourceOptions
+from cbframe.scan.diagnosis import ARGUMENTS, DNS, NODES, STEPS, STREAM, TCP, TLS, Diagnosis, Step
+from cbframe.scan.names import Names
+from cbframe.scan.spec import ScanSpec
+from cbframe.typing import Connectable, ServerURLs
+
+_EACH = 5.0
+"""Seconds for one turn: to connect, to make TLS, or for one answer."""
+_SOON = 30 * 86400.0
+"""Seconds before the end of a node's certificate at which it is warned of."""
+
+
+def doctor(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    scope: str | None = None,
+    collections: str | Iterable[str] | None = None,
+    proxies: Mapping[str, str] | None = None,
+    allow_plain: bool = False,
+    timeout: float = 30.0,
+) -> Diagnosis:
+    """Find out why a connection fails, or that it does not. Never raises.
+
+    Looks at one thing after the other: the arguments; names and ports of the seeds; TLS, with the
+    certificate's names and dates, and the authority that vouches for it; whether the right service
+    answers; user and password; the bucket; the data service of every node, as far as it can be reached
+    from here; the role; DCP; and whether changes come. What depends on something that failed is skipped.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network, scope, collections
+        As for :func:`cbframe.scan_bucket`.
+    proxies
+        As of :class:`~cbframe.BucketDataSourceOptions`: for ``http://`` and ``https://`` seeds, which are
+        reached through the proxy then; data nodes are looked at without.
+    allow_plain
+        As of :class:`~cbframe.BucketDataSourceOptions`.
+    timeout
+        Seconds for all of it; at most five for each turn: to connect, to make TLS, or for one answer. A
+        healthy cluster takes about 14 round trips, with TLS 20.
+
+    Returns
+    -------
+    Diagnosis
+        A table: show it, print it, or ask ``.ok``, ``.failed`` and ``.to_dict()``.
+    """
+    began = monotonic()
+    examination = _Examination(timeout, began)
+    try:
+        options = BucketDataSourceOptions(proxies=proxies, allow_plain=allow_plain)
+        target = ScanSpec.of_arguments(locals())
+        parsed = parse_connection_string(target.server_urls).on_network(network)
+        authenticator = as_authenticator(target.auth)
+        context = client_context(target.tls, authenticator, parsed)
+    except (CbframeError, UserWarning) as exc:  # warnings may be errors
+        examination.failed(ARGUMENTS, exc if isinstance(exc, CbframeError) else ConfigurationError(str(exc)))
+        title = _shown(conn)
+    else:
+        examination.ok(ARGUMENTS, f"bucket {target.bucket!r} at {parsed}", *parsed.remarks())
+        title = f"bucket {target.bucket!r} at {parsed}"
+        try:
+            examination.run(target, parsed, authenticator, context)
+        except _StopError:
+            pass
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is what was to be found
+            examination.stopped_by(exc)
+    return Diagnosis(title, examination.complete(), monotonic() - began)
+
+
+def _shown(conn: object) -> str:
+    """A connection string that may be wrong, without what may be a password in it."""
+    if isinstance(conn, str):
+        with contextlib.suppress(CbframeError):
+            return str(parse_connection_string(conn))
+    return "the connection"
+
+
+class _StopError(Exception):
+    """A step has failed on which all others depend."""
+
+
+class _Examination:
+    """Takes the steps, and notes what comes of them."""
+
+    def __init__(self, timeout: float, began: float) -> None:
+        self._until = began + timeout
+        self._steps: dict[str, Step] = {}
+
+    def left(self) -> float:
+        return self._until - monotonic()
+
+    def ok(self, name: str, detail: str, *remedies: str) -> None:
+        self._steps[name] = Step(name, "ok", detail, "; ".join(dict.fromkeys(remedies)) or None)
+
+    def skipped(self, name: str, detail: str) -> None:
+        self._steps[name] = Step(name, "skipped", detail)
+
+    def failed(self, name: str, error: CbframeError, remedy: str | None = None) -> None:
+        place = f" [{error.node}]" if error.node else ""
+        self._steps[name] = Step(name, "failed", f"{error.message}{place}", remedy or error.hint)
+
+    def stopped_by(self, exc: Exception) -> None:
+        """The first step that has no result fails with this."""
+        error = exc if isinstance(exc, CbframeError) else verdicts.unexpected(exc, "in this step")
+        self.failed(next((name for name in STEPS if name not in self._steps), STREAM), error)
+
+    def complete(self) -> tuple[Step, ...]:
+        """All steps; those that were not taken are skipped."""
+        failed = next((step.name for step in self._steps.values() if step.status == "failed"), None)
+        because = "" if failed is None else f"after {failed} has failed"
+        return tuple(self._steps.get(name) or Step(name, "skipped", because) for name in STEPS)
+
+    def run(
+        self,
+        target: ScanSpec,
+        parsed: ConnectionString,
+        authenticator: Authenticator,
+        context: TLSContext | None,
+    ) -> None:
+        login = make_login(
+            parsed, authenticator, target.bucket, context, allow_plain=target.options.allow_plain
+        )
+        probe = Probe(context, _EACH, self.left)
+        seeds = self._behind_proxy(parsed, target) or self._reach(parsed, probe, context)
+        if parsed.bootstrap == "rest":
+            config, origin = self._ask_manager(parsed, seeds, target, authenticator, context)
+        else:
+            config, origin = self._ask_node(
+                seeds, lambda seed: probe.fetch_config(seed, login, authenticator, parsed.network), login
+            )
+        found = self._read_map(config, origin, parsed)
+        self._look_at_nodes(found, probe, login)
+        if not found.unowned():
+            self._stream(target)
+
+    # -- the seeds
+
+    def _behind_proxy(self, parsed: ConnectionString, target: ScanSpec) -> list[str]:
+        """The seeds, where a proxy is asked for them: none of them is looked at from here."""
+        if parsed.bootstrap != "rest" or target.options.proxies is None:
+            return []
+        from cbframe.cluster.proxy import proxy_for, shown  # noqa: PLC0415 - urllib3 is slow to import
+
+        proxy = proxy_for(parsed.scheme, target.options.proxies)
+        if proxy is None:
+            return []
+        for name in (DNS, TCP, TLS):
+            self.skipped(name, f"the proxy {shown(proxy)} is asked")
+        return [str(seed) for seed in parsed.seeds()]
+
+    def _reach(self, parsed: ConnectionString, probe: Probe, context: TLSContext | None) -> list[str]:
+        """The seeds that can be reached, as far as TLS."""
+        known = Seeds(parsed)
+        known.ask(min(_EACH, max(0.1, self.left())))
+        seeds = [str(seed) for seed in known.target.seeds()]
+        named = f"SRV records name {len(seeds)} seed{'s' * (len(seeds) > 1)}; " if known.named else ""
+
+        def resolve(seed: str, waker: Waker) -> str:
+            try:
+                found = probe.addresses(seed, waker)
+            except ConnectError as exc:
+                known.explain(exc)
+                raise
+            return f"{seed} is {', '.join(found)}"
+
+        def connect(seed: str, waker: Waker) -> str:
+            probe.connect(seed, waker)
+            return f"{seed} is open"
+
+        seeds = self._each(DNS, seeds, resolve, named)
+        seeds = self._each(TCP, seeds, connect)
+        if context is None:
+            self.skipped(TLS, f"{parsed.scheme}:// is not encrypted")
+            return seeds
+        remedies: list[str] = []
+
+        def secure(seed: str, waker: Waker) -> str:
+            peer = probe.secure(seed, waker)
+            if not peer.authority and parsed.capella:
+                with contextlib.suppress(CbframeError):  # one authority alone: it vouches, or another has
+                    peer = Probe(make_tls_context(capella_root()), _EACH, self.left).secure(seed, waker)
+            remedies.extend(_endings(peer, time.time()))
+            return _certificate(seed, peer)
+
+        seeds = self._each(TLS, seeds, secure)
+        self.ok(TLS, self._steps[TLS].detail, *remedies)
+        return seeds
+
+    def _each(
+        self, name: str, seeds: list[str], look: Callable[[str, Waker], str], before: str = ""
+    ) -> list[str]:
+        """Those for which it works, all at the same time; one is enough."""
+        good: dict[str, str] = {}
+        bad: list[CbframeError] = []
+        for seed, outcome in zip(seeds, at_once([partial(look, seed) for seed in seeds]), strict=True):
+            if isinstance(outcome, CbframeError):
+                outcome.node = outcome.node or seed
+                bad.append(outcome)
+            else:
+                good[seed] = outcome
+        if not good:
+            told = [f"{exc.message} [{exc.node}]" for exc in bad]
+            self._steps[name] = Step(name, "failed", "; ".join(told), bad[-1].hint)
+            raise _StopError
+        told = [*good.values(), *(f"{exc.node}: {exc.message}" for exc in bad)]
+        self.ok(name, before + "; ".join(told))
+        return list(good)
+
+    def _ask_node(
+        self, seeds: list[str], fetch_config: Callable[[str], Outcome], login: Login
+    ) -> tuple[Mapping[str, Any], HostPort]:
+        """The cluster map, from a data node."""
+        for seed in seeds:
+            outcome = fetch_config(seed)
+            if outcome.error is None or outcome.stage not in ("", SERVICE):
+                break
+        stages = (SERVICE, LOGIN, BUCKET)
+        by = f"by {outcome.mechanism}" + "; SCRAM is refused" * (outcome.mechanism == "PLAIN")
+        told = {
+            SERVICE: f"{seed} is a data node",
+            LOGIN: f"user {login.user} is known, {by}"
+            if login.username
+            else "the client certificate is accepted",
+        }
+        failed = len(stages) if outcome.error is None else stages.index(outcome.stage or SERVICE)
+        for name in stages[: min(failed, 2)]:
+            self.ok(name, told[name])
+        if outcome.error is not None:
+            self.failed(stages[failed], outcome.error)
+            raise _StopError
+        try:
+            config = json.loads(outcome.answer)
+        except (ValueError, RecursionError):
+            config = None
+        if not isinstance(config, dict):
+            self.failed(BUCKET, ProtocolError("the cluster map is no JSON object", node=seed))
+            raise _StopError
+        return config, HostPort(*split_address(seed))
+
+    def _ask_manager(
+        self,
+        parsed: ConnectionString,
+        seeds: list[str],
+        target: ScanSpec,
+        authenticator: Authenticator,
+        context: TLSContext | None,
+    ) -> tuple[Mapping[str, Any], HostPort]:
+        """The cluster map, from a cluster manager."""
+        from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
+
+        client = RestClient(
+            [f"{parsed.scheme}://{seed}" for seed in seeds],
+            authenticator,
+            timeout=max(0.1, min(_EACH, self.left())),
+            tls_context=context,
+            proxies=target.options.proxies,
+        )
+        name = SERVICE
+        try:
+            try:
+                client.node_services()
+            except (AuthFailError, AccessError) as exc:
+                self.ok(SERVICE, "the cluster manager answers")
+                name = LOGIN if isinstance(exc, AuthFailError) else BUCKET
+                raise
+            self.ok(SERVICE, "the cluster manager answers")
+            self.ok(LOGIN, "user and password are accepted")
+            name = BUCKET
+            return client.bucket_config(target.bucket)
+        except CbframeError as exc:
+            self.failed(name, exc)
+            raise _StopError from exc
+
+    # -- the cluster
+
+    def _read_map(self, config: Mapping[str, Any], origin: HostPort, parsed: ConnectionString) -> ClusterMap:
+        try:
+            found = parse_bucket_config(config, origin=origin, network=parsed.network, tls=parsed.tls)
+        except CbframeError as exc:
+            self.failed(BUCKET, exc)
+            raise _StopError from exc
+        missing = len(found.unowned())
+        told = f"{found.vbuckets} vbuckets on {len(found.nodes)} nodes"
+        if missing:
+            self.failed(
+                BUCKET,
+                BucketNotFoundError(f"{told}, and {missing} vbuckets have no node"),
+                "bring the node that failed back, or fail it over",
+            )
+        else:
+            self.ok(BUCKET, told)
+        return found
+
+    def _look_at_nodes(self, found: ClusterMap, probe: Probe, login: Login) -> None:
+        outcomes = probe.open_dcp(found.nodes, login)
+        away = {
+            node: each.error for node, each in outcomes.items() if each.error and each.stage in ("", SERVICE)
+        }
+        if away:
+            error = verdicts.with_addresses(next(iter(away.values())), found)
+            others = _other_networks(found, probe, list(away))
+            error.message = f"{len(away)} of {len(outcomes)} nodes cannot be reached: {error.message}"
+            self.failed(NODES, error, others or error.hint)
+        else:
+            where = "" if found.network == "default" else f", by their addresses on network {found.network!r}"
+            self.ok(NODES, f"{', '.join(outcomes)} can be reached{where}")
+        there = {node: each for node, each in outcomes.items() if node not in away}
+        told = {
+            ROLE: f"user {login.user} may stream",
+            DCP: f"opened on {len(there)} of {len(outcomes)} nodes",
+        }
+        for name, stages in ((ROLE, (LOGIN, BUCKET, ROLE)), (DCP, (DCP,))):
+            wrong = next((each.error for each in there.values() if each.error and each.stage in stages), None)
+            if wrong is not None:
+                self.failed(name, wrong)
+                raise _StopError
+            if there:
+                self.ok(name, told[name])
+        if away:
+            raise _StopError
+
+    def _stream(self, target: ScanSpec) -> None:
+        left = self.left()
+        try:
+            if left <= 0:
+                raise out_of_time()
+            names = Names(target, replace(target.options, connect_timeout=min(_EACH, left)))
+            marker = first_marker(
+                target.server_urls,
+                target.bucket,
+                target.auth,
+                min(2 * _EACH, left),
+                left,
+                tls=target.tls,
+                network=target.network,
+                of=names.resolve_collections(),
+            )
+        except CbframeError as exc:
+            self.failed(STREAM, exc)
+            return
+        if marker is None:
+            self.ok(STREAM, "streams were granted; there are no documents")
+        else:
+            self.ok(STREAM, f"changes come: vbucket {marker[0]} up to seqno {marker[1]:,}")
+
+
+def _certificate(seed: str, peer: Peer) -> str:
+    text = f"{seed} speaks {peer.version}"
+    if not peer.until:
+        return text
+    text += f"; its certificate holds until {date_of(peer.until)}"
+    if peer.bundled:
+        return (
+            f"{text}; Capella's root certificate, which comes with cbframe ({peer.authority}), vouches for it"
+        )
+    by = f"; {peer.authority} vouches for it" if peer.authority else f", issued by {peer.issuer}"
+    return text + by
+
+
+def _endings(peer: Peer, now: float) -> Iterator[str]:
+    """What to do about certificates that end before long."""
+    if 0 < peer.until < now + _SOON:
+        yield f"renew the node's certificate before {date_of(peer.until)}: nobody can connect after that"
+    if 0 < peer.authority_until < now + AUTHORITY_AHEAD:
+        if peer.bundled:
+            yield successor_of_capellas_root(peer.authority_until)
+        else:
+            yield (
+                f"give the successor of the authority {peer.authority}, too, in tls=: it ends on "
+                f"{date_of(peer.authority_until)}"
+            )
+
+
+def _other_networks(found: ClusterMap, probe: Probe, away: list[str]) -> str | None:
+    """What to do where nodes are on other networks, too: whether those can be reached is tried."""
+    networks: dict[str, list[str]] = {}
+    for node in away:
+        for name, address in found.elsewhere[node].items():
+            networks.setdefault(name, []).append(address)
+    for name, addresses in networks.items():
+        if any(at_once([partial(probe.connect, address) for address in addresses])):
+            continue  # one of them has an error
+        return f'give network="{name}": {", ".join(addresses)} can be reached from here'
+    if networks:
+        return f"the nodes are also on: {', '.join(networks)}; none of these can be reached from here, either"
+    return None

@@ -1,0 +1,465 @@
+"""Which documents are there, in which version, and what becomes of those that are no JSON objects."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+import pyarrow as pa
+import pytest
+
+from cbframe import (
+    BucketDataSource,
+    BucketDataSourceOptions,
+    BucketNotFoundError,
+    ConfigurationError,
+    ConversionError,
+    LocalCluster,
+    read_bucket,
+    scan_bucket,
+)
+from cbframe.arrow.batcher import GatheringReceiver
+from cbframe.scan.asof import AsOf
+from cbframe.testing import RecordingReceiver
+from cbframe.wire.blocks import DataBlock
+from cbframe.wire.constants import Datatype
+
+from .kit import QUICK, WIRE_METADATA, keys_of
+
+
+@pytest.fixture
+def named(pair: LocalCluster) -> LocalCluster:
+    """The same key in three collections, and some more."""
+    pair.create_scope("shop")
+    pair.create_collection("shop", "orders")
+    pair.create_collection("shop", "users")
+    for name, count in (("_default._default", 2), ("shop.orders", 3), ("shop.users", 1)):
+        for number in range(count):
+            pair.upsert(f"k{number}", {"where": name}, collection=name)
+    return pair
+
+
+def test_deletions_and_expirations_do_not_appear(cluster: LocalCluster) -> None:
+    for number in range(90):
+        cluster.upsert(f"k{number}", {"n": number})
+    for number in range(30):
+        cluster.delete(f"k{number}")
+        cluster.expire(f"k{number + 30}")
+    cluster.upsert("k5", {"n": 500})
+    frame = read_bucket(cluster)
+    assert sorted(frame["n"]) == [*range(60, 90), 500]
+    assert set(keys_of(scan_bucket(cluster, keys_only=True).to_arrow())) == {
+        *(b"k%d" % n for n in range(60, 90)),
+        b"k5",
+    }
+
+
+def test_a_bucket_of_deletions_only(cluster: LocalCluster) -> None:
+    for number in range(40):
+        cluster.upsert(f"k{number}", {"n": number})
+        cluster.delete(f"k{number}")
+    for arguments in ({}, {"parse": False}, {"keys_only": True}):
+        assert len(read_bucket(cluster, **arguments)) == 0
+
+
+def test_only_the_newest_version(cluster: LocalCluster) -> None:
+    for version in range(5):
+        for number in range(50):
+            cluster.upsert(f"k{number}", {"n": number, "version": version})
+    frame = read_bucket(cluster)
+    assert frame.index.is_unique
+    assert len(frame) == 50
+    assert set(frame["version"]) == {4}
+
+
+def test_what_is_no_object_is_kept_and_counted(cluster: LocalCluster) -> None:
+    values = {
+        "object": b'{"a":1}',
+        "binary": b"\x00\xff\x01",
+        "text": b"only text",
+        "number": b"17",
+        "string": b'"s"',
+        "array": b"[1,2]",
+        "null": b"null",
+        "empty": b"",
+    }
+    for key, value in values.items():
+        cluster.upsert(key, value)
+    broken = {"broken": b'{"a":', "latin": b'{"a":"\xe9"}', "deep": b'{"a":' * 300 + b"1" + b"}" * 300}
+    for key, value in broken.items():
+        cluster.upsert(key, value, datatype=1)
+    frame = read_bucket(cluster)
+    assert frame.attrs["cbframe"]["rejected"] == {
+        "binary": 3,
+        "not_utf8": 1,
+        "too_deep": 1,
+        "invalid_json": 1,
+        "not_an_object": 4,
+    }
+    for key, value in {**values, **broken}.items():
+        found = frame.loc[key, "_cb_value"]
+        assert found == value if key != "object" else frame["_cb_value"].isna()[key]
+    assert frame["a"].dropna().to_dict() == {"object": 1}
+
+
+def test_no_column_for_rejects_where_there_are_none(cluster: LocalCluster) -> None:
+    cluster.upsert("a", {"x": 1})
+    frame = read_bucket(cluster)
+    assert list(frame.columns) == ["x"]
+    assert frame.attrs["cbframe"]["rejected"] == {}
+
+
+def test_a_deleted_binary_document_is_not_counted(cluster: LocalCluster) -> None:
+    cluster.upsert("gone", b"\x00binary")
+    cluster.delete("gone")
+    cluster.upsert("stays", {"a": 1})
+    frame = read_bucket(cluster)
+    assert frame.attrs["cbframe"]["rejected"] == {}
+    assert list(frame.columns) == ["a"]
+
+
+def test_conflicting_types_become_text_and_are_told(cluster: LocalCluster) -> None:
+    cluster.upsert("a", b'{"mixed":1.50,"sound":1,"inner":{"x":1}}')
+    cluster.upsert("b", b'{"mixed":"1.50","sound":2,"inner":{"x":"s"}}')
+    cluster.upsert("c", b'{"mixed":{"deep":[1, 2]},"sound":3}')
+    scan = scan_bucket(cluster)
+    frame = scan.to_pandas()
+    assert frame["mixed"].to_dict() == {"a": "1.50", "b": '"1.50"', "c": '{"deep":[1, 2]}'}
+    assert str(frame["sound"].dtype) == "int64[pyarrow]"
+    assert frame.loc["b", "inner"] == {"x": "s"}
+    assert frame.loc["a", "inner"] == {"x": "1"}
+    told = {conflict["path"]: conflict for conflict in frame.attrs["cbframe"]["conflicts"]}
+    assert set(told) == {"mixed", "inner.x"}
+    assert told["mixed"]["action"] == "json"
+    assert sum(told["mixed"]["types"].values()) == 3
+    assert told["mixed"]["samples"] == {"double": ["a"], "string": ["b"], "object": ["c"]}
+    assert told["inner.x"]["action"] == "text"
+    assert [c.path for c in scan.conflicts] == [c["path"] for c in frame.attrs["cbframe"]["conflicts"]]
+    assert "['a']" not in repr(scan.conflicts)
+    assert "samples" not in repr(scan.conflicts)
+
+
+def test_large_integers_lose_no_digit(cluster: LocalCluster) -> None:
+    cluster.upsert("a", b'{"n":18446744073709551615,"m":9007199254740993}')
+    cluster.upsert("b", b'{"n":1,"m":null}')
+    frame = read_bucket(cluster)
+    assert frame.loc["a", "n"] == 18446744073709551615
+    assert str(frame["n"].dtype) == "uint64[pyarrow]"
+    assert frame.loc["a", "m"] == 9007199254740993
+
+
+def test_fields_with_our_prefix_do_not_hide_ours(cluster: LocalCluster) -> None:
+    cluster.upsert("k", {"_cb_key": "theirs", "_cb_cas": "theirs", "plain": 1})
+    frame = read_bucket(cluster, metadata=("key", "cas"))
+    assert list(frame.index) == ["k"]
+    assert frame.loc["k", "_cb_key_"] == "theirs"
+    assert frame.loc["k", "_cb_cas_"] == "theirs"
+    assert frame.loc["k", "_cb_cas"] > 2**60
+
+
+def test_as_of_is_where_the_cluster_is(pair: LocalCluster) -> None:
+    for number in range(100):
+        pair.upsert(f"k{number % 60}", {"n": number})
+    pair.delete("k3")
+    scan = scan_bucket(pair)
+    assert scan.as_of is None
+    frame = scan.to_pandas()
+    as_of = frame.attrs["cbframe"]["as_of"]
+    assert isinstance(as_of, AsOf)
+    high = pair.high_seqnos()
+    assert {vb: seqno for vb, (_, seqno) in as_of.items()} == high
+    assert all(uuid == pair.failover_log(vb)[0][0] for vb, (uuid, seqno) in as_of.items() if seqno)
+    assert as_of.changes == sum(high.values()) == 101
+    assert as_of == scan.as_of
+    with pytest.raises(TypeError, match="cannot be changed"):
+        as_of[0] = (1, 2)
+
+
+# ---------------------------------------------------------------------- collections
+
+
+def test_names_appear_where_there_are_named_collections(named: LocalCluster) -> None:
+    table = scan_bucket(named).to_arrow()
+    found = set(
+        zip(
+            table["_cb_key"].to_pylist(),
+            table["_cb_scope"].to_pylist(),
+            table["_cb_collection"].to_pylist(),
+            table["where"].to_pylist(),
+            strict=True,
+        )
+    )
+    assert table.num_rows == len(found) == 6
+    assert all(f"{scope}.{name}" == where for _, scope, name, where in found)
+    assert sum(key == "k0" for key, *_ in found) == 3
+    assert len(read_bucket(named).loc["k0"]) == 3
+
+
+def test_no_names_for_the_default_collection_alone(cluster: LocalCluster) -> None:
+    cluster.upsert("k", {"a": 1})
+    assert scan_bucket(cluster).to_arrow().column_names == ["_cb_key", "a"]
+    asked = scan_bucket(cluster, metadata=("collection", "scope")).to_arrow()
+    assert asked["_cb_scope"].to_pylist() == asked["_cb_collection"].to_pylist() == ["_default"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"scope": "shop"}, {"shop.orders": 3, "shop.users": 1}),
+        ({"scope": "_default"}, {"_default._default": 2}),
+        ({"scope": "shop", "collections": "orders"}, {"shop.orders": 3}),
+        ({"scope": "shop", "collections": ["orders", "users"]}, {"shop.orders": 3, "shop.users": 1}),
+        ({"collections": "shop.users"}, {"shop.users": 1}),
+        ({"collections": ["shop.users", "_default"]}, {"shop.users": 1, "_default._default": 2}),
+        ({"collections": "_default"}, {"_default._default": 2}),
+    ],
+)
+def test_filters(named: LocalCluster, arguments: dict[str, object], expected: dict[str, int]) -> None:
+    frame = read_bucket(named, timeout=20, **arguments)
+    assert frame["where"].value_counts().to_dict() == expected
+    rest = scan_bucket(named.rest_urls, named.bucket, auth=("Administrator", "password"), **arguments)
+    assert rest.to_pandas()["where"].value_counts().to_dict() == expected
+
+
+def test_an_empty_collection(named: LocalCluster) -> None:
+    named.create_collection("shop", "empty")
+    assert len(read_bucket(named, collections="shop.empty", timeout=20)) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "listed"),
+    [
+        ({"collections": "shop.nothing"}, "shop.nothing", "shop.orders"),
+        ({"collections": "orders"}, "_default.orders", "shop.orders"),
+        ({"scope": "nowhere"}, "nowhere", "shop"),
+        ({"scope": "nowhere", "collections": "orders"}, "nowhere.orders", "shop.orders"),
+    ],
+)
+def test_unknown_names_list_what_there_is(
+    named: LocalCluster, arguments: dict[str, str], missing: str, listed: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_bucket(named, **arguments)
+    assert missing in caught.value.message
+    assert listed in str(caught.value.hint)
+
+
+def test_no_such_bucket_with_collections(named: LocalCluster) -> None:
+    with pytest.raises(BucketNotFoundError):
+        read_bucket(named, "other", collections="shop.orders", timeout=10)
+
+
+def test_dropped_collections_leave_no_trace(named: LocalCluster) -> None:
+    named.create_collection("shop", "gone")
+    for number in range(20):
+        named.upsert(f"k{number}", b"\x00binary", collection="shop.gone")
+        named.upsert(f"j{number}", {"where": 17}, collection="shop.gone")
+    named.drop_collection("shop", "gone")
+    frame = read_bucket(named)
+    assert len(frame) == 6
+    assert frame.attrs["cbframe"]["rejected"] == {}
+    assert frame.attrs["cbframe"]["conflicts"] == []
+
+
+def test_expiry_as_written(cluster: LocalCluster) -> None:
+    far = int(dt.datetime(2100, 1, 1, tzinfo=dt.UTC).timestamp())
+    cluster.upsert("k", {"a": 1}, expiry=far)
+    assert read_bucket(cluster, metadata=("key", "expiry")).loc["k", "_cb_expiry"] == far
+
+
+# ---------------------------------------------------------------------- compression
+
+
+@pytest.mark.parametrize("wish", [True, False, "force"])
+@pytest.mark.parametrize("keys_only", [False, True])
+def test_documents_that_the_server_has_compressed(
+    monkeypatch: pytest.MonkeyPatch, wish: bool | Literal["force"], keys_only: bool
+) -> None:
+    """Mixed with others: what comes is the same, however it came."""
+    codec = pa.Codec("snappy")
+    texts = {f"k{n}": b'{"n":%d,"text":"%s"}' % (n, b"ab" * n) for n in range(100)}
+    came: Counter[bool] = Counter()
+    record_batch = GatheringReceiver._record_batch
+
+    def spy(self: GatheringReceiver[Any], block: DataBlock) -> pa.RecordBatch:
+        came.update((block.datatype & Datatype.SNAPPY != 0).tolist())
+        return record_batch(self, block)
+
+    monkeypatch.setattr(GatheringReceiver, "_record_batch", spy)
+    with LocalCluster(vbuckets=4, seed=1) as cluster:
+        for n, (key, text) in enumerate(texts.items()):
+            packed = n % 3 == 0
+            value = bytes(codec.compress(text, asbytes=True)) if packed else text
+            cluster.upsert(key, value, datatype=int(Datatype.JSON | Datatype.SNAPPY * packed))
+        options = replace(QUICK, compression=wish)
+        scan = scan_bucket(cluster, metadata="datatype", options=options, keys_only=keys_only, timeout=30)
+        table = scan.to_arrow()
+    assert sum(came.values()) == 100
+    if not keys_only:
+        assert came[True] == {True: 34, False: 0}.get(wish, came[True])
+        assert came[True] > 34 or wish != "force"
+        assert dict(zip(table["_cb_key"].to_pylist(), table["text"].to_pylist(), strict=True)) == {
+            key: json.loads(text)["text"] for key, text in texts.items()
+        }
+        assert set(table["_cb_datatype"].to_pylist()) == {1}
+    assert sorted(table["_cb_key"].to_pylist()) == sorted(texts)
+
+
+# ---------------------------------------------------------------------- extended attributes
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_extended_attributes(cluster: LocalCluster, compress: bool) -> None:
+    """In a column of their own, and out of the way of the documents."""
+    sync = {"rev": "1-a", "n": [1.50, None]}
+    cluster.upsert("plain", {"n": 1})
+    cluster.upsert("tagged", {"n": 2}, xattrs={"_sync": sync, "user": 17}, compress=compress)
+    cluster.upsert("binary", b"\x00\xff", xattrs={"_sync": {}}, compress=compress)
+    cluster.upsert("gone", {"n": 4}, xattrs={"_sync": sync})
+    cluster.delete("gone")
+    table = scan_bucket(cluster, metadata=("xattrs", "datatype"), timeout=20).to_arrow()
+    rows = {row["_cb_key"]: row for row in table.to_pylist()}
+    assert {key: row["n"] for key, row in rows.items()} == {"plain": 1, "tagged": 2, "binary": None}
+    assert rows["plain"]["_cb_xattrs"] == []
+    found = {name: json.loads(text) for name, text in rows["tagged"]["_cb_xattrs"]}
+    assert found == {"_sync": sync, "user": 17}
+    assert rows["binary"]["_cb_xattrs"] == [("_sync", "{}")]
+    assert [rows[key]["_cb_datatype"] for key in ("plain", "tagged", "binary")] == [1, 5, 4]
+    frame = read_bucket(cluster, metadata="xattrs", timeout=20)
+    assert dict(frame.loc["tagged", "_cb_xattrs"]) == dict(rows["tagged"]["_cb_xattrs"])
+    frame = read_bucket(cluster, metadata="xattrs", dtype_backend=None, timeout=20)
+    assert frame.loc["tagged", "_cb_xattrs"] == dict(rows["tagged"]["_cb_xattrs"])
+
+
+def test_extended_attributes_that_are_only_let_through(cluster: LocalCluster) -> None:
+    cluster.upsert("tagged", {"n": 2}, xattrs={"_sync": {}})
+    options = replace(QUICK, include_xattrs=True)
+    assert scan_bucket(cluster, options=options, timeout=20).to_arrow().to_pylist() == [
+        {"_cb_key": "tagged", "n": 2}
+    ]
+    raw = scan_bucket(cluster, options=options, parse=False, timeout=20).to_arrow()
+    assert raw["_cb_value"].to_pylist() == [b'{"n":2}']
+
+
+def test_keys_and_extended_attributes_only(cluster: LocalCluster) -> None:
+    cluster.upsert("plain", {"n": 1})
+    cluster.upsert("tagged", {"n": 2}, xattrs={"_sync": {"a": 1}})
+    table = scan_bucket(cluster, keys_only=True, metadata="xattrs", timeout=20).to_arrow()
+    assert sorted(table["_cb_xattrs"].to_pylist(), key=len) == [[], [("_sync", '{"a":1}')]]
+
+
+@pytest.fixture(scope="module")
+def deleted() -> Iterator[LocalCluster]:
+    """A server whose disk backfills of keys alone have deleted documents, with metadata nobody wrote."""
+    with LocalCluster(vbuckets=4, version="8.0", seed=1) as cluster:
+        cluster.upsert("tagged", {"n": 1}, xattrs={"_sync": {"a": 1}}, compress=True)
+        cluster.upsert("binary", b"\x00\x01")
+        for number in range(20):
+            cluster.upsert(f"k{number}", {"n": number}, flags=7)
+        for number in range(0, 20, 3):
+            cluster.delete(f"k{number}")
+        yield cluster
+
+
+@pytest.mark.parametrize("names", [WIRE_METADATA, (*WIRE_METADATA, "xattrs")], ids=["", "xattrs"])
+def test_without_values_the_rows_are_the_same(deleted: LocalCluster, names: tuple[str, ...]) -> None:
+    metadata = ("key", *names)
+    whole = scan_bucket(deleted, parse=False, metadata=metadata, timeout=20).to_arrow().drop(["_cb_value"])
+    keys = scan_bucket(deleted, keys_only=True, metadata=metadata, timeout=20)
+    wanted = whole.sort_by("_cb_key")
+    assert wanted.num_rows == 15
+    # Raw bytes, JSON, and JSON with extended attributes, where these were asked for.
+    assert set(wanted["_cb_datatype"].to_pylist()) == ({0, 1, 5} if "xattrs" in names else {0, 1})
+    assert keys.to_arrow().sort_by("_cb_key").select(whole.column_names).equals(wanted)
+    parts = scan_bucket(deleted, metadata=metadata, timeout=20).partitions(2)
+    select = [name for name in whole.column_names if name != "_cb_key"]
+    table = pa.concat_tables([part.select(select).read().replace_schema_metadata() for part in parts])
+    assert table.sort_by("_cb_key").select(whole.column_names).equals(wanted)
+
+
+def test_a_source_without_values_sees_deletions(deleted: LocalCluster) -> None:
+    options = BucketDataSourceOptions(noop_interval_secs=20, seq_end="now", no_value=True)
+    receiver = RecordingReceiver()
+    auth = (deleted.username, deleted.password)
+    with BucketDataSource(
+        deleted.connection_string, "default", deleted.bucket, "", None, auth, receiver, options
+    ) as source:
+        source.wait(20)
+    assert len(receiver.values()) == 15
+    assert all(document.cas for found in receiver.documents.values() for document in found.values())
+
+
+# ---------------------------------------------------------------------- what is no document, what is nested
+
+
+@pytest.fixture
+def odd(cluster: LocalCluster) -> LocalCluster:
+    cluster.upsert("good", {"n": 1, "geo": {"lat": 1.5, "at": {"x": 1}}, "tags": [1]})
+    cluster.upsert("also", b'{"n":2,"geo":{ "lat":2.50 }}')
+    cluster.upsert("array", [1, 2])
+    cluster.upsert("bytes", b"\x00\xff")
+    cluster.upsert("more", b"\xff")
+    return cluster
+
+
+def test_the_reason_stands_beside_the_value(odd: LocalCluster) -> None:
+    frame = read_bucket(odd, timeout=20)
+    reasons = dict(zip(frame.index, frame["_cb_reason"], strict=True))
+    assert {key: reason for key, reason in reasons.items() if isinstance(reason, str)} == {
+        "array": "not_an_object",
+        "bytes": "binary",
+        "more": "binary",
+    }
+
+
+def test_what_is_no_document_may_be_left_out(odd: LocalCluster) -> None:
+    frame = read_bucket(odd, errors="drop", metadata="vbucket", timeout=20)
+    assert sorted(frame.index) == ["also", "good"]
+    assert not {"_cb_value", "_cb_reason"} & set(frame.columns)
+    assert frame.attrs["cbframe"]["rejected"] == {"binary": 2, "not_an_object": 1}
+
+
+def test_what_is_no_document_may_be_an_error(odd: LocalCluster) -> None:
+    with pytest.raises(ConversionError, match="3 of 5 values are no JSON objects") as caught:
+        read_bucket(odd, errors="raise", timeout=20)
+    assert "2 binary, 1 not_an_object" in str(caught.value)
+    assert "errors=" in str(caught.value.hint)
+    assert "array" not in str(caught.value)
+    for key in ("array", "bytes", "more"):
+        odd.delete(key)
+    assert len(read_bucket(odd, errors="raise", timeout=20)) == 2
+
+
+def test_fields_of_objects_as_columns(odd: LocalCluster) -> None:
+    table = scan_bucket(odd, nested="flatten", errors="drop", timeout=20).to_arrow()
+    rows = {row.pop("_cb_key"): row for row in table.to_pylist()}
+    assert rows == {
+        "good": {"n": 1, "geo.lat": 1.5, "geo.at.x": 1, "tags": [1]},
+        "also": {"n": 2, "geo.lat": 2.5, "geo.at.x": None, "tags": None},
+    }
+
+
+def test_flattened_names_that_are_taken(cluster: LocalCluster) -> None:
+    cluster.upsert("k", {"a": {"b": 1, "b.c": 2}, "a.b": 3, "e": {}, "a.b_": 4})
+    (row,) = scan_bucket(cluster, nested="flatten", timeout=20).to_arrow().to_pylist()
+    assert row == {"_cb_key": "k", "a.b__": 1, "a.b.c": 2, "a.b": 3, "e": "{}", "a.b_": 4}
+
+
+def test_objects_and_arrays_as_they_were_written(odd: LocalCluster) -> None:
+    table = scan_bucket(odd, nested="json", errors="drop", timeout=20).to_arrow()
+    rows = {row.pop("_cb_key"): row for row in table.to_pylist()}
+    assert rows["also"] == {"n": 2, "geo": '{ "lat":2.50 }', "tags": None}
+    assert json.loads(rows["good"]["geo"]) == {"lat": 1.5, "at": {"x": 1}}
+    assert scan_bucket(odd, nested="json", timeout=20).to_arrow().schema.field("tags").type == pa.string()
+
+
+@pytest.mark.parametrize("wrong", [{"errors": "ignore"}, {"nested": "explode"}, {"errors": None}])
+def test_choices_that_there_are_not(cluster: LocalCluster, wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        scan_bucket(cluster, **wrong)
+    assert "choose from" in str(caught.value.hint)

@@ -1,0 +1,822 @@
+"""Bounded reads of changes between offsets: whatever happens between, a store of documents ends up right."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cbframe import EnvironmentAuth, LocalCluster
+from cbframe.dcp.positions import Position
+from cbframe.errors import (
+    AccessError,
+    ClusterMapError,
+    ConfigurationError,
+    ConversionError,
+    RollbackError,
+)
+from cbframe.scan.spans.offsets import Offset
+from cbframe.scan.spans.parts import Spans, make_spans
+
+from .kit import QUICK, Sent, truth
+
+USER, SECRET = "reader", "a-word-that-is-secret"
+SCHEMA = pa.schema(
+    [
+        ("_change_type", pa.string()),
+        ("_cb_key", pa.string()),
+        ("_cb_vbucket", pa.int32()),
+        ("_cb_seqno", pa.int64()),
+        ("n", pa.int64()),
+    ]
+)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CB_USER", USER)
+    monkeypatch.setenv("CB_PASSWORD", SECRET)
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(nodes=2, vbuckets=4, seed=3, username=USER, password=SECRET) as found:
+        yield found
+
+
+def spans_of(cluster: LocalCluster, schema: pa.Schema = SCHEMA, **arguments: Any) -> Spans:
+    auth = EnvironmentAuth("CB_USER", "CB_PASSWORD")
+    arguments.setdefault("options", QUICK)
+    return make_spans(cluster.connection_string, None, auth=auth, schema=schema, **arguments)
+
+
+class Engine:
+    """Does what Spark does: logs an offset, has what lies before it read elsewhere, and keeps documents.
+
+    Rows are applied without regard to their order: resets first, then of each document the newest row.
+    """
+
+    def __init__(self, spans: Spans, start: Offset | None = None, most: int | None = None) -> None:
+        self.spans = spans
+        self.most = most
+        self.log: list[str] = [self._logged(start or Offset())]
+        self.store: dict[tuple[int, str, str | None], dict[str, Any]] = {}
+        self.resets = 0
+        self.given: list[tuple[int, int]] = []
+
+    def _logged(self, offset: Offset) -> str:
+        return json.dumps(offset.to_dict())
+
+    def offset(self, at: int) -> Offset:
+        return Offset.from_dict(json.loads(self.log[at]))
+
+    def plan(self) -> bool:
+        """Log where to read to; whether there is anything."""
+        start = self.offset(-1)
+        end = self.spans.ahead(start, self.spans.look(), self.most)
+        if end is start:
+            return False
+        self.log.append(self._logged(end))
+        return True
+
+    def read(self, n: int = 3) -> list[dict[str, Any]]:
+        """The rows up to the last offset in the log, as other processes would read them."""
+        parts = self.spans.parts(self.offset(-2), self.offset(-1), self.spans.look(), n)
+        rows = []
+        for part in parts:
+            for batch in pickle.loads(pickle.dumps(part)).read():
+                assert batch.schema.equals(self.spans.schema)
+                rows += batch.to_pylist()
+        return rows
+
+    def apply(self, rows: Iterable[dict[str, Any]]) -> None:
+        rows = list(rows)
+        reset: set[int] = set()
+        for number, row in enumerate(rows):
+            if row["_change_type"] == "reset":
+                assert (row["_cb_key"], row["_cb_seqno"]) == (None, 0)
+                vbucket = row["_cb_vbucket"]
+                assert not any(each["_cb_vbucket"] == vbucket for each in rows[:number]), "it comes first"
+                reset.add(vbucket)
+        self.resets += len(reset)
+        self.store = {place: row for place, row in self.store.items() if place[0] not in reset}
+        places = [(row["_cb_vbucket"], row["_cb_seqno"]) for row in rows if row["_change_type"] != "reset"]
+        assert len({*places}) == len(places), "no change comes twice in a read"
+        self.given += places
+        newest: dict[tuple[int, str, str | None], dict[str, Any]] = {}
+        for row in rows:
+            if row["_change_type"] != "reset":
+                place = row["_cb_vbucket"], row["_cb_key"], row.get("_cb_collection")
+                if place not in newest or newest[place]["_cb_seqno"] < row["_cb_seqno"]:
+                    newest[place] = row
+        for place, row in newest.items():
+            if row["_change_type"] == "upsert":
+                self.store[place] = row
+            else:
+                assert row["_change_type"] in ("delete", "expire")
+                assert row["n"] is None
+                self.store.pop(place, None)
+
+    def turn(self) -> bool:
+        if not self.plan():
+            return False
+        self.apply(self.read())
+        return True
+
+    def catch_up(self) -> None:
+        for _ in range(1000):
+            if not self.turn():
+                return
+        raise AssertionError("it never ends")
+
+    def documents(self) -> dict[str, Any]:
+        found = {key: row["n"] for (_, key, _), row in self.store.items()}
+        assert len(found) == len(self.store)
+        return found
+
+
+def documents_of(cluster: LocalCluster, collection: int = 0) -> dict[str, Any]:
+    return {key.decode(): json.loads(row.value)["n"] for key, row in truth(cluster, collection).items()}
+
+
+def write(cluster: LocalCluster, rng: random.Random, count: int) -> None:
+    for _ in range(count):
+        key = f"key-{rng.randrange(40)}"
+        kind = rng.random()
+        if kind < 0.7:
+            cluster.upsert(key, {"n": rng.randrange(10**9)})
+        elif kind < 0.9:
+            cluster.delete(key)
+        else:
+            cluster.expire(key)
+
+
+def fail_over(cluster: LocalCluster, rng: random.Random, most: int = 6) -> None:
+    vbucket = rng.randrange(4)
+    cluster.fail_over(vbucket, lose=min(rng.randrange(most), cluster.high_seqnos()[vbucket]))
+
+
+@pytest.mark.parametrize("most", [None, 2, 7])
+def test_each_change_once(cluster: LocalCluster, most: int | None) -> None:
+    rng = random.Random(1)
+    engine = Engine(spans_of(cluster), most=most)
+    for _ in range(4):
+        write(cluster, rng, 10)
+        engine.plan()
+        # Not behind the end, though the server has it: the next read has it.
+        write(cluster, rng, 5)
+        rows = engine.read()
+        assert most is None or len(rows) <= most
+        engine.apply(rows)
+    engine.catch_up()
+    assert engine.documents() == documents_of(cluster)
+    assert len({*engine.given}) == len(engine.given), "a change came twice"
+    assert engine.resets == 0
+    assert not engine.plan()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_happens(seed: int) -> None:
+    whatever_happens(seed, whole=seed % 2 == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("seed", range(10, 40))
+def test_whatever_happens_more_often(seed: int, whole: bool) -> None:
+    whatever_happens(seed, whole=whole)
+
+
+def whatever_happens(seed: int, *, whole: bool) -> None:
+    """Writes, failovers with loss and purges, before and after a read is planned, and reads done again."""
+    rng = random.Random(seed)
+    with LocalCluster(nodes=2, vbuckets=4, seed=seed, username=USER, password=SECRET) as cluster:
+        most = rng.choice([None, None, 5, 30])
+        engine = Engine(spans_of(cluster, whole_snapshots=whole), most=most)
+        for _ in range(15):
+            write(cluster, rng, rng.randrange(15))
+            happened = rng.random()
+            if happened < 0.25:
+                fail_over(cluster, rng)
+            elif happened < 0.35:
+                cluster.purge(rng.randrange(4))
+            elif happened < 0.4:
+                cluster.flush_vbucket(rng.randrange(4))
+            if not engine.plan():
+                continue
+            for _ in range(rng.choice([1, 1, 2, 3])):
+                # Done again, in part or whole, by a driver or task that began anew.
+                if rng.random() < 0.5:
+                    write(cluster, rng, rng.randrange(10))
+                if rng.random() < 0.25:
+                    fail_over(cluster, rng)
+                rows = engine.read(rng.choice([1, 3]))
+                if rng.random() < 0.7:
+                    engine.apply(rows)
+                    rows = []
+            if rows:
+                engine.apply(rows)
+        engine.catch_up()
+        assert engine.documents() == documents_of(cluster)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_document_that_never_rests(whole: bool) -> None:
+    """It changes between every look and the read behind it."""
+    with LocalCluster(vbuckets=1, seed=3, username=USER, password=SECRET) as cluster:
+        engine = Engine(spans_of(cluster, whole_snapshots=whole))
+        seen = []
+        for n in range(5):
+            cluster.upsert("counter", {"n": n})
+            assert engine.plan()
+            cluster.upsert("counter", {"n": n + 100})
+            engine.apply(engine.read())
+            seen.append(engine.documents().get("counter"))
+        assert seen == ([n + 100 for n in range(5)] if whole else [None] * 5)
+        engine.catch_up()
+        assert engine.documents() == documents_of(cluster)
+
+
+def test_what_is_not_asked_for_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server sends whole snapshots: of a vbucket that is read in part, the rest is not taken."""
+    with LocalCluster(vbuckets=1, seed=3, username=USER, password=SECRET) as cluster:
+        cluster.bulk_load((b"key-%05d" % n, b'{"n":%d,"pad":"%s"}' % (n, b"x" * 500)) for n in range(10_000))
+        options = replace(QUICK, feed_buffer_size_bytes=50_000)
+        engine = Engine(spans_of(cluster, options=options), most=100)
+        sent = Sent(monkeypatch, cluster)
+        engine.turn()
+        assert len(engine.store) == 100
+        assert sent.total < 500_000
+
+
+@pytest.mark.parametrize("most", [None, 1500])
+@pytest.mark.parametrize("base", [False, True])
+def test_a_failover_in_the_middle_of_a_read(
+    monkeypatch: pytest.MonkeyPatch, base: bool, most: int | None
+) -> None:
+    """What came before it does not count, whether the read began at the beginning or not."""
+    with LocalCluster(nodes=1, vbuckets=4, seed=3, username=USER, password=SECRET) as cluster:
+
+        def fill(first: int) -> None:
+            pairs = ((b"key-%04d" % n, b'{"n":%d,"pad":"%s"}' % (n, b"x" * 100)) for n in range(first, 2000))
+            cluster.bulk_load(pairs)
+
+        # A small window: streams are under way when histories fork.
+        options = replace(QUICK, feed_buffer_size_bytes=4000)
+        engine = Engine(spans_of(cluster, options=options), most=most)
+        if base:
+            fill(1500)
+            engine.turn()
+        fill(0)
+        engine.plan()
+        sent = Sent(monkeypatch, cluster)
+        for vbucket, seqno in cluster.high_seqnos().items():
+            fork = partial(cluster._engine.fail_over, vbucket, seqno * 3 // 4, None)
+            sent.at(60_000, fork)
+        engine.apply(engine.read(1))
+        assert not sent.pending
+        assert engine.resets > 0
+        engine.catch_up()
+        assert engine.documents() == documents_of(cluster)
+        assert 0 < len(engine.documents()) < 2000
+
+
+def test_an_older_version_that_comes_back_to_light(cluster: LocalCluster) -> None:
+    """What the server left out for a newer version must not be lost when that version is."""
+    spans = spans_of(cluster)
+    engine = Engine(spans)
+    cluster.upsert("key", {"n": 1})
+    (vbucket,) = [vb for vb, seqno in cluster.high_seqnos().items() if seqno]
+    engine.plan()
+    cluster.upsert("key", {"n": 2})
+    engine.apply(engine.read())
+    assert engine.documents() == {}, "the newer version is behind the end"
+    cluster.fail_over(vbucket, lose=1)
+    # Nothing is behind the seqno where the next read begins, and the server would let it begin there.
+    engine.catch_up()
+    assert engine.documents() == {"key": 1}
+    assert engine.resets == 1
+
+
+def test_a_logged_end_on_a_lost_history(cluster: LocalCluster) -> None:
+    """A read that is done again after its history was lost gives what there is; the next one, once more."""
+    engine = Engine(spans_of(cluster))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.plan()
+    engine.apply(engine.read())
+    for n in range(10):
+        cluster.upsert(f"key-{n}", {"n": 100 + n})
+    engine.plan()
+    engine.apply(engine.read())
+    for vbucket, seqno in cluster.high_seqnos().items():
+        cluster.fail_over(vbucket, lose=seqno // 4)
+    assert engine.documents() != documents_of(cluster)
+    engine.apply(engine.read())
+    assert engine.resets == 4
+    assert engine.documents() == documents_of(cluster)
+    engine.catch_up()
+    assert engine.resets == 8
+    assert engine.documents() == documents_of(cluster)
+
+
+def test_the_first_read_done_again_on_another_history(cluster: LocalCluster) -> None:
+    """What was stored of documents that never were must go, also if it was the beginning."""
+    engine = Engine(spans_of(cluster))
+    cluster.upsert("stays", {"n": 1})
+    cluster.upsert("lost", {"n": 2})
+    engine.plan()
+    engine.apply(engine.read())
+    for vbucket, seqno in cluster.high_seqnos().items():
+        cluster.fail_over(vbucket, lose=min(1, seqno))
+    engine.apply(engine.read())
+    assert engine.documents() == documents_of(cluster)
+
+
+def test_purged_deletions(cluster: LocalCluster) -> None:
+    engine = Engine(spans_of(cluster))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.turn()
+    for n in range(10):
+        cluster.delete(f"key-{n}")
+    cluster.upsert("new", {"n": 0})
+    assert cluster.purge() > 5
+    engine.catch_up()
+    assert engine.resets > 0
+    assert engine.documents() == documents_of(cluster)
+    assert len(engine.documents()) == 11
+    # The history is the planned one, so not even then is anything given that the next read gives.
+    assert not engine.plan()
+
+
+def test_a_flushed_bucket(cluster: LocalCluster) -> None:
+    engine = Engine(spans_of(cluster))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.turn()
+    cluster.flush()
+    cluster.upsert("new", {"n": 0})
+    engine.catch_up()
+    assert engine.documents() == {"new": 0}
+    assert engine.resets == 4
+
+
+def test_a_failover_of_an_empty_vbucket_is_nothing_new(cluster: LocalCluster) -> None:
+    engine = Engine(spans_of(cluster))
+    engine.turn()
+    cluster.fail_over(0, lose=0)
+    assert not engine.plan()
+
+
+def test_another_bucket_of_the_name(cluster: LocalCluster) -> None:
+    engine = Engine(spans_of(cluster))
+    cluster.upsert("key", {"n": 1})
+    engine.turn()
+    cluster.upsert("other", {"n": 1})
+    engine.plan()
+    parts = engine.spans.parts(engine.offset(-2), engine.offset(-1), engine.spans.look(), 1)
+    cluster.recreate()
+    with pytest.raises(ClusterMapError, match="deleted and created anew") as caught:
+        engine.plan()
+    assert caught.value.permanent
+    assert "new checkpoint location" in str(caught.value)
+    with pytest.raises(ClusterMapError):
+        list(parts[0].read())
+
+
+@pytest.mark.parametrize("vbuckets", [2, 4, 8])
+def test_a_planned_read_of_another_bucket(cluster: LocalCluster, vbuckets: int) -> None:
+    """A driver that is started anew has not looked ahead before it plans the last read again."""
+    engine = Engine(spans_of(cluster))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.plan()
+    with LocalCluster(nodes=1, vbuckets=vbuckets, seed=4, username=USER, password=SECRET) as other:
+        spans = spans_of(other)
+        with pytest.raises(ClusterMapError, match="deleted and created anew") as caught:
+            spans.parts(engine.offset(-2), engine.offset(-1), spans.look(), 3)
+        assert caught.value.permanent
+
+
+@pytest.mark.parametrize("when", ["planned", "read"])
+def test_fail(cluster: LocalCluster, when: str) -> None:
+    engine = Engine(spans_of(cluster, on_rollback="fail"))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.turn()
+    cluster.upsert("key-1", {"n": 1})
+    engine.plan()
+    (given,) = engine.offset(-2).ranges_to(engine.offset(-1))
+    if when == "planned":
+        engine.apply(engine.read())
+        cluster.fail_over(given.vbucket, lose=1)
+        with pytest.raises(RollbackError) as caught:
+            engine.plan()
+    else:
+        cluster.fail_over(given.vbucket, lose=1)
+        with pytest.raises(RollbackError) as caught:
+            engine.read()
+    error = caught.value
+    assert error.vbucket == given.vbucket
+    assert error.node in cluster.kv_addresses
+    assert f"read to seqno {given.end.seqno if when == 'planned' else given.start.seqno}" in str(error)
+    assert "new checkpoint location" in str(error)
+
+
+def test_fail_has_nothing_to_refuse_at_the_beginning(cluster: LocalCluster) -> None:
+    """Nothing was given that could be void; and if the first read is done again, a reset says so."""
+    engine = Engine(spans_of(cluster, on_rollback="fail"))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.plan()
+    for vbucket in range(4):
+        cluster.fail_over(vbucket, lose=1)
+    engine.apply(engine.read())
+    assert engine.documents() == documents_of(cluster)
+
+
+def test_fail_tells_purges_from_failovers(cluster: LocalCluster) -> None:
+    engine = Engine(spans_of(cluster, on_rollback="fail"))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.turn()
+    for n in range(10):
+        cluster.delete(f"key-{n}")
+    cluster.upsert("new", {"n": 0})
+    cluster.purge()
+    engine.plan()
+    with pytest.raises(RollbackError, match="though its history is the same") as caught:
+        engine.read()
+    error = caught.value
+    assert error.node in cluster.kv_addresses
+    given = {each.vbucket: each for each in engine.offset(-2).ranges_to(engine.offset(-1))}[error.vbucket]
+    assert f"does not go on behind seqno {given.start.seqno}" in str(error)
+    assert "deletions behind it were purged" in str(error)
+    assert "failover" not in str(error)
+    for vbucket in range(4):
+        cluster.fail_over(vbucket, lose=1)
+    with pytest.raises(RollbackError, match="is not the vbucket's any more") as caught:
+        engine.read()
+    assert "purged" not in str(caught.value)
+
+
+def test_fail_where_a_history_is_shorter(cluster: LocalCluster) -> None:
+    """It is not said to be another one."""
+    spans = spans_of(cluster, on_rollback="fail")
+    cluster.upsert("key", {"n": 1})
+    look = spans.look()
+    marks = {vb: Position.at(at.history, at.seqno + 5) for vb, at in look.positions.items()}
+    with pytest.raises(RollbackError, match=r"was read to seqno .*, and its history ends at seqno") as caught:
+        spans.ahead(Offset(look.map.uuid, marks), look)
+    assert caught.value.node in cluster.kv_addresses
+
+
+def test_fail_leaves_alone_what_is_no_rollback(cluster: LocalCluster) -> None:
+    cluster.create_collection("_default", "other")
+    schema = SCHEMA.append(pa.field("_cb_scope", pa.string())).append(pa.field("_cb_collection", pa.string()))
+    engine = Engine(spans_of(cluster, schema, on_rollback="fail"))
+    cluster.upsert("a", {"n": 1}, collection="_default.other")
+    cluster.upsert("b", {"n": 2})
+    engine.turn()
+    assert {(row["_cb_scope"], row["_cb_collection"]) for row in engine.store.values()} == {
+        ("_default", "other"),
+        ("_default", "_default"),
+    }
+    cluster.drop_collection("_default", "other")
+    cluster.upsert("c", {"n": 3})
+    engine.catch_up()
+    assert engine.documents() == {"b": 2, "c": 3}
+    assert engine.resets == 4
+
+
+def test_a_collection_of_its_own(cluster: LocalCluster) -> None:
+    cid = cluster.create_collection("_default", "other")
+    engine = Engine(spans_of(cluster, collections="other"))
+    for turn in range(3):
+        for n in range(10):
+            cluster.upsert(f"key-{n}", {"n": n + turn}, collection=cid)
+            # The last seqnos are of documents that nobody asked for.
+            cluster.upsert(f"key-{n}", {"n": -1})
+        engine.turn()
+        assert engine.documents() == documents_of(cluster, cid)
+    assert engine.resets == 0
+    cluster.create_collection("_default", "third")
+    cluster.upsert("key-1", {"n": 1}, collection=cid)
+    engine.catch_up()
+    assert engine.resets == 0, "it is not about what is not asked for"
+
+
+@pytest.mark.parametrize("begin", ["beginning", "now"])
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({"collections": "a"}, {"collections": ["a", "b"]}, "of collections 'a', and collections 'a, b' is"),
+        ({"collections": ["b", "a"]}, {"collections": "a"}, "of collections 'a, b', and collections 'a' is"),
+        ({"collections": "a"}, {}, "of collections 'a', and all collections is asked for"),
+        ({}, {"scope": "_default"}, "of all collections, and scope '_default' is asked for"),
+        (
+            {"scope": "s", "collections": "a"},
+            {"scope": "t", "collections": "a"},
+            "of scope 's' and collections 'a', and scope 't' and collections 'a' is asked for",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_collections(
+    cluster: LocalCluster, begin: str, before: dict[str, Any], after: dict[str, Any], message: str
+) -> None:
+    """Their documents would never come, or never go."""
+    for scope in ("s", "t"):
+        cluster.create_scope(scope)
+        cluster.create_collection(scope, "a")
+    for name in ("a", "b"):
+        cluster.upsert("key", {"n": 1}, collection=cluster.create_collection("_default", name))
+    schema = SCHEMA.append(pa.field("_cb_scope", pa.string())).append(pa.field("_cb_collection", pa.string()))
+    spans, other = (spans_of(cluster, schema, **arguments) for arguments in (before, after))
+    engine = Engine(spans, spans.now(spans.look()) if begin == "now" else None)
+    cluster.upsert("more", {"n": 1}, collection="_default.a")
+    engine.plan()
+    engine.spans = other
+    # A driver that is started anew, with others, and reads what was planned.
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        engine.read()
+    assert "new checkpoint location and an empty target" in str(caught.value)
+    if begin == "now":
+        # It asks first where to begin.
+        engine.log[-2] = json.dumps(other.now(other.look()).to_dict())
+        with pytest.raises(ConfigurationError, match=message):
+            engine.read()
+    with pytest.raises(ConfigurationError, match=message):
+        engine.plan()
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_another_scope_of_the_name(cluster: LocalCluster, most: int | None) -> None:
+    """What was given of the one that was dropped goes, also while the new one has no collection."""
+    schema = SCHEMA.append(pa.field("_cb_collection", pa.string()))
+    cluster.create_scope("s")
+    cid = cluster.create_collection("s", "other")
+    engine = Engine(spans_of(cluster, schema, scope="s"), most=most)
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n}, collection=cid)
+    engine.catch_up()
+    assert len(engine.documents()) == 20
+    cluster.create_scope("elsewhere")
+    cluster.upsert("key", {"n": 1})
+    engine.catch_up()
+    assert engine.resets == 0
+    cluster.drop_scope("s")
+    cluster.create_scope("s")
+    engine.catch_up()
+    assert engine.documents() == {}
+    cluster.upsert("new", {"n": 1}, collection=cluster.create_collection("s", "other"))
+    engine.catch_up()
+    assert engine.documents() == {"new": 1}
+
+
+def test_the_order_of_collections_is_no_matter(cluster: LocalCluster) -> None:
+    schema = SCHEMA.append(pa.field("_cb_collection", pa.string()))
+    for name in ("a", "b"):
+        cluster.upsert("key", {"n": 1}, collection=cluster.create_collection("_default", name))
+    engine = Engine(spans_of(cluster, schema, collections=["a", "b"]))
+    engine.plan()
+    engine.spans = spans_of(cluster, schema, collections=["b", "a", "b"])
+    engine.apply(engine.read())
+    assert len(engine.store) == 2
+    assert not engine.plan()
+
+
+def test_a_user_of_some_collections(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user sees is looked up once; a checkpoint keeps to it."""
+    for name in ("a", "b"):
+        cluster.create_collection("_default", name)
+        cluster.upsert(f"key-{name}", {"n": 1}, collection=f"_default.{name}")
+    monkeypatch.setenv("CB_USER", "ann")
+    monkeypatch.setenv("CB_PASSWORD", "p")
+    cluster.add_user("ann", "p", collections=["a"])
+    with pytest.raises(AccessError, match="may not stream all") as caught:
+        Engine(spans_of(cluster)).turn()
+    assert 'collections="visible"' in str(caught.value.hint)
+    engine = Engine(spans_of(cluster, collections="visible"))
+    engine.catch_up()
+    assert engine.documents() == {"key-a": 1}
+    cluster.add_user("ann", "p")
+    cluster.upsert("more", {"n": 2}, collection="_default.a")
+    engine.spans = spans_of(cluster, collections="a", scope="_default")
+    with pytest.raises(ConfigurationError, match=r"of collections '_default\.a'"):
+        engine.plan()
+    engine.spans = spans_of(cluster, collections="_default.a")
+    engine.catch_up()
+    assert engine.documents() == {"key-a": 1, "more": 2}
+    engine.spans = spans_of(cluster, collections="visible")
+    with pytest.raises(
+        ConfigurationError, match=r"and collections '_default\._default, _default\.a, _default\.b'"
+    ):
+        engine.plan()
+
+
+def test_collections_without_columns_for_them(cluster: LocalCluster) -> None:
+    cid = cluster.create_collection("_default", "other")
+    engine = Engine(spans_of(cluster))
+    cluster.upsert("a", {"n": 1}, collection=cid)
+    with pytest.raises(ConversionError, match="no columns for them"):
+        engine.turn()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "columns", "needed"),
+    [
+        ({}, ["collection"], "_cb_scope and _cb_collection"),
+        ({}, ["scope"], "_cb_scope and _cb_collection"),
+        ({}, ["scope", "collection"], None),
+        ({"scope": "s"}, ["scope"], "_cb_collection"),
+        ({"scope": "s"}, ["collection"], None),
+        ({"collections": "s.a"}, [], None),
+        ({"collections": ["s.a", "t.a"]}, ["collection"], "_cb_scope"),
+        ({"collections": ["s.a", "t.a"]}, ["scope"], None),
+        ({"scope": "s", "collections": ["a", "b"]}, ["scope"], "_cb_collection"),
+        ({"scope": "s", "collections": ["a", "b"]}, ["collection"], None),
+        ({"scope": "s", "collections": ["a", "b", "t.a"]}, ["collection"], "_cb_scope and _cb_collection"),
+    ],
+)
+def test_one_key_in_several_collections(
+    cluster: LocalCluster, arguments: dict[str, Any], columns: list[str], needed: str | None
+) -> None:
+    """They must not look like one document."""
+    schema = SCHEMA
+    for name in columns:
+        schema = schema.append(pa.field(f"_cb_{name}", pa.string()))
+    for scope in ("s", "t"):
+        cluster.create_scope(scope)
+        for name in ("a", "b"):
+            cluster.upsert("key", {"n": 1}, collection=cluster.create_collection(scope, name))
+    engine = Engine(spans_of(cluster, schema, **arguments))
+    engine.plan()
+    if needed is None:
+        rows = engine.read()
+        assert rows
+        assert len({tuple(row.get(f"_cb_{name}") for name in columns) for row in rows}) == len(rows)
+    else:
+        with pytest.raises(ConversionError, match="no columns for them") as caught:
+            engine.read()
+        assert f"declare {needed} as string" in str(caught.value)
+
+
+def test_from_now_on(cluster: LocalCluster) -> None:
+    spans = spans_of(cluster)
+    cluster.upsert("before", {"n": 0})
+    look = spans.look()
+    start = Offset.now(look.positions, look.map.uuid)
+    engine = Engine(spans, start)
+    assert not engine.plan()
+    cluster.upsert("after", {"n": 1})
+    engine.plan()
+    # A driver that begins anew before its first read is done asks for another now.
+    cluster.upsert("later", {"n": 2})
+    look = spans.look()
+    engine.log[-2] = json.dumps(Offset.now(look.positions, look.map.uuid).to_dict())
+    engine.apply(engine.read())
+    assert engine.documents() == {"after": 1}
+    engine.catch_up()
+    assert engine.documents() == {"after": 1, "later": 2}
+    assert engine.resets == 0
+
+
+def test_a_vbucket_that_moves(cluster: LocalCluster) -> None:
+    engine = Engine(spans_of(cluster))
+    for n in range(20):
+        cluster.upsert(f"key-{n}", {"n": n})
+    engine.turn()
+    for turn in range(4):
+        cluster.upsert("key-1", {"n": turn})
+        engine.plan()
+        cluster.move_vbucket(turn, turn % 2)
+        engine.apply(engine.read())
+    engine.catch_up()
+    assert engine.documents() == documents_of(cluster)
+    assert engine.resets == 0
+
+
+def test_types(cluster: LocalCluster) -> None:
+    schema = pa.schema(
+        [
+            ("n", pa.decimal128(20, 0)),
+            ("_cb_seqno", pa.decimal128(20, 0)),
+            ("tags", pa.list_(pa.string())),
+            ("_cb_key", pa.binary()),
+            ("_cb_cas", pa.decimal128(20, 0)),
+            ("_change_type", pa.string()),
+            ("_cb_vbucket", pa.int16()),
+        ]
+    )
+    cluster.upsert("a", {"n": 2**64 - 1, "tags": ["x"], "more": 1})
+    cluster.upsert("b", {"n": None})
+    cluster.upsert("c", b"no document")
+    cluster.upsert(b"\xff", {"n": 5})
+    cluster.delete("b")
+    engine = Engine(spans_of(cluster, schema))
+    engine.plan()
+    rows = {row["_cb_key"]: row for row in engine.read()}
+    assert (int(rows[b"a"]["n"]), rows[b"a"]["tags"]) == (2**64 - 1, ["x"])
+    assert (rows[b"b"]["_change_type"], rows[b"b"]["n"]) == ("delete", None)
+    assert (rows[b"c"]["_change_type"], rows[b"c"]["n"]) == ("upsert", None)
+    assert int(rows[b"\xff"]["_cb_cas"]) == truth(cluster)[b"\xff"].cas
+
+
+def test_what_does_not_fit(cluster: LocalCluster) -> None:
+    cluster.upsert("secret-key", {"n": "secret-text"})
+    engine = Engine(spans_of(cluster))
+    engine.plan()
+    with pytest.raises(ConversionError, match="'n' has") as caught:
+        engine.read()
+    assert "secret" not in str(caught.value)
+    engine.spans = spans_of(cluster, on_conflict="null")
+    assert [row["n"] for row in engine.read()] == [None]
+    cluster.upsert(b"\xff", {"n": 5})
+    engine.plan()
+    assert [row["_cb_key"] for row in engine.read()] == ["\\xff"]
+
+
+def test_keys_only(cluster: LocalCluster) -> None:
+    schema = pa.schema([each for each in SCHEMA if each.name != "n"])
+    cluster.upsert("a", {"n": 1})
+    cluster.upsert("b", {"n": 1})
+    cluster.delete("b")
+    engine = Engine(spans_of(cluster, schema))
+    engine.plan()
+    assert {(row["_cb_key"], row["_change_type"]) for row in engine.read()} == {
+        ("a", "upsert"),
+        ("b", "delete"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": pa.schema([("n", pa.int64())])}, "no column '_change_type'"),
+        ({"schema": SCHEMA.append(pa.field("_cb_nothing", pa.int64()))}, "no column '_cb_nothing'"),
+        ({"on_rollback": "emit"}, "on_rollback='emit'"),
+        ({"on_conflict": "widen"}, "on_conflict='widen'"),
+    ],
+)
+def test_what_cannot_be_meant(change: dict[str, Any], message: str) -> None:
+    arguments = {"schema": SCHEMA, "auth": None, **change}
+    with pytest.raises(ConfigurationError, match=message):
+        make_spans("couchbase://127.0.0.1/none", None, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([1], "an offset is a list"),
+        ("0", "an offset is a str"),
+        (None, "an offset is a NoneType"),
+        ({"0": "12"}, "the field '0'"),
+        ({"0": ["1_0", " 5 "]}, "the field '0'"),
+        ({"0": ["1", "05"]}, "the field '0'"),
+        ({"0": ["1", "\u0661"]}, "the field '0'"),
+        ({"0": ["1", 2]}, "the field '0'"),
+        ({"0": ["1", "2", "3"]}, "the field '0'"),
+        ({"0": {"1": "2", "3": "4"}}, "the field '0'"),
+        ({"0": ["1", str(2**64)]}, "the field '0'"),
+        ({"0": ["1", "9" * 5000]}, "the field '0'"),
+        ({"1024": ["1", "2"]}, "the field '1024'"),
+        ({" 1": ["1", "2"]}, "the field ' 1'"),
+        ({"1": ["1", "2"], "01": ["1", "2"]}, "the field '01'"),
+        ({"other": ["1", "2"]}, "the field 'other'"),
+        ({"bucket_uuid": 5}, "the field 'bucket_uuid'"),
+        ({"bucket_uuid": "x", "turn": -5}, "the field 'turn'"),
+        ({"turn": 1024}, "the field 'turn'"),
+        ({"turn": True}, "the field 'turn'"),
+        ({"initial": 1}, "the field 'initial'"),
+        ({"began": ["1", "2"]}, "the field 'began'"),
+        ({"began": {"3": "12"}}, "the field 'began.3'"),
+        ({"scope": 1}, "the field 'scope'"),
+        ({"collections": {"a": 1}}, "the field 'collections'"),
+        ({"collections": ["a", 1]}, "the field 'collections'"),
+    ],
+)
+def test_what_is_no_offset(fields: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        Offset.from_dict(fields)
+    assert "new checkpoint location" in str(caught.value)
+
+
+def test_no_password_is_sent(cluster: LocalCluster) -> None:
+    cluster.upsert("a", {"n": 1})
+    spans = make_spans(cluster.connection_string, None, auth=(USER, SECRET), schema=SCHEMA, options=QUICK)
+    start = Offset()
+    look = spans.look()
+    (part,) = spans.parts(start, spans.ahead(start, look), look, 1)
+    assert SECRET not in repr(part)
+    with pytest.raises(ConfigurationError, match="password"):
+        part.refuse_secrets()
+    with pytest.raises(ConfigurationError, match="password"):
+        pickle.dumps(part)
