@@ -92,8 +92,7 @@ _HOMES = {
         "StreamEndReason",
         "SystemEventId",
     ),
-    "cbframe.wire.failover": ("parse_failover_log",),
-    "cbframe.wire.messages": ("SystemEvent",),
+    "cbframe.wire.messages": ("SystemEvent", "parse_failover_log"),
 }
 _COMPANIONS = dict.fromkeys(
     ("cbframe.scan.read", "cbframe.scan.stream", "cbframe.snapshot.write"), "cbframe.ui.watching"
@@ -205,5 +204,5 @@ if TYPE_CHECKING:
     from cbframe.wire.constants import Status as Status
     from cbframe.wire.constants import StreamEndReason as StreamEndReason
     from cbframe.wire.constants import SystemEventId as SystemEventId
-    from cbframe.wire.failover import parse_failover_log as parse_failover_log
     from cbframe.wire.messages import SystemEvent as SystemEvent
+    from cbframe.wire.messages import parse_failover_log as parse_failover_log

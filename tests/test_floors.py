@@ -340,14 +340,14 @@ def test_what_is_found(path: str, source: str, problem: str) -> None:
     ("path", "source"),
     [
         ("wire/a.py", "import struct\nimport numpy as np\nfrom cbframe.errors import ProtocolError"),
-        ("wire/a.py", "from cbframe.wire import leb128\nfrom . import frame\nfrom .frame import Frame"),
+        ("wire/a.py", "from cbframe.wire import items\nfrom . import frame\nfrom .frame import Frame"),
         (
             "wire/a.py",
             "from ..errors import ProtocolError\nfrom .. import typing\nfrom cbframe import errors",
         ),
         ("wire/a.py", "s = 'import socket'  # import time\nrun('cbframe.dcp')"),
         ("options.py", "from cbframe.errors import ConfigurationError\nimport dataclasses"),
-        ("cluster/rest.py", "import requests\nimport logging\nfrom cbframe.wire.vbucket import vbucket_of"),
+        ("cluster/rest.py", "import requests\nimport logging\nfrom cbframe.wire.items import vbucket_of"),
         ("cluster/tls.py", "import ssl"),
         ("dcp/a.py", "import socket, threading, time, selectors, ssl\nimport cbframe.cluster.map"),
         ("arrow/a.py", "import pyarrow\nimport msgspec\nfrom cbframe.dcp.receiver import BlockReceiver"),

@@ -36,9 +36,9 @@ from cbframe.dcp.survey import time_of
 from cbframe.errors import CbframeError
 from cbframe.scan.spans.offsets import Offset
 from cbframe.snapshot.manifest import Manifest, Rollback
-from cbframe.wire import failover, leb128, messages, requests, sasl, xattrs
+from cbframe.wire import items, messages, requests, sasl
 from cbframe.wire.constants import Opcode
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 
 ORIGIN = HostPort("10.0.0.1", 8091)
 MOST_READ = 10_000
@@ -68,7 +68,7 @@ def understand(frame: Frame) -> None:
     parsers: dict[int, list[Callable[[], object]]] = {
         Opcode.HELLO: [lambda: requests.parse_features(frame.value)],
         Opcode.DCP_STREAM_REQ: [
-            lambda: failover.parse_failover_log(frame.value),
+            lambda: messages.parse_failover_log(frame.value),
             lambda: messages.parse_rollback_seqno(frame.value),
         ],
         Opcode.GET_ALL_VB_SEQNOS: [lambda: messages.parse_vbucket_seqnos(frame.value)],
@@ -77,8 +77,8 @@ def understand(frame: Frame) -> None:
         lambda: messages.parse_message(frame),
         lambda: messages.parse_map_revision(frame),
         lambda: time_of(frame) if frame.is_response else None,
-        lambda: leb128.split_key(frame.key),
-        lambda: xattrs.split_xattrs(frame.value),
+        lambda: items.split_key(frame.key),
+        lambda: items.split_xattrs(frame.value),
     ]
     for parse in (*common, *parsers.get(frame.opcode, [])):
         attempt(parse)
@@ -149,7 +149,7 @@ def fields_of(stored: bytes) -> Any:
 WRITTEN = plain(
     rollbacks=(Rollback(3, "rollback", {0: 4}),), collections={8: "shop.orders"}, options={"scope": "shop"}
 )
-METADATA = VBucketMetaData(1, 5, 4, 9, (failover.FailoverEntry(7, 3),), 2, 1)
+METADATA = VBucketMetaData(1, 5, 4, 9, (messages.FailoverEntry(7, 3),), 2, 1)
 DOCUMENTS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "map": (terse_config, lambda found: parse_bucket_config(found, origin=ORIGIN)),
     "map of a real node": (

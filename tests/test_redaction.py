@@ -25,7 +25,7 @@ from cbframe.dcp.receiver import Document
 from cbframe.testing import FaultProxy, RecordingReceiver
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Opcode
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.framing import Frame, request
 from tests.wire.pipeline import block_of
 
 PASSWORD = "hunter2-pass"

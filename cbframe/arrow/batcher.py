@@ -22,8 +22,7 @@ from cbframe.dcp.receiver import PositionReceiver, Receipt
 from cbframe.errors import CbframeError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, SnapshotFlag, SystemEventId
-from cbframe.wire.failover import FailoverLog
-from cbframe.wire.messages import SystemEvent
+from cbframe.wire.messages import FailoverLog, SystemEvent
 
 T = TypeVar("T")
 

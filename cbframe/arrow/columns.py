@@ -14,7 +14,7 @@ from cbframe.errors import ProtocolError
 from cbframe.json.typer import VALUE
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import DATA_OPCODES, MAX_BODY_LENGTH, Datatype
-from cbframe.wire.xattrs import split_pairs
+from cbframe.wire.items import split_pairs
 
 KEY = "_cb_key"
 OPCODE = "_cb_opcode"

@@ -40,12 +40,13 @@ from cbframe.wire.constants import (
     SnapshotFlag,
     Status,
 )
-from cbframe.wire.failover import FailoverLog, parse_failover_log
-from cbframe.wire.frame import Frame, response
+from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import (
     DcpNoop,
+    FailoverLog,
     Prepare,
     SnapshotMarker,
+    parse_failover_log,
     parse_map_revision,
     parse_message,
     parse_rollback_seqno,

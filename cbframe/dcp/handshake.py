@@ -26,7 +26,7 @@ from cbframe.errors import (
     XAttrsNotSupportedError,
 )
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status, VBucketStateCode
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 from cbframe.wire.messages import parse_vbucket_seqnos
 from cbframe.wire.requests import (
     DcpControl,

@@ -11,7 +11,7 @@ from cbframe.errors import ConnectError, ProtocolError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.wire.constants import HEADER_LENGTH, MAX_BODY_LENGTH, Opcode
-from cbframe.wire.frame import Frame, parse_header
+from cbframe.wire.framing import Frame, parse_header
 from cbframe.wire.requests import noop_reply
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from cbframe.errors import ConfigurationError
 from cbframe.wire.constants import MAX_SEQNO
-from cbframe.wire.failover import FailoverEntry, FailoverLog
+from cbframe.wire.messages import FailoverEntry, FailoverLog
 
 MOST_ENDS = 32
 """Ends of snapshots that are remembered, at most."""

@@ -18,7 +18,7 @@ from cbframe.errors import (
 )
 from cbframe.limits import allocate
 from cbframe.wire.constants import MAX_BODY_LENGTH, Opcode, Status
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 
 _PORTS = "is this port the data service (couchbase:// is 11210, couchbases:// is 11207)?"
 _WINDOW = 512

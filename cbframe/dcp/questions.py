@@ -14,7 +14,7 @@ from cbframe.dcp.survey import TIME, time_of
 from cbframe.dcp.tally import HandshakeTally
 from cbframe.errors import CbframeError
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 
 
 class Questions:

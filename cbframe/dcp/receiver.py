@@ -13,8 +13,8 @@ from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode
+from cbframe.wire.items import split_xattrs
 from cbframe.wire.messages import SystemEvent
-from cbframe.wire.xattrs import split_xattrs
 
 
 class Document(NamedTuple):

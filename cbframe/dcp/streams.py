@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO, SnapshotFlag
-from cbframe.wire.failover import FailoverLog
-from cbframe.wire.messages import SnapshotMarker
+from cbframe.wire.messages import FailoverLog, SnapshotMarker
 from cbframe.wire.requests import StreamRequest
 
 _FIRST_OPAQUE = 0x0100_0000

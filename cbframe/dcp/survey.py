@@ -10,8 +10,8 @@ from cbframe.dcp.handshake import SEQNOS, Login, Steps, high_seqnos, log_in, req
 from cbframe.dcp.positions import Position
 from cbframe.errors import ROLES_HINT
 from cbframe.wire.constants import Opcode, OpenFlag, Status
-from cbframe.wire.failover import parse_failover_log
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
+from cbframe.wire.messages import parse_failover_log
 from cbframe.wire.requests import DcpOpen, GetFailoverLog, Plain
 
 _DETAILS = Plain(Opcode.STAT, b"vbucket-details")

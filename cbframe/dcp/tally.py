@@ -6,7 +6,7 @@ from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.streams import StreamEvent
 from cbframe.errors import AuthFailError, CbframeError
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 
 OUT_OF_PLACE = {
     StreamEvent.ACCEPTED: "tot_upr_stream_req_res_state_err",

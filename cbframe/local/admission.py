@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from cbframe.local.manifest import Manifest, UnknownScopeError
 from cbframe.wire.constants import MAX_SEQNO, Status, StreamFlag
-from cbframe.wire.failover import FailoverEntry
+from cbframe.wire.messages import FailoverEntry
 from cbframe.wire.requests import StreamRequest
 
 KNOWN_FLAGS = (

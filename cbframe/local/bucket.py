@@ -17,8 +17,7 @@ from cbframe.local.release import RELEASES
 from cbframe.local.snappy import deflate, inflate
 from cbframe.local.store import Document, VBucket
 from cbframe.wire.constants import MAX_KEY_LENGTH, MAX_VALUE_LENGTH, MAX_VBUCKETS, Datatype
-from cbframe.wire.vbucket import vbucket_of
-from cbframe.wire.xattrs import join_xattrs
+from cbframe.wire.items import join_xattrs, vbucket_of
 
 FLAGS_JSON = 0x0200_0000
 FLAGS_BINARY = 0x0300_0000

@@ -9,7 +9,7 @@ from cbframe.local.dcp import Producer, open_error, value_error
 from cbframe.local.features import FrameInfo, parse_frame_info
 from cbframe.local.queries import ONLY_DCP
 from cbframe.wire.constants import Feature, Opcode, Status
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 from cbframe.wire.requests import BufferAck, DcpControl, DcpOpen, StreamRequest, parse_request
 
 if TYPE_CHECKING:

@@ -16,9 +16,8 @@ from cbframe.local.encode import Encoded, Variant
 from cbframe.local.store import VBucket
 from cbframe.local.stream import Stream
 from cbframe.wire.constants import Datatype, Feature, OpenFlag, Status, StreamEndReason, StreamFlag
-from cbframe.wire.failover import encode_failover_log
-from cbframe.wire.frame import Frame
-from cbframe.wire.messages import DcpNoop
+from cbframe.wire.framing import Frame
+from cbframe.wire.messages import DcpNoop, encode_failover_log
 from cbframe.wire.requests import BufferAck, DcpControl, DcpOpen, StreamRequest
 
 _BATCH = 1024 * 1024

@@ -12,8 +12,8 @@ from cbframe.local.bucket import Bucket, absolute_expiry, is_json, to_json
 from cbframe.local.features import FrameInfo
 from cbframe.local.store import Document, VBucket
 from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Opcode, Status
-from cbframe.wire.frame import Frame
-from cbframe.wire.xattrs import body_offset
+from cbframe.wire.framing import Frame
+from cbframe.wire.items import body_offset
 
 _FLAGS_EXPIRY = struct.Struct(">II")
 _U32 = struct.Struct(">I")

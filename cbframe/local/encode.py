@@ -17,10 +17,9 @@ import numpy.typing as npt
 from cbframe.local import items
 from cbframe.local.flatbuffers import event_value
 from cbframe.local.snappy import deflate
-from cbframe.wire import leb128
 from cbframe.wire.constants import Datatype, Magic, Opcode, SystemEventId
-from cbframe.wire.frame import stream_id_framing
-from cbframe.wire.xattrs import body_offset
+from cbframe.wire.framing import stream_id_framing
+from cbframe.wire.items import body_offset, encode_leb128
 
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
@@ -315,4 +314,4 @@ def _value(frame: bytes, start: int, variant: Variant) -> tuple[bytes, int]:
 
 def prefixed(cid: int, key: bytes) -> bytes:
     """The stored key: collection id, then the document's key."""
-    return leb128.encode(cid) + key
+    return encode_leb128(cid) + key

@@ -27,7 +27,7 @@ from cbframe.local.tls import ServerTLS
 from cbframe.local.topology import EngineTopology
 from cbframe.local.users import Credentials, EngineUsers
 from cbframe.wire.constants import Datatype
-from cbframe.wire.xattrs import body_offset
+from cbframe.wire.items import body_offset
 
 
 class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineFaults):

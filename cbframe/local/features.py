@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from cbframe.wire.constants import Feature, Status
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 
 GRANTED = frozenset(
     {

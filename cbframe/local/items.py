@@ -11,8 +11,8 @@ import struct
 
 from cbframe.local.snappy import inflate
 from cbframe.typing import ReadableBuffer
-from cbframe.wire import leb128
 from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Opcode, SystemEventId
+from cbframe.wire.items import decode_leb128
 
 HEADER = struct.Struct(">BBHBBHIIQ")
 _MUTATION = struct.Struct(">BBHBBHIIQQQIIIHB")
@@ -182,7 +182,7 @@ def expiry_of(frame: bytes) -> int:
 
 def collection_of(key: bytes) -> int:
     """Collection id of a prefixed key."""
-    return key[0] if key[0] < 0x80 else leb128.decode(key)[0]
+    return key[0] if key[0] < 0x80 else decode_leb128(key)[0]
 
 
 def event_of(frame: bytes) -> tuple[int, int, int]:

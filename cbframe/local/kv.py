@@ -39,7 +39,6 @@ from cbframe.local.rules import (
 from cbframe.local.snappy import deflate, inflate
 from cbframe.local.tls import AnySocket
 from cbframe.local.users import NOBODY, User
-from cbframe.wire import leb128
 from cbframe.wire.constants import (
     MAX_KEY_LENGTH,
     MAX_VALUE_LENGTH,
@@ -50,7 +49,8 @@ from cbframe.wire.constants import (
     ServerOpcode,
     Status,
 )
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
+from cbframe.wire.items import split_key
 from cbframe.wire.requests import Hello, SaslAuth, SelectBucket, parse_request
 
 if TYPE_CHECKING:
@@ -457,7 +457,7 @@ class KvConnection(Channel):
             return
         key = frame.key if Feature.COLLECTIONS in self.features else b"\0" + frame.key
         try:
-            cid, logical = leb128.split_key(key)
+            cid, logical = split_key(key)
         except ProtocolError:
             logical = b""
         if not logical:

@@ -9,9 +9,8 @@ from cbframe.local.bucket import is_json
 from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
 from cbframe.local.stats import stats
 from cbframe.wire.constants import Datatype, Feature, Opcode, Status, VBucketStateCode
-from cbframe.wire.failover import encode_failover_log
-from cbframe.wire.frame import Frame
-from cbframe.wire.messages import encode_vbucket_seqnos
+from cbframe.wire.framing import Frame
+from cbframe.wire.messages import encode_failover_log, encode_vbucket_seqnos
 from cbframe.wire.requests import GetAllVBucketSeqnos
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ Source: google/snappy ``format_description.txt``.
 from __future__ import annotations
 
 from cbframe.errors import ProtocolError
-from cbframe.wire import leb128
+from cbframe.wire.items import encode_leb128
 
 _SHORTEST_COPY = 4
 _LONGEST_COPY = 64
@@ -73,7 +73,7 @@ def _element(block: bytes, at: int, out: bytearray) -> int:
 
 def deflate(data: bytes) -> bytes:
     """A raw block that inflates to `data`; copies of what came before where four bytes agree."""
-    out = bytearray(leb128.encode(len(data)))
+    out = bytearray(encode_leb128(len(data)))
     seen: dict[bytes, int] = {}
     at = literal = 0
     while at + _SHORTEST_COPY <= len(data):

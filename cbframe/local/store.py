@@ -12,8 +12,8 @@ from cbframe.local import items
 from cbframe.local.encode import Encoded, Variant, encode, ready
 from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import FAILOVER_LOG_MAX_ENTRIES, Datatype, SystemEventId
-from cbframe.wire.failover import FailoverEntry
-from cbframe.wire.xattrs import join_xattrs, split_xattrs
+from cbframe.wire.items import join_xattrs, split_xattrs
+from cbframe.wire.messages import FailoverEntry
 
 
 class Document(NamedTuple):

@@ -12,7 +12,7 @@ from cbframe.local.bucket import Bucket
 from cbframe.local.encode import Encoded, Variant
 from cbframe.local.store import VBucket
 from cbframe.wire.constants import Magic, SnapshotFlag, StreamEndReason
-from cbframe.wire.frame import Frame, stream_id_framing
+from cbframe.wire.framing import Frame, stream_id_framing
 from cbframe.wire.messages import OsoSnapshot, SeqnoAdvanced, SnapshotMarker, StreamEnd
 
 _MAX_VARIANTS = 2

@@ -14,7 +14,7 @@ from cbframe.local.bucket import is_json, to_json
 from cbframe.local.store import Document, VBucket
 from cbframe.local.subpath import PathError
 from cbframe.wire.constants import Datatype, Status
-from cbframe.wire.xattrs import join_xattrs, split_xattrs
+from cbframe.wire.items import join_xattrs, split_xattrs
 
 _LOOKUP = struct.Struct(">BBH")
 _MUTATION = struct.Struct(">BBHI")

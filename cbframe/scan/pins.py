@@ -12,7 +12,7 @@ from cbframe.errors import RollbackError, StreamError
 from cbframe.scan.asof import AsOf
 from cbframe.scan.moment import Moment
 from cbframe.scan.spec import Consistency
-from cbframe.wire.failover import FailoverLog
+from cbframe.wire.messages import FailoverLog
 
 
 @dataclass(frozen=True, slots=True)

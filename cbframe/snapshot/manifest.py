@@ -57,7 +57,7 @@ from typing import Any, Literal
 from cbframe.arrow.documents.unify import Columns
 from cbframe.dcp.positions import Position, VBucketMetaData, u64_of
 from cbframe.errors import SnapshotError
-from cbframe.wire.failover import FailoverEntry
+from cbframe.wire.messages import FailoverEntry
 
 FORMAT = 1
 FOLDER = "manifest"

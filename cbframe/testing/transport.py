@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from cbframe.dcp.transport import Stream, Waker
 from cbframe.errors import ConnectError
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 
 Peer: TypeAlias = Callable[[Frame], bytes | None]
 """Bytes that follow a frame from the client; None hangs up."""

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from cbframe.core import compiled
 from cbframe.errors import ProtocolError
 from cbframe.typing import ReadableBuffer
-from cbframe.wire import leb128
 from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, Datatype, Magic, Opcode, Status
-from cbframe.wire.frame import Header, bad_magic, is_magic, parse_header
+from cbframe.wire.framing import Header, bad_magic, is_magic, parse_header
+from cbframe.wire.items import decode_leb128
 
 _U8 = npt.NDArray[np.uint8]
 _U32 = npt.NDArray[np.uint32]
@@ -297,7 +297,7 @@ class FrameDecoder:
         collection_id = 0
         if self._collections:
             try:
-                collection_id, key = leb128.decode(buffer, key, value)
+                collection_id, key = decode_leb128(buffer, key, value)
             except ProtocolError:
                 raise FrameError("collection_id") from None
         stream = self._streams.get(vbucket)

@@ -9,14 +9,14 @@ is no part of what the message says: messages are equal without regard to it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Self, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 from cbframe.errors import ProtocolError
+from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import Opcode, SystemEventId
-from cbframe.wire.flatbuffers import Table
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.framing import Frame, request
 
 _MARKER_V1 = struct.Struct(">QQI")
 _MARKER_V2 = struct.Struct(">QQIQQ")
@@ -29,6 +29,11 @@ _REVISION = struct.Struct(">qq")
 _SETTLED = struct.Struct(">QQ")
 _MARKER_VERSIONS = {"v2.0": b"\0", "v2.1": b"\1", "v2.2": b"\2"}
 _SEQNO = struct.Struct(">HQ")
+_FAILOVER = struct.Struct(">QQ")
+_FLAT_U16 = struct.Struct("<H")
+_FLAT_U32 = struct.Struct("<I")
+_FLAT_I32 = struct.Struct("<i")
+_FLAT_NUMBERS = {1: struct.Struct("<B"), 4: _FLAT_U32, 8: struct.Struct("<Q")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +260,7 @@ def _flatbuffer_fields(
 ) -> tuple[int, int] | tuple[int, int, int] | tuple[int, int, int, int | None, bool]:
     """What the table of a system event holds, in the order of the fields of :class:`SystemEvent`."""
     try:
-        table = Table(frame.value)
+        table = FlatTable(frame.value)
         ids = table.number(0, 8), table.number(1, 4)
         if event in (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE):
             return ids
@@ -269,9 +274,40 @@ def _flatbuffer_fields(
         raise
 
 
+class FlatTable:
+    """The part of FlatBuffers that system events are written in: one table of numbers.
+
+    Little-endian, unlike everything else on the wire. Offsets and lengths are the peer's: each is checked
+    before it is followed. Source: the FlatBuffers internals document.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = self._unpack(_FLAT_U32, 0)
+        self._slots = self._at - self._unpack(_FLAT_I32, self._at)
+        self._size = self._unpack(_FLAT_U16, self._slots)
+
+    def number(self, slot: int, width: int) -> int:
+        """The unsigned integer of `width` bytes in a slot; 0 where the slot is empty."""
+        at = self._field(slot)
+        return 0 if at is None else self._unpack(_FLAT_NUMBERS[width], at)
+
+    def _field(self, slot: int) -> int | None:
+        entry = 2 * _FLAT_U16.size + slot * _FLAT_U16.size
+        if entry + _FLAT_U16.size > self._size:
+            return None
+        offset = self._unpack(_FLAT_U16, self._slots + entry)
+        return self._at + offset if offset else None
+
+    def _unpack(self, number: struct.Struct, at: int) -> int:
+        if not 0 <= at <= len(self._data) - number.size:
+            raise ProtocolError(f"a FlatBuffers offset of {at} in a value of {len(self._data)} bytes")
+        return int(number.unpack_from(self._data, at)[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """A durable write that is not settled: nobody may see it, and it may never become true.
+    """DCP_PREPARE: a durable write that is neither committed nor aborted, and not visible yet.
 
     Flow control counts two bytes more than the message has.
     """
@@ -291,8 +327,8 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """What became of the write prepared at one seqno, from another one on."""
+class CompletedPrepare:
+    """The end of a prepared write: the seqno of the prepare, and the seqno from which the end holds."""
 
     vbucket: int
     prepared_seqno: int
@@ -303,14 +339,14 @@ class Settled:
         return cls(frame.vbucket, *_SETTLED.unpack(_extras(frame, _SETTLED.size)))
 
 
-class Commit(Settled):
-    """It is true."""
+class Commit(CompletedPrepare):
+    """DCP_COMMIT: a prepared write is committed."""
 
     __slots__ = ()
 
 
-class Abort(Settled):
-    """It will never be true."""
+class Abort(CompletedPrepare):
+    """DCP_ABORT: a prepared write is discarded."""
 
     __slots__ = ()
 
@@ -370,6 +406,39 @@ _PARSERS: dict[int, Callable[[Frame], ServerMessage]] = {
 def parse_message(frame: Frame) -> ServerMessage:
     """The message that a request frame from the server carries."""
     return _PARSERS.get(frame.opcode, Unknown.parse)(frame)
+
+
+class FailoverEntry(NamedTuple):
+    """One history: its name, and the seqno at which it began."""
+
+    vbuuid: int
+    seqno: int
+
+
+FailoverLog = tuple[FailoverEntry, ...]
+
+
+def parse_failover_log(body: ReadableBuffer) -> FailoverLog:
+    """Read the value of a STREAM_REQ or GET_FAILOVER_LOG answer.
+
+    Returns
+    -------
+    tuple of FailoverEntry
+        Newest first, as sent.
+
+    Raises
+    ------
+    ProtocolError
+        The length is no multiple of 16.
+    """
+    if len(body) % _FAILOVER.size:
+        raise ProtocolError(f"a failover log of {len(body)} bytes is no multiple of {_FAILOVER.size}")
+    return tuple(map(FailoverEntry._make, _FAILOVER.iter_unpack(body)))
+
+
+def encode_failover_log(log: Iterable[tuple[int, int]]) -> bytes:
+    """The value of an answer, newest first."""
+    return b"".join(_FAILOVER.pack(vbuuid, seqno) for vbuuid, seqno in log)
 
 
 def parse_vbucket_seqnos(value: bytes) -> dict[int, int]:

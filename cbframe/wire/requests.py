@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO, Magic, Opcode
-from cbframe.wire.frame import Frame, request, response
+from cbframe.wire.framing import Frame, request, response
 
 _STREAM_REQ = struct.Struct(">IIQQQQQ")
 _OPEN = struct.Struct(">II")

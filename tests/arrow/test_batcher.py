@@ -21,11 +21,10 @@ from cbframe.core import compiled
 from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConnectError
-from cbframe.wire import leb128
 from cbframe.wire.constants import Opcode, SnapshotFlag, SystemEventId
-from cbframe.wire.failover import FailoverEntry
-from cbframe.wire.frame import request
-from cbframe.wire.messages import SystemEvent
+from cbframe.wire.framing import request
+from cbframe.wire.items import encode_leb128
+from cbframe.wire.messages import FailoverEntry, SystemEvent
 from tests.wire.pipeline import block_of
 
 M, D, E = Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION
@@ -45,7 +44,7 @@ def put(receiver: DeferringBatchReceiver, *items: Item) -> None:
             opcode,
             vbucket=vbucket,
             extras=EXTRAS[opcode](seqno),
-            key=leb128.encode(collection) + key.encode(),
+            key=encode_leb128(collection) + key.encode(),
             value=b"%d" % seqno if opcode == M else b"",
         ).encode()
     block = block_of(bytes(data), collections=True)

@@ -19,11 +19,10 @@ from cbframe.arrow.columns import METADATA_TYPES, XATTRS, XATTRS_TYPE, raw_schem
 from cbframe.core import compiled
 from cbframe.errors import ProtocolError
 from cbframe.local import snappy as plain
-from cbframe.wire import leb128
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode
-from cbframe.wire.frame import Frame, request
-from cbframe.wire.xattrs import join_xattrs, split_xattrs
+from cbframe.wire.framing import Frame, request
+from cbframe.wire.items import encode_leb128, join_xattrs, split_xattrs
 from tests.wire import pipeline
 from tests.wire.oracle import decode_data
 
@@ -97,7 +96,7 @@ def random_frames(rng: random.Random, count: int) -> list[Frame]:
                 cas=rng.getrandbits(64),
                 datatype=rng.choice((0, 1)),
                 extras=extras,
-                key=leb128.encode(rng.choice((0, 8, 200, 2**32 - 1))) + rng.randbytes(rng.randint(1, 200)),
+                key=encode_leb128(rng.choice((0, 8, 200, 2**32 - 1))) + rng.randbytes(rng.randint(1, 200)),
                 value=rng.randbytes(rng.choice((0, 0, 1, 3, 500))),
             )
         )

@@ -14,7 +14,7 @@ from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.nodes import with_node_services
 from cbframe.errors import ClusterMapError, ConfigurationError
 from cbframe.wire.constants import Opcode
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 
 from .manager import UUID, nodes_ext, terse_config, verbose_config
 

@@ -19,7 +19,7 @@ from cbframe.errors import CbframeError
 from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
 from cbframe.testing.transport import Peer
 from cbframe.wire.constants import Opcode, StreamFlag
-from cbframe.wire.frame import Frame, response
+from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import SnapshotMarker, StreamEnd
 from cbframe.wire.requests import StreamFilter
 

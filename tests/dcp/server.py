@@ -10,11 +10,10 @@ from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.controls import DcpSettings
 from cbframe.dcp.events import Data
 from cbframe.dcp.handshake import Login
-from cbframe.wire import leb128
 from cbframe.wire.constants import Feature, Opcode, Status
-from cbframe.wire.failover import encode_failover_log
-from cbframe.wire.frame import Frame, request, response
-from cbframe.wire.messages import encode_vbucket_seqnos
+from cbframe.wire.framing import Frame, request, response
+from cbframe.wire.items import encode_leb128
+from cbframe.wire.messages import encode_failover_log, encode_vbucket_seqnos
 
 LOGIN = Login("user", "secret", "bucket", False, True, lambda: "nonce")
 SETTINGS = DcpSettings("test", buffer_size=1000)
@@ -55,7 +54,7 @@ def frames(data: bytes) -> list[Frame]:
 
 def mutation(vb: int, opaque: int, seqno: int, key: bytes = b"k", value: bytes = b"{}") -> bytes:
     extras = struct.pack(">QQIIIHB", seqno, 1, 0, 0, 0, 0, 0)
-    prefixed = leb128.encode(0) + key
+    prefixed = encode_leb128(0) + key
     return request(
         Opcode.DCP_MUTATION, vbucket=vb, opaque=opaque, extras=extras, key=prefixed, value=value
     ).encode()
@@ -64,7 +63,7 @@ def mutation(vb: int, opaque: int, seqno: int, key: bytes = b"k", value: bytes =
 def deletion(vb: int, opaque: int, seqno: int, key: bytes = b"k") -> bytes:
     extras = struct.pack(">QQIB", seqno, 1, 77, 0)
     return request(
-        Opcode.DCP_DELETION, vbucket=vb, opaque=opaque, extras=extras, key=leb128.encode(0) + key
+        Opcode.DCP_DELETION, vbucket=vb, opaque=opaque, extras=extras, key=encode_leb128(0) + key
     ).encode()
 
 

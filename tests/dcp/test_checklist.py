@@ -24,7 +24,7 @@ from cbframe.dcp.streams import request_from
 from cbframe.errors import ReadTimeoutError
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import MAX_SEQNO, Feature, Opcode, OpenFlag, StreamFlag
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 from cbframe.wire.messages import DcpNoop, OsoSnapshot, SeqnoAdvanced, SnapshotMarker
 from cbframe.wire.requests import BufferAck, DcpControl, DcpOpen, Hello, StreamRequest, parse_request
 

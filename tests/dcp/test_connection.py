@@ -33,13 +33,13 @@ from cbframe.errors import (
 from cbframe.local.auth import SaslServer
 from cbframe.local.users import Credentials
 from cbframe.wire.constants import Feature, Magic, Opcode, SnapshotFlag, Status, StreamEndReason
-from cbframe.wire.failover import encode_failover_log
-from cbframe.wire.frame import Frame, request, response
+from cbframe.wire.framing import Frame, request, response
 from cbframe.wire.messages import (
     DcpNoop,
     SeqnoAdvanced,
     SnapshotMarker,
     StreamEnd,
+    encode_failover_log,
     encode_vbucket_seqnos,
 )
 from cbframe.wire.requests import StreamRequest, parse_request

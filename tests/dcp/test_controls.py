@@ -16,7 +16,7 @@ from cbframe.errors import CbframeError, ConfigurationError, ServerError
 from cbframe.local.features import missing_need
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 from cbframe.wire.requests import CloseStream, DcpControl, DcpOpen, Hello, StreamRequest, parse_request
 
 from . import server

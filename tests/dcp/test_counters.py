@@ -36,7 +36,7 @@ from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
 from cbframe.testing.transport import Peer
 from cbframe.wire.constants import Opcode, Status, StreamEndReason
-from cbframe.wire.frame import Frame, response
+from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import DcpNoop, SnapshotMarker, StreamEnd
 from cbframe.wire.requests import StreamRequest
 

@@ -20,8 +20,7 @@ from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.events import Data, MapPushed, Nooped
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, Magic, Opcode
-from cbframe.wire.failover import encode_failover_log
-from cbframe.wire.frame import Frame, request, response
+from cbframe.wire.framing import Frame, request, response
 from cbframe.wire.messages import (
     DcpNoop,
     OsoSnapshot,
@@ -29,6 +28,7 @@ from cbframe.wire.messages import (
     SnapshotMarker,
     StreamEnd,
     SystemEvent,
+    encode_failover_log,
 )
 from cbframe.wire.requests import StreamRequest
 from tests.wire.golden import NAMES, load

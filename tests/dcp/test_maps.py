@@ -35,7 +35,7 @@ from cbframe.local import LocalCluster
 from cbframe.testing import FakeClock, ScriptedTransport
 from cbframe.testing.transport import Peer
 from cbframe.wire.constants import Feature, Opcode, Status
-from cbframe.wire.frame import Frame, response
+from cbframe.wire.framing import Frame, response
 
 from .server import LOGIN, good_answer, refusal
 

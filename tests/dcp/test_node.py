@@ -23,7 +23,7 @@ from cbframe.testing import RecordingReceiver
 from cbframe.testing.transport import Peer
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_SEQNO, Opcode, Status, StreamEndReason
-from cbframe.wire.frame import Frame, response
+from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import SnapshotMarker, StreamEnd
 from cbframe.wire.requests import parse_request
 

@@ -10,7 +10,7 @@ import pytest
 from cbframe import AccessError, ConnectError, LocalCluster, ProtocolError, ServerError, upr_open
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Feature, Magic, Opcode
-from cbframe.wire.frame import Frame, request, response
+from cbframe.wire.framing import Frame, request, response
 from cbframe.wire.requests import Hello, SaslAuth, SelectBucket, StreamRequest
 from cbframe.wire.sasl import plain_payload
 

@@ -16,7 +16,7 @@ from cbframe.dcp.streams import Stream
 from cbframe.errors import ProtocolError
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import DATA_OPCODES, MAX_SEQNO, Opcode, SnapshotFlag, StreamEndReason
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 from cbframe.wire.messages import OsoSnapshot, SeqnoAdvanced, SnapshotMarker, StreamEnd, SystemEvent
 from cbframe.wire.requests import StreamRequest
 

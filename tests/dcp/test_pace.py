@@ -13,7 +13,7 @@ from cbframe.dcp.controls import DcpSettings, rate_of, window_of
 from cbframe.dcp.pace import Gather, Pace, receive_latency
 from cbframe.testing import FakeClock
 from cbframe.wire.constants import Opcode
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 from cbframe.wire.messages import SnapshotMarker, StreamEnd
 
 from .rig import Rig

@@ -15,7 +15,7 @@ from cbframe.dcp.streams import request_from
 from cbframe.errors import ConfigurationError
 from cbframe.local.admission import rollback_point
 from cbframe.wire.constants import MAX_SEQNO
-from cbframe.wire.failover import FailoverEntry
+from cbframe.wire.messages import FailoverEntry
 
 LOG = (FailoverEntry(7, 0),)
 

@@ -19,7 +19,7 @@ from cbframe.local import kv
 from cbframe.local.kv import KvConnection
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Datatype, Feature, Magic, Opcode
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 from cbframe.wire.requests import Hello, parse_request
 
 from .rig import Rig, serving

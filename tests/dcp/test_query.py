@@ -14,7 +14,7 @@ from cbframe.dcp.transport import Waker
 from cbframe.errors import ReadTimeoutError
 from cbframe.testing import FakeClock, ScriptedTransport
 from cbframe.wire.constants import Opcode
-from cbframe.wire.frame import Frame, response
+from cbframe.wire.framing import Frame, response
 
 from .server import LOGIN, good_answer
 

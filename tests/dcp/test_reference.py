@@ -40,7 +40,7 @@ from cbframe.local import LocalCluster
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Opcode, StreamFlag
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.framing import Frame, request
 from cbframe.wire.requests import DcpControl, SelectBucket, StreamRequest, parse_request
 
 from .rig import Rig, serving

@@ -9,8 +9,7 @@ import pytest
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamTable, request_from
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO
-from cbframe.wire.failover import FailoverEntry
-from cbframe.wire.messages import SnapshotMarker
+from cbframe.wire.messages import FailoverEntry, SnapshotMarker
 from cbframe.wire.requests import StreamRequest
 
 S, E = StreamState, StreamEvent

@@ -26,9 +26,8 @@ from cbframe.errors import (
 from cbframe.testing import FakeClock, ScriptedTransport
 from cbframe.testing.transport import Peer
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.failover import encode_failover_log
-from cbframe.wire.frame import Frame, response
-from cbframe.wire.messages import encode_vbucket_seqnos
+from cbframe.wire.framing import Frame, response
+from cbframe.wire.messages import encode_failover_log, encode_vbucket_seqnos
 from cbframe.wire.requests import GetAllVBucketSeqnos
 
 from .server import LOGIN, SETTINGS, good_answer, refusal

@@ -10,7 +10,7 @@ from cbframe.dcp.positions import Position
 from cbframe.dcp.streams import Stream, StreamState
 from cbframe.dcp.table import VBucketPhase, VBucketTable, Window, take_table
 from cbframe.wire.constants import MAX_SEQNO
-from cbframe.wire.failover import FailoverEntry
+from cbframe.wire.messages import FailoverEntry
 
 
 def cluster_map(*active: int) -> ClusterMap:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cbframe.testing.proxy import Passed
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 
 PORT = 11210
 """The one that tshark knows to be Couchbase's."""

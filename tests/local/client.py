@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.framing import Frame, request
 from cbframe.wire.messages import SnapshotMarker, StreamEnd, parse_message
 from cbframe.wire.requests import (
     BufferAck,

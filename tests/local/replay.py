@@ -27,7 +27,6 @@ from cbframe.local.bucket import Bucket
 from cbframe.local.manifest import Scope
 from cbframe.local.snappy import deflate, inflate
 from cbframe.local.store import VBucket
-from cbframe.wire import leb128
 from cbframe.wire.constants import (
     Datatype,
     Feature,
@@ -40,9 +39,9 @@ from cbframe.wire.constants import (
     StreamFlag,
     SystemEventId,
 )
-from cbframe.wire.failover import FailoverEntry, parse_failover_log
-from cbframe.wire.frame import Frame
-from cbframe.wire.messages import SnapshotMarker, parse_message
+from cbframe.wire.framing import Frame
+from cbframe.wire.items import encode_leb128
+from cbframe.wire.messages import FailoverEntry, SnapshotMarker, parse_failover_log, parse_message
 from cbframe.wire.requests import Hello, StreamRequest, parse_request
 
 from .shapes import ITEMS, marker_of, seqno_of
@@ -266,7 +265,7 @@ class Stage:
                 break
         else:
             visible = not self.collections and seqno <= self.visible.get(vbucket.id, 0)
-            key = b"\0%d" % seqno if visible else leb128.encode(_OTHERS) + b"%d" % seqno
+            key = b"\0%d" % seqno if visible else encode_leb128(_OTHERS) + b"%d" % seqno
         return stored.mutation(
             vbucket.id, key, b"{}", seqno=seqno, rev=1, cas=1, flags=0, expiry=0, datatype=1
         )

@@ -10,9 +10,9 @@ from typing import Any
 from cbframe.errors import ProtocolError
 from cbframe.local.snappy import inflate
 from cbframe.wire.constants import Datatype, Magic, Opcode, Status
-from cbframe.wire.failover import parse_failover_log
-from cbframe.wire.frame import Frame
-from cbframe.wire.xattrs import body_offset
+from cbframe.wire.framing import Frame
+from cbframe.wire.items import body_offset
+from cbframe.wire.messages import parse_failover_log
 
 ITEMS = (Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION)
 

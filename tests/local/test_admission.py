@@ -5,7 +5,7 @@ import pytest
 from cbframe.local.admission import Filter, Refusal, check_range, effective_end, parse_filter, rollback_point
 from cbframe.local.manifest import Manifest
 from cbframe.wire.constants import MAX_SEQNO, Status, StreamFlag
-from cbframe.wire.failover import FailoverEntry
+from cbframe.wire.messages import FailoverEntry
 from cbframe.wire.requests import StreamRequest
 
 LOG = (FailoverEntry(2222, 3), FailoverEntry(1111, 0))

@@ -8,8 +8,7 @@ import pytest
 from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.failover import parse_failover_log
-from cbframe.wire.messages import parse_rollback_seqno
+from cbframe.wire.messages import parse_failover_log, parse_rollback_seqno
 from cbframe.wire.requests import DcpOpen, StreamRequest
 
 from .client import Client, reason, seqnos, vbuuid

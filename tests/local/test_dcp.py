@@ -6,11 +6,10 @@ import pytest
 
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import MAX_SEQNO, Opcode, OpenFlag, Status, StreamFlag
-from cbframe.wire.failover import parse_failover_log
-from cbframe.wire.frame import Frame
-from cbframe.wire.messages import SystemEvent, parse_rollback_seqno
+from cbframe.wire.framing import Frame
+from cbframe.wire.items import split_xattrs
+from cbframe.wire.messages import SystemEvent, parse_failover_log, parse_rollback_seqno
 from cbframe.wire.requests import BufferAck, CloseStream, DcpControl, DcpOpen, Hello, StreamRequest
-from cbframe.wire.xattrs import split_xattrs
 
 from .client import (
     COLLECTIONS,

@@ -9,9 +9,9 @@ import pytest
 
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Datatype, Feature, Opcode, OpenFlag, Status
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.framing import Frame, request
+from cbframe.wire.items import split_xattrs
 from cbframe.wire.requests import DcpControl
-from cbframe.wire.xattrs import split_xattrs
 
 from .client import COLLECTIONS, DATA, LEGACY, Client
 

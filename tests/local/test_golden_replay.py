@@ -10,7 +10,7 @@ import pytest
 
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Magic, Opcode, Status
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 from cbframe.wire.requests import SaslAuth
 from cbframe.wire.sasl import ScramClient
 

@@ -9,11 +9,10 @@ import pytest
 
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Feature, Opcode, Status
-from cbframe.wire.failover import parse_failover_log
-from cbframe.wire.frame import Frame
-from cbframe.wire.messages import parse_vbucket_seqnos
+from cbframe.wire.framing import Frame
+from cbframe.wire.items import vbucket_of
+from cbframe.wire.messages import parse_failover_log, parse_vbucket_seqnos
 from cbframe.wire.requests import GetAllVBucketSeqnos, GetFailoverLog, Hello, SaslAuth, SelectBucket
-from cbframe.wire.vbucket import vbucket_of
 
 from .client import COLLECTIONS, LEGACY, TIMEOUT, Client, noop
 

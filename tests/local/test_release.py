@@ -13,10 +13,10 @@ from cbframe import ConfigurationError
 from cbframe.local import LocalCluster
 from cbframe.local.snappy import inflate
 from cbframe.wire.constants import Datatype, Feature, Magic, Opcode, SnapshotFlag, Status, StreamFlag
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.framing import Frame, request
+from cbframe.wire.items import split_xattrs
 from cbframe.wire.messages import SnapshotMarker, parse_message
 from cbframe.wire.requests import DcpControl, DcpOpen, Hello, StreamRequest
-from cbframe.wire.xattrs import split_xattrs
 
 from .client import COLLECTIONS, LEGACY, Client, marker, vbuuid
 

@@ -16,7 +16,7 @@ from cbframe.errors import ConfigurationError
 from cbframe.local import ServerTLS
 from cbframe.testing import FaultProxy
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 from cbframe.wire.requests import DcpControl
 
 from .client import DATA, Client, seqnos

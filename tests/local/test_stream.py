@@ -17,7 +17,7 @@ from cbframe.wire.constants import (
     StreamEndReason,
     SystemEventId,
 )
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.framing import Frame, request
 from cbframe.wire.messages import OsoSnapshot, SeqnoAdvanced, SnapshotMarker, SystemEvent, parse_message
 from cbframe.wire.requests import CloseStream, DcpControl, StreamRequest
 

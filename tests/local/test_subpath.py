@@ -9,7 +9,7 @@ import pytest
 from cbframe.local import LocalCluster, subpath
 from cbframe.local.subpath import PathError, parse_path
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.frame import request
+from cbframe.wire.framing import request
 
 from .client import Client
 

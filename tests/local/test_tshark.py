@@ -19,7 +19,7 @@ from cbframe import BucketDataSourceOptions, LocalCluster, scan_bucket
 from cbframe.testing import FaultProxy
 from cbframe.testing.proxy import Passed
 from cbframe.wire.constants import Opcode
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.framing import Frame, request
 
 from . import capture
 from .replay import GOLDEN, conversation

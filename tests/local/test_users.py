@@ -14,7 +14,7 @@ from cbframe import LocalCluster
 from cbframe.errors import ConfigurationError
 from cbframe.local.users import NOBODY, Credentials, User
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status, StreamEndReason
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 from cbframe.wire.requests import DcpOpen, Hello, SaslAuth, SelectBucket, StreamFilter, StreamRequest
 from cbframe.wire.sasl import ScramClient
 

@@ -14,8 +14,8 @@ from cbframe import BucketDataSourceOptions, LocalCluster, scan_bucket
 from cbframe.arrow.keys import key_bytes
 from cbframe.local import items
 from cbframe.scan.spec import METADATA_NAMES
-from cbframe.wire import leb128
 from cbframe.wire.constants import Datatype
+from cbframe.wire.items import split_key
 
 QUICK = BucketDataSourceOptions(
     noop_interval_secs=20,
@@ -50,7 +50,7 @@ def truth(cluster: LocalCluster, collection: int = 0) -> dict[bytes, Row]:
             for seqno, (frame, live) in enumerate(zip(vbucket.history, vbucket.live, strict=True), 1):
                 if not live or frame[1] != items.MUTATION:
                     continue
-                cid, key = leb128.split_key(items.key_of(frame))
+                cid, key = split_key(items.key_of(frame))
                 if cid == collection:
                     assert key not in found
                     assert not frame[5] & Datatype.XATTR

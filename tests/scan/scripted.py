@@ -14,9 +14,8 @@ from typing import Any, Self
 from cbframe.local.auth import MECHANISMS, SaslServer
 from cbframe.local.users import Credentials
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.failover import FailoverEntry, encode_failover_log
-from cbframe.wire.frame import Frame, response
-from cbframe.wire.messages import encode_vbucket_seqnos
+from cbframe.wire.framing import Frame, response
+from cbframe.wire.messages import FailoverEntry, encode_failover_log, encode_vbucket_seqnos
 from cbframe.wire.requests import Hello, SaslAuth, parse_request
 
 USER, PASSWORD = "Administrator", "geheim-7f3a"

@@ -14,7 +14,7 @@ from cbframe import LocalCluster, scan_bucket
 from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.scan.conflicts import Conflict, merged
 from cbframe.scan.divide import spread
-from cbframe.wire.vbucket import vbucket_of
+from cbframe.wire.items import vbucket_of
 
 from .kit import QUICK
 from .test_partitions import parts_of, sorted_rows, told, union

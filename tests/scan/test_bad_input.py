@@ -41,7 +41,7 @@ from cbframe.dcp.supervisor import Supervisor
 from cbframe.scan.run import Run
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.framing import Frame, request
 from cbframe.wire.messages import SnapshotMarker, StreamEnd
 
 from .kit import QUICK, fill

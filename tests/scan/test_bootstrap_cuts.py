@@ -17,7 +17,7 @@ from cbframe.scan.spec import METADATA_NAMES
 from cbframe.testing import FaultProxy
 from cbframe.testing.proxy import Direction
 from cbframe.wire.constants import Opcode
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 
 from .kit import QUICK, Row, fill, rows_of, truth
 

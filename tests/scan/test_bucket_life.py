@@ -25,7 +25,7 @@ from cbframe.errors import ROLES_HINT, ClusterMapError
 from cbframe.local.kv import KvConnection
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Status
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 
 from .kit import QUICK, Sent, background, fill, read_rows, truth
 

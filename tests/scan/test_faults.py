@@ -22,9 +22,9 @@ from cbframe import (
 )
 from cbframe.local.dcp import Producer
 from cbframe.local.node import Node
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
+from cbframe.wire.items import vbucket_of
 from cbframe.wire.requests import BufferAck, StreamRequest
-from cbframe.wire.vbucket import vbucket_of
 
 from .kit import QUICK, Sent, fill, keys_of, read_rows, truth
 

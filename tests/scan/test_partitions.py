@@ -16,8 +16,8 @@ from cbframe.errors import ConfigurationError, RollbackError, StreamError
 from cbframe.local.queries import QUERIES
 from cbframe.scan.pins import Pins
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.failover import FailoverEntry
-from cbframe.wire.vbucket import vbucket_of
+from cbframe.wire.items import vbucket_of
+from cbframe.wire.messages import FailoverEntry
 
 from .kit import QUICK, background, fill, keys_of, values_of
 from .test_writers import KEYS, Writer

@@ -14,7 +14,7 @@ from cbframe import CbframeError, ConversionError, LocalCluster, scan_bucket
 from cbframe.dcp.workers import in_processes
 from cbframe.errors import ConfigurationError
 from cbframe.scan.divide import spread
-from cbframe.wire.vbucket import vbucket_of
+from cbframe.wire.items import vbucket_of
 
 from .kit import QUICK, fill
 from .test_partitions import sorted_rows

@@ -10,7 +10,7 @@ from cbframe import ConfigurationError, LocalCluster, read_bucket, scan_bucket
 from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.local.dcp import Producer
 from cbframe.local.kv import KvConnection
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 from cbframe.wire.requests import StreamRequest
 
 from .kit import QUICK, fill, keys_of

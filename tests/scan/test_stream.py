@@ -35,7 +35,7 @@ from cbframe import (
 )
 from cbframe.arrow.keys import key_bytes
 from cbframe.local import manifest
-from cbframe.wire.vbucket import vbucket_of
+from cbframe.wire.items import vbucket_of
 
 from .consumers import LogKeeper, StateKeeper, has_caught_up, rows_of, truth_of
 from .kit import QUICK, Sent, background, fill

@@ -30,7 +30,7 @@ from cbframe import (
 from cbframe.arrow.keys import key_bytes
 from cbframe.scan.tail import seconds_of
 from cbframe.testing import FakeClock
-from cbframe.wire.vbucket import vbucket_of
+from cbframe.wire.items import vbucket_of
 
 from .consumers import has_caught_up, truth_of
 from .kit import QUICK, background, fill

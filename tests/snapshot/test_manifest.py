@@ -27,7 +27,7 @@ from cbframe.snapshot.manifest import (
     name_of,
     version_of,
 )
-from cbframe.wire.failover import FailoverEntry
+from cbframe.wire.messages import FailoverEntry
 
 U64 = st.integers(0, (1 << 64) - 1)
 SMALL = st.integers(0, 1 << 16)

@@ -11,8 +11,8 @@ from typing import Any
 
 from cbframe import LocalCluster
 from cbframe.local import items
-from cbframe.wire import leb128
-from cbframe.wire.failover import FailoverEntry
+from cbframe.wire.items import split_key
+from cbframe.wire.messages import FailoverEntry
 
 FILES = Path(__file__).parent / "files"
 
@@ -51,7 +51,7 @@ def documents_of(cluster: LocalCluster, *, collections: set[int]) -> dict[tuple[
         for message in vbucket.current(0):
             if message[1] != items.MUTATION:
                 continue
-            collection, key = leb128.split_key(items.key_of(message))
+            collection, key = split_key(items.key_of(message))
             if collection in collections and not key.startswith(b"_txn:"):
                 value = items.value_of(message)
                 fields = json.loads(value) if value.startswith(b"{") else {}

@@ -24,7 +24,7 @@ from cbframe.local import queries
 from cbframe.local.kv import KvConnection
 from cbframe.testing import LocalCapella
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
 
 QUICK = cbframe.BucketDataSourceOptions(
     data_manager_sleep_init_ms=1,

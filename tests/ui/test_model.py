@@ -13,7 +13,7 @@ from cbframe.dcp.table import VBucketPhase
 from cbframe.errors import ConfigurationError
 from cbframe.testing import FakeClock
 from cbframe.ui.model import StatsModel
-from cbframe.wire.failover import FailoverEntry
+from cbframe.wire.messages import FailoverEntry
 
 from .doubles import Plain, Source, Stream, every
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from cbframe.errors import ProtocolError
 from cbframe.typing import ReadableBuffer
-from cbframe.wire import leb128
 from cbframe.wire.constants import DATA_OPCODES, MAX_BODY_LENGTH, Magic, Opcode
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
+from cbframe.wire.items import split_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def decode_data(frame: Frame, *, collections: bool) -> DataMessage:
         raise ProtocolError(
             f"extras of {len(extras)} bytes", opcode=frame.opcode, vbucket=frame.vbucket
         ) from exc
-    collection_id, key = leb128.split_key(frame.key) if collections else (0, frame.key)
+    collection_id, key = split_key(frame.key) if collections else (0, frame.key)
     return DataMessage(
         frame.opcode,
         frame.datatype,

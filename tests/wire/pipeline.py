@@ -12,7 +12,7 @@ from cbframe.core import compiled
 from cbframe.errors import ProtocolError
 from cbframe.wire.blocks import DataBlock, Decoded, FrameDecoder, data_block, frame_decoder, refuse
 from cbframe.wire.constants import HEADER_LENGTH, MAX_BODY_LENGTH, Opcode
-from cbframe.wire.frame import Frame, response
+from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import OsoSnapshot
 
 from .oracle import DataMessage, decode_data, decode_frames, is_data

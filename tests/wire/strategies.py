@@ -6,9 +6,9 @@ import struct
 
 from hypothesis import strategies as st
 
-from cbframe.wire import leb128
 from cbframe.wire.constants import Magic, Opcode
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
+from cbframe.wire.items import encode_leb128
 
 from .oracle import DataMessage
 from .pipeline import OPAQUE, opaque_of
@@ -51,7 +51,7 @@ def data_messages(draw: st.DrawFn, *, collections: bool) -> tuple[Frame, DataMes
         extras = struct.pack(">QQI", seqno, rev_seqno, expiry)
     key, value = draw(keys), draw(values)
     collection_id = draw(u32) if collections else 0
-    prefix = leb128.encode(collection_id) if collections else b""
+    prefix = encode_leb128(collection_id) if collections else b""
     stream_id = draw(st.none() | u16)
     vbucket = draw(u16)
     frame = Frame(

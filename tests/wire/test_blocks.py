@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbframe.errors import ProtocolError
-from cbframe.wire import leb128
 from cbframe.wire.constants import MAX_BODY_LENGTH, Magic, Opcode
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.framing import Frame, request
+from cbframe.wire.items import encode_leb128
 from cbframe.wire.messages import parse_message
 from cbframe.wire.requests import parse_request
 
@@ -212,7 +212,7 @@ def test_the_first_of_several_broken_collection_ids_is_named(fast: Decoder) -> N
 
 @pytest.mark.parametrize("cid", [0, 8, 0x7F, 0x80, 0x3FFF, 0x4000, 0x8000, 0xCAFEF00D, 0xFFFFFFFF])
 def test_collection_ids_of_every_length(cid: int) -> None:
-    data = request(Opcode.DCP_DELETION, extras=bytes(18), key=leb128.encode(cid) + b"key").encode()
+    data = request(Opcode.DCP_DELETION, extras=bytes(18), key=encode_leb128(cid) + b"key").encode()
     block = block_of(MUTATION + data, collections=True)
     assert block.collection_id.tolist() == [0, cid]
     assert block.key(1) == b"key"

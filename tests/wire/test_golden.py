@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from cbframe.errors import ProtocolError
-from cbframe.wire import leb128
 from cbframe.wire.constants import (
     DATA_OPCODES,
     HEADER_LENGTH,
@@ -25,11 +24,12 @@ from cbframe.wire.constants import (
     StreamEndReason,
     SystemEventId,
 )
-from cbframe.wire.failover import FailoverEntry, encode_failover_log, parse_failover_log
-from cbframe.wire.frame import Frame
+from cbframe.wire.framing import Frame
+from cbframe.wire.items import encode_leb128, join_xattrs, split_key, split_xattrs
 from cbframe.wire.messages import (
     Commit,
     DcpNoop,
+    FailoverEntry,
     OsoSnapshot,
     Prepare,
     SeqnoAdvanced,
@@ -37,7 +37,9 @@ from cbframe.wire.messages import (
     StreamEnd,
     SystemEvent,
     Unknown,
+    encode_failover_log,
     encode_vbucket_seqnos,
+    parse_failover_log,
     parse_message,
     parse_rollback_seqno,
     parse_vbucket_seqnos,
@@ -57,7 +59,6 @@ from cbframe.wire.requests import (
     parse_features,
     parse_request,
 )
-from cbframe.wire.xattrs import join_xattrs, split_xattrs
 
 from .golden import (
     BAD_MAGIC,
@@ -576,10 +577,10 @@ def test_collection_ids_of_keys() -> None:
         for frame, message in frames_of(load(name, side)):
             collection = message.get("fields", {}).get("collection_id")
             if collection is not None and "key_hex" in message:
-                cid, key = leb128.split_key(frame.key)
+                cid, key = split_key(frame.key)
                 assert cid == number(collection)
                 assert same_bytes(message["key"], key)
-                assert leb128.encode(cid) + key == frame.key
+                assert encode_leb128(cid) + key == frame.key
                 seen.add(cid)
     assert {0, 8, 9} <= seen
 

@@ -8,12 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbframe.errors import ProtocolError
-from cbframe.wire.constants import DATA_OPCODES, Magic, Opcode, SnapshotFlag, StreamEndReason, SystemEventId
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.constants import (
+    DATA_OPCODES,
+    FAILOVER_LOG_MAX_ENTRIES,
+    Magic,
+    Opcode,
+    SnapshotFlag,
+    StreamEndReason,
+    SystemEventId,
+)
+from cbframe.wire.framing import Frame, request
 from cbframe.wire.messages import (
     Abort,
     Commit,
     DcpNoop,
+    FailoverEntry,
     OsoSnapshot,
     Prepare,
     SeqnoAdvanced,
@@ -22,14 +31,25 @@ from cbframe.wire.messages import (
     StreamEnd,
     SystemEvent,
     Unknown,
+    encode_failover_log,
     encode_vbucket_seqnos,
+    parse_failover_log,
     parse_message,
     parse_rollback_seqno,
     parse_vbucket_seqnos,
 )
 
 from .strategies import other_frames, u16, u32, u64
-from .vectors import MARKER_V1, MARKER_V22, NOOP, STREAM_END, STREAM_END_SID, STREAM_REQ_ROLLBACK, octets
+from .vectors import (
+    MARKER_V1,
+    MARKER_V22,
+    NOOP,
+    STREAM_END,
+    STREAM_END_SID,
+    STREAM_REQ_ROLLBACK,
+    STREAM_REQ_SUCCESS,
+    octets,
+)
 
 VB = 7
 Sendable = SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot
@@ -325,3 +345,29 @@ def test_rollback_seqno() -> None:
     for length in (0, 4, 7, 9, 16):
         with pytest.raises(ProtocolError, match=f"a value of {length} bytes"):
             parse_rollback_seqno(bytes(length))
+
+
+def test_vector() -> None:
+    parsed = Frame.parse(STREAM_REQ_SUCCESS)
+    assert parsed is not None
+    value = parsed[0].value
+    log = parse_failover_log(value)
+    assert log == (FailoverEntry(0xABCDEF, 4), FailoverEntry(0x1234, 0))
+    assert encode_failover_log(log) == value
+    assert encode_failover_log([(0xABCDEF, 4), (0x1234, 0)]) == value
+    assert parse_failover_log(memoryview(value)) == parse_failover_log(bytearray(value)) == log
+
+
+@given(log=st.lists(st.tuples(u64, u64), max_size=FAILOVER_LOG_MAX_ENTRIES))
+def test_every_log_survives_the_wire(log: list[tuple[int, int]]) -> None:
+    assert list(parse_failover_log(encode_failover_log(log))) == log
+
+
+def test_an_empty_log() -> None:
+    assert parse_failover_log(b"") == ()
+
+
+@pytest.mark.parametrize("length", [1, 8, 15, 17, 40])
+def test_a_length_that_is_no_multiple_of_an_entry(length: int) -> None:
+    with pytest.raises(ProtocolError, match=f"of {length} bytes is no multiple of 16"):
+        parse_failover_log(bytes(length))

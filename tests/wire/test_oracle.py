@@ -7,7 +7,7 @@ from hypothesis import given
 
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import DATA_OPCODES, Magic, Opcode
-from cbframe.wire.frame import Frame, request
+from cbframe.wire.framing import Frame, request
 
 from .oracle import DataMessage, decode_data, decode_frames, is_data
 from .strategies import data_messages

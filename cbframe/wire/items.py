@@ -1,19 +1,69 @@
-"""Extended attributes: the section in front of a document when its datatype has the XATTR bit."""
+"""An item inside its frame: what stands before its key and before its value.
+
+A key has its collection id before it, as unsigned LEB128, on a connection with collections; the key
+without it decides the vbucket. A value has its extended attributes before it if its datatype has the
+XATTR bit.
+"""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
 from typing import NamedTuple
+from zlib import crc32
 
 from cbframe.errors import ProtocolError
 from cbframe.typing import ReadableBuffer
 
 _U32 = struct.Struct(">I")
+MAX_LEB128_LENGTH = 5
+"""Bytes that a 32-bit collection id needs at most."""
+
+
+def encode_leb128(number: int) -> bytes:
+    """The canonical (shortest) form of an unsigned 32-bit number, as a collection id has."""
+    if not 0 <= number <= 0xFFFF_FFFF:
+        raise ValueError(f"{number} is no unsigned 32-bit number")
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def decode_leb128(buffer: ReadableBuffer, offset: int = 0, end: int | None = None) -> tuple[int, int]:
+    """Read a number that ends at `end` or before; None: anywhere in the buffer."""
+    number = 0
+    stop = len(buffer) if end is None else end
+    for position in range(MAX_LEB128_LENGTH):
+        if offset + position >= stop:
+            raise ProtocolError("a collection id ends in the middle", offset=offset)
+        byte = buffer[offset + position]
+        number |= (byte & 0x7F) << (7 * position)
+        if byte < 0x80:
+            if (position and byte == 0) or number > 0xFFFF_FFFF:
+                break
+            return number, offset + position + 1
+    raise ProtocolError("a collection id is no canonical 32-bit LEB128 number", offset=offset)
+
+
+def split_key(key: bytes) -> tuple[int, bytes]:
+    """Collection id and document key of a prefixed key."""
+    number, end = decode_leb128(key)
+    return number, key[end:]
+
+
+def vbucket_of(key: bytes, vbuckets: int) -> int:
+    """Number of the vbucket that holds `key` (without its collection prefix).
+
+    The modulo, not a mask: serverless buckets have 48 vbuckets, which is no power of two.
+    """
+    return ((crc32(key) >> 16) & 0x7FFF) % vbuckets
 
 
 class XattrSplit(NamedTuple):
-    """Attributes (JSON text by name, in the order sent) and the document behind them."""
+    """Attributes (JSON text by name, in the order sent) and the document after them."""
 
     xattrs: dict[str, bytes]
     body: bytes

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_BODY_LENGTH, Magic, Opcode
-from cbframe.wire.frame import Frame, parse_header, request, response
+from cbframe.wire.framing import Frame, parse_header, request, response
 
 from .strategies import streams
 from .vectors import ALL, MUTATION, NOOP, NOOP_REPLY, SET_FLEX, STREAM_END_SID, STREAM_REQ_ROLLBACK, octets
