@@ -55,11 +55,11 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
     max_value: int = MAX_BODY_LENGTH  # bytes that no value may be longer than when it is inflated
     schema: pa.Schema = field(init=False)
     created: dict[int, SystemEvent] = field(default_factory=dict, init=False)
-    """Collections, by id, that were told to exist."""
+    """Collections, by id, that exist, as the streams reported."""
     scopes: dict[int, str] = field(default_factory=dict, init=False)
-    """Scopes, by id, that were told to exist."""
+    """Scopes, by id, that exist, as the streams reported."""
     dropped: set[int] = field(default_factory=set, init=False)
-    """Ids of collections that were told to be gone."""
+    """Ids of collections that are gone, as the streams reported."""
     dropped_scopes: set[int] = field(default_factory=set, init=False)
     last_error: CbframeError | None = field(default=None, init=False)
     _vbuckets: list[_VBucketState] = field(init=False, repr=False)
@@ -96,7 +96,7 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
             case SystemEventId.CREATE_COLLECTION if cid is not None:
                 self.created[cid] = event
                 if self._last_seqno[vbucket]:
-                    # Told of a collection that was there before, it means that it was emptied.
+                    # Reported for a collection that was there before, it means that it was emptied.
                     self._vbuckets[vbucket].begun[cid] = event.seqno
             case SystemEventId.DROP_COLLECTION if cid is not None:
                 self.dropped.add(cid)

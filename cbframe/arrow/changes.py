@@ -46,7 +46,7 @@ class Reached:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class EventArrived:
     """A scope or collection came, went or changed."""
 
     event: SystemEvent
@@ -62,7 +62,7 @@ class Withdrawn:
     asked: int
 
 
-Item: TypeAlias = Arrived | Reached | Told | Withdrawn
+Item: TypeAlias = Arrived | Reached | EventArrived | Withdrawn
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class ChangeReceiver(PositionReceiver):
     def system_event(self, vbucket: int, event: SystemEvent) -> None:
         track = self._tracks[vbucket]
         track.advanced(event.seqno)
-        self._items.put(Told(event, track.position()), (vbucket,))
+        self._items.put(EventArrived(event, track.position()), (vbucket,))
 
     def store(self, vbucket: int, metadata: VBucketMetaData) -> None:
         if self._tracks[vbucket].stored(metadata):

@@ -77,7 +77,7 @@ class Spill:
         return pa.Array.from_buffers(pa.binary(), rows, buffers, null_count=0)
 
     def _keeps(self, nbytes: int) -> bool:
-        """Whether so many bytes are kept in memory."""
+        """Whether these bytes are kept in memory."""
         fits = self._held + nbytes <= self._room
         self._held += nbytes if fits else 0
         return fits

@@ -77,7 +77,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
 
 
 def add_progress(parser: argparse.ArgumentParser) -> None:
-    """Whether it is told how far something is."""
+    """Whether progress is shown."""
     parser.add_argument("--no-progress", action="store_true", help="draw no progress line")
 
 
@@ -205,7 +205,7 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
         "--mode",
         choices=("update", "create", "overwrite", "repair"),
         default="update",
-        help="create: only if there is none; overwrite: begin anew; repair: read again what is damaged; "
+        help="create: only if there is none; overwrite: begin again; repair: read again what is damaged; "
         "default: update",
     )
     add_columns(write)
@@ -256,8 +256,8 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
 
     compact = command(
         "compact",
-        "write the newest version anew, into few files",
-        "Write the newest version anew, into few files. Old files stay until vacuum.",
+        "rewrite the newest version as few files",
+        "Rewrite the newest version as few files. Old files stay until vacuum.",
     )
     _add_path(compact)
     compact.add_argument(

@@ -131,7 +131,7 @@ _ACTIONS = {"text": "kept as text", "json": "kept as JSON text", "null": "made n
 
 
 def show_remarks(result: ReadResult) -> None:
-    """What the table is a picture of, and what is not in a column of its own type."""
+    """The vbucket positions of the table, and what is not in a column of its own type."""
     as_of = result.as_of
     rows = [("as of", f"{len(as_of):,} vbuckets, {as_of.changes:,} changes")]
     written = next(((vbucket, *at) for vbucket, at in as_of.items() if at[1]), None)
@@ -145,7 +145,7 @@ def show_remarks(result: ReadResult) -> None:
         rows.append(("conflicts", "none: every field has one type"))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.rejected.items())
     rows.append(("kept in _cb_value", reasons or "none: every document is a JSON object"))
-    if told := left_out(result.expired, result.transaction_records):
-        rows.append(("left out", told))
+    if excluded := left_out(result.expired, result.transaction_records):
+        rows.append(("left out", excluded))
     for name, text in rows:
         say(f"{INDENT}{name:<18}  {text}")

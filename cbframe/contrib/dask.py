@@ -112,7 +112,7 @@ dtype_backend, progress, options
     -------
     dask.dataframe.DataFrame
         Its columns have the types of the agreed schema, its divisions are unknown. :func:`as_of` tells
-        what it is a picture of. How far each partition really was, and which values did not fit, is in
+        its vbucket positions. How far each partition really was, and which values did not fit, is in
         the ``attrs["cbframe"]`` of the partitions; :func:`report` makes one report of them.
 
     Raises
@@ -147,7 +147,7 @@ dtype_backend, progress, options
 
 
 def as_of(frame: dd.DataFrame) -> AsOf:
-    """What a frame that :func:`read_bucket` made is a picture of: every vbucket up to there, at least."""
+    """The vbucket positions of a frame of :func:`read_bucket`: it holds at least what is up to there."""
     found: AsOf = frame._meta.attrs["cbframe"]["as_of"]  # noqa: SLF001 - Dask has no attrs of its own
     return found
 
@@ -181,11 +181,11 @@ def report(frame: dd.DataFrame) -> ReadReport:
     """
     import dask  # noqa: PLC0415 - optional
 
-    told = dask.compute(*(dask.delayed(_told)(part) for part in frame.to_delayed()))
-    return ReadReport.merged(told)
+    reports = dask.compute(*(dask.delayed(_report)(part) for part in frame.to_delayed()))
+    return ReadReport.merged(reports)
 
 
-def _told(part: pd.DataFrame) -> ReadReport:
+def _report(part: pd.DataFrame) -> ReadReport:
     """In a worker: the report of a partition that was read there."""
     about = getattr(part, "attrs", {}).get("cbframe", {})
     if "rejected" not in about:

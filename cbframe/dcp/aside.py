@@ -2,7 +2,7 @@
 
 A request over HTTP, and the look-up of a name before it, end when they want to: neither Ctrl-C nor
 another thread can stop them. So they run on a thread of their own, and who waits for them can be
-told to stop waiting. What was left ends at its own timeout, and its outcome is thrown away.
+asked to stop waiting. What was left ends at its own timeout, and its outcome is thrown away.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class DcpConnection:
         self._questions.sample()
 
     def acknowledge(self, nbytes: int) -> None:
-        """Count bytes as consumed; the server is told once enough have come together.
+        """Count bytes as consumed; the server is sent an acknowledgement once enough have come together.
 
         For the documents of :class:`Data`; the connection itself counts everything else.
         """

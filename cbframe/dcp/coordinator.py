@@ -32,7 +32,7 @@ _NOT_NOW = (AccessError, AuthFailError, ResourceError)
 _ELSEWHERE = (Status.NOT_MY_VBUCKET, Status.CONFIG_ONLY, Status.NO_BUCKET, Status.BUCKET_PAUSED)
 """Refusals of a stream to which the cluster map has the answer."""
 _CHANGES = 1_000_000
-"""A node gets a further connection for so many changes, with ``connections_per_node="auto"``."""
+"""A node gets a further connection for each this many changes, with ``connections_per_node="auto"``."""
 _QUICK_ROLLBACKS = 2
 """Rollbacks of one vbucket that are followed at once; a server that wants ever more is waited for."""
 
@@ -95,7 +95,7 @@ class Coordinator:
         return self._ends.pinned
 
     def look(self) -> tuple[list[int], dict[str, Mapping[int, int]]]:
-        """The wanted vbuckets, and high seqnos by node and vbucket as told last; from any thread."""
+        """The wanted vbuckets, and high seqnos by node and vbucket as last reported; from any thread."""
         return list(self._vbuckets.records), {node: known.seqnos for node, known in list(self._nodes.items())}
 
     def reports(self) -> dict[str, tuple[int, Mapping[int, int]]]:
@@ -104,7 +104,7 @@ class Coordinator:
 
     @property
     def high_seqnos(self) -> dict[int, int]:
-        """High seqnos by vbucket, as their owners told last."""
+        """High seqnos by vbucket, as their owners last reported."""
         return {vb: seqno for node in list(self._nodes.values()) for vb, seqno in node.seqnos.items()}
 
     @property
@@ -182,7 +182,7 @@ class Coordinator:
             for address, node in self._nodes.items():
                 if node.state is not NodeState.WAITING:
                     counters.tot_refresh_workers_remove_worker += 1
-                    out.append(plan.StopNode(address, "the connection is made anew"))
+                    out.append(plan.StopNode(address, "the connection is made again"))
         self._refresh.want(now)
 
     def _on_map(self, new: ClusterMap, now: float, out: list[plan.Instruction]) -> None:

@@ -184,7 +184,7 @@ class NodeStats(_Counters):
     tot_upr_stream_req_res_fail_enomem: int = 0
     tot_upr_stream_req_res_rollback: int = 0
     tot_upr_stream_req_res_rollback_start: int = 0
-    """Rollbacks that the receiver was told of, those after ERANGE too."""
+    """Rollbacks that the receiver got, those after ERANGE too."""
     tot_upr_stream_req_res_rollback_err: int = 0
     tot_upr_stream_req_res_want_after_rollback_err: int = 0
     """Streams wanted again after a rollback that the receiver carried out."""

@@ -31,8 +31,8 @@ def take(message: StreamMessage, stream: Stream) -> Event:
             closing = stream.state is StreamState.CLOSING
             stream.step(StreamEvent.END)
             if stream.unordered and reason == StreamEndReason.OK and not closing:
-                told = "the stream is said to be complete inside an out-of-order snapshot"
-                raise _refused(told, Opcode.DCP_STREAM_END, stream)
+                problem = "the stream is said to be complete inside an out-of-order snapshot"
+                raise _refused(problem, Opcode.DCP_STREAM_END, stream)
             return Ended(stream, None if closing else reason)
         case SeqnoAdvanced(seqno=seqno):
             stream.reach(seqno)

@@ -150,7 +150,7 @@ class NodeThread:
             return
         cancelled = isinstance(error, ReadCancelledError) and self._stopping
         stats.errors += not cancelled
-        # Before anyone is told: the next thread of this node may begin at once, with these counters.
+        # Before the error is posted: the next thread of this node may begin at once, with these counters.
         stats.tot_worker_done += 1
         if cancelled:
             return
@@ -394,8 +394,8 @@ class NodeThread:
 
     def _on_ended(self, stream: Stream, reason: int | None) -> None:
         progressed = stream.seqno > stream.start
-        told = StreamEndReason.CLOSED if reason is None else reason
-        ended = plan.StreamEnded(self.node, stream.vbucket, told, _position(stream), progressed)
+        end_reason = StreamEndReason.CLOSED if reason is None else reason
+        ended = plan.StreamEnded(self.node, stream.vbucket, end_reason, _position(stream), progressed)
         if reason is not None and reason != StreamEndReason.OK:
             self._stats.tot_upr_stream_end_kick += 1
             if (error := verdicts.ended(ended)) is not None:
@@ -417,10 +417,11 @@ class NodeThread:
         """Read a vbucket from the beginning: the position that the receiver stored cannot be right."""
         self._setup.on_error(
             StreamError(
-                f"the stored position {stream.start} lies outside the vbucket's history: it is read anew",
+                f"the stored position {stream.start} lies outside the vbucket's history: "
+                "it is read from the start",
                 node=self.node,
                 vbucket=stream.vbucket,
-                hint="the bucket was flushed or created anew, or what was stored belongs to another one",
+                hint="the bucket was flushed or created again, or what was stored belongs to another one",
             )
         )
         self._roll_back(dcp.RolledBack(stream, 0))

@@ -1,4 +1,4 @@
-"""How fast bytes come: what is waited for before a receive, and when a node is told that it may send.
+"""How fast bytes come: what is waited for before a receive, and when a node is allowed to send more.
 
 No socket, no thread: `now` comes with each call.
 """
@@ -70,7 +70,7 @@ class Pace:
         self._unacked = 0
         self._little_at = now
 
-    def told(self, nbytes: int, now: float) -> None:
+    def acknowledged(self, nbytes: int, now: float) -> None:
         """As many bytes were acknowledged."""
         if self._rate is not None:
             self._next = max(self._next, now - _LATE) + nbytes / self._rate
@@ -85,7 +85,7 @@ class Pace:
         if connection.unacked != self._unacked or not still:
             self._unacked, self._little_at = connection.unacked, now + _STILL
         if not self.left(now):
-            self.told(connection.tell(little=still and now >= self._little_at), now)
+            self.acknowledged(connection.tell(little=still and now >= self._little_at), now)
         if connection.wants_to_tell:
             return self.left(now)
         return max(self.left(now), self._little_at - now) if still and connection.unacked else 0.0

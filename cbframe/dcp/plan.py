@@ -1,4 +1,4 @@
-"""What the coordinator is told (events) and what it wants done (instructions): plain values."""
+"""What the coordinator gets (events) and what it wants done (instructions): plain values."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class NodeReady:
 
 @dataclass(frozen=True, slots=True)
 class NodeSampled:
-    """A node told its high seqnos once more."""
+    """A node reported its high seqnos again."""
 
     node: str
     seqnos: Mapping[int, int]
@@ -98,7 +98,7 @@ class StreamRolledBack:
 
 
 UPDATE_SECURITY_SETTINGS = "UpdateSecuritySettings"
-"""Reason of a :class:`Kicked` after which all connections are made anew."""
+"""Reason of a :class:`Kicked` after which all connections are made again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class NodeState(Enum):
     READY = "ready"
     WAITING = "waiting"
     LEAVING = "leaving"
-    """No longer in the cluster map; told to stop."""
+    """No longer in the cluster map; to be stopped."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +80,7 @@ class NodeRecord:
     state: NodeState = NodeState.WAITING
     retry_at: float = 0.0
     seqnos: Mapping[int, int] = field(default_factory=dict)
-    """High seqnos of its active vbuckets, as told last."""
+    """High seqnos of its active vbuckets, as last reported."""
     reports: int = 0
     """How often it has reported them."""
     sampling: bool = False

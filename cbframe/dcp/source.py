@@ -212,7 +212,7 @@ class BucketDataSource(SourceView):
         Parameters
         ----------
         reason
-            For the log. :data:`UPDATE_SECURITY_SETTINGS` has all connections made anew, with what
+            For the log. :data:`UPDATE_SECURITY_SETTINGS` has all connections made again, with what
             ``tls_config`` gives now.
         """
         if self._life != "running":

@@ -1,4 +1,4 @@
-"""A moment's picture of a data source, and the difference of two."""
+"""The counters of a data source at one moment, and the difference of two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COUNTERS = (*CLUSTER_COUNTERS, *NODE_COUNTERS)
 
 
 class BucketDataSourceStats:
-    """A moment's picture of a data source. It does not change.
+    """The counters of a data source at one moment. It does not change.
 
     Every counter of the reference is an attribute, summed over the nodes: ``tot_kick``,
     ``tot_upr_stream_req``… (:class:`~cbframe.dcp.counters.ClusterCounters` and
@@ -69,10 +69,10 @@ class BucketDataSourceStats:
         set_once("at", at)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a picture of counters does not change: {name} cannot be set")
+        raise AttributeError(f"counters of one moment do not change: {name} cannot be set")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a picture of counters does not change: {name} cannot be deleted")
+        raise AttributeError(f"counters of one moment do not change: {name} cannot be deleted")
 
     def __getattr__(self, name: str) -> int:
         # Slots that are not set yet end here too, while an object is being copied.

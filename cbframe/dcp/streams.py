@@ -72,7 +72,7 @@ class StreamStateError(ProtocolError):
 
 @dataclass(frozen=True, slots=True)
 class VBucketState:
-    """A moment's picture of a vbucket's stream.
+    """The state of a vbucket's stream at one moment.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class VBucketState:
     snap_start, snap_end
         Range of the snapshot that is being received.
     failover_log
-        As the server told when it granted the stream, newest history first.
+        As the server sent it when it granted the stream, newest history first.
     snap_saved
         Whether the receiver was given the range to store.
     node
@@ -116,7 +116,7 @@ class Stream:
     snap_end: int = 0
     snap_flags: int = 0
     snap_saved: bool = True
-    """Whether the receiver knows the snapshot's range: it is told with the first item, not before."""
+    """Whether the receiver knows the snapshot's range: it is given with the first item, not before."""
     snapshots: int = 0
     unwanted: bool = False
     """To be closed as soon as the server has granted it."""
@@ -125,7 +125,7 @@ class Stream:
     purge_seqno: int = 0
     """Deletions up to here are gone from the vbucket; 0 where the server does not tell."""
     manifest_uid: int = 0
-    """The newest version of the collections manifest that was told; 0 before any."""
+    """The newest version of the collections manifest that was reported; 0 before any."""
 
     @property
     def seqno(self) -> int:
@@ -134,7 +134,7 @@ class Stream:
 
     @property
     def vbuuid(self) -> int:
-        """The history that is streamed; 0 until the server told."""
+        """The history that is streamed; 0 until the server granted the stream."""
         return self.failover_log[0].vbuuid if self.failover_log else 0
 
     def step(self, event: StreamEvent) -> None:

@@ -58,7 +58,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VBucketTable:
-    """A moment's picture of all vbuckets of the bucket. Arrays have one entry for each, and are read-only."""
+    """The vbuckets of a bucket at one moment. Arrays have one entry for each, and are read-only."""
 
     nodes: tuple[str, ...]
     phase: npt.NDArray[np.uint8]  # uint8, a VBucketPhase
@@ -81,7 +81,7 @@ def take_table(
     wanted: Iterable[int],  # the source's vbuckets
     done: Iterable[tuple[int, Position]],
     ends: Mapping[int, int],
-    told: Mapping[str, Mapping[int, int]],
+    high_seqnos: Mapping[str, Mapping[int, int]],
     streams: Iterable[Stream],  # those of all connections
     placement: Placement | None = None,
 ) -> VBucketTable:
@@ -97,7 +97,7 @@ def take_table(
     ours = np.fromiter(wanted, np.intp)
     phase[ours] = np.where(owner[ours] < 0, VBucketPhase.OWNERLESS, VBucketPhase.WAITING)
     for index, node in enumerate(nodes):
-        seqnos = told.get(node, {})
+        seqnos = high_seqnos.get(node, {})
         of = np.fromiter(seqnos, np.intp, len(seqnos))
         known = np.fromiter(seqnos.values(), np.uint64, len(seqnos))
         its = (of < size) & (owner[np.minimum(of, size - 1)] == index)

@@ -53,7 +53,7 @@ def other_bucket(old: ClusterMap, new: ClusterMap) -> ClusterMapError | None:
     if new.vbuckets != old.vbuckets:
         return ClusterMapError(
             f"bucket {new.bucket!r} now has {new.vbuckets} vbuckets instead of {old.vbuckets}",
-            hint="the bucket was deleted and created anew: start over",
+            hint="the bucket was deleted and created again: start over",
         )
     if new.uuid and old.uuid and new.uuid != old.uuid:
         return ClusterMapError(
@@ -143,14 +143,14 @@ def access_hint(wanted: StreamFilter, seen: Manifest | None) -> str:
     names = sorted(map(str, seen.collections_of(None).values())) if seen is not None else []
     if seen is None or not names:
         return ROLES_HINT
-    told = f"the user sees {_listed(names)}"
+    visible = f"the user sees {_listed(names)}"
     if wanted.collections is not None:
-        return f"{told}, and may not stream all of these: name fewer; to read more, {ROLES_HINT}"
+        return f"{visible}, and may not stream all of these: name fewer; to read more, {ROLES_HINT}"
     scope = next((name for name, number in seen.scopes.items() if number == wanted.scope), None)
     inside = [name for name in names if scope in (None, name.partition(".")[0])]
     give = f"collections={inside}" if len(inside) <= _MOST_NAMES else "some of these as collections=[...]"
     every = 'collections="visible" for all that the user sees'
-    return f"{told}: give {give}, or {every}; to read more, {ROLES_HINT}"
+    return f"{visible}: give {give}, or {every}; to read more, {ROLES_HINT}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -170,9 +170,9 @@ def gave_up(error: CbframeError, seconds: float, missing: int | None, total: int
 
     `missing` vbuckets are not complete; None of a source without an end.
     """
-    told = "" if missing is None else f", {missing} of {total} vbuckets are not complete"
+    incomplete = "" if missing is None else f", {missing} of {total} vbuckets are not complete"
     failure = StreamError(
-        f"no progress for {seconds:g} s{told}; last problem: {error.message}",
+        f"no progress for {seconds:g} s{incomplete}; last problem: {error.message}",
         node=error.node,
         vbucket=error.vbucket,
         hint="nothing was returned: a partial read is no read"

@@ -81,14 +81,14 @@ class SourceView:
         """All vbuckets at this moment, as columns: for looking at them often."""
         coordinator = self._coordinator
         nodes = list(self._supervisor.nodes.values())
-        wanted, told = coordinator.look()
+        wanted, high_seqnos = coordinator.look()
         return take_table(
             coordinator.map,
             placement=coordinator.placement,
             wanted=wanted,
             done=list(coordinator.done.items()),
             ends=dict(coordinator.ends),
-            told=told,
+            high_seqnos=high_seqnos,
             streams=[stream for node in nodes for stream in node.open_streams()],
         )
 
@@ -138,7 +138,7 @@ class SourceView:
 
     @property
     def high_seqnos(self) -> dict[int, int]:
-        """High seqnos by vbucket, as the nodes told last."""
+        """High seqnos by vbucket, as the nodes last reported."""
         return self._coordinator.high_seqnos
 
     @property
@@ -169,7 +169,7 @@ class SourceView:
         return dict(sorted(self._coordinator.done.items()))
 
     def _note(self, error: CbframeError) -> None:
-        """Keep a problem; the last one may be told twice, to the receiver and as the end of all."""
+        """Keep a problem; the last one may be reported twice, to the receiver and as the end of all."""
         problem = Problem(
             self._clock(), type(error).__name__, error.message, error.hint, error.node, error.vbucket
         )

@@ -88,7 +88,7 @@ class Policy:
     on_conflict: OnConflict = "widen"
     nested_as_text: bool = False  # arrays and objects are JSON text
     declared: Mapping[str, pa.DataType] = field(default_factory=dict)
-    infer_length: int | None = None  # only fields of the first documents, at most so many, become columns
+    infer_length: int | None = None  # only fields of the first documents, at most this many, become columns
     known: Mapping[str, Known] = field(default_factory=dict)
     maps: frozenset[Place] = frozenset()
     wanted: Tree | None = None  # the members that are read at all; None for all

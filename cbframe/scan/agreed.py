@@ -155,16 +155,16 @@ class Fitter:
             )
 
     def _refusal(self, together: Columns) -> ConversionError:
-        told = [
+        problems = [
             f"{path!r} ({after}) is not in it"
             if before is None
             else f"{path!r} is {before} there and has to be {after}"
             for path, before, after in differences(self._wide, together)
             if after is not None
         ]
-        more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         return ConversionError(
-            f"documents do not fit the agreed schema: {'; '.join(told[:_SHOWN])}{more}",
+            f"documents do not fit the agreed schema: {'; '.join(problems[:_SHOWN])}{more}",
             hint="partitions(..., sample_rows=None) looks at all documents, schema={...} declares types, "
             "columns=[...] chooses fields",
         )

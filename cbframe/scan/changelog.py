@@ -183,26 +183,26 @@ class _File:
     def complete(self, checkpoint: Checkpoint) -> None:
         """Let it appear."""
         self._flush()
-        told = {CHECKPOINT_KEY: checkpoint.to_json().encode()}
+        metadata = {CHECKPOINT_KEY: checkpoint.to_json().encode()}
         if hasattr(self._writer, "add_key_value_metadata"):
-            self._writer.add_key_value_metadata(told)
+            self._writer.add_key_value_metadata(metadata)
             self._writer.close()
         else:
-            # Before pyarrow 17, what is told of a file has to be known when it is begun.
+            # Before pyarrow 17, the metadata of a file has to be known when it is begun.
             self._writer.close()
-            self._write_again(told)
+            self._write_again(metadata)
         sync(self._file)
         self._file.close()
         replace(self._scratch, self.path)
         sync_folder(self.path.parent)
 
-    def _write_again(self, told: Mapping[bytes, bytes]) -> None:
+    def _write_again(self, metadata: Mapping[bytes, bytes]) -> None:
         """The same rows in a file that tells this from its beginning."""
         self._file.close()
         first = self._scratch.with_name(f"{self._scratch.name}.again.tmp")
         replace(self._scratch, first)
         self._file = self._scratch.open("wb")
-        schema = self._schema.with_metadata(told)
+        schema = self._schema.with_metadata(metadata)
         with (
             pq.ParquetFile(first) as before,
             pq.ParquetWriter(self._file, schema, compression=self._compression) as writer,

@@ -36,7 +36,7 @@ class Directory:
         self._scopes: dict[int, str] = {0: "_default"}
         self._begun: set[tuple[int, int]] = set()
 
-    def told(self, event: SystemEvent) -> CollectionDrop | None:
+    def apply(self, event: SystemEvent) -> CollectionDrop | None:
         """Take in an event; what it says of documents.
 
         What is gone keeps its name, for the changes that are still under way.
@@ -51,7 +51,7 @@ class Directory:
                     self._names[cid] = CollectionName(scope, event.name)
                 place = event.vbucket, cid
                 if place in self._begun:
-                    # Told of a collection that was there before, it means that it was emptied.
+                    # Reported for a collection that was there before, it means that it was emptied.
                     return self._drop(event, cid)
                 self._begun.add(place)
             case SystemEventId.DROP_COLLECTION if cid is not None:

@@ -132,11 +132,11 @@ class ChangeStream(ShowsItself):
 
     def __repr__(self) -> str:
         total = self.stats.total
-        told = f"{total.documents:,} changes, {total.bytes_received / 1e6:,.1f} MB received"
+        counts = f"{total.documents:,} changes, {total.bytes_received / 1e6:,.1f} MB received"
         more = f", {total.rollbacks} rollbacks" if total.rollbacks else ""
         if self.transaction_records:
             more += f", {self.transaction_records:,} changes of transaction records left out"
-        return f"<ChangeStream of {self._target.bucket!r}, {self.state}: {told}{more}>"
+        return f"<ChangeStream of {self._target.bucket!r}, {self.state}: {counts}{more}>"
 
     def __enter__(self) -> Self:
         return self

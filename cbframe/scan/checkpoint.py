@@ -70,13 +70,13 @@ class Checkpoint:
         Parameters
         ----------
         as_of
-            What the read is a picture of: ``df.attrs["cbframe"]["as_of"]``, or :attr:`BucketScan.as_of`. The
-            read has to be of the same scope and collections as the stream.
+            The vbucket positions of the read: ``df.attrs["cbframe"]["as_of"]``, or :attr:`BucketScan.as_of`.
+            The read has to be of the same scope and collections as the stream.
         bucket
             Where it is from.
         bucket_uuid
             Refuse another life of the bucket; empty to take any: histories that are unknown to it begin
-            anew in any case.
+            again in any case.
         """
         return cls(
             bucket,

@@ -48,19 +48,19 @@ class Conflict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in ``df.attrs``."""
-        told = {
+        stored = {
             "path": self.path,
             "types": dict(self.types),
             "action": self.action,
             "samples": {kind: list(keys) for kind, keys in self.samples.items()},
         }
-        return told if self.names is None else told | {"names": self.names}
+        return stored if self.names is None else stored | {"names": self.names}
 
     @classmethod
-    def of_dict(cls, told: Mapping[str, Any]) -> Conflict:
+    def of_dict(cls, stored: Mapping[str, Any]) -> Conflict:
         """What :meth:`to_dict` gave."""
-        samples = {kind: tuple(keys) for kind, keys in told["samples"].items()}
-        return cls(told["path"], dict(told["types"]), told["action"], samples, told.get("names"))
+        samples = {kind: tuple(keys) for kind, keys in stored["samples"].items()}
+        return cls(stored["path"], dict(stored["types"]), stored["action"], samples, stored.get("names"))
 
 
 def merged(parts: Iterable[Iterable[Conflict]]) -> tuple[Conflict, ...]:

@@ -15,7 +15,7 @@ from cbframe.arrow.documents.parse import as_lists
 from cbframe.json.typer import OURS, quoted
 
 _SMALLEST = 1024
-"""Hashes that are kept of a field: so many different values are counted exactly, more within some 3 %."""
+"""Hashes that are kept of a field: fewer different values are counted exactly, more within some 3 %."""
 _EXAMPLES = 3
 _LENGTH = 60
 """Characters of an example."""
@@ -44,7 +44,7 @@ class Field:
             return None
         if self.exact:
             return len(self._hashes)
-        # So many hashes out of all that are spread evenly lie below the largest of the smallest.
+        # That many hashes out of all that are spread evenly lie below the largest of the smallest.
         share = int(self._hashes[-1]) / 2.0**64
         return min(self.values, round((_SMALLEST - 1) / share))
 

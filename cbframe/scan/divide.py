@@ -85,16 +85,16 @@ def _weights(look: Look) -> dict[int, int]:
     Bytes, if all nodes tell; or else documents; or else seqnos: many of those are of older versions.
     """
     sizes = [look.sizes.get(vb, Size(None, None)) for vb in look.positions]
-    for told in ([size.bytes for size in sizes], [size.documents for size in sizes]):
-        known = [number for number in told if number is not None]
+    for figures in ([size.bytes for size in sizes], [size.documents for size in sizes]):
+        known = [number for number in figures if number is not None]
         # A node that has not written anything to its disk yet tells of no bytes.
-        if len(known) == len(told) and any(known):
+        if len(known) == len(figures) and any(known):
             return {vb: 1 + number for vb, number in zip(look.positions, known, strict=True)}
     return {vb: 1 + at.seqno for vb, at in look.positions.items()}
 
 
 def _even(items: Sequence[T], weights: Mapping[T, int], count: int) -> list[list[T]]:
-    """Divide items into so many lists of about the same weight, none empty if there are as many items.
+    """Divide items into `count` lists of about the same weight, none empty if there are as many items.
 
     The heaviest first, each to what is the lightest list then: in the end two lists differ by no more than
     the weight of one item.
@@ -113,7 +113,7 @@ class Divider:
     """Finds out what the partitions of a scan have in common."""
 
     spec: ScanSpec
-    sample_rows: int | None  # so many documents are looked at for the schema; None for all
+    sample_rows: int | None  # number of documents that are looked at for the schema; None for all
 
     def __post_init__(self) -> None:
         count("sample_rows", self.sample_rows)

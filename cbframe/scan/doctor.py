@@ -257,11 +257,11 @@ class _Examination:
             else:
                 good[seed] = outcome
         if not good:
-            told = [f"{exc.message} [{exc.node}]" for exc in bad]
-            self._steps[name] = Step(name, "failed", "; ".join(told), bad[-1].hint)
+            texts = [f"{exc.message} [{exc.node}]" for exc in bad]
+            self._steps[name] = Step(name, "failed", "; ".join(texts), bad[-1].hint)
             raise _StopError
-        told = [*good.values(), *(f"{exc.node}: {exc.message}" for exc in bad)]
-        self.ok(name, before + "; ".join(told))
+        texts = [*good.values(), *(f"{exc.node}: {exc.message}" for exc in bad)]
+        self.ok(name, before + "; ".join(texts))
         return list(good)
 
     def _ask_node(
@@ -274,7 +274,7 @@ class _Examination:
                 break
         stages = (SERVICE, LOGIN, BUCKET)
         by = f"by {outcome.mechanism}" + "; SCRAM is refused" * (outcome.mechanism == "PLAIN")
-        told = {
+        texts = {
             SERVICE: f"{seed} is a data node",
             LOGIN: f"user {login.user} is known, {by}"
             if login.username
@@ -282,7 +282,7 @@ class _Examination:
         }
         failed = len(stages) if outcome.error is None else stages.index(outcome.stage or SERVICE)
         for name in stages[: min(failed, 2)]:
-            self.ok(name, told[name])
+            self.ok(name, texts[name])
         if outcome.error is not None:
             self.failed(stages[failed], outcome.error)
             raise _StopError
@@ -338,15 +338,15 @@ class _Examination:
             self.failed(BUCKET, exc)
             raise _StopError from exc
         missing = len(found.unowned())
-        told = f"{found.vbuckets} vbuckets on {len(found.nodes)} nodes"
+        texts = f"{found.vbuckets} vbuckets on {len(found.nodes)} nodes"
         if missing:
             self.failed(
                 BUCKET,
-                BucketNotFoundError(f"{told}, and {missing} vbuckets have no node"),
+                BucketNotFoundError(f"{texts}, and {missing} vbuckets have no node"),
                 "bring the node that failed back, or fail it over",
             )
         else:
-            self.ok(BUCKET, told)
+            self.ok(BUCKET, texts)
         return found
 
     def _look_at_nodes(self, found: ClusterMap, probe: Probe, login: Login) -> None:
@@ -363,7 +363,7 @@ class _Examination:
             where = "" if found.network == "default" else f", by their addresses on network {found.network!r}"
             self.ok(NODES, f"{', '.join(outcomes)} can be reached{where}")
         there = {node: each for node, each in outcomes.items() if node not in away}
-        told = {
+        texts = {
             ROLE: f"user {login.user} may stream",
             DCP: f"opened on {len(there)} of {len(outcomes)} nodes",
         }
@@ -373,7 +373,7 @@ class _Examination:
                 self.failed(name, wrong)
                 raise _StopError
             if there:
-                self.ok(name, told[name])
+                self.ok(name, texts[name])
         if away:
             raise _StopError
 

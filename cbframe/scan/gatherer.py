@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
-from cbframe.arrow.changes import Arrived, ChangeReceiver, Item, Reached, Told, Withdrawn
+from cbframe.arrow.changes import Arrived, ChangeReceiver, EventArrived, Item, Reached, Withdrawn
 from cbframe.dcp.handover import Switch
 from cbframe.dcp.positions import Position
 from cbframe.errors import ReadCancelledError
@@ -33,8 +33,8 @@ class Gatherer:
         directory: Directory,
         start: Mapping[int, Position],  # where the consumer is at first
         *,
-        batch_bytes: int,  # A batch with so many bytes, on the wire, is given out
-        max_latency: float,  # so is one whose first row arrived so many seconds ago
+        batch_bytes: int,  # a batch with this many bytes, on the wire, is given out
+        max_latency: float,  # so is one whose first row arrived this many seconds ago
         paused: Switch,  # while it is on, nothing is given out, and nothing is acknowledged to the nodes
         is_over: Callable[[], bool],  # whether nothing more will arrive
         clock: Callable[[], float],  # monotonic seconds
@@ -129,9 +129,9 @@ class Gatherer:
             case Withdrawn(vbucket=vbucket, position=position, asked=asked):
                 given.positions[vbucket] = position
                 self._rollbacks.append(Rollback(vbucket, position.seqno, asked))
-            case Told(event=event, position=position):
+            case EventArrived(event=event, position=position):
                 given.positions[event.vbucket] = position
-                if (drop := self._directory.told(event)) is not None:
+                if (drop := self._directory.apply(event)) is not None:
                     self._drops.append(drop)
                 self._events.append(event)
             case Reached(vbucket=vbucket, position=position):

@@ -114,7 +114,7 @@ class Names:
     def manifest_of(self, ids: npt.NDArray[np.uint32], receiver: GatheringReceiver[Any]) -> Manifest | None:
         """The collections as they are now, if the documents are from more than the default one.
 
-        The node that is asked may know less than the streams told.
+        The node that is asked may know less than the streams reported.
         """
         if not ids.any() and not _NAMES.intersection(self._target.metadata):
             return None
@@ -227,8 +227,8 @@ def difference(before: Collection[str] | None, now: Collection[str] | None) -> s
     """How the collections of two reads differ, as the end of a sentence; empty where not both have names."""
     if before is None or now is None:
         return ""
-    told = [("more now", {*now} - {*before}), ("no more", {*before} - {*now})]
-    return "".join(f"; {what}: {', '.join(sorted(names))}" for what, names in told if names)
+    changes = [("more now", {*now} - {*before}), ("no more", {*before} - {*now})]
+    return "".join(f"; {what}: {', '.join(sorted(names))}" for what, names in changes if names)
 
 
 def alive(raw: pa.Table, manifest: Manifest) -> npt.NDArray[np.bool_]:

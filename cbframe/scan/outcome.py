@@ -100,14 +100,14 @@ def _refuse_conflicts(conflicts: tuple[Conflict, ...], target: ScanSpec) -> None
     """Raise where values that do not fit were to be an error: keys are in the error, not in its words."""
     refused = [*_refused(conflicts, target)]
     if refused:
-        told = "; ".join(
+        shown = "; ".join(
             f"{conflict.path!r} has "
             + ", ".join(f"{count:,} {kind}" for kind, count in conflict.types.items())
             for conflict in refused[:5]
         )
         more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise ConversionError(
-            f"values have no common type, or not the declared one: {told}{more}",
+            f"values have no common type, or not the declared one: {shown}{more}",
             hint='on_conflict="null" makes nulls of the values that do not fit, and reports them; without '
             'schema=, on_conflict="widen" keeps them as text',
         )

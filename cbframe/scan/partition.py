@@ -80,7 +80,7 @@ class ScanPartition:
     node
         The node that had its vbuckets, ``host:port``, or most of them. It is asked wherever they are.
     as_of
-        What all partitions together are a picture of, cut down to its vbuckets: each is read to this
+        The vbucket positions of all partitions together, cut down to its vbuckets: each is read to this
         seqno at least.
     schema
         Of all partitions.
@@ -149,7 +149,7 @@ class ScanPartition:
 
     @public
     def result(self) -> ReadResult:
-        """Read it: the documents, what they are a picture of, and what there is to say about them.
+        """Read it: the documents, their vbucket positions, and what there is to say about them.
 
         The server sends whole snapshots. Where documents were written since the partitions were made, the
         newer versions come and the older ones are gone: ``as_of`` of the result, other than that of the
@@ -240,7 +240,7 @@ class ScanPartition:
         if "_cb_collection" in later:
             raise ConversionError(
                 "documents are of collections, and the agreed schema has no column for them",
-                hint="collections came since the partitions were made: make them anew",
+                hint="collections came since the partitions were made: make them again",
             )
         other = [each.name for each in self.schema if each not in schema]
         if other:
@@ -287,10 +287,10 @@ def _pinned(look: Look, n: int, pins: Pins, schema: pa.Schema, settings: PartSet
     return found
 
 
-def _sum(told: Iterable[int | None]) -> int | None:
+def _sum(numbers: Iterable[int | None]) -> int | None:
     """A sum, if all is known."""
     total = 0
-    for number in told:
+    for number in numbers:
         if number is None:
             return None
         total += number
@@ -298,7 +298,7 @@ def _sum(told: Iterable[int | None]) -> int | None:
 
 
 def narrowed(target: ScanSpec, names: Collection[str]) -> ScanSpec:
-    """A target that reads no more than some of its columns need, as far as that can be told by names."""
+    """A target that reads no more than some of its columns need, as far as names show that."""
     fields = [name for name in names if not name.startswith(OURS)]
     odd = any(name.startswith(OURS) and name.removeprefix(OURS) not in METADATA_NAMES for name in names)
     if not target.parsed or target.nested == "flatten" or odd:

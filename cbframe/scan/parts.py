@@ -19,7 +19,7 @@ from cbframe.scan.result import ReadResult
 from cbframe.scan.spec import ScanSpec, positive
 
 _PER_WORKER = 4
-"""So many partitions for each: who is quick takes more of them, and each file is a good part of all."""
+"""Partitions for each: who is quick takes more of them, and each file is a good part of all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,14 +37,14 @@ class Pins:
             raise RollbackError(
                 f"the history of {len(lost)} vbuckets is not that of the partitions any more",
                 vbucket=lost[0],
-                hint="make the partitions anew, or accept it with consistency='snapshot'",
+                hint="make the partitions again, or accept it with consistency='snapshot'",
             )
         past = [vb for vb, (_, seqno) in self.as_of.items() if reached[vb][1] > seqno]
         if past:
             error = StreamError(
                 f"{len(past)} vbuckets were written to since the partitions were made",
                 vbucket=past[0],
-                hint="the older versions are gone from the server: make the partitions anew, or accept "
+                hint="the older versions are gone from the server: make the partitions again, or accept "
                 "the newer ones with consistency='snapshot'",
             )
             error.permanent = True

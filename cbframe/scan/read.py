@@ -143,8 +143,8 @@ def scan_bucket(
     key_prefix
         Keep only documents whose key begins so. They are looked for in all that the server sends.
     n_rows
-        Stop when so many documents are there, whichever they are: a look, not a picture, so it has no
-        ``as_of``. As few vbuckets are read as have so many.
+        Stop when this many documents are there, whichever they are: a look, not a picture, so it has no
+        ``as_of``. Only as many vbuckets are read as that takes.
     errors
         What to do with values that are no JSON objects: ``"keep"`` puts them into ``_cb_value``, with the
         reason in ``_cb_reason``; ``"drop"`` leaves them out, and counts them; ``"raise"`` raises a
@@ -159,7 +159,7 @@ def scan_bucket(
         them: ``"timestamp[us, tz=UTC]"``, ``"list<string>"``, ``"map<string, int64>"``. A value that does
         not fit is an error, or null with ``on_conflict="null"``. To a string any value fits.
     infer_schema_length
-        Only fields that the first so many documents have become columns; those that come later are in
+        Only fields that the first documents, this many, have become columns; those that come later are in
         ``_cb_rest``, as JSON text. Types follow from all documents in any case. None for all.
     on_conflict
         What to do with values of one field that have no common type: ``"widen"`` makes text of scalars,
@@ -359,7 +359,7 @@ spool_dir, spill_bytes, timeout, dtype_backend, progress, options
     Returns
     -------
     pandas.DataFrame, or pyarrow.Table or polars.DataFrame
-        A column for each field. ``df.attrs["cbframe"]`` says as of when it is (``as_of``),
+        A column for each field. ``df.attrs["cbframe"]`` says its vbucket positions (``as_of``),
         which fields had values without a common type (``conflicts``; those columns hold JSON text)
         and how many documents are no JSON objects (``rejected``; they are in ``_cb_value``, and why they
         are none in ``_cb_reason``).

@@ -22,7 +22,7 @@ class ReadReport:
     bucket
         Where the documents are from.
     as_of
-        What was read is a picture of this.
+        The vbucket positions that were read.
     conflicts
         Fields whose values had no common type.
     rejected
@@ -111,11 +111,11 @@ class ReadReport:
         }
 
     @classmethod
-    def of_dict(cls, told: Mapping[str, Any]) -> ReadReport:
+    def of_dict(cls, stored: Mapping[str, Any]) -> ReadReport:
         """What :meth:`to_dict` gave; others may have put more beside it."""
-        own = {each.name: told[each.name] for each in fields(cls) if each.name in told}
-        conflicts = tuple(Conflict.of_dict(conflict) for conflict in told["conflicts"])
-        moment = told.get("moment")
+        own = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
+        conflicts = tuple(Conflict.of_dict(conflict) for conflict in stored["conflicts"])
+        moment = stored.get("moment")
         return cls(
             **{**own, "conflicts": conflicts, "moment": None if moment is None else Moment.of_dict(moment)}
         )
@@ -123,7 +123,7 @@ class ReadReport:
 
 def left_out(expired: int, transaction_records: int) -> str:
     """How many documents were left out, for people to read; empty if none were."""
-    told = [
+    stored = [
         f"{count:,} {what}"
         for count, what in (
             (expired, "expired"),
@@ -134,4 +134,4 @@ def left_out(expired: int, transaction_records: int) -> str:
         )
         if count
     ]
-    return " and ".join(told)
+    return " and ".join(stored)

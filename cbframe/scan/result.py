@@ -31,7 +31,7 @@ class ReadResult:
     bucket
         Where they are from.
     as_of
-        What the table is a picture of.
+        The vbucket positions of the table.
     conflicts
         Fields whose values had no common type.
     rejected
@@ -65,12 +65,12 @@ class ReadResult:
 
     def __repr__(self) -> str:
         rows, columns = self.table.shape
-        told = left_out(self.expired, self.transaction_records)
-        more = f", left out: {told}" if told else ""
+        excluded = left_out(self.expired, self.transaction_records)
+        more = f", left out: {excluded}" if excluded else ""
         return f"<ReadResult of {self.bucket!r}: {rows:,} rows, {columns} columns, {self.as_of!r}{more}>"
 
     def labelled(self, *, report: bool) -> ReadResult:
-        """The same; the metadata of the table's schema tells what it is a picture of.
+        """The same; the metadata of the table's schema tells its vbucket positions.
 
         Parameters
         ----------
@@ -79,12 +79,12 @@ class ReadResult:
         """
         about: dict[str, Any] = {"bucket": self.bucket, "as_of": self.as_of}
         if report:
-            told = [
+            excluded = [
                 {name: value for name, value in each.to_dict().items() if name != "samples"}
                 for each in self.conflicts
             ]
             about |= {
-                "conflicts": told,
+                "conflicts": excluded,
                 "rejected": self.rejected,
                 "expired": self.expired,
                 "transaction_records": self.transaction_records,

@@ -193,13 +193,13 @@ class Run:
 
     def _gather(self, source: BucketDataSource, receiver: GatheringReceiver[T], sink: Sink[T]) -> bool:
         """Take what comes, until the source is complete or there is enough; whether it is complete."""
-        told = self._began
+        shown = self._began
         while True:
             finished = source.finished
             sink.add(receiver.take(0 if finished else _POLL))
             now = monotonic()
-            if finished or now - told >= _PROGRESS_EVERY:
-                told = now
+            if finished or now - shown >= _PROGRESS_EVERY:
+                shown = now
                 sink.foresee(source.progress)
                 if self._tell is not None:
                     self._tell(_progress_of(source, now - self._began))
@@ -221,10 +221,10 @@ class Run:
             )
             error.__cause__ = problem
             return error
-        told = "" if problem is None else f"; last problem: {problem.message}"
+        shown = "" if problem is None else f"; last problem: {problem.message}"
         error = ReadTimeoutError(
             f"the read is not complete after {self._timeout:g} s: "
-            f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets{told}",
+            f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets{shown}",
             node=_unfinished(source, self._target) or (None if problem is None else problem.node),
             hint="raise timeout=, or read fewer vbuckets or collections",
         )

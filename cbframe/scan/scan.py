@@ -51,8 +51,8 @@ class BucketScan:
 
     def __repr__(self) -> str:
         last = self.last
-        told = "" if last is None else f": last read {last.as_of!r} in {last.seconds:.1f} s"
-        return f"<BucketScan of {self._spec.bucket!r}{told}>"
+        latest = "" if last is None else f": last read {last.as_of!r} in {last.seconds:.1f} s"
+        return f"<BucketScan of {self._spec.bucket!r}{latest}>"
 
     def __reduce__(self) -> tuple[type[BucketScan], tuple[ScanSpec]]:
         # The description alone: its runs are of this process.
@@ -60,7 +60,7 @@ class BucketScan:
 
     @property
     def as_of(self) -> AsOf | None:
-        """What the latest run is a picture of."""
+        """The vbucket positions of the latest run."""
         return None if self.last is None else self.last.as_of
 
     @property
@@ -97,7 +97,7 @@ class BucketScan:
 
     @public
     def peek(self, n: int = 5) -> pd.DataFrame:
-        """Look at some documents, fast: as few vbuckets are read as have so many.
+        """Look at some documents, fast: only as many vbuckets are read as that takes.
 
         Which documents these are is not defined, and columns have the types that these few need.
         """
@@ -107,7 +107,7 @@ class BucketScan:
     def to_arrow(self) -> pa.Table:
         """Read into an Arrow table.
 
-        The key is the column ``_cb_key``; the schema's metadata tells what the table is a picture of.
+        The key is the column ``_cb_key``; the schema's metadata tells the vbucket positions of the table.
         """
         return self.read().table
 
@@ -263,7 +263,7 @@ class BucketScan:
             ``"snapshot"`` takes it as it is then and says so in ``as_of``; ``"strict"`` is an error. None: as
             the scan has it.
         sample_rows
-            All parts have one schema, which follows from so many documents of vbuckets far from each
+            All parts have one schema, which follows from this many documents of vbuckets far from each
             other; None looks at all documents, and takes as long as to read them. What does not fit is an
             error that names the field, or null and reported with ``on_conflict="null"``. Where the scan has
             a pyarrow schema, that is it, and nothing is looked at.

@@ -115,7 +115,7 @@ class ReadSession:
         return ran
 
     def _result(self, run: Run, ran: Ran, found: Found, table: pa.Table) -> ReadResult:
-        """A result whose schema says as of when it is."""
+        """A result whose schema says its vbucket positions."""
         result = ReadResult(
             table,
             self._spec.bucket,

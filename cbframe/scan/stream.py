@@ -86,10 +86,10 @@ def stream_bucket(
         with a :class:`~cbframe.RollbackError`. Or a function, called with each :class:`Rollback` before the
         batch that has it is given out; otherwise as ``"emit"``.
     batch_bytes
-        A batch is given out when it has about so many bytes on the wire (by default 4 MiB, or a quarter of
+        A batch is given out when it has about this many bytes on the wire (by default 4 MiB, or a quarter of
         the window),
     max_latency
-        or when its first change arrived so many seconds ago.
+        or when its first change arrived this many seconds ago.
     buffer_bytes
         Flow-control window of each node's connection: what is not acknowledged is never more than that
         for each node, plus one item. By default that of `options`, but no more than 16 MiB. 0, which turns
@@ -216,15 +216,15 @@ def _check_checkpoint(start: Checkpoint, target: ScanSpec) -> None:
     if start.bucket != target.bucket:
         raise ConfigurationError(
             f"the checkpoint is of bucket {start.bucket!r}, not of {target.bucket!r}",
-            hint="take the one that belongs to this bucket, or start anew",
+            hint="take the one that belongs to this bucket, or start again",
         )
     for name in ("scope", "collections", "key_prefix"):
         before, now = getattr(start, name), getattr(target, name)
         if before != now:
-            told = "another key_prefix" if name == "key_prefix" else f"{name}={before!r}"
+            choice = "another key_prefix" if name == "key_prefix" else f"{name}={before!r}"
             if name == "collections":
-                told += difference(before, now)
+                choice += difference(before, now)
             raise ConfigurationError(
-                f"the checkpoint is of a stream with {told}",
-                hint="what lies before it was not seen with other choices: make the same, or start anew",
+                f"the checkpoint is of a stream with {choice}",
+                hint="what lies before it was not seen with other choices: make the same, or start again",
             )

@@ -39,7 +39,7 @@ def changes(
     documents = unify([columns for each in (since, *line) for columns in each.columns])
 
     def reader(manifest: Manifest) -> VersionReader:
-        # What was told is compared with what files hold: by the bytes.
+        # What was recorded is compared with what files hold: by the bytes.
         return VersionReader(
             store, manifest, metadata=_METADATA, changes=True, documents=documents, keys="binary"
         )
@@ -48,14 +48,14 @@ def changes(
     tables = [reader(until).schema.empty_table()]
     for manifest in line:
         tables += reader(manifest).tables(_own_parts(store, manifest, ceilings))
-    told = pa.concat_tables(tables)
+    recorded = pa.concat_tables(tables)
     # Another collection of the same name may have taken the place of one that was dropped.
-    dead = pc.is_in(told[COLLECTION_ID], value_set=pa.array(until.dead, pa.uint32()))
-    told = told.filter(pc.invert(dead))
-    pieces = [(_THEN, told)]
+    dead = pc.is_in(recorded[COLLECTION_ID], value_set=pa.array(until.dead, pa.uint32()))
+    recorded = recorded.filter(pc.invert(dead))
+    pieces = [(_THEN, recorded)]
     affected = _affected(since, until)
     if affected:
-        pieces += _Compensation(store, reader, since, until, affected).pieces(told)
+        pieces += _Compensation(store, reader, since, until, affected).pieces(recorded)
     whole = pa.concat_tables([table for _, table in pieces])
     rank = np.concatenate([np.full(len(table), rank) for rank, table in pieces])
     order = np.lexsort((whole[SEQNO].to_numpy(), rank, whole[VBUCKET].to_numpy()))
@@ -79,7 +79,7 @@ def _line(history: History, since: Manifest, until: Manifest) -> list[Manifest]:
         )
     raise ConfigurationError(
         f"version {until.version} was not made from version {since.version}",
-        hint='changes() needs an earlier version, with all in between; mode="overwrite" begins anew',
+        hint='changes() needs an earlier version, with all in between; mode="overwrite" begins again',
     )
 
 
@@ -106,7 +106,7 @@ def _affected(since: Manifest, until: Manifest) -> list[int]:
 
 
 class _Compensation:
-    """What has to be done besides what was told, to come from one version to the other.
+    """What has to be done besides what was recorded, to come from one version to the other.
 
     Looks at the documents of the vbuckets concerned one by one: rollbacks are rare.
     """
@@ -120,12 +120,12 @@ class _Compensation:
         self._until = until
         self._affected = pa.array(affected, pa.uint16())
 
-    def pieces(self, told: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    def pieces(self, recorded: pa.Table) -> Iterator[tuple[int, pa.Table]]:
         """Rows, and where they belong in their vbuckets."""
         old, new, log = (
             self._documents(self._since),
             self._documents(self._until),
-            self._some(told.select(HEAD)),
+            self._some(recorded.select(HEAD)),
         )
         codes = _codes([old, log, new])
         before = dict(zip(codes[: len(old)].tolist(), _places(old), strict=True))
@@ -135,14 +135,14 @@ class _Compensation:
         for row in order:
             came[some[row]] = places[row] if kinds[row] == UPSERT else None
         after = dict(zip(codes[len(old) + len(log) :].tolist(), _places(new), strict=True))
-        # Who applied what was told has what came, or what was before.
+        # Who applied what was recorded has what came, or what was before.
         have = before | came
         restored = {place for code, place in after.items() if have.get(code) != place}
         yield _BEFORE, _marked(self._at(self._until, restored), RESTORE)
         lost = {place for code, place in before.items() if code not in after and code not in came}
         yield from self._gone(self._at(self._since, lost))
         lost = {place for code, place in came.items() if code not in after and place is not None}
-        yield from self._gone(told.filter(pa.array(_standing(told, lost))))
+        yield from self._gone(recorded.filter(pa.array(_standing(recorded, lost))))
 
     def _gone(self, table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
         ends = {
@@ -221,7 +221,7 @@ def _marked(table: pa.Table, kind: str) -> pa.Table:
 
 
 def _bare(table: pa.Table, kind: str) -> pa.Table:
-    """What is told of a document that is gone: not its fields."""
+    """What is recorded of a document that is gone: not its fields."""
     kept = {*HEAD, "_cb_scope", "_cb_collection"}
     columns = [
         column if field.name in kept else pa.nulls(len(table), field.type)

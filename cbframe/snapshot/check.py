@@ -68,14 +68,14 @@ class Verification:
         return self.ok
 
     def __str__(self) -> str:
-        told = (
+        summary = (
             f"{self.path}: {self.versions:,} versions, {self.files:,} files, {self.rows:,} rows, "
             f"{self.nbytes:,} bytes: "
         )
         if self.ok:
-            return told + "all is well"
+            return summary + "all is well"
         some = "problem" if len(self.problems) == 1 else "problems"
-        return told + f"{len(self.problems)} {some}\n" + "\n".join(map(str, self.problems))
+        return summary + f"{len(self.problems)} {some}\n" + "\n".join(map(str, self.problems))
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
@@ -211,7 +211,7 @@ def _gaps(store: Store, manifest: Manifest, manifests: dict[int, Manifest]) -> I
     if parent is None or manifest.kind == "create":
         return
     name = store.where(name_of(manifest.version))
-    remedy = "this is a fault of cbframe: keep the folder, report it, and make the snapshot anew"
+    remedy = "this is a fault of cbframe: keep the folder, report it, and make the snapshot again"
     if len(parent.positions) != len(manifest.positions) or parent.bucket_uuid != manifest.bucket_uuid:
         yield Problem(name, f"it is of another bucket than version {parent.version}", (), remedy)
         return

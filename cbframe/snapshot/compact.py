@@ -56,11 +56,11 @@ class Compaction:
                 f"version {self.version}: nothing to gain, {count(self.rows[0], 'row')} in "
                 f"{count(self.files[0], 'file')} stay as they are"
             )
-        told = (
+        summary = (
             f"version {self.version}: {self.rows[0]:,} -> {self.rows[1]:,} rows, "
             f"{self.files[0]:,} -> {self.files[1]:,} files, {self.nbytes[0]:,} -> {self.nbytes[1]:,} bytes"
         )
-        return f"{told}\nclock {behind(self.clock_behind)}" if self.clock_behind else told
+        return f"{summary}\nclock {behind(self.clock_behind)}" if self.clock_behind else summary
 
 
 def compact(
@@ -72,7 +72,7 @@ def compact(
     compression: str,
     file_bytes: int,
 ) -> Compaction:
-    """Write the newest version anew, into few files.
+    """Rewrite the newest version as few files.
 
     Older versions of documents, and deletions, stay if they came after the newest version that is older
     than `keep`: where the server takes back what came later, they count again. A rollback to before that

@@ -33,7 +33,7 @@ def export(reader: VersionReader, place: Store, compression: str) -> Path:
         )
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with place.told("", "export the documents"):
+        with place.reporting("", "export the documents"):
             make_folder(scratch)
             left = _Left(reader)
             number = 0

@@ -93,7 +93,7 @@ class Fetch:
             if exc.fault != "other bucket" or not self._known.bucket_uuid:
                 raise
             raise self._other_bucket(
-                "it was deleted and created anew, or it is one of another cluster"
+                "it was deleted and created again, or it is one of another cluster"
             ) from exc
         if starts and len(starts) != ran.map.vbuckets:
             raise self._other_bucket(f"it has {ran.map.vbuckets} vbuckets, and it had {len(starts)}")

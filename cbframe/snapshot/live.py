@@ -198,7 +198,7 @@ class Live:
 
     @staticmethod
     def _documents(table: pa.Table, mask: Mask) -> Mask:
-        """Without deletions, where they are told apart."""
+        """Without deletions, where they are kept apart."""
         if CHANGE_TYPE not in table.column_names:
             return mask
         upserts: Mask = pc.equal(table[CHANGE_TYPE], UPSERT).to_numpy()

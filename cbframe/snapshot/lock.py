@@ -41,7 +41,7 @@ def writing(store: Store, *, clock: Clock = utc_now, break_lock: bool = False) -
 def _held_by_system(store: Store, mine: dict[str, Any], clock: Clock, _break_lock: bool) -> Iterator[None]:
     assert isinstance(store, LocalStore)
     path = store.path(LOCK)
-    with store.told(LOCK, "lock the snapshot"):
+    with store.reporting(LOCK, "lock the snapshot"):
         make_folder(path.parent)
         file = path.open("a+b")
     with file, ExitStack() as stack:
@@ -82,18 +82,18 @@ def _held_by_file(store: Store, mine: dict[str, Any], clock: Clock, break_lock: 
 
 
 def _locked(store: Store, owner: bytes, clock: Clock, *, killed: str) -> SnapshotError:
-    told = "another writer"
+    holder = "another writer"
     try:
         fields = json.loads(owner)
         since = datetime.fromisoformat(fields["since"])
-        told = (
+        holder = (
             f"process {int(fields['pid'])} on {fields['host']}, since {since:%Y-%m-%d %H:%M:%S} UTC "
             f"({_age((clock() - since).total_seconds())})"
         )
     except (ValueError, KeyError, TypeError):
         pass  # it has just begun, or just ended
     return SnapshotError(
-        f"the snapshot is being written by {told}",
+        f"the snapshot is being written by {holder}",
         path=store.root,
         hint=f"wait until it is done, or see whether it is {killed}",
     )

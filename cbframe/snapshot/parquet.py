@@ -1,4 +1,4 @@
-"""Reading the files of a snapshot: what is damaged is told of, and never taken for data."""
+"""Reading the files of a snapshot: what is damaged is reported, and never taken for data."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class VersionReader:
             )
         if "xattrs" in metadata and not self._manifest.options.get("xattrs"):
             raise ConfigurationError(
-                "the snapshot has no extended attributes", hint="make it anew with xattrs=True"
+                "the snapshot has no extended attributes", hint="make it again with xattrs=True"
             )
         names = [f"{OURS}{name}" for name in metadata if name != "key"]
         if any(name != _DEFAULT for name in self._manifest.collections.values()):
@@ -101,7 +101,7 @@ class VersionReader:
         if REST in names and column_of(path) not in {*names, *_TYPES}:
             raise ConfigurationError(
                 f"{asked}= names {joined!r}, and some fields are in {REST}, as JSON text",
-                hint=f"read {REST!r} and look into the text, or make the snapshot anew with columns=",
+                hint=f"read {REST!r} and look into the text, or make the snapshot again with columns=",
             )
         return path
 

@@ -38,7 +38,7 @@ class SnapshotResult:
     seconds
         How long it took.
     as_of
-        What the snapshot is a picture of now.
+        The vbucket positions of the snapshot now.
     conflicts, rejected
         As of a read, of the documents of this update.
     transaction_records
@@ -92,8 +92,8 @@ class SnapshotResult:
                 more = f" and {len(some_conflicts) - 5} more" if len(some_conflicts) > 5 else ""
                 lines.append(("conflicts", f"{label}: {fields}{more}"))
         if self.rejected:
-            told = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
-            lines.append(("_cb_value", told))
+            shown = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
+            lines.append(("_cb_value", shown))
         if self.transaction_records:
             lines.append(("left out", f"{count(self.transaction_records, 'change')} of transaction records"))
         if self.clock_behind:
@@ -121,8 +121,8 @@ def count(number: int, what: str) -> str:
 
 def some(seqnos: dict[int, int]) -> str:
     """A few vbuckets of many."""
-    told = ", ".join(f"vbucket {vbucket} to {seqno}" for vbucket, seqno in sorted(seqnos.items())[:3])
-    return told if len(seqnos) <= 3 else f"{len(seqnos):,} vbuckets: {told}, …"
+    shown = ", ".join(f"vbucket {vbucket} to {seqno}" for vbucket, seqno in sorted(seqnos.items())[:3])
+    return shown if len(seqnos) <= 3 else f"{len(seqnos):,} vbuckets: {shown}, …"
 
 
 def size(nbytes: int) -> str:

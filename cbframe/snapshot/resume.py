@@ -73,7 +73,7 @@ class ResumingReceiver(DeferringBatchReceiver):
 
     def system_event(self, vbucket: int, event: SystemEvent) -> None:
         DeferringBatchReceiver.system_event(self, vbucket, event)
-        # A collection that is told to begin behind the start of the stream is new, or was emptied.
+        # A collection that is reported to begin behind the start of the stream is new, or was emptied.
         ends = {SystemEventId.DROP_COLLECTION}
         if self._last_seqno[vbucket]:
             ends.add(SystemEventId.CREATE_COLLECTION)
@@ -124,7 +124,7 @@ class ResumingReceiver(DeferringBatchReceiver):
         return Position.of(self._vbuckets[vbucket].metadata, seqno) if seqno else Position()
 
     def replaced(self, vbuckets: Iterable[int]) -> bool:
-        """Whether no history of these vbuckets, as far as the server told, is one that the snapshot knows."""
+        """Whether the snapshot knows none of the histories that the server reported for these vbuckets."""
         return not any(
             {vbuuid for vbuuid, _ in self.failover_log(vbucket)}
             & {vbuuid for vbuuid, _ in self._starts[vbucket].failover_log}

@@ -72,7 +72,7 @@ class SnapshotVersion:
     files, nbytes
         Files that it consists of, those of earlier versions included, and their size.
     as_of
-        What it is a picture of.
+        Its vbucket positions.
     """
 
     version: int
@@ -170,7 +170,7 @@ class Snapshot:
     @property
     @public
     def as_of(self) -> Picture:
-        """What the newest version is a picture of: for each vbucket its history, and a seqno."""
+        """The vbucket positions of the newest version: for each vbucket its history, and a seqno."""
         return self._picture(self._history.at(None))
 
     @property

@@ -109,7 +109,7 @@ class Store(ABC):
         return f"{self.root.rstrip('/')}/{name}"
 
     @contextmanager
-    def told(self, name: str, doing: str) -> Iterator[None]:
+    def reporting(self, name: str, doing: str) -> Iterator[None]:
         """Say of an error of the system which file it met, and what to do."""
         try:
             yield
@@ -154,7 +154,7 @@ class LocalStore(Store):
     @contextmanager
     def create(self, name: str) -> Iterator[Output]:
         path = self._root / name
-        with self.told(name, "write a file"):
+        with self.reporting(name, "write a file"):
             make_folder(path.parent)
             try:
                 with path.open("xb") as file:
@@ -169,7 +169,7 @@ class LocalStore(Store):
     def publish(self, name: str, data: bytes) -> None:
         path = self._root / name
         scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        with self.told(name, "publish a version"):
+        with self.reporting(name, "publish a version"):
             make_folder(path.parent)
             try:
                 with scratch.open("xb") as file:
@@ -181,11 +181,11 @@ class LocalStore(Store):
             sync_folder(path.parent)
 
     def remove(self, name: str) -> bool:
-        with self.told(name, "delete a file"):
+        with self.reporting(name, "delete a file"):
             return remove(self._root / name)
 
     def rename(self, name: str, other: str) -> None:
-        with self.told(name, "rename a file"):
+        with self.reporting(name, "rename a file"):
             replace(self._root / name, self._root / other)
             sync_folder((self._root / other).parent)
 
@@ -221,7 +221,7 @@ class RemoteStore(Store):
 
     def names(self, folder: str) -> dict[str, int]:
         selector = pafs.FileSelector(self._fresh(folder), allow_not_found=True)
-        with self.told(folder, "list a folder"):
+        with self.reporting(folder, "list a folder"):
             found = self._filesystem.get_file_info(selector)
         return {info.base_name: info.size for info in found if info.type == pafs.FileType.File}
 
@@ -235,7 +235,7 @@ class RemoteStore(Store):
 
     @contextmanager
     def create(self, name: str) -> Iterator[Output]:
-        with self.told(name, "write a file"):
+        with self.reporting(name, "write a file"):
             path = self._fresh(name)
             self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
             try:
@@ -249,7 +249,7 @@ class RemoteStore(Store):
 
     def publish(self, name: str, data: bytes) -> None:
         path = self._fresh(name)
-        with self.told(name, "publish a version"):
+        with self.reporting(name, "publish a version"):
             self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
             # Also before a conditional put: some file systems take its condition and ignore it.
             if self._filesystem.get_file_info(path).type != pafs.FileType.NotFound:
@@ -271,12 +271,12 @@ class RemoteStore(Store):
         return True
 
     def remove(self, name: str) -> bool:
-        with self.told(name, "delete a file"), suppress(FileNotFoundError):
+        with self.reporting(name, "delete a file"), suppress(FileNotFoundError):
             self._filesystem.delete_file(self._fresh(name))
         return True
 
     def rename(self, name: str, other: str) -> None:
-        with self.told(name, "rename a file"):
+        with self.reporting(name, "rename a file"):
             self._filesystem.move(self._fresh(name), self._fresh(other))
 
 

@@ -80,7 +80,7 @@ class Update:
         return SnapshotError(
             f"bucket {self._base.bucket!r} is not the one that the snapshot is of: {why}",
             path=self._store.root,
-            hint='mode="overwrite" makes the snapshot anew; its old versions stay until vacuum()',
+            hint='mode="overwrite" makes the snapshot again; its old versions stay until vacuum()',
         )
 
     # -- writing
@@ -220,7 +220,7 @@ def refuse_conflicts(before: Columns, after: Columns, stored: Mapping[str, Any])
         if each.before not in (None, "null") and each.after in ("string", "JSON text"):
             raise ConversionError(
                 f"values of {each.path!r} have no common type: it was {each.before}",
-                hint='on_conflict="widen" keeps them as text; mode="overwrite" begins anew',
+                hint='on_conflict="widen" keeps them as text; mode="overwrite" begins again',
             )
 
 

@@ -90,8 +90,8 @@ def agreed(
     given: Mapping[str, Any],
     stored: Mapping[str, Any],
     *,
-    made: str = "the snapshot",  # for messages: what was made, and how it is made anew
-    anew: str = 'mode="overwrite"',
+    made: str = "the snapshot",  # for messages: what was made, and how it is made again
+    remedy: str = 'mode="overwrite"',
 ) -> None:
     """Refuse to update a snapshot with something else."""
     for name, value in given.items():
@@ -99,11 +99,11 @@ def agreed(
         if value != before:
             # Filters and prefixes may hold keys, or values that nobody should read in a log.
             secret = name in ("schema", "filters", "key_prefix") and before is not None
-            told = f"another {name}=" if secret else f"{name}={before!r}"
+            before_it = f"another {name}=" if secret else f"{name}={before!r}"
             what = difference(before, value) if name == "collections" else ""
             raise ConfigurationError(
-                f"{made} was made with {told}{what}",
-                hint=f"leave {name}= out to update it, or make it anew with {anew}",
+                f"{made} was made with {before_it}{what}",
+                hint=f"leave {name}= out to update it, or make it again with {remedy}",
             )
 
 

@@ -58,7 +58,7 @@ class FaultProxy:
         self._forwards = 0
         self._cluster = cluster
         self._own_ports: dict[int, dict[str, int]] = {}
-        self._told: dict[int, dict[str, int]] = {}
+        self._advertised: dict[int, dict[str, int]] = {}
         self._wires.loop.start()
         if cluster is not None:
             with contextlib.ExitStack() as undo:
@@ -72,10 +72,10 @@ class FaultProxy:
             raise ConfigurationError("there is no cluster to follow", hint="FaultProxy(cluster)")
         for node in self._cluster.members:
             own = self._cluster.ports(node)
-            if own != self._told.get(node):
-                told = {service: self._listen(node, HOST, port) for service, port in own.items()}
-                self._cluster.advertise(node, **told)
-                self._own_ports[node], self._told[node] = own, told
+            if own != self._advertised.get(node):
+                advertised = {service: self._listen(node, HOST, port) for service, port in own.items()}
+                self._cluster.advertise(node, **advertised)
+                self._own_ports[node], self._advertised[node] = own, advertised
 
     def __enter__(self) -> Self:
         return self
@@ -189,7 +189,7 @@ class FaultProxy:
         self._wires.loop.call(lambda: setattr(self._wires, "chop", nbytes))
 
     def delay(self, seconds: float) -> None:
-        """What comes from now on goes through so many seconds later, in both directions."""
+        """What comes from now on goes through this many seconds later, in both directions."""
         if seconds < 0:
             raise ConfigurationError(f"a delay of {seconds} s cannot be")
         self._wires.loop.call(lambda: setattr(self._wires, "delay", seconds))

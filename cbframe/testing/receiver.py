@@ -10,14 +10,14 @@ from cbframe.errors import CbframeError
 
 
 class RecordingReceiver:
-    """Holds the newest version of each document, and reads a vbucket anew after a rollback.
+    """Holds the newest version of each document, and reads a vbucket again after a rollback.
 
     Attributes
     ----------
     documents
         By vbucket and key (without collection): what exists now.
     errors
-        What `on_error` was told.
+        What `on_error` was given.
     rollbacks
         Vbucket and seqno of each rollback.
     threads

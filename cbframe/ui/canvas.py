@@ -16,7 +16,7 @@ _STATIC = Path(__file__).parent / "static"
 
 
 class StatsCanvas(anywidget.AnyWidget):
-    """The picture of a :class:`~cbframe.ui.model.StatsModel`, without the buttons.
+    """The display of a :class:`~cbframe.ui.model.StatsModel`, without the buttons.
 
     Everything travels in one message, and only a change of ``tick`` makes the browser draw.
     """

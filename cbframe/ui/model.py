@@ -24,7 +24,7 @@ SPAN = 120.0
 """Seconds of the past that are kept, if a sample is taken every quarter of one."""
 _CAPACITY = 481
 _RATE_OVER = 2.0
-"""Seconds from which a present rate is told: blocks come in bursts."""
+"""Seconds from which the present rate is computed: blocks come in bursts."""
 _ANCHORS = 8
 """Snapshots within that time that are kept as they are; all others are numbers in the history."""
 _ETA_OVER = 10.0
@@ -92,7 +92,7 @@ class StatsModel:
         self._history = np.zeros(capacity, _HISTORY)
         self._count = 0
         self._recent: deque[StatsSnapshot] = deque()
-        """Some of the last seconds, from which rates are told."""
+        """Some of the last seconds, from which rates are computed."""
         self._source: Watched | None = None
         self._began: float | None = None
         self._ended: float | None = None
@@ -190,7 +190,7 @@ class StatsModel:
             recent.popleft()
 
     def _ask_how_far(self, source: Watched, now: float) -> None:
-        """Without an end, lag is known only as well as the nodes have told."""
+        """Without an end, lag is known only as well as the nodes have reported."""
         ask = getattr(source, "sample_seqnos", None)
         if ask is not None and (self._seqnos_at is None or now - self._seqnos_at >= _SAMPLE_SEQNOS_EVERY):
             self._seqnos_at = now

@@ -15,7 +15,7 @@ from cbframe.scan.progress import ScanProgress
 _REDRAW_EVERY = 0.1
 """Seconds between two drawings; faster ones only flicker."""
 _WINDOW = 4.0
-"""Seconds of the past from which the remaining time is told."""
+"""Seconds of the past from which the remaining time is computed."""
 _DEFAULT_WIDTH = 80
 _BAR = 24
 _SMALLEST_BAR = 8

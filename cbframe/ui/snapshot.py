@@ -1,4 +1,4 @@
-"""A moment's picture of something that streams, whatever it is."""
+"""The state of anything that streams, at one moment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PHASE_OF = {
 ENDED = frozenset({"complete", "failed", "finished", "closed"})
 """States after which nothing changes any more."""
 REOPENED_FOR = 15.0
-"""Seconds for which a stream counts as opened anew."""
+"""Seconds for which a stream counts as reopened."""
 
 
 @runtime_checkable

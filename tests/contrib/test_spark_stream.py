@@ -36,7 +36,7 @@ def spark() -> Iterator[Any]:
 
 
 class Query:
-    """A stream into a store, that can be ended and begun anew."""
+    """A stream into a store, that can be ended and begun again."""
 
     def __init__(self, spark: Any, cluster: LocalCluster, folder: Path, **options: Any) -> None:
         self.spark = spark
@@ -205,7 +205,7 @@ def test_another_bucket(spark: Any, tmp_path: Path) -> None:
         query.run()
         cluster.recreate()
         fill(cluster, 10)
-        with pytest.raises(Exception, match="deleted and created anew"):
+        with pytest.raises(Exception, match="deleted and created again"):
             query.run()
 
 

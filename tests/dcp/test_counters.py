@@ -203,7 +203,7 @@ def a_vbucket_without_an_owner() -> Moved:
 def other_security_settings() -> Moved:
     source = Source()
     source(Started(), MapFetched(cluster(0)))
-    assert source(Kicked(UPDATE_SECURITY_SETTINGS)) == [StopNode(A, "the connection is made anew")]
+    assert source(Kicked(UPDATE_SECURITY_SETTINGS)) == [StopNode(A, "the connection is made again")]
     return source.moved()
 
 

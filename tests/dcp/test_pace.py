@@ -101,13 +101,13 @@ def test_a_pause_is_not_idleness() -> None:
 
 def test_who_is_late_catches_up_a_little() -> None:
     pace = Pace(1000, 0.0)
-    pace.told(100, 0.0)
+    pace.acknowledged(100, 0.0)
     assert pace.left(0.0) == pytest.approx(0.1)
-    pace.told(100, 0.15)  # 0.05 late
+    pace.acknowledged(100, 0.15)  # 0.05 late
     assert pace.left(0.15) == pytest.approx(0.05)
-    pace.told(100, 10.0)  # long after, only a tenth of a second is made up for
+    pace.acknowledged(100, 10.0)  # long after, only a tenth of a second is made up for
     assert pace.left(10.0) == 0
-    pace.told(100, 10.0)
+    pace.acknowledged(100, 10.0)
     assert pace.left(10.0) == pytest.approx(0.1)
 
 

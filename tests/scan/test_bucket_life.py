@@ -1,4 +1,4 @@
-"""A bucket that is emptied, deleted or created anew while it is read."""
+"""A bucket that is emptied, deleted or created again while it is read."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_the_streams_may_know_more_than_the_node_that_is_asked(
 def test_in_the_order_that_is_quickest_for_the_server(
     shop: LocalCluster, monkeypatch: pytest.MonkeyPatch, after: int | None
 ) -> None:
-    """Also cut inside: then nothing of that snapshot counts, and it is read anew."""
+    """Also cut inside: then nothing of that snapshot counts, and it is read again."""
     options = replace(QUICK, out_of_order=True)
     sent = Sent(monkeypatch, shop)
     sent.cut(iter([] if after is None else [after]))

@@ -212,7 +212,7 @@ def whatever_happens(seed: int, *, whole: bool) -> None:
             if not engine.plan():
                 continue
             for _ in range(rng.choice([1, 1, 2, 3])):
-                # Done again, in part or whole, by a driver or task that began anew.
+                # Done again, in part or whole, by a driver or task that began again.
                 if rng.random() < 0.5:
                     write(cluster, rng, rng.randrange(10))
                 if rng.random() < 0.25:
@@ -384,7 +384,7 @@ def test_another_bucket_of_the_name(cluster: LocalCluster) -> None:
     engine.plan()
     parts = engine.spans.parts(engine.offset(-2), engine.offset(-1), engine.spans.look(), 1)
     cluster.recreate()
-    with pytest.raises(ClusterMapError, match="deleted and created anew") as caught:
+    with pytest.raises(ClusterMapError, match="deleted and created again") as caught:
         engine.plan()
     assert caught.value.permanent
     assert "new checkpoint location" in str(caught.value)
@@ -394,14 +394,14 @@ def test_another_bucket_of_the_name(cluster: LocalCluster) -> None:
 
 @pytest.mark.parametrize("vbuckets", [2, 4, 8])
 def test_a_planned_read_of_another_bucket(cluster: LocalCluster, vbuckets: int) -> None:
-    """A driver that is started anew has not looked ahead before it plans the last read again."""
+    """A driver that is restarted has not looked ahead before it plans the last read again."""
     engine = Engine(spans_of(cluster))
     for n in range(20):
         cluster.upsert(f"key-{n}", {"n": n})
     engine.plan()
     with LocalCluster(nodes=1, vbuckets=vbuckets, seed=4, username=USER, password=SECRET) as other:
         spans = spans_of(other)
-        with pytest.raises(ClusterMapError, match="deleted and created anew") as caught:
+        with pytest.raises(ClusterMapError, match="deleted and created again") as caught:
             spans.parts(engine.offset(-2), engine.offset(-1), spans.look(), 3)
         assert caught.value.permanent
 
@@ -544,7 +544,7 @@ def test_a_checkpoint_of_other_collections(
     cluster.upsert("more", {"n": 1}, collection="_default.a")
     engine.plan()
     engine.spans = other
-    # A driver that is started anew, with others, and reads what was planned.
+    # A driver that is restarted, with others, and reads what was planned.
     with pytest.raises(ConfigurationError, match=message) as caught:
         engine.read()
     assert "new checkpoint location and an empty target" in str(caught.value)
@@ -678,7 +678,7 @@ def test_from_now_on(cluster: LocalCluster) -> None:
     assert not engine.plan()
     cluster.upsert("after", {"n": 1})
     engine.plan()
-    # A driver that begins anew before its first read is done asks for another now.
+    # A driver that begins again before its first read is done asks for another now.
     cluster.upsert("later", {"n": 2})
     look = spans.look()
     engine.log[-2] = json.dumps(Offset.now(look.positions, look.map.uuid).to_dict())

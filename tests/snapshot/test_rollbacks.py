@@ -205,7 +205,7 @@ def test_many_worlds_that_break(seed: int, tmp_path: Path, monkeypatch: pytest.M
 
 
 def _break(seed: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Four updates in the world of a seed, each of which says what it is a picture of."""
+    """Four updates in the world of a seed, each of which says its vbucket positions."""
     happened: Counter[str] = Counter()
     with world_of(seed, monkeypatch) as world:
         for _ in range(4):

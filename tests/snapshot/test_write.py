@@ -237,7 +237,7 @@ def test_a_bucket_made_anew(vbuckets: int, cluster: LocalCluster, path: Path) ->
     before = held(path)
     cluster.recreate(vbuckets=vbuckets)
     fill(cluster, 20)
-    with pytest.raises(SnapshotError, match="it was deleted and created anew"):
+    with pytest.raises(SnapshotError, match="it was deleted and created again"):
         update(cluster, path)
     assert held(path) == before
     update(cluster, path, mode="overwrite")

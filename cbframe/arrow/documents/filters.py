@@ -196,7 +196,7 @@ def stored_filters(filters: Any) -> Any:
         return [stored_filters(each) for each in filters]
     plain = _plain(filters)
     if getattr(plain, "nanosecond", 0):
-        return {"timestamp": plain.isoformat()}  # of pandas, which alone has so many digits
+        return {"timestamp": plain.isoformat()}  # of pandas, which alone has nanoseconds
     if isinstance(plain, datetime | date):
         return {"datetime" if isinstance(plain, datetime) else "date": plain.isoformat()}
     if isinstance(plain, Decimal):

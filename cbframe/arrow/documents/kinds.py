@@ -193,9 +193,9 @@ def decoded(kind: Kind) -> Kind:
 def misplaced(kind: Kind) -> bool:
     """Whether a mark says something that means nothing for the type."""
     meant = _marked(kind.type, [kind])
-    told = [(each.inexact, each.negative, each.far) for each in (kind, meant)]
+    traits = [(each.inexact, each.negative, each.far) for each in (kind, meant)]
     text = (kind.digits or kind.mixed) and not is_text(kind.type)
-    return told[0] != told[1] or text or (kind.json and not pa.types.is_string(kind.type))
+    return traits[0] != traits[1] or text or (kind.json and not pa.types.is_string(kind.type))
 
 
 def _family(kind: pa.DataType) -> str:

@@ -30,7 +30,7 @@ Updates
 What changed comes as one MERGE: data and positions are one commit, so a crash loses and doubles nothing.
 The positions are in its metadata, under ``cbframe``, in the format of a snapshot's manifest; its version is
 the application transaction ``cbframe``, and both must fit. Columns that no document had before are added.
-Where a type gets wider, or a field appears inside of an object, the table is written anew in one commit:
+Where a type gets wider, or a field appears inside of an object, the table is rewritten in one commit:
 Delta cannot change a column's type, and MERGE of delta-rs (1.6) makes nulls of objects that get a new member.
 No value is lost by that; what :mod:`cbframe.arrow.documents.unify` says of text holds: where a column was
 double before it became text, 1 is ``1.0``.

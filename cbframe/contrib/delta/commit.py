@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
-from cbframe.contrib.delta.log import APP, library, told
+from cbframe.contrib.delta.log import APP, delta_errors, library
 from cbframe.snapshot.manifest import Manifest
 
 CHANGE = "_cb_change"
@@ -37,7 +37,7 @@ class Committer:
 
     def version(self) -> int:
         """Of the table."""
-        with told(self._uri, "read the log of the Delta table"):
+        with delta_errors(self._uri, "read the log of the Delta table"):
             if self._table is None:
                 options = self._storage_options
                 self._table = self._library.DeltaTable(self._uri, storage_options=options)
@@ -49,7 +49,7 @@ class Committer:
         """Have these rows be the whole table."""
         source = _Guarded(tables)
         reader = pa.RecordBatchReader.from_batches(schema, source.batches())
-        with source.told(), told(self._uri, "write the Delta table"):
+        with source.reporting(), delta_errors(self._uri, "write the Delta table"):
             if self._table is not None and not STATISTICS.items() <= self._configuration().items():
                 self._table.alter.set_table_properties(STATISTICS)
             self._library.write_deltalake(
@@ -74,7 +74,7 @@ class Committer:
         source = _Guarded(tables)
         reader = pa.RecordBatchReader.from_batches(schema, source.batches())
         before = self._table.version()
-        with source.told(), told(self._uri, "update the Delta table"):
+        with source.reporting(), delta_errors(self._uri, "update the Delta table"):
             (
                 self._table.merge(
                     reader,
@@ -95,7 +95,7 @@ class Committer:
 
     def note(self, manifest: Manifest) -> None:
         """Write down how far the bucket was read: no row changed."""
-        with told(self._uri, "update the Delta table"):
+        with delta_errors(self._uri, "update the Delta table"):
             self._library.write_deltalake(
                 self._table,
                 self._table.to_pyarrow_dataset().schema.empty_table(),
@@ -133,7 +133,7 @@ class _Guarded:
             raise
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def reporting(self) -> Iterator[None]:
         """Raises the error as it was."""
         try:
             yield

@@ -16,7 +16,7 @@ _LOOK_BACK = 50
 """Commits among which versions are looked for that can be gone back to."""
 _HARMLESS = {"OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES"}
 """What others may do: the rows stay as they are."""
-_ANEW = 'to_delta(..., mode="overwrite") makes it anew; old versions stay until they are vacuumed'
+_OVERWRITE = 'to_delta(..., mode="overwrite") makes it again; old versions stay until they are vacuumed'
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def library() -> Any:
 
 
 @contextmanager
-def told(uri: str, doing: str) -> Iterator[None]:
+def delta_errors(uri: str, doing: str) -> Iterator[None]:
     """Turns an error of deltalake's into one that says what to do."""
     from deltalake.exceptions import CommitFailedError, DeltaError  # noqa: PLC0415 - optional
 
@@ -61,7 +61,7 @@ def open_table(uri: str, storage_options: Mapping[str, str] | None) -> Any:
     """The table as it is now; None if there is none."""
     deltalake = library()
     options = None if storage_options is None else dict(storage_options)
-    with told(uri, "open the Delta table"):
+    with delta_errors(uri, "open the Delta table"):
         if not deltalake.DeltaTable.is_deltatable(uri, storage_options=options):
             return None
         return deltalake.DeltaTable(uri, storage_options=options)
@@ -69,7 +69,7 @@ def open_table(uri: str, storage_options: Mapping[str, str] | None) -> Any:
 
 def base_of(table: Any, uri: str) -> Base:
     """What the log tells of the last update."""
-    with told(uri, "read the log of the Delta table"):
+    with delta_errors(uri, "read the log of the Delta table"):
         commits = table.history(_LOOK_BACK)
         if not any(APP in commit for commit in commits):
             commits = table.history()
@@ -84,7 +84,7 @@ def base_of(table: Any, uri: str) -> Base:
             "the log of the table does not tell how far it was read: it was not made by to_delta(), or that "
             "commit was cleaned up",
             path=uri,
-            hint=_ANEW,
+            hint=_OVERWRITE,
         )
     ours = [(commit["version"], _manifest(commit, uri)) for commit in commits if APP in commit]
     newest = ours[0][1]
@@ -93,7 +93,7 @@ def base_of(table: Any, uri: str) -> Base:
             f"the table does not fit its log: the last update is number {newest.version}, and its "
             f"transaction says {transaction}",
             path=uri,
-            hint=_ANEW,
+            hint=_OVERWRITE,
         )
     ancestors = [*_line([manifest for _, manifest in ours])]
     return Base(table, newest, ancestors, {manifest.version: version for version, manifest in ours})
@@ -121,10 +121,10 @@ def _changed(commit: Mapping[str, Any], uri: str) -> SnapshotError:
             f"the table was restored to what it was (version {version}): its rows are older than the "
             "positions up to which the bucket was read, and what came in between would be missing",
             path=uri,
-            hint=_ANEW,
+            hint=_OVERWRITE,
         )
     return SnapshotError(
         f"the table was changed by someone else ({what}, version {version}): it is no mirror any more",
         path=uri,
-        hint=_ANEW,
+        hint=_OVERWRITE,
     )

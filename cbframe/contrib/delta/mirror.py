@@ -14,7 +14,7 @@ from cbframe.arrow.documents.widen import widen
 from cbframe.arrow.exclusion import TRANSACTION_PREFIX, of_transactions
 from cbframe.arrow.keys import KeyForm, has_literals
 from cbframe.contrib.delta.commit import Committer
-from cbframe.contrib.delta.log import Base, told
+from cbframe.contrib.delta.log import Base, delta_errors
 from cbframe.contrib.delta.result import DeltaResult
 from cbframe.contrib.delta.rows import HEAD, Places, Waiting, beyond
 from cbframe.contrib.delta.shape import Shape
@@ -110,8 +110,8 @@ class Mirror:
         return SnapshotError(
             f"bucket {self._base.manifest.bucket!r} is not the one that the table mirrors: {why}",
             path=self._uri,
-            hint='to_delta(..., mode="overwrite") makes the table anew; its old versions stay until they are '
-            "vacuumed",
+            hint='to_delta(..., mode="overwrite") makes the table again; its old versions stay until '
+            "they are vacuumed",
         )
 
     # -- writing
@@ -155,7 +155,7 @@ class Mirror:
         """Write the whole table in another shape."""
         # deltalake must not be called while it takes rows: those that are read of it wait on disk.
         with Waiting(self._target.spool_dir) as untouched:
-            with told(self._uri, "read the Delta table"):
+            with delta_errors(self._uri, "read the Delta table"):
                 for table in source.untouched(self._rows(base.table, old), old.columns):
                     untouched.put(table)
             self._committer.overwrite(shape.schema, source.all_rows(untouched.tables()), manifest)
@@ -174,7 +174,7 @@ class Mirror:
         """Whether a table of an earlier version of cbframe has keys that are written in another way now."""
         if old.keys != "text" or "keys" in base.manifest.options:
             return False
-        with told(self._uri, "read the Delta table"):
+        with delta_errors(self._uri, "read the Delta table"):
             batches = base.table.to_pyarrow_dataset().to_batches(columns=[KEY])
             return any(has_literals(batch.column(KEY)) for batch in batches)
 
@@ -191,7 +191,7 @@ class Mirror:
 
     def _heads(self, base: Base, shape: Shape, some: pc.Expression) -> pa.Table:
         """Which rows of the table there are."""
-        with told(self._uri, "read the Delta table"):
+        with delta_errors(self._uri, "read the Delta table"):
             rows = base.table.to_pyarrow_dataset().to_table(columns=list(HEAD), filter=some)
         return shape.head_of(rows)
 
@@ -258,7 +258,7 @@ class Mirror:
             raise _GoneError(manifest.version) from exc
         return restored
 
-    # -- what is told
+    # -- reports
 
     def _manifest(
         self, fetched: Fetched, changes: Changes, news: News, columns: Columns, retracted: int

@@ -28,7 +28,7 @@ class DeltaResult:
     rewritten
         Whether the whole table was written, since types got wider, or at first.
     upserted, deleted
-        Documents that the bucket told of, and deletions or expirations; each document counts once.
+        Documents that the bucket reported, and deletions or expirations; each document counts once.
     retracted
         Rows that went, or gave way to older ones: the server took them back.
     rolled_back
@@ -39,7 +39,7 @@ class DeltaResult:
     seconds
         How long it took.
     as_of
-        What the table is a picture of now.
+        The vbucket positions of the table now.
     conflicts, rejected
         As of a read, of the documents that came.
     transaction_records
@@ -72,7 +72,7 @@ class DeltaResult:
         how = "" if self.changed else ", nothing new"
         lines = [
             ("table", f"{self.uri}, bucket {self.bucket!r}"),
-            ("version", f"{self.version}{how}" + (", written anew" if self.rewritten else "")),
+            ("version", f"{self.version}{how}" + (", rewritten" if self.rewritten else "")),
             ("rows", f"{self.upserted:,} upserted, {self.deleted:,} deleted, {self.retracted:,} retracted"),
             ("seconds", f"{self.seconds:.1f}"),
             ("as of", f"{len(self.as_of):,} vbuckets, {self.as_of.changes:,} changes"),
@@ -85,8 +85,8 @@ class DeltaResult:
         if conflicts:
             lines.append(("conflicts", f"no common type: {len(conflicts):,} fields"))
         if self.rejected:
-            told = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
-            lines.append(("_cb_value", told))
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
+            lines.append(("_cb_value", reasons))
         if self.transaction_records:
             lines.append(("left out", f"{count(self.transaction_records, 'change')} of transaction records"))
         if self.clock_behind:

@@ -1,4 +1,4 @@
-"""What becomes of the rows of a table: what the bucket told, what counts again, what goes."""
+"""What becomes of the rows of a table: what the bucket reported, what counts again, what goes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Back:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the bucket told."""
+    """What the bucket reported."""
 
     waiting: Waiting  # changes, of each document one
     columns: Columns  # what the fields of the documents are
@@ -62,7 +62,7 @@ class News:
 class Source:
     """What becomes of the table: of each document that is touched, one row or none.
 
-    What the bucket told comes first, then what counts again, then what goes.
+    What the bucket reported comes first, then what counts again, then what goes.
     """
 
     def __init__(self, shape: Shape, news: News, back: Back) -> None:

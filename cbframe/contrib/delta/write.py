@@ -117,7 +117,7 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
         raise SnapshotError(
             "there is a Delta table already",
             path=path,
-            hint='update_delta() brings it up to date; mode="overwrite" makes it anew',
+            hint='update_delta() brings it up to date; mode="overwrite" makes it again',
         )
     stored = named(stored, arguments)
     return Mirror(
@@ -207,7 +207,7 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
     base: Base = base_of(table, path)
     stored = {"keys": "text", **base.manifest.options}
     given = named(given, arguments, stored)
-    agreed(given, stored, made="the table", anew='to_delta(..., mode="overwrite")')
+    agreed(given, stored, made="the table", remedy='to_delta(..., mode="overwrite")')
     stored.setdefault("transaction_records", "drop")  # mirrors of earlier releases have them: they go now
     return Mirror(
         path,

@@ -25,7 +25,7 @@ pushdown             ``true``: executors leave out documents that cannot pass th
                      "spark.sql.python.filterPushdown.enabled", "true")``. Values that do not fit the
                      schema are no error in documents that are left out; not of streams
 on_conflict          ``raise`` (the default) or ``null``: of values that do not fit the schema
-sample_rows          so many documents are looked at for the schema, if none is given
+sample_rows          number of documents that are looked at for the schema, if none is given
 tls                  certificate authorities, as PEM text, or the path of a file that every executor has
 expired              ``drop`` (the default) or ``keep``, as of ``scan_bucket``; not of streams
 transaction_records  ``drop`` (the default) or ``keep``, as of ``scan_bucket``
@@ -86,11 +86,11 @@ reset      without a key: whatever was given of this vbucket before is void, and
 A sink that takes the rows in the order of ``_cb_seqno``, or first the resets and then of each document the
 newest row, and that may be given a batch twice, is right after every failure of Spark and of Couchbase. The
 server withdraws changes that a failover lost, and Spark keeps too little of where it was to take back only
-these (:mod:`cbframe.scan.spans.offsets` tells why). So a vbucket with a new history comes anew. So does
+these (:mod:`cbframe.scan.spans.offsets` says why). So a vbucket with a new history comes again. So does
 one with a purged deletion that was not given yet, and one of which a collection was created, emptied or
-dropped, or the scope that is asked for created anew (other collections than those that are asked for make
+dropped, or the scope that is asked for created again (other collections than those that are asked for make
 no difference). A flush of the bucket gives every vbucket a new history; a bucket that was deleted and
-created anew is refused.
+created again is refused.
 
 ``scope`` and ``collections`` belong to the checkpoint: a query that asks for others than the checkpoint is
 of is refused. Documents of a collection that is asked for later lie before the place where it goes on, and
@@ -106,7 +106,7 @@ changes                ``true``: the schema that a sample has gets the columns o
                        say for what it asks, so it has to be said here
 start                  ``beginning`` (the default): all documents, then what changes; or ``now``. It is for
                        new queries; after a reset all documents of the vbucket come in any case
-max_changes_per_batch  so many rows a batch at most, but for resets that were not foreseen; default all
+max_changes_per_batch  most rows of a batch, but for resets that were not foreseen; default all
                        there are. Every batch looks at all nodes, and reads again what the last one left of a
                        vbucket: ten thousands are sensible, tens are not
 on_rollback            ``reset`` (the default), or ``fail``: the query ends with a RollbackError, also

@@ -48,7 +48,7 @@ class CouchbaseReader(DataSourceReader):  # type: ignore[misc]
         return [CouchbasePartition(part) for part in parts]
 
     def read(self, partition: CouchbasePartition) -> Iterator[pa.RecordBatch]:
-        """On an executor: batches with exactly the schema that Spark was told."""
+        """On an executor: batches with exactly the schema that Spark knows."""
         reader = partition.part.to_reader()
         absent = [name for name in self._schema.names if name not in reader.schema.names]
         if absent:

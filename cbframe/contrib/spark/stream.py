@@ -45,7 +45,7 @@ class CouchbaseChangesPartition(InputPartition):  # type: ignore[misc]
 class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow):  # type: ignore[misc]
     """Reads the changes of a bucket between two looks at it.
 
-    It is on the driver, but for :meth:`read`, and keeps nothing that a driver that is started anew would
+    It is on the driver, but for :meth:`read`, and keeps nothing that a driver that is restarted would
     need.
     """
 
@@ -112,13 +112,13 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
     @public
     def partitions(self, start: dict[str, Any], end: dict[str, Any]) -> list[CouchbaseChangesPartition]:
         """What is to be read, by node."""
-        # A driver that was started anew plans the last batch again, without having looked.
+        # A driver that was restarted plans the last batch again, without having looked.
         look = self._look or self._spans.look()
         parts = self._spans.parts(Offset.from_dict(start), Offset.from_dict(end), look, self._parts)
         return [CouchbaseChangesPartition(part) for part in parts]
 
     def read(self, partition: CouchbaseChangesPartition) -> Iterator[pa.RecordBatch]:
-        """On an executor: batches with exactly the schema that Spark was told."""
+        """On an executor: batches with exactly the schema that Spark knows."""
         return partition.part.read()
 
 

@@ -44,9 +44,10 @@ class Selection(NamedTuple):
 
     def __str__(self) -> str:
         names = None if self.collections is None else ", ".join(self.collections)
-        told = [("scope", self.scope), ("collections", names)]
+        choices = [("scope", self.scope), ("collections", names)]
         return (
-            " and ".join(f"{what} {name!r}" for what, name in told if name is not None) or "all collections"
+            " and ".join(f"{what} {name!r}" for what, name in choices if name is not None)
+            or "all collections"
         )
 
 
@@ -61,7 +62,7 @@ class Range(NamedTuple):
     end: Position
 
     @property
-    def anew(self) -> bool:
+    def reset(self) -> bool:
         """Whether what was given before is void: then all up to `end` is given, and not only what is new."""
         return bool(self.start.seqno) and (
             self.end.history != self.start.history or self.end.seqno < self.start.seqno
@@ -70,12 +71,12 @@ class Range(NamedTuple):
     @property
     def base(self) -> int:
         """Behind which seqno it is read."""
-        return 0 if self.anew else self.start.seqno
+        return 0 if self.reset else self.start.seqno
 
     @property
     def changes(self) -> int:
         """As many rows as there can be at most; one of them says that what was before is void."""
-        return self.end.seqno - self.base + self.anew
+        return self.end.seqno - self.base + self.reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ class Offset:
                 # the only one to be read. One that had nothing keeps its turn.
                 turn = order[(at + 1) % len(order)] if left else vb
                 if left:
-                    marks[vb] = Position.at(wanted.end.history, wanted.base + left - wanted.anew)
+                    marks[vb] = Position.at(wanted.end.history, wanted.base + left - wanted.reset)
                 break
             marks[vb] = wanted.end
             left -= wanted.changes
@@ -166,8 +167,8 @@ class Offset:
         other = self.bucket_uuid and bucket_uuid and bucket_uuid != self.bucket_uuid
         if other or (self.marks and self.marks.keys() != positions.keys()):
             error = ClusterMapError(
-                "it is not the bucket that the checkpoint is of: that was deleted and created anew, or is of "
-                "another cluster",
+                "it is not the bucket that the checkpoint is of: that was deleted and created again, or is "
+                "of another cluster",
                 fault="other bucket",
                 hint="nothing that was given before belongs to it: take a new checkpoint location, and "
                 "an empty target",

@@ -6,7 +6,7 @@ vbucket are void that were given before. The rows behind it are the vbucket from
 
 A vbucket is given again like that where its history is not the planned one any more, where the server does
 not know of the place to begin at or has purged deletions behind it, and where one of its collections was
-created, emptied or dropped, or the one scope that is read created anew: of such documents there are no
+created, emptied or dropped, or the one scope that is read created again: of such documents there are no
 deletions, and their collection's name is gone.
 """
 
@@ -87,7 +87,7 @@ class Spans:
 
     def parts(self, start: Offset, end: Offset, look: Look, n: int) -> list[SpanPart]:
         """What is to be read between two offsets, in `n` parts at most, of one node each if it can be."""
-        # Who is started anew has not looked ahead from here: nobody has compared anything yet.
+        # Who is restarted has not looked ahead from here: nobody has compared anything yet.
         end.check(look.positions, look.map.uuid, self.selection)
         ranges = {each.vbucket: each for each in start.ranges_to(end)}
         self._refuse_planned(ranges.values(), look)
@@ -102,7 +102,7 @@ class Spans:
 
     def _refuse_planned(self, ranges: Collection[Range], look: Look) -> None:
         if self.on_rollback == "fail":
-            refused = next((each for each in ranges if each.anew), None)
+            refused = next((each for each in ranges if each.reset), None)
             if refused is not None:
                 refuse = _other_history if refused.end.history != refused.start.history else _shorter
                 raise refuse(refused, look.map.node_of(refused.vbucket))
@@ -199,13 +199,13 @@ class SpanPart:
 
         With whole snapshots also what lies behind the end, as far as the server sends it.
 
-        Of a vbucket that is given anew, a reset comes first. If its history is the planned one, it is given
+        Of a vbucket that is given again, a reset comes first. If its history is the planned one, it is given
         up to the planned end; if not, as far as it goes: the next read, whose offset tells of yet another
-        history, gives it anew once more.
+        history, gives it once more.
         """
         with ExitStack() as stack:
             first = self._pass(self.ranges, stack)
-            reset = {each.vbucket for each in self.ranges if each.anew} | first.anew
+            reset = {each.vbucket for each in self.ranges if each.reset} | first.reset
             again = [Range(each.vbucket, BEGINNING, each.end) for each in first.again]
             passes = [first]
             if again:
@@ -296,6 +296,6 @@ def _refusal(what: str, why: str, given: Range, node: str | None) -> RollbackErr
         what,
         node=node,
         vbucket=given.vbucket,
-        hint=f"{why}: start anew with a new checkpoint location and an empty target, or say "
+        hint=f"{why}: start again with a new checkpoint location and an empty target, or say "
         'on_rollback="reset"',
     )

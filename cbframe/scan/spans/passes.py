@@ -1,4 +1,4 @@
-"""One run of a bounded read of changes, and which of its vbuckets have to be given anew."""
+"""One run of a bounded read of changes, and which of its vbuckets have to be given again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pass:
     ) -> None:
         self._look = look
         self._whole_snapshots = whole_snapshots
-        self.anew: set[int] = set()
+        self.reset: set[int] = set()
         self.again: list[Range] = []
         self.lost: set[int] = set()
         self.sent_back: set[int] = set()
@@ -73,7 +73,7 @@ class Pass:
             self._check_short(short)
 
     def _is_judged(self, given: Range, receiver: SpanReceiver, reached: int | None) -> bool:
-        """Decide what becomes of a vbucket; not, if it did not come as far as its history was told to be."""
+        """Decide what becomes of a vbucket; not if it ended before the reported end of its history."""
         vb, end = given.vbucket, given.end
         # A vbucket that is empty now is not asked: then its history is another one, too.
         same = receiver.history(vb) == end.history
@@ -90,7 +90,7 @@ class Pass:
         if reached is None:
             raise _on_its_way(given)
         if fallen or not same:
-            self.anew.add(vb)
+            self.reset.add(vb)
         most = end.seqno if same and not self._whole_snapshots else None
         self._kept.add(vb, 0 if whole else given.base, most)
         return not same or reached >= end.seqno
@@ -98,8 +98,8 @@ class Pass:
     def _check_short(self, short: Sequence[Range]) -> None:
         """See that there is nothing for us where vbuckets ended early; not all servers tell that.
 
-        If a history does not have the seqno that it was told to have, what is missing would be told by
-        nobody later on, so that cannot be passed over.
+        If a history does not have the seqno that it was reported to have, what is missing would
+        be reported by nobody later on, so that cannot be passed over.
         """
         now = self._look({each.vbucket for each in short}).positions
         for each in short:

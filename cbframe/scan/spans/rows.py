@@ -72,7 +72,7 @@ class SpanReceiver(DeferringBatchReceiver):
         return [seqno for vb, seqno in self._events if vb == vbucket]
 
     def history(self, vbucket: int) -> int | None:
-        """The newest history of a vbucket, as the server told last; None if it was not asked."""
+        """The newest history of a vbucket, as the server last reported; None if it was not asked."""
         return self._histories.get(vbucket)
 
     def counts_from(self, vbucket: int) -> int:

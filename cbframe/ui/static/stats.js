@@ -1,4 +1,4 @@
-// The picture of a stream. It is drawn anew when `tick` changes, and asks nothing of any network.
+// The display of a stream. It is drawn again when `tick` changes, and asks nothing of any network.
 
 const PHASES = ["not read", "waiting for its node", "no node has it", "requested", "running", "closing", "complete"];
 const [UNWANTED, WAITING, OWNERLESS, REQUESTED, RUNNING, CLOSING, DONE] = PHASES.keys();

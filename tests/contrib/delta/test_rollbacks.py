@@ -180,7 +180,7 @@ def test_many_worlds_that_break(seed: int, uri: str, monkeypatch: pytest.MonkeyP
 
 
 def _break(seed: int, uri: str, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Four writes in the world of a seed, each of which says what it is a picture of."""
+    """Four writes in the world of a seed, each of which says its vbucket positions."""
     happened: Counter[str] = Counter()
     with world_of(seed, monkeypatch) as world:
         for number in range(4):

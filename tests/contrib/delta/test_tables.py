@@ -153,7 +153,7 @@ def test_types_that_delta_does_not_have(cluster: LocalCluster, uri: str) -> None
         "tick_": 4,
         "in": [{"big": None, "a": 1, "A_": 2}],
     }
-    # All of it comes back when the table is written anew, and when rows are merged.
+    # All of it comes back when the table is rewritten, and when rows are merged.
     for document in (
         {"nil": None, "big": 2},
         {"nil": {"now": "text"}},

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 /// Arrays and objects of a deeper level stay as they are written; the document itself is level 1.
 pub const MAX_LEVELS: u32 = 60;
 pub const ROOT: usize = 0;
-/// So many names that are not wanted are remembered, to be passed over faster.
+/// How many unwanted names are remembered, to skip them faster.
 const MOST_SKIPPED: usize = 4096;
 const NONE: u32 = u32::MAX;
 

@@ -2,9 +2,9 @@
 
 /// Arrays and objects of a document that nest deeper make it invalid.
 pub const MAX_DEPTH: u32 = 200;
-/// Room for so many bytes more than there are makes [`Text::append`] fast.
+/// Room for this many spare bytes makes [`Text::append`] fast.
 pub const COPIED: usize = 32;
-/// A number of so many characters may be beyond the range of a double.
+/// A number of this many characters may be beyond the range of a double.
 const LONG: usize = 300;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,7 +126,7 @@ impl<'a> Text<'a> {
     /// Append what is between two places.
     ///
     /// Most strings are short: a copy of as many bytes as the processor copies at once, cut off behind them, costs
-    /// less than one of just so many.
+    /// less than one of exactly this many.
     #[inline(always)]
     pub fn append(&self, from: usize, to: usize, out: &mut Vec<u8>) {
         match self.chunk::<COPIED>(from) {
