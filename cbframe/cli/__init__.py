@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         if argv[:1] == ["serve"]:
-            from cbframe.local.serve import serve
+            from cbframe.local.__main__ import serve
 
             return serve(argv[1:])
         options = _parser().parse_args(argv)

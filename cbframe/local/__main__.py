@@ -1,10 +1,141 @@
-"""``python -m cbframe.local``."""
+"""Run an embedded cluster as a program: ``python -m cbframe.local``."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import signal
+import stat
 import sys
+import threading
+from collections.abc import Sequence
+from functools import partial
+from types import FrameType
+from typing import IO, Any
 
-from cbframe.local.serve import serve
+from cbframe.errors import CbframeError, ConfigurationError
+from cbframe.limits import OwnThread
+from cbframe.local.cluster import LocalCluster
+from cbframe.local.engine import Engine
+from cbframe.local.loop import ServerTLS
+from cbframe.local.process import answer, unpack
+from cbframe.system import nobody_reads, waited
+
+
+def serve(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, or the end of the standard input where that is a pipe.
+
+    Prints one line of JSON with ``connection_string``, ``rest_urls``, ``username`` and ``pid``
+    when the cluster is ready; with certificates also the addresses for TLS.
+    """
+    parser = argparse.ArgumentParser(
+        prog="cbframe serve", description="Run an embedded Couchbase on 127.0.0.1."
+    )
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--vbuckets", type=int, default=1024)
+    parser.add_argument("--bucket", default="default")
+    parser.add_argument("--username", default="Administrator")
+    parser.add_argument("--password", default=os.environ.get("CBFRAME_LOCAL_PASSWORD", "password"))
+    parser.add_argument("--replicas", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="load N documents of sample data")
+    tls = parser.add_argument_group("TLS", "each node then has a TLS port beside each of its two")
+    tls.add_argument("--tls-cert", metavar="FILE", help="certificate for 127.0.0.1, and the chain behind it")
+    tls.add_argument("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
+    tls.add_argument("--tls-client-ca", metavar="FILE", help="take client certificates of this authority")
+    parser.add_argument("--control", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.control:
+        return _control(sys.stdin.buffer, sys.stdout.buffer)
+    return _stand_alone(options)
+
+
+def _stand_alone(options: argparse.Namespace) -> int:
+    done = threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        done.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGBREAK", signal.SIGINT)):
+        signal.signal(number, stop)
+    try:
+        tls = None
+        if options.tls_cert is not None:
+            tls = ServerTLS(options.tls_cert, options.tls_key, options.tls_client_ca)
+        elif options.tls_key is not None or options.tls_client_ca is not None:
+            raise ConfigurationError("a key or an authority alone makes no TLS", hint="give --tls-cert")
+        cluster = LocalCluster(
+            options.nodes,
+            options.vbuckets,
+            bucket=options.bucket,
+            username=options.username,
+            password=options.password,
+            replicas=options.replicas,
+            seed=options.seed,
+            tls=tls,
+        ).start()
+    except CbframeError as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 2
+    with cluster:
+        if options.sample:
+            cluster.load_sample(options.sample)
+        ready: dict[str, Any] = {
+            "connection_string": cluster.connection_string,
+            "rest_urls": cluster.rest_urls,
+            "username": cluster.username,
+            "pid": os.getpid(),
+        }
+        if tls is not None:
+            ready["tls_connection_string"] = cluster.tls_connection_string
+            ready["tls_rest_urls"] = cluster.tls_rest_urls
+        sys.stdout.write(json.dumps(ready) + "\n")
+        sys.stdout.flush()
+
+        def watch_input() -> None:
+            while os.read(sys.stdin.fileno(), 4096):
+                pass
+            done.set()
+
+        # A pipe ends with whoever holds its other end; what is no pipe, as under a service manager, does
+        # not tell.
+        if sys.stdin is not None and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+            # A daemon: a read of the standard input cannot be interrupted otherwise.
+            OwnThread(watch_input, "cbframe-local-stdin").start()
+        waited(done.wait, None)
+    return 0
+
+
+def _control(stdin: IO[bytes], stdout: IO[bytes]) -> int:
+    """Do what the parent says, from the options of the cluster to the end of the input."""
+    # Ctrl-C goes to the whole group of processes: the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    engine: Engine | None = None
+
+    def call(message: Any) -> Any:
+        nonlocal engine
+        if engine is None:
+            engine = Engine(**message)
+            return engine.addresses()
+        name, args, kwargs = message
+        return getattr(engine, name)(*args, **kwargs)
+
+    try:
+        while True:
+            message = unpack(stdin)
+            stdout.write(answer(partial(call, message)))
+            stdout.flush()
+    except EOFError:
+        return 0
+    except OSError as exc:
+        if not nobody_reads(exc):
+            raise
+        return 0
+    finally:
+        if engine is not None:
+            engine.close()
+
 
 if __name__ == "__main__":
     sys.exit(serve())

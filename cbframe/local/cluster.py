@@ -1,7 +1,8 @@
-"""``LocalCluster``: what users and tests hold in their hands."""
+"""``LocalCluster``: the public entry point of the embedded cluster."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, cast
@@ -10,17 +11,74 @@ from urllib.parse import quote
 from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.limits import reported
 from cbframe.local.bucket import Value, to_bytes
-from cbframe.local.config import HOST
+from cbframe.local.cluster_manager import HOST
 from cbframe.local.engine import Engine
 from cbframe.local.faults import ClusterFaults
 from cbframe.local.lifecycle import ClusterLifecycle
+from cbframe.local.loop import ServerTLS
 from cbframe.local.process import RemoteEngine
 from cbframe.local.release import check_release
 from cbframe.local.sample import DEFAULT_SEED
 from cbframe.local.states import ClusterStates
-from cbframe.local.tls import ServerTLS
 from cbframe.local.topology import ClusterTopology
-from cbframe.local.users import ClusterUsers
+
+
+class ClusterUsers(ABC):
+    """The verbs of :class:`cbframe.local.LocalCluster` about users."""
+
+    @property
+    @abstractmethod
+    def _engine(self) -> Any: ...
+
+    def add_user(
+        self,
+        name: str,
+        password: str,
+        *,
+        access: Literal["none", "data", "dcp", "admin"] = "dcp",
+        scopes: Iterable[str] | None = None,
+        collections: Iterable[str] | None = None,
+        elsewhere: Literal["none", "data", "dcp"] = "none",
+        external: bool = False,
+    ) -> None:
+        """Add a user, in place of one of the same name: open connections have the new rights at once.
+
+        Parameters
+        ----------
+        name, password
+            To log in with.
+        access
+            Each includes the ones before: log in only; read and write documents; stream them; manage, and
+            see statistics.
+        scopes, collections
+            What `access` is for: whole scopes, and collections as ``scope.collection``. None, both: the
+            whole bucket.
+        elsewhere
+            Access to the rest of the bucket. ``"none"``: it does not exist for the user. ``"data"``: it is
+            in the manifest, and may not be streamed.
+        external
+            The user is one of a directory (LDAP): the cluster has no hash of the password, so that SCRAM
+            fails and PLAIN works. As soon as there is such a user, the cluster asks the directory about
+            users that it does not know.
+
+        Raises
+        ------
+        ConfigurationError
+            There is no such access, scope or collection.
+        """
+        self._engine.add_user(
+            name,
+            password,
+            access=access,
+            scopes=None if scopes is None else list(scopes),
+            collections=None if collections is None else list(collections),
+            elsewhere=elsewhere,
+            external=external,
+        )
+
+    def revoke(self, name: str) -> None:
+        """Take all rights of a user: streams end with LOST_PRIVILEGES, and nobody logs in by that name."""
+        self._engine.revoke(name)
 
 
 class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUsers, ClusterFaults):

@@ -7,27 +7,74 @@ methods can be called through a pipe when the cluster runs in its own process.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
 from cbframe.errors import CbframeError, ConfigurationError
-from cbframe.local.bucket import Bucket, Value
-from cbframe.local.config import ClusterConfig
+from cbframe.local.auth import ACCESS, Credentials, User
+from cbframe.local.bucket import (
+    LocalBucket,
+    UnknownCollectionError,
+    UnknownScopeError,
+    Value,
+)
+from cbframe.local.cluster_manager import ClusterConfig
 from cbframe.local.faults import EngineFaults
 from cbframe.local.lifecycle import EngineLifecycle
-from cbframe.local.manifest import UnknownCollectionError, UnknownScopeError
-from cbframe.local.node import Node
+from cbframe.local.loop import ServerTLS
+from cbframe.local.node import LocalNode
 from cbframe.local.release import RELEASES
 from cbframe.local.sample import load_sample
 from cbframe.local.states import EngineStates
-from cbframe.local.store import VBucket
-from cbframe.local.tls import ServerTLS
 from cbframe.local.topology import EngineTopology
-from cbframe.local.users import Credentials, EngineUsers
+from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import Datatype
 from cbframe.wire.items import body_offset
+
+
+class EngineUsers:
+    """The engine's methods."""
+
+    credentials: Credentials
+    running: Callable[[], list[LocalNode]]
+    _cid: Callable[[str | int], int]
+    _sid: Callable[[str], int]
+
+    def add_user(
+        self,
+        name: str,
+        password: str,
+        *,
+        access: str,
+        scopes: list[str] | None,
+        collections: list[str] | None,
+        elsewhere: str,
+        external: bool,
+    ) -> None:
+        for each in (access, elsewhere):
+            if each not in ACCESS:
+                raise ConfigurationError(f"no access {each!r}, only {', '.join(ACCESS)}")
+        limited = scopes is not None or collections is not None
+        user = User(
+            name,
+            password,
+            access,
+            frozenset(map(self._sid, scopes or ())),
+            frozenset(map(self._cid, collections or ())) if limited else None,
+            elsewhere,
+            external,
+        )
+        self.credentials.add(user)
+        for member in self.running():
+            member.loop.call(partial(member.change_user, name, user))
+
+    def revoke(self, name: str) -> None:
+        if not self.credentials.remove(name):
+            raise ConfigurationError(f"no user {name!r}", hint="add_user() adds one")
+        for member in self.running():
+            member.loop.call(partial(member.change_user, name, None))
 
 
 class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineFaults):
@@ -56,7 +103,7 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
     ) -> None:
         context = None if tls is None else ServerTLS(**tls).context()
         release = RELEASES[version]
-        self.bucket = Bucket(bucket, vbuckets, nodes, replicas, seed, history=history)
+        self.bucket = LocalBucket(bucket, vbuckets, nodes, replicas, seed, history=history)
         self.bucket.release = release
         self.bucket.bulk = sending == "bulk"
         self.bucket.marker_version = marker_version or release.marker_version
@@ -65,10 +112,10 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         self.bucket.skip_deletions = skip_deletions
         config = self.config = ClusterConfig(self.bucket, internal_host)
         credentials = self.credentials = Credentials(username, password)
-        self.nodes: list[Node] = []
+        self.nodes: list[LocalNode] = []
 
-        def make_node(number: int, ports: dict[str, int]) -> Node:
-            node = Node(number, self.bucket, config, credentials, noop_interval, context, ports)
+        def make_node(number: int, ports: dict[str, int]) -> LocalNode:
+            node = LocalNode(number, self.bucket, config, credentials, noop_interval, context, ports)
             node.flush_bucket = partial(self.flush, wait=False)
             return node
 

@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any
 
 from cbframe.errors import ConfigurationError
-from cbframe.local.node import Node
+from cbframe.local.node import LocalNode
 
 
 class EngineFaults:
     """The engine's methods."""
 
-    _living: Callable[[int], Node]
+    _living: Callable[[int], LocalNode]
 
     def cut(self, node: int, after_bytes: int) -> int:
         member = self._living(node)

@@ -3,16 +3,27 @@
 A change is kept as the bytes of the message that announces it (opaque 0, collection prefix on the
 key, XATTR section in the value, delete time on tombstones). A backfill is then a join of stored
 bytes, and everything else about a change is read back from fixed offsets.
+
+What one kind of connection gets is made of the stored frames, whole backfills at a time. The
+expensive part (joining, dropping prefixes, stripping attributes) happens once per vbucket,
+state and kind of connection. A stream then only stamps its opaque into the ready bytes.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import NamedTuple, TypeAlias
 
-from cbframe.local.snappy import inflate
+import numpy as np
+import numpy.typing as npt
+
+from cbframe.local.codecs import deflate, event_value, inflate
 from cbframe.typing import ReadableBuffer
-from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Opcode, SystemEventId
-from cbframe.wire.items import decode_leb128
+from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Magic, Opcode, SystemEventId
+from cbframe.wire.framing import stream_id_framing
+from cbframe.wire.items import body_offset, decode_leb128, encode_leb128
 
 HEADER = struct.Struct(">BBHBBHIIQ")
 _MUTATION = struct.Struct(">BBHBBHIIQQQIIIHB")
@@ -213,3 +224,297 @@ def modification_key(cid: int) -> bytes:
 def event_key(scope: int, cid: int | None) -> bytes:
     """Key under which create and drop of the same thing meet."""
     return EVENT_KEY_PREFIX + (b"scope:%x" % scope if cid is None else b"collection:%x" % cid)
+
+
+_SCOPE_EVENTS = (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE)
+_XATTR = int(Datatype.XATTR)
+"""A plain number: flag enumerations are slow, and this is done for every frame."""
+_SYNC_WRITES = (PREPARE, COMMIT, ABORT)
+_FOLLOWS = struct.Struct(">BBHB")
+_ADVANCED = _U32.pack(8)
+"""Body length of a SEQNO_ADVANCED."""
+_DELETION_V1_TAIL = b"\0\0"
+_CHANGES = (MUTATION, DELETION, EXPIRATION)
+_KEY_ONLY = struct.pack(">QIIIHB", 1, 0, 0, 0, 0, 2)
+"""Revision, flags, expiry, lock time, length of metadata and use of a mutation that a backfill invents."""
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Offsets: TypeAlias = npt.NDArray[np.int64]
+
+
+class Variant(NamedTuple):
+    """What decides how a change looks on a connection, and whether it is sent at all."""
+
+    collections: bool = True
+    xattrs: bool = False
+    no_value: bool = False
+    underlying_datatype: bool = False
+    key_only: bool = False
+    """A mutation with no more than its key in place of each change of a document, deletions included."""
+    packed: bool = False
+    """Values are stored packed, as on disk: datatypes say so where they are sent without a value."""
+    delete_times: bool = False
+    expirations: bool = False
+    filter_ids: frozenset[int] | None = None
+    """Only these collections; None for all."""
+    filter_scope: int | None = None
+    """The scope that `filter_ids` was made from; its own events pass too."""
+    snappy: bool = False
+    """Values that are stored packed are sent packed."""
+    force_snappy: bool = False
+    """Values that packing makes smaller are sent packed, however they are stored."""
+    flatbuffers: bool = False
+    """System events of version 2."""
+    collection_history: bool = False
+    """What system events of version 2 say about the history of collections."""
+    history: bool = False
+    """Every version of a document, not only the newest."""
+    sync_writes: bool = False
+    """Prepared writes, commits and aborts as such."""
+    sid: int = 0
+    """Number of the stream in the framing extras; 0 for none."""
+    skip_deletions: bool = False
+
+
+class Encoded:
+    """Frames of one vbucket for one variant, back to back, with one opaque in all of them."""
+
+    __slots__ = ("_data", "_opaque", "busy", "generation", "seqnos", "starts")
+
+    def __init__(self, data: Bytes, starts: Offsets, seqnos: Offsets, generation: int) -> None:
+        self._data = data
+        self.starts = starts
+        self.seqnos = seqnos
+        self.generation = generation
+        """State of the vbucket that the frames are from."""
+        self.busy = False
+        """A stream sends from these bytes: nobody else may stamp them."""
+        self._opaque = 0
+
+    @classmethod
+    def join(cls, frames: list[bytes], generation: int, *, special: bool = False) -> Encoded:
+        """Put frames together; `special` if there may be framing extras, commits or aborts."""
+        data = np.frombuffer(bytearray().join(frames), np.uint8)
+        starts = np.zeros(len(frames) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, frames), np.int64, len(frames)), out=starts[1:])
+        # Frames have their seqno in the first 8 bytes of the extras, but for those that name two.
+        at = starts[:-1] + 24
+        if special and frames:
+            at += data[starts[:-1] + 2] * (data[starts[:-1]] == Magic.FLEX_REQUEST)
+            at += 8 * np.isin(data[starts[:-1] + 1], (COMMIT, ABORT))
+        columns = at[:, None] + np.arange(8)
+        seqnos = data[columns].view(">u8").ravel().astype(np.int64)
+        return cls(data, starts, seqnos, generation)
+
+    def without_prefixes(self, which: npt.NDArray[np.bool_]) -> Encoded:
+        """The same with the one byte of collection id taken off the keys of `which` mutations."""
+        data, at = self._data, self.starts[:-1][which]
+        for offset, width in ((2, 2), (8, 4)):  # key length, body length
+            columns = at[:, None] + np.arange(offset, offset + width)
+            numbers = data[columns].view(f">u{width}") - 1
+            data[columns] = numbers.astype(f">u{width}").view(np.uint8).reshape(-1, width)
+        keep = np.ones(len(data), np.bool_)
+        keep[at + 55] = False
+        starts = self.starts.copy()
+        starts[1:] -= np.cumsum(which)
+        return Encoded(data[keep], starts, self.seqnos, self.generation)
+
+    def in_key_order(self) -> Encoded:
+        """The same frames sorted by key, system events first."""
+        frames = [self._data[a:b].tobytes() for a, b in pairwise(self.starts.tolist())]
+        frames.sort(key=lambda frame: (frame[1] != EVENT, _key(frame)))
+        return Encoded.join(frames, self.generation, special=True)
+
+    def __len__(self) -> int:
+        return len(self.seqnos)
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._data)
+
+    def view(self) -> memoryview:
+        """The bytes, with the opaque stamped last."""
+        return self._data.data
+
+    def stamp(self, opaque: int) -> None:
+        """Write `opaque` into every frame; only while nobody sends from the bytes."""
+        if opaque == self._opaque:
+            return
+        first = self.starts[:-1] + 12
+        for position, byte in enumerate(_U32.pack(opaque)):
+            self._data[first + position] = byte
+        self._opaque = opaque
+
+    def copy(self) -> Encoded:
+        """An independent copy, for a second stream at the same time."""
+        other = Encoded(self._data.copy(), self.starts, self.seqnos, self.generation)
+        other._opaque = self._opaque
+        return other
+
+
+def ready(frame: bytes) -> bool:
+    """Whether a stored frame is sent as it is: a default collection's document without attributes."""
+    return frame[1] == MUTATION and frame[5] < _XATTR and not frame[55]
+
+
+def encode(frames: Iterable[bytes], variant: Variant, generation: int, *, uniform: bool = False) -> Encoded:
+    """What a connection of this kind gets of `frames`; `uniform` if all of them are `ready`."""
+    adapt = adapter(variant)
+    if (
+        variant.no_value
+        or variant.underlying_datatype
+        or variant.force_snappy
+        or variant.sync_writes
+        or variant.sid
+        or variant.filter_ids is not None
+    ):
+        adapted = [out for out in map(adapt, frames) if out is not None]
+        return Encoded.join(adapted, generation, special=True)
+    # The common case costs a few comparisons a frame: a mutation without attributes is ready, but
+    # for the prefix of its key where the client does not want one.
+    kept: list[bytes] = []
+    prefixes = bytearray()
+    legacy = not variant.collections
+    too_special = _XATTR if variant.snappy else SNAPPY
+    if uniform:
+        kept = list(frames)
+        prefixes = bytearray(b"\1") * len(kept)
+        frames = ()
+    for frame in frames:
+        if frame[1] == MUTATION and frame[5] < too_special and not (legacy and frame[55]):
+            kept.append(frame)
+            prefixes.append(1)
+        elif (out := adapt(frame)) is not None:
+            kept.append(out)
+            prefixes.append(0)
+    encoded = Encoded.join(kept, generation)
+    return encoded.without_prefixes(np.frombuffer(prefixes, np.bool_)) if legacy else encoded
+
+
+def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
+    """The function that turns a stored frame into the variant's, or into None if it is not sent."""
+
+    def adapt(frame: bytes) -> bytes | None:
+        if frame[1] == EVENT:
+            return _event(frame, variant) if _event_passes(frame, variant) else None
+        if frame[1] in _SYNC_WRITES and not variant.sync_writes:
+            return None
+        if variant.skip_deletions and frame[1] in (DELETION, EXPIRATION):
+            return None
+        extras_end = 24 + frame[4]
+        key_end = extras_end + int(_U16.unpack_from(frame, 2)[0])
+        cid = collection_of(frame[extras_end:key_end])
+        if not variant.collections:
+            if cid:
+                return None
+            key = frame[extras_end + 1 : key_end]
+        elif variant.filter_ids is not None and cid not in variant.filter_ids:
+            return None
+        else:
+            key = frame[extras_end:key_end]
+        value, datatype = _value(frame, key_end, variant)
+        opcode, extras, cas = frame[1], frame[24:extras_end], frame[12:24]
+        if variant.key_only and opcode in _CHANGES:
+            opcode, extras, cas = MUTATION, frame[24:32] + _KEY_ONLY, bytes(12)
+        if opcode == EXPIRATION and not (variant.expirations and variant.delete_times):
+            opcode, extras = DELETION, extras + b"\0"
+        if opcode == DELETION and not variant.delete_times:
+            extras = extras[:16] + _DELETION_V1_TAIL
+        return b"".join(
+            (
+                bytes((0x80, opcode)),
+                _U16.pack(len(key)),
+                bytes((len(extras), datatype)),
+                frame[6:8],
+                _U32.pack(len(extras) + len(key) + len(value)),
+                cas,
+                extras,
+                key,
+                value,
+            )
+        )
+
+    if not variant.sid:
+        return adapt
+    framing = stream_id_framing(variant.sid)
+
+    def adapt_for_stream(frame: bytes) -> bytes | None:
+        out = adapt(frame)
+        if out is None:
+            return None
+        # One byte is left for the length of the key.
+        head = bytes((Magic.FLEX_REQUEST, out[1], len(framing), out[3])) + out[4:8]
+        body = int(_U32.unpack_from(out, 8)[0]) + len(framing)
+        return head + _U32.pack(body) + out[12:24] + framing + out[24:]
+
+    return adapt_for_stream
+
+
+def _key(frame: bytes) -> bytes:
+    """Key of a frame as it is sent."""
+    framing, length = 0, int(_U16.unpack_from(frame, 2)[0])
+    if frame[0] == Magic.FLEX_REQUEST:
+        framing, length = frame[2], frame[3]
+    start = 24 + framing + frame[4]
+    return frame[start : start + length]
+
+
+def _event(frame: bytes, variant: Variant) -> bytes:
+    """A system event in the version that the connection asked for."""
+    event = int(_U32.unpack_from(frame, 32)[0])
+    if not variant.flatbuffers:
+        if event != SystemEventId.MODIFY_COLLECTION:
+            return frame
+        # There is no such event before version 2: only that the seqno is past.
+        return _FOLLOWS.pack(0x80, Opcode.DCP_SEQNO_ADVANCED, 0, 8) + frame[5:8] + _ADVANCED + frame[12:32]
+    name, value = key_of(frame), value_of(frame)
+    uid, scope, *more = struct.unpack(f">Q{len(value) // 4 - 2}I", value)
+    cid, *max_ttl = more or [0]
+    value = event_value(
+        event, name, uid, scope, cid, max_ttl[0] if max_ttl else None, history=variant.collection_history
+    )
+    return b"".join((frame[:8], _U32.pack(13 + len(name) + len(value)), frame[12:36], b"\x02", name, value))
+
+
+def _event_passes(frame: bytes, variant: Variant) -> bool:
+    if not variant.collections:
+        return False
+    if variant.filter_ids is None:
+        return True
+    event, scope, cid = event_of(frame)
+    if variant.filter_scope is not None:
+        return scope == variant.filter_scope
+    return event not in _SCOPE_EVENTS and cid in variant.filter_ids
+
+
+def _value(frame: bytes, start: int, variant: Variant) -> tuple[bytes, int]:
+    """Value and datatype: attributes and body each as the connection asked."""
+    value, datatype = frame[start:], frame[5]
+    stored = datatype
+    if variant.packed and value and frame[1] == MUTATION:
+        stored |= SNAPPY
+    stored = stored if variant.snappy else stored & ~SNAPPY
+    whole = not (variant.no_value or variant.underlying_datatype)
+    if whole and variant.snappy and datatype & SNAPPY and (variant.xattrs or not datatype & _XATTR):
+        return value, datatype
+    value, datatype = inflated(value, datatype)
+    section = b""
+    if datatype & _XATTR:
+        split = body_offset(value)
+        section, value = value[:split], value[split:]
+        if not variant.xattrs:
+            section = b""
+    if not whole:
+        value = b""
+    if variant.underlying_datatype:
+        return section, stored
+    sent = datatype & ~_XATTR if value else 0
+    value, datatype = section + value, sent | (_XATTR if section else 0)
+    if variant.force_snappy and len(packed := deflate(value)) < len(value):
+        return packed, datatype | SNAPPY
+    return value, datatype
+
+
+def prefixed(cid: int, key: bytes) -> bytes:
+    """The stored key: collection id, then the document's key."""
+    return encode_leb128(cid) + key

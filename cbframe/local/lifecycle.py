@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from typing import Any
 
 from cbframe.errors import ConfigurationError
-from cbframe.local.bucket import Bucket, check_vbuckets
-from cbframe.local.config import ClusterConfig
-from cbframe.local.node import Node
-from cbframe.local.store import VBucket
+from cbframe.local.bucket import LocalBucket, check_vbuckets
+from cbframe.local.cluster_manager import ClusterConfig
+from cbframe.local.node import LocalNode
+from cbframe.local.vbucket import VBucket
 
 
 class EngineLifecycle:
     """The engine's methods."""
 
-    bucket: Bucket
+    bucket: LocalBucket
     config: ClusterConfig
-    running: Callable[[], list[Node]]
+    running: Callable[[], list[LocalNode]]
     _vbucket: Callable[[int], VBucket]
-    _node: Callable[[int], Node]
+    _node: Callable[[int], LocalNode]
     _push: Callable[[], None]
 
     def flush(self, *, wait: bool = True) -> None:

@@ -7,15 +7,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from cbframe.local.auth import SaslServer
-from cbframe.local.bucket import Bucket
-from cbframe.local.config import ClusterConfig
-from cbframe.local.documents import DocumentService
-from cbframe.local.kv import KvConnection
-from cbframe.local.loop import Channel, Loop
-from cbframe.local.rest import RestConnection
-from cbframe.local.tls import AnySocket
-from cbframe.local.users import NOBODY, Credentials, User
+from cbframe.local.auth import NOBODY, Credentials, SaslServer, User
+from cbframe.local.bucket import LocalBucket
+from cbframe.local.cluster_manager import ClusterConfig, RestConnection
+from cbframe.local.kv.connection import KvConnection
+from cbframe.local.kv.documents import DocumentService
+from cbframe.local.loop import AnySocket, Channel, Loop
 from cbframe.wire.constants import StreamEndReason
 
 _IDLE_TIMEOUT = 360.0
@@ -24,7 +21,7 @@ _IDLE_TIMEOUT = 360.0
 _Service: TypeAlias = tuple[Callable[[AnySocket], Channel | None], ssl.SSLContext | None]
 
 
-class Node:
+class LocalNode:
     """A member of the embedded cluster.
 
     Everything but the constructor, ``start``, ``stop`` and ``on_write`` runs on the loop's thread.
@@ -33,7 +30,7 @@ class Node:
     def __init__(
         self,
         index: int,
-        bucket: Bucket,
+        bucket: LocalBucket,
         config: ClusterConfig,
         credentials: Credentials,
         noop_interval: float | None,
@@ -62,7 +59,7 @@ class Node:
         self._dirty: deque[int] = deque()
         self._connections: set[KvConnection] = set()
         self._config_streams: set[RestConnection] = set()
-        self.loop = _NodeLoop(self)
+        self.loop: Loop = _NodeLoop(self)
         services: dict[str, _Service] = {"mgmt": (self._accept_rest, None), "kv": (self._accept_kv, None)}
         if tls is not None:
             services |= {"mgmtSSL": (self._accept_rest, tls), "kvSSL": (self._accept_kv, tls)}
@@ -99,7 +96,7 @@ class Node:
 
     # ------------------------------------------------------------------ changes of data
 
-    def watch(self, _connection: KvConnection, vbucket: int, change: int) -> None:
+    def watch(self, vbucket: int, change: int) -> None:
         """A stream of the vbucket came (+1) or went (-1); the bucket's lock guards the wake-up."""
         self._watched[vbucket] += change
 
@@ -196,7 +193,7 @@ class Node:
 
 
 class _NodeLoop(Loop):
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: LocalNode) -> None:
         super().__init__(f"cbframe-local-{node.index}")
         self._node = node
 

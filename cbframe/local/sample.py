@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from cbframe.local.bucket import Bucket
+    from cbframe.local.bucket import LocalBucket
 
 DEFAULT_SEED = 20240501
 Kind: TypeAlias = Literal["document", "scalar", "binary", "deleted", "expired"]
@@ -79,7 +79,7 @@ def sample_documents(count: int = 100_000, seed: int = DEFAULT_SEED) -> Iterator
         yield b"%s_%d" % (name.encode(), number), encode(make(rng, number)).encode(), kind
 
 
-def load_sample(bucket: Bucket, count: int, seed: int) -> int:
+def load_sample(bucket: LocalBucket, count: int, seed: int) -> int:
     """Put the sample into a bucket; how many keys.
 
     Batches are written first and their deleted and expired documents removed after, so that

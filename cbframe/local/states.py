@@ -11,17 +11,16 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from cbframe.errors import ConfigurationError
-from cbframe.local.bucket import FLAGS_JSON, Bucket, Value, is_json, to_bytes
-from cbframe.local.encode import prefixed
-from cbframe.local.items import MUTATION, expiry_of, flags_of, value_of
-from cbframe.local.store import VBucket
+from cbframe.local.bucket import FLAGS_JSON, LocalBucket, Value, is_json, to_bytes
+from cbframe.local.items import MUTATION, expiry_of, flags_of, prefixed, value_of
+from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import Datatype
 
 
 class EngineStates:
     """The engine's methods; it has the bucket and finds vbuckets and collections."""
 
-    bucket: Bucket
+    bucket: LocalBucket
     _cid: Callable[[str | int], int]
     _vbucket: Callable[[int], VBucket]
 
@@ -68,7 +67,7 @@ class EngineStates:
 
 
 def complete(
-    bucket: Bucket, vbucket: VBucket, key: bytes, prepared: int, frame: bytes, *, commit: bool
+    bucket: LocalBucket, vbucket: VBucket, key: bytes, prepared: int, frame: bytes, *, commit: bool
 ) -> int:
     """Commit or abort a prepared write, under the bucket's lock; the seqno."""
     if not commit:

@@ -11,38 +11,38 @@ from functools import partial
 from typing import Any
 
 from cbframe.errors import ConfigurationError
-from cbframe.local.bucket import Bucket
-from cbframe.local.config import ClusterConfig
-from cbframe.local.node import Node
-from cbframe.local.store import VBucket
+from cbframe.local.bucket import LocalBucket
+from cbframe.local.cluster_manager import ClusterConfig
+from cbframe.local.node import LocalNode
+from cbframe.local.vbucket import VBucket
 
 
 class EngineTopology:
     """The engine's methods."""
 
-    bucket: Bucket
+    bucket: LocalBucket
     config: ClusterConfig
-    nodes: list[Node]
-    make_node: Callable[[int, dict[str, int]], Node]
+    nodes: list[LocalNode]
+    make_node: Callable[[int, dict[str, int]], LocalNode]
     """Makes a node of a number, on these ports or on free ones."""
     _vbucket: Callable[[int], VBucket]
 
-    def running(self) -> list[Node]:
+    def running(self) -> list[LocalNode]:
         """The nodes whose process lives."""
         return [node for node in self.nodes if node.alive]
 
-    def _node(self, node: int) -> Node:
+    def _node(self, node: int) -> LocalNode:
         if not 0 <= node < len(self.nodes):
             raise ConfigurationError(f"no node {node}, only 0 to {len(self.nodes) - 1}")
         return self.nodes[node]
 
-    def _living(self, node: int) -> Node:
+    def _living(self, node: int) -> LocalNode:
         found = self._node(node)
         if not found.alive:
             raise ConfigurationError(f"node {node} does not run", hint="restart it")
         return found
 
-    def _member(self, node: int) -> Node:
+    def _member(self, node: int) -> LocalNode:
         found = self._node(node)
         if node not in self.config.members:
             raise ConfigurationError(f"node {node} is not in the cluster", hint="add_node() adds one")
@@ -153,7 +153,7 @@ class EngineTopology:
         for row in self.bucket.map:
             row[1:] = [-1 if copy in gone else copy for copy in row[1:]]
 
-    def _stop(self, node: Node) -> None:
+    def _stop(self, node: LocalNode) -> None:
         if not node.alive:
             return
         with self.bucket.lock:

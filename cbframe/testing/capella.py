@@ -14,7 +14,7 @@ from cbframe.cluster.address import CAPELLA
 from cbframe.cluster.srv import ZONES, SrvRecord, Zone
 from cbframe.errors import DependencyError
 from cbframe.local import LocalCluster, ServerTLS
-from cbframe.local.config import HOST
+from cbframe.local.cluster_manager import HOST
 
 
 class LocalCapella:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Self, TypeAlias
 
 from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.local import LocalCluster
-from cbframe.local.config import HOST
+from cbframe.local.cluster_manager import HOST
 from cbframe.local.loop import Channel, Loop, send_buffers
 
 Direction: TypeAlias = Literal["down", "up"]

@@ -18,7 +18,7 @@ from cbframe.arrow import columns
 from cbframe.arrow.columns import METADATA_TYPES, XATTRS, XATTRS_TYPE, raw_schema
 from cbframe.core import compiled
 from cbframe.errors import ProtocolError
-from cbframe.local import snappy as plain
+from cbframe.local import codecs as plain
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode
 from cbframe.wire.framing import Frame, request

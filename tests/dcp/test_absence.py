@@ -19,8 +19,8 @@ from cbframe.dcp import absence as module
 from cbframe.dcp.absence import absence
 from cbframe.dcp.handshake import Login
 from cbframe.errors import BucketNotFoundError
-from cbframe.local.rest import RestConnection
-from cbframe.local.users import User
+from cbframe.local.auth import User
+from cbframe.local.cluster_manager import RestConnection
 
 LOGIN = Login("Administrator", "password", "default", False, False, lambda: "nonce")
 AUTH = PasswordAuthenticator("Administrator", "password")

@@ -30,8 +30,7 @@ from cbframe.errors import (
     ServerError,
     XAttrsNotSupportedError,
 )
-from cbframe.local.auth import SaslServer
-from cbframe.local.users import Credentials
+from cbframe.local.auth import Credentials, SaslServer
 from cbframe.wire.constants import Feature, Magic, Opcode, SnapshotFlag, Status, StreamEndReason
 from cbframe.wire.framing import Frame, request, response
 from cbframe.wire.messages import (

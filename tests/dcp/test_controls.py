@@ -13,7 +13,7 @@ from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.controls import CONTROLS, DcpSettings, connection_name
 from cbframe.dcp.events import Opened
 from cbframe.errors import CbframeError, ConfigurationError, ServerError
-from cbframe.local.features import missing_need
+from cbframe.local.release import missing_need
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame

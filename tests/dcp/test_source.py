@@ -20,7 +20,7 @@ from cbframe.errors import (
     ReadTimeoutError,
 )
 from cbframe.local import LocalCluster
-from cbframe.local.users import Credentials
+from cbframe.local.auth import Credentials
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.items import vbucket_of

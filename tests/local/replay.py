@@ -23,10 +23,9 @@ from typing import NamedTuple, Self
 
 from cbframe.local import LocalCluster
 from cbframe.local import items as stored
-from cbframe.local.bucket import Bucket
-from cbframe.local.manifest import Scope
-from cbframe.local.snappy import deflate, inflate
-from cbframe.local.store import VBucket
+from cbframe.local.bucket import LocalBucket, Scope
+from cbframe.local.codecs import deflate, inflate
+from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import (
     Datatype,
     Feature,
@@ -133,7 +132,7 @@ class Stage:
     def __init__(self, cluster: LocalCluster, steps: list[Step], source: list[Step] | None = None) -> None:
         self.cluster = cluster
         self.steps = steps
-        self.bucket: Bucket = cluster._engine.bucket
+        self.bucket: LocalBucket = cluster._engine.bucket
         self.collections = self.snappy = self.forced = False
         self.flags = 0
         self.changes: dict[int, dict[int, Change]] = {}

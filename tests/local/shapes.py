@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 from cbframe.errors import ProtocolError
-from cbframe.local.snappy import inflate
+from cbframe.local.codecs import inflate
 from cbframe.wire.constants import Datatype, Magic, Opcode, Status
 from cbframe.wire.framing import Frame
 from cbframe.wire.items import body_offset

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from cbframe.local.admission import Filter, Refusal, check_range, effective_end, parse_filter, rollback_point
-from cbframe.local.manifest import Manifest
+from cbframe.local.bucket import CollectionsManifest
+from cbframe.local.stream import Filter, Refusal, check_range, effective_end, parse_filter, rollback_point
 from cbframe.wire.constants import MAX_SEQNO, Status, StreamFlag
 from cbframe.wire.messages import FailoverEntry
 from cbframe.wire.requests import StreamRequest
@@ -80,7 +80,7 @@ def test_start_at_end_is_in_range() -> None:
     ],
 )
 def test_filters_as_the_real_node_answers(value: bytes, result: Filter | Refusal) -> None:
-    manifest = Manifest()
+    manifest = CollectionsManifest()
     manifest.create_scope("inventory")
     assert parse_filter(value, manifest) == result
 

@@ -11,7 +11,7 @@ import pytest
 
 from cbframe import ConfigurationError
 from cbframe.local import LocalCluster
-from cbframe.local.snappy import inflate
+from cbframe.local.codecs import inflate
 from cbframe.wire.constants import Datatype, Feature, Magic, Opcode, SnapshotFlag, Status, StreamFlag
 from cbframe.wire.framing import Frame, request
 from cbframe.wire.items import split_xattrs

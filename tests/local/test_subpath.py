@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from cbframe.local import LocalCluster, subpath
-from cbframe.local.subpath import PathError, parse_path
+from cbframe.local import LocalCluster
+from cbframe.local.kv import paths
+from cbframe.local.kv.paths import PathError, parse_path
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import request
 
@@ -38,25 +39,25 @@ def test_what_is_no_path(path: str) -> None:
 
 
 def test_reading() -> None:
-    assert subpath.read(TEXT, "a.b") == "1"
-    assert subpath.read(TEXT, "a.`c.d`[1].e") == '"x"'
-    assert subpath.read(TEXT, "a.`c.d`[-1]") == "[]"
-    assert subpath.count(TEXT, "a.`c.d`") == 3
-    assert subpath.count(TEXT, "") == 3
+    assert paths.read(TEXT, "a.b") == "1"
+    assert paths.read(TEXT, "a.`c.d`[1].e") == '"x"'
+    assert paths.read(TEXT, "a.`c.d`[-1]") == "[]"
+    assert paths.count(TEXT, "a.`c.d`") == 3
+    assert paths.count(TEXT, "") == 3
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda t: subpath.put(t, "b", "2", add=True, create=False), '{"a":[1, 2] ,"o":{},"b":2}'),
-        (lambda t: subpath.put(t, "a", "2", add=False, create=False), '{"a":2 ,"o":{}}'),
-        (lambda t: subpath.put(t, "o.x.y", "2", add=True, create=True), '{"a":[1, 2] ,"o":{"x":{"y":2}}}'),
-        (lambda t: subpath.delete(t, "a"), '{"o":{}}'),
-        (lambda t: subpath.delete(t, "o"), '{"a":[1, 2]}'),
-        (lambda t: subpath.delete(t, "a[-1]"), '{"a":[1] ,"o":{}}'),
-        (lambda t: subpath.insert(t, "a[2]", "9"), '{"a":[1, 2,9] ,"o":{}}'),
-        (lambda t: subpath.push(t, "q", "1", first=True, create=True), '{"a":[1, 2] ,"o":{},"q":[1]}'),
-        (lambda t: subpath.add_number(t, "a[0]", "-3", create=False)[0], '{"a":[-2, 2] ,"o":{}}'),
+        (lambda t: paths.put(t, "b", "2", add=True, create=False), '{"a":[1, 2] ,"o":{},"b":2}'),
+        (lambda t: paths.put(t, "a", "2", add=False, create=False), '{"a":2 ,"o":{}}'),
+        (lambda t: paths.put(t, "o.x.y", "2", add=True, create=True), '{"a":[1, 2] ,"o":{"x":{"y":2}}}'),
+        (lambda t: paths.delete(t, "a"), '{"o":{}}'),
+        (lambda t: paths.delete(t, "o"), '{"a":[1, 2]}'),
+        (lambda t: paths.delete(t, "a[-1]"), '{"a":[1] ,"o":{}}'),
+        (lambda t: paths.insert(t, "a[2]", "9"), '{"a":[1, 2,9] ,"o":{}}'),
+        (lambda t: paths.push(t, "q", "1", first=True, create=True), '{"a":[1, 2] ,"o":{},"q":[1]}'),
+        (lambda t: paths.add_number(t, "a[0]", "-3", create=False)[0], '{"a":[-2, 2] ,"o":{}}'),
     ],
 )
 def test_changing(change: Callable[[str], str], text: str) -> None:
@@ -66,18 +67,18 @@ def test_changing(change: Callable[[str], str], text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        (lambda: subpath.read(TEXT, "a.x"), Status.SUBDOC_PATH_ENOENT),
-        (lambda: subpath.read(TEXT, "n.x"), Status.SUBDOC_PATH_MISMATCH),
-        (lambda: subpath.read(TEXT, "a[0]"), Status.SUBDOC_PATH_MISMATCH),
-        (lambda: subpath.put(TEXT, "x.y", "1", add=False, create=False), Status.SUBDOC_PATH_ENOENT),
-        (lambda: subpath.put(TEXT, "n", "1", add=True, create=False), Status.SUBDOC_PATH_EEXISTS),
-        (lambda: subpath.put(TEXT, "n", "1 2", add=False, create=False), Status.SUBDOC_VALUE_CANTINSERT),
-        (lambda: subpath.delete(TEXT, "x"), Status.SUBDOC_PATH_ENOENT),
-        (lambda: subpath.insert(TEXT, "a.`c.d`[9]", "1"), Status.SUBDOC_PATH_ENOENT),
-        (lambda: subpath.add_unique(TEXT, "a.`c.d`", "1", create=False), Status.SUBDOC_PATH_MISMATCH),
-        (lambda: subpath.add_unique("[1,2]", "", "2", create=False), Status.SUBDOC_PATH_EEXISTS),
-        (lambda: subpath.add_number(TEXT, "n", "0", create=False), Status.SUBDOC_DELTA_EINVAL),
-        (lambda: subpath.add_number(TEXT, "a", "1", create=False), Status.SUBDOC_PATH_MISMATCH),
+        (lambda: paths.read(TEXT, "a.x"), Status.SUBDOC_PATH_ENOENT),
+        (lambda: paths.read(TEXT, "n.x"), Status.SUBDOC_PATH_MISMATCH),
+        (lambda: paths.read(TEXT, "a[0]"), Status.SUBDOC_PATH_MISMATCH),
+        (lambda: paths.put(TEXT, "x.y", "1", add=False, create=False), Status.SUBDOC_PATH_ENOENT),
+        (lambda: paths.put(TEXT, "n", "1", add=True, create=False), Status.SUBDOC_PATH_EEXISTS),
+        (lambda: paths.put(TEXT, "n", "1 2", add=False, create=False), Status.SUBDOC_VALUE_CANTINSERT),
+        (lambda: paths.delete(TEXT, "x"), Status.SUBDOC_PATH_ENOENT),
+        (lambda: paths.insert(TEXT, "a.`c.d`[9]", "1"), Status.SUBDOC_PATH_ENOENT),
+        (lambda: paths.add_unique(TEXT, "a.`c.d`", "1", create=False), Status.SUBDOC_PATH_MISMATCH),
+        (lambda: paths.add_unique("[1,2]", "", "2", create=False), Status.SUBDOC_PATH_EEXISTS),
+        (lambda: paths.add_number(TEXT, "n", "0", create=False), Status.SUBDOC_DELTA_EINVAL),
+        (lambda: paths.add_number(TEXT, "a", "1", create=False), Status.SUBDOC_PATH_MISMATCH),
     ],
 )
 def test_refusals(change: Callable[[], object], status: Status) -> None:

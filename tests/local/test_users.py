@@ -12,7 +12,7 @@ import requests
 
 from cbframe import LocalCluster
 from cbframe.errors import ConfigurationError
-from cbframe.local.users import NOBODY, Credentials, User
+from cbframe.local.auth import NOBODY, Credentials, User
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status, StreamEndReason
 from cbframe.wire.framing import Frame
 from cbframe.wire.requests import DcpOpen, Hello, SaslAuth, SelectBucket, StreamFilter, StreamRequest

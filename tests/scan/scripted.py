@@ -11,8 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-from cbframe.local.auth import MECHANISMS, SaslServer
-from cbframe.local.users import Credentials
+from cbframe.local.auth import MECHANISMS, Credentials, SaslServer
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import FailoverEntry, encode_failover_log, encode_vbucket_seqnos

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster, read_bucket, scan_bucket
-from cbframe.local.encode import prefixed
+from cbframe.local.items import prefixed
 from cbframe.scan.spec import METADATA_NAMES
 from cbframe.wire.constants import MAX_VALUE_LENGTH
 from cbframe.wire.items import vbucket_of

@@ -21,7 +21,7 @@ from cbframe import (
     scan_bucket,
     stream_bucket,
 )
-from cbframe.local.bucket import Bucket
+from cbframe.local.bucket import LocalBucket
 
 PAST, FUTURE = 1_700_000_000, 4_000_000_000
 """Seconds since the epoch."""
@@ -138,19 +138,19 @@ def test_they_have_no_part_in_filters(cluster: LocalCluster) -> None:
 
 
 def test_the_clock_is_that_of_the_nodes(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Bucket, "now", staticmethod(lambda: PAST - 1))
+    monkeypatch.setattr(LocalBucket, "now", staticmethod(lambda: PAST - 1))
     result = scan_bucket(cluster, progress=None).read()
     assert "gone" in keys(result.table)
     assert result.moment is not None
     assert result.moment.time == datetime.fromtimestamp(PAST - 1, UTC)
     assert keys(_parts(scan_bucket(cluster, progress=None))) == keys(result.table)
     # Within the second of its expiry a node still returns it.
-    monkeypatch.setattr(Bucket, "now", staticmethod(lambda: PAST))
+    monkeypatch.setattr(LocalBucket, "now", staticmethod(lambda: PAST))
     assert "gone" in keys(scan_bucket(cluster, progress=None).read().table)
-    monkeypatch.setattr(Bucket, "now", staticmethod(lambda: PAST + 1))
+    monkeypatch.setattr(LocalBucket, "now", staticmethod(lambda: PAST + 1))
     assert "gone" not in keys(scan_bucket(cluster, progress=None).read().table)
     # Who may not see statistics goes by the own clock, and is told so.
-    monkeypatch.setattr(Bucket, "now", staticmethod(lambda: PAST - 1))
+    monkeypatch.setattr(LocalBucket, "now", staticmethod(lambda: PAST - 1))
     cluster.add_user("reader", "secret", access="dcp")
     scan = scan_bucket(cluster, auth=("reader", "secret"), progress=None)
     result = scan.read()
@@ -162,9 +162,9 @@ def test_the_clock_is_that_of_the_nodes(cluster: LocalCluster, monkeypatch: pyte
 
 def test_one_moment_for_all_partitions(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read later, and are as of when they were made."""
-    monkeypatch.setattr(Bucket, "now", staticmethod(lambda: PAST - 1))
+    monkeypatch.setattr(LocalBucket, "now", staticmethod(lambda: PAST - 1))
     parts = scan_bucket(cluster, progress=None).partitions(2, include_credentials=True)
-    monkeypatch.setattr(Bucket, "now", staticmethod(lambda: PAST + 1))
+    monkeypatch.setattr(LocalBucket, "now", staticmethod(lambda: PAST + 1))
     assert "gone" in keys(pa.concat_tables([part.read() for part in parts]))
 
 

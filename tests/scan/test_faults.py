@@ -20,8 +20,8 @@ from cbframe import (
     read_bucket,
     scan_bucket,
 )
-from cbframe.local.dcp import Producer
-from cbframe.local.node import Node
+from cbframe.local.node import LocalNode
+from cbframe.local.producer import Producer
 from cbframe.wire.framing import Frame
 from cbframe.wire.items import vbucket_of
 from cbframe.wire.requests import BufferAck, StreamRequest
@@ -131,12 +131,12 @@ def test_refused_for_a_while(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch
     class Refusing:
         """In place of the node's flag: set, and clear again when it was looked at often enough."""
 
-        def __get__(self, node: Node, kind: type[Node]) -> bool:
+        def __get__(self, node: LocalNode, kind: type[LocalNode]) -> bool:
             return node is sent.node and not sent.pending and next(attempts) <= 5
 
-        def __set__(self, node: Node, value: bool) -> None: ...
+        def __set__(self, node: LocalNode, value: bool) -> None: ...
 
-    monkeypatch.setattr(Node, "refusing", Refusing(), raising=False)
+    monkeypatch.setattr(LocalNode, "refusing", Refusing(), raising=False)
     sent.at(20_000, lambda: sent.node.cut(0))
     assert read_rows(pair, buffer_bytes=2000) == expected
     assert next(attempts) > 5

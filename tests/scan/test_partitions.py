@@ -13,7 +13,7 @@ import pytest
 import cbframe
 from cbframe import AsOf, BucketDataSourceOptions, EnvironmentAuth, LocalCluster, ScanPartition, scan_bucket
 from cbframe.errors import ConfigurationError, RollbackError, StreamError
-from cbframe.local.queries import QUERIES
+from cbframe.local.kv.connection import QUERIES
 from cbframe.scan.pins import Pins
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.items import vbucket_of

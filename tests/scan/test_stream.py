@@ -34,7 +34,7 @@ from cbframe import (
     stream_bucket,
 )
 from cbframe.arrow.keys import key_bytes
-from cbframe.local import manifest
+from cbframe.local import bucket
 from cbframe.wire.items import vbucket_of
 
 from .consumers import LogKeeper, StateKeeper, has_caught_up, rows_of, truth_of
@@ -215,9 +215,7 @@ def test_a_batch_has_what_is_inside_of_objects_among_other_values(cluster: Local
 
 
 def test_collections_by_name_and_what_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        manifest, "_NAME", re.compile(".*")
-    )  # the server's own scope has another kind of name
+    monkeypatch.setattr(bucket, "_NAME", re.compile(".*"))  # the server's own scope has another kind of name
     with LocalCluster(vbuckets=4, seed=1) as cluster:
         cluster.create_scope("shop")
         cluster.create_collection("shop", "orders")

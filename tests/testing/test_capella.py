@@ -20,8 +20,8 @@ from cbframe import CbframeError, scan_bucket, stream_bucket, write_snapshot
 from cbframe.cli import main
 from cbframe.cluster.srv import ZONES
 from cbframe.dcp import maps
-from cbframe.local import queries
-from cbframe.local.kv import KvConnection
+from cbframe.local.kv import connection
+from cbframe.local.kv.connection import KvConnection
 from cbframe.testing import LocalCapella
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame
@@ -87,7 +87,7 @@ def refused_statistics(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         asked.append(frame.key)
         conn.respond(frame, Status.EACCESS)
 
-    monkeypatch.setitem(queries.QUERIES, Opcode.STAT, refuse)
+    monkeypatch.setitem(connection.QUERIES, Opcode.STAT, refuse)
     return asked
 
 

@@ -8,37 +8,24 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cbframe.errors import ProtocolError
-from cbframe.local.auth import MECHANISMS, Answer, SaslServer
-from cbframe.local.commands import COMMANDS
-from cbframe.local.config import error_map
-from cbframe.local.dcp import Producer
-from cbframe.local.documents import mutation_token
-from cbframe.local.features import (
-    GRANTED,
+from cbframe.local.auth import MECHANISMS, NOBODY, Credentials, SaslAnswer, SaslServer, User
+from cbframe.local.bucket import LocalBucket, UnknownCollectionError, UnknownScopeError, is_json
+from cbframe.local.cluster_manager import ClusterConfig
+from cbframe.local.codecs import deflate, inflate
+from cbframe.local.kv.documents import (
+    DocumentService,
     FrameInfo,
     duration_frame,
-    granted_in_8,
-    missing_need,
+    mutation_token,
     parse_frame_info,
 )
-from cbframe.local.loop import Channel
-from cbframe.local.queries import QUERIES
-from cbframe.local.rules import (
-    BEFORE_AUTH,
-    CONFIG_ONLY,
-    GET_EX,
-    GET_EX_NEEDS,
-    GONE_IN_8,
-    LENGTHS,
-    WITHOUT_BUCKET,
-    refusal,
-)
-from cbframe.local.snappy import deflate, inflate
-from cbframe.local.tls import AnySocket
-from cbframe.local.users import NOBODY, User
+from cbframe.local.kv.stats import stats
+from cbframe.local.loop import AnySocket, Channel, Loop
+from cbframe.local.producer import Producer, open_error, value_error
+from cbframe.local.release import GRANTED, error_map, granted_in_8, missing_need
 from cbframe.wire.constants import (
     MAX_KEY_LENGTH,
     MAX_VALUE_LENGTH,
@@ -48,23 +35,107 @@ from cbframe.wire.constants import (
     Opcode,
     ServerOpcode,
     Status,
+    VBucketStateCode,
 )
 from cbframe.wire.framing import Frame
 from cbframe.wire.items import split_key
-from cbframe.wire.requests import Hello, SaslAuth, SelectBucket, parse_request
+from cbframe.wire.messages import encode_failover_log, encode_vbucket_seqnos
+from cbframe.wire.requests import (
+    BufferAck,
+    DcpControl,
+    DcpOpen,
+    GetAllVBucketSeqnos,
+    Hello,
+    SaslAuth,
+    SelectBucket,
+    StreamRequest,
+    parse_request,
+)
 
-if TYPE_CHECKING:
-    from cbframe.local.node import Node
+BEFORE_AUTH = frozenset(
+    {
+        Opcode.HELLO,
+        Opcode.SASL_LIST_MECHS,
+        Opcode.SASL_AUTH,
+        Opcode.SASL_STEP,
+        Opcode.GET_ERROR_MAP,
+    }
+)
+LENGTHS: dict[int, str] = {
+    Opcode.GET_ALL_VB_SEQNOS: "Request extras must be of length 0 or 4 or 8",
+    Opcode.DCP_STREAM_REQ: "Request must include extras of length 48",
+    Opcode.DCP_BUFFER_ACK: "Request must include extras of length 4",
+    Opcode.GET_CLUSTER_CONFIG: "Request must include extras of length 16",
+}
+"""The real server's words for extras of another length."""
+WITHOUT_BUCKET = BEFORE_AUTH | {
+    Opcode.SELECT_BUCKET,
+    Opcode.GET_CLUSTER_CONFIG,
+    Opcode.NOOP,
+    Opcode.QUIT,
+    Opcode.VERSION,
+}
+CONFIG_ONLY = frozenset({Opcode.HELLO, Opcode.GET_ERROR_MAP, Opcode.GET_CLUSTER_CONFIG, Opcode.SELECT_BUCKET})
+"""What a node answers that has a bucket's map, and not yet the bucket."""
+GONE_IN_8 = frozenset(
+    {
+        *(0x08, 0x18, *range(0x30, 0x3D), *range(0x40, 0x48), 0x5A, 0x97, 0x9E, 0x9F),
+        *(0xA6, 0xA7, 0xAA, 0xAC, 0xB0, 0xB1, 0xC1, 0xC2, 0xF0, 0xF2),
+    }
+)
+"""Opcodes of former releases that 8.0 knows, and does not support; 0xAA is CREATE_CHECKPOINT."""
+GET_EX = frozenset({0x49, 0x4A})
+GET_EX_NEEDS = {Feature.XATTR: "Xattr", Feature.JSON: "JSON", Feature.SNAPPY_EVERYWHERE: "SnappyEverywhere"}
+"""Reads of a document with its attributes, which 8.0 has and the embedded cluster does not, and what
+they are refused without."""
 
+
+def refusal(mechanism: str, *, external: bool) -> dict[str, str]:
+    """The error that a failed login is answered with, where a directory was asked, too, if `external`."""
+    # What to look for in the server's log.
+    reference = {"ref": str(uuid.uuid4())}
+    if mechanism not in MECHANISMS.split():
+        return {"context": f'Requested mechanism "{mechanism}" is not supported'}
+    if external:
+        return {
+            "context": f"Wrong credentials, or {mechanism} does not serve for external users",
+            **reference,
+        }
+    return reference
+
+
+ONLY_DCP = "The command can only be sent on a DCP connection"
+"""The real server's words for a DCP command before DCP_OPEN."""
 _MAX_BODY = 30 * 1024 * 1024
 _REVISION = struct.Struct(">qq")
 """Epoch and number of a cluster map."""
 
 
+class DataNode(Protocol):
+    """What a connection needs of its node."""
+
+    index: int
+    bucket: LocalBucket
+    config: ClusterConfig
+    credentials: Credentials
+    documents: DocumentService
+    loop: Loop
+    noop_interval: float | None
+    idle_timeout: float
+    dropping_acks: bool
+    cut_after: int | None
+    garble_after: int | None
+
+    def watch(self, vbucket: int, change: int) -> None: ...
+    def forget(self, connection: KvConnection) -> None: ...
+    def close_namesake(self, name: str) -> None: ...
+    def count_sent(self, nbytes: int) -> None: ...
+
+
 class KvConnection(Channel):
     """State machine of one connection to a node's data port."""
 
-    def __init__(self, node: Node, sock: AnySocket) -> None:
+    def __init__(self, node: DataNode, sock: AnySocket) -> None:
         super().__init__(node.loop, sock)
         self.node = node
         self.bucket = node.bucket
@@ -252,7 +323,7 @@ class KvConnection(Channel):
         return self.node.index in (row[:1] if active else row)
 
     def watch(self, vbucket: int, change: int) -> None:
-        self.node.watch(self, vbucket, change)
+        self.node.watch(vbucket, change)
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         def run() -> None:
@@ -340,7 +411,7 @@ class KvConnection(Channel):
         if self.producer is not None:
             self.respond(frame, Status.NOT_SUPPORTED)
             return
-        answer: Answer
+        answer: SaslAnswer
         if frame.opcode == Opcode.SASL_AUTH:
             answer = self._sasl.auth(message.mechanism, message.payload)
         else:
@@ -481,6 +552,190 @@ class KvConnection(Channel):
             cas=outcome.cas,
             datatype=outcome.datatype,
         )
+
+
+# ------------------------------------------------------------------ questions about the bucket
+
+
+def manifest(conn: KvConnection, frame: Frame) -> None:
+    with conn.bucket.lock:
+        conn.respond_json(frame, conn.bucket.manifest.json(conn.sees))
+
+
+def collection_id(conn: KvConnection, frame: Frame) -> None:
+    path = (frame.value or frame.key).decode(errors="replace")
+    scope, dot, name = path.partition(".")
+    if not dot:
+        conn.respond(frame, Status.EINVAL)
+        return
+    with conn.bucket.lock:
+        manifest = conn.bucket.manifest
+        try:
+            cid = manifest.collection(scope, name)
+        except UnknownScopeError:
+            conn.unknown_collection(frame, Status.UNKNOWN_SCOPE)
+            return
+        except UnknownCollectionError:
+            cid = -1
+        if cid < 0 or not conn.sees(manifest.scope_of(cid), cid):
+            conn.unknown_collection(frame, Status.UNKNOWN_COLLECTION)
+            return
+        conn.respond(frame, extras=manifest.uid.to_bytes(8, "big") + cid.to_bytes(4, "big"))
+
+
+def scope_id(conn: KvConnection, frame: Frame) -> None:
+    name = (frame.value or frame.key).decode(errors="replace")
+    with conn.bucket.lock:
+        manifest = conn.bucket.manifest
+        scope = manifest.scopes.get(name)
+        if scope is None or not conn.sees(scope.id, None):
+            conn.unknown_collection(frame, Status.UNKNOWN_SCOPE)
+        else:
+            conn.respond(frame, extras=manifest.uid.to_bytes(8, "big") + scope.id.to_bytes(4, "big"))
+
+
+def all_seqnos(conn: KvConnection, frame: Frame) -> None:
+    message = GetAllVBucketSeqnos.parse(frame)
+    collections = Feature.COLLECTIONS in conn.features
+    cid = message.collection_id
+    state = message.state or VBucketStateCode.ANY_ALIVE
+    if state > VBucketStateCode.DEAD or (cid is not None and not collections):
+        context = "" if cid is not None else "Request vbucket state invalid"
+        conn.respond(frame, Status.EINVAL, context=context)
+        return
+    with conn.bucket.lock:
+        if cid is not None or not collections:
+            manifest = conn.bucket.manifest
+            if cid is not None and cid not in manifest.ids():
+                status = Status.UNKNOWN_COLLECTION
+            else:
+                status = conn.rights("data", manifest.scope_of(cid or 0), cid or 0)
+            if status is not Status.SUCCESS and (status is Status.EACCESS or not collections):
+                conn.deny(frame, "Read")
+                return
+            if status is not Status.SUCCESS:
+                conn.unknown_collection(frame, status)
+                return
+        seqnos: dict[int, int] = {}
+        for vbucket, row in zip(conn.bucket.vbuckets, conn.bucket.map, strict=True):
+            if not _in_state(row, conn.node.index, state):
+                continue
+            high: int | None = vbucket.high_seqno
+            if not collections or cid is not None:
+                high = vbucket.collection_high(cid or 0)
+            if high is not None:
+                seqnos[vbucket.id] = high
+    conn.respond(frame, value=encode_vbucket_seqnos(seqnos))
+
+
+def failover_log(conn: KvConnection, frame: Frame) -> None:
+    if frame.opcode == Opcode.DCP_GET_FAILOVER_LOG and conn.producer is None:
+        conn.respond(frame, Status.EINVAL, context=ONLY_DCP)
+    elif frame.opcode == Opcode.GET_FAILOVER_LOG and conn.rights("data") is not Status.SUCCESS:
+        conn.deny(frame, "Read")
+    elif frame.opcode == Opcode.DCP_GET_FAILOVER_LOG and not conn.may_stream():
+        conn.deny(frame, "DcpProducer")
+    elif not conn.holds(frame.vbucket, active=False):
+        conn.not_my_vbucket(frame)
+    else:
+        with conn.bucket.lock:
+            log = encode_failover_log(conn.bucket.vbuckets[frame.vbucket].failover)
+        conn.respond(frame, value=log)
+
+
+def stat(conn: KvConnection, frame: Frame) -> None:
+    group = frame.key.decode(errors="replace").split()
+    if conn.user is None or not conn.user.may("admin"):
+        conn.deny(frame, "SimpleStats")
+        return
+    with conn.bucket.lock:
+        lines = stats(conn.bucket, conn.node.index, group)
+    if lines is None:
+        conn.respond(frame, Status.KEY_ENOENT)
+        return
+    marks = conn.is_8 and Feature.JSON in conn.features and group[:1] not in (["collections"], ["scopes"])
+    for name, text in [*lines, ("", "")]:
+        datatype = int(Datatype.JSON) if marks and is_json(text.encode()) else 0
+        conn.reply(frame, key=name.encode(), value=text.encode(), datatype=datatype)
+
+
+def _in_state(row: list[int], node: int, state: int) -> bool:
+    if state == VBucketStateCode.ANY_ALIVE:
+        return node in row
+    if state == VBucketStateCode.ACTIVE:
+        return row[0] == node
+    return state == VBucketStateCode.REPLICA and node in row[1:]
+
+
+QUERIES: dict[int, Callable[[KvConnection, Frame], None]] = {
+    Opcode.COLLECTIONS_GET_MANIFEST: manifest,
+    Opcode.COLLECTIONS_GET_ID: collection_id,
+    Opcode.COLLECTIONS_GET_SCOPE_ID: scope_id,
+    Opcode.GET_ALL_VB_SEQNOS: all_seqnos,
+    Opcode.GET_FAILOVER_LOG: failover_log,
+    Opcode.DCP_GET_FAILOVER_LOG: failover_log,
+    Opcode.STAT: stat,
+}
+
+
+# ------------------------------------------------------------------ DCP
+
+
+def dcp_open(conn: KvConnection, frame: Frame) -> None:
+    message = DcpOpen.parse(frame)
+    if not conn.may_stream():
+        conn.deny(frame, "DcpProducer")
+        return
+    if conn.producer is not None:
+        context = "The connection is already opened as a DCP connection"
+        conn.respond(frame, Status.EINVAL, context=context)
+        return
+    wrong = open_error(message, frame.key, conn.features, is_8=conn.is_8) or value_error(message, frame)
+    if wrong is not None:
+        conn.respond(frame, Status.EINVAL, context=wrong)
+        return
+    if conn.is_8 and Feature.UNORDERED_EXECUTION in conn.features:
+        context = "DCP on connections with unordered execution is not supported"
+        conn.respond(frame, Status.NOT_SUPPORTED, context=context)
+        return
+    conn.node.close_namesake(message.name)
+    conn.producer = Producer(conn, conn.bucket, message, conn.node.noop_interval)
+    # Errors are JSON from now on, whatever HELLO said.
+    conn.features |= {Feature.JSON}
+    conn.respond(frame)
+
+
+def dcp(conn: KvConnection, frame: Frame) -> None:
+    producer = conn.producer
+    if producer is None:
+        conn.respond(frame, Status.EINVAL, context=ONLY_DCP)
+        return
+    if frame.opcode == Opcode.DCP_NOOP:
+        # "This connection doesn't support the noop API": the server disconnects.
+        conn.close()
+        return
+    message = parse_request(frame)
+    if isinstance(message, BufferAck):
+        if not conn.node.dropping_acks:
+            producer.acknowledge(message)
+    elif isinstance(message, DcpControl):
+        status, context = producer.control(message)
+        conn.respond(frame, status, context=context)
+    elif isinstance(message, StreamRequest):
+        producer.stream_request(frame, message)
+    else:
+        info = parse_frame_info(frame, 0)
+        producer.close_stream(frame, info.sid if isinstance(info, FrameInfo) else 0)
+
+
+COMMANDS: dict[int, Callable[[KvConnection, Frame], None]] = {
+    Opcode.DCP_OPEN: dcp_open,
+    Opcode.DCP_CONTROL: dcp,
+    Opcode.DCP_STREAM_REQ: dcp,
+    Opcode.DCP_CLOSE_STREAM: dcp,
+    Opcode.DCP_BUFFER_ACK: dcp,
+    Opcode.DCP_NOOP: dcp,
+}
 
 
 def _to_json(content: object) -> bytes:

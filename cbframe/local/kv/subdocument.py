@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cbframe.errors import ProtocolError
-from cbframe.local import subpath
 from cbframe.local.bucket import is_json, to_json
-from cbframe.local.store import Document, VBucket
-from cbframe.local.subpath import PathError
+from cbframe.local.kv import paths
+from cbframe.local.kv.paths import PathError
+from cbframe.local.vbucket import StoredDocument, VBucket
 from cbframe.wire.constants import Datatype, Status
 from cbframe.wire.items import join_xattrs, split_xattrs
 
@@ -28,14 +28,14 @@ _COUNTER = 0xCF
 _WHOLE = frozenset({_GET_DOCUMENT, _SET_DOCUMENT, _COUNT, 0xCB, 0xCC, 0xCE})
 """An empty path means the document itself here."""
 _CHANGES: dict[int, Callable[[str, str, str, bool], str]] = {
-    0xC7: lambda text, path, value, create: subpath.put(text, path, value, add=True, create=create),
-    0xC8: lambda text, path, value, create: subpath.put(text, path, value, add=False, create=create),
-    0xC9: lambda text, path, _value, _create: subpath.delete(text, path),
-    0xCA: lambda text, path, value, _create: subpath.replace(text, path, value),
-    0xCB: lambda text, path, value, create: subpath.push(text, path, value, first=False, create=create),
-    0xCC: lambda text, path, value, create: subpath.push(text, path, value, first=True, create=create),
-    0xCD: lambda text, path, value, _create: subpath.insert(text, path, value),
-    0xCE: lambda text, path, value, create: subpath.add_unique(text, path, value, create=create),
+    0xC7: lambda text, path, value, create: paths.put(text, path, value, add=True, create=create),
+    0xC8: lambda text, path, value, create: paths.put(text, path, value, add=False, create=create),
+    0xC9: lambda text, path, _value, _create: paths.delete(text, path),
+    0xCA: lambda text, path, value, _create: paths.replace(text, path, value),
+    0xCB: lambda text, path, value, create: paths.push(text, path, value, first=False, create=create),
+    0xCC: lambda text, path, value, create: paths.push(text, path, value, first=True, create=create),
+    0xCD: lambda text, path, value, _create: paths.insert(text, path, value),
+    0xCE: lambda text, path, value, create: paths.add_unique(text, path, value, create=create),
 }
 
 
@@ -104,7 +104,7 @@ def _is_text(text: str) -> bool:
 
 
 def _name(spec: Spec) -> str:
-    return str(subpath.parse_path(spec.path)[0])
+    return str(paths.parse_path(spec.path)[0])
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Content:
     xattrs: dict[str, bytes]
 
     @classmethod
-    def of(cls, document: Document | None) -> Content:
+    def of(cls, document: StoredDocument | None) -> Content:
         if document is None:
             return cls(b"{}", {})
         if document.datatype & Datatype.XATTR:
@@ -149,7 +149,7 @@ class Content:
 
 
 def lookup(
-    specs: list[Spec], document: Document, virtual: Callable[[], dict[str, Any]]
+    specs: list[Spec], document: StoredDocument, virtual: Callable[[], dict[str, Any]]
 ) -> tuple[bool, bytes]:
     """Whether all paths were found, and the results."""
     content, parts, good = Content.of(document), [], True
@@ -168,8 +168,8 @@ def _look(spec: Spec, content: Content, virtual: Callable[[], dict[str, Any]]) -
         return content.body
     text = _attributes(content, _name(spec), virtual) if spec.flags & XATTR else content.text()
     if spec.opcode == _COUNT:
-        return str(subpath.count(text, spec.path)).encode()
-    found = subpath.read(text, spec.path)
+        return str(paths.count(text, spec.path)).encode()
+    found = paths.read(text, spec.path)
     return found.encode() if spec.opcode == _GET else b""
 
 
@@ -223,19 +223,19 @@ def _change(spec: Spec, content: Content, macros: dict[str, str]) -> bytes:
     text = _attributes(content, name, dict) if name else content.text()
     create, result = bool(spec.flags & _CREATE), ""
     if spec.opcode == _COUNTER:
-        text, result = subpath.add_number(text, spec.path, value, create=create)
+        text, result = paths.add_number(text, spec.path, value, create=create)
     else:
         text = _CHANGES[spec.opcode](text, spec.path, value, create)
     if not name:
         content.body = text.encode()
-    elif (member := subpath.find(text, 0, name)) is None:
+    elif (member := paths.find(text, 0, name)) is None:
         content.xattrs.pop(name, None)
     else:
         content.xattrs[name] = text[member.value : member.end].encode()
     return result.encode()
 
 
-def virtual_attributes(document: Document, body: bytes, vbucket: VBucket, seqno: int) -> dict[str, Any]:
+def virtual_attributes(document: StoredDocument, body: bytes, vbucket: VBucket, seqno: int) -> dict[str, Any]:
     """``$document`` and ``$vbucket``."""
     kinds = [name for bit, name in ((1, "json"), (4, "xattr")) if document.datatype & bit] or ["raw"]
     seconds = str(document.cas // 10**9)

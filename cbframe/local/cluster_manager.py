@@ -1,21 +1,174 @@
-"""The cluster manager's port: a small HTTP/1.1 server on the node's loop."""
+"""The cluster manager: what the cluster says about itself, and a small HTTP/1.1 server for it.
+
+Data nodes answer GET_CLUSTER_CONFIG with the same JSON.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 import secrets
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any, Protocol
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from cbframe.local.auth import SaslServer
-from cbframe.local.loop import Channel
-from cbframe.local.tls import AnySocket
-from cbframe.local.users import User
+from cbframe.local.auth import Credentials, SaslServer, User
+from cbframe.local.bucket import LocalBucket
+from cbframe.local.loop import AnySocket, Channel, Loop
 
-if TYPE_CHECKING:
-    from cbframe.local.node import Node
+HOST = "127.0.0.1"
+_CAPABILITIES = ["collections", "dcp", "cbhello", "touch", "cccp", "nodesExt", "xattr"]
+
+
+class ClusterConfig:
+    """Builds every answer from the bucket and the nodes' ports; callers hold the bucket's lock."""
+
+    def __init__(self, bucket: LocalBucket, internal_host: str | None = None) -> None:
+        self.bucket = bucket
+        self._host = HOST if internal_host is None else internal_host
+        self._alternate = {"hostname": HOST} if internal_host else None
+        self.alternates: dict[int, dict[str, Any]] = {}
+        """Alternate addresses that nodes were given."""
+        self.ports: list[dict[str, int]] = []
+        """Of each node that ever was, by the name of the service."""
+        self.members: list[int] = []
+        """The nodes that the map names, in its order."""
+        self.starting: set[int] = set()
+        """Nodes that do not have the bucket yet."""
+        self.config_only: set[int] = set()
+        """Nodes that have the bucket's map, and not yet the bucket."""
+
+    def _member_ports(self) -> Iterator[tuple[int, dict[str, int]]]:
+        return ((node, self.ports[node]) for node in self.members)
+
+    def _alternate_of(self, node: int) -> dict[str, Any]:
+        external = self.alternates.get(node, self._alternate)
+        return {"alternateAddresses": {"external": external}} if external else {}
+
+    def _nodes_ext(self, this: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "services": ports,
+                "hostname": self._host,
+                **self._alternate_of(i),
+                "nodeUUID": f"{i + 1:032x}",
+                **({"thisNode": True} if i == this else {}),
+            }
+            for i, ports in self._member_ports()
+        ]
+
+    def _nodes(self, this: int) -> list[dict[str, Any]]:
+        """The nodes of the cluster, in full."""
+        return [
+            {
+                "hostname": f"{self._host}:{ports['mgmt']}",
+                "ports": {"direct": ports["kv"]},
+                "nodeUUID": f"{i + 1:032x}",
+                "otpNode": f"n_{i}@{self._host}",
+                "services": ["kv"],
+                "status": "warmup" if i in self.starting | self.config_only else "healthy",
+                "clusterMembership": "active",
+                "version": self.bucket.release.build,
+                "clusterCompatibility": self.bucket.release.compatibility,
+                **({"thisNode": True} if i == this else {}),
+            }
+            for i, ports in self._member_ports()
+        ]
+
+    def _map(self) -> dict[str, Any]:
+        if self.bucket.paused:
+            return {"hashAlgorithm": "CRC", "numReplicas": 0, "serverList": [], "vBucketMap": []}
+        places = {node: place for place, node in enumerate(self.members)}
+        return {
+            "hashAlgorithm": "CRC",
+            "numReplicas": len(self.bucket.map[0]) - 1,
+            "serverList": [f"{self._host}:{ports['kv']}" for _, ports in self._member_ports()],
+            "vBucketMap": [[places.get(node, -1) for node in row] for row in self.bucket.map],
+        }
+
+    def _common(self) -> dict[str, Any]:
+        bucket, path = self.bucket, quote(self.bucket.name, safe="")
+        return {
+            "name": bucket.name,
+            "uuid": bucket.uuid,
+            "nodeLocator": "vbucket",
+            "uri": f"/pools/default/buckets/{path}?bucket_uuid={bucket.uuid}",
+            "streamingUri": f"/pools/default/bucketsStreaming/{path}?bucket_uuid={bucket.uuid}",
+            "ddocs": {"uri": f"/pools/default/buckets/{path}/ddocs"},
+            "bucketCapabilitiesVer": "",
+            "bucketCapabilities": _CAPABILITIES,
+            "collectionsManifestUid": f"{bucket.manifest.uid:x}",
+            "vBucketServerMap": self._map(),
+        }
+
+    def cluster(self, this: int) -> dict[str, Any]:
+        """The configuration without a bucket, and ``nodeServices``."""
+        return {
+            "rev": self.bucket.rev,
+            "revEpoch": 1,
+            "nodesExt": self._nodes_ext(this),
+            "clusterCapabilitiesVer": [1, 0],
+            "clusterCapabilities": {},
+        }
+
+    def terse(self, this: int) -> dict[str, Any]:
+        """The bucket configuration that data nodes hand out."""
+        nodes = [
+            {"hostname": f"{self._host}:{ports['mgmt']}", "ports": {"direct": ports["kv"]}}
+            for _, ports in self._member_ports()
+            if not self.bucket.paused
+        ]
+        return {**self.cluster(this), **self._common(), "nodes": nodes}
+
+    def verbose(self, this: int) -> dict[str, Any]:
+        """The bucket as ``/pools/default/buckets`` shows it."""
+        return {
+            **self._common(),
+            "bucketType": "ephemeral" if self.bucket.ephemeral else "membase",
+            "numVBuckets": len(self.bucket.vbuckets),
+            "replicaNumber": len(self.bucket.map[0]) - 1,
+            "storageBackend": "undefined" if self.bucket.ephemeral else "couchstore",
+            "nodes": [] if self.bucket.paused else self._nodes(this),
+            **({"hibernationState": "paused"} if self.bucket.paused else {}),
+            "basicStats": {"itemCount": sum(vb.documents for vb in self.bucket.vbuckets)},
+        }
+
+    def pools(self) -> dict[str, Any]:
+        uuid = self.bucket.cluster_uuid
+        return {
+            "pools": [
+                {
+                    "name": "default",
+                    "uri": f"/pools/default?uuid={uuid}",
+                    "streamingUri": f"/poolsStreaming/default?uuid={uuid}",
+                }
+            ],
+            "uuid": uuid,
+            "implementationVersion": self.bucket.release.build,
+            "isAdminCreds": True,
+            "isEnterprise": True,
+        }
+
+    def pool(self, this: int) -> dict[str, Any]:
+        uuid = self.bucket.cluster_uuid
+        return {
+            "name": "default",
+            "nodes": self._nodes(this),
+            "buckets": {
+                "uri": f"/pools/default/buckets?v=1&uuid={uuid}",
+                "terseBucketsBase": "/pools/default/b/",
+                "terseStreamingBucketsBase": "/pools/default/bs/",
+            },
+            "bucketNames": []
+            if self.bucket.deleted
+            else [{"bucketName": self.bucket.name, "uuid": self.bucket.uuid}],
+            "nodeServicesUri": "/pools/default/nodeServices",
+            "rebalanceStatus": "none",
+            "balanced": True,
+            "clusterName": "cbframe local",
+        }
+
 
 _MAX_HEAD = 64 * 1024
 _MAX_CONTENT = 1024 * 1024
@@ -24,10 +177,24 @@ _JSON = "application/json"
 _TEXT = "text/plain"
 
 
+class ManagerNode(Protocol):
+    """What a connection needs of its node."""
+
+    index: int
+    bucket: LocalBucket
+    config: ClusterConfig
+    credentials: Credentials
+    loop: Loop
+    rest_logins: dict[str, SaslServer]
+    flush_bucket: Callable[[], None]
+
+    def follow_config(self, stream: RestConnection, *, wanted: bool) -> None: ...
+
+
 class RestConnection(Channel):
     """One HTTP connection; a streaming request keeps it until it closes."""
 
-    def __init__(self, node: Node, sock: AnySocket) -> None:
+    def __init__(self, node: ManagerNode, sock: AnySocket) -> None:
         super().__init__(node.loop, sock)
         self._node = node
         self._buffer = bytearray()
@@ -145,8 +312,8 @@ class RestConnection(Channel):
         if path[:3] != ["pools", "default", "buckets"] or path[3] != bucket.name or bucket.deleted:
             self._no_bucket()
         elif not bucket.flush_enabled:
-            told = {"_": "Flush is disabled for the bucket"}
-            self._reply(HTTPStatus.BAD_REQUEST, json.dumps(told).encode(), _JSON)
+            refusal = {"_": "Flush is disabled for the bucket"}
+            self._reply(HTTPStatus.BAD_REQUEST, json.dumps(refusal).encode(), _JSON)
         else:
             self._node.flush_bucket()
             self._reply(HTTPStatus.OK, b"", _TEXT)

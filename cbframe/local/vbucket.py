@@ -9,14 +9,14 @@ from itertools import compress, takewhile
 from typing import NamedTuple
 
 from cbframe.local import items
-from cbframe.local.encode import Encoded, Variant, encode, ready
+from cbframe.local.items import Encoded, Variant, encode, ready
 from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import FAILOVER_LOG_MAX_ENTRIES, Datatype, SystemEventId
 from cbframe.wire.items import join_xattrs, split_xattrs
 from cbframe.wire.messages import FailoverEntry
 
 
-class Document(NamedTuple):
+class StoredDocument(NamedTuple):
     """The current version of a document, as KV operations see it."""
 
     value: bytes
@@ -91,13 +91,13 @@ class VBucket:
         seqno = self.latest.get(key)
         return None if seqno is None else self.history[seqno - 1]
 
-    def document(self, key: bytes) -> Document | None:
+    def document(self, key: bytes) -> StoredDocument | None:
         """The current document under a prefixed key."""
         frame = self.find(key)
         if frame is None or frame[1] != items.MUTATION:
             return None
         value, datatype = items.plain_value_of(frame)
-        return Document(
+        return StoredDocument(
             value,
             items.flags_of(frame),
             items.expiry_of(frame),

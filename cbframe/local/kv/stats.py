@@ -6,12 +6,12 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from cbframe.local.bucket import Bucket
+from cbframe.local.bucket import LocalBucket
 from cbframe.local.items import MUTATION, collection_of, key_of
-from cbframe.local.store import VBucket
+from cbframe.local.vbucket import VBucket
 
 
-def stats(bucket: Bucket, node: int, group: list[str]) -> list[tuple[str, str]] | None:
+def stats(bucket: LocalBucket, node: int, group: list[str]) -> list[tuple[str, str]] | None:
     """Names and values of a group, ``NAME [vbucket]``, or of the node; None if it is not known."""
     if not group:
         return [*_general(bucket)]
@@ -33,7 +33,7 @@ def stats(bucket: Bucket, node: int, group: list[str]) -> list[tuple[str, str]] 
     ]
 
 
-def _general(bucket: Bucket) -> Iterator[tuple[str, str]]:
+def _general(bucket: LocalBucket) -> Iterator[tuple[str, str]]:
     """What a node says of itself, of the hundreds of lines those by which clients tell the time."""
     yield "pid", str(os.getpid())
     yield "time", str(bucket.now())
@@ -147,7 +147,7 @@ def _state(vb: VBucket, state: str) -> Iterator[tuple[str, str]]:
 _GROUPS_OF_8 = {"vbucket-details": _details_of_8, "vbucket": _state}
 
 
-def _manifest(bucket: Bucket, *, scopes: bool) -> Iterator[tuple[str, str]]:
+def _manifest(bucket: LocalBucket, *, scopes: bool) -> Iterator[tuple[str, str]]:
     """What the manifest says, then the numbers of each collection or scope."""
     manifest = bucket.manifest
     items: Counter[int] = Counter()

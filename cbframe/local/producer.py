@@ -8,17 +8,206 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
-from cbframe.local import admission
-from cbframe.local.admission import Filter, Refusal
-from cbframe.local.bucket import Bucket
-from cbframe.local.controls import Controls
-from cbframe.local.encode import Encoded, Variant
-from cbframe.local.store import VBucket
-from cbframe.local.stream import Stream
+from cbframe.local.bucket import LocalBucket
+from cbframe.local.items import Encoded, Variant
+from cbframe.local.stream import (
+    KNOWN_FLAGS,
+    ActiveStream,
+    Filter,
+    Refusal,
+    Style,
+    check_range,
+    effective_end,
+    parse_filter,
+    permitted,
+    rollback_point,
+)
+from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import Datatype, Feature, OpenFlag, Status, StreamEndReason, StreamFlag
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import DcpNoop, encode_failover_log
 from cbframe.wire.requests import BufferAck, DcpControl, DcpOpen, StreamRequest
+
+_BY_PREFIX = frozenset(
+    {
+        "backfill_order",
+        "connection_buffer_size",
+        "stream_buffer_size",
+        "enable_noop",
+        "force_value_compression",
+        "supports_hifi_MFU",
+        "set_noop_interval",
+        "set_priority",
+        "enable_expiry_opcode",
+    }
+)
+"""Of these a node compares as many letters as it was sent: "e" is "enable_noop"."""
+_BOOLEANS = ("true", "false")
+_ORDERS = ("round-robin", "sequential")
+_LONGEST_NOOP_INTERVAL = 10_800
+_SHORTEST_NOOP_INTERVAL_OF_8 = 0.1
+_DEFAULT_NOOP_INTERVAL = 20.0
+
+
+class Controls:
+    """Options of one connection, with the values they have before anything is set."""
+
+    def __init__(self, bucket: LocalBucket, flags: int, features: frozenset[int]) -> None:
+        self._bucket = bucket
+        self._is_8 = bucket.release.is_8
+        self._flags = flags
+        self._features = features
+        self.buffer_size = 0
+        self.noop = False
+        self.priority = "medium"
+        self.noop_interval = _DEFAULT_NOOP_INTERVAL
+        self.expirations = False
+        self.end_on_close = False
+        self.sync_writes = False
+        self.consumer_name = ""
+        self.force_snappy = False
+        self.flatbuffers = False
+        self.oso = self.oso_advanced = False
+        self.stream_ids = False
+        self.history = False
+        self.marker_v22 = False
+        # Without an effect here.
+        self.cursor_dropping = self.hifi_mfu = self.v7_status_codes = False
+        # In the order in which a node compares.
+        self._setters: dict[str, Callable[[str], Status]] = {
+            "backfill_order": lambda value: Status.SUCCESS if value in _ORDERS else Status.EINVAL,
+            "connection_buffer_size": self._set_buffer_size,
+            "stream_buffer_size": lambda _: Status.NOT_SUPPORTED,
+            "enable_noop": self._switch("noop"),
+            "force_value_compression": self._switch("force_snappy"),
+            "supports_cursor_dropping": self._switch("cursor_dropping"),
+            "supports_cursor_dropping_vulcan": self._switch("cursor_dropping"),
+            "supports_hifi_MFU": self._switch("hifi_mfu"),
+            "set_noop_interval": self._set_interval,
+            "set_priority": self._set_priority,
+            "send_stream_end_on_client_close_stream": self._set_end_on_close,
+            "enable_expiry_opcode": self._switch("expirations"),
+            "enable_stream_id": self._set_stream_ids,
+            "enable_sync_writes": self._set_sync_writes,
+            "consumer_name": self._set_consumer_name,
+            "enable_out_of_order_snapshots": self._set_oso,
+            "include_deleted_user_xattrs": self._ask_deleted_user_xattrs,
+            "v7_dcp_status_codes": self._turn_on("v7_status_codes"),
+            "flatbuffers_system_events": self._turn_on("flatbuffers"),
+            "change_streams": self._set_history,
+        }
+        if bucket.marker_version == "2.2":
+            self._setters["max_marker_version"] = self._set_marker_version
+
+    def set(self, message: DcpControl) -> tuple[Status, str]:
+        """Set an option; the status, and the words that go with it or none."""
+        if not message.key or not message.value:
+            return Status.EINVAL, f"Request must include {'value' if message.key else 'key'}"
+        asked = message.key
+        same = (key for key in self._setters if key == asked or (key in _BY_PREFIX and key.startswith(asked)))
+        key = next(same, None)
+        if key is None:
+            return Status.EINVAL, ""
+        if key == "force_value_compression" and Feature.SNAPPY not in self._features:
+            return Status.EINVAL, (
+                "The ctrl parameter force_value_compression is only supported if datatype snappy is enabled "
+                "on the connection"
+            )
+        status = self._setters[key](message.value)
+        if key == "backfill_order" and status is not Status.SUCCESS:
+            # The real node names the option, as it was sent, instead of the value.
+            return status, f"Unsupported value '{asked}' for ctrl parameter '{key}'"
+        return status, ""
+
+    def style(self) -> Style:
+        """How the streams that begin now announce their snapshots."""
+        # A replica, which has a name, gets more than others with sync writes.
+        replicates = bool(self.sync_writes and self.consumer_name)
+        memory = "v2.0" if replicates else "v1"
+        disk = "v2.2" if self.marker_v22 else memory
+        return Style(disk, memory, self.oso, self.oso_advanced, replicates)
+
+    def _switch(self, attribute: str) -> Callable[[str], Status]:
+        """Set an option to whether the value is "true", whatever else it is."""
+
+        def switch(value: str) -> Status:
+            if not self._is_8 and value not in _BOOLEANS:
+                return Status.EINVAL
+            setattr(self, attribute, value == "true")
+            return Status.SUCCESS
+
+        return switch
+
+    def _turn_on(self, attribute: str) -> Callable[[str], Status]:
+        """Set an option that 8.0 does not let clients unset."""
+        switch = self._switch(attribute)
+        return lambda value: Status.EINVAL if self._is_8 and value != "true" else switch(value)
+
+    def _set_buffer_size(self, value: str) -> Status:
+        if not value.isdecimal() or int(value) > 0xFFFF_FFFF:
+            return Status.EINVAL
+        self.buffer_size = int(value)
+        return Status.SUCCESS
+
+    def _set_interval(self, value: str) -> Status:
+        try:
+            interval = float(value)
+        except ValueError:
+            return Status.EINVAL
+        shortest = _SHORTEST_NOOP_INTERVAL_OF_8 if self._is_8 else 0
+        if not shortest <= interval <= _LONGEST_NOOP_INTERVAL:
+            return Status.EINVAL
+        self.noop_interval = interval
+        return Status.SUCCESS
+
+    def _set_priority(self, value: str) -> Status:
+        if value not in self._bucket.release.messages_per_send:
+            return Status.EINVAL
+        self.priority = value
+        return Status.SUCCESS
+
+    def _set_end_on_close(self, value: str) -> Status:
+        # Once on, it stays on.
+        self.end_on_close = self.end_on_close or value == "true"
+        return Status.SUCCESS if self._is_8 or value in _BOOLEANS else Status.EINVAL
+
+    def _set_consumer_name(self, value: str) -> Status:
+        self.consumer_name = value
+        return Status.SUCCESS
+
+    def _ask_deleted_user_xattrs(self, value: str) -> Status:
+        granted = bool(self._flags & OpenFlag.INCLUDE_DELETED_USER_XATTRS)
+        return Status.SUCCESS if granted and value == "true" else Status.EINVAL
+
+    def _set_stream_ids(self, value: str) -> Status:
+        if self.sync_writes and value == "true":
+            return Status.NOT_SUPPORTED
+        return self._turn_on("stream_ids")(value)
+
+    def _set_sync_writes(self, value: str) -> Status:
+        if self.stream_ids and value == "true":
+            return Status.NOT_SUPPORTED
+        return self._turn_on("sync_writes")(value)
+
+    def _set_oso(self, value: str) -> Status:
+        if value not in {"true", "true_with_seqno_advanced"}:
+            return Status.EINVAL
+        self.oso, self.oso_advanced = True, value != "true"
+        return Status.SUCCESS
+
+    def _set_history(self, value: str) -> Status:
+        if not self._bucket.history and value == "true":
+            return Status.NOT_SUPPORTED
+        return self._turn_on("history")(value)
+
+    def _set_marker_version(self, value: str) -> Status:
+        if value != "2.2":
+            return Status.EINVAL
+        if Feature.COLLECTIONS not in self._features:
+            return Status.NOT_SUPPORTED
+        self.marker_v22 = True
+        return Status.SUCCESS
+
 
 _BATCH = 1024 * 1024
 """Bytes handed to the socket in one go, in bulk."""
@@ -128,16 +317,16 @@ class Producer:
     """Streams of one connection, round robin, within the client's window."""
 
     def __init__(
-        self, connection: Connection, bucket: Bucket, message: DcpOpen, noop_interval: float | None
+        self, connection: Connection, bucket: LocalBucket, message: DcpOpen, noop_interval: float | None
     ) -> None:
         self._conn = connection
         self._bucket = bucket
         self.name = message.name
         self._flags = message.flags
-        self.streams: dict[tuple[int, int], Stream] = {}
+        self.streams: dict[tuple[int, int], ActiveStream] = {}
         self.outstanding = 0
-        self._ready: deque[Stream] = deque()
-        self._backfills: dict[int, deque[Stream]] = {}
+        self._ready: deque[ActiveStream] = deque()
+        self._backfills: dict[int, deque[ActiveStream]] = {}
         """Numbered streams by vbucket, in the order of the requests: the others wait for the first."""
         self._spent: list[Encoded] = []
         self.controls = Controls(bucket, message.flags, connection.features)
@@ -183,7 +372,7 @@ class Producer:
             conn.respond(frame, Status.EINVAL, context=context)
             return
         is_8 = self._bucket.release.is_8
-        known = admission.KNOWN_FLAGS | StreamFlag.TAKEOVER if is_8 else admission.KNOWN_FLAGS
+        known = KNOWN_FLAGS | StreamFlag.TAKEOVER if is_8 else KNOWN_FLAGS
         if message.flags & ~int(known):
             named = f": {_named(message.flags, _STREAM_FLAGS)}" if is_8 else ""
             conn.respond(frame, Status.EINVAL, context=f"Request contains invalid flags{named}")
@@ -207,13 +396,11 @@ class Producer:
         if not self.controls.noop and (collections or self._flags & OpenFlag.INCLUDE_XATTRS):
             conn.respond(frame, Status.NOT_SUPPORTED)
             return
-        refusal = admission.check_range(message)
+        refusal = check_range(message)
         if refusal is not None:
             conn.respond(frame, refusal.status)
             return
-        wanted = admission.parse_filter(
-            message.value, self._bucket.manifest, stream_ids=self.controls.stream_ids
-        )
+        wanted = parse_filter(message.value, self._bucket.manifest, stream_ids=self.controls.stream_ids)
         if isinstance(wanted, Refusal):
             conn.refuse(frame, wanted.status)
             return
@@ -228,16 +415,16 @@ class Producer:
             return
         purge = 0 if wanted.purge_seqno == vbucket.purge_seqno else vbucket.purge_seqno
         newest = self._newest(vbucket, wanted, collections) if self._bucket.release.is_8 else None
-        point = admission.rollback_point(message, vbucket.failover, vbucket.high_seqno, purge, newest)
+        point = rollback_point(message, vbucket.failover, vbucket.high_seqno, purge, newest)
         if point is not None:
             conn.respond(frame, Status.ROLLBACK, value=point.to_bytes(8, "big"))
             return
-        end = admission.effective_end(message, high, newest)
+        end = effective_end(message, high, newest)
         if start > vbucket.high_seqno or (start > end and start > high):
             conn.respond(frame, Status.ERANGE)
             return
         conn.respond(frame, value=encode_failover_log(vbucket.failover))
-        stream = Stream(
+        stream = ActiveStream(
             message.vbucket,
             frame.opaque,
             end,
@@ -265,7 +452,7 @@ class Producer:
     def _permitted(self, wanted: Filter) -> Status:
         legacy = Feature.COLLECTIONS not in self._conn.features
         status = partial(self._conn.rights, "dcp")
-        return admission.permitted(wanted, self._bucket.manifest, status, legacy=legacy)
+        return permitted(wanted, self._bucket.manifest, status, legacy=legacy)
 
     def check_rights(self) -> None:
         """The user has other rights: streams end that would not be granted now."""
@@ -332,7 +519,7 @@ class Producer:
             self._drop(key)
         self._release()
 
-    def _drop(self, key: tuple[int, int]) -> Stream | None:
+    def _drop(self, key: tuple[int, int]) -> ActiveStream | None:
         stream = self.streams.pop(key, None)
         if stream is not None:
             stream.abandon(self._spent)
@@ -355,12 +542,12 @@ class Producer:
             self._wake(self.streams[key])
         return bool(keys)
 
-    def _wake(self, stream: Stream) -> None:
+    def _wake(self, stream: ActiveStream) -> None:
         if not stream.queued:
             stream.queued = True
             self._ready.append(stream)
 
-    def _schedule_backfill(self, stream: Stream) -> None:
+    def _schedule_backfill(self, stream: ActiveStream) -> None:
         """Of several streams of a vbucket, the backfills come one after another, each whole."""
         stream.queued = True
         waiting = self._backfills.setdefault(stream.vbucket, deque())
@@ -368,11 +555,11 @@ class Producer:
         if len(waiting) == 1:
             self._conn.later(_BEFORE_BACKFILL, partial(self._begin_backfill, stream))
 
-    def _begin_backfill(self, stream: Stream) -> None:
+    def _begin_backfill(self, stream: ActiveStream) -> None:
         if not stream.finished:
             self._ready.append(stream)
 
-    def _end_backfill(self, stream: Stream) -> None:
+    def _end_backfill(self, stream: ActiveStream) -> None:
         """The backfill was sent, or is not wanted any more: the next one of the vbucket begins."""
         waiting = self._backfills.get(stream.vbucket)
         if waiting is None or stream not in waiting:

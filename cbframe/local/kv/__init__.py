@@ -1,0 +1,1 @@
+"""The data service as clients and SDKs use it: connections, documents, sub-documents."""
