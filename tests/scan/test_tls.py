@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import pytest
 import trustme
-from tests.frame.kit import QUICK, background, fill, values_of
 
 import cbframe
 from cbframe import (
@@ -41,6 +40,7 @@ from cbframe import (
 from cbframe.cli import main
 from cbframe.dcp.transport import SocketTransport, Waker
 from cbframe.local import ServerTLS
+from tests.scan.kit import QUICK, background, fill, values_of
 
 USER, PASSWORD = "reader", "hunter2-of-the-test"
 AUTH = (USER, PASSWORD)
