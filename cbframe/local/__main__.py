@@ -10,17 +10,15 @@ import stat
 import sys
 import threading
 from collections.abc import Sequence
-from functools import partial
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.limits import OwnThread
 from cbframe.local.cluster import LocalCluster
-from cbframe.local.engine import Engine
 from cbframe.local.loop import ServerTLS
-from cbframe.local.process import answer, unpack
-from cbframe.system import nobody_reads, waited
+from cbframe.local.process import control
+from cbframe.system import waited
 
 
 def serve(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +45,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--control", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.control:
-        return _control(sys.stdin.buffer, sys.stdout.buffer)
+        return control(sys.stdin.buffer, sys.stdout.buffer)
     return _stand_alone(options)
 
 
@@ -99,42 +97,12 @@ def _stand_alone(options: argparse.Namespace) -> int:
             done.set()
 
         # A pipe ends with whoever holds its other end; what is no pipe, as under a service manager, does
-        # not tell.
+        # not end.
         if sys.stdin is not None and stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
             # A daemon: a read of the standard input cannot be interrupted otherwise.
             OwnThread(watch_input, "cbframe-local-stdin").start()
         waited(done.wait, None)
     return 0
-
-
-def _control(stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """Do what the parent says, from the options of the cluster to the end of the input."""
-    # Ctrl-C goes to the whole group of processes: the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    engine: Engine | None = None
-
-    def call(message: Any) -> Any:
-        nonlocal engine
-        if engine is None:
-            engine = Engine(**message)
-            return engine.addresses()
-        name, args, kwargs = message
-        return getattr(engine, name)(*args, **kwargs)
-
-    try:
-        while True:
-            message = unpack(stdin)
-            stdout.write(answer(partial(call, message)))
-            stdout.flush()
-    except EOFError:
-        return 0
-    except OSError as exc:
-        if not nobody_reads(exc):
-            raise
-        return 0
-    finally:
-        if engine is not None:
-            engine.close()
 
 
 if __name__ == "__main__":

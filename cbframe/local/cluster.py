@@ -1,87 +1,44 @@
-"""``LocalCluster``: the public entry point of the embedded cluster."""
+"""``LocalCluster``: the public entry point of the embedded cluster.
+
+What it does is done by an :class:`~cbframe.local.engine.Engine`, in this process or in another; the verbs
+of both are the same, and are written once, in the engine.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import update_wrapper
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, cast
 from urllib.parse import quote
 
 from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.limits import reported
-from cbframe.local.bucket import Value, to_bytes
 from cbframe.local.cluster_manager import HOST
 from cbframe.local.engine import Engine
-from cbframe.local.faults import ClusterFaults
-from cbframe.local.lifecycle import ClusterLifecycle
 from cbframe.local.loop import ServerTLS
 from cbframe.local.process import RemoteEngine
 from cbframe.local.release import check_release
-from cbframe.local.sample import DEFAULT_SEED
-from cbframe.local.states import ClusterStates
-from cbframe.local.topology import ClusterTopology
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class ClusterUsers(ABC):
-    """The verbs of :class:`cbframe.local.LocalCluster` about users."""
+def _verb(method: Callable[Concatenate[Engine, P], T]) -> Callable[Concatenate[LocalCluster, P], T]:
+    """A method of :class:`LocalCluster` that is the engine's, with its signature and documentation."""
+    name = method.__name__
 
-    @property
-    @abstractmethod
-    def _engine(self) -> Any: ...
+    def call(self: LocalCluster, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = getattr(self._engine, name)(*args, **kwargs)
+        return result
 
-    def add_user(
-        self,
-        name: str,
-        password: str,
-        *,
-        access: Literal["none", "data", "dcp", "admin"] = "dcp",
-        scopes: Iterable[str] | None = None,
-        collections: Iterable[str] | None = None,
-        elsewhere: Literal["none", "data", "dcp"] = "none",
-        external: bool = False,
-    ) -> None:
-        """Add a user, in place of one of the same name: open connections have the new rights at once.
-
-        Parameters
-        ----------
-        name, password
-            To log in with.
-        access
-            Each includes the ones before: log in only; read and write documents; stream them; manage, and
-            see statistics.
-        scopes, collections
-            What `access` is for: whole scopes, and collections as ``scope.collection``. None, both: the
-            whole bucket.
-        elsewhere
-            Access to the rest of the bucket. ``"none"``: it does not exist for the user. ``"data"``: it is
-            in the manifest, and may not be streamed.
-        external
-            The user is one of a directory (LDAP): the cluster has no hash of the password, so that SCRAM
-            fails and PLAIN works. As soon as there is such a user, the cluster asks the directory about
-            users that it does not know.
-
-        Raises
-        ------
-        ConfigurationError
-            There is no such access, scope or collection.
-        """
-        self._engine.add_user(
-            name,
-            password,
-            access=access,
-            scopes=None if scopes is None else list(scopes),
-            collections=None if collections is None else list(collections),
-            elsewhere=elsewhere,
-            external=external,
-        )
-
-    def revoke(self, name: str) -> None:
-        """Take all rights of a user: streams end with LOST_PRIVILEGES, and nobody logs in by that name."""
-        self._engine.revoke(name)
+    update_wrapper(call, method)
+    call.__module__, call.__qualname__ = __name__, f"LocalCluster.{name}"
+    return call
 
 
-class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUsers, ClusterFaults):
+class LocalCluster:
     """An embedded Couchbase on the loopback: real protocol, no installation.
 
     It holds one bucket in memory and serves it over KV, DCP and REST as a cluster does, well
@@ -195,7 +152,6 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
         }
         self._process = process
         self._running: Engine | None = None
-        self._ports: dict[str, list[int]] = {}
 
     def __repr__(self) -> str:
         state = f"{self.connection_string!r}" if self._running is not None else "not running"
@@ -221,7 +177,6 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
                 self._running = cast("Engine", RemoteEngine(self._options))
             else:
                 self._running = Engine(**self._options)
-            self._ports = self._running.addresses()
         return self
 
     def close(self) -> None:
@@ -285,160 +240,152 @@ class LocalCluster(ClusterStates, ClusterTopology, ClusterLifecycle, ClusterUser
         return [f"https://{HOST}:{port}" for port in self._tls_ports("mgmtSSL")]
 
     def _tls_ports(self, service: str) -> list[int]:
-        _ = self._engine
-        if service not in self._ports:
+        if service not in self._engine.addresses():
             raise ConfigurationError(
                 "the local cluster has no TLS ports", hint="give LocalCluster(tls=ServerTLS(...))"
             )
         return self._ports_of(service)
 
     def _ports_of(self, service: str) -> list[int]:
-        return [self._ports[service][node] for node in self.members]
+        ports = self._engine.addresses()[service]
+        return [ports[node] for node in self.members]
 
     def ports(self, node: int = 0) -> dict[str, int]:
         """The ports of a node by the name of the service, as the cluster map has them."""
-        _ = self._engine
-        return {service: ports[node] for service, ports in self._ports.items()}
+        return {service: ports[node] for service, ports in self._engine.addresses().items()}
 
-    def advertise(
-        self,
-        node: int,
-        *,
-        kv: int | None = None,
-        mgmt: int | None = None,
-        kvSSL: int | None = None,  # noqa: N803 - as the cluster map has it
-        mgmtSSL: int | None = None,  # noqa: N803 - as above
-    ) -> None:
-        """Give clients other ports of a node's services: those of a proxy before it.
+    # ------------------------------------------------------------------ verbs of the engine
 
-        Every address that this object names, and the cluster map, has them from now on. The node
-        listens where it listened.
+    advertise = _verb(Engine.advertise)
+    set_alternate_address = _verb(Engine.set_alternate_address)
+    add_node = _verb(Engine.add_node)
+    rebalance = _verb(Engine.rebalance)
+    failover = _verb(Engine.failover)
+    kill = _verb(Engine.kill)
+    restart = _verb(Engine.restart)
+
+    upsert = _verb(Engine.upsert)
+    delete = _verb(Engine.delete)
+    expire = _verb(Engine.expire)
+    expire_due = _verb(Engine.expire_due)
+    get = _verb(Engine.get)
+    bulk_load = _verb(Engine.bulk_load)
+    load_sample = _verb(Engine.load_sample)
+    high_seqnos = _verb(Engine.high_seqnos)
+    failover_log = _verb(Engine.failover_log)
+    item_count = _verb(Engine.item_count)
+
+    create_scope = _verb(Engine.create_scope)
+    create_collection = _verb(Engine.create_collection)
+    drop_collection = _verb(Engine.drop_collection)
+    drop_scope = _verb(Engine.drop_scope)
+    modify_collection = _verb(Engine.modify_collection)
+
+    prepare = _verb(Engine.prepare)
+    commit = _verb(Engine.commit)
+    abort = _verb(Engine.abort)
+    hold_in_memory = _verb(Engine.hold_in_memory)
+    corrupt = _verb(Engine.corrupt)
+    mend = _verb(Engine.mend)
+
+    move_vbucket = _verb(Engine.move_vbucket)
+    fail_over = _verb(Engine.fail_over)
+    roll_back = _verb(Engine.roll_back)
+    flush_vbucket = _verb(Engine.flush_vbucket)
+    set_purge_seqno = _verb(Engine.set_purge_seqno)
+    purge = _verb(Engine.purge)
+
+    flush = _verb(Engine.flush)
+    delete_bucket = _verb(Engine.delete_bucket)
+    pause_bucket = _verb(Engine.pause_bucket)
+    resume_bucket = _verb(Engine.resume_bucket)
+
+    add_user = _verb(Engine.add_user)
+    revoke = _verb(Engine.revoke)
+
+    cut = _verb(Engine.cut)
+    garble = _verb(Engine.garble)
+    dcp_connections = _verb(Engine.dcp_connections)
+
+    # ------------------------------------------------------------------ states that end
+
+    @contextmanager
+    def _during(
+        self, setter: Callable[[Engine, int, T], None], node: int, value: T, after: T
+    ) -> Iterator[None]:
+        """Set something of a node, and set it back afterwards."""
+        set_value = getattr(self._engine, setter.__name__)
+        set_value(node, value)
+        try:
+            yield
+        finally:
+            set_value(node, after)
+
+    @contextmanager
+    def refuse(self, node: int = 0) -> Iterator[None]:
+        """New data connections to a node are closed at once."""
+        with self._during(Engine.set_refusing, node, True, False):
+            yield
+
+    @contextmanager
+    def stall(self, node: int = 0) -> Iterator[None]:
+        """A node sends nothing; it reads, and its sockets stay open."""
+        with self._during(Engine.set_stalled, node, True, False):
+            yield
+
+    @contextmanager
+    def chop(self, nbytes: int, node: int = 0) -> Iterator[None]:
+        """A node sends at most that many bytes with each write."""
+        with self._during(Engine.set_chop, node, nbytes, None):
+            yield
+
+    @contextmanager
+    def delay(self, seconds: float, node: int = 0) -> Iterator[None]:
+        """Whatever a node has to send, it sends `seconds` later."""
+        with self._during(Engine.set_delay, node, seconds, 0.0):
+            yield
+
+    @contextmanager
+    def drop_acks(self, node: int = 0) -> Iterator[None]:
+        """A node forgets what clients acknowledge: once their windows are full, it only asks if they live.
+
+        What was forgotten stays so: those connections are of no more use.
         """
-        named = {"kv": kv, "mgmt": mgmt, "kvSSL": kvSSL, "mgmtSSL": mgmtSSL}
-        ports = {service: port for service, port in named.items() if port is not None}
-        self._engine.advertise(node, ports)
-        for service, port in ports.items():
-            self._ports[service][node] = port
+        with self._during(Engine.set_dropping_acks, node, True, False):
+            yield
 
-    # ------------------------------------------------------------------ documents
+    @contextmanager
+    def starting(self, node: int = 0) -> Iterator[None]:
+        """A node that was started a moment ago and has not yet loaded the bucket.
 
-    def upsert(
-        self,
-        key: str | bytes,
-        value: Value,
-        *,
-        expiry: int = 0,
-        flags: int | None = None,
-        datatype: int | None = None,
-        xattrs: Mapping[str, Any] | None = None,
-        collection: str | int = 0,
-        compress: bool = False,
-    ) -> int:
-        """Write a document.
+        The cluster map names the node. Connections that used the bucket close, and SELECT_BUCKET is
+        KEY_ENOENT for users with access to the bucket.
+        """
+        with self._during(Engine.set_starting, node, True, False):
+            yield
+
+    @contextmanager
+    def config_only(self, node: int = 0) -> Iterator[None]:
+        """A node that has the bucket's map and not yet the bucket, as all from 7.6 on when they start.
+
+        SELECT_BUCKET and GET_CLUSTER_CONFIG succeed; everything else that needs a bucket is CONFIG_ONLY.
+
+        Raises
+        ------
+        ConfigurationError
+            The cluster's `version` has no such state.
+        """
+        with self._during(Engine.set_config_only, node, True, False):
+            yield
+
+    def recreate(self, *, vbuckets: int | None = None) -> None:
+        """Delete the bucket and create another of the same name: another uuid, no data, no collections.
 
         Parameters
         ----------
-        key
-            1 to 250 bytes.
-        value
-            Bytes as they are, text as UTF-8, a dict or list as JSON.
-        expiry
-            0 for never; up to 30 days counts from now, more is seconds since 1970.
-        flags
-            Opaque to the server; None for what the SDKs set.
-        datatype
-            1 for JSON, 0 for binary; None finds out.
-        xattrs
-            Extended attributes, JSON values by name.
-        collection
-            Id or ``scope.collection``; 0 is the default one.
-        compress
-            Store it as a Snappy block, as one that a client sent so or that was read back from
-            disk. Connections without Snappy get it inflated.
-
-        Returns
-        -------
-        int
-            Its seqno in its vbucket.
+        vbuckets
+            How many the new one has; None for as many as before.
         """
-        return self._engine.upsert(
-            _key(key),
-            to_bytes(value),
-            expiry=expiry,
-            flags=flags,
-            datatype=datatype,
-            xattrs=xattrs,
-            collection=collection,
-            compress=compress,
-        )
-
-    def delete(self, key: str | bytes, *, collection: str | int = 0) -> int | None:
-        """Delete a document; the tombstone's seqno, None if there is no such document."""
-        return self._engine.delete(_key(key), collection=collection)
-
-    def expire(self, key: str | bytes, *, collection: str | int = 0) -> int | None:
-        """Let a document expire now; the expiration's seqno, None if there is no such document."""
-        return self._engine.delete(_key(key), expired=True, collection=collection)
-
-    def expire_due(self) -> int:
-        """Turn every document whose expiry has passed into an expiration; how many.
-
-        The real server does so once an hour or upon access; here it happens upon access or now.
-        """
-        return self._engine.expire_due()
-
-    def get(self, key: str | bytes, *, collection: str | int = 0) -> bytes | None:
-        """A document's bytes, without attributes; None if it does not exist."""
-        return self._engine.get(_key(key), collection=collection)
-
-    def bulk_load(
-        self,
-        pairs: Iterable[tuple[bytes, bytes]],
-        *,
-        collection: str | int = 0,
-        flags: int | None = None,
-        datatype: int | None = None,
-    ) -> int:
-        """Write many documents fast; how many.
-
-        ``datatype=None`` takes a value that begins with ``{`` or ``[`` for JSON, unproven.
-        """
-        return self._engine.bulk_load(pairs, collection=collection, flags=flags, datatype=datatype)
-
-    def load_sample(self, documents: int = 100_000, seed: int = DEFAULT_SEED) -> int:
-        """Load :func:`cbframe.local.sample.sample_documents`; how many keys."""
-        return self._engine.load_sample(documents, seed)
-
-    def high_seqnos(self) -> dict[int, int]:
-        """High seqno by vbucket, 0 included."""
-        return dict(self._engine.high_seqnos())
-
-    def failover_log(self, vbucket: int) -> list[tuple[int, int]]:
-        """``(vbuuid, seqno)`` of a vbucket's histories, newest first."""
-        return [(uuid, seqno) for uuid, seqno in self._engine.failover_log(vbucket)]
-
-    def item_count(self) -> int:
-        """How many documents exist, tombstones not counted."""
-        return self._engine.item_count()
-
-    # ------------------------------------------------------------------ collections
-
-    def create_scope(self, name: str) -> None:
-        """Create a scope."""
-        self._engine.create_scope(name)
-
-    def create_collection(self, scope: str, name: str, *, max_ttl: int = 0) -> int:
-        """Create a collection; its id."""
-        return self._engine.create_collection(scope, name, max_ttl)
-
-    def drop_collection(self, scope: str, name: str) -> None:
-        """Drop a collection with all its documents, which leave no tombstones."""
-        self._engine.drop_collection(scope, name)
-
-    def drop_scope(self, name: str) -> None:
-        """Drop a scope with all its collections."""
-        self._engine.drop_scope(name)
-
-
-def _key(key: str | bytes) -> bytes:
-    return key.encode() if isinstance(key, str) else key
+        self._engine.recreate(vbuckets)
+        if vbuckets is not None:
+            self._options["vbuckets"] = vbuckets

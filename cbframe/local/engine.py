@@ -1,83 +1,40 @@
-"""The cluster itself, in this process: nodes, bucket, and what can happen to them.
+"""The cluster itself, in this process: nodes, bucket, users, and what can happen to them.
 
-Arguments and results are plain values (numbers, text, bytes, lists, dicts), so that the same
-methods can be called through a pipe when the cluster runs in its own process.
+:class:`Engine` has the verbs of :class:`cbframe.local.LocalCluster`. Their arguments and results are
+plain values (numbers, text, bytes, lists, dicts), so that they can be called through a pipe when the
+cluster runs in its own process.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Literal
 
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.local.auth import ACCESS, Credentials, User
 from cbframe.local.bucket import (
+    FLAGS_JSON,
     LocalBucket,
     UnknownCollectionError,
     UnknownScopeError,
     Value,
+    check_vbuckets,
+    is_json,
+    to_bytes,
 )
 from cbframe.local.cluster_manager import ClusterConfig
-from cbframe.local.faults import EngineFaults
-from cbframe.local.lifecycle import EngineLifecycle
+from cbframe.local.items import MUTATION, expiry_of, flags_of, prefixed, value_of
 from cbframe.local.loop import ServerTLS
 from cbframe.local.node import LocalNode
 from cbframe.local.release import RELEASES
-from cbframe.local.sample import load_sample
-from cbframe.local.states import EngineStates
-from cbframe.local.topology import EngineTopology
+from cbframe.local.sample import DEFAULT_SEED, load_sample
 from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import Datatype
 from cbframe.wire.items import body_offset
 
 
-class EngineUsers:
-    """The engine's methods."""
-
-    credentials: Credentials
-    running: Callable[[], list[LocalNode]]
-    _cid: Callable[[str | int], int]
-    _sid: Callable[[str], int]
-
-    def add_user(
-        self,
-        name: str,
-        password: str,
-        *,
-        access: str,
-        scopes: list[str] | None,
-        collections: list[str] | None,
-        elsewhere: str,
-        external: bool,
-    ) -> None:
-        for each in (access, elsewhere):
-            if each not in ACCESS:
-                raise ConfigurationError(f"no access {each!r}, only {', '.join(ACCESS)}")
-        limited = scopes is not None or collections is not None
-        user = User(
-            name,
-            password,
-            access,
-            frozenset(map(self._sid, scopes or ())),
-            frozenset(map(self._cid, collections or ())) if limited else None,
-            elsewhere,
-            external,
-        )
-        self.credentials.add(user)
-        for member in self.running():
-            member.loop.call(partial(member.change_user, name, user))
-
-    def revoke(self, name: str) -> None:
-        if not self.credentials.remove(name):
-            raise ConfigurationError(f"no user {name!r}", hint="add_user() adds one")
-        for member in self.running():
-            member.loop.call(partial(member.change_user, name, None))
-
-
-class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineFaults):
+class Engine:
     """Nodes and bucket of one embedded cluster; see :class:`cbframe.local.LocalCluster`."""
 
     def __init__(
@@ -116,7 +73,7 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
 
         def make_node(number: int, ports: dict[str, int]) -> LocalNode:
             node = LocalNode(number, self.bucket, config, credentials, noop_interval, context, ports)
-            node.flush_bucket = partial(self.flush, wait=False)
+            node.flush_bucket = partial(self._flush, wait=False)
             return node
 
         self.make_node = make_node
@@ -137,6 +94,8 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         for node in self.running():
             node.stop()
 
+    # ------------------------------------------------------------------ nodes
+
     def addresses(self) -> dict[str, list[int]]:
         """The ports of every node by the name of the service."""
         with self.bucket.lock:
@@ -148,7 +107,47 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         with self.bucket.lock:
             return list(self.config.members)
 
-    def advertise(self, node: int, ports: dict[str, int]) -> None:
+    def running(self) -> list[LocalNode]:
+        """The nodes whose process lives."""
+        return [node for node in self.nodes if node.alive]
+
+    def _node(self, node: int) -> LocalNode:
+        if not 0 <= node < len(self.nodes):
+            raise ConfigurationError(f"no node {node}, only 0 to {len(self.nodes) - 1}")
+        return self.nodes[node]
+
+    def _living(self, node: int) -> LocalNode:
+        found = self._node(node)
+        if not found.alive:
+            raise ConfigurationError(f"node {node} does not run", hint="restart it")
+        return found
+
+    def _member(self, node: int) -> LocalNode:
+        found = self._node(node)
+        if node not in self.config.members:
+            raise ConfigurationError(f"node {node} is not in the cluster", hint="add_node() adds one")
+        return found
+
+    def _push(self) -> None:
+        for member in self.running():
+            member.loop.call(member.push_config)
+
+    def advertise(
+        self,
+        node: int,
+        *,
+        kv: int | None = None,
+        mgmt: int | None = None,
+        kvSSL: int | None = None,  # noqa: N803 - as the cluster map has it
+        mgmtSSL: int | None = None,  # noqa: N803 - as above
+    ) -> None:
+        """Give clients other ports of a node's services: those of a proxy before it.
+
+        Every address that this object names, and the cluster map, has them from now on. The node
+        listens where it listened.
+        """
+        named = {"kv": kv, "mgmt": mgmt, "kvSSL": kvSSL, "mgmtSSL": mgmtSSL}
+        ports = {service: port for service, port in named.items() if port is not None}
         self._node(node)
         with self.bucket.lock:
             known = self.config.ports[node]
@@ -158,11 +157,40 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
             self.bucket.rev += 1
         self._push()
 
+    def set_alternate_address(
+        self,
+        node: int,
+        host: str,
+        *,
+        kv: int | None = None,
+        mgmt: int | None = None,
+        kvSSL: int | None = None,  # noqa: N803 - as the cluster map has it
+        mgmtSSL: int | None = None,  # noqa: N803 - as above
+    ) -> None:
+        """Give a node an address on the network ``external``, as ``couchbase-cli setting-alternate-address``.
+
+        Parameters
+        ----------
+        node
+            Number of the node.
+        host
+            What clients outside know it by.
+        kv, mgmt, kvSSL, mgmtSSL
+            The ports there, none for services that cannot be reached; without any, the node's own.
+        """
+        named = {"kv": kv, "mgmt": mgmt, "kvSSL": kvSSL, "mgmtSSL": mgmtSSL}
+        ports = {service: port for service, port in named.items() if port is not None}
+        self._node(node)
+        with self.bucket.lock:
+            self.config.alternates[node] = {"hostname": host} | ({"ports": ports} if ports else {})
+            self.bucket.rev += 1
+        self._push()
+
     # ------------------------------------------------------------------ documents
 
     def upsert(
         self,
-        key: bytes,
+        key: str | bytes,
         value: Value,
         *,
         expiry: int = 0,
@@ -172,8 +200,35 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         collection: str | int = 0,
         compress: bool = False,
     ) -> int:
+        """Write a document.
+
+        Parameters
+        ----------
+        key
+            1 to 250 bytes.
+        value
+            Bytes as they are, text as UTF-8, a dict or list as JSON.
+        expiry
+            0 for never; up to 30 days counts from now, more is seconds since 1970.
+        flags
+            Opaque to the server; None for what the SDKs set.
+        datatype
+            1 for JSON, 0 for binary; None finds out.
+        xattrs
+            Extended attributes, JSON values by name.
+        collection
+            Id or ``scope.collection``; 0 is the default one.
+        compress
+            Store it as a Snappy block, as one that a client sent so or that was read back from
+            disk. Connections without Snappy get it inflated.
+
+        Returns
+        -------
+        int
+            Its seqno in its vbucket.
+        """
         return self.bucket.upsert(
-            key,
+            as_key(key),
             value,
             cid=self._cid(collection),
             expiry=expiry,
@@ -183,14 +238,24 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
             compress=compress,
         )
 
-    def delete(self, key: bytes, *, expired: bool = False, collection: str | int = 0) -> int | None:
-        return self.bucket.delete(key, cid=self._cid(collection), expired=expired)
+    def delete(self, key: str | bytes, *, collection: str | int = 0) -> int | None:
+        """Delete a document; the tombstone's seqno, None if there is no such document."""
+        return self.bucket.delete(as_key(key), cid=self._cid(collection))
+
+    def expire(self, key: str | bytes, *, collection: str | int = 0) -> int | None:
+        """Let a document expire now; the expiration's seqno, None if there is no such document."""
+        return self.bucket.delete(as_key(key), cid=self._cid(collection), expired=True)
 
     def expire_due(self) -> int:
+        """Turn every document whose expiry has passed into an expiration; how many.
+
+        The real server does so once an hour or upon access; here it happens upon access or now.
+        """
         return self.bucket.expire_due()
 
-    def get(self, key: bytes, *, collection: str | int = 0) -> bytes | None:
-        document = self.bucket.get(key, cid=self._cid(collection))
+    def get(self, key: str | bytes, *, collection: str | int = 0) -> bytes | None:
+        """A document's bytes, without attributes; None if it does not exist."""
+        document = self.bucket.get(as_key(key), cid=self._cid(collection))
         if document is None:
             return None
         start = body_offset(document.value) if document.datatype & Datatype.XATTR else 0
@@ -204,27 +269,29 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         flags: int | None = None,
         datatype: int | None = None,
     ) -> int:
+        """Write many documents fast; how many.
+
+        ``datatype=None`` takes a value that begins with ``{`` or ``[`` for JSON, unproven.
+        """
         cid = self._cid(collection)
         return self.bucket.bulk_load(pairs, cid=cid, flags=flags, datatype=datatype)
 
-    def bulk_load_packed(self, lengths: bytes, data: bytes, **options: Any) -> int:
-        """As :meth:`bulk_load`, of keys and values back to back and their 32-bit lengths."""
-        ends = list(accumulate(array("I", lengths), initial=0))
-        parts = (data[start:end] for start, end in pairwise(ends))
-        return self.bulk_load(zip(parts, parts, strict=True), **options)
-
-    def load_sample(self, documents: int, seed: int) -> int:
+    def load_sample(self, documents: int = 100_000, seed: int = DEFAULT_SEED) -> int:
+        """Load :func:`cbframe.local.sample.sample_documents`; how many keys."""
         return load_sample(self.bucket, documents, seed)
 
-    def high_seqnos(self) -> list[tuple[int, int]]:
+    def high_seqnos(self) -> dict[int, int]:
+        """High seqno by vbucket, 0 included."""
         with self.bucket.lock:
-            return [(vb.id, vb.high_seqno) for vb in self.bucket.vbuckets]
+            return {vb.id: vb.high_seqno for vb in self.bucket.vbuckets}
 
     def failover_log(self, vbucket: int) -> list[tuple[int, int]]:
+        """``(vbuuid, seqno)`` of a vbucket's histories, newest first."""
         with self.bucket.lock:
             return [(entry.vbuuid, entry.seqno) for entry in self._vbucket(vbucket).failover]
 
     def item_count(self) -> int:
+        """How many documents exist, tombstones not counted."""
         with self.bucket.lock:
             return sum(vb.documents for vb in self.bucket.vbuckets)
 
@@ -249,11 +316,13 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
     # ------------------------------------------------------------------ collections
 
     def create_scope(self, name: str) -> None:
+        """Create a scope."""
         with self.bucket.lock:
             self.bucket.record([self.bucket.manifest.create_scope(name)])
         self._push()
 
-    def create_collection(self, scope: str, name: str, max_ttl: int = 0) -> int:
+    def create_collection(self, scope: str, name: str, *, max_ttl: int = 0) -> int:
+        """Create a collection; its id."""
         with self.bucket.lock:
             cid, event = self._known(lambda m: m.create_collection(scope, name, max_ttl))
             self.bucket.record([event])
@@ -261,17 +330,571 @@ class Engine(EngineStates, EngineTopology, EngineLifecycle, EngineUsers, EngineF
         return int(cid)
 
     def drop_collection(self, scope: str, name: str) -> None:
+        """Drop a collection with all its documents, which leave no tombstones."""
         with self.bucket.lock:
             self.bucket.record([self._known(lambda m: m.drop_collection(scope, name))])
         self._push()
 
     def drop_scope(self, name: str) -> None:
+        """Drop a scope with all its collections."""
         with self.bucket.lock:
             self.bucket.record(self._known(lambda m: m.drop_scope(name)))
         self._push()
+
+    def modify_collection(self, scope: str, name: str, *, max_ttl: int) -> None:
+        """Give a collection another highest expiry."""
+        with self.bucket.lock:
+            self.bucket.record([self.bucket.manifest.modify_collection(scope, name, max_ttl)])
 
     def _known(self, change: Any) -> Any:
         try:
             return change(self.bucket.manifest)
         except (UnknownCollectionError, UnknownScopeError) as exc:
             raise ConfigurationError(f"no scope or collection {exc.args[0]}") from exc
+
+    # ------------------------------------------------------------------ sync writes, memory, a damaged file
+
+    def prepare(self, key: str | bytes, value: Value | None, *, collection: str | int = 0) -> int:
+        """Begin a durable write, None for a delete, and leave it waiting; the seqno of the prepare.
+
+        Nobody sees the value before :meth:`commit`, and other writes of the document are refused. A
+        durable write of an SDK is prepared and committed in one go.
+        """
+        body = b"" if value is None else to_bytes(value)
+        key = as_key(key)
+        bucket, stored = self.bucket, prefixed(self._cid(collection), key)
+        with bucket.lock:
+            vbucket = bucket.vbucket_for(key)
+            if vbucket.pending(stored) is not None:
+                raise ConfigurationError("the document has a prepared write", hint="commit or abort that one")
+            seqno = vbucket.prepare(
+                stored,
+                body,
+                cas=bucket.next_cas(),
+                flags=FLAGS_JSON if is_json(body) else 0,
+                datatype=int(Datatype.JSON) if is_json(body) else 0,
+                deleted=value is None,
+            )
+            bucket.written(vbucket.id)
+        return seqno
+
+    def commit(self, key: str | bytes, *, collection: str | int = 0) -> int:
+        """Let the prepared write of a document happen; the seqno of the commit."""
+        return self._complete(as_key(key), collection, commit=True)
+
+    def abort(self, key: str | bytes, *, collection: str | int = 0) -> int:
+        """Let the prepared write of a document never have happened; the seqno of the abort."""
+        return self._complete(as_key(key), collection, commit=False)
+
+    def _complete(self, key: bytes, collection: str | int, *, commit: bool) -> int:
+        bucket, stored = self.bucket, prefixed(self._cid(collection), key)
+        with bucket.lock:
+            vbucket = bucket.vbucket_for(key)
+            found = vbucket.pending(stored)
+            if found is None:
+                raise ConfigurationError("the document has no prepared write", hint="prepare() one first")
+            seqno = _completed(bucket, vbucket, stored, *found, commit=commit)
+            bucket.written(vbucket.id)
+        return seqno
+
+    def hold_in_memory(self, vbucket: int, seqno: int | None) -> None:
+        """Streams get what is at or above `seqno` in memory snapshots of its own; None for no such part.
+
+        As on a node that has not yet written it to disk: a backfill ends below, and a stream that
+        begins there has none.
+        """
+        with self.bucket.lock:
+            self._vbucket(vbucket).memory_from = seqno
+
+    def corrupt(self, vbucket: int) -> None:
+        """Damage the file of a vbucket: backfills end with BACKFILL_FAIL until :meth:`mend`."""
+        with self.bucket.lock:
+            self._vbucket(vbucket).unreadable = True
+
+    def mend(self, vbucket: int) -> None:
+        """The opposite of :meth:`corrupt`."""
+        with self.bucket.lock:
+            self._vbucket(vbucket).unreadable = False
+
+    # ------------------------------------------------------------------ who is in the cluster
+
+    def add_node(self) -> int:
+        """A node joins, without a vbucket until :meth:`rebalance`; its number."""
+        number = len(self.nodes)
+        node = self.make_node(number, {})
+        node.start()
+        with self.bucket.lock:
+            self.nodes.append(node)
+            self.config.ports.append(node.ports)
+            self.config.members.append(number)
+            self.bucket.on_write.append(node.on_write)
+            self.bucket.rev += 1
+        self._push()
+        return number
+
+    def rebalance(self, *, eject: Iterable[int] = ()) -> None:
+        """Spread the vbuckets evenly over the nodes, one after the other, without loss.
+
+        Parameters
+        ----------
+        eject
+            Nodes that leave: they end up without a vbucket, off the cluster map, and shut down.
+        """
+        gone = list(eject)
+        for node in gone:
+            self._member(node)
+        if missing := [node for node in self.config.members if not self.nodes[node].alive]:
+            raise ConfigurationError(
+                f"node {missing[0]} does not run: nothing can be moved", hint="restart it, or fail it over"
+            )
+        stay = [node for node in self.config.members if node not in gone]
+        self._check_rest(stay)
+        count = len(self.bucket.vbuckets)
+        for vbucket in range(count):
+            owner = stay[vbucket * len(stay) // count]
+            if self.bucket.map[vbucket][0] != owner:
+                self.move_vbucket(vbucket, owner)
+        with self.bucket.lock:
+            self.config.members[:] = stay
+            self._forget_copies(gone)
+            self.bucket.rev += 1
+        for node in gone:
+            self._stop(self.nodes[node])
+        self._push()
+
+    def failover(self, node: int, *, lose: int = 0) -> None:
+        """Hard failover of a node: it is gone, off the map, and others take over its vbuckets.
+
+        Parameters
+        ----------
+        node
+            Number of the node, which may have been killed before.
+        lose
+            How many of the last seqnos of each of its vbuckets had not reached a replica: they never
+            happened, history forks there.
+        """
+        member = self._member(node)
+        stay = [other for other in self.config.members if other != node]
+        self._check_rest([other for other in stay if self.nodes[other].alive])
+        self._stop(member)
+        with self.bucket.lock:
+            self.config.members[:] = stay
+            living = [other for other in stay if self.nodes[other].alive]
+            for turn, vbucket in enumerate(self._active(node)):
+                copies = [copy for copy in self.bucket.map[vbucket][1:] if copy in living]
+                self._lose(vbucket, lose, copies[0] if copies else living[turn % len(living)])
+            self._forget_copies([node])
+            self.bucket.rev += 1
+        self._push()
+
+    def kill(self, node: int, *, lose: int = 0, clean: bool = False) -> None:
+        """End a node as SIGKILL ends a server: its sockets close at once. The map still names it.
+
+        Parameters
+        ----------
+        node
+            Number of the node.
+        lose
+            How many of the last seqnos of each of its vbuckets were not on disk yet: they never
+            happened.
+        clean
+            An orderly shutdown: nothing is lost, and each vbucket keeps its history's uuid. Not so in an
+            ephemeral bucket: there all that the node had is lost in any case.
+        """
+        self._stop(self._living(node))
+        with self.bucket.lock:
+            for vbucket in self._active(node):
+                if self.bucket.ephemeral:
+                    self._vbucket(vbucket).flush()
+                elif not clean:
+                    self._lose(vbucket, lose, None)
+
+    def restart(self, node: int, *, same_ports: bool = False) -> None:
+        """Bring a killed node back, on other ports without `same_ports`."""
+        before = self._member(node)
+        if before.alive:
+            raise ConfigurationError(f"node {node} runs")
+        try:
+            fresh = self.make_node(node, before.ports if same_ports else {})
+        except OSError as exc:
+            raise ConfigurationError(
+                f"node {node} cannot have its ports back: {exc.strerror}", hint="let it have others"
+            ) from exc
+        fresh.start()
+        with self.bucket.lock:
+            self.nodes[node] = fresh
+            if not same_ports:
+                self.config.ports[node] = fresh.ports
+            self.bucket.on_write.append(fresh.on_write)
+            self.bucket.rev += 1
+        self._push()
+
+    def _check_rest(self, living: list[int]) -> None:
+        if not living:
+            raise ConfigurationError("no node that runs would be left to take the vbuckets")
+
+    def _lose(self, vbucket: int, lose: int, node: int | None) -> None:
+        self._fork(vbucket, max(0, self._vbucket(vbucket).high_seqno - lose), node)
+
+    def _active(self, node: int) -> list[int]:
+        return [vb for vb, row in enumerate(self.bucket.map) if row[0] == node]
+
+    def _forget_copies(self, nodes: Iterable[int]) -> None:
+        gone = set(nodes)
+        for row in self.bucket.map:
+            row[1:] = [-1 if copy in gone else copy for copy in row[1:]]
+
+    def _stop(self, node: LocalNode) -> None:
+        if not node.alive:
+            return
+        with self.bucket.lock:
+            self.bucket.on_write.remove(node.on_write)
+        # Not under the lock: the node's thread takes it as well.
+        node.stop()
+
+    # ------------------------------------------------------------------ who has a vbucket, and its history
+
+    def _owner(self, node: int) -> None:
+        """Check that a node can be given a vbucket."""
+        self._living(node)
+        self._member(node)
+
+    def move_vbucket(self, vbucket: int, node: int) -> None:
+        """Rebalance one vbucket to `node`: same data, same history, other owner.
+
+        Streams at the old owner end with STATE_CHANGED; requests there get NOT_MY_VBUCKET.
+        """
+        self._vbucket(vbucket)
+        self._owner(node)
+        with self.bucket.lock:
+            self._give(vbucket, node)
+            self.bucket.rev += 1
+        for member in self.running():
+            member.loop.call(partial(member.end_streams, vbucket, only_if_lost=True))
+        self._push()
+
+    def fail_over(self, vbucket: int, *, lose: int = 0, node: int | None = None) -> int:
+        """Hard failover of one vbucket: the last `lose` seqnos never happened, history forks there.
+
+        Its streams end with STATE_CHANGED. With `node`, that node is the owner from now on.
+
+        Returns
+        -------
+        int
+            The new vbuuid.
+        """
+        if node is not None:
+            self._owner(node)
+        with self.bucket.lock:
+            vbuuid = self._fork(vbucket, self._vbucket(vbucket).high_seqno - lose, node)
+        self._end_streams(vbucket)
+        return vbuuid
+
+    def roll_back(self, vbucket: int, seqno: int) -> int:
+        """As :meth:`fail_over`, with everything above `seqno` lost."""
+        with self.bucket.lock:
+            vbuuid = self._fork(vbucket, seqno, None)
+        # Not under the lock: the nodes' threads take it as well.
+        self._end_streams(vbucket)
+        return vbuuid
+
+    def _fork(self, vbucket: int, seqno: int, node: int | None) -> int:
+        vb = self._vbucket(vbucket)
+        if not 0 <= seqno <= vb.high_seqno:
+            raise ConfigurationError(f"vbucket {vbucket} has no seqno {seqno}, only 0 to {vb.high_seqno}")
+        vb.truncate(seqno)
+        if node is not None:
+            self._give(vbucket, node)
+        self.bucket.rev += 1
+        return vb.vbuuid
+
+    def _give(self, vbucket: int, node: int) -> None:
+        row = self.bucket.map[vbucket]
+        # The new owner may have been a replica: then the two change places.
+        self.bucket.map[vbucket] = [node, *(row[0] if copy == node else copy for copy in row[1:])]
+
+    def flush_vbucket(self, vbucket: int) -> None:
+        """Lose all data of one vbucket; its failover log starts over."""
+        with self.bucket.lock:
+            self._vbucket(vbucket).flush()
+            self.bucket.rev += 1
+        self._end_streams(vbucket)
+
+    def set_purge_seqno(self, vbucket: int, seqno: int) -> None:
+        """Pretend that tombstones up to `seqno` were purged: older positions roll back to 0."""
+        with self.bucket.lock:
+            self._vbucket(vbucket).purge_seqno = seqno
+
+    def purge(self, vbucket: int | None = None) -> int:
+        """Let the tombstones of one vbucket, or of all, really be gone, as they are after some days.
+
+        Backfills do not have them any more, and clients whose position is older than the last of them
+        roll back to 0: they would never learn of those deletions. The newest change of a vbucket stays.
+
+        Returns
+        -------
+        int
+            How many were purged.
+        """
+        with self.bucket.lock:
+            wanted = self.bucket.vbuckets if vbucket is None else [self._vbucket(vbucket)]
+            return sum(vb.purge() for vb in wanted)
+
+    def _end_streams(self, vbucket: int) -> None:
+        for member in self.running():
+            member.loop.call(partial(member.end_streams, vbucket, only_if_lost=False))
+        self._push()
+
+    # ------------------------------------------------------------------ the bucket's life
+
+    def flush(self) -> None:
+        """Empty the bucket: same uuid, but every vbucket begins a new history.
+
+        All streams end with STATE_CHANGED. What clients had is rolled back to 0 when they come back.
+        REST does the same: ``POST /pools/default/buckets/NAME/controller/doFlush``.
+
+        Raises
+        ------
+        ConfigurationError
+            The cluster was made with ``flush_enabled=False``.
+        """
+        self._flush(wait=True)
+
+    def _flush(self, *, wait: bool) -> None:
+        """With `wait`, all streams have ended afterwards; a node's own thread cannot wait for others."""
+        if not self.bucket.flush_enabled:
+            raise ConfigurationError(
+                "flush is not enabled for the bucket", hint="LocalCluster(flush_enabled=True)"
+            )
+        with self.bucket.lock:
+            self._present()
+            for vbucket in self.bucket.vbuckets:
+                vbucket.flush()
+            self.bucket.record(self.bucket.manifest.events())
+        for member in self.running():
+            run = member.loop.call if wait else member.loop.post
+            run(member.end_all_streams)
+            run(member.push_config)
+
+    def delete_bucket(self) -> None:
+        """Delete the bucket: its connections close, and nobody finds it until :meth:`recreate`."""
+        with self.bucket.lock:
+            self._present()
+            self.bucket.deleted = True
+        self._close_connections()
+        for member in self.running():
+            member.loop.call(member.close_config_streams)
+
+    def recreate(self, vbuckets: int | None) -> None:
+        """See :meth:`cbframe.local.LocalCluster.recreate`."""
+        with self.bucket.lock:
+            count = len(self.bucket.vbuckets) if vbuckets is None else vbuckets
+            check_vbuckets(count)
+            # Its connections close either way: nobody may find the new data under the old name.
+            self.bucket.deleted = True
+        self._close_connections()
+        for member in self.running():
+            member.loop.call(member.close_config_streams)
+        with self.bucket.lock:
+            self.bucket.renew(count, self.config.members)
+            self.bucket.deleted = self.bucket.paused = False
+        self._push()
+
+    def pause_bucket(self) -> None:
+        """Pause (hibernate) the bucket: it keeps its data and leaves the nodes until :meth:`resume_bucket`.
+
+        Its connections close. Clients that may use the bucket get KEY_ENOENT to SELECT_BUCKET, the
+        cluster map has no vbuckets, and REST says ``"hibernationState": "paused"``.
+        """
+        self._set_paused(True)
+
+    def resume_bucket(self) -> None:
+        """The opposite of :meth:`pause_bucket`: same uuid, same data, same history."""
+        self._set_paused(False)
+
+    def _set_paused(self, paused: bool) -> None:
+        with self.bucket.lock:
+            self._present()
+            self.bucket.paused = paused
+            self.bucket.rev += 1
+        if paused:
+            self._close_connections()
+        self._push()
+
+    def set_starting(self, node: int, starting: bool) -> None:
+        self._without_bucket(node, self.config.starting, starting)
+
+    def set_config_only(self, node: int, config_only: bool) -> None:
+        if not self.bucket.release.is_8:
+            raise ConfigurationError(
+                "nodes of this version do not answer CONFIG_ONLY", hint='LocalCluster(version="8.0")'
+            )
+        self._without_bucket(node, self.config.config_only, config_only)
+
+    def _without_bucket(self, node: int, nodes: set[int], without: bool) -> None:
+        member = self._node(node)
+        with self.bucket.lock:
+            (nodes.add if without else nodes.discard)(node)
+            self.bucket.rev += 1
+        if member.alive:
+            member.loop.call(member.close_bucket)
+        self._push()
+
+    def _present(self) -> None:
+        if self.bucket.deleted:
+            raise ConfigurationError("the bucket is deleted", hint="recreate() creates it again")
+
+    def _close_connections(self) -> None:
+        for member in self.running():
+            member.loop.call(member.close_bucket)
+
+    # ------------------------------------------------------------------ users
+
+    def add_user(
+        self,
+        name: str,
+        password: str,
+        *,
+        access: Literal["none", "data", "dcp", "admin"] = "dcp",
+        scopes: Iterable[str] | None = None,
+        collections: Iterable[str] | None = None,
+        elsewhere: Literal["none", "data", "dcp"] = "none",
+        external: bool = False,
+    ) -> None:
+        """Add a user, in place of one of the same name: open connections have the new rights at once.
+
+        Parameters
+        ----------
+        name, password
+            To log in with.
+        access
+            Each includes the ones before: log in only; read and write documents; stream them; manage, and
+            see statistics.
+        scopes, collections
+            What `access` is for: whole scopes, and collections as ``scope.collection``. None, both: the
+            whole bucket.
+        elsewhere
+            Access to the rest of the bucket. ``"none"``: it does not exist for the user. ``"data"``: it is
+            in the manifest, and may not be streamed.
+        external
+            The user is one of a directory (LDAP): the cluster has no hash of the password, so that SCRAM
+            fails and PLAIN works. As soon as there is such a user, the cluster asks the directory about
+            users that it does not know.
+
+        Raises
+        ------
+        ConfigurationError
+            There is no such access, scope or collection.
+        """
+        for each in (access, elsewhere):
+            if each not in ACCESS:
+                raise ConfigurationError(f"no access {each!r}, only {', '.join(ACCESS)}")
+        limited = scopes is not None or collections is not None
+        user = User(
+            name,
+            password,
+            access,
+            frozenset(map(self._sid, scopes or ())),
+            frozenset(map(self._cid, collections or ())) if limited else None,
+            elsewhere,
+            external,
+        )
+        self.credentials.add(user)
+        for member in self.running():
+            member.loop.call(partial(member.change_user, name, user))
+
+    def revoke(self, name: str) -> None:
+        """Take all rights of a user: streams end with LOST_PRIVILEGES, and nobody logs in by that name."""
+        if not self.credentials.remove(name):
+            raise ConfigurationError(f"no user {name!r}", hint="add_user() adds one")
+        for member in self.running():
+            member.loop.call(partial(member.change_user, name, None))
+
+    # ------------------------------------------------------------------ faults
+
+    def cut(self, node: int = 0, *, after_bytes: int = 0) -> int:
+        """Cut DCP connections of a node.
+
+        Parameters
+        ----------
+        node
+            Number of the node.
+        after_bytes
+            0 cuts all of them now. Otherwise one is cut, once, when the node's DCP connections
+            have sent that many more bytes, be it in the middle of a message.
+
+        Returns
+        -------
+        int
+            How many were cut now.
+        """
+        member = self._living(node)
+        return member.loop.call(lambda: member.cut(after_bytes))
+
+    def set_refusing(self, node: int, refusing: bool) -> None:
+        self._set(node, "refusing", refusing)
+
+    def set_stalled(self, node: int, stalled: bool) -> None:
+        loop = self._living(node).loop
+        loop.call(lambda: loop.set_stalled(stalled))
+
+    def set_chop(self, node: int, nbytes: int | None) -> None:
+        if nbytes is not None and nbytes < 1:
+            raise ConfigurationError(f"chop needs at least 1 byte, not {nbytes}")
+        loop = self._living(node).loop
+        loop.call(lambda: setattr(loop, "chop", nbytes))
+
+    def set_delay(self, node: int, seconds: float) -> None:
+        if seconds < 0:
+            raise ConfigurationError(f"a delay of {seconds} s cannot be")
+        loop = self._living(node).loop
+        loop.call(lambda: setattr(loop, "delay", seconds))
+
+    def set_dropping_acks(self, node: int, dropping: bool) -> None:
+        self._set(node, "dropping_acks", dropping)
+
+    def garble(self, at: int = 0, *, node: int = 0) -> None:
+        """Turn over all bits of one byte, once: the node's DCP connections send `at` others before it."""
+        if at < 0:
+            raise ConfigurationError(f"byte {at} lies in the past")
+        self._set(node, "garble_after", at)
+
+    def dcp_connections(self, node: int = 0) -> int:
+        """How many DCP connections a node has open."""
+        member = self._living(node)
+        return member.loop.call(member.dcp_connections)
+
+    def _set(self, node: int, name: str, value: object) -> None:
+        member = self._living(node)
+        member.loop.call(partial(setattr, member, name, value))
+
+
+def _completed(
+    bucket: LocalBucket, vbucket: VBucket, key: bytes, prepared: int, frame: bytes, *, commit: bool
+) -> int:
+    """Commit or abort a prepared write, under the bucket's lock; the seqno."""
+    if not commit:
+        return vbucket.abort(key, prepared)
+    deleted = frame[24 + 29]
+    old = vbucket.find(key)
+    if deleted and old is not None and old[1] == MUTATION:
+        seqno = vbucket.remove(
+            key, cas=bucket.next_cas(), when=bucket.now(), expired=False, prepared=prepared
+        )
+        assert seqno is not None
+        return seqno
+    if deleted:
+        raise ConfigurationError("the prepared write deletes a document that does not exist")
+    return vbucket.put(
+        key,
+        value_of(frame),
+        cas=bucket.next_cas(),
+        flags=flags_of(frame),
+        expiry=expiry_of(frame),
+        datatype=frame[5],
+        prepared=prepared,
+    )
+
+
+def as_key(key: str | bytes) -> bytes:
+    return key.encode() if isinstance(key, str) else key

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 
@@ -181,3 +182,13 @@ def test_forks_while_streams_run() -> None:
             cluster.fail_over(0, lose=10)
             assert reason(client.until_end()[-1]) == 2
         assert len(cluster.failover_log(0)) == 21
+
+
+def test_verbs_have_the_signatures_and_documentation_of_the_engine() -> None:
+    upsert = inspect.signature(LocalCluster.upsert)
+    assert str(upsert).startswith("(self, key: 'str | bytes', value: 'Value', *, expiry: 'int' = 0")
+    assert LocalCluster.upsert.__qualname__ == "LocalCluster.upsert"
+    for name, verb in inspect.getmembers(LocalCluster, callable):
+        if not name.startswith("_"):
+            assert verb.__doc__, name
+            assert next(iter(inspect.signature(verb).parameters)) == "self"

@@ -21,6 +21,9 @@ from .client import DATA, Client, seqnos
 def test_messages_carry_bytes() -> None:
     content = ["name", [b"\0\xff", {"a": [b"x", None, 1]}], {"k": b""}]
     assert unpack(io.BytesIO(pack(content))) == content
+    content = [(1, [b"x", ()]), {3: b"y", 4: {"$bytes": 5}}, {"$tuple": [b"z"]}]
+    assert unpack(io.BytesIO(pack(content))) == content
+    assert unpack(io.BytesIO(pack([{7}, iter("ab")]))) == [[7], ["a", "b"]]
     with pytest.raises(EOFError):
         unpack(io.BytesIO(b"\0"))
 
@@ -42,7 +45,10 @@ def test_the_same_cluster_in_its_own_process() -> None:
                     found.update({f.key[1:]: f.value for f in frames if f.opcode == DATA[0]})
         assert found == dict(pairs)
         cluster.roll_back(0, 0)
-        assert len(cluster.failover_log(0)) == 2
+        (_, first), (_, second) = cluster.failover_log(0)
+        assert first == second == 0
+        assert {type(entry) for entry in cluster.failover_log(0)} == {tuple}
+        assert set(cluster.high_seqnos()) == set(range(4))
         with cluster.stall(), cluster.refuse(1):
             cluster.move_vbucket(0, 1)
         with pytest.raises(ConfigurationError, match="no node 7"):

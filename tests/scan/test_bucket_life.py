@@ -57,7 +57,7 @@ def test_flushed_in_the_middle(
     fill(one, 500)
 
     def flush() -> None:
-        one._engine.flush(wait=False)
+        one._engine._flush(wait=False)
         one._engine.bulk_load((b"new-%05d" % n, b"{}") for n in range(more))
 
     sent = at(monkeypatch, one, after, flush)

@@ -94,7 +94,7 @@ def test_dropped_and_created_again_under_its_name(
 ) -> None:
     def renew() -> None:
         shop._engine.drop_collection("shop", "orders")
-        shop._engine.create_collection("shop", "orders", 0)
+        shop._engine.create_collection("shop", "orders")
         for n in range(5):
             shop._engine.upsert(b"new-%d" % n, b"{}", collection="shop.orders")
 

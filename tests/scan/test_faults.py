@@ -217,7 +217,7 @@ def one_vbucket_half_read(
 
     def fork() -> None:
         if action == "fail_over":
-            engine.fail_over(0, lose)
+            engine.fail_over(0, lose=lose)
         else:
             engine.roll_back(0, engine.bucket.vbuckets[0].high_seqno - lose)
 
@@ -280,7 +280,7 @@ def complete_and_half_read(
     def fork() -> None:
         (producer,) = (each.producer for each in sent.node._connections if each.producer is not None)
         assert {stream.vbucket for stream in producer.streams.values()} == {1}
-        engine.fail_over(0, lose)
+        engine.fail_over(0, lose=lose)
         for key in small[20 : 20 + more]:
             engine.bucket.upsert(key, b'{"new":1}')
 
@@ -344,7 +344,7 @@ def test_history_is_lost_and_goes_on(monkeypatch: pytest.MonkeyPatch, lose: int)
 
         def fork_and_write() -> None:
             engine = cluster._engine
-            engine.fail_over(0, lose)
+            engine.fail_over(0, lose=lose)
             for number in range(lose + 5):
                 engine.bucket.upsert(b"new%d" % number, b'{"new":%d}' % number)
             engine.bucket.delete(b"k7")

@@ -278,7 +278,7 @@ def test_a_failover_in_the_middle_of_a_read(
         engine.plan()
         sent = Sent(monkeypatch, cluster)
         for vbucket, seqno in cluster.high_seqnos().items():
-            fork = partial(cluster._engine.fail_over, vbucket, seqno * 3 // 4, None)
+            fork = partial(cluster._engine.fail_over, vbucket, lose=seqno * 3 // 4)
             sent.at(60_000, fork)
         engine.apply(engine.read(1))
         assert not sent.pending
