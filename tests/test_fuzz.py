@@ -28,7 +28,7 @@ from wire.test_sasl import SHA1
 
 from cbframe import Checkpoint, VBucketOffset
 from cbframe.cluster import manifest, nodes
-from cbframe.cluster.address import HostPort
+from cbframe.cluster.connection_string import HostPort
 from cbframe.cluster.feed import ConfigFeed
 from cbframe.cluster.map import parse_bucket_config
 from cbframe.dcp.positions import VBucketMetaData

@@ -19,7 +19,7 @@ from cbframe import (
     ReceiverError,
 )
 from cbframe.arrow.columns import raw_schema, record_batch
-from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.receiver import Document
 from cbframe.testing import FaultProxy, RecordingReceiver

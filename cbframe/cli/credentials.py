@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from cbframe.cluster.auth import AuthSource, CertificateAuthenticator
-from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.errors import ConfigurationError
 from cbframe.options import BucketDataSourceOptions
 

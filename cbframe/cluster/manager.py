@@ -14,9 +14,9 @@ from urllib.parse import quote
 import requests
 
 from cbframe.cluster import fields
-from cbframe.cluster.address import HostPort, bare_host, strip_userinfo
 from cbframe.cluster.answers import Answer, uuid_mismatch
 from cbframe.cluster.auth import Authenticator
+from cbframe.cluster.connection_string import HostPort, bare_host, strip_userinfo
 from cbframe.cluster.nodes import with_node_services
 from cbframe.cluster.tls import tls_error
 from cbframe.errors import (

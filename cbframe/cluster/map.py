@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cbframe.cluster import fields
-from cbframe.cluster.address import HostPort, bare_host, join_address
+from cbframe.cluster.connection_string import HostPort, bare_host, join_address
 from cbframe.cluster.nodes import (
     AUTO_NETWORK,
     DEFAULT_NETWORK,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cbframe.cluster import fields
-from cbframe.cluster.address import HostPort, bare_host, join_address, split_address
+from cbframe.cluster.connection_string import HostPort, bare_host, join_address, split_address
 from cbframe.errors import ClusterMapError, ConfigurationError
 
 DEFAULT_NETWORK = "default"

@@ -14,7 +14,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.connection import create_connection
 
-from cbframe.cluster.address import HostPort
+from cbframe.cluster.connection_string import HostPort
 from cbframe.errors import ConnectError
 from cbframe.limits import shortage
 

@@ -17,9 +17,8 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from cbframe.cluster import fields
-from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
-from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.connection_string import HostPort, parse_connection_string
 from cbframe.cluster.https import ContextAdapter
 from cbframe.cluster.manager import Manager, Terms, basic_auth, scram_auth
 from cbframe.cluster.manifest import Manifest

@@ -20,10 +20,9 @@ from importlib import resources
 from os import PathLike, fspath
 from typing import Any, NamedTuple, TypeAlias
 
-from cbframe.cluster.address import is_capella
 from cbframe.cluster.auth import Authenticator, CertificateAuthenticator, pem_text
-from cbframe.cluster.connstr import ConnectionString
-from cbframe.cluster.srv import zone_of
+from cbframe.cluster.connection_string import ConnectionString, is_capella
+from cbframe.cluster.seeds import zone_of
 from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.limits import shortage
 

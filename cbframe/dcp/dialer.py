@@ -6,7 +6,7 @@ import time
 import warnings
 
 from cbframe.cluster.auth import Authenticator
-from cbframe.cluster.connstr import ConnectionString
+from cbframe.cluster.connection_string import ConnectionString
 from cbframe.cluster.tls import TLSContext, TLSLike, capella_root_ending, client_context
 from cbframe.dcp.transport import HookedTransport, SocketTransport, Transport
 from cbframe.errors import ConfigurationError

@@ -8,7 +8,7 @@ from itertools import cycle
 
 from cbframe.cluster.auth import Authenticator
 from cbframe.cluster.backoff import Backoff
-from cbframe.cluster.connstr import ConnectionString
+from cbframe.cluster.connection_string import ConnectionString
 from cbframe.cluster.feed import ConfigFeed, feed_request
 from cbframe.dcp.transport import Transport, Waker
 from cbframe.errors import CbframeError, ConnectError, ReadCancelledError, ReadTimeoutError

@@ -12,14 +12,12 @@ from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cbframe.cluster.address import HostPort
 from cbframe.cluster.answers import uuid_mismatch
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
-from cbframe.cluster.connstr import ConnectionString, parse_connection_string
+from cbframe.cluster.connection_string import ConnectionString, HostPort, parse_connection_string
 from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
-from cbframe.cluster.seeds import first_success
-from cbframe.cluster.srv import Lookup, Seeds
+from cbframe.cluster.seeds import Lookup, Seeds, first_success
 from cbframe.cluster.tls import TLSContext, TLSLike
 from cbframe.dcp.absence import absence
 from cbframe.dcp.aside import Aside

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import Authenticator, AuthLike
+from cbframe.cluster.connection_string import HostPort
 from cbframe.cluster.nodes import AUTO_NETWORK
 from cbframe.cluster.tls import Peer, TLSContext, TLSLike
 from cbframe.dcp.absence import absence

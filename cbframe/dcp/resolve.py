@@ -8,8 +8,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
-from cbframe.cluster.address import is_capella
-from cbframe.cluster.srv import NO_NAME, zone_of
+from cbframe.cluster.connection_string import is_capella
+from cbframe.cluster.seeds import NO_NAME, zone_of
 from cbframe.errors import CbframeError, ConnectError, ReadCancelledError
 from cbframe.limits import OwnThread, reported, shortage
 from cbframe.system import EVENT_READ, ready

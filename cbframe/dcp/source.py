@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
-from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import plan, verdicts

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from cbframe.cluster.address import is_capella
-from cbframe.cluster.address import split_address as address_parts
+from cbframe.cluster.connection_string import is_capella
+from cbframe.cluster.connection_string import split_address as address_parts
 from cbframe.cluster.tls import Peer, peer_of, tls_error
 from cbframe.dcp.resolve import resolve
 from cbframe.errors import (

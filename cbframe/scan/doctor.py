@@ -10,11 +10,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import Authenticator, as_authenticator
-from cbframe.cluster.connstr import ConnectionString, parse_connection_string
+from cbframe.cluster.connection_string import ConnectionString, HostPort, parse_connection_string
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
-from cbframe.cluster.srv import Seeds
+from cbframe.cluster.seeds import Seeds
 from cbframe.cluster.tls import (
     AUTHORITY_AHEAD,
     Peer,

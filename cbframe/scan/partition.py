@@ -11,7 +11,7 @@ import pyarrow as pa
 from cbframe.arrow.columns import KEY
 from cbframe.arrow.documents.filters import predicates
 from cbframe.cluster.auth import Authenticator, CertificateAuthenticator
-from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.cluster.tls import TLSContext
 from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError, ConversionError

@@ -87,7 +87,7 @@ def scan_bucket(
     ----------
     conn
         ``couchbase://h1,h2/bucket``, ``couchbases://…`` for TLS, ``http://h:8091`` (one seed or a
-        list), or a :class:`~cbframe.LocalCluster`. :mod:`cbframe.cluster.string_options` lists the options
+        list), or a :class:`~cbframe.LocalCluster`. :mod:`cbframe.cluster.connection_string` lists the options
         that may follow, as ``?network=external``.
     bucket
         The bucket, if the connection string does not name it.

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from cbframe import core
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.arrow.spill import Progressed
-from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.ends import ReachedEnds
 from cbframe.dcp.handover import monotonic

@@ -23,7 +23,7 @@ from cbframe.arrow.documents.typenames import arrow_type
 from cbframe.arrow.exclusion import TRANSACTION_PREFIX
 from cbframe.arrow.keys import KEY_FORMS, KeyForm
 from cbframe.cluster.auth import Authenticator, as_authenticator, pem_text
-from cbframe.cluster.connstr import ConnectionString, parse_connection_string
+from cbframe.cluster.connection_string import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSContext, TLSLike, named_context
 from cbframe.errors import ConfigurationError
 from cbframe.json.layout import OnConflict, Path, Policy, path_of, tree_of

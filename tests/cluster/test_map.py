@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cbframe.cluster.address import HostPort
+from cbframe.cluster.connection_string import HostPort
 from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.nodes import with_node_services
 from cbframe.errors import ClusterMapError, ConfigurationError

@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from cbframe import CertificateAuthenticator, ConfigurationError, ConnectError, PasswordAuthenticator
 from cbframe.cluster import tls
-from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.cluster.tls import Peer, capella_root, client_context, make_tls_context, peer_of, tls_error
 
 PACKAGE = Path(tls.__file__).parent.parent

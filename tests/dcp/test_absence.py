@@ -12,8 +12,8 @@ import pytest
 
 from cbframe import LocalCluster, read_bucket
 from cbframe.cluster import rest
-from cbframe.cluster.address import HostPort
 from cbframe.cluster.auth import AuthLike, PasswordAuthenticator
+from cbframe.cluster.connection_string import HostPort
 from cbframe.cluster.rest import RestClient
 from cbframe.dcp import absence as module
 from cbframe.dcp.absence import absence

@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from cbframe import BucketDataSourceOptions, PasswordAuthenticator
-from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.cluster.tls import capella_root
 from cbframe.dcp import dialer
 from cbframe.dcp.dialer import Dialer

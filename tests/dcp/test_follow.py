@@ -11,7 +11,7 @@ import pytest
 
 from cbframe import LocalCluster
 from cbframe.cluster.auth import PasswordAuthenticator
-from cbframe.cluster.connstr import parse_connection_string
+from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.dcp.follow import MapFollower
 from cbframe.dcp.maps import MapSource
 from cbframe.dcp.source import BucketDataSource

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cbframe.cluster.srv import ZONES, Zone
+from cbframe.cluster.seeds import ZONES, Zone
 from cbframe.dcp.resolve import resolve
 from cbframe.dcp.transport import SocketTransport, Waker
 from cbframe.errors import ConnectError, ReadCancelledError

@@ -278,7 +278,7 @@ def test_certificates_that_are_not_in_order(files: Files) -> None:
 
 def test_options_that_are_not_known(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are named however often it is asked, also where warnings are errors."""
-    monkeypatch.setattr("cbframe.cluster.string_options._warned", set())
+    monkeypatch.setattr("cbframe.cluster.connection_string._warned", set())
     conn = f"{pair.connection_string}?newtork=external"
     auth = (pair.username, pair.password)
     found = doctor(conn, "default", auth=auth)
