@@ -282,7 +282,7 @@ def test_every_part_is_looked_at() -> None:
         ("scan/a.py", "from cbframe.contrib import polars", "scan must not import contrib"),
         ("ui/a.py", "from cbframe.testing import x", "ui must not import testing"),
         ("contrib/polars.py", "from cbframe.cli import main", "contrib must not import cli"),
-        ("local/a.py", "from cbframe.cluster.map import x", "local must not import cluster"),
+        ("local/a.py", "from cbframe.cluster.cluster_map import x", "local must not import cluster"),
         ("__init__.py", "from cbframe.scan.read import read_bucket", "cbframe must not import scan"),
         ("__init__.py", "def f():\n    import cbframe.ui", "cbframe must not import ui"),
         (
@@ -343,7 +343,7 @@ def test_what_is_found(path: str, source: str, problem: str) -> None:
         ("options.py", "from cbframe.errors import ConfigurationError\nimport dataclasses"),
         ("cluster/rest.py", "import requests\nimport logging\nfrom cbframe.wire.items import vbucket_of"),
         ("cluster/tls.py", "import ssl"),
-        ("dcp/a.py", "import socket, threading, time, selectors, ssl\nimport cbframe.cluster.map"),
+        ("dcp/a.py", "import socket, threading, time, selectors, ssl\nimport cbframe.cluster.cluster_map"),
         ("arrow/a.py", "import pyarrow\nimport msgspec\nfrom cbframe.dcp.receiver import BlockReceiver"),
         ("arrow/a.py", "from cbframe.json.reference import x"),
         ("snapshot/a.py", "import pandas, threading\nfrom cbframe.scan.scan import x"),

@@ -16,7 +16,7 @@ from unittest import mock
 
 import pytest
 from cluster.manager import nodes_ext, terse_config, verbose_config
-from cluster.test_feed import SAID
+from cluster.test_answers import SAID
 from cluster.test_manifest import ANSWER
 from dcp.test_fuzz import Change, changed, changes
 from hypothesis import Phase, given, settings
@@ -27,10 +27,10 @@ from wire.golden import FOLDER, NAMES, NAMES8
 from wire.test_sasl import SHA1
 
 from cbframe import Checkpoint, VBucketOffset
-from cbframe.cluster import manifest, nodes
+from cbframe.cluster import cluster_map, manifest
+from cbframe.cluster.answers import ConfigFeed
+from cbframe.cluster.cluster_map import parse_bucket_config
 from cbframe.cluster.connection_string import HostPort
-from cbframe.cluster.feed import ConfigFeed
-from cbframe.cluster.map import parse_bucket_config
 from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.survey import time_of
 from cbframe.errors import CbframeError
@@ -159,7 +159,7 @@ DOCUMENTS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "verbose map": (
         lambda: [verbose_config(), {"nodesExt": nodes_ext()}],
         lambda found: parse_bucket_config(
-            nodes.with_node_services(found[0], found[1], "h"), origin=ORIGIN, network="external"
+            cluster_map.with_node_services(found[0], found[1], "h"), origin=ORIGIN, network="external"
         ),
     ),
     "collections": (

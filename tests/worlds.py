@@ -26,7 +26,7 @@ from zlib import crc32
 import pytest
 
 from cbframe import LocalCluster
-from cbframe.cluster.map import ClusterMap
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.dcp.maps import MapSource
 from cbframe.dcp.transport import SocketStream, SocketTransport
 from cbframe.testing import FaultProxy

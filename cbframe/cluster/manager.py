@@ -13,11 +13,17 @@ from urllib.parse import quote
 
 import requests
 
-from cbframe.cluster import fields
-from cbframe.cluster.answers import Answer, uuid_mismatch
+from cbframe.cluster.answers import (
+    RestAnswer,
+    as_mapping,
+    mapping_field,
+    mappings_field,
+    text_field,
+    uuid_mismatch,
+)
 from cbframe.cluster.auth import Authenticator
+from cbframe.cluster.cluster_map import with_node_services
 from cbframe.cluster.connection_string import HostPort, bare_host, strip_userinfo
-from cbframe.cluster.nodes import with_node_services
 from cbframe.cluster.tls import tls_error
 from cbframe.errors import (
     PAUSED_HINT,
@@ -65,9 +71,9 @@ class Manager:
         else:
             config = answer.json_object()
         # Checked here too: an old server ignores the parameter.
-        if bucket_uuid and fields.text(config, "uuid", "") != bucket_uuid:
+        if bucket_uuid and text_field(config, "uuid", "") != bucket_uuid:
             raise uuid_mismatch(self._node)
-        if not fields.mapping(config, "vBucketServerMap").get("vBucketMap"):
+        if not mapping_field(config, "vBucketServerMap").get("vBucketMap"):
             self._refuse_paused(bucket)
         return config
 
@@ -83,7 +89,7 @@ class Manager:
         answer = self.get(f"/pools/default/buckets/{quote(bucket, safe='')}")
         if answer.status == 404:
             return answer.status
-        if fields.text(answer.json_object(), "hibernationState", "") in _PAUSED:
+        if text_field(answer.json_object(), "hibernationState", "") in _PAUSED:
             raise BucketNotFoundError(f"bucket {bucket!r} is paused", node=self._node, hint=PAUSED_HINT)
         return answer.status
 
@@ -93,7 +99,7 @@ class Manager:
         for entry in entries:
             if entry.get("name") != bucket:
                 continue
-            answer = self.get(self._local(fields.text(entry, "uri")))
+            answer = self.get(self._local(text_field(entry, "uri")))
             if answer.status == 404 and b"uuid does not match" not in answer.body:
                 break  # deleted between the two requests
             config = answer.json_object()
@@ -118,21 +124,21 @@ class Manager:
         )
 
     def _buckets(self, pool: str) -> list[Mapping[str, object]]:
-        pools = fields.mappings(self.get("/pools").json_object(), "pools")
+        pools = mappings_field(self.get("/pools").json_object(), "pools")
         if not pools:
             raise ConnectError(
                 "the node belongs to no cluster",
                 node=self._node,
                 hint="it is new, or was removed: use another seed",
             )
-        by_name = {fields.text(entry, "name"): entry for entry in pools}
+        by_name = {text_field(entry, "name"): entry for entry in pools}
         if pool not in by_name:
             raise ConfigurationError(
                 f"no pool {pool!r}", node=self._node, hint=f"there are: {', '.join(sorted(by_name))}"
             )
-        overview = self.get(self._local(fields.text(by_name[pool], "uri"))).json_object()
-        uri = fields.text(fields.mapping(overview, "buckets"), "uri")
-        return [fields.as_mapping(entry, "buckets") for entry in self.get(self._local(uri)).json_array()]
+        overview = self.get(self._local(text_field(by_name[pool], "uri"))).json_object()
+        uri = text_field(mapping_field(overview, "buckets"), "uri")
+        return [as_mapping(entry, "buckets") for entry in self.get(self._local(uri)).json_array()]
 
     def _no_bucket(self, bucket: str, names: Sequence[str]) -> BucketNotFoundError:
         shown = ", ".join(names[:_SHOWN_BUCKETS]) + (", …" if len(names) > _SHOWN_BUCKETS else "")
@@ -148,7 +154,7 @@ class Manager:
             raise ConnectError("the cluster manager refers to another host", node=self._node)
         return uri
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str) -> RestAnswer:
         """One request; a status of any kind is an answer, anything less a `ConnectError`."""
         shown = path.partition("?")[0]
         outside = sys.exception()
@@ -171,7 +177,7 @@ class Manager:
                             node=self._node,
                         )
                 headers = response.headers
-                return Answer(
+                return RestAnswer(
                     self._node,
                     shown,
                     response.status_code,

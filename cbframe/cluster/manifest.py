@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cbframe.cluster import fields
+from cbframe.cluster.answers import as_mapping, hexadecimal_field, mappings_field, text_field
 from cbframe.errors import ClusterMapError, ConfigurationError
 
 SYSTEM_SCOPE = "_system"
@@ -39,18 +39,18 @@ class Manifest:
         source = _decode(answer) if isinstance(answer, str | bytes) else answer
         scopes: dict[str, int] = {}
         collections: dict[int, CollectionName] = {}
-        for scope in fields.mappings(source, "scopes"):
-            scope_name = fields.text(scope, "name")
+        for scope in mappings_field(source, "scopes"):
+            scope_name = text_field(scope, "name")
             if scope_name in scopes:
                 raise ClusterMapError(f"the manifest has scope {scope_name!r} twice")
             scopes[scope_name] = _number(scope)
-            for collection in fields.mappings(scope, "collections"):
-                name = CollectionName(scope_name, fields.text(collection, "name"))
+            for collection in mappings_field(scope, "collections"):
+                name = CollectionName(scope_name, text_field(collection, "name"))
                 number = _number(collection)
                 if number in collections:
                     raise ClusterMapError(f"the manifest has collection 0x{number:x} twice")
                 collections[number] = name
-        return cls(fields.hexadecimal(source, "uid"), scopes, collections)
+        return cls(hexadecimal_field(source, "uid"), scopes, collections)
 
     def id_of(self, path: str) -> int:
         """Number of the collection at ``scope.collection``."""
@@ -92,11 +92,11 @@ def _decode(answer: str | bytes) -> Mapping[str, object]:
         value = json.loads(answer)
     except (ValueError, RecursionError) as error:
         raise ClusterMapError("the collections manifest is not JSON") from error
-    return fields.as_mapping(value, "manifest")
+    return as_mapping(value, "manifest")
 
 
 def _number(source: Mapping[str, object]) -> int:
-    number = fields.hexadecimal(source, "uid")
+    number = hexadecimal_field(source, "uid")
     if number > _MAX_ID:
         raise ClusterMapError(f"the manifest has the number 0x{number:x}, longer than 32 bits")
     return number

@@ -16,13 +16,13 @@ from typing import Self, TypeVar
 import requests
 from requests.adapters import HTTPAdapter
 
-from cbframe.cluster import fields
+from cbframe.cluster.answers import mappings_field
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
+from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
 from cbframe.cluster.connection_string import HostPort, parse_connection_string
 from cbframe.cluster.https import ContextAdapter
 from cbframe.cluster.manager import Manager, Terms, basic_auth, scram_auth
 from cbframe.cluster.manifest import Manifest
-from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.proxy import proxy_for, tunnel
 from cbframe.cluster.seeds import first_success
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context
@@ -199,5 +199,5 @@ def connect_bucket(
     with client._open(seed, authenticator) as manager:  # noqa: SLF001 - same module, one seam
         config = manager.walk(pool_name, bucket_name)
     cluster_map = parse_bucket_config(config, origin=manager.address, tls=client.tls)
-    services = tuple(fields.mappings(config, "nodesExt"))
+    services = tuple(mappings_field(config, "nodesExt"))
     return Bucket(cluster_map.bucket, cluster_map.uuid, cluster_map, services)

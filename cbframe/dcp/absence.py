@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from cbframe.cluster.auth import Authenticator
+from cbframe.cluster.cluster_map import AUTO_NETWORK, read_nodes, select_network
 from cbframe.cluster.connection_string import HostPort, bare_host, join_address
-from cbframe.cluster.nodes import AUTO_NETWORK, read_nodes, select_network
 from cbframe.cluster.tls import TLSContext
 from cbframe.dcp.handshake import Login
 from cbframe.errors import BucketNotFoundError, CbframeError

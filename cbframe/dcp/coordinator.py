@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from cbframe.cluster.map import ClusterMap
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.dcp import plan, verdicts
 from cbframe.dcp.controls import connections_at_most
 from cbframe.dcp.counters import ClusterCounters

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable
 from itertools import cycle
 
+from cbframe.cluster.answers import ConfigFeed, feed_request
 from cbframe.cluster.auth import Authenticator
 from cbframe.cluster.backoff import Backoff
 from cbframe.cluster.connection_string import ConnectionString
-from cbframe.cluster.feed import ConfigFeed, feed_request
 from cbframe.dcp.transport import Transport, Waker
 from cbframe.errors import CbframeError, ConnectError, ReadCancelledError, ReadTimeoutError
 from cbframe.limits import OwnThread, allocate

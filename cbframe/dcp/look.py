@@ -10,7 +10,7 @@ from time import sleep as pause
 from typing import Any, TypeAlias, TypeVar
 
 from cbframe.cluster.auth import AuthLike
-from cbframe.cluster.map import ClusterMap
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import verdicts
 from cbframe.dcp.maps import MapSource, map_source, when_loaded

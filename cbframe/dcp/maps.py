@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cbframe.cluster.answers import uuid_mismatch
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
+from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
 from cbframe.cluster.connection_string import ConnectionString, HostPort, parse_connection_string
 from cbframe.cluster.manifest import Manifest
-from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.seeds import Lookup, Seeds, first_success
 from cbframe.cluster.tls import TLSContext, TLSLike
 from cbframe.dcp.absence import absence

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cbframe.cluster.auth import Authenticator, AuthLike
+from cbframe.cluster.cluster_map import AUTO_NETWORK
 from cbframe.cluster.connection_string import HostPort
-from cbframe.cluster.nodes import AUTO_NETWORK
 from cbframe.cluster.tls import Peer, TLSContext, TLSLike
 from cbframe.dcp.absence import absence
 from cbframe.dcp.controls import DcpSettings, connection_name

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cbframe.cluster.backoff import Backoff
-from cbframe.cluster.map import ClusterMap
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.dcp.plan import address_of, connections_to
 from cbframe.dcp.positions import Position
 from cbframe.errors import CbframeError, ProtocolError

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Self
 
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import parse_connection_string
-from cbframe.cluster.map import ClusterMap
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import plan, verdicts
 from cbframe.dcp.connection import DcpConnection

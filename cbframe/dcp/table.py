@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cbframe.cluster.map import ClusterMap
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.dcp.positions import Position
 from cbframe.dcp.records import Placement
 from cbframe.dcp.streams import Stream, StreamState

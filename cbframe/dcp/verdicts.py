@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.manifest import Manifest
-from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.plan import StreamEnded, StreamRefused, StreamRolledBack, address_of
 from cbframe.errors import (
     ROLES_HINT,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cbframe.cluster.map import ClusterMap
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.dcp.controls import window_of
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.counters import ClusterCounters, NodeStats

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from cbframe.cluster.auth import Authenticator, as_authenticator
+from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
 from cbframe.cluster.connection_string import ConnectionString, HostPort, parse_connection_string
-from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.cluster.seeds import Seeds
 from cbframe.cluster.tls import (
     AUTHORITY_AHEAD,

@@ -16,8 +16,8 @@ from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, METADATA_TYPES
 from cbframe.arrow.documents.filters import predicates
 from cbframe.arrow.keys import KeyForm, formed
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.manifest import SYSTEM_SCOPE, CollectionName, Manifest
-from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.maps import MapSource, map_source, when_loaded
 from cbframe.errors import ROLES_HINT, AccessError, ConfigurationError
 from cbframe.options import BucketDataSourceOptions

@@ -12,8 +12,8 @@ from typing import Protocol, TypeVar
 from cbframe import core
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.arrow.spill import Progressed
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import parse_connection_string
-from cbframe.cluster.map import ClusterMap
 from cbframe.dcp.ends import ReachedEnds
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.positions import Position

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from cbframe.arrow.documents.unify import Columns, differences, unify
-from cbframe.cluster.map import ClusterMap
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.errors import ConversionError, SnapshotError
 from cbframe.public import warn
 from cbframe.scan.asof import AsOf

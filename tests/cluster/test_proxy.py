@@ -15,7 +15,7 @@ import pytest
 import cbframe
 from cbframe import AccessError, AuthFailError, BucketDataSourceOptions, ConfigurationError, ConnectError
 from cbframe.cli import main
-from cbframe.cluster.answers import Answer
+from cbframe.cluster.answers import RestAnswer
 from cbframe.cluster.rest import RestClient
 
 AUTH = ("Administrator", "password")
@@ -273,5 +273,5 @@ def test_proxies_that_cannot_be_used(proxies: dict[str, str]) -> None:
 )
 def test_who_refuses(server: str, challenge: str, body: bytes, kind: type[ConnectError]) -> None:
     with pytest.raises(ConnectError) as caught:
-        Answer("h:8091", "/pools", 403, "text/html", "", body, server, challenge).check()
+        RestAnswer("h:8091", "/pools", 403, "text/html", "", body, server, challenge).check()
     assert type(caught.value) is kind

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import requests
 
+from cbframe.cluster.cluster_map import parse_bucket_config
 from cbframe.cluster.connection_string import HostPort
-from cbframe.cluster.map import parse_bucket_config
 from cbframe.cluster.rest import RestClient, connect_bucket
 from cbframe.errors import (
     AccessError,

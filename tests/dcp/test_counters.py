@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cbframe.cluster.auth import PasswordAuthenticator
+from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
 from cbframe.cluster.connection_string import HostPort, parse_connection_string
-from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.counters import CLUSTER_COUNTERS, NODE_COUNTERS, ClusterCounters, NodeStats
 from cbframe.dcp.maps import MapSource

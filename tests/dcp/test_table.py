@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cbframe.cluster.map import ClusterMap
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.dcp.positions import Position
 from cbframe.dcp.streams import Stream, StreamState
 from cbframe.dcp.table import VBucketPhase, VBucketTable, Window, take_table

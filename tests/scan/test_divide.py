@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
 from cbframe.cluster.connection_string import HostPort
-from cbframe.cluster.map import ClusterMap, parse_bucket_config
 from cbframe.dcp.look import Look
 from cbframe.dcp.positions import Position
 from cbframe.dcp.survey import Size

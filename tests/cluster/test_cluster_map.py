@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config, with_node_services
 from cbframe.cluster.connection_string import HostPort
-from cbframe.cluster.map import ClusterMap, parse_bucket_config
-from cbframe.cluster.nodes import with_node_services
 from cbframe.errors import ClusterMapError, ConfigurationError
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame

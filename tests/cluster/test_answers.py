@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cbframe.cluster.answers import ConfigFeed, feed_request
 from cbframe.cluster.auth import CertificateAuthenticator, PasswordAuthenticator
-from cbframe.cluster.feed import ConfigFeed, feed_request
 from cbframe.errors import (
     AccessError,
     AuthFailError,
