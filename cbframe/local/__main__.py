@@ -39,7 +39,7 @@ def serve(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="load N documents of sample data")
     tls = parser.add_argument_group("TLS", "each node then has a TLS port beside each of its two")
-    tls.add_argument("--tls-cert", metavar="FILE", help="certificate for 127.0.0.1, and the chain behind it")
+    tls.add_argument("--tls-cert", metavar="FILE", help="certificate for 127.0.0.1, and its chain")
     tls.add_argument("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
     tls.add_argument("--tls-client-ca", metavar="FILE", help="take client certificates of this authority")
     parser.add_argument("--control", action="store_true", help=argparse.SUPPRESS)

@@ -91,7 +91,7 @@ class CollectionsManifest:
         return Event(SystemEventId.CREATE_COLLECTION, name.encode(), value, 1 if max_ttl else 0)
 
     def events(self) -> list[Event]:
-        """What a vbucket that knows of nothing is told: all scopes and collections but the default ones."""
+        """Events for an empty vbucket: all scopes and collections but the default ones."""
         found = []
         for scope_name, scope in self.scopes.items():
             if scope.id:

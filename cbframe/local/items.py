@@ -25,7 +25,6 @@ from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Magic, Opcode, Sy
 from cbframe.wire.framing import stream_id_framing
 from cbframe.wire.items import body_offset, decode_leb128, encode_leb128
 
-HEADER = struct.Struct(">BBHBBHIIQ")
 _MUTATION = struct.Struct(">BBHBBHIIQQQIIIHB")
 _DELETION = struct.Struct(">BBHBBHIIQQQIB")
 _EXPIRATION = struct.Struct(">BBHBBHIIQQQI")

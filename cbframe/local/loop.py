@@ -237,7 +237,7 @@ class Channel:
         """That many bytes went into the socket."""
 
     def send(self, data: bytes) -> None:
-        """Queue bytes behind everything queued before."""
+        """Queue bytes after everything queued before."""
         self.out.append(data)
 
     def flush(self) -> None:

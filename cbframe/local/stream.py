@@ -302,14 +302,14 @@ class ActiveStream:
 
     def _slice(self, chunk: Encoded, room: int) -> memoryview:
         start = self._position
-        # The first frame boundary at or behind the room: at most one message more than fits.
+        # The first frame boundary at or after the room: at most one message more than fits.
         boundary = int(chunk.starts.searchsorted(start + max(room, 1), "left"))
         self._position = int(chunk.starts[min(boundary, len(chunk))])
         return self._view[start : self._position]
 
     def _end_chunk(self, chunk: Encoded, spent: list[Encoded]) -> None:
         last = int(chunk.seqnos[-1]) if len(chunk) else 0
-        # In key order the last seqno is any: only the client that asked is told where that ends.
+        # In key order the last seqno is any: only a client that asked learns where that ends.
         tells = self.style.oso_advanced if self._oso else self._backfill and self.variant.collections
         if self._hidden or (tells and last != self._chunk_end):
             self._put(SeqnoAdvanced(self.vbucket, self._hidden or self._chunk_end))
