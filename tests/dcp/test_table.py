@@ -24,7 +24,7 @@ def stream(vbucket: int, seqno: int, snap_end: int, state: StreamState = StreamS
 
 
 def take(found: ClusterMap | None, **fields: object) -> VBucketTable:
-    arguments = {"wanted": (), "done": (), "ends": {}, "told": {}, "streams": (), **fields}
+    arguments = {"wanted": (), "done": (), "ends": {}, "high_seqnos": {}, "streams": (), **fields}
     return take_table(found, **arguments)  # type: ignore[arg-type]
 
 
@@ -58,7 +58,7 @@ def test_where_there_is_something_to_receive() -> None:
         cluster_map(0, 0, 0, 1),
         wanted=range(4),
         # What node b tells of vbucket 2 is history that was lost with it.
-        told={"a:1": {0: 50, 1: 50, 2: 50}, "b:1": {2: 99, 3: 7, 4: 1, 70_000: 1}, "gone:1": {0: 999}},
+        high_seqnos={"a:1": {0: 50, 1: 50, 2: 50}, "b:1": {2: 99, 3: 7, 4: 1, 70_000: 1}, "gone:1": {0: 999}},
         streams=[stream(0, 40, 60), stream(1, 40, 45)],
     )
     assert table.high.tolist() == [60, 50, 50, 7]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contrib.delta.conftest import _runtime  # noqa: F401 - a fixture that is used by itself
 
 from cbframe import ConfigurationError, LocalCluster, read_snapshot, scan_bucket, write_snapshot
 from cbframe.contrib.delta import to_delta, update_delta

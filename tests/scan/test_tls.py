@@ -345,9 +345,9 @@ def test_plain_text_to_tls_ports(cluster: LocalCluster) -> None:
 def test_no_fall_back_to_plain_text(
     cluster: LocalCluster, files: Files, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = cluster._engine.nodes[1]
+    second, given = cluster._engine.nodes[1], seeds(cluster, scheme)
     monkeypatch.delitem(second.ports, "kvSSL")
-    error = failure(seeds(cluster, scheme), tls=files.ca)
+    error = failure(given, tls=files.ca)
     assert isinstance(error, ClusterMapError)
     assert "no TLS port" in error.message
     assert error.node == f"127.0.0.1:{second.ports['kv']}"
