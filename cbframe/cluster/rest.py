@@ -62,7 +62,7 @@ class RestClient:
     def __init__(
         self,
         seeds: str | Sequence[str],
-        auth: AuthLike,  # what as_authenticator takes; evaluated anew for each call
+        auth: AuthLike,  # what as_authenticator takes; evaluated again for each call
         *,
         timeout: float = 10.0,  # seconds to wait for a connection, and between two parts of an answer
         verify: bool | str = True,

@@ -63,7 +63,7 @@ class DcpConnection:
 
     def __init__(
         self,
-        login: Login,  # whom to connect as, and what to ask of the node
+        login: Login,
         settings: DcpSettings,
         *,
         ack_threshold: float = 0.2,  # part of the flow-control window that is acknowledged at once

@@ -6,10 +6,12 @@ it, with no lock held.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -22,13 +24,12 @@ from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.pace import Gather, Pace
 from cbframe.dcp.positions import Position
-from cbframe.dcp.receiver import Receipt
-from cbframe.dcp.setup import NodeSetup
+from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receipt
 from cbframe.dcp.streams import Stream, VBucketState
 from cbframe.dcp.trace import Trace
 from cbframe.dcp.transport import Stream as ByteStream
-from cbframe.dcp.transport import Waker
-from cbframe.dcp.waits import Waits
+from cbframe.dcp.transport import Transport, Waker
+from cbframe.dcp.waits import Timeouts, Waits
 from cbframe.errors import (
     CbframeError,
     ConnectError,
@@ -40,10 +41,35 @@ from cbframe.errors import (
     StreamError,
 )
 from cbframe.limits import OwnThread, allocate
-from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason
-from cbframe.wire.requests import StreamRequest
+from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason, StreamFlag
+from cbframe.wire.requests import StreamFilter, StreamRequest
 
 Order: TypeAlias = plan.StopNode | plan.OpenStreams | plan.CloseStreams | plan.SampleNode | dcp.RolledBack
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSetup:
+    """What every node's thread of one data source needs."""
+
+    transport: Transport
+    receiver: BlockReceiver | DeferringReceiver
+    make_connection: Callable[[NodeStats], DcpConnection]
+    post: Callable[[plan.Event], None]
+    on_config: Callable[[str, bytes], None]
+    on_push: Callable[[str, tuple[int, int], bytes], None]
+    on_time: Callable[[str, int], None]
+    on_error: Callable[[CbframeError], None]
+    clock: Callable[[], float]
+    timeouts: Timeouts
+    buffer_bytes: int
+    max_body: int
+    receive_bytes: int
+    receive_latency: float
+    wanted: StreamFilter
+    stream_flags: StreamFlag
+    trace_capacity: int
+    logger: logging.Logger
+    max_rate: int | None = None
 
 
 class NodeThread:

@@ -23,10 +23,9 @@ from cbframe.dcp.dialer import Dialer
 from cbframe.dcp.follow import MapFollower
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import MapSource, make_login, with_credentials
-from cbframe.dcp.node import NodeThread
+from cbframe.dcp.node import NodeSetup, NodeThread
 from cbframe.dcp.pace import receive_latency
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receiver, taker_of_blocks
-from cbframe.dcp.setup import NodeSetup
 from cbframe.dcp.supervisor import Supervisor
 from cbframe.dcp.transport import SocketTransport, Transport
 from cbframe.dcp.view import PROBLEMS, Problem, SourceView

@@ -80,7 +80,7 @@ class Documents:
 
     values: pa.Array  # binary array without nulls
     is_json: npt.NDArray[np.bool_]  # what the server says of each; other values are not tried
-    vbucket: npt.NDArray[np.uint16]  # uint16 and uint64; together they are unique
+    vbucket: npt.NDArray[np.uint16]
     seqno: npt.NDArray[np.uint64]
 
     def __len__(self) -> int:

@@ -11,9 +11,8 @@ from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.handshake import Login
-from cbframe.dcp.node import NodeThread
+from cbframe.dcp.node import NodeSetup, NodeThread
 from cbframe.dcp.receiver import taker_of_blocks
-from cbframe.dcp.setup import NodeSetup
 from cbframe.dcp.waits import Timeouts
 from cbframe.errors import CbframeError
 from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
