@@ -173,7 +173,7 @@ class BucketDataSourceOptions:
         sent an acknowledgement.
     receive_latency
         Seconds for which a receive waits at most; what comes after a silence is taken at once. 0 takes
-        everything as it comes. None: 0.005 for a bounded source, 0.02 for one without an end.
+        everything as it comes.
     max_body_bytes
         A longer message ends the connection with a ``ProtocolError``.
     allow_plain
@@ -236,8 +236,8 @@ class BucketDataSourceOptions:
     map_streaming: bool = True
     ping_timeout_ms: int = 30_000
     receive_buffer_bytes: int = 4 * 1024 * 1024
-    receive_bytes: int = 256 * 1024
-    receive_latency: float | None = None
+    receive_bytes: int = 1024 * 1024
+    receive_latency: float = 0.02
     max_body_bytes: int = 25 * 1024 * 1024
     allow_plain: bool = False
     connect_bucket: Callable[[str, str, str, Any], Any] | None = None
@@ -263,9 +263,9 @@ class BucketDataSourceOptions:
             raise ConfigurationError("receive_buffer_bytes must be at least 65536")
         if self.receive_bytes < 1:
             raise ConfigurationError("receive_bytes must be at least 1")
-        if self.receive_latency is not None and not 0 <= self.receive_latency <= 1:
+        if not 0 <= self.receive_latency <= 1:
             raise ConfigurationError(
-                f"receive_latency must be from 0 to 1, or None, not {self.receive_latency}"
+                f"receive_latency must be from 0 to 1, not {self.receive_latency}"
             )
         if self.max_body_bytes < 1024:
             raise ConfigurationError("max_body_bytes must be at least 1024")

@@ -6,7 +6,6 @@ No socket, no thread: `now` comes with each call.
 from __future__ import annotations
 
 from cbframe.dcp.connection import DcpConnection
-from cbframe.options import BucketDataSourceOptions
 
 _LATE = 0.1
 """Seconds that one may be late and still catch up: a thread does not wake up to the moment."""
@@ -14,15 +13,6 @@ _FIRST = 0.001
 """Seconds that are waited for more after the first receive; they double with each, up to the latency."""
 _STILL = 0.005
 """Seconds after which a node whose window is closed is sent a small acknowledgement."""
-_BOUNDED, LIVE = 0.005, 0.02
-"""Seconds for which a receive waits at most, of a source with an end and of one without."""
-
-
-def receive_latency(options: BucketDataSourceOptions) -> float:
-    """Seconds for which a receive waits at most, as the options say."""
-    if options.receive_latency is not None:
-        return options.receive_latency
-    return LIVE if options.seq_end is None else _BOUNDED
 
 
 class Gather:

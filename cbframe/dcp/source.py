@@ -24,7 +24,6 @@ from cbframe.dcp.follow import MapFollower
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import MapSource, make_login, with_credentials
 from cbframe.dcp.node import NodeSetup, NodeThread
-from cbframe.dcp.pace import receive_latency
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receiver, taker_of_blocks
 from cbframe.dcp.supervisor import Supervisor
 from cbframe.dcp.transport import SocketTransport, Transport
@@ -341,7 +340,7 @@ class BucketDataSource(SourceView):
             buffer_bytes=options.receive_buffer_bytes,
             max_body=options.max_body_bytes,
             receive_bytes=options.receive_bytes,
-            receive_latency=receive_latency(options),
+            receive_latency=options.receive_latency,
             wanted=self._wanted,
             stream_flags=stream_flags(options),
             trace_capacity=options.trace_capacity,

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from cbframe.arrow.keys import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.now import sample_now
-from cbframe.dcp.pace import LIVE
 from cbframe.dcp.positions import Position
 from cbframe.errors import ConfigurationError
 from cbframe.options import BucketDataSourceOptions
@@ -144,11 +143,10 @@ def stream_bucket(
         window = min(window, _WINDOW)
     batch_bytes = spec.batch_bytes or max(1, min(_BATCH, window // 4))
     _check_window(batch_bytes, window)
-    latency = options.receive_latency
     options = replace(
         options,
         endless_retry=False,
-        receive_latency=min(max_latency, LIVE) if latency is None else latency,
+        receive_latency=min(max_latency, options.receive_latency),
         feed_buffer_size_bytes=window,
         # What a node thread hands over at a time is at most this.
         receive_buffer_bytes=min(options.receive_buffer_bytes, max(64 * 1024, batch_bytes)),
