@@ -5,14 +5,13 @@ Only bytes and values: who has a session or a socket hands them over.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
-from cbframe.cluster.auth import Authenticator
+from cbframe.cluster.auth import Authenticator, basic_header
 from cbframe.errors import (
     ROLES_HINT,
     AccessError,
@@ -245,10 +244,9 @@ def feed_request(host: str, bucket: str, auth: Authenticator, heartbeat: int) ->
         f"Host: {host}",
         "Accept: application/json",
     ]
-    credentials = auth.credentials()
-    if credentials is not None:
-        token = base64.b64encode(":".join(credentials).encode()).decode()
-        lines.append(f"Authorization: Basic {token}")
+    value = basic_header(auth)
+    if value is not None:
+        lines.append(f"Authorization: {value}")
     return "\r\n".join([*lines, "", ""]).encode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -216,3 +217,11 @@ def as_authenticator(auth: AuthLike) -> Authenticator:
     if source is None:
         raise ConfigurationError("no user name and password given", hint=_HINT)
     raise ConfigurationError(f"auth cannot be a {type(source).__name__}", hint=_HINT)
+
+
+def basic_header(authenticator: Authenticator) -> str | None:
+    """The value of an HTTP ``Authorization`` header, in UTF-8; None without credentials."""
+    credentials = authenticator.credentials()
+    if credentials is None:
+        return None
+    return f"Basic {base64.b64encode(':'.join(credentials).encode()).decode()}"

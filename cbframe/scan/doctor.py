@@ -196,13 +196,13 @@ class _Examination:
         """The seeds, where a proxy is asked for them: none of them is looked at from here."""
         if parsed.bootstrap != "rest" or target.options.proxies is None:
             return []
-        from cbframe.cluster.proxy import proxy_for, shown  # noqa: PLC0415 - urllib3 is slow to import
+        from cbframe.cluster.http_session import proxy_address, proxy_for  # noqa: PLC0415 - urllib3 is slow to import
 
         proxy = proxy_for(parsed.scheme, target.options.proxies)
         if proxy is None:
             return []
         for name in (DNS, TCP, TLS):
-            self.skipped(name, f"the proxy {shown(proxy)} is asked")
+            self.skipped(name, f"the proxy {proxy_address(proxy)} is asked")
         return [str(seed) for seed in parsed.seeds()]
 
     def _reach(self, parsed: ConnectionString, probe: Probe, context: TLSContext | None) -> list[str]:
