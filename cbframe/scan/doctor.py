@@ -196,7 +196,7 @@ class _Examination:
         """The seeds, where a proxy is asked for them: none of them is looked at from here."""
         if parsed.bootstrap != "rest" or target.options.proxies is None:
             return []
-        from cbframe.cluster.http_session import proxy_address, proxy_for  # noqa: PLC0415 - urllib3 is slow to import
+        from cbframe.cluster.http_session import proxy_address, proxy_for  # noqa: PLC0415 - requests is slow to import
 
         proxy = proxy_for(parsed.scheme, target.options.proxies)
         if proxy is None:

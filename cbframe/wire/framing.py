@@ -211,3 +211,14 @@ def response(
 ) -> Frame:
     """A response in the classic framing."""
     return Frame(Magic.RESPONSE, opcode, status, opaque, cas, datatype, extras, key, value)
+
+
+def exact_extras(frame: Frame, *lengths: int) -> bytes:
+    """The extras of a message, which has them in no other lengths."""
+    if len(frame.extras) not in lengths:
+        raise ProtocolError(
+            f"extras of {len(frame.extras)} bytes, expected {' or '.join(map(str, lengths))}",
+            opcode=frame.opcode,
+            vbucket=frame.vbucket,
+        )
+    return frame.extras

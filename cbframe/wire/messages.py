@@ -11,23 +11,27 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 from cbframe.errors import ProtocolError
 from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import Opcode, SystemEventId
-from cbframe.wire.framing import Frame, request
+from cbframe.wire.framing import Frame, exact_extras, request
 
 _MARKER_V1 = struct.Struct(">QQI")
-_MARKER_V2 = struct.Struct(">QQIQQ")
-_MARKER_V22 = struct.Struct(">QQIQQQQ")
+_MARKERS = {
+    0: ("v2.0", struct.Struct(">QQIQQ")),
+    1: ("v2.1", struct.Struct(">QQIQQ8x")),  # a timestamp that nobody reads
+    2: ("v2.2", struct.Struct(">QQIQQQQ")),
+}
+"""Version and value of a marker, by its only byte of extras. The numbers are the fields in their order."""
+_MARKER_CODES = {version: code for code, (version, _) in _MARKERS.items()}
 _EVENT = struct.Struct(">QIB")
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 _PREPARE = struct.Struct(">QQIIIBBB")
 _REVISION = struct.Struct(">qq")
-_SETTLED = struct.Struct(">QQ")
-_MARKER_VERSIONS = {"v2.0": b"\0", "v2.1": b"\1", "v2.2": b"\2"}
+_COMPLETED = struct.Struct(">QQ")
 _SEQNO = struct.Struct(">HQ")
 _FAILOVER = struct.Struct(">QQ")
 _FLAT_U16 = struct.Struct("<H")
@@ -65,23 +69,15 @@ class SnapshotMarker:
 
     def frame(self, opaque: int = 0) -> Frame:
         """The message; fields of later versions that are None are sent as 0."""
-        extras, value = _MARKER_V1.pack(self.start, self.end, self.flags), b""
-        if self.version != "v1":
-            numbers = (self.max_visible_seqno, self.high_completed_seqno)
-            value = _MARKER_V2.pack(self.start, self.end, self.flags, *(number or 0 for number in numbers))
-            if self.version == "v2.1":
-                value += bytes(_U64.size)  # a timestamp that nobody reads
-            elif self.version == "v2.2":
-                value += _SETTLED.pack(self.purge_seqno or 0, self.high_prepared_seqno or 0)
-            extras = _MARKER_VERSIONS[self.version]
-        return request(
-            Opcode.DCP_SNAPSHOT_MARKER,
-            vbucket=self.vbucket,
-            opaque=opaque,
-            extras=extras,
-            value=value,
-            sid=self.sid,
-        )
+        numbers = (self.start, self.end, self.flags)
+        if self.version == "v1":
+            return _frame(self, Opcode.DCP_SNAPSHOT_MARKER, opaque, _MARKER_V1.pack(*numbers))
+        code = _MARKER_CODES[self.version]
+        later = [self.max_visible_seqno, self.high_completed_seqno]
+        if self.version == "v2.2":
+            later += [self.purge_seqno, self.high_prepared_seqno]
+        value = _MARKERS[code][1].pack(*numbers, *(number or 0 for number in later))
+        return _frame(self, Opcode.DCP_SNAPSHOT_MARKER, opaque, bytes((code,)), value=value)
 
     @classmethod
     def parse(cls, frame: Frame) -> SnapshotMarker:
@@ -89,25 +85,16 @@ class SnapshotMarker:
         if len(extras) == _MARKER_V1.size:
             start, end, flags = _MARKER_V1.unpack(extras)
             return cls(vb, start, end, flags, sid=frame.sid)
-        if len(extras) == 1:
-            version = extras[0]
-            if version == 0 and len(value) == _MARKER_V2.size:
-                return cls(vb, *_fields(_MARKER_V2.unpack(value), "v2.0"), sid=frame.sid)
-            if version == 1 and len(value) == _MARKER_V2.size + 8:
-                return cls(vb, *_fields(_MARKER_V2.unpack_from(value), "v2.1"), sid=frame.sid)
-            if version == 2 and len(value) == _MARKER_V22.size:
-                start, end, flags, mvs, hcs, purge, prepared = _MARKER_V22.unpack(value)
-                return cls(vb, start, end, flags, "v2.2", mvs, hcs, purge, prepared, sid=frame.sid)
+        if len(extras) == 1 and extras[0] in _MARKERS:
+            version, layout = _MARKERS[extras[0]]
+            if len(value) == layout.size:
+                start, end, flags, *later = layout.unpack(value)
+                return cls(vb, start, end, flags, version, *later, sid=frame.sid)
         raise ProtocolError(
             f"a snapshot marker with {len(extras)} bytes of extras and a value of {len(value)}",
             opcode=frame.opcode,
             vbucket=vb,
         )
-
-
-def _fields(numbers: tuple[int, ...], version: str) -> tuple[int, int, int, str, int, int]:
-    start, end, flags, mvs, hcs = numbers
-    return start, end, flags, version, mvs, hcs
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +106,11 @@ class StreamEnd:
     sid: int | None = field(default=None, compare=False, kw_only=True)
 
     def frame(self, opaque: int = 0) -> Frame:
-        return request(
-            Opcode.DCP_STREAM_END,
-            vbucket=self.vbucket,
-            opaque=opaque,
-            extras=_U32.pack(self.reason),
-            sid=self.sid,
-        )
+        return _frame(self, Opcode.DCP_STREAM_END, opaque, _U32.pack(self.reason))
 
     @classmethod
     def parse(cls, frame: Frame) -> StreamEnd:
-        (reason,) = _U32.unpack(_extras(frame, 4))
+        (reason,) = _U32.unpack(exact_extras(frame, _U32.size))
         return cls(frame.vbucket, reason, sid=frame.sid)
 
 
@@ -142,17 +123,11 @@ class SeqnoAdvanced:
     sid: int | None = field(default=None, compare=False, kw_only=True)
 
     def frame(self, opaque: int = 0) -> Frame:
-        return request(
-            Opcode.DCP_SEQNO_ADVANCED,
-            vbucket=self.vbucket,
-            opaque=opaque,
-            extras=_U64.pack(self.seqno),
-            sid=self.sid,
-        )
+        return _frame(self, Opcode.DCP_SEQNO_ADVANCED, opaque, _U64.pack(self.seqno))
 
     @classmethod
     def parse(cls, frame: Frame) -> SeqnoAdvanced:
-        (seqno,) = _U64.unpack(_extras(frame, 8))
+        (seqno,) = _U64.unpack(exact_extras(frame, _U64.size))
         return cls(frame.vbucket, seqno, sid=frame.sid)
 
 
@@ -165,17 +140,11 @@ class OsoSnapshot:
     sid: int | None = field(default=None, compare=False, kw_only=True)
 
     def frame(self, opaque: int = 0) -> Frame:
-        return request(
-            Opcode.DCP_OSO_SNAPSHOT,
-            vbucket=self.vbucket,
-            opaque=opaque,
-            extras=_U32.pack(self.flags),
-            sid=self.sid,
-        )
+        return _frame(self, Opcode.DCP_OSO_SNAPSHOT, opaque, _U32.pack(self.flags))
 
     @classmethod
     def parse(cls, frame: Frame) -> OsoSnapshot:
-        (flags,) = _U32.unpack(_extras(frame, 4))
+        (flags,) = _U32.unpack(exact_extras(frame, _U32.size))
         return cls(frame.vbucket, flags, sid=frame.sid)
 
 
@@ -220,58 +189,52 @@ class SystemEvent:
     sid: int | None = field(default=None, compare=False, kw_only=True)
 
     def frame(self, opaque: int = 0) -> Frame:
-        return request(
-            Opcode.DCP_SYSTEM_EVENT,
-            vbucket=self.vbucket,
-            opaque=opaque,
-            extras=_EVENT.pack(self.seqno, self.event, self.version),
-            key=self.name.encode(),
-            value=self.value,
-            sid=self.sid,
-        )
+        extras = _EVENT.pack(self.seqno, self.event, self.version)
+        return _frame(self, Opcode.DCP_SYSTEM_EVENT, opaque, extras, key=self.name.encode(), value=self.value)
 
     @classmethod
     def parse(cls, frame: Frame) -> SystemEvent:
-        seqno, event, version = _EVENT.unpack(_extras(frame, _EVENT.size))
-        value = frame.value
+        seqno, event, version = _EVENT.unpack(exact_extras(frame, _EVENT.size))
         name = frame.key.decode(errors="replace")
-        if version > _LAST_EVENT_VERSION:
-            return cls(frame.vbucket, seqno, event, version, name, value, sid=frame.sid)
-        if version == _LAST_EVENT_VERSION:
-            numbers = _flatbuffer_fields(frame, event)
-            return cls(frame.vbucket, seqno, event, version, name, value, *numbers, sid=frame.sid)
-        scope_event = event in (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE)
-        expected = 12 if scope_event else 20 if version == 1 else 16
-        if len(value) != expected:
-            raise ProtocolError(
-                f"system event {event} version {version} with a value of {len(value)} bytes",
-                opcode=frame.opcode,
-                vbucket=frame.vbucket,
-            )
-        numbers = struct.unpack(f">Q{(expected - 8) // 4}I", value)
-        return cls(frame.vbucket, seqno, event, version, name, value, *numbers, sid=frame.sid)
+        numbers = _event_fields(frame, event, version)
+        return cls(frame.vbucket, seqno, event, version, name, frame.value, *numbers, sid=frame.sid)
 
 
-_LAST_EVENT_VERSION = 2
+_SCOPE_EVENTS = (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE)
+_FLATBUFFERS = 2
+"""The version of system events whose value is FlatBuffers; lower ones are numbers, higher ones unknown."""
 
 
-def _flatbuffer_fields(
-    frame: Frame, event: int
-) -> tuple[int, int] | tuple[int, int, int] | tuple[int, int, int, int | None, bool]:
-    """What the table of a system event holds, in the order of the fields of :class:`SystemEvent`."""
-    try:
-        table = FlatTable(frame.value)
-        ids = table.number(0, 8), table.number(1, 4)
-        if event in (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE):
-            return ids
-        collection = table.number(2, 4)
-        if event == SystemEventId.DROP_COLLECTION:
-            return *ids, collection
-        ttl = table.number(4, 4) if table.number(3, 1) else None
-        return *ids, collection, ttl, bool(table.number(6, 1))
-    except ProtocolError as exc:
-        exc.opcode, exc.vbucket = frame.opcode, frame.vbucket
-        raise
+def _event_fields(frame: Frame, event: int, version: int) -> tuple[Any, ...]:
+    """What the value of a system event holds, in the order of the fields of :class:`SystemEvent`."""
+    if version > _FLATBUFFERS:
+        return ()
+    if version == _FLATBUFFERS:
+        try:
+            return _flatbuffer_fields(frame.value, event)
+        except ProtocolError as exc:
+            exc.opcode, exc.vbucket = frame.opcode, frame.vbucket
+            raise
+    expected = 12 if event in _SCOPE_EVENTS else 20 if version == 1 else 16
+    if len(frame.value) != expected:
+        raise ProtocolError(
+            f"system event {event} version {version} with a value of {len(frame.value)} bytes",
+            opcode=frame.opcode,
+            vbucket=frame.vbucket,
+        )
+    return struct.unpack(f">Q{(expected - 8) // 4}I", frame.value)
+
+
+def _flatbuffer_fields(value: bytes, event: int) -> tuple[Any, ...]:
+    table = FlatTable(value)
+    ids = table.number(0, 8), table.number(1, 4)
+    if event in _SCOPE_EVENTS:
+        return ids
+    collection = table.number(2, 4)
+    if event == SystemEventId.DROP_COLLECTION:
+        return *ids, collection
+    ttl = table.number(4, 4) if table.number(3, 1) else None
+    return *ids, collection, ttl, bool(table.number(6, 1))
 
 
 class FlatTable:
@@ -321,7 +284,7 @@ class Prepare:
     @classmethod
     def parse(cls, frame: Frame) -> Prepare:
         seqno, _rev, _flags, _expiry, _lock, _nru, deleted, level = _PREPARE.unpack(
-            _extras(frame, _PREPARE.size)
+            exact_extras(frame, _PREPARE.size)
         )
         return cls(frame.vbucket, seqno, level, bool(deleted))
 
@@ -336,7 +299,7 @@ class CompletedPrepare:
 
     @classmethod
     def parse(cls, frame: Frame) -> Self:
-        return cls(frame.vbucket, *_SETTLED.unpack(_extras(frame, _SETTLED.size)))
+        return cls(frame.vbucket, *_COMPLETED.unpack(exact_extras(frame, _COMPLETED.size)))
 
 
 class Commit(CompletedPrepare):
@@ -461,7 +424,7 @@ def parse_map_revision(frame: Frame) -> tuple[int, int]:
     extras = frame.extras
     if len(extras) == _U32.size:
         return 0, int(_U32.unpack(extras)[0])
-    epoch, revision = _REVISION.unpack(_extras(frame, _REVISION.size))
+    epoch, revision = _REVISION.unpack(exact_extras(frame, _REVISION.size))
     return int(epoch), int(revision)
 
 
@@ -474,11 +437,15 @@ def parse_rollback_seqno(value: bytes) -> int:
     return int(_U64.unpack(value)[0])
 
 
-def _extras(frame: Frame, length: int) -> bytes:
-    if len(frame.extras) != length:
-        raise ProtocolError(
-            f"extras of {len(frame.extras)} bytes, expected {length}",
-            opcode=frame.opcode,
-            vbucket=frame.vbucket,
-        )
-    return frame.extras
+def _frame(
+    message: SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent,
+    opcode: int,
+    opaque: int,
+    extras: bytes,
+    *,
+    key: bytes = b"",
+    value: bytes = b"",
+) -> Frame:
+    return request(
+        opcode, vbucket=message.vbucket, opaque=opaque, extras=extras, key=key, value=value, sid=message.sid
+    )

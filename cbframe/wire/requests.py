@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO, Magic, Opcode
-from cbframe.wire.framing import Frame, request, response
+from cbframe.wire.framing import Frame, exact_extras, request, response
 
 _STREAM_REQ = struct.Struct(">IIQQQQQ")
 _OPEN = struct.Struct(">II")
@@ -92,7 +92,7 @@ class GetAllVBucketSeqnos:
 
     @classmethod
     def parse(cls, frame: Frame) -> GetAllVBucketSeqnos:
-        numbers = [n for (n,) in _U32.iter_unpack(_exact(frame, 0, 4, 8))]
+        numbers = [n for (n,) in _U32.iter_unpack(exact_extras(frame, 0, 4, 8))]
         return cls(*numbers)
 
 
@@ -110,7 +110,7 @@ class DcpOpen:
 
     @classmethod
     def parse(cls, frame: Frame) -> DcpOpen:
-        _, flags = _OPEN.unpack(_exact(frame, 8))
+        _, flags = _OPEN.unpack(exact_extras(frame, 8))
         return cls(frame.key.decode(errors="replace"), flags)
 
 
@@ -161,7 +161,7 @@ class StreamFilter:
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """Ask for the changes of one vbucket behind ``start``.
+    """Ask for the changes of one vbucket after ``start``.
 
     ``start`` is the last seqno that the client has; ``end`` is the seqno after which the stream may
     end (the whole snapshot that contains it is sent).
@@ -186,7 +186,7 @@ class StreamRequest:
 
     @classmethod
     def parse(cls, frame: Frame) -> StreamRequest:
-        flags, _, start, end, vbuuid, snap_start, snap_end = _STREAM_REQ.unpack(_exact(frame, 48))
+        flags, _, start, end, vbuuid, snap_start, snap_end = _STREAM_REQ.unpack(exact_extras(frame, 48))
         return cls(frame.vbucket, start, end, vbuuid, snap_start, snap_end, flags, frame.value)
 
 
@@ -229,7 +229,7 @@ class BufferAck:
 
     @classmethod
     def parse(cls, frame: Frame) -> BufferAck:
-        return cls(*_U32.unpack(_exact(frame, 4)))
+        return cls(*_U32.unpack(exact_extras(frame, 4)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,13 +291,3 @@ def parse_request(frame: Frame) -> Request:
     if frame.magic not in (Magic.REQUEST, Magic.FLEX_REQUEST):
         raise ProtocolError(f"magic 0x{frame.magic:02x} is no request", opcode=frame.opcode)
     return _PARSERS.get(frame.opcode, Plain.parse)(frame)
-
-
-def _exact(frame: Frame, *lengths: int) -> bytes:
-    if len(frame.extras) not in lengths:
-        raise ProtocolError(
-            f"extras of {len(frame.extras)} bytes, expected {' or '.join(map(str, lengths))}",
-            opcode=frame.opcode,
-            vbucket=frame.vbucket,
-        )
-    return frame.extras
