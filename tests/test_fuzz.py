@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 from cluster.manager import nodes_ext, terse_config, verbose_config
 from cluster.test_answers import SAID
-from cluster.test_manifest import ANSWER
+from cluster.test_collections_manifest import ANSWER
 from dcp.test_fuzz import Change, changed, changes
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -27,7 +27,7 @@ from wire.golden import FOLDER, NAMES, NAMES8
 from wire.test_sasl import SHA1
 
 from cbframe import Checkpoint, VBucketOffset
-from cbframe.cluster import cluster_map, manifest
+from cbframe.cluster import cluster_map, collections_manifest
 from cbframe.cluster.answers import ConfigFeed
 from cbframe.cluster.cluster_map import parse_bucket_config
 from cbframe.cluster.connection_string import HostPort
@@ -164,7 +164,7 @@ DOCUMENTS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     ),
     "collections": (
         lambda: copy.deepcopy(ANSWER),
-        lambda found: manifest.Manifest.parse(json.dumps(found)),
+        lambda found: collections_manifest.CollectionsManifest.parse(json.dumps(found)),
     ),
     "checkpoint": (
         lambda: json.loads(ONE.to_json()),
@@ -215,7 +215,7 @@ def check_changed_bytes(which: int, how: list[Change], part: int) -> None:
     understand(Frame(frame.magic, frame.opcode, 0, 0, 0, 0, *parts))
     scram(changed(SHA1.challenge, how), changed(SHA1.answer, how))
     attempt(lambda: ConfigFeed("h:8091").receive(changed(SAID, how)))
-    attempt(lambda: manifest.Manifest.parse(changed(json.dumps(ANSWER).encode(), how)))
+    attempt(lambda: collections_manifest.CollectionsManifest.parse(changed(json.dumps(ANSWER).encode(), how)))
     attempt(lambda: VBucketMetaData.from_json(changed(METADATA.to_json(), how)))
     attempt(lambda: Checkpoint.from_json(changed(ONE.to_json().encode(), how)))
     attempt(lambda: Manifest.from_bytes(changed(WRITTEN.to_bytes(), how), "here"))

@@ -16,7 +16,7 @@ From a connection string to the owners of the vbuckets:
 5. ``cluster_map`` turns a config, terse or verbose, into a :class:`~cbframe.cluster.cluster_map.ClusterMap`:
    the address of each data node on the network by which the cluster was reached, and the owner of each
    vbucket. A map replaces another one only if its revision is higher.
-6. ``manifest`` has the scopes and collections of a bucket, and their numbers.
+6. ``collections_manifest`` has the scopes and collections of a bucket, and their numbers.
 
 ``backoff`` has the delays between attempts; it does not sleep itself.
 """

@@ -28,9 +28,9 @@ from cbframe.cluster.answers import (
 )
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config, with_node_services
+from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.connection_string import HostPort, bare_host, parse_connection_string, strip_userinfo
 from cbframe.cluster.http_session import ContextAdapter, Sign, basic_auth, proxy_for, scram_auth, use_proxy
-from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.seeds import first_success
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context, tls_error
 from cbframe.errors import (
@@ -341,9 +341,9 @@ class RestClient:
         """Do nothing if the cluster has the bucket, and it is in use."""
         self._any_seed(lambda node: node.check_bucket(bucket))
 
-    def manifest(self, bucket: str) -> Manifest:
+    def manifest(self, bucket: str) -> CollectionsManifest:
         """The scopes and collections of a bucket; raises as :meth:`bucket_config`."""
-        return self._any_seed(lambda node: Manifest.parse(node.manifest(bucket)))
+        return self._any_seed(lambda node: CollectionsManifest.parse(node.manifest(bucket)))
 
     def _any_seed(self, ask: Callable[[Manager], _T]) -> _T:
         authenticator = as_authenticator(self._auth)

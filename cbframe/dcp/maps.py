@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cbframe.cluster.answers import uuid_mismatch
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
+from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.connection_string import ConnectionString, HostPort, parse_connection_string
-from cbframe.cluster.manifest import Manifest
 from cbframe.cluster.seeds import Lookup, Seeds, first_success
 from cbframe.cluster.tls import TLSContext, TLSLike
 from cbframe.dcp.absence import absence
@@ -188,11 +188,11 @@ class MapSource:
             self._login = with_credentials(self._login, self._auth)
         return self._auth != before
 
-    def fetch_manifest(self) -> Manifest | None:
+    def fetch_manifest(self) -> CollectionsManifest | None:
         """The collections of the bucket; None where the server has no collections."""
         return self.describe()[1]
 
-    def describe(self, *, keep: bool = False) -> tuple[ClusterMap, Manifest | None]:
+    def describe(self, *, keep: bool = False) -> tuple[ClusterMap, CollectionsManifest | None]:
         """The map of the bucket, and its collections as :meth:`fetch_manifest` gives them.
 
         With `keep` the connection stays open for :meth:`manifest_again`.
@@ -200,11 +200,11 @@ class MapSource:
         if self._target.bootstrap == "rest":
             return self._aside.run(self._describe_over_rest)
 
-        def attempt(node: str) -> tuple[ClusterMap, Manifest | None]:
+        def attempt(node: str) -> tuple[ClusterMap, CollectionsManifest | None]:
             self._hang_up()
             self._line = self._connect(node)
             config, data = self._line.run(fetch_manifest(self._login))
-            return self._parse_json(node, config), None if data is None else Manifest.parse(data)
+            return self._parse_json(node, config), None if data is None else CollectionsManifest.parse(data)
 
         try:
             return self._over_seeds(attempt)
@@ -212,12 +212,12 @@ class MapSource:
             if not keep:
                 self._hang_up()
 
-    def manifest_again(self) -> Manifest | None:
+    def manifest_again(self) -> CollectionsManifest | None:
         """As :meth:`fetch_manifest`, over the connection that was kept if it is still good."""
         if self._line is not None:
             with suppress(CbframeError):  # whatever is wrong with it, or with the question, shows again
                 data = self._line.run(fetch_manifest_again())
-                return None if data is None else Manifest.parse(data)
+                return None if data is None else CollectionsManifest.parse(data)
         return self.fetch_manifest()
 
     def query(self, node: str, steps: Callable[[Login], Steps[T]], waker: Waker) -> T:
@@ -306,7 +306,7 @@ class MapSource:
 
         return counting
 
-    def _describe_over_rest(self) -> tuple[ClusterMap, Manifest | None]:
+    def _describe_over_rest(self) -> tuple[ClusterMap, CollectionsManifest | None]:
         with self._rest() as client:
             config, origin = client.bucket_config(self._login.bucket)
             found = self._parse(config, origin)

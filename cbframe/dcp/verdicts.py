@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from cbframe.cluster.cluster_map import ClusterMap
-from cbframe.cluster.manifest import Manifest
+from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.dcp.plan import StreamEnded, StreamRefused, StreamRolledBack, address_of
 from cbframe.errors import (
     ROLES_HINT,
@@ -138,7 +138,7 @@ def refused(event: StreamRefused) -> StreamError | AccessError:
     return error
 
 
-def access_hint(wanted: StreamFilter, seen: Manifest | None) -> str:
+def access_hint(wanted: StreamFilter, seen: CollectionsManifest | None) -> str:
     """What a user can do who may not stream all that was asked for."""
     names = sorted(map(str, seen.collections_of(None).values())) if seen is not None else []
     if seen is None or not names:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from cbframe.arrow.columns import COLLECTION_ID, DATATYPE, KEY, METADATA_TYPES, OPCODE, SEQNO, VBUCKET
 from cbframe.arrow.exclusion import of_transactions
 from cbframe.arrow.keys import KEY_TYPES, KeyForm, formed
-from cbframe.cluster.manifest import SYSTEM_SCOPE, CollectionName, Manifest
+from cbframe.cluster.collections_manifest import SYSTEM_SCOPE, CollectionName, CollectionsManifest
 from cbframe.errors import CbframeError
 from cbframe.json.typer import VALUE
 from cbframe.scan.changes import CHANGE_TYPE, CHANGE_TYPES, CollectionDrop
@@ -29,7 +29,9 @@ class Directory:
     """Names of collections by their ids: as they were at the start, and as the streams report since."""
 
     def __init__(
-        self, fetch: Callable[[], Manifest | None], known: Mapping[int, CollectionName] | None = None
+        self,
+        fetch: Callable[[], CollectionsManifest | None],
+        known: Mapping[int, CollectionName] | None = None,
     ) -> None:
         self._fetch = fetch
         self._names: dict[int, CollectionName | None] = {0: _DEFAULT, **(known or {})}

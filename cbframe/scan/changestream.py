@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from cbframe import core
 from cbframe.arrow.changes import ChangeReceiver
-from cbframe.cluster.manifest import CollectionName, Manifest
+from cbframe.cluster.collections_manifest import CollectionName, CollectionsManifest
 from cbframe.dcp.handover import Switch, monotonic
 from cbframe.dcp.positions import Position
 from cbframe.dcp.source import BucketDataSource
@@ -83,7 +83,7 @@ class ChangeStream(ShowsItself):
         )
         first_map = names.map
 
-        def fetch_manifest() -> Manifest | None:
+        def fetch_manifest() -> CollectionsManifest | None:
             nonlocal first_map
             first_map, manifest = described(target)
             return manifest

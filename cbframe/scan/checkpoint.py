@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from cbframe.cluster.manifest import CollectionName
+from cbframe.cluster.collections_manifest import CollectionName
 from cbframe.dcp.positions import VBucketOffset, u64_of
 from cbframe.errors import ConfigurationError
 from cbframe.scan.asof import AsOf

@@ -15,7 +15,7 @@ from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.arrow.columns import raw_schema
 from cbframe.arrow.documents.kinds import Kind
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder, unify
-from cbframe.cluster.manifest import Manifest
+from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.dcp.look import Look, look_at
 from cbframe.dcp.survey import Size
 from cbframe.errors import ConfigurationError
@@ -154,7 +154,7 @@ class Divider:
         target = agreement.declared(target)
         return target, agreement, self._schema(target, agreement, manifest)
 
-    def _with_names(self, look: Look) -> tuple[ScanSpec, Manifest | None]:
+    def _with_names(self, look: Look) -> tuple[ScanSpec, CollectionsManifest | None]:
         """The names of collections are columns in all partitions, or in none."""
         target = self.spec
         asked = {"scope", "collection"}
@@ -231,7 +231,9 @@ class Divider:
                 columns.look(pipeline.table(number, typed))
         return columns.columns(), pipeline.intake, pipeline.documents - settled.rejected.total()
 
-    def _schema(self, target: ScanSpec, agreement: Agreement, manifest: Manifest | None) -> pa.Schema:
+    def _schema(
+        self, target: ScanSpec, agreement: Agreement, manifest: CollectionsManifest | None
+    ) -> pa.Schema:
         names = Names(target, target.options)
         raw = raw_schema(names.wire_metadata).empty_table()
         head = names.head(raw, manifest)

@@ -17,7 +17,7 @@ from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, METADATA_TYPES
 from cbframe.arrow.documents.filters import predicates
 from cbframe.arrow.keys import KeyForm, formed
 from cbframe.cluster.cluster_map import ClusterMap
-from cbframe.cluster.manifest import SYSTEM_SCOPE, CollectionName, Manifest
+from cbframe.cluster.collections_manifest import SYSTEM_SCOPE, CollectionName, CollectionsManifest
 from cbframe.dcp.maps import MapSource, map_source, when_loaded
 from cbframe.errors import ROLES_HINT, AccessError, ConfigurationError
 from cbframe.options import BucketDataSourceOptions
@@ -39,7 +39,7 @@ class Names:
         self.map: ClusterMap | None = None
         """The map that came with the names, if there were any to look up."""
         self._source: MapSource | None = None
-        self._at_end: Manifest | None = None
+        self._at_end: CollectionsManifest | None = None
         """The manifest after the streams, where it was looked at."""
 
     @property
@@ -111,7 +111,9 @@ class Names:
                 hint="read again without it, or as it is now",
             )
 
-    def manifest_of(self, ids: npt.NDArray[np.uint32], receiver: GatheringReceiver[Any]) -> Manifest | None:
+    def manifest_of(
+        self, ids: npt.NDArray[np.uint32], receiver: GatheringReceiver[Any]
+    ) -> CollectionsManifest | None:
         """The collections as they are now, if the documents are from more than the default one.
 
         The node that is asked may know less than the streams reported.
@@ -121,7 +123,7 @@ class Names:
         return self._current(self._at_end or fetch_manifest(self._target), receiver)
 
     @staticmethod
-    def _current(manifest: Manifest, receiver: GatheringReceiver[Any]) -> Manifest:
+    def _current(manifest: CollectionsManifest, receiver: GatheringReceiver[Any]) -> CollectionsManifest:
         """A manifest with the collections that the streams reported and the node does not know yet."""
         scopes = {number: name for name, number in manifest.scopes.items()} | receiver.scopes
         news = {
@@ -132,7 +134,9 @@ class Names:
         }
         return replace(manifest, collections={**news, **manifest.collections})
 
-    def head(self, raw: pa.Table, manifest: Manifest | None, *, keys: KeyForm | None = None) -> pa.Table:
+    def head(
+        self, raw: pa.Table, manifest: CollectionsManifest | None, *, keys: KeyForm | None = None
+    ) -> pa.Table:
         """The metadata columns."""
         columns: dict[str, pa.ChunkedArray] = {KEY: formed(raw[KEY], keys or self._target.keys)}
         for name in self._asked:
@@ -180,7 +184,7 @@ def settled(target: ScanSpec) -> ScanSpec:
     return _named(target, fetch_manifest(target)) if target.collections == VISIBLE else target
 
 
-def _named(target: ScanSpec, manifest: Manifest) -> ScanSpec:
+def _named(target: ScanSpec, manifest: CollectionsManifest) -> ScanSpec:
     if target.collections != VISIBLE:
         return target
     found = manifest.collections_of(target.scope).values()
@@ -191,12 +195,12 @@ def _named(target: ScanSpec, manifest: Manifest) -> ScanSpec:
     return replace(target, collections=tuple(sorted(map(str, found))))
 
 
-def fetch_manifest(target: ScanSpec) -> Manifest:
+def fetch_manifest(target: ScanSpec) -> CollectionsManifest:
     """The collections that the user sees now."""
     return _existing(described(target)[1], target)
 
 
-def described(target: ScanSpec) -> tuple[ClusterMap, Manifest | None]:
+def described(target: ScanSpec) -> tuple[ClusterMap, CollectionsManifest | None]:
     """The map of the bucket, and its collections; None where the server has none."""
     with _source_of(target) as source:
         return _describe(source, target)
@@ -210,11 +214,11 @@ def _source_of(target: ScanSpec) -> AbstractContextManager[MapSource]:
 
 def _describe(
     source: MapSource, target: ScanSpec, *, keep: bool = False
-) -> tuple[ClusterMap, Manifest | None]:
+) -> tuple[ClusterMap, CollectionsManifest | None]:
     return when_loaded(partial(source.describe, keep=keep), target.options.connect_timeout)
 
 
-def _existing(manifest: Manifest | None, target: ScanSpec) -> Manifest:
+def _existing(manifest: CollectionsManifest | None, target: ScanSpec) -> CollectionsManifest:
     if manifest is None:
         raise ConfigurationError(
             f"bucket {target.bucket!r} is on a server without collections",
@@ -231,7 +235,7 @@ def difference(before: Collection[str] | None, now: Collection[str] | None) -> s
     return "".join(f"; {what}: {', '.join(sorted(names))}" for what, names in changes if names)
 
 
-def alive(raw: pa.Table, manifest: Manifest) -> npt.NDArray[np.bool_]:
+def alive(raw: pa.Table, manifest: CollectionsManifest) -> npt.NDArray[np.bool_]:
     """Which rows are of a collection that still exists and is not the server's own.
 
     A collection's documents outlive it for a while.

@@ -30,7 +30,7 @@ from cbframe.arrow.current_rows import ARRIVED, CurrentRows, Mask
 from cbframe.arrow.exclusion import NOTHING, LeftOut
 from cbframe.arrow.slices import POOL
 from cbframe.arrow.spill import Progressed, Spill
-from cbframe.cluster.manifest import Manifest
+from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.dcp.receiver import Receipt
 from cbframe.json.layout import Policy
 from cbframe.json.typer import VALUE, Documents, Piece, Settled, Typer, Where, fetched
@@ -211,7 +211,7 @@ class Pipeline:
 
     # -- when nothing more comes
 
-    def complete(self, known: Iterable[int] = ()) -> Manifest | None:
+    def complete(self, known: Iterable[int] = ()) -> CollectionsManifest | None:
         """Nothing more comes: the collections as they are now; None if there is only the default one."""
         self._put_pending()
         self._names.refuse_dropped(self._receiver)
@@ -226,7 +226,11 @@ class Pipeline:
         return [each.heads for each in self._waiting]
 
     def keep(
-        self, mask: Callable[[int, pa.RecordBatch], Mask], manifest: Manifest | None, *, documents: bool
+        self,
+        mask: Callable[[int, pa.RecordBatch], Mask],
+        manifest: CollectionsManifest | None,
+        *,
+        documents: bool,
     ) -> None:
         """Keep the rows that count.
 
@@ -373,13 +377,13 @@ class Pipeline:
         self._keep_documents()
         return self.typed(lenient=lenient)
 
-    def _keep_documents(self) -> Manifest | None:
+    def _keep_documents(self) -> CollectionsManifest | None:
         manifest = self.complete()
         current = CurrentRows(self.heads(), self._receiver)
         self.keep(current.mask, manifest, documents=True)
         return manifest
 
-    def unconverted(self) -> tuple[pa.Table, Manifest | None]:
+    def unconverted(self) -> tuple[pa.Table, CollectionsManifest | None]:
         """Keys, metadata and values of the documents that count, where they are not converted."""
         manifest = self._keep_documents()
         self._refuse_filters()

@@ -11,7 +11,7 @@ import pyarrow as pa
 from cbframe.arrow.columns import COLLECTION_ID, MUTATION, OPCODE
 from cbframe.arrow.current_rows import CurrentRows
 from cbframe.arrow.documents.unify import Columns, ColumnsBuilder
-from cbframe.cluster.manifest import Manifest
+from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.json.layout import FAMILIES, Column, Place, is_list, struct
 from cbframe.json.typer import shown
 from cbframe.scan.conflicts import Conflict
@@ -156,7 +156,7 @@ class ChangeSink(Pipeline):
             self.intake.transaction_records,
         )
 
-    def _names_of_collections(self, manifest: Manifest | None) -> dict[int, str]:
+    def _names_of_collections(self, manifest: CollectionsManifest | None) -> dict[int, str]:
         if manifest is None:
             return dict.fromkeys(self.collections, f"{_DEFAULT}.{_DEFAULT}")
         names = ((cid, manifest.collections[cid]) for cid in sorted(self.collections))
@@ -184,7 +184,7 @@ class ChangeSink(Pipeline):
 class _Head:
     """The metadata of changes."""
 
-    def __init__(self, names: Names, manifest: Manifest | None) -> None:
+    def __init__(self, names: Names, manifest: CollectionsManifest | None) -> None:
         self._names = names
         self._manifest = manifest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cbframe.cluster.manifest import CollectionName, Manifest
+from cbframe.cluster.collections_manifest import CollectionName, CollectionsManifest
 from cbframe.dcp.verdicts import access_hint
 from cbframe.errors import ROLES_HINT
 from cbframe.wire.requests import StreamFilter
@@ -12,14 +12,14 @@ from cbframe.wire.requests import StreamFilter
 WHOLE, OF_SCOPE, OF_COLLECTIONS = StreamFilter(), StreamFilter(scope=8), StreamFilter((8, 9))
 
 
-def manifest(*names: str) -> Manifest:
+def manifest(*names: str) -> CollectionsManifest:
     collections = {8 + n: CollectionName(*name.split(".")) for n, name in enumerate(names)}
-    return Manifest(1, {"shop": 8, "_system": 9}, collections)
+    return CollectionsManifest(1, {"shop": 8, "_system": 9}, collections)
 
 
 @pytest.mark.parametrize("wanted", [WHOLE, OF_SCOPE, OF_COLLECTIONS])
 @pytest.mark.parametrize("seen", [None, manifest(), manifest("_system._mobile")])
-def test_who_sees_nothing_needs_roles(wanted: StreamFilter, seen: Manifest | None) -> None:
+def test_who_sees_nothing_needs_roles(wanted: StreamFilter, seen: CollectionsManifest | None) -> None:
     assert access_hint(wanted, seen) == ROLES_HINT
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbframe import Checkpoint, ConfigurationError, VBucketOffset
-from cbframe.cluster.manifest import CollectionName
+from cbframe.cluster.collections_manifest import CollectionName
 
 U64 = st.integers(0, 2**64 - 1)
 

@@ -11,7 +11,7 @@ import pytest
 
 from cbframe import ConfigurationError, LocalCluster, ServerError, scan_bucket
 from cbframe.arrow.batcher import GatheringReceiver
-from cbframe.cluster.manifest import Manifest
+from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.scan import names
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.blocks import DataBlock
@@ -131,9 +131,9 @@ def test_the_streams_may_know_more_than_the_node_that_is_asked(
 ) -> None:
     """A manifest reaches the nodes one by one."""
     fetch = names.fetch_manifest
-    stale: list[Manifest] = []
+    stale: list[CollectionsManifest] = []
 
-    def late(target: ScanSpec) -> Manifest:
+    def late(target: ScanSpec) -> CollectionsManifest:
         stale.append(fetch(target))
         return stale[0]
 

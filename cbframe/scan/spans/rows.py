@@ -11,7 +11,7 @@ import pyarrow as pa
 from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.arrow.columns import OPCODE, SEQNO, VBUCKET
 from cbframe.arrow.current_rows import CurrentRows
-from cbframe.cluster.manifest import Manifest
+from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConversionError
@@ -155,7 +155,7 @@ class SpanSink(Pipeline):
                 hint=f"declare {columns} as string, or read one collection only",
             )
 
-    def _formed(self, typed: Typed, manifest: Manifest | None) -> Iterator[pa.Table]:
+    def _formed(self, typed: Typed, manifest: CollectionsManifest | None) -> Iterator[pa.Table]:
         for number in range(len(self)):
             raw = self.all_of(number)
             if not len(raw):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cbframe.cluster.manifest import CollectionName, Manifest
+from cbframe.cluster.collections_manifest import CollectionName, CollectionsManifest
 from cbframe.errors import ClusterMapError, ConfigurationError
 
 ANSWER: dict[str, Any] = {
@@ -26,7 +26,7 @@ ANSWER: dict[str, Any] = {
 
 @pytest.mark.parametrize("form", [dict, json.dumps, lambda answer: json.dumps(answer).encode()])
 def test_parse(form: Any) -> None:
-    manifest = Manifest.parse(form(ANSWER))
+    manifest = CollectionsManifest.parse(form(ANSWER))
     assert manifest.uid == 0x1F
     assert manifest.scopes == {"_default": 0, "inventory": 8, "empty": 9}
     assert manifest.collections == {
@@ -38,7 +38,7 @@ def test_parse(form: Any) -> None:
 
 
 def test_lookup() -> None:
-    manifest = Manifest.parse(ANSWER)
+    manifest = CollectionsManifest.parse(ANSWER)
     assert manifest.id_of("_default._default") == 0
     assert manifest.id_of("inventory.hotel") == 10
     assert manifest.scope_id("inventory") == 8
@@ -51,24 +51,24 @@ def test_lookup() -> None:
 )
 def test_unknown_collection_lists_the_known(path: str) -> None:
     with pytest.raises(ConfigurationError, match="no collection") as caught:
-        Manifest.parse(ANSWER).id_of(path)
+        CollectionsManifest.parse(ANSWER).id_of(path)
     assert caught.value.hint == "the user sees: _default._default, inventory.airline, inventory.hotel"
 
 
 def test_collection_without_scope() -> None:
     with pytest.raises(ConfigurationError, match=r"as in _default\.hotel"):
-        Manifest.parse(ANSWER).id_of("hotel")
+        CollectionsManifest.parse(ANSWER).id_of("hotel")
 
 
 def test_unknown_scope_lists_the_known() -> None:
-    manifest = Manifest.parse(ANSWER)
+    manifest = CollectionsManifest.parse(ANSWER)
     for look in (manifest.scope_id, manifest.collections_of):
         with pytest.raises(ConfigurationError, match="the user sees: _default, empty, inventory"):
             look("none")
 
 
 def test_bucket_whose_default_collection_was_dropped() -> None:
-    manifest = Manifest.parse({"uid": "3", "scopes": []})
+    manifest = CollectionsManifest.parse({"uid": "3", "scopes": []})
     with pytest.raises(ConfigurationError, match="the user sees: none"):
         manifest.id_of("_default._default")
 
@@ -99,4 +99,4 @@ def test_bucket_whose_default_collection_was_dropped() -> None:
 )
 def test_no_manifest(answer: Any) -> None:
     with pytest.raises(ClusterMapError):
-        Manifest.parse(answer)
+        CollectionsManifest.parse(answer)

@@ -26,7 +26,7 @@ class CollectionName:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class CollectionsManifest:
     """The scopes and collections of a bucket at one moment."""
 
     uid: int  # version of the manifest; grows with every change
@@ -34,7 +34,7 @@ class Manifest:
     collections: Mapping[int, CollectionName]  # name of each collection, by number
 
     @classmethod
-    def parse(cls, answer: Mapping[str, object] | str | bytes) -> Manifest:
+    def parse(cls, answer: Mapping[str, object] | str | bytes) -> CollectionsManifest:
         """Read the JSON of the cluster manager or of GET_COLLECTIONS_MANIFEST."""
         source = _decode(answer) if isinstance(answer, str | bytes) else answer
         scopes: dict[str, int] = {}
