@@ -17,10 +17,9 @@ _HOMES = {
     "cbframe.cluster.auth": ("CertificateAuthenticator", "EnvironmentAuth", "PasswordAuthenticator"),
     "cbframe.cluster.backoff": ("exponential_backoff_loop",),
     "cbframe.cluster.rest": ("Bucket", "connect_bucket"),
-    "cbframe.dcp.counters": ("NodeStats",),
-    "cbframe.dcp.positions": ("VBucketMetaData", "VBucketOffset"),
-    "cbframe.dcp.open": ("upr_open",),
+    "cbframe.dcp.handshake": ("upr_open",),
     "cbframe.dcp.plan": ("UPDATE_SECURITY_SETTINGS",),
+    "cbframe.dcp.positions": ("VBucketMetaData", "VBucketOffset"),
     "cbframe.dcp.receiver": (
         "BlockReceiver",
         "DeferringReceiver",
@@ -32,7 +31,7 @@ _HOMES = {
         "SystemEventReceiver",
     ),
     "cbframe.dcp.source": ("BucketDataSource",),
-    "cbframe.dcp.stats": ("BucketDataSourceStats", "StatsRates"),
+    "cbframe.dcp.stats": ("NodeStats", "BucketDataSourceStats", "StatsRates"),
     "cbframe.dcp.streams": ("VBucketState",),
     "cbframe.errors": (
         "AccessError",
@@ -57,30 +56,25 @@ _HOMES = {
         "StreamError",
         "XAttrsNotSupportedError",
     ),
-    "cbframe.scan.asof": ("AsOf",),
+    "cbframe.local": ("LocalCluster",),
+    "cbframe.options": ("BucketDataSourceOptions",),
+    "cbframe.scan.agreement": ("Conflict",),
+    "cbframe.scan.asof": ("AsOf", "Moment"),
     "cbframe.scan.changes": ("ChangeBatch", "CollectionDrop", "Rollback"),
-    "cbframe.scan.changestream": ("ChangeStream",),
     "cbframe.scan.checkpoint": ("Checkpoint",),
-    "cbframe.scan.conflicts": ("Conflict",),
-    "cbframe.scan.diagnosis": ("Diagnosis",),
-    "cbframe.scan.doctor": ("doctor",),
-    "cbframe.scan.moment": ("Moment",),
+    "cbframe.scan.doctor": ("Diagnosis", "doctor"),
     "cbframe.scan.partition": ("ScanPartition",),
     "cbframe.scan.progress": ("ScanProgress",),
     "cbframe.scan.read": ("read_bucket", "scan_bucket"),
-    "cbframe.scan.report": ("ReadReport",),
-    "cbframe.scan.result": ("ReadResult",),
+    "cbframe.scan.result": ("ReadReport", "ReadResult"),
     "cbframe.scan.scan": ("BucketScan",),
     "cbframe.scan.schema": ("SchemaDiff", "SchemaReport", "diff_schema", "read_schema"),
-    "cbframe.scan.stream": ("stream_bucket",),
-    "cbframe.local": ("LocalCluster",),
-    "cbframe.options": ("BucketDataSourceOptions",),
-    "cbframe.snapshot.check": ("Verification",),
-    "cbframe.snapshot.compact": ("Compaction",),
-    "cbframe.snapshot.read": ("read_snapshot",),
+    "cbframe.scan.stream": ("ChangeStream", "stream_bucket"),
+    "cbframe.snapshot.maintenance": ("Compaction",),
     "cbframe.snapshot.result": ("SnapshotResult",),
-    "cbframe.snapshot.snapshot": ("Snapshot", "SnapshotVersion"),
-    "cbframe.snapshot.write": ("write_snapshot",),
+    "cbframe.snapshot.snapshot": ("read_snapshot", "Snapshot", "SnapshotVersion"),
+    "cbframe.snapshot.verification": ("Verification",),
+    "cbframe.snapshot.writer": ("write_snapshot",),
     "cbframe.ui.show": ("StatsView", "show_stats"),
     "cbframe.wire.constants": (
         "Datatype",
@@ -95,7 +89,7 @@ _HOMES = {
     "cbframe.wire.messages": ("SystemEvent", "parse_failover_log"),
 }
 _COMPANIONS = dict.fromkeys(
-    ("cbframe.scan.read", "cbframe.scan.stream", "cbframe.snapshot.write"), "cbframe.ui.watching"
+    ("cbframe.scan.read", "cbframe.scan.stream", "cbframe.snapshot.writer"), "cbframe.ui.progress"
 )
 """What must be there with a module that cannot know of it: a lower floor imports no higher one."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -125,8 +119,7 @@ if TYPE_CHECKING:
     from cbframe.cluster.backoff import exponential_backoff_loop as exponential_backoff_loop
     from cbframe.cluster.rest import Bucket as Bucket
     from cbframe.cluster.rest import connect_bucket as connect_bucket
-    from cbframe.dcp.counters import NodeStats as NodeStats
-    from cbframe.dcp.open import upr_open as upr_open
+    from cbframe.dcp.handshake import upr_open as upr_open
     from cbframe.dcp.plan import UPDATE_SECURITY_SETTINGS as UPDATE_SECURITY_SETTINGS
     from cbframe.dcp.positions import VBucketMetaData as VBucketMetaData
     from cbframe.dcp.positions import VBucketOffset as VBucketOffset
@@ -140,6 +133,7 @@ if TYPE_CHECKING:
     from cbframe.dcp.receiver import SystemEventReceiver as SystemEventReceiver
     from cbframe.dcp.source import BucketDataSource as BucketDataSource
     from cbframe.dcp.stats import BucketDataSourceStats as BucketDataSourceStats
+    from cbframe.dcp.stats import NodeStats as NodeStats
     from cbframe.dcp.stats import StatsRates as StatsRates
     from cbframe.dcp.streams import VBucketState as VBucketState
     from cbframe.errors import AccessError as AccessError
@@ -165,35 +159,35 @@ if TYPE_CHECKING:
     from cbframe.errors import XAttrsNotSupportedError as XAttrsNotSupportedError
     from cbframe.local import LocalCluster as LocalCluster
     from cbframe.options import BucketDataSourceOptions as BucketDataSourceOptions
+    from cbframe.scan.agreement import Conflict as Conflict
     from cbframe.scan.asof import AsOf as AsOf
+    from cbframe.scan.asof import Moment as Moment
     from cbframe.scan.changes import ChangeBatch as ChangeBatch
     from cbframe.scan.changes import CollectionDrop as CollectionDrop
     from cbframe.scan.changes import Rollback as Rollback
-    from cbframe.scan.changestream import ChangeStream as ChangeStream
     from cbframe.scan.checkpoint import Checkpoint as Checkpoint
-    from cbframe.scan.conflicts import Conflict as Conflict
-    from cbframe.scan.diagnosis import Diagnosis as Diagnosis
+    from cbframe.scan.doctor import Diagnosis as Diagnosis
     from cbframe.scan.doctor import doctor as doctor
-    from cbframe.scan.moment import Moment as Moment
     from cbframe.scan.partition import ScanPartition as ScanPartition
     from cbframe.scan.progress import ScanProgress as ScanProgress
     from cbframe.scan.read import read_bucket as read_bucket
     from cbframe.scan.read import scan_bucket as scan_bucket
-    from cbframe.scan.report import ReadReport as ReadReport
+    from cbframe.scan.result import ReadReport as ReadReport
     from cbframe.scan.result import ReadResult as ReadResult
     from cbframe.scan.scan import BucketScan as BucketScan
     from cbframe.scan.schema import SchemaDiff as SchemaDiff
     from cbframe.scan.schema import SchemaReport as SchemaReport
     from cbframe.scan.schema import diff_schema as diff_schema
     from cbframe.scan.schema import read_schema as read_schema
+    from cbframe.scan.stream import ChangeStream as ChangeStream
     from cbframe.scan.stream import stream_bucket as stream_bucket
-    from cbframe.snapshot.check import Verification as Verification
-    from cbframe.snapshot.compact import Compaction as Compaction
-    from cbframe.snapshot.read import read_snapshot as read_snapshot
+    from cbframe.snapshot.maintenance import Compaction as Compaction
     from cbframe.snapshot.result import SnapshotResult as SnapshotResult
     from cbframe.snapshot.snapshot import Snapshot as Snapshot
     from cbframe.snapshot.snapshot import SnapshotVersion as SnapshotVersion
-    from cbframe.snapshot.write import write_snapshot as write_snapshot
+    from cbframe.snapshot.snapshot import read_snapshot as read_snapshot
+    from cbframe.snapshot.verification import Verification as Verification
+    from cbframe.snapshot.writer import write_snapshot as write_snapshot
     from cbframe.ui.show import StatsView as StatsView
     from cbframe.ui.show import show_stats as show_stats
     from cbframe.wire.constants import Datatype as Datatype

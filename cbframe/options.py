@@ -264,9 +264,7 @@ class BucketDataSourceOptions:
         if self.receive_bytes < 1:
             raise ConfigurationError("receive_bytes must be at least 1")
         if not 0 <= self.receive_latency <= 1:
-            raise ConfigurationError(
-                f"receive_latency must be from 0 to 1, not {self.receive_latency}"
-            )
+            raise ConfigurationError(f"receive_latency must be from 0 to 1, not {self.receive_latency}")
         if self.max_body_bytes < 1024:
             raise ConfigurationError("max_body_bytes must be at least 1024")
         if self.collections is not None and self.scope_id is not None:

@@ -26,11 +26,11 @@ import cbframe
 from cbframe import core
 from cbframe.cli import main
 from cbframe.cli.demo import equal_rows
-from cbframe.cli.text import _cells, say_rows
+from cbframe.cli.output import _cells, say_rows
 from cbframe.local import LocalCluster
-from cbframe.scan import run, session
+from cbframe.scan import session
 from cbframe.scan.spec import ScanSpec
-from cbframe.snapshot import fetch
+from cbframe.snapshot import writer
 
 PASSWORD = "s3cret-of-the-test"
 DOCUMENTS: dict[str, Any] = {
@@ -227,7 +227,7 @@ def test_a_failed_read_leaves_the_old_file(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("cbframe.cli.files._flat", fail)
+    monkeypatch.setattr("cbframe.cli.output._flat", fail)
     assert main([*login, "-o", str(path)]) == 1
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.csv"]
@@ -494,13 +494,13 @@ def test_consistency(
     """What it does is shown where snapshots and reads are; here, that it is passed on."""
     asked: list[str] = []
 
-    class Noting(run.Run):
+    class Noting(session.Run):
         def __init__(self, target: ScanSpec, **arguments: Any) -> None:
             asked.append(target.consistency)
             super().__init__(target, **arguments)
 
     monkeypatch.setattr(session, "Run", Noting)
-    monkeypatch.setattr(fetch, "Run", Noting)
+    monkeypatch.setattr(writer, "Run", Noting)
     snapshot = ["snapshot", "write", login[1], str(tmp_path / "s"), *login[2:]]
     for command in (login, snapshot):
         assert main(command) == 0

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pytest
 
 from cbframe import Checkpoint, LocalCluster
-from cbframe.arrow.keys import key_bytes
+from cbframe.arrow.columns import key_bytes
 from cbframe.cli import main
 from cbframe.cli import stream as command
-from cbframe.scan import changestream
+from cbframe.scan import stream
 
 PASSWORD = "s3cret-of-the-stream"
 DOCUMENTS: dict[bytes, bytes] = {
@@ -201,7 +201,7 @@ def test_the_checkpoint_is_kept_up(
             if saved[-1] == sum(cluster.high_seqnos().values()):
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(changestream, "Checkpoint", Noting)
+    monkeypatch.setattr(stream, "Checkpoint", Noting)
     monkeypatch.setattr(command, "_SAVE_EVERY", 0.0)
     assert main(["stream", *login, "--checkpoint", str(path)]) == 0
     assert saved

@@ -34,9 +34,9 @@ from cbframe.cluster.connection_string import HostPort
 from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.survey import time_of
 from cbframe.errors import CbframeError
-from cbframe.scan.spans.offsets import Offset
+from cbframe.scan.offsets import Offset
 from cbframe.snapshot.manifest import Manifest, Rollback
-from cbframe.wire import items, messages, requests, sasl
+from cbframe.wire import messages, requests, sasl
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame
 
@@ -77,8 +77,8 @@ def understand(frame: Frame) -> None:
         lambda: messages.parse_message(frame),
         lambda: messages.parse_map_revision(frame),
         lambda: time_of(frame) if frame.is_response else None,
-        lambda: items.split_key(frame.key),
-        lambda: items.split_xattrs(frame.value),
+        lambda: messages.split_key(frame.key),
+        lambda: messages.split_xattrs(frame.value),
     ]
     for parse in (*common, *parsers.get(frame.opcode, [])):
         attempt(parse)

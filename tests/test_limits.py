@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import cbframe
-from cbframe import LocalCluster, ResourceError, limits
-from cbframe.limits import OwnThread, allocate, reported, shortage, starting_process
+from cbframe import LocalCluster, ResourceError, system
+from cbframe.system import OwnThread, allocate, reported, shortage, starting_process
 
 resource = pytest.importorskip("resource", reason="Windows has no such limits")
 
@@ -91,7 +91,7 @@ def test_a_thread_can_be_started_when_there_is_one_again(monkeypatch: pytest.Mon
 
 
 def test_threads_start_in_one_place() -> None:
-    """All others are OwnThread, and those of the pool of :mod:`cbframe.dcp.workers`."""
+    """All others are OwnThread, and those of the pool of :mod:`cbframe.dcp.threads`."""
     found = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
@@ -100,7 +100,7 @@ def test_threads_start_in_one_place() -> None:
         and (node.attr if isinstance(node, ast.Attribute) else node.id)
         in ("Thread", "Timer", "ThreadPoolExecutor", "ProcessPoolExecutor")
     }
-    assert found == {"limits.py", "dcp/workers.py"}
+    assert found == {"system.py", "dcp/threads.py"}
 
 
 # -- each start fails in turn
@@ -196,7 +196,7 @@ def _refuse_buffer(patch: pytest.MonkeyPatch, after: int) -> None:
             raise MemoryError
         return bytearray(nbytes)
 
-    patch.setattr(limits, "bytearray", refusing, raising=False)
+    patch.setattr(system, "bytearray", refusing, raising=False)
 
 
 def _refuse_descriptor(patch: pytest.MonkeyPatch, after: int) -> None:

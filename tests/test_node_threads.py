@@ -21,9 +21,9 @@ from snapshot.test_rollbacks import held as snapshot_rows
 from cbframe import LocalCluster, SnapshotResult, VBucketMetaData, read_bucket, stream_bucket, write_snapshot
 from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.contrib.delta import DeltaResult, to_delta, update_delta
-from cbframe.dcp.callbacks import Callbacks
+from cbframe.dcp.receiver import Callbacks
 from cbframe.errors import SnapshotError
-from cbframe.snapshot.history import Boundaries
+from cbframe.snapshot.versions import Boundaries
 
 _inside = threading.local()
 _found: list[str] = []

@@ -169,8 +169,9 @@ SILENT = {
     "cbframe.contrib.delta": set(),
     "cbframe.contrib.dask": {"as_of"},
     "cbframe.contrib.spark": {"register", "CouchbaseDataSource.name"},
-    "cbframe.contrib.spark.batch": {"CouchbaseReader.read", "FilteringReader.pushFilters"},
-    "cbframe.contrib.spark.stream": {
+    "cbframe.contrib.spark.reader": {
+        "CouchbaseReader.read",
+        "FilteringReader.pushFilters",
         "CouchbaseStreamReader.getDefaultReadLimit",
         "CouchbaseStreamReader.read",
     },

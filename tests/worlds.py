@@ -31,7 +31,7 @@ from cbframe.dcp.maps import MapSource
 from cbframe.dcp.transport import SocketStream, SocketTransport
 from cbframe.testing import FaultProxy
 from cbframe.testing.proxy import Direction
-from cbframe.wire.items import vbucket_of
+from cbframe.wire.messages import vbucket_of
 
 NODES = 3
 VBUCKETS = 16

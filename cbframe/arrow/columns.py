@@ -2,19 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import re
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from cbframe.arrow.slices import copy_slices
 from cbframe.core import compiled
-from cbframe.errors import ProtocolError
+from cbframe.errors import ConfigurationError, ProtocolError
 from cbframe.json.typer import VALUE
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import DATA_OPCODES, MAX_BODY_LENGTH, Datatype
-from cbframe.wire.items import split_pairs
+from cbframe.wire.messages import split_pairs
+
+_I64 = npt.NDArray[np.int64]
+
+
+def _choose() -> pa.MemoryPool:
+    try:
+        return pa.jemalloc_memory_pool()
+    except NotImplementedError:  # a build of Arrow without it: Windows, for one
+        return pa.system_memory_pool()
+
+
+POOL: pa.MemoryPool = _choose()
+"""The allocator of everything that is as large as the bucket.
+
+Arrow's default allocator asks for huge pages, and the system clears each of them whole, at a cost of
+up to a third of the CPU time of a read; for memory that is filled once and kept, others do better.
+"""
+
+
+def copy_slices(buffer: object, starts: _I64, stops: _I64) -> pa.BinaryArray:
+    """Copy ``buffer[starts[i]:stops[i]]`` for all i; each begins where the one before ends, or later.
+
+    One binary array is laid over the buffer, whose elements are in turn a piece and what lies between
+    it and the next one. ``take`` then copies the pieces in C++.
+
+    It reserves the mean length of *all* elements for each one taken. Pieces are longer than gaps, as a
+    rule, so it would grow its memory again and again, at four times the cost of the copy itself. Taking
+    the last element, which is empty, often enough besides makes the reservation fit.
+    """
+    rows = len(starts)
+    if not rows:
+        return pa.array([], pa.binary())
+    bounds = np.empty(2 * rows + 1, np.int32)
+    bounds[0:-1:2] = starts
+    bounds[1::2] = stops
+    bounds[-1] = bounds[-2]
+    elements = 2 * rows
+    pieces = pa.BinaryArray.from_buffers(
+        pa.binary(), elements, [None, pa.py_buffer(bounds), pa.py_buffer(buffer)]
+    )
+    wanted = int((bounds[1::2] - bounds[0:-1:2]).sum())
+    total = max(int(bounds[-1] - bounds[0]), 1)
+    indices = np.full(max(rows, -(-wanted * elements // total)), elements - 1, np.int32)
+    indices[:rows] = np.arange(0, elements, 2)
+    return pc.take(pieces, pa.array(indices), boundscheck=False, memory_pool=POOL).slice(0, rows)
+
 
 KEY = "_cb_key"
 OPCODE = "_cb_opcode"
@@ -191,3 +239,112 @@ def _broken(block: DataBlock, row: int, max_value: int) -> ProtocolError:
     except ProtocolError as exc:
         return exc
     return ProtocolError("the documents of a block take more than 2 GiB", vbucket=int(block.vbucket[row]))
+
+
+KeyForm: TypeAlias = Literal["text", "binary"]
+KEY_FORMS: tuple[str, ...] = get_args(KeyForm)
+KEY_TYPES: dict[str, pa.DataType] = {"text": pa.string(), "binary": pa.binary()}
+"""The type of the column, by form."""
+
+_LITERAL = r"\\(x[0-9a-fA-F]{2})"
+_ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")
+_UTF8 = (
+    r"\A(?:[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}"
+    r"|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}"
+    r"|\xf4[\x80-\x8f][\x80-\xbf]{2})*\z"
+)
+_Column = TypeVar("_Column", pa.Array, pa.ChunkedArray)
+
+
+def check_key_form(keys: str | None) -> None:
+    """Refuse what is no form of keys."""
+    if keys is not None and keys not in KEY_FORMS:
+        raise ConfigurationError(f"keys={keys!r}", hint=f"choose from: {', '.join(KEY_FORMS)}")
+
+
+def form_of(kind: pa.DataType) -> KeyForm:
+    """The form that a column of this type has."""
+    return "binary" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else "text"
+
+
+def formed(column: _Column, form: KeyForm) -> _Column:
+    """Keys in the form that was asked for."""
+    keys = column if pa.types.is_binary(column.type) else column.cast(pa.binary())
+    return _by_chunk(keys, _text, pa.string()) if form == "text" else keys
+
+
+def with_keys(table: pa.Table, form: KeyForm) -> pa.Table:
+    """A table whose keys have the form that was asked for."""
+    return table.set_column(table.column_names.index(KEY), KEY, formed(table[KEY], form))
+
+
+def key_bytes(column: _Column) -> _Column:
+    """Keys as the server has them, of a column of either form: the opposite of :func:`formed`."""
+    if pa.types.is_binary(column.type):
+        return column
+    return _by_chunk(column.cast(pa.binary()), _bytes, pa.binary())
+
+
+def formed_key(key: bytes, form: KeyForm) -> str | bytes:
+    """One key in the form that was asked for."""
+    found: str | bytes = _text(pa.array([key], pa.binary()))[0].as_py() if form == "text" else key
+    return found
+
+
+def key_of_text(text: str) -> str | bytes:
+    """The key that has this text; as it is where the text is the key itself."""
+    key: bytes = key_bytes(pa.array([text]))[0].as_py()
+    if formed_key(key, "text") != text:
+        raise ConfigurationError(
+            "filters= compares _cb_key with the text of no key",
+            hint=r"the text of a key has \x5c for a backslash before xHH (two hex digits); or give bytes",
+        )
+    return text if key == text.encode() else key
+
+
+def has_literals(column: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether the text of a key is not the key itself, though all are UTF-8."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return any(_has_literals(chunk.cast(pa.binary())) for chunk in chunks)
+
+
+def _by_chunk(column: _Column, convert: Callable[[pa.Array], pa.Array], kind: pa.DataType) -> _Column:
+    if isinstance(column, pa.ChunkedArray):
+        return pa.chunked_array([convert(chunk) for chunk in column.chunks], kind)
+    return convert(column)
+
+
+def _text(keys: pa.Array) -> pa.Array:
+    if _has_literals(keys):
+        keys = pc.replace_substring_regex(keys, _LITERAL, r"\\x5c\1")
+    try:
+        return keys.cast(pa.string())
+    except pa.ArrowInvalid:
+        odd = pc.invert(pc.match_substring_regex(keys, _UTF8))
+    texts = [key.decode(errors="backslashreplace") for key in keys.filter(odd).to_pylist()]
+    return pc.replace_with_mask(keys, odd, pa.array(texts, pa.string()).cast(pa.binary())).cast(pa.string())
+
+
+def _bytes(texts: pa.Array) -> pa.Array:
+    if not _has_literals(texts):
+        return texts
+    odd = pc.match_substring_regex(texts, _LITERAL)
+    keys = [_ESCAPED.sub(_unescaped, text) for text in texts.filter(odd).to_pylist()]
+    return pc.replace_with_mask(texts, odd, pa.array(keys, pa.binary()))
+
+
+def _unescaped(escape: re.Match[bytes]) -> bytes:
+    return bytes.fromhex(escape[1].decode())
+
+
+def _has_literals(keys: pa.Array) -> bool:
+    # Most keys have no backslash, and to look for one in all of them at once takes next to nothing.
+    return _has_backslash(keys) and bool(pc.any(pc.match_substring_regex(keys, _LITERAL)).as_py())
+
+
+def _has_backslash(keys: pa.Array) -> bool:
+    _, bounds, data = keys.buffers()
+    if not len(keys) or data is None:
+        return False
+    start, stop = np.frombuffer(bounds, np.int32)[[keys.offset, keys.offset + len(keys)]]
+    return bool((np.frombuffer(data, np.uint8)[start:stop] == ord("\\")).any())

@@ -7,6 +7,7 @@ is dropped or emptied.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,56 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.batcher import VERSION, GatheringReceiver, newest, of_dropped
-from cbframe.arrow.columns import KEY, VBUCKET
+from cbframe.arrow.columns import DELETION, EXPIRATION, KEY, VBUCKET
+
+EXPIRED, TRANSACTION_RECORD = np.uint8(0xF0), np.uint8(0xF1)
+"""Marks in the column of opcodes; DCP has none of these."""
+TRANSACTION_PREFIX = b"_txn:"
+
+_Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How many documents were left out."""
+
+    expired: int = 0  # their expiry had passed, and the server had not removed them yet
+    transaction_records: int = 0  # their keys begin with `_txn:`
+
+    @classmethod
+    def of(cls, marked: npt.NDArray[np.uint8]) -> LeftOut:
+        """Of the opcodes of the newest versions of documents."""
+        return cls(int((marked == EXPIRED).sum()), int((marked == TRANSACTION_RECORD).sum()))
+
+    def __add__(self, other: LeftOut) -> LeftOut:
+        return LeftOut(self.expired + other.expired, self.transaction_records + other.transaction_records)
+
+
+NOTHING = LeftOut()
+
+
+def of_transactions(keys: pa.Array | pa.ChunkedArray) -> _Mask:
+    """Which keys are those of records that transactions keep in the bucket."""
+    # Of text the prefix is text.
+    prefix = TRANSACTION_PREFIX if pa.types.is_binary(keys.type) else TRANSACTION_PREFIX.decode()
+    found: _Mask = pc.starts_with(keys, prefix).to_numpy(zero_copy_only=False)
+    return found
+
+
+def has_expired(expiry: npt.NDArray[np.uint32], moment: int) -> _Mask:
+    """Which documents a GET does not find any more at a moment, in seconds since the epoch; 0 is never.
+
+    Within the second of its expiry a node still returns a document.
+    """
+    found: _Mask = (expiry != 0) & (expiry < moment)
+    return found
+
+
+def is_document(opcode: npt.NDArray[np.uint8]) -> _Mask:
+    """Which rows are documents of the server, also those that are left out."""
+    found: _Mask = (opcode != DELETION) & (opcode != EXPIRATION)
+    return found
+
 
 ARRIVED = "_cb_number"
 """The number of the batch in which a row arrived."""

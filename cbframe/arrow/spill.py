@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from cbframe.errors import SpoolError
-from cbframe.limits import shortage
 from cbframe.public import warn
+from cbframe.system import shortage
 
 SPILL_BYTES = 16 << 20
 """Bytes of rows that wait in memory."""

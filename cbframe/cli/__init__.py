@@ -181,7 +181,7 @@ def _doctor(options: argparse.Namespace) -> int:
     import json
 
     from cbframe.cli.credentials import connection
-    from cbframe.cli.text import say
+    from cbframe.cli.output import say
     from cbframe.scan.doctor import doctor
 
     arguments = connection(options)

@@ -17,12 +17,22 @@ import pyarrow.parquet as pq
 
 from cbframe import __version__, core
 from cbframe.arrow.columns import KEY
-from cbframe.cli.files import without_nulls, writer_of
-from cbframe.cli.text import INDENT, progress_line, say, say_rows, show_nodes, show_remarks, show_table, title
+from cbframe.cli.output import (
+    INDENT,
+    progress_line,
+    say,
+    say_rows,
+    show_nodes,
+    show_remarks,
+    show_table,
+    title,
+    without_nulls,
+    writer_of,
+)
 from cbframe.dcp.handover import monotonic
 from cbframe.errors import ConfigurationError
 from cbframe.local import LocalCluster
-from cbframe.scan.convert import to_pandas
+from cbframe.scan.dataframe import to_pandas
 from cbframe.scan.parquet import write_parquet
 from cbframe.scan.read import scan_bucket
 

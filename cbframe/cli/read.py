@@ -7,8 +7,7 @@ import sys
 from contextlib import ExitStack
 
 from cbframe.cli.credentials import connection
-from cbframe.cli.files import ndjson, writer_of
-from cbframe.cli.text import progress_line, say, show_remarks, show_table
+from cbframe.cli.output import ndjson, progress_line, say, show_remarks, show_table, writer_of
 from cbframe.scan.read import scan_bucket
 
 

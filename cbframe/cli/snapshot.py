@@ -15,13 +15,22 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
 from cbframe.cli.credentials import connection
-from cbframe.cli.files import ndjson, writer_of
-from cbframe.cli.text import HEAD_ROWS, INDENT, progress_line, say, say_rows, show_head, show_table
+from cbframe.cli.output import (
+    HEAD_ROWS,
+    INDENT,
+    ndjson,
+    progress_line,
+    say,
+    say_rows,
+    show_head,
+    show_table,
+    writer_of,
+)
 from cbframe.json.typer import OURS
 from cbframe.snapshot.result import SnapshotResult, size
 from cbframe.snapshot.sink import CHANGE_TYPE
 from cbframe.snapshot.snapshot import Snapshot, SnapshotVersion
-from cbframe.snapshot.write import write_snapshot
+from cbframe.snapshot.writer import write_snapshot
 
 _PLACE = (KEY, CHANGE_TYPE, VBUCKET, SEQNO)
 

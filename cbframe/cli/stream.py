@@ -19,9 +19,8 @@ from cbframe.cli.credentials import connection
 from cbframe.dcp.handover import monotonic
 from cbframe.errors import ConfigurationError
 from cbframe.scan.changes import CHANGE_TYPE, ChangeBatch
-from cbframe.scan.changestream import ChangeStream
 from cbframe.scan.checkpoint import Checkpoint
-from cbframe.scan.stream import stream_bucket
+from cbframe.scan.stream import ChangeStream, stream_bucket
 
 Row = dict[str, Any]
 _COLUMNS = {

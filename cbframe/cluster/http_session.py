@@ -23,7 +23,7 @@ from cbframe.cluster.auth import Authenticator, basic_header
 from cbframe.cluster.connection_string import HostPort
 from cbframe.cluster.tls import TLSContext
 from cbframe.errors import CbframeError, ConnectError, ProtocolError
-from cbframe.limits import shortage
+from cbframe.system import shortage
 from cbframe.wire.sasl import ScramClient
 
 Sign: TypeAlias = Callable[[requests.PreparedRequest], requests.PreparedRequest]

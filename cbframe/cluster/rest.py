@@ -41,9 +41,9 @@ from cbframe.errors import (
     ConfigurationError,
     ConnectError,
 )
-from cbframe.limits import shortage
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
+from cbframe.system import shortage
 
 _CHUNK_BYTES = 64 << 10
 _SHOWN_BUCKETS = 20

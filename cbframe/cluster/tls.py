@@ -24,7 +24,7 @@ from cbframe.cluster.auth import Authenticator, CertificateAuthenticator, pem_te
 from cbframe.cluster.connection_string import ConnectionString, is_capella
 from cbframe.cluster.seeds import zone_of
 from cbframe.errors import ConfigurationError, ConnectError
-from cbframe.limits import shortage
+from cbframe.system import shortage
 
 TLSContext: TypeAlias = ssl.SSLContext
 TLSLike: TypeAlias = ssl.SSLContext | str | bytes | PathLike[str] | None

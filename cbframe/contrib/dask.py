@@ -14,18 +14,17 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cbframe.arrow.columns import KEY
-from cbframe.arrow.keys import KeyForm
+from cbframe.arrow.columns import KEY, KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, DependencyError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.scan.asof import AsOf
-from cbframe.scan.convert import to_pandas
+from cbframe.scan.dataframe import to_pandas
 from cbframe.scan.partition import ScanPartition
 from cbframe.scan.progress import Progress
-from cbframe.scan.report import ReadReport
+from cbframe.scan.result import ReadReport
 from cbframe.scan.scan import BucketScan
 from cbframe.scan.spec import (
     ColumnsLike,

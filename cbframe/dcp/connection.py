@@ -6,31 +6,20 @@ are valid until the next event is taken.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import NoReturn
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn, TypeAlias
 
 import numpy as np
 
 from cbframe.dcp.controls import DcpSettings
-from cbframe.dcp.counters import NodeStats
-from cbframe.dcp.events import (
-    Data,
-    Ended,
-    Event,
-    MapPushed,
-    Nooped,
-    Opened,
-    Ready,
-    Refused,
-    RolledBack,
-)
-from cbframe.dcp.handshake import Login, Session
-from cbframe.dcp.incoming import StreamMessage, take
-from cbframe.dcp.questions import Questions
+from cbframe.dcp.handshake import Login, Session, Steps, open_dcp, sample_seqnos
+from cbframe.dcp.stats import NodeStats
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamStateError, StreamTable
-from cbframe.dcp.tally import OUT_OF_PLACE, REFUSALS
-from cbframe.errors import CbframeError, ProtocolError
-from cbframe.wire.blocks import Decoded, data_block, frame_decoder, refuse
+from cbframe.dcp.survey import TIME, time_of
+from cbframe.errors import AuthFailError, CbframeError, ProtocolError
+from cbframe.wire.blocks import DataBlock, Decoded, data_block, frame_decoder, refuse
 from cbframe.wire.constants import (
     MAX_BODY_LENGTH,
     Datatype,
@@ -39,19 +28,345 @@ from cbframe.wire.constants import (
     ServerOpcode,
     SnapshotFlag,
     Status,
+    StreamEndReason,
 )
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import (
+    Commit,
     DcpNoop,
     FailoverLog,
+    OsoSnapshot,
     Prepare,
+    SeqnoAdvanced,
     SnapshotMarker,
+    StreamEnd,
+    SystemEvent,
     parse_failover_log,
     parse_map_revision,
     parse_message,
     parse_rollback_seqno,
 )
 from cbframe.wire.requests import BufferAck, CloseStream, Plain, StreamRequest, noop_reply
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The handshake is done; streams can be requested."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The answer to :meth:`DcpConnection.sample`: high seqnos by vbucket."""
+
+    seqnos: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What time it is at the node: seconds since the epoch."""
+
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Documents, to be acknowledged with :meth:`DcpConnection.acknowledge` when they are consumed.
+
+    `fresh` lists the streams whose snapshot has its first item in this block; `nbytes` is what the
+    documents, and dropped ones among them, took on the wire.
+    """
+
+    block: DataBlock
+    fresh: tuple[Stream, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The server accepted a stream request; the stream has its failover log."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot begins."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """Progress without a document."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """An out-of-order snapshot is complete: the stream has a position again."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionEvent:
+    """A scope or collection came, went or changed."""
+
+    stream: Stream
+    event: SystemEvent
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """The server wants the vbucket taken back to `seqno` before it streams."""
+
+    stream: Stream
+    seqno: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The server will not stream this vbucket; `body` may hold a cluster map (NOT_MY_VBUCKET)."""
+
+    stream: Stream
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A stream is over; `reason` is None when the client closed it."""
+
+    stream: Stream
+    reason: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MapPushed:
+    """The node has a new cluster map, of this revision; an empty `body` if it does not show it."""
+
+    revision: tuple[int, int]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Nooped:
+    """The server asked whether the client lives, and the answer is on its way."""
+
+
+Event: TypeAlias = (
+    Ready
+    | Sampled
+    | Timed
+    | Data
+    | Opened
+    | Snapshot
+    | Advanced
+    | Ordered
+    | CollectionEvent
+    | RolledBack
+    | Refused
+    | Ended
+    | MapPushed
+    | Nooped
+)
+
+
+OUT_OF_PLACE = {
+    StreamEvent.ACCEPTED: "tot_upr_stream_req_res_state_err",
+    StreamEvent.REFUSED: "tot_upr_stream_req_res_state_err",
+    StreamEvent.MARKER: "tot_upr_snapshot_state_err",
+    StreamEvent.ITEM: "tot_upr_data_change_state_err",
+    StreamEvent.END: "tot_upr_stream_end_state_err",
+    StreamEvent.CLOSED: "tot_upr_close_stream_res_state_err",
+}
+"""What counts an event that a stream in its state cannot have."""
+REFUSALS: dict[int, str] = {
+    Status.ROLLBACK: "tot_upr_stream_req_res_rollback",
+    Status.NOT_MY_VBUCKET: "tot_upr_stream_req_res_fail_not_my_vbucket",
+    Status.ERANGE: "tot_upr_stream_req_res_fail_erange",
+    Status.ENOMEM: "tot_upr_stream_req_res_fail_enomem",
+}
+"""What counts a stream request that was refused with a status, besides the sum."""
+_SASL = (Opcode.SASL_LIST_MECHS, Opcode.SASL_AUTH, Opcode.SASL_STEP)
+
+
+class HandshakeTally:
+    """Counts the steps of one connection's handshake, and what it ended with."""
+
+    def __init__(self, stats: NodeStats) -> None:
+        self._stats = stats
+        self._last = -1
+        self._user = False
+
+    def awaits(self, opcode: int) -> None:
+        """The next answer is to a request of this kind."""
+        stats = self._stats
+        if opcode in _SASL and not self._user:
+            self._user = True
+            stats.tot_worker_auth += 1
+        elif opcode == Opcode.SELECT_BUCKET:
+            if self._user:
+                stats.tot_worker_auth_ok += 1
+            else:
+                stats.tot_worker_authenticate_memcached_conn += 1
+        self._last = opcode
+
+    def answered(self, answer: Frame) -> None:
+        """The answer is here."""
+        stats = self._stats
+        if answer.opcode == Opcode.DCP_CONTROL:
+            stats.tot_upr_control += 1
+            stats.tot_upr_control_err += answer.status != Status.SUCCESS
+        elif answer.opcode == Opcode.SELECT_BUCKET and answer.status == Status.SUCCESS and not self._user:
+            stats.tot_worker_authenticate_memcached_conn_ok += 1
+
+    def broke(self, error: CbframeError) -> None:
+        """The connection is over before it was ready."""
+        stats, last = self._stats, self._last
+        if last in _SASL:
+            if isinstance(error, AuthFailError):
+                stats.tot_worker_auth_fail += 1
+            else:
+                stats.tot_worker_auth_err += 1
+        elif last == Opcode.HELLO:
+            stats.tot_handshake_err += 1
+        elif last == Opcode.SELECT_BUCKET:
+            stats.tot_select_bucket_err += 1
+            stats.tot_worker_authenticate_memcached_conn_err += not self._user
+        else:
+            stats.tot_worker_upr_open_err += 1
+
+
+StreamMessage: TypeAlias = SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent | Commit
+_OSO_START, _OSO_END = 1, 2
+
+
+def take(message: StreamMessage, stream: Stream) -> Event:
+    """Have the stream take a message; what there is to tell of it."""
+    match message:
+        case SnapshotMarker():
+            stream.mark(message)
+            return Snapshot(stream)
+        case StreamEnd(reason=reason):
+            closing = stream.state is StreamState.CLOSING
+            stream.step(StreamEvent.END)
+            if stream.unordered and reason == StreamEndReason.OK and not closing:
+                problem = "the stream is said to be complete inside an out-of-order snapshot"
+                raise _refused(problem, Opcode.DCP_STREAM_END, stream)
+            return Ended(stream, None if closing else reason)
+        case SeqnoAdvanced(seqno=seqno):
+            stream.reach(seqno)
+            return Advanced(stream)
+        case SystemEvent(seqno=seqno, manifest_uid=uid):
+            stream.reach(seqno)
+            stream.manifest_uid = max(stream.manifest_uid, uid or 0)
+            return CollectionEvent(stream, message)
+        case OsoSnapshot(flags=flags) if flags == _OSO_START:
+            stream.begin_unordered()
+            return Snapshot(stream)
+        case OsoSnapshot(flags=flags) if flags == _OSO_END:
+            stream.end_unordered()
+            return Ordered(stream)
+        case OsoSnapshot(flags=flags):
+            raise _refused(f"an out-of-order snapshot with flags {flags}", Opcode.DCP_OSO_SNAPSHOT, stream)
+        case Commit():
+            # Servers send the whole document instead, unless they are asked not to.
+            raise _refused("a commit of a write that was never shown", Opcode.DCP_COMMIT, stream)
+
+
+def _refused(message: str, opcode: Opcode, stream: Stream) -> ProtocolError:
+    return ProtocolError(message, opcode=opcode, vbucket=stream.vbucket)
+
+
+class Questions:
+    """Runs the handshake, and a sample after it; a node answers in the order in which it is asked."""
+
+    def __init__(
+        self, login: Login, settings: DcpSettings, queue: Callable[[Frame], None], stats: NodeStats
+    ) -> None:
+        self._queue = queue
+        self._stats = stats
+        self._tally = HandshakeTally(stats)
+        self._opaque = 0
+        self._waiting: deque[tuple[int, int]] = deque()
+        """Opaques and opcodes of the requests that have no answer yet, in order."""
+        self._handshake: Steps[Session] | None = open_dcp(login, settings)
+        self._sampling: Steps[dict[int, int]] | None = None
+        self._collections = settings.collections
+        self._asks_time = settings.ask_time
+        self._time_opaque: int | None = None
+        self.answers = 0
+        """Requests that were answered so far."""
+        self._ask(next(self._handshake))
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that have no answer yet, other than the one for the time."""
+        return len(self._waiting)
+
+    def sample(self) -> None:
+        """Ask for the node's high seqnos, unless that is under way."""
+        if self._sampling is None:
+            self._sampling = sample_seqnos(self._collections)
+            self._ask(next(self._sampling))
+
+    def awaits(self, answer: Frame) -> bool:
+        """Whether this is the next answer."""
+        if answer.opcode == Opcode.STAT:
+            return answer.opaque == self._time_opaque
+        return bool(self._waiting) and (answer.opaque, answer.opcode) == self._waiting[0]
+
+    def answered(self, answer: Frame) -> Ready | Sampled | Timed | None:
+        """Take the answer and ask on; what has come to its end with it."""
+        if answer.opcode == Opcode.STAT:
+            return self._took_time(answer)
+        self._waiting.popleft()
+        self.answers += 1
+        self._tally.answered(answer)
+        try:
+            if self._handshake is not None:
+                self._ask(self._handshake.send(answer))
+            elif self._sampling is not None:
+                self._ask(self._sampling.send(answer))
+        except StopIteration as done:
+            if self._handshake is not None:
+                self._handshake = None
+                self._stats.tot_worker_upr_open_ok += 1
+                self._ask_time()
+                return Ready(done.value)
+            self._sampling = None
+            return Sampled(done.value)
+        return None
+
+    def _ask_time(self) -> None:
+        """Have the node say what time it is: before the first stream, and without waiting for it."""
+        if self._asks_time:
+            self._opaque += 1
+            self._time_opaque = self._opaque
+            self._queue(replace(TIME.frame(), opaque=self._opaque))
+
+    def _took_time(self, answer: Frame) -> Timed | None:
+        if answer.status != Status.SUCCESS or not answer.key:
+            self._time_opaque = None  # the last line, or a refusal: nothing but the time depends on it
+        seconds = time_of(answer)
+        return None if seconds is None else Timed(seconds)
+
+    def broke_off(self, error: CbframeError) -> None:
+        """Take note that the connection is over, with `error`."""
+        if self._handshake is not None:
+            self._tally.broke(error)
+
+    def _ask(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            self._opaque += 1
+            self._waiting.append((self._opaque, frame.opcode))
+            self._queue(replace(frame, opaque=self._opaque))
+        self._tally.awaits(self._waiting[0][1])
+
 
 _TO_BE_ANSWERED = int(SnapshotFlag.ACK)
 _PREPARE_COUNTS_MORE = 2

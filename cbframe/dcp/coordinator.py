@@ -12,19 +12,182 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from cbframe.cluster.backoff import Backoff
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.dcp import plan, verdicts
 from cbframe.dcp.controls import connections_at_most
-from cbframe.dcp.counters import ClusterCounters
-from cbframe.dcp.ends import Ends
-from cbframe.dcp.patience import Patience
-from cbframe.dcp.positions import Position
-from cbframe.dcp.query import TURNS
+from cbframe.dcp.plan import Event, Kicked, MapFetched
+from cbframe.dcp.positions import Ends, Position
 from cbframe.dcp.records import NodeRecord, NodeState, Placement, VBuckets, map_backoff, node_backoff
-from cbframe.dcp.refresh import MapRefresh
-from cbframe.errors import AccessError, AuthFailError, CbframeError, ResourceError
+from cbframe.dcp.requests import TURNS
+from cbframe.dcp.stats import ClusterCounters
+from cbframe.errors import (
+    AccessError,
+    AuthFailError,
+    BucketNotFoundError,
+    CbframeError,
+    ClusterMapError,
+    ResourceError,
+)
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Status, StreamEndReason
+
+
+class Patience:
+    """The two waits of a source that can fail, in seconds of any monotonic clock."""
+
+    def __init__(self, connect_timeout: float, recovery_timeout: float, *, endless: bool = False) -> None:
+        self._connect_timeout = connect_timeout
+        self.recovery_timeout = recovery_timeout
+        self._started_at = 0.0
+        self._streaming = False
+        self._endless = endless
+        self._failing_since: float | None = None
+        self._failed_at = 0.0
+        self._gone_since: float | None = None
+
+    def begin(self, now: float) -> None:
+        """The source starts, or has come nearer to its streams."""
+        self._started_at = now
+
+    def deadline(self) -> float | None:
+        """When the streams must have been asked for; None once there was progress."""
+        return None if self._streaming else self._started_at + self._connect_timeout
+
+    def progressed(self) -> None:
+        """Something useful came, or all streams were asked for: failures count from here on."""
+        self._streaming = True
+        self._failing_since = None
+
+    def exhausted_by_failure(self, now: float) -> bool:
+        """Take note of a failure; whether it is one too many."""
+        if not self._streaming:
+            return False  # the deadline counts
+        long_ago = self._endless and now - self._failed_at > self.recovery_timeout
+        self._failed_at = now
+        if self._failing_since is None or long_ago:
+            self._failing_since = now
+        return now - self._failing_since > self.recovery_timeout
+
+    def lost_bucket(self, error: CbframeError, now: float) -> bool:
+        """Whether a map that could not be had is the end of any source.
+
+        One without an end outlives much, but not its bucket.
+        """
+        if isinstance(error, ClusterMapError):
+            return error.permanent
+        if not isinstance(error, BucketNotFoundError):
+            return False
+        if self._gone_since is None:
+            self._gone_since = now
+        return now - self._gone_since > self.recovery_timeout
+
+    def found_bucket(self) -> None:
+        """There is a map: the bucket is there."""
+        self._gone_since = None
+
+
+class MapRefresh:
+    """The times of the fetches, in seconds of any monotonic clock.
+
+    One at a time, with a wait between two of them, and all reasons that come meanwhile count as one.
+    """
+
+    def __init__(self, backoff: Backoff, interval: float | None, counters: ClusterCounters) -> None:
+        self._backoff = backoff
+        self._interval = interval
+        self._counters = counters
+        self.fetching = False
+        """Whether a fetch is under way."""
+        self._routine = False
+        self._reason = False
+        self._due: float | None = None
+        self._look_at: float | None = None
+
+    def wakeup(self) -> float | None:
+        """When a fetch is due; None if none is, or one is under way."""
+        times = (self._due, self._look_at)
+        return None if self.fetching else min((at for at in times if at is not None), default=None)
+
+    def begin_at_once(self, now: float) -> None:
+        """Have the first map fetched."""
+        self._due = now
+
+    def kick(self, now: float) -> None:
+        """The source itself has met a reason to look again."""
+        self._counters.tot_kick += 1
+        self.want(now)
+
+    def not_needed(self) -> None:
+        """There is a reason to look again at who wants what, and the map at hand will do."""
+        self._counters.tot_kick += 1
+        self._counters.tot_kick_ok += 1
+        self._counters.tot_refresh_cluster_awoken += 1
+
+    def want(self, now: float) -> None:
+        """There is a reason: have a map fetched as soon as the wait between two fetches is over."""
+        if self.fetching or self._due is not None:
+            self._routine = False
+            self._counters.tot_kick_deduped += 1
+        else:
+            self._reason = True
+            self._due = now + self._backoff.next_delay()
+
+    def begin(self, now: float) -> bool:
+        """Whether a fetch is to begin now; it counts as begun then."""
+        at = self.wakeup()
+        if at is None or now < at:
+            return False
+        counters = self._counters
+        counters.tot_refresh_cluster += 1
+        counters.tot_kick_ok += self._reason
+        counters.tot_refresh_cluster_awoken_restart += self._reason
+        self._routine = self._due is None or now < self._due
+        self.fetching, self._due, self._reason = True, None, False
+        return True
+
+    def came(self, now: float, *, pushed: bool) -> None:
+        """A map came: fetched, or pushed by a node."""
+        counters = self._counters
+        counters.tot_refresh_cluster_kick_workers += 1
+        counters.tot_refresh_cluster_kick_workers_ok += 1
+        counters.tot_refresh_workers_cluster_ch_kicks += 1
+        counters.tot_refresh_workers += 1
+        if not pushed:
+            self.fetching, self._due = False, None
+            self._rest(now)
+
+    def failed(self, now: float) -> bool:
+        """The fetch failed; whether nobody was waiting for it."""
+        self._counters.tot_refresh_cluster_all_server_urls_connect_bucket_err += 1
+        self.fetching = False
+        if self._routine:
+            self._rest(now)
+        else:
+            self._due = now + self._backoff.next_delay()
+        return self._routine
+
+    def changed(self) -> None:
+        """There is a newer map: whatever one was wanted for, it is the answer."""
+        self._counters.tot_kick_ok += self._reason
+        self._counters.tot_refresh_cluster_awoken += self._reason
+        self._due, self._reason = None, False
+        self._backoff.reset()
+
+    def dismiss(self, event: Event, *, over: bool) -> None:
+        """A map or a reason came too late: the source is over, or else is being closed."""
+        counters = self._counters
+        if isinstance(event, MapFetched):
+            counters.tot_refresh_cluster_kick_workers += 1
+            counters.tot_refresh_cluster_kick_workers_closed += over
+            counters.tot_refresh_cluster_kick_workers_stopped += not over
+        elif isinstance(event, Kicked):
+            counters.tot_refresh_cluster_awoken_closed += over
+            counters.tot_refresh_cluster_awoken_stopped += not over
+
+    def _rest(self, now: float) -> None:
+        self._look_at = None if self._interval is None else now + self._interval
+
 
 _DONE = (StreamEndReason.OK, StreamEndReason.FILTER_EMPTY)
 _NOT_NOW = (AccessError, AuthFailError, ResourceError)

@@ -3,15 +3,15 @@
 Each yields requests, which are sent together, and is sent the answers, one at a time. Requests that do not
 need each other's answers go out together: on a connection to another continent every turn is felt. Who runs
 a generator does the IO: :class:`~cbframe.dcp.connection.DcpConnection` on a node's thread,
-:func:`~cbframe.dcp.query.ask` for a few questions.
+:func:`~cbframe.dcp.requests.ask` for a few questions.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeAlias, TypeVar
 
 from cbframe.dcp.controls import CONTROLS, Control, DcpSettings
 from cbframe.errors import (
@@ -21,12 +21,23 @@ from cbframe.errors import (
     AuthFailError,
     BucketNotFoundError,
     CbframeError,
+    ConnectError,
     ProtocolError,
     ServerError,
     XAttrsNotSupportedError,
 )
-from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status, VBucketStateCode
-from cbframe.wire.framing import Frame
+from cbframe.options import BucketDataSourceOptions
+from cbframe.public import public
+from cbframe.wire.constants import (
+    HEADER_LENGTH,
+    MAX_BODY_LENGTH,
+    Feature,
+    Opcode,
+    OpenFlag,
+    Status,
+    VBucketStateCode,
+)
+from cbframe.wire.framing import Frame, parse_header
 from cbframe.wire.messages import parse_vbucket_seqnos
 from cbframe.wire.requests import (
     DcpControl,
@@ -36,6 +47,7 @@ from cbframe.wire.requests import (
     Plain,
     SaslAuth,
     SelectBucket,
+    noop_reply,
     parse_features,
 )
 from cbframe.wire.sasl import SCRAM_HASHES, ScramClient, choose_mechanism, plain_payload
@@ -443,3 +455,95 @@ def require(answer: Frame, message: str, hint: str | None = None) -> None:
 def _permanent(error: CbframeError) -> CbframeError:
     error.permanent = True
     return error
+
+
+class ByteSocket(Protocol):
+    """What is needed of a blocking socket."""
+
+    def sendall(self, data: bytes, /) -> None: ...
+    def recv(self, size: int, /) -> bytes: ...
+
+
+@public
+def upr_open(
+    sock: ByteSocket,
+    name: str,
+    buffer_size: int = 20_000_000,
+    *,
+    options: BucketDataSourceOptions | None = None,
+) -> dict[str, str]:
+    """Open DCP on a connection of your own, with NOOPs, flow control and whatever the options say.
+
+    For programs that speak the protocol themselves, with :mod:`cbframe.wire`; a
+    :class:`~cbframe.BucketDataSource` does this and all the rest by itself.
+
+    Parameters
+    ----------
+    sock
+        A blocking socket to a data node: HELLO and authentication are done, the bucket is selected.
+    name
+        Of the connection, 1 to 200 characters of printable ASCII without braces: the server closes an older
+        one of the same name.
+    buffer_size
+        Flow-control window in bytes; 0 for none.
+    options
+        Finer settings of the connection.
+
+    Returns
+    -------
+    dict
+        Options that the node granted, with their values.
+
+    Raises
+    ------
+    AccessError, ServerError
+        The node refuses.
+    ConnectError, ProtocolError
+        The connection has ended, or something else than an answer came.
+
+    Examples
+    --------
+    >>> upr_open(sock, "audit:1")["enable_noop"]  # doctest: +SKIP
+    'true'
+    """
+    settings = DcpSettings.of(options or BucketDataSourceOptions(), name)
+    steps = open_producer(replace(settings, buffer_size=buffer_size), "the user", "the selected bucket")
+    sent = answered = 0
+    frames = next(steps)
+    while True:
+        numbered = [replace(frame, opaque=number) for number, frame in enumerate(frames, sent + 1)]
+        if numbered:
+            sock.sendall(b"".join(frame.encode() for frame in numbered))
+        sent += len(numbered)
+        answered += 1
+        try:
+            frames = steps.send(_answer(sock, answered))
+        except StopIteration as done:
+            granted: dict[str, str] = done.value
+            return granted
+
+
+def _answer(sock: ByteSocket, opaque: int) -> Frame:
+    """The next answer; not a byte more is taken."""
+    while True:
+        head = _exactly(sock, HEADER_LENGTH)
+        header = parse_header(head, max_body=MAX_BODY_LENGTH)
+        parsed = Frame.parse(head + _exactly(sock, header.body_length))
+        assert parsed is not None, "it is whole"
+        frame = parsed[0]
+        if frame.opcode == Opcode.DCP_NOOP and not frame.is_response:
+            sock.sendall(noop_reply(frame).encode())
+        elif frame.is_response:
+            if frame.opaque != opaque:
+                raise ProtocolError("an answer to nothing that was asked", opcode=frame.opcode)
+            return frame
+
+
+def _exactly(sock: ByteSocket, count: int) -> bytes:
+    found = b""
+    while len(found) < count:
+        data = sock.recv(count - len(found))
+        if not data:
+            raise ConnectError("the node closed the connection while DCP was opened")
+        found += data
+    return found

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
-from cbframe.cluster.answers import uuid_mismatch
+from cbframe.cluster.answers import ConfigFeed, feed_request, uuid_mismatch
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
-from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
+from cbframe.cluster.backoff import Backoff
+from cbframe.cluster.cluster_map import (
+    AUTO_NETWORK,
+    ClusterMap,
+    parse_bucket_config,
+    read_nodes,
+    select_network,
+)
 from cbframe.cluster.collections_manifest import CollectionsManifest
-from cbframe.cluster.connection_string import ConnectionString, HostPort, parse_connection_string
+from cbframe.cluster.connection_string import (
+    ConnectionString,
+    HostPort,
+    bare_host,
+    join_address,
+    parse_connection_string,
+)
 from cbframe.cluster.seeds import Lookup, Seeds, first_success
 from cbframe.cluster.tls import TLSContext, TLSLike
-from cbframe.dcp.absence import absence
-from cbframe.dcp.aside import Aside
-from cbframe.dcp.counters import ClusterCounters
-from cbframe.dcp.dialer import Dialer
 from cbframe.dcp.handshake import (
     Login,
     Steps,
@@ -32,8 +45,10 @@ from cbframe.dcp.handshake import (
     fetch_manifest,
     fetch_manifest_again,
 )
-from cbframe.dcp.query import Line
-from cbframe.dcp.transport import Transport, Waker, split_address
+from cbframe.dcp.requests import Line
+from cbframe.dcp.stats import ClusterCounters
+from cbframe.dcp.threads import Aside
+from cbframe.dcp.transport import Dialer, Transport, Waker, split_address
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
     AuthFailError,
@@ -49,10 +64,162 @@ from cbframe.errors import (
     ServerError,
 )
 from cbframe.options import BucketDataSourceOptions
+from cbframe.system import OwnThread, allocate
 from cbframe.typing import ServerURLs
 
 if TYPE_CHECKING:
     from cbframe.cluster.rest import RestClient
+
+
+_MANAGERS = 3
+"""Cluster managers that are asked at most."""
+_TIMEOUT = 2.0
+"""Seconds for one of them: there is another attempt if none answers."""
+
+
+def absence(
+    config: bytes,  # the configuration of the whole cluster, from the data node at `origin`
+    origin: HostPort,
+    login: Login,
+    auth: Authenticator,
+    *,
+    network: str = AUTO_NETWORK,
+    tls_context: TLSContext | None = None,
+    timeout: float = _TIMEOUT,
+) -> BucketNotFoundError | None:
+    """The error of a bucket that does not exist, or is paused; None if it exists, or nobody knows.
+
+    The password does not cross a network in clear text for this: without TLS, managers on other hosts are
+    asked with SCRAM, unless the login allows clear text.
+    """
+    from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
+
+    try:
+        urls = list(_managers(json.loads(config), origin, login, network))[:_MANAGERS]
+        scram = not (login.allow_plain or all(map(_is_here, urls)))
+    except (CbframeError, ValueError, RecursionError):  # no JSON, or a host that no URL can have
+        return None
+    if not urls:
+        return None
+    try:
+        client = RestClient(urls, auth, timeout=min(timeout, _TIMEOUT), tls_context=tls_context, scram=scram)
+        client.check_bucket(login.bucket)
+    except BucketNotFoundError as exc:
+        return exc
+    except CbframeError:
+        return None
+    return None
+
+
+def _managers(config: object, origin: HostPort, login: Login, network: str) -> Iterator[str]:
+    """Base URLs of the cluster managers that may be asked, this node's first."""
+    if not isinstance(config, dict):
+        return
+    nodes = read_nodes(config, origin.host)
+    chosen = select_network(nodes, origin, network, tls=login.tls)
+    scheme, service = ("https", "mgmtSSL") if login.tls else ("http", "mgmt")
+    endpoints = [node.networks[chosen] for node in nodes if chosen in node.networks]
+    host = bare_host(origin.host)
+    endpoints.sort(key=lambda each: (not each.has(origin, tls=login.tls), bare_host(each.host) != host))
+    for endpoint in endpoints:
+        port = endpoint.ports.get(service)
+        if port:
+            yield f"{scheme}://{join_address(endpoint.host, port)}"
+
+
+def _is_here(url: str) -> bool:
+    """Whether what is sent there leaves this machine not at all."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+_HEARTBEAT = 20
+"""Seconds after which the manager says something at the latest."""
+
+
+class MapFollower:
+    """Has every new configuration of a bucket from any of its cluster managers."""
+
+    def __init__(
+        self,
+        target: ConnectionString,  # the managers, taken in turn whenever a connection ends
+        bucket: str,  # whose configurations
+        auth: Callable[[], Authenticator],  # gives the credentials of each connection
+        options: BucketDataSourceOptions,  # how long a connection may take, and the waits between two of them
+        *,
+        transport: Callable[[], Transport],  # connects to the managers
+        on_config: Callable[[str, bytes], None],  # called with the manager's `host:port` and the JSON
+        on_error: Callable[[CbframeError], None],  # called with each problem
+        clock: Callable[[], float],  # monotonic seconds
+    ) -> None:
+        self._managers = tuple(str(seed) for seed in target.seeds())
+        self._bucket = bucket
+        self._auth = auth
+        self._transport = transport
+        self._on_config = on_config
+        self._on_error = on_error
+        self._timeout = options.connect_timeout
+        self._backoff = Backoff(
+            options.cluster_manager_sleep_init_ms,
+            options.cluster_manager_backoff_factor,
+            options.cluster_manager_sleep_max_ms,
+        )
+        self._clock = clock
+        self._closing = threading.Event()
+        self._buffer = allocate(64 * 1024)
+        self._waker = Waker()
+        self._thread = OwnThread(self._run, "cbframe-config")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, and wait for it."""
+        self._closing.set()
+        self._waker.wake()
+        self._thread.join()
+        self._waker.close()
+
+    def _run(self) -> None:
+        for manager in cycle(self._managers):
+            try:
+                self._follow(manager)
+            except ReadCancelledError:
+                pass
+            except CbframeError as exc:
+                exc.node = exc.node or manager
+                self._on_error(exc)
+            if self._closing.wait(self._backoff.next_delay()):
+                return
+
+    def _follow(self, manager: str) -> None:
+        stream = self._transport().connect(manager, self._waker, self._timeout)
+        try:
+            stream.send_all(feed_request(manager, self._bucket, self._auth(), _HEARTBEAT), self._timeout)
+            feed = ConfigFeed(manager)
+            view = memoryview(self._buffer)
+            heard = self._clock()
+            while not self._closing.is_set():
+                count = stream.receive_into(view)
+                if count == 0:
+                    raise ConnectError("the cluster manager closed the connection", node=manager)
+                if count:
+                    heard = self._clock()
+                    for config in feed.receive(view[:count]):
+                        self._backoff.reset()
+                        self._on_config(manager, config)
+                    continue
+                left = heard + 2 * _HEARTBEAT - self._clock()
+                if left <= 0:
+                    raise ReadTimeoutError(
+                        f"the cluster manager was silent for {2 * _HEARTBEAT} s", node=manager
+                    )
+                stream.wait(left)
+        finally:
+            stream.close()
 
 
 _PAUSE = 0.2

@@ -17,19 +17,16 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cbframe.dcp import events as dcp
+from cbframe.dcp import connection as dcp
 from cbframe.dcp import plan, verdicts
-from cbframe.dcp.callbacks import Callbacks
 from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.counters import NodeStats
-from cbframe.dcp.pace import Gather, Pace
 from cbframe.dcp.positions import Position
-from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receipt
+from cbframe.dcp.receiver import BlockReceiver, Callbacks, DeferringReceiver, Receipt
+from cbframe.dcp.stats import NodeStats
 from cbframe.dcp.streams import Stream, VBucketState
-from cbframe.dcp.trace import Trace
+from cbframe.dcp.timers import Gather, Pace, Timeouts, Waits
 from cbframe.dcp.transport import Stream as ByteStream
 from cbframe.dcp.transport import Transport, Waker
-from cbframe.dcp.waits import Timeouts, Waits
 from cbframe.errors import (
     CbframeError,
     ConnectError,
@@ -40,9 +37,48 @@ from cbframe.errors import (
     ResourceError,
     StreamError,
 )
-from cbframe.limits import OwnThread, allocate
+from cbframe.system import OwnThread, allocate
 from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason, StreamFlag
 from cbframe.wire.requests import StreamFilter, StreamRequest
+
+
+@dataclass(slots=True)
+class _Entry:
+    vbucket: int | None
+    what: str
+    times: int = 1
+
+    def __str__(self) -> str:
+        where = "" if self.vbucket is None else f"vbucket {self.vbucket} "
+        return f"{where}{self.what}{f' ×{self.times}' if self.times > 1 else ''}"
+
+
+class Trace:
+    """A ring of events; the same one again is counted, not repeated. Never holds a document's key."""
+
+    def __init__(self, capacity: int) -> None:
+        self._entries: deque[_Entry] = deque(maxlen=max(0, capacity))
+
+    def note(self, vbucket: int | None, what: str) -> None:
+        """Add what happened, to a vbucket or to the connection."""
+        last = self._entries[-1] if self._entries else None
+        if last is not None and last.vbucket == vbucket and last.what == what:
+            last.times += 1
+        else:
+            self._entries.append(_Entry(vbucket, what))
+
+    def event(self, event: dcp.Event) -> None:
+        """Add an event of the connection, by its name."""
+        stream: Stream | None = getattr(event, "stream", None)
+        self.note(None if stream is None else stream.vbucket, type(event).__name__)
+
+    def lines(self) -> list[str]:
+        """Oldest first; callable from any thread."""
+        return [str(entry) for entry in list(self._entries)]
+
+    def __str__(self) -> str:
+        return ", ".join(self.lines()) or "nothing"
+
 
 Order: TypeAlias = plan.StopNode | plan.OpenStreams | plan.CloseStreams | plan.SampleNode | dcp.RolledBack
 

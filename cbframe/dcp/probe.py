@@ -14,15 +14,13 @@ from cbframe.cluster.auth import Authenticator, AuthLike
 from cbframe.cluster.cluster_map import AUTO_NETWORK
 from cbframe.cluster.connection_string import HostPort
 from cbframe.cluster.tls import Peer, TLSContext, TLSLike
-from cbframe.dcp.absence import absence
 from cbframe.dcp.controls import DcpSettings, connection_name
 from cbframe.dcp.handshake import Login, Steps, T, fetch_cluster_config, fetch_config, open_dcp
-from cbframe.dcp.maps import is_not_yet
-from cbframe.dcp.query import ask
-from cbframe.dcp.resolve import resolve
+from cbframe.dcp.maps import absence, is_not_yet
+from cbframe.dcp.requests import ask
 from cbframe.dcp.source import BucketDataSource
-from cbframe.dcp.transport import SocketTransport, Waker, split_address, tls_peer
-from cbframe.dcp.workers import at_once
+from cbframe.dcp.threads import at_once
+from cbframe.dcp.transport import SocketTransport, Waker, resolve, split_address, tls_peer
 from cbframe.errors import BucketNotFoundError, CbframeError, ConnectError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from cbframe.dcp import plan, verdicts
 from cbframe.dcp.coordinator import Coordinator
-from cbframe.dcp.counters import ClusterCounters
 from cbframe.dcp.node import NodeThread
+from cbframe.dcp.stats import ClusterCounters
 from cbframe.errors import CbframeError, ReadCancelledError, ResourceError
-from cbframe.limits import OwnThread
+from cbframe.system import OwnThread
 
 
 class Supervisor:

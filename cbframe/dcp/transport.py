@@ -7,16 +7,27 @@ the network.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
-from cbframe.cluster.connection_string import is_capella
+from cbframe.cluster.auth import Authenticator
+from cbframe.cluster.connection_string import ConnectionString, is_capella
 from cbframe.cluster.connection_string import split_address as address_parts
-from cbframe.cluster.tls import Peer, peer_of, tls_error
-from cbframe.dcp.resolve import resolve
+from cbframe.cluster.seeds import NO_NAME, zone_of
+from cbframe.cluster.tls import (
+    Peer,
+    TLSContext,
+    TLSLike,
+    capella_root_ending,
+    client_context,
+    peer_of,
+    tls_error,
+)
 from cbframe.errors import (
     CbframeError,
     ConfigurationError,
@@ -24,8 +35,110 @@ from cbframe.errors import (
     ReadCancelledError,
     ReadTimeoutError,
 )
-from cbframe.limits import allocate, reported, shortage
-from cbframe.system import CONNECTING, EVENT_READ, EVENT_WRITE, Selector, error_text, ready, waited
+from cbframe.options import BucketDataSourceOptions
+from cbframe.system import (
+    CONNECTING,
+    EVENT_READ,
+    EVENT_WRITE,
+    OwnThread,
+    Selector,
+    allocate,
+    error_text,
+    ready,
+    reported,
+    shortage,
+    waited,
+)
+
+Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
+"""Family, kind, protocol, canonical name, and what ``connect`` takes."""
+
+
+class Bell(Protocol):
+    """What can be waited for beside an answer; readable when it rings."""
+
+    def fileno(self) -> int: ...
+
+
+def resolve(host: str, port: int, bell: Bell, timeout: float, node: str) -> Sequence[Address]:
+    """The addresses of a host.
+
+    The system's look-up knows no timeout and cannot be interrupted. So it runs on a thread of its own,
+    which is left alone when nobody waits for it any more, and ends when the system gives up.
+    """
+    if _is_address(host):
+        return _look_up(host, port, node)
+    return _Lookup(host, port, node).wait(bell, timeout)
+
+
+class _Lookup:
+    """One look-up on its thread; its pipe closes when it is done."""
+
+    def __init__(self, host: str, port: int, node: str) -> None:
+        self._host, self._port, self._node = host, port, node
+        self._found: Sequence[Address] = []
+        self._error: CbframeError | None = None
+        self._thread = OwnThread(self._run, "cbframe-resolve")
+        with reported(node), contextlib.ExitStack() as undo:
+            self._done, self._tell = socket.socketpair()
+            undo.callback(self._done.close)
+            undo.callback(self._tell.close)
+            self._thread.start()
+            undo.pop_all()
+
+    def _run(self) -> None:
+        try:
+            self._found = _look_up(self._host, self._port, self._node)
+        except CbframeError as exc:
+            self._error = exc
+        finally:
+            self._tell.close()
+
+    def wait(self, bell: Bell, timeout: float) -> Sequence[Address]:
+        with contextlib.closing(self._done):
+            found = ready(max(0.0, timeout), (self._done, EVENT_READ), (bell, EVENT_READ))
+            if self._done not in found:
+                if bell in found:
+                    raise ReadCancelledError("cancelled while the name was resolved", node=self._node)
+                raise _unresolved(self._host, self._node, f"no answer within {timeout:g} s")
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+
+def _look_up(host: str, port: int, node: str) -> Sequence[Address]:
+    if (zone := zone_of(host)) is not None:
+        if host.lower() not in zone.hosts:
+            raise _unresolved(host, node, NO_NAME)
+        host = zone.hosts[host.lower()]
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, MemoryError) as exc:
+        with reported(node):
+            # The look-up opens files and sockets, and says only that it failed where it may not.
+            socket.socket().close()
+        again = isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN
+        said = "no name server answers" if again else NO_NAME
+        raise shortage(exc, node) or _unresolved(host, node, said) from None
+
+
+def _unresolved(host: str, node: str, said: str) -> ConnectError:
+    hint = "check the host name, and DNS; a name with SRV records only is given alone, without a port"
+    if is_capella(host):
+        hint = "give the connection string of the cluster's Connect page in Capella: one name, without a port"
+    error = ConnectError(f"the name {host!r} cannot be resolved: {said}", node=node, hint=hint)
+    error.unresolved = said
+    return error
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
 
 _CIPHERTEXT = 256 * 1024
 """Bytes that are received of a TLS connection at once: they stay in the cache until they are decrypted."""
@@ -437,3 +550,53 @@ def _ready_or_woken(
     if waker in found:
         raise ReadCancelledError(f"cancelled {when}", node=node)
     return bool(found)
+
+
+_warned: list[str] = []
+"""What this process was warned of."""
+
+
+class Dialer:
+    """Makes transports."""
+
+    def __init__(
+        self,
+        options: BucketDataSourceOptions,
+        tls: TLSLike,  # in place of `tls_config`
+        authenticator: Authenticator,  # may have a certificate
+        target: ConnectionString,  # where the cluster is, and whether TLS is asked for
+        *,
+        by_hand: Transport | None = None,  # A transport to be used in place of all this
+    ) -> None:
+        if tls is not None and options.tls_config is not None:
+            raise ConfigurationError("tls_context and the option tls_config are the same: give one")
+        self._options = options
+        self._tls = tls
+        self._authenticator = authenticator
+        self._target = target
+        self.by_hand = by_hand
+        self.context: TLSContext | None = None
+        """That of the connections made from now on; None for plain text."""
+        self.renew()
+
+    def renew(self) -> None:
+        """Take what ``tls_config`` gives now."""
+        config = self._options.tls_config
+        chosen = config() if callable(config) else config
+        tls = self._tls if chosen is None else chosen
+        ending = capella_root_ending(tls, self._target, time.time())
+        if ending is not None and not _warned:
+            _warned.append(ending)
+            warnings.warn(ending, UserWarning, stacklevel=4)
+        self.context = client_context(tls, self._authenticator, self._target)
+
+    def transport(self) -> Transport:
+        """To data nodes."""
+        if self.by_hand is not None:
+            return self.by_hand
+        context, connect, connect_tls = self.context, self._options.connect, self._options.connect_tls
+        if context is not None and connect_tls is not None:
+            return HookedTransport(lambda node: connect_tls("tcp", node, context))
+        if context is None and connect is not None:
+            return HookedTransport(lambda node: connect("tcp", node))
+        return SocketTransport(context)

@@ -18,7 +18,7 @@ from cbframe.errors import (
     ReadTimeoutError,
     StreamError,
 )
-from cbframe.limits import shortage
+from cbframe.system import shortage
 from cbframe.wire.constants import Status, StreamEndReason
 from cbframe.wire.requests import StreamFilter
 

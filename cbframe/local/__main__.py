@@ -14,11 +14,9 @@ from types import FrameType
 from typing import Any
 
 from cbframe.errors import CbframeError, ConfigurationError
-from cbframe.limits import OwnThread
-from cbframe.local.cluster import LocalCluster
+from cbframe.local.cluster import LocalCluster, control
 from cbframe.local.loop import ServerTLS
-from cbframe.local.process import control
-from cbframe.system import waited
+from cbframe.system import OwnThread, waited
 
 
 def serve(argv: Sequence[str] | None = None) -> int:

@@ -14,12 +14,11 @@ from itertools import islice
 from typing import Any
 
 from cbframe.errors import ConfigurationError
-from cbframe.local.codecs import deflate, inflate
-from cbframe.local.items import prefixed
+from cbframe.local.items import deflate, inflate, prefixed
 from cbframe.local.release import RELEASES
 from cbframe.local.vbucket import StoredDocument, VBucket
 from cbframe.wire.constants import MAX_KEY_LENGTH, MAX_VALUE_LENGTH, MAX_VBUCKETS, Datatype, SystemEventId
-from cbframe.wire.items import join_xattrs, vbucket_of
+from cbframe.wire.messages import join_xattrs, vbucket_of
 
 _NAME = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_%-]{0,250}")
 _FIRST_FREE_ID = 8

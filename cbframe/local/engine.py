@@ -31,7 +31,7 @@ from cbframe.local.release import RELEASES
 from cbframe.local.sample import DEFAULT_SEED, load_sample
 from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import Datatype
-from cbframe.wire.items import body_offset
+from cbframe.wire.messages import body_offset
 
 
 class Engine:

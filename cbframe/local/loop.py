@@ -22,7 +22,7 @@ from os import PathLike, fspath
 from typing import Any, TypeAlias, TypeVar
 
 from cbframe.errors import ConfigurationError, ConnectError, ResourceError
-from cbframe.limits import OwnThread, shortage
+from cbframe.system import OwnThread, shortage
 
 T = TypeVar("T")
 _RECORD = 16 * 1024

@@ -12,8 +12,7 @@ from cbframe.local import items
 from cbframe.local.items import Encoded, Variant, encode, ready
 from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import FAILOVER_LOG_MAX_ENTRIES, Datatype, SystemEventId
-from cbframe.wire.items import join_xattrs, split_xattrs
-from cbframe.wire.messages import FailoverEntry
+from cbframe.wire.messages import FailoverEntry, join_xattrs, split_xattrs
 
 
 class StoredDocument(NamedTuple):

@@ -10,8 +10,7 @@ from typing import Any, Protocol, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
-from cbframe.arrow.keys import formed, key_bytes
+from cbframe.arrow.columns import KEY, SEQNO, VBUCKET, formed, key_bytes
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.scan.changes import CHANGE_TYPE, ChangeBatch
 from cbframe.scan.checkpoint import CHECKPOINT_KEY, Checkpoint, change_files

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, get_args, overload
 
-from cbframe.arrow.keys import KeyForm
+from cbframe.arrow.columns import KeyForm
 from cbframe.cluster.tls import TLSLike
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions

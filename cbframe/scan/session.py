@@ -2,25 +2,458 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import weakref
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from cbframe import core
 from cbframe.arrow.batcher import DeferringBatchReceiver, GatheringReceiver
+from cbframe.arrow.columns import DATATYPE, SEQNO, VBUCKET, is_json
+from cbframe.arrow.current_rows import LeftOut
+from cbframe.arrow.spill import Progressed
+from cbframe.cluster.cluster_map import ClusterMap
+from cbframe.cluster.connection_string import parse_connection_string
+from cbframe.dcp.handover import monotonic
+from cbframe.dcp.positions import Position, ReachedEnds
+from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver
 from cbframe.dcp.source import BucketDataSource
-from cbframe.errors import ConfigurationError
-from cbframe.scan.agreed import Agreement
-from cbframe.scan.pins import Pins
-from cbframe.scan.pipeline import Found, Pipeline
+from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.errors import ConfigurationError, ReadTimeoutError, RollbackError, StreamError
+from cbframe.json.layout import Path
+from cbframe.json.typer import VALUE, Documents, texts_at, typed
+from cbframe.scan.agreement import Agreement, Conflict, keys_at
+from cbframe.scan.asof import AsOf, Clock, Moment, utc_now
+from cbframe.scan.names import Names
+from cbframe.scan.pipeline import Found, Pipeline, beside
+from cbframe.scan.progress import ScanProgress, Watcher, teller_of
 from cbframe.scan.result import ReadResult
-from cbframe.scan.run import Ran, Run, Sink
-from cbframe.scan.spec import ScanSpec, paths_of
-from cbframe.scan.split import split_tables, told_of
+from cbframe.scan.shape import Outcome, lacking
+from cbframe.scan.spec import Consistency, ScanSpec, paths_of
+from cbframe.wire.messages import FailoverLog
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """Where vbuckets are to be read to."""
+
+    as_of: AsOf  # history and seqno of each vbucket when the parts were made
+    bucket_uuid: str  # of the bucket that they are of
+    consistency: Consistency
+    moment: Moment | None = None  # by when documents have expired; None if none is left out for that
+
+    def ends(self) -> ReachedEnds:
+        """The end of each vbucket's stream."""
+        return ReachedEnds({vb: seqno for vb, (_, seqno) in self.as_of.items()})
+
+    def check(self, reached: Mapping[int, tuple[int, int]], receiver: GatheringReceiver[Any]) -> None:
+        """Compare with what a read reached."""
+        if self.consistency != "strict":
+            return
+        lost = [vb for vb in self.as_of if not self._has(vb, reached[vb], receiver.failover_log(vb))]
+        if lost:
+            raise RollbackError(
+                f"the history of {len(lost)} vbuckets is not that of the partitions any more",
+                vbucket=lost[0],
+                hint="make the partitions again, or accept it with consistency='snapshot'",
+            )
+        past = [vb for vb, (_, seqno) in self.as_of.items() if reached[vb][1] > seqno]
+        if past:
+            error = StreamError(
+                f"{len(past)} vbuckets were written to since the partitions were made",
+                vbucket=past[0],
+                hint="the older versions are gone from the server: make the partitions again, or accept "
+                "the newer ones with consistency='snapshot'",
+            )
+            error.permanent = True
+            raise error
+
+    def _has(self, vb: int, reached: tuple[int, int], log: FailoverLog) -> bool:
+        """Whether what was read contains the pinned moment: certainly, or it counts as another history."""
+        vbuuid, seqno = self.as_of[vb]
+        if not seqno:
+            return True
+        if reached[1] < seqno:
+            return False
+        if reached[0] == vbuuid:
+            return True
+        if not log or log[0].vbuuid != reached[0]:
+            return False
+        # Each history ends where the newer one begins, which stands before it.
+        ends = [None, *(entry.seqno for entry in log)]
+        return any(
+            entry.vbuuid == vbuuid and (end is None or seqno <= end)
+            for entry, end in zip(log, ends, strict=False)
+        )
+
+
+_POLL = 0.05
+"""Seconds between two looks at whether the source is over, while nothing arrives."""
+_PROGRESS_EVERY = 0.1
+_KEPT = 60.0
+"""Seconds for which a connection is kept that nothing is said on: routers and nodes forget such ones."""
+_GROWTH = 8
+"""How many more vbuckets each time, until a look has found enough."""
+_FEW = 8
+"""Documents of a vbucket on average up to which a look takes all others next: they cost less than turns."""
 
 T = TypeVar("T")
+
+
+class Sink(Protocol[T]):
+    """What takes the documents of a run."""
+
+    def add(self, arrived: list[T]) -> None:
+        """Take what came, in the order in which it came."""
+
+    def has_enough(self) -> bool:
+        """Whether no more is wanted."""
+
+    def foresee(self, progress: Progressed) -> None:
+        """Look at whether what is put on disk will fit there; several times a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A run that reached its end."""
+
+    as_of: AsOf  # what was read is as of this; empty if the run was only a look at some documents
+    stats: BucketDataSourceStats  # counters of the connections
+    map: ClusterMap  # the bucket as it was at the end
+    moment: Moment | None  # by when documents have expired; None if none is left out for that
+    node_time: int | None
+
+
+class Run:
+    """One run, not started yet."""
+
+    def __init__(
+        self,
+        target: ScanSpec,
+        *,
+        bounded: bool = False,
+        bucket_uuid: str = "",  # refuse a bucket of the name with another uuid; empty to take any
+        ends: ReachedEnds | None = None,
+        first_map: ClusterMap | None = None,  # the cluster map, where one was fetched a moment ago
+        moment: Moment | None = None,
+        ask_time: bool = False,  # ask the nodes what time it is, also where no document is left out for that
+        skip_first_deletions: bool = False,
+        clock: Clock = utc_now,  # tells the time of day
+    ) -> None:
+        self._began = monotonic()
+        self._time = clock()
+        self._clock = clock
+        self._moment = moment
+        self._bucket_uuid = bucket_uuid
+        self._target = target
+        self._timeout = target.timeout
+        self._tell = teller_of(target.progress)
+        self.source: BucketDataSource | None = None
+        """What runs at present."""
+        options = replace(
+            target.options,
+            feed_buffer_size_bytes=target.window(bounded=bounded),
+            seq_end="now" if ends is None else ends,
+            no_value=target.keys_only,
+            consistency=_consistency(target),
+            ask_time=ask_time or (target.expired == "drop" and moment is None),
+            skip_first_deletions=skip_first_deletions or target.options.skip_first_deletions,
+            include_xattrs=target.options.include_xattrs or "xattrs" in target.metadata,
+        )
+        self.names = Names(target, options)
+        self._asked = ExitStack()
+        """Closes the connection that was asked for names; it is asked again at the end."""
+        weakref.finalize(self, self._asked.close)
+        try:
+            self.options = self.names.resolve_collections(self._asked)
+        except BaseException:  # Ctrl-C, too: no connection is left open, and it is raised again
+            self._asked.close()
+            raise
+        self._map = first_map or self.names.map
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return monotonic() - self._began
+
+    @property
+    def moment(self) -> Callable[[], int] | None:
+        """Tells by when documents have expired, in seconds since the epoch; None if none is left out."""
+        return (lambda: self._decided().seconds) if self._target.expired == "drop" else None
+
+    def _decided(self) -> Moment:
+        """One moment for all of the read: that of the nodes, if the first to send documents reported one."""
+        if self._moment is None:
+            self._moment = Moment.of(None if self.source is None else self.source.node_time, self._clock)
+        return self._moment
+
+    def into(self, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
+        """Run to the end."""
+        core.warn_of_reference()
+        try:
+            ran = self._into(receiver, sink)
+            if self.seconds < _KEPT:
+                self.names.look_again()
+            return ran
+        finally:
+            self.source = None
+            self._asked.close()
+            if isinstance(self._tell, Watcher):
+                self._tell.end()
+
+    def _into(self, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
+        positions: dict[int, Position] = {}
+        parts = _parts(self._target)
+        vbuckets = next(parts)
+        while True:
+            source = self.source = self._source(vbuckets, receiver)
+            if isinstance(self._tell, Watcher):
+                self._tell.begin(source)
+            # Not a with block: Ctrl-C may come while the threads are being started.
+            try:
+                source.start()
+                # pyarrow imports pandas with its first array: while nodes are waited for, it costs no time.
+                import_module("pandas")
+                complete = self._gather(source, receiver, sink)
+                if complete:
+                    source.wait(0)
+                positions |= source.as_of
+                stats = source.stats()
+                moment = self._decided() if self._target.expired == "drop" else None
+            finally:
+                source.close()
+            self._map = found = source.map
+            assert found is not None, "documents came"
+            if not complete or sink.has_enough():
+                break
+            try:
+                vbuckets = parts.send((found.vbuckets, stats.total.documents))
+            except StopIteration:
+                break
+        # A look at some documents is not as of anything.
+        as_of = AsOf.of(positions, self._time) if self._target.n_rows is None else AsOf({})
+        return Ran(as_of, stats, found, moment, source.node_time)
+
+    def _source(self, vbuckets: tuple[int, ...] | None, receiver: GatheringReceiver[T]) -> BucketDataSource:
+        target = self._target
+        assert isinstance(receiver, BlockReceiver | DeferringReceiver)
+        return BucketDataSource(
+            target.server_urls,
+            "default",
+            target.bucket,
+            self._bucket_uuid,
+            vbuckets,
+            target.auth,
+            receiver,
+            self.options,
+            tls_context=target.tls,
+            network=target.network,
+            first_map=self._map,
+        )
+
+    def _gather(self, source: BucketDataSource, receiver: GatheringReceiver[T], sink: Sink[T]) -> bool:
+        """Take what comes, until the source is complete or there is enough; whether it is complete."""
+        shown = self._began
+        while True:
+            finished = source.finished
+            sink.add(receiver.take(0 if finished else _POLL))
+            now = monotonic()
+            if finished or now - shown >= _PROGRESS_EVERY:
+                shown = now
+                sink.foresee(source.progress)
+                if self._tell is not None:
+                    self._tell(_progress_of(source, now - self._began))
+            if finished or sink.has_enough():
+                return finished
+            if self._timeout is not None and now - self._began > self._timeout:
+                raise self._too_slow(source, receiver)
+
+    def _too_slow(self, source: BucketDataSource, receiver: GatheringReceiver[T]) -> ReadTimeoutError:
+        stats = source.stats()
+        problem = receiver.last_error
+        if problem is not None and not stats.total.documents:
+            # It never got to its documents: what is in the way comes first.
+            error = ReadTimeoutError(
+                f"{problem.message}; the read was given up after {self._timeout:g} s",
+                node=problem.node or _unfinished(source, self._target),
+                vbucket=problem.vbucket,
+                hint=problem.hint,
+            )
+            error.__cause__ = problem
+            return error
+        shown = "" if problem is None else f"; last problem: {problem.message}"
+        error = ReadTimeoutError(
+            f"the read is not complete after {self._timeout:g} s: "
+            f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets{shown}",
+            node=_unfinished(source, self._target) or (None if problem is None else problem.node),
+            hint="raise timeout=, or read fewer vbuckets or collections",
+        )
+        error.__cause__ = problem
+        return error
+
+
+def _consistency(target: ScanSpec) -> Consistency:
+    """A look at some documents has no position that could be compared."""
+    wanted = "strict" in (target.consistency, target.options.consistency)
+    return "strict" if wanted and target.n_rows is None else "snapshot"
+
+
+def _parts(target: ScanSpec) -> Generator[tuple[int, ...] | None, tuple[int, int], None]:
+    """The vbuckets to read, one part after the other.
+
+    It is sent how many vbuckets the bucket has, and how many documents came from the part before. All at
+    once, but for a look at some documents: then a few at first, and more if they have too little.
+    """
+    if target.n_rows is None:
+        yield target.vbuckets
+        return
+    part = (0,) if target.vbuckets is None else target.vbuckets[:1]
+    total, documents = yield part
+    left = tuple(range(1, total)) if target.vbuckets is None else target.vbuckets[1:]
+    size = _GROWTH
+    while left:
+        if documents <= _FEW * len(part):
+            size = len(left)
+        part, left, size = left[:size], left[size:], size * _GROWTH
+        _, documents = yield part
+
+
+def _progress_of(source: BucketDataSource, seconds: float) -> ScanProgress:
+    reached, total = source.progress()
+    stats = source.stats()
+    return ScanProgress(
+        stats.total.documents,
+        stats.total.bytes_received,
+        reached,
+        total,
+        stats.vbuckets_done,
+        stats.vbuckets,
+        seconds,
+    )
+
+
+def _unfinished(source: BucketDataSource, target: ScanSpec) -> str:
+    """Whom the read waits for: the owners of what is not complete, or the seeds."""
+    found, done = source.map, source.as_of
+    if found is None:
+        return ", ".join(map(str, parse_connection_string(target.server_urls).seeds()))
+    wanted = range(found.vbuckets) if target.vbuckets is None else target.vbuckets
+    owners = {found.node_of(vb) or "without owner" for vb in wanted if vb not in done}
+    return ", ".join(sorted(owners))
+
+
+_MOST = 1000
+"""Tables; who asks for more has named a field that tells documents apart, not their kinds."""
+
+
+def split_tables(
+    pipeline: Pipeline, path: Path, target: ScanSpec, names: Names
+) -> tuple[dict[str | None, tuple[Found, pa.Table]], LeftOut]:
+    """Convert each kind of document for itself."""
+    raw, manifest = pipeline.unconverted()
+    tables: dict[str | None, tuple[Found, pa.Table]] = {}
+    schemas: list[pa.Schema] = []
+    for label, rows in groups_of(raw, path).items():
+        part = raw.take(pa.array(rows))
+        table, settled = typed(documents_in(part), target.policy())
+        schemas.append(table.schema)
+        outcome = Outcome(target, len(part), settled.reasons(), lenient=True)
+        if outcome.looks:
+            outcome.look(part, table)
+        conflicts = outcome.conflicts(settled.disagreements(), partial(keys_at, [part], form=target.keys))
+        part, table = outcome.form(part, table)
+        table = beside(names.head(part, manifest), table)
+        tables[label] = Found(table.schema, iter(()), conflicts, settled.reasons()), table
+    if tables:
+        unknown = [path for path in target.columns or () if all(lacking(each, path) for each in schemas)]
+        _refuse("columns", map(".".join, unknown))
+    if tables and isinstance(target.parse_dates, tuple):
+        there = {name for _, each in tables.values() for name in each.column_names}
+        _refuse("parse_dates", (name for name in target.parse_dates if name not in there))
+    return tables, pipeline.left_out
+
+
+def documents_in(raw: pa.Table) -> list[Documents]:
+    """Documents that are not converted, to be so."""
+    return [
+        Documents(
+            batch.column(VALUE),
+            is_json(batch.column(DATATYPE).to_numpy()),
+            batch.column(VBUCKET).to_numpy(),
+            batch.column(SEQNO).to_numpy(),
+        )
+        for batch in raw.to_batches()
+    ]
+
+
+def _refuse(argument: str, unknown: Iterable[str]) -> None:
+    """What one kind of documents has not may be a field of another, but not of none."""
+    for name in unknown:
+        raise ConfigurationError(
+            f"{argument}= names {name!r}, which no document has",
+            hint="read without it to see the fields, or look with peek()",
+        )
+
+
+def groups_of(raw: pa.Table, path: Path) -> dict[str | None, npt.NDArray[np.int64]]:
+    """Rows by the value of a field, which is a string or is named by its JSON text.
+
+    Rows without such a value are under None: the field is missing, null, an array or an object, or the
+    value is no document.
+    """
+    labels: dict[str | None, int] = {}
+    codes: list[npt.NDArray[np.int64]] = []
+    for documents in documents_in(raw):
+        # Many documents, few kinds.
+        texts = texts_at(documents, path).dictionary_encode()
+        numbers = [
+            labels.setdefault(label, len(labels)) for label in map(_label, texts.dictionary.to_pylist())
+        ]
+        indices = texts.indices
+        if indices.null_count:
+            numbers.append(labels.setdefault(None, len(labels)))
+            indices = indices.fill_null(len(numbers) - 1)
+        if len(labels) > _MOST:
+            raise ConfigurationError(
+                f"split_by={'.'.join(path)!r} has more than {_MOST:,} different values",
+                hint="name a field that tells kinds of documents apart, or read them with filters=",
+            )
+        codes.append(np.array(numbers, np.int64)[indices.to_numpy()])
+    if not codes:
+        return {}
+    code = np.concatenate(codes)
+    order = np.argsort(code, kind="stable")
+    ends = np.cumsum(np.bincount(code, minlength=len(labels)))[:-1]
+    rows = dict(zip(labels, np.split(order, ends), strict=True))
+    return {label: rows[label] for label in sorted(rows, key=lambda label: (label is None, label or ""))}
+
+
+def _label(text: str) -> str | None:
+    if text[0] == '"':
+        label: str = json.loads(text)
+        return label
+    return None if text[0] in "{[n" else text
+
+
+def told_of(
+    tables: Iterable[tuple[Found, pa.Table]],
+) -> tuple[tuple[Conflict, ...], dict[str, int]]:
+    """Conflicts and rejected documents of all tables together."""
+    rejected: Counter[str] = Counter()
+    conflicts: list[Conflict] = []
+    for found, _ in tables:
+        rejected.update(found.rejected)
+        conflicts += found.conflicts
+    return tuple(conflicts), dict(rejected)
 
 
 class ReadSession:

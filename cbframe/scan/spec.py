@@ -18,10 +18,10 @@ from typing import Any, Literal, Self, TypeAlias, TypedDict, get_args
 import numpy as np
 import pyarrow as pa
 
+from cbframe.arrow.columns import KEY_FORMS, KeyForm
+from cbframe.arrow.current_rows import TRANSACTION_PREFIX
 from cbframe.arrow.documents.filters import Filters, Predicate, make_filters, predicates
 from cbframe.arrow.documents.typenames import arrow_type
-from cbframe.arrow.exclusion import TRANSACTION_PREFIX
-from cbframe.arrow.keys import KEY_FORMS, KeyForm
 from cbframe.cluster.auth import Authenticator, as_authenticator, pem_text
 from cbframe.cluster.connection_string import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSContext, TLSLike, named_context

@@ -119,7 +119,7 @@ class Tail:
         dtype_backend: str | None,
     ) -> pd.DataFrame:
         """Documents in their newest version, of changes that arrived within `age` seconds."""
-        from cbframe.scan.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+        from cbframe.scan.dataframe import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
         self._shorten(most)
         oldest = None if age is None else self._clock() - age

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
+from cbframe.arrow.columns import KeyForm, check_key_form
 from cbframe.arrow.documents.filters import make_filters
 from cbframe.arrow.documents.unify import Columns, differences
-from cbframe.arrow.keys import KeyForm, check_key_form
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 from cbframe.public import public
-from cbframe.scan.arrow_export import ArrowExport
 from cbframe.scan.asof import AsOf as Picture
-from cbframe.scan.moment import Clock, utc_now
+from cbframe.scan.asof import Clock, utc_now
+from cbframe.scan.scan import ArrowExport
 from cbframe.scan.spec import (
     METADATA_NAMES,
     NESTED,
@@ -35,17 +35,16 @@ from cbframe.scan.spec import (
     positive,
 )
 from cbframe.scan.tail import seconds_of
-from cbframe.snapshot.between import changes
-from cbframe.snapshot.check import Verification, verify
-from cbframe.snapshot.compact import Compaction, compact, vacuum
+from cbframe.snapshot.differences import changes
 from cbframe.snapshot.files import DATA, FILE_BYTES, check_form
-from cbframe.snapshot.history import AsOf, History
-from cbframe.snapshot.live import Live
-from cbframe.snapshot.lock import writing
+from cbframe.snapshot.maintenance import Compaction, compact, vacuum
 from cbframe.snapshot.manifest import Counts, Manifest
 from cbframe.snapshot.reader import VersionReader, documents_of
 from cbframe.snapshot.result import count
-from cbframe.snapshot.store import Store, open_store
+from cbframe.snapshot.rows import Live
+from cbframe.snapshot.store import Store, open_store, writing
+from cbframe.snapshot.verification import Verification, verify
+from cbframe.snapshot.versions import AsOf, History
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -308,7 +307,7 @@ class Snapshot:
         as_of, columns, filters, metadata, nested, keys, expired, dtype_backend
             As of :func:`cbframe.read_snapshot`.
         """
-        from cbframe.scan.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+        from cbframe.scan.dataframe import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
         table = self.to_arrow(
             as_of=as_of,
@@ -440,7 +439,7 @@ class Snapshot:
         SnapshotError
             There is something at `path`.
         """
-        from cbframe.snapshot.export import export  # noqa: PLC0415 - rarely wanted
+        from cbframe.snapshot.maintenance import export  # noqa: PLC0415 - rarely wanted
 
         check_form(compression)
         check_key_form(keys)
@@ -524,7 +523,7 @@ class Snapshot:
         SnapshotError
             Files of a version in between were deleted by :meth:`vacuum`.
         """
-        from cbframe.scan.convert import to_pandas  # noqa: PLC0415 - pandas is slow to import
+        from cbframe.scan.dataframe import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
         return to_pandas(self.changes_to_arrow(since, until, keys=keys), "pyarrow")
 
@@ -565,3 +564,74 @@ def _checked(
         "nested": nested,
         "keys": keys,
     }
+
+
+@public
+def read_snapshot(
+    path: str | os.PathLike[str],
+    *,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
+    as_of: AsOf = None,
+    metadata: str | Iterable[str] = ("key",),
+    nested: Nested = "struct",
+    keys: KeyForm | None = None,
+    expired: Exclusion = "drop",
+    return_type: str = "pandas",
+    dtype_backend: str | None = "pyarrow",
+    filesystem: pafs.FileSystem | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Any:
+    """Read the documents of a snapshot: of each the newest version that counts, without deleted ones.
+
+    No cluster is needed. Files, and parts of files, that no wanted row can be in are not read.
+
+    Parameters
+    ----------
+    path
+        Where :func:`cbframe.write_snapshot` made it.
+    columns, filters, metadata, nested
+        As of :func:`cbframe.scan_bucket`. Filters give the rows that they give of a bucket; where a
+        version no longer has what they compare (text that holds 60 and ``"60"``), they are an error.
+    as_of
+        A version, or a time (``datetime`` or ISO 8601; without zone it is UTC); None for the newest.
+    keys
+        ``"text"`` or ``"binary"``, as of :func:`cbframe.scan_bucket`; None for the form that the snapshot was
+        made with.
+    expired
+        ``"drop"`` leaves out documents whose expiry had passed at the time of the version, as
+        :func:`cbframe.scan_bucket` does; ``"keep"`` gives those that the server had not removed. The time is
+        the latest that a data node had reported, or that of the version where none had. Files have these
+        documents in any case, and no event says that one expires.
+    return_type
+        ``"pandas"``, ``"arrow"`` or ``"polars"``.
+    dtype_backend
+        Of pandas: ``"pyarrow"``, ``"numpy_nullable"`` or None.
+    filesystem, storage_options
+        What `path` is in.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument cannot be meant.
+    SnapshotError
+        There is no snapshot, or a file of it is gone or damaged.
+    """
+    snapshot = Snapshot(path, filesystem=filesystem, storage_options=storage_options)
+    wanted: dict[str, Any] = {
+        "as_of": as_of,
+        "columns": columns,
+        "filters": filters,
+        "metadata": metadata,
+        "nested": nested,
+        "keys": keys,
+        "expired": expired,
+    }
+    match return_type:
+        case "pandas":
+            return snapshot.to_pandas(dtype_backend=dtype_backend, **wanted)
+        case "arrow":
+            return snapshot.to_arrow(**wanted)
+        case "polars":
+            return snapshot.to_polars(**wanted)
+    raise ConfigurationError(f"return_type={return_type!r}", hint="choose from: pandas, arrow, polars")

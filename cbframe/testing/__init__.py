@@ -2,7 +2,6 @@
 
 from cbframe.testing.capella import LocalCapella
 from cbframe.testing.proxy import FaultProxy
-from cbframe.testing.receiver import RecordingReceiver
-from cbframe.testing.transport import FakeClock, ScriptedTransport
+from cbframe.testing.receiver import FakeClock, RecordingReceiver, ScriptedTransport
 
 __all__ = ["FakeClock", "FaultProxy", "LocalCapella", "RecordingReceiver", "ScriptedTransport"]

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cbframe.dcp.handover import monotonic
-from cbframe.dcp.table import VBucketPhase
-from cbframe.dcp.view import Problem
+from cbframe.dcp.records import VBucketPhase
+from cbframe.dcp.source import Problem
 from cbframe.errors import ConfigurationError
 from cbframe.ui.prometheus import exposition
 from cbframe.ui.snapshot import StatsSnapshot, Watched, reconnects_of, take_snapshot, total_of

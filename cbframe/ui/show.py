@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cbframe.dcp.handover import monotonic
-from cbframe.dcp.ticker import Ticker
+from cbframe.dcp.threads import Ticker
+from cbframe.ui.drawing import as_html, as_text
 from cbframe.ui.model import StatsModel
-from cbframe.ui.notebook import Output, in_notebook
-from cbframe.ui.static_form import as_html, as_text
 
 if TYPE_CHECKING:
-    from cbframe.ui.panel import StatsPanel
+    from cbframe.ui.widget import StatsPanel
+
+
+def _shell() -> Any:
+    """The interactive shell, if one runs; IPython is not loaded for the question."""
+    module = sys.modules.get("IPython")
+    return None if module is None else module.get_ipython()
+
+
+def in_notebook() -> bool:
+    """Whether there is a front end that shows more than text: a kernel, not a terminal."""
+    return getattr(_shell(), "kernel", None) is not None
+
+
+def hears_while_busy() -> bool:
+    """Whether a click on a widget can come while a cell runs: the kernel has a thread for it."""
+    kernel = getattr(_shell(), "kernel", None)
+    return "kernel subshells" in getattr(kernel, "kernel_info", {}).get("supported_features", ())
+
+
+class Output:
+    """Something in the output of the present cell, which can be changed later."""
+
+    def __init__(self, bundle: dict[str, Any]) -> None:
+        shell = _shell()
+        self._cell = getattr(shell, "execution_count", None)
+        self._handle: Any = None
+        if shell is not None:
+            from IPython.display import display  # noqa: PLC0415 - it is there: the shell is its
+
+            show: Any = display
+            self._handle = show(bundle, raw=True, display_id=True)
+
+    def of_this_cell(self) -> bool:
+        """Whether the cell that shows it is the one that runs now."""
+        return self._handle is not None and getattr(_shell(), "execution_count", None) == self._cell
+
+    def update(self, bundle: dict[str, Any]) -> None:
+        """Put something else in its place; callable from any thread."""
+        if self._handle is not None:
+            self._handle.update(bundle, raw=True)
+
 
 EVERY = 0.25
 """Seconds between two updates: four a second at most."""
@@ -139,7 +180,7 @@ class StatsView:
 
     def _make_panel(self) -> StatsPanel | None:
         try:
-            from cbframe.ui.panel import StatsPanel  # noqa: PLC0415 - half a second, and not everywhere
+            from cbframe.ui.widget import StatsPanel  # noqa: PLC0415 - half a second, and not everywhere
         except ImportError:
             return None
         return StatsPanel(self.model, self._acted)

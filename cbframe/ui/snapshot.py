@@ -10,10 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from cbframe.dcp.records import VBucketPhase, VBucketTable, Window, empty_table
+from cbframe.dcp.source import Problem
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.dcp.streams import VBucketState
-from cbframe.dcp.table import VBucketPhase, VBucketTable, Window, empty_table
-from cbframe.dcp.view import Problem
 
 _PHASE_OF = {
     "requested": VBucketPhase.REQUESTED,

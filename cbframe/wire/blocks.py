@@ -18,7 +18,7 @@ from cbframe.errors import ProtocolError
 from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, Datatype, Magic, Opcode, Status
 from cbframe.wire.framing import Header, bad_magic, is_magic, parse_header
-from cbframe.wire.items import decode_leb128
+from cbframe.wire.messages import decode_leb128
 
 _U8 = npt.NDArray[np.uint8]
 _U32 = npt.NDArray[np.uint32]

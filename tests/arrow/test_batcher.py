@@ -15,16 +15,14 @@ from hypothesis import strategies as st
 
 from cbframe.arrow import batcher
 from cbframe.arrow.batcher import VERSION, DeferringBatchReceiver, newest
-from cbframe.arrow.current_rows import ARRIVED, CurrentRows
-from cbframe.arrow.exclusion import is_document
+from cbframe.arrow.current_rows import ARRIVED, CurrentRows, is_document
 from cbframe.core import compiled
 from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConnectError
 from cbframe.wire.constants import Opcode, SnapshotFlag, SystemEventId
 from cbframe.wire.framing import request
-from cbframe.wire.items import encode_leb128
-from cbframe.wire.messages import FailoverEntry, SystemEvent
+from cbframe.wire.messages import FailoverEntry, SystemEvent, encode_leb128
 from tests.wire.pipeline import block_of
 
 M, D, E = Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION

@@ -18,11 +18,11 @@ from cbframe.arrow import columns
 from cbframe.arrow.columns import METADATA_TYPES, XATTRS, XATTRS_TYPE, raw_schema
 from cbframe.core import compiled
 from cbframe.errors import ProtocolError
-from cbframe.local import codecs as plain
+from cbframe.local import items as plain
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.items import encode_leb128, join_xattrs, split_xattrs
+from cbframe.wire.messages import encode_leb128, join_xattrs, split_xattrs
 from tests.wire import pipeline
 from tests.wire.oracle import decode_data
 

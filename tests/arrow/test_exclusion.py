@@ -9,10 +9,11 @@ from test_batcher import E, m, put
 
 from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.arrow.columns import KEY, OPCODE
-from cbframe.arrow.current_rows import ARRIVED, CurrentRows
-from cbframe.arrow.exclusion import (
+from cbframe.arrow.current_rows import (
+    ARRIVED,
     EXPIRED,
     TRANSACTION_RECORD,
+    CurrentRows,
     LeftOut,
     has_expired,
     is_document,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbframe.arrow.keys import formed, formed_key, has_literals, key_bytes
+from cbframe.arrow.columns import formed, formed_key, has_literals, key_bytes
 
 TEXTS = {
     b"": "",

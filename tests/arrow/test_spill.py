@@ -14,7 +14,7 @@ import cbframe
 from cbframe.arrow import spill
 from cbframe.arrow.spill import LITTLE, spill_folder
 from cbframe.errors import SpoolError
-from cbframe.scan import run
+from cbframe.scan import session
 
 MUCH = 100 << 30
 
@@ -162,7 +162,7 @@ def test_a_read_that_will_not_fit(how: str, tmp_path: Path, monkeypatch: pytest.
     with cbframe.LocalCluster(vbuckets=4) as cluster:
         cluster.bulk_load((b"k%d" % n, b'"%s"' % rng.randbytes(3000).hex().encode()) for n in range(2000))
         monkeypatch.setattr(spill, "LITTLE", 1 << 20)
-        monkeypatch.setattr(run, "_PROGRESS_EVERY", 0.0)
+        monkeypatch.setattr(session, "_PROGRESS_EVERY", 0.0)
         monkeypatch.setattr(spill.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
         given = {"spool_dir": tmp_path, "spill_bytes": 1 << 20, "buffer_bytes": 100_000, "progress": None}
         call = {

@@ -22,7 +22,7 @@ from .spark_kit import SECRET, Store, cluster_of, session_of
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 StructType = pytest.importorskip("pyspark.sql.types").StructType
-CouchbaseStreamReader = pytest.importorskip("cbframe.contrib.spark.stream").CouchbaseStreamReader
+CouchbaseStreamReader = pytest.importorskip("cbframe.contrib.spark.reader").CouchbaseStreamReader
 
 TESTS = Path(__file__).parent.parent
 DRIVER = Path(__file__).with_name("spark_driver.py")

@@ -9,14 +9,14 @@ from queue import SimpleQueue
 
 from cbframe.dcp import plan
 from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.counters import NodeStats
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.node import NodeSetup, NodeThread
 from cbframe.dcp.receiver import taker_of_blocks
-from cbframe.dcp.waits import Timeouts
+from cbframe.dcp.stats import NodeStats
+from cbframe.dcp.timers import Timeouts
 from cbframe.errors import CbframeError
 from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
-from cbframe.testing.transport import Peer
+from cbframe.testing.receiver import Peer
 from cbframe.wire.constants import Opcode, StreamFlag
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import SnapshotMarker, StreamEnd

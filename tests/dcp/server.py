@@ -6,14 +6,12 @@ import struct
 from collections.abc import Callable
 from typing import TypeAlias
 
-from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.connection import Data, DcpConnection
 from cbframe.dcp.controls import DcpSettings
-from cbframe.dcp.events import Data
 from cbframe.dcp.handshake import Login
 from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.framing import Frame, request, response
-from cbframe.wire.items import encode_leb128
-from cbframe.wire.messages import encode_failover_log, encode_vbucket_seqnos
+from cbframe.wire.messages import encode_failover_log, encode_leb128, encode_vbucket_seqnos
 
 LOGIN = Login("user", "secret", "bucket", False, True, lambda: "nonce")
 SETTINGS = DcpSettings("test", buffer_size=1000)

@@ -15,9 +15,9 @@ from cbframe.cluster import rest
 from cbframe.cluster.auth import AuthLike, PasswordAuthenticator
 from cbframe.cluster.connection_string import HostPort
 from cbframe.cluster.rest import RestClient
-from cbframe.dcp import absence as module
-from cbframe.dcp.absence import absence
+from cbframe.dcp import maps as module
 from cbframe.dcp.handshake import Login
+from cbframe.dcp.maps import absence
 from cbframe.errors import BucketNotFoundError
 from cbframe.local.auth import User
 from cbframe.local.cluster_manager import RestConnection

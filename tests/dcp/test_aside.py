@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cbframe.dcp.aside import Aside
+from cbframe.dcp.threads import Aside
 from cbframe.errors import ConnectError, ReadCancelledError
 
 

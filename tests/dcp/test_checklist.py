@@ -16,9 +16,8 @@ import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster
 from cbframe.dcp import plan
-from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.connection import Advanced, DcpConnection
 from cbframe.dcp.controls import DcpSettings
-from cbframe.dcp.events import Advanced
 from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.streams import request_from
 from cbframe.errors import ReadTimeoutError

@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 
-from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.events import (
+from cbframe.dcp.connection import (
     Advanced,
     Data,
+    DcpConnection,
     Ended,
     Nooped,
     Opened,

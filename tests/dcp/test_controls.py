@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.connection import DcpConnection, Opened
 from cbframe.dcp.controls import CONTROLS, DcpSettings, connection_name
-from cbframe.dcp.events import Opened
 from cbframe.errors import CbframeError, ConfigurationError, ServerError
 from cbframe.local.release import missing_need
 from cbframe.options import BucketDataSourceOptions

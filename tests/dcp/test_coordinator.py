@@ -34,7 +34,7 @@ from cbframe.dcp.plan import (
     Tick,
 )
 from cbframe.dcp.positions import Position
-from cbframe.dcp.query import TURNS
+from cbframe.dcp.requests import TURNS
 from cbframe.errors import (
     AccessError,
     AllServerURLsConnectBucketError,

@@ -14,7 +14,6 @@ from cbframe.cluster.auth import PasswordAuthenticator
 from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
 from cbframe.cluster.connection_string import HostPort, parse_connection_string
 from cbframe.dcp.coordinator import Coordinator
-from cbframe.dcp.counters import CLUSTER_COUNTERS, NODE_COUNTERS, ClusterCounters, NodeStats
 from cbframe.dcp.maps import MapSource
 from cbframe.dcp.plan import (
     UPDATE_SECURITY_SETTINGS,
@@ -28,12 +27,12 @@ from cbframe.dcp.plan import (
     Tick,
 )
 from cbframe.dcp.positions import VBucketMetaData
-from cbframe.dcp.stats import COUNTERS
+from cbframe.dcp.stats import CLUSTER_COUNTERS, COUNTERS, NODE_COUNTERS, ClusterCounters, NodeStats
 from cbframe.errors import CbframeError, ConnectError, ProtocolError
 from cbframe.local import LocalCluster
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
-from cbframe.testing.transport import Peer
+from cbframe.testing.receiver import Peer
 from cbframe.wire.constants import Opcode, Status, StreamEndReason
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import DcpNoop, SnapshotMarker, StreamEnd

@@ -10,16 +10,16 @@ import pytest
 from cbframe import BucketDataSourceOptions, PasswordAuthenticator
 from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.cluster.tls import capella_root
-from cbframe.dcp import dialer
-from cbframe.dcp.dialer import Dialer
+from cbframe.dcp import transport
+from cbframe.dcp.transport import Dialer
 
 CAPELLA = "couchbases://cb.x1y2z3.cloud.couchbase.com"
 
 
 def made(conn: str, when: str, monkeypatch: pytest.MonkeyPatch, tls: str | None = None) -> list[str]:
     """The warnings of two dialers that are made on a day."""
-    monkeypatch.setattr(dialer.time, "time", dt.datetime.fromisoformat(f"{when}T00:00Z").timestamp)
-    monkeypatch.setattr(dialer, "_warned", [])
+    monkeypatch.setattr(transport.time, "time", dt.datetime.fromisoformat(f"{when}T00:00Z").timestamp)
+    monkeypatch.setattr(transport, "_warned", [])
     login = PasswordAuthenticator("u", "p")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -12,8 +12,7 @@ import pytest
 from cbframe import LocalCluster
 from cbframe.cluster.auth import PasswordAuthenticator
 from cbframe.cluster.connection_string import parse_connection_string
-from cbframe.dcp.follow import MapFollower
-from cbframe.dcp.maps import MapSource
+from cbframe.dcp.maps import MapFollower, MapSource
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.transport import SocketTransport, Stream, Transport, Waker
 from cbframe.errors import AuthFailError, CbframeError, ConnectError, ReadTimeoutError

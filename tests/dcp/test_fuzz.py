@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.events import Data, MapPushed, Nooped
+from cbframe.dcp.connection import Data, DcpConnection, MapPushed, Nooped
 from cbframe.errors import CbframeError, ProtocolError
 from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, Magic, Opcode
 from cbframe.wire.framing import Frame, request, response

@@ -8,8 +8,8 @@ import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster
 from cbframe.dcp import look
-from cbframe.dcp.ends import Ends, ReachedEnds
 from cbframe.dcp.look import Look, look_at
+from cbframe.dcp.positions import Ends, ReachedEnds
 from cbframe.dcp.survey import UNKNOWN
 from cbframe.errors import CbframeError, ClusterMapError, ConfigurationError, ConnectError, ReadTimeoutError
 from cbframe.testing import FakeClock

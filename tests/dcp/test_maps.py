@@ -16,7 +16,7 @@ from cbframe.cluster.seeds import Lookup, NoAnswerError, SrvRecord
 from cbframe.dcp import maps
 from cbframe.dcp.handshake import Login, fetch_config
 from cbframe.dcp.maps import MapSource, when_loaded
-from cbframe.dcp.query import ask
+from cbframe.dcp.requests import ask
 from cbframe.dcp.transport import Stream, Waker
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
@@ -32,7 +32,7 @@ from cbframe.errors import (
 )
 from cbframe.local import LocalCluster
 from cbframe.testing import FakeClock, ScriptedTransport
-from cbframe.testing.transport import Peer
+from cbframe.testing.receiver import Peer
 from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.framing import Frame, response
 

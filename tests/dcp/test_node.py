@@ -20,7 +20,7 @@ from cbframe.errors import (
     StreamError,
 )
 from cbframe.testing import RecordingReceiver
-from cbframe.testing.transport import Peer
+from cbframe.testing.receiver import Peer
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_SEQNO, Opcode, Status, StreamEndReason
 from cbframe.wire.framing import Frame, response

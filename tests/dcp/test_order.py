@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from cbframe.dcp import plan
-from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.events import Advanced, Data, Ordered, Snapshot
+from cbframe.dcp.connection import Advanced, Data, DcpConnection, Ordered, Snapshot
 from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.streams import Stream
 from cbframe.errors import ProtocolError

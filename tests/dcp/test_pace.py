@@ -10,7 +10,7 @@ import pytest
 
 from cbframe import BucketDataSourceOptions, ConfigurationError, LocalCluster, scan_bucket
 from cbframe.dcp.controls import DcpSettings, rate_of, window_of
-from cbframe.dcp.pace import Gather, Pace
+from cbframe.dcp.timers import Gather, Pace
 from cbframe.testing import FakeClock
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from cbframe import LocalCluster
-from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.events import MapPushed
+from cbframe.dcp.connection import DcpConnection, MapPushed
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import MapSource
 from cbframe.errors import CbframeError, ProtocolError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cbframe.dcp.handshake import fetch_config, fetch_manifest
-from cbframe.dcp.query import TURNS, ask
+from cbframe.dcp.requests import TURNS, ask
 from cbframe.dcp.survey import survey_time
 from cbframe.dcp.transport import Waker
 from cbframe.errors import ReadTimeoutError

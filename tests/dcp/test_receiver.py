@@ -17,7 +17,7 @@ from cbframe.local import LocalCluster
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode
-from cbframe.wire.items import join_xattrs
+from cbframe.wire.messages import join_xattrs
 from tests.wire.pipeline import block_of
 
 from .test_source import LONG, source_of, until

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from cbframe.cluster.seeds import ZONES, Zone
-from cbframe.dcp.resolve import resolve
-from cbframe.dcp.transport import SocketTransport, Waker
+from cbframe.dcp.transport import SocketTransport, Waker, resolve
 from cbframe.errors import ConnectError, ReadCancelledError
 
 NODE = "db.example.com:11210"

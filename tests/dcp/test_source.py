@@ -23,7 +23,7 @@ from cbframe.local import LocalCluster
 from cbframe.local.auth import Credentials
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import RecordingReceiver
-from cbframe.wire.items import vbucket_of
+from cbframe.wire.messages import vbucket_of
 
 LONG = 30.0
 VBUCKETS = 8

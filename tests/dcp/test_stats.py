@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 
-from cbframe.dcp.counters import ClusterCounters, NodeStats
-from cbframe.dcp.stats import COUNTERS, BucketDataSourceStats
+from cbframe.dcp.stats import COUNTERS, BucketDataSourceStats, ClusterCounters, NodeStats
 
 BIG = (1 << 40) + 7
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from wire.golden import load
 
-from cbframe.dcp import query
+from cbframe.dcp import requests
 from cbframe.dcp.handshake import Steps, open_dcp
 from cbframe.dcp.positions import Position
 from cbframe.dcp.survey import Size, survey, survey_sizes
@@ -24,7 +24,7 @@ from cbframe.errors import (
     ReadTimeoutError,
 )
 from cbframe.testing import FakeClock, ScriptedTransport
-from cbframe.testing.transport import Peer
+from cbframe.testing.receiver import Peer
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import encode_failover_log, encode_vbucket_seqnos
@@ -72,7 +72,7 @@ def ask(
     transport.on_connect = on
     try:
         steps: Steps[Any] = survey_sizes(LOGIN, wanted) if sizes else survey(LOGIN, wanted)
-        found = query.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
+        found = requests.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
     finally:
         waker.close()
     assert transport.closed == 1
@@ -226,7 +226,7 @@ def test_seqnos_of_some_collections_where_the_node_gives_no_others() -> None:
         steps = open_dcp(LOGIN, replace(SETTINGS, collections=collections))
         transport = ScriptedTransport({NODE: answer}, clock)
         with contextlib.closing(waker):
-            session = query.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
+            session = requests.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
         return session.seqnos
 
     assert seqnos(8, 9) == {0: 3, 1: 9, 2: 1}
@@ -308,7 +308,7 @@ def test_a_recorded_refusal() -> None:
 
 
 def test_answers_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(query, "_MOST_ANSWERS", 50)
+    monkeypatch.setattr(requests, "_MOST_ANSWERS", 50)
     line = (b"vb_0:num_items", b"1")
     assert ask(node_of(1, lambda asked: lines(asked, [line] * 49)), wanted=range(1), sizes=True)[0] == {
         0: Size(1, None)
@@ -352,7 +352,7 @@ def test_several_questions_with_several_answers() -> None:
     peer = {NODE: lambda asked: lines(asked, [(asked.key + b"1", b""), (asked.key + b"2", b"")])}
     try:
         transport = ScriptedTransport(peer, clock)
-        found = query.ask(NODE, steps(), transport=transport, waker=waker, clock=clock, timeout=7)
+        found = requests.ask(NODE, steps(), transport=transport, waker=waker, clock=clock, timeout=7)
     finally:
         waker.close()
     assert found == [b"x1", b"x2", b"", b"y1", b"y2", b""]

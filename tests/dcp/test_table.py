@@ -7,8 +7,8 @@ import pytest
 
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.dcp.positions import Position
+from cbframe.dcp.records import VBucketPhase, VBucketTable, Window, take_table
 from cbframe.dcp.streams import Stream, StreamState
-from cbframe.dcp.table import VBucketPhase, VBucketTable, Window, take_table
 from cbframe.wire.constants import MAX_SEQNO
 from cbframe.wire.messages import FailoverEntry
 

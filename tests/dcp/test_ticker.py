@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from cbframe.dcp.ticker import Ticker
+from cbframe.dcp.threads import Ticker
 
 LONG = 30.0
 NEVER = 3600.0

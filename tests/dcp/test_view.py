@@ -9,7 +9,7 @@ import pytest
 
 from cbframe.dcp import plan
 from cbframe.dcp.receiver import Receipt
-from cbframe.dcp.table import VBucketPhase
+from cbframe.dcp.records import VBucketPhase
 from cbframe.errors import AuthFailError
 from cbframe.local import LocalCluster
 from cbframe.testing import RecordingReceiver

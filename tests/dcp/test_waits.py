@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from cbframe.dcp.query import TURNS
-from cbframe.dcp.waits import Timeouts, Waits, vbucket_ranges
+from cbframe.dcp.requests import TURNS
+from cbframe.dcp.timers import Timeouts, Waits, vbucket_ranges
 from cbframe.errors import ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 

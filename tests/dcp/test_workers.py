@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
+from cbframe.dcp.threads import at_once
 from cbframe.dcp.transport import Waker
-from cbframe.dcp.workers import at_once
 from cbframe.errors import ConnectError
 
 

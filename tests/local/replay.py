@@ -24,7 +24,7 @@ from typing import NamedTuple, Self
 from cbframe.local import LocalCluster
 from cbframe.local import items as stored
 from cbframe.local.bucket import LocalBucket, Scope
-from cbframe.local.codecs import deflate, inflate
+from cbframe.local.items import deflate, inflate
 from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import (
     Datatype,
@@ -39,8 +39,13 @@ from cbframe.wire.constants import (
     SystemEventId,
 )
 from cbframe.wire.framing import Frame
-from cbframe.wire.items import encode_leb128
-from cbframe.wire.messages import FailoverEntry, SnapshotMarker, parse_failover_log, parse_message
+from cbframe.wire.messages import (
+    FailoverEntry,
+    SnapshotMarker,
+    encode_leb128,
+    parse_failover_log,
+    parse_message,
+)
 from cbframe.wire.requests import Hello, StreamRequest, parse_request
 
 from .shapes import ITEMS, marker_of, seqno_of

@@ -8,11 +8,10 @@ import struct
 from typing import Any
 
 from cbframe.errors import ProtocolError
-from cbframe.local.codecs import inflate
+from cbframe.local.items import inflate
 from cbframe.wire.constants import Datatype, Magic, Opcode, Status
 from cbframe.wire.framing import Frame
-from cbframe.wire.items import body_offset
-from cbframe.wire.messages import parse_failover_log
+from cbframe.wire.messages import body_offset, parse_failover_log
 
 ITEMS = (Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION)
 

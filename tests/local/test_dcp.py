@@ -7,8 +7,7 @@ import pytest
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import MAX_SEQNO, Opcode, OpenFlag, Status, StreamFlag
 from cbframe.wire.framing import Frame
-from cbframe.wire.items import split_xattrs
-from cbframe.wire.messages import SystemEvent, parse_failover_log, parse_rollback_seqno
+from cbframe.wire.messages import SystemEvent, parse_failover_log, parse_rollback_seqno, split_xattrs
 from cbframe.wire.requests import BufferAck, CloseStream, DcpControl, DcpOpen, Hello, StreamRequest
 
 from .client import (

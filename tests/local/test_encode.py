@@ -10,7 +10,7 @@ import pytest
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Datatype, Feature, Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.items import split_xattrs
+from cbframe.wire.messages import split_xattrs
 from cbframe.wire.requests import DcpControl
 
 from .client import COLLECTIONS, DATA, LEGACY, Client

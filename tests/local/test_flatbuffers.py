@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from cbframe.local.codecs import event_value
+from cbframe.local.items import event_value
 from cbframe.wire.constants import Opcode, SystemEventId
 
 from .replay import frames

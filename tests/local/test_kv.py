@@ -10,8 +10,7 @@ import pytest
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.framing import Frame
-from cbframe.wire.items import vbucket_of
-from cbframe.wire.messages import parse_failover_log, parse_vbucket_seqnos
+from cbframe.wire.messages import parse_failover_log, parse_vbucket_seqnos, vbucket_of
 from cbframe.wire.requests import GetAllVBucketSeqnos, GetFailoverLog, Hello, SaslAuth, SelectBucket
 
 from .client import COLLECTIONS, LEGACY, TIMEOUT, Client, noop

@@ -12,7 +12,7 @@ import pytest
 
 from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.local import LocalCluster
-from cbframe.local.process import pack, unpack
+from cbframe.local.cluster import pack, unpack
 from cbframe.local.sample import sample_documents
 
 from .client import DATA, Client, seqnos

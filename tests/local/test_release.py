@@ -11,11 +11,10 @@ import pytest
 
 from cbframe import ConfigurationError
 from cbframe.local import LocalCluster
-from cbframe.local.codecs import inflate
+from cbframe.local.items import inflate
 from cbframe.wire.constants import Datatype, Feature, Magic, Opcode, SnapshotFlag, Status, StreamFlag
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.items import split_xattrs
-from cbframe.wire.messages import SnapshotMarker, parse_message
+from cbframe.wire.messages import SnapshotMarker, parse_message, split_xattrs
 from cbframe.wire.requests import DcpControl, DcpOpen, Hello, StreamRequest
 
 from .client import COLLECTIONS, LEGACY, Client, marker, vbuuid

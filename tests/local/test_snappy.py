@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from cbframe.errors import ProtocolError
-from cbframe.local.codecs import deflate, inflate
+from cbframe.local.items import deflate, inflate
 from cbframe.wire.constants import Datatype, Opcode
 
 from .replay import frames

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from cbframe.local import LocalCluster
-from cbframe.local.kv import paths
-from cbframe.local.kv.paths import PathError, parse_path
+from cbframe.local.kv import subdocument
+from cbframe.local.kv.subdocument import PathError, parse_path
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import request
 
@@ -39,25 +39,28 @@ def test_what_is_no_path(path: str) -> None:
 
 
 def test_reading() -> None:
-    assert paths.read(TEXT, "a.b") == "1"
-    assert paths.read(TEXT, "a.`c.d`[1].e") == '"x"'
-    assert paths.read(TEXT, "a.`c.d`[-1]") == "[]"
-    assert paths.count(TEXT, "a.`c.d`") == 3
-    assert paths.count(TEXT, "") == 3
+    assert subdocument.read(TEXT, "a.b") == "1"
+    assert subdocument.read(TEXT, "a.`c.d`[1].e") == '"x"'
+    assert subdocument.read(TEXT, "a.`c.d`[-1]") == "[]"
+    assert subdocument.count(TEXT, "a.`c.d`") == 3
+    assert subdocument.count(TEXT, "") == 3
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda t: paths.put(t, "b", "2", add=True, create=False), '{"a":[1, 2] ,"o":{},"b":2}'),
-        (lambda t: paths.put(t, "a", "2", add=False, create=False), '{"a":2 ,"o":{}}'),
-        (lambda t: paths.put(t, "o.x.y", "2", add=True, create=True), '{"a":[1, 2] ,"o":{"x":{"y":2}}}'),
-        (lambda t: paths.delete(t, "a"), '{"o":{}}'),
-        (lambda t: paths.delete(t, "o"), '{"a":[1, 2]}'),
-        (lambda t: paths.delete(t, "a[-1]"), '{"a":[1] ,"o":{}}'),
-        (lambda t: paths.insert(t, "a[2]", "9"), '{"a":[1, 2,9] ,"o":{}}'),
-        (lambda t: paths.push(t, "q", "1", first=True, create=True), '{"a":[1, 2] ,"o":{},"q":[1]}'),
-        (lambda t: paths.add_number(t, "a[0]", "-3", create=False)[0], '{"a":[-2, 2] ,"o":{}}'),
+        (lambda t: subdocument.put(t, "b", "2", add=True, create=False), '{"a":[1, 2] ,"o":{},"b":2}'),
+        (lambda t: subdocument.put(t, "a", "2", add=False, create=False), '{"a":2 ,"o":{}}'),
+        (
+            lambda t: subdocument.put(t, "o.x.y", "2", add=True, create=True),
+            '{"a":[1, 2] ,"o":{"x":{"y":2}}}',
+        ),
+        (lambda t: subdocument.delete(t, "a"), '{"o":{}}'),
+        (lambda t: subdocument.delete(t, "o"), '{"a":[1, 2]}'),
+        (lambda t: subdocument.delete(t, "a[-1]"), '{"a":[1] ,"o":{}}'),
+        (lambda t: subdocument.insert(t, "a[2]", "9"), '{"a":[1, 2,9] ,"o":{}}'),
+        (lambda t: subdocument.push(t, "q", "1", first=True, create=True), '{"a":[1, 2] ,"o":{},"q":[1]}'),
+        (lambda t: subdocument.add_number(t, "a[0]", "-3", create=False)[0], '{"a":[-2, 2] ,"o":{}}'),
     ],
 )
 def test_changing(change: Callable[[str], str], text: str) -> None:
@@ -67,18 +70,18 @@ def test_changing(change: Callable[[str], str], text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        (lambda: paths.read(TEXT, "a.x"), Status.SUBDOC_PATH_ENOENT),
-        (lambda: paths.read(TEXT, "n.x"), Status.SUBDOC_PATH_MISMATCH),
-        (lambda: paths.read(TEXT, "a[0]"), Status.SUBDOC_PATH_MISMATCH),
-        (lambda: paths.put(TEXT, "x.y", "1", add=False, create=False), Status.SUBDOC_PATH_ENOENT),
-        (lambda: paths.put(TEXT, "n", "1", add=True, create=False), Status.SUBDOC_PATH_EEXISTS),
-        (lambda: paths.put(TEXT, "n", "1 2", add=False, create=False), Status.SUBDOC_VALUE_CANTINSERT),
-        (lambda: paths.delete(TEXT, "x"), Status.SUBDOC_PATH_ENOENT),
-        (lambda: paths.insert(TEXT, "a.`c.d`[9]", "1"), Status.SUBDOC_PATH_ENOENT),
-        (lambda: paths.add_unique(TEXT, "a.`c.d`", "1", create=False), Status.SUBDOC_PATH_MISMATCH),
-        (lambda: paths.add_unique("[1,2]", "", "2", create=False), Status.SUBDOC_PATH_EEXISTS),
-        (lambda: paths.add_number(TEXT, "n", "0", create=False), Status.SUBDOC_DELTA_EINVAL),
-        (lambda: paths.add_number(TEXT, "a", "1", create=False), Status.SUBDOC_PATH_MISMATCH),
+        (lambda: subdocument.read(TEXT, "a.x"), Status.SUBDOC_PATH_ENOENT),
+        (lambda: subdocument.read(TEXT, "n.x"), Status.SUBDOC_PATH_MISMATCH),
+        (lambda: subdocument.read(TEXT, "a[0]"), Status.SUBDOC_PATH_MISMATCH),
+        (lambda: subdocument.put(TEXT, "x.y", "1", add=False, create=False), Status.SUBDOC_PATH_ENOENT),
+        (lambda: subdocument.put(TEXT, "n", "1", add=True, create=False), Status.SUBDOC_PATH_EEXISTS),
+        (lambda: subdocument.put(TEXT, "n", "1 2", add=False, create=False), Status.SUBDOC_VALUE_CANTINSERT),
+        (lambda: subdocument.delete(TEXT, "x"), Status.SUBDOC_PATH_ENOENT),
+        (lambda: subdocument.insert(TEXT, "a.`c.d`[9]", "1"), Status.SUBDOC_PATH_ENOENT),
+        (lambda: subdocument.add_unique(TEXT, "a.`c.d`", "1", create=False), Status.SUBDOC_PATH_MISMATCH),
+        (lambda: subdocument.add_unique("[1,2]", "", "2", create=False), Status.SUBDOC_PATH_EEXISTS),
+        (lambda: subdocument.add_number(TEXT, "n", "0", create=False), Status.SUBDOC_DELTA_EINVAL),
+        (lambda: subdocument.add_number(TEXT, "a", "1", create=False), Status.SUBDOC_PATH_MISMATCH),
     ],
 )
 def test_refusals(change: Callable[[], object], status: Status) -> None:

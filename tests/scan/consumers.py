@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from cbframe import ChangeBatch, Checkpoint, LocalCluster
-from cbframe.arrow.keys import key_bytes
+from cbframe.arrow.columns import key_bytes
 
 from .kit import truth
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster, scan_bucket
-from cbframe.arrow.keys import key_bytes
+from cbframe.arrow.columns import key_bytes
 from cbframe.local import items
 from cbframe.scan.spec import METADATA_NAMES
 from cbframe.wire.constants import Datatype
-from cbframe.wire.items import split_key
+from cbframe.wire.messages import split_key
 
 QUICK = BucketDataSourceOptions(
     noop_interval_secs=20,

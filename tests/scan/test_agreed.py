@@ -12,9 +12,9 @@ import pytest
 
 from cbframe import LocalCluster, scan_bucket
 from cbframe.errors import ConfigurationError, ConversionError
-from cbframe.scan.conflicts import Conflict, merged
-from cbframe.scan.divide import spread
-from cbframe.wire.items import vbucket_of
+from cbframe.scan.agreement import Conflict, merged
+from cbframe.scan.partition import spread
+from cbframe.wire.messages import vbucket_of
 
 from .kit import QUICK
 from .test_partitions import parts_of, sorted_rows, told, union

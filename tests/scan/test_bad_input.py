@@ -38,7 +38,7 @@ from cbframe import (
     scan_bucket,
 )
 from cbframe.dcp.supervisor import Supervisor
-from cbframe.scan.run import Run
+from cbframe.scan.session import Run
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame, request

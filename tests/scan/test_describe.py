@@ -8,7 +8,7 @@ from decimal import Decimal
 import pyarrow as pa
 import pytest
 
-from cbframe.scan.describe import Description, Field, leaves_of
+from cbframe.scan.schema import Description, Field, leaves_of
 
 
 def described(*rows: dict[str, object], schema: pa.Schema | None = None, cuts: int = 1) -> Description:

@@ -11,7 +11,7 @@ from cbframe.cluster.connection_string import HostPort
 from cbframe.dcp.look import Look
 from cbframe.dcp.positions import Position
 from cbframe.dcp.survey import Size
-from cbframe.scan.divide import shares
+from cbframe.scan.partition import shares
 
 NOTHING = Size(None, None)
 

@@ -16,10 +16,10 @@ import pytest
 import trustme
 
 from cbframe import BucketNotFoundError, Diagnosis, LocalCluster, core, doctor
-from cbframe.dcp import probe, resolve
+from cbframe.dcp import probe, transport
 from cbframe.local import ServerTLS
 from cbframe.scan import doctor as module
-from cbframe.scan.diagnosis import STEPS, Step
+from cbframe.scan.doctor import STEPS, Step
 from cbframe.testing import FakeClock
 from cbframe.wire.constants import Opcode, Status
 
@@ -211,7 +211,7 @@ def test_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(resolve.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(transport.socket, "getaddrinfo", unknown)
     found = examine("couchbase://nowhere.invalid/default", None, auth=(USER, SECRET))
     expect(found, "DNS", r"'nowhere\.invalid' cannot be resolved", "check the host name, and DNS")
 
@@ -296,9 +296,9 @@ def test_capellas_certificate(files: Files, monkeypatch: pytest.MonkeyPatch) -> 
     """Which authority vouches, and that it ends before long: the one that is in the package, or another."""
     host = "cb.x1y2z3.cloud.couchbase.com"
     monkeypatch.setattr("cbframe.cluster.tls.CAPELLA_ROOT", str(files.ca))
-    original = resolve.socket.getaddrinfo
+    original = transport.socket.getaddrinfo
     monkeypatch.setattr(
-        resolve.socket,
+        transport.socket,
         "getaddrinfo",
         lambda name, *rest, **more: original("127.0.0.1" if name == host else name, *rest, **more),
     )
@@ -517,10 +517,10 @@ def test_nothing_is_left(pair: LocalCluster) -> None:
 @pytest.fixture(autouse=True)
 def _no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test asks a name server."""
-    original = resolve.socket.getaddrinfo
+    original = transport.socket.getaddrinfo
 
     def only_addresses(host: str, *arguments: Any, **more: Any) -> Any:
         assert re.fullmatch(r"[\d.]+", host), host
         return original(host, *arguments, **more)
 
-    monkeypatch.setattr(resolve.socket, "getaddrinfo", only_addresses)
+    monkeypatch.setattr(transport.socket, "getaddrinfo", only_addresses)

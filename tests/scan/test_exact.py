@@ -13,7 +13,7 @@ from cbframe import BucketDataSourceOptions, LocalCluster, read_bucket, scan_buc
 from cbframe.local.items import prefixed
 from cbframe.scan.spec import METADATA_NAMES
 from cbframe.wire.constants import MAX_VALUE_LENGTH
-from cbframe.wire.items import vbucket_of
+from cbframe.wire.messages import vbucket_of
 
 from .kit import WIRE_METADATA, keys_of, read_rows, truth, values_of
 

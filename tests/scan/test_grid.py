@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html.parser
 
-from cbframe.scan.grid import as_html, as_text
+from cbframe.public import as_html, as_text
 
 
 def test_text() -> None:

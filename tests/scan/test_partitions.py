@@ -14,10 +14,9 @@ import cbframe
 from cbframe import AsOf, BucketDataSourceOptions, EnvironmentAuth, LocalCluster, ScanPartition, scan_bucket
 from cbframe.errors import ConfigurationError, RollbackError, StreamError
 from cbframe.local.kv.connection import QUERIES
-from cbframe.scan.pins import Pins
+from cbframe.scan.session import Pins
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.items import vbucket_of
-from cbframe.wire.messages import FailoverEntry
+from cbframe.wire.messages import FailoverEntry, vbucket_of
 
 from .kit import QUICK, background, fill, keys_of, values_of
 from .test_writers import KEYS, Writer

@@ -11,7 +11,7 @@ from cbframe.arrow import spill
 from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.dcp.receiver import Receipt
 from cbframe.options import BucketDataSourceOptions
-from cbframe.scan.conflicts import Conflict
+from cbframe.scan.agreement import Conflict
 from cbframe.scan.names import Names
 from cbframe.scan.pipeline import Pipeline
 from cbframe.scan.read import scan_bucket

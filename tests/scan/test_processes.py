@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cbframe import CbframeError, ConversionError, LocalCluster, scan_bucket
-from cbframe.dcp.workers import in_processes
+from cbframe.dcp.threads import in_processes
 from cbframe.errors import ConfigurationError
-from cbframe.scan.divide import spread
-from cbframe.wire.items import vbucket_of
+from cbframe.scan.partition import spread
+from cbframe.wire.messages import vbucket_of
 
 from .kit import QUICK, fill
 from .test_partitions import sorted_rows

@@ -22,8 +22,8 @@ from cbframe.errors import (
     ConversionError,
     RollbackError,
 )
-from cbframe.scan.spans.offsets import Offset
-from cbframe.scan.spans.parts import Spans, make_spans
+from cbframe.scan.microbatch import Spans, make_spans
+from cbframe.scan.offsets import Offset
 
 from .kit import QUICK, Sent, truth
 

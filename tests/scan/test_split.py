@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from cbframe import ConfigurationError, ConversionError, LocalCluster, read_bucket, scan_bucket
-from cbframe.scan import split
-from cbframe.scan.split import groups_of
+from cbframe.scan import session
+from cbframe.scan.session import groups_of
 from cbframe.wire.constants import Datatype
 
 from .kit import QUICK
@@ -117,7 +117,7 @@ def test_an_empty_bucket() -> None:
 
 
 def test_too_many_kinds(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split, "_MOST", 4)
+    monkeypatch.setattr(session, "_MOST", 4)
     with pytest.raises(ConfigurationError, match="split_by='type' has more than 4 different values"):
         scan_bucket(cluster, options=QUICK).split("type")
 

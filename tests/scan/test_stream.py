@@ -33,9 +33,9 @@ from cbframe import (
     scan_bucket,
     stream_bucket,
 )
-from cbframe.arrow.keys import key_bytes
+from cbframe.arrow.columns import key_bytes
 from cbframe.local import bucket
-from cbframe.wire.items import vbucket_of
+from cbframe.wire.messages import vbucket_of
 
 from .consumers import LogKeeper, StateKeeper, has_caught_up, rows_of, truth_of
 from .kit import QUICK, Sent, background, fill

@@ -27,10 +27,10 @@ from cbframe import (
     ReadTimeoutError,
     stream_bucket,
 )
-from cbframe.arrow.keys import key_bytes
+from cbframe.arrow.columns import key_bytes
 from cbframe.scan.tail import seconds_of
 from cbframe.testing import FakeClock
-from cbframe.wire.items import vbucket_of
+from cbframe.wire.messages import vbucket_of
 
 from .consumers import has_caught_up, truth_of
 from .kit import QUICK, background, fill

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cbframe import ConfigurationError, LocalCluster, Snapshot, read_snapshot, write_snapshot
-from cbframe.scan.moment import Clock
-from cbframe.snapshot.history import History
+from cbframe.scan.asof import Clock
 from cbframe.snapshot.manifest import Manifest, name_of
 from cbframe.snapshot.store import LocalStore
+from cbframe.snapshot.versions import History
 
 from .conftest import Calendar
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from cbframe import SnapshotError
 from cbframe.arrow.documents.unify import Columns
 from cbframe.dcp.positions import Position
-from cbframe.snapshot.history import Boundaries
 from cbframe.snapshot.manifest import (
     Counts,
     Drop,
@@ -27,6 +26,7 @@ from cbframe.snapshot.manifest import (
     name_of,
     version_of,
 )
+from cbframe.snapshot.versions import Boundaries
 from cbframe.wire.messages import FailoverEntry
 
 U64 = st.integers(0, (1 << 64) - 1)

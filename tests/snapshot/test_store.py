@@ -14,8 +14,7 @@ import pytest
 from scan.kit import QUICK, fill, truth
 
 from cbframe import ConfigurationError, LocalCluster, Snapshot, SnapshotError, SpoolError, write_snapshot
-from cbframe.snapshot.lock import LOCK, writing
-from cbframe.snapshot.store import LocalStore, RemoteStore, Store, open_store
+from cbframe.snapshot.store import LOCK, LocalStore, RemoteStore, Store, open_store, writing
 
 from .conftest import Calendar
 

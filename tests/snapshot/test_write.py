@@ -22,8 +22,7 @@ from cbframe import (
     read_snapshot,
     write_snapshot,
 )
-from cbframe.snapshot.lock import LOCK, writing
-from cbframe.snapshot.store import LocalStore
+from cbframe.snapshot.store import LOCK, LocalStore, writing
 
 from .conftest import Calendar
 from .test_rollbacks import held, update

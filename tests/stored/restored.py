@@ -11,8 +11,7 @@ from typing import Any
 
 from cbframe import LocalCluster
 from cbframe.local import items
-from cbframe.wire.items import split_key
-from cbframe.wire.messages import FailoverEntry
+from cbframe.wire.messages import FailoverEntry, split_key
 
 FILES = Path(__file__).parent / "files"
 

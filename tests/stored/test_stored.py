@@ -24,10 +24,10 @@ from deltalake import DeltaTable
 
 import cbframe
 from cbframe import Checkpoint, EnvironmentAuth, LocalCluster
-from cbframe.arrow.keys import key_bytes
+from cbframe.arrow.columns import key_bytes
 from cbframe.contrib.delta import update_delta
-from cbframe.scan.spans.offsets import Offset
-from cbframe.scan.spans.parts import make_spans
+from cbframe.scan.microbatch import make_spans
+from cbframe.scan.offsets import Offset
 from cbframe.snapshot.manifest import Manifest
 
 from .restored import FILES, documents_of, restored_cluster

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cbframe.dcp.counters import ClusterCounters, NodeStats
-from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.dcp.records import VBucketPhase, VBucketTable, Window
+from cbframe.dcp.source import Problem
+from cbframe.dcp.stats import BucketDataSourceStats, ClusterCounters, NodeStats
 from cbframe.dcp.streams import VBucketState
-from cbframe.dcp.table import VBucketPhase, VBucketTable, Window
-from cbframe.dcp.view import Problem
 from cbframe.testing import FakeClock
 
 
@@ -22,7 +21,7 @@ class Source:
     nodes
         Counters by address.
     phase, owner, seqno, high, vbuuid
-        As of a :class:`~cbframe.dcp.table.VBucketTable`.
+        As of a :class:`~cbframe.dcp.records.VBucketTable`.
     """
 
     def __init__(self, clock: FakeClock, *, vbuckets: int = 8, nodes: int = 2, bounded: bool = False) -> None:

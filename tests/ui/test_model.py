@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from cbframe.dcp.records import VBucketPhase
 from cbframe.dcp.streams import VBucketState
-from cbframe.dcp.table import VBucketPhase
 from cbframe.errors import ConfigurationError
 from cbframe.testing import FakeClock
 from cbframe.ui.model import StatsModel

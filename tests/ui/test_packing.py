@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from cbframe.dcp.table import VBucketPhase
+from cbframe.dcp.records import VBucketPhase
 from cbframe.testing import FakeClock
+from cbframe.ui.drawing import CELLS, MOVED, NOBODY, NODES, UNKNOWN_LAG, _short, grid_cells, pack
 from cbframe.ui.model import StatsModel
-from cbframe.ui.packing import CELLS, MOVED, NOBODY, NODES, UNKNOWN_LAG, _short, grid_cells, pack
 
 from .doubles import Source, every
 

@@ -13,7 +13,7 @@ import pytest
 
 import cbframe
 from cbframe.scan.progress import ScanProgress
-from cbframe.ui import watching
+from cbframe.ui import progress as progress_of
 from cbframe.ui.progress import TextProgress, _duration
 
 
@@ -325,7 +325,7 @@ def test_a_display_that_fails(monkeypatch: pytest.MonkeyPatch, bucket: cbframe.L
     def fail() -> None:
         raise RuntimeError("no front end")
 
-    monkeypatch.setattr(watching, "in_notebook", fail)
+    monkeypatch.setattr(progress_of, "in_notebook", fail)
     for progress in ("auto", "widget"):
         assert len(cbframe.read_bucket(bucket, progress=progress)) == 1  # type: ignore[call-overload]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cbframe.dcp.table import VBucketPhase
+from cbframe.dcp.records import VBucketPhase
 from cbframe.errors import ConfigurationError
 from cbframe.testing import FakeClock
 from cbframe.ui import show
@@ -233,7 +233,7 @@ def test_a_fault_of_the_picture_is_logged_and_the_stream_goes_on(
 
 
 def test_without_ipywidgets_there_is_html(outputs: list[Outputs], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cbframe.ui.panel", None)
+    monkeypatch.setitem(sys.modules, "cbframe.ui.widget", None)
     view = show_stats(Source(FakeClock()))
     assert view.panel is None
     assert set(outputs[0].bundles[0]) == {"text/html", "text/plain"}

@@ -6,10 +6,10 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from cbframe.dcp.table import VBucketPhase
+from cbframe.dcp.records import VBucketPhase
 from cbframe.testing import FakeClock
+from cbframe.ui.drawing import as_html, as_text, duration
 from cbframe.ui.model import StatsModel
-from cbframe.ui.static_form import as_html, as_text, duration
 
 from .doubles import Source, every
 

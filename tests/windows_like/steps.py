@@ -19,7 +19,7 @@ import pytest
 import cbframe
 from cbframe import system
 from cbframe.cli import main
-from cbframe.dcp.workers import in_processes
+from cbframe.dcp.threads import in_processes
 
 warnings.filterwarnings("error", category=EncodingWarning, module=r"cbframe\b")
 
@@ -101,8 +101,7 @@ class Steps:
         assert set(snapshot.vacuum(keep=1)) == left
 
     def locks(self) -> None:
-        from cbframe.snapshot.lock import writing  # noqa: PLC0415
-        from cbframe.snapshot.store import open_store  # noqa: PLC0415
+        from cbframe.snapshot.store import open_store, writing  # noqa: PLC0415
 
         store = open_store(self.folder / "snapshot")
         with writing(store), pytest.raises(cbframe.SnapshotError, match="is being written by process"):

@@ -9,7 +9,7 @@ from cbframe.errors import ProtocolError
 from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import DATA_OPCODES, MAX_BODY_LENGTH, Magic, Opcode
 from cbframe.wire.framing import Frame
-from cbframe.wire.items import split_key
+from cbframe.wire.messages import split_key
 
 
 @dataclass(frozen=True, slots=True)

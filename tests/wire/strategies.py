@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cbframe.wire.constants import Magic, Opcode
 from cbframe.wire.framing import Frame
-from cbframe.wire.items import encode_leb128
+from cbframe.wire.messages import encode_leb128
 
 from .oracle import DataMessage
 from .pipeline import OPAQUE, opaque_of

@@ -25,7 +25,6 @@ from cbframe.wire.constants import (
     SystemEventId,
 )
 from cbframe.wire.framing import Frame
-from cbframe.wire.items import encode_leb128, join_xattrs, split_key, split_xattrs
 from cbframe.wire.messages import (
     Commit,
     DcpNoop,
@@ -38,11 +37,15 @@ from cbframe.wire.messages import (
     SystemEvent,
     Unknown,
     encode_failover_log,
+    encode_leb128,
     encode_vbucket_seqnos,
+    join_xattrs,
     parse_failover_log,
     parse_message,
     parse_rollback_seqno,
     parse_vbucket_seqnos,
+    split_key,
+    split_xattrs,
 )
 from cbframe.wire.requests import (
     BufferAck,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbframe.errors import ProtocolError
-from cbframe.wire.items import (
+from cbframe.wire.messages import (
     MAX_LEB128_LENGTH,
     XattrSplit,
     body_offset,

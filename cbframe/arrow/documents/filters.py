@@ -48,22 +48,26 @@ Instead of an answer there is a :class:`~cbframe.ConfigurationError` where
 
 from __future__ import annotations
 
+import json
+import operator
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
-from math import isnan
+from decimal import Decimal, InvalidOperation
+from math import floor, isinf, isnan
 from typing import Any
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OPCODE, XATTRS
-from cbframe.arrow.keys import key_of_text
+from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OPCODE, XATTRS, key_of_text
 from cbframe.errors import ConfigurationError
-from cbframe.json.layout import Path, path_of
-from cbframe.json.typer import REASON, VALUE
+from cbframe.json.layout import Column, Path, Policy, Tree, is_list, path_of, tree_of
+from cbframe.json.typer import OURS, REASON, VALUE, Documents, typed
 
 ORDER = ("<", "<=", ">", ">=")
 SETS = ("in", "not in")
@@ -382,3 +386,359 @@ def _shown(value: Any) -> str:
 
 def _invalid(what: str, hint: str = _HINT) -> ConfigurationError:
     return ConfigurationError(f"filters= {what}", hint=hint)
+
+
+Mask = npt.NDArray[np.bool_]
+_COMPARE: dict[str, tuple[Callable[[Any, Any], bool], Callable[[Any, Any], pa.Array]]] = {
+    "==": (operator.eq, pc.equal),
+    "!=": (operator.ne, pc.not_equal),
+    "<": (operator.lt, pc.less),
+    "<=": (operator.le, pc.less_equal),
+    ">": (operator.gt, pc.greater),
+    ">=": (operator.ge, pc.greater_equal),
+}
+_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+_DECODE = msgspec.json.Decoder().decode
+
+
+def exact(integer: int) -> bool:
+    """Whether an integer has an exact double."""
+    try:
+        return int(float(integer)) == integer
+    except OverflowError:
+        return False
+
+
+def family(kind: pa.DataType) -> str | None:
+    """The kind of the values of a column; None of nulls, and of types that no value of JSON becomes."""
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        return "string"
+    if pa.types.is_timestamp(kind):
+        return "clock" if kind.tz is None else "moment"
+    if pa.types.is_struct(kind) or pa.types.is_map(kind):
+        return "object"
+    return "array" if is_list(kind) else None
+
+
+def families_of(values: Iterable[Any]) -> set[str]:
+    """The kinds of decoded values; text that is a date or a time is that, too."""
+    found: set[str] = set()
+    for value in values:
+        if isinstance(value, str):
+            found.add("string")
+            if (moment := Moment.of_text(value)) is not None:
+                found.add(family_of(moment))
+        elif value is not None:
+            found.add(_family(value))
+    return found
+
+
+def compared(cells: pa.ChunkedArray, predicate: Predicate) -> Mask:
+    """Which values of a column pass: booleans, numbers, text, bytes, timestamps, or nested ones."""
+    valid: Mask = cells.is_valid().to_numpy()
+    if predicate.op == "is":
+        return ~valid
+    held = family(cells.type)
+    literals = tuple(each for each in predicate.literals if family_of(each) == held)
+    dates = held == "string" and any(isinstance(each, Moment) for each in predicate.literals)
+    if predicate.op == "is not" or held is None or not (literals or dates):
+        # Of another kind than all of them.
+        return valid if predicate.negative else np.zeros(len(cells), bool)
+    fast = None if dates else _fast(cells, predicate.op, literals)
+    if fast is None:
+        return np.fromiter((holds(value, predicate) for value in cells.to_pylist()), bool, len(cells))
+    mask: Mask = fast.fill_null(False).to_numpy() if isinstance(fast, pa.ChunkedArray) else fast & valid
+    return mask & valid
+
+
+def holds(value: Any, predicate: Predicate) -> bool:
+    """Whether one decoded value passes."""
+    if value is None:
+        return predicate.op == "is"
+    if predicate.op in ("is", "is not"):
+        return predicate.negative
+    compare = _COMPARE["==" if predicate.op not in ORDER else predicate.op][0]
+    found = False
+    for literal in predicate.literals:
+        mine = value
+        if isinstance(literal, Moment) and isinstance(value, str):
+            mine = Moment.of_text(value)
+        if mine is None or _family(mine) != family_of(literal):
+            continue
+        if isinstance(literal, Moment):
+            found |= compare(mine.nanoseconds, literal.nanoseconds)
+        else:
+            found |= compare(mine, literal)
+    return found != predicate.negative
+
+
+def decoded(text: str | bytes) -> Any:
+    """Sound JSON as Python's values: numbers with a fraction are doubles, integers are exact."""
+    try:
+        return _DECODE(text)
+    except msgspec.ValidationError:
+        # It has numbers beyond a double, or of very many digits.
+        return _EXACTLY(text if isinstance(text, str) else text.decode())
+
+
+def value_at(document: Any, path: Path) -> Any:
+    """What a decoded value has at a path; None where it has nothing."""
+    for name in path:
+        if not isinstance(document, dict):
+            return None
+        document = document.get(name)
+    return document
+
+
+def _double(token: str) -> float | Decimal:
+    number = float(token)
+    if not isinf(number):
+        return number
+    try:
+        return Decimal(token)
+    except InvalidOperation:
+        return number  # beyond even that
+
+
+_EXACTLY = json.JSONDecoder(parse_int=Decimal, parse_float=_double).decode
+
+
+def _family(value: Any) -> str:
+    if isinstance(value, dict):
+        return "object"
+    return "array" if isinstance(value, list | tuple) else family_of(value)
+
+
+def _fast(cells: pa.ChunkedArray, op: str, literals: Sequence[Any]) -> pa.ChunkedArray | Mask | None:
+    """Compare in one call; None where Arrow would not compare exactly."""
+    kind = cells.type
+    if pa.types.is_timestamp(kind):
+        unit = _NANOSECONDS[kind.unit]
+        parts = [divmod(each.nanoseconds, unit) for each in literals]
+        return _integers(cells.cast(pa.int64()), op, [(whole, not rest) for whole, rest in parts])
+    if pa.types.is_integer(kind):
+        if any(isinstance(each, float) and isinf(each) for each in literals):
+            return None
+        return _integers(cells, op, [(floor(each), each == floor(each)) for each in literals])
+    if pa.types.is_floating(kind):
+        doubles = all(isinstance(each, float) or exact(each) for each in literals)
+        if not doubles or not pa.types.is_float64(kind):
+            return None
+        literals = tuple(map(float, literals))
+        if op in SETS and 0.0 in literals:
+            # To is_in() they are different.
+            literals += (0.0, -0.0)
+    elif pa.types.is_decimal(kind) or pa.types.is_nested(kind):
+        return None
+    if pa.types.is_binary(kind):
+        literals = tuple(each.encode() if isinstance(each, str) else each for each in literals)
+    elif any(isinstance(each, bytes) for each in literals):
+        return None
+    return _in_arrow(cells, op, literals)
+
+
+def _in_arrow(cells: pa.ChunkedArray, op: str, literals: Sequence[Any]) -> pa.ChunkedArray:
+    if op in SETS:
+        found = pc.is_in(cells, value_set=pa.array(literals, cells.type))
+        return pc.invert(found) if op == "not in" else found
+    return _COMPARE[op][1](cells, pa.scalar(literals[0], cells.type))
+
+
+def _integers(
+    cells: pa.ChunkedArray, op: str, literals: Sequence[tuple[int, bool]]
+) -> pa.ChunkedArray | Mask:
+    """Integers compared with numbers, of each the next integer below and whether that is all of it."""
+    kind = cells.type
+    low, high = 0, (1 << kind.bit_width) - 1
+    if pa.types.is_signed_integer(kind):
+        low, high = -(high + 1) // 2, high // 2
+    if op not in ORDER:
+        some = [whole for whole, all_of_it in literals if all_of_it and low <= whole <= high]
+        return _in_arrow(cells, "not in" if op in ("!=", "not in") else "in", some)
+    ((whole, all_of_it),) = literals
+    if not all_of_it:
+        op = {"<": "<=", ">=": ">"}.get(op, op)
+    if not low <= whole <= high:
+        return np.full(len(cells), (whole > high) == (op in ("<", "<=")))
+    return _in_arrow(cells, op, [whole])
+
+
+@dataclass(slots=True)
+class Seen:
+    """What documents hold in a field."""
+
+    present: bool = False  # one has it, if only as null
+    families: set[str] = field(default_factory=set)  # the kinds of its values
+
+    def update(self, other: Seen) -> None:
+        """Take in what others hold."""
+        self.present |= other.present
+        self.families |= other.families
+
+
+class Matcher:
+    """Finds the documents that pass filters, and learns what they hold in the fields that are compared."""
+
+    def __init__(self, filters: Filters) -> None:
+        self._filters = filters
+        paths = [each.path for each in predicates(filters) if not each.of_metadata]
+        self._wanted = tree_of(paths)
+        self._dates = {
+            each.path for each in predicates(filters) if any(isinstance(at, Moment) for at in each.literals)
+        }
+        self.seen: dict[Path, Seen] = {path: Seen() for path in paths}
+
+    def mask(
+        self,
+        values: pa.Array,  # binary array without nulls
+        is_json: npt.NDArray[np.bool_],  # what the server says of each
+        metadata: Mapping[str, pa.Array] | None = None,  # the columns of metadata that the filters name
+        documents: npt.NDArray[np.bool_] | None = None,
+    ) -> Mask:
+        """Which rows pass."""
+        if not len(values):
+            return np.zeros(0, bool)
+        fields = _Fields(values, is_json, self._wanted) if self.seen else None
+        for path, seen in self.seen.items():
+            assert fields is not None
+            seen.update(fields.seen(path, dates=path in self._dates))
+        passed = np.zeros(len(values), bool)
+        for group in self._filters:
+            passing = np.ones(len(values), bool)
+            for predicate in group:
+                if predicate.of_metadata:
+                    assert metadata is not None
+                    passing &= compared(pa.chunked_array([metadata[predicate.path[0]]]), predicate)
+                else:
+                    assert fields is not None
+                    passing &= fields.passing(predicate)
+            passed |= passing
+        return passed if documents is None else passed & documents
+
+    def update(self, other: Matcher) -> None:
+        """Take in what another one with the same filters learned."""
+        for path, seen in other.seen.items():
+            self.seen[path].update(seen)
+
+    def errors(self) -> list[ConfigurationError]:
+        """What the documents show to be a mistake: fields that none has, comparisons that are never true."""
+        found = []
+        for predicate in self._of_fields():
+            seen = self.seen[predicate.path]
+            error = never(predicate, sorted(seen.families)) if seen.present else unknown(predicate)
+            if error is not None:
+                found.append(error)
+        return found
+
+    def refuse(self) -> None:
+        """Raise the first of :meth:`errors`: there was a document at least."""
+        for error in self.errors():
+            raise error
+
+    def _of_fields(self) -> list[Predicate]:
+        return [each for each in predicates(self._filters) if not each.of_metadata]
+
+
+class _Fields:
+    """The fields of some documents: as columns, and decoded where their values have no common type."""
+
+    def __init__(self, values: pa.Array, is_json: npt.NDArray[np.bool_], wanted: Tree) -> None:
+        self._documents = values
+        rows = np.arange(len(values), dtype=np.uint64)
+        documents = Documents(values, is_json, np.zeros(len(values), np.uint16), rows)
+        self._table, settled = typed([documents], Policy(wanted=wanted))
+        self._root = settled.layout.root
+        self.sound: Mask = np.ones(len(values), bool)
+        """Which rows are JSON objects."""
+        if settled.rejected:
+            self.sound = self._table[REASON].is_null().to_numpy()
+        self._columns: dict[Path, pa.ChunkedArray | _Nowhere | None] = {}
+        self._slow: list[Any] | None = None
+
+    def passing(self, predicate: Predicate) -> Mask:
+        """Which pass one comparison."""
+        cells = self._column(predicate.path)
+        if isinstance(cells, _Nowhere):
+            found = np.full(len(self._documents), predicate.op == "is")
+        elif cells is not None:
+            found = compared(cells, predicate)
+        else:
+            values = self._values(predicate.path)
+            found = np.fromiter((holds(value, predicate) for value in values), bool, len(values))
+        return found & self.sound if predicate.op == "is" else found
+
+    def seen(self, path: Path, *, dates: bool) -> Seen:
+        """What they hold in a field."""
+        cells = self._column(path)
+        if cells is None:
+            return Seen(self._is_present(path), families_of(self._values(path)))
+        if isinstance(cells, _Nowhere):
+            return Seen()
+        if cells.null_count == len(cells):
+            return Seen(present=True)
+        held = family(cells.type)
+        families = {held} if held is not None else set()
+        if held == "string" and dates:
+            families |= families_of(cells.drop_null().to_pylist())
+        return Seen(present=True, families=families)
+
+    def _column(self, path: Path) -> pa.ChunkedArray | _Nowhere | None:
+        if path not in self._columns:
+            self._columns[path] = column_of(self._table, self._root, path)
+        return self._columns[path]
+
+    def _decoded(self) -> list[Any]:
+        if self._slow is None:
+            self._slow = [
+                decoded(document) if sound else None
+                for document, sound in zip(self._documents.to_pylist(), self.sound, strict=True)
+            ]
+        return self._slow
+
+    def _values(self, path: Path) -> list[Any]:
+        return [value_at(document, path) for document in self._decoded()]
+
+    def _is_present(self, path: Path) -> bool:
+        """Whether a document has a field, if only as null."""
+        *outer, name = path
+        for document in self._decoded():
+            inside = value_at(document, tuple(outer))
+            if isinstance(inside, dict) and name in inside:
+                return True
+        return False
+
+
+class _Nowhere:
+    """No document has the field."""
+
+
+_NOWHERE = _Nowhere()
+
+
+def column_of(table: pa.Table, root: Column, path: Path) -> pa.ChunkedArray | _Nowhere | None:
+    """The column of a path; None where it does not have the values as they are in the documents."""
+    name, *rest = path
+    if name.startswith(OURS) or "\0" in name:
+        return None
+    plan = root.members.get(name)
+    if plan is None:
+        return _NOWHERE
+    column = table[name]
+    for member in rest:
+        if not _is_plain(column, plan):
+            return None
+        plan = plan.members.get(member)
+        if plan is None:
+            return _NOWHERE
+        column = pc.struct_field(column, [column.type.get_field_index(member)])
+    return column if _is_plain(column, plan) else None
+
+
+def _is_plain(column: pa.ChunkedArray, plan: Column) -> bool:
+    if plan.how != "plain" or pa.types.is_map(plan.type):
+        return False
+    return family(column.type) == family(plan.type)

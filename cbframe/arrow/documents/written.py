@@ -9,15 +9,15 @@ is JSON text already stays as it is, also inside of other values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.documents.kinds import Kind, decoded
-from cbframe.arrow.documents.parse import as_lists
+from cbframe.arrow.documents.kinds import Kind, as_lists, as_map, decoded
+from cbframe.json import reference
 from cbframe.json.layout import is_list
 
 _ENCODE = msgspec.json.Encoder().encode
@@ -152,3 +152,32 @@ def _moments(array: pa.Array) -> pa.Array:
         return text
     text = pc.replace_substring_regex(text, r"(\.[0-9]*?)0+(Z?)$", r"\1\2")
     return pc.replace_substring_regex(text, r"\.(Z?)$", r"\1")
+
+
+def rendered(table: pa.Table, declared: Container[str] = ()) -> pa.Table:
+    """A table as it is handed out; columns that are `declared` stay as they are."""
+    for at, field in enumerate(table.schema):
+        kind = reference.rendered(field.type)
+        if not kind.equals(field.type) and field.name not in declared:
+            column = pa.chunked_array([_array(chunk, kind) for chunk in table.column(at).chunks], kind)
+            table = table.set_column(at, field.with_type(kind), column)
+    return table
+
+
+def _array(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    have = array.type
+    if have.equals(kind):
+        return array
+    if pa.types.is_null(have):
+        return pa.nulls(len(array), kind)
+    if pa.types.is_list(have):
+        return with_items(array, _array(array.flatten(), kind.value_type), kind)
+    if pa.types.is_map(have):
+        lists = as_lists(array)
+        names, values = (lists.values.field(at) for at in (0, 1))
+        return as_map(lists, names, _array(values, kind.item_type), kind)
+    missing = array.is_null()
+    if not have.num_fields:
+        return pa.array(["{}"]).take(pa.array(np.zeros(len(array), np.int64), mask=np.asarray(missing)))
+    members = [_array(member, into.type) for member, into in zip(array.flatten(), kind, strict=True)]
+    return pa.StructArray.from_arrays(members, fields=list(kind), mask=missing)

@@ -47,7 +47,6 @@ vbucket alone is read again from the start.
 
 from __future__ import annotations
 
-from cbframe.contrib.delta.result import DeltaResult
-from cbframe.contrib.delta.write import to_delta, update_delta
+from cbframe.contrib.delta.mirror import DeltaResult, to_delta, update_delta
 
 __all__ = ["DeltaResult", "to_delta", "update_delta"]

@@ -2,32 +2,248 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from html import escape
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import COLLECTION_ID, KEY, VBUCKET
-from cbframe.arrow.documents.unify import Columns, unify
-from cbframe.arrow.documents.widen import widen
-from cbframe.arrow.exclusion import TRANSACTION_PREFIX, of_transactions
-from cbframe.arrow.keys import KeyForm, has_literals
-from cbframe.contrib.delta.commit import Committer
-from cbframe.contrib.delta.log import Base, delta_errors
-from cbframe.contrib.delta.result import DeltaResult
-from cbframe.contrib.delta.rows import HEAD, Places, Waiting, beyond
-from cbframe.contrib.delta.shape import Shape
-from cbframe.contrib.delta.source import Back, News, Source
-from cbframe.errors import SnapshotError
-from cbframe.scan.asof import AsOf
-from cbframe.scan.moment import Clock
-from cbframe.scan.spec import ScanSpec
-from cbframe.snapshot.fetch import Fetch, Fetched, Known
-from cbframe.snapshot.history import Boundaries, following, lag
+from cbframe.arrow.batcher import of_dropped
+from cbframe.arrow.columns import COLLECTION_ID, KEY, VBUCKET, KeyForm, formed, has_literals
+from cbframe.arrow.current_rows import TRANSACTION_PREFIX, of_transactions
+from cbframe.arrow.documents.unify import Columns, unify, widen
+from cbframe.cluster.tls import TLSLike
+from cbframe.contrib.delta.shape import HEAD, Documents, Mask, Places, Shape, Waiting, beyond
+from cbframe.contrib.delta.table import (
+    APP,
+    CHANGE,
+    Base,
+    Committer,
+    base_of,
+    delta_errors,
+    library,
+    open_table,
+)
+from cbframe.errors import ConfigurationError, SnapshotError
+from cbframe.json.layout import OnConflict
+from cbframe.options import BucketDataSourceOptions
+from cbframe.public import public
+from cbframe.scan.agreement import Conflict
+from cbframe.scan.asof import AsOf, Clock, utc_now
+from cbframe.scan.progress import Progress
+from cbframe.scan.spec import (
+    ColumnsLike,
+    Consistency,
+    Exclusion,
+    FiltersLike,
+    ScanSpec,
+    SchemaLike,
+    path_of_files,
+)
+from cbframe.snapshot.contents import agreed, named, spec_of, stored_form
 from cbframe.snapshot.manifest import Counts, Manifest, Rollback
+from cbframe.snapshot.result import behind, count, some
 from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT, Changes
-from cbframe.snapshot.update import is_news, refuse_conflicts, warn_of_nothing
+from cbframe.snapshot.versions import Boundaries, following, lag
+from cbframe.snapshot.writer import Fetch, Fetched, Known, is_news, refuse_conflicts, warn_of_nothing
+from cbframe.typing import Connectable, ServerURLs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaResult:
+    """A Delta table that was written.
+
+    Attributes
+    ----------
+    uri
+        Where it is.
+    bucket
+        What it mirrors.
+    version
+        Of the table, now.
+    changed
+        Whether there was anything new; if not, there is no commit.
+    rewritten
+        Whether the whole table was written, since types got wider, or at first.
+    upserted, deleted
+        Documents that the bucket reported, and deletions or expirations; each document counts once.
+    retracted
+        Rows that went, or gave way to older ones: the server took them back.
+    rolled_back
+        Vbuckets that the server rolled back, and the seqno to which.
+    read_again
+        Vbuckets that were read again from an earlier position than the table's, and that position; 0 is
+        the start.
+    seconds
+        How long it took.
+    as_of
+        The vbucket positions of the table now.
+    conflicts, rejected
+        As of a read, of the documents that came.
+    transaction_records
+        As of :class:`~cbframe.SnapshotResult`.
+    clock_behind
+        As of :class:`~cbframe.SnapshotResult`.
+    """
+
+    uri: str
+    bucket: str
+    version: int
+    changed: bool
+    rewritten: bool
+    upserted: int
+    deleted: int
+    retracted: int
+    rolled_back: dict[int, int] = field(repr=False)
+    read_again: dict[int, int] = field(repr=False)
+    seconds: float
+    as_of: AsOf
+    conflicts: tuple[Conflict, ...] = field(default=(), repr=False)
+    rejected: dict[str, int] = field(default_factory=dict, repr=False)
+    transaction_records: int = 0
+    clock_behind: timedelta = timedelta()
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<12}{value}" for name, value in self._lines())
+
+    def _lines(self) -> list[tuple[str, str]]:
+        how = "" if self.changed else ", nothing new"
+        lines = [
+            ("table", f"{self.uri}, bucket {self.bucket!r}"),
+            ("version", f"{self.version}{how}" + (", rewritten" if self.rewritten else "")),
+            ("rows", f"{self.upserted:,} upserted, {self.deleted:,} deleted, {self.retracted:,} retracted"),
+            ("seconds", f"{self.seconds:.1f}"),
+            ("as of", f"{len(self.as_of):,} vbuckets, {self.as_of.changes:,} changes"),
+        ]
+        if self.rolled_back:
+            lines.append(("rolled back", f"{some(self.rolled_back)} by the server"))
+        if self.read_again:
+            lines.append(("read again", some(self.read_again)))
+        conflicts = [each for each in self.conflicts if each.names is None]
+        if conflicts:
+            lines.append(("conflicts", f"no common type: {len(conflicts):,} fields"))
+        if self.rejected:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
+            lines.append(("_cb_value", reasons))
+        if self.transaction_records:
+            lines.append(("left out", f"{count(self.transaction_records, 'change')} of transaction records"))
+        if self.clock_behind:
+            lines.append(("clock", behind(self.clock_behind)))
+        return lines
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th>"
+            f"<td style='text-align:left'>{escape(value)}</td></tr>"
+            for name, value in self._lines()
+        )
+        return f"<table>{rows}</table>"
+
+
+@dataclass(slots=True)
+class Back:
+    """What is to be done to the rows of the table besides what changed."""
+
+    lost: list[pa.Table] = field(default_factory=list)  # rows that the server took back
+    dropped: list[pa.Table] = field(default_factory=list)  # rows of collections that went
+    restored: list[pa.Table] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the bucket reported."""
+
+    waiting: Waiting  # changes, of each document one
+    columns: Columns  # what the fields of the documents are
+    upserted: int  # how many there are
+    deleted: int
+    dead: frozenset[int]  # collections that were dropped, now or before
+    ended: dict[tuple[int, int], int]
+
+    def of_dropped(self, head: pa.Table) -> Mask:
+        """Which rows are of a collection that was dropped, or emptied since."""
+        gone = of_dropped(head, set(self.dead), self.ended)
+        return np.zeros(len(head), bool) if gone is None else gone
+
+    def upserts(self, shape: Shape) -> Iterator[pa.Table]:
+        """Documents, as they will be stored."""
+        for table in self.waiting.tables():
+            some = table.filter(pc.equal(table[CHANGE_TYPE], UPSERT))
+            documents = widen(some.select(self.columns.schema.names), self.columns, shape.columns)
+            yield shape.stored(some, documents)
+
+    def heads(self, *, upserts: bool) -> Iterator[pa.Table]:
+        """What changed: documents, or deletions."""
+        for table in self.waiting.tables():
+            is_upsert = pc.equal(table[CHANGE_TYPE], UPSERT)
+            yield table.filter(is_upsert if upserts else pc.invert(is_upsert)).select([KEY, COLLECTION_ID])
+
+
+class Source:
+    """What becomes of the table: of each document that is touched, one row or none.
+
+    What the bucket reported comes first, then what counts again, then what goes.
+    """
+
+    def __init__(self, shape: Shape, news: News, back: Back) -> None:
+        self._shape = shape
+        self._news = news
+        upserts, deletions = [*news.heads(upserts=True)], [*news.heads(upserts=False)]
+        told_of = Documents([*upserts, *deletions])
+        self._restored = [rows.filter(pa.array(~told_of.have(rows))) for rows in back.restored]
+        covered = Documents([*upserts, *deletions, *self._restored])
+        gone = [*back.lost, *back.dropped]
+        self._deleted = [
+            *deletions,
+            *(head.filter(pa.array(~covered.have(head))).select([KEY, COLLECTION_ID]) for head in gone),
+        ]
+        self._touched = Documents([*upserts, *self._restored, *self._deleted])
+        self.some = any(map(len, (*upserts, *self._restored, *self._deleted)))
+
+    def changes(self) -> tuple[pa.Schema, Iterator[pa.Table]]:
+        """Rows with what to do with them, for a MERGE."""
+        return self._shape.schema.append(pa.field(CHANGE, pa.string())), self._changes()
+
+    def _changes(self) -> Iterator[pa.Table]:
+        for rows in (*self._news.upserts(self._shape), *self._restored):
+            yield rows.append_column(CHANGE, _repeated("upsert", len(rows)))
+        schema = self._shape.schema
+        seen: list[pa.Table] = []
+        for head in self._deleted:
+            # One that was lost and dropped is there twice.
+            some = head.filter(pa.array(~Documents(seen).have(head))) if seen else head
+            seen.append(some)
+            known = {
+                KEY: formed(some[KEY], self._shape.keys),
+                COLLECTION_ID: some[COLLECTION_ID].cast(schema.field(COLLECTION_ID).type),
+            }
+            columns = [known.get(each.name, pa.nulls(len(some), each.type)) for each in schema]
+            rows = pa.Table.from_arrays(columns, schema=schema)
+            yield rows.append_column(CHANGE, _repeated("delete", len(rows)))
+
+    def untouched(self, current: Iterator[tuple[pa.Table, pa.Table]], narrow: Columns) -> Iterator[pa.Table]:
+        """Rows that stay what they are, as they will be stored, of metadata and fields (`narrow`) of all."""
+        for head, documents in current:
+            some = pa.array(~self._touched.have(head))
+            wide = widen(documents.filter(some), narrow, self._shape.columns)
+            yield self._shape.stored(head.filter(some), wide)
+
+    def all_rows(self, untouched: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """The whole table as it will be."""
+        yield from self._news.upserts(self._shape)
+        yield from self._restored
+        yield from untouched
+
+
+def _repeated(text: str, count: int) -> pa.Array:
+    return pa.array([text]).take(pa.array(np.zeros(count, np.int8)))
+
 
 _Opener = Callable[[int], Any]
 
@@ -317,3 +533,209 @@ class Mirror:
             transaction_records=changes.transaction_records,
             clock_behind=lag(self._before, self._now),
         )
+
+
+@public
+def to_delta(
+    conn: ServerURLs | Connectable,
+    uri: str | os.PathLike[str],
+    *,
+    bucket: str | None = None,
+    mode: Literal["error", "overwrite"] = "error",
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    scope: str | None = None,
+    collections: str | Iterable[str] | None = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
+    keys: KeyForm | None = None,
+    key_prefix: str | bytes | None = None,
+    keys_only: bool | None = None,
+    parse: bool | None = None,
+    xattrs: bool | None = None,
+    nested: Literal["struct", "json"] | None = None,
+    schema: SchemaLike | None = None,
+    on_conflict: OnConflict | None = None,
+    max_struct_fields: int | None = None,
+    parse_dates: bool | Iterable[str] | None = None,
+    transaction_records: Exclusion | None = None,
+    consistency: Consistency = "snapshot",
+    batch_bytes: int | None = None,
+    buffer_bytes: int | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    spill_bytes: int | None = None,
+    timeout: float | None = None,
+    progress: Progress = "auto",
+    options: BucketDataSourceOptions | None = None,
+    storage_options: Mapping[str, str] | None = None,
+    clock: Clock = utc_now,
+) -> DeltaResult:
+    """Copy a bucket into a Delta table, which :func:`update_delta` brings up to date.
+
+    The table appears whole or not at all. Documents wait in temporary files (`spool_dir`); memory is
+    some hundred MB, since deltalake makes files of 100 MB in memory. What the table looks like is in the
+    documentation of this package. It has documents whose expiry has passed until the server removes them.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network
+        As of :func:`cbframe.scan_bucket`.
+    uri
+        A folder, or what deltalake knows: ``s3://…``, ``abfss://…``.
+    mode
+        ``"error"`` refuses to if there is a table. ``"overwrite"`` begins again in the same table: earlier
+        versions stay until they are vacuumed.
+    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
+on_conflict, max_struct_fields, parse_dates, transaction_records
+        What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
+    consistency
+        As of :func:`cbframe.write_snapshot`, and for this commit only.
+    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options
+        As of :func:`cbframe.scan_bucket`.
+    storage_options
+        Of deltalake, for what `uri` is in.
+    clock
+        Tells the time of day that is written down.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument is invalid.
+    ConversionError
+        A type was declared that Delta does not have.
+    DependencyError
+        deltalake is not installed.
+    SnapshotError
+        There is a table, or it cannot be written.
+    CbframeError
+        The bucket could not be read.
+    """
+    if mode not in ("error", "overwrite"):
+        raise ConfigurationError(f"mode={mode!r}", hint="choose from: error, overwrite")
+    arguments = locals()
+    if transaction_records is None:
+        arguments["transaction_records"] = "drop"
+    if keys is None:
+        # Always written down: tables of earlier versions of cbframe, without it, hold keys in another way.
+        arguments["keys"] = "text"
+    stored = stored_form(arguments)
+    # What is invalid is reported before anything is touched.
+    spec_of(arguments, stored)
+    path = path_of_files("uri", uri)
+    table = open_table(path, storage_options)
+    if table is not None and mode == "error":
+        raise SnapshotError(
+            "there is a Delta table already",
+            path=path,
+            hint='update_delta() brings it up to date; mode="overwrite" makes it again',
+        )
+    stored = named(stored, arguments)
+    return Mirror(
+        path,
+        None,
+        Committer(path, table, storage_options),
+        version=1 if table is None else 1 + (table.transaction_version(APP) or 0),
+        target=spec_of(arguments, stored),
+        stored=stored,
+        opener=_no_version,
+        clock=clock,
+    ).run()
+
+
+@public
+def update_delta(
+    conn: ServerURLs | Connectable,
+    uri: str | os.PathLike[str],
+    *,
+    bucket: str | None = None,
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    scope: str | None = None,
+    collections: str | Iterable[str] | None = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
+    keys: KeyForm | None = None,
+    key_prefix: str | bytes | None = None,
+    keys_only: bool | None = None,
+    parse: bool | None = None,
+    xattrs: bool | None = None,
+    nested: Literal["struct", "json"] | None = None,
+    schema: SchemaLike | None = None,
+    on_conflict: OnConflict | None = None,
+    max_struct_fields: int | None = None,
+    parse_dates: bool | Iterable[str] | None = None,
+    transaction_records: Exclusion | None = None,
+    consistency: Consistency = "snapshot",
+    batch_bytes: int | None = None,
+    buffer_bytes: int | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    spill_bytes: int | None = None,
+    timeout: float | None = None,
+    progress: Progress = "auto",
+    options: BucketDataSourceOptions | None = None,
+    storage_options: Mapping[str, str] | None = None,
+    clock: Clock = utc_now,
+) -> DeltaResult:
+    """Bring a Delta table up to date with what changed in the bucket since.
+
+    Rows and positions are one commit: a process that ends at any moment leaves the table as it was, or as it
+    should be, and the next update goes on from there. Where nothing changed, there is no commit.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network, consistency, batch_bytes, buffer_bytes, spool_dir, \
+spill_bytes, timeout, progress, options, storage_options, clock
+        As of :func:`to_delta`.
+    uri
+        Where :func:`to_delta` made the table.
+    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
+on_conflict, max_struct_fields, parse_dates, transaction_records
+        What the table holds, as of :func:`to_delta`. It need not be given again; anything else than then is
+        an error.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument is invalid, or differs from what the table was made with.
+    DependencyError
+        deltalake is not installed.
+    SnapshotError
+        There is no table that :func:`to_delta` made, or someone else changed it; the bucket was flushed or
+        created again; another writer was faster. The table stays as it is.
+    CbframeError
+        The bucket could not be read.
+    """
+    arguments = locals()
+    given = stored_form(arguments)
+    # What is invalid is reported before anything is touched.
+    spec_of(arguments, given)
+    path = path_of_files("uri", uri)
+    table = open_table(path, storage_options)
+    if table is None:
+        raise SnapshotError("there is no Delta table", path=path, hint="to_delta() makes one")
+    base: Base = base_of(table, path)
+    stored = {"keys": "text", **base.manifest.options}
+    given = named(given, arguments, stored)
+    agreed(given, stored, made="the table", remedy='to_delta(..., mode="overwrite")')
+    stored.setdefault("transaction_records", "drop")  # mirrors of earlier releases have them: they go now
+    return Mirror(
+        path,
+        base,
+        Committer(path, table, storage_options),
+        version=base.manifest.version + 1,
+        target=spec_of(arguments, stored),
+        stored=stored,
+        opener=partial(_version, path, storage_options),
+        clock=clock,
+    ).run()
+
+
+def _version(uri: str, storage_options: Mapping[str, str] | None, version: int) -> Any:
+    options = None if storage_options is None else dict(storage_options)
+    return library().DeltaTable(uri, version=version, storage_options=options)
+
+
+def _no_version(version: int) -> Any:
+    raise AssertionError(f"nothing is continued, least of all version {version}")

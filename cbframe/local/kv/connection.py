@@ -14,7 +14,7 @@ from cbframe.errors import ProtocolError
 from cbframe.local.auth import MECHANISMS, NOBODY, Credentials, SaslAnswer, SaslServer, User
 from cbframe.local.bucket import LocalBucket, UnknownCollectionError, UnknownScopeError, is_json
 from cbframe.local.cluster_manager import ClusterConfig
-from cbframe.local.codecs import deflate, inflate
+from cbframe.local.items import deflate, inflate
 from cbframe.local.kv.documents import (
     DocumentService,
     FrameInfo,
@@ -38,8 +38,7 @@ from cbframe.wire.constants import (
     VBucketStateCode,
 )
 from cbframe.wire.framing import Frame
-from cbframe.wire.items import split_key
-from cbframe.wire.messages import encode_failover_log, encode_vbucket_seqnos
+from cbframe.wire.messages import encode_failover_log, encode_vbucket_seqnos, split_key
 from cbframe.wire.requests import (
     BufferAck,
     DcpControl,

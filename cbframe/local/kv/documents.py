@@ -13,7 +13,7 @@ from cbframe.local.kv import subdocument
 from cbframe.local.vbucket import StoredDocument, VBucket
 from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Opcode, Status
 from cbframe.wire.framing import Frame
-from cbframe.wire.items import body_offset
+from cbframe.wire.messages import body_offset
 
 _BARRIER, _DURABILITY, _STREAM_ID, _PRESERVE_TTL = 0, 1, 2, 5
 _STRONGEST_LEVEL = 3

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cbframe.arrow.documents.dates import Dates
+from cbframe.arrow.documents.fit import Dates
 from cbframe.errors import ConfigurationError
 
 

@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from documents_in_files import File, typed
 
-from cbframe.arrow.documents.dates import Dates
-from cbframe.arrow.documents.unify import Columns, Difference, differences, unify
-from cbframe.arrow.documents.widen import widen
+from cbframe.arrow.documents.fit import Dates
+from cbframe.arrow.documents.unify import Columns, Difference, differences, unify, widen
 from cbframe.errors import ConfigurationError
 from cbframe.json.layout import Column, Policy, struct
 from cbframe.scan.parquet import write_parquet

@@ -18,10 +18,8 @@ from hypothesis import strategies as st
 from json_documents import runs
 
 from cbframe.arrow.documents import written
-from cbframe.arrow.documents.kinds import Kind, misplaced
-from cbframe.arrow.documents.marks import Marks
-from cbframe.arrow.documents.unify import Columns, differences, unify
-from cbframe.arrow.documents.widen import widen
+from cbframe.arrow.documents.kinds import Kind, Marks, misplaced
+from cbframe.arrow.documents.unify import Columns, differences, unify, widen
 from cbframe.json.layout import Policy
 from cbframe.scan.parquet import write_parquet
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from cbframe import BucketDataSourceOptions
 from cbframe.arrow.spill import Spill
-from cbframe.contrib.delta import commit, mirror, rows, to_delta, update_delta
+from cbframe.contrib.delta import mirror, shape, table, to_delta, update_delta
 from cbframe.dcp.transport import SocketStream
 
 OPTIONS = BucketDataSourceOptions(data_manager_sleep_init_ms=1, data_manager_sleep_max_ms=10)
@@ -45,14 +45,14 @@ def die_at(moment: int) -> None:
     places: list[tuple[Any, str]] = [
         (SocketStream, "receive_into"),
         (Spill, "put"),
-        (rows.Waiting, "put"),
+        (shape.Waiting, "put"),
         (mirror.Mirror, "_write"),
-        (commit.Committer, "overwrite"),
-        (commit.Committer, "merge"),
-        (commit.Committer, "version"),
+        (table.Committer, "overwrite"),
+        (table.Committer, "merge"),
+        (table.Committer, "version"),
     ]
     if moment < 0:
-        places = [(commit.Committer, "merge"), (commit.Committer, "overwrite")]
+        places = [(table.Committer, "merge"), (table.Committer, "overwrite")]
     for owner, name in places:
         setattr(owner, name, mortal(getattr(owner, name)))
 

@@ -14,9 +14,9 @@ from deltalake import DeltaTable
 from scan.kit import QUICK
 
 from cbframe import LocalCluster, read_snapshot, write_snapshot
-from cbframe.arrow.documents.rendered import rendered
-from cbframe.contrib.delta.log import base_of
+from cbframe.arrow.documents.written import rendered
 from cbframe.contrib.delta.shape import Shape
+from cbframe.contrib.delta.table import base_of
 
 from .kit import by_deltalake, make, update
 

@@ -33,7 +33,7 @@ from cbframe import (
 )
 from cbframe.contrib.delta import DeltaResult, to_delta, update_delta
 from cbframe.contrib.delta.mirror import Mirror
-from cbframe.snapshot.wanted import WANTED
+from cbframe.snapshot.contents import WANTED
 
 from .kit import READERS, by_deltalake, by_duckdb, held, make, told, update
 
@@ -596,7 +596,7 @@ def test_a_read_that_fails_leaves_the_table(
         raise RuntimeError("on the way")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cbframe.contrib.delta.source.widen", fail)
+        patched.setattr("cbframe.contrib.delta.mirror.widen", fail)
         with pytest.raises(RuntimeError, match="on the way"):
             update(cluster, uri)
     assert len(by_deltalake(uri)) == 1

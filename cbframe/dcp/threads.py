@@ -1,0 +1,237 @@
+"""Threads that wait for the network, and processes for work that holds the interpreter's lock."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar, cast
+
+from cbframe.dcp.transport import Waker
+from cbframe.errors import CbframeError, ReadCancelledError
+from cbframe.system import OwnThread, reported, starting_process, waited
+
+T = TypeVar("T")
+
+
+class Aside:
+    """Runs one thing at a time on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._outcome: Future[Any] = Future()
+        self._cancelled = False
+
+    def run(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises."""
+        with self._lock:
+            outcome: Future[T] = Future()
+            self._outcome = outcome
+            settled = threading.Event()
+            outcome.add_done_callback(lambda _: settled.set())
+            if self._cancelled:
+                outcome.cancel()
+            else:
+                thread = OwnThread(_settle, "cbframe-rest", (outcome, work))
+                thread.start()
+        try:
+            waited(settled.wait, None)
+            return outcome.result()
+        except CancelledError:
+            raise ReadCancelledError("cancelled while the cluster manager was asked") from None
+        finally:
+            if not outcome.cancelled():
+                thread.join()  # it has nothing more to do
+
+    def cancel(self) -> None:
+        """End what runs, and whatever would run; callable from any thread."""
+        with self._lock:
+            self._cancelled = True
+            self._outcome.cancel()
+
+
+def _settle(outcome: Future[T], work: Callable[[], T]) -> None:
+    # A cancelled outcome takes neither a result nor an error: nobody waits for them.
+    with contextlib.suppress(InvalidStateError):
+        try:
+            result = work()
+        except BaseException as exc:  # noqa: BLE001 - raised again where it is waited for
+            outcome.set_exception(exc)
+        else:
+            outcome.set_result(result)
+
+
+_log = logging.getLogger("cbframe.ui")
+
+
+class Ticker:
+    """Calls a function again and again on a thread of its own, until the function has had enough."""
+
+    def __init__(self, every: float, call: Callable[[], bool]) -> None:
+        self._every = every
+        self._call = call
+        self._stopping = False
+        self._bell = threading.Event()
+        self._thread = OwnThread(self._run, "cbframe-ticker")
+
+    @property
+    def running(self) -> bool:
+        """Whether there may be another call."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin, once; ResourceError if there is no thread."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Have the next call now; callable from any thread."""
+        self._bell.set()
+
+    def stop(self) -> None:
+        """Have no more calls, and wait for one that runs; from within that call it does not wait."""
+        self._stopping = True
+        self._bell.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping and self._call():
+                self._bell.wait(self._every)
+                self._bell.clear()
+        except Exception:  # noqa: BLE001 - a picture that cannot be drawn is no reason to print, or to stop
+            # Of another thread a notebook would print it into whichever cell ran last.
+            _log.exception("what is shown of a stream is no longer updated")
+
+
+S = TypeVar("S")
+
+
+def at_once(works: Sequence[Callable[[Waker], T]]) -> list[T | CbframeError]:
+    """Run functions that wait for the network, all at the same time; their results or errors, in order."""
+    if not works:
+        return []
+    with ExitStack() as stack:
+        wakers = [stack.enter_context(closing(Waker())) for _ in works]
+        pool = ThreadPoolExecutor(len(works), thread_name_prefix="cbframe-ask")
+        stack.callback(pool.shutdown)
+        try:
+            with reported():
+                futures: list[Future[T]] = [
+                    pool.submit(work, waker) for work, waker in zip(works, wakers, strict=True)
+                ]
+            outcomes: list[T | CbframeError] = []
+            for future in futures:
+                try:
+                    outcomes.append(future.result())
+                except CbframeError as exc:
+                    outcomes.append(exc)
+            return outcomes
+        except BaseException:  # Ctrl-C, too: nobody is waited for any more, and it is raised again
+            for waker in wakers:
+                waker.wake()
+            raise
+
+
+def in_processes(work: Callable[[S], T], items: Sequence[S], count: int) -> list[T]:
+    """What `work` returns for each item, done by `count` processes of this machine.
+
+    Whatever goes wrong, and if Ctrl-C is pressed, all of them are ended before this returns. No thread is
+    needed, so none can be missing.
+    """
+    todo = deque(enumerate(items))
+    busy: dict[Connection, int] = {}
+    results: dict[int, T] = {}
+    with ExitStack() as stack:
+        for _ in range(min(count, len(items))):
+            connection = _start(work, stack)
+            busy[connection] = _hand_out(connection, todo)
+        while busy:
+            for connection in cast("list[Connection]", wait(list(busy))):
+                number = busy.pop(connection)
+                results[number] = _outcome(connection)
+                if todo:
+                    busy[connection] = _hand_out(connection, todo)
+    return [results[number] for number in range(len(items))]
+
+
+def _start(work: Callable[[S], T], stack: ExitStack) -> Connection:
+    """Start a process, which the stack ends; the connection to it."""
+    context = get_context("spawn")
+    with starting_process():
+        ends: tuple[Any, Any] = context.Pipe()
+        ours, theirs = ends
+        stack.callback(ours.close)
+        with closing(theirs):
+            process = context.Process(target=_serve, args=(theirs, work))
+            process.start()
+    stack.callback(_end, process)
+    connection: Connection = ours
+    return connection
+
+
+def _end(process: BaseProcess) -> None:
+    # Not by closing its connection: to wait until it has done its work may take hours.
+    process.terminate()
+    process.join()
+    process.close()
+
+
+def _hand_out(connection: Connection, todo: deque[tuple[int, S]]) -> int:
+    """Send the next item; its number."""
+    number, item = todo.popleft()
+    with _lost():
+        connection.send(item)
+    return number
+
+
+def _outcome(connection: Connection) -> Any:
+    """The result that a process has; or its error is raised."""
+    with _lost():
+        result, error = connection.recv()
+    if error is not None:
+        raise error
+    return result
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        raise CbframeError(
+            "a worker process ended before its work was done",
+            hint="is the memory of the machine used up? And a script that starts processes has to do so "
+            'below: if __name__ == "__main__":',
+        ) from None
+
+
+def _serve(connection: Connection, work: Callable[[S], T]) -> None:
+    """In a process: one item after the other, until there is no parent any more."""
+    with suppress(EOFError, ConnectionError, KeyboardInterrupt):
+        while True:
+            item = connection.recv()
+            try:
+                outcome: tuple[T | None, Exception | None] = work(item), None
+            except Exception as exc:  # noqa: BLE001 - raised again in the parent
+                outcome = None, _sendable(exc)
+            connection.send(outcome)
+
+
+def _sendable(exc: Exception) -> Exception:
+    """The error, or words about it: neither its traceback nor every error can be pickled."""
+    if not isinstance(exc, CbframeError):
+        exc.add_note("".join(traceback.format_exception(exc)))
+    try:
+        pickle.loads(pickle.dumps(exc))  # noqa: S301 - our own
+    except Exception:  # noqa: BLE001 - whatever pickle, or a constructor, raises
+        return CbframeError(f"an unexpected {type(exc).__name__} in a worker process: {exc}")
+    return exc

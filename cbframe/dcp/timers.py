@@ -1,0 +1,225 @@
+"""How long a connection may be silent, in each respect: no socket, no thread, `now` comes with each call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Self
+
+from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.requests import TURNS
+from cbframe.errors import ReadTimeoutError
+from cbframe.options import BucketDataSourceOptions
+
+_LATE = 0.1
+"""Seconds that one may be late and still catch up: a thread does not wake up to the moment."""
+_FIRST = 0.001
+"""Seconds that are waited for more after the first receive; they double with each, up to the latency."""
+_STILL = 0.005
+"""Seconds after which a node whose window is closed is sent a small acknowledgement."""
+
+
+class Gather:
+    """How many bytes a receive waits for, and how long.
+
+    A node sends each document by itself, and each receive has a price. So while bytes flow, a receive waits
+    until many have come together. What comes after a silence is taken at once.
+    """
+
+    def __init__(self, nbytes: int, latency: float) -> None:
+        self._nbytes = nbytes
+        self._latency = latency
+        self._patience = 0.0
+        self._until: float | None = None
+
+    def received(self, now: float) -> None:
+        """Bytes were received, and more may follow soon."""
+        self._patience = min(self._latency, 2 * self._patience or _FIRST)
+        self._until = now + self._patience
+
+    def quiet(self) -> None:
+        """Nothing comes at the moment, or nothing that is worth waiting for."""
+        self._patience = 0.0
+        self._until = None
+
+    def left(self, now: float) -> float:
+        """Seconds to wait before what is there is received; 0 if it should be taken as it comes."""
+        return 0.0 if self._until is None else max(0.0, self._until - now)
+
+    def least(self, now: float, most: int) -> int:
+        """Bytes worth waiting for: no more than `most`, if that is all that can come."""
+        return max(1, min(self._nbytes, most)) if self.left(now) else 1
+
+
+class Pace:
+    """When a node is sent an acknowledgement.
+
+    A node that is sent one of `n` bytes sends as many more. So with a rate, the next one is sent when these
+    would have come at the rate that is wanted.
+    """
+
+    def __init__(self, rate: int | None, now: float) -> None:
+        self._rate = rate
+        self._next = now
+        self._unacked = 0
+        self._little_at = now
+
+    def acknowledged(self, nbytes: int, now: float) -> None:
+        """As many bytes were acknowledged."""
+        if self._rate is not None:
+            self._next = max(self._next, now - _LATE) + nbytes / self._rate
+
+    def left(self, now: float) -> float:
+        """Seconds until the next may be; 0 if they may be now."""
+        return max(0.0, self._next - now)
+
+    def acknowledge(self, connection: DcpConnection, held: int, now: float) -> float:
+        """Acknowledge what is due; seconds until something may be due, 0 if nothing waits for its time."""
+        still = connection.unacked > 0 and connection.room(held) <= 0
+        if connection.unacked != self._unacked or not still:
+            self._unacked, self._little_at = connection.unacked, now + _STILL
+        if not self.left(now):
+            self.acknowledged(connection.tell(little=still and now >= self._little_at), now)
+        if connection.wants_to_tell:
+            return self.left(now)
+        return max(self.left(now), self._little_at - now) if still and connection.unacked else 0.0
+
+
+QUIET = 10.0
+"""Seconds without a message, while the node may send, after which it is looked at what it owes."""
+_NAMED = 20
+"""Ranges of vbuckets that are named at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds."""
+
+    connect: float  # for the connection to be made, and without an answer during its handshake
+    silence: float  # without a byte from the node
+    request: float  # without an answer to any of the requests under way
+    ping: float  # without a byte in either direction, until the node is asked whether it lives
+    idle: float | None = None
+
+    @classmethod
+    def of(cls, options: BucketDataSourceOptions) -> Self:
+        """What the options say."""
+        return cls(
+            connect=options.connect_timeout,
+            silence=2 * options.noop_interval_secs,
+            request=options.stream_request_timeout,
+            ping=options.ping_timeout_ms / 1000,
+            # Of a source without an end, streams that get nothing may be complete.
+            idle=None if options.seq_end is None else options.idle_timeout,
+        )
+
+
+class Waits:
+    """The waits of one connection."""
+
+    def __init__(self, timeouts: Timeouts, now: float) -> None:
+        self._timeouts = timeouts
+        self._last = now + TURNS * timeouts.connect
+        self._made = self._heard = self._active = self._answered = self._moved = now
+        self._answers = self._messages = 0
+        self._idle = self._warned = False
+        self._owing = ""
+
+    def sent(self, now: float) -> None:
+        """Bytes were sent."""
+        self._active = now
+
+    def heard(self, now: float) -> None:
+        """Bytes came."""
+        self._heard = self._active = now
+
+    def progress(self, now: float, messages: int, *, waiting: bool) -> None:
+        """Take note how many messages the streams got so far, and whether the node may send more."""
+        if messages != self._messages or not waiting:
+            self._moved, self._messages, self._warned = now, messages, False
+        self._idle = waiting
+
+    def wants_look(self, now: float) -> bool:
+        """Whether it is time to look which streams the node owes something: see :meth:`looked`."""
+        return self._idle and now >= self._look_at()
+
+    def looked(self, now: float, owing: Sequence[int]) -> str:
+        """Take note of the vbuckets to which the node owes messages; a warning to log, or nothing.
+
+        There is one warning until the next message. Where nothing is owed, the wait begins again.
+        """
+        if not owing:
+            self._moved, self._warned = now, False
+            return ""
+        self._owing = vbucket_ranges(owing)
+        if self._warned or now < self._moved + QUIET:
+            return ""
+        self._warned = True
+        idle = self._timeouts.idle
+        then = "" if idle is None else f"; after {idle:g} s (idle_timeout) the connection is made again"
+        return f"the node answers, but has sent nothing for {QUIET:g} s, and owes {self._owing}{then}"
+
+    def _look_at(self) -> float:
+        idle = self._timeouts.idle
+        wait = QUIET if idle is None else min(QUIET, idle)
+        if self._warned:
+            wait = float("inf") if idle is None else idle
+        return self._moved + wait
+
+    def check(self, now: float, *, ready: bool, unanswered: int, answers: int) -> None:
+        """Look whether a wait is over."""
+        if not unanswered or answers != self._answers:
+            self._answered, self._answers = now, answers
+        limits = self._timeouts
+        if not ready and now >= min(self._answered + limits.connect, self._last):
+            silent = now >= self._answered + limits.connect
+            raise ReadTimeoutError(
+                f"no answer within {limits.connect:g} s during the handshake"
+                if silent
+                else f"the handshake took longer than {self._last - self._made:g} s",
+                hint="the port is open but silent: is it the data service?"
+                if not answers
+                else "it answered before, and may be too busy now: try again, or give connect_timeout more",
+            )
+        if ready and now >= self._heard + limits.silence:
+            raise ReadTimeoutError(f"the node was silent for {limits.silence:g} s, not even a NOOP came")
+        if ready and now >= self._answered + limits.request:
+            asked = "1 request was" if unanswered == 1 else f"{unanswered} requests were"
+            raise ReadTimeoutError(f"{asked} not answered for {limits.request:g} s")
+        if self._idle and limits.idle is not None and now >= self._moved + limits.idle:
+            raise ReadTimeoutError(
+                f"the node answers, but has sent nothing for {limits.idle:g} s, and owes {self._owing}",
+                hint="a node that searches a large disk may take longer: give idle_timeout more seconds, "
+                "or None; otherwise look at the node's log",
+            )
+
+    def wants_ping(self, now: float, *, ready: bool) -> bool:
+        """Whether the node should be asked if it lives."""
+        return ready and now >= self._active + self._timeouts.ping
+
+    def left(self, now: float, *, ready: bool, unanswered: int) -> float:
+        """Seconds until one of these has to be looked at."""
+        limits = self._timeouts
+        if not ready:
+            return min(self._answered + limits.connect, self._last) - now
+        ends = [self._heard + limits.silence, self._active + limits.ping]
+        if self._idle:
+            ends.append(self._look_at())
+        if unanswered:
+            ends.append(self._answered + limits.request)
+        return min(ends) - now
+
+
+def vbucket_ranges(vbuckets: Iterable[int]) -> str:
+    """For messages: ``vbuckets 0-5, 9``; of very many the first ranges, and how many there are."""
+    ordered = sorted(vbuckets)
+    ranges = []
+    for _, run in groupby(enumerate(ordered), lambda pair: pair[1] - pair[0]):
+        numbers = [vb for _, vb in run]
+        ranges.append(f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}")
+    if len(ordered) == 1:
+        return f"vbucket {ranges[0]}"
+    if len(ranges) > _NAMED:
+        return f"{len(ordered)} vbuckets ({', '.join(ranges[:_NAMED])}, …)"
+    return f"vbuckets {', '.join(ranges)}"
