@@ -135,8 +135,16 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
         return () if metadata is None else metadata.failover_log
 
     def take(self, timeout: float | None = None) -> list[T]:
-        """All that arrived since the last call, waiting up to `timeout` seconds for one."""
+        """All that arrived since the last call, after waiting up to `timeout` seconds for enough of it."""
         return self._batches.take(timeout)
+
+    def wake_at(self, nbytes: int) -> None:
+        """From now on :meth:`take` waits for as many bytes."""
+        self._batches.enough = nbytes
+
+    def wake(self) -> None:
+        """End the wait of :meth:`take`."""
+        self._batches.wake()
 
     def emptied(self) -> dict[tuple[int, int], int]:
         """Seqno at which a collection began, or was emptied, by vbucket and the collection's id."""
@@ -166,7 +174,7 @@ class DeferringBatchReceiver(GatheringReceiver[tuple[pa.RecordBatch, Receipt]]):
     __slots__ = ()
 
     def take_block(self, block: DataBlock, receipt: Receipt) -> None:
-        self._batches.put((self._record_batch(block), receipt))
+        self._batches.put((self._record_batch(block), receipt), receipt.nbytes)
 
 
 def of_dropped(

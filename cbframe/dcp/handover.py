@@ -19,21 +19,26 @@ monotonic = time.monotonic
 class Handover(Generic[T]):
     """Items put in by many threads, taken out by one, numbered in the order of arrival.
 
-    It never blocks a thread that puts in: flow control is the brake, not this queue.
+    It never blocks a thread that puts in: flow control is the brake, not this queue. Waking the consumer has
+    a price, so it is woken when there is `enough` in the sum of what the items count for.
     """
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
         self._count = 0
+        self.enough = 0
+        self._waiting = 0
         self._lock = threading.Lock()
         self._arrived = threading.Event()
 
-    def put(self, item: T) -> None:
-        """Add an item; callable from any thread."""
+    def put(self, item: T, nbytes: int = 0) -> None:
+        """Add an item of so many bytes; callable from any thread."""
         with self._lock:
             self._items.append(item)
             self._count += 1
-        if not self._arrived.is_set():
+            self._waiting += nbytes
+            enough = self._waiting >= self.enough
+        if enough and not self._arrived.is_set():
             self._arrived.set()
 
     def count(self) -> int:
@@ -42,10 +47,11 @@ class Handover(Generic[T]):
             return self._count
 
     def take(self, timeout: float | None = None) -> list[T]:
-        """All items since the last call, after waiting up to `timeout` seconds for one."""
+        """All items since the last call, after waiting up to `timeout` seconds for enough of them."""
         waited(self._arrived.wait, timeout)
         with self._lock:
             self._arrived.clear()
+            self._waiting = 0
             items = list(self._items)
             self._items.clear()
         return items

@@ -324,6 +324,8 @@ class BucketDataSource(SourceView):
         self._times: dict[str, int] = {}
         self._life = ""
         self._over = threading.Event()
+        self.on_finished: Callable[[], None] | None = None
+        """Called when there is nothing more to come, on a thread of the source."""
         self._error: CbframeError | None = None
 
     def __repr__(self) -> str:
@@ -565,6 +567,8 @@ class BucketDataSource(SourceView):
         if error is not None and not isinstance(error, ReadCancelledError):
             self._note(error)
         self._over.set()
+        if self.on_finished is not None:
+            self.on_finished()
 
 
 def _check_arguments(server_urls: object, pool_name: str, bucket_name: str, receiver: object) -> None:

@@ -96,9 +96,11 @@ class Pins:
         )
 
 
-_POLL = 0.05
+_POLL = 0.1
 """Seconds between two looks at whether the source is over, while nothing arrives."""
 _PROGRESS_EVERY = 0.1
+_AT_ONCE = 2 << 20
+"""Bytes of documents that are worth waking up for; no more than an eighth of what a node may send ahead."""
 _KEPT = 60.0
 """Seconds for which a connection is kept that nothing is said on: routers and nodes forget such ones."""
 _GROWTH = 8
@@ -214,12 +216,15 @@ class Run:
         positions: dict[int, Position] = {}
         parts = _parts(self._target)
         vbuckets = next(parts)
+        if self._target.n_rows is None:
+            receiver.wake_at(min(_AT_ONCE, self.options.feed_buffer_size_bytes // 8 or _AT_ONCE))
         while True:
             source = self.source = self._source(vbuckets, receiver)
             if isinstance(self._tell, Watcher):
                 self._tell.begin(source)
             # Not a with block: Ctrl-C may come while the threads are being started.
             try:
+                source.on_finished = receiver.wake
                 source.start()
                 # pyarrow imports pandas with its first array: while nodes are waited for, it costs no time.
                 import_module("pandas")

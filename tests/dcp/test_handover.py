@@ -4,7 +4,38 @@ from __future__ import annotations
 
 import threading
 
-from cbframe.dcp.handover import MergingHandover, Switch
+from cbframe.dcp.handover import Handover, MergingHandover, Switch
+
+
+def test_a_wait_lasts_until_there_is_enough() -> None:
+    items: Handover[str] = Handover()
+    items.enough = 10
+    items.put("a", 4)
+    items.put("b", 5)
+    woken = threading.Event()
+    found: list[str] = []
+
+    def take() -> None:
+        found.extend(items.take(20))
+        woken.set()
+
+    assert items.take(0.0) == ["a", "b"]  # all that is there, when the time is over
+    items.put("c", 9)
+    thread = threading.Thread(target=take)
+    thread.start()
+    assert not woken.wait(0.05)
+    items.put("d", 1)
+    assert woken.wait(20)
+    thread.join()
+    assert found == ["c", "d"]
+
+
+def test_a_wait_for_enough_ends_when_woken() -> None:
+    items: Handover[str] = Handover()
+    items.enough = 10
+    items.put("a", 1)
+    items.wake()
+    assert items.take(20) == ["a"]
 
 
 def test_news_replace_what_waits_of_the_same_key() -> None:
