@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from cbframe import core
-from cbframe.cluster import seeds
+from cbframe.cluster import connection_string
 
 # Workers and the programs that tests start run on the same core, or fail; chosen, none warns that it is slow.
 os.environ["CBFRAME_CORE"] = core.NAME
@@ -25,4 +25,4 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(autouse=True)
 def no_dns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seeds, "ask_dns", lambda _name, _timeout: [])
+    monkeypatch.setattr(connection_string, "ask_dns", lambda _name, _timeout: [])

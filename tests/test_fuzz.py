@@ -36,7 +36,7 @@ from cbframe.dcp.survey import time_of
 from cbframe.errors import CbframeError
 from cbframe.scan.offsets import Offset
 from cbframe.snapshot.manifest import Manifest, Rollback
-from cbframe.wire import messages, requests, sasl
+from cbframe.wire import messages, sasl
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame
 
@@ -66,7 +66,7 @@ def body_of(opcode: Opcode) -> bytes:
 def understand(frame: Frame) -> None:
     """All that is made of a frame by its opcode, and by others that have the same form."""
     parsers: dict[int, list[Callable[[], object]]] = {
-        Opcode.HELLO: [lambda: requests.parse_features(frame.value)],
+        Opcode.HELLO: [lambda: messages.parse_features(frame.value)],
         Opcode.DCP_STREAM_REQ: [
             lambda: messages.parse_failover_log(frame.value),
             lambda: messages.parse_rollback_seqno(frame.value),

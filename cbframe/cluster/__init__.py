@@ -6,8 +6,8 @@ load, and whatever waits takes its ``sleep`` from the floor above.
 From a connection string to the owners of the vbuckets:
 
 1. ``connection_string`` reads the hosts, the bucket and the options, and refuses what cannot work.
-2. ``seeds`` puts the nodes that DNS names (SRV) in place of a single host, and tries seed after seed: the
-   first that works wins, and if none does, one error names them all.
+2. Its ``Seeds`` put the nodes that DNS names (SRV) in place of a single host, and seed after seed is tried:
+   the first that works wins, and if none does, one error names them all.
 3. ``auth`` says who asks, with a password or a certificate. ``tls`` makes the one context that verifies
    cluster managers and data nodes alike.
 4. A bucket config comes from the data service (GET_CLUSTER_CONFIG, in the floor above) or from the cluster

@@ -29,9 +29,14 @@ from cbframe.cluster.answers import (
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config, with_node_services
 from cbframe.cluster.collections_manifest import CollectionsManifest
-from cbframe.cluster.connection_string import HostPort, bare_host, parse_connection_string, strip_userinfo
+from cbframe.cluster.connection_string import (
+    HostPort,
+    bare_host,
+    first_success,
+    parse_connection_string,
+    strip_userinfo,
+)
 from cbframe.cluster.http_session import ContextAdapter, Sign, basic_auth, proxy_for, scram_auth, use_proxy
-from cbframe.cluster.seeds import first_success
 from cbframe.cluster.tls import TLSContext, TLSLike, client_context, tls_error
 from cbframe.errors import (
     PAUSED_HINT,

@@ -21,8 +21,7 @@ from os import PathLike, fspath
 from typing import Any, NamedTuple, TypeAlias
 
 from cbframe.cluster.auth import Authenticator, CertificateAuthenticator, pem_text
-from cbframe.cluster.connection_string import ConnectionString, is_capella
-from cbframe.cluster.seeds import zone_of
+from cbframe.cluster.connection_string import ConnectionString, is_capella, zone_of
 from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.system import shortage
 

@@ -32,21 +32,25 @@ from cbframe.wire.constants import (
 )
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import (
+    BufferAck,
+    CloseStream,
     Commit,
     DcpNoop,
     FailoverLog,
     OsoSnapshot,
+    Plain,
     Prepare,
     SeqnoAdvanced,
     SnapshotMarker,
     StreamEnd,
+    StreamRequest,
     SystemEvent,
+    noop_reply,
     parse_failover_log,
     parse_map_revision,
     parse_message,
     parse_rollback_seqno,
 )
-from cbframe.wire.requests import BufferAck, CloseStream, Plain, StreamRequest, noop_reply
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,7 @@ from cbframe.wire.constants import (
     VBucketStateCode,
 )
 from cbframe.wire.framing import Frame, parse_header
-from cbframe.wire.messages import parse_vbucket_seqnos
-from cbframe.wire.requests import (
+from cbframe.wire.messages import (
     DcpControl,
     DcpOpen,
     GetAllVBucketSeqnos,
@@ -49,6 +48,7 @@ from cbframe.wire.requests import (
     SelectBucket,
     noop_reply,
     parse_features,
+    parse_vbucket_seqnos,
 )
 from cbframe.wire.sasl import SCRAM_HASHES, ScramClient, choose_mechanism, plain_payload
 

@@ -30,11 +30,13 @@ from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.connection_string import (
     ConnectionString,
     HostPort,
+    Lookup,
+    Seeds,
     bare_host,
+    first_success,
     join_address,
     parse_connection_string,
 )
-from cbframe.cluster.seeds import Lookup, Seeds, first_success
 from cbframe.cluster.tls import TLSContext, TLSLike
 from cbframe.dcp.handshake import (
     Login,

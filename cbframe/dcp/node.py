@@ -39,7 +39,7 @@ from cbframe.errors import (
 )
 from cbframe.system import OwnThread, allocate
 from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason, StreamFlag
-from cbframe.wire.requests import StreamFilter, StreamRequest
+from cbframe.wire.messages import StreamFilter, StreamRequest
 
 
 @dataclass(slots=True)

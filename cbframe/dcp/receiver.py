@@ -18,8 +18,7 @@ from cbframe.dcp.streams import Stream, request_from
 from cbframe.errors import CbframeError, ConfigurationError, ProtocolError, ReceiverError, StreamError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode, StreamFlag
-from cbframe.wire.messages import SystemEvent, split_xattrs
-from cbframe.wire.requests import StreamFilter, StreamRequest
+from cbframe.wire.messages import StreamFilter, StreamRequest, SystemEvent, split_xattrs
 
 
 class Document(NamedTuple):

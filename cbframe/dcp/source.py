@@ -46,7 +46,7 @@ from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
 from cbframe.system import waited
 from cbframe.typing import ServerURLs
-from cbframe.wire.requests import StreamFilter
+from cbframe.wire.messages import StreamFilter
 
 PROBLEMS = 20
 """How many problems are kept."""

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO, SnapshotFlag
-from cbframe.wire.messages import FailoverLog, SnapshotMarker
-from cbframe.wire.requests import StreamRequest
+from cbframe.wire.messages import FailoverLog, SnapshotMarker, StreamRequest
 
 _FIRST_OPAQUE = 0x0100_0000
 """Stream opaques count up from here, far above those of a handshake."""

@@ -11,8 +11,7 @@ from cbframe.dcp.positions import Position
 from cbframe.errors import ROLES_HINT
 from cbframe.wire.constants import Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import parse_failover_log
-from cbframe.wire.requests import DcpOpen, GetFailoverLog, Plain
+from cbframe.wire.messages import DcpOpen, GetFailoverLog, Plain, parse_failover_log
 
 _DETAILS = Plain(Opcode.STAT, b"vbucket-details")
 _LINE = re.compile(rb"vb_([0-9]{1,5}):(num_items|db_data_size)")

@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from cbframe.cluster.auth import Authenticator
-from cbframe.cluster.connection_string import ConnectionString, is_capella
+from cbframe.cluster.connection_string import NO_NAME, ConnectionString, is_capella, zone_of
 from cbframe.cluster.connection_string import split_address as address_parts
-from cbframe.cluster.seeds import NO_NAME, zone_of
 from cbframe.cluster.tls import (
     Peer,
     TLSContext,

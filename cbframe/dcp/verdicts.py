@@ -20,7 +20,7 @@ from cbframe.errors import (
 )
 from cbframe.system import shortage
 from cbframe.wire.constants import Status, StreamEndReason
-from cbframe.wire.requests import StreamFilter
+from cbframe.wire.messages import StreamFilter
 
 _FINAL = (Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE, Status.EINVAL)
 """Refusals that the next attempt would meet again."""

@@ -25,8 +25,7 @@ from cbframe.local.stream import (
 from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import Datatype, Feature, OpenFlag, Status, StreamEndReason, StreamFlag
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import DcpNoop, encode_failover_log
-from cbframe.wire.requests import BufferAck, DcpControl, DcpOpen, StreamRequest
+from cbframe.wire.messages import BufferAck, DcpControl, DcpNoop, DcpOpen, StreamRequest, encode_failover_log
 
 _BY_PREFIX = frozenset(
     {

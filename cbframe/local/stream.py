@@ -19,8 +19,14 @@ from cbframe.local.items import Encoded, Variant
 from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import MAX_SEQNO, Magic, SnapshotFlag, Status, StreamEndReason, StreamFlag
 from cbframe.wire.framing import Frame, stream_id_framing
-from cbframe.wire.messages import FailoverEntry, OsoSnapshot, SeqnoAdvanced, SnapshotMarker, StreamEnd
-from cbframe.wire.requests import StreamRequest
+from cbframe.wire.messages import (
+    FailoverEntry,
+    OsoSnapshot,
+    SeqnoAdvanced,
+    SnapshotMarker,
+    StreamEnd,
+    StreamRequest,
+)
 
 KNOWN_FLAGS = (
     StreamFlag.DISK_ONLY

@@ -14,8 +14,7 @@ from typing import Any, Literal
 from cbframe import core
 from cbframe.cluster.auth import Authenticator, as_authenticator
 from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
-from cbframe.cluster.connection_string import ConnectionString, HostPort, parse_connection_string
-from cbframe.cluster.seeds import Seeds
+from cbframe.cluster.connection_string import ConnectionString, HostPort, Seeds, parse_connection_string
 from cbframe.cluster.tls import (
     AUTHORITY_AHEAD,
     Peer,

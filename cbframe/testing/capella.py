@@ -10,8 +10,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from cbframe.cluster.connection_string import CAPELLA
-from cbframe.cluster.seeds import ZONES, SrvRecord, Zone
+from cbframe.cluster.connection_string import CAPELLA, ZONES, SrvRecord, Zone
 from cbframe.errors import DependencyError
 from cbframe.local import LocalCluster, ServerTLS
 from cbframe.local.cluster_manager import HOST

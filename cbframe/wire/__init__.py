@@ -6,18 +6,16 @@ There are two ways to read frames, and which one applies depends only on the opc
 - Mutations, deletions and expirations become columns. :func:`~cbframe.wire.blocks.frame_decoder` reads a
   whole receive buffer at once and gives one :class:`~cbframe.wire.blocks.DataBlock`, whose keys and values
   are offsets into that buffer. No Python object is made per document.
-- All others become one :class:`~cbframe.wire.framing.Frame` each, and from it a typed message: what a client
-  sends is in ``requests``, what a data node sends on its own in ``messages``. Each class encodes itself
-  (``frame``) and reads itself back (``parse``), so that the embedded cluster uses the same definitions.
+- All others become one :class:`~cbframe.wire.framing.Frame` each, and from it a typed message (``messages``).
+  Each class encodes itself (``frame``) and reads itself back (``parse``), so that the embedded cluster uses
+  the same definitions.
 
 The files, from the bottom up::
 
     constants   opcodes, statuses, flags, limits
     framing     header and frame
-    items       what stands before a key (collection id) and before a value (extended attributes)
+    messages    requests, and what a data node says: system events, seqnos, failover log; keys and values
     blocks      data messages as columns
-    requests    client to data node
-    messages    data node to client; system events, seqnos, failover log
     sasl        PLAIN and SCRAM
 
 Lengths, offsets and counts are the peer's and are checked before they are followed. What does not fit is a

@@ -17,8 +17,7 @@ import dns.rrset
 import pytest
 
 from cbframe import cluster
-from cbframe.cluster.connection_string import parse_connection_string
-from cbframe.cluster.seeds import (
+from cbframe.cluster.connection_string import (
     ZONES,
     NoAnswerError,
     Seeds,
@@ -26,6 +25,7 @@ from cbframe.cluster.seeds import (
     Zone,
     ask_dns,
     first_success,
+    parse_connection_string,
     srv_name,
     zone_of,
 )

@@ -19,8 +19,7 @@ from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
 from cbframe.testing.receiver import Peer
 from cbframe.wire.constants import Opcode, StreamFlag
 from cbframe.wire.framing import Frame, response
-from cbframe.wire.messages import SnapshotMarker, StreamEnd
-from cbframe.wire.requests import StreamFilter
+from cbframe.wire.messages import SnapshotMarker, StreamEnd, StreamFilter
 
 from .server import LOGIN, SETTINGS, good_answer, mutation
 

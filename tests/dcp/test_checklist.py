@@ -24,8 +24,18 @@ from cbframe.errors import ReadTimeoutError
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import MAX_SEQNO, Feature, Opcode, OpenFlag, StreamFlag
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import DcpNoop, OsoSnapshot, SeqnoAdvanced, SnapshotMarker
-from cbframe.wire.requests import BufferAck, DcpControl, DcpOpen, Hello, StreamRequest, parse_request
+from cbframe.wire.messages import (
+    BufferAck,
+    DcpControl,
+    DcpNoop,
+    DcpOpen,
+    Hello,
+    OsoSnapshot,
+    SeqnoAdvanced,
+    SnapshotMarker,
+    StreamRequest,
+    parse_request,
+)
 
 from .rig import Rig, down, refusing, serving
 from .server import LOGIN, connect, feed, frames, good_answer, mutation, shake_hands

@@ -38,10 +38,11 @@ from cbframe.wire.messages import (
     SeqnoAdvanced,
     SnapshotMarker,
     StreamEnd,
+    StreamRequest,
     encode_failover_log,
     encode_vbucket_seqnos,
+    parse_request,
 )
-from cbframe.wire.requests import StreamRequest, parse_request
 
 from . import server
 from .server import LOGIN, SETTINGS, connect, consumed, deletion, feed, frames, good_answer, mutation, refusal

@@ -16,7 +16,7 @@ from cbframe.local.release import missing_need
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame
-from cbframe.wire.requests import CloseStream, DcpControl, DcpOpen, Hello, StreamRequest, parse_request
+from cbframe.wire.messages import CloseStream, DcpControl, DcpOpen, Hello, StreamRequest, parse_request
 
 from . import server
 from .server import GRANTED, LOGIN, SETTINGS, feed, frames, good_answer, refusal

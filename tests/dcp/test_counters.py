@@ -35,8 +35,7 @@ from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
 from cbframe.testing.receiver import Peer
 from cbframe.wire.constants import Opcode, Status, StreamEndReason
 from cbframe.wire.framing import Frame, response
-from cbframe.wire.messages import DcpNoop, SnapshotMarker, StreamEnd
-from cbframe.wire.requests import StreamRequest
+from cbframe.wire.messages import DcpNoop, SnapshotMarker, StreamEnd, StreamRequest
 
 from .rig import NODE, Rig, refusing, serving
 from .server import LOGIN, connect, feed, frames, good_answer, mutation, refusal

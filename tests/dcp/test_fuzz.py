@@ -26,10 +26,10 @@ from cbframe.wire.messages import (
     SeqnoAdvanced,
     SnapshotMarker,
     StreamEnd,
+    StreamRequest,
     SystemEvent,
     encode_failover_log,
 )
-from cbframe.wire.requests import StreamRequest
 from tests.wire.golden import NAMES, load
 from tests.wire.pipeline import CORES, messages
 

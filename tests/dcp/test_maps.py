@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 
 from cbframe.cluster.auth import PasswordAuthenticator
-from cbframe.cluster.connection_string import HostPort, parse_connection_string
+from cbframe.cluster.connection_string import (
+    HostPort,
+    Lookup,
+    NoAnswerError,
+    SrvRecord,
+    parse_connection_string,
+)
 from cbframe.cluster.rest import RestClient
-from cbframe.cluster.seeds import Lookup, NoAnswerError, SrvRecord
 from cbframe.dcp import maps
 from cbframe.dcp.handshake import Login, fetch_config
 from cbframe.dcp.maps import MapSource, when_loaded

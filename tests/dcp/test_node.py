@@ -24,8 +24,7 @@ from cbframe.testing.receiver import Peer
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_SEQNO, Opcode, Status, StreamEndReason
 from cbframe.wire.framing import Frame, response
-from cbframe.wire.messages import SnapshotMarker, StreamEnd
-from cbframe.wire.requests import parse_request
+from cbframe.wire.messages import SnapshotMarker, StreamEnd, parse_request
 
 from .rig import NODE, Rig, down, refusing, serving
 from .server import good_answer, mutation

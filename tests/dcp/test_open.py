@@ -11,7 +11,7 @@ from cbframe import AccessError, ConnectError, LocalCluster, ProtocolError, Serv
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Feature, Magic, Opcode
 from cbframe.wire.framing import Frame, request, response
-from cbframe.wire.requests import Hello, SaslAuth, SelectBucket, StreamRequest
+from cbframe.wire.messages import Hello, SaslAuth, SelectBucket, StreamRequest
 from cbframe.wire.sasl import plain_payload
 
 

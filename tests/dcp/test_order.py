@@ -16,8 +16,14 @@ from cbframe.errors import ProtocolError
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import DATA_OPCODES, MAX_SEQNO, Opcode, SnapshotFlag, StreamEndReason
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import OsoSnapshot, SeqnoAdvanced, SnapshotMarker, StreamEnd, SystemEvent
-from cbframe.wire.requests import StreamRequest
+from cbframe.wire.messages import (
+    OsoSnapshot,
+    SeqnoAdvanced,
+    SnapshotMarker,
+    StreamEnd,
+    StreamRequest,
+    SystemEvent,
+)
 
 from .rig import Rig, serving
 from .server import LOG, SETTINGS, connect, feed, frames, good_answer, mutation

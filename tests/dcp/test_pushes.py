@@ -19,7 +19,7 @@ from cbframe.local.kv.connection import KvConnection
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Datatype, Feature, Magic, Opcode
 from cbframe.wire.framing import Frame
-from cbframe.wire.requests import Hello, parse_request
+from cbframe.wire.messages import Hello, parse_request
 
 from .rig import Rig, serving
 from .server import LOGIN, SETTINGS, connect, feed, frames, shake_hands

@@ -41,7 +41,7 @@ from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Opcode, StreamFlag
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.requests import DcpControl, SelectBucket, StreamRequest, parse_request
+from cbframe.wire.messages import DcpControl, SelectBucket, StreamRequest, parse_request
 
 from .rig import Rig, serving
 from .server import LOGIN, connect, feed, frames, good_answer

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cbframe.cluster.seeds import ZONES, Zone
+from cbframe.cluster.connection_string import ZONES, Zone
 from cbframe.dcp.transport import SocketTransport, Waker, resolve
 from cbframe.errors import ConnectError, ReadCancelledError
 

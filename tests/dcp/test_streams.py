@@ -9,8 +9,7 @@ import pytest
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamTable, request_from
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO
-from cbframe.wire.messages import FailoverEntry, SnapshotMarker
-from cbframe.wire.requests import StreamRequest
+from cbframe.wire.messages import FailoverEntry, SnapshotMarker, StreamRequest
 
 S, E = StreamState, StreamEvent
 ALLOWED = {

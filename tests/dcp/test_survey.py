@@ -27,8 +27,7 @@ from cbframe.testing import FakeClock, ScriptedTransport
 from cbframe.testing.receiver import Peer
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame, response
-from cbframe.wire.messages import encode_failover_log, encode_vbucket_seqnos
-from cbframe.wire.requests import GetAllVBucketSeqnos
+from cbframe.wire.messages import GetAllVBucketSeqnos, encode_failover_log, encode_vbucket_seqnos
 
 from .server import LOGIN, SETTINGS, good_answer, refusal
 

@@ -7,7 +7,7 @@ import pytest
 from cbframe.cluster.collections_manifest import CollectionName, CollectionsManifest
 from cbframe.dcp.verdicts import access_hint
 from cbframe.errors import ROLES_HINT
-from cbframe.wire.requests import StreamFilter
+from cbframe.wire.messages import StreamFilter
 
 WHOLE, OF_SCOPE, OF_COLLECTIONS = StreamFilter(), StreamFilter(scope=8), StreamFilter((8, 9))
 

@@ -12,8 +12,7 @@ from typing import Any, Self
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.messages import SnapshotMarker, StreamEnd, parse_message
-from cbframe.wire.requests import (
+from cbframe.wire.messages import (
     BufferAck,
     DcpControl,
     DcpOpen,
@@ -21,8 +20,11 @@ from cbframe.wire.requests import (
     Plain,
     SaslAuth,
     SelectBucket,
+    SnapshotMarker,
+    StreamEnd,
     StreamRequest,
     noop_reply,
+    parse_message,
 )
 from cbframe.wire.sasl import ScramClient, plain_payload
 

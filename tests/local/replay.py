@@ -41,12 +41,14 @@ from cbframe.wire.constants import (
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import (
     FailoverEntry,
+    Hello,
     SnapshotMarker,
+    StreamRequest,
     encode_leb128,
     parse_failover_log,
     parse_message,
+    parse_request,
 )
-from cbframe.wire.requests import Hello, StreamRequest, parse_request
 
 from .shapes import ITEMS, marker_of, seqno_of
 

@@ -5,8 +5,7 @@ import pytest
 from cbframe.local.bucket import CollectionsManifest
 from cbframe.local.stream import Filter, Refusal, check_range, effective_end, parse_filter, rollback_point
 from cbframe.wire.constants import MAX_SEQNO, Status, StreamFlag
-from cbframe.wire.messages import FailoverEntry
-from cbframe.wire.requests import StreamRequest
+from cbframe.wire.messages import FailoverEntry, StreamRequest
 
 LOG = (FailoverEntry(2222, 3), FailoverEntry(1111, 0))
 HIGH = 10

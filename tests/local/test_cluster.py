@@ -9,8 +9,7 @@ import pytest
 from cbframe.errors import ConfigurationError, ConnectError
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Opcode, Status
-from cbframe.wire.messages import parse_failover_log, parse_rollback_seqno
-from cbframe.wire.requests import DcpOpen, StreamRequest
+from cbframe.wire.messages import DcpOpen, StreamRequest, parse_failover_log, parse_rollback_seqno
 
 from .client import Client, reason, seqnos, vbuuid
 

@@ -7,8 +7,18 @@ import pytest
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import MAX_SEQNO, Opcode, OpenFlag, Status, StreamFlag
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import SystemEvent, parse_failover_log, parse_rollback_seqno, split_xattrs
-from cbframe.wire.requests import BufferAck, CloseStream, DcpControl, DcpOpen, Hello, StreamRequest
+from cbframe.wire.messages import (
+    BufferAck,
+    CloseStream,
+    DcpControl,
+    DcpOpen,
+    Hello,
+    StreamRequest,
+    SystemEvent,
+    parse_failover_log,
+    parse_rollback_seqno,
+    split_xattrs,
+)
 
 from .client import (
     COLLECTIONS,

@@ -10,8 +10,7 @@ import pytest
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Datatype, Feature, Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.messages import split_xattrs
-from cbframe.wire.requests import DcpControl
+from cbframe.wire.messages import DcpControl, split_xattrs
 
 from .client import COLLECTIONS, DATA, LEGACY, Client
 

@@ -11,7 +11,7 @@ import pytest
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Magic, Opcode, Status
 from cbframe.wire.framing import Frame
-from cbframe.wire.requests import SaslAuth
+from cbframe.wire.messages import SaslAuth
 from cbframe.wire.sasl import ScramClient
 
 from .replay import GOLDEN, GOLDEN8, VBUCKETS, Stage, Step, Wire, conversation

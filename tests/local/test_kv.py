@@ -10,8 +10,16 @@ import pytest
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import parse_failover_log, parse_vbucket_seqnos, vbucket_of
-from cbframe.wire.requests import GetAllVBucketSeqnos, GetFailoverLog, Hello, SaslAuth, SelectBucket
+from cbframe.wire.messages import (
+    GetAllVBucketSeqnos,
+    GetFailoverLog,
+    Hello,
+    SaslAuth,
+    SelectBucket,
+    parse_failover_log,
+    parse_vbucket_seqnos,
+    vbucket_of,
+)
 
 from .client import COLLECTIONS, LEGACY, TIMEOUT, Client, noop
 

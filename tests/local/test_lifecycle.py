@@ -8,8 +8,14 @@ import requests
 from cbframe import LocalCluster
 from cbframe.errors import ConfigurationError
 from cbframe.wire.constants import Opcode, OpenFlag, SnapshotFlag, Status, StreamEndReason, StreamFlag
-from cbframe.wire.messages import parse_failover_log, parse_rollback_seqno
-from cbframe.wire.requests import DcpOpen, GetAllVBucketSeqnos, Plain, SelectBucket
+from cbframe.wire.messages import (
+    DcpOpen,
+    GetAllVBucketSeqnos,
+    Plain,
+    SelectBucket,
+    parse_failover_log,
+    parse_rollback_seqno,
+)
 
 from .client import Client, marker, reason, seqnos, vbuuid
 

@@ -14,8 +14,15 @@ from cbframe.local import LocalCluster
 from cbframe.local.items import inflate
 from cbframe.wire.constants import Datatype, Feature, Magic, Opcode, SnapshotFlag, Status, StreamFlag
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.messages import SnapshotMarker, parse_message, split_xattrs
-from cbframe.wire.requests import DcpControl, DcpOpen, Hello, StreamRequest
+from cbframe.wire.messages import (
+    DcpControl,
+    DcpOpen,
+    Hello,
+    SnapshotMarker,
+    StreamRequest,
+    parse_message,
+    split_xattrs,
+)
 
 from .client import COLLECTIONS, LEGACY, Client, marker, vbuuid
 

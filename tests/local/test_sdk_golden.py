@@ -10,8 +10,7 @@ import pytest
 
 from cbframe.local import LocalCluster
 from cbframe.wire.constants import Datatype, Magic, Opcode, Status
-from cbframe.wire.messages import split_key
-from cbframe.wire.requests import SaslAuth
+from cbframe.wire.messages import SaslAuth, split_key
 from cbframe.wire.sasl import plain_payload
 
 from .client import Client

@@ -17,7 +17,7 @@ from cbframe.local import ServerTLS
 from cbframe.testing import FaultProxy
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame
-from cbframe.wire.requests import DcpControl
+from cbframe.wire.messages import DcpControl
 
 from .client import DATA, Client, seqnos
 

@@ -18,8 +18,16 @@ from cbframe.wire.constants import (
     SystemEventId,
 )
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.messages import OsoSnapshot, SeqnoAdvanced, SnapshotMarker, SystemEvent, parse_message
-from cbframe.wire.requests import CloseStream, DcpControl, StreamRequest
+from cbframe.wire.messages import (
+    CloseStream,
+    DcpControl,
+    OsoSnapshot,
+    SeqnoAdvanced,
+    SnapshotMarker,
+    StreamRequest,
+    SystemEvent,
+    parse_message,
+)
 
 from .client import COLLECTIONS, DATA, LEGACY, Client, marker, reason, seqno, seqnos, vbuuid
 

@@ -15,7 +15,7 @@ from cbframe.errors import ConfigurationError
 from cbframe.local.auth import NOBODY, Credentials, User
 from cbframe.wire.constants import Feature, Opcode, OpenFlag, Status, StreamEndReason
 from cbframe.wire.framing import Frame
-from cbframe.wire.requests import DcpOpen, Hello, SaslAuth, SelectBucket, StreamFilter, StreamRequest
+from cbframe.wire.messages import DcpOpen, Hello, SaslAuth, SelectBucket, StreamFilter, StreamRequest
 from cbframe.wire.sasl import ScramClient
 
 from .client import COLLECTIONS, LEGACY, Client, reason

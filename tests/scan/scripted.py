@@ -14,8 +14,14 @@ from typing import Any, Self
 from cbframe.local.auth import MECHANISMS, Credentials, SaslServer
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame, response
-from cbframe.wire.messages import FailoverEntry, encode_failover_log, encode_vbucket_seqnos
-from cbframe.wire.requests import Hello, SaslAuth, parse_request
+from cbframe.wire.messages import (
+    FailoverEntry,
+    Hello,
+    SaslAuth,
+    encode_failover_log,
+    encode_vbucket_seqnos,
+    parse_request,
+)
 
 USER, PASSWORD = "Administrator", "geheim-7f3a"
 Answer = Callable[[Frame], bytes | None]

@@ -23,8 +23,7 @@ from cbframe import (
 from cbframe.local.node import LocalNode
 from cbframe.local.producer import Producer
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import vbucket_of
-from cbframe.wire.requests import BufferAck, StreamRequest
+from cbframe.wire.messages import BufferAck, StreamRequest, vbucket_of
 
 from .kit import QUICK, Sent, fill, keys_of, read_rows, truth
 

@@ -11,7 +11,7 @@ from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.local.kv.connection import KvConnection
 from cbframe.local.producer import Producer
 from cbframe.wire.framing import Frame
-from cbframe.wire.requests import StreamRequest
+from cbframe.wire.messages import StreamRequest
 
 from .kit import QUICK, fill, keys_of
 

@@ -18,7 +18,7 @@ import pytest
 import cbframe
 from cbframe import CbframeError, scan_bucket, stream_bucket, write_snapshot
 from cbframe.cli import main
-from cbframe.cluster.seeds import ZONES
+from cbframe.cluster.connection_string import ZONES
 from cbframe.dcp import maps
 from cbframe.local.kv import connection
 from cbframe.local.kv.connection import KvConnection

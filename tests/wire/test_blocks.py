@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_BODY_LENGTH, Magic, Opcode
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.messages import encode_leb128, parse_message
-from cbframe.wire.requests import parse_request
+from cbframe.wire.messages import encode_leb128, parse_message, parse_request
 
 from . import pipeline, vectors
 from .oracle import DataMessage

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO, Feature, Magic, Opcode, OpenFlag, StreamFlag, VBucketStateCode
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.requests import (
+from cbframe.wire.messages import (
     BufferAck,
     CloseStream,
     DcpControl,

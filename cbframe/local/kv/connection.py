@@ -38,8 +38,7 @@ from cbframe.wire.constants import (
     VBucketStateCode,
 )
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import encode_failover_log, encode_vbucket_seqnos, split_key
-from cbframe.wire.requests import (
+from cbframe.wire.messages import (
     BufferAck,
     DcpControl,
     DcpOpen,
@@ -48,7 +47,10 @@ from cbframe.wire.requests import (
     SaslAuth,
     SelectBucket,
     StreamRequest,
+    encode_failover_log,
+    encode_vbucket_seqnos,
     parse_request,
+    split_key,
 )
 
 BEFORE_AUTH = frozenset(
