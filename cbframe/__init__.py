@@ -58,16 +58,13 @@ _HOMES = {
     ),
     "cbframe.local": ("LocalCluster",),
     "cbframe.options": ("BucketDataSourceOptions",),
-    "cbframe.scan.agreement": ("Conflict",),
-    "cbframe.scan.asof": ("AsOf", "Moment"),
     "cbframe.scan.changes": ("ChangeBatch", "CollectionDrop", "Rollback"),
     "cbframe.scan.checkpoint": ("Checkpoint",),
     "cbframe.scan.doctor": ("Diagnosis", "doctor"),
     "cbframe.scan.partition": ("ScanPartition",),
     "cbframe.scan.progress": ("ScanProgress",),
-    "cbframe.scan.read": ("read_bucket", "scan_bucket"),
-    "cbframe.scan.result": ("ReadReport", "ReadResult"),
-    "cbframe.scan.scan": ("BucketScan",),
+    "cbframe.scan.result": ("AsOf", "Conflict", "Moment", "ReadReport", "ReadResult"),
+    "cbframe.scan.scan": ("BucketScan", "read_bucket", "scan_bucket"),
     "cbframe.scan.schema": ("SchemaDiff", "SchemaReport", "diff_schema", "read_schema"),
     "cbframe.scan.stream": ("ChangeStream", "stream_bucket"),
     "cbframe.snapshot.maintenance": ("Compaction",),
@@ -89,7 +86,7 @@ _HOMES = {
     "cbframe.wire.messages": ("SystemEvent", "parse_failover_log"),
 }
 _COMPANIONS = dict.fromkeys(
-    ("cbframe.scan.read", "cbframe.scan.stream", "cbframe.snapshot.writer"), "cbframe.ui.progress"
+    ("cbframe.scan.scan", "cbframe.scan.stream", "cbframe.snapshot.writer"), "cbframe.ui.progress"
 )
 """What must be there with a module that cannot know of it: a lower floor imports no higher one."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -159,9 +156,6 @@ if TYPE_CHECKING:
     from cbframe.errors import XAttrsNotSupportedError as XAttrsNotSupportedError
     from cbframe.local import LocalCluster as LocalCluster
     from cbframe.options import BucketDataSourceOptions as BucketDataSourceOptions
-    from cbframe.scan.agreement import Conflict as Conflict
-    from cbframe.scan.asof import AsOf as AsOf
-    from cbframe.scan.asof import Moment as Moment
     from cbframe.scan.changes import ChangeBatch as ChangeBatch
     from cbframe.scan.changes import CollectionDrop as CollectionDrop
     from cbframe.scan.changes import Rollback as Rollback
@@ -170,11 +164,14 @@ if TYPE_CHECKING:
     from cbframe.scan.doctor import doctor as doctor
     from cbframe.scan.partition import ScanPartition as ScanPartition
     from cbframe.scan.progress import ScanProgress as ScanProgress
-    from cbframe.scan.read import read_bucket as read_bucket
-    from cbframe.scan.read import scan_bucket as scan_bucket
+    from cbframe.scan.result import AsOf as AsOf
+    from cbframe.scan.result import Conflict as Conflict
+    from cbframe.scan.result import Moment as Moment
     from cbframe.scan.result import ReadReport as ReadReport
     from cbframe.scan.result import ReadResult as ReadResult
     from cbframe.scan.scan import BucketScan as BucketScan
+    from cbframe.scan.scan import read_bucket as read_bucket
+    from cbframe.scan.scan import scan_bucket as scan_bucket
     from cbframe.scan.schema import SchemaDiff as SchemaDiff
     from cbframe.scan.schema import SchemaReport as SchemaReport
     from cbframe.scan.schema import diff_schema as diff_schema

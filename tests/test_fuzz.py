@@ -34,7 +34,7 @@ from cbframe.cluster.connection_string import HostPort
 from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.survey import time_of
 from cbframe.errors import CbframeError
-from cbframe.scan.offsets import Offset
+from cbframe.scan.microbatch import Offset
 from cbframe.snapshot.manifest import Manifest, Rollback
 from cbframe.wire import messages, sasl
 from cbframe.wire.constants import Opcode

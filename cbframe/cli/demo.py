@@ -34,7 +34,7 @@ from cbframe.errors import ConfigurationError
 from cbframe.local import LocalCluster
 from cbframe.scan.dataframe import to_pandas
 from cbframe.scan.parquet import write_parquet
-from cbframe.scan.read import scan_bucket
+from cbframe.scan.scan import scan_bucket
 
 _CHECKED_DOCUMENTS = 1000
 

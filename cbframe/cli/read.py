@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from cbframe.cli.credentials import connection
 from cbframe.cli.output import ndjson, progress_line, say, show_remarks, show_table, writer_of
-from cbframe.scan.read import scan_bucket
+from cbframe.scan.scan import scan_bucket
 
 
 def read(options: argparse.Namespace) -> int:

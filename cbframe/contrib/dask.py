@@ -20,11 +20,10 @@ from cbframe.errors import ConfigurationError, DependencyError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
-from cbframe.scan.asof import AsOf
 from cbframe.scan.dataframe import to_pandas
 from cbframe.scan.partition import ScanPartition
 from cbframe.scan.progress import Progress
-from cbframe.scan.result import ReadReport
+from cbframe.scan.result import AsOf, ReadReport
 from cbframe.scan.scan import BucketScan
 from cbframe.scan.spec import (
     ColumnsLike,

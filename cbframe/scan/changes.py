@@ -1,7 +1,8 @@
-"""A batch of changes: what happened to which documents, and how far the stream is after it."""
+"""Batches of changes: what happened to which documents, how far the stream is then, and their typed form."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cbframe.arrow.batcher import newest
 from cbframe.arrow.columns import (
     COLLECTION_ID,
     DATATYPE,
@@ -21,7 +23,6 @@ from cbframe.arrow.columns import (
     OPCODE,
     SEQNO,
     VBUCKET,
-    KeyForm,
     formed,
     is_json,
 )
@@ -35,8 +36,10 @@ from cbframe.json.layout import Place, Policy, tree_of
 from cbframe.json.typer import VALUE, Documents
 from cbframe.json.typer import typed as typed_documents
 from cbframe.scan import shape
-from cbframe.scan.agreement import Conflict, keys_at, named
-from cbframe.scan.spec import NESTED, Nested, paths_of
+from cbframe.scan.names import name_columns
+from cbframe.scan.result import Conflict
+from cbframe.scan.shape import keys_at, named
+from cbframe.scan.spec import NESTED, Nested, ScanSpec, paths_of
 from cbframe.wire.constants import Opcode, SystemEventId
 from cbframe.wire.messages import SystemEvent
 
@@ -47,14 +50,19 @@ if TYPE_CHECKING:
 CHANGE_TYPE = "_change_type"
 UPSERT, DELETE, EXPIRE = "upsert", "delete", "expire"
 CHANGE_TYPES = pa.array([UPSERT, DELETE, EXPIRE])
+KIND_OF = np.zeros(256, np.int8)
+"""Index among CHANGE_TYPES, by opcode."""
+KIND_OF[[Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION]] = (0, 1, 2)
+_DEFAULT = CollectionName("_default", "_default")
+_NAME = pa.dictionary(pa.int32(), pa.string())
 
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """The server has withdrawn a part of a vbucket's history, after a failover for one.
+    """The server has withdrawn a part of a vbucket's history, for example after a failover.
 
-    All changes of the vbucket behind `seqno` that came before are void. Whoever has kept every change
-    takes those back, and what is left is the vbucket's state at that moment. Whoever has kept only the
+    All changes of the vbucket with a seqno over `seqno` that came before are void. A consumer that has kept
+    every change takes those back, and has the vbucket's state at that moment. One that has kept only the
     newest version of each document has lost what withdrawn changes replaced: ``on_rollback="restart"``
     then makes `seqno` the beginning of the stream, and all of the vbucket comes again.
 
@@ -65,7 +73,7 @@ class Rollback:
     seqno
         Where the stream goes on from: the end of a snapshot.
     server_seqno
-        Where the server's history was cut off, at or behind `seqno`.
+        Where the server's history was cut off, at or after `seqno`.
     """
 
     vbucket: int
@@ -89,7 +97,7 @@ class CollectionDrop:
 
 @dataclass(slots=True, eq=False)
 class Given:
-    """What is said when a batch is consumed."""
+    """What is reported when a batch is consumed."""
 
     positions: dict[int, Position] = field(default_factory=dict)  # where vbuckets are then
     receipts: list[Receipt] = field(default_factory=list)  # of its documents
@@ -180,7 +188,7 @@ class ChangeBatch:
         Raises
         ------
         ConfigurationError
-            An argument cannot be meant.
+            An argument is invalid.
         """
         return self._typed(columns, nested)[0]
 
@@ -247,31 +255,17 @@ def typed(
     if rows_typed != rows and table.num_columns:
         # Each row takes its document; where there is none, there is no index, and so null.
         table = table.take(pa.array(np.cumsum(there) - 1, mask=~there))
-    # The only name without our prefix, since others who tell of changes use it: a document's own makes way.
-    names = [_free(name, table.column_names) if name == CHANGE_TYPE else name for name in table.column_names]
-    table = table.rename_columns(names)
+    # The only name without our prefix, since others call this column so: a document's own makes way.
+    free = CHANGE_TYPE
+    while free in table.column_names:
+        free += "_"
+    table = table.rename_columns([free if name == CHANGE_TYPE else name for name in table.column_names])
     conflicts = named(settled.disagreements(), lambda places: keys_at([changes], places, None))
-    return _beside(changes.drop_columns([VALUE]), table), conflicts, settled.reasons()
-
-
-def _free(name: str, taken: Sequence[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
-
-
-def _beside(head: pa.Table, table: pa.Table) -> pa.Table:
-    columns = {}
-    for name, column in zip(head.column_names, head.columns, strict=True):
-        columns[name] = column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
-    schema = pa.schema([*(pa.field(name, column.type) for name, column in columns.items()), *table.schema])
-    return pa.table([*columns.values(), *table.columns], schema=schema)
-
-
-_KIND = np.zeros(256, np.int8)
-_KIND[[Opcode.DCP_MUTATION, Opcode.DCP_DELETION, Opcode.DCP_EXPIRATION]] = (0, 1, 2)
-_DEFAULT = CollectionName("_default", "_default")
-_NAME = pa.dictionary(pa.int32(), pa.string())
+    head = changes.drop_columns([VALUE])
+    kinds = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in head.schema.types]
+    head = head.cast(pa.schema(list(zip(head.column_names, kinds, strict=True))))
+    schema = pa.schema([*head.schema, *table.schema])
+    return pa.table([*head.columns, *table.columns], schema=schema), conflicts, settled.reasons()
 
 
 class Directory:
@@ -345,39 +339,29 @@ class Directory:
 class ChangeRows:
     """Gives rows their public form."""
 
-    def __init__(
-        self,
-        raw: pa.Schema,  # schema of what arrives
-        metadata: Sequence[str],  # names that were asked for
-        directory: Directory,
-        key_prefix: bytes | None,  # keep only keys that begin so
-        keys: KeyForm,  # their form
-        *,
-        transaction_records: bool = False,  # whether changes of records of transactions are kept
-    ) -> None:
-        self._keys = keys
-        self._keeps_transactions = transaction_records
-        self.left_out = 0
-        self._prefix = key_prefix
+    def __init__(self, raw: pa.Schema, target: ScanSpec, directory: Directory) -> None:
+        self._target = target
         self._directory = directory
-        self._raw = raw
-        asked = [f"_cb_{name}" for name in metadata]
+        self._raw = raw  # of what arrives
+        self.left_out = 0
+        asked = [f"_cb_{name}" for name in target.metadata]
         columns = [name for name in (VBUCKET, SEQNO) if name not in asked]
         columns += [name for name in asked if name != KEY]
-        fields = [
-            pa.field(CHANGE_TYPE, pa.dictionary(pa.int8(), pa.string())),
-            pa.field(KEY, KEY_TYPES[keys], nullable=False),
-        ]
-        for name in columns:
-            kind = METADATA_TYPES.get(name)
-            fields.append(pa.field(name, _NAME if kind is None else kind))
-        self.schema = pa.schema([*fields, pa.field(VALUE, pa.binary())])
+        self.schema = pa.schema(
+            [
+                pa.field(CHANGE_TYPE, pa.dictionary(pa.int8(), pa.string())),
+                pa.field(KEY, KEY_TYPES[target.keys], nullable=False),
+                *((name, METADATA_TYPES.get(name, _NAME)) for name in columns),
+                pa.field(VALUE, pa.binary()),
+            ]
+        )
 
     def reduce(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Only the rows that are wanted."""
-        if self._prefix is not None:
-            batch = batch.filter(pc.starts_with(batch.column(KEY), self._prefix))
-        if not self._keeps_transactions and (theirs := of_transactions(batch.column(KEY))).any():
+        target = self._target
+        if target.key_prefix is not None:
+            batch = batch.filter(pc.starts_with(batch.column(KEY), target.key_prefix))
+        if target.transaction_records == "drop" and (theirs := of_transactions(batch.column(KEY))).any():
             self.left_out += int(theirs.sum())
             batch = batch.filter(pa.array(~theirs))
         ids = batch.column(COLLECTION_ID).to_numpy()
@@ -394,25 +378,121 @@ class ChangeRows:
     ) -> tuple[pa.RecordBatch, npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
         """One batch of several; and of each row the datatype, and the collection's id."""
         table = pa.Table.from_batches(batches, self._raw).combine_chunks()
-        arrays = {name: _array(table[name]) for name in table.column_names}
-        arrays[KEY] = formed(arrays[KEY], self._keys)
-        kinds = _KIND[arrays[OPCODE].to_numpy()]
+        # Combined, a column has one chunk, or none.
+        arrays = {
+            name: table[name].chunk(0) if len(table) else pa.array([], table[name].type)
+            for name in table.column_names
+        }
+        arrays[KEY] = formed(arrays[KEY], self._target.keys)
+        kinds = KIND_OF[arrays[OPCODE].to_numpy()]
         arrays[CHANGE_TYPE] = pa.DictionaryArray.from_arrays(pa.array(kinds), CHANGE_TYPES)
         if kinds.any():
             rows = pa.array(np.arange(len(kinds)), mask=kinds != 0)
             arrays[VALUE] = arrays[VALUE].take(rows)
         if not {"_cb_scope", "_cb_collection"}.isdisjoint(self.schema.names):
-            unique, codes = np.unique(arrays[COLLECTION_ID].to_numpy(), return_inverse=True)
-            names = self._directory.of(unique.tolist())
-            for column, values in (
-                ("_cb_scope", [None if name is None else name.scope for name in names]),
-                ("_cb_collection", [None if name is None else name.name for name in names]),
-            ):
-                arrays[column] = pa.array(values, pa.string()).take(pa.array(codes)).dictionary_encode()
+            names = name_columns(arrays[COLLECTION_ID].to_numpy(), self._directory.of)
+            arrays |= {name: column.dictionary_encode() for name, column in names.items()}
         record = pa.RecordBatch.from_arrays([arrays[name] for name in self.schema.names], schema=self.schema)
         return record, arrays[DATATYPE].to_numpy(), arrays[COLLECTION_ID].to_numpy()
 
 
-def _array(column: pa.ChunkedArray) -> pa.Array:
-    """The one chunk of a column."""
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+# --- the last changes of a stream
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Some changes that arrived together."""
+
+    at: float
+    rows: pa.RecordBatch
+    datatype: npt.NDArray[np.uint8]
+    collection: npt.NDArray[np.uint32]
+
+    def where(self, keep: npt.NDArray[np.bool_]) -> None:
+        """Forget the other rows."""
+        self.rows = self.rows.filter(pa.array(keep))
+        self.datatype, self.collection = self.datatype[keep], self.collection[keep]
+
+    def without(self, first: int) -> None:
+        """Forget the first rows."""
+        self.rows = self.rows.slice(first)
+        self.datatype, self.collection = self.datatype[first:], self.collection[first:]
+
+    def column(self, name: str) -> npt.NDArray[np.uint64]:
+        """Metadata of the rows."""
+        return np.asarray(self.rows.column(name).to_numpy())
+
+
+class Tail:
+    """The last changes: all of them, since a rollback brings older versions back to light."""
+
+    def __init__(self, schema: pa.Schema, clock: Callable[[], float]) -> None:
+        self._schema = schema
+        self._clock = clock
+        self._maps: set[Place] = set()
+        self._pieces: deque[_Piece] = deque()
+        self._count = 0
+
+    def add(self, batch: ChangeBatch, most: int) -> None:
+        """Take a batch, and forget what is before the last `most` changes then."""
+        if batch.rollbacks:
+            limits = np.full(1 << 16, np.iinfo(np.uint64).max, np.uint64)
+            for each in batch.rollbacks:
+                limits[each.vbucket] = each.seqno
+            self._forget(lambda piece: piece.column(SEQNO) <= limits[piece.column(VBUCKET)])
+        rows = batch.record_batch
+        if len(rows):
+            self._pieces.append(_Piece(self._clock(), rows, batch.datatype, batch.collection_ids))
+        for drop in batch.drops:
+            self._forget(
+                lambda piece, drop=drop: (  # type: ignore[misc]
+                    (piece.collection != drop.collection_id)
+                    | (piece.column(VBUCKET) != drop.vbucket)
+                    | (piece.column(SEQNO) >= drop.seqno)
+                )
+            )
+        self._count = sum(len(piece.rows) for piece in self._pieces)
+        self._shorten(most)
+
+    def _forget(self, keeps: Callable[[_Piece], npt.NDArray[np.bool_]]) -> None:
+        for piece in self._pieces:
+            keep = keeps(piece)
+            if not keep.all():
+                piece.where(keep)
+
+    def _shorten(self, most: int) -> None:
+        while self._count > most:
+            piece = self._pieces[0]
+            excess = self._count - most
+            if len(piece.rows) <= excess:
+                self._pieces.popleft()
+                self._count -= len(piece.rows)
+            else:
+                piece.without(excess)
+                self._count = most
+
+    def to_pandas(
+        self,
+        age: float | None,
+        most: int,
+        *,
+        columns: Sequence[str | tuple[str, ...]] | None,
+        dtype_backend: str | None,
+    ) -> pd.DataFrame:
+        """Documents in their newest version, of changes that arrived within `age` seconds."""
+        from cbframe.scan.dataframe import to_pandas  # noqa: PLC0415 - pandas is slow to import
+
+        self._shorten(most)
+        oldest = None if age is None else self._clock() - age
+        while oldest is not None and self._pieces and self._pieces[0].at < oldest:
+            self._count -= len(self._pieces.popleft().rows)
+        table = pa.Table.from_batches([piece.rows for piece in self._pieces], self._schema)
+        datatype = np.concatenate([np.zeros(0, np.uint8), *(piece.datatype for piece in self._pieces)])
+        ids = np.concatenate([np.zeros(0, np.uint32), *(piece.collection for piece in self._pieces)])
+        keep = newest(pa.table({KEY: table[KEY], COLLECTION_ID: pa.array(ids), SEQNO: table[SEQNO]}))
+        keep &= np.asarray(table[VALUE].is_valid())
+        result, conflicts, rejected = typed(
+            table.filter(pa.array(keep)), datatype[keep], columns=columns, maps=self._maps
+        )
+        about = {"conflicts": [conflict.to_dict() for conflict in conflicts], "rejected": rejected}
+        return to_pandas(result, dtype_backend, about)

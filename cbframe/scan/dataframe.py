@@ -35,12 +35,10 @@ _NULLABLE_ALONE = {
 
 
 class FrameAttributes(dict[str, Any]):
-    """The value of ``df.attrs["cbframe"]``.
+    """The value of ``df.attrs["cbframe"]``."""
 
-    Copies of it are the object itself: pandas copies ``attrs`` deeply at every step, and a report of a
-    thousand fields would cost more than the step.
-    """
-
+    # Copies of it are the object itself: pandas copies ``attrs`` deeply at every step, and a report of a
+    # thousand fields would cost more than the step.
     __slots__ = ()
 
     def __copy__(self) -> Self:
@@ -57,30 +55,23 @@ def to_pandas(
     *,
     fixed_dtypes: bool = False,
 ) -> pd.DataFrame:
-    """A DataFrame whose index is the document key.
-
-    Parameters
-    ----------
-    table
-        With a column ``_cb_key``.
-    dtype_backend
-        ``"pyarrow"`` keeps every type; ``"numpy_nullable"`` uses pandas' own nullable types; None
-        uses numpy's, which turn integers with missing values into floats, but for those that no float
-        holds: these are objects, as are integers in arrays with nulls among them. Extended attributes are
-        lists of pairs with the first, and dicts with the others.
-    attributes
-        For ``attrs["cbframe"]``.
-    fixed_dtypes
-        Dtypes follow from the table's types alone, whatever its values are, so that those of several tables
-        are the same: with None, integers and booleans have pandas' nullable types, and without
-        ``"pyarrow"`` dictionaries, whose categories are those of the values, become what they are of.
-    """
+    """A DataFrame whose index is the column ``_cb_key``, with `attributes` as ``attrs["cbframe"]``."""
+    # "pyarrow" keeps every type, "numpy_nullable" uses pandas' own nullable types, None numpy's, which turn
+    # integers with missing values into floats, but for those that no float holds: these are objects, as are
+    # integers in arrays with nulls among them. Extended attributes are lists of pairs with the first, and
+    # dicts with the others.
+    #
+    # With `fixed_dtypes`, dtypes follow from the table's types alone, whatever its values are, so that those
+    # of several tables are the same: with None, integers and booleans have pandas' nullable types, and
+    # without "pyarrow" dictionaries, whose categories are those of the values, become what they are of.
     if dtype_backend not in DTYPE_BACKENDS:
         raise ConfigurationError(
             f"dtype_backend={dtype_backend!r}", hint="choose 'pyarrow', 'numpy_nullable' or None"
         )
     if fixed_dtypes and dtype_backend != "pyarrow":
-        table = _without_dictionaries(table)
+        for at, field in enumerate(table.schema):
+            if pa.types.is_dictionary(field.type):
+                table = table.set_column(at, field.name, table.column(at).cast(field.type.value_type))
     numpy = _NULLABLE_ALONE.get if fixed_dtypes else None
     mapper = {"pyarrow": pd.ArrowDtype, "numpy_nullable": _NULLABLE.get, None: numpy}[dtype_backend]
     apart = [] if dtype_backend == "pyarrow" else [*_as_objects(table, exact=mapper is not None)]
@@ -101,13 +92,6 @@ def to_pandas(
     if attributes is not None:
         frame.attrs["cbframe"] = FrameAttributes(attributes)
     return frame
-
-
-def _without_dictionaries(table: pa.Table) -> pa.Table:
-    for at, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(at, field.name, table.column(at).cast(field.type.value_type))
-    return table
 
 
 def _as_objects(table: pa.Table, *, exact: bool) -> Iterator[str]:

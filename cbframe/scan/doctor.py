@@ -28,9 +28,8 @@ from cbframe.cluster.tls import (
 )
 from cbframe.dcp import verdicts
 from cbframe.dcp.handover import monotonic
-from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import make_login
-from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE, Outcome, Probe, first_marker, out_of_time
+from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE, Probe, first_marker, out_of_time
 from cbframe.dcp.threads import at_once
 from cbframe.dcp.transport import Waker, split_address
 from cbframe.errors import (
@@ -52,6 +51,10 @@ Status = Literal["ok", "failed", "skipped"]
 ARGUMENTS, DNS, TCP, TLS, NODES, STREAM = "arguments", "DNS", "TCP", "TLS", "nodes", "stream"
 STEPS = (ARGUMENTS, DNS, TCP, TLS, SERVICE, LOGIN, BUCKET, NODES, ROLE, DCP, STREAM)
 """Their names, in order."""
+_EACH = 5.0
+"""Seconds for one turn: to connect, to make TLS, or for one answer."""
+_SOON = 30 * 86400.0
+"""Seconds before the end of a node's certificate at which it is warned of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,44 +116,32 @@ class Diagnosis:
         verdict = "everything is well" if failed is None else f"the step {failed.name!r} has failed"
         return f"{self.target}: {verdict}"
 
-    def _core(self) -> tuple[str, str]:
-        """What there is to say of it, and how to get another one."""
-        if self.core == "rust":
-            return "the compiled core reads", ""
-        return "the Python reference reads: the results are the same, and it is slower", core.HINT
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """Name, status, what was found and a remedy of each step, and of the core last."""
+        what, remedy = "the compiled core reads", ""
+        if self.core != "rust":
+            what, remedy = "the Python reference reads: the results are the same, and it is slower", core.HINT
+        steps = [(each.name, each.status, each.detail, each.remedy or "") for each in self.steps]
+        return [*steps, ("core", "", what, remedy)]
 
     def __str__(self) -> str:
         lines = [self._title()]
-        for step in self.steps:
-            lines += _wrapped(f"  {step.status:<8} {step.name:<10}", step.detail)
-            if step.remedy is not None:
-                lines += _wrapped(" " * 18 + "-> ", step.remedy)
-        what, remedy = self._core()
-        lines += _wrapped(f"  {'':<8} {'core':<10}", what)
-        if remedy:
-            lines += _wrapped(" " * 18 + "-> ", remedy)
+        for name, status, detail, remedy in self._rows():
+            lines += _wrapped(f"  {status:<8} {name:<10}", detail)
+            if remedy:
+                lines += _wrapped(" " * 18 + "-> ", remedy)
         return "\n".join(lines)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = [
-            *((each.name, each.status, each.detail, each.remedy or "") for each in self.steps),
-            ("core", "", *self._core()),
-        ]
-        return as_html(self._title(), ("step", "status", "what", "remedy"), rows)
+        return as_html(self._title(), ("step", "status", "what", "remedy"), self._rows())
 
 
 def _wrapped(lead: str, text: str) -> list[str]:
     return textwrap.wrap(
         text, 100, initial_indent=lead, subsequent_indent=" " * len(lead), break_on_hyphens=False
     ) or [lead.rstrip()]
-
-
-_EACH = 5.0
-"""Seconds for one turn: to connect, to make TLS, or for one answer."""
-_SOON = 30 * 86400.0
-"""Seconds before the end of a node's certificate at which it is warned of."""
 
 
 def doctor(
@@ -264,39 +255,38 @@ class _Examination:
         authenticator: Authenticator,
         context: TLSContext | None,
     ) -> None:
-        login = make_login(
+        self._target, self._parsed = target, parsed
+        self._authenticator, self._context = authenticator, context
+        self._login = make_login(
             parsed, authenticator, target.bucket, context, allow_plain=target.options.allow_plain
         )
-        probe = Probe(context, _EACH, self.left)
-        seeds = self._behind_proxy(parsed, target) or self._reach(parsed, probe, context)
-        if parsed.bootstrap == "rest":
-            config, origin = self._ask_manager(parsed, seeds, target, authenticator, context)
-        else:
-            config, origin = self._ask_node(
-                seeds, lambda seed: probe.fetch_config(seed, login, authenticator, parsed.network), login
-            )
-        found = self._read_map(config, origin, parsed)
-        self._look_at_nodes(found, probe, login)
+        self._probe = Probe(context, _EACH, self.left)
+        seeds = self._behind_proxy() or self._reach()
+        config, origin = self._ask_manager(seeds) if parsed.bootstrap == "rest" else self._ask_node(seeds)
+        found = self._read_map(config, origin)
+        self._look_at_nodes(found)
         if not found.unowned():
-            self._stream(target)
+            self._stream()
 
     # -- the seeds
 
-    def _behind_proxy(self, parsed: ConnectionString, target: ScanSpec) -> list[str]:
+    def _behind_proxy(self) -> list[str]:
         """The seeds, where a proxy is asked for them: none of them is looked at from here."""
-        if parsed.bootstrap != "rest" or target.options.proxies is None:
+        parsed, proxies = self._parsed, self._target.options.proxies
+        if parsed.bootstrap != "rest" or proxies is None:
             return []
         from cbframe.cluster.http_session import proxy_address, proxy_for  # noqa: PLC0415 - requests is slow to import
 
-        proxy = proxy_for(parsed.scheme, target.options.proxies)
+        proxy = proxy_for(parsed.scheme, proxies)
         if proxy is None:
             return []
         for name in (DNS, TCP, TLS):
             self.skipped(name, f"the proxy {proxy_address(proxy)} is asked")
         return [str(seed) for seed in parsed.seeds()]
 
-    def _reach(self, parsed: ConnectionString, probe: Probe, context: TLSContext | None) -> list[str]:
+    def _reach(self) -> list[str]:
         """The seeds that can be reached, as far as TLS."""
+        parsed, probe = self._parsed, self._probe
         known = Seeds(parsed)
         known.ask(min(_EACH, max(0.1, self.left())))
         seeds = [str(seed) for seed in known.target.seeds()]
@@ -316,7 +306,7 @@ class _Examination:
 
         seeds = self._each(DNS, seeds, resolve, named)
         seeds = self._each(TCP, seeds, connect)
-        if context is None:
+        if self._context is None:
             self.skipped(TLS, f"{parsed.scheme}:// is not encrypted")
             return seeds
         remedies: list[str] = []
@@ -353,12 +343,11 @@ class _Examination:
         self.ok(name, before + "; ".join(texts))
         return list(good)
 
-    def _ask_node(
-        self, seeds: list[str], fetch_config: Callable[[str], Outcome], login: Login
-    ) -> tuple[Mapping[str, Any], HostPort]:
+    def _ask_node(self, seeds: list[str]) -> tuple[Mapping[str, Any], HostPort]:
         """The cluster map, from a data node."""
+        login = self._login
         for seed in seeds:
-            outcome = fetch_config(seed)
+            outcome = self._probe.fetch_config(seed, login, self._authenticator, self._parsed.network)
             if outcome.error is None or outcome.stage not in ("", SERVICE):
                 break
         stages = (SERVICE, LOGIN, BUCKET)
@@ -384,23 +373,16 @@ class _Examination:
             raise _StopError
         return config, HostPort(*split_address(seed))
 
-    def _ask_manager(
-        self,
-        parsed: ConnectionString,
-        seeds: list[str],
-        target: ScanSpec,
-        authenticator: Authenticator,
-        context: TLSContext | None,
-    ) -> tuple[Mapping[str, Any], HostPort]:
+    def _ask_manager(self, seeds: list[str]) -> tuple[Mapping[str, Any], HostPort]:
         """The cluster map, from a cluster manager."""
         from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
 
         client = RestClient(
-            [f"{parsed.scheme}://{seed}" for seed in seeds],
-            authenticator,
+            [f"{self._parsed.scheme}://{seed}" for seed in seeds],
+            self._authenticator,
             timeout=max(0.1, min(_EACH, self.left())),
-            tls_context=context,
-            proxies=target.options.proxies,
+            tls_context=self._context,
+            proxies=self._target.options.proxies,
         )
         name = SERVICE
         try:
@@ -413,16 +395,17 @@ class _Examination:
             self.ok(SERVICE, "the cluster manager answers")
             self.ok(LOGIN, "user and password are accepted")
             name = BUCKET
-            return client.bucket_config(target.bucket)
+            return client.bucket_config(self._target.bucket)
         except CbframeError as exc:
             self.failed(name, exc)
             raise _StopError from exc
 
     # -- the cluster
 
-    def _read_map(self, config: Mapping[str, Any], origin: HostPort, parsed: ConnectionString) -> ClusterMap:
+    def _read_map(self, config: Mapping[str, Any], origin: HostPort) -> ClusterMap:
+        network, tls = self._parsed.network, self._parsed.tls
         try:
-            found = parse_bucket_config(config, origin=origin, network=parsed.network, tls=parsed.tls)
+            found = parse_bucket_config(config, origin=origin, network=network, tls=tls)
         except CbframeError as exc:
             self.failed(BUCKET, exc)
             raise _StopError from exc
@@ -438,14 +421,14 @@ class _Examination:
             self.ok(BUCKET, texts)
         return found
 
-    def _look_at_nodes(self, found: ClusterMap, probe: Probe, login: Login) -> None:
-        outcomes = probe.open_dcp(found.nodes, login)
+    def _look_at_nodes(self, found: ClusterMap) -> None:
+        outcomes = self._probe.open_dcp(found.nodes, self._login)
         away = {
             node: each.error for node, each in outcomes.items() if each.error and each.stage in ("", SERVICE)
         }
         if away:
             error = verdicts.with_addresses(next(iter(away.values())), found)
-            others = _other_networks(found, probe, list(away))
+            others = _other_networks(found, self._probe, list(away))
             error.message = f"{len(away)} of {len(outcomes)} nodes cannot be reached: {error.message}"
             self.failed(NODES, error, others or error.hint)
         else:
@@ -453,7 +436,7 @@ class _Examination:
             self.ok(NODES, f"{', '.join(outcomes)} can be reached{where}")
         there = {node: each for node, each in outcomes.items() if node not in away}
         texts = {
-            ROLE: f"user {login.user} may stream",
+            ROLE: f"user {self._login.user} may stream",
             DCP: f"opened on {len(there)} of {len(outcomes)} nodes",
         }
         for name, stages in ((ROLE, (LOGIN, BUCKET, ROLE)), (DCP, (DCP,))):
@@ -466,8 +449,8 @@ class _Examination:
         if away:
             raise _StopError
 
-    def _stream(self, target: ScanSpec) -> None:
-        left = self.left()
+    def _stream(self) -> None:
+        target, left = self._target, self.left()
         try:
             if left <= 0:
                 raise out_of_time()

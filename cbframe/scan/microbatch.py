@@ -1,21 +1,36 @@
-"""Bounded reads of changes between two offsets, by other processes: each some vbuckets.
+"""Bounded reads of changes between two offsets, for engines that keep no more than a small JSON of each.
 
-What :mod:`cbframe.scan.offsets` plans is read here. Rows are those of a change stream with typed
-fields. One more kind of row, without a key, says what no other could: ``reset``, all documents of the
-vbucket are void that were given before. The rows behind it are the vbucket from its beginning.
+Such an engine (Spark, for one) asks where the bucket is, stores that :class:`Offset`, and has other processes
+read what lies between two offsets (:class:`MicroBatchPart`, each some vbuckets). These processes cannot
+report what they met. So an offset holds no snapshot and no failover log, only each vbucket's newest history
+and a seqno, and one rule makes up for it: whenever a vbucket is not in the history any more that it was in,
+it is given again from its beginning.
 
-A vbucket is given again like that where its history is not the planned one any more, where the server does
-not know of the place to begin at or has purged deletions behind it, and where one of its collections was
-created, emptied or dropped, or the one scope that is read created again: of such documents there are no
-deletions, and their collection's name is gone.
+Less would not be right. Of several versions of a document the server sends the last. So a read to a seqno,
+from a vbucket that has gone on meanwhile, may not contain versions at or before that seqno which later
+changes had replaced: the next read brings the later ones. If a failover loses those, the older versions
+come back to light, *before* the seqno where the next read begins, also where the server's history has
+nothing against beginning there. Nobody would ever get them.
+
+Rows are those of a change stream with typed fields. One more kind of row, without a key, says what no other
+could: ``reset``, all documents of the vbucket are void that were given before. The rows after it are the
+vbucket from its beginning. A vbucket comes again like that
+
+* where its history is not the planned one any more,
+* where the server does not know the place to begin at, or has purged deletions after it,
+* where one of its collections was created, emptied or dropped, or the one scope that is read created again:
+  of such documents there are no deletions, and their collection's name is gone.
+
+An offset says, too, which scope and collections it is of. Those that are asked for later have documents
+before it that were never given, and what was given of those that are asked for no more would never go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,47 +41,516 @@ from cbframe.arrow.columns import KEY, OPCODE, SEQNO, VBUCKET, form_of
 from cbframe.arrow.current_rows import CurrentRows
 from cbframe.arrow.documents.unify import Columns
 from cbframe.cluster.collections_manifest import CollectionsManifest
-from cbframe.cluster.tls import TLSLike
-from cbframe.dcp.look import Look, look_at
-from cbframe.dcp.positions import Position, ReachedEnds, VBucketMetaData
+from cbframe.dcp.look import Look
+from cbframe.dcp.positions import Position, ReachedEnds, VBucketMetaData, u64_of
 from cbframe.dcp.receiver import Receipt
-from cbframe.errors import ConfigurationError, ConversionError, RollbackError, StreamError
+from cbframe.errors import ClusterMapError, ConfigurationError, ConversionError, RollbackError, StreamError
 from cbframe.json.typer import OURS
-from cbframe.options import BucketDataSourceOptions
-from cbframe.scan.agreement import Agreement
-from cbframe.scan.changes import CHANGE_TYPE, CHANGE_TYPES
+from cbframe.scan.changes import CHANGE_TYPE, CHANGE_TYPES, KIND_OF
 from cbframe.scan.names import settled
-from cbframe.scan.offsets import BEGINNING, Offset, Range, Selection
-from cbframe.scan.partition import PartSettings, shares
+from cbframe.scan.partition import refuse_secrets, shares
 from cbframe.scan.pipeline import Pipeline, Typed, beside
 from cbframe.scan.session import Run
 from cbframe.scan.shape import cast_to
-from cbframe.scan.spec import METADATA_NAMES, Exclusion, ScanSpec
+from cbframe.scan.spec import METADATA_NAMES, ScanSpec
 from cbframe.typing import Connectable, ServerURLs
-from cbframe.wire.constants import DATA_OPCODES, MAX_SEQNO, MAX_VBUCKETS, SystemEventId
+from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, SystemEventId
 from cbframe.wire.messages import SystemEvent
 
-_OPCODES = np.array(DATA_OPCODES, np.uint8)
+OnReset: TypeAlias = Literal["reset", "fail"]
+RESET = "reset"
+REQUIRED = (CHANGE_TYPE, KEY, VBUCKET, SEQNO)
+"""Without one of these columns nobody can tell what the rows mean."""
+BEGINNING = Position()
+_CHANGES_PER_PART = 10_000
+"""A part that has less is not worth a task of its own."""
+_HINT = "offsets belong to the stream that wrote them: take a new checkpoint location"
 
 
-class SpanReceiver(DeferringBatchReceiver):
-    """Gathers changes behind some marks."""
+# --- offsets
+
+
+class Selection(NamedTuple):
+    """Of which documents an offset is."""
+
+    scope: str | None = None  # the name that was asked for; None if none was
+    collections: tuple[str, ...] | None = None  # the names that were asked for, sorted; None if none were
+
+    @classmethod
+    def of(cls, scope: str | None, collections: Iterable[str] | None) -> Selection:
+        """Whatever order the names come in."""
+        return cls(scope, None if collections is None else tuple(sorted({*collections})))
+
+    def __str__(self) -> str:
+        names = None if self.collections is None else ", ".join(self.collections)
+        choices = [("scope", self.scope), ("collections", names)]
+        return (
+            " and ".join(f"{what} {name!r}" for what, name in choices if name is not None)
+            or "all collections"
+        )
+
+
+ALL = Selection()
+
+
+class Range(NamedTuple):
+    """The changes of one vbucket after `start`, up to `end`."""
+
+    vbucket: int
+    start: Position
+    end: Position
+
+    @property
+    def reset(self) -> bool:
+        """Whether what was given before is void: then all up to `end` is given, and not only what is new."""
+        return bool(self.start.seqno) and (
+            self.end.history != self.start.history or self.end.seqno < self.start.seqno
+        )
+
+    @property
+    def base(self) -> int:
+        """After which seqno it is read."""
+        return 0 if self.reset else self.start.seqno
+
+    @property
+    def changes(self) -> int:
+        """As many rows as there can be at most; one of them says that what was before is void."""
+        return self.end.seqno - self.base + self.reset
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """How far all vbuckets are."""
+
+    bucket_uuid: str = ""  # of the bucket; empty if none was looked at
+    marks: Mapping[int, Position] = field(default_factory=dict)
+    turn: int = 0  # the vbucket from which on the next read takes what there is, if reads are limited
+    initial: bool = False
+    began: Mapping[int, Position] | None = None
+    selection: Selection = ALL
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: vbuuid and seqno by vbucket, as text, since many readers lose digits."""
+        found: dict[str, Any] = {"bucket_uuid": self.bucket_uuid, **_plain(self.marks)}
+        if self.turn:
+            found["turn"] = self.turn
+        if self.initial:
+            found["initial"] = True
+        if self.began is not None:
+            found["began"] = _plain(self.began)
+        if self.selection.scope is not None:
+            found["scope"] = self.selection.scope
+        if self.selection.collections is not None:
+            found["collections"] = [*self.selection.collections]
+        return found
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Offset:
+        """Read what :meth:`to_dict` gave; nothing is the beginning."""
+        if not isinstance(fields, Mapping):
+            raise ConfigurationError(f"an offset is a {type(fields).__name__}, and no object", hint=_HINT)
+        rest = dict(fields)
+        names = ("bucket_uuid", "turn", "initial", "began", "scope", "collections")
+        uuid, turn, initial, began, scope, collections = (rest.pop(name, None) for name in names)
+        _check("bucket_uuid", uuid is None or isinstance(uuid, str))
+        _check("turn", turn is None or (type(turn) is int and 0 <= turn < MAX_VBUCKETS))
+        _check("initial", initial is None or isinstance(initial, bool))
+        _check("began", began is None or isinstance(began, Mapping))
+        _check("scope", scope is None or isinstance(scope, str))
+        given = collections if isinstance(collections, list) else [collections]
+        _check("collections", collections is None or all(isinstance(name, str) for name in given))
+        return cls(
+            uuid or "",
+            _marks(rest),
+            turn or 0,
+            bool(initial),
+            None if began is None else _marks(began, "began."),
+            Selection.of(scope, None if collections is None else given),
+        )
+
+    def ahead(
+        self,
+        positions: Mapping[int, Position],  # the newest history and the high seqno of every vbucket
+        bucket_uuid: str,
+        most: int | None = None,
+        selection: Selection = ALL,  # what is asked for
+    ) -> Offset:
+        """The offset that is to be read to, when the bucket is at `positions`."""
+        self.check(positions, bucket_uuid, selection)
+        marks = {vb: self.marks.get(vb, BEGINNING) for vb in sorted(positions)}
+        left = MAX_SEQNO if most is None else most
+        order = sorted(positions, key=lambda vb: (vb < self.turn, vb))
+        turn = 0
+        for at, vb in enumerate(order):
+            wanted = Range(vb, marks[vb], positions[vb])
+            if not wanted.changes:
+                # An empty vbucket with a new history has nothing to give, and no more had the old one.
+                continue
+            if wanted.changes > left:
+                # The next one's turn, however much is left of this one: or who writes much would be
+                # the only one to be read. One that had nothing keeps its turn.
+                turn = order[(at + 1) % len(order)] if left else vb
+                if left:
+                    marks[vb] = Position.at(wanted.end.history, wanted.base + left - wanted.reset)
+                break
+            marks[vb] = wanted.end
+            left -= wanted.changes
+        if marks == {vb: self.marks.get(vb, BEGINNING) for vb in marks} and self.marks:
+            return self
+        began = dict(self.marks) if self.initial else None
+        return Offset(bucket_uuid, marks, turn, began=began, selection=selection)
+
+    def check(self, positions: Mapping[int, Position], bucket_uuid: str, selection: Selection = ALL) -> None:
+        """See that it is of this bucket and of these collections."""
+        self._check_selection(selection)
+        other = self.bucket_uuid and bucket_uuid and bucket_uuid != self.bucket_uuid
+        if other or (self.marks and self.marks.keys() != positions.keys()):
+            error = ClusterMapError(
+                "it is not the bucket that the checkpoint is of: that was deleted and created again, or is "
+                "of another cluster",
+                fault="other bucket",
+                hint="nothing that was given before belongs to it: take a new checkpoint location, and "
+                "an empty target",
+            )
+            error.permanent = True
+            raise error
+
+    def _check_selection(self, selection: Selection) -> None:
+        if self.marks and self.selection != selection:
+            raise ConfigurationError(
+                f"the checkpoint is of {self.selection}, and {selection} is asked for",
+                hint="a checkpoint's scope and collections stay as they are, or documents would be missing "
+                "or stay for ever: ask for the same, or take a new checkpoint location and an empty target",
+            )
+
+    def ranges_to(self, end: Offset) -> list[Range]:
+        """What is to be read between this offset and a later one."""
+        self._check_selection(end.selection)
+        if end.initial:
+            # Nothing had come since the beginning that this is.
+            return []
+        before = self.marks if end.began is None else end.began
+        found = (Range(vb, before.get(vb, BEGINNING), mark) for vb, mark in end.marks.items())
+        return [each for each in found if each.start != each.end and each.changes]
+
+    @classmethod
+    def now(cls, positions: Mapping[int, Position], bucket_uuid: str, selection: Selection = ALL) -> Offset:
+        """The initial offset of who wants only what comes from now on."""
+        return cls(bucket_uuid, dict(sorted(positions.items())), initial=True, selection=selection)
+
+
+def _plain(marks: Mapping[int, Position]) -> dict[str, list[str]]:
+    return {str(vb): [str(at.history), str(at.seqno)] for vb, at in sorted(marks.items())}
+
+
+def _marks(fields: Mapping[Any, Any], prefix: str = "") -> dict[int, Position]:
+    found = {}
+    for name, mark in fields.items():
+        try:
+            number = u64_of(name)
+            vbuuid, seqno = map(u64_of, mark if isinstance(mark, list | tuple) else ())
+        except ValueError:
+            number = MAX_VBUCKETS
+        _check(f"{prefix}{name}", number < MAX_VBUCKETS)
+        found[number] = Position.at(vbuuid, seqno)
+    return found
+
+
+def _check(name: str, holds: bool) -> None:
+    if not holds:
+        raise ConfigurationError(f"the field {name!r} of an offset cannot be read", hint=_HINT)
+
+
+# --- the driver: what is to be read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatchReader:
+    """What is read between offsets, and how."""
+
+    spec: ScanSpec
+    agreed: Columns  # the fields of its documents, whose types are declared
+    schema: pa.Schema  # of the rows: REQUIRED columns, other metadata, and fields of documents
+    on_rollback: OnReset = "reset"
+    whole_snapshots: bool = False
+
+    @property
+    def selection(self) -> Selection:
+        """Of which documents the offsets are."""
+        return Selection.of(self.spec.scope, self.spec.named)
+
+    def look(self, vbuckets: Collection[int] | None = None) -> Look:
+        """Where the bucket is now, or some of its vbuckets."""
+        return self.spec.look(vbuckets)
+
+    def ahead(self, start: Offset, look: Look, most: int | None = None) -> Offset:
+        """As :meth:`Offset.ahead`."""
+        end = start.ahead(look.positions, look.map.uuid, most, self.selection)
+        self._refuse_planned(start.ranges_to(end), look)
+        return end
+
+    def now(self, look: Look) -> Offset:
+        """As :meth:`Offset.now`."""
+        return Offset.now(look.positions, look.map.uuid, self.selection)
+
+    def parts(self, start: Offset, end: Offset, look: Look, n: int) -> list[MicroBatchPart]:
+        """What is to be read between two offsets, in `n` parts at most, of one node each if it can be."""
+        # Who is restarted has not looked ahead from here: nobody has compared anything yet.
+        end.check(look.positions, look.map.uuid, self.selection)
+        ranges = {each.vbucket: each for each in start.ranges_to(end)}
+        self._refuse_planned(ranges.values(), look)
+        # Those that nothing is read of count, too: they have a row.
+        weights = {vb: Position.at(0, each.changes) for vb, each in ranges.items()}
+        total = sum(each.changes for each in ranges.values())
+        n = max(1, min(n, -(-total // _CHANGES_PER_PART)))
+        return [
+            MicroBatchPart(
+                number, share.node, tuple(ranges[vb] for vb in share.vbuckets), end.bucket_uuid, self
+            )
+            for number, share in enumerate(shares(replace(look, positions=weights), n))
+        ]
+
+    def _refuse_planned(self, ranges: Collection[Range], look: Look) -> None:
+        if self.on_rollback == "fail":
+            refused = next((each for each in ranges if each.reset), None)
+            if refused is not None:
+                other = refused.end.history != refused.start.history
+                node = look.map.node_of(refused.vbucket)
+                raise _refusal("other history" if other else "shorter", refused, node)
+
+
+def micro_batch_reader(
+    conn: ServerURLs | Connectable,
+    bucket: str | None,
+    *,
+    schema: pa.Schema,
+    on_conflict: Literal["raise", "null"] = "raise",
+    on_rollback: OnReset = "reset",
+    whole_snapshots: bool = False,
+    **arguments: Any,  # others of scan_bucket()
+) -> MicroBatchReader:
+    """Check what is to be read."""
+    if on_rollback not in ("reset", "fail"):
+        raise ConfigurationError(f"on_rollback={on_rollback!r}", hint="choose 'reset' or 'fail'")
+    if on_conflict not in ("raise", "null"):
+        raise ConfigurationError(
+            f"on_conflict={on_conflict!r} is nothing for changes",
+            hint="choose 'raise' or 'null': types cannot be widened, since the schema is declared",
+        )
+    absent = [name for name in REQUIRED if name not in schema.names]
+    if absent:
+        raise ConfigurationError(
+            f"the schema of the changes has no column {absent[0]!r}",
+            hint=f"it needs {', '.join(REQUIRED)}, and fields as wanted",
+        )
+    metadata = [name.removeprefix(OURS) for name in schema.names if name.startswith(OURS)]
+    unknown = [name for name in metadata if name not in METADATA_NAMES]
+    if unknown:
+        raise ConfigurationError(
+            f"there is no column '{OURS}{unknown[0]}'",
+            hint=f"metadata is: {', '.join(OURS + name for name in METADATA_NAMES)}",
+        )
+    fields = [each for each in schema if not each.name.startswith(OURS) and each.name != CHANGE_TYPE]
+    spec = ScanSpec.of(
+        conn,
+        bucket,
+        keys_only=not fields,
+        metadata=metadata,
+        keys=form_of(schema.field(KEY).type),
+        schema=pa.schema(fields) if fields else None,
+        on_conflict=on_conflict,
+        expired="keep",  # a document that expires comes as a change when the server has removed it
+        progress=None,
+        **arguments,
+    )
+    agreed = Columns(pa.schema([(each.name, pa.null()) for each in fields]))
+    return MicroBatchReader(
+        spec=settled(spec),
+        agreed=agreed,
+        schema=schema,
+        on_rollback=on_rollback,
+        whole_snapshots=whole_snapshots,
+    )
+
+
+# --- a worker: reading it
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class MicroBatchPart:
+    """Some vbuckets of a read between offsets, to be read anywhere."""
+
+    number: int  # from 0
+    node: str  # the node that had its vbuckets, or most of them
+    ranges: tuple[Range, ...]  # what is to be read
+    bucket_uuid: str
+    reader: MicroBatchReader = field(repr=False)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        self.refuse_secrets()
+        return object.__reduce_ex__(self, protocol)
+
+    def __repr__(self) -> str:
+        changes = sum(each.changes for each in self.ranges)
+        vbuckets = f"{len(self.ranges)} vbuckets of {self.node}"
+        return f"<MicroBatchPart {self.number}: {changes:,} changes of {vbuckets}>"
+
+    def refuse_secrets(self) -> None:
+        """Raise what pickling would raise."""
+        refuse_secrets(self.reader.spec)
+
+    def read(self) -> Iterator[pa.RecordBatch]:
+        """Read it: each change after the start, none twice, and none after the end.
+
+        With whole snapshots also what lies after the end, as far as the server sends it.
+
+        Of a vbucket that is given again, a reset comes first. If its history is the planned one, it is given
+        up to the planned end; if not, as far as it goes: the next read, whose offset has yet another
+        history, gives it once more.
+        """
+        reader, schema = self.reader, self.reader.schema
+        with ExitStack() as stack:
+            first = Pass(reader, self.bucket_uuid, self.ranges, stack)
+            reset = {each.vbucket for each in self.ranges if each.reset} | first.reset
+            again = [Range(each.vbucket, BEGINNING, each.end) for each in first.again]
+            passes = [first]
+            if again:
+                reset |= {each.vbucket for each in again}
+                second = Pass(reader, self.bucket_uuid, again, stack)
+                assert not second.again, "it began at the beginning"
+                passes.append(second)
+            self._refuse(passes)
+            tables = [each.tables() for each in passes]
+            if reset:
+                yield _resets(sorted(reset), schema)
+            for each in tables:
+                for table in each:
+                    yield from cast_to(table, schema).to_batches()
+
+    def _refuse(self, passes: Sequence[Pass]) -> None:
+        if self.reader.on_rollback != "fail":
+            return
+        lost = set[int]().union(*(each.lost for each in passes))
+        sent_back = set[int]().union(*(each.sent_back for each in passes))
+        for each in self.ranges:
+            # Of one that is at its beginning nothing was given that could be void.
+            if each.start.seqno and each.vbucket in lost:
+                raise _refusal("other history", each, self.node)
+            if each.start.seqno and each.vbucket in sent_back:
+                raise _refusal("sent back", each, self.node)
+
+
+def _resets(vbuckets: Sequence[int], schema: pa.Schema) -> pa.RecordBatch:
+    count = len(vbuckets)
+    known: Mapping[str, pa.Array] = {
+        CHANGE_TYPE: pa.array([RESET] * count),
+        VBUCKET: pa.array(vbuckets, pa.uint16()),
+        SEQNO: pa.array(np.zeros(count, np.uint64)),
+    }
+    columns = [known.get(each.name, pa.nulls(count, each.type)).cast(each.type) for each in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+class Pass:
+    """One run over some vbuckets, and what is to be said of each."""
+
+    def __init__(
+        self, reader: MicroBatchReader, bucket_uuid: str, ranges: Sequence[Range], stack: ExitStack
+    ) -> None:
+        self._reader = reader
+        self.reset: set[int] = set()
+        self.again: list[Range] = []
+        self.lost: set[int] = set()
+        self.sent_back: set[int] = set()
+        self._sink: MicroBatchSink | None = None
+        # A vbucket that has nothing but a new history is not asked.
+        some = [each for each in ranges if each.end.seqno]
+        if not some:
+            return
+        ends = {each.vbucket: each.end.seqno for each in some}
+        spec = reader.spec
+        options = replace(spec.options, out_of_order=False)
+        run = Run(
+            replace(spec, vbuckets=tuple(ends), options=options),
+            bounded=True,
+            bucket_uuid=bucket_uuid,
+            ends=ReachedEnds(ends),
+        )
+        receiver = MicroBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
+        starts = {each.vbucket: each.start if each.base else BEGINNING for each in some}
+        receiver.begin(starts, of_scope=spec.scope is not None and spec.collections is None)
+        agreed = reader.agreed
+        sink = MicroBatchSink(spec, run.names, receiver, agreed, bounded=True, of_changes=True)
+        stack.callback(sink.close)
+        sink.stop_at({} if reader.whole_snapshots else ends)
+        ran = run.into(receiver, sink)
+        self._sink = sink
+        short = []
+        for each in some:
+            _, reached = ran.as_of.get(each.vbucket, (0, sink.reached(each.vbucket)))
+            if not self._judge(each, receiver, sink, reached):
+                short.append(each)
+        if short:
+            self._check_short(short)
+
+    def _judge(
+        self, given: Range, receiver: MicroBatchReceiver, sink: MicroBatchSink, reached: int | None
+    ) -> bool:
+        """Decide what is given of a vbucket; whether it reached the reported end of its history."""
+        vb, end = given.vbucket, given.end
+        # A vbucket that is empty now is not asked: then its history is another one, too.
+        same = receiver.history(vb) == end.history
+        fallen = vb in receiver.fallen
+        if not same:
+            self.lost.add(vb)
+        elif fallen:
+            self.sent_back.add(vb)
+        whole = fallen or not given.base
+        ended = any(given.base < seqno <= end.seqno for seqno in receiver.ends_of_collections(vb))
+        if not whole and (not same or ended or reached is None):
+            self.again.append(given)
+            return True
+        if reached is None:
+            raise _on_its_way(given)
+        if fallen or not same:
+            self.reset.add(vb)
+        exact = same and not self._reader.whole_snapshots
+        sink.give(vb, 0 if whole else given.base, end.seqno if exact else None)
+        return not same or reached >= end.seqno
+
+    def _check_short(self, short: Sequence[Range]) -> None:
+        """See that there is nothing for us where vbuckets ended early; not all servers report that."""
+        # If a history does not have the seqno that it was reported to have, what is missing would be reported
+        # by nobody later on, so that cannot be passed over.
+        now = self._reader.look({each.vbucket for each in short}).positions
+        for each in short:
+            at = now[each.vbucket]
+            if at.history != each.end.history or at.seqno < each.end.seqno:
+                raise _on_its_way(each)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows."""
+        return iter(()) if self._sink is None else self._sink.changes()
+
+
+class MicroBatchReceiver(DeferringBatchReceiver):
+    """Gathers changes after some positions."""
 
     __slots__ = ("_ends", "_events", "_histories", "fallen")
 
     fallen: set[int]  # vbuckets that the server sent back: they were read from their beginning then
 
-    def begin(self, marks: Mapping[int, Position], *, of_scope: bool) -> None:
+    def begin(self, starts: Mapping[int, Position], *, of_scope: bool) -> None:
         """Begin there; call it before anything is received."""
         self.fallen = set()
-        # Servers tell that a collection was emptied by telling once more that it was created.
+        # A server reports a collection that was emptied by reporting once more that it was created.
         self._ends = {SystemEventId.CREATE_COLLECTION, SystemEventId.DROP_COLLECTION}
         if of_scope:
             # One that has the name of another that was dropped: of the other's end nothing is sent.
             self._ends.add(SystemEventId.CREATE_SCOPE)
         self._events: list[tuple[int, int]] = []
         self._histories: dict[int, int] = {}
-        for vbucket, position in marks.items():
+        for vbucket, position in starts.items():
             # It is not known in which snapshot the seqno lay. The server takes it for the end of one,
             # which it need not have been: that is why a new history voids it in any case.
             if position.seqno:
@@ -104,28 +588,10 @@ class SpanReceiver(DeferringBatchReceiver):
         return self._vbuckets[vbucket].void_before
 
 
-class Kept:
-    """Which seqnos of which vbuckets are given."""
-
-    def __init__(self) -> None:
-        self._low = np.full(MAX_VBUCKETS, MAX_SEQNO, np.uint64)
-        self._high = np.zeros(MAX_VBUCKETS, np.uint64)
-
-    def add(self, vbucket: int, behind: int, most: int | None) -> None:
-        """Give those of a vbucket that are behind a seqno, up to another or to where it ends."""
-        self._low[vbucket] = behind
-        self._high[vbucket] = MAX_SEQNO if most is None else most
-
-    def mask(self, vbucket: npt.NDArray[np.uint16], seqno: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Which rows are given."""
-        found: npt.NDArray[np.bool_] = (seqno > self._low[vbucket]) & (seqno <= self._high[vbucket])
-        return found
-
-
-class SpanSink(Pipeline):
+class MicroBatchSink(Pipeline):
     """Takes the changes of one run to disk."""
 
-    _receiver: SpanReceiver
+    _receiver: MicroBatchReceiver
 
     def stop_at(self, ends: Mapping[int, int]) -> None:
         """Have enough once all vbuckets are there, whatever more the server would send; never, if none."""
@@ -134,6 +600,9 @@ class SpanSink(Pipeline):
         self._goals = np.array([*ends.values()], np.uint64)
         self._seqno = np.zeros(MAX_VBUCKETS, np.uint64)
         self._number = np.zeros(MAX_VBUCKETS, np.int64)
+        # Nothing of a vbucket is given unless give() says so.
+        self._base = np.full(MAX_VBUCKETS, MAX_SEQNO, np.uint64)
+        self._most = np.zeros(MAX_VBUCKETS, np.uint64)
 
     def add(self, arrived: list[tuple[pa.RecordBatch, Receipt]]) -> None:
         for number, (batch, _) in enumerate(arrived, self._arrived):
@@ -155,14 +624,19 @@ class SpanSink(Pipeline):
             return None
         return seqno if self._number[vbucket] >= self._receiver.counts_from(vbucket) else None
 
-    def changes(self, kept: Kept) -> Iterator[pa.Table]:
+    def give(self, vbucket: int, base: int, most: int | None) -> None:
+        """Give the changes of a vbucket after `base`, up to `most` or to where it ends."""
+        self._base[vbucket] = base
+        self._most[vbucket] = MAX_SEQNO if most is None else most
+
+    def changes(self) -> Iterator[pa.Table]:
         """Rows that count, in the order of each vbucket: what happened, metadata, fields."""
-        receiver = self._receiver
         manifest = self.complete()
-        current = CurrentRows(self.heads(), receiver, versions=True)
+        current = CurrentRows(self.heads(), self._receiver, versions=True)
 
         def mask(number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-            given = kept.mask(heads.column(VBUCKET).to_numpy(), heads.column(SEQNO).to_numpy())
+            vbucket, seqno = heads.column(VBUCKET).to_numpy(), heads.column(SEQNO).to_numpy()
+            given: npt.NDArray[np.bool_] = (seqno > self._base[vbucket]) & (seqno <= self._most[vbucket])
             return given & current.mask(number, heads)
 
         self.keep(mask, manifest, documents=False)
@@ -184,7 +658,7 @@ class SpanSink(Pipeline):
             raw = self.all_of(number)
             if not len(raw):
                 continue
-            kinds = (raw[OPCODE].to_numpy()[:, None] == _OPCODES).argmax(axis=1)
+            kinds = KIND_OF[raw[OPCODE].to_numpy()]
             head = self._names.head(raw, manifest)
             head = head.append_column(CHANGE_TYPE, CHANGE_TYPES.take(pa.array(kinds)))
             table = (
@@ -211,99 +685,7 @@ def _name_columns(target: ScanSpec) -> set[str]:
     return next(({what} for what in sorted(found) if len(several[what]) == len(places)), found)
 
 
-class Pass:
-    """One run over some vbuckets, and what is to be said of each."""
-
-    def __init__(
-        self,
-        settings: PartSettings,
-        bucket_uuid: str,
-        ranges: Sequence[Range],
-        stack: ExitStack,
-        *,
-        look: Callable[[Collection[int]], Look],
-        whole_snapshots: bool,
-    ) -> None:
-        self._look = look
-        self._whole_snapshots = whole_snapshots
-        self.reset: set[int] = set()
-        self.again: list[Range] = []
-        self.lost: set[int] = set()
-        self.sent_back: set[int] = set()
-        self._sink: SpanSink | None = None
-        self._kept = Kept()
-        # A vbucket that has nothing but a new history is not asked.
-        some = [each for each in ranges if each.end.seqno]
-        if not some:
-            return
-        spec = settings.spec
-        run = Run(
-            replace(
-                spec,
-                vbuckets=tuple(each.vbucket for each in some),
-                options=replace(spec.options, out_of_order=False),
-            ),
-            bounded=True,
-            bucket_uuid=bucket_uuid,
-            ends=ReachedEnds({each.vbucket: each.end.seqno for each in some}),
-        )
-        receiver = SpanReceiver(run.names.wire_metadata, run.options.max_body_bytes)
-        of_scope = spec.scope is not None and spec.collections is None
-        starts = {each.vbucket: each.start if each.base else BEGINNING for each in some}
-        receiver.begin(starts, of_scope=of_scope)
-        enough = {} if whole_snapshots else {each.vbucket: each.end.seqno for each in some}
-        sink = SpanSink(spec, run.names, receiver, settings.agreement, bounded=True, of_changes=True)
-        stack.callback(sink.close)
-        sink.stop_at(enough)
-        ran = run.into(receiver, sink)
-        self._sink = sink
-        reached = {vb: seqno for vb, (_, seqno) in ran.as_of.items()}
-        short = [
-            each
-            for each in some
-            if not self._is_judged(each, receiver, reached.get(each.vbucket, sink.reached(each.vbucket)))
-        ]
-        if short:
-            self._check_short(short)
-
-    def _is_judged(self, given: Range, receiver: SpanReceiver, reached: int | None) -> bool:
-        """Decide what becomes of a vbucket; not if it ended before the reported end of its history."""
-        vb, end = given.vbucket, given.end
-        # A vbucket that is empty now is not asked: then its history is another one, too.
-        same = receiver.history(vb) == end.history
-        fallen = vb in receiver.fallen
-        if not same:
-            self.lost.add(vb)
-        elif fallen:
-            self.sent_back.add(vb)
-        whole = fallen or not given.base
-        ended = any(given.base < seqno <= end.seqno for seqno in receiver.ends_of_collections(vb))
-        if not whole and (not same or ended or reached is None):
-            self.again.append(given)
-            return True
-        if reached is None:
-            raise _on_its_way(given)
-        if fallen or not same:
-            self.reset.add(vb)
-        most = end.seqno if same and not self._whole_snapshots else None
-        self._kept.add(vb, 0 if whole else given.base, most)
-        return not same or reached >= end.seqno
-
-    def _check_short(self, short: Sequence[Range]) -> None:
-        """See that there is nothing for us where vbuckets ended early; not all servers tell that.
-
-        If a history does not have the seqno that it was reported to have, what is missing would
-        be reported by nobody later on, so that cannot be passed over.
-        """
-        now = self._look({each.vbucket for each in short}).positions
-        for each in short:
-            at = now[each.vbucket]
-            if at.history != each.end.history or at.seqno < each.end.seqno:
-                raise _on_its_way(each)
-
-    def tables(self) -> Iterator[pa.Table]:
-        """The rows."""
-        return iter(()) if self._sink is None else self._sink.changes(self._kept)
+# --- errors
 
 
 def _on_its_way(given: Range) -> StreamError:
@@ -314,262 +696,26 @@ def _on_its_way(given: Range) -> StreamError:
     )
 
 
-OnReset: TypeAlias = Literal["reset", "fail"]
-RESET = "reset"
-REQUIRED = (CHANGE_TYPE, KEY, VBUCKET, SEQNO)
-"""Without one of these columns nobody can tell what the rows mean."""
-_CHANGES_PER_PART = 10_000
-"""A part that has less is not worth a task of its own."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spans:
-    """What is read between offsets, and how."""
-
-    settings: PartSettings
-    schema: pa.Schema  # of the rows: REQUIRED columns, other metadata, and fields of documents
-    on_rollback: OnReset = "reset"
-    whole_snapshots: bool = False
-
-    @property
-    def selection(self) -> Selection:
-        """Of which documents the offsets are."""
-        return Selection.of(self.settings.spec.scope, self.settings.spec.named)
-
-    def look(self, vbuckets: Collection[int] | None = None) -> Look:
-        """Where the bucket is now, or some of its vbuckets."""
-        spec = self.settings.spec
-        return look_at(
-            spec.server_urls,
-            spec.bucket,
-            spec.auth,
-            spec.options,
-            spec.tls,
-            spec.network,
-            vbuckets=vbuckets,
-        )
-
-    def ahead(self, start: Offset, look: Look, most: int | None = None) -> Offset:
-        """As :meth:`Offset.ahead`."""
-        end = start.ahead(look.positions, look.map.uuid, most, self.selection)
-        self._refuse_planned(start.ranges_to(end), look)
-        return end
-
-    def now(self, look: Look) -> Offset:
-        """As :meth:`Offset.now`."""
-        return Offset.now(look.positions, look.map.uuid, self.selection)
-
-    def parts(self, start: Offset, end: Offset, look: Look, n: int) -> list[SpanPart]:
-        """What is to be read between two offsets, in `n` parts at most, of one node each if it can be."""
-        # Who is restarted has not looked ahead from here: nobody has compared anything yet.
-        end.check(look.positions, look.map.uuid, self.selection)
-        ranges = {each.vbucket: each for each in start.ranges_to(end)}
-        self._refuse_planned(ranges.values(), look)
-        # Those that nothing is read of count, too: they have a row.
-        weights = {vb: Position.at(0, each.changes) for vb, each in ranges.items()}
-        total = sum(each.changes for each in ranges.values())
-        n = max(1, min(n, -(-total // _CHANGES_PER_PART)))
-        return [
-            SpanPart(number, share.node, tuple(ranges[vb] for vb in share.vbuckets), end.bucket_uuid, self)
-            for number, share in enumerate(shares(replace(look, positions=weights), n))
-        ]
-
-    def _refuse_planned(self, ranges: Collection[Range], look: Look) -> None:
-        if self.on_rollback == "fail":
-            refused = next((each for each in ranges if each.reset), None)
-            if refused is not None:
-                refuse = _other_history if refused.end.history != refused.start.history else _shorter
-                raise refuse(refused, look.map.node_of(refused.vbucket))
-
-
-def make_spans(
-    conn: ServerURLs | Connectable,
-    bucket: str | None,
-    *,
-    auth: Any,
-    tls: TLSLike = None,
-    network: str = "auto",
-    scope: str | None = None,
-    collections: str | Sequence[str] | None = None,
-    schema: pa.Schema,
-    on_conflict: Literal["raise", "null"] = "raise",
-    on_rollback: OnReset = "reset",
-    whole_snapshots: bool = False,
-    transaction_records: Exclusion = "drop",
-    options: BucketDataSourceOptions | None = None,
-) -> Spans:
-    """Check what is to be read."""
-    if on_rollback not in ("reset", "fail"):
-        raise ConfigurationError(f"on_rollback={on_rollback!r}", hint="choose 'reset' or 'fail'")
-    if on_conflict not in ("raise", "null"):
-        raise ConfigurationError(
-            f"on_conflict={on_conflict!r} is nothing for changes",
-            hint="choose 'raise' or 'null': types cannot be widened, since the schema is declared",
-        )
-    absent = [name for name in REQUIRED if name not in schema.names]
-    if absent:
-        raise ConfigurationError(
-            f"the schema of the changes has no column {absent[0]!r}",
-            hint=f"it needs {', '.join(REQUIRED)}, and fields as wanted",
-        )
-    metadata = [name.removeprefix(OURS) for name in schema.names if name.startswith(OURS)]
-    unknown = [name for name in metadata if name not in METADATA_NAMES]
-    if unknown:
-        raise ConfigurationError(
-            f"there is no column '{OURS}{unknown[0]}'",
-            hint=f"metadata is: {', '.join(OURS + name for name in METADATA_NAMES)}",
-        )
-    fields = [each for each in schema if not each.name.startswith(OURS) and each.name != CHANGE_TYPE]
-    spec = ScanSpec.of(
-        conn,
-        bucket,
-        auth=auth,
-        tls=tls,
-        network=network,
-        scope=scope,
-        collections=collections,
-        keys_only=not fields,
-        metadata=metadata,
-        keys=form_of(schema.field(KEY).type),
-        schema=pa.schema(fields) if fields else None,
-        on_conflict=on_conflict,
-        expired="keep",  # a document that expires comes as a change when the server has removed it
-        transaction_records=transaction_records,
-        progress=None,
-        options=options,
-    )
-    settings = PartSettings(
-        spec=settled(spec),
-        agreement=Agreement(Columns(pa.schema([(each.name, pa.null()) for each in fields]))),
-        with_secrets=False,
-    )
-    return Spans(settings=settings, schema=schema, on_rollback=on_rollback, whole_snapshots=whole_snapshots)
-
-
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
-class SpanPart:
-    """Some vbuckets of a read between offsets, to be read anywhere."""
-
-    number: int  # from 0
-    node: str  # the node that had its vbuckets, or most of them
-    ranges: tuple[Range, ...]  # what is to be read
-    bucket_uuid: str
-    spans: Spans = field(repr=False)
-
-    def __reduce__(self) -> tuple[type[SpanPart], tuple[Any, ...]]:
-        self.refuse_secrets()
-        return SpanPart, (self.number, self.node, self.ranges, self.bucket_uuid, self.spans)
-
-    def __repr__(self) -> str:
-        changes = sum(each.changes for each in self.ranges)
-        return f"<SpanPart {self.number}: {changes:,} changes of {len(self.ranges)} vbuckets of {self.node}>"
-
-    def refuse_secrets(self) -> None:
-        """Raise what pickling would raise."""
-        self.spans.settings.refuse_secrets()
-
-    def read(self) -> Iterator[pa.RecordBatch]:
-        """Read it: each change behind the start, none twice, and none behind the end.
-
-        With whole snapshots also what lies behind the end, as far as the server sends it.
-
-        Of a vbucket that is given again, a reset comes first. If its history is the planned one, it is given
-        up to the planned end; if not, as far as it goes: the next read, whose offset tells of yet another
-        history, gives it once more.
-        """
-        with ExitStack() as stack:
-            first = self._pass(self.ranges, stack)
-            reset = {each.vbucket for each in self.ranges if each.reset} | first.reset
-            again = [Range(each.vbucket, BEGINNING, each.end) for each in first.again]
-            passes = [first]
-            if again:
-                reset |= {each.vbucket for each in again}
-                second = self._pass(again, stack)
-                assert not second.again, "it began at the beginning"
-                passes.append(second)
-            self._refuse(passes)
-            tables = [each.tables() for each in passes]
-            yield from _resets(sorted(reset), self.spans.schema)
-            for each in tables:
-                for table in each:
-                    yield from _formed(table, self.spans.schema)
-
-    def _pass(self, ranges: Sequence[Range], stack: ExitStack) -> Pass:
-        spans = self.spans
-        return Pass(
-            spans.settings,
-            self.bucket_uuid,
-            ranges,
-            stack,
-            look=spans.look,
-            whole_snapshots=spans.whole_snapshots,
-        )
-
-    def _refuse(self, passes: Sequence[Pass]) -> None:
-        if self.spans.on_rollback != "fail":
-            return
-        lost = set[int]().union(*(each.lost for each in passes))
-        sent_back = set[int]().union(*(each.sent_back for each in passes))
-        for each in self.ranges:
-            # Of one that is at its beginning nothing was given that could be void.
-            if each.start.seqno and each.vbucket in lost:
-                raise _other_history(each, self.node)
-            if each.start.seqno and each.vbucket in sent_back:
-                raise _sent_back(each, self.node)
-
-
-def _resets(vbuckets: Sequence[int], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    if not vbuckets:
-        return
-    count = len(vbuckets)
-    known: Mapping[str, pa.Array] = {
-        CHANGE_TYPE: pa.array([RESET] * count),
-        VBUCKET: pa.array(vbuckets, pa.uint16()),
-        SEQNO: pa.array(np.zeros(count, np.uint64)),
-    }
-    columns = [known.get(each.name, pa.nulls(count, each.type)).cast(each.type) for each in schema]
-    yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _formed(table: pa.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    yield from cast_to(table, schema).to_batches()
-
-
-def _other_history(given: Range, node: str | None) -> RollbackError:
-    return _refusal(
-        f"the history that was read to seqno {given.start.seqno} is not the vbucket's any more, "
-        f"which was to be read to seqno {given.end.seqno}",
-        "a failover lost changes that were given already, or the bucket was emptied",
-        given,
-        node,
-    )
-
-
-def _shorter(given: Range, node: str | None) -> RollbackError:
-    return _refusal(
-        f"the vbucket was read to seqno {given.start.seqno}, and its history ends at seqno "
-        f"{given.end.seqno} now",
-        "the server lost changes that were given already",
-        given,
-        node,
-    )
-
-
-def _sent_back(given: Range, node: str | None) -> RollbackError:
-    return _refusal(
-        f"the server does not go on behind seqno {given.start.seqno}, to which the vbucket was read, "
-        f"though its history is the same; it was to be read to seqno {given.end.seqno}",
-        "deletions behind it were purged before they were given",
-        given,
-        node,
-    )
-
-
-def _refusal(what: str, why: str, given: Range, node: str | None) -> RollbackError:
-    return RollbackError(
-        what,
-        node=node,
-        vbucket=given.vbucket,
-        hint=f"{why}: start again with a new checkpoint location and an empty target, or say "
-        'on_rollback="reset"',
-    )
+def _refusal(
+    kind: Literal["other history", "shorter", "sent back"], given: Range, node: str | None
+) -> RollbackError:
+    """Why a vbucket would come again, where that is refused."""
+    start, end = given.start.seqno, given.end.seqno
+    match kind:
+        case "other history":
+            what = (
+                f"the history that was read to seqno {start} is not the vbucket's any more, "
+                f"which was to be read to seqno {end}"
+            )
+            why = "a failover lost changes that were given already, or the bucket was emptied"
+        case "shorter":
+            what = f"the vbucket was read to seqno {start}, and its history ends at seqno {end} now"
+            why = "the server lost changes that were given already"
+        case "sent back":
+            what = (
+                f"the server does not go on behind seqno {start}, to which the vbucket was read, "
+                f"though its history is the same; it was to be read to seqno {end}"
+            )
+            why = "deletions behind it were purged before they were given"
+    hint = f"{why}: start again with a new checkpoint location and an empty target, or say "
+    return RollbackError(what, node=node, vbucket=given.vbucket, hint=hint + 'on_rollback="reset"')

@@ -1,8 +1,13 @@
-"""Scopes and collections of a read: names to ids before it, ids to names after it."""
+"""Scopes and collections of a read: names to ids before it, ids to names after it.
+
+The server filters streams by ids, and reports documents with them. So a read by name asks for the manifest
+first, keeps that connection, and asks once more when the streams have ended: a collection that was asked for
+and is gone then is an error, and not a result without its documents.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
@@ -13,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.batcher import GatheringReceiver
-from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, METADATA_TYPES, KeyForm, formed
+from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, METADATA_TYPES, KeyForm, distinct, formed
 from cbframe.arrow.documents.filters import predicates
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.collections_manifest import SYSTEM_SCOPE, CollectionName, CollectionsManifest
@@ -26,10 +31,11 @@ _NAMES = frozenset({"scope", "collection"})
 
 
 class Names:
-    """What one read has to do with names."""
+    """The collections of one read."""
 
     def __init__(self, target: ScanSpec, options: BucketDataSourceOptions) -> None:
-        self._target = target
+        self.target = target
+        """The scan; once collections were looked up, with the names of those that the user sees."""
         self._options = options
         self._wanted: dict[int, str] = {}
         self._known: dict[int, CollectionName] = {}
@@ -44,28 +50,23 @@ class Names:
     @property
     def received(self) -> tuple[str, ...]:
         """Metadata that the read needs: also what tells whether a document has expired."""
-        needed = (EXPIRY,) if self._target.expired == "drop" else ()
+        needed = (EXPIRY,) if self.target.expired == "drop" else ()
         return tuple(dict.fromkeys((*self.wire_metadata, *needed)))
 
     @property
     def wire_metadata(self) -> tuple[str, ...]:
         """Metadata columns that come from the wire: those that are asked for, and those of filters."""
-        filtered = (each.path[0] for each in predicates(self._target.filters))
+        filtered = (each.path[0] for each in predicates(self.target.filters))
         return tuple(dict.fromkeys([*self._asked, *(name for name in filtered if name in METADATA_TYPES)]))
 
     @property
     def _asked(self) -> list[str]:
-        names = (f"_cb_{name}" for name in self._target.metadata)
+        names = (f"_cb_{name}" for name in self.target.metadata)
         return [name for name in names if name in METADATA_TYPES]
-
-    @property
-    def target(self) -> ScanSpec:
-        """The scan; once collections were looked up, with the names of those that the user sees."""
-        return self._target
 
     def resolve_collections(self, until: ExitStack | None = None) -> BucketDataSourceOptions:
         """Turn the names of scopes and collections into the ids that the server filters by."""
-        target, options = self._target, self._options
+        target, options = self.target, self._options
         if target.scope is None and target.collections is None:
             return options
         with ExitStack() as stack:
@@ -74,7 +75,7 @@ class Names:
         self._source = None if until is None else source
         manifest = _existing(found, target)
         self._manifest_uid = manifest.uid
-        target = self._target = _named(target, manifest)
+        target = self.target = _named(target, manifest)
         if target.named is None:
             assert target.scope is not None
             self._scope_id = manifest.scope_id(target.scope)
@@ -85,9 +86,9 @@ class Names:
         return replace(options, collections=tuple(self._wanted))
 
     def look_again(self) -> None:
-        """Have a look at the collections after the streams, over the connection that was asked before."""
+        """Ask for the collections after the streams, over the connection that was asked before."""
         if self._source is not None:
-            self._at_end = _existing(self._source.manifest_again(), self._target)
+            self._at_end = _existing(self._source.manifest_again(), self.target)
 
     def refuse_dropped(self, receiver: GatheringReceiver[Any]) -> None:
         """Raise if a collection or scope that was asked for by name was dropped during the read."""
@@ -95,7 +96,7 @@ class Names:
             return
         dropped, dropped_scopes = receiver.dropped, receiver.dropped_scopes
         # Streams that end before the drop do not report it, and the documents are gone all the same.
-        manifest = self._at_end = self._at_end or fetch_manifest(self._target)
+        manifest = self._at_end = self._at_end or fetch_manifest(self.target)
         if manifest.uid >= self._manifest_uid:
             dropped = dropped | (self._wanted.keys() - manifest.collections.keys())
             if self._scope_id is not None and self._scope_id not in manifest.scopes.values():
@@ -103,7 +104,7 @@ class Names:
         gone = next((name for cid, name in self._wanted.items() if cid in dropped), None)
         what = f"collection {gone!r}"
         if gone is None and self._scope_id in dropped_scopes:
-            gone, what = self._target.scope, f"scope {self._target.scope!r}"
+            gone, what = self.target.scope, f"scope {self.target.scope!r}"
         if gone is not None:
             raise ConfigurationError(
                 f"{what} was dropped during the read, or is hidden from this user now",
@@ -113,62 +114,35 @@ class Names:
     def manifest_of(
         self, ids: npt.NDArray[np.uint32], receiver: GatheringReceiver[Any]
     ) -> CollectionsManifest | None:
-        """The collections as they are now, if the documents are from more than the default one.
-
-        The node that is asked may know less than the streams reported.
-        """
-        if not ids.any() and not _NAMES.intersection(self._target.metadata):
+        """The collections as they are now, if the documents are from more than the default one."""
+        if not ids.any() and not _NAMES.intersection(self.target.metadata):
             return None
-        return self._current(self._at_end or fetch_manifest(self._target), receiver)
-
-    @staticmethod
-    def _current(manifest: CollectionsManifest, receiver: GatheringReceiver[Any]) -> CollectionsManifest:
-        """A manifest with the collections that the streams reported and the node does not know yet."""
-        scopes = {number: name for name, number in manifest.scopes.items()} | receiver.scopes
-        news = {
-            cid: CollectionName(scopes[event.scope_id], event.name)
-            for cid, event in receiver.created.items()
-            if event.manifest_uid is not None and event.manifest_uid >= manifest.uid
-            if event.scope_id in scopes and cid not in receiver.dropped
-        }
-        return replace(manifest, collections={**news, **manifest.collections})
+        return _current(self._at_end or fetch_manifest(self.target), receiver)
 
     def head(
         self, raw: pa.Table, manifest: CollectionsManifest | None, *, keys: KeyForm | None = None
     ) -> pa.Table:
         """The metadata columns."""
-        columns: dict[str, pa.ChunkedArray] = {KEY: formed(raw[KEY], keys or self._target.keys)}
+        columns: dict[str, pa.ChunkedArray | pa.Array] = {KEY: formed(raw[KEY], keys or self.target.keys)}
         for name in self._asked:
             columns[name] = raw[name]
         if manifest is not None:
-            unique, codes = np.unique(raw[COLLECTION_ID].to_numpy(), return_inverse=True)
-            names = [manifest.collections[int(cid)] for cid in unique]
-            indices = pa.array(codes.astype(np.int32))
-            for column, values in (
-                ("_cb_scope", [name.scope for name in names]),
-                ("_cb_collection", [name.name for name in names]),
-            ):
-                columns[column] = pa.chunked_array([pa.array(values, pa.string()).take(indices)])
+            known = manifest.collections
+            columns |= name_columns(raw[COLLECTION_ID].to_numpy(), lambda ids: [known[cid] for cid in ids])
         return pa.table(columns)
 
     def of_collections(
         self, ids: npt.NDArray[np.uint32], receiver: GatheringReceiver[Any]
     ) -> dict[str, pa.Array]:
         """Scope and collection of documents that are arriving, by column; null where it is gone."""
-        unique, codes = np.unique(ids, return_inverse=True)
-        if not self._known.keys() >= set(unique.tolist()):
-            manifest = described(self._target)[1]
+        if not self._known.keys() >= set(distinct(ids)):
+            manifest = described(self.target)[1]
             self._known = (
                 {0: CollectionName("_default", "_default")}
                 if manifest is None
-                else dict(self._current(manifest, receiver).collections)
+                else dict(_current(manifest, receiver).collections)
             )
-        names = [self._known.get(cid) for cid in unique.tolist()]
-        indices = pa.array(codes.astype(np.int32))
-        return {
-            "_cb_scope": pa.array([name and name.scope for name in names], pa.string()).take(indices),
-            "_cb_collection": pa.array([name and name.name for name in names], pa.string()).take(indices),
-        }
+        return name_columns(ids, lambda unique: map(self._known.get, unique))
 
     def any_visible(self, ids: Collection[int], receiver: GatheringReceiver[Any]) -> bool:
         """Whether one of some collections exists, and is not the server's own."""
@@ -176,6 +150,31 @@ class Names:
             return bool(ids)
         scopes = self.of_collections(np.array(sorted(ids), np.uint32), receiver)["_cb_scope"]
         return any(scope not in (None, SYSTEM_SCOPE) for scope in scopes.to_pylist())
+
+
+def _current(manifest: CollectionsManifest, receiver: GatheringReceiver[Any]) -> CollectionsManifest:
+    """A manifest with the collections that the streams reported and the node does not know yet."""
+    scopes = {number: name for name, number in manifest.scopes.items()} | receiver.scopes
+    news = {
+        cid: CollectionName(scopes[event.scope_id], event.name)
+        for cid, event in receiver.created.items()
+        if event.manifest_uid is not None and event.manifest_uid >= manifest.uid
+        if event.scope_id in scopes and cid not in receiver.dropped
+    }
+    return replace(manifest, collections={**news, **manifest.collections})
+
+
+def name_columns(
+    ids: npt.NDArray[np.uint32], names_of: Callable[[list[int]], Iterable[CollectionName | None]]
+) -> dict[str, pa.Array]:
+    """Scope and collection of rows, by column; null where nobody knows the name."""
+    unique, codes = np.unique(ids, return_inverse=True)
+    names = [*names_of(unique.tolist())]
+    indices = pa.array(codes.astype(np.int32))
+    return {
+        "_cb_scope": pa.array([name and name.scope for name in names], pa.string()).take(indices),
+        "_cb_collection": pa.array([name and name.name for name in names], pa.string()).take(indices),
+    }
 
 
 def settled(target: ScanSpec) -> ScanSpec:
@@ -235,10 +234,8 @@ def difference(before: Collection[str] | None, now: Collection[str] | None) -> s
 
 
 def alive(raw: pa.Table, manifest: CollectionsManifest) -> npt.NDArray[np.bool_]:
-    """Which rows are of a collection that still exists and is not the server's own.
-
-    A collection's documents outlive it for a while.
-    """
+    """Which rows are of a collection that still exists and is not the server's own."""
+    # A collection's documents outlive it for a while.
     unique, codes = np.unique(raw[COLLECTION_ID].to_numpy(), return_inverse=True)
     names = [manifest.collections.get(int(cid)) for cid in unique]
     known = np.array([name is not None and name.scope != SYSTEM_SCOPE for name in names], bool)

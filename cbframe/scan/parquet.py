@@ -23,6 +23,7 @@ from cbframe.system import replace, sync
 _COMPRESSIONS = ("zstd", "snappy", "gzip", "lz4", "brotli", "none")
 _ROW_GROUP_BYTES = 24 << 20
 _ROW_GROUP_ROWS = 1 << 20
+_HINT = "give another name, or overwrite=True"
 
 
 def check_compression(compression: str) -> None:
@@ -31,12 +32,6 @@ def check_compression(compression: str) -> None:
         raise ConfigurationError(
             f"compression={compression!r}", hint=f"choose from: {', '.join(_COMPRESSIONS)}"
         )
-
-
-def place_of(path: str | os.PathLike[str], compression: str) -> Path:
-    """Where files go; ``~`` is the home folder. Refuses what :func:`check_compression` does."""
-    check_compression(compression)
-    return Path(path).expanduser()
 
 
 @contextmanager
@@ -85,9 +80,6 @@ def _groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
             rows = size = 0
     if pending:
         yield pa.Table.from_batches(pending)
-
-
-_HINT = "give another name, or overwrite=True"
 
 
 def located(

@@ -1,15 +1,19 @@
-"""Parts of a read that other processes and machines can do, together a read of one bucket."""
+"""Partitions: parts of a read that other processes and machines can do, together a read of one bucket.
+
+:func:`divided` asks all nodes where their vbuckets are, finds the schema of all partitions from a sample,
+asks the nodes once more, and pins each partition to the seqnos that they report then.
+"""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, get_args
 
 import pyarrow as pa
 
@@ -23,7 +27,7 @@ from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.cluster.tls import TLSContext
 from cbframe.dcp.handover import monotonic
-from cbframe.dcp.look import Look, look_at
+from cbframe.dcp.look import Look
 from cbframe.dcp.stats import BucketDataSourceStats, NodeStats, add_up
 from cbframe.dcp.survey import Size
 from cbframe.dcp.threads import in_processes
@@ -31,14 +35,12 @@ from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.json.layout import struct
 from cbframe.json.typer import OURS, REASON, VALUE
 from cbframe.public import public, warn
-from cbframe.scan.agreement import Agreement, Fitter
-from cbframe.scan.asof import AsOf, Moment, utc_now
 from cbframe.scan.names import Names, described
 from cbframe.scan.parquet import Destination, write_parquet
 from cbframe.scan.pipeline import Intake, Pipeline, beside
-from cbframe.scan.result import ReadReport, ReadResult
+from cbframe.scan.result import AsOf, Moment, ReadReport, ReadResult, result_of, utc_now
 from cbframe.scan.session import Pins, ReadSession, Run
-from cbframe.scan.shape import Outcome, lacking
+from cbframe.scan.shape import Fitter, Outcome, declared, lacking
 from cbframe.scan.spec import METADATA_NAMES, Consistency, ScanSpec, count, flag, one_of, positive
 
 if TYPE_CHECKING:
@@ -50,6 +52,11 @@ T = TypeVar("T")
 SAMPLE_ROWS = 10_000
 _GOLDEN = 0.618
 """Steps of this part of a circle lead far from all places where one was before."""
+_PER_WORKER = 4
+"""Partitions for each: who is quick takes more of them, and each file is a good part of all."""
+
+
+# --- which vbuckets go together
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +68,9 @@ class Share:
 
 
 def shares(look: Look, n: int) -> list[Share]:
-    """Divide the vbuckets that were looked at into `n` shares, fewer if there are not as many.
-
-    Where there are as many shares as nodes, or more, each is of one node only: it takes one connection to
-    read it. All have about as much in them, as far as the nodes tell.
-    """
+    """Divide the vbuckets into `n` shares of about the same size, fewer if there are not as many."""
+    # Where there are as many shares as nodes, or more, each is of one node only: it takes one connection to
+    # read it.
     weights = _weights(look)
     of_node: dict[str, list[int]] = {}
     for vb in weights:
@@ -93,10 +98,8 @@ def shares(look: Look, n: int) -> list[Share]:
 
 
 def _weights(look: Look) -> dict[int, int]:
-    """About how much it is to read each vbucket, and never nothing.
-
-    Bytes, if all nodes tell; or else documents; or else seqnos: many of those are of older versions.
-    """
+    """About how much it is to read each vbucket, and never nothing."""
+    # Bytes, if all nodes tell; or else documents; or else seqnos: many of those are of older versions.
     sizes = [look.sizes.get(vb, Size(None, None)) for vb in look.positions]
     for figures in ([size.bytes for size in sizes], [size.documents for size in sizes]):
         known = [number for number in figures if number is not None]
@@ -107,11 +110,9 @@ def _weights(look: Look) -> dict[int, int]:
 
 
 def _even(items: Sequence[T], weights: Mapping[T, int], count: int) -> list[list[T]]:
-    """Divide items into `count` lists of about the same weight, none empty if there are as many items.
-
-    The heaviest first, each to what is the lightest list then: in the end two lists differ by no more than
-    the weight of one item.
-    """
+    """Divide items into `count` lists of about the same weight, none empty if there are as many items."""
+    # The heaviest first, each to what is the lightest list then: in the end two lists differ by no more than
+    # the weight of one item.
     found: list[list[T]] = [[] for _ in range(count)]
     heap = [(0, number) for number in range(count)]
     for item in sorted(items, key=lambda item: -weights[item]):
@@ -121,166 +122,103 @@ def _even(items: Sequence[T], weights: Mapping[T, int], count: int) -> list[list
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Divider:
-    """Finds out what the partitions of a scan have in common."""
+# --- what they have in common
 
-    spec: ScanSpec
-    sample_rows: int | None  # number of documents that are looked at for the schema; None for all
 
-    def __post_init__(self) -> None:
-        count("sample_rows", self.sample_rows)
+def _agree(
+    target: ScanSpec, sample_rows: int | None, look: Look, n: int, moment: Moment | None
+) -> tuple[ScanSpec, Columns, pa.Schema]:
+    """What each partition is to read, the columns that they have in common, and their schema."""
+    target, manifest = _with_names(target, look)
+    if not target.parsed:
+        agreed = Columns(pa.schema([]))
+    elif target.columns is not None and set(target.columns) <= {(name,) for name in target.schema}:
+        agreed = Columns(pa.schema([(name, pa.null()) for name in target.schema]))
+    else:
+        agreed = _sampled(target, sample_rows, look, n, moment)
+    target = declared(target, agreed)
+    return target, agreed, _schema(target, agreed, manifest)
 
-    def look(self, before: Look | None = None, *, sizes: bool = False, time: bool = False) -> Look:
-        """Where the vbuckets are now, how much is in them if `sizes`, and what time it is there if `time`.
 
-        `before` was a moment ago: its cluster map will do.
-        """
-        spec = self.spec
-        return look_at(
-            spec.server_urls,
-            spec.bucket,
-            spec.auth,
-            spec.options,
-            spec.tls,
-            spec.network,
-            vbuckets=spec.vbuckets,
-            first_map=None if before is None else before.map,
-            sizes=sizes,
-            time=time,
-        )
+def _with_names(target: ScanSpec, look: Look) -> tuple[ScanSpec, CollectionsManifest | None]:
+    """The names of collections are columns in all partitions, or in none."""
+    manifest = described(target)[1] if look.map.collections else None
+    if manifest is None:
+        return target, None
+    names = Names(target, target.options)
+    chosen = names.resolve_collections().collections
+    target = names.target
+    asked = {"scope", "collection"}
+    ids = manifest.collections_of(target.scope).keys() if chosen is None else set(chosen)
+    if not any(ids) and not asked.intersection(target.metadata):
+        return target, None
+    return replace(target, metadata=tuple(dict.fromkeys([*target.metadata, *sorted(asked)]))), manifest
 
-    def moment(self, look: Look) -> Moment | None:
-        """By when documents have expired, for all partitions; None if none is left out for that."""
-        return Moment.of(look.time) if self.spec.expired == "drop" else None
 
-    def agree(self, look: Look, n: int, moment: Moment | None) -> tuple[ScanSpec, Agreement, pa.Schema]:
-        """What each partition is to read, the columns that they have in common, and their schema."""
-        target, manifest = self._with_names(look)
-        declared = {(name,) for name in target.schema}
-        if not target.parsed:
-            agreement = Agreement(Columns(pa.schema([])))
-        elif target.columns is not None and set(target.columns) <= declared:
-            agreement = Agreement(_only_names(target.schema))
-        else:
-            agreement = self._sampled(target, look, n, moment)
-        target = agreement.declared(target)
-        return target, agreement, self._schema(target, agreement, manifest)
-
-    def _with_names(self, look: Look) -> tuple[ScanSpec, CollectionsManifest | None]:
-        """The names of collections are columns in all partitions, or in none."""
-        target = self.spec
-        asked = {"scope", "collection"}
-        if not look.map.collections:
-            return target, None
-        _, manifest = described(target)
-        if manifest is None:
-            return target, None
-        names = Names(target, target.options)
-        options = names.resolve_collections()
-        target = names.target
-        chosen = options.collections
-        ids = manifest.collections_of(target.scope).keys() if chosen is None else set(chosen)
-        if not any(ids) and not asked.intersection(target.metadata):
-            return target, None
-        return replace(target, metadata=tuple(dict.fromkeys([*target.metadata, *sorted(asked)]))), manifest
-
-    def _sampled(self, target: ScanSpec, look: Look, n: int, moment: Moment | None) -> Agreement:
-        filled = [vb for vb, at in look.positions.items() if at.seqno]
-        if self.sample_rows is None:
-            # Not all at once: what is typed together is in memory together.
-            parts = [share.vbuckets for share in shares(look, n)]
-        else:
-            parts = [spread(filled)] if filled else []
-        some = [replace(target, vbuckets=part, n_rows=self.sample_rows) for part in parts]
-        found = [self._looked(each, look, moment) for each in some]
-        self._judge_filters([intake for _, intake, _ in found])
-        columns = unify([each for each, _, _ in found], max_members=target.max_struct_fields)
-        if any(rows for _, _, rows in found):
-            self._judge_columns(target, columns.schema)
-        kinds = columns.kinds()
-        kinds |= dict.fromkeys(target.schema, Kind(pa.null()))
-        if target.errors == "drop":
-            # Of what is left out no partition has the columns.
-            kinds = {name: kind for name, kind in kinds.items() if name not in (VALUE, REASON)}
-        return Agreement(Columns.of_kinds(kinds))
-
-    def _judge_columns(self, target: ScanSpec, schema: pa.Schema) -> None:
-        """Refuse columns that no document has; a sample is no proof, and a warning is given."""
-        for path in target.columns or ():
-            if path[0] in target.schema or not lacking(schema, path):
-                continue
-            what = f"columns= names {'.'.join(path)!r}, which no document has"
-            if self.sample_rows is None:
-                raise ConfigurationError(what, hint="read without it to see the fields, or look with peek()")
-            warn(f"in the sample of the partitions: {what}")
-
-    def _judge_filters(self, intakes: Sequence[Intake]) -> None:
-        """Refuse filters that no document can pass; a sample is no proof, and a warning is given."""
-        matchers = [each.matcher for each in intakes if each.matcher is not None and each.saw_documents()]
-        if not matchers:
-            return
+def _sampled(target: ScanSpec, sample_rows: int | None, look: Look, n: int, moment: Moment | None) -> Columns:
+    filled = [vb for vb, at in look.positions.items() if at.seqno]
+    if sample_rows is None:
+        # Not all at once: what is typed together is in memory together.
+        parts = [share.vbuckets for share in shares(look, n)]
+    else:
+        parts = [spread(filled)] if filled else []
+    found = [_sample(replace(target, vbuckets=part, n_rows=sample_rows), look, moment) for part in parts]
+    # A sample is no proof that something is not there: then a warning is given.
+    proves = sample_rows is None
+    matchers = [each.matcher for _, each, _ in found if each.matcher is not None and each.saw_documents()]
+    if matchers:
         first, *others = matchers
         for other in others:
             first.update(other)
-        if self.sample_rows is None:
+        if proves:
             first.refuse()
         for error in first.errors():
             warn(f"in the sample of the partitions: {error}")
-
-    def _looked(self, target: ScanSpec, look: Look, moment: Moment | None) -> tuple[Columns, Intake, int]:
-        """What the columns of some documents are, what took them in, and how many there are."""
-        run = Run(replace(target, progress=None), first_map=look.map, moment=moment)
-        receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
-        pipeline = Pipeline(target, run.names, receiver, moment=run.moment)
-        with closing(pipeline):
-            run.into(receiver, pipeline)
-            # What is an error in any document is one here.
-            typed = pipeline.keep_documents(lenient=True)
-            settled = typed.settled
-            assert settled is not None, "documents are parsed"
-            columns = ColumnsBuilder(typed.empty.schema, settled.layout.root, settled.widths())
-            for number in range(len(pipeline)):
-                columns.look(pipeline.table(number, typed))
-        return columns.columns(), pipeline.intake, pipeline.documents - settled.rejected.total()
-
-    def _schema(
-        self, target: ScanSpec, agreement: Agreement, manifest: CollectionsManifest | None
-    ) -> pa.Schema:
-        names = Names(target, target.options)
-        raw = raw_schema(names.wire_metadata).empty_table()
-        head = names.head(raw, manifest)
-        if not target.parsed:
-            return beside(head, raw.select([] if target.keys_only else [VALUE])).schema
-        fields = [
-            each.with_type(target.schema.get(each.name, each.type)) for each in agreement.documents.schema
-        ]
-        empty = pa.schema(fields).empty_table()
-        fitter = Fitter(agreement, target, empty.schema, struct({}))
-        fitter.look(empty)
-        fitter.settle()
-        _, table = Outcome(target, 0, {}, lenient=True).form(raw, fitter.apply(empty, 0))
-        return beside(head, table).schema
+    columns = unify([each for each, _, _ in found], max_members=target.max_struct_fields)
+    for path in (target.columns or ()) if any(rows for _, _, rows in found) else ():
+        if path[0] not in target.schema and lacking(columns.schema, path):
+            what = f"columns= names {'.'.join(path)!r}, which no document has"
+            if proves:
+                raise ConfigurationError(what, hint="read without it to see the fields, or look with peek()")
+            warn(f"in the sample of the partitions: {what}")
+    kinds = columns.kinds() | dict.fromkeys(target.schema, Kind(pa.null()))
+    if target.errors == "drop":
+        # Of what is left out no partition has the columns.
+        kinds = {name: kind for name, kind in kinds.items() if name not in (VALUE, REASON)}
+    return Columns.of_kinds(kinds)
 
 
-def refuse_undividable(target: ScanSpec, n: int) -> None:
-    """Refuse what depends on all documents in another way than by their types."""
-    positive("n", n)
-    if target.vbuckets == ():
-        raise ConfigurationError(
-            "a scan of no vbuckets cannot be divided", hint="leave vbuckets= out, or name some"
-        )
-    for argument, given, hint in (
-        ("n_rows", target.n_rows, "read so few documents with the scan itself"),
-        ("infer_schema_length", target.infer_schema_length, "sample_rows= says how many are looked at"),
-        ("parse_dates", target.parse_dates, "declare what they are: schema={'when': 'timestamp[us]'}"),
-    ):
-        if given:
-            raise ConfigurationError(f"a scan with {argument}= cannot be divided", hint=hint)
+def _sample(target: ScanSpec, look: Look, moment: Moment | None) -> tuple[Columns, Intake, int]:
+    """What the columns of some documents are, what took them in, and how many there are."""
+    run = Run(replace(target, progress=None), first_map=look.map, moment=moment)
+    receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
+    pipeline = Pipeline(target, run.names, receiver, moment=run.moment)
+    with closing(pipeline):
+        run.into(receiver, pipeline)
+        # What is an error in any document is one here.
+        typed = pipeline.keep_documents(lenient=True)
+        settled = typed.settled
+        assert settled is not None, "documents are parsed"
+        columns = ColumnsBuilder(typed.empty.schema, settled.layout.root, settled.widths())
+        for number in range(len(pipeline)):
+            columns.look(pipeline.table(number, typed))
+    return columns.columns(), pipeline.intake, pipeline.documents - settled.rejected.total()
 
 
-def _only_names(schema: Mapping[str, pa.DataType]) -> Columns:
-    return Columns(pa.schema([(name, pa.null()) for name in schema]))
+def _schema(target: ScanSpec, agreed: Columns, manifest: CollectionsManifest | None) -> pa.Schema:
+    """The columns of all partitions."""
+    names = Names(target, target.options)
+    raw = raw_schema(names.wire_metadata).empty_table()
+    head = names.head(raw, manifest)
+    if not target.parsed:
+        return beside(head, raw.select([] if target.keys_only else [VALUE])).schema
+    fields = [each.with_type(target.schema.get(each.name, each.type)) for each in agreed.schema]
+    empty = pa.schema(fields).empty_table()
+    fitter = Fitter(agreed, target, empty.schema, struct({}))
+    fitter.look(empty)
+    fitter.settle()
+    _, table = Outcome(target, 0, {}, fitter, lenient=True).form(raw, empty)
+    return beside(head, table).schema
 
 
 def spread(vbuckets: Sequence[int]) -> tuple[int, ...]:
@@ -292,40 +230,34 @@ def spread(vbuckets: Sequence[int]) -> tuple[int, ...]:
     return tuple(vbuckets[number * step % count] for number in range(count))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartSettings:
-    """What all partitions of a scan have in common, but for the vbuckets."""
+# --- the partitions
 
-    spec: ScanSpec
-    agreement: Agreement
-    with_secrets: bool  # whether a password may be pickled with them
 
-    def refuse_secrets(self) -> None:
-        """What may not leave this process must not be pickled."""
-        spec = self.spec
-        if any(isinstance(each, TLSContext) for each in (spec.tls, spec.options.tls_config)):
-            raise ConfigurationError(
-                "a TLS context cannot be sent to other processes",
-                hint="tls= takes certificate authorities as PEM text, too, or the path of a file",
-            )
-        if self.with_secrets:
-            return
-        auth = spec.auth
-        by_reference = callable(auth) and not isinstance(auth, Authenticator)
-        plain = isinstance(auth, CertificateAuthenticator) and not auth.holds_key
-        secret = "private key" if isinstance(auth, CertificateAuthenticator) else "password"
-        url = parse_connection_string(spec.server_urls).credentials is not None
-        if any("@" in proxy for proxy in (spec.options.proxies or {}).values()):
-            raise ConfigurationError(
-                "a partition is not sent to other processes with the password of a proxy in it",
-                hint="name a proxy without a password, or partitions(..., include_credentials=True)",
-            )
-        if url or not (by_reference or plain or auth is None):
-            raise ConfigurationError(
-                f"a partition is not sent to other processes with a {secret} in it",
-                hint='give auth=EnvironmentAuth("CB_USER", "CB_PASSWORD"), another callable that they can '
-                "import, or paths of files with a key; or partitions(..., include_credentials=True)",
-            )
+def refuse_secrets(spec: ScanSpec, *, with_secrets: bool = False) -> None:
+    """Raise if a scan may not leave this process: with a password in it, unless that was asked for."""
+    if any(isinstance(each, TLSContext) for each in (spec.tls, spec.options.tls_config)):
+        raise ConfigurationError(
+            "a TLS context cannot be sent to other processes",
+            hint="tls= takes certificate authorities as PEM text, too, or the path of a file",
+        )
+    if with_secrets:
+        return
+    if any("@" in proxy for proxy in (spec.options.proxies or {}).values()):
+        raise ConfigurationError(
+            "a partition is not sent to other processes with the password of a proxy in it",
+            hint="name a proxy without a password, or partitions(..., include_credentials=True)",
+        )
+    auth = spec.auth
+    by_certificate = isinstance(auth, CertificateAuthenticator)
+    by_reference = callable(auth) and not isinstance(auth, Authenticator)
+    harmless = auth is None or by_reference or (by_certificate and not auth.holds_key)
+    if not harmless or parse_connection_string(spec.server_urls).credentials is not None:
+        secret = "private key" if by_certificate else "password"
+        raise ConfigurationError(
+            f"a partition is not sent to other processes with a {secret} in it",
+            hint='give auth=EnvironmentAuth("CB_USER", "CB_PASSWORD"), another callable that they can '
+            "import, or paths of files with a key; or partitions(..., include_credentials=True)",
+        )
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -359,22 +291,15 @@ class ScanPartition:
     as_of: AsOf
     schema: pa.Schema
     _pins: Pins
-    _settings: PartSettings = field(repr=False)
+    _spec: ScanSpec
+    _agreed: Columns  # what the fields of the documents of all partitions are
+    _with_secrets: bool  # whether a password may be pickled with them
     documents: int | None = None
     bytes: int | None = None
 
-    def __reduce__(self) -> tuple[type[ScanPartition], tuple[Any, ...]]:
-        self._settings.refuse_secrets()
-        return ScanPartition, (
-            self.number,
-            self.node,
-            self.as_of,
-            self.schema,
-            self._pins,
-            self._settings,
-            self.documents,
-            self.bytes,
-        )
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        self.refuse_secrets()
+        return object.__reduce_ex__(self, protocol)
 
     def __repr__(self) -> str:
         some = f"at most {self.changes:,}" if self.documents is None else f"about {self.documents:,}"
@@ -392,12 +317,12 @@ class ScanPartition:
         ConfigurationError
             There is a password in it, or something that exists in this process only.
         """
-        self._settings.refuse_secrets()
+        refuse_secrets(self._spec, with_secrets=self._with_secrets)
 
     @property
     def bucket(self) -> str:
         """Where the documents are."""
-        return self._settings.spec.bucket
+        return self._spec.bucket
 
     @property
     def vbuckets(self) -> tuple[int, ...]:
@@ -447,7 +372,7 @@ class ScanPartition:
         from cbframe.scan.dataframe import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
         result = self.result()
-        backend = self._settings.spec.dtype_backend
+        backend = self._spec.dtype_backend
         return to_pandas(result.table, backend, result.report.to_dict(), fixed_dtypes=True)
 
     @public
@@ -488,17 +413,16 @@ class ScanPartition:
                 f"the partitions have no column {unknown[0]!r}", hint="their attribute schema tells which"
             )
         names = dict.fromkeys([KEY, *columns])
-        settings = replace(self._settings, spec=narrowed(self._settings.spec, names))
         schema = pa.schema([self.schema.field(name) for name in names])
-        return replace(self, schema=schema, _settings=settings)
+        return replace(self, schema=schema, _spec=narrowed(self._spec, names))
 
     def _session(self) -> ReadSession:
-        own = self._settings
-        return ReadSession(own.spec.of_vbuckets(self.vbuckets), pins=self._pins, agreement=own.agreement)
+        spec = replace(self._spec, vbuckets=self.vbuckets)
+        return ReadSession(spec, pins=self._pins, agreed=self._agreed)
 
     def _check(self, schema: pa.Schema) -> None:
         """Whether it has all agreed columns, and none that tells more of documents than these can."""
-        later = schema.names[:] if not {"scope", "collection"} & {*self._settings.spec.metadata} else []
+        later = schema.names[:] if not {"scope", "collection"} & {*self._spec.metadata} else []
         if "_cb_collection" in later:
             raise ConversionError(
                 "documents are of collections, and the agreed schema has no column for them",
@@ -510,53 +434,63 @@ class ScanPartition:
 
 
 def divided(
-    divider: Divider,  # it knows the scan, and finds out what its partitions have in common
+    spec: ScanSpec,
     n: int,
     *,
+    sample_rows: int | None,
     consistency: Consistency | None,
     with_secrets: bool,
 ) -> list[ScanPartition]:
     """What :meth:`BucketScan.partitions` promises."""
-    refuse_undividable(divider.spec, n)
+    count("sample_rows", sample_rows)
+    _refuse_undividable(spec, n)
     with_secrets = flag("include_credentials", with_secrets)
-    consistency = consistency or divider.spec.consistency
+    consistency = consistency or spec.consistency
     one_of(*get_args(Consistency))("consistency", consistency)
-    look = divider.look(time=divider.spec.expired == "drop")
-    moment = divider.moment(look)
-    spec, agreement, schema = divider.agree(look, n, moment)
+    expires = spec.expired == "drop"
+    look = spec.look(spec.vbuckets, time=expires)
+    moment = Moment.of(look.time) if expires else None
+    spec, agreed, schema = _agree(spec, sample_rows, look, n, moment)
     inside: Consistency = "strict" if "strict" in (consistency, spec.consistency) else "snapshot"
     # A function that reports progress stays in this process.
-    settings = PartSettings(
-        spec=replace(spec, progress=None, consistency=inside),
-        agreement=agreement,
-        with_secrets=with_secrets,
-    )
+    spec = replace(spec, progress=None, consistency=inside)
     # Once more: the sample took its time.
     time = utc_now()
-    pins = Pins(AsOf({}, time), "", consistency, moment)
-    return _pinned(divider.look(look, sizes=True), n, pins, schema, settings)
-
-
-def _pinned(look: Look, n: int, pins: Pins, schema: pa.Schema, settings: PartSettings) -> list[ScanPartition]:
-    """The partitions of what was looked at."""
+    look = spec.look(spec.vbuckets, first_map=look.map, sizes=True)
     found = []
     for number, share in enumerate(shares(look, n)):
-        as_of = AsOf.of({vb: look.positions[vb] for vb in share.vbuckets}, pins.as_of.time)
-        own = replace(pins, as_of=as_of, bucket_uuid=look.map.uuid)
+        as_of = AsOf.of({vb: look.positions[vb] for vb in share.vbuckets}, time)
+        pins = Pins(as_of, look.map.uuid, consistency, moment)
         sizes = [look.sizes[vb] for vb in share.vbuckets]
         documents, stored = _sum(size.documents for size in sizes), _sum(size.bytes for size in sizes)
-        found.append(ScanPartition(number, share.node, as_of, schema, own, settings, documents, stored))
+        found.append(
+            ScanPartition(
+                number, share.node, as_of, schema, pins, spec, agreed, with_secrets, documents, stored
+            )
+        )
     return found
+
+
+def _refuse_undividable(target: ScanSpec, n: int) -> None:
+    """Refuse what depends on all documents in another way than by their types."""
+    positive("n", n)
+    if target.vbuckets == ():
+        raise ConfigurationError(
+            "a scan of no vbuckets cannot be divided", hint="leave vbuckets= out, or name some"
+        )
+    for argument, given, hint in (
+        ("n_rows", target.n_rows, "read so few documents with the scan itself"),
+        ("infer_schema_length", target.infer_schema_length, "sample_rows= says how many are looked at"),
+        ("parse_dates", target.parse_dates, "declare what they are: schema={'when': 'timestamp[us]'}"),
+    ):
+        if given:
+            raise ConfigurationError(f"a scan with {argument}= cannot be divided", hint=hint)
 
 
 def _sum(numbers: Iterable[int | None]) -> int | None:
     """A sum, if all is known."""
-    total = 0
-    for number in numbers:
-        if number is None:
-            return None
-        total += number
-    return total
+    known = [*numbers]
+    return None if None in known else sum(filter(None, known))
 
 
 def narrowed(target: ScanSpec, names: Collection[str]) -> ScanSpec:
@@ -575,48 +509,29 @@ def narrowed(target: ScanSpec, names: Collection[str]) -> ScanSpec:
     return replace(target, columns=tuple(path for path in target.columns if ".".join(path) in fields))
 
 
-_PER_WORKER = 4
-"""Partitions for each: who is quick takes more of them, and each file is a good part of all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What there is to say about a partition besides its documents, and the counters of its nodes."""
-
-    report: ReadReport
-    nodes: dict[str, NodeStats]
+# --- a folder of files
 
 
 def to_folder(spec: ScanSpec, place: Destination, compression: str, workers: int) -> ReadResult:
     """Write a file for each of some partitions; the folder appears whole or not at all."""
     began = monotonic()
     positive("workers", workers)
-    divider = Divider(spec, sample_rows=SAMPLE_ROWS)
-    parts = divided(divider, _PER_WORKER * workers, consistency="snapshot", with_secrets=True)
+    parts = divided(
+        spec, _PER_WORKER * workers, sample_rows=SAMPLE_ROWS, consistency="snapshot", with_secrets=True
+    )
     with place.folder(spec.spool_dir) as scratch:
         write = partial(_write, folder=scratch, compression=compression)
         done = in_processes(write, parts, workers)
-    report = ReadReport.merged(each.report for each in done)
+    report = ReadReport.merged(each for each, _ in done)
     count = len(report.as_of)
-    nodes = {node for each in done for node in each.nodes}
-    counters = {node: add_up(each.nodes[node] for each in done if node in each.nodes) for node in nodes}
-    return ReadResult(
-        parts[0].schema.empty_table(),
-        report.bucket,
-        report.as_of,
-        report.conflicts,
-        report.rejected,
-        BucketDataSourceStats((), counters, vbuckets=count, vbuckets_done=count, at=monotonic()),
-        monotonic() - began,
-        report.documents,
-        report.expired,
-        report.transaction_records,
-        report.moment,
-    )
+    nodes = {node for _, counters in done for node in counters}
+    total = {node: add_up(counters[node] for _, counters in done if node in counters) for node in nodes}
+    stats = BucketDataSourceStats((), total, vbuckets=count, vbuckets_done=count, at=monotonic())
+    return replace(result_of(report, parts[0].schema.empty_table(), stats), seconds=monotonic() - began)
 
 
-def _write(part: ScanPartition, folder: Path, compression: str) -> Written:
-    """In a worker process."""
+def _write(part: ScanPartition, folder: Path, compression: str) -> tuple[ReadReport, dict[str, NodeStats]]:
+    """In a worker process: the report of the partition, and the counters of its nodes."""
     result, reader = part.streamed()
     count = write_parquet(reader, folder / f"part-{part.number:05d}.parquet", compression)
-    return Written(replace(result, documents=count).report, dict(result.stats.nodes))
+    return replace(result, documents=count).report, dict(result.stats.nodes)

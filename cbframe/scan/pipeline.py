@@ -44,16 +44,24 @@ from cbframe.arrow.current_rows import (
 )
 from cbframe.arrow.documents.filters import METADATA, Matcher, predicates
 from cbframe.arrow.documents.filters import NAMES as FILTER_NAMES
+from cbframe.arrow.documents.unify import Columns
 from cbframe.arrow.spill import Progressed, Spill
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.dcp.receiver import Receipt
 from cbframe.json.layout import Policy
 from cbframe.json.typer import VALUE, Documents, Piece, Settled, Typer, Where, fetched
 from cbframe.public import warn
-from cbframe.scan.agreement import Agreement, Conflict, Fitter, keys_at, policy_of
 from cbframe.scan.names import Names, alive
-from cbframe.scan.shape import Outcome
+from cbframe.scan.result import Conflict
+from cbframe.scan.shape import Fitter, Outcome, keys_at, policy_of
 from cbframe.scan.spec import ScanSpec
+
+T = TypeVar("T")
+
+_ENOUGH = 1 << 20
+"""Bytes of documents that are worth converting."""
+_REST, _REJECTED = "\0rest", "\0rejected"
+"""Columns of pieces that wait; no field has such a name."""
 
 
 class Intake:
@@ -85,28 +93,17 @@ class Intake:
         """A batch without what is not wanted; it may be empty."""
         if self._prefix is not None:
             batch = batch.filter(pc.starts_with(batch.column(KEY), self._prefix))
-        if self._drops_transactions:
-            batch = self._without_transactions(batch)
+        if self._drops_transactions and (theirs := of_transactions(batch.column(KEY))).any():
+            if self._of_changes:
+                self.transaction_records += int(theirs.sum())
+                batch = batch.filter(pa.array(~theirs))
+            else:
+                batch = _marked(batch, theirs, TRANSACTION_RECORD)
         if self._moment is not None:
-            batch = self._without_expired(batch, self._moment)
+            expiry = batch.column(EXPIRY).to_numpy()
+            if len(expiry) and expiry.max():  # faster than any()
+                batch = _marked(batch, has_expired(expiry, self._moment()), EXPIRED)
         return batch if self.matcher is None else self._matched(batch, self.matcher)
-
-    def _without_transactions(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        theirs = of_transactions(batch.column(KEY))
-        if not theirs.any():
-            return batch
-        if self._of_changes:
-            self.transaction_records += int(theirs.sum())
-            return batch.filter(pa.array(~theirs))
-        return _marked(batch, theirs, TRANSACTION_RECORD)
-
-    @staticmethod
-    def _without_expired(batch: pa.RecordBatch, moment: Callable[[], int]) -> pa.RecordBatch:
-        expiry = batch.column(EXPIRY).to_numpy()
-        if not len(expiry) or not expiry.max():  # faster than any()
-            return batch
-        gone = has_expired(expiry, moment())
-        return _marked(batch, gone, EXPIRED) if gone.any() else batch
 
     def refuse_filters(self) -> None:
         """Everything was read: raise where it shows that the filters are a mistake."""
@@ -124,43 +121,32 @@ class Intake:
         return self._names.any_visible(self._collections, self._receiver)
 
     def _matched(self, batch: pa.RecordBatch, matcher: Matcher) -> pa.RecordBatch:
-        """Only documents that pass the filters.
-
-        One that does not stands as a deletion: an older version of it must not count.
-        """
-        values, called_json = batch.column(VALUE), is_json(batch.column(DATATYPE).to_numpy())
-        opcode = batch.column(OPCODE).to_numpy()
+        """Only documents that pass the filters."""
+        opcode, ids = batch.column(OPCODE).to_numpy(), batch.column(COLLECTION_ID).to_numpy()
         mutation = opcode == MUTATION
-        wanted = matcher.mask(values, called_json & mutation, self._of(batch, mutation), mutation)
+        self._collections.update(distinct(ids[mutation]))
+        metadata = {name: batch.column(name) for name in self._metadata}
+        if self._by_name:
+            metadata |= self._names.of_collections(ids, self._receiver)
+        values, called_json = batch.column(VALUE), is_json(batch.column(DATATYPE).to_numpy())
+        wanted = matcher.mask(values, called_json & mutation, metadata, mutation)
         columns = {name: batch.column(name) for name in batch.schema.names}
+        # One that does not pass stands as a deletion: an older version of it must not count.
         columns[OPCODE] = pa.array(np.where(wanted | ~mutation, opcode, DELETION))
         # Not if_else(): that of pyarrow 16 makes broken offsets of binary values and a null.
         empty = pa.array([b""] * len(batch), values.type)
         columns[VALUE] = pc.replace_with_mask(empty, pa.array(wanted), values.filter(pa.array(wanted)))
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
 
-    def _of(self, batch: pa.RecordBatch, mutation: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
-        """The metadata that filters name."""
-        ids = batch.column(COLLECTION_ID).to_numpy()
-        self._collections.update(distinct(ids[mutation]))
-        found = {name: batch.column(name) for name in self._metadata}
-        return found | self._names.of_collections(ids, self._receiver) if self._by_name else found
-
 
 def _marked(batch: pa.RecordBatch, rows: npt.NDArray[np.bool_], mark: np.uint8) -> pa.RecordBatch:
     """The batch with some of its documents marked as left out."""
+    if not rows.any():
+        return batch
     opcode = batch.column(OPCODE).to_numpy()
     marked = np.where(rows & (opcode == MUTATION), mark, opcode)
     columns = {name: batch.column(name) for name in batch.schema.names} | {OPCODE: pa.array(marked)}
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
-
-
-T = TypeVar("T")
-
-_ENOUGH = 1 << 20
-"""Bytes of documents that are worth converting."""
-_REST, _REJECTED = "\0rest", "\0rejected"
-"""Columns of pieces that wait; no field has such a name."""
 
 
 @dataclass(slots=True)
@@ -221,7 +207,7 @@ class Pipeline:
         target: ScanSpec,
         names: Names,
         receiver: DeferringBatchReceiver,
-        agreement: Agreement | None = None,  # columns that there have to be; None for what the documents have
+        agreed: Columns | None = None,  # columns that there have to be; None for what the documents have
         moment: Callable[[], int] | None = None,  # as of Intake
         *,
         bounded: bool = False,
@@ -230,9 +216,9 @@ class Pipeline:
         self._target = target
         self._names = names
         self._receiver = receiver
-        self._agreement = agreement
+        self._agreed = agreed
         self.intake = Intake(target, names, receiver, moment, of_changes=of_changes)
-        self._policy: Policy | None = policy_of(target, agreement) if target.parsed else None
+        self._policy: Policy | None = policy_of(target, agreed) if target.parsed else None
         self._typer = None if self._policy is None else Typer(self._policy)
         # What is handed out as it is in memory needs no disk.
         self._spill = Spill(target.spool_dir, target.spill_bytes) if bounded or target.parsed else None
@@ -346,11 +332,9 @@ class Pipeline:
         *,
         documents: bool,
     ) -> None:
-        """Keep the rows that count.
-
-        What was learned of documents that do not count must not show in any column, type or count: the others
-        of a batch are converted again.
-        """
+        """Keep the rows that count; with `documents`, none but those."""
+        # What was learned of documents that do not count must not show in any column, type or count: the
+        # others of a batch are converted again.
         every, self._waiting = self._waiting, []
         masks = []
         went = False
@@ -427,27 +411,16 @@ class Pipeline:
             fields = [] if self._target.keys_only else [schema.field(VALUE)]
             return Typed(pa.schema(fields).empty_table(), lambda raw, table: (raw, table))
         settled = self._typer.settle([each.piece for each in self._waiting if each.piece], self._fetch)
-        outcome = Outcome(self._target, self.documents, settled.reasons(), lenient=lenient, final=final)
         fitter: Fitter | None = None
-        if self._agreement is not None:
-            fitter = Fitter(self._agreement, self._target, settled.empty().schema, settled.layout.root)
-
-        def form(raw: pa.Table, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-            return outcome.form(raw, table if fitter is None else fitter.apply(table, len(raw)))
-
-        typed = Typed(settled.empty(), form, (), settled.reasons(), settled)
-        if outcome.looks or (fitter is not None and fitter.looks):
-            for number in range(len(self)):
-                table = self.table(number, typed)
-                if outcome.looks:
-                    outcome.look(self.raw(number), table)
-                if fitter is not None and fitter.looks:
-                    fitter.look(table)
-        conflicts = outcome.conflicts(settled.disagreements(), self._keys)
-        if fitter is not None:
-            fitter.settle()
-            conflicts = (*conflicts, *fitter.conflicts(conflicts))
-        return replace(typed, conflicts=conflicts)
+        if self._agreed is not None:
+            fitter = Fitter(self._agreed, self._target, settled.empty().schema, settled.layout.root)
+        outcome = Outcome(
+            self._target, self.documents, settled.reasons(), fitter, lenient=lenient, final=final
+        )
+        typed = Typed(settled.empty(), outcome.form, (), settled.reasons(), settled)
+        for number in range(len(self)) if outcome.looks else ():
+            outcome.look(self.raw(number), self.table(number, typed))
+        return replace(typed, conflicts=outcome.conflicts(settled.disagreements(), self._keys))
 
     def _fetch(self, places: Collection[Where]) -> Mapping[Where, bytes]:
         return fetched((each.documents() for each in self._waiting), places)
@@ -459,7 +432,7 @@ class Pipeline:
         """The documents that count."""
         manifest = self._keep_documents()
         self._refuse_filters()
-        typed = self.typed(lenient=self._agreement is not None)
+        typed = self.typed(lenient=self._agreed is not None)
 
         def formed(raw: pa.Table, table: pa.Table) -> pa.Table:
             raw, table = typed.form(raw, table)
@@ -483,7 +456,7 @@ class Pipeline:
         return Found(schema, tables(), typed.conflicts, dict(typed.rejected), self.left_out)
 
     def _refuse_filters(self) -> None:
-        if self._agreement is None and not self.has_enough():
+        if self._agreed is None and not self.has_enough():
             self.intake.refuse_filters()
 
     def keep_documents(self, *, lenient: bool = False) -> Typed:

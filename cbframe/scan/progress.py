@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from cbframe.dcp.source import BucketDataSource
-from cbframe.errors import ConfigurationError
+
+_log = logging.getLogger("cbframe.ui")
+_MAKERS: dict[str, Callable[[], Watcher | None]] = {}
+"""Forms of progress by name, brought by the floor above."""
+_SHOWS: list[Callable[[object], bool]] = []
+"""What shows an object in a notebook, brought by the floor above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +76,9 @@ class Watcher(Protocol):
         """Take note that the run is over, well or not."""
 
 
-_log = logging.getLogger("cbframe.ui")
-_MAKERS: dict[str, Callable[[], Watcher | None]] = {}
-
-
 def bring_form(name: ProgressForm, make: Callable[[], Watcher | None]) -> None:
     """Have ``progress=name`` mean what `make` gives; None shows nothing."""
     _MAKERS[name] = make
-
-
-def check_progress(progress: Progress) -> None:
-    """Refuse what is no progress."""
-    known = isinstance(progress, bool | None) or callable(progress) or progress in FORMS
-    if not known:
-        raise ConfigurationError(
-            f"progress={progress!r}", hint=f"choose from: {', '.join(FORMS)}, None, or give a function"
-        )
 
 
 class Harmless:
@@ -130,9 +122,6 @@ def teller_of(progress: Progress) -> ProgressCallback | None:
 
 
 # --- what a notebook shows by itself when it is the last expression of a cell
-
-
-_SHOWS: list[Callable[[object], bool]] = []
 
 
 def bring_display(show: Callable[[object], bool]) -> None:

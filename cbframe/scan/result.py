@@ -1,23 +1,192 @@
-"""A finished read."""
+"""What a read reports besides its documents: as of what it is, what did not fit, what was left out."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias
 
 import pyarrow as pa
 
+from cbframe.dcp.positions import Position
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError, DependencyError
-from cbframe.scan.agreement import Conflict, merged
-from cbframe.scan.asof import AsOf, Moment
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+
+Clock: TypeAlias = Callable[[], datetime]
+ClockOwner: TypeAlias = Literal["node", "client"]
+_SAMPLES = 3
+"""Keys that are kept for each kind of value of a conflict."""
+
+
+def utc_now() -> datetime:
+    """The time of day, with its zone."""
+    return datetime.now(UTC)
+
+
+class AsOf(dict[int, tuple[int, int]]):
+    """An immutable mapping of vbucket to ``(vbuuid, seqno)``.
+
+    It is consistent within each vbucket, not across vbuckets: Couchbase orders changes per vbucket only. A
+    plain dict to JSON, so that pandas can store it; copies are the object itself, since pandas copies
+    ``DataFrame.attrs`` at every step.
+
+    Parameters
+    ----------
+    positions
+        By vbucket: vbuuid, and seqno.
+    time
+        When the read began: every change that was there at this time is in it.
+
+    Attributes
+    ----------
+    time
+        As above; None if it is not known.
+    """
+
+    __slots__ = ("time",)
+
+    def __init__(self, positions: Mapping[int, tuple[int, int]], time: datetime | None = None) -> None:
+        super().__init__(positions)
+        self.time = time
+
+    @classmethod
+    def of(cls, positions: Mapping[int, Position], time: datetime | None = None) -> AsOf:
+        """Where vbuckets are, in order of their numbers."""
+        return cls({vb: (at.vbuuid, at.seqno) for vb, at in sorted(positions.items())}, time)
+
+    @property
+    def changes(self) -> int:
+        """The seqnos of all vbuckets, summed: how many changes the bucket had seen."""
+        return sum(seqno for _, seqno in self.values())
+
+    def __repr__(self) -> str:
+        time = "" if self.time is None else f"{self.time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, "
+        return f"AsOf({time}{len(self):,} vbuckets, {self.changes:,} changes)"
+
+    def __copy__(self) -> AsOf:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AsOf:
+        return self
+
+    def __reduce__(self) -> tuple[type[AsOf], tuple[dict[int, tuple[int, int]], datetime | None]]:
+        return AsOf, (dict(self), self.time)
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise TypeError("an AsOf cannot be changed")
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A time of day, in whole seconds.
+
+    Attributes
+    ----------
+    time
+        The time, in UTC.
+    clock
+        ``"node"``: a data node reported it. ``"client"``: no node did, since the user may not see statistics
+        of the bucket, and it is that of this machine.
+    """
+
+    time: datetime
+    clock: ClockOwner
+
+    @classmethod
+    def of(cls, node_time: int | None) -> Self:
+        """That of a node, in seconds since the epoch, or else of this machine."""
+        if node_time is not None:
+            return cls(datetime.fromtimestamp(node_time, UTC), "node")
+        return cls(utc_now().replace(microsecond=0), "client")
+
+    @property
+    def seconds(self) -> int:
+        """Since the epoch, as expiries are counted."""
+        return int(self.time.timestamp())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"time": self.time.isoformat(), "clock": self.clock}
+
+    @classmethod
+    def of_dict(cls, fields: dict[str, Any]) -> Self:
+        """What :meth:`to_dict` gave."""
+        return cls(datetime.fromisoformat(fields["time"]), fields["clock"])
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A field whose values have no common type.
+
+    Attributes
+    ----------
+    path
+        Where in the document: ``total``, ``customer.id``, ``items[].price``; a name that has dots, brackets
+        or backquotes itself is in backquotes.
+    types
+        Kinds of values there, and how many, over all documents.
+    action
+        What became of the values: ``"text"`` (strings as they are, other scalars as they are
+        written), ``"json"`` (JSON text), or ``"null"``: values that do not fit are gone. ``"map"``: there is
+        no conflict, but names of objects are data.
+    samples
+        For each kind the keys of a few documents that have it; not in the ``repr``.
+    names
+        How many different names the objects have, where names are data: they are a map, or JSON text where
+        values have no common type. None elsewhere. Of several partitions the largest number.
+    """
+
+    path: str
+    types: dict[str, int]
+    action: str
+    samples: dict[str, tuple[str | bytes, ...]] = field(repr=False)
+    names: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in ``df.attrs``."""
+        stored = {
+            "path": self.path,
+            "types": dict(self.types),
+            "action": self.action,
+            "samples": {kind: list(keys) for kind, keys in self.samples.items()},
+        }
+        return stored if self.names is None else stored | {"names": self.names}
+
+    @classmethod
+    def of_dict(cls, stored: Mapping[str, Any]) -> Conflict:
+        """What :meth:`to_dict` gave."""
+        samples = {kind: tuple(keys) for kind, keys in stored["samples"].items()}
+        return cls(stored["path"], dict(stored["types"]), stored["action"], samples, stored.get("names"))
+
+
+def merged(parts: Iterable[Iterable[Conflict]]) -> tuple[Conflict, ...]:
+    """What several parts of a bucket tell, as one report: in order of first appearance."""
+    found: dict[tuple[str, str], Conflict] = {}
+    for conflict in (conflict for part in parts for conflict in part):
+        place = conflict.path, conflict.action
+        before = found.get(place, Conflict(conflict.path, {}, conflict.action, {}))
+        kinds = dict.fromkeys([*before.types, *conflict.types])
+        samples = {
+            kind: (*before.samples.get(kind, ()), *conflict.samples.get(kind, ()))[:_SAMPLES]
+            for kind in kinds
+        }
+        found[place] = Conflict(
+            conflict.path,
+            {kind: before.types.get(kind, 0) + conflict.types.get(kind, 0) for kind in kinds},
+            conflict.action,
+            {kind: keys for kind, keys in samples.items() if keys},
+            max(filter(None, (before.names, conflict.names)), default=None),
+        )
+    return tuple(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,44 +273,33 @@ class ReadReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in ``df.attrs["cbframe"]``."""
-        return {
-            "bucket": self.bucket,
-            "as_of": self.as_of,
-            "conflicts": [conflict.to_dict() for conflict in self.conflicts],
-            "rejected": dict(self.rejected),
-            "documents": self.documents,
-            "bytes": self.bytes,
-            "seconds": self.seconds,
-            "expired": self.expired,
-            "transaction_records": self.transaction_records,
-            "moment": None if self.moment is None else self.moment.to_dict(),
-        }
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        plain["conflicts"] = [conflict.to_dict() for conflict in self.conflicts]
+        plain["rejected"] = dict(self.rejected)
+        plain["moment"] = None if self.moment is None else self.moment.to_dict()
+        return plain
 
     @classmethod
     def of_dict(cls, stored: Mapping[str, Any]) -> ReadReport:
         """What :meth:`to_dict` gave; others may have put more beside it."""
         own = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
-        conflicts = tuple(Conflict.of_dict(conflict) for conflict in stored["conflicts"])
-        moment = stored.get("moment")
-        return cls(
-            **{**own, "conflicts": conflicts, "moment": None if moment is None else Moment.of_dict(moment)}
-        )
+        own["conflicts"] = tuple(map(Conflict.of_dict, stored["conflicts"]))
+        if own.get("moment") is not None:
+            own["moment"] = Moment.of_dict(own["moment"])
+        return cls(**own)
 
 
 def left_out(expired: int, transaction_records: int) -> str:
     """How many documents were left out, for people to read; empty if none were."""
-    stored = [
-        f"{count:,} {what}"
-        for count, what in (
-            (expired, "expired"),
-            (
-                transaction_records,
-                "record of transactions" if transaction_records == 1 else "records of transactions",
-            ),
-        )
-        if count
-    ]
-    return " and ".join(stored)
+    parts = [f"{expired:,} expired"] if expired else []
+    if transaction_records:
+        what = "record of transactions" if transaction_records == 1 else "records of transactions"
+        parts.append(f"{transaction_records:,} {what}")
+    return " and ".join(parts)
+
+
+_COMMON = tuple(each.name for each in fields(ReadReport) if each.name != "bytes")
+"""What a report has of a result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,19 +354,15 @@ class ReadResult:
     def labelled(self, *, report: bool) -> ReadResult:
         """The same; the metadata of the table's schema tells its vbucket positions.
 
-        Parameters
-        ----------
-        report
-            It tells of conflicts and rejected documents, too, but of no document's key.
+        With `report`, of conflicts and rejected documents, too, but of no document's key.
         """
         about: dict[str, Any] = {"bucket": self.bucket, "as_of": self.as_of}
         if report:
-            excluded = [
-                {name: value for name, value in each.to_dict().items() if name != "samples"}
-                for each in self.conflicts
-            ]
             about |= {
-                "conflicts": excluded,
+                "conflicts": [
+                    {name: value for name, value in each.to_dict().items() if name != "samples"}
+                    for each in self.conflicts
+                ],
                 "rejected": self.rejected,
                 "expired": self.expired,
                 "transaction_records": self.transaction_records,
@@ -219,18 +373,8 @@ class ReadResult:
     @property
     def report(self) -> ReadReport:
         """All of this but the documents and the counters; those of partitions can be merged."""
-        return ReadReport(
-            self.bucket,
-            self.as_of,
-            self.conflicts,
-            self.rejected,
-            self.documents,
-            self.stats.bytes_received,
-            self.seconds,
-            self.expired,
-            self.transaction_records,
-            self.moment,
-        )
+        common = {name: getattr(self, name) for name in _COMMON}
+        return ReadReport(bytes=self.stats.bytes_received, **common)
 
     def to_pandas(self, dtype_backend: str | None = "pyarrow") -> pd.DataFrame:
         """The table as a DataFrame whose index is the document key.
@@ -264,3 +408,8 @@ class ReadResult:
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand the table over to any Arrow consumer."""
         return self.table.__arrow_c_stream__(requested_schema)
+
+
+def result_of(report: ReadReport, table: pa.Table, stats: BucketDataSourceStats) -> ReadResult:
+    """The result that a report is of."""
+    return ReadResult(table=table, stats=stats, **{name: getattr(report, name) for name in _COMMON})

@@ -1,32 +1,50 @@
-"""A bounded read of a bucket, described once and run as often as wanted."""
+"""``scan_bucket`` and ``read_bucket``: a read of a bucket, described once and run as often as wanted."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, get_args, overload
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from cbframe.arrow.columns import KeyForm
+from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConversionError
+from cbframe.json.layout import OnConflict
+from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
-from cbframe.scan.agreement import Conflict
-from cbframe.scan.asof import AsOf
 from cbframe.scan.parquet import Destination, check_compression, write_batches
-from cbframe.scan.partition import Divider, ScanPartition, divided, to_folder
-from cbframe.scan.result import ReadResult
+from cbframe.scan.partition import ScanPartition, divided, to_folder
+from cbframe.scan.progress import Progress
+from cbframe.scan.result import AsOf, Conflict, ReadResult
 from cbframe.scan.session import ReadSession
-from cbframe.scan.spec import Consistency, ScanSpec, flag
+from cbframe.scan.spec import (
+    ColumnsLike,
+    Consistency,
+    Errors,
+    Exclusion,
+    FiltersLike,
+    Nested,
+    ScanArguments,
+    ScanSpec,
+    SchemaLike,
+    flag,
+    one_of,
+)
+from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+
+ReturnType: TypeAlias = Literal["pandas", "arrow", "polars"]
 
 
 class ArrowExport:
@@ -332,8 +350,13 @@ class BucketScan:
         CbframeError
             The bucket could not be looked at.
         """
-        divider = Divider(self._spec, sample_rows=sample_rows)
-        return divided(divider, n, consistency=consistency, with_secrets=include_credentials)
+        return divided(
+            self._spec,
+            n,
+            sample_rows=sample_rows,
+            consistency=consistency,
+            with_secrets=include_credentials,
+        )
 
     @public
     def __arrow_c_schema__(self) -> Any:
@@ -347,3 +370,362 @@ class BucketScan:
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Hand a read over to any Arrow consumer."""
         return self._export.stream(self.to_reader, requested_schema)
+
+
+@public
+def scan_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    scope: str | None = None,
+    collections: str | Iterable[str] | None = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
+    keys_only: bool = False,
+    parse: bool = True,
+    metadata: str | Iterable[str] = ("key",),
+    vbuckets: Iterable[int] | None = None,
+    keys: KeyForm = "text",
+    key_prefix: str | bytes | None = None,
+    n_rows: int | None = None,
+    errors: Errors = "keep",
+    nested: Nested = "struct",
+    schema: SchemaLike | None = None,
+    infer_schema_length: int | None = None,
+    on_conflict: OnConflict = "widen",
+    max_struct_fields: int = 1000,
+    parse_dates: bool | Iterable[str] = False,
+    expired: Exclusion = "drop",
+    transaction_records: Exclusion = "drop",
+    consistency: Consistency = "snapshot",
+    batch_bytes: int | None = None,
+    buffer_bytes: int | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    spill_bytes: int | None = None,
+    timeout: float | None = None,
+    dtype_backend: str | None = "pyarrow",
+    progress: Progress = "auto",
+    options: BucketDataSourceOptions | None = None,
+) -> BucketScan:
+    r"""Describe a read of a bucket as it is now; nothing is connected yet.
+
+    The read is over DCP, straight from the data service: no index and no query service is needed.
+    It contains every document that exists when it begins, each once, in its newest version. Each vbucket is
+    consistent; across vbuckets Couchbase has no common order. ``as_of`` of the result names, for each
+    vbucket, the history and the seqno that its rows are of: if a node loses data in the middle of the read,
+    vbuckets that were complete before keep the rows of the lost history, unless `consistency` is
+    ``"strict"``.
+
+    Parameters
+    ----------
+    conn
+        ``couchbase://h1,h2/bucket``, ``couchbases://…`` for TLS, ``http://h:8091`` (one seed or a
+        list), or a :class:`~cbframe.LocalCluster`. :mod:`cbframe.cluster.connection_string` lists the options
+        that may follow, as ``?network=external``.
+    bucket
+        The bucket, if the connection string does not name it.
+    auth
+        ``(user, password)``, a :class:`~cbframe.PasswordAuthenticator`, with TLS a
+        :class:`~cbframe.CertificateAuthenticator`, or a callable that gives one of these.
+    tls
+        For ``couchbases://`` and ``https://``: the cluster's certificate authority, as the path of a PEM
+        file or as PEM text (str or bytes), or an ``ssl.SSLContext``. Text is sent along where other processes
+        read parts. None trusts the system's authorities and, for hosts under ``cloud.couchbase.com``,
+        Capella's root certificate, which comes with cbframe. Without one of these schemes it is an error:
+        nothing falls back to plain text.
+    network
+        Which addresses of the nodes to use: ``"default"`` for their own, or the name of alternate ones,
+        such as ``"external"``. ``"auto"`` takes what the connection string says
+        (``?network=external``), or else the network on which a node has the seed's host and port, or its
+        host; if the seed is no node, as a load balancer, ``"external"`` where all nodes are on it.
+    scope, collections
+        Read only these; collections by name within `scope`, or as ``"scope.collection"``. Filtered
+        by the server. By default all, without the server's own scope ``_system``; a user who may read some
+        collections only is refused that. ``collections="visible"`` reads those that the user sees, of
+        `scope` or of the bucket, as they are when the read begins (a collection of that name is
+        ``"_default.visible"``).
+    columns
+        Keep only these fields of the documents: a list, or the ``columns`` of a DataFrame. ``"geo.lat"``
+        is a field of an object, and its column's name. A tuple names a path by its parts, for fields with
+        a dot in their names. Nothing else is parsed.
+    filters
+        Keep only documents that pass, written as for pyarrow and pandas: ``[("type", "==", "hotel"),
+        ("geo.alt", ">", 100)]``, all of which must hold, or a list of such lists, one of which must.
+        Operators are ``== != < <= > >=``, ``in`` and ``not in`` with a list, ``is`` and ``is not`` with
+        None (a missing field is null). Values are numbers (also Decimal), text, booleans, ``date`` and
+        ``datetime``; each is compared with values of its own kind, and is different from others.
+        ``_cb_key`` and other columns of metadata can be named, too. A field that no document has, and a
+        comparison that can never be true, are errors. :mod:`cbframe.arrow.documents.filters` has the
+        whole rule, which holds for snapshots as well. What does not pass has no part in the columns and
+        their types.
+    keys_only
+        No values: keys and metadata.
+    parse
+        False keeps each value as it is, in the binary column ``_cb_value``.
+    metadata
+        Names out of key, vbucket, seqno, cas, rev_seqno, expiry, flags, datatype, xattrs, scope,
+        collection; each becomes a column ``_cb_NAME``. Extended attributes are a map from their names to
+        JSON text. Scope and collection are added by themselves if the
+        documents come from more than the default collection.
+    vbuckets
+        Read only these vbuckets.
+    keys
+        The form of keys, the same in every row and every part: ``"text"`` or ``"binary"``, the bytes as they
+        are. As text, a key that is UTF-8 is itself, and a byte that is not UTF-8 is ``\xHH``; where a key
+        contains these four characters, its backslash is ``\x5c``. No two keys have the same text.
+    key_prefix
+        Keep only documents whose key begins so. They are looked for in all that the server sends.
+    n_rows
+        Stop when this many documents are there, whichever they are: such a read has no ``as_of``. Only as
+        many vbuckets are read as that takes.
+    errors
+        What to do with values that are no JSON objects: ``"keep"`` puts them into ``_cb_value``, with the
+        reason in ``_cb_reason``; ``"drop"`` leaves them out, and counts them; ``"raise"`` raises a
+        :class:`~cbframe.ConversionError`.
+    nested
+        How objects and arrays are given: ``"struct"`` keeps them as structs and lists; ``"flatten"`` makes
+        a column of each field of an object, ``geo.lat``; ``"json"`` keeps their JSON text as it was written.
+    schema
+        Types that columns must have, whatever the documents have: a pyarrow schema, which says which
+        columns there are, or a dict from names to types, for these fields; the others are inferred. Types
+        are those of pyarrow, pandas, numpy or Python (``datetime.date``), or their names as a read prints
+        them: ``"timestamp[us, tz=UTC]"``, ``"list<string>"``, ``"map<string, int64>"``. A value that does
+        not fit is an error, or null with ``on_conflict="null"``. To a string any value fits.
+    infer_schema_length
+        Only fields that the first documents, this many, have become columns; those that come later are in
+        ``_cb_rest``, as JSON text. Types follow from all documents in any case. None for all.
+    on_conflict
+        What to do with values of one field that have no common type: ``"widen"`` makes text of scalars,
+        and JSON text where arrays or objects are among them; ``"json"`` makes JSON text; ``"null"`` keeps
+        the most frequent kind, others become null; ``"raise"`` raises a
+        :class:`~cbframe.ConversionError`. The result's ``conflicts`` tell of each.
+    max_struct_fields
+        Names of objects that have more different ones than that, over all documents, are data: the objects
+        are a map, or JSON text where values have no common type. So are names that are many and rare, where
+        there are fewer: more than 32, of which an object has fewer than one in 16 on average, in a struct of
+        more than 16,384 cells. The result's ``conflicts`` tell of each. Also the largest columns become JSON
+        text, until all that are left have no more fields inside than that.
+    parse_dates
+        Make timestamps of strings that are ISO 8601 dates and times, in the columns that are named, or in
+        all (True): where all values of the column are such, with an offset, as UTC, or all without.
+    expired
+        ``"drop"`` leaves out documents whose expiry has passed, as a GET does: the server goes on sending
+        them until it removes them. ``"keep"`` gives them. There is one moment for the whole read, or set of
+        partitions: by the clock of a data node where it is reported, which needs the right to see statistics
+        of the bucket, or else by the clock of this machine. The report has it (``moment``), and how many
+        documents were left out.
+    transaction_records
+        ``"drop"`` leaves out what distributed transactions keep in the bucket, documents whose keys begin
+        with ``_txn:``, and counts them; ``"keep"`` gives them.
+    consistency
+        What happens when a node loses data while the bucket is read, as one that crashes before it has
+        written them to disk, and some of its vbuckets had been read completely. ``"snapshot"`` keeps such a
+        vbucket as it was then: its rows are of a history that does not exist any more, which `as_of` names.
+        ``"strict"`` compares the histories of all vbuckets once more at the end, which takes one more request
+        for each, and reads those again that have lost something; if that fails, so does the read. Partitions
+        take the same argument: :meth:`BucketScan.partitions`.
+    batch_bytes
+        Values are converted in batches of about this many bytes; by default 2 MiB.
+    buffer_bytes
+        Flow-control window of each node's connection; by default that of `options`, but no more than
+        4 MiB where memory is bounded (``to_reader``, ``iter_batches``, ``to_parquet``). 0 turns flow
+        control off: nodes send as fast as they can, and memory is not bounded anywhere.
+    spool_dir
+        Where documents wait in a temporary file until it is certain that they need not be looked at again;
+        it is about as large as they are. None for the system's directory for such, or for ``/var/tmp``
+        where that directory is in memory (tmpfs) or nearly full and ``/var/tmp`` is not. A directory that
+        is in memory, or has less than 64 MiB left, is named in a warning before the read, and one in which
+        the rest will not fit, by what the first documents took, soon after its begin.
+    spill_bytes
+        Bytes of documents that wait in memory before others wait in that file; by default 16 MiB.
+    timeout
+        Seconds for the whole read; None for as long as it takes.
+    dtype_backend
+        Of ``to_pandas``: ``"pyarrow"``, ``"numpy_nullable"``, or None for numpy's own: integers with missing
+        values are floats then, or objects where a float would be another number.
+    progress
+        ``"auto"`` shows a live widget in a notebook and a line in a terminal, once half a second has
+        passed, and nothing elsewhere; ``"widget"`` and ``"text"`` show one at once. A function is called
+        about ten times a second with a :class:`~cbframe.ScanProgress`. None and False are silent.
+    options
+        Finer settings of the connections.
+
+    Returns
+    -------
+    BucketScan
+        ``.to_arrow() .to_pandas() .to_reader() .iter_batches() .to_parquet(path)``; each reads again.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument is invalid.
+    """
+    return BucketScan(ScanSpec.of_arguments(locals()))
+
+
+@overload
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["pandas"] = "pandas",
+    split_by: None = None,
+    **arguments: Unpack[ScanArguments],
+) -> pd.DataFrame: ...
+
+
+@overload
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["arrow"],
+    split_by: None = None,
+    **arguments: Unpack[ScanArguments],
+) -> pa.Table: ...
+
+
+@overload
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["polars"],
+    split_by: None = None,
+    **arguments: Unpack[ScanArguments],
+) -> pl.DataFrame: ...
+
+
+@overload
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["pandas"] = "pandas",
+    split_by: str | tuple[str, ...],
+    **arguments: Unpack[ScanArguments],
+) -> dict[str | None, pd.DataFrame]: ...
+
+
+@overload
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["arrow"],
+    split_by: str | tuple[str, ...],
+    **arguments: Unpack[ScanArguments],
+) -> dict[str | None, pa.Table]: ...
+
+
+@overload
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: Literal["polars"],
+    split_by: str | tuple[str, ...],
+    **arguments: Unpack[ScanArguments],
+) -> dict[str | None, pl.DataFrame]: ...
+
+
+@public
+def read_bucket(
+    conn: ServerURLs | Connectable,
+    bucket: str | None = None,
+    *,
+    return_type: ReturnType = "pandas",
+    split_by: str | tuple[str, ...] | None = None,
+    auth: Any = None,
+    tls: TLSLike = None,
+    network: str = "auto",
+    scope: str | None = None,
+    collections: str | Iterable[str] | None = None,
+    columns: ColumnsLike | None = None,
+    filters: FiltersLike | None = None,
+    keys_only: bool = False,
+    parse: bool = True,
+    metadata: str | Iterable[str] = ("key",),
+    vbuckets: Iterable[int] | None = None,
+    keys: KeyForm = "text",
+    key_prefix: str | bytes | None = None,
+    n_rows: int | None = None,
+    errors: Errors = "keep",
+    nested: Nested = "struct",
+    schema: SchemaLike | None = None,
+    infer_schema_length: int | None = None,
+    on_conflict: OnConflict = "widen",
+    max_struct_fields: int = 1000,
+    parse_dates: bool | Iterable[str] = False,
+    expired: Exclusion = "drop",
+    transaction_records: Exclusion = "drop",
+    consistency: Consistency = "snapshot",
+    batch_bytes: int | None = None,
+    buffer_bytes: int | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    spill_bytes: int | None = None,
+    timeout: float | None = None,
+    dtype_backend: str | None = "pyarrow",
+    progress: Progress = "auto",
+    options: BucketDataSourceOptions | None = None,
+) -> pd.DataFrame | pa.Table | pl.DataFrame | dict[str | None, Any]:
+    """Read a bucket into a typed DataFrame whose index is the document key.
+
+    Short for ``scan_bucket(...).to_pandas()``. A node that loses data in the middle of the read leaves the
+    vbuckets that were complete as they were, with rows of the lost history, as ``as_of`` of the result
+    says; ``consistency="strict"`` reads them again.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
+vbuckets, keys, key_prefix, n_rows, errors, nested, schema, infer_schema_length, on_conflict, \
+max_struct_fields, parse_dates, expired, transaction_records, consistency, batch_bytes, buffer_bytes, \
+spool_dir, spill_bytes, timeout, dtype_backend, progress, options
+        As for :func:`scan_bucket`.
+    return_type
+        ``"pandas"``, or ``"arrow"`` or ``"polars"``, where the key is a column, ``_cb_key``.
+    split_by
+        A field whose value tells kinds of documents apart, such as ``"type"``: then the result is a dict
+        with a frame for each kind, each with the columns of its own documents. See
+        :meth:`BucketScan.split`.
+
+    Returns
+    -------
+    pandas.DataFrame, or pyarrow.Table or polars.DataFrame
+        A column for each field. ``df.attrs["cbframe"]`` says its vbucket positions (``as_of``),
+        which fields had values without a common type (``conflicts``; those columns hold JSON text)
+        and how many documents are no JSON objects (``rejected``; they are in ``_cb_value``, and why they
+        are none in ``_cb_reason``).
+
+    Raises
+    ------
+    CbframeError
+        The read could not be completed. Never is a part of it returned.
+
+    Examples
+    --------
+    >>> import cbframe
+    >>> with cbframe.LocalCluster(nodes=1, vbuckets=64) as cluster:
+    ...     _ = cluster.upsert("airline_10", {"name": "40-Mile Air", "fleet": 12})
+    ...     df = cbframe.read_bucket(cluster)
+    >>> df.loc["airline_10", "name"]
+    '40-Mile Air'
+    """
+    scan = BucketScan(ScanSpec.of_arguments(locals()))
+    one_of(*get_args(ReturnType))("return_type", return_type)
+
+    def frame(result: ReadResult) -> pd.DataFrame | pa.Table | pl.DataFrame:
+        match return_type:
+            case "arrow":
+                return result.table
+            case "polars":
+                return result.to_polars()
+            case _:
+                return result.to_pandas(dtype_backend)
+
+    if split_by is None:
+        return frame(scan.read())
+    return {kind: frame(result) for kind, result in scan.split(split_by).items()}

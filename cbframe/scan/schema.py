@@ -20,10 +20,8 @@ from cbframe.json.layout import OnConflict
 from cbframe.json.typer import OURS, quoted
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import as_html, as_text, public
-from cbframe.scan.agreement import Conflict
-from cbframe.scan.asof import AsOf, Moment
 from cbframe.scan.progress import Progress
-from cbframe.scan.result import left_out
+from cbframe.scan.result import AsOf, Conflict, Moment, left_out
 from cbframe.scan.session import ReadSession
 from cbframe.scan.spec import (
     ColumnsLike,
@@ -46,6 +44,10 @@ _SMALLEST = 1024
 _MOST_EXAMPLES = 3
 _LENGTH = 60
 """Characters of an example."""
+_EXAMPLES = 46
+"""Characters for all examples of a field."""
+_HEAD = ("field", "type", "missing", "distinct", "kinds", "examples")
+_DIFF_HEAD = ("", "field", "before", "after")
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class Field:
         smallest = np.argsort(hashes, kind="stable")
         self._hashes = np.union1d(self._hashes, hashes[smallest[:_SMALLEST]])[:_SMALLEST]
         for at in smallest[:_MOST_EXAMPLES].tolist():
-            self._examples.setdefault(int(hashes[at]), _shown(values[at]))
+            self._examples.setdefault(int(hashes[at]), _cut(str(values[at].as_py()), _LENGTH))
         for at in sorted(self._examples)[_MOST_EXAMPLES:]:
             del self._examples[at]
 
@@ -135,9 +137,8 @@ def _hashes(values: pa.Array) -> npt.NDArray[np.uint64]:
     return hashes
 
 
-def _shown(value: pa.Scalar) -> str:
-    text = str(value.as_py())
-    return text if len(text) <= _LENGTH else text[: _LENGTH - 1] + "…"
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def short_type(kind: pa.DataType) -> str:
@@ -151,27 +152,9 @@ def short_type(kind: pa.DataType) -> str:
 
 def leaves_of(schema: pa.Schema) -> dict[str, str]:
     """Every field by its path, with its type."""
-    found: dict[str, str] = {}
-
-    def visit(path: str, kind: Any) -> None:
-        found[path] = short_type(kind)
-        if pa.types.is_struct(kind):
-            for member in kind:
-                visit(f"{path}.{quoted(member.name)}", member.type)
-        elif pa.types.is_list(kind):
-            visit(f"{path}[]", kind.value_type)
-        elif pa.types.is_map(kind):
-            visit(f"{path}[]", kind.item_type)
-
-    for each in schema:
-        if not each.name.startswith(OURS) or each.name.endswith("_"):
-            visit(quoted(each.name), each.type)
-    return found
-
-
-_HEAD = ("field", "type", "missing", "distinct", "kinds", "examples")
-_EXAMPLES = 46
-"""Characters for all examples of a field."""
+    description = Description()
+    description.add(pa.RecordBatch.from_pylist([], schema))
+    return {each.path: short_type(each.type) for each in description.fields.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +245,7 @@ class SchemaReport:
                 _percent(_missing(each)),
                 _count(each),
                 kinds.get(each.path, ""),
-                _cut(", ".join(each.examples)),
+                _cut(", ".join(each.examples), _EXAMPLES),
             )
             for each in self.fields
         ]
@@ -304,9 +287,6 @@ class SchemaDiff:
             *(("-", path, kind, "") for path, kind in self.removed.items()),
             *(("~", path, *kinds) for path, kinds in self.changed.items()),
         ]
-
-
-_DIFF_HEAD = ("", "field", "before", "after")
 
 
 @public
@@ -442,20 +422,12 @@ def _count(each: Field) -> str:
     return f"{each.distinct:,}" if each.exact else f"~ {each.distinct:,}"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _EXAMPLES else text[: _EXAMPLES - 1] + "…"
-
-
 def _leaves(what: Any) -> dict[str, str]:
     if isinstance(what, SchemaReport):
         return {each.path: short_type(each.type) for each in what.fields}
-    return leaves_of(_schema_of(what))
-
-
-def _schema_of(what: Any) -> pa.Schema:
     for each in (what, getattr(what, "schema", None), getattr(getattr(what, "table", None), "schema", None)):
         if isinstance(each, pa.Schema):
-            return each
+            return leaves_of(each)
     raise ConfigurationError(
         f"a {type(what).__name__} has no Arrow schema",
         hint="give what read_schema() returns, a pyarrow schema, or a table",

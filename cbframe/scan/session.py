@@ -1,4 +1,8 @@
-"""Runs a scan once: into a table, into one table for each kind of document, or into record batches."""
+"""Runs a scan once: into a table, into one table for each kind of document, or into record batches.
+
+A :class:`Run` starts the source, hands what the node threads gather to a pipeline, and ends with the
+positions that were reached. A :class:`ReadSession` makes a result of that.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +14,46 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe import core
-from cbframe.arrow.batcher import DeferringBatchReceiver, GatheringReceiver
+from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.arrow.columns import DATATYPE, SEQNO, VBUCKET, is_json
 from cbframe.arrow.current_rows import LeftOut
-from cbframe.arrow.spill import Progressed
+from cbframe.arrow.documents.unify import Columns
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.positions import Position, ReachedEnds
-from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError, ReadTimeoutError, RollbackError, StreamError
 from cbframe.json.layout import Path
 from cbframe.json.typer import VALUE, Documents, texts_at, typed
-from cbframe.scan.agreement import Agreement, Conflict, keys_at
-from cbframe.scan.asof import AsOf, Clock, Moment, utc_now
 from cbframe.scan.names import Names
 from cbframe.scan.pipeline import Found, Pipeline, beside
 from cbframe.scan.progress import ScanProgress, Watcher, teller_of
-from cbframe.scan.result import ReadResult
-from cbframe.scan.shape import Outcome, lacking
+from cbframe.scan.result import AsOf, Conflict, Moment, ReadResult, utc_now
+from cbframe.scan.shape import Outcome, keys_at, lacking
 from cbframe.scan.spec import Consistency, ScanSpec, paths_of
 from cbframe.wire.messages import FailoverLog
+
+_POLL = 0.1
+"""Seconds after which it is looked whether the source is over, while nothing arrives."""
+_PROGRESS_EVERY = 0.1
+_AT_ONCE = 2 << 20
+"""Bytes of documents that are worth waking up for; no more than an eighth of what a node may send ahead."""
+_KEPT = 60.0
+"""Seconds for which a connection is kept that nothing is said on: routers and nodes forget such ones."""
+_GROWTH = 8
+"""How many more vbuckets each time, until a look has found enough."""
+_FEW = 8
+"""Documents of a vbucket on average up to which a look takes all others next: they cost less than turns."""
+_MOST = 1000
+"""Tables; who asks for more has named a field that tells documents apart, not their kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +65,7 @@ class Pins:
     consistency: Consistency
     moment: Moment | None = None  # by when documents have expired; None if none is left out for that
 
-    def ends(self) -> ReachedEnds:
-        """The end of each vbucket's stream."""
-        return ReachedEnds({vb: seqno for vb, (_, seqno) in self.as_of.items()})
-
-    def check(self, reached: Mapping[int, tuple[int, int]], receiver: GatheringReceiver[Any]) -> None:
+    def check(self, reached: Mapping[int, tuple[int, int]], receiver: DeferringBatchReceiver) -> None:
         """Compare with what a read reached."""
         if self.consistency != "strict":
             return
@@ -96,34 +106,6 @@ class Pins:
         )
 
 
-_POLL = 0.1
-"""Seconds between two looks at whether the source is over, while nothing arrives."""
-_PROGRESS_EVERY = 0.1
-_AT_ONCE = 2 << 20
-"""Bytes of documents that are worth waking up for; no more than an eighth of what a node may send ahead."""
-_KEPT = 60.0
-"""Seconds for which a connection is kept that nothing is said on: routers and nodes forget such ones."""
-_GROWTH = 8
-"""How many more vbuckets each time, until a look has found enough."""
-_FEW = 8
-"""Documents of a vbucket on average up to which a look takes all others next: they cost less than turns."""
-
-T = TypeVar("T")
-
-
-class Sink(Protocol[T]):
-    """What takes the documents of a run."""
-
-    def add(self, arrived: list[T]) -> None:
-        """Take what came, in the order in which it came."""
-
-    def has_enough(self) -> bool:
-        """Whether no more is wanted."""
-
-    def foresee(self, progress: Progressed) -> None:
-        """Look at whether what is put on disk will fit there; several times a second."""
-
-
 @dataclass(frozen=True, slots=True)
 class Ran:
     """A run that reached its end."""
@@ -149,24 +131,23 @@ class Run:
         moment: Moment | None = None,
         ask_time: bool = False,  # ask the nodes what time it is, also where no document is left out for that
         skip_first_deletions: bool = False,
-        clock: Clock = utc_now,  # tells the time of day
     ) -> None:
         self._began = monotonic()
-        self._time = clock()
-        self._clock = clock
+        self._time = utc_now()
         self._moment = moment
         self._bucket_uuid = bucket_uuid
         self._target = target
-        self._timeout = target.timeout
         self._tell = teller_of(target.progress)
         self.source: BucketDataSource | None = None
         """What runs at present."""
+        # Some documents have no position that could be compared.
+        strict = "strict" in (target.consistency, target.options.consistency) and target.n_rows is None
         options = replace(
             target.options,
             feed_buffer_size_bytes=target.window(bounded=bounded),
             seq_end="now" if ends is None else ends,
             no_value=target.keys_only,
-            consistency=_consistency(target),
+            consistency="strict" if strict else "snapshot",
             ask_time=ask_time or (target.expired == "drop" and moment is None),
             skip_first_deletions=skip_first_deletions or target.options.skip_first_deletions,
             include_xattrs=target.options.include_xattrs or "xattrs" in target.metadata,
@@ -195,10 +176,10 @@ class Run:
     def _decided(self) -> Moment:
         """One moment for all of the read: that of the nodes, if the first to send documents reported one."""
         if self._moment is None:
-            self._moment = Moment.of(None if self.source is None else self.source.node_time, self._clock)
+            self._moment = Moment.of(None if self.source is None else self.source.node_time)
         return self._moment
 
-    def into(self, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
+    def into(self, receiver: DeferringBatchReceiver, sink: Pipeline) -> Ran:
         """Run to the end."""
         core.warn_of_reference()
         try:
@@ -212,14 +193,20 @@ class Run:
             if isinstance(self._tell, Watcher):
                 self._tell.end()
 
-    def _into(self, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
+    def _into(self, receiver: DeferringBatchReceiver, sink: Pipeline) -> Ran:
         positions: dict[int, Position] = {}
         parts = _parts(self._target)
         vbuckets = next(parts)
         if self._target.n_rows is None:
             receiver.wake_at(min(_AT_ONCE, self.options.feed_buffer_size_bytes // 8 or _AT_ONCE))
         while True:
-            source = self.source = self._source(vbuckets, receiver)
+            source = self.source = self._target.data_source(
+                receiver,
+                self.options,
+                vbuckets=vbuckets,
+                bucket_uuid=self._bucket_uuid,
+                first_map=self._map,
+            )
             if isinstance(self._tell, Watcher):
                 self._tell.begin(source)
             # Not a with block: Ctrl-C may come while the threads are being started.
@@ -248,24 +235,7 @@ class Run:
         as_of = AsOf.of(positions, self._time) if self._target.n_rows is None else AsOf({})
         return Ran(as_of, stats, found, moment, source.node_time)
 
-    def _source(self, vbuckets: tuple[int, ...] | None, receiver: GatheringReceiver[T]) -> BucketDataSource:
-        target = self._target
-        assert isinstance(receiver, BlockReceiver | DeferringReceiver)
-        return BucketDataSource(
-            target.server_urls,
-            "default",
-            target.bucket,
-            self._bucket_uuid,
-            vbuckets,
-            target.auth,
-            receiver,
-            self.options,
-            tls_context=target.tls,
-            network=target.network,
-            first_map=self._map,
-        )
-
-    def _gather(self, source: BucketDataSource, receiver: GatheringReceiver[T], sink: Sink[T]) -> bool:
+    def _gather(self, source: BucketDataSource, receiver: DeferringBatchReceiver, sink: Pipeline) -> bool:
         """Take what comes, until the source is complete or there is enough; whether it is complete."""
         shown = self._began
         while True:
@@ -279,44 +249,37 @@ class Run:
                     self._tell(_progress_of(source, now - self._began))
             if finished or sink.has_enough():
                 return finished
-            if self._timeout is not None and now - self._began > self._timeout:
+            timeout = self._target.timeout
+            if timeout is not None and now - self._began > timeout:
                 raise self._too_slow(source, receiver)
 
-    def _too_slow(self, source: BucketDataSource, receiver: GatheringReceiver[T]) -> ReadTimeoutError:
-        stats = source.stats()
-        problem = receiver.last_error
+    def _too_slow(self, source: BucketDataSource, receiver: DeferringBatchReceiver) -> ReadTimeoutError:
+        stats, problem, timeout = source.stats(), receiver.last_error, self._target.timeout
         if problem is not None and not stats.total.documents:
             # It never got to its documents: what is in the way comes first.
             error = ReadTimeoutError(
-                f"{problem.message}; the read was given up after {self._timeout:g} s",
+                f"{problem.message}; the read was given up after {timeout:g} s",
                 node=problem.node or _unfinished(source, self._target),
                 vbucket=problem.vbucket,
                 hint=problem.hint,
             )
-            error.__cause__ = problem
-            return error
-        shown = "" if problem is None else f"; last problem: {problem.message}"
-        error = ReadTimeoutError(
-            f"the read is not complete after {self._timeout:g} s: "
-            f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets{shown}",
-            node=_unfinished(source, self._target) or (None if problem is None else problem.node),
-            hint="raise timeout=, or read fewer vbuckets or collections",
-        )
+        else:
+            shown = "" if problem is None else f"; last problem: {problem.message}"
+            error = ReadTimeoutError(
+                f"the read is not complete after {timeout:g} s: "
+                f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets{shown}",
+                node=_unfinished(source, self._target) or (None if problem is None else problem.node),
+                hint="raise timeout=, or read fewer vbuckets or collections",
+            )
         error.__cause__ = problem
         return error
 
 
-def _consistency(target: ScanSpec) -> Consistency:
-    """A look at some documents has no position that could be compared."""
-    wanted = "strict" in (target.consistency, target.options.consistency)
-    return "strict" if wanted and target.n_rows is None else "snapshot"
-
-
 def _parts(target: ScanSpec) -> Generator[tuple[int, ...] | None, tuple[int, int], None]:
-    """The vbuckets to read, one part after the other.
+    """The vbuckets to read, one part after the other: all at once, unless some documents are enough.
 
-    It is sent how many vbuckets the bucket has, and how many documents came from the part before. All at
-    once, but for a look at some documents: then a few at first, and more if they have too little.
+    Then a few at first, and more if they have too little: it is sent how many vbuckets the bucket has, and
+    how many documents came from the part before.
     """
     if target.n_rows is None:
         yield target.vbuckets
@@ -356,10 +319,6 @@ def _unfinished(source: BucketDataSource, target: ScanSpec) -> str:
     return ", ".join(sorted(owners))
 
 
-_MOST = 1000
-"""Tables; who asks for more has named a field that tells documents apart, not their kinds."""
-
-
 def split_tables(
     pipeline: Pipeline, path: Path, target: ScanSpec, names: Names
 ) -> tuple[dict[str | None, tuple[Found, pa.Table]], LeftOut]:
@@ -369,11 +328,10 @@ def split_tables(
     schemas: list[pa.Schema] = []
     for label, rows in groups_of(raw, path).items():
         part = raw.take(pa.array(rows))
-        table, settled = typed(documents_in(part), target.policy())
+        table, settled = typed(_documents_in(part), target.policy())
         schemas.append(table.schema)
         outcome = Outcome(target, len(part), settled.reasons(), lenient=True)
-        if outcome.looks:
-            outcome.look(part, table)
+        outcome.look(part, table)
         conflicts = outcome.conflicts(settled.disagreements(), partial(keys_at, [part], form=target.keys))
         part, table = outcome.form(part, table)
         table = beside(names.head(part, manifest), table)
@@ -387,7 +345,7 @@ def split_tables(
     return tables, pipeline.left_out
 
 
-def documents_in(raw: pa.Table) -> list[Documents]:
+def _documents_in(raw: pa.Table) -> list[Documents]:
     """Documents that are not converted, to be so."""
     return [
         Documents(
@@ -410,14 +368,10 @@ def _refuse(argument: str, unknown: Iterable[str]) -> None:
 
 
 def groups_of(raw: pa.Table, path: Path) -> dict[str | None, npt.NDArray[np.int64]]:
-    """Rows by the value of a field, which is a string or is named by its JSON text.
-
-    Rows without such a value are under None: the field is missing, null, an array or an object, or the
-    value is no document.
-    """
+    """Rows by the value of a field, as :meth:`cbframe.BucketScan.split` names it."""
     labels: dict[str | None, int] = {}
     codes: list[npt.NDArray[np.int64]] = []
-    for documents in documents_in(raw):
+    for documents in _documents_in(raw):
         # Many documents, few kinds.
         texts = texts_at(documents, path).dictionary_encode()
         numbers = [
@@ -449,27 +403,13 @@ def _label(text: str) -> str | None:
     return None if text[0] in "{[n" else text
 
 
-def told_of(
-    tables: Iterable[tuple[Found, pa.Table]],
-) -> tuple[tuple[Conflict, ...], dict[str, int]]:
-    """Conflicts and rejected documents of all tables together."""
-    rejected: Counter[str] = Counter()
-    conflicts: list[Conflict] = []
-    for found, _ in tables:
-        rejected.update(found.rejected)
-        conflicts += found.conflicts
-    return tuple(conflicts), dict(rejected)
-
-
 class ReadSession:
     """One read of a bucket, to be run by one of its methods, once."""
 
-    def __init__(
-        self, spec: ScanSpec, *, pins: Pins | None = None, agreement: Agreement | None = None
-    ) -> None:
+    def __init__(self, spec: ScanSpec, *, pins: Pins | None = None, agreed: Columns | None = None) -> None:
         self._spec = spec
         self._pins = pins
-        self._agreement = agreement
+        self._agreed = agreed
         self._run: Run | None = None
 
     @property
@@ -479,8 +419,7 @@ class ReadSession:
 
     def read(self) -> ReadResult:
         """Read into a table."""
-        run = self._begin()
-        receiver, pipeline = self._pipeline(run, self._spec)
+        run, receiver, pipeline = self._begin(self._spec)
         with closing(pipeline):
             ran = self._into(run, receiver, pipeline)
             found = pipeline.finish()
@@ -495,13 +434,17 @@ class ReadSession:
             raise ConfigurationError(
                 "documents that are not parsed have no kind", hint="leave keys_only=True and parse=False out"
             )
-        run = self._begin()
-        receiver, pipeline = self._pipeline(run, replace(self._spec, parse=False, columns=None))
+        run, receiver, pipeline = self._begin(replace(self._spec, parse=False, columns=None))
         with closing(pipeline):
             ran = self._into(run, receiver, pipeline)
             tables, left_out = split_tables(pipeline, path, self._spec, run.names)
         results = {label: self._result(run, ran, *each) for label, each in tables.items()}
-        whole = Found(pa.schema([]), iter(()), *told_of(tables.values()), left_out)
+        conflicts: list[Conflict] = []
+        rejected: Counter[str] = Counter()
+        for found, _ in tables.values():
+            conflicts += found.conflicts
+            rejected.update(found.rejected)
+        whole = Found(pa.schema([]), iter(()), tuple(conflicts), dict(rejected), left_out)
         rows = sum(len(each.table) for each in results.values())
         return replace(self._result(run, ran, whole, pa.table({})), documents=rows), results
 
@@ -515,8 +458,7 @@ class ReadSession:
             batches: Iterable[pa.RecordBatch] = (each for each in result.table.to_batches() if len(each))
             reader = pa.RecordBatchReader.from_batches(result.table.schema, batches)
             return replace(result, table=result.table.schema.empty_table()), reader
-        run = self._begin(bounded=True)
-        receiver, pipeline = self._pipeline(run, self._spec, bounded=True)
+        run, receiver, pipeline = self._begin(self._spec, bounded=True)
         with ExitStack() as stack:
             stack.callback(pipeline.close)
             ran = self._into(run, receiver, pipeline)
@@ -527,26 +469,23 @@ class ReadSession:
         batches = (batch for table in found.tables for batch in table.to_batches())
         return about, pa.RecordBatchReader.from_batches(about.table.schema, batches)
 
-    def _begin(self, *, bounded: bool = False) -> Run:
+    def _begin(
+        self, spec: ScanSpec, *, bounded: bool = False
+    ) -> tuple[Run, DeferringBatchReceiver, Pipeline]:
+        """What reads; `spec` is what the pipeline makes of it."""
         pins = self._pins
-        self._run = Run(
+        run = self._run = Run(
             self._spec,
             bounded=bounded,
             bucket_uuid="" if pins is None else pins.bucket_uuid,
-            ends=None if pins is None else pins.ends(),
+            ends=None if pins is None else ReachedEnds({vb: seqno for vb, (_, seqno) in pins.as_of.items()}),
             moment=None if pins is None else pins.moment,
             skip_first_deletions=True,
         )
-        return self._run
-
-    def _pipeline(
-        self, run: Run, spec: ScanSpec, *, bounded: bool = False
-    ) -> tuple[DeferringBatchReceiver, Pipeline]:
         receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
-        pipeline = Pipeline(spec, run.names, receiver, self._agreement, run.moment, bounded=bounded)
-        return receiver, pipeline
+        return run, receiver, Pipeline(spec, run.names, receiver, self._agreed, run.moment, bounded=bounded)
 
-    def _into(self, run: Run, receiver: GatheringReceiver[T], sink: Sink[T]) -> Ran:
+    def _into(self, run: Run, receiver: DeferringBatchReceiver, sink: Pipeline) -> Ran:
         ran = run.into(receiver, sink)
         if self._pins is not None:
             self._pins.check(ran.as_of, receiver)

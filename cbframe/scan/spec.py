@@ -1,15 +1,17 @@
 """The one description of a scan, which every public function that reads a bucket makes of its arguments.
 
-A new argument is a field of :class:`ScanSpec`, a check in ``_CHECKS``, a key of :class:`ScanArguments`, and a
+A new argument is a field of :class:`ScanSpec` with its check, a key of :class:`ScanArguments`, and a
 parameter with its documentation in :func:`cbframe.scan_bucket` and the other functions that take it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import isnan
+from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
+from math import inf, isnan, nan
 from numbers import Real
 from operator import index
 from reprlib import repr as shortened
@@ -23,13 +25,17 @@ from cbframe.arrow.current_rows import TRANSACTION_PREFIX
 from cbframe.arrow.documents.filters import Filters, Predicate, make_filters, predicates
 from cbframe.arrow.documents.typenames import arrow_type
 from cbframe.cluster.auth import Authenticator, as_authenticator, pem_text
+from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSContext, TLSLike, named_context
+from cbframe.dcp.look import Look, look_at
+from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver
+from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import ConfigurationError
 from cbframe.json.layout import OnConflict, Path, Policy, path_of, tree_of
 from cbframe.json.typer import OURS
 from cbframe.options import BucketDataSourceOptions
-from cbframe.scan.progress import Progress, check_progress
+from cbframe.scan.progress import FORMS, Progress
 from cbframe.typing import Connectable, ServerURLs
 
 Errors: TypeAlias = Literal["keep", "drop", "raise"]
@@ -69,6 +75,12 @@ BOUNDED_WINDOW = 4 << 20
 """Bytes that a node may send ahead where memory is bounded, unless ``buffer_bytes=`` says otherwise."""
 _MAX_VBUCKET = 0xFFFF
 _MOST = (1 << 63) - 1
+_STANDARD = BucketDataSourceOptions()
+_NO_UNIT = re.compile(r"\s*[-+]?[0-9_.]*(e[-+]?[0-9]+)?\s*", re.IGNORECASE)
+"""A number without a unit, or nothing: pandas takes it for nanoseconds."""
+_PLAIN_SPAN = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *(s|min|h|d)")
+"""What needs no pandas, which is slow to import."""
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
 class ScanArguments(TypedDict, total=False):
@@ -111,16 +123,29 @@ class ScanArguments(TypedDict, total=False):
 # --- checks
 
 
+def _wrong(name: str, value: object, why: str, hint: str) -> ConfigurationError:
+    return ConfigurationError(f"{name}={shortened(value)}{why}", hint=hint)
+
+
 def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:
-    """Whether it is a number, also one of numpy's, and no bool."""
     return isinstance(value, kind) and not isinstance(value, bool | np.bool_)
 
 
 def flag(name: str, value: Any) -> bool:
     """True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise ConfigurationError(f"{name}={shortened(value)}", hint="give True or False")
+        raise _wrong(name, value, "", "give True or False")
     return bool(value)
+
+
+def positive(name: str, value: Any, *, least: int = 1) -> int:
+    """A positive integer."""
+    if not _is_number(value, (int, np.integer)):
+        raise _wrong(name, value, " is no integer", f"give an integer of at least {least}")
+    if not least <= value <= _MOST:
+        size = "small" if value < least else "large"
+        raise _wrong(name, value, f" is too {size}", f"give an integer from {least} to 2**63 - 1")
+    return int(value)
 
 
 def count(name: str, value: Any) -> int | None:
@@ -128,27 +153,9 @@ def count(name: str, value: Any) -> int | None:
     return None if value is None else positive(name, value)
 
 
-def positive(name: str, value: Any) -> int:
-    """A positive integer."""
-    return _integer(name, value, least=1)
-
-
 def size(name: str, value: Any) -> int | None:
     """An integer that is not negative, or None."""
-    return None if value is None else _integer(name, value, least=0)
-
-
-def _integer(name: str, value: Any, *, least: int) -> int:
-    if not _is_number(value, (int, np.integer)):
-        raise ConfigurationError(
-            f"{name}={shortened(value)} is no integer", hint=f"give an integer of at least {least}"
-        )
-    if not least <= value <= _MOST:
-        size = "small" if value < least else "large"
-        raise ConfigurationError(
-            f"{name}={shortened(value)} is too {size}", hint=f"give an integer from {least} to 2**63 - 1"
-        )
-    return int(value)
+    return None if value is None else positive(name, value, least=0)
 
 
 def seconds(name: str, value: Any) -> float | None:
@@ -156,19 +163,44 @@ def seconds(name: str, value: Any) -> float | None:
     if value is None:
         return None
     if not _is_number(value, Real) or isnan(value) or not value > 0:
-        raise ConfigurationError(
-            f"{name}={shortened(value)}: {name} must be positive, or None", hint="give a number of seconds"
-        )
+        raise _wrong(name, value, f": {name} must be positive, or None", "give a number of seconds")
     return float(value)
 
 
 def not_negative(name: str, value: Any) -> float:
     """A number of seconds, which may be 0."""
     if not _is_number(value, Real) or not value >= 0:
-        raise ConfigurationError(
-            f"{name}={shortened(value)}: {name} must not be negative", hint="give a number of seconds"
-        )
+        raise _wrong(name, value, f": {name} must not be negative", "give a number of seconds")
     return float(value)
+
+
+def seconds_of(name: str, span: Any) -> float:
+    """Seconds of a span of time: ``"5min"``, a ``timedelta``, or a number of seconds."""
+    hint = 'give a text with a unit such as "5min", a timedelta, or a number of seconds'
+    found = nan
+    if isinstance(span, str | timedelta | np.timedelta64):
+        found = _seconds(span)
+    elif isinstance(span, int | float | np.integer | np.floating) and not isinstance(span, bool):
+        found = float(span)
+    if isnan(found):
+        raise ConfigurationError(f"{name}={span!r} is no span of time", hint=hint)
+    if not 0 <= found < inf:
+        raise ConfigurationError(f"{name}={span!r} is negative or infinite", hint=hint)
+    return found
+
+
+def _seconds(span: str | timedelta | np.timedelta64) -> float:
+    if isinstance(span, str):
+        if (plain := _PLAIN_SPAN.fullmatch(span)) is not None:
+            return float(plain[1]) * _UNITS[plain[2]]
+        if _NO_UNIT.fullmatch(span):
+            return nan
+    import pandas as pd  # noqa: PLC0415 - slow to import
+
+    try:
+        return float(pd.Timedelta(span).total_seconds())
+    except (ValueError, OverflowError):
+        return nan
 
 
 def one_of(*choices: str | None) -> Check:
@@ -176,9 +208,7 @@ def one_of(*choices: str | None) -> Check:
 
     def check(name: str, value: Any) -> Any:
         if not isinstance(value, str | None) or value not in choices:
-            raise ConfigurationError(
-                f"{name}={shortened(value)}", hint=f"choose from: {', '.join(map(str, choices))}"
-            )
+            raise _wrong(name, value, "", f"choose from: {', '.join(map(str, choices))}")
         return value
 
     return check
@@ -187,25 +217,20 @@ def one_of(*choices: str | None) -> Check:
 def name_or_none(name: str, value: Any) -> str | None:
     """A name, or None."""
     if value is not None and (not isinstance(value, str) or not value):
-        raise ConfigurationError(f"{name}={shortened(value)} is no name", hint="give a string, or None")
+        raise _wrong(name, value, " is no name", "give a string, or None")
     return value
-
-
-def path_or_none(name: str, value: Any) -> str | None:
-    """The path of a folder or a file, or None."""
-    if value is None:
-        return None
-    if not isinstance(value, str | os.PathLike) or not (path := os.fspath(value)) or isinstance(path, bytes):
-        raise ConfigurationError(f"{name}={shortened(value)} is no path", hint="give a string, or a Path")
-    return path
 
 
 def path_of_files(name: str, value: Any) -> str:
     """The path of a folder or a file, or a URI."""
-    path = path_or_none(name, value)
-    if path is None:
-        raise ConfigurationError(f"{name}=None is no path", hint="give a string, or a Path")
+    if not isinstance(value, str | os.PathLike) or not (path := os.fspath(value)) or isinstance(path, bytes):
+        raise _wrong(name, value, " is no path", "give a string, or a Path")
     return path
+
+
+def path_or_none(name: str, value: Any) -> str | None:
+    """The path of a folder or a file, or None."""
+    return None if value is None else path_of_files(name, value)
 
 
 def names(name: str, value: Any, *, hint: str) -> tuple[str, ...]:
@@ -213,11 +238,11 @@ def names(name: str, value: Any, *, hint: str) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, Iterable) or isinstance(value, bytes | Mapping):
-        raise ConfigurationError(f"{name}={shortened(value)} is no list of names", hint=hint)
+        raise _wrong(name, value, " is no list of names", hint)
     found = tuple(value)
-    if not all(isinstance(each, str) for each in found):
-        odd = next(each for each in found if not isinstance(each, str))
-        raise ConfigurationError(f"{name}= has {shortened(odd)}, which is no name", hint=hint)
+    for each in found:
+        if not isinstance(each, str):
+            raise ConfigurationError(f"{name}= has {shortened(each)}, which is no name", hint=hint)
     return tuple(map(str, found))
 
 
@@ -226,18 +251,16 @@ def _collections(name: str, value: Any) -> tuple[str, ...] | Literal["visible"] 
         return value
     found = names(name, value, hint="give a list of collections, or None for all")
     if not all(found) or not found:
-        raise ConfigurationError(
-            f"{name}={shortened(value)} names no collections", hint="leave it out to read all"
-        )
+        raise _wrong(name, value, " names no collections", "leave it out to read all")
     return found
 
 
 def _metadata(name: str, value: Any) -> tuple[str, ...]:
     hint = f"choose from: {', '.join(METADATA_NAMES)}"
     found = names(name, value, hint=hint)
-    unknown = next((each for each in found if each not in METADATA_NAMES), None)
-    if unknown is not None:
-        raise ConfigurationError(f"metadata {unknown!r} does not exist", hint=hint)
+    for each in found:
+        if each not in METADATA_NAMES:
+            raise ConfigurationError(f"metadata {each!r} does not exist", hint=hint)
     return found
 
 
@@ -248,7 +271,7 @@ def _dates(name: str, value: Any) -> bool | tuple[str, ...]:
 
 
 def _vbuckets(name: str, value: Any) -> tuple[int, ...] | None:
-    """Plain integers, also of numpy's: they become keys of ``as_of``, which has to be JSON."""
+    # Plain integers, also of numpy's: they become keys of ``as_of``, which has to be JSON.
     if value is None:
         return None
     hint = "give a list of integers, or None for all"
@@ -258,10 +281,10 @@ def _vbuckets(name: str, value: Any) -> tuple[int, ...] | None:
             raise TypeError("a bool is no number")  # noqa: TRY301 - reported in the same words
         numbers = tuple(map(index, found))
     except TypeError as exc:
-        raise ConfigurationError(f"{name}={shortened(value)} are no numbers", hint=hint) from exc
-    odd = next((each for each in numbers if not 0 <= each <= _MAX_VBUCKET), None)
-    if odd is not None:
-        raise ConfigurationError(f"vbucket {odd} does not exist", hint=hint)
+        raise _wrong(name, value, " are no numbers", hint) from exc
+    for number in numbers:
+        if not 0 <= number <= _MAX_VBUCKET:
+            raise ConfigurationError(f"vbucket {number} does not exist", hint=hint)
     return numbers
 
 
@@ -274,11 +297,11 @@ def _key_prefix(name: str, value: Any) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
 
 
-def _columns(name: str, value: Any) -> tuple[Path, ...] | None:  # noqa: ARG001 - a check
+def _columns(_name: str, value: Any) -> tuple[Path, ...] | None:
     return None if value is None else paths_of(value)
 
 
-def _filters(name: str, value: Any) -> Filters | None:  # noqa: ARG001 - a check
+def _filters(_name: str, value: Any) -> Filters | None:
     match value:
         case None | ((Predicate(), *_), *_):
             return value
@@ -286,12 +309,14 @@ def _filters(name: str, value: Any) -> Filters | None:  # noqa: ARG001 - a check
             return make_filters(value)
 
 
-def _schema(name: str, value: Any) -> dict[str, pa.DataType]:  # noqa: ARG001 - a check
+def _schema(_name: str, value: Any) -> dict[str, pa.DataType]:
     return {} if value is None else declared_types(value)
 
 
-def _progress(name: str, value: Any) -> Any:  # noqa: ARG001 - a check
-    check_progress(value)
+def _progress(name: str, value: Any) -> Any:
+    if not (isinstance(value, bool | None) or callable(value) or value in FORMS):
+        hint = f"choose from: {', '.join(FORMS)}, None, or give a function"
+        raise ConfigurationError(f"{name}={value!r}", hint=hint)
     return value
 
 
@@ -305,15 +330,15 @@ def _options(name: str, value: Any) -> BucketDataSourceOptions:
     return value
 
 
-def _auth(name: str, value: Any) -> Any:  # noqa: ARG001 - a check
-    """A callable is not called yet: it gives what is right at the time of each connection."""
+def _auth(_name: str, value: Any) -> Any:
+    # A callable is not called yet: it gives what is right at the time of each connection.
     if value is None or callable(value) or isinstance(value, Authenticator):
         return value
     return as_authenticator(value)
 
 
 def _tls(name: str, value: Any) -> Any:
-    """Text, of the file's path or of the file itself: a scan can be sent to other processes."""
+    # Text, of the file's path or of the file itself: a scan can be sent to other processes.
     if value is None or isinstance(value, TLSContext):
         return value
     return pem_text(value, f"{name}=") or os.fspath(value)
@@ -323,9 +348,8 @@ def paths_of(columns: ColumnsLike, nested: Nested = "struct") -> tuple[Path, ...
     """The paths that ``columns=`` names, each once."""
     hint = "give a list of field names, or None for all"
     given: object = columns
-    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
-        raise ConfigurationError(f"columns={shortened(given)} names no columns", hint=hint)
-    listed = list(given)
+    no_list = not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping)
+    listed = [] if no_list else list(columns)
     if not listed:
         raise ConfigurationError(f"columns={shortened(given)} names no columns", hint=hint)
     for each in listed:
@@ -381,88 +405,52 @@ def declared_types(schema: Any) -> dict[str, pa.DataType]:
 # --- the description
 
 
-_STANDARD = BucketDataSourceOptions()
-_CHECKS: dict[str, Check] = {
-    "auth": _auth,
-    "tls": _tls,
-    "scope": name_or_none,
-    "collections": _collections,
-    "columns": _columns,
-    "filters": _filters,
-    "keys_only": flag,
-    "parse": flag,
-    "metadata": _metadata,
-    "keys": one_of(*KEY_FORMS),
-    "vbuckets": _vbuckets,
-    "key_prefix": _key_prefix,
-    "n_rows": count,
-    "errors": one_of(*get_args(Errors)),
-    "nested": one_of(*NESTED),
-    "schema": _schema,
-    "infer_schema_length": count,
-    "on_conflict": one_of(*get_args(OnConflict)),
-    "max_struct_fields": positive,
-    "parse_dates": _dates,
-    "expired": one_of(*get_args(Exclusion)),
-    "transaction_records": one_of(*get_args(Exclusion)),
-    "consistency": one_of(*get_args(Consistency)),
-    "batch_bytes": count,
-    "buffer_bytes": size,
-    "spool_dir": path_or_none,
-    "spill_bytes": size,
-    "timeout": seconds,
-    "dtype_backend": one_of(*DTYPE_BACKENDS),
-    "progress": _progress,
-    "options": _options,
-}
+def _argument(check: Check, default: Any = None) -> Any:
+    """A field that `check` puts into its stored form; its default is that of all public functions."""
+    return field(default=default, metadata={"check": check})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ScanSpec:
     """A scan: the arguments of :func:`cbframe.scan_bucket`, which documents them, checked and in one form.
 
-    The fields' defaults are those of all public functions. ``dataclasses.replace`` checks again.
-
-    Raises
-    ------
-    ConfigurationError
-        If an argument is invalid.
+    ``dataclasses.replace`` checks again; an argument that is invalid is a ConfigurationError.
     """
 
     server_urls: ServerURLs
     bucket: str
-    auth: Any = None
-    tls: TLSLike = None
+    auth: Any = _argument(_auth)
+    tls: TLSLike = _argument(_tls)
     network: str = "auto"
-    scope: str | None = None
-    collections: tuple[str, ...] | Literal["visible"] | None = None
-    columns: tuple[Path, ...] | None = None
-    filters: Filters | None = None
-    keys_only: bool = False
-    parse: bool = True
-    metadata: tuple[str, ...] = ("key",)
-    keys: KeyForm = "text"
-    vbuckets: tuple[int, ...] | None = None
-    key_prefix: bytes | None = None
-    n_rows: int | None = None
-    errors: Errors = "keep"
-    nested: Nested = "struct"
-    schema: Mapping[str, pa.DataType] = field(default_factory=dict)
-    infer_schema_length: int | None = None
-    on_conflict: OnConflict = "widen"
-    max_struct_fields: int = 1000
-    parse_dates: bool | tuple[str, ...] = False
-    expired: Exclusion = "drop"
-    transaction_records: Exclusion = "drop"
-    consistency: Consistency = "snapshot"
-    batch_bytes: int | None = None
-    buffer_bytes: int | None = None
-    spool_dir: str | None = None
-    spill_bytes: int | None = None
-    timeout: float | None = None
-    dtype_backend: str | None = "pyarrow"
-    progress: Progress = "auto"
-    options: BucketDataSourceOptions = _STANDARD
+    scope: str | None = _argument(name_or_none)
+    collections: tuple[str, ...] | Literal["visible"] | None = _argument(_collections)
+    columns: tuple[Path, ...] | None = _argument(_columns)
+    filters: Filters | None = _argument(_filters)
+    keys_only: bool = _argument(flag, default=False)
+    parse: bool = _argument(flag, default=True)
+    metadata: tuple[str, ...] = _argument(_metadata, ("key",))
+    keys: KeyForm = _argument(one_of(*KEY_FORMS), "text")
+    vbuckets: tuple[int, ...] | None = _argument(_vbuckets)
+    key_prefix: bytes | None = _argument(_key_prefix)
+    n_rows: int | None = _argument(count)
+    errors: Errors = _argument(one_of(*get_args(Errors)), "keep")
+    nested: Nested = _argument(one_of(*NESTED), "struct")
+    schema: Mapping[str, pa.DataType] = _argument(_schema)
+    infer_schema_length: int | None = _argument(count)
+    on_conflict: OnConflict = _argument(one_of(*get_args(OnConflict)), "widen")
+    max_struct_fields: int = _argument(positive, 1000)
+    parse_dates: bool | tuple[str, ...] = _argument(_dates, default=False)
+    expired: Exclusion = _argument(one_of(*get_args(Exclusion)), "drop")
+    transaction_records: Exclusion = _argument(one_of(*get_args(Exclusion)), "drop")
+    consistency: Consistency = _argument(one_of(*get_args(Consistency)), "snapshot")
+    batch_bytes: int | None = _argument(count)
+    buffer_bytes: int | None = _argument(size)
+    spool_dir: str | None = _argument(path_or_none)
+    spill_bytes: int | None = _argument(size)
+    timeout: float | None = _argument(seconds)
+    dtype_backend: str | None = _argument(one_of(*DTYPE_BACKENDS), "pyarrow")
+    progress: Progress = _argument(_progress, "auto")
+    options: BucketDataSourceOptions = _argument(_options)
 
     @classmethod
     def of(
@@ -536,8 +524,9 @@ class ScanSpec:
             if not self.schema.names:
                 raise ConfigurationError("schema= has no columns", hint="keys_only=True reads the keys alone")
             object.__setattr__(self, "columns", [(name,) for name in dict.fromkeys(self.schema.names)])
-        for name, check in _CHECKS.items():
-            object.__setattr__(self, name, check(name, getattr(self, name)))
+        for each in fields(self):
+            if (check := each.metadata.get("check")) is not None:
+                object.__setattr__(self, each.name, check(each.name, getattr(self, each.name)))
         if self.keys_only and not all(each.of_metadata for each in predicates(self.filters)):
             raise ConfigurationError(
                 "filters= on fields needs the documents",
@@ -580,17 +569,56 @@ class ScanSpec:
     def window(self, *, bounded: bool) -> int:
         """Flow-control window of each node's connection in bytes; 0 turns flow control off.
 
-        Parameters
-        ----------
-        bounded
-            Whether memory must not depend on the size of the bucket.
+        `bounded`: memory must not depend on the size of the bucket.
         """
         given = self.options.feed_buffer_size_bytes
         return min(given, BOUNDED_WINDOW) if bounded and self.buffer_bytes is None else given
 
-    def of_vbuckets(self, vbuckets: tuple[int, ...]) -> Self:
-        """The same, of these vbuckets only."""
-        return replace(self, vbuckets=vbuckets)
+    def data_source(
+        self,
+        receiver: BlockReceiver | DeferringReceiver,
+        options: BucketDataSourceOptions,
+        *,
+        vbuckets: tuple[int, ...] | None,
+        bucket_uuid: str,
+        first_map: ClusterMap | None,
+    ) -> BucketDataSource:
+        """What streams it, not started yet."""
+        return BucketDataSource(
+            self.server_urls,
+            "default",
+            self.bucket,
+            bucket_uuid,
+            vbuckets,
+            self.auth,
+            receiver,
+            options,
+            tls_context=self.tls,
+            network=self.network,
+            first_map=first_map,
+        )
+
+    def look(
+        self,
+        vbuckets: Iterable[int] | None,
+        *,
+        first_map: ClusterMap | None = None,
+        sizes: bool = False,
+        time: bool = False,
+    ) -> Look:
+        """Where vbuckets are now, as :func:`cbframe.dcp.look.look_at` finds out."""
+        return look_at(
+            self.server_urls,
+            self.bucket,
+            self.auth,
+            self.options,
+            self.tls,
+            self.network,
+            vbuckets=vbuckets,
+            first_map=first_map,
+            sizes=sizes,
+            time=time,
+        )
 
     def policy(self) -> Policy:
         """What is asked for about types."""

@@ -1,4 +1,9 @@
-"""The front door to changes: ``stream_bucket``."""
+"""``stream_bucket``: the changes of a bucket, batch by batch, with acknowledgements and checkpoints.
+
+Node threads put what they receive into a :class:`~cbframe.arrow.batcher.ChangeReceiver`. The consumer's
+thread takes it from there, in :meth:`Gatherer.next`, and forms batches. A batch that was acknowledged moves
+the checkpoint, and its bytes are acknowledged to the nodes, which send no more than their windows until then.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ import pyarrow as pa
 from cbframe import core
 from cbframe.arrow.batcher import Arrived, ChangeReceiver, EventArrived, Item, Reached, Withdrawn
 from cbframe.arrow.columns import KeyForm
-from cbframe.cluster.collections_manifest import CollectionName, CollectionsManifest
+from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.handover import Switch, monotonic
 from cbframe.dcp.look import sample_now
@@ -28,36 +33,40 @@ from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError,
 from cbframe.json.layout import Place
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
-from cbframe.scan.asof import AsOf
-from cbframe.scan.changelog import ChangeLog, Rotation
-from cbframe.scan.changes import ChangeBatch, ChangeRows, CollectionDrop, Directory, Given, Rollback
-from cbframe.scan.checkpoint import Checkpoint
+from cbframe.scan.changes import ChangeBatch, ChangeRows, CollectionDrop, Directory, Given, Rollback, Tail
+from cbframe.scan.checkpoint import ChangeLog, Checkpoint, Rotation
 from cbframe.scan.names import Names, described, difference
-from cbframe.scan.parquet import place_of
+from cbframe.scan.parquet import check_compression
 from cbframe.scan.progress import ShowsItself
-from cbframe.scan.spec import Exclusion, ScanSpec, not_negative, positive
-from cbframe.scan.tail import Tail, seconds_of
+from cbframe.scan.result import AsOf
+from cbframe.scan.spec import Exclusion, ScanSpec, not_negative, positive, seconds_of
 from cbframe.typing import Connectable, ServerURLs
 from cbframe.wire.messages import SystemEvent
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
+OnRollback: TypeAlias = Literal["emit", "restart", "raise"] | Callable[[Rollback], object]
+_ON_ROLLBACK = ("emit", "restart", "raise")
+_WINDOW = 16 << 20
+_BATCH = 4 << 20
+_RECOVERY = 300.0
 _AGAIN = 1.0
 """Seconds after which nodes are asked again: a failover may have shortened a history meanwhile."""
+_POLL = 0.05
+"""Seconds after which it is looked whether the source is over, or how far it is, while nothing arrives."""
+_POLL_SOON = 0.005
+"""The same, while it is not known how far it has to come: that takes two answers of each node."""
 
 
 class HighSeqnos:
-    """The high seqnos at the moment at which this object is made.
+    """The high seqnos at the moment at which this object is made."""
 
-    No node is asked twice at a time. So of each node the first report after that moment may have been asked
-    for before it, and the second one was not.
-    """
+    # No node is asked twice at a time. So of each node the first report after that moment may have been asked
+    # for before it, and the second one was not.
 
-    def __init__(self, source: BucketDataSource, clock: Callable[[], float]) -> None:
+    def __init__(self, source: BucketDataSource) -> None:
         self._source = source
-        self._clock = clock
         self._before = {node: count for node, (count, _) in source.seqno_reports().items()}
         self._seqnos: dict[int, int] = {}
         self._asked = float("-inf")
@@ -82,14 +91,10 @@ class HighSeqnos:
             self.known &= wanted is not None
             position = reached.get(vbucket)
             short += wanted is None or (0 if position is None else position.seqno) < wanted
-        if not self.known or (short and self._clock() >= self._asked + _AGAIN):
-            self._asked = self._clock()
+        if not self.known or (short and monotonic() >= self._asked + _AGAIN):
+            self._asked = monotonic()
             source.sample_seqnos()
         return short
-
-
-_POLL = 0.05
-"""Seconds between two looks at whether the source is over, while nothing arrives."""
 
 
 class Gatherer:
@@ -98,6 +103,7 @@ class Gatherer:
     def __init__(
         self,
         receiver: ChangeReceiver,  # where items come from
+        source: BucketDataSource,  # nothing more arrives once it is finished
         rows: ChangeRows,  # give rows their form
         directory: Directory,
         start: Mapping[int, Position],  # where the consumer is at first
@@ -105,17 +111,14 @@ class Gatherer:
         batch_bytes: int,  # a batch with this many bytes, on the wire, is given out
         max_latency: float,  # so is one whose first row arrived this many seconds ago
         paused: Switch,  # while it is on, nothing is given out, and nothing is acknowledged to the nodes
-        is_over: Callable[[], bool],  # whether nothing more will arrive
-        clock: Callable[[], float],  # monotonic seconds
     ) -> None:
         self._receiver = receiver
+        self._source = source
         self._rows = rows
         self._directory = directory
         self._batch_bytes = batch_bytes
         self._max_latency = max_latency
         self._paused = paused
-        self._is_over = is_over
-        self._clock = clock
         self.acked: dict[int, Position] = dict(start)
         self._inbox: deque[Item] = deque()
         self._outstanding: deque[Given] = deque()
@@ -135,7 +138,7 @@ class Gatherer:
 
     def next(self, timeout: float | None) -> ChangeBatch | None:
         """The next batch; None if there is none within `timeout` seconds, or nothing more will come."""
-        deadline = None if timeout is None else self._clock() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         while True:
             if self._torn:
                 raise ReadCancelledError(
@@ -144,19 +147,19 @@ class Gatherer:
                 )
             # Ctrl-C may come anywhere. Here it would lose what is neither there any more nor here yet.
             self._torn = True
-            over = self._is_over()
+            over = self._source.finished
             self._inbox.extend(self._receiver.take())
-            batch, left = self._look(deadline, over=over)
+            batch, left = self._due(deadline, over=over)
             self._torn = False
             if batch is not None or left is None:
                 return batch
             self._receiver.wait(left)
 
-    def _look(self, deadline: float | None, *, over: bool) -> tuple[ChangeBatch | None, float | None]:
+    def _due(self, deadline: float | None, *, over: bool) -> tuple[ChangeBatch | None, float | None]:
         """A batch, if it is time for one; or else how long to wait for more, None for no longer."""
         paused = bool(self._paused)
         full = not paused and self._fill()
-        now = self._clock()
+        now = monotonic()
         expired = deadline is not None and now >= deadline
         late = self._since is not None and now >= self._since + self._max_latency
         if self._since is not None and not paused and (full or late or expired or (over and not self._inbox)):
@@ -207,7 +210,7 @@ class Gatherer:
                 given.positions[vbucket] = position
                 return
         if self._since is None:
-            self._since = self._clock()
+            self._since = monotonic()
 
     def _cut(self) -> ChangeBatch:
         record, datatype, ids = self._rows.formed(self._batches)
@@ -275,13 +278,6 @@ class Gatherer:
             self._given = Given()
 
 
-OnRollback: TypeAlias = Literal["emit", "restart", "raise"] | Callable[[Rollback], object]
-_LOOK = 0.05
-"""Seconds between two looks at how far the stream is."""
-_LOOK_SOON = 0.005
-"""The same, while it is not known how far it has to come: that takes two answers of each node."""
-
-
 class ChangeStream(ShowsItself):
     """The changes of a bucket, batch by batch, from somewhere on and without an end.
 
@@ -293,20 +289,16 @@ class ChangeStream(ShowsItself):
         self,
         target: ScanSpec,
         options: BucketDataSourceOptions,
-        *,
         names: Names,
-        start: Mapping[int, Position],
-        bucket_uuid: str,
-        collection_names: Mapping[int, CollectionName],
+        start: Checkpoint,
+        *,
         on_rollback: OnRollback,
         batch_bytes: int,
         max_latency: float,
-        clock: Callable[[], float] = monotonic,
     ) -> None:
         core.warn_of_reference()
         self._target = target
-        self._clock = clock
-        self._bucket_uuid = bucket_uuid
+        self._bucket_uuid = start.bucket_uuid
         self._on_rollback = on_rollback if callable(on_rollback) else None
         self._given: ChangeBatch | None = None
         self._again = False
@@ -315,7 +307,7 @@ class ChangeStream(ShowsItself):
         self._closed = False
         self._paused = Switch()
         self._receiver = ChangeReceiver(
-            start,
+            start.offsets,
             names.wire_metadata,
             to_base=on_rollback == "restart",
             refuse=on_rollback == "raise",
@@ -328,47 +320,32 @@ class ChangeStream(ShowsItself):
             first_map, manifest = described(target)
             return manifest
 
-        directory = self._directory = Directory(fetch_manifest, collection_names)
-        if start and not collection_names:
+        self._directory = Directory(fetch_manifest, start.collection_names)
+        if start.offsets and not start.collection_names:
             # Collections were created before the streams begin: they report the end of one by its id.
-            directory.learn()
-        rows = self._rows = ChangeRows(
-            self._receiver.schema,
-            target.metadata,
-            directory,
-            target.key_prefix,
-            target.keys,
-            transaction_records=target.transaction_records == "keep",
-        )
-        self.schema = rows.schema
-        self._source = BucketDataSource(
-            target.server_urls,
-            "default",
-            target.bucket,
-            bucket_uuid,
-            target.vbuckets,
-            target.auth,
+            self._directory.learn()
+        self._rows = ChangeRows(self._receiver.schema, target, self._directory)
+        self.schema = self._rows.schema
+        self._source = target.data_source(
             self._receiver,
             options,
-            tls_context=target.tls,
-            network=target.network,
+            vbuckets=target.vbuckets,
+            bucket_uuid=start.bucket_uuid,
             first_map=first_map,
         )
-        source = self._source
         self._gatherer = Gatherer(
             self._receiver,
-            rows,
-            directory,
-            start,
+            self._source,
+            self._rows,
+            self._directory,
+            start.offsets,
             batch_bytes=batch_bytes,
             max_latency=max_latency,
             paused=self._paused,
-            is_over=lambda: source.finished,
-            clock=clock,
         )
-        # Whoever forgets a stream has no more use for its threads.
-        self._end = weakref.finalize(self, source.close)
-        source.start()
+        # A stream that nobody refers to any more ends its threads.
+        self._end = weakref.finalize(self, self._source.close)
+        self._source.start()
 
     def __repr__(self) -> str:
         total = self.stats.total
@@ -448,8 +425,13 @@ class ChangeStream(ShowsItself):
         """The next batch, also of what had come when the stream was closed; None if there is none."""
         batch = self._undelivered or self._gatherer.next(timeout)
         if batch is None:
-            if self._source.finished and not self._paused:
-                self._raise_failure()
+            if self._source.finished and not self._paused and not self._closed:
+                try:
+                    self._source.wait(0)
+                except ReadCancelledError:
+                    # Another thread may have closed it meanwhile.
+                    if not self._closed:
+                        raise
             return None
         if self._on_rollback is not None and batch.rollbacks:
             # If the function raises, the batch has not been given out.
@@ -476,15 +458,6 @@ class ChangeStream(ShowsItself):
         more, and :attr:`checkpoint` stays where it is.
         """
         self._gatherer.release(batch)
-
-    def _raise_failure(self) -> None:
-        if self._closed:
-            return
-        try:
-            self._source.wait(0)
-        except ReadCancelledError:
-            if not self._closed:
-                raise
 
     # -- control
 
@@ -547,13 +520,12 @@ class ChangeStream(ShowsItself):
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """How far the consumer is: behind everything that was acknowledged."""
-        target = self._target
-        acked = dict(self._gatherer.acked)
+        """How far the consumer is: after everything that was acknowledged."""
+        target, found = self._target, self._source.map
         return Checkpoint(
             target.bucket,
-            self._uuid(),
-            dict(sorted(acked.items())),
+            self._bucket_uuid if found is None else found.uuid,
+            dict(sorted(self._gatherer.acked.items())),
             target.scope,
             target.named,
             target.key_prefix,
@@ -563,10 +535,6 @@ class ChangeStream(ShowsItself):
     def checkpoint_after(self, batch: ChangeBatch) -> Checkpoint:
         """What :attr:`checkpoint` will be once `batch` is acknowledged: to be stored together with it."""
         return self.checkpoint.updated(self._gatherer.after(batch))
-
-    def _uuid(self) -> str:
-        found = self._source.map
-        return self._bucket_uuid if found is None else found.uuid
 
     @property
     def transaction_records(self) -> int:
@@ -622,23 +590,23 @@ class ChangeStream(ShowsItself):
         if self._closed:
             raise _closed()
         if self._tail is None:
-            self._tail = Tail(self.schema, self._clock)
+            self._tail = Tail(self.schema, monotonic)
         self._catch_up(self._tail, rows, limit)
         return self._tail.to_pandas(age, rows, columns=columns, dtype_backend=dtype_backend)
 
     def _catch_up(self, tail: Tail, rows: int, timeout: float | None) -> None:
         """Put every change that the bucket has now into the tail."""
-        until = None if timeout is None else self._clock() + timeout
-        high = HighSeqnos(self._source, self._clock)
+        until = None if timeout is None else monotonic() + timeout
+        high = HighSeqnos(self._source)
         while not self._paused:
             missing = high.missing(self._gatherer.given)
             if missing == 0:
                 return
-            left = _LOOK if high.known else _LOOK_SOON
+            left = _POLL if high.known else _POLL_SOON
             if until is not None:
-                if self._clock() >= until:
+                if monotonic() >= until:
                     raise _not_caught_up(missing, timeout)
-                left = min(left, until - self._clock())
+                left = min(left, until - monotonic())
             batch = self.poll(max(0.0, left))
             if batch is not None:
                 tail.add(batch, rows)
@@ -661,7 +629,7 @@ class ChangeStream(ShowsItself):
     ) -> list[Path]:
         """Write changes into a folder of Parquet files, until the stream is closed or `seconds` are over.
 
-        A file appears whole or not at all, and holds the checkpoint behind its last row: whatever ends
+        A file appears whole or not at all, and holds the checkpoint after its last row: whatever ends
         the process, nothing is lost and nothing comes twice if the next one goes on with
         ``start=Checkpoint.load(folder)``.
 
@@ -684,8 +652,9 @@ class ChangeStream(ShowsItself):
             The files that were written.
         """
         limit = None if seconds is None else seconds_of("seconds", seconds)
-        place = place_of(folder, compression)
-        log = ChangeLog(self, place, Rotation.of(rotate), compression, self._clock, poll=self._next)
+        check_compression(compression)
+        place = Path(folder).expanduser()
+        log = ChangeLog(self, place, Rotation.of(rotate), compression, poll=self._next)
         return log.run(limit)
 
 
@@ -705,12 +674,6 @@ def _not_caught_up(missing: int | None, timeout: float | None) -> ReadTimeoutErr
         f"{what}, after {timeout:g} s",
         hint="what came is kept: call it again, or give a larger timeout=; stream.errors has what went wrong",
     )
-
-
-_ON_ROLLBACK = ("emit", "restart", "raise")
-_WINDOW = 16 << 20
-_BATCH = 4 << 20
-_RECOVERY = 300.0
 
 
 @public
@@ -794,7 +757,7 @@ def stream_bucket(
     Raises
     ------
     ConfigurationError
-        An argument cannot be meant, or the checkpoint is of another bucket.
+        An argument is invalid, or the checkpoint is of another bucket.
     CbframeError
         ``start="now"``, or the names of collections, could not be looked up.
 
@@ -842,14 +805,11 @@ def stream_bucket(
     names = Names(spec, options)
     options = names.resolve_collections()
     spec = names.target
-    positions, uuid = _start(start, spec, options)
     return ChangeStream(
         spec,
         options,
-        names=names,
-        start=positions,
-        bucket_uuid=uuid,
-        collection_names=start.collection_names if isinstance(start, Checkpoint) else {},
+        names,
+        _checkpoint(start, spec, options),
         on_rollback=on_rollback,
         batch_bytes=batch_bytes,
         max_latency=max_latency,
@@ -869,32 +829,30 @@ def _check_window(batch_bytes: int, window: int) -> None:
         )
 
 
-def _start(
-    start: object, target: ScanSpec, options: BucketDataSourceOptions
-) -> tuple[dict[int, Position], str]:
+def _checkpoint(start: object, target: ScanSpec, options: BucketDataSourceOptions) -> Checkpoint:
     """Where streams begin, and the bucket that this is about."""
-    if isinstance(start, AsOf):
-        start = Checkpoint.after(start, target.bucket)
-    elif isinstance(start, Checkpoint):
-        _check_checkpoint(start, target)
-    if isinstance(start, Checkpoint):
-        return dict(start.offsets), start.bucket_uuid
-    if start == "now":
-        now = sample_now(
-            target.server_urls,
-            target.bucket,
-            target.vbuckets,
-            target.auth,
-            options,
-            tls=target.tls,
-            network=target.network,
-        )
-        return now.positions, now.bucket_uuid
-    if start != "beginning":
-        raise ConfigurationError(
-            f"start={start!r}", hint='"beginning", "now" or a Checkpoint: Checkpoint.load(path) reads one'
-        )
-    return {}, ""
+    match start:
+        case AsOf():
+            return Checkpoint.after(start, target.bucket)
+        case Checkpoint():
+            _check_checkpoint(start, target)
+            return start
+        case "beginning":
+            return Checkpoint(target.bucket, "", {})
+        case "now":
+            now = sample_now(
+                target.server_urls,
+                target.bucket,
+                target.vbuckets,
+                target.auth,
+                options,
+                tls=target.tls,
+                network=target.network,
+            )
+            return Checkpoint(target.bucket, now.bucket_uuid, now.positions)
+    raise ConfigurationError(
+        f"start={start!r}", hint='"beginning", "now" or a Checkpoint: Checkpoint.load(path) reads one'
+    )
 
 
 def _check_checkpoint(start: Checkpoint, target: ScanSpec) -> None:

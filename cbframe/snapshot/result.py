@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from html import escape
 
-from cbframe.scan.agreement import Conflict
-from cbframe.scan.asof import AsOf
+from cbframe.scan.result import AsOf, Conflict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

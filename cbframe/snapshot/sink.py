@@ -18,9 +18,9 @@ from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import Receipt
 from cbframe.json.layout import FAMILIES, Column, Place, is_list, struct
 from cbframe.json.typer import shown
-from cbframe.scan.agreement import Conflict
 from cbframe.scan.names import Names
 from cbframe.scan.pipeline import Pipeline, Typed, beside
+from cbframe.scan.result import Conflict
 from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot.versions import Boundaries
 from cbframe.wire.constants import DATA_OPCODES, SystemEventId

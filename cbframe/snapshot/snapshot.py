@@ -20,8 +20,8 @@ from cbframe.arrow.documents.filters import make_filters
 from cbframe.arrow.documents.unify import Columns, differences
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 from cbframe.public import public
-from cbframe.scan.asof import AsOf as Picture
-from cbframe.scan.asof import Clock, utc_now
+from cbframe.scan.result import AsOf as Picture
+from cbframe.scan.result import Clock, utc_now
 from cbframe.scan.scan import ArrowExport
 from cbframe.scan.spec import (
     METADATA_NAMES,
@@ -33,8 +33,8 @@ from cbframe.scan.spec import (
     names,
     paths_of,
     positive,
+    seconds_of,
 )
-from cbframe.scan.tail import seconds_of
 from cbframe.snapshot.differences import changes
 from cbframe.snapshot.files import DATA, FILE_BYTES, check_form
 from cbframe.snapshot.maintenance import Compaction, compact, vacuum

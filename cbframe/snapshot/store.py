@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cbframe.errors import CbframeError, SnapshotError
-from cbframe.scan.asof import Clock, utc_now
 from cbframe.scan.parquet import located
+from cbframe.scan.result import Clock, utc_now
 from cbframe.system import locked, remove, replace, shortage, sync, sync_folder
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)

@@ -22,8 +22,8 @@ from cbframe.errors import ClusterMapError, ConfigurationError, ConversionError,
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public, warn
-from cbframe.scan.asof import AsOf, Clock, utc_now
 from cbframe.scan.progress import Progress
+from cbframe.scan.result import AsOf, Clock, utc_now
 from cbframe.scan.session import Ran, Run
 from cbframe.scan.shape import joined
 from cbframe.scan.spec import ColumnsLike, Consistency, Exclusion, FiltersLike, ScanSpec, SchemaLike, flag

@@ -12,8 +12,8 @@ import pytest
 
 from cbframe import LocalCluster, scan_bucket
 from cbframe.errors import ConfigurationError, ConversionError
-from cbframe.scan.agreement import Conflict, merged
 from cbframe.scan.partition import spread
+from cbframe.scan.result import Conflict, merged
 from cbframe.wire.messages import vbucket_of
 
 from .kit import QUICK

@@ -23,7 +23,7 @@ from cbframe import (
     scan_bucket,
 )
 from cbframe.arrow.batcher import GatheringReceiver
-from cbframe.scan.asof import AsOf
+from cbframe.scan.result import AsOf
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -232,7 +233,7 @@ def test_a_password_is_not_pickled_unasked(cluster: LocalCluster) -> None:
     assert "EnvironmentAuth" in str(caught.value)
     asked = parts_of(cluster, 1, include_credentials=True)[0]
     assert pickle.loads(pickle.dumps(asked)).read().num_rows == 500
-    assert SECRET not in repr(part) + repr(asked) + repr(asked._settings)
+    assert SECRET not in repr(part) + repr(asked) + repr(asked._spec)
 
 
 def test_a_password_in_the_connection_string(cluster: LocalCluster) -> None:
@@ -376,6 +377,6 @@ def test_another_bucket() -> None:
         fill(cluster, 20)
         part = parts_of(cluster, 1)[0]
         pins = Pins(part.as_of, "0" * 32, "snapshot")
-        other = ScanPartition(0, part.node, part.as_of, part.schema, pins, part._settings)
+        other = replace(part, _pins=pins)
         with pytest.raises(cbframe.CbframeError, match="uuid"):
             other.read()

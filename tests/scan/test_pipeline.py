@@ -11,10 +11,10 @@ from cbframe.arrow import spill
 from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.dcp.receiver import Receipt
 from cbframe.options import BucketDataSourceOptions
-from cbframe.scan.agreement import Conflict
 from cbframe.scan.names import Names
 from cbframe.scan.pipeline import Pipeline
-from cbframe.scan.read import scan_bucket
+from cbframe.scan.result import Conflict
+from cbframe.scan.scan import scan_bucket
 from cbframe.wire.constants import Datatype, Opcode
 
 Row = tuple[int, int, str, bytes | None]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cbframe import ConfigurationError, LocalCluster, Snapshot, read_snapshot, write_snapshot
-from cbframe.scan.asof import Clock
+from cbframe.scan.result import Clock
 from cbframe.snapshot.manifest import Manifest, name_of
 from cbframe.snapshot.store import LocalStore
 from cbframe.snapshot.versions import History

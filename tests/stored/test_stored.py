@@ -26,8 +26,7 @@ import cbframe
 from cbframe import Checkpoint, EnvironmentAuth, LocalCluster
 from cbframe.arrow.columns import key_bytes
 from cbframe.contrib.delta import update_delta
-from cbframe.scan.microbatch import make_spans
-from cbframe.scan.offsets import Offset
+from cbframe.scan.microbatch import Offset, micro_batch_reader
 from cbframe.snapshot.manifest import Manifest
 
 from .restored import FILES, documents_of, restored_cluster
@@ -236,7 +235,7 @@ def test_a_spark_offset_continues_after_the_failover(
     auth = EnvironmentAuth("CB_USER", "CB_PASSWORD")
     start = Offset.from_dict(json.loads((FILES / "spark_offset.json").read_text()))
     change(cluster)
-    spans = make_spans(cluster.connection_string, None, auth=auth, schema=schema)
+    spans = micro_batch_reader(cluster.connection_string, None, auth=auth, schema=schema)
     end = spans.ahead(start, spans.look(), None)
     rows = [
         row

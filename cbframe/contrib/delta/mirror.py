@@ -34,9 +34,8 @@ from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
-from cbframe.scan.agreement import Conflict
-from cbframe.scan.asof import AsOf, Clock, utc_now
 from cbframe.scan.progress import Progress
+from cbframe.scan.result import AsOf, Clock, Conflict, utc_now
 from cbframe.scan.spec import (
     ColumnsLike,
     Consistency,

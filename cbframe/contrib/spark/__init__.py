@@ -86,7 +86,7 @@ reset      without a key: whatever was given of this vbucket before is void, and
 A sink that takes the rows in the order of ``_cb_seqno``, or first the resets and then of each document the
 newest row, and that may be given a batch twice, is right after every failure of Spark and of Couchbase. The
 server withdraws changes that a failover lost, and Spark keeps too little of where it was to take back only
-these (:mod:`cbframe.scan.offsets` says why). So a vbucket with a new history comes again. So does
+these (:mod:`cbframe.scan.microbatch` says why). So a vbucket with a new history comes again. So does
 one with a purged deletion that was not given yet, and one of which a collection was created, emptied or
 dropped, or the scope that is asked for created again (other collections than those that are asked for make
 no difference). A flush of the bucket gives every vbucket a new history; a bucket that was deleted and

@@ -27,8 +27,7 @@ from cbframe.arrow.documents.filters import METADATA, decoded, make_filters
 from cbframe.cluster.auth import EnvironmentAuth
 from cbframe.errors import ConfigurationError
 from cbframe.json.typer import OURS
-from cbframe.scan.read import scan_bucket
-from cbframe.scan.scan import BucketScan
+from cbframe.scan.scan import BucketScan, scan_bucket
 from cbframe.scan.spec import METADATA_NAMES, VISIBLE
 
 _LARGER = {

@@ -33,8 +33,7 @@ from cbframe.dcp.look import Look
 from cbframe.errors import ConfigurationError
 from cbframe.json.typer import OURS
 from cbframe.public import public
-from cbframe.scan.microbatch import REQUIRED, SpanPart, make_spans
-from cbframe.scan.offsets import Offset
+from cbframe.scan.microbatch import REQUIRED, MicroBatchPart, Offset, micro_batch_reader
 from cbframe.scan.partition import ScanPartition
 from cbframe.scan.shape import cast_to
 
@@ -88,9 +87,9 @@ class FilteringReader(CouchbaseReader):
 
 
 class CouchbaseChangesPartition(InputPartition):  # type: ignore[misc]
-    """A :class:`~cbframe.scan.microbatch.SpanPart` on its way to an executor."""
+    """A :class:`~cbframe.scan.microbatch.MicroBatchPart` on its way to an executor."""
 
-    def __init__(self, part: SpanPart) -> None:
+    def __init__(self, part: MicroBatchPart) -> None:
         super().__init__(part.number)
         part.refuse_secrets()
         self.part = part
@@ -122,7 +121,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
         )
         # Of a vbucket that is read in part, what lies beyond the part may be all the rest, each time.
         whole = ("true", "false") if self._most is None else ("false", "true")
-        self._spans = make_spans(
+        self._changes = micro_batch_reader(
             options["connection"],
             options.get("bucket"),
             auth=auth_of(options),
@@ -131,7 +130,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
             collections=collections_of(options),
             schema=declared,
             on_conflict=choice_of(options, "on_conflict", "raise", "null"),  # type: ignore[arg-type]
-            transaction_records=choice_of(options, "transaction_records", "drop", "keep"),  # type: ignore[arg-type]
+            transaction_records=choice_of(options, "transaction_records", "drop", "keep"),
             on_rollback=choice_of(options, "on_rollback", "reset", "fail"),  # type: ignore[arg-type]
             whole_snapshots=choice_of(options, "whole_snapshots", *whole) == "true",
         )
@@ -143,7 +142,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
         """Where a new query begins."""
         if self._start == "beginning":
             return Offset().to_dict()
-        return self._spans.now(self._spans.look()).to_dict()
+        return self._changes.now(self._changes.look()).to_dict()
 
     def getDefaultReadLimit(self) -> ReadLimit:  # noqa: N802 - Spark's name
         """As many rows as were asked for."""
@@ -152,14 +151,14 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
     @public
     def prepareForTriggerAvailableNow(self) -> None:  # noqa: N802 - Spark's name
         """What is there now is all that is read."""
-        self._last = self._spans.look()
+        self._last = self._changes.look()
 
     @public
     def latestOffset(self, start: dict[str, Any], limit: ReadLimit) -> dict[str, Any]:  # noqa: N802 - Spark's name
         """Where the bucket is now, or as far as the limit allows; the start if there is nothing new."""
         before = Offset.from_dict(start)
-        look = self._look = self._last or self._spans.look()
-        end = self._spans.ahead(before, look, limit.max_rows if isinstance(limit, ReadMaxRows) else None)
+        look = self._look = self._last or self._changes.look()
+        end = self._changes.ahead(before, look, limit.max_rows if isinstance(limit, ReadMaxRows) else None)
         # Spark takes offsets for the same if their JSON is.
         return start if end is before else end.to_dict()
 
@@ -167,8 +166,8 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
     def partitions(self, start: dict[str, Any], end: dict[str, Any]) -> list[CouchbaseChangesPartition]:
         """What is to be read, by node."""
         # A driver that was restarted plans the last batch again, without having looked.
-        look = self._look or self._spans.look()
-        parts = self._spans.parts(Offset.from_dict(start), Offset.from_dict(end), look, self._parts)
+        look = self._look or self._changes.look()
+        parts = self._changes.parts(Offset.from_dict(start), Offset.from_dict(end), look, self._parts)
         return [CouchbaseChangesPartition(part) for part in parts]
 
     def read(self, partition: CouchbaseChangesPartition) -> Iterator[pa.RecordBatch]:

@@ -22,8 +22,7 @@ from cbframe.errors import (
     ConversionError,
     RollbackError,
 )
-from cbframe.scan.microbatch import Spans, make_spans
-from cbframe.scan.offsets import Offset
+from cbframe.scan.microbatch import MicroBatchReader, Offset, micro_batch_reader
 
 from .kit import QUICK, Sent, truth
 
@@ -51,10 +50,10 @@ def cluster() -> Iterator[LocalCluster]:
         yield found
 
 
-def spans_of(cluster: LocalCluster, schema: pa.Schema = SCHEMA, **arguments: Any) -> Spans:
+def reader_of(cluster: LocalCluster, schema: pa.Schema = SCHEMA, **arguments: Any) -> MicroBatchReader:
     auth = EnvironmentAuth("CB_USER", "CB_PASSWORD")
     arguments.setdefault("options", QUICK)
-    return make_spans(cluster.connection_string, None, auth=auth, schema=schema, **arguments)
+    return micro_batch_reader(cluster.connection_string, None, auth=auth, schema=schema, **arguments)
 
 
 class Engine:
@@ -63,8 +62,10 @@ class Engine:
     Rows are applied without regard to their order: resets first, then of each document the newest row.
     """
 
-    def __init__(self, spans: Spans, start: Offset | None = None, most: int | None = None) -> None:
-        self.spans = spans
+    def __init__(
+        self, reader: MicroBatchReader, start: Offset | None = None, most: int | None = None
+    ) -> None:
+        self.reader = reader
         self.most = most
         self.log: list[str] = [self._logged(start or Offset())]
         self.store: dict[tuple[int, str, str | None], dict[str, Any]] = {}
@@ -80,7 +81,7 @@ class Engine:
     def plan(self) -> bool:
         """Log where to read to; whether there is anything."""
         start = self.offset(-1)
-        end = self.spans.ahead(start, self.spans.look(), self.most)
+        end = self.reader.ahead(start, self.reader.look(), self.most)
         if end is start:
             return False
         self.log.append(self._logged(end))
@@ -88,11 +89,11 @@ class Engine:
 
     def read(self, n: int = 3) -> list[dict[str, Any]]:
         """The rows up to the last offset in the log, as other processes would read them."""
-        parts = self.spans.parts(self.offset(-2), self.offset(-1), self.spans.look(), n)
+        parts = self.reader.parts(self.offset(-2), self.offset(-1), self.reader.look(), n)
         rows = []
         for part in parts:
             for batch in pickle.loads(pickle.dumps(part)).read():
-                assert batch.schema.equals(self.spans.schema)
+                assert batch.schema.equals(self.reader.schema)
                 rows += batch.to_pylist()
         return rows
 
@@ -166,7 +167,7 @@ def fail_over(cluster: LocalCluster, rng: random.Random, most: int = 6) -> None:
 @pytest.mark.parametrize("most", [None, 2, 7])
 def test_each_change_once(cluster: LocalCluster, most: int | None) -> None:
     rng = random.Random(1)
-    engine = Engine(spans_of(cluster), most=most)
+    engine = Engine(reader_of(cluster), most=most)
     for _ in range(4):
         write(cluster, rng, 10)
         engine.plan()
@@ -199,7 +200,7 @@ def whatever_happens(seed: int, *, whole: bool) -> None:
     rng = random.Random(seed)
     with LocalCluster(nodes=2, vbuckets=4, seed=seed, username=USER, password=SECRET) as cluster:
         most = rng.choice([None, None, 5, 30])
-        engine = Engine(spans_of(cluster, whole_snapshots=whole), most=most)
+        engine = Engine(reader_of(cluster, whole_snapshots=whole), most=most)
         for _ in range(15):
             write(cluster, rng, rng.randrange(15))
             happened = rng.random()
@@ -231,7 +232,7 @@ def whatever_happens(seed: int, *, whole: bool) -> None:
 def test_a_document_that_never_rests(whole: bool) -> None:
     """It changes between every look and the read behind it."""
     with LocalCluster(vbuckets=1, seed=3, username=USER, password=SECRET) as cluster:
-        engine = Engine(spans_of(cluster, whole_snapshots=whole))
+        engine = Engine(reader_of(cluster, whole_snapshots=whole))
         seen = []
         for n in range(5):
             cluster.upsert("counter", {"n": n})
@@ -249,7 +250,7 @@ def test_what_is_not_asked_for_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
     with LocalCluster(vbuckets=1, seed=3, username=USER, password=SECRET) as cluster:
         cluster.bulk_load((b"key-%05d" % n, b'{"n":%d,"pad":"%s"}' % (n, b"x" * 500)) for n in range(10_000))
         options = replace(QUICK, feed_buffer_size_bytes=50_000)
-        engine = Engine(spans_of(cluster, options=options), most=100)
+        engine = Engine(reader_of(cluster, options=options), most=100)
         sent = Sent(monkeypatch, cluster)
         engine.turn()
         assert len(engine.store) == 100
@@ -270,7 +271,7 @@ def test_a_failover_in_the_middle_of_a_read(
 
         # A small window: streams are under way when histories fork.
         options = replace(QUICK, feed_buffer_size_bytes=4000)
-        engine = Engine(spans_of(cluster, options=options), most=most)
+        engine = Engine(reader_of(cluster, options=options), most=most)
         if base:
             fill(1500)
             engine.turn()
@@ -290,8 +291,8 @@ def test_a_failover_in_the_middle_of_a_read(
 
 def test_an_older_version_that_comes_back_to_light(cluster: LocalCluster) -> None:
     """What the server left out for a newer version must not be lost when that version is."""
-    spans = spans_of(cluster)
-    engine = Engine(spans)
+    reader = reader_of(cluster)
+    engine = Engine(reader)
     cluster.upsert("key", {"n": 1})
     (vbucket,) = [vb for vb, seqno in cluster.high_seqnos().items() if seqno]
     engine.plan()
@@ -307,7 +308,7 @@ def test_an_older_version_that_comes_back_to_light(cluster: LocalCluster) -> Non
 
 def test_a_logged_end_on_a_lost_history(cluster: LocalCluster) -> None:
     """A read that is done again after its history was lost gives what there is; the next one, once more."""
-    engine = Engine(spans_of(cluster))
+    engine = Engine(reader_of(cluster))
     for n in range(20):
         cluster.upsert(f"key-{n}", {"n": n})
     engine.plan()
@@ -329,7 +330,7 @@ def test_a_logged_end_on_a_lost_history(cluster: LocalCluster) -> None:
 
 def test_the_first_read_done_again_on_another_history(cluster: LocalCluster) -> None:
     """What was stored of documents that never were must go, also if it was the beginning."""
-    engine = Engine(spans_of(cluster))
+    engine = Engine(reader_of(cluster))
     cluster.upsert("stays", {"n": 1})
     cluster.upsert("lost", {"n": 2})
     engine.plan()
@@ -341,7 +342,7 @@ def test_the_first_read_done_again_on_another_history(cluster: LocalCluster) -> 
 
 
 def test_purged_deletions(cluster: LocalCluster) -> None:
-    engine = Engine(spans_of(cluster))
+    engine = Engine(reader_of(cluster))
     for n in range(20):
         cluster.upsert(f"key-{n}", {"n": n})
     engine.turn()
@@ -358,7 +359,7 @@ def test_purged_deletions(cluster: LocalCluster) -> None:
 
 
 def test_a_flushed_bucket(cluster: LocalCluster) -> None:
-    engine = Engine(spans_of(cluster))
+    engine = Engine(reader_of(cluster))
     for n in range(20):
         cluster.upsert(f"key-{n}", {"n": n})
     engine.turn()
@@ -370,19 +371,19 @@ def test_a_flushed_bucket(cluster: LocalCluster) -> None:
 
 
 def test_a_failover_of_an_empty_vbucket_is_nothing_new(cluster: LocalCluster) -> None:
-    engine = Engine(spans_of(cluster))
+    engine = Engine(reader_of(cluster))
     engine.turn()
     cluster.fail_over(0, lose=0)
     assert not engine.plan()
 
 
 def test_another_bucket_of_the_name(cluster: LocalCluster) -> None:
-    engine = Engine(spans_of(cluster))
+    engine = Engine(reader_of(cluster))
     cluster.upsert("key", {"n": 1})
     engine.turn()
     cluster.upsert("other", {"n": 1})
     engine.plan()
-    parts = engine.spans.parts(engine.offset(-2), engine.offset(-1), engine.spans.look(), 1)
+    parts = engine.reader.parts(engine.offset(-2), engine.offset(-1), engine.reader.look(), 1)
     cluster.recreate()
     with pytest.raises(ClusterMapError, match="deleted and created again") as caught:
         engine.plan()
@@ -395,20 +396,20 @@ def test_another_bucket_of_the_name(cluster: LocalCluster) -> None:
 @pytest.mark.parametrize("vbuckets", [2, 4, 8])
 def test_a_planned_read_of_another_bucket(cluster: LocalCluster, vbuckets: int) -> None:
     """A driver that is restarted has not looked ahead before it plans the last read again."""
-    engine = Engine(spans_of(cluster))
+    engine = Engine(reader_of(cluster))
     for n in range(20):
         cluster.upsert(f"key-{n}", {"n": n})
     engine.plan()
     with LocalCluster(nodes=1, vbuckets=vbuckets, seed=4, username=USER, password=SECRET) as other:
-        spans = spans_of(other)
+        reader = reader_of(other)
         with pytest.raises(ClusterMapError, match="deleted and created again") as caught:
-            spans.parts(engine.offset(-2), engine.offset(-1), spans.look(), 3)
+            reader.parts(engine.offset(-2), engine.offset(-1), reader.look(), 3)
         assert caught.value.permanent
 
 
 @pytest.mark.parametrize("when", ["planned", "read"])
 def test_fail(cluster: LocalCluster, when: str) -> None:
-    engine = Engine(spans_of(cluster, on_rollback="fail"))
+    engine = Engine(reader_of(cluster, on_rollback="fail"))
     for n in range(20):
         cluster.upsert(f"key-{n}", {"n": n})
     engine.turn()
@@ -433,7 +434,7 @@ def test_fail(cluster: LocalCluster, when: str) -> None:
 
 def test_fail_has_nothing_to_refuse_at_the_beginning(cluster: LocalCluster) -> None:
     """Nothing was given that could be void; and if the first read is done again, a reset says so."""
-    engine = Engine(spans_of(cluster, on_rollback="fail"))
+    engine = Engine(reader_of(cluster, on_rollback="fail"))
     for n in range(20):
         cluster.upsert(f"key-{n}", {"n": n})
     engine.plan()
@@ -444,7 +445,7 @@ def test_fail_has_nothing_to_refuse_at_the_beginning(cluster: LocalCluster) -> N
 
 
 def test_fail_tells_purges_from_failovers(cluster: LocalCluster) -> None:
-    engine = Engine(spans_of(cluster, on_rollback="fail"))
+    engine = Engine(reader_of(cluster, on_rollback="fail"))
     for n in range(20):
         cluster.upsert(f"key-{n}", {"n": n})
     engine.turn()
@@ -470,19 +471,19 @@ def test_fail_tells_purges_from_failovers(cluster: LocalCluster) -> None:
 
 def test_fail_where_a_history_is_shorter(cluster: LocalCluster) -> None:
     """It is not said to be another one."""
-    spans = spans_of(cluster, on_rollback="fail")
+    reader = reader_of(cluster, on_rollback="fail")
     cluster.upsert("key", {"n": 1})
-    look = spans.look()
+    look = reader.look()
     marks = {vb: Position.at(at.history, at.seqno + 5) for vb, at in look.positions.items()}
     with pytest.raises(RollbackError, match=r"was read to seqno .*, and its history ends at seqno") as caught:
-        spans.ahead(Offset(look.map.uuid, marks), look)
+        reader.ahead(Offset(look.map.uuid, marks), look)
     assert caught.value.node in cluster.kv_addresses
 
 
 def test_fail_leaves_alone_what_is_no_rollback(cluster: LocalCluster) -> None:
     cluster.create_collection("_default", "other")
     schema = SCHEMA.append(pa.field("_cb_scope", pa.string())).append(pa.field("_cb_collection", pa.string()))
-    engine = Engine(spans_of(cluster, schema, on_rollback="fail"))
+    engine = Engine(reader_of(cluster, schema, on_rollback="fail"))
     cluster.upsert("a", {"n": 1}, collection="_default.other")
     cluster.upsert("b", {"n": 2})
     engine.turn()
@@ -499,7 +500,7 @@ def test_fail_leaves_alone_what_is_no_rollback(cluster: LocalCluster) -> None:
 
 def test_a_collection_of_its_own(cluster: LocalCluster) -> None:
     cid = cluster.create_collection("_default", "other")
-    engine = Engine(spans_of(cluster, collections="other"))
+    engine = Engine(reader_of(cluster, collections="other"))
     for turn in range(3):
         for n in range(10):
             cluster.upsert(f"key-{n}", {"n": n + turn}, collection=cid)
@@ -539,11 +540,11 @@ def test_a_checkpoint_of_other_collections(
     for name in ("a", "b"):
         cluster.upsert("key", {"n": 1}, collection=cluster.create_collection("_default", name))
     schema = SCHEMA.append(pa.field("_cb_scope", pa.string())).append(pa.field("_cb_collection", pa.string()))
-    spans, other = (spans_of(cluster, schema, **arguments) for arguments in (before, after))
-    engine = Engine(spans, spans.now(spans.look()) if begin == "now" else None)
+    reader, other = (reader_of(cluster, schema, **arguments) for arguments in (before, after))
+    engine = Engine(reader, reader.now(reader.look()) if begin == "now" else None)
     cluster.upsert("more", {"n": 1}, collection="_default.a")
     engine.plan()
-    engine.spans = other
+    engine.reader = other
     # A driver that is restarted, with others, and reads what was planned.
     with pytest.raises(ConfigurationError, match=message) as caught:
         engine.read()
@@ -563,7 +564,7 @@ def test_another_scope_of_the_name(cluster: LocalCluster, most: int | None) -> N
     schema = SCHEMA.append(pa.field("_cb_collection", pa.string()))
     cluster.create_scope("s")
     cid = cluster.create_collection("s", "other")
-    engine = Engine(spans_of(cluster, schema, scope="s"), most=most)
+    engine = Engine(reader_of(cluster, schema, scope="s"), most=most)
     for n in range(20):
         cluster.upsert(f"key-{n}", {"n": n}, collection=cid)
     engine.catch_up()
@@ -585,9 +586,9 @@ def test_the_order_of_collections_is_no_matter(cluster: LocalCluster) -> None:
     schema = SCHEMA.append(pa.field("_cb_collection", pa.string()))
     for name in ("a", "b"):
         cluster.upsert("key", {"n": 1}, collection=cluster.create_collection("_default", name))
-    engine = Engine(spans_of(cluster, schema, collections=["a", "b"]))
+    engine = Engine(reader_of(cluster, schema, collections=["a", "b"]))
     engine.plan()
-    engine.spans = spans_of(cluster, schema, collections=["b", "a", "b"])
+    engine.reader = reader_of(cluster, schema, collections=["b", "a", "b"])
     engine.apply(engine.read())
     assert len(engine.store) == 2
     assert not engine.plan()
@@ -602,20 +603,20 @@ def test_a_user_of_some_collections(cluster: LocalCluster, monkeypatch: pytest.M
     monkeypatch.setenv("CB_PASSWORD", "p")
     cluster.add_user("ann", "p", collections=["a"])
     with pytest.raises(AccessError, match="may not stream all") as caught:
-        Engine(spans_of(cluster)).turn()
+        Engine(reader_of(cluster)).turn()
     assert 'collections="visible"' in str(caught.value.hint)
-    engine = Engine(spans_of(cluster, collections="visible"))
+    engine = Engine(reader_of(cluster, collections="visible"))
     engine.catch_up()
     assert engine.documents() == {"key-a": 1}
     cluster.add_user("ann", "p")
     cluster.upsert("more", {"n": 2}, collection="_default.a")
-    engine.spans = spans_of(cluster, collections="a", scope="_default")
+    engine.reader = reader_of(cluster, collections="a", scope="_default")
     with pytest.raises(ConfigurationError, match=r"of collections '_default\.a'"):
         engine.plan()
-    engine.spans = spans_of(cluster, collections="_default.a")
+    engine.reader = reader_of(cluster, collections="_default.a")
     engine.catch_up()
     assert engine.documents() == {"key-a": 1, "more": 2}
-    engine.spans = spans_of(cluster, collections="visible")
+    engine.reader = reader_of(cluster, collections="visible")
     with pytest.raises(
         ConfigurationError, match=r"and collections '_default\._default, _default\.a, _default\.b'"
     ):
@@ -624,7 +625,7 @@ def test_a_user_of_some_collections(cluster: LocalCluster, monkeypatch: pytest.M
 
 def test_collections_without_columns_for_them(cluster: LocalCluster) -> None:
     cid = cluster.create_collection("_default", "other")
-    engine = Engine(spans_of(cluster))
+    engine = Engine(reader_of(cluster))
     cluster.upsert("a", {"n": 1}, collection=cid)
     with pytest.raises(ConversionError, match="no columns for them"):
         engine.turn()
@@ -657,7 +658,7 @@ def test_one_key_in_several_collections(
         cluster.create_scope(scope)
         for name in ("a", "b"):
             cluster.upsert("key", {"n": 1}, collection=cluster.create_collection(scope, name))
-    engine = Engine(spans_of(cluster, schema, **arguments))
+    engine = Engine(reader_of(cluster, schema, **arguments))
     engine.plan()
     if needed is None:
         rows = engine.read()
@@ -670,17 +671,17 @@ def test_one_key_in_several_collections(
 
 
 def test_from_now_on(cluster: LocalCluster) -> None:
-    spans = spans_of(cluster)
+    reader = reader_of(cluster)
     cluster.upsert("before", {"n": 0})
-    look = spans.look()
+    look = reader.look()
     start = Offset.now(look.positions, look.map.uuid)
-    engine = Engine(spans, start)
+    engine = Engine(reader, start)
     assert not engine.plan()
     cluster.upsert("after", {"n": 1})
     engine.plan()
     # A driver that begins again before its first read is done asks for another now.
     cluster.upsert("later", {"n": 2})
-    look = spans.look()
+    look = reader.look()
     engine.log[-2] = json.dumps(Offset.now(look.positions, look.map.uuid).to_dict())
     engine.apply(engine.read())
     assert engine.documents() == {"after": 1}
@@ -690,7 +691,7 @@ def test_from_now_on(cluster: LocalCluster) -> None:
 
 
 def test_a_vbucket_that_moves(cluster: LocalCluster) -> None:
-    engine = Engine(spans_of(cluster))
+    engine = Engine(reader_of(cluster))
     for n in range(20):
         cluster.upsert(f"key-{n}", {"n": n})
     engine.turn()
@@ -721,7 +722,7 @@ def test_types(cluster: LocalCluster) -> None:
     cluster.upsert("c", b"no document")
     cluster.upsert(b"\xff", {"n": 5})
     cluster.delete("b")
-    engine = Engine(spans_of(cluster, schema))
+    engine = Engine(reader_of(cluster, schema))
     engine.plan()
     rows = {row["_cb_key"]: row for row in engine.read()}
     assert (int(rows[b"a"]["n"]), rows[b"a"]["tags"]) == (2**64 - 1, ["x"])
@@ -732,12 +733,12 @@ def test_types(cluster: LocalCluster) -> None:
 
 def test_what_does_not_fit(cluster: LocalCluster) -> None:
     cluster.upsert("secret-key", {"n": "secret-text"})
-    engine = Engine(spans_of(cluster))
+    engine = Engine(reader_of(cluster))
     engine.plan()
     with pytest.raises(ConversionError, match="'n' has") as caught:
         engine.read()
     assert "secret" not in str(caught.value)
-    engine.spans = spans_of(cluster, on_conflict="null")
+    engine.reader = reader_of(cluster, on_conflict="null")
     assert [row["n"] for row in engine.read()] == [None]
     cluster.upsert(b"\xff", {"n": 5})
     engine.plan()
@@ -749,7 +750,7 @@ def test_keys_only(cluster: LocalCluster) -> None:
     cluster.upsert("a", {"n": 1})
     cluster.upsert("b", {"n": 1})
     cluster.delete("b")
-    engine = Engine(spans_of(cluster, schema))
+    engine = Engine(reader_of(cluster, schema))
     engine.plan()
     assert {(row["_cb_key"], row["_change_type"]) for row in engine.read()} == {
         ("a", "upsert"),
@@ -769,7 +770,7 @@ def test_keys_only(cluster: LocalCluster) -> None:
 def test_what_cannot_be_meant(change: dict[str, Any], message: str) -> None:
     arguments = {"schema": SCHEMA, "auth": None, **change}
     with pytest.raises(ConfigurationError, match=message):
-        make_spans("couchbase://127.0.0.1/none", None, **arguments)
+        micro_batch_reader("couchbase://127.0.0.1/none", None, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -811,10 +812,12 @@ def test_what_is_no_offset(fields: Any, message: str) -> None:
 
 def test_no_password_is_sent(cluster: LocalCluster) -> None:
     cluster.upsert("a", {"n": 1})
-    spans = make_spans(cluster.connection_string, None, auth=(USER, SECRET), schema=SCHEMA, options=QUICK)
+    reader = micro_batch_reader(
+        cluster.connection_string, None, auth=(USER, SECRET), schema=SCHEMA, options=QUICK
+    )
     start = Offset()
-    look = spans.look()
-    (part,) = spans.parts(start, spans.ahead(start, look), look, 1)
+    look = reader.look()
+    (part,) = reader.parts(start, reader.ahead(start, look), look, 1)
     assert SECRET not in repr(part)
     with pytest.raises(ConfigurationError, match="password"):
         part.refuse_secrets()
