@@ -352,7 +352,7 @@ def test_what_is_found(path: str, source: str, problem: str) -> None:
         ("contrib/polars.py", "import polars\nimport cbframe\nfrom cbframe import scan_bucket"),
         (
             "local/a.py",
-            "import socket, threading, time\nfrom cbframe.local.vbucket import x\nimport cbframe.wire.sasl",
+            "import socket, threading, time\nfrom cbframe.local.bucket import x\nimport cbframe.wire.sasl",
         ),
         ("testing/a.py", "import threading\nfrom cbframe.local import LocalCluster"),
         ("cli.py", "from cbframe.local import LocalCluster\nfrom cbframe.ui import x\nimport cbframe"),

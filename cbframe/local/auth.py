@@ -11,12 +11,14 @@ import hmac
 import secrets
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from cbframe.errors import ProtocolError
 from cbframe.local.bucket import CollectionsManifest
 from cbframe.wire.constants import Status
 from cbframe.wire.sasl import SCRAM_HASHES, ScramKeys, parse_attributes, verify_proof
 
+MECHANISMS = " ".join((*SCRAM_HASHES, "PLAIN"))
 ITERATIONS = 4096
 """Of SCRAM."""
 ACCESS = ("none", "data", "dcp", "admin")
@@ -141,11 +143,7 @@ class Credentials:
         return self._users.get(username)
 
 
-MECHANISMS = " ".join((*SCRAM_HASHES, "PLAIN"))
-
-
-@dataclass(frozen=True, slots=True)
-class SaslAnswer:
+class SaslAnswer(NamedTuple):
     """Status and value of a SASL response."""
 
     status: Status

@@ -6,19 +6,16 @@ of both are the same, and are written once, in the engine.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
+import pickle
 import signal
-import struct
 import subprocess
 import sys
 import threading
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial, update_wrapper
-from itertools import accumulate, islice, pairwise
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Concatenate, Literal, ParamSpec, Self, TypeVar, cast
@@ -33,68 +30,18 @@ from cbframe.local.loop import ServerTLS
 from cbframe.local.release import check_release
 from cbframe.system import nobody_reads, reported, starting_process
 
-_LENGTHS = struct.Struct(">IQ")
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _BULK_STEP = 8192
-_PACKED = "bulk_load_packed"
-"""In place of a method: :meth:`Engine.bulk_load` of keys and values back to back and their 32-bit lengths."""
 _END_TIMEOUT = 10.0
 
 
-def pack(content: Any) -> bytes:
-    """A message: JSON, with byte strings taken out and put after it.
-
-    Tuples and mappings come out as they went in. Other iterables become lists.
-    """
-    blobs: list[bytes] = []
-
-    def outside(value: Any) -> Any:
-        if value is None or isinstance(value, str | int | float):
-            return value
-        if isinstance(value, bytes):
-            blobs.append(value)
-            return {"$bytes": len(value)}
-        if isinstance(value, tuple):
-            return {"$tuple": [outside(item) for item in value]}
-        if not isinstance(value, Mapping):
-            return [outside(item) for item in value]
-        if any(not isinstance(name, str) or name.startswith("$") for name in value):
-            return {"$map": [[name, outside(item)] for name, item in value.items()]}
-        return {name: outside(item) for name, item in value.items()}
-
-    head = json.dumps(outside(content)).encode()
-    return _LENGTHS.pack(len(head), sum(map(len, blobs))) + head + b"".join(blobs)
-
-
-def unpack(stream: IO[bytes]) -> Any:
-    """The next message of a pipe; EOFError at its end."""
-    lengths = stream.read(_LENGTHS.size)
-    if len(lengths) < _LENGTHS.size:
-        raise EOFError
-    head_length, blob_length = _LENGTHS.unpack(lengths)
-    content, blobs = json.loads(stream.read(head_length)), stream.read(blob_length)
-    position = 0
-
-    def inside(value: Any) -> Any:
-        nonlocal position
-        if isinstance(value, list):
-            return [inside(item) for item in value]
-        match value:
-            case {"$bytes": length}:
-                position += length
-                return blobs[position - length : position]
-            case {"$tuple": items}:
-                return tuple(map(inside, items))
-            case {"$map": pairs}:
-                return {name: inside(item) for name, item in pairs}
-            case {**members}:
-                return {name: inside(item) for name, item in members.items()}
-        return value
-
-    return inside(content)
-
-
 class RemoteEngine:
-    """Has the methods of :class:`Engine` by their names: they are called in the child."""
+    """Has the methods of :class:`Engine` by their names: they are called in the child.
+
+    The messages are pickles, of plain values only. Nobody else has the ends of the two pipes.
+    """
 
     def __init__(self, options: dict[str, Any]) -> None:
         package_root = str(Path(__file__).resolve().parents[2])
@@ -116,20 +63,22 @@ class RemoteEngine:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *args, **kwargs: self._exchange([name, args, kwargs])
+        return partial(self._call, name)
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        options = {option: _plain(value) for option, value in kwargs.items()}
+        return self._exchange((name, tuple(map(_plain, args)), options))
 
     def upsert(self, key: str | bytes, value: Value, **options: Any) -> int:
         """With the bytes of the document: what JSON cannot have is refused on this side."""
-        seqno: int = self._exchange(["upsert", [key, to_bytes(value)], options])
+        seqno: int = self._call("upsert", key, to_bytes(value), **options)
         return seqno
 
     def bulk_load(self, pairs: Iterable[tuple[bytes, bytes]], **options: Any) -> int:
         """In pieces, so that neither side holds everything twice."""
         iterator, loaded = iter(pairs), 0
         while batch := list(islice(iterator, _BULK_STEP)):
-            lengths = array("I", [len(part) for pair in batch for part in pair]).tobytes()
-            data = b"".join(part for pair in batch for part in pair)
-            loaded += self._exchange([_PACKED, [lengths, data], options])
+            loaded += self._call("bulk_load", batch, **options)
         return loaded
 
     def close(self) -> None:
@@ -137,7 +86,7 @@ class RemoteEngine:
         child = self._child
         assert child.stdin is not None
         assert child.stdout is not None
-        with contextlib.suppress(OSError):  # It has ended already.
+        with suppress(OSError):  # It has ended already.
             child.stdin.close()
         try:
             child.wait(_END_TIMEOUT)
@@ -150,32 +99,33 @@ class RemoteEngine:
         stdin, stdout = self._child.stdin, self._child.stdout
         assert stdin is not None
         assert stdout is not None
-        packed = pack(message)
+        packed = pickle.dumps(message)
         with self._lock:
             try:
                 stdin.write(packed)
                 stdin.flush()
-                result = unpack(stdout)
-            except (OSError, EOFError, ValueError) as exc:
+                error, result = pickle.load(stdout)  # noqa: S301 - our child's, see above
+            except (OSError, EOFError, ValueError, pickle.UnpicklingError) as exc:
                 raise ConnectError("the process of the local cluster has ended") from exc
-        if "error" in result:
-            kind = getattr(errors, result["error"], CbframeError)
-            raise kind(result["message"])
-        return result["result"]
+        if error is not None:
+            raise getattr(errors, error, CbframeError)(result)
+        return result
 
 
-def _answer(call: Callable[[], Any]) -> bytes:
-    """The child's answer to one message: the result, or the error by its name."""
-    try:
-        return pack({"result": call()})
-    except CbframeError as exc:
-        return pack({"error": type(exc).__name__, "message": exc.message})
-    except (TypeError, ValueError, AttributeError) as exc:
-        return pack({"error": "CbframeError", "message": f"{type(exc).__name__}: {exc}"})
+def _plain(value: Any) -> Any:
+    """An argument that can be pickled, and read without the caller's modules."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return value
+    return dict(value) if isinstance(value, Mapping) else list(value)
 
 
 def control(stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """Do what the parent says, from the options of the cluster to the end of the input."""
+    """Do what the parent says, from the options of the cluster to the end of the input.
+
+    Each answer has the name of an error or None, and its message or the result.
+    """
     # Ctrl-C goes to the whole group of processes: the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     engine: Engine | None = None
@@ -184,16 +134,21 @@ def control(stdin: IO[bytes], stdout: IO[bytes]) -> int:
         nonlocal engine
         if engine is None:
             engine = Engine(**message)
-            return engine.addresses()
+            return None
         name, args, kwargs = message
-        if name == _PACKED:
-            return engine.bulk_load(_unpacked_pairs(*args), **kwargs)
         return getattr(engine, name)(*args, **kwargs)
 
     try:
         while True:
-            message = unpack(stdin)
-            stdout.write(_answer(partial(call, message)))
+            message = pickle.load(stdin)  # noqa: S301 - our parent's
+            answer: tuple[str | None, Any]
+            try:
+                answer = None, call(message)
+            except CbframeError as exc:
+                answer = type(exc).__name__, exc.message
+            except (TypeError, ValueError, AttributeError) as exc:
+                answer = CbframeError.__name__, f"{type(exc).__name__}: {exc}"
+            stdout.write(pickle.dumps(answer))
             stdout.flush()
     except EOFError:
         return 0
@@ -204,16 +159,6 @@ def control(stdin: IO[bytes], stdout: IO[bytes]) -> int:
     finally:
         if engine is not None:
             engine.close()
-
-
-def _unpacked_pairs(lengths: bytes, data: bytes) -> Iterable[tuple[bytes, bytes]]:
-    ends = list(accumulate(array("I", lengths), initial=0))
-    parts = (data[start:end] for start, end in pairwise(ends))
-    return zip(parts, parts, strict=True)
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def _verb(method: Callable[Concatenate[Engine, P], T]) -> Callable[Concatenate[LocalCluster, P], T]:
@@ -501,62 +446,51 @@ class LocalCluster:
     # ------------------------------------------------------------------ states that end
 
     @contextmanager
-    def _during(
-        self, setter: Callable[[Engine, int, T], None], node: int, value: T, after: T
-    ) -> Iterator[None]:
+    def _during(self, node: int, fault: str, value: object, after: object = False) -> Iterator[None]:
         """Set something of a node, and set it back afterwards."""
-        set_value = getattr(self._engine, setter.__name__)
-        set_value(node, value)
+        engine = self._engine
+        engine.set_fault(node, fault, value)
         try:
             yield
         finally:
-            set_value(node, after)
+            engine.set_fault(node, fault, after)
 
-    @contextmanager
-    def refuse(self, node: int = 0) -> Iterator[None]:
+    def refuse(self, node: int = 0) -> AbstractContextManager[None]:
         """New data connections to a node are closed at once."""
-        with self._during(Engine.set_refusing, node, True, False):
-            yield
+        return self._during(node, "refusing", True)
 
-    @contextmanager
-    def stall(self, node: int = 0) -> Iterator[None]:
+    def stall(self, node: int = 0) -> AbstractContextManager[None]:
         """A node sends nothing; it reads, and its sockets stay open."""
-        with self._during(Engine.set_stalled, node, True, False):
-            yield
+        return self._during(node, "stalled", True)
 
-    @contextmanager
-    def chop(self, nbytes: int, node: int = 0) -> Iterator[None]:
+    def chop(self, nbytes: int, node: int = 0) -> AbstractContextManager[None]:
         """A node sends at most that many bytes with each write."""
-        with self._during(Engine.set_chop, node, nbytes, None):
-            yield
+        if nbytes < 1:
+            raise ConfigurationError(f"chop needs at least 1 byte, not {nbytes}")
+        return self._during(node, "chop", nbytes, None)
 
-    @contextmanager
-    def delay(self, seconds: float, node: int = 0) -> Iterator[None]:
+    def delay(self, seconds: float, node: int = 0) -> AbstractContextManager[None]:
         """Whatever a node has to send, it sends `seconds` later."""
-        with self._during(Engine.set_delay, node, seconds, 0.0):
-            yield
+        if seconds < 0:
+            raise ConfigurationError(f"a delay of {seconds} s cannot be")
+        return self._during(node, "delay", seconds, 0.0)
 
-    @contextmanager
-    def drop_acks(self, node: int = 0) -> Iterator[None]:
+    def drop_acks(self, node: int = 0) -> AbstractContextManager[None]:
         """A node forgets what clients acknowledge: once their windows are full, it only asks if they live.
 
         What was forgotten stays so: those connections are of no more use.
         """
-        with self._during(Engine.set_dropping_acks, node, True, False):
-            yield
+        return self._during(node, "dropping_acks", True)
 
-    @contextmanager
-    def starting(self, node: int = 0) -> Iterator[None]:
+    def starting(self, node: int = 0) -> AbstractContextManager[None]:
         """A node that was started a moment ago and has not yet loaded the bucket.
 
         The cluster map names the node. Connections that used the bucket close, and SELECT_BUCKET is
         KEY_ENOENT for users with access to the bucket.
         """
-        with self._during(Engine.set_starting, node, True, False):
-            yield
+        return self._during(node, "starting", True)
 
-    @contextmanager
-    def config_only(self, node: int = 0) -> Iterator[None]:
+    def config_only(self, node: int = 0) -> AbstractContextManager[None]:
         """A node that has the bucket's map and not yet the bucket, as all from 7.6 on when they start.
 
         SELECT_BUCKET and GET_CLUSTER_CONFIG succeed; everything else that needs a bucket is CONFIG_ONLY.
@@ -566,8 +500,11 @@ class LocalCluster:
         ConfigurationError
             The cluster's `version` has no such state.
         """
-        with self._during(Engine.set_config_only, node, True, False):
-            yield
+        if self._options["version"] != "8.0":
+            raise ConfigurationError(
+                "nodes of this version do not answer CONFIG_ONLY", hint='LocalCluster(version="8.0")'
+            )
+        return self._during(node, "config_only", True)
 
     def recreate(self, *, vbuckets: int | None = None) -> None:
         """Delete the bucket and create another of the same name: another uuid, no data, no collections.

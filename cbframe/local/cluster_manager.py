@@ -19,6 +19,11 @@ from cbframe.local.loop import AnySocket, Channel, Loop
 
 HOST = "127.0.0.1"
 _CAPABILITIES = ["collections", "dcp", "cbhello", "touch", "cccp", "nodesExt", "xattr"]
+_MAX_HEAD = 64 * 1024
+_MAX_CONTENT = 1024 * 1024
+_SEPARATOR = b"\n\n\n\n"
+_JSON = "application/json"
+_TEXT = "text/plain"
 
 
 class ClusterConfig:
@@ -170,13 +175,6 @@ class ClusterConfig:
         }
 
 
-_MAX_HEAD = 64 * 1024
-_MAX_CONTENT = 1024 * 1024
-_SEPARATOR = b"\n\n\n\n"
-_JSON = "application/json"
-_TEXT = "text/plain"
-
-
 class ManagerNode(Protocol):
     """What a connection needs of its node."""
 
@@ -270,23 +268,24 @@ class RestConnection(Channel):
         if query.get("uuid", bucket.cluster_uuid) != bucket.cluster_uuid:
             self._reply(HTTPStatus.NOT_FOUND, b"Cluster uuid does not match the requested.", _TEXT)
             return
+        index = self._node.index
         with bucket.lock:
-            if path == []:
-                self._reply(HTTPStatus.OK, b"cbframe local cluster\n", _TEXT)
-            elif path == ["pools"]:
-                self._json(config.pools())
-            elif path == ["pools", "default"]:
-                self._json(config.pool(self._node.index))
-            elif path in (["pools", "default", "nodeServices"], ["pools", "nodeServices"]):
-                self._json(config.cluster(self._node.index))
-            elif path == ["pools", "default", "buckets"]:
-                self._json(
-                    [] if bucket.deleted or not user.may("data") else [config.verbose(self._node.index)]
-                )
-            elif len(path) >= 4 and path[:2] == ["pools", "default"]:
-                self._bucket(path[2], path[3], path[4:], query, user)
-            else:
-                self._not_found()
+            match path:
+                case []:
+                    self._reply(HTTPStatus.OK, b"cbframe local cluster\n", _TEXT)
+                case ["pools"]:
+                    self._json(config.pools())
+                case ["pools", "default"]:
+                    self._json(config.pool(index))
+                case ["pools", "default", "nodeServices"] | ["pools", "nodeServices"]:
+                    self._json(config.cluster(index))
+                case ["pools", "default", "buckets"]:
+                    seen = user.may("data") and not bucket.deleted
+                    self._json([config.verbose(index)] if seen else [])
+                case ["pools", "default", kind, name, *rest]:
+                    self._bucket(kind, name, rest, query, user)
+                case _:
+                    self._not_found()
 
     def _bucket(self, kind: str, name: str, rest: list[str], query: dict[str, str], user: User) -> None:
         bucket, config = self._node.bucket, self._node.config

@@ -7,7 +7,7 @@ cluster runs in its own process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -15,23 +15,27 @@ from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.local.auth import ACCESS, Credentials, User
 from cbframe.local.bucket import (
     FLAGS_JSON,
+    CollectionsManifest,
+    Event,
     LocalBucket,
     UnknownCollectionError,
     UnknownScopeError,
     Value,
+    VBucket,
     check_vbuckets,
-    is_json,
+    json_datatype,
     to_bytes,
 )
 from cbframe.local.cluster_manager import ClusterConfig
-from cbframe.local.items import MUTATION, expiry_of, flags_of, prefixed, value_of
+from cbframe.local.items import expiry_of, flags_of, prefixed, value_of
 from cbframe.local.loop import ServerTLS
 from cbframe.local.node import LocalNode
-from cbframe.local.release import RELEASES
 from cbframe.local.sample import DEFAULT_SEED, load_sample
-from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import Datatype
 from cbframe.wire.messages import body_offset
+
+_DELETED = 24 + 29
+"""Byte of a stored prepare that says whether it deletes the document."""
 
 
 class Engine:
@@ -45,50 +49,38 @@ class Engine:
         bucket: str,
         username: str,
         password: str,
-        replicas: int,
-        version: str = "7.2",
-        sending: str = "node",
         noop_interval: float | None,
-        seed: int | None,
-        tls: dict[str, Any] | None = None,
-        history: bool = False,
-        marker_version: str | None = None,
-        internal_host: str | None = None,
-        flush_enabled: bool = True,
-        ephemeral: bool = False,
-        skip_deletions: bool = False,
+        tls: dict[str, Any] | None,
+        internal_host: str | None,
+        **options: Any,  # of the bucket
     ) -> None:
-        context = None if tls is None else ServerTLS(**tls).context()
-        release = RELEASES[version]
-        self.bucket = LocalBucket(bucket, vbuckets, nodes, replicas, seed, history=history)
-        self.bucket.release = release
-        self.bucket.bulk = sending == "bulk"
-        self.bucket.marker_version = marker_version or release.marker_version
-        self.bucket.flush_enabled = flush_enabled
-        self.bucket.ephemeral = ephemeral
-        self.bucket.skip_deletions = skip_deletions
-        config = self.config = ClusterConfig(self.bucket, internal_host)
-        credentials = self.credentials = Credentials(username, password)
+        self._context = None if tls is None else ServerTLS(**tls).context()
+        self._noop_interval = noop_interval
+        self.bucket = LocalBucket(bucket, vbuckets, nodes, **options)
+        self.config = ClusterConfig(self.bucket, internal_host)
+        self.credentials = Credentials(username, password)
         self.nodes: list[LocalNode] = []
-
-        def make_node(number: int, ports: dict[str, int]) -> LocalNode:
-            node = LocalNode(number, self.bucket, config, credentials, noop_interval, context, ports)
-            node.flush_bucket = partial(self._flush, wait=False)
-            return node
-
-        self.make_node = make_node
         try:
-            for index in range(nodes):
-                node = self.make_node(index, {})
-                self.nodes.append(node)
-                config.members.append(index)
-                config.ports.append(node.ports)
-                self.bucket.on_write.append(node.on_write)
+            for number in range(nodes):
+                self._join(self._make_node(number, {}))
             for node in self.nodes:
                 node.start()
         except (OSError, MemoryError, CbframeError):
             self.close()
             raise
+
+    def _make_node(self, number: int, ports: dict[str, int]) -> LocalNode:
+        node = LocalNode(
+            number, self.bucket, self.config, self.credentials, self._noop_interval, self._context, ports
+        )
+        node.flush_bucket = partial(self._flush, wait=False)
+        return node
+
+    def _join(self, node: LocalNode) -> None:
+        self.nodes.append(node)
+        self.config.ports.append(node.ports)
+        self.config.members.append(node.index)
+        self.bucket.on_write.append(node.on_write)
 
     def close(self) -> None:
         for node in self.running():
@@ -128,9 +120,16 @@ class Engine:
             raise ConfigurationError(f"node {node} is not in the cluster", hint="add_node() adds one")
         return found
 
-    def _push(self) -> None:
+    def _on_all(self, act: Callable[[LocalNode], None]) -> None:
+        """Have every node that lives do something on its own thread, and wait for it.
+
+        Never under the bucket's lock: the nodes' threads take it as well.
+        """
         for member in self.running():
-            member.loop.call(member.push_config)
+            member.loop.call(partial(act, member))
+
+    def _push(self) -> None:
+        self._on_all(LocalNode.push_config)
 
     def advertise(
         self,
@@ -146,8 +145,7 @@ class Engine:
         Every address that this object names, and the cluster map, has them from now on. The node
         listens where it listened.
         """
-        named = {"kv": kv, "mgmt": mgmt, "kvSSL": kvSSL, "mgmtSSL": mgmtSSL}
-        ports = {service: port for service, port in named.items() if port is not None}
+        ports = _given(kv=kv, mgmt=mgmt, kvSSL=kvSSL, mgmtSSL=mgmtSSL)
         self._node(node)
         with self.bucket.lock:
             known = self.config.ports[node]
@@ -178,8 +176,7 @@ class Engine:
         kv, mgmt, kvSSL, mgmtSSL
             The ports there, none for services that cannot be reached; without any, the node's own.
         """
-        named = {"kv": kv, "mgmt": mgmt, "kvSSL": kvSSL, "mgmtSSL": mgmtSSL}
-        ports = {service: port for service, port in named.items() if port is not None}
+        ports = _given(kv=kv, mgmt=mgmt, kvSSL=kvSSL, mgmtSSL=mgmtSSL)
         self._node(node)
         with self.bucket.lock:
             self.config.alternates[node] = {"hostname": host} | ({"ports": ports} if ports else {})
@@ -306,7 +303,10 @@ class Engine:
 
     def _sid(self, scope: str) -> int:
         with self.bucket.lock:
-            return int(self._known(lambda m: m.scope(scope)).id)
+            try:
+                return self.bucket.manifest.scope(scope).id
+            except UnknownScopeError as exc:
+                raise ConfigurationError(f"no scope or collection {scope}") from exc
 
     def _vbucket(self, vbucket: int) -> VBucket:
         if not 0 <= vbucket < len(self.bucket.vbuckets):
@@ -317,40 +317,32 @@ class Engine:
 
     def create_scope(self, name: str) -> None:
         """Create a scope."""
-        with self.bucket.lock:
-            self.bucket.record([self.bucket.manifest.create_scope(name)])
-        self._push()
+        self._change_manifest(lambda manifest: [manifest.create_scope(name)])
 
     def create_collection(self, scope: str, name: str, *, max_ttl: int = 0) -> int:
         """Create a collection; its id."""
-        with self.bucket.lock:
-            cid, event = self._known(lambda m: m.create_collection(scope, name, max_ttl))
-            self.bucket.record([event])
-        self._push()
-        return int(cid)
+        self._change_manifest(lambda manifest: [manifest.create_collection(scope, name, max_ttl)])
+        return self._cid(f"{scope}.{name}")
 
     def drop_collection(self, scope: str, name: str) -> None:
         """Drop a collection with all its documents, which leave no tombstones."""
-        with self.bucket.lock:
-            self.bucket.record([self._known(lambda m: m.drop_collection(scope, name))])
-        self._push()
+        self._change_manifest(lambda manifest: [manifest.drop_collection(scope, name)])
 
     def drop_scope(self, name: str) -> None:
         """Drop a scope with all its collections."""
-        with self.bucket.lock:
-            self.bucket.record(self._known(lambda m: m.drop_scope(name)))
-        self._push()
+        self._change_manifest(lambda manifest: manifest.drop_scope(name))
 
     def modify_collection(self, scope: str, name: str, *, max_ttl: int) -> None:
         """Give a collection another highest expiry."""
-        with self.bucket.lock:
-            self.bucket.record([self.bucket.manifest.modify_collection(scope, name, max_ttl)])
+        self._change_manifest(lambda manifest: [manifest.modify_collection(scope, name, max_ttl)])
 
-    def _known(self, change: Any) -> Any:
-        try:
-            return change(self.bucket.manifest)
-        except (UnknownCollectionError, UnknownScopeError) as exc:
-            raise ConfigurationError(f"no scope or collection {exc.args[0]}") from exc
+    def _change_manifest(self, change: Callable[[CollectionsManifest], list[Event]]) -> None:
+        with self.bucket.lock:
+            try:
+                self.bucket.record(change(self.bucket.manifest))
+            except (UnknownCollectionError, UnknownScopeError) as exc:
+                raise ConfigurationError(f"no scope or collection {exc.args[0]}") from exc
+        self._push()
 
     # ------------------------------------------------------------------ sync writes, memory, a damaged file
 
@@ -361,20 +353,16 @@ class Engine:
         durable write of an SDK is prepared and committed in one go.
         """
         body = b"" if value is None else to_bytes(value)
+        datatype = json_datatype(body)
+        flags = FLAGS_JSON if datatype else 0
         key = as_key(key)
         bucket, stored = self.bucket, prefixed(self._cid(collection), key)
         with bucket.lock:
             vbucket = bucket.vbucket_for(key)
             if vbucket.pending(stored) is not None:
                 raise ConfigurationError("the document has a prepared write", hint="commit or abort that one")
-            seqno = vbucket.prepare(
-                stored,
-                body,
-                cas=bucket.next_cas(),
-                flags=FLAGS_JSON if is_json(body) else 0,
-                datatype=int(Datatype.JSON) if is_json(body) else 0,
-                deleted=value is None,
-            )
+            cas, deleted = bucket.next_cas(), value is None
+            seqno = vbucket.prepare(stored, body, cas=cas, flags=flags, datatype=datatype, deleted=deleted)
             bucket.written(vbucket.id)
         return seqno
 
@@ -393,7 +381,25 @@ class Engine:
             found = vbucket.pending(stored)
             if found is None:
                 raise ConfigurationError("the document has no prepared write", hint="prepare() one first")
-            seqno = _completed(bucket, vbucket, stored, *found, commit=commit)
+            prepared, frame = found
+            seqno: int | None
+            if not commit:
+                seqno = vbucket.abort(stored, prepared)
+            elif frame[_DELETED]:
+                cas, now = bucket.next_cas(), bucket.now()
+                seqno = vbucket.remove(stored, cas=cas, when=now, expired=False, prepared=prepared)
+            else:
+                seqno = vbucket.put(
+                    stored,
+                    value_of(frame),
+                    cas=bucket.next_cas(),
+                    flags=flags_of(frame),
+                    expiry=expiry_of(frame),
+                    datatype=frame[5],
+                    prepared=prepared,
+                )
+            if seqno is None:
+                raise ConfigurationError("the prepared write deletes a document that does not exist")
             bucket.written(vbucket.id)
         return seqno
 
@@ -420,17 +426,13 @@ class Engine:
 
     def add_node(self) -> int:
         """A node joins, without a vbucket until :meth:`rebalance`; its number."""
-        number = len(self.nodes)
-        node = self.make_node(number, {})
+        node = self._make_node(len(self.nodes), {})
         node.start()
         with self.bucket.lock:
-            self.nodes.append(node)
-            self.config.ports.append(node.ports)
-            self.config.members.append(number)
-            self.bucket.on_write.append(node.on_write)
+            self._join(node)
             self.bucket.rev += 1
         self._push()
-        return number
+        return node.index
 
     def rebalance(self, *, eject: Iterable[int] = ()) -> None:
         """Spread the vbuckets evenly over the nodes, one after the other, without loss.
@@ -515,7 +517,7 @@ class Engine:
         if before.alive:
             raise ConfigurationError(f"node {node} runs")
         try:
-            fresh = self.make_node(node, before.ports if same_ports else {})
+            fresh = self._make_node(node, before.ports if same_ports else {})
         except OSError as exc:
             raise ConfigurationError(
                 f"node {node} cannot have its ports back: {exc.strerror}", hint="let it have others"
@@ -549,7 +551,6 @@ class Engine:
             return
         with self.bucket.lock:
             self.bucket.on_write.remove(node.on_write)
-        # Not under the lock: the node's thread takes it as well.
         node.stop()
 
     # ------------------------------------------------------------------ who has a vbucket, and its history
@@ -569,8 +570,7 @@ class Engine:
         with self.bucket.lock:
             self._give(vbucket, node)
             self.bucket.rev += 1
-        for member in self.running():
-            member.loop.call(partial(member.end_streams, vbucket, only_if_lost=True))
+        self._on_all(lambda member: member.end_streams(vbucket, only_if_lost=True))
         self._push()
 
     def fail_over(self, vbucket: int, *, lose: int = 0, node: int | None = None) -> int:
@@ -594,7 +594,6 @@ class Engine:
         """As :meth:`fail_over`, with everything above `seqno` lost."""
         with self.bucket.lock:
             vbuuid = self._fork(vbucket, seqno, None)
-        # Not under the lock: the nodes' threads take it as well.
         self._end_streams(vbucket)
         return vbuuid
 
@@ -641,8 +640,7 @@ class Engine:
             return sum(vb.purge() for vb in wanted)
 
     def _end_streams(self, vbucket: int) -> None:
-        for member in self.running():
-            member.loop.call(partial(member.end_streams, vbucket, only_if_lost=False))
+        self._on_all(lambda member: member.end_streams(vbucket, only_if_lost=False))
         self._push()
 
     # ------------------------------------------------------------------ the bucket's life
@@ -681,9 +679,7 @@ class Engine:
         with self.bucket.lock:
             self._present()
             self.bucket.deleted = True
-        self._close_connections()
-        for member in self.running():
-            member.loop.call(member.close_config_streams)
+        self._leave_nodes()
 
     def recreate(self, vbuckets: int | None) -> None:
         """See :meth:`cbframe.local.LocalCluster.recreate`."""
@@ -692,9 +688,7 @@ class Engine:
             check_vbuckets(count)
             # Its connections close either way: nobody may find the new data under the old name.
             self.bucket.deleted = True
-        self._close_connections()
-        for member in self.running():
-            member.loop.call(member.close_config_streams)
+        self._leave_nodes()
         with self.bucket.lock:
             self.bucket.renew(count, self.config.members)
             self.bucket.deleted = self.bucket.paused = False
@@ -718,35 +712,16 @@ class Engine:
             self.bucket.paused = paused
             self.bucket.rev += 1
         if paused:
-            self._close_connections()
-        self._push()
-
-    def set_starting(self, node: int, starting: bool) -> None:
-        self._without_bucket(node, self.config.starting, starting)
-
-    def set_config_only(self, node: int, config_only: bool) -> None:
-        if not self.bucket.release.is_8:
-            raise ConfigurationError(
-                "nodes of this version do not answer CONFIG_ONLY", hint='LocalCluster(version="8.0")'
-            )
-        self._without_bucket(node, self.config.config_only, config_only)
-
-    def _without_bucket(self, node: int, nodes: set[int], without: bool) -> None:
-        member = self._node(node)
-        with self.bucket.lock:
-            (nodes.add if without else nodes.discard)(node)
-            self.bucket.rev += 1
-        if member.alive:
-            member.loop.call(member.close_bucket)
+            self._on_all(LocalNode.close_bucket)
         self._push()
 
     def _present(self) -> None:
         if self.bucket.deleted:
             raise ConfigurationError("the bucket is deleted", hint="recreate() creates it again")
 
-    def _close_connections(self) -> None:
-        for member in self.running():
-            member.loop.call(member.close_bucket)
+    def _leave_nodes(self) -> None:
+        self._on_all(LocalNode.close_bucket)
+        self._on_all(LocalNode.close_config_streams)
 
     # ------------------------------------------------------------------ users
 
@@ -800,15 +775,13 @@ class Engine:
             external,
         )
         self.credentials.add(user)
-        for member in self.running():
-            member.loop.call(partial(member.change_user, name, user))
+        self._on_all(lambda member: member.change_user(name, user))
 
     def revoke(self, name: str) -> None:
         """Take all rights of a user: streams end with LOST_PRIVILEGES, and nobody logs in by that name."""
         if not self.credentials.remove(name):
             raise ConfigurationError(f"no user {name!r}", hint="add_user() adds one")
-        for member in self.running():
-            member.loop.call(partial(member.change_user, name, None))
+        self._on_all(lambda member: member.change_user(name, None))
 
     # ------------------------------------------------------------------ faults
 
@@ -831,69 +804,39 @@ class Engine:
         member = self._living(node)
         return member.loop.call(lambda: member.cut(after_bytes))
 
-    def set_refusing(self, node: int, refusing: bool) -> None:
-        self._set(node, "refusing", refusing)
-
-    def set_stalled(self, node: int, stalled: bool) -> None:
-        loop = self._living(node).loop
-        loop.call(lambda: loop.set_stalled(stalled))
-
-    def set_chop(self, node: int, nbytes: int | None) -> None:
-        if nbytes is not None and nbytes < 1:
-            raise ConfigurationError(f"chop needs at least 1 byte, not {nbytes}")
-        loop = self._living(node).loop
-        loop.call(lambda: setattr(loop, "chop", nbytes))
-
-    def set_delay(self, node: int, seconds: float) -> None:
-        if seconds < 0:
-            raise ConfigurationError(f"a delay of {seconds} s cannot be")
-        loop = self._living(node).loop
-        loop.call(lambda: setattr(loop, "delay", seconds))
-
-    def set_dropping_acks(self, node: int, dropping: bool) -> None:
-        self._set(node, "dropping_acks", dropping)
+    def set_fault(self, node: int, fault: str, value: Any) -> None:
+        """Begin or end a state of a node that :class:`LocalCluster` has a context manager for."""
+        if fault in {"starting", "config_only"}:
+            nodes: set[int] = getattr(self.config, fault)
+            self._node(node)
+            with self.bucket.lock:
+                (nodes.add if value else nodes.discard)(node)
+                self.bucket.rev += 1
+            if self.nodes[node].alive:
+                self.nodes[node].loop.call(self.nodes[node].close_bucket)
+            self._push()
+            return
+        member = self._living(node)
+        if fault == "stalled":
+            member.loop.call(partial(member.loop.set_stalled, value))
+        else:
+            owner = member.loop if fault in {"chop", "delay"} else member
+            member.loop.call(partial(setattr, owner, fault, value))
 
     def garble(self, at: int = 0, *, node: int = 0) -> None:
         """Turn over all bits of one byte, once: the node's DCP connections send `at` others before it."""
         if at < 0:
             raise ConfigurationError(f"byte {at} lies in the past")
-        self._set(node, "garble_after", at)
+        self.set_fault(node, "garble_after", at)
 
     def dcp_connections(self, node: int = 0) -> int:
         """How many DCP connections a node has open."""
         member = self._living(node)
         return member.loop.call(member.dcp_connections)
 
-    def _set(self, node: int, name: str, value: object) -> None:
-        member = self._living(node)
-        member.loop.call(partial(setattr, member, name, value))
 
-
-def _completed(
-    bucket: LocalBucket, vbucket: VBucket, key: bytes, prepared: int, frame: bytes, *, commit: bool
-) -> int:
-    """Commit or abort a prepared write, under the bucket's lock; the seqno."""
-    if not commit:
-        return vbucket.abort(key, prepared)
-    deleted = frame[24 + 29]
-    old = vbucket.find(key)
-    if deleted and old is not None and old[1] == MUTATION:
-        seqno = vbucket.remove(
-            key, cas=bucket.next_cas(), when=bucket.now(), expired=False, prepared=prepared
-        )
-        assert seqno is not None
-        return seqno
-    if deleted:
-        raise ConfigurationError("the prepared write deletes a document that does not exist")
-    return vbucket.put(
-        key,
-        value_of(frame),
-        cas=bucket.next_cas(),
-        flags=flags_of(frame),
-        expiry=expiry_of(frame),
-        datatype=frame[5],
-        prepared=prepared,
-    )
+def _given(**ports: int | None) -> dict[str, int]:
+    return {service: port for service, port in ports.items() if port is not None}
 
 
 def as_key(key: str | bytes) -> bytes:

@@ -4,9 +4,11 @@ A change is kept as the bytes of the message that announces it (opaque 0, collec
 key, XATTR section in the value, delete time on tombstones). A backfill is then a join of stored
 bytes, and everything else about a change is read back from fixed offsets.
 
-What one kind of connection gets is made of the stored frames, whole backfills at a time. The
-expensive part (joining, dropping prefixes, stripping attributes) happens once per vbucket,
-state and kind of connection. A stream then only stamps its opaque into the ready bytes.
+What one kind of connection (a :class:`Variant`) gets is made of the stored frames, whole backfills at a
+time. The expensive part (joining, dropping prefixes, stripping attributes) happens once per vbucket,
+state and variant. A stream then only stamps its opaque into the ready bytes (:class:`Encoded`).
+
+Snappy blocks and FlatBuffers are written here as well: the embedded cluster stands on the standard library.
 """
 
 from __future__ import annotations
@@ -25,196 +27,8 @@ from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Magic, Opcode, Sy
 from cbframe.wire.framing import stream_id_framing
 from cbframe.wire.messages import body_offset, decode_leb128, encode_leb128
 
-_SHORTEST_COPY = 4
-_LONGEST_COPY = 64
-_WINDOW = 1 << 16
-"""Distances that fit the two bytes of a copy; longer ones would save next to nothing."""
-
-
-def inflate(block: bytes, limit: int) -> bytes:
-    """The bytes in a raw block of at most `limit` of them."""
-    try:
-        length, at = _varint(block)
-        if length > limit:
-            raise ProtocolError(f"a Snappy block of {length} bytes is over the limit of {limit}")
-        out = bytearray()
-        while at < len(block) and len(out) <= length:
-            at = _element(block, at, out)
-    except IndexError as exc:
-        raise ProtocolError("a Snappy block ends in the middle") from exc
-    if len(out) != length or at != len(block):
-        raise ProtocolError(f"a Snappy block of {len(out)} bytes says that it has {length}")
-    return bytes(out)
-
-
-def _varint(block: bytes) -> tuple[int, int]:
-    number = 0
-    for at in range(5):
-        number |= (block[at] & 0x7F) << (7 * at)
-        if block[at] < 0x80:
-            return number, at + 1
-    raise ProtocolError("the length of a Snappy block is too long")
-
-
-def _element(block: bytes, at: int, out: bytearray) -> int:
-    """Append what the element at `at` stands for; where the next one begins."""
-    tag = block[at]
-    kind, size = tag & 3, tag >> 2
-    at += 1
-    if kind == 0:
-        if size >= 60:
-            width = size - 59
-            _ = block[at + width - 1]
-            size = int.from_bytes(block[at : at + width], "little")
-            at += width
-        end = at + size + 1
-        _ = block[end - 1]
-        out += block[at:end]
-        return end
-    if kind == 1:
-        length, width, distance = (size & 7) + 4, 1, (tag >> 5) << 8 | block[at]
-    else:
-        length, width = size + 1, 2 if kind == 2 else 4
-        _ = block[at + width - 1]
-        distance = int.from_bytes(block[at : at + width], "little")
-    if not 0 < distance <= len(out):
-        raise ProtocolError("a Snappy block copies from before its beginning")
-    start = len(out) - distance
-    chunk = out[start : start + length]
-    if len(chunk) < length:
-        # The copy reaches into itself: a repeated pattern.
-        chunk = (chunk * (length // distance + 1))[:length]
-    out += chunk
-    return at + width
-
-
-def deflate(data: bytes) -> bytes:
-    """A raw block that inflates to `data`; copies of what came before where four bytes agree."""
-    out = bytearray(encode_leb128(len(data)))
-    seen: dict[bytes, int] = {}
-    at = literal = 0
-    while at + _SHORTEST_COPY <= len(data):
-        word = data[at : at + _SHORTEST_COPY]
-        found = seen.get(word)
-        seen[word] = at
-        if found is None or at - found >= _WINDOW:
-            at += 1
-            continue
-        length = _SHORTEST_COPY
-        while at + length < len(data) and data[found + length] == data[at + length]:
-            length += 1
-        _add_literal(out, data[literal:at])
-        _add_copies(out, at - found, length)
-        at += length
-        literal = at
-    _add_literal(out, data[literal:])
-    return bytes(out)
-
-
-def _add_literal(out: bytearray, piece: bytes) -> None:
-    if not piece:
-        return
-    size = len(piece) - 1
-    if size < 60:
-        out.append(size << 2)
-    else:
-        width = (size.bit_length() + 7) // 8
-        out.append((59 + width) << 2)
-        out += size.to_bytes(width, "little")
-    out += piece
-
-
-def _add_copies(out: bytearray, distance: int, length: int) -> None:
-    while length:
-        step = min(length, _LONGEST_COPY)
-        out.append((step - 1) << 2 | 2)
-        out += distance.to_bytes(2, "little")
-        length -= step
-
-
-_LITTLE_U16 = struct.Struct("<H")
-_LITTLE_U32 = struct.Struct("<I")
-_FORMATS = {1: "<B", 4: "<I", 8: "<Q"}
-
-
-class _Builder:
-    """One table with numbers and a string; the buffer grows at its front."""
-
-    def __init__(self) -> None:
-        self._data = b""
-        self._fields: dict[int, int] = {}
-        self._widest = 4
-        self._table_end = 0
-
-    def string(self, text: bytes) -> int:
-        """Write a string; where it is, counted from the end."""
-        self._align(4, len(text) + 1)
-        self._data = _LITTLE_U32.pack(len(text)) + text + b"\0" + self._data
-        self._table_end = len(self._data)
-        return len(self._data)
-
-    def number(self, slot: int, value: int, width: int) -> None:
-        """Write a field, unless it has the default value of 0."""
-        if not value:
-            return
-        self._align(width)
-        self._data = struct.pack(_FORMATS[width], value) + self._data
-        self._fields[slot] = len(self._data)
-
-    def reference(self, slot: int, target: int) -> None:
-        """Write a field that refers to a string."""
-        self._align(4)
-        self._data = _LITTLE_U32.pack(len(self._data) + 4 - target) + self._data
-        self._fields[slot] = len(self._data)
-
-    def finish(self) -> bytes:
-        self._align(4)
-        fields, end = self._data, self._table_end
-        table = len(fields) + 4
-        slots = [table - self._fields.get(s, table) for s in range(max(self._fields, default=-1) + 1)]
-        vtable = [4 + 2 * len(slots), table - end, *slots]
-        self._data = b"".join(map(_LITTLE_U16.pack, vtable)) + _LITTLE_U32.pack(2 * len(vtable)) + fields
-        self._align(self._widest, 4)
-        return _LITTLE_U32.pack(len(self._data) + 4 - table) + self._data
-
-    def _align(self, width: int, more: int = 0) -> None:
-        self._widest = max(self._widest, width)
-        self._data = bytes(-(len(self._data) + more) % width) + self._data
-
-
-def event_value(
-    event: int, name: bytes, uid: int, scope: int, cid: int, max_ttl: int | None, *, history: bool
-) -> bytes:
-    """The value of a system event; `max_ttl` None for a collection without one."""
-    builder = _Builder()
-    named = event not in (SystemEventId.DROP_COLLECTION, SystemEventId.DROP_SCOPE)
-    text = builder.string(name) if named else 0
-    # The widest first, those of one width from the last slot down.
-    builder.number(0, uid, 8)
-    if event in (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE):
-        if named:
-            builder.reference(2, text)
-    else:
-        if named:
-            builder.reference(5, text)
-            builder.number(4, max_ttl or 0, 4)
-        builder.number(2, cid, 4)
-    builder.number(1, scope, 4)
-    if named and event != SystemEventId.CREATE_SCOPE:
-        builder.number(6, history, 1)
-        builder.number(3, max_ttl is not None, 1)
-    return builder.finish()
-
-
-_MUTATION = struct.Struct(">BBHBBHIIQQQIIIHB")
-_DELETION = struct.Struct(">BBHBBHIIQQQIB")
-_EXPIRATION = struct.Struct(">BBHBBHIIQQQI")
-_PREPARE = struct.Struct(">BBHBBHIIQQQIIIBBB")
-_COMPLETION = struct.Struct(">BBHBBHIIQQQ")
-_EVENT = struct.Struct(">BBHBBHIIQQIB")
-_U16 = struct.Struct(">H")
-_U32 = struct.Struct(">I")
-_U64 = struct.Struct(">Q")
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Offsets: TypeAlias = npt.NDArray[np.int64]
 
 MUTATION = int(Opcode.DCP_MUTATION)
 DELETION = int(Opcode.DCP_DELETION)
@@ -223,14 +37,44 @@ PREPARE = int(Opcode.DCP_PREPARE)
 COMMIT = int(Opcode.DCP_COMMIT)
 ABORT = int(Opcode.DCP_ABORT)
 EVENT = int(Opcode.DCP_SYSTEM_EVENT)
+REMOVALS = (DELETION, EXPIRATION)
+_SYNC_WRITES = (PREPARE, COMMIT, ABORT)
+# Plain numbers: flag enumerations are slow, and these are asked of every frame.
 SNAPPY = int(Datatype.SNAPPY)
-"""A plain number: flag enumerations are slow, and this is asked of every frame."""
-_INFLATED_LIMIT = 2 * MAX_VALUE_LENGTH
-"""Room for the attributes beside the document."""
+_XATTR = int(Datatype.XATTR)
 EVENT_KEY_PREFIX = b"\x01"
 """Collection id 1 is reserved for system events, so their keys never meet a document's."""
 PREPARED_KEY_PREFIX = b"\x02"
 """Collection id 2 is reserved as well: a prepared write stands beside the document, not above it."""
+
+# A header's magic and opcode as one number; its opaque, and all extras that are 0 here, as padding.
+_MUTATION = struct.Struct(">HHBBHI4xQQQII7x")
+_DELETION = struct.Struct(">HHBBHI4xQQQIx")
+_EXPIRATION = struct.Struct(">HHBBHI4xQQQI")
+_PREPARE = struct.Struct(">HHBBHI4xQQQII4xBBB")
+_COMPLETION = struct.Struct(">HHBBHI12xQQ")
+_EVENT = struct.Struct(">HHBBHI12xQIB")
+_REQUEST = Magic.REQUEST << 8
+_U16 = struct.Struct(">H")
+_U32 = struct.Struct(">I")
+_U64 = struct.Struct(">Q")
+_LITTLE_U16 = struct.Struct("<H")
+_LITTLE_U32 = struct.Struct("<I")
+
+_INFLATED_LIMIT = 2 * MAX_VALUE_LENGTH
+"""Room for the attributes beside the document."""
+_SHORTEST_COPY, _LONGEST_COPY = 4, 64
+_WINDOW = 1 << 16
+"""Distances that fit the two bytes of a copy; longer ones would save next to nothing."""
+_SCOPE_EVENTS = (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE)
+_DROPS = (SystemEventId.DROP_COLLECTION, SystemEventId.DROP_SCOPE)
+_SEQNO_ADVANCED = struct.pack(">BBHB", Magic.REQUEST, Opcode.DCP_SEQNO_ADVANCED, 0, 8)
+"""The beginning of its header."""
+_KEY_ONLY = struct.pack(">QIIIHB", 1, 0, 0, 0, 0, 2)
+"""Revision, flags, expiry, lock time, length of metadata and use of a mutation that a backfill invents."""
+
+
+# ------------------------------------------------------------------ stored frames
 
 
 def mutation(
@@ -246,44 +90,21 @@ def mutation(
     datatype: int,
 ) -> bytes:
     """The frame of a document's new version; `key` carries its collection prefix."""
-    return b"".join(
-        (
-            _MUTATION.pack(
-                0x80,
-                MUTATION,
-                len(key),
-                31,
-                datatype,
-                vbucket,
-                31 + len(key) + len(value),
-                0,
-                cas,
-                seqno,
-                rev,
-                flags,
-                expiry,
-                0,
-                0,
-                0,
-            ),
-            key,
-            value,
-        )
-    )
+    size, body = len(key), 31 + len(key) + len(value)
+    opcode = _REQUEST | MUTATION
+    head = _MUTATION.pack(opcode, size, 31, datatype, vbucket, body, cas, seqno, rev, flags, expiry)
+    return b"".join((head, key, value))
 
 
 def tombstone(
     vbucket: int, key: bytes, xattrs: bytes, *, seqno: int, rev: int, cas: int, when: int, expired: bool
 ) -> bytes:
     """The frame of a document's end; `xattrs` is the section of system attributes, or empty."""
-    datatype = int(Datatype.XATTR) if xattrs else 0
-    fields = len(key), 20 if expired else 21, datatype, vbucket
-    body = fields[1] + len(key) + len(xattrs)
-    if expired:
-        head = _EXPIRATION.pack(0x80, EXPIRATION, *fields, body, 0, cas, seqno, rev, when)
-    else:
-        head = _DELETION.pack(0x80, DELETION, *fields, body, 0, cas, seqno, rev, when, 0)
-    return head + key + xattrs
+    opcode, layout = (EXPIRATION, _EXPIRATION) if expired else (DELETION, _DELETION)
+    extras = layout.size - 24
+    body = extras + len(key) + len(xattrs)
+    fields = len(key), extras, _XATTR if xattrs else 0, vbucket, body, cas, seqno, rev, when
+    return layout.pack(_REQUEST | opcode, *fields) + key + xattrs
 
 
 def prepare(
@@ -301,23 +122,21 @@ def prepare(
     level: int,
 ) -> bytes:
     """The frame of a write that waits for its durability `level`."""
-    head = 0x80, PREPARE, len(key), 31, datatype, vbucket, 31 + len(key) + len(value), 0, cas
-    extras = seqno, rev, flags, expiry, 0, 0, deleted, level
+    head = _REQUEST | PREPARE, len(key), 31, datatype, vbucket, 31 + len(key) + len(value), cas
+    extras = seqno, rev, flags, expiry, 0, deleted, level
     return b"".join((_PREPARE.pack(*head, *extras), key, value))
 
 
 def completion(opcode: int, vbucket: int, key: bytes, *, prepared: int, seqno: int) -> bytes:
     """The frame that commits or aborts the write prepared at seqno `prepared`."""
-    return (
-        _COMPLETION.pack(0x80, opcode, len(key), 16, 0, vbucket, 16 + len(key), 0, 0, prepared, seqno) + key
-    )
+    head = _REQUEST | opcode, len(key), 16, 0, vbucket, 16 + len(key)
+    return _COMPLETION.pack(*head, prepared, seqno) + key
 
 
 def system_event(vbucket: int, event: int, name: bytes, value: bytes, *, seqno: int, version: int) -> bytes:
     """The frame of a scope's or collection's coming or going."""
-    body = 13 + len(name) + len(value)
-    head = _EVENT.pack(0x80, EVENT, len(name), 13, 0, vbucket, body, 0, 0, seqno, event, version)
-    return head + name + value
+    head = _REQUEST | EVENT, len(name), 13, 0, vbucket, 13 + len(name) + len(value)
+    return _EVENT.pack(*head, seqno, event, version) + name + value
 
 
 def key_of(frame: bytes) -> bytes:
@@ -329,18 +148,6 @@ def key_of(frame: bytes) -> bytes:
 def value_of(frame: bytes) -> bytes:
     """Value as stored: XATTR section, if any, and document."""
     return frame[24 + frame[4] + int(_U16.unpack_from(frame, 2)[0]) :]
-
-
-def plain_value_of(frame: bytes) -> tuple[bytes, int]:
-    """Value and datatype without Snappy: what KV operations work on."""
-    return inflated(value_of(frame), frame[5])
-
-
-def inflated(value: bytes, datatype: int) -> tuple[bytes, int]:
-    """Value and datatype with the Snappy block, if it is one, undone."""
-    if not datatype & SNAPPY:
-        return value, datatype
-    return inflate(value, _INFLATED_LIMIT), datatype & ~SNAPPY
 
 
 def cas_of(frame: bytes) -> int:
@@ -371,6 +178,18 @@ def expiry_of(frame: bytes) -> int:
     return int(_U32.unpack_from(frame, 44)[0])
 
 
+def inflated(value: bytes, datatype: int) -> tuple[bytes, int]:
+    """Value and datatype with the Snappy block, if it is one, undone."""
+    if not datatype & SNAPPY:
+        return value, datatype
+    return inflate(value, _INFLATED_LIMIT), datatype & ~SNAPPY
+
+
+def prefixed(cid: int, key: bytes) -> bytes:
+    """The stored key: collection id, then the document's key."""
+    return encode_leb128(cid) + key
+
+
 def collection_of(key: bytes) -> int:
     """Collection id of a prefixed key."""
     return key[0] if key[0] < 0x80 else decode_leb128(key)[0]
@@ -393,7 +212,7 @@ def stored_key(frame: bytes) -> bytes:
     event, scope, cid = event_of(frame)
     if event == SystemEventId.MODIFY_COLLECTION:
         return modification_key(cid)
-    return event_key(scope, None if event in (3, 4) else cid)
+    return event_key(scope, None if event in _SCOPE_EVENTS else cid)
 
 
 def modification_key(cid: int) -> bytes:
@@ -406,20 +225,7 @@ def event_key(scope: int, cid: int | None) -> bytes:
     return EVENT_KEY_PREFIX + (b"scope:%x" % scope if cid is None else b"collection:%x" % cid)
 
 
-_SCOPE_EVENTS = (SystemEventId.CREATE_SCOPE, SystemEventId.DROP_SCOPE)
-_XATTR = int(Datatype.XATTR)
-"""A plain number: flag enumerations are slow, and this is done for every frame."""
-_SYNC_WRITES = (PREPARE, COMMIT, ABORT)
-_FOLLOWS = struct.Struct(">BBHB")
-_ADVANCED = _U32.pack(8)
-"""Body length of a SEQNO_ADVANCED."""
-_DELETION_V1_TAIL = b"\0\0"
-_CHANGES = (MUTATION, DELETION, EXPIRATION)
-_KEY_ONLY = struct.pack(">QIIIHB", 1, 0, 0, 0, 0, 2)
-"""Revision, flags, expiry, lock time, length of metadata and use of a mutation that a backfill invents."""
-
-Bytes: TypeAlias = npt.NDArray[np.uint8]
-Offsets: TypeAlias = npt.NDArray[np.int64]
+# ------------------------------------------------------------------ what a connection gets
 
 
 class Variant(NamedTuple):
@@ -502,7 +308,7 @@ class Encoded:
     def in_key_order(self) -> Encoded:
         """The same frames sorted by key, system events first."""
         frames = [self._data[a:b].tobytes() for a, b in pairwise(self.starts.tolist())]
-        frames.sort(key=lambda frame: (frame[1] != EVENT, _key(frame)))
+        frames.sort(key=lambda frame: (frame[1] != EVENT, _sent_key(frame)))
         return Encoded.join(frames, self.generation, special=True)
 
     def __len__(self) -> int:
@@ -530,6 +336,15 @@ class Encoded:
         other = Encoded(self._data.copy(), self.starts, self.seqnos, self.generation)
         other._opaque = self._opaque
         return other
+
+
+def _sent_key(frame: bytes) -> bytes:
+    """Key of a frame as it is sent."""
+    framing, length = 0, int(_U16.unpack_from(frame, 2)[0])
+    if frame[0] == Magic.FLEX_REQUEST:
+        framing, length = frame[2], frame[3]
+    start = 24 + framing + frame[4]
+    return frame[start : start + length]
 
 
 def ready(frame: bytes) -> bool:
@@ -579,40 +394,30 @@ def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
             return _event(frame, variant) if _event_passes(frame, variant) else None
         if frame[1] in _SYNC_WRITES and not variant.sync_writes:
             return None
-        if variant.skip_deletions and frame[1] in (DELETION, EXPIRATION):
+        if variant.skip_deletions and frame[1] in REMOVALS:
             return None
         extras_end = 24 + frame[4]
         key_end = extras_end + int(_U16.unpack_from(frame, 2)[0])
-        cid = collection_of(frame[extras_end:key_end])
+        key = frame[extras_end:key_end]
+        cid = collection_of(key)
         if not variant.collections:
             if cid:
                 return None
-            key = frame[extras_end + 1 : key_end]
+            key = key[1:]
         elif variant.filter_ids is not None and cid not in variant.filter_ids:
             return None
-        else:
-            key = frame[extras_end:key_end]
         value, datatype = _value(frame, key_end, variant)
         opcode, extras, cas = frame[1], frame[24:extras_end], frame[12:24]
-        if variant.key_only and opcode in _CHANGES:
+        if variant.key_only and opcode in (MUTATION, *REMOVALS):
             opcode, extras, cas = MUTATION, frame[24:32] + _KEY_ONLY, bytes(12)
         if opcode == EXPIRATION and not (variant.expirations and variant.delete_times):
             opcode, extras = DELETION, extras + b"\0"
         if opcode == DELETION and not variant.delete_times:
-            extras = extras[:16] + _DELETION_V1_TAIL
-        return b"".join(
-            (
-                bytes((0x80, opcode)),
-                _U16.pack(len(key)),
-                bytes((len(extras), datatype)),
-                frame[6:8],
-                _U32.pack(len(extras) + len(key) + len(value)),
-                cas,
-                extras,
-                key,
-                value,
-            )
-        )
+            extras = extras[:16] + b"\0\0"
+        lengths = bytes((len(extras), datatype)) + frame[6:8]
+        body = _U32.pack(len(extras) + len(key) + len(value))
+        head = bytes((Magic.REQUEST, opcode)) + _U16.pack(len(key))
+        return b"".join((head, lengths, body, cas, extras, key, value))
 
     if not variant.sid:
         return adapt
@@ -630,15 +435,6 @@ def adapter(variant: Variant) -> Callable[[bytes], bytes | None]:
     return adapt_for_stream
 
 
-def _key(frame: bytes) -> bytes:
-    """Key of a frame as it is sent."""
-    framing, length = 0, int(_U16.unpack_from(frame, 2)[0])
-    if frame[0] == Magic.FLEX_REQUEST:
-        framing, length = frame[2], frame[3]
-    start = 24 + framing + frame[4]
-    return frame[start : start + length]
-
-
 def _event(frame: bytes, variant: Variant) -> bytes:
     """A system event in the version that the connection asked for."""
     event = int(_U32.unpack_from(frame, 32)[0])
@@ -646,7 +442,7 @@ def _event(frame: bytes, variant: Variant) -> bytes:
         if event != SystemEventId.MODIFY_COLLECTION:
             return frame
         # There is no such event before version 2: only that the seqno is past.
-        return _FOLLOWS.pack(0x80, Opcode.DCP_SEQNO_ADVANCED, 0, 8) + frame[5:8] + _ADVANCED + frame[12:32]
+        return _SEQNO_ADVANCED + frame[5:8] + _U32.pack(8) + frame[12:32]
     name, value = key_of(frame), value_of(frame)
     uid, scope, *more = struct.unpack(f">Q{len(value) // 4 - 2}I", value)
     cid, *max_ttl = more or [0]
@@ -681,9 +477,7 @@ def _value(frame: bytes, start: int, variant: Variant) -> tuple[bytes, int]:
     section = b""
     if datatype & _XATTR:
         split = body_offset(value)
-        section, value = value[:split], value[split:]
-        if not variant.xattrs:
-            section = b""
+        section, value = value[:split] if variant.xattrs else b"", value[split:]
     if not whole:
         value = b""
     if variant.underlying_datatype:
@@ -695,6 +489,167 @@ def _value(frame: bytes, start: int, variant: Variant) -> tuple[bytes, int]:
     return value, datatype
 
 
-def prefixed(cid: int, key: bytes) -> bytes:
-    """The stored key: collection id, then the document's key."""
-    return encode_leb128(cid) + key
+# ------------------------------------------------------------------ FlatBuffers
+
+
+class _Table:
+    """One table of FlatBuffers with numbers and a string; the buffer grows at its front."""
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._fields: dict[int, int] = {}
+        self._widest = 4
+        self._table_end = 0
+
+    def string(self, text: bytes) -> int:
+        """Write a string; where it is, counted from the end."""
+        self._align(4, len(text) + 1)
+        self._data = _LITTLE_U32.pack(len(text)) + text + b"\0" + self._data
+        self._table_end = len(self._data)
+        return len(self._data)
+
+    def number(self, slot: int, value: int, width: int) -> None:
+        """Write a field, unless it has the default value of 0."""
+        if value:
+            self._align(width)
+            self._data = value.to_bytes(width, "little") + self._data
+            self._fields[slot] = len(self._data)
+
+    def reference(self, slot: int, target: int) -> None:
+        """Write a field that refers to a string."""
+        self._align(4)
+        self._data = _LITTLE_U32.pack(len(self._data) + 4 - target) + self._data
+        self._fields[slot] = len(self._data)
+
+    def finish(self) -> bytes:
+        self._align(4)
+        fields, end = self._data, self._table_end
+        table = len(fields) + 4
+        slots = [table - self._fields.get(s, table) for s in range(max(self._fields, default=-1) + 1)]
+        vtable = [4 + 2 * len(slots), table - end, *slots]
+        self._data = b"".join(map(_LITTLE_U16.pack, vtable)) + _LITTLE_U32.pack(2 * len(vtable)) + fields
+        self._align(self._widest, 4)
+        return _LITTLE_U32.pack(len(self._data) + 4 - table) + self._data
+
+    def _align(self, width: int, more: int = 0) -> None:
+        self._widest = max(self._widest, width)
+        self._data = bytes(-(len(self._data) + more) % width) + self._data
+
+
+def event_value(
+    event: int, name: bytes, uid: int, scope: int, cid: int, max_ttl: int | None, *, history: bool
+) -> bytes:
+    """The value of a system event of version 2; `max_ttl` None for a collection without one."""
+    table = _Table()
+    named, of_scope = event not in _DROPS, event in _SCOPE_EVENTS
+    text = table.string(name) if named else 0
+    # As a node writes them: the widest first, those of one width from the last slot down.
+    table.number(0, uid, 8)
+    if named:
+        table.reference(2 if of_scope else 5, text)
+    if not of_scope:
+        table.number(4, max_ttl or 0, 4)
+        table.number(2, cid, 4)
+    table.number(1, scope, 4)
+    if named and not of_scope:
+        table.number(6, history, 1)
+        table.number(3, max_ttl is not None, 1)
+    return table.finish()
+
+
+# ------------------------------------------------------------------ Snappy
+
+
+def inflate(block: bytes, limit: int) -> bytes:
+    """The bytes in a raw block of at most `limit` of them."""
+    try:
+        length, at = decode_leb128(block)
+    except ProtocolError as exc:
+        raise ProtocolError("the length of a Snappy block is no number of 32 bits") from exc
+    if length > limit:
+        raise ProtocolError(f"a Snappy block of {length} bytes is over the limit of {limit}")
+    out = bytearray()
+    try:
+        while at < len(block) and len(out) <= length:
+            at = _element(block, at, out)
+    except IndexError as exc:
+        raise ProtocolError("a Snappy block ends in the middle") from exc
+    if len(out) != length or at != len(block):
+        raise ProtocolError(f"a Snappy block of {len(out)} bytes says that it has {length}")
+    return bytes(out)
+
+
+def _element(block: bytes, at: int, out: bytearray) -> int:
+    """Append what the element at `at` stands for; where the next one begins."""
+    tag = block[at]
+    kind, size = tag & 3, tag >> 2
+    at += 1
+    if kind == 0:
+        if size >= 60:
+            width = size - 59
+            size = _little(block, at, width)
+            at += width
+        end = at + size + 1
+        _ = block[end - 1]
+        out += block[at:end]
+        return end
+    if kind == 1:
+        length, width, distance = (size & 7) + 4, 1, (tag >> 5) << 8 | block[at]
+    else:
+        length, width = size + 1, 2 if kind == 2 else 4
+        distance = _little(block, at, width)
+    if not 0 < distance <= len(out):
+        raise ProtocolError("a Snappy block copies from before its beginning")
+    start = len(out) - distance
+    chunk = out[start : start + length]
+    if len(chunk) < length:
+        # The copy reaches into itself: a repeated pattern.
+        chunk = (chunk * (length // distance + 1))[:length]
+    out += chunk
+    return at + width
+
+
+def _little(block: bytes, at: int, width: int) -> int:
+    """A number of the block; IndexError beyond its end."""
+    _ = block[at + width - 1]
+    return int.from_bytes(block[at : at + width], "little")
+
+
+def deflate(data: bytes) -> bytes:
+    """A raw block that inflates to `data`; copies of what came before where four bytes agree."""
+    out = bytearray(encode_leb128(len(data)))
+    seen: dict[bytes, int] = {}
+    at = literal = 0
+    while at + _SHORTEST_COPY <= len(data):
+        word = data[at : at + _SHORTEST_COPY]
+        found = seen.get(word)
+        seen[word] = at
+        if found is None or at - found >= _WINDOW:
+            at += 1
+            continue
+        length = _SHORTEST_COPY
+        while at + length < len(data) and data[found + length] == data[at + length]:
+            length += 1
+        _add_literal(out, data[literal:at])
+        literal = at + length
+        while length:
+            step = min(length, _LONGEST_COPY)
+            out.append((step - 1) << 2 | 2)
+            out += (at - found).to_bytes(2, "little")
+            length -= step
+        at = literal
+    _add_literal(out, data[literal:])
+    return bytes(out)
+
+
+def _add_literal(out: bytearray, piece: bytes) -> None:
+    if not piece:
+        return
+    size = len(piece) - 1
+    if size < 60:
+        out.append(size << 2)
+    else:
+        width = (size.bit_length() + 7) // 8
+        out.append((59 + width) << 2)
+        out += size.to_bytes(width, "little")
+    out += piece

@@ -27,6 +27,13 @@ from cbframe.system import OwnThread, shortage
 T = TypeVar("T")
 _RECORD = 16 * 1024
 """The longest TLS record: sending more at once gains nothing."""
+_RECEIVE = 256 * 1024
+_ACCEPT_AGAIN = 0.05
+"""Seconds until a loop that was out of descriptors takes connections again."""
+_JOINED = 64 * 1024
+"""Bytes of one write, where they have to be copied for it."""
+_MAX_BUFFERS = 512
+"""Below IOV_MAX (1024)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,15 +179,6 @@ def _common_name(tls: ssl.SSLSocket) -> str | None:
     certificate = tls.getpeercert() or {}
     subject: Any = certificate.get("subject", ())
     return next((value for part in subject for name, value in part if name == "commonName"), None)
-
-
-_RECEIVE = 256 * 1024
-_ACCEPT_AGAIN = 0.05
-"""Seconds until a loop that was out of descriptors takes connections again."""
-_JOINED = 64 * 1024
-"""Bytes of one write, where they have to be copied for it."""
-_MAX_BUFFERS = 512
-"""Below IOV_MAX (1024)."""
 
 
 class Channel:

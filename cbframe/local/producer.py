@@ -1,4 +1,18 @@
-"""The producer: a connection after DCP_OPEN, its options, its streams, its flow control."""
+"""The producer: a connection after DCP_OPEN, its options, its streams, its flow control.
+
+The channel asks for more when everything before was sent (:meth:`Producer.fill`). Streams that have
+something to send wait in a queue, and each gives one message, or in bulk one slice, when it has its turn.
+While the client's window is full, nothing is queued, and the streams stay where they are.
+
+========================  ==================================================================
+a stream                  is
+========================  ==================================================================
+in ``streams``            open: granted and not ended
+also in the queue         to be asked for its next bytes
+also in ``_backfills``    with a number, and its backfill waits for another's of the vbucket
+in ``streams`` only       up to date: a write wakes it
+========================  ==================================================================
+"""
 
 from __future__ import annotations
 
@@ -8,13 +22,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
-from cbframe.local.bucket import LocalBucket
+from cbframe.local.bucket import LocalBucket, VBucket
 from cbframe.local.items import Encoded, Variant
 from cbframe.local.stream import (
     KNOWN_FLAGS,
     ActiveStream,
     Filter,
-    Refusal,
     Style,
     check_range,
     effective_end,
@@ -22,11 +35,51 @@ from cbframe.local.stream import (
     permitted,
     rollback_point,
 )
-from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import Datatype, Feature, OpenFlag, Status, StreamEndReason, StreamFlag
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import BufferAck, DcpControl, DcpNoop, DcpOpen, StreamRequest, encode_failover_log
 
+_SWITCHES: Mapping[str, str] = {
+    "enable_noop": "noop",
+    "force_value_compression": "force_snappy",
+    "supports_cursor_dropping": "",  # these three, and v7_dcp_status_codes, have no effect here
+    "supports_cursor_dropping_vulcan": "",
+    "supports_hifi_MFU": "",
+    "enable_expiry_opcode": "expirations",
+}
+"""Options that are on or off, and the attributes of :class:`Controls` that hold them."""
+_LASTING: Mapping[str, str] = {
+    "enable_stream_id": "stream_ids",
+    "enable_sync_writes": "sync_writes",
+    "v7_dcp_status_codes": "",
+    "flatbuffers_system_events": "flatbuffers",
+    "change_streams": "history",
+}
+"""The same, of options that 8.0 does not let clients unset."""
+_NAMES = (
+    "backfill_order",
+    "connection_buffer_size",
+    "stream_buffer_size",
+    "enable_noop",
+    "force_value_compression",
+    "supports_cursor_dropping",
+    "supports_cursor_dropping_vulcan",
+    "supports_hifi_MFU",
+    "set_noop_interval",
+    "set_priority",
+    "send_stream_end_on_client_close_stream",
+    "enable_expiry_opcode",
+    "enable_stream_id",
+    "enable_sync_writes",
+    "consumer_name",
+    "enable_out_of_order_snapshots",
+    "include_deleted_user_xattrs",
+    "v7_dcp_status_codes",
+    "flatbuffers_system_events",
+    "change_streams",
+    "max_marker_version",
+)
+"""In the order in which a node compares."""
 _BY_PREFIX = frozenset(
     {
         "backfill_order",
@@ -42,171 +95,11 @@ _BY_PREFIX = frozenset(
 )
 """Of these a node compares as many letters as it was sent: "e" is "enable_noop"."""
 _BOOLEANS = ("true", "false")
-_ORDERS = ("round-robin", "sequential")
 _LONGEST_NOOP_INTERVAL = 10_800
 _SHORTEST_NOOP_INTERVAL_OF_8 = 0.1
 _DEFAULT_NOOP_INTERVAL = 20.0
-
-
-class Controls:
-    """Options of one connection, with the values they have before anything is set."""
-
-    def __init__(self, bucket: LocalBucket, flags: int, features: frozenset[int]) -> None:
-        self._bucket = bucket
-        self._is_8 = bucket.release.is_8
-        self._flags = flags
-        self._features = features
-        self.buffer_size = 0
-        self.noop = False
-        self.priority = "medium"
-        self.noop_interval = _DEFAULT_NOOP_INTERVAL
-        self.expirations = False
-        self.end_on_close = False
-        self.sync_writes = False
-        self.consumer_name = ""
-        self.force_snappy = False
-        self.flatbuffers = False
-        self.oso = self.oso_advanced = False
-        self.stream_ids = False
-        self.history = False
-        self.marker_v22 = False
-        # Without an effect here.
-        self.cursor_dropping = self.hifi_mfu = self.v7_status_codes = False
-        # In the order in which a node compares.
-        self._setters: dict[str, Callable[[str], Status]] = {
-            "backfill_order": lambda value: Status.SUCCESS if value in _ORDERS else Status.EINVAL,
-            "connection_buffer_size": self._set_buffer_size,
-            "stream_buffer_size": lambda _: Status.NOT_SUPPORTED,
-            "enable_noop": self._switch("noop"),
-            "force_value_compression": self._switch("force_snappy"),
-            "supports_cursor_dropping": self._switch("cursor_dropping"),
-            "supports_cursor_dropping_vulcan": self._switch("cursor_dropping"),
-            "supports_hifi_MFU": self._switch("hifi_mfu"),
-            "set_noop_interval": self._set_interval,
-            "set_priority": self._set_priority,
-            "send_stream_end_on_client_close_stream": self._set_end_on_close,
-            "enable_expiry_opcode": self._switch("expirations"),
-            "enable_stream_id": self._set_stream_ids,
-            "enable_sync_writes": self._set_sync_writes,
-            "consumer_name": self._set_consumer_name,
-            "enable_out_of_order_snapshots": self._set_oso,
-            "include_deleted_user_xattrs": self._ask_deleted_user_xattrs,
-            "v7_dcp_status_codes": self._turn_on("v7_status_codes"),
-            "flatbuffers_system_events": self._turn_on("flatbuffers"),
-            "change_streams": self._set_history,
-        }
-        if bucket.marker_version == "2.2":
-            self._setters["max_marker_version"] = self._set_marker_version
-
-    def set(self, message: DcpControl) -> tuple[Status, str]:
-        """Set an option; the status, and the words that go with it or none."""
-        if not message.key or not message.value:
-            return Status.EINVAL, f"Request must include {'value' if message.key else 'key'}"
-        asked = message.key
-        same = (key for key in self._setters if key == asked or (key in _BY_PREFIX and key.startswith(asked)))
-        key = next(same, None)
-        if key is None:
-            return Status.EINVAL, ""
-        if key == "force_value_compression" and Feature.SNAPPY not in self._features:
-            return Status.EINVAL, (
-                "The ctrl parameter force_value_compression is only supported if datatype snappy is enabled "
-                "on the connection"
-            )
-        status = self._setters[key](message.value)
-        if key == "backfill_order" and status is not Status.SUCCESS:
-            # The real node names the option, as it was sent, instead of the value.
-            return status, f"Unsupported value '{asked}' for ctrl parameter '{key}'"
-        return status, ""
-
-    def style(self) -> Style:
-        """How the streams that begin now announce their snapshots."""
-        # A replica, which has a name, gets more than others with sync writes.
-        replicates = bool(self.sync_writes and self.consumer_name)
-        memory = "v2.0" if replicates else "v1"
-        disk = "v2.2" if self.marker_v22 else memory
-        return Style(disk, memory, self.oso, self.oso_advanced, replicates)
-
-    def _switch(self, attribute: str) -> Callable[[str], Status]:
-        """Set an option to whether the value is "true", whatever else it is."""
-
-        def switch(value: str) -> Status:
-            if not self._is_8 and value not in _BOOLEANS:
-                return Status.EINVAL
-            setattr(self, attribute, value == "true")
-            return Status.SUCCESS
-
-        return switch
-
-    def _turn_on(self, attribute: str) -> Callable[[str], Status]:
-        """Set an option that 8.0 does not let clients unset."""
-        switch = self._switch(attribute)
-        return lambda value: Status.EINVAL if self._is_8 and value != "true" else switch(value)
-
-    def _set_buffer_size(self, value: str) -> Status:
-        if not value.isdecimal() or int(value) > 0xFFFF_FFFF:
-            return Status.EINVAL
-        self.buffer_size = int(value)
-        return Status.SUCCESS
-
-    def _set_interval(self, value: str) -> Status:
-        try:
-            interval = float(value)
-        except ValueError:
-            return Status.EINVAL
-        shortest = _SHORTEST_NOOP_INTERVAL_OF_8 if self._is_8 else 0
-        if not shortest <= interval <= _LONGEST_NOOP_INTERVAL:
-            return Status.EINVAL
-        self.noop_interval = interval
-        return Status.SUCCESS
-
-    def _set_priority(self, value: str) -> Status:
-        if value not in self._bucket.release.messages_per_send:
-            return Status.EINVAL
-        self.priority = value
-        return Status.SUCCESS
-
-    def _set_end_on_close(self, value: str) -> Status:
-        # Once on, it stays on.
-        self.end_on_close = self.end_on_close or value == "true"
-        return Status.SUCCESS if self._is_8 or value in _BOOLEANS else Status.EINVAL
-
-    def _set_consumer_name(self, value: str) -> Status:
-        self.consumer_name = value
-        return Status.SUCCESS
-
-    def _ask_deleted_user_xattrs(self, value: str) -> Status:
-        granted = bool(self._flags & OpenFlag.INCLUDE_DELETED_USER_XATTRS)
-        return Status.SUCCESS if granted and value == "true" else Status.EINVAL
-
-    def _set_stream_ids(self, value: str) -> Status:
-        if self.sync_writes and value == "true":
-            return Status.NOT_SUPPORTED
-        return self._turn_on("stream_ids")(value)
-
-    def _set_sync_writes(self, value: str) -> Status:
-        if self.stream_ids and value == "true":
-            return Status.NOT_SUPPORTED
-        return self._turn_on("sync_writes")(value)
-
-    def _set_oso(self, value: str) -> Status:
-        if value not in {"true", "true_with_seqno_advanced"}:
-            return Status.EINVAL
-        self.oso, self.oso_advanced = True, value != "true"
-        return Status.SUCCESS
-
-    def _set_history(self, value: str) -> Status:
-        if not self._bucket.history and value == "true":
-            return Status.NOT_SUPPORTED
-        return self._turn_on("history")(value)
-
-    def _set_marker_version(self, value: str) -> Status:
-        if value != "2.2":
-            return Status.EINVAL
-        if Feature.COLLECTIONS not in self._features:
-            return Status.NOT_SUPPORTED
-        self.marker_v22 = True
-        return Status.SUCCESS
-
+_SHORTEST_NOOP_INTERVAL = 0.01
+_FIRST_NOOP_OPAQUE = 10_000_001
 
 _BATCH = 1024 * 1024
 """Bytes handed to the socket in one go, in bulk."""
@@ -215,8 +108,7 @@ _SLICE = 128 * 1024
 _BEFORE_BACKFILL = 0.05
 """Seconds until the backfill of a numbered stream begins: a node reads it on another thread, and answers
 the requests for other streams of the vbucket meanwhile. Streams without numbers begin at once."""
-_FIRST_NOOP_OPAQUE = 10_000_001
-_SHORTEST_NOOP_INTERVAL = 0.01
+
 _NO_VALUE_FLAG = 0x8
 """Of stream requests, before DCP_OPEN had one."""
 _VALID_FLAGS = (
@@ -237,6 +129,8 @@ _STREAM_FLAGS: Mapping[int, str] = {
     StreamFlag.FROM_LATEST: "FromLatest",
     StreamFlag.IGNORE_PURGED_TOMBSTONES: "IgnorePurgedTombstones",
 }
+_SKIPS = frozenset({Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL, Feature.COLLECTIONS})
+"""Features without which deletions cannot be skipped."""
 
 
 class Connection(Protocol):
@@ -258,10 +152,6 @@ class Connection(Protocol):
     def watch(self, vbucket: int, change: int) -> None: ...
     def later(self, seconds: float, call: Callable[[], None]) -> None: ...
     def now(self) -> float: ...
-
-
-_SKIPS = frozenset({Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL, Feature.COLLECTIONS})
-"""Features without which deletions cannot be skipped."""
 
 
 def open_error(
@@ -310,6 +200,119 @@ def _named(flags: int, names: Mapping[int, str]) -> str:
     bits = [1 << bit for bit in range(32) if flags >> bit & 1]
     found = [names.get(bit, f"unknown:0x{bit:x}") for bit in bits]
     return json.dumps(found if len(found) > 1 else found[0], separators=(",", ":"))
+
+
+class Controls:
+    """Options of one connection, with the values they have before anything is set."""
+
+    def __init__(self, bucket: LocalBucket, flags: int, features: frozenset[int]) -> None:
+        self._bucket = bucket
+        self._flags = flags
+        self._features = features
+        self.buffer_size = 0
+        self.noop = False
+        self.noop_interval = _DEFAULT_NOOP_INTERVAL
+        self.priority = "medium"
+        self.expirations = False
+        self.end_on_close = False
+        self.sync_writes = False
+        self.consumer_name = ""
+        self.force_snappy = False
+        self.flatbuffers = False
+        self.oso = self.oso_advanced = False
+        self.stream_ids = False
+        self.history = False
+        self.marker_v22 = False
+
+    def set(self, message: DcpControl) -> tuple[Status, str]:
+        """Set an option; the status, and the words that go with it or none."""
+        asked, value = message.key, message.value
+        if not asked or not value:
+            return Status.EINVAL, f"Request must include {'value' if asked else 'key'}"
+        names = _NAMES if self._bucket.marker_version == "2.2" else _NAMES[:-1]
+        same = (name for name in names if name == asked or (name in _BY_PREFIX and name.startswith(asked)))
+        name = next(same, "")
+        if name == "force_value_compression" and Feature.SNAPPY not in self._features:
+            return Status.EINVAL, (
+                "The ctrl parameter force_value_compression is only supported if datatype snappy is enabled "
+                "on the connection"
+            )
+        if name == "backfill_order" and value not in {"round-robin", "sequential"}:
+            # The real node names the option, as it was sent, instead of the value.
+            return Status.EINVAL, f"Unsupported value '{asked}' for ctrl parameter '{name}'"
+        return self._set(name, value), ""
+
+    def _set(self, name: str, value: str) -> Status:
+        is_8, on = self._bucket.is_8, value == "true"
+        good = True
+        match name:
+            case "backfill_order":
+                pass
+            case "connection_buffer_size":
+                good = value.isdecimal() and int(value) <= 0xFFFF_FFFF
+                self.buffer_size = int(value) if good else self.buffer_size
+            case "stream_buffer_size":
+                return Status.NOT_SUPPORTED
+            case "set_noop_interval":
+                good = self._set_interval(value)
+            case "set_priority":
+                good = value in self._bucket.release.messages_per_send
+                self.priority = value if good else self.priority
+            case "send_stream_end_on_client_close_stream":
+                self.end_on_close = self.end_on_close or on  # once on, it stays on
+                good = is_8 or value in _BOOLEANS
+            case "consumer_name":
+                self.consumer_name = value
+            case "enable_out_of_order_snapshots":
+                good = value in {"true", "true_with_seqno_advanced"}
+                if good:
+                    self.oso, self.oso_advanced = True, not on
+            case "include_deleted_user_xattrs":
+                good = on and bool(self._flags & OpenFlag.INCLUDE_DELETED_USER_XATTRS)
+            case "max_marker_version":
+                good = value == "2.2"
+                if good and Feature.COLLECTIONS not in self._features:
+                    return Status.NOT_SUPPORTED
+                self.marker_v22 = self.marker_v22 or good
+            case _:
+                return self._switch(name, value)
+        return Status.SUCCESS if good else Status.EINVAL
+
+    def _set_interval(self, value: str) -> bool:
+        try:
+            interval = float(value)
+        except ValueError:
+            return False
+        shortest = _SHORTEST_NOOP_INTERVAL_OF_8 if self._bucket.is_8 else 0
+        if not shortest <= interval <= _LONGEST_NOOP_INTERVAL:
+            return False
+        self.noop_interval = interval
+        return True
+
+    def _switch(self, name: str, value: str) -> Status:
+        """Set an option to whether the value is "true"; 8.0 does not mind what else it is."""
+        on = value == "true"
+        attribute = _LASTING.get(name, _SWITCHES.get(name))
+        if on and (
+            (name == "enable_stream_id" and self.sync_writes)
+            or (name == "enable_sync_writes" and self.stream_ids)
+            or (name == "change_streams" and not self._bucket.history)
+        ):
+            return Status.NOT_SUPPORTED
+        good = (on or name in _SWITCHES) if self._bucket.is_8 else value in _BOOLEANS
+        if attribute is None or not good:
+            return Status.EINVAL
+        if attribute:
+            setattr(self, attribute, on)
+        return Status.SUCCESS
+
+    def style(self) -> Style:
+        """How the streams that begin now announce their snapshots."""
+        # A replica, which has a name, gets more than others with sync writes.
+        replicates = bool(self.sync_writes and self.consumer_name)
+        memory = "v2.0" if replicates else "v1"
+        disk = "v2.2" if self.marker_v22 else memory
+        return Style(disk, memory, self.oso, self.oso_advanced, replicates)
 
 
 class Producer:
@@ -370,7 +373,7 @@ class Producer:
             context = "DCP_ADD_STREAM_FLAG_NO_VALUE{8} flag is no longer used"
             conn.respond(frame, Status.EINVAL, context=context)
             return
-        is_8 = self._bucket.release.is_8
+        is_8 = self._bucket.is_8
         known = KNOWN_FLAGS | StreamFlag.TAKEOVER if is_8 else KNOWN_FLAGS
         if message.flags & ~int(known):
             named = f": {_named(message.flags, _STREAM_FLAGS)}" if is_8 else ""
@@ -383,7 +386,7 @@ class Producer:
             self._admit(frame, message, collections)
 
     def _admit(self, frame: Frame, message: StreamRequest, collections: bool) -> None:
-        conn, vbucket = self._conn, self._bucket.vbuckets[message.vbucket]
+        conn, vbucket, is_8 = self._conn, self._bucket.vbuckets[message.vbucket], self._bucket.is_8
         high = vbucket.high_seqno if collections else vbucket.default_high
         start, vbuuid, snap_start = message.start, message.vbuuid, message.snap_start
         if message.flags & StreamFlag.FROM_LATEST:
@@ -395,25 +398,24 @@ class Producer:
         if not self.controls.noop and (collections or self._flags & OpenFlag.INCLUDE_XATTRS):
             conn.respond(frame, Status.NOT_SUPPORTED)
             return
-        refusal = check_range(message)
-        if refusal is not None:
-            conn.respond(frame, refusal.status)
+        if not check_range(message):
+            conn.respond(frame, Status.ERANGE)
             return
         wanted = parse_filter(message.value, self._bucket.manifest, stream_ids=self.controls.stream_ids)
-        if isinstance(wanted, Refusal):
-            conn.refuse(frame, wanted.status)
+        if isinstance(wanted, Status):
+            conn.refuse(frame, wanted)
             return
         if (status := self._permitted(wanted)) is not Status.SUCCESS:
             conn.refuse(frame, status)
             return
-        if self._bucket.release.is_8 and wanted.ids is not None and self.controls.sync_writes:
+        if is_8 and wanted.ids is not None and self.controls.sync_writes:
             conn.respond(frame, Status.NOT_SUPPORTED)
             return
         if (message.vbucket, wanted.sid) in self.streams:
             conn.respond(frame, Status.KEY_EEXISTS)
             return
         purge = 0 if wanted.purge_seqno == vbucket.purge_seqno else vbucket.purge_seqno
-        newest = self._newest(vbucket, wanted, collections) if self._bucket.release.is_8 else None
+        newest = self._newest(vbucket, wanted, collections) if is_8 else None
         point = rollback_point(message, vbucket.failover, vbucket.high_seqno, purge, newest)
         if point is not None:
             conn.respond(frame, Status.ROLLBACK, value=point.to_bytes(8, "big"))
@@ -423,22 +425,15 @@ class Producer:
             conn.respond(frame, Status.ERANGE)
             return
         conn.respond(frame, value=encode_failover_log(vbucket.failover))
-        stream = ActiveStream(
-            message.vbucket,
-            frame.opaque,
-            end,
-            start,
-            snap_start,
-            wanted,
-            self._variant(collections, wanted),
-            vbucket.vbuuid,
-            self.controls.style()._replace(
-                disk_only=bool(message.flags & StreamFlag.DISK_ONLY),
-                takeover=bool(message.flags & StreamFlag.TAKEOVER),
-                is_8=self._bucket.release.is_8,
-                skips_deletions=not start and bool(self._flags & OpenFlag.SKIP_DELETIONS_IN_FIRST_BACKFILL),
-            ),
+        style = self.controls.style()._replace(
+            disk_only=bool(message.flags & StreamFlag.DISK_ONLY),
+            takeover=bool(message.flags & StreamFlag.TAKEOVER),
+            is_8=is_8,
+            skips_deletions=not start and bool(self._flags & OpenFlag.SKIP_DELETIONS_IN_FIRST_BACKFILL),
         )
+        variant = self._variant(collections, wanted)
+        places = message.vbucket, frame.opaque, end, start, snap_start
+        stream = ActiveStream(*places, wanted, variant, vbucket.vbuuid, style)
         self.streams[stream.key] = stream
         conn.watch(message.vbucket, 1)
         if start >= high:
@@ -470,7 +465,7 @@ class Producer:
         return None if ids is None else max((vbucket.collection_high(cid) or 0 for cid in ids), default=0)
 
     def _variant(self, collections: bool, wanted: Filter) -> Variant:
-        flags = self._flags
+        flags, is_8 = self._flags, self._bucket.is_8
         # MB-23898: without XATTRs a backfill reads the keys alone, not what belongs to them.
         key_only = flags & OpenFlag.NO_VALUE and not flags & OpenFlag.INCLUDE_XATTRS
         return Variant(
@@ -478,8 +473,8 @@ class Producer:
             xattrs=bool(flags & OpenFlag.INCLUDE_XATTRS),
             no_value=bool(flags & OpenFlag.NO_VALUE),
             underlying_datatype=bool(flags & OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE),
-            key_only=bool(key_only) and self._bucket.release.is_8,
-            packed=self._bucket.release.is_8,
+            key_only=bool(key_only) and is_8,
+            packed=is_8,
             delete_times=bool(flags & OpenFlag.INCLUDE_DELETE_TIMES),
             expirations=self.controls.expirations,
             filter_ids=wanted.ids,

@@ -115,43 +115,26 @@ def granted_in_8(wanted: Collection[int], granted: frozenset[int]) -> frozenset[
     return found
 
 
-ERROR_MAP: dict[str, Any] = {
-    "version": 2,
-    "revision": 1,
-    "errors": {
-        code: {"name": name, "desc": desc, "attrs": attrs}
-        for code, name, desc, attrs in (
-            ("1", "KEY_ENOENT", "Not Found", ["item-only"]),
-            ("2", "KEY_EEXISTS", "key already exists, or CAS mismatch", ["item-only"]),
-            ("3", "E2BIG", "Value too large", ["item-only", "invalid-input"]),
-            ("4", "EINVAL", "Invalid packet", ["internal", "invalid-input"]),
-            (
-                "7",
-                "NOT_MY_VBUCKET",
-                "Server does not know about this vBucket",
-                ["fetch-config", "invalid-input"],
-            ),
-            ("8", "NO_BUCKET", "Not connected to any bucket", ["conn-state-invalidated"]),
-            ("20", "AUTH_ERROR", "Authentication failed", ["conn-state-invalidated", "auth"]),
-            ("22", "ERANGE", "Range error", ["invalid-input"]),
-            ("23", "ROLLBACK", "Roll back to the seqno in the value", ["dcp", "special-handling"]),
-            ("24", "EACCESS", "Not authorized for command", ["support", "auth"]),
-            ("80", "UNKNOWN_FRAME_INFO", "Unknown frame info", ["invalid-input"]),
-            (
-                "d",
-                "ECONFIG_ONLY",
-                "Command can't be executed in a config-only bucket",
-                ["fetch-config", "retry-now"],
-            ),
-            ("81", "UNKNOWN_COMMAND", "Unknown command", ["support"]),
-            ("83", "NOT_SUPPORTED", "Operation not supported", ["support"]),
-            ("86", "ETMPFAIL", "Temporary failure", ["temp", "retry-now"]),
-            ("88", "UNKNOWN_COLLECTION", "Operation on an unknown collection", ["item-only", "support"]),
-            ("8c", "UNKNOWN_SCOPE", "Operation on an unknown scope", ["item-only", "support"]),
-        )
-    },
-}
-"""What 7.2 answers to GET_ERROR_MAP: the statuses that the embedded server sends."""
+_ERRORS_OF_7 = """
+1 KEY_ENOENT: Not Found: item-only
+2 KEY_EEXISTS: key already exists, or CAS mismatch: item-only
+3 E2BIG: Value too large: item-only invalid-input
+4 EINVAL: Invalid packet: internal invalid-input
+7 NOT_MY_VBUCKET: Server does not know about this vBucket: fetch-config invalid-input
+8 NO_BUCKET: Not connected to any bucket: conn-state-invalidated
+20 AUTH_ERROR: Authentication failed: conn-state-invalidated auth
+22 ERANGE: Range error: invalid-input
+23 ROLLBACK: Roll back to the seqno in the value: dcp special-handling
+24 EACCESS: Not authorized for command: support auth
+80 UNKNOWN_FRAME_INFO: Unknown frame info: invalid-input
+d ECONFIG_ONLY: Command can't be executed in a config-only bucket: fetch-config retry-now
+81 UNKNOWN_COMMAND: Unknown command: support
+83 NOT_SUPPORTED: Operation not supported: support
+86 ETMPFAIL: Temporary failure: temp retry-now
+88 UNKNOWN_COLLECTION: Operation on an unknown collection: item-only support
+8c UNKNOWN_SCOPE: Operation on an unknown scope: item-only support
+"""
+"""Statuses that the embedded server sends: what 7.2 says they are, and their attributes."""
 _ERRORS_OF_8 = """
 success: 0 SUCCESS, a5 RangeScanCancelled, a6 RangeScanMore, a7 RangeScanComplete
 item-only: 1 KEY_ENOENT, 2 KEY_EEXISTS, e NOT_LOCKED, f CAS_VALUE_INVALID, a3 SyncWriteAmbiguous
@@ -202,10 +185,14 @@ _REVISIONS_OF_8 = {1: 10, 2: 6}
 
 def error_map(request: bytes, *, is_8: bool) -> dict[str, Any]:
     """The answer to GET_ERROR_MAP; `request` is the version that the client knows, two bytes."""
-    if not is_8:
-        return ERROR_MAP
-    version = max(1, min(int.from_bytes(request, "big"), 2))
     errors = {}
+    if not is_8:
+        for line in _ERRORS_OF_7.split("\n")[1:-1]:
+            status, about, attributes = line.split(": ")
+            code, name = status.split()
+            errors[code] = {"name": name, "desc": about, "attrs": attributes.split()}
+        return {"version": 2, "revision": 1, "errors": errors}
+    version = max(1, min(int.from_bytes(request, "big"), 2))
     for line in _ERRORS_OF_8.split("\n")[1:-1]:
         attributes, _, statuses = line.partition(": ")
         attrs = [name for name in attributes.split() if version > 1 or name not in _SINCE_VERSION_2]

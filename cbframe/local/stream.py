@@ -14,9 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from cbframe.local import items
-from cbframe.local.bucket import CollectionsManifest, LocalBucket, UnknownScopeError
+from cbframe.local.bucket import CollectionsManifest, LocalBucket, UnknownScopeError, VBucket
 from cbframe.local.items import Encoded, Variant
-from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import MAX_SEQNO, Magic, SnapshotFlag, Status, StreamEndReason, StreamFlag
 from cbframe.wire.framing import Frame, stream_id_framing
 from cbframe.wire.messages import (
@@ -38,14 +37,12 @@ KNOWN_FLAGS = (
 )
 _FILTER_KEYS = frozenset({"collections", "scope", "uid", "sid", "purge_seqno"})
 _MAX_STREAM_ID = 0xFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A status other than success, and the rollback seqno if that is the status."""
-
-    status: Status
-    rollback: int = 0
+_MAX_VARIANTS = 2
+"""Backfills kept ready per vbucket; each is as large as the data."""
+_BACKFILL = SnapshotFlag.DISK | SnapshotFlag.CHECKPOINT
+_FIRST_LIVE = SnapshotFlag.MEMORY | SnapshotFlag.CHECKPOINT
+_HISTORY = SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS
+_OSO_START, _OSO_END = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,34 +89,29 @@ def rollback_point(
     return min(upper, snap_start)
 
 
-def check_range(request: StreamRequest) -> Refusal | None:
-    """The order of the request's seqnos."""
-    if request.start > request.end or not request.snap_start <= request.start <= request.snap_end:
-        return Refusal(Status.ERANGE)
-    return None
+def check_range(request: StreamRequest) -> bool:
+    """Whether the request's seqnos are in order."""
+    return request.start <= request.end and request.snap_start <= request.start <= request.snap_end
 
 
-def parse_filter(
-    value: bytes, manifest: CollectionsManifest, *, stream_ids: bool = False
-) -> Filter | Refusal:
-    """The JSON value of a stream request on a collections connection."""
+def parse_filter(value: bytes, manifest: CollectionsManifest, *, stream_ids: bool = False) -> Filter | Status:
+    """The JSON value of a stream request on a collections connection, or the status of its refusal."""
     if not value:
-        return Refusal(Status.DCP_STREAM_ID_INVALID) if stream_ids else Filter()
-    invalid = Refusal(Status.EINVAL)
+        return Status.DCP_STREAM_ID_INVALID if stream_ids else Filter()
     try:
         wish = json.loads(value)
     except ValueError:
-        return invalid
+        return Status.EINVAL
     if not isinstance(wish, dict) or not wish.keys() & _FILTER_KEYS:
-        return invalid
+        return Status.EINVAL
     sid, purge = wish.get("sid", 0), wish.get("purge_seqno")
     if type(sid) is not int or not (purge is None or (isinstance(purge, str) and purge.isdecimal())):
-        return invalid
+        return Status.EINVAL
     if ("sid" in wish) != stream_ids or not 0 <= sid <= _MAX_STREAM_ID or stream_ids > sid:
-        return Refusal(Status.DCP_STREAM_ID_INVALID)
+        return Status.DCP_STREAM_ID_INVALID
     plain = Filter(sid=sid, purge_seqno=None if purge is None else int(purge))
     if "scope" in wish and "collections" in wish:
-        return invalid
+        return Status.EINVAL
     try:
         if "scope" in wish:
             scope = _hex(wish["scope"])
@@ -127,11 +119,11 @@ def parse_filter(
             return replace(plain, scope=scope)
         if "collections" in wish:
             ids = frozenset(_hex(cid) for cid in wish["collections"])
-            return replace(plain, ids=ids) if ids <= manifest.ids() else Refusal(Status.UNKNOWN_COLLECTION)
+            return replace(plain, ids=ids) if ids <= manifest.ids() else Status.UNKNOWN_COLLECTION
     except UnknownScopeError:
-        return Refusal(Status.UNKNOWN_SCOPE)
+        return Status.UNKNOWN_SCOPE
     except (ValueError, TypeError):
-        return invalid
+        return Status.EINVAL
     return plain
 
 
@@ -172,14 +164,6 @@ def effective_end(request: StreamRequest, high: int, newest: int | None = None) 
     if request.flags & (StreamFlag.TO_LATEST | StreamFlag.DISK_ONLY):
         return min(request.end, high)
     return min(request.end, MAX_SEQNO)
-
-
-_MAX_VARIANTS = 2
-"""Backfills kept ready per vbucket; each is as large as the data."""
-_BACKFILL = SnapshotFlag.DISK | SnapshotFlag.CHECKPOINT
-_FIRST_LIVE = SnapshotFlag.MEMORY | SnapshotFlag.CHECKPOINT
-_HISTORY = SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS
-_OSO_START, _OSO_END = 1, 2
 
 
 def acquire(vbucket: VBucket, variant: Variant, start: int, opaque: int) -> tuple[Encoded, int]:

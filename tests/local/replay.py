@@ -23,9 +23,8 @@ from typing import NamedTuple, Self
 
 from cbframe.local import LocalCluster
 from cbframe.local import items as stored
-from cbframe.local.bucket import LocalBucket, Scope
+from cbframe.local.bucket import LocalBucket, Scope, VBucket
 from cbframe.local.items import deflate, inflate
-from cbframe.local.vbucket import VBucket
 from cbframe.wire.constants import (
     Datatype,
     Feature,

@@ -106,14 +106,14 @@ def test_garble(cluster: LocalCluster, at: int, nbytes: int | None) -> None:
     found = []
     for garble in (False, True):
         with Client(cluster).login().open() as client:
-            cluster._engine.set_chop(0, nbytes)
+            cluster._engine.set_fault(0, "chop", nbytes)
             client.send(noop())
             assert client.receive() is not None
             if garble:
                 cluster.garble(at)
             client.send_stream(0, 50)
             found.append(client.raw(7000))
-            cluster._engine.set_chop(0, None)
+            cluster._engine.set_fault(0, "chop", None)
     plain, garbled = found
     # Opaques and all: each connection asked the same.
     assert [i for i in range(7000) if plain[i] != garbled[i]] == [at]

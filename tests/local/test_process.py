@@ -1,31 +1,42 @@
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
-from cbframe.errors import ConfigurationError, ConnectError
+from cbframe.errors import CbframeError, ConfigurationError, ConnectError
 from cbframe.local import LocalCluster
-from cbframe.local.cluster import pack, unpack
 from cbframe.local.sample import sample_documents
+from cbframe.wire.constants import Datatype
 
 from .client import DATA, Client, seqnos
 
 
-def test_messages_carry_bytes() -> None:
-    content = ["name", [b"\0\xff", {"a": [b"x", None, 1]}], {"k": b""}]
-    assert unpack(io.BytesIO(pack(content))) == content
-    content = [(1, [b"x", ()]), {3: b"y", 4: {"$bytes": 5}}, {"$tuple": [b"z"]}]
-    assert unpack(io.BytesIO(pack(content))) == content
-    assert unpack(io.BytesIO(pack([{7}, iter("ab")]))) == [[7], ["a", "b"]]
-    with pytest.raises(EOFError):
-        unpack(io.BytesIO(b"\0"))
+def test_arguments_of_any_kind_reach_the_child() -> None:
+    with LocalCluster(nodes=2, vbuckets=4, process=True) as cluster:
+        cluster.create_collection("_default", "beer")
+        cluster.add_user("ann", "a", collections=iter(["_default.beer"]), scopes=set())
+        document = MappingProxyType({"a": 1})
+        assert cluster.upsert("k", {"n": 1}, xattrs=document, datatype=Datatype.JSON, collection=8) > 0
+        assert cluster.bulk_load(((b"a", b"1"), (b"\xff", b"\0"))) == 2
+        assert cluster.get(b"\xff") == b"\0"
+        cluster.rebalance(eject={1: None}.keys())
+        assert cluster.members == [0]
+
+
+def test_what_the_child_refuses_is_an_error_here() -> None:
+    with LocalCluster(vbuckets=4, process=True) as cluster:
+        with pytest.raises(ConfigurationError, match="no scope or collection nowhere"):
+            cluster.modify_collection("_default", "nowhere", max_ttl=1)
+        with pytest.raises(CbframeError, match="TypeError"):
+            cluster.upsert("k", {}, xattrs={"a": object})
+        assert cluster.item_count() == 0
 
 
 def test_the_same_cluster_in_its_own_process() -> None:

@@ -246,11 +246,10 @@ def test_a_node_that_is_starting(
 ) -> None:
     """It is asked again, as long as the cluster has the bucket."""
     fill(later, 40, 5)
-    engine = later._engine
-    change = engine.set_starting if state == "starting" else engine.set_config_only
+    change = later._engine.set_fault
     status = Status.KEY_ENOENT if state == "starting" else Status.CONFIG_ONLY
-    seen = Refusals(monkeypatch, status, lambda: change(0, False))
-    change(0, True)
+    seen = Refusals(monkeypatch, status, lambda: change(0, state, False))
+    change(0, state, True)
     found = door(seeds_of(later, scheme), "default", ADMIN, tmp_path / "snapshot")
     assert found == 40
     assert len(seen.opcodes) >= 3
@@ -261,12 +260,11 @@ def test_a_node_that_starts_again_in_the_middle(
     later: LocalCluster, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     fill(later, 2000)
-    engine = later._engine
-    change = engine.set_starting if state == "starting" else engine.set_config_only
+    change = later._engine.set_fault
     status = Status.KEY_ENOENT if state == "starting" else Status.CONFIG_ONLY
-    seen = Refusals(monkeypatch, status, lambda: change(1, False))
+    seen = Refusals(monkeypatch, status, lambda: change(1, state, False))
     sent = Sent(monkeypatch, later, 1)
-    sent.at(20_000, lambda: change(1, True))
+    sent.at(20_000, lambda: change(1, state, True))
     assert read_rows(later, buffer_bytes=2000, timeout=60) == truth(later)
     assert not sent.pending
     assert len(seen.opcodes) >= 3
@@ -276,11 +274,10 @@ def test_a_node_that_starts_again_in_the_middle(
 def test_the_doctor_waits_for_a_node_that_is_starting(
     later: LocalCluster, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    engine = later._engine
-    change = engine.set_starting if state == "starting" else engine.set_config_only
+    change = later._engine.set_fault
     status = Status.KEY_ENOENT if state == "starting" else Status.CONFIG_ONLY
-    Refusals(monkeypatch, status, lambda: change(0, False))
-    change(0, True)
+    Refusals(monkeypatch, status, lambda: change(0, state, False))
+    change(0, state, True)
     assert doctor(later).ok
 
 

@@ -14,7 +14,7 @@ import pytest
 import cbframe
 from cbframe import AsOf, BucketDataSourceOptions, EnvironmentAuth, LocalCluster, ScanPartition, scan_bucket
 from cbframe.errors import ConfigurationError, RollbackError, StreamError
-from cbframe.local.kv.connection import QUERIES
+from cbframe.local.kv.connection import HANDLERS
 from cbframe.scan.session import Pins
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.messages import FailoverEntry, vbucket_of
@@ -195,7 +195,7 @@ def test_large_vbuckets() -> None:
 def test_nodes_that_do_not_tell(
     cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, status: Status
 ) -> None:
-    monkeypatch.setitem(QUERIES, Opcode.STAT, lambda conn, frame: conn.respond(frame, status))
+    monkeypatch.setitem(HANDLERS, Opcode.STAT, lambda conn, frame: conn.respond(frame, status))
     parts = parts_of(cluster, 3)
     assert {(part.documents, part.bytes) for part in parts} == {(None, None)}
     assert "at most" in repr(parts[0])

@@ -87,7 +87,7 @@ def refused_statistics(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         asked.append(frame.key)
         conn.respond(frame, Status.EACCESS)
 
-    monkeypatch.setitem(connection.QUERIES, Opcode.STAT, refuse)
+    monkeypatch.setitem(connection.HANDLERS, Opcode.STAT, refuse)
     return asked
 
 

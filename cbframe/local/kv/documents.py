@@ -1,16 +1,15 @@
-"""Document operations of the KV protocol: get, the writes, delete, touch, locks, counters."""
+"""Document operations of the KV protocol: get, the writes, delete, touch, locks, counters, sub-documents."""
 
 from __future__ import annotations
 
-import math
 import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cbframe.local.bucket import LocalBucket, absolute_expiry, is_json, to_json
+from cbframe.local.bucket import LocalBucket, StoredDocument, VBucket, absolute_expiry, json_datatype, to_json
 from cbframe.local.kv import subdocument
-from cbframe.local.vbucket import StoredDocument, VBucket
+from cbframe.local.kv.subdocument import RefusedError
 from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Opcode, Status
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import body_offset
@@ -18,6 +17,20 @@ from cbframe.wire.messages import body_offset
 _BARRIER, _DURABILITY, _STREAM_ID, _PRESERVE_TTL = 0, 1, 2, 5
 _STRONGEST_LEVEL = 3
 _MAX_DURABLE_REPLICAS = 2
+
+_FLAGS_EXPIRY = struct.Struct(">II")
+_U32 = struct.Struct(">I")
+_META = struct.Struct(">IIIQB")
+_COUNTER = struct.Struct(">QQI")
+_LOCKED_CAS = 0xFFFF_FFFF_FFFF_FFFF
+"""Shown to readers of a locked document."""
+_DEFAULT_LOCK, _LONGEST_LOCK = 15, 30
+_NO_INITIAL = 0xFFFF_FFFF
+"""The expiry of a counter operation that must find its document."""
+_MAKE_DOCUMENT, _ADD_DOCUMENT = 0x01, 0x02
+"""Options of a sub-document change: make the document if it is missing, or only if it is."""
+_READS = frozenset({Opcode.GET, Opcode.SUBDOC_MULTI_LOOKUP, Opcode.GET_META, Opcode.ADD, Opcode.UNLOCK_KEY})
+"""These do not care whether the document is locked, or look themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +74,6 @@ def parse_frame_info(frame: Frame, replicas: int) -> FrameInfo | Status:
     return info
 
 
-def duration_frame(seconds: float) -> bytes:
-    """The framing extras that tell how long the server had a request."""
-    encoded = min(0xFFFF, round(math.pow(2e6 * max(seconds, 0.0), 1 / 1.74)))
-    return b"\x02" + encoded.to_bytes(2, "big")
-
-
-_FLAGS_EXPIRY = struct.Struct(">II")
-_U32 = struct.Struct(">I")
-_META = struct.Struct(">IIIQB")
-_U64 = struct.Struct(">Q")
-_COUNTER = struct.Struct(">QQI")
-_TOKEN = struct.Struct(">QQ")
-_LOCKED_CAS = 0xFFFF_FFFF_FFFF_FFFF
-"""Shown to readers of a locked document."""
-_DEFAULT_LOCK, _LONGEST_LOCK = 15, 30
-_NO_INITIAL = 0xFFFF_FFFF
-"""The expiry of a counter operation that must find its document."""
-_MAKE_DOCUMENT, _ADD_DOCUMENT = 0x01, 0x02
-"""Options of a sub-document change: make the document if it is missing, or only if it is."""
-_READS = frozenset({Opcode.GET, Opcode.SUBDOC_MULTI_LOOKUP, Opcode.GET_META, Opcode.ADD, Opcode.UNLOCK_KEY})
-"""These do not care whether the document is locked, or look themselves."""
-
-
 @dataclass(frozen=True, slots=True)
 class OperationResult:
     """Answer to a document operation; ``seqno`` is set by writes."""
@@ -96,12 +86,6 @@ class OperationResult:
     seqno: int | None = None
 
 
-_INVALID = OperationResult(Status.EINVAL)
-_MISSING = OperationResult(Status.KEY_ENOENT)
-_EXISTS = OperationResult(Status.KEY_EEXISTS)
-_LOCKED = OperationResult(Status.LOCKED)
-
-
 @dataclass(frozen=True, slots=True)
 class _Lock:
     """A lock on one version of a document."""
@@ -111,18 +95,44 @@ class _Lock:
     until: float
 
 
+@dataclass(slots=True)
+class _Operation:
+    """One request for one document."""
+
+    frame: Frame
+    vbucket: VBucket
+    key: bytes  # with its prefix
+    info: FrameInfo
+    packed: bytes  # the value as it came, if that was a Snappy block: a new document is stored so
+    document: StoredDocument | None
+
+    def existing(self, *, missing: Status = Status.KEY_ENOENT) -> StoredDocument:
+        """The document, which has to be there, in the version that the request names, if it names one."""
+        if self.document is None:
+            raise RefusedError(missing)
+        if self.frame.cas not in {0, self.document.cas}:
+            raise RefusedError(Status.KEY_EEXISTS)
+        return self.document
+
+    def extras(self, *lengths: int) -> bytes:
+        if len(self.frame.extras) not in lengths:
+            raise RefusedError(Status.EINVAL)
+        return self.frame.extras
+
+    def expiry(self, wanted: int) -> int:
+        """The expiry that a write sets: another one, unless the document keeps its own."""
+        if self.document is not None and self.info.preserve_ttl:
+            return self.document.expiry
+        return absolute_expiry(wanted)
+
+
 class DocumentService:
     """Runs one operation on one vbucket; the bucket's lock is held."""
 
     def __init__(self, bucket: LocalBucket) -> None:
         self._bucket = bucket
         self._locks: dict[bytes, _Lock] = {}
-        self._preserve_ttl = False
-        self._packed = b""
-        self._durability = 0
-        self._operations: dict[
-            int, Callable[[Frame, VBucket, bytes, StoredDocument | None], OperationResult]
-        ] = {
+        self._operations: dict[int, Callable[[_Operation], OperationResult]] = {
             Opcode.GET: self._get,
             Opcode.GAT: self._get_and_touch,
             Opcode.TOUCH: self._touch,
@@ -145,18 +155,9 @@ class DocumentService:
         return opcode in self._operations
 
     def run(self, frame: Frame, key: bytes, info: FrameInfo, packed: bytes = b"") -> OperationResult:
-        """Run the operation in `frame` on the document `key`, which has its prefix.
-
-        `info` is what the framing extras ask for. `packed` is the value as it came, if that was a
-        Snappy block: a new document is stored so.
-        """
-        self._preserve_ttl, self._durability = info.preserve_ttl, info.durability
-        self._packed = packed
+        """Run the operation in `frame` on the document `key`, which has its prefix."""
         vbucket = self._bucket.vbuckets[frame.vbucket]
-        document = vbucket.document(key)
-        if document is not None and 0 < document.expiry < self._bucket.now():
-            self._bucket.expire_stored(vbucket, key)
-            document = None
+        document = self._bucket.read(vbucket, key)
         if frame.opcode not in _READS and vbucket.pending(key) is not None:
             return OperationResult(Status.SYNC_WRITE_IN_PROGRESS)
         lock = self._lock_on(key, document)
@@ -165,10 +166,16 @@ class DocumentService:
                 document = document._replace(cas=_LOCKED_CAS)
             elif frame.opcode not in _READS:
                 if frame.cas != lock.cas:
-                    return _LOCKED
+                    return OperationResult(Status.LOCKED)
                 # Who has the lock may write, and the write ends it.
                 document = document._replace(cas=lock.cas)
-        return self._operations[frame.opcode](frame, vbucket, key, document)
+        try:
+            return self._operations[frame.opcode](_Operation(frame, vbucket, key, info, packed, document))
+        except RefusedError as exc:
+            if not exc.context:
+                return OperationResult(exc.status)
+            value = to_json({"error": {"context": exc.context}})
+            return OperationResult(exc.status, value=value, datatype=int(Datatype.JSON))
 
     def _lock_on(self, key: bytes, document: StoredDocument | None) -> _Lock | None:
         """The lock, if it still holds and is on this very version."""
@@ -180,247 +187,174 @@ class DocumentService:
             return None
         return lock
 
+    # ------------------------------------------------------------------ reads, and locks
+
     @staticmethod
-    def _get(
-        _frame: Frame, _vbucket: VBucket, _key: bytes, document: StoredDocument | None
-    ) -> OperationResult:
-        return _MISSING if document is None else _found(document)
+    def _get(op: _Operation) -> OperationResult:
+        if op.document is None:
+            raise RefusedError(Status.KEY_ENOENT)
+        return _found(op.document)
 
-    def _get_and_touch(
-        self, frame: Frame, vbucket: VBucket, key: bytes, document: StoredDocument | None
-    ) -> OperationResult:
-        touched = self._touch(frame, vbucket, key, document)
-        if document is None or touched.status:
-            return touched
-        found = _found(document)
-        return OperationResult(
-            extras=found.extras, value=found.value, cas=touched.cas, datatype=found.datatype
-        )
+    def _get_and_touch(self, op: _Operation) -> OperationResult:
+        touched = self._touch(op)
+        assert op.document is not None
+        return replace(_found(op.document), cas=touched.cas)
 
-    def _get_locked(
-        self, frame: Frame, _vbucket: VBucket, key: bytes, document: StoredDocument | None
-    ) -> OperationResult:
-        if len(frame.extras) not in {0, _U32.size}:
-            return _INVALID
-        if document is None:
-            return _MISSING
-        if key in self._locks:
-            return _LOCKED
-        seconds = int.from_bytes(frame.extras, "big")
+    def _get_locked(self, op: _Operation) -> OperationResult:
+        seconds = int.from_bytes(op.extras(0, _U32.size), "big")
+        if op.document is None:
+            raise RefusedError(Status.KEY_ENOENT)
+        if op.key in self._locks:
+            raise RefusedError(Status.LOCKED)
         if not 0 < seconds <= _LONGEST_LOCK:
             seconds = _DEFAULT_LOCK
         cas = self._bucket.next_cas()
-        self._locks[key] = _Lock(cas, document.cas, time.monotonic() + seconds)
-        return _found(document._replace(cas=cas))
+        self._locks[op.key] = _Lock(cas, op.document.cas, time.monotonic() + seconds)
+        return _found(op.document._replace(cas=cas))
 
-    def _unlock(
-        self, frame: Frame, _vbucket: VBucket, key: bytes, document: StoredDocument | None
-    ) -> OperationResult:
-        if not frame.cas:
-            return _INVALID
-        if document is None:
-            return _MISSING
-        lock = self._locks.get(key)
+    def _unlock(self, op: _Operation) -> OperationResult:
+        if not op.frame.cas:
+            raise RefusedError(Status.EINVAL)
+        if op.document is None:
+            raise RefusedError(Status.KEY_ENOENT)
+        lock = self._locks.get(op.key)
         if lock is None:
-            return OperationResult(Status.ETMPFAIL)
-        if frame.cas != lock.cas:
-            return _LOCKED
-        del self._locks[key]
+            raise RefusedError(Status.ETMPFAIL)
+        if op.frame.cas != lock.cas:
+            raise RefusedError(Status.LOCKED)
+        del self._locks[op.key]
         return OperationResult()
 
-    def _touch(
-        self, frame: Frame, vbucket: VBucket, key: bytes, document: StoredDocument | None
-    ) -> OperationResult:
-        if len(frame.extras) != _U32.size:
-            return _INVALID
-        if document is None:
-            return _MISSING
-        (expiry,) = _U32.unpack(frame.extras)
-        written = self._write(
-            vbucket, key, document.value, document.flags, absolute_expiry(expiry), document.datatype
-        )
-        # The one write whose answer has no mutation token.
-        return OperationResult(cas=written.cas)
-
     @staticmethod
-    def _get_meta(
-        _frame: Frame, _vbucket: VBucket, _key: bytes, document: StoredDocument | None
-    ) -> OperationResult:
+    def _get_meta(op: _Operation) -> OperationResult:
+        document = op.document
         if document is None:
-            return _MISSING
+            raise RefusedError(Status.KEY_ENOENT)
         extras = _META.pack(0, document.flags, document.expiry, document.rev, document.datatype)
         return OperationResult(extras=extras, cas=document.cas)
 
-    def _store(
-        self, frame: Frame, vbucket: VBucket, key: bytes, document: StoredDocument | None
-    ) -> OperationResult:
-        if len(frame.extras) != _FLAGS_EXPIRY.size:
-            return _INVALID
-        if len(frame.value) > MAX_VALUE_LENGTH:
-            return OperationResult(Status.E2BIG)
-        if frame.opcode == Opcode.ADD and document is not None:
-            return _EXISTS
-        if document is None and (frame.opcode == Opcode.REPLACE or frame.cas):
-            return _MISSING
-        if document is not None and frame.cas not in {0, document.cas}:
-            return _EXISTS
-        flags, expiry = _FLAGS_EXPIRY.unpack(frame.extras)
+    # ------------------------------------------------------------------ writes
+
+    def _touch(self, op: _Operation) -> OperationResult:
+        (expiry,) = _U32.unpack(op.extras(_U32.size))
+        document = op.document
+        if document is None:
+            raise RefusedError(Status.KEY_ENOENT)
         expiry = absolute_expiry(expiry)
-        if document is not None and self._preserve_ttl:
-            expiry = document.expiry
-        return self._write_body(vbucket, key, frame.value, flags, expiry, document, self._packed)
+        written = self._write(op, document.value, document.flags, expiry, document.datatype)
+        # The one write whose answer has no mutation token.
+        return OperationResult(cas=written.cas)
 
-    def _extend(
-        self, frame: Frame, vbucket: VBucket, key: bytes, document: StoredDocument | None
-    ) -> OperationResult:
-        if frame.extras:
-            return _INVALID
-        if document is None:
-            return OperationResult(Status.NOT_STORED)
-        if frame.cas not in {0, document.cas}:
-            return _EXISTS
-        body = body_of(document)
-        body = body + frame.value if frame.opcode == Opcode.APPEND else frame.value + body
-        if len(body) > MAX_VALUE_LENGTH:
-            return OperationResult(Status.E2BIG)
-        return self._write_body(vbucket, key, body, document.flags, document.expiry, document)
+    def _store(self, op: _Operation) -> OperationResult:
+        flags, expiry = _FLAGS_EXPIRY.unpack(op.extras(_FLAGS_EXPIRY.size))
+        _check_size(op.frame.value)
+        if op.frame.opcode == Opcode.ADD and op.document is not None:
+            raise RefusedError(Status.KEY_EEXISTS)
+        if op.document is not None or op.frame.opcode == Opcode.REPLACE or op.frame.cas:
+            op.existing()
+        return self._write_body(op, op.frame.value, flags, op.expiry(expiry), op.packed)
 
-    def _count(
-        self, frame: Frame, vbucket: VBucket, key: bytes, document: StoredDocument | None
-    ) -> OperationResult:
-        if len(frame.extras) != _COUNTER.size or frame.value:
-            return _INVALID
-        delta, number, expiry = _COUNTER.unpack(frame.extras)
-        flags = 0
-        if document is None:
-            if expiry == _NO_INITIAL:
-                return _MISSING
-            expiry = absolute_expiry(expiry)
-        else:
-            if frame.cas not in {0, document.cas}:
-                return _EXISTS
+    def _extend(self, op: _Operation) -> OperationResult:
+        op.extras(0)
+        document = op.existing(missing=Status.NOT_STORED)
+        body, more = body_of(document), op.frame.value
+        body = body + more if op.frame.opcode == Opcode.APPEND else more + body
+        _check_size(body)
+        return self._write_body(op, body, document.flags, document.expiry)
+
+    def _count(self, op: _Operation) -> OperationResult:
+        delta, number, expiry = _COUNTER.unpack(op.extras(_COUNTER.size))
+        if op.frame.value:
+            raise RefusedError(Status.EINVAL)
+        flags, expiry = 0, expiry if expiry == _NO_INITIAL else absolute_expiry(expiry)
+        if op.document is not None or expiry == _NO_INITIAL:
+            document = op.existing()
             body = body_of(document)
             if not body.isdigit() or len(body) > 20 or int(body) >= 1 << 64:
-                return OperationResult(Status.DELTA_BADVAL)
-            up = frame.opcode == Opcode.INCREMENT
+                raise RefusedError(Status.DELTA_BADVAL)
+            up = op.frame.opcode == Opcode.INCREMENT
             number = (int(body) + delta) % (1 << 64) if up else max(0, int(body) - delta)
             flags, expiry = document.flags, document.expiry
-        written = self._write_body(vbucket, key, b"%d" % number, flags, expiry, document)
-        return replace(written, value=_U64.pack(number))
+        return replace(self._write_body(op, b"%d" % number, flags, expiry), value=number.to_bytes(8, "big"))
 
-    def _lookup_in(
-        self, frame: Frame, vbucket: VBucket, key: bytes, document: StoredDocument | None
+    def _delete(self, op: _Operation) -> OperationResult:
+        op.existing()
+        cas, prepared = self._bucket.next_cas(), 0
+        if level := op.info.durability:
+            prepared = op.vbucket.prepare(op.key, b"", cas=cas, deleted=True, level=level)
+        now = self._bucket.now()
+        seqno = op.vbucket.remove(op.key, cas=cas, when=now, expired=False, prepared=prepared)
+        self._bucket.written(op.vbucket.id)
+        return OperationResult(cas=cas, seqno=seqno)
+
+    def _write_body(
+        self, op: _Operation, body: bytes, flags: int, expiry: int, packed: bytes = b""
     ) -> OperationResult:
-        try:
-            specs = subdocument.parse_specs(frame.value, mutation=False, is_8=self._bucket.release.is_8)
-        except subdocument.RefusedError as exc:
-            return _refused(exc)
+        """Write a new body; attributes that the document has stay. `packed` is the body as it came."""
+        datatype = json_datatype(body)
+        if op.document is not None and op.document.datatype & Datatype.XATTR:
+            body = op.document.value[: body_offset(op.document.value)] + body
+            datatype |= Datatype.XATTR
+        elif packed:
+            body, datatype = packed, datatype | Datatype.SNAPPY
+        return self._write(op, body, flags, expiry, datatype)
+
+    def _write(
+        self, op: _Operation, value: bytes, flags: int, expiry: int, datatype: int, cas: int = 0
+    ) -> OperationResult:
+        cas, prepared = cas or self._bucket.next_cas(), 0
+        if level := op.info.durability:
+            prepared = op.vbucket.prepare(
+                op.key, value, cas=cas, flags=flags, expiry=expiry, datatype=datatype, level=level
+            )
+        seqno = op.vbucket.put(
+            op.key, value, cas=cas, flags=flags, expiry=expiry, datatype=datatype, prepared=prepared
+        )
+        self._bucket.written(op.vbucket.id)
+        return OperationResult(cas=cas, seqno=seqno)
+
+    # ------------------------------------------------------------------ sub-documents
+
+    def _lookup_in(self, op: _Operation) -> OperationResult:
+        specs = subdocument.parse_specs(op.frame.value, mutation=False, is_8=self._bucket.is_8)
+        document, vbucket = op.document, op.vbucket
         if document is None:
-            return _MISSING
-        body = body_of(document)
-        seqno = vbucket.latest[key]
+            raise RefusedError(Status.KEY_ENOENT)
+        body, seqno = body_of(document), vbucket.latest[op.key]
         good, results = subdocument.lookup(
             specs, document, lambda: subdocument.virtual_attributes(document, body, vbucket, seqno)
         )
         status = Status.SUCCESS if good else Status.SUBDOC_MULTI_PATH_FAILURE
         return OperationResult(status, value=results, cas=document.cas)
 
-    def _mutate_in(
-        self, frame: Frame, vbucket: VBucket, key: bytes, document: StoredDocument | None
-    ) -> OperationResult:
-        extras = frame.extras
-        if len(extras) not in {0, 1, 4, 5}:
-            return _INVALID
+    def _mutate_in(self, op: _Operation) -> OperationResult:
+        extras = op.extras(0, 1, 4, 5)
         options = extras[-1] if len(extras) in {1, 5} else 0
-        expiry = absolute_expiry(_U32.unpack_from(extras)[0]) if len(extras) >= 4 else 0
+        expiry = _U32.unpack_from(extras)[0] if len(extras) >= 4 else 0
         if options & ~(_MAKE_DOCUMENT | _ADD_DOCUMENT):
-            return OperationResult(Status.NOT_SUPPORTED)
+            raise RefusedError(Status.NOT_SUPPORTED)
+        specs = subdocument.parse_specs(op.frame.value, mutation=True, is_8=self._bucket.is_8)
+        if op.document is not None and options & _ADD_DOCUMENT:
+            raise RefusedError(Status.KEY_EEXISTS)
+        if op.document is not None or not options:
+            op.existing()
+        content, cas = subdocument.Content.of(op.document), self._bucket.next_cas()
+        macros = subdocument.macro_values(cas, op.vbucket.high_seqno + 1, content.body)
         try:
-            specs = subdocument.parse_specs(frame.value, mutation=True, is_8=self._bucket.release.is_8)
-        except subdocument.RefusedError as exc:
-            return _refused(exc)
-        if document is None and not options:
-            return _MISSING
-        if document is not None and (options & _ADD_DOCUMENT or frame.cas not in {0, document.cas}):
-            return _EXISTS
-        content, cas = subdocument.Content.of(document), self._bucket.next_cas()
-        try:
-            results = subdocument.mutate(
-                specs, content, subdocument.macro_values(cas, vbucket.high_seqno + 1, content.body)
-            )
+            results = subdocument.mutate(specs, content, macros)
         except subdocument.FailedSpecError as exc:
             return OperationResult(Status.SUBDOC_MULTI_PATH_FAILURE, value=exc.answer)
-        if self._bucket.release.is_8 and any(spec.flags & subdocument.XATTR for spec in specs):
+        if self._bucket.is_8 and any(spec.flags & subdocument.XATTR for spec in specs):
             content.sort_attributes()
         value, datatype = content.encode()
-        if len(value) > MAX_VALUE_LENGTH:
-            return OperationResult(Status.E2BIG)
-        if document is not None and self._preserve_ttl:
-            expiry = document.expiry
-        flags = 0 if document is None else document.flags
-        return replace(self._write(vbucket, key, value, flags, expiry, datatype, cas), value=results)
+        _check_size(value)
+        flags = 0 if op.document is None else op.document.flags
+        return replace(self._write(op, value, flags, op.expiry(expiry), datatype, cas), value=results)
 
-    def _write_body(
-        self,
-        vbucket: VBucket,
-        key: bytes,
-        body: bytes,
-        flags: int,
-        expiry: int,
-        document: StoredDocument | None,
-        packed: bytes = b"",
-    ) -> OperationResult:
-        """Write a new body; attributes that the document has stay. `packed` is the body as it came."""
-        datatype = int(Datatype.JSON) if is_json(body) else 0
-        if document is not None and document.datatype & Datatype.XATTR:
-            body = document.value[: body_offset(document.value)] + body
-            datatype |= Datatype.XATTR
-        elif packed:
-            body, datatype = packed, datatype | Datatype.SNAPPY
-        return self._write(vbucket, key, body, flags, expiry, datatype)
 
-    def _write(
-        self,
-        vbucket: VBucket,
-        key: bytes,
-        value: bytes,
-        flags: int,
-        expiry: int,
-        datatype: int,
-        cas: int = 0,
-    ) -> OperationResult:
-        cas = cas or self._bucket.next_cas()
-        prepared = 0
-        if self._durability:
-            prepared = vbucket.prepare(
-                key,
-                value,
-                cas=cas,
-                flags=flags,
-                expiry=expiry,
-                datatype=datatype,
-                level=self._durability,
-            )
-        seqno = vbucket.put(
-            key, value, cas=cas, flags=flags, expiry=expiry, datatype=datatype, prepared=prepared
-        )
-        self._bucket.written(vbucket.id)
-        return OperationResult(cas=cas, seqno=seqno)
-
-    def _delete(
-        self, frame: Frame, vbucket: VBucket, key: bytes, document: StoredDocument | None
-    ) -> OperationResult:
-        if document is None:
-            return _MISSING
-        if frame.cas not in {0, document.cas}:
-            return _EXISTS
-        cas = self._bucket.next_cas()
-        prepared = 0
-        if self._durability:
-            prepared = vbucket.prepare(key, b"", cas=cas, deleted=True, level=self._durability)
-        seqno = vbucket.remove(key, cas=cas, when=self._bucket.now(), expired=False, prepared=prepared)
-        self._bucket.written(vbucket.id)
-        return OperationResult(cas=cas, seqno=seqno)
+def _check_size(value: bytes) -> None:
+    if len(value) > MAX_VALUE_LENGTH:
+        raise RefusedError(Status.E2BIG)
 
 
 def _found(document: StoredDocument) -> OperationResult:
@@ -433,18 +367,6 @@ def _found(document: StoredDocument) -> OperationResult:
     )
 
 
-def _refused(error: subdocument.RefusedError) -> OperationResult:
-    if not error.context:
-        return OperationResult(error.status)
-    value = to_json({"error": {"context": error.context}})
-    return OperationResult(error.status, value=value, datatype=int(Datatype.JSON))
-
-
 def body_of(document: StoredDocument) -> bytes:
     """The document without its attributes."""
     return document.value[body_offset(document.value) if document.datatype & Datatype.XATTR else 0 :]
-
-
-def mutation_token(vbuuid: int, seqno: int) -> bytes:
-    """Extras of a write's answer on connections that asked for them."""
-    return _TOKEN.pack(vbuuid, seqno)

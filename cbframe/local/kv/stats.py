@@ -6,9 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from cbframe.local.bucket import LocalBucket
+from cbframe.local.bucket import LocalBucket, VBucket
 from cbframe.local.items import MUTATION, collection_of, key_of
-from cbframe.local.vbucket import VBucket
 
 
 def stats(bucket: LocalBucket, node: int, group: list[str]) -> list[tuple[str, str]] | None:

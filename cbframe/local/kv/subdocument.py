@@ -1,4 +1,8 @@
-"""Sub-document requests: several paths of one document read or changed at once."""
+"""Sub-document requests: several paths of one document read or changed at once.
+
+A document is changed as text: what a path does not name stays as it was written, as on a node. Extended
+attributes are documents of their own, in which the name of the attribute begins the path.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,46 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cbframe.errors import ProtocolError
-from cbframe.local.bucket import is_json, to_json
-from cbframe.local.vbucket import StoredDocument, VBucket
+from cbframe.local.bucket import StoredDocument, VBucket, is_json, json_datatype, to_json
 from cbframe.wire.constants import Datatype, Status
 from cbframe.wire.messages import join_xattrs, split_xattrs
+
+Part = str | int
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\n\r]*")
 _PART = re.compile(r"(?:^|\.)(?:`((?:[^`]|``)+)`|([^.`\[\]]+))|\[(-?\d+)\]")
+_LOOKUP = struct.Struct(">BBH")
+_MUTATION = struct.Struct(">BBHI")
+_RESULT = struct.Struct(">HI")
+_MAX_SPECS = 16
+_CREATE, XATTR, _EXPAND = 0x01, 0x04, 0x10
+"""Flags of a path: make what is missing above it, it is one of an attribute, and it has macros."""
+_GET_DOCUMENT, _SET_DOCUMENT = 0x00, 0x01
+_GET, _EXISTS, _COUNT = 0xC5, 0xC6, 0xD2
+_COUNTER = 0xCF
+_WHOLE = frozenset({_GET_DOCUMENT, _SET_DOCUMENT, _COUNT, 0xCB, 0xCC, 0xCE})
+"""An empty path means the document itself here."""
 
-Part = str | int
 
+class RefusedError(Exception):
+    """A path, or the request as a whole, is refused."""
 
-class PathError(Exception):
-    """The operation fails with a status."""
-
-    def __init__(self, status: Status) -> None:
-        super().__init__(status.name)
+    def __init__(self, status: Status, context: str = "") -> None:
+        super().__init__(context or status.name)
         self.status = status
+        self.context = context
+
+
+class FailedSpecError(Exception):
+    """The path with this index could not be changed, so nothing was."""
+
+    def __init__(self, index: int, status: Status) -> None:
+        super().__init__(f"path {index}: {status.name}")
+        self.answer = struct.pack(">BH", index, status)
+
+
+# ------------------------------------------------------------------ paths
 
 
 class Member(NamedTuple):
@@ -47,7 +73,7 @@ def parse_path(path: str) -> list[Part]:
     while at < len(path):
         match = _PART.match(path, at)
         if match is None or (at and path[at] not in ".["):
-            raise PathError(Status.SUBDOC_PATH_EINVAL)
+            raise RefusedError(Status.SUBDOC_PATH_EINVAL)
         quoted, plain, index = match.groups()
         parts.append(int(index) if index else quoted.replace("``", "`") if quoted else plain)
         at = match.end()
@@ -80,7 +106,7 @@ def members(text: str, at: int) -> Iterator[Member]:
 def find(text: str, at: int, part: Part) -> Member | None:
     """The entry `part` of the value at `at`; None if it is not there."""
     if text[at] != ("[" if isinstance(part, int) else "{"):
-        raise PathError(Status.SUBDOC_PATH_MISMATCH)
+        raise RefusedError(Status.SUBDOC_PATH_MISMATCH)
     entries = list(members(text, at))
     if part == -1:
         return entries[-1] if entries else None
@@ -94,7 +120,7 @@ def locate(text: str, parts: list[Part]) -> Member:
     for part in parts:
         entry = find(text, found.value, part)
         if entry is None:
-            raise PathError(Status.SUBDOC_PATH_ENOENT)
+            raise RefusedError(Status.SUBDOC_PATH_ENOENT)
         found = entry
     return found
 
@@ -107,18 +133,18 @@ def read(text: str, path: str) -> str:
 def count(text: str, path: str) -> int:
     found = locate(text, parse_path(path))
     if text[found.value] not in "[{":
-        raise PathError(Status.SUBDOC_PATH_MISMATCH)
+        raise RefusedError(Status.SUBDOC_PATH_MISMATCH)
     return sum(1 for _ in members(text, found.value))
 
 
-# ------------------------------------------------------------------ changes
+# ------------------------------------------------------------------ changes of a text
 
 
 def put(text: str, path: str, value: str, *, add: bool, create: bool) -> str:
     """Set the entry of an object; `add` only if it is new, `create` missing objects on the way."""
     parts = parse_path(path)
     if not parts or not isinstance(parts[-1], str):
-        raise PathError(Status.SUBDOC_PATH_EINVAL)
+        raise RefusedError(Status.SUBDOC_PATH_EINVAL)
     _check_json(value)
     at = skip(text, 0)
     for depth, part in enumerate(parts):
@@ -126,17 +152,17 @@ def put(text: str, path: str, value: str, *, add: bool, create: bool) -> str:
         if entry is None:
             rest = parts[depth + 1 :]
             if rest and not create:
-                raise PathError(Status.SUBDOC_PATH_ENOENT)
+                raise RefusedError(Status.SUBDOC_PATH_ENOENT)
             for name in reversed(rest):
                 if not isinstance(name, str):
-                    raise PathError(Status.SUBDOC_PATH_EINVAL)
+                    raise RefusedError(Status.SUBDOC_PATH_EINVAL)
                 value = f"{{{_quote(name)}:{value}}}"
             if not isinstance(part, str):
-                raise PathError(Status.SUBDOC_PATH_ENOENT)
+                raise RefusedError(Status.SUBDOC_PATH_ENOENT)
             return _append(text, at, f"{_quote(part)}:{value}")
         at = entry.value
     if add:
-        raise PathError(Status.SUBDOC_PATH_EEXISTS)
+        raise RefusedError(Status.SUBDOC_PATH_EEXISTS)
     return text[: entry.value] + value + text[entry.end :] if entry else text
 
 
@@ -149,7 +175,7 @@ def replace(text: str, path: str, value: str) -> str:
 def delete(text: str, path: str) -> str:
     parts = parse_path(path)
     if not parts:
-        raise PathError(Status.SUBDOC_PATH_EINVAL)
+        raise RefusedError(Status.SUBDOC_PATH_EINVAL)
     parent, found = locate(text, parts[:-1]), locate(text, parts)
     after = skip(text, found.end)
     if text[after] == ",":
@@ -171,13 +197,13 @@ def insert(text: str, path: str, value: str) -> str:
     _check_json(f"[{value}]")
     parts = parse_path(path)
     if not parts or not isinstance(parts[-1], int) or parts[-1] < 0:
-        raise PathError(Status.SUBDOC_PATH_EINVAL)
+        raise RefusedError(Status.SUBDOC_PATH_EINVAL)
     array = locate(text, parts[:-1])
     entry = find(text, array.value, parts[-1])
     if entry is not None:
         return f"{text[: entry.start]}{value},{text[entry.start :]}"
     if sum(1 for _ in members(text, array.value)) != parts[-1]:
-        raise PathError(Status.SUBDOC_PATH_ENOENT)
+        raise RefusedError(Status.SUBDOC_PATH_ENOENT)
     return _append(text, array.value, value)
 
 
@@ -188,39 +214,39 @@ def add_unique(text: str, path: str, value: str, *, create: bool) -> str:
         return put(text, path, f"[{value}]", add=True, create=create)
     present = [text[entry.value : entry.end] for entry in members(text, array.value)]
     if value.strip()[:1] in "[{" or any(other[0] in "[{" for other in present):
-        raise PathError(Status.SUBDOC_PATH_MISMATCH)
+        raise RefusedError(Status.SUBDOC_PATH_MISMATCH)
     if value.strip() in present:
-        raise PathError(Status.SUBDOC_PATH_EEXISTS)
+        raise RefusedError(Status.SUBDOC_PATH_EEXISTS)
     return _append(text, array.value, value)
 
 
 def add_number(text: str, path: str, delta: str, *, create: bool) -> tuple[str, str]:
     """Add to an integer, by default 0; the text and the new number."""
     if not re.fullmatch(r"-?\d{1,19}", delta) or int(delta) == 0:
-        raise PathError(Status.SUBDOC_DELTA_EINVAL)
+        raise RefusedError(Status.SUBDOC_DELTA_EINVAL)
     try:
         old = read(text, path)
-    except PathError as exc:
+    except RefusedError as exc:
         if exc.status is not Status.SUBDOC_PATH_ENOENT:
             raise
         return put(text, path, delta, add=True, create=create), delta
     if not re.fullmatch(r"-?\d+", old):
-        raise PathError(Status.SUBDOC_PATH_MISMATCH)
+        raise RefusedError(Status.SUBDOC_PATH_MISMATCH)
     number = int(old) + int(delta)
     if not -(1 << 63) <= number < 1 << 63:
-        raise PathError(Status.SUBDOC_VALUE_CANTINSERT)
+        raise RefusedError(Status.SUBDOC_VALUE_CANTINSERT)
     return replace(text, path, str(number)), str(number)
 
 
 def _array(text: str, path: str, *, create: bool) -> Member | None:
     try:
         found = locate(text, parse_path(path))
-    except PathError as exc:
+    except RefusedError as exc:
         if create and exc.status is Status.SUBDOC_PATH_ENOENT:
             return None
         raise
     if text[found.value] != "[":
-        raise PathError(Status.SUBDOC_PATH_MISMATCH)
+        raise RefusedError(Status.SUBDOC_PATH_MISMATCH)
     return found
 
 
@@ -242,20 +268,9 @@ def _check_json(value: str) -> None:
     try:
         json.loads(value)
     except (ValueError, RecursionError) as exc:
-        raise PathError(Status.SUBDOC_VALUE_CANTINSERT) from exc
+        raise RefusedError(Status.SUBDOC_VALUE_CANTINSERT) from exc
 
 
-_LOOKUP = struct.Struct(">BBH")
-_MUTATION = struct.Struct(">BBHI")
-_RESULT = struct.Struct(">HI")
-_MAX_SPECS = 16
-_CREATE, XATTR, _EXPAND = 0x01, 0x04, 0x10
-"""Flags of a path: make what is missing above it, it is one of an attribute, and it has macros."""
-_GET_DOCUMENT, _SET_DOCUMENT = 0x00, 0x01
-_GET, _EXISTS, _COUNT = 0xC5, 0xC6, 0xD2
-_COUNTER = 0xCF
-_WHOLE = frozenset({_GET_DOCUMENT, _SET_DOCUMENT, _COUNT, 0xCB, 0xCC, 0xCE})
-"""An empty path means the document itself here."""
 _CHANGES: dict[int, Callable[[str, str, str, bool], str]] = {
     0xC7: lambda text, path, value, create: put(text, path, value, add=True, create=create),
     0xC8: lambda text, path, value, create: put(text, path, value, add=False, create=create),
@@ -268,6 +283,9 @@ _CHANGES: dict[int, Callable[[str, str, str, bool], str]] = {
 }
 
 
+# ------------------------------------------------------------------ requests
+
+
 class Spec(NamedTuple):
     """One path of a request, and what to do there."""
 
@@ -276,14 +294,10 @@ class Spec(NamedTuple):
     path: str
     value: str = ""
 
-
-class RefusedError(Exception):
-    """The request as a whole is refused."""
-
-    def __init__(self, status: Status, context: str = "") -> None:
-        super().__init__(context or status.name)
-        self.status = status
-        self.context = context
+    @property
+    def attribute(self) -> str:
+        """The extended attribute that the path begins with; empty for a path of the document."""
+        return str(parse_path(self.path)[0]) if self.flags & XATTR else ""
 
 
 def parse_specs(value: bytes, *, mutation: bool, is_8: bool = False) -> list[Spec]:
@@ -315,10 +329,7 @@ def parse_specs(value: bytes, *, mutation: bool, is_8: bool = False) -> list[Spe
             raise RefusedError(Status.SUBDOC_INVALID_COMBO)
         if not spec.path and (spec.flags & XATTR or spec.opcode not in _WHOLE):
             raise RefusedError(Status.EINVAL, "Request must include path")
-    try:
-        names = {_name(spec) for spec in specs if spec.flags & XATTR and not spec.path.startswith("$")}
-    except PathError as exc:
-        raise RefusedError(exc.status) from exc
+    names = {spec.attribute for spec in specs if spec.flags & XATTR and not spec.path.startswith("$")}
     if len(names) > 1 and not is_8:
         raise RefusedError(Status.SUBDOC_XATTR_INVALID_KEY_COMBO)
     return specs
@@ -330,10 +341,6 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _name(spec: Spec) -> str:
-    return str(parse_path(spec.path)[0])
 
 
 @dataclass
@@ -349,29 +356,38 @@ class Content:
             return cls(b"{}", {})
         if document.datatype & Datatype.XATTR:
             split = split_xattrs(document.value)
-            return cls(split.body, dict(split.xattrs))
+            return cls(split.body, split.xattrs)
         return cls(document.value, {})
 
     def text(self) -> str:
         if not is_json(self.body):
-            raise PathError(Status.SUBDOC_DOC_NOTJSON)
+            raise RefusedError(Status.SUBDOC_DOC_NOTJSON)
         try:
             return self.body.decode()
         except UnicodeDecodeError as exc:
-            raise PathError(Status.SUBDOC_DOC_NOTJSON) from exc
+            raise RefusedError(Status.SUBDOC_DOC_NOTJSON) from exc
+
+    def attribute(self, name: str, virtual: Callable[[], dict[str, Any]]) -> str:
+        """An object with the attribute as its one member, so that the whole path applies to it."""
+        if name.startswith("$"):
+            values = {**virtual(), "$XTOC": sorted(self.xattrs)}
+            if name not in values:
+                raise RefusedError(Status.SUBDOC_XATTR_UNKNOWN_VATTR)
+            return to_json({name: values[name]}).decode()
+        if name not in self.xattrs:
+            return "{}"
+        return f"{{{json.dumps(name)}:{self.xattrs[name].decode()}}}"
 
     def sort_attributes(self) -> None:
         """Bring the attributes, and the names within each, into the order that 8.0 writes."""
+        layout: dict[str, Any] = {"sort_keys": True, "ensure_ascii": False, "separators": (",", ":")}
         self.xattrs = {
-            name: json.dumps(
-                json.loads(self.xattrs[name]), sort_keys=True, ensure_ascii=False, separators=(",", ":")
-            ).encode()
-            for name in sorted(self.xattrs)
+            name: json.dumps(json.loads(self.xattrs[name]), **layout).encode() for name in sorted(self.xattrs)
         }
 
     def encode(self) -> tuple[bytes, int]:
         """Value and datatype as stored."""
-        datatype = int(Datatype.JSON) if is_json(self.body) else 0
+        datatype = json_datatype(self.body)
         if not self.xattrs:
             return self.body, datatype
         return join_xattrs(self.xattrs, self.body), datatype | Datatype.XATTR
@@ -385,41 +401,21 @@ def lookup(
     for spec in specs:
         status, value = Status.SUCCESS, b""
         try:
-            value = _look(spec, content, virtual)
-        except PathError as exc:
+            value = _read_path(spec, content, virtual)
+        except RefusedError as exc:
             status, good = exc.status, False
         parts.append(_RESULT.pack(status, len(value)) + value)
     return good, b"".join(parts)
 
 
-def _look(spec: Spec, content: Content, virtual: Callable[[], dict[str, Any]]) -> bytes:
+def _read_path(spec: Spec, content: Content, virtual: Callable[[], dict[str, Any]]) -> bytes:
     if spec.opcode == _GET_DOCUMENT:
         return content.body
-    text = _attributes(content, _name(spec), virtual) if spec.flags & XATTR else content.text()
+    text = content.attribute(spec.attribute, virtual) if spec.flags & XATTR else content.text()
     if spec.opcode == _COUNT:
         return str(count(text, spec.path)).encode()
     found = read(text, spec.path)
     return found.encode() if spec.opcode == _GET else b""
-
-
-def _attributes(content: Content, name: str, virtual: Callable[[], dict[str, Any]]) -> str:
-    """An object with the attribute as its one member, so that the whole path applies to it."""
-    if name.startswith("$"):
-        values = {**virtual(), "$XTOC": sorted(content.xattrs)}
-        if name not in values:
-            raise PathError(Status.SUBDOC_XATTR_UNKNOWN_VATTR)
-        return to_json({name: values[name]}).decode()
-    if name not in content.xattrs:
-        return "{}"
-    return f"{{{json.dumps(name)}:{content.xattrs[name].decode()}}}"
-
-
-class FailedSpecError(Exception):
-    """The path with this index could not be changed, so nothing was."""
-
-    def __init__(self, index: int, status: Status) -> None:
-        super().__init__(f"path {index}: {status.name}")
-        self.answer = struct.pack(">BH", index, status)
 
 
 def mutate(specs: list[Spec], content: Content, macros: dict[str, str]) -> bytes:
@@ -428,7 +424,7 @@ def mutate(specs: list[Spec], content: Content, macros: dict[str, str]) -> bytes
     for index, spec in enumerate(specs):
         try:
             result = _change(spec, content, macros)
-        except PathError as exc:
+        except RefusedError as exc:
             raise FailedSpecError(index, exc.status) from exc
         if result:
             results.append(bytes((index,)) + _RESULT.pack(Status.SUCCESS, len(result)) + result)
@@ -440,16 +436,15 @@ def _change(spec: Spec, content: Content, macros: dict[str, str]) -> bytes:
         content.body = spec.value.encode(errors="surrogateescape")
         return b""
     if not _is_text(spec.value):
-        raise PathError(Status.SUBDOC_VALUE_CANTINSERT)
-    value = spec.value
+        raise RefusedError(Status.SUBDOC_VALUE_CANTINSERT)
+    value, name = spec.value, spec.attribute
     if spec.flags & _EXPAND:
         if value not in macros:
-            raise PathError(Status.SUBDOC_XATTR_UNKNOWN_MACRO)
+            raise RefusedError(Status.SUBDOC_XATTR_UNKNOWN_MACRO)
         value = macros[value]
-    name = _name(spec) if spec.flags & XATTR else ""
     if name.startswith("$"):
-        raise PathError(Status.SUBDOC_XATTR_CANT_MODIFY_VATTR)
-    text = _attributes(content, name, dict) if name else content.text()
+        raise RefusedError(Status.SUBDOC_XATTR_CANT_MODIFY_VATTR)
+    text = content.attribute(name, dict) if name else content.text()
     create, result = bool(spec.flags & _CREATE), ""
     if spec.opcode == _COUNTER:
         text, result = add_number(text, spec.path, value, create=create)

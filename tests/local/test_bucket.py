@@ -4,7 +4,7 @@ import random
 import struct
 
 from cbframe.local import items
-from cbframe.local.vbucket import VBucket
+from cbframe.local.bucket import VBucket
 
 
 def vbucket() -> VBucket:

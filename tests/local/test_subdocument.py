@@ -8,7 +8,7 @@ import pytest
 
 from cbframe.local import LocalCluster
 from cbframe.local.kv import subdocument
-from cbframe.local.kv.subdocument import PathError, parse_path
+from cbframe.local.kv.subdocument import RefusedError, parse_path
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import request
 
@@ -33,7 +33,7 @@ def test_paths(path: str, parts: list[str | int]) -> None:
 
 @pytest.mark.parametrize("path", ["a..b", ".", "a[", "a[x]", "a]b", "`a", "a."])
 def test_what_is_no_path(path: str) -> None:
-    with pytest.raises(PathError) as caught:
+    with pytest.raises(RefusedError) as caught:
         parse_path(path)
     assert caught.value.status is Status.SUBDOC_PATH_EINVAL
 
@@ -85,7 +85,7 @@ def test_changing(change: Callable[[str], str], text: str) -> None:
     ],
 )
 def test_refusals(change: Callable[[], object], status: Status) -> None:
-    with pytest.raises(PathError) as caught:
+    with pytest.raises(RefusedError) as caught:
         change()
     assert caught.value.status is status
 
