@@ -1,4 +1,8 @@
-"""What is shown where no widget lives: HTML that needs nothing, and text."""
+"""The figures of a model in three forms: a message for the canvas in the browser, HTML, and text.
+
+The HTML needs no script, no style sheet and no address: it is what a saved notebook shows. The message is
+small however large the cluster is: at most :data:`CELLS` cells, :data:`NODES` nodes, :data:`ERRORS` errors.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import numpy.typing as npt
 
 from cbframe.dcp.records import VBucketPhase
 from cbframe.dcp.source import Problem
-from cbframe.ui.model import StatsModel
+from cbframe.ui.model import NodeRow, StatsModel
 
 CELLS = 1024
 """Most cells of a grid."""
@@ -25,7 +29,6 @@ TEXT = 180
 """Bytes of an error's message, and of its hint."""
 _SPANS = ((5, 40), (15, 60), (30, 60), (60, 60), (120, 120))
 """Seconds that the chart shows, and in how many steps: what has just begun fills more than a corner."""
-_SEVERITY = np.zeros(len(VBucketPhase), np.uint8)
 _BY_SEVERITY = np.array(
     [
         VBucketPhase.UNWANTED,
@@ -38,8 +41,21 @@ _BY_SEVERITY = np.array(
     ],
     np.uint8,
 )
-"""From what needs no look to what needs one: a cell shows the worst of its vbuckets."""
-_SEVERITY[_BY_SEVERITY] = np.arange(len(_BY_SEVERITY))
+"""From what needs no attention to what does: a cell shows the worst of its vbuckets."""
+_SEVERITY = np.argsort(_BY_SEVERITY).astype(np.uint8)
+_PITCH = 7
+_LAGS = ("#2a78b5", "#7fbad6", "#e6c84f", "#ee9a2e", "#c84e00")
+"""As in the style sheet of the widget, by the digits of the lag."""
+_DONE, _MOVED, _WAITING, _OWNERLESS = "#0b8f6f", "#a63c87", "#9aa4af55", "#c23b0099"
+_CARD = (
+    "box-sizing:border-box;max-width:1080px;padding:14px 18px;border:1px solid #8886;border-radius:10px;"
+    "font:13px/1.45 system-ui,sans-serif;font-variant-numeric:tabular-nums"
+)
+_MUTED = "opacity:.65"
+_STATES = {"closed": "stopped", "new": "not started"}
+
+
+# --- the message for the canvas
 
 
 def pack(model: StatsModel) -> dict[str, Any]:
@@ -47,9 +63,10 @@ def pack(model: StatsModel) -> dict[str, Any]:
     latest, table = model.latest, model.latest.table
     cells, lag = grid_cells(model)
     documents, nbytes = model.rates()
-    share = latest.share
+    share, eta = latest.share, model.eta()
     counts = model.phases()
     span, bins = next((each for each in _SPANS if each[0] >= model.elapsed), _SPANS[-1])
+    rows, problems = model.nodes(), model.problems()
     return {
         "head": {
             "bucket": _cut(latest.bucket, 100),
@@ -61,7 +78,7 @@ def pack(model: StatsModel) -> dict[str, Any]:
             "rate": round(documents, 1),
             "bytesRate": round(nbytes),
             "lag": latest.total_lag,
-            "eta": None if (eta := model.eta()) is None else round(eta, 1),
+            "eta": None if eta is None else round(eta, 1),
             "share": None if share is None else round(share, 5),
             "bounded": latest.bounded,
             "vbuckets": len(table),
@@ -74,8 +91,28 @@ def pack(model: StatsModel) -> dict[str, Any]:
             "fill": round(latest.fill, 3),
             "span": span,
         },
-        "nodes": _nodes(model),
-        "problems": _problems(model),
+        # Rows in the order of the map, so that `owners` mean them, too; further ones have numbers only.
+        "nodes": {
+            "rows": [
+                [
+                    _cut(row.node, 56),
+                    row.vbuckets,
+                    row.done if latest.bounded else row.streams,
+                    row.documents,
+                    round(row.documents_per_second, 1),
+                    round(row.bytes_per_second),
+                    row.lag,
+                    round(row.fill, 3),
+                    row.reconnects,
+                ]
+                for row in rows[:NODES]
+            ],
+            "more": max(0, len(rows) - NODES),
+        },
+        "problems": {
+            "rows": [[round(at), *problem_texts(problem)] for at, problem in problems[-ERRORS:][::-1]],
+            "more": max(0, len(problems) - ERRORS),
+        },
         "cells": cells.tobytes(),
         "lags": _short(lag).tobytes(),
         "owners": _owners(table.owner).tobytes(),
@@ -99,8 +136,7 @@ def grid_cells(model: StatsModel) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np
 
 
 def _owners(owner: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
-    share = max(1, -(-len(owner) // CELLS))
-    first = owner[::share]
+    first = owner[:: max(1, -(-len(owner) // CELLS))]
     return np.where((first < 0) | (first >= NOBODY), NOBODY, first).astype(np.uint8)
 
 
@@ -112,42 +148,12 @@ def _short(lag: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
     return np.where(lag < 0, UNKNOWN_LAG, packed).astype("<u2")
 
 
-def _nodes(model: StatsModel) -> dict[str, Any]:
-    """Rows in the order of the map, so that `owners` mean them, too; further ones have numbers only."""
-    rows = model.nodes()
-    table = [
-        [
-            _cut(row.node, 56),
-            row.vbuckets,
-            row.done if model.latest.bounded else row.streams,
-            row.documents,
-            round(row.documents_per_second, 1),
-            round(row.bytes_per_second),
-            row.lag,
-            round(row.fill, 3),
-            row.reconnects,
-        ]
-        for row in rows[:NODES]
-    ]
-    return {"rows": table, "more": len(rows) - len(table)}
-
-
-def _problems(model: StatsModel) -> dict[str, Any]:
-    rows = model.problems()
-    return {
-        "rows": [
-            [round(seconds), *problem_texts(problem, TEXT)] for seconds, problem in rows[-ERRORS:][::-1]
-        ],
-        "more": max(0, len(rows) - ERRORS),
-    }
-
-
-def problem_texts(problem: Problem, longest: int) -> tuple[str, str, str]:
+def problem_texts(problem: Problem) -> tuple[str, str, str]:
     """Where something went wrong, what, and what to do about it."""
     place = [] if problem.node is None else [problem.node]
     if problem.vbucket is not None:
         place.append(f"vbucket {problem.vbucket}")
-    return _cut(", ".join(place), 80), _cut(problem.message, longest), _cut(problem.hint or "", longest)
+    return _cut(", ".join(place), 80), _cut(problem.message, TEXT), _cut(problem.hint or "", TEXT)
 
 
 def _cut(text: str, longest: int) -> str:
@@ -157,18 +163,69 @@ def _cut(text: str, longest: int) -> str:
     return encoded[: longest - 3].decode(errors="ignore") + "…"
 
 
-_PROBLEMS = ERRORS
-_NODES = 12
-_PITCH = 7
-_LAGS = ("#2a78b5", "#7fbad6", "#e6c84f", "#ee9a2e", "#c84e00")
-"""As in the style sheet of the widget, by the digits of the lag."""
-_DONE, _MOVED, _WAITING, _OWNERLESS = "#0b8f6f", "#a63c87", "#9aa4af55", "#c23b0099"
-_CARD = (
-    "box-sizing:border-box;max-width:1080px;padding:14px 18px;border:1px solid #8886;border-radius:10px;"
-    "font:13px/1.45 system-ui,sans-serif;font-variant-numeric:tabular-nums"
-)
-_MUTED = "opacity:.65"
-_STATES = {"closed": "stopped", "new": "not started"}
+# --- figures that people read
+
+
+def _title(model: StatsModel) -> tuple[str, str]:
+    """The bucket, and ``running for 0:42``."""
+    latest = model.latest
+    state = _STATES.get(latest.state, latest.state)
+    if model.elapsed:
+        state = f"{state} {'after' if latest.ended else 'for'} {duration(model.elapsed)}"
+    return latest.bucket or "no bucket yet", state
+
+
+def _figures(model: StatsModel) -> list[tuple[str, str]]:
+    """The large figures: name and value."""
+    latest = model.latest
+    documents, nbytes = model.rates()
+    found = [
+        ("documents", f"{latest.documents:,}"),
+        ("documents/s", f"{documents:,.0f}"),
+        ("MB/s", f"{nbytes / 1e6:,.1f}"),
+        ("behind", _count(latest.total_lag)),
+    ]
+    if latest.share is not None:
+        found.append(("received", f"{int(100 * latest.share)} %"))
+        if (eta := model.eta()) is not None:
+            found.append(("to go", duration(eta)))
+    return found
+
+
+def _streams(row: NodeRow, *, bounded: bool) -> str:
+    return f"{row.done if bounded else row.streams:,} of {row.vbuckets:,}"
+
+
+def duration(seconds: float) -> str:
+    """``0:07``, ``3:07``, ``2:05:09``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
+
+
+def as_text(model: StatsModel) -> str:
+    """The state as some lines for a terminal."""
+    bounded, rows = model.latest.bounded, model.nodes()
+    lines = [": ".join(_title(model))]
+    lines.append("  " + "  ".join(f"{value} {name}" for name, value in _figures(model)))
+    for row in rows[:NODES]:
+        streams = f"{_streams(row, bounded=bounded)} vbuckets {'complete' if bounded else 'streaming'}"
+        parts = [row.node, streams, f"{row.documents:,} documents", f"{row.nbytes / 1e6:,.1f} MB"]
+        if row.reconnects:
+            parts.append(f"{row.reconnects} reconnects")
+        lines.append("  " + "  ".join(parts))
+    if len(rows) > NODES:
+        lines.append(f"  and {len(rows) - NODES} more nodes")
+    for seconds, problem in model.problems()[-ERRORS:]:
+        place, message, hint = problem_texts(problem)
+        lines.append(f"  {duration(seconds)} {message}" + (f" [{place}]" if place else ""))
+        if hint:
+            lines.append(f"    hint: {hint}")
+    return "\n".join(lines)
 
 
 def as_html(model: StatsModel) -> str:
@@ -177,54 +234,42 @@ def as_html(model: StatsModel) -> str:
 
 
 def _html(model: StatsModel) -> Iterator[str]:
-    latest = model.latest
-    yield f"<div><b>{escape(latest.bucket or 'no bucket yet')}</b> · {escape(state_of(model))}</div>"
+    bounded, rows = model.latest.bounded, model.nodes()
+    bucket, state = map(escape, _title(model))
+    yield f"<div><b>{bucket}</b> · {state}</div>"
     cells = "".join(
         f'<td style="padding:8px 28px 8px 0;border:0;text-align:left;background:none"><span style="{_MUTED}">'
         f'{escape(name)}</span><br><b style="font-size:18px">{escape(value)}</b></td>'
-        for name, value in figures_of(model)
+        for name, value in _figures(model)
     )
     yield f'<table style="border:0;margin:0"><tr style="background:none">{cells}</tr></table>'
-    if len(latest.table):
+    if len(model.latest.table):
         yield _svg(model)
-    rows = model.nodes()
     if rows:
-        heads = (
-            "node",
-            "complete" if latest.bounded else "streaming",
-            "documents",
-            "MB",
-            "behind",
-            "reconnects",
-        )
-        yield '<table style="border:0;margin:8px 0 0"><tr style="background:none">'
-        yield "".join(f'<th style="{_cell(at)};{_MUTED}">{name}</th>' for at, name in enumerate(heads))
-        yield "</tr>"
-        for row in rows[:_NODES]:
-            values = (
-                row.node,
-                f"{row.done if latest.bounded else row.streams:,} of {row.vbuckets:,}",
-                f"{row.documents:,}",
-                f"{row.nbytes / 1e6:,.1f}",
-                _count(row.lag),
-                f"{row.reconnects:,}",
-            )
-            yield '<tr style="background:none">'
-            yield "".join(f'<td style="{_cell(at)}">{escape(value)}</td>' for at, value in enumerate(values))
-            yield "</tr>"
+        heads = ("node", "complete" if bounded else "streaming", "documents", "MB", "behind", "reconnects")
+        yield '<table style="border:0;margin:8px 0 0">'
+        yield _line("th", f";{_MUTED}", heads)
+        for row in rows[:NODES]:
+            numbers = f"{row.documents:,}", f"{row.nbytes / 1e6:,.1f}", _count(row.lag), f"{row.reconnects:,}"
+            yield _line("td", "", (row.node, _streams(row, bounded=bounded), *numbers))
         yield "</table>"
-        if len(rows) > _NODES:
-            yield f'<div style="{_MUTED}">and {len(rows) - _NODES} more nodes</div>'
-    for seconds, problem in model.problems()[-_PROBLEMS:][::-1]:
-        place, message, hint = map(escape, problem_texts(problem, TEXT))
+        if len(rows) > NODES:
+            yield f'<div style="{_MUTED}">and {len(rows) - NODES} more nodes</div>'
+    for seconds, problem in model.problems()[-ERRORS:][::-1]:
+        place, message, hint = map(escape, problem_texts(problem))
         yield f'<div style="margin-top:6px"><span style="{_MUTED}">{duration(seconds)}</span> {message}'
         yield f' <span style="{_MUTED}">{place}</span>'
         yield f'<br><span style="{_MUTED}">{hint}</span></div>' if hint else "</div>"
 
 
-def _cell(column: int) -> str:
-    side = "left" if column == 0 else "right"
-    return f"padding:2px 24px 2px 0;border:0;text-align:{side};font-weight:400;background:none"
+def _line(tag: str, style: str, texts: tuple[str, ...]) -> str:
+    """A line of a table: the first cell to the left, the others to the right."""
+    cells = (
+        f'<{tag} style="padding:2px 24px 2px 0;border:0;text-align:{"right" if at else "left"};'
+        f'font-weight:400;background:none{style}">{escape(text)}</{tag}>'
+        for at, text in enumerate(texts)
+    )
+    return f'<tr style="background:none">{"".join(cells)}</tr>'
 
 
 def _svg(model: StatsModel) -> str:
@@ -239,9 +284,8 @@ def _svg(model: StatsModel) -> str:
             run = 1
             while column + run < columns and at + run < len(colours) and colours[at + run] == colour:
                 run += 1
-            paths.setdefault(colour, []).append(
-                f"M{column * _PITCH} {row * _PITCH + _PITCH // 2}h{run * _PITCH - 1}"
-            )
+            start = f"M{column * _PITCH} {row * _PITCH + _PITCH // 2}"
+            paths.setdefault(colour, []).append(f"{start}h{run * _PITCH - 1}")
     height = -(-len(colours) // columns) * _PITCH
     dashes = f'stroke-width="{_PITCH - 1}" stroke-dasharray="{_PITCH - 1} 1"'
     drawn = "".join(
@@ -266,62 +310,3 @@ def _colour(cell: int, lag: int) -> str:
     if phase == VBucketPhase.DONE:
         return _DONE
     return _LAGS[0] if lag < 1 else _LAGS[min(4, len(str(lag)))]
-
-
-def as_text(model: StatsModel) -> str:
-    """The state as some lines for a terminal."""
-    latest = model.latest
-    lines = [f"{latest.bucket or 'no bucket yet'}: {state_of(model)}"]
-    lines.append("  " + "  ".join(f"{value} {name}" for name, value in figures_of(model)))
-    rows = model.nodes()
-    lines += [
-        f"  {row.node}  {row.done if latest.bounded else row.streams:,} of {row.vbuckets:,} vbuckets "
-        f"{'complete' if latest.bounded else 'streaming'}  {row.documents:,} documents  "
-        f"{row.nbytes / 1e6:,.1f} MB" + (f"  {row.reconnects} reconnects" if row.reconnects else "")
-        for row in rows[:_NODES]
-    ]
-    if len(rows) > _NODES:
-        lines.append(f"  and {len(rows) - _NODES} more nodes")
-    for seconds, problem in model.problems()[-_PROBLEMS:]:
-        place, message, hint = problem_texts(problem, TEXT)
-        lines.append(f"  {duration(seconds)} {message}" + (f" [{place}]" if place else ""))
-        if hint:
-            lines.append(f"    hint: {hint}")
-    return "\n".join(lines)
-
-
-def state_of(model: StatsModel) -> str:
-    """``running for 0:42``."""
-    state = model.latest.state
-    state = _STATES.get(state, state)
-    if not model.elapsed:
-        return state
-    return f"{state} {'after' if model.latest.ended else 'for'} {duration(model.elapsed)}"
-
-
-def figures_of(model: StatsModel) -> list[tuple[str, str]]:
-    """The large figures: name and value."""
-    latest = model.latest
-    documents, nbytes = model.rates()
-    found = [
-        ("documents", f"{latest.documents:,}"),
-        ("documents/s", f"{documents:,.0f}"),
-        ("MB/s", f"{nbytes / 1e6:,.1f}"),
-        ("behind", _count(latest.total_lag)),
-    ]
-    if latest.share is not None:
-        found.append(("received", f"{int(100 * latest.share)} %"))
-        if (eta := model.eta()) is not None:
-            found.append(("to go", duration(eta)))
-    return found
-
-
-def duration(seconds: float) -> str:
-    """``0:07``, ``3:07``, ``2:05:09``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _count(number: int | None) -> str:
-    return "–" if number is None else f"{number:,}"

@@ -1,25 +1,35 @@
-"""What there is to know of a stream while it runs: rates, lag, time to go. No pixels."""
+"""What is known of a stream while it runs: a snapshot of the moment, rates, lag, time to go. No pixels.
+
+A :class:`StatsSnapshot` is what a source said at one moment. A :class:`StatsModel` takes them, and keeps
+the last two minutes as numbers; what is drawn, and what other programs read, is computed from these.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from cbframe.dcp.handover import monotonic
-from cbframe.dcp.records import VBucketPhase
+from cbframe.dcp.records import VBucketPhase, VBucketTable, Window, empty_table
 from cbframe.dcp.source import Problem
+from cbframe.dcp.stats import BucketDataSourceStats, NodeStats
+from cbframe.dcp.streams import VBucketState
 from cbframe.errors import ConfigurationError
-from cbframe.ui.prometheus import exposition
-from cbframe.ui.snapshot import StatsSnapshot, Watched, reconnects_of, take_snapshot, total_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+ENDED = frozenset({"complete", "failed", "finished", "closed"})
+"""States after which nothing changes any more."""
+REOPENED_FOR = 15.0
+"""Seconds for which a stream counts as reopened."""
 SPAN = 120.0
 """Seconds of the past that are kept, if a sample is taken every quarter of one."""
 _CAPACITY = 481
@@ -43,10 +53,192 @@ _HISTORY = np.dtype(
         ("fill", np.float64),
     ]
 )
+_PHASE_OF = {
+    "requested": VBucketPhase.REQUESTED,
+    "running": VBucketPhase.RUNNING,
+    "closing": VBucketPhase.CLOSING,
+}
+_SILENT = NodeStats()
+"""Of a node that nothing came from."""
+
+
+# --- one moment
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """What can be watched. A :class:`~cbframe.BucketDataSource` has more, and that is used, too."""
+
+    def stats(self) -> BucketDataSourceStats: ...
+    def vbucket_states(self) -> dict[int, VBucketState]: ...
+    def progress(self) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StatsSnapshot:
+    """What was seen at one moment. It does not change."""
+
+    at: float  # seconds of the model's clock
+    bucket: str  # its name; empty where it is not known
+    state: str
+    bounded: bool  # whether there is an end to reach
+    reached: int  # seqnos of a bounded source, summed over its vbuckets
+    wanted: int
+    stats: BucketDataSourceStats  # all counters, in all and by node
+    table: VBucketTable  # the vbuckets as columns. A vbucket without a stream has the seqno that it had last
+    lag: npt.NDArray[np.int64]
+    moved_at: npt.NDArray[np.float64]
+    windows: Mapping[str, Window]  # flow control, by node
+    problems: tuple[Problem, ...]  # the last ones, oldest first
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing changes any more."""
+        return self.state in ENDED
+
+    @property
+    def documents(self) -> int:
+        """Data messages of all kinds."""
+        return self.stats.total.documents
+
+    @property
+    def total_lag(self) -> int | None:
+        """Seqnos still to come, over all vbuckets; None where nothing is known."""
+        return _total(self.lag)
+
+    @property
+    def reconnects(self) -> int:
+        """Connections beyond the first of each node."""
+        return sum(map(_reconnects, self.stats.nodes.values()))
+
+    @property
+    def fill(self) -> float:
+        """Of the fullest flow-control window, between 0 and 1."""
+        return max((window.fill for window in self.windows.values()), default=0.0)
+
+    @property
+    def share(self) -> float | None:
+        """How much of a bounded source is received, between 0 and 1; None without an end."""
+        if not self.bounded:
+            return None
+        if self.wanted:
+            return min(1.0, self.reached / self.wanted)
+        return float(self.state == "complete")
+
+    def reopened(self) -> npt.NDArray[np.bool_]:
+        """The vbuckets that moved a short while ago."""
+        return self.moved_at > self.at - REOPENED_FOR
+
+
+def _reconnects(node: NodeStats) -> int:
+    return max(0, node.tot_worker_connect_ok - 1)
+
+
+def _total(lag: npt.NDArray[np.int64]) -> int | None:
+    """The sum of what is known; None where nothing is."""
+    known = lag[lag >= 0]
+    return sum(known.tolist()) if len(known) else None
+
+
+def take_snapshot(
+    source: Watched | None, *, at: float, state: str | None = None, before: StatsSnapshot | None = None
+) -> StatsSnapshot:
+    """The present state of a source; None: there is none yet."""
+    if source is None:
+        stats, (reached, wanted), table = BucketDataSourceStats((), {}, at=at), (0, 0), empty_table()
+    else:
+        stats, (reached, wanted), table = source.stats(), source.progress(), _table_of(source)
+    if before is not None and len(before.table) == len(table):
+        moved_at = np.where(_moved(before.table, table), at, before.moved_at)
+        table = _with_last_known(table, before.table)
+    else:
+        moved_at = np.full(len(table), -np.inf)
+    if not state:
+        state = "waiting" if source is None else _attribute(source, "state", "running")
+        if state == "running" and not (table.phase >= VBucketPhase.REQUESTED).any():
+            state = "connecting"
+    return StatsSnapshot(
+        at=at,
+        bucket=_attribute(source, "bucket", ""),
+        state=state,
+        bounded=_attribute(source, "bounded", wanted > 0),
+        reached=reached,
+        wanted=wanted,
+        stats=stats,
+        table=table,
+        lag=_read_only(_lag(table)),
+        moved_at=_read_only(moved_at),
+        windows=MappingProxyType(_attribute(source, "windows", {})),
+        problems=_attribute(source, "problems", ()),
+    )
+
+
+def _attribute(source: object, name: str, otherwise: Any) -> Any:
+    """What a source says of itself, by an attribute or a method, if it has one."""
+    value = getattr(source, name, otherwise)
+    return value() if callable(value) else value
+
+
+def _table_of(source: Watched) -> VBucketTable:
+    """The vbuckets, made of what streams are there if need be; a vbucket without one is unknown."""
+    taken = _attribute(source, "vbucket_table", None)
+    if isinstance(taken, VBucketTable):
+        return taken
+    states = source.vbucket_states()
+    size = 1 << max(states).bit_length() if states else 0
+    nodes = tuple(sorted({state.node for state in states.values()}))
+    phase, owner = np.zeros(size, np.uint8), np.full(size, -1, np.int16)
+    seqno, high = np.full(size, -1, np.int64), np.full(size, -1, np.int64)
+    vbuuid = np.zeros(size, np.uint64)
+    for vb, state in states.items():
+        phase[vb] = _PHASE_OF.get(state.state, VBucketPhase.WAITING)
+        owner[vb] = nodes.index(state.node)
+        seqno[vb] = state.seqno
+        high[vb] = max(state.seqno, state.snap_end) if state.snap_end < 1 << 63 else -1
+        vbuuid[vb] = state.failover_log[0].vbuuid if state.failover_log else 0
+    return VBucketTable(nodes, phase, owner, seqno, high, vbuuid)
+
+
+def _moved(before: VBucketTable, now: VBucketTable) -> npt.NDArray[np.bool_]:
+    """The vbuckets that have another owner or another history than before."""
+    places = {node: index for index, node in enumerate(now.nodes)}
+    # One more, for "no owner": index −1 finds the last.
+    renamed = np.array([*(places.get(node, -2) for node in before.nodes), -1], np.int16)
+    # Without an owner it has not arrived anywhere yet.
+    elsewhere = (renamed[before.owner] != now.owner) & (now.owner >= 0)
+    other_history = (before.vbuuid != now.vbuuid) & (before.vbuuid != 0) & (now.vbuuid != 0)
+    moved: npt.NDArray[np.bool_] = elsewhere | other_history
+    return moved
+
+
+def _with_last_known(now: VBucketTable, before: VBucketTable) -> VBucketTable:
+    silent = now.seqno < 0
+    if not silent.any():
+        return now
+    seqno = np.where(silent, before.seqno, now.seqno)
+    high = np.where(silent & (now.high < 0), before.high, now.high)
+    vbuuid = np.where(silent, before.vbuuid, now.vbuuid)
+    return VBucketTable(now.nodes, now.phase, now.owner, seqno, high, vbuuid)
+
+
+def _lag(table: VBucketTable) -> npt.NDArray[np.int64]:
+    lag = np.maximum(table.high - np.maximum(table.seqno, 0), 0)
+    lag[table.phase == VBucketPhase.DONE] = 0
+    lag[(table.high < 0) & (table.phase != VBucketPhase.DONE)] = -1
+    lag[table.phase == VBucketPhase.UNWANTED] = -1
+    return lag
+
+
+def _read_only(array: Any) -> Any:
+    array.flags.writeable = False
+    return array
+
+
+# --- the last two minutes
 
 
 class NodeRow(NamedTuple):
-    """What there is to tell of a data node."""
+    """The figures of a data node."""
 
     node: str  # `host:port`
     vbuckets: int  # how many of the source's it has
@@ -64,9 +256,9 @@ class NodeRow(NamedTuple):
 
 
 class StatsModel:
-    """Looks at something that streams, and remembers the last two minutes.
+    """Watches something that streams, and remembers the last two minutes.
 
-    Any thread may use it. What it returns as tables or text, it looks at once more for.
+    Any thread may use it. For what it returns as tables or text, it takes a new snapshot.
 
     Examples
     --------
@@ -128,9 +320,12 @@ class StatsModel:
         if self.target is None:
             return self._latest
         now = self._clock()
-        source, state = self._look_up()
+        source, state = self._watched()
         if source is not self._source:
-            self._forget(source)
+            self._source = source
+            self._count = 0
+            self._recent.clear()
+            self._began = self._ended = self._seqnos_at = None
         before = self._latest if self._count else None
         snapshot = self._latest = take_snapshot(source, at=now, state=state, before=before)
         if source is None:
@@ -142,31 +337,28 @@ class StatsModel:
             self._remember(snapshot)
         if snapshot.ended and self._ended is None:
             self._ended = now
-        if not snapshot.bounded and not snapshot.ended:
-            self._ask_how_far(source, now)
+        if not (snapshot.bounded or snapshot.ended):
+            # Without an end, lag is known only as well as the nodes have reported.
+            ask = getattr(source, "sample_seqnos", None)
+            if ask is not None and (self._seqnos_at is None or now - self._seqnos_at >= _SAMPLE_SEQNOS_EVERY):
+                self._seqnos_at = now
+                ask()
         return snapshot
 
     def let_go(self) -> None:
-        """Keep what was seen, and let go of what was looked at: it may hold much memory."""
+        """Keep what was seen, and release the target: it may hold much memory."""
         self.target = self._source = None
 
-    def _look_up(self) -> tuple[Watched | None, str | None]:
+    def _watched(self) -> tuple[Watched | None, str | None]:
+        """The source at present, and the state of what it belongs to."""
         target = self.target
         if not hasattr(target, "source"):
             return target, None
         state = getattr(target, "state", None)
         state = getattr(state, "value", state)  # An enumeration's member has its word there.
-        source = target.source
-        if source is None:
-            # It is over: what it was last is the picture that stays.
-            source = self._source
+        # Once it is over, the last source is the one that is still shown.
+        source = self._source if target.source is None else target.source
         return source, state if isinstance(state, str) else None
-
-    def _forget(self, source: Watched | None) -> None:
-        self._source = source
-        self._count = 0
-        self._recent.clear()
-        self._began = self._ended = self._seqnos_at = None
 
     def _remember(self, snapshot: StatsSnapshot) -> None:
         total = snapshot.stats.total
@@ -189,26 +381,22 @@ class StatsModel:
         while len(recent) > 1 and snapshot.at - recent[1].at >= _RATE_OVER:
             recent.popleft()
 
-    def _ask_how_far(self, source: Watched, now: float) -> None:
-        """Without an end, lag is known only as well as the nodes have reported."""
-        ask = getattr(source, "sample_seqnos", None)
-        if ask is not None and (self._seqnos_at is None or now - self._seqnos_at >= _SAMPLE_SEQNOS_EVERY):
-            self._seqnos_at = now
-            ask()
-
     def history(self) -> npt.NDArray[np.void]:
         """The remembered samples, oldest first: a structured array."""
         if self._count <= len(self._history):
             return self._history[: self._count].copy()
         return np.roll(self._history, -(self._count % len(self._history)))
 
-    # -- what follows from it
+    # --- what follows from it
+
+    def _pace(self) -> tuple[StatsSnapshot | None, float]:
+        """From when rates are computed (None: from the begin), and how many seconds ago that was."""
+        first = self._recent[0] if self._recent and self._ended is None else None
+        return first, self.elapsed if first is None else self._latest.at - first.at
 
     def rates(self) -> tuple[float, float]:
         """Documents and bytes a second, of the last seconds; of the whole once it has ended."""
-        latest = self._latest
-        first = self._recent[0] if self._recent and self._ended is None else None
-        seconds = latest.at - first.at if first is not None else self.elapsed
+        latest, (first, seconds) = self._latest, self._pace()
         if seconds <= 0:
             return 0.0, 0.0
         documents = latest.documents - (first.documents if first else 0)
@@ -241,36 +429,33 @@ class StatsModel:
         return rates
 
     def nodes(self) -> list[NodeRow]:
-        """What there is to tell of each node: those of the map, then those that have left it."""
+        """The figures of each node: those of the map, then those that have left it."""
         latest, table = self._latest, self._latest.table
-        first = self._recent[0] if self._recent and self._ended is None else None
-        seconds = latest.at - first.at if first is not None else self.elapsed
+        first, seconds = self._pace()
+        earlier = {} if first is None else first.stats.nodes
         wanted = table.phase != VBucketPhase.UNWANTED
         rows = []
         for node in dict.fromkeys((*table.nodes, *latest.stats.nodes)):
-            owned = (
-                wanted & (table.owner == table.nodes.index(node)) if node in table.nodes else wanted & False
-            )
-            stats = latest.stats.nodes.get(node)
-            before = None if first is None else first.stats.nodes.get(node)
+            owned = wanted & (table.owner == (table.nodes.index(node) if node in table.nodes else -2))
+            stats, before = latest.stats.nodes.get(node, _SILENT), earlier.get(node, _SILENT)
             window = latest.windows.get(node)
-            documents = 0 if stats is None else stats.documents
-            nbytes = 0 if stats is None else stats.bytes_received
+            documents = stats.documents - before.documents
+            nbytes = stats.bytes_received - before.bytes_received
             rows.append(
                 NodeRow(
                     node,
-                    int(owned.sum()),
-                    int((owned & (table.phase == VBucketPhase.RUNNING)).sum()),
-                    int((owned & (table.phase == VBucketPhase.DONE)).sum()),
-                    documents,
-                    nbytes,
-                    (documents - (before.documents if before else 0)) / seconds if seconds > 0 else 0.0,
-                    (nbytes - (before.bytes_received if before else 0)) / seconds if seconds > 0 else 0.0,
-                    total_of(latest.lag[owned]),
-                    0.0 if window is None else window.fill,
-                    0 if stats is None else stats.errors,
-                    0 if stats is None else reconnects_of(stats.tot_worker_connect_ok),
-                    0 if stats is None else stats.rollbacks,
+                    vbuckets=int(owned.sum()),
+                    streams=int((owned & (table.phase == VBucketPhase.RUNNING)).sum()),
+                    done=int((owned & (table.phase == VBucketPhase.DONE)).sum()),
+                    documents=stats.documents,
+                    nbytes=stats.bytes_received,
+                    documents_per_second=documents / seconds if seconds > 0 else 0.0,
+                    bytes_per_second=nbytes / seconds if seconds > 0 else 0.0,
+                    lag=_total(latest.lag[owned]),
+                    fill=0.0 if window is None else window.fill,
+                    errors=stats.errors,
+                    reconnects=_reconnects(stats),
+                    rollbacks=stats.rollbacks,
                 )
             )
         return rows
@@ -278,6 +463,7 @@ class StatsModel:
     def problems(self) -> list[tuple[float, Problem]]:
         """The last problems, oldest first, and when they came: in seconds since the begin."""
         latest = self._latest
+        # Their times are of the source's clock.
         begin = latest.stats.at - (latest.at - (latest.at if self._began is None else self._began))
         return [(max(0.0, problem.at - begin), problem) for problem in latest.problems]
 
@@ -286,7 +472,7 @@ class StatsModel:
         counts = np.bincount(self._latest.table.phase, minlength=len(VBucketPhase))
         return {p.name.lower(): int(counts[p]) for p in VBucketPhase if p is not VBucketPhase.UNWANTED}
 
-    # -- for other programs
+    # --- for other programs
 
     def to_pandas(self) -> pd.DataFrame:
         """The remembered samples as a DataFrame: one row each, by seconds since the begin.
@@ -331,4 +517,55 @@ class StatsModel:
     def to_prometheus(self) -> str:
         """The counters of this moment in the text format that Prometheus reads."""
         self._update()
-        return exposition(self._latest, self.phases())
+        lines = []
+        bucket = {"bucket": self._latest.bucket}
+        for name, kind, about, samples in _families(self._latest, self.phases()):
+            if samples:
+                lines += [f"# HELP cbframe_{name} {about}", f"# TYPE cbframe_{name} {kind}"]
+            for labels, value in samples:
+                pairs = (bucket | labels).items()
+                inner = ",".join(f'{label}="{text.translate(_ESCAPES)}"' for label, text in pairs)
+                lines.append(f"cbframe_{name}{{{inner}}} {value!r}")
+        return "\n".join([*lines, ""])
+
+
+# --- Prometheus, text format 0.0.4
+
+_Samples: TypeAlias = Sequence[tuple[dict[str, str], float]]
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+_COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], int]], ...] = (
+    ("received_bytes_total", "Bytes received.", lambda node: node.bytes_received),
+    ("connection_errors_total", "Connections that ended with an error.", lambda node: node.errors),
+    ("rollbacks_total", "Vbuckets taken back.", lambda node: node.rollbacks),
+    ("snapshots_total", "Snapshot markers received.", lambda node: node.snapshots),
+    ("streams_opened_total", "Streams that the node granted.", lambda node: node.streams_opened),
+    ("reconnects_total", "Connections beyond the first.", _reconnects),
+)
+
+
+def _families(snapshot: StatsSnapshot, phases: Mapping[str, int]) -> Iterator[tuple[str, str, str, _Samples]]:
+    """Name, type, help text and samples of every metric; one without samples is left out."""
+    nodes, windows = snapshot.stats.nodes.items(), snapshot.windows.items()
+    documents: list[tuple[dict[str, str], float]] = []
+    for address, node in nodes:
+        kinds = {"mutation": node.mutations, "deletion": node.deletions, "expiration": node.expirations}
+        documents += [({"node": address, "kind": kind}, count) for kind, count in kinds.items()]
+    yield "documents_total", "counter", "Data messages received.", documents
+    for name, about, count in _COUNTERS:
+        yield name, "counter", about, [({"node": address}, count(node)) for address, node in nodes]
+    held = [({"node": address}, window.held) for address, window in windows]
+    yield "window_held_bytes", "gauge", "Bytes received and not consumed yet.", held
+    sizes = [({"node": address}, window.size) for address, window in windows]
+    yield "window_size_bytes", "gauge", "Bytes that a node sends ahead at most, 0 for no limit.", sizes
+    counts = [({"phase": phase}, number) for phase, number in phases.items()]
+    yield "vbuckets", "gauge", "Vbuckets by phase.", counts
+    if (lag := snapshot.total_lag) is not None:
+        most = int(snapshot.lag.max())
+        yield "lag_seqnos", "gauge", "Seqnos still to come, as far as is known.", [({}, lag)]
+        yield "lag_seqnos_max", "gauge", "The same, of the vbucket with the most.", [({}, most)]
+    if snapshot.share is not None:
+        yield "progress_ratio", "gauge", "Share of a bounded read that is received.", [({}, snapshot.share)]
+    yield "running", "gauge", "1 until the stream has ended.", [({}, int(not snapshot.ended))]
+    events = [({"event": name}, number) for name, number in snapshot.stats.counts().items()]
+    about = "Counters of the client by their names; what each counts is in its documentation."
+    yield "events_total", "counter", about, events

@@ -1,4 +1,8 @@
-"""Progress as text: one line of a terminal, rewritten in place."""
+"""The progress of a read: one line of a terminal, rewritten in place, or the widget in a notebook.
+
+Importing this module gives ``progress="auto"``, ``"text"`` and ``"widget"`` their meaning, which the floor
+below knows by name only. All of it is drawn by the thread that reads.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from typing import Self, TextIO
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.source import BucketDataSource
 from cbframe.scan.progress import ScanProgress, Watcher, bring_display, bring_form
+from cbframe.ui.drawing import duration
 from cbframe.ui.show import EVERY, StatsView, hears_while_busy, in_notebook
 
 _REDRAW_EVERY = 0.1
@@ -22,6 +27,8 @@ _DEFAULT_WIDTH = 80
 _BAR = 24
 _SMALLEST_BAR = 8
 _PARTS = " ▏▎▍▌▋▊▉█"
+_QUICK = 0.5
+"""Seconds: what takes no longer is done before anyone has looked."""
 
 
 class TextProgress:
@@ -174,12 +181,7 @@ def _duration(seconds: float) -> str:
     """``0.8 s``, ``42 s``, ``3:07``, ``2:05:09``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{round(seconds)} s" if round(seconds) < 60 else duration(seconds)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -199,21 +201,21 @@ def _can_write(stream: TextIO | None, text: str) -> bool:
     return True
 
 
-_QUICK = 0.5
-"""Seconds: what takes no longer is done before anyone has looked."""
-
-
 class TextWatcher:
-    """One line of a terminal."""
+    """One line of a terminal; nothing of a read that is over within `after` seconds."""
 
-    def __init__(self, line: TextProgress | None = None) -> None:
+    def __init__(self, line: TextProgress | None = None, after: float = 0.0) -> None:
         self._line = TextProgress() if line is None else line
+        self._after = after
+        self._shown = False
 
     def begin(self, source: BucketDataSource) -> None:
         """Nothing is drawn before there is progress."""
 
     def __call__(self, progress: ScanProgress) -> None:
-        self._line(progress)
+        self._shown = self._shown or progress.seconds >= self._after
+        if self._shown:
+            self._line(progress)
 
     def end(self) -> None:
         self._line.close()
@@ -230,8 +232,9 @@ class WidgetWatcher:
         self._after = after
         self._clock = clock
         self._shown = False
-        self._view: StatsView | None = None
         self._drawn_at = 0.0
+        self.view: StatsView | None = None
+        """What is shown."""
         self.source: BucketDataSource | None = None
         self.close: Callable[[], None] | None = self._close if hears_while_busy() else None
 
@@ -239,75 +242,41 @@ class WidgetWatcher:
         if (source := self.source) is not None:
             source.close()
 
-    @property
-    def view(self) -> StatsView | None:
-        """What is shown."""
-        return self._view
-
     def begin(self, source: BucketDataSource) -> None:
         self.source = source
-        if self._view is None:
-            # Looked at from the begin, even if it is shown later: rates are those of the whole.
-            self._view = StatsView(self, clock=self._clock)
+        if self.view is None:
+            # Watched from the begin, even if it is shown later: rates are those of the whole.
+            self.view = StatsView(self, clock=self._clock)
             if self._after <= 0:
-                self._show()
-
-    def _show(self) -> None:
-        if self._view is not None:
-            self._shown = True
-            self._view.display(live=False)
+                self._shown = True
+                self.view.display(live=False)
 
     def __call__(self, progress: ScanProgress) -> None:
         now = self._clock()
-        if self._view is None or now - self._drawn_at < EVERY:
+        if self.view is None or now - self._drawn_at < EVERY:
             return
         self._drawn_at = now
-        self._view.refresh()
+        self.view.refresh()
         if not self._shown and progress.seconds >= self._after:
-            self._show()
+            self._shown = True
+            self.view.display(live=False)
 
     def end(self) -> None:
         try:
-            if self._view is not None and self._shown:
-                self._view.refresh()
+            if self.view is not None and self._shown:
+                self.view.refresh()
         finally:
             # Of the read nothing is to stay in memory but its result.
-            if self._view is not None:
-                self._view.let_go()
+            if self.view is not None:
+                self.view.let_go()
             self.source = None
 
 
-class Patient:
-    """Another form, for reads that are worth it: nothing is shown of a quick one."""
-
-    def __init__(self, form: Watcher) -> None:
-        self._form = form
-        self._source: BucketDataSource | None = None
-        self._shown = False
-
-    def begin(self, source: BucketDataSource) -> None:
-        self._source = source
-        if self._shown:
-            self._form.begin(source)
-
-    def __call__(self, progress: ScanProgress) -> None:
-        if not self._shown and progress.seconds >= _QUICK and self._source is not None:
-            self._shown = True
-            self._form.begin(self._source)
-        if self._shown:
-            self._form(progress)
-
-    def end(self) -> None:
-        self._source = None
-        if self._shown:
-            self._form.end()
-
-
 def make_auto() -> Watcher | None:
-    """A widget in a notebook, a line in a terminal, nothing elsewhere."""
+    """A widget in a notebook, a line in a terminal, nothing elsewhere; nothing of a quick read."""
     if in_notebook():
         return WidgetWatcher(_QUICK)
-    return Patient(TextWatcher()) if is_terminal(sys.stderr) else None
+    return TextWatcher(after=_QUICK) if is_terminal(sys.stderr) else None
 
 
 def make_widget() -> Watcher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cbframe.dcp.handover import monotonic
@@ -14,6 +15,9 @@ from cbframe.ui.model import StatsModel
 
 if TYPE_CHECKING:
     from cbframe.ui.widget import StatsPanel
+
+EVERY = 0.25
+"""Seconds between two updates: four a second at most."""
 
 
 def _shell() -> Any:
@@ -54,10 +58,6 @@ class Output:
         """Put something else in its place; callable from any thread."""
         if self._handle is not None:
             self._handle.update(bundle, raw=True)
-
-
-EVERY = 0.25
-"""Seconds between two updates: four a second at most."""
 
 
 def show_stats(target: Any) -> StatsView:
@@ -129,11 +129,11 @@ class StatsView:
         self.model.sample()
 
     def __repr__(self) -> str:
-        self._look()
+        self._update()
         return as_text(self.model)
 
     def _repr_html_(self) -> str:
-        self._look()
+        self._update()
         return as_html(self.model)
 
     def _ipython_display_(self) -> None:
@@ -141,7 +141,7 @@ class StatsView:
         if self._output is None or not self._output.of_this_cell():
             self.display()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         """Take a snapshot now; what a thread of its own shows in a notebook, it draws itself."""
         if self._ticker is not None and self._ticker.running:
             self.model.sample()
@@ -163,7 +163,10 @@ class StatsView:
             nobody else does.
         """
         if self._panel is None:
-            self._panel = self._make_panel()
+            with suppress(ImportError):
+                from cbframe.ui.widget import StatsPanel  # noqa: PLC0415 - half a second, and not everywhere
+
+                self._panel = StatsPanel(self.model, self._acted)
         self._live = live
         self._output = Output(self.bundle())
         if live:
@@ -178,20 +181,13 @@ class StatsView:
             ticker.start()
             self._ticker = ticker
 
-    def _make_panel(self) -> StatsPanel | None:
-        try:
-            from cbframe.ui.widget import StatsPanel  # noqa: PLC0415 - half a second, and not everywhere
-        except ImportError:
-            return None
-        return StatsPanel(self.model, self._acted)
-
     def bundle(self) -> dict[str, Any]:
         """The forms of the present state, by MIME type: the widget, HTML and text."""
         forms = {} if self._panel is None else self._panel.bundle()
         return {**forms, "text/html": as_html(self.model), "text/plain": as_text(self.model)}
 
     def refresh(self) -> bool:
-        """Look once more, and draw it; whether there is more to come."""
+        """Take a snapshot, and draw it; whether there is more to come."""
         ended = self.model.latest.ended
         latest = self.model.sample()
         if self._panel is not None:
@@ -221,7 +217,7 @@ class StatsView:
             self._output.update(self.bundle())
 
     def let_go(self) -> None:
-        """Keep the picture, and hold on to nothing that it was made from."""
+        """Keep what is shown, and release what it was made from."""
         self.model.let_go()
         if self._panel is not None:
             self._panel.let_go()

@@ -15,6 +15,8 @@ from cbframe.ui.drawing import pack
 from cbframe.ui.model import StatsModel
 
 _STATIC = Path(__file__).parent / "static"
+_ACTIONS = {"pause": ("Pause", "pause"), "resume": ("Resume", "play"), "close": ("Stop", "stop")}
+"""What a button calls, with its label and icon."""
 
 
 class StatsCanvas(anywidget.AnyWidget):
@@ -47,10 +49,6 @@ class StatsCanvas(anywidget.AnyWidget):
             for name, value in packed.items():
                 setattr(self, name, value)
             self.tick += 1
-
-
-_ACTIONS = {"pause": ("Pause", "pause"), "resume": ("Resume", "play"), "close": ("Stop", "stop")}
-"""What a button calls, with its label and icon."""
 
 
 class StatsPanel(ipywidgets.VBox):  # type: ignore[misc]
@@ -93,7 +91,7 @@ class StatsPanel(ipywidgets.VBox):  # type: ignore[misc]
         self._on_action()
 
     def let_go(self) -> None:
-        """Hold on to the picture only."""
+        """Release the target; what is shown stays."""
         self._target = None
 
     def bundle(self) -> dict[str, Any]:

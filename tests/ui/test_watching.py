@@ -16,7 +16,7 @@ from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.scan.progress import ScanProgress, ShowsItself
 from cbframe.testing import FakeClock
 from cbframe.ui import progress, show
-from cbframe.ui.progress import Patient, TextWatcher, WidgetWatcher, make_auto, make_widget
+from cbframe.ui.progress import TextProgress, TextWatcher, WidgetWatcher, make_auto, make_widget
 from cbframe.ui.show import StatsView
 
 from .doubles import Source, Stream
@@ -61,33 +61,37 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, notebook: list[Outputs]) -> None:
     assert isinstance(make_widget(), WidgetWatcher)
     monkeypatch.setattr(progress, "in_notebook", lambda: False)
     monkeypatch.setattr("sys.stderr", Terminal())
-    made = make_auto()
-    assert isinstance(made, Patient)
-    assert isinstance(made._form, TextWatcher)
+    assert isinstance(make_auto(), TextWatcher)
     assert isinstance(make_widget(), TextWatcher)
     monkeypatch.setattr("sys.stderr", io.StringIO())
     assert make_auto() is None
 
 
 def test_of_a_quick_read_nothing_is_shown() -> None:
-    form = Form()
-    patient = Patient(form)
-    patient.begin(Source(FakeClock()))  # type: ignore[arg-type]
+    out = io.StringIO()
+    watcher = TextWatcher(TextProgress(out), after=0.5)
+    watcher.begin(Source(FakeClock()))  # type: ignore[arg-type]
     for seconds in (0.1, 0.4):
-        patient(at(seconds))
-    patient.end()
-    assert form.calls == []
+        watcher(at(seconds))
+    watcher.end()
+    assert not out.getvalue()
 
 
 def test_of_a_longer_one_all_is_shown_from_then_on() -> None:
-    form = Form()
-    patient = Patient(form)
+    clock = FakeClock(0.0)
+    out = Terminal()
+    watcher = TextWatcher(TextProgress(out, clock), after=0.5)
+    lines = []
     for _ in range(2):
-        patient.begin(Source(FakeClock()))  # type: ignore[arg-type]
+        watcher.begin(Source(clock))  # type: ignore[arg-type]
         for seconds in (0.4, 0.5, 0.6):
-            patient(at(seconds))
-    patient.end()
-    assert form.calls == ["begin", "0.5", "0.6", "begin", "0.4", "0.5", "0.6", "end"]
+            clock.advance(1)
+            written = len(out.getvalue())
+            watcher(at(seconds))
+            lines.append(len(out.getvalue()) > written)
+    watcher.end()
+    assert lines == [False, True, True, True, True, True]
+    assert out.getvalue().endswith("\n")
 
 
 def test_a_widget_is_drawn_four_times_a_second_by_the_reader(
