@@ -19,8 +19,8 @@ import pytest
 
 from cbframe import Checkpoint, LocalCluster
 from cbframe.arrow.columns import key_bytes
+from cbframe.cli import commands as command
 from cbframe.cli import main
-from cbframe.cli import stream as command
 from cbframe.scan import stream
 
 PASSWORD = "s3cret-of-the-stream"

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-Run = Callable[[argparse.Namespace], int]
-
-FORMATS = (
+_FORMATS = (
     "The format follows the ending of FILE: .parquet, .arrow (IPC file), .csv or .ndjson. CSV holds nested "
     "fields as JSON text; CSV and NDJSON hold binary values as base64; NDJSON leaves missing fields out. "
     "Keys are text in all formats: a byte that is not UTF-8 is \\xHH. "
     "FILE appears whole or not at all."
+)
+_STREAMED = (
+    "With --checkpoint, every change is printed at least once, over any number of runs: FILE is read if it "
+    "is there, and written about once a second and at the end. With --json each line is a JSON object: "
+    "change (upsert, delete, expire, rollback or drop), vbucket, seqno, scope, collection, key and value; a "
+    "byte of a key that is not UTF-8 is \\xHH, and a value that is no JSON text is base64, in value_base64. "
+    "rollback voids what "
+    "came before of its vbucket with a larger seqno, drop what came of its vbucket and collection with a "
+    "smaller one."
 )
 
 
@@ -34,7 +43,112 @@ def _as_of(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def add_connection(parser: argparse.ArgumentParser) -> None:
+def _collections(text: str) -> list[str] | str:
+    """``A,B``, or what stands for those that the user sees."""
+    return text if text == "visible" else names(text)
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "path": {"metavar": "PATH", "help": "the snapshot: a folder, or a URI such as s3://…"},
+    "--as-of": {"type": _as_of, "metavar": "WHEN", "help": "a version, or a time in ISO 8601"},
+    "--collections": {
+        "type": _collections,
+        "metavar": "A,B",
+        "help": "only these collections; visible: those that the user sees",
+    },
+    "--columns": {"type": names, "metavar": "A,B", "help": "keep only these fields"},
+    "--consistency": {
+        "choices": ("snapshot", "strict"),
+        "default": "snapshot",
+        "help": "strict: compare all histories at the end, and read again what a node has lost meanwhile; "
+        "default: snapshot",
+    },
+    "--expired": {
+        "choices": ("drop", "keep"),
+        "default": "drop",
+        "help": "documents whose expiry has passed and that the server has not removed; default: drop",
+    },
+    "--json": {"action": "store_true", "help": "print JSON"},
+    "--no-progress": {"action": "store_true", "help": "draw no progress line"},
+    "--output": {"type": Path, "metavar": "FILE", "help": "write a file"},
+    "--scope": {"metavar": "NAME", "help": "only this scope"},
+    "--transaction-records": {
+        "choices": ("drop", "keep"),
+        "default": "drop",
+        "help": "documents of transactions, whose keys begin with _txn:; default: drop",
+    },
+}
+"""Arguments that several commands have."""
+
+
+def _add(parser: argparse._ActionsContainer, name: str, **other: Any) -> None:
+    flags = ["-o", name] if name == "--output" else [name]
+    parser.add_argument(*flags, **(_OPTIONS[name] | other))
+
+
+def _runs(module: str) -> Callable[[argparse.Namespace], int]:
+    """What runs a command: the function of its name, ``module.name``, imported when it is called."""
+    module, _, name = module.partition(".")
+
+    def run(options: argparse.Namespace) -> int:
+        status: int = getattr(import_module(f"cbframe.cli.{module}"), name)(options)
+        return status
+
+    return run
+
+
+def parser_of(version: str) -> argparse.ArgumentParser:
+    """The arguments of ``cbframe``: each command sets ``run``, which takes the options."""
+    parser = argparse.ArgumentParser(
+        prog="cbframe", description="Read a Couchbase bucket straight from the data service."
+    )
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(
+        commands.add_parser(
+            "demo",
+            help="read a sample bucket from an embedded cluster and check the result",
+            description="Start an embedded cluster, load sample data, read it over DCP, write a Parquet "
+            "file, read that back and compare. Nothing needs to be installed or configured.",
+        )
+    )
+    _add_read(
+        commands.add_parser(
+            "read",
+            help="read a bucket, show its head or write a file",
+            description="Read a bucket as it is now. Without -o, show the first documents and the fields.",
+            epilog=_FORMATS,
+        )
+    )
+    _add_snapshot(
+        commands.add_parser(
+            "snapshot",
+            help="keep a Parquet copy of a bucket up to date, and read it",
+            description="Parquet snapshots of a bucket: updated with what changed, readable as of any "
+            "version.",
+        )
+    )
+    _add_stream(
+        commands.add_parser(
+            "stream",
+            help="print the changes of a bucket, one a line, until Ctrl-C",
+            description="Print what changes in a bucket, one change a line, until Ctrl-C.",
+            epilog=_STREAMED,
+        )
+    )
+    _add_doctor(
+        commands.add_parser(
+            "doctor",
+            help="find out why a connection fails",
+            description="Look at one thing after the other: names, ports, TLS, user, bucket, nodes, DCP. "
+            "The exit status is 1 if a step fails.",
+        )
+    )
+    commands.add_parser("serve", help="run an embedded cluster on 127.0.0.1 until Ctrl-C", add_help=False)
+    return parser
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
     """Which bucket, and who wants it."""
     parser.add_argument(
         "conn", metavar="CONN", help="couchbase://host/bucket, couchbases://… or http://host:8091"
@@ -76,131 +190,83 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_progress(parser: argparse.ArgumentParser) -> None:
-    """Whether progress is shown."""
-    parser.add_argument("--no-progress", action="store_true", help="draw no progress line")
+def _add_demo(demo: argparse.ArgumentParser) -> None:
+    demo.set_defaults(run=_runs("demo.demo"))
+    demo.add_argument("--documents", type=positive, default=100_000, metavar="N", help="default: 100000")
+    demo.add_argument("--nodes", type=positive, default=2, metavar="N", help="default: 2")
+    demo.add_argument("--vbuckets", type=positive, default=1024, metavar="N", help="default: 1024")
+    demo.add_argument("--keep", type=Path, metavar="PATH", help="keep the Parquet file: a file or a folder")
+    _add(demo, "--json", help="print a report as JSON; all else goes to the standard error")
 
 
-def add_columns(parser: argparse.ArgumentParser) -> None:
-    """Which fields."""
-    parser.add_argument("--columns", type=names, metavar="A,B", help="keep only these fields")
+def _add_read(read: argparse.ArgumentParser) -> None:
+    read.set_defaults(run=_runs("commands.read"))
+    _add_connection(read)
+    for name in ("--scope", "--collections", "--columns", "--expired", "--transaction-records"):
+        _add(read, name)
+    _add(read, "--consistency")
+    form = read.add_mutually_exclusive_group()
+    _add(form, "--output")
+    _add(form, "--json", help="print each document as a line of JSON")
+    _add(read, "--no-progress")
 
 
-def collection_names(text: str) -> list[str] | str:
-    """``A,B``, or what stands for those that the user sees."""
-    return text if text == "visible" else names(text)
-
-
-def add_collections(parser: argparse.ArgumentParser) -> None:
-    """Which scope, or which collections."""
-    parser.add_argument("--scope", metavar="NAME", help="only this scope")
-    parser.add_argument(
-        "--collections",
-        type=collection_names,
-        metavar="A,B",
-        help="only these collections; visible: those that the user sees",
-    )
-
-
-def add_expired(parser: argparse.ArgumentParser) -> None:
-    """Whether documents that have expired are wanted."""
-    parser.add_argument(
-        "--expired",
-        choices=("drop", "keep"),
-        default="drop",
-        help="documents whose expiry has passed and that the server has not removed; default: drop",
-    )
-
-
-def add_transaction_records(parser: argparse.ArgumentParser, default: str | None = "drop") -> None:
-    """Whether records of transactions are wanted."""
-    parser.add_argument(
-        "--transaction-records",
-        choices=("drop", "keep"),
-        default=default,
-        help="documents of transactions, whose keys begin with _txn:; default: drop",
-    )
-
-
-def add_consistency(parser: argparse.ArgumentParser) -> None:
-    """What happens where a node loses data meanwhile."""
-    parser.add_argument(
-        "--consistency",
-        choices=("snapshot", "strict"),
-        default="snapshot",
-        help="strict: compare all histories at the end, and read again what a node has lost meanwhile; "
-        "default: snapshot",
-    )
-
-
-def add_output(parser: argparse._ActionsContainer) -> None:
-    """A file."""
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a file")
-
-
-STREAMED = (
-    "With --checkpoint, every change is printed at least once, over any number of runs: FILE is read if it "
-    "is there, and written about once a second and at the end. With --json each line is a JSON object: "
-    "change (upsert, delete, expire, rollback or drop), vbucket, seqno, scope, collection, key and value; a "
-    "byte of a key that is not UTF-8 is \\xHH, and a value that is no JSON text is base64, in value_base64. "
-    "rollback voids what "
-    "came before of its vbucket with a larger seqno, drop what came of its vbucket and collection with a "
-    "smaller one."
-)
-
-
-def add_stream(parser: argparse.ArgumentParser) -> None:
-    """``cbframe stream``."""
-    add_connection(parser)
-    parser.add_argument(
+def _add_stream(stream: argparse.ArgumentParser) -> None:
+    stream.set_defaults(run=_runs("commands.stream"))
+    _add_connection(stream)
+    stream.add_argument(
         "--from",
         dest="start",
         default="beginning",
         metavar="WHERE",
         help="beginning (default), now, or the file of a checkpoint",
     )
-    parser.add_argument(
+    stream.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="go on where FILE says, and keep it up"
     )
-    add_collections(parser)
-    parser.add_argument("--prefix", metavar="TEXT", help="only documents whose key begins so")
-    add_transaction_records(parser)
-    parser.add_argument(
+    _add(stream, "--scope")
+    _add(stream, "--collections")
+    stream.add_argument("--prefix", metavar="TEXT", help="only documents whose key begins so")
+    _add(stream, "--transaction-records")
+    stream.add_argument(
         "--limit",
         type=positive,
         metavar="N",
         help="end after N changes, or with --checkpoint, after the batch that has the Nth",
     )
-    add_json(parser)
+    _add(stream, "--json")
 
 
-def add_doctor(parser: argparse.ArgumentParser) -> None:
-    """``cbframe doctor``."""
-    add_connection(parser)
-    add_collections(parser)
-    add_json(parser)
+def _add_doctor(doctor: argparse.ArgumentParser) -> None:
+    doctor.set_defaults(run=_runs("commands.doctor"))
+    _add_connection(doctor)
+    for name in ("--scope", "--collections", "--json"):
+        _add(doctor, name)
 
 
-def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
-    """``cbframe snapshot``: each command sets ``command``; all are run by `run`."""
-    parser.set_defaults(run=run)
+def _add_snapshot(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_runs("snapshot.snapshot"))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
 
-    def command(name: str, text: str, description: str = "", epilog: str = "") -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=text, description=description or f"{text[0].upper()}{text[1:]}.", epilog=epilog
-        )
+    def command(
+        name: str, text: str, description: str = "", epilog: str = "", *, connects: bool = False
+    ) -> argparse.ArgumentParser:
+        description = description or f"{text[0].upper()}{text[1:]}."
+        found = commands.add_parser(name, help=text, description=description, epilog=epilog)
+        if connects:
+            _add_connection(found)
+            _add(found, "--no-progress")
+        _add(found, "path")
+        return found
 
     write = command(
         "write",
         "copy a bucket, or bring a copy up to date",
         "Copy a bucket into Parquet files at PATH, or add what changed since. A version appears whole or not "
         "at all; after a crash, run it again. What the server took back, the snapshot takes back.",
+        connects=True,
     )
-    add_connection(write)
-    add_progress(write)
-    _add_path(write)
-    add_json(write)
+    _add(write, "--json")
     write.add_argument(
         "--mode",
         choices=("update", "create", "overwrite", "repair"),
@@ -208,10 +274,10 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
         help="create: only if there is none; overwrite: begin again; repair: read again what is damaged; "
         "default: update",
     )
-    add_columns(write)
-    add_collections(write)
-    add_transaction_records(write, None)
-    add_consistency(write)
+    for name in ("--columns", "--scope", "--collections"):
+        _add(write, name)
+    _add(write, "--transaction-records", default=None)
+    _add(write, "--consistency")
     write.add_argument("--xattrs", action="store_true", default=None, help="keep extended attributes")
     write.add_argument(
         "--compression", default="zstd", metavar="NAME", help="zstd, snappy, gzip, lz4, brotli, none"
@@ -222,74 +288,51 @@ def add_snapshot(parser: argparse.ArgumentParser, run: Run) -> None:
         "read",
         "show the documents, or write them to a file",
         "Read the documents of a snapshot. Without -o, show the first ones and the fields.",
-        FORMATS,
+        _FORMATS,
     )
-    _add_path(read)
-    read.add_argument("--as-of", type=_as_of, metavar="WHEN", help="a version, or a time in ISO 8601")
-    add_columns(read)
-    add_expired(read)
-    add_output(read)
+    for name in ("--as-of", "--columns", "--expired", "--output"):
+        _add(read, name)
 
     changes = command(
         "changes",
         "show what changed between two versions",
         "Show what changed between two versions: how much, or with --json or -o each change.",
-        FORMATS,
+        _FORMATS,
     )
-    _add_path(changes)
-    changes.add_argument(
-        "--since", type=_as_of, required=True, metavar="WHEN", help="a version, or a time in ISO 8601"
-    )
+    when = "a version, or a time in ISO 8601"
+    changes.add_argument("--since", type=_as_of, required=True, metavar="WHEN", help=when)
     changes.add_argument("--until", type=_as_of, metavar="WHEN", help="default: the newest version")
-    add_json(changes, "print each change as a line of JSON")
-    add_output(changes)
+    _add(changes, "--json", help="print each change as a line of JSON")
+    _add(changes, "--output")
 
-    versions = command("versions", "list the versions that can be read")
-    _add_path(versions)
-    add_json(versions)
-
-    verify = command(
-        "verify", "look at all files", "Look at all files. The status is 1 where something is wrong."
-    )
-    _add_path(verify)
-    add_json(verify)
+    _add(command("versions", "list the versions that can be read"), "--json")
+    verify = "Look at all files. The status is 1 where something is wrong."
+    _add(command("verify", "look at all files", verify), "--json")
 
     compact = command(
         "compact",
         "rewrite the newest version as few files",
         "Rewrite the newest version as few files. Old files stay until vacuum.",
     )
-    _add_path(compact)
     compact.add_argument(
         "--keep",
         default="1d",
         metavar="TIME",
         help="keep what a rollback of so much time may bring back: 90min, 36h, 7d; default: 1d",
     )
-    add_json(compact)
+    _add(compact, "--json")
 
     vacuum = command("vacuum", "delete files that only older versions need")
-    _add_path(vacuum)
     vacuum.add_argument(
         "--keep", type=positive, default=1, metavar="N", help="how many versions stay readable; default: 1"
     )
-    add_json(vacuum)
+    _add(vacuum, "--json")
 
     export = command(
         "export",
         "write a folder of plain Parquet files",
         "Write the documents as a folder of plain Parquet files, which any tool reads.",
     )
-    _add_path(export)
     export.add_argument("folder", metavar="FOLDER", help="it must not exist")
-    export.add_argument("--as-of", type=_as_of, metavar="WHEN", help="a version, or a time in ISO 8601")
-    add_expired(export)
-
-
-def _add_path(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="the snapshot: a folder, or a URI such as s3://…")
-
-
-def add_json(parser: argparse._ActionsContainer, text: str = "print JSON") -> None:
-    """JSON in the place of what people read."""
-    parser.add_argument("--json", action="store_true", help=text)
+    _add(export, "--as-of")
+    _add(export, "--expired")

@@ -41,13 +41,13 @@ _CHECKED_DOCUMENTS = 1000
 
 def demo(options: argparse.Namespace) -> int:
     """Run the demo; 1 if anything differs from what it must be."""
-    if not options.json:
-        status, _ = _demo(options)
-        return status
-    # What people read goes where the progress goes.
-    with redirect_stdout(sys.stderr):
+    with ExitStack() as stack:
+        if options.json:
+            # What people read goes where the progress goes.
+            stack.enter_context(redirect_stdout(sys.stderr))
         status, report = _demo(options)
-    say(json.dumps(report))
+    if options.json:
+        say(json.dumps(report))
     return status
 
 

@@ -24,8 +24,12 @@ from cbframe.scan.parquet import whole_file, write_parquet
 from cbframe.scan.result import ReadResult, left_out
 from cbframe.ui.progress import TextProgress
 
+INDENT = "  "
+HEAD_ROWS = 5
+_WIDEST_CELL = 26
 _LINES = 4096
 """Rows that are Python objects at the same time."""
+_ACTIONS = {"text": "kept as text", "json": "kept as JSON text", "null": "made null", "map": "names are data"}
 
 
 def writer_of(path: Path) -> Callable[[pa.RecordBatchReader, Path], int]:
@@ -46,21 +50,26 @@ def writer_of(path: Path) -> Callable[[pa.RecordBatchReader, Path], int]:
 
 
 def _write_arrow(reader: pa.RecordBatchReader, path: Path) -> int:
-    rows = 0
     with whole_file(path) as file, pa.ipc.new_file(file, reader.schema) as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-            rows += len(batch)
-    return rows
+        return _write_each(reader, writer.write_batch)
 
 
 def _write_csv(reader: pa.RecordBatchReader, path: Path) -> int:
-    rows = 0
     schema = _flat(reader.schema.empty_table()).schema
     with whole_file(path) as file, pyarrow.csv.CSVWriter(file, schema) as writer:
-        for batch in reader:
-            writer.write_table(_flat(pa.Table.from_batches([batch])))
-            rows += len(batch)
+        return _write_each(reader, lambda batch: writer.write_table(_flat(pa.Table.from_batches([batch]))))
+
+
+def _write_ndjson(reader: pa.RecordBatchReader, path: Path) -> int:
+    with whole_file(path) as file:
+        return _write_each(reader, lambda batch: file.writelines(ndjson(batch)))
+
+
+def _write_each(reader: pa.RecordBatchReader, write: Callable[[pa.RecordBatch], object]) -> int:
+    rows = 0
+    for batch in reader:
+        write(batch)
+        rows += len(batch)
     return rows
 
 
@@ -78,16 +87,6 @@ def _cell(value: Any) -> str | None:
         return None
     text = msgspec.json.encode(without_nulls(value)).decode()
     return text[1:-1] if isinstance(value, bytes) else text
-
-
-def _write_ndjson(reader: pa.RecordBatchReader, path: Path) -> int:
-    rows = 0
-    with whole_file(path) as file:
-        for batch in reader:
-            for lines in ndjson(batch):
-                file.write(lines)
-            rows += len(batch)
-    return rows
 
 
 def ndjson(batch: pa.RecordBatch) -> Iterator[bytes]:
@@ -133,11 +132,6 @@ _WRITERS: dict[str, Callable[[pa.RecordBatchReader, Path], int]] = {
     ".csv": _write_csv,
     ".ndjson": _write_ndjson,
 }
-
-
-INDENT = "  "
-HEAD_ROWS = 5
-_WIDEST_CELL = 26
 
 
 @contextmanager
@@ -241,9 +235,6 @@ def show_nodes(result: ReadResult) -> None:
         megabytes = f"{node.bytes_received / 1e6:.1f}"
         rows.append((name, *counts[:3], megabytes, *counts[3:]))
     say_rows(rows, ("node", "vbuckets", "documents", "tombstones", "MB", "snapshots", "acks"))
-
-
-_ACTIONS = {"text": "kept as text", "json": "kept as JSON text", "null": "made null", "map": "names are data"}
 
 
 def show_remarks(result: ReadResult) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
-from cbframe.cli.credentials import connection
+from cbframe.cli.commands import connection
 from cbframe.cli.output import (
     HEAD_ROWS,
     INDENT,
@@ -33,6 +33,10 @@ from cbframe.snapshot.snapshot import Snapshot, SnapshotVersion
 from cbframe.snapshot.writer import write_snapshot
 
 _PLACE = (KEY, CHANGE_TYPE, VBUCKET, SEQNO)
+_COUNTS = (
+    *("path", "bucket", "version", "changed", "upserted", "deleted"),
+    *("retracted", "rolled_back", "read_again", "nbytes"),
+)
 
 
 def snapshot(options: argparse.Namespace) -> int:
@@ -66,17 +70,7 @@ def _write(options: argparse.Namespace) -> int:
 
 
 def _result(result: SnapshotResult) -> dict[str, Any]:
-    return {
-        "path": result.path,
-        "bucket": result.bucket,
-        "version": result.version,
-        "changed": result.changed,
-        "upserted": result.upserted,
-        "deleted": result.deleted,
-        "retracted": result.retracted,
-        "rolled_back": result.rolled_back,
-        "read_again": result.read_again,
-        "nbytes": result.nbytes,
+    return {name: getattr(result, name) for name in _COUNTS} | {
         "seconds": round(result.seconds, 3),
         "vbuckets": len(result.as_of),
         "changes": result.as_of.changes,
@@ -135,32 +129,16 @@ def _versions(options: argparse.Namespace) -> int:
     if options.json:
         _say_json([_version(each) for each in versions])
         return 0
-    header = (
-        "version",
-        "kind",
-        "created (UTC)",
-        "upserted",
-        "deleted",
-        "retracted",
-        "files",
-        "size",
-        "changes",
-    )
-    say_rows(
-        (
-            (
-                str(each.version),
-                each.kind,
-                f"{each.created:%Y-%m-%d %H:%M:%S}",
-                *(f"{n:,}" for n in (each.counts.upserted, each.counts.deleted, each.counts.retracted)),
-                f"{each.files:,}",
-                size(each.nbytes),
-                f"{each.as_of.changes:,}",
-            )
-            for each in versions
-        ),
-        header,
-    )
+    header = ["version", "kind", "created (UTC)", "upserted", "deleted", "retracted", "files", "size"]
+    rows = []
+    for each in versions:
+        counts = each.counts.upserted, each.counts.deleted, each.counts.retracted, each.files
+        numbers = [f"{number:,}" for number in counts]
+        created = f"{each.created:%Y-%m-%d %H:%M:%S}"
+        rows.append(
+            (str(each.version), each.kind, created, *numbers, size(each.nbytes), f"{each.as_of.changes:,}")
+        )
+    say_rows(rows, [*header, "changes"])
     return 0
 
 
@@ -189,19 +167,13 @@ def _verify(options: argparse.Namespace) -> int:
 def _compact(options: argparse.Namespace) -> int:
     done = Snapshot(options.path).compact(keep=options.keep)
     if options.json:
+        sizes = {"rows": done.rows, "files": done.files, "nbytes": done.nbytes}
         _say_json(
             {
                 "version": done.version,
                 "changed": done.changed,
                 "clock_behind": done.clock_behind.total_seconds(),
-            }
-            | {
-                name: {"before": before, "after": after}
-                for name, (before, after) in (
-                    ("rows", done.rows),
-                    ("files", done.files),
-                    ("nbytes", done.nbytes),
-                )
+                **{name: {"before": before, "after": after} for name, (before, after) in sizes.items()},
             }
         )
     else:

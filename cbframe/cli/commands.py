@@ -1,11 +1,13 @@
-"""``cbframe stream``: the changes of a bucket, one a line."""
+"""The commands that read a bucket: ``cbframe read``, ``stream`` and ``doctor``; and as whom they do."""
 
 from __future__ import annotations
 
 import argparse
 import base64
 import contextlib
+import getpass
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,11 +17,16 @@ from typing import Any
 
 import msgspec
 
-from cbframe.cli.credentials import connection
+from cbframe.cli.output import ndjson, progress_line, say, show_remarks, show_table, writer_of
+from cbframe.cluster.auth import AuthSource, CertificateAuthenticator
+from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.dcp.handover import monotonic
 from cbframe.errors import ConfigurationError
+from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.changes import CHANGE_TYPE, ChangeBatch
 from cbframe.scan.checkpoint import Checkpoint
+from cbframe.scan.doctor import doctor as diagnose
+from cbframe.scan.scan import scan_bucket
 from cbframe.scan.stream import ChangeStream, stream_bucket
 
 Row = dict[str, Any]
@@ -36,8 +43,126 @@ _SAVE_EVERY = 1.0
 _LOOK = 0.25
 
 
+# --- where the cluster is, and who asks
+
+
+def connection(options: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments say, as keyword arguments of ``scan_bucket`` and its like."""
+    return {
+        "conn": options.conn,
+        "bucket": options.bucket,
+        "auth": _credentials(options),
+        "tls": options.ca_file,
+        "network": options.network,
+        "options": BucketDataSourceOptions(proxies=_proxies(options), allow_plain=options.allow_plain),
+    }
+
+
+def _proxies(options: argparse.Namespace) -> dict[str, str] | None:
+    url = options.proxy
+    if url is not None and "@" in url:
+        raise ConfigurationError(
+            "--proxy holds credentials, which every process on this machine can see",
+            hint="--proxy-env names an environment variable that holds the URL",
+        )
+    if options.proxy_env is not None:
+        url = _of_environment("--proxy-env", options.proxy_env, "URL")
+    return None if url is None else {"all": url}
+
+
+def _of_environment(option: str, name: str, what: str) -> str:
+    if (value := os.environ.get(name)) is None:
+        raise ConfigurationError(
+            f"the environment variable {name} is not set",
+            hint=f"{option} takes the name of a variable, not the {what}",
+        )
+    return value
+
+
+def _credentials(options: argparse.Namespace) -> AuthSource:
+    """Who asks, as the arguments say."""
+    if parse_connection_string(options.conn).credentials is not None:
+        raise ConfigurationError(
+            "the connection string holds credentials, which every process on this machine can see",
+            hint="use --user with --password-env or --password-file",
+        )
+    if options.client_cert or options.client_key:
+        if options.user:
+            raise ConfigurationError("--user and --client-cert exclude each other", hint="give one of them")
+        return CertificateAuthenticator(options.client_cert, options.client_key)
+    if not options.user:
+        raise ConfigurationError("no user is named", hint="give --user")
+    if options.password_env is not None:
+        return options.user, _of_environment("--password-env", options.password_env, "password")
+    if options.password_file is not None:
+        try:
+            return options.user, options.password_file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigurationError(f"the password file cannot be read: {exc}") from exc
+    if not sys.stdin.isatty():
+        raise ConfigurationError(
+            "there is no terminal to ask for the password on", hint="use --password-env or --password-file"
+        )
+    return options.user, getpass.getpass(f"Password of {options.user}: ")
+
+
+# --- the commands
+
+
+def read(options: argparse.Namespace) -> int:
+    """``cbframe read``: show the head of a bucket, or write a file."""
+    write = None if options.output is None else writer_of(options.output)
+    arguments = connection(options)
+    with contextlib.ExitStack() as stack:
+        progress = None if options.no_progress else stack.enter_context(progress_line())
+        scan = scan_bucket(
+            **arguments,
+            scope=options.scope,
+            collections=options.collections,
+            columns=options.columns,
+            expired=options.expired,
+            transaction_records=options.transaction_records,
+            consistency=options.consistency,
+            progress=progress,
+        )
+        if options.json:
+            for batch in scan.to_reader():
+                sys.stdout.buffer.writelines(ndjson(batch))
+            return 0
+        if write is None:
+            result = scan.read()
+        else:
+            rows = write(scan.to_reader(), options.output)
+            assert scan.last is not None
+            result = scan.last
+    table = result.table
+    if write is not None:
+        size = options.output.stat().st_size / 1e6
+        say(f"{options.output}: {rows:,} documents, {table.num_columns} columns, {size:,.1f} MB")
+    else:
+        say(f"{table.num_rows:,} documents in {result.seconds:.1f} s")
+        show_table(table)
+    show_remarks(result)
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """``cbframe doctor``: print what was found; 1 if a step fails."""
+    arguments = connection(options)
+    finer = arguments.pop("options")
+    found = diagnose(
+        **arguments,
+        scope=options.scope,
+        collections=options.collections,
+        proxies=finer.proxies,
+        allow_plain=finer.allow_plain,
+    )
+    say(json.dumps(found.to_dict(), ensure_ascii=False, indent=2) if options.json else str(found))
+    return 0 if found.ok else 1
+
+
 def stream(options: argparse.Namespace) -> int:
-    """Print changes until Ctrl-C, which is the usual end."""
+    """``cbframe stream``: print changes until Ctrl-C, which is the usual end."""
     path: Path | None = options.checkpoint
     if path is not None and not path.absolute().parent.is_dir():
         raise ConfigurationError(f"the folder {path.absolute().parent} does not exist")
