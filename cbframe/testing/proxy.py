@@ -6,7 +6,7 @@ import contextlib
 import selectors
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -154,7 +154,7 @@ class FaultProxy:
             How many were cut now.
         """
         if after_bytes is None:
-            return self._wires.loop.call(lambda: self._end(self._of(node)))
+            return self._now(_Link.cut, node)
         return self._arm(_Fault("cut", direction, node, after_bytes))
 
     def silence(
@@ -166,7 +166,7 @@ class FaultProxy:
         connections work. Arguments and result as for :meth:`cut`.
         """
         if after_bytes is None:
-            return self._wires.loop.call(lambda: self._mute(self._of(node)))
+            return self._now(_Link.silence, node)
         return self._arm(_Fault("silence", direction, node, after_bytes))
 
     def garble(self, at: int = 0, *, direction: Direction = "down", node: int | None = None) -> None:
@@ -214,21 +214,22 @@ class FaultProxy:
     def _of(self, node: int | None) -> list[_Link]:
         return [link for link in self._wires.links if node is None or link.node == node]
 
+    def _now(self, act: Callable[[_Link], None], node: int | None) -> int:
+        """Do something to all connections; to how many."""
+
+        def run() -> int:
+            links = self._of(node)
+            for link in links:
+                act(link)
+            return len(links)
+
+        return self._wires.loop.call(run)
+
     def _arm(self, fault: _Fault) -> int:
         if fault.left < 0:
             raise ConfigurationError(f"a fault after {fault.left} bytes lies in the past")
         self._wires.loop.call(lambda: self._wires.faults.append(fault))
         return 0
-
-    def _end(self, links: list[_Link]) -> int:
-        for link in links:
-            link.cut()
-        return len(links)
-
-    def _mute(self, links: list[_Link]) -> int:
-        for link in links:
-            link.silence()
-        return len(links)
 
     def _resume(self, node: int | None) -> None:
         self._wires.stalled.discard(node)

@@ -15,8 +15,7 @@ from cbframe.dcp.receiver import taker_of_blocks
 from cbframe.dcp.stats import NodeStats
 from cbframe.dcp.timers import Timeouts
 from cbframe.errors import CbframeError
-from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
-from cbframe.testing.receiver import Peer
+from cbframe.testing import FakeClock, Peer, RecordingReceiver, ScriptedTransport
 from cbframe.wire.constants import Opcode, StreamFlag
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import SnapshotMarker, StreamEnd, StreamFilter

@@ -31,8 +31,7 @@ from cbframe.dcp.stats import CLUSTER_COUNTERS, COUNTERS, NODE_COUNTERS, Cluster
 from cbframe.errors import CbframeError, ConnectError, ProtocolError
 from cbframe.local import LocalCluster
 from cbframe.options import BucketDataSourceOptions
-from cbframe.testing import FakeClock, RecordingReceiver, ScriptedTransport
-from cbframe.testing.receiver import Peer
+from cbframe.testing import FakeClock, Peer, RecordingReceiver, ScriptedTransport
 from cbframe.wire.constants import Opcode, Status, StreamEndReason
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import DcpNoop, SnapshotMarker, StreamEnd, StreamRequest

@@ -36,8 +36,7 @@ from cbframe.errors import (
     ServerError,
 )
 from cbframe.local import LocalCluster
-from cbframe.testing import FakeClock, ScriptedTransport
-from cbframe.testing.receiver import Peer
+from cbframe.testing import FakeClock, Peer, ScriptedTransport
 from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.framing import Frame, response
 

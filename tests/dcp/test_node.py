@@ -19,8 +19,7 @@ from cbframe.errors import (
     ReceiverError,
     StreamError,
 )
-from cbframe.testing import RecordingReceiver
-from cbframe.testing.receiver import Peer
+from cbframe.testing import Peer, RecordingReceiver
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_SEQNO, Opcode, Status, StreamEndReason
 from cbframe.wire.framing import Frame, response

@@ -23,8 +23,7 @@ from cbframe.errors import (
     ProtocolError,
     ReadTimeoutError,
 )
-from cbframe.testing import FakeClock, ScriptedTransport
-from cbframe.testing.receiver import Peer
+from cbframe.testing import FakeClock, Peer, ScriptedTransport
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import GetAllVBucketSeqnos, encode_failover_log, encode_vbucket_seqnos
