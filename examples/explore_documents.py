@@ -1,4 +1,4 @@
-"""What is in a bucket: a report of its fields, a frame for each kind of document, what has no common type."""
+"""Explore a bucket: a report of its fields, a frame for each kind of document, the type conflicts."""
 
 import cbframe
 

@@ -24,7 +24,7 @@ def main() -> None:
         origin = json.loads(pq.read_schema(path).metadata[b"cbframe"])
 
     print(f"{file.num_rows:,} documents, {file.num_columns:,} leaf columns")
-    print(f"a picture of {origin['bucket']!r} at {scan.as_of}")
+    print(f"{origin['bucket']!r} as of {scan.as_of}")
     print(frame.loc[frame["type"] == "hotel", ["_cb_key", "name", "price", "geo"]].head(3))
     for reason, count in scan.last.rejected.items():
         print(f"{count} documents in _cb_value: {reason}")

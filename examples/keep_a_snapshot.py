@@ -1,4 +1,4 @@
-"""Keep a Parquet copy of a bucket that updates, and takes back what the server takes back."""
+"""Keep a Parquet copy of a bucket: update it, and remove what a failover lost."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Read a bucket into a pandas DataFrame, and ask what it is a picture of."""
+"""Read a bucket into a pandas DataFrame, and ask how far each vbucket was read."""
 
 from cbframe import LocalCluster, read_bucket
 

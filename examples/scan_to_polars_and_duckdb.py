@@ -1,4 +1,4 @@
-"""Hand a scan to polars and to duckdb: whoever speaks Arrow takes it as it is.
+"""Hand a scan to polars and to duckdb: any consumer of Arrow takes it as it is.
 
 Needs ``pip install 'cbframe[polars,duckdb]'``.
 """
@@ -15,7 +15,7 @@ def main() -> None:
         cluster.load_sample(5000)
         scan = scan_bucket(cluster, columns=["type", "country", "price"])
 
-        # Both go through __arrow_c_stream__, and each of them reads the bucket anew.
+        # Both go through __arrow_c_stream__, and each of them reads the bucket again.
         hotels = pl.DataFrame(scan).filter(pl.col("type") == "hotel")
         documents = pa.RecordBatchReader.from_stream(scan)
 

@@ -37,7 +37,7 @@ def store(database: sqlite3.Connection, batch: ChangeBatch, checkpoint: Checkpoi
 
 
 def follow(cluster: LocalCluster, path: Path, batches: int | None = None) -> int:
-    """Take so many batches, or what there is; whatever ends it, the next call goes on where this one was."""
+    """Take a number of batches, or all there are. The next call goes on from the stored checkpoint."""
     database = sqlite3.connect(path)
     database.executescript(SCHEMA)
     start = stored_checkpoint(database) or "beginning"

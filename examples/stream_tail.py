@@ -18,7 +18,7 @@ def main() -> None:
             while seen < 3 and (batch := stream.poll(10.0)) is not None:
                 print(batch.to_pandas()[["_change_type", "_cb_vbucket", "_cb_seqno"]])
                 seen += len(batch)
-                stream.ack(batch)  # the nodes may send more, and the checkpoint is behind it
+                stream.ack(batch)  # the nodes may send more, and the checkpoint is after it
 
             cluster.upsert("sensor-7", {"n": 7, "state": "on", "degrees": 40})
             lately = stream.to_pandas(last="5min")
