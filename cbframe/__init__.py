@@ -1,9 +1,74 @@
 """Read a Couchbase bucket straight from the data service, over DCP, into Arrow and pandas.
 
+====================  ========================================================================================
+``read_bucket``       a bucket as it is now, as a DataFrame, an Arrow table or a polars DataFrame
+``scan_bucket``       the same, described first and run later: record batches, Parquet, partitions
+``read_schema``       the fields of the documents: types, missing values, examples
+``write_snapshot``    a Parquet copy, updated with what changed; ``read_snapshot`` and ``Snapshot`` read it
+``stream_bucket``     changes as they happen, from the beginning, from now on or from a checkpoint
+``doctor``            why a connection fails, step by step
+``show_stats``        what a stream does, as a live widget or as text
+``BucketDataSource``  the DCP client underneath, with the callbacks of Go's ``cbdatasource``
+``LocalCluster``      an embedded Couchbase on the loopback, for tests and examples
+====================  ========================================================================================
+
+:mod:`cbframe.contrib` has Dask, Spark and Delta, :mod:`cbframe.cli` the command line. :mod:`cbframe.json`
+documents the types of columns, :mod:`cbframe.cluster.connection_string` how to name a cluster,
+:mod:`cbframe.cluster.auth` the roles that a user needs, and :mod:`cbframe.errors` the errors.
+
 Names are loaded when they are first used: ``import cbframe`` is quick, and loads no library.
 
-``cbframe --version`` and :func:`doctor` say whether reads run on the compiled core or on the Python
-reference, which gives the same results, slower; ``CBFRAME_CORE=rust`` or ``python`` chooses.
+The core
+--------
+What is done for every byte is compiled Rust, built with the package where ``cargo`` (1.85 or newer) is on
+``PATH``. Elsewhere a reference in Python gives the same results, slower; its first read warns and says how
+to get the compiled core. ``cbframe --version`` and :func:`doctor` say which one runs.
+``CBFRAME_CORE=rust`` or ``python`` chooses. With ``CBFRAME_REQUIRE_CORE=1`` an installation without the
+compiled core fails.
+
+Packages
+--------
+Each imports only from those below it; ``tests/test_floors.py`` checks that.
+
+=========  =================================================================
+cli        the commands: demo, read, snapshot, stream, doctor, serve
+ui         progress, and the statistics of a stream: text, widget, Prometheus
+snapshot   Parquet snapshots: updates, versions, rollbacks, maintenance
+scan       bounded reads and change streams: tables, DataFrames, files
+arrow      blocks of documents as record batches; which rows count
+json       JSON documents as typed columns
+dcp        the client: threads, sockets, vbucket streams, rollbacks
+cluster    connection strings, cluster maps, collections, TLS, users
+wire       bytes to messages and back: no socket, no clock
+=========  =================================================================
+
+Below all: ``errors``, ``options``, ``limits``, ``system``, ``typing``, ``core``. Beside them: ``local``, the
+embedded cluster; ``testing``, doubles for tests; ``contrib``.
+
+Glossary
+--------
+===================  ========================================================================================
+vbucket              one of the shards of a bucket, most often 1,024; the CRC32 of a key selects it
+seqno                number of a change within its vbucket, ascending; says nothing across vbuckets
+high seqno           the newest seqno of a vbucket: where a bounded read of it ends
+vbuuid               id of one history of a vbucket; a failover begins a new history
+failover log         the histories of a vbucket, newest first: vbuuid, and the seqno where each began
+mutation             a change that writes a document
+deletion             a change that removes a document
+expiration           a deletion because the expiry has passed; sent when the server removes the document
+tombstone            what the server keeps of a deletion until it purges it, by default for three days
+collection id        number of a collection in keys and events; 0 is the default collection
+manifest uid         version of the list of scopes and collections; each change raises it
+system event         a change of that list within a stream: collection or scope created, dropped, modified
+snapshot marker      announces a range of seqnos; only at its end is the vbucket consistent
+stream end           the message that ends a vbucket's stream, with the reason: complete, moved, dropped, ...
+rollback             the server's history lacks changes that were received: those after a seqno are undone
+flow control window  bytes that a node may send before it is sent an acknowledgement
+position             where the stream of a vbucket is: vbuuid, seqno, snapshot, manifest uid
+as of                the vbuuid and seqno of each vbucket up to which a result is whole; :class:`AsOf`
+checkpoint           positions of all vbuckets that a consumer has processed; :class:`Checkpoint`
+record batch         Arrow: columns of equal length with one schema
+===================  ========================================================================================
 """
 
 from __future__ import annotations

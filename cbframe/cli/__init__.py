@@ -1,4 +1,30 @@
-"""The command line: ``cbframe demo``, ``read``, ``snapshot``, ``stream``, ``doctor`` and ``serve``.
+r"""The command line: ``cbframe demo``, ``read``, ``snapshot``, ``stream``, ``doctor`` and ``serve``.
+
+A bucket into a file, whose ending says the format (``.parquet``, ``.arrow``, ``.csv``, ``.ndjson``), or as
+lines of JSON::
+
+    cbframe read couchbases://cb.example.com/travel --ca-file ca.pem \
+        --user reader --password-env CB_PASSWORD -o travel.parquet
+    cbframe read couchbases://cb.example.com/travel --user reader --password-env CB_PASSWORD --json
+
+A copy that the same command brings up to date, and what is in it (also ``verify``, ``compact``, ``vacuum``
+and ``export``)::
+
+    cbframe snapshot write couchbases://cb.example.com/travel travel --user reader --password-env CB_PASSWORD
+    cbframe snapshot versions travel
+    cbframe snapshot changes travel --since 1 --json
+    cbframe snapshot read travel --as-of 1 -o travel.csv
+
+What changes, a line for each change; and why a connection fails::
+
+    cbframe stream couchbases://cb.example.com/travel --user reader --password-env CB_PASSWORD \
+        --json --checkpoint travel.json
+    cbframe doctor couchbases://cb.example.com/travel --user reader --password-env CB_PASSWORD
+
+Passwords come from the environment, a file or the terminal. ``--client-cert`` and ``--client-key`` take the
+place of a password; :mod:`cbframe.cluster.tls` says which authorities are trusted without ``--ca-file``.
+Proxies are used only where they are asked for (``--proxy``, or ``--proxy-env`` with the name of a variable
+such as ``HTTPS_PROXY``), and only for the cluster manager (``http://``, ``https://``), never for data nodes.
 
 How it works
 ------------

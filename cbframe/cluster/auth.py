@@ -1,4 +1,22 @@
-"""Who asks: passwords or certificates, for the cluster manager and the data service alike."""
+"""Who asks: passwords or certificates, for the cluster manager and the data service alike.
+
+What a user needs:
+
+==================  ===========================================================
+Enterprise Edition  the roles Data Reader and Data DCP Reader on the bucket
+Capella             Read access to the bucket
+Community Edition   Application Access (``bucket_full_access``), or an
+                    administrator: there are no such roles
+==================  ===========================================================
+
+* A user with roles on some scopes or collections only is refused a read of the whole bucket, and the error
+  names what the user may read. ``scope="shop"`` or ``collections=["shop.orders"]`` reads a part,
+  ``collections="visible"`` all of it.
+* A user of LDAP or another directory needs TLS: the cluster has no hash of the password, so only SASL PLAIN
+  works. Without TLS, ``BucketDataSourceOptions(allow_plain=True)`` sends the password in clear text.
+* The right to see statistics of the bucket is optional. With it, partitions are divided by size, and the
+  expiry of documents is compared with a node's clock instead of this machine's.
+"""
 
 from __future__ import annotations
 

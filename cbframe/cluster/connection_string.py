@@ -1,7 +1,47 @@
-"""Connection strings: ``couchbase://h1,h2/bucket?network=…``, and seeds such as ``http://h:8091``.
+r"""Connection strings: ``couchbase://h1,h2/bucket?network=…``, and seeds such as ``http://h:8091``.
 
-Options (``couchbase://host/bucket?network=external&kv_connect_timeout=20s``) are those of the SDKs, by the
-name that any of them has. These have a meaning here:
+Where the cluster is
+--------------------
+===========  ======================================================================================
+Capella      ``couchbases://cb.abc123.cloud.couchbase.com/travel``, from the Connect page
+Kubernetes   ``couchbases://cb-srv.default/travel?network=default``, the service of the operator
+own servers  ``couchbases://cb1.example.com,cb2.example.com/travel``, some of the nodes or all
+Docker       ``couchbase://localhost/travel``
+===========  ======================================================================================
+
+``couchbase://`` and ``http://`` are without TLS. A host is a node, or one name whose SRV records stand for
+the cluster; they are looked up again when no node answers. These ports are used:
+
+=================  ========================  ==========================
+scheme             of every data node        of the seeds, by default
+=================  ========================  ==========================
+``couchbase://``   11210                     11210
+``couchbases://``  11207                     11207
+``http://``        11210                     8091, the cluster manager
+``https://``       11207                     18091, the cluster manager
+=================  ========================  ==========================
+
+* Capella: allow this machine's address (Settings, Networking, Allowed IP Addresses) and give the database
+  user Read access to the bucket. The root certificate of Capella comes with cbframe. Only data ports are
+  used: 11207, or those of a private endpoint.
+* Kubernetes: inside the cluster, ``network=default`` takes the addresses of the operator. Outside it is
+  ``network=external``: the addresses that ``exposedFeatures`` of its ``spec.networking`` made.
+* Docker: publish port 11210 as it is. Where it is another port outside, as with Testcontainers, set that on
+  the node, for ``couchbase://localhost:32768/travel``::
+
+      couchbase-cli setting-alternate-address -c localhost -u USER -p PASSWORD --set \
+          --node 127.0.0.1 --hostname localhost --ports kv=32768
+
+A node may have several addresses: its own, and alternate ones on named networks. As in the SDKs, the network
+is taken on which a node has the host and port of a seed, else its host; else ``external`` if all nodes have
+such an address, as behind a load balancer. ``network=`` overrules that.
+
+:func:`cbframe.doctor` finds out which step fails.
+
+Options
+-------
+Those of the SDKs, by the name that any of them has, as in
+``couchbase://host/bucket?network=external&kv_connect_timeout=20s``. These have a meaning here:
 
 ========================================  ================================================================
 ``network``                               as the argument ``network=``

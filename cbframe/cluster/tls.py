@@ -1,9 +1,16 @@
 """TLS contexts, peers verified always; who vouches for a peer; and what a failed handshake means.
 
 Trusted are, in this order: what ``tls=`` gives; the file that the connection string names; the system's
-authorities, and with them Capella's root certificate where all seeds are under ``cloud.couchbase.com``. Other
-clusters are never vouched for by that root: the names of Capella's nodes and of its SRV records are under
-this domain, too.
+authorities (or those of the file in the environment variable ``SSL_CERT_FILE``), and with them Capella's root
+certificate where all seeds are under ``cloud.couchbase.com``. Other clusters are never vouched for by that
+root: the names of Capella's nodes and of its SRV records are under this domain, too.
+
+The cluster manager and every data node are verified alike, and nothing falls back to plain text. An authority
+that is named is not held to the strict form that Python 3.13 asks for (key identifiers, which clusters' own
+certificates often lack); chain, name and dates are verified all the same.
+
+:func:`cbframe.doctor` shows which authority vouches for a node, and warns where a node's certificate ends
+within 30 days, or an authority within a year. Reads warn a year before Capella's root certificate ends.
 """
 
 from __future__ import annotations

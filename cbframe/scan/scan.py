@@ -264,6 +264,7 @@ class BucketScan:
         workers
             Have this many processes of this machine read, each its :meth:`partitions`. They get what this
             scan has, a password among it. A script has to call this below ``if __name__ == "__main__":``.
+            Not for small buckets: to start them and to look at a sample takes about a second each.
             In an object store the files appear one after the other, once all are complete in `spool_dir`.
         overwrite
             Replace what is at `path`, once the new file or folder is complete.
@@ -315,7 +316,8 @@ class BucketScan:
         All seqnos and histories are taken now, with one look at all nodes, and the parts together are a
         read as of this moment: each reads its vbuckets to these seqnos. Whether one is read first or
         last, once or again, makes a difference only where there are writes meanwhile:
-        :meth:`ScanPartition.result` tells what happens then.
+        :meth:`ScanPartition.result` says what happens then, and :meth:`ReadReport.merged` makes one report
+        of those of the parts. Scheduling and retries are those of whatever runs them.
 
         Parameters
         ----------
@@ -412,12 +414,8 @@ def scan_bucket(
 ) -> BucketScan:
     r"""Describe a read of a bucket as it is now; nothing is connected yet.
 
-    The read is over DCP, straight from the data service: no index and no query service is needed.
-    It contains every document that exists when it begins, each once, in its newest version. Each vbucket is
-    consistent; across vbuckets Couchbase has no common order. ``as_of`` of the result names, for each
-    vbucket, the history and the seqno that its rows are of: if a node loses data in the middle of the read,
-    vbuckets that were complete before keep the rows of the lost history, unless `consistency` is
-    ``"strict"``.
+    The read is over DCP, straight from the data service: no index and no query service is needed. What it
+    guarantees is in the notes below; :mod:`cbframe.json` documents the types of columns.
 
     Parameters
     ----------
@@ -562,6 +560,37 @@ def scan_bucket(
     ------
     ConfigurationError
         An argument is invalid.
+
+    Notes
+    -----
+    * Whole: every document that exists when the read begins is in the result, once, in its newest version.
+      One that is written during the read is there in its old or in its new version.
+    * Consistent within each vbucket: each is read up to the end of a snapshot. There is no common moment
+      across vbuckets: Couchbase orders changes per vbucket only.
+    * Dated: ``as_of`` of the result names, for each vbucket, the history and the seqno up to which it is
+      whole. If a node loses data in the middle of the read, vbuckets that were complete before keep rows of
+      the lost history, unless `consistency` is ``"strict"``.
+    * Never partial: a read that cannot be completed raises an error that names the node or vbucket, the
+      cause and what to do. A file appears whole or not at all.
+    * Through changes: cut connections, rebalances, failovers and rollbacks are followed. A collection that
+      is dropped during the read is gone from all of the result; a bucket that is replaced by another one of
+      its name is an error.
+
+    Each read sends the whole bucket, or the chosen collections, over the network, and nodes read from disk
+    what they do not have in memory. ``BucketDataSourceOptions(max_bytes_per_sec=...)`` limits each node;
+    ``connections_per_node="auto"`` opens several connections to a node that has millions of changes.
+
+    Examples
+    --------
+    >>> import cbframe
+    >>> with cbframe.LocalCluster(vbuckets=64) as cluster:
+    ...     _ = cluster.upsert("hotel_1", {"type": "hotel", "geo": {"lat": 47.4, "alt": 408}})
+    ...     _ = cluster.upsert("route_1", {"type": "route", "stops": 0})
+    ...     scan = cbframe.scan_bucket(
+    ...         cluster, columns=["geo.lat"], filters=[("type", "==", "hotel"), ("geo.alt", ">", 100)]
+    ...     )
+    ...     print(scan.to_arrow().to_pylist())
+    [{'_cb_key': 'hotel_1', 'geo.lat': 47.4}]
     """
     return BucketScan(ScanSpec.of_arguments(locals()))
 

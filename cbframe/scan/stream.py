@@ -702,7 +702,8 @@ def stream_bucket(
 
     Every change comes at least once, per vbucket in the order in which it happened. Of several changes
     of one document in quick succession, the server may send the last only. A consumer that stores the
-    checkpoint together with the data, in one transaction, gets every change exactly once.
+    checkpoint together with the data, in one transaction (:meth:`ChangeStream.checkpoint_after`), gets every
+    change exactly once. :meth:`ChangeStream.to_parquet` does that with files.
 
     A document whose expiry has passed is still a document here: no change reports that, until the server
     removes it.

@@ -421,7 +421,8 @@ def write_snapshot(
     whole: a process that ends at any moment leaves the last version, and the next call goes on from it.
     Where the server takes changes back (a failover lost them), the snapshot takes them back.
 
-    Memory does not depend on the bucket's size; documents wait in a temporary file (`spool_dir`).
+    Memory does not depend on the bucket's size; documents wait in a temporary file (`spool_dir`). The format
+    of the files is documented in :mod:`cbframe.snapshot.manifest`.
 
     Parameters
     ----------

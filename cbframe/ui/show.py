@@ -77,7 +77,8 @@ def show_stats(target: Any) -> StatsView:
     Returns
     -------
     StatsView
-        ``.model`` has the same as numbers: ``.to_pandas()``, ``.per_vbucket()``, ``.to_prometheus()``.
+        ``.model`` has the last two minutes as numbers: ``.to_pandas()``, ``.per_vbucket()``,
+        ``.to_prometheus()``.
 
     Raises
     ------

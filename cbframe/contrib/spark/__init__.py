@@ -69,7 +69,9 @@ Streams
     with sqlite3.connect("names.db") as db:
         db.execute("CREATE TABLE IF NOT EXISTS names (key TEXT PRIMARY KEY, vbucket INTEGER, name TEXT)")
     writer = changes.writeStream.foreachBatch(store).option("checkpointLocation", "names.checkpoint")
-    writer.trigger(processingTime="10 seconds").start()
+    query = writer.trigger(processingTime="10 seconds").start()
+
+The repository has a whole program of it: ``examples/spark/changes_to_sqlite.py``.
 
 Each row is a change: what happened, which document, where in its vbucket, and the fields, which are null
 where the document is gone. A document that is no JSON object comes as an upsert with null fields. Each
