@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,16 @@ from scan.kit import fill, truth
 
 from cbframe import ConfigurationError, LocalCluster
 
-from .spark_kit import SECRET, Store, cluster_of, session_of
+from .spark_kit import ENVIRONMENT, SECRET, Store, cluster_of, session_of
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 StructType = pytest.importorskip("pyspark.sql.types").StructType
+package = pytest.importorskip("cbframe.contrib.spark")
 CouchbaseStreamReader = pytest.importorskip("cbframe.contrib.spark.reader").CouchbaseStreamReader
 
 TESTS = Path(__file__).parent.parent
 DRIVER = Path(__file__).with_name("spark_driver.py")
+EXAMPLE = TESTS.parent / "examples" / "spark" / "changes_to_sqlite.py"
 SCHEMA = "_change_type string, _cb_key string, _cb_vbucket int, _cb_seqno bigint, n bigint"
 
 
@@ -253,17 +257,17 @@ def test_what_cannot_be_meant(spark: Any, tmp_path: Path) -> None:
                 writer.option("checkpointLocation", str(tmp_path / str(number))).start().awaitTermination()
 
 
-def test_the_lines_of_the_readme(monkeypatch: pytest.MonkeyPatch, spark: Any, tmp_path: Path) -> None:
-    readme = (TESTS.parent / "README.md").read_text("utf-8")
-    (lines,) = [block for block in readme.split("```python\n")[1:] if "readStream" in block]
-    lines = lines.partition("```")[0]
+def test_the_lines_of_the_documentation(monkeypatch: pytest.MonkeyPatch, spark: Any, tmp_path: Path) -> None:
+    text = inspect.getdoc(package) or ""
+    begin = text.index("    import sqlite3\n")
+    lines = textwrap.dedent(text[begin : text.index("\n\nThe repository", begin)])
     monkeypatch.chdir(tmp_path)
     with cluster_of() as cluster:
         for n in range(20):
             cluster.upsert(f"key-{n}", {"name": f"name-{n}"})
         cluster.delete("key-3")
         for here, there in {
-            "couchbases://cb.example.com/travel": cluster.connection_string,
+            "couchbase://host/travel": cluster.connection_string,
             # The Java machine has a directory of its own.
             "names.checkpoint": str(tmp_path / "names.checkpoint"),
         }.items():
@@ -277,6 +281,15 @@ def test_the_lines_of_the_readme(monkeypatch: pytest.MonkeyPatch, spark: Any, tm
             found["query"].stop()
     rows = dict(sqlite3.connect("names.db").execute("SELECT key, name FROM names").fetchall())
     assert rows == {f"key-{n}": f"name-{n}" for n in range(20) if n != 3}
+
+
+def test_the_example(tmp_path: Path) -> None:
+    environment = {**os.environ, **{k: v for k, v in ENVIRONMENT.items() if not k.startswith("CB_")}}
+    done = subprocess.run(
+        [sys.executable, EXAMPLE], check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1,000 names\n999 names; person-7 is Somebody Else\n")
 
 
 # --- a driver that is killed

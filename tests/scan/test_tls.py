@@ -527,7 +527,7 @@ def test_cbframe_read_with_a_client_certificate(
 
 @SCHEMES
 def test_the_authority_of_ssl_cert_file(cluster: LocalCluster, files: Files, scheme: str) -> None:
-    """As the README says; OpenSSL looks at the variable, so it takes a process of its own."""
+    """As ``cbframe.cluster.tls`` says; OpenSSL looks at the variable, so it takes a process of its own."""
     conn = cluster.tls_connection_string if scheme == "couchbases" else f"{cluster.tls_rest_urls[0]}/default"
     command = [sys.executable, "-W", "error", "-m", "cbframe", "read", conn, "--user", USER]
     for path, status in ((files.ca, 0), (files.other_ca, 1)):
