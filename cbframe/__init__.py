@@ -42,8 +42,8 @@ cluster    connection strings, cluster maps, collections, TLS, users
 wire       bytes to messages and back: no socket, no clock
 =========  =================================================================
 
-Below all: ``errors``, ``options``, ``limits``, ``system``, ``typing``, ``core``. Beside them: ``local``, the
-embedded cluster; ``testing``, doubles for tests; ``contrib``.
+Below all: ``errors``, ``options``, ``system``, ``typing``, ``core``. Beside them: ``local``, the embedded
+cluster; ``testing``, doubles for tests; ``contrib``.
 
 Glossary
 --------
