@@ -17,6 +17,7 @@ import pytest
 
 import cbframe.json
 from cbframe import Checkpoint, LocalCluster, Snapshot, cli, read_bucket, scan_bucket
+from cbframe.cli.arguments import parser_of
 from cbframe.testing import LocalCapella
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +90,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_has_these_arguments(command: str) -> None:
-    assert cli._parser().parse_args(shlex.split(command)[1:]).run
+    assert parser_of("cbframe").parse_args(shlex.split(command)[1:]).run
 
 
 # --- types
