@@ -83,7 +83,7 @@ _HOMES = {
     "cbframe.cluster.backoff": ("exponential_backoff_loop",),
     "cbframe.cluster.rest": ("Bucket", "connect_bucket"),
     "cbframe.dcp.handshake": ("upr_open",),
-    "cbframe.dcp.plan": ("UPDATE_SECURITY_SETTINGS",),
+    "cbframe.dcp.messages": ("UPDATE_SECURITY_SETTINGS",),
     "cbframe.dcp.positions": ("VBucketMetaData", "VBucketOffset"),
     "cbframe.dcp.receiver": (
         "BlockReceiver",
@@ -182,7 +182,7 @@ if TYPE_CHECKING:
     from cbframe.cluster.rest import Bucket as Bucket
     from cbframe.cluster.rest import connect_bucket as connect_bucket
     from cbframe.dcp.handshake import upr_open as upr_open
-    from cbframe.dcp.plan import UPDATE_SECURITY_SETTINGS as UPDATE_SECURITY_SETTINGS
+    from cbframe.dcp.messages import UPDATE_SECURITY_SETTINGS as UPDATE_SECURITY_SETTINGS
     from cbframe.dcp.positions import VBucketMetaData as VBucketMetaData
     from cbframe.dcp.positions import VBucketOffset as VBucketOffset
     from cbframe.dcp.receiver import BlockReceiver as BlockReceiver

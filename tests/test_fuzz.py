@@ -31,8 +31,8 @@ from cbframe.cluster import cluster_map, collections_manifest
 from cbframe.cluster.answers import ConfigFeed
 from cbframe.cluster.cluster_map import parse_bucket_config
 from cbframe.cluster.connection_string import HostPort
+from cbframe.dcp.handshake import time_of
 from cbframe.dcp.positions import VBucketMetaData
-from cbframe.dcp.survey import time_of
 from cbframe.errors import CbframeError
 from cbframe.scan.microbatch import Offset
 from cbframe.snapshot.manifest import Manifest, Rollback

@@ -13,12 +13,11 @@ from typing import NoReturn, TypeAlias
 
 import numpy as np
 
-from cbframe.dcp.controls import DcpSettings
-from cbframe.dcp.handshake import Login, Session, Steps, open_dcp, sample_seqnos
+from cbframe.dcp.handshake import TIME, Login, Session, Steps, open_dcp, sample_seqnos, time_of, window_of
 from cbframe.dcp.stats import NodeStats
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamStateError, StreamTable
-from cbframe.dcp.survey import TIME, time_of
 from cbframe.errors import AuthFailError, CbframeError, ProtocolError
+from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.blocks import DataBlock, Decoded, data_block, frame_decoder, refuse
 from cbframe.wire.constants import (
     MAX_BODY_LENGTH,
@@ -161,7 +160,7 @@ class Nooped:
     """The server asked whether the client lives, and the answer is on its way."""
 
 
-Event: TypeAlias = (
+ConnectionEvent: TypeAlias = (
     Ready
     | Sampled
     | Timed
@@ -179,7 +178,8 @@ Event: TypeAlias = (
 )
 
 
-OUT_OF_PLACE = {
+StreamMessage: TypeAlias = SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent | Commit
+_OUT_OF_PLACE = {
     StreamEvent.ACCEPTED: "tot_upr_stream_req_res_state_err",
     StreamEvent.REFUSED: "tot_upr_stream_req_res_state_err",
     StreamEvent.MARKER: "tot_upr_snapshot_state_err",
@@ -188,7 +188,7 @@ OUT_OF_PLACE = {
     StreamEvent.CLOSED: "tot_upr_close_stream_res_state_err",
 }
 """What counts an event that a stream in its state cannot have."""
-REFUSALS: dict[int, str] = {
+_REFUSALS: dict[int, str] = {
     Status.ROLLBACK: "tot_upr_stream_req_res_rollback",
     Status.NOT_MY_VBUCKET: "tot_upr_stream_req_res_fail_not_my_vbucket",
     Status.ERANGE: "tot_upr_stream_req_res_fail_erange",
@@ -196,61 +196,14 @@ REFUSALS: dict[int, str] = {
 }
 """What counts a stream request that was refused with a status, besides the sum."""
 _SASL = (Opcode.SASL_LIST_MECHS, Opcode.SASL_AUTH, Opcode.SASL_STEP)
-
-
-class HandshakeTally:
-    """Counts the steps of one connection's handshake, and what it ended with."""
-
-    def __init__(self, stats: NodeStats) -> None:
-        self._stats = stats
-        self._last = -1
-        self._user = False
-
-    def awaits(self, opcode: int) -> None:
-        """The next answer is to a request of this kind."""
-        stats = self._stats
-        if opcode in _SASL and not self._user:
-            self._user = True
-            stats.tot_worker_auth += 1
-        elif opcode == Opcode.SELECT_BUCKET:
-            if self._user:
-                stats.tot_worker_auth_ok += 1
-            else:
-                stats.tot_worker_authenticate_memcached_conn += 1
-        self._last = opcode
-
-    def answered(self, answer: Frame) -> None:
-        """The answer is here."""
-        stats = self._stats
-        if answer.opcode == Opcode.DCP_CONTROL:
-            stats.tot_upr_control += 1
-            stats.tot_upr_control_err += answer.status != Status.SUCCESS
-        elif answer.opcode == Opcode.SELECT_BUCKET and answer.status == Status.SUCCESS and not self._user:
-            stats.tot_worker_authenticate_memcached_conn_ok += 1
-
-    def broke(self, error: CbframeError) -> None:
-        """The connection is over before it was ready."""
-        stats, last = self._stats, self._last
-        if last in _SASL:
-            if isinstance(error, AuthFailError):
-                stats.tot_worker_auth_fail += 1
-            else:
-                stats.tot_worker_auth_err += 1
-        elif last == Opcode.HELLO:
-            stats.tot_handshake_err += 1
-        elif last == Opcode.SELECT_BUCKET:
-            stats.tot_select_bucket_err += 1
-            stats.tot_worker_authenticate_memcached_conn_err += not self._user
-        else:
-            stats.tot_worker_upr_open_err += 1
-
-
-StreamMessage: TypeAlias = SnapshotMarker | StreamEnd | SeqnoAdvanced | OsoSnapshot | SystemEvent | Commit
 _OSO_START, _OSO_END = 1, 2
+_TO_BE_ANSWERED = int(SnapshotFlag.ACK)
+_PREPARE_COUNTS_MORE = 2
+"""Bytes by which servers count a prepared write longer than it is."""
 
 
-def take(message: StreamMessage, stream: Stream) -> Event:
-    """Have the stream take a message; what there is to tell of it."""
+def take(message: StreamMessage, stream: Stream) -> ConnectionEvent:
+    """Have the stream take a message; the event of it."""
     match message:
         case SnapshotMarker():
             stream.mark(message)
@@ -286,29 +239,35 @@ def _refused(message: str, opcode: Opcode, stream: Stream) -> ProtocolError:
     return ProtocolError(message, opcode=opcode, vbucket=stream.vbucket)
 
 
-class Questions:
-    """Runs the handshake, and a sample after it; a node answers in the order in which it is asked."""
+class PendingRequests:
+    """Runs the handshake, and samples after it; a node answers in the order in which it is asked."""
 
     def __init__(
-        self, login: Login, settings: DcpSettings, queue: Callable[[Frame], None], stats: NodeStats
+        self,
+        login: Login,
+        options: BucketDataSourceOptions,
+        name: str,
+        queue: Callable[[Frame], None],
+        stats: NodeStats,
     ) -> None:
         self._queue = queue
         self._stats = stats
-        self._tally = HandshakeTally(stats)
+        self._user = login.username is not None
         self._opaque = 0
         self._waiting: deque[tuple[int, int]] = deque()
         """Opaques and opcodes of the requests that have no answer yet, in order."""
-        self._handshake: Steps[Session] | None = open_dcp(login, settings)
+        self._last = -1
+        """Opcode of the request whose answer comes next."""
+        self._handshake: Steps[Session] | None = open_dcp(login, options, name)
         self._sampling: Steps[dict[int, int]] | None = None
-        self._collections = settings.collections
-        self._asks_time = settings.ask_time
+        self._collections = options.collections or ()
+        self._asks_time = options.ask_time
         self._time_opaque: int | None = None
         self.answers = 0
         """Requests that were answered so far."""
         self._ask(next(self._handshake))
 
-    @property
-    def unanswered(self) -> int:
+    def __len__(self) -> int:
         """Requests that have no answer yet, other than the one for the time."""
         return len(self._waiting)
 
@@ -327,54 +286,62 @@ class Questions:
     def answered(self, answer: Frame) -> Ready | Sampled | Timed | None:
         """Take the answer and ask on; what has come to its end with it."""
         if answer.opcode == Opcode.STAT:
-            return self._took_time(answer)
+            if answer.status != Status.SUCCESS or not answer.key:
+                self._time_opaque = None  # the last line, or a refusal: nothing but the time depends on it
+            seconds = time_of(answer)
+            return None if seconds is None else Timed(seconds)
         self._waiting.popleft()
         self.answers += 1
-        self._tally.answered(answer)
+        self._count(answer)
         try:
             if self._handshake is not None:
                 self._ask(self._handshake.send(answer))
             elif self._sampling is not None:
                 self._ask(self._sampling.send(answer))
         except StopIteration as done:
-            if self._handshake is not None:
-                self._handshake = None
-                self._stats.tot_worker_upr_open_ok += 1
-                self._ask_time()
-                return Ready(done.value)
-            self._sampling = None
-            return Sampled(done.value)
+            if self._handshake is None:
+                self._sampling = None
+                return Sampled(done.value)
+            self._handshake = None
+            self._stats.tot_worker_upr_open_ok += 1
+            if self._asks_time:
+                # Before the first stream, and without waiting for it.
+                self._opaque += 1
+                self._time_opaque = self._opaque
+                self._queue(replace(TIME.frame(), opaque=self._opaque))
+            return Ready(done.value)
         return None
-
-    def _ask_time(self) -> None:
-        """Have the node say what time it is: before the first stream, and without waiting for it."""
-        if self._asks_time:
-            self._opaque += 1
-            self._time_opaque = self._opaque
-            self._queue(replace(TIME.frame(), opaque=self._opaque))
-
-    def _took_time(self, answer: Frame) -> Timed | None:
-        if answer.status != Status.SUCCESS or not answer.key:
-            self._time_opaque = None  # the last line, or a refusal: nothing but the time depends on it
-        seconds = time_of(answer)
-        return None if seconds is None else Timed(seconds)
-
-    def broke_off(self, error: CbframeError) -> None:
-        """Take note that the connection is over, with `error`."""
-        if self._handshake is not None:
-            self._tally.broke(error)
 
     def _ask(self, frames: Sequence[Frame]) -> None:
         for frame in frames:
             self._opaque += 1
             self._waiting.append((self._opaque, frame.opcode))
             self._queue(replace(frame, opaque=self._opaque))
-        self._tally.awaits(self._waiting[0][1])
+        self._last = self._waiting[0][1]
+        self._stats.tot_worker_auth_ok += self._user and self._last == Opcode.SELECT_BUCKET
 
+    def _count(self, answer: Frame) -> None:
+        stats, granted = self._stats, answer.status == Status.SUCCESS
+        if answer.opcode == Opcode.DCP_CONTROL:
+            stats.tot_upr_control += 1
+            stats.tot_upr_control_err += not granted
+        elif answer.opcode == Opcode.SELECT_BUCKET and granted and not self._user:
+            stats.tot_worker_authenticate_memcached_conn_ok += 1
 
-_TO_BE_ANSWERED = int(SnapshotFlag.ACK)
-_PREPARE_COUNTS_MORE = 2
-"""Bytes by which servers count a prepared write longer than it is."""
+    def broke_off(self, error: CbframeError) -> None:
+        """Count with what a handshake ended, if it is not done."""
+        if self._handshake is None:
+            return
+        stats, last = self._stats, self._last
+        if last in _SASL:
+            stats.count("tot_worker_auth_fail" if isinstance(error, AuthFailError) else "tot_worker_auth_err")
+        elif last == Opcode.HELLO:
+            stats.tot_handshake_err += 1
+        elif last == Opcode.SELECT_BUCKET:
+            stats.tot_select_bucket_err += 1
+            stats.tot_worker_authenticate_memcached_conn_err += not self._user
+        else:
+            stats.tot_worker_upr_open_err += 1
 
 
 class DcpConnection:
@@ -383,45 +350,45 @@ class DcpConnection:
     def __init__(
         self,
         login: Login,
-        settings: DcpSettings,
-        *,
-        ack_threshold: float = 0.2,  # part of the flow-control window that is acknowledged at once
-        max_body: int = MAX_BODY_LENGTH,  # longest body accepted, in bytes
+        options: BucketDataSourceOptions,
+        name: str = "",  # of the connection; that of the options if empty
         stats: NodeStats | None = None,  # counters to move
-        paced: bool = False,  # acknowledgements wait until tell is called
     ) -> None:
-        self._paced = paced
         self.streams = StreamTable()
         self.session: Session | None = None
+        self.stats = NodeStats() if stats is None else stats
         self.consumed = 0
         """Bytes of the last received buffer that were whole frames; the rest must come again."""
         self.unacked = 0
-        self._unanswered = self._stream_answers = 0
+        """Bytes that were consumed, and not acknowledged yet."""
         self.handed = 0
         """Messages in the bytes that :meth:`data_to_send` gave last."""
         self.messages = 0
         """What came over the streams so far."""
-        self.ack_at = int(settings.buffer_size * ack_threshold)
+        self._window = window_of(options)
+        self.ack_at = int(self._window * options.feed_buffer_ack_threshold)
         """Bytes beyond which the server is sent an acknowledgement; 0 without flow control."""
-        self._window = settings.buffer_size
+        self._paced = options.max_bytes_per_sec is not None
+        """Acknowledgements wait until :meth:`send_ack` is called."""
         self._bucket = login.bucket.encode()
-        self._stream_id = settings.stream_id
-        self._max_body = max_body
-        self._decoder = frame_decoder(max_body)
-        self.stats = NodeStats() if stats is None else stats
+        self._stream_id = options.stream_id
+        self._max_body = options.max_body_bytes
+        self._decoder = frame_decoder(self._max_body)
         self._out: list[bytes] = []
         self._again: dict[int, StreamRequest] = {}
-        self._questions = Questions(login, settings, self._queue, self.stats)
+        """Streams to request when the present one of the vbucket is closed."""
+        self._unanswered = self._stream_answers = 0
+        self._pending = PendingRequests(login, options, name or options.name, self._queue, self.stats)
 
     @property
     def unanswered(self) -> int:
         """Requests that the server has not answered yet."""
-        return self._unanswered + self._questions.unanswered
+        return self._unanswered + len(self._pending)
 
     @property
     def answers(self) -> int:
         """Requests that the server has answered so far."""
-        return self._stream_answers + self._questions.answers
+        return self._stream_answers + self._pending.answers
 
     def room(self, held: int) -> int:
         """Bytes that the server may send, as we count: `held` are not consumed yet."""
@@ -441,7 +408,7 @@ class DcpConnection:
 
     def broke_off(self, error: CbframeError) -> None:
         """Take note that the connection is over, with `error`."""
-        self._questions.broke_off(error)
+        self._pending.broke_off(error)
 
     def want_stream(self, request: StreamRequest) -> None:
         """Ask for a vbucket's stream, now or when its present one is closed."""
@@ -480,13 +447,11 @@ class DcpConnection:
 
     def ping(self) -> None:
         """Ask whether the node lives; any answer will do."""
-        self.stats.tot_ping_req += 1
         self._queue(Plain(Opcode.NOOP).frame())
-        self.stats.tot_ping_req_done += 1
 
     def sample(self) -> None:
         """Ask for the node's high seqnos once more; `Sampled` follows."""
-        self._questions.sample()
+        self._pending.sample()
 
     def acknowledge(self, nbytes: int) -> None:
         """Count bytes as consumed; the server is sent an acknowledgement once enough have come together.
@@ -497,39 +462,38 @@ class DcpConnection:
             return
         self.unacked += nbytes
         if not self._paced:
-            self.tell()
+            self.send_ack()
 
     @property
-    def wants_to_tell(self) -> bool:
+    def ack_is_due(self) -> bool:
         """Whether enough was consumed for an acknowledgement."""
         return self.unacked > self.ack_at
 
-    def tell(self, *, little: bool = False) -> int:
+    def send_ack(self, *, little: bool = False) -> int:
         """Acknowledge what was consumed, if it is enough, or also if it is `little`; how much it is."""
         nbytes = self.unacked
-        if not self.wants_to_tell and not (little and nbytes):
+        if not self.ack_is_due and not (little and nbytes):
             return 0
         self._queue(BufferAck(nbytes).frame())
         self.unacked = 0
-        self.stats.tot_upr_buffer_ack += 1
+        self.stats.buffer_acks += 1
         return nbytes
 
-    def receive(self, buffer: bytearray, stop: int) -> Generator[Event, None, None]:
+    def receive(self, buffer: bytearray, stop: int) -> Generator[ConnectionEvent, None, None]:
         """Take the whole frames in ``buffer[:stop]``."""
         try:
             yield from self._take(buffer, stop)
         except StreamStateError as exc:
-            self.stats.count(OUT_OF_PLACE[exc.event])
+            self.stats.count(_OUT_OF_PLACE[exc.event])
             raise
 
-    def _take(self, buffer: bytearray, stop: int) -> Iterator[Event]:
+    def _take(self, buffer: bytearray, stop: int) -> Iterator[ConnectionEvent]:
         stats = self.stats
         self.consumed, more = 0, True
         while more:
             decoded = self._decoder.decode(buffer, self.consumed, stop)
             self.consumed, more = decoded.consumed, decoded.more
             frames = decoded.messages + len(decoded.before) + len(decoded.after)
-            stats.tot_worker_receive += frames
             stats.tot_worker_receive_ok += frames
             stats.tot_upr_data_change += decoded.messages
             self.messages += decoded.messages
@@ -566,32 +530,35 @@ class DcpConnection:
             offset=decoded.consumed,
         )
 
-    def _handle(self, buffer: bytearray, offsets: Sequence[int]) -> Iterator[Event]:
+    def _handle(self, buffer: bytearray, offsets: Sequence[int]) -> Iterator[ConnectionEvent]:
         """Handle frames that are no data messages."""
         stats = self.stats
         for offset in offsets:
             parsed = Frame.parse(buffer, offset, max_body=self._max_body)
             assert parsed is not None, "the decoder takes whole frames only"
-            stats.tot_worker_handle_recv += 1
             handled = False
             try:
                 if (event := self._on_frame(parsed[0])) is not None:
                     yield event
                     if isinstance(event, Opened):
-                        self._on_opened(event.stream)
+                        stats.tot_upr_stream_req_res_success_ok += 1
+                        if event.stream.unwanted:
+                            self.close_stream(event.stream.vbucket)
                 handled = True
             finally:
                 # Left early too: the receiver raised at an event, and no more are taken.
                 stats.tot_worker_handle_recv_ok += handled
                 stats.tot_worker_handle_recv_err += not handled
 
-    def _on_frame(self, frame: Frame) -> Event | None:
+    def _on_frame(self, frame: Frame) -> ConnectionEvent | None:
         if frame.is_response:
             return self._on_response(frame)
         if frame.magic == Magic.SERVER_REQUEST:
             # No push needs an answer, also not one of another kind.
             if frame.opcode == ServerOpcode.CLUSTERMAP_CHANGE_NOTIFICATION and frame.key == self._bucket:
-                return MapPushed(parse_map_revision(frame), _plain_body(frame))
+                # One that is packed is fetched instead.
+                body = b"" if frame.datatype & Datatype.SNAPPY else frame.value
+                return MapPushed(parse_map_revision(frame), body)
             return None
         if self.session is None and frame.opcode != Opcode.DCP_NOOP:
             raise ProtocolError(
@@ -601,7 +568,7 @@ class DcpConnection:
 
     # -- what the server says on its own
 
-    def _on_message(self, frame: Frame) -> Event | None:
+    def _on_message(self, frame: Frame) -> ConnectionEvent | None:
         message = parse_message(frame)
         if isinstance(message, DcpNoop):
             self._queue(noop_reply(frame))
@@ -621,7 +588,7 @@ class DcpConnection:
         self.acknowledge(len(frame) + (_PREPARE_COUNTS_MORE if isinstance(message, Prepare) else 0))
         return event
 
-    def _on_stream_message(self, message: StreamMessage, stream: Stream, frame: Frame) -> Event:
+    def _on_stream_message(self, message: StreamMessage, stream: Stream, frame: Frame) -> ConnectionEvent:
         event = take(message, stream)
         if isinstance(message, SnapshotMarker) and message.flags & _TO_BE_ANSWERED:
             self._queue(response(Opcode.DCP_SNAPSHOT_MARKER, opaque=frame.opaque))
@@ -632,13 +599,13 @@ class DcpConnection:
 
     # -- answers
 
-    def _on_response(self, frame: Frame) -> Event | None:
+    def _on_response(self, frame: Frame) -> ConnectionEvent | None:
         if frame.opcode == Opcode.DCP_STREAM_REQ:
             return self._on_stream_answer(frame)
         if frame.opcode == Opcode.DCP_CLOSE_STREAM:
             return self._on_close_answer(frame)
-        if self._questions.awaits(frame):
-            event = self._questions.answered(frame)
+        if self._pending.awaits(frame):
+            event = self._pending.answered(frame)
             if isinstance(event, Ready):
                 self.session = event.session
                 self._decoder.ready(event.session.collections)
@@ -651,9 +618,8 @@ class DcpConnection:
             f"an acknowledgement was refused ({Status.describe(frame.status)})", opcode=frame.opcode
         )
 
-    def _on_close_answer(self, frame: Frame) -> Event | None:
+    def _on_close_answer(self, frame: Frame) -> ConnectionEvent | None:
         stats = self.stats
-        stats.tot_upr_close_stream_res += 1
         if frame.status == Status.SUCCESS:
             stats.tot_upr_close_stream_res_ok += 1
         else:
@@ -676,9 +642,8 @@ class DcpConnection:
         self.streams.remove(stream)
         self._decoder.forget(stream.vbucket)
 
-    def _on_stream_answer(self, frame: Frame) -> Event:
+    def _on_stream_answer(self, frame: Frame) -> ConnectionEvent:
         stats = self.stats
-        stats.tot_upr_stream_req_res += 1
         stream = self.streams.get(frame.opaque)
         if stream is None:
             stats.tot_upr_stream_req_res_state_err += 1
@@ -687,7 +652,7 @@ class DcpConnection:
         self._stream_answers += 1
         if frame.status == Status.SUCCESS:
             stream.step(StreamEvent.ACCEPTED)
-            stats.tot_upr_stream_req_res_success += 1
+            stats.streams_opened += 1
             try:
                 stream.failover_log = _failover_log(frame, stream.vbucket)
             except ProtocolError:
@@ -697,25 +662,15 @@ class DcpConnection:
         stream.step(StreamEvent.REFUSED)
         self._remove(stream)
         stats.tot_upr_stream_req_res_fail += 1
-        if (counter := REFUSALS.get(frame.status)) is not None:
+        if (counter := _REFUSALS.get(frame.status)) is not None:
             stats.count(counter)
         if frame.status == Status.ROLLBACK:
             return RolledBack(stream, parse_rollback_seqno(frame.value))
         return Refused(stream, frame.status, frame.value)
 
-    def _on_opened(self, stream: Stream) -> None:
-        self.stats.tot_upr_stream_req_res_success_ok += 1
-        if stream.unwanted:
-            self.close_stream(stream.vbucket)
-
     def _queue(self, frame: Frame) -> None:
         self._out.append(frame.encode())
         self.stats.tot_worker_transmit += 1
-
-
-def _plain_body(frame: Frame) -> bytes:
-    """A value that can be read as it is; none if it is packed."""
-    return b"" if frame.datatype & Datatype.SNAPPY else frame.value
 
 
 def _failover_log(answer: Frame, vbucket: int) -> FailoverLog:

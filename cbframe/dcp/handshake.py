@@ -1,9 +1,12 @@
 """From a fresh socket to a usable connection, as generators that never touch the socket.
 
-Each yields requests, which are sent together, and is sent the answers, one at a time. Requests that do not
-need each other's answers go out together: on a connection to another continent every turn is felt. Who runs
-a generator does the IO: :class:`~cbframe.dcp.connection.DcpConnection` on a node's thread,
-:func:`~cbframe.dcp.requests.ask` for a few questions.
+A generator yields requests, which are sent together, and is sent the answers, one at a time. Requests that do
+not need each other's answers go out together: on a connection to another continent every round trip is felt.
+Who runs a generator does the IO: :class:`~cbframe.dcp.connection.DcpConnection` on a node's thread,
+:class:`~cbframe.dcp.requests.Line` for single questions, :func:`upr_open` on a socket of the caller's.
+
+The round trips of :func:`open_dcp`, with SCRAM: HELLO, SASL_LIST_MECHS, SASL_AUTH · SASL_STEP, SELECT_BUCKET,
+GET_ALL_VB_SEQNOS, DCP_OPEN and all DCP_CONTROL · controls that were refused, with their next values.
 """
 
 from __future__ import annotations
@@ -11,9 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from secrets import token_hex
 from typing import Protocol, TypeAlias, TypeVar
 
-from cbframe.dcp.controls import CONTROLS, Control, DcpSettings
 from cbframe.errors import (
     PAUSED_HINT,
     ROLES_HINT,
@@ -26,7 +29,7 @@ from cbframe.errors import (
     ServerError,
     XAttrsNotSupportedError,
 )
-from cbframe.options import BucketDataSourceOptions
+from cbframe.options import RANDOM_PART, BucketDataSourceOptions, check_connection_name
 from cbframe.public import public
 from cbframe.wire.constants import (
     HEADER_LENGTH,
@@ -92,8 +95,118 @@ _DIRECTORY = (
     f"{_USER}. Users of a directory (LDAP) cannot log in by SCRAM: connect with TLS (couchbases://), or send "
     "the password in clear text with options=BucketDataSourceOptions(allow_plain=True)"
 )
+SEQNOS = GetAllVBucketSeqnos(VBucketStateCode.ACTIVE).frame()
+"""Asks for the high seqno of each vbucket that is active on the node."""
+_CONFIG = Plain(Opcode.GET_CLUSTER_CONFIG).frame()
+_MANIFEST = Plain(Opcode.COLLECTIONS_GET_MANIFEST).frame()
+TIME = Plain(Opcode.STAT)
+"""Asks for statistics of the node itself; its time of day is one of some hundred lines."""
+NUMBER = re.compile(rb"[0-9]{1,19}")
+"""Statistics are text: anything else is no number."""
+_YEAR_10000 = 253_402_300_800
+_MOST_CONNECTIONS = 4
+"""To a node, with ``connections_per_node="auto"``."""
+
+
+# -- what is asked of a connection
+
+
+def connection_name(prefix: str) -> str:
+    """A name that no other connection has: the server closes the older of two with one name."""
+    return f"{prefix}:{token_hex((RANDOM_PART - 1) // 2)}"
+
+
+def connections_at_most(options: BucketDataSourceOptions) -> int:
+    """Connections to a node, at most: all that is limited for each node is divided by this."""
+    if options.connections_per_node == "auto":
+        return 1 if options.max_bytes_per_sec is not None else _MOST_CONNECTIONS
+    return options.connections_per_node
+
+
+def rate_of(options: BucketDataSourceOptions) -> int | None:
+    """Bytes a second of each connection; None for no limit."""
+    rate = options.max_bytes_per_sec
+    return None if rate is None else max(1, rate // connections_at_most(options))
+
+
+def window_of(options: BucketDataSourceOptions) -> int:
+    """Flow-control window of each connection in bytes; 0 for none."""
+    window, rate = options.feed_buffer_size_bytes // connections_at_most(options), rate_of(options)
+    if rate is not None:
+        # What a node sends at first, unasked, must not spoil the average.
+        window = min(window, rate // 10)
+    return max(1, window) if options.feed_buffer_size_bytes else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One DCP_CONTROL of a connection."""
+
+    key: str
+    values: Callable[[BucketDataSourceOptions], tuple[str, ...]]  # the best first; none to leave out
+    needed: bool = False
+    hint: str | None = None  # what to do where a needed one is refused
+    feature: Feature | None = None  # it is asked for only where HELLO granted this
+
+
+def _always(_: BucketDataSourceOptions) -> tuple[str, ...]:
+    return ("true",)
+
+
+def _if(wanted: object, *values: str) -> tuple[str, ...]:
+    return values if wanted else ()
+
+
+def _seconds(seconds: float) -> str:
+    """Whole seconds where possible: old servers take no fractions."""
+    return str(int(seconds)) if float(seconds).is_integer() else str(seconds)
+
+
+CONTROLS: tuple[Control, ...] = (
+    # Noop is a must with collections or xattrs, and old servers want it enabled before its interval.
+    Control("enable_noop", _always, needed=True),
+    Control("set_noop_interval", lambda options: (_seconds(options.noop_interval_secs),), needed=True),
+    Control(
+        "connection_buffer_size",
+        lambda options: _if(options.feed_buffer_size_bytes, str(window_of(options))),
+        needed=True,
+    ),
+    # Without these a node keeps a slow reader's place in memory.
+    Control("supports_cursor_dropping", _always),
+    Control("supports_cursor_dropping_vulcan", _always),
+    # Has an effect with INCLUDE_DELETE_TIMES only, which numbered streams do without.
+    Control("enable_expiry_opcode", lambda options: _if(options.stream_id is None, "true")),
+    Control("send_stream_end_on_client_close_stream", _always),
+    Control("v7_dcp_status_codes", _always),
+    Control("max_marker_version", lambda _: ("2.2",), feature=Feature.COLLECTIONS),
+    # Needs the feature; a node that does not compress sends what it has.
+    Control("force_value_compression", lambda options: _if(options.compression == "force", "true")),
+    Control("set_priority", lambda options: _if(options.priority, str(options.priority))),
+    Control("backfill_order", lambda options: _if(options.backfill_order, str(options.backfill_order))),
+    Control(
+        "enable_out_of_order_snapshots",
+        lambda options: _if(options.out_of_order, "true_with_seqno_advanced", "true"),
+    ),
+    Control("flatbuffers_system_events", lambda options: _if(options.flatbuffers_system_events, "true")),
+    Control(
+        "change_streams",
+        lambda options: _if(options.change_streams, "true"),
+        needed=True,
+        hint="only Magma buckets of Enterprise Edition 7.2 and later keep a history",
+    ),
+    Control(
+        "enable_stream_id",
+        lambda options: _if(options.stream_id is not None, "true"),
+        needed=True,
+        hint="servers before 6.5 cannot number their streams: leave stream_id out",
+    ),
+)
+"""Everything that a client may ask for, in the order in which it is sent."""
 _Wish: TypeAlias = tuple[Control, tuple[str, ...]]
 """A control, and the values to ask for, the best first."""
+
+
+# -- conversations
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,88 +294,73 @@ def log_in(login: Login, *more: Feature, then: Then) -> Steps[frozenset[int]]:
     return granted
 
 
-def open_dcp(login: Login, settings: DcpSettings) -> Steps[Session]:
-    """Log in, ask for the high seqnos, and turn the connection into a DCP producer's."""
+def open_dcp(login: Login, options: BucketDataSourceOptions, name: str) -> Steps[Session]:
+    """Log in, ask for the high seqnos, and turn the connection into a DCP producer's, of this name."""
     more = [Feature.DUPLEX, Feature.CLUSTERMAP_CHANGE_NOTIFICATION]
-    if settings.compression:
+    if options.compression:
         more.append(Feature.SNAPPY)
-    if settings.skip_first_deletions:
+    if options.skip_first_deletions:
         more.append(Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL)
 
     def then(features: frozenset[int]) -> Sequence[Frame]:
-        if settings.xattrs and Feature.XATTR not in features:
+        if options.include_xattrs and Feature.XATTR not in features:
             raise XAttrsNotSupportedError(
                 "the node does not grant extended attributes", status=Status.NOT_SUPPORTED
             )
-        return [SEQNOS, *_opening(settings, _wishes(settings, features), features)]
+        return [SEQNOS, *_opening(options, name, features)]
 
     features = yield from log_in(login, *more, then=then)
     seqnos = yield ()
     if seqnos.status in _TEMPORARY:
         require(seqnos, _NO_SEQNOS)  # a node that is not ready hangs up when it is
     # Otherwise looked at last: who may not read over DCP, and where there is none, hears of that first.
-    wishes = _wishes(settings, features)
-    granted = yield from _opened(
-        settings, wishes, features, f"user {login.user}", f"bucket {login.bucket!r}", (yield ())
-    )
-    return Session(features, granted, (yield from sample_seqnos(settings.collections, seqnos)))
-
-
-def open_producer(settings: DcpSettings, user: str, bucket: str) -> Steps[dict[str, str]]:
-    """Turn a connection that is logged in into a DCP producer's; the options that the node granted.
-
-    `user` and `bucket` are what errors call them.
-    """
-    wishes = _wishes(settings)
-    none: frozenset[int] = frozenset()
-    answer = yield _opening(settings, wishes, none)
-    return (yield from _opened(settings, wishes, none, user, bucket, answer))
+    user, bucket = f"user {login.user}", f"bucket {login.bucket!r}"
+    granted = yield from _opened(options, name, features, user, bucket, (yield ()))
+    return Session(features, granted, (yield from sample_seqnos(options.collections or (), seqnos)))
 
 
 def _opening(
-    settings: DcpSettings, wishes: list[_Wish], features: frozenset[int], *, sound_keys: bool = False
+    options: BucketDataSourceOptions,
+    name: str,
+    features: frozenset[int] | None,  # those that HELLO granted, where they are known
+    *,
+    sound_keys: bool = False,
 ) -> list[Frame]:
     """DCP_OPEN, and each control with its best value."""
+    check_connection_name(name)
     flags = OpenFlag.PRODUCER
-    if settings.stream_id is None:
+    if options.stream_id is None:
         # Servers cannot frame a deletion that has both its time and a stream's number.
         flags |= OpenFlag.INCLUDE_DELETE_TIMES
-    if settings.xattrs:
+    if options.include_xattrs:
         flags |= OpenFlag.INCLUDE_XATTRS
-    if settings.no_value:
+    if options.no_value:
         flags |= OpenFlag.NO_VALUE if sound_keys else OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
-    if settings.skip_first_deletions and features >= _SKIPS:
+    if options.skip_first_deletions and (features or frozenset()) >= _SKIPS:
         flags |= OpenFlag.SKIP_DELETIONS_IN_FIRST_BACKFILL
-    return [DcpOpen(settings.name, flags).frame(), *_controls(wishes)]
+    return [DcpOpen(name, flags).frame(), *_controls(_wishes(options, features))]
 
 
 def _opened(
-    settings: DcpSettings,
-    wishes: list[_Wish],
-    features: frozenset[int],
-    user: str,
+    options: BucketDataSourceOptions,
+    name: str,
+    features: frozenset[int] | None,
+    user: str,  # for error messages, as the bucket
     bucket: str,
     answer: Frame,
 ) -> Steps[dict[str, str]]:
-    """Take the answers to :func:`_opening`, of which `answer` is the first."""
-    if settings.no_value and answer.status == Status.EINVAL:
+    """Take the answers to :func:`_opening`, of which `answer` is the first; what was granted."""
+    wishes = _wishes(options, features)
+    if options.no_value and answer.status == Status.EINVAL:
         for _ in wishes:
             yield ()  # without a producer they are refused, too
         if (yield from _has_sound_keys()):
-            answer = yield _opening(settings, wishes, features, sound_keys=True)
+            answer = yield _opening(options, name, features, sound_keys=True)
     if answer.status == Status.EACCESS:
-        raise AccessError(
-            f"{user} may not read {bucket} over DCP",
-            hint=ROLES_HINT,
-        )
+        raise AccessError(f"{user} may not read {bucket} over DCP", hint=ROLES_HINT)
     if answer.status == Status.NOT_SUPPORTED:
-        raise _permanent(
-            ServerError(
-                f"{bucket} has no DCP",
-                status=answer.status,
-                hint="memcached buckets cannot be streamed",
-            )
-        )
+        hint = "memcached buckets cannot be streamed"
+        raise _permanent(ServerError(f"{bucket} has no DCP", status=answer.status, hint=hint))
     require(answer, "DCP_OPEN was refused")
     return (yield from _negotiate(wishes))
 
@@ -278,10 +376,10 @@ def _has_sound_keys() -> Steps[bool]:
     return version is not None and (int(version[1]), int(version[2])) < _KEYS_ONLY_FROM_DISK
 
 
-def _wishes(settings: DcpSettings, features: frozenset[int] | None = None) -> list[_Wish]:
-    """The controls to send, each with its values, the best first; `features` are None where not known."""
+def _wishes(options: BucketDataSourceOptions, features: frozenset[int] | None) -> list[_Wish]:
+    """The controls to send; `features` are None where they are not known."""
     known = (c for c in CONTROLS if features is None or c.feature is None or c.feature in features)
-    wishes = ((control, control.values(settings)) for control in known)
+    wishes = ((control, control.values(options)) for control in known)
     return [wish for wish in wishes if wish[1]]
 
 
@@ -312,10 +410,6 @@ def _negotiate(wishes: list[_Wish]) -> Steps[dict[str, str]]:
     return granted
 
 
-SEQNOS = GetAllVBucketSeqnos(VBucketStateCode.ACTIVE).frame()
-"""Asks for the high seqno of each vbucket that is active on the node."""
-
-
 def high_seqnos(answer: Frame) -> dict[int, int]:
     """By vbucket, of the answer to `SEQNOS`."""
     require(answer, _NO_SEQNOS)
@@ -335,6 +429,14 @@ def sample_seqnos(collections: Sequence[int] = (), answer: Frame | None = None) 
             found[vb] = max(seqno, found.get(vb, 0))
         asked = []
     return found
+
+
+def time_of(answer: Frame) -> int | None:
+    """Seconds since the epoch, if the answer to `TIME` is the line that has them."""
+    if answer.status != Status.SUCCESS or answer.key != b"time" or not NUMBER.fullmatch(answer.value):
+        return None
+    seconds = int(answer.value)
+    return seconds if seconds < _YEAR_10000 else None
 
 
 def fetch_config(login: Login) -> Steps[bytes]:
@@ -364,10 +466,6 @@ def fetch_manifest(login: Login) -> Steps[tuple[bytes, bytes | None]]:
 def fetch_manifest_again() -> Steps[bytes | None]:
     """The collections manifest, on a connection where :func:`fetch_manifest` has asked for it."""
     return _manifest((yield [_MANIFEST]))
-
-
-_CONFIG = Plain(Opcode.GET_CLUSTER_CONFIG).frame()
-_MANIFEST = Plain(Opcode.COLLECTIONS_GET_MANIFEST).frame()
 
 
 def _manifest(answer: Frame) -> bytes | None:
@@ -464,6 +562,12 @@ class ByteSocket(Protocol):
     def recv(self, size: int, /) -> bytes: ...
 
 
+def _open_producer(options: BucketDataSourceOptions, name: str) -> Steps[dict[str, str]]:
+    """Turn a connection that is logged in into a DCP producer's."""
+    answer = yield _opening(options, name, None)
+    return (yield from _opened(options, name, None, "the user", "the selected bucket", answer))
+
+
 @public
 def upr_open(
     sock: ByteSocket,
@@ -506,8 +610,14 @@ def upr_open(
     >>> upr_open(sock, "audit:1")["enable_noop"]  # doctest: +SKIP
     'true'
     """
-    settings = DcpSettings.of(options or BucketDataSourceOptions(), name)
-    steps = open_producer(replace(settings, buffer_size=buffer_size), "the user", "the selected bucket")
+    options = replace(
+        options or BucketDataSourceOptions(),
+        compression=False,
+        feed_buffer_size_bytes=buffer_size,
+        connections_per_node=1,
+        max_bytes_per_sec=None,
+    )
+    steps = _open_producer(options, name)
     sent = answered = 0
     frames = next(steps)
     while True:

@@ -1,4 +1,9 @@
-"""Where the cluster map comes from: any seed, over REST or over the data service."""
+"""Where the cluster map comes from: any seed, over REST or over the data service.
+
+:class:`MapSource` fetches, over all seeds and known nodes in turn; :class:`MapFollower` has cluster managers
+send each new map. A data node that has no bucket of the name may be starting: whether the bucket exists at
+all, cluster managers are asked (:func:`absence`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -49,8 +54,7 @@ from cbframe.dcp.handshake import (
 )
 from cbframe.dcp.requests import Line
 from cbframe.dcp.stats import ClusterCounters
-from cbframe.dcp.threads import Aside
-from cbframe.dcp.transport import Dialer, Transport, Waker, split_address
+from cbframe.dcp.transport import Dialer, Transport, Waker, run_cancellable, split_address
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
     AuthFailError,
@@ -75,155 +79,10 @@ if TYPE_CHECKING:
 
 _MANAGERS = 3
 """Cluster managers that are asked at most."""
-_TIMEOUT = 2.0
+_MANAGER_TIMEOUT = 2.0
 """Seconds for one of them: there is another attempt if none answers."""
-
-
-def absence(
-    config: bytes,  # the configuration of the whole cluster, from the data node at `origin`
-    origin: HostPort,
-    login: Login,
-    auth: Authenticator,
-    *,
-    network: str = AUTO_NETWORK,
-    tls_context: TLSContext | None = None,
-    timeout: float = _TIMEOUT,
-) -> BucketNotFoundError | None:
-    """The error of a bucket that does not exist, or is paused; None if it exists, or nobody knows.
-
-    The password does not cross a network in clear text for this: without TLS, managers on other hosts are
-    asked with SCRAM, unless the login allows clear text.
-    """
-    from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
-
-    try:
-        urls = list(_managers(json.loads(config), origin, login, network))[:_MANAGERS]
-        scram = not (login.allow_plain or all(map(_is_here, urls)))
-    except (CbframeError, ValueError, RecursionError):  # no JSON, or a host that no URL can have
-        return None
-    if not urls:
-        return None
-    try:
-        client = RestClient(urls, auth, timeout=min(timeout, _TIMEOUT), tls_context=tls_context, scram=scram)
-        client.check_bucket(login.bucket)
-    except BucketNotFoundError as exc:
-        return exc
-    except CbframeError:
-        return None
-    return None
-
-
-def _managers(config: object, origin: HostPort, login: Login, network: str) -> Iterator[str]:
-    """Base URLs of the cluster managers that may be asked, this node's first."""
-    if not isinstance(config, dict):
-        return
-    nodes = read_nodes(config, origin.host)
-    chosen = select_network(nodes, origin, network, tls=login.tls)
-    scheme, service = ("https", "mgmtSSL") if login.tls else ("http", "mgmt")
-    endpoints = [node.networks[chosen] for node in nodes if chosen in node.networks]
-    host = bare_host(origin.host)
-    endpoints.sort(key=lambda each: (not each.has(origin, tls=login.tls), bare_host(each.host) != host))
-    for endpoint in endpoints:
-        port = endpoint.ports.get(service)
-        if port:
-            yield f"{scheme}://{join_address(endpoint.host, port)}"
-
-
-def _is_here(url: str) -> bool:
-    """Whether what is sent there leaves this machine not at all."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 _HEARTBEAT = 20
-"""Seconds after which the manager says something at the latest."""
-
-
-class MapFollower:
-    """Has every new configuration of a bucket from any of its cluster managers."""
-
-    def __init__(
-        self,
-        target: ConnectionString,  # the managers, taken in turn whenever a connection ends
-        bucket: str,  # whose configurations
-        auth: Callable[[], Authenticator],  # gives the credentials of each connection
-        options: BucketDataSourceOptions,  # how long a connection may take, and the waits between two of them
-        *,
-        transport: Callable[[], Transport],  # connects to the managers
-        on_config: Callable[[str, bytes], None],  # called with the manager's `host:port` and the JSON
-        on_error: Callable[[CbframeError], None],  # called with each problem
-        clock: Callable[[], float],  # monotonic seconds
-    ) -> None:
-        self._managers = tuple(str(seed) for seed in target.seeds())
-        self._bucket = bucket
-        self._auth = auth
-        self._transport = transport
-        self._on_config = on_config
-        self._on_error = on_error
-        self._timeout = options.connect_timeout
-        self._backoff = Backoff(
-            options.cluster_manager_sleep_init_ms,
-            options.cluster_manager_backoff_factor,
-            options.cluster_manager_sleep_max_ms,
-        )
-        self._clock = clock
-        self._closing = threading.Event()
-        self._buffer = allocate(64 * 1024)
-        self._waker = Waker()
-        self._thread = OwnThread(self._run, "cbframe-config")
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        """End the thread, and wait for it."""
-        self._closing.set()
-        self._waker.wake()
-        self._thread.join()
-        self._waker.close()
-
-    def _run(self) -> None:
-        for manager in cycle(self._managers):
-            try:
-                self._follow(manager)
-            except ReadCancelledError:
-                pass
-            except CbframeError as exc:
-                exc.node = exc.node or manager
-                self._on_error(exc)
-            if self._closing.wait(self._backoff.next_delay()):
-                return
-
-    def _follow(self, manager: str) -> None:
-        stream = self._transport().connect(manager, self._waker, self._timeout)
-        try:
-            stream.send_all(feed_request(manager, self._bucket, self._auth(), _HEARTBEAT), self._timeout)
-            feed = ConfigFeed(manager)
-            view = memoryview(self._buffer)
-            heard = self._clock()
-            while not self._closing.is_set():
-                count = stream.receive_into(view)
-                if count == 0:
-                    raise ConnectError("the cluster manager closed the connection", node=manager)
-                if count:
-                    heard = self._clock()
-                    for config in feed.receive(view[:count]):
-                        self._backoff.reset()
-                        self._on_config(manager, config)
-                    continue
-                left = heard + 2 * _HEARTBEAT - self._clock()
-                if left <= 0:
-                    raise ReadTimeoutError(
-                        f"the cluster manager was silent for {2 * _HEARTBEAT} s", node=manager
-                    )
-                stream.wait(left)
-        finally:
-            stream.close()
-
-
+"""Seconds after which a manager that sends maps says something at the latest."""
 _PAUSE = 0.2
 """Seconds until a node is asked again that does not have the bucket yet."""
 _ASK_DNS_AGAIN = 5.0
@@ -275,37 +134,35 @@ class MapSource:
         target: ConnectionString,
         login: Login,  # the same credentials for the data service and for REST
         auth: Authenticator,
+        options: BucketDataSourceOptions,
         *,
-        bucket_uuid: str = "",  # refuse a bucket of the same name with another uuid; empty to take any
         transport: Transport,
         clock: Callable[[], float],
-        timeout: float,
         tls_context: TLSContext | None = None,  # for REST over TLS: the one that the transport has too
-        connect_bucket: Callable[[str, str, str, Authenticator], BucketLike] | None = None,
+        bucket_uuid: str = "",  # refuse a bucket of the same name with another uuid; empty to take any
         counters: ClusterCounters | None = None,  # to be moved
-        proxies: Mapping[str, str] | None = None,  # HTTP proxies to the cluster managers, by scheme
-        renew: Callable[[], Authenticator] | None = None,
+        renew: Callable[[], Authenticator] | None = None,  # gives credentials that may have changed
         lookup: Lookup | None = None,  # asks DNS for seeds, in place of dnspython
     ) -> None:
         self._seeds = Seeds(target, lookup)
-        self._asked_at: float | None = None
-        self._network = target.network
-        self._connect_bucket = connect_bucket
-        self._counters = ClusterCounters() if counters is None else counters
-        self._proxies = proxies
-        self._renew = renew
         self._login = login
         self._auth = auth
-        self._bucket_uuid = bucket_uuid
+        self._options = options
+        self._timeout = options.connect_timeout
         self._transport = transport
         self._clock = clock
-        self._timeout = timeout
         self._tls_context = tls_context
+        self._bucket_uuid = bucket_uuid
+        self._counters = ClusterCounters() if counters is None else counters
+        self._renew = renew
+        self._network = target.network
+        """The network chosen; before the first map, that of the connection string."""
+        self._known_nodes: tuple[str, ...] = ()
+        self._asked_at: float | None = None
+        """When DNS was asked last."""
         self._waker: Waker | None = None
         self._line: Line | None = None
         """The connection that described the bucket, if it was kept."""
-        self._aside = Aside()
-        self._known_nodes: tuple[str, ...] = ()
 
     @property
     def _target(self) -> ConnectionString:
@@ -336,15 +193,15 @@ class MapSource:
         return True
 
     def _ask_dns(self) -> bool:
-        """Ask DNS for the seeds, on a thread that can be left alone; whether they are others now."""
+        """Ask DNS for the seeds; whether they are others now."""
         if self._seeds.name is None:
             return False
         self._asked_at = self._clock()
-        return self._aside.run(lambda: self._seeds.ask(self._timeout))
+        return self._run_cancellable(lambda: self._seeds.ask(self._timeout))
 
     def _fetch_anywhere(self) -> ClusterMap:
-        if self._connect_bucket is not None:
-            return self._over_urls(partial(self._fetch_by_hand, self._connect_bucket))
+        if (connect := self._options.connect_bucket) is not None:
+            return self._over_urls(partial(self._fetch_by_hand, connect))
         if self._target.bootstrap == "rest":
             return self._over_urls(self._fetch_over_rest)
         return self._over_seeds(self._counted(self._fetch_from))
@@ -367,7 +224,7 @@ class MapSource:
         With `keep` the connection stays open for :meth:`manifest_again`.
         """
         if self._target.bootstrap == "rest":
-            return self._aside.run(self._describe_over_rest)
+            return self._run_cancellable(self._describe_over_rest)
 
         def attempt(node: str) -> tuple[ClusterMap, CollectionsManifest | None]:
             self._hang_up()
@@ -408,7 +265,6 @@ class MapSource:
         """End a fetch that is under way on another thread."""
         if self._waker is not None:
             self._waker.wake()
-        self._aside.cancel()
 
     def close(self) -> None:
         self._hang_up()
@@ -432,13 +288,18 @@ class MapSource:
             self._auth,
             timeout=self._timeout,
             tls_context=self._tls_context,
-            proxies=self._proxies,
+            proxies=self._options.proxies,
         )
 
+    def _run_cancellable(self, work: Callable[[], T]) -> T:
+        """For requests over HTTP, and for DNS."""
+        assert self._waker is not None, "open() comes first"
+        return run_cancellable(work, "cbframe-rest", self._waker, None, "the cluster manager was asked")
+
     def _over_urls(self, attempt: Callable[[str], ClusterMap]) -> ClusterMap:
-        """The map of the first URL that has one, on a thread that can be left alone."""
+        """The map of the first URL that has one."""
         urls = self._target.urls()
-        return self._aside.run(lambda: first_success(urls, self._counted(attempt)))
+        return self._run_cancellable(lambda: first_success(urls, self._counted(attempt)))
 
     def _fetch_by_hand(self, connect: Callable[..., BucketLike], url: str) -> ClusterMap:
         try:
@@ -462,7 +323,6 @@ class MapSource:
         counters = self._counters
 
         def counting(seed: str) -> ClusterMap:
-            counters.tot_refresh_cluster_connect_bucket += 1
             try:
                 found = attempt(seed)
             except CbframeError as exc:
@@ -571,7 +431,7 @@ class MapSource:
             raise
         except CbframeError:
             return None
-        return self._aside.run(
+        return self._run_cancellable(
             lambda: absence(
                 config,
                 HostPort(*split_address(node)),
@@ -582,6 +442,154 @@ class MapSource:
                 timeout=self._timeout,
             )
         )
+
+
+def absence(
+    config: bytes,  # the configuration of the whole cluster, from the data node at `origin`
+    origin: HostPort,
+    login: Login,
+    auth: Authenticator,
+    *,
+    network: str = AUTO_NETWORK,
+    tls_context: TLSContext | None = None,
+    timeout: float = _MANAGER_TIMEOUT,
+) -> BucketNotFoundError | None:
+    """The error of a bucket that does not exist, or is paused; None if it exists, or nobody knows.
+
+    The password does not cross a network in clear text for this: without TLS, managers on other hosts are
+    asked with SCRAM, unless the login allows clear text.
+    """
+    from cbframe.cluster.rest import RestClient  # noqa: PLC0415 - requests is slow to import
+
+    try:
+        urls = list(_managers(json.loads(config), origin, login, network))[:_MANAGERS]
+        scram = not (login.allow_plain or all(map(_is_here, urls)))
+    except (CbframeError, ValueError, RecursionError):  # no JSON, or a host that no URL can have
+        return None
+    if not urls:
+        return None
+    try:
+        client = RestClient(
+            urls, auth, timeout=min(timeout, _MANAGER_TIMEOUT), tls_context=tls_context, scram=scram
+        )
+        client.check_bucket(login.bucket)
+    except BucketNotFoundError as exc:
+        return exc
+    except CbframeError:
+        return None
+    return None
+
+
+def _managers(config: object, origin: HostPort, login: Login, network: str) -> Iterator[str]:
+    """Base URLs of the cluster managers that may be asked, this node's first."""
+    if not isinstance(config, dict):
+        return
+    nodes = read_nodes(config, origin.host)
+    chosen = select_network(nodes, origin, network, tls=login.tls)
+    scheme, service = ("https", "mgmtSSL") if login.tls else ("http", "mgmt")
+    endpoints = [node.networks[chosen] for node in nodes if chosen in node.networks]
+    host = bare_host(origin.host)
+    endpoints.sort(key=lambda each: (not each.has(origin, tls=login.tls), bare_host(each.host) != host))
+    for endpoint in endpoints:
+        port = endpoint.ports.get(service)
+        if port:
+            yield f"{scheme}://{join_address(endpoint.host, port)}"
+
+
+def _is_here(url: str) -> bool:
+    """Whether what is sent there leaves this machine not at all."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class MapFollower:
+    """Has every new configuration of a bucket from any of its cluster managers."""
+
+    def __init__(
+        self,
+        target: ConnectionString,  # the managers, taken in turn whenever a connection ends
+        bucket: str,  # whose configurations
+        auth: Callable[[], Authenticator],  # gives the credentials of each connection
+        options: BucketDataSourceOptions,  # how long a connection may take, and the waits between two of them
+        *,
+        transport: Callable[[], Transport],  # connects to the managers
+        on_config: Callable[[str, bytes], None],  # called with the manager's `host:port` and the JSON
+        on_error: Callable[[CbframeError], None],  # called with each problem
+        clock: Callable[[], float],  # monotonic seconds
+    ) -> None:
+        self._managers = tuple(str(seed) for seed in target.seeds())
+        self._bucket = bucket
+        self._auth = auth
+        self._transport = transport
+        self._on_config = on_config
+        self._on_error = on_error
+        self._timeout = options.connect_timeout
+        self._backoff = map_backoff(options)
+        self._clock = clock
+        self._closing = threading.Event()
+        self._buffer = allocate(64 * 1024)
+        self._waker = Waker()
+        self._thread = OwnThread(self._run, "cbframe-config")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, and wait for it."""
+        self._closing.set()
+        self._waker.wake()
+        self._thread.join()
+        self._waker.close()
+
+    def _run(self) -> None:
+        for manager in cycle(self._managers):
+            try:
+                self._follow(manager)
+            except ReadCancelledError:
+                pass
+            except CbframeError as exc:
+                exc.node = exc.node or manager
+                self._on_error(exc)
+            if self._closing.wait(self._backoff.next_delay()):
+                return
+
+    def _follow(self, manager: str) -> None:
+        stream = self._transport().connect(manager, self._waker, self._timeout)
+        try:
+            stream.send_all(feed_request(manager, self._bucket, self._auth(), _HEARTBEAT), self._timeout)
+            feed = ConfigFeed(manager)
+            view = memoryview(self._buffer)
+            heard = self._clock()
+            while not self._closing.is_set():
+                count = stream.receive_into(view)
+                if count == 0:
+                    raise ConnectError("the cluster manager closed the connection", node=manager)
+                if count:
+                    heard = self._clock()
+                    for config in feed.receive(view[:count]):
+                        self._backoff.reset()
+                        self._on_config(manager, config)
+                    continue
+                left = heard + 2 * _HEARTBEAT - self._clock()
+                if left <= 0:
+                    raise ReadTimeoutError(
+                        f"the cluster manager was silent for {2 * _HEARTBEAT} s", node=manager
+                    )
+                stream.wait(left)
+        finally:
+            stream.close()
+
+
+def map_backoff(options: BucketDataSourceOptions) -> Backoff:
+    """The waits for a cluster map."""
+    return Backoff(
+        options.cluster_manager_sleep_init_ms,
+        options.cluster_manager_backoff_factor,
+        options.cluster_manager_sleep_max_ms,
+    )
 
 
 def when_loaded(
@@ -630,12 +638,10 @@ def map_source(
         target,
         make_login(target, authenticator, bucket, dialer.context, allow_plain=options.allow_plain),
         authenticator,
+        options,
         transport=dialer.transport(),
         clock=clock,
-        timeout=options.connect_timeout,
         tls_context=dialer.context,
-        connect_bucket=options.connect_bucket,
-        proxies=options.proxies,
     )
     source.open()
     try:

@@ -1,7 +1,8 @@
 """The thread of a data node: it owns the node's socket and connection object.
 
-It takes orders from an inbox and posts what happens to the supervisor. Receiver callbacks run on
-it, with no lock held.
+It takes orders from an inbox and posts what happens to its owner, the supervisor. Callbacks of the receiver
+run on it, with no lock held: while one runs, nothing is received. It waits in one place only, for the
+socket or its waker, which every order rings.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from cbframe.dcp import connection as dcp
-from cbframe.dcp import plan, verdicts
+from cbframe.dcp import messages
 from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp.handshake import Login, connection_name, rate_of
 from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import BlockReceiver, Callbacks, DeferringReceiver, Receipt
 from cbframe.dcp.stats import NodeStats
-from cbframe.dcp.streams import Stream, VBucketState
-from cbframe.dcp.timers import Gather, Pace, Timeouts, Waits
+from cbframe.dcp.streams import Stream
+from cbframe.dcp.timers import Gather, Pace, Waits
 from cbframe.dcp.transport import Stream as ByteStream
 from cbframe.dcp.transport import Transport, Waker
 from cbframe.errors import (
@@ -37,75 +38,52 @@ from cbframe.errors import (
     ResourceError,
     StreamError,
 )
+from cbframe.options import BucketDataSourceOptions
 from cbframe.system import OwnThread, allocate
-from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason, StreamFlag
-from cbframe.wire.messages import StreamFilter, StreamRequest
+from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason
+
+Order: TypeAlias = (
+    messages.StopNode | messages.OpenStreams | messages.CloseStreams | messages.SampleNode | dcp.RolledBack
+)
 
 
-@dataclass(slots=True)
-class _Entry:
-    vbucket: int | None
-    what: str
-    times: int = 1
+class NodeOwner(Protocol):
+    """Who is called by the threads of nodes: with what happened, and with what a node has shown."""
 
-    def __str__(self) -> str:
-        where = "" if self.vbucket is None else f"vbucket {self.vbucket} "
-        return f"{where}{self.what}{f' ×{self.times}' if self.times > 1 else ''}"
+    def post(self, event: messages.Event) -> None: ...
+    def on_error(self, error: CbframeError) -> None: ...
+    def on_config(self, node: str, body: bytes) -> None:
+        """A node refused a stream, and sent its cluster map."""
+
+    def on_push(self, node: str, revision: tuple[int, int], body: bytes) -> None:
+        """A node has a new cluster map; an empty body if it does not show it."""
+
+    def on_time(self, node: str, seconds: int) -> None:
+        """What time it is at a node."""
 
 
 class Trace:
     """A ring of events; the same one again is counted, not repeated. Never holds a document's key."""
 
     def __init__(self, capacity: int) -> None:
-        self._entries: deque[_Entry] = deque(maxlen=max(0, capacity))
+        self._entries: deque[tuple[int | None, str, int]] = deque(maxlen=max(0, capacity))
 
     def note(self, vbucket: int | None, what: str) -> None:
         """Add what happened, to a vbucket or to the connection."""
-        last = self._entries[-1] if self._entries else None
-        if last is not None and last.vbucket == vbucket and last.what == what:
-            last.times += 1
-        else:
-            self._entries.append(_Entry(vbucket, what))
-
-    def event(self, event: dcp.Event) -> None:
-        """Add an event of the connection, by its name."""
-        stream: Stream | None = getattr(event, "stream", None)
-        self.note(None if stream is None else stream.vbucket, type(event).__name__)
+        times = 1
+        if self._entries and self._entries[-1][:2] == (vbucket, what):
+            times += self._entries.pop()[2]
+        self._entries.append((vbucket, what, times))
 
     def lines(self) -> list[str]:
         """Oldest first; callable from any thread."""
-        return [str(entry) for entry in list(self._entries)]
+        return [
+            ("" if vbucket is None else f"vbucket {vbucket} ") + what + (f" ×{times}" if times > 1 else "")
+            for vbucket, what, times in self._entries.copy()
+        ]
 
     def __str__(self) -> str:
         return ", ".join(self.lines()) or "nothing"
-
-
-Order: TypeAlias = plan.StopNode | plan.OpenStreams | plan.CloseStreams | plan.SampleNode | dcp.RolledBack
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSetup:
-    """What every node's thread of one data source needs."""
-
-    transport: Transport
-    receiver: BlockReceiver | DeferringReceiver
-    make_connection: Callable[[NodeStats], DcpConnection]
-    post: Callable[[plan.Event], None]
-    on_config: Callable[[str, bytes], None]
-    on_push: Callable[[str, tuple[int, int], bytes], None]
-    on_time: Callable[[str, int], None]
-    on_error: Callable[[CbframeError], None]
-    clock: Callable[[], float]
-    timeouts: Timeouts
-    buffer_bytes: int
-    max_body: int
-    receive_bytes: int
-    receive_latency: float
-    wanted: StreamFilter
-    stream_flags: StreamFlag
-    trace_capacity: int
-    logger: logging.Logger
-    max_rate: int | None = None
 
 
 class NodeThread:
@@ -114,11 +92,30 @@ class NodeThread:
     It ends when the connection ends; the supervisor starts another if the node is still needed.
     """
 
-    def __init__(self, node: str, setup: NodeSetup, stats: NodeStats) -> None:
-        self.node = node
-        self._address = plan.address_of(node)
-        self._setup = setup
+    def __init__(
+        self,
+        name: str,  # of the connection
+        options: BucketDataSourceOptions,
+        receiver: BlockReceiver | DeferringReceiver,
+        owner: NodeOwner,
+        stats: NodeStats,
+        *,
+        login: Callable[[], Login],
+        transport: Transport,
+        clock: Callable[[], float],
+    ) -> None:
+        self.node = name
+        self.trace = Trace(options.trace_capacity)
+        self.thread = OwnThread(self._run, f"cbframe-node-{name}")
+        self._address = messages.address_of(name)
+        self._options = options
+        self._owner = owner
         self._stats = stats
+        self._login = login
+        self._transport = transport
+        self._clock = clock
+        self._log = options.logger or logging.getLogger("cbframe.dcp")
+        self._calls = Callbacks(receiver, options, stats)
         self._inbox: deque[Order] = deque()
         self._consumed: deque[int] = deque()
         self._owed = 0
@@ -127,12 +124,10 @@ class NodeThread:
         """Of the node's vbuckets, as reported last."""
         self._stopping = False
         self._progressed = False
-        self._calls = Callbacks(setup.receiver, stats, setup.wanted, setup.stream_flags)
-        self.trace = Trace(setup.trace_capacity)
-        """What happened last."""
         self._waker = Waker()
         self._connection: DcpConnection | None = None
-        self.thread = OwnThread(self._run, f"cbframe-node-{node}")
+
+    # -- callable from any thread
 
     def start(self) -> None:
         """Begin; ResourceError if there is no thread, and nothing is left of this object then."""
@@ -143,35 +138,22 @@ class NodeThread:
             raise
 
     def post(self, order: Order) -> None:
-        """Give an order; callable from any thread."""
+        """Give an order."""
         self._inbox.append(order)
         self._waker.wake()
 
     def stop(self) -> None:
-        """Ask the thread to end; callable from any thread."""
+        """Ask the thread to end."""
         self._stopping = True
         self._waker.wake()
-
-    def _on_consumed(self, nbytes: int) -> None:
-        """Have bytes acknowledged; callable from any thread."""
-        self._consumed.append(nbytes)
-        if threading.current_thread() is not self.thread:
-            self._waker.wake()
 
     def join(self) -> None:
         """Wait for the end, and let the waker go."""
         self.thread.join()
         self._waker.close()
 
-    def streams(self) -> dict[int, VBucketState]:
-        """The streams at this moment by vbucket, for looking at."""
-        connection = self._connection
-        if connection is None:
-            return {}
-        return {vb: stream.picture(self.node) for vb, stream in connection.streams.all()}
-
     def open_streams(self) -> list[Stream]:
-        """The streams themselves: look, and touch nothing."""
+        """The streams themselves: read them, and touch nothing."""
         connection = self._connection
         return [] if connection is None else [stream for _, stream in connection.streams.all()]
 
@@ -187,10 +169,16 @@ class NodeThread:
         return 0 if self._connection is None else self._owed
 
     def sample(self) -> None:
-        """Have the node tell its high seqnos once more, if it is ready to; callable from any thread."""
+        """Have the node report its high seqnos once more, if it is ready to."""
         connection = self._connection
         if connection is not None and connection.session is not None:
-            self.post(plan.SampleNode(self.node))
+            self.post(messages.SampleNode(self.node))
+
+    def _on_consumed(self, nbytes: int) -> None:
+        """Have bytes acknowledged."""
+        self._consumed.append(nbytes)
+        if threading.current_thread() is not self.thread:
+            self._waker.wake()
 
     # -- on the thread
 
@@ -204,7 +192,7 @@ class NodeThread:
         except CbframeError as exc:
             error = exc
         except Exception as exc:  # noqa: BLE001 - whatever went wrong here must end the read, not hang it
-            error = verdicts.unexpected(exc, "on the thread of the node", ReceiverError)
+            error = messages.unexpected(exc, "on the thread of the node", ReceiverError)
         else:
             stats.tot_refresh_worker += 1
             stats.tot_refresh_worker_done += 1
@@ -221,28 +209,30 @@ class NodeThread:
         if error.node in (None, self._address):
             error.node = self.node
         self.trace.note(None, f"over: {type(error).__name__}")
-        self._setup.logger.debug("%s: %s; before that: %s", self.node, error.message, self.trace)
-        self._setup.on_error(error)
-        self._setup.post(plan.NodeDown(self.node, error, self._progressed))
+        self._log.debug("%s: %s; before that: %s", self.node, error.message, self.trace)
+        self._owner.on_error(error)
+        self._owner.post(messages.NodeDown(self.node, error, self._progressed))
 
     def _serve(self) -> None:
-        setup, stats = self._setup, self._stats
-        stats.tot_worker_body += 1
         if self._stopping:
             return
-        stats.tot_worker_connect += 1
+        options, stats = self._options, self._stats
         try:
-            stream = setup.transport.connect(self._address, self._waker, setup.timeouts.connect)
+            stream = self._transport.connect(self._address, self._waker, options.connect_timeout)
         except CbframeError as exc:
             stats.tot_worker_connect_err += 1
             if isinstance(exc, ReadCancelledError) and not self._stopping:
-                raise self._given_up() from exc
+                # An order came while the node was being connected to; there is nobody yet to carry it out.
+                reasons = (order.why for order in self._inbox if isinstance(order, messages.StopNode))
+                why = next(reasons, "there are new orders")
+                raise ConnectError(f"{why}: the attempt to connect is given up") from exc
             raise
         stats.tot_worker_connect_ok += 1
         self.trace.note(None, "connected")
         connection: DcpConnection | None = None
         try:
-            connection = self._connection = setup.make_connection(stats)
+            connection = DcpConnection(self._login(), options, connection_name(options.name), stats)
+            self._connection = connection
             self._converse(stream, connection)
         except CbframeError as exc:
             if connection is not None:
@@ -253,36 +243,17 @@ class NodeThread:
             raise
         finally:
             self._connection = None
-            stats.tot_worker_client_close += 1
             stream.close()
-            stats.tot_worker_client_close_done += 1
-
-    def _given_up(self) -> ConnectError:
-        """An order came while the node was being connected to; there is nobody yet to carry it out."""
-        reasons = (order.why for order in self._inbox if isinstance(order, plan.StopNode))
-        why = next(reasons, "there are new orders")
-        return ConnectError(f"{why}: the attempt to connect is given up")
+            stats.tot_worker_client_close += 1
 
     def _converse(self, stream: ByteStream, connection: DcpConnection) -> None:
-        stats = self._stats
-        stats.tot_worker_transmit_start += 1
-        stats.tot_worker_receive_start += 1
-        stats.tot_worker_receive += 1
-        try:
-            self._talk(stream, connection)
-        finally:
-            stats.tot_worker_cleanup += 1
-            stats.tot_worker_transmit_done += 1
-            stats.tot_worker_receive_done += 1
-            stats.tot_worker_cleanup_done += 1
-
-    def _talk(self, stream: ByteStream, connection: DcpConnection) -> None:
-        setup, stats = self._setup, self._stats
-        waits = Waits(setup.timeouts, setup.clock())
-        pace = Pace(setup.max_rate, setup.clock())
-        enough = min(setup.receive_bytes, connection.ack_at or setup.receive_bytes)
-        gather = Gather(enough, setup.receive_latency)
-        buffer = allocate(setup.buffer_bytes)
+        """Orders, bytes to send, bytes that came, and a wait for more: until the connection is over."""
+        options, stats, clock = self._options, self._stats, self._clock
+        waits = Waits(options, clock())
+        pace = Pace(rate_of(options), clock())
+        enough = min(options.receive_bytes, connection.ack_at or options.receive_bytes)
+        gather = Gather(enough, options.receive_latency)
+        buffer = allocate(options.receive_buffer_bytes)
         have = 0
         readable = True
         while True:
@@ -291,19 +262,19 @@ class NodeThread:
                 nbytes = self._consumed.popleft()
                 self._owed -= nbytes
                 connection.acknowledge(nbytes)
-            pause = pace.acknowledge(connection, self._owed, setup.clock())
+            pause = pace.acknowledge(connection, self._owed, clock())
             if data := connection.data_to_send():
                 self._send(stream, data, connection.handed)
-                waits.sent(setup.clock())
+                waits.sent(clock())
             if self._stopping:
                 return
             count = None
-            if readable or not gather.left(setup.clock()):
+            if readable or not gather.left(clock()):
                 readable = False
                 count = self._receive(stream, memoryview(buffer)[have:], connection)
                 if count is None or not connection.streams:
                     gather.quiet()
-            now = setup.clock()
+            now = clock()
             if count is not None:
                 waits.heard(now)
                 have += count
@@ -312,14 +283,15 @@ class NodeThread:
                     self._handle(events)
                 buffer, have = self._keep_tail(buffer, connection.consumed, have)
                 if connection.streams:
-                    gather.received(setup.clock())
+                    gather.received(clock())
             ready, unanswered = connection.session is not None, connection.unanswered
             may_send = bool(connection.streams) and connection.room(self._owed) > 0
             waits.progress(now, connection.messages, waiting=may_send)
-            if waits.wants_look(now):
-                owing = connection.streams.owed(self._high_seqnos, filtered=setup.wanted.filters)
-                if warning := waits.looked(now, owing):
-                    setup.logger.warning("%s: %s", self.node, warning)
+            if waits.owed_is_due(now):
+                filtered = self._calls.wanted.filters
+                owing = connection.streams.owed(self._high_seqnos, filtered=filtered)
+                if warning := waits.owed(now, owing):
+                    self._log.warning("%s: %s", self.node, warning)
             try:
                 waits.check(now, ready=ready, unanswered=unanswered, answers=connection.answers)
             except ReadTimeoutError:
@@ -336,24 +308,21 @@ class NodeThread:
                     least = gather.least(now, room)
                     readable = stream.wait(min(left, pause or left, gather.left(now) or left), least)
 
-    def _send(self, stream: ByteStream, data: bytes, messages: int) -> None:
+    def _send(self, stream: ByteStream, data: bytes, count: int) -> None:
         try:
-            stream.send_all(data, self._setup.timeouts.connect)
+            stream.send_all(data, self._options.connect_timeout)
         except CbframeError:
             self._stats.tot_worker_transmit_err += 1
-            self._stats.tot_worker_send_end_ch += 1
             raise
-        self._stats.tot_worker_transmit_ok += messages
+        self._stats.tot_worker_transmit_ok += count
 
     def _receive(self, stream: ByteStream, view: memoryview, connection: DcpConnection) -> int | None:
         stats = self._stats
         try:
             count = stream.receive_into(view)
             if count == 0:
-                raise ConnectError(
-                    "the node closed the connection"
-                    + (" during the handshake" if connection.session is None else "")
-                )
+                when = " during the handshake" if connection.session is None else ""
+                raise ConnectError(f"the node closed the connection{when}")
         except CbframeError:
             stats.tot_worker_receive_err += 1
             stats.tot_worker_recv_end_ch += 1
@@ -363,10 +332,11 @@ class NodeThread:
             stats.bytes_received += count
         return count
 
-    def _handle(self, events: Iterator[dcp.Event]) -> None:
+    def _handle(self, events: Iterator[dcp.ConnectionEvent]) -> None:
         try:
             for event in events:
-                self.trace.event(event)
+                stream: Stream | None = getattr(event, "stream", None)
+                self.trace.note(None if stream is None else stream.vbucket, type(event).__name__)
                 self._on_event(event)
         except CbframeError:
             self._stats.tot_worker_recv_end_ch += 1
@@ -375,10 +345,10 @@ class NodeThread:
     def _keep_tail(self, buffer: bytearray, consumed: int, have: int) -> tuple[bytearray, int]:
         """Move what belongs to the next frame to the front, in a buffer that this frame fits into."""
         tail = have - consumed
-        size = self._setup.buffer_bytes
+        size = self._options.receive_buffer_bytes
         if tail >= HEADER_LENGTH:
             body = int.from_bytes(buffer[consumed + 8 : consumed + 12], "big")
-            size = max(size, HEADER_LENGTH + min(body, self._setup.max_body))
+            size = max(size, HEADER_LENGTH + min(body, self._options.max_body_bytes))
         if size != len(buffer):
             fresh = allocate(size)
             fresh[:tail] = memoryview(buffer)[consumed:have]
@@ -392,31 +362,26 @@ class NodeThread:
             order = self._inbox.popleft()
             self._stats.tot_refresh_worker += 1
             match order:
-                case plan.StopNode(why=why):
+                case messages.StopNode(why=why):
                     raise ConnectError(f"{why}: the connection is closed")
-                case plan.SampleNode():
+                case messages.SampleNode():
                     connection.sample()
                 case dcp.RolledBack():
                     self._roll_back(order)
-                case plan.CloseStreams(vbuckets=vbuckets):
+                case messages.CloseStreams(vbuckets=vbuckets):
                     for vbucket in vbuckets:
                         connection.close_stream(vbucket)
-                case plan.OpenStreams(streams=streams):
+                case messages.OpenStreams(streams=streams):
                     for vbucket, end in streams:
-                        connection.want_stream(self._request(connection, vbucket, end))
+                        connection.want_stream(self._calls.request(vbucket, end, connection.session))
                     if any(end != MAX_SEQNO for _, end in streams):
                         connection.sample()
             self._stats.tot_refresh_worker_ok += 1
 
-    def _request(self, connection: DcpConnection, vbucket: int, end: int) -> StreamRequest:
-        session = connection.session
-        collections = session is not None and session.collections
-        return self._calls.request(vbucket, end, connection.granted, collections=collections)
-
     # -- events of the connection
 
-    def _on_event(self, event: dcp.Event) -> None:
-        stats, setup, calls = self._stats, self._setup, self._calls
+    def _on_event(self, event: dcp.ConnectionEvent) -> None:
+        owner, calls = self._owner, self._calls
         match event:
             case dcp.Data(block=block, fresh=fresh, nbytes=nbytes):
                 for stream in fresh:
@@ -431,22 +396,21 @@ class NodeThread:
             case dcp.Ended(stream=stream, reason=reason):
                 self._on_ended(stream, reason)
             case dcp.Ready(session=session):
-                stats.tot_worker_body_kick += 1
                 self._high_seqnos = session.seqnos
-                setup.post(plan.NodeReady(self.node, session.seqnos))
+                owner.post(messages.NodeReady(self.node, session.seqnos))
             case dcp.Sampled(seqnos=seqnos):
                 self._high_seqnos = seqnos
-                setup.post(plan.NodeSampled(self.node, seqnos))
+                owner.post(messages.NodeSampled(self.node, seqnos))
             case dcp.Timed(seconds=seconds):
-                setup.on_time(self.node, seconds)
+                owner.on_time(self.node, seconds)
             case dcp.Refused():
                 self._on_refused(event)
             case dcp.RolledBack():
                 self._roll_back(event)
             case dcp.MapPushed(revision=revision, body=body):
-                setup.on_push(self._address, revision, body)
+                owner.on_push(self._address, revision, body)
             case dcp.Nooped():
-                stats.tot_upr_noop += 1
+                self._stats.noops += 1
             case dcp.Advanced(stream=stream):
                 calls.advanced(stream)
                 self._progressed = True
@@ -457,27 +421,27 @@ class NodeThread:
     def _on_ended(self, stream: Stream, reason: int | None) -> None:
         progressed = stream.seqno > stream.start
         end_reason = StreamEndReason.CLOSED if reason is None else reason
-        ended = plan.StreamEnded(self.node, stream.vbucket, end_reason, _position(stream), progressed)
+        ended = messages.StreamEnded(self.node, stream.vbucket, end_reason, _position(stream), progressed)
         if reason is not None and reason != StreamEndReason.OK:
             self._stats.tot_upr_stream_end_kick += 1
-            if (error := verdicts.ended(ended)) is not None:
-                self._setup.on_error(error)
-        self._setup.post(ended)
+            if (error := messages.ended(ended)) is not None:
+                self._owner.on_error(error)
+        self._owner.post(ended)
         self._progressed |= progressed or reason == StreamEndReason.OK
 
     def _on_refused(self, refusal: dcp.Refused) -> None:
         stream, status = refusal.stream, refusal.status
         if refusal.body.startswith(b"{"):
-            self._setup.on_config(self._address, refusal.body)
+            self._owner.on_config(self._address, refusal.body)
         if status == Status.ERANGE:
             self._start_over(stream)
         else:
             self._stats.tot_upr_stream_req_res_kick += 1
-            self._setup.post(plan.StreamRefused(self.node, stream.vbucket, status))
+            self._owner.post(messages.StreamRefused(self.node, stream.vbucket, status))
 
     def _start_over(self, stream: Stream) -> None:
         """Read a vbucket from the beginning: the position that the receiver stored cannot be right."""
-        self._setup.on_error(
+        self._owner.on_error(
             StreamError(
                 f"the stored position {stream.start} lies outside the vbucket's history: "
                 "it is read from the start",
@@ -491,7 +455,7 @@ class NodeThread:
     def _roll_back(self, event: dcp.RolledBack) -> None:
         """Roll back now, or when the receiver is ready to."""
         if self._calls.roll_back(event.stream, event.seqno, lambda: self.post(event)):
-            self._setup.post(plan.StreamRolledBack(self.node, event.stream.vbucket))
+            self._owner.post(messages.StreamRolledBack(self.node, event.stream.vbucket))
 
 
 def _position(stream: Stream) -> Position:

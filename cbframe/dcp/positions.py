@@ -220,7 +220,7 @@ Position: TypeAlias = VBucketOffset
 
 @dataclass(slots=True)
 class Track:
-    """The position of one vbucket, moved by what its streams tell; touched by one thread at a time."""
+    """The position of one vbucket, moved by what its streams report; touched by one thread at a time."""
 
     seqno: int = 0
     metadata: VBucketMetaData | None = None
@@ -324,7 +324,7 @@ def _u64(number: object) -> int:
 
 
 class ReachedEnds(dict[int, int]):
-    """Ends by vbucket, as `seq_end`, that the vbuckets had reached when they were looked at.
+    """Ends by vbucket, as `seq_end`, that the vbuckets had reached when they were asked.
 
     Other than with a plain mapping, a history that does not reach its end any more is read as far as it
     goes, and not waited for.
@@ -334,7 +334,7 @@ class ReachedEnds(dict[int, int]):
 class Ends:
     """The ends of all streams of a data source.
 
-    With ``"now"`` all ends are pinned, to the high seqnos that the owners tell, before the first
+    With ``"now"`` all ends are pinned, to the high seqnos that the owners report, before the first
     stream opens: the read is as of one moment.
     """
 
@@ -343,8 +343,6 @@ class Ends:
         self._unpinned: set[int] = set()
         self.pinned: dict[int, int] = {}
         """The ends, by vbucket; none of an unbounded source."""
-        self.shortened: dict[int, int] = {}
-        """Vbuckets whose history lost its end meanwhile, with the end that they have now."""
 
     @property
     def bounded(self) -> bool:
@@ -352,7 +350,7 @@ class Ends:
 
     @property
     def now(self) -> bool:
-        """Whether all ends were reached at some time: what the nodes tell shows whether they still are."""
+        """Whether all ends were reached at some time: what the nodes report shows whether they still are."""
         return self._given == "now" or isinstance(self._given, ReachedEnds)
 
     @property
@@ -383,5 +381,5 @@ class Ends:
             return MAX_SEQNO
         end = self.pinned[vb]
         if self.now and seqnos[vb] < end:
-            end = self.shortened[vb] = seqnos[vb]
+            end = seqnos[vb]
         return end

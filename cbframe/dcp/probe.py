@@ -1,4 +1,4 @@
-"""Looks at a cluster from outside, one step at a time: for finding out why a connection fails."""
+"""Why a connection fails: one step of it at a time, from outside, as ``cbframe.doctor`` reports them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from cbframe.cluster.auth import Authenticator, AuthLike
 from cbframe.cluster.cluster_map import AUTO_NETWORK
 from cbframe.cluster.connection_string import HostPort
 from cbframe.cluster.tls import Peer, TLSContext, TLSLike
-from cbframe.dcp.controls import DcpSettings, connection_name
-from cbframe.dcp.handshake import Login, Steps, T, fetch_cluster_config, fetch_config, open_dcp
+from cbframe.dcp.handshake import (
+    Login,
+    Steps,
+    T,
+    connection_name,
+    fetch_cluster_config,
+    fetch_config,
+    open_dcp,
+)
 from cbframe.dcp.maps import absence, is_not_yet
-from cbframe.dcp.requests import ask
+from cbframe.dcp.receiver import DiscardingReceiver
+from cbframe.dcp.requests import Line
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.threads import at_once
 from cbframe.dcp.transport import SocketTransport, Waker, resolve, split_address, tls_peer
 from cbframe.errors import BucketNotFoundError, CbframeError, ConnectError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.typing import ServerURLs
-from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Opcode
 
 SERVICE, LOGIN, BUCKET, ROLE, DCP = "service", "login", "bucket", "role", "DCP"
@@ -38,6 +45,12 @@ _STAGES = {
     Opcode.GET_ALL_VB_SEQNOS: ROLE,
     Opcode.DCP_OPEN: ROLE,
 }
+_LONG = 1.0
+"""Seconds in which a node on any continent answers."""
+_PAUSE = 0.2
+"""Seconds until a node is asked again that does not have the bucket yet."""
+_POLL = 0.02
+"""Seconds between two checks whether a source is over."""
 
 
 @dataclass(slots=True)
@@ -51,7 +64,7 @@ class Outcome:
 
 
 def out_of_time() -> ReadTimeoutError:
-    """Of a look that has used up its time."""
+    """Of an examination that has used up its time."""
     return ReadTimeoutError("there is no time left to look", hint="give doctor() a larger timeout")
 
 
@@ -154,11 +167,11 @@ class Probe:
         }
 
     def _open(self, node: str, login: Login, waker: Waker) -> Outcome:
-        settings = DcpSettings.of(BucketDataSourceOptions(), connection_name("cbframe:doctor"))
+        options, name = BucketDataSourceOptions(compression=False), connection_name("cbframe:doctor")
 
         def attempt() -> Outcome:
             outcome = Outcome()
-            self._talk(node, open_dcp(login, settings), outcome, waker)
+            self._talk(node, open_dcp(login, options, name), outcome, waker)
             return outcome
 
         return self._when_loaded(attempt, attempt())
@@ -166,15 +179,11 @@ class Probe:
     def _talk(self, node: str, steps: Steps[T], outcome: Outcome, waker: Waker) -> T | None:
         """The result of a conversation; None, and an error in `outcome`, if it has none."""
         try:
-            with self._in_time() as seconds:
-                return ask(
-                    node,
-                    _staged(steps, outcome),
-                    transport=SocketTransport(self._context),
-                    waker=waker,
-                    clock=self._clock,
-                    timeout=seconds,
-                )
+            with self._in_time() as seconds, contextlib.ExitStack() as stack:
+                transport = SocketTransport(self._context)
+                line = Line(node, transport=transport, waker=waker, clock=self._clock, timeout=seconds)
+                stack.callback(line.close)
+                return line.run(_staged(steps, outcome))
         except CbframeError as exc:
             exc.node = exc.node or node
             outcome.error = exc
@@ -201,16 +210,13 @@ def _staged(steps: Steps[T], outcome: Outcome) -> Steps[T]:
 
 
 @dataclass(slots=True)
-class _FirstMarker:
+class _FirstMarker(DiscardingReceiver):
     """A receiver that waits for the first sign that changes come."""
 
     seen: threading.Event = field(default_factory=threading.Event)
     vbucket: int = -1
     end: int = 0
     error: CbframeError | None = None
-
-    def on_block(self, block: DataBlock) -> None:
-        """Nothing to do: the marker before it was enough."""
 
     def on_error(self, error: CbframeError) -> None:
         self.error = error
@@ -219,15 +225,6 @@ class _FirstMarker:
         if not self.seen.is_set():
             self.vbucket, self.end = vbucket, end
             self.seen.set()
-
-    def set_metadata(self, vbucket: int, metadata: bytes) -> None:
-        """Nothing is kept."""
-
-    def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:  # noqa: ARG002
-        return None, 0
-
-    def rollback(self, vbucket: int, seqno: int) -> None:
-        """Nothing is kept."""
 
 
 def first_marker(
@@ -260,7 +257,7 @@ def first_marker(
     progress, until = (False, 0), began + timeout
     try:
         source.start()
-        while not source.finished and not receiver.seen.wait(_LOOK):
+        while not source.finished and not receiver.seen.wait(_POLL):
             now = time.monotonic()
             before, progress = progress, (source.map is not None, source.stats().total.bytes_received)
             if progress != before:
@@ -280,11 +277,3 @@ def first_marker(
         return None
     finally:
         source.close()
-
-
-_LONG = 1.0
-"""Seconds in which a node on any continent answers."""
-_PAUSE = 0.2
-"""Seconds until a node is asked again that does not have the bucket yet."""
-_LOOK = 0.02
-"""Seconds between two looks at whether a source is over."""

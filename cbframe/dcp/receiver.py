@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
@@ -12,13 +12,19 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from cbframe.dcp.handshake import Session
 from cbframe.dcp.positions import Position, VBucketMetaData, vbuuid_at
 from cbframe.dcp.stats import NodeStats
 from cbframe.dcp.streams import Stream, request_from
 from cbframe.errors import CbframeError, ConfigurationError, ProtocolError, ReceiverError, StreamError
+from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import Datatype, Opcode, StreamFlag
 from cbframe.wire.messages import StreamFilter, StreamRequest, SystemEvent, split_xattrs
+
+T = TypeVar("T")
+_MARKERS = "max_marker_version"
+_NOTHING = Position()
 
 
 class Document(NamedTuple):
@@ -218,6 +224,21 @@ class DeferringReceiver(BaseReceiver, Protocol):
         """
 
 
+class DiscardingReceiver(PositionReceiver):
+    """Base of receivers that watch streams from the start, and want no documents."""
+
+    __slots__ = ()
+
+    def on_block(self, block: DataBlock) -> None: ...
+    def on_error(self, error: CbframeError) -> None: ...
+    def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None: ...
+    def store(self, vbucket: int, metadata: VBucketMetaData) -> None: ...
+    def rollback(self, vbucket: int, seqno: int) -> None: ...
+
+    def position(self, vbucket: int) -> Position:  # noqa: ARG002
+        return Position()
+
+
 class AdaptedReceiver:
     """A :class:`Receiver` that takes blocks."""
 
@@ -270,25 +291,34 @@ def taker_of_blocks(
     return AdaptedReceiver(receiver)
 
 
-T = TypeVar("T")
-_MARKERS = "max_marker_version"
-_NOTHING = Position()
+def _done_at_once(on_block: Callable[[DataBlock], None]) -> Callable[[DataBlock, Receipt], None]:
+    """What a receiver that does not defer does: its documents are consumed when the call is over."""
+
+    @wraps(on_block)
+    def take_block(block: DataBlock, receipt: Receipt) -> None:
+        on_block(block)
+        receipt.done()
+
+    return take_block
 
 
 class Callbacks:
-    """Calls a receiver on one thread.
+    """Calls a receiver on the thread of one connection, and counts.
 
     Every method raises what the receiver raises if it is a CbframeError, and a ReceiverError with
     the cause chained if it is anything else.
     """
 
     def __init__(
-        self,
-        receiver: BlockReceiver | DeferringReceiver,  # who is called
-        stats: NodeStats,  # counters of the node
-        wanted: StreamFilter,  # what each stream request says about collections
-        flags: StreamFlag,  # flags of each stream request
+        self, receiver: BlockReceiver | DeferringReceiver, options: BucketDataSourceOptions, stats: NodeStats
     ) -> None:
+        self.wanted = StreamFilter(options.collections, options.scope_id, options.stream_id)
+        """What each stream request says about collections."""
+        # Not STRICT_VBUUID: a fresh start has no history to insist on.
+        self._flags = StreamFlag.ACTIVE_ONLY
+        if options.ignore_purged_tombstones:
+            self._flags |= StreamFlag.IGNORE_PURGED_TOMBSTONES
+        self._stats = stats
         self._receiver = receiver
         # Chosen here: to ask what a receiver is takes as long as to deliver a small block.
         self._positions = receiver if isinstance(receiver, PositionReceiver) else None
@@ -299,44 +329,25 @@ class Callbacks:
         )
         self._on_progress = receiver.seqno_advanced if isinstance(receiver, ProgressReceiver) else None
         self._on_event = receiver.system_event if isinstance(receiver, SystemEventReceiver) else None
-        self._stats = stats
-        self._wanted = wanted
-        self._flags = flags
         self._held: dict[int, Position] = {}
-        """Where vbuckets were asked for from."""
+        """Where vbuckets were requested from."""
         self._owner = -1
 
     def bind(self) -> None:
         """Belong to the present thread: callbacks of one connection come from one thread."""
         self._owner = threading.get_ident()
 
-    def request(
-        self, vbucket: int, end: int, granted: Collection[str] = (), *, collections: bool = False
-    ) -> StreamRequest:
-        """The stream request that continues where the receiver's data end.
-
-        `granted` are the options that the node granted to the connection, which may have `collections`.
-        """
-        stats = self._stats
-        stats.tot_get_vbucket_metadata += 1
+    def request(self, vbucket: int, end: int, session: Session | None) -> StreamRequest:
+        """The stream request that continues where the receiver's data end."""
         position = self._held[vbucket] = self._position(vbucket)
-        stats.tot_get_vbucket_metadata_ok += 1
-        wanted = self._wanted
-        if position.seqno and position.purge_seqno and _MARKERS in granted:
+        self._stats.tot_get_vbucket_metadata_ok += 1
+        wanted = self.wanted
+        if session and position.seqno and position.purge_seqno and _MARKERS in session.granted:
             # The snapshot that is resumed was made after that purge: no deletion in it is missed.
             wanted = replace(wanted, purge_seqno=position.purge_seqno)
-        if position.seqno and position.manifest_uid and collections:
+        if session and position.seqno and position.manifest_uid and session.collections:
             wanted = replace(wanted, uid=position.manifest_uid)
-        return request_from(
-            vbucket,
-            vbuuid=position.vbuuid,
-            seqno=position.seqno,
-            snap_start=position.snap_start,
-            snap_end=position.snap_end,
-            end=end,
-            flags=self._flags,
-            value=wanted.encode(),
-        )
+        return request_from(vbucket, position, end, self._flags, wanted.encode())
 
     def _position(self, vbucket: int) -> Position:
         receiver, stats = self._receiver, self._stats
@@ -356,8 +367,7 @@ class Callbacks:
 
     def save(self, stream: Stream) -> None:
         """Give the receiver the failover log and the snapshot's range to store."""
-        receiver, stats = self._receiver, self._stats
-        stats.tot_set_vbucket_metadata += 1
+        stats = self._stats
         held = self._held.get(stream.vbucket, _NOTHING)
         metadata = VBucketMetaData(
             snap_start=stream.snap_start,
@@ -366,30 +376,25 @@ class Callbacks:
             purge_seqno=stream.purge_seqno or held.purge_seqno,
             manifest_uid=stream.manifest_uid or held.manifest_uid,
         )
-        positions = self._positions
+        ok, err = "tot_set_vbucket_metadata_ok", "tot_set_vbucket_metadata_err"
+        if self._positions is not None:
+            self._counted(ok, err, self._positions.store, stream.vbucket, metadata)
+            return
         try:
-            encoded = metadata.to_json() if positions is None else b""
+            encoded = metadata.to_json()
         except (TypeError, ValueError) as exc:
             stats.tot_set_vbucket_metadata_marshal_err += 1
             raise StreamError(f"the metadata has no JSON: {exc}", vbucket=stream.vbucket) from exc
-        try:
-            if positions is None:
-                self._call(receiver.set_metadata, stream.vbucket, encoded)
-            else:
-                self._call(positions.store, stream.vbucket, metadata)
-        except CbframeError:
-            stats.tot_set_vbucket_metadata_err += 1
-            raise
-        stats.tot_set_vbucket_metadata_ok += 1
+        self._counted(ok, err, self._receiver.set_metadata, stream.vbucket, encoded)
 
     def deliver(self, block: DataBlock, receipt: Receipt) -> None:
         """Give the receiver documents; `receipt` is done when they are consumed."""
         stats = self._stats
         mutations = int((block.opcode == np.uint8(Opcode.DCP_MUTATION)).sum())
         deletions = int((block.opcode == np.uint8(Opcode.DCP_DELETION)).sum())
-        stats.tot_upr_data_change_mutation += mutations
-        stats.tot_upr_data_change_deletion += deletions
-        stats.tot_upr_data_change_expiration += len(block) - mutations - deletions
+        stats.mutations += mutations
+        stats.deletions += deletions
+        stats.expirations += len(block) - mutations - deletions
         stats.blocks += 1
         try:
             self._call(self._take_block, block, receipt)
@@ -399,37 +404,25 @@ class Callbacks:
         stats.tot_upr_data_change_ok += len(block)
 
     def snapshot(self, stream: Stream) -> None:
-        """Tell the receiver that a snapshot begins."""
-        stats = self._stats
-        stats.tot_upr_snapshot += 1
-        stats.tot_upr_snapshot_start += 1
-        try:
-            self._call(
-                self._receiver.snapshot_start,
-                stream.vbucket,
-                stream.snap_start,
-                stream.snap_end,
-                stream.snap_flags,
-            )
-        except CbframeError:
-            stats.tot_upr_snapshot_start_err += 1
-            raise
-        stats.tot_upr_snapshot_ok += 1
+        """A snapshot begins."""
+        ok, err = "tot_upr_snapshot_ok", "tot_upr_snapshot_start_err"
+        span = stream.snap_start, stream.snap_end, stream.snap_flags
+        self._counted(ok, err, self._receiver.snapshot_start, stream.vbucket, *span)
 
     def advanced(self, stream: Stream) -> None:
-        """Tell a receiver that wants to know that a stream got on without documents."""
+        """A stream got on without documents: for receivers that want to know."""
         if self._on_progress is not None and not stream.unordered:
             self._save_first(stream)
             self._call(self._on_progress, stream.vbucket, stream.seqno)
 
     def system_event(self, stream: Stream, event: SystemEvent) -> None:
-        """Tell a receiver that wants to know of a change of the collections."""
+        """A collection changed: for receivers that want to know."""
         if self._on_event is not None:
             self._save_first(stream)
             self._call(self._on_event, stream.vbucket, event)
 
     def _save_first(self, stream: Stream) -> None:
-        """The first of a snapshot that the receiver gets to know comes with the snapshot's range."""
+        """The first item of a snapshot comes with the snapshot's range."""
         if not stream.snap_saved:
             stream.snap_saved = True
             self.save(stream)
@@ -441,7 +434,7 @@ class Callbacks:
             return False
         if seqno >= stream.start:
             seqno = 0  # a rollback that leads nowhere back would repeat for ever
-        stats.tot_upr_stream_req_res_rollback_start += 1
+        stats.rollbacks += 1
         try:
             if isinstance(receiver, ReceiverEx):
                 # The answer names no history; what remains belongs to one that was stored.
@@ -461,6 +454,16 @@ class Callbacks:
         stats.tot_upr_stream_req_res_want_after_rollback_err += 1
         return True
 
+    def _counted(self, ok: str, err: str, callback: Callable[..., T], *args: object) -> T:
+        """Call, and move one of two counters."""
+        try:
+            result = self._call(callback, *args)
+        except CbframeError:
+            self._stats.count(err)
+            raise
+        self._stats.count(ok)
+        return result
+
     def _call(self, callback: Callable[..., T], *args: object) -> T:
         assert threading.get_ident() == self._owner, "callbacks run on the node's thread"
         try:
@@ -471,14 +474,3 @@ class Callbacks:
             name = getattr(callback, "__name__", "a callback")
             # Its words may be a document's; whoever wants them finds them as the cause.
             raise ReceiverError(f"the receiver's {name} raised {type(exc).__name__}") from exc
-
-
-def _done_at_once(on_block: Callable[[DataBlock], None]) -> Callable[[DataBlock, Receipt], None]:
-    """What a receiver that does not defer does: its documents are consumed when the call is over."""
-
-    @wraps(on_block)
-    def take_block(block: DataBlock, receipt: Receipt) -> None:
-        on_block(block)
-        receipt.done()
-
-    return take_block

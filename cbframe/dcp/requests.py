@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
 
 from cbframe.dcp.handshake import Steps, T
@@ -26,23 +25,8 @@ take all of their time; a node that answers a little at a time must not delay a 
 _RECEIVE = 256 * 1024
 
 
-def ask(
-    node: str,
-    steps: Steps[T],
-    *,
-    transport: Transport,
-    waker: Waker,
-    clock: Callable[[], float],
-    timeout: float,
-) -> T:
-    """Run a conversation to its result on a connection of its own, and close it."""
-    line = Line(node, transport=transport, waker=waker, clock=clock, timeout=timeout)
-    with closing(line):
-        return line.run(steps)
-
-
 class Line:
-    """A connection to a node, for one conversation after the other; all else as of :func:`ask`."""
+    """A connection to a node, for one conversation after the other."""
 
     def __init__(
         self, node: str, *, transport: Transport, waker: Waker, clock: Callable[[], float], timeout: float

@@ -1,16 +1,91 @@
-"""The counters of a data source at one moment, and the difference of two."""
+"""What can be seen of a data source: its counters, its problems, and its vbuckets as columns.
+
+The counters of the reference keep their names (``tot_upr_stream_req``…). What happens is counted once, in the
+fields of :class:`ClusterCounters` and :class:`NodeStats`; :data:`SUMS` says which of these add up to each
+other name. A field is moved by one thread only and read by any: a reader sees whole numbers, perhaps a moment
+old.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, fields
+from enum import IntEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
-from cbframe.dcp.plan import address_of
+import numpy as np
+import numpy.typing as npt
+
+from cbframe.dcp.positions import Position
+from cbframe.dcp.streams import Stream, StreamState
+from cbframe.wire.constants import MAX_SEQNO
+
+SUMS = {
+    name: tuple(parts.split())
+    for name, parts in {
+        "tot_kick_ok": "tot_refresh_cluster_awoken tot_refresh_cluster_awoken_restart",
+        "tot_refresh_cluster_connect_bucket": (
+            "tot_refresh_cluster_connect_bucket_ok tot_refresh_cluster_connect_bucket_err"
+        ),
+        "tot_refresh_cluster_kick_workers": (
+            "tot_refresh_cluster_kick_workers_ok tot_refresh_cluster_kick_workers_closed"
+            " tot_refresh_cluster_kick_workers_stopped"
+        ),
+        "tot_refresh_cluster_done": "tot_refresh_workers_done",
+        "tot_refresh_workers_loop_done": "tot_refresh_workers_done",
+        "tot_refresh_workers": "tot_refresh_cluster_kick_workers_ok",
+        "tot_refresh_workers_cluster_ch_kicks": "tot_refresh_cluster_kick_workers_ok",
+        "tot_worker_body": "tot_worker_start",
+        "tot_worker_body_kick": "tot_worker_upr_open_ok",
+        "tot_worker_connect": "tot_worker_connect_ok tot_worker_connect_err",
+        "tot_worker_auth": "tot_worker_auth_ok tot_worker_auth_fail tot_worker_auth_err",
+        "tot_worker_authenticate_memcached_conn": (
+            "tot_worker_authenticate_memcached_conn_ok tot_worker_authenticate_memcached_conn_err"
+        ),
+        "tot_worker_client_close_done": "tot_worker_client_close",
+        "tot_worker_transmit_start": "tot_worker_connect_ok",
+        "tot_worker_transmit_done": "tot_worker_client_close",
+        "tot_worker_receive_start": "tot_worker_connect_ok",
+        "tot_worker_receive": "tot_worker_receive_ok tot_worker_connect_ok",
+        "tot_worker_receive_done": "tot_worker_client_close",
+        "tot_worker_send_end_ch": "tot_worker_transmit_err",
+        "tot_worker_handle_recv": "tot_worker_handle_recv_ok tot_worker_handle_recv_err",
+        "tot_worker_cleanup": "tot_worker_client_close",
+        "tot_worker_cleanup_done": "tot_worker_client_close",
+        "tot_upr_close_stream_res": "tot_upr_close_stream_res_ok tot_upr_close_stream_res_err",
+        "tot_upr_stream_req_res": (
+            "streams_opened tot_upr_stream_req_res_fail tot_upr_stream_req_res_state_err"
+        ),
+        "tot_upr_snapshot": "tot_upr_snapshot_ok tot_upr_snapshot_start_err",
+        "tot_upr_snapshot_start": "tot_upr_snapshot_ok tot_upr_snapshot_start_err",
+        "tot_upr_stream_req_res_rollback_start": "rollbacks",
+        "tot_upr_stream_req_res_success": "streams_opened",
+        "tot_upr_data_change_mutation": "mutations",
+        "tot_upr_data_change_deletion": "deletions",
+        "tot_upr_data_change_expiration": "expirations",
+        "tot_upr_noop": "noops",
+        "tot_upr_buffer_ack": "buffer_acks",
+        "tot_get_vbucket_metadata": (
+            "tot_get_vbucket_metadata_ok tot_get_vbucket_metadata_err tot_get_vbucket_metadata_unmarshal_err"
+        ),
+        "tot_set_vbucket_metadata": (
+            "tot_set_vbucket_metadata_ok tot_set_vbucket_metadata_err tot_set_vbucket_metadata_marshal_err"
+        ),
+        "tot_ping_req": "tot_ping_timeout",
+        "tot_ping_req_done": "tot_ping_timeout",
+    }.items()
+}
+"""Counters of the reference that are not counted themselves: what they are the sum of."""
 
 
 class _Counters:
     __slots__ = ()
+
+    def __getattr__(self, name: str) -> int:
+        if name not in SUMS:
+            raise AttributeError(f"there is no counter {name!r}")
+        return sum(getattr(self, part) for part in SUMS[name])
 
     def count(self, name: str) -> None:
         """Move a counter that is known by its name."""
@@ -21,75 +96,37 @@ class _Counters:
 class ClusterCounters(_Counters):
     """What happened around the cluster map."""
 
-    tot_start: int = 0
-    """Calls of ``start``, those that failed too."""
-    tot_kick: int = 0
-    """Reasons to look at the cluster afresh: calls of ``kick``, and what the nodes meet."""
-    tot_kick_deduped: int = 0
-    """Those that came while an earlier one was not served yet."""
-    tot_kick_ok: int = 0
-    """Those that were served."""
+    tot_start: int = 0  # calls of ``start``, those that failed too
+    tot_kick: int = 0  # reasons to fetch the cluster map: calls of ``kick``, and what the nodes meet
+    tot_kick_deduped: int = 0  # those that came while an earlier one was not served yet
 
-    tot_refresh_cluster: int = 0
-    """Passes over the seeds."""
-    tot_refresh_cluster_connect_bucket: int = 0
-    """Seeds tried."""
+    tot_refresh_cluster: int = 0  # passes over the seeds
     tot_refresh_cluster_connect_bucket_err: int = 0
     tot_refresh_cluster_connect_bucket_ok: int = 0
-    tot_refresh_cluster_bucket_uuid_err: int = 0
-    """Seeds whose bucket of that name is another one."""
-    tot_refresh_cluster_vbm_nil_err: int = 0
-    """Seeds whose bucket has no vbucket map yet."""
-    tot_refresh_cluster_kick_workers: int = 0
-    """Maps that were there to be used: fetched, or pushed by a node."""
-    tot_refresh_cluster_kick_workers_closed: int = 0
-    """Those that came after the source was complete."""
-    tot_refresh_cluster_kick_workers_stopped: int = 0
-    """Those that came while the source was being closed."""
-    tot_refresh_cluster_kick_workers_ok: int = 0
-    """Those that were used."""
-    tot_refresh_cluster_stopped: int = 0
-    """Whether it was closed while it had nothing to do."""
-    tot_refresh_cluster_awoken_closed: int = 0
-    """Reasons that came after the source was complete."""
-    tot_refresh_cluster_awoken_stopped: int = 0
-    """Reasons that came while the source was being closed."""
-    tot_refresh_cluster_awoken_restart: int = 0
-    """Reasons that led to another pass over the seeds."""
-    tot_refresh_cluster_awoken: int = 0
-    """Reasons that the map at hand was good enough for: a node is connected."""
-    tot_refresh_cluster_all_server_urls_connect_bucket_err: int = 0
-    """Passes in which all seeds failed."""
-    tot_refresh_cluster_done: int = 0
+    tot_refresh_cluster_bucket_uuid_err: int = 0  # seeds whose bucket of that name is another one
+    tot_refresh_cluster_vbm_nil_err: int = 0  # seeds whose bucket has no vbucket map yet
+    tot_refresh_cluster_kick_workers_closed: int = 0  # those that came after the source was complete
+    tot_refresh_cluster_kick_workers_stopped: int = 0  # those that came while the source was being closed
+    tot_refresh_cluster_kick_workers_ok: int = 0  # those that were used
+    tot_refresh_cluster_stopped: int = 0  # whether it was closed while it had nothing to do
+    tot_refresh_cluster_awoken_closed: int = 0  # reasons that came after the source was complete
+    tot_refresh_cluster_awoken_stopped: int = 0  # reasons that came while the source was being closed
+    tot_refresh_cluster_awoken_restart: int = 0  # reasons that led to another pass over the seeds
+    tot_refresh_cluster_awoken: int = 0  # reasons that the map at hand answered: a node is connected
+    tot_refresh_cluster_all_server_urls_connect_bucket_err: int = 0  # passes in which all seeds failed
 
     tot_refresh_workers_started: int = 0
-    tot_refresh_workers: int = 0
-    """Passes over the wanted vbuckets, with a new map."""
-    tot_refresh_workers_cluster_ch_kicks: int = 0
-    """Maps taken up."""
-    tot_refresh_workers_security_updates: int = 0
-    """Calls of ``kick(UPDATE_SECURITY_SETTINGS)``."""
-    tot_refresh_workers_vbm_nil_err: int = 0
-    """Reasons that came before there was any map."""
-    tot_refresh_workers_vbucket_id_err: int = 0
-    """Wanted vbuckets that the bucket does not have."""
-    tot_refresh_workers_server_idxs_err: int = 0
-    """Maps refused for a row without columns."""
-    tot_refresh_workers_master_idx_err: int = 0
-    """Times that a wanted vbucket had no owner, and maps refused for an owner that they do not list."""
-    tot_refresh_workers_master_server_err: int = 0
-    """Maps refused for a server without a name."""
-    tot_refresh_workers_remove_worker: int = 0
-    """Connections given up because nothing is wanted of their node any more, or for other TLS settings."""
-    tot_refresh_workers_add_worker: int = 0
-    """Connections begun."""
-    tot_refresh_workers_kick_worker: int = 0
-    """Lists of vbuckets given to a connection."""
-    tot_refresh_workers_close_worker: int = 0
-    """Connections ended because the source was."""
-    tot_refresh_workers_loop: int = 0
-    """Passes over the wanted vbuckets that were completed."""
-    tot_refresh_workers_loop_done: int = 0
+    tot_refresh_workers_security_updates: int = 0  # calls of ``kick(UPDATE_SECURITY_SETTINGS)``
+    tot_refresh_workers_vbm_nil_err: int = 0  # reasons that came before there was any map
+    tot_refresh_workers_vbucket_id_err: int = 0  # wanted vbuckets that the bucket does not have
+    tot_refresh_workers_server_idxs_err: int = 0  # maps refused for a row without columns
+    tot_refresh_workers_master_idx_err: int = 0  # wanted vbuckets without an owner, maps with an unlisted one
+    tot_refresh_workers_master_server_err: int = 0  # maps refused for a server without a name
+    tot_refresh_workers_remove_worker: int = 0  # connections given up: the node left, or TLS has changed
+    tot_refresh_workers_add_worker: int = 0  # connections begun
+    tot_refresh_workers_kick_worker: int = 0  # lists of vbuckets given to a connection
+    tot_refresh_workers_close_worker: int = 0  # connections ended because the source was
+    tot_refresh_workers_loop: int = 0  # passes over the wanted vbuckets that were completed
     tot_refresh_workers_done: int = 0
 
 
@@ -99,144 +136,85 @@ class NodeStats(_Counters):
 
     tot_worker_start: int = 0
     tot_worker_done: int = 0
-    tot_worker_body: int = 0
-    """Attempts to connect, those that were called off at once too."""
-    tot_worker_body_kick: int = 0
-    """Connections that became ready for streams."""
 
-    tot_worker_connect: int = 0
     tot_worker_connect_err: int = 0
     tot_worker_connect_ok: int = 0
-    tot_worker_auth: int = 0
-    """Authentications with a user name (SASL)."""
-    tot_worker_auth_err: int = 0
-    """Those that broke off."""
-    tot_worker_auth_fail: int = 0
-    """Those that the server refused."""
+    tot_worker_auth_err: int = 0  # those that broke off
+    tot_worker_auth_fail: int = 0  # those that the server refused
     tot_worker_auth_ok: int = 0
-    tot_worker_upr_open_err: int = 0
-    """Failures from DCP_OPEN until the connection was ready."""
+    tot_worker_upr_open_err: int = 0  # failures from DCP_OPEN until the connection was ready
     tot_worker_upr_open_ok: int = 0
-    tot_worker_authenticate_memcached_conn: int = 0
-    """Connections that need no user name: the client's certificate says who it is."""
     tot_worker_authenticate_memcached_conn_err: int = 0
     tot_worker_authenticate_memcached_conn_ok: int = 0
     tot_worker_client_close: int = 0
-    tot_worker_client_close_done: int = 0
 
-    tot_worker_transmit_start: int = 0
-    tot_worker_transmit: int = 0
-    """Messages to be sent."""
-    tot_worker_transmit_err: int = 0
-    """Attempts to send that failed."""
+    tot_worker_transmit: int = 0  # messages to be sent
+    tot_worker_transmit_err: int = 0  # attempts to send that failed
     tot_worker_transmit_ok: int = 0
-    tot_worker_transmit_done: int = 0
-    tot_worker_receive_start: int = 0
-    tot_worker_receive: int = 0
-    """Messages waited for: those that came, and the one that is waited for now."""
     tot_worker_receive_err: int = 0
     tot_worker_receive_ok: int = 0
-    tot_worker_receive_done: int = 0
-    tot_worker_send_end_ch: int = 0
-    """Connections that ended because nothing could be sent."""
-    tot_worker_recv_end_ch: int = 0
-    """Connections that ended because nothing came, or nothing good."""
-    tot_worker_handle_recv: int = 0
-    """Messages other than documents."""
+    tot_worker_recv_end_ch: int = 0  # connections that ended because nothing came, or nothing good
     tot_worker_handle_recv_err: int = 0
     tot_worker_handle_recv_ok: int = 0
-    tot_worker_cleanup: int = 0
-    tot_worker_cleanup_done: int = 0
 
-    tot_refresh_worker: int = 0
-    """Orders from the supervisor, the one to end too."""
-    tot_refresh_worker_done: int = 0
-    """Orders to end."""
-    tot_refresh_worker_ok: int = 0
-    """Other orders, carried out."""
+    tot_refresh_worker: int = 0  # orders from the supervisor, the one to end too
+    tot_refresh_worker_done: int = 0  # orders to end
+    tot_refresh_worker_ok: int = 0  # other orders, carried out
 
-    tot_upr_data_change: int = 0
-    """Documents, deletions and expirations."""
+    tot_upr_data_change: int = 0  # documents, deletions and expirations
     tot_upr_data_change_state_err: int = 0
-    tot_upr_data_change_mutation: int = 0
-    tot_upr_data_change_deletion: int = 0
-    tot_upr_data_change_expiration: int = 0
-    tot_upr_data_change_err: int = 0
-    """Those at which the receiver raised."""
-    tot_upr_data_change_ok: int = 0
-    """Those that the receiver took."""
+    mutations: int = 0
+    deletions: int = 0
+    expirations: int = 0
+    tot_upr_data_change_err: int = 0  # those at which the receiver raised
+    tot_upr_data_change_ok: int = 0  # those that the receiver took
     tot_upr_close_stream: int = 0
-    tot_upr_close_stream_res: int = 0
     tot_upr_close_stream_res_state_err: int = 0
     tot_upr_close_stream_res_err: int = 0
     tot_upr_close_stream_res_ok: int = 0
-    tot_upr_stream_req: int = 0
-    """Stream requests on their way."""
-    tot_upr_stream_req_want: int = 0
-    """Streams that the supervisor asked for."""
-    tot_upr_stream_req_res: int = 0
+    tot_upr_stream_req: int = 0  # stream requests on their way
+    tot_upr_stream_req_want: int = 0  # streams that the supervisor asked for
     tot_upr_stream_req_res_state_err: int = 0
-    tot_upr_stream_req_res_fail: int = 0
-    """Answers other than success, rollbacks too."""
+    tot_upr_stream_req_res_fail: int = 0  # answers other than success, rollbacks too
     tot_upr_stream_req_res_fail_not_my_vbucket: int = 0
     tot_upr_stream_req_res_fail_erange: int = 0
     tot_upr_stream_req_res_fail_enomem: int = 0
     tot_upr_stream_req_res_rollback: int = 0
-    tot_upr_stream_req_res_rollback_start: int = 0
-    """Rollbacks that the receiver got, those after ERANGE too."""
+    rollbacks: int = 0  # vbuckets rolled back, those after ERANGE too
     tot_upr_stream_req_res_rollback_err: int = 0
-    tot_upr_stream_req_res_want_after_rollback_err: int = 0
-    """Streams wanted again after a rollback that the receiver carried out."""
-    tot_upr_stream_req_res_kick: int = 0
-    """Other refusals: the cluster is looked at afresh."""
-    tot_upr_stream_req_res_success: int = 0
+    tot_upr_stream_req_res_want_after_rollback_err: int = 0  # rollbacks that the receiver carried out
+    tot_upr_stream_req_res_kick: int = 0  # other refusals: the map is fetched
+    streams_opened: int = 0
     tot_upr_stream_req_res_success_ok: int = 0
-    tot_upr_stream_req_res_flog_err: int = 0
-    """Answers without a readable failover log."""
+    tot_upr_stream_req_res_flog_err: int = 0  # answers without a readable failover log
     tot_upr_stream_end: int = 0
     tot_upr_stream_end_state_err: int = 0
-    tot_upr_stream_end_kick: int = 0
-    """Streams that the server ended before their end."""
-    tot_upr_snapshot: int = 0
+    tot_upr_stream_end_kick: int = 0  # streams that the server ended before their end
     tot_upr_snapshot_state_err: int = 0
-    tot_upr_snapshot_start: int = 0
     tot_upr_snapshot_start_err: int = 0
     tot_upr_snapshot_ok: int = 0
-    tot_upr_noop: int = 0
-    tot_upr_control: int = 0
-    """Options of the connection that the server answered to."""
-    tot_upr_control_err: int = 0
-    """Options that it does not have."""
-    tot_upr_buffer_ack: int = 0
+    noops: int = 0
+    tot_upr_control: int = 0  # options of the connection that the server answered to
+    tot_upr_control_err: int = 0  # options that it does not have
+    buffer_acks: int = 0
 
-    tot_want_close_requested_vbucket_err: int = 0
-    """Streams to be closed before the server had answered their request."""
-    tot_want_closing_vbucket_err: int = 0
-    """Streams asked for again while they were being closed."""
+    tot_want_close_requested_vbucket_err: int = 0  # streams closed before they were granted
+    tot_want_closing_vbucket_err: int = 0  # streams asked for again while they were being closed
     tot_select_bucket_err: int = 0
-    tot_handshake_err: int = 0
-    """Connections that ended with HELLO."""
-    tot_get_vbucket_metadata: int = 0
+    tot_handshake_err: int = 0  # connections that ended with HELLO
     tot_get_vbucket_metadata_unmarshal_err: int = 0
     tot_get_vbucket_metadata_err: int = 0
     tot_get_vbucket_metadata_ok: int = 0
-    tot_set_vbucket_metadata: int = 0
     tot_set_vbucket_metadata_marshal_err: int = 0
     tot_set_vbucket_metadata_err: int = 0
     tot_set_vbucket_metadata_ok: int = 0
-    tot_ping_timeout: int = 0
-    """Times that a connection was silent for ``ping_timeout_ms``."""
-    tot_ping_req: int = 0
-    tot_ping_req_done: int = 0
+    tot_ping_timeout: int = 0  # times that a connection was silent for ``ping_timeout_ms``
 
     # Not of the reference:
     bytes_received: int = 0
-    receives: int = 0
-    """Reads of the socket that gave something."""
-    blocks: int = 0
-    """Runs of documents handed to the receiver."""
-    errors: int = 0
-    """Connections that ended with an error."""
+    receives: int = 0  # reads of the socket that gave something
+    blocks: int = 0  # runs of documents handed to the receiver
+    errors: int = 0  # connections that ended with an error
 
     @property
     def documents(self) -> int:
@@ -244,54 +222,32 @@ class NodeStats(_Counters):
         return self.mutations + self.deletions + self.expirations
 
     @property
-    def mutations(self) -> int:
-        return self.tot_upr_data_change_mutation
-
-    @property
-    def deletions(self) -> int:
-        return self.tot_upr_data_change_deletion
-
-    @property
-    def expirations(self) -> int:
-        return self.tot_upr_data_change_expiration
-
-    @property
     def snapshots(self) -> int:
         return self.tot_upr_snapshot
-
-    @property
-    def streams_opened(self) -> int:
-        return self.tot_upr_stream_req_res_success
 
     @property
     def streams_ended(self) -> int:
         return self.tot_upr_stream_end + self.tot_upr_close_stream_res_ok
 
-    @property
-    def rollbacks(self) -> int:
-        """Vbuckets taken back, those after ERANGE too."""
-        return self.tot_upr_stream_req_res_rollback_start
 
-    @property
-    def noops(self) -> int:
-        return self.tot_upr_noop
-
-    @property
-    def buffer_acks(self) -> int:
-        return self.tot_upr_buffer_ack
+def _names(counted: tuple[str, ...]) -> tuple[str, ...]:
+    """What is counted, by the reference's name where it has one, and the sums of that."""
+    sums = {name: parts for name, parts in SUMS.items() if parts[0] in counted}
+    renamed = {part for parts in sums.values() for part in parts if not part.startswith("tot_")}
+    return (*(name for name in counted if name not in renamed), *sums)
 
 
-CLUSTER_COUNTERS = tuple(f.name for f in fields(ClusterCounters))
-NODE_COUNTERS = tuple(f.name for f in fields(NodeStats))
-
-
-def copy_of(stats: NodeStats) -> NodeStats:
-    """The counters at this moment: each of them whole, and perhaps a moment old."""
-    return NodeStats(*(getattr(stats, name) for name in NODE_COUNTERS))
-
-
+_NODE_FIELDS = tuple(field.name for field in fields(NodeStats))
+CLUSTER_COUNTERS = _names(tuple(field.name for field in fields(ClusterCounters)))
+NODE_COUNTERS = _names(_NODE_FIELDS)
 COUNTERS = (*CLUSTER_COUNTERS, *NODE_COUNTERS)
 """Names of all counters."""
+
+
+def add_up(stats: Iterable[NodeStats]) -> NodeStats:
+    """The sum of several nodes' counters."""
+    parts = list(stats)
+    return NodeStats(*(sum(getattr(part, name) for part in parts) for name in _NODE_FIELDS))
 
 
 class BucketDataSourceStats:
@@ -300,7 +256,7 @@ class BucketDataSourceStats:
     Every counter of the reference is an attribute, summed over the nodes: ``tot_kick``,
     ``tot_upr_stream_req``… (:class:`~cbframe.dcp.stats.ClusterCounters` and
     :class:`~cbframe.dcp.stats.NodeStats` say what each counts), besides ``bytes_received``,
-    ``receives``, ``blocks`` and ``errors``. The difference of two pictures gives rates::
+    ``receives``, ``blocks`` and ``errors``. The difference of two gives rates::
 
         before = source.stats()
         ...
@@ -337,7 +293,7 @@ class BucketDataSourceStats:
         vbuckets_done: int = 0,
         at: float = 0.0,
     ) -> None:
-        taken = {address: copy_of(stats) for address, stats in sorted(nodes.items())}
+        taken = {address: add_up([stats]) for address, stats in sorted(nodes.items())}
         total = add_up(taken.values())
         parts = list(cluster)
         counts = {name: sum(getattr(part, name) for part in parts) for name in CLUSTER_COUNTERS}
@@ -366,7 +322,7 @@ class BucketDataSourceStats:
         return [*super().__dir__(), *COUNTERS]
 
     def __repr__(self) -> str:
-        total, nodes = self.total, len(set(map(address_of, self.nodes)))
+        total, nodes = self.total, len({name.partition("#")[0] for name in self.nodes})
         return (
             f"<BucketDataSourceStats: {self.vbuckets_done} of {self.vbuckets} vbuckets done, "
             f"{total.documents:,} documents, {total.bytes_received:,} bytes from {nodes} nodes>"
@@ -386,7 +342,7 @@ class BucketDataSourceStats:
         dest
             Counters by name; what is missing counts as 0.
         fn
-            Called with a counter of this picture and that of `dest`; what it returns is stored.
+            Called with a counter of this object and that of `dest`; what it returns is stored.
             Without it the counters are copied.
         """
         for name, count in self._counts.items():
@@ -398,15 +354,18 @@ class BucketDataSourceStats:
         seconds = self.at - earlier.at
         none = NodeStats()
         nodes = {
-            address: StatsRates(_difference(stats, earlier.nodes.get(address, none)), seconds, {})
+            address: StatsRates(_change(NODE_COUNTERS, stats, earlier.nodes.get(address, none)), seconds, {})
             for address, stats in self.nodes.items()
         }
-        change = {name: count - getattr(earlier, name) for name, count in self._counts.items()}
-        return StatsRates(change, seconds, nodes)
+        return StatsRates(_change(COUNTERS, self, earlier), seconds, nodes)
+
+
+def _change(names: Iterable[str], later: object, earlier: object) -> dict[str, int]:
+    return {name: getattr(later, name) - getattr(earlier, name) for name in names}
 
 
 class StatsRates:
-    """What happened between two pictures. Each counter is an attribute, in events per second.
+    """What happened between two moments. Each counter is an attribute, in events per second.
 
     Attributes
     ----------
@@ -440,11 +399,118 @@ class StatsRates:
         )
 
 
-def add_up(stats: Iterable[NodeStats]) -> NodeStats:
-    """The sum of several nodes' counters."""
-    parts = list(stats)
-    return NodeStats(*(sum(getattr(part, name) for part in parts) for name in NODE_COUNTERS))
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that went wrong, and that the source may have got over.
+
+    The words of an error without the error: that one holds on to all that was at hand where it came from.
+    """
+
+    at: float  # seconds of the source's clock
+    kind: str  # name of the error's class
+    message: str  # as of CbframeError
+    hint: str | None = None
+    node: str | None = None
+    vbucket: int | None = None
 
 
-def _difference(later: NodeStats, earlier: NodeStats) -> dict[str, int]:
-    return {name: getattr(later, name) - getattr(earlier, name) for name in NODE_COUNTERS}
+class VBucketPhase(IntEnum):
+    """What a vbucket of the source does at a moment."""
+
+    UNWANTED = 0  # not one of the source's
+    WAITING = 1  # wanted, and not requested: its node is being connected to, or is tried again later
+    OWNERLESS = 2  # wanted, and no node has it, as during a failover
+    REQUESTED = 3
+    RUNNING = 4
+    CLOSING = 5
+    DONE = 6  # complete, of a bounded source
+
+
+_PHASES = {
+    StreamState.REQUESTED: VBucketPhase.REQUESTED,
+    StreamState.RUNNING: VBucketPhase.RUNNING,
+    StreamState.CLOSING: VBucketPhase.CLOSING,
+    StreamState.OVER: VBucketPhase.WAITING,
+}
+_LARGEST = 0x7FFF_FFFF_FFFF_FFFF
+"""Seqnos have 64 bits on the wire; what does not fit in a signed integer is the mark for "no end"."""
+
+
+class Window(NamedTuple):
+    """The flow-control window of a node's connection."""
+
+    held: int  # bytes that came and that the receiver has not consumed
+    size: int  # bytes that it sends ahead at most; 0 without flow control
+
+    @property
+    def fill(self) -> float:
+        """Between 0 and 1; more while a document that is larger than the window is held."""
+        return self.held / self.size if self.size else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VBucketTable:
+    """The vbuckets of a bucket at one moment. Arrays have one entry for each, and are read-only."""
+
+    nodes: tuple[str, ...]
+    phase: npt.NDArray[np.uint8]  # uint8, a VBucketPhase
+    owner: npt.NDArray[np.int16]  # int16, index into `nodes` of the owner by the newest map, −1 for none
+    seqno: npt.NDArray[np.int64]  # int64, received last; −1 without a stream
+    high: npt.NDArray[np.int64]
+    vbuuid: npt.NDArray[np.uint64]  # uint64, the history that is streamed; 0 without a stream
+
+    def __post_init__(self) -> None:
+        for column in (self.phase, self.owner, self.seqno, self.high, self.vbuuid):
+            column.flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self.phase)
+
+
+def vbucket_table(
+    nodes: tuple[str, ...],
+    owner: npt.NDArray[np.int16],  # by vbucket, index into `nodes`
+    *,
+    wanted: Iterable[int] = (),  # the source's vbuckets
+    done: Iterable[tuple[int, Position]] = (),
+    ends: Mapping[int, int] = MappingProxyType({}),
+    high_seqnos: Mapping[str, Mapping[int, int]] = MappingProxyType({}),
+    streams: Iterable[Stream] = (),  # those of all connections
+) -> VBucketTable:
+    """Make a table of what is known of each vbucket."""
+    size = len(owner)
+    phase = np.zeros(size, np.uint8)
+    seqno, high = np.full(size, -1, np.int64), np.full(size, -1, np.int64)
+    vbuuid = np.zeros(size, np.uint64)
+    ours = np.fromiter(wanted, np.intp)
+    phase[ours] = np.where(owner[ours] < 0, VBucketPhase.OWNERLESS, VBucketPhase.WAITING)
+    for index, node in enumerate(nodes):
+        seqnos = high_seqnos.get(node, {})
+        of = np.fromiter(seqnos, np.intp, len(seqnos))
+        known = np.fromiter(seqnos.values(), np.uint64, len(seqnos))
+        its = (of < size) & (owner[np.minimum(of, size - 1)] == index)
+        _raise_to(high, of[its], known[its])
+    running = list(streams)
+    at = np.fromiter((stream.vbucket for stream in running), np.intp, len(running))
+    phase[at] = [_PHASES[stream.state] for stream in running]
+    seqno[at] = [min(stream.seqno, _LARGEST) for stream in running]
+    vbuuid[at] = [stream.vbuuid for stream in running]
+    _raise_to(high, at, np.fromiter((stream.snap_end for stream in running), np.uint64, len(running)))
+    for vb, end in ends.items():
+        if end != MAX_SEQNO:
+            high[vb] = min(end, _LARGEST)
+    for vb, position in done:
+        phase[vb], seqno[vb], vbuuid[vb] = VBucketPhase.DONE, min(position.seqno, _LARGEST), position.vbuuid
+    return VBucketTable(nodes, phase, owner.copy(), seqno, high, vbuuid)
+
+
+def empty_table() -> VBucketTable:
+    """The table of a source that has no cluster map yet."""
+    return vbucket_table((), np.zeros(0, np.int16))
+
+
+def _raise_to(
+    column: npt.NDArray[np.int64], at: npt.NDArray[np.intp], values: npt.NDArray[np.uint64]
+) -> None:
+    """Set entries to values that are larger; what has the highest bit, as "no end" has, is none."""
+    column[at] = np.maximum(column[at], values.astype(np.int64))

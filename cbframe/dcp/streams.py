@@ -10,6 +10,7 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
+from cbframe.dcp.positions import Position
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO, SnapshotFlag
 from cbframe.wire.messages import FailoverLog, SnapshotMarker, StreamRequest
@@ -122,7 +123,7 @@ class Stream:
     unordered: bool = False
     """Inside an out-of-order snapshot: seqnos come in any order and mark no progress."""
     purge_seqno: int = 0
-    """Deletions up to here are gone from the vbucket; 0 where the server does not tell."""
+    """Deletions up to here are gone from the vbucket; 0 where the server does not report it."""
     manifest_uid: int = 0
     """The newest version of the collections manifest that was reported; 0 before any."""
 
@@ -143,7 +144,7 @@ class Stream:
         except KeyError:
             raise StreamStateError(self.state, event, self.vbucket) from None
 
-    def picture(self, node: str) -> VBucketState:
+    def state_now(self, node: str) -> VBucketState:
         """The state at this moment."""
         return VBucketState(
             self.state.value,
@@ -234,7 +235,7 @@ class StreamTable:
         return iter(self._by_vbucket.values())
 
     def all(self) -> list[tuple[int, Stream]]:
-        """Vbuckets and their streams, at once: other threads may look."""
+        """Vbuckets and their streams, at once: other threads may read them."""
         return list(self._by_vbucket.items())
 
     def owed(self, high_seqnos: Mapping[int, int], *, filtered: bool) -> list[int]:
@@ -282,27 +283,18 @@ class StreamTable:
 
 
 def request_from(
-    vbucket: int,
-    *,
-    vbuuid: int,
-    seqno: int,
-    snap_start: int,
-    snap_end: int,
-    end: int = MAX_SEQNO,
-    flags: int = 0,
-    value: bytes = b"",
+    vbucket: int, position: Position, end: int = MAX_SEQNO, flags: int = 0, value: bytes = b""
 ) -> StreamRequest:
-    """A request that continues behind `seqno`.
+    """A request that continues from a position.
 
-    The server refuses (ERANGE) a seqno outside its snapshot. That happens after a crash between
-    saving a snapshot's range and its first item, and once a snapshot is complete; both times the
-    state at `seqno` is consistent and a range of its own says so.
-
-    In the middle of a snapshot it is not: versions up to `seqno` were left out for newer ones in the
-    rest. So the stream may not end before the snapshot does, even if it has passed `end`.
+    Once a snapshot is complete the state at its end is consistent, and a range of its own says so. In the
+    middle of a snapshot it is not: versions up to the seqno were left out for newer ones in the rest. So the
+    stream may not end before the snapshot does, even if it has passed `end`.
     """
-    if not snap_start <= seqno < snap_end:
-        snap_start = snap_end = seqno
+    seqno, snap_start, snap_end = position.seqno, position.snap_start, position.snap_end
+    if seqno == snap_end:
+        snap_start = seqno
     elif seqno > snap_start:
         end = max(end, snap_end)
+    vbuuid = position.vbuuid
     return StreamRequest(vbucket, seqno, max(end, seqno), vbuuid, snap_start, snap_end, flags, value)

@@ -1,56 +1,190 @@
-"""What a look asks of a node: where its vbuckets are, and about how much is in them."""
+"""Where the vbuckets of a bucket are: asked of all nodes at the same time, over connections of their own.
+
+:func:`look_at` asks with ordinary requests (high seqnos, failover logs, statistics), again and again
+until each vbucket was found once in one go. :func:`sample_now` has the failover logs in full, and
+works for users who may read some collections only: it opens DCP streams that end where they begin.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from time import monotonic
+from time import sleep as pause
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from cbframe.dcp.handshake import SEQNOS, Login, Steps, high_seqnos, log_in, require
-from cbframe.dcp.positions import Position
-from cbframe.errors import ROLES_HINT
-from cbframe.wire.constants import Opcode, OpenFlag, Status
+from cbframe.cluster.auth import AuthLike
+from cbframe.cluster.cluster_map import ClusterMap
+from cbframe.cluster.tls import TLSLike
+from cbframe.dcp import messages
+from cbframe.dcp.handshake import NUMBER, SEQNOS, TIME, Login, Steps, high_seqnos, log_in, require, time_of
+from cbframe.dcp.maps import MapSource, map_source, when_loaded
+from cbframe.dcp.positions import Position, VBucketMetaData
+from cbframe.dcp.receiver import DiscardingReceiver
+from cbframe.dcp.source import BucketDataSource
+from cbframe.dcp.threads import at_once
+from cbframe.dcp.transport import Waker
+from cbframe.errors import ROLES_HINT, CbframeError, ConnectError, ReadTimeoutError, StreamError
+from cbframe.options import BucketDataSourceOptions
+from cbframe.typing import ServerURLs
+from cbframe.wire.constants import MAX_VBUCKETS, Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import DcpOpen, GetFailoverLog, Plain, parse_failover_log
 
+T = TypeVar("T")
+_Work: TypeAlias = Callable[[Waker], Any]
+
 _DETAILS = Plain(Opcode.STAT, b"vbucket-details")
 _LINE = re.compile(rb"vb_([0-9]{1,5}):(num_items|db_data_size)")
-_NUMBER = re.compile(rb"[0-9]{1,19}")
-"""What is not of this form is no number that could be meant."""
+_ATTEMPTS = 5
+_PAUSE = 0.5
+"""Seconds between two attempts, while vbuckets are on their way from node to node."""
+_SAMPLES = 3
 
 
 class Size(NamedTuple):
-    """About how much is in a vbucket, all collections together; None for what the node does not tell."""
+    """About how much is in a vbucket, all collections together; None for what the node does not report."""
 
     documents: int | None  # documents that exist
     bytes: int | None  # what takes up the disk, as it is stored: compressed, and with keys and metadata
 
 
-TIME = Plain(Opcode.STAT)
-"""Asks for statistics of the node itself; its time of day is one of some hundred lines."""
-_YEAR_10000 = 253_402_300_800
-
-
-def time_of(answer: Frame) -> int | None:
-    """Seconds since the epoch, if the answer to `TIME` is the line that has them."""
-    if answer.status != Status.SUCCESS or answer.key != b"time" or not _NUMBER.fullmatch(answer.value):
-        return None
-    seconds = int(answer.value)
-    return seconds if seconds < _YEAR_10000 else None
-
-
-def survey_time(login: Login) -> Steps[int | None]:
-    """Log in and ask what time it is at the node; None if the user may not see statistics."""
-    yield from log_in(login, then=lambda _: [TIME.frame()])
-    found: int | None = None
-    while True:
-        answer = yield ()
-        found = time_of(answer) if found is None else found
-        if not answer.key or answer.status != Status.SUCCESS:
-            return found
-
-
 UNKNOWN = Size(None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A bucket at one moment."""
+
+    map: ClusterMap  # who has which vbucket
+    positions: dict[int, Position]  # by vbucket: its high seqno, and its newest history
+    sizes: dict[int, Size] = field(
+        default_factory=dict
+    )  # about how much is in each, where that was asked for
+    time: int | None = None  # seconds since the epoch, at a node
+
+
+def look_at(
+    server_urls: ServerURLs,
+    bucket: str,
+    auth: AuthLike,
+    options: BucketDataSourceOptions,
+    tls: TLSLike = None,
+    network: str = "auto",
+    *,
+    vbuckets: Iterable[int] | None = None,  # None for all
+    first_map: ClusterMap | None = None,  # the cluster map to begin with, where one was fetched a moment ago
+    sizes: bool = False,  # ask how much is in them, too
+    time: bool = False,  # ask what time it is, too
+    sleep: Callable[[float], None] = pause,  # stand-ins for tests
+    clock: Callable[[], float] = monotonic,
+) -> Look:
+    """Ask all nodes at the same time, one connection each, where their vbuckets are.
+
+    Once there is a map, a node that cannot be asked is waited for, as long as ``recovery_timeout`` says.
+    """
+    wanted = None if vbuckets is None else set(vbuckets)
+    with map_source(server_urls, bucket, auth, options, tls, network, clock=clock) as source:
+        if first_map is None or not source.adopt(first_map):
+            first_map = when_loaded(source.fetch, options.connect_timeout, sleep=sleep, clock=clock)
+        found = first_map
+        until = clock() + options.recovery_timeout
+        attempts, first = 0, True
+        while True:
+            chosen = set(range(found.vbuckets)) if wanted is None else wanted
+            if (bad := messages.bad_choice(chosen, found)) is not None:
+                raise bad
+            # At the first attempt, nothing waits for the other; statistics are not asked for with each.
+            more = _other_questions(source, found, chosen, sizes=sizes, time=time)
+            try:
+                positions, outcomes = _ask_nodes(source, found, chosen, more if first else [])
+            except CbframeError as exc:
+                # A node that is being restarted, or was taken away just now.
+                if exc.permanent or clock() >= until:
+                    messages.with_addresses(exc, found)
+                    raise
+            else:
+                missing = chosen - positions.keys()
+                if not missing:
+                    outcomes = outcomes if first else at_once(more)
+                    seconds = _result(outcomes.pop()) if time else None
+                    estimates = _estimates(outcomes, positions) if sizes else {}
+                    return Look(found, dict(sorted(positions.items())), estimates, seconds)
+                attempts += 1
+                if attempts == _ATTEMPTS:
+                    raise messages.ownerless(missing, found.vbuckets)
+            first = False
+            sleep(_PAUSE)
+            try:
+                found = source.fetch()
+            except CbframeError as exc:
+                if exc.permanent or clock() >= until:
+                    raise
+
+
+def _ask_nodes(
+    source: MapSource, found: ClusterMap, chosen: set[int], more: list[_Work]
+) -> tuple[dict[int, Position], list[Any]]:
+    """Where the vbuckets are; and the outcomes of what else is to be done at the same time."""
+    nodes = sorted({owner for vb in chosen if (owner := found.node_of(vb)) is not None})
+    ask = partial(survey, wanted=chosen)
+    outcomes: list[Any] = at_once([*(partial(source.query, node, ask) for node in nodes), *more])
+    positions: dict[int, Position] = {}
+    for node, outcome in zip(nodes, outcomes, strict=False):
+        for vb, at in _result(outcome).items():
+            # One that is on its way may be with two nodes: the old one goes on answering for a while.
+            if found.node_of(vb) == node or vb not in positions:
+                positions[vb] = at
+    return positions, outcomes[len(nodes) :]
+
+
+def _other_questions(
+    source: MapSource, found: ClusterMap, chosen: set[int], *, sizes: bool, time: bool
+) -> list[_Work]:
+    """What asks how much is in the vbuckets, and last what time it is, where these are wanted."""
+    of_node: dict[str, list[int]] = {}
+    for vb in sorted(chosen) if sizes else ():
+        if (node := found.node_of(vb)) is not None:
+            of_node.setdefault(node, []).append(vb)
+    works: list[_Work] = [
+        partial(source.query, node, partial(survey_sizes, vbuckets=own)) for node, own in of_node.items()
+    ]
+    return [*works, partial(_time, source, found)] if time else works
+
+
+def _time(source: MapSource, found: ClusterMap, waker: Waker) -> int | None:
+    """That of the first node that reports it."""
+    for node in found.nodes:
+        try:
+            seconds = source.query(node, survey_time, waker)
+        except (ConnectError, ReadTimeoutError):
+            continue
+        if seconds is not None:
+            return seconds
+    return None
+
+
+def _estimates(outcomes: list[Any], vbuckets: Iterable[int]) -> dict[int, Size]:
+    found = {
+        vb: size
+        for outcome in outcomes
+        # A node without time for statistics, or that hangs up on who asks: an estimate is missing.
+        if not isinstance(outcome, ConnectError | ReadTimeoutError)
+        for vb, size in _result(outcome).items()
+    }
+    return {vb: found.get(vb, UNKNOWN) for vb in sorted(vbuckets)}
+
+
+def _result(outcome: T | CbframeError) -> T:
+    """The result; an error is raised."""
+    if isinstance(outcome, CbframeError):
+        raise outcome
+    return outcome
+
+
+# -- what one node is asked
 
 
 def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, Position]]:
@@ -70,7 +204,7 @@ def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, Position]]:
 def _positions(vbuckets: Sequence[int], opcode: Opcode, *before: Frame) -> Steps[dict[int, Position] | None]:
     """Histories and high seqnos, after requests `before`; None where the user may not ask in this way."""
     # Seqnos last: one with a history that ended meanwhile is seen to be void later on. The other way round,
-    # a new history would have a seqno that it never reached, and nobody could tell.
+    # a new history would have a seqno that it never reached, and nobody could see that.
     asked: list[Frame] = [*before, *(GetFailoverLog(vb, opcode).frame() for vb in vbuckets), SEQNOS]
     for _ in before:
         require((yield asked), "DCP_OPEN was refused", ROLES_HINT)
@@ -114,5 +248,86 @@ def survey_sizes(login: Login, vbuckets: Collection[int]) -> Steps[dict[int, Siz
         # There are some 70 lines for each vbucket, replicas among them: of most the end is enough.
         if answer.key.endswith((b":num_items", b":db_data_size")):
             line = _LINE.fullmatch(answer.key)
-            if line and int(line[1]) in vbuckets and _NUMBER.fullmatch(answer.value):
+            if line and int(line[1]) in vbuckets and NUMBER.fullmatch(answer.value):
                 found[line[2]][int(line[1])] = int(answer.value)
+
+
+def survey_time(login: Login) -> Steps[int | None]:
+    """Log in and ask what time it is at the node; None if the user may not see statistics."""
+    yield from log_in(login, then=lambda _: [TIME.frame()])
+    found: int | None = None
+    while True:
+        answer = yield ()
+        found = time_of(answer) if found is None else found
+        if not answer.key or answer.status != Status.SUCCESS:
+            return found
+
+
+# -- by DCP
+
+
+@dataclass(slots=True)
+class _Logs(DiscardingReceiver):
+    """A receiver that keeps failover logs, of streams that have nothing in them."""
+
+    logs: dict[int, VBucketMetaData] = field(default_factory=dict)
+
+    def store(self, vbucket: int, metadata: VBucketMetaData) -> None:
+        self.logs[vbucket] = metadata
+
+
+def sample_now(
+    server_urls: ServerURLs,
+    bucket: str,
+    vbuckets: Iterable[int] | None,
+    auth: AuthLike,
+    options: BucketDataSourceOptions,
+    *,
+    tls: TLSLike = None,
+    network: str = "auto",
+) -> Look:
+    """High seqnos and failover logs; streams that go on from there bring what changes later.
+
+    Every node is asked once, when it is connected, and no stream begins before.
+    """
+    for _ in range(_SAMPLES):
+        receiver = _Logs()
+        # Streams from 0 to 0 end as soon as they are granted, with the failover log. All are asked at once.
+        wanted = replace(
+            options,
+            seq_end=dict.fromkeys(range(MAX_VBUCKETS), 0),
+            stream_id=None,
+            connections_per_node=1,  # a question needs no more
+        )
+        source = BucketDataSource(
+            server_urls,
+            "default",
+            bucket,
+            "",
+            vbuckets,
+            auth,
+            receiver,
+            wanted,
+            tls_context=tls,
+            network=network,
+        )
+        try:
+            source.start()
+            source.wait()
+            seqnos, found = source.high_seqnos, source.map
+        finally:
+            source.close()
+        assert found is not None, "it is complete"
+        logs = receiver.logs
+        if logs.keys() <= seqnos.keys():
+            positions = {
+                vb: Position.of(
+                    replace(log, snap_start=seqnos[vb], snap_end=seqnos[vb]), seqnos[vb], base=seqnos[vb]
+                )
+                for vb, log in logs.items()
+            }
+            return Look(found, positions)
+    raise StreamError(
+        "vbuckets went from node to node while all were asked where they are",
+        hint="wait for the end of the rebalance, and try again",
+    )

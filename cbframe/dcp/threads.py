@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import pickle
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -17,59 +16,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
 
 from cbframe.dcp.transport import Waker
-from cbframe.errors import CbframeError, ReadCancelledError
-from cbframe.system import OwnThread, reported, starting_process, waited
+from cbframe.errors import CbframeError
+from cbframe.system import OwnThread, reported, starting_process
 
+S = TypeVar("S")
 T = TypeVar("T")
-
-
-class Aside:
-    """Runs one thing at a time on a thread of its own."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._outcome: Future[Any] = Future()
-        self._cancelled = False
-
-    def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises."""
-        with self._lock:
-            outcome: Future[T] = Future()
-            self._outcome = outcome
-            settled = threading.Event()
-            outcome.add_done_callback(lambda _: settled.set())
-            if self._cancelled:
-                outcome.cancel()
-            else:
-                thread = OwnThread(_settle, "cbframe-rest", (outcome, work))
-                thread.start()
-        try:
-            waited(settled.wait, None)
-            return outcome.result()
-        except CancelledError:
-            raise ReadCancelledError("cancelled while the cluster manager was asked") from None
-        finally:
-            if not outcome.cancelled():
-                thread.join()  # it has nothing more to do
-
-    def cancel(self) -> None:
-        """End what runs, and whatever would run; callable from any thread."""
-        with self._lock:
-            self._cancelled = True
-            self._outcome.cancel()
-
-
-def _settle(outcome: Future[T], work: Callable[[], T]) -> None:
-    # A cancelled outcome takes neither a result nor an error: nobody waits for them.
-    with contextlib.suppress(InvalidStateError):
-        try:
-            result = work()
-        except BaseException as exc:  # noqa: BLE001 - raised again where it is waited for
-            outcome.set_exception(exc)
-        else:
-            outcome.set_result(result)
-
-
 _log = logging.getLogger("cbframe.ui")
 
 
@@ -107,12 +58,9 @@ class Ticker:
             while not self._stopping and self._call():
                 self._bell.wait(self._every)
                 self._bell.clear()
-        except Exception:  # noqa: BLE001 - a picture that cannot be drawn is no reason to print, or to stop
+        except Exception:  # noqa: BLE001 - what cannot be drawn is no reason to print, or to stop
             # Of another thread a notebook would print it into whichever cell ran last.
             _log.exception("what is shown of a stream is no longer updated")
-
-
-S = TypeVar("S")
 
 
 def at_once(works: Sequence[Callable[[Waker], T]]) -> list[T | CbframeError]:

@@ -1,11 +1,13 @@
-"""How long a connection may be silent, in each respect: no socket, no thread, `now` comes with each call."""
+"""When a connection receives, acknowledges, pings and gives up. No clock: `now` comes with each call.
+
+:class:`Gather` says for how many bytes a receive waits, :class:`Pace` when an acknowledgement is sent, and
+:class:`Waits` how long the node may be silent. All three belong to the thread of one connection.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Self
 
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.requests import TURNS
@@ -18,6 +20,10 @@ _FIRST = 0.001
 """Seconds that are waited for more after the first receive; they double with each, up to the latency."""
 _STILL = 0.005
 """Seconds after which a node whose window is closed is sent a small acknowledgement."""
+QUIET = 10.0
+"""Seconds without a message, while the node may send, after which it is checked what it owes."""
+_NAMED = 20
+"""Ranges of vbuckets that are named at most."""
 
 
 class Gather:
@@ -80,47 +86,23 @@ class Pace:
         if connection.unacked != self._unacked or not still:
             self._unacked, self._little_at = connection.unacked, now + _STILL
         if not self.left(now):
-            self.acknowledged(connection.tell(little=still and now >= self._little_at), now)
-        if connection.wants_to_tell:
+            self.acknowledged(connection.send_ack(little=still and now >= self._little_at), now)
+        if connection.ack_is_due:
             return self.left(now)
         return max(self.left(now), self._little_at - now) if still and connection.unacked else 0.0
 
 
-QUIET = 10.0
-"""Seconds without a message, while the node may send, after which it is looked at what it owes."""
-_NAMED = 20
-"""Ranges of vbuckets that are named at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds."""
-
-    connect: float  # for the connection to be made, and without an answer during its handshake
-    silence: float  # without a byte from the node
-    request: float  # without an answer to any of the requests under way
-    ping: float  # without a byte in either direction, until the node is asked whether it lives
-    idle: float | None = None
-
-    @classmethod
-    def of(cls, options: BucketDataSourceOptions) -> Self:
-        """What the options say."""
-        return cls(
-            connect=options.connect_timeout,
-            silence=2 * options.noop_interval_secs,
-            request=options.stream_request_timeout,
-            ping=options.ping_timeout_ms / 1000,
-            # Of a source without an end, streams that get nothing may be complete.
-            idle=None if options.seq_end is None else options.idle_timeout,
-        )
-
-
 class Waits:
-    """The waits of one connection."""
+    """The waits of one connection, in seconds."""
 
-    def __init__(self, timeouts: Timeouts, now: float) -> None:
-        self._timeouts = timeouts
-        self._last = now + TURNS * timeouts.connect
+    def __init__(self, options: BucketDataSourceOptions, now: float) -> None:
+        self._connect = options.connect_timeout
+        self._silence = 2 * options.noop_interval_secs
+        self._request = options.stream_request_timeout
+        self._ping = options.ping_timeout_ms / 1000
+        # Of a source without an end, streams that get nothing may be complete.
+        self._owed_for = None if options.seq_end is None else options.idle_timeout
+        self._last = now + TURNS * self._connect
         self._made = self._heard = self._active = self._answered = self._moved = now
         self._answers = self._messages = 0
         self._idle = self._warned = False
@@ -140,11 +122,11 @@ class Waits:
             self._moved, self._messages, self._warned = now, messages, False
         self._idle = waiting
 
-    def wants_look(self, now: float) -> bool:
-        """Whether it is time to look which streams the node owes something: see :meth:`looked`."""
-        return self._idle and now >= self._look_at()
+    def owed_is_due(self, now: float) -> bool:
+        """Whether it is time to check which streams the node owes something: see :meth:`owed`."""
+        return self._idle and now >= self._check_at()
 
-    def looked(self, now: float, owing: Sequence[int]) -> str:
+    def owed(self, now: float, owing: Sequence[int]) -> str:
         """Take note of the vbuckets to which the node owes messages; a warning to log, or nothing.
 
         There is one warning until the next message. Where nothing is owed, the wait begins again.
@@ -156,58 +138,53 @@ class Waits:
         if self._warned or now < self._moved + QUIET:
             return ""
         self._warned = True
-        idle = self._timeouts.idle
+        idle = self._owed_for
         then = "" if idle is None else f"; after {idle:g} s (idle_timeout) the connection is made again"
         return f"the node answers, but has sent nothing for {QUIET:g} s, and owes {self._owing}{then}"
 
-    def _look_at(self) -> float:
-        idle = self._timeouts.idle
-        wait = QUIET if idle is None else min(QUIET, idle)
-        if self._warned:
-            wait = float("inf") if idle is None else idle
-        return self._moved + wait
+    def _check_at(self) -> float:
+        idle = float("inf") if self._owed_for is None else self._owed_for
+        return self._moved + (idle if self._warned else min(QUIET, idle))
 
     def check(self, now: float, *, ready: bool, unanswered: int, answers: int) -> None:
-        """Look whether a wait is over."""
+        """Raise if a wait is over."""
         if not unanswered or answers != self._answers:
             self._answered, self._answers = now, answers
-        limits = self._timeouts
-        if not ready and now >= min(self._answered + limits.connect, self._last):
-            silent = now >= self._answered + limits.connect
+        if not ready and now >= min(self._answered + self._connect, self._last):
+            silent = now >= self._answered + self._connect
             raise ReadTimeoutError(
-                f"no answer within {limits.connect:g} s during the handshake"
+                f"no answer within {self._connect:g} s during the handshake"
                 if silent
                 else f"the handshake took longer than {self._last - self._made:g} s",
                 hint="the port is open but silent: is it the data service?"
                 if not answers
                 else "it answered before, and may be too busy now: try again, or give connect_timeout more",
             )
-        if ready and now >= self._heard + limits.silence:
-            raise ReadTimeoutError(f"the node was silent for {limits.silence:g} s, not even a NOOP came")
-        if ready and now >= self._answered + limits.request:
+        if ready and now >= self._heard + self._silence:
+            raise ReadTimeoutError(f"the node was silent for {self._silence:g} s, not even a NOOP came")
+        if ready and now >= self._answered + self._request:
             asked = "1 request was" if unanswered == 1 else f"{unanswered} requests were"
-            raise ReadTimeoutError(f"{asked} not answered for {limits.request:g} s")
-        if self._idle and limits.idle is not None and now >= self._moved + limits.idle:
+            raise ReadTimeoutError(f"{asked} not answered for {self._request:g} s")
+        if self._idle and self._owed_for is not None and now >= self._moved + self._owed_for:
             raise ReadTimeoutError(
-                f"the node answers, but has sent nothing for {limits.idle:g} s, and owes {self._owing}",
+                f"the node answers, but has sent nothing for {self._owed_for:g} s, and owes {self._owing}",
                 hint="a node that searches a large disk may take longer: give idle_timeout more seconds, "
                 "or None; otherwise look at the node's log",
             )
 
     def wants_ping(self, now: float, *, ready: bool) -> bool:
         """Whether the node should be asked if it lives."""
-        return ready and now >= self._active + self._timeouts.ping
+        return ready and now >= self._active + self._ping
 
     def left(self, now: float, *, ready: bool, unanswered: int) -> float:
-        """Seconds until one of these has to be looked at."""
-        limits = self._timeouts
+        """Seconds until one of these has to be checked."""
         if not ready:
-            return min(self._answered + limits.connect, self._last) - now
-        ends = [self._heard + limits.silence, self._active + limits.ping]
+            return min(self._answered + self._connect, self._last) - now
+        ends = [self._heard + self._silence, self._active + self._ping]
         if self._idle:
-            ends.append(self._look_at())
+            ends.append(self._check_at())
         if unanswered:
-            ends.append(self._answered + limits.request)
+            ends.append(self._answered + self._request)
         return min(ends) - now
 
 

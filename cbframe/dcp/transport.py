@@ -13,7 +13,9 @@ import ssl
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from cbframe.cluster.auth import Authenticator
 from cbframe.cluster.connection_string import NO_NAME, ConnectionString, is_capella, zone_of
@@ -49,8 +51,15 @@ from cbframe.system import (
     waited,
 )
 
+T = TypeVar("T")
 Address: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
 """Family, kind, protocol, canonical name, and what ``connect`` takes."""
+_CIPHERTEXT = 256 * 1024
+"""Bytes that are received of a TLS connection at once: they stay in the cache until they are decrypted."""
+_PAUSE = 0.001
+"""Seconds for which bytes are collected where the system has no low-water mark."""
+_warned: list[str] = []
+"""What this process was warned of."""
 
 
 class Bell(Protocol):
@@ -59,51 +68,53 @@ class Bell(Protocol):
     def fileno(self) -> int: ...
 
 
-def resolve(host: str, port: int, bell: Bell, timeout: float, node: str) -> Sequence[Address]:
-    """The addresses of a host.
+def run_cancellable(work: Callable[[], T], name: str, bell: Bell, timeout: float | None, during: str) -> T:
+    """What `work` returns or raises, done on a thread of that name.
 
-    The system's look-up knows no timeout and cannot be interrupted. So it runs on a thread of its own,
-    which is left alone when nobody waits for it any more, and ends when the system gives up.
+    For calls of the system and of libraries that cannot be interrupted. If the bell rings, or the time is
+    over (TimeoutError), the thread is left alone: its outcome is thrown away, whenever it comes.
     """
-    if _is_address(host):
-        return _look_up(host, port, node)
-    return _Lookup(host, port, node).wait(bell, timeout)
+    outcome: Future[T] = Future()
+    with reported(), contextlib.ExitStack() as undo:
+        done, finished = socket.socketpair()
+        undo.callback(done.close)
+        undo.callback(finished.close)
+        thread = OwnThread(_settle, name, (outcome, work, finished))
+        thread.start()
+        undo.pop_all()
+    with contextlib.closing(done):
+        found = ready(timeout, (done, EVENT_READ), (bell, EVENT_READ))
+        if done not in found:
+            if bell in found:
+                raise ReadCancelledError(f"cancelled while {during}")
+            raise TimeoutError
+    thread.join()
+    try:
+        return outcome.result()
+    finally:
+        del outcome  # an error holds on to this frame
 
 
-class _Lookup:
-    """One look-up on its thread; its pipe closes when it is done."""
-
-    def __init__(self, host: str, port: int, node: str) -> None:
-        self._host, self._port, self._node = host, port, node
-        self._found: Sequence[Address] = []
-        self._error: CbframeError | None = None
-        self._thread = OwnThread(self._run, "cbframe-resolve")
-        with reported(node), contextlib.ExitStack() as undo:
-            self._done, self._tell = socket.socketpair()
-            undo.callback(self._done.close)
-            undo.callback(self._tell.close)
-            self._thread.start()
-            undo.pop_all()
-
-    def _run(self) -> None:
+def _settle(outcome: Future[T], work: Callable[[], T], finished: socket.socket) -> None:
+    with finished:
         try:
-            self._found = _look_up(self._host, self._port, self._node)
-        except CbframeError as exc:
-            self._error = exc
-        finally:
-            self._tell.close()
+            outcome.set_result(work())
+        except BaseException as exc:  # noqa: BLE001 - raised again where it is waited for
+            outcome.set_exception(exc)
 
-    def wait(self, bell: Bell, timeout: float) -> Sequence[Address]:
-        with contextlib.closing(self._done):
-            found = ready(max(0.0, timeout), (self._done, EVENT_READ), (bell, EVENT_READ))
-            if self._done not in found:
-                if bell in found:
-                    raise ReadCancelledError("cancelled while the name was resolved", node=self._node)
-                raise _unresolved(self._host, self._node, f"no answer within {timeout:g} s")
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._found
+
+def resolve(host: str, port: int, bell: Bell, timeout: float, node: str) -> Sequence[Address]:
+    """The addresses of a host; the system's look-up knows no timeout and cannot be interrupted."""
+    look_up = partial(_look_up, host, port, node)
+    if _is_address(host):
+        return look_up()
+    try:
+        return run_cancellable(look_up, "cbframe-resolve", bell, max(0.0, timeout), "the name was resolved")
+    except TimeoutError:
+        raise _unresolved(host, node, f"no answer within {timeout:g} s") from None
+    except CbframeError as exc:
+        exc.node = exc.node or node
+        raise
 
 
 def _look_up(host: str, port: int, node: str) -> Sequence[Address]:
@@ -137,12 +148,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-_CIPHERTEXT = 256 * 1024
-"""Bytes that are received of a TLS connection at once: they stay in the cache until they are decrypted."""
-_PAUSE = 0.001
-"""Seconds for which bytes are collected where the system has no low-water mark."""
 
 
 class Waker:
@@ -549,10 +554,6 @@ def _ready_or_woken(
     if waker in found:
         raise ReadCancelledError(f"cancelled {when}", node=node)
     return bool(found)
-
-
-_warned: list[str] = []
-"""What this process was warned of."""
 
 
 class Dialer:

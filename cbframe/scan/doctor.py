@@ -26,7 +26,7 @@ from cbframe.cluster.tls import (
     make_tls_context,
     successor_of_capellas_root,
 )
-from cbframe.dcp import verdicts
+from cbframe.dcp import messages
 from cbframe.dcp.handover import monotonic
 from cbframe.dcp.maps import make_login
 from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE, Probe, first_marker, out_of_time
@@ -239,7 +239,7 @@ class _Examination:
 
     def stopped_by(self, exc: Exception) -> None:
         """The first step that has no result fails with this."""
-        error = exc if isinstance(exc, CbframeError) else verdicts.unexpected(exc, "in this step")
+        error = exc if isinstance(exc, CbframeError) else messages.unexpected(exc, "in this step")
         self.failed(next((name for name in STEPS if name not in self._steps), STREAM), error)
 
     def complete(self) -> tuple[Step, ...]:
@@ -427,7 +427,7 @@ class _Examination:
             node: each.error for node, each in outcomes.items() if each.error and each.stage in ("", SERVICE)
         }
         if away:
-            error = verdicts.with_addresses(next(iter(away.values())), found)
+            error = messages.with_addresses(next(iter(away.values())), found)
             others = _other_networks(found, self._probe, list(away))
             error.message = f"{len(away)} of {len(outcomes)} nodes cannot be reached: {error.message}"
             self.failed(NODES, error, others or error.hint)

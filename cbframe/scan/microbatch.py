@@ -41,9 +41,9 @@ from cbframe.arrow.columns import KEY, OPCODE, SEQNO, VBUCKET, form_of
 from cbframe.arrow.current_rows import CurrentRows
 from cbframe.arrow.documents.unify import Columns
 from cbframe.cluster.collections_manifest import CollectionsManifest
-from cbframe.dcp.look import Look
 from cbframe.dcp.positions import Position, ReachedEnds, VBucketMetaData, u64_of
 from cbframe.dcp.receiver import Receipt
+from cbframe.dcp.survey import Look
 from cbframe.errors import ClusterMapError, ConfigurationError, ConversionError, RollbackError, StreamError
 from cbframe.json.typer import OURS
 from cbframe.scan.changes import CHANGE_TYPE, CHANGE_TYPES, KIND_OF

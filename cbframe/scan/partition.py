@@ -27,9 +27,8 @@ from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.cluster.tls import TLSContext
 from cbframe.dcp.handover import monotonic
-from cbframe.dcp.look import Look
 from cbframe.dcp.stats import BucketDataSourceStats, NodeStats, add_up
-from cbframe.dcp.survey import Size
+from cbframe.dcp.survey import Look, Size
 from cbframe.dcp.threads import in_processes
 from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.json.layout import struct

@@ -28,9 +28,9 @@ from cbframe.cluster.auth import Authenticator, as_authenticator, pem_text
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSContext, TLSLike, named_context
-from cbframe.dcp.look import Look, look_at
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver
 from cbframe.dcp.source import BucketDataSource
+from cbframe.dcp.survey import Look, look_at
 from cbframe.errors import ConfigurationError
 from cbframe.json.layout import OnConflict, Path, Policy, path_of, tree_of
 from cbframe.json.typer import OURS
@@ -606,7 +606,7 @@ class ScanSpec:
         sizes: bool = False,
         time: bool = False,
     ) -> Look:
-        """Where vbuckets are now, as :func:`cbframe.dcp.look.look_at` finds out."""
+        """Where vbuckets are now, as :func:`cbframe.dcp.survey.look_at` finds out."""
         return look_at(
             self.server_urls,
             self.bucket,

@@ -25,10 +25,10 @@ from cbframe.arrow.columns import KeyForm
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.handover import Switch, monotonic
-from cbframe.dcp.look import sample_now
 from cbframe.dcp.positions import Position
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.dcp.survey import sample_now
 from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
 from cbframe.json.layout import Place
 from cbframe.options import BucketDataSourceOptions
@@ -850,7 +850,7 @@ def _checkpoint(start: object, target: ScanSpec, options: BucketDataSourceOption
                 tls=target.tls,
                 network=target.network,
             )
-            return Checkpoint(target.bucket, now.bucket_uuid, now.positions)
+            return Checkpoint(target.bucket, now.map.uuid, now.positions)
     raise ConfigurationError(
         f"start={start!r}", hint='"beginning", "now" or a Checkpoint: Checkpoint.load(path) reads one'
     )

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cbframe.dcp.records import VBucketPhase
-from cbframe.dcp.source import Problem
+from cbframe.dcp.stats import Problem, VBucketPhase
 from cbframe.ui.model import NodeRow, StatsModel
 
 CELLS = 1024

@@ -17,9 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cbframe.dcp.handover import monotonic
-from cbframe.dcp.records import VBucketPhase, VBucketTable, Window, empty_table
-from cbframe.dcp.source import Problem
-from cbframe.dcp.stats import BucketDataSourceStats, NodeStats
+from cbframe.dcp.stats import (
+    BucketDataSourceStats,
+    NodeStats,
+    Problem,
+    VBucketPhase,
+    VBucketTable,
+    Window,
+    empty_table,
+)
 from cbframe.dcp.streams import VBucketState
 from cbframe.errors import ConfigurationError
 

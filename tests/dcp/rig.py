@@ -7,18 +7,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from queue import SimpleQueue
 
-from cbframe.dcp import plan
-from cbframe.dcp.connection import DcpConnection
+from cbframe.dcp import messages
 from cbframe.dcp.handshake import Login
-from cbframe.dcp.node import NodeSetup, NodeThread
+from cbframe.dcp.node import NodeThread
 from cbframe.dcp.receiver import taker_of_blocks
 from cbframe.dcp.stats import NodeStats
-from cbframe.dcp.timers import Timeouts
 from cbframe.errors import CbframeError
 from cbframe.testing import FakeClock, Peer, RecordingReceiver, ScriptedTransport
-from cbframe.wire.constants import Opcode, StreamFlag
+from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame, response
-from cbframe.wire.messages import SnapshotMarker, StreamEnd, StreamFilter
+from cbframe.wire.messages import SnapshotMarker, StreamEnd
 
 from .server import LOGIN, SETTINGS, good_answer, mutation
 
@@ -41,7 +39,7 @@ class Rig:
         receive_bytes: int = 256 * 1024,
     ) -> None:
         self.clock = FakeClock()
-        self.events: SimpleQueue[plan.Event] = SimpleQueue()
+        self.events: SimpleQueue[messages.Event] = SimpleQueue()
         self.errors: list[CbframeError] = []
         self.receiver = receiver or RecordingReceiver()
         self.stats = NodeStats()
@@ -49,51 +47,63 @@ class Rig:
         self.configs: list[bytes] = []
         self.pushes: list[tuple[tuple[int, int], bytes]] = []
         self.times: list[int] = []
-        settings = replace(SETTINGS, buffer_size=window)
-        setup = NodeSetup(
-            transport=self.transport,
-            receiver=taker_of_blocks(self.receiver),
-            make_connection=lambda stats: DcpConnection(
-                login, settings, stats=stats, paced=max_rate is not None
-            ),
-            post=self._post,
-            on_config=lambda _, body: self.configs.append(body),
-            on_time=lambda _, seconds: self.times.append(seconds),
-            on_push=lambda _, revision, body: self.pushes.append((revision, body)),
-            on_error=self.errors.append,
-            clock=self.clock,
-            timeouts=Timeouts(connect=10, silence=240, request=60, ping=ping_timeout, idle=idle),
-            buffer_bytes=64 * 1024,
-            max_body=1 << 20,
+        options = replace(
+            SETTINGS,
+            feed_buffer_size_bytes=window,
+            max_bytes_per_sec=max_rate,
+            seq_end={},
+            noop_interval_secs=120,
+            ping_timeout_ms=int(ping_timeout * 1000),
+            idle_timeout=idle,
+            receive_buffer_bytes=64 * 1024,
+            max_body_bytes=1 << 20,
             receive_bytes=receive_bytes,
             receive_latency=0.005,
-            wanted=StreamFilter(),
-            stream_flags=StreamFlag.ACTIVE_ONLY,
             trace_capacity=trace_capacity,
             logger=logging.getLogger("cbframe.test"),
-            max_rate=max_rate,
         )
-        self.thread = NodeThread(NODE, setup, self.stats)
+        self.thread = NodeThread(
+            NODE,
+            options,
+            taker_of_blocks(self.receiver),
+            self,
+            self.stats,
+            login=lambda: login,
+            transport=self.transport,
+            clock=self.clock,
+        )
         self.leaving = False
         self.wanted: tuple[tuple[int, int], ...] = ()
 
-    def _post(self, event: plan.Event) -> None:
-        if isinstance(event, plan.NodeReady) and self.leaving:
-            self.thread.post(plan.StopNode(NODE, "the node has left the cluster map"))
-        if isinstance(event, plan.NodeReady) and self.wanted:
-            self.thread.post(plan.OpenStreams(NODE, self.wanted))
+    def post(self, event: messages.Event) -> None:
+        if isinstance(event, messages.NodeReady) and self.leaving:
+            self.thread.post(messages.StopNode(NODE, "the node has left the cluster map"))
+        if isinstance(event, messages.NodeReady) and self.wanted:
+            self.thread.post(messages.OpenStreams(NODE, self.wanted))
         self.events.put(event)
 
-    def run(self, *wanted: tuple[int, int]) -> list[plan.Event]:
+    def on_config(self, _: str, body: bytes) -> None:
+        self.configs.append(body)
+
+    def on_push(self, _: str, revision: tuple[int, int], body: bytes) -> None:
+        self.pushes.append((revision, body))
+
+    def on_time(self, _: str, seconds: int) -> None:
+        self.times.append(seconds)
+
+    def on_error(self, error: CbframeError) -> None:
+        self.errors.append(error)
+
+    def run(self, *wanted: tuple[int, int]) -> list[messages.Event]:
         """Run to the end of the connection."""
         self.wanted = wanted
         self.thread.start()
         self.thread.join()
         # The sample that follows each request with an end is looked at in its own test.
-        return [e for e in iter_queue(self.events) if not isinstance(e, plan.NodeSampled)]
+        return [e for e in iter_queue(self.events) if not isinstance(e, messages.NodeSampled)]
 
 
-def iter_queue(queue: SimpleQueue[plan.Event]) -> Iterator[plan.Event]:
+def iter_queue(queue: SimpleQueue[messages.Event]) -> Iterator[messages.Event]:
     while not queue.empty():
         yield queue.get()
 
@@ -116,9 +126,9 @@ def serving(*, large: int = 0) -> Peer:
     return peer
 
 
-def down(events: list[plan.Event]) -> plan.NodeDown:
+def down(events: list[messages.Event]) -> messages.NodeDown:
     last = events[-1]
-    assert isinstance(last, plan.NodeDown)
+    assert isinstance(last, messages.NodeDown)
     return last
 
 

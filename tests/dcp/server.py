@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TypeAlias
+from contextlib import closing
+from typing import Any, TypeAlias
 
 from cbframe.dcp.connection import Data, DcpConnection
-from cbframe.dcp.controls import DcpSettings
-from cbframe.dcp.handshake import Login
+from cbframe.dcp.handshake import Login, Steps, T
+from cbframe.dcp.requests import Line
+from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.framing import Frame, request, response
 from cbframe.wire.messages import encode_failover_log, encode_leb128, encode_vbucket_seqnos
 
 LOGIN = Login("user", "secret", "bucket", False, True, lambda: "nonce")
-SETTINGS = DcpSettings("test", buffer_size=1000)
+SETTINGS = BucketDataSourceOptions(
+    name="test", feed_buffer_size_bytes=1000, compression=False, flatbuffers_system_events=False
+)
 GRANTED = (Feature.XATTR, Feature.XERROR, Feature.SELECT_BUCKET, Feature.JSON, Feature.COLLECTIONS)
 LOG = [(22, 5), (11, 0)]
 
@@ -96,12 +100,20 @@ def shake_hands(connection: DcpConnection, answer: Answerer = good_answer) -> li
     return turns
 
 
-def connect(settings: DcpSettings = SETTINGS, features: tuple[int, ...] = GRANTED) -> DcpConnection:
+def connect(
+    options: BucketDataSourceOptions = SETTINGS, features: tuple[int, ...] = GRANTED
+) -> DcpConnection:
     """A connection whose handshake is done."""
-    connection = DcpConnection(LOGIN, settings)
+    connection = DcpConnection(LOGIN, options)
     shake_hands(connection, lambda asked: good_answer(asked, features))
     assert connection.session is not None
     return connection
 
 
 STATUSES = [Status.EINVAL, Status.EACCESS, Status.NOT_SUPPORTED, Status.ETMPFAIL, Status.EINTERNAL]
+
+
+def ask(node: str, steps: Steps[T], **connection: Any) -> T:
+    """Run a conversation on a connection of its own."""
+    with closing(Line(node, **connection)) as line:
+        return line.run(steps)

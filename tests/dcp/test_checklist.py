@@ -15,10 +15,9 @@ from functools import cache
 import pytest
 
 from cbframe import BucketDataSourceOptions, LocalCluster
-from cbframe.dcp import plan
+from cbframe.dcp import messages
 from cbframe.dcp.connection import Advanced, DcpConnection
-from cbframe.dcp.controls import DcpSettings
-from cbframe.dcp.positions import VBucketMetaData
+from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.streams import request_from
 from cbframe.errors import ReadTimeoutError
 from cbframe.testing import RecordingReceiver
@@ -38,7 +37,7 @@ from cbframe.wire.messages import (
 )
 
 from .rig import Rig, down, refusing, serving
-from .server import LOGIN, connect, feed, frames, good_answer, mutation, shake_hands
+from .server import LOGIN, SETTINGS, connect, feed, frames, good_answer, mutation, shake_hands
 from .test_source import source_of, until
 
 Check = Callable[[], None]
@@ -56,12 +55,7 @@ def row(section: str, recommendation: str) -> Callable[[Check], Check]:
 @cache
 def asked(**options: object) -> tuple[object, ...]:
     """What a connection of a source with these options asks of a good node, up to its first stream."""
-    settings = DcpSettings.of(
-        BucketDataSourceOptions(**options),  # type: ignore[arg-type]
-        "cbframe:1",
-        takes_compressed=True,
-    )
-    connection = DcpConnection(LOGIN, settings)
+    connection = DcpConnection(LOGIN, BucketDataSourceOptions(**options), "cbframe:1")  # type: ignore[arg-type]
     return tuple(parse_request(frame) for turn in shake_hands(connection) for frame in turn)
 
 
@@ -218,9 +212,7 @@ def _() -> None:
     spoken(receiver)
     stored = VBucketMetaData.from_json(receiver.metadata[1])
     for seqno in range(10):
-        request = request_from(
-            1, vbuuid=22, seqno=seqno, snap_start=stored.snap_start, snap_end=stored.snap_end
-        )
+        request = request_from(1, Position.of(stored, seqno))
         assert request.snap_start <= request.start <= request.snap_end
 
 
@@ -231,7 +223,7 @@ def _() -> None:
     receiver.seqnos[1] = 9
     events = Rig(refusing(0x23, (4).to_bytes(8, "big")), receiver).run((1, MAX_SEQNO))
     assert receiver.rollbacks == [(1, 4)]
-    assert any(isinstance(event, plan.StreamRolledBack) for event in events)
+    assert any(isinstance(event, messages.StreamRolledBack) for event in events)
 
 
 @row("Streams", "of the active copy only")
@@ -292,7 +284,7 @@ def _() -> None:
 
 @row("Out of order", "resumed from before the snapshot, or from its highest seqno")
 def _() -> None:
-    connection = connect(replace(DcpSettings("n"), buffer_size=1 << 20))
+    connection = connect(replace(SETTINGS, feed_buffer_size_bytes=1 << 20))
     stream = connection.request_stream(StreamRequest(1))
     (request,) = frames(connection.data_to_send())
     feed(connection, good_answer(request).encode())

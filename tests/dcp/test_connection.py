@@ -277,7 +277,7 @@ def test_a_bucket_that_is_paused(opcode: Opcode) -> None:
 
 def test_xattrs_that_are_not_granted() -> None:
     with pytest.raises(XAttrsNotSupportedError):
-        connect(replace(SETTINGS, xattrs=True), (Feature.SELECT_BUCKET,))
+        connect(replace(SETTINGS, include_xattrs=True), (Feature.SELECT_BUCKET,))
 
 
 def test_a_noop_during_the_handshake_is_answered() -> None:
@@ -335,7 +335,7 @@ def outline(events: list[object]) -> dict[int, list[object]]:
 
 @pytest.mark.parametrize("step", [1, 7, 24, 25, 61, 10_000])
 def test_pieces_of_any_size_give_the_same_events(step: int) -> None:
-    connection = connect(replace(SETTINGS, buffer_size=1 << 20))
+    connection = connect(replace(SETTINGS, feed_buffer_size_bytes=1 << 20))
     data = conversation(open_stream(connection, 0), open_stream(connection, 1))
     events: list[object] = []
     buffer = b""
@@ -429,7 +429,7 @@ def test_documents_wait_for_whoever_takes_them() -> None:
 
 
 def test_without_flow_control_nothing_is_acknowledged() -> None:
-    connection = connect(replace(SETTINGS, buffer_size=0))
+    connection = connect(replace(SETTINGS, feed_buffer_size_bytes=0))
     stream = open_stream(connection)
     feed(connection, marker(stream, 0, 9) + mutation(0, stream.opaque, 1, value=b"x" * 5000))
     assert connection.data_to_send() == b""

@@ -15,7 +15,7 @@ from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
 from cbframe.cluster.connection_string import HostPort, parse_connection_string
 from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.maps import MapSource
-from cbframe.dcp.plan import (
+from cbframe.dcp.messages import (
     UPDATE_SECURITY_SETTINGS,
     Event,
     Kicked,
@@ -249,14 +249,14 @@ def seeds_with(*configs: dict[str, Any] | None, uuid: str = "") -> Moved:
         parse_connection_string([f"http://h{n}" for n in range(len(configs))]),
         LOGIN,
         PasswordAuthenticator("user", "secret"),
+        BucketDataSourceOptions(connect_timeout=LONG, connect_bucket=connect_bucket),
         bucket_uuid=uuid,
         transport=ScriptedTransport({}, FakeClock()),
         clock=FakeClock(),
-        timeout=LONG,
-        connect_bucket=connect_bucket,
         counters=counters,
     )
     with closing(maps), suppress(CbframeError):
+        maps.open()
         maps.fetch()
     assert not left
     return counts(counters)

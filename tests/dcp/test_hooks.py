@@ -10,7 +10,7 @@ import pytest
 
 import cbframe
 from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.plan import UPDATE_SECURITY_SETTINGS
+from cbframe.dcp.messages import UPDATE_SECURITY_SETTINGS
 from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import CbframeError, ConfigurationError, ConnectError
 from cbframe.local import LocalCluster

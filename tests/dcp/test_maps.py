@@ -21,7 +21,6 @@ from cbframe.cluster.rest import RestClient
 from cbframe.dcp import maps
 from cbframe.dcp.handshake import Login, fetch_config
 from cbframe.dcp.maps import MapSource, when_loaded
-from cbframe.dcp.requests import ask
 from cbframe.dcp.transport import Stream, Waker
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
@@ -36,11 +35,12 @@ from cbframe.errors import (
     ServerError,
 )
 from cbframe.local import LocalCluster
+from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import FakeClock, Peer, ScriptedTransport
 from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.framing import Frame, response
 
-from .server import LOGIN, good_answer, refusal
+from .server import LOGIN, ask, good_answer, refusal
 
 STEPS = 6
 """Requests: HELLO, three of SASL, SELECT_BUCKET, GET_CLUSTER_CONFIG."""
@@ -118,10 +118,10 @@ class Seeds:
             parse_connection_string(target),
             LOGIN,
             PasswordAuthenticator("user", "secret"),
+            BucketDataSourceOptions(connect_timeout=5),
             bucket_uuid=uuid,
             transport=self.transport,
             clock=clock or FakeClock(),
-            timeout=5,
             lookup=lookup,
         )
         source.open()
@@ -278,10 +278,11 @@ def test_map_and_manifest_over_rest() -> None:
             parse_connection_string(["http://127.0.0.1:1", *cluster.rest_urls]),
             Login(auth.username, auth.password, cluster.bucket, False, True, lambda: "n"),
             auth,
+            BucketDataSourceOptions(connect_timeout=5),
             transport=ScriptedTransport({}, FakeClock()),
             clock=FakeClock(),
-            timeout=5,
         )
+        source.open()
         try:
             assert source.fetch().nodes == tuple(cluster.kv_addresses)
             assert source.fetch_manifest() is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cbframe.dcp import plan
+from cbframe.dcp import messages
 from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.transport import Waker
@@ -34,8 +34,8 @@ def test_a_stream(large: int) -> None:
     rig = Rig(serving(large=large))
     events = rig.run((1, 3))
     assert events[:2] == [
-        plan.NodeReady(NODE, {0: 5, 1: 0}),
-        plan.StreamEnded(NODE, 1, StreamEndReason.OK, Position.at(22, 3), progressed=True),
+        messages.NodeReady(NODE, {0: 5, 1: 0}),
+        messages.StreamEnded(NODE, 1, StreamEndReason.OK, Position.at(22, 3), progressed=True),
     ]
     assert rig.receiver.values() == {b"a": b"1" + b" " * large, b"b": b"2", b"c": b"3"}
     assert rig.receiver.snapshots == [(1, 0, 3, 1)]
@@ -135,7 +135,7 @@ def test_rollback(asked: int, told: int) -> None:
     receiver = RecordingReceiver()
     receiver.seqnos[1] = 5
     rig = Rig(refusing(Status.ROLLBACK, asked.to_bytes(8, "big")), receiver)
-    assert rig.run((1, 9))[1] == plan.StreamRolledBack(NODE, 1)
+    assert rig.run((1, 9))[1] == messages.StreamRolledBack(NODE, 1)
     assert receiver.rollbacks == [(1, told)]
 
 
@@ -143,14 +143,14 @@ def test_a_position_outside_the_history_is_read_anew() -> None:
     receiver = RecordingReceiver()
     receiver.seqnos[1] = 5
     rig = Rig(refusing(Status.ERANGE), receiver)
-    assert rig.run((1, 9))[1] == plan.StreamRolledBack(NODE, 1)
+    assert rig.run((1, 9))[1] == messages.StreamRolledBack(NODE, 1)
     assert receiver.rollbacks == [(1, 0)]
     assert "position 5" in str(rig.errors[0])
 
 
 def test_a_refusal_brings_a_map() -> None:
     rig = Rig(refusing(Status.NOT_MY_VBUCKET, b'{"rev":1}'))
-    assert rig.run((1, 9))[1] == plan.StreamRefused(NODE, 1, Status.NOT_MY_VBUCKET)
+    assert rig.run((1, 9))[1] == messages.StreamRefused(NODE, 1, Status.NOT_MY_VBUCKET)
     assert rig.configs == [b'{"rev":1}']
 
 
@@ -207,7 +207,7 @@ def test_a_node_that_leaves_while_it_is_being_connected_to(monkeypatch: pytest.M
         raise ReadCancelledError("cancelled while connecting", node=node)
 
     monkeypatch.setattr(rig.transport, "connect", connect)
-    rig.thread.post(plan.StopNode(NODE, "the node has left the cluster map"))
+    rig.thread.post(messages.StopNode(NODE, "the node has left the cluster map"))
     error = down(rig.run()).error
     assert isinstance(error, ConnectError)
     assert not error.permanent
@@ -370,7 +370,7 @@ def test_a_rollback_waits_for_a_receiver_that_has_to_prepare(status: Status) -> 
     receiver = Preparing()
     rig = Rig(refusing(status, (2).to_bytes(8, "big") if status is Status.ROLLBACK else b""), receiver)
     events = rig.run((1, 9))
-    assert events.count(plan.StreamRolledBack(NODE, 1)) == 1
+    assert events.count(messages.StreamRolledBack(NODE, 1)) == 1
     assert receiver.rollbacks == [(1, 2 if status is Status.ROLLBACK else 0)]
     assert not receiver.delayed
 
@@ -378,7 +378,7 @@ def test_a_rollback_waits_for_a_receiver_that_has_to_prepare(status: Status) -> 
 def test_a_receiver_that_does_not_go_back_far_enough() -> None:
     rig = Rig(refusing(Status.ROLLBACK, (2).to_bytes(8, "big")), Preparing(delayed=False, target=3))
     events = rig.run((1, 9))
-    assert plan.StreamRolledBack(NODE, 1) not in events
+    assert messages.StreamRolledBack(NODE, 1) not in events
     error = down(events).error
     assert isinstance(error, ReceiverError)
     assert (error.vbucket, error.message) == (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cbframe.dcp import plan
+from cbframe.dcp import messages
 from cbframe.dcp.connection import Advanced, Data, DcpConnection, Ordered, Snapshot
 from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.streams import Stream
@@ -32,7 +32,7 @@ CREATED = SystemEvent(1, 4, 0, 0, "c", bytes(16), 0, 0, 0)
 
 
 def open_stream(start: int = 0) -> tuple[DcpConnection, Stream]:
-    connection = connect(replace(SETTINGS, buffer_size=1 << 20))
+    connection = connect(replace(SETTINGS, feed_buffer_size_bytes=1 << 20))
     stream = connection.request_stream(StreamRequest(1, start, vbuuid=22 if start else 0))
     (asked,) = frames(connection.data_to_send())
     feed(connection, good_answer(asked).encode())
@@ -82,7 +82,7 @@ def test_what_a_real_node_sends() -> None:
     opaques = {frame.opaque: frame.vbucket for frame in recorded if frame.opcode == Opcode.DCP_OSO_SNAPSHOT}
     reached = []
     for opaque, vbucket in opaques.items():
-        connection = connect(replace(SETTINGS, buffer_size=1 << 20))
+        connection = connect(replace(SETTINGS, feed_buffer_size_bytes=1 << 20))
         stream = connection.request_stream(StreamRequest(vbucket))
         (asked,) = frames(connection.data_to_send())
         feed(connection, good_answer(asked).encode())
@@ -166,14 +166,14 @@ class Observer(RecordingReceiver):
         self.calls.append(f"{seqno} of {vbucket}")
 
 
-def sending(*messages: object) -> object:
+def sending(*sent: object) -> object:
     """A node whose streams carry these messages: seqnos are documents."""
 
     def peer(frame: Frame) -> bytes | None:
         if frame.opcode != Opcode.DCP_STREAM_REQ or frame.is_response:
             return serving()(frame)
         answer = good_answer(frame).encode()
-        for what in messages:
+        for what in sent:
             if isinstance(what, int):
                 answer += mutation(1, frame.opaque, what, str(what).encode())
             else:
@@ -186,12 +186,12 @@ def sending(*messages: object) -> object:
     return peer
 
 
-def told(*messages: object) -> list[object]:
+def told(*sent: object) -> list[object]:
     receiver = Observer()
-    rig = Rig(sending(*messages, StreamEnd(1, 2)), receiver)  # type: ignore[arg-type]
+    rig = Rig(sending(*sent, StreamEnd(1, 2)), receiver)  # type: ignore[arg-type]
     rig.leaving = False
     events = rig.run((1, MAX_SEQNO))
-    assert any(isinstance(event, plan.StreamEnded) for event in events)
+    assert any(isinstance(event, messages.StreamEnded) for event in events)
     assert receiver.calls[0] == (0, 0)  # the stream is granted
     return receiver.calls[1:]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cbframe import BucketDataSourceOptions, ConfigurationError, LocalCluster, scan_bucket
-from cbframe.dcp.controls import DcpSettings, rate_of, window_of
+from cbframe.dcp.handshake import rate_of, window_of
 from cbframe.dcp.timers import Gather, Pace
 from cbframe.testing import FakeClock
 from cbframe.wire.constants import Opcode
@@ -93,7 +93,7 @@ def test_without_it_no_time_passes() -> None:
 def test_a_pause_is_not_idleness() -> None:
     """Nothing comes for a while, because the node may not send."""
     sender = Sender(1000, documents=40, size=500)
-    rig = Rig(sender, max_rate=1000, ping_timeout=10_000, idle=0.4)
+    rig = Rig(sender, max_rate=1024, ping_timeout=10_000, idle=0.4)
     sender.clock = rig.clock
     rig.run((1, sender.documents))
     assert len(rig.receiver.values()) == sender.documents
@@ -112,10 +112,10 @@ def test_who_is_late_catches_up_a_little() -> None:
 
 
 def test_the_window_is_a_tenth_of_a_second() -> None:
-    assert DcpSettings.of(BucketDataSourceOptions(max_bytes_per_sec=50_000), "n").buffer_size == 5000
-    assert DcpSettings.of(BucketDataSourceOptions(max_bytes_per_sec=10**10), "n").buffer_size == 20_000_000
+    assert window_of(BucketDataSourceOptions(max_bytes_per_sec=50_000)) == 5000
+    assert window_of(BucketDataSourceOptions(max_bytes_per_sec=10**10)) == 20_000_000
     several = BucketDataSourceOptions(max_bytes_per_sec=50_000, connections_per_node=5)
-    assert (DcpSettings.of(several, "n").buffer_size, rate_of(several)) == (1000, 10_000)
+    assert (window_of(several), rate_of(several)) == (1000, 10_000)
     with pytest.raises(ConfigurationError, match="at least 1024"):
         BucketDataSourceOptions(max_bytes_per_sec=100)
     with pytest.raises(ConfigurationError, match="needs flow control"):

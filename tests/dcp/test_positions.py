@@ -292,13 +292,7 @@ def test_whatever_is_lost_the_consumer_has_the_truth(steps: list[tuple[str, obje
         nonlocal log, latest
         for _ in range(100):
             held = track.requested()
-            request = request_from(
-                0,
-                vbuuid=held.vbuuid,
-                seqno=held.seqno,
-                snap_start=held.snap_start,
-                snap_end=held.snap_end,
-            )
+            request = request_from(0, held)
             purge = 0 if held.purge_seqno == server.purge_seqno else server.purge_seqno
             back = rollback_point(request, server.log, len(server.history), purge)
             if back is None:

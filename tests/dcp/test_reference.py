@@ -33,7 +33,7 @@ from typing import Any
 import pytest
 
 from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.plan import FetchMap, Finish, NodeDown, NodeReady, OpenStreams, StreamRolledBack
+from cbframe.dcp.messages import FetchMap, Finish, NodeDown, NodeReady, OpenStreams, StreamRolledBack
 from cbframe.dcp.stats import COUNTERS
 from cbframe.errors import ClusterMapError, ConfigurationError, ConnectError, ProtocolError
 from cbframe.local import LocalCluster
@@ -162,7 +162,7 @@ def test_noops_are_asked_for_before_anything_needs_them() -> None:
     node = Listening()
     Rig(node).run((1, 3))
     controls = [parse_request(frame) for frame in node.asked(Opcode.DCP_CONTROL)]
-    assert controls[:2] == [DcpControl("enable_noop", "true"), DcpControl("set_noop_interval", "20")]
+    assert controls[:2] == [DcpControl("enable_noop", "true"), DcpControl("set_noop_interval", "120")]
     order = [frame.opcode for frame in node.frames]
     assert order.index(Opcode.DCP_CONTROL) < order.index(Opcode.DCP_STREAM_REQ)
 

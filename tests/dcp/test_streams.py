@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 
+from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamTable, request_from
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO
@@ -106,6 +107,11 @@ def test_the_table_matches_by_opaque() -> None:
     assert table.get(first.opaque) is None
 
 
+def at(seqno: int, snap_start: int, snap_end: int) -> Position:
+    log = (FailoverEntry(2, 0),)
+    return Position.of(VBucketMetaData(snap_start=snap_start, snap_end=snap_end, failover_log=log), seqno)
+
+
 @pytest.mark.parametrize(
     ("seqno", "stored", "sent"),
     [
@@ -122,15 +128,15 @@ def test_the_table_matches_by_opaque() -> None:
 def test_the_range_is_clamped_around_the_seqno(
     seqno: int, stored: tuple[int, int], sent: tuple[int, int]
 ) -> None:
-    request = request_from(1, vbuuid=2, seqno=seqno, snap_start=stored[0], snap_end=stored[1])
-    assert (request.start, request.end, request.vbuuid) == (seqno, MAX_SEQNO, 2)
+    request = request_from(1, at(seqno, *stored))
+    assert (request.start, request.end, request.vbuuid) == (seqno, MAX_SEQNO, 2 if seqno else 0)
     assert (request.snap_start, request.snap_end) == sent
 
 
 def test_the_end_is_not_before_the_start() -> None:
-    assert request_from(1, vbuuid=2, seqno=8, snap_start=0, snap_end=8, end=5).end == 8
+    assert request_from(1, at(8, 0, 8), end=5).end == 8
 
 
 def test_the_end_is_not_inside_a_snapshot_under_way() -> None:
-    assert request_from(1, vbuuid=2, seqno=6, snap_start=0, snap_end=9, end=5).end == 9
-    assert request_from(1, vbuuid=2, seqno=6, snap_start=0, snap_end=9, end=12).end == 12
+    assert request_from(1, at(6, 0, 9), end=5).end == 9
+    assert request_from(1, at(6, 0, 9), end=12).end == 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 import pytest
 from wire.golden import load
 
-from cbframe.dcp import requests
+from cbframe import BucketDataSourceOptions, LocalCluster
+from cbframe.dcp import survey as survey_module
 from cbframe.dcp.handshake import Steps, open_dcp
-from cbframe.dcp.positions import Position
-from cbframe.dcp.survey import Size, survey, survey_sizes
+from cbframe.dcp.positions import Ends, Position, ReachedEnds
+from cbframe.dcp.survey import UNKNOWN, Look, Size, look_at, survey, survey_sizes
 from cbframe.dcp.transport import Stream, Waker
 from cbframe.errors import (
     ROLES_HINT,
     AccessError,
     CbframeError,
+    ClusterMapError,
+    ConfigurationError,
     ConnectError,
     ProtocolError,
     ReadTimeoutError,
@@ -28,11 +32,13 @@ from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame, response
 from cbframe.wire.messages import GetAllVBucketSeqnos, encode_failover_log, encode_vbucket_seqnos
 
+from . import server
 from .server import LOGIN, SETTINGS, good_answer, refusal
 
 NODE = "a:11210"
 ALL = range(1024)
 DETAILS = b"vbucket-details"
+OPTIONS = BucketDataSourceOptions()
 
 
 def lines(asked: Frame, told: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -70,7 +76,7 @@ def ask(
     transport.on_connect = on
     try:
         steps: Steps[Any] = survey_sizes(LOGIN, wanted) if sizes else survey(LOGIN, wanted)
-        found = requests.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
+        found = server.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
     finally:
         waker.close()
     assert transport.closed == 1
@@ -221,10 +227,10 @@ def test_seqnos_of_some_collections_where_the_node_gives_no_others() -> None:
 
     def seqnos(*collections: int) -> dict[int, int]:
         clock, waker = FakeClock(), Waker()
-        steps = open_dcp(LOGIN, replace(SETTINGS, collections=collections))
+        steps = open_dcp(LOGIN, replace(SETTINGS, collections=collections), "test")
         transport = ScriptedTransport({NODE: answer}, clock)
         with contextlib.closing(waker):
-            session = requests.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
+            session = server.ask(NODE, steps, transport=transport, waker=waker, clock=clock, timeout=7)
         return session.seqnos
 
     assert seqnos(8, 9) == {0: 3, 1: 9, 2: 1}
@@ -306,7 +312,7 @@ def test_a_recorded_refusal() -> None:
 
 
 def test_answers_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "_MOST_ANSWERS", 50)
+    monkeypatch.setattr("cbframe.dcp.requests._MOST_ANSWERS", 50)
     line = (b"vb_0:num_items", b"1")
     assert ask(node_of(1, lambda asked: lines(asked, [line] * 49)), wanted=range(1), sizes=True)[0] == {
         0: Size(1, None)
@@ -350,7 +356,140 @@ def test_several_questions_with_several_answers() -> None:
     peer = {NODE: lambda asked: lines(asked, [(asked.key + b"1", b""), (asked.key + b"2", b"")])}
     try:
         transport = ScriptedTransport(peer, clock)
-        found = requests.ask(NODE, steps(), transport=transport, waker=waker, clock=clock, timeout=7)
+        found = server.ask(NODE, steps(), transport=transport, waker=waker, clock=clock, timeout=7)
     finally:
         waker.close()
     assert found == [b"x1", b"x2", b"", b"y1", b"y2", b""]
+
+
+# -- of all nodes
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+@pytest.mark.parametrize("seeds", ["kv", "rest"])
+def test_all_vbuckets(nodes: int, seeds: str) -> None:
+    with LocalCluster(nodes=nodes, vbuckets=64, seed=1) as cluster:
+        cluster.bulk_load((b"%d" % n, b"{}") for n in range(300))
+        urls = cluster.connection_string if seeds == "kv" else cluster.rest_urls
+        found = look_at(urls, cluster.bucket, (cluster.username, cluster.password), OPTIONS)
+        assert {vb: at.seqno for vb, at in found.positions.items()} == cluster.high_seqnos()
+        assert all(at.history == cluster.failover_log(vb)[0][0] for vb, at in found.positions.items())
+        assert len(found.map.nodes) == nodes
+
+
+def test_some_vbuckets() -> None:
+    with LocalCluster(nodes=2, vbuckets=8) as cluster:
+        auth = cluster.username, cluster.password
+        found = look_at(cluster.connection_string, "default", auth, OPTIONS, vbuckets=[6, 1])
+        assert list(found.positions) == [1, 6]
+        with pytest.raises(ConfigurationError, match="vbucket 8 does not exist"):
+            look_at(cluster.connection_string, "default", auth, OPTIONS, vbuckets=[8])
+
+
+def test_vbuckets_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that is asked too early has not got them yet; one that never has them is an error."""
+    with LocalCluster(nodes=2, vbuckets=8) as cluster:
+        auth = cluster.username, cluster.password
+        honest, naps = survey_module.survey, []
+
+        def without_3(found: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+            return {vb: at for vb, at in found.items() if vb != 3}
+
+        def late(login, wanted):  # type: ignore[no-untyped-def]
+            found = yield from honest(login, wanted)
+            return without_3(found) if len(naps) < 2 else found
+
+        monkeypatch.setattr(survey_module, "survey", late)
+        found = look_at(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
+        assert len(found.positions) == 8
+        assert naps == [0.5, 0.5]
+
+        def never(login, wanted):  # type: ignore[no-untyped-def]
+            return without_3((yield from honest(login, wanted)))
+
+        monkeypatch.setattr(survey_module, "survey", never)
+        with pytest.raises(ClusterMapError, match="no owner for 1 of 8 vbuckets"):
+            look_at(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_node_that_is_started_anew(comes_back: bool) -> None:
+    """It is waited for, but not for ever."""
+    with LocalCluster(nodes=2, vbuckets=8, seed=1) as cluster:
+        auth, clock = (cluster.username, cluster.password), FakeClock()
+        seeds = cluster.connection_string
+        began = clock()
+        cluster.kill(1)
+
+        def sleep(seconds: float) -> None:
+            clock.advance(seconds)
+            if comes_back and clock() == began + 20:
+                cluster.restart(1, same_ports=True)
+
+        def look_now() -> Look:
+            return look_at(seeds, "default", auth, OPTIONS, sizes=True, time=True, sleep=sleep, clock=clock)
+
+        if comes_back:
+            found = look_now()
+            assert found.positions.keys() == found.sizes.keys() == set(range(8))
+            assert found.time is not None
+            assert clock() == began + 20
+        else:
+            with pytest.raises(ConnectError) as caught:
+                look_now()
+            assert caught.value.node in cluster.kv_addresses
+            assert clock() == began + OPTIONS.recovery_timeout
+
+
+def test_two_nodes_that_both_have_a_vbucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old one goes on answering for a while: the map decides."""
+    with LocalCluster(nodes=2, vbuckets=2, seed=1) as cluster:
+        auth, honest = (cluster.username, cluster.password), survey_module.survey
+
+        def both(login, wanted):  # type: ignore[no-untyped-def]
+            own = yield from honest(login, wanted)
+            return dict.fromkeys(range(2), (99, 99)) | own
+
+        before = look_at(cluster.connection_string, "default", auth, OPTIONS).positions
+        monkeypatch.setattr(survey_module, "survey", both)
+        assert look_at(cluster.connection_string, "default", auth, OPTIONS).positions == before
+
+
+@pytest.mark.parametrize("error", [ReadTimeoutError("slow"), ConnectError("closed")])
+def test_no_time_for_statistics(monkeypatch: pytest.MonkeyPatch, error: CbframeError) -> None:
+    """Nothing but estimates is missing."""
+    with LocalCluster(nodes=1, vbuckets=2, seed=1) as cluster:
+        auth = cluster.username, cluster.password
+
+        def silent(login, vbuckets):  # type: ignore[no-untyped-def]
+            raise error
+            yield
+
+        monkeypatch.setattr(survey_module, "survey_sizes", silent)
+        found = look_at(cluster.connection_string, "default", auth, OPTIONS, sizes=True)
+        assert found.sizes == {0: UNKNOWN, 1: UNKNOWN}
+        assert len(found.positions) == 2
+
+
+def test_ends_that_were_reached() -> None:
+    """A plain mapping may lie ahead; what was reached and is not any more is read as far as it goes."""
+    ahead, reached = Ends({0: 10}), Ends(ReachedEnds({0: 10}))
+    for ends in (ahead, reached):
+        ends.begin([0])
+        assert ends.known
+        assert ends.of(0, {0: 12}) == 10
+    assert ahead.of(0, {0: 7}) == 10
+    assert reached.of(0, {0: 7}) == 7
+
+
+def test_the_time() -> None:
+    with LocalCluster(nodes=2, vbuckets=4) as cluster:
+        cluster.add_user("reader", "secret", access="dcp")
+        url, admin = cluster.connection_string, (cluster.username, cluster.password)
+        before = int(time.time())
+        found = look_at(url, "default", admin, OPTIONS, time=True).time
+        assert found is not None
+        assert before <= found <= time.time()
+        assert look_at(url, "default", admin, OPTIONS).time is None
+        # Who may not see statistics is not told.
+        assert look_at(url, "default", ("reader", "secret"), OPTIONS, time=True).time is None

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cbframe.dcp import plan
+from cbframe.dcp import messages
 from cbframe.dcp.receiver import Receipt
-from cbframe.dcp.records import VBucketPhase
+from cbframe.dcp.stats import VBucketPhase
 from cbframe.errors import AuthFailError
 from cbframe.local import LocalCluster
 from cbframe.testing import RecordingReceiver
@@ -107,9 +107,9 @@ def test_seqnos_are_asked_for() -> None:
             told = threading.Event()
             handle = source._coordinator.handle
 
-            def spy(event: plan.Event, now: float) -> list[plan.Instruction]:
+            def spy(event: messages.Event, now: float) -> list[messages.Instruction]:
                 instructions = handle(event, now)
-                if isinstance(event, plan.NodeSampled):
+                if isinstance(event, messages.NodeSampled):
                     told.set()
                 return instructions
 

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
 from cbframe.cluster.connection_string import HostPort
-from cbframe.dcp.look import Look
 from cbframe.dcp.positions import Position
-from cbframe.dcp.survey import Size
+from cbframe.dcp.survey import Look, Size
 from cbframe.scan.partition import shares
 
 NOTHING = Size(None, None)

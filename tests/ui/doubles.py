@@ -6,9 +6,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cbframe.dcp.records import VBucketPhase, VBucketTable, Window
-from cbframe.dcp.source import Problem
-from cbframe.dcp.stats import BucketDataSourceStats, ClusterCounters, NodeStats
+from cbframe.dcp.stats import (
+    BucketDataSourceStats,
+    ClusterCounters,
+    NodeStats,
+    Problem,
+    VBucketPhase,
+    VBucketTable,
+    Window,
+)
 from cbframe.dcp.streams import VBucketState
 from cbframe.testing import FakeClock
 
@@ -21,7 +27,7 @@ class Source:
     nodes
         Counters by address.
     phase, owner, seqno, high, vbuuid
-        As of a :class:`~cbframe.dcp.records.VBucketTable`.
+        As of a :class:`~cbframe.dcp.stats.VBucketTable`.
     """
 
     def __init__(self, clock: FakeClock, *, vbuckets: int = 8, nodes: int = 2, bounded: bool = False) -> None:
@@ -42,7 +48,7 @@ class Source:
     def receive(self, documents: int, nbytes: int = 0, node: int = 0) -> None:
         """Some more documents of a node."""
         stats = list(self.nodes.values())[node]
-        stats.tot_upr_data_change_mutation += documents
+        stats.mutations += documents
         stats.bytes_received += nbytes
 
     def trouble(self, message: str, hint: str | None = None, node: str | None = None) -> None:
@@ -88,7 +94,7 @@ class Plain:
         self.states = states
 
     def stats(self) -> BucketDataSourceStats:
-        return BucketDataSourceStats([], {"n0:11210": NodeStats(tot_upr_data_change_mutation=7)})
+        return BucketDataSourceStats([], {"n0:11210": NodeStats(mutations=7)})
 
     def vbucket_states(self) -> dict[int, VBucketState]:
         return self.states

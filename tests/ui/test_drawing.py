@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from cbframe.dcp.records import VBucketPhase
+from cbframe.dcp.stats import VBucketPhase
 from cbframe.testing import FakeClock
 from cbframe.ui.drawing import (
     CELLS,

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from cbframe.dcp.records import VBucketPhase
+from cbframe.dcp.stats import VBucketPhase
 from cbframe.dcp.streams import VBucketState
 from cbframe.errors import ConfigurationError
 from cbframe.testing import FakeClock
@@ -220,7 +220,7 @@ def test_reconnects_rollbacks_and_windows(clock: FakeClock) -> None:
     source = Source(clock)
     first, second = source.nodes.values()
     first.tot_worker_connect_ok, first.errors = 3, 2
-    second.tot_upr_stream_req_res_rollback_start = 4
+    second.rollbacks = 4
     source.held["n1:11210"] = 750
     model = StatsModel(source, clock=clock)
     model.sample()

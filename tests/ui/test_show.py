@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cbframe.dcp.records import VBucketPhase
+from cbframe.dcp.stats import VBucketPhase
 from cbframe.errors import ConfigurationError
 from cbframe.testing import FakeClock
 from cbframe.ui import show

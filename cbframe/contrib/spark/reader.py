@@ -29,7 +29,7 @@ from cbframe.contrib.spark.options import (
     pushed,
     scan_of,
 )
-from cbframe.dcp.look import Look
+from cbframe.dcp.survey import Look
 from cbframe.errors import ConfigurationError
 from cbframe.json.typer import OURS
 from cbframe.public import public

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from cbframe.dcp.requests import TURNS
-from cbframe.dcp.timers import Timeouts, Waits, vbucket_ranges
+from cbframe.dcp.timers import Waits, vbucket_ranges
 from cbframe.errors import ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 
-LIMITS = Timeouts(connect=10, silence=240, request=60, ping=30)
+LIMITS = BucketDataSourceOptions(
+    connect_timeout=10, noop_interval_secs=120, stream_request_timeout=60, ping_timeout_ms=30_000
+)
 
 
 def test_each_turn_of_a_handshake_has_its_time() -> None:
@@ -31,7 +34,7 @@ def test_each_turn_of_a_handshake_has_its_time() -> None:
 def test_a_handshake_ends_however_slowly_it_goes_on() -> None:
     """A node that answers a request every 9 s makes progress, and must not hold anybody for ever."""
     waits = Waits(LIMITS, 0)
-    last = TURNS * LIMITS.connect
+    last = TURNS * LIMITS.connect_timeout
     for answers, now in enumerate(range(0, int(last), 9)):
         waits.check(now, ready=False, unanswered=5, answers=answers)
         assert waits.left(now, ready=False, unanswered=5) == min(10, last - now)
@@ -79,13 +82,13 @@ def test_no_stream_request_is_waited_for() -> None:
 
 def test_streams_that_get_nothing() -> None:
     """From the last message, or from when the node could not or had nothing to send."""
-    waits = Waits(replace(LIMITS, idle=50), 0)
+    waits = Waits(replace(LIMITS, seq_end={}, idle_timeout=50), 0)
     warnings: list[tuple[float, str]] = []
 
     def look(now: float, messages: int, *, waiting: bool = True, owing: tuple[int, ...] = (4,)) -> None:
         waits.heard(now)
         waits.progress(now, messages, waiting=waiting)
-        if waits.wants_look(now) and (warning := waits.looked(now, owing)):
+        if waits.owed_is_due(now) and (warning := waits.owed(now, owing)):
             warnings.append((now, warning))
         waits.check(now, ready=True, unanswered=0, answers=0)
 
@@ -107,10 +110,18 @@ def test_streams_that_get_nothing() -> None:
         look(140, 1)
 
 
-def test_only_bounded_sources_end_for_it() -> None:
-    assert Timeouts.of(BucketDataSourceOptions(seq_end="now")).idle == 300
-    assert Timeouts.of(BucketDataSourceOptions(seq_end={0: 1}, idle_timeout=7)).idle == 7
-    assert Timeouts.of(BucketDataSourceOptions(idle_timeout=7)).idle is None
+@pytest.mark.parametrize(
+    ("seq_end", "idle", "ends_at"), [("now", 300.0, 300), ({0: 1}, 7, 7), (None, 7, None)]
+)
+def test_only_bounded_sources_end_for_it(seq_end: Any, idle: float, ends_at: float | None) -> None:
+    waits = Waits(replace(LIMITS, noop_interval_secs=1e6, seq_end=seq_end, idle_timeout=idle), 0)
+    waits.progress(0, 0, waiting=True)
+    waits.check(299 if ends_at is None else ends_at - 1, ready=True, unanswered=0, answers=0)
+    if ends_at is None:
+        waits.check(1e5, ready=True, unanswered=0, answers=0)
+        return
+    with pytest.raises(ReadTimeoutError, match=f"sent nothing for {ends_at} s"):
+        waits.check(ends_at, ready=True, unanswered=0, answers=0)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,19 @@
-"""What the coordinator's events mean when they are bad: an error, and whether it is permanent."""
+"""What the coordinator gets (events), what it has done (instructions), and the errors of bad events.
+
+Plain values: all that the threads of a data source say to each other can be logged, and made up in tests.
+`node` is the name of a connection everywhere: ``host:port``, or ``host:port#2`` of a second one to the same
+node.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.collections_manifest import CollectionsManifest
-from cbframe.dcp.plan import StreamEnded, StreamRefused, StreamRolledBack, address_of
+from cbframe.dcp.positions import Position
 from cbframe.errors import (
     ROLES_HINT,
     AccessError,
@@ -22,10 +29,192 @@ from cbframe.system import shortage
 from cbframe.wire.constants import Status, StreamEndReason
 from cbframe.wire.messages import StreamFilter
 
+UPDATE_SECURITY_SETTINGS = "UpdateSecuritySettings"
+"""Reason of a :class:`Kicked` after which all connections are made again."""
 _FINAL = (Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE, Status.EINVAL)
 """Refusals that the next attempt would meet again."""
 _MOST_NAMES = 8
 """Collections that an error names at most."""
+
+
+def connections_to(address: str, count: int) -> tuple[str, ...]:
+    """Names of the connections to a node: ``host:port``, ``host:port#2``…"""
+    return (address, *(f"{address}#{number}" for number in range(2, count + 1)))
+
+
+def address_of(connection: str) -> str:
+    """``host:port`` of the node that a connection leads to."""
+    return connection.partition("#")[0]
+
+
+# -- events
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The source was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapFetched:
+    """A cluster map arrived, asked for or `pushed`."""
+
+    map: ClusterMap
+    pushed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MapFailed:
+    """A full pass over all seeds failed."""
+
+    error: CbframeError
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReady:
+    """A connection is open; its node's active vbuckets have these high seqnos."""
+
+    node: str
+    seqnos: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSampled:
+    """A node reported its high seqnos again."""
+
+    node: str
+    seqnos: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDown:
+    """A connection ended. `progressed`: something useful came over it."""
+
+    node: str
+    error: CbframeError
+    progressed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """A stream is over; `reason` is a :class:`StreamEndReason`. `progressed`: something came over it."""
+
+    node: str
+    vbucket: int
+    reason: int
+    position: Position
+    progressed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRefused:
+    """A stream request was answered with an error status."""
+
+    node: str
+    vbucket: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRolledBack:
+    """The receiver took a vbucket back and it has to be asked for again."""
+
+    node: str
+    vbucket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kicked:
+    """There is a reason to fetch the cluster map."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event: TypeAlias = (
+    Started
+    | MapFetched
+    | MapFailed
+    | NodeReady
+    | NodeSampled
+    | NodeDown
+    | StreamEnded
+    | StreamRefused
+    | StreamRolledBack
+    | Kicked
+    | Tick
+)
+
+
+# -- instructions
+
+
+@dataclass(frozen=True, slots=True)
+class FetchMap:
+    """Ask the cluster for its map, over all seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartNode:
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopNode:
+    """End the connection to a node, and say why; `NodeDown` follows."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SampleNode:
+    """Ask a connected node for its high seqnos."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStreams:
+    """Request streams of a connected node: pairs of vbucket and end seqno.
+
+    Where there is an end, `NodeSampled` follows: it shows whether the server will ever get there.
+    """
+
+    node: str
+    streams: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseStreams:
+    """Close streams of a connected node; `StreamEnded` follows for each."""
+
+    node: str
+    vbuckets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """All vbuckets are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The source cannot go on."""
+
+    error: CbframeError
+
+
+Instruction: TypeAlias = (
+    FetchMap | StartNode | StopNode | SampleNode | OpenStreams | CloseStreams | Finish | Fail
+)
+
+
+# -- the errors of bad events
 
 
 def unexpected(exc: Exception, where: str, kind: type[CbframeError] = CbframeError) -> CbframeError:
@@ -106,8 +295,8 @@ def with_addresses(error: CbframeError, found: ClusterMap) -> CbframeError:
     return error
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def ended(event: StreamEnded) -> CbframeError | None:
@@ -143,7 +332,7 @@ def access_hint(wanted: StreamFilter, seen: CollectionsManifest | None) -> str:
     names = sorted(map(str, seen.collections_of(None).values())) if seen is not None else []
     if seen is None or not names:
         return ROLES_HINT
-    visible = f"the user sees {_listed(names)}"
+    visible = f"the user sees {_some(names, _MOST_NAMES)}"
     if wanted.collections is not None:
         return f"{visible}, and may not stream all of these: name fewer; to read more, {ROLES_HINT}"
     scope = next((name for name, number in seen.scopes.items() if number == wanted.scope), None)
@@ -151,11 +340,6 @@ def access_hint(wanted: StreamFilter, seen: CollectionsManifest | None) -> str:
     give = f"collections={inside}" if len(inside) <= _MOST_NAMES else "some of these as collections=[...]"
     every = 'collections="visible" for all that the user sees'
     return f"{visible}: give {give}, or {every}; to read more, {ROLES_HINT}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def rolled_back(event: StreamRolledBack, times: int) -> StreamError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cbframe.cluster.collections_manifest import CollectionName, CollectionsManifest
-from cbframe.dcp.verdicts import access_hint
+from cbframe.dcp.messages import access_hint
 from cbframe.errors import ROLES_HINT
 from cbframe.wire.messages import StreamFilter
 

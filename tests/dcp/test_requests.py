@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cbframe.dcp.handshake import fetch_config, fetch_manifest
-from cbframe.dcp.requests import TURNS, ask
+from cbframe.dcp.requests import TURNS
 from cbframe.dcp.survey import survey_time
 from cbframe.dcp.transport import Waker
 from cbframe.errors import ReadTimeoutError
@@ -16,7 +16,7 @@ from cbframe.testing import FakeClock, ScriptedTransport
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame, response
 
-from .server import LOGIN, good_answer
+from .server import LOGIN, ask, good_answer
 
 NODE = "a:11210"
 TIMEOUT = 7.0

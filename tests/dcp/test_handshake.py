@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cbframe.dcp.connection import DcpConnection, Opened
-from cbframe.dcp.controls import CONTROLS, DcpSettings, connection_name
+from cbframe.dcp.handshake import CONTROLS, connection_name, upr_open
 from cbframe.errors import CbframeError, ConfigurationError, ServerError
 from cbframe.local.release import missing_need
 from cbframe.options import BucketDataSourceOptions
@@ -46,9 +46,9 @@ NEEDED = {"enable_noop", "set_noop_interval", "connection_buffer_size", "change_
 Refused = Mapping[tuple[str, str], int]
 
 
-def shake_hands(settings: DcpSettings, refused: Refused) -> tuple[DcpConnection, list[Frame]]:
+def shake_hands(options: BucketDataSourceOptions, refused: Refused) -> tuple[DcpConnection, list[Frame]]:
     """A connection, and what it asked, with a node that refuses these controls with these statuses."""
-    connection = DcpConnection(LOGIN, settings)
+    connection = DcpConnection(LOGIN, options)
 
     def answer(asked: Frame) -> Frame:
         status = refused.get((asked.key.decode(), asked.value.decode())) if is_control(asked) else None
@@ -110,15 +110,8 @@ def test_deletions_are_skipped_where_the_node_can(wish: bool, granted: tuple[int
     assert bool(opened.flags & 0x200) == (wish and len(granted) == 2)
 
 
-@pytest.mark.parametrize("takes", [False, True])
-@pytest.mark.parametrize("wish", [False, True, "force"])
-def test_only_who_takes_compressed_values_asks_for_them(takes: bool, wish: Any) -> None:
-    options = BucketDataSourceOptions(compression=wish)
-    assert DcpSettings.of(options, "n", takes_compressed=takes).compression == (wish if takes else False)
-
-
 def test_no_window_and_other_intervals() -> None:
-    _, asked = shake_hands(replace(SETTINGS, buffer_size=0, noop_interval=0.5), {})
+    _, asked = shake_hands(replace(SETTINGS, feed_buffer_size_bytes=0, noop_interval_secs=0.5), {})
     found = dict(controls(asked))
     assert found["set_noop_interval"] == "0.5"
     assert "connection_buffer_size" not in found
@@ -284,31 +277,6 @@ def test_a_numbered_stream_is_closed_by_its_number() -> None:
 # --- options
 
 
-def test_every_setting_comes_from_an_option() -> None:
-    options = BucketDataSourceOptions(
-        include_xattrs=True,
-        compression="force",
-        no_value=True,
-        feed_buffer_size_bytes=4321,
-        noop_interval_secs=21,
-        priority="low",
-        backfill_order="sequential",
-        out_of_order=True,
-        change_streams=True,
-        skip_first_deletions=True,
-        flatbuffers_system_events=False,
-        stream_id=9,
-        ask_time=True,
-        collections=(8,),
-    )
-    made = DcpSettings.of(options, "name", takes_compressed=True)
-    expected = ("name", True, True, 4321, 21, "force", "low", "sequential", True, True, True)
-    assert made == DcpSettings(*expected, False, 9, True, (8,))
-    plain = DcpSettings.of(BucketDataSourceOptions(), "name")
-    same = [field.name for field in fields(made) if getattr(made, field.name) == getattr(plain, field.name)]
-    assert same == ["name"]
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -338,8 +306,11 @@ def test_names_of_connections() -> None:
     assert len(name) == 200
     assert name != connection_name(longest.name)
     for options in (longest, BucketDataSourceOptions(name="Kafka connect #1 (travel|eu)~")):
-        assert DcpSettings.of(options, connection_name(options.name)).name.startswith(options.name)
+        connection = DcpConnection(LOGIN, options, connection_name(options.name))
+        turns = server.shake_hands(connection)
+        opened = [m for m in (parse_request(f) for asked in turns for f in asked) if isinstance(m, DcpOpen)]
+        assert opened[0].name.startswith(options.name)
     for wrong in ("", "n" * 201, "{", "}", "ü", "\0"):
         with pytest.raises(ConfigurationError, match="name of a DCP connection") as caught:
-            DcpSettings.of(BucketDataSourceOptions(), wrong)
+            upr_open(None, wrong)  # type: ignore[arg-type]
         assert caught.value.hint
