@@ -4,7 +4,7 @@ How it works
 ------------
 ::
 
-    LocalCluster ── Engine ─┬─ LocalBucket: CollectionsManifest, VBucket × n, the map    one lock
+    LocalCluster ── Engine ─┬─ LocalBucket: LocalManifest, VBucket × n, the map    one lock
                             ├─ Credentials
                             ├─ ClusterConfig: what REST and data nodes say of the cluster
                             └─ LocalNode × n ── Loop (a thread) ─┬─ RestConnection × n
@@ -27,7 +27,7 @@ write calls ``LocalBucket.written`` under the lock, which wakes the loops that h
 A verb never waits for a loop while it holds the lock (:meth:`Engine._on_all`), because that loop may wait
 for it.
 
-**A DCP stream**, from its request (:mod:`~cbframe.local.stream`):
+**A DCP stream**, from its request (:mod:`~cbframe.local.dcp`):
 
 =====================  =========================  ====================================================
 state                  what it sends next         goes on when

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from cbframe.errors import ProtocolError
-from cbframe.local.bucket import CollectionsManifest
+from cbframe.local.bucket import LocalManifest
 from cbframe.wire.constants import Status
 from cbframe.wire.sasl import SCRAM_HASHES, ScramKeys, parse_attributes, verify_proof
 
@@ -44,7 +44,7 @@ class User:
     def status(
         self,
         access: str,
-        manifest: CollectionsManifest,
+        manifest: LocalManifest,
         scope: int | None = None,
         collection: int | None = None,
     ) -> Status:
@@ -67,7 +67,7 @@ class User:
             return Status.EACCESS if seen else Status.UNKNOWN_SCOPE
         return Status.EACCESS if seen else Status.UNKNOWN_COLLECTION
 
-    def sees(self, manifest: CollectionsManifest, scope: int, collection: int | None) -> bool:
+    def sees(self, manifest: LocalManifest, scope: int, collection: int | None) -> bool:
         """Whether a scope or collection exists for the user."""
         return self.status("data", manifest, scope, collection) in {Status.SUCCESS, Status.EACCESS}
 

@@ -477,7 +477,7 @@ class Scope:
     collections: dict[str, int] = field(default_factory=dict)
 
 
-class CollectionsManifest:
+class LocalManifest:
     """Names and ids; the owner holds the bucket's lock around every call."""
 
     def __init__(self, *, history: bool = False) -> None:
@@ -675,7 +675,7 @@ class LocalBucket:
             [members[(vb * count // vbuckets + copy) % count] for copy in range(1 + self._replicas)]
             for vb in range(vbuckets)
         ]
-        self.manifest = CollectionsManifest(history=self.history)
+        self.manifest = LocalManifest(history=self.history)
         self.rev += 1
 
     # ------------------------------------------------------------------ documents

@@ -15,9 +15,9 @@ from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.local.auth import ACCESS, Credentials, User
 from cbframe.local.bucket import (
     FLAGS_JSON,
-    CollectionsManifest,
     Event,
     LocalBucket,
+    LocalManifest,
     UnknownCollectionError,
     UnknownScopeError,
     Value,
@@ -336,7 +336,7 @@ class Engine:
         """Give a collection another highest expiry."""
         self._change_manifest(lambda manifest: [manifest.modify_collection(scope, name, max_ttl)])
 
-    def _change_manifest(self, change: Callable[[CollectionsManifest], list[Event]]) -> None:
+    def _change_manifest(self, change: Callable[[LocalManifest], list[Event]]) -> None:
         with self.bucket.lock:
             try:
                 self.bucket.record(change(self.bucket.manifest))

@@ -37,7 +37,7 @@ def hears_while_busy() -> bool:
     return "kernel subshells" in getattr(kernel, "kernel_info", {}).get("supported_features", ())
 
 
-class Output:
+class CellOutput:
     """Something in the output of the present cell, which can be changed later."""
 
     def __init__(self, bundle: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ class StatsView:
         self._every = every
         self._panel: StatsPanel | None = None
         self._ticker: Ticker | None = None
-        self._output: Output | None = None
+        self._output: CellOutput | None = None
         self._live = True
         self.model.sample()
 
@@ -169,7 +169,7 @@ class StatsView:
 
                 self._panel = StatsPanel(self.model, self._acted)
         self._live = live
-        self._output = Output(self.bundle())
+        self._output = CellOutput(self.bundle())
         if live:
             self.watch()
 

@@ -13,7 +13,7 @@ from cbframe import VBucketOffset
 from cbframe.dcp.positions import MOST_ENDS, Position, Track, VBucketMetaData, thinned, u64_of
 from cbframe.dcp.streams import request_from
 from cbframe.errors import ConfigurationError
-from cbframe.local.stream import rollback_point
+from cbframe.local.dcp import rollback_point
 from cbframe.wire.constants import MAX_SEQNO
 from cbframe.wire.messages import FailoverEntry
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from cbframe.local.bucket import CollectionsManifest
-from cbframe.local.stream import Filter, check_range, effective_end, parse_filter, rollback_point
+from cbframe.local.bucket import LocalManifest
+from cbframe.local.dcp import Filter, check_range, effective_end, parse_filter, rollback_point
 from cbframe.wire.constants import MAX_SEQNO, Status, StreamFlag
 from cbframe.wire.messages import FailoverEntry, StreamRequest
 
@@ -79,7 +79,7 @@ def test_start_at_end_is_in_range() -> None:
     ],
 )
 def test_filters_as_the_real_node_answers(value: bytes, result: Filter | Status) -> None:
-    manifest = CollectionsManifest()
+    manifest = LocalManifest()
     manifest.create_scope("inventory")
     assert parse_filter(value, manifest) == result
 

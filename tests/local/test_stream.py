@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cbframe.local import LocalCluster, producer
+from cbframe.local import LocalCluster, dcp
 from cbframe.wire.constants import (
     MAX_SEQNO,
     Feature,
@@ -143,7 +143,7 @@ def test_backfills_of_one_vbucket_come_one_after_another(unsorted: LocalCluster)
 
 
 def test_a_backfill_that_is_closed_makes_way(unsorted: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(producer, "_BEFORE_BACKFILL", 60.0)
+    monkeypatch.setattr(dcp, "_BEFORE_BACKFILL", 60.0)
     with Client(unsorted).login().open(enable_stream_id="true") as client:
         ask(client, 7, 3, 5)
         take(client, 3)

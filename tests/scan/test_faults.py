@@ -20,8 +20,8 @@ from cbframe import (
     read_bucket,
     scan_bucket,
 )
+from cbframe.local.dcp import Producer
 from cbframe.local.node import LocalNode
-from cbframe.local.producer import Producer
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import BufferAck, StreamRequest, vbucket_of
 

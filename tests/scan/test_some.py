@@ -8,8 +8,8 @@ import pytest
 
 from cbframe import ConfigurationError, LocalCluster, read_bucket, scan_bucket
 from cbframe.arrow.batcher import DeferringBatchReceiver
+from cbframe.local.dcp import Producer
 from cbframe.local.kv.connection import KvConnection
-from cbframe.local.producer import Producer
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import StreamRequest
 

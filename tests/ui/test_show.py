@@ -46,7 +46,7 @@ class Outputs:
 def outputs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Outputs]]:
     """As in a notebook; what was displayed. No thread may be left."""
     Outputs.made = []
-    monkeypatch.setattr(show, "Output", Outputs)
+    monkeypatch.setattr(show, "CellOutput", Outputs)
     monkeypatch.setattr(show, "in_notebook", lambda: True)
     yield Outputs.made
     assert not [thread for thread in threading.enumerate() if thread.name == "cbframe-ticker"]

@@ -47,7 +47,7 @@ class Form:
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> list[Outputs]:
     Outputs.made = []
-    monkeypatch.setattr(show, "Output", Outputs)
+    monkeypatch.setattr(show, "CellOutput", Outputs)
     monkeypatch.setattr(progress, "in_notebook", lambda: True)
     return Outputs.made
 

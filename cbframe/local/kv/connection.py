@@ -2,7 +2,7 @@
 
 :data:`HANDLERS` says what answers a request; operations on documents are the node's
 :class:`~cbframe.local.kv.documents.DocumentService`. From DCP_OPEN on the connection has a
-:class:`~cbframe.local.producer.Producer`, which fills what the channel sends.
+:class:`~cbframe.local.dcp.Producer`, which fills what the channel sends.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from cbframe.errors import ProtocolError
 from cbframe.local.auth import MECHANISMS, NOBODY, Credentials, SaslServer, User
 from cbframe.local.bucket import LocalBucket, UnknownCollectionError, UnknownScopeError, json_datatype
 from cbframe.local.cluster_manager import ClusterConfig
+from cbframe.local.dcp import Producer, open_error, value_error
 from cbframe.local.items import deflate, inflate
 from cbframe.local.kv.documents import DocumentService, FrameInfo, parse_frame_info
 from cbframe.local.kv.stats import stats
 from cbframe.local.loop import AnySocket, Channel, Loop
-from cbframe.local.producer import Producer, open_error, value_error
 from cbframe.local.release import GRANTED, error_map, granted_in_8, missing_need
 from cbframe.wire.constants import (
     MAX_KEY_LENGTH,
