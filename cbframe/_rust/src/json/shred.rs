@@ -24,10 +24,6 @@ pub struct Cell {
 }
 
 impl Cell {
-    fn span(kind: Kind, row: u32, from: usize, to: usize) -> Cell {
-        Cell { content: from as u64 | ((to - from) as u64) << 32, row, kind }
-    }
-
     /// About how many bytes its text has.
     #[inline(always)]
     pub fn room(&self) -> usize {
@@ -43,6 +39,12 @@ impl Cell {
         let from = self.content as u32 as usize;
         (from, from + (self.content >> 32) as usize)
     }
+}
+
+/// What the cell of a text holds.
+#[inline(always)]
+fn span(from: usize, to: usize) -> u64 {
+    from as u64 | ((to - from) as u64) << 32
 }
 
 /// Where a name is: start, end, and whether it has escapes.
@@ -360,7 +362,8 @@ impl Shredder {
                     let end = text.skip(at, depth)?;
                     if id == ROOT && self.keeps_rest {
                         let name = Name(name as u32, name_end as u32, text.slice(name, name_end).contains(&b'\\'));
-                        self.rest.push((row, name, Cell::span(Kind::Object, row, at, end)));
+                        let cell = Cell { content: span(at, end), row, kind: Kind::Object };
+                        self.rest.push((row, name, cell));
                     }
                     end
                 }
@@ -469,53 +472,40 @@ impl Shredder {
 
     #[inline(always)]
     fn value(&mut self, text: Text, at: usize, id: usize, row: u32, depth: u32) -> Result<usize> {
-        let (cell, end) = match text.byte(at) {
+        // Its parts, not a cell: one that is put together in memory and copied from there makes the processor wait.
+        let (kind, content, end) = match text.byte(at) {
             b'"' => {
                 let (end, escapes) = text.string(at + 1)?;
-                let kind = if escapes { Kind::Escaped } else { Kind::Str };
-                (Cell::span(kind, row, at + 1, end), end + 1)
+                (if escapes { Kind::Escaped } else { Kind::Str }, span(at + 1, end), end + 1)
             }
             b'-' | b'0'..=b'9' => {
                 let (kind, number, end) = text.number(at)?;
-                match kind {
-                    Kind::Int => (Cell { content: number as u64, row, kind }, end),
-                    _ => (Cell::span(kind, row, at, end), end),
-                }
+                (kind, if kind == Kind::Int { number as u64 } else { span(at, end) }, end)
             }
-            first @ (b't' | b'f') => {
-                let end = text.literal(at)?;
-                (Cell { content: (first == b't') as u64, row, kind: Kind::Bool }, end)
-            }
-            b'n' => (Cell { content: 0, row, kind: Kind::Null }, text.literal(at)?),
+            first @ (b't' | b'f') => (Kind::Bool, (first == b't') as u64, text.literal(at)?),
+            b'n' => (Kind::Null, 0, text.literal(at)?),
             b'{' => {
                 self.take_back_if_there(id as u32, row);
                 let end = self.inside(text, at, id, row, depth);
                 self.nodes[id].broken |= end.is_err();
-                (Cell::span(Kind::Object, row, at, end?), end?)
+                (Kind::Object, span(at, end?), end?)
             }
             b'[' => {
                 self.take_back_if_there(id as u32, row);
                 let end = self.list(text, at, id, depth);
                 self.nodes[id].broken |= end.is_err();
-                (Cell::span(Kind::Array, row, at, end?), end?)
+                (Kind::Array, span(at, end?), end?)
             }
             _ => return Err(Fault::Invalid),
         };
-        let node = &mut self.nodes[id];
-        node.kinds.add(cell.kind);
-        if node.cells.last().is_some_and(|cell| cell.row == row) {
-            self.replace(id, cell);
-        } else {
-            node.cells.push(cell);
+        if self.nodes[id].cells.last().is_some_and(|cell| cell.row == row) {
+            // The name came before in the same object.
+            self.take_back(id, row);
         }
+        let node = &mut self.nodes[id];
+        node.kinds.add(kind);
+        node.cells.push(Cell { content, row, kind });
         Ok(end)
-    }
-
-    /// The value of a name that came before in the same object.
-    #[cold]
-    fn replace(&mut self, id: usize, cell: Cell) {
-        self.take_back(id, cell.row);
-        self.nodes[id].cells.push(cell);
     }
 
     /// The members of an object; where it ends.
@@ -654,6 +644,7 @@ impl Shredder {
     }
 
     /// Take back the cells of a row and the rows after it, and what is inside of them.
+    #[cold]
     fn take_back(&mut self, id: usize, row: u32) {
         let node = &mut self.nodes[id];
         let mut filled = std::mem::take(&mut node.broken);
