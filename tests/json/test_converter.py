@@ -199,6 +199,36 @@ def check_with_core(
             assert rows_of(other, place) == rows_of(one, place)
 
 
+def check_blocks(values: list[bytes], limit: int) -> None:
+    """The same of large batches, each of several blocks."""
+    padded = [value + b" " * 6000 for value in values * (80 // len(values))]
+    facts = oracle.merged(oracle.Facts.of(each) for each in map(oracle.read, values) if each is not None)
+    columns = [(name.encode(), layout_of(each)) for name, each in oracle.columns(facts, limit).items()]
+    one, other = converter.CompiledConverter(limit), reference.Converter(limit)
+    # The columns of the second batch are those of the first, and so are built block by block; others are not.
+    for each in (columns, columns, columns[1:], [(name, ("json", 0, None)) for name, _ in columns]):
+        assert shred(one, padded) == shred(other, padded)
+        found = one.facts().to_dict()
+        assert other.facts().to_dict() == found
+        try:
+            wanted = other.build(each)
+        except ValueError:
+            with pytest.raises(ValueError, match="cannot hold"):
+                one.build(each)
+        else:
+            for _ in range(2):
+                arrays = one.build(each)
+                assert [array.type for array in arrays] == [array.type for array in wanted]
+                assert [exactly(array.to_pylist()) for array in arrays] == [
+                    exactly(array.to_pylist()) for array in wanted
+                ]
+                for array in arrays:
+                    array.validate(full=True)
+        assert one.rest().equals(other.rest())
+        for place in places_of(found):
+            assert rows_of(other, place) == rows_of(one, place)
+
+
 def check_merging(batches: list[list[bytes]], limit: int) -> None:
     """Facts of batches are those of all documents, in any order, of either core, and however often stored."""
     kinds: list[Any] = [reference.Converter]
@@ -258,6 +288,17 @@ def test_as_the_core(examples: int) -> None:
     @given(batches, st.none() | configurations, limits, st.booleans(), some)
     def holds(values: Any, known: Any, limit: int, rest: bool, some: Any) -> None:
         check_with_core(values, known, limit, rest, some)
+
+    holds()
+
+
+@needs_core
+@both(500)
+def test_blocks_as_the_core(examples: int) -> None:
+    @settings(deadline=None, max_examples=examples // 5)
+    @given(batches.filter(bool), st.sampled_from([2, 1000]))
+    def holds(values: list[bytes], limit: int) -> None:
+        check_blocks(values[:40], limit)
 
     holds()
 

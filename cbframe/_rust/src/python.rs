@@ -3,9 +3,10 @@
 use crate::caught;
 use crate::documents::{copy, newest, Spans};
 use crate::frames::{Block, FrameDecoder, Wrong};
-use crate::json::build::{rest, Array, Buffer, Builder, Layout, Type};
-use crate::json::facts::{Facts, Looker, Place, KINDS};
-use crate::json::shred::{Inside, Reason, Shredder, ROOT};
+use crate::json::blocks::{Batch, Columns};
+use crate::json::build::{rest, Array, Buffer, Layout, Type};
+use crate::json::facts::{Facts, Place, KINDS};
+use crate::json::shred::{Inside, Shredder, ROOT};
 use crate::json::token::Text;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyRuntimeError, PyValueError};
@@ -94,9 +95,31 @@ fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> PyResul
 
 struct Lending {
     data: Lent<u8>,
-    rows: usize,
+    offsets: Lent<i32>,
     vbuckets: Lent<u16>,
     seqnos: Lent<u64>,
+    verdicts: Vec<u8>,
+    /// Of all documents, if they were read block by block, and the columns, until they are asked for.
+    facts: Option<Facts>,
+    columns: Option<Vec<Array>>,
+}
+
+impl Lending {
+    fn batch(&self) -> Batch<'_> {
+        Batch {
+            all: self.data.slice(),
+            bounds: self.offsets.slice(),
+            vbuckets: self.vbuckets.slice(),
+            seqnos: self.seqnos.slice(),
+        }
+    }
+
+    /// Have the cells of all documents.
+    fn read(&mut self, shredder: &mut Shredder) {
+        let mut verdicts = std::mem::take(&mut self.verdicts);
+        self.batch().read(shredder, 0..verdicts.len(), &mut verdicts);
+        (self.verdicts, self.facts) = (verdicts, None);
+    }
 }
 
 /// Documents to columns; for one thread at a time.
@@ -104,6 +127,9 @@ struct Lending {
 struct Converter {
     shredder: Shredder,
     batch: Option<Lending>,
+    /// What was built of the batch before, and whether it is worth it to build that block by block.
+    expected: Columns,
+    by_blocks: bool,
 }
 
 #[pymethods]
@@ -117,7 +143,7 @@ impl Converter {
             configure(&mut shredder, ROOT, &known)?;
         }
         shredder.remember();
-        Ok(Converter { shredder, batch: None })
+        Ok(Converter { shredder, batch: None, expected: Vec::new(), by_blocks: true })
     }
 
     /// Take in a batch, and forget the one before.
@@ -148,27 +174,33 @@ impl Converter {
         if !sound {
             return Err(PyValueError::new_err("the parts of a batch do not belong together"));
         }
-        let mut verdicts = reasons.slice().to_vec();
-        let shredder = &mut self.shredder;
-        let all = data.slice();
+        let verdicts = reasons.slice().to_vec();
+        let mut batch = Lending { data, offsets, vbuckets, seqnos, verdicts, facts: None, columns: None };
+        let (shredder, expected, worth_it) = (&mut self.shredder, &self.expected, &mut self.by_blocks);
         detached(py, || {
-            for (row, reason) in verdicts.iter_mut().enumerate() {
-                if *reason == Reason::Good as u8 {
-                    let (from, to) = (bounds[row] as usize, bounds[row + 1] as usize);
-                    *reason = shredder.document(all, from, to, row as u32) as u8;
-                }
+            let mut verdicts = std::mem::take(&mut batch.verdicts);
+            let parts = batch.batch();
+            let by_blocks = *worth_it && !expected.is_empty() && !shredder.keeps_rest && parts.is_large();
+            let found = by_blocks.then(|| parts.by_blocks(shredder, &mut verdicts, expected, worth_it)).flatten();
+            batch.verdicts = verdicts;
+            match found {
+                Some((facts, columns)) => (batch.facts, batch.columns) = (Some(facts), Some(columns)),
+                None => batch.read(shredder),
             }
-            shredder.settle(Text::new(all, all.len()), ROOT, 0);
         })?;
-        self.batch = Some(Lending { data, rows, vbuckets, seqnos });
+        let verdicts = batch.verdicts.clone();
+        self.batch = Some(batch);
         Ok(Bytes(Buffer::Bytes(verdicts)))
     }
 
     /// What the batch's documents have in common; to be asked for before columns are built.
     fn facts(&self, py: Python<'_>) -> PyResult<ColumnFacts> {
-        let batch = self.batch.as_ref().ok_or_else(nothing)?;
-        let (data, vbuckets, seqnos) = (batch.data.slice(), batch.vbuckets.slice(), batch.seqnos.slice());
-        let facts = detached(py, || Looker::new(&self.shredder, data, vbuckets, seqnos).facts())?;
+        let lending = self.batch.as_ref().ok_or_else(nothing)?;
+        let batch = lending.batch();
+        let facts = match &lending.facts {
+            Some(facts) => facts.clone(),
+            None => detached(py, || batch.facts(&self.shredder, 0..batch.rows()))?,
+        };
         Ok(ColumnFacts { facts, most: self.shredder.max_members })
     }
 
@@ -178,19 +210,22 @@ impl Converter {
         py: Python<'py>,
         columns: Vec<(Vec<u8>, Bound<'py, PyAny>)>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let layouts =
-            columns.iter().map(|(name, layout)| Ok((&name[..], layout_of(layout)?))).collect::<PyResult<Vec<_>>>()?;
-        let batch = self.batch.as_ref().ok_or_else(nothing)?;
-        let (data, rows) = (batch.data.slice(), batch.rows);
-        let shredder = &mut self.shredder;
-        let built = detached(py, || {
-            let mut builder = Builder { shredder, text: Text::new(data, data.len()) };
-            let mut build = |name: &[u8], layout: &Layout| {
-                let id = builder.shredder.field(ROOT, name);
-                builder.column(id, layout, rows, 1)
-            };
-            layouts.iter().map(|(name, layout)| build(name, layout)).collect::<Result<Vec<_>, _>>()
-        })?;
+        let columns = columns.into_iter().map(|(name, layout)| Ok((name, layout_of(&layout)?)));
+        let columns = columns.collect::<PyResult<Columns>>()?;
+        let batch = self.batch.as_mut().ok_or_else(nothing)?;
+        let built = match batch.columns.take().filter(|_| columns == self.expected) {
+            Some(built) => Ok(built),
+            None => {
+                let shredder = &mut self.shredder;
+                detached(py, || {
+                    if batch.facts.is_some() {
+                        batch.read(shredder);
+                    }
+                    batch.batch().build(shredder, batch.verdicts.len(), &columns)
+                })?
+            }
+        };
+        self.expected = columns;
         let built = built.map_err(|_| PyValueError::new_err("a column cannot hold its values"))?;
         PyList::new(py, built.into_iter().map(|array| handed(py, array)).collect::<PyResult<Vec<_>>>()?)
     }
@@ -199,12 +234,15 @@ impl Converter {
     fn rest(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let batch = self.batch.as_ref().ok_or_else(nothing)?;
         let data = batch.data.slice();
-        let built = detached(py, || rest(&self.shredder, Text::new(data, data.len()), batch.rows))?;
+        let built = detached(py, || rest(&self.shredder, Text::new(data, data.len()), batch.verdicts.len()))?;
         handed(py, built.map_err(|_| PyValueError::new_err("a column cannot hold its values"))?)
     }
 
     /// The documents with a value of each kind in a place: names of members, None for items and values.
-    fn rows_by_kind(&self, place: Vec<Option<Vec<u8>>>) -> Vec<(&'static str, Bytes)> {
+    fn rows_by_kind(&mut self, place: Vec<Option<Vec<u8>>>) -> Vec<(&'static str, Bytes)> {
+        if let Some(batch) = self.batch.as_mut().filter(|batch| batch.facts.is_some()) {
+            batch.read(&mut self.shredder);
+        }
         let rows = self.shredder.rows_by_kind(&place).into_iter().zip(NAMES);
         rows.filter(|(rows, _)| !rows.is_empty()).map(|(rows, name)| (name, Bytes(Buffer::Words32(rows)))).collect()
     }

@@ -35,6 +35,7 @@ pub struct Layout {
 }
 
 /// A buffer of an array.
+#[derive(Debug, PartialEq)]
 pub enum Buffer {
     Bytes(Vec<u8>),
     Words16(Vec<u16>),
@@ -47,6 +48,7 @@ pub enum Buffer {
 }
 
 /// An array: buffers as its type has them.
+#[derive(Debug, PartialEq)]
 pub struct Array {
     pub length: usize,
     pub nulls: usize,
@@ -65,7 +67,87 @@ pub struct Builder<'a> {
     pub text: Text<'a>,
 }
 
+impl Array {
+    /// Make room for so many times as much as there is.
+    pub fn reserve(&mut self, times: f64) {
+        fn more<T>(values: &mut Vec<T>, times: f64) {
+            values.reserve_exact((values.len() as f64 * times) as usize);
+        }
+        for buffer in self.buffers.iter_mut().flatten() {
+            match buffer {
+                Buffer::Bytes(values) => more(values, times),
+                Buffer::Words16(values) => more(values, times),
+                Buffer::Words32(values) => more(values, times),
+                Buffer::Offsets(values) => more(values, times),
+                Buffer::Int64(values) => more(values, times),
+                Buffer::UInt64(values) => more(values, times),
+                Buffer::Double(values) => more(values, times),
+                Buffer::Decimal(values) => more(values, times),
+            }
+        }
+        self.children.iter_mut().for_each(|child| child.reserve(times));
+    }
+
+    /// Append another one of the same type.
+    pub fn append(&mut self, other: Array) {
+        let has_bits = matches!(self.buffers[..], [_, Some(Buffer::Bytes(_))]);
+        let (mut mine, mut others) = (self.buffers.iter_mut(), other.buffers.into_iter());
+        if let (Some(valid), Some(more)) = (mine.next(), others.next()) {
+            if valid.is_some() || more.is_some() {
+                let ones = || {
+                    let mut bits = Vec::new();
+                    append_bits(&mut bits, 0, None, self.length);
+                    Buffer::Bytes(bits)
+                };
+                let Buffer::Bytes(valid) = valid.get_or_insert_with(ones) else { return };
+                append_bits(valid, self.length, more.as_ref(), other.length);
+            }
+        }
+        for pair in mine.flatten().zip(others.flatten()) {
+            match pair {
+                (Buffer::Bytes(bits), more) if has_bits => append_bits(bits, self.length, Some(&more), other.length),
+                (Buffer::Bytes(values), Buffer::Bytes(more)) => values.extend(more),
+                (Buffer::Offsets(ends), Buffer::Offsets(more)) => {
+                    let last = ends.last().copied().unwrap_or(0);
+                    ends.extend(more.iter().skip(1).map(|end| last + end));
+                }
+                (Buffer::Int64(values), Buffer::Int64(more)) => values.extend(more),
+                (Buffer::UInt64(values), Buffer::UInt64(more)) => values.extend(more),
+                (Buffer::Double(values), Buffer::Double(more)) => values.extend(more),
+                (Buffer::Decimal(values), Buffer::Decimal(more)) => values.extend(more),
+                _ => {}
+            }
+        }
+        self.length += other.length;
+        self.nulls += other.nulls;
+        self.children.iter_mut().zip(other.children).for_each(|(child, more)| child.append(more));
+    }
+}
+
+/// Append so many bits to others; ones where there are none.
+fn append_bits(bits: &mut Vec<u8>, length: usize, more: Option<&Buffer>, count: usize) {
+    let more = if let Some(Buffer::Bytes(more)) = more { Some(more) } else { None };
+    match more {
+        Some(more) if length % 8 == 0 => bits.extend(more),
+        _ => {
+            bits.resize((length + count).div_ceil(8), 0);
+            for place in 0..count {
+                let bit = more.is_none_or(|more| more[place / 8] >> (place % 8) & 1 != 0);
+                bits[(length + place) / 8] |= (bit as u8) << ((length + place) % 8);
+            }
+        }
+    }
+}
+
 impl Builder<'_> {
+    /// A column of the values of a member of the objects of a field; there may be no such member.
+    pub fn member(&mut self, id: usize, name: &[u8], layout: &Layout, rows: usize, depth: u32) -> Result<Array> {
+        match self.shredder.member(id, name) {
+            Some(child) => self.column(child, layout, rows, depth),
+            None => none(layout, rows),
+        }
+    }
+
     /// A column of the values of a field, of which there are `rows` with those that are null or missing.
     ///
     /// `depth` arrays and objects are around the values.
@@ -187,10 +269,7 @@ impl Builder<'_> {
                 expect(kinds.are_only(&[Kind::Object]) || cells.iter().all(|cell| cell.kind == Kind::Object))?;
                 expect(cells.is_empty() || depth < MAX_LEVELS)?;
                 for (name, member) in members {
-                    children.push(match self.shredder.member(id, name) {
-                        Some(child) => self.column(child, member, rows, depth + 1)?,
-                        None => none(member, rows)?,
-                    });
+                    children.push(self.member(id, name, member, rows, depth + 1)?);
                 }
             }
             Type::Map(values) => {

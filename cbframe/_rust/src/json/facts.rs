@@ -126,6 +126,11 @@ impl Facts {
         }
     }
 
+    /// Whether names are data somewhere.
+    pub fn has_data(&self) -> bool {
+        self.values.is_some() || self.fields.values().chain(self.item.as_deref()).any(Facts::has_data)
+    }
+
     /// A number that is the same for facts from which the same columns follow, but for how many names there are.
     pub fn shape(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
