@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET, distinct, raw_schema, record_batch
 from cbframe.core import compiled
-from cbframe.dcp.handover import Handover, MergingHandover
 from cbframe.dcp.positions import Position, Track, VBucketMetaData
 from cbframe.dcp.receiver import PositionReceiver, Receipt
+from cbframe.dcp.threads import Handover, MergingHandover
 from cbframe.errors import CbframeError, RollbackError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, SnapshotFlag, SystemEventId

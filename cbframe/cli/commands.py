@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -20,7 +21,6 @@ import msgspec
 from cbframe.cli.output import ndjson, progress_line, say, show_remarks, show_table, writer_of
 from cbframe.cluster.auth import AuthSource, CertificateAuthenticator
 from cbframe.cluster.connection_string import parse_connection_string
-from cbframe.dcp.handover import monotonic
 from cbframe.errors import ConfigurationError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.changes import CHANGE_TYPE, ChangeBatch

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pandas as pd
@@ -29,7 +30,6 @@ from cbframe.cli.output import (
     without_nulls,
     writer_of,
 )
-from cbframe.dcp.handover import monotonic
 from cbframe.errors import ConfigurationError
 from cbframe.local import LocalCluster
 from cbframe.scan.dataframe import to_pandas

@@ -1,7 +1,7 @@
 """Where the vbuckets of a bucket are: asked of all nodes at the same time, over connections of their own.
 
-:func:`look_at` asks with ordinary requests (high seqnos, failover logs, statistics), again and again
-until each vbucket was found once in one go. :func:`sample_now` has the failover logs in full, and
+:func:`survey_bucket` asks with ordinary requests (high seqnos, failover logs, statistics), again and again
+until each vbucket was found once in one go. :func:`current_positions` has the failover logs in full, and
 works for users who may read some collections only: it opens DCP streams that end where they begin.
 """
 
@@ -55,7 +55,7 @@ UNKNOWN = Size(None, None)
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class BucketState:
     """A bucket at one moment."""
 
     map: ClusterMap  # who has which vbucket
@@ -66,7 +66,7 @@ class Look:
     time: int | None = None  # seconds since the epoch, at a node
 
 
-def look_at(
+def survey_bucket(
     server_urls: ServerURLs,
     bucket: str,
     auth: AuthLike,
@@ -80,7 +80,7 @@ def look_at(
     time: bool = False,  # ask what time it is, too
     sleep: Callable[[float], None] = pause,  # stand-ins for tests
     clock: Callable[[], float] = monotonic,
-) -> Look:
+) -> BucketState:
     """Ask all nodes at the same time, one connection each, where their vbuckets are.
 
     Once there is a map, a node that cannot be asked is waited for, as long as ``recovery_timeout`` says.
@@ -111,7 +111,7 @@ def look_at(
                     outcomes = outcomes if first else at_once(more)
                     seconds = _result(outcomes.pop()) if time else None
                     estimates = _estimates(outcomes, positions) if sizes else {}
-                    return Look(found, dict(sorted(positions.items())), estimates, seconds)
+                    return BucketState(found, dict(sorted(positions.items())), estimates, seconds)
                 attempts += 1
                 if attempts == _ATTEMPTS:
                     raise messages.ownerless(missing, found.vbuckets)
@@ -276,7 +276,7 @@ class _Logs(DiscardingReceiver):
         self.logs[vbucket] = metadata
 
 
-def sample_now(
+def current_positions(
     server_urls: ServerURLs,
     bucket: str,
     vbuckets: Iterable[int] | None,
@@ -285,7 +285,7 @@ def sample_now(
     *,
     tls: TLSLike = None,
     network: str = "auto",
-) -> Look:
+) -> BucketState:
     """High seqnos and failover logs; streams that go on from there bring what changes later.
 
     Every node is asked once, when it is connected, and no stream begins before.
@@ -326,7 +326,7 @@ def sample_now(
                 )
                 for vb, log in logs.items()
             }
-            return Look(found, positions)
+            return BucketState(found, positions)
     raise StreamError(
         "vbuckets went from node to node while all were asked where they are",
         hint="wait for the end of the rebalance, and try again",

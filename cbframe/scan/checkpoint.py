@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, Protocol, Self
 
 import pyarrow as pa
@@ -19,7 +20,6 @@ import pyarrow.parquet as pq
 from cbframe import system
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET, formed, key_bytes
 from cbframe.cluster.collections_manifest import CollectionName
-from cbframe.dcp.handover import monotonic
 from cbframe.dcp.positions import VBucketOffset, u64_of
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.scan.changes import CHANGE_TYPE, ChangeBatch

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from time import monotonic
 from typing import Any, Literal
 
 from cbframe import core
@@ -27,7 +28,6 @@ from cbframe.cluster.tls import (
     successor_of_capellas_root,
 )
 from cbframe.dcp import messages
-from cbframe.dcp.handover import monotonic
 from cbframe.dcp.maps import make_login
 from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE, Probe, first_marker, out_of_time
 from cbframe.dcp.threads import at_once

@@ -43,7 +43,7 @@ from cbframe.arrow.documents.unify import Columns
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.dcp.positions import Position, ReachedEnds, VBucketMetaData, u64_of
 from cbframe.dcp.receiver import Receipt
-from cbframe.dcp.survey import Look
+from cbframe.dcp.survey import BucketState
 from cbframe.errors import ClusterMapError, ConfigurationError, ConversionError, RollbackError, StreamError
 from cbframe.json.typer import OURS
 from cbframe.scan.changes import CHANGE_TYPE, CHANGE_TYPES, KIND_OF
@@ -279,21 +279,21 @@ class MicroBatchReader:
         """Of which documents the offsets are."""
         return Selection.of(self.spec.scope, self.spec.named)
 
-    def look(self, vbuckets: Collection[int] | None = None) -> Look:
+    def look(self, vbuckets: Collection[int] | None = None) -> BucketState:
         """Where the bucket is now, or some of its vbuckets."""
         return self.spec.look(vbuckets)
 
-    def ahead(self, start: Offset, look: Look, most: int | None = None) -> Offset:
+    def ahead(self, start: Offset, look: BucketState, most: int | None = None) -> Offset:
         """As :meth:`Offset.ahead`."""
         end = start.ahead(look.positions, look.map.uuid, most, self.selection)
         self._refuse_planned(start.ranges_to(end), look)
         return end
 
-    def now(self, look: Look) -> Offset:
+    def now(self, look: BucketState) -> Offset:
         """As :meth:`Offset.now`."""
         return Offset.now(look.positions, look.map.uuid, self.selection)
 
-    def parts(self, start: Offset, end: Offset, look: Look, n: int) -> list[MicroBatchPart]:
+    def parts(self, start: Offset, end: Offset, look: BucketState, n: int) -> list[MicroBatchPart]:
         """What is to be read between two offsets, in `n` parts at most, of one node each if it can be."""
         # Who is restarted has not looked ahead from here: nobody has compared anything yet.
         end.check(look.positions, look.map.uuid, self.selection)
@@ -310,7 +310,7 @@ class MicroBatchReader:
             for number, share in enumerate(shares(replace(look, positions=weights), n))
         ]
 
-    def _refuse_planned(self, ranges: Collection[Range], look: Look) -> None:
+    def _refuse_planned(self, ranges: Collection[Range], look: BucketState) -> None:
         if self.on_rollback == "fail":
             refused = next((each for each in ranges if each.reset), None)
             if refused is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, get_args
 
 import pyarrow as pa
@@ -26,9 +27,8 @@ from cbframe.cluster.auth import Authenticator, CertificateAuthenticator
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.cluster.tls import TLSContext
-from cbframe.dcp.handover import monotonic
 from cbframe.dcp.stats import BucketDataSourceStats, NodeStats, add_up
-from cbframe.dcp.survey import Look, Size
+from cbframe.dcp.survey import BucketState, Size
 from cbframe.dcp.threads import in_processes
 from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.json.layout import struct
@@ -66,7 +66,7 @@ class Share:
     vbuckets: tuple[int, ...]
 
 
-def shares(look: Look, n: int) -> list[Share]:
+def shares(look: BucketState, n: int) -> list[Share]:
     """Divide the vbuckets into `n` shares of about the same size, fewer if there are not as many."""
     # Where there are as many shares as nodes, or more, each is of one node only: it takes one connection to
     # read it.
@@ -96,7 +96,7 @@ def shares(look: Look, n: int) -> list[Share]:
     ]
 
 
-def _weights(look: Look) -> dict[int, int]:
+def _weights(look: BucketState) -> dict[int, int]:
     """About how much it is to read each vbucket, and never nothing."""
     # Bytes, if all nodes tell; or else documents; or else seqnos: many of those are of older versions.
     sizes = [look.sizes.get(vb, Size(None, None)) for vb in look.positions]
@@ -125,7 +125,7 @@ def _even(items: Sequence[T], weights: Mapping[T, int], count: int) -> list[list
 
 
 def _agree(
-    target: ScanSpec, sample_rows: int | None, look: Look, n: int, moment: Moment | None
+    target: ScanSpec, sample_rows: int | None, look: BucketState, n: int, moment: Moment | None
 ) -> tuple[ScanSpec, Columns, pa.Schema]:
     """What each partition is to read, the columns that they have in common, and their schema."""
     target, manifest = _with_names(target, look)
@@ -139,7 +139,7 @@ def _agree(
     return target, agreed, _schema(target, agreed, manifest)
 
 
-def _with_names(target: ScanSpec, look: Look) -> tuple[ScanSpec, CollectionsManifest | None]:
+def _with_names(target: ScanSpec, look: BucketState) -> tuple[ScanSpec, CollectionsManifest | None]:
     """The names of collections are columns in all partitions, or in none."""
     manifest = described(target)[1] if look.map.collections else None
     if manifest is None:
@@ -154,7 +154,9 @@ def _with_names(target: ScanSpec, look: Look) -> tuple[ScanSpec, CollectionsMani
     return replace(target, metadata=tuple(dict.fromkeys([*target.metadata, *sorted(asked)]))), manifest
 
 
-def _sampled(target: ScanSpec, sample_rows: int | None, look: Look, n: int, moment: Moment | None) -> Columns:
+def _sampled(
+    target: ScanSpec, sample_rows: int | None, look: BucketState, n: int, moment: Moment | None
+) -> Columns:
     filled = [vb for vb, at in look.positions.items() if at.seqno]
     if sample_rows is None:
         # Not all at once: what is typed together is in memory together.
@@ -187,7 +189,7 @@ def _sampled(target: ScanSpec, sample_rows: int | None, look: Look, n: int, mome
     return Columns.of_kinds(kinds)
 
 
-def _sample(target: ScanSpec, look: Look, moment: Moment | None) -> tuple[Columns, Intake, int]:
+def _sample(target: ScanSpec, look: BucketState, moment: Moment | None) -> tuple[Columns, Intake, int]:
     """What the columns of some documents are, what took them in, and how many there are."""
     run = Run(replace(target, progress=None), first_map=look.map, moment=moment)
     receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)

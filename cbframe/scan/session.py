@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from time import monotonic
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,6 @@ from cbframe.arrow.current_rows import LeftOut
 from cbframe.arrow.documents.unify import Columns
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import parse_connection_string
-from cbframe.dcp.handover import monotonic
 from cbframe.dcp.positions import Position, ReachedEnds
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats

@@ -30,7 +30,7 @@ from cbframe.cluster.connection_string import ConnectionString, parse_connection
 from cbframe.cluster.tls import TLSContext, TLSLike, named_context
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver
 from cbframe.dcp.source import BucketDataSource
-from cbframe.dcp.survey import Look, look_at
+from cbframe.dcp.survey import BucketState, survey_bucket
 from cbframe.errors import ConfigurationError
 from cbframe.json.layout import OnConflict, Path, Policy, path_of, tree_of
 from cbframe.json.typer import OURS
@@ -605,9 +605,9 @@ class ScanSpec:
         first_map: ClusterMap | None = None,
         sizes: bool = False,
         time: bool = False,
-    ) -> Look:
-        """Where vbuckets are now, as :func:`cbframe.dcp.survey.look_at` finds out."""
-        return look_at(
+    ) -> BucketState:
+        """Where vbuckets are now, as :func:`cbframe.dcp.survey.survey_bucket` finds out."""
+        return survey_bucket(
             self.server_urls,
             self.bucket,
             self.auth,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -24,11 +25,11 @@ from cbframe.arrow.batcher import Arrived, ChangeReceiver, EventArrived, Item, R
 from cbframe.arrow.columns import KeyForm
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.tls import TLSLike
-from cbframe.dcp.handover import Switch, monotonic
 from cbframe.dcp.positions import Position
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
-from cbframe.dcp.survey import sample_now
+from cbframe.dcp.survey import current_positions
+from cbframe.dcp.threads import Switch
 from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
 from cbframe.json.layout import Place
 from cbframe.options import BucketDataSourceOptions
@@ -841,7 +842,7 @@ def _checkpoint(start: object, target: ScanSpec, options: BucketDataSourceOption
         case "beginning":
             return Checkpoint(target.bucket, "", {})
         case "now":
-            now = sample_now(
+            now = current_positions(
                 target.server_urls,
                 target.bucket,
                 target.vbuckets,

@@ -10,13 +10,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from cbframe.dcp.handover import monotonic
 from cbframe.dcp.stats import (
     BucketDataSourceStats,
     NodeStats,

@@ -10,10 +10,10 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
 from typing import Self, TextIO
 
-from cbframe.dcp.handover import monotonic
 from cbframe.dcp.source import BucketDataSource
 from cbframe.scan.progress import ScanProgress, Watcher, bring_display, bring_form
 from cbframe.ui.drawing import duration

@@ -6,9 +6,9 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from cbframe.dcp.handover import monotonic
 from cbframe.dcp.threads import Ticker
 from cbframe.ui.drawing import as_html, as_text
 from cbframe.ui.model import StatsModel

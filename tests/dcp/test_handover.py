@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from cbframe.dcp.handover import Handover, MergingHandover, Switch
+from cbframe.dcp.threads import Handover, MergingHandover, Switch
 
 
 def test_a_wait_lasts_until_there_is_enough() -> None:

@@ -15,7 +15,7 @@ from cbframe import BucketDataSourceOptions, LocalCluster
 from cbframe.dcp import survey as survey_module
 from cbframe.dcp.handshake import Steps, open_dcp
 from cbframe.dcp.positions import Ends, Position, ReachedEnds
-from cbframe.dcp.survey import UNKNOWN, Look, Size, look_at, survey, survey_sizes
+from cbframe.dcp.survey import UNKNOWN, BucketState, Size, survey, survey_bucket, survey_sizes
 from cbframe.dcp.transport import Stream, Waker
 from cbframe.errors import (
     ROLES_HINT,
@@ -371,7 +371,7 @@ def test_all_vbuckets(nodes: int, seeds: str) -> None:
     with LocalCluster(nodes=nodes, vbuckets=64, seed=1) as cluster:
         cluster.bulk_load((b"%d" % n, b"{}") for n in range(300))
         urls = cluster.connection_string if seeds == "kv" else cluster.rest_urls
-        found = look_at(urls, cluster.bucket, (cluster.username, cluster.password), OPTIONS)
+        found = survey_bucket(urls, cluster.bucket, (cluster.username, cluster.password), OPTIONS)
         assert {vb: at.seqno for vb, at in found.positions.items()} == cluster.high_seqnos()
         assert all(at.history == cluster.failover_log(vb)[0][0] for vb, at in found.positions.items())
         assert len(found.map.nodes) == nodes
@@ -380,10 +380,10 @@ def test_all_vbuckets(nodes: int, seeds: str) -> None:
 def test_some_vbuckets() -> None:
     with LocalCluster(nodes=2, vbuckets=8) as cluster:
         auth = cluster.username, cluster.password
-        found = look_at(cluster.connection_string, "default", auth, OPTIONS, vbuckets=[6, 1])
+        found = survey_bucket(cluster.connection_string, "default", auth, OPTIONS, vbuckets=[6, 1])
         assert list(found.positions) == [1, 6]
         with pytest.raises(ConfigurationError, match="vbucket 8 does not exist"):
-            look_at(cluster.connection_string, "default", auth, OPTIONS, vbuckets=[8])
+            survey_bucket(cluster.connection_string, "default", auth, OPTIONS, vbuckets=[8])
 
 
 def test_vbuckets_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,7 +400,7 @@ def test_vbuckets_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
             return without_3(found) if len(naps) < 2 else found
 
         monkeypatch.setattr(survey_module, "survey", late)
-        found = look_at(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
+        found = survey_bucket(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
         assert len(found.positions) == 8
         assert naps == [0.5, 0.5]
 
@@ -409,7 +409,7 @@ def test_vbuckets_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(survey_module, "survey", never)
         with pytest.raises(ClusterMapError, match="no owner for 1 of 8 vbuckets"):
-            look_at(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
+            survey_bucket(cluster.connection_string, "default", auth, OPTIONS, sleep=naps.append)
 
 
 @pytest.mark.parametrize("comes_back", [True, False])
@@ -426,8 +426,10 @@ def test_a_node_that_is_started_anew(comes_back: bool) -> None:
             if comes_back and clock() == began + 20:
                 cluster.restart(1, same_ports=True)
 
-        def look_now() -> Look:
-            return look_at(seeds, "default", auth, OPTIONS, sizes=True, time=True, sleep=sleep, clock=clock)
+        def look_now() -> BucketState:
+            return survey_bucket(
+                seeds, "default", auth, OPTIONS, sizes=True, time=True, sleep=sleep, clock=clock
+            )
 
         if comes_back:
             found = look_now()
@@ -450,9 +452,9 @@ def test_two_nodes_that_both_have_a_vbucket(monkeypatch: pytest.MonkeyPatch) -> 
             own = yield from honest(login, wanted)
             return dict.fromkeys(range(2), (99, 99)) | own
 
-        before = look_at(cluster.connection_string, "default", auth, OPTIONS).positions
+        before = survey_bucket(cluster.connection_string, "default", auth, OPTIONS).positions
         monkeypatch.setattr(survey_module, "survey", both)
-        assert look_at(cluster.connection_string, "default", auth, OPTIONS).positions == before
+        assert survey_bucket(cluster.connection_string, "default", auth, OPTIONS).positions == before
 
 
 @pytest.mark.parametrize("error", [ReadTimeoutError("slow"), ConnectError("closed")])
@@ -466,7 +468,7 @@ def test_no_time_for_statistics(monkeypatch: pytest.MonkeyPatch, error: CbframeE
             yield
 
         monkeypatch.setattr(survey_module, "survey_sizes", silent)
-        found = look_at(cluster.connection_string, "default", auth, OPTIONS, sizes=True)
+        found = survey_bucket(cluster.connection_string, "default", auth, OPTIONS, sizes=True)
         assert found.sizes == {0: UNKNOWN, 1: UNKNOWN}
         assert len(found.positions) == 2
 
@@ -487,9 +489,9 @@ def test_the_time() -> None:
         cluster.add_user("reader", "secret", access="dcp")
         url, admin = cluster.connection_string, (cluster.username, cluster.password)
         before = int(time.time())
-        found = look_at(url, "default", admin, OPTIONS, time=True).time
+        found = survey_bucket(url, "default", admin, OPTIONS, time=True).time
         assert found is not None
         assert before <= found <= time.time()
-        assert look_at(url, "default", admin, OPTIONS).time is None
+        assert survey_bucket(url, "default", admin, OPTIONS).time is None
         # Who may not see statistics is not told.
-        assert look_at(url, "default", ("reader", "secret"), OPTIONS, time=True).time is None
+        assert survey_bucket(url, "default", ("reader", "secret"), OPTIONS, time=True).time is None

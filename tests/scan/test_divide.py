@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
 from cbframe.cluster.connection_string import HostPort
 from cbframe.dcp.positions import Position
-from cbframe.dcp.survey import Look, Size
+from cbframe.dcp.survey import BucketState, Size
 from cbframe.scan.partition import shares
 
 NOTHING = Size(None, None)
@@ -27,12 +27,12 @@ def map_of(owners: list[int]) -> ClusterMap:
     return parse_bucket_config(config, origin=HostPort("n0"), network="auto", tls=False)
 
 
-def look_of(owners: list[int], seqnos: list[int], sizes: list[Size] | None = None) -> Look:
+def look_of(owners: list[int], seqnos: list[int], sizes: list[Size] | None = None) -> BucketState:
     found = {} if sizes is None else dict(enumerate(sizes))
-    return Look(map_of(owners), {vb: Position.at(1, seqno) for vb, seqno in enumerate(seqnos)}, found)
+    return BucketState(map_of(owners), {vb: Position.at(1, seqno) for vb, seqno in enumerate(seqnos)}, found)
 
 
-def weighed(look: Look, weights: list[int], n: int) -> list[int]:
+def weighed(look: BucketState, weights: list[int], n: int) -> list[int]:
     return [sum(weights[vb] for vb in share.vbuckets) for share in shares(look, n)]
 
 

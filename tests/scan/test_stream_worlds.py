@@ -12,13 +12,13 @@ import random
 import threading
 from collections import Counter
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import pytest
 from worlds import World, seeds, world_of
 
 from cbframe import ChangeStream, ConnectError, LocalCluster, stream_bucket
-from cbframe.dcp.handover import monotonic
 
 from .consumers import LogKeeper, StateKeeper, has_caught_up, truth_of
 from .kit import QUICK

@@ -29,7 +29,7 @@ from cbframe.contrib.spark.options import (
     pushed,
     scan_of,
 )
-from cbframe.dcp.survey import Look
+from cbframe.dcp.survey import BucketState
 from cbframe.errors import ConfigurationError
 from cbframe.json.typer import OURS
 from cbframe.public import public
@@ -134,8 +134,8 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
             on_rollback=choice_of(options, "on_rollback", "reset", "fail"),  # type: ignore[arg-type]
             whole_snapshots=choice_of(options, "whole_snapshots", *whole) == "true",
         )
-        self._look: Look | None = None
-        self._last: Look | None = None
+        self._look: BucketState | None = None
+        self._last: BucketState | None = None
 
     @public
     def initialOffset(self) -> dict[str, Any]:  # noqa: N802 - Spark's name
