@@ -34,15 +34,16 @@ that read a bucket, :mod:`~cbframe.cli.snapshot` those of a snapshot, :mod:`~cbf
 ``serve`` is :mod:`cbframe.local`. A command's module, and all libraries that it needs, are imported when it
 is called, so that ``--help`` and mistyped arguments answer at once.
 
-What was asked for goes to the standard output, everything else (the progress line, remarks, errors) to the
-standard error; :mod:`~cbframe.cli.output` prints both.
+What a command prints goes to the standard output (:mod:`~cbframe.cli.output`), the progress line and errors
+to the standard error.
 
 ======  ===========================================================================================
 status  when
 ======  ===========================================================================================
-0       it is done; also if nobody wants the rest of the output, as with ``| head``
+0       it is done
 1       an error, printed as ``cbframe: error: …`` with its hint and without a traceback; or the check
-        that was asked for (``doctor``, ``snapshot verify``, ``demo``) found something wrong
+        that was asked for (``doctor``, ``snapshot verify``, ``demo``) found something wrong; or nobody
+        reads the rest of the output, as with ``| head``: then without a word
 2       mistyped arguments; of ``serve`` also a cluster that cannot be started
 130     Ctrl-C; of ``stream``, which only ends so, it is the usual end and gives 0
 ======  ===========================================================================================
