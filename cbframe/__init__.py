@@ -132,11 +132,9 @@ _HOMES = {
     "cbframe.scan.scan": ("BucketScan", "read_bucket", "scan_bucket"),
     "cbframe.scan.schema": ("SchemaDiff", "SchemaReport", "diff_schema", "read_schema"),
     "cbframe.scan.stream": ("ChangeStream", "stream_bucket"),
-    "cbframe.snapshot.maintenance": ("Compaction",),
-    "cbframe.snapshot.result": ("SnapshotResult",),
+    "cbframe.snapshot.maintenance": ("Compaction", "Verification"),
     "cbframe.snapshot.snapshot": ("read_snapshot", "Snapshot", "SnapshotVersion"),
-    "cbframe.snapshot.verification": ("Verification",),
-    "cbframe.snapshot.writer": ("write_snapshot",),
+    "cbframe.snapshot.writer": ("SnapshotResult", "write_snapshot"),
     "cbframe.ui.show": ("StatsView", "show_stats"),
     "cbframe.wire.constants": (
         "Datatype",
@@ -244,11 +242,11 @@ if TYPE_CHECKING:
     from cbframe.scan.stream import ChangeStream as ChangeStream
     from cbframe.scan.stream import stream_bucket as stream_bucket
     from cbframe.snapshot.maintenance import Compaction as Compaction
-    from cbframe.snapshot.result import SnapshotResult as SnapshotResult
+    from cbframe.snapshot.maintenance import Verification as Verification
     from cbframe.snapshot.snapshot import Snapshot as Snapshot
     from cbframe.snapshot.snapshot import SnapshotVersion as SnapshotVersion
     from cbframe.snapshot.snapshot import read_snapshot as read_snapshot
-    from cbframe.snapshot.verification import Verification as Verification
+    from cbframe.snapshot.writer import SnapshotResult as SnapshotResult
     from cbframe.snapshot.writer import write_snapshot as write_snapshot
     from cbframe.ui.show import StatsView as StatsView
     from cbframe.ui.show import show_stats as show_stats

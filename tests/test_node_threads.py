@@ -19,11 +19,11 @@ from scan.test_spans import SECRET, USER, Engine, spans_of
 from snapshot.test_rollbacks import held as snapshot_rows
 
 from cbframe import LocalCluster, SnapshotResult, VBucketMetaData, read_bucket, stream_bucket, write_snapshot
-from cbframe.arrow.batcher import GatheringReceiver
+from cbframe.arrow.receivers import GatheringReceiver
 from cbframe.contrib.delta import DeltaResult, to_delta, update_delta
 from cbframe.dcp.receiver import Callbacks
 from cbframe.errors import SnapshotError
-from cbframe.snapshot.versions import Boundaries
+from cbframe.snapshot.manifest import Boundaries
 
 _inside = threading.local()
 _found: list[str] = []

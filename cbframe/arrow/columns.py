@@ -1,4 +1,9 @@
-"""A block of documents as an Arrow record batch: keys and values copied once, out of the receive buffer."""
+"""A block of documents as an Arrow record batch: keys and values copied once, out of the receive buffer.
+
+Columns have the names that they have in results, ``_cb_…``, and the wire's own widths. Keys are bytes here;
+what is handed out has them as bytes or as text (:func:`formed`), in which bytes that are no UTF-8 are
+escaped.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,55 @@ from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import DATA_OPCODES, MAX_BODY_LENGTH, Datatype
 from cbframe.wire.messages import split_pairs
 
-_I64 = npt.NDArray[np.int64]
+_I64: TypeAlias = npt.NDArray[np.int64]
+Pairs: TypeAlias = list[tuple[str, str]]
+"""Extended attributes: JSON text by name."""
+KEY = "_cb_key"
+OPCODE = "_cb_opcode"
+COLLECTION_ID = "_cb_collection_id"
+VBUCKET = "_cb_vbucket"
+SEQNO = "_cb_seqno"
+DATATYPE = "_cb_datatype"
+EXPIRY = "_cb_expiry"
+XATTRS = "_cb_xattrs"
+XATTRS_TYPE = pa.map_(pa.string(), pa.string())
+"""JSON text by name, in the order in which the server sent the attributes."""
+_LONGEST_VARINT = 5
+_MOST_BYTES_A_BYTE = 22
+"""Three bytes of a Snappy block put out at most 64: who claims more is not to be believed."""
+
+METADATA_TYPES: dict[str, pa.DataType] = {
+    VBUCKET: pa.uint16(),
+    SEQNO: pa.uint64(),
+    "_cb_cas": pa.uint64(),
+    "_cb_rev_seqno": pa.uint64(),
+    EXPIRY: pa.uint32(),
+    "_cb_flags": pa.uint32(),
+    DATATYPE: pa.uint8(),
+    XATTRS: XATTRS_TYPE,
+}
+"""Metadata columns that a caller may ask for, with the wire's own widths."""
+
+MUTATION, DELETION, EXPIRATION = (np.uint8(opcode) for opcode in DATA_OPCODES)
+"""The opcode of a row. An IntEnum would make NumPy widen a column of bytes before it compares."""
+_JSON = np.uint8(Datatype.JSON)
+_FEW = 1 << 16
+_ALWAYS = (VBUCKET, SEQNO, DATATYPE)
+"""What newest versions are found by, and what tells JSON from other bytes."""
+
+KeyForm: TypeAlias = Literal["text", "binary"]
+KEY_FORMS: tuple[str, ...] = get_args(KeyForm)
+KEY_TYPES: dict[str, pa.DataType] = {"text": pa.string(), "binary": pa.binary()}
+"""The type of the column, by form."""
+
+_LITERAL = r"\\(x[0-9a-fA-F]{2})"
+_ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")
+_UTF8 = (
+    r"\A(?:[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}"
+    r"|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}"
+    r"|\xf4[\x80-\x8f][\x80-\xbf]{2})*\z"
+)
+_Column = TypeVar("_Column", pa.Array, pa.ChunkedArray)
 
 
 def _choose() -> pa.MemoryPool:
@@ -36,68 +89,6 @@ up to a third of the CPU time of a read; for memory that is filled once and kept
 """
 
 
-def copy_slices(buffer: object, starts: _I64, stops: _I64) -> pa.BinaryArray:
-    """Copy ``buffer[starts[i]:stops[i]]`` for all i; each begins where the one before ends, or later.
-
-    One binary array is laid over the buffer, whose elements are in turn a piece and what lies between
-    it and the next one. ``take`` then copies the pieces in C++.
-
-    It reserves the mean length of *all* elements for each one taken. Pieces are longer than gaps, as a
-    rule, so it would grow its memory again and again, at four times the cost of the copy itself. Taking
-    the last element, which is empty, often enough besides makes the reservation fit.
-    """
-    rows = len(starts)
-    if not rows:
-        return pa.array([], pa.binary())
-    bounds = np.empty(2 * rows + 1, np.int32)
-    bounds[0:-1:2] = starts
-    bounds[1::2] = stops
-    bounds[-1] = bounds[-2]
-    elements = 2 * rows
-    pieces = pa.BinaryArray.from_buffers(
-        pa.binary(), elements, [None, pa.py_buffer(bounds), pa.py_buffer(buffer)]
-    )
-    wanted = int((bounds[1::2] - bounds[0:-1:2]).sum())
-    total = max(int(bounds[-1] - bounds[0]), 1)
-    indices = np.full(max(rows, -(-wanted * elements // total)), elements - 1, np.int32)
-    indices[:rows] = np.arange(0, elements, 2)
-    return pc.take(pieces, pa.array(indices), boundscheck=False, memory_pool=POOL).slice(0, rows)
-
-
-KEY = "_cb_key"
-OPCODE = "_cb_opcode"
-COLLECTION_ID = "_cb_collection_id"
-VBUCKET = "_cb_vbucket"
-SEQNO = "_cb_seqno"
-DATATYPE = "_cb_datatype"
-EXPIRY = "_cb_expiry"
-XATTRS = "_cb_xattrs"
-XATTRS_TYPE = pa.map_(pa.string(), pa.string())
-"""JSON text by name, in the order in which the server sent the attributes."""
-Pairs: TypeAlias = list[tuple[str, str]]
-_LONGEST_VARINT = 5
-_MOST_BYTES_A_BYTE = 22
-"""Three bytes of a Snappy block put out at most 64: who claims more is not to be believed."""
-
-METADATA_TYPES: dict[str, pa.DataType] = {
-    VBUCKET: pa.uint16(),
-    SEQNO: pa.uint64(),
-    "_cb_cas": pa.uint64(),
-    "_cb_rev_seqno": pa.uint64(),
-    EXPIRY: pa.uint32(),
-    "_cb_flags": pa.uint32(),
-    DATATYPE: pa.uint8(),
-    XATTRS: XATTRS_TYPE,
-}
-"""Metadata columns that a caller may ask for, with the wire's own widths."""
-
-
-MUTATION, DELETION, EXPIRATION = (np.uint8(opcode) for opcode in DATA_OPCODES)
-"""The opcode of a row. An IntEnum would make NumPy widen a column of bytes before it compares."""
-_JSON = np.uint8(Datatype.JSON)
-_FEW = 1 << 16
-
-
 def distinct(numbers: npt.NDArray[np.unsignedinteger[Any]]) -> list[int]:
     """The different values of a column, in order."""
     few = len(numbers) > 0 and numbers.max() < _FEW
@@ -110,10 +101,6 @@ def is_json(datatypes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Which values the server calls JSON."""
     flags: npt.NDArray[np.bool_] = (datatypes & _JSON) != 0
     return flags
-
-
-_ALWAYS = (VBUCKET, SEQNO, DATATYPE)
-"""What newest versions are found by, and what tells JSON from other bytes."""
 
 
 def raw_schema(metadata: tuple[str, ...] = ()) -> pa.Schema:
@@ -241,19 +228,32 @@ def _broken(block: DataBlock, row: int, max_value: int) -> ProtocolError:
     return ProtocolError("the documents of a block take more than 2 GiB", vbucket=int(block.vbucket[row]))
 
 
-KeyForm: TypeAlias = Literal["text", "binary"]
-KEY_FORMS: tuple[str, ...] = get_args(KeyForm)
-KEY_TYPES: dict[str, pa.DataType] = {"text": pa.string(), "binary": pa.binary()}
-"""The type of the column, by form."""
+def copy_slices(buffer: object, starts: _I64, stops: _I64) -> pa.BinaryArray:
+    """Copy ``buffer[starts[i]:stops[i]]`` for all i; each begins where the one before ends, or later.
 
-_LITERAL = r"\\(x[0-9a-fA-F]{2})"
-_ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")
-_UTF8 = (
-    r"\A(?:[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}"
-    r"|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}"
-    r"|\xf4[\x80-\x8f][\x80-\xbf]{2})*\z"
-)
-_Column = TypeVar("_Column", pa.Array, pa.ChunkedArray)
+    One binary array is laid over the buffer, whose elements are in turn a piece and what lies between
+    it and the next one. ``take`` then copies the pieces in C++.
+
+    It reserves the mean length of *all* elements for each one taken. Pieces are longer than gaps, as a
+    rule, so it would grow its memory again and again, at four times the cost of the copy itself. Taking
+    the last element, which is empty, often enough besides makes the reservation fit.
+    """
+    rows = len(starts)
+    if not rows:
+        return pa.array([], pa.binary())
+    bounds = np.empty(2 * rows + 1, np.int32)
+    bounds[0:-1:2] = starts
+    bounds[1::2] = stops
+    bounds[-1] = bounds[-2]
+    elements = 2 * rows
+    pieces = pa.BinaryArray.from_buffers(
+        pa.binary(), elements, [None, pa.py_buffer(bounds), pa.py_buffer(buffer)]
+    )
+    wanted = int((bounds[1::2] - bounds[0:-1:2]).sum())
+    total = max(int(bounds[-1] - bounds[0]), 1)
+    indices = np.full(max(rows, -(-wanted * elements // total)), elements - 1, np.int32)
+    indices[:rows] = np.arange(0, elements, 2)
+    return pc.take(pieces, pa.array(indices), boundscheck=False, memory_pool=POOL).slice(0, rows)
 
 
 def check_key_form(keys: str | None) -> None:
@@ -329,22 +329,19 @@ def _bytes(texts: pa.Array) -> pa.Array:
     if not _has_literals(texts):
         return texts
     odd = pc.match_substring_regex(texts, _LITERAL)
-    keys = [_ESCAPED.sub(_unescaped, text) for text in texts.filter(odd).to_pylist()]
+    keys = [
+        _ESCAPED.sub(lambda escape: bytes.fromhex(escape[1].decode()), text)
+        for text in texts.filter(odd).to_pylist()
+    ]
     return pc.replace_with_mask(texts, odd, pa.array(keys, pa.binary()))
 
 
-def _unescaped(escape: re.Match[bytes]) -> bytes:
-    return bytes.fromhex(escape[1].decode())
-
-
 def _has_literals(keys: pa.Array) -> bool:
-    # Most keys have no backslash, and to look for one in all of them at once takes next to nothing.
-    return _has_backslash(keys) and bool(pc.any(pc.match_substring_regex(keys, _LITERAL)).as_py())
-
-
-def _has_backslash(keys: pa.Array) -> bool:
     _, bounds, data = keys.buffers()
     if not len(keys) or data is None:
         return False
     start, stop = np.frombuffer(bounds, np.int32)[[keys.offset, keys.offset + len(keys)]]
-    return bool((np.frombuffer(data, np.uint8)[start:stop] == ord("\\")).any())
+    # Most keys have no backslash, and to look for one in all of them at once takes next to nothing.
+    if not (np.frombuffer(data, np.uint8)[start:stop] == ord("\\")).any():
+        return False
+    return bool(pc.any(pc.match_substring_regex(keys, _LITERAL)).as_py())

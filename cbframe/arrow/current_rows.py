@@ -1,28 +1,33 @@
 """Which rows of a read count: the newest version of each document, in a collection that exists.
 
 That is known only when the read is complete: a rollback takes back, a later snapshot replaces, a collection
-is dropped or emptied.
+is dropped or emptied. :class:`CurrentRows` finds the rows of batches that wait; what it is made of,
+:func:`newest` and :func:`of_dropped`, serves other rows as well, such as those of files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.batcher import VERSION, GatheringReceiver, newest, of_dropped
-from cbframe.arrow.columns import DELETION, EXPIRATION, KEY, VBUCKET
+from cbframe.arrow.columns import COLLECTION_ID, DELETION, EXPIRATION, KEY, SEQNO, VBUCKET
+from cbframe.arrow.receivers import GatheringReceiver
+from cbframe.core import compiled
 
+VERSION = [KEY, COLLECTION_ID, SEQNO]
+"""Columns that tell a version of a document."""
+ARRIVED = "_cb_number"
+"""The number of the batch in which a row arrived."""
 EXPIRED, TRANSACTION_RECORD = np.uint8(0xF0), np.uint8(0xF1)
 """Marks in the column of opcodes; DCP has none of these."""
 TRANSACTION_PREFIX = b"_txn:"
-
-_Mask = npt.NDArray[np.bool_]
+Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +49,27 @@ class LeftOut:
 NOTHING = LeftOut()
 
 
-def of_transactions(keys: pa.Array | pa.ChunkedArray) -> _Mask:
+def of_transactions(keys: pa.Array | pa.ChunkedArray) -> Mask:
     """Which keys are those of records that transactions keep in the bucket."""
     # Of text the prefix is text.
     prefix = TRANSACTION_PREFIX if pa.types.is_binary(keys.type) else TRANSACTION_PREFIX.decode()
-    found: _Mask = pc.starts_with(keys, prefix).to_numpy(zero_copy_only=False)
+    found: Mask = pc.starts_with(keys, prefix).to_numpy(zero_copy_only=False)
     return found
 
 
-def has_expired(expiry: npt.NDArray[np.uint32], moment: int) -> _Mask:
+def has_expired(expiry: npt.NDArray[np.uint32], moment: int) -> Mask:
     """Which documents a GET does not find any more at a moment, in seconds since the epoch; 0 is never.
 
     Within the second of its expiry a node still returns a document.
     """
-    found: _Mask = (expiry != 0) & (expiry < moment)
+    found: Mask = (expiry != 0) & (expiry < moment)
     return found
 
 
-def is_document(opcode: npt.NDArray[np.uint8]) -> _Mask:
+def is_document(opcode: npt.NDArray[np.uint8]) -> Mask:
     """Which rows are documents of the server, also those that are left out."""
-    found: _Mask = (opcode != DELETION) & (opcode != EXPIRATION)
+    found: Mask = (opcode != DELETION) & (opcode != EXPIRATION)
     return found
-
-
-ARRIVED = "_cb_number"
-"""The number of the batch in which a row arrived."""
-Mask = npt.NDArray[np.bool_]
 
 
 class CurrentRows:
@@ -123,7 +123,9 @@ class CurrentRows:
     def _find_stale(self) -> dict[int, npt.NDArray[np.int64]]:
         """Rows of which there is a newer version, be it a deletion, by batch."""
         later = [
-            heads.column(KEY).filter(pa.array(suspects & self._is_later(heads)))
+            heads.column(KEY).filter(
+                pa.array(suspects & (_numpy(heads, ARRIVED) >= self._later_from[_numpy(heads, VBUCKET)]))
+            )
             for _, heads, suspects in self._suspects()
         ]
         keys = pa.chunked_array(later, pa.binary()).unique()
@@ -142,10 +144,59 @@ class CurrentRows:
         where, row = np.concatenate(numbers)[stale], np.concatenate(rows)[stale]
         return {int(each): row[where == each] for each in np.unique(where)}
 
-    def _is_later(self, heads: pa.RecordBatch) -> Mask:
-        later: Mask = _numpy(heads, ARRIVED) >= self._later_from[_numpy(heads, VBUCKET)]
-        return later
+
+def of_dropped(table: pa.Table, dropped: set[int], emptied: dict[tuple[int, int], int]) -> Mask | None:
+    """Which rows are older than the end of their collection, or than its emptying; None if none."""
+    if not dropped and not emptied:
+        return None
+    collection = _numpy(table, COLLECTION_ID)
+    gone: Mask = np.isin(collection, list(dropped))
+    if emptied:
+        vbuckets, ids = np.array(list(emptied), np.uint64).T
+        places = vbuckets << np.uint64(32) | ids
+        order = np.argsort(places)
+        seqnos = np.array(list(emptied.values()), np.uint64)[order]
+        rows = np.flatnonzero(np.isin(collection, ids))
+        wanted = _numpy(table, VBUCKET)[rows].astype(np.uint64) << np.uint64(32) | collection[rows]
+        at = np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)
+        before = (places[order][at] == wanted) & (_numpy(table, SEQNO)[rows] < seqnos[at])
+        gone[rows[before]] = True
+    return gone
 
 
-def _numpy(heads: pa.RecordBatch, name: str) -> npt.NDArray[Any]:
-    return np.asarray(heads.column(name).to_numpy())
+def newest(some: pa.Table) -> Mask:
+    """Which of some rows has the highest seqno of its document; of equal ones the last.
+
+    They have the columns of `VERSION`. A document is a key in a collection; its vbucket follows from the key.
+    """
+    core = compiled()
+    key = some[KEY].combine_chunks()
+    if core is None or not len(key) or isinstance(key, pa.ChunkedArray):
+        return _newest(some)
+    _, offsets, data = key.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[key.offset : key.offset + len(key) + 1]
+    keys = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
+    versions = core.newest_versions(_numpy(some, COLLECTION_ID), _numpy(some, SEQNO), bounds, keys)
+    # Copied: callers change it.
+    return np.frombuffer(versions, bool).copy()
+
+
+def _newest(some: pa.Table) -> Mask:
+    """The same, in Python."""
+    key = some[KEY].combine_chunks().dictionary_encode()
+    if isinstance(key, pa.ChunkedArray):
+        key = key.unify_dictionaries().combine_chunks()
+    codes = np.asarray(key.indices)
+    collection = _numpy(some, COLLECTION_ID)
+    order = np.lexsort((_numpy(some, SEQNO), codes, collection))
+    last = np.ones(len(order), bool)
+    if len(order) > 1:
+        same = (codes[order][1:] == codes[order][:-1]) & (collection[order][1:] == collection[order][:-1])
+        last[:-1] = ~same
+    found = np.empty(len(order), bool)
+    found[order] = last
+    return found
+
+
+def _numpy(rows: pa.Table | pa.RecordBatch, name: str) -> npt.NDArray[Any]:
+    return np.asarray(rows.column(name).to_numpy())

@@ -27,10 +27,9 @@ from cbframe.cli.output import (
     writer_of,
 )
 from cbframe.json.typer import OURS
-from cbframe.snapshot.result import SnapshotResult, size
-from cbframe.snapshot.sink import CHANGE_TYPE
+from cbframe.snapshot.files import CHANGE_TYPE
 from cbframe.snapshot.snapshot import Snapshot, SnapshotVersion
-from cbframe.snapshot.writer import write_snapshot
+from cbframe.snapshot.writer import SnapshotResult, size, write_snapshot
 
 _PLACE = (KEY, CHANGE_TYPE, VBUCKET, SEQNO)
 _COUNTS = (

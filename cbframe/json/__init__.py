@@ -96,4 +96,52 @@ A field whose name begins with ``_cb_``, or in snapshots and changes is ``_chang
 
 Keys that are not UTF-8, documents that have expired, and records of transactions: see ``keys``, ``expired``
 and ``transaction_records`` of :func:`cbframe.scan_bucket`.
+
+How it works
+------------
+A read does not know its columns before its last document. So typing has three steps, which
+:class:`~cbframe.json.typer.Typer` owns::
+
+    batch ──convert──▶ Piece: facts, and columns by what is known so far
+    all pieces ──settle──▶ Settled: one layout, from the facts of all
+    Piece, Settled ──table──▶ columns by that layout
+
+*Facts* are what the values of a field have in common: how many there are of each kind, the smallest and the
+largest integer, whether one has no exact double, the facts of members and items, and the places of a few
+documents of each kind. They merge in any order with the same result, which is why types do not depend on how
+documents arrive.
+
+*The layout* follows from facts and from the caller's policy by the table in :mod:`cbframe.json.layout`: a
+column, how each field becomes it, and what has no common type. It is decided again while batches are
+converted, whenever a batch has facts of a shape that was not seen, or twice as many rows were seen as when it
+was last decided; else the columns of later batches would be built by an old guess.
+
+*Columns* are built from the documents at once, when a batch is converted: documents are gone from memory, or
+on disk, when the layout is known. Where the final layout differs, :func:`~cbframe.json.typer.lossless` tells
+whether a cast gives what the documents would give (int64 to double, more members of a struct); if not, as
+for numbers that become text as they are written, the documents are loaded and those columns built again.
+
+*The order* of columns is that of first appearance by vbucket and seqno, not by arrival. The facts name the
+document in which each field appears first; of those documents, few, the order of members is read.
+
+Who does the work
+-----------------
+Reading documents, facts and columns are the converter's: the compiled one
+(:class:`~cbframe.json.typer.CompiledConverter`) where it is installed, else the one in
+:mod:`cbframe.json.reference`. Both have one interface and give the same results; the reference is also the
+oracle in tests. A converter holds one batch at a time and belongs to one thread. Everything else is Python
+that runs once a batch or once a read, never once a document.
+
+What can go wrong
+-----------------
+No document makes a read fail. What is no JSON object (:class:`~cbframe.json.typer.Reason`) has no columns
+and is kept as it is in ``_cb_value``. Values without a common type become text, JSON text or null, as the
+policy says, and are reported (:class:`~cbframe.json.typer.Disagreement`).
+
+Modules
+-------
+``layout``     the columns that follow from facts: types, policy, limits
+``typer``      batches to pieces, pieces to tables; reports
+``reference``  the converter and facts in Python
+``arrays``     nested arrays: taken apart, put together, cast
 """

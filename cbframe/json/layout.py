@@ -23,7 +23,7 @@ arrays or objects, and anything else       JSON text: each value as it is writte
 =========================================  ===================================================
 
 It is that of :mod:`cbframe.json.reference`. Types follow from the facts of all documents together
-(:class:`~cbframe.json.converter.Facts`, as a dictionary), whatever their order.
+(:class:`~cbframe.json.reference.Facts`, as a dictionary), whatever their order.
 
 There is no decimal256: polars ends the process at one, and DuckDB makes a double of it in a Parquet file.
 """
@@ -37,7 +37,16 @@ from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 
-from cbframe.json.reference import MANY_NAMES, MAX_DIGITS, MAX_LEVELS, MAX_MEMBERS, names_are_data
+from cbframe.json.arrays import is_list
+from cbframe.json.reference import (
+    MANY_NAMES,
+    MAX_DIGITS,
+    MAX_LEVELS,
+    MAX_MEMBERS,
+    SAMPLES,
+    Facts,
+    names_are_data,
+)
 
 Family = Literal["boolean", "number", "string", "array", "object"]
 """Values of one family may have a common type."""
@@ -61,7 +70,8 @@ FAMILIES: Mapping[str, Family] = {
     "object": "object",
 }
 """The family of each kind of value, in the order in which a tie is decided."""
-NO_FACTS: Found = {"counts": {}, "samples": {}, "item": None, "values": None, "fields": [], "members": 0}
+NO_FACTS: Found = Facts().inner_dict()
+_FLAGS = ("inexact", "long", "beyond", "minus_zero", "nul")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +184,6 @@ def struct(members: Mapping[str, Column]) -> Column:
     return Column(pa.struct([(name, each.type) for name, each in members.items()]), members=members)
 
 
-def is_list(kind: pa.DataType) -> bool:
-    """Whether it is any of Arrow's lists."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
 def declared(kind: pa.DataType) -> Known:
     """What is known of a field whose type is declared."""
     if pa.types.is_dictionary(kind):
@@ -240,7 +245,8 @@ def layout_of(found: Found, policy: Policy, names: frozenset[str] | None = None)
     columns = {
         name: resolve.column(fields.get(name, NO_FACTS), known.get(name, Known()), 2) for name in wanted
     }
-    _hold(columns, policy)
+    sizes = {name: column.nested() for name, column in columns.items() if name not in policy.declared}
+    columns |= dict.fromkeys(too_many(sizes, policy.max_members), _text("json", conflict=True))
     return Layout(struct(columns), unnamed or names is not None, names)
 
 
@@ -251,15 +257,15 @@ def chosen(fields: Mapping[str, Found], policy: Policy) -> frozenset[str]:
     return frozenset([*policy.declared, *some[: policy.max_columns - len(policy.declared)]])
 
 
-def _hold(columns: dict[str, Column], policy: Policy) -> None:
-    """Make JSON text of the columns with most fields inside, until the others have few enough."""
-    sizes = {name: column.nested() for name, column in columns.items() if name not in policy.declared}
+def too_many(sizes: Mapping[str, int], most: int) -> list[str]:
+    """The columns with most fields inside, which become JSON text so that all others have `most` together."""
+    names = sorted(sizes, key=lambda name: (-sizes[name], name))
     total = sum(sizes.values())
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        if total <= policy.max_members:
-            break
-        columns[name] = _text("json", conflict=True)
-        total -= sizes[name]
+    count = 0
+    while total > most:
+        total -= sizes[names[count]]
+        count += 1
+    return names[:count]
 
 
 def _text(how: How, *, conflict: bool = False, data: bool = False, only: Family | None = None) -> Column:
@@ -363,16 +369,16 @@ class _Resolver:
 
 
 def _has_nul(found: Found) -> bool:
-    return bool(found.get("nul")) or any("\0" in name for name, _ in found["fields"])
+    return found["nul"] or any("\0" in name for name, _ in found["fields"])
 
 
 def _number(kinds: set[str], found: Found) -> Column:
     double = "double" in kinds
-    if found.get("beyond") or found.get("long") or (double and found.get("inexact")):
+    if found["beyond"] or found["long"] or (double and found["inexact"]):
         return _text("text", conflict=True)
     if double:
         return Column(pa.float64())
-    low, high = found.get("low", 0), found.get("high", 0)
+    low, high = found["low"], found["high"]
     if low >= -(1 << 63) and high < 1 << 63:
         return Column(pa.int64())
     if not low and high < 1 << 64:
@@ -406,20 +412,16 @@ def merged(many: list[Found]) -> Found:
     return {
         "counts": dict(counts),
         "samples": {kind: tuple(sorted(places)[:SAMPLES]) for kind, places in samples.items()},
-        "low": min((each.get("low", 0) for each in many), default=0),
-        "high": max((each.get("high", 0) for each in many), default=0),
-        **{flag: any(each.get(flag) for each in many) for flag in FLAGS},
+        "low": min((each["low"] for each in many), default=0),
+        "high": max((each["high"] for each in many), default=0),
+        **{flag: any(each[flag] for each in many) for flag in _FLAGS},
+        "names": [],
         "members": sum(each["members"] for each in many),
-        "present": sum(each.get("present", 0) for each in many),
+        "present": sum(each["present"] for each in many),
         "item": merged(items) if items else None,
         "values": merged(values + [inner for some in fields.values() for inner in some]) if values else None,
         "fields": [] if values else [(name, merged(some)) for name, some in fields.items()],
     }
-
-
-SAMPLES = 3
-"""How many documents are named for each kind of value."""
-FLAGS = ("inexact", "long", "beyond", "minus_zero", "nul")
 
 
 def at(found: Found, place: Place) -> Found:

@@ -23,7 +23,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.json.converter import Converter, Facts
+from cbframe import core
+from cbframe.json import reference
+from cbframe.json.arrays import array_of, recast
 from cbframe.json.layout import (
     FAMILIES,
     NO_FACTS,
@@ -42,7 +44,7 @@ from cbframe.json.layout import (
     tree_of,
     widths,
 )
-from cbframe.json.reference import MAX_MEMBERS
+from cbframe.json.reference import FIELDS, MAX_MEMBERS, SOME, Configuration, type_of
 
 OURS = "_cb_"
 """Documents own every name that does not begin so."""
@@ -51,11 +53,69 @@ REST, VALUE, REASON = "_cb_rest", "_cb_value", "_cb_reason"
 _PIECE = 64 << 20
 """Bytes that are converted at once at most."""
 _SPECIAL = frozenset(".[]`")
-_FIELDS, _SOME = range(2)
+_EVERYTHING: Configuration = (FIELDS, [], None, None)
+_DROPPED = {
+    family: sum(1 << number for number, kind in enumerate(FAMILIES) if FAMILIES[kind] != family)
+    for family in FAMILIES.values()
+}
+"""Kinds of values of other families, a bit for each."""
 _DECODE = json.JSONDecoder(parse_int=str, parse_float=str).decode
 _Key: TypeAlias = tuple[frozenset[str] | None, bool]
 Where: TypeAlias = tuple[int, int]
 """Vbucket and seqno of a document."""
+
+
+def column_name(field: str) -> str:
+    """The column of a field: names that begin like ours have one more ``_``."""
+    return f"{field}_" if field.startswith(OURS) else field
+
+
+def field_name(column: str) -> str:
+    """The field that became a column."""
+    return column[:-1] if column.startswith(OURS) else column
+
+
+class CompiledConverter:
+    """The compiled converter; see :class:`cbframe.json.reference.Converter`."""
+
+    def __init__(
+        self, max_members: int, known: Configuration | None = None, *, keeps_rest: bool = False
+    ) -> None:
+        self._core = core.compiled().Converter(max_members, known, keeps_rest=keeps_rest)
+
+    def shred(
+        self,
+        data: Any,
+        offsets: npt.NDArray[np.int32],
+        reasons: npt.NDArray[np.uint8],
+        vbuckets: npt.NDArray[np.uint16],
+        seqnos: npt.NDArray[np.uint64],
+    ) -> npt.NDArray[np.uint8]:
+        """Take in a batch, and forget the one before; the reasons with those of what is no document."""
+        return np.frombuffer(self._core.shred(data, offsets, reasons, vbuckets, seqnos), np.uint8)
+
+    def facts(self) -> Any:
+        """What the batch's documents have in common; to be asked for before :meth:`build`."""
+        return self._core.facts()
+
+    def build(self, columns: Sequence[tuple[bytes, reference.Layout]]) -> list[pa.Array]:
+        """Columns of the batch; ValueError if one cannot hold its values."""
+        parts = self._core.build(columns)
+        return [array_of(type_of(layout), each) for (_, layout), each in zip(columns, parts, strict=True)]
+
+    def rest(self) -> pa.Array:
+        """The members that are no columns, as JSON text; null where there is none."""
+        return array_of(pa.string(), self._core.rest())
+
+    def rows_by_kind(self, place: Sequence[bytes | None]) -> list[tuple[str, npt.NDArray[np.uint32]]]:
+        """The documents with a value of each kind in a place: names of members, None for items and values."""
+        return [(kind, np.frombuffer(rows, np.uint32)) for kind, rows in self._core.rows_by_kind(place)]
+
+
+Converter: Any = reference.Converter if core.compiled() is None else CompiledConverter
+"""That of the core that runs: the interface and the results are the same."""
+Facts: Any = reference.Facts if core.compiled() is None else core.compiled().Facts
+"""What its :meth:`~cbframe.json.reference.Converter.facts` gives."""
 
 
 class Reason(IntEnum):
@@ -182,7 +242,7 @@ class Settled:
         for _, path, place, column in sorted(every, key=lambda each: each[:2]):
             found = at(self.found, place)
             kinds = dict(sorted(found["counts"].items()))
-            count = len(found["fields"]) or len(found.get("names", ()))
+            count = len(found["fields"]) or len(found["names"])
             if column.how == "map":
                 yield Disagreement(path, {"object": kinds.get("object", 0)}, "map", {}, count)
                 continue
@@ -199,18 +259,19 @@ class Settled:
 
     def empty(self) -> pa.Table:
         """The columns, without rows."""
-        return self._table({}, None, None, np.zeros(0, np.uint8))
+        return self.table({}, None, None, np.zeros(0, np.uint8))
 
-    def _table(
+    def table(
         self,
         columns: Mapping[str, pa.Array],
         rest: pa.Array | None,
         rejected: pa.Array | None,
         reasons: npt.NDArray[np.uint8],
     ) -> pa.Table:
+        """Columns of some rows; those that are missing are null."""
         rows = len(reasons)
         arrays = {
-            name + "_" if name.startswith(OURS) else name: columns.get(name, pa.nulls(rows, column.type))
+            column_name(name): columns.get(name, pa.nulls(rows, column.type))
             for name, column in self.layout.columns.items()
         }
         if self.has_rest:
@@ -347,12 +408,12 @@ class Typer:
                 if not lossless(have, want, found.get(name)):
                     lossy[name] = want
                     continue
-            cells[name] = promote(array, want.type)
+            cells[name] = recast(array, want.type)
         if lossy:
             converter = Converter(self._policy.max_members, _configuration(self._policy, frozenset(lossy)))
             _shred(converter, load())
             cells |= _build(converter, lossy)
-        return settled._table(cells, rest, piece.rejected, piece.reasons)  # noqa: SLF001 - of this module
+        return settled.table(cells, rest, piece.rejected, piece.reasons)
 
 
 def typed(batches: Sequence[Documents], policy: Policy | None = None) -> tuple[pa.Table, Settled]:
@@ -437,7 +498,7 @@ def _lacks_rest(piece: Piece, layout: Layout) -> bool:
     return piece.has_rest or any(name not in layout.columns for name, _ in piece.facts.to_dict()["fields"])
 
 
-def _configuration(policy: Policy, names: frozenset[str] | None) -> Any:
+def _configuration(policy: Policy, names: frozenset[str] | None) -> Configuration:
     """What the converter does with what is inside of fields."""
     if policy.wanted is not None:
         tree = policy.wanted
@@ -446,36 +507,19 @@ def _configuration(policy: Policy, names: frozenset[str] | None) -> Any:
         return _some(tree)
     if names is not None:
         return _some(dict.fromkeys(sorted(names)))
-    return (_FIELDS, [], None, None)
+    return _EVERYTHING
 
 
-def _some(tree: Tree) -> Any:
+def _some(tree: Tree) -> Configuration:
     fields = [
-        (name.encode(), (_FIELDS, [], None, None) if inside is None else _some(inside))
-        for name, inside in tree.items()
+        (name.encode(), _EVERYTHING if inside is None else _some(inside)) for name, inside in tree.items()
     ]
-    return (_SOME, fields, None, None)
+    return SOME, fields, None, None
 
 
 def _build(converter: Converter, columns: Mapping[str, Column]) -> dict[str, pa.Array]:
     layouts = [(name.encode(), _instructions(column)) for name, column in columns.items()]
     return dict(zip(columns, converter.build(layouts), strict=True))
-
-
-_KINDS = tuple(FAMILIES)
-_DROPPED = {
-    family: sum(1 << number for number, kind in enumerate(_KINDS) if FAMILIES[kind] != family)
-    for family in FAMILIES.values()
-}
-"""Kinds of other families, a bit for each."""
-_TYPES = {
-    "null": "null",
-    "bool": "bool",
-    "int64": "int64",
-    "uint64": "uint64",
-    "double": "double",
-    "string": "text",
-}
 
 
 def _instructions(column: Column) -> tuple[str, int, Any]:
@@ -491,11 +535,12 @@ def _instructions(column: Column) -> tuple[str, int, Any]:
     if pa.types.is_struct(column.type):
         members = [(name.encode(), _instructions(member)) for name, member in column.members.items()]
         return "struct", dropped, members
-    return "decimal" if pa.types.is_decimal(column.type) else _TYPES[str(column.type)], dropped, None
+    name = "decimal" if pa.types.is_decimal(column.type) else str(column.type)
+    return "text" if name == "string" else name, dropped, None
 
 
 def lossless(have: Column, want: Column, found: Found | None) -> bool:
-    """Whether :func:`promote` makes of a column what its documents would give."""
+    """Whether :func:`recast` makes of a column what its documents would give."""
     counts = {} if found is None else found["counts"]
     if found is None or not counts or have == want:
         return True
@@ -532,40 +577,6 @@ def lossless(have: Column, want: Column, found: Found | None) -> bool:
         pa.types.is_integer(want.type) or pa.types.is_decimal(want.type)
     )
     return whole or bool(have.type.equals(want.type))
-
-
-def promote(array: pa.Array, wide: pa.DataType) -> pa.Array:
-    """Widen a column: null to anything, scalars to others, structs by the members that they lack."""
-    narrow = array.type
-    if narrow.equals(wide):
-        return array
-    if array.null_count == len(array):
-        return pa.nulls(len(array), wide)
-    if pa.types.is_map(narrow):
-        entries = array.cast(
-            pa.list_(pa.struct([("key", narrow.key_type), ("value", narrow.item_type)]))
-        ).values
-        names, values = entries.field(0), promote(entries.field(1), wide.item_type)
-        inside = pa.StructArray.from_arrays([names, values], fields=[wide.key_field, wide.item_field])
-        return _of_items(array, inside, wide)
-    if pa.types.is_list(narrow):
-        return _of_items(array, promote(array.values, wide.value_type), wide)
-    if not pa.types.is_struct(narrow):
-        return array.cast(wide)
-    members = []
-    for member in wide:
-        index = narrow.get_field_index(member.name)
-        cells = pa.nulls(len(array), member.type) if index < 0 else promote(array.field(index), member.type)
-        members.append(cells)
-    mask = array.is_null() if array.null_count else None
-    return pa.StructArray.from_arrays(members, fields=list(wide), mask=mask)
-
-
-def _of_items(array: pa.Array, items: pa.Array, kind: pa.DataType) -> pa.Array:
-    validity, offsets = array.buffers()[:2]
-    return pa.Array.from_buffers(
-        kind, len(array), [validity, offsets], array.null_count, array.offset, [items]
-    )
 
 
 def shown(place: Place) -> str:

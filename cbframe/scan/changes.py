@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.batcher import newest
+from cbframe.arrow.column_types import rendered
 from cbframe.arrow.columns import (
     COLLECTION_ID,
     DATATYPE,
@@ -26,8 +26,7 @@ from cbframe.arrow.columns import (
     formed,
     is_json,
 )
-from cbframe.arrow.current_rows import of_transactions
-from cbframe.arrow.documents.written import rendered
+from cbframe.arrow.current_rows import newest, of_transactions
 from cbframe.cluster.collections_manifest import SYSTEM_SCOPE, CollectionName, CollectionsManifest
 from cbframe.dcp.positions import Position, VBucketOffset
 from cbframe.dcp.receiver import Receipt

@@ -8,8 +8,8 @@ from typing import Any, Self
 import pandas as pd
 import pyarrow as pa
 
+from cbframe.arrow.column_types import Marks
 from cbframe.arrow.columns import KEY
-from cbframe.arrow.documents.kinds import Marks
 from cbframe.errors import ConfigurationError
 from cbframe.scan.spec import DTYPE_BACKENDS
 

@@ -36,10 +36,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.batcher import DeferringBatchReceiver
+from cbframe.arrow.column_types import Columns
 from cbframe.arrow.columns import KEY, OPCODE, SEQNO, VBUCKET, form_of
 from cbframe.arrow.current_rows import CurrentRows
-from cbframe.arrow.documents.unify import Columns
+from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.dcp.positions import Position, ReachedEnds, VBucketMetaData, u64_of
 from cbframe.dcp.receiver import Receipt
@@ -363,7 +363,7 @@ def micro_batch_reader(
         progress=None,
         **arguments,
     )
-    agreed = Columns(pa.schema([(each.name, pa.null()) for each in fields]))
+    agreed = Columns.of_schema(pa.schema([(each.name, pa.null()) for each in fields]))
     return MicroBatchReader(
         spec=settled(spec),
         agreed=agreed,

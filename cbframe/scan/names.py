@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.batcher import GatheringReceiver
 from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, METADATA_TYPES, KeyForm, distinct, formed
-from cbframe.arrow.documents.filters import predicates
+from cbframe.arrow.filters import predicates
+from cbframe.arrow.receivers import GatheringReceiver
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.collections_manifest import SYSTEM_SCOPE, CollectionName, CollectionsManifest
 from cbframe.dcp.maps import MapSource, map_source, when_loaded

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from cbframe.arrow.documents.written import rendered
+from cbframe.arrow.column_types import rendered
 from cbframe.errors import ConfigurationError, DependencyError
 from cbframe.scan.spec import path_of_files
 from cbframe.system import replace, sync

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, get_args
 
 import pyarrow as pa
 
-from cbframe.arrow.batcher import DeferringBatchReceiver
+from cbframe.arrow.column_types import Columns, ColumnsBuilder, Kind, unify
 from cbframe.arrow.columns import KEY, raw_schema
-from cbframe.arrow.documents.filters import predicates
-from cbframe.arrow.documents.kinds import Kind
-from cbframe.arrow.documents.unify import Columns, ColumnsBuilder, unify
+from cbframe.arrow.filters import predicates
+from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.auth import Authenticator, CertificateAuthenticator
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.connection_string import parse_connection_string
@@ -130,9 +129,9 @@ def _agree(
     """What each partition is to read, the columns that they have in common, and their schema."""
     target, manifest = _with_names(target, look)
     if not target.parsed:
-        agreed = Columns(pa.schema([]))
+        agreed = Columns.of_schema(pa.schema([]))
     elif target.columns is not None and set(target.columns) <= {(name,) for name in target.schema}:
-        agreed = Columns(pa.schema([(name, pa.null()) for name in target.schema]))
+        agreed = Columns.of_schema(pa.schema([(name, pa.null()) for name in target.schema]))
     else:
         agreed = _sampled(target, sample_rows, look, n, moment)
     target = declared(target, agreed)
@@ -182,11 +181,11 @@ def _sampled(
             if proves:
                 raise ConfigurationError(what, hint="read without it to see the fields, or look with peek()")
             warn(f"in the sample of the partitions: {what}")
-    kinds = columns.kinds() | dict.fromkeys(target.schema, Kind(pa.null()))
+    kinds = {**columns.kinds, **dict.fromkeys(target.schema, Kind(pa.null()))}
     if target.errors == "drop":
         # Of what is left out no partition has the columns.
         kinds = {name: kind for name, kind in kinds.items() if name not in (VALUE, REASON)}
-    return Columns.of_kinds(kinds)
+    return Columns(kinds)
 
 
 def _sample(target: ScanSpec, look: BucketState, moment: Moment | None) -> tuple[Columns, Intake, int]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.batcher import DeferringBatchReceiver, GatheringReceiver
+from cbframe.arrow.column_types import Columns
 from cbframe.arrow.columns import (
     COLLECTION_ID,
     DATATYPE,
@@ -42,9 +42,9 @@ from cbframe.arrow.current_rows import (
     has_expired,
     of_transactions,
 )
-from cbframe.arrow.documents.filters import METADATA, Matcher, predicates
-from cbframe.arrow.documents.filters import NAMES as FILTER_NAMES
-from cbframe.arrow.documents.unify import Columns
+from cbframe.arrow.filters import METADATA, Matcher, predicates
+from cbframe.arrow.filters import NAMES as FILTER_NAMES
+from cbframe.arrow.receivers import DeferringBatchReceiver, GatheringReceiver
 from cbframe.arrow.spill import Progressed, Spill
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.dcp.receiver import Receipt

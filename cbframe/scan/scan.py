@@ -456,7 +456,7 @@ def scan_bucket(
         None (a missing field is null). Values are numbers (also Decimal), text, booleans, ``date`` and
         ``datetime``; each is compared with values of its own kind, and is different from others.
         ``_cb_key`` and other columns of metadata can be named, too. A field that no document has, and a
-        comparison that can never be true, are errors. :mod:`cbframe.arrow.documents.filters` has the
+        comparison that can never be true, are errors. :mod:`cbframe.arrow.filters` has the
         whole rule, which holds for snapshots as well. What does not pass has no part in the columns and
         their types.
     keys_only

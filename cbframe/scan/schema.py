@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.columns import KeyForm
-from cbframe.arrow.documents.kinds import as_lists
 from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError
+from cbframe.json.arrays import as_lists
 from cbframe.json.layout import OnConflict
 from cbframe.json.typer import OURS, quoted
 from cbframe.options import BucketDataSourceOptions

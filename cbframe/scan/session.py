@@ -21,10 +21,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe import core
-from cbframe.arrow.batcher import DeferringBatchReceiver
+from cbframe.arrow.column_types import Columns
 from cbframe.arrow.columns import DATATYPE, SEQNO, VBUCKET, is_json
 from cbframe.arrow.current_rows import LeftOut
-from cbframe.arrow.documents.unify import Columns
+from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.dcp.positions import Position, ReachedEnds

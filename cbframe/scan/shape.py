@@ -15,15 +15,14 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from cbframe.arrow import column_types as lattice
+from cbframe.arrow.column_types import Columns, ColumnsBuilder, Kind, differences, rendered, unify, widen
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET, KeyForm, formed_key
-from cbframe.arrow.documents import kinds as lattice
-from cbframe.arrow.documents.fit import Dates, fit
-from cbframe.arrow.documents.kinds import Kind, as_lists, member_of
-from cbframe.arrow.documents.unify import Columns, ColumnsBuilder, differences, unescaped, unify, widen
-from cbframe.arrow.documents.written import rendered
+from cbframe.arrow.declared_types import Dates, fit
 from cbframe.errors import ConfigurationError, ConversionError
-from cbframe.json.layout import Column, Path, Policy, is_list
-from cbframe.json.typer import OURS, REASON, REST, VALUE, Disagreement, Where, quoted
+from cbframe.json.arrays import as_lists, is_list, member_of
+from cbframe.json.layout import Column, Path, Policy
+from cbframe.json.typer import OURS, REASON, REST, VALUE, Disagreement, Where, field_name, quoted
 from cbframe.scan.result import Conflict
 from cbframe.scan.spec import ScanSpec
 
@@ -51,7 +50,7 @@ def declared(target: ScanSpec, agreed: Columns) -> ScanSpec:
         return target
     # Where values that do not fit become null, the agreed types are declared: then it is decided value by
     # value. That cannot be done for JSON text, which every value fits.
-    json = {place[0] for place in agreed.json}
+    json = {place[0] for place, kind in agreed.walk() if kind.json}
     types = {
         each.name: each.type
         for each in agreed.schema
@@ -68,8 +67,8 @@ def policy_of(target: ScanSpec, agreed: Columns | None) -> Policy:
     if agreed is None or target.on_conflict in ("null", "raise"):
         return policy
     known = {
-        unescaped(name): lattice.known(kind, nested_as_text=policy.nested_as_text)
-        for name, kind in agreed.kinds().items()
+        field_name(name): lattice.known(kind, nested_as_text=policy.nested_as_text)
+        for name, kind in agreed.kinds.items()
         if name not in _OURS and name not in target.schema
     }
     return replace(policy, known={name: facts for name, facts in known.items() if facts is not None})
@@ -105,7 +104,7 @@ class Fitter:
         self._values: Counter[str] = Counter()
         self._unexpected: Counter[str] = Counter()
         self._misfits: list[str] = []
-        wide, have = self._wide.kinds(), self._narrow.kinds()
+        wide, have = self._wide.kinds, self._narrow.kinds
         equal = all(name in wide and have[name].same(wide[name]) for name in self._mine)
         self.looks = bool(self._declared) or not equal
         self._widened = {
@@ -137,7 +136,7 @@ class Fitter:
             return
         self._narrow = self._builder.columns().select(self._mine)
         together = unify([self._wide, self._narrow], max_members=self._target.max_struct_fields)
-        wide, both = self._wide.kinds(), together.kinds()
+        wide, both = self._wide.kinds, together.kinds
         self._misfits = [
             name
             for name in self._mine

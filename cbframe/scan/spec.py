@@ -22,8 +22,8 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import KEY_FORMS, KeyForm
 from cbframe.arrow.current_rows import TRANSACTION_PREFIX
-from cbframe.arrow.documents.filters import Filters, Predicate, make_filters, predicates
-from cbframe.arrow.documents.typenames import arrow_type
+from cbframe.arrow.declared_types import arrow_type
+from cbframe.arrow.filters import Filters, Predicate, make_filters, predicates
 from cbframe.cluster.auth import Authenticator, as_authenticator, pem_text
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import ConnectionString, parse_connection_string

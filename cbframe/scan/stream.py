@@ -1,6 +1,6 @@
 """``stream_bucket``: the changes of a bucket, batch by batch, with acknowledgements and checkpoints.
 
-Node threads put what they receive into a :class:`~cbframe.arrow.batcher.ChangeReceiver`. The consumer's
+Node threads put what they receive into a :class:`~cbframe.arrow.receivers.ChangeReceiver`. The consumer's
 thread takes it from there, in :meth:`Gatherer.next`, and forms batches. A batch that was acknowledged moves
 the checkpoint, and its bytes are acknowledged to the nodes, which send no more than their windows until then.
 """
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import pyarrow as pa
 
 from cbframe import core
-from cbframe.arrow.batcher import Arrived, ChangeReceiver, EventArrived, Item, Reached, Withdrawn
 from cbframe.arrow.columns import KeyForm
+from cbframe.arrow.receivers import Arrived, ChangeReceiver, EventArrived, Item, Reached, Withdrawn
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.positions import Position

@@ -1,33 +1,54 @@
-"""What changed between two versions of a snapshot."""
+"""What changed between two versions of a snapshot.
+
+Most of it was recorded: the rows that the versions in between wrote, and that still count. What was taken
+back, or went with its collection, left no rows: for the vbuckets concerned, the documents of both versions
+are compared (:class:`_Compensation`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cbframe.arrow.column_types import unify
 from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET, KeyForm, with_keys
-from cbframe.arrow.documents.unify import unify
 from cbframe.errors import ConfigurationError, SnapshotError
-from cbframe.snapshot.files import HEAD, heads
-from cbframe.snapshot.manifest import Drop, Manifest, Rollback
+from cbframe.snapshot.files import (
+    CHANGE_TYPE,
+    HEAD,
+    METADATA,
+    UPSERT,
+    Ceilings,
+    Live,
+    Part,
+    heads,
+    matching,
+    shown,
+)
+from cbframe.snapshot.manifest import Drop, History, Manifest, Rollback
 from cbframe.snapshot.reader import VersionReader
-from cbframe.snapshot.rows import Ceilings, Live, Part, shown
-from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
 from cbframe.snapshot.store import Store
-from cbframe.snapshot.versions import History
 
 RESTORE, RETRACT, DROP = "restore", "retract", "drop"
-_METADATA = ("key", "vbucket", "seqno", "cas", "rev_seqno", "expiry", "flags", "datatype")
 _BEFORE, _THEN = 0, 1
 """In each vbucket: what went without a word, then what came."""
-
-_Place = tuple[int, int]
+_Place: TypeAlias = tuple[int, int]
 """Vbucket and seqno."""
+_NOTHING = pa.schema(
+    [
+        (KEY, pa.binary()),
+        (COLLECTION_ID, pa.uint32()),
+        (VBUCKET, pa.uint16()),
+        (SEQNO, pa.uint64()),
+        (CHANGE_TYPE, pa.string()),
+    ]
+).empty_table()
 
 
 def changes(
@@ -40,7 +61,7 @@ def changes(
     def reader(manifest: Manifest) -> VersionReader:
         # What was recorded is compared with what files hold: by the bytes.
         return VersionReader(
-            store, manifest, metadata=_METADATA, changes=True, documents=documents, keys="binary"
+            store, manifest, metadata=METADATA, changes=True, documents=documents, keys="binary"
         )
 
     ceilings = Ceilings(until.rollbacks)
@@ -88,11 +109,11 @@ def _own_parts(store: Store, manifest: Manifest, ceilings: Ceilings) -> list[Par
     for entry in manifest.files:
         if entry.version != manifest.version or manifest.kind == "compact":
             continue
-        keep = None
+        part = Part(entry, None)
         if ceilings.touch(entry):
-            masks = [ceilings.mask(entry.version, table) for table in heads(store, entry, (VBUCKET, SEQNO))]
-            keep = np.concatenate([mask for mask in masks if mask is not None])
-        parts.append(shown(store, manifest, Part(entry, keep)))
+            counts = partial(ceilings.mask, entry.version)
+            part = part.only(matching(store, entry, (VBUCKET, SEQNO), counts))
+        parts.append(shown(store, manifest, part))
     return parts
 
 
@@ -176,22 +197,10 @@ class _Compensation:
         """Documents of a version that stand there."""
         parts = []
         for part in Live(self._store, manifest).parts() if places else ():
-            some = heads(self._store, part.entry, (VBUCKET, SEQNO))
-            found = np.concatenate([_standing(table, places) for table in some])
-            parts.append(Part(part.entry, found if part.keep is None else found & part.keep))
+            standing = partial(_standing, places=places)
+            parts.append(part.only(matching(self._store, part.entry, (VBUCKET, SEQNO), standing)))
         reader = self._reader(manifest)
         return pa.concat_tables([reader.schema.empty_table(), *reader.tables(parts)])
-
-
-_NOTHING = pa.schema(
-    [
-        (KEY, pa.binary()),
-        (COLLECTION_ID, pa.uint32()),
-        (VBUCKET, pa.uint16()),
-        (SEQNO, pa.uint64()),
-        (CHANGE_TYPE, pa.string()),
-    ]
-).empty_table()
 
 
 def _codes(tables: Iterable[pa.Table]) -> npt.NDArray[np.int64]:

@@ -1,13 +1,20 @@
-"""Parquet files of rows that are changes: written a row group at a time, each for a range of vbuckets."""
+"""The Parquet files of a snapshot: how their rows, which are changes, are written, and which of them count.
+
+:class:`ChangeFiles` writes the files of a version, each for a range of vbuckets. Rows are never changed: what
+the server takes back, replaces or deletes later no longer counts. :class:`Live` finds what counts, one mask a
+file. It reads keys and metadata, not documents.
+"""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +22,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
-from cbframe.arrow.documents.written import rendered
+from cbframe.arrow.column_types import rendered
+from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, SEQNO, VBUCKET
+from cbframe.arrow.current_rows import Mask, has_expired, newest, of_dropped, of_transactions
 from cbframe.errors import SnapshotError
 from cbframe.scan.parquet import check_compression
 from cbframe.scan.spec import positive
-from cbframe.snapshot.manifest import FileEntry
-from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT
+from cbframe.snapshot.manifest import FOLDER, FileEntry, Manifest, Rollback
 from cbframe.snapshot.store import Output, Store
+from cbframe.wire.constants import MAX_SEQNO
 
 DATA = "data"
+CHANGE_TYPE = "_change_type"
+UPSERT, DELETE, EXPIRE = "upsert", "delete", "expire"
+HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO, CHANGE_TYPE)
+"""What tells which rows count."""
+METADATA = ("key", "vbucket", "seqno", "cas", "rev_seqno", "expiry", "flags", "datatype")
+"""What files have of every row, besides the name of its collection."""
 FILE_BYTES = 128 << 20
 """Bytes in memory of the changes for which there is a file of its own."""
 _MOST_FILES = 16
 _PENDING = 24 << 20
 """Bytes in memory that wait until they are worth a row group."""
+_AT_ONCE = 1 << 21
+"""Rows whose metadata is read at once: some tens of bytes each."""
+
+_Counting: TypeAlias = list[tuple[pa.Table, Mask]]
+"""Rows of a file, a part after the other, and which of them were not taken back."""
+
+
+def made_way(field: str) -> str:
+    """The column of a field: a document's own ``_change_type`` makes way, as does what looks as if it had."""
+    return f"{field}_" if field.rstrip("_") == CHANGE_TYPE else field
 
 
 def check_form(compression: str, file_bytes: int = FILE_BYTES) -> None:
@@ -74,10 +98,12 @@ class ChangeFiles:
     """The files of one version; a context manager: after an error none of them is left."""
 
     def __init__(
-        self, store: Store, prefix: str, schema: pa.Schema, *, parts: int, vbuckets: int, compression: str
+        self, store: Store, version: int, schema: pa.Schema, *, parts: int, vbuckets: int, compression: str
     ) -> None:
         self._store = store
-        self._prefix = prefix
+        self._version = version
+        # No other attempt to write this version has the same names.
+        self._prefix = f"{DATA}/{version:08d}-{uuid.uuid4().hex[:8]}"
         self._schema = rendered(schema.empty_table()).schema
         self._bounds = np.linspace(0, vbuckets, parts + 1).astype(np.int64)[1:-1]
         self._compression = compression
@@ -119,7 +145,7 @@ class ChangeFiles:
             yield part, table.slice(start, end - start)
 
     def _open(self, part: int) -> _Open:
-        name = f"{DATA}/{self._prefix}-{part:03d}.parquet"
+        name = f"{self._prefix}-{part:03d}.parquet"
         output = self._stack.enter_context(self._store.create(name))
         writer = pq.ParquetWriter(
             output,
@@ -129,7 +155,7 @@ class ChangeFiles:
         )
         return _Open(name, output, writer)
 
-    def finish(self, version: int, *, columns: int, unique: bool) -> tuple[FileEntry, ...]:
+    def finish(self, *, columns: int, unique: bool) -> tuple[FileEntry, ...]:
         """Complete the files."""
         entries = []
         for _, file in sorted(self._files.items()):
@@ -138,7 +164,7 @@ class ChangeFiles:
             entries.append(
                 FileEntry(
                     name=file.name,
-                    version=version,
+                    version=self._version,
                     rows=file.rows,
                     upserts=file.upserts,
                     nbytes=file.output.nbytes,
@@ -153,20 +179,25 @@ class ChangeFiles:
         return tuple(entries)
 
 
+def sweep(store: Store, newest: int) -> None:
+    """Delete what a writer that was killed left behind: nothing names it, and nobody writes now."""
+    for name in store.names(DATA):
+        version = name.partition("-")[0]
+        if version.isdigit() and int(version) > newest:
+            store.remove(f"{DATA}/{name}")
+    for name in store.names(FOLDER):
+        if name.startswith("."):
+            store.remove(f"{FOLDER}/{name}")
+
+
 def parts_for(nbytes: int, file_bytes: int) -> int:
-    """Into how many files so much goes."""
+    """How many files these bytes go to."""
     return min(_MOST_FILES, max(1, -(-nbytes // file_bytes)))
 
 
 def _widened(ends: tuple[int, int], column: pa.ChunkedArray) -> tuple[int, int]:
     found = pc.min_max(column).as_py()
     return min(ends[0], found["min"]), max(ends[1], found["max"])
-
-
-HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO, CHANGE_TYPE)
-"""What tells which rows count."""
-_AT_ONCE = 1 << 21
-"""Rows: some tens of bytes each."""
 
 
 @contextmanager
@@ -250,3 +281,252 @@ def may_have(store: Store, entry: FileEntry, column: str, low: int, high: int) -
             if chunk.statistics.min <= high and chunk.statistics.max >= low:
                 return True
     return False
+
+
+def matching(
+    store: Store, entry: FileEntry, columns: Sequence[str], test: Callable[[pa.Table], Mask]
+) -> Mask:
+    """Which rows of a file pass a test on some columns of metadata."""
+    return np.concatenate([test(table) for table in heads(store, entry, columns)])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of a file that count."""
+
+    entry: FileEntry
+    keep: Mask | None  # one entry a row; None for all
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.entry.rows if self.keep is None else int(self.keep.sum())
+
+    def only(self, mask: Mask) -> Part:
+        """Those of them that a mask keeps, too."""
+        return Part(self.entry, mask if self.keep is None else self.keep & mask)
+
+
+def shown(store: Store, manifest: Manifest, part: Part) -> Part:
+    """A part without records of transactions: snapshots of earlier releases have them."""
+    if manifest.knows_transactions or not part.count:
+        return part
+    hidden = matching(store, part.entry, (KEY,), lambda table: of_transactions(table[KEY]))
+    return part.only(~hidden) if hidden.any() else part
+
+
+class Ceilings:
+    """Above which seqnos rows do not count any more, by the version in which they were written."""
+
+    def __init__(self, rollbacks: Sequence[Rollback]) -> None:
+        self._rollbacks = rollbacks
+        self._of: dict[int, npt.NDArray[np.uint64] | None] = {}
+
+    def of(self, version: int) -> npt.NDArray[np.uint64] | None:
+        """By vbucket; None if nothing of this version was taken back."""
+        if version not in self._of:
+            limits: dict[int, int] = {}
+            for each in self._rollbacks:
+                if each.version > version:
+                    for vbucket, seqno in each.vbuckets.items():
+                        limits[vbucket] = min(seqno, limits.get(vbucket, seqno))
+            self._of[version] = _by_vbucket(limits) if limits else None
+        return self._of[version]
+
+    def touch(self, entry: FileEntry) -> bool:
+        """Whether rows of a file may have been taken back."""
+        ceiling = self.of(entry.version)
+        if ceiling is None:
+            return False
+        low, high = entry.vbuckets
+        return bool((ceiling[low : high + 1] < entry.seqnos[1]).any())
+
+    def mask(self, version: int, table: pa.Table) -> Mask:
+        """Which rows of a version were not taken back."""
+        ceiling = self.of(version)
+        if ceiling is None:
+            return np.ones(len(table), bool)
+        counts: Mask = table[SEQNO].to_numpy() <= ceiling[table[VBUCKET].to_numpy()]
+        return counts
+
+
+def _by_vbucket(limits: Mapping[int, int]) -> npt.NDArray[np.uint64]:
+    ceiling = np.full(0x10000, MAX_SEQNO, np.uint64)
+    ceiling[list(limits)] = np.array(list(limits.values()), np.uint64)
+    return ceiling
+
+
+class Live:
+    """Finds the rows that are the documents of a version."""
+
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        *,
+        deletions: bool = False,  # the newest rows of documents that are gone count, too
+        moment: int | None = None,  # by when documents have expired; None to keep them
+    ) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._deletions = deletions
+        self._moment = moment
+        self.expired = 0
+        self._ceilings = Ceilings(manifest.rollbacks)
+        self._dead = set(manifest.dead)
+        self._emptied: dict[tuple[int, int], int] = {}
+        for drop in manifest.drops:
+            for vbucket, seqno in drop.vbuckets.items():
+                place = vbucket, drop.collection
+                self._emptied[place] = max(seqno, self._emptied.get(place, 0))
+
+    def parts(self) -> list[Part]:
+        """Files with what counts of them, oldest first."""
+        found = [shown(self._store, self._manifest, part) for part in self._newest()]
+        if self._moment is None:
+            return found
+        return [self._without_expired(part, self._moment) for part in found]
+
+    def _without_expired(self, part: Part, moment: int) -> Part:
+        # 0 is never, and most often there is nothing else.
+        if not part.count or not may_have(self._store, part.entry, EXPIRY, 1, moment - 1):
+            return part
+        gone = matching(
+            self._store, part.entry, (EXPIRY,), lambda table: has_expired(table[EXPIRY].to_numpy(), moment)
+        )
+        left = part.only(~gone)
+        self.expired += part.count - left.count
+        return left
+
+    def _newest(self) -> list[Part]:
+        """Files with the newest versions of documents.
+
+        Keys are compared only where a document may occur twice. The version with most rows in which none does
+        is the base: its rows are read one part after the other, and only checked against the keys of the
+        others.
+        """
+        entries = self._manifest.files
+        base = self._base()
+        others = [entry for entry in entries if entry.version != base]
+        plain = not self._dead and not self._emptied and not any(map(self._ceilings.touch, entries))
+        if not others and plain and (self._deletions or all(e.rows == e.upserts for e in entries)):
+            return [Part(entry, None) for entry in entries]
+        counting = {entry.name: [*self._counting(entry)] for entry in others}
+        if base is not None and self._goes_by_version(base):
+            masks = self._newest_by_version(counting)
+        else:
+            masks = self._newest_by_seqno(base, counting)
+        return [Part(entry, np.concatenate(masks[entry.name] or [np.ones(0, bool)])) for entry in entries]
+
+    def _base(self) -> int | None:
+        """The version with most rows among those in which no document occurs twice."""
+        rows: Counter[int] = Counter()
+        for entry in self._manifest.files:
+            if entry.unique:
+                rows[entry.version] += entry.rows
+        return rows.most_common(1)[0][0] if rows else None
+
+    def _counting(self, entry: FileEntry) -> Iterator[tuple[pa.Table, Mask]]:
+        columns = [KEY, COLLECTION_ID, SEQNO]
+        if self._emptied or self._ceilings.of(entry.version) is not None:
+            columns.append(VBUCKET)
+        if not self._deletions and entry.rows != entry.upserts:
+            columns.append(CHANGE_TYPE)
+        for table in heads(self._store, entry, columns):
+            mask = self._ceilings.mask(entry.version, table)
+            gone = of_dropped(table, self._dead, self._emptied)
+            yield table, mask if gone is None else mask & ~gone
+
+    def _goes_by_version(self, base: int) -> bool:
+        """Whether of two rows of one key, the one of the later version is always the newer one."""
+        return (
+            len({*self._manifest.collections, *self._dead}) <= 1
+            and all(entry.unique for entry in self._manifest.files)
+            and base == min(entry.version for entry in self._manifest.files)
+        )
+
+    def _newest_by_version(self, counting: Mapping[str, _Counting]) -> dict[str, list[Mask]]:
+        later = [
+            table[KEY] if mask.all() else table[KEY].filter(pa.array(mask))
+            for some in counting.values()
+            for table, mask in some
+        ]
+        encoded = _encoded(pa.chunked_array([chunk for keys in later for chunk in keys.chunks], pa.binary()))
+        codes = np.asarray(encoded.indices)
+        last = np.zeros(len(encoded.dictionary), np.int64)
+        last[codes] = np.arange(len(codes))  # of several assignments to one place, the last counts
+        is_last = last[codes] == np.arange(len(codes))
+        masks: dict[str, list[Mask]] = {}
+        start = 0
+        for entry in self._manifest.files:
+            masks[entry.name] = []
+            for table, mask in counting.get(entry.name) or self._counting(entry):
+                counts = mask.copy()
+                if entry.name in counting:
+                    rows = int(mask.sum())
+                    counts[mask] = is_last[start : start + rows]
+                    start += rows
+                else:
+                    counts &= ~pc.is_in(table[KEY], value_set=encoded.dictionary).to_numpy()
+                masks[entry.name].append(_documents(table, counts))
+        return masks
+
+    def _newest_by_seqno(self, base: int | None, counting: Mapping[str, _Counting]) -> dict[str, list[Mask]]:
+        keys = [table[KEY].filter(pa.array(mask)) for some in counting.values() for table, mask in some]
+        named = pa.chunked_array([chunk for key in keys for chunk in key.chunks], pa.binary())
+        masks: dict[str, list[Mask]] = {}
+        suspects: list[tuple[Mask, npt.NDArray[np.int64], pa.Table]] = []
+        for entry in self._manifest.files:
+            masks[entry.name] = []
+            # The newest is looked for among documents that are in several versions; of the one with most
+            # rows, only those are taken up that others have, too.
+            for table, mask in counting.get(entry.name) or self._counting(entry):
+                again = mask
+                if entry.version == base:
+                    again = mask & pc.is_in(table[KEY], value_set=named).to_numpy()
+                rows = np.flatnonzero(again)
+                counts = _documents(table, mask)
+                masks[entry.name].append(counts)
+                if len(rows):
+                    some = table.select([KEY, COLLECTION_ID, SEQNO]).take(pa.array(rows))
+                    suspects.append((counts, rows, some))
+        if suspects:
+            stale = ~newest(pa.concat_tables([some for *_, some in suspects]))
+            start = 0
+            for counts, rows, some in suspects:
+                counts[rows[stale[start : start + len(some)]]] = False
+                start += len(some)
+        return masks
+
+
+def _documents(table: pa.Table, mask: Mask) -> Mask:
+    """A mask without deletions, where these are read at all."""
+    if CHANGE_TYPE not in table.column_names:
+        return mask
+    upserts: Mask = pc.equal(table[CHANGE_TYPE], UPSERT).to_numpy()
+    return mask & upserts
+
+
+def _encoded(keys: pa.ChunkedArray) -> pa.DictionaryArray:
+    """A number for each key."""
+    # Not chunk by chunk: to unify the dictionaries afterwards takes longer than all the rest.
+    whole = keys.combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):  # more bytes than one array holds
+        return whole.dictionary_encode().unify_dictionaries().combine_chunks()
+    return whole.dictionary_encode()
+
+
+def taken_back(store: Store, before: Manifest, limits: Mapping[int, int]) -> int:
+    """How many rows of a version a rollback takes back."""
+    if not limits:
+        return 0
+    ceilings, ceiling = Ceilings(before.rollbacks), _by_vbucket(limits)
+    count = 0
+    for entry in before.files:
+        low, high = entry.vbuckets
+        if (ceiling[low : high + 1] >= entry.seqnos[1]).all():
+            continue
+        for table in heads(store, entry, (VBUCKET, SEQNO)):
+            void = table[SEQNO].to_numpy() > ceiling[table[VBUCKET].to_numpy()]
+            count += int((void & ceilings.mask(entry.version, table)).sum())
+    return count

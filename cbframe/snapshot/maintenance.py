@@ -1,34 +1,341 @@
-"""Fewer and smaller files: what no rollback can bring back is left out, and old versions are deleted."""
+"""Looking after a snapshot: all files verified and repaired, fewer and smaller ones, old versions deleted.
+
+:func:`verify` compares every file with what the manifests say of it. :func:`mended` leaves damaged files out,
+so that an update reads again what was in them. :func:`compact` writes the newest version as few files,
+without what no rollback can bring back; :func:`vacuum` deletes the files that only older versions need.
+:func:`export` writes documents as a folder of plain Parquet files.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
+from html import escape
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cbframe.arrow.columns import SEQNO, VBUCKET
+from cbframe.arrow.current_rows import Mask
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.scan.parquet import write_parquet
-from cbframe.snapshot.contents import METADATA
-from cbframe.snapshot.files import DATA, ChangeFiles, heads, opened, parts_for
-from cbframe.snapshot.manifest import FOLDER, Counts, FileEntry, Manifest, Rollback, name_of
+from cbframe.snapshot.files import (
+    CHANGE_TYPE,
+    DATA,
+    METADATA,
+    UPSERT,
+    Ceilings,
+    ChangeFiles,
+    Live,
+    Part,
+    heads,
+    is_lost,
+    matching,
+    opened,
+    parts_for,
+    shown,
+    sweep,
+    unreadable,
+)
+from cbframe.snapshot.manifest import (
+    BLANK,
+    FOLDER,
+    Boundaries,
+    Counts,
+    DamagedManifestError,
+    FileEntry,
+    History,
+    Kind,
+    Manifest,
+    Rollback,
+    behind,
+    following,
+    lag,
+    name_of,
+    publish,
+)
 from cbframe.snapshot.reader import VersionReader, documents_of
-from cbframe.snapshot.result import behind, count
-from cbframe.snapshot.rows import Ceilings, Live, Part, shown
 from cbframe.snapshot.store import LocalStore, Store, make_folder
-from cbframe.snapshot.versions import Boundaries, History, following, lag
-from cbframe.snapshot.writer import publish, sweep, writer_prefix
 from cbframe.wire.constants import MAX_SEQNO
 
-_METADATA = (*METADATA, "scope", "collection")
+_BLOCK = 4 << 20
+_FILE = 512 << 20
+"""Bytes in memory that go to one exported file."""
+_REPAIR = 'write_snapshot(..., mode="repair") reads again what was in it; other vbuckets are not touched'
+_OLD_MANIFEST = 'newer versions do not need it: write_snapshot(..., mode="repair") puts it away'
+_OLD = "only older versions need it: vacuum() deletes them"
+_Seqnos = npt.NDArray[np.uint64]
+
+
+def count(number: int, what: str) -> str:
+    """A number of things: "1 file", "2 files"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+# Verification and repair ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it was written."""
+
+    file: str  # where
+    what: str  # what is wrong
+    versions: tuple[int, ...]  # the versions that cannot be read because of it
+    remedy: str  # what to do
+
+    def __str__(self) -> str:
+        of = f", needed by version{'s' if len(self.versions) > 1 else ''} {_numbers(self.versions)}"
+        return f"{self.file}: {self.what}{of if self.versions else ''}\n  hint: {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What :meth:`Snapshot.verify` found.
+
+    Attributes
+    ----------
+    path
+        Where the snapshot is.
+    versions, files, rows, nbytes
+        What was looked at.
+    problems
+        Empty if all is well.
+    """
+
+    path: str
+    versions: int
+    files: int
+    rows: int
+    nbytes: int
+    problems: tuple[Problem, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is well."""
+        return not self.problems
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        summary = (
+            f"{self.path}: {self.versions:,} versions, {self.files:,} files, {self.rows:,} rows, "
+            f"{self.nbytes:,} bytes: "
+        )
+        if self.ok:
+            return summary + "all is well"
+        some = "problem" if len(self.problems) == 1 else "problems"
+        return summary + f"{len(self.problems)} {some}\n" + "\n".join(map(str, self.problems))
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def verify(store: Store, history: History) -> Verification:
+    """Look at every manifest, and at every file that one of them names."""
+    problems: list[Problem] = []
+    manifests: dict[int, Manifest] = {}
+    numbers = history.numbers()
+    for number in numbers:
+        try:
+            manifests[number] = history.load(number)
+        except SnapshotError as exc:
+            old = isinstance(exc, DamagedManifestError) and number < numbers[-1]
+            remedy = _OLD_MANIFEST if old else exc.hint or ""
+            problems.append(Problem(store.where(name_of(number)), _what(exc), (number,), remedy))
+    newest = max(manifests, default=0)
+    users: dict[str, tuple[FileEntry, list[int]]] = {}
+    for number, manifest in manifests.items():
+        for entry in manifest.files:
+            users.setdefault(entry.name, (entry, []))[1].append(number)
+    there = store.names(DATA)
+    looked: list[FileEntry] = []
+    for name, (entry, versions) in users.items():
+        if name.partition("/")[2] not in there and newest not in versions:
+            continue  # vacuum() did that
+        looked.append(entry)
+        remedy = _REPAIR if newest in versions else _OLD
+        try:
+            what = flaw(store, entry, history)
+        except SnapshotError as exc:
+            what, remedy = _what(exc), exc.hint or ""
+        if what is not None:
+            problems.append(Problem(store.where(name), what, tuple(versions), remedy))
+    for manifest in manifests.values():
+        problems += _gaps(store, manifest, manifests)
+    return Verification(
+        store.root,
+        len(manifests),
+        len(looked),
+        sum(entry.rows for entry in looked),
+        sum(entry.nbytes for entry in looked),
+        tuple(problems),
+    )
+
+
+def flaw(store: Store, entry: FileEntry, history: History) -> str | None:
+    """What is wrong with a file; None if nothing is."""
+    try:
+        size, digest = _digest(store, entry)
+    except FileNotFoundError:
+        return "it is gone"
+    except OSError as exc:
+        if not is_lost(exc):
+            raise unreadable(store, entry, exc) from exc
+        return f"it cannot be read ({exc.strerror or exc})"
+    if size != entry.nbytes:
+        return f"it has {size:,} bytes instead of {entry.nbytes:,}"
+    if digest != entry.sha256:
+        return "its bytes are not those that were written"
+    return _wrong_rows(store, entry, history)
+
+
+def _what(error: SnapshotError) -> str:
+    """Without the file, which a problem tells by itself."""
+    return error.message.removesuffix(f": {error.path}")
+
+
+def _digest(store: Store, entry: FileEntry) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with store.input(entry.name) as source:
+        while block := source.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+def _wrong_rows(store: Store, entry: FileEntry, history: History) -> str | None:
+    """What is wrong with the rows, by what the manifests say of them."""
+    manifest = _version_of(history, entry)
+    span = None if manifest is None or manifest.kind == "compact" else _span(manifest, history)
+    upserts = 0
+    try:
+        for table in heads(store, entry, (VBUCKET, SEQNO, CHANGE_TYPE)):
+            upserts += pc.sum(pc.equal(table[CHANGE_TYPE], UPSERT)).as_py() or 0
+            if span is None:
+                continue
+            vbucket, seqno = table[VBUCKET].to_numpy(), table[SEQNO].to_numpy()
+            start, end = (bound[vbucket] for bound in span)
+            beyond = (seqno <= start) | (seqno > end)
+            if beyond.any():
+                at = int(np.argmax(beyond))
+                return (
+                    f"it has seqno {seqno[at]} of vbucket {vbucket[at]}, and its version is of "
+                    f"{start[at]} to {end[at]}"
+                )
+    except SnapshotError as exc:
+        return _what(exc)
+    if upserts != entry.upserts:
+        return f"it has {upserts:,} documents instead of {entry.upserts:,}"
+    return None
+
+
+def _span(manifest: Manifest, history: History) -> tuple[_Seqnos, _Seqnos] | None:
+    """By vbucket, after which seqno, and up to which one, the rows of a version are; None if unknown."""
+    ends = np.array([position.seqno for position in manifest.positions], np.uint64)
+    if manifest.kind == "create":
+        return np.zeros_like(ends), ends
+    try:
+        return _starts(manifest, history.load(manifest.parent)), ends
+    except SnapshotError:
+        return None
+
+
+def _starts(manifest: Manifest, parent: Manifest) -> _Seqnos:
+    starts = np.array([position.seqno for position in parent.positions], np.uint64)
+    for each in manifest.rollbacks:
+        if each.version == manifest.version:
+            for vbucket, seqno in each.vbuckets.items():
+                starts[vbucket] = min(int(starts[vbucket]), seqno)
+    return starts
+
+
+def _gaps(store: Store, manifest: Manifest, manifests: dict[int, Manifest]) -> Iterator[Problem]:
+    """Whether a version goes on where the one before ends."""
+    parent = manifests.get(manifest.parent)
+    if parent is None or manifest.kind == "create":
+        return
+    name = store.where(name_of(manifest.version))
+    remedy = "this is a fault of cbframe: keep the folder, report it, and make the snapshot again"
+    if len(parent.positions) != len(manifest.positions) or parent.bucket_uuid != manifest.bucket_uuid:
+        yield Problem(name, f"it is of another bucket than version {parent.version}", (), remedy)
+        return
+    ends = np.array([position.seqno for position in manifest.positions], np.uint64)
+    back = np.flatnonzero(ends < _starts(manifest, parent))
+    if len(back):
+        yield Problem(name, f"vbucket {back[0]} goes back, and no rollback tells of it", (), remedy)
+    kept = {entry.name for entry in manifest.files}
+    lost = [entry.name for entry in parent.files if entry.name not in kept]
+    if lost and manifest.kind == "update":
+        yield Problem(name, f"it does without {lost[0]}, which version {parent.version} has", (), remedy)
+
+
+def _numbers(versions: Sequence[int]) -> str:
+    return f"{versions[0]}-{versions[-1]}" if len(versions) > 2 else ", ".join(map(str, versions))
+
+
+def mended(store: Store, history: History, version: int) -> tuple[Manifest, Kind]:
+    """The newest version that can be read, without the files that are damaged; what its update is.
+
+    Vbuckets that have rows in a damaged file are taken back to where they were before it. Damaged
+    manifests get another name.
+    """
+    base = BLANK
+    kind: Kind = "update"
+    for number in reversed(history.numbers()):
+        try:
+            found = history.load(number)
+            base = found if base is BLANK else base
+        except DamagedManifestError:
+            store.rename(name_of(number), name_of(number) + ".damaged")
+            kind = "repair" if base is BLANK else kind
+    hurt = [entry for entry in base.files if flaw(store, entry, history) is not None]
+    return (_without(base, hurt, history, version), "repair") if hurt else (base, kind)
+
+
+def _version_of(history: History, entry: FileEntry) -> Manifest | None:
+    try:
+        return history.load(entry.version)
+    except SnapshotError:
+        return None
+
+
+def _without(base: Manifest, hurt: list[FileEntry], history: History, version: int) -> Manifest:
+    boundaries = Boundaries(base, history.ancestors(base))
+    limits: dict[int, int] = {}
+    positions = list(base.positions)
+    for entry in hurt:
+        written = _version_of(history, entry)
+        for vbucket in range(entry.vbuckets[0], entry.vbuckets[1] + 1):
+            # A compacted file has rows of all times: there is nothing before it.
+            before = entry.version if written is not None and written.kind != "compact" else 0
+            position = boundaries.below(vbucket, MAX_SEQNO, before=before)
+            if position.seqno <= positions[vbucket].seqno:
+                positions[vbucket] = position
+            limits[vbucket] = positions[vbucket].seqno
+    names = {entry.name for entry in hurt}
+    return replace(
+        base,
+        positions=positions,
+        floors=[min(floor, limits.get(vbucket, floor)) for vbucket, floor in enumerate(base.floors)],
+        files=tuple(entry for entry in base.files if entry.name not in names),
+        rollbacks=(*base.rollbacks, Rollback(version, "repair", limits)),
+        drops=tuple(drop.without(limits) for drop in base.drops),
+    )
+
+
+# Compaction and deletion ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,67 +395,61 @@ def compact(
     before = history.latest_time()
     floors = _floors(base, history, now - keep)
     parts = [*_kept(store, base, floors)]
-    documents = documents_of(base)
-    metadata = (*_METADATA, "xattrs") if base.options.get("xattrs") else _METADATA
-    reader = VersionReader(store, base, metadata=metadata, changes=True, keys="binary")
     version = base.version + 1
+    metadata = (*METADATA, "scope", "collection", *(["xattrs"] if base.options.get("xattrs") else []))
+    reader = VersionReader(store, base, metadata=metadata, changes=True, keys="binary")
     rows = sum(part.count for part in parts)
     nbytes, compressions = _stored(store, base)
-    files_needed = parts_for(nbytes, file_bytes) if rows else 0
-    old = base.files
-    if (
-        rows == sum(entry.rows for entry in old)
-        and len(old) <= files_needed
-        and len({(entry.columns, entry.text_keys) for entry in old}) <= 1
+    most = parts_for(nbytes, file_bytes) if rows else 0
+    old_rows = sum(entry.rows for entry in base.files)
+    old_bytes = sum(entry.nbytes for entry in base.files)
+    entries = base.files
+    changed = not (
+        rows == old_rows
+        and len(base.files) <= most
+        and len({(entry.columns, entry.text_keys) for entry in base.files}) <= 1
         and compressions <= {"UNCOMPRESSED" if compression == "none" else compression.upper()}
-    ):
-        same = sum(entry.nbytes for entry in old)
-        return Compaction(
-            base.version,
-            (rows, rows),
-            (len(old), len(old)),
-            (same, same),
-            changed=False,
-            clock_behind=lag(before, now),
-        )
-    entries: tuple[FileEntry, ...] = ()
-    if rows:
-        newest = Live(store, base, deletions=True).parts()
-        unique = not any(map(_some_older, parts, newest))
-        with ChangeFiles(
-            store,
-            writer_prefix(version),
-            reader.schema,
-            parts=files_needed,
-            vbuckets=len(base.positions),
-            compression=compression,
-        ) as files:
-            for table in reader.tables(parts):
-                files.add(table)
-            entries = files.finish(version, columns=0, unique=unique)
-    manifest = replace(
-        base,
-        version=version,
-        parent=base.version,
-        kind="compact",
-        created=following(before, now),
-        ordered=True,
-        # Those that earlier releases have written are left out now.
-        options={"transaction_records": "drop", **base.options},
-        floors=floors,
-        files=entries,
-        columns=(documents,),
-        drops=tuple(
-            drop for drop in base.drops if any(seqno > floors[vb] for vb, seqno in drop.vbuckets.items())
-        ),
-        counts=Counts(),
     )
-    publish(store, manifest, manifest.to_bytes())
+    if changed:
+        entries = ()
+        if rows:
+            newest = Live(store, base, deletions=True).parts()
+            unique = not any(map(_some_older, parts, newest))
+            with ChangeFiles(
+                store,
+                version,
+                reader.schema,
+                parts=most,
+                vbuckets=len(base.positions),
+                compression=compression,
+            ) as files:
+                for table in reader.tables(parts):
+                    files.add(table)
+                entries = files.finish(columns=0, unique=unique)
+        manifest = replace(
+            base,
+            version=version,
+            parent=base.version,
+            kind="compact",
+            created=following(before, now),
+            ordered=True,
+            # Those that earlier releases have written are left out now.
+            options={"transaction_records": "drop", **base.options},
+            floors=floors,
+            files=entries,
+            columns=(documents_of(base),),
+            drops=tuple(
+                drop for drop in base.drops if any(seqno > floors[vb] for vb, seqno in drop.vbuckets.items())
+            ),
+            counts=Counts(),
+        )
+        publish(store, manifest)
     return Compaction(
-        version,
-        (sum(entry.rows for entry in old), rows),
-        (len(old), len(entries)),
-        (sum(entry.nbytes for entry in old), sum(entry.nbytes for entry in entries)),
+        version if changed else base.version,
+        (old_rows, rows),
+        (len(base.files), len(entries)),
+        (old_bytes, sum(entry.nbytes for entry in entries)),
+        changed=changed,
         clock_behind=lag(before, now),
     )
 
@@ -183,10 +484,10 @@ def _kept(store: Store, base: Manifest, floors: Sequence[int]) -> Iterator[Part]
         if part.keep is None:
             yield part
             continue
-        later = [
-            _later(table, part.entry, ceilings, floor) for table in heads(store, part.entry, (VBUCKET, SEQNO))
-        ]
-        yield shown(store, base, Part(part.entry, part.keep | np.concatenate(later)))
+        later = matching(
+            store, part.entry, (VBUCKET, SEQNO), partial(_later, part.entry.version, ceilings, floor)
+        )
+        yield shown(store, base, Part(part.entry, part.keep | later))
 
 
 def _some_older(part: Part, newest: Part) -> bool:
@@ -196,12 +497,10 @@ def _some_older(part: Part, newest: Part) -> bool:
     return not (newest.keep.all() if part.keep is None else newest.keep[part.keep].all())
 
 
-def _later(
-    table: pa.Table, entry: FileEntry, ceilings: Ceilings, floor: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.bool_]:
-    later: npt.NDArray[np.bool_] = table[SEQNO].to_numpy() > floor[table[VBUCKET].to_numpy()]
-    counts = ceilings.mask(entry.version, table)
-    return later if counts is None else later & counts
+def _later(version: int, ceilings: Ceilings, floor: npt.NDArray[np.uint64], table: pa.Table) -> Mask:
+    """Which rows of a version came after the floors, and were not taken back."""
+    later: Mask = table[SEQNO].to_numpy() > floor[table[VBUCKET].to_numpy()]
+    return later & ceilings.mask(version, table)
 
 
 def _stored(store: Store, base: Manifest) -> tuple[int, set[str]]:
@@ -244,8 +543,7 @@ def _useful(base: Manifest, history: History) -> set[int]:
     return useful
 
 
-_FILE = 512 << 20
-"""Bytes in memory that go to one file."""
+# Export -----------------------------------------------------------------------------------------------------
 
 
 def export(reader: VersionReader, place: Store, compression: str) -> Path:
@@ -264,10 +562,11 @@ def export(reader: VersionReader, place: Store, compression: str) -> Path:
     try:
         with place.reporting("", "export the documents"):
             make_folder(scratch)
-            left = _Left(reader)
+            tables = reader.tables()
+            waiting = [next(tables, reader.schema.empty_table())]
             number = 0
-            while left.some or not number:
-                part = pa.RecordBatchReader.from_batches(reader.schema, left.next_file())
+            while waiting:
+                part = pa.RecordBatchReader.from_batches(reader.schema, _batches_of_file(waiting, tables))
                 write_parquet(part, scratch / f"part-{number:05d}.parquet", compression)
                 number += 1
             os.rename(scratch, path)  # noqa: PTH104 - unlike replace(), refuses a folder that has something
@@ -276,22 +575,11 @@ def export(reader: VersionReader, place: Store, compression: str) -> Path:
     return path
 
 
-class _Left:
-    """Tables that are not written yet."""
-
-    def __init__(self, reader: VersionReader) -> None:
-        self._tables = reader.tables()
-        self._next = next(self._tables, None)
-
-    @property
-    def some(self) -> bool:
-        return self._next is not None
-
-    def next_file(self) -> Iterator[pa.RecordBatch]:
-        """What goes to one file."""
-        size = 0
-        while self._next is not None and size < _FILE:
-            table = self._next
-            yield from table.to_batches()
-            size += table.nbytes
-            self._next = next(self._tables, None)
+def _batches_of_file(waiting: list[pa.Table], tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
+    """What goes to one file; the table that comes after it waits."""
+    size = 0
+    while waiting and size < _FILE:
+        table = waiting.pop()
+        yield from table.to_batches()
+        size += table.nbytes
+        waiting.extend(islice(tables, 1))

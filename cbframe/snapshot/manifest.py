@@ -1,4 +1,7 @@
-"""The manifest: one file for each version of a snapshot, from which everything else follows.
+"""Manifests, one for each version of a snapshot, from which everything else follows; and their history.
+
+:class:`Manifest` is one version, :class:`History` all that there are, :class:`Boundaries` the positions to
+which a vbucket can be taken back.
 
 Format 1
 --------
@@ -49,24 +52,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from typing import Any, Literal
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal, TypeAlias
 
-from cbframe.arrow.documents.unify import Columns
+import numpy as np
+
+from cbframe.arrow.column_types import Columns
 from cbframe.dcp.positions import Position, VBucketMetaData, u64_of
-from cbframe.errors import SnapshotError
+from cbframe.errors import ConfigurationError, SnapshotError
+from cbframe.snapshot.store import Store
 from cbframe.wire.messages import FailoverEntry
 
 FORMAT = 1
 FOLDER = "manifest"
 
+VersionLike: TypeAlias = int | str | date | None
+"""A version, or a time; None for the newest version."""
 Kind = Literal["create", "update", "repair", "compact"]
 Reason = Literal["rollback", "repair"]
 _COLUMNS = ("seqno", "vbuuid", "failover_log", "snap_start", "snap_end", "manifest_uid", "purge_seqno")
 """Of ``vbuckets``, what makes a position."""
 _DIGEST = ',\n"digest": "'
+_STEP = timedelta(milliseconds=1)
+"""Between the times of two versions, at least."""
+_LAST = datetime.max.replace(tzinfo=UTC)
 
 
 class DamagedManifestError(SnapshotError):
@@ -152,10 +163,6 @@ class Manifest:
         """Whether files have records of transactions was decided; else they have some, and none counts."""
         return "transaction_records" in self.options
 
-    def columns_of(self, entry: FileEntry) -> Columns:
-        """What the columns of a file are."""
-        return self.columns[entry.columns]
-
     def to_bytes(self) -> bytes:
         """The file."""
         body = json.dumps(self._fields(), separators=(",", ":"))[:-1]
@@ -183,18 +190,8 @@ class Manifest:
                 asdict(entry) | {"seqnos": [str(seqno) for seqno in entry.seqnos]} for entry in self.files
             ],
             "columns": [columns.to_dict() for columns in self.columns],
-            "rollbacks": [
-                {"version": each.version, "reason": each.reason, "vbuckets": _by_vbucket(each.vbuckets)}
-                for each in self.rollbacks
-            ],
-            "drops": [
-                {
-                    "version": each.version,
-                    "collection": each.collection,
-                    "vbuckets": _by_vbucket(each.vbuckets),
-                }
-                for each in self.drops
-            ],
+            "rollbacks": [_with_vbuckets(each) for each in self.rollbacks],
+            "drops": [_with_vbuckets(each) for each in self.drops],
             "dead": list(self.dead),
             "collections": {str(number): name for number, name in self.collections.items()},
             "counts": asdict(self.counts),
@@ -220,12 +217,13 @@ class Manifest:
         vbuckets = fields["vbuckets"]
         columns = zip(*(vbuckets[name] for name in _COLUMNS), strict=True)
         positions = [_position(number, *values) for number, values in enumerate(columns)]
+        time = fields.get("node_time")
         return cls(
             version=int(fields["version"]),
             parent=int(fields["parent"]),
             kind=fields["kind"],
             created=datetime.fromisoformat(fields["created"]),
-            node_time=_time(fields.get("node_time")),
+            node_time=None if time is None else datetime.fromisoformat(time),
             ordered="node_time" in fields,
             bucket=fields["bucket"],
             bucket_uuid=fields["bucket_uuid"],
@@ -249,6 +247,12 @@ class Manifest:
         )
 
 
+BLANK = Manifest(
+    version=0, parent=0, kind="create", created=_LAST, bucket="", bucket_uuid="", positions=(), floors=()
+)
+"""What the first version is made from."""
+
+
 def _position(vbucket: int, seqno: str, vbuuid: str, log: Any, *numbers: str) -> Position:  # noqa: ARG001
     try:
         start, end, uid, purged = map(u64_of, numbers)
@@ -270,6 +274,20 @@ def version_of(name: str) -> int | None:
     if not stem.isascii() or not stem.isdigit():
         return None
     return int(stem) if name_of(int(stem)) == f"{FOLDER}/{name}" else None
+
+
+def publish(store: Store, manifest: Manifest) -> int:
+    """Make a version the newest one; the bytes of its manifest."""
+    data = manifest.to_bytes()
+    try:
+        store.publish(name_of(manifest.version), data)
+    except FileExistsError as exc:
+        raise SnapshotError(
+            f"version {manifest.version} was published by another writer",
+            path=store.root,
+            hint="let one process write at a time, and update again",
+        ) from exc
+    return len(data)
 
 
 def _checked(data: bytes, path: str) -> dict[str, Any]:
@@ -301,13 +319,201 @@ def _entry(fields: dict[str, Any]) -> FileEntry:
     return FileEntry(**fields | {"seqnos": (first, last), "vbuckets": (int(low), int(high))})
 
 
-def _time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
-
-
-def _by_vbucket(seqnos: Mapping[int, int]) -> dict[str, str]:
-    return {str(vbucket): str(seqno) for vbucket, seqno in sorted(seqnos.items())}
+def _with_vbuckets(event: Rollback | Drop) -> dict[str, Any]:
+    return asdict(event) | {"vbuckets": {str(vb): str(seqno) for vb, seqno in sorted(event.vbuckets.items())}}
 
 
 def _numbers(seqnos: Mapping[str, str]) -> dict[int, int]:
     return {int(vbucket): u64_of(seqno) for vbucket, seqno in seqnos.items()}
+
+
+def following(before: datetime | None, now: datetime) -> datetime:
+    """The time of a version that is made at `now`, after one of the time `before`: never earlier."""
+    return now if before is None else max(now, before + _STEP)
+
+
+def behind(span: timedelta) -> str:
+    """What to say of a clock that is behind."""
+    return f"{span} behind the time of the version before: check the clocks of the machines that write"
+
+
+def lag(before: datetime | None, now: datetime) -> timedelta:
+    """How far the clock that says `now` is behind the one that said `before`."""
+    return timedelta() if before is None else max(before - now, timedelta())
+
+
+def _moment(as_of: Any) -> datetime:
+    try:
+        moment = datetime.fromisoformat(as_of.isoformat() if isinstance(as_of, date) else as_of)
+    except (TypeError, ValueError) as exc:
+        raise ConfigurationError(
+            f"as_of={as_of!r} is no time", hint="give a version, or a time such as 2026-01-31T12:00+00:00"
+        ) from exc
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+class History:
+    """The versions that there are. A manifest never changes: each is read once."""
+
+    def __init__(self, store: Store) -> None:
+        self.root = store.root
+        self._store = store
+        self._loaded: dict[int, Manifest] = {}
+
+    def numbers(self) -> list[int]:
+        """Versions, oldest first; also those whose manifest is damaged."""
+        found = map(version_of, self._store.names(FOLDER))
+        return sorted(number for number in found if number is not None)
+
+    def load(self, version: int) -> Manifest:
+        """One version."""
+        if version not in self._loaded:
+            name = name_of(version)
+            try:
+                data = self._store.read(name)
+            except FileNotFoundError:
+                raise SnapshotError(
+                    f"there is no version {version}",
+                    path=self.root,
+                    hint="Snapshot(path).versions lists them; older ones are deleted by vacuum()",
+                ) from None
+            except OSError as exc:
+                raise SnapshotError(
+                    f"cannot read a manifest: {exc.strerror or exc}",
+                    path=self._store.where(name),
+                    hint="try again when the cause is gone",
+                ) from exc
+            self._loaded[version] = Manifest.from_bytes(data, self._store.where(name))
+        return self._loaded[version]
+
+    def latest(self) -> Manifest:
+        """The newest version; `BLANK` before the first."""
+        numbers = self.numbers()
+        return self.load(numbers[-1]) if numbers else BLANK
+
+    def at(self, as_of: VersionLike) -> Manifest:
+        """The version that was the newest one then."""
+        numbers = self.numbers()
+        if not numbers:
+            raise SnapshotError("there is no snapshot", path=self.root, hint="write_snapshot() makes one")
+        if as_of is None:
+            return self.load(numbers[-1])
+        if isinstance(as_of, int | np.integer) and not isinstance(as_of, bool):  # those of numpy, too
+            return self.load(int(as_of))
+        moment = _moment(as_of)
+        times = self.times(moment)
+        found = max((number for number, time in times.items() if time <= moment), default=None)
+        if found is None:
+            oldest = self.load(numbers[0])  # a damaged one may be that of the time
+            raise ConfigurationError(
+                f"as_of={as_of!s} is before the oldest version, which is of {oldest.created}",
+                hint="Snapshot(path).versions lists what there is",
+            )
+        later = next((number for number in numbers if number > found), None)
+        if later is not None and times[found] != moment:
+            self.load(later)  # a damaged one may be that of the time
+            if later != found + 1:
+                raise SnapshotError(
+                    f"as_of={as_of!s} is between versions {found} and {later}, and what was there is gone",
+                    path=self.root,
+                    hint=f"vacuum() deletes versions: give as_of={found} for the one before",
+                )
+        return self.load(found)
+
+    def times(self, moment: datetime | None = None) -> dict[int, datetime]:
+        """The times of the versions that can be read, oldest first: later versions have later times.
+
+        Earlier releases wrote down what the clock said, also where it was behind that of another writer. A
+        version that is not after the one before counts as 1 ms after it.
+        """
+        line: list[Manifest] = []
+        for number in reversed(self.numbers()):
+            try:
+                line.append(self.load(number))
+            except DamagedManifestError:
+                continue
+            if moment is not None and line[-1].ordered and line[-1].created <= moment:
+                break
+        found: dict[int, datetime] = {}
+        latest: datetime | None = None
+        for manifest in reversed(line):
+            created = manifest.created
+            latest = created if latest is None or created > latest else latest + _STEP
+            found[manifest.version] = latest
+        return found
+
+    def time_of(self, manifest: Manifest) -> datetime:
+        """The time of one of these versions."""
+        return manifest.created if manifest.ordered else self.times()[manifest.version]
+
+    def latest_time(self) -> datetime | None:
+        """The time of the newest version that can be read; None if there is none."""
+        return max(self.times(_LAST).values(), default=None)
+
+    def ancestors(self, manifest: Manifest) -> Iterator[Manifest]:
+        """A version, and what it was made from, newest first, as far as they are still there.
+
+        Another beginning (mode="overwrite") is no ancestor. A damaged manifest ends the line.
+        """
+        numbers = set(self.numbers())
+        each: Manifest | None = manifest
+        while each is not None:
+            yield each
+            if each.kind == "create" or each.parent not in numbers:
+                return
+            try:
+                each = self.load(each.parent)
+            except SnapshotError:
+                return
+
+
+class Boundaries:
+    """Where each vbucket was whole before: what it can be taken back to.
+
+    A server that rolls a vbucket back to some seqno sends only what comes after it. Versions of documents
+    at or before that seqno which a withdrawn change had replaced may never have been sent: within a
+    snapshot, only the newest version of a document is. So a vbucket is taken back to the end of a read,
+    where nothing is missing, and read again from there.
+    """
+
+    def __init__(self, manifest: Manifest, ancestors: Iterable[Manifest]) -> None:
+        self._manifest = manifest
+        self._line = ancestors
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the ancestors have been read."""
+        return isinstance(self._line, list)
+
+    def load(self) -> None:
+        """Read the ancestors, once."""
+        if not self.loaded:
+            self._line = [*self._line]
+
+    def below(self, vbucket: int, seqno: int, *, before: int | None = None) -> Position:
+        """The last position at or before `seqno` at which the vbucket was whole; its start if none."""
+        found = self.version_below(vbucket, seqno, before=before)
+        return Position() if found is None else found.positions[vbucket]
+
+    def version_below(self, vbucket: int, seqno: int, *, before: int | None = None) -> Manifest | None:
+        """The newest version that has that position; None for the start."""
+        taken_back = [
+            (each.version, each.vbuckets[vbucket])
+            for each in self._manifest.rollbacks
+            if vbucket in each.vbuckets
+        ]
+        floor = self._manifest.floors[vbucket]
+        self.load()
+        found: Manifest | None = None
+        reached = 0
+        for each in self._line:
+            position = each.positions[vbucket]
+            void = any(version > each.version and position.seqno > limit for version, limit in taken_back)
+            if (
+                reached < position.seqno <= seqno
+                and position.seqno >= floor
+                and not void
+                and (before is None or each.version < before)
+            ):
+                found, reached = each, position.seqno
+        return found

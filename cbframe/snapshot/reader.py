@@ -1,10 +1,16 @@
-"""The documents of one version, read file by file: one schema, only what is wanted, in bounded memory."""
+"""The documents of one version, read file by file: one schema, only what is wanted, in bounded memory.
+
+:class:`VersionReader` reads row groups, leaves out the rows that do not count or do not pass filters, and
+brings the columns of each file to those of the whole version. :class:`FileFilter` gives filters the answer
+that they have on the documents themselves, or refuses where a file no longer has what that needs.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import DecodeError
 
+from cbframe.arrow.column_types import Columns, Kind, is_text, rendered, unify, widen
 from cbframe.arrow.columns import (
     COLLECTION_ID,
     DATATYPE,
@@ -23,7 +30,7 @@ from cbframe.arrow.columns import (
     formed,
     is_json,
 )
-from cbframe.arrow.documents.filters import (
+from cbframe.arrow.filters import (
     Filters,
     Mask,
     Moment,
@@ -35,41 +42,41 @@ from cbframe.arrow.documents.filters import (
     holds,
     never,
     nouns,
+    passing,
     predicates,
     unknown,
     value_at,
 )
-from cbframe.arrow.documents.kinds import Kind, is_text, member_of
-from cbframe.arrow.documents.unify import Columns, unify, widen
-from cbframe.arrow.documents.written import rendered
 from cbframe.errors import ConfigurationError
+from cbframe.json.arrays import member_of
 from cbframe.json.layout import Path, path_of
-from cbframe.json.typer import OURS, REASON, REST, VALUE
+from cbframe.json.typer import OURS, REASON, REST, VALUE, column_name
 from cbframe.scan.shape import flattened, selected
 from cbframe.scan.spec import METADATA_NAMES, Nested
-from cbframe.snapshot.files import opened
+from cbframe.snapshot.files import CHANGE_TYPE, Live, Part, made_way, opened
 from cbframe.snapshot.manifest import FileEntry, Manifest
-from cbframe.snapshot.rows import Live, Part
-from cbframe.snapshot.sink import CHANGE_TYPE, made_way
 from cbframe.snapshot.store import Store
 
-_OURS = {KEY, VALUE, REASON, COLLECTION_ID, "_cb_scope", "_cb_collection", REST, *METADATA_TYPES}
+_NAMES = ("_cb_scope", "_cb_collection")
+_DEFAULT = "_default._default"
+_TYPES = {**METADATA_TYPES, COLLECTION_ID: pa.uint32(), **dict.fromkeys((*_NAMES, CHANGE_TYPE), pa.string())}
+_OURS = {KEY, VALUE, REASON, REST, COLLECTION_ID, *_NAMES, *METADATA_TYPES}
 _TEXT = ("string", "moment", "clock")
 _EVERY = ("boolean", "number", *_TEXT, "array", "object")
+_BEGINNINGS = frozenset("-0123456789tf{[")
+"""Of JSON values that are neither strings nor null."""
 
 
 def column_of(path: Path) -> str:
     """The column that has a field: of metadata, or of documents."""
-    name = path[0]
-    return name + "_" if name.startswith(OURS) and name not in _OURS else name
+    return path[0] if path[0] in _OURS else column_name(path[0])
 
 
 def kind_at(columns: Columns, path: Path) -> tuple[Kind, int] | None:
     """What a file holds of a field; None of one that it does not have."""
-    name = column_of(path)
-    if name not in columns.schema.names:
+    kind = columns.kinds.get(column_of(path))
+    if kind is None:
         return None
-    kind = columns.select([name]).kinds()[name]
     for length in range(1, len(path)):
         if kind.json:
             return kind, length
@@ -101,8 +108,9 @@ def families(kind: Kind) -> tuple[str, ...]:
 class FileFilter:
     """Filters on the rows of one version of a snapshot."""
 
-    def __init__(self, filters: Filters, version: int, every: Sequence[Columns]) -> None:
-        self._filters = filters
+    def __init__(self, filters: Filters | None, version: int, every: Sequence[Columns]) -> None:
+        # Without filters, there is one group of no comparisons: all rows pass.
+        self._filters = filters or ((),)
         self._version = version
         for predicate in self.of_fields():
             places = [kind_at(columns, predicate.path) for columns in every]
@@ -131,20 +139,16 @@ class FileFilter:
         names = [column_of(each.path) for each in self.of_fields()]
         if any(each.op == "is" for each in self.of_fields()):
             names.append(REASON)
-        return [name for name in dict.fromkeys(names) if name in columns.schema.names]
+        return [name for name in dict.fromkeys(names) if name in columns.kinds]
 
     def passing(self, table: pa.Table, columns: Columns) -> Mask:
         """Which rows of a file pass."""
-        passed = np.zeros(len(table), bool)
-        for group in self._filters:
-            whole = np.ones(len(table), bool)
-            for predicate in group:
-                whole &= self._holding(table, columns, predicate)
-            passed |= whole
-        return passed
+        return passing(self._filters, len(table), partial(self._holding, table, columns))
 
     def may_pass(self, group: pq.RowGroupMetaData, columns: Columns) -> bool:
         """Whether a row group may have rows that pass, as its statistics tell."""
+        if not any(self._filters):
+            return True
         names = [group.column(at).path_in_schema for at in range(group.num_columns)]
 
         def may_hold(predicate: Predicate) -> bool:
@@ -260,9 +264,6 @@ def _otherwise(text: str) -> Any:
         return None
 
 
-_BEGINNINGS = frozenset("-0123456789tf{[")
-
-
 def _double(value: Any) -> float | None:
     return None if value is None else float(value)
 
@@ -320,11 +321,6 @@ def refuse_rest(rest: pa.ChunkedArray, names: Collection[str], file: str) -> Non
             )
 
 
-_NAMES = ("_cb_scope", "_cb_collection")
-_DEFAULT = "_default._default"
-_TYPES = {**METADATA_TYPES, COLLECTION_ID: pa.uint32(), **dict.fromkeys((*_NAMES, CHANGE_TYPE), pa.string())}
-
-
 class VersionReader:
     """Reads the rows of a version."""
 
@@ -337,9 +333,9 @@ class VersionReader:
         columns: Sequence[Path] | None = None,  # paths of fields; None for all
         filters: Filters | None = None,  # rows that do not pass are left out
         nested: Nested = "struct",  # as of a scan; `"flatten"` makes columns of members
-        changes: bool = False,
-        moment: int | None = None,
-        documents: Columns | None = None,
+        changes: bool = False,  # rows are changes: what kind, and of which collection
+        moment: int | None = None,  # by when documents have expired; None to keep them
+        documents: Columns | None = None,  # the columns of documents; None for those of the version
         keys: KeyForm | None = None,  # the form of keys; None for that of the snapshot
     ) -> None:
         self._store = store
@@ -349,12 +345,20 @@ class VersionReader:
         self.expired = 0
         self._documents = documents_of(manifest) if documents is None else documents
         self._columns = None if columns is None else [self._path(path, "columns") for path in columns]
-        self._filter = None if filters is None else self._by_column(filters)
+        self._filter = self._by_column(filters)
         self._keys: KeyForm = keys or manifest.options.get("keys", "text")
         self._named = {column_of(path) for path in self._columns or ()}
+        self._wanted = self._documents
+        if self._columns is not None:
+            self._wanted = self._documents.select(
+                name for name in self._documents.kinds if name in self._named
+            )
         self._head = self._head_of(metadata, changes=changes)
-        self._wanted = self._fields()
-        empty = pa.schema([*self._metadata(), *self._wanted.schema]).empty_table()
+        there = {field.name for field in self._head}
+        asked = [name for name in self._filter.metadata() if name not in there]
+        self._read_head = [*self._head, *(pa.field(name, _TYPES[name]) for name in asked)]
+        """Also what only filters ask for."""
+        empty = pa.schema([*self._read_head, *self._wanted.schema]).empty_table()
         self.schema = self._formed(empty).schema
 
     def _head_of(self, metadata: Sequence[str], *, changes: bool) -> list[pa.Field]:
@@ -369,36 +373,45 @@ class VersionReader:
             )
         names = [f"{OURS}{name}" for name in metadata if name != "key"]
         if any(name != _DEFAULT for name in self._manifest.collections.values()):
-            names = list(dict.fromkeys([*names, *_NAMES]))
+            names += _NAMES
         if changes:
-            names = list(dict.fromkeys([CHANGE_TYPE, *names, *_NAMES, COLLECTION_ID]))
+            names = [CHANGE_TYPE, *names, *_NAMES, COLLECTION_ID]
         return [
             pa.field(KEY, KEY_TYPES[self._keys]),
-            *(pa.field(name, _TYPES[name]) for name in names),
+            *(pa.field(name, _TYPES[name]) for name in dict.fromkeys(names)),
         ]
 
     def _path(self, path: Path, asked: str) -> Path:
         """Where a snapshot holds members only, they are columns with a dot in their names."""
         joined = ".".join(path)
-        names = self._documents.schema.names
         path = (made_way(path[0]), *path[1:])
-        if joined in names and list(path) in map(_parts, self._manifest.options.get("columns") or ()):
+        members = [list(path_of(each)) for each in self._manifest.options.get("columns") or ()]
+        if joined in self._documents.kinds and list(path) in members:
             return (joined,)
-        text = next((path[:end] for end in range(1, len(path)) if path[:end] in self._documents.json), None)
+        text = self._json_text_on(path)
         if text is not None and asked == "columns":
             # There may well be documents that have it, and none would be found.
             raise ConfigurationError(
                 f"{asked}= names {joined!r}, and {'.'.join(text)!r} is JSON text in this snapshot",
                 hint=f"read {'.'.join(text)!r}, and look into the text",
             )
-        if REST in names and column_of(path) not in {*names, *_TYPES}:
+        if REST in self._documents.kinds and column_of(path) not in {*self._documents.kinds, *_TYPES}:
             raise ConfigurationError(
                 f"{asked}= names {joined!r}, and some fields are in {REST}, as JSON text",
                 hint=f"read {REST!r} and look into the text, or make the snapshot again with columns=",
             )
         return path
 
-    def _by_column(self, filters: Filters) -> FileFilter:
+    def _json_text_on(self, path: Path) -> Path | None:
+        """The field on the way to another one that is JSON text."""
+        kind = self._documents.kinds.get(path[0])
+        for length in range(1, len(path)):
+            if kind is None or kind.json:
+                return None if kind is None else path[:length]
+            kind = kind.members.get(path[length])
+        return None
+
+    def _by_column(self, filters: Filters | None) -> FileFilter:
         options = self._manifest.options
         if options.get("keys_only") or not options.get("parse", True):
             fields = [each for each in predicates(filters) if not each.of_metadata]
@@ -412,27 +425,10 @@ class VersionReader:
                 each if each.of_metadata else replace(each, path=self._path(each.path, "filters"))
                 for each in group
             )
-            for group in filters
+            for group in filters or ()
         )
         used = dict.fromkeys(entry.columns for entry in self._manifest.files if entry.upserts)
         return FileFilter(made, self._manifest.version, [self._manifest.columns[at] for at in used])
-
-    def _fields(self) -> Columns:
-        """The columns of documents that have to be read."""
-        names = self._documents.schema.names
-        if self._columns is None:
-            return self._documents
-        return self._documents.select([name for name in names if name in self._named])
-
-    def _metadata(self) -> list[pa.Field]:
-        """What is read of it: also what only filters want."""
-        there = {field.name for field in self._head}
-        asked = [] if self._filter is None else self._filter.metadata()
-        more = [name for name in asked if name not in there]
-        return [*self._head, *(pa.field(name, _TYPES[name]) for name in more)]
-
-    def _filter_fields(self) -> list[Predicate]:
-        return [] if self._filter is None else self._filter.of_fields()
 
     def tables(self, parts: Sequence[Part] | None = None) -> Iterator[pa.Table]:
         """The rows that count, a table for each row group that has some."""
@@ -445,52 +441,49 @@ class VersionReader:
                 yield from self._of_part(part)
 
     def _of_part(self, part: Part) -> Iterator[pa.Table]:
-        columns = self._manifest.columns_of(part.entry)
+        columns = self._manifest.columns[part.entry.columns]
         with opened(self._store, part.entry) as file:
             start = 0
             for group in range(file.num_row_groups):
                 metadata = file.metadata.row_group(group)
                 keep = None if part.keep is None else part.keep[start : start + metadata.num_rows]
                 start += metadata.num_rows
-                if keep is not None and not keep.any():
-                    continue
-                if self._filter is not None and not self._filter.may_pass(metadata, columns):
-                    continue
-                table = self._formed(self._group(file, group, columns, keep, part.entry))
-                if len(table):
-                    yield table
+                if (keep is None or keep.any()) and self._filter.may_pass(metadata, columns):
+                    table = self._formed(self._group(file, group, columns, keep, part.entry))
+                    if len(table):
+                        yield table
 
     def _group(
-        self, file: pq.ParquetFile, group: int, columns: Columns, keep: Any, entry: FileEntry
+        self, file: pq.ParquetFile, group: int, columns: Columns, keep: Mask | None, entry: FileEntry
     ) -> pa.Table:
         """A row group with the columns that are wanted, as the whole snapshot has them."""
-        fields, names = self._metadata(), columns.schema.names
-        there = [name for name in self._wanted.schema.names if name in names]
-        compared = [] if self._filter is None else self._filter.documents(columns)
-        named = {*self._named, *(column_of(each.path) for each in self._filter_fields())}
-        absent = [name for name in self._documents.schema.names if name in named and name not in names]
-        beside = [REST] if absent and REST in names else []
-        read = dict.fromkeys([*(field.name for field in fields), *there, *compared, *beside])
+        there = [name for name in self._wanted.kinds if name in columns.kinds]
+        named = {*self._named, *(column_of(each.path) for each in self._filter.of_fields())}
+        absent = [name for name in self._documents.kinds if name in named and name not in columns.kinds]
+        beside = [REST] if absent and REST in columns.kinds else []
+        head = [field.name for field in self._read_head]
+        read = dict.fromkeys([*head, *there, *self._filter.documents(columns), *beside])
         table = file.read_row_group(group, columns=[*read])
         if keep is not None and not keep.all():
             table = table.filter(pa.array(keep))
         if beside:
             refuse_rest(table[REST], absent, self._store.where(entry.name))
-        if self._filter is not None:
-            table = table.filter(pa.array(self._filter.passing(table, columns)))
+        passing = self._filter.passing(table, columns)
+        if not passing.all():
+            table = table.filter(pa.array(passing))
         documents = widen(table.select(there), columns.select(there), self._wanted)
         # Files that earlier versions of cbframe wrote may hold keys as strings.
-        head = [
+        cells = [
             formed(table[KEY], self._keys) if field.name == KEY else table[field.name].cast(field.type)
-            for field in fields
+            for field in self._read_head
         ]
-        schema = pa.schema([*fields, *documents.schema])
-        return pa.table([*head, *documents.columns], schema=schema)
+        schema = pa.schema([*self._read_head, *documents.schema])
+        return pa.table([*cells, *documents.columns], schema=schema)
 
     def _formed(self, table: pa.Table) -> pa.Table:
         """The columns that were asked for."""
         head = table.select([field.name for field in self._head])
-        documents = table.select(self._wanted.schema.names)
+        documents = table.select(list(self._wanted.kinds))
         if self._columns is not None:
             documents = selected(documents, self._columns, rows=len(head))
         if self._nested == "flatten":
@@ -500,10 +493,6 @@ class VersionReader:
             return head
         schema = pa.schema([*head.schema, *documents.schema])
         return pa.table([*head.columns, *documents.columns], schema=schema)
-
-
-def _parts(column: str | list[str]) -> list[str]:
-    return list(path_of(column))
 
 
 def documents_of(manifest: Manifest) -> Columns:

@@ -1,4 +1,4 @@
-"""A snapshot to look at: its versions, its documents as of any of them, what changed between two."""
+"""A snapshot as users see it: its versions, its documents as of any of them, what changed between two."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
+from cbframe.arrow.column_types import Columns, differences
 from cbframe.arrow.columns import KeyForm, check_key_form
-from cbframe.arrow.documents.filters import make_filters
-from cbframe.arrow.documents.unify import Columns, differences
+from cbframe.arrow.filters import make_filters
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 from cbframe.public import public
-from cbframe.scan.result import AsOf as Picture
-from cbframe.scan.result import Clock, utc_now
+from cbframe.scan.result import AsOf, Clock, utc_now
 from cbframe.scan.scan import ArrowExport
 from cbframe.scan.spec import (
     METADATA_NAMES,
@@ -36,22 +35,21 @@ from cbframe.scan.spec import (
     seconds_of,
 )
 from cbframe.snapshot.differences import changes
-from cbframe.snapshot.files import DATA, FILE_BYTES, check_form
-from cbframe.snapshot.maintenance import Compaction, compact, vacuum
-from cbframe.snapshot.manifest import Counts, Manifest
+from cbframe.snapshot.files import DATA, FILE_BYTES, Live, check_form
+from cbframe.snapshot.maintenance import Compaction, Verification, compact, count, export, vacuum, verify
+from cbframe.snapshot.manifest import Counts, History, Manifest, VersionLike
 from cbframe.snapshot.reader import VersionReader, documents_of
-from cbframe.snapshot.result import count
-from cbframe.snapshot.rows import Live
 from cbframe.snapshot.store import Store, open_store, writing
-from cbframe.snapshot.verification import Verification, verify
-from cbframe.snapshot.versions import AsOf, History
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+_READ = ("as_of", "columns", "filters", "metadata", "nested", "keys", "expired")
 _COUNTED = 1_000_000
 """Rows that are counted for a ``repr``."""
+_LONGEST = 100 * 365 * 86400.0
+"""Seconds: no snapshot is older, and there is no date much earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ class SnapshotVersion:
     counts: Counts
     files: int
     nbytes: int
-    as_of: Picture
+    as_of: AsOf
 
 
 class Snapshot:
@@ -154,11 +152,11 @@ class Snapshot:
             manifest.counts,
             len(manifest.files),
             sum(entry.nbytes for entry in manifest.files),
-            self._picture(manifest),
+            self._as_of(manifest),
         )
 
-    def _picture(self, manifest: Manifest) -> Picture:
-        return Picture.of(dict(enumerate(manifest.positions)), self._history.time_of(manifest))
+    def _as_of(self, manifest: Manifest) -> AsOf:
+        return AsOf.of(dict(enumerate(manifest.positions)), self._history.time_of(manifest))
 
     @property
     @public
@@ -168,9 +166,9 @@ class Snapshot:
 
     @property
     @public
-    def as_of(self) -> Picture:
+    def as_of(self) -> AsOf:
         """The vbucket positions of the newest version: for each vbucket its history, and a seqno."""
-        return self._picture(self._history.at(None))
+        return self._as_of(self._history.at(None))
 
     @property
     @public
@@ -207,7 +205,7 @@ class Snapshot:
         import pandas as pd  # noqa: PLC0415 - slow to import
 
         rows = []
-        before = nothing = Columns(pa.schema([]))
+        before = nothing = Columns({})
         for number in self._history.numbers():
             manifest = self._history.load(number)
             after = documents_of(manifest)
@@ -218,7 +216,7 @@ class Snapshot:
             before = after
         return pd.DataFrame(rows, columns=["version", "created", "field", "before", "after"])
 
-    def _reader(self, as_of: AsOf, expired: str = "keep", **wanted: Any) -> VersionReader:
+    def _reader(self, as_of: VersionLike, expired: str = "keep", **wanted: Any) -> VersionReader:
         manifest = self._history.at(as_of)
         return VersionReader(self._store, manifest, moment=self._moment(manifest, expired), **wanted)
 
@@ -235,7 +233,7 @@ class Snapshot:
     def to_reader(
         self,
         *,
-        as_of: AsOf = None,
+        as_of: VersionLike = None,
         columns: ColumnsLike | None = None,
         filters: FiltersLike | None = None,
         metadata: str | Iterable[str] = ("key",),
@@ -258,7 +256,7 @@ class Snapshot:
     def to_arrow(
         self,
         *,
-        as_of: AsOf = None,
+        as_of: VersionLike = None,
         columns: ColumnsLike | None = None,
         filters: FiltersLike | None = None,
         metadata: str | Iterable[str] = ("key",),
@@ -279,7 +277,7 @@ class Snapshot:
         about = {
             "bucket": manifest.bucket,
             "version": manifest.version,
-            "as_of": self._picture(manifest),
+            "as_of": self._as_of(manifest),
             "time": self._history.time_of(manifest).isoformat(),
             "expired": reader.expired,
         }
@@ -291,7 +289,7 @@ class Snapshot:
     def to_pandas(
         self,
         *,
-        as_of: AsOf = None,
+        as_of: VersionLike = None,
         columns: ColumnsLike | None = None,
         filters: FiltersLike | None = None,
         metadata: str | Iterable[str] = ("key",),
@@ -309,17 +307,9 @@ class Snapshot:
         """
         from cbframe.scan.dataframe import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
-        table = self.to_arrow(
-            as_of=as_of,
-            columns=columns,
-            filters=filters,
-            metadata=metadata,
-            nested=nested,
-            keys=keys,
-            expired=expired,
-        )
+        table = self.to_arrow(**_chosen(locals()))
         about = json.loads(table.schema.metadata[b"cbframe"])
-        about["as_of"] = Picture(
+        about["as_of"] = AsOf(
             {int(vb): (at[0], at[1]) for vb, at in about["as_of"].items()},
             datetime.fromisoformat(about["time"]),
         )
@@ -329,7 +319,7 @@ class Snapshot:
     def to_polars(
         self,
         *,
-        as_of: AsOf = None,
+        as_of: VersionLike = None,
         columns: ColumnsLike | None = None,
         filters: FiltersLike | None = None,
         metadata: str | Iterable[str] = ("key",),
@@ -349,26 +339,18 @@ class Snapshot:
         DependencyError
             polars is not installed.
         """
+        wanted = _chosen(locals())
         try:
             import polars as pl  # noqa: PLC0415 - optional
         except ImportError as exc:
             raise DependencyError("polars is not installed", hint="pip install 'cbframe[polars]'") from exc
-        table = self.to_arrow(
-            as_of=as_of,
-            columns=columns,
-            filters=filters,
-            metadata=metadata,
-            nested=nested,
-            keys=keys,
-            expired=expired,
-        )
-        return pl.from_arrow(table)
+        return pl.from_arrow(self.to_arrow(**wanted))
 
     @public
     def dataset(
         self,
         *,
-        as_of: AsOf = None,
+        as_of: VersionLike = None,
         columns: ColumnsLike | None = None,
         filters: FiltersLike | None = None,
         metadata: str | Iterable[str] = ("key",),
@@ -385,16 +367,7 @@ class Snapshot:
         as_of, columns, filters, metadata, nested, keys, expired
             As of :func:`cbframe.read_snapshot`.
         """
-        table = self.to_arrow(
-            as_of=as_of,
-            columns=columns,
-            filters=filters,
-            metadata=metadata,
-            nested=nested,
-            keys=keys,
-            expired=expired,
-        )
-        return pads.dataset(table)
+        return pads.dataset(self.to_arrow(**_chosen(locals())))
 
     @public
     def __arrow_c_schema__(self) -> Any:
@@ -418,7 +391,7 @@ class Snapshot:
         self,
         path: str | os.PathLike[str],
         *,
-        as_of: AsOf = None,
+        as_of: VersionLike = None,
         keys: KeyForm | None = None,
         expired: Exclusion = "drop",
         compression: str = "zstd",
@@ -439,8 +412,6 @@ class Snapshot:
         SnapshotError
             There is something at `path`.
         """
-        from cbframe.snapshot.maintenance import export  # noqa: PLC0415 - rarely wanted
-
         check_form(compression)
         check_key_form(keys)
         return export(self._reader(as_of, expired, keys=keys), open_store(path), compression)
@@ -500,7 +471,9 @@ class Snapshot:
             return vacuum(self._store, self._history, keep)
 
     @public
-    def changes(self, since: AsOf, until: AsOf = None, *, keys: KeyForm | None = None) -> pd.DataFrame:
+    def changes(
+        self, since: VersionLike, until: VersionLike = None, *, keys: KeyForm | None = None
+    ) -> pd.DataFrame:
         """What changed between two versions: a row for each change, with ``_change_type``.
 
         Parameters
@@ -528,13 +501,12 @@ class Snapshot:
         return to_pandas(self.changes_to_arrow(since, until, keys=keys), "pyarrow")
 
     @public
-    def changes_to_arrow(self, since: AsOf, until: AsOf = None, *, keys: KeyForm | None = None) -> pa.Table:
+    def changes_to_arrow(
+        self, since: VersionLike, until: VersionLike = None, *, keys: KeyForm | None = None
+    ) -> pa.Table:
         """What :meth:`changes` tells, as an Arrow table."""
         check_key_form(keys)
         return changes(self._store, self._history, self._history.at(since), self._history.at(until), keys)
-
-
-_LONGEST = 100 * 365 * 86400.0
 
 
 def _span(keep: str | timedelta) -> timedelta:
@@ -544,8 +516,12 @@ def _span(keep: str | timedelta) -> timedelta:
         raise ConfigurationError(
             f"keep={given!r} is no span of time", hint='give "90min", "1d" or a timedelta'
         )
-    # No snapshot is older than that, and there is no date so long ago.
     return timedelta(seconds=min(seconds_of("keep", keep), _LONGEST))
+
+
+def _chosen(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the ``locals()`` of a function, the arguments by which documents are read."""
+    return {name: arguments[name] for name in _READ}
 
 
 def _checked(
@@ -572,7 +548,7 @@ def read_snapshot(
     *,
     columns: ColumnsLike | None = None,
     filters: FiltersLike | None = None,
-    as_of: AsOf = None,
+    as_of: VersionLike = None,
     metadata: str | Iterable[str] = ("key",),
     nested: Nested = "struct",
     keys: KeyForm | None = None,
@@ -613,20 +589,12 @@ def read_snapshot(
     Raises
     ------
     ConfigurationError
-        An argument cannot be meant.
+        An argument is invalid.
     SnapshotError
         There is no snapshot, or a file of it is gone or damaged.
     """
+    wanted = _chosen(locals())
     snapshot = Snapshot(path, filesystem=filesystem, storage_options=storage_options)
-    wanted: dict[str, Any] = {
-        "as_of": as_of,
-        "columns": columns,
-        "filters": filters,
-        "metadata": metadata,
-        "nested": nested,
-        "keys": keys,
-        "expired": expired,
-    }
     match return_type:
         case "pandas":
             return snapshot.to_pandas(dtype_backend=dtype_backend, **wanted)

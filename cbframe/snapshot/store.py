@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import platform
@@ -31,14 +32,13 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVA
 """How systems say that a disk knows no links; the last is Windows."""
 
 
-class Output:
-    """A file that is being written: what it has so far, and its digest."""
+class Output(io.RawIOBase):
+    """A file that is being written, with its size and digest; who opened the file below closes that."""
 
     def __init__(self, sink: Any) -> None:
         self._sink = sink
         self._digest = hashlib.sha256()
         self.nbytes = 0
-        self.closed = False
 
     def write(self, data: Any) -> int:
         """Add bytes."""
@@ -48,24 +48,12 @@ class Output:
         self.nbytes += size
         return size
 
-    def flush(self) -> None:
-        """Do nothing: the file counts when it is complete."""
-
     def tell(self) -> int:
         """Where the next byte goes."""
         return self.nbytes
 
-    def seekable(self) -> bool:
-        return False
-
-    def readable(self) -> bool:
-        return False
-
     def writable(self) -> bool:
         return True
-
-    def close(self) -> None:
-        """Do nothing: who opened the file closes it."""
 
     @property
     def sha256(self) -> str:

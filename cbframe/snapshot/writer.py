@@ -1,205 +1,378 @@
-"""One update of a snapshot: what changed since its last version becomes the next one."""
+"""Writing a snapshot: what it holds, and one update, by which what changed becomes its next version.
+
+What a snapshot holds (:data:`WANTED`) is decided when it is made and kept in its manifests, in the form that
+:func:`stored_form` gives: :func:`agreed` refuses to update it with anything else. An update reads
+(:class:`~cbframe.snapshot.bucket_changes.ChangeReader`), writes files, and publishes a manifest. Until then
+no reader sees anything of it, and a writer that ends before that leaves only files that the next one deletes.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 import os
-import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from html import escape
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from cbframe.arrow.column_types import Columns, differences, unify
 from cbframe.arrow.columns import KeyForm
-from cbframe.arrow.documents.unify import Columns, differences, unify
-from cbframe.cluster.cluster_map import ClusterMap
+from cbframe.arrow.filters import make_filters, restored_filters, stored_filters
 from cbframe.cluster.tls import TLSLike
-from cbframe.dcp.positions import Position
-from cbframe.errors import ClusterMapError, ConfigurationError, ConversionError, SnapshotError
+from cbframe.errors import ConfigurationError, ConversionError, SnapshotError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public, warn
+from cbframe.scan.names import difference, settled
 from cbframe.scan.progress import Progress
-from cbframe.scan.result import AsOf, Clock, utc_now
-from cbframe.scan.session import Ran, Run
+from cbframe.scan.result import AsOf, Clock, Conflict, utc_now
 from cbframe.scan.shape import joined
-from cbframe.scan.spec import ColumnsLike, Consistency, Exclusion, FiltersLike, ScanSpec, SchemaLike, flag
-from cbframe.snapshot.contents import agreed, named, spec_of, stored_form
-from cbframe.snapshot.files import DATA, FILE_BYTES, ChangeFiles, check_form, parts_for
-from cbframe.snapshot.manifest import FOLDER, Counts, Drop, FileEntry, Kind, Manifest, Rollback, name_of
+from cbframe.scan.spec import (
+    VISIBLE,
+    ColumnsLike,
+    Consistency,
+    Exclusion,
+    FiltersLike,
+    ScanSpec,
+    SchemaLike,
+    declared_types,
+    flag,
+)
+from cbframe.snapshot.bucket_changes import ChangeReader, Changes
+from cbframe.snapshot.files import (
+    FILE_BYTES,
+    METADATA,
+    ChangeFiles,
+    check_form,
+    made_way,
+    parts_for,
+    sweep,
+    taken_back,
+)
+from cbframe.snapshot.maintenance import count, mended
+from cbframe.snapshot.manifest import (
+    BLANK,
+    Boundaries,
+    Counts,
+    Drop,
+    FileEntry,
+    History,
+    Kind,
+    Manifest,
+    Rollback,
+    behind,
+    following,
+    lag,
+    publish,
+)
 from cbframe.snapshot.reader import documents_of
-from cbframe.snapshot.result import SnapshotResult
-from cbframe.snapshot.rows import taken_back
-from cbframe.snapshot.sink import Changes, ChangeSink, ResumingReceiver, made_way
 from cbframe.snapshot.store import Store, open_store, writing
-from cbframe.snapshot.verification import mended
-from cbframe.snapshot.versions import Boundaries, History, following, lag
 from cbframe.typing import Connectable, ServerURLs
 
+Mode = Literal["update", "create", "overwrite", "repair"]
+_OF_SCANS = (
+    "scope",
+    "collections",
+    "columns",
+    "filters",
+    "keys",
+    "key_prefix",
+    "keys_only",
+    "parse",
+    "nested",
+    "schema",
+    "on_conflict",
+    "max_struct_fields",
+    "parse_dates",
+    "transaction_records",
+)
+_DEFAULTS: dict[str, Any] = {
+    **{each.name: each.default for each in fields(ScanSpec) if each.name in _OF_SCANS},
+    "schema": None,
+    "xattrs": False,
+}
+WANTED = frozenset(_DEFAULTS)
+"""The arguments that are kept."""
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of the bucket already; by default nothing."""
 
-    bucket_uuid: str = ""  # another bucket of the name is refused; empty to take any
-    positions: Mapping[int, Position] = field(default_factory=dict)  # where each vbucket is continued
-    boundaries: Boundaries | None = None  # what vbuckets can be taken back to; None for their start
-    collections: Collection[int] = ()  # those of which there are changes
-    documents: bool = False  # whether there were documents, and not only deletions
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What the bucket had to tell."""
-
-    ran: Ran  # the run
-    positions: list[Position]  # where each vbucket is complete now
-    taken_back: dict[int, int]  # by vbucket, the seqno behind which nothing counts that was known
-    rolled_back: dict[int, int]  # vbuckets that the server rolled back, and the lowest seqno to which
-
-
-class Fetch:
-    """One read of what changed; a context manager, since documents wait in temporary files."""
-
-    def __init__(
-        self,
-        target: ScanSpec,
-        known: Known,
-        *,
-        other_bucket: Callable[[str], SnapshotError],
-        net: bool = False,  # of each document only the newest change is wanted
-    ) -> None:
-        self._known = known
-        self._other_bucket = other_bucket
-        self._manifest_uid = 0
-        self._run = Run(target, bounded=True, bucket_uuid=known.bucket_uuid, ask_time=True)
-        names = self._run.names
-        self.receiver = ResumingReceiver(names.wire_metadata, self._run.options.max_body_bytes)
-        self.receiver.resume(known.positions, known.boundaries)
-        self.sink = ChangeSink(target, names, self.receiver, net=net)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.sink.close()
-
-    @property
-    def seconds(self) -> float:
-        """Since it was made."""
-        return self._run.seconds
-
-    def run(self) -> Fetched:
-        """Read to the end."""
-        ran = self._into()
-        starts, receiver = self._known.positions, self.receiver
-        reached = {vbucket: seqno for vbucket, (_, seqno) in ran.as_of.items()}
-        limits = receiver.taken_back | receiver.vanished(reached)
-        emptied = [vbucket for vbucket, seqno in limits.items() if not seqno]
-        everything = len(emptied) == sum(bool(position.seqno) for position in starts.values())
-        # A node that fails takes some vbuckets back, and leaves their histories.
-        if emptied and everything and receiver.replaced(emptied):
-            raise self._other_bucket("it was emptied, and no vbucket knows anything of what was read of it")
-        positions = [receiver.position_at(vbucket, reached[vbucket]) for vbucket in range(ran.map.vbuckets)]
-        self._manifest_uid = max((at.manifest_uid for at in positions), default=0)
-        return Fetched(ran, positions, limits, dict(receiver.rolled_back))
-
-    def _into(self) -> Ran:
-        starts = self._known.positions
+def stored_form(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, as JSON has it; what was left out is not in it."""
+    chosen = {name: arguments[name] for name in _DEFAULTS if arguments.get(name) is not None}
+    if isinstance(chosen.get("collections"), str) and chosen["collections"] != VISIBLE:
+        chosen["collections"] = [chosen["collections"]]
+    for name in ("collections", "columns", "parse_dates"):
+        if isinstance(value := chosen.get(name), Iterable) and not isinstance(value, str | bytes | Mapping):
+            chosen[name] = list(value)
+    if isinstance(chosen.get("key_prefix"), bytes):
         try:
-            ran = self._run.into(self.receiver, self.sink)
-        except ClusterMapError as exc:
-            if exc.fault != "other bucket" or not self._known.bucket_uuid:
-                raise
-            raise self._other_bucket(
-                "it was deleted and created again, or it is one of another cluster"
-            ) from exc
-        if starts and len(starts) != ran.map.vbuckets:
-            raise self._other_bucket(f"it has {ran.map.vbuckets} vbuckets, and it had {len(starts)}")
-        return ran
+            chosen["key_prefix"] = chosen["key_prefix"].decode()
+        except UnicodeDecodeError as exc:
+            raise ConfigurationError("key_prefix= of a snapshot has to be text") from exc
+    if "filters" in chosen:
+        make_filters(chosen["filters"])
+        chosen["filters"] = stored_filters(chosen["filters"])
+    if "schema" in chosen:
+        schema = pa.schema(list(declared_types(chosen["schema"]).items()))
+        chosen["schema"] = base64.b64encode(schema.serialize().to_pybytes()).decode()
+        if isinstance(arguments["schema"], pa.Schema):
+            chosen["columns"] = [[name] for name in schema.names]
+    if chosen.get("nested") == "flatten":
+        raise ConfigurationError('nested="flatten" is for reading a snapshot, not for writing one')
+    try:
+        # As it will be read: tuples are lists.
+        form: dict[str, Any] = json.loads(json.dumps(chosen, default=_plain))
+    except (TypeError, ValueError) as exc:
+        raise ConfigurationError(
+            "an argument of a snapshot cannot be written to its manifest",
+            hint="give plain numbers, strings and lists",
+        ) from exc
+    return form
 
-    def changes(self) -> Changes:
-        """The changes, once it has run."""
-        known = self._known
-        return self.sink.changes(
-            known.collections, self._manifest_uid, whole=not known.positions, first=not known.documents
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy's as Python has it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} has no form in JSON")
+
+
+def named(
+    given: dict[str, Any], arguments: Mapping[str, Any], stored: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What was given, with the names of the collections that the user sees now where it asks for these."""
+    if given.get("collections") != VISIBLE:
+        return given
+    found = settled(spec_of(arguments, {**(stored or {}), **given})).named
+    return {**given, "collections": list(found or ())}
+
+
+def agreed(
+    given: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    *,
+    made: str = "the snapshot",  # for messages: what was made, and how it is made again
+    remedy: str = 'mode="overwrite"',
+) -> None:
+    """Refuse to update a snapshot with something else."""
+    for name, value in given.items():
+        before = stored.get(name, _DEFAULTS[name])
+        if value != before:
+            # Filters and prefixes may hold keys, or values that nobody should read in a log.
+            secret = name in ("schema", "filters", "key_prefix") and before is not None
+            before_it = f"another {name}=" if secret else f"{name}={before!r}"
+            what = difference(before, value) if name == "collections" else ""
+            raise ConfigurationError(
+                f"{made} was made with {before_it}{what}",
+                hint=f"leave {name}= out to update it, or make it again with {remedy}",
+            )
+
+
+def spec_of(arguments: Mapping[str, Any], stored: Mapping[str, Any]) -> ScanSpec:
+    """The scan that reads what is stored, in the way that the ``locals()`` of a function say."""
+    asked = _DEFAULTS | dict(stored)
+    if asked["schema"] is not None:
+        read = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(asked["schema"])))
+        asked["schema"] = {field.name: field.type for field in read}
+    if isinstance(asked["columns"], list):  # what is no list is refused later
+        asked["columns"] = [tuple(each) if isinstance(each, list) else each for each in asked["columns"]]
+    asked["filters"] = restored_filters(asked["filters"])
+    xattrs = flag("xattrs", asked.pop("xattrs"))
+    asked["metadata"] = (*METADATA, "xattrs") if xattrs else METADATA
+    # Files have documents until the server has removed them: who reads says by when they have expired.
+    return ScanSpec.of_arguments({**arguments, **asked, "expired": "keep"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotResult:
+    """A finished update of a snapshot.
+
+    Attributes
+    ----------
+    path
+        Where the snapshot is.
+    bucket
+        What it is a copy of.
+    version
+        The newest version now; the one before if there was nothing new.
+    changed
+        Whether there was anything new.
+    upserted, deleted
+        Rows written: documents, and deletions or expirations.
+    retracted
+        Rows of earlier versions that do not count any more: the server took them back.
+    rolled_back
+        Vbuckets that the server rolled back, and the seqno to which.
+    read_again
+        Vbuckets that were read again from an earlier position than the snapshot's end, and that position;
+        0 is the start.
+    nbytes
+        Written, the manifest included.
+    seconds
+        How long it took.
+    as_of
+        The vbucket positions of the snapshot now.
+    conflicts, rejected
+        As of a read, of the documents of this update.
+    transaction_records
+        How many changes of records of transactions were left out: keys that begin with ``_txn:``.
+    clock_behind
+        How far this machine's clock is behind the time of the version before. Versions have ascending times
+        in any case: the new one is 1 ms after the one before.
+    """
+
+    path: str
+    bucket: str
+    version: int
+    changed: bool
+    upserted: int
+    deleted: int
+    retracted: int
+    rolled_back: dict[int, int] = field(repr=False)
+    read_again: dict[int, int] = field(repr=False)
+    nbytes: int
+    seconds: float
+    as_of: AsOf
+    conflicts: tuple[Conflict, ...] = field(default=(), repr=False)
+    rejected: dict[str, int] = field(default_factory=dict, repr=False)
+    transaction_records: int = 0
+    clock_behind: timedelta = timedelta()
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<12}{value}" for name, value in self._lines())
+
+    def _lines(self) -> list[tuple[str, str]]:
+        lines = [
+            ("snapshot", f"{self.path}, bucket {self.bucket!r}"),
+            ("version", f"{self.version}" + ("" if self.changed else ", nothing new")),
+            (
+                "rows",
+                f"{self.upserted:,} upserted, {self.deleted:,} deleted, {self.retracted:,} retracted",
+            ),
+            ("written", f"{size(self.nbytes)} in {self.seconds:.1f} s"),
+            ("as of", f"{len(self.as_of):,} vbuckets, {self.as_of.changes:,} changes"),
+        ]
+        if self.rolled_back:
+            lines.append(("rolled back", f"{some(self.rolled_back)} by the server"))
+        if self.read_again:
+            lines.append(("read again", f"{some(self.read_again)}"))
+        for label, some_conflicts in (
+            ("no common type", [each for each in self.conflicts if each.names is None]),
+            ("names are data", [each for each in self.conflicts if each.names is not None]),
+        ):
+            if some_conflicts:
+                fields = ", ".join(each.path for each in some_conflicts[:5])
+                more = f" and {len(some_conflicts) - 5} more" if len(some_conflicts) > 5 else ""
+                lines.append(("conflicts", f"{label}: {fields}{more}"))
+        if self.rejected:
+            shown = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
+            lines.append(("_cb_value", shown))
+        if self.transaction_records:
+            lines.append(("left out", f"{count(self.transaction_records, 'change')} of transaction records"))
+        if self.clock_behind:
+            lines.append(("clock", behind(self.clock_behind)))
+        return lines
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th>"
+            f"<td style='text-align:left'>{escape(value)}</td></tr>"
+            for name, value in self._lines()
+        )
+        return f"<table>{rows}</table>"
+
+
+def some(seqnos: dict[int, int]) -> str:
+    """A few vbuckets of many."""
+    shown = ", ".join(f"vbucket {vbucket} to {seqno}" for vbucket, seqno in sorted(seqnos.items())[:3])
+    return shown if len(seqnos) <= 3 else f"{len(seqnos):,} vbuckets: {shown}, …"
+
+
+def size(nbytes: int) -> str:
+    """For people to read."""
+    for size, unit in ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB")):
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes} bytes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """An update; who makes it holds the lock."""
+
+    store: Store
+    base: Manifest  # the version that is continued; `BLANK` to begin
+    boundaries: Boundaries | None  # what its vbuckets can be taken back to; None where there is no base
+    version: int  # the version that is made
+    before: datetime | None  # the time of the version before
+    target: ScanSpec
+    stored: Mapping[str, Any]  # what the snapshot holds, as its manifest has it
+    compression: str
+    file_bytes: int
+
+    def run(self, kind: Kind, now: datetime) -> SnapshotResult:
+        """Read, write, publish."""
+        reader = ChangeReader(
+            self.target,
+            self.base,
+            self.boundaries,
+            documents=any(entry.upserts for entry in self.base.files),
+            other_bucket=self._other_bucket,
+        )
+        with closing(reader):
+            changes = reader.read()
+            files, columns = self._write(changes)
+        manifest = self._manifest(kind, following(self.before, now), changes, files, columns)
+        changed = is_news(self.base, manifest)
+        nbytes = 0
+        if changed:
+            nbytes = publish(self.store, manifest) + sum(entry.nbytes for entry in files)
+        return SnapshotResult(
+            path=self.store.root,
+            bucket=self.target.bucket,
+            version=manifest.version if changed else self.base.version,
+            changed=changed,
+            upserted=manifest.counts.upserted,
+            deleted=manifest.counts.deleted,
+            retracted=manifest.counts.retracted,
+            rolled_back=changes.rolled_back,
+            read_again=changes.taken_back,
+            nbytes=nbytes,
+            seconds=reader.seconds,
+            as_of=AsOf(changes.ran.as_of, manifest.created),
+            conflicts=changes.conflicts,
+            rejected=changes.rejected,
+            transaction_records=changes.transaction_records,
+            clock_behind=lag(self.before, now),
         )
 
-
-class Update:
-    """An update under way; whoever makes it holds the lock."""
-
-    def __init__(
-        self,
-        store: Store,
-        base: Manifest | None,  # the version that is continued; None to begin
-        boundaries: Boundaries | None,  # what its vbuckets can be taken back to; None where there is no base
-        *,
-        version: int,  # the version that is made
-        before: datetime | None,
-        target: ScanSpec,
-        stored: Mapping[str, Any],  # what the snapshot holds, as its manifest has it
-    ) -> None:
-        self._store = store
-        self._base = base
-        self._boundaries = boundaries
-        self._version = version
-        self._before = before
-        self._target = target
-        self._stored = stored
-
-    def run(self, kind: Kind, now: datetime, *, compression: str, file_bytes: int) -> SnapshotResult:
-        """Read, write, publish."""
-        base, boundaries = self._base, self._boundaries
-        known = Known()
-        if base is not None and boundaries is not None:
-            starts = dict(enumerate(base.positions))
-            documents = any(entry.upserts for entry in base.files)
-            known = Known(base.bucket_uuid, starts, boundaries, base.collections, documents)
-        with Fetch(self._target, known, other_bucket=self._other_bucket) as fetch:
-            fetched = fetch.run()
-            changes = fetch.changes()
-            entries, columns = self._write(fetch, changes, fetched.ran.map, compression, file_bytes)
-        created = following(self._before, now)
-        manifest = self._manifest(kind, created, fetch.receiver, fetched, changes, entries, columns)
-        return self._publish(manifest, fetched, changes, fetch.seconds, lag(self._before, now))
-
     def _other_bucket(self, why: str) -> SnapshotError:
-        assert self._base is not None
         return SnapshotError(
-            f"bucket {self._base.bucket!r} is not the one that the snapshot is of: {why}",
-            path=self._store.root,
+            f"bucket {self.base.bucket!r} is not the one that the snapshot is of: {why}",
+            path=self.store.root,
             hint='mode="overwrite" makes the snapshot again; its old versions stay until vacuum()',
         )
 
-    # -- writing
-
-    def _write(
-        self,
-        fetch: Fetch,
-        changes: Changes,
-        bucket: ClusterMap,
-        compression: str,
-        file_bytes: int,
-    ) -> tuple[tuple[FileEntry, ...], tuple[Columns, ...]]:
+    def _write(self, changes: Changes) -> tuple[tuple[FileEntry, ...], tuple[Columns, ...]]:
         """The files of the changes, and what columns all files have."""
-        columns = () if self._base is None else self._base.columns
+        columns = self.base.columns
         tables = iter(changes.tables)
         first = next(tables, None)
         if first is None:
             return (), columns
         with ChangeFiles(
-            self._store,
-            writer_prefix(self._version),
+            self.store,
+            self.version,
             first.schema,
-            parts=parts_for(fetch.sink.nbytes, file_bytes),
-            vbuckets=bucket.vbuckets,
-            compression=compression,
+            parts=parts_for(changes.nbytes, self.file_bytes),
+            vbuckets=len(changes.positions),
+            compression=self.compression,
         ) as files:
             files.add(first)
             for table in tables:
@@ -207,94 +380,49 @@ class Update:
             found = changes.documents.columns()
             if found not in columns:
                 columns = (*columns, found)
-            self._refuse_conflicts(columns)
-            if self._base is not None:
-                warn_of_nothing(self._target, columns)
-            unique = not fetch.receiver.several_versions().any()
-            entries = files.finish(self._version, columns=columns.index(found), unique=unique)
-        return entries, columns
-
-    def _refuse_conflicts(self, columns: Sequence[Columns]) -> None:
-        """Raise where documents have no common type with earlier ones, if that was asked for."""
-        if self._base is not None:
-            refuse_conflicts(documents_of(self._base), unify(columns), self._stored)
+            if self.base is not BLANK:
+                refuse_conflicts(documents_of(self.base), unify(columns), self.stored)
+                warn_of_nothing(self.target, columns)
+            return files.finish(columns=columns.index(found), unique=changes.unique), columns
 
     def _manifest(
         self,
         kind: Kind,
         created: datetime,
-        receiver: ResumingReceiver,
-        fetched: Fetched,
         changes: Changes,
-        entries: tuple[FileEntry, ...],
+        files: tuple[FileEntry, ...],
         columns: tuple[Columns, ...],
     ) -> Manifest:
-        base, version = self._base, self._version
-        files, rollbacks, before = ((), (), ()) if base is None else (base.files, base.rollbacks, base.drops)
-        floors: Sequence[int] = [0] * len(fetched.positions) if base is None else base.floors
-        collections = changes.collections if base is None else {**base.collections, **changes.collections}
-        dead = changes.dead if base is None else changes.dead | set(base.dead)
-        drops = [drop.without(fetched.taken_back) for drop in before]
-        drops += [Drop(version, each, seqnos) for each, seqnos in receiver.drops(collections).items()]
-        upserted = sum(entry.upserts for entry in entries)
-        counts = Counts(
-            upserted,
-            sum(entry.rows for entry in entries) - upserted,
-            0 if base is None else taken_back(self._store, base, fetched.taken_back),
-        )
-        news = [Rollback(version, "rollback", fetched.taken_back)] if fetched.taken_back else []
+        base, version, limits = self.base, self.version, changes.taken_back
+        floors = base.floors or [0] * len(changes.positions)
+        collections = {**base.collections, **changes.collections}
+        dead = changes.dead | set(base.dead)
+        ended: dict[int, dict[int, int]] = {}
+        for (vbucket, collection), seqno in changes.ended.items():
+            ended.setdefault(collection, {})[vbucket] = seqno
+        drops = [drop.without(limits) for drop in base.drops]
+        drops += [Drop(version, each, ended[each]) for each in collections if each in ended]
+        upserted = sum(entry.upserts for entry in files)
+        rows = sum(entry.rows for entry in files)
         return Manifest(
             version=version,
-            parent=0 if base is None else base.version,
+            parent=base.version,
             kind=kind,
             created=created,
-            bucket=self._target.bucket,
-            bucket_uuid=fetched.ran.map.uuid,
-            cluster_uuid=fetched.ran.map.cluster_uuid,
-            node_time=_latest(None if base is None else base.node_time, fetched.ran.node_time),
-            options=self._stored,
-            positions=fetched.positions,
-            floors=[
-                min(floor, fetched.taken_back.get(vbucket, floor)) for vbucket, floor in enumerate(floors)
-            ],
-            files=(*files, *entries),
+            bucket=self.target.bucket,
+            bucket_uuid=changes.ran.map.uuid,
+            cluster_uuid=changes.ran.map.cluster_uuid,
+            node_time=_latest(base.node_time, changes.ran.node_time),
+            options=self.stored,
+            positions=changes.positions,
+            floors=[min(floor, limits.get(vbucket, floor)) for vbucket, floor in enumerate(floors)],
+            files=(*base.files, *files),
             columns=columns,
-            rollbacks=(*rollbacks, *news),
+            rollbacks=(*base.rollbacks, Rollback(version, "rollback", limits)) if limits else base.rollbacks,
             drops=tuple(drop for drop in drops if drop.vbuckets),
             dead=tuple(sorted(dead)),
             collections={number: name for number, name in collections.items() if number not in dead},
-            counts=counts,
-        )
-
-    def _publish(
-        self, manifest: Manifest, fetched: Fetched, changes: Changes, seconds: float, behind: timedelta
-    ) -> SnapshotResult:
-        base = self._base
-        changed = base is None or is_news(base, manifest)
-        nbytes = 0
-        if changed:
-            data = manifest.to_bytes()
-            nbytes = len(data) + sum(
-                entry.nbytes for entry in manifest.files if entry.version == self._version
-            )
-            publish(self._store, manifest, data)
-        return SnapshotResult(
-            path=self._store.root,
-            bucket=self._target.bucket,
-            version=manifest.version if changed or base is None else base.version,
-            changed=changed,
-            upserted=manifest.counts.upserted,
-            deleted=manifest.counts.deleted,
-            retracted=manifest.counts.retracted,
-            rolled_back=fetched.rolled_back,
-            read_again=dict(fetched.taken_back),
-            nbytes=nbytes,
-            seconds=seconds,
-            as_of=AsOf(fetched.ran.as_of, manifest.created),
-            conflicts=changes.conflicts,
-            rejected=changes.rejected,
-            transaction_records=changes.transaction_records,
-            clock_behind=behind,
+            counts=Counts(upserted, rows - upserted, taken_back(self.store, base, limits)),
         )
 
 
@@ -304,6 +432,19 @@ def _latest(before: datetime | None, node_time: int | None) -> datetime | None:
         return before
     now = datetime.fromtimestamp(node_time, UTC)
     return now if before is None else max(before, now)
+
+
+def is_news(base: Manifest, manifest: Manifest) -> bool:
+    """Whether a version says anything that the one before does not."""
+    return (
+        manifest.kind == "repair"
+        or manifest.files != base.files
+        or manifest.rollbacks != base.rollbacks
+        or (manifest.drops, manifest.dead) != (base.drops, base.dead)
+        or [position.seqno for position in manifest.positions] != [at.seqno for at in base.positions]
+        or [position.failover_log for position in manifest.positions]
+        != [position.failover_log for position in base.positions]
+    )
 
 
 def refuse_conflicts(before: Columns, after: Columns, stored: Mapping[str, Any]) -> None:
@@ -329,50 +470,6 @@ def warn_of_nothing(target: ScanSpec, many: Sequence[Columns]) -> None:
         for argument, name in asked:
             if types.get(name, pa.null()) == pa.null():
                 warn(f"{argument}= names {name!r}, a field of which no document so far has a value")
-
-
-def writer_prefix(version: int) -> str:
-    """What the names of a version's files begin with: no other attempt to make it has the same."""
-    return f"{version:08d}-{uuid.uuid4().hex[:8]}"
-
-
-def publish(store: Store, manifest: Manifest, data: bytes) -> None:
-    """Make a version the newest one."""
-    try:
-        store.publish(name_of(manifest.version), data)
-    except FileExistsError as exc:
-        raise SnapshotError(
-            f"version {manifest.version} was published by another writer",
-            path=store.root,
-            hint="let one process write at a time, and update again",
-        ) from exc
-
-
-def sweep(store: Store, newest: int) -> None:
-    """Delete what a writer that was killed left behind: nothing names it, and nobody writes now."""
-    for name in store.names(DATA):
-        version = name.partition("-")[0]
-        if version.isdigit() and int(version) > newest:
-            store.remove(f"{DATA}/{name}")
-    for name in store.names(FOLDER):
-        if name.startswith("."):
-            store.remove(f"{FOLDER}/{name}")
-
-
-def is_news(base: Manifest, manifest: Manifest) -> bool:
-    """Whether a version says anything that the one before does not."""
-    return (
-        manifest.kind == "repair"
-        or manifest.files != base.files
-        or manifest.rollbacks != base.rollbacks
-        or (manifest.drops, manifest.dead) != (base.drops, base.dead)
-        or [position.seqno for position in manifest.positions] != [at.seqno for at in base.positions]
-        or [position.failover_log for position in manifest.positions]
-        != [position.failover_log for position in base.positions]
-    )
-
-
-Mode = Literal["update", "create", "overwrite", "repair"]
 
 
 @public
@@ -496,27 +593,26 @@ max_struct_fields, parse_dates, transaction_records
             )
         newest = numbers[-1] if numbers else 0
         sweep(store, newest)
-        base = None
+        base = BLANK
         kind: Kind = "update"
         if mode == "repair":
-            base, damaged = mended(store, history, newest + 1)
-            kind = "repair" if damaged else kind
+            base, kind = mended(store, history, newest + 1)
         elif mode != "overwrite":
             base = history.latest()
-        given = named(given, arguments, None if base is None else base.options)
+        given = named(given, arguments, base.options)
         stored = {"transaction_records": "drop", **given}
-        if base is not None:
+        if base is not BLANK:
             agreed(given, base.options)
             stored = dict(base.options)
         update = Update(
-            store,
-            base,
-            None if base is None else Boundaries(base, history.ancestors(base)),
+            store=store,
+            base=base,
+            boundaries=None if base is BLANK else Boundaries(base, history.ancestors(base)),
             version=newest + 1,
             before=history.latest_time(),
             target=spec_of(arguments, stored),
             stored=stored,
+            compression=compression,
+            file_bytes=file_bytes,
         )
-        return update.run(
-            "create" if base is None else kind, clock(), compression=compression, file_bytes=file_bytes
-        )
+        return update.run("create" if base is BLANK else kind, clock())

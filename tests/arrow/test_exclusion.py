@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_batcher import E, m, put
+from test_receivers import E, m, put
 
-from cbframe.arrow.batcher import DeferringBatchReceiver
 from cbframe.arrow.columns import KEY, OPCODE
 from cbframe.arrow.current_rows import (
     ARRIVED,
@@ -19,6 +18,7 @@ from cbframe.arrow.current_rows import (
     is_document,
     of_transactions,
 )
+from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.wire.constants import Opcode
 
 

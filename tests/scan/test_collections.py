@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from cbframe import ConfigurationError, LocalCluster, ServerError, scan_bucket
-from cbframe.arrow.batcher import GatheringReceiver
+from cbframe.arrow.receivers import GatheringReceiver
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.scan import names
 from cbframe.scan.spec import ScanSpec

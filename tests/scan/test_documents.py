@@ -22,7 +22,7 @@ from cbframe import (
     read_bucket,
     scan_bucket,
 )
-from cbframe.arrow.batcher import GatheringReceiver
+from cbframe.arrow.receivers import GatheringReceiver
 from cbframe.scan.result import AsOf
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.blocks import DataBlock

@@ -16,7 +16,7 @@ import pytest
 
 import cbframe
 from cbframe import ConfigurationError, LocalCluster, Snapshot, read_snapshot, scan_bucket, write_snapshot
-from cbframe.arrow.documents.filters import OPERATORS
+from cbframe.arrow.filters import OPERATORS
 from cbframe.contrib import dask as in_dask
 from scan.kit import QUICK
 

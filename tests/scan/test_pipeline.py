@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from cbframe.arrow import spill
-from cbframe.arrow.batcher import DeferringBatchReceiver
+from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.dcp.receiver import Receipt
 from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.names import Names

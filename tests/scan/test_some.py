@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cbframe import ConfigurationError, LocalCluster, read_bucket, scan_bucket
-from cbframe.arrow.batcher import DeferringBatchReceiver
+from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.local.dcp import Producer
 from cbframe.local.kv.connection import KvConnection
 from cbframe.wire.framing import Frame

@@ -24,9 +24,8 @@ from scan.kit import background, truth
 from worlds import seeds
 
 from cbframe import LocalCluster, Snapshot, SnapshotError
-from cbframe.snapshot.manifest import name_of
+from cbframe.snapshot.manifest import History, name_of
 from cbframe.snapshot.store import LocalStore
-from cbframe.snapshot.versions import History
 
 from .test_rollbacks import Life, held
 

@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cbframe import ConfigurationError, LocalCluster, Snapshot, read_snapshot, write_snapshot
-from cbframe.snapshot.manifest import Manifest, name_of
+from cbframe.snapshot.manifest import History, Manifest, name_of
 from cbframe.snapshot.store import LocalStore
-from cbframe.snapshot.versions import History
 
 PAST = 1_700_000_000
 """Seconds since the epoch: long before any test is run."""

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cbframe import SnapshotError
-from cbframe.arrow.documents.unify import Columns
+from cbframe.arrow.column_types import Columns
 from cbframe.dcp.positions import Position
 from cbframe.snapshot.manifest import (
+    Boundaries,
     Counts,
     Drop,
     FileEntry,
@@ -26,7 +27,6 @@ from cbframe.snapshot.manifest import (
     name_of,
     version_of,
 )
-from cbframe.snapshot.versions import Boundaries
 from cbframe.wire.messages import FailoverEntry
 
 U64 = st.integers(0, (1 << 64) - 1)
@@ -67,7 +67,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         positions=positions,
         floors=draw(st.lists(U64, min_size=len(positions), max_size=len(positions))),
         files=tuple(draw(st.lists(FILES, max_size=3))),
-        columns=(Columns(pa.schema([("a", pa.int64()), ("b", pa.struct([("c", pa.string())]))])),),
+        columns=(Columns.of_schema(pa.schema([("a", pa.int64()), ("b", pa.struct([("c", pa.string())]))])),),
         rollbacks=tuple(draw(st.lists(st.builds(Rollback, SMALL, st.just("rollback"), PLACES), max_size=2))),
         drops=tuple(draw(st.lists(st.builds(Drop, SMALL, SMALL, PLACES), max_size=2))),
         dead=tuple(draw(st.lists(SMALL, max_size=3))),

@@ -32,7 +32,7 @@ The positions are in its metadata, under ``cbframe``, in the format of a snapsho
 the application transaction ``cbframe``, and both must fit. Columns that no document had before are added.
 Where a type gets wider, or a field appears inside of an object, the table is rewritten in one commit:
 Delta cannot change a column's type, and MERGE of delta-rs (1.6) makes nulls of objects that get a new member.
-No value is lost by that; what :mod:`cbframe.arrow.documents.unify` says of text holds: where a column was
+No value is lost by that; what :mod:`cbframe.arrow.column_types` says of text holds: where a column was
 double before it became text, 1 is ``1.0``.
 
 A document whose expiry has passed is a row until the server removes it: no change reports that it expires.

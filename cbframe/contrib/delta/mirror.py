@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -14,10 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.batcher import of_dropped
+from cbframe.arrow.column_types import Columns, unify, widen
 from cbframe.arrow.columns import COLLECTION_ID, KEY, VBUCKET, KeyForm, formed, has_literals
-from cbframe.arrow.current_rows import TRANSACTION_PREFIX, of_transactions
-from cbframe.arrow.documents.unify import Columns, unify, widen
+from cbframe.arrow.current_rows import TRANSACTION_PREFIX, of_dropped, of_transactions
 from cbframe.cluster.tls import TLSLike
 from cbframe.contrib.delta.shape import HEAD, Documents, Mask, Places, Shape, Waiting, beyond
 from cbframe.contrib.delta.table import (
@@ -45,12 +45,20 @@ from cbframe.scan.spec import (
     SchemaLike,
     path_of_files,
 )
-from cbframe.snapshot.contents import agreed, named, spec_of, stored_form
-from cbframe.snapshot.manifest import Counts, Manifest, Rollback
-from cbframe.snapshot.result import behind, count, some
-from cbframe.snapshot.sink import CHANGE_TYPE, UPSERT, Changes
-from cbframe.snapshot.versions import Boundaries, following, lag
-from cbframe.snapshot.writer import Fetch, Fetched, Known, is_news, refuse_conflicts, warn_of_nothing
+from cbframe.snapshot.bucket_changes import ChangeReader, Changes
+from cbframe.snapshot.files import CHANGE_TYPE, UPSERT
+from cbframe.snapshot.maintenance import count
+from cbframe.snapshot.manifest import BLANK, Boundaries, Counts, Manifest, Rollback, behind, following, lag
+from cbframe.snapshot.writer import (
+    agreed,
+    is_news,
+    named,
+    refuse_conflicts,
+    some,
+    spec_of,
+    stored_form,
+    warn_of_nothing,
+)
 from cbframe.typing import Connectable, ServerURLs
 
 
@@ -293,20 +301,17 @@ class Mirror:
                 gone.add(exc.version)
 
     def _attempt(self, gone: set[int]) -> DeltaResult:
-        known, boundaries = Known(), None
+        base, boundaries, documents = BLANK, None, False
         if self._base is not None:
             base = self._base.manifest
             ancestors = [each for each in self._base.ancestors if each.version not in gone]
             boundaries = Boundaries(base, ancestors)
-            starts = dict(enumerate(base.positions))
-            documents = not self._target.parsed or bool(base.columns[0].schema.names)
-            known = Known(base.bucket_uuid, starts, boundaries, base.collections, documents)
-        with (
-            Fetch(self._target, known, other_bucket=self._other_bucket, net=True) as fetch,
-            Waiting(self._target.spool_dir) as waiting,
-        ):
-            fetched = fetch.run()
-            changes = fetch.changes()
+            documents = not self._target.parsed or bool(base.columns[0].kinds)
+        reader = ChangeReader(
+            self._target, base, boundaries, documents=documents, net=True, other_bucket=self._other_bucket
+        )
+        with closing(reader), Waiting(self._target.spool_dir) as waiting:
+            changes = reader.read()
             counts = {UPSERT: 0, "": 0}
             for table in changes.tables:
                 waiting.put(table)
@@ -314,11 +319,9 @@ class Mirror:
                 counts[UPSERT] += upserts
                 counts[""] += len(table) - upserts
             found = changes.documents.columns()
-            dead = changes.dead
-            if self._base is not None:
-                dead |= set(self._base.manifest.dead)
-            news = News(waiting, found, counts[UPSERT], counts[""], dead, fetch.receiver.ended())
-            return self._write(fetched, changes, news, boundaries, lambda: fetch.seconds)
+            dead = changes.dead | set(base.dead)
+            news = News(waiting, found, counts[UPSERT], counts[""], dead, changes.ended)
+            return self._write(changes, news, boundaries, lambda: reader.seconds)
 
     def _other_bucket(self, why: str) -> SnapshotError:
         assert self._base is not None
@@ -333,7 +336,6 @@ class Mirror:
 
     def _write(
         self,
-        fetched: Fetched,
         changes: Changes,
         news: News,
         boundaries: Boundaries | None,
@@ -342,9 +344,9 @@ class Mirror:
         base = self._base
         if base is None or boundaries is None:
             shape = Shape(news.columns, xattrs=self._xattrs, keys=self._keys)
-            manifest = self._manifest(fetched, changes, news, shape.columns, 0)
+            manifest = self._manifest(changes, news, shape.columns, 0)
             self._committer.overwrite(shape.schema, news.upserts(shape), manifest)
-            return self._result(fetched, changes, manifest, seconds(), changed=True, rewritten=True)
+            return self._result(changes, manifest, seconds(), changed=True, rewritten=True)
         old = self._shape_of(base.manifest, base.table)
         most = self._stored.get("max_struct_fields", 1000)
         wide = unify([old.columns, news.columns], max_members=most)
@@ -352,8 +354,8 @@ class Mirror:
         if news.upserted:
             warn_of_nothing(self._target, [wide])
         shape = Shape(wide, xattrs=self._xattrs, keys=self._keys)
-        back = self._taken_back(base, old, shape, fetched.taken_back, boundaries, news)
-        manifest = self._manifest(fetched, changes, news, wide, sum(map(len, back.lost)))
+        back = self._taken_back(base, old, shape, changes.taken_back, boundaries, news)
+        manifest = self._manifest(changes, news, wide, sum(map(len, back.lost)))
         changed, rewritten = True, not shape.holds(old) or self._has_bare_literals(base, old)
         source = Source(shape, news, back)
         if rewritten:
@@ -364,7 +366,7 @@ class Mirror:
             self._committer.note(manifest)
         else:
             changed = False
-        return self._result(fetched, changes, manifest, seconds(), changed=changed, rewritten=rewritten)
+        return self._result(changes, manifest, seconds(), changed=changed, rewritten=rewritten)
 
     def _rewrite(self, base: Base, old: Shape, shape: Shape, source: Source, manifest: Manifest) -> None:
         """Write the whole table in another shape."""
@@ -475,28 +477,26 @@ class Mirror:
 
     # -- reports
 
-    def _manifest(
-        self, fetched: Fetched, changes: Changes, news: News, columns: Columns, retracted: int
-    ) -> Manifest:
+    def _manifest(self, changes: Changes, news: News, columns: Columns, retracted: int) -> Manifest:
         base = None if self._base is None else self._base.manifest
         rollbacks: list[Rollback] = []
         collections = changes.collections if base is None else {**base.collections, **changes.collections}
         if self._base is not None:
             oldest = self._base.ancestors[-1].version
             rollbacks += [each for each in self._base.manifest.rollbacks if each.version > oldest]
-        if fetched.taken_back:
-            rollbacks.append(Rollback(self._version, "rollback", fetched.taken_back))
+        if changes.taken_back:
+            rollbacks.append(Rollback(self._version, "rollback", changes.taken_back))
         return Manifest(
             version=self._version,
             parent=0 if base is None else base.version,
             kind="create" if base is None else "update",
             created=following(self._before, self._now),
             bucket=self._target.bucket,
-            bucket_uuid=fetched.ran.map.uuid,
-            cluster_uuid=fetched.ran.map.cluster_uuid,
+            bucket_uuid=changes.ran.map.uuid,
+            cluster_uuid=changes.ran.map.cluster_uuid,
             options=self._stored,
-            positions=fetched.positions,
-            floors=[0] * len(fetched.positions),
+            positions=changes.positions,
+            floors=[0] * len(changes.positions),
             columns=(columns,),
             rollbacks=tuple(rollbacks),
             dead=tuple(sorted(news.dead)),
@@ -506,7 +506,6 @@ class Mirror:
 
     def _result(
         self,
-        fetched: Fetched,
         changes: Changes,
         manifest: Manifest,
         seconds: float,
@@ -523,10 +522,10 @@ class Mirror:
             upserted=manifest.counts.upserted,
             deleted=manifest.counts.deleted,
             retracted=manifest.counts.retracted,
-            rolled_back=fetched.rolled_back,
-            read_again=fetched.taken_back,
+            rolled_back=changes.rolled_back,
+            read_again=changes.taken_back,
             seconds=seconds,
-            as_of=AsOf(fetched.ran.as_of, manifest.created),
+            as_of=AsOf(changes.ran.as_of, manifest.created),
             conflicts=changes.conflicts,
             rejected=changes.rejected,
             transaction_records=changes.transaction_records,

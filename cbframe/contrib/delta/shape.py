@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cbframe.arrow.column_types import Columns
 from cbframe.arrow.columns import (
     COLLECTION_ID,
     DATATYPE,
@@ -25,12 +26,9 @@ from cbframe.arrow.columns import (
     formed,
     key_bytes,
 )
-from cbframe.arrow.documents.kinds import as_lists, as_map
-from cbframe.arrow.documents.unify import Columns
-from cbframe.arrow.documents.written import with_items
 from cbframe.arrow.spill import Spill
 from cbframe.errors import ConversionError
-from cbframe.json.layout import is_list
+from cbframe.json.arrays import as_lists, as_map, is_list, with_items
 
 HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO)
 """What tells which rows count."""
@@ -197,7 +195,7 @@ class Shape:
 
     def holds(self, other: Shape) -> bool:
         """Whether rows of another shape are right as they are, but for columns that they do not have."""
-        ours, theirs = self.columns.kinds(), other.columns.kinds()
+        ours, theirs = self.columns.kinds, other.columns.kinds
         return self.keys == other.keys and all(
             self.names.get(name) == stored and theirs[name].same(ours[name])
             for name, stored in other.names.items()

@@ -23,7 +23,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
 from cbframe.arrow.columns import KEY
-from cbframe.arrow.documents.filters import METADATA, decoded, make_filters
+from cbframe.arrow.filters import METADATA, decoded, make_filters
 from cbframe.cluster.auth import EnvironmentAuth
 from cbframe.errors import ConfigurationError
 from cbframe.json.typer import OURS

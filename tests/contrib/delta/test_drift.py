@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 from scan.kit import QUICK
 
 from cbframe import LocalCluster, read_snapshot, write_snapshot
-from cbframe.arrow.documents.written import rendered
+from cbframe.arrow.column_types import rendered
 from cbframe.contrib.delta.shape import Shape
 from cbframe.contrib.delta.table import base_of
 

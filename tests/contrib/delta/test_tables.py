@@ -33,7 +33,7 @@ from cbframe import (
 )
 from cbframe.contrib.delta import DeltaResult, to_delta, update_delta
 from cbframe.contrib.delta.mirror import Mirror
-from cbframe.snapshot.contents import WANTED
+from cbframe.snapshot.writer import WANTED
 
 from .kit import READERS, by_deltalake, by_duckdb, held, make, told, update
 

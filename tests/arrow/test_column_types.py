@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from documents_in_files import File, typed
+from documents_in_files import File, described, marked, typed
 
-from cbframe.arrow.documents.fit import Dates
-from cbframe.arrow.documents.unify import Columns, Difference, differences, unify, widen
+from cbframe.arrow.column_types import Columns, Difference, differences, unify, widen
+from cbframe.arrow.declared_types import Dates
 from cbframe.errors import ConfigurationError
-from cbframe.json.layout import Column, Policy, struct
+from cbframe.json.layout import Policy
 from cbframe.scan.parquet import write_parquet
 
 BIG = 2**53 + 1
@@ -37,7 +37,7 @@ def together(*files: File) -> tuple[pa.Table, Columns]:
 def declared(kind: pa.DataType, values: list[Any]) -> File:
     """A file whose column `a` is of a type that only a declaration makes."""
     table = pa.table({"a": pa.array(values, kind)})
-    return table, Columns.of(table.schema, struct({}), [table])
+    return table, described(table)
 
 
 UTC = pa.timestamp("us", "UTC")
@@ -244,8 +244,8 @@ def test_columns_stand_in_order_of_first_appearance() -> None:
     assert table["_cb_reason"].to_pylist() == [None, "not_an_object", None]
     assert unify([wide]) == wide
     assert unify([other[1], one[1]]).schema.names[:3] == ["b", "a", "c"]
-    assert unify([]) == Columns(pa.schema([]))
-    assert unify([Columns(pa.schema([])), wide]) == wide
+    assert unify([]) == Columns.of_schema(pa.schema([]))
+    assert unify([Columns.of_schema(pa.schema([])), wide]) == wide
 
 
 def test_rows_without_columns_are_rows() -> None:
@@ -261,7 +261,7 @@ def test_what_is_beyond_the_limit_of_columns_is_json_text() -> None:
     one = typed([b'{"a":1,"b":{"c": 2}}', b'{"a":1}'], Policy(max_columns=1))
     other = typed([b'{"b":"x","_cb_rest":7}'])
     table, wide = together(one, other)
-    assert wide.json == {("_cb_rest",)}
+    assert marked(wide, "json") == {("_cb_rest",)}
     assert table.to_pylist() == [
         {"a": 1, "b": None, "_cb_rest_": None, "_cb_rest": '{"b":{"c": 2}}'},
         {"a": 1, "b": None, "_cb_rest_": None, "_cb_rest": None},
@@ -277,23 +277,23 @@ def test_structs_of_too_many_different_members_become_maps() -> None:
     assert widen(other[0], other[1], wide).to_pylist() == [{"a": [("z", 0.5)], "b": None}]
     text = typed([b'{"a":{"z":"t"}}'])
     wide = unify([one[1], text[1]], max_members=2)
-    assert wide.json == {("a",)}
+    assert marked(wide, "json") == {("a",)}
     assert widen(one[0], one[1], wide).to_pylist() == [{"a": '{"x":1,"y":2}', "b": {"c": 1}}]
     assert widen(text[0], text[1], wide).to_pylist() == [{"a": '{"z":"t"}', "b": None}]
     # Three members each would do, but not so many fields together: the largest column goes first.
     held = unify([one[1], other[1]], max_members=3)
-    assert held.json == {("a",)}
-    assert unify([one[1], other[1]], max_members=4).json == frozenset()
+    assert marked(held, "json") == {("a",)}
+    assert marked(unify([one[1], other[1]], max_members=4), "json") == set()
     inside = unify([typed([b'{"l":[{"a":1,"b":1}]}'])[1], typed([b'{"l":[{"c":1}]}'])[1]], max_members=2)
     assert str(inside.schema.field("l").type) == "list<item: map<string, int64>>"
 
 
 def test_json_text_is_known_at_any_depth() -> None:
     _, columns = cells_of('{"b":[1,[2]],"c":"x","d":["x",1]}')
-    assert columns.json == {("a", "b", None)}
-    assert typed([b'{"_cb_x":[1,[2]]}'])[1].json == {("_cb_x_", None)}
+    assert marked(columns, "json") == {("a", "b", None)}
+    assert marked(typed([b'{"_cb_x":[1,[2]]}'])[1], "json") == {("_cb_x_", None)}
     table, wide = together(cells_of('{"b":["x", 1]}'), cells_of('{"b":[1,[2]]}'))
-    assert wide.json == {("a", "b", None)}
+    assert marked(wide, "json") == {("a", "b", None)}
     assert table["a"].to_pylist() == [{"b": ['"x"', '"1"']}, {"b": ["1", "[2]"]}]
 
 
@@ -317,7 +317,7 @@ def test_dates_that_were_parsed() -> None:
         dates = Dates(None)
         dates.look(table)
         table = dates.apply(table)
-        return table, Columns.of(table.schema, struct({}), [table])
+        return table, described(table)
 
     one = dated('"2026-01-02T03:04:05+02:00"', '"2026-01-02 03:04:05.678Z"', "null")
     assert one[1].schema.field("a").type == UTC
@@ -330,10 +330,10 @@ def test_dates_that_were_parsed() -> None:
     assert wide.schema.field("a").type == pa.timestamp("ns", "UTC")
     assert fine["a"].cast(pa.int64()).to_pylist()[1:] == [1767323045678000000, None, 1767323045123456789]
     far = dated('"1600-01-01T00:00:00Z"')
-    assert far[1].far == {("a",)}
+    assert marked(far[1], "far") == {("a",)}
     early, wide = together(far, dated('"2026-01-02T03:04:05.123456789Z"'))
     assert early["a"].to_pylist() == ["1600-01-01T00:00:00Z", "2026-01-02T03:04:05.123456789Z"]
-    assert wide.far == frozenset()
+    assert marked(wide, "far") == set()
     local, _ = together(dated('"2026-01-02"'), one)
     assert local["a"].to_pylist() == ["2026-01-02T00:00:00", *moments, None]
 
@@ -367,7 +367,7 @@ def test_what_parquet_changes_is_restored(kind: pa.DataType, values: list[Any], 
     assert again["a"].cast(kind).to_pylist() == [*table["a"].to_pylist()[1:], table["a"].to_pylist()[0]]
     text = unify([narrow, declared(pa.list_(pa.bool_()), [[True]])[1], cells_of('"x"')[1]])
     assert widen(read, narrow, text).equals(widen(table, narrow, text))
-    assert text.json == {("a",)}
+    assert marked(text, "json") == {("a",)}
 
 
 def test_the_marks_of_values() -> None:
@@ -376,9 +376,9 @@ def test_the_marks_of_values() -> None:
         + f'"d":{10**37 + 1},"f":{2**100},"r":-0,"x":{BIG - 1}}}'.encode()
     ]
     _, columns = typed(documents)
-    assert columns.inexact == {("i",), ("u",), ("d",)}
-    assert columns.negative == {("l", None, "n"), ("m",)}
-    assert columns.far == frozenset()
+    assert marked(columns, "inexact") == {("i",), ("u",), ("d",)}
+    assert marked(columns, "negative") == {("l", None, "n"), ("m",)}
+    assert marked(columns, "far") == set()
 
 
 def test_what_is_known_of_text() -> None:
@@ -388,8 +388,8 @@ def test_what_is_known_of_text() -> None:
     mixed = cells_of('"x"', "1")[1].reported(reported)
     digits = cells_of("1e400")[1].reported({"a": {"text": ["number"]}})
     place = {("a",)}
-    assert mixed.mixed == place
-    assert digits.digits == place
+    assert marked(mixed, "mixed") == place
+    assert marked(digits, "digits") == place
     for some, marks in (
         ([strings, strings], (set(), set())),
         ([numbers, digits], (place, set())),
@@ -401,32 +401,32 @@ def test_what_is_known_of_text() -> None:
         ([strings, cells_of("[1]")[1]], (set(), set())),
     ):
         together = unify(some)
-        assert (together.digits, together.mixed) == marks
+        assert (marked(together, "digits"), marked(together, "mixed")) == marks
         assert Columns.from_dict(json.loads(json.dumps(together.to_dict()))) == together
         assert unify([together]) == together
     nulls = numbers.reported({"a": {"null": ["string"]}})
-    assert unify([nulls, strings]).lost == place
+    assert marked(unify([nulls, strings]), "lost") == place
     dotted = typed([b'{"a.b":{"c":"x"},"a":{"b":{"c":"x"}}}'])[1]
-    assert dotted.reported({"`a.b`.c": {"text": ["string", "number"]}}).mixed == {("a.b", "c")}
+    assert marked(dotted.reported({"`a.b`.c": {"text": ["string", "number"]}}), "mixed") == {("a.b", "c")}
 
 
 def test_what_is_known_of_objects_and_arrays() -> None:
     """Where some values became null, and after a struct became JSON text."""
     objects = typed([b'{"a":{"b":"x"},"c":[1]}'])[1]
     lost = objects.reported({"a": {"null": ["object", "number"]}, "c": {"null": []}})
-    assert lost.lost == {("a",), ("c",), ("c", None)}
+    assert marked(lost, "lost") == {("a",), ("c",), ("c", None)}
     assert Columns.from_dict(json.loads(json.dumps(lost.to_dict()))) == lost
-    assert unify([lost, objects]).lost == lost.lost
+    assert marked(unify([lost, objects]), "lost") == marked(lost, "lost")
     mixed = typed([b'{"a":{"b":"x","c":1}}'])[1].reported({"a.b": {"text": ["string", "number"]}})
     together = unify([mixed], max_members=1)
-    assert (together.json, together.mixed) == ({("a",)}, {("a",)})
+    assert (marked(together, "json"), marked(together, "mixed")) == ({("a",)}, {("a",)})
 
 
 def test_columns_that_an_earlier_version_described() -> None:
     """Nothing is known of their text."""
     fields = typed([b'{"s":"x","i":1,"l":[{"t":"y"}]}'])[1].to_dict()
     earlier = {name: value for name, value in fields.items() if name not in ("digits", "mixed", "lost")}
-    assert Columns.from_dict(earlier).mixed == {("s",), ("l", None, "t")}
+    assert marked(Columns.from_dict(earlier), "mixed") == {("s",), ("l", None, "t")}
 
 
 def test_what_is_below_nulls_does_not_count() -> None:
@@ -439,8 +439,8 @@ def test_what_is_below_nulls_does_not_count() -> None:
         children=[inner],
     )
     table = pa.table({"s": struct, "l": lists})
-    narrow = Columns.of(table.schema, Column(pa.struct([])), [table])
-    assert narrow == Columns(table.schema)
+    narrow = described(table)
+    assert narrow == Columns.of_schema(table.schema)
     wide = unify([narrow, typed([f'{{"s":{{"b":{2**63}}},"l":[{2**63}]}}'.encode()])[1]])
     assert wide.schema.field("l").type == pa.list_(pa.uint64())
     assert widen(table, narrow, wide).to_pylist() == [{"s": None, "l": None}, {"s": {"b": 3}, "l": [3]}]
@@ -480,7 +480,7 @@ def test_columns_are_kept_as_json() -> None:
     ],
 )
 def test_a_broken_description_is_refused(broken: dict[str, Any]) -> None:
-    fields = Columns(pa.schema([("i", pa.int64()), ("s", pa.string())])).to_dict()
+    fields = Columns.of_schema(pa.schema([("i", pa.int64()), ("s", pa.string())])).to_dict()
     assert Columns.from_dict(fields).schema.names == ["i", "s"]
     with pytest.raises(ConfigurationError, match="no description of columns"):
         Columns.from_dict(fields | broken)

@@ -17,10 +17,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from json_documents import runs
 
-from cbframe.arrow.documents import written
-from cbframe.arrow.documents.kinds import Kind, Marks, misplaced
-from cbframe.arrow.documents.unify import Columns, differences, unify, widen
-from cbframe.json.layout import Policy
+from cbframe.arrow import column_types
+from cbframe.arrow.column_types import Columns, Kind, Marks, differences, unify, widen
+from cbframe.json.layout import Place, Policy
 from cbframe.scan.parquet import write_parquet
 
 
@@ -28,12 +27,17 @@ from cbframe.scan.parquet import write_parquet
 def small_pieces() -> Any:
     """A few values are enough to take every way through the converters."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(written, "_MOST", 40)
+    patch.setattr(column_types, "_TEXT_BYTES", 40)
     yield
     patch.undo()
 
 
 # --- documents -------------------------------------------------------------------------------------
+
+
+def without_later_marks(columns: Columns) -> Columns:
+    """Columns without what is known of how text came to be."""
+    return columns.mapped(lambda _, kind: replace(kind, digits=False, mixed=False, lost=False))
 
 
 def alike(ours: Any, theirs: Any, kind: Kind) -> bool:
@@ -84,11 +88,11 @@ def test_files_together_are_the_documents_together(files: list[list[bytes]], pol
     whole, columns = typed([value for values in files for value in values], policy)
     assert wide.schema == columns.schema
     # What became text of one read is in its report, which is not looked at here.
-    assert replace(wide, digits=columns.digits, mixed=columns.mixed, lost=columns.lost) == columns
+    assert without_later_marks(wide) == without_later_marks(columns)
     assert [len(table) for table in tables] == [len(values) for values in files]
     rows = [row for table in tables for row in table.to_pylist()]
     for ours, theirs in zip(rows, whole.to_pylist(), strict=True) if wide.schema.names else ():
-        for name, kind in wide.kinds().items():
+        for name, kind in wide.kinds.items():
             assert alike(ours[name], theirs[name], kind), (name, ours[name], theirs[name])
 
 
@@ -131,7 +135,7 @@ def leaves(draw: st.DrawFn, types: Sequence[pa.DataType]) -> Kind:
     if pa.types.is_string(kind.type):
         return replace(kind, json=draw(st.booleans()))
     marked = replace(kind, **{mark: draw(st.booleans()) for mark in ("inexact", "negative", "far")})
-    return kind if misplaced(marked) else marked
+    return kind if column_types._misplaced(marked) else marked
 
 
 def struct_of(members: dict[str, Kind]) -> Kind:
@@ -157,7 +161,7 @@ def kinds(types: Sequence[pa.DataType]) -> st.SearchStrategy[Kind]:
 
 
 def columns(types: Sequence[pa.DataType]) -> st.SearchStrategy[Columns]:
-    return st.dictionaries(NAMES, kinds(types), max_size=2).map(Columns.of_kinds)
+    return st.dictionaries(NAMES, kinds(types), max_size=2).map(Columns)
 
 
 def sorted_kind(kind: Kind) -> Kind:
@@ -179,7 +183,7 @@ def sorted_kind(kind: Kind) -> Kind:
 
 
 def settled(each: Columns) -> dict[str, Kind]:
-    return {name: sorted_kind(kind) for name, kind in sorted(each.kinds().items())}
+    return {name: sorted_kind(kind) for name, kind in sorted(each.kinds.items())}
 
 
 @settings(deadline=None, max_examples=300)
@@ -190,7 +194,7 @@ def settled(each: Columns) -> dict[str, Kind]:
 )
 def test_order_and_grouping_change_nothing(many: list[Columns], random: Random, cut: int) -> None:
     wide = unify(many)
-    some = [Columns.of_kinds(settled(each)) for each in many]
+    some = [Columns(settled(each)) for each in many]
     every = unify(some)
     assert settled(every) == settled(unify(some[::-1]))
     random.shuffle(some)
@@ -208,7 +212,7 @@ def test_order_and_grouping_change_nothing(many: list[Columns], random: Random, 
 @given(st.lists(columns(LEAVES[:9]), min_size=1, max_size=4), st.integers(0, 6))
 def test_there_are_never_too_many_fields(many: list[Columns], limit: int) -> None:
     wide = unify(many, max_members=limit)
-    assert sum(kind.nested() for kind in wide.kinds().values()) <= limit
+    assert sum(kind.nested() for kind in wide.kinds.values()) <= limit
     assert settled(wide).keys() == {name for each in many for name in each.schema.names}
 
 
@@ -344,9 +348,13 @@ def files(draw: st.DrawFn) -> tuple[pa.Table, Columns]:
             marks.look(arrays[-1], (name,))
         chunks[name] = pa.chunked_array(arrays, kind.type)
     assume(all(map(valid, chunks.values())))
-    bare = Columns.of_kinds(kinds_of)
-    found = {mark: frozenset(getattr(marks, mark)) for mark in ("inexact", "negative", "far")}
-    return pa.table(chunks), replace(bare, **found)
+    bare = Columns(kinds_of)
+    found = {mark: getattr(marks, mark) for mark in ("inexact", "negative", "far")}
+
+    def marked(place: Place, kind: Kind) -> Kind:
+        return replace(kind, **{mark: place in places for mark, places in found.items()})
+
+    return pa.table(chunks), bare.mapped(marked)
 
 
 def valid(array: pa.ChunkedArray) -> bool:
@@ -362,13 +370,13 @@ def valid(array: pa.ChunkedArray) -> bool:
 @given(st.lists(files(), min_size=1, max_size=3))
 def test_every_value_is_kept(some: list[tuple[pa.Table, Columns]]) -> None:
     wide = unify([narrow for _, narrow in some])
-    want = wide.kinds()
+    want = wide.kinds
     for table, narrow in some:
         result = widen(table, narrow, wide)
         assert result.schema == wide.schema
         assert len(result) == len(table)
         result.validate(full=True)
-        have = narrow.kinds()
+        have = narrow.kinds
         rows = table.to_pylist()
         for number, row in enumerate(result.to_pylist()):
             for name, kind in want.items():
@@ -394,10 +402,9 @@ def plain(value: Any) -> Any:
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
 def test_doubles_are_written_as_python_writes_them(numbers: list[float]) -> None:
     table = pa.table({"a": [*numbers, None]})
-    narrow = Columns(table.schema)
+    narrow = Columns.of_schema(table.schema)
     for json_text in (False, True):
-        places = frozenset([("a",)] if json_text else [])
-        wide = unify([narrow, Columns(pa.schema([("a", pa.string())]), places)])
+        wide = unify([narrow, Columns({"a": Kind(pa.string(), json=json_text)})])
         assert widen(table, narrow, wide)["a"].to_pylist() == [*map(repr, numbers), None]
 
 

@@ -52,11 +52,11 @@ import json
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from math import floor, isinf, isnan
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -66,9 +66,11 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OPCODE, XATTRS, key_of_text
 from cbframe.errors import ConfigurationError
-from cbframe.json.layout import Column, Path, Policy, Tree, is_list, path_of, tree_of
+from cbframe.json.arrays import is_list
+from cbframe.json.layout import Column, Path, Policy, Tree, path_of, tree_of
 from cbframe.json.typer import OURS, REASON, VALUE, Documents, typed
 
+Mask: TypeAlias = npt.NDArray[np.bool_]
 ORDER = ("<", "<=", ">", ">=")
 SETS = ("in", "not in")
 NULLS = ("is", "is not")
@@ -82,8 +84,19 @@ METADATA: dict[str, pa.DataType] = {
 """Columns of metadata that filters can name, whether they are read or not."""
 _RESERVED = {VALUE, REASON, XATTRS, OPCODE, COLLECTION_ID, "_cb_rest"}
 _HINT = 'write filters=[("type", "==", "hotel"), ("geo.alt", ">", 100)], or a list of such lists'
+_VALUES = "values are numbers, text, True or False, Decimal, date and datetime"
 _LARGEST = 5000
 """Digits of a Decimal."""
+_COMPARE: dict[str, tuple[Callable[[Any, Any], bool], Callable[[Any, Any], pa.Array]]] = {
+    "==": (operator.eq, pc.equal),
+    "!=": (operator.ne, pc.not_equal),
+    "<": (operator.lt, pc.less),
+    "<=": (operator.le, pc.less_equal),
+    ">": (operator.gt, pc.greater),
+    ">=": (operator.ge, pc.greater_equal),
+}
+_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+_DECODE = msgspec.json.Decoder().decode
 _NOUNS = {
     "number": "numbers",
     "boolean": "true or false",
@@ -164,7 +177,7 @@ class Predicate:
         return f"{'.'.join(self.path)!r} {self.op}"
 
 
-Filters = tuple[tuple[Predicate, ...], ...]
+Filters: TypeAlias = tuple[tuple[Predicate, ...], ...]
 """One of these has to hold, each of them as a whole."""
 
 
@@ -341,9 +354,6 @@ def _literal(value: Any, path: Path, op: str) -> Any:
     raise _invalid(f"compares {name!r} with a value of type {type(value).__name__}", hint or _VALUES)
 
 
-_VALUES = "values are numbers, text, True or False, Decimal, date and datetime"
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, np.datetime64):
         micros = value.astype("datetime64[us]")
@@ -388,20 +398,7 @@ def _invalid(what: str, hint: str = _HINT) -> ConfigurationError:
     return ConfigurationError(f"filters= {what}", hint=hint)
 
 
-Mask = npt.NDArray[np.bool_]
-_COMPARE: dict[str, tuple[Callable[[Any, Any], bool], Callable[[Any, Any], pa.Array]]] = {
-    "==": (operator.eq, pc.equal),
-    "!=": (operator.ne, pc.not_equal),
-    "<": (operator.lt, pc.less),
-    "<=": (operator.le, pc.less_equal),
-    ">": (operator.gt, pc.greater),
-    ">=": (operator.ge, pc.greater_equal),
-}
-_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-_DECODE = msgspec.json.Decoder().decode
-
-
-def exact(integer: int) -> bool:
+def _is_exact(integer: int) -> bool:
     """Whether an integer has an exact double."""
     try:
         return int(float(integer)) == integer
@@ -525,7 +522,7 @@ def _fast(cells: pa.ChunkedArray, op: str, literals: Sequence[Any]) -> pa.Chunke
             return None
         return _integers(cells, op, [(floor(each), each == floor(each)) for each in literals])
     if pa.types.is_floating(kind):
-        doubles = all(isinstance(each, float) or exact(each) for each in literals)
+        doubles = all(isinstance(each, float) or _is_exact(each) for each in literals)
         if not doubles or not pa.types.is_float64(kind):
             return None
         literals = tuple(map(float, literals))
@@ -567,17 +564,15 @@ def _integers(
     return _in_arrow(cells, op, [whole])
 
 
-@dataclass(slots=True)
-class Seen:
-    """What documents hold in a field."""
-
-    present: bool = False  # one has it, if only as null
-    families: set[str] = field(default_factory=set)  # the kinds of its values
-
-    def update(self, other: Seen) -> None:
-        """Take in what others hold."""
-        self.present |= other.present
-        self.families |= other.families
+def passing(filters: Filters, rows: int, holding: Callable[[Predicate], Mask]) -> Mask:
+    """Which rows pass, when `holding` tells for which of them one comparison holds."""
+    passed = np.zeros(rows, bool)
+    for group in filters:
+        whole = np.ones(rows, bool)
+        for predicate in group:
+            whole &= holding(predicate)
+        passed |= whole
+    return passed
 
 
 class Matcher:
@@ -585,12 +580,15 @@ class Matcher:
 
     def __init__(self, filters: Filters) -> None:
         self._filters = filters
-        paths = [each.path for each in predicates(filters) if not each.of_metadata]
-        self._wanted = tree_of(paths)
+        self._of_fields = [each for each in predicates(filters) if not each.of_metadata]
+        self._wanted = tree_of(each.path for each in self._of_fields)
         self._dates = {
-            each.path for each in predicates(filters) if any(isinstance(at, Moment) for at in each.literals)
+            each.path
+            for each in self._of_fields
+            if any(isinstance(literal, Moment) for literal in each.literals)
         }
-        self.seen: dict[Path, Seen] = {path: Seen() for path in paths}
+        self._seen: dict[Path, set[str]] = {}
+        """The kinds of values of the fields that some document has, if only as null."""
 
     def mask(
         self,
@@ -602,34 +600,34 @@ class Matcher:
         """Which rows pass."""
         if not len(values):
             return np.zeros(0, bool)
-        fields = _Fields(values, is_json, self._wanted) if self.seen else None
-        for path, seen in self.seen.items():
+        fields = _Fields(values, is_json, self._wanted) if self._of_fields else None
+        for path in dict.fromkeys(each.path for each in self._of_fields):
             assert fields is not None
-            seen.update(fields.seen(path, dates=path in self._dates))
-        passed = np.zeros(len(values), bool)
-        for group in self._filters:
-            passing = np.ones(len(values), bool)
-            for predicate in group:
-                if predicate.of_metadata:
-                    assert metadata is not None
-                    passing &= compared(pa.chunked_array([metadata[predicate.path[0]]]), predicate)
-                else:
-                    assert fields is not None
-                    passing &= fields.passing(predicate)
-            passed |= passing
+            families = fields.families(path, dates=path in self._dates)
+            if families is not None:
+                self._seen.setdefault(path, set()).update(families)
+
+        def holding(predicate: Predicate) -> Mask:
+            if predicate.of_metadata:
+                assert metadata is not None
+                return compared(pa.chunked_array([metadata[predicate.path[0]]]), predicate)
+            assert fields is not None
+            return fields.holding(predicate)
+
+        passed = passing(self._filters, len(values), holding)
         return passed if documents is None else passed & documents
 
     def update(self, other: Matcher) -> None:
         """Take in what another one with the same filters learned."""
-        for path, seen in other.seen.items():
-            self.seen[path].update(seen)
+        for path, families in other._seen.items():
+            self._seen.setdefault(path, set()).update(families)
 
     def errors(self) -> list[ConfigurationError]:
         """What the documents show to be a mistake: fields that none has, comparisons that are never true."""
         found = []
-        for predicate in self._of_fields():
-            seen = self.seen[predicate.path]
-            error = never(predicate, sorted(seen.families)) if seen.present else unknown(predicate)
+        for predicate in self._of_fields:
+            families = self._seen.get(predicate.path)
+            error = unknown(predicate) if families is None else never(predicate, sorted(families))
             if error is not None:
                 found.append(error)
         return found
@@ -638,9 +636,6 @@ class Matcher:
         """Raise the first of :meth:`errors`: there was a document at least."""
         for error in self.errors():
             raise error
-
-    def _of_fields(self) -> list[Predicate]:
-        return [each for each in predicates(self._filters) if not each.of_metadata]
 
 
 class _Fields:
@@ -652,93 +647,74 @@ class _Fields:
         documents = Documents(values, is_json, np.zeros(len(values), np.uint16), rows)
         self._table, settled = typed([documents], Policy(wanted=wanted))
         self._root = settled.layout.root
-        self.sound: Mask = np.ones(len(values), bool)
+        self._sound: Mask = np.ones(len(values), bool)
         """Which rows are JSON objects."""
         if settled.rejected:
-            self.sound = self._table[REASON].is_null().to_numpy()
-        self._columns: dict[Path, pa.ChunkedArray | _Nowhere | None] = {}
-        self._slow: list[Any] | None = None
+            self._sound = self._table[REASON].is_null().to_numpy()
+        self._columns: dict[Path, tuple[bool, pa.ChunkedArray | None]] = {}
+        self._decoded: list[Any] | None = None
 
-    def passing(self, predicate: Predicate) -> Mask:
-        """Which pass one comparison."""
-        cells = self._column(predicate.path)
-        if isinstance(cells, _Nowhere):
-            found = np.full(len(self._documents), predicate.op == "is")
-        elif cells is not None:
+    def holding(self, predicate: Predicate) -> Mask:
+        """Of which one comparison holds."""
+        _, cells = self._column(predicate.path)
+        if cells is not None:
             found = compared(cells, predicate)
         else:
             values = self._values(predicate.path)
             found = np.fromiter((holds(value, predicate) for value in values), bool, len(values))
-        return found & self.sound if predicate.op == "is" else found
+        return found & self._sound if predicate.op == "is" else found
 
-    def seen(self, path: Path, *, dates: bool) -> Seen:
-        """What they hold in a field."""
-        cells = self._column(path)
+    def families(self, path: Path, *, dates: bool) -> set[str] | None:
+        """The kinds of values of a field; None if no document has it."""
+        present, cells = self._column(path)
+        if not present:
+            return None
         if cells is None:
-            return Seen(self._is_present(path), families_of(self._values(path)))
-        if isinstance(cells, _Nowhere):
-            return Seen()
-        if cells.null_count == len(cells):
-            return Seen(present=True)
+            return families_of(self._values(path))
         held = family(cells.type)
-        families = {held} if held is not None else set()
-        if held == "string" and dates:
-            families |= families_of(cells.drop_null().to_pylist())
-        return Seen(present=True, families=families)
+        if held is None or cells.null_count == len(cells):
+            return set()
+        return {held} | (families_of(cells.drop_null().to_pylist()) if held == "string" and dates else set())
 
-    def _column(self, path: Path) -> pa.ChunkedArray | _Nowhere | None:
+    def _column(self, path: Path) -> tuple[bool, pa.ChunkedArray | None]:
+        """Whether some document has a field, and its column if that has the values as they are."""
         if path not in self._columns:
-            self._columns[path] = column_of(self._table, self._root, path)
+            self._columns[path] = self._found(path)
         return self._columns[path]
 
-    def _decoded(self) -> list[Any]:
-        if self._slow is None:
-            self._slow = [
-                decoded(document) if sound else None
-                for document, sound in zip(self._documents.to_pylist(), self.sound, strict=True)
-            ]
-        return self._slow
-
-    def _values(self, path: Path) -> list[Any]:
-        return [value_at(document, path) for document in self._decoded()]
+    def _found(self, path: Path) -> tuple[bool, pa.ChunkedArray | None]:
+        name, *rest = path
+        if name.startswith(OURS) or "\0" in name:
+            return self._is_present(path), None
+        plan = self._root.members.get(name)
+        column: Any = None if plan is None else self._table[name]
+        for member in rest:
+            if plan is None:
+                break
+            if not _is_plain(column, plan):
+                return self._is_present(path), None
+            plan = plan.members.get(member)
+            if plan is not None:
+                column = pc.struct_field(column, [column.type.get_field_index(member)])
+        if plan is None:
+            return False, pa.chunked_array([pa.nulls(len(self._documents))])
+        return (True, column) if _is_plain(column, plan) else (self._is_present(path), None)
 
     def _is_present(self, path: Path) -> bool:
-        """Whether a document has a field, if only as null."""
         *outer, name = path
-        for document in self._decoded():
-            inside = value_at(document, tuple(outer))
-            if isinstance(inside, dict) and name in inside:
-                return True
-        return False
+        return any(isinstance(inside, dict) and name in inside for inside in self._values(tuple(outer)))
 
-
-class _Nowhere:
-    """No document has the field."""
-
-
-_NOWHERE = _Nowhere()
-
-
-def column_of(table: pa.Table, root: Column, path: Path) -> pa.ChunkedArray | _Nowhere | None:
-    """The column of a path; None where it does not have the values as they are in the documents."""
-    name, *rest = path
-    if name.startswith(OURS) or "\0" in name:
-        return None
-    plan = root.members.get(name)
-    if plan is None:
-        return _NOWHERE
-    column = table[name]
-    for member in rest:
-        if not _is_plain(column, plan):
-            return None
-        plan = plan.members.get(member)
-        if plan is None:
-            return _NOWHERE
-        column = pc.struct_field(column, [column.type.get_field_index(member)])
-    return column if _is_plain(column, plan) else None
+    def _values(self, path: Path) -> list[Any]:
+        if self._decoded is None:
+            self._decoded = [
+                decoded(document) if sound else None
+                for document, sound in zip(self._documents.to_pylist(), self._sound, strict=True)
+            ]
+        return [value_at(document, path) for document in self._decoded]
 
 
 def _is_plain(column: pa.ChunkedArray, plan: Column) -> bool:
+    """Whether a column has the values as they are in the documents."""
     if plan.how != "plain" or pa.types.is_map(plan.type):
         return False
     return family(column.type) == family(plan.type)

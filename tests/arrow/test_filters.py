@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbframe.arrow.documents.filters import Matcher, Predicate, make_filters, restored_filters, stored_filters
+from cbframe.arrow.filters import Matcher, Predicate, make_filters, restored_filters, stored_filters
 from cbframe.errors import ConfigurationError
 
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from json_documents import anything, documents, nest, scalars, tame, unsound
 
 from cbframe import core
-from cbframe.json import converter, reference
+from cbframe.json import reference, typer
 from cbframe.json.reference import FIELDS, NAMES, NOTHING, SOME, Configuration, Layout, type_of
 
 needs_core = pytest.mark.skipif(core.compiled() is None, reason="needs the compiled core")
 CORES = [
-    pytest.param(converter.CompiledConverter, id="rust", marks=needs_core),
+    pytest.param(typer.CompiledConverter, id="rust", marks=needs_core),
     pytest.param(reference.Converter, id="python"),
 ]
 LONG = [
@@ -184,7 +184,7 @@ def check_with_core(
     values: list[bytes], known: Configuration | None, limit: int, rest: bool, some: list[tuple[bytes, Layout]]
 ) -> None:
     """All that the compiled converter gives, the Python one gives."""
-    one = converter.CompiledConverter(limit, known, keeps_rest=rest)
+    one = typer.CompiledConverter(limit, known, keeps_rest=rest)
     other = reference.Converter(limit, known, keeps_rest=rest)
     for each in (values[: len(values) // 2], values):  # nothing is left of a batch before
         assert shred(one, each) == shred(other, each)
@@ -233,7 +233,7 @@ def check_merging(batches: list[list[bytes]], limit: int) -> None:
     """Facts of batches are those of all documents, in any order, of either core, and however often stored."""
     kinds: list[Any] = [reference.Converter]
     if core.compiled() is not None:
-        kinds.append(converter.CompiledConverter)
+        kinds.append(typer.CompiledConverter)
     stored = []
     for kind in kinds:
         each, at, facts = kind(limit), 0, []
@@ -252,7 +252,7 @@ def check_merging(batches: list[list[bytes]], limit: int) -> None:
             assert each.facts().shape() == merged.shape()
         stored.append(([json.loads(json.dumps(found.to_dict())) for found in facts], merged.to_dict()))
     for parts, together in stored:
-        for kind in (reference.Facts, converter.Facts):
+        for kind in (reference.Facts, typer.Facts):
             read = [kind.from_dict(found) for found in parts]
             assert [json.loads(json.dumps(each.to_dict())) for each in read] == parts
             assert reduce(or_, read).to_dict() == together

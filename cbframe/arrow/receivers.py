@@ -1,8 +1,12 @@
-"""The receiver that gathers documents into record batches, and knows which of them still count.
+"""The receivers of documents: they make record batches of them, and keep the positions of their vbuckets.
 
-Node threads put batches in; one consumer takes them out. Batches are numbered in the order in which
-they arrive: what a rollback or a newer version makes void is known by number, afterwards
-(:mod:`cbframe.arrow.current_rows`).
+:class:`GatheringReceiver` is that of bounded reads. Batches are numbered in the order in which they arrive:
+what a rollback or a newer version makes void is known by number when the read is complete
+(:mod:`cbframe.arrow.current_rows`). :class:`ChangeReceiver` is that of streams, which hand out changes as
+they come, with the positions that they lead to.
+
+The threads of the nodes put items in, one consumer takes them out. What belongs to a vbucket is touched by
+one thread at a time, that of the node which has it, and needs no lock; the queues have their own.
 """
 
 from __future__ import annotations
@@ -10,14 +14,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET, distinct, raw_schema, record_batch
-from cbframe.core import compiled
+from cbframe.arrow.columns import distinct, raw_schema, record_batch
 from cbframe.dcp.positions import Position, Track, VBucketMetaData
 from cbframe.dcp.receiver import PositionReceiver, Receipt
 from cbframe.dcp.threads import Handover, MergingHandover
@@ -28,8 +31,8 @@ from cbframe.wire.messages import FailoverLog, SystemEvent
 
 T = TypeVar("T")
 
-VERSION = [KEY, COLLECTION_ID, SEQNO]
-"""Columns that tell a version of a document."""
+_ERRORS = 20
+"""Problems that are remembered."""
 _SEVERAL_VERSIONS = int(SnapshotFlag.HISTORY | SnapshotFlag.MAY_CONTAIN_DUPLICATE_KEYS)
 
 
@@ -78,7 +81,7 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
     def _record_batch(self, block: DataBlock) -> pa.RecordBatch:
         batch = record_batch(block, self.schema, max_value=self.max_value)
         # Ascending within a vbucket, so of several assignments to one place the last is the highest.
-        # Not in an out-of-order snapshot; whatever the stream is continued behind, more comes than needed.
+        # Not in an out-of-order snapshot; wherever the stream is continued, more comes than needed.
         self._last_seqno[block.vbucket] = block.seqno
         return batch
 
@@ -116,7 +119,7 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
     def rollback(self, vbucket: int, seqno: int) -> Position:  # noqa: ARG002
         """Forget the vbucket altogether and read it from the start.
 
-        The server sends only what lies behind `seqno` again. Versions at or before it that a
+        The server sends only what comes after `seqno` again. Versions at or before it that a
         withdrawn change had replaced were never sent: they were de-duplicated away.
         """
         state = self._vbuckets[vbucket]
@@ -177,69 +180,6 @@ class DeferringBatchReceiver(GatheringReceiver[tuple[pa.RecordBatch, Receipt]]):
         self._batches.put((self._record_batch(block), receipt), receipt.nbytes)
 
 
-def of_dropped(
-    table: pa.Table, dropped: set[int], emptied: dict[tuple[int, int], int]
-) -> npt.NDArray[np.bool_] | None:
-    """Which rows are older than the end of their collection, or than its emptying; None if none."""
-    if not dropped and not emptied:
-        return None
-    collection = _column(table, COLLECTION_ID)
-    gone: npt.NDArray[np.bool_] = np.isin(collection, list(dropped))
-    if emptied:
-        vbuckets, ids = np.array(list(emptied), np.uint64).T
-        places = vbuckets << np.uint64(32) | ids
-        order = np.argsort(places)
-        seqnos = np.array(list(emptied.values()), np.uint64)[order]
-        rows = np.flatnonzero(np.isin(collection, ids))
-        wanted = _column(table, VBUCKET)[rows].astype(np.uint64) << np.uint64(32) | collection[rows]
-        at = np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)
-        before = (places[order][at] == wanted) & (_column(table, SEQNO)[rows] < seqnos[at])
-        gone[rows[before]] = True
-    return gone
-
-
-def newest(some: pa.Table) -> npt.NDArray[np.bool_]:
-    """Which of some rows has the highest seqno of its document; of equal ones the last.
-
-    They have the columns of `VERSION`. A document is a key in a collection; its vbucket follows from the key.
-    """
-    core = compiled()
-    key = some[KEY].combine_chunks()
-    if core is None or not len(key) or isinstance(key, pa.ChunkedArray):
-        return _newest(some)
-    _, offsets, data = key.buffers()
-    bounds = np.frombuffer(offsets, np.int32)[key.offset : key.offset + len(key) + 1]
-    keys = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
-    versions = core.newest_versions(_column(some, COLLECTION_ID), _column(some, SEQNO), bounds, keys)
-    # Copied: callers change it.
-    return np.frombuffer(versions, bool).copy()
-
-
-def _newest(some: pa.Table) -> npt.NDArray[np.bool_]:
-    """The same, in Python."""
-    key = some[KEY].combine_chunks().dictionary_encode()
-    if isinstance(key, pa.ChunkedArray):
-        key = key.unify_dictionaries().combine_chunks()
-    codes = np.asarray(key.indices)
-    collection = _column(some, COLLECTION_ID)
-    order = np.lexsort((_column(some, SEQNO), codes, collection))
-    last = np.ones(len(order), bool)
-    if len(order) > 1:
-        same = (codes[order][1:] == codes[order][:-1]) & (collection[order][1:] == collection[order][:-1])
-        last[:-1] = ~same
-    found = np.empty(len(order), bool)
-    found[order] = last
-    return found
-
-
-def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    return np.asarray(table[name].to_numpy())
-
-
-_ERRORS = 20
-"""Problems that are remembered."""
-
-
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """Documents, their receipt, and where each of their vbuckets is after them."""
@@ -279,7 +219,7 @@ Item: TypeAlias = Arrived | Reached | EventArrived | Withdrawn
 
 @dataclass(slots=True)
 class ChangeReceiver(PositionReceiver):
-    """Takes the changes of a bucket, whatever becomes of the connections."""
+    """Takes the changes of a bucket, across all connections."""
 
     takes_compressed: ClassVar[bool] = True
 

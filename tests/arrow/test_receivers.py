@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbframe.arrow import batcher
-from cbframe.arrow.batcher import VERSION, DeferringBatchReceiver, newest
-from cbframe.arrow.current_rows import ARRIVED, CurrentRows, is_document
+from cbframe.arrow import current_rows
+from cbframe.arrow.current_rows import ARRIVED, VERSION, CurrentRows, is_document, newest
+from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.core import compiled
 from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
@@ -255,5 +255,5 @@ def test_the_newest_of_each_document(some: list[tuple[bytes, int, int]], cut: in
         for (name, kind), values in zip(columns, [[row[i] for row in some] for i in range(3)], strict=True)
     }
     for core in dict.fromkeys((None, compiled())):
-        with patch.object(batcher, "compiled", lambda core=core: core):
+        with patch.object(current_rows, "compiled", lambda core=core: core):
             assert np.flatnonzero(newest(pa.table(arrays))).tolist() == sorted(best.values())
