@@ -115,4 +115,5 @@ def recast(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_struct(have):
         missing = array.is_null().to_numpy(zero_copy_only=False)
         return pa.array(["{}"]).take(pa.array(np.zeros(len(array), np.int64), mask=missing))
-    return array.cast(kind)
+    # What becomes a double has an exact one; a safe cast refuses all integers beyond 2**53.
+    return array.cast(kind, safe=not pa.types.is_floating(kind))

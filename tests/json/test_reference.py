@@ -204,7 +204,7 @@ def check_blocks(values: list[bytes], limit: int) -> None:
     padded = [value + b" " * 6000 for value in values * (80 // len(values))]
     facts = oracle.merged(oracle.Facts.of(each) for each in map(oracle.read, values) if each is not None)
     columns = [(name.encode(), layout_of(each)) for name, each in oracle.columns(facts, limit).items()]
-    one, other = converter.CompiledConverter(limit), reference.Converter(limit)
+    one, other = typer.CompiledConverter(limit), reference.Converter(limit)
     # The columns of the second batch are those of the first, and so are built block by block; others are not.
     for each in (columns, columns, columns[1:], [(name, ("json", 0, None)) for name, _ in columns]):
         assert shred(one, padded) == shred(other, padded)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from typed_documents import JsonTyper, Places, TypedColumns
+from typed_documents import JsonTyper, Places, TypedColumns, typed_values
 
 from cbframe.json.layout import OnConflict, Policy
 
@@ -590,3 +590,13 @@ def test_what_is_written_in_one_way_becomes_text_without_its_documents(
     assert typer.read_again == (early in ("1.50", "-0"))
     assert result == typed('{"a":null}', f'{{"a":{early}}}', f'{{"a":{late}}}')
     assert result.table["a"].to_pylist() == [None, *cells]
+
+
+@pytest.mark.parametrize("number", [-(2**53) - 2, 2**62, 2**63])
+@pytest.mark.parametrize("cell", ["{}", "[{}]", '{{"b":{}}}'])
+def test_large_integers_of_one_batch_and_doubles_of_another(number: int, cell: str) -> None:
+    """Those that a double holds exactly are doubles."""
+    values = [f'{{"a":{cell.format(each)}}}'.encode() for each in (number, 0.5)]
+    whole, batches = typed_values(values), typed_values(values, 1)
+    assert batches.table.equals(whole.table)
+    assert str(float(number)) in str(batches.table["a"].to_pylist())
