@@ -1,4 +1,4 @@
-"""What users call: how errors and warnings leave it."""
+"""What public functions and objects share: how errors and warnings leave them, and small tables of rows."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """What differs between operating systems: waiting for sockets, Ctrl-C, files that are open, locks.
 
+And what a system refuses: threads, descriptors, processes and memory, each a ``ResourceError`` that names it.
+
 Developed on Linux. Where macOS or Windows has another way, it is here, and the tests force it.
 """
 
