@@ -15,7 +15,7 @@ import pandas as pd  # noqa: F401 - pyarrow loads it with its first array
 import pytest
 from contrib.delta.kit import held as delta_rows
 from scan.kit import QUICK, truth
-from scan.test_spans import SECRET, USER, Engine, spans_of
+from scan.test_microbatch import SECRET, USER, Engine, reader_of
 from snapshot.test_rollbacks import held as snapshot_rows
 
 from cbframe import LocalCluster, SnapshotResult, VBucketMetaData, read_bucket, stream_bucket, write_snapshot
@@ -126,7 +126,7 @@ def test_a_stream_that_is_rolled_back(cluster: LocalCluster) -> None:
 
 
 def test_a_read_between_offsets_that_is_rolled_back(cluster: LocalCluster) -> None:
-    engine = Engine(spans_of(cluster))
+    engine = Engine(reader_of(cluster))
     for number in range(2):
         change(cluster, number)
         assert engine.plan()
