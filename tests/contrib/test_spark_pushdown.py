@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 ds = pytest.importorskip("pyspark.sql.datasource")
-pushdown = pytest.importorskip("cbframe.contrib.spark.options")
+pushdown = pytest.importorskip("cbframe.contrib.spark.reader")
 
 SCHEMA = pa.schema(
     [

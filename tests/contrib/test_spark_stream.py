@@ -119,7 +119,7 @@ def test_what_lies_beyond_a_batch(spark: Any) -> None:
         ({"max_changes_per_batch": "10", "whole_snapshots": "true"}, True),
     ]:
         reader = CouchbaseStreamReader({"connection": "couchbase://host/travel", **options}, schema)
-        assert reader._spans.whole_snapshots is whole
+        assert reader._changes.whole_snapshots is whole
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,9 @@
-"""One write of a Delta table: what changed in the bucket becomes one commit."""
+"""``to_delta`` and ``update_delta``: what changed in the bucket becomes one commit of a Delta table.
+
+A write reads changes as a snapshot's update does, with a ``ChangeReader``: of each document the newest. They
+wait on disk until their columns are known. Then the table is merged with them, or, where a type got wider,
+written again with them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from html import escape
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,7 +24,7 @@ from cbframe.arrow.column_types import Columns, unify, widen
 from cbframe.arrow.columns import COLLECTION_ID, KEY, VBUCKET, KeyForm, formed, has_literals
 from cbframe.arrow.current_rows import TRANSACTION_PREFIX, of_dropped, of_transactions
 from cbframe.cluster.tls import TLSLike
-from cbframe.contrib.delta.shape import HEAD, Documents, Mask, Places, Shape, Waiting, beyond
+from cbframe.contrib.delta.shape import HEAD, Documents, Mask, Shape, Waiting, beyond, places_of
 from cbframe.contrib.delta.table import (
     APP,
     CHANGE,
@@ -41,7 +46,6 @@ from cbframe.scan.spec import (
     Consistency,
     Exclusion,
     FiltersLike,
-    ScanSpec,
     SchemaLike,
     path_of_files,
 )
@@ -154,12 +158,12 @@ class DeltaResult:
 
 
 @dataclass(slots=True)
-class Back:
+class Retraction:
     """What is to be done to the rows of the table besides what changed."""
 
-    lost: list[pa.Table] = field(default_factory=list)  # rows that the server took back
-    dropped: list[pa.Table] = field(default_factory=list)  # rows of collections that went
-    restored: list[pa.Table] = field(default_factory=list)
+    lost: int = 0  # rows that the server took back
+    gone: list[pa.Table] = field(default_factory=list)  # these, and rows of collections that went
+    restored: list[pa.Table] = field(default_factory=list)  # rows of earlier versions that count again
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,19 +202,20 @@ class Source:
     What the bucket reported comes first, then what counts again, then what goes.
     """
 
-    def __init__(self, shape: Shape, news: News, back: Back) -> None:
+    def __init__(self, shape: Shape, news: News, retraction: Retraction) -> None:
         self._shape = shape
         self._news = news
         upserts, deletions = [*news.heads(upserts=True)], [*news.heads(upserts=False)]
-        told_of = Documents([*upserts, *deletions])
-        self._restored = [rows.filter(pa.array(~told_of.have(rows))) for rows in back.restored]
+        reported = Documents([*upserts, *deletions])
+        self._restored = [rows.filter(pa.array(~reported.have(rows))) for rows in retraction.restored]
         covered = Documents([*upserts, *deletions, *self._restored])
-        gone = [*back.lost, *back.dropped]
-        self._deleted = [
-            *deletions,
-            *(head.filter(pa.array(~covered.have(head))).select([KEY, COLLECTION_ID]) for head in gone),
-        ]
-        self._touched = Documents([*upserts, *self._restored, *self._deleted])
+        self._deleted = deletions
+        for head in retraction.gone:
+            some = head.filter(pa.array(~covered.have(head))).select([KEY, COLLECTION_ID])
+            self._deleted.append(some)
+            # One that was lost and dropped is there twice.
+            covered = Documents([*upserts, *self._restored, *self._deleted])
+        self._touched = covered
         self.some = any(map(len, (*upserts, *self._restored, *self._deleted)))
 
     def changes(self) -> tuple[pa.Schema, Iterator[pa.Table]]:
@@ -221,16 +226,12 @@ class Source:
         for rows in (*self._news.upserts(self._shape), *self._restored):
             yield rows.append_column(CHANGE, _repeated("upsert", len(rows)))
         schema = self._shape.schema
-        seen: list[pa.Table] = []
         for head in self._deleted:
-            # One that was lost and dropped is there twice.
-            some = head.filter(pa.array(~Documents(seen).have(head))) if seen else head
-            seen.append(some)
             known = {
-                KEY: formed(some[KEY], self._shape.keys),
-                COLLECTION_ID: some[COLLECTION_ID].cast(schema.field(COLLECTION_ID).type),
+                KEY: formed(head[KEY], self._shape.keys),
+                COLLECTION_ID: head[COLLECTION_ID].cast(schema.field(COLLECTION_ID).type),
             }
-            columns = [known.get(each.name, pa.nulls(len(some), each.type)) for each in schema]
+            columns = [known.get(each.name, pa.nulls(len(head), each.type)) for each in schema]
             rows = pa.Table.from_arrays(columns, schema=schema)
             yield rows.append_column(CHANGE, _repeated("delete", len(rows)))
 
@@ -252,15 +253,8 @@ def _repeated(text: str, count: int) -> pa.Array:
     return pa.array([text]).take(pa.array(np.zeros(count, np.int8)))
 
 
-_Opener = Callable[[int], Any]
-
-
 class _GoneError(Exception):
-    """An older version of the table cannot be read any more."""
-
-    def __init__(self, version: int) -> None:
-        super().__init__(version)
-        self.version = version
+    """An older version of the table cannot be read any more: its number."""
 
 
 class Mirror:
@@ -269,23 +263,22 @@ class Mirror:
     def __init__(
         self,
         uri: str,
+        table: Any,  # a `deltalake.DeltaTable`; None if there is none
         base: Base | None,  # what is continued; None to begin
-        committer: Committer,
-        *,
-        version: int,  # number of the update that is made
-        target: ScanSpec,
         stored: Mapping[str, Any],  # what of the bucket the table holds, as its metadata has it
-        opener: _Opener,  # opens an earlier version of the table
-        clock: Clock,
+        arguments: Mapping[str, Any],  # the `locals()` of a public function
     ) -> None:
         self._uri = uri
         self._base = base
-        self._committer = committer
-        self._version = version
-        self._target = target
+        self._storage_options = arguments["storage_options"]
+        self._committer = Committer(uri, table, self._storage_options)
+        if base is not None:
+            self._version = base.manifest.version + 1
+        else:
+            self._version = 1 if table is None else 1 + (table.transaction_version(APP) or 0)
+        self._target = spec_of(arguments, stored)
         self._stored = stored
-        self._opener = opener
-        self._now = clock()
+        self._now = arguments["clock"]()
         self._before = None if base is None else base.manifest.created
         self._xattrs = bool(stored.get("xattrs"))
         self._keys: KeyForm = stored["keys"]
@@ -298,7 +291,7 @@ class Mirror:
                 return self._attempt(gone)
             except _GoneError as exc:
                 # Its vbuckets are taken back to an even earlier version, or read from the start.
-                gone.add(exc.version)
+                gone.add(exc.args[0])
 
     def _attempt(self, gone: set[int]) -> DeltaResult:
         base, boundaries, documents = BLANK, None, False
@@ -310,17 +303,16 @@ class Mirror:
         reader = ChangeReader(
             self._target, base, boundaries, documents=documents, net=True, other_bucket=self._other_bucket
         )
-        with closing(reader), Waiting(self._target.spool_dir) as waiting:
+        with closing(reader), closing(Waiting(self._target.spool_dir)) as waiting:
             changes = reader.read()
-            counts = {UPSERT: 0, "": 0}
+            rows = upserted = 0
             for table in changes.tables:
                 waiting.put(table)
-                upserts = pc.sum(pc.equal(table[CHANGE_TYPE], UPSERT)).as_py() or 0
-                counts[UPSERT] += upserts
-                counts[""] += len(table) - upserts
+                rows += len(table)
+                upserted += pc.sum(pc.equal(table[CHANGE_TYPE], UPSERT)).as_py() or 0
             found = changes.documents.columns()
             dead = changes.dead | set(base.dead)
-            news = News(waiting, found, counts[UPSERT], counts[""], dead, changes.ended)
+            news = News(waiting, found, upserted, rows - upserted, dead, changes.ended)
             return self._write(changes, news, boundaries, lambda: reader.seconds)
 
     def _other_bucket(self, why: str) -> SnapshotError:
@@ -354,10 +346,10 @@ class Mirror:
         if news.upserted:
             warn_of_nothing(self._target, [wide])
         shape = Shape(wide, xattrs=self._xattrs, keys=self._keys)
-        back = self._taken_back(base, old, shape, changes.taken_back, boundaries, news)
-        manifest = self._manifest(changes, news, wide, sum(map(len, back.lost)))
+        retraction = self._retraction(base, old, shape, changes.taken_back, boundaries, news)
+        manifest = self._manifest(changes, news, wide, retraction.lost)
         changed, rewritten = True, not shape.holds(old) or self._has_bare_literals(base, old)
-        source = Source(shape, news, back)
+        source = Source(shape, news, retraction)
         if rewritten:
             self._rewrite(base, old, shape, source, manifest)
         elif source.some:
@@ -371,7 +363,7 @@ class Mirror:
     def _rewrite(self, base: Base, old: Shape, shape: Shape, source: Source, manifest: Manifest) -> None:
         """Write the whole table in another shape."""
         # deltalake must not be called while it takes rows: those that are read of it wait on disk.
-        with Waiting(self._target.spool_dir) as untouched:
+        with closing(Waiting(self._target.spool_dir)) as untouched:
             with delta_errors(self._uri, "read the Delta table"):
                 for table in source.untouched(self._rows(base.table, old), old.columns):
                     untouched.put(table)
@@ -414,7 +406,7 @@ class Mirror:
 
     # -- what is taken back
 
-    def _taken_back(
+    def _retraction(
         self,
         base: Base,
         old: Shape,
@@ -422,22 +414,23 @@ class Mirror:
         limits: dict[int, int],
         boundaries: Boundaries,
         news: News,
-    ) -> Back:
-        back = Back()
+    ) -> Retraction:
+        retraction = Retraction()
         concerned = {cid for _, cid in news.ended} | (news.dead - set(base.manifest.dead))
         if concerned:
             heads = self._heads(base, old, pc.field(COLLECTION_ID).isin(sorted(concerned)))
-            back.dropped.append(heads.filter(pa.array(news.of_dropped(heads))))
+            retraction.gone.append(heads.filter(pa.array(news.of_dropped(heads))))
         if not base.manifest.knows_transactions:
             # Earlier releases mirrored them.
             prefix = TRANSACTION_PREFIX.decode() if old.keys == "text" else TRANSACTION_PREFIX
-            back.dropped.append(self._heads(base, old, pc.starts_with(pc.field(KEY), prefix)))
+            retraction.gone.append(self._heads(base, old, pc.starts_with(pc.field(KEY), prefix)))
         if not limits:
-            return back
+            return retraction
         heads = self._heads(base, old, pc.field(VBUCKET).isin(sorted(limits)))
         lost = beyond(heads, limits)
-        back.lost.append(heads.filter(pa.array(lost)))
-        standing = Places(heads.filter(pa.array(~lost)))
+        retraction.lost = int(lost.sum())
+        retraction.gone.append(heads.filter(pa.array(lost)))
+        standing = places_of(heads.filter(pa.array(~lost)))
         versions: dict[int, tuple[Manifest, list[int]]] = {}
         for vbucket, seqno in limits.items():
             manifest = boundaries.version_below(vbucket, seqno)
@@ -445,15 +438,15 @@ class Mirror:
             if manifest is not None:
                 versions.setdefault(manifest.version, (manifest, []))[1].append(vbucket)
         for manifest, vbuckets in versions.values():
-            back.restored += self._restored(base, manifest, vbuckets, standing, shape, news)
-        return back
+            retraction.restored += self._restored(base, manifest, vbuckets, standing, shape, news)
+        return retraction
 
     def _restored(
         self,
         base: Base,
         manifest: Manifest,
         vbuckets: list[int],
-        standing: Places,
+        standing: npt.NDArray[np.void],
         shape: Shape,
         news: News,
     ) -> list[pa.Table]:
@@ -462,10 +455,13 @@ class Mirror:
 
         restored = []
         try:
-            table = self._opener(base.versions[manifest.version])
+            options = None if self._storage_options is None else dict(self._storage_options)
+            table = library().DeltaTable(
+                self._uri, version=base.versions[manifest.version], storage_options=options
+            )
             earlier = self._shape_of(manifest, table)
             for head, documents in self._rows(table, earlier, vbuckets):
-                gone = standing.have(head) | news.of_dropped(head)
+                gone = np.isin(places_of(head), standing) | news.of_dropped(head)
                 if self._stored["transaction_records"] == "drop":
                     gone |= of_transactions(head[KEY])
                 some = pa.array(~gone)
@@ -629,16 +625,7 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
             hint='update_delta() brings it up to date; mode="overwrite" makes it again',
         )
     stored = named(stored, arguments)
-    return Mirror(
-        path,
-        None,
-        Committer(path, table, storage_options),
-        version=1 if table is None else 1 + (table.transaction_version(APP) or 0),
-        target=spec_of(arguments, stored),
-        stored=stored,
-        opener=_no_version,
-        clock=clock,
-    ).run()
+    return Mirror(path, table, None, stored, arguments).run()
 
 
 @public
@@ -718,22 +705,4 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
     given = named(given, arguments, stored)
     agreed(given, stored, made="the table", remedy='to_delta(..., mode="overwrite")')
     stored.setdefault("transaction_records", "drop")  # mirrors of earlier releases have them: they go now
-    return Mirror(
-        path,
-        base,
-        Committer(path, table, storage_options),
-        version=base.manifest.version + 1,
-        target=spec_of(arguments, stored),
-        stored=stored,
-        opener=partial(_version, path, storage_options),
-        clock=clock,
-    ).run()
-
-
-def _version(uri: str, storage_options: Mapping[str, str] | None, version: int) -> Any:
-    options = None if storage_options is None else dict(storage_options)
-    return library().DeltaTable(uri, version=version, storage_options=options)
-
-
-def _no_version(version: int) -> Any:
-    raise AssertionError(f"nothing is continued, least of all version {version}")
+    return Mirror(path, table, base, stored, arguments).run()

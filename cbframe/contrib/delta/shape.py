@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -37,21 +35,14 @@ _PLACE = np.dtype([("vbucket", np.uint16), ("seqno", np.uint64)])
 
 
 class Waiting:
-    """Tables of one schema that wait, to be read as often as needed.
-
-    What their columns are is known only when all of them are there.
-    """
+    """Tables of one schema that wait, to be read as often as needed, until all of them are there."""
 
     def __init__(self, directory: str | os.PathLike[str] | None) -> None:
         self._spill = Spill(directory)
         self._batches: list[Callable[[], pa.RecordBatch]] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Delete the file."""
         self._spill.close()
 
     def put(self, table: pa.Table) -> None:
@@ -84,19 +75,8 @@ class Documents:
         return found
 
 
-class Places:
-    """A set of versions of documents, each known by vbucket and seqno."""
-
-    def __init__(self, head: pa.Table) -> None:
-        self._values = _places(head)
-
-    def have(self, head: pa.Table) -> Mask:
-        """Which rows are of them."""
-        found: Mask = np.isin(_places(head), self._values)
-        return found
-
-
-def _places(head: pa.Table) -> npt.NDArray[np.void]:
+def places_of(head: pa.Table) -> npt.NDArray[np.void]:
+    """What versions of documents are known by: vbucket and seqno."""
     places = np.empty(len(head), _PLACE)
     places["vbucket"], places["seqno"] = head[VBUCKET].to_numpy(), head[SEQNO].to_numpy()
     return places

@@ -168,37 +168,32 @@ class Committer:
 
     def overwrite(self, schema: pa.Schema, tables: Iterable[pa.Table], manifest: Manifest) -> None:
         """Have these rows be the whole table."""
-        source = _Guarded(tables)
-        reader = pa.RecordBatchReader.from_batches(schema, source.batches())
-        with source.reporting(), delta_errors(self._uri, "write the Delta table"):
-            if self._table is not None and not STATISTICS.items() <= self._configuration().items():
-                self._table.alter.set_table_properties(STATISTICS)
+        with _unchanged_errors(tables) as batches, delta_errors(self._uri, "write the Delta table"):
+            place: Any = self._table
+            how: dict[str, Any] = {"mode": "overwrite", "schema_mode": "overwrite"}
+            if place is None:
+                place = self._uri
+                how = {"mode": "error", "configuration": STATISTICS, "storage_options": self._storage_options}
+            elif not STATISTICS.items() <= place.metadata().configuration.items():
+                place.alter.set_table_properties(STATISTICS)
             self._library.write_deltalake(
-                self._uri if self._table is None else self._table,
-                reader,
-                mode="error" if self._table is None else "overwrite",
-                schema_mode=None if self._table is None else "overwrite",
-                configuration=STATISTICS if self._table is None else None,
-                storage_options=self._storage_options if self._table is None else None,
+                place,
+                pa.RecordBatchReader.from_batches(schema, batches),
                 writer_properties=self._writing,
                 commit_properties=self._properties(manifest),
+                **how,
             )
 
     def merge(
         self, changes: tuple[pa.Schema, Iterator[pa.Table]], manifest: Manifest, *, widen: bool
     ) -> None:
-        """Change, add and delete rows.
-
-        Where nothing comes of it, as of deletions of what the table does not have, it is noted.
-        """
+        """Change, add and delete rows."""
         schema, tables = changes
-        source = _Guarded(tables)
-        reader = pa.RecordBatchReader.from_batches(schema, source.batches())
         before = self._table.version()
-        with source.reporting(), delta_errors(self._uri, "update the Delta table"):
+        with _unchanged_errors(tables) as batches, delta_errors(self._uri, "update the Delta table"):
             (
                 self._table.merge(
-                    reader,
+                    pa.RecordBatchReader.from_batches(schema, batches),
                     predicate=_SAME,
                     source_alias="s",
                     target_alias="t",
@@ -211,6 +206,7 @@ class Committer:
                 .when_not_matched_insert_all(predicate=f"s.{CHANGE} = 'upsert'", except_cols=[CHANGE])
                 .execute()
             )
+        # Nothing comes of deletions of what the table does not have.
         if self._table.version() == before:
             self.note(manifest)
 
@@ -224,10 +220,6 @@ class Committer:
                 commit_properties=self._properties(manifest),
             )
 
-    def _configuration(self) -> Mapping[str, str]:
-        found: Mapping[str, str] = self._table.metadata().configuration
-        return found
-
     def _properties(self, manifest: Manifest) -> Any:
         return self._library.CommitProperties(
             custom_metadata={APP: manifest.to_bytes().decode()},
@@ -237,28 +229,23 @@ class Committer:
         )
 
 
-class _Guarded:
-    """Tables for a library that makes its own error of any that comes on the way."""
+@contextmanager
+def _unchanged_errors(tables: Iterable[pa.Table]) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Batches for a library that makes its own error of any that comes on the way; raises it as it was."""
+    error: BaseException | None = None
 
-    def __init__(self, tables: Iterable[pa.Table]) -> None:
-        self._tables = tables
-        self._error: BaseException | None = None
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """What the library takes."""
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal error
         try:
-            for table in self._tables:
+            for table in tables:
                 yield from table.to_batches()
         except BaseException as exc:
-            self._error = exc
+            error = exc
             raise
 
-    @contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Raises the error as it was."""
-        try:
-            yield
-        except Exception as exc:
-            if self._error is None or self._error is exc:
-                raise
-            raise self._error from None
+    try:
+        yield batches()
+    except Exception as exc:
+        if error is None or error is exc:
+            raise
+        raise error from None

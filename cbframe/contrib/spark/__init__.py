@@ -116,7 +116,7 @@ on_rollback            ``reset`` (the default), or ``fail``: the query ends with
 whole_snapshots        ``true`` (the default): give also what the server sends beyond the end of a batch, now
                        and once more in the next batch. ``false`` (the default with
                        ``max_changes_per_batch``): give each change once. Then a document that changes
-                       between every look and the read behind it comes only when it has come to rest
+                       between every look and the read after it comes only when it has come to rest
 =====================  ===================================================================
 
 Give a trigger: without one Spark looks for changes all the time, and each look connects to all nodes.
@@ -135,23 +135,26 @@ try:
     from pyspark.sql.pandas.types import from_arrow_schema
 
     # An older Spark lacks what these need.
-    from cbframe.contrib.spark.reader import CouchbaseReader, CouchbaseStreamReader, FilteringReader
+    from cbframe.contrib.spark.reader import (
+        BATCH,
+        STREAM,
+        CouchbaseReader,
+        CouchbaseStreamReader,
+        FilteringReader,
+        checked,
+        choice_of,
+        larger,
+        listed,
+        number_of,
+        scan_of,
+    )
 except ImportError as exc:
     raise DependencyError("pyspark 4.3 or newer is needed", hint="pip install 'cbframe[spark]'") from exc
 
-from cbframe.contrib.spark.options import (
-    BATCH,
-    STREAM,
-    checked,
-    choice_of,
-    is_told,
-    larger,
-    listed,
-    number_of,
-    scan_of,
-)
+from cbframe.json.typer import OURS
 from cbframe.public import public
 from cbframe.scan.changes import CHANGE_TYPE
+from cbframe.scan.spec import METADATA_NAMES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -184,7 +187,11 @@ class CouchbaseDataSource(DataSource):  # type: ignore[misc]
             asked = ["vbucket", "seqno", *(name for name in asked if name not in ("vbucket", "seqno"))]
         scan = scan_of(options, metadata=("key", *asked))
         parts = scan.partitions(1, sample_rows=number_of(options, "sample_rows", 10_000))
-        fields = [pa.field(each.name, larger(each.type)) for each in parts[0].schema if is_told(each.name)]
+        fields = [
+            pa.field(each.name, larger(each.type))
+            for each in parts[0].schema
+            if not each.name.startswith(OURS) or each.name.removeprefix(OURS) in METADATA_NAMES
+        ]
         kind = [pa.field(CHANGE_TYPE, pa.string())] if changes else []
         return from_arrow_schema(pa.schema([*kind, *fields]))
 

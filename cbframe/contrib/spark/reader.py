@@ -1,12 +1,28 @@
-"""The changes of a bucket as a stream: what is between two offsets, micro-batch by micro-batch."""
+"""Readers of Spark's data source: they plan on the driver and read on executors; options, types, filters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import pyarrow as pa
-from pyspark.sql.datasource import DataSourceReader, DataSourceStreamReader, Filter, InputPartition
+from msgspec import DecodeError
+from pyspark.sql.datasource import (
+    DataSourceReader,
+    DataSourceStreamReader,
+    EqualTo,
+    Filter,
+    GreaterThan,
+    GreaterThanOrEqual,
+    In,
+    InputPartition,
+    IsNotNull,
+    LessThan,
+    LessThanOrEqual,
+    Not,
+)
+from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.streaming.datasource import (
     ReadAllAvailable,
     ReadLimit,
@@ -15,27 +31,218 @@ from pyspark.sql.streaming.datasource import (
 )
 from pyspark.sql.types import StructType
 
-from cbframe.contrib.spark.options import (
-    BATCH,
-    STREAM,
-    Written,
-    arrow_schema,
-    auth_of,
-    checked,
-    choice_of,
-    collections_of,
-    listed,
-    number_of,
-    pushed,
-    scan_of,
-)
+from cbframe.arrow.columns import KEY
+from cbframe.arrow.filters import METADATA, decoded, make_filters
+from cbframe.cluster.auth import EnvironmentAuth
 from cbframe.dcp.survey import BucketState
 from cbframe.errors import ConfigurationError
 from cbframe.json.typer import OURS
 from cbframe.public import public
 from cbframe.scan.microbatch import REQUIRED, MicroBatchPart, Offset, micro_batch_reader
 from cbframe.scan.partition import ScanPartition
+from cbframe.scan.scan import BucketScan, scan_bucket
 from cbframe.scan.shape import cast_to
+from cbframe.scan.spec import VISIBLE
+
+Written: TypeAlias = tuple[tuple[str, ...], str, Any]
+"""A filter as scans take it: path, operator, value."""
+_LARGER = {
+    pa.uint8(): pa.int16(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.uint64(): pa.decimal128(20, 0),
+    pa.null(): pa.string(),
+}
+_BOTH = frozenset(
+    (
+        *("connection", "bucket", "partitions", "columns", "scope", "collections", "metadata"),
+        *("on_conflict", "sample_rows", "tls", "user_env", "password_env", "transaction_records"),
+    )
+)
+BATCH = _BOTH | {"consistency", "expired", "pushdown"}
+STREAM = _BOTH | {"changes", "start", "max_changes_per_batch", "on_rollback", "whole_snapshots"}
+_OPERATORS: dict[type[Filter], str] = {
+    EqualTo: "==",
+    GreaterThan: ">",
+    GreaterThanOrEqual: ">=",
+    LessThan: "<",
+    LessThanOrEqual: "<=",
+    In: "in",
+    IsNotNull: "is not",
+}
+_NEGATIVE = {"==": "!=", "in": "not in"}
+
+
+# --- options
+
+
+def checked(options: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
+    """Options by their names in small letters."""
+    found = {name.lower(): value for name, value in options.items()}
+    unknown = [name for name in options if name.lower() not in known]
+    if unknown or "connection" not in found:
+        raise ConfigurationError(
+            f"there is no option {unknown[0]!r}" if unknown else 'option("connection", ...) is missing',
+            hint=f"options are: {', '.join(sorted(known))}",
+        )
+    for name in ("collections", "columns"):
+        if name in found and not listed(found[name]):
+            raise ConfigurationError(
+                f"{name}={found[name]!r} names no {name}", hint="leave the option out for all"
+            )
+    for name in listed(found.get("columns", "")):
+        if "." in name:
+            raise ConfigurationError(
+                f"columns={name!r}: a member of an object is no column here",
+                hint=f"take {name.partition('.')[0]!r}, and select {name!r} of the frame",
+            )
+    return found
+
+
+def listed(text: str) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def number_of(options: Mapping[str, str], name: str, default: int) -> int:
+    """A positive number."""
+    text = options.get(name, str(default))
+    if not text.isdecimal() or not int(text):
+        raise ConfigurationError(f"{name}={text!r} is no positive number")
+    return int(text)
+
+
+def choice_of(options: Mapping[str, str], name: str, *choices: str) -> str:
+    """One of some words; the first if nothing is said."""
+    chosen = options.get(name, choices[0])
+    if chosen not in choices:
+        raise ConfigurationError(f"{name}={chosen!r}", hint=f"choose from: {', '.join(choices)}")
+    return chosen
+
+
+def read_arguments(options: Mapping[str, str]) -> dict[str, Any]:
+    """What to read, and with which rights, as arguments of a scan: no secret is among the options."""
+    collections = options.get("collections")
+    visible = collections is None or collections.strip() == VISIBLE
+    return {
+        "auth": EnvironmentAuth(
+            options.get("user_env", "CB_USER"), options.get("password_env", "CB_PASSWORD")
+        ),
+        "tls": options.get("tls"),
+        "scope": options.get("scope"),
+        "collections": collections if visible else listed(collections or ""),
+        "transaction_records": choice_of(options, "transaction_records", "drop", "keep"),
+    }
+
+
+def scan_of(options: Mapping[str, str], **arguments: Any) -> BucketScan:
+    """The scan that the options ask for."""
+    on_conflict = choice_of(options, "on_conflict", "raise", "null")
+    if "schema" not in arguments:
+        if on_conflict == "raise":
+            on_conflict = "widen"  # a schema is sought that holds all values
+        if "columns" in options:
+            arguments["columns"] = listed(options["columns"])
+    arguments.setdefault("metadata", ("key", *listed(options.get("metadata", ""))))
+    return scan_bucket(
+        options["connection"],
+        options.get("bucket"),
+        on_conflict=on_conflict,  # type: ignore[arg-type]
+        expired=choice_of(options, "expired", "drop", "keep"),  # type: ignore[arg-type]
+        **read_arguments(options),
+        **arguments,
+    )
+
+
+# --- schemas
+
+
+def arrow_schema(schema: StructType) -> pa.Schema:
+    """What Spark calls a schema, as Arrow has it; TIMESTAMP is a moment, in whatever zone it is shown."""
+    twice = [name for name, count in Counter(schema.fieldNames()).items() if count > 1]
+    if twice:
+        raise ConfigurationError(f"the schema has two columns {twice[0]!r}", hint="leave one out")
+    return to_arrow_schema(schema, timezone="UTC")
+
+
+def larger(kind: pa.DataType) -> pa.DataType:
+    """A type that Spark has."""
+    if pa.types.is_struct(kind):
+        return pa.struct([(member.name, larger(member.type)) for member in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(larger(kind.value_type))
+    if pa.types.is_map(kind):
+        return pa.map_(larger(kind.key_type), larger(kind.item_type))
+    return _LARGER.get(kind, kind)
+
+
+# --- filters
+
+
+def pushed(filters: Iterable[Filter], schema: pa.Schema) -> list[Written]:
+    """Those of the filters that a scan can take, as ``filters=`` of it."""
+    found = []
+    for each in filters:
+        negative = isinstance(each, Not)
+        written = _written(each.child if negative else each, schema)
+        if written is not None and negative:
+            path, op, value = written
+            written = (path, _NEGATIVE[op], value) if op in _NEGATIVE else None
+        if written is not None:
+            found.append(written)
+    return found
+
+
+def _written(each: Filter, schema: pa.Schema) -> Written | None:
+    op = _OPERATORS.get(type(each))
+    if op is None:
+        return None
+    path = tuple(each.attribute)
+    kind = _type_of(path, schema)
+    if kind is None or (path[0].startswith(OURS) and (path[0] not in METADATA or op == "is not")):
+        return None
+    value = getattr(each, "value", None)
+    values: tuple[Any, ...] = () if op == "is not" else (value,)
+    if op == "in":
+        values = tuple(each.value)
+    if not all(_is_exact(kind, one, path, op) for one in values):
+        return None
+    try:
+        make_filters([(path, op, value)])
+    except ConfigurationError:
+        return None
+    return path, op, value
+
+
+def _type_of(path: tuple[str, ...], schema: pa.Schema) -> pa.DataType | None:
+    kind: pa.DataType = pa.struct(list(schema))
+    for name in path:
+        at = kind.get_field_index(name) if pa.types.is_struct(kind) else -1
+        if at < 0:
+            return None
+        kind = kind.field(at).type
+    return kind
+
+
+def _is_exact(kind: pa.DataType, value: Any, path: tuple[str, ...], op: str) -> bool:
+    """Whether every document that passes in Spark passes as a document."""
+    if pa.types.is_boolean(kind):
+        return isinstance(value, bool)
+    if pa.types.is_integer(kind) or pa.types.is_float64(kind):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if path == (KEY,):
+        # Keys that are not UTF-8 are shown with backslashes.
+        return isinstance(value, str) and op in ("==", "in") and "\\" not in value
+    if not (pa.types.is_string(kind) and isinstance(value, str) and op in ("==", "in")):
+        return False
+    try:
+        decoded(value)
+    except DecodeError:
+        return True  # no number, boolean, array or object is written like that
+    return False
+
+
+# --- reading
 
 
 class CouchbasePartition(InputPartition):  # type: ignore[misc]
@@ -96,7 +303,7 @@ class CouchbaseChangesPartition(InputPartition):  # type: ignore[misc]
 
 
 class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow):  # type: ignore[misc]
-    """Reads the changes of a bucket between two looks at it.
+    """Reads the changes of a bucket between two offsets.
 
     It is on the driver, but for :meth:`read`, and keeps nothing that a driver that is restarted would
     need.
@@ -116,23 +323,18 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
         number_of(options, "sample_rows", 10_000)
         self._start = choice_of(options, "start", "beginning", "now")
         self._parts = number_of(options, "partitions", 16)
-        self._most = (
-            number_of(options, "max_changes_per_batch", 1) if "max_changes_per_batch" in options else None
-        )
+        limited = "max_changes_per_batch" in options
+        self._most = number_of(options, "max_changes_per_batch", 1) if limited else None
         # Of a vbucket that is read in part, what lies beyond the part may be all the rest, each time.
-        whole = ("true", "false") if self._most is None else ("false", "true")
+        whole = ("false", "true") if limited else ("true", "false")
         self._changes = micro_batch_reader(
             options["connection"],
             options.get("bucket"),
-            auth=auth_of(options),
-            tls=options.get("tls"),
-            scope=options.get("scope"),
-            collections=collections_of(options),
             schema=declared,
             on_conflict=choice_of(options, "on_conflict", "raise", "null"),  # type: ignore[arg-type]
-            transaction_records=choice_of(options, "transaction_records", "drop", "keep"),
             on_rollback=choice_of(options, "on_rollback", "reset", "fail"),  # type: ignore[arg-type]
             whole_snapshots=choice_of(options, "whole_snapshots", *whole) == "true",
+            **read_arguments(options),
         )
         self._look: BucketState | None = None
         self._last: BucketState | None = None
@@ -176,13 +378,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
 
 
 def _refuse_undeclared(options: dict[str, str], declared: pa.Schema) -> None:
-    """The schema says what columns there are; what is asked for besides must not be passed over.
-
-    Raises
-    ------
-    ConfigurationError
-        An option names a column that the schema lacks.
-    """
+    """A declared schema says what columns there are; what is asked for besides must not be passed over."""
     asked = [("columns", name, name) for name in listed(options.get("columns", ""))]
     asked += [("metadata", name, OURS + name) for name in listed(options.get("metadata", ""))]
     for option, name, column in asked:
