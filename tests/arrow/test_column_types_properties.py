@@ -131,7 +131,7 @@ NAMES = st.sampled_from(["a", "b", "c", 'é"'])
 
 @st.composite
 def leaves(draw: st.DrawFn, types: Sequence[pa.DataType]) -> Kind:
-    kind = Kind(draw(st.sampled_from(types)))
+    kind = column_types.kind_of(draw(st.sampled_from(types)))
     if pa.types.is_string(kind.type):
         return replace(kind, json=draw(st.booleans()))
     marked = replace(kind, **{mark: draw(st.booleans()) for mark in ("inexact", "negative", "far")})
