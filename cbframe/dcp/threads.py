@@ -44,7 +44,7 @@ class Handover(Generic[T]):
         self._arrived = threading.Event()
 
     def put(self, item: T, nbytes: int = 0) -> None:
-        """Add an item of so many bytes; callable from any thread."""
+        """Add an item that counts for a number of bytes; callable from any thread."""
         with self._lock:
             self._items.append(item)
             self._count += 1

@@ -50,7 +50,7 @@ class DataBlock:
         uint32: the item's flags; 0 for deletions and expirations.
     expiry
         uint32, Unix seconds: when a mutation expires (0: never), or when a deletion or expiration
-        happened (0: not told).
+        happened (0: not known).
     collection_id
         uint32: 0 on connections without collections.
     key_start, value_start, value_end
@@ -218,7 +218,7 @@ class FrameDecoder:
     """The frames of one connection, read one by one.
 
     The compiled core has one with the same methods: this one is the reference, and does the work where
-    there is none. It knows the streams: which are there it is told, what they say of themselves it reads.
+    there is none. It knows the streams: its caller opens and closes them, their markers and ends it reads.
     """
 
     def __init__(self, max_body: int) -> None:

@@ -609,7 +609,7 @@ fn copy_documents(
     Ok(columns.into_pyobject(py)?.into_any().unbind())
 }
 
-/// Which rows are the newest version of their document, a byte each; see `cbframe.arrow.batcher.newest`.
+/// Which rows are the newest version of their document, a byte each; see `cbframe.arrow.current_rows.newest`.
 #[pyfunction]
 fn newest_versions(
     py: Python<'_>,

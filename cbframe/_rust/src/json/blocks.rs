@@ -10,7 +10,7 @@ use super::shred::{Reason, Shredder, ROOT};
 use super::token::Text;
 use std::ops::Range;
 
-/// So many bytes of documents are a block: they and their cells are half of a small second-level cache.
+/// Bytes of documents in a block: they and their cells are half of a small second-level cache.
 const BLOCK: usize = 128 << 10;
 /// A field costs something in each block, as much as some hundred bytes of documents: blocks have more for each.
 const BYTES_A_FIELD: usize = 4096;

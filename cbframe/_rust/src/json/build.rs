@@ -124,7 +124,7 @@ impl Array {
     }
 }
 
-/// Append so many bits to others; ones where there are none.
+/// Append a number of bits to others; ones where there are none.
 fn append_bits(bits: &mut Vec<u8>, length: usize, more: Option<&Buffer>, count: usize) {
     let more = if let Some(Buffer::Bytes(more)) = more { Some(more) } else { None };
     match more {
