@@ -30,7 +30,7 @@ from cbframe.cli.output import _cells, say_rows
 from cbframe.local import LocalCluster
 from cbframe.scan import session
 from cbframe.scan.spec import ScanSpec
-from cbframe.snapshot import writer
+from cbframe.snapshot import bucket_changes
 
 PASSWORD = "s3cret-of-the-test"
 DOCUMENTS: dict[str, Any] = {
@@ -500,7 +500,7 @@ def test_consistency(
             super().__init__(target, **arguments)
 
     monkeypatch.setattr(session, "Run", Noting)
-    monkeypatch.setattr(writer, "Run", Noting)
+    monkeypatch.setattr(bucket_changes, "Run", Noting)
     snapshot = ["snapshot", "write", login[1], str(tmp_path / "s"), *login[2:]]
     for command in (login, snapshot):
         assert main(command) == 0

@@ -157,6 +157,28 @@ SILENT = {
         *("diff_schema", "exponential_backoff_loop", "parse_failover_log", "show_stats"),
         "doctor",  # never raises
         *(f"BucketDataSource.{name}" for name in ("kick", "finished", "state", "close")),
+        *(
+            f"BucketDataSource.{name}"
+            for name in (
+                "as_of",
+                "bounded",
+                "bucket",
+                "connection_of",
+                "high_seqnos",
+                "map",
+                "node_time",
+                "problems",
+                "progress",
+                "sample_seqnos",
+                "seqno_reports",
+                "stats",
+                "trace",
+                "vbucket_states",
+                "vbucket_table",
+                "wanted",
+                "windows",
+            )
+        ),
         *(f"BucketScan.{name}" for name in ("as_of", "conflicts", "stats", "source")),
         *(f"ScanPartition.{name}" for name in ("refuse_secrets", "bucket", "vbuckets", "changes")),
         *(
