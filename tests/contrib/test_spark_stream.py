@@ -177,9 +177,9 @@ def test_a_restart_whose_end_lies_on_a_lost_history(spark: Any, tmp_path: Path) 
         query.run()
         assert query.store.documents() == documents_of(cluster)
         # Once for what the log said, and once since the history is not the log's.
-        assert query.store.kinds["reset"] == 32
+        assert query.store.kinds()["reset"] == 32
         query.run()
-        assert query.store.kinds["reset"] == 32
+        assert query.store.kinds()["reset"] == 32
 
 
 def test_rollback_as_an_error(spark: Any, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_rollback_as_an_error(spark: Any, tmp_path: Path) -> None:
         query.options["on_rollback"] = "reset"
         query.run()
         assert query.store.documents() == documents_of(cluster)
-        assert query.store.kinds["reset"] == 1
+        assert query.store.kinds()["reset"] == 1
 
 
 def test_another_bucket(spark: Any, tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_a_driver_that_is_killed_again_and_again(tmp_path: Path) -> None:
         store = Store(tmp_path / "documents.db")
         assert store.documents() == documents_of(cluster)
         assert len(store.documents()) > 20
-        kinds = store.kinds
+        kinds = store.kinds()
         assert kinds["delete"] > 0
         assert kinds["reset"] >= 16
         commits = (tmp_path / "spark" / "commits").iterdir()
