@@ -80,7 +80,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "cbframe.cluster.auth": ("CertificateAuthenticator", "EnvironmentAuth", "PasswordAuthenticator"),
-    "cbframe.cluster.backoff": ("exponential_backoff_loop",),
+    "cbframe.dcp.timers": ("exponential_backoff_loop",),
     "cbframe.cluster.rest": ("Bucket", "connect_bucket"),
     "cbframe.dcp.handshake": ("upr_open",),
     "cbframe.dcp.messages": ("UPDATE_SECURITY_SETTINGS",),
@@ -176,7 +176,6 @@ if TYPE_CHECKING:
     from cbframe.cluster.auth import CertificateAuthenticator as CertificateAuthenticator
     from cbframe.cluster.auth import EnvironmentAuth as EnvironmentAuth
     from cbframe.cluster.auth import PasswordAuthenticator as PasswordAuthenticator
-    from cbframe.cluster.backoff import exponential_backoff_loop as exponential_backoff_loop
     from cbframe.cluster.rest import Bucket as Bucket
     from cbframe.cluster.rest import connect_bucket as connect_bucket
     from cbframe.dcp.handshake import upr_open as upr_open
@@ -196,6 +195,7 @@ if TYPE_CHECKING:
     from cbframe.dcp.stats import NodeStats as NodeStats
     from cbframe.dcp.stats import StatsRates as StatsRates
     from cbframe.dcp.streams import VBucketState as VBucketState
+    from cbframe.dcp.timers import exponential_backoff_loop as exponential_backoff_loop
     from cbframe.errors import AccessError as AccessError
     from cbframe.errors import AllServerURLsConnectBucketError as AllServerURLsConnectBucketError
     from cbframe.errors import AuthFailError as AuthFailError

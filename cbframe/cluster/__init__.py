@@ -17,6 +17,4 @@ From a connection string to the owners of the vbuckets:
    the address of each data node on the network by which the cluster was reached, and the owner of each
    vbucket. A map replaces another one only if its revision is higher.
 6. ``collections_manifest`` has the scopes and collections of a bucket, and their numbers.
-
-``backoff`` has the delays between attempts; it does not sleep itself.
 """

@@ -30,7 +30,6 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from cbframe.cluster.backoff import Backoff
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.dcp import messages
 from cbframe.dcp.handshake import connections_at_most
@@ -39,6 +38,7 @@ from cbframe.dcp.messages import address_of, connections_to
 from cbframe.dcp.positions import Ends, Position
 from cbframe.dcp.requests import TURNS
 from cbframe.dcp.stats import ClusterCounters
+from cbframe.dcp.timers import Backoff
 from cbframe.errors import (
     AccessError,
     AuthFailError,

@@ -23,7 +23,6 @@ from urllib.parse import urlsplit
 
 from cbframe.cluster.answers import ConfigFeed, feed_request, uuid_mismatch
 from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
-from cbframe.cluster.backoff import Backoff
 from cbframe.cluster.cluster_map import (
     AUTO_NETWORK,
     ClusterMap,
@@ -54,6 +53,7 @@ from cbframe.dcp.handshake import (
 )
 from cbframe.dcp.requests import Line
 from cbframe.dcp.stats import ClusterCounters
+from cbframe.dcp.timers import Backoff
 from cbframe.dcp.transport import Dialer, Transport, Waker, run_cancellable, split_address
 from cbframe.errors import (
     AllServerURLsConnectBucketError,

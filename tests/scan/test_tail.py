@@ -256,7 +256,7 @@ def resident() -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is told by /proc")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_the_process_does_not_grow(tmp_path: Path) -> None:
     """Six hundred thousand changes of twenty thousand documents, in a cluster of its own process."""
     sizes = []

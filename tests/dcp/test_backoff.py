@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cbframe.cluster.backoff import Backoff, exponential_backoff_loop
+from cbframe.dcp.timers import Backoff, exponential_backoff_loop
 from cbframe.errors import ConfigurationError
 
 
