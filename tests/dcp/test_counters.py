@@ -105,11 +105,15 @@ def python_name(name: str) -> str:
     return re.sub("(?<=[a-z])([A-Z])", r"_\1", name).lower()
 
 
-def moves(**counters: int) -> Callable[[Scenario], Scenario]:
-    """What a scenario is called, and where it takes counters from 0."""
+def moves(counters: str) -> Callable[[Scenario], Scenario]:
+    """Where a scenario takes counters from 0: to 1, or as it says."""
+    moved = {}
+    for each in counters.split():
+        name, _, count = each.partition("=")
+        moved[f"tot_{name}"] = int(count or 1)
 
     def register(scenario: Scenario) -> Scenario:
-        SCENARIOS[scenario.__name__] = (scenario, {f"tot_{name}": n for name, n in counters.items()})
+        SCENARIOS[scenario.__name__] = scenario, moved
         return scenario
 
     return register
@@ -147,17 +151,11 @@ class Source:
 
 
 @moves(
-    refresh_cluster=1,
-    refresh_cluster_kick_workers=1,
-    refresh_cluster_kick_workers_ok=1,
-    refresh_cluster_awoken=1,
-    refresh_workers=1,
-    refresh_workers_cluster_ch_kicks=1,
-    refresh_workers_loop=1,
-    refresh_workers_add_worker=1,
-    refresh_workers_kick_worker=1,
-    kick=1,
-    kick_ok=1,
+    """
+    refresh_cluster refresh_cluster_kick_workers refresh_cluster_kick_workers_ok refresh_cluster_awoken
+    refresh_workers refresh_workers_cluster_ch_kicks refresh_workers_loop refresh_workers_add_worker
+    refresh_workers_kick_worker kick kick_ok
+    """
 )
 def a_node_is_connected() -> Moved:
     source = Source()
@@ -165,7 +163,7 @@ def a_node_is_connected() -> Moved:
     return source.moved()
 
 
-@moves(refresh_cluster=2, refresh_cluster_awoken_restart=1, kick_ok=1, kick_deduped=2)
+@moves("refresh_cluster=2 refresh_cluster_awoken_restart kick_ok kick_deduped=2")
 def kicked_three_times_before_the_map_came() -> Moved:
     source = Source()
     source(Started(), MapFetched(cluster(0)), Kicked("a"), Kicked("b"), Kicked("c"))
@@ -174,28 +172,28 @@ def kicked_three_times_before_the_map_came() -> Moved:
     return source.moved()
 
 
-@moves(refresh_cluster_all_server_urls_connect_bucket_err=1, refresh_workers_vbm_nil_err=1)
+@moves("refresh_cluster_all_server_urls_connect_bucket_err refresh_workers_vbm_nil_err")
 def kicked_before_there_was_any_map() -> Moved:
     source = Source()
     source(Started(), MapFailed(ConnectError("no seed")), Kicked("a"))
     return source.moved()
 
 
-@moves(refresh_workers_vbucket_id_err=2)
+@moves("refresh_workers_vbucket_id_err=2")
 def vbuckets_wanted_that_do_not_exist() -> Moved:
     source = Source(0, 7, 8)
     source(Started(), MapFetched(cluster(0, 0)))
     return source.moved()
 
 
-@moves(refresh_workers_master_idx_err=1, kick=1)
+@moves("refresh_workers_master_idx_err kick")
 def a_vbucket_without_an_owner() -> Moved:
     source = Source()
     source(Started(), MapFetched(cluster(0, -1)))
     return source.moved()
 
 
-@moves(refresh_workers_security_updates=1, refresh_workers_remove_worker=1)
+@moves("refresh_workers_security_updates refresh_workers_remove_worker")
 def other_security_settings() -> Moved:
     source = Source()
     source(Started(), MapFetched(cluster(0)))
@@ -204,9 +202,9 @@ def other_security_settings() -> Moved:
 
 
 @moves(
-    refresh_cluster_kick_workers=1,
-    refresh_cluster_kick_workers_stopped=1,
-    refresh_cluster_awoken_stopped=1,
+    """
+    refresh_cluster_kick_workers refresh_cluster_kick_workers_stopped refresh_cluster_awoken_stopped
+    """
 )
 def too_late_because_it_is_being_closed() -> Moved:
     source = Source()
@@ -216,7 +214,7 @@ def too_late_because_it_is_being_closed() -> Moved:
     return source.moved()
 
 
-@moves(refresh_cluster_kick_workers_closed=1, refresh_cluster_awoken_closed=1)
+@moves("refresh_cluster_kick_workers_closed refresh_cluster_awoken_closed")
 def too_late_because_it_is_over() -> Moved:
     source = Source(9)
     source(Started(), MapFetched(cluster(0)))  # vbucket 9 does not exist
@@ -263,24 +261,24 @@ def seeds_with(*configs: dict[str, Any] | None, uuid: str = "") -> Moved:
 
 
 @moves(
-    refresh_cluster_connect_bucket=3,
-    refresh_cluster_connect_bucket_err=2,
-    refresh_cluster_connect_bucket_ok=1,
-    refresh_cluster_vbm_nil_err=1,
+    """
+    refresh_cluster_connect_bucket=3 refresh_cluster_connect_bucket_err=2 refresh_cluster_connect_bucket_ok
+    refresh_cluster_vbm_nil_err
+    """
 )
 def one_seed_is_gone_and_one_has_no_map_yet() -> Moved:
     return seeds_with(None, config(vBucketMap=[]), config())
 
 
-@moves(refresh_cluster_connect_bucket=1, refresh_cluster_bucket_uuid_err=1)
+@moves("refresh_cluster_connect_bucket refresh_cluster_bucket_uuid_err")
 def another_bucket_of_that_name() -> Moved:
     return seeds_with(config(), uuid="other")
 
 
 @moves(
-    refresh_workers_server_idxs_err=1,
-    refresh_workers_master_idx_err=1,
-    refresh_workers_master_server_err=1,
+    """
+    refresh_workers_server_idxs_err refresh_workers_master_idx_err refresh_workers_master_server_err
+    """
 )
 def maps_that_make_no_sense() -> Moved:
     return seeds_with(config(vBucketMap=[[]]), config(vBucketMap=[[1]]), config(serverList=[""]))
@@ -288,55 +286,23 @@ def maps_that_make_no_sense() -> Moved:
 
 # --- on one connection
 
-HANDSHAKE = 16
-"""Requests of a handshake here: HELLO, three of SASL, SELECT, GET_ALL_VB_SEQNOS, OPEN, nine CONTROL."""
+# A handshake has 16 requests: HELLO, three of SASL, SELECT, GET_ALL_VB_SEQNOS, OPEN, nine CONTROL. Then come
+# a stream request, a sample and an acknowledgement; received are two answers, a marker, three documents
+# and an end.
 
 
 @moves(
-    worker_start=1,
-    worker_body=1,
-    worker_connect=1,
-    worker_connect_ok=1,
-    worker_auth=1,
-    worker_auth_ok=1,
-    worker_upr_open_ok=1,
-    worker_body_kick=1,
-    worker_transmit_start=1,
-    worker_transmit=HANDSHAKE + 3,  # a stream request, a sample after it, an acknowledgement
-    worker_transmit_ok=HANDSHAKE + 3,
-    worker_transmit_done=1,
-    worker_receive_start=1,
-    worker_receive=HANDSHAKE + 2 + 1 + 3 + 1 + 1,  # answers, marker, documents, end; and one to come
-    worker_receive_ok=HANDSHAKE + 2 + 1 + 3 + 1,
-    worker_receive_done=1,
-    worker_receive_err=1,  # it falls silent
-    worker_recv_end_ch=1,
-    worker_handle_recv=HANDSHAKE + 2 + 1 + 1,
-    worker_handle_recv_ok=HANDSHAKE + 2 + 1 + 1,
-    worker_client_close=1,
-    worker_client_close_done=1,
-    worker_cleanup=1,
-    worker_cleanup_done=1,
-    worker_done=1,
-    refresh_worker=1,
-    refresh_worker_ok=1,
-    get_vbucket_metadata=1,
-    get_vbucket_metadata_ok=1,
-    set_vbucket_metadata=2,  # with the failover log, and with the first document of the snapshot
-    set_vbucket_metadata_ok=2,
-    upr_control=9,
-    upr_stream_req_want=1,
-    upr_stream_req=1,
-    upr_stream_req_res=1,
-    upr_stream_req_res_success=1,
-    upr_stream_req_res_success_ok=1,
-    upr_snapshot=1,
-    upr_snapshot_start=1,
-    upr_snapshot_ok=1,
-    upr_data_change=3,
-    upr_data_change_mutation=3,
-    upr_data_change_ok=3,
-    upr_stream_end=1,
+    """
+    worker_start worker_body worker_connect worker_connect_ok worker_auth worker_auth_ok worker_upr_open_ok
+    worker_body_kick worker_transmit_start worker_transmit=19 worker_transmit_ok=19 worker_transmit_done
+    worker_receive_start worker_receive=24 worker_receive_ok=23 worker_receive_done worker_receive_err
+    worker_recv_end_ch worker_handle_recv=20 worker_handle_recv_ok=20 worker_client_close
+    worker_client_close_done worker_cleanup worker_cleanup_done worker_done refresh_worker refresh_worker_ok
+    get_vbucket_metadata get_vbucket_metadata_ok set_vbucket_metadata=2 set_vbucket_metadata_ok=2
+    upr_control=9 upr_stream_req_want upr_stream_req upr_stream_req_res upr_stream_req_res_success
+    upr_stream_req_res_success_ok upr_snapshot upr_snapshot_start upr_snapshot_ok upr_data_change=3
+    upr_data_change_mutation=3 upr_data_change_ok=3 upr_stream_end
+    """
 )
 def a_stream_and_then_silence() -> Moved:
     rig = Rig(serving(), ping_timeout=1000)
@@ -344,14 +310,14 @@ def a_stream_and_then_silence() -> Moved:
     return counts(rig.stats)
 
 
-@moves(ping_timeout=7, ping_req=7, ping_req_done=7)
+@moves("ping_timeout=7 ping_req=7 ping_req_done=7")
 def silence() -> Moved:
     rig = Rig(serving())  # a ping every 30 s, until it is given up after 240 s
     rig.run()
     return counts(rig.stats)
 
 
-@moves(worker_connect=1, worker_connect_err=1, worker_body=1, worker_done=1)
+@moves("worker_connect worker_connect_err worker_body worker_done")
 def a_node_that_cannot_be_reached() -> Moved:
     rig = Rig(serving())
     rig.transport.forget(NODE)
@@ -372,32 +338,32 @@ def breaking(opcode: int, *, status: int | None = None) -> Moved:
     return counts(rig.stats)
 
 
-@moves(handshake_err=1, worker_recv_end_ch=1, worker_receive_err=1)
+@moves("handshake_err worker_recv_end_ch worker_receive_err")
 def the_node_hangs_up_at_hello() -> Moved:
     return breaking(Opcode.HELLO)
 
 
-@moves(worker_auth=1, worker_auth_err=1)
+@moves("worker_auth worker_auth_err")
 def the_node_hangs_up_at_the_password() -> Moved:
     return breaking(Opcode.SASL_AUTH)
 
 
-@moves(worker_auth=1, worker_auth_fail=1, worker_handle_recv_err=1)
+@moves("worker_auth worker_auth_fail worker_handle_recv_err")
 def the_password_is_wrong() -> Moved:
     return breaking(Opcode.SASL_AUTH, status=Status.AUTH_ERROR)
 
 
-@moves(select_bucket_err=1, worker_auth_ok=1)
+@moves("select_bucket_err worker_auth_ok")
 def there_is_no_such_bucket() -> Moved:
     return breaking(Opcode.SELECT_BUCKET, status=Status.EACCESS)
 
 
-@moves(worker_upr_open_err=1)
+@moves("worker_upr_open_err")
 def the_user_may_not_open_a_stream() -> Moved:
     return breaking(Opcode.DCP_OPEN, status=Status.EACCESS)
 
 
-@moves(upr_control=3, upr_control_err=1, worker_upr_open_err=1)
+@moves("upr_control=3 upr_control_err worker_upr_open_err")
 def an_option_that_must_be_is_refused() -> Moved:
     def peer(frame: Frame) -> bytes | None:
         if frame.key == b"connection_buffer_size":
@@ -412,7 +378,7 @@ def an_option_that_must_be_is_refused() -> Moved:
 CERTIFIED = replace(LOGIN, username=None, password="")
 
 
-@moves(worker_authenticate_memcached_conn=1, worker_authenticate_memcached_conn_ok=1)
+@moves("worker_authenticate_memcached_conn worker_authenticate_memcached_conn_ok")
 def a_certificate_says_who_it_is() -> Moved:
     rig = Rig(serving(), login=CERTIFIED)
     rig.run()
@@ -420,7 +386,7 @@ def a_certificate_says_who_it_is() -> Moved:
     return counts(rig.stats)
 
 
-@moves(worker_authenticate_memcached_conn=1, worker_authenticate_memcached_conn_err=1, select_bucket_err=1)
+@moves("worker_authenticate_memcached_conn worker_authenticate_memcached_conn_err select_bucket_err")
 def a_certificate_of_nobody() -> Moved:
     def peer(frame: Frame) -> bytes | None:
         if frame.opcode == Opcode.SELECT_BUCKET:
@@ -432,7 +398,7 @@ def a_certificate_of_nobody() -> Moved:
     return counts(rig.stats)
 
 
-@moves(worker_transmit_err=1, worker_send_end_ch=1)
+@moves("worker_transmit_err worker_send_end_ch")
 def nothing_can_be_sent() -> Moved:
     rig = Rig(serving())
 
@@ -457,27 +423,27 @@ def raising(callback: str, peer: Peer | None = None, *, seqno: int = 0) -> Moved
     return counts(rig.stats)
 
 
-@moves(upr_data_change=3, upr_data_change_err=3, worker_recv_end_ch=1)
+@moves("upr_data_change=3 upr_data_change_err=3 worker_recv_end_ch")
 def the_receiver_raises_at_a_document() -> Moved:
     return raising("data_update")
 
 
-@moves(upr_snapshot=1, upr_snapshot_start=1, upr_snapshot_start_err=1, worker_handle_recv_err=1)
+@moves("upr_snapshot upr_snapshot_start upr_snapshot_start_err worker_handle_recv_err")
 def the_receiver_raises_at_a_snapshot() -> Moved:
     return raising("snapshot_start")
 
 
-@moves(set_vbucket_metadata=1, set_vbucket_metadata_err=1)
+@moves("set_vbucket_metadata set_vbucket_metadata_err")
 def the_receiver_raises_at_metadata_to_store() -> Moved:
     return raising("set_metadata")
 
 
-@moves(get_vbucket_metadata=1, get_vbucket_metadata_err=1)
+@moves("get_vbucket_metadata get_vbucket_metadata_err")
 def the_receiver_raises_at_metadata_asked_for() -> Moved:
     return raising("get_metadata")
 
 
-@moves(get_vbucket_metadata=1, get_vbucket_metadata_unmarshal_err=1)
+@moves("get_vbucket_metadata get_vbucket_metadata_unmarshal_err")
 def the_receiver_has_stored_something_else() -> Moved:
     receiver = RecordingReceiver()
     receiver.metadata[1] = b"[]"
@@ -486,7 +452,7 @@ def the_receiver_has_stored_something_else() -> Moved:
     return counts(rig.stats)
 
 
-@moves(set_vbucket_metadata=1, set_vbucket_metadata_marshal_err=1)
+@moves("set_vbucket_metadata set_vbucket_metadata_marshal_err")
 def metadata_without_a_json_form() -> Moved:
     def fail(metadata: VBucketMetaData) -> bytes:
         raise ValueError("out of range")
@@ -502,10 +468,10 @@ ROLLBACK = refusing(Status.ROLLBACK, (2).to_bytes(8, "big"))
 
 
 @moves(
-    upr_stream_req_res_fail=1,
-    upr_stream_req_res_rollback=1,
-    upr_stream_req_res_rollback_start=1,
-    upr_stream_req_res_rollback_err=1,
+    """
+    upr_stream_req_res_fail upr_stream_req_res_rollback upr_stream_req_res_rollback_start
+    upr_stream_req_res_rollback_err
+    """
 )
 def the_receiver_raises_at_a_rollback() -> Moved:
     return raising("rollback", ROLLBACK, seqno=5)
@@ -520,41 +486,36 @@ def refused(peer: Peer) -> Moved:
 
 
 @moves(
-    upr_stream_req_res=1,
-    upr_stream_req_res_fail=1,
-    upr_stream_req_res_rollback=1,
-    upr_stream_req_res_rollback_start=1,
-    upr_stream_req_res_want_after_rollback_err=1,
+    """
+    upr_stream_req_res upr_stream_req_res_fail upr_stream_req_res_rollback upr_stream_req_res_rollback_start
+    upr_stream_req_res_want_after_rollback_err
+    """
 )
 def a_rollback() -> Moved:
     return refused(ROLLBACK)
 
 
 @moves(
-    upr_stream_req_res_fail=1,
-    upr_stream_req_res_fail_erange=1,
-    upr_stream_req_res_rollback_start=1,
-    upr_stream_req_res_want_after_rollback_err=1,
+    """
+    upr_stream_req_res_fail upr_stream_req_res_fail_erange upr_stream_req_res_rollback_start
+    upr_stream_req_res_want_after_rollback_err
+    """
 )
 def a_position_outside_the_history() -> Moved:
     return refused(refusing(Status.ERANGE))
 
 
-@moves(
-    upr_stream_req_res_fail=1,
-    upr_stream_req_res_fail_not_my_vbucket=1,
-    upr_stream_req_res_kick=1,
-)
+@moves("upr_stream_req_res_fail upr_stream_req_res_fail_not_my_vbucket upr_stream_req_res_kick")
 def a_vbucket_that_is_elsewhere() -> Moved:
     return refused(refusing(Status.NOT_MY_VBUCKET))
 
 
-@moves(upr_stream_req_res_fail=1, upr_stream_req_res_fail_enomem=1, upr_stream_req_res_kick=1)
+@moves("upr_stream_req_res_fail upr_stream_req_res_fail_enomem upr_stream_req_res_kick")
 def a_node_without_memory() -> Moved:
     return refused(refusing(Status.ENOMEM))
 
 
-@moves(upr_stream_req_res_success=1, upr_stream_req_res_flog_err=1)
+@moves("upr_stream_req_res_success upr_stream_req_res_flog_err")
 def a_failover_log_that_is_none() -> Moved:
     def peer(frame: Frame) -> bytes | None:
         if frame.opcode == Opcode.DCP_STREAM_REQ:
@@ -564,7 +525,7 @@ def a_failover_log_that_is_none() -> Moved:
     return refused(peer)
 
 
-@moves(upr_stream_end=1, upr_stream_end_kick=1)
+@moves("upr_stream_end upr_stream_end_kick")
 def the_server_ends_a_stream() -> Moved:
     def peer(frame: Frame) -> bytes | None:
         answer = serving()(frame)
@@ -613,51 +574,51 @@ class Wire:
         return response(Opcode.DCP_CLOSE_STREAM, opaque=self.stream.opaque, status=status).encode()
 
 
-@moves(upr_data_change_state_err=1)
+@moves("upr_data_change_state_err")
 def a_document_before_the_stream_was_granted() -> Moved:
     wire = Wire()
     return wire.refused(wire.mutation(1)).moved()
 
 
-@moves(upr_snapshot_state_err=1)
+@moves("upr_snapshot_state_err")
 def a_snapshot_before_the_stream_was_granted() -> Moved:
     wire = Wire()
     return wire.refused(wire.marker()).moved()
 
 
-@moves(upr_stream_end_state_err=1)
+@moves("upr_stream_end_state_err")
 def an_end_before_the_stream_was_granted() -> Moved:
     wire = Wire()
     return wire.refused(StreamEnd(1, 0).frame(wire.stream.opaque).encode()).moved()
 
 
-@moves(upr_close_stream_res=1, upr_close_stream_res_ok=1, upr_close_stream_res_state_err=1)
+@moves("upr_close_stream_res upr_close_stream_res_ok upr_close_stream_res_state_err")
 def a_closing_that_was_not_asked_for() -> Moved:
     wire = Wire().granted()
     return wire.refused(wire.closed()).moved()
 
 
-@moves(upr_stream_req_res=2, upr_stream_req_res_state_err=1)
+@moves("upr_stream_req_res=2 upr_stream_req_res_state_err")
 def a_stream_granted_twice() -> Moved:
     wire = Wire().granted()
     return wire.refused(good_answer(wire.asked).encode()).moved()
 
 
-@moves(upr_close_stream=1, upr_close_stream_res=1, upr_close_stream_res_ok=1)
+@moves("upr_close_stream upr_close_stream_res upr_close_stream_res_ok")
 def a_stream_is_closed() -> Moved:
     wire = Wire().granted()
     wire.connection.close_stream(1)
     return wire.told(wire.closed()).moved()
 
 
-@moves(upr_close_stream=1, upr_close_stream_res=1, upr_close_stream_res_err=1)
+@moves("upr_close_stream upr_close_stream_res upr_close_stream_res_err")
 def a_stream_is_closed_that_the_server_has_forgotten() -> Moved:
     wire = Wire().granted()
     wire.connection.close_stream(1)
     return wire.told(wire.closed(Status.KEY_ENOENT)).moved()
 
 
-@moves(want_close_requested_vbucket_err=1, upr_close_stream=1)
+@moves("want_close_requested_vbucket_err upr_close_stream")
 def a_stream_is_closed_before_it_was_granted() -> Moved:
     wire = Wire()
     wire.connection.close_stream(1)
@@ -668,7 +629,7 @@ def a_stream_is_closed_before_it_was_granted() -> Moved:
     return wire.moved()
 
 
-@moves(want_closing_vbucket_err=1, upr_stream_req_want=1, upr_stream_req=2)
+@moves("want_closing_vbucket_err upr_stream_req_want upr_stream_req=2")
 def a_stream_is_wanted_again_while_it_closes() -> Moved:
     wire = Wire().granted()
     wire.connection.close_stream(1)
@@ -680,7 +641,7 @@ def a_stream_is_wanted_again_while_it_closes() -> Moved:
     return wire.moved()
 
 
-@moves(upr_data_change=1, upr_buffer_ack=1)
+@moves("upr_data_change upr_buffer_ack")
 def a_document_of_more_than_a_fifth_of_the_window() -> Moved:
     wire = Wire().granted()
     return wire.told(wire.marker(), wire.mutation(1, b"x" * 300)).moved()
@@ -690,18 +651,11 @@ def a_document_of_more_than_a_fifth_of_the_window() -> Moved:
 
 
 @moves(
-    start=2,
-    refresh_workers_started=1,
-    refresh_workers_close_worker=2,
-    refresh_workers_loop_done=1,
-    refresh_workers_done=1,
-    refresh_cluster_stopped=1,
-    refresh_cluster_done=1,
-    refresh_worker_done=2,
-    worker_done=2,
-    upr_data_change_mutation=1,
-    upr_data_change_deletion=1,
-    upr_data_change_expiration=1,
+    """
+    start=2 refresh_workers_started refresh_workers_close_worker=2 refresh_workers_loop_done
+    refresh_workers_done refresh_cluster_stopped refresh_cluster_done refresh_worker_done=2 worker_done=2
+    upr_data_change_mutation upr_data_change_deletion upr_data_change_expiration
+    """
 )
 def started_twice_idle_and_closed() -> Moved:
     with LocalCluster(nodes=2, vbuckets=4, seed=1) as local:
@@ -720,7 +674,7 @@ def started_twice_idle_and_closed() -> Moved:
     return source.stats().counts()
 
 
-@moves(upr_noop=1)
+@moves("upr_noop")
 def the_server_asks_whether_the_client_lives() -> Moved:
     def peer(frame: Frame) -> bytes | None:
         answer = serving()(frame)
