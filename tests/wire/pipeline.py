@@ -126,16 +126,8 @@ def fast(
 def messages(block: DataBlock) -> list[DataMessage]:
     """A block, one object a message."""
     columns = (
-        block.opcode,
-        block.datatype,
-        block.vbucket,
-        block.opaque,
-        block.cas,
-        block.seqno,
-        block.rev_seqno,
-        block.flags,
-        block.expiry,
-        block.collection_id,
+        *(block.opcode, block.datatype, block.vbucket, block.opaque, block.cas, block.seqno, block.rev_seqno),
+        *(block.flags, block.expiry, block.collection_id),
     )
     expected = ["u1", "u1", "u2", "u4", "u8", "u8", "u8", "u4", "u4", "u4"]
     assert [column.dtype for column in columns] == [np.dtype(name) for name in expected]

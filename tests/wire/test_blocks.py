@@ -167,16 +167,8 @@ def test_framing_extras_longer_than_the_body() -> None:
 @pytest.mark.parametrize(
     "prefix",
     [
-        "",
-        "80",
-        "8080",
-        "8000",
-        "808000",
-        "ffffffff7f",
-        "ffffffff1f",
-        "ffffffffff",
-        "808080808001",
-        "8080808000",
+        *("", "80", "8080", "8000", "808000", "ffffffff7f", "ffffffff1f", "ffffffffff"),
+        *("808080808001", "8080808000"),
     ],
 )
 def test_a_broken_collection_id(fast: Decoder, prefix: str) -> None:

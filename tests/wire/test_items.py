@@ -201,26 +201,3 @@ def test_body_offset_checks_only_the_length() -> None:
     for value in (b"", bytes(3), octets("00000001"), octets("ffffffff 00")):
         with pytest.raises(ProtocolError):
             body_offset(value)
-
-
-@given(value=st.binary(max_size=60))
-def test_noise_is_split_or_refused(value: bytes) -> None:
-    check_noise(value)
-
-
-@given(position=st.integers(0, len(XATTRS) - 1), flip=st.integers(1, 255), missing=st.integers(0, 20))
-def test_damage_is_split_or_refused(position: int, flip: int, missing: int) -> None:
-    damaged = bytearray(XATTRS)
-    damaged[position] ^= flip
-    check_noise(bytes(damaged[: len(damaged) - missing]))
-
-
-def check_noise(value: bytes) -> None:
-    try:
-        xattrs, body = split_xattrs(value)
-    except ProtocolError as error:
-        assert error.permanent is False  # noqa: PT017
-    else:
-        assert value.endswith(body)
-        assert len(body) == len(value) - body_offset(value)
-        assert all(b"\0" not in text for text in xattrs.values())

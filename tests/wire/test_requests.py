@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbframe.errors import ProtocolError
-from cbframe.wire.constants import MAX_SEQNO, Feature, Magic, Opcode, OpenFlag, StreamFlag, VBucketStateCode
+from cbframe.wire.constants import MAX_SEQNO, Magic, Opcode, VBucketStateCode
 from cbframe.wire.framing import Frame, request
 from cbframe.wire.messages import (
     BufferAck,
@@ -29,17 +29,7 @@ from cbframe.wire.messages import (
 )
 
 from .strategies import u16, u32, u64
-from .vectors import (
-    BUFFER_ACK,
-    DCP_CONTROL,
-    DCP_OPEN,
-    HELLO,
-    NOOP,
-    NOOP_REPLY,
-    SASL_PLAIN,
-    STREAM_REQ,
-    octets,
-)
+from .vectors import NOOP, NOOP_REPLY, octets
 
 
 def frame_of(data: bytes) -> Frame:
@@ -47,23 +37,6 @@ def frame_of(data: bytes) -> Frame:
     assert parsed is not None
     assert parsed[1] == len(data)
     return parsed[0]
-
-
-@pytest.mark.parametrize(
-    ("message", "opaque", "data"),
-    [
-        (Hello("a", (Feature.XATTR, Feature.SNAPPY, Feature.COLLECTIONS)), 1, HELLO),
-        (SaslAuth("PLAIN", b"\0u\0p"), 2, SASL_PLAIN),
-        (DcpOpen("svc:1", OpenFlag.PRODUCER | OpenFlag.INCLUDE_XATTRS), 3, DCP_OPEN),
-        (DcpControl("enable_noop", "true"), 4, DCP_CONTROL),
-        (StreamRequest(0x102, flags=StreamFlag.ACTIVE_ONLY), 0x102, STREAM_REQ),
-        (BufferAck(4_000_000), 0, BUFFER_ACK),
-    ],
-    ids=["hello", "sasl", "open", "control", "stream", "ack"],
-)
-def test_vectors(message: Request, opaque: int, data: bytes) -> None:
-    assert message.frame(opaque).encode() == data
-    assert parse_request(frame_of(data)) == message
 
 
 def test_noop_reply() -> None:
