@@ -45,36 +45,32 @@ def at(seconds: float, share: float = 0.0, *, rows: int = 0, nbytes: int = 0) ->
     return ScanProgress(rows, nbytes, done, 1000, done * 64 // 1000, 64, seconds)
 
 
+def drawn(*reports: ScanProgress, out: Any = None, width: int | None = 100, every: float = 1) -> Any:
+    """What reports draw that come so many seconds one after the other."""
+    out, clock = out or Terminal(), Clock()
+    progress = TextProgress(out, clock, width=width)
+    for report in reports:
+        progress(report)
+        clock.now += every
+    return out
+
+
 def test_a_line_shows_bar_share_documents_rates_and_time_to_go() -> None:
-    out, clock = Terminal(), Clock()
-    progress = TextProgress(out, clock, width=100)
-    progress(at(1, 0.0))
-    clock.now += 1
-    progress(at(2, 0.25, rows=25_000, nbytes=8_000_000))
-    assert (
-        out.lines[-1] == "│██████                  │  25 %  25,000 documents  12,500/s  4.0 MB/s  3.0 s left"
-    )
+    line = "│██████                  │  25 %  25,000 documents  12,500/s  4.0 MB/s  3.0 s left"
+    assert drawn(at(1, 0.0), at(2, 0.25, rows=25_000, nbytes=8_000_000)).lines[-1] == line
 
 
 def test_the_final_line_shows_the_whole_time_and_ends_with_a_newline() -> None:
-    out = Terminal()
-    TextProgress(out, Clock(), width=100)(at(4, 1.0, rows=100_000, nbytes=40_000_000))
-    assert out.getvalue() == (
+    assert drawn(at(4, 1.0, rows=100_000, nbytes=40_000_000)).getvalue() == (
         "\r│████████████████████████│ 100 %  100,000 documents  25,000/s  10.0 MB/s  4.0 s\n"
     )
 
 
 def test_a_shorter_line_leaves_nothing_of_a_longer_one() -> None:
     """Without escape sequences: older consoles of Windows print them."""
-    out, clock = Terminal(), Clock()
-    progress = TextProgress(out, clock, width=100)
-    progress(at(1, 0.0))
-    clock.now += 1
-    progress(at(2, 0.25, rows=25_000_000, nbytes=8_000_000))
-    clock.now += 1
-    progress(at(3, 0.25, rows=26_000_000, nbytes=8_000_000))
-    progress.close()
-    one, longer, shorter = out.getvalue().removesuffix("\n").split("\r")[1:]
+    rows = (25_000_000, 26_000_000)
+    out = drawn(at(1, 0.0), *(at(2 + n, 0.25, rows=rows[n], nbytes=8_000_000) for n in range(2)))
+    one, longer, shorter = out.getvalue().split("\r")[1:]
     assert len(one) < len(longer)
     assert len(shorter) == len(longer)
     assert shorter.endswith(" ")
@@ -92,50 +88,35 @@ def test_a_second_final_report_draws_nothing() -> None:
 
 
 def test_drawings_are_a_tenth_of_a_second_apart() -> None:
-    out, clock = Terminal(), Clock()
-    progress = TextProgress(out, clock)
-    for step in range(30):
-        progress(at(step / 100, step / 100))
-        clock.now += 0.01
-    assert len(out.lines) == 3
+    assert len(drawn(*(at(step / 100, step / 100) for step in range(30)), every=0.01).lines) == 3
 
 
 def test_the_end_is_drawn_however_soon() -> None:
-    out, clock = Terminal(), Clock()
-    progress = TextProgress(out, clock)
-    progress(at(0.01, 0.5))
-    progress(at(0.02, 1.0))
-    assert "100 %" in out.lines[-1]
+    assert "100 %" in drawn(at(0.01, 0.5), at(0.02, 1.0), every=0).lines[-1]
 
 
 @pytest.mark.parametrize("width", range(1, 121))
 def test_never_wider_than_the_terminal(width: int) -> None:
-    out, clock = Terminal(), Clock()
-    progress = TextProgress(out, clock, width=width)
-    for share in (0.0, 0.1, 0.5, 0.99, 1.0):
-        progress(at(3600 * share + 1, share, rows=int(share * 10**9), nbytes=int(share * 10**13)))
-        clock.now += 1
-    assert max(len(line.rstrip("\n")) for line in out.lines or [""]) < max(width, 2)
+    reports = (
+        at(3600 * share + 1, share, rows=int(share * 10**9), nbytes=int(share * 10**13))
+        for share in (0.0, 0.1, 0.5, 0.99, 1.0)
+    )
+    lines = drawn(*reports, width=width).lines or [""]
+    assert max(len(line.rstrip("\n")) for line in lines) < max(width, 2)
 
 
 def test_what_does_not_fit_is_left_out_from_the_right() -> None:
-    out = Terminal()
-    TextProgress(out, Clock(), width=24)(at(4, 1.0, rows=100_000, nbytes=40_000_000))
-    assert out.lines[0] == "│███████████████│ 100 %"
-    out = Terminal()
-    TextProgress(out, Clock(), width=30)(at(4, 1.0, rows=100_000, nbytes=40_000_000))
-    assert out.lines[0].startswith("100 %  100,000 documents")
-    assert "MB" not in out.lines[0]
+    report = at(4, 1.0, rows=100_000, nbytes=40_000_000)
+    assert drawn(report, width=24).lines[0] == "│███████████████│ 100 %"
+    (line,) = drawn(report, width=30).lines
+    assert line.startswith("100 %  100,000 documents")
+    assert "MB" not in line
 
 
 def test_without_a_terminal_only_the_final_line_is_written() -> None:
-    out, clock = io.StringIO(), Clock()
-    progress = TextProgress(out, clock)
-    for step in range(10):
-        progress(at(step, step / 10, rows=step))
-        clock.now += 1
-    assert out.getvalue() == ""
-    progress(at(10, 1.0, rows=10, nbytes=10**7))
+    steps = [at(step, step / 10, rows=step) for step in range(10)]
+    assert drawn(*steps, out=io.StringIO()).getvalue() == ""
+    out = drawn(*steps, at(10, 1.0, rows=10, nbytes=10**7), out=io.StringIO(), width=None)
     assert out.getvalue().count("\n") == 1
     assert "\r" not in out.getvalue()
     assert "\x1b" not in out.getvalue()
@@ -164,32 +145,22 @@ def test_a_failed_read_leaves_the_cursor_on_its_own_line() -> None:
 
 
 def test_a_scan_that_runs_again_gets_a_new_line() -> None:
-    out, clock = Terminal(), Clock()
-    progress = TextProgress(out, clock)
-    progress(at(4, 1.0))
-    clock.now += 1
-    progress(at(0.1, 0.5))
-    progress(at(0.2, 1.0))
-    assert out.getvalue().count("\n") == 2
+    assert drawn(at(4, 1.0), at(0.1, 0.5), at(0.2, 1.0)).getvalue().count("\n") == 2
 
 
-def test_an_empty_bucket_is_complete() -> None:
-    out = Terminal()
-    TextProgress(out, Clock())(ScanProgress(0, 0, 0, 0, 1024, 1024, 0.0))
-    assert "100 %  0 documents" in out.getvalue()
-    assert out.getvalue().endswith("\n")
-
-
-def test_before_the_map_is_known_it_connects() -> None:
-    out = Terminal()
-    TextProgress(out, Clock())(ScanProgress(0, 0, 0, 0, 0, 0, 0.1))
-    assert "  0 %  connecting" in out.lines[-1]
-
-
-def test_almost_done_is_not_done() -> None:
-    out = Terminal()
-    TextProgress(out, Clock())(ScanProgress(999, 1, 9999, 10_000, 63, 64, 1.0))
-    assert " 99 %" in out.lines[-1]
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (ScanProgress(0, 0, 0, 0, 1024, 1024, 0.0), "100 %  0 documents"),
+        (ScanProgress(0, 0, 0, 0, 0, 0, 0.1), "  0 %  connecting"),
+        (ScanProgress(999, 1, 9999, 10_000, 63, 64, 1.0), " 99 %"),
+    ],
+    ids=["an empty bucket is complete", "before the map is known", "almost done is not done"],
+)
+def test_the_share_that_is_done(report: ScanProgress, words: str) -> None:
+    out = drawn(report)
+    assert words in out.lines[-1]
+    assert out.getvalue().endswith("\n") == (" 100 %" in out.getvalue())
 
 
 def test_the_time_to_go_follows_the_recent_pace() -> None:
@@ -204,18 +175,11 @@ def test_the_time_to_go_follows_the_recent_pace() -> None:
 
 
 def test_a_stall_promises_nothing() -> None:
-    out, clock = Terminal(), Clock()
-    progress = TextProgress(out, clock, width=120)
-    for second in range(20):
-        clock.now += 1
-        progress(at(second, 0.5))
-    assert "left" not in out.lines[-1]
+    assert "left" not in drawn(*(at(second, 0.5) for second in range(20)), width=120).lines[-1]
 
 
 def test_a_terminal_without_block_characters_gets_plain_ones() -> None:
-    out, clock = AsciiTerminal(), Clock()
-    progress = TextProgress(out, clock, width=100)
-    progress(at(1, 0.5))
+    out = drawn(at(1, 0.5), out=AsciiTerminal())
     assert out.lines[-1].startswith("[############------------]  50 %")
     out.getvalue().encode("ascii")
 
