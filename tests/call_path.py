@@ -39,17 +39,9 @@ ROOTS = {
 }
 """What runs below these runs on behalf of a block; of events, only those of documents."""
 LEFT_OUT = {
-    "DcpConnection._on_frame",
-    "DcpConnection._control",
-    "Frame.parse",
-    "waited",
-    "Waker.wake",
-    "Pipeline.foresee",
-    "BucketDataSource.progress",
-    "SourceView.progress",
-    "BucketDataSource.finished",
-    "SourceView.finished",
-    "_progress_of",
+    *("DcpConnection._on_frame", "DcpConnection._control", "Frame.parse", "waited", "Waker.wake"),
+    *("Pipeline.foresee", "BucketDataSource.progress", "SourceView.progress", "BucketDataSource.finished"),
+    *("SourceView.finished", "_progress_of"),
 }
 """Control messages and progress."""
 OTHERS = ("local/", "testing/")

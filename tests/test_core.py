@@ -106,9 +106,7 @@ def test_a_core_of_another_version_is_refused(package: Path, monkeypatch: pytest
 # --- what is said of it
 
 
-def test_the_first_read_on_a_reference_that_nobody_chose_warns(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_first_read_on_a_reference_that_nobody_chose_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalCluster(nodes=1, vbuckets=4, seed=1) as cluster:
         cluster.upsert(b"a", {"n": 1})
         monkeypatch.setattr(core, "_unasked", [True])

@@ -38,10 +38,7 @@ class JsonTyper:
         """How many batches were."""
 
     def add(
-        self,
-        values: pa.Array,
-        is_json: npt.NDArray[np.bool_] | None = None,
-        places: Places | None = None,
+        self, values: pa.Array, is_json: npt.NDArray[np.bool_] | None = None, places: Places | None = None
     ) -> None:
         before = len(self._rows)
         if places is None:

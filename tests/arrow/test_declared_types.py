@@ -123,16 +123,8 @@ def test_every_type_is_what_it_prints(kind: pa.DataType) -> None:
     "wrong",
     [
         *(
-            "no type",
-            "",
-            "list",
-            "struct",
-            "map",
-            "list<",
-            "list<int64",
-            "list<int64>x",
-            "map<string>",
-            "struct<a>",
+            *("no type", "", "list", "struct", "map", "list<", "list<int64", "list<int64>x"),
+            *("map<string>", "struct<a>"),
         ),
         *(
             "timestamp[fortnight]",

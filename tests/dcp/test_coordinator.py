@@ -120,10 +120,7 @@ def test_all_ends_are_pinned_before_a_stream_opens() -> None:
     assert hand(NodeReady(A, {0: 5, 2: 7})) == []
     hand.now += 3
     out = hand(NodeReady(B, {1: 6, 3: 8}))
-    assert sorted(out, key=repr) == [
-        OpenStreams(A, ((0, 5), (2, 7))),
-        OpenStreams(B, ((1, 6), (3, 8))),
-    ]
+    assert sorted(out, key=repr) == [OpenStreams(A, ((0, 5), (2, 7))), OpenStreams(B, ((1, 6), (3, 8)))]
     assert hand.coordinator.ends == {0: 5, 1: 6, 2: 7, 3: 8}
     for vb, node in ((0, A), (1, B), (2, A)):
         assert hand(end(vb, node=node)) == []
@@ -955,12 +952,7 @@ def test_a_node_that_leaves_takes_all_its_connections_with_it() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "count", "options"),
-    [
-        (999_999, 1, {}),
-        (2_500_000, 3, {}),
-        (10**9, 4, {}),
-        (10**9, 1, {"max_bytes_per_sec": 10**6}),
-    ],
+    [(999_999, 1, {}), (2_500_000, 3, {}), (10**9, 4, {}), (10**9, 1, {"max_bytes_per_sec": 10**6})],
 )
 def test_a_large_node_gets_several(changes: int, count: int, options: dict[str, Any]) -> None:
     """By what it has, as it says when the first connection is ready; those then have their part."""

@@ -61,9 +61,7 @@ def streamed_once(name: str) -> bool:
 Change = tuple[str, int, int]
 changes: st.SearchStrategy[list[Change]] = st.lists(
     st.tuples(
-        st.sampled_from(["set", "flip", "cut", "put", "again"]),
-        st.integers(0, 1 << 16),
-        st.integers(0, 255),
+        st.sampled_from(["set", "flip", "cut", "put", "again"]), st.integers(0, 1 << 16), st.integers(0, 255)
     ),
     max_size=6,
 )

@@ -48,10 +48,7 @@ CONFIG = {
     "name": "bucket",
     "uuid": "u1",
     "rev": 3,
-    "nodesExt": [
-        {"services": {"kv": 11210}, "hostname": "a"},
-        {"services": {"kv": 11210}, "hostname": "c"},
-    ],
+    "nodesExt": [{"services": {"kv": 11210}, "hostname": "a"}, {"services": {"kv": 11210}, "hostname": "c"}],
     "vBucketServerMap": {"serverList": ["a:11210", "c:11210"], "vBucketMap": [[0], [1]]},
 }
 MANIFEST = {"uid": "0", "scopes": [{"uid": "0", "name": "_default", "collections": []}]}

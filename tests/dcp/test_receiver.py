@@ -172,11 +172,7 @@ def nothing(cluster: LocalCluster) -> None:
 
 @pytest.mark.parametrize(
     ("callback", "before"),
-    [
-        ("data_update", nothing),
-        ("get_metadata", nothing),
-        ("on_error", lambda cluster: cluster.close()),
-    ],
+    [("data_update", nothing), ("get_metadata", nothing), ("on_error", lambda cluster: cluster.close())],
     ids=["documents", "metadata", "no seed answers"],
 )
 def test_a_callback_may_close_the_source(callback: str, before: Callable[[LocalCluster], Any]) -> None:

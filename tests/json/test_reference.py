@@ -361,37 +361,21 @@ NAMED = {
         b'{"a":0,"b":0.0}',
         b'{"d":-0,"e":[0.5]}',
     ],
-    "beyond doubles": [
-        b'{"a":1e400,"b":1e308,"c":-1e-400}',
-        b'{"a":-1e999}',
-        b'{"b":%s}' % (b"1" * 310),
-    ],
+    "beyond doubles": [b'{"a":1e400,"b":1e308,"c":-1e-400}', b'{"a":-1e999}', b'{"b":%s}' % (b"1" * 310)],
     "numbers as written": [
         b'{"a":1.50,"b":[1E5, 2e-3]}',
         b'{"a":"x","b":["y",0.10]}',
         b'{"a":true,"b":{"c": 1.0}}',
     ],
-    "blanks and escapes": [
-        b' {"a" : [ 1 , "\\/\\u0041" ] }\n',
-        b'{"a":{"x":  "\\t"}}',
-        b'{"a":"\\"{["}',
-    ],
+    "blanks and escapes": [b' {"a" : [ 1 , "\\/\\u0041" ] }\n', b'{"a":{"x":  "\\t"}}', b'{"a":"\\"{["}'],
     "usual forms": [
         json.dumps({"a": [1, {"b": "ü\n"}], "b": None}, ensure_ascii=ascii_only, separators=signs).encode()
         for ascii_only in (True, False)
         for signs in ((",", ":"), (", ", ": "))
     ],
     "no documents": [
-        b"",
-        b" \n",
-        b"\xef\xbb\xbf{}",
-        b'{"a":"\xff"}',
-        b"[]",
-        b"1",
-        b"{}{}",
-        b'{"a":01}',
-        b'{"a":1,}',
-        b"\xff",
+        *(b"", b" \n", b"\xef\xbb\xbf{}", b'{"a":"\xff"}', b"[]", b"1", b"{}{}", b'{"a":01}'),
+        *(b'{"a":1,}', b"\xff"),
     ],
 }
 

@@ -127,11 +127,7 @@ def test_strings_among_other_scalars_are_unchanged() -> None:
 def test_a_conflict_inside_stays_where_it_is() -> None:
     result = typed('{"k":1,"a":{"b":[{"c":1}]}}', '{"k":2,"a":{"b":[{"c":"x"}, {}]}}', '{"a":{"b":3}}')
     assert shape(result) == {"k": "int64", "a": "struct<b: string>"}
-    assert result.table.column("a").to_pylist() == [
-        {"b": '[{"c":1}]'},
-        {"b": '[{"c":"x"}, {}]'},
-        {"b": "3"},
-    ]
+    assert result.table.column("a").to_pylist() == [{"b": '[{"c":1}]'}, {"b": '[{"c":"x"}, {}]'}, {"b": "3"}]
     assert told(result) == [("a.b", {"array": 2, "integer": 1}, "json")]
     deeper = typed('{"k":1,"a":{"b":[{"c":1}]}}', '{"k":2,"a":{"b":[{"c":"x"}, {}]}}')
     assert deeper.table.column("a").to_pylist() == [{"b": [{"c": "1"}]}, {"b": [{"c": "x"}, {"c": None}]}]
