@@ -51,18 +51,14 @@ def _load() -> ModuleType | None:
     return module
 
 
-_core: Any = _load()
-NAME = "python" if _core is None else "rust"
+COMPILED: Any = _load()
+"""The module of the compiled core; None where the Python reference does the work."""
+NAME = "python" if COMPILED is None else "rust"
 """The core that runs."""
-TITLE = "Python reference" if _core is None else "compiled core"
+TITLE = "Python reference" if COMPILED is None else "compiled core"
 """The same, for people."""
-_unasked = [_core is None and not os.environ.get("CBFRAME_CORE")]
+_unasked = [COMPILED is None and not os.environ.get("CBFRAME_CORE")]
 """Whether the reference runs and nobody has asked for it; empty once that was said."""
-
-
-def compiled() -> Any:
-    """The module of the compiled core; None where the Python reference does the work."""
-    return _core
 
 
 def warn_of_reference() -> None:

@@ -53,7 +53,8 @@ from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 
-from cbframe.json.reference import MAX_DEPTH, MAX_DIGITS, MAX_LEVELS, MAX_MEMBERS, names_are_data
+from cbframe.json.layout import MAX_DIGITS, MAX_LEVELS, MAX_MEMBERS, names_are_data
+from cbframe.json.reference import MAX_DEPTH
 
 Kind: TypeAlias = Literal["null", "boolean", "integer", "double", "string", "array", "object"]
 

@@ -59,6 +59,20 @@ def test_the_compiled_core_runs_where_it_is_installed(choice: str | None) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (0, "rust\n", "")
 
 
+@needs_both
+@pytest.mark.parametrize("choice", ["rust", "python"])
+def test_the_reference_is_imported_where_it_runs(choice: str) -> None:
+    code = (
+        "import sys; from cbframe import LocalCluster, read_bucket\n"
+        "with LocalCluster(nodes=1, vbuckets=4, seed=1) as cluster:\n"
+        "    cluster.upsert(b'a', {'n': [{'x': 1}, 2]})\n"
+        "    read_bucket(cluster)\n"
+        "print('cbframe.json.reference' in sys.modules)"
+    )
+    done = run(code, choice)
+    assert (done.returncode, done.stdout) == (0, f"{choice == 'python'}\n")
+
+
 def test_what_is_no_core() -> None:
     done = imported("fortran")
     assert done.returncode == 1

@@ -64,9 +64,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.errors import ConfigurationError
-from cbframe.json import reference
 from cbframe.json.arrays import as_lists, as_map, is_list, recast, with_items, with_members
-from cbframe.json.layout import Column, Known, Place, too_many
+from cbframe.json.layout import MANY_NAMES, Column, Known, Place, names_are_data, rendered_type, too_many
 from cbframe.json.typer import OURS, REASON, REST, VALUE, column_name, field_name, shown
 
 _LAST = (REST, VALUE, REASON)
@@ -515,18 +514,18 @@ def _objects(kinds: Sequence[Kind], max_members: int, *, equal: bool) -> Kind:
     inside = _members((kind.members for kind in kinds), max_members)
     width = _width(kinds)
     objects, count = width or (0, 0)
-    if len(kinds) > 1 and reference.names_are_data(objects, len(inside), count, max_members):
+    if len(kinds) > 1 and names_are_data(objects, len(inside), count, max_members):
         return _map(kinds, max_members)
     if equal:
         inside = {name: inside[name] for name in kinds[0].members}
-    counted = width if len(inside) > reference.MANY_NAMES else None
+    counted = width if len(inside) > MANY_NAMES else None
     kind = pa.struct([(name, member.type) for name, member in inside.items()])
     return Kind(kinds[0].type if kind.equals(kinds[0].type) else kind, members=inside, width=counted)
 
 
 def _width(kinds: Sequence[Kind]) -> tuple[int, int] | None:
     """The width of all together; None where one of many names was not counted."""
-    if any(kind.width is None and len(kind.members) > reference.MANY_NAMES for kind in kinds):
+    if any(kind.width is None and len(kind.members) > MANY_NAMES for kind in kinds):
         return None
     # Objects of few names are not counted: there was one at least.
     widths = [kind.width or (1, len(kind.members)) for kind in kinds]
@@ -614,7 +613,7 @@ def known(kind: Kind, *, nested_as_text: bool) -> Known | None:
         return None if item is None else Known(frozenset({"array"}), item=item)
     inside = {name: known(each, nested_as_text=nested_as_text) for name, each in kind.members.items()}
     fields = {name: each for name, each in inside.items() if each is not None}
-    keep: Literal["struct"] | None = "struct" if len(kind.members) > reference.MANY_NAMES else None
+    keep: Literal["struct"] | None = "struct" if len(kind.members) > MANY_NAMES else None
     if not fields:
         return Known(keep=keep) if keep else None
     return Known(frozenset({"object"}), fields=fields, keep=keep)
@@ -845,7 +844,7 @@ def _quoted(array: pa.Array) -> pa.Array:
 def rendered(table: pa.Table, declared: Container[str] = ()) -> pa.Table:
     """A table as it is handed out; columns that are `declared` stay as they are."""
     for at, each in enumerate(table.schema):
-        kind = reference.rendered(each.type)
+        kind = rendered_type(each.type)
         if not kind.equals(each.type) and each.name not in declared:
             column = pa.chunked_array([recast(chunk, kind) for chunk in table.column(at).chunks], kind)
             table = table.set_column(at, each.with_type(kind), column)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.core import compiled
+from cbframe.core import COMPILED
 from cbframe.errors import ConfigurationError, ProtocolError
 from cbframe.json.typer import VALUE
 from cbframe.wire.blocks import DataBlock
@@ -122,14 +122,13 @@ def record_batch(block: DataBlock, schema: pa.Schema, *, max_value: int = MAX_BO
 
     The datatype describes the document: never SNAPPY, and XATTR only where extended attributes are kept.
     """
-    core = compiled()
     keeps_xattrs = XATTRS in schema.names
     arrays: dict[str, pa.Array]
-    if core is None:
+    if COMPILED is None:
         arrays = _copied(block, keeps_xattrs, max_value)
     else:
         spans = block.key_start, block.value_start, block.value_end, block.datatype
-        found = core.copy_documents(block.buffer, *spans, max_value, keeps_xattrs)
+        found = COMPILED.copy_documents(block.buffer, *spans, max_value, keeps_xattrs)
         if isinstance(found, int):
             raise _broken(block, found, max_value)
         arrays = _taken_over(len(block), [pa.py_buffer(column) for column in found], keeps_xattrs)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.columns import COLLECTION_ID, DELETION, EXPIRATION, KEY, SEQNO, VBUCKET
 from cbframe.arrow.receivers import GatheringReceiver
-from cbframe.core import compiled
+from cbframe.core import COMPILED
 
 VERSION = [KEY, COLLECTION_ID, SEQNO]
 """Columns that tell a version of a document."""
@@ -169,14 +169,13 @@ def newest(some: pa.Table) -> Mask:
 
     They have the columns of `VERSION`. A document is a key in a collection; its vbucket follows from the key.
     """
-    core = compiled()
     key = some[KEY].combine_chunks()
-    if core is None or not len(key) or isinstance(key, pa.ChunkedArray):
+    if COMPILED is None or not len(key) or isinstance(key, pa.ChunkedArray):
         return _newest(some)
     _, offsets, data = key.buffers()
     bounds = np.frombuffer(offsets, np.int32)[key.offset : key.offset + len(key) + 1]
     keys = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
-    versions = core.newest_versions(_numpy(some, COLLECTION_ID), _numpy(some, SEQNO), bounds, keys)
+    versions = COMPILED.newest_versions(_numpy(some, COLLECTION_ID), _numpy(some, SEQNO), bounds, keys)
     # Copied: callers change it.
     return np.frombuffer(versions, bool).copy()
 

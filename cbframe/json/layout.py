@@ -22,8 +22,9 @@ arrays or objects deeper than level 60     JSON text: each value as it is writte
 arrays or objects, and anything else       JSON text: each value as it is written
 =========================================  ===================================================
 
-It is that of :mod:`cbframe.json.reference`. Types follow from the facts of all documents together
-(:class:`~cbframe.json.reference.Facts`, as a dictionary), whatever their order.
+Types follow from the facts of all documents together (those of a converter, as a dictionary), whatever their
+order. A converter of either core builds a column as :data:`Instructions` say, of fields that are taken as a
+:data:`Configuration` says.
 
 There is no decimal256: polars ends the process at one, and DuckDB makes a double of it in a Parquet file.
 """
@@ -31,22 +32,28 @@ There is no decimal256: polars ends the process at one, and DuckDB makes a doubl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 
 from cbframe.json.arrays import is_list
-from cbframe.json.reference import (
-    MANY_NAMES,
-    MAX_DIGITS,
-    MAX_LEVELS,
-    MAX_MEMBERS,
-    SAMPLES,
-    Facts,
-    names_are_data,
-)
+
+MAX_LEVELS = 60
+"""Arrays and objects of a deeper level are JSON text; the document itself is level 1."""
+MAX_DIGITS = 38
+"""Integers of more digits are text."""
+MAX_MEMBERS = 1000
+"""Names of an object of more different ones are data; default of ``max_struct_fields=``."""
+MANY_NAMES = 32
+"""Names of an object of no more different ones are not data."""
+SMALL = 1 << 14
+"""Cells of a struct's members: a struct of fewer cells is small, however empty it is."""
+RARE = 16
+"""Names are rare where an object has fewer than one in this number of them, on average."""
+SAMPLES = 3
+"""How many documents are named for each kind of value."""
 
 Family = Literal["boolean", "number", "string", "array", "object"]
 """Values of one family may have a common type."""
@@ -70,8 +77,89 @@ FAMILIES: Mapping[str, Family] = {
     "object": "object",
 }
 """The family of each kind of value, in the order in which a tie is decided."""
-NO_FACTS: Found = Facts().inner_dict()
 _FLAGS = ("inexact", "long", "beyond", "minus_zero", "nul")
+NO_FACTS: Found = {
+    "counts": {},
+    "samples": {},
+    "low": 0,
+    "high": 0,
+    **dict.fromkeys(_FLAGS, False),
+    "names": [],
+    "members": 0,
+    "present": 0,
+    "item": None,
+    "values": None,
+    "fields": [],
+}
+"""Facts of a field without values."""
+FIELDS, SOME, NAMES, NOTHING = range(4)
+"""Members are fields; only configured ones are wanted; names of members are data; values stay as written."""
+Configuration: TypeAlias = tuple[int, Sequence[tuple[bytes, Any]], Any, Any]
+"""What is known of a field before documents are read: how members of its objects are taken (as above), and
+configurations: of members by name, of items of arrays, and of values of objects whose names are data."""
+Instructions: TypeAlias = tuple[str, int, Any]
+"""How a column is built: its type, the kinds of values that are dropped (a bit for each), and what is inside:
+of a list or a map other instructions, of a struct pairs of a name and instructions.
+
+===========  ========================================================================
+``null``     no value
+``bool``     true, false
+``int64``    integers
+``uint64``   integers
+``decimal``  integers of up to 38 digits: decimal128(38, 0)
+``double``   numbers, the nearest double of each
+``text``     strings as they are, other scalars as they are written
+``written``  strings as they are, any other value as it is written
+``json``     every value as it is written
+``list``     arrays
+``struct``   objects; members without instructions are passed over
+``map``      objects, their names are keys
+===========  ========================================================================
+"""
+_TYPES = {
+    "null": pa.null(),
+    "bool": pa.bool_(),
+    "int64": pa.int64(),
+    "uint64": pa.uint64(),
+    "decimal": pa.decimal128(MAX_DIGITS, 0),
+    "double": pa.float64(),
+    "text": pa.string(),
+    "written": pa.string(),
+    "json": pa.string(),
+}
+
+
+def names_are_data(objects: int, names: int, members: int, max_members: int = MAX_MEMBERS) -> bool:
+    """Whether names of objects are data, so that a struct would be almost empty."""
+    if names > max_members:
+        return True
+    cells = objects * names
+    return names > MANY_NAMES and cells > SMALL and members * RARE < cells
+
+
+def rendered_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column in the output: ``{}`` is JSON text, and nulls in a list or a map are text."""
+    if pa.types.is_struct(kind):
+        members = [(each.name, rendered_type(each.type)) for each in kind]
+        return pa.struct(members) if members else pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(pa.string() if pa.types.is_null(kind.value_type) else rendered_type(kind.value_type))
+    if pa.types.is_map(kind):
+        null = pa.types.is_null(kind.item_type)
+        return pa.map_(kind.key_type, pa.string() if null else rendered_type(kind.item_type))
+    return kind
+
+
+def type_of(layout: Instructions) -> pa.DataType:
+    """The Arrow type of a column that is built so."""
+    name, _, inside = layout
+    if name == "list":
+        return pa.list_(type_of(inside))
+    if name == "map":
+        return pa.map_(pa.string(), type_of(inside))
+    if name == "struct":
+        return pa.struct([(member.decode(), type_of(each)) for member, each in inside])
+    return _TYPES[name]
 
 
 @dataclass(frozen=True, slots=True)

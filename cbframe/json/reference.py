@@ -5,27 +5,7 @@
 some text is wanted as it is written, are read by :func:`scan`. Then values are taken field by field: each
 :class:`_Field` has the list of its values, from which facts and columns follow.
 
-A layout is a tuple of a type's name, the kinds of values that are dropped (a bit for each), and what is
-inside: of a list or a map another layout, of a struct pairs of a name and a layout.
-
-===========  ========================================================================
-``null``     no value
-``bool``     true, false
-``int64``    integers
-``uint64``   integers
-``decimal``  integers of up to 38 digits: decimal128(38, 0)
-``double``   numbers, the nearest double of each
-``text``     strings as they are, other scalars as they are written
-``written``  strings as they are, any other value as it is written
-``json``     every value as it is written
-``list``     arrays
-``struct``   objects; members without a layout are passed over
-``map``      objects, their names are keys
-===========  ========================================================================
-
-A configuration says what is known of a field before documents are read: how members of its objects are taken
-(:data:`FIELDS`, :data:`SOME`, :data:`NAMES`, :data:`NOTHING`), then the configurations of members by name, of
-items of arrays, and of the values of objects whose names are data.
+What a converter is told, and the limits, are in :mod:`cbframe.json.layout`.
 """
 
 from __future__ import annotations
@@ -48,79 +28,29 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cbframe.json.layout import (
+    FAMILIES,
+    FIELDS,
+    MAX_DIGITS,
+    MAX_LEVELS,
+    MAX_MEMBERS,
+    NAMES,
+    NOTHING,
+    SAMPLES,
+    SOME,
+    Configuration,
+    Instructions,
+    type_of,
+)
+
+KINDS = tuple(FAMILIES)
 MAX_DEPTH = 200
 """Documents that nest deeper are rejected."""
-MAX_LEVELS = 60
-"""Arrays and objects of a deeper level are JSON text; the document itself is level 1."""
-MAX_DIGITS = 38
-"""Integers of more digits are text."""
-MAX_MEMBERS = 1000
-"""Names of an object of more different ones are data; default of ``max_struct_fields=``."""
-MANY_NAMES = 32
-"""Names of an object of no more different ones are not data."""
-SMALL = 1 << 14
-"""Cells of a struct's members: a struct of fewer cells is small, however empty it is."""
-RARE = 16
-"""Names are rare where an object has fewer than one in this number of them, on average."""
-SAMPLES = 3
-"""How many documents are named for each kind of value."""
-KINDS = ("boolean", "integer", "double", "string", "array", "object")
-FIELDS, SOME, NAMES, NOTHING = range(4)
-"""Members are fields; only configured ones are wanted; names of members are data; values stay as written."""
 GOOD, _BINARY, EMPTY, NOT_UTF8, TOO_DEEP, INVALID_JSON, NOT_AN_OBJECT = range(7)
 
-Layout: TypeAlias = tuple[str, int, Any]
-Configuration: TypeAlias = tuple[int, Sequence[tuple[bytes, Any]], Any, Any]
 Place: TypeAlias = tuple[int, int]
 """A vbucket and a seqno."""
 _Rows: TypeAlias = npt.NDArray[np.int64]
-
-
-def names_are_data(objects: int, names: int, members: int, max_members: int = MAX_MEMBERS) -> bool:
-    """Whether names of objects are data, so that a struct would be almost empty."""
-    if names > max_members:
-        return True
-    cells = objects * names
-    return names > MANY_NAMES and cells > SMALL and members * RARE < cells
-
-
-def rendered(kind: pa.DataType) -> pa.DataType:
-    """The type of a column in the output: ``{}`` is JSON text, and nulls in a list or a map are text."""
-    if pa.types.is_struct(kind):
-        return (
-            pa.struct([(each.name, rendered(each.type)) for each in kind]) if kind.num_fields else pa.string()
-        )
-    if pa.types.is_list(kind):
-        return pa.list_(pa.string() if pa.types.is_null(kind.value_type) else rendered(kind.value_type))
-    if pa.types.is_map(kind):
-        null = pa.types.is_null(kind.item_type)
-        return pa.map_(kind.key_type, pa.string() if null else rendered(kind.item_type))
-    return kind
-
-
-_TYPES = {
-    "null": pa.null(),
-    "bool": pa.bool_(),
-    "int64": pa.int64(),
-    "uint64": pa.uint64(),
-    "decimal": pa.decimal128(MAX_DIGITS, 0),
-    "double": pa.float64(),
-    "text": pa.string(),
-    "written": pa.string(),
-    "json": pa.string(),
-}
-
-
-def type_of(layout: Layout) -> pa.DataType:
-    """The Arrow type of a column."""
-    name, _, inside = layout
-    if name == "list":
-        return pa.list_(type_of(inside))
-    if name == "map":
-        return pa.map_(pa.string(), type_of(inside))
-    if name == "struct":
-        return pa.struct([(member.decode(), type_of(each)) for member, each in inside])
-    return _TYPES[name]
 
 
 # Values with their source -----------------------------------------------------------------------------------
@@ -772,7 +702,7 @@ class _Field:
 
     # Columns
 
-    def prepare(self, layout: Layout) -> None:
+    def prepare(self, layout: Instructions) -> None:
         """Take what is inside of the values as a column has it."""
         name, _, inside = layout
         if name == "map" and self.inside != NAMES:
@@ -789,7 +719,7 @@ class _Field:
             for member, each in inside:
                 self.member(member.decode()).prepare(each)
 
-    def needs_source(self, layout: Layout) -> bool:
+    def needs_source(self, layout: Instructions) -> bool:
         """Whether a column has text that only the documents have."""
         name, dropped, inside = layout
         counts = self.counts
@@ -811,7 +741,7 @@ class _Field:
         )
 
     def column(
-        self, layout: Layout, forms: Sequence[int] = (), written: list[str | None] | None = None
+        self, layout: Instructions, forms: Sequence[int] = (), written: list[str | None] | None = None
     ) -> pa.Array:
         """A column with a row for each row."""
         name, dropped, _ = layout
@@ -829,7 +759,7 @@ class _Field:
         if written is None and name in _FROM_SOURCE and self.needs_source(layout):
             written = self._written(values, forms)
         try:
-            array = _array(_cells(name, values, counts, written), _TYPES[name])
+            array = _array(_cells(name, values, counts, written), type_of(layout))
         except (OverflowError, pa.ArrowInvalid):
             raise MisfitError from None
         return array if self._rows is None else _spread(array, self._rows, self.length)
@@ -842,7 +772,7 @@ class _Field:
             for value, row in zip(values, rows, strict=True)
         ]
 
-    def _nested(self, layout: Layout, forms: Sequence[int], *, dropped: bool) -> pa.Array:
+    def _nested(self, layout: Instructions, forms: Sequence[int], *, dropped: bool) -> pa.Array:
         name, _, inside = layout
         kind = _ARRAY if name == "list" else _OBJECT
         containers, rows = self._arrays if name == "list" else self._objects
@@ -872,7 +802,7 @@ class _Field:
         nulls = self.length - len(containers)
         return pa.Array.from_buffers(type_of(layout), self.length, buffers, nulls, children=children)
 
-    def _member_column(self, name: str, layout: Layout, forms: Sequence[int]) -> pa.Array:
+    def _member_column(self, name: str, layout: Instructions, forms: Sequence[int]) -> pa.Array:
         if self.inside == SOME and not self.is_known(name):
             return pa.nulls(self.length, type_of(layout))
         return self.member(name).column(layout, forms)
@@ -1039,7 +969,7 @@ class Converter:
         root.fields(facts, _Places(*self._where), self._is_unwanted)
         return facts
 
-    def build(self, columns: Sequence[tuple[bytes, Layout]]) -> list[pa.Array]:
+    def build(self, columns: Sequence[tuple[bytes, Instructions]]) -> list[pa.Array]:
         """Columns of the batch."""
         root = self._batch()
         return [
@@ -1049,7 +979,7 @@ class Converter:
             for name, layout in columns
         ]
 
-    def _built(self, name: str, member: _Field, layout: Layout) -> pa.Array:
+    def _built(self, name: str, member: _Field, layout: Instructions) -> pa.Array:
         member.prepare(layout)
         if not member.needs_source(layout):
             return member.column(layout)

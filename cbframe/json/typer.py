@@ -23,15 +23,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe import core
-from cbframe.json import reference
+from cbframe.core import COMPILED
 from cbframe.json.arrays import array_of, recast
 from cbframe.json.layout import (
     FAMILIES,
+    FIELDS,
+    MAX_MEMBERS,
     NO_FACTS,
+    SOME,
     Column,
+    Configuration,
     Family,
     Found,
+    Instructions,
     Layout,
     Path,
     Place,
@@ -42,9 +46,9 @@ from cbframe.json.layout import (
     layout_of,
     struct,
     tree_of,
+    type_of,
     widths,
 )
-from cbframe.json.reference import FIELDS, MAX_MEMBERS, SOME, Configuration, type_of
 
 OURS = "_cb_"
 """Documents own every name that does not begin so."""
@@ -81,7 +85,7 @@ class CompiledConverter:
     def __init__(
         self, max_members: int, known: Configuration | None = None, *, keeps_rest: bool = False
     ) -> None:
-        self._core = core.compiled().Converter(max_members, known, keeps_rest=keeps_rest)
+        self._core = COMPILED.Converter(max_members, known, keeps_rest=keeps_rest)
 
     def shred(
         self,
@@ -98,7 +102,7 @@ class CompiledConverter:
         """What the batch's documents have in common; to be asked for before :meth:`build`."""
         return self._core.facts()
 
-    def build(self, columns: Sequence[tuple[bytes, reference.Layout]]) -> list[pa.Array]:
+    def build(self, columns: Sequence[tuple[bytes, Instructions]]) -> list[pa.Array]:
         """Columns of the batch; ValueError if one cannot hold its values."""
         parts = self._core.build(columns)
         return [array_of(type_of(layout), each) for (_, layout), each in zip(columns, parts, strict=True)]
@@ -112,10 +116,13 @@ class CompiledConverter:
         return [(kind, np.frombuffer(rows, np.uint32)) for kind, rows in self._core.rows_by_kind(place)]
 
 
-Converter: Any = reference.Converter if core.compiled() is None else CompiledConverter
-"""That of the core that runs: the interface and the results are the same."""
-Facts: Any = reference.Facts if core.compiled() is None else core.compiled().Facts
-"""What its :meth:`~cbframe.json.reference.Converter.facts` gives."""
+# Those of the core that runs: the interface and the results are the same.
+Converter: Any
+Facts: Any
+if COMPILED is None:
+    from cbframe.json.reference import Converter, Facts
+else:
+    Converter, Facts = CompiledConverter, COMPILED.Facts
 
 
 class Reason(IntEnum):
@@ -522,8 +529,8 @@ def _build(converter: Converter, columns: Mapping[str, Column]) -> dict[str, pa.
     return dict(zip(columns, converter.build(layouts), strict=True))
 
 
-def _instructions(column: Column) -> tuple[str, int, Any]:
-    """How the converter builds a column: name of the type, kinds that become null, and what is inside."""
+def _instructions(column: Column) -> Instructions:
+    """How the converter builds a column."""
     only: Family | None = "object" if column.cut else column.only
     dropped = 0 if only is None else _DROPPED[only]
     if column.how == "map" and column.item is not None:

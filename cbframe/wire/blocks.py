@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cbframe.core import compiled
+from cbframe.core import COMPILED
 from cbframe.errors import ProtocolError
 from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, Datatype, Magic, Opcode, Status
@@ -337,8 +337,8 @@ class FrameDecoder:
 
 def frame_decoder(max_body: int) -> FrameDecoder:
     """The decoder of the core that runs."""
-    core = compiled()
-    return FrameDecoder(max_body) if core is None else cast("FrameDecoder", core.FrameDecoder(max_body))
+    decoder: type[FrameDecoder] = FrameDecoder if COMPILED is None else COMPILED.FrameDecoder
+    return decoder(max_body)
 
 
 def data_block(buffer: bytearray | memoryview, decoded: Decoded) -> DataBlock:

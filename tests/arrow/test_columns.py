@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cbframe.arrow import columns
 from cbframe.arrow.columns import METADATA_TYPES, XATTRS, XATTRS_TYPE, raw_schema
-from cbframe.core import compiled
+from cbframe.core import COMPILED
 from cbframe.errors import ProtocolError
 from cbframe.local import items as plain
 from cbframe.wire.blocks import DataBlock
@@ -33,8 +33,8 @@ def record_batch(block: DataBlock, schema: pa.Schema, **options: int) -> pa.Reco
     """As both cores make it: they are one, also in what they refuse."""
     found: list[pa.RecordBatch | tuple[str, int | None]] = []
     failed: ProtocolError | None = None
-    for core in dict.fromkeys((None, compiled())):
-        with patch.object(columns, "compiled", lambda core=core: core):
+    for core in dict.fromkeys((None, COMPILED)):
+        with patch.object(columns, "COMPILED", core):
             try:
                 found.append(columns.record_batch(block, schema, **options))
             except ProtocolError as exc:

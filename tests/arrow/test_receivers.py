@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cbframe.arrow import current_rows
 from cbframe.arrow.current_rows import ARRIVED, VERSION, CurrentRows, is_document, newest
 from cbframe.arrow.receivers import DeferringBatchReceiver
-from cbframe.core import compiled
+from cbframe.core import COMPILED
 from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConnectError
@@ -254,6 +254,6 @@ def test_the_newest_of_each_document(some: list[tuple[bytes, int, int]], cut: in
         name: pa.chunked_array([pa.array(part, kind) for part in (values[:cut], values[cut:])], kind)
         for (name, kind), values in zip(columns, [[row[i] for row in some] for i in range(3)], strict=True)
     }
-    for core in dict.fromkeys((None, compiled())):
-        with patch.object(current_rows, "compiled", lambda core=core: core):
+    for core in dict.fromkeys((None, COMPILED)):
+        with patch.object(current_rows, "COMPILED", core):
             assert np.flatnonzero(newest(pa.table(arrays))).tolist() == sorted(best.values())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from json_documents import anything, documents, scalars
 from typed_documents import typed_values
 
-from cbframe.json import reference
+from cbframe.json import layout
 from cbframe.json.layout import Column
 
 LONG = ["340282366920938463463374607431768211456", "-" + "9" * 39, "9" * 38, "1" * 5000]
@@ -39,7 +39,7 @@ some = st.lists(st.one_of(documents(objects), documents(edges)), max_size=14)
 def _small_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names are data in few and small objects."""
     for name, number in (("MANY_NAMES", 2), ("SMALL", 6), ("RARE", 2)):
-        monkeypatch.setattr(reference, name, number)
+        monkeypatch.setattr(layout, name, number)
 
 
 def json_places(plan: Column) -> set[str]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from json_documents import anything, documents
 from json_oracle import Facts, columns, merged, read, typed
 
-from cbframe.json.reference import names_are_data, rendered
+from cbframe.json.layout import names_are_data, rendered_type
 
 GOLDEN = Path(__file__).with_name("golden.txt").read_text("utf-8")
 
@@ -46,7 +46,7 @@ def told(cells: Any) -> str:
 def test_golden(documents: list[str], wanted: list[tuple[str, str, str, str]]) -> None:
     found = typed(document.encode() for document in documents)
     assert [
-        (name, str(column.type), str(rendered(column.type)), told(found.cells[name]))
+        (name, str(column.type), str(rendered_type(column.type)), told(found.cells[name]))
         for name, column in found.columns.items()
     ] == wanted
 
@@ -140,10 +140,13 @@ def test_rare_names_with_different_values_are_json_text() -> None:
 def test_values_of_a_map_are_structs_and_maps() -> None:
     structs = typed(counts(900, 300, {"x": 1, "y": []}))
     assert str(structs.columns["a"].type) == "map<string, struct<x: int64, y: list<item: null>>>"
-    assert str(rendered(structs.columns["a"].type)) == "map<string, struct<x: int64, y: list<item: string>>>"
+    assert (
+        str(rendered_type(structs.columns["a"].type))
+        == "map<string, struct<x: int64, y: list<item: string>>>"
+    )
     maps = typed(json.dumps({"a": {f"n{n % 300}": {f"m{n % 301}": None}}}).encode() for n in range(900))
     assert str(maps.columns["a"].type) == "map<string, map<string, null>>"
-    assert str(rendered(maps.columns["a"].type)) == "map<string, map<string, string>>"
+    assert str(rendered_type(maps.columns["a"].type)) == "map<string, map<string, string>>"
 
 
 def test_names_that_many_objects_have_are_members() -> None:

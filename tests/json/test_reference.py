@@ -16,11 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from json_documents import anything, documents, nest, scalars, tame, unsound
 
-from cbframe import core
+from cbframe.core import COMPILED
 from cbframe.json import reference, typer
-from cbframe.json.reference import FIELDS, NAMES, NOTHING, SOME, Configuration, Layout, type_of
+from cbframe.json.layout import (
+    FIELDS,
+    NAMES,
+    NO_FACTS,
+    NOTHING,
+    SOME,
+    Configuration,
+    Instructions,
+    type_of,
+)
 
-needs_core = pytest.mark.skipif(core.compiled() is None, reason="needs the compiled core")
+needs_core = pytest.mark.skipif(COMPILED is None, reason="needs the compiled core")
 CORES = [
     pytest.param(typer.CompiledConverter, id="rust", marks=needs_core),
     pytest.param(reference.Converter, id="python"),
@@ -74,7 +83,7 @@ configurations: st.SearchStrategy[Configuration] = st.recursive(
 ).map(lambda each: (each[0] if each[0] == SOME else FIELDS, each[1], None, None))
 SCALARS = ["null", "bool", "int64", "uint64", "decimal", "double", "text", "written", "json"]
 dropped = st.sampled_from([0, 0, 0, 0b000001, 0b110000, 0b001111, 0b110111, 0b111001])
-layouts: st.SearchStrategy[Layout] = st.recursive(
+layouts: st.SearchStrategy[Instructions] = st.recursive(
     st.tuples(st.sampled_from(SCALARS), dropped, st.none()),
     lambda inner: st.one_of(
         st.tuples(st.just("list"), dropped.map(lambda kinds: kinds & 0b101111), inner),
@@ -109,7 +118,7 @@ def exactly(cell: Any) -> Any:
     return repr(cell)
 
 
-def built(by: Any, name: bytes, layout: Layout) -> tuple[pa.DataType, list[str]] | None:
+def built(by: Any, name: bytes, layout: Instructions) -> tuple[pa.DataType, list[str]] | None:
     """A column's type and cells; None if it cannot hold its values."""
     try:
         [array] = by.build([(name, layout)])
@@ -119,7 +128,7 @@ def built(by: Any, name: bytes, layout: Layout) -> tuple[pa.DataType, list[str]]
     return array.type, list(map(exactly, array.to_pylist()))
 
 
-def layout_of(column: oracle.Column) -> Layout:
+def layout_of(column: oracle.Column) -> Instructions:
     if column.json:
         return "json", 0, None
     if pa.types.is_struct(column.type):
@@ -181,7 +190,11 @@ def check_with_oracle(by: Any, values: list[bytes], limit: int) -> None:
 
 
 def check_with_core(
-    values: list[bytes], known: Configuration | None, limit: int, rest: bool, some: list[tuple[bytes, Layout]]
+    values: list[bytes],
+    known: Configuration | None,
+    limit: int,
+    rest: bool,
+    some: list[tuple[bytes, Instructions]],
 ) -> None:
     """All that the compiled converter gives, the Python one gives."""
     one = typer.CompiledConverter(limit, known, keeps_rest=rest)
@@ -232,7 +245,7 @@ def check_blocks(values: list[bytes], limit: int) -> None:
 def check_merging(batches: list[list[bytes]], limit: int) -> None:
     """Facts of batches are those of all documents, in any order, of either core, and however often stored."""
     kinds: list[Any] = [reference.Converter]
-    if core.compiled() is not None:
+    if COMPILED is not None:
         kinds.append(typer.CompiledConverter)
     stored = []
     for kind in kinds:
@@ -263,6 +276,10 @@ def both(length: int) -> Any:
     """The quick form of a property, and its long one."""
     long = pytest.param(length, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])
     return pytest.mark.parametrize("examples", [50, long], ids=["quick", "long"])
+
+
+def test_facts_of_no_values() -> None:
+    assert reference.Facts().inner_dict() == NO_FACTS
 
 
 limits = st.sampled_from([0, 2, 1000])
@@ -392,8 +409,8 @@ def test_named_as_json(kind: Any, values: list[bytes]) -> None:
 @pytest.mark.parametrize("values", NAMED.values(), ids=NAMED)
 def test_named_as_the_core(values: list[bytes]) -> None:
     for name in SCALARS:
-        layout: Layout = (name, 0, None)
-        columns: list[tuple[bytes, Layout]] = [(each, layout) for each in (b"a", b"b", b"c", b"\0")]
+        layout: Instructions = (name, 0, None)
+        columns: list[tuple[bytes, Instructions]] = [(each, layout) for each in (b"a", b"b", b"c", b"\0")]
         columns += [(b"a", ("list", 0b101111, layout)), (b"a", ("map", 0b011111, layout))]
         columns += [(b"b", ("struct", 0b011111, [(b"x", layout), (b"c", layout)]))]
         check_with_core(values, (SOME, [(b"b", (FIELDS, [], None, None))], None, None), 1000, True, columns)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cbframe.core import compiled
+from cbframe.core import COMPILED
 from cbframe.errors import ProtocolError
 from cbframe.wire.blocks import DataBlock, Decoded, FrameDecoder, data_block, frame_decoder, refuse
 from cbframe.wire.constants import HEADER_LENGTH, MAX_BODY_LENGTH, Opcode
@@ -21,8 +21,8 @@ Item = DataMessage | Frame
 Decoder = Callable[..., tuple[list[Item], int]]
 CORES: dict[str, Callable[[int], FrameDecoder]] = {"python": FrameDecoder}
 """Decoders of frames by the name of their core."""
-if compiled() is not None:
-    CORES["rust"] = compiled().FrameDecoder
+if COMPILED is not None:
+    CORES["rust"] = COMPILED.FrameDecoder
 OPAQUE = 0x5A00_0000
 
 
