@@ -376,16 +376,22 @@ class Callbacks:
             purge_seqno=stream.purge_seqno or held.purge_seqno,
             manifest_uid=stream.manifest_uid or held.manifest_uid,
         )
-        ok, err = "tot_set_vbucket_metadata_ok", "tot_set_vbucket_metadata_err"
+        store: Callable[..., object] = self._receiver.set_metadata
+        stored: object = metadata
         if self._positions is not None:
-            self._counted(ok, err, self._positions.store, stream.vbucket, metadata)
-            return
+            store = self._positions.store
+        else:
+            try:
+                stored = metadata.to_json()
+            except (TypeError, ValueError) as exc:
+                stats.tot_set_vbucket_metadata_marshal_err += 1
+                raise StreamError(f"the metadata has no JSON: {exc}", vbucket=stream.vbucket) from exc
         try:
-            encoded = metadata.to_json()
-        except (TypeError, ValueError) as exc:
-            stats.tot_set_vbucket_metadata_marshal_err += 1
-            raise StreamError(f"the metadata has no JSON: {exc}", vbucket=stream.vbucket) from exc
-        self._counted(ok, err, self._receiver.set_metadata, stream.vbucket, encoded)
+            self._call(store, stream.vbucket, stored)
+        except CbframeError:
+            stats.tot_set_vbucket_metadata_err += 1
+            raise
+        stats.tot_set_vbucket_metadata_ok += 1
 
     def deliver(self, block: DataBlock, receipt: Receipt) -> None:
         """Give the receiver documents; `receipt` is done when they are consumed."""
@@ -405,9 +411,13 @@ class Callbacks:
 
     def snapshot(self, stream: Stream) -> None:
         """A snapshot begins."""
-        ok, err = "tot_upr_snapshot_ok", "tot_upr_snapshot_start_err"
         span = stream.snap_start, stream.snap_end, stream.snap_flags
-        self._counted(ok, err, self._receiver.snapshot_start, stream.vbucket, *span)
+        try:
+            self._call(self._receiver.snapshot_start, stream.vbucket, *span)
+        except CbframeError:
+            self._stats.tot_upr_snapshot_start_err += 1
+            raise
+        self._stats.tot_upr_snapshot_ok += 1
 
     def advanced(self, stream: Stream) -> None:
         """A stream got on without documents: for receivers that want to know."""
@@ -453,16 +463,6 @@ class Callbacks:
             raise
         stats.tot_upr_stream_req_res_want_after_rollback_err += 1
         return True
-
-    def _counted(self, ok: str, err: str, callback: Callable[..., T], *args: object) -> T:
-        """Call, and move one of two counters."""
-        try:
-            result = self._call(callback, *args)
-        except CbframeError:
-            self._stats.count(err)
-            raise
-        self._stats.count(ok)
-        return result
 
     def _call(self, callback: Callable[..., T], *args: object) -> T:
         assert threading.get_ident() == self._owner, "callbacks run on the node's thread"
