@@ -122,7 +122,9 @@ dtype_backend, progress, options
     CbframeError
         The bucket could not be looked at.
     """
-    spec = ScanSpec.of_arguments(locals())
+    arguments = dict(locals())
+    del arguments["npartitions"], arguments["sample_rows"], arguments["include_credentials"]
+    spec = ScanSpec.of(**arguments)
     try:
         import dask  # noqa: PLC0415 - optional
         import dask.dataframe as dd  # noqa: PLC0415 - as above

@@ -10,7 +10,7 @@ A bounded read
        ReadResult ◀── Outcome ◀── Pipeline ◀── add() ◀── take() ◀── DeferringBatchReceiver (arrow)
        result         shape       pipeline      the caller's thread
 
-* ``spec``: every public function makes one frozen ``ScanSpec`` of its ``locals()``. It checks all arguments,
+* ``spec``: every public function makes one frozen ``ScanSpec`` of its arguments. It checks all arguments,
   before anything is connected, and knows the defaults. It can be pickled: partitions are specs with pins.
 * ``names``: where collections are asked for by name, a connection to the cluster turns names into ids before
   the read, and looks again after it. A collection that went meanwhile is an error.

@@ -186,7 +186,17 @@ def doctor(
     examination = _Examination(timeout, began)
     try:
         options = BucketDataSourceOptions(proxies=proxies, allow_plain=allow_plain)
-        target = ScanSpec.of_arguments(locals())
+        target = ScanSpec.of(
+            conn,
+            bucket,
+            auth=auth,
+            tls=tls,
+            network=network,
+            scope=scope,
+            collections=collections,
+            timeout=timeout,
+            options=options,
+        )
         parsed = parse_connection_string(target.server_urls).on_network(network)
         authenticator = as_authenticator(target.auth)
         context = client_context(target.tls, authenticator, parsed)

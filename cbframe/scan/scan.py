@@ -592,7 +592,7 @@ def scan_bucket(
     ...     print(scan.to_arrow().to_pylist())
     [{'_cb_key': 'hotel_1', 'geo.lat': 47.4}]
     """
-    return BucketScan(ScanSpec.of_arguments(locals()))
+    return BucketScan(ScanSpec.of(**locals()))
 
 
 @overload
@@ -743,7 +743,9 @@ spool_dir, spill_bytes, timeout, dtype_backend, progress, options
     >>> df.loc["airline_10", "name"]
     '40-Mile Air'
     """
-    scan = BucketScan(ScanSpec.of_arguments(locals()))
+    arguments = dict(locals())
+    del arguments["return_type"], arguments["split_by"]
+    scan = BucketScan(ScanSpec.of(**arguments))
     one_of(*get_args(ReturnType))("return_type", return_type)
 
     def frame(result: ReadResult) -> pd.DataFrame | pa.Table | pl.DataFrame:

@@ -356,7 +356,7 @@ spool_dir, spill_bytes, timeout, dtype_backend, progress, options
     >>> [(field.path, field.values) for field in report.fields]
     [('name', 2), ('geo', 1), ('geo.lat', 1)]
     """
-    spec = ScanSpec.of_arguments(locals())
+    spec = ScanSpec.of(**locals())
     result, reader = ReadSession(spec).stream()
     members = {".".join(path) for path in spec.columns or () if len(path) > 1}
     description = Description(lambda name: spec.nested == "flatten" or name in members)

@@ -504,12 +504,6 @@ class ScanSpec:
         named_context(spec.tls, parsed)
         return spec
 
-    @classmethod
-    def of_arguments(cls, arguments: Mapping[str, Any]) -> Self:
-        """The scan that the ``locals()`` of a public function ask for, whatever else is among them."""
-        known = {"conn", "bucket", *ScanArguments.__annotations__}
-        return cls.of(**{name: value for name, value in arguments.items() if name in known})
-
     def __post_init__(self) -> None:
         if self.columns is not None and not self.parsed:
             raise ConfigurationError(

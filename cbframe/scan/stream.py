@@ -777,9 +777,11 @@ def stream_bucket(
         raise ConfigurationError(
             f"on_rollback={on_rollback!r}", hint=f"choose from: {', '.join(_ON_ROLLBACK)}, or give a function"
         )
+    arguments = dict(locals())
+    del arguments["start"], arguments["on_rollback"], arguments["max_latency"]
     if options is None:
-        options = BucketDataSourceOptions(recovery_timeout=_RECOVERY)
-    spec = ScanSpec.of_arguments(locals())
+        arguments["options"] = BucketDataSourceOptions(recovery_timeout=_RECOVERY)
+    spec = ScanSpec.of(**arguments)
     max_latency = not_negative("max_latency", max_latency)
     options = spec.options
     if options.seq_end is not None:

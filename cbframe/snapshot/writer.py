@@ -100,6 +100,22 @@ _DEFAULTS: dict[str, Any] = {
 }
 WANTED = frozenset(_DEFAULTS)
 """The arguments that are kept."""
+HOW = (
+    "conn",
+    "bucket",
+    "auth",
+    "tls",
+    "network",
+    "consistency",
+    "batch_bytes",
+    "buffer_bytes",
+    "spool_dir",
+    "spill_bytes",
+    "timeout",
+    "progress",
+    "options",
+)
+"""The arguments that say how one update reads."""
 
 
 def stored_form(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,7 +202,7 @@ def spec_of(arguments: Mapping[str, Any], stored: Mapping[str, Any]) -> ScanSpec
     xattrs = flag("xattrs", asked.pop("xattrs"))
     asked["metadata"] = (*METADATA, "xattrs") if xattrs else METADATA
     # Files have documents until the server has removed them: who reads says by when they have expired.
-    return ScanSpec.of_arguments({**arguments, **asked, "expired": "keep"})
+    return ScanSpec.of(**{name: arguments[name] for name in HOW}, **asked, expired="keep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

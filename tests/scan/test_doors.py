@@ -20,6 +20,7 @@ from cbframe import BucketDataSourceOptions, ConfigurationError
 from cbframe.contrib import dask as on_dask
 from cbframe.contrib import delta
 from cbframe.scan.spec import ScanArguments, ScanSpec
+from cbframe.snapshot.writer import HOW, WANTED
 
 NOWHERE = "couchbase://127.0.0.1:1/b"
 AUTH = ("u", "p")
@@ -241,6 +242,20 @@ def test_scans_take_what_is_described() -> None:
         assert names_of(function) >= {"conn", "bucket", *ScanArguments.__annotations__}, name
 
 
+@pytest.mark.parametrize("name", ["colums", "path", "start", "bucket_name"])
+def test_an_argument_that_no_scan_has_is_an_error(name: str) -> None:
+    with pytest.raises(TypeError, match=name):
+        ScanSpec.of(NOWHERE, **{name: None})
+
+
+def test_each_argument_of_a_copy_has_a_meaning() -> None:
+    """It says what is kept, or how it is read; the others are about the place where the copy is."""
+    places = {"path", "uri", "mode", "compression", "file_bytes", "filesystem", "storage_options"}
+    for name, function in COPIES.items():
+        assert names_of(function) - WANTED - {*HOW} <= places | {"break_lock", "clock"}, name
+        assert names_of(function) >= WANTED | {*HOW}, name
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_shared_arguments_have_one_default_and_one_annotation(door: str) -> None:
     ours, theirs = (inspect.signature(each).parameters for each in (DOORS[door], cbframe.scan_bucket))
@@ -261,7 +276,7 @@ def test_shared_arguments_have_one_default_and_one_annotation(door: str) -> None
 
 
 def test_the_description_has_these_defaults() -> None:
-    spec = ScanSpec.of_arguments({"conn": NOWHERE})
+    spec = ScanSpec.of(NOWHERE)
     parameters = inspect.signature(cbframe.scan_bucket).parameters
     defaults = {name: parameters[name].default for name in ScanArguments.__annotations__}
     assert spec == ScanSpec.of(NOWHERE, **defaults)
