@@ -57,6 +57,30 @@ def of_transactions(keys: pa.Array | pa.ChunkedArray) -> Mask:
     return found
 
 
+class KeyFilter:
+    """Leaves out rows by their keys: those without a prefix, and records of transactions."""
+
+    def __init__(self, prefix: bytes | None, *, drops_transactions: bool) -> None:
+        self._prefix, self._drops_transactions = prefix, drops_transactions
+        self.transaction_records = 0  # how many :meth:`reduce` has left out
+
+    def split(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Mask | None]:
+        """Rows with the prefix, and which of them are records that are to be left out; None if none is."""
+        if self._prefix is not None:
+            batch = batch.filter(pc.starts_with(batch.column(KEY), self._prefix))
+        if self._drops_transactions and (theirs := of_transactions(batch.column(KEY))).any():
+            return batch, theirs
+        return batch, None
+
+    def reduce(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows that are wanted."""
+        batch, theirs = self.split(batch)
+        if theirs is None:
+            return batch
+        self.transaction_records += int(theirs.sum())
+        return batch.filter(pa.array(~theirs))
+
+
 def has_expired(expiry: npt.NDArray[np.uint32], moment: int) -> Mask:
     """Which documents a GET does not find any more at a moment, in seconds since the epoch; 0 is never.
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cbframe.arrow.column_types import rendered
 from cbframe.arrow.columns import (
@@ -26,7 +25,7 @@ from cbframe.arrow.columns import (
     formed,
     is_json,
 )
-from cbframe.arrow.current_rows import newest, of_transactions
+from cbframe.arrow.current_rows import KeyFilter, newest
 from cbframe.cluster.collections_manifest import SYSTEM_SCOPE, CollectionName, CollectionsManifest
 from cbframe.dcp.positions import Position, VBucketOffset
 from cbframe.dcp.receiver import Receipt
@@ -342,7 +341,7 @@ class ChangeRows:
         self._target = target
         self._directory = directory
         self._raw = raw  # of what arrives
-        self.left_out = 0
+        self.by_key = KeyFilter(target.key_prefix, drops_transactions=target.transaction_records == "drop")
         asked = [f"_cb_{name}" for name in target.metadata]
         columns = [name for name in (VBUCKET, SEQNO) if name not in asked]
         columns += [name for name in asked if name != KEY]
@@ -357,12 +356,7 @@ class ChangeRows:
 
     def reduce(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Only the rows that are wanted."""
-        target = self._target
-        if target.key_prefix is not None:
-            batch = batch.filter(pc.starts_with(batch.column(KEY), target.key_prefix))
-        if target.transaction_records == "drop" and (theirs := of_transactions(batch.column(KEY))).any():
-            self.left_out += int(theirs.sum())
-            batch = batch.filter(pa.array(~theirs))
+        batch = self.by_key.reduce(batch)
         ids = batch.column(COLLECTION_ID).to_numpy()
         if ids.any():
             unique, codes = np.unique(ids, return_inverse=True)

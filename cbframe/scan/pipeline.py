@@ -22,7 +22,6 @@ from cbframe.arrow.columns import (
     DATATYPE,
     DELETION,
     EXPIRY,
-    KEY,
     MUTATION,
     OPCODE,
     POOL,
@@ -37,10 +36,10 @@ from cbframe.arrow.current_rows import (
     NOTHING,
     TRANSACTION_RECORD,
     CurrentRows,
+    KeyFilter,
     LeftOut,
     Mask,
     has_expired,
-    of_transactions,
 )
 from cbframe.arrow.filters import METADATA, Matcher, predicates
 from cbframe.arrow.filters import NAMES as FILTER_NAMES
@@ -76,7 +75,7 @@ class Intake:
         *,
         of_changes: bool = False,
     ) -> None:
-        self._prefix = target.key_prefix
+        self.by_key = KeyFilter(target.key_prefix, drops_transactions=target.transaction_records == "drop")
         self._names = names
         self._receiver = receiver
         self.matcher = Matcher(target.filters) if target.filters else None
@@ -84,20 +83,16 @@ class Intake:
         self._metadata = [name for name in METADATA if name in named and name not in FILTER_NAMES]
         self._by_name = not named.isdisjoint(FILTER_NAMES)
         self._collections: set[int] = set()
-        self._drops_transactions = target.transaction_records == "drop"
         self._moment = moment
         self._of_changes = of_changes
-        self.transaction_records = 0
 
     def reduce(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """A batch without what is not wanted; it may be empty."""
-        if self._prefix is not None:
-            batch = batch.filter(pc.starts_with(batch.column(KEY), self._prefix))
-        if self._drops_transactions and (theirs := of_transactions(batch.column(KEY))).any():
-            if self._of_changes:
-                self.transaction_records += int(theirs.sum())
-                batch = batch.filter(pa.array(~theirs))
-            else:
+        if self._of_changes:
+            batch = self.by_key.reduce(batch)
+        else:
+            batch, theirs = self.by_key.split(batch)
+            if theirs is not None:
                 batch = _marked(batch, theirs, TRANSACTION_RECORD)
         if self._moment is not None:
             expiry = batch.column(EXPIRY).to_numpy()

@@ -540,7 +540,7 @@ class ChangeStream(ShowsItself):
     @property
     def transaction_records(self) -> int:
         """How many changes of records of transactions were left out: keys that begin with ``_txn:``."""
-        return self._rows.left_out
+        return self._rows.by_key.transaction_records
 
     # -- whole outputs
 

@@ -235,7 +235,7 @@ class ChangeReader(Pipeline):
             dead=frozenset(dead),
             conflicts=typed.conflicts,
             rejected=dict(typed.rejected),
-            transaction_records=self.intake.transaction_records,
+            transaction_records=self.intake.by_key.transaction_records,
         )
 
     def _ran(self) -> Ran:
