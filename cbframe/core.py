@@ -12,11 +12,10 @@ import os
 from types import ModuleType
 from typing import Any
 
+from cbframe import __version__
 from cbframe.errors import ConfigurationError, DependencyError
 from cbframe.public import warn
 
-VERSION = "0.1.0"
-"""That of the package; a compiled core of another one is refused."""
 _CHOICES = ("", "rust", "python")
 # pip keeps a wheel that was built without cargo, and would install that again.
 HINT = (
@@ -44,9 +43,9 @@ def _load() -> ModuleType | None:
         module = importlib.import_module("cbframe._core")
     except ImportError as exc:
         raise DependencyError(f"the compiled core cannot be loaded: {exc}", hint=HINT) from exc
-    if module.__version__ != VERSION:
+    if module.__version__ != __version__:
         raise DependencyError(
-            f"the compiled core is of version {module.__version__}, and cbframe of {VERSION}", hint=HINT
+            f"the compiled core is of version {module.__version__}, and cbframe of {__version__}", hint=HINT
         )
     return module
 

@@ -135,7 +135,9 @@ def _names(node: ast.AST, package: list[str]) -> list[str]:
                 return [origin]
             # A submodule, or a name of the public surface.
             known = {*FLOORS, *MAY_USE, *GROUND, "__main__"}
-            return [f"cbframe.{alias.name}" if alias.name in known else "cbframe" for alias in names]
+            # The version is a constant, and stands where the package's metadata take it from.
+            wanted = [alias.name for alias in names if alias.name != "__version__"]
+            return [f"cbframe.{name}" if name in known else "cbframe" for name in wanted]
         case ast.Call(
             func=ast.Name(id=name) | ast.Attribute(attr=name), args=[ast.Constant(value=str(target))]
         ):
@@ -341,6 +343,7 @@ def test_what_is_found(path: str, source: str, problem: str) -> None:
         ),
         ("wire/a.py", "s = 'import socket'  # import time\nrun('cbframe.dcp')"),
         ("options.py", "from cbframe.errors import ConfigurationError\nimport dataclasses"),
+        ("core.py", "from cbframe import __version__"),
         ("cluster/rest.py", "import requests\nimport logging\nfrom cbframe.wire.messages import vbucket_of"),
         ("cluster/tls.py", "import ssl"),
         ("dcp/a.py", "import socket, threading, time, selectors, ssl\nimport cbframe.cluster.cluster_map"),

@@ -607,25 +607,12 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
     """
     if mode not in ("error", "overwrite"):
         raise ConfigurationError(f"mode={mode!r}", hint="choose from: error, overwrite")
-    arguments = locals()
     if transaction_records is None:
-        arguments["transaction_records"] = "drop"
+        transaction_records = "drop"
     if keys is None:
         # Always written down: tables of earlier versions of cbframe, without it, hold keys in another way.
-        arguments["keys"] = "text"
-    stored = stored_form(arguments)
-    # What is invalid is reported before anything is touched.
-    spec_of(arguments, stored)
-    path = path_of_files("uri", uri)
-    table = open_table(path, storage_options)
-    if table is not None and mode == "error":
-        raise SnapshotError(
-            "there is a Delta table already",
-            path=path,
-            hint='update_delta() brings it up to date; mode="overwrite" makes it again',
-        )
-    stored = named(stored, arguments)
-    return Mirror(path, table, None, stored, arguments).run()
+        keys = "text"
+    return _mirrored(locals(), mode)
 
 
 @public
@@ -692,12 +679,24 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
     CbframeError
         The bucket could not be read.
     """
-    arguments = locals()
+    return _mirrored(locals(), "update")
+
+
+def _mirrored(arguments: Mapping[str, Any], mode: Literal["error", "overwrite", "update"]) -> DeltaResult:
+    """One commit, as the ``locals()`` of a public function say."""
     given = stored_form(arguments)
     # What is invalid is reported before anything is touched.
     spec_of(arguments, given)
-    path = path_of_files("uri", uri)
-    table = open_table(path, storage_options)
+    path = path_of_files("uri", arguments["uri"])
+    table = open_table(path, arguments["storage_options"])
+    if table is not None and mode == "error":
+        raise SnapshotError(
+            "there is a Delta table already",
+            path=path,
+            hint='update_delta() brings it up to date; mode="overwrite" makes it again',
+        )
+    if mode != "update":
+        return Mirror(path, table, None, named(given, arguments), arguments).run()
     if table is None:
         raise SnapshotError("there is no Delta table", path=path, hint="to_delta() makes one")
     base: Base = base_of(table, path)
