@@ -10,8 +10,8 @@ from typing import TypeAlias
 from cbframe.local.auth import NOBODY, Credentials, SaslServer, User
 from cbframe.local.bucket import LocalBucket
 from cbframe.local.cluster_manager import ClusterConfig, RestConnection
-from cbframe.local.kv.connection import KvConnection
-from cbframe.local.kv.documents import DocumentService
+from cbframe.local.documents import DocumentService
+from cbframe.local.kv import KvConnection
 from cbframe.local.loop import AnySocket, Channel, Loop
 from cbframe.wire.constants import StreamEndReason
 

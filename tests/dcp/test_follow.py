@@ -154,7 +154,7 @@ def test_a_rebalance_is_followed_by_what_the_manager_streams(
 ) -> None:
     """Where nodes push nothing, and maps are not to be fetched a second time."""
     pushes = {Feature.CLUSTERMAP_CHANGE_NOTIFICATION, Feature.DUPLEX}
-    monkeypatch.setattr("cbframe.local.kv.connection.GRANTED", frozenset(Feature) - pushes)
+    monkeypatch.setattr("cbframe.local.kv.GRANTED", frozenset(Feature) - pushes)
     fetches = 0
     fetch = MapSource.fetch
 

@@ -14,8 +14,8 @@ from cbframe.dcp.connection import DcpConnection, MapPushed
 from cbframe.dcp.handshake import Login
 from cbframe.dcp.maps import MapSource
 from cbframe.errors import CbframeError, ProtocolError
-from cbframe.local.kv import connection
-from cbframe.local.kv.connection import KvConnection
+from cbframe.local import kv
+from cbframe.local.kv import KvConnection
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Datatype, Feature, Magic, Opcode
 from cbframe.wire.framing import Frame
@@ -146,7 +146,7 @@ def test_a_rebalance_is_followed_by_what_is_pushed(monkeypatch: pytest.MonkeyPat
 def test_a_push_without_a_body_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As 8.0 sends it to those who ask for brief ones: the map is fetched."""
     full, brief = Feature.CLUSTERMAP_CHANGE_NOTIFICATION, Feature.CLUSTERMAP_CHANGE_NOTIFICATION_BRIEF
-    monkeypatch.setattr(connection, "granted_in_8", lambda _wanted, granted: granted - {full} | {brief})
+    monkeypatch.setattr(kv, "granted_in_8", lambda _wanted, granted: granted - {full} | {brief})
     fetched = threading.Semaphore(0)
     fetch = MapSource.fetch
 

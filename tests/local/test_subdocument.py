@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cbframe.local import LocalCluster
-from cbframe.local.kv import subdocument
-from cbframe.local.kv.subdocument import RefusedError, parse_path
+from cbframe.local import LocalCluster, subdocument
+from cbframe.local.subdocument import RefusedError, parse_path
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import request
 

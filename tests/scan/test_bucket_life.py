@@ -22,7 +22,7 @@ from cbframe import (
     write_snapshot,
 )
 from cbframe.errors import ROLES_HINT, ClusterMapError
-from cbframe.local.kv.connection import KvConnection
+from cbframe.local.kv import KvConnection
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Status
 from cbframe.wire.framing import Frame

@@ -14,7 +14,7 @@ import pytest
 import cbframe
 from cbframe import AsOf, BucketDataSourceOptions, EnvironmentAuth, LocalCluster, ScanPartition, scan_bucket
 from cbframe.errors import ConfigurationError, RollbackError, StreamError
-from cbframe.local.kv.connection import HANDLERS
+from cbframe.local.kv import HANDLERS
 from cbframe.scan.session import Pins
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.messages import FailoverEntry, vbucket_of

@@ -9,7 +9,7 @@ import pytest
 from cbframe import ConfigurationError, LocalCluster, read_bucket, scan_bucket
 from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.local.dcp import Producer
-from cbframe.local.kv.connection import KvConnection
+from cbframe.local.kv import KvConnection
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import StreamRequest
 

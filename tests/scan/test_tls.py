@@ -249,7 +249,7 @@ def test_writes_go_on_while_it_is_read(cluster: LocalCluster, files: Files) -> N
 def test_plain_sasl_is_allowed_over_tls_only(
     cluster: LocalCluster, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cbframe.local.kv.connection.MECHANISMS", "PLAIN")
+    monkeypatch.setattr("cbframe.local.kv.MECHANISMS", "PLAIN")
     assert len(read(cluster.tls_connection_string, tls=files.ca)) == 300
     assert isinstance(failure(cluster.connection_string), AuthFailError)
 
@@ -404,7 +404,7 @@ def test_a_handshake_can_be_cancelled(files: Files) -> None:
 def test_a_client_certificate_takes_the_place_of_a_password(
     mutual: LocalCluster, files: Files, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cbframe.local.kv.connection.MECHANISMS", "none: SASL must not be asked for")
+    monkeypatch.setattr("cbframe.local.kv.MECHANISMS", "none: SASL must not be asked for")
     conn = seeds(mutual, scheme)
     auth = CertificateAuthenticator(files.client, files.client_key)
     assert len(read(conn, tls=files.ca, auth=auth)) == 300

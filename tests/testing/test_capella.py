@@ -20,8 +20,8 @@ from cbframe import CbframeError, scan_bucket, stream_bucket, write_snapshot
 from cbframe.cli import main
 from cbframe.cluster.connection_string import ZONES
 from cbframe.dcp import maps
-from cbframe.local.kv import connection
-from cbframe.local.kv.connection import KvConnection
+from cbframe.local import kv
+from cbframe.local.kv import KvConnection
 from cbframe.testing import LocalCapella
 from cbframe.wire.constants import Opcode, Status
 from cbframe.wire.framing import Frame
@@ -87,7 +87,7 @@ def refused_statistics(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         asked.append(frame.key)
         conn.respond(frame, Status.EACCESS)
 
-    monkeypatch.setitem(connection.HANDLERS, Opcode.STAT, refuse)
+    monkeypatch.setitem(kv.HANDLERS, Opcode.STAT, refuse)
     return asked
 
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from cbframe.local import subdocument
 from cbframe.local.bucket import LocalBucket, StoredDocument, VBucket, absolute_expiry, json_datatype, to_json
-from cbframe.local.kv import subdocument
-from cbframe.local.kv.subdocument import RefusedError
+from cbframe.local.subdocument import RefusedError
 from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Opcode, Status
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import body_offset

@@ -1,1 +1,0 @@
-"""The data service as clients and SDKs use it: connections, documents, sub-documents, statistics."""
