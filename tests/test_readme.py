@@ -17,7 +17,7 @@ import pytest
 
 import cbframe.json
 from cbframe import Checkpoint, LocalCluster, Snapshot, cli, read_bucket, scan_bucket
-from cbframe.cli.arguments import parser_of
+from cbframe.cli import parser_of
 from cbframe.testing import LocalCapella
 
 ROOT = Path(__file__).parent.parent
