@@ -28,11 +28,10 @@ such as ``HTTPS_PROXY``), and only for the cluster manager (``http://``, ``https
 
 How it works
 ------------
-``main()`` parses the arguments, calls the function that the command names,
-and returns the exit status. A command is a function of its options: :mod:`~cbframe.cli.commands` has those
-that read a bucket, :mod:`~cbframe.cli.snapshot` those of a snapshot, :mod:`~cbframe.cli.demo` the demo;
-``serve`` is :mod:`cbframe.local`. A command's module, and all libraries that it needs, are imported when it
-is called, so that ``--help`` and mistyped arguments answer at once.
+``main()`` parses the arguments, calls the function that the command names, and returns the exit status. A
+command is a function of its options in :mod:`~cbframe.cli.commands`; the demo is :mod:`~cbframe.cli.demo`,
+and ``serve`` is :mod:`cbframe.local`. A command's module, and all libraries that it needs, are imported when
+it is called, so that ``--help`` and mistyped arguments answer at once.
 
 What a command prints goes to the standard output (:mod:`~cbframe.cli.output`), the progress line and errors
 to the standard error.
@@ -358,7 +357,7 @@ def _add_doctor(doctor: argparse.ArgumentParser) -> None:
 
 
 def _add_snapshot(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_runs("snapshot.snapshot"))
+    parser.set_defaults(run=_runs("commands.snapshot"))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
 
     def command(

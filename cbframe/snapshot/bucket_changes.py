@@ -25,11 +25,12 @@ from cbframe.errors import ClusterMapError, SnapshotError
 from cbframe.json.arrays import is_list
 from cbframe.json.layout import FAMILIES, Column, Place, struct
 from cbframe.json.typer import shown
+from cbframe.scan.changes import CHANGE_TYPE, DELETE, EXPIRE, UPSERT
 from cbframe.scan.pipeline import Pipeline, Typed, beside
 from cbframe.scan.result import Conflict
 from cbframe.scan.session import Ran, Run
 from cbframe.scan.spec import ScanSpec
-from cbframe.snapshot.files import CHANGE_TYPE, DELETE, EXPIRE, UPSERT, made_way
+from cbframe.snapshot.files import made_way
 from cbframe.snapshot.manifest import BLANK, Boundaries, Manifest
 from cbframe.wire.constants import DATA_OPCODES, SystemEventId
 from cbframe.wire.messages import SystemEvent

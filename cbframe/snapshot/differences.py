@@ -19,18 +19,8 @@ import pyarrow.compute as pc
 from cbframe.arrow.column_types import unify
 from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET, KeyForm, with_keys
 from cbframe.errors import ConfigurationError, SnapshotError
-from cbframe.snapshot.files import (
-    CHANGE_TYPE,
-    HEAD,
-    METADATA,
-    UPSERT,
-    Ceilings,
-    Live,
-    Part,
-    heads,
-    matching,
-    shown,
-)
+from cbframe.scan.changes import CHANGE_TYPE, UPSERT
+from cbframe.snapshot.files import HEAD, METADATA, Ceilings, Live, Part, heads, matching, shown
 from cbframe.snapshot.manifest import Drop, History, Manifest, Rollback
 from cbframe.snapshot.reader import VersionReader
 from cbframe.snapshot.store import Store

@@ -26,6 +26,7 @@ from cbframe.arrow.column_types import rendered
 from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, SEQNO, VBUCKET
 from cbframe.arrow.current_rows import Mask, has_expired, newest, of_dropped, of_transactions
 from cbframe.errors import SnapshotError
+from cbframe.scan.changes import CHANGE_TYPE, UPSERT
 from cbframe.scan.parquet import check_compression
 from cbframe.scan.spec import positive
 from cbframe.snapshot.manifest import FOLDER, FileEntry, Manifest, Rollback
@@ -33,8 +34,6 @@ from cbframe.snapshot.store import Output, Store
 from cbframe.wire.constants import MAX_SEQNO
 
 DATA = "data"
-CHANGE_TYPE = "_change_type"
-UPSERT, DELETE, EXPIRE = "upsert", "delete", "expire"
 HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO, CHANGE_TYPE)
 """What tells which rows count."""
 METADATA = ("key", "vbucket", "seqno", "cas", "rev_seqno", "expiry", "flags", "datatype")

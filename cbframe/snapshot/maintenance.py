@@ -28,12 +28,11 @@ import pyarrow.compute as pc
 from cbframe.arrow.columns import SEQNO, VBUCKET
 from cbframe.arrow.current_rows import Mask
 from cbframe.errors import ConfigurationError, SnapshotError
+from cbframe.scan.changes import CHANGE_TYPE, UPSERT
 from cbframe.scan.parquet import write_parquet
 from cbframe.snapshot.files import (
-    CHANGE_TYPE,
     DATA,
     METADATA,
-    UPSERT,
     Ceilings,
     ChangeFiles,
     Live,

@@ -51,9 +51,10 @@ from cbframe.errors import ConfigurationError
 from cbframe.json.arrays import member_of
 from cbframe.json.layout import Path, path_of
 from cbframe.json.typer import OURS, REASON, REST, VALUE, column_name
+from cbframe.scan.changes import CHANGE_TYPE
 from cbframe.scan.shape import flattened, selected
 from cbframe.scan.spec import METADATA_NAMES, Nested
-from cbframe.snapshot.files import CHANGE_TYPE, Live, Part, made_way, opened
+from cbframe.snapshot.files import Live, Part, made_way, opened
 from cbframe.snapshot.manifest import FileEntry, Manifest
 from cbframe.snapshot.store import Store
 

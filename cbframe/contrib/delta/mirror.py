@@ -39,6 +39,7 @@ from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import public
+from cbframe.scan.changes import CHANGE_TYPE, UPSERT
 from cbframe.scan.progress import Progress
 from cbframe.scan.result import AsOf, Clock, Conflict, utc_now
 from cbframe.scan.spec import (
@@ -50,7 +51,6 @@ from cbframe.scan.spec import (
     path_of_files,
 )
 from cbframe.snapshot.bucket_changes import ChangeReader, Changes
-from cbframe.snapshot.files import CHANGE_TYPE, UPSERT
 from cbframe.snapshot.maintenance import count
 from cbframe.snapshot.manifest import BLANK, Boundaries, Counts, Manifest, Rollback, behind, following, lag
 from cbframe.snapshot.writer import (
