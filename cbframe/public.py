@@ -1,4 +1,4 @@
-"""What public functions and objects share: how errors and warnings leave them, and small tables of rows."""
+"""What public functions share: types of arguments, how errors and warnings leave them, tables of rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from html import escape
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from cbframe.errors import CbframeError
 from cbframe.system import shortage
@@ -16,6 +16,19 @@ from cbframe.system import shortage
 _HERE = str(Path(__file__).parent)
 P = ParamSpec("P")
 T = TypeVar("T")
+ServerURLs: TypeAlias = str | Sequence[str]
+
+
+@runtime_checkable
+class Connectable(Protocol):
+    """What ``read_bucket`` takes in place of a connection string: a ``LocalCluster``, for one."""
+
+    @property
+    def connection_string(self) -> str: ...
+    @property
+    def username(self) -> str: ...
+    @property
+    def password(self) -> str: ...
 
 
 def public(function: Callable[P, T]) -> Callable[P, T]:

@@ -29,7 +29,7 @@ FLOORS = {
     "ui": 8,
 }
 """Imports point to a lower floor, or stay in their own part."""
-GROUND = {"_core", "core", "errors", "options", "public", "system", "typing"}
+GROUND = {"_core", "core", "errors", "options", "public", "system"}
 MAY_USE = {
     "contrib": {*FLOORS, "cbframe"} - {"ui"},
     "local": {"ground", "wire"},
@@ -339,7 +339,7 @@ def test_what_is_found(path: str, source: str, problem: str) -> None:
         ("wire/a.py", "from cbframe.wire import items\nfrom . import frame\nfrom .frame import Frame"),
         (
             "wire/a.py",
-            "from ..errors import ProtocolError\nfrom .. import typing\nfrom cbframe import errors",
+            "from ..errors import ProtocolError\nfrom .. import options\nfrom cbframe import errors",
         ),
         ("wire/a.py", "s = 'import socket'  # import time\nrun('cbframe.dcp')"),
         ("options.py", "from cbframe.errors import ConfigurationError\nimport dataclasses"),

@@ -19,7 +19,7 @@ from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, DependencyError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import public
+from cbframe.public import Connectable, ServerURLs, public
 from cbframe.scan.dataframe import to_pandas
 from cbframe.scan.partition import ScanPartition
 from cbframe.scan.progress import Progress
@@ -35,7 +35,6 @@ from cbframe.scan.spec import (
     ScanSpec,
     SchemaLike,
 )
-from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:
     import dask.dataframe as dd

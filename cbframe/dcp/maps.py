@@ -70,8 +70,8 @@ from cbframe.errors import (
     ServerError,
 )
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import ServerURLs
 from cbframe.system import OwnThread, allocate
-from cbframe.typing import ServerURLs
 
 if TYPE_CHECKING:
     from cbframe.cluster.rest import RestClient

@@ -31,7 +31,7 @@ from cbframe.dcp.threads import at_once
 from cbframe.dcp.transport import SocketTransport, Waker, resolve, split_address, tls_peer
 from cbframe.errors import BucketNotFoundError, CbframeError, ConnectError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
-from cbframe.typing import ServerURLs
+from cbframe.public import ServerURLs
 from cbframe.wire.constants import Opcode
 
 SERVICE, LOGIN, BUCKET, ROLE, DCP = "service", "login", "bucket", "role", "DCP"

@@ -36,9 +36,8 @@ from cbframe.dcp.supervisor import Supervisor
 from cbframe.dcp.transport import Transport
 from cbframe.errors import ConfigurationError, ReadCancelledError, ReadTimeoutError, ResourceError
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import public
+from cbframe.public import ServerURLs, public
 from cbframe.system import waited
-from cbframe.typing import ServerURLs
 
 
 class BucketDataSource:

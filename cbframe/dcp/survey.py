@@ -28,7 +28,7 @@ from cbframe.dcp.threads import at_once
 from cbframe.dcp.transport import Waker
 from cbframe.errors import ROLES_HINT, CbframeError, ConnectError, ReadTimeoutError, StreamError
 from cbframe.options import BucketDataSourceOptions
-from cbframe.typing import ServerURLs
+from cbframe.public import ServerURLs
 from cbframe.wire.constants import MAX_VBUCKETS, Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import DcpOpen, GetFailoverLog, Plain, parse_failover_log

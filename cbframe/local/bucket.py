@@ -22,7 +22,6 @@ from cbframe.errors import ConfigurationError
 from cbframe.local import items
 from cbframe.local.items import Encoded, Variant, deflate, encode, inflate, prefixed, ready
 from cbframe.local.release import RELEASES
-from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import (
     FAILOVER_LOG_MAX_ENTRIES,
     MAX_KEY_LENGTH,
@@ -31,6 +30,7 @@ from cbframe.wire.constants import (
     Datatype,
     SystemEventId,
 )
+from cbframe.wire.framing import ReadableBuffer
 from cbframe.wire.messages import FailoverEntry, join_xattrs, split_xattrs, vbucket_of
 
 Value = bytes | str | dict[str, Any] | list[Any]

@@ -22,9 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cbframe.errors import ProtocolError
-from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import MAX_VALUE_LENGTH, Datatype, Magic, Opcode, SystemEventId
-from cbframe.wire.framing import stream_id_framing
+from cbframe.wire.framing import ReadableBuffer, stream_id_framing
 from cbframe.wire.messages import body_offset, decode_leb128, encode_leb128
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]

@@ -42,10 +42,9 @@ from cbframe.errors import (
     ProtocolError,
 )
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import as_html
+from cbframe.public import Connectable, ServerURLs, as_html
 from cbframe.scan.names import Names
 from cbframe.scan.spec import ScanSpec
-from cbframe.typing import Connectable, ServerURLs
 
 Status = Literal["ok", "failed", "skipped"]
 ARGUMENTS, DNS, TCP, TLS, NODES, STREAM = "arguments", "DNS", "TCP", "TLS", "nodes", "stream"

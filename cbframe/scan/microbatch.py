@@ -46,6 +46,7 @@ from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.survey import BucketState
 from cbframe.errors import ClusterMapError, ConfigurationError, ConversionError, RollbackError, StreamError
 from cbframe.json.typer import OURS
+from cbframe.public import Connectable, ServerURLs
 from cbframe.scan.changes import CHANGE_TYPE, CHANGE_TYPES, KIND_OF
 from cbframe.scan.names import settled
 from cbframe.scan.partition import refuse_secrets, shares
@@ -53,7 +54,6 @@ from cbframe.scan.pipeline import Pipeline, Typed, beside
 from cbframe.scan.session import Run
 from cbframe.scan.shape import cast_to
 from cbframe.scan.spec import METADATA_NAMES, ScanSpec
-from cbframe.typing import Connectable, ServerURLs
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, SystemEventId
 from cbframe.wire.messages import SystemEvent
 

@@ -19,7 +19,7 @@ from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConversionError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import public
+from cbframe.public import Connectable, ServerURLs, public
 from cbframe.scan.parquet import Destination, check_compression, write_batches
 from cbframe.scan.partition import ScanPartition, divided, to_folder
 from cbframe.scan.progress import Progress
@@ -38,7 +38,6 @@ from cbframe.scan.spec import (
     flag,
     one_of,
 )
-from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:
     import pandas as pd

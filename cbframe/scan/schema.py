@@ -19,7 +19,7 @@ from cbframe.json.arrays import as_lists
 from cbframe.json.layout import OnConflict
 from cbframe.json.typer import OURS, quoted
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import as_html, as_text, public
+from cbframe.public import Connectable, ServerURLs, as_html, as_text, public
 from cbframe.scan.progress import Progress
 from cbframe.scan.result import AsOf, Conflict, Moment, left_out
 from cbframe.scan.session import ReadSession
@@ -33,7 +33,6 @@ from cbframe.scan.spec import (
     ScanSpec,
     SchemaLike,
 )
-from cbframe.typing import Connectable, ServerURLs
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -35,8 +35,8 @@ from cbframe.errors import ConfigurationError
 from cbframe.json.layout import OnConflict, Path, Policy, path_of, tree_of
 from cbframe.json.typer import OURS
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import Connectable, ServerURLs
 from cbframe.scan.progress import FORMS, Progress
-from cbframe.typing import Connectable, ServerURLs
 
 Errors: TypeAlias = Literal["keep", "drop", "raise"]
 Nested: TypeAlias = Literal["struct", "flatten", "json"]

@@ -33,7 +33,7 @@ from cbframe.dcp.threads import Switch
 from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
 from cbframe.json.layout import Place
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import public
+from cbframe.public import Connectable, ServerURLs, public
 from cbframe.scan.changes import ChangeBatch, ChangeRows, CollectionDrop, Directory, Given, Rollback, Tail
 from cbframe.scan.checkpoint import ChangeLog, Checkpoint, Rotation
 from cbframe.scan.names import Names, described, difference
@@ -41,7 +41,6 @@ from cbframe.scan.parquet import check_compression
 from cbframe.scan.progress import ShowsItself
 from cbframe.scan.result import AsOf
 from cbframe.scan.spec import Exclusion, ScanSpec, not_negative, positive, seconds_of
-from cbframe.typing import Connectable, ServerURLs
 from cbframe.wire.messages import SystemEvent
 
 if TYPE_CHECKING:

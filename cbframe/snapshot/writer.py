@@ -29,7 +29,7 @@ from cbframe.cluster.tls import TLSLike
 from cbframe.errors import ConfigurationError, ConversionError, SnapshotError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import public, warn
+from cbframe.public import Connectable, ServerURLs, public, warn
 from cbframe.scan.names import difference, settled
 from cbframe.scan.progress import Progress
 from cbframe.scan.result import AsOf, Clock, Conflict, utc_now
@@ -74,7 +74,6 @@ from cbframe.snapshot.manifest import (
 )
 from cbframe.snapshot.reader import documents_of
 from cbframe.snapshot.store import Store, open_store, writing
-from cbframe.typing import Connectable, ServerURLs
 
 Mode = Literal["update", "create", "overwrite", "repair"]
 _OF_SCANS = (

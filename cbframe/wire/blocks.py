@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from cbframe.core import COMPILED
 from cbframe.errors import ProtocolError
-from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import DATA_OPCODES, HEADER_LENGTH, Datatype, Magic, Opcode, Status
-from cbframe.wire.framing import Header, bad_magic, is_magic, parse_header
+from cbframe.wire.framing import Header, ReadableBuffer, bad_magic, is_magic, parse_header
 from cbframe.wire.messages import decode_leb128
 
 _U8 = npt.NDArray[np.uint8]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from cbframe.errors import ProtocolError
-from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import HEADER_LENGTH, MAX_BODY_LENGTH, Magic
 
+ReadableBuffer: TypeAlias = bytes | bytearray | memoryview
 _HEADER = struct.Struct(">BBHBBHIIQ")
 _STREAM_ID = struct.Struct(">BH")
 _STREAM_ID_INFO = 0x22

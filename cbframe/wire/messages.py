@@ -17,9 +17,8 @@ from typing import Any, NamedTuple, Self, TypeAlias
 from zlib import crc32
 
 from cbframe.errors import ProtocolError
-from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import MAX_SEQNO, Magic, Opcode, SystemEventId
-from cbframe.wire.framing import Frame, exact_extras, request, response
+from cbframe.wire.framing import Frame, ReadableBuffer, exact_extras, request, response
 
 _STREAM_REQ = struct.Struct(">IIQQQQQ")
 _OPEN = struct.Struct(">II")

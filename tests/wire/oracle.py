@@ -6,9 +6,8 @@ import struct
 from dataclasses import dataclass
 
 from cbframe.errors import ProtocolError
-from cbframe.typing import ReadableBuffer
 from cbframe.wire.constants import DATA_OPCODES, MAX_BODY_LENGTH, Magic, Opcode
-from cbframe.wire.framing import Frame
+from cbframe.wire.framing import Frame, ReadableBuffer
 from cbframe.wire.messages import split_key
 
 

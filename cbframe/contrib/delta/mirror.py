@@ -38,7 +38,7 @@ from cbframe.contrib.delta.table import (
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import public
+from cbframe.public import Connectable, ServerURLs, public
 from cbframe.scan.changes import CHANGE_TYPE, UPSERT
 from cbframe.scan.progress import Progress
 from cbframe.scan.result import AsOf, Clock, Conflict, utc_now
@@ -63,7 +63,6 @@ from cbframe.snapshot.writer import (
     stored_form,
     warn_of_nothing,
 )
-from cbframe.typing import Connectable, ServerURLs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
