@@ -284,7 +284,7 @@ class _Examination:
         parsed, proxies = self._parsed, self._target.options.proxies
         if parsed.bootstrap != "rest" or proxies is None:
             return []
-        from cbframe.cluster.http_session import proxy_address, proxy_for  # noqa: PLC0415 - requests is slow to import
+        from cbframe.cluster.rest import proxy_address, proxy_for  # noqa: PLC0415 - requests is slow to import
 
         proxy = proxy_for(parsed.scheme, proxies)
         if proxy is None:
