@@ -5,9 +5,9 @@ Theory of operation
 
 A :class:`~cbframe.dcp.source.BucketDataSource` runs on threads of its own::
 
-    cbframe-cluster     supervisor.py   runs the coordinator, starts and ends all other threads
+    cbframe-cluster     source.py       runs the coordinator, starts and ends all other threads
     cbframe-node-…      node.py         one a connection: its socket, its protocol, the receiver's callbacks
-    cbframe-map         supervisor.py   one fetch of the cluster map, then it ends
+    cbframe-map         source.py       one fetch of the cluster map, then it ends
     cbframe-config      maps.py         with http:// seeds: receives each new map from a cluster manager
     cbframe-resolve, cbframe-rest       single calls that cannot be interrupted; they may be left behind
 
@@ -54,5 +54,5 @@ What happens on failure:
 
 For questions about a cluster, without streams to read: :mod:`~cbframe.dcp.survey`
 (where the vbuckets are) and :mod:`~cbframe.dcp.probe` (why a connection fails), by
-:class:`~cbframe.dcp.requests.Line`.
+:class:`~cbframe.dcp.transport.Line`.
 """

@@ -1,7 +1,7 @@
 """Who streams what from where: messages in, instructions out.
 
 No socket, no thread and no clock: `now` comes with each message, in seconds of any monotonic clock. The
-supervisor's thread (:mod:`cbframe.dcp.supervisor`) passes messages and carries instructions out, so every
+supervisor's thread (:mod:`cbframe.dcp.source`) passes messages and carries instructions out, so every
 race of a cluster can be written down in a test as a list of messages.
 
 A connection (:class:`NodeState`)::
@@ -36,9 +36,9 @@ from cbframe.dcp.handshake import connections_at_most
 from cbframe.dcp.maps import map_backoff
 from cbframe.dcp.messages import address_of, connections_to
 from cbframe.dcp.positions import Ends, Position
-from cbframe.dcp.requests import TURNS
 from cbframe.dcp.stats import ClusterCounters
 from cbframe.dcp.timers import Backoff
+from cbframe.dcp.transport import TURNS
 from cbframe.errors import (
     AccessError,
     AuthFailError,

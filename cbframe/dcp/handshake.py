@@ -3,7 +3,7 @@
 A generator yields requests, which are sent together, and is sent the answers, one at a time. Requests that do
 not need each other's answers go out together: on a connection to another continent every round trip is felt.
 Who runs a generator does the IO: :class:`~cbframe.dcp.connection.DcpConnection` on a node's thread,
-:class:`~cbframe.dcp.requests.Line` for single questions, :func:`upr_open` on a socket of the caller's.
+:class:`~cbframe.dcp.transport.Line` for single questions, :func:`upr_open` on a socket of the caller's.
 
 The round trips of :func:`open_dcp`, with SCRAM: HELLO, SASL_LIST_MECHS, SASL_AUTH · SASL_STEP, SELECT_BUCKET,
 GET_ALL_VB_SEQNOS, DCP_OPEN and all DCP_CONTROL · controls that were refused, with their next values.

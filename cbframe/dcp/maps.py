@@ -51,10 +51,9 @@ from cbframe.dcp.handshake import (
     fetch_manifest,
     fetch_manifest_again,
 )
-from cbframe.dcp.requests import Line
 from cbframe.dcp.stats import ClusterCounters
 from cbframe.dcp.timers import Backoff
-from cbframe.dcp.transport import Dialer, Transport, Waker, run_cancellable, split_address
+from cbframe.dcp.transport import Dialer, Line, Transport, Waker, run_cancellable, split_address
 from cbframe.errors import (
     AllServerURLsConnectBucketError,
     AuthFailError,

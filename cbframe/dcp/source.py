@@ -1,30 +1,42 @@
 """The data source: streams a bucket, or some of its vbuckets, into a receiver.
 
-The part that users hold. It waits for the end, and reads what the threads have written down of themselves;
-the threads belong to :mod:`cbframe.dcp.supervisor`.
+:class:`BucketDataSource` is the part that users hold. It waits for the end, and reads what the threads have
+written down of themselves.
+
+:class:`Supervisor` is the thread that runs the coordinator, and starts and ends all other threads. It passes
+messages to the coordinator one at a time and carries its instructions out. Maps are fetched on a thread of
+their own: a seed that does not answer must not hold up the nodes. Whatever ends the run, this thread stops
+and joins the others before it ends itself: a source that is closed has no threads or sockets.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from cbframe.cluster.auth import AuthLike
+from cbframe.cluster.auth import Authenticator, AuthLike, as_authenticator
 from cbframe.cluster.cluster_map import ClusterMap
-from cbframe.cluster.connection_string import parse_connection_string
+from cbframe.cluster.connection_string import ConnectionString, parse_connection_string
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import messages
-from cbframe.dcp.handshake import window_of
+from cbframe.dcp.coordinator import Coordinator
+from cbframe.dcp.handshake import Login, window_of
+from cbframe.dcp.maps import MapFollower, MapSource, make_login, with_credentials
+from cbframe.dcp.node import NodeThread
 from cbframe.dcp.positions import Position
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receiver, taker_of_blocks
 from cbframe.dcp.stats import (
     BucketDataSourceStats,
     ClusterCounters,
+    NodeStats,
     Problem,
     VBucketTable,
     Window,
@@ -32,12 +44,348 @@ from cbframe.dcp.stats import (
     vbucket_table,
 )
 from cbframe.dcp.streams import VBucketState
-from cbframe.dcp.supervisor import Supervisor
-from cbframe.dcp.transport import Transport
-from cbframe.errors import ConfigurationError, ReadCancelledError, ReadTimeoutError, ResourceError
+from cbframe.dcp.transport import Dialer, SocketTransport, Transport
+from cbframe.errors import (
+    AccessError,
+    AuthFailError,
+    CbframeError,
+    ConfigurationError,
+    ProtocolError,
+    ReadCancelledError,
+    ReadTimeoutError,
+    ResourceError,
+)
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import ServerURLs, public
-from cbframe.system import waited
+from cbframe.system import OwnThread, waited
+from cbframe.wire.messages import StreamFilter
+
+PROBLEMS = 20
+"""How many problems are kept."""
+
+
+class Supervisor:
+    """Runs a data source."""
+
+    def __init__(
+        self,
+        target: ConnectionString,
+        bucket: str,
+        bucket_uuid: str,
+        vbuckets: Iterable[int] | None,
+        auth: AuthLike,
+        receiver: BlockReceiver | DeferringReceiver,
+        options: BucketDataSourceOptions,
+        *,
+        tls: TLSLike,
+        first_map: ClusterMap | None,  # the cluster map to begin with, where there is one
+        transport: Transport | None,
+        clock: Callable[[], float],
+        on_over: Callable[[], None],  # called once, after `over` is set
+    ) -> None:
+        self.log = options.logger or logging.getLogger("cbframe.dcp")
+        self._target = target
+        self._options = options
+        self._receiver = receiver
+        self._node_options = options
+        if not getattr(receiver, "takes_compressed", False):
+            self._node_options = replace(options, compression=False)
+        self._clock = clock
+        self._on_over = on_over
+        # One for each thread that counts: this one, and the one that fetches maps.
+        self.counters, self.map_counters = ClusterCounters(), ClusterCounters()
+        self._authenticated = as_authenticator(auth)
+        self._auth = auth if callable(auth) else None
+        """Gives credentials that may be others each time."""
+        self._refused: set[str] = set()
+        """Connections that were refused with credentials that may have been changed just then."""
+        self._dialer = Dialer(options, tls, self._authenticated, target, by_hand=transport)
+        self._transport = self._dialer.transport()
+        self.login = make_login(
+            target, self._authenticated, bucket, self._dialer.context, allow_plain=options.allow_plain
+        )
+        self._maps = MapSource(
+            target,
+            self.login,
+            self._authenticated,
+            options,
+            bucket_uuid=bucket_uuid,
+            transport=self._transport,
+            clock=clock,
+            tls_context=self._dialer.context,
+            counters=self.map_counters,
+            renew=None if self._auth is None else self._authenticator,
+        )
+        self._first_map = None if options.connect_bucket else first_map
+        self._follower: MapFollower | None = None
+        self.coordinator = Coordinator(vbuckets, options, self.counters)
+        """Touched by the supervisor's thread only, once started."""
+        self.nodes: dict[str, NodeThread] = {}
+        self.stats: dict[str, NodeStats] = {}
+        self.problems: deque[Problem] = deque(maxlen=PROBLEMS)
+        self.times: dict[str, int] = {}
+        """By connection, the time of day that its node has reported."""
+        self.over = threading.Event()
+        self.error: CbframeError | None = None
+        """What ended the run before it was complete; set before `over`."""
+        self._events: deque[messages.Event] = deque([messages.Started()])
+        self._arrived = threading.Condition()
+        self._closing = False
+        self._ended_for_good = False
+        self._ended: list[NodeThread] = []
+        self._fetcher: OwnThread | None = None
+        self._thread = OwnThread(self._run, "cbframe-cluster")
+
+    # -- callable from any thread
+
+    def start(self) -> None:
+        """Begin; ResourceError if there is no thread."""
+        self._thread.start()
+
+    def post(self, event: messages.Event) -> None:
+        """Hand a message over."""
+        match event:
+            case messages.NodeReady(node=node):
+                self._refused.discard(node)
+            case messages.NodeDown(node=node, error=AuthFailError() as error) if (
+                self._auth is not None and node not in self._refused
+            ):
+                # The password may have been changed between our question and the node's.
+                self._refused.add(node)
+                error.permanent = False
+        with self._arrived:
+            if self._ended_for_good:
+                self.coordinator.dismiss(event)
+                return
+            if not self._events:
+                self._arrived.notify()
+            self._events.append(event)
+
+    def renew_tls(self) -> None:
+        """Make connections from now on with what ``tls_config`` gives now."""
+        if self._dialer.by_hand is None:
+            self._dialer.renew()
+            self._transport = self._dialer.transport()
+            self._maps.secure(self._transport, self._dialer.context)
+
+    def close(self) -> None:
+        """End all threads, and wait for them unless this is one of them."""
+        self._maps.cancel()
+        with self._arrived:
+            self._closing = True
+            self._arrived.notify()
+        current = threading.current_thread()
+        ours = {self._thread, self._fetcher, *(node.thread for node in list(self.nodes.values()))}
+        if current not in ours:
+            self._thread.join()
+
+    def on_error(self, error: CbframeError) -> None:
+        if isinstance(error, ReadCancelledError):
+            return
+        self._note(error)
+        try:
+            self._receiver.on_error(error)
+        except Exception:  # advisory: a listener that fails must not stop the source
+            self.log.exception("the receiver's on_error raised")
+
+    def on_config(self, node: str, body: bytes) -> None:
+        pushed = self._maps.parse_pushed(node, body)
+        if pushed is not None:
+            self.post(messages.MapFetched(pushed, pushed=True))
+
+    def on_push(self, node: str, revision: tuple[int, int], body: bytes) -> None:
+        # A node pushes its map over all its connections: most of them are not the first.
+        known = self.coordinator.map
+        if known is not None and revision <= known.revision:
+            return
+        pushed = self._maps.parse_pushed(node, body) if body else None
+        if pushed is not None:
+            self.post(messages.MapFetched(pushed, pushed=True))
+            return
+        if body:
+            self.on_error(ProtocolError("the node pushed a cluster map that cannot be read", node=node))
+        self.post(messages.Kicked(f"{node} has a newer cluster map"))
+
+    def on_time(self, node: str, seconds: int) -> None:
+        self.times[node] = seconds
+
+    def _note(self, error: CbframeError) -> None:
+        """Keep a problem; the last one may be reported twice, to the receiver and as the end of all."""
+        problem = Problem(
+            self._clock(), type(error).__name__, error.message, error.hint, error.node, error.vbucket
+        )
+        if not self.problems or replace(problem, at=self.problems[-1].at) != self.problems[-1]:
+            self.problems.append(problem)
+
+    def _authenticator(self) -> Authenticator:
+        return self._authenticated if self._auth is None else as_authenticator(self._auth)
+
+    def _fresh_login(self) -> Login:
+        return self.login if self._auth is None else with_credentials(self.login, self._authenticator())
+
+    # -- on the thread
+
+    def _run(self) -> None:
+        error: CbframeError | None = None
+        counters = self.counters
+        counters.tot_refresh_workers_started += 1
+        try:
+            # On the thread that ends what begins here: Ctrl-C comes to another.
+            self._maps.open()
+            self._start_follower()
+            self._loop()
+        except CbframeError as exc:
+            error = exc
+        except Exception as exc:  # noqa: BLE001 - a fault of ours must end the read, not hang it
+            error = messages.unexpected(exc, "in the coordinator")
+        finally:
+            self._maps.cancel()
+            for node in self.nodes.values():
+                counters.tot_refresh_workers_close_worker += 1
+                node.stop()
+            for node in [*self.nodes.values(), *self._ended]:
+                node.join()
+            if self._fetcher is not None:
+                self._fetcher.join()
+            self._maps.close()
+            if self._follower is not None:
+                self._follower.close()
+            with self._arrived:
+                self._ended_for_good = True
+                for event in self._events:
+                    self.coordinator.dismiss(event)
+                self._events.clear()
+            counters.tot_refresh_workers_done += 1
+            self._finish(error)
+
+    def _start_follower(self) -> None:
+        """Follow the maps of cluster managers, unless something was put in their place."""
+        options = self._options
+        by_hand = self._dialer.by_hand is not None or options.connect_bucket is not None
+        if self._target.bootstrap == "kv" or by_hand or options.proxies or not options.map_streaming:
+            return
+        self._follower = MapFollower(
+            self._target,
+            self.login.bucket,
+            self._authenticator,
+            options,
+            transport=lambda: SocketTransport(self._dialer.context),
+            on_config=self.on_config,
+            on_error=self.on_error,
+            clock=self._clock,
+        )
+        self._follower.start()
+
+    def _loop(self) -> None:
+        while True:
+            with self._arrived:
+                while not self._events and not self._closing:
+                    wakeup = self.coordinator.next_wakeup()
+                    if wakeup is None:
+                        self._arrived.wait()
+                    elif (left := wakeup - self._clock()) <= 0 or not self._arrived.wait(left):
+                        self._events.append(messages.Tick())
+                if self._closing:
+                    self.counters.tot_refresh_cluster_stopped += not self._events
+                    raise ReadCancelledError("the data source was closed before it was complete")
+                events = list(self._events)
+                self._events.clear()
+            for event in events:
+                if isinstance(event, messages.NodeDown):
+                    gone = self.nodes.pop(event.node, None)
+                    if gone is not None:
+                        self._ended.append(gone)
+                if isinstance(event, messages.MapFailed):
+                    self.on_error(event.error)
+                for instruction in self.coordinator.handle(event, self._clock()):
+                    if not self._carry_out(instruction):
+                        return
+
+    def _carry_out(self, instruction: messages.Instruction) -> bool:
+        """Whether the run goes on after that."""
+        match instruction:
+            case messages.FetchMap():
+                if self._fetcher is not None:
+                    self._fetcher.join()
+                self._fetcher = OwnThread(self._fetch, "cbframe-map")
+                try:
+                    self._fetcher.start()
+                except ResourceError as exc:
+                    self.post(messages.MapFailed(exc))
+            case messages.StartNode(node=name):
+                self._start_node(name)
+            case (
+                messages.StopNode(node=name)
+                | messages.SampleNode(node=name)
+                | messages.OpenStreams(node=name)
+                | messages.CloseStreams(node=name)
+            ):
+                # The connection may have ended a moment ago; its NodeDown is on its way then.
+                if (thread := self.nodes.get(name)) is not None:
+                    thread.post(instruction)
+            case messages.Fail(error=error):
+                self._finish(error)
+                return False
+            case messages.Finish():
+                self._finish(None)
+                return False
+        return True
+
+    def _start_node(self, name: str) -> None:
+        for thread in self._ended:
+            thread.join()
+        self._ended.clear()
+        try:
+            node = NodeThread(
+                name,
+                self._node_options,
+                self._receiver,
+                self,
+                self.stats.setdefault(name, NodeStats()),
+                login=self._fresh_login,
+                transport=self._transport,
+                clock=self._clock,
+            )
+            node.start()
+        except ResourceError as exc:
+            exc.node = name
+            self.on_error(exc)
+            self.post(messages.NodeDown(name, exc, progressed=False))
+        else:
+            self.nodes[name] = node
+
+    def _fetch(self) -> None:
+        event: messages.Event
+        try:
+            first, self._first_map = self._first_map, None
+            if first is None or not self._maps.adopt(first):
+                newest = self.coordinator.map
+                first = self._maps.fetch(() if newest is None else newest.nodes)
+            event = messages.MapFetched(first)
+        except CbframeError as exc:
+            event = messages.MapFailed(exc)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours must end the read, not hang it
+            event = messages.MapFailed(messages.unexpected(exc, "while the map was fetched"))
+        self.post(event)
+
+    def _finish(self, error: CbframeError | None) -> None:
+        """Report the end; only the first one counts."""
+        if self.over.is_set():
+            return
+        if isinstance(error, AccessError) and error.hint is None:
+            # The node says only that something was refused. What the user may see is the reason.
+            try:
+                seen = self._maps.fetch_manifest()
+            except CbframeError:
+                seen = None
+            options = self._options
+            wanted = StreamFilter(options.collections, options.scope_id, options.stream_id)
+            error.hint = messages.access_hint(wanted, seen)
+        self.error = error
+        if error is not None and not isinstance(error, ReadCancelledError):
+            self._note(error)
+        self.over.set()
+        self._on_over()
 
 
 class BucketDataSource:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.requests import TURNS
+from cbframe.dcp.transport import TURNS
 from cbframe.errors import ConfigurationError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from cbframe.dcp.connection import Data, DcpConnection
 from cbframe.dcp.handshake import Login, Steps, T
-from cbframe.dcp.requests import Line
+from cbframe.dcp.transport import Line
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.framing import Frame, request, response

@@ -34,7 +34,7 @@ from cbframe.dcp.messages import (
     Tick,
 )
 from cbframe.dcp.positions import Position
-from cbframe.dcp.requests import TURNS
+from cbframe.dcp.transport import TURNS
 from cbframe.errors import (
     AccessError,
     AllServerURLsConnectBucketError,

@@ -13,7 +13,7 @@ from cbframe import LocalCluster
 from cbframe.cluster.auth import PasswordAuthenticator
 from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.dcp.maps import MapFollower, MapSource
-from cbframe.dcp.supervisor import Supervisor
+from cbframe.dcp.source import Supervisor
 from cbframe.dcp.transport import SocketTransport, Stream, Transport, Waker
 from cbframe.errors import AuthFailError, CbframeError, ConnectError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
@@ -167,7 +167,7 @@ def test_a_rebalance_is_followed_by_what_the_manager_streams(
 
     monkeypatch.setattr(MapSource, "fetch", once)
     # A node that has lost a vbucket tells its new map with the refusal; not here.
-    monkeypatch.setattr("cbframe.dcp.supervisor.Supervisor.on_config", only_from(cluster))
+    monkeypatch.setattr("cbframe.dcp.source.Supervisor.on_config", only_from(cluster))
     receiver = RecordingReceiver()
     cluster.upsert("before", {})
     # When a stream ends a map is wanted: what is streamed has to be there before one is fetched.

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from cbframe.dcp.handshake import fetch_config, fetch_manifest
-from cbframe.dcp.requests import TURNS
 from cbframe.dcp.survey import survey_time
-from cbframe.dcp.transport import Waker
+from cbframe.dcp.transport import TURNS, Waker
 from cbframe.errors import ReadTimeoutError
 from cbframe.testing import FakeClock, ScriptedTransport
 from cbframe.wire.constants import Opcode

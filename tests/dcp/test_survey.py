@@ -312,7 +312,7 @@ def test_a_recorded_refusal() -> None:
 
 
 def test_answers_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cbframe.dcp.requests._MOST_ANSWERS", 50)
+    monkeypatch.setattr("cbframe.dcp.transport._MOST_ANSWERS", 50)
     line = (b"vb_0:num_items", b"1")
     assert ask(node_of(1, lambda asked: lines(asked, [line] * 49)), wanted=range(1), sizes=True)[0] == {
         0: Size(1, None)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cbframe.dcp.requests import TURNS
 from cbframe.dcp.timers import Waits, vbucket_ranges
+from cbframe.dcp.transport import TURNS
 from cbframe.errors import ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 

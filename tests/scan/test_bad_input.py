@@ -37,7 +37,7 @@ from cbframe import (
     read_bucket,
     scan_bucket,
 )
-from cbframe.dcp.supervisor import Supervisor
+from cbframe.dcp.source import Supervisor
 from cbframe.scan.session import Run
 from cbframe.scan.spec import ScanSpec
 from cbframe.wire.constants import Opcode, Status
