@@ -149,7 +149,7 @@ _HOMES = {
     "cbframe.wire.messages": ("SystemEvent", "parse_failover_log"),
 }
 _COMPANIONS = dict.fromkeys(
-    ("cbframe.scan.scan", "cbframe.scan.stream", "cbframe.snapshot.writer"), "cbframe.ui.progress"
+    ("cbframe.scan.scan", "cbframe.scan.stream", "cbframe.snapshot.writer"), "cbframe.ui.show"
 )
 """What must be there with a module that cannot know of it: a lower floor imports no higher one."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

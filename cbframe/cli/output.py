@@ -22,7 +22,7 @@ from cbframe.errors import ConfigurationError
 from cbframe.scan.dataframe import to_pandas
 from cbframe.scan.parquet import whole_file, write_parquet
 from cbframe.scan.result import ReadResult, left_out
-from cbframe.ui.progress import TextProgress
+from cbframe.ui.show import TextProgress
 
 INDENT = "  "
 HEAD_ROWS = 5

@@ -13,8 +13,8 @@ import pytest
 
 import cbframe
 from cbframe.scan.progress import ScanProgress
-from cbframe.ui import progress as progress_of
-from cbframe.ui.progress import TextProgress, _duration
+from cbframe.ui import show
+from cbframe.ui.show import TextProgress, _duration
 
 
 class Clock:
@@ -289,7 +289,7 @@ def test_a_display_that_fails(monkeypatch: pytest.MonkeyPatch, bucket: cbframe.L
     def fail() -> None:
         raise RuntimeError("no front end")
 
-    monkeypatch.setattr(progress_of, "in_notebook", fail)
+    monkeypatch.setattr(show, "in_notebook", fail)
     for progress in ("auto", "widget"):
         assert len(cbframe.read_bucket(bucket, progress=progress)) == 1  # type: ignore[call-overload]
 

@@ -15,9 +15,8 @@ from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.scan.progress import ScanProgress, ShowsItself
 from cbframe.testing import FakeClock
-from cbframe.ui import progress, show
-from cbframe.ui.progress import TextProgress, TextWatcher, WidgetWatcher, make_auto, make_widget
-from cbframe.ui.show import StatsView
+from cbframe.ui import show
+from cbframe.ui.show import StatsView, TextProgress, TextWatcher, WidgetWatcher, make_auto, make_widget
 
 from .doubles import Source, Stream
 from .test_show import Outputs
@@ -48,7 +47,7 @@ class Form:
 def notebook(monkeypatch: pytest.MonkeyPatch) -> list[Outputs]:
     Outputs.made = []
     monkeypatch.setattr(show, "CellOutput", Outputs)
-    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    monkeypatch.setattr(show, "in_notebook", lambda: True)
     return Outputs.made
 
 
@@ -59,7 +58,7 @@ def at(seconds: float) -> ScanProgress:
 def test_auto(monkeypatch: pytest.MonkeyPatch, notebook: list[Outputs]) -> None:
     assert isinstance(make_auto(), WidgetWatcher)
     assert isinstance(make_widget(), WidgetWatcher)
-    monkeypatch.setattr(progress, "in_notebook", lambda: False)
+    monkeypatch.setattr(show, "in_notebook", lambda: False)
     monkeypatch.setattr("sys.stderr", Terminal())
     assert isinstance(make_auto(), TextWatcher)
     assert isinstance(make_widget(), TextWatcher)
@@ -183,7 +182,7 @@ def test_a_click_ends_a_read(
         self.view.panel.buttons["close"].click()
 
     monkeypatch.setattr(WidgetWatcher, "begin", begin_and_click)
-    monkeypatch.setattr(progress, "hears_while_busy", lambda: True)
+    monkeypatch.setattr(show, "hears_while_busy", lambda: True)
     with pytest.raises(CbframeError):
         cbframe.read_bucket(cluster, progress="widget")
     assert made[0].source is None
@@ -255,7 +254,7 @@ def test_what_shows_itself(notebook: list[Outputs], monkeypatch: pytest.MonkeyPa
     stream.close()
     stream._ipython_display_()
     assert "stopped" in notebook[0].bundles[0]["text/plain"]
-    monkeypatch.setattr(progress, "in_notebook", lambda: False)
+    monkeypatch.setattr(show, "in_notebook", lambda: False)
     with pytest.raises(NotImplementedError):
         stream._ipython_display_()
 
