@@ -44,7 +44,7 @@ LEFT_OUT = {
     *("SourceView.finished", "_progress_of"),
 }
 """Control messages and progress."""
-OTHERS = ("local/", "testing/")
+OTHERS = ("local/", "testing.py")
 DOCUMENTS = 400
 
 

@@ -29,8 +29,7 @@ from cbframe import LocalCluster
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.dcp.maps import MapSource
 from cbframe.dcp.transport import SocketStream, SocketTransport
-from cbframe.testing import FaultProxy
-from cbframe.testing.proxy import Direction
+from cbframe.testing import Direction, FaultProxy
 from cbframe.wire.messages import vbucket_of
 
 NODES = 3

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from cbframe.testing.proxy import Passed
+from cbframe.testing import Passed
 from cbframe.wire.framing import Frame
 
 PORT = 11210

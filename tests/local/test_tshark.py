@@ -16,8 +16,7 @@ from couchbase.cluster import Cluster
 from couchbase.options import ClusterOptions
 
 from cbframe import BucketDataSourceOptions, LocalCluster, scan_bucket
-from cbframe.testing import FaultProxy
-from cbframe.testing.proxy import Passed
+from cbframe.testing import FaultProxy, Passed
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame, request
 

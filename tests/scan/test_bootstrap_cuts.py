@@ -14,8 +14,7 @@ import pytest
 
 from cbframe import LocalCluster, scan_bucket
 from cbframe.scan.spec import METADATA_NAMES
-from cbframe.testing import FaultProxy
-from cbframe.testing.proxy import Direction
+from cbframe.testing import Direction, FaultProxy
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame
 
