@@ -46,8 +46,8 @@ Reading
 not taken back. It reads keys and metadata, and gives a mask for each file.
 :class:`~cbframe.snapshot.reader.VersionReader` reads row groups by these masks, skips those that no filter
 can pass, and widens the columns of each file to those of the version (:mod:`cbframe.arrow.column_types`):
-files of different types need not be written again. :mod:`~cbframe.snapshot.differences` compares two
-versions.
+files of different types need not be written again. :func:`~cbframe.snapshot.reader.changes` compares
+two versions.
 
 On failure
 ----------
