@@ -3,7 +3,7 @@
 use crate::caught;
 use crate::documents::{copy, newest, Spans};
 use crate::frames::{Block, FrameDecoder, Wrong};
-use crate::json::blocks::{Batch, Columns};
+use crate::json::blocks::{block_size, Batch, Columns};
 use crate::json::build::{rest, Array, Buffer, Layout, Type};
 use crate::json::facts::{Facts, Place, KINDS};
 use crate::json::shred::{Inside, Shredder, ROOT};
@@ -181,7 +181,8 @@ impl Converter {
             let mut verdicts = std::mem::take(&mut batch.verdicts);
             let parts = batch.batch();
             let by_blocks = *worth_it && !expected.is_empty() && !shredder.keeps_rest && parts.is_large();
-            let found = by_blocks.then(|| parts.by_blocks(shredder, &mut verdicts, expected, worth_it)).flatten();
+            let size = block_size(shredder);
+            let found = by_blocks.then(|| parts.by_blocks(shredder, &mut verdicts, expected, worth_it, size)).flatten();
             batch.verdicts = verdicts;
             match found {
                 Some((facts, columns)) => (batch.facts, batch.columns) = (Some(facts), Some(columns)),

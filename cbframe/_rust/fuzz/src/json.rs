@@ -1,5 +1,6 @@
 //! Documents: verdicts, facts and columns beside those of a plain reader, over any configuration and layout.
 
+use _core::json::blocks;
 use _core::json::build::{rest, Array, Buffer, Builder, Layout, Type};
 use _core::json::facts::{Facts, Looker, ARRAY, BOOLEAN, DOUBLE, INTEGER, KINDS, OBJECT, STRING};
 use _core::json::shred::{Inside, Reason, Shredder, MAX_LEVELS, ROOT};
@@ -553,6 +554,7 @@ pub fn json(data: &[u8]) {
         let facts = batch.shred(&mut shredder, 0..rows);
         assert_eq!(facts.present, good.len() as u64);
         check_rest(&shredder, &batch, some.then_some(&columns));
+        let mut layouts: blocks::Columns = Vec::new();
         for name in &columns {
             let values: Vec<&Value> = good.iter().filter_map(|value| value.member(name)).collect();
             check_rows(&shredder, &batch, name);
@@ -565,7 +567,33 @@ pub fn json(data: &[u8]) {
             for (cell, value) in found.iter().zip(documents) {
                 assert_eq!(*cell, wanted(value, &layout), "{layout:?}");
             }
+            layouts.push((name.to_vec(), layout));
         }
+        check_blocks(&mut shredder, &batch, &layouts, 1 + chance.below(200));
+    }
+}
+
+/// Blocks of some bytes together are the batch, where nothing is for all documents to decide.
+fn check_blocks(shredder: &mut Shredder, batch: &Batch, layouts: &blocks::Columns, size: usize) {
+    let rows = batch.documents.len();
+    let bounds: Vec<i32> = [0].into_iter().chain(batch.bounds.iter().map(|(_, to)| *to as i32)).collect();
+    let (vbuckets, seqnos) = (vec![1; rows], (0..rows as u64).collect::<Vec<_>>());
+    let parts = blocks::Batch { all: &batch.all, bounds: &bounds, vbuckets: &vbuckets, seqnos: &seqnos };
+    // What is not looked into by configuration may be looked into all the same: only without it facts are equal.
+    let mut plain = Shredder::new(shredder.max_members);
+    for (shredder, is_plain) in [(shredder, false), (&mut plain, true)] {
+        let good = vec![Reason::Good as u8; rows];
+        let (mut by_blocks, mut at_once, mut worth_it) = (good.clone(), good, true);
+        let found = parts.by_blocks(shredder, &mut by_blocks, layouts, &mut worth_it, size);
+        parts.read(shredder, 0..rows, &mut at_once);
+        let facts = parts.facts(shredder, 0..rows);
+        let Some((merged, columns)) = found else {
+            assert!(!worth_it && (!is_plain || facts.has_data()));
+            continue;
+        };
+        assert_eq!(by_blocks, at_once);
+        assert_eq!(columns, parts.build(shredder, rows, layouts).expect("the layouts hold all values"));
+        assert!(!is_plain || merged == facts, "{merged:?}\n{facts:?}");
     }
 }
 

@@ -18,6 +18,11 @@ const BYTES_A_FIELD: usize = 4096;
 /// Room for what is to come is this much more than the first block lets expect.
 const SPARE: f64 = 1.06;
 
+/// Bytes of documents that are read as one block.
+pub fn block_size(shredder: &Shredder) -> usize {
+    BLOCK.max(shredder.nodes.len() * BYTES_A_FIELD)
+}
+
 /// Columns by their names.
 pub type Columns = Vec<(Vec<u8>, Layout)>;
 /// Facts of a batch and its columns, if these can be had.
@@ -65,16 +70,17 @@ impl Batch<'_> {
     }
 
     /// Facts and columns of all documents, without all their cells; None if a column cannot hold its values, or if
-    /// names are data: that is for all documents to decide. If so, blocks are not `worth_it` from then on.
+    /// names are data: that is for all documents to decide. If so, blocks are not `worth_it` from then on. `size` is
+    /// the bytes of a block, most often its `block_size`.
     pub fn by_blocks(
         &self,
         shredder: &mut Shredder,
         verdicts: &mut [u8],
         columns: &Columns,
         worth_it: &mut bool,
+        size: usize,
     ) -> Built {
         let (mut facts, mut built): (Option<Facts>, Vec<Array>) = (None, Vec::new());
-        let size = BLOCK.max(shredder.nodes.len() * BYTES_A_FIELD);
         let mut start = 0;
         while start < self.rows() {
             let rows = start..self.end(start, size);
@@ -132,7 +138,8 @@ mod tests {
         let (mut verdicts, mut again) = (vec![0; documents.len()], vec![0; documents.len()]);
         let mut shredder = Shredder::new(100);
         let mut worth_it = true;
-        let found = batch.by_blocks(&mut shredder, &mut verdicts, columns, &mut worth_it);
+        let size = block_size(&shredder);
+        let found = batch.by_blocks(&mut shredder, &mut verdicts, columns, &mut worth_it, size);
         batch.read(&mut shredder, 0..documents.len(), &mut again);
         assert!(verdicts == again || found.is_none());
         let facts = batch.facts(&shredder, 0..documents.len());
