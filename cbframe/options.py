@@ -152,7 +152,8 @@ class BucketDataSourceOptions:
         Seconds without an answer to any of the stream requests under way, after which the connection is
         made again.
     recovery_timeout
-        Seconds that a bounded source goes on without progress while attempts fail.
+        Seconds that a bounded source goes on while attempts fail and no node sends anything: no document,
+        no seqno, no end of a stream.
     endless_retry
         A source without an end goes on whatever happens, as the reference's does, and only its receiver's
         ``on_error`` learns of it. False: it ends as a bounded one does, with an error that no further

@@ -177,7 +177,7 @@ class VBuckets:
         return bool(self._unchecked)
 
     def rolled_back(self, vb: int) -> int:
-        """What was done of it is void; how often that has happened to it."""
+        """It was rolled back, and is not done any more; how often that has happened to it."""
         self.done.pop(vb, None)
         self._unchecked.discard(vb)
         self.records[vb].rollbacks += 1
@@ -252,6 +252,7 @@ class Patience:
         self._streaming = False
         self._failing_since: float | None = None
         self._failed_at = 0.0
+        self._received = 0
         self._gone_since: float | None = None
         """Since when the bucket was not found."""
 
@@ -264,17 +265,23 @@ class Patience:
         return None if self._streaming else self._started_at + self._connect_timeout
 
     def progressed(self) -> None:
-        """Something useful came, or all streams were requested: failures count from here on."""
+        """A stream ended, a connection with data did, or all streams were requested: failures count anew."""
         self._streaming = True
         self._failing_since = None
 
-    def exhausted_by_failure(self, now: float) -> bool:
-        """Take note of a failure; whether it is one too many."""
+    def exhausted_by_failure(self, now: float, received: int) -> bool:
+        """Take note of a failure; whether it is one too many.
+
+        A bounded source is patient as long as something is received, of whatever node. One without an end
+        must not be: it would go on for ever without a node that is gone.
+        """
         if not self._streaming:
             return False  # the deadline counts
-        long_ago = self._endless and now - self._failed_at > self._recovery_timeout
-        self._failed_at = now
-        if self._failing_since is None or long_ago:
+        recovered = (
+            now - self._failed_at > self._recovery_timeout if self._endless else received != self._received
+        )
+        self._failed_at, self._received = now, received
+        if self._failing_since is None or recovered:
             self._failing_since = now
         return now - self._failing_since > self._recovery_timeout
 
@@ -409,6 +416,7 @@ class Coordinator:
         """Whether a node may have lost what is done, since it was checked."""
         self._checking = False
         self._now = 0.0
+        self._received = 0
         self._out: list[messages.Instruction] = []
         """What the present message leads to."""
 
@@ -464,11 +472,16 @@ class Coordinator:
             times.add(deadline)
         return min(times, default=None)
 
-    def handle(self, event: messages.Event, now: float) -> list[messages.Instruction]:
+    def handle(
+        self,
+        event: messages.Event,
+        now: float,
+        received: int = 0,  # another number than before: the nodes have sent something meanwhile
+    ) -> list[messages.Instruction]:
         """Take a message and say what is to be done."""
         if self._over:
             return []
-        self._now, self._out = now, []
+        self._now, self._received, self._out = now, received, []
         self._disturbed |= isinstance(
             event, messages.NodeDown | messages.StreamRefused | messages.StreamRolledBack
         )
@@ -755,7 +768,7 @@ class Coordinator:
             return
         if error.permanent:
             self._fail(error)
-        elif self._patience.exhausted_by_failure(self._now):
+        elif self._patience.exhausted_by_failure(self._now, self._received):
             missing = self._vbuckets.missing if self._ends.bounded else None
             self._fail(messages.gave_up(error, self._options.recovery_timeout, missing, self.vbuckets))
 

@@ -354,14 +354,14 @@ def gave_up(error: CbframeError, seconds: float, missing: int | None, total: int
 
     `missing` vbuckets are not complete; None of a source without an end.
     """
-    incomplete = "" if missing is None else f", {missing} of {total} vbuckets are not complete"
+    if missing is None:
+        what = f"attempts have failed for {seconds:g} s"
+        hint = "resume from the last checkpoint when the cluster is healthy, or raise recovery_timeout"
+    else:
+        what = f"no progress for {seconds:g} s, {missing} of {total} vbuckets are not complete"
+        hint = "no documents are returned, since some are missing; raise recovery_timeout to wait longer"
     failure = StreamError(
-        f"no progress for {seconds:g} s{incomplete}; last problem: {error.message}",
-        node=error.node,
-        vbucket=error.vbucket,
-        hint="nothing was returned: a partial read is no read"
-        if missing is not None
-        else "stream on from the last checkpoint when the cluster is well; recovery_timeout waits longer",
+        f"{what}; last problem: {error.message}", node=error.node, vbucket=error.vbucket, hint=hint
     )
     failure.__cause__ = error
     return failure

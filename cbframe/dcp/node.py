@@ -123,7 +123,8 @@ class NodeThread:
         self._high_seqnos: Mapping[int, int] = {}
         """Of the node's vbuckets, as reported last."""
         self._stopping = False
-        self._progressed = False
+        self.received = 0
+        """How often documents, a seqno or an event of a collection came."""
         self._waker = Waker()
         self._connection: DcpConnection | None = None
 
@@ -211,7 +212,7 @@ class NodeThread:
         self.trace.note(None, f"over: {type(error).__name__}")
         self._log.debug("%s: %s; before that: %s", self.node, error.message, self.trace)
         self._owner.on_error(error)
-        self._owner.post(messages.NodeDown(self.node, error, self._progressed))
+        self._owner.post(messages.NodeDown(self.node, error, bool(self.received)))
 
     def _serve(self) -> None:
         if self._stopping:
@@ -388,7 +389,7 @@ class NodeThread:
                     calls.save(stream)
                 self._owed += nbytes
                 calls.deliver(block, Receipt(nbytes, self._on_consumed))
-                self._progressed = True
+                self.received += 1
             case dcp.Snapshot(stream=stream):
                 calls.snapshot(stream)
             case dcp.Opened(stream=stream) | dcp.Ordered(stream=stream):
@@ -413,10 +414,10 @@ class NodeThread:
                 self._stats.noops += 1
             case dcp.Advanced(stream=stream):
                 calls.advanced(stream)
-                self._progressed = True
+                self.received += 1
             case dcp.CollectionEvent(stream=stream, event=message):
                 calls.system_event(stream, message)
-                self._progressed = True
+                self.received += 1
 
     def _on_ended(self, stream: Stream, reason: int | None) -> None:
         progressed = stream.seqno > stream.start
@@ -427,7 +428,7 @@ class NodeThread:
             if (error := messages.ended(ended)) is not None:
                 self._owner.on_error(error)
         self._owner.post(ended)
-        self._progressed |= progressed or reason == StreamEndReason.OK
+        self.received += progressed or reason == StreamEndReason.OK
 
     def _on_refused(self, refusal: dcp.Refused) -> None:
         stream, status = refusal.stream, refusal.status

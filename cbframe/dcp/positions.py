@@ -20,7 +20,7 @@ from cbframe.wire.messages import FailoverEntry, FailoverLog
 
 MOST_ENDS = 32
 """Ends of snapshots that are remembered, at most."""
-_HINT = "take an older one, or start again from the beginning: what comes then comes again"
+_HINT = "use an older one, or start from the beginning: the changes since then are delivered again"
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,7 +297,8 @@ class Supervisor:
                         self._ended.append(gone)
                 if isinstance(event, messages.MapFailed):
                     self.on_error(event.error)
-                for instruction in self.coordinator.handle(event, self._clock()):
+                received = sum(node.received for node in self.nodes.values())
+                for instruction in self.coordinator.handle(event, self._clock(), received):
                     if not self._carry_out(instruction):
                         return
 

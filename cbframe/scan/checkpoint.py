@@ -31,7 +31,7 @@ _FORMAT = "cbframe checkpoint"
 _VERSION = 1
 _METADATA = b"cbframe.checkpoint"
 """Of a file of changes: what says how far all of them reach."""
-_HINT = "take an older one, or start again from the beginning: what comes then comes again"
+_HINT = "use an older one, or start from the beginning: the changes since then are delivered again"
 _GROUP_BYTES = 16 << 20
 _POLL = 0.25
 

@@ -71,10 +71,11 @@ class Hand:
         options.setdefault("map_poll_interval", None)
         self.coordinator = Coordinator(vbuckets, BucketDataSourceOptions(seq_end=seq_end, **options))
         self.now = 1000.0
+        self.received = 0
         self.said: list[Instruction] = []
 
     def __call__(self, event: Event) -> list[Instruction]:
-        out = self.coordinator.handle(event, self.now)
+        out = self.coordinator.handle(event, self.now, self.received)
         self.said += out
         return out
 
@@ -371,6 +372,30 @@ def test_a_failure_after_a_long_healthy_read_is_no_reason_to_give_up() -> None:
         hand.until(SampleNode)
         hand(NodeSampled(A, {0: 5, 1: 5}))
     assert not any(isinstance(i, Fail) for i in hand.said)
+
+
+@pytest.mark.parametrize("received", [True, False])
+def test_documents_of_any_stream_are_progress(received: bool) -> None:
+    """Streams that go on for long do not end: that documents come must count, too."""
+    hand = Hand(recovery_timeout=5.0).streaming(5, 5, 5)
+    hand.now += 20
+    hand(Tick())
+    for vb in (0, 1):
+        hand.received += received
+        hand(StreamRefused(A, vb, Status.ETMPFAIL))
+        hand.now += 1000
+    assert any(isinstance(each, Fail) for each in hand.said) is not received
+
+
+def test_a_source_without_an_end_is_not_patient_with_a_node_because_others_send() -> None:
+    hand = unending(recovery_timeout=5.0).streaming(5)
+    began = hand.now
+    while not any(isinstance(each, Fail) for each in hand.said):
+        hand.received += 1
+        hand(MapFailed(CUT))
+        hand.now += 1
+        assert hand.now < began + 60
+    assert hand.now > began + 5
 
 
 def test_a_rollback_is_followed_at_once_but_not_for_ever() -> None:
@@ -780,7 +805,7 @@ def test_it_ends_after_failures_only() -> None:
             hand.until(StartNode)
         assert hand.now < began + 60
     assert hand.now > began + 5
-    assert "no progress for 5 s; last problem: cut" in hand.error().message
+    assert "attempts have failed for 5 s; last problem: cut" in hand.error().message
     assert "last checkpoint" in str(hand.error().hint)
 
 

@@ -107,8 +107,8 @@ def test_seqnos_are_asked_for() -> None:
             told = threading.Event()
             handle = source._coordinator.handle
 
-            def spy(event: messages.Event, now: float) -> list[messages.Instruction]:
-                instructions = handle(event, now)
+            def spy(event: messages.Event, now: float, received: int) -> list[messages.Instruction]:
+                instructions = handle(event, now, received)
                 if isinstance(event, messages.NodeSampled):
                     told.set()
                 return instructions
