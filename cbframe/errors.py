@@ -261,7 +261,7 @@ class StreamError(CbframeError):
 
 
 class RollbackError(StreamError):
-    """The server took back a part of a vbucket's history and the caller asked not to accept that."""
+    """The server rolled back a vbucket and the caller asked not to accept that."""
 
     permanent = True
 

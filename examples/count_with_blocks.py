@@ -40,7 +40,7 @@ class Sizes:
         return self._stored.get(vbucket, (None, 0))
 
     def rollback(self, vbucket: int, seqno: int) -> None:
-        raise RuntimeError(f"vbucket {vbucket} was rolled back: what was added up cannot be taken back")
+        raise RuntimeError(f"vbucket {vbucket} was rolled back: what was added up cannot be subtracted")
 
     def snapshot_start(self, vbucket: int, start: int, end: int, flags: int) -> None:
         pass

@@ -42,7 +42,7 @@ def follow(cluster: LocalCluster, path: Path, batches: int | None = None) -> int
     database.executescript(SCHEMA)
     start = stored_checkpoint(database) or "beginning"
     seen = taken = 0
-    # The table has the newest version of each document only. What a withdrawn change replaced is lost to
+    # The table has the newest version of each document only. What a rolled-back change replaced is lost to
     # it, so after a failover with losses a vbucket is streamed again from its start: "restart".
     with stream_bucket(cluster, start=start, on_rollback="restart", batch_bytes=20_000) as stream:
         while taken != batches and (batch := stream.poll(1.0)) is not None:

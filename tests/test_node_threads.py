@@ -23,7 +23,7 @@ from cbframe.arrow.receivers import GatheringReceiver
 from cbframe.contrib.delta import DeltaResult, to_delta, update_delta
 from cbframe.dcp.receiver import Callbacks
 from cbframe.errors import SnapshotError
-from cbframe.snapshot.manifest import Boundaries
+from cbframe.snapshot.manifest import RollbackPoints
 
 _inside = threading.local()
 _found: list[str] = []
@@ -154,12 +154,12 @@ def test_positions_are_handed_over_as_they_are(
 def test_what_cannot_be_read_for_a_rollback_ends_the_update(
     cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fail(_: Boundaries) -> None:
+    def fail(_: RollbackPoints) -> None:
         raise SnapshotError("no disk", path=str(tmp_path))
 
     change(cluster, 0)
     write_snapshot(cluster, tmp_path / "copy", options=QUICK)
     lose(cluster)
-    monkeypatch.setattr(Boundaries, "load", fail)
+    monkeypatch.setattr(RollbackPoints, "load", fail)
     with pytest.raises(SnapshotError, match="no disk"):
         write_snapshot(cluster, tmp_path / "copy", options=QUICK)

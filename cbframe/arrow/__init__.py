@@ -22,14 +22,15 @@ what happens             in a bounded read           in a stream
 a batch arrives          it gets a number            it is handed on with the positions to which it leads
 a snapshot begins        its rows may replace those  the position is within that snapshot
                          of batches before
-a rollback               batches before it are void  an item says after which position everything is void
+a rollback               batches before it are       an item says after which position everything is
+                         rolled back                 rolled back
 a collection is dropped  its rows do not count       an item of its own
 =======================  ==========================  ========================================================
 
 In a bounded read, what counts is known only at the end (:mod:`cbframe.arrow.current_rows`): of each key the
-highest seqno, if no rollback voided it and its collection exists and was not emptied later. Keys are compared
-only in vbuckets that had several snapshots. Until then rows wait in a :class:`~cbframe.arrow.spill.Spill`, in
-memory up to a budget and then in a file without a name.
+highest seqno, if it was not rolled back and its collection exists and was not emptied later. Keys are
+compared only in vbuckets that had several snapshots. Until then rows wait in a
+:class:`~cbframe.arrow.spill.Spill`, in memory up to a budget and then in a file without a name.
 
 Types beyond one read
 ---------------------

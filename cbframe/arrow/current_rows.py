@@ -1,13 +1,13 @@
 """Which rows of a read count: the newest version of each document, in a collection that exists.
 
-That is known only when the read is complete: a rollback takes back, a later snapshot replaces, a collection
-is dropped or emptied. :class:`CurrentRows` finds the rows of batches that wait; what it is made of,
-:func:`newest` and :func:`of_dropped`, serves other rows as well, such as those of files.
+That is known only when the read is complete: rows are rolled back, a later snapshot replaces them, their
+collection is dropped or emptied. :class:`CurrentRows` finds the rows of batches that wait; :func:`newest`,
+:func:`of_dropped` and :func:`rolled_back` serve other rows as well, such as those of files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from cbframe.arrow.columns import COLLECTION_ID, DELETION, EXPIRATION, KEY, SEQNO, VBUCKET
 from cbframe.arrow.receivers import GatheringReceiver
 from cbframe.core import COMPILED
+from cbframe.wire.constants import MAX_SEQNO
 
 VERSION = [KEY, COLLECTION_ID, SEQNO]
 """Columns that tell a version of a document."""
@@ -114,15 +115,15 @@ class CurrentRows:
     ) -> None:
         self._heads = heads
         self._dropped = receiver.dropped if dropped is None else dropped
-        self._ended = receiver.emptied() if ended is None else ended
+        self._ended = receiver.ended() if ended is None else ended
         self._several = receiver.several_versions()
-        self._void_before = receiver.void_before()
+        self._rolled_back_before = receiver.rolled_back_before
         self._later_from = receiver.later_from()
         self._stale = self._find_stale() if self._several.any() and not versions else {}
 
     def mask(self, number: int, heads: pa.RecordBatch) -> Mask:
         """Which rows of a batch count, deletions and documents that are left out among them."""
-        keep = ~self._void(heads)
+        keep = ~self._rolled_back(heads)
         gone = of_dropped(pa.Table.from_batches([heads]), self._dropped, self._ended)
         if gone is not None:
             keep &= ~gone
@@ -130,17 +131,17 @@ class CurrentRows:
             keep[self._stale[number]] = False
         return keep
 
-    def _void(self, heads: pa.RecordBatch) -> Mask:
-        if not self._void_before.any():
+    def _rolled_back(self, heads: pa.RecordBatch) -> Mask:
+        if not self._rolled_back_before.any():
             return np.zeros(len(heads), bool)
-        void: Mask = _numpy(heads, ARRIVED) < self._void_before[_numpy(heads, VBUCKET)]
-        return void
+        found: Mask = _numpy(heads, ARRIVED) < self._rolled_back_before[_numpy(heads, VBUCKET)]
+        return found
 
     def _suspects(self) -> Iterator[tuple[int, pa.RecordBatch, Mask]]:
         """Batches with rows that may have several versions, and which rows these are."""
         for number, load in enumerate(self._heads):
             heads = load()
-            suspects: Mask = self._several[_numpy(heads, VBUCKET)] & ~self._void(heads)
+            suspects: Mask = self._several[_numpy(heads, VBUCKET)] & ~self._rolled_back(heads)
             if suspects.any():
                 yield number, heads, suspects
 
@@ -169,17 +170,33 @@ class CurrentRows:
         return {int(each): row[where == each] for each in np.unique(where)}
 
 
-def of_dropped(table: pa.Table, dropped: set[int], emptied: dict[tuple[int, int], int]) -> Mask | None:
+def by_vbucket(rollback_seqnos: Mapping[int, int]) -> npt.NDArray[np.uint64]:
+    """Rollback seqnos as an array; of vbuckets that were not rolled back the highest seqno there is.
+
+    The rollback seqno of a vbucket is the highest one that still counts.
+    """
+    found = np.full(0x10000, MAX_SEQNO, np.uint64)
+    found[list(rollback_seqnos)] = np.array(list(rollback_seqnos.values()), np.uint64)
+    return found
+
+
+def rolled_back(rows: pa.Table | pa.RecordBatch, rollback_seqnos: npt.NDArray[np.uint64]) -> Mask:
+    """Which rows have a higher seqno than the rollback seqno of their vbucket, as of :func:`by_vbucket`."""
+    found: Mask = _numpy(rows, SEQNO) > rollback_seqnos[_numpy(rows, VBUCKET)]
+    return found
+
+
+def of_dropped(table: pa.Table, dropped: set[int], ended: Mapping[tuple[int, int], int]) -> Mask | None:
     """Which rows are older than the end of their collection, or than its emptying; None if none."""
-    if not dropped and not emptied:
+    if not dropped and not ended:
         return None
     collection = _numpy(table, COLLECTION_ID)
     gone: Mask = np.isin(collection, list(dropped))
-    if emptied:
-        vbuckets, ids = np.array(list(emptied), np.uint64).T
+    if ended:
+        vbuckets, ids = np.array(list(ended), np.uint64).T
         places = vbuckets << np.uint64(32) | ids
         order = np.argsort(places)
-        seqnos = np.array(list(emptied.values()), np.uint64)[order]
+        seqnos = np.array(list(ended.values()), np.uint64)[order]
         rows = np.flatnonzero(np.isin(collection, ids))
         wanted = _numpy(table, VBUCKET)[rows].astype(np.uint64) << np.uint64(32) | collection[rows]
         at = np.minimum(np.searchsorted(places[order], wanted), len(order) - 1)

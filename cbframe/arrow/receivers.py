@@ -1,9 +1,9 @@
 """The receivers of documents: they make record batches of them, and keep the positions of their vbuckets.
 
 :class:`GatheringReceiver` is that of bounded reads. Batches are numbered in the order in which they arrive:
-what a rollback or a newer version makes void is known by number when the read is complete
-(:mod:`cbframe.arrow.current_rows`). :class:`ChangeReceiver` is that of streams, which hand out changes as
-they come, with the positions that they lead to.
+which of them are rolled back, or may be replaced by newer versions, is known by number when the read is
+complete (:mod:`cbframe.arrow.current_rows`). :class:`ChangeReceiver` is that of streams, which deliver
+changes as they come, with the positions that they lead to.
 
 The threads of the nodes put items in, one consumer takes them out. What belongs to a vbucket is touched by
 one thread at a time, that of the node which has it, and needs no lock; the queues have their own.
@@ -42,12 +42,22 @@ class _VBucketState:
 
     metadata: VBucketMetaData | None = None
     snapshots: int = 0
-    void_before: int = 0
-    """Batches with a smaller number hold nothing of this vbucket that counts."""
     later_from: int = 0
     """In batches from this number on there may be newer versions of documents in earlier ones."""
-    begun: dict[int, int] = field(default_factory=dict)
-    """Seqno at which a collection began, or was emptied, by its id."""
+    ended: list[tuple[int, int]] = field(default_factory=list)
+    """Collections that were dropped or emptied: id and seqno."""
+
+
+def ended_collection(event: SystemEvent, *, existed: bool) -> int | None:
+    """The id of the collection whose documents with a smaller seqno an event ends, in its vbucket.
+
+    There is no event of a collection that was emptied: the server sends CREATE_COLLECTION once more. So that
+    ends the documents of one that `existed`; whether it did is known to whoever has seen what came before.
+    """
+    ends = event.event == SystemEventId.DROP_COLLECTION or (
+        existed and event.event == SystemEventId.CREATE_COLLECTION
+    )
+    return event.collection_id if ends else None
 
 
 @dataclass(slots=True)
@@ -66,6 +76,8 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
     dropped: set[int] = field(default_factory=set, init=False)
     """Ids of collections that are gone, as the streams reported."""
     dropped_scopes: set[int] = field(default_factory=set, init=False)
+    rolled_back_before: npt.NDArray[np.int64] = field(init=False, repr=False)
+    """By vbucket: what batches with a smaller number have of it was rolled back."""
     last_error: CbframeError | None = field(default=None, init=False)
     _vbuckets: list[_VBucketState] = field(init=False, repr=False)
     _last_seqno: npt.NDArray[np.uint64] = field(init=False, repr=False)
@@ -75,6 +87,17 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
         self.schema = raw_schema(self.metadata)
         self._vbuckets = [_VBucketState() for _ in range(MAX_VBUCKETS)]
         self._last_seqno = np.zeros(MAX_VBUCKETS, np.uint64)
+        self.rolled_back_before = np.zeros(MAX_VBUCKETS, np.int64)
+
+    def read_from(self, vbucket: int, position: Position) -> Position:
+        """Read a vbucket from this position: before anything is received, or after a rollback.
+
+        What came of it before is rolled back, and its events come again, at other seqnos.
+        """
+        self.rolled_back_before[vbucket] = self._batches.count()
+        self._vbuckets[vbucket] = _VBucketState(position.metadata if position.seqno else None)
+        self._last_seqno[vbucket] = position.seqno
+        return position
 
     # -- the receiver's side, on the threads of the nodes
 
@@ -95,14 +118,18 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
         # One with the history of documents counts as many.
         state.snapshots += 2 if flags & _SEVERAL_VERSIONS else 1
 
+    def seqno_advanced(self, vbucket: int, seqno: int) -> None:
+        self._last_seqno[vbucket] = seqno
+
     def system_event(self, vbucket: int, event: SystemEvent) -> None:
+        # At the start of a vbucket nothing existed. Of one that is new, later on, there is nothing before.
+        ended = ended_collection(event, existed=bool(self._last_seqno[vbucket]))
+        if ended is not None:
+            self._vbuckets[vbucket].ended.append((ended, event.seqno))
         cid, scope = event.collection_id, event.scope_id
         match event.event:
             case SystemEventId.CREATE_COLLECTION if cid is not None:
                 self.created[cid] = event
-                if self._last_seqno[vbucket]:
-                    # Reported for a collection that was there before, it means that it was emptied.
-                    self._vbuckets[vbucket].begun[cid] = event.seqno
             case SystemEventId.DROP_COLLECTION if cid is not None:
                 self.dropped.add(cid)
             case SystemEventId.CREATE_SCOPE if scope is not None:
@@ -114,23 +141,21 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
         self._vbuckets[vbucket].metadata = metadata
 
     def position(self, vbucket: int) -> Position:
-        return Position.of(self._vbuckets[vbucket].metadata, int(self._last_seqno[vbucket]))
+        return self.position_at(vbucket, int(self._last_seqno[vbucket]))
 
     def rollback(self, vbucket: int, seqno: int) -> Position:  # noqa: ARG002
         """Forget the vbucket altogether and read it from the start.
 
-        The server sends only what comes after `seqno` again. Versions at or before it that a
-        withdrawn change had replaced were never sent: they were de-duplicated away.
+        The server sends only what comes after `seqno` again. Versions at or before it that a rolled-back
+        change had replaced were never sent: they were de-duplicated away.
         """
-        state = self._vbuckets[vbucket]
-        state.void_before = state.later_from = self._batches.count()
-        state.metadata = None
-        state.snapshots += 1
-        self._last_seqno[vbucket] = 0
-        state.begun = {}  # those events come again, at other seqnos
-        return Position()
+        return self.read_from(vbucket, Position())
 
     # -- the consumer's side
+
+    def position_at(self, vbucket: int, seqno: int) -> Position:
+        """Where to continue, once all up to `seqno` was received."""
+        return Position.of(self._vbuckets[vbucket].metadata, seqno)
 
     def failover_log(self, vbucket: int) -> FailoverLog:
         """The histories that a vbucket had when its last snapshot began; none before any."""
@@ -149,22 +174,18 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
         """End the wait of :meth:`take`."""
         self._batches.wake()
 
-    def emptied(self) -> dict[tuple[int, int], int]:
-        """Seqno at which a collection began, or was emptied, by vbucket and the collection's id."""
-        return {
-            (vbucket, cid): seqno
-            for vbucket, state in enumerate(self._vbuckets)
-            for cid, seqno in state.begun.items()
-        }
+    def ended(self) -> dict[tuple[int, int], int]:
+        """By vbucket and collection: the last seqno at which it was dropped or emptied."""
+        return {(vb, cid): seqno for vb, state in enumerate(self._vbuckets) for cid, seqno in state.ended}
+
+    def ended_at(self, vbucket: int) -> list[int]:
+        """All seqnos at which collections of a vbucket were dropped or emptied."""
+        return [seqno for _, seqno in self._vbuckets[vbucket].ended]
 
     def several_versions(self) -> npt.NDArray[np.bool_]:
-        """Vbuckets that may have several versions of a document, or what does not count."""
+        """Vbuckets that may have several versions of a document."""
         # Within one snapshot a key occurs once. Only vbuckets with more than one can hold it twice.
         return np.array([state.snapshots > 1 for state in self._vbuckets])
-
-    def void_before(self) -> npt.NDArray[np.int64]:
-        """By vbucket: batches with a smaller number hold nothing of it that counts."""
-        return np.array([state.void_before for state in self._vbuckets])
 
     def later_from(self) -> npt.NDArray[np.int64]:
         """By vbucket, if it may have several versions: where those begin that can replace others."""
@@ -206,15 +227,15 @@ class EventArrived:
 
 
 @dataclass(frozen=True, slots=True)
-class Withdrawn:
-    """The server took back everything after `asked`; all that came after `position` is void."""
+class RolledBack:
+    """The server rolled the vbucket back to `server_seqno`: all that came after `position` is rolled back."""
 
     vbucket: int
     position: Position
-    asked: int
+    server_seqno: int
 
 
-Item: TypeAlias = Arrived | Reached | EventArrived | Withdrawn
+Item: TypeAlias = Arrived | Reached | EventArrived | RolledBack
 
 
 @dataclass(slots=True)
@@ -278,13 +299,13 @@ class ChangeReceiver(PositionReceiver):
     def rollback(self, vbucket: int, seqno: int) -> Position:
         if self.refuse:
             raise RollbackError(
-                f"the server has withdrawn everything behind seqno {seqno}",
+                f"the server has rolled the vbucket back to seqno {seqno}",
                 vbucket=vbucket,
-                hint="a failover lost changes that were streamed already: take back what was stored of this "
-                'vbucket behind a snapshot at or before that seqno; on_rollback="emit" says behind which',
+                hint="a failover lost changes that were delivered already: delete what was stored of this "
+                'vbucket after a snapshot end at or before that seqno; on_rollback="emit" reports that end',
             )
         position = self._tracks[vbucket].rolled_back(seqno, to_base=self.to_base)
-        self._items.put(Withdrawn(vbucket, position, seqno), (vbucket,))
+        self._items.put(RolledBack(vbucket, position, seqno), (vbucket,))
         return position
 
     def _reached(self, vbucket: int) -> None:

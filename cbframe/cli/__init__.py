@@ -80,9 +80,8 @@ _STREAMED = (
     "is there, and written about once a second and at the end. With --json each line is a JSON object: "
     "change (upsert, delete, expire, rollback or drop), vbucket, seqno, scope, collection, key and value; a "
     "byte of a key that is not UTF-8 is \\xHH, and a value that is no JSON text is base64, in value_base64. "
-    "rollback voids what "
-    "came before of its vbucket with a larger seqno, drop what came of its vbucket and collection with a "
-    "smaller one."
+    "After rollback, earlier changes of its vbucket with a larger seqno do not count; after drop, those of "
+    "its vbucket and collection with a smaller one."
 )
 
 
@@ -375,7 +374,7 @@ def _add_snapshot(parser: argparse.ArgumentParser) -> None:
         "write",
         "copy a bucket, or bring a copy up to date",
         "Copy a bucket into Parquet files at PATH, or add what changed since. A version appears whole or not "
-        "at all; after a crash, run it again. What the server took back, the snapshot takes back.",
+        "at all; after a crash, run it again. What the server rolled back, the snapshot rolls back.",
         connects=True,
     )
     _add(write, "--json")

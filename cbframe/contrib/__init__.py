@@ -7,7 +7,7 @@
     A data source for Spark. A batch read is the same partitions, planned on the driver and read on
     executors. A stream is :mod:`cbframe.scan.microbatch`: Spark stores one offset for each batch, and
     executors read the changes between two of them. They cannot report what they met, so a vbucket whose
-    history is not the one of the offset comes again from its beginning, after a row ``reset``.
+    history is not the one of the offset is delivered again from its beginning, after a row ``reset``.
 ``delta``
     A Delta table that mirrors a bucket. An update fetches what changed since the positions in the metadata
     of the table's last commit, as a snapshot's update does, and commits rows and positions at once. What the

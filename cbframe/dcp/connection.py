@@ -123,8 +123,8 @@ class CollectionEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class RolledBack:
-    """The server wants the vbucket taken back to `seqno` before it streams."""
+class RollbackRequired:
+    """The server requires a rollback of the vbucket to `seqno` before it streams."""
 
     stream: Stream
     seqno: int
@@ -170,7 +170,7 @@ ConnectionEvent: TypeAlias = (
     | Advanced
     | Ordered
     | CollectionEvent
-    | RolledBack
+    | RollbackRequired
     | Refused
     | Ended
     | MapPushed
@@ -665,7 +665,7 @@ class DcpConnection:
         if (counter := _REFUSALS.get(frame.status)) is not None:
             stats.count(counter)
         if frame.status == Status.ROLLBACK:
-            return RolledBack(stream, parse_rollback_seqno(frame.value))
+            return RollbackRequired(stream, parse_rollback_seqno(frame.value))
         return Refused(stream, frame.status, frame.value)
 
     def _queue(self, frame: Frame) -> None:

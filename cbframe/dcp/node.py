@@ -43,7 +43,11 @@ from cbframe.system import OwnThread, allocate
 from cbframe.wire.constants import HEADER_LENGTH, MAX_SEQNO, Status, StreamEndReason
 
 Order: TypeAlias = (
-    messages.StopNode | messages.OpenStreams | messages.CloseStreams | messages.SampleNode | dcp.RolledBack
+    messages.StopNode
+    | messages.OpenStreams
+    | messages.CloseStreams
+    | messages.SampleNode
+    | dcp.RollbackRequired
 )
 
 
@@ -367,7 +371,7 @@ class NodeThread:
                     raise ConnectError(f"{why}: the connection is closed")
                 case messages.SampleNode():
                     connection.sample()
-                case dcp.RolledBack():
+                case dcp.RollbackRequired():
                     self._roll_back(order)
                 case messages.CloseStreams(vbuckets=vbuckets):
                     for vbucket in vbuckets:
@@ -406,7 +410,7 @@ class NodeThread:
                 owner.on_time(self.node, seconds)
             case dcp.Refused():
                 self._on_refused(event)
-            case dcp.RolledBack():
+            case dcp.RollbackRequired():
                 self._roll_back(event)
             case dcp.MapPushed(revision=revision, body=body):
                 owner.on_push(self._address, revision, body)
@@ -451,9 +455,9 @@ class NodeThread:
                 hint="the bucket was flushed or created again, or what was stored belongs to another one",
             )
         )
-        self._roll_back(dcp.RolledBack(stream, 0))
+        self._roll_back(dcp.RollbackRequired(stream, 0))
 
-    def _roll_back(self, event: dcp.RolledBack) -> None:
+    def _roll_back(self, event: dcp.RollbackRequired) -> None:
         """Roll back now, or when the receiver is ready to."""
         if self._calls.roll_back(event.stream, event.seqno, lambda: self.post(event)):
             self._owner.post(messages.StreamRolledBack(self.node, event.stream.vbucket))

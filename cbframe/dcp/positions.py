@@ -273,9 +273,9 @@ class Track:
         return moved
 
     def rolled_back(self, seqno: int, *, to_base: bool = False) -> Position:
-        """The server has withdrawn everything after `seqno`: go back as far as needed."""
+        """The server has rolled the vbucket back to `seqno`: go back as far as needed."""
         if to_base or seqno <= self.base:
-            # Of what lies before its beginning, the stream has given nothing: it can begin anywhere.
+            # Of what lies before its beginning, the stream has delivered nothing: it can begin anywhere.
             target = self.base = min(seqno, self.base)
         else:
             target = max((end for end in self.ends if end <= seqno), default=self.base)
@@ -283,7 +283,7 @@ class Track:
         self.seqno = target
         self._snap_end = None
         if self.metadata is not None:
-            # Not the purge seqno: deletions that were taken back with the rest may have been purged since.
+            # Not the purge seqno: deletions that were rolled back with the rest may have been purged since.
             log = tuple(entry for entry in self.metadata.failover_log if entry.seqno <= target)
             self.metadata = VBucketMetaData(0, 0, target, target, log) if target else None
         return self.position()

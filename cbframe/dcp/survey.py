@@ -203,7 +203,7 @@ def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, Position]]:
 
 def _positions(vbuckets: Sequence[int], opcode: Opcode, *before: Frame) -> Steps[dict[int, Position] | None]:
     """Histories and high seqnos, after requests `before`; None where the user may not ask in this way."""
-    # Seqnos last: one with a history that ended meanwhile is seen to be void later on. The other way round,
+    # Seqnos last: one with a history that ended meanwhile shows later on. The other way round,
     # a new history would have a seqno that it never reached, and nobody could see that.
     asked: list[Frame] = [*before, *(GetFailoverLog(vb, opcode).frame() for vb in vbuckets), SEQNOS]
     for _ in before:

@@ -40,13 +40,13 @@ is an error. ``microbatch`` reads the changes between two offsets in the same wa
 Change streams
 --------------
 ``stream`` runs a source without an end. Node threads put batches, rollbacks and system events into a
-``ChangeReceiver``; the consumer's thread forms ``ChangeBatch`` objects (``changes``), hands them out, and
-moves the checkpoint (``checkpoint``) when they are acknowledged. What was handed out and not acknowledged
+``ChangeReceiver``; the consumer's thread forms ``ChangeBatch`` objects (``changes``), delivers them, and
+moves the checkpoint (``checkpoint``) when they are acknowledged. What was delivered and not acknowledged
 holds back the bytes of its node.
 
-A batch is handed out when it has `batch_bytes`, when its first row is `max_latency` seconds old, when a
-rollback comes, or when nothing more will come. The batch after a rollback begins with it: it voids rows of
-batches before, none of its own. The stream ends with an error when the source gives up
+A batch is delivered when it has `batch_bytes`, when its first row is `max_latency` seconds old, when a
+rollback comes, or when nothing more will come. The batch after a rollback begins with it: it rolls back rows
+of batches before, none of its own. The stream ends with an error when the source gives up
 (``recovery_timeout``), and without one when all collections that it was for are gone.
 
 ``doctor`` takes the steps of a connection one by one, and says which one fails. ``progress`` counts, and

@@ -25,7 +25,8 @@ from cbframe.arrow.columns import (
     formed,
     is_json,
 )
-from cbframe.arrow.current_rows import KeyFilter, newest
+from cbframe.arrow.current_rows import KeyFilter, by_vbucket, newest, rolled_back
+from cbframe.arrow.receivers import ended_collection
 from cbframe.cluster.collections_manifest import SYSTEM_SCOPE, CollectionName, CollectionsManifest
 from cbframe.dcp.positions import Position, VBucketOffset
 from cbframe.dcp.receiver import Receipt
@@ -57,12 +58,13 @@ _NAME = pa.dictionary(pa.int32(), pa.string())
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """The server has withdrawn a part of a vbucket's history, for example after a failover.
+    """The server has rolled back a vbucket, for example after a failover.
 
-    All changes of the vbucket with a seqno over `seqno` that came before are void. A consumer that has kept
-    every change takes those back, and has the vbucket's state at that moment. One that has kept only the
-    newest version of each document has lost what withdrawn changes replaced: ``on_rollback="restart"``
-    then makes `seqno` the beginning of the stream, and all of the vbucket comes again.
+    All changes of the vbucket with a seqno over `seqno` that were delivered before are rolled back. A
+    consumer that has kept every change deletes those, and has the vbucket's state at that moment. One that
+    has kept only the newest version of each document has lost what rolled-back changes had replaced:
+    ``on_rollback="restart"`` then makes `seqno` the beginning of the stream, and all of the vbucket is
+    delivered again.
 
     Attributes
     ----------
@@ -94,8 +96,8 @@ class CollectionDrop:
 
 
 @dataclass(slots=True, eq=False)
-class Given:
-    """What is reported when a batch is consumed."""
+class Delivery:
+    """What a batch that was delivered leads to, once it is acknowledged."""
 
     positions: dict[int, Position] = field(default_factory=dict)  # where vbuckets are then
     receipts: list[Receipt] = field(default_factory=list)  # of its documents
@@ -112,12 +114,12 @@ class ChangeBatch:
         ``_cb_seqno``, the metadata that was asked for, and the document as bytes in ``_cb_value``, null
         where it is gone.
     rollbacks
-        What was withdrawn: to be taken back before the rows of this batch.
+        What the server has rolled back: to be applied before the rows of this batch.
     events
         Scopes and collections that came, went or changed.
     drops
         Collections that went, or were emptied: of the documents nothing else tells.
-    given
+    delivery
         For acknowledging it.
     datatype, collection_ids
         Of each row, as the server has it.
@@ -129,7 +131,7 @@ class ChangeBatch:
     rollbacks: tuple[Rollback, ...]
     events: tuple[SystemEvent, ...]
     drops: tuple[CollectionDrop, ...]
-    given: Given = field(repr=False)
+    delivery: Delivery = field(repr=False)
     datatype: npt.NDArray[np.uint8] = field(repr=False)
     collection_ids: npt.NDArray[np.uint32] = field(repr=False)
     maps: set[Place] = field(default_factory=set, repr=False)
@@ -143,7 +145,7 @@ class ChangeBatch:
         return True
 
     def __repr__(self) -> str:
-        parts = [f"{len(self):,} changes", f"{len(self.given.positions)} vbuckets"]
+        parts = [f"{len(self):,} changes", f"{len(self.delivery.positions)} vbuckets"]
         if self.rollbacks:
             parts.append(f"{len(self.rollbacks)} rollbacks")
         if self.events:
@@ -158,7 +160,7 @@ class ChangeBatch:
     @cached_property
     def offsets(self) -> dict[int, VBucketOffset]:
         """How far the vbuckets of this batch are after it; those of others have not changed."""
-        return dict(sorted(self.given.positions.items()))
+        return dict(sorted(self.delivery.positions.items()))
 
     def __arrow_c_schema__(self) -> Any:
         """The schema of the batch's rows."""
@@ -277,7 +279,7 @@ class Directory:
         self._fetch = fetch
         self._names: dict[int, CollectionName | None] = {0: _DEFAULT, **(known or {})}
         self._scopes: dict[int, str] = {0: "_default"}
-        self._begun: set[tuple[int, int]] = set()
+        self._created: set[tuple[int, int | None]] = set()
 
     def apply(self, event: SystemEvent) -> CollectionDrop | None:
         """Take in an event; what it says of documents.
@@ -292,14 +294,10 @@ class Directory:
                 scope = self._scopes.get(event.scope_id or 0)
                 if scope is not None:
                     self._names[cid] = CollectionName(scope, event.name)
-                place = event.vbucket, cid
-                if place in self._begun:
-                    # Reported for a collection that was there before, it means that it was emptied.
-                    return self._drop(event, cid)
-                self._begun.add(place)
-            case SystemEventId.DROP_COLLECTION if cid is not None:
-                return self._drop(event, cid)
-        return None
+        ended = ended_collection(event, existed=(event.vbucket, cid) in self._created)
+        if event.event == SystemEventId.CREATE_COLLECTION:
+            self._created.add((event.vbucket, cid))
+        return None if ended is None else self._drop(event, ended)
 
     @property
     def known(self) -> dict[int, CollectionName]:
@@ -429,10 +427,8 @@ class Tail:
     def add(self, batch: ChangeBatch, most: int) -> None:
         """Take a batch, and forget what is before the last `most` changes then."""
         if batch.rollbacks:
-            limits = np.full(1 << 16, np.iinfo(np.uint64).max, np.uint64)
-            for each in batch.rollbacks:
-                limits[each.vbucket] = each.seqno
-            self._forget(lambda piece: piece.column(SEQNO) <= limits[piece.column(VBUCKET)])
+            seqnos = by_vbucket({each.vbucket: each.seqno for each in batch.rollbacks})
+            self._forget(lambda piece: ~rolled_back(piece.rows, seqnos))
         rows = batch.record_batch
         if len(rows):
             self._pieces.append(_Piece(self._clock(), rows, batch.datatype, batch.collection_ids))

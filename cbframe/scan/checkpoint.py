@@ -287,7 +287,7 @@ class ChangeLog:
         self._folder = folder
         self._rotation = rotation
         self._compression = compression
-        # Text in place of dictionaries, and no column that rows about what is void could not leave out.
+        # Text in place of dictionaries, and no column that rows without a document could not leave out.
         self._schema = pa.schema(
             (each.name, pa.string() if pa.types.is_dictionary(each.type) else each.type)
             for each in stream.schema
@@ -378,7 +378,7 @@ class _File:
 
     def add(self, batch: ChangeBatch) -> None:
         rows = _with_keys(pa.Table.from_batches([batch.record_batch]), self._schema).cast(self._schema)
-        rollbacks, drops = _void(batch, self._schema)
+        rollbacks, drops = _ended(batch, self._schema)
         for table in (rollbacks, rows, drops):
             self._waiting += table.to_batches()
             self._rows += len(table)
@@ -441,8 +441,8 @@ def _with_keys(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return rows.set_column(rows.column_names.index(KEY), KEY, keys)
 
 
-def _void(batch: ChangeBatch, schema: pa.Schema) -> tuple[pa.Table, pa.Table]:
-    """Rows about what is void: before those of the batch, and after them."""
+def _ended(batch: ChangeBatch, schema: pa.Schema) -> tuple[pa.Table, pa.Table]:
+    """Rows for rollbacks and drops: before those of the batch, and after them."""
     rollbacks = [
         {CHANGE_TYPE: "rollback", VBUCKET: each.vbucket, SEQNO: each.seqno} for each in batch.rollbacks
     ]

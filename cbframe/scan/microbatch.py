@@ -4,7 +4,7 @@ Such an engine (Spark, for one) asks where the bucket is, stores that :class:`Of
 read what lies between two offsets (:class:`MicroBatchPart`, each some vbuckets). These processes cannot
 report what they met. So an offset holds no snapshot and no failover log, only each vbucket's newest history
 and a seqno, and one rule makes up for it: whenever a vbucket is not in the history any more that it was in,
-it is given again from its beginning.
+it is delivered again from its beginning.
 
 Less would not be right. Of several versions of a document the server sends the last. So a read to a seqno,
 from a vbucket that has gone on meanwhile, may not contain versions at or before that seqno which later
@@ -12,9 +12,9 @@ changes had replaced: the next read brings the later ones. If a failover loses t
 come back to light, *before* the seqno where the next read begins, also where the server's history has
 nothing against beginning there. Nobody would ever get them.
 
-Rows are those of a change stream with typed fields. One more kind of row, without a key, says what no other
-could: ``reset``, all documents of the vbucket are void that were given before. The rows after it are the
-vbucket from its beginning. A vbucket comes again like that
+Rows are those of a change stream with typed fields, and of one more kind, without a key: ``reset``, all
+documents of the vbucket that were delivered before are rolled back. The rows after it are the vbucket from
+its beginning. A vbucket is delivered again like that
 
 * where its history is not the planned one any more,
 * where the server does not know the place to begin at, or has purged deletions after it,
@@ -22,7 +22,7 @@ vbucket from its beginning. A vbucket comes again like that
   of such documents there are no deletions, and their collection's name is gone.
 
 An offset says, too, which scope and collections it is of. Those that are asked for later have documents
-before it that were never given, and what was given of those that are asked for no more would never go.
+before it that were never delivered, and documents of those that are asked for no more would never be deleted.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Range(NamedTuple):
 
     @property
     def reset(self) -> bool:
-        """Whether what was given before is void: then all up to `end` is given, and not only what is new."""
+        """Whether what was delivered before is rolled back: then all up to `end` is, not only what is new."""
         return bool(self.start.seqno) and (
             self.end.history != self.start.history or self.end.seqno < self.start.seqno
         )
@@ -114,7 +114,7 @@ class Range(NamedTuple):
 
     @property
     def changes(self) -> int:
-        """As many rows as there can be at most; one of them says that what was before is void."""
+        """As many rows as there can be at most; one of them may be the reset."""
         return self.end.seqno - self.base + self.reset
 
 
@@ -146,26 +146,26 @@ class Offset:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Offset:
-        """Read what :meth:`to_dict` gave; nothing is the beginning."""
+        """Read what :meth:`to_dict` returned; nothing is the beginning."""
         if not isinstance(fields, Mapping):
             raise ConfigurationError(f"an offset is a {type(fields).__name__}, and no object", hint=_HINT)
         rest = dict(fields)
-        names = ("bucket_uuid", "turn", "initial", "began", "scope", "collections")
-        uuid, turn, initial, began, scope, collections = (rest.pop(name, None) for name in names)
+        ours = ("bucket_uuid", "turn", "initial", "began", "scope", "collections")
+        uuid, turn, initial, began, scope, collections = (rest.pop(name, None) for name in ours)
         _check("bucket_uuid", uuid is None or isinstance(uuid, str))
         _check("turn", turn is None or (type(turn) is int and 0 <= turn < MAX_VBUCKETS))
         _check("initial", initial is None or isinstance(initial, bool))
         _check("began", began is None or isinstance(began, Mapping))
         _check("scope", scope is None or isinstance(scope, str))
-        given = collections if isinstance(collections, list) else [collections]
-        _check("collections", collections is None or all(isinstance(name, str) for name in given))
+        names = collections if isinstance(collections, list) else [collections]
+        _check("collections", collections is None or all(isinstance(name, str) for name in names))
         return cls(
             uuid or "",
             _marks(rest),
             turn or 0,
             bool(initial),
             None if began is None else _marks(began, "began."),
-            Selection.of(scope, None if collections is None else given),
+            Selection.of(scope, None if collections is None else names),
         )
 
     def ahead(
@@ -184,7 +184,7 @@ class Offset:
         for at, vb in enumerate(order):
             wanted = Range(vb, marks[vb], positions[vb])
             if not wanted.changes:
-                # An empty vbucket with a new history has nothing to give, and no more had the old one.
+                # An empty vbucket with a new history has nothing to deliver, and no more had the old one.
                 continue
             if wanted.changes > left:
                 # The next one's turn, however much is left of this one: or who writes much would be
@@ -209,7 +209,7 @@ class Offset:
                 "it is not the bucket that the checkpoint is of: that was deleted and created again, or is "
                 "of another cluster",
                 fault="other bucket",
-                hint="nothing that was given before belongs to it: take a new checkpoint location, and "
+                hint="nothing that was delivered before belongs to it: take a new checkpoint location, and "
                 "an empty target",
             )
             error.permanent = True
@@ -404,9 +404,9 @@ class MicroBatchPart:
 
         With whole snapshots also what lies after the end, as far as the server sends it.
 
-        Of a vbucket that is given again, a reset comes first. If its history is the planned one, it is given
-        up to the planned end; if not, as far as it goes: the next read, whose offset has yet another
-        history, gives it once more.
+        Of a vbucket that is delivered again, a reset comes first. If its history is the planned one, it is
+        delivered up to the planned end; if not, as far as it goes: the next read, whose offset has yet
+        another history, delivers it once more.
         """
         reader, schema = self.reader, self.reader.schema
         with ExitStack() as stack:
@@ -430,14 +430,14 @@ class MicroBatchPart:
     def _refuse(self, passes: Sequence[Pass]) -> None:
         if self.reader.on_rollback != "fail":
             return
-        lost = set[int]().union(*(each.lost for each in passes))
-        sent_back = set[int]().union(*(each.sent_back for each in passes))
+        other_history = set[int]().union(*(each.other_history for each in passes))
+        rolled_back = set[int]().union(*(each.rolled_back for each in passes))
         for each in self.ranges:
-            # Of one that is at its beginning nothing was given that could be void.
-            if each.start.seqno and each.vbucket in lost:
+            # Of one that is at its beginning nothing was delivered that could be rolled back.
+            if each.start.seqno and each.vbucket in other_history:
                 raise _refusal("other history", each, self.node)
-            if each.start.seqno and each.vbucket in sent_back:
-                raise _refusal("sent back", each, self.node)
+            if each.start.seqno and each.vbucket in rolled_back:
+                raise _refusal("rolled back", each, self.node)
 
 
 def _resets(vbuckets: Sequence[int], schema: pa.Schema) -> pa.RecordBatch:
@@ -460,8 +460,8 @@ class Pass:
         self._reader = reader
         self.reset: set[int] = set()
         self.again: list[Range] = []
-        self.lost: set[int] = set()
-        self.sent_back: set[int] = set()
+        self.other_history: set[int] = set()
+        self.rolled_back: set[int] = set()
         self._sink: MicroBatchSink | None = None
         # A vbucket that has nothing but a new history is not asked.
         some = [each for each in ranges if each.end.seqno]
@@ -494,28 +494,28 @@ class Pass:
             self._check_short(short)
 
     def _judge(
-        self, given: Range, receiver: MicroBatchReceiver, sink: MicroBatchSink, reached: int | None
+        self, planned: Range, receiver: MicroBatchReceiver, sink: MicroBatchSink, reached: int | None
     ) -> bool:
-        """Decide what is given of a vbucket; whether it reached the reported end of its history."""
-        vb, end = given.vbucket, given.end
+        """Decide what is delivered of a vbucket; whether it reached the reported end of its history."""
+        vb, end = planned.vbucket, planned.end
         # A vbucket that is empty now is not asked: then its history is another one, too.
         same = receiver.history(vb) == end.history
-        fallen = vb in receiver.fallen
+        rolled_back = vb in receiver.rolled_back
         if not same:
-            self.lost.add(vb)
-        elif fallen:
-            self.sent_back.add(vb)
-        whole = fallen or not given.base
-        ended = any(given.base < seqno <= end.seqno for seqno in receiver.ends_of_collections(vb))
+            self.other_history.add(vb)
+        elif rolled_back:
+            self.rolled_back.add(vb)
+        whole = rolled_back or not planned.base
+        ended = any(planned.base < seqno <= end.seqno for seqno in receiver.ended_at(vb))
         if not whole and (not same or ended or reached is None):
-            self.again.append(given)
+            self.again.append(planned)
             return True
         if reached is None:
-            raise _on_its_way(given)
-        if fallen or not same:
+            raise _on_its_way(planned)
+        if rolled_back or not same:
             self.reset.add(vb)
         exact = same and not self._reader.whole_snapshots
-        sink.give(vb, 0 if whole else given.base, end.seqno if exact else None)
+        sink.deliver(vb, 0 if whole else planned.base, end.seqno if exact else None)
         return not same or reached >= end.seqno
 
     def _check_short(self, short: Sequence[Range]) -> None:
@@ -536,31 +536,25 @@ class Pass:
 class MicroBatchReceiver(DeferringBatchReceiver):
     """Gathers changes after some positions."""
 
-    __slots__ = ("_ends", "_events", "_histories", "fallen")
+    __slots__ = ("_histories", "_of_scope", "_scopes", "rolled_back")
 
-    fallen: set[int]  # vbuckets that the server sent back: they were read from their beginning then
+    rolled_back: set[int]  # vbuckets that the server rolled back: they were read from their beginning then
 
     def begin(self, starts: Mapping[int, Position], *, of_scope: bool) -> None:
         """Begin there; call it before anything is received."""
-        self.fallen = set()
-        # A server reports a collection that was emptied by reporting once more that it was created.
-        self._ends = {SystemEventId.CREATE_COLLECTION, SystemEventId.DROP_COLLECTION}
-        if of_scope:
-            # One that has the name of another that was dropped: of the other's end nothing is sent.
-            self._ends.add(SystemEventId.CREATE_SCOPE)
-        self._events: list[tuple[int, int]] = []
+        self.rolled_back = set()
+        self._of_scope = of_scope
+        self._scopes: list[tuple[int, int]] = []
         self._histories: dict[int, int] = {}
         for vbucket, position in starts.items():
             # It is not known in which snapshot the seqno lay. The server takes it for the end of one,
-            # which it need not have been: that is why a new history voids it in any case.
-            if position.seqno:
-                self._vbuckets[vbucket].metadata = position.metadata
-                self._last_seqno[vbucket] = position.seqno
+            # which it need not have been: that is why a new history means a reset in any case.
+            self.read_from(vbucket, position)
 
     # -- on the threads of the nodes
 
     def rollback(self, vbucket: int, seqno: int) -> Position:
-        self.fallen.add(vbucket)
+        self.rolled_back.add(vbucket)
         return DeferringBatchReceiver.rollback(self, vbucket, seqno)
 
     def store(self, vbucket: int, metadata: VBucketMetaData) -> None:
@@ -570,22 +564,20 @@ class MicroBatchReceiver(DeferringBatchReceiver):
 
     def system_event(self, vbucket: int, event: SystemEvent) -> None:
         DeferringBatchReceiver.system_event(self, vbucket, event)
-        if event.event in self._ends:
-            self._events.append((vbucket, event.seqno))
+        if self._of_scope and event.event == SystemEventId.CREATE_SCOPE:
+            # It may have the name of another that was dropped: of that one's end nothing is sent.
+            self._scopes.append((vbucket, event.seqno))
 
     # -- afterwards
 
-    def ends_of_collections(self, vbucket: int) -> list[int]:
+    def ended_at(self, vbucket: int) -> list[int]:
         """Seqnos at which collections of a vbucket, or their scope, were created, emptied or dropped."""
-        return [seqno for vb, seqno in self._events if vb == vbucket]
+        scopes = [seqno for vb, seqno in self._scopes if vb == vbucket]
+        return DeferringBatchReceiver.ended_at(self, vbucket) + scopes
 
     def history(self, vbucket: int) -> int | None:
         """The newest history of a vbucket, as the server last reported; None if it was not asked."""
         return self._histories.get(vbucket)
-
-    def counts_from(self, vbucket: int) -> int:
-        """In batches with a smaller number there is nothing of a vbucket that counts."""
-        return self._vbuckets[vbucket].void_before
 
 
 class MicroBatchSink(Pipeline):
@@ -600,7 +592,7 @@ class MicroBatchSink(Pipeline):
         self._goals = np.array([*ends.values()], np.uint64)
         self._seqno = np.zeros(MAX_VBUCKETS, np.uint64)
         self._number = np.zeros(MAX_VBUCKETS, np.int64)
-        # Nothing of a vbucket is given unless give() says so.
+        # Nothing of a vbucket is delivered unless deliver() says so.
         self._base = np.full(MAX_VBUCKETS, MAX_SEQNO, np.uint64)
         self._most = np.zeros(MAX_VBUCKETS, np.uint64)
 
@@ -618,14 +610,14 @@ class MicroBatchSink(Pipeline):
         return all(self.reached(vbucket) is not None for vbucket in self._ends)
 
     def reached(self, vbucket: int) -> int | None:
-        """How far a vbucket came; None if that is void, or not as far as it was to come."""
+        """How far a vbucket came; None if that was rolled back, or is not as far as it was to come."""
         seqno = int(self._seqno[vbucket])
         if vbucket not in self._ends or seqno < self._ends[vbucket]:
             return None
-        return seqno if self._number[vbucket] >= self._receiver.counts_from(vbucket) else None
+        return seqno if self._number[vbucket] >= self._receiver.rolled_back_before[vbucket] else None
 
-    def give(self, vbucket: int, base: int, most: int | None) -> None:
-        """Give the changes of a vbucket after `base`, up to `most` or to where it ends."""
+    def deliver(self, vbucket: int, base: int, most: int | None) -> None:
+        """Deliver the changes of a vbucket after `base`, up to `most` or to where it ends."""
         self._base[vbucket] = base
         self._most[vbucket] = MAX_SEQNO if most is None else most
 
@@ -636,8 +628,8 @@ class MicroBatchSink(Pipeline):
 
         def mask(number: int, heads: pa.RecordBatch) -> npt.NDArray[np.bool_]:
             vbucket, seqno = heads.column(VBUCKET).to_numpy(), heads.column(SEQNO).to_numpy()
-            given: npt.NDArray[np.bool_] = (seqno > self._base[vbucket]) & (seqno <= self._most[vbucket])
-            return given & current.mask(number, heads)
+            wanted: npt.NDArray[np.bool_] = (seqno > self._base[vbucket]) & (seqno <= self._most[vbucket])
+            return wanted & current.mask(number, heads)
 
         self.keep(mask, manifest, documents=False)
         self._refuse_nameless()
@@ -688,34 +680,34 @@ def _name_columns(target: ScanSpec) -> set[str]:
 # --- errors
 
 
-def _on_its_way(given: Range) -> StreamError:
+def _on_its_way(planned: Range) -> StreamError:
     return StreamError(
-        f"the vbucket did not come to seqno {given.end.seqno}, where it was before",
-        vbucket=given.vbucket,
-        hint="it is on its way from node to node: read again",
+        f"the vbucket did not come to seqno {planned.end.seqno}, where it was before",
+        vbucket=planned.vbucket,
+        hint="it is being moved to another node: read again",
     )
 
 
 def _refusal(
-    kind: Literal["other history", "shorter", "sent back"], given: Range, node: str | None
+    kind: Literal["other history", "shorter", "rolled back"], planned: Range, node: str | None
 ) -> RollbackError:
-    """Why a vbucket would come again, where that is refused."""
-    start, end = given.start.seqno, given.end.seqno
+    """Why a vbucket would be delivered again, where that is refused."""
+    start, end = planned.start.seqno, planned.end.seqno
     match kind:
         case "other history":
             what = (
                 f"the history that was read to seqno {start} is not the vbucket's any more, "
                 f"which was to be read to seqno {end}"
             )
-            why = "a failover lost changes that were given already, or the bucket was emptied"
+            why = "a failover lost changes that were delivered already, or the bucket was flushed"
         case "shorter":
             what = f"the vbucket was read to seqno {start}, and its history ends at seqno {end} now"
-            why = "the server lost changes that were given already"
-        case "sent back":
+            why = "the server lost changes that were delivered already"
+        case "rolled back":
             what = (
-                f"the server does not go on behind seqno {start}, to which the vbucket was read, "
+                f"the server does not go on after seqno {start}, to which the vbucket was read, "
                 f"though its history is the same; it was to be read to seqno {end}"
             )
-            why = "deletions behind it were purged before they were given"
+            why = "deletions after it were purged before they were delivered"
     hint = f"{why}: start again with a new checkpoint location and an empty target, or say "
-    return RollbackError(what, node=node, vbucket=given.vbucket, hint=hint + 'on_rollback="reset"')
+    return RollbackError(what, node=node, vbucket=planned.vbucket, hint=hint + 'on_rollback="reset"')

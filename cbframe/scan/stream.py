@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from cbframe import core
 from cbframe.arrow.columns import KeyForm
-from cbframe.arrow.receivers import Arrived, ChangeReceiver, EventArrived, Item, Reached, Withdrawn
+from cbframe.arrow.receivers import Arrived, ChangeReceiver, EventArrived, Item, Reached, RolledBack
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.positions import Position
@@ -34,7 +34,7 @@ from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError,
 from cbframe.json.layout import Place
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import Connectable, ServerURLs, public
-from cbframe.scan.changes import ChangeBatch, ChangeRows, CollectionDrop, Directory, Given, Rollback, Tail
+from cbframe.scan.changes import ChangeBatch, ChangeRows, CollectionDrop, Delivery, Directory, Rollback, Tail
 from cbframe.scan.checkpoint import ChangeLog, Checkpoint, Rotation
 from cbframe.scan.names import Names, described, difference
 from cbframe.scan.parquet import check_compression
@@ -108,9 +108,9 @@ class Gatherer:
         directory: Directory,
         start: Mapping[int, Position],  # where the consumer is at first
         *,
-        batch_bytes: int,  # a batch with this many bytes, on the wire, is given out
+        batch_bytes: int,  # a batch with this many bytes, on the wire, is delivered
         max_latency: float,  # so is one whose first row arrived this many seconds ago
-        paused: Switch,  # while it is on, nothing is given out, and nothing is acknowledged to the nodes
+        paused: Switch,  # while it is on, nothing is delivered, and nothing is acknowledged to the nodes
     ) -> None:
         self._receiver = receiver
         self._source = source
@@ -121,7 +121,7 @@ class Gatherer:
         self._paused = paused
         self.acked: dict[int, Position] = dict(start)
         self._inbox: deque[Item] = deque()
-        self._outstanding: deque[Given] = deque()
+        self._outstanding: deque[Delivery] = deque()
         self._maps: set[Place] = set()
         self._torn = False
         self._begin()
@@ -131,10 +131,10 @@ class Gatherer:
         self._rollbacks: list[Rollback] = []
         self._events: list[SystemEvent] = []
         self._drops: list[CollectionDrop] = []
-        self._given = Given()
+        self._delivery = Delivery()
         self._nbytes = 0
         self._since: float | None = None
-        """When the first thing in the batch came that is worth giving out."""
+        """When the first thing in the batch came that is worth delivering."""
 
     def next(self, timeout: float | None) -> ChangeBatch | None:
         """The next batch; None if there is none within `timeout` seconds, or nothing more will come."""
@@ -173,11 +173,11 @@ class Gatherer:
         return None, max(0.0, left)
 
     def _fill(self) -> bool:
-        """Take items into the batch that is being made; whether it is to be given out as it is."""
+        """Take items into the batch that is being made; whether it is to be delivered as it is."""
         while self._inbox:
             item = self._inbox[0]
-            if isinstance(item, Withdrawn) and (self._batches or self._events):
-                # What is withdrawn comes between the changes before and those after it.
+            if isinstance(item, RolledBack) and (self._batches or self._events):
+                # A rollback comes between the changes before and those after it.
                 return True
             self._inbox.popleft()
             self._take(item)
@@ -186,10 +186,10 @@ class Gatherer:
         return False
 
     def _take(self, item: Item) -> None:
-        given = self._given
+        delivery = self._delivery
         match item:
             case Arrived(batch=batch, receipt=receipt, positions=positions):
-                given.positions |= positions
+                delivery.positions |= positions
                 batch = self._rows.reduce(batch)
                 if not len(batch):
                     # Nothing of it is held here, so nothing is held up.
@@ -197,17 +197,17 @@ class Gatherer:
                     return
                 self._batches.append(batch)
                 self._nbytes += receipt.nbytes
-                given.receipts.append(receipt)
-            case Withdrawn(vbucket=vbucket, position=position, asked=asked):
-                given.positions[vbucket] = position
-                self._rollbacks.append(Rollback(vbucket, position.seqno, asked))
+                delivery.receipts.append(receipt)
+            case RolledBack(vbucket=vbucket, position=position, server_seqno=server_seqno):
+                delivery.positions[vbucket] = position
+                self._rollbacks.append(Rollback(vbucket, position.seqno, server_seqno))
             case EventArrived(event=event, position=position):
-                given.positions[event.vbucket] = position
+                delivery.positions[event.vbucket] = position
                 if (drop := self._directory.apply(event)) is not None:
                     self._drops.append(drop)
                 self._events.append(event)
             case Reached(vbucket=vbucket, position=position):
-                given.positions[vbucket] = position
+                delivery.positions[vbucket] = position
                 return
         if self._since is None:
             self._since = monotonic()
@@ -219,63 +219,63 @@ class Gatherer:
             tuple(self._rollbacks),
             tuple(self._events),
             tuple(self._drops),
-            self._given,
+            self._delivery,
             datatype,
             ids,
             self._maps,
         )
-        self._outstanding.append(self._given)
+        self._outstanding.append(self._delivery)
         self._begin()
         return batch
 
     def awaits(self, batch: ChangeBatch) -> bool:
-        """Whether a batch was given out, and is not acknowledged."""
-        return any(given is batch.given for given in self._outstanding)
+        """Whether a batch was delivered, and is not acknowledged."""
+        return any(delivery is batch.delivery for delivery in self._outstanding)
 
     def ack(self, batch: ChangeBatch) -> None:
         """Take note that a batch, and all before it, is consumed; once is enough."""
-        wanted = batch.given
+        wanted = batch.delivery
         if not self.awaits(batch):
             return
         while True:
-            given = self._outstanding.popleft()
-            self.acked |= given.positions
-            for receipt in given.receipts:
+            delivery = self._outstanding.popleft()
+            self.acked |= delivery.positions
+            for receipt in delivery.receipts:
                 self._paused.when_off(receipt.done)
-            if given is wanted:
+            if delivery is wanted:
                 break
         self._settle()
 
     @property
-    def given(self) -> dict[int, Position]:
-        """Where vbuckets are after all that was given out, acknowledged or not."""
+    def delivered(self) -> dict[int, Position]:
+        """Where vbuckets are after all that was delivered, acknowledged or not."""
         found = dict(self.acked)
-        for given in self._outstanding:
-            found |= given.positions
-        return found if self._since is not None else found | self._given.positions
+        for delivery in self._outstanding:
+            found |= delivery.positions
+        return found if self._since is not None else found | self._delivery.positions
 
     def release(self, batch: ChangeBatch) -> None:
         """Have the bytes of a batch acknowledged to the nodes, and nothing else."""
-        given = batch.given
-        receipts, given.receipts = given.receipts, []
+        delivery = batch.delivery
+        receipts, delivery.receipts = delivery.receipts, []
         for receipt in receipts:
             self._paused.when_off(receipt.done)
 
     def after(self, batch: ChangeBatch) -> dict[int, Position]:
         """Where vbuckets will be when a batch is acknowledged; none if it was, or is not ours."""
-        wanted = batch.given
+        wanted = batch.delivery
         found: dict[int, Position] = {}
-        for given in self._outstanding:
-            found |= given.positions
-            if given is wanted:
+        for delivery in self._outstanding:
+            found |= delivery.positions
+            if delivery is wanted:
                 return found
         return {}
 
     def _settle(self) -> None:
-        """Positions that were reached without anything to give out need nobody's acknowledgement."""
+        """Positions that were reached without anything to deliver need no acknowledgement."""
         if not self._outstanding and self._since is None:
-            self.acked |= self._given.positions
-            self._given = Given()
+            self.acked |= self._delivery.positions
+            self._delivery = Delivery()
 
 
 class ChangeStream(ShowsItself):
@@ -300,7 +300,7 @@ class ChangeStream(ShowsItself):
         self._target = target
         self._bucket_uuid = start.bucket_uuid
         self._on_rollback = on_rollback if callable(on_rollback) else None
-        self._given: ChangeBatch | None = None
+        self._last: ChangeBatch | None = None
         self._again = False
         self._undelivered: ChangeBatch | None = None
         self._tail: Tail | None = None
@@ -366,28 +366,28 @@ class ChangeStream(ShowsItself):
     # -- batches
 
     def __iter__(self) -> Self:
-        """Begin to iterate; the last batch comes again, unless it was acknowledged.
+        """Begin to iterate; the last batch is delivered again, unless it was acknowledged.
 
         A loop that was left in the middle of a batch has not consumed it.
         """
-        self._again = self._given is not None
+        self._again = self._last is not None
         return self
 
     @public
     def __next__(self) -> ChangeBatch:
         """The next batch; the one before is acknowledged."""
-        if self._given is not None:
+        if self._last is not None:
             if not self._again:
-                self.ack(self._given)
+                self.ack(self._last)
             elif not self._closed:
                 self._again = False
-                return self._given
+                return self._last
         if self._closed:
             raise StopIteration
         batch = self._next(None)
         if batch is None:
             raise StopIteration
-        self._given = batch
+        self._last = batch
         return batch
 
     @public
@@ -408,7 +408,7 @@ class ChangeStream(ShowsItself):
         ConfigurationError
             `timeout` is no number.
         CbframeError
-            The stream cannot go on. What came before was given out.
+            The stream cannot go on. What came before was delivered.
         """
         if timeout is not None:
             # What is left until some deadline may be negative.
@@ -434,7 +434,7 @@ class ChangeStream(ShowsItself):
                         raise
             return None
         if self._on_rollback is not None and batch.rollbacks:
-            # If the function raises, the batch has not been given out.
+            # If the function raises, the batch has not been delivered.
             self._undelivered = batch
             for rollback in batch.rollbacks:
                 self._on_rollback(rollback)
@@ -442,14 +442,14 @@ class ChangeStream(ShowsItself):
         return batch
 
     def ack(self, batch: ChangeBatch) -> None:
-        """Say that a batch is consumed, and all that were given out before it.
+        """Say that a batch is consumed, and all that were delivered before it.
 
         Its bytes no longer count against the window of the connection, and :attr:`checkpoint` is after it.
         Also of a stream that is closed: then :attr:`checkpoint` is where the next one continues.
         """
         self._gatherer.ack(batch)
-        if self._given is not None and not self._gatherer.awaits(self._given):
-            self._given = None
+        if self._last is not None and not self._gatherer.awaits(self._last):
+            self._last = None
 
     def release(self, batch: ChangeBatch) -> None:
         """Say that the bytes of a batch take no memory any more, but that it is not consumed yet.
@@ -471,7 +471,7 @@ class ChangeStream(ShowsItself):
         self._receiver.wake()
 
     def close(self) -> None:
-        """End all threads and sockets, and wait for them. What was not acknowledged comes again next time.
+        """End all threads and sockets, and wait for them. The next stream delivers what was not acknowledged.
 
         After that :meth:`poll` and :meth:`to_pandas` raise, iterating ends, and :meth:`to_parquet` writes
         what had come. :meth:`ack`, :attr:`checkpoint`, :attr:`stats` and :attr:`errors` work as before.
@@ -599,7 +599,7 @@ class ChangeStream(ShowsItself):
         until = None if timeout is None else monotonic() + timeout
         high = HighSeqnos(self._source)
         while not self._paused:
-            missing = high.missing(self._gatherer.given)
+            missing = high.missing(self._gatherer.delivered)
             if missing == 0:
                 return
             left = _POLL if high.known else _POLL_SOON
@@ -635,7 +635,7 @@ class ChangeStream(ShowsItself):
 
         Rows are those of :attr:`ChangeBatch.record_batch`. Two more kinds keep the log complete, both
         without key and value: ``rollback``, all rows of that vbucket before it with a larger seqno are
-        void; and ``drop``, all rows of that vbucket and collection with a smaller seqno are.
+        to be deleted; and ``drop``, all rows of that vbucket and collection with a smaller seqno are.
 
         Parameters
         ----------
@@ -729,14 +729,14 @@ def stream_bucket(
         now on; all nodes are asked where they are before this returns. Or a :class:`Checkpoint`, or the
         ``as_of`` of a read of the same scope and collections: then what changed since.
     on_rollback
-        What is done when the server withdraws changes that were given out, after a failover that lost
+        What is done when the server rolls back changes that were delivered, after a failover that lost
         some. ``"emit"``: the next batch has it in ``rollbacks``, and the stream goes on at the end of the
-        last snapshot that counts. ``"restart"``: the same, but the vbucket is streamed again from where the
+        last snapshot before. ``"restart"``: the same, but the vbucket is streamed again from where the
         stream began; for those who keep only the newest version of a document. ``"raise"``: the stream ends
         with a :class:`~cbframe.RollbackError`. Or a function, called with each :class:`Rollback` before the
-        batch that has it is given out; otherwise as ``"emit"``.
+        batch that has it is delivered; otherwise as ``"emit"``.
     batch_bytes
-        A batch is given out when it has about this many bytes on the wire (by default 4 MiB, or a quarter of
+        A batch is delivered when it has about this many bytes on the wire (by default 4 MiB, or a quarter of
         the window),
     max_latency
         or when its first change arrived this many seconds ago.

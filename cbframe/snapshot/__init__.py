@@ -1,4 +1,4 @@
-"""Parquet copies of a bucket that update, survive crashes, and take back what was rolled back.
+"""Parquet copies of a bucket that update, survive crashes, and follow rollbacks of the server.
 
 What there is
 -------------
@@ -31,11 +31,11 @@ at any moment leaves the last version, and the next update goes on from it.
 Rollbacks
 ---------
 A server that rolls a vbucket back to a seqno sends only what comes after it. Older versions of documents
-that were replaced since may never have been sent. So the vbucket is taken back further, to the end of the
+that were replaced since may never have been sent. So the vbucket is rolled back further, to the end of the
 last version at or before that seqno, where nothing is missing
-(:class:`~cbframe.snapshot.manifest.Boundaries`), and read again from there. What the snapshot had after that
-no longer counts. The positions are in earlier manifests; reading these may take seconds, so the thread of
-the node does not do it: the receiver asks the consumer's thread, and the stream goes on when they are there.
+(:class:`~cbframe.snapshot.manifest.RollbackPoints`), and read again from there. What the snapshot had after
+that no longer counts. The positions are in earlier manifests; reading these may take seconds, so the thread
+of the node does not do it: the receiver asks the consumer's thread, and the stream goes on after that.
 
 A vbucket that has less than the snapshot without a rollback is treated alike. If that is so of all, and the
 server knows none of their histories, it is another bucket: the update is refused.
@@ -43,7 +43,7 @@ server knows none of their histories, it is another bucket: the update is refuse
 Reading
 -------
 :class:`~cbframe.snapshot.files.Live` finds the rows that are documents: of each key the newest row that was
-not taken back. It reads keys and metadata, and gives a mask for each file.
+not rolled back. It reads keys and metadata, and gives a mask for each file.
 :class:`~cbframe.snapshot.reader.VersionReader` reads row groups by these masks, skips those that no filter
 can pass, and widens the columns of each file to those of the version (:mod:`cbframe.arrow.column_types`):
 files of different types need not be written again. :func:`~cbframe.snapshot.reader.changes` compares

@@ -31,9 +31,8 @@ from cbframe.scan.result import Conflict
 from cbframe.scan.session import Ran, Run
 from cbframe.scan.spec import ScanSpec
 from cbframe.snapshot.files import made_way
-from cbframe.snapshot.manifest import BLANK, Boundaries, Manifest
-from cbframe.wire.constants import DATA_OPCODES, SystemEventId
-from cbframe.wire.messages import SystemEvent
+from cbframe.snapshot.manifest import BLANK, Manifest, RollbackPoints
+from cbframe.wire.constants import DATA_OPCODES
 
 _KINDS = pa.array([UPSERT, DELETE, EXPIRE])
 _OPCODES = np.array(DATA_OPCODES, np.uint8)
@@ -43,87 +42,60 @@ _DEFAULT = "_default"
 class ResumingReceiver(DeferringBatchReceiver):
     """Gathers what changed since a snapshot.
 
-    Everything that was received counts, also deletions and older versions of documents, but for what the
-    server took back during the read itself.
+    Everything that was received counts, also deletions and older versions of documents, but for what was
+    rolled back during the read itself.
     """
 
-    __slots__ = ("_boundaries", "_drops", "_starts", "_waiting", "rolled_back", "taken_back")
+    __slots__ = ("_points", "_starts", "_waiting", "rollback_seqnos", "rolled_back")
 
     rolled_back: dict[int, int]
     """Seqnos to which the server rolled vbuckets back, the lowest of each."""
-    taken_back: dict[int, int]
-    """Seqnos, by vbucket, after which nothing counts that the snapshot has."""
+    rollback_seqnos: dict[int, int]
+    """Of vbuckets that were read again: the highest seqno of the snapshot's rows that still counts."""
 
-    def resume(self, starts: Mapping[int, Position], boundaries: Boundaries | None) -> None:
+    def resume(self, starts: Mapping[int, Position], points: RollbackPoints | None) -> None:
         """Begin at these positions; call it before anything is received."""
         self._starts = starts
-        self._boundaries = boundaries
+        self._points = points
         self._waiting: deque[Callable[[], None]] = deque()
-        self._drops: dict[tuple[int, int], int] = {}
         self.rolled_back = {}
-        self.taken_back = {}
+        self.rollback_seqnos = {}
         for vbucket, position in starts.items():
-            self._begin(vbucket, position)
-
-    def _begin(self, vbucket: int, position: Position) -> None:
-        self._vbuckets[vbucket].metadata = position.metadata if position.seqno else None
-        self._last_seqno[vbucket] = position.seqno
+            self.read_from(vbucket, position)
 
     # -- on the threads of the nodes
 
     def prepare_rollback(self, ready: Callable[[], None]) -> bool:
         # The positions are in the manifests of earlier versions, maybe on S3, and a thread of a node must not
         # wait for those: the consumer's loads them, and then the stream goes on.
-        if self._boundaries is None or self._boundaries.loaded:
+        if self._points is None or self._points.loaded:
             return True
         self._waiting.append(ready)
-        self._batches.wake()
+        self.wake()
         return False
 
     def rollback(self, vbucket: int, seqno: int) -> Position:
-        self._vbuckets[vbucket].void_before = self._batches.count()
-        target = self._below(vbucket, seqno)
+        target = self._point(vbucket, seqno)
         self.rolled_back[vbucket] = min(seqno, self.rolled_back.get(vbucket, seqno))
         if target.seqno < self._starts.get(vbucket, target).seqno:
-            self.taken_back[vbucket] = min(target.seqno, self.taken_back.get(vbucket, target.seqno))
-        # Copied: the threads of other nodes add to it meanwhile.
-        for place, at in [*self._drops.items()]:
-            if place[0] == vbucket and at > target.seqno:
-                del self._drops[place]
-        self._begin(vbucket, target)
-        return target
-
-    def seqno_advanced(self, vbucket: int, seqno: int) -> None:
-        self._last_seqno[vbucket] = seqno
-
-    def system_event(self, vbucket: int, event: SystemEvent) -> None:
-        DeferringBatchReceiver.system_event(self, vbucket, event)
-        # A collection that is reported to begin after the start of the stream is new, or was emptied.
-        ends = {SystemEventId.DROP_COLLECTION}
-        if self._last_seqno[vbucket]:
-            ends.add(SystemEventId.CREATE_COLLECTION)
-        if event.event in ends and event.collection_id is not None:
-            self._drops[vbucket, event.collection_id] = event.seqno
+            self.rollback_seqnos[vbucket] = min(target.seqno, self.rollback_seqnos.get(vbucket, target.seqno))
+        return self.read_from(vbucket, target)
 
     # -- on the consumer's thread
 
     def take(self, timeout: float | None = None) -> list[tuple[pa.RecordBatch, Receipt]]:
         found = DeferringBatchReceiver.take(self, timeout)
-        if self._waiting and self._boundaries is not None:
-            self._boundaries.load()
+        if self._waiting and self._points is not None:
+            self._points.load()
             while self._waiting:
                 self._waiting.popleft()()
         return found
 
     # -- afterwards
 
-    def _below(self, vbucket: int, seqno: int) -> Position:
-        """The last position at or before a seqno at which the vbucket was whole."""
-        return Position() if self._boundaries is None else self._boundaries.below(vbucket, seqno)
-
-    def ended(self) -> dict[tuple[int, int], int]:
-        """By vbucket and collection: the seqno at which it was dropped or emptied."""
-        return dict(self._drops)
+    def _point(self, vbucket: int, seqno: int) -> Position:
+        """The last rollback point at or before a seqno."""
+        return Position() if self._points is None else self._points.position(vbucket, seqno)
 
     def vanished(self, reached: Mapping[int, int]) -> dict[int, int]:
         """Vbuckets of which less is there than the snapshot has, though nobody rolled them back.
@@ -131,14 +103,10 @@ class ResumingReceiver(DeferringBatchReceiver):
         Nothing is asked about a vbucket that the server says is empty.
         """
         return {
-            vbucket: self._below(vbucket, reached[vbucket]).seqno
+            vbucket: self._point(vbucket, reached[vbucket]).seqno
             for vbucket, start in self._starts.items()
-            if reached.get(vbucket, start.seqno) < start.seqno and vbucket not in self.taken_back
+            if reached.get(vbucket, start.seqno) < start.seqno and vbucket not in self.rollback_seqnos
         }
-
-    def position_at(self, vbucket: int, seqno: int) -> Position:
-        """Where to continue, once all up to `seqno` was received."""
-        return Position.of(self._vbuckets[vbucket].metadata, seqno) if seqno else Position()
 
     def replaced(self, vbuckets: Iterable[int]) -> bool:
         """Whether the snapshot knows none of the histories that the server reported for these vbuckets."""
@@ -146,7 +114,7 @@ class ResumingReceiver(DeferringBatchReceiver):
             {vbuuid for vbuuid, _ in self.failover_log(vbucket)}
             & {vbuuid for vbuuid, _ in self._starts[vbucket].failover_log}
             for vbucket in vbuckets
-            if vbucket in self.taken_back
+            if vbucket in self.rollback_seqnos
         )
 
 
@@ -156,7 +124,7 @@ class Changes:
 
     ran: Ran  # the run
     positions: list[Position]  # where each vbucket is complete now
-    taken_back: dict[int, int]  # by vbucket, the seqno after which nothing counts that was there before
+    rollback_seqnos: dict[int, int]  # by vbucket, the highest seqno of what was there before that counts
     rolled_back: dict[int, int]  # vbuckets that the server rolled back, and the lowest seqno to which
     ended: dict[tuple[int, int], int]  # by vbucket and collection: where it was dropped or emptied
     unique: bool  # whether no document occurs twice
@@ -179,7 +147,7 @@ class ChangeReader(Pipeline):
         self,
         target: ScanSpec,
         base: Manifest = BLANK,  # the version from which to go on
-        boundaries: Boundaries | None = None,  # what its vbuckets can be taken back to; None for their start
+        points: RollbackPoints | None = None,  # of its vbuckets; None for their start
         *,
         documents: bool = False,  # whether that version has documents, and not only deletions
         net: bool = False,  # of each document only the newest change is wanted
@@ -192,7 +160,7 @@ class ChangeReader(Pipeline):
         self._run = Run(target, bounded=True, bucket_uuid=base.bucket_uuid, ask_time=True)
         names = self._run.names
         receiver = ResumingReceiver(names.wire_metadata, self._run.options.max_body_bytes)
-        receiver.resume(dict(enumerate(base.positions)), boundaries)
+        receiver.resume(dict(enumerate(base.positions)), points)
         super().__init__(target, names, receiver, bounded=True, of_changes=True)
 
     @property
@@ -204,13 +172,16 @@ class ChangeReader(Pipeline):
         """Read to the end."""
         ran, receiver = self._ran(), self._receiver
         reached = {vbucket: seqno for vbucket, (_, seqno) in ran.as_of.items()}
-        taken_back = receiver.taken_back | receiver.vanished(reached)
-        emptied = [vbucket for vbucket, seqno in taken_back.items() if not seqno]
+        rollback_seqnos = receiver.rollback_seqnos | receiver.vanished(reached)
+        emptied = [vbucket for vbucket, seqno in rollback_seqnos.items() if not seqno]
         everything = len(emptied) == sum(bool(position.seqno) for position in self._base.positions)
-        # A node that fails takes some vbuckets back, and leaves their histories.
+        # A node that fails rolls some vbuckets back, and leaves their histories.
         if emptied and everything and receiver.replaced(emptied):
             raise self._other_bucket("it was emptied, and no vbucket knows anything of what was read of it")
-        positions = [receiver.position_at(vbucket, reached[vbucket]) for vbucket in range(ran.map.vbuckets)]
+        positions = [
+            receiver.position_at(vbucket, reached[vbucket]) if reached[vbucket] else Position()
+            for vbucket in range(ran.map.vbuckets)
+        ]
         manifest = self.complete(self._base.collections)
         if not self._base.positions:
             self.intake.refuse_filters()
@@ -225,7 +196,7 @@ class ChangeReader(Pipeline):
         return Changes(
             ran=ran,
             positions=positions,
-            taken_back=taken_back,
+            rollback_seqnos=rollback_seqnos,
             rolled_back=dict(receiver.rolled_back),
             ended=receiver.ended(),
             unique=not receiver.several_versions().any(),

@@ -1,7 +1,7 @@
 """The Parquet files of a snapshot: how their rows, which are changes, are written, and which of them count.
 
 :class:`ChangeFiles` writes the files of a version, each for a range of vbuckets. Rows are never changed: what
-the server takes back, replaces or deletes later no longer counts. :class:`Live` finds what counts, one mask a
+the server rolls back, replaces or deletes later no longer counts. :class:`Live` finds what counts, one mask a
 file. It reads keys and metadata, not documents.
 """
 
@@ -24,14 +24,21 @@ import pyarrow.parquet as pq
 
 from cbframe.arrow.column_types import rendered
 from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, SEQNO, VBUCKET
-from cbframe.arrow.current_rows import Mask, has_expired, newest, of_dropped, of_transactions
+from cbframe.arrow.current_rows import (
+    Mask,
+    by_vbucket,
+    has_expired,
+    newest,
+    of_dropped,
+    of_transactions,
+    rolled_back,
+)
 from cbframe.errors import SnapshotError
 from cbframe.scan.changes import CHANGE_TYPE, UPSERT
 from cbframe.scan.parquet import check_compression
 from cbframe.scan.spec import positive
 from cbframe.snapshot.manifest import FOLDER, FileEntry, Manifest, Rollback
 from cbframe.snapshot.store import Output, Store
-from cbframe.wire.constants import MAX_SEQNO
 
 DATA = "data"
 HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO, CHANGE_TYPE)
@@ -47,7 +54,7 @@ _AT_ONCE = 1 << 21
 """Rows whose metadata is read at once: some tens of bytes each."""
 
 _Counting: TypeAlias = list[tuple[pa.Table, Mask]]
-"""Rows of a file, a part after the other, and which of them were not taken back."""
+"""Rows of a file, a part after the other, and which of them were not rolled back."""
 
 
 def made_way(field: str) -> str:
@@ -314,45 +321,38 @@ def shown(store: Store, manifest: Manifest, part: Part) -> Part:
     return part.only(~hidden) if hidden.any() else part
 
 
-class Ceilings:
-    """Above which seqnos rows do not count any more, by the version in which they were written."""
+class RollbackSeqnos:
+    """The rollback seqnos of vbuckets, by the version in which rows were written."""
 
     def __init__(self, rollbacks: Sequence[Rollback]) -> None:
         self._rollbacks = rollbacks
         self._of: dict[int, npt.NDArray[np.uint64] | None] = {}
 
     def of(self, version: int) -> npt.NDArray[np.uint64] | None:
-        """By vbucket; None if nothing of this version was taken back."""
+        """By vbucket; None if nothing of this version was rolled back."""
         if version not in self._of:
-            limits: dict[int, int] = {}
+            lowest: dict[int, int] = {}
             for each in self._rollbacks:
                 if each.version > version:
                     for vbucket, seqno in each.vbuckets.items():
-                        limits[vbucket] = min(seqno, limits.get(vbucket, seqno))
-            self._of[version] = _by_vbucket(limits) if limits else None
+                        lowest[vbucket] = min(seqno, lowest.get(vbucket, seqno))
+            self._of[version] = by_vbucket(lowest) if lowest else None
         return self._of[version]
 
-    def touch(self, entry: FileEntry) -> bool:
-        """Whether rows of a file may have been taken back."""
-        ceiling = self.of(entry.version)
-        if ceiling is None:
-            return False
-        low, high = entry.vbuckets
-        return bool((ceiling[low : high + 1] < entry.seqnos[1]).any())
+    def concern(self, entry: FileEntry) -> bool:
+        """Whether rows of a file may have been rolled back."""
+        seqnos = self.of(entry.version)
+        return seqnos is not None and _may_have_rolled_back(entry, seqnos)
 
     def mask(self, version: int, table: pa.Table) -> Mask:
-        """Which rows of a version were not taken back."""
-        ceiling = self.of(version)
-        if ceiling is None:
-            return np.ones(len(table), bool)
-        counts: Mask = table[SEQNO].to_numpy() <= ceiling[table[VBUCKET].to_numpy()]
-        return counts
+        """Which rows of a version were not rolled back."""
+        seqnos = self.of(version)
+        return np.ones(len(table), bool) if seqnos is None else ~rolled_back(table, seqnos)
 
 
-def _by_vbucket(limits: Mapping[int, int]) -> npt.NDArray[np.uint64]:
-    ceiling = np.full(0x10000, MAX_SEQNO, np.uint64)
-    ceiling[list(limits)] = np.array(list(limits.values()), np.uint64)
-    return ceiling
+def _may_have_rolled_back(entry: FileEntry, rollback_seqnos: npt.NDArray[np.uint64]) -> bool:
+    low, high = entry.vbuckets
+    return bool((rollback_seqnos[low : high + 1] < entry.seqnos[1]).any())
 
 
 class Live:
@@ -371,13 +371,13 @@ class Live:
         self._deletions = deletions
         self._moment = moment
         self.expired = 0
-        self._ceilings = Ceilings(manifest.rollbacks)
+        self._rollback_seqnos = RollbackSeqnos(manifest.rollbacks)
         self._dead = set(manifest.dead)
-        self._emptied: dict[tuple[int, int], int] = {}
+        self._ended: dict[tuple[int, int], int] = {}
         for drop in manifest.drops:
             for vbucket, seqno in drop.vbuckets.items():
                 place = vbucket, drop.collection
-                self._emptied[place] = max(seqno, self._emptied.get(place, 0))
+                self._ended[place] = max(seqno, self._ended.get(place, 0))
 
     def parts(self) -> list[Part]:
         """Files with what counts of them, oldest first."""
@@ -407,7 +407,7 @@ class Live:
         entries = self._manifest.files
         base = self._base()
         others = [entry for entry in entries if entry.version != base]
-        plain = not self._dead and not self._emptied and not any(map(self._ceilings.touch, entries))
+        plain = not self._dead and not self._ended and not any(map(self._rollback_seqnos.concern, entries))
         if not others and plain and (self._deletions or all(e.rows == e.upserts for e in entries)):
             return [Part(entry, None) for entry in entries]
         counting = {entry.name: [*self._counting(entry)] for entry in others}
@@ -427,13 +427,13 @@ class Live:
 
     def _counting(self, entry: FileEntry) -> Iterator[tuple[pa.Table, Mask]]:
         columns = [KEY, COLLECTION_ID, SEQNO]
-        if self._emptied or self._ceilings.of(entry.version) is not None:
+        if self._ended or self._rollback_seqnos.of(entry.version) is not None:
             columns.append(VBUCKET)
         if not self._deletions and entry.rows != entry.upserts:
             columns.append(CHANGE_TYPE)
         for table in heads(self._store, entry, columns):
-            mask = self._ceilings.mask(entry.version, table)
-            gone = of_dropped(table, self._dead, self._emptied)
+            mask = self._rollback_seqnos.mask(entry.version, table)
+            gone = of_dropped(table, self._dead, self._ended)
             yield table, mask if gone is None else mask & ~gone
 
     def _goes_by_version(self, base: int) -> bool:
@@ -515,17 +515,14 @@ def _encoded(keys: pa.ChunkedArray) -> pa.DictionaryArray:
     return whole.dictionary_encode()
 
 
-def taken_back(store: Store, before: Manifest, limits: Mapping[int, int]) -> int:
-    """How many rows of a version a rollback takes back."""
-    if not limits:
+def count_rolled_back(store: Store, before: Manifest, rollback_seqnos: Mapping[int, int]) -> int:
+    """How many rows of a version one more rollback concerns."""
+    if not rollback_seqnos:
         return 0
-    ceilings, ceiling = Ceilings(before.rollbacks), _by_vbucket(limits)
-    count = 0
-    for entry in before.files:
-        low, high = entry.vbuckets
-        if (ceiling[low : high + 1] >= entry.seqnos[1]).all():
-            continue
-        for table in heads(store, entry, (VBUCKET, SEQNO)):
-            void = table[SEQNO].to_numpy() > ceiling[table[VBUCKET].to_numpy()]
-            count += int((void & ceilings.mask(entry.version, table)).sum())
-    return count
+    earlier, seqnos = RollbackSeqnos(before.rollbacks), by_vbucket(rollback_seqnos)
+    return sum(
+        int((rolled_back(table, seqnos) & earlier.mask(entry.version, table)).sum())
+        for entry in before.files
+        if _may_have_rolled_back(entry, seqnos)
+        for table in heads(store, entry, (VBUCKET, SEQNO))
+    )

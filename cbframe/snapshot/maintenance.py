@@ -33,10 +33,10 @@ from cbframe.scan.parquet import write_parquet
 from cbframe.snapshot.files import (
     DATA,
     METADATA,
-    Ceilings,
     ChangeFiles,
     Live,
     Part,
+    RollbackSeqnos,
     heads,
     is_lost,
     matching,
@@ -49,7 +49,6 @@ from cbframe.snapshot.files import (
 from cbframe.snapshot.manifest import (
     BLANK,
     FOLDER,
-    Boundaries,
     Counts,
     DamagedManifestError,
     FileEntry,
@@ -57,6 +56,7 @@ from cbframe.snapshot.manifest import (
     Kind,
     Manifest,
     Rollback,
+    RollbackPoints,
     behind,
     following,
     lag,
@@ -287,7 +287,7 @@ def _numbers(versions: Sequence[int]) -> str:
 def mended(store: Store, history: History, version: int) -> tuple[Manifest, Kind]:
     """The newest version that can be read, without the files that are damaged; what its update is.
 
-    Vbuckets that have rows in a damaged file are taken back to where they were before it. Damaged
+    Vbuckets that have rows in a damaged file are rolled back to where they were before it. Damaged
     manifests get another name.
     """
     base = BLANK
@@ -311,26 +311,26 @@ def _version_of(history: History, entry: FileEntry) -> Manifest | None:
 
 
 def _without(base: Manifest, hurt: list[FileEntry], history: History, version: int) -> Manifest:
-    boundaries = Boundaries(base, history.ancestors(base))
-    limits: dict[int, int] = {}
+    points = RollbackPoints(base, history.ancestors(base))
+    rollback_seqnos: dict[int, int] = {}
     positions = list(base.positions)
     for entry in hurt:
         written = _version_of(history, entry)
         for vbucket in range(entry.vbuckets[0], entry.vbuckets[1] + 1):
             # A compacted file has rows of all times: there is nothing before it.
             before = entry.version if written is not None and written.kind != "compact" else 0
-            position = boundaries.below(vbucket, MAX_SEQNO, before=before)
+            position = points.position(vbucket, MAX_SEQNO, before=before)
             if position.seqno <= positions[vbucket].seqno:
                 positions[vbucket] = position
-            limits[vbucket] = positions[vbucket].seqno
+            rollback_seqnos[vbucket] = positions[vbucket].seqno
     names = {entry.name for entry in hurt}
     return replace(
         base,
         positions=positions,
-        floors=[min(floor, limits.get(vbucket, floor)) for vbucket, floor in enumerate(base.floors)],
+        floors=[min(floor, rollback_seqnos.get(vbucket, floor)) for vbucket, floor in enumerate(base.floors)],
         files=tuple(entry for entry in base.files if entry.name not in names),
-        rollbacks=(*base.rollbacks, Rollback(version, "repair", limits)),
-        drops=tuple(drop.without(limits) for drop in base.drops),
+        rollbacks=(*base.rollbacks, Rollback(version, "repair", rollback_seqnos)),
+        drops=tuple(drop.without(rollback_seqnos) for drop in base.drops),
     )
 
 
@@ -386,7 +386,7 @@ def compact(
     """Rewrite the newest version as few files.
 
     Older versions of documents, and deletions, stay if they came after the newest version that is older
-    than `keep`: where the server takes back what came later, they count again. A rollback to before that
+    than `keep`: where the server rolls back what came later, they count again. A rollback to before that
     has its vbucket read again from the start.
     """
     base = history.at(None)
@@ -458,33 +458,32 @@ def _floors(base: Manifest, history: History, moment: datetime) -> Sequence[int]
     ancestors = [*history.ancestors(base)]
     times = history.times()
     old = next((each.version for each in ancestors if times[each.version] <= moment), 0)
-    boundaries = Boundaries(base, ancestors)
+    points = RollbackPoints(base, ancestors)
     return [
-        max(floor, boundaries.below(vbucket, MAX_SEQNO, before=old + 1).seqno)
+        max(floor, points.position(vbucket, MAX_SEQNO, before=old + 1).seqno)
         for vbucket, floor in enumerate(base.floors)
     ]
 
 
 def _kept(store: Store, base: Manifest, floors: Sequence[int]) -> Iterator[Part]:
     """Documents as they were at the floors, and everything that came after them."""
-    limits = dict(enumerate(floors))
-    # A collection that is dropped does not come back, whatever is taken back.
+    # A collection that is dropped does not come back, whatever is rolled back.
     at_floor = replace(
         base,
-        rollbacks=(*base.rollbacks, Rollback(base.version + 1, "repair", limits)),
+        rollbacks=(*base.rollbacks, Rollback(base.version + 1, "repair", dict(enumerate(floors)))),
         drops=tuple(
             replace(drop, vbuckets={vb: at for vb, at in drop.vbuckets.items() if at <= floors[vb]})
             for drop in base.drops
         ),
     )
-    ceilings = Ceilings(base.rollbacks)
+    rollback_seqnos = RollbackSeqnos(base.rollbacks)
     floor = np.array(floors, np.uint64)
     for part in Live(store, at_floor).parts():
         if part.keep is None:
             yield part
             continue
         later = matching(
-            store, part.entry, (VBUCKET, SEQNO), partial(_later, part.entry.version, ceilings, floor)
+            store, part.entry, (VBUCKET, SEQNO), partial(_later, part.entry.version, rollback_seqnos, floor)
         )
         yield shown(store, base, Part(part.entry, part.keep | later))
 
@@ -496,10 +495,12 @@ def _some_older(part: Part, newest: Part) -> bool:
     return not (newest.keep.all() if part.keep is None else newest.keep[part.keep].all())
 
 
-def _later(version: int, ceilings: Ceilings, floor: npt.NDArray[np.uint64], table: pa.Table) -> Mask:
-    """Which rows of a version came after the floors, and were not taken back."""
+def _later(
+    version: int, rollback_seqnos: RollbackSeqnos, floor: npt.NDArray[np.uint64], table: pa.Table
+) -> Mask:
+    """Which rows of a version came after the floors, and were not rolled back."""
     later: Mask = table[SEQNO].to_numpy() > floor[table[VBUCKET].to_numpy()]
-    return later & ceilings.mask(version, table)
+    return later & rollback_seqnos.mask(version, table)
 
 
 def _stored(store: Store, base: Manifest) -> tuple[int, set[str]]:
@@ -516,7 +517,7 @@ def _stored(store: Store, base: Manifest) -> tuple[int, set[str]]:
 def vacuum(store: Store, history: History, keep: int) -> list[str]:
     """Delete files that only older versions need; their names.
 
-    Manifests of older versions stay as long as a vbucket can be taken back to where it was then.
+    Manifests of older versions stay as long as a vbucket can be rolled back to where it was then.
     """
     numbers = history.numbers()
     newest = [history.load(number) for number in numbers[-keep:]]
@@ -532,12 +533,12 @@ def vacuum(store: Store, history: History, keep: int) -> list[str]:
 
 
 def _useful(base: Manifest, history: History) -> set[int]:
-    """Versions to which a vbucket can be taken back."""
+    """Versions to which a vbucket can be rolled back."""
     useful = set()
     ancestors = [*history.ancestors(base)]
     for each in ancestors:
-        one = Boundaries(base, [each])
-        if any(one.below(vbucket, MAX_SEQNO).seqno for vbucket in range(len(base.positions))):
+        points = RollbackPoints(base, [each])
+        if any(points.position(vbucket, MAX_SEQNO).seqno for vbucket in range(len(base.positions))):
             useful.add(each.version)
     return useful
 

@@ -1,7 +1,7 @@
 """Manifests, one for each version of a snapshot, from which everything else follows; and their history.
 
-:class:`Manifest` is one version, :class:`History` all that there are, :class:`Boundaries` the positions to
-which a vbucket can be taken back.
+:class:`Manifest` is one version, :class:`History` all that there are, :class:`RollbackPoints` the
+positions to which a vbucket can be rolled back.
 
 Format 1
 --------
@@ -103,7 +103,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """What does not count any more of files before a version: by vbucket, rows above a seqno."""
+    """A rollback of files before a version: by vbucket, the highest seqno of their rows that still counts."""
 
     version: int
     reason: Reason
@@ -118,9 +118,9 @@ class Drop:
     collection: int
     vbuckets: Mapping[int, int]
 
-    def without(self, limits: Mapping[int, int]) -> Drop:
-        """What is left of it after vbuckets were taken back."""
-        left = {vb: at for vb, at in self.vbuckets.items() if at <= limits.get(vb, at)}
+    def without(self, rollback_seqnos: Mapping[int, int]) -> Drop:
+        """What is left of it after vbuckets were rolled back."""
+        left = {vb: at for vb, at in self.vbuckets.items() if at <= rollback_seqnos.get(vb, at)}
         return self if len(left) == len(self.vbuckets) else Drop(self.version, self.collection, left)
 
 
@@ -130,7 +130,7 @@ class Counts:
 
     upserted: int = 0  # written; a document that changed twice counts twice
     deleted: int = 0
-    retracted: int = 0  # rows of earlier versions that do not count any more
+    retracted: int = 0  # rows of earlier versions that were rolled back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -467,12 +467,12 @@ class History:
                 return
 
 
-class Boundaries:
-    """Where each vbucket was whole before: what it can be taken back to.
+class RollbackPoints:
+    """The positions to which each vbucket can be rolled back: those of earlier versions.
 
     A server that rolls a vbucket back to some seqno sends only what comes after it. Versions of documents
-    at or before that seqno which a withdrawn change had replaced may never have been sent: within a
-    snapshot, only the newest version of a document is. So a vbucket is taken back to the end of a read,
+    at or before that seqno which a rolled-back change had replaced may never have been sent: within a
+    snapshot, only the newest version of a document is. So a vbucket is rolled back to the end of a read,
     where nothing is missing, and read again from there.
     """
 
@@ -490,14 +490,14 @@ class Boundaries:
         if not self.loaded:
             self._line = [*self._line]
 
-    def below(self, vbucket: int, seqno: int, *, before: int | None = None) -> Position:
-        """The last position at or before `seqno` at which the vbucket was whole; its start if none."""
-        found = self.version_below(vbucket, seqno, before=before)
+    def position(self, vbucket: int, seqno: int, *, before: int | None = None) -> Position:
+        """The last one at or before `seqno`, of a version `before` another; the vbucket's start if none."""
+        found = self.version(vbucket, seqno, before=before)
         return Position() if found is None else found.positions[vbucket]
 
-    def version_below(self, vbucket: int, seqno: int, *, before: int | None = None) -> Manifest | None:
+    def version(self, vbucket: int, seqno: int, *, before: int | None = None) -> Manifest | None:
         """The newest version that has that position; None for the start."""
-        taken_back = [
+        rollbacks = [
             (each.version, each.vbuckets[vbucket])
             for each in self._manifest.rollbacks
             if vbucket in each.vbuckets
@@ -508,11 +508,13 @@ class Boundaries:
         reached = 0
         for each in self._line:
             position = each.positions[vbucket]
-            void = any(version > each.version and position.seqno > limit for version, limit in taken_back)
+            rolled_back = any(
+                version > each.version and position.seqno > highest for version, highest in rollbacks
+            )
             if (
                 reached < position.seqno <= seqno
                 and position.seqno >= floor
-                and not void
+                and not rolled_back
                 and (before is None or each.version < before)
             ):
                 found, reached = each, position.seqno

@@ -67,9 +67,9 @@ from cbframe.scan.spec import METADATA_NAMES, Nested
 from cbframe.snapshot.files import (
     HEAD,
     METADATA,
-    Ceilings,
     Live,
     Part,
+    RollbackSeqnos,
     heads,
     made_way,
     matching,
@@ -556,10 +556,10 @@ def changes(
             store, manifest, metadata=METADATA, changes=True, documents=documents, keys="binary"
         )
 
-    ceilings = Ceilings(until.rollbacks)
+    rollback_seqnos = RollbackSeqnos(until.rollbacks)
     tables = [reader(until).schema.empty_table()]
     for manifest in line:
-        tables += reader(manifest).tables(_own_parts(store, manifest, ceilings))
+        tables += reader(manifest).tables(_own_parts(store, manifest, rollback_seqnos))
     recorded = pa.concat_tables(tables)
     # Another collection of the same name may have taken the place of one that was dropped.
     dead = pc.is_in(recorded[COLLECTION_ID], value_set=pa.array(until.dead, pa.uint32()))
@@ -595,15 +595,15 @@ def _line(history: History, since: Manifest, until: Manifest) -> list[Manifest]:
     )
 
 
-def _own_parts(store: Store, manifest: Manifest, ceilings: Ceilings) -> list[Part]:
-    """What a version brought, and was not taken back since."""
+def _own_parts(store: Store, manifest: Manifest, rollback_seqnos: RollbackSeqnos) -> list[Part]:
+    """What a version brought, and was not rolled back since."""
     parts = []
     for entry in manifest.files:
         if entry.version != manifest.version or manifest.kind == "compact":
             continue
         part = Part(entry, None)
-        if ceilings.touch(entry):
-            counts = partial(ceilings.mask, entry.version)
+        if rollback_seqnos.concern(entry):
+            counts = partial(rollback_seqnos.mask, entry.version)
             part = part.only(matching(store, entry, (VBUCKET, SEQNO), counts))
         parts.append(shown(store, manifest, part))
     return parts

@@ -434,7 +434,7 @@ class Snapshot:
         Where that would change neither rows nor files, nothing is written, and the result says so.
 
         Documents that were deleted, and older versions of documents, are left out, but for what came within
-        `keep`: the server may take back what it has sent lately, and then they count again. A rollback to
+        `keep`: the server may roll back what it has sent lately, and then they count again. A rollback to
         before that has its vbucket read again from the start. :meth:`vacuum` deletes the old files.
 
         Parameters
@@ -486,7 +486,7 @@ class Snapshot:
         -------
         pandas.DataFrame
             ``upsert``, ``delete`` and ``expire`` are what the bucket sent: a document whose expiry passes is
-            reported when the server has removed it. Where changes were taken back:
+            reported when the server has removed it. Where changes were rolled back:
             ``restore`` (an older version of the document counts again) and ``retract`` (there was none). And
             ``drop``, of a document whose collection was dropped or emptied. In order within each vbucket.
 

@@ -51,15 +51,14 @@ from cbframe.snapshot.files import (
     METADATA,
     ChangeFiles,
     check_form,
+    count_rolled_back,
     made_way,
     parts_for,
     sweep,
-    taken_back,
 )
 from cbframe.snapshot.maintenance import count, mended
 from cbframe.snapshot.manifest import (
     BLANK,
-    Boundaries,
     Counts,
     Drop,
     FileEntry,
@@ -67,6 +66,7 @@ from cbframe.snapshot.manifest import (
     Kind,
     Manifest,
     Rollback,
+    RollbackPoints,
     behind,
     following,
     lag,
@@ -221,7 +221,7 @@ class SnapshotResult:
     upserted, deleted
         Rows written: documents, and deletions or expirations.
     retracted
-        Rows of earlier versions that do not count any more: the server took them back.
+        Rows of earlier versions that were rolled back.
     rolled_back
         Vbuckets that the server rolled back, and the seqno to which.
     read_again
@@ -323,7 +323,7 @@ class Update:
 
     store: Store
     base: Manifest  # the version that is continued; `BLANK` to begin
-    boundaries: Boundaries | None  # what its vbuckets can be taken back to; None where there is no base
+    points: RollbackPoints | None  # of its vbuckets; None where there is no base
     version: int  # the version that is made
     before: datetime | None  # the time of the version before
     target: ScanSpec
@@ -336,7 +336,7 @@ class Update:
         reader = ChangeReader(
             self.target,
             self.base,
-            self.boundaries,
+            self.points,
             documents=any(entry.upserts for entry in self.base.files),
             other_bucket=self._other_bucket,
         )
@@ -357,7 +357,7 @@ class Update:
             deleted=manifest.counts.deleted,
             retracted=manifest.counts.retracted,
             rolled_back=changes.rolled_back,
-            read_again=changes.taken_back,
+            read_again=changes.rollback_seqnos,
             nbytes=nbytes,
             seconds=reader.seconds,
             as_of=AsOf(changes.ran.as_of, manifest.created),
@@ -408,14 +408,14 @@ class Update:
         files: tuple[FileEntry, ...],
         columns: tuple[Columns, ...],
     ) -> Manifest:
-        base, version, limits = self.base, self.version, changes.taken_back
+        base, version, rollback_seqnos = self.base, self.version, changes.rollback_seqnos
         floors = base.floors or [0] * len(changes.positions)
         collections = {**base.collections, **changes.collections}
         dead = changes.dead | set(base.dead)
         ended: dict[int, dict[int, int]] = {}
         for (vbucket, collection), seqno in changes.ended.items():
             ended.setdefault(collection, {})[vbucket] = seqno
-        drops = [drop.without(limits) for drop in base.drops]
+        drops = [drop.without(rollback_seqnos) for drop in base.drops]
         drops += [Drop(version, each, ended[each]) for each in collections if each in ended]
         upserted = sum(entry.upserts for entry in files)
         rows = sum(entry.rows for entry in files)
@@ -430,14 +430,16 @@ class Update:
             node_time=_latest(base.node_time, changes.ran.node_time),
             options=self.stored,
             positions=changes.positions,
-            floors=[min(floor, limits.get(vbucket, floor)) for vbucket, floor in enumerate(floors)],
+            floors=[min(floor, rollback_seqnos.get(vbucket, floor)) for vbucket, floor in enumerate(floors)],
             files=(*base.files, *files),
             columns=columns,
-            rollbacks=(*base.rollbacks, Rollback(version, "rollback", limits)) if limits else base.rollbacks,
+            rollbacks=(*base.rollbacks, Rollback(version, "rollback", rollback_seqnos))
+            if rollback_seqnos
+            else base.rollbacks,
             drops=tuple(drop for drop in drops if drop.vbuckets),
             dead=tuple(sorted(dead)),
             collections={number: name for number, name in collections.items() if number not in dead},
-            counts=Counts(upserted, rows - upserted, taken_back(self.store, base, limits)),
+            counts=Counts(upserted, rows - upserted, count_rolled_back(self.store, base, rollback_seqnos)),
         )
 
 
@@ -622,7 +624,7 @@ max_struct_fields, parse_dates, transaction_records
         update = Update(
             store=store,
             base=base,
-            boundaries=None if base is BLANK else Boundaries(base, history.ancestors(base)),
+            points=None if base is BLANK else RollbackPoints(base, history.ancestors(base)),
             version=newest + 1,
             before=history.latest_time(),
             target=spec_of(arguments, stored),

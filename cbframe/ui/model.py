@@ -542,7 +542,7 @@ _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _COUNTERS: tuple[tuple[str, str, Callable[[NodeStats], int]], ...] = (
     ("received_bytes_total", "Bytes received.", lambda node: node.bytes_received),
     ("connection_errors_total", "Connections that ended with an error.", lambda node: node.errors),
-    ("rollbacks_total", "Vbuckets taken back.", lambda node: node.rollbacks),
+    ("rollbacks_total", "Vbuckets rolled back.", lambda node: node.rollbacks),
     ("snapshots_total", "Snapshot markers received.", lambda node: node.snapshots),
     ("streams_opened_total", "Streams that the node granted.", lambda node: node.streams_opened),
     ("reconnects_total", "Connections beyond the first.", _reconnects),

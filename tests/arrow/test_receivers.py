@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cbframe.arrow import current_rows
 from cbframe.arrow.current_rows import ARRIVED, VERSION, CurrentRows, is_document, newest
-from cbframe.arrow.receivers import DeferringBatchReceiver
+from cbframe.arrow.receivers import DeferringBatchReceiver, ended_collection
 from cbframe.core import COMPILED
 from cbframe.dcp.positions import Position, VBucketMetaData
 from cbframe.dcp.receiver import Receipt
@@ -128,7 +128,7 @@ LATER = [m(0, 3, "a", 8), m(0, 4, "b", 8)]
         ([S0, S0, [m(0, 1, "a", 8), m(0, 2, "a", 9), m(0, 3, "a", 8)]], [("a", 2), ("a", 3)]),
         # a deletion in one vbucket while another has two snapshots
         ([S0, S1, S1, [(0, 1, "a", D, 0), m(1, 1, "b"), m(1, 2, "b")]], [("b", 2)]),
-        # a rollback makes all before it void, in its vbucket only
+        # all before a rollback is rolled back, in its vbucket only
         ([S0, S1, [m(0, 1, "a"), m(1, 1, "b")], R0], [("b", 1)]),
         ([S0, [m(0, 1, "a"), m(0, 2, "x")], R0, S0, [m(0, 1, "a")]], [("a", 1)]),
         ([S0, [m(0, 5, "a")], R0, S0, [m(0, 2, "a")]], [("a", 2)]),
@@ -157,7 +157,7 @@ LATER = [m(0, 3, "a", 8), m(0, 4, "b", 8)]
             ],
             [("b", 2), ("c", 1), ("d", 4)],
         ),
-        # what a rollback took back does not come to count by it: the events come again, elsewhere
+        # what was rolled back does not come to count by it: the events come again, elsewhere
         (
             [S0, [m(0, 1, "x")], created(0, 6, 8), [m(0, 7, "a", 8)], R0, S0, created(0, 1, 8), LATER],
             [("a", 3), ("b", 4)],
@@ -168,6 +168,22 @@ LATER = [m(0, 3, "a", 8), m(0, 4, "b", 8)]
 )
 def test_what_survives(steps: list[object], expected: list[tuple[str, int]]) -> None:
     assert run(*steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "existed", "ends"),
+    [
+        (SystemEventId.DROP_COLLECTION, True, True),
+        (SystemEventId.DROP_COLLECTION, False, True),
+        (SystemEventId.CREATE_COLLECTION, True, True),  # it was emptied
+        (SystemEventId.CREATE_COLLECTION, False, False),
+        (SystemEventId.MODIFY_COLLECTION, True, False),
+        (SystemEventId.DROP_SCOPE, True, False),
+    ],
+)
+def test_events_that_end_the_documents_of_a_collection(kind: int, existed: bool, ends: bool) -> None:
+    event = SystemEvent(0, 5, int(kind), 0, "c", b"", 7, 0, 8)
+    assert ended_collection(event, existed=existed) == (8 if ends else None)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -15,7 +15,7 @@ from cbframe.dcp.connection import (
     Nooped,
     Opened,
     Refused,
-    RolledBack,
+    RollbackRequired,
     Sampled,
     Snapshot,
     Timed,
@@ -480,7 +480,9 @@ def test_refused_and_rolled_back() -> None:
         (asked,) = frames(connection.data_to_send())
         assert parse_request(asked) == StreamRequest(0, 5, 9, 1, 5, 5)
         answer = response(asked.opcode, opaque=asked.opaque, status=status, value=value).encode()
-        expected = RolledBack(stream, 3) if status == Status.ROLLBACK else Refused(stream, status, b"{}")
+        expected = (
+            RollbackRequired(stream, 3) if status == Status.ROLLBACK else Refused(stream, status, b"{}")
+        )
         assert feed(connection, answer) == [expected]
         assert len(connection.streams) == 0
 

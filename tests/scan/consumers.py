@@ -19,7 +19,7 @@ class Consumer(Protocol):
 
 
 class LogKeeper:
-    """Keeps every change, and takes back those that were withdrawn."""
+    """Keeps every change, and deletes those that were rolled back."""
 
     def __init__(self) -> None:
         self.log: dict[int, list[tuple[int, bytes, bytes | None]]] = defaultdict(list)
@@ -42,7 +42,7 @@ class LogKeeper:
 
 
 class StateKeeper:
-    """Keeps the newest version of each document: what a withdrawn change replaced is lost to it."""
+    """Keeps the newest version of each document: what a rolled-back change replaced is lost to it."""
 
     def __init__(self) -> None:
         self.state: dict[tuple[int, bytes], tuple[int, bytes | None]] = {}
@@ -51,12 +51,12 @@ class StateKeeper:
     def apply(self, batch: ChangeBatch) -> None:
         for rollback in batch.rollbacks:
             self.rollbacks += 1
-            void = [
+            gone = [
                 p
                 for p, (seqno, _) in self.state.items()
                 if p[0] == rollback.vbucket and seqno > rollback.seqno
             ]
-            for place in void:
+            for place in gone:
                 del self.state[place]
         for vbucket, seqno, key, value in rows_of(batch):
             self.state[vbucket, key] = seqno, value

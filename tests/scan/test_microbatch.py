@@ -70,7 +70,7 @@ class Engine:
         self.log: list[str] = [self._logged(start or Offset())]
         self.store: dict[tuple[int, str, str | None], dict[str, Any]] = {}
         self.resets = 0
-        self.given: list[tuple[int, int]] = []
+        self.delivered: list[tuple[int, int]] = []
 
     def _logged(self, offset: Offset) -> str:
         return json.dumps(offset.to_dict())
@@ -110,7 +110,7 @@ class Engine:
         self.store = {place: row for place, row in self.store.items() if place[0] not in reset}
         places = [(row["_cb_vbucket"], row["_cb_seqno"]) for row in rows if row["_change_type"] != "reset"]
         assert len({*places}) == len(places), "no change comes twice in a read"
-        self.given += places
+        self.delivered += places
         newest: dict[tuple[int, str, str | None], dict[str, Any]] = {}
         for row in rows:
             if row["_change_type"] != "reset":
@@ -178,7 +178,7 @@ def test_each_change_once(cluster: LocalCluster, most: int | None) -> None:
         engine.apply(rows)
     engine.catch_up()
     assert engine.documents() == documents_of(cluster)
-    assert len({*engine.given}) == len(engine.given), "a change came twice"
+    assert len({*engine.delivered}) == len(engine.delivered), "a change came twice"
     assert engine.resets == 0
     assert not engine.plan()
 
@@ -354,7 +354,7 @@ def test_purged_deletions(cluster: LocalCluster) -> None:
     assert engine.resets > 0
     assert engine.documents() == documents_of(cluster)
     assert len(engine.documents()) == 11
-    # The history is the planned one, so not even then is anything given that the next read gives.
+    # The history is the planned one, so not even then is anything delivered that the next read delivers.
     assert not engine.plan()
 
 
@@ -433,7 +433,7 @@ def test_fail(cluster: LocalCluster, when: str) -> None:
 
 
 def test_fail_has_nothing_to_refuse_at_the_beginning(cluster: LocalCluster) -> None:
-    """Nothing was given that could be void; and if the first read is done again, a reset says so."""
+    """Nothing was delivered that could be rolled back; a first read that is done again has a reset."""
     engine = Engine(reader_of(cluster, on_rollback="fail"))
     for n in range(20):
         cluster.upsert(f"key-{n}", {"n": n})
@@ -459,8 +459,8 @@ def test_fail_tells_purges_from_failovers(cluster: LocalCluster) -> None:
     error = caught.value
     assert error.node in cluster.kv_addresses
     given = {each.vbucket: each for each in engine.offset(-2).ranges_to(engine.offset(-1))}[error.vbucket]
-    assert f"does not go on behind seqno {given.start.seqno}" in str(error)
-    assert "deletions behind it were purged" in str(error)
+    assert f"does not go on after seqno {given.start.seqno}" in str(error)
+    assert "deletions after it were purged" in str(error)
     assert "failover" not in str(error)
     for vbucket in range(4):
         cluster.fail_over(vbucket, lose=1)

@@ -489,7 +489,7 @@ def test_a_rollback_comes_in_order(cluster: LocalCluster) -> None:
     with stream:
         stream.ack(take(stream))
         high = cluster.high_seqnos()[vbucket]
-        cluster.upsert("a", {"n": "withdrawn"})
+        cluster.upsert("a", {"n": "rolled back"})
         stream.ack(take(stream))
         cluster.fail_over(vbucket, lose=1)
         cluster.upsert("a", {"n": "instead"})
@@ -504,7 +504,7 @@ def test_a_rollback_comes_in_order(cluster: LocalCluster) -> None:
 def test_a_rollback_into_a_snapshot_leads_to_the_end_of_the_one_before(cluster: LocalCluster) -> None:
     stream, vbucket = lost(cluster)
     with stream:
-        # Both are in one snapshot: of what was before the withdrawn change, nothing ever came.
+        # Both are in one snapshot: of what was before the rolled-back change, nothing ever came.
         stream.ack(take(stream))
         cluster.fail_over(vbucket, lose=1)
         batch = take(stream)
@@ -520,7 +520,7 @@ def test_a_rollback_starts_over(cluster: LocalCluster) -> None:
     stream, vbucket = lost(cluster, on_rollback="restart")
     with stream:
         stream.ack(take(stream))
-        cluster.upsert("a", {"n": "withdrawn"})
+        cluster.upsert("a", {"n": "rolled back"})
         stream.ack(take(stream))
         cluster.fail_over(vbucket, lose=1)
         batch = take(stream)
@@ -535,7 +535,7 @@ def test_a_rollback_is_an_error(cluster: LocalCluster) -> None:
     with stream:
         stream.ack(take(stream))
         cluster.fail_over(vbucket, lose=1)
-        with pytest.raises(RollbackError, match="withdrawn everything behind seqno") as caught:
+        with pytest.raises(RollbackError, match="rolled the vbucket back to seqno") as caught:
             exhaust(stream)
         assert caught.value.vbucket == vbucket
         assert "emit" in str(caught.value.hint)
@@ -571,7 +571,7 @@ def test_a_rollback_before_the_beginning_of_a_stream_from_now_on(cluster: LocalC
         assert [row[3] for row in rows_of(batch)] == [b'{"n":"instead"}']
 
 
-def test_a_flushed_bucket_is_taken_back_whole(cluster: LocalCluster) -> None:
+def test_a_flushed_bucket_is_rolled_back_whole(cluster: LocalCluster) -> None:
     consumer = LogKeeper()
     fill(cluster, 100)
     with open_stream(cluster) as stream:

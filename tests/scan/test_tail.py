@@ -341,7 +341,7 @@ def test_changes_in_files(pair: LocalCluster, tmp_path: Path) -> None:
     pair.upsert("key-000001", b'{"n":1}')
     pair.delete("key-000002")
     vbucket = vbucket_of(b"key-000003", 16)
-    pair.upsert("key-000003", b'{"n":"withdrawn"}')
+    pair.upsert("key-000003", b'{"n":"rolled back"}')
     (folder / ".changes-000000000009.parquet.tmp").write_bytes(b"of a process that was killed")
     with open_stream(pair, start=Checkpoint.load(folder)) as stream:
         more = write(stream, pair, folder)

@@ -80,7 +80,7 @@ def test_kinds(cluster: LocalCluster, path: Path) -> None:
         Snapshot(path).changes(2, until=1)
 
 
-def test_taken_back(path: Path) -> None:
+def test_rolled_back(path: Path) -> None:
     with LocalCluster(nodes=1, vbuckets=1, seed=3) as cluster:
         for key in "abc":
             cluster.upsert(key, {"n": 1})

@@ -18,12 +18,12 @@ from cbframe import SnapshotError
 from cbframe.arrow.column_types import Columns
 from cbframe.dcp.positions import Position
 from cbframe.snapshot.manifest import (
-    Boundaries,
     Counts,
     Drop,
     FileEntry,
     Manifest,
     Rollback,
+    RollbackPoints,
     name_of,
     version_of,
 )
@@ -184,10 +184,10 @@ def at(*seqnos: int, version: int, **fields: Any) -> Manifest:
     )
 
 
-def test_boundaries() -> None:
+def test_rollback_points() -> None:
     versions = [at(50, version=3), at(30, version=2), at(10, version=1)]
-    boundaries = Boundaries(versions[0], versions)
-    assert [boundaries.below(0, seqno).seqno for seqno in (9, 10, 29, 30, 49, 50, 99)] == [
+    points = RollbackPoints(versions[0], versions)
+    assert [points.position(0, seqno).seqno for seqno in (9, 10, 29, 30, 49, 50, 99)] == [
         0,
         10,
         10,
@@ -196,17 +196,17 @@ def test_boundaries() -> None:
         50,
         50,
     ]
-    assert boundaries.below(0, 99, before=3).seqno == 30
+    assert points.position(0, 99, before=3).seqno == 30
 
 
-def test_boundaries_of_what_was_taken_back() -> None:
+def test_points_of_what_was_rolled_back() -> None:
     """Version 2 went to 30, of which version 3 took back all behind 20."""
     now = at(40, version=3, rollbacks=(Rollback(3, "rollback", {0: 20}),))
-    boundaries = Boundaries(now, [now, at(30, version=2), at(20, version=1)])
-    assert [boundaries.below(0, seqno).seqno for seqno in (19, 20, 35, 40)] == [0, 20, 20, 40]
+    points = RollbackPoints(now, [now, at(30, version=2), at(20, version=1)])
+    assert [points.position(0, seqno).seqno for seqno in (19, 20, 35, 40)] == [0, 20, 20, 40]
 
 
-def test_boundaries_above_the_floor() -> None:
+def test_rollback_points_above_the_floor() -> None:
     now = at(50, version=3, floors=[30])
-    boundaries = Boundaries(now, [now, at(30, version=2), at(10, version=1)])
-    assert [boundaries.below(0, seqno).seqno for seqno in (29, 30, 50)] == [0, 30, 50]
+    points = RollbackPoints(now, [now, at(30, version=2), at(10, version=1)])
+    assert [points.position(0, seqno).seqno for seqno in (29, 30, 50)] == [0, 30, 50]

@@ -111,7 +111,7 @@ def test_losses(first: int, tmp_path: Path) -> None:
     ],
     ids=["overwritten", "deleted", "created"],
 )
-def test_one_change_is_taken_back(
+def test_one_rolled_back_change(
     change: Callable[[LocalCluster], object], compacted: bool, path: Path, calendar: Calendar
 ) -> None:
     with LocalCluster(nodes=1, vbuckets=1, seed=3) as cluster:

@@ -40,7 +40,7 @@ Rows are found by ``_cb_expiry``, in seconds since the epoch, where 0 is never. 
 keys begin with ``_txn:``, are no rows unless ``transaction_records="keep"`` says so; an update deletes those
 that earlier releases have written.
 
-What the server takes back, the table takes back: documents go, and those that they had replaced come from
+What the server rolls back, the table rolls back: rows are deleted, and those that they had replaced come from
 an earlier version of the table. Where its files are vacuumed, or it is more than fifty commits ago, that
 vbucket alone is read again from the start.
 """

@@ -22,9 +22,15 @@ import pyarrow.compute as pc
 
 from cbframe.arrow.column_types import Columns, unify, widen
 from cbframe.arrow.columns import COLLECTION_ID, KEY, VBUCKET, KeyForm, formed, has_literals
-from cbframe.arrow.current_rows import TRANSACTION_PREFIX, of_dropped, of_transactions
+from cbframe.arrow.current_rows import (
+    TRANSACTION_PREFIX,
+    by_vbucket,
+    of_dropped,
+    of_transactions,
+    rolled_back,
+)
 from cbframe.cluster.tls import TLSLike
-from cbframe.contrib.delta.shape import HEAD, Documents, Mask, Shape, Waiting, beyond, places_of
+from cbframe.contrib.delta.shape import HEAD, Documents, Mask, Shape, Waiting, places_of
 from cbframe.contrib.delta.table import (
     APP,
     CHANGE,
@@ -52,7 +58,16 @@ from cbframe.scan.spec import (
 )
 from cbframe.snapshot.bucket_changes import ChangeReader, Changes
 from cbframe.snapshot.maintenance import count
-from cbframe.snapshot.manifest import BLANK, Boundaries, Counts, Manifest, Rollback, behind, following, lag
+from cbframe.snapshot.manifest import (
+    BLANK,
+    Counts,
+    Manifest,
+    Rollback,
+    RollbackPoints,
+    behind,
+    following,
+    lag,
+)
 from cbframe.snapshot.writer import (
     agreed,
     is_news,
@@ -84,7 +99,7 @@ class DeltaResult:
     upserted, deleted
         Documents that the bucket reported, and deletions or expirations; each document counts once.
     retracted
-        Rows that went, or gave way to older ones: the server took them back.
+        Rows that were rolled back: deleted, or replaced by older ones.
     rolled_back
         Vbuckets that the server rolled back, and the seqno to which.
     read_again
@@ -157,10 +172,10 @@ class DeltaResult:
 
 
 @dataclass(slots=True)
-class Retraction:
+class Corrections:
     """What is to be done to the rows of the table besides what changed."""
 
-    lost: int = 0  # rows that the server took back
+    rolled_back: int = 0  # how many rows were
     gone: list[pa.Table] = field(default_factory=list)  # these, and rows of collections that went
     restored: list[pa.Table] = field(default_factory=list)  # rows of earlier versions that count again
 
@@ -201,18 +216,18 @@ class Source:
     What the bucket reported comes first, then what counts again, then what goes.
     """
 
-    def __init__(self, shape: Shape, news: News, retraction: Retraction) -> None:
+    def __init__(self, shape: Shape, news: News, corrections: Corrections) -> None:
         self._shape = shape
         self._news = news
         upserts, deletions = [*news.heads(upserts=True)], [*news.heads(upserts=False)]
         reported = Documents([*upserts, *deletions])
-        self._restored = [rows.filter(pa.array(~reported.have(rows))) for rows in retraction.restored]
+        self._restored = [rows.filter(pa.array(~reported.have(rows))) for rows in corrections.restored]
         covered = Documents([*upserts, *deletions, *self._restored])
         self._deleted = deletions
-        for head in retraction.gone:
+        for head in corrections.gone:
             some = head.filter(pa.array(~covered.have(head))).select([KEY, COLLECTION_ID])
             self._deleted.append(some)
-            # One that was lost and dropped is there twice.
+            # One that was rolled back and dropped is there twice.
             covered = Documents([*upserts, *self._restored, *self._deleted])
         self._touched = covered
         self.some = any(map(len, (*upserts, *self._restored, *self._deleted)))
@@ -289,18 +304,18 @@ class Mirror:
             try:
                 return self._attempt(gone)
             except _GoneError as exc:
-                # Its vbuckets are taken back to an even earlier version, or read from the start.
+                # Its vbuckets are rolled back to an even earlier version, or read from the start.
                 gone.add(exc.args[0])
 
     def _attempt(self, gone: set[int]) -> DeltaResult:
-        base, boundaries, documents = BLANK, None, False
+        base, points, documents = BLANK, None, False
         if self._base is not None:
             base = self._base.manifest
             ancestors = [each for each in self._base.ancestors if each.version not in gone]
-            boundaries = Boundaries(base, ancestors)
+            points = RollbackPoints(base, ancestors)
             documents = not self._target.parsed or bool(base.columns[0].kinds)
         reader = ChangeReader(
-            self._target, base, boundaries, documents=documents, net=True, other_bucket=self._other_bucket
+            self._target, base, points, documents=documents, net=True, other_bucket=self._other_bucket
         )
         with closing(reader), closing(Waiting(self._target.spool_dir)) as waiting:
             changes = reader.read()
@@ -312,7 +327,7 @@ class Mirror:
             found = changes.documents.columns()
             dead = changes.dead | set(base.dead)
             news = News(waiting, found, upserted, rows - upserted, dead, changes.ended)
-            return self._write(changes, news, boundaries, lambda: reader.seconds)
+            return self._write(changes, news, points, lambda: reader.seconds)
 
     def _other_bucket(self, why: str) -> SnapshotError:
         assert self._base is not None
@@ -329,11 +344,11 @@ class Mirror:
         self,
         changes: Changes,
         news: News,
-        boundaries: Boundaries | None,
+        points: RollbackPoints | None,
         seconds: Callable[[], float],
     ) -> DeltaResult:
         base = self._base
-        if base is None or boundaries is None:
+        if base is None or points is None:
             shape = Shape(news.columns, xattrs=self._xattrs, keys=self._keys)
             manifest = self._manifest(changes, news, shape.columns, 0)
             self._committer.overwrite(shape.schema, news.upserts(shape), manifest)
@@ -345,10 +360,10 @@ class Mirror:
         if news.upserted:
             warn_of_nothing(self._target, [wide])
         shape = Shape(wide, xattrs=self._xattrs, keys=self._keys)
-        retraction = self._retraction(base, old, shape, changes.taken_back, boundaries, news)
-        manifest = self._manifest(changes, news, wide, retraction.lost)
+        corrections = self._corrections(base, old, shape, changes.rollback_seqnos, points, news)
+        manifest = self._manifest(changes, news, wide, corrections.rolled_back)
         changed, rewritten = True, not shape.holds(old) or self._has_bare_literals(base, old)
-        source = Source(shape, news, retraction)
+        source = Source(shape, news, corrections)
         if rewritten:
             self._rewrite(base, old, shape, source, manifest)
         elif source.some:
@@ -403,42 +418,42 @@ class Mirror:
             rows = base.table.to_pyarrow_dataset().to_table(columns=list(HEAD), filter=some)
         return shape.head_of(rows)
 
-    # -- what is taken back
+    # -- what is rolled back, or dropped
 
-    def _retraction(
+    def _corrections(
         self,
         base: Base,
         old: Shape,
         shape: Shape,
-        limits: dict[int, int],
-        boundaries: Boundaries,
+        rollback_seqnos: dict[int, int],
+        points: RollbackPoints,
         news: News,
-    ) -> Retraction:
-        retraction = Retraction()
+    ) -> Corrections:
+        corrections = Corrections()
         concerned = {cid for _, cid in news.ended} | (news.dead - set(base.manifest.dead))
         if concerned:
             heads = self._heads(base, old, pc.field(COLLECTION_ID).isin(sorted(concerned)))
-            retraction.gone.append(heads.filter(pa.array(news.of_dropped(heads))))
+            corrections.gone.append(heads.filter(pa.array(news.of_dropped(heads))))
         if not base.manifest.knows_transactions:
             # Earlier releases mirrored them.
             prefix = TRANSACTION_PREFIX.decode() if old.keys == "text" else TRANSACTION_PREFIX
-            retraction.gone.append(self._heads(base, old, pc.starts_with(pc.field(KEY), prefix)))
-        if not limits:
-            return retraction
-        heads = self._heads(base, old, pc.field(VBUCKET).isin(sorted(limits)))
-        lost = beyond(heads, limits)
-        retraction.lost = int(lost.sum())
-        retraction.gone.append(heads.filter(pa.array(lost)))
-        standing = places_of(heads.filter(pa.array(~lost)))
+            corrections.gone.append(self._heads(base, old, pc.starts_with(pc.field(KEY), prefix)))
+        if not rollback_seqnos:
+            return corrections
+        heads = self._heads(base, old, pc.field(VBUCKET).isin(sorted(rollback_seqnos)))
+        gone = rolled_back(heads, by_vbucket(rollback_seqnos))
+        corrections.rolled_back = int(gone.sum())
+        corrections.gone.append(heads.filter(pa.array(gone)))
+        standing = places_of(heads.filter(pa.array(~gone)))
         versions: dict[int, tuple[Manifest, list[int]]] = {}
-        for vbucket, seqno in limits.items():
-            manifest = boundaries.version_below(vbucket, seqno)
+        for vbucket, seqno in rollback_seqnos.items():
+            manifest = points.version(vbucket, seqno)
             # The start has no documents.
             if manifest is not None:
                 versions.setdefault(manifest.version, (manifest, []))[1].append(vbucket)
         for manifest, vbuckets in versions.values():
-            retraction.restored += self._restored(base, manifest, vbuckets, standing, shape, news)
-        return retraction
+            corrections.restored += self._restored(base, manifest, vbuckets, standing, shape, news)
+        return corrections
 
     def _restored(
         self,
@@ -479,8 +494,8 @@ class Mirror:
         if self._base is not None:
             oldest = self._base.ancestors[-1].version
             rollbacks += [each for each in self._base.manifest.rollbacks if each.version > oldest]
-        if changes.taken_back:
-            rollbacks.append(Rollback(self._version, "rollback", changes.taken_back))
+        if changes.rollback_seqnos:
+            rollbacks.append(Rollback(self._version, "rollback", changes.rollback_seqnos))
         return Manifest(
             version=self._version,
             parent=0 if base is None else base.version,
@@ -518,7 +533,7 @@ class Mirror:
             deleted=manifest.counts.deleted,
             retracted=manifest.counts.retracted,
             rolled_back=changes.rolled_back,
-            read_again=changes.taken_back,
+            read_again=changes.rollback_seqnos,
             seconds=seconds,
             as_of=AsOf(changes.ran.as_of, manifest.created),
             conflicts=changes.conflicts,

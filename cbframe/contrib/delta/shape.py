@@ -82,14 +82,6 @@ def places_of(head: pa.Table) -> npt.NDArray[np.void]:
     return places
 
 
-def beyond(head: pa.Table, limits: dict[int, int]) -> Mask:
-    """Which rows have a higher seqno than their vbucket's limit, if it has one."""
-    ceiling = np.full(0x10000, (1 << 64) - 1, np.uint64)
-    ceiling[list(limits)] = np.array(list(limits.values()), np.uint64)
-    found: Mask = head[SEQNO].to_numpy() > ceiling[head[VBUCKET].to_numpy()]
-    return found
-
-
 _BITS = (SEQNO, "_cb_cas", "_cb_rev_seqno")
 """Unsigned numbers that are stored bit by bit."""
 _STORED = {

@@ -74,30 +74,29 @@ Streams
 The repository has a whole program of it: ``examples/spark/changes_to_sqlite.py``.
 
 Each row is a change: what happened, which document, where in its vbucket, and the fields, which are null
-where the document is gone. A document that is no JSON object comes as an upsert with null fields. Each
-change comes at least once, in order; of several changes of one document the server may send the last only.
+where the document is gone. A document that is no JSON object is an upsert with null fields. Each change is
+delivered at least once, in order; of several changes of one document the server may send the last only.
 ``_change_type`` is one of
 
 =========  ===============================================================================
 upsert     the document is this now
 delete     it was deleted
 expire     it had expired, and the server has removed it: until then there is no change
-reset      without a key: whatever was given of this vbucket before is void, and all of it follows
+reset      without a key: delete all rows of this vbucket; it is delivered again from its beginning
 =========  ===============================================================================
 
 A sink that takes the rows in the order of ``_cb_seqno``, or first the resets and then of each document the
-newest row, and that may be given a batch twice, is right after every failure of Spark and of Couchbase. The
-server withdraws changes that a failover lost, and Spark keeps too little of where it was to take back only
-these (:mod:`cbframe.scan.microbatch` says why). So a vbucket with a new history comes again. So does
-one with a purged deletion that was not given yet, and one of which a collection was created, emptied or
-dropped, or the scope that is asked for created again (other collections than those that are asked for make
-no difference). A flush of the bucket gives every vbucket a new history; a bucket that was deleted and
+newest row, and that accepts a batch twice, is right after every failure of Spark and of Couchbase. The server
+rolls back changes that a failover lost, and Spark keeps too little of the position to delete only these
+(:mod:`cbframe.scan.microbatch` says why). So a vbucket with a new history is delivered again. So is one with
+a purged deletion that was not delivered yet, and one of which a collection was created, emptied or dropped,
+or the scope that is asked for created again (other collections than those that are asked for make no
+difference). A flush of the bucket gives every vbucket a new history; a bucket that was deleted and
 created again is refused.
 
 ``scope`` and ``collections`` belong to the checkpoint: a query that asks for others than the checkpoint is
-of is refused. Documents of a collection that is asked for later lie before the place where it goes on, and
-nobody would take away those of one that is asked for no more. Take a new checkpoint location and an empty
-sink.
+of is refused. Documents of a collection that is asked for later may lie before the offsets, and those of one
+that is asked for no more would never be deleted. Take a new checkpoint location and an empty sink.
 
 With a schema that is declared, a stream has its columns: ``columns`` and ``metadata`` may name no others.
 
@@ -113,10 +112,10 @@ max_changes_per_batch  most rows of a batch, but for resets that were not forese
                        vbucket: ten thousands are sensible, tens are not
 on_rollback            ``reset`` (the default), or ``fail``: the query ends with a RollbackError, also
                        where deletions were purged that no batch had come to
-whole_snapshots        ``true`` (the default): give also what the server sends beyond the end of a batch, now
-                       and once more in the next batch. ``false`` (the default with
-                       ``max_changes_per_batch``): give each change once. Then a document that changes
-                       between every look and the read after it comes only when it has come to rest
+whole_snapshots        ``true`` (the default): deliver also what the server sends after the end of a batch,
+                       now and once more in the next batch. ``false`` (the default with
+                       ``max_changes_per_batch``): deliver each change once. Then a document that changes
+                       between every look and the read after it is delivered only when it changes no more
 =====================  ===================================================================
 
 Give a trigger: without one Spark looks for changes all the time, and each look connects to all nodes.

@@ -90,7 +90,7 @@ def test_losses_of_many_seeds(first: int, tmp_path: Path) -> None:
     ],
     ids=["overwritten", "deleted", "created"],
 )
-def test_one_change_is_taken_back(change: Callable[[LocalCluster], object], vacuumed: bool, uri: str) -> None:
+def test_one_rolled_back_change(change: Callable[[LocalCluster], object], vacuumed: bool, uri: str) -> None:
     with LocalCluster(nodes=1, vbuckets=1, seed=3) as cluster:
         cluster.upsert("key", {"n": 1})
         make(cluster, uri, parse=False)
