@@ -62,10 +62,10 @@ manifest uid         version of the list of scopes and collections; each change 
 system event         a change of that list within a stream: collection or scope created, dropped, modified
 snapshot marker      announces a range of seqnos; only at its end is the vbucket consistent
 stream end           the message that ends a vbucket's stream, with the reason: complete, moved, dropped, ...
-rollback             the server's history lacks changes that were received: those after a seqno are undone
+rollback             the server lacks changes that were received: those after a seqno are rolled back
 flow control window  bytes that a node may send before it is sent an acknowledgement
-position             where the stream of a vbucket is: vbuuid, seqno, snapshot, manifest uid
-as of                the vbuuid and seqno of each vbucket up to which a result is whole; :class:`AsOf`
+position             where the stream of a vbucket is: vbuuid, seqno, snapshot; :class:`VBucketOffset`
+as of                the vbuuid and seqno of each vbucket up to which a result is complete; :class:`AsOf`
 checkpoint           positions of all vbuckets that a consumer has processed; :class:`Checkpoint`
 record batch         Arrow: columns of equal length with one schema
 ===================  ========================================================================================

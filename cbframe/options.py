@@ -124,7 +124,7 @@ class BucketDataSourceOptions:
         Ask for the history of documents: a snapshot may hold several versions of one. An error where
         the bucket keeps none.
     ignore_purged_tombstones
-        Continue a stream although deletions behind its position were purged: they are not reported.
+        Continue a stream although deletions after its position were purged: they are not reported.
     skip_first_deletions
         Let servers after 8.0 leave deletions out of the first backfill of a stream that begins at 0, where
         there is nothing that they could delete. Reads ask for it by themselves.

@@ -257,7 +257,7 @@ def ownerless(vbuckets: Collection[int], total: int) -> ClusterMapError:
     return ClusterMapError(
         f"the map names no owner for {len(vbuckets)} of {total} vbuckets",
         vbucket=min(vbuckets),
-        hint="a node has failed and was not failed over: bring it back or fail it over",
+        hint="a node has failed and was not failed over: recover it or fail it over",
     )
 
 

@@ -91,7 +91,7 @@ class VBucketOffset:
     seqno
         Everything up to here was received, or consumed.
     snap_start, snap_end
-        The snapshot that it is in. At its end the vbucket's state is whole; inside of it, it is not.
+        The snapshot that it is in. At its end the vbucket's state is consistent; inside of it, it is not.
     failover_log
         The vbucket's histories, newest first: vbuuid, and the seqno at which it began.
     manifest_uid, purge_seqno

@@ -266,7 +266,7 @@ def first_marker(
                 if now < began + limit:
                     error = ReadTimeoutError(
                         f"no snapshot began within {now - began:.0f} s",
-                        hint="a bucket that warms up, or reads from a slow disk, takes its time: try again",
+                        hint="the bucket may be warming up, or its disk may be slow: try again",
                     )
                 error.__cause__ = receiver.error
                 raise error

@@ -456,7 +456,7 @@ class Callbacks:
                 raise ReceiverError(
                     f"the receiver rolled back to seqno {position.seqno}, and not to {seqno} or before",
                     vbucket=stream.vbucket,
-                    hint="rollback() returns where the data end: forget all that came after the seqno",
+                    hint="rollback() deletes all that came after the seqno, and returns where the rest ends",
                 )
         except CbframeError:
             stats.tot_upr_stream_req_res_rollback_err += 1

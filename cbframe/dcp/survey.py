@@ -328,6 +328,6 @@ def current_positions(
             }
             return BucketState(found, positions)
     raise StreamError(
-        "vbuckets went from node to node while all were asked where they are",
+        "vbuckets moved between nodes while their seqnos were read",
         hint="wait for the end of the rebalance, and try again",
     )

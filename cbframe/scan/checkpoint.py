@@ -41,7 +41,7 @@ class Checkpoint:
     """How far a consumer has got in all vbuckets of a bucket.
 
     Store it in one transaction with the data that it stands for, and nothing is lost or doubled;
-    store it after the data, and some changes may come twice.
+    store it after the data, and some changes may be delivered twice.
 
     Attributes
     ----------

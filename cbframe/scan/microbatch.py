@@ -219,8 +219,8 @@ class Offset:
         if self.marks and self.selection != selection:
             raise ConfigurationError(
                 f"the checkpoint is of {self.selection}, and {selection} is asked for",
-                hint="a checkpoint's scope and collections stay as they are, or documents would be missing "
-                "or stay for ever: ask for the same, or take a new checkpoint location and an empty target",
+                hint="the scope and collections of a checkpoint cannot change: ask for the same, or take a "
+                "new checkpoint location and an empty target",
             )
 
     def ranges_to(self, end: Offset) -> list[Range]:

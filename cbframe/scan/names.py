@@ -108,7 +108,7 @@ class Names:
         if gone is not None:
             raise ConfigurationError(
                 f"{what} was dropped during the read, or is hidden from this user now",
-                hint="read again without it, or as it is now",
+                hint="read again, without it if it is gone",
             )
 
     def manifest_of(

@@ -143,7 +143,7 @@ class Gatherer:
             if self._torn:
                 raise ReadCancelledError(
                     "the stream was interrupted while a batch was made",
-                    hint="close it, and stream on from its checkpoint",
+                    hint="close it, and open another one with start=stream.checkpoint",
                 )
             # Ctrl-C may come anywhere. Here it would lose what is neither there any more nor here yet.
             self._torn = True
@@ -630,7 +630,7 @@ class ChangeStream(ShowsItself):
         """Write changes into a folder of Parquet files, until the stream is closed or `seconds` are over.
 
         A file appears whole or not at all, and holds the checkpoint after its last row: whatever ends
-        the process, nothing is lost and nothing comes twice if the next one goes on with
+        the process, nothing is lost or written twice if the next one goes on with
         ``start=Checkpoint.load(folder)``.
 
         Rows are those of :attr:`ChangeBatch.record_batch`. Two more kinds keep the log complete, both
@@ -672,7 +672,7 @@ def _not_caught_up(missing: int | None, timeout: float | None) -> ReadTimeoutErr
     )
     return ReadTimeoutError(
         f"{what}, after {timeout:g} s",
-        hint="what came is kept: call it again, or give a larger timeout=; stream.errors has what went wrong",
+        hint="no change is lost: call it again, or give a larger timeout=; stream.errors has the failures",
     )
 
 
@@ -789,7 +789,7 @@ def stream_bucket(
         )
     if options.out_of_order:
         raise ConfigurationError(
-            "changes out of their order cannot be gone on from", hint="leave out_of_order out"
+            "a change stream cannot continue after out-of-order snapshots", hint="leave out_of_order out"
         )
     window = options.feed_buffer_size_bytes
     if buffer_bytes is None:
@@ -822,13 +822,13 @@ def stream_bucket(
 def _check_window(batch_bytes: int, window: int) -> None:
     if window < 1:
         raise ConfigurationError(
-            "a change stream needs a window",
-            hint="without one, nodes send whatever they have: set buffer_bytes",
+            "a change stream needs flow control",
+            hint="without it, nothing limits what nodes send: set buffer_bytes",
         )
     if window < 2 * batch_bytes:
         raise ConfigurationError(
             f"batch_bytes={batch_bytes} is more than half of the window of {window} bytes",
-            hint="a batch that is larger than what nodes send ahead never comes together: raise buffer_bytes",
+            hint="nodes stop sending before such a batch is complete: raise buffer_bytes",
         )
 
 
@@ -872,5 +872,5 @@ def _check_checkpoint(start: Checkpoint, target: ScanSpec) -> None:
                 choice += difference(before, now)
             raise ConfigurationError(
                 f"the checkpoint is of a stream with {choice}",
-                hint="what lies before it was not seen with other choices: make the same, or start again",
+                hint="documents of other choices were not read so far: make the same, or start again",
             )

@@ -242,7 +242,7 @@ def unreadable(store: Store, entry: FileEntry, why: OSError) -> SnapshotError:
     return SnapshotError(
         f"cannot read a file: {why.strerror or why}",
         path=store.where(entry.name),
-        hint="it need not be damaged: try again when the cause is gone",
+        hint="the file may be intact: remove the cause, and try again",
     )
 
 

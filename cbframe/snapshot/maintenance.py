@@ -551,7 +551,7 @@ def export(reader: VersionReader, place: Store, compression: str) -> Path:
     if not isinstance(place, LocalStore):
         raise ConfigurationError(
             f"export() writes a folder of this machine, and {place.root} is none",
-            hint="write it here and copy it there",
+            hint="export to a local folder, and copy that",
         )
     path = Path(place.root)
     if path.exists():

@@ -308,7 +308,7 @@ def _damaged(path: str, why: str) -> DamagedManifestError:
     return DamagedManifestError(
         f"a damaged manifest: {why}",
         path=path,
-        hint='write_snapshot(..., mode="repair") goes back to the last version that is whole, and reads '
+        hint='write_snapshot(..., mode="repair") goes back to the last version that is intact, and reads '
         "again what came after it",
     )
 
@@ -414,7 +414,7 @@ class History:
             self.load(later)  # a damaged one may be that of the time
             if later != found + 1:
                 raise SnapshotError(
-                    f"as_of={as_of!s} is between versions {found} and {later}, and what was there is gone",
+                    f"as_of={as_of!s} is between versions {found} and {later}; those in between were deleted",
                     path=self.root,
                     hint=f"vacuum() deletes versions: give as_of={found} for the one before",
                 )

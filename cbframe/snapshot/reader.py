@@ -529,7 +529,7 @@ def documents_of(manifest: Manifest) -> Columns:
 
 RESTORE, RETRACT, DROP = "restore", "retract", "drop"
 _BEFORE, _THEN = 0, 1
-"""In each vbucket: what went without a word, then what came."""
+"""In each vbucket: rows that no change of the server explains, then its changes."""
 _Place: TypeAlias = tuple[int, int]
 """Vbucket and seqno."""
 _NOTHING = pa.schema(

@@ -704,7 +704,7 @@ def test_a_function_that_fails(cluster: LocalCluster) -> None:
         ({"batch_bytes": 0}, "batch_bytes"),
         ({"max_latency": -1}, "max_latency"),
         ({"buffer_bytes": 1000, "batch_bytes": 900}, "half of the window"),
-        ({"buffer_bytes": 0}, "needs a window"),
+        ({"buffer_bytes": 0}, "needs flow control"),
         ({"options": replace(QUICK, seq_end="now")}, "no end"),
         ({"options": replace(QUICK, out_of_order=True)}, "order"),
         ({"metadata": "nothing"}, "'nothing'"),

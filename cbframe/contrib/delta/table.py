@@ -122,7 +122,7 @@ def _changed(commit: Mapping[str, Any], uri: str) -> SnapshotError:
     if what == "RESTORE":
         return SnapshotError(
             f"the table was restored to what it was (version {version}): its rows are older than the "
-            "positions up to which the bucket was read, and what came in between would be missing",
+            "positions up to which the bucket was read, and the changes in between would be missing",
             path=uri,
             hint=_OVERWRITE,
         )
