@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cbframe.arrow.columns import distinct, raw_schema, record_batch
-from cbframe.dcp.positions import Position, Track, VBucketMetaData
+from cbframe.dcp.positions import Track, VBucketMetaData, VBucketOffset
 from cbframe.dcp.receiver import PositionReceiver, Receipt
 from cbframe.dcp.threads import Handover, MergingHandover
 from cbframe.errors import CbframeError, RollbackError
@@ -89,7 +89,7 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
         self._last_seqno = np.zeros(MAX_VBUCKETS, np.uint64)
         self.rolled_back_before = np.zeros(MAX_VBUCKETS, np.int64)
 
-    def read_from(self, vbucket: int, position: Position) -> Position:
+    def read_from(self, vbucket: int, position: VBucketOffset) -> VBucketOffset:
         """Read a vbucket from this position: before anything is received, or after a rollback.
 
         What came of it before is rolled back, and its events come again, at other seqnos.
@@ -140,22 +140,22 @@ class GatheringReceiver(PositionReceiver, Generic[T]):
     def store(self, vbucket: int, metadata: VBucketMetaData) -> None:
         self._vbuckets[vbucket].metadata = metadata
 
-    def position(self, vbucket: int) -> Position:
+    def position(self, vbucket: int) -> VBucketOffset:
         return self.position_at(vbucket, int(self._last_seqno[vbucket]))
 
-    def rollback(self, vbucket: int, seqno: int) -> Position:  # noqa: ARG002
+    def rollback(self, vbucket: int, seqno: int) -> VBucketOffset:  # noqa: ARG002
         """Forget the vbucket altogether and read it from the start.
 
         The server sends only what comes after `seqno` again. Versions at or before it that a rolled-back
         change had replaced were never sent: they were de-duplicated away.
         """
-        return self.read_from(vbucket, Position())
+        return self.read_from(vbucket, VBucketOffset())
 
     # -- the consumer's side
 
-    def position_at(self, vbucket: int, seqno: int) -> Position:
+    def position_at(self, vbucket: int, seqno: int) -> VBucketOffset:
         """Where to continue, once all up to `seqno` was received."""
-        return Position.of(self._vbuckets[vbucket].metadata, seqno)
+        return VBucketOffset.of(self._vbuckets[vbucket].metadata, seqno)
 
     def failover_log(self, vbucket: int) -> FailoverLog:
         """The histories that a vbucket had when its last snapshot began; none before any."""
@@ -207,7 +207,7 @@ class Arrived:
 
     batch: pa.RecordBatch
     receipt: Receipt
-    positions: Mapping[int, Position]
+    positions: Mapping[int, VBucketOffset]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ class Reached:
     """A vbucket got on without documents for us."""
 
     vbucket: int
-    position: Position
+    position: VBucketOffset
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ class EventArrived:
     """A scope or collection came, went or changed."""
 
     event: SystemEvent
-    position: Position
+    position: VBucketOffset
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ class RolledBack:
     """The server rolled the vbucket back to `server_seqno`: all that came after `position` is rolled back."""
 
     vbucket: int
-    position: Position
+    position: VBucketOffset
     server_seqno: int
 
 
@@ -244,7 +244,7 @@ class ChangeReceiver(PositionReceiver):
 
     takes_compressed: ClassVar[bool] = True
 
-    start: Mapping[int, Position]  # positions to go on from; other vbuckets begin at their start
+    start: Mapping[int, VBucketOffset]  # positions to go on from; other vbuckets begin at their start
     metadata: tuple[str, ...] = ()  # metadata columns to keep
     to_base: bool = False  # after a rollback, read the vbucket again from where its stream began
     refuse: bool = False  # A rollback is an error
@@ -257,7 +257,7 @@ class ChangeReceiver(PositionReceiver):
 
     def __post_init__(self) -> None:
         self.schema = raw_schema(self.metadata)
-        self._tracks = [Track.at(self.start.get(vb, Position())) for vb in range(MAX_VBUCKETS)]
+        self._tracks = [Track.at(self.start.get(vb, VBucketOffset())) for vb in range(MAX_VBUCKETS)]
         self._seqnos = np.zeros(MAX_VBUCKETS, np.uint64)
 
     # -- the receiver's side, on the threads of the nodes
@@ -293,10 +293,10 @@ class ChangeReceiver(PositionReceiver):
         if self._tracks[vbucket].stored(metadata):
             self._reached(vbucket)
 
-    def position(self, vbucket: int) -> Position:
+    def position(self, vbucket: int) -> VBucketOffset:
         return self._tracks[vbucket].requested()
 
-    def rollback(self, vbucket: int, seqno: int) -> Position:
+    def rollback(self, vbucket: int, seqno: int) -> VBucketOffset:
         if self.refuse:
             raise RollbackError(
                 f"the server has rolled the vbucket back to seqno {seqno}",

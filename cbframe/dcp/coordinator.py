@@ -35,7 +35,7 @@ from cbframe.dcp import messages
 from cbframe.dcp.handshake import connections_at_most
 from cbframe.dcp.maps import map_backoff
 from cbframe.dcp.messages import address_of, connections_to
-from cbframe.dcp.positions import Ends, Position
+from cbframe.dcp.positions import Ends, VBucketOffset
 from cbframe.dcp.stats import ClusterCounters
 from cbframe.dcp.timers import Backoff
 from cbframe.dcp.transport import TURNS
@@ -117,7 +117,7 @@ class VBuckets:
     def __init__(self) -> None:
         self.records: dict[int, _VBucket] = {}
         self.pending: set[int] = set()
-        self.done: dict[int, Position] = {}
+        self.done: dict[int, VBucketOffset] = {}
         self._unchecked: set[int] = set()
         """Done, and requested once more to see whether they still are."""
 
@@ -158,11 +158,11 @@ class VBuckets:
         record.retry_at = now + delay if wait else 0.0
         self._give_back(vb)
 
-    def finish(self, vb: int, position: Position) -> None:
+    def finish(self, vb: int, position: VBucketOffset) -> None:
         """It is done, or still is: its stream was requested again from where it had ended."""
         before = self.done.get(vb)
         if before is not None:
-            position = Position.at(position.history, max(position.seqno, before.seqno))
+            position = VBucketOffset.at(position.history, max(position.seqno, before.seqno))
         self.done[vb] = position
         self.pending.discard(vb)
         self._unchecked.discard(vb)
@@ -433,7 +433,7 @@ class Coordinator:
         return list(self._vbuckets.records)
 
     @property
-    def done(self) -> dict[int, Position]:
+    def done(self) -> dict[int, VBucketOffset]:
         """Finished vbuckets."""
         return self._vbuckets.done
 
@@ -694,7 +694,7 @@ class Coordinator:
         for vb in vbs:
             end = self._ends.of(vb, node.seqnos)
             if end == 0 and self._ends.now and not self._vbuckets.records[vb].attempts:
-                self._done(vb, Position())
+                self._done(vb, VBucketOffset())
                 continue
             streams.append((vb, end))
             self._vbuckets.request(vb, name, end)
@@ -745,7 +745,7 @@ class Coordinator:
         self._counters.tot_refresh_workers_remove_worker += 1
         self._out.append(messages.StopNode(name, why))
 
-    def _done(self, vb: int, position: Position) -> None:
+    def _done(self, vb: int, position: VBucketOffset) -> None:
         self._vbuckets.finish(vb, position)
         self._finish_if_done()
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.collections_manifest import CollectionsManifest
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.errors import (
     ROLES_HINT,
     AccessError,
@@ -102,7 +102,7 @@ class StreamEnded:
     node: str
     vbucket: int
     reason: int
-    position: Position
+    position: VBucketOffset
     progressed: bool = False
 
 

@@ -21,7 +21,7 @@ from cbframe.dcp import connection as dcp
 from cbframe.dcp import messages
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.handshake import Login, connection_name, rate_of
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.receiver import BlockReceiver, Callbacks, DeferringReceiver, Receipt
 from cbframe.dcp.stats import NodeStats
 from cbframe.dcp.streams import Stream
@@ -463,9 +463,9 @@ class NodeThread:
             self._owner.post(messages.StreamRolledBack(self.node, event.stream.vbucket))
 
 
-def _position(stream: Stream) -> Position:
+def _position(stream: Stream) -> VBucketOffset:
     """The state that the stream left complete: its last snapshot's end."""
     seqno = stream.seqno
     if stream.snapshots and not stream.unordered:
         seqno = max(seqno, stream.snap_end)
-    return Position.at(stream.vbuuid, seqno)
+    return VBucketOffset.at(stream.vbuuid, seqno)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from cbframe.errors import ConfigurationError
 from cbframe.wire.constants import MAX_SEQNO
@@ -84,7 +84,7 @@ class VBucketMetaData:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class VBucketOffset:
-    """How far one vbucket is, and what the server needs to know to go on from there.
+    """The position of one vbucket: how far it is, and what the server needs to know to go on from there.
 
     Attributes
     ----------
@@ -214,10 +214,6 @@ class VBucketOffset:
             raise ConfigurationError("the position of a vbucket is not readable", hint=_HINT) from exc
 
 
-Position: TypeAlias = VBucketOffset
-"""Its name inside of this package."""
-
-
 @dataclass(slots=True)
 class Track:
     """The position of one vbucket, moved by what its streams report; touched by one thread at a time."""
@@ -232,14 +228,14 @@ class Track:
     """A stream was asked for, and not granted yet."""
 
     @classmethod
-    def at(cls, position: Position) -> Track:
+    def at(cls, position: VBucketOffset) -> Track:
         """A track that goes on from a position."""
         return cls(position.seqno, position.metadata, position.snapshots, position.base)
 
-    def position(self) -> Position:
-        return Position.of(self.metadata, self.seqno, self.ends, self.base)
+    def position(self) -> VBucketOffset:
+        return VBucketOffset.of(self.metadata, self.seqno, self.ends, self.base)
 
-    def requested(self) -> Position:
+    def requested(self) -> VBucketOffset:
         """A stream is about to be requested: where from.
 
         The snapshot that was under way is not complete, and what comes next does not make it so.
@@ -272,7 +268,7 @@ class Track:
             self.ends = thinned((self.seqno, *self.ends))
         return moved
 
-    def rolled_back(self, seqno: int, *, to_base: bool = False) -> Position:
+    def rolled_back(self, seqno: int, *, to_base: bool = False) -> VBucketOffset:
         """The server has rolled the vbucket back to `seqno`: go back as far as needed."""
         if to_base or seqno <= self.base:
             # Of what lies before its beginning, the stream has delivered nothing: it can begin anywhere.

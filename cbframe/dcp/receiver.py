@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from cbframe.dcp.handshake import Session
-from cbframe.dcp.positions import Position, VBucketMetaData, vbuuid_at
+from cbframe.dcp.positions import VBucketMetaData, VBucketOffset, vbuuid_at
 from cbframe.dcp.stats import NodeStats
 from cbframe.dcp.streams import Stream, request_from
 from cbframe.errors import CbframeError, ConfigurationError, ProtocolError, ReceiverError, StreamError
@@ -24,7 +24,7 @@ from cbframe.wire.messages import StreamFilter, StreamRequest, SystemEvent, spli
 
 T = TypeVar("T")
 _MARKERS = "max_marker_version"
-_NOTHING = Position()
+_NOTHING = VBucketOffset()
 
 
 class Document(NamedTuple):
@@ -83,7 +83,7 @@ class BaseReceiver(Protocol):
     def get_metadata(self, vbucket: int) -> tuple[bytes | None, int]:
         """Give back what was stored, and the last seqno received; (None, 0) for a fresh start."""
 
-    def rollback(self, vbucket: int, seqno: int) -> Position | None:
+    def rollback(self, vbucket: int, seqno: int) -> VBucketOffset | None:
         """Forget everything of a vbucket after `seqno`, in data and in metadata.
 
         It may go back farther than that, and may return where it went.
@@ -100,7 +100,7 @@ class PositionReceiver(ABC):
         """In place of :meth:`set_metadata`."""
 
     @abstractmethod
-    def position(self, vbucket: int) -> Position:
+    def position(self, vbucket: int) -> VBucketOffset:
         """In place of :meth:`get_metadata`."""
 
     def set_metadata(self, vbucket: int, metadata: bytes) -> None:
@@ -127,7 +127,7 @@ class Receiver(BaseReceiver, Protocol):
 class ReceiverEx(Protocol):
     """A receiver that wants to know the history on a rollback."""
 
-    def rollback_ex(self, vbucket: int, vbuuid: int, seqno: int) -> Position | None:
+    def rollback_ex(self, vbucket: int, vbuuid: int, seqno: int) -> VBucketOffset | None:
         """Instead of `rollback`; `vbuuid` is the history that remains, 0 where nothing does."""
 
 
@@ -235,8 +235,8 @@ class DiscardingReceiver(PositionReceiver):
     def store(self, vbucket: int, metadata: VBucketMetaData) -> None: ...
     def rollback(self, vbucket: int, seqno: int) -> None: ...
 
-    def position(self, vbucket: int) -> Position:  # noqa: ARG002
-        return Position()
+    def position(self, vbucket: int) -> VBucketOffset:  # noqa: ARG002
+        return VBucketOffset()
 
 
 class AdaptedReceiver:
@@ -329,7 +329,7 @@ class Callbacks:
         )
         self._on_progress = receiver.seqno_advanced if isinstance(receiver, ProgressReceiver) else None
         self._on_event = receiver.system_event if isinstance(receiver, SystemEventReceiver) else None
-        self._held: dict[int, Position] = {}
+        self._held: dict[int, VBucketOffset] = {}
         """Where vbuckets were requested from."""
         self._owner = -1
 
@@ -349,7 +349,7 @@ class Callbacks:
             wanted = replace(wanted, uid=position.manifest_uid)
         return request_from(vbucket, position, end, self._flags, wanted.encode())
 
-    def _position(self, vbucket: int) -> Position:
+    def _position(self, vbucket: int) -> VBucketOffset:
         receiver, stats = self._receiver, self._stats
         try:
             if self._positions is not None:
@@ -359,7 +359,7 @@ class Callbacks:
             stats.tot_get_vbucket_metadata_err += 1
             raise
         try:
-            return Position.of(None if stored is None else VBucketMetaData.from_json(stored), seqno)
+            return VBucketOffset.of(None if stored is None else VBucketMetaData.from_json(stored), seqno)
         except ConfigurationError as exc:
             stats.tot_get_vbucket_metadata_unmarshal_err += 1
             exc.vbucket = vbucket
@@ -452,7 +452,7 @@ class Callbacks:
                 position = self._call(receiver.rollback_ex, stream.vbucket, vbuuid, seqno)
             else:
                 position = self._call(receiver.rollback, stream.vbucket, seqno)
-            if isinstance(position, Position) and position.seqno > seqno:
+            if isinstance(position, VBucketOffset) and position.seqno > seqno:
                 raise ReceiverError(
                     f"the receiver rolled back to seqno {position.seqno}, and not to {seqno} or before",
                     vbucket=stream.vbucket,

@@ -31,7 +31,7 @@ from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.handshake import Login, window_of
 from cbframe.dcp.maps import MapFollower, MapSource, make_login, with_credentials
 from cbframe.dcp.node import NodeThread
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receiver, taker_of_blocks
 from cbframe.dcp.stats import (
     BucketDataSourceStats,
@@ -697,7 +697,7 @@ class BucketDataSource:
         return None if placement is None else placement.connection_of(vbucket)
 
     @property
-    def as_of(self) -> dict[int, Position]:
+    def as_of(self) -> dict[int, VBucketOffset]:
         """Where each finished vbucket is complete: the end of its last snapshot."""
         return dict(sorted(self._coordinator.done.items()))
 

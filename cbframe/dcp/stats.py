@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.streams import Stream, StreamState
 from cbframe.wire.constants import MAX_SEQNO
 
@@ -472,7 +472,7 @@ def vbucket_table(
     owner: npt.NDArray[np.int16],  # by vbucket, index into `nodes`
     *,
     wanted: Iterable[int] = (),  # the source's vbuckets
-    done: Iterable[tuple[int, Position]] = (),
+    done: Iterable[tuple[int, VBucketOffset]] = (),
     ends: Mapping[int, int] = MappingProxyType({}),
     high_seqnos: Mapping[str, Mapping[int, int]] = MappingProxyType({}),
     streams: Iterable[Stream] = (),  # those of all connections

@@ -10,7 +10,7 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO, SnapshotFlag
 from cbframe.wire.messages import FailoverLog, SnapshotMarker, StreamRequest
@@ -283,7 +283,7 @@ class StreamTable:
 
 
 def request_from(
-    vbucket: int, position: Position, end: int = MAX_SEQNO, flags: int = 0, value: bytes = b""
+    vbucket: int, position: VBucketOffset, end: int = MAX_SEQNO, flags: int = 0, value: bytes = b""
 ) -> StreamRequest:
     """A request that continues from a position.
 

@@ -21,7 +21,7 @@ from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import messages
 from cbframe.dcp.handshake import NUMBER, SEQNOS, TIME, Login, Steps, high_seqnos, log_in, require, time_of
 from cbframe.dcp.maps import MapSource, map_source, when_loaded
-from cbframe.dcp.positions import Position, VBucketMetaData
+from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.receiver import DiscardingReceiver
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.threads import at_once
@@ -59,7 +59,7 @@ class BucketState:
     """A bucket at one moment."""
 
     map: ClusterMap  # who has which vbucket
-    positions: dict[int, Position]  # by vbucket: its high seqno, and its newest history
+    positions: dict[int, VBucketOffset]  # by vbucket: its high seqno, and its newest history
     sizes: dict[int, Size] = field(
         default_factory=dict
     )  # about how much is in each, where that was asked for
@@ -126,12 +126,12 @@ def survey_bucket(
 
 def _ask_nodes(
     source: MapSource, found: ClusterMap, chosen: set[int], more: list[_Work]
-) -> tuple[dict[int, Position], list[Any]]:
+) -> tuple[dict[int, VBucketOffset], list[Any]]:
     """Where the vbuckets are; and the outcomes of what else is to be done at the same time."""
     nodes = sorted({owner for vb in chosen if (owner := found.node_of(vb)) is not None})
     ask = partial(survey, wanted=chosen)
     outcomes: list[Any] = at_once([*(partial(source.query, node, ask) for node in nodes), *more])
-    positions: dict[int, Position] = {}
+    positions: dict[int, VBucketOffset] = {}
     for node, outcome in zip(nodes, outcomes, strict=False):
         for vb, at in _result(outcome).items():
             # One that is on its way may be with two nodes: the old one goes on answering for a while.
@@ -187,7 +187,7 @@ def _result(outcome: T | CbframeError) -> T:
 # -- what one node is asked
 
 
-def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, Position]]:
+def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, VBucketOffset]]:
     """Log in and ask where each of the wanted vbuckets is that the node has."""
     yield from log_in(login, then=lambda _: [SEQNOS])
     there = high_seqnos((yield ()))
@@ -201,7 +201,9 @@ def survey(login: Login, wanted: Container[int]) -> Steps[dict[int, Position]]:
     return found
 
 
-def _positions(vbuckets: Sequence[int], opcode: Opcode, *before: Frame) -> Steps[dict[int, Position] | None]:
+def _positions(
+    vbuckets: Sequence[int], opcode: Opcode, *before: Frame
+) -> Steps[dict[int, VBucketOffset] | None]:
     """Histories and high seqnos, after requests `before`; None where the user may not ask in this way."""
     # Seqnos last: one with a history that ended meanwhile shows later on. The other way round,
     # a new history would have a seqno that it never reached, and nobody could see that.
@@ -226,7 +228,7 @@ def _positions(vbuckets: Sequence[int], opcode: Opcode, *before: Frame) -> Steps
     seqnos = high_seqnos((yield asked))
     if refused:
         return None
-    return {vb: Position.at(vbuuid, seqnos[vb]) for vb, vbuuid in histories.items() if vb in seqnos}
+    return {vb: VBucketOffset.at(vbuuid, seqnos[vb]) for vb, vbuuid in histories.items() if vb in seqnos}
 
 
 def survey_sizes(login: Login, vbuckets: Collection[int]) -> Steps[dict[int, Size]]:
@@ -321,7 +323,7 @@ def current_positions(
         logs = receiver.logs
         if logs.keys() <= seqnos.keys():
             positions = {
-                vb: Position.of(
+                vb: VBucketOffset.of(
                     replace(log, snap_start=seqnos[vb], snap_end=seqnos[vb]), seqnos[vb], base=seqnos[vb]
                 )
                 for vb, log in logs.items()

@@ -28,7 +28,7 @@ from cbframe.arrow.columns import (
 from cbframe.arrow.current_rows import KeyFilter, by_vbucket, newest, rolled_back
 from cbframe.arrow.receivers import ended_collection
 from cbframe.cluster.collections_manifest import SYSTEM_SCOPE, CollectionName, CollectionsManifest
-from cbframe.dcp.positions import Position, VBucketOffset
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.json.layout import Place, Policy, tree_of
@@ -99,7 +99,7 @@ class CollectionDrop:
 class Delivery:
     """What a batch that was delivered leads to, once it is acknowledged."""
 
-    positions: dict[int, Position] = field(default_factory=dict)  # where vbuckets are then
+    positions: dict[int, VBucketOffset] = field(default_factory=dict)  # where vbuckets are then
     receipts: list[Receipt] = field(default_factory=list)  # of its documents
 
 

@@ -41,7 +41,7 @@ from cbframe.arrow.columns import KEY, OPCODE, SEQNO, VBUCKET, form_of
 from cbframe.arrow.current_rows import CurrentRows
 from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.collections_manifest import CollectionsManifest
-from cbframe.dcp.positions import Position, ReachedEnds, VBucketMetaData, u64_of
+from cbframe.dcp.positions import ReachedEnds, VBucketMetaData, VBucketOffset, u64_of
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.survey import BucketState
 from cbframe.errors import ClusterMapError, ConfigurationError, ConversionError, RollbackError, StreamError
@@ -61,7 +61,7 @@ OnReset: TypeAlias = Literal["reset", "fail"]
 RESET = "reset"
 REQUIRED = (CHANGE_TYPE, KEY, VBUCKET, SEQNO)
 """Without one of these columns nobody can tell what the rows mean."""
-BEGINNING = Position()
+BEGINNING = VBucketOffset()
 _CHANGES_PER_PART = 10_000
 """A part that has less is not worth a task of its own."""
 _HINT = "offsets belong to the stream that wrote them: take a new checkpoint location"
@@ -97,8 +97,8 @@ class Range(NamedTuple):
     """The changes of one vbucket after `start`, up to `end`."""
 
     vbucket: int
-    start: Position
-    end: Position
+    start: VBucketOffset
+    end: VBucketOffset
 
     @property
     def reset(self) -> bool:
@@ -123,10 +123,10 @@ class Offset:
     """How far all vbuckets are."""
 
     bucket_uuid: str = ""  # of the bucket; empty if none was looked at
-    marks: Mapping[int, Position] = field(default_factory=dict)
+    marks: Mapping[int, VBucketOffset] = field(default_factory=dict)
     turn: int = 0  # the vbucket from which on the next read takes what there is, if reads are limited
     initial: bool = False
-    began: Mapping[int, Position] | None = None
+    began: Mapping[int, VBucketOffset] | None = None
     selection: Selection = ALL
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Offset:
 
     def ahead(
         self,
-        positions: Mapping[int, Position],  # the newest history and the high seqno of every vbucket
+        positions: Mapping[int, VBucketOffset],  # the newest history and the high seqno of every vbucket
         bucket_uuid: str,
         most: int | None = None,
         selection: Selection = ALL,  # what is asked for
@@ -191,7 +191,7 @@ class Offset:
                 # the only one to be read. One that had nothing keeps its turn.
                 turn = order[(at + 1) % len(order)] if left else vb
                 if left:
-                    marks[vb] = Position.at(wanted.end.history, wanted.base + left - wanted.reset)
+                    marks[vb] = VBucketOffset.at(wanted.end.history, wanted.base + left - wanted.reset)
                 break
             marks[vb] = wanted.end
             left -= wanted.changes
@@ -200,7 +200,9 @@ class Offset:
         began = dict(self.marks) if self.initial else None
         return Offset(bucket_uuid, marks, turn, began=began, selection=selection)
 
-    def check(self, positions: Mapping[int, Position], bucket_uuid: str, selection: Selection = ALL) -> None:
+    def check(
+        self, positions: Mapping[int, VBucketOffset], bucket_uuid: str, selection: Selection = ALL
+    ) -> None:
         """See that it is of this bucket and of these collections."""
         self._check_selection(selection)
         other = self.bucket_uuid and bucket_uuid and bucket_uuid != self.bucket_uuid
@@ -234,16 +236,18 @@ class Offset:
         return [each for each in found if each.start != each.end and each.changes]
 
     @classmethod
-    def now(cls, positions: Mapping[int, Position], bucket_uuid: str, selection: Selection = ALL) -> Offset:
+    def now(
+        cls, positions: Mapping[int, VBucketOffset], bucket_uuid: str, selection: Selection = ALL
+    ) -> Offset:
         """The initial offset of who wants only what comes from now on."""
         return cls(bucket_uuid, dict(sorted(positions.items())), initial=True, selection=selection)
 
 
-def _plain(marks: Mapping[int, Position]) -> dict[str, list[str]]:
+def _plain(marks: Mapping[int, VBucketOffset]) -> dict[str, list[str]]:
     return {str(vb): [str(at.history), str(at.seqno)] for vb, at in sorted(marks.items())}
 
 
-def _marks(fields: Mapping[Any, Any], prefix: str = "") -> dict[int, Position]:
+def _marks(fields: Mapping[Any, Any], prefix: str = "") -> dict[int, VBucketOffset]:
     found = {}
     for name, mark in fields.items():
         try:
@@ -252,7 +256,7 @@ def _marks(fields: Mapping[Any, Any], prefix: str = "") -> dict[int, Position]:
         except ValueError:
             number = MAX_VBUCKETS
         _check(f"{prefix}{name}", number < MAX_VBUCKETS)
-        found[number] = Position.at(vbuuid, seqno)
+        found[number] = VBucketOffset.at(vbuuid, seqno)
     return found
 
 
@@ -300,7 +304,7 @@ class MicroBatchReader:
         ranges = {each.vbucket: each for each in start.ranges_to(end)}
         self._refuse_planned(ranges.values(), look)
         # Those that nothing is read of count, too: they have a row.
-        weights = {vb: Position.at(0, each.changes) for vb, each in ranges.items()}
+        weights = {vb: VBucketOffset.at(0, each.changes) for vb, each in ranges.items()}
         total = sum(each.changes for each in ranges.values())
         n = max(1, min(n, -(-total // _CHANGES_PER_PART)))
         return [
@@ -540,7 +544,7 @@ class MicroBatchReceiver(DeferringBatchReceiver):
 
     rolled_back: set[int]  # vbuckets that the server rolled back: they were read from their beginning then
 
-    def begin(self, starts: Mapping[int, Position], *, of_scope: bool) -> None:
+    def begin(self, starts: Mapping[int, VBucketOffset], *, of_scope: bool) -> None:
         """Begin there; call it before anything is received."""
         self.rolled_back = set()
         self._of_scope = of_scope
@@ -553,7 +557,7 @@ class MicroBatchReceiver(DeferringBatchReceiver):
 
     # -- on the threads of the nodes
 
-    def rollback(self, vbucket: int, seqno: int) -> Position:
+    def rollback(self, vbucket: int, seqno: int) -> VBucketOffset:
         self.rolled_back.add(vbucket)
         return DeferringBatchReceiver.rollback(self, vbucket, seqno)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeAlias
 
 import pyarrow as pa
 
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError, DependencyError
 
@@ -57,7 +57,7 @@ class AsOf(dict[int, tuple[int, int]]):
         self.time = time
 
     @classmethod
-    def of(cls, positions: Mapping[int, Position], time: datetime | None = None) -> AsOf:
+    def of(cls, positions: Mapping[int, VBucketOffset], time: datetime | None = None) -> AsOf:
         """Where vbuckets are, in order of their numbers."""
         return cls({vb: (at.vbuuid, at.seqno) for vb, at in sorted(positions.items())}, time)
 

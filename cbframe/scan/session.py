@@ -27,7 +27,7 @@ from cbframe.arrow.current_rows import LeftOut
 from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import parse_connection_string
-from cbframe.dcp.positions import Position, ReachedEnds
+from cbframe.dcp.positions import ReachedEnds, VBucketOffset
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError, ReadTimeoutError, RollbackError, StreamError
@@ -194,7 +194,7 @@ class Run:
                 self._tell.end()
 
     def _into(self, receiver: DeferringBatchReceiver, sink: Pipeline) -> Ran:
-        positions: dict[int, Position] = {}
+        positions: dict[int, VBucketOffset] = {}
         parts = _parts(self._target)
         vbuckets = next(parts)
         if self._target.n_rows is None:

@@ -25,7 +25,7 @@ from cbframe.arrow.columns import KeyForm
 from cbframe.arrow.receivers import Arrived, ChangeReceiver, EventArrived, Item, Reached, RolledBack
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.tls import TLSLike
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.dcp.survey import current_positions
@@ -72,7 +72,7 @@ class HighSeqnos:
         self._asked = float("-inf")
         self.known = False
 
-    def missing(self, reached: Mapping[int, Position]) -> int | None:
+    def missing(self, reached: Mapping[int, VBucketOffset]) -> int | None:
         """How many vbuckets are not there yet; None while there is no cluster map."""
         source = self._source
         done, reports = source.as_of, source.seqno_reports()
@@ -106,7 +106,7 @@ class Gatherer:
         source: BucketDataSource,  # nothing more arrives once it is finished
         rows: ChangeRows,  # give rows their form
         directory: Directory,
-        start: Mapping[int, Position],  # where the consumer is at first
+        start: Mapping[int, VBucketOffset],  # where the consumer is at first
         *,
         batch_bytes: int,  # a batch with this many bytes, on the wire, is delivered
         max_latency: float,  # so is one whose first row arrived this many seconds ago
@@ -119,7 +119,7 @@ class Gatherer:
         self._batch_bytes = batch_bytes
         self._max_latency = max_latency
         self._paused = paused
-        self.acked: dict[int, Position] = dict(start)
+        self.acked: dict[int, VBucketOffset] = dict(start)
         self._inbox: deque[Item] = deque()
         self._outstanding: deque[Delivery] = deque()
         self._maps: set[Place] = set()
@@ -247,7 +247,7 @@ class Gatherer:
         self._settle()
 
     @property
-    def delivered(self) -> dict[int, Position]:
+    def delivered(self) -> dict[int, VBucketOffset]:
         """Where vbuckets are after all that was delivered, acknowledged or not."""
         found = dict(self.acked)
         for delivery in self._outstanding:
@@ -261,10 +261,10 @@ class Gatherer:
         for receipt in receipts:
             self._paused.when_off(receipt.done)
 
-    def after(self, batch: ChangeBatch) -> dict[int, Position]:
+    def after(self, batch: ChangeBatch) -> dict[int, VBucketOffset]:
         """Where vbuckets will be when a batch is acknowledged; none if it was, or is not ours."""
         wanted = batch.delivery
-        found: dict[int, Position] = {}
+        found: dict[int, VBucketOffset] = {}
         for delivery in self._outstanding:
             found |= delivery.positions
             if delivery is wanted:

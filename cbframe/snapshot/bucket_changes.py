@@ -19,7 +19,7 @@ from cbframe.arrow.columns import COLLECTION_ID, MUTATION, OPCODE
 from cbframe.arrow.current_rows import CurrentRows
 from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.collections_manifest import CollectionsManifest
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ClusterMapError, SnapshotError
 from cbframe.json.arrays import is_list
@@ -53,7 +53,7 @@ class ResumingReceiver(DeferringBatchReceiver):
     rollback_seqnos: dict[int, int]
     """Of vbuckets that were read again: the highest seqno of the snapshot's rows that still counts."""
 
-    def resume(self, starts: Mapping[int, Position], points: RollbackPoints | None) -> None:
+    def resume(self, starts: Mapping[int, VBucketOffset], points: RollbackPoints | None) -> None:
         """Begin at these positions; call it before anything is received."""
         self._starts = starts
         self._points = points
@@ -74,7 +74,7 @@ class ResumingReceiver(DeferringBatchReceiver):
         self.wake()
         return False
 
-    def rollback(self, vbucket: int, seqno: int) -> Position:
+    def rollback(self, vbucket: int, seqno: int) -> VBucketOffset:
         target = self._point(vbucket, seqno)
         self.rolled_back[vbucket] = min(seqno, self.rolled_back.get(vbucket, seqno))
         if target.seqno < self._starts.get(vbucket, target).seqno:
@@ -93,9 +93,9 @@ class ResumingReceiver(DeferringBatchReceiver):
 
     # -- afterwards
 
-    def _point(self, vbucket: int, seqno: int) -> Position:
+    def _point(self, vbucket: int, seqno: int) -> VBucketOffset:
         """The last rollback point at or before a seqno."""
-        return Position() if self._points is None else self._points.position(vbucket, seqno)
+        return VBucketOffset() if self._points is None else self._points.position(vbucket, seqno)
 
     def vanished(self, reached: Mapping[int, int]) -> dict[int, int]:
         """Vbuckets of which less is there than the snapshot has, though nobody rolled them back.
@@ -123,7 +123,7 @@ class Changes:
     """What one read brought."""
 
     ran: Ran  # the run
-    positions: list[Position]  # where each vbucket is complete now
+    positions: list[VBucketOffset]  # where each vbucket is complete now
     rollback_seqnos: dict[int, int]  # by vbucket, the highest seqno of what was there before that counts
     rolled_back: dict[int, int]  # vbuckets that the server rolled back, and the lowest seqno to which
     ended: dict[tuple[int, int], int]  # by vbucket and collection: where it was dropped or emptied
@@ -179,7 +179,7 @@ class ChangeReader(Pipeline):
         if emptied and everything and receiver.replaced(emptied):
             raise self._other_bucket("it was emptied, and no vbucket knows anything of what was read of it")
         positions = [
-            receiver.position_at(vbucket, reached[vbucket]) if reached[vbucket] else Position()
+            receiver.position_at(vbucket, reached[vbucket]) if reached[vbucket] else VBucketOffset()
             for vbucket in range(ran.map.vbuckets)
         ]
         manifest = self.complete(self._base.collections)

@@ -60,7 +60,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from cbframe.arrow.column_types import Columns
-from cbframe.dcp.positions import Position, VBucketMetaData, u64_of
+from cbframe.dcp.positions import VBucketMetaData, VBucketOffset, u64_of
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.snapshot.store import Store
 from cbframe.wire.messages import FailoverEntry
@@ -148,7 +148,7 @@ class Manifest:
     ordered: bool = True
     """Whether `created` is after that of every earlier version; earlier releases took any clock's word."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    positions: Sequence[Position]
+    positions: Sequence[VBucketOffset]
     floors: Sequence[int]
     files: tuple[FileEntry, ...] = ()
     columns: tuple[Columns, ...] = ()
@@ -253,12 +253,12 @@ BLANK = Manifest(
 """What the first version is made from."""
 
 
-def _position(vbucket: int, seqno: str, vbuuid: str, log: Any, *numbers: str) -> Position:  # noqa: ARG001
+def _position(vbucket: int, seqno: str, vbuuid: str, log: Any, *numbers: str) -> VBucketOffset:  # noqa: ARG001
     try:
         start, end, uid, purged = map(u64_of, numbers)
         entries = tuple(FailoverEntry(u64_of(name), u64_of(began)) for name, began in log)
         # Earlier releases wrote the range as stored, also where the seqno is outside of it.
-        return Position.of(VBucketMetaData(0, 0, start, end, entries, purged, uid), u64_of(seqno))
+        return VBucketOffset.of(VBucketMetaData(0, 0, start, end, entries, purged, uid), u64_of(seqno))
     except (TypeError, ValueError) as exc:
         raise ValueError(f"vbucket {vbucket}: {exc}") from exc
 
@@ -490,10 +490,10 @@ class RollbackPoints:
         if not self.loaded:
             self._line = [*self._line]
 
-    def position(self, vbucket: int, seqno: int, *, before: int | None = None) -> Position:
+    def position(self, vbucket: int, seqno: int, *, before: int | None = None) -> VBucketOffset:
         """The last one at or before `seqno`, of a version `before` another; the vbucket's start if none."""
         found = self.version(vbucket, seqno, before=before)
-        return Position() if found is None else found.positions[vbucket]
+        return VBucketOffset() if found is None else found.positions[vbucket]
 
     def version(self, vbucket: int, seqno: int, *, before: int | None = None) -> Manifest | None:
         """The newest version that has that position; None for the start."""

@@ -17,7 +17,7 @@ from cbframe.arrow import current_rows
 from cbframe.arrow.current_rows import ARRIVED, VERSION, CurrentRows, is_document, newest
 from cbframe.arrow.receivers import DeferringBatchReceiver, ended_collection
 from cbframe.core import COMPILED
-from cbframe.dcp.positions import Position, VBucketMetaData
+from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ConnectError
 from cbframe.wire.constants import Opcode, SnapshotFlag, SystemEventId
@@ -219,13 +219,13 @@ def test_against_a_plain_dictionary(seed: int) -> None:
 
 def test_position_and_metadata() -> None:
     receiver = DeferringBatchReceiver()
-    assert receiver.position(3) == Position()
+    assert receiver.position(3) == VBucketOffset()
     receiver.store(3, VBucketMetaData(0, 0, 2, 2**64 - 1, (FailoverEntry(7, 0),)))
     put(receiver, m(3, 2, "a"), m(4, 9, "b"), m(3, 2**64 - 1, "c"))
-    assert receiver.position(3) == Position(2**64 - 1, 2, 2**64 - 1, ((7, 0),))
-    assert receiver.position(4) == Position.at(0, 9)
-    assert receiver.rollback(3, 1) == receiver.position(3) == Position()
-    assert receiver.position(4) == Position.at(0, 9)
+    assert receiver.position(3) == VBucketOffset(2**64 - 1, 2, 2**64 - 1, ((7, 0),))
+    assert receiver.position(4) == VBucketOffset.at(0, 9)
+    assert receiver.rollback(3, 1) == receiver.position(3) == VBucketOffset()
+    assert receiver.position(4) == VBucketOffset.at(0, 9)
 
 
 def test_take_waits_for_a_batch() -> None:

@@ -17,7 +17,7 @@ import pytest
 from cbframe import BucketDataSourceOptions, LocalCluster
 from cbframe.dcp import messages
 from cbframe.dcp.connection import Advanced, DcpConnection
-from cbframe.dcp.positions import Position, VBucketMetaData
+from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.streams import request_from
 from cbframe.errors import ReadTimeoutError
 from cbframe.testing import RecordingReceiver
@@ -212,7 +212,7 @@ def _() -> None:
     spoken(receiver)
     stored = VBucketMetaData.from_json(receiver.metadata[1])
     for seqno in range(10):
-        request = request_from(1, Position.of(stored, seqno))
+        request = request_from(1, VBucketOffset.of(stored, seqno))
         assert request.snap_start <= request.start <= request.snap_end
 
 

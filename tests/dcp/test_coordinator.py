@@ -33,7 +33,7 @@ from cbframe.dcp.messages import (
     StreamRolledBack,
     Tick,
 )
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.transport import TURNS
 from cbframe.errors import (
     AccessError,
@@ -109,7 +109,7 @@ class Hand:
 
 
 def end(vb: int, reason: int = 0, *, node: str = A, seqno: int = 9, progressed: bool = True) -> StreamEnded:
-    return StreamEnded(node, vb, reason, Position.at(1, seqno), progressed)
+    return StreamEnded(node, vb, reason, VBucketOffset.at(1, seqno), progressed)
 
 
 # --- the plain way
@@ -134,7 +134,7 @@ def test_empty_vbuckets_are_done_without_a_stream() -> None:
     hand = Hand()
     hand.begin(cluster(0, 0))
     assert hand(NodeReady(A, {0: 0, 1: 4})) == [OpenStreams(A, ((1, 4),))]
-    assert hand.coordinator.done == {0: Position()}
+    assert hand.coordinator.done == {0: VBucketOffset()}
     assert hand(end(1)) == [Finish()]
     assert Hand().streaming(0, 0).said[-1] == Finish()
 
@@ -849,7 +849,7 @@ def test_what_is_complete_is_asked_for_once_more() -> None:
     assert hand(end(2, seqno=7)) == [SampleNode(A)]
     assert checked(hand, 5, 0, 7) == [OpenStreams(A, ((0, 5), (2, 7)))]
     assert hand(end(0, seqno=4)) == []
-    assert hand.coordinator.done[0] == Position.at(1, 5)
+    assert hand.coordinator.done[0] == VBucketOffset.at(1, 5)
     assert hand(end(2, seqno=7)) == [Finish()]
 
 
@@ -863,7 +863,7 @@ def test_what_was_lost_is_read_again_and_checked_again() -> None:
     assert 0 not in hand.coordinator.done
     assert checked(hand, 3, 7) == [OpenStreams(A, ((0, 3),))]
     assert hand(end(0, seqno=3)) == [SampleNode(A)]
-    assert hand.coordinator.done == {0: Position.at(1, 3), 1: Position.at(1, 7)}
+    assert hand.coordinator.done == {0: VBucketOffset.at(1, 3), 1: VBucketOffset.at(1, 7)}
     assert checked(hand, 3, 7) == [OpenStreams(A, ((0, 3), (1, 7)))]
     hand(end(0, seqno=3))
     assert hand(end(1, seqno=7)) == [Finish()]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from cbframe.dcp import messages
-from cbframe.dcp.positions import Position, VBucketMetaData
+from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.transport import Waker
 from cbframe.errors import (
@@ -35,7 +35,7 @@ def test_a_stream(large: int) -> None:
     events = rig.run((1, 3))
     assert events[:2] == [
         messages.NodeReady(NODE, {0: 5, 1: 0}),
-        messages.StreamEnded(NODE, 1, StreamEndReason.OK, Position.at(22, 3), progressed=True),
+        messages.StreamEnded(NODE, 1, StreamEndReason.OK, VBucketOffset.at(22, 3), progressed=True),
     ]
     assert rig.receiver.values() == {b"a": b"1" + b" " * large, b"b": b"2", b"c": b"3"}
     assert rig.receiver.snapshots == [(1, 0, 3, 1)]
@@ -360,9 +360,9 @@ class Preparing(RecordingReceiver):
             return False
         return True
 
-    def rollback(self, vbucket: int, seqno: int) -> Position:
+    def rollback(self, vbucket: int, seqno: int) -> VBucketOffset:
         super().rollback(vbucket, seqno)
-        return Position.at(0, self.target)
+        return VBucketOffset.at(0, self.target)
 
 
 @pytest.mark.parametrize("status", [Status.ROLLBACK, Status.ERANGE])

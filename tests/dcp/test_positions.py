@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbframe import VBucketOffset
-from cbframe.dcp.positions import MOST_ENDS, Position, Track, VBucketMetaData, thinned, u64_of
+from cbframe.dcp.positions import MOST_ENDS, Track, VBucketMetaData, VBucketOffset, thinned, u64_of
 from cbframe.dcp.streams import request_from
 from cbframe.errors import ConfigurationError
 from cbframe.local.dcp import rollback_point
@@ -21,7 +20,7 @@ LOG = (FailoverEntry(7, 0),)
 
 
 def at(seqno: int, *ends: int, base: int = 0) -> Track:
-    return Track.at(Position(seqno, seqno, seqno, ((7, 0),), snapshots=ends, base=base))
+    return Track.at(VBucketOffset(seqno, seqno, seqno, ((7, 0),), snapshots=ends, base=base))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +35,7 @@ def at(seqno: int, *ends: int, base: int = 0) -> Track:
 )
 def test_a_position_that_cannot_be(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
-        Position(**fields)
+        VBucketOffset(**fields)
     assert caught.value.hint
 
 
@@ -81,28 +80,33 @@ def test_metadata_that_cannot_be_read(data: bytes) -> None:
 
 def test_what_was_stored_and_the_last_seqno() -> None:
     stored = VBucketMetaData(0, 0, 5, 9, LOG, 4, 3)
-    assert Position.of(stored, 7) == Position(7, 5, 9, LOG, 3, 4)
-    assert Position.of(stored, 7).metadata == stored
+    assert VBucketOffset.of(stored, 7) == VBucketOffset(7, 5, 9, LOG, 3, 4)
+    assert VBucketOffset.of(stored, 7).metadata == stored
     # A snapshot that is complete.
-    assert Position.of(stored, 12) == Position(12, 12, 12, LOG, 3, 4)
+    assert VBucketOffset.of(stored, 12) == VBucketOffset(12, 12, 12, LOG, 3, 4)
     # One that is not begun: the deletions that were purged from it are needed.
-    assert Position.of(stored, 2) == Position(2, 2, 2, LOG, 3, 0)
-    assert Position.of(None, 2, (2,), 1) == Position(2, 2, 2, snapshots=(2,), base=1)
-    assert Position.of(None, 2).metadata is None
+    assert VBucketOffset.of(stored, 2) == VBucketOffset(2, 2, 2, LOG, 3, 0)
+    assert VBucketOffset.of(None, 2, (2,), 1) == VBucketOffset(2, 2, 2, snapshots=(2,), base=1)
+    assert VBucketOffset.of(None, 2).metadata is None
 
 
 def test_the_history_of_a_position() -> None:
     log = ((3, 20), (2, 10), (1, 0))
-    found = {seqno: Position(seqno, 0, 99, log).vbuuid for seqno in (0, 9, 10, 19, 20, 99)}
+    found = {seqno: VBucketOffset(seqno, 0, 99, log).vbuuid for seqno in (0, 9, 10, 19, 20, 99)}
     # At seqno 0 nothing has happened in any history.
     assert found == {0: 0, 9: 1, 10: 2, 19: 2, 20: 3, 99: 3}
-    assert Position(0, 0, 99, log).history == 3
+    assert VBucketOffset(0, 0, 99, log).history == 3
     assert {seqno: VBucketMetaData(failover_log=LOG).vbuuid_at(seqno) for seqno in (0, 1)} == {0: 0, 1: 7}
-    assert Position(9, 9, 9, log[:2]).vbuuid == Position(9, 9, 9).vbuuid == Position().history == 0
+    assert (
+        VBucketOffset(9, 9, 9, log[:2]).vbuuid
+        == VBucketOffset(9, 9, 9).vbuuid
+        == VBucketOffset().history
+        == 0
+    )
 
 
 def test_the_public_name_of_a_position() -> None:
-    assert VBucketOffset(7, 5, 9, LOG, 3, 4, (2,), 1) == Position.of(
+    assert VBucketOffset(7, 5, 9, LOG, 3, 4, (2,), 1) == VBucketOffset.of(
         VBucketMetaData(0, 0, 5, 9, LOG, 4, 3), 7, (2,), 1
     )
     assert repr(VBucketOffset(7, 5, 9, LOG)) == (
@@ -126,7 +130,7 @@ def test_a_snapshot_is_complete_with_its_last_item() -> None:
     track.advanced(4)
     assert track.position().snapshots == ()
     track.advanced(5)
-    assert track.position() == Position(5, 5, 5, snapshots=(5,))
+    assert track.position() == VBucketOffset(5, 5, 5, snapshots=(5,))
 
 
 def test_a_snapshot_is_complete_when_the_next_one_begins() -> None:
@@ -135,7 +139,7 @@ def test_a_snapshot_is_complete_when_the_next_one_begins() -> None:
     track.marked(5)
     track.advanced(3)
     assert track.marked(9), "the rest was of no interest"
-    assert track.position() == Position(5, 5, 5, snapshots=(5,))
+    assert track.position() == VBucketOffset(5, 5, 5, snapshots=(5,))
     track.advanced(9)
     assert not track.marked(12)
     assert track.position().snapshots == (9, 5)
@@ -146,10 +150,10 @@ def test_the_next_stream_does_not_complete_a_snapshot() -> None:
     track.requested()
     track.marked(5)
     track.advanced(3)
-    assert track.requested() == Position.at(0, 3)
+    assert track.requested() == VBucketOffset.at(0, 3)
     assert not track.marked(9)
     track.advanced(7)
-    assert track.position() == Position(7, 7, 7)
+    assert track.position() == VBucketOffset(7, 7, 7)
 
 
 def test_a_stream_that_is_granted_is_news_and_a_snapshot_is_not() -> None:
@@ -161,9 +165,9 @@ def test_a_stream_that_is_granted_is_news_and_a_snapshot_is_not() -> None:
 
 def test_a_rollback_forgets_what_was_purged() -> None:
     """The deletions that it takes back may be among what was purged: they are needed once more."""
-    track = Track.at(Position(45, 31, 60, LOG, 0, 20, (30, 10)))
+    track = Track.at(VBucketOffset(45, 31, 60, LOG, 0, 20, (30, 10)))
     assert track.rolled_back(15).seqno == 10
-    assert track.position() == Position(10, 10, 10, LOG, snapshots=(10,))
+    assert track.position() == VBucketOffset(10, 10, 10, LOG, snapshots=(10,))
 
 
 def test_back_to_the_end_of_a_snapshot() -> None:
@@ -171,17 +175,17 @@ def test_back_to_the_end_of_a_snapshot() -> None:
     assert track.rolled_back(35).seqno == 30
     seqno, ends, base = track.seqno, track.ends, track.base
     assert (seqno, ends, base) == (30, (30, 10), 0)
-    assert track.requested() == Position(30, 30, 30, LOG, snapshots=(30, 10))
+    assert track.requested() == VBucketOffset(30, 30, 30, LOG, snapshots=(30, 10))
 
 
 def test_back_to_the_beginning_where_no_end_is_known() -> None:
     track = at(40, 40, 30)
     assert track.rolled_back(29).seqno == 0
-    assert track.position() == Position()
+    assert track.position() == VBucketOffset()
 
 
 def test_histories_that_began_later_are_forgotten() -> None:
-    track = Track.at(Position(40, 40, 40, ((9, 35), (8, 20), (7, 0)), snapshots=(40, 30, 10)))
+    track = Track.at(VBucketOffset(40, 40, 40, ((9, 35), (8, 20), (7, 0)), snapshots=(40, 30, 10)))
     track.rolled_back(33)
     assert track.position().failover_log == ((8, 20), (7, 0))
 

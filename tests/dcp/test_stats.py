@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cbframe.cluster.cluster_map import ClusterMap
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.stats import (
     COUNTERS,
     BucketDataSourceStats,
@@ -107,7 +107,7 @@ def test_phases() -> None:
             stream(4, 5, 9),
             stream(5, 9, 9, StreamState.CLOSING),
         ],
-        done=[(6, Position.at(0xDEF, 12))],
+        done=[(6, VBucketOffset.at(0xDEF, 12))],
         ends={6: 10},
     )
     assert table.phase.tolist() == list(VBucketPhase)

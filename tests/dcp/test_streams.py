@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from cbframe.dcp.positions import Position, VBucketMetaData
+from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.streams import Stream, StreamEvent, StreamState, StreamTable, request_from
 from cbframe.errors import ProtocolError
 from cbframe.wire.constants import MAX_SEQNO
@@ -107,9 +107,11 @@ def test_the_table_matches_by_opaque() -> None:
     assert table.get(first.opaque) is None
 
 
-def at(seqno: int, snap_start: int, snap_end: int) -> Position:
+def at(seqno: int, snap_start: int, snap_end: int) -> VBucketOffset:
     log = (FailoverEntry(2, 0),)
-    return Position.of(VBucketMetaData(snap_start=snap_start, snap_end=snap_end, failover_log=log), seqno)
+    return VBucketOffset.of(
+        VBucketMetaData(snap_start=snap_start, snap_end=snap_end, failover_log=log), seqno
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from wire.golden import load
 from cbframe import BucketDataSourceOptions, LocalCluster
 from cbframe.dcp import survey as survey_module
 from cbframe.dcp.handshake import Steps, open_dcp
-from cbframe.dcp.positions import Ends, Position, ReachedEnds
+from cbframe.dcp.positions import Ends, ReachedEnds, VBucketOffset
 from cbframe.dcp.survey import UNKNOWN, BucketState, Size, survey, survey_bucket, survey_sizes
 from cbframe.dcp.transport import Stream, Waker
 from cbframe.errors import (
@@ -110,14 +110,14 @@ class Distance:
 def test_histories_are_asked_for_together() -> None:
     far: list[Distance] = []
     found, _ = ask(node_of(), on=lambda stream: far.append(Distance(stream)))
-    assert found == {vb: Position.at(100 + vb, vb) for vb in ALL}
+    assert found == {vb: VBucketOffset.at(100 + vb, vb) for vb in ALL}
     assert far[0].trips < 10, "a trip for each of 1024 would be felt"
     assert far[0].most <= 512, "neither side must wait for the other to read"
 
 
 def test_some_that_the_node_has() -> None:
     found, _ = ask(node_of(8), wanted={3, 6, 77})
-    assert found == {3: Position.at(103, 3), 6: Position.at(106, 6)}
+    assert found == {3: VBucketOffset.at(103, 3), 6: VBucketOffset.at(106, 6)}
 
 
 def test_one_that_has_left() -> None:
@@ -149,7 +149,7 @@ def test_a_history_that_ends_while_it_is_looked_at() -> None:
         return ordinary(asked)
 
     # Not 0: (100, 100); and the vbucket that went meanwhile is asked for elsewhere.
-    assert ask(answer)[0] == {0: Position.at(100, 90)}
+    assert ask(answer)[0] == {0: VBucketOffset.at(100, 90)}
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_who_may_not_read_the_whole_bucket_asks_a_producer() -> None:
         return whole(asked)
 
     found, _ = ask(refusing(honest, Opcode.GET_FAILOVER_LOG), wanted=range(4))
-    assert found == {vb: Position.at(100 + vb, vb) for vb in range(4)}
+    assert found == {vb: VBucketOffset.at(100 + vb, vb) for vb in range(4)}
     assert opened == ["cbframe:look:nonce"]
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cbframe.cluster.cluster_map import ClusterMap, parse_bucket_config
 from cbframe.cluster.connection_string import HostPort
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.survey import BucketState, Size
 from cbframe.scan.partition import shares
 
@@ -29,7 +29,9 @@ def map_of(owners: list[int]) -> ClusterMap:
 
 def look_of(owners: list[int], seqnos: list[int], sizes: list[Size] | None = None) -> BucketState:
     found = {} if sizes is None else dict(enumerate(sizes))
-    return BucketState(map_of(owners), {vb: Position.at(1, seqno) for vb, seqno in enumerate(seqnos)}, found)
+    return BucketState(
+        map_of(owners), {vb: VBucketOffset.at(1, seqno) for vb, seqno in enumerate(seqnos)}, found
+    )
 
 
 def weighed(look: BucketState, weights: list[int], n: int) -> list[int]:

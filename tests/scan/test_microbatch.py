@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from cbframe import EnvironmentAuth, LocalCluster
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.errors import (
     AccessError,
     ClusterMapError,
@@ -474,7 +474,7 @@ def test_fail_where_a_history_is_shorter(cluster: LocalCluster) -> None:
     reader = reader_of(cluster, on_rollback="fail")
     cluster.upsert("key", {"n": 1})
     look = reader.look()
-    marks = {vb: Position.at(at.history, at.seqno + 5) for vb, at in look.positions.items()}
+    marks = {vb: VBucketOffset.at(at.history, at.seqno + 5) for vb, at in look.positions.items()}
     with pytest.raises(RollbackError, match=r"was read to seqno .*, and its history ends at seqno") as caught:
         reader.ahead(Offset(look.map.uuid, marks), look)
     assert caught.value.node in cluster.kv_addresses

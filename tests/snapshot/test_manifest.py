@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cbframe import SnapshotError
 from cbframe.arrow.column_types import Columns
-from cbframe.dcp.positions import Position
+from cbframe.dcp.positions import VBucketOffset
 from cbframe.snapshot.manifest import (
     Counts,
     Drop,
@@ -33,7 +33,7 @@ U64 = st.integers(0, (1 << 64) - 1)
 SMALL = st.integers(0, 1 << 16)
 LOGS = st.lists(st.builds(FailoverEntry, U64, U64), max_size=3).map(tuple)
 POSITIONS = st.tuples(U64, U64, U64, LOGS, U64, U64).map(
-    lambda numbers: Position(*(sorted(numbers[:3])[at] for at in (1, 0, 2)), *numbers[3:])
+    lambda numbers: VBucketOffset(*(sorted(numbers[:3])[at] for at in (1, 0, 2)), *numbers[3:])
 )
 PLACES = st.dictionaries(st.integers(0, 1023), U64, max_size=4)
 FILES = st.builds(
@@ -112,7 +112,7 @@ def plain(**fields: Any) -> Manifest:
         created=datetime(2026, 1, 2, tzinfo=UTC),
         bucket="travel",
         bucket_uuid="abc",
-        positions=[Position(1 << 63, 5, 1 << 63, ((9, 0),))],
+        positions=[VBucketOffset(1 << 63, 5, 1 << 63, ((9, 0),))],
         floors=[0],
     )
     return replace(made, **fields)
@@ -137,7 +137,7 @@ def test_the_form() -> None:
 def test_a_seqno_outside_of_the_stored_snapshot_is_one_of_its_own() -> None:
     """So earlier releases wrote it where the snapshot was complete."""
     data = changed(plain(), lambda fields: fields["vbuckets"].update(snap_end=["6"]))
-    assert Manifest.from_bytes(data, "here").positions == [Position.at(9, 1 << 63)]
+    assert Manifest.from_bytes(data, "here").positions == [VBucketOffset.at(9, 1 << 63)]
 
 
 def changed(manifest: Manifest, change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -178,7 +178,7 @@ def test_names() -> None:
 
 
 def at(*seqnos: int, version: int, **fields: Any) -> Manifest:
-    positions = [Position.at(0, seqno) for seqno in seqnos]
+    positions = [VBucketOffset.at(0, seqno) for seqno in seqnos]
     return plain(
         version=version, positions=positions, floors=fields.pop("floors", [0] * len(seqnos)), **fields
     )
