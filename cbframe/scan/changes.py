@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -275,8 +275,11 @@ class Directory:
         self,
         fetch: Callable[[], CollectionsManifest | None],
         known: Mapping[int, CollectionName] | None = None,
+        resumed: Container[int] = (),  # vbuckets that are not read from their start
     ) -> None:
         self._fetch = fetch
+        self._resumed = resumed
+        self._at_start = set(known or ())
         self._names: dict[int, CollectionName | None] = {0: _DEFAULT, **(known or {})}
         self._scopes: dict[int, str] = {0: "_default"}
         self._created: set[tuple[int, int | None]] = set()
@@ -294,7 +297,9 @@ class Directory:
                 scope = self._scopes.get(event.scope_id or 0)
                 if scope is not None:
                     self._names[cid] = CollectionName(scope, event.name)
-        ended = ended_collection(event, existed=(event.vbucket, cid) in self._created)
+        existed = (event.vbucket, cid) in self._created
+        existed |= event.vbucket in self._resumed and cid in self._at_start
+        ended = ended_collection(event, existed=existed)
         if event.event == SystemEventId.CREATE_COLLECTION:
             self._created.add((event.vbucket, cid))
         return None if ended is None else self._drop(event, ended)
@@ -307,6 +312,7 @@ class Directory:
     def learn(self) -> None:
         """Ask the cluster once, if it answers: who learns of a drop later finds no name there."""
         self._ask(())
+        self._at_start |= self._names.keys()
 
     def _drop(self, event: SystemEvent, cid: int) -> CollectionDrop:
         name = self.of([cid])[0]

@@ -320,7 +320,8 @@ class ChangeStream(ShowsItself):
             first_map, manifest = described(target)
             return manifest
 
-        self._directory = Directory(fetch_manifest, start.collection_names)
+        resumed = {vbucket for vbucket, offset in start.offsets.items() if offset.seqno}
+        self._directory = Directory(fetch_manifest, start.collection_names, resumed)
         if start.offsets and not start.collection_names:
             # Collections were created before the streams begin: they report the end of one by its id.
             self._directory.learn()

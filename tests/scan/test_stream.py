@@ -24,6 +24,7 @@ from cbframe import (
     ChangeStream,
     Checkpoint,
     ClusterMapError,
+    CollectionDrop,
     ConfigurationError,
     LocalCluster,
     ReadCancelledError,
@@ -34,8 +35,11 @@ from cbframe import (
     stream_bucket,
 )
 from cbframe.arrow.columns import key_bytes
+from cbframe.cluster.collections_manifest import CollectionName
 from cbframe.local import bucket
-from cbframe.wire.messages import vbucket_of
+from cbframe.scan.changes import Directory
+from cbframe.wire.constants import SystemEventId
+from cbframe.wire.messages import SystemEvent, vbucket_of
 
 from .consumers import LogKeeper, StateKeeper, has_caught_up, rows_of, truth_of
 from .kit import QUICK, Sent, background, fill
@@ -277,6 +281,19 @@ def test_what_is_dropped_has_the_name_that_it_had_before_the_stream(start: str) 
             while len(drops) < 2:
                 drops |= {drop.vbucket: (drop.scope, drop.collection) for drop in take(stream).drops}
         assert set(drops.values()) == {("shop", "orders")}
+
+
+def test_a_collection_that_was_emptied_after_the_checkpoint() -> None:
+    """The stream was not sent how it was created: the first CREATE_COLLECTION means that it was emptied."""
+    directory = Directory(lambda: None, {8: CollectionName("shop", "orders")}, resumed={3})
+    created = SystemEvent(3, 50, SystemEventId.CREATE_COLLECTION, 0, "orders", b"", 7, 9, 8)
+    assert directory.apply(created) == CollectionDrop(3, 50, 8, "shop", "orders")
+    # One that is new, and a vbucket that is read from its start.
+    for event in (replace(created, collection_id=9), replace(created, vbucket=4)):
+        assert directory.apply(event) is None
+        drop = directory.apply(replace(event, seqno=60))
+        assert drop is not None
+        assert (drop.vbucket, drop.seqno, drop.collection_id) == (event.vbucket, 60, event.collection_id)
 
 
 def names_in(batch: ChangeBatch) -> set[tuple[str, str, bytes]]:
