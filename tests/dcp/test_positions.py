@@ -164,7 +164,7 @@ def test_a_stream_that_is_granted_is_news_and_a_snapshot_is_not() -> None:
 
 
 def test_a_rollback_forgets_what_was_purged() -> None:
-    """The deletions that it takes back may be among what was purged: they are needed once more."""
+    """The deletions that it rolls back may be among what was purged: they are needed once more."""
     track = Track.at(VBucketOffset(45, 31, 60, LOG, 0, 20, (30, 10)))
     assert track.rolled_back(15).seqno == 10
     assert track.position() == VBucketOffset(10, 10, 10, LOG, snapshots=(10,))

@@ -301,7 +301,7 @@ def test_history_is_lost_of_what_was_complete(monkeypatch: pytest.MonkeyPatch, l
 
 
 def test_history_is_lost_of_what_was_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is given out before all is compared."""
+    """Nothing is delivered before all is compared."""
     with LocalCluster(vbuckets=2, seed=1) as cluster:
         complete_and_half_read(monkeypatch, cluster, 7, 0)
         scan = scan_bucket(cluster, options=QUICK, buffer_bytes=2000, timeout=30, consistency="strict")

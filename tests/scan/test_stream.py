@@ -399,7 +399,7 @@ def test_what_was_not_acknowledged_comes_again(pair: LocalCluster) -> None:
         with open_stream(pair, start=start, batch_bytes=3000) as stream:
             batch = stream.poll(PATIENCE)
             assert batch is not None
-            stream.poll(0.01)  # given out, and lost
+            stream.poll(0.01)  # delivered, and lost
             consumer.apply(batch)
             stream.ack(batch)
             start = Checkpoint.from_json(stream.checkpoint.to_json())
@@ -707,7 +707,7 @@ def test_a_function_that_fails(cluster: LocalCluster) -> None:
         stream.ack(take(stream))
         cluster.fail_over(vbucket, lose=1)
         for _ in range(3):
-            # The batch was not given out: it is still the next one.
+            # The batch was not delivered: it is still the next one.
             with pytest.raises(RuntimeError, match="of the consumer"):
                 stream.poll(PATIENCE)
         assert stream.state == "streaming"

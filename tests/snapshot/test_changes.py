@@ -96,7 +96,7 @@ def test_rolled_back(path: Path) -> None:
     told = Snapshot(path).changes(2)
     assert told["_change_type"].to_dict() == {"a": "restore", "b": "restore", "new": "retract", "c": "upsert"}
     assert told["n"].dropna().to_dict() == {"a": 1, "b": 1, "c": 5}
-    # Who did not hear of what was taken back hears nothing of it now.
+    # Who did not hear of what was rolled back hears nothing of it now.
     assert Snapshot(path).changes(1)["_change_type"].to_dict() == {"c": "upsert"}
 
 

@@ -200,7 +200,7 @@ def test_rollback_points() -> None:
 
 
 def test_points_of_what_was_rolled_back() -> None:
-    """Version 2 went to 30, of which version 3 took back all behind 20."""
+    """Version 2 went to 30, of which version 3 rolled back all after 20."""
     now = at(40, version=3, rollbacks=(Rollback(3, "rollback", {0: 20}),))
     points = RollbackPoints(now, [now, at(30, version=2), at(20, version=1)])
     assert [points.position(0, seqno).seqno for seqno in (19, 20, 35, 40)] == [0, 20, 20, 40]

@@ -1,4 +1,4 @@
-"""What the server takes back, a snapshot takes back: over seeds, with and without compaction."""
+"""What the server rolls back, a snapshot rolls back: over seeds, with and without compaction."""
 
 from __future__ import annotations
 

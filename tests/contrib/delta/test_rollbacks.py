@@ -1,4 +1,4 @@
-"""What the server takes back, a Delta table takes back: over seeds, with older versions and without them."""
+"""What the server rolls back, a Delta table rolls back: over seeds, with older versions and without them."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_one_rolled_back_change(change: Callable[[LocalCluster], object], vacuum
         result = update(cluster, uri)
         assert held(uri) == truth(cluster) == before | {b"other": truth(cluster)[b"other"]}
         assert result.rolled_back == {0: 1}
-        # Without files of the version that it was taken back to, the vbucket is read from the start. Where
+        # Without files of the version that it was rolled back to, the vbucket is read from the start. Where
         # the change added nothing to the first version's files, these are still the table's own.
         assert result.read_again in ([{0: 0}, {0: 1}] if vacuumed else [{0: 1}])
 

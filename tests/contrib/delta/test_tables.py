@@ -238,7 +238,7 @@ def test_the_collections_that_the_user_sees(uri: str) -> None:
 
 
 def test_a_collection_that_was_dropped_stays_so(uri: str) -> None:
-    """Also where the vbuckets are taken back to before that."""
+    """Also where the vbuckets are rolled back to before that."""
     with LocalCluster(nodes=1, vbuckets=2, seed=1) as cluster:
         cluster.create_scope("s")
         first = cluster.create_collection("s", "one")
