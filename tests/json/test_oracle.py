@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from json_documents import anything, documents
 from json_oracle import Facts, columns, merged, read, typed
+from typed_documents import typed_values
 
 from cbframe.json.layout import names_are_data, rendered_type
 
@@ -44,11 +45,19 @@ def told(cells: Any) -> str:
     ("documents", "wanted"), [block[1:] for block in blocks()], ids=[b[0] for b in blocks()]
 )
 def test_golden(documents: list[str], wanted: list[tuple[str, str, str, str]]) -> None:
-    found = typed(document.encode() for document in documents)
+    """Both by the rules of :mod:`json_oracle` and by the typer."""
+    values = [document.encode() for document in documents]
+    found = typed(values)
     assert [
         (name, str(column.type), str(rendered_type(column.type)), told(found.cells[name]))
         for name, column in found.columns.items()
     ] == wanted
+    table = typed_values(values).table
+    assert [
+        (field.name.removesuffix("_"), str(field.type), told(table[field.name].to_pylist()))
+        for field in table.schema
+        if field.name not in ("_cb_value", "_cb_reason", "_cb_rest")
+    ] == [(name, kind, cells) for name, kind, _, cells in wanted]
 
 
 def nested(levels: int, inside: str) -> bytes:
