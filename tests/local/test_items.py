@@ -14,7 +14,7 @@ from cbframe.local import LocalCluster
 from cbframe.local.items import deflate, event_value, inflate
 from cbframe.wire.constants import Datatype, Feature, Opcode, OpenFlag, Status, SystemEventId
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.messages import DcpControl, split_xattrs
+from cbframe.wire.messages import split_xattrs
 
 from .client import COLLECTIONS, DATA, LEGACY, Client
 from .replay import frames
@@ -54,21 +54,6 @@ def test_packed_and_plain_mixed(cluster: LocalCluster, collections: bool) -> Non
     assert cluster.get("packed") == LONG
 
 
-def test_force_packs_what_gets_smaller(cluster: LocalCluster) -> None:
-    cluster.upsert("short", b"{}")
-    cluster.upsert("long", LONG)
-    with Client(cluster).login(SNAPPY).open(force_value_compression="true") as client:
-        sent = documents(client, cluster)
-    assert [f.datatype for f in sent] == [PLAIN, PACKED]
-    assert len(sent[1].value) < len(LONG)
-    assert [unpack(f) for f in sent] == [b"{}", LONG]
-
-
-def test_force_needs_snappy(cluster: LocalCluster) -> None:
-    with Client(cluster).login().open() as client:
-        assert client.call(DcpControl("force_value_compression", "true")).status == Status.EINVAL
-
-
 def test_attributes_inside_a_packed_value(cluster: LocalCluster) -> None:
     cluster.upsert("a", LONG, xattrs={"_sync": {"rev": 1}}, compress=True)
     with Client(cluster).login(SNAPPY).open(OpenFlag.INCLUDE_XATTRS) as client:
@@ -86,16 +71,6 @@ def test_attributes_inside_a_packed_value(cluster: LocalCluster) -> None:
     with Client(cluster).login(SNAPPY).open(OpenFlag.INCLUDE_XATTRS) as client:
         (tombstone,) = documents(client, cluster)
     assert (tombstone.datatype, split_xattrs(tombstone.value).xattrs["_sync"]) == (4, b'{"rev":1}')
-
-
-@pytest.mark.parametrize(("features", "datatype"), [(SNAPPY, PACKED), (COLLECTIONS, PLAIN)])
-def test_underlying_datatype_is_the_stored_one(
-    cluster: LocalCluster, features: tuple[int, ...], datatype: int
-) -> None:
-    cluster.upsert("a", LONG, compress=True)
-    with Client(cluster).login(features).open(OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE) as client:
-        (sent,) = documents(client, cluster)
-    assert (sent.datatype, sent.value) == (datatype, b"")
 
 
 def test_what_a_client_sent_packed_is_stored_so(cluster: LocalCluster) -> None:

@@ -12,11 +12,9 @@ from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.framing import Frame
 from cbframe.wire.messages import (
     GetAllVBucketSeqnos,
-    GetFailoverLog,
     Hello,
     SaslAuth,
     SelectBucket,
-    parse_failover_log,
     parse_vbucket_seqnos,
     vbucket_of,
 )
@@ -194,42 +192,6 @@ def test_vbuckets_of_other_nodes() -> None:
             for state in (0, 1, 2, 4)
         }
         assert by_state == {0: {0, 1, 2, 3}, 1: {2, 3}, 2: {0, 1}, 4: set()}
-
-
-def test_all_seqnos(cluster: LocalCluster) -> None:
-    cluster.upsert("a", 1 if False else b"1")
-    cluster.create_scope("s")
-    cid = cluster.create_collection("s", "c")
-    cluster.upsert("b", b"2", collection="s.c")
-    with Client(cluster).login() as client:
-        assert parse_vbucket_seqnos(client.call(GetAllVBucketSeqnos()).value) == {0: 4}
-        assert parse_vbucket_seqnos(client.call(GetAllVBucketSeqnos(1, 0)).value) == {0: 1}
-        assert parse_vbucket_seqnos(client.call(GetAllVBucketSeqnos(1, cid)).value) == {0: 4}
-        assert client.call(GetAllVBucketSeqnos(1, 0x77)).status == Status.UNKNOWN_COLLECTION
-        assert client.call(GetAllVBucketSeqnos(9)).status == Status.EINVAL
-    with Client(cluster).login(LEGACY) as client:
-        assert parse_vbucket_seqnos(client.call(GetAllVBucketSeqnos(1)).value) == {0: 1}
-        assert client.call(GetAllVBucketSeqnos(1, 0)).status == Status.EINVAL
-        client.operate(Opcode.GET_ALL_VB_SEQNOS, extras=b"\1", expect=Status.EINVAL)
-
-
-def test_failover_log(cluster: LocalCluster) -> None:
-    with Client(cluster).login() as client:
-        log = parse_failover_log(client.call(GetFailoverLog(0, Opcode.GET_FAILOVER_LOG)).value)
-        assert list(log) == cluster.failover_log(0)
-        assert client.call(GetFailoverLog(0)).status == Status.EINVAL  # only after DCP_OPEN
-        client.open()
-        assert parse_failover_log(client.call(GetFailoverLog(0)).value) == log
-        assert client.call(GetFailoverLog(1)).status == Status.NOT_MY_VBUCKET
-
-
-def test_stat(cluster: LocalCluster) -> None:
-    with Client(cluster).login() as client:
-        client.send(Frame(0x80, Opcode.STAT, key=b"failovers 0"))
-        lines = {}
-        while (frame := client.receive()) is not None and frame.key:
-            lines[frame.key] = frame.value
-        assert lines[b"vb_0:0:id"] == str(cluster.failover_log(0)[0][0]).encode()
 
 
 def test_vbucket_details(cluster: LocalCluster) -> None:

@@ -13,7 +13,7 @@ from cbframe import ConfigurationError
 from cbframe.local import LocalCluster
 from cbframe.local.items import inflate
 from cbframe.wire.constants import Datatype, Feature, Magic, Opcode, SnapshotFlag, Status, StreamFlag
-from cbframe.wire.framing import Frame, request
+from cbframe.wire.framing import Frame
 from cbframe.wire.messages import (
     DcpControl,
     DcpOpen,
@@ -406,15 +406,3 @@ def test_a_filtered_stream_without_anything_on_disk(cluster: LocalCluster) -> No
         # What was before it was created is not looked for on disk.
         cluster.hold_in_memory(0, 3)
         assert read(client, 0) == [(0, 3, 5), ("SNAPSHOT_MARKER", "SYSTEM_EVENT", "STREAM_END")]
-
-
-def test_statistics_are_marked_as_json(cluster: LocalCluster) -> None:
-    with Client(cluster).login() as client:
-        opaque = client.send(request(Opcode.STAT, opaque=77, key=b"vbucket-details 0"))
-        lines = {}
-        while (line := client.receive()) is not None and line.key:
-            assert line.opaque == opaque
-            lines[line.key.decode()] = line.datatype, line.value
-    assert len(lines) == 60
-    assert lines["vb_0:num_items"] == (Datatype.JSON, b"0")
-    assert lines["vb_0"] == (0, b"active")

@@ -15,17 +15,14 @@ from cbframe.wire.constants import (
     OpenFlag,
     Status,
     StreamEndReason,
-    SystemEventId,
 )
 from cbframe.wire.framing import Frame, request
 from cbframe.wire.messages import (
     CloseStream,
     DcpControl,
-    OsoSnapshot,
     SeqnoAdvanced,
     SnapshotMarker,
     StreamRequest,
-    SystemEvent,
     parse_message,
 )
 
@@ -65,20 +62,6 @@ def unsorted(cluster: LocalCluster) -> LocalCluster:
     cluster.create_scope("s")
     cluster.create_collection("s", "c")
     return cluster
-
-
-@pytest.mark.parametrize("advanced", [False, True])
-def test_one_collection_comes_in_key_order(unsorted: LocalCluster, advanced: bool) -> None:
-    value = "true_with_seqno_advanced" if advanced else "true"
-    with Client(unsorted).login().open(enable_out_of_order_snapshots=value) as client:
-        frames = client.read(0, 5, value=ONE)
-    assert [(f.key, seqno(f)) for f in frames if f.opcode in DATA] == [(b"\0a", 2), (b"\0b", 3), (b"\0c", 1)]
-    assert parse_message(frames[0]) == OsoSnapshot(0, 1)
-    assert parse_message(frames[-2]) == OsoSnapshot(0, 2)
-    assert (frames[-3].opcode == Opcode.DCP_SEQNO_ADVANCED) is advanced
-    if advanced:
-        assert parse_message(frames[-3]) == SeqnoAdvanced(0, 5)
-    assert Opcode.DCP_SNAPSHOT_MARKER not in {f.opcode for f in frames}
 
 
 def test_after_it_the_stream_is_in_order_again(unsorted: LocalCluster) -> None:
@@ -196,18 +179,6 @@ def test_a_lost_vbucket_ends_all_of_them(unsorted: LocalCluster) -> None:
 # ---------------------------------------------------------------------- system events of version 2
 
 
-def test_events_as_flatbuffers(unsorted: LocalCluster) -> None:
-    unsorted.modify_collection("s", "c", max_ttl=60)
-    with Client(unsorted).login().open(flatbuffers_system_events="true") as client:
-        events = [parse_message(f) for f in client.read(0, 6) if f.opcode == Opcode.DCP_SYSTEM_EVENT]
-    assert all(isinstance(e, SystemEvent) and e.version == 2 for e in events)
-    assert [e.event for e in events if isinstance(e, SystemEvent)] == [
-        SystemEventId.CREATE_SCOPE,
-        SystemEventId.CREATE_COLLECTION,
-        SystemEventId.MODIFY_COLLECTION,
-    ]
-
-
 def test_a_modification_is_a_seqno_to_others(unsorted: LocalCluster) -> None:
     unsorted.modify_collection("s", "c", max_ttl=60)
     with Client(unsorted).login().open() as client:
@@ -241,16 +212,6 @@ def test_marker_2_2_says_what_was_purged() -> None:
             assert parsed(take(client, 1)[0]).high_prepared_seqno == 3
 
 
-def test_marker_2_2_needs_a_later_server_and_collections(cluster: LocalCluster) -> None:
-    with Client(cluster).login().open() as client:
-        assert client.call(DcpControl("max_marker_version", "2.2")).status == Status.EINVAL
-    with LocalCluster(vbuckets=1, version="8.0") as later:
-        with Client(later).login(LEGACY).open() as client:
-            assert client.call(DcpControl("max_marker_version", "2.2")).status == Status.NOT_SUPPORTED
-        with Client(later).login().open() as client:
-            assert client.call(DcpControl("max_marker_version", "9")).status == Status.EINVAL
-
-
 def test_the_first_snapshot_after_a_backfill_begins_where_that_ended(cluster: LocalCluster) -> None:
     cluster.upsert("a", b"1")
     with Client(cluster).login().open() as client:
@@ -268,9 +229,6 @@ def test_forced_compression_needs_snappy(cluster: LocalCluster) -> None:
         answer = client.call(DcpControl("force_value_compression", "true"))
     assert answer.status == Status.EINVAL
     assert b'"context":"The ctrl parameter force_value_compression is only supported' in answer.value
-
-
-# ---------------------------------------------------------------------- without values
 
 
 @pytest.fixture
@@ -299,21 +257,6 @@ def test_other_streams_of_8_0_have_deletions(deleted: LocalCluster) -> None:
         assert kinds(deleted, flags) == ["MUTATION", "DELETION"]
     deleted.hold_in_memory(0, 1)
     assert kinds(deleted, 0x1 | 0x8) == ["MUTATION", "DELETION"]
-
-
-@pytest.mark.parametrize(
-    ("features", "held", "datatype"),
-    [(SNAPPY, None, 3), (SNAPPY, 1, 1), (LEGACY, None, 1)],
-    ids=["disk", "memory", "no Snappy"],
-)
-def test_a_datatype_without_a_value_is_that_on_disk(
-    deleted: LocalCluster, features: tuple[int, ...], held: int | None, datatype: int
-) -> None:
-    deleted.hold_in_memory(0, held)
-    with Client(deleted).login(features).open(0x1 | 0x40) as client:
-        assert client.stream(0, end=3).status == Status.SUCCESS
-        found = take(client, 2)[1]
-    assert (found.datatype, found.value) == (datatype, b"")
 
 
 # ---------------------------------------------------------------------- history
@@ -429,22 +372,6 @@ def asks_rest(client: Client) -> list[Frame]:
     return frames[:-1]
 
 
-def test_a_replica_gets_later_markers_and_mutations_from_disk(cluster: LocalCluster) -> None:
-    cluster.prepare("a", b"1")
-    cluster.commit("a")
-    cluster.prepare("b", b"2")
-    with Client(cluster).login().open(enable_sync_writes="true", consumer_name="replica") as client:
-        frames = client.read(0, 3)
-    first = parsed(frames[0])
-    assert (first.version, first.end, first.max_visible_seqno, first.high_completed_seqno) == (
-        "v2.0",
-        3,
-        2,
-        1,
-    )
-    assert names(frames[1:]) == ["MUTATION", "PREPARE", "STREAM_END"]
-
-
 def test_sync_writes_without_collections_cannot_be_read_from_disk(cluster: LocalCluster) -> None:
     cluster.upsert("a", b"1")
     with Client(cluster).login(LEGACY).open(enable_sync_writes="true") as client:
@@ -480,12 +407,3 @@ def test_a_fork_keeps_what_was_prepared_before(cluster: LocalCluster) -> None:
     assert cluster.get("a") is None
     assert cluster.commit("a") == 2
     assert cluster.get("a") == b"1"
-
-
-@pytest.mark.parametrize("features", [COLLECTIONS, LEGACY])
-def test_a_commit_from_disk_is_a_mutation(cluster: LocalCluster, features: tuple[int, ...]) -> None:
-    cluster.prepare("a", b"1")
-    cluster.commit("a")
-    with Client(cluster).login(features).open() as client:
-        frames = client.read(0, 2)
-    assert (marker(frames[0]), seqnos(frames)) == ((0, 2, 6), [2])

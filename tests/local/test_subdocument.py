@@ -95,16 +95,8 @@ def test_every_request_is_answered(cluster: LocalCluster, seed: int) -> None:
     rng = random.Random(seed)
     paths = [b"", b"a", b"a.b", b"[0]", b"a[-1]", b"$document", b"$x", b"_s.a", b"\xff", b"a\0b", b"[", b"`"]
     values = [
-        b"",
-        b"1",
-        b"-1",
-        b'{"a":1}',
-        b"[1]",
-        b"\xff",
-        b'"\\ud800"',
-        b"NaN",
-        b"1e999",
-        b'"${Mutation.CAS}"',
+        *(b"", b"1", b"-1", b'{"a":1}', b"[1]", b"\xff", b'"\\ud800"', b"NaN"),
+        *(b"1e999", b'"${Mutation.CAS}"'),
     ]
     bodies = [
         *values,
