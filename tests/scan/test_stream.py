@@ -388,7 +388,7 @@ def test_ctrl_c_at_a_bad_moment(cluster: LocalCluster, monkeypatch: pytest.Monke
         monkeypatch.undo()
         with pytest.raises(ReadCancelledError, match="interrupted") as caught:
             stream.poll(PATIENCE)
-        assert "from its checkpoint" in str(caught.value.hint)
+        assert "start=stream.checkpoint" in str(caught.value.hint)
 
 
 def test_what_was_not_acknowledged_comes_again(pair: LocalCluster) -> None:
