@@ -6,7 +6,7 @@ import pyarrow as pa
 from typed_documents import JsonTyper
 
 from cbframe.arrow.column_types import Columns, ColumnsBuilder
-from cbframe.json.layout import Column, Place, Policy, struct
+from cbframe.json.layout import Column, FieldPath, Policy, struct
 
 File = tuple[pa.Table, Columns]
 
@@ -30,6 +30,6 @@ def described(table: pa.Table, plan: Column | None = None) -> Columns:
     return builder.columns()
 
 
-def marked(columns: Columns, mark: str) -> set[Place]:
+def marked(columns: Columns, mark: str) -> set[FieldPath]:
     """Where columns have a mark."""
     return {place for place, kind in columns.walk() if getattr(kind, mark)}

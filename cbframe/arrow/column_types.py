@@ -65,7 +65,7 @@ import pyarrow.compute as pc
 
 from cbframe.errors import ConfigurationError
 from cbframe.json.arrays import as_lists, as_map, is_list, recast, with_items, with_members
-from cbframe.json.layout import MANY_NAMES, Column, Known, Place, names_are_data, rendered_type, too_many
+from cbframe.json.layout import MANY_NAMES, Column, FieldPath, Known, names_are_data, rendered_type, too_many
 from cbframe.json.typer import OURS, REASON, REST, VALUE, column_name, field_name, shown
 
 _LAST = (REST, VALUE, REASON)
@@ -124,7 +124,7 @@ class Kind:
         count = 0 if self.item is None else self.item.nested()
         return count + sum(1 + member.nested() for member in self.members.values())
 
-    def walk(self, place: Place = ()) -> Iterator[tuple[Place, Kind]]:
+    def walk(self, place: FieldPath = ()) -> Iterator[tuple[FieldPath, Kind]]:
         """The column at `place`, and all fields inside."""
         yield place, self
         for name, member in self.members.items():
@@ -132,7 +132,7 @@ class Kind:
         if self.item is not None:
             yield from self.item.walk((*place, None))
 
-    def mapped(self, change: Callable[[Place, Kind], Kind], place: Place = ()) -> Kind:
+    def mapped(self, change: Callable[[FieldPath, Kind], Kind], place: FieldPath = ()) -> Kind:
         """What `change` makes of it, once it was applied to all fields inside."""
         members = {name: member.mapped(change, (*place, name)) for name, member in self.members.items()}
         item = None if self.item is None else self.item.mapped(change, (*place, None))
@@ -151,13 +151,13 @@ def is_text(kind: pa.DataType) -> bool:
 
 def kind_of(
     kind: pa.DataType,
-    place: Place = (),
-    marks: Mapping[str, Collection[Place]] | None = None,
-    widths: Mapping[Place, tuple[int, int]] | None = None,
+    place: FieldPath = (),
+    marks: Mapping[str, Collection[FieldPath]] | None = None,
+    widths: Mapping[FieldPath, tuple[int, int]] | None = None,
 ) -> Kind:
     """A type with the marks that there are for its place, and for those inside."""
 
-    def made(kind: pa.DataType, place: Place) -> Kind:
+    def made(kind: pa.DataType, place: FieldPath) -> Kind:
         marked: dict[str, Any] = {mark: True for mark, places in (marks or {}).items() if place in places}
         lost = "lost" in marked
         if pa.types.is_struct(kind):
@@ -175,11 +175,11 @@ class Marks:
     """Where values do not fit the type that others may need."""
 
     def __init__(self) -> None:
-        self.inexact: set[Place] = set()
-        self.negative: set[Place] = set()
-        self.far: set[Place] = set()
+        self.inexact: set[FieldPath] = set()
+        self.negative: set[FieldPath] = set()
+        self.far: set[FieldPath] = set()
 
-    def look(self, array: pa.Array, place: Place) -> None:
+    def look(self, array: pa.Array, place: FieldPath) -> None:
         """Take in values; below nulls there are none, whatever stands there."""
         if array.null_count == len(array):
             return
@@ -205,7 +205,7 @@ class Marks:
             if least < -last or most > last:
                 self.far.add(place)
 
-    def _integers(self, array: pa.Array, place: Place) -> None:
+    def _integers(self, array: pa.Array, place: FieldPath) -> None:
         least, most = _bounds(array)
         if least < 0:
             self.negative.add(place)
@@ -253,19 +253,19 @@ class Columns:
         """Some of the columns, in that order."""
         return Columns({name: self.kinds[name] for name in names})
 
-    def walk(self) -> Iterator[tuple[Place, Kind]]:
+    def walk(self) -> Iterator[tuple[FieldPath, Kind]]:
         """All columns and fields inside of them; places begin with the name of a column."""
         for name, kind in self.kinds.items():
             yield from kind.walk((name,))
 
-    def mapped(self, change: Callable[[Place, Kind], Kind]) -> Columns:
+    def mapped(self, change: Callable[[FieldPath, Kind], Kind]) -> Columns:
         """What `change` makes of all columns and fields inside of them."""
         return Columns({name: kind.mapped(change, (name,)) for name, kind in self.kinds.items()})
 
     def reported(self, paths: Mapping[str, Mapping[str, Iterable[str]]]) -> Columns:
         """The columns with what a read reported of values that have no common type, by path and action."""
 
-        def marked(place: Place, kind: Kind) -> Kind:
+        def marked(place: FieldPath, kind: Kind) -> Kind:
             name, *inside = place
             # Where members are columns, "geo.lat" is the name of one.
             both = shown((field_name(str(name)), *inside)), f"{name}{shown((None, *inside))[2:]}"
@@ -328,7 +328,7 @@ class Columns:
         return columns
 
 
-def _place(place: Any) -> Place:
+def _place(place: Any) -> FieldPath:
     if not isinstance(place, list) or not all(name is None or isinstance(name, str) for name in place):
         raise TypeError(f"{place!r} is no place")
     return tuple(place)
@@ -353,14 +353,14 @@ class ColumnsBuilder:
         self,
         schema: pa.Schema,
         plan: Column,  # by which they were made
-        widths: Mapping[Place, tuple[int, int]] | None = None,  # of structs of many names
+        widths: Mapping[FieldPath, tuple[int, int]] | None = None,  # of structs of many names
     ) -> None:
         self._fields = [
             each
             for each in schema
             if each.name in _LAST or not each.name.startswith(OURS) or each.name.endswith("_")
         ]
-        self._json: set[Place] = {(REST,)} if REST in schema.names else set()
+        self._json: set[FieldPath] = {(REST,)} if REST in schema.names else set()
         for each in self._fields:
             if each.name not in _LAST:
                 self._json.update(_json(each.type, plan.members.get(field_name(each.name)), (each.name,)))
@@ -388,7 +388,7 @@ class ColumnsBuilder:
         )
 
 
-def _json(kind: pa.DataType, plan: Column | None, place: Place) -> Iterator[Place]:
+def _json(kind: pa.DataType, plan: Column | None, place: FieldPath) -> Iterator[FieldPath]:
     """Where a column is JSON text."""
     if plan is None:
         return
@@ -635,7 +635,7 @@ def differences(narrow: Columns, wide: Columns) -> list[Difference]:
     ]
 
 
-def _differences(before: Kind | None, after: Kind | None, place: Place) -> Iterator[Difference]:
+def _differences(before: Kind | None, after: Kind | None, place: FieldPath) -> Iterator[Difference]:
     if before is not None and after is not None:
         if pa.types.is_struct(before.type) and pa.types.is_struct(after.type):
             for name in dict.fromkeys([*after.members, *before.members]):

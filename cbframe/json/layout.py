@@ -59,9 +59,9 @@ Family = Literal["boolean", "number", "string", "array", "object"]
 """Values of one family may have a common type."""
 How = Literal["plain", "text", "json", "string", "map"]
 OnConflict = Literal["widen", "json", "null", "raise"]
-Found: TypeAlias = Mapping[str, Any]
+FieldFacts: TypeAlias = Mapping[str, Any]
 """Facts of a field, as a dictionary."""
-Place = tuple[str | None, ...]
+FieldPath = tuple[str | None, ...]
 """Where a field is: names of members from the outside in, None for items of a list and values of a map."""
 Path = tuple[str, ...]
 """Names of members, from the outside in."""
@@ -78,7 +78,7 @@ FAMILIES: Mapping[str, Family] = {
 }
 """The family of each kind of value, in the order in which a tie is decided."""
 _FLAGS = ("inexact", "long", "beyond", "minus_zero", "nul")
-NO_FACTS: Found = {
+NO_FACTS: FieldFacts = {
     "counts": {},
     "samples": {},
     "low": 0,
@@ -188,7 +188,7 @@ class Policy:
     declared: Mapping[str, pa.DataType] = field(default_factory=dict)
     infer_length: int | None = None  # only fields of the first documents, at most this many, become columns
     known: Mapping[str, Known] = field(default_factory=dict)
-    maps: frozenset[Place] = frozenset()
+    maps: frozenset[FieldPath] = frozenset()
     wanted: Tree | None = None  # the members that are read at all; None for all
 
     def fields(self) -> dict[str, Known]:
@@ -222,7 +222,7 @@ class Column:
         count = 0 if self.item is None else self.item.nested()
         return count + sum(1 + member.nested() for member in self.members.values())
 
-    def conflicts(self, path: Place = ()) -> Iterator[tuple[Place, Column]]:
+    def conflicts(self, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Column]]:
         """The field at `path`, and those inside: where there is no common type, or names are data."""
         if self.conflict or self.data:
             yield path, self
@@ -294,7 +294,7 @@ def declared(kind: pa.DataType) -> Known:
     return Known(opaque=True, written=True)
 
 
-def _with_map(known: Known, place: Place) -> Known:
+def _with_map(known: Known, place: FieldPath) -> Known:
     """What is known of a field, and that names are data in a place inside of it."""
     if not place:
         return replace(known, keep="map")
@@ -318,7 +318,7 @@ def _cut(known: Known, tree: Tree) -> Known:
     return replace(known, fields=fields, cut=True)
 
 
-def layout_of(found: Found, policy: Policy, names: frozenset[str] | None = None) -> Layout:
+def layout_of(found: FieldFacts, policy: Policy, names: frozenset[str] | None = None) -> Layout:
     """The columns of documents."""
     fields = dict(found["fields"])
     known = policy.fields()
@@ -338,7 +338,7 @@ def layout_of(found: Found, policy: Policy, names: frozenset[str] | None = None)
     return Layout(struct(columns), unnamed or names is not None, names)
 
 
-def chosen(fields: Mapping[str, Found], policy: Policy) -> frozenset[str]:
+def chosen(fields: Mapping[str, FieldFacts], policy: Policy) -> frozenset[str]:
     """The fields that become columns, where there are too many: declared ones, and the most frequent."""
     some = [name for name in fields if "\0" not in name and name not in policy.declared]
     some.sort(key=lambda name: (-fields[name]["present"], name))
@@ -365,7 +365,7 @@ def _families(kinds: Iterable[str]) -> list[Family]:
     return list(dict.fromkeys(family for kind, family in FAMILIES.items() if kind in seen))
 
 
-def _most_frequent(families: list[Family], found: Found) -> Family:
+def _most_frequent(families: list[Family], found: FieldFacts) -> Family:
     sizes: Counter[str] = Counter()
     for kind, count in found["counts"].items():
         sizes[FAMILIES[kind]] += count
@@ -378,7 +378,7 @@ class _Resolver:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
-    def column(self, found: Found, known: Known, level: int) -> Column:
+    def column(self, found: FieldFacts, known: Known, level: int) -> Column:
         """The column of a field; arrays and objects there are of a level: 1 is that of the document."""
         kinds = {*found["counts"], *known.kinds}
         if known.cut:
@@ -405,7 +405,7 @@ class _Resolver:
             return Column(pa.string()) if all(each == "string" for each in families) else _text("string")
         return _text("json" if only == "object" else "text", conflict=True, only=only)
 
-    def _of(self, kinds: set[str], found: Found, known: Known, level: int) -> Column:
+    def _of(self, kinds: set[str], found: FieldFacts, known: Known, level: int) -> Column:
         policy, families = self._policy, _families(kinds)
         nested = bool(kinds & {"array", "object"})
         if known.opaque or (nested and len(families) > 1) or ("object" in kinds and _has_nul(found)):
@@ -428,7 +428,7 @@ class _Resolver:
                 return _number(kinds, found)
         return Column(pa.bool_() if families == ["boolean"] else pa.string())
 
-    def _names_are_data(self, found: Found, known: Known) -> bool:
+    def _names_are_data(self, found: FieldFacts, known: Known) -> bool:
         if found["values"] is not None:
             return True  # there were more than may be
         names = {name for name, _ in found["fields"]} | (known.fields.keys() if known.kinds else set())
@@ -439,7 +439,7 @@ class _Resolver:
         count = found["counts"].get("object", 0)
         return names_are_data(count, len(names), found["members"], self._policy.max_members)
 
-    def _objects(self, found: Found, known: Known, level: int) -> Column:
+    def _objects(self, found: FieldFacts, known: Known, level: int) -> Column:
         fields = dict(found["fields"])
         if not known.cut and self._names_are_data(found, known):
             values = values_of(found)
@@ -456,11 +456,11 @@ class _Resolver:
         )
 
 
-def _has_nul(found: Found) -> bool:
+def _has_nul(found: FieldFacts) -> bool:
     return found["nul"] or any("\0" in name for name, _ in found["fields"])
 
 
-def _number(kinds: set[str], found: Found) -> Column:
+def _number(kinds: set[str], found: FieldFacts) -> Column:
     double = "double" in kinds
     if found["beyond"] or found["long"] or (double and found["inexact"]):
         return _text("text", conflict=True)
@@ -474,7 +474,7 @@ def _number(kinds: set[str], found: Found) -> Column:
     return Column(pa.decimal128(MAX_DIGITS, 0))
 
 
-def values_of(found: Found) -> Found:
+def values_of(found: FieldFacts) -> FieldFacts:
     """Facts of the values of all members of objects together."""
     every = [inner for _, inner in found["fields"]]
     if found["values"] is not None:
@@ -482,13 +482,13 @@ def values_of(found: Found) -> Found:
     return merged(every)
 
 
-def merged(many: list[Found]) -> Found:
+def merged(many: list[FieldFacts]) -> FieldFacts:
     """Facts of the values of several fields together."""
     if len(many) == 1:
         return many[0]
     counts: Counter[str] = Counter()
     samples: dict[str, set[tuple[int, int]]] = {}
-    fields: dict[str, list[Found]] = {}
+    fields: dict[str, list[FieldFacts]] = {}
     for each in many:
         counts.update(each["counts"])
         for kind, places in each["samples"].items():
@@ -512,7 +512,7 @@ def merged(many: list[Found]) -> Found:
     }
 
 
-def at(found: Found, place: Place) -> Found:
+def at(found: FieldFacts, place: FieldPath) -> FieldFacts:
     """The facts of a place inside of documents; nothing where none has it."""
     for name in place:
         if name is not None:
@@ -524,7 +524,7 @@ def at(found: Found, place: Place) -> Found:
     return found
 
 
-def firsts(column: Column, found: Found) -> Iterator[tuple[int, int]]:
+def firsts(column: Column, found: FieldFacts) -> Iterator[tuple[int, int]]:
     """Where the first documents are that have a value of each field of a column: vbucket and seqno."""
     for name, member in column.members.items():
         inner = dict(found["fields"]).get(name)
@@ -540,7 +540,7 @@ def firsts(column: Column, found: Found) -> Iterator[tuple[int, int]]:
         yield from _inside(member, inner)
 
 
-def _inside(column: Column, found: Found) -> Iterator[tuple[int, int]]:
+def _inside(column: Column, found: FieldFacts) -> Iterator[tuple[int, int]]:
     if column.how == "map" and column.item is not None:
         yield from _inside(column.item, values_of(found))
     elif column.item is not None and found["item"] is not None:
@@ -549,7 +549,9 @@ def _inside(column: Column, found: Found) -> Iterator[tuple[int, int]]:
         yield from firsts(column, found)
 
 
-def widths(column: Column, found: Found, place: Place = ()) -> Iterator[tuple[Place, tuple[int, int]]]:
+def widths(
+    column: Column, found: FieldFacts, place: FieldPath = ()
+) -> Iterator[tuple[FieldPath, tuple[int, int]]]:
     """Of structs with many names: how many objects there are, and how many members these have together."""
     if column.members and place and len(column.members) > MANY_NAMES:
         yield place, (found["counts"].get("object", 0), found["members"])

@@ -34,11 +34,11 @@ from cbframe.json.layout import (
     Column,
     Configuration,
     Family,
-    Found,
+    FieldFacts,
+    FieldPath,
     Instructions,
     Layout,
     Path,
-    Place,
     Policy,
     Tree,
     at,
@@ -232,7 +232,7 @@ class Settled:
     """The layout of all documents."""
 
     layout: Layout  # columns in order of first appearance
-    found: Found  # facts of all documents
+    found: FieldFacts  # facts of all documents
     has_rest: bool  # some document has fields that are no columns
     rejected: Counter[int]  # rows that are no documents, by reason
 
@@ -260,7 +260,7 @@ class Settled:
             action = "null" if column.only else column.how
             yield Disagreement(path, kinds, action, samples, count if data else None)
 
-    def widths(self) -> dict[Place, tuple[int, int]]:
+    def widths(self) -> dict[FieldPath, tuple[int, int]]:
         """Of structs with many names: how many objects there are, and how many members together."""
         return dict(widths(self.layout.root, self.found))
 
@@ -401,7 +401,7 @@ class Typer:
         if _lacks_rest(piece, layout):
             again = self._built(load(), None, layout, piece.reasons, piece.facts)
             columns, rest = again.columns, again.rest
-        found: Found | None = None
+        found: FieldFacts | None = None
         cells: dict[str, pa.Array] = {}
         lossy: dict[str, Column] = {}
         for name, want in layout.columns.items():
@@ -546,7 +546,7 @@ def _instructions(column: Column) -> Instructions:
     return "text" if name == "string" else name, dropped, None
 
 
-def lossless(have: Column, want: Column, found: Found | None) -> bool:
+def lossless(have: Column, want: Column, found: FieldFacts | None) -> bool:
     """Whether :func:`recast` makes of a column what its documents would give."""
     counts = {} if found is None else found["counts"]
     if found is None or not counts or have == want:
@@ -586,7 +586,7 @@ def lossless(have: Column, want: Column, found: Found | None) -> bool:
     return whole or bool(have.type.equals(want.type))
 
 
-def shown(place: Place) -> str:
+def shown(place: FieldPath) -> str:
     """A place as it is written: ``items[].price``; names that would look like a path are quoted."""
     return "".join("[]" if name is None else f".{quoted(name)}" for name in place).removeprefix(".")
 

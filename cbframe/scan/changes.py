@@ -31,7 +31,7 @@ from cbframe.cluster.collections_manifest import SYSTEM_SCOPE, CollectionName, C
 from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import CbframeError, ConfigurationError
-from cbframe.json.layout import Place, Policy, tree_of
+from cbframe.json.layout import FieldPath, Policy, tree_of
 from cbframe.json.typer import VALUE, Documents
 from cbframe.json.typer import typed as typed_documents
 from cbframe.scan import shape
@@ -134,7 +134,7 @@ class ChangeBatch:
     delivery: Delivery = field(repr=False)
     datatype: npt.NDArray[np.uint8] = field(repr=False)
     collection_ids: npt.NDArray[np.uint32] = field(repr=False)
-    maps: set[Place] = field(default_factory=set, repr=False)
+    maps: set[FieldPath] = field(default_factory=set, repr=False)
 
     def __len__(self) -> int:
         """How many changes there are."""
@@ -226,7 +226,7 @@ def typed(
     *,
     columns: Sequence[str | tuple[str, ...]] | None = None,
     nested: Nested = "struct",
-    maps: set[Place],  # where names of objects are data in any case; those that are found out are added
+    maps: set[FieldPath],  # where names of objects are data in any case; those that are found out are added
 ) -> tuple[pa.Table, tuple[Conflict, ...], dict[str, int]]:
     """Rows of changes with their documents as columns, conflicts, and how many are no documents."""
     rows = len(changes)
@@ -426,7 +426,7 @@ class Tail:
     def __init__(self, schema: pa.Schema, clock: Callable[[], float]) -> None:
         self._schema = schema
         self._clock = clock
-        self._maps: set[Place] = set()
+        self._maps: set[FieldPath] = set()
         self._pieces: deque[_Piece] = deque()
         self._count = 0
 

@@ -180,7 +180,7 @@ class Typed:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DocumentTables:
     """The documents of a read."""
 
     schema: pa.Schema  # of every table
@@ -423,7 +423,7 @@ class Pipeline:
     def _keys(self, places: Collection[Where]) -> dict[Where, str | bytes]:
         return keys_at(map(self.raw, range(len(self))), places, self._target.keys)
 
-    def finish(self) -> Found:
+    def finish(self) -> DocumentTables:
         """The documents that count."""
         manifest = self._keep_documents()
         self._refuse_filters()
@@ -448,7 +448,7 @@ class Pipeline:
                 self.close()
 
         schema = formed(self._receiver.schema.empty_table(), typed.empty).schema
-        return Found(schema, tables(), typed.conflicts, dict(typed.rejected), self.left_out)
+        return DocumentTables(schema, tables(), typed.conflicts, dict(typed.rejected), self.left_out)
 
     def _refuse_filters(self) -> None:
         if self._agreed is None and not self.has_enough():

@@ -34,7 +34,7 @@ from cbframe.errors import ConfigurationError, ReadTimeoutError, RollbackError, 
 from cbframe.json.layout import Path
 from cbframe.json.typer import VALUE, Documents, texts_at, typed
 from cbframe.scan.names import Names
-from cbframe.scan.pipeline import Found, Pipeline, beside
+from cbframe.scan.pipeline import DocumentTables, Pipeline, beside
 from cbframe.scan.progress import ScanProgress, Watcher, teller_of
 from cbframe.scan.result import AsOf, Conflict, Moment, ReadResult, utc_now
 from cbframe.scan.shape import Outcome, keys_at, lacking
@@ -321,10 +321,10 @@ def _unfinished(source: BucketDataSource, target: ScanSpec) -> str:
 
 def split_tables(
     pipeline: Pipeline, path: Path, target: ScanSpec, names: Names
-) -> tuple[dict[str | None, tuple[Found, pa.Table]], LeftOut]:
+) -> tuple[dict[str | None, tuple[DocumentTables, pa.Table]], LeftOut]:
     """Convert each kind of document for itself."""
     raw, manifest = pipeline.unconverted()
-    tables: dict[str | None, tuple[Found, pa.Table]] = {}
+    tables: dict[str | None, tuple[DocumentTables, pa.Table]] = {}
     schemas: list[pa.Schema] = []
     for label, rows in groups_of(raw, path).items():
         part = raw.take(pa.array(rows))
@@ -335,7 +335,7 @@ def split_tables(
         conflicts = outcome.conflicts(settled.disagreements(), partial(keys_at, [part], form=target.keys))
         part, table = outcome.form(part, table)
         table = beside(names.head(part, manifest), table)
-        tables[label] = Found(table.schema, iter(()), conflicts, settled.reasons()), table
+        tables[label] = DocumentTables(table.schema, iter(()), conflicts, settled.reasons()), table
     if tables:
         unknown = [path for path in target.columns or () if all(lacking(each, path) for each in schemas)]
         _refuse("columns", map(".".join, unknown))
@@ -444,7 +444,7 @@ class ReadSession:
         for found, _ in tables.values():
             conflicts += found.conflicts
             rejected.update(found.rejected)
-        whole = Found(pa.schema([]), iter(()), tuple(conflicts), dict(rejected), left_out)
+        whole = DocumentTables(pa.schema([]), iter(()), tuple(conflicts), dict(rejected), left_out)
         rows = sum(len(each.table) for each in results.values())
         return replace(self._result(run, ran, whole, pa.table({})), documents=rows), results
 
@@ -491,7 +491,7 @@ class ReadSession:
             self._pins.check(ran.as_of, receiver)
         return ran
 
-    def _result(self, run: Run, ran: Ran, found: Found, table: pa.Table) -> ReadResult:
+    def _result(self, run: Run, ran: Ran, found: DocumentTables, table: pa.Table) -> ReadResult:
         """A result whose schema says its vbucket positions."""
         result = ReadResult(
             table,

@@ -31,7 +31,7 @@ from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.dcp.survey import current_positions
 from cbframe.dcp.threads import Switch
 from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
-from cbframe.json.layout import Place
+from cbframe.json.layout import FieldPath
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import Connectable, ServerURLs, public
 from cbframe.scan.changes import ChangeBatch, ChangeRows, CollectionDrop, Delivery, Directory, Rollback, Tail
@@ -122,7 +122,7 @@ class Gatherer:
         self.acked: dict[int, VBucketOffset] = dict(start)
         self._inbox: deque[Item] = deque()
         self._outstanding: deque[Delivery] = deque()
-        self._maps: set[Place] = set()
+        self._maps: set[FieldPath] = set()
         self._torn = False
         self._begin()
 

@@ -23,7 +23,7 @@ from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.receiver import Receipt
 from cbframe.errors import ClusterMapError, SnapshotError
 from cbframe.json.arrays import is_list
-from cbframe.json.layout import FAMILIES, Column, Place, struct
+from cbframe.json.layout import FAMILIES, Column, FieldPath, struct
 from cbframe.json.typer import shown
 from cbframe.scan.changes import CHANGE_TYPE, DELETE, EXPIRE, UPSERT
 from cbframe.scan.pipeline import Pipeline, Typed, beside
@@ -321,7 +321,7 @@ class DescribedColumns:
         return reported
 
 
-def _any_value(kind: pa.DataType, place: Place) -> Iterator[Place]:
+def _any_value(kind: pa.DataType, place: FieldPath) -> Iterator[FieldPath]:
     """Where a declared type may have text, which any value fits."""
     if pa.types.is_struct(kind):
         for member in kind:
@@ -332,9 +332,11 @@ def _any_value(kind: pa.DataType, place: Place) -> Iterator[Place]:
         yield place
 
 
-def _placed(widths: Mapping[Place, tuple[int, int]], target: ScanSpec) -> dict[Place, tuple[int, int]]:
+def _placed(
+    widths: Mapping[FieldPath, tuple[int, int]], target: ScanSpec
+) -> dict[FieldPath, tuple[int, int]]:
     """Widths by the places of the columns in the result."""
-    found: dict[Place, tuple[int, int]] = {}
+    found: dict[FieldPath, tuple[int, int]] = {}
     for path in target.columns or [(str(place[0]),) for place in widths]:
         for place, width in widths.items():
             if place[: len(path)] == path:

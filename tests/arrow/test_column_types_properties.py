@@ -19,7 +19,7 @@ from json_documents import runs
 
 from cbframe.arrow import column_types
 from cbframe.arrow.column_types import Columns, Kind, Marks, differences, unify, widen
-from cbframe.json.layout import Place, Policy
+from cbframe.json.layout import FieldPath, Policy
 from cbframe.scan.parquet import write_parquet
 
 
@@ -351,7 +351,7 @@ def files(draw: st.DrawFn) -> tuple[pa.Table, Columns]:
     bare = Columns(kinds_of)
     found = {mark: getattr(marks, mark) for mark in ("inexact", "negative", "far")}
 
-    def marked(place: Place, kind: Kind) -> Kind:
+    def marked(place: FieldPath, kind: Kind) -> Kind:
         return replace(kind, **{mark: place in places for mark, places in found.items()})
 
     return pa.table(chunks), bare.mapped(marked)
