@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import COLLECTION_ID, DELETION, EXPIRATION, KEY, SEQNO, VBUCKET
+from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
 from cbframe.arrow.receivers import GatheringReceiver
 from cbframe.core import COMPILED
 from cbframe.wire.constants import MAX_SEQNO
@@ -88,12 +88,6 @@ def has_expired(expiry: npt.NDArray[np.uint32], moment: int) -> Mask:
     Within the second of its expiry a node still returns a document.
     """
     found: Mask = (expiry != 0) & (expiry < moment)
-    return found
-
-
-def is_document(opcode: npt.NDArray[np.uint8]) -> Mask:
-    """Which rows are documents of the server, also those that are left out."""
-    found: Mask = (opcode != DELETION) & (opcode != EXPIRATION)
     return found
 
 

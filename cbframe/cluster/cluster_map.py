@@ -20,12 +20,11 @@ from cbframe.cluster.answers import (
 )
 from cbframe.cluster.connection_string import HostPort, bare_host, join_address, split_address
 from cbframe.errors import ClusterMapError, ConfigurationError
+from cbframe.wire.constants import MAX_VBUCKETS
 
 DEFAULT_NETWORK = "default"
 EXTERNAL_NETWORK = "external"
 AUTO_NETWORK = "auto"
-_MAX_VBUCKETS = 0x10000
-"""A vbucket number has 16 bits on the wire."""
 _MAX_SERVERS = 0x7FFF
 _NO_REVISION = (0, 0)
 
@@ -167,8 +166,10 @@ def parse_bucket_config(
 
 def _read_owners(rows: Sequence[object], servers: int) -> list[int]:
     """Column 0 of the map, after a check of all columns."""
-    if len(rows) > _MAX_VBUCKETS or servers > _MAX_SERVERS:
-        raise ClusterMapError(f"a map of {len(rows)} vbuckets on {servers} nodes is larger than any")
+    if len(rows) > MAX_VBUCKETS or servers > _MAX_SERVERS:
+        raise ClusterMapError(
+            f"the map has {len(rows)} vbuckets on {servers} nodes, and a bucket has {MAX_VBUCKETS} at most"
+        )
     owners = []
     width = None
     for vbucket, row in enumerate(rows):

@@ -313,7 +313,7 @@ class MapRefresh:
         self._routine = False
         """The fetch under way has no reason but the interval."""
         self._reason = False
-        """The fetch that is due has one."""
+        """Whether the fetch that is due has a reason other than the interval."""
         self._due: float | None = None
         self._poll_at: float | None = None
 

@@ -345,7 +345,10 @@ def access_hint(wanted: StreamFilter, seen: CollectionsManifest | None) -> str:
 def rolled_back(event: StreamRolledBack, times: int) -> StreamError:
     """Of a vbucket that the server wants back again and again."""
     return StreamError(
-        f"the server asked for {times} rollbacks of one vbucket", node=event.node, vbucket=event.vbucket
+        f"the server asked for {times} rollbacks of the vbucket, one after the other",
+        node=event.node,
+        vbucket=event.vbucket,
+        hint="the histories of its copies disagree: see the server's log about the vbucket",
     )
 
 

@@ -705,10 +705,10 @@ class BucketDataSource:
 def _check_arguments(server_urls: object, pool_name: str, bucket_name: str, receiver: object) -> None:
     """Refuse what the reference refuses, in its order."""
     if not server_urls:
-        raise ConfigurationError("missing at least 1 serverURL")
+        raise ConfigurationError("server_urls is empty: name at least one node")
     if not pool_name:
-        raise ConfigurationError("missing poolName")
+        raise ConfigurationError("pool_name is empty", hint='most often it is "default"')
     if not bucket_name:
-        raise ConfigurationError("missing bucketName")
+        raise ConfigurationError("bucket_name is empty")
     if receiver is None:
-        raise ConfigurationError("missing receiver")
+        raise ConfigurationError("receiver is None")

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cbframe import system
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET, formed, key_bytes
 from cbframe.cluster.collections_manifest import CollectionName
-from cbframe.dcp.positions import VBucketOffset, u64_of
+from cbframe.dcp.positions import DAMAGED, VBucketOffset, u64_of
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.scan.changes import CHANGE_TYPE, ChangeBatch
 from cbframe.scan.parquet import whole_file
@@ -31,7 +31,6 @@ _FORMAT = "cbframe checkpoint"
 _VERSION = 1
 _METADATA = b"cbframe.checkpoint"
 """Of a file of changes: what says how far all of them reach."""
-_HINT = "use an older one, or start from the beginning: the changes since then are delivered again"
 _GROUP_BYTES = 16 << 20
 _POLL = 0.25
 
@@ -49,8 +48,10 @@ class Checkpoint:
         Of which bucket, and of which life of it: streams of another one refuse it.
     offsets
         By vbucket; those that are missing begin at their start.
-    scope, collections, key_prefix
+    scope, collections, key_prefix, transaction_records
         What the stream was asked for: one that asks for something else has not seen what lies before.
+        ``transaction_records`` is None in checkpoints of 0.1.0, after a read and at the beginning: a stream
+        with any choice may begin there.
     collection_names
         Names by collection id, as far as the stream knew them: a collection that is dropped later is
         reported by its id alone. Not compared.
@@ -63,6 +64,7 @@ class Checkpoint:
     collections: tuple[str, ...] | None = None
     key_prefix: bytes | None = field(default=None, repr=False)
     collection_names: Mapping[int, CollectionName] = field(default_factory=dict, repr=False, compare=False)
+    transaction_records: str | None = None
 
     def __repr__(self) -> str:
         changes = sum(offset.seqno for offset in self.offsets.values())
@@ -98,6 +100,12 @@ class Checkpoint:
         """The same with other offsets for some vbuckets, such as those of a batch."""
         return replace(self, offsets={**self.offsets, **offsets})
 
+    def leads_to(self, other: Checkpoint) -> bool:
+        """Whether a stream at `other` begins here; those of 0.1.0 do not know of transaction records."""
+        if self.transaction_records is None:
+            other = replace(other, transaction_records=None)
+        return self == other
+
     def to_json(self) -> str:
         """Text that :meth:`from_json` reads."""
         content = {
@@ -108,6 +116,7 @@ class Checkpoint:
             "scope": self.scope,
             "collections": None if self.collections is None else list(self.collections),
             "key_prefix": None if self.key_prefix is None else self.key_prefix.hex(),
+            "transaction_records": self.transaction_records,
             "collection_names": {
                 str(cid): [name.scope, name.name] for cid, name in sorted(self.collection_names.items())
             },
@@ -132,7 +141,7 @@ class Checkpoint:
         try:
             content: Any = json.loads(text)
         except (ValueError, RecursionError) as exc:
-            raise ConfigurationError(f"{what} is cut, or no JSON", hint=_HINT) from exc
+            raise ConfigurationError(f"{what} is cut, or no JSON", hint=DAMAGED) from exc
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ConfigurationError(
                 f"{what} is JSON, and no checkpoint", hint="Checkpoint.save() writes them"
@@ -162,11 +171,12 @@ class Checkpoint:
                     # Checkpoints of 0.1.0 have none.
                     for cid, (scope, name) in content.get("collection_names", {}).items()
                 },
+                None if (records := content.get("transaction_records")) is None else _text(records),
             )
         except ConfigurationError as exc:
             raise ConfigurationError(f"{what}: {exc.message}", hint=exc.hint, vbucket=vbucket) from exc
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise ConfigurationError(f"{what} has a field that is not readable", hint=_HINT) from exc
+            raise ConfigurationError(f"{what} has a field that is not readable", hint=DAMAGED) from exc
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file, whole or not at all: whatever happens, the one before or this one is there."""
@@ -296,7 +306,7 @@ class ChangeLog:
         for scratch in folder.glob(".changes-*.tmp"):
             scratch.unlink()  # of a process that was killed
         files = change_files(folder)
-        if files and Checkpoint.load(folder) != stream.checkpoint:
+        if files and not Checkpoint.load(folder).leads_to(stream.checkpoint):
             raise ConfigurationError(
                 f"the folder {str(folder)!r} has changes, and the stream does not begin where they end",
                 hint="begin it with start=Checkpoint.load(folder), or name an empty folder",

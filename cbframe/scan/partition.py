@@ -421,7 +421,7 @@ class ScanPartition:
         return ReadSession(spec, pins=self._pins, agreed=self._agreed)
 
     def _check(self, schema: pa.Schema) -> None:
-        """Whether it has all agreed columns, and none that tells more of documents than these can."""
+        """Refuse a read that lacks agreed columns, or has some that tell more of documents than these can."""
         later = schema.names[:] if not {"scope", "collection"} & {*self._spec.metadata} else []
         if "_cb_collection" in later:
             raise ConversionError(

@@ -724,7 +724,7 @@ spool_dir, spill_bytes, timeout, dtype_backend, progress, options
     -------
     pandas.DataFrame, or pyarrow.Table or polars.DataFrame
         A column for each field. ``df.attrs["cbframe"]`` says its vbucket positions (``as_of``),
-        which fields had values without a common type (``conflicts``; those columns hold JSON text)
+        which fields had values without a common type (``conflicts``; those columns hold text)
         and how many documents are no JSON objects (``rejected``; they are in ``_cb_value``, and why they
         are none in ``_cb_reason``).
 

@@ -37,6 +37,7 @@ from cbframe.json.typer import OURS
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import Connectable, ServerURLs
 from cbframe.scan.progress import FORMS, Progress
+from cbframe.wire.constants import MAX_VBUCKETS
 
 Errors: TypeAlias = Literal["keep", "drop", "raise"]
 Nested: TypeAlias = Literal["struct", "flatten", "json"]
@@ -73,7 +74,6 @@ BATCH_BYTES = 2 << 20
 """Bytes of values that are converted at once: what fits in a cache is converted faster."""
 BOUNDED_WINDOW = 4 << 20
 """Bytes that a node may send ahead where memory is bounded, unless ``buffer_bytes=`` says otherwise."""
-_MAX_VBUCKET = 0xFFFF
 _MOST = (1 << 63) - 1
 _STANDARD = BucketDataSourceOptions()
 _NO_UNIT = re.compile(r"\s*[-+]?[0-9_.]*(e[-+]?[0-9]+)?\s*", re.IGNORECASE)
@@ -283,7 +283,7 @@ def _vbuckets(name: str, value: Any) -> tuple[int, ...] | None:
     except TypeError as exc:
         raise _wrong(name, value, " are no numbers", hint) from exc
     for number in numbers:
-        if not 0 <= number <= _MAX_VBUCKET:
+        if not 0 <= number < MAX_VBUCKETS:
             raise ConfigurationError(f"vbucket {number} does not exist", hint=hint)
     return numbers
 

@@ -531,6 +531,7 @@ class ChangeStream(ShowsItself):
             target.named,
             target.key_prefix,
             self._directory.known,
+            target.transaction_records,
         )
 
     def checkpoint_after(self, batch: ChangeBatch) -> Checkpoint:
@@ -865,8 +866,10 @@ def _check_checkpoint(start: Checkpoint, target: ScanSpec) -> None:
             f"the checkpoint is of bucket {start.bucket!r}, not of {target.bucket!r}",
             hint="take the one that belongs to this bucket, or start again",
         )
-    for name in ("scope", "collections", "key_prefix"):
+    for name in ("scope", "collections", "key_prefix", "transaction_records"):
         before, now = getattr(start, name), getattr(target, name)
+        if name == "transaction_records" and before is None:
+            continue
         if before != now:
             choice = "another key_prefix" if name == "key_prefix" else f"{name}={before!r}"
             if name == "collections":

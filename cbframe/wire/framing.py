@@ -37,10 +37,6 @@ class Header(NamedTuple):
     opaque: int
     cas: int
 
-    @property
-    def value_length(self) -> int:
-        return self.body_length - self.framing_length - self.extras_length - self.key_length
-
 
 def is_magic(byte: int) -> bool:
     """Whether a frame may begin with this byte."""

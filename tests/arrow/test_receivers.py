@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbframe.arrow import current_rows
-from cbframe.arrow.current_rows import ARRIVED, VERSION, CurrentRows, is_document, newest
+from cbframe.arrow.current_rows import ARRIVED, VERSION, CurrentRows, newest
 from cbframe.arrow.receivers import DeferringBatchReceiver, ended_collection
 from cbframe.core import COMPILED
 from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
@@ -71,7 +71,7 @@ def left(receiver: DeferringBatchReceiver, arrived: list[pa.RecordBatch], rows: 
     current = CurrentRows([lambda batch=batch: batch for batch in batches], receiver)  # type: ignore[misc]
     found = []
     for number, heads in enumerate(batches):
-        mask = current.mask(number, heads) & is_document(heads["_cb_opcode"].to_numpy())
+        mask = current.mask(number, heads) & (heads["_cb_opcode"].to_numpy() == Opcode.DCP_MUTATION)
         some = heads.filter(pa.array(mask))
         keys, seqnos = some["_cb_key"].to_pylist(), some["_cb_seqno"].to_pylist()
         found += [(key.decode(), seqno) for key, seqno in zip(keys, seqnos, strict=True)]

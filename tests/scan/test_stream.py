@@ -103,6 +103,34 @@ def test_from_now_on(pair: LocalCluster) -> None:
         assert stream.poll(0.05) is None
 
 
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        ({"key_prefix": "key-"}, "another key_prefix"),
+        ({"transaction_records": "keep"}, "transaction_records='drop'"),
+        ({"collections": "_default"}, "collections=None"),
+    ],
+)
+def test_a_checkpoint_of_other_choices(choice: dict[str, Any], told: str, pair: LocalCluster) -> None:
+    fill(pair, 10)
+    with open_stream(pair, start="now") as stream:
+        checkpoint = stream.checkpoint
+    with pytest.raises(ConfigurationError, match=f"is of a stream with {told}"):
+        open_stream(pair, start=Checkpoint.from_json(checkpoint.to_json()), **choice)
+
+
+def test_checkpoints_of_0_1_0_do_not_know_of_transaction_records(pair: LocalCluster) -> None:
+    pair.upsert("_txn:atr-1", b"{}")
+    with open_stream(pair) as stream:
+        content = json.loads(stream.checkpoint.to_json())
+    assert content.pop("transaction_records") == "drop"
+    checkpoint = Checkpoint.from_json(json.dumps(content))
+    assert checkpoint.leads_to(stream.checkpoint)
+    assert not stream.checkpoint.leads_to(checkpoint)
+    with open_stream(pair, start=checkpoint, transaction_records="keep") as stream:
+        assert stream.checkpoint.transaction_records == "keep"
+
+
 def test_from_now_on_counts_from_the_call_and_not_from_the_first_batch(cluster: LocalCluster) -> None:
     fill(cluster, 10)
     with open_stream(cluster, start="now") as stream:

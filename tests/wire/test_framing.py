@@ -55,11 +55,11 @@ def test_parts_of_a_flexible_frame() -> None:
 
 def test_header() -> None:
     header = parse_header(b"..." + MUTATION, 3)
-    assert (header.key_length, header.extras_length, header.value_length) == (2, 31, 2)
+    assert (header.key_length, header.extras_length, header.body_length) == (2, 31, 35)
     assert (header.framing_length, header.body_length) == (0, 35)
     header = parse_header(SET_FLEX)
     assert (header.framing_length, header.extras_length, header.key_length) == (5, 8, 2)
-    assert header.value_length == 1
+    assert header.body_length == 16
 
 
 def test_status_is_that_of_responses_only() -> None:
