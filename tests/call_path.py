@@ -37,7 +37,7 @@ ROOTS = {
     "ChangeFiles.add",
     "ChangeFiles.finish",
 }
-"""What runs below these runs on behalf of a block; of events, only those of documents."""
+"""What runs below these runs on behalf of a block, of events only those of documents; some are older."""
 LEFT_OUT = {
     *("DcpConnection._on_frame", "DcpConnection._control", "Frame.parse", "waited", "Waker.wake"),
     *("Pipeline.foresee", "BucketDataSource.progress", "SourceView.progress", "BucketDataSource.finished"),

@@ -22,8 +22,7 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import distinct, raw_schema, record_batch
 from cbframe.dcp.positions import Track, VBucketMetaData, VBucketOffset
-from cbframe.dcp.receiver import PositionReceiver, Receipt
-from cbframe.dcp.threads import Handover, MergingHandover
+from cbframe.dcp.receiver import Handover, MergingHandover, PositionReceiver, Receipt
 from cbframe.errors import CbframeError, RollbackError
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_BODY_LENGTH, MAX_VBUCKETS, SnapshotFlag, SystemEventId

@@ -26,8 +26,7 @@ from cbframe.dcp.handshake import (
 from cbframe.dcp.maps import absence, is_not_yet
 from cbframe.dcp.receiver import DiscardingReceiver
 from cbframe.dcp.source import BucketDataSource
-from cbframe.dcp.threads import at_once
-from cbframe.dcp.transport import Line, SocketTransport, Waker, resolve, split_address, tls_peer
+from cbframe.dcp.transport import Line, SocketTransport, Waker, at_once, resolve, split_address, tls_peer
 from cbframe.errors import BucketNotFoundError, CbframeError, ConnectError, ReadTimeoutError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import ServerURLs

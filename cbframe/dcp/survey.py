@@ -24,8 +24,7 @@ from cbframe.dcp.maps import MapSource, map_source, when_loaded
 from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.receiver import DiscardingReceiver
 from cbframe.dcp.source import BucketDataSource
-from cbframe.dcp.threads import at_once
-from cbframe.dcp.transport import Waker
+from cbframe.dcp.transport import Waker, at_once
 from cbframe.errors import ROLES_HINT, CbframeError, ConnectError, ReadTimeoutError, StreamError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import ServerURLs

@@ -15,7 +15,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -744,3 +745,29 @@ def _complete(error: CbframeError, node: str) -> None:
         error.permanent = True  # what speaks another protocol now will not speak ours next time
     if isinstance(error, ReadTimeoutError):
         error.permanent = False
+
+
+def at_once(works: Sequence[Callable[[Waker], T]]) -> list[T | CbframeError]:
+    """Run functions that wait for the network, all at the same time; their results or errors, in order."""
+    if not works:
+        return []
+    with ExitStack() as stack:
+        wakers = [stack.enter_context(closing(Waker())) for _ in works]
+        pool = ThreadPoolExecutor(len(works), thread_name_prefix="cbframe-ask")
+        stack.callback(pool.shutdown)
+        try:
+            with reported():
+                futures: list[Future[T]] = [
+                    pool.submit(work, waker) for work, waker in zip(works, wakers, strict=True)
+                ]
+            outcomes: list[T | CbframeError] = []
+            for future in futures:
+                try:
+                    outcomes.append(future.result())
+                except CbframeError as exc:
+                    outcomes.append(exc)
+            return outcomes
+        except BaseException:  # Ctrl-C, too: nobody is waited for any more, and it is raised again
+            for waker in wakers:
+                waker.wake()
+            raise

@@ -30,8 +30,7 @@ from cbframe.cluster.tls import (
 from cbframe.dcp import messages
 from cbframe.dcp.maps import make_login
 from cbframe.dcp.probe import BUCKET, DCP, LOGIN, ROLE, SERVICE, Probe, first_marker, out_of_time
-from cbframe.dcp.threads import at_once
-from cbframe.dcp.transport import Waker, split_address
+from cbframe.dcp.transport import Waker, at_once, split_address
 from cbframe.errors import (
     AccessError,
     AuthFailError,

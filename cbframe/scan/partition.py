@@ -7,14 +7,20 @@ asks the nodes once more, and pins each partition to the seqnos that they report
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import closing
+import pickle
+import traceback
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import gcd
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, cast, get_args
 
 import pyarrow as pa
 
@@ -28,8 +34,7 @@ from cbframe.cluster.connection_string import parse_connection_string
 from cbframe.cluster.tls import TLSContext
 from cbframe.dcp.stats import BucketDataSourceStats, NodeStats, add_up
 from cbframe.dcp.survey import BucketState, Size
-from cbframe.dcp.threads import in_processes
-from cbframe.errors import ConfigurationError, ConversionError
+from cbframe.errors import CbframeError, ConfigurationError, ConversionError
 from cbframe.json.layout import struct
 from cbframe.json.typer import OURS, REASON, VALUE
 from cbframe.public import public, warn
@@ -40,11 +45,13 @@ from cbframe.scan.result import AsOf, Moment, ReadReport, ReadResult, result_of,
 from cbframe.scan.session import Pins, ReadSession, Run
 from cbframe.scan.shape import Fitter, Outcome, declared, lacking
 from cbframe.scan.spec import METADATA_NAMES, Consistency, ScanSpec, count, flag, one_of, positive
+from cbframe.system import starting_process
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 SAMPLE_ROWS = 10_000
@@ -535,3 +542,99 @@ def _write(part: ScanPartition, folder: Path, compression: str) -> tuple[ReadRep
     result, reader = part.streamed()
     count = write_parquet(reader, folder / f"part-{part.number:05d}.parquet", compression)
     return replace(result, documents=count).report, dict(result.stats.nodes)
+
+
+def in_processes(work: Callable[[S], T], items: Sequence[S], count: int) -> list[T]:
+    """What `work` returns for each item, done by `count` processes of this machine.
+
+    Whatever goes wrong, and if Ctrl-C is pressed, all of them are ended before this returns. No thread is
+    needed, so none can be missing.
+    """
+    todo = deque(enumerate(items))
+    busy: dict[Connection, int] = {}
+    results: dict[int, T] = {}
+    with ExitStack() as stack:
+        for _ in range(min(count, len(items))):
+            connection = _start(work, stack)
+            busy[connection] = _hand_out(connection, todo)
+        while busy:
+            for connection in cast("list[Connection]", wait(list(busy))):
+                number = busy.pop(connection)
+                results[number] = _outcome(connection)
+                if todo:
+                    busy[connection] = _hand_out(connection, todo)
+    return [results[number] for number in range(len(items))]
+
+
+def _start(work: Callable[[S], T], stack: ExitStack) -> Connection:
+    """Start a process, which the stack ends; the connection to it."""
+    context = get_context("spawn")
+    with starting_process():
+        ends: tuple[Any, Any] = context.Pipe()
+        ours, theirs = ends
+        stack.callback(ours.close)
+        with closing(theirs):
+            process = context.Process(target=_serve, args=(theirs, work))
+            process.start()
+    stack.callback(_end, process)
+    connection: Connection = ours
+    return connection
+
+
+def _end(process: BaseProcess) -> None:
+    # Not by closing its connection: to wait until it has done its work may take hours.
+    process.terminate()
+    process.join()
+    process.close()
+
+
+def _hand_out(connection: Connection, todo: deque[tuple[int, S]]) -> int:
+    """Send the next item; its number."""
+    number, item = todo.popleft()
+    with _lost():
+        connection.send(item)
+    return number
+
+
+def _outcome(connection: Connection) -> Any:
+    """The result that a process has; or its error is raised."""
+    with _lost():
+        result, error = connection.recv()
+    if error is not None:
+        raise error
+    return result
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        raise CbframeError(
+            "a worker process ended before its work was done",
+            hint="is the memory of the machine used up? And a script that starts processes has to do so "
+            'below: if __name__ == "__main__":',
+        ) from None
+
+
+def _serve(connection: Connection, work: Callable[[S], T]) -> None:
+    """In a process: one item after the other, until there is no parent any more."""
+    with suppress(EOFError, ConnectionError, KeyboardInterrupt):
+        while True:
+            item = connection.recv()
+            try:
+                outcome: tuple[T | None, Exception | None] = work(item), None
+            except Exception as exc:  # noqa: BLE001 - raised again in the parent
+                outcome = None, _sendable(exc)
+            connection.send(outcome)
+
+
+def _sendable(exc: Exception) -> Exception:
+    """The error, or words about it: neither its traceback nor every error can be pickled."""
+    if not isinstance(exc, CbframeError):
+        exc.add_note("".join(traceback.format_exception(exc)))
+    try:
+        pickle.loads(pickle.dumps(exc))  # noqa: S301 - our own
+    except Exception:  # noqa: BLE001 - whatever pickle, or a constructor, raises
+        return CbframeError(f"an unexpected {type(exc).__name__} in a worker process: {exc}")
+    return exc

@@ -8,6 +8,7 @@ the checkpoint, and its bytes are acknowledged to the nodes, which send no more 
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +30,6 @@ from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.dcp.survey import current_positions
-from cbframe.dcp.threads import Switch
 from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
 from cbframe.json.layout import FieldPath
 from cbframe.options import BucketDataSourceOptions
@@ -95,6 +95,38 @@ class HighSeqnos:
             self._asked = monotonic()
             source.sample_seqnos()
         return short
+
+
+class Switch:
+    """On or off, by any thread; what is done meanwhile on one thread is put off until it is off."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._on = False
+        self._put_off: list[Callable[[], None]] = []
+
+    def __bool__(self) -> bool:
+        return self._on
+
+    def on(self) -> None:
+        with self._lock:
+            self._on = True
+
+    def off(self) -> None:
+        """Do what was put off."""
+        with self._lock:
+            self._on = False
+            waiting, self._put_off = self._put_off, []
+        for work in waiting:
+            work()
+
+    def when_off(self, work: Callable[[], None]) -> None:
+        """Do it now, or when it is off."""
+        with self._lock:
+            if self._on:
+                self._put_off.append(work)
+                return
+        work()
 
 
 class Gatherer:

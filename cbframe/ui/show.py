@@ -7,8 +7,10 @@ only. All of it is drawn by the thread that reads.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -18,8 +20,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from cbframe.dcp.source import BucketDataSource
-from cbframe.dcp.threads import Ticker
 from cbframe.scan.progress import ScanProgress, Watcher, bring_display, bring_form
+from cbframe.system import OwnThread
 from cbframe.ui.drawing import as_html, as_text, duration
 from cbframe.ui.model import StatsModel
 
@@ -27,8 +29,48 @@ if TYPE_CHECKING:
     from cbframe.ui.widget import StatsPanel
 
 
+_log = logging.getLogger("cbframe.ui")
 EVERY = 0.25
 """Seconds between two updates: four a second at most."""
+
+
+class Ticker:
+    """Calls a function again and again on a thread of its own, until the function has had enough."""
+
+    def __init__(self, every: float, call: Callable[[], bool]) -> None:
+        self._every = every
+        self._call = call
+        self._stopping = False
+        self._bell = threading.Event()
+        self._thread = OwnThread(self._run, "cbframe-ticker")
+
+    @property
+    def running(self) -> bool:
+        """Whether there may be another call."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin, once; ResourceError if there is no thread."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Have the next call now; callable from any thread."""
+        self._bell.set()
+
+    def stop(self) -> None:
+        """Have no more calls, and wait for one that runs; from within that call it does not wait."""
+        self._stopping = True
+        self._bell.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping and self._call():
+                self._bell.wait(self._every)
+                self._bell.clear()
+        except Exception:  # noqa: BLE001 - what cannot be drawn is no reason to print, or to stop
+            # Of another thread a notebook would print it into whichever cell ran last.
+            _log.exception("what is shown of a stream is no longer updated")
 
 
 def _shell() -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from cbframe.dcp.threads import Handover, MergingHandover, Switch
+from cbframe.dcp.receiver import Handover, MergingHandover
+from cbframe.scan.stream import Switch
 
 
 def test_a_wait_lasts_until_there_is_enough() -> None:

@@ -8,8 +8,7 @@ from functools import partial
 
 import pytest
 
-from cbframe.dcp.threads import at_once
-from cbframe.dcp.transport import Waker
+from cbframe.dcp.transport import Waker, at_once
 from cbframe.errors import ConnectError
 
 

@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cbframe import CbframeError, ConversionError, LocalCluster, scan_bucket
-from cbframe.dcp.threads import in_processes
 from cbframe.errors import ConfigurationError
-from cbframe.scan.partition import spread
+from cbframe.scan.partition import in_processes, spread
 from cbframe.wire.messages import vbucket_of
 
 from .kit import QUICK, fill

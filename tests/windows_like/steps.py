@@ -19,7 +19,7 @@ import pytest
 import cbframe
 from cbframe import system
 from cbframe.cli import main
-from cbframe.dcp.threads import in_processes
+from cbframe.scan.partition import in_processes
 
 warnings.filterwarnings("error", category=EncodingWarning, module=r"cbframe\b")
 

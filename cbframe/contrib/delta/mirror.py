@@ -30,16 +30,21 @@ from cbframe.arrow.current_rows import (
     rolled_back,
 )
 from cbframe.cluster.tls import TLSLike
-from cbframe.contrib.delta.shape import HEAD, Documents, Mask, Shape, Waiting, places_of
 from cbframe.contrib.delta.table import (
     APP,
     CHANGE,
+    HEAD,
     Base,
     Committer,
+    Documents,
+    Mask,
+    Shape,
+    Waiting,
     base_of,
     delta_errors,
     library,
     open_table,
+    places_of,
 )
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.json.layout import OnConflict

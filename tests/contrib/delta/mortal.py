@@ -14,7 +14,7 @@ from typing import Any
 
 from cbframe import BucketDataSourceOptions
 from cbframe.arrow.spill import Spill
-from cbframe.contrib.delta import mirror, shape, table, to_delta, update_delta
+from cbframe.contrib.delta import mirror, table, to_delta, update_delta
 from cbframe.dcp.transport import SocketStream
 
 OPTIONS = BucketDataSourceOptions(data_manager_sleep_init_ms=1, data_manager_sleep_max_ms=10)
@@ -45,7 +45,7 @@ def die_at(moment: int) -> None:
     places: list[tuple[Any, str]] = [
         (SocketStream, "receive_into"),
         (Spill, "put"),
-        (shape.Waiting, "put"),
+        (table.Waiting, "put"),
         (mirror.Mirror, "_write"),
         (table.Committer, "overwrite"),
         (table.Committer, "merge"),

@@ -15,8 +15,7 @@ from scan.kit import QUICK
 
 from cbframe import LocalCluster, read_snapshot, write_snapshot
 from cbframe.arrow.column_types import rendered
-from cbframe.contrib.delta.shape import Shape
-from cbframe.contrib.delta.table import base_of
+from cbframe.contrib.delta.table import Shape, base_of
 
 from .kit import by_deltalake, make, update
 

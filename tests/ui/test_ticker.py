@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from cbframe.dcp.threads import Ticker
+from cbframe.ui.show import Ticker
 
 LONG = 30.0
 NEVER = 3600.0
