@@ -311,10 +311,7 @@ def test_an_output_that_is_closed(closed: str, status: int, login: list[str]) ->
     if status:
         words += ["--columns", "nothing"]
     done = subprocess.run(
-        ["sh", "-c", f'"$@" {closed}>&-', "sh", *words],
-        check=False,
-        capture_output=True,
-        timeout=60,
+        ["sh", "-c", f'"$@" {closed}>&-', "sh", *words], check=False, capture_output=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
 
@@ -329,28 +326,26 @@ def test_a_password_file(cluster: LocalCluster, tmp_path: Path) -> None:
     assert main(read) == 0
 
 
-def test_a_password_file_that_is_not_there(
-    cluster: LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    read = ["read", cluster.connection_string, "--user", "reader"]
-    assert main([*read, "--password-file", str(tmp_path / "password")]) == 1
-    assert "the password file cannot be read" in capsys.readouterr().err
-
-
-def test_a_variable_that_is_not_set(cluster: LocalCluster, capsys: pytest.CaptureFixture[str]) -> None:
-    read = ["read", cluster.connection_string, "--user", "reader"]
-    assert main([*read, "--password-env", "NO_SUCH_VARIABLE"]) == 1
-    assert "NO_SUCH_VARIABLE is not set" in capsys.readouterr().err
-
-
-def test_a_wrong_password(
-    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--user", "reader", "--password-file", "no/password"], "the password file cannot be read"),
+        (["--user", "reader", "--password-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE is not set"),
+        (["--user", "reader", "--password-env", "CB_PASSWORD"], "cbframe: error: "),
+        ([], "hint: give --user"),
+    ],
+)
+def test_a_password_that_is_not_told(
+    cluster: LocalCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    told: str,
 ) -> None:
     monkeypatch.setenv("CB_PASSWORD", "guess-of-the-test")
-    read = ["read", cluster.connection_string, "--user", "reader", "--password-env", "CB_PASSWORD"]
-    assert main(read) == 1
+    assert main(["read", cluster.connection_string, *options]) == 1
     err = capsys.readouterr().err
-    assert "cbframe: error: " in err
+    assert told in err
     assert "guess-of-the-test" not in err
 
 
@@ -359,11 +354,6 @@ def test_a_password_in_the_connection_string_is_refused(capsys: pytest.CaptureFi
     err = capsys.readouterr().err
     assert "holds credentials" in err
     assert PASSWORD not in err
-
-
-def test_no_user(cluster: LocalCluster, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["read", cluster.connection_string]) == 1
-    assert "hint: give --user" in capsys.readouterr().err
 
 
 def test_without_a_terminal_nothing_is_asked(cluster: LocalCluster) -> None:
@@ -481,11 +471,7 @@ def test_serve_with_tls(tmp_path: Path) -> None:
 
 def test_tables_are_aligned_also_behind_wide_letters(capsys: pytest.CaptureFixture[str]) -> None:
     say_rows([("京都", "1"), ("Köln", "12,345")], ("city", "n"))
-    assert capsys.readouterr().out.splitlines() == [
-        "  city       n",
-        "  京都       1",
-        "  Köln  12,345",
-    ]
+    assert capsys.readouterr().out.splitlines() == ["  city       n", "  京都       1", "  Köln  12,345"]
 
 
 def test_consistency(

@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from cluster.manager import nodes_ext, terse_config, verbose_config
+from cluster.configs import nodes_ext, terse_config, verbose_config
 from cluster.test_answers import SAID
 from cluster.test_collections_manifest import ANSWER
 from dcp.test_fuzz import Change, changed, changes
@@ -166,10 +166,7 @@ DOCUMENTS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
         lambda: copy.deepcopy(ANSWER),
         lambda found: collections_manifest.CollectionsManifest.parse(json.dumps(found)),
     ),
-    "checkpoint": (
-        lambda: json.loads(ONE.to_json()),
-        lambda found: Checkpoint.from_json(json.dumps(found)),
-    ),
+    "checkpoint": (lambda: json.loads(ONE.to_json()), lambda found: Checkpoint.from_json(json.dumps(found))),
     "metadata": (
         lambda: json.loads(METADATA.to_json()),
         lambda found: VBucketMetaData.from_json(json.dumps(found).encode()),

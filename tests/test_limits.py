@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import doors
 import pytest
+from doors import Door
 
 import cbframe
 from cbframe import LocalCluster, ResourceError, system
@@ -113,8 +115,7 @@ def cluster() -> Iterator[LocalCluster]:
         yield cluster
 
 
-def read(cluster: LocalCluster, _folder: Path) -> None:
-    assert len(cbframe.read_bucket(cluster)) == 200
+Action = Callable[[LocalCluster, Path], None]
 
 
 def read_over_rest(cluster: LocalCluster, _folder: Path) -> None:
@@ -125,29 +126,6 @@ def read_over_rest(cluster: LocalCluster, _folder: Path) -> None:
 def read_by_name(cluster: LocalCluster, _folder: Path) -> None:
     seed = cluster.connection_string.replace("127.0.0.1", "localhost")
     assert len(cbframe.read_bucket(seed, auth=(cluster.username, cluster.password))) == 200
-
-
-def batches(cluster: LocalCluster, _folder: Path) -> None:
-    assert sum(len(batch) for batch in cbframe.scan_bucket(cluster).iter_batches()) == 200
-
-
-def stream(cluster: LocalCluster, _folder: Path) -> None:
-    with cbframe.stream_bucket(cluster, start="beginning") as changes:
-        count = 0
-        while count < 200:
-            batch = changes.poll(10)
-            assert batch is not None
-            count += len(batch.record_batch)
-
-
-def snapshot(cluster: LocalCluster, folder: Path) -> None:
-    cbframe.write_snapshot(cluster, folder / "snapshot", mode="overwrite")
-    assert len(cbframe.read_snapshot(folder / "snapshot")) == 200
-
-
-def partitions(cluster: LocalCluster, _folder: Path) -> None:
-    parts = cbframe.scan_bucket(cluster).partitions(2, include_credentials=True)
-    assert sum(len(part.to_pandas()) for part in parts) == 200
 
 
 def local_cluster(_cluster: LocalCluster, _folder: Path) -> None:
@@ -161,18 +139,18 @@ def diagnosis(cluster: LocalCluster, _folder: Path) -> None:
         raise ResourceError(step.detail, hint=step.remedy)
 
 
+def whole(door: Door) -> Action:
+    def action(cluster: LocalCluster, folder: Path) -> None:
+        assert len(door(cluster, folder)) == 200
+
+    action.__name__ = getattr(door, "__name__", "")
+    return action
+
+
 ACTIONS = [
-    read,
-    read_over_rest,
-    read_by_name,
-    batches,
-    stream,
-    snapshot,
-    partitions,
-    local_cluster,
-    diagnosis,
+    *map(whole, (doors.read, doors.batches, doors.stream, doors.snapshot, doors.partitions)),
+    *(read_over_rest, read_by_name, local_cluster, diagnosis),
 ]
-Action = Callable[[LocalCluster, Path], None]
 
 
 def _refuse_thread(patch: pytest.MonkeyPatch, after: int) -> None:

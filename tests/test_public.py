@@ -8,15 +8,15 @@ import importlib
 import inspect
 import socket
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from doors import Door, each_door, read, stream
 
 import cbframe
 from cbframe import BucketDataSourceOptions, CbframeError, ConnectError, ReadTimeoutError, ResourceError
-from cbframe.contrib.delta import to_delta
 from cbframe.public import public
 
 AUTH = ("Administrator", "password")
@@ -39,36 +39,10 @@ def plain() -> Iterator[str]:
         yield cluster.kv_addresses[0]
 
 
-def read(seed: str, _folder: Path) -> None:
-    cbframe.read_bucket(seed, "b", auth=AUTH, options=OPTIONS)
-
-
-def stream(seed: str, _folder: Path) -> None:
-    with cbframe.stream_bucket(seed, "b", auth=AUTH, options=OPTIONS) as changes:
-        changes.poll(20)
-
-
-def snapshot(seed: str, folder: Path) -> None:
-    cbframe.write_snapshot(seed, folder / "s", bucket="b", auth=AUTH, options=OPTIONS)
-
-
-def batches(seed: str, _folder: Path) -> None:
-    next(iter(cbframe.scan_bucket(seed, "b", auth=AUTH, options=OPTIONS).iter_batches()))
-
-
-def mirror(seed: str, folder: Path) -> None:
-    pytest.importorskip("deltalake", reason="needs the extra delta")
-    to_delta(seed, folder / "t", bucket="b", auth=AUTH, options=OPTIONS)
-
-
-def divided(seed: str, _folder: Path) -> None:
-    cbframe.scan_bucket(seed, "b", auth=AUTH, options=OPTIONS).partitions(2)
-
-
-def shown_of(call: Callable[..., Any], *args: Any) -> tuple[CbframeError, str]:
-    """The error of a call, and what a terminal shows of it."""
+def shown_of(door: Door, seed: str, folder: Path, **arguments: Any) -> tuple[CbframeError, str]:
+    """The error of a read, and what a terminal shows of it."""
     with pytest.raises(CbframeError) as caught:
-        call(*args)
+        door(seed, folder, **{"bucket": "b", "auth": AUTH, "options": OPTIONS, **arguments})
     return caught.value, "".join(traceback.format_exception(caught.value))
 
 
@@ -79,14 +53,10 @@ def check(shown: str) -> None:
     assert len(shown.splitlines()) <= LINES, shown
 
 
-@pytest.mark.parametrize(
-    "action", [read, stream, snapshot, batches, mirror, divided], ids=lambda action: action.__name__
-)
+@each_door()
 @pytest.mark.parametrize("scheme", ["couchbase", "http", "https"])
-def test_a_port_that_refuses(
-    action: Callable[[str, Path], None], scheme: str, refused: int, tmp_path: Path
-) -> None:
-    error, shown = shown_of(action, f"{scheme}://127.0.0.1:{refused}", tmp_path)
+def test_a_port_that_refuses(door: Door, scheme: str, refused: int, tmp_path: Path) -> None:
+    error, shown = shown_of(door, f"{scheme}://127.0.0.1:{refused}", tmp_path)
     assert isinstance(error, ConnectError)
     assert "Connection refused" in error.message
     assert error.hint
@@ -110,19 +80,18 @@ def test_a_wrong_name(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     check(shown)
 
 
-@pytest.mark.parametrize("action", [read, stream], ids=lambda action: action.__name__)
+@each_door(read, stream)
 @pytest.mark.parametrize("scheme", ["couchbases", "https"])
-def test_no_tls_there(action: Callable[[str, Path], None], scheme: str, plain: str, tmp_path: Path) -> None:
-    error, shown = shown_of(action, f"{scheme}://{plain}", tmp_path)
+def test_no_tls_there(door: Door, scheme: str, plain: str, tmp_path: Path) -> None:
+    error, shown = shown_of(door, f"{scheme}://{plain}", tmp_path)
     assert isinstance(error, ConnectError)
     assert "TLS" in str(error)
     check(shown)
 
 
 @pytest.mark.parametrize("scheme", ["couchbase", "http"])
-def test_a_timeout_says_first_what_was_in_the_way(scheme: str, refused: int) -> None:
-    seed = f"{scheme}://127.0.0.1:{refused}"
-    error, shown = shown_of(lambda: cbframe.read_bucket(seed, "b", auth=AUTH, timeout=0.3))
+def test_a_timeout_says_first_what_was_in_the_way(scheme: str, refused: int, tmp_path: Path) -> None:
+    error, shown = shown_of(read, f"{scheme}://127.0.0.1:{refused}", tmp_path, options=None, timeout=0.3)
     assert isinstance(error, ReadTimeoutError)
     said = error.message
     assert 0 <= said.find("Connection refused") < said.find("given up after 0.3 s")
@@ -160,23 +129,9 @@ SILENT = {
         *(
             f"BucketDataSource.{name}"
             for name in (
-                "as_of",
-                "bounded",
-                "bucket",
-                "connection_of",
-                "high_seqnos",
-                "map",
-                "node_time",
-                "problems",
-                "progress",
-                "sample_seqnos",
-                "seqno_reports",
-                "stats",
-                "trace",
-                "vbucket_states",
-                "vbucket_table",
-                "wanted",
-                "windows",
+                *("as_of", "bounded", "bucket", "connection_of", "high_seqnos", "map", "node_time"),
+                *("problems", "progress", "sample_seqnos", "seqno_reports", "stats", "trace"),
+                *("vbucket_states", "vbucket_table", "wanted", "windows"),
             )
         ),
         *(f"BucketScan.{name}" for name in ("as_of", "conflicts", "stats", "source")),

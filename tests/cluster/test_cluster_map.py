@@ -15,7 +15,7 @@ from cbframe.errors import ClusterMapError, ConfigurationError
 from cbframe.wire.constants import Opcode
 from cbframe.wire.framing import Frame
 
-from .manager import UUID, nodes_ext, terse_config, verbose_config
+from .configs import UUID, nodes_ext, terse_config, verbose_config
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

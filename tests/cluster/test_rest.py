@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import requests
+from servers import READER, Reply, TcpServer, free_port, manager
 
 from cbframe.cluster.cluster_map import parse_bucket_config
 from cbframe.cluster.connection_string import HostPort
@@ -26,18 +27,15 @@ from cbframe.errors import (
     ConnectError,
 )
 
-from .manager import PASSWORD, USER, UUID, Reply, manager, terse_config, verbose_config, walk
+from .configs import UUID, terse_config, verbose_config, walk
 
-AUTH = (USER, PASSWORD)
+AUTH = READER
 TERSE = "/pools/default/b/travel"
 
 
 @pytest.fixture
 def refused() -> str:
-    """A port where nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def ask(pages: dict[str, Any], **options: Any) -> tuple[dict[str, object], HostPort]:
@@ -88,7 +86,7 @@ def test_fallback_without_node_services() -> None:
         parse_bucket_config(config, origin=origin, tls=True)
 
 
-@pytest.mark.parametrize("auth", [("reader", "wrong"), ("nobody", PASSWORD)])
+@pytest.mark.parametrize("auth", [("reader", "wrong"), ("nobody", READER[1])])
 def test_401(auth: tuple[str, str]) -> None:
     with manager({TERSE: terse_config()}) as served, pytest.raises(AuthFailError) as caught:
         RestClient(served.url, auth).bucket_config("travel")
@@ -254,21 +252,13 @@ def test_timeout_before_the_answer() -> None:
 
 
 def test_timeout_inside_the_answer() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    def talk(peer: socket.socket) -> None:
+        peer.recv(4096)
+        peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        peer.recv(4096)  # ends when the client gives up
 
-        def serve() -> None:
-            peer, _ = listener.accept()
-            with peer:
-                peer.recv(4096)
-                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
-                peer.recv(4096)  # ends when the client gives up
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(AllServerURLsConnectBucketError, match=r"within 0\.1 s"):
-            RestClient(url, AUTH, timeout=0.1).bucket_config("travel")
-        thread.join()
+    with TcpServer(talk) as server, pytest.raises(AllServerURLsConnectBucketError, match=r"within 0\.1 s"):
+        RestClient(f"http://{server.address}", AUTH, timeout=0.1).bucket_config("travel")
 
 
 def test_tls_to_a_plain_port() -> None:
@@ -308,15 +298,6 @@ def test_walk_through_nonsense(answer: object) -> None:
     assert isinstance(cause({"/pools": answer}), ClusterMapError)
 
 
-# ------------------------------------------------------------------ seeds
-
-
-def test_first_working_seed_wins(refused: str) -> None:
-    with manager({TERSE: Reply(500, b"")}) as bad, manager({TERSE: terse_config()}) as good:
-        config, _ = RestClient([refused, bad.url, good.url, refused], AUTH).bucket_config("travel")
-    assert config["rev"] == 7
-
-
 def test_all_seeds_failed(refused: str) -> None:
     with (
         manager({TERSE: Reply(500, b"")}) as bad,
@@ -329,19 +310,12 @@ def test_all_seeds_failed(refused: str) -> None:
     assert "500" in str(caught.value.__cause__)
 
 
-def test_permanent_error_ends_the_pass() -> None:
-    with manager({}) as first, manager({}) as second, pytest.raises(AuthFailError):
-        RestClient([first.url, second.url], ("a", "b")).bucket_config("travel")
-    assert len(first.requests) == 1
-    assert second.requests == []
-
-
-# ------------------------------------------------------------------ the other questions
-
-
 def test_node_services() -> None:
     with manager(walk()) as served:
         assert "nodesExt" in RestClient(served.url, AUTH).node_services()
+
+
+# ------------------------------------------------------------------ the other questions
 
 
 def test_manifest() -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import base64
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from servers import Proxy, free_port
 
 import cbframe
 from cbframe import AccessError, AuthFailError, BucketDataSourceOptions, ConfigurationError, ConnectError
@@ -24,85 +21,11 @@ VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_prox
 STATUSES = [200, 302, 400, 401, 403, 404, 405, 407, 429, 500, 502, 503, 504]
 
 
-class Proxy:
-    """Answers every request with `answer`; None connects through."""
-
-    def __init__(self, answer: bytes | None) -> None:
-        self._answer = answer
-        self.heard: list[bytes] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.url = f"http://{self.address}"
-        self._run(self._accept)
-
-    def _run(self, target: Any, *args: Any) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self._sockets.append(client)
-            self._run(self._serve, client)
-
-    def _serve(self, client: socket.socket) -> None:
-        head = b""
-        while not head.endswith(b"\r\n\r\n") and (data := client.recv(4096)):
-            head += data
-        self.heard.append(head)
-        if self._answer is not None:
-            client.sendall(self._answer)
-            client.close()
-            return
-        host, _, port = head.split(b" ")[1].decode().rpartition(":")
-        ahead = socket.create_connection((host, int(port)))
-        self._sockets.append(ahead)
-        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        self._run(_pump, ahead, client)
-        _pump(client, ahead)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for sock in self._sockets:
-            sock.close()
-        for thread in self._threads:
-            thread.join(10)
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(65536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        return  # the other side has gone
-
-
-@contextmanager
-def proxy(answer: bytes | None) -> Iterator[Proxy]:
-    found = Proxy(answer)
-    with ExitStack() as stack:
-        stack.callback(found.close)
-        yield found
-
-
 def reply(status: int) -> bytes:
     body = b"<html>proxy</html>"
     return (
         b"HTTP/1.1 %d Whatever\r\nContent-Type: text/html\r\nLocation: http://login.example/\r\n"
-        b"Content-Length: %d\r\n\r\n%s"
-        % (
-            status,
-            len(body),
-            body,
-        )
+        b"Content-Length: %d\r\n\r\n%s" % (status, len(body), body)
     )
 
 
@@ -119,7 +42,7 @@ def test_the_environment_does_not_count(
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login other password wrong\n")
     monkeypatch.setenv("NETRC", str(netrc))
-    with proxy(reply(403)) as wrong:
+    with Proxy(reply(403)) as wrong:
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.delenv(name, raising=False)
         for name in VARIABLES:
@@ -133,7 +56,7 @@ def test_the_environment_does_not_count(
 
 
 def test_a_proxy_that_is_asked_for(cluster: cbframe.LocalCluster) -> None:
-    with proxy(None) as through:
+    with Proxy(None) as through:
         options = BucketDataSourceOptions(proxies={"all": through.url})
         assert len(cbframe.read_bucket(cluster.rest_urls, "default", auth=AUTH, options=options)) == 1
         assert through.heard
@@ -162,7 +85,7 @@ def test_a_proxy_that_is_asked_for(cluster: cbframe.LocalCluster) -> None:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("status", [status for status in STATUSES if status != 200])
 def test_a_proxy_that_refuses(status: int, scheme: str) -> None:
-    with proxy(reply(status)) as refusing:
+    with Proxy(reply(status)) as refusing:
         client = RestClient(f"{scheme}://db.example", AUTH, timeout=5, proxies={"all": refusing.url})
         with pytest.raises(ConnectError, match=f"HTTP status {status}") as caught:
             client.manifest("b")
@@ -177,7 +100,7 @@ def test_a_proxy_that_refuses(status: int, scheme: str) -> None:
 
 
 def test_the_doctor_names_a_proxy_that_refuses() -> None:
-    with proxy(reply(403)) as refusing:
+    with Proxy(reply(403)) as refusing:
         found = cbframe.doctor("https://db.example", "b", auth=AUTH, proxies={"all": refusing.url})
     assert found.failed is not None
     assert found.failed.name == "service"
@@ -191,7 +114,7 @@ def test_on_the_command_line(
 ) -> None:
     login = [cluster.rest_urls[0], "--bucket", "default", "--user", AUTH[0], "--password-env", "PW"]
     monkeypatch.setenv("PW", AUTH[1])
-    with proxy(None) as through:
+    with Proxy(None) as through:
         monkeypatch.setenv("SOME_PROXY", through.url)
         for option in (["--proxy", through.url], ["--proxy-env", "SOME_PROXY"]):
             heard = len(through.heard)
@@ -214,7 +137,7 @@ def test_on_the_command_line(
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_that_says_yes_and_answers_itself(scheme: str) -> None:
-    with proxy(reply(200)) as lying:
+    with Proxy(reply(200)) as lying:
         client = RestClient(f"{scheme}://db.example", AUTH, timeout=5, proxies={"all": lying.url})
         with pytest.raises(ConnectError) as caught:
             client.manifest("b")
@@ -223,7 +146,7 @@ def test_a_proxy_that_says_yes_and_answers_itself(scheme: str) -> None:
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_server_in_between_that_answers_in_place_of_the_cluster(status: int) -> None:
-    with proxy(reply(status)) as between:
+    with Proxy(reply(status)) as between:
         with pytest.raises(ConnectError) as caught:
             RestClient(between.url, ("u", "p"), timeout=5).manifest("b")
         assert not isinstance(caught.value, AccessError | AuthFailError)
@@ -231,15 +154,13 @@ def test_a_server_in_between_that_answers_in_place_of_the_cluster(status: int) -
 
 
 def test_no_proxy_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    client = RestClient("http://db.example", AUTH, proxies={"http": f"http://127.0.0.1:{port}"})
+    client = RestClient("http://db.example", AUTH, proxies={"http": f"http://127.0.0.1:{free_port()}"})
     with pytest.raises(ConnectError, match=r"the proxy 127\.0\.0\.1:.* cannot be reached"):
         client.manifest("b")
 
 
 def test_its_own_login() -> None:
-    with proxy(reply(407)) as asking:
+    with Proxy(reply(407)) as asking:
         url = f"http://me:s3cret@{asking.address}"
         with pytest.raises(ConnectError, match="407") as caught:
             RestClient("http://db.example", AUTH, proxies={"http": url}).manifest("b")

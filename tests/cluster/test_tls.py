@@ -9,7 +9,6 @@ import pickle
 import re
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -21,6 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from servers import TlsServer
 
 from cbframe import CertificateAuthenticator, ConfigurationError, ConnectError, PasswordAuthenticator
 from cbframe.cluster import tls
@@ -54,56 +54,29 @@ def issued() -> Issued:
     return Issued(*(text.decode() for text in texts))
 
 
-class Server:
-    """Answers TLS handshakes with a certificate, until it is closed."""
-
-    def __init__(self, chain: str, key: str, folder: Path) -> None:
-        file = folder / "server.pem"
-        file.write_text(chain + key)
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(file)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = self._listener.getsockname()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection:
-                try:
-                    with self._context.wrap_socket(connection, server_side=True) as secured:
-                        secured.recv(1)
-                except OSError:
-                    continue  # it was refused
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join()
+def serving(chain: str, key: str, folder: Path) -> TlsServer:
+    file = folder / "server.pem"
+    file.write_text(chain + key)
+    return TlsServer(file)
 
 
 @pytest.fixture
-def server(issued: Issued, tmp_path: Path) -> Iterator[Server]:
-    running = Server(issued.chain, issued.key, tmp_path)
-    yield running
-    running.close()
+def server(issued: Issued, tmp_path: Path) -> Iterator[TlsServer]:
+    with serving(issued.chain, issued.key, tmp_path) as running:
+        yield running
 
 
-def peer(server: Server, context: ssl.SSLContext | None, host: str = "127.0.0.1") -> Peer:
+def peer(server: TlsServer, context: ssl.SSLContext | None, host: str = "127.0.0.1") -> Peer:
     """What the server shows to a client with this context."""
     assert context is not None
     with (
-        socket.create_connection(server.address, timeout=20) as plain,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as plain,
         context.wrap_socket(plain, server_hostname=host) as secured,
     ):
         return peer_of(secured)
 
 
-def refusal(server: Server, context: ssl.SSLContext | None, host: str = "127.0.0.1") -> ConnectError:
+def refusal(server: TlsServer, context: ssl.SSLContext | None, host: str = "127.0.0.1") -> ConnectError:
     """The error that a handshake of a client with this context becomes."""
     with pytest.raises(ssl.SSLError) as caught:
         peer(server, context, host)
@@ -181,7 +154,7 @@ def test_an_authority_that_is_named_is_the_only_one(issued: Issued, tmp_path: Pa
 # --- PEM text
 
 
-def test_forms_of_pem(issued: Issued, server: Server, tmp_path: Path) -> None:
+def test_forms_of_pem(issued: Issued, server: TlsServer, tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text(issued.ca)
     one_line = issued.ca.replace("\n", "\\n")
@@ -253,7 +226,7 @@ def test_text_that_is_none(issued: Issued, spoil: Any, words: str) -> None:
 # --- certificates that are not in the strict form
 
 
-def _without_key_identifiers(folder: Path) -> tuple[str, Server]:
+def _without_key_identifiers(folder: Path) -> tuple[str, TlsServer]:
     """An authority and a server whose certificates have no key identifiers, as many clusters' have."""
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
     names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("our authority", "node")]
@@ -274,7 +247,7 @@ def _without_key_identifiers(folder: Path) -> tuple[str, Server]:
     key = keys[1].private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return texts[0], Server(texts[1], key.decode(), folder)
+    return texts[0], serving(texts[1], key.decode(), folder)
 
 
 def test_certificates_without_key_identifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +262,7 @@ def test_certificates_without_key_identifiers(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(ssl, "create_default_context", strict)
     host = "node.example.com"
     authority, server = _without_key_identifiers(tmp_path)
-    try:
+    with server:
         file = tmp_path / "authority.pem"
         file.write_text(authority)
         for given in (authority, file):
@@ -309,8 +282,6 @@ def test_certificates_without_key_identifiers(tmp_path: Path, monkeypatch: pytes
         assert error.permanent
         own.verify_flags &= ~ssl.VERIFY_X509_STRICT
         assert peer(server, own, host).authority
-    finally:
-        server.close()
     # The system's authorities are held to Python's own defaults.
     for target, is_strict in (("couchbases://h", True), (f"couchbases://{CAPELLA_HOST}", False)):
         context = context_for(target)
@@ -323,7 +294,7 @@ def test_certificates_without_key_identifiers(tmp_path: Path, monkeypatch: pytes
 # --- who vouched
 
 
-def test_the_authority(issued: Issued, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_authority(issued: Issued, server: TlsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = peer(server, make_tls_context(issued.ca))
     assert alone.version.startswith("TLS")
     assert not alone.bundled
@@ -341,9 +312,8 @@ def test_the_authority_of_an_intermediate(tmp_path: Path) -> None:
     middle = root.create_child_ca()
     leaf = middle.issue_cert("127.0.0.1")
     chain = b"".join(each.bytes() for each in leaf.cert_chain_pems).decode()
-    server = Server(chain, leaf.private_key_pem.bytes().decode(), tmp_path)
     trust = root.cert_pem.bytes() + other.cert_pem.bytes()
-    try:
+    with serving(chain, leaf.private_key_pem.bytes().decode(), tmp_path) as server:
         alone = peer(server, make_tls_context(root.cert_pem.bytes()))
         assert alone.authority
         assert alone.authority != alone.issuer
@@ -356,8 +326,6 @@ def test_the_authority_of_an_intermediate(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ssl.SSLSocket, "get_verified_chain", lambda _: ders, raising=False)
             assert peer(server, make_tls_context(trust)) == alone
-    finally:
-        server.close()
 
 
 @pytest.mark.parametrize(
@@ -367,7 +335,7 @@ def test_the_authority_of_an_intermediate(tmp_path: Path) -> None:
         (CAPELLA_HOST, "leave tls= out: Capella's root certificate comes with"),
     ],
 )
-def test_hints_for_an_unknown_authority(issued: Issued, server: Server, host: str, words: str) -> None:
+def test_hints_for_an_unknown_authority(issued: Issued, server: TlsServer, host: str, words: str) -> None:
     error = refusal(server, make_tls_context(issued.other_ca), host)
     assert error.hint is not None
     assert words in error.hint

@@ -5,21 +5,11 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from scan.conftest import open_sockets
 
-
-def open_sockets() -> set[str]:
-    found = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            target = str(entry.readlink())
-        except OSError:
-            continue
-        if target.startswith("socket:"):
-            found.add(target)
-    return found
+from cbframe.dcp.transport import Waker
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +23,10 @@ def nothing_left() -> Iterator[None]:
     left = [thread.name for thread in threading.enumerate() if thread.name.startswith("cbframe-")]
     assert not left
     assert open_sockets() <= before
+
+
+@pytest.fixture
+def waker() -> Iterator[Waker]:
+    made = Waker()
+    yield made
+    made.close()

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from cbframe.dcp.transport import Waker, run_cancellable
 from cbframe.errors import ConnectError, ReadCancelledError
-
-
-@pytest.fixture
-def waker() -> Iterator[Waker]:
-    made = Waker()
-    yield made
-    made.close()
 
 
 def run(work: Callable[[], object], waker: Waker, timeout: float | None = None) -> object:

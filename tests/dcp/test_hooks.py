@@ -11,16 +11,14 @@ import pytest
 import cbframe
 from cbframe.dcp.connection import DcpConnection
 from cbframe.dcp.messages import UPDATE_SECURITY_SETTINGS
-from cbframe.dcp.source import BucketDataSource
 from cbframe.errors import CbframeError, ConfigurationError, ConnectError
 from cbframe.local import LocalCluster
-from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Status
 
 from .rig import Rig, refusing, serving
 from .server import LOGIN, SETTINGS
-from .test_source import LONG, source_of, until
+from .test_source import LONG, source_of, unreachable, until
 
 
 def dial(protocol: str, address: str) -> socket.socket:
@@ -60,16 +58,7 @@ def test_a_connect_bucket_that_fails_is_told_of_first() -> None:
         raise LookupError("nobody there")
 
     receiver = RecordingReceiver()
-    source = BucketDataSource(
-        "couchbase://h",
-        "default",
-        "b",
-        "",
-        None,
-        ("u", "p"),
-        receiver,
-        BucketDataSourceOptions(connect_bucket=connect_bucket),
-    )
+    source = unreachable(receiver, connect_bucket=connect_bucket)
     with source:
         until(receiver, lambda: bool(receiver.errors))
     assert isinstance(receiver.errors[0], ConnectError)
@@ -90,17 +79,7 @@ def test_a_connect_that_is_refused() -> None:
 
 def test_one_of_two_tls_settings() -> None:
     with pytest.raises(ConfigurationError, match="give one"):
-        BucketDataSource(
-            "couchbases://h",
-            "default",
-            "b",
-            "",
-            None,
-            ("u", "p"),
-            RecordingReceiver(),
-            BucketDataSourceOptions(tls_config="ca.pem"),
-            tls_context="ca.pem",
-        )
+        unreachable(RecordingReceiver(), "couchbases://h", tls="ca.pem", tls_config="ca.pem")
 
 
 def test_other_security_settings_make_all_connections_anew() -> None:

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pytest
+from local.client import Client
 
 from cbframe import AccessError, ConnectError, LocalCluster, ProtocolError, ServerError, upr_open
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Feature, Magic, Opcode
 from cbframe.wire.framing import Frame, request, response
-from cbframe.wire.messages import Hello, SaslAuth, SelectBucket, StreamRequest
-from cbframe.wire.sasl import plain_payload
 
-
-def exchange(sock: socket.socket, frame: Frame) -> Frame:
-    sock.sendall(frame.encode())
-    buffer = b""
-    while (parsed := Frame.parse(buffer)) is None:
-        data = sock.recv(1 << 16)
-        assert data
-        buffer += data
-    assert parsed[1] == len(buffer)
-    return parsed[0]
-
-
-def logged_in(
-    cluster: LocalCluster, user: str = "Administrator", password: str = "password"
-) -> socket.socket:
-    host, port = cluster.kv_addresses[0].split(":")
-    sock = socket.create_connection((host, int(port)), 20)
-    for frame in (
-        Hello("mine", (Feature.COLLECTIONS, Feature.XERROR)).frame(),
-        SaslAuth("PLAIN", plain_payload(user, password)).frame(),
-        SelectBucket(cluster.bucket).frame(),
-    ):
-        assert exchange(sock, frame).status == 0
-    return sock
+FEATURES = (Feature.COLLECTIONS, Feature.XERROR)
 
 
 @pytest.fixture
@@ -47,30 +22,31 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 def test_opened(cluster: LocalCluster) -> None:
-    with logged_in(cluster) as sock:
-        granted = upr_open(sock, "mine:1", 4096, options=BucketDataSourceOptions(noop_interval_secs=20))
+    with Client(cluster).login(FEATURES) as client:
+        granted = upr_open(
+            client.sock, "mine:1", 4096, options=BucketDataSourceOptions(noop_interval_secs=20)
+        )
         assert granted["connection_buffer_size"] == "4096"
         assert (granted["enable_noop"], granted["set_noop_interval"]) == ("true", "20")
         assert cluster.dcp_connections() == 1
         # Not a byte of what comes next was taken.
-        answer = exchange(sock, StreamRequest(0).frame(77))
-        assert (answer.opcode, answer.status, answer.opaque) == (Opcode.DCP_STREAM_REQ, 0, 77)
+        assert client.stream(0).status == 0
 
 
 def test_without_a_window(cluster: LocalCluster) -> None:
-    with logged_in(cluster) as sock:
-        assert "connection_buffer_size" not in upr_open(sock, "mine:1", 0)
+    with Client(cluster).login(FEATURES) as client:
+        assert "connection_buffer_size" not in upr_open(client.sock, "mine:1", 0)
 
 
 def test_refused(cluster: LocalCluster) -> None:
     cluster.add_user("ann", "p", access="data")
-    with logged_in(cluster, "ann", "p") as sock, pytest.raises(AccessError) as caught:
-        upr_open(sock, "mine:1")
+    with Client(cluster).login(FEATURES, auth=("ann", "p")) as client, pytest.raises(AccessError) as caught:
+        upr_open(client.sock, "mine:1")
     assert caught.value.hint
-    with logged_in(cluster) as sock:
-        upr_open(sock, "mine:1")
+    with Client(cluster).login(FEATURES) as client:
+        upr_open(client.sock, "mine:1")
         with pytest.raises(ServerError, match="DCP_OPEN was refused"):
-            upr_open(sock, "mine:2")
+            upr_open(client.sock, "mine:2")
 
 
 class Script:

@@ -17,13 +17,6 @@ NODE = "db.example.com:11210"
 
 
 @pytest.fixture
-def waker() -> Iterator[Waker]:
-    made = Waker()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A system whose look-ups do not end before the test does; set when one has begun."""
     begun, over = threading.Event(), threading.Event()

@@ -8,9 +8,11 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 import trustme
+from servers import TlsServer
 
 from cbframe.dcp.transport import SocketStream, SocketTransport, Waker
 from cbframe.errors import ConnectError
@@ -18,12 +20,6 @@ from cbframe.errors import ConnectError
 NODE = "127.0.0.1:11207"
 LONG = 60.0
 """Seconds that no wait here takes."""
-
-
-@pytest.fixture
-def waker() -> Iterator[Waker]:
-    with closing(Waker()) as ours:
-        yield ours
 
 
 def connected(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
@@ -111,47 +107,35 @@ def test_a_system_without_a_mark_waits_a_moment(
 # --- TLS
 
 
-class Node:
-    """Accepts one TLS connection, and has a function talk over it."""
-
-    def __init__(
-        self, ca: trustme.CA, talk: Callable[[ssl.SSLSocket], object], version: ssl.TLSVersion
-    ) -> None:
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.maximum_version = version
-        ca.issue_cert("127.0.0.1").configure_cert(self._context)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._talk = talk
-        self.error: OSError | None = None
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        connection, _ = self._listener.accept()
-        try:
-            with self._context.wrap_socket(connection, server_side=True) as secured:
-                self._talk(secured)
-        except OSError as exc:
-            self.error = exc
-
-    def close(self) -> None:
-        self._thread.join()
-        self._listener.close()
-
-
 CA = trustme.CA()
+
+
+def node(
+    folder: Path,
+    talk: Callable[[ssl.SSLSocket], object] = lambda secured: secured.recv(1),
+    version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+) -> TlsServer:
+    """Accepts TLS connections, and has a function talk over them."""
+    CA.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "node.pem")
+    server = TlsServer(folder / "node.pem", talk)
+    server.context.maximum_version = version
+    return server
+
+
 VERSIONS = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 
 
 @contextlib.contextmanager
 def talking(
-    talk: Callable[[ssl.SSLSocket], object], waker: Waker, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+    folder: Path,
+    talk: Callable[[ssl.SSLSocket], object],
+    waker: Waker,
+    version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
 ) -> Iterator[SocketStream]:
     context = ssl.create_default_context()
     CA.configure_trust(context)
-    with closing(Node(CA, talk, version)) as node:
-        stream = SocketTransport(context).connect(node.address, waker, LONG)
+    with node(folder, talk, version) as server:
+        stream = SocketTransport(context).connect(server.address, waker, LONG)
         assert isinstance(stream, SocketStream)
         with closing(stream):
             yield stream
@@ -170,7 +154,7 @@ def drain(stream: SocketStream, view: memoryview) -> tuple[bytes, int]:
 
 
 @VERSIONS
-def test_many_records_are_one_receive(waker: Waker, version: ssl.TLSVersion) -> None:
+def test_many_records_are_one_receive(tmp_path: Path, waker: Waker, version: ssl.TLSVersion) -> None:
     """A node sends a record for each document."""
     sent = threading.Event()
 
@@ -180,7 +164,7 @@ def test_many_records_are_one_receive(waker: Waker, version: ssl.TLSVersion) -> 
         sent.set()
         secured.recv(1)
 
-    with talking(talk, waker, version) as stream:
+    with talking(tmp_path, talk, waker, version) as stream:
         assert sent.wait(LONG)
         assert stream.wait(LONG, 30_000)
         view = memoryview(bytearray(40_000))
@@ -190,7 +174,7 @@ def test_many_records_are_one_receive(waker: Waker, version: ssl.TLSVersion) -> 
 
 
 @pytest.mark.parametrize("room", [1, 299, 300, 17_000])
-def test_what_did_not_fit_is_there_without_the_network(waker: Waker, room: int) -> None:
+def test_what_did_not_fit_is_there_without_the_network(tmp_path: Path, waker: Waker, room: int) -> None:
     whole = bytes(range(256)) * (4 if room == 1 else 200)
 
     def talk(secured: ssl.SSLSocket) -> None:
@@ -198,30 +182,30 @@ def test_what_did_not_fit_is_there_without_the_network(waker: Waker, room: int) 
             secured.sendall(whole[start : start + 300])
         secured.unwrap()
 
-    with talking(talk, waker) as stream:
+    with talking(tmp_path, talk, waker) as stream:
         assert drain(stream, memoryview(bytearray(room)))[0] == whole
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_an_end_is_one_whether_or_not_it_was_announced(waker: Waker, announced: bool) -> None:
+def test_an_end_is_one_whether_or_not_it_was_announced(tmp_path: Path, waker: Waker, announced: bool) -> None:
     def talk(secured: ssl.SSLSocket) -> None:
         secured.sendall(b"all of it")
         if announced:
             with contextlib.suppress(OSError):  # the client closes without an answer
                 secured.unwrap()
 
-    with talking(talk, waker) as stream:
+    with talking(tmp_path, talk, waker) as stream:
         assert drain(stream, memoryview(bytearray(100))) == (b"all of it", 1)
         assert stream.receive_into(memoryview(bytearray(100))) == 0
 
 
-def test_a_damaged_record_ends_the_connection(waker: Waker) -> None:
+def test_a_damaged_record_ends_the_connection(tmp_path: Path, waker: Waker) -> None:
     def talk(secured: ssl.SSLSocket) -> None:
         secured.sendall(b"good")
         socket.socket.sendall(secured, b"\x17\x03\x03\x00\x20" + bytes(32))
         secured.recv(1)
 
-    with talking(talk, waker, ssl.TLSVersion.TLSv1_2) as stream:
+    with talking(tmp_path, talk, waker, ssl.TLSVersion.TLSv1_2) as stream:
         view = memoryview(bytearray(100))
         assert stream.wait(LONG, 70)
         assert stream.receive_into(view) == 4
@@ -231,7 +215,7 @@ def test_a_damaged_record_ends_the_connection(waker: Waker) -> None:
 
 
 @VERSIONS
-def test_more_than_a_record_is_sent(waker: Waker, version: ssl.TLSVersion) -> None:
+def test_more_than_a_record_is_sent(tmp_path: Path, waker: Waker, version: ssl.TLSVersion) -> None:
     whole = bytes(range(256)) * 20_000
     got = bytearray()
 
@@ -239,15 +223,14 @@ def test_more_than_a_record_is_sent(waker: Waker, version: ssl.TLSVersion) -> No
         while len(got) < len(whole):
             got.extend(secured.recv(65536))
 
-    with talking(talk, waker, version) as stream:
+    with talking(tmp_path, talk, waker, version) as stream:
         stream.send_all(whole[:2_000_000], LONG)
         stream.send_all(whole[2_000_000:], LONG)
         assert drain(stream, memoryview(bytearray(100)))[0] == b""
     assert got == whole
 
 
-def test_a_node_hears_why_its_certificate_is_refused(waker: Waker) -> None:
-    node = Node(CA, lambda secured: secured.recv(1), ssl.TLSVersion.TLSv1_3)
-    with closing(node), pytest.raises(ConnectError, match="certificate is not accepted"):
-        SocketTransport(ssl.create_default_context()).connect(node.address, waker, LONG)
-    assert "ALERT" in str(node.error)
+def test_a_node_hears_why_its_certificate_is_refused(tmp_path: Path, waker: Waker) -> None:
+    with node(tmp_path) as server, pytest.raises(ConnectError, match="certificate is not accepted"):
+        SocketTransport(ssl.create_default_context()).connect(server.address, waker, LONG)
+    assert "ALERT" in str(server.error)

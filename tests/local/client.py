@@ -65,27 +65,29 @@ class Client:
         self.sock.sendall(frame.encode())
         return frame.opaque
 
+    def frame(self) -> Frame | None:
+        """The next frame, NOOPs included; None when the server has closed."""
+        while (parsed := Frame.parse(self._buffer)) is None:
+            try:
+                data = self.sock.recv(1 << 16)
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            self._buffer += data
+        frame, end = parsed
+        self._buffer = self._buffer[end:]
+        return frame
+
     def receive(self) -> Frame | None:
         """The next frame except NOOPs; None when the server has closed."""
-        while True:
-            parsed = Frame.parse(self._buffer)
-            if parsed is None:
-                try:
-                    data = self.sock.recv(1 << 16)
-                except ConnectionResetError:
-                    return None
-                if not data:
-                    return None
-                self._buffer += data
-                continue
-            frame, end = parsed
-            self._buffer = self._buffer[end:]
-            if frame.opcode == Opcode.DCP_NOOP and not frame.is_response:
-                self.noops += 1
-                if self.answer_noops:
-                    self.sock.sendall(noop_reply(frame).encode())
-                continue
-            return frame
+        while (frame := self.frame()) is not None:
+            if frame.opcode != Opcode.DCP_NOOP or frame.is_response:
+                return frame
+            self.noops += 1
+            if self.answer_noops:
+                self.sock.sendall(noop_reply(frame).encode())
+        return None
 
     def call(self, message: Any) -> Frame:
         self.send(message)
@@ -103,9 +105,15 @@ class Client:
 
     # -- bootstrap
 
-    def login(self, features: Iterable[int] = COLLECTIONS, *, select: bool = True) -> Client:
+    def login(
+        self,
+        features: Iterable[int] = COLLECTIONS,
+        *,
+        select: bool = True,
+        auth: tuple[str, str] | None = None,
+    ) -> Client:
         assert self.call(Hello("test", tuple(features))).status == 0
-        assert self.plain(self.cluster.username, self.cluster.password) == 0
+        assert self.plain(*(auth or (self.cluster.username, self.cluster.password))) == 0
         if select:
             assert self.call(SelectBucket(self.cluster.bucket)).status == 0
         return self

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from cbframe.local import LocalCluster
 from cbframe.local import items as stored
@@ -56,7 +54,6 @@ GOLDEN8 = GOLDEN.with_name("golden8")
 VBUCKETS = 16
 HOLE = 15
 """The vbucket that the recorded node did not have."""
-_TIMEOUT = 5.0
 _PAUSE = 0.15
 """Seconds after which the recorded server sent something new, not the rest of what it had."""
 _BODY = b'{"id":1}'
@@ -445,43 +442,6 @@ def _plain_events(name: str) -> dict[tuple[int, int], Frame]:
 
 def _from_memory(frame: Frame) -> bool:
     return frame.opcode == Opcode.DCP_SNAPSHOT_MARKER and bool(marker_of(frame)[2] & SnapshotFlag.MEMORY)
-
-
-# ---------------------------------------------------------------------- the wire
-
-
-class Wire:
-    """A connection that shows every frame, keep-alives included."""
-
-    def __init__(self, cluster: LocalCluster) -> None:
-        host, port = cluster.kv_addresses[0].split(":")
-        self.sock = socket.create_connection((host, int(port)), _TIMEOUT)
-        self._buffer = b""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.sock.close()
-
-    def send(self, data: bytes) -> None:
-        self.sock.sendall(data)
-
-    def receive(self) -> Frame | None:
-        """The next frame; None when the server has closed."""
-        while (parsed := Frame.parse(self._buffer)) is None:
-            try:
-                data = self.sock.recv(1 << 16)
-            except ConnectionResetError:
-                return None
-            if not data:
-                return None
-            self._buffer += data
-        frame, end = parsed
-        self._buffer = self._buffer[end:]
-        return frame
 
 
 _PLAIN_EVENTS = _plain_events("disk_coll_events.0")

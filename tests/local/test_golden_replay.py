@@ -14,7 +14,8 @@ from cbframe.wire.framing import Frame
 from cbframe.wire.messages import SaslAuth
 from cbframe.wire.sasl import ScramClient
 
-from .replay import GOLDEN, GOLDEN8, VBUCKETS, Stage, Step, Wire, conversation
+from .client import Client
+from .replay import GOLDEN, GOLDEN8, VBUCKETS, Stage, Step, conversation
 from .shapes import shape
 
 ALL = sorted(path.name.removesuffix(".c2s.bin") for path in GOLDEN.glob("*.c2s.bin"))
@@ -141,7 +142,7 @@ def held_again(name: str, steps: list[Step], data: list[Step] | None = None, **o
     differences: Differences = {}
     compared = 0
     options |= {"vbuckets": VBUCKETS, "bucket": bucket_of(steps), "seed": 1}
-    with LocalCluster(**options) as cluster, Wire(cluster) as wire:
+    with LocalCluster(**options) as cluster, Client(cluster) as wire:
         if name == "noop_timeout":
             # The recorded node had been told to be as impatient.
             cluster._engine.nodes[0].idle_timeout = 0.5
@@ -154,14 +155,14 @@ def held_again(name: str, steps: list[Step], data: list[Step] | None = None, **o
             if step.sent:
                 stage.listen(step)
                 stage.before(at)
-                wire.send(talker.says(at))
+                wire.sock.sendall(talker.says(at))
                 continue
             if not expected(name, step.frame):
                 continue
             stage.live(at)
             if name == "end_lost_privileges" and step.frame.opcode == Opcode.DCP_STREAM_END:
                 cluster.revoke("dcpuser")
-            answer = next_of(name, wire.receive)
+            answer = next_of(name, wire.frame)
             assert answer is not None, f"closed before message {at}: {shape(step.frame)}"
             if answer.is_response and answer.status == Status.AUTH_CONTINUE:
                 talker.challenge = answer.value
@@ -171,8 +172,8 @@ def held_again(name: str, steps: list[Step], data: list[Step] | None = None, **o
                 same = answer.opcode == step.frame.opcode and answer.is_response == step.frame.is_response
                 assert same, differences
         if name == "unknown_opcode.1":
-            wire.send(bytes(24))
+            wire.sock.sendall(bytes(24))
         if name in CLOSED:
-            assert next_of(name, wire.receive) is None
+            assert next_of(name, wire.frame) is None
     assert compared > 0
     return differences

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from certificates import files  # noqa: F401 - a fixture
 
 from cbframe import LocalCluster
 

@@ -20,6 +20,18 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from servers import (
+    PASSWORD,
+    USER,
+    Answer,
+    Garbage,
+    Memcached,
+    Reply,
+    TcpServer,
+    answer_to,
+    free_port,
+    manager,
+)
 
 from cbframe import (
     AccessError,
@@ -45,7 +57,6 @@ from cbframe.wire.framing import Frame, request
 from cbframe.wire.messages import SnapshotMarker, StreamEnd
 
 from .kit import QUICK, fill
-from .scripted import PASSWORD, USER, Answer, Garbage, Http, Memcached, TcpServer, answer_to
 
 TIMEOUT = 1.0
 BOUND = 6.0
@@ -125,11 +136,6 @@ def test_unknown_bucket(cluster: LocalCluster, over: str) -> None:
     assert error.node
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
 @pytest.mark.parametrize("scheme", ["couchbase", "http"])
 def test_nobody_listens(scheme: str) -> None:
     address = f"127.0.0.1:{free_port()}"
@@ -171,7 +177,7 @@ def test_a_silent_port_without_a_timeout_of_the_read() -> None:
 
 
 def test_http_at_the_port_of_the_data_service() -> None:
-    with Http(200, b"{}") as server:
+    with manager(Reply(200, b"{}")) as server:
         error = failure(f"couchbase://{server.address}/default", place=server.address)
         # It waits for the end of a line that never comes, or answers with an error page.
         assert isinstance(error, ProtocolError | ConnectError | ReadTimeoutError)
@@ -241,16 +247,9 @@ def test_closed_at_every_stage() -> None:
 
 
 STAGES = [
-    Opcode.HELLO,
-    Opcode.SASL_LIST_MECHS,
-    Opcode.SASL_AUTH,
-    Opcode.SASL_STEP,
-    Opcode.SELECT_BUCKET,
-    Opcode.GET_CLUSTER_CONFIG,
-    Opcode.DCP_OPEN,
-    Opcode.DCP_CONTROL,
-    Opcode.GET_ALL_VB_SEQNOS,
-    Opcode.DCP_STREAM_REQ,
+    *(Opcode.HELLO, Opcode.SASL_LIST_MECHS, Opcode.SASL_AUTH, Opcode.SASL_STEP, Opcode.SELECT_BUCKET),
+    *(Opcode.GET_CLUSTER_CONFIG, Opcode.DCP_OPEN, Opcode.DCP_CONTROL),
+    *(Opcode.GET_ALL_VB_SEQNOS, Opcode.DCP_STREAM_REQ),
 ]
 
 
@@ -334,7 +333,7 @@ def control(opcode: int, extras: bytes, value: bytes = b"") -> Callable[[Frame],
 )
 def test_truncated_messages(answer: Answer) -> None:
     with Memcached({Opcode.DCP_STREAM_REQ: answer}) as server:
-        error = failure(server.url, place=server.address)
+        error = failure(server.url, place=server.address, timeout=20, bound=20)
         assert isinstance(error, ProtocolError)
 
 
@@ -390,7 +389,7 @@ def test_a_map_without_an_owner() -> None:
 def test_rest(
     status: int, body: bytes, kind: str, expected: type[CbframeError], collections: str | None
 ) -> None:
-    with Http(status, body, kind) as server:
+    with manager(Reply(status, body, kind)) as server:
         error = failure(
             f"http://{server.address}", bucket="default", place=server.address, collections=collections
         )

@@ -9,18 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import doors
 import pytest
+from doors import Door, each_door
 
-from cbframe import (
-    BucketDataSource,
-    BucketNotFoundError,
-    LocalCluster,
-    doctor,
-    read_snapshot,
-    scan_bucket,
-    stream_bucket,
-    write_snapshot,
-)
+from cbframe import BucketDataSource, BucketNotFoundError, LocalCluster, doctor, scan_bucket
 from cbframe.errors import ROLES_HINT, ClusterMapError
 from cbframe.local.kv import KvConnection
 from cbframe.testing import RecordingReceiver
@@ -153,36 +146,15 @@ LATE = replace(QUICK, connect_timeout=30, recovery_timeout=30)
 """Whoever waited for such a bucket would wait for long."""
 
 
-def read(urls: Any, bucket: str, auth: Any, _path: Path) -> int:
-    return len(scan_bucket(urls, bucket, auth=auth, options=LATE, timeout=60).to_arrow())
+def collections(conn: Any, folder: Path, **arguments: Any) -> list[str]:
+    return doors.read(conn, folder, collections="_default._default", **arguments)
 
 
-def partitions(urls: Any, bucket: str, auth: Any, _path: Path) -> int:
-    parts = scan_bucket(urls, bucket, auth=auth, options=LATE, timeout=60).partitions(2)
-    return sum(len(part.read()) for part in parts)
+some_doors = each_door(doors.read, doors.partitions, collections, doors.snapshot, doors.stream)
 
 
-def collections(urls: Any, bucket: str, auth: Any, _path: Path) -> int:
-    wanted = "_default._default"
-    scan = scan_bucket(urls, bucket, auth=auth, collections=wanted, options=LATE, timeout=60)
-    return len(scan.to_arrow())
-
-
-def snapshot(urls: Any, bucket: str, auth: Any, path: Path) -> int:
-    write_snapshot(urls, path, bucket=bucket, auth=auth, options=LATE, timeout=60)
-    return len(read_snapshot(path))
-
-
-def stream(urls: Any, bucket: str, auth: Any, _path: Path) -> int:
-    with stream_bucket(urls, bucket, auth=auth, options=LATE) as changes:
-        rows, batch = 0, changes.poll(30)
-        while batch is not None:
-            rows, batch = rows + len(batch), changes.poll(2)
-        return rows
-
-
-DOORS = [read, partitions, collections, snapshot, stream]
-Door = Callable[[Any, str, Any, Path], int]
+def count(door: Door, urls: Any, folder: Path, bucket: str = "default", auth: Any = ADMIN) -> int:
+    return len(door(urls, folder, bucket=bucket, auth=auth, options=LATE, timeout=60))
 
 
 def seeds_of(cluster: LocalCluster, scheme: str) -> Any:
@@ -190,28 +162,28 @@ def seeds_of(cluster: LocalCluster, scheme: str) -> Any:
 
 
 @pytest.mark.parametrize("scheme", ["couchbase", "http"])
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+@some_doors
 def test_no_such_bucket(cluster: LocalCluster, door: Door, scheme: str, tmp_path: Path) -> None:
     """At once, whoever asks: nodes say KEY_ENOENT to one, and EACCESS to the other."""
     cluster.add_user("ann", "secret-word")
     began = time.monotonic()
     for auth, hint in ((ADMIN, "visible buckets: default"), (("ann", "secret-word"), "")):
         with pytest.raises(BucketNotFoundError, match="bucket 'other'") as caught:
-            door(seeds_of(cluster, scheme), "other", auth, tmp_path / "snapshot")
+            count(door, seeds_of(cluster, scheme), tmp_path, "other", auth)
         assert hint in str(caught.value.hint)
     assert time.monotonic() - began < LATE.connect_timeout / 3
 
 
 @pytest.mark.parametrize("scheme", ["couchbase", "http"])
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+@some_doors
 def test_a_paused_bucket(cluster: LocalCluster, door: Door, scheme: str, tmp_path: Path) -> None:
     cluster.upsert("a", {"n": 1})
     cluster.pause_bucket()
     with pytest.raises(BucketNotFoundError, match="bucket 'default' is paused") as caught:
-        door(seeds_of(cluster, scheme), "default", ADMIN, tmp_path / "snapshot")
+        count(door, seeds_of(cluster, scheme), tmp_path)
     assert "resume" in str(caught.value.hint)
     cluster.resume_bucket()
-    assert door(seeds_of(cluster, scheme), "default", ADMIN, tmp_path / "snapshot") == 1
+    assert count(door, seeds_of(cluster, scheme), tmp_path) == 1
 
 
 @pytest.fixture
@@ -240,7 +212,7 @@ class Refusals:
 
 @pytest.mark.parametrize("scheme", ["couchbase", "http"])
 @pytest.mark.parametrize("state", ["starting", "config_only"])
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+@some_doors
 def test_a_node_that_is_starting(
     later: LocalCluster, monkeypatch: pytest.MonkeyPatch, door: Door, state: str, scheme: str, tmp_path: Path
 ) -> None:
@@ -250,8 +222,7 @@ def test_a_node_that_is_starting(
     status = Status.KEY_ENOENT if state == "starting" else Status.CONFIG_ONLY
     seen = Refusals(monkeypatch, status, lambda: change(0, state, False))
     change(0, state, True)
-    found = door(seeds_of(later, scheme), "default", ADMIN, tmp_path / "snapshot")
-    assert found == 40
+    assert count(door, seeds_of(later, scheme), tmp_path) == 40
     assert len(seen.opcodes) >= 3
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import random
 import re
@@ -10,10 +9,11 @@ import socket
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import trustme
+from certificates import CAPELLA_HOST, Files
+from servers import PASSWORD, USER, Garbage, Memcached, Reply, TcpServer, answer_to, manager
 
 from cbframe import BucketNotFoundError, Diagnosis, LocalCluster, core, doctor
 from cbframe.dcp import probe, transport
@@ -24,42 +24,9 @@ from cbframe.testing import FakeClock
 from cbframe.wire.constants import Opcode, Status
 
 from .kit import fill
-from .scripted import PASSWORD, USER, Garbage, Http, Memcached, TcpServer, answer_to
 
 SECRET = "hunter2-of-the-doctor"
 QUICK = 1.0
-
-
-class Files(NamedTuple):
-    ca: Path
-    other_ca: Path
-    server: Path
-    elsewhere: Path
-    expired: Path
-    soon: Path
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    folder = tmp_path_factory.mktemp("tls")
-    found = Files(*(folder / f"{name}.pem" for name in Files._fields))
-    ca, other = trustme.CA(), trustme.CA()
-    ca.cert_pem.write_to_path(found.ca)
-    other.cert_pem.write_to_path(found.other_ca)
-    now = dt.datetime.now(dt.UTC)
-    for path, issued in (
-        (
-            found.server,
-            ca.issue_cert(
-                "127.0.0.1", "cb.x1y2z3.cloud.couchbase.com", not_after=now + dt.timedelta(days=700)
-            ),
-        ),
-        (found.elsewhere, ca.issue_cert("db.example")),
-        (found.expired, ca.issue_cert("127.0.0.1", not_after=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))),
-        (found.soon, ca.issue_cert("127.0.0.1", not_after=now + dt.timedelta(days=3))),
-    ):
-        issued.private_key_and_cert_chain_pem.write_to_path(path)
-    return found
 
 
 def secured(certificate: Path) -> LocalCluster:
@@ -294,7 +261,7 @@ def test_options_that_are_not_known(pair: LocalCluster, monkeypatch: pytest.Monk
 
 def test_capellas_certificate(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which authority vouches, and that it ends before long: the one that is in the package, or another."""
-    host = "cb.x1y2z3.cloud.couchbase.com"
+    host = CAPELLA_HOST
     monkeypatch.setattr("cbframe.cluster.tls.CAPELLA_ROOT", str(files.ca))
     original = transport.socket.getaddrinfo
     monkeypatch.setattr(
@@ -350,10 +317,10 @@ def test_something_else_answers() -> None:
     with Garbage(b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n" * 4) as server:
         expect(examine(server.url, auth=(USER, SECRET)), "service", "magic", "data service")
         expect(examine(f"http://{server.address}", auth=(USER, SECRET)), "service", "answer", "8091")
-    with Http(200, b"<html>", "text/html") as server:
+    with manager(Reply(200, b"<html>", "text/html")) as server:
         found = examine(f"http://{server.address}", auth=(USER, SECRET))
         expect(found, "service", "not JSON", "and not a proxy")
-    with Http(302, b"") as server:
+    with manager(Reply(302, b"")) as server:
         found = examine(f"http://{server.address}", auth=(USER, SECRET))
         expect(found, "service", "redirects", "name that host")
 
@@ -472,7 +439,7 @@ def test_whatever_a_node_answers_nothing_is_raised(seed: int) -> None:
 @pytest.mark.parametrize("status", [200, 301, 401, 403, 404, 500])
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'{"nodesExt":5}', b"[" * 100_000, b"\xff"])
 def test_whatever_a_manager_answers_nothing_is_raised(status: int, body: bytes) -> None:
-    with Http(status, body) as server:
+    with manager(Reply(status, body)) as server:
         found = examine(f"http://{server.address}", auth=(USER, PASSWORD))
     assert found.failed is not None
     assert found.failed.name == {401: "login", 403: "bucket"}.get(status, found.failed.name)

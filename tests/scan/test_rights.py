@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import doors
 import pytest
+from doors import Door, each_door
 
 from cbframe import (
     AccessError,
@@ -85,40 +87,25 @@ def test_the_way_of_a_user_of_one_collection(shop: LocalCluster) -> None:
         assert set(frame["_cb_collection"]) == {"orders"}
 
 
-def streamed(shop: LocalCluster, **wanted: Any) -> list[str]:
-    with stream_bucket(shop, auth=ANN, **wanted) as stream:
-        found: list[str] = []
-        while len(found) < len(ORDERS):
-            batch = stream.poll(30)
-            assert batch is not None
-            found += batch.to_arrow()["_cb_key"].to_pylist()
-        return found
+def peeked(shop: LocalCluster, _folder: Path, **arguments: Any) -> list[str]:
+    assert "10 documents" in str(read_schema(shop, **arguments))
+    return list(scan_bucket(shop, **arguments).peek(100).index)
 
 
-def of_partitions(shop: LocalCluster, **wanted: Any) -> list[str]:
-    parts = scan(shop, **wanted).partitions(2)
+def divided(shop: LocalCluster, folder: Path, **arguments: Any) -> list[str]:
+    parts = scan_bucket(shop, **arguments).partitions(2)
     assert [part.documents for part in parts] == [None, None], "statistics were refused"
-    return [key for part in parts for key in part.read()["_cb_key"].to_pylist()]
+    return doors.partitions(shop, folder, **arguments)
 
 
-def of_table(shop: LocalCluster, **wanted: Any) -> list[str]:
-    assert "10 documents" in str(read_schema(shop, auth=ANN, **wanted))
-    reader = scan(shop, **wanted).to_reader()
-    return [key for batch in reader for key in batch["_cb_key"].to_pylist()]
-
-
-def peeked(shop: LocalCluster, **wanted: Any) -> list[str]:
-    return list(scan(shop, **wanted).peek(100).index)
-
-
-@pytest.mark.parametrize("door", [streamed, of_partitions, of_table, peeked])
-def test_every_front_door_names_what_can_be_read(shop: LocalCluster, door: Callable[..., list[str]]) -> None:
+@each_door(doors.stream, divided, doors.batches, peeked)
+def test_every_front_door_names_what_can_be_read(shop: LocalCluster, door: Door, tmp_path: Path) -> None:
     for wanted in ({}, {"scope": "shop"}):
         with pytest.raises(AccessError, match=REFUSED) as caught:
-            door(shop, **wanted)
+            door(shop, tmp_path, auth=ANN, **wanted)
         assert "give collections=['shop.orders'], or collections=\"visible\"" in str(caught.value.hint)
     for wanted in ({"collections": "visible"}, {"collections": "visible", "scope": "shop"}):
-        assert sorted(door(shop, **wanted)) == ORDERS
+        assert sorted(door(shop, tmp_path, auth=ANN, **wanted)) == ORDERS
 
 
 def test_changes_from_now_on(shop: LocalCluster) -> None:

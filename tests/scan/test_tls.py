@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import pickle
 import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import trustme
+from certificates import USER, Files
+from servers import TcpServer
 
 import cbframe
 from cbframe import (
@@ -40,53 +39,14 @@ from cbframe import (
 from cbframe.cli import main
 from cbframe.dcp.transport import SocketTransport, Waker
 from cbframe.local import ServerTLS
-from tests.scan.kit import QUICK, background, fill, values_of
+from tests.scan.kit import QUICK, fill, values_of
 
-USER, PASSWORD = "reader", "hunter2-of-the-test"
+PASSWORD = "hunter2-of-the-test"
 AUTH = (USER, PASSWORD)
 HASTY = replace(QUICK, connect_timeout=0.5)
 """For failures that might heal, as far as the client knows."""
 PATIENCE = 20.0
 """Seconds for a read that is to fail; it should take a fraction of one."""
-
-
-class Files(NamedTuple):
-    """PEM files: two authorities, and what they issued."""
-
-    ca: Path
-    other_ca: Path
-    server: Path
-    elsewhere: Path
-    """For another host name."""
-    expired: Path
-    client: Path
-    client_key: Path
-    stranger: Path
-    """A client certificate of the other authority."""
-    nobody: Path
-    """One of the right authority, for a user who does not exist."""
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    folder = tmp_path_factory.mktemp("tls")
-    found = Files(*(folder / f"{name}.pem" for name in Files._fields))
-    ca, other = trustme.CA(), trustme.CA()
-    ca.cert_pem.write_to_path(found.ca)
-    other.cert_pem.write_to_path(found.other_ca)
-    past = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
-    for path, issued in (
-        (found.server, ca.issue_cert("127.0.0.1")),
-        (found.elsewhere, ca.issue_cert("db.example")),
-        (found.expired, ca.issue_cert("127.0.0.1", not_after=past)),
-        (found.stranger, other.issue_cert("reader@example.org", common_name=USER)),
-        (found.nobody, ca.issue_cert("nobody@example.org", common_name="nobody")),
-    ):
-        issued.private_key_and_cert_chain_pem.write_to_path(path)
-    client = ca.issue_cert("reader@example.org", common_name=USER)
-    client.cert_chain_pems[0].write_to_path(found.client)
-    client.private_key_pem.write_to_path(found.client_key)
-    return found
 
 
 def secured(certificate: Path, **options: Any) -> LocalCluster:
@@ -234,18 +194,6 @@ def test_a_cut_in_the_middle_of_a_record_heals(cluster: LocalCluster, files: Fil
     assert len(read(cluster.tls_connection_string, tls=files.ca)) == 300
 
 
-def test_writes_go_on_while_it_is_read(cluster: LocalCluster, files: Files) -> None:
-    def write(stop: threading.Event) -> None:
-        n = 0
-        while not stop.is_set():
-            cluster.upsert(f"more-{n % 50}", {"n": n})
-            n += 1
-
-    with background(write):
-        for _ in range(3):
-            assert len(read(cluster.tls_connection_string, tls=files.ca)) >= 300
-
-
 def test_plain_sasl_is_allowed_over_tls_only(
     cluster: LocalCluster, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,22 +326,19 @@ def test_a_node_that_is_silent(cluster: LocalCluster, files: Files) -> None:
 def test_a_handshake_can_be_cancelled(files: Files) -> None:
     context = ssl.create_default_context(cafile=files.ca)
     waker = Waker()
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        node = f"127.0.0.1:{silent.getsockname()[1]}"
 
-        def wake(_stop: threading.Event) -> None:
-            connection, _ = silent.accept()
-            with connection:
-                assert connection.recv(1)  # the client has connected, and says hello
-                waker.wake()
-                while connection.recv(4096):
-                    pass
+    def talk(sock: socket.socket) -> None:
+        assert sock.recv(1)  # the client has connected, and says hello
+        waker.wake()
+        while sock.recv(4096):
+            pass
 
-        with background(wake), pytest.raises(ReadCancelledError, match="during the TLS handshake"):
-            SocketTransport(context).connect(node, waker, 30)
+    with TcpServer(talk) as silent:
+        with pytest.raises(ReadCancelledError, match="during the TLS handshake"):
+            SocketTransport(context).connect(silent.address, waker, 30)
         waker.drain()
-        with pytest.raises(ConnectError, match="no TLS handshake within"):
-            SocketTransport(context).connect(node, waker, 0.05)
+    with TcpServer() as silent, pytest.raises(ConnectError, match="no TLS handshake within"):
+        SocketTransport(context).connect(silent.address, waker, 0.05)
     waker.close()
 
 
