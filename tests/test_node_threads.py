@@ -16,7 +16,7 @@ import pytest
 from contrib.delta.kit import held as delta_rows
 from scan.kit import QUICK, truth
 from scan.test_microbatch import SECRET, USER, Engine, reader_of
-from snapshot.test_rollbacks import held as snapshot_rows
+from snapshot.kit import held as snapshot_rows
 
 from cbframe import LocalCluster, SnapshotResult, VBucketMetaData, read_bucket, stream_bucket, write_snapshot
 from cbframe.arrow.receivers import GatheringReceiver

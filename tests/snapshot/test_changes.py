@@ -22,7 +22,7 @@ from cbframe import (
 )
 
 from .conftest import Calendar
-from .test_rollbacks import Life
+from .kit import Life
 
 Key = tuple[str, str]
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scan.kit import truth
 
 from cbframe import LocalCluster, Snapshot, write_snapshot
+
+from .conftest import Calendar
+from .kit import held, update
 
 
 def test_nothing_to_gain(cluster: LocalCluster, path: Path) -> None:
@@ -48,3 +52,18 @@ def test_something_to_gain(cluster: LocalCluster, path: Path) -> None:
     assert (done.changed, done.version, done.rows, done.files) == (True, 6, (4, 2), (2, 1))
     assert not snapshot.compact(keep="0s").changed
     assert len(snapshot) == 2
+
+
+def test_as_many_are_kept_as_are_left_out(path: Path, calendar: Calendar) -> None:
+    """An older version stays for a rollback, a deletion goes: as many rows, and yet a document twice."""
+    with LocalCluster(nodes=1, vbuckets=1, seed=3) as cluster:
+        cluster.upsert("key", {"n": 1})
+        cluster.upsert("other", {})
+        update(cluster, path, clock=calendar)
+        cluster.delete("other")
+        update(cluster, path, clock=calendar)
+        calendar.go_on(hours=1)
+        cluster.upsert("key", {"n": 2})
+        update(cluster, path, clock=calendar)
+        Snapshot(path).compact(keep="30min", clock=calendar)
+        assert held(path) == truth(cluster)

@@ -20,7 +20,7 @@ from cbframe.snapshot.maintenance import verify
 from cbframe.snapshot.manifest import History
 from cbframe.snapshot.store import LocalStore, Output
 
-from .test_rollbacks import held, update
+from .kit import held, update
 
 Hurt = Callable[[Path], None]
 

@@ -25,7 +25,7 @@ from cbframe import (
 from cbframe.snapshot.store import LOCK, LocalStore, writing
 
 from .conftest import Calendar
-from .test_rollbacks import held, update
+from .kit import held, update
 
 
 def typed(cluster: LocalCluster, path: Path, **arguments: Any) -> Any:
@@ -212,35 +212,6 @@ def test_modes(cluster: LocalCluster, path: Path) -> None:
     assert [each.kind for each in Snapshot(path).versions] == ["create", "create"]
     Snapshot(path).vacuum()
     assert [each.version for each in Snapshot(path).versions] == [2]
-
-
-def test_a_flushed_bucket(cluster: LocalCluster, path: Path) -> None:
-    fill(cluster, 50)
-    update(cluster, path)
-    before = held(path)
-    cluster.flush()
-    for _ in range(2):
-        with pytest.raises(SnapshotError, match="it was emptied") as caught:
-            update(cluster, path)
-        assert 'mode="overwrite"' in str(caught.value)
-        fill(cluster, 30)
-    assert held(path) == before
-    update(cluster, path, mode="overwrite")
-    assert held(path) == truth(cluster)
-
-
-@pytest.mark.parametrize("vbuckets", [16, 32])
-def test_a_bucket_made_anew(vbuckets: int, cluster: LocalCluster, path: Path) -> None:
-    fill(cluster, 50)
-    update(cluster, path)
-    before = held(path)
-    cluster.recreate(vbuckets=vbuckets)
-    fill(cluster, 20)
-    with pytest.raises(SnapshotError, match="it was deleted and created again"):
-        update(cluster, path)
-    assert held(path) == before
-    update(cluster, path, mode="overwrite")
-    assert held(path) == truth(cluster)
 
 
 def test_collections(cluster: LocalCluster, path: Path) -> None:

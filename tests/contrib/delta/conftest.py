@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -11,9 +10,8 @@ import pytest
 from deltalake import write_deltalake
 from object_store import endpoint, outside  # noqa: F401 - fixtures
 from scan.conftest import nothing_left  # noqa: F401 - a fixture that is used by itself
+from snapshot.conftest import cluster  # noqa: F401 - a fixture
 from worlds import either_version  # noqa: F401 - as above
-
-from cbframe import LocalCluster
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,13 +20,6 @@ def _runtime(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("first")
     write_deltalake(path, pa.table({"a": [1]}))
     assert pl.scan_delta(str(path)).filter(pl.col("a") == 1).collect().height == 1
-
-
-@pytest.fixture
-def cluster() -> Iterator[LocalCluster]:
-    """Two nodes, 16 vbuckets."""
-    with LocalCluster(nodes=2, vbuckets=16, seed=1) as running:
-        yield running
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import duckdb
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from scan.kit import QUICK, Row, rows_of
 
@@ -55,7 +54,3 @@ def told(table: pa.Table) -> dict[bytes, Row]:
         values = table[name].to_numpy().astype(np.int64).view(np.uint64)
         table = table.set_column(table.column_names.index(name), name, pa.array(values))
     return rows_of(table)
-
-
-def files_of(uri: str) -> list[pa.Table]:
-    return [pq.read_table(path) for path in DeltaTable(uri).file_uris()]

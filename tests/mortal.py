@@ -1,6 +1,7 @@
-"""A process whose children update a snapshot, and die of SIGKILL on the way. Jobs come as lines of JSON.
+"""A process whose children update a mirror, and die of SIGKILL on the way. Jobs come as lines of JSON.
 
-Run as a script. Children are forks, so that a death costs no start of an interpreter.
+Run as a script. Children are forks, so that a death costs no start of an interpreter; nothing of
+deltalake runs in their parent, whose threads would not survive.
 """
 
 from __future__ import annotations
@@ -14,34 +15,41 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from deltalake import DeltaTable
+
 from cbframe import BucketDataSourceOptions, Snapshot, write_snapshot
 from cbframe.arrow.spill import Spill
+from cbframe.contrib.delta import mirror, table, to_delta, update_delta
 from cbframe.dcp.transport import SocketStream
 from cbframe.snapshot.store import Output
 
 OPTIONS = BucketDataSourceOptions(data_manager_sleep_init_ms=1, data_manager_sleep_max_ms=10)
 
-
-PLACES: dict[str, Any] = {
-    "receive_into": SocketStream,
-    "put": Spill,
-    "write": Output,
-    "fsync": os,
-    "link": os,
-    "open": os,
-    "scandir": os,
-    "unlink": os,
+PLACES: dict[str, list[tuple[Any, str]]] = {
+    "snapshot": [
+        (SocketStream, "receive_into"),
+        (Spill, "put"),
+        (Output, "write"),
+        *((os, name) for name in ("fsync", "link", "open", "scandir", "unlink")),
+    ],
+    "delta": [
+        (SocketStream, "receive_into"),
+        (Spill, "put"),
+        (table.Waiting, "put"),
+        (mirror.Mirror, "_write"),
+        *((table.Committer, name) for name in ("overwrite", "merge", "version")),
+    ],
 }
-"""Functions in which something changes, in memory or on the disk, and whose they are."""
+"""Functions in which something changes, in memory or on the disk."""
 
 
-def die_at(death: tuple[str, int, bool] | None, last_words: int) -> Callable[[], dict[str, int]]:
-    """End this process just before or just behind a call of one of the functions.
+def die_at(kind: str, death: tuple[str, int, bool] | None, last_words: int) -> Callable[[], dict[str, int]]:
+    """End this process just before or just after a call of one of the functions.
 
     Parameters
     ----------
     death
-        The function, the number of the call, and whether it is behind it; None to live.
+        The function, the number of the call, and whether it is after it; None to live.
     last_words
         A descriptor; a death is announced there.
 
@@ -50,7 +58,7 @@ def die_at(death: tuple[str, int, bool] | None, last_words: int) -> Callable[[],
     callable
         Tells how many calls there were.
     """
-    calls = {name: itertools.count() for name in PLACES}
+    calls = {name: itertools.count() for _, name in PLACES[kind]}
 
     def reached(*moment: object) -> None:
         if moment == death:
@@ -67,41 +75,25 @@ def die_at(death: tuple[str, int, bool] | None, last_words: int) -> Callable[[],
 
         return call
 
-    for name, owner in PLACES.items():
+    for owner, name in PLACES[kind]:
         setattr(owner, name, mortal(getattr(owner, name), name))
     return lambda: {name: next(numbers) for name, numbers in calls.items()}
 
 
-def die_at_publication(*, behind: bool) -> None:
-    """End this process just before a version gets its name, or just behind it."""
-    link = os.link
-
-    def call(*args: Any) -> None:
-        if behind:
-            link(*args)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    os.link = call  # type: ignore[assignment]
-
-
 def work(job: dict[str, Any], last_words: int) -> dict[str, int]:
     """Do a job; how often each function was called."""
-    if job["publication"] is not None:
-        die_at_publication(behind=job["publication"] == "behind")
-    calls = die_at(job["die_at"] and tuple(job["die_at"]), last_words)
-    if job["compact"]:
-        Snapshot(job["path"]).compact(keep="0s")
-        Snapshot(job["path"]).vacuum(keep=2)
-    write_snapshot(
-        job["conn"],
-        job["path"],
-        auth=tuple(job["auth"]),
-        parse=False,
-        file_bytes=2000,
-        batch_bytes=4000,
-        options=OPTIONS,
-        timeout=60,
-    )
+    calls = die_at(job["kind"], job["die_at"] and tuple(job["die_at"]), last_words)
+    place, auth = job["place"], tuple(job["auth"])
+    arguments: dict[str, Any] = {"auth": auth, "options": OPTIONS, "timeout": 60, "batch_bytes": 4000}
+    if job["kind"] == "snapshot":
+        if job["compact"]:
+            Snapshot(place).compact(keep="0s")
+            Snapshot(place).vacuum(keep=2)
+        write_snapshot(job["conn"], place, parse=False, file_bytes=2000, **arguments)
+    elif DeltaTable.is_deltatable(place):
+        update_delta(job["conn"], place, **arguments)
+    else:
+        to_delta(job["conn"], place, parse=False, **arguments)
     return calls()
 
 
