@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any, TypeAlias
 
-from cbframe.dcp.connection import Data, DcpConnection
+from cbframe.dcp.connection import Data, DcpConnection, Opened
 from cbframe.dcp.handshake import Login, Steps, T
+from cbframe.dcp.streams import Stream
 from cbframe.dcp.transport import Line
 from cbframe.options import BucketDataSourceOptions
 from cbframe.wire.constants import Feature, Opcode, Status
 from cbframe.wire.framing import Frame, request, response
-from cbframe.wire.messages import encode_failover_log, encode_leb128, encode_vbucket_seqnos
+from cbframe.wire.messages import StreamRequest, encode_failover_log, encode_leb128, encode_vbucket_seqnos
 
 LOGIN = Login("user", "secret", "bucket", False, True, lambda: "nonce")
 SETTINGS = BucketDataSourceOptions(
@@ -117,3 +118,11 @@ def ask(node: str, steps: Steps[T], **connection: Any) -> T:
     """Run a conversation on a connection of its own."""
     with closing(Line(node, **connection)) as line:
         return line.run(steps)
+
+
+def open_stream(connection: DcpConnection, vb: int = 0, **fields: int) -> Stream:
+    """A stream that is granted."""
+    stream = connection.request_stream(StreamRequest(vb, **fields))
+    (asked,) = frames(connection.data_to_send())
+    assert feed(connection, good_answer(asked).encode()) == [Opened(stream)]
+    return stream

@@ -45,14 +45,19 @@ from cbframe.wire.messages import (
 )
 
 from . import server
-from .server import LOGIN, SETTINGS, connect, consumed, deletion, feed, frames, good_answer, mutation, refusal
-
-
-def open_stream(connection: DcpConnection, vb: int = 0, **fields: int) -> Stream:
-    stream = connection.request_stream(StreamRequest(vb, **fields))
-    (asked,) = frames(connection.data_to_send())
-    assert feed(connection, good_answer(asked).encode()) == [Opened(stream)]
-    return stream
+from .server import (
+    LOGIN,
+    SETTINGS,
+    connect,
+    consumed,
+    deletion,
+    feed,
+    frames,
+    good_answer,
+    mutation,
+    open_stream,
+    refusal,
+)
 
 
 def marker(stream: Stream, start: int, end: int, flags: int = 1) -> bytes:
@@ -66,12 +71,7 @@ def seqnos(events: list[object]) -> list[int]:
 # --- handshake
 
 LOGGING_IN = [Opcode.HELLO, Opcode.SASL_LIST_MECHS, Opcode.SASL_AUTH]
-OPENING = [
-    Opcode.SELECT_BUCKET,
-    Opcode.GET_ALL_VB_SEQNOS,
-    Opcode.DCP_OPEN,
-    *[Opcode.DCP_CONTROL] * 9,
-]
+OPENING = [Opcode.SELECT_BUCKET, Opcode.GET_ALL_VB_SEQNOS, Opcode.DCP_OPEN, *[Opcode.DCP_CONTROL] * 9]
 TURNS = [LOGGING_IN, [Opcode.SASL_AUTH, *OPENING]]
 """Of a node that refuses SCRAM and takes PLAIN: what goes out together."""
 ORDER = [opcode for turn in TURNS for opcode in turn]
@@ -372,16 +372,8 @@ def test_pieces_of_any_size_give_the_same_events(step: int) -> None:
         lambda s: response(Opcode.GET_ALL_VB_SEQNOS).encode(),
     ],
     ids=[
-        "before the marker",
-        "wrong vbucket",
-        "descending",
-        "twice",
-        "outside",
-        "marker of another",
-        "accepted twice",
-        "answer to nothing",
-        "refused acknowledgement",
-        "sample that was not asked for",
+        *("before the marker", "wrong vbucket", "descending", "twice", "outside", "marker of another"),
+        *("accepted twice", "answer to nothing", "refused acknowledgement", "sample that was not asked for"),
     ],
 )
 def test_broken_rules(say: object) -> None:
@@ -463,6 +455,16 @@ def test_closing_a_stream() -> None:
     assert feed(connection, good_answer(asked).encode()) == [Ended(stream, None)]
     assert len(connection.streams) == 0
     assert feed(connection, StreamEnd(0, 1).frame(stream.opaque).encode()) == []
+
+
+def test_a_stream_that_the_node_does_not_have_any_more_is_closed() -> None:
+    """0x0a is one of v7_dcp_status_codes."""
+    connection = connect()
+    stream = open_stream(connection)
+    connection.close_stream(0)
+    (asked,) = frames(connection.data_to_send())
+    feed(connection, replace(good_answer(asked), vbucket=0x0A).encode())
+    assert connection.streams.get(stream.opaque) is None
 
 
 @pytest.mark.parametrize("reason", list(StreamEndReason))

@@ -89,6 +89,24 @@ def test_what_is_asked(wish: dict[str, Any], more: list[tuple[str, str]]) -> Non
     assert dict(connection.granted) == dict(expected)
 
 
+def test_what_is_asked_by_default() -> None:
+    """As the server's developers recommend, in kv_engine's ``docs/dcp/documentation/recommended-apis.md``."""
+    options = BucketDataSourceOptions()
+    _, asked = shake_hands(options, {})
+    messages = [parse_request(frame) for frame in asked]
+    (hello,) = [message for message in messages if isinstance(message, Hello)]
+    (opened,) = [message for message in messages if isinstance(message, DcpOpen)]
+    assert messages.index(hello) < messages.index(opened)
+    assert {Feature.SNAPPY, Feature.COLLECTIONS} <= set(hello.features)
+    window = ("connection_buffer_size", str(options.feed_buffer_size_bytes))
+    more = [window, ("flatbuffers_system_events", "true")]
+    assert dict(controls(asked)) == dict([*ALWAYS, *more])
+    assert options.feed_buffer_ack_threshold == 0.2
+    assert opened.flags & OpenFlag.INCLUDE_DELETE_TIMES
+    no_value = OpenFlag.NO_VALUE | OpenFlag.NO_VALUE_WITH_UNDERLYING_DATATYPE
+    assert not opened.flags & (no_value | OpenFlag.INCLUDE_XATTRS)
+
+
 @pytest.mark.parametrize("wish", [False, True, "force"])
 def test_compression_is_a_feature(wish: bool | str) -> None:
     _, asked = shake_hands(replace(SETTINGS, compression=wish), {})
@@ -108,6 +126,13 @@ def test_deletions_are_skipped_where_the_node_can(wish: bool, granted: tuple[int
     assert (Feature.SKIP_DELETIONS_IN_FIRST_BACKFILL in hello.features) == wish
     (opened,) = [message for message in messages if isinstance(message, DcpOpen)]
     assert bool(opened.flags & 0x200) == (wish and len(granted) == 2)
+
+
+@pytest.mark.parametrize("wish", [False, True])
+def test_extended_attributes_are_asked_for_where_they_are_wanted(wish: bool) -> None:
+    _, asked = shake_hands(replace(SETTINGS, include_xattrs=wish), {})
+    (opened,) = [message for message in map(parse_request, asked) if isinstance(message, DcpOpen)]
+    assert bool(opened.flags & OpenFlag.INCLUDE_XATTRS) == wish
 
 
 def test_no_window_and_other_intervals() -> None:

@@ -2,8 +2,8 @@
 
 The faults by their letter in the list of the project's own notes, and where the test of each is:
 
-==  =====================================================================  ==============================
-a   a bounded stream is asked for again at its end, and then wiped         here
+==  =====================================================================  ===============================
+a   a bounded stream is asked for again at its end, and then wiped         ``test_coordinator`` (pinned)
 b   a stream that was closed waits for an end that never comes             ``test_counters`` (closed …)
 c   a replica may serve a stream                                           here
 d   refused streams are asked for again without a wait                     ``test_coordinator`` (refused)
@@ -15,17 +15,18 @@ i   a map without owners is not asked for again                            ``tes
 j   two processes get the same connection name                             here
 k   options that are zero mean something else                              here
 l   a user named as the bucket selects none                                here
-m   xattrs without noop are refused                                        here
+m   xattrs without noop are refused                                        ``test_handshake`` (asked)
 n   helper threads are left; messages keep parts of earlier ones           ``conftest``, here
 o   a crash before the first item of a snapshot wipes the vbucket          ``test_streams`` (clamped)
 p   bytes of a prepare are taken for a length                              here
 q   each error of a callback ends the connection, and is told of once      ``test_node`` (raises)
 r   a write that fails while streams are requested blocks for ever         ``test_counters`` (nothing …)
-==  =====================================================================  ==============================
+==  =====================================================================  ===============================
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,15 +34,16 @@ from typing import Any
 import pytest
 
 from cbframe.dcp.connection import DcpConnection
-from cbframe.dcp.messages import FetchMap, Finish, NodeDown, NodeReady, OpenStreams, StreamRolledBack
+from cbframe.dcp.messages import FetchMap, NodeDown, NodeReady, OpenStreams, StreamRolledBack
+from cbframe.dcp.positions import VBucketMetaData
 from cbframe.dcp.stats import COUNTERS
 from cbframe.errors import ClusterMapError, ConfigurationError, ConnectError, ProtocolError
 from cbframe.local import LocalCluster
 from cbframe.options import BucketDataSourceOptions
 from cbframe.testing import RecordingReceiver
-from cbframe.wire.constants import Opcode, StreamFlag
+from cbframe.wire.constants import MAX_SEQNO, Opcode, StreamFlag
 from cbframe.wire.framing import Frame, request
-from cbframe.wire.messages import DcpControl, SelectBucket, StreamRequest, parse_request
+from cbframe.wire.messages import SelectBucket, StreamRequest, parse_request
 
 from .rig import Rig, serving
 from .server import LOGIN, connect, feed, frames, good_answer
@@ -64,13 +66,6 @@ class Listening:
 
 
 # --- faults
-
-
-def test_a_bounded_stream_is_over_at_its_end() -> None:
-    hand = Hand({0: 5})
-    hand.begin(cluster(0))
-    assert hand(NodeReady(A, {})) == [OpenStreams(A, ((0, 5),))]
-    assert hand(end(0, seqno=7)) == [Finish()]
 
 
 def test_a_position_behind_the_end_asks_for_nothing_and_loses_nothing() -> None:
@@ -135,19 +130,11 @@ def test_an_option_is_never_zero_by_accident(fields: dict[str, Any]) -> None:
 def test_defaults_are_those_of_the_reference_but_for_the_interval_of_noops() -> None:
     options = BucketDataSourceOptions()
     assert (
-        options.cluster_manager_backoff_factor,
-        options.cluster_manager_sleep_init_ms,
-        options.cluster_manager_sleep_max_ms,
-        options.data_manager_backoff_factor,
-        options.data_manager_sleep_init_ms,
-        options.data_manager_sleep_max_ms,
-        options.feed_buffer_size_bytes,
-        options.feed_buffer_ack_threshold,
-        options.noop_interval_secs,
-        options.seq_end,
-        options.ping_timeout_ms,
-        options.trace_capacity,
-        options.include_xattrs,
+        *(options.cluster_manager_backoff_factor, options.cluster_manager_sleep_init_ms),
+        *(options.cluster_manager_sleep_max_ms, options.data_manager_backoff_factor),
+        *(options.data_manager_sleep_init_ms, options.data_manager_sleep_max_ms),
+        *(options.feed_buffer_size_bytes, options.feed_buffer_ack_threshold, options.noop_interval_secs),
+        *(options.seq_end, options.ping_timeout_ms, options.trace_capacity, options.include_xattrs),
     ) == (1.5, 100, 1000, 1.5, 100, 1000, 20_000_000, 0.2, 20, None, 30_000, 200, False)
 
 
@@ -156,15 +143,6 @@ def test_a_user_named_as_the_bucket_selects_it_too() -> None:
     Rig(node, login=replace(LOGIN, username="bucket")).run()
     (frame,) = node.asked(Opcode.SELECT_BUCKET)
     assert parse_request(frame) == SelectBucket("bucket")
-
-
-def test_noops_are_asked_for_before_anything_needs_them() -> None:
-    node = Listening()
-    Rig(node).run((1, 3))
-    controls = [parse_request(frame) for frame in node.asked(Opcode.DCP_CONTROL)]
-    assert controls[:2] == [DcpControl("enable_noop", "true"), DcpControl("set_noop_interval", "120")]
-    order = [frame.opcode for frame in node.frames]
-    assert order.index(Opcode.DCP_CONTROL) < order.index(Opcode.DCP_STREAM_REQ)
 
 
 def test_a_prepare_is_no_document_and_hides_none() -> None:
@@ -200,29 +178,12 @@ def granted(connection: DcpConnection) -> bytes:
     return good_answer(asked).encode()
 
 
-# --- what its tests check
-
-
 def test_nothing_is_counted_before_the_start() -> None:
     with LocalCluster(vbuckets=1) as local:
         source = source_of(local, RecordingReceiver())
         stats = source.stats()
         source.close()
     assert stats.counts() == dict.fromkeys(COUNTERS, 0)
-
-
-def test_started_and_closed_at_once() -> None:
-    with LocalCluster(vbuckets=1) as local:
-        source = source_of(local, RecordingReceiver(), seq_end=None)
-        source.start()
-        with pytest.raises(ConfigurationError, match="started once"):
-            source.start()
-        source.close()
-        source.close()
-        stats = source.stats()
-    assert (stats.tot_start, stats.tot_refresh_cluster_done, stats.tot_refresh_workers_done) == (2, 1, 1)
-    assert (stats.tot_refresh_workers_started, stats.tot_refresh_workers_loop_done) == (1, 1)
-    assert stats.tot_worker_start == stats.tot_worker_done
 
 
 def test_another_bucket_of_that_name_is_not_connected_to() -> None:
@@ -233,6 +194,9 @@ def test_another_bucket_of_that_name_is_not_connected_to() -> None:
             source.wait(LONG)
     assert receiver.errors
     assert source.stats().tot_worker_start == 0
+
+
+# --- what its tests check
 
 
 def test_a_node_that_refuses_is_told_of_once_for_each_attempt() -> None:
@@ -271,3 +235,44 @@ def test_metadata_is_stored_with_the_log_and_with_the_first_item_of_a_snapshot()
 
     Rig(serving(), Receiver()).run((2, 3))
     assert calls == ["get", "set", "snapshot", "set", "a", "b", "c"]
+
+
+# --- what a source asks of its nodes
+
+
+def test_a_node_has_one_connection_with_many_streams() -> None:
+    receiver = RecordingReceiver()
+    with LocalCluster(nodes=2, vbuckets=64, seed=1) as cluster:
+        cluster.bulk_load((b"k%d" % n, b"{}") for n in range(500))
+        with source_of(cluster, receiver, seq_end=None) as source:
+            until(receiver, partial(holds, receiver, 500))
+            assert [cluster.dcp_connections(node) for node in range(2)] == [1, 1]
+            assert len(source.vbucket_states()) == 64
+
+
+def test_collections_are_filtered_by_the_server() -> None:
+    with LocalCluster(vbuckets=1, seed=1) as cluster:
+        cid = cluster.create_collection("_default", "c")
+        cluster.upsert("a", {}, collection="c")
+        cluster.upsert("b", {})
+        receiver = RecordingReceiver()
+        with source_of(cluster, receiver, collections=(cid,)) as source:
+            source.wait(LONG)
+            assert source.stats().total.documents == 1
+        assert set(receiver.values()) == {b"a"}
+
+
+def test_the_version_of_the_manifest_is_stored_and_told_when_a_stream_is_resumed() -> None:
+    receiver = RecordingReceiver()
+    with LocalCluster(vbuckets=1, seed=1) as cluster:
+        cluster.create_collection("_default", "c")
+        cluster.upsert("a", {})
+        with source_of(cluster, receiver, seq_end=None):
+            until(receiver, lambda: b"a" in receiver.values())
+    stored = VBucketMetaData.from_json(receiver.metadata[0])
+    assert stored.manifest_uid == 1
+    node = Listening()
+    receiver.metadata[1], receiver.seqnos[1] = stored.to_json(), receiver.seqnos[0]
+    Rig(node, receiver).run((1, MAX_SEQNO))
+    (frame,) = node.asked(Opcode.DCP_STREAM_REQ)
+    assert json.loads(frame.value) == {"uid": "1"}
