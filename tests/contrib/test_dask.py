@@ -13,8 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import trustme
-from scan.kit import QUICK, Sent, background, fill
-from scan.test_writers import KEYS, Writer
+from scan.kit import QUICK, Sent, fill
 
 import cbframe
 from cbframe import AccessError, EnvironmentAuth, LocalCluster
@@ -220,19 +219,6 @@ def test_workers_write_parquet(client: Any, tmp_path: Any) -> None:
         lazily(cluster).to_parquet(tmp_path)
         again = pd.read_parquet(tmp_path, dtype_backend="pyarrow")
         assert sorted(again["n"]) == list(range(500))
-
-
-def test_under_a_writer(client: Any) -> None:
-    with cluster_of(2) as cluster:
-        writer = Writer(cluster, 5)
-        with background(writer.run):
-            assert writer.going.wait(20)
-            at_start = {key: len(written) for key, written in writer.history.copy().items() if key in KEYS}
-            frame = lazily(cluster, npartitions=4, parse=False)
-            found = frame.compute()
-            assert found.index.is_unique
-            values = {str(key).encode(): bytes(value) for key, value in found["_cb_value"].items()}
-            writer.check(values, at_start)
 
 
 def test_a_worker_is_killed(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import trustme
-from scan.kit import background, fill
-from scan.test_writers import KEYS, Writer
+from scan.kit import fill
 
 import cbframe
 from cbframe import LocalCluster
@@ -132,22 +131,6 @@ def test_a_user_of_some_collections(spark: Any) -> None:
             load(spark, cluster).collect()
         rows = load(spark, cluster, collections="visible").collect()
         assert [row["_cb_key"] for row in rows] == ["inside"]
-
-
-def test_under_a_writer(spark: Any) -> None:
-    with cluster_of(2) as cluster:
-        writer = Writer(cluster, 5)
-        with background(writer.run):
-            assert writer.going.wait(20)
-            at_start = {key: len(written) for key, written in writer.history.copy().items() if key in KEYS}
-            rows = load(spark, cluster, "_cb_key string, generation bigint, pad string").collect()
-            found = {
-                row["_cb_key"].encode(): b'{"generation":%d,"pad":"%s"}'
-                % (row["generation"], row["pad"].encode())
-                for row in rows
-            }
-            assert len(found) == len(rows)
-            writer.check(found, at_start)
 
 
 def test_filters_are_pushed_down(spark: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Protocol
 
 import numpy as np
 
@@ -11,11 +10,6 @@ from cbframe import ChangeBatch, Checkpoint, LocalCluster
 from cbframe.arrow.columns import key_bytes
 
 from .kit import truth
-
-
-class Consumer(Protocol):
-    def apply(self, batch: ChangeBatch) -> None: ...
-    def documents(self) -> dict[bytes, bytes]: ...
 
 
 class LogKeeper:

@@ -79,10 +79,7 @@ def test_one_large_node() -> None:
 sized = st.integers(0, 10**12)
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 3), sized, sized), min_size=1, max_size=80),
-    st.integers(1, 100),
-)
+@given(st.lists(st.tuples(st.integers(0, 3), sized, sized), min_size=1, max_size=80), st.integers(1, 100))
 def test_any_bucket(vbuckets: list[tuple[int, int, int]], n: int) -> None:
     owners = [owner for owner, _, _ in vbuckets]
     sizes = [Size(documents, stored) for _, documents, stored in vbuckets]

@@ -66,16 +66,6 @@ def test_a_bucket_of_deletions_only(cluster: LocalCluster) -> None:
         assert len(read_bucket(cluster, **arguments)) == 0
 
 
-def test_only_the_newest_version(cluster: LocalCluster) -> None:
-    for version in range(5):
-        for number in range(50):
-            cluster.upsert(f"k{number}", {"n": number, "version": version})
-    frame = read_bucket(cluster)
-    assert frame.index.is_unique
-    assert len(frame) == 50
-    assert set(frame["version"]) == {4}
-
-
 def test_what_is_no_object_is_kept_and_counted(cluster: LocalCluster) -> None:
     values = {
         "object": b'{"a":1}',

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
 import time
 from dataclasses import replace
 
@@ -89,17 +88,6 @@ def test_a_cut_between_the_wanted_end_and_the_end_of_its_snapshot(
         assert overwritten == list(range(51, 91))
 
 
-@pytest.mark.parametrize("step", [2500, 5000, 20_000])
-def test_cuts_again_and_again(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    fill(pair, 1500)
-    sents = [Sent(monkeypatch, pair, node) for node in range(2)]
-    rng = random.Random(step)
-    for sent in sents:
-        sent.cut(iter([rng.randint(step, 2 * step) for _ in range(12)]))
-    assert read_rows(pair) == truth(pair)
-    assert sum(sent.cuts for sent in sents) >= 3
-
-
 def test_a_cut_in_a_large_value(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(cluster, 50)
     cluster.upsert("large", random.Random(1).randbytes(5_000_000))
@@ -156,52 +144,6 @@ def test_gone_for_good_is_an_error(pair: LocalCluster, monkeypatch: pytest.Monke
     assert 1 < time.monotonic() - began < 5
     assert "vbuckets" in str(caught.value)
     assert isinstance(caught.value.__cause__, ConnectError)
-
-
-@pytest.mark.parametrize("at", [500, 5_000, 20_000])
-def test_a_vbucket_moves(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    fill(pair, 1000)
-    expected = truth(pair)
-    sent = Sent(monkeypatch, pair, 0)
-    owned = [vb for vb, row in enumerate(pair._engine.bucket.map) if row[0] == 0]
-
-    def move() -> None:
-        for vb in owned:
-            # By hand: cluster.move_vbucket would wait for the other node's loop from this one.
-            with pair._engine.bucket.lock:
-                pair._engine._give(vb, 1)
-                pair._engine.bucket.rev += 1
-            sent.node.end_streams(vb, only_if_lost=True)
-
-    sent.at(at, move)
-    assert read_rows(pair, buffer_bytes=2000) == expected
-    assert not sent.pending
-    assert all(row[0] == 1 for row in pair._engine.bucket.map)
-
-
-def test_vbuckets_move_to_and_fro(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(pair, 3000)
-    expected = truth(pair)
-    stop = threading.Event()
-    moves = 0
-
-    def shuffle() -> None:
-        nonlocal moves
-        rng = random.Random(5)
-        while not stop.is_set():
-            pair.move_vbucket(rng.randrange(16), rng.randrange(2))
-            moves += 1
-            stop.wait(0.002)
-
-    thread = threading.Thread(target=shuffle)
-    thread.start()
-    try:
-        for _ in range(4):
-            assert read_rows(pair) == expected
-    finally:
-        stop.set()
-        thread.join()
-    assert moves
 
 
 def one_vbucket_half_read(
@@ -390,28 +332,6 @@ def test_a_flushed_vbucket(monkeypatch: pytest.MonkeyPatch) -> None:
         sent.at(size // 2, lambda: cluster._engine.flush_vbucket(0))
         assert read_rows(cluster, buffer_bytes=2000) == {}
         assert not sent.pending
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_everything_at_once(pair: LocalCluster, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Cuts and moves without loss, in random order: the read is still the truth."""
-    rng = random.Random(seed)
-    fill(pair, 2000)
-    expected = truth(pair)
-    for node in range(2):
-        sent = Sent(monkeypatch, pair, node)
-        sent.cut(iter([rng.randint(3000, 40_000) for _ in range(5)]))
-
-        def move(node: int = node) -> None:
-            vb = rng.randrange(16)
-            with pair._engine.bucket.lock:
-                pair._engine._give(vb, 1 - node)
-                pair._engine.bucket.rev += 1
-            pair._engine.nodes[node].end_streams(vb, only_if_lost=True)
-
-        for at in sorted(rng.randint(1000, 100_000) for _ in range(6)):
-            sent.at(at, move)
-    assert read_rows(pair) == expected
 
 
 def test_a_node_that_forgets_what_was_consumed(

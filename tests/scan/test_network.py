@@ -9,14 +9,7 @@ from typing import Any
 
 import pytest
 
-from cbframe import (
-    CbframeError,
-    ConfigurationError,
-    LocalCluster,
-    doctor,
-    read_bucket,
-    scan_bucket,
-)
+from cbframe import CbframeError, ConfigurationError, LocalCluster, doctor, read_bucket, scan_bucket
 from cbframe.cli import main
 from cbframe.testing import FaultProxy
 

@@ -58,8 +58,7 @@ def read(*steps: Row | int, batch_bytes: int = 1, **arguments: Any) -> Read:
             "_cb_datatype": Datatype.JSON,
         }
         batch = pa.RecordBatch.from_arrays(
-            [pa.array([columns[field.name]], field.type) for field in receiver.schema],
-            schema=receiver.schema,
+            [pa.array([columns[field.name]], field.type) for field in receiver.schema], schema=receiver.schema
         )
         done: list[int] = []
         receiver._batches.put((batch, Receipt(1, done.append)))

@@ -70,11 +70,7 @@ def test_documents_that_were_not_counted() -> None:
 
 @pytest.mark.parametrize(
     ("reports", "message"),
-    [
-        ([], "0 buckets"),
-        ([A, replace(B, bucket="c")], "2 buckets"),
-        ([A, A], "the same vbucket"),
-    ],
+    [([], "0 buckets"), ([A, replace(B, bucket="c")], "2 buckets"), ([A, A], "the same vbucket")],
 )
 def test_what_cannot_be_merged(reports: list[ReadReport], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):

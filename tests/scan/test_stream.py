@@ -264,11 +264,7 @@ def test_collections_by_name_and_what_is_dropped(monkeypatch: pytest.MonkeyPatch
                 for drop in take(stream).drops:
                     assert (drop.scope, drop.collection) == ("shop", "orders")
                     drops.add(drop.vbucket)
-        assert found == {
-            ("shop", "orders", b"a"),
-            ("_default", "_default", b"b"),
-            ("shop", "users", b"d"),
-        }
+        assert found == {("shop", "orders", b"a"), ("_default", "_default", b"b"), ("shop", "users", b"d")}
 
 
 @pytest.mark.parametrize("start", ["now", "as_of", "checkpoint", "checkpoint of 0.1.0"])
@@ -658,16 +654,6 @@ def test_what_cannot_be_healed_is_raised(
         assert "secret" not in f"{stream!r} {caught.value}"
         with pytest.raises(error):
             next(stream)
-
-
-def test_a_bucket_that_is_not_there(cluster: LocalCluster) -> None:
-    conn = f"couchbase://{cluster.kv_addresses[0]}/nothing"
-    auth = (cluster.username, cluster.password)
-    with (
-        stream_bucket(conn, auth=auth, options=HASTY) as stream,
-        pytest.raises(BucketNotFoundError, match="nothing"),
-    ):
-        stream.poll(PATIENCE)
 
 
 def test_nobody_is_there() -> None:

@@ -21,12 +21,7 @@ from cbframe.scan.pipeline import Pipeline
 
 from .kit import QUICK
 
-ODD: dict[str, Any] = {
-    "text": "soon",
-    "list": [1],
-    "large": 2**64,
-    "nested": {"deep": {"er": None}},
-}
+ODD: dict[str, Any] = {"text": "soon", "list": [1], "large": 2**64, "nested": {"deep": {"er": None}}}
 
 
 @pytest.fixture(scope="module")

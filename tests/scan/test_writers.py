@@ -87,12 +87,6 @@ def rounds(
     assert later, "the writer never overtook a read: nothing was tested"
 
 
-@pytest.mark.parametrize("nodes", [2, pytest.param(1, marks=pytest.mark.slow)])
-def test_twenty_reads_under_a_writer(nodes: int) -> None:
-    with LocalCluster(nodes=nodes, vbuckets=64, seed=1) as cluster:
-        rounds(cluster, 20, seed=nodes)
-
-
 @pytest.mark.parametrize("streamed", [False, True])
 def test_reads_under_a_writer_with_a_small_window(streamed: bool) -> None:
     """The read is slow, so that the writer is around every key several times."""
@@ -115,22 +109,6 @@ def test_reads_under_a_writer_with_cuts(monkeypatch: pytest.MonkeyPatch, streame
 
         rounds(cluster, 6, seed=4, before_each=cuts(), streamed=streamed)
         assert sum(sent.cuts for sent in sents) > 10
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
-def test_many_reads_under_a_writer(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    with LocalCluster(nodes=2, vbuckets=64, seed=seed) as cluster:
-        sents = [Sent(monkeypatch, cluster, node) for node in range(2)]
-        rng = random.Random(seed)
-
-        def cuts() -> Iterator[None]:
-            while True:
-                for sent in sents:
-                    sent.cut(iter([rng.randint(500, 30_000) for _ in range(rng.randint(0, 6))]))
-                yield
-
-        rounds(cluster, 20, seed=seed, before_each=cuts())
 
 
 def test_parsed_reads_under_a_writer() -> None:
