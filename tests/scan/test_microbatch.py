@@ -147,6 +147,11 @@ def documents_of(cluster: LocalCluster, collection: int = 0) -> dict[str, Any]:
     return {key.decode(): json.loads(row.value)["n"] for key, row in truth(cluster, collection).items()}
 
 
+def numbered(cluster: LocalCluster, count: int) -> None:
+    for n in range(count):
+        cluster.upsert(f"key-{n}", {"n": n})
+
+
 def write(cluster: LocalCluster, rng: random.Random, count: int) -> None:
     for _ in range(count):
         key = f"key-{rng.randrange(40)}"
@@ -309,8 +314,7 @@ def test_an_older_version_that_comes_back_to_light(cluster: LocalCluster) -> Non
 def test_a_logged_end_on_a_lost_history(cluster: LocalCluster) -> None:
     """A read that is done again after its history was lost gives what there is; the next one, once more."""
     engine = Engine(reader_of(cluster))
-    for n in range(20):
-        cluster.upsert(f"key-{n}", {"n": n})
+    numbered(cluster, 20)
     engine.plan()
     engine.apply(engine.read())
     for n in range(10):
@@ -343,8 +347,7 @@ def test_the_first_read_done_again_on_another_history(cluster: LocalCluster) -> 
 
 def test_purged_deletions(cluster: LocalCluster) -> None:
     engine = Engine(reader_of(cluster))
-    for n in range(20):
-        cluster.upsert(f"key-{n}", {"n": n})
+    numbered(cluster, 20)
     engine.turn()
     for n in range(10):
         cluster.delete(f"key-{n}")
@@ -360,8 +363,7 @@ def test_purged_deletions(cluster: LocalCluster) -> None:
 
 def test_a_flushed_bucket(cluster: LocalCluster) -> None:
     engine = Engine(reader_of(cluster))
-    for n in range(20):
-        cluster.upsert(f"key-{n}", {"n": n})
+    numbered(cluster, 20)
     engine.turn()
     cluster.flush()
     cluster.upsert("new", {"n": 0})
@@ -397,8 +399,7 @@ def test_another_bucket_of_the_name(cluster: LocalCluster) -> None:
 def test_a_planned_read_of_another_bucket(cluster: LocalCluster, vbuckets: int) -> None:
     """A driver that is restarted has not looked ahead before it plans the last read again."""
     engine = Engine(reader_of(cluster))
-    for n in range(20):
-        cluster.upsert(f"key-{n}", {"n": n})
+    numbered(cluster, 20)
     engine.plan()
     with LocalCluster(nodes=1, vbuckets=vbuckets, seed=4, username=USER, password=SECRET) as other:
         reader = reader_of(other)
@@ -410,8 +411,7 @@ def test_a_planned_read_of_another_bucket(cluster: LocalCluster, vbuckets: int) 
 @pytest.mark.parametrize("when", ["planned", "read"])
 def test_fail(cluster: LocalCluster, when: str) -> None:
     engine = Engine(reader_of(cluster, on_rollback="fail"))
-    for n in range(20):
-        cluster.upsert(f"key-{n}", {"n": n})
+    numbered(cluster, 20)
     engine.turn()
     cluster.upsert("key-1", {"n": 1})
     engine.plan()
@@ -435,8 +435,7 @@ def test_fail(cluster: LocalCluster, when: str) -> None:
 def test_fail_has_nothing_to_refuse_at_the_beginning(cluster: LocalCluster) -> None:
     """Nothing was delivered that could be rolled back; a first read that is done again has a reset."""
     engine = Engine(reader_of(cluster, on_rollback="fail"))
-    for n in range(20):
-        cluster.upsert(f"key-{n}", {"n": n})
+    numbered(cluster, 20)
     engine.plan()
     for vbucket in range(4):
         cluster.fail_over(vbucket, lose=1)
@@ -446,8 +445,7 @@ def test_fail_has_nothing_to_refuse_at_the_beginning(cluster: LocalCluster) -> N
 
 def test_fail_tells_purges_from_failovers(cluster: LocalCluster) -> None:
     engine = Engine(reader_of(cluster, on_rollback="fail"))
-    for n in range(20):
-        cluster.upsert(f"key-{n}", {"n": n})
+    numbered(cluster, 20)
     engine.turn()
     for n in range(10):
         cluster.delete(f"key-{n}")
@@ -692,8 +690,7 @@ def test_from_now_on(cluster: LocalCluster) -> None:
 
 def test_a_vbucket_that_moves(cluster: LocalCluster) -> None:
     engine = Engine(reader_of(cluster))
-    for n in range(20):
-        cluster.upsert(f"key-{n}", {"n": n})
+    numbered(cluster, 20)
     engine.turn()
     for turn in range(4):
         cluster.upsert("key-1", {"n": turn})

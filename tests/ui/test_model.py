@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +25,13 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
+def watched(clock: FakeClock, **fields: Any) -> tuple[Source, StatsModel]:
+    source = Source(clock, **fields)
+    return source, StatsModel(source, clock=clock)
+
+
 def test_rates_are_those_of_the_last_two_seconds(clock: FakeClock) -> None:
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock)
     model.sample()
     assert model.rates() == (0.0, 0.0)
     for _ in every(0.25, clock, 40):
@@ -43,8 +48,7 @@ def test_rates_are_those_of_the_last_two_seconds(clock: FakeClock) -> None:
 
 
 def test_how_often_it_is_looked_does_not_change_the_rates(clock: FakeClock) -> None:
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock)
     model.sample()
     for _ in every(0.001, clock, 5000):
         source.receive(1)
@@ -54,8 +58,7 @@ def test_how_often_it_is_looked_does_not_change_the_rates(clock: FakeClock) -> N
 
 
 def test_memory_is_constant(clock: FakeClock) -> None:
-    source = Source(clock, vbuckets=1024)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock, vbuckets=1024)
     for _ in every(0.25, clock, 600):
         source.receive(10)
         model.sample()
@@ -91,8 +94,7 @@ def test_lag_of_a_bounded_read(clock: FakeClock) -> None:
 
 
 def test_lag_without_an_end_is_asked_for(clock: FakeClock) -> None:
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock)
     model.sample()
     assert (model.latest.total_lag, source.asked) == (None, 1)
     source.high[:] = 50
@@ -122,8 +124,7 @@ def test_a_vbucket_without_a_stream_stays_where_it_was(clock: FakeClock) -> None
 
 
 def test_vbuckets_that_moved_are_told_for_a_while(clock: FakeClock) -> None:
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock)
     model.sample()
     assert not model.latest.reopened().any()
     clock.advance(1)
@@ -142,8 +143,7 @@ def test_vbuckets_that_moved_are_told_for_a_while(clock: FakeClock) -> None:
 
 
 def test_a_node_that_joins_moves_nothing(clock: FakeClock) -> None:
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock)
     model.sample()
     # Before the others, so that all indices change.
     source.nodes = {"m:11210": type(source.nodes["n0:11210"])(), **source.nodes}
@@ -175,8 +175,7 @@ def test_time_to_go_follows_the_recent_pace(clock: FakeClock) -> None:
 
 
 def test_once_it_has_ended_rates_are_those_of_the_whole(clock: FakeClock) -> None:
-    source = Source(clock, bounded=True)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock, bounded=True)
     model.sample()
     for _ in every(0.5, clock, 10):
         source.receive(100, 1000)
@@ -191,8 +190,7 @@ def test_once_it_has_ended_rates_are_those_of_the_whole(clock: FakeClock) -> Non
 
 
 def test_the_past_for_drawing(clock: FakeClock) -> None:
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock)
     assert np.isnan(model.throughput()).all()
     model.sample()
     for second in every(1, clock, 10):
@@ -205,8 +203,7 @@ def test_the_past_for_drawing(clock: FakeClock) -> None:
 
 
 def test_problems_are_told_by_when_they_came(clock: FakeClock) -> None:
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock)
     model.sample()
     clock.advance(5)
     source.trouble("the node closed the connection", node="n1:11210")
@@ -263,8 +260,7 @@ def test_a_stream_says_its_state(clock: FakeClock) -> None:
 
 
 def test_what_was_let_go_is_not_looked_at(clock: FakeClock) -> None:
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    _, model = watched(clock)
     before = model.sample()
     model.let_go()
     assert model.sample() is before
@@ -292,8 +288,7 @@ def test_anything_else_is_refused() -> None:
 
 
 def test_as_a_frame(clock: FakeClock) -> None:
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock)
     assert len(model.to_pandas()) == 0
     for second in every(1, clock, 5):
         source.receive(100, 2_000_000)
@@ -309,8 +304,7 @@ def test_as_a_frame(clock: FakeClock) -> None:
 
 def test_samples_at_the_same_time_have_no_pace(clock: FakeClock) -> None:
     """Before Python 3.13, Windows' clock moves in steps of 15.6 ms."""
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock)
     model.sample()
     source.receive(100, 2_000_000)
     model.sample()
@@ -335,8 +329,7 @@ def test_vbuckets_as_a_frame(clock: FakeClock) -> None:
 
 
 def test_snapshots_do_not_change(clock: FakeClock) -> None:
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock)
     seen = []
     for _ in every(0.5, clock, 4):
         source.receive(10)
@@ -404,8 +397,7 @@ def test_every_line_is_valid() -> None:
 
 def test_what_is_not_known_is_left_out() -> None:
     clock = FakeClock()
-    source = Source(clock)
-    model = StatsModel(source, clock=clock)
+    source, model = watched(clock)
     source.state = "closed"
     model.sample()
     found = parse(model.to_prometheus())
