@@ -8,7 +8,7 @@ elsewhere, fail over, join and leave. Each history that a vbucket ever had is ke
 
 The long forms take any seeds, here 250 of each kind of reader::
 
-    WORLDS=5000-5250 python -m pytest -m slow -k many_worlds tests/scan tests/snapshot tests/contrib/delta
+    WORLDS=5000-5250 python -m pytest -m slow -k many_worlds tests/scan tests/test_mirrors.py
 """
 
 from __future__ import annotations

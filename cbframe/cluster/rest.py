@@ -222,7 +222,7 @@ class Manager:
         except OSError as error:
             if (refusal := shortage(error, self._node)) is not None:
                 raise refusal from None
-            # Not a RequestException: requests could not read the certificates it was told to use.
+            # Not a RequestException: requests could not read the certificates that it is to use.
             raise ConfigurationError(
                 f"cannot use the certificates: {strip_userinfo(str(error))}",
                 hint="check the paths of verify and cert",

@@ -140,7 +140,7 @@ policy says, and are reported (:class:`~cbframe.json.typer.Disagreement`).
 
 Modules
 -------
-``layout``     the columns that follow from facts: types, policy, limits; what converters are told
+``layout``     the columns that follow from facts: types, policy, limits; instructions of converters
 ``typer``      batches to pieces, pieces to tables; reports
 ``reference``  the converter and facts in Python
 ``arrays``     nested arrays: taken apart, put together, cast

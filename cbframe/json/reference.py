@@ -5,7 +5,7 @@
 some text is wanted as it is written, are read by :func:`scan`. Then values are taken field by field: each
 :class:`_Field` has the list of its values, from which facts and columns follow.
 
-What a converter is told, and the limits, are in :mod:`cbframe.json.layout`.
+The instructions of converters, and the limits, are in :mod:`cbframe.json.layout`.
 """
 
 from __future__ import annotations

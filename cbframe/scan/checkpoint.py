@@ -116,12 +116,13 @@ class Checkpoint:
             "scope": self.scope,
             "collections": None if self.collections is None else list(self.collections),
             "key_prefix": None if self.key_prefix is None else self.key_prefix.hex(),
-            "transaction_records": self.transaction_records,
             "collection_names": {
                 str(cid): [name.scope, name.name] for cid, name in sorted(self.collection_names.items())
             },
             "vbuckets": {str(vb): offset.to_dict() for vb, offset in sorted(self.offsets.items())},
         }
+        if self.transaction_records is not None:
+            content["transaction_records"] = self.transaction_records
         return json.dumps(content)
 
     @classmethod

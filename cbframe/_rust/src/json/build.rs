@@ -68,7 +68,7 @@ pub struct Builder<'a> {
 }
 
 impl Array {
-    /// Make room for so many times as much as there is.
+    /// Make room for this many times what there is.
     pub fn reserve(&mut self, times: f64) {
         fn more<T>(values: &mut Vec<T>, times: f64) {
             values.reserve_exact((values.len() as f64 * times) as usize);
