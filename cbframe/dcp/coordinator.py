@@ -265,7 +265,7 @@ class Patience:
         return None if self._streaming else self._started_at + self._connect_timeout
 
     def progressed(self) -> None:
-        """A stream ended, a connection with data did, or all streams were requested: failures count from 0."""
+        """A stream ended, a connection with data did, or all streams were requested: they count from 0."""
         self._streaming = True
         self._failing_since = None
 
