@@ -173,9 +173,7 @@ def members_of(module: str) -> Iterator[tuple[str, Any]]:
         if module.startswith("cbframe.") and not value.__module__.startswith(module):
             continue
         if inspect.isfunction(value):
-            # Of that module, only the classes that Spark calls are public.
-            if module != "cbframe.contrib.spark.reader":
-                yield name, value
+            yield name, value
         elif inspect.isclass(value) and (name in ASKING or "contrib" in module):
             for attribute, member in vars(value).items():
                 function = getattr(member, "fget", getattr(member, "__func__", member))

@@ -25,6 +25,8 @@ from cbframe.wire.messages import split_pairs
 
 _I64: TypeAlias = npt.NDArray[np.int64]
 Pairs: TypeAlias = list[tuple[str, str]]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+"""Which of some rows."""
 """Extended attributes: JSON text by name."""
 KEY = "_cb_key"
 OPCODE = "_cb_opcode"
@@ -34,6 +36,8 @@ SEQNO = "_cb_seqno"
 DATATYPE = "_cb_datatype"
 EXPIRY = "_cb_expiry"
 XATTRS = "_cb_xattrs"
+COLLECTION_NAMES = ("_cb_scope", "_cb_collection")
+"""Columns with the names of a collection."""
 XATTRS_TYPE = pa.map_(pa.string(), pa.string())
 """JSON text by name, in the order in which the server sent the attributes."""
 _LONGEST_VARINT = 5

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET
+from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET, Mask
 from cbframe.arrow.receivers import GatheringReceiver
 from cbframe.core import COMPILED
 from cbframe.wire.constants import MAX_SEQNO
@@ -28,7 +28,6 @@ ARRIVED = "_cb_number"
 EXPIRED, TRANSACTION_RECORD = np.uint8(0xF0), np.uint8(0xF1)
 """Marks in the column of opcodes; DCP has none of these."""
 TRANSACTION_PREFIX = b"_txn:"
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

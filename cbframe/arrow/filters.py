@@ -64,22 +64,29 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import COLLECTION_ID, KEY, METADATA_TYPES, OPCODE, XATTRS, key_of_text
+from cbframe.arrow.columns import (
+    COLLECTION_ID,
+    COLLECTION_NAMES,
+    KEY,
+    METADATA_TYPES,
+    OPCODE,
+    XATTRS,
+    Mask,
+    key_of_text,
+)
 from cbframe.errors import ConfigurationError
 from cbframe.json.arrays import is_list
 from cbframe.json.layout import Column, Path, Policy, Tree, path_of, tree_of
 from cbframe.json.typer import OURS, REASON, VALUE, Documents, typed
 
-Mask: TypeAlias = npt.NDArray[np.bool_]
 ORDER = ("<", "<=", ">", ">=")
 SETS = ("in", "not in")
 NULLS = ("is", "is not")
 OPERATORS = ("==", "!=", *ORDER, *SETS, *NULLS)
-NAMES = ("_cb_scope", "_cb_collection")
 METADATA: dict[str, pa.DataType] = {
     KEY: pa.binary(),
     **{name: kind for name, kind in METADATA_TYPES.items() if name != XATTRS},
-    **dict.fromkeys(NAMES, pa.string()),
+    **dict.fromkeys(COLLECTION_NAMES, pa.string()),
 }
 """Columns of metadata that filters can name, whether they are read or not."""
 _RESERVED = {VALUE, REASON, XATTRS, OPCODE, COLLECTION_ID, "_cb_rest"}

@@ -20,8 +20,8 @@ from cbframe.wire.messages import FailoverEntry, FailoverLog
 
 MOST_ENDS = 32
 """Ends of snapshots that are remembered, at most."""
-DAMAGED = "use an older checkpoint, or start from the beginning: the changes since then are delivered again"
-"""What to do about a checkpoint that cannot be read."""
+GO_BACK = "use an older checkpoint, or start from the beginning: the changes since then are delivered again"
+"""What to do about a checkpoint or position that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class VBucketOffset:
             problem = f"before the end of an earlier snapshot, {self.snapshots[0]}"
         else:
             return
-        raise ConfigurationError(f"the position of a vbucket has seqno {self.seqno}, {problem}", hint=DAMAGED)
+        raise ConfigurationError(f"the position of a vbucket has seqno {self.seqno}, {problem}", hint=GO_BACK)
 
     def __repr__(self) -> str:
         log = tuple((vbuuid, seqno) for vbuuid, seqno in self.failover_log)
@@ -212,7 +212,7 @@ class VBucketOffset:
         except ConfigurationError:
             raise
         except (KeyError, TypeError, ValueError) as exc:
-            raise ConfigurationError("the position of a vbucket is not readable", hint=DAMAGED) from exc
+            raise ConfigurationError("the position of a vbucket is not readable", hint=GO_BACK) from exc
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from cbframe.arrow.column_types import rendered
 from cbframe.arrow.columns import (
     COLLECTION_ID,
+    COLLECTION_NAMES,
     DATATYPE,
     KEY,
     KEY_TYPES,
@@ -386,7 +387,7 @@ class ChangeRows:
         if kinds.any():
             rows = pa.array(np.arange(len(kinds)), mask=kinds != 0)
             arrays[VALUE] = arrays[VALUE].take(rows)
-        if not {"_cb_scope", "_cb_collection"}.isdisjoint(self.schema.names):
+        if not set(COLLECTION_NAMES).isdisjoint(self.schema.names):
             names = name_columns(arrays[COLLECTION_ID].to_numpy(), self._directory.of)
             arrays |= {name: column.dictionary_encode() for name, column in names.items()}
         record = pa.RecordBatch.from_arrays([arrays[name] for name in self.schema.names], schema=self.schema)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cbframe import system
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET, formed, key_bytes
 from cbframe.cluster.collections_manifest import CollectionName
-from cbframe.dcp.positions import DAMAGED, VBucketOffset, u64_of
+from cbframe.dcp.positions import GO_BACK, VBucketOffset, u64_of
 from cbframe.errors import CbframeError, ConfigurationError
 from cbframe.scan.changes import CHANGE_TYPE, ChangeBatch
 from cbframe.scan.parquet import whole_file
@@ -142,7 +142,7 @@ class Checkpoint:
         try:
             content: Any = json.loads(text)
         except (ValueError, RecursionError) as exc:
-            raise ConfigurationError(f"{what} is cut, or no JSON", hint=DAMAGED) from exc
+            raise ConfigurationError(f"{what} is cut, or no JSON", hint=GO_BACK) from exc
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ConfigurationError(
                 f"{what} is JSON, and no checkpoint", hint="Checkpoint.save() writes them"
@@ -177,7 +177,7 @@ class Checkpoint:
         except ConfigurationError as exc:
             raise ConfigurationError(f"{what}: {exc.message}", hint=exc.hint, vbucket=vbucket) from exc
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise ConfigurationError(f"{what} has a field that is not readable", hint=DAMAGED) from exc
+            raise ConfigurationError(f"{what} has a field that is not readable", hint=GO_BACK) from exc
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file, whole or not at all: whatever happens, the one before or this one is there."""

@@ -544,6 +544,9 @@ def _write(part: ScanPartition, folder: Path, compression: str) -> tuple[ReadRep
     return replace(result, documents=count).report, dict(result.stats.nodes)
 
 
+# --- work that is done by processes
+
+
 def in_processes(work: Callable[[S], T], items: Sequence[S], count: int) -> list[T]:
     """What `work` returns for each item, done by `count` processes of this machine.
 

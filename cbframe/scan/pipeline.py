@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from cbframe.arrow.column_types import Columns
 from cbframe.arrow.columns import (
     COLLECTION_ID,
+    COLLECTION_NAMES,
     DATATYPE,
     DELETION,
     EXPIRY,
@@ -27,6 +28,7 @@ from cbframe.arrow.columns import (
     POOL,
     SEQNO,
     VBUCKET,
+    Mask,
     distinct,
     is_json,
 )
@@ -38,11 +40,9 @@ from cbframe.arrow.current_rows import (
     CurrentRows,
     KeyFilter,
     LeftOut,
-    Mask,
     has_expired,
 )
 from cbframe.arrow.filters import METADATA, Matcher, predicates
-from cbframe.arrow.filters import NAMES as FILTER_NAMES
 from cbframe.arrow.receivers import DeferringBatchReceiver, GatheringReceiver
 from cbframe.arrow.spill import Progressed, Spill
 from cbframe.cluster.collections_manifest import CollectionsManifest
@@ -80,8 +80,8 @@ class Intake:
         self._receiver = receiver
         self.matcher = Matcher(target.filters) if target.filters else None
         named = {each.path[0] for each in predicates(target.filters) if each.of_metadata}
-        self._metadata = [name for name in METADATA if name in named and name not in FILTER_NAMES]
-        self._by_name = not named.isdisjoint(FILTER_NAMES)
+        self._metadata = [name for name in METADATA if name in named and name not in COLLECTION_NAMES]
+        self._by_name = not named.isdisjoint(COLLECTION_NAMES)
         self._collections: set[int] = set()
         self._moment = moment
         self._of_changes = of_changes

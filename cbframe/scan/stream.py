@@ -900,9 +900,8 @@ def _check_checkpoint(start: Checkpoint, target: ScanSpec) -> None:
         )
     for name in ("scope", "collections", "key_prefix", "transaction_records"):
         before, now = getattr(start, name), getattr(target, name)
-        if name == "transaction_records" and before is None:
-            continue
-        if before != now:
+        unknown = name == "transaction_records" and before is None  # as of 0.1.0, and of a read
+        if before != now and not unknown:
             choice = "another key_prefix" if name == "key_prefix" else f"{name}={before!r}"
             if name == "collections":
                 choice += difference(before, now)

@@ -23,9 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cbframe.arrow.column_types import rendered
-from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, SEQNO, VBUCKET
+from cbframe.arrow.columns import COLLECTION_ID, EXPIRY, KEY, SEQNO, VBUCKET, Mask
 from cbframe.arrow.current_rows import (
-    Mask,
     by_vbucket,
     has_expired,
     newest,

@@ -25,8 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.columns import SEQNO, VBUCKET
-from cbframe.arrow.current_rows import Mask
+from cbframe.arrow.columns import SEQNO, VBUCKET, Mask
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.scan.changes import CHANGE_TYPE, UPSERT
 from cbframe.scan.parquet import write_parquet

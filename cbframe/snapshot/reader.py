@@ -29,6 +29,7 @@ from msgspec import DecodeError
 from cbframe.arrow.column_types import Columns, Kind, is_text, rendered, unify, widen
 from cbframe.arrow.columns import (
     COLLECTION_ID,
+    COLLECTION_NAMES,
     DATATYPE,
     KEY,
     KEY_TYPES,
@@ -36,13 +37,13 @@ from cbframe.arrow.columns import (
     SEQNO,
     VBUCKET,
     KeyForm,
+    Mask,
     formed,
     is_json,
     with_keys,
 )
 from cbframe.arrow.filters import (
     Filters,
-    Mask,
     Moment,
     Predicate,
     compared,
@@ -79,10 +80,13 @@ from cbframe.snapshot.files import (
 from cbframe.snapshot.manifest import Drop, FileEntry, History, Manifest, Rollback
 from cbframe.snapshot.store import Store
 
-_NAMES = ("_cb_scope", "_cb_collection")
 _DEFAULT = "_default._default"
-_TYPES = {**METADATA_TYPES, COLLECTION_ID: pa.uint32(), **dict.fromkeys((*_NAMES, CHANGE_TYPE), pa.string())}
-_OURS = {KEY, VALUE, REASON, REST, COLLECTION_ID, *_NAMES, *METADATA_TYPES}
+_TYPES = {
+    **METADATA_TYPES,
+    COLLECTION_ID: pa.uint32(),
+    **dict.fromkeys((*COLLECTION_NAMES, CHANGE_TYPE), pa.string()),
+}
+_OURS = {KEY, VALUE, REASON, REST, COLLECTION_ID, *COLLECTION_NAMES, *METADATA_TYPES}
 _TEXT = ("string", "moment", "clock")
 _EVERY = ("boolean", "number", *_TEXT, "array", "object")
 _BEGINNINGS = frozenset("-0123456789tf{[")
@@ -395,9 +399,9 @@ class VersionReader:
             )
         names = [f"{OURS}{name}" for name in metadata if name != "key"]
         if any(name != _DEFAULT for name in self._manifest.collections.values()):
-            names += _NAMES
+            names += COLLECTION_NAMES
         if changes:
-            names = [CHANGE_TYPE, *names, *_NAMES, COLLECTION_ID]
+            names = [CHANGE_TYPE, *names, *COLLECTION_NAMES, COLLECTION_ID]
         return [
             pa.field(KEY, KEY_TYPES[self._keys]),
             *(pa.field(name, _TYPES[name]) for name in dict.fromkeys(names)),
@@ -722,7 +726,7 @@ def _marked(table: pa.Table, kind: str) -> pa.Table:
 
 def _bare(table: pa.Table, kind: str) -> pa.Table:
     """What is recorded of a document that is gone: not its fields."""
-    kept = {*HEAD, "_cb_scope", "_cb_collection"}
+    kept = {*HEAD, *COLLECTION_NAMES}
     columns = [
         column if field.name in kept else pa.nulls(len(table), field.type)
         for field, column in zip(table.schema, table.columns, strict=True)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.column_types import Columns, unify, widen
-from cbframe.arrow.columns import COLLECTION_ID, KEY, VBUCKET, KeyForm, formed, has_literals
+from cbframe.arrow.columns import COLLECTION_ID, KEY, VBUCKET, KeyForm, Mask, formed, has_literals
 from cbframe.arrow.current_rows import (
     TRANSACTION_PREFIX,
     by_vbucket,
@@ -37,7 +37,6 @@ from cbframe.contrib.delta.table import (
     Base,
     Committer,
     Documents,
-    Mask,
     Shape,
     Waiting,
     base_of,

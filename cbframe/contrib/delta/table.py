@@ -27,6 +27,7 @@ from cbframe.arrow.columns import (
     VBUCKET,
     XATTRS,
     KeyForm,
+    Mask,
     formed,
     key_bytes,
 )
@@ -155,9 +156,11 @@ def _changed(commit: Mapping[str, Any], uri: str) -> SnapshotError:
     )
 
 
+# --- rows as a table can hold them
+
+
 HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO)
 """What tells which rows count."""
-Mask = npt.NDArray[np.bool_]
 _PLACE = np.dtype([("vbucket", np.uint16), ("seqno", np.uint64)])
 
 
@@ -432,6 +435,9 @@ def _restored(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def _missing(array: pa.Array) -> pa.Array | None:
     return array.is_null() if array.null_count else None
+
+
+# --- commits
 
 
 CHANGE = "_cb_change"

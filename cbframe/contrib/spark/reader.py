@@ -44,6 +44,14 @@ from cbframe.scan.scan import BucketScan, scan_bucket
 from cbframe.scan.shape import cast_to
 from cbframe.scan.spec import VISIBLE
 
+__all__ = [
+    "CouchbaseChangesPartition",
+    "CouchbasePartition",
+    "CouchbaseReader",
+    "CouchbaseStreamReader",
+    "FilteringReader",
+]
+
 Written: TypeAlias = tuple[tuple[str, ...], str, Any]
 """A filter as scans take it: path, operator, value."""
 _LARGER = {
