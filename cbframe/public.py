@@ -79,6 +79,7 @@ _CODE = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
 
 def as_text(title: str, head: Sequence[str], rows: Rows, *, width: int = 110) -> str:
     """A title, and columns as wide as their cells; lines are cut at `width` characters."""
+    rows = [[cell if cell.isprintable() else repr(cell)[1:-1] for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import os
 import re
@@ -24,9 +25,9 @@ import trustme
 
 import cbframe
 from cbframe import core
-from cbframe.cli import main
+from cbframe.cli import commands, main
 from cbframe.cli.demo import equal_rows
-from cbframe.cli.output import _cells, say_rows
+from cbframe.cli.output import _cells, say_rows, styled
 from cbframe.local import LocalCluster
 from cbframe.scan import session
 from cbframe.scan.spec import ScanSpec
@@ -52,6 +53,7 @@ def cluster() -> Iterator[LocalCluster]:
 @pytest.fixture
 def login(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("CB_PASSWORD", PASSWORD)
+    monkeypatch.setenv("COLUMNS", "80")
     return ["read", cluster.connection_string, "--user", "reader", "--password-env", "CB_PASSWORD"]
 
 
@@ -69,7 +71,8 @@ def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
 # --- demo
 
 
-def test_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     assert main(["demo", "--documents", "3000", "--nodes", "2", "--vbuckets", "32"]) == 0
     out, err = capsys.readouterr()
     for title in ("cluster", "read", "nodes", "result", "checks", "timings"):
@@ -133,20 +136,163 @@ def test_equal_rows() -> None:
 # --- read
 
 
-def test_read_shows_head_and_types(login: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_read_shows_some_documents(login: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(login) == 0
     out, err = capsys.readouterr()
-    assert "4 documents in" in out
-    assert re.search(r"int64 +id\n", out)
-    assert re.search(r"tags +list<string>\n", out)
-    assert re.search(r"kept as text +mixed: 1 integer, 1 string\n", out)
-    assert re.search(r"kept in _cb_value +1 binary\n", out)
-    assert "100 %" in err
+    header, *rows = out.splitlines()
+    assert header.split() == ["_cb_key", "id", "name", "mixed", "_cb_value", "_cb_reason"]
+    assert {row.split()[0] for row in rows[:4]} == {"a", "b", "c", "raw"}
+    assert rows[4:] == ["  … and 2 more columns: geo, tags"]
+    assert err == "  all documents\n"
+    assert main([*login, "--limit", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert len([line for line in out.splitlines() if "…" not in line]) == 3
+    assert err == "  some documents: --limit N shows more, -o FILE writes all\n"
+
+
+def test_a_look_reads_no_more_than_it_takes(
+    login: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+    real = commands.scan_bucket
+    monkeypatch.setattr(
+        commands, "scan_bucket", lambda **given: asked.append(given["n_rows"]) or real(**given)
+    )
+    for more in ([], ["--head", "3"], ["--json"], ["--format", "csv", "--limit", "7"]):
+        assert main([*login, *more]) == 0
+    capsys.readouterr()
+    assert asked == [10, 3, None, 7]
+
+
+def test_the_columns_that_were_chosen_are_shown_as_they_were(
+    login: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*login, "--columns", "tags,geo.lat,id", "--where", "id is not null"]) == 0
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "  _cb_key  tags        geo.lat  id",
+        '  a        ["x",null]      1.5   1',
+        "  b                              2",
+        "  c        []             -2.0   3",
+    ]
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main([*login, "--columns", "name,geo,id"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split() == ["_cb_key", "name", "id"]
+    assert "… and 1 more columns: geo" in out
+    assert max(map(_cells, out.splitlines())) <= 40
+
+
+def test_keys_only(login: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*login, "--keys-only", "--no-progress"]) == 0
+    assert sorted(capfd.readouterr().out.split()) == ["_cb_key", "a", "b", "c", "raw"]
+    assert main([*login, "--keys-only", "--json", "--where", "_cb_key like 'r%'"]) == 0
+    assert capfd.readouterr().out == '{"_cb_key":"raw"}\n'
+
+
+def test_letters_that_terminals_obey_are_escaped(
+    cluster: LocalCluster, login: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.upsert("evil\x1b[2J", {"name\x1b[31m": "red\x1b]0;title\x07", "京": "京\n都"})
+    try:
+        for command in ("read", "schema"):
+            assert main([command, *login[1:], "--where", "`京` is not null"]) == 0
+    finally:
+        cluster.delete("evil\x1b[2J")
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.splitlines())
+    assert r"evil\x1b[2J" in out
+    assert out.count(r"京\n都") == 2
+    assert out.count(r"red\x1b]0;title\x07") == 2
 
 
 def test_read_without_progress_is_silent(login: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*login, "--no-progress"]) == 0
+    assert main([*login, "--json"]) == 0
+    assert "100 %" in capsys.readouterr().err
+    assert main([*login, "--json", "--no-progress"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_formats(login: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same on the standard output and in a file, whatever that is called."""
+    for form in ("csv", "ndjson"):
+        path = tmp_path / form
+        assert main([*login, "--format", form, "-o", str(path)]) == 0
+        capfd.readouterr()
+        assert main([*login, "--format", form]) == 0
+        assert sorted(capfd.readouterr().out.splitlines()) == sorted(path.read_text("utf-8").splitlines())
+    assert main([*login, "--format", "parquet", "-o", str(tmp_path / "plain")]) == 0
+    assert len(pq.read_table(tmp_path / "plain")) == 4
+    assert main([*login, "--limit", "2", "-o", str(tmp_path / "few.parquet")]) == 0
+    assert len(pq.read_table(tmp_path / "few.parquet")) == 2
+    assert "no moment: these are some documents" in capfd.readouterr().out
+
+
+def test_schema(login: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    schema = ["schema", *login[1:]]
+    assert main(schema) == 0
+    out, err = capsys.readouterr()
+    title, header, *rows = out.splitlines()
+    assert title == "shop: 4 documents, 8 fields; no JSON objects: 1 binary"
+    assert header.split() == ["field", "type", "missing", "distinct", "kinds", "examples"]
+    assert re.search(r"^id +int64 +25 % +3 ", "\n".join(rows), re.MULTILINE)
+    assert re.search(r"^mixed +string +50 % +2 +1 integer, 1 string", "\n".join(rows), re.MULTILINE)
+    assert "some documents" not in err
+    assert main([*schema, "--limit", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert "shop: 2 documents" in out
+    assert err.endswith("of some documents: --limit N looks at more, --all at all\n")
+    assert main([*schema, "--all", "--json", "--columns", "mixed"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {
+        "bucket": "shop",
+        "documents": 4,
+        "complete": True,
+        "rejected": {"binary": 1},
+        "fields": [
+            {
+                "path": "mixed",
+                "type": "string",
+                "values": 2,
+                "places": 4,
+                "missing": 0.5,
+                "distinct": 2,
+                "examples": told["fields"][0]["examples"],
+                "kinds": {"integer": 1, "string": 1},
+            }
+        ],
+    }
+    assert main([*schema, "--limit", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["complete"] is False
+
+
+def test_who_stops_reading_is_not_complained_to(login: list[str]) -> None:
+    """As ``| head -1``: whatever the format is, without a word."""
+    for more in (["--json"], ["--format", "csv"]):
+        with subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "cbframe", *login, *more, "--no-progress"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
+            assert process.wait(30) == 1
+
+
+@pytest.mark.parametrize("plain", ["NO_COLOR", "TERM"])
+def test_bold_and_dim_are_for_terminals(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert styled("a", Terminal()) == "\x1b[1ma\x1b[0m"
+    assert styled("a", Terminal(), dim=True) == "\x1b[2ma\x1b[0m"
+    assert styled("a", io.StringIO()) == "a"
+    monkeypatch.setenv(plain, "dumb")
+    assert styled("a", Terminal()) == "a"
 
 
 def test_read_only_some_columns(login: list[str], tmp_path: Path) -> None:
@@ -187,8 +333,6 @@ def test_read_as_lines(login: list[str], tmp_path: Path, capfdbinary: pytest.Cap
     lines = capfdbinary.readouterr().out.splitlines()
     assert len(lines) == len(DOCUMENTS) + 1
     assert sorted(lines) == sorted(path.read_bytes().splitlines())
-    with pytest.raises(SystemExit):
-        main([*login, "--json", "-o", str(path)])
 
 
 def test_read_to_csv(login: list[str], tmp_path: Path) -> None:
@@ -240,6 +384,11 @@ def test_a_failed_read_leaves_the_old_file(
     ("arguments", "message", "hint"),
     [
         (["-o", "x.xlsx"], "'x.xlsx' names no known format", ".parquet, .arrow, .csv, .ndjson"),
+        (["-o", "x.csv", "--format", "ndjson"], "'x.csv' does not end in .ndjson", ".csv"),
+        (["-o", "x", "--format", "table"], "'x' names no known format", ".csv"),
+        (["--format", "parquet"], "parquet is written to a file, not printed", "-o FILE"),
+        (["--where", "nowhere = 1"], "'nowhere', which no document has", None),
+        (["--keys-only", "--where", "id = 1"], "needs the documents", None),
         (["-o", "no/such/x.csv"], "the folder no/such does not exist", None),
         (["--columns", "nowhere"], "'nowhere', which no document has", "look with peek()"),
         (["--columns", ","], "names no columns", "list of field names"),
@@ -307,7 +456,7 @@ def test_a_reader_of_the_output_that_leaves(login: list[str]) -> None:
 
 @pytest.mark.parametrize(("closed", "status"), [("1", 0), ("2", 1)])
 def test_an_output_that_is_closed(closed: str, status: int, login: list[str]) -> None:
-    words = [sys.executable, "-m", "cbframe", *login, "--no-progress"]
+    words = [sys.executable, "-m", "cbframe", *login, "--json", "--no-progress"]
     if status:
         words += ["--columns", "nothing"]
     done = subprocess.run(
@@ -497,13 +646,15 @@ def test_consistency(
     assert "--consistency" in capsys.readouterr().err
 
 
-def test_what_is_left_out(login: list[str], capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_what_is_left_out(
+    login: list[str], tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
     with LocalCluster(vbuckets=8, bucket="shop", username="reader", password=PASSWORD) as cluster:
         cluster.upsert("a", {"n": 1})
         cluster.upsert("gone", {"n": 2}, expiry=1_700_000_000)
         cluster.upsert("_txn:client-record", {"n": 3})
         arguments = ["read", cluster.connection_string, *login[2:], "--no-progress"]
-        assert main(arguments) == 0
+        assert main([*arguments, "-o", str(tmp_path / "out.csv")]) == 0
         told = "left out            1 expired and 1 record of transactions"
         assert told in capsysbinary.readouterr().out.decode()
         assert main([*arguments, "--json", "--expired", "keep", "--transaction-records", "keep"]) == 0

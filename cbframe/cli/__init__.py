@@ -1,8 +1,12 @@
-r"""The command line: ``cbframe demo``, ``read``, ``snapshot``, ``stream``, ``doctor`` and ``serve``.
+r"""The command line: ``cbframe read``, ``schema``, ``snapshot``, ``stream``, ``stats``, ``doctor`` and more.
 
-A bucket into a file, whose ending says the format (``.parquet``, ``.arrow``, ``.csv``, ``.ndjson``), or as
+A look at some documents (:mod:`~cbframe.cli.expressions` has what ``--where`` takes), and at their fields; a
+bucket into a file, whose ending says the format (``.parquet``, ``.arrow``, ``.csv``, ``.ndjson``), or as
 lines of JSON::
 
+    cbframe read couchbases://cb.example.com/travel --user reader --password-env CB_PASSWORD \
+        --where "type = 'hotel' and price > 50" --limit 20
+    cbframe schema couchbases://cb.example.com/travel --user reader --password-env CB_PASSWORD
     cbframe read couchbases://cb.example.com/travel --ca-file ca.pem \
         --user reader --password-env CB_PASSWORD -o travel.parquet
     cbframe read couchbases://cb.example.com/travel --user reader --password-env CB_PASSWORD --json
@@ -15,16 +19,20 @@ and ``export``)::
     cbframe snapshot changes travel --since 1 --json
     cbframe snapshot read travel --as-of 1 -o travel.csv
 
-What changes, a line for each change; and why a connection fails::
+What changes, a line for each change, watched by Prometheus (:mod:`~cbframe.cli.monitoring`); how fast that
+goes; and why a connection fails::
 
     cbframe stream couchbases://cb.example.com/travel --user reader --password-env CB_PASSWORD \
-        --json --checkpoint travel.json
+        --json --checkpoint travel.json --metrics-port 9187
+    cbframe stats couchbases://cb.example.com/travel --user reader --password-env CB_PASSWORD
     cbframe doctor couchbases://cb.example.com/travel --user reader --password-env CB_PASSWORD
 
-Passwords come from the environment, a file or the terminal. ``--client-cert`` and ``--client-key`` take the
+Passwords come from the environment, a file or the terminal, never from the command line, where every process
+of the machine can see them. ``--client-cert`` and ``--client-key`` take the
 place of a password; :mod:`cbframe.cluster.tls` says which authorities are trusted without ``--ca-file``.
 Proxies are used only where they are asked for (``--proxy``, or ``--proxy-env`` with the name of a variable
 such as ``HTTPS_PROXY``), and only for the cluster manager (``http://``, ``https://``), never for data nodes.
+``cbframe completion`` prints what has bash, zsh or fish complete commands, arguments and their choices.
 
 How it works
 ------------
@@ -33,8 +41,8 @@ command is a function of its options in :mod:`~cbframe.cli.commands`; the demo i
 and ``serve`` is :mod:`cbframe.local`. A command's module, and all libraries that it needs, are imported when
 it is called, so that ``--help`` and mistyped arguments answer at once.
 
-What a command prints goes to the standard output (:mod:`~cbframe.cli.output`), the progress line and errors
-to the standard error.
+What a command prints goes to the standard output (:mod:`~cbframe.cli.output`), the progress line, remarks and
+errors to the standard error. Nothing is bold or dim outside of a terminal, nor where ``NO_COLOR`` is set.
 
 ======  ===========================================================================================
 status  when
@@ -43,12 +51,9 @@ status  when
 1       an error, printed as ``cbframe: error: …`` with its hint and without a traceback; or the check
         that was asked for (``doctor``, ``snapshot verify``, ``demo``) found something wrong; or nobody
         reads the rest of the output, as with ``| head``: then without a word
-2       mistyped arguments; of ``serve`` also a cluster that cannot be started
-130     Ctrl-C; of ``stream``, which only ends so, it is the usual end and gives 0
+2       mistyped arguments, ``--where`` among them; of ``serve`` also a cluster that cannot be started
+130     Ctrl-C; of ``stream`` and ``stats``, which only end so, it is the usual end and gives 0
 ======  ===========================================================================================
-
-Passwords come from the environment, a file or the terminal, never from the command line, where every
-process of the machine can see them.
 """
 
 # ruff: noqa: PLC0415 - see above
@@ -60,15 +65,49 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from cbframe import __version__
+from cbframe.cli.expressions import filters_of
 from cbframe.errors import CbframeError
 
 _INTERRUPTED = 130
+_CONN = "couchbase://db/travel --user me --password-env PW"
+_EXAMPLES = f"""demo --documents 2000
+read {_CONN} --where "price > 50"
+demo --documents 2000 --nodes 3 --keep travel.parquet
+read {_CONN} --columns name -o travel.csv
+schema {_CONN}
+schema {_CONN} --all --json
+snapshot write {_CONN} travel
+snapshot write {_CONN} travel --mode repair
+snapshot read travel
+snapshot read travel --as-of 1 -o travel.csv
+snapshot changes travel --since 1
+snapshot changes travel --since 1 -o changes.parquet
+snapshot versions travel
+snapshot versions travel --json
+snapshot verify travel
+snapshot verify travel --json
+snapshot compact travel
+snapshot compact travel --keep 7d
+snapshot vacuum travel
+snapshot vacuum travel --keep 10
+snapshot export travel plain
+snapshot export travel first --as-of 1
+stream {_CONN} --json --checkpoint travel.json
+stream {_CONN} --metrics-port 9187
+stats {_CONN}
+stats {_CONN} --every 500ms --limit 3
+doctor {_CONN}
+doctor {_CONN} --json
+completion bash > cbframe.bash
+completion fish > cbframe.fish
+"""
+"""Of each command the first two that begin with its name are the end of its help."""
 _FORMATS = (
     "The format follows the ending of FILE: .parquet, .arrow (IPC file), .csv or .ndjson. CSV holds nested "
     "fields as JSON text; CSV and NDJSON hold binary values as base64; NDJSON leaves missing fields out. "
@@ -97,6 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A terminal that cannot show a city's name still gets the rest of the table.
             stream.reconfigure(errors="replace")
     try:
+        if argv[:2] == ["completion", "--"]:
+            found = _candidates(argv[2:])
+            print("\n".join(found))
+            return int(not found)
         if argv[:1] == ["serve"]:
             from cbframe.local.__main__ import serve
 
@@ -179,21 +222,34 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "default": "drop",
         "help": "documents whose expiry has passed and that the server has not removed; default: drop",
     },
+    "--format": {
+        "choices": ("table", "ndjson", "csv", "parquet", "arrow"),
+        "help": "of what is printed: table (default), ndjson or csv; of FILE: else as it ends",
+    },
     "--json": {"action": "store_true", "help": "print JSON"},
+    "--limit": {"type": positive, "metavar": "N", "help": "end after N documents"},
     "--no-progress": {"action": "store_true", "help": "draw no progress line"},
     "--output": {"type": Path, "metavar": "FILE", "help": "write a file"},
+    "--prefix": {"metavar": "TEXT", "help": "only documents whose key begins so"},
     "--scope": {"metavar": "NAME", "help": "only this scope"},
     "--transaction-records": {
         "choices": ("drop", "keep"),
         "default": "drop",
         "help": "documents of transactions, whose keys begin with _txn:; default: drop",
     },
+    "--where": {
+        "type": filters_of,
+        "dest": "filters",
+        "metavar": "EXPR",
+        "help": "only documents for which this holds, such as \"type = 'hotel' and (price > 50 or price is "
+        "null)\"; also in ('a', 'b'), like 'abc%%'; a name in `backquotes` may have any letters",
+    },
 }
 """Arguments that several commands have."""
 
 
 def _add(parser: argparse._ActionsContainer, name: str, **other: Any) -> None:
-    flags = ["-o", name] if name == "--output" else [name]
+    flags = {"--output": ("-o", name), "--limit": (name, "--head")}.get(name, (name,))
     parser.add_argument(*flags, **(_OPTIONS[name] | other))
 
 
@@ -208,54 +264,63 @@ def _runs(module: str) -> Callable[[argparse.Namespace], int]:
     return run
 
 
+class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        """End with two examples, which are not wrapped."""
+        words = self.prog.split()[1:]
+        found = [line for line in _EXAMPLES.splitlines() if line.split()[: len(words)] == words]
+        return f"{super().format_help()}\nexamples:\n  cbframe {found[0]}\n  cbframe {found[1]}\n"
+
+
 def parser_of(version: str) -> argparse.ArgumentParser:
     """The arguments of ``cbframe``: each command sets ``run``, which takes the options."""
-    parser = argparse.ArgumentParser(
-        prog="cbframe", description="Read a Couchbase bucket straight from the data service."
-    )
+    parser = _Parser(prog="cbframe", description="Read a Couchbase bucket straight from the data service.")
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_demo(
-        commands.add_parser(
-            "demo",
-            help="read a sample bucket from an embedded cluster and check the result",
-            description="Start an embedded cluster, load sample data, read it over DCP, write a Parquet "
-            "file, read that back and compare. Nothing needs to be installed or configured.",
-        )
+
+    def command(
+        target: str,
+        add: Callable[[argparse.ArgumentParser], None],
+        text: str,
+        more: str = "",
+        epilog: str = "",
+    ) -> None:
+        description = f"{text[0].upper()}{text[1:]}. {more}"
+        found = commands.add_parser(target.split(".")[1], help=text, description=description, epilog=epilog)
+        found.set_defaults(run=_runs(target))
+        add(found)
+
+    command(
+        "demo.demo",
+        _add_demo,
+        "read a sample bucket from an embedded cluster and check the result",
+        "Starts an embedded cluster, loads sample data, reads it over DCP, writes a Parquet file, reads that "
+        "back and compares. Nothing needs to be installed or configured.",
     )
-    _add_read(
-        commands.add_parser(
-            "read",
-            help="read a bucket, show its head or write a file",
-            description="Read a bucket as it is now. Without -o, show the first documents and the fields.",
-            epilog=_FORMATS,
-        )
+    command(
+        "commands.read",
+        _add_read,
+        "look at some documents, or read all into a file",
+        "A look shows some documents, whichever they are, and reads no more than that takes. With -o, --json or "
+        "--format, all are read unless there is a --limit.",
+        _FORMATS,
     )
-    _add_snapshot(
-        commands.add_parser(
-            "snapshot",
-            help="keep a Parquet copy of a bucket up to date, and read it",
-            description="Parquet snapshots of a bucket: updated with what changed, readable as of any "
-            "version.",
-        )
-    )
-    _add_stream(
-        commands.add_parser(
-            "stream",
-            help="print the changes of a bucket, one a line, until Ctrl-C",
-            description="Print what changes in a bucket, one change a line, until Ctrl-C.",
-            epilog=_STREAMED,
-        )
-    )
-    _add_doctor(
-        commands.add_parser(
-            "doctor",
-            help="find out why a connection fails",
-            description="Look at one thing after the other: names, ports, TLS, user, bucket, nodes, DCP. "
-            "The exit status is 1 if a step fails.",
-        )
+    command("commands.schema", _add_schema, "look at the fields: types, how much is missing, conflicts")
+    command("commands.snapshot", _add_snapshot, "keep a Parquet copy of a bucket up to date, and read it")
+    text = "print the changes of a bucket, one a line, until Ctrl-C"
+    command("commands.stream", _add_stream, text, epilog=_STREAMED)
+    text = "show how fast a bucket changes and streams, until Ctrl-C"
+    command("commands.stats", _add_stats, text, "Live in a terminal, else a line each time.")
+    command(
+        "commands.doctor",
+        _add_doctor,
+        "find out why a connection fails",
+        "Looks at one thing after the other: names, ports, TLS, user, bucket, nodes, DCP. The exit status is "
+        "1 if a step fails.",
     )
     commands.add_parser("serve", help="run an embedded cluster on 127.0.0.1 until Ctrl-C", add_help=False)
+    text = "print what has a shell complete commands and arguments"
+    command("commands.completion", _add_completion, text, 'To try it: eval "$(cbframe completion bash)"')
     return parser
 
 
@@ -302,7 +367,6 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
-    demo.set_defaults(run=_runs("demo.demo"))
     demo.add_argument("--documents", type=positive, default=100_000, metavar="N", help="default: 100000")
     demo.add_argument("--nodes", type=positive, default=2, metavar="N", help="default: 2")
     demo.add_argument("--vbuckets", type=positive, default=1024, metavar="N", help="default: 1024")
@@ -311,52 +375,98 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
 
 
 def _add_read(read: argparse.ArgumentParser) -> None:
-    read.set_defaults(run=_runs("commands.read"))
     _add_connection(read)
-    for name in ("--scope", "--collections", "--columns", "--expired", "--transaction-records"):
+    for name in ("--scope", "--collections", "--columns", "--where", "--expired", "--transaction-records"):
         _add(read, name)
+    read.add_argument("--keys-only", action="store_true", help="no values: the keys alone")
+    _add(read, "--limit", help="end after N documents, whichever they are; default: 10 in a table, else all")
     _add(read, "--consistency")
-    form = read.add_mutually_exclusive_group()
-    _add(form, "--output")
-    _add(form, "--json", help="print each document as a line of JSON")
+    _add_format(read)
     _add(read, "--no-progress")
 
 
-def _add_stream(stream: argparse.ArgumentParser) -> None:
-    stream.set_defaults(run=_runs("commands.stream"))
-    _add_connection(stream)
-    stream.add_argument(
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    _add(form, "--format")
+    _add(
+        form, "--json", action="store_const", dest="format", const="ndjson", help="short for --format ndjson"
+    )
+    _add(parser, "--output")
+
+
+def _add_schema(schema: argparse.ArgumentParser) -> None:
+    _add_connection(schema)
+    for name in ("--scope", "--collections", "--columns", "--where", "--expired", "--transaction-records"):
+        _add(schema, name)
+    how_many = schema.add_mutually_exclusive_group()
+    _add(how_many, "--limit", help="look at N documents, whichever they are; default: 10000")
+    how_many.add_argument("--all", action="store_true", help="look at all documents")
+    _add(schema, "--json")
+    _add(schema, "--no-progress")
+
+
+def _add_changes(parser: argparse.ArgumentParser, start: str) -> None:
+    """Which changes."""
+    _add_connection(parser)
+    parser.add_argument(
         "--from",
         dest="start",
-        default="beginning",
+        default=start,
         metavar="WHERE",
-        help="beginning (default), now, or the file of a checkpoint",
+        help=f"beginning, now, or the file of a checkpoint; default: {start}",
     )
+    for name in ("--scope", "--collections", "--prefix", "--transaction-records"):
+        _add(parser, name)
+
+
+def _add_stream(stream: argparse.ArgumentParser) -> None:
+    _add_changes(stream, "beginning")
     stream.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="go on where FILE says, and keep it up"
     )
-    _add(stream, "--scope")
-    _add(stream, "--collections")
-    stream.add_argument("--prefix", metavar="TEXT", help="only documents whose key begins so")
-    _add(stream, "--transaction-records")
-    stream.add_argument(
-        "--limit",
-        type=positive,
-        metavar="N",
-        help="end after N changes, or with --checkpoint, after the batch that has the Nth",
+    _add(
+        stream, "--limit", help="end after N changes, or with --checkpoint, after the batch that has the Nth"
     )
     _add(stream, "--json")
+    _add_metrics(stream)
+    stream.add_argument(
+        "--max-lag",
+        type=positive,
+        default=10_000,
+        metavar="N",
+        help="more than so many changes behind is lagging; default: 10000",
+    )
+
+
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="serve /metrics for Prometheus, and /health"
+    )
+    parser.add_argument(
+        "--metrics-address", default="127.0.0.1", metavar="ADDRESS", help="listen there; default: 127.0.0.1"
+    )
+
+
+def _add_stats(stats: argparse.ArgumentParser) -> None:
+    stats.set_defaults(checkpoint=None)
+    _add_changes(stats, "now")
+    stats.add_argument(
+        "--every", default="1s", metavar="TIME", help="show it so often: 500ms, 10s, 1min; default: 1s"
+    )
+    _add(stats, "--limit", help="end when it was shown N times")
+
+
+def _add_completion(completion: argparse.ArgumentParser) -> None:
+    completion.add_argument("shell", choices=SCRIPTS, metavar="SHELL", help=", ".join(SCRIPTS))
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
-    doctor.set_defaults(run=_runs("commands.doctor"))
     _add_connection(doctor)
     for name in ("--scope", "--collections", "--json"):
         _add(doctor, name)
 
 
 def _add_snapshot(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_runs("commands.snapshot"))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
 
     def command(
@@ -378,6 +488,7 @@ def _add_snapshot(parser: argparse.ArgumentParser) -> None:
         connects=True,
     )
     _add(write, "--json")
+    _add_metrics(write)
     write.add_argument(
         "--mode",
         choices=("update", "create", "overwrite", "repair"),
@@ -385,7 +496,7 @@ def _add_snapshot(parser: argparse.ArgumentParser) -> None:
         help="create: only if there is none; overwrite: begin again; repair: read again what is damaged; "
         "default: update",
     )
-    for name in ("--columns", "--scope", "--collections"):
+    for name in ("--columns", "--where", "--scope", "--collections"):
         _add(write, name)
     _add(write, "--transaction-records", default=None)
     _add(write, "--consistency")
@@ -401,8 +512,9 @@ def _add_snapshot(parser: argparse.ArgumentParser) -> None:
         "Read the documents of a snapshot. Without -o, show the first ones and the fields.",
         _FORMATS,
     )
-    for name in ("--as-of", "--columns", "--expired", "--output"):
+    for name in ("--as-of", "--columns", "--where", "--expired"):
         _add(read, name)
+    _add_format(read)
 
     changes = command(
         "changes",
@@ -447,3 +559,49 @@ def _add_snapshot(parser: argparse.ArgumentParser) -> None:
     export.add_argument("folder", metavar="FOLDER", help="it must not exist")
     _add(export, "--as-of")
     _add(export, "--expired")
+
+
+# --- completion: the shells ask for each word, so that the arguments are known in one place
+
+SCRIPTS = {
+    "bash": """_cbframe() {
+    local IFS=$'\\n'
+    COMPREPLY=($(cbframe completion -- "${COMP_WORDS[@]:0:COMP_CWORD+1}" 2>/dev/null))
+}
+complete -o default -F _cbframe cbframe
+""",
+    "fish": """complete -c cbframe -f -a "(
+    cbframe completion -- (commandline -opc) (commandline -ct) 2>/dev/null
+    or __fish_complete_path (commandline -ct))"
+""",
+    "zsh": """#compdef cbframe
+_cbframe() {
+    local -a found
+    found=(${(f)"$(cbframe completion -- "${(@)words[1,CURRENT]}" 2>/dev/null)"})
+    if (( $#found )); then compadd -a found; else _files; fi
+}
+compdef _cbframe cbframe
+""",
+}
+
+
+def _candidates(words: Sequence[str]) -> list[str]:
+    """What the last word of a command may be; nothing where it is a file, or anything else."""
+    parser, awaited = parser_of(""), None
+    # bash gives --mode=create as three words.
+    *before, last = ["" if at == len(words) - 1 and word == "=" else word for at, word in enumerate(words)]
+    for word in before[1:]:
+        if awaited is not None and word != "=":
+            awaited = None
+        elif (option := parser._option_string_actions.get(word)) is not None:  # noqa: SLF001 - no public name
+            awaited = option if option.nargs != 0 else None
+        else:
+            for each in parser._actions:  # noqa: SLF001
+                parser = each.choices.get(word, parser) if isinstance(each.choices, dict) else parser
+    found: Iterable[str] = parser._option_string_actions  # noqa: SLF001
+    if awaited is not None:
+        found = awaited.choices or ()
+    elif not last.startswith("-"):
+        positional = (each for each in parser._actions if not each.option_strings)  # noqa: SLF001
+        found = [name for each in positional for name in each.choices or ()]
+    return [name for name in found if name.startswith(last)]

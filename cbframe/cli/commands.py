@@ -1,4 +1,4 @@
-"""The commands ``cbframe read``, ``stream``, ``doctor`` and ``snapshot``; and as whom they read a bucket."""
+"""The commands ``cbframe read``, ``schema``, ``stream``, ``stats``, ``doctor`` and ``snapshot``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -23,16 +22,23 @@ import msgspec
 import pyarrow as pa
 
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
+from cbframe.cli import SCRIPTS
+from cbframe.cli.monitoring import Monitor, follow_stats, served
 from cbframe.cli.output import (
     HEAD_ROWS,
     INDENT,
-    ndjson,
-    progress_line,
+    Write,
+    cut,
+    note,
+    print_rows,
+    printable,
     say,
     say_rows,
     show_head,
     show_remarks,
     show_table,
+    styled,
+    width,
     writer_of,
 )
 from cbframe.cluster.auth import AuthSource, CertificateAuthenticator
@@ -44,6 +50,8 @@ from cbframe.scan.changes import CHANGE_TYPE, ChangeBatch
 from cbframe.scan.checkpoint import Checkpoint
 from cbframe.scan.doctor import doctor as diagnose
 from cbframe.scan.scan import scan_bucket
+from cbframe.scan.schema import read_schema
+from cbframe.scan.spec import seconds_of
 from cbframe.scan.stream import ChangeStream, stream_bucket
 from cbframe.snapshot.snapshot import Snapshot, SnapshotVersion
 from cbframe.snapshot.writer import SnapshotResult, size, write_snapshot
@@ -58,6 +66,7 @@ _COLUMNS = {
     "key": "_cb_key",
     "value": "_cb_value",
 }
+_SAMPLE = 10_000
 _SAVE_EVERY = 1.0
 _LOOK = 0.25
 
@@ -128,40 +137,63 @@ def _credentials(options: argparse.Namespace) -> AuthSource:
 # --- read, doctor, stream
 
 
+def _wanted(options: argparse.Namespace) -> dict[str, Any]:
+    """Which documents, as keyword arguments of ``scan_bucket`` and its like."""
+    names = ("scope", "collections", "columns", "filters", "expired", "transaction_records")
+    return connection(options) | {name: getattr(options, name) for name in names}
+
+
 def read(options: argparse.Namespace) -> int:
-    """``cbframe read``: show the head of a bucket, or write a file."""
-    write = None if options.output is None else writer_of(options.output)
-    arguments = connection(options)
-    with contextlib.ExitStack() as stack:
-        progress = None if options.no_progress else stack.enter_context(progress_line())
-        scan = scan_bucket(
-            **arguments,
-            scope=options.scope,
-            collections=options.collections,
-            columns=options.columns,
-            expired=options.expired,
-            transaction_records=options.transaction_records,
-            consistency=options.consistency,
-            progress=progress,
-        )
-        if options.json:
-            for batch in scan.to_reader():
-                sys.stdout.buffer.writelines(ndjson(batch))
-            return 0
-        if write is None:
-            result = scan.read()
-        else:
-            rows = write(scan.to_reader(), options.output)
-            assert scan.last is not None
-            result = scan.last
-    table = result.table
-    if write is not None:
-        size = options.output.stat().st_size / 1e6
-        say(f"{options.output}: {rows:,} documents, {table.num_columns} columns, {size:,.1f} MB")
-    else:
-        say(f"{table.num_rows:,} documents in {result.seconds:.1f} s")
-        show_table(table)
-    show_remarks(result)
+    """``cbframe read``: show some documents of a bucket, or write all to a file or the standard output."""
+    write, form = _destination(options)
+    peek = form == "table"
+    scan = scan_bucket(
+        **_wanted(options),
+        keys_only=options.keys_only,
+        consistency=options.consistency,
+        n_rows=options.limit or (HEAD_ROWS if peek else None),
+        # A few documents are there before anybody asks how far they are.
+        progress=None if options.no_progress else "auto" if peek else "text",
+    )
+    if peek:
+        table = scan.read().table
+        show_head(table, chosen=options.columns is not None)
+        some = len(table) == (options.limit or HEAD_ROWS)
+        note("  some documents: --limit N shows more, -o FILE writes all" if some else "  all documents")
+        return 0
+    reader = scan.to_reader()
+    if write is None:
+        print_rows(reader, form)
+        return 0
+    _wrote(options, write(reader, options.output), len(reader.schema), "documents")
+    assert scan.last is not None
+    show_remarks(scan.last)
+    return 0
+
+
+def _destination(options: argparse.Namespace) -> tuple[Write | None, str]:
+    """What writes the file that is asked for, if one is; and the format of what is printed."""
+    if options.output is not None:
+        return writer_of(options.output, options.format), ""
+    if options.format in ("parquet", "arrow"):
+        raise ConfigurationError(f"{options.format} is written to a file, not printed", hint="give -o FILE")
+    return None, options.format or "table"
+
+
+def schema(options: argparse.Namespace) -> int:
+    """``cbframe schema``: print the fields, of some documents or all."""
+    rows = None if options.all else options.limit or _SAMPLE
+    found = read_schema(**_wanted(options), n_rows=rows, progress=None if options.no_progress else "text")
+    some = found.rows == rows
+    if options.json:
+        fields = json.loads(found.to_pandas().reset_index().to_json(orient="records"))
+        about = {"bucket": found.bucket, "documents": found.rows, "complete": not some}
+        _say_json({**about, "rejected": found.rejected, "fields": fields})
+        return 0
+    for at, line in enumerate(str(found).splitlines()):
+        say(styled(line) if at < 2 else cut(line, width()))
+    if some:
+        note("of some documents: --limit N looks at more, --all at all")
     return 0
 
 
@@ -185,7 +217,24 @@ def stream(options: argparse.Namespace) -> int:
     path: Path | None = options.checkpoint
     if path is not None and not path.absolute().parent.is_dir():
         raise ConfigurationError(f"the folder {path.absolute().parent} does not exist")
-    changes = stream_bucket(
+    with served(Monitor(options.max_lag), options) as monitor, _opened(options) as changes:
+        monitor.source = changes.source
+        printer = _Printer(changes, _as_json if options.json else _text_of, path, options.limit)
+        with contextlib.suppress(KeyboardInterrupt):
+            printer.run()
+    note(f"{printer.count:,} changes")
+    return 0
+
+
+def stats(options: argparse.Namespace) -> int:
+    """``cbframe stats``: show how a stream goes until Ctrl-C, which is the usual end."""
+    with _opened(options) as changes, contextlib.suppress(KeyboardInterrupt):
+        follow_stats(changes, every=seconds_of("--every", options.every), limit=options.limit)
+    return 0
+
+
+def _opened(options: argparse.Namespace) -> ChangeStream:
+    return stream_bucket(
         **connection(options),
         start=_start(options),
         scope=options.scope,
@@ -193,11 +242,11 @@ def stream(options: argparse.Namespace) -> int:
         key_prefix=options.prefix,
         transaction_records=options.transaction_records,
     )
-    printer = _Printer(changes, _as_json if options.json else _text_of, path, options.limit)
-    with changes, contextlib.suppress(KeyboardInterrupt):
-        printer.run()
-    with contextlib.suppress(OSError, ValueError):  # the standard error may be gone
-        print(f"{printer.count:,} changes", file=sys.stderr)
+
+
+def completion(options: argparse.Namespace) -> int:
+    """``cbframe completion``: print what has a shell complete."""
+    sys.stdout.write(SCRIPTS[options.shell])
     return 0
 
 
@@ -300,18 +349,13 @@ def _text_of(row: Row) -> str:
     if row.get("collection") is not None and (row["scope"], row["collection"]) != ("_default", "_default"):
         parts.append(f"{row['scope']}.{row['collection']}")
     if "key" in row:
-        parts.append(_shown(row["key"]))
+        parts.append(printable(row["key"]))
     if row.get("value") is not None:
         parts.append(_json_text(row["value"]) or f"{len(row['value']):,} bytes")
     line = "  ".join(parts)
     if sys.stdout.isatty() and len(line) > (width := shutil.get_terminal_size().columns):
         line = line[: width - 1] + "…"
     return line
-
-
-def _shown(key: str) -> str:
-    """A key on one line, whatever is in it."""
-    return key if key.isprintable() else repr(key)[1:-1]
 
 
 _PLACE = (KEY, CHANGE_TYPE, VBUCKET, SEQNO)
@@ -330,21 +374,20 @@ def snapshot(options: argparse.Namespace) -> int:
 
 
 def _write(options: argparse.Namespace) -> int:
-    arguments = connection(options)
-    with ExitStack() as stack:
-        progress = None if options.no_progress else stack.enter_context(progress_line())
+    with served(Monitor(0, quiet=options.no_progress), options) as monitor:
         result = write_snapshot(
-            **arguments,
+            **connection(options),
             path=options.path,
             mode=options.mode,
             compression=options.compression,
             scope=options.scope,
             collections=options.collections,
             columns=options.columns,
+            filters=options.filters,
             xattrs=options.xattrs,
             transaction_records=options.transaction_records,
             consistency=options.consistency,
-            progress=progress,
+            progress=monitor,
             break_lock=options.break_lock,
         )
     if options.json:
@@ -367,13 +410,19 @@ def _result(result: SnapshotResult) -> dict[str, Any]:
 
 
 def _read(options: argparse.Namespace) -> int:
-    write = None if options.output is None else writer_of(options.output)
-    source = Snapshot(options.path)
-    reader = source.to_reader(
-        as_of=options.as_of, columns=options.columns, expired=options.expired, keys="text"
+    write, form = _destination(options)
+    reader = Snapshot(options.path).to_reader(
+        as_of=options.as_of,
+        columns=options.columns,
+        filters=options.filters,
+        expired=options.expired,
+        keys="text",
     )
     if write is not None:
         _wrote(options, write(reader, options.output), len(reader.schema), "documents")
+        return 0
+    if form != "table":
+        print_rows(reader, form)
         return 0
     head: list[pa.RecordBatch] = []
     rows = 0
@@ -392,17 +441,15 @@ def _changes(options: argparse.Namespace) -> int:
     if write is not None:
         _wrote(options, write(table.to_reader(), options.output), table.num_columns, "changes")
     elif options.json:
-        sys.stdout.flush()
-        for batch in table.to_batches():
-            for lines in ndjson(batch):
-                sys.stdout.buffer.write(lines)
+        print_rows(table.to_reader(), "ndjson")
     else:
         counts = Counter(table[CHANGE_TYPE].to_pylist())
         say(f"{len(table):,} changes")
         if counts:
             say_rows((kind, f"{count:,}") for kind, count in sorted(counts.items()))
+            say("")
             show_head(
-                table.select(
+                table[:HEAD_ROWS].select(
                     [*_PLACE, *(n for n in table.column_names if not n.startswith((OURS, CHANGE_TYPE)))]
                 )
             )

@@ -2,67 +2,81 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import textwrap
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO, TypeAlias
 
 import msgspec
-import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
 from cbframe.arrow.columns import KEY
+from cbframe.cli import complain
 from cbframe.errors import ConfigurationError
-from cbframe.scan.dataframe import to_pandas
-from cbframe.scan.parquet import whole_file, write_parquet
+from cbframe.scan.parquet import whole_file, write_batches
 from cbframe.scan.result import ReadResult, left_out
-from cbframe.ui.show import TextProgress
+from cbframe.ui.show import TextProgress, is_terminal
 
+Write: TypeAlias = Callable[[pa.RecordBatchReader, Path], int]
 INDENT = "  "
-HEAD_ROWS = 5
+HEAD_ROWS = 10
 _WIDEST_CELL = 26
+_WIDEST_KEY = 40
 _LINES = 4096
 """Rows that are Python objects at the same time."""
 _ACTIONS = {"text": "kept as text", "json": "kept as JSON text", "null": "made null", "map": "names are data"}
 
 
-def writer_of(path: Path) -> Callable[[pa.RecordBatchReader, Path], int]:
-    """What writes `path`, and returns the number of rows.
+def writer_of(path: Path, form: str | None = None) -> Write:
+    """What writes `path`, and returns the number of rows; in a format, or in that of its ending.
 
     Asked before the bucket is read, since a read can take an hour.
     """
-    write = _WRITERS.get(path.suffix.lower())
-    if write is None:
-        raise ConfigurationError(
-            f"{path.name!r} names no known format", hint=f"end it in one of: {', '.join(_WRITERS)}"
-        )
+    ending = path.suffix.lower().removeprefix(".")
+    write = _WRITERS.get(form or ending)
+    if write is None or (ending in _WRITERS and ending != (form or ending)):
+        endings = ", ".join(f".{name}" for name in _WRITERS)
+        wrong = "names no known format" if write is None else f"does not end in .{form}"
+        raise ConfigurationError(f"{path.name!r} {wrong}", hint=f"end it in one of: {endings}")
     if not path.parent.is_dir():
         raise ConfigurationError(f"the folder {path.parent} does not exist")
     if path.is_dir():
         raise ConfigurationError(f"{path} is a folder")
-    return write
+
+    def write_whole(reader: pa.RecordBatchReader, path: Path) -> int:
+        with whole_file(path) as file:
+            return write(reader, file)
+
+    return write_whole
 
 
-def _write_arrow(reader: pa.RecordBatchReader, path: Path) -> int:
-    with whole_file(path) as file, pa.ipc.new_file(file, reader.schema) as writer:
+def print_rows(reader: pa.RecordBatchReader, form: str) -> None:
+    """Write to the standard output."""
+    sys.stdout.flush()
+    _WRITERS[form](reader, sys.stdout.buffer)
+
+
+def _write_arrow(reader: pa.RecordBatchReader, file: BinaryIO) -> int:
+    with pa.ipc.new_file(file, reader.schema) as writer:
         return _write_each(reader, writer.write_batch)
 
 
-def _write_csv(reader: pa.RecordBatchReader, path: Path) -> int:
+def _write_csv(reader: pa.RecordBatchReader, file: BinaryIO) -> int:
     schema = _flat(reader.schema.empty_table()).schema
-    with whole_file(path) as file, pyarrow.csv.CSVWriter(file, schema) as writer:
+    with pyarrow.csv.CSVWriter(file, schema) as writer:
         return _write_each(reader, lambda batch: writer.write_table(_flat(pa.Table.from_batches([batch]))))
 
 
-def _write_ndjson(reader: pa.RecordBatchReader, path: Path) -> int:
-    with whole_file(path) as file:
-        return _write_each(reader, lambda batch: file.writelines(ndjson(batch)))
+def _write_ndjson(reader: pa.RecordBatchReader, file: BinaryIO) -> int:
+    return _write_each(reader, lambda batch: file.writelines(ndjson(batch)))
 
 
 def _write_each(reader: pa.RecordBatchReader, write: Callable[[pa.RecordBatch], object]) -> int:
@@ -126,11 +140,11 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-_WRITERS: dict[str, Callable[[pa.RecordBatchReader, Path], int]] = {
-    ".parquet": write_parquet,
-    ".arrow": _write_arrow,
-    ".csv": _write_csv,
-    ".ndjson": _write_ndjson,
+_WRITERS: dict[str, Callable[[pa.RecordBatchReader, BinaryIO], int]] = {
+    "parquet": partial(write_batches, compression="zstd"),
+    "arrow": _write_arrow,
+    "csv": _write_csv,
+    "ndjson": _write_ndjson,
 }
 
 
@@ -150,8 +164,20 @@ def title(text: str, *, first: bool = False) -> None:
     say(f"{'' if first else chr(10)}{text}")
 
 
-def _columns() -> int:
-    return min(100, max(40, shutil.get_terminal_size((80, 24)).columns))
+def styled(text: str, stream: TextIO | None = None, *, dim: bool = False) -> str:
+    """Bold or dim, on a terminal; not where NO_COLOR is set."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return text if plain or not is_terminal(stream or sys.stdout) else f"\x1b[{2 if dim else 1}m{text}\x1b[0m"
+
+
+def note(text: str) -> None:
+    """Tell a person something beside the data."""
+    complain(styled(text, sys.stderr, dim=True))
+
+
+def width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return max(40, shutil.get_terminal_size((80, 24)).columns)
 
 
 def _cells(text: str) -> int:
@@ -159,47 +185,87 @@ def _cells(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
+def cut(text: str, most: int) -> str:
+    """A text in so many columns of a terminal."""
+    if len(text) <= most and _cells(text) <= most:
+        return text
+    text = text[:most]
+    while _cells(text) >= most:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def aligned(rows: Iterable[Sequence[str]], left: Container[int] = (0,)) -> Iterator[str]:
+    """The lines of a table: these columns to the left, the others to the right."""
+    lines = [*rows]
+    widths = [max(map(_cells, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = []
+        for at, (text, size) in enumerate(zip(line, widths, strict=True)):
+            blanks = " " * (size - _cells(text))
+            cells.append(text + blanks if at in left else blanks + text)
+        yield "  ".join(cells).rstrip()
+
+
 def say_rows(rows: Iterable[Sequence[str]], header: Sequence[str] | None = None) -> None:
     """An aligned table: the first column to the left, the others to the right."""
-    lines = [*([header] if header else []), *rows]
-    widths = [max(_cells(line[i]) for line in lines) for i in range(len(lines[0]))]
-    for first, *others in lines:
-        cells = [first + " " * (widths[0] - _cells(first))]
-        cells += [f"{text:>{width}}" for text, width in zip(others, widths[1:], strict=True)]
-        say(INDENT + "  ".join(cells))
+    for line in aligned([*([header] if header else []), *rows]):
+        say(INDENT + line)
 
 
-def show_head(table: pa.Table) -> None:
-    say("")
-    say(textwrap.indent(_head(table), INDENT))
+def show_head(table: pa.Table, *, chosen: bool = False) -> None:
+    """Rows, with as many of their columns as fit: simple ones that they have first, or those `chosen`."""
+    names = [name for name in table.column_names if name != KEY]
+    if not chosen:
+        names = [name for name in names if table[name].null_count < len(table)]
+        names.sort(
+            key=lambda name: (pa.types.is_nested(table.schema.field(name).type), table[name].null_count)
+        )
+    columns, left, hidden = [_column(table, KEY)], {0}, set(table.column_names) - {KEY}
+    room = width() - 2 * len(INDENT) - max(map(_cells, columns[0]))
+    for name in names:
+        column = _column(table, name)
+        size = len(INDENT) + max(map(_cells, column))
+        if size <= room:
+            room -= size
+            kind = table.schema.field(name).type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+                left.add(len(columns))
+            columns.append(column)
+            hidden.remove(name)
+    for at, line in enumerate(aligned(zip(*columns, strict=True), left)):
+        say(INDENT + (line if at else styled(line)))
+    if hidden:
+        others = ", ".join(printable(name) for name in table.column_names if name in hidden)
+        say(INDENT + styled(cut(f"… and {len(hidden)} more columns: {others}", width() - 4), dim=True))
+
+
+def _column(table: pa.Table, name: str) -> list[str]:
+    kind = table.schema.field(name).type
+    values = (_shown(_plain(value, kind)) for value in table[name].to_pylist())
+    return [
+        cut(printable(name), _WIDEST_KEY),
+        *(cut(value, _WIDEST_KEY if name == KEY else _WIDEST_CELL) for value in values),
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool | dict | list | bytes | None):
+        return _cell(value) or ""
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """A text on one line, whatever is in it."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def show_table(table: pa.Table) -> None:
-    show_head(table)
+    say("")
+    show_head(table.slice(0, HEAD_ROWS))
     say("")
     for line in _fields(table):
         say(line)
-
-
-def _head(table: pa.Table) -> str:
-    """The first documents with as many of their own fields as fit, simple ones first."""
-    top = table.slice(0, HEAD_ROWS)
-    present = [name for name in top.column_names if name != KEY and top[name].null_count < top.num_rows]
-    present.sort(key=lambda name: (pa.types.is_nested(top.schema.field(name).type), top[name].null_count))
-    frame = to_pandas(top, "pyarrow")
-    room = _columns() - len(INDENT)
-    chosen: list[str] = []
-    text = frame[chosen].to_string()
-    with pd.option_context("display.unicode.east_asian_width", True):
-        for name in present:
-            wider = frame[[*chosen, name]].to_string(max_colwidth=_WIDEST_CELL)
-            if max(map(_cells, wider.splitlines())) > room:
-                continue
-            chosen.append(name)
-            text = wider
-    left_out = table.num_columns - 1 - len(chosen)
-    text = "\n".join(line.rstrip() for line in text.splitlines())
-    return text + (f"\n… and {left_out} more columns" if left_out else "") if chosen else "no fields"
 
 
 def _fields(table: pa.Table) -> Iterator[str]:
@@ -213,15 +279,15 @@ def _fields(table: pa.Table) -> Iterator[str]:
             nested.append((field.name, str(field.type).replace("item: ", "").replace("element: ", "")))
         else:
             by_type[str(field.type)].append(field.name)
-    width = max(map(_cells, [*by_type, *(name for name, _ in nested)]), default=0)
+    size = max(map(_cells, [*by_type, *(name for name, _ in nested)]), default=0)
     rows = [(kind, ", ".join(names)) for kind, names in by_type.items()]
     for left, right in [*rows, *nested]:
-        lead = INDENT + left + " " * (width - _cells(left) + 2)
+        lead = INDENT + left + " " * (size - _cells(left) + 2)
         yield from textwrap.wrap(
             right,
-            _columns(),
+            min(100, width()),
             initial_indent=lead,
-            subsequent_indent=" " * (width + 4),
+            subsequent_indent=" " * (size + 4),
             break_on_hyphens=False,
         )
 
@@ -240,7 +306,8 @@ def show_nodes(result: ReadResult) -> None:
 def show_remarks(result: ReadResult) -> None:
     """The vbucket positions of the table, and what is not in a column of its own type."""
     as_of = result.as_of
-    rows = [("as of", f"{len(as_of):,} vbuckets, {as_of.changes:,} changes")]
+    whole = f"{len(as_of):,} vbuckets, {as_of.changes:,} changes"
+    rows = [("as of", whole if as_of else "no moment: these are some documents")]
     written = next(((vbucket, *at) for vbucket, at in as_of.items() if at[1]), None)
     if written is not None:
         rows.append(("", "vbucket {}: history {:016x}, seqno {:,}, and so on".format(*written)))

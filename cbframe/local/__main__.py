@@ -26,7 +26,10 @@ def serve(argv: Sequence[str] | None = None) -> int:
     when the cluster is ready; with certificates also the addresses for TLS.
     """
     parser = argparse.ArgumentParser(
-        prog="cbframe serve", description="Run an embedded Couchbase on 127.0.0.1."
+        prog="cbframe serve",
+        description="Run an embedded Couchbase on 127.0.0.1.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n  cbframe serve --sample 1000\n  cbframe serve --nodes 3 --bucket travel",
     )
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--vbuckets", type=int, default=1024)

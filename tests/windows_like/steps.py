@@ -138,7 +138,8 @@ class Steps:
         secret.write_bytes(b"password\r\n")
         login = [self.cluster.connection_string, "--user", "Administrator", "--password-file", str(secret)]
         for arguments, text in {
-            ("read", *login): f"{self.count:,} documents in",
+            ("read", *login): "_cb_key",
+            ("schema", *login, "--all"): f"{self.count:,} documents",
             ("stream", *login, "--json", "--limit", "5"): '"city":"京都"',
             ("doctor", *login): "everything is well",
             ("snapshot", "versions", str(self.folder / "snapshot")): "version",
