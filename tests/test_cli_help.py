@@ -247,6 +247,16 @@ def test_keys_in_bash(tmp_path: Path) -> None:
     assert "\n[cbframe snapshot write --mode=create ]\r\n" in text
 
 
+def test_shells_that_do_not_split_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "--", "cbframe", "snapshot", "write", "--mode=cr"]) == 0
+    assert main(["completion", "--", "cbframe", "read", "x", "--format="]) == 0
+    found = capsys.readouterr().out.split()
+    assert found == [
+        "--mode=create",
+        *(f"--format={form}" for form in ("table", "ndjson", "csv", "parquet", "arrow")),
+    ]
+
+
 FISH = "source bin/script; complete -C $argv[1]"
 
 

@@ -301,8 +301,8 @@ def parser_of(version: str) -> argparse.ArgumentParser:
         "commands.read",
         _add_read,
         "look at some documents, or read all into a file",
-        "A look shows some documents, whichever they are, and reads no more than that takes. With -o, --json or "
-        "--format, all are read unless there is a --limit.",
+        "A look shows some documents, whichever they are, and reads no more than that takes. With -o, --json "
+        "or --format, all are read unless there is a --limit.",
         _FORMATS,
     )
     command("commands.schema", _add_schema, "look at the fields: types, how much is missing, conflicts")
@@ -388,9 +388,7 @@ def _add_read(read: argparse.ArgumentParser) -> None:
 def _add_format(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     _add(form, "--format")
-    _add(
-        form, "--json", action="store_const", dest="format", const="ndjson", help="short for --format ndjson"
-    )
+    _add(form, "--json", action="store_const", dest="format", const="ndjson", help="as --format ndjson")
     _add(parser, "--output")
 
 
@@ -424,9 +422,7 @@ def _add_stream(stream: argparse.ArgumentParser) -> None:
     stream.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="go on where FILE says, and keep it up"
     )
-    _add(
-        stream, "--limit", help="end after N changes, or with --checkpoint, after the batch that has the Nth"
-    )
+    _add(stream, "--limit", help="end after N changes; with --checkpoint, after the batch that has the Nth")
     _add(stream, "--json")
     _add_metrics(stream)
     stream.add_argument(
@@ -439,20 +435,14 @@ def _add_stream(stream: argparse.ArgumentParser) -> None:
 
 
 def _add_metrics(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--metrics-port", type=int, metavar="PORT", help="serve /metrics for Prometheus, and /health"
-    )
-    parser.add_argument(
-        "--metrics-address", default="127.0.0.1", metavar="ADDRESS", help="listen there; default: 127.0.0.1"
-    )
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve /metrics and /health there")
+    parser.add_argument("--metrics-address", default="127.0.0.1", metavar="HOST", help="default: 127.0.0.1")
 
 
 def _add_stats(stats: argparse.ArgumentParser) -> None:
     stats.set_defaults(checkpoint=None)
     _add_changes(stats, "now")
-    stats.add_argument(
-        "--every", default="1s", metavar="TIME", help="show it so often: 500ms, 10s, 1min; default: 1s"
-    )
+    stats.add_argument("--every", default="1s", metavar="TIME", help="how often: 500ms, 10s; default: 1s")
     _add(stats, "--limit", help="end when it was shown N times")
 
 
@@ -580,7 +570,7 @@ _cbframe() {
     found=(${(f)"$(cbframe completion -- "${(@)words[1,CURRENT]}" 2>/dev/null)"})
     if (( $#found )); then compadd -a found; else _files; fi
 }
-compdef _cbframe cbframe
+[[ $funcstack[1] = _cbframe ]] && _cbframe || compdef _cbframe cbframe
 """,
 }
 
@@ -588,10 +578,13 @@ compdef _cbframe cbframe
 def _candidates(words: Sequence[str]) -> list[str]:
     """What the last word of a command may be; nothing where it is a file, or anything else."""
     parser, awaited = parser_of(""), None
-    # bash gives --mode=create as three words.
-    *before, last = ["" if at == len(words) - 1 and word == "=" else word for at, word in enumerate(words)]
+    *before, last = words
+    flag, equals, value = last.partition("=")
+    if equals:  # bash gives --mode=create as three words, others as one
+        before, last = [*before, flag], value
+    lead = f"{flag}=" if flag and equals else ""
     for word in before[1:]:
-        if awaited is not None and word != "=":
+        if awaited is not None and word not in ("", "="):
             awaited = None
         elif (option := parser._option_string_actions.get(word)) is not None:  # noqa: SLF001 - no public name
             awaited = option if option.nargs != 0 else None
@@ -604,4 +597,4 @@ def _candidates(words: Sequence[str]) -> list[str]:
     elif not last.startswith("-"):
         positional = (each for each in parser._actions if not each.option_strings)  # noqa: SLF001
         found = [name for each in positional for name in each.choices or ()]
-    return [name for name in found if name.startswith(last)]
+    return [lead + name for name in found if name.startswith(last)]

@@ -8,7 +8,6 @@ import contextlib
 import getpass
 import json
 import os
-import shutil
 import sys
 import textwrap
 from collections import Counter
@@ -49,12 +48,14 @@ from cbframe.options import BucketDataSourceOptions
 from cbframe.scan.changes import CHANGE_TYPE, ChangeBatch
 from cbframe.scan.checkpoint import Checkpoint
 from cbframe.scan.doctor import doctor as diagnose
+from cbframe.scan.progress import Progress
 from cbframe.scan.scan import scan_bucket
 from cbframe.scan.schema import read_schema
 from cbframe.scan.spec import seconds_of
 from cbframe.scan.stream import ChangeStream, stream_bucket
 from cbframe.snapshot.snapshot import Snapshot, SnapshotVersion
 from cbframe.snapshot.writer import SnapshotResult, size, write_snapshot
+from cbframe.ui.show import is_terminal
 
 Row = dict[str, Any]
 _COLUMNS = {
@@ -183,7 +184,8 @@ def _destination(options: argparse.Namespace) -> tuple[Write | None, str]:
 def schema(options: argparse.Namespace) -> int:
     """``cbframe schema``: print the fields, of some documents or all."""
     rows = None if options.all else options.limit or _SAMPLE
-    found = read_schema(**_wanted(options), n_rows=rows, progress=None if options.no_progress else "text")
+    progress: Progress = None if options.no_progress else "text" if options.all else "auto"
+    found = read_schema(**_wanted(options), n_rows=rows, progress=progress)
     some = found.rows == rows
     if options.json:
         fields = json.loads(found.to_pandas().reset_index().to_json(orient="records"))
@@ -230,6 +232,7 @@ def stats(options: argparse.Namespace) -> int:
     """``cbframe stats``: show how a stream goes until Ctrl-C, which is the usual end."""
     with _opened(options) as changes, contextlib.suppress(KeyboardInterrupt):
         follow_stats(changes, every=seconds_of("--every", options.every), limit=options.limit)
+    note(f"{changes.stats.total.documents:,} changes")
     return 0
 
 
@@ -353,9 +356,7 @@ def _text_of(row: Row) -> str:
     if row.get("value") is not None:
         parts.append(_json_text(row["value"]) or f"{len(row['value']):,} bytes")
     line = "  ".join(parts)
-    if sys.stdout.isatty() and len(line) > (width := shutil.get_terminal_size().columns):
-        line = line[: width - 1] + "…"
-    return line
+    return cut(line, width()) if is_terminal(sys.stdout) else line
 
 
 _PLACE = (KEY, CHANGE_TYPE, VBUCKET, SEQNO)

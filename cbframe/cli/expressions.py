@@ -125,9 +125,7 @@ class _Expression:
         field = self._expect("name", "the name of a field is expected")
         match op := self._take(*_COMPARISONS, "is", "in", "not", "like"):
             case None:
-                raise self._wrong(
-                    "an operator is expected: = != < <= > >= in, not in, is null, is not null, like"
-                )
+                raise self._wrong("an operator is expected: = != < <= > >= [not] in, is [not] null, like")
             case "is":
                 op = "is not" if self._take("not") else "is"
                 self._expect("sign", "'null' or 'not null' is expected", "null")

@@ -140,7 +140,7 @@ def served(monitor: Monitor, options: argparse.Namespace) -> Iterator[Monitor]:
 
 
 def follow_stats(changes: ChangeStream, *, every: float, limit: int | None) -> None:
-    """Read changes, and show how that goes: live in a terminal, a line each time elsewhere."""
+    """Read changes, and show how that goes until Ctrl-C: live in a terminal, a line each time elsewhere."""
     model = StatsModel(changes)
     model.sample()
     live = is_terminal(sys.stdout) and os.environ.get("TERM", "dumb") != "dumb"
