@@ -31,7 +31,7 @@ Packages
 Each imports only from those below it; ``tests/test_floors.py`` checks that.
 
 =========  =================================================================
-cli        the commands: demo, read, snapshot, stream, doctor, serve
+cli        the commands: read, schema, snapshot, stream, stats, doctor and more
 ui         progress, and the statistics of a stream: text, widget, Prometheus
 snapshot   Parquet snapshots: updates, versions, rollbacks, maintenance
 scan       bounded reads and change streams: tables, DataFrames, files

@@ -201,7 +201,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 def test_in_bash(tmp_path: Path) -> None:
     scripts(tmp_path, "bash")
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    for line, wanted in LINES[3:9]:
+    for line, wanted in LINES[5:8]:
         done = subprocess.run(
             ["bash", "-c", BASH, "bash", line],
             check=True,
