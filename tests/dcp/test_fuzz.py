@@ -256,8 +256,14 @@ def aside(what: str, n: int, vb: int, opaques: list[int], following: int) -> byt
 def conversation(opaques: list[int], firsts: list[str], script: list[Step]) -> list[bytes | int]:
     """What a node says, more or less; between the bytes are vbuckets that the client closes."""
     seqnos, ends = [0] * VBUCKETS, [0] * VBUCKETS
+    over: set[int] = set()
     said: list[bytes | int] = [b""]
     for vb, what, n in [*((vb, what, 9) for vb, what in enumerate(firsts)), *script]:
+        if what == "end":
+            over.add(vb)
+        elif what == "closed" and vb in over:
+            # Whether this is refused depends on whether the end was handled before, and so on the pieces.
+            continue
         opaque = opaques[vb]
         frame = b""
         match what:

@@ -88,6 +88,7 @@ def test_equal(values: list[bytes], step: int, max_members: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("small_objects")
 @settings(deadline=None, max_examples=20_000)
 @given(st.lists(some | some.map(lambda each: each * 20), min_size=1, max_size=3), st.integers(1, 90))
