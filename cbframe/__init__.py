@@ -3,6 +3,7 @@
 ====================  ========================================================================================
 ``read_bucket``       a bucket as it is now, as a DataFrame, an Arrow table or a polars DataFrame
 ``scan_bucket``       the same, described first and run later: record batches, Parquet, partitions
+``scan_polars``       the same as a polars LazyFrame, which reads what a query needs
 ``read_schema``       the fields of the documents: types, missing values, examples
 ``write_snapshot``    a Parquet copy, updated with what changed; ``read_snapshot`` and ``Snapshot`` read it
 ``stream_bucket``     changes as they happen, from the beginning, from now on or from a checkpoint
@@ -82,6 +83,7 @@ _HOMES = {
     "cbframe.cluster.auth": ("CertificateAuthenticator", "EnvironmentAuth", "PasswordAuthenticator"),
     "cbframe.dcp.timers": ("exponential_backoff_loop",),
     "cbframe.cluster.rest": ("Bucket", "connect_bucket"),
+    "cbframe.contrib.polars": ("scan_polars",),
     "cbframe.dcp.handshake": ("upr_open",),
     "cbframe.dcp.messages": ("UPDATE_SECURITY_SETTINGS",),
     "cbframe.dcp.positions": ("VBucketMetaData", "VBucketOffset"),
@@ -149,7 +151,8 @@ _HOMES = {
     "cbframe.wire.messages": ("SystemEvent", "parse_failover_log"),
 }
 _COMPANIONS = dict.fromkeys(
-    ("cbframe.scan.scan", "cbframe.scan.stream", "cbframe.snapshot.writer"), "cbframe.ui.show"
+    ("cbframe.contrib.polars", "cbframe.scan.scan", "cbframe.scan.stream", "cbframe.snapshot.writer"),
+    "cbframe.ui.show",
 )
 """What must be there with a module that cannot know of it: a lower floor imports no higher one."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -178,6 +181,7 @@ if TYPE_CHECKING:
     from cbframe.cluster.auth import PasswordAuthenticator as PasswordAuthenticator
     from cbframe.cluster.rest import Bucket as Bucket
     from cbframe.cluster.rest import connect_bucket as connect_bucket
+    from cbframe.contrib.polars import scan_polars as scan_polars
     from cbframe.dcp.handshake import upr_open as upr_open
     from cbframe.dcp.messages import UPDATE_SECURITY_SETTINGS as UPDATE_SECURITY_SETTINGS
     from cbframe.dcp.positions import VBucketMetaData as VBucketMetaData

@@ -28,6 +28,11 @@ def partitions(conn: Any, _folder: Path, **arguments: Any) -> list[str]:
     return [key for part in parts for key in part.read()["_cb_key"].to_pylist()]
 
 
+def lazily(conn: Any, _folder: Path, **arguments: Any) -> list[str]:
+    found: list[str] = cbframe.scan_polars(conn, **arguments).select("_cb_key").collect()["_cb_key"].to_list()
+    return found
+
+
 def stream(conn: Any, _folder: Path, **arguments: Any) -> list[str]:
     arguments.pop("timeout", None)
     with cbframe.stream_bucket(conn, **arguments) as changes:
@@ -48,7 +53,7 @@ def delta(conn: Any, folder: Path, **arguments: Any) -> list[str]:
     return keys
 
 
-DOORS: list[Door] = [read, batches, partitions, stream, snapshot, delta]
+DOORS: list[Door] = [read, batches, partitions, lazily, stream, snapshot, delta]
 
 
 def each_door(*doors: Door) -> pytest.MarkDecorator:

@@ -145,6 +145,7 @@ SILENT = {
     },
     "cbframe.contrib.delta": set(),
     "cbframe.contrib.dask": {"as_of"},
+    "cbframe.contrib.polars": set(),
     "cbframe.contrib.spark": {"register", "CouchbaseDataSource.name"},
     "cbframe.contrib.spark.reader": {
         "CouchbaseReader.read",

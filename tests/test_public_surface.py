@@ -28,8 +28,8 @@ NAMES = [
     *("SystemEvent", "SystemEventId", "SystemEventReceiver", "UPDATE_SECURITY_SETTINGS", "VBucketMetaData"),
     *("VBucketOffset", "VBucketState", "Verification", "XAttrsNotSupportedError", "__version__"),
     *("connect_bucket", "diff_schema", "doctor", "exponential_backoff_loop", "parse_failover_log"),
-    *("read_bucket", "read_schema", "read_snapshot", "scan_bucket", "show_stats", "stream_bucket"),
-    *("upr_open", "write_snapshot"),
+    *("read_bucket", "read_schema", "read_snapshot", "scan_bucket", "scan_polars", "show_stats"),
+    *("stream_bucket", "upr_open", "write_snapshot"),
 ]
 SCAN = {
     "conn": "required",
@@ -105,6 +105,14 @@ def test_read_bucket() -> None:
     assert list(parameters) == ["conn", "bucket", "return_type", "split_by", *list(SCAN)[2:]]
     with pytest.raises(TypeError, match="unexpected keyword argument 'colums'"):
         cbframe.read_bucket("couchbase://localhost/default", colums=["a"])
+
+
+def test_scan_polars() -> None:
+    parameters = inspect.signature(cbframe.scan_polars).parameters
+    refused = {"n_rows", "infer_schema_length", "parse_dates", "dtype_backend"}
+    names = [name for name in SCAN if name not in refused]
+    assert list(parameters) == [*names[:2], "sample_rows", *names[2:]]
+    assert all(parameters[name].default == SCAN[name] for name in names[1:])
 
 
 def test_a_scan() -> None:
@@ -190,6 +198,7 @@ TYPES = {
     'cbframe.read_bucket("couchbase://h/b", return_type="arrow")': "Any",
     'cbframe.read_bucket("couchbase://h/b", split_by="type")["hotel"]': "DataFrame",
     'cbframe.scan_bucket("couchbase://h/b").to_pandas()': "DataFrame",
+    'cbframe.scan_polars("couchbase://h/b").collect()': "DataFrame",
     'cbframe.scan_bucket("couchbase://h/b").partitions(2)[0]': "ScanPartition",
     'cbframe.stream_bucket("couchbase://h/b")': "ChangeStream",
     'cbframe.stream_bucket("couchbase://h/b").checkpoint': "Checkpoint",

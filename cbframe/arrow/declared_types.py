@@ -295,8 +295,10 @@ def _decoded(source: bytes, kind: pa.DataType) -> Any:
     match source[:1]:
         case b"n":
             return None
-        case b'"':
+        case b'"' if declared(kind).only in (None, "string"):
             return _STRING(source)
+        case b'"':
+            raise _MisfitError
         case b"{" if pa.types.is_map(kind) or pa.types.is_struct(kind):
             return _FIELDS(source)
         case b"[" if is_list(kind):

@@ -3,6 +3,8 @@
 ``dask``
     A bucket as a Dask DataFrame: each of its partitions is a :class:`~cbframe.ScanPartition`, which a worker
     reads. The graph holds specs and pins, no sockets, and no password unless that was asked for.
+``polars``
+    A bucket as a LazyFrame: the columns, conditions and numbers of rows of a query go down to the read.
 ``spark``
     A data source for Spark. A batch read is the same partitions, planned on the driver and read on
     executors. A stream is :mod:`cbframe.scan.microbatch`: Spark stores one offset for each batch, and
@@ -13,6 +15,8 @@
     of the table's last commit, as a snapshot's update does, and commits rows and positions at once. What the
     server rolled back comes from the earlier version of the table that has it. ``shape`` says how Delta
     holds the columns, ``table`` reads the log and commits, ``mirror`` decides what is written.
+
+``pushdown`` has what Spark and polars share: which conditions a filter of a scan can say.
 
 All of them stand on floors below: they know no socket and no thread. An error is one of
 :mod:`cbframe.errors`; what is not installed is a :class:`~cbframe.DependencyError` that names the extra to

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, TypeVar, cast, get_args
 
 import pyarrow as pa
 
@@ -130,6 +130,64 @@ def _even(items: Sequence[T], weights: Mapping[T, int], count: int) -> list[list
 # --- what they have in common
 
 
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class AgreedScan:
+    """A scan whose columns are known before it is read: each read of it has these, or is an error."""
+
+    spec: ScanSpec
+    columns: Columns  # what the fields of documents are
+    schema: pa.Schema
+
+    def select(self, names: Sequence[str]) -> Self:
+        """The same with some of the columns, besides the key: no more is read than they need."""
+        unknown = [name for name in names if name not in self.schema.names]
+        if unknown:
+            raise ConfigurationError(
+                f"the partitions have no column {unknown[0]!r}", hint="their attribute schema tells which"
+            )
+        wanted = dict.fromkeys([KEY, *names])
+        schema = pa.schema([self.schema.field(name) for name in wanted])
+        return replace(self, schema=schema, spec=narrowed(self.spec, wanted))
+
+    def read(self, pins: Pins | None = None) -> ReadResult:
+        """Read it into a table."""
+        result = ReadSession(self.spec, pins=pins, agreed=self.columns).read()
+        self._check(result.table.schema)
+        return replace(result, table=result.table.select(self.schema.names))
+
+    def stream(self, pins: Pins | None = None) -> tuple[ReadResult, pa.RecordBatchReader]:
+        """Read it into record batches; before them, what there is to say."""
+        result, reader = ReadSession(self.spec, pins=pins, agreed=self.columns).stream()
+        self._check(reader.schema)
+        schema = self.schema.with_metadata(reader.schema.metadata)
+        batches = (batch.select(schema.names) for batch in reader)
+        return result, pa.RecordBatchReader.from_batches(schema, batches)
+
+    def _check(self, schema: pa.Schema) -> None:
+        """Refuse a read that lacks agreed columns, or has some that tell more of documents than these can."""
+        later = schema.names[:] if not {"scope", "collection"} & {*self.spec.metadata} else []
+        if "_cb_collection" in later:
+            raise ConversionError(
+                "documents are of collections, and the agreed schema has no column for them",
+                hint="collections came since then: make the partitions, or the frame, again",
+            )
+        other = [each.name for each in self.schema if each not in schema]
+        if other:
+            raise ConversionError(f"columns are not the agreed ones: {', '.join(other)}")
+
+
+def agree(
+    spec: ScanSpec, n: int, *, sample_rows: int | None
+) -> tuple[AgreedScan, BucketState, Moment | None]:
+    """The scan of `n` partitions, the bucket as it is now, and by when documents have expired."""
+    count("sample_rows", sample_rows)
+    _refuse_undividable(spec, n)
+    expires = spec.expired == "drop"
+    look = spec.look(spec.vbuckets, time=expires)
+    moment = Moment.of(look.time) if expires else None
+    return AgreedScan(*_agree(spec, sample_rows, look, n, moment)), look, moment
+
+
 def _agree(
     target: ScanSpec, sample_rows: int | None, look: BucketState, n: int, moment: Moment | None
 ) -> tuple[ScanSpec, Columns, pa.Schema]:
@@ -182,6 +240,8 @@ def _sampled(
         for error in first.errors():
             warn(f"in the sample of the partitions: {error}")
     columns = unify([each for each, _, _ in found], max_members=target.max_struct_fields)
+    if target.on_conflict == "json":
+        columns = columns.mapped(lambda _, kind: replace(kind, json=kind.json or kind.mixed, mixed=False))
     for path in (target.columns or ()) if any(rows for _, _, rows in found) else ():
         if path[0] not in target.schema and lacking(columns.schema, path):
             what = f"columns= names {'.'.join(path)!r}, which no document has"
@@ -283,8 +343,6 @@ class ScanPartition:
     as_of
         The vbucket positions of all partitions together, cut down to its vbuckets: each is read to this
         seqno at least.
-    schema
-        Of all partitions.
     documents
         An estimate: how many there are in its vbuckets as a whole, whatever the scan selects of them by
         collections and filters. None if a node does not tell, which it does to whom it shows statistics.
@@ -296,10 +354,8 @@ class ScanPartition:
     number: int
     node: str
     as_of: AsOf
-    schema: pa.Schema
     _pins: Pins
-    _spec: ScanSpec
-    _agreed: Columns  # what the fields of the documents of all partitions are
+    _scan: AgreedScan
     _with_secrets: bool  # whether a password may be pickled with them
     documents: int | None = None
     bytes: int | None = None
@@ -324,12 +380,17 @@ class ScanPartition:
         ConfigurationError
             There is a password in it, or something that exists in this process only.
         """
-        refuse_secrets(self._spec, with_secrets=self._with_secrets)
+        refuse_secrets(self._scan.spec, with_secrets=self._with_secrets)
 
     @property
     def bucket(self) -> str:
         """Where the documents are."""
-        return self._spec.bucket
+        return self._scan.spec.bucket
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of all partitions."""
+        return self._scan.schema
 
     @property
     def vbuckets(self) -> tuple[int, ...]:
@@ -360,9 +421,7 @@ class ScanPartition:
         CbframeError
             As :meth:`BucketScan.read`.
         """
-        result = self._session().read()
-        self._check(result.table.schema)
-        return replace(result, table=result.table.select(self.schema.names))
+        return self._scan.read(self._pins)
 
     @public
     def read(self) -> pa.Table:
@@ -379,7 +438,7 @@ class ScanPartition:
         from cbframe.scan.dataframe import to_pandas  # noqa: PLC0415 - pandas is slow to import
 
         result = self.result()
-        backend = self._spec.dtype_backend
+        backend = self._scan.spec.dtype_backend
         return to_pandas(result.table, backend, result.report.to_dict(), fixed_dtypes=True)
 
     @public
@@ -390,11 +449,7 @@ class ScanPartition:
     @public
     def streamed(self) -> tuple[ReadResult, pa.RecordBatchReader]:
         """What :meth:`to_reader` gives, and before it all of :meth:`result` but the documents."""
-        result, reader = self._session().stream()
-        self._check(reader.schema)
-        schema = self.schema.with_metadata(reader.schema.metadata)
-        batches = (batch.select(schema.names) for batch in reader)
-        return result, pa.RecordBatchReader.from_batches(schema, batches)
+        return self._scan.stream(self._pins)
 
     def __arrow_c_schema__(self) -> Any:
         """The schema of all partitions; nothing is read."""
@@ -414,30 +469,7 @@ class ScanPartition:
         ConfigurationError
             There is no such column.
         """
-        unknown = [name for name in columns if name not in self.schema.names]
-        if unknown:
-            raise ConfigurationError(
-                f"the partitions have no column {unknown[0]!r}", hint="their attribute schema tells which"
-            )
-        names = dict.fromkeys([KEY, *columns])
-        schema = pa.schema([self.schema.field(name) for name in names])
-        return replace(self, schema=schema, _spec=narrowed(self._spec, names))
-
-    def _session(self) -> ReadSession:
-        spec = replace(self._spec, vbuckets=self.vbuckets)
-        return ReadSession(spec, pins=self._pins, agreed=self._agreed)
-
-    def _check(self, schema: pa.Schema) -> None:
-        """Refuse a read that lacks agreed columns, or has some that tell more of documents than these can."""
-        later = schema.names[:] if not {"scope", "collection"} & {*self._spec.metadata} else []
-        if "_cb_collection" in later:
-            raise ConversionError(
-                "documents are of collections, and the agreed schema has no column for them",
-                hint="collections came since the partitions were made: make them again",
-            )
-        other = [each.name for each in self.schema if each not in schema]
-        if other:
-            raise ConversionError(f"columns are not the agreed ones: {', '.join(other)}")
+        return replace(self, _scan=self._scan.select(columns))
 
 
 def divided(
@@ -449,18 +481,13 @@ def divided(
     with_secrets: bool,
 ) -> list[ScanPartition]:
     """What :meth:`BucketScan.partitions` promises."""
-    count("sample_rows", sample_rows)
-    _refuse_undividable(spec, n)
     with_secrets = flag("include_credentials", with_secrets)
     consistency = consistency or spec.consistency
     one_of(*get_args(Consistency))("consistency", consistency)
-    expires = spec.expired == "drop"
-    look = spec.look(spec.vbuckets, time=expires)
-    moment = Moment.of(look.time) if expires else None
-    spec, agreed, schema = _agree(spec, sample_rows, look, n, moment)
+    scan, look, moment = agree(spec, n, sample_rows=sample_rows)
     inside: Consistency = "strict" if "strict" in (consistency, spec.consistency) else "snapshot"
     # A function that reports progress stays in this process.
-    spec = replace(spec, progress=None, consistency=inside)
+    spec = replace(scan.spec, progress=None, consistency=inside)
     # Once more: the sample took its time.
     time = utc_now()
     look = spec.look(spec.vbuckets, first_map=look.map, sizes=True)
@@ -470,11 +497,8 @@ def divided(
         pins = Pins(as_of, look.map.uuid, consistency, moment)
         sizes = [look.sizes[vb] for vb in share.vbuckets]
         documents, stored = _sum(size.documents for size in sizes), _sum(size.bytes for size in sizes)
-        found.append(
-            ScanPartition(
-                number, share.node, as_of, schema, pins, spec, agreed, with_secrets, documents, stored
-            )
-        )
+        part = replace(scan, spec=replace(spec, vbuckets=share.vbuckets))
+        found.append(ScanPartition(number, share.node, as_of, pins, part, with_secrets, documents, stored))
     return found
 
 

@@ -207,8 +207,10 @@ class Pipeline:
         *,
         bounded: bool = False,
         of_changes: bool = False,  # not documents are read but changes
+        enough: int | None = None,  # documents after which no more need come; None for as `n_rows` says
     ) -> None:
         self._target = target
+        self._enough = enough or target.n_rows
         self._names = names
         self._receiver = receiver
         self._agreed = agreed
@@ -233,8 +235,7 @@ class Pipeline:
 
     def has_enough(self) -> bool:
         """Whether as many documents came as were asked for."""
-        wanted = self._target.n_rows
-        return wanted is not None and self._came >= wanted
+        return self._enough is not None and self._came >= self._enough
 
     def foresee(self, progress: Progressed) -> None:
         """Look at whether what is put on disk will fit there."""

@@ -419,10 +419,8 @@ class ReadSession:
 
     def read(self) -> ReadResult:
         """Read into a table."""
-        run, receiver, pipeline = self._begin(self._spec)
+        run, ran, pipeline, found = self._finish()
         with closing(pipeline):
-            ran = self._into(run, receiver, pipeline)
-            found = pipeline.finish()
             tables = list(found.tables)
         table = pa.concat_tables([found.schema.empty_table(), *tables])
         return self._result(run, ran, found, table)
@@ -453,24 +451,29 @@ class ReadSession:
 
         The reader deletes the file at its end, or when it is no longer used.
         """
-        if self._spec.n_rows is not None:
-            result = self.read()
-            batches: Iterable[pa.RecordBatch] = (each for each in result.table.to_batches() if len(each))
-            reader = pa.RecordBatchReader.from_batches(result.table.schema, batches)
-            return replace(result, table=result.table.schema.empty_table()), reader
-        run, receiver, pipeline = self._begin(self._spec, bounded=True)
-        with ExitStack() as stack:
-            stack.callback(pipeline.close)
-            ran = self._into(run, receiver, pipeline)
-            found = pipeline.finish()
-            # The files are needed now: who reads the batches closes them.
-            stack.pop_all()
+        run, ran, _, found = self._finish(bounded=True)
         about = replace(self._result(run, ran, found, found.schema.empty_table()), documents=None)
         batches = (batch for table in found.tables for batch in table.to_batches())
         return about, pa.RecordBatchReader.from_batches(about.table.schema, batches)
 
+    def _finish(self, *, bounded: bool = False) -> tuple[Run, Ran, Pipeline, DocumentTables]:
+        """Read to the end; the pipeline has files until its tables are consumed."""
+        wanted = enough = self._spec.n_rows
+        while True:
+            run, receiver, pipeline = self._begin(self._spec, bounded=bounded, enough=enough)
+            with ExitStack() as stack:
+                stack.callback(pipeline.close)
+                ran = self._into(run, receiver, pipeline)
+                found = pipeline.finish()
+                dropped = sum(found.rejected.values()) if self._spec.errors == "drop" else 0
+                if not wanted or not pipeline.has_enough() or pipeline.documents - dropped >= wanted:
+                    stack.pop_all()
+                    return run, ran, pipeline, found
+            # Of what came too much is left out: older versions, documents of dropped collections, no objects.
+            enough = (enough or 1) * _GROWTH
+
     def _begin(
-        self, spec: ScanSpec, *, bounded: bool = False
+        self, spec: ScanSpec, *, bounded: bool = False, enough: int | None = None
     ) -> tuple[Run, DeferringBatchReceiver, Pipeline]:
         """What reads; `spec` is what the pipeline makes of it."""
         pins = self._pins
@@ -483,7 +486,8 @@ class ReadSession:
             skip_first_deletions=True,
         )
         receiver = DeferringBatchReceiver(run.names.received, run.options.max_body_bytes)
-        return run, receiver, Pipeline(spec, run.names, receiver, self._agreed, run.moment, bounded=bounded)
+        common = spec, run.names, receiver, self._agreed, run.moment
+        return run, receiver, Pipeline(*common, bounded=bounded, enough=enough)
 
     def _into(self, run: Run, receiver: DeferringBatchReceiver, sink: Pipeline) -> Ran:
         ran = run.into(receiver, sink)

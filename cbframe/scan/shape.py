@@ -21,7 +21,7 @@ from cbframe.arrow.columns import KEY, SEQNO, VBUCKET, KeyForm, formed_key
 from cbframe.arrow.declared_types import Dates, fit
 from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.json.arrays import as_lists, is_list, member_of
-from cbframe.json.layout import Column, Path, Policy
+from cbframe.json.layout import Column, OnConflict, Path, Policy
 from cbframe.json.typer import OURS, REASON, REST, VALUE, Disagreement, Where, field_name, quoted
 from cbframe.scan.result import Conflict
 from cbframe.scan.spec import ScanSpec
@@ -71,7 +71,10 @@ def policy_of(target: ScanSpec, agreed: Columns | None) -> Policy:
         for name, kind in agreed.kinds.items()
         if name not in _OURS and name not in target.schema
     }
-    return replace(policy, known={name: facts for name, facts in known.items() if facts is not None})
+    # Which text is JSON is agreed.
+    on_conflict: OnConflict = "widen" if policy.on_conflict == "json" else policy.on_conflict
+    facts = {name: each for name, each in known.items() if each is not None}
+    return replace(policy, on_conflict=on_conflict, known=facts)
 
 
 class Fitter:
@@ -173,7 +176,7 @@ class Fitter:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         return ConversionError(
             f"documents do not fit the agreed schema: {'; '.join(problems[:_SHOWN])}{more}",
-            hint="partitions(..., sample_rows=None) looks at all documents, schema={...} declares types, "
+            hint="sample_rows=None looks at all documents, schema={...} declares types, "
             "columns=[...] chooses fields",
         )
 

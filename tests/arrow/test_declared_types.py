@@ -240,13 +240,29 @@ def test_of_what_is_nested_only_the_part_that_does_not_fit_is_lost(
 
 
 def test_objects_of_many_names_have_the_values_of_those_of_few() -> None:
-    kind = pa.struct([("t", pa.string()), ("n", pa.struct([("x", pa.int8())]))])
-    few = ['{"t":60}', '{"t":"60"}', '{"t":[1, 2]}', '{"t":1E2,"n":{"x":1}}', '{"n":"{}"}', '{"t":null}']
+    members = [
+        ("t", pa.string()),
+        ("k", pa.int64()),
+        ("ok", pa.bool_()),
+        ("n", pa.struct([("x", pa.int8())])),
+    ]
+    kind = pa.struct(members)
+    few = [
+        '{"k":"60","ok":"true"}',
+        '{"k":60,"ok":true,"n":{"x":"1"}}',
+        '{"t":60}',
+        '{"t":"60"}',
+        '{"t":[1, 2]}',
+        '{"t":1E2,"n":{"x":1}}',
+        '{"n":"{}"}',
+        '{"t":null}',
+    ]
     more = [f'{{"t":"m",{",".join(f"{chr(34)}{n}-{m}{chr(34)}:0" for m in range(20))}}}' for n in range(60)]
     _, values, misfits = declared(kind, *few)
     typed, again, _ = declared(kind, *few, *more)
-    assert again == [*values, *[{"t": "m", "n": None}] * 60]
-    assert [each and each["t"] for each in values] == ["60", "60", "[1, 2]", "1E2", None, None]
+    assert again == [*values, *[{"t": "m", "k": None, "ok": None, "n": None}] * 60]
+    assert [each and each["t"] for each in values[2:]] == ["60", "60", "[1, 2]", "1E2", None, None]
+    assert [(each["k"], each["ok"]) for each in values[:2]] == [(None, None), (60, True)]
     assert not misfits
     assert {conflict.path for conflict in typed.conflicts} <= {"a", "a.n"}
 

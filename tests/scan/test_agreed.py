@@ -138,6 +138,37 @@ def test_values_are_as_they_were_written(here: str, there: str, nested: Any, str
         assert sorted_rows(table) == sorted_rows(scan.to_arrow())
 
 
+@pytest.mark.parametrize("on_conflict", ["widen", "json"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("1", '"x"'),
+        ("9007199254740993", "0.5"),
+        ("18446744073709551616", "1e400", "2"),
+        ("1", "true", '"1"', "1.50"),
+        ('{"x": 1}', '{"x": "1"}'),
+        ('{"x": [1.50]}', '{"x": ["t", true]}'),
+        ("[1]", '["x"]', "[null]"),
+        ('{"a": 1}', "5", '"x"'),
+    ],
+)
+def test_who_looks_at_all_reads_what_the_scan_reads(values: tuple[str, ...], on_conflict: Any) -> None:
+    """Kinds that meet in one part, in another or in none: text, and text that is JSON."""
+    with LocalCluster(nodes=1, vbuckets=4, seed=1) as cluster:
+        for n in range(60):
+            # One vbucket has each kind, others have one.
+            vbucket = vbucket_of(b"k%d" % n, 4)
+            cluster.upsert(
+                f"k{n}", b'{"f": %s}' % values[(n if vbucket == 3 else vbucket) % len(values)].encode()
+            )
+        scan = scan_bucket(cluster, options=QUICK, on_conflict=on_conflict)
+        whole = scan.to_arrow()
+        for count in (1, 2, 4):
+            table = union(scan.partitions(count, sample_rows=None))
+            assert table.schema.equals(whole.schema)
+            assert sorted_rows(table) == sorted_rows(whole)
+
+
 def test_a_part_with_less_gets_the_rest() -> None:
     """Types are widened, columns that no document of the part has are null."""
     with LocalCluster(nodes=1, vbuckets=8, seed=1) as cluster:

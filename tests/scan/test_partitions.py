@@ -233,7 +233,7 @@ def test_a_password_is_not_pickled_unasked(cluster: LocalCluster) -> None:
     assert "EnvironmentAuth" in str(caught.value)
     asked = parts_of(cluster, 1, include_credentials=True)[0]
     assert pickle.loads(pickle.dumps(asked)).read().num_rows == 500
-    assert SECRET not in repr(part) + repr(asked) + repr(asked._spec)
+    assert SECRET not in repr(part) + repr(asked) + repr(asked._scan) + repr(asked._scan.spec)
 
 
 def test_a_password_in_the_connection_string(cluster: LocalCluster) -> None:

@@ -68,6 +68,20 @@ def test_at_most_so_many(wide: LocalCluster, asked: list[int], n: int) -> None:
         assert len(asked) <= 9
 
 
+@pytest.mark.parametrize("n", [1, 20, 99, 100, 200])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_is_left_out_is_not_counted(asked: list[int], n: int, streamed: bool) -> None:
+    """Most values are no objects: it goes on until there are as many rows, or no more documents."""
+    with LocalCluster(nodes=1, vbuckets=16, seed=1) as cluster:
+        cluster.bulk_load((b"binary-%d" % number, b"\xff") for number in range(2000))
+        fill(cluster, 100)
+        scan = scan_bucket(cluster, n_rows=n, errors="drop", options=QUICK, timeout=30)
+        table = scan.to_reader().read_all() if streamed else scan.to_arrow()
+        assert len(set(keys_of(table))) == len(table) == min(n, 100)
+        if n == 1:
+            assert len(set(asked)) < 16
+
+
 def test_a_look(wide: LocalCluster, asked: list[int]) -> None:
     scan = scan_bucket(wide, options=QUICK, timeout=30)
     frame = scan.peek()
