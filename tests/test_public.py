@@ -135,7 +135,8 @@ SILENT = {
             )
         ),
         *(f"BucketScan.{name}" for name in ("as_of", "conflicts", "stats", "source")),
-        *(f"ScanPartition.{name}" for name in ("refuse_secrets", "bucket", "vbuckets", "changes")),
+        *(f"ScanPartition.{name}" for name in ("refuse_secrets", "bucket", "schema", "vbuckets")),
+        "ScanPartition.changes",
         *(
             f"ChangeStream.{name}"
             for name in ("ack", "release", "pause", "resume", "close", "state", "source")

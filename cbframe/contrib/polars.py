@@ -13,12 +13,12 @@ is left to polars.
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
 from math import inf, isfinite
+from operator import eq, ge, gt, le, lt, ne
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -61,21 +61,9 @@ _MOST_VALUES = 1000
 _DEEPEST = 100
 _EXACT = 1 << 53
 """Below, an integer is the same as a double."""
-_OPERATORS = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+_OPERATORS = {"==": eq, "!=": ne, "<": lt, "<=": le, ">": gt, ">=": ge}
 _OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
-_BETWEEN: dict[Any, tuple[str, str]] = {
-    "both": (">=", "<="),
-    "left": (">=", "<"),
-    "right": (">", "<="),
-    "none": (">", "<"),
-}
+_BETWEEN = {"both": (">=", "<="), "left": (">=", "<"), "right": (">", "<="), "none": (">", "<")}
 
 
 @public
@@ -128,7 +116,7 @@ def scan_polars(
     there. A query that names the frame twice reads twice where polars does not merge the two.
 
     DuckDB takes the frame: ``duckdb.sql("from frame where n > 5")``. DuckDB 2 hands conditions and columns
-    down to it, and takes all rows at once, in memory. Older ones hand nothing down.
+    down to it, 1.5 conditions, older ones nothing; all take the rows at once, in memory.
 
     Parameters
     ----------
@@ -185,8 +173,7 @@ def _polars() -> ModuleType:
     except ImportError as exc:
         raise DependencyError("polars is not installed", hint=hint) from exc
     if tuple(map(int, pl.__version__.split(".")[:2])) < _OLDEST:
-        needed = ".".join(map(str, _OLDEST))
-        raise DependencyError(f"polars {pl.__version__} is installed, and {needed} is needed", hint=hint)
+        raise DependencyError(f"polars {pl.__version__} is older than {_OLDEST[0]}.{_OLDEST[1]}", hint=hint)
     return pl
 
 
@@ -277,7 +264,7 @@ class _Conditions:
                     yield written(path, kind, "is not", None, negative=False)
             case [literal]:
                 for op, compare in _OPERATORS.items():
-                    # The optimizer puts literals on the right.
+                    # Python and polars put literals on the right.
                     if expr.meta.eq(compare(column, literal)):
                         yield _compared(path, kind, _OPPOSITE[op] if negative else op, values[0])
                         return
@@ -289,7 +276,8 @@ class _Conditions:
             case [one, other]:
                 for (low, least), (high, most) in permutations(zip((one, other), values, strict=True)):
                     for closed, (above, below) in _BETWEEN.items():
-                        if not negative and expr.meta.eq(column.is_between(low, high, closed=closed)):
+                        same = expr.meta.eq(column.is_between(low, high, closed))  # type: ignore[arg-type]
+                        if same and not negative:
                             yield _compared(path, kind, above, least)
                             yield _compared(path, kind, below, most)
 

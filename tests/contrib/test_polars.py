@@ -117,8 +117,6 @@ PUSHED: list[tuple[pl.Expr, Any]] = [
     (C("n") == 5, [("n", "==", 5)]),
     (C("n") != 5, [("n", "!=", 5)]),
     (C("n") > -3, [("n", ">", -3)]),
-    (pl.lit(-3) < C("n"), [("n", ">", -3)]),
-    (pl.lit(5) >= C("n"), [("n", "<=", 5)]),
     (~(C("n") > 1), [("n", "<=", 1)]),
     (C("n") == 2**60, [("n", "==", 2**60)]),
     (C("n") > 2**53, [("n", ">", 2**53)]),
@@ -214,7 +212,7 @@ KEPT: list[pl.Expr] = [
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("predicate", "filters"), PUSHED, ids=[str(each) for each, _ in PUSHED])
+@pytest.mark.parametrize(("predicate", "filters"), PUSHED, ids=[str(each)[:70] for each, _ in PUSHED])
 def test_what_goes_down(
     frame: pl.LazyFrame,
     whole: pl.DataFrame,
@@ -240,7 +238,7 @@ def sorted_by_field(group: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("predicate", KEPT, ids=map(str, KEPT))
+@pytest.mark.parametrize("predicate", KEPT, ids=[str(each)[:70] for each in KEPT])
 def test_what_stays_with_polars(
     frame: pl.LazyFrame, whole: pl.DataFrame, specs: list[ScanSpec], predicate: pl.Expr, engine: Any
 ) -> None:
@@ -298,14 +296,28 @@ def check_any(frame: pl.LazyFrame, whole: pl.DataFrame, predicate: pl.Expr) -> N
     same(frame.filter(predicate).collect(), expected.select(frame.collect_schema().names()))
 
 
-@settings(max_examples=40, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_where_values_do_not_fit(bucket: LocalCluster) -> None:
+    """They are null in the columns, and are what they are in the documents."""
+    struct = "struct<lat: double, i: double, s: double>"
+    schema = {"mix": "int64", "json": "string", "s": "double", "g": struct, "x": "int64", "small": "int8"}
+    arguments = {"schema": schema, "on_conflict": "null", "metadata": ("key", "seqno"), **ARGUMENTS}
+    frame, whole = scan_polars(bucket, **arguments), cbframe.scan_bucket(bucket, **arguments).to_polars()
+    numbers = [
+        op(C(name), value) for op in (operator.eq, operator.ne) for name in ("mix", "s") for value in (1, 60)
+    ]
+    for predicate in [*numbers, *(each for each, _ in PUSHED[::3]), *KEPT[::3]]:
+        check_any(frame, whole, predicate)
+
+
+@settings(max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(predicate=PREDICATES)
 def test_any_predicate(frame: pl.LazyFrame, whole: pl.DataFrame, predicate: pl.Expr) -> None:
     check_any(frame, whole, predicate)
 
 
 @pytest.mark.slow
-@settings(max_examples=5000)
+@pytest.mark.timeout(900)
+@settings(max_examples=2000)
 @given(predicate=PREDICATES)
 def test_many_predicates(frame: pl.LazyFrame, whole: pl.DataFrame, predicate: pl.Expr) -> None:
     check_any(frame, whole, predicate)
@@ -532,13 +544,14 @@ def test_sinks(frame: pl.LazyFrame, whole: pl.DataFrame, tmp_path: Path) -> None
 
 
 def test_a_query_of_duckdb(frame: pl.LazyFrame, specs: list[ScanSpec]) -> None:
-    numbers = frame.select("_cb_key", "n", "x")  # noqa: F841 - duckdb finds it by its name
+    """Which knows LazyFrames, and hands down more of a query with each release."""
+    numbers = frame.select("_cb_key", "n", "x", "s")  # noqa: F841 - duckdb finds it by its name
     found = duckdb.sql("select x, n from numbers where n between 1 and 9 order by n").fetchall()
     assert found == [(0.5, 1), (5.0, 5)]
     if int(duckdb.__version__.split(".")[0]) > 1:
-        assert [{each.op for each in group} for spec in specs for group in spec.filters or ()] == [
-            {">=", "<="}
-        ]
+        (spec,) = specs
+        assert spec.columns == (("n",), ("x",))
+        assert spec.filters == make_filters([("n", ">=", 1), ("n", "<=", 9)])
 
 
 # --- errors
@@ -577,7 +590,7 @@ def test_without_polars(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("version", ["1.10.0", "1.32.3", "0.20.31"])
 def test_an_older_polars(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(pl, "__version__", version)
-    with pytest.raises(DependencyError, match=rf"polars {version} is installed, and 1\.33 is needed"):
+    with pytest.raises(DependencyError, match=rf"polars {version} is older than 1\.33"):
         scan_polars("couchbase://127.0.0.1/none", auth=("a", "b"))
 
 
