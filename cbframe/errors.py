@@ -2,7 +2,7 @@
 
 ::
 
-    CbframeError                          .hint .node .vbucket .permanent
+    CbframeError                          .hint .node .vbucket .permanent .anchor()
     ├── ConfigurationError (ValueError)   an argument that cannot be meant
     ├── DependencyError (ImportError)     an optional library is absent; the hint installs it
     ├── ResourceError                     the system gives no thread, file descriptor or memory
@@ -30,6 +30,7 @@ bounded read at once, any other is tried again with back-off.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, TypeAlias
 
 __all__ = [
@@ -99,6 +100,12 @@ class CbframeError(Exception):
         self.hint = None if hint is None else _short(hint)
         self.node = node
         self.vbucket = vbucket
+
+    @classmethod
+    def anchor(cls) -> str:
+        """The section of the page Troubleshooting: ``rollback-error`` of a :class:`RollbackError`."""
+        name = next(base.__name__ for base in cls.__mro__ if base.__module__ == __name__)
+        return re.sub("(?<=[a-z])(?=[A-Z])", "-", name).lower()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Not by the constructor, whose arguments differ: errors of worker processes have to arrive.

@@ -13,6 +13,7 @@ from typing import ParamSpec, Protocol, TypeAlias, TypeVar, runtime_checkable
 from cbframe.errors import CbframeError
 from cbframe.system import shortage
 
+_SEE = "  see: cbframe's documentation, troubleshooting.html#"
 _HERE = str(Path(__file__).parent)
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,7 +48,7 @@ def public(function: Callable[P, T]) -> Callable[P, T]:
         except (OSError, MemoryError, RuntimeError) as exc:
             if (error := shortage(exc)) is None:
                 raise
-            raise error from None
+            raise _bare(error) from None
 
     return call
 
@@ -61,10 +62,12 @@ def warn(text: str) -> None:
 
 
 def _bare(error: CbframeError) -> CbframeError:
-    """The error and its causes that are ours, without their tracebacks."""
+    """The error and its causes that are ours, without their tracebacks; one note says where to read on."""
     cause: BaseException | None = error
     while isinstance(cause, CbframeError):
         cause.__traceback__ = None
+        notes = [note for note in getattr(cause, "__notes__", ()) if not note.startswith(_SEE)]
+        cause.__notes__ = [*notes, f"{_SEE}{error.anchor()}"] if cause is error else notes
         if cause.__cause__ is None:
             cause.__suppress_context__ = True
         cause = cause.__cause__

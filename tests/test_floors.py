@@ -235,7 +235,7 @@ def sources() -> dict[str, str]:
     return {
         path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
         for path in PACKAGE.rglob("*.py")
-        if "_rust" not in path.parts
+        if path.relative_to(PACKAGE).parts[0] not in ("_rust", "docs")
     }
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import importlib
 import inspect
+import pickle
 import socket
 import traceback
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from doors import Door, each_door, read, stream
 
 import cbframe
 from cbframe import BucketDataSourceOptions, CbframeError, ConnectError, ReadTimeoutError, ResourceError
+from cbframe.errors import RollbackError, SnapshotError
 from cbframe.public import public
 
 AUTH = ("Administrator", "password")
@@ -198,12 +200,55 @@ def test_no_function_that_asks_a_cluster_is_left_out(module: str) -> None:
     assert bare == SILENT[module]
 
 
+def test_the_last_line_names_a_section_of_the_documentation() -> None:
+    @public
+    def stream() -> None:
+        raise RollbackError("rolled back", hint="read again", vbucket=3)
+
+    with pytest.raises(RollbackError) as caught:
+        stream()
+    shown = traceback.format_exception(caught.value)
+    assert "".join(shown[-3:]) == (
+        "cbframe.errors.RollbackError: rolled back [vbucket 3]\n  hint: read again\n"
+        "  see: cbframe's documentation, troubleshooting.html#rollback-error\n"
+    )
+    assert "see:" not in str(caught.value)
+    assert "see:" not in repr(caught.value)
+
+
+def test_it_is_named_once() -> None:
+    """Of an error that passes several public functions, of another process, and of one that has a cause."""
+
+    @public
+    def again(error: CbframeError) -> None:
+        raise error
+
+    @public
+    def update(cause: CbframeError) -> None:
+        try:
+            again(cause)
+        except RollbackError as exc:
+            exc.add_note("of a worker")
+            raise SnapshotError("no update") from exc
+
+    cause = RollbackError("rolled back")
+    for _ in range(2):
+        with pytest.raises(RollbackError):
+            again(cause)
+    with pytest.raises(SnapshotError) as caught:
+        update(pickle.loads(pickle.dumps(cause)))
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.count("see:") == 1
+    assert shown.endswith("troubleshooting.html#snapshot-error\n")
+    assert shown.count("of a worker") == 1
+
+
 def test_limits_of_the_system_are_ours() -> None:
     @public
     def function() -> None:
         raise MemoryError
 
-    with pytest.raises(ResourceError, match="out of memory"):
+    with pytest.raises(ResourceError, match="out of memory(.|\\n)*#resource-error$"):
         function()
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from cbframe.dcp.source import BucketDataSource
+from cbframe.errors import DependencyError
 
 _log = logging.getLogger("cbframe.ui")
 _MAKERS: dict[str, Callable[[], Watcher | None]] = {}
@@ -82,7 +83,10 @@ def bring_form(name: ProgressForm, make: Callable[[], Watcher | None]) -> None:
 
 
 class Harmless:
-    """A form that never ends the run: what it raises is logged once, and nothing more is shown."""
+    """A form that never ends the run: what it raises is logged once, and nothing more is shown.
+
+    Only a form that cannot be made, since a library is absent, is an error: before anything is read.
+    """
 
     def __init__(self, make: Callable[[], Watcher | None]) -> None:
         self._form: Watcher | None = None
@@ -103,6 +107,8 @@ class Harmless:
     def _try(self, draw: Callable[[], object]) -> None:
         try:
             draw()
+        except DependencyError:
+            raise
         except Exception:  # noqa: BLE001 - the read is what matters, and whatever a display raises, it goes on
             _log.warning("the progress of a read is no longer shown", exc_info=True)
             form, self._form = self._form, None

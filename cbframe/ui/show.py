@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from cbframe.dcp.source import BucketDataSource
+from cbframe.errors import DependencyError
 from cbframe.scan.progress import ScanProgress, Watcher, bring_display, bring_form
 from cbframe.system import OwnThread
 from cbframe.ui.drawing import as_html, as_text, duration
@@ -113,6 +114,16 @@ class CellOutput:
             self._handle.update(bundle, raw=True)
 
 
+def panel_class() -> type[StatsPanel]:
+    """What the widget is made of; half a second to import, and not installed everywhere."""
+    try:
+        from cbframe.ui.widget import StatsPanel  # noqa: PLC0415 - as above
+    except ImportError as exc:
+        hint = "pip install anywidget ipywidgets"
+        raise DependencyError(f"the widget needs anywidget and ipywidgets: {exc}", hint=hint) from exc
+    return StatsPanel
+
+
 def show_stats(target: Any) -> StatsView:
     """Show what a stream does, live.
 
@@ -137,6 +148,8 @@ def show_stats(target: Any) -> StatsView:
     ------
     ConfigurationError
         There is nothing to show of this.
+    DependencyError
+        In a notebook: ipywidgets or anywidget is not installed.
 
     Examples
     --------
@@ -151,6 +164,7 @@ def show_stats(target: Any) -> StatsView:
     """
     view = StatsView(target)
     if in_notebook():
+        panel_class()
         view.display()
     else:
         view.watch()
@@ -217,10 +231,8 @@ class StatsView:
             nobody else does.
         """
         if self._panel is None:
-            with suppress(ImportError):
-                from cbframe.ui.widget import StatsPanel  # noqa: PLC0415 - half a second, and not everywhere
-
-                self._panel = StatsPanel(self.model, self._acted)
+            with suppress(DependencyError):  # nobody has asked for a widget: HTML does
+                self._panel = panel_class()(self.model, self._acted)
         self._live = live
         self._output = CellOutput(self.bundle())
         if live:
@@ -541,8 +553,11 @@ def make_auto() -> Watcher | None:
 
 
 def make_widget() -> Watcher:
-    """A widget, or a line where there are none."""
-    return WidgetWatcher() if in_notebook() else TextWatcher()
+    """A widget, or a line where there is no notebook; DependencyError if a notebook lacks its libraries."""
+    if not in_notebook():
+        return TextWatcher()
+    panel_class()
+    return WidgetWatcher()
 
 
 def show_itself(target: object) -> bool:

@@ -232,11 +232,53 @@ def test_a_fault_of_the_picture_is_logged_and_the_stream_goes_on(
     assert "no longer updated" in caplog.text
 
 
-def test_without_ipywidgets_there_is_html(outputs: list[Outputs], monkeypatch: pytest.MonkeyPatch) -> None:
+HIDDEN = """
+import sys
+sys.modules[sys.argv[1]] = None  # importing it fails, as where it is not installed
+import cbframe
+from cbframe.ui import show
+
+with cbframe.LocalCluster(vbuckets=4) as cluster:
+    cluster.upsert("a", {"n": 1})
+    assert len(cbframe.read_bucket(cluster, progress="text")) == 1
+    show.in_notebook = lambda: True
+    assert len(cbframe.read_bucket(cluster)) == 1
+    calls = [
+        lambda: cbframe.read_bucket(cluster, progress="widget"),
+        lambda: cbframe.show_stats(cbframe.scan_bucket(cluster)),
+    ]
+    with cbframe.stream_bucket(cluster) as stream:
+        assert len(next(stream)) == 1
+        for call in [*calls, lambda: cbframe.show_stats(stream)]:
+            try:
+                call()
+            except cbframe.DependencyError as error:
+                print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["ipywidgets", "anywidget"])
+def test_without_the_libraries_of_the_widget_all_else_works(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", HIDDEN, name], capture_output=True, text=True, check=True)
+    said = "the widget needs anywidget and ipywidgets: "
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith(said) and name in line.removeprefix(said) for line in lines[::2])
+    assert set(lines[1::2]) == {"  hint: pip install anywidget ipywidgets"}
+
+
+def test_what_shows_itself_is_html_without_them(
+    outputs: list[Outputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "cbframe.ui.widget", None)
-    view = show_stats(Source(FakeClock()))
-    assert view.panel is None
+    source = Source(FakeClock())
+    source.state = "closed"
+    assert show.show_itself(source)
     assert set(outputs[0].bundles[0]) == {"text/html", "text/plain"}
+    view = StatsView(Source(FakeClock()))
+    view.display()
+    assert view.panel is None
+    assert set(outputs[1].bundles[0]) == {"text/html", "text/plain"}
     view.close()
 
 

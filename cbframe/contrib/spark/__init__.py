@@ -11,7 +11,6 @@ User name and password are those that the environment of the driver and of every
 ``CB_USER`` and ``CB_PASSWORD``, or in the variables that the options ``user_env`` and ``password_env``
 name. Options:
 
-=======
 ===================  =====================================================================
 connection           the connection string; the bucket in it, or as ``bucket``
 partitions           how many, by default 16
