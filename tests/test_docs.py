@@ -33,7 +33,7 @@ def test_each_error_has_a_section() -> None:
             importlib.import_module(module.name)
     found = [*kinds()]
     assert {getattr(errors, name) for name in errors.__all__} <= {*found}
-    assert len(found) > len(errors.__all__)  # some are of one module only, and share the section of their base
+    assert len(found) > len(errors.__all__)  # those of one module share the section of their base
     for kind in found:
         assert issubclass(kind, getattr(errors, SECTIONS[kind.anchor()])), kind
     assert {getattr(errors, name).anchor(): name for name in errors.__all__} == SECTIONS
