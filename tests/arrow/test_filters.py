@@ -44,7 +44,7 @@ def test_both_ways_to_write_them() -> None:
         {"a": 1},
         pa.compute.field("a") == 1,
         [("a", "==", np.datetime64("2026-01-02T00:00:00.000000001"))],
-        [("a", "==", np.datetime64("NaT"))],
+        [("a", "==", np.datetime64("NaT", "us"))],
         [("a", "==", pd.NaT)],
         [("a", "==", float("nan"))],
         [("a", "==", Decimal("sNaN"))],
