@@ -18,8 +18,8 @@ bool                       true, false             never with numbers; false is 
 str                        text                    by code points; also if it looks like a date
 datetime with a zone       text such as            as moments, to the nanosecond; and timestamps that
                            2024-05-01T12:00:00Z    ``parse_dates=`` or ``schema=`` made of such text
-datetime without a zone    text such as            as what a clock showed; a day without a time is its
-or date                    2024-05-01 12:00        midnight
+date, naive datetime       text such as            as what a clock showed, without a zone; a day without a
+                           2024-05-01 12:00        time is its midnight
 bytes                      ``_cb_key``             a str is the text of a key
 ``("x", "is", None)``      anything                null and missing fields alike
 ``("x", "is not", None)``  anything                the opposite
@@ -30,8 +30,7 @@ a value that is                                passes
 =============================================  ============================================================
 null or missing                                ``is`` only
 of another kind than the filter's              ``!=``, ``not in`` and ``is not``
-in a document of which other documents hold    as it does by itself: each value is compared as what it is
-values of another kind
+of one kind, where others are of another       as it does by itself: each value is compared as what it is
 no JSON object (binary, an array)              no filter on a field; those on ``_cb_…`` as any document
 =============================================  ============================================================
 

@@ -41,20 +41,22 @@ such an address, as behind a load balancer. ``network=`` overrules that.
 Options
 -------
 Those of the SDKs, by the name that any of them has, as in
-``couchbase://host/bucket?network=external&kv_connect_timeout=20s``. These have a meaning here:
+``couchbase://host/bucket?network=external&kv_connect_timeout=20s``. These have a meaning:
 
-========================================  ================================================================
-``network``                               as the argument ``network=``
-``trust_certificate``, ``certpath``,      path of a file with certificate authorities, as the argument
-``truststorepath``, ``ca_cert_path``      ``tls=``; needs ``couchbases://`` or ``https://``
-``kv_connect_timeout``,                   ``connect_timeout`` of the options; of both, the longer.
-``bootstrap_timeout``                     ``10s``, ``500ms``, or milliseconds
-``enable_dns_srv``, ``dnssrv``            ``false``: the name is a host, and SRV records are not asked for
-``enable_compression``, ``compression``   ``compression`` of the options: ``false`` or ``off``, or else true
-``dcp_priority``                          ``priority`` of the options
-``dcp_buffer_size``                       ``feed_buffer_size_bytes`` of the options
-``ssl``, ``enable_tls``                   have to agree with the scheme, which says it
-========================================  ================================================================
+==========================  ==============================================================================
+here                        options
+==========================  ==============================================================================
+``network=``                ``network``
+``tls=``                    ``trust_certificate``, ``certpath``, ``truststorepath``, ``ca_cert_path``: path of
+                            a file with certificate authorities; needs ``couchbases://`` or ``https://``
+``connect_timeout``         ``kv_connect_timeout``, ``bootstrap_timeout``: ``10s``, ``500ms``, or
+                            milliseconds; of both, the longer
+``compression``             ``enable_compression``, ``compression``: ``false`` or ``off``, or else true
+``priority``                ``dcp_priority``
+``feed_buffer_size_bytes``  ``dcp_buffer_size``
+no SRV records              ``enable_dns_srv``, ``dnssrv``: ``false`` if the name is a host
+the scheme                  ``ssl``, ``enable_tls``, which have to agree with it
+==========================  ==============================================================================
 
 An argument of a function wins over an option, and so does a field of ``BucketDataSourceOptions`` that is not
 at its default. ``tls_verify=none`` and ``ssl=no_verify`` are refused, since nothing is sent to a node that is

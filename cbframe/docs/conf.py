@@ -12,7 +12,7 @@ import cbframe.contrib
 
 project, release, default_role = "cbframe", cbframe.__version__, "code"
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_parser"]
-autodoc_inherit_docstrings = autosummary_generate = numpydoc_show_class_members = False
+autodoc_inherit_docstrings = autosummary_generate = numpydoc_show_class_members = html_copy_source = False
 autodoc_mock_imports, maximum_signature_line_length = ["pyspark"], 110
 html_theme, html_title, pygments_dark_style = "furo", f"cbframe {release}", "github-dark"
 html_static_path, html_css_files, html_show_copyright = ["_static"], ["cbframe.css"], False

@@ -11,8 +11,8 @@ nothing and starts no thread; a lock lets several take snapshots.
 =================  =======================================  ============================================
 who                takes snapshots                          and draws
 =================  =======================================  ============================================
-``StatsView``      a ``Ticker`` thread, 4 a second, until   the widget if there is one; ``print`` and
-(``show_stats``)   the stream has ended, ``close()``, or    ``_repr_html_`` take one more
+``show_stats``     a ``Ticker`` thread, 4 a second, until   the widget if there is one; ``print`` and
+                   the stream has ended, ``close()``, or    ``_repr_html_`` take one more
                    nobody refers to the view
 ``WidgetWatcher``  the thread that reads, 4 a second        the same view, without a thread
 ``TextWatcher``    nobody                                   a ``ScanProgress`` as a line, 10 a second
