@@ -41,7 +41,7 @@ ROOTS = {
 LEFT_OUT = {
     *("DcpConnection._on_frame", "DcpConnection._control", "Frame.parse", "waited", "Waker.wake"),
     *("Pipeline.foresee", "BucketDataSource.progress", "SourceView.progress", "BucketDataSource.finished"),
-    *("SourceView.finished", "_progress_of"),
+    *("SourceView.finished", "Run._progress", "Pace.add"),
 }
 """Control messages and progress."""
 OTHERS = ("local/", "testing.py")

@@ -7,6 +7,7 @@ with this one; where it is not loaded, only functions are called.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ _MAKERS: dict[str, Callable[[], Watcher | None]] = {}
 """Forms of progress by name, brought by the floor above."""
 _SHOWS: list[Callable[[object], bool]] = []
 """What shows an object in a notebook, brought by the floor above."""
+_WINDOW = 4.0
+"""Seconds of the past from which the remaining time is computed."""
+_LEAST = 1.0
+"""Seconds of even progress before anything is foreseen."""
+_MOST = 10 * 86400.0
+"""A time to go of more seconds says only that hardly anything has come yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,10 @@ class ScanProgress:
         Complete, and wanted.
     seconds
         Since the read began.
+    eta
+        Seconds until it is complete, by the seqnos of the last seconds. None while nothing can be said: for
+        the first second after the streams were opened, or opened again; in a stall; and with `n_rows`, where
+        nobody knows how much is read.
     """
 
     rows: int
@@ -45,6 +56,7 @@ class ScanProgress:
     vbuckets: int
     vbuckets_total: int
     seconds: float
+    eta: float | None = None
 
     @property
     def share(self) -> float:
@@ -52,6 +64,33 @@ class ScanProgress:
         if self.seqnos_total:
             return min(1.0, self.seqnos / self.seqnos_total)
         return float(self.vbuckets_total > 0 and self.vbuckets == self.vbuckets_total)
+
+
+class Pace:
+    """How long a bounded source still takes, by its pace in the last seconds. It has no clock of its own."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, int]] = deque()
+        self._even: tuple[int, int] | None = None
+
+    def add(self, seconds: float, reached: int, total: int, requests: int) -> float | None:
+        """Take note of how far it is; seconds to go, or None.
+
+        A stream that is requested, one after the other at first, stands where it was before: that is no pace.
+        So with every one of the `requests` it begins again, and where what was reached is lost.
+        """
+        recent, even = self._recent, (total, requests)
+        if even != self._even or (recent and reached < recent[-1][1]):
+            recent.clear()
+            self._even = even
+        recent.append((seconds, reached))
+        while len(recent) > 2 and seconds - recent[1][0] >= _WINDOW:
+            recent.popleft()
+        passed, gained = seconds - recent[0][0], reached - recent[0][1]
+        if passed < _LEAST or gained <= 0:
+            return None
+        left = (total - reached) * passed / gained
+        return left if 0 <= left <= _MOST else None
 
 
 ProgressCallback: TypeAlias = Callable[[ScanProgress], None]

@@ -35,7 +35,7 @@ from cbframe.json.layout import Path
 from cbframe.json.typer import VALUE, Documents, texts_at, typed
 from cbframe.scan.names import Names
 from cbframe.scan.pipeline import DocumentTables, Pipeline, beside
-from cbframe.scan.progress import ScanProgress, Watcher, teller_of
+from cbframe.scan.progress import Pace, ScanProgress, Watcher, teller_of
 from cbframe.scan.result import AsOf, Conflict, Moment, ReadResult, utc_now
 from cbframe.scan.shape import Outcome, keys_at, lacking
 from cbframe.scan.spec import Consistency, ScanSpec, paths_of
@@ -138,6 +138,7 @@ class Run:
         self._bucket_uuid = bucket_uuid
         self._target = target
         self._tell = teller_of(target.progress)
+        self._pace = Pace()
         self.source: BucketDataSource | None = None
         """What runs at present."""
         # Some documents have no position that could be compared.
@@ -246,12 +247,27 @@ class Run:
                 shown = now
                 sink.foresee(source.progress)
                 if self._tell is not None:
-                    self._tell(_progress_of(source, now - self._began))
+                    self._tell(self._progress(source, now - self._began))
             if finished or sink.has_enough():
                 return finished
             timeout = self._target.timeout
             if timeout is not None and now - self._began > timeout:
                 raise self._too_slow(source, receiver)
+
+    def _progress(self, source: BucketDataSource, seconds: float) -> ScanProgress:
+        reached, total = source.progress()
+        stats = source.stats()
+        left = self._pace.add(seconds, reached, total, stats.total.tot_upr_stream_req)
+        return ScanProgress(
+            stats.total.documents,
+            stats.total.bytes_received,
+            reached,
+            total,
+            stats.vbuckets_done,
+            stats.vbuckets,
+            seconds,
+            left if self._target.n_rows is None else None,
+        )
 
     def _too_slow(self, source: BucketDataSource, receiver: DeferringBatchReceiver) -> ReadTimeoutError:
         stats, problem, timeout = source.stats(), receiver.last_error, self._target.timeout
@@ -293,20 +309,6 @@ def _parts(target: ScanSpec) -> Generator[tuple[int, ...] | None, tuple[int, int
             size = len(left)
         part, left, size = left[:size], left[size:], size * _GROWTH
         _, documents = yield part
-
-
-def _progress_of(source: BucketDataSource, seconds: float) -> ScanProgress:
-    reached, total = source.progress()
-    stats = source.stats()
-    return ScanProgress(
-        stats.total.documents,
-        stats.total.bytes_received,
-        reached,
-        total,
-        stats.vbuckets_done,
-        stats.vbuckets,
-        seconds,
-    )
 
 
 def _unfinished(source: BucketDataSource, target: ScanSpec) -> str:

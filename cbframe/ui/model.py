@@ -28,6 +28,7 @@ from cbframe.dcp.stats import (
 )
 from cbframe.dcp.streams import VBucketState
 from cbframe.errors import ConfigurationError
+from cbframe.scan.progress import Pace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,6 @@ _RATE_OVER = 2.0
 """Seconds from which the present rate is computed: blocks come in bursts."""
 _ANCHORS = 8
 """Snapshots within that time that are kept as they are; all others are numbers in the history."""
-_ETA_OVER = 10.0
 _SAMPLE_SEQNOS_EVERY = 2.0
 _LARGEST = 0x7FFF_FFFF_FFFF_FFFF
 _HISTORY = np.dtype(
@@ -295,6 +295,8 @@ class StatsModel:
         self._began: float | None = None
         self._ended: float | None = None
         self._seqnos_at: float | None = None
+        self._to_end = Pace()
+        self._eta: float | None = None
         self._latest = take_snapshot(None, at=clock())
         self._lock = threading.Lock()
         """Held while a snapshot is taken: a thread may do so while another asks."""
@@ -331,7 +333,8 @@ class StatsModel:
             self._source = source
             self._count = 0
             self._recent.clear()
-            self._began = self._ended = self._seqnos_at = None
+            self._began = self._ended = self._seqnos_at = self._eta = None
+            self._to_end = Pace()
         before = self._latest if self._count else None
         snapshot = self._latest = take_snapshot(source, at=now, state=state, before=before)
         if source is None:
@@ -368,6 +371,8 @@ class StatsModel:
 
     def _remember(self, snapshot: StatsSnapshot) -> None:
         total = snapshot.stats.total
+        requests = total.tot_upr_stream_req
+        self._eta = self._to_end.add(snapshot.at, snapshot.reached, snapshot.wanted, requests)
         lag = snapshot.total_lag
         self._history[self._count % len(self._history)] = (
             snapshot.at,
@@ -412,15 +417,7 @@ class StatsModel:
     def eta(self) -> float | None:
         """Seconds until a bounded source is complete, at the pace of the last ones; None if unknown."""
         latest = self._latest
-        if not latest.bounded or latest.ended or not latest.wanted:
-            return None
-        history = self.history()
-        recent = history[history["at"] >= latest.at - _ETA_OVER]
-        gained = int(recent["reached"][-1] - recent["reached"][0])
-        seconds = float(recent["at"][-1] - recent["at"][0])
-        if gained <= 0 or seconds <= 0:
-            return None
-        return (latest.wanted - latest.reached) * seconds / gained
+        return self._eta if latest.bounded and not latest.ended else None
 
     def throughput(self, bins: int = 120, seconds: float = SPAN) -> npt.NDArray[np.float64]:
         """Documents and bytes a second over the last minutes, for drawing."""

@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
@@ -294,8 +293,6 @@ class StatsView:
 
 _REDRAW_EVERY = 0.1
 """Seconds between two drawings; faster ones only flicker."""
-_WINDOW = 4.0
-"""Seconds of the past from which the remaining time is computed."""
 _DEFAULT_WIDTH = 80
 _BAR = 24
 _SMALLEST_BAR = 8
@@ -335,7 +332,7 @@ class TextProgress:
         self._width = width
         self._live = is_terminal(self._stream)
         self._blocks = _can_write(self._stream, _PARTS)
-        self._recent: deque[ScanProgress] = deque()
+        self._newest: ScanProgress | None = None
         self._drawn_at: float | None = None
         self._length = 0
         self._open = False
@@ -351,25 +348,22 @@ class TextProgress:
 
     def __call__(self, progress: ScanProgress) -> None:
         """Take note of how far the read is, and draw it if it is time."""
-        if self._recent and progress.seconds < self._recent[-1].seconds:
+        if self._newest is not None and progress.seconds < self._newest.seconds:
             # The scan runs again: a new line.
             self.close()
-            self._recent.clear()
             self._done = False
-        self._recent.append(progress)
-        while len(self._recent) > 2 and progress.seconds - self._recent[1].seconds >= _WINDOW:
-            self._recent.popleft()
+        self._newest = progress
         complete = progress.vbuckets_total > 0 and progress.vbuckets == progress.vbuckets_total
         if complete:
             # A complete read may report once more; the line has ended then.
             if not self._done:
-                self._draw(final=True)
+                self._draw(progress, final=True)
                 self._done = True
             return
         now = self._clock()
         if self._live and (self._drawn_at is None or now - self._drawn_at >= _REDRAW_EVERY):
             self._drawn_at = now
-            self._draw(final=False)
+            self._draw(progress, final=False)
 
     def close(self) -> None:
         """End the line, if one is open; the next thing printed begins on its own line."""
@@ -379,10 +373,10 @@ class TextProgress:
             self._write("\n")
         self._drawn_at = None
 
-    def _draw(self, *, final: bool) -> None:
+    def _draw(self, progress: ScanProgress, *, final: bool) -> None:
         # The last column stays free: writing into it makes some terminals begin a new line.
         columns = self._columns() - 1
-        line = self._line(columns, final=final)
+        line = self._line(progress, columns, final=final)
         if self._live:
             # Blanks over what an earlier, longer line has left: not every console knows escape sequences.
             left = " " * (min(self._length, columns) - len(line))
@@ -410,8 +404,7 @@ class TextProgress:
         except (OSError, ValueError, AttributeError):  # it has no file, or none of a terminal
             return _DEFAULT_WIDTH
 
-    def _line(self, columns: int, *, final: bool) -> str:
-        newest = self._recent[-1]
+    def _line(self, newest: ScanProgress, columns: int, *, final: bool) -> str:
         share = f"{100 * newest.share:3.0f} %"
         if not final and newest.share < 1 and share == "100 %":
             share = " 99 %"
@@ -422,7 +415,8 @@ class TextProgress:
             if newest.seconds > 0:
                 parts.append(f"{newest.rows / newest.seconds:,.0f}/s")
                 parts.append(f"{newest.nbytes / newest.seconds / 1e6:.1f} MB/s")
-            parts.append(_duration(newest.seconds) if final else self._remaining())
+            left = "" if newest.eta is None else f"{_duration(newest.eta)} left"
+            parts.append(_duration(newest.seconds) if final else left)
         texts: list[str] = []
         for part in filter(None, parts):
             if len("  ".join([*texts, part])) > columns:
@@ -431,14 +425,6 @@ class TextProgress:
         text = "  ".join(texts)
         room = min(_BAR, columns - len(text) - 3)
         return f"{self._bar(newest.share, room)} {text}" if room >= _SMALLEST_BAR else text
-
-    def _remaining(self) -> str:
-        """From the pace of the last seconds: reads begin slowly, while the streams are opened."""
-        oldest, newest = self._recent[0], self._recent[-1]
-        gained, seconds = newest.share - oldest.share, newest.seconds - oldest.seconds
-        if gained <= 0 or seconds <= 0:
-            return ""
-        return f"{_duration((1 - newest.share) * seconds / gained)} left"
 
     def _bar(self, share: float, room: int) -> str:
         if not self._blocks:
