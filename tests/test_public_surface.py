@@ -47,6 +47,7 @@ SCAN = {
     "vbuckets": None,
     "keys": "text",
     "key_prefix": None,
+    "key_pattern": None,
     "n_rows": None,
     "errors": "keep",
     "nested": "struct",
@@ -65,6 +66,7 @@ SCAN = {
     "timeout": None,
     "dtype_backend": "pyarrow",
     "progress": "auto",
+    "event_log": None,
     "options": None,
 }
 
@@ -134,6 +136,7 @@ STREAM = {
     "collections": None,
     "keys": "text",
     "key_prefix": None,
+    "key_pattern": None,
     "vbuckets": None,
     "metadata": ("key", "vbucket", "seqno", "scope", "collection"),
     "start": "beginning",
@@ -142,6 +145,7 @@ STREAM = {
     "max_latency": 0.25,
     "buffer_bytes": None,
     "transaction_records": "drop",
+    "event_log": None,
     "options": None,
 }
 DOCTOR = {

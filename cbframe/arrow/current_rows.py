@@ -7,9 +7,10 @@ collection is dropped or emptied. :class:`CurrentRows` finds the rows of batches
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET, Mask
 from cbframe.arrow.receivers import GatheringReceiver
 from cbframe.core import COMPILED
+from cbframe.errors import ConfigurationError
 from cbframe.wire.constants import MAX_SEQNO
 
 VERSION = [KEY, COLLECTION_ID, SEQNO]
@@ -28,6 +30,14 @@ ARRIVED = "_cb_number"
 EXPIRED, TRANSACTION_RECORD = np.uint8(0xF0), np.uint8(0xF1)
 """Marks in the column of opcodes; DCP has none of these."""
 TRANSACTION_PREFIX = b"_txn:"
+KeyPattern: TypeAlias = str | re.Pattern[str] | re.Pattern[bytes]
+"""A glob of whole keys, or a regular expression that is searched for in them."""
+_GLOB = re.compile(r"\*+|\?|\[!?+(?:\][^\]]*|[^\]]+)\]|.", re.DOTALL)
+_SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$])")
+_FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s"}
+_NO_MATTER = re.UNICODE | re.ASCII | re.DEBUG
+_TRAPS = ("{,", "[:")
+"""What RE2 takes for something else than Python does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +67,84 @@ def of_transactions(keys: pa.Array | pa.ChunkedArray) -> Mask:
     return found
 
 
-class KeyFilter:
-    """Leaves out rows by their keys: those without a prefix, and records of transactions."""
+def key_test(pattern: KeyPattern) -> tuple[bytes, str | bytes | None]:
+    """How all keys begin that match, and what RE2 is to find in them, if that is not enough.
 
-    def __init__(self, prefix: bytes | None, *, drops_transactions: bool) -> None:
-        self._prefix, self._drops_transactions = prefix, drops_transactions
+    An expression that is text is for keys as UTF-8, one of bytes for keys as they are.
+    """
+    # Nothing of the pattern is shown: it may hold a key.
+    start = b""
+    regex: str | bytes | None
+    try:
+        if isinstance(pattern, str):
+            start, regex = _test_of_glob(pattern)
+        else:
+            regex = _test_of_regex(pattern)
+        if regex is not None:
+            _found(pa.array([b""]), regex)
+    except (pa.ArrowInvalid, UnicodeEncodeError):
+        raise ConfigurationError(
+            "key_pattern= is no pattern that can be looked for",
+            hint="in a glob [ begins a set; regular expressions are those of RE2: without lookaround, "
+            "back-references, possessive quantifiers and other flags than I, M and S",
+        ) from None
+    return start, regex
+
+
+def _test_of_glob(glob: str) -> tuple[bytes, str | None]:
+    prefix, parts = "", []
+    for piece in _GLOB.findall(glob):
+        if piece[0] == "*":
+            parts.append(r"\C*")  # also of bytes that are no UTF-8
+        elif piece == "?":
+            parts.append("(?s:.)")
+        elif len(piece) > 1:
+            some = piece[1:-1].removeprefix("!")
+            mark = "^" if piece[1] == "!" else ""
+            parts.append(f"[{mark}{_literal(some)}]")
+        elif parts:
+            parts.append(_literal(piece))
+        else:
+            prefix += piece
+    if parts == [r"\C*"]:
+        return prefix.encode(), None
+    return prefix.encode(), rf"\A{_literal(prefix)}{''.join(parts)}\z"
+
+
+def _literal(text: str) -> str:
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def _test_of_regex(pattern: re.Pattern[str] | re.Pattern[bytes]) -> str | bytes:
+    text = pattern.pattern if isinstance(pattern.pattern, str) else pattern.pattern.decode("latin-1")
+    flags = "".join(letter for flag, letter in _FLAGS.items() if pattern.flags & flag)
+    if pattern.flags & ~(sum(_FLAGS) | _NO_MATTER) or any(trap in text for trap in _TRAPS):
+        raise pa.ArrowInvalid
+    text = f"(?{flags}){text}" if flags else text
+    return text if isinstance(pattern.pattern, str) else text.encode("latin-1")
+
+
+def _found(keys: pa.Array, regex: str | bytes) -> pa.Array:
+    return pc.match_substring_regex(keys.view(pa.string()) if isinstance(regex, str) else keys, regex)
+
+
+class KeyFilter:
+    """Leaves out rows by their keys: those that do not match, and records of transactions."""
+
+    def __init__(
+        self, prefix: bytes | None, pattern: KeyPattern | None = None, *, drops_transactions: bool
+    ) -> None:
+        start, self._regex = (b"", None) if pattern is None else key_test(pattern)
+        self._prefixes = [each for each in (prefix, start) if each]
+        self._drops_transactions = drops_transactions
         self.transaction_records = 0  # how many :meth:`reduce` has left out
 
     def split(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Mask | None]:
-        """Rows with the prefix, and which of them are records that are to be left out; None if none is."""
-        if self._prefix is not None:
-            batch = batch.filter(pc.starts_with(batch.column(KEY), self._prefix))
+        """Rows that match, and which of them are records that are to be left out; None if none is."""
+        for prefix in self._prefixes:
+            batch = batch.filter(pc.starts_with(batch.column(KEY), prefix))
+        if self._regex is not None and len(batch):
+            batch = batch.filter(_found(batch.column(KEY), self._regex))
         if self._drops_transactions and (theirs := of_transactions(batch.column(KEY))).any():
             return batch, theirs
         return batch, None

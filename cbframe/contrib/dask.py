@@ -15,7 +15,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cbframe.arrow.columns import KEY, KeyForm
+from cbframe.arrow.current_rows import KeyPattern
 from cbframe.cluster.tls import TLSLike
+from cbframe.dcp.stats import EventLogLike
 from cbframe.errors import ConfigurationError, DependencyError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
@@ -63,6 +65,7 @@ def read_bucket(
     vbuckets: Iterable[int] | None = None,
     keys: KeyForm = "text",
     key_prefix: str | bytes | None = None,
+    key_pattern: KeyPattern | None = None,
     n_rows: int | None = None,
     errors: Errors = "keep",
     nested: Nested = "struct",
@@ -80,6 +83,7 @@ def read_bucket(
     timeout: float | None = None,
     dtype_backend: str | None = "pyarrow",
     progress: Progress = "auto",
+    event_log: EventLogLike | None = None,
     options: BucketDataSourceOptions | None = None,
 ) -> dd.DataFrame:
     """Read a bucket into a Dask DataFrame whose index is the document key.
@@ -98,9 +102,9 @@ def read_bucket(
         refused: give ``auth=EnvironmentAuth("CB_USER", "CB_PASSWORD")``, and set these variables for the
         workers.
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
-vbuckets, keys, key_prefix, errors, nested, schema, on_conflict, max_struct_fields, expired, \
+vbuckets, keys, key_prefix, key_pattern, errors, nested, schema, on_conflict, max_struct_fields, expired, \
 transaction_records, batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, \
-dtype_backend, progress, options
+dtype_backend, progress, event_log, options
         As for :func:`cbframe.scan_bucket`.
     n_rows, infer_schema_length, parse_dates
         Refused, as by :meth:`cbframe.BucketScan.partitions`: they need all documents in one place.

@@ -65,6 +65,9 @@ class NodeOwner(Protocol):
     def on_time(self, node: str, seconds: int) -> None:
         """What time it is at a node."""
 
+    def on_history(self, node: str, vbucket: int, before: int, vbuuid: int) -> None:
+        """The history of a vbucket whose stream is granted, and the one that the receiver knew; 0 for none."""
+
 
 class Trace:
     """A ring of events; the same one again is counted, not repeated. Never holds a document's key."""
@@ -397,7 +400,7 @@ class NodeThread:
             case dcp.Snapshot(stream=stream):
                 calls.snapshot(stream)
             case dcp.Opened(stream=stream) | dcp.Ordered(stream=stream):
-                calls.save(stream)
+                self._on_opened(stream, first=isinstance(event, dcp.Opened))
             case dcp.Ended(stream=stream, reason=reason):
                 self._on_ended(stream, reason)
             case dcp.Ready(session=session):
@@ -422,6 +425,12 @@ class NodeThread:
             case dcp.CollectionEvent(stream=stream, event=message):
                 calls.system_event(stream, message)
                 self.received += 1
+
+    def _on_opened(self, stream: Stream, *, first: bool) -> None:
+        self._calls.save(stream)
+        if first:
+            before = self._calls.history(stream.vbucket)
+            self._owner.on_history(self.node, stream.vbucket, before, stream.vbuuid)
 
     def _on_ended(self, stream: Stream, reason: int | None) -> None:
         progressed = stream.seqno > stream.start
@@ -460,7 +469,7 @@ class NodeThread:
     def _roll_back(self, event: dcp.RollbackRequired) -> None:
         """Roll back now, or when the receiver is ready to."""
         if self._calls.roll_back(event.stream, event.seqno, lambda: self.post(event)):
-            self._owner.post(messages.StreamRolledBack(self.node, event.stream.vbucket))
+            self._owner.post(messages.StreamRolledBack(self.node, event.stream.vbucket, event.seqno))
 
 
 def _position(stream: Stream) -> VBucketOffset:

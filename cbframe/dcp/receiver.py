@@ -367,6 +367,10 @@ class Callbacks:
             exc.vbucket = vbucket
             raise
 
+    def history(self, vbucket: int) -> int:
+        """The newest history that the receiver knew when a vbucket was requested; 0 if none."""
+        return self._held.get(vbucket, _NOTHING).history
+
     def save(self, stream: Stream) -> None:
         """Give the receiver the failover log and the snapshot's range to store."""
         stats = self._stats

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Self
 
@@ -36,6 +36,8 @@ from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receiver, tak
 from cbframe.dcp.stats import (
     BucketDataSourceStats,
     ClusterCounters,
+    EventLog,
+    EventLogLike,
     NodeStats,
     Problem,
     VBucketTable,
@@ -58,6 +60,7 @@ from cbframe.errors import (
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import ServerURLs, public
 from cbframe.system import OwnThread, waited
+from cbframe.wire.constants import Status
 from cbframe.wire.messages import StreamFilter
 
 PROBLEMS = 20
@@ -82,8 +85,10 @@ class Supervisor:
         transport: Transport | None,
         clock: Callable[[], float],
         on_over: Callable[[], None],  # called once, after `over` is set
+        event_log: EventLogLike | None = None,
     ) -> None:
         self.log = options.logger or logging.getLogger("cbframe.dcp")
+        self._told = EventLog(event_log, bucket, self.log)
         self._target = target
         self._options = options
         self._receiver = receiver
@@ -125,6 +130,8 @@ class Supervisor:
         self.problems: deque[Problem] = deque(maxlen=PROBLEMS)
         self.times: dict[str, int] = {}
         """By connection, the time of day that its node has reported."""
+        self._histories: dict[int, int] = {}
+        """Vbuuids by vbucket, as streams were granted."""
         self.over = threading.Event()
         self.error: CbframeError | None = None
         """What ended the run before it was complete; set before `over`."""
@@ -209,6 +216,13 @@ class Supervisor:
     def on_time(self, node: str, seconds: int) -> None:
         self.times[node] = seconds
 
+    def on_history(self, node: str, vbucket: int, before: int, vbuuid: int) -> None:
+        # After a rollback to the start the receiver knows of none.
+        before, self._histories[vbucket] = self._histories.get(vbucket, before), vbuuid
+        if before not in (0, vbuuid):
+            histories = {"vbuuid": f"{vbuuid:016x}", "before": f"{before:016x}"}
+            self._told.tell("failover", node=node, vbucket=vbucket, **histories)
+
     def _note(self, error: CbframeError) -> None:
         """Keep a problem; the last one may be reported twice, to the receiver and as the end of all."""
         problem = Problem(
@@ -216,6 +230,7 @@ class Supervisor:
         )
         if not self.problems or replace(problem, at=self.problems[-1].at) != self.problems[-1]:
             self.problems.append(problem)
+            self._told.tell("problem", **asdict(problem) | {"at": None})
 
     def _authenticator(self) -> Authenticator:
         return self._authenticated if self._auth is None else as_authenticator(self._auth)
@@ -230,6 +245,8 @@ class Supervisor:
         counters = self.counters
         counters.tot_refresh_workers_started += 1
         try:
+            self._told.open()
+            self._told.tell("start", bounded=self._options.seq_end is not None)
             # On the thread that ends what begins here: Ctrl-C comes to another.
             self._maps.open()
             self._start_follower()
@@ -257,6 +274,7 @@ class Supervisor:
                 self._events.clear()
             counters.tot_refresh_workers_done += 1
             self._finish(error)
+            self._told.close()
 
     def _start_follower(self) -> None:
         """Follow the maps of cluster managers, unless something was put in their place."""
@@ -297,10 +315,34 @@ class Supervisor:
                         self._ended.append(gone)
                 if isinstance(event, messages.MapFailed):
                     self.on_error(event.error)
+                if self._told.active:
+                    self._tell(event)
                 received = sum(node.received for node in self.nodes.values())
                 for instruction in self.coordinator.handle(event, self._clock(), received):
                     if not self._carry_out(instruction):
                         return
+
+    def _tell(self, event: messages.Event) -> None:
+        """Tell the event log what came."""
+        tell, old = self._told.tell, self.coordinator.map
+        match event:
+            case messages.NodeReady(node=node):
+                again = self.stats[node].tot_worker_connect_ok > 1
+                tell("reconnected" if again else "connected", node=node)
+            case messages.NodeDown(node=node):
+                tell("disconnected", node=node)
+            case messages.MapFetched(map=new) if old is not None and not old.newer_than(new):
+                both = range(min(old.vbuckets, new.vbuckets))
+                moved = sum(old.node_of(vb) != new.node_of(vb) for vb in both)
+                joined, left = sorted({*new.nodes} - {*old.nodes}), sorted({*old.nodes} - {*new.nodes})
+                if moved or joined or left:
+                    tell("moved", vbuckets=moved, nodes_joined=joined, nodes_left=left)
+            case messages.StreamEnded(node=node, vbucket=vb, position=at):
+                tell("stream_end", node=node, vbucket=vb, reason=messages.reason_of(event), seqno=at.seqno)
+            case messages.StreamRefused(node=node, vbucket=vb, status=status):
+                tell("stream_refused", node=node, vbucket=vb, status=Status.describe(status))
+            case messages.StreamRolledBack(node=node, vbucket=vb, seqno=seqno):
+                tell("rollback", node=node, vbucket=vb, seqno=seqno)
 
     def _carry_out(self, instruction: messages.Instruction) -> bool:
         """Whether the run goes on after that."""
@@ -385,6 +427,8 @@ class Supervisor:
         self.error = error
         if error is not None and not isinstance(error, ReadCancelledError):
             self._note(error)
+        cancelled = isinstance(error, ReadCancelledError)
+        self._told.tell("end", state="complete" if error is None else "closed" if cancelled else "failed")
         self.over.set()
         self._on_over()
 
@@ -424,6 +468,9 @@ class BucketDataSource:
     first_map
         The cluster map to begin with, where one was fetched a moment ago; None to fetch it. Not with the
         option ``connect_bucket``.
+    event_log
+        Where to tell what happens, as of :class:`~cbframe.dcp.stats.EventLog`: the path of a file, or a
+        function; None for nowhere.
     transport, clock
         Stand-ins for tests.
 
@@ -447,6 +494,7 @@ class BucketDataSource:
         tls_context: TLSLike = None,
         network: str = "auto",
         first_map: ClusterMap | None = None,
+        event_log: EventLogLike | None = None,
         transport: Transport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -467,6 +515,7 @@ class BucketDataSource:
             transport=transport,
             clock=clock,
             on_over=self._on_over,
+            event_log=event_log,
         )
         self.on_finished: Callable[[], None] | None = None
         """Called when there is nothing more to come, on a thread of the source."""

@@ -8,17 +8,23 @@ old.
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from enum import IntEnum
+from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.streams import Stream, StreamState
+from cbframe.errors import ConfigurationError
 from cbframe.wire.constants import MAX_SEQNO
 
 SUMS = {
@@ -412,6 +418,83 @@ class Problem:
     hint: str | None = None
     node: str | None = None
     vbucket: int | None = None
+
+
+EventLogLike: TypeAlias = str | os.PathLike[str] | Callable[[dict[str, Any]], object]
+"""A file to which lines of JSON are appended, or a function."""
+
+
+class EventLog:
+    """Tells what happens to a source, when it happens: to a function, or as a line of JSON in a file.
+
+    An event is a dict of plain values: ``time`` (ISO 8601, UTC), ``event``, ``bucket``, and what is listed
+    here. No document's key or value is in it, and no password.
+
+    ==================  ======================================================================================
+    ``start``           the source begins: ``bounded``
+    ``connected``       a connection to a ``node`` is ready; ``reconnected`` where there was one before
+    ``disconnected``    a connection to a ``node`` is over, before its work was done
+    ``moved``           there is a newer cluster map, by a rebalance or a failover: how many ``vbuckets`` have
+                        another owner, ``nodes_joined``, ``nodes_left``
+    ``failover``        a ``vbucket`` has a history that was not known: ``vbuuid``, and the one ``before``
+    ``rollback``        the server has taken a ``vbucket`` back to ``seqno``
+    ``stream_end``      the stream of a ``vbucket`` is over: ``reason``, as ``OK``, and its ``seqno``
+    ``stream_refused``  a ``node`` has refused the stream of a ``vbucket``: ``status``
+    ``problem``         a :class:`Problem`: ``kind``, ``message``, ``hint``, ``node``, ``vbucket``
+    ``end``             the source is over: ``state``, which is ``complete``, ``failed`` or ``closed``
+    ==================  ======================================================================================
+
+    A file is appended to, one line with one call, so that several sources and processes may have the same. A
+    function is called on threads of the source, and should return soon. Where one of them fails, that is
+    logged, and nothing is told any more: the source goes on.
+    """
+
+    def __init__(
+        self,
+        target: EventLogLike | None,
+        bucket: str,
+        log: logging.Logger,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._path = None if target is None or callable(target) else Path(target).expanduser()
+        self._tell = target if callable(target) else self._write
+        self._bucket, self._log, self._now = bucket, log, now
+        self._file: IO[bytes] | None = None
+        self.active = target is not None
+        """Whether anybody is told."""
+
+    def open(self) -> None:
+        """Open the file; ConfigurationError if that cannot be done."""
+        if self._path is not None:
+            try:
+                self._file = self._path.open("ab", buffering=0)
+            except OSError as exc:
+                raise ConfigurationError(
+                    f"the event log {str(self._path)!r} cannot be written: {exc.strerror or exc}",
+                    hint="name a file in a folder that is there and can be written to",
+                ) from None
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """Tell an event; what is None is left out. Callable from any thread."""
+        if not self.active:
+            return
+        known = {name: value for name, value in fields.items() if value is not None}
+        try:
+            self._tell({"time": self._now().isoformat(), "event": event, "bucket": self._bucket, **known})
+        except Exception:  # noqa: BLE001 - whatever a listener raises must not stop the source
+            self.active = False
+            self._log.exception("nothing more is told to the event log, which has failed")
+
+    def _write(self, event: dict[str, Any]) -> None:
+        line = json.dumps(event).encode() + b"\n"
+        if self._file is not None and self._file.write(line) != len(line):
+            raise OSError("a line was cut: the disk is full")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 class VBucketPhase(IntEnum):

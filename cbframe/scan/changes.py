@@ -346,7 +346,11 @@ class ChangeRows:
         self._target = target
         self._directory = directory
         self._raw = raw  # of what arrives
-        self.by_key = KeyFilter(target.key_prefix, drops_transactions=target.transaction_records == "drop")
+        self.by_key = KeyFilter(
+            target.key_prefix,
+            target.key_pattern,
+            drops_transactions=target.transaction_records == "drop",
+        )
         asked = [f"_cb_{name}" for name in target.metadata]
         columns = [name for name in (VBUCKET, SEQNO) if name not in asked]
         columns += [name for name in asked if name != KEY]

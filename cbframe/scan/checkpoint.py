@@ -48,7 +48,7 @@ class Checkpoint:
         Of which bucket, and of which life of it: streams of another one refuse it.
     offsets
         By vbucket; those that are missing begin at their start.
-    scope, collections, key_prefix, transaction_records
+    scope, collections, key_prefix, transaction_records, key_pattern
         What the stream was asked for: one that asks for something else has not seen what lies before.
         ``transaction_records`` is None in checkpoints of 0.1.0, after a read and at the beginning: a stream
         with any choice may begin there.
@@ -65,6 +65,7 @@ class Checkpoint:
     key_prefix: bytes | None = field(default=None, repr=False)
     collection_names: Mapping[int, CollectionName] = field(default_factory=dict, repr=False, compare=False)
     transaction_records: str | None = None
+    key_pattern: str | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         changes = sum(offset.seqno for offset in self.offsets.values())
@@ -123,6 +124,8 @@ class Checkpoint:
         }
         if self.transaction_records is not None:
             content["transaction_records"] = self.transaction_records
+        if self.key_pattern is not None:
+            content["key_pattern"] = self.key_pattern
         return json.dumps(content)
 
     @classmethod
@@ -173,6 +176,7 @@ class Checkpoint:
                     for cid, (scope, name) in content.get("collection_names", {}).items()
                 },
                 None if (records := content.get("transaction_records")) is None else _text(records),
+                None if (pattern := content.get("key_pattern")) is None else _text(pattern),
             )
         except ConfigurationError as exc:
             raise ConfigurationError(f"{what}: {exc.message}", hint=exc.hint, vbucket=vbucket) from exc

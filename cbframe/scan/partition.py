@@ -486,8 +486,9 @@ def divided(
     one_of(*get_args(Consistency))("consistency", consistency)
     scan, look, moment = agree(spec, n, sample_rows=sample_rows)
     inside: Consistency = "strict" if "strict" in (consistency, spec.consistency) else "snapshot"
-    # A function that reports progress stays in this process.
-    spec = replace(scan.spec, progress=None, consistency=inside)
+    # Functions stay in this process.
+    told = None if callable(scan.spec.event_log) else scan.spec.event_log
+    spec = replace(scan.spec, progress=None, event_log=told, consistency=inside)
     # Once more: the sample took its time.
     time = utc_now()
     look = spec.look(spec.vbuckets, first_map=look.map, sizes=True)

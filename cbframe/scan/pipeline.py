@@ -75,7 +75,11 @@ class Intake:
         *,
         of_changes: bool = False,
     ) -> None:
-        self.by_key = KeyFilter(target.key_prefix, drops_transactions=target.transaction_records == "drop")
+        self.by_key = KeyFilter(
+            target.key_prefix,
+            target.key_pattern,
+            drops_transactions=target.transaction_records == "drop",
+        )
         self._names = names
         self._receiver = receiver
         self.matcher = Matcher(target.filters) if target.filters else None

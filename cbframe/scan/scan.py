@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cbframe.arrow.columns import KeyForm
+from cbframe.arrow.current_rows import KeyPattern
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.source import BucketDataSource
-from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.dcp.stats import BucketDataSourceStats, EventLogLike
 from cbframe.errors import ConversionError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
@@ -391,6 +392,7 @@ def scan_bucket(
     vbuckets: Iterable[int] | None = None,
     keys: KeyForm = "text",
     key_prefix: str | bytes | None = None,
+    key_pattern: KeyPattern | None = None,
     n_rows: int | None = None,
     errors: Errors = "keep",
     nested: Nested = "struct",
@@ -409,6 +411,7 @@ def scan_bucket(
     timeout: float | None = None,
     dtype_backend: str | None = "pyarrow",
     progress: Progress = "auto",
+    event_log: EventLogLike | None = None,
     options: BucketDataSourceOptions | None = None,
 ) -> BucketScan:
     r"""Describe a read of a bucket as it is now; nothing is connected yet.
@@ -475,6 +478,13 @@ def scan_bucket(
         contains these four characters, its backslash is ``\x5c``. No two keys have the same text.
     key_prefix
         Keep only documents whose key begins so. They are looked for in all that the server sends.
+    key_pattern
+        Keep only documents whose key matches, looked for in the same way, before any value is parsed. Text,
+        ``"hotel::*::eu"``, is a glob of the whole key: ``*`` is anything, ``?`` one character, ``[a-c]`` one
+        of some, ``[!a-c]`` none of them, ``[*]`` a ``*``. Or a compiled regular expression, which is searched
+        for: ``re.compile(r"^hotel::\d+$")``. Arrow's engine RE2 does that: ``\d \w \s \b`` are those of
+        ASCII, ``$`` is the very end, and what it has not, as lookaround, is an error. Text is compared with
+        keys as UTF-8, without the escapes of `keys`; an expression of bytes with their bytes.
     n_rows
         Stop when this many documents are there, whichever they are: such a read has no ``as_of``. Only as
         many vbuckets are read as that takes.
@@ -547,6 +557,11 @@ def scan_bucket(
         ``"auto"`` shows a live widget in a notebook and a line in a terminal, once half a second has
         passed, and nothing elsewhere; ``"widget"`` and ``"text"`` show one at once. A function is called
         about ten times a second with a :class:`~cbframe.ScanProgress`. None and False are silent.
+    event_log
+        Where to tell of reconnects, rebalances, failovers, rollbacks, ends of streams and problems: the path
+        of a file, to which a line of JSON is appended for each, or a function that is called with a dict.
+        :class:`cbframe.dcp.stats.EventLog` lists them. Where other processes read parts, they write to a
+        file of that path, too, and call no function.
     options
         Finer settings of the connections.
 
@@ -680,6 +695,7 @@ def read_bucket(
     vbuckets: Iterable[int] | None = None,
     keys: KeyForm = "text",
     key_prefix: str | bytes | None = None,
+    key_pattern: KeyPattern | None = None,
     n_rows: int | None = None,
     errors: Errors = "keep",
     nested: Nested = "struct",
@@ -698,6 +714,7 @@ def read_bucket(
     timeout: float | None = None,
     dtype_backend: str | None = "pyarrow",
     progress: Progress = "auto",
+    event_log: EventLogLike | None = None,
     options: BucketDataSourceOptions | None = None,
 ) -> pd.DataFrame | pa.Table | pl.DataFrame | dict[str | None, Any]:
     """Read a bucket into a typed DataFrame whose index is the document key.
@@ -709,9 +726,9 @@ def read_bucket(
     Parameters
     ----------
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
-vbuckets, keys, key_prefix, n_rows, errors, nested, schema, infer_schema_length, on_conflict, \
+vbuckets, keys, key_prefix, key_pattern, n_rows, errors, nested, schema, infer_schema_length, on_conflict, \
 max_struct_fields, parse_dates, expired, transaction_records, consistency, batch_bytes, buffer_bytes, \
-spool_dir, spill_bytes, timeout, dtype_backend, progress, options
+spool_dir, spill_bytes, timeout, dtype_backend, progress, event_log, options
         As for :func:`scan_bucket`.
     return_type
         ``"pandas"``, or ``"arrow"`` or ``"polars"``, where the key is a column, ``_cb_key``.

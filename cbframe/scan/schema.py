@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbframe.arrow.columns import KeyForm
+from cbframe.arrow.current_rows import KeyPattern
 from cbframe.cluster.tls import TLSLike
+from cbframe.dcp.stats import EventLogLike
 from cbframe.errors import ConfigurationError
 from cbframe.json.arrays import as_lists
 from cbframe.json.layout import OnConflict
@@ -306,6 +308,7 @@ def read_schema(
     vbuckets: Iterable[int] | None = None,
     keys: KeyForm = "text",
     key_prefix: str | bytes | None = None,
+    key_pattern: KeyPattern | None = None,
     n_rows: int | None = None,
     errors: Errors = "keep",
     nested: Nested = "struct",
@@ -324,6 +327,7 @@ def read_schema(
     timeout: float | None = None,
     dtype_backend: str | None = "pyarrow",
     progress: Progress = "auto",
+    event_log: EventLogLike | None = None,
     options: BucketDataSourceOptions | None = None,
 ) -> SchemaReport:
     """Look at all documents, and report what their fields look like.
@@ -333,9 +337,9 @@ def read_schema(
     Parameters
     ----------
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
-vbuckets, keys, key_prefix, errors, nested, schema, infer_schema_length, on_conflict, \
+vbuckets, keys, key_prefix, key_pattern, errors, nested, schema, infer_schema_length, on_conflict, \
 max_struct_fields, parse_dates, expired, transaction_records, consistency, batch_bytes, buffer_bytes, \
-spool_dir, spill_bytes, timeout, dtype_backend, progress, options
+spool_dir, spill_bytes, timeout, dtype_backend, progress, event_log, options
         As for :func:`~cbframe.scan_bucket`.
     n_rows
         ``10_000`` makes it a quick look at some documents.

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from cbframe.arrow.columns import KEY_FORMS, KeyForm
-from cbframe.arrow.current_rows import TRANSACTION_PREFIX
+from cbframe.arrow.current_rows import TRANSACTION_PREFIX, KeyPattern, key_test
 from cbframe.arrow.declared_types import arrow_type
 from cbframe.arrow.filters import Filters, Predicate, make_filters, predicates
 from cbframe.cluster.auth import Authenticator, as_authenticator, pem_text
@@ -30,6 +30,7 @@ from cbframe.cluster.connection_string import ConnectionString, parse_connection
 from cbframe.cluster.tls import TLSContext, TLSLike, named_context
 from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver
 from cbframe.dcp.source import BucketDataSource
+from cbframe.dcp.stats import EventLogLike
 from cbframe.dcp.survey import BucketState, survey_bucket
 from cbframe.errors import ConfigurationError
 from cbframe.json.layout import OnConflict, Path, Policy, path_of, tree_of
@@ -99,6 +100,7 @@ class ScanArguments(TypedDict, total=False):
     keys: KeyForm
     vbuckets: Iterable[int] | None
     key_prefix: str | bytes | None
+    key_pattern: KeyPattern | None
     n_rows: int | None
     errors: Errors
     nested: Nested
@@ -117,6 +119,7 @@ class ScanArguments(TypedDict, total=False):
     timeout: float | None
     dtype_backend: str | None
     progress: Progress
+    event_log: EventLogLike | None
     options: BucketDataSourceOptions | None
 
 
@@ -297,6 +300,17 @@ def _key_prefix(name: str, value: Any) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
 
 
+def _key_pattern(name: str, value: Any) -> KeyPattern | None:
+    if not isinstance(value, str | re.Pattern | None) or value == "":
+        raise ConfigurationError(
+            f"{name}= is {'empty' if value == '' else f'a {type(value).__name__}'}",
+            hint='give a glob such as "hotel::*", a compiled regular expression, or None for all keys',
+        )
+    if value is not None:
+        key_test(value)
+    return value
+
+
 def _columns(_name: str, value: Any) -> tuple[Path, ...] | None:
     return None if value is None else paths_of(value)
 
@@ -318,6 +332,10 @@ def _progress(name: str, value: Any) -> Any:
         hint = f"choose from: {', '.join(FORMS)}, None, or give a function"
         raise ConfigurationError(f"{name}={value!r}", hint=hint)
     return value
+
+
+def _event_log(name: str, value: Any) -> Any:
+    return value if callable(value) else path_or_none(name, value)
 
 
 def _options(name: str, value: Any) -> BucketDataSourceOptions:
@@ -432,6 +450,7 @@ class ScanSpec:
     keys: KeyForm = _argument(one_of(*KEY_FORMS), "text")
     vbuckets: tuple[int, ...] | None = _argument(_vbuckets)
     key_prefix: bytes | None = _argument(_key_prefix)
+    key_pattern: KeyPattern | None = _argument(_key_pattern)
     n_rows: int | None = _argument(count)
     errors: Errors = _argument(one_of(*get_args(Errors)), "keep")
     nested: Nested = _argument(one_of(*NESTED), "struct")
@@ -450,6 +469,7 @@ class ScanSpec:
     timeout: float | None = _argument(seconds)
     dtype_backend: str | None = _argument(one_of(*DTYPE_BACKENDS), "pyarrow")
     progress: Progress = _argument(_progress, "auto")
+    event_log: EventLogLike | None = _argument(_event_log)
     options: BucketDataSourceOptions = _argument(_options)
 
     @classmethod
@@ -527,9 +547,11 @@ class ScanSpec:
                 hint="leave keys_only=True out, or filter by _cb_ columns",
             )
         prefix = self.key_prefix or b""
-        if prefix.startswith(TRANSACTION_PREFIX) and self.transaction_records == "drop":
+        start = b"" if self.key_pattern is None else key_test(self.key_pattern)[0]
+        if TRANSACTION_PREFIX in (prefix[:5], start[:5]) and self.transaction_records == "drop":
+            name = "key_prefix" if prefix.startswith(TRANSACTION_PREFIX) else "key_pattern"
             raise ConfigurationError(
-                "key_prefix= names records of transactions, which are left out",
+                f"{name}= names records of transactions, which are left out",
                 hint='give transaction_records="keep", too',
             )
         _refuse_members_of_text(self.columns, self.nested)
@@ -541,7 +563,7 @@ class ScanSpec:
         object.__setattr__(self, "options", options)
 
     def __repr__(self) -> str:
-        # No credentials, keys or values: filters and key_prefix may hold any.
+        # No credentials, keys or values: filters, key_prefix and key_pattern may hold any.
         return f"<ScanSpec of {self.bucket!r}>"
 
     @property
@@ -590,6 +612,7 @@ class ScanSpec:
             tls_context=self.tls,
             network=self.network,
             first_map=first_map,
+            event_log=self.event_log,
         )
 
     def look(

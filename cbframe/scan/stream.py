@@ -28,7 +28,7 @@ from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.source import BucketDataSource
-from cbframe.dcp.stats import BucketDataSourceStats
+from cbframe.dcp.stats import BucketDataSourceStats, EventLogLike
 from cbframe.dcp.survey import current_positions
 from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
 from cbframe.json.layout import FieldPath
@@ -40,7 +40,7 @@ from cbframe.scan.names import Names, described, difference
 from cbframe.scan.parquet import check_compression
 from cbframe.scan.progress import ShowsItself
 from cbframe.scan.result import AsOf
-from cbframe.scan.spec import Exclusion, ScanSpec, not_negative, positive, seconds_of
+from cbframe.scan.spec import Exclusion, ScanSpec, name_or_none, not_negative, positive, seconds_of
 from cbframe.wire.messages import SystemEvent
 
 if TYPE_CHECKING:
@@ -555,6 +555,7 @@ class ChangeStream(ShowsItself):
     def checkpoint(self) -> Checkpoint:
         """How far the consumer is: after everything that was acknowledged."""
         target, found = self._target, self._source.map
+        assert isinstance(target.key_pattern, str | None), "stream_bucket() takes no other"
         return Checkpoint(
             target.bucket,
             self._bucket_uuid if found is None else found.uuid,
@@ -564,6 +565,7 @@ class ChangeStream(ShowsItself):
             target.key_prefix,
             self._directory.known,
             target.transaction_records,
+            target.key_pattern,
         )
 
     def checkpoint_after(self, batch: ChangeBatch) -> Checkpoint:
@@ -722,6 +724,7 @@ def stream_bucket(
     collections: str | Iterable[str] | None = None,
     keys: KeyForm = "text",
     key_prefix: str | bytes | None = None,
+    key_pattern: str | None = None,
     vbuckets: Iterable[int] | None = None,
     metadata: str | Iterable[str] = ("key", "vbucket", "seqno", "scope", "collection"),
     start: Literal["beginning", "now"] | Checkpoint | AsOf = "beginning",
@@ -730,6 +733,7 @@ def stream_bucket(
     max_latency: float = 0.25,
     buffer_bytes: int | None = None,
     transaction_records: Exclusion = "drop",
+    event_log: EventLogLike | None = None,
     options: BucketDataSourceOptions | None = None,
 ) -> ChangeStream:
     """Stream the changes of a bucket: what is there from `start` on, and whatever comes later.
@@ -755,6 +759,9 @@ def stream_bucket(
         As for :func:`cbframe.scan_bucket`: ``_cb_key`` has this form in every batch.
     key_prefix
         Give out only documents whose key begins so.
+    key_pattern
+        Give out only documents whose key matches a glob, as for :func:`cbframe.scan_bucket`; checkpoints
+        have it.
     metadata
         Names as for :func:`cbframe.scan_bucket`; each becomes a column ``_cb_NAME``. Key, vbucket and seqno
         are always there.
@@ -780,6 +787,8 @@ def stream_bucket(
         flow control off in reads, is refused: without a window nothing bounds what waits for the consumer.
     transaction_records
         As for :func:`cbframe.scan_bucket`; :attr:`ChangeStream.transaction_records` counts what is left out.
+    event_log
+        As for :func:`cbframe.scan_bucket`.
     options
         Finer settings of the connections. By default streams go on for five minutes while all attempts
         fail (``recovery_timeout``).
@@ -815,6 +824,7 @@ def stream_bucket(
     if options is None:
         arguments["options"] = BucketDataSourceOptions(recovery_timeout=_RECOVERY)
     spec = ScanSpec.of(**arguments)
+    name_or_none("key_pattern", key_pattern)
     max_latency = not_negative("max_latency", max_latency)
     options = spec.options
     if options.seq_end is not None:
@@ -898,11 +908,11 @@ def _check_checkpoint(start: Checkpoint, target: ScanSpec) -> None:
             f"the checkpoint is of bucket {start.bucket!r}, not of {target.bucket!r}",
             hint="take the one that belongs to this bucket, or start again",
         )
-    for name in ("scope", "collections", "key_prefix", "transaction_records"):
+    for name in ("scope", "collections", "key_prefix", "key_pattern", "transaction_records"):
         before, now = getattr(start, name), getattr(target, name)
         unknown = name == "transaction_records" and before is None  # as of 0.1.0, and of a read
         if before != now and not unknown:
-            choice = "another key_prefix" if name == "key_prefix" else f"{name}={before!r}"
+            choice = f"another {name}" if name.startswith("key_") else f"{name}={before!r}"
             if name == "collections":
                 choice += difference(before, now)
             raise ConfigurationError(

@@ -26,6 +26,7 @@ from cbframe.arrow.column_types import Columns, differences, unify
 from cbframe.arrow.columns import KeyForm
 from cbframe.arrow.filters import make_filters, restored_filters, stored_filters
 from cbframe.cluster.tls import TLSLike
+from cbframe.dcp.stats import EventLogLike
 from cbframe.errors import ConfigurationError, ConversionError, SnapshotError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
@@ -83,6 +84,7 @@ _OF_SCANS = (
     "filters",
     "keys",
     "key_prefix",
+    "key_pattern",
     "keys_only",
     "parse",
     "nested",
@@ -112,6 +114,7 @@ HOW = (
     "spill_bytes",
     "timeout",
     "progress",
+    "event_log",
     "options",
 )
 """The arguments that say how one update reads."""
@@ -180,7 +183,7 @@ def agreed(
         before = stored.get(name, _DEFAULTS[name])
         if value != before:
             # Filters and prefixes may hold keys, or values that nobody should read in a log.
-            secret = name in ("schema", "filters", "key_prefix") and before is not None
+            secret = name in ("schema", "filters", "key_prefix", "key_pattern") and before is not None
             before_it = f"another {name}=" if secret else f"{name}={before!r}"
             what = difference(before, value) if name == "collections" else ""
             raise ConfigurationError(
@@ -506,6 +509,7 @@ def write_snapshot(
     filters: FiltersLike | None = None,
     keys: KeyForm | None = None,
     key_prefix: str | bytes | None = None,
+    key_pattern: str | None = None,
     keys_only: bool | None = None,
     parse: bool | None = None,
     xattrs: bool | None = None,
@@ -523,6 +527,7 @@ def write_snapshot(
     spill_bytes: int | None = None,
     timeout: float | None = None,
     progress: Progress = "auto",
+    event_log: EventLogLike | None = None,
     options: BucketDataSourceOptions | None = None,
     filesystem: pafs.FileSystem | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -550,13 +555,13 @@ def write_snapshot(
         all files first, and reads again what was in damaged ones.
     compression
         Of the Parquet files.
-    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, nested, schema, on_conflict, \
-max_struct_fields, parse_dates, transaction_records
+    scope, collections, columns, filters, keys, key_prefix, key_pattern, keys_only, parse, nested, schema, \
+on_conflict, max_struct_fields, parse_dates, transaction_records
         What the snapshot holds, as of :func:`cbframe.scan_bucket`; decided when it is made. Updates hold
         to it: what is left out is as it was, and anything else is an error. With ``filters=``, a document
-        that does not pass any more counts as deleted. ``collections="visible"`` is looked up when the
-        snapshot is made, and the names are kept; where it is given again and the user sees others by then,
-        that is an error.
+        that does not pass any more counts as deleted. `key_pattern` is a glob. ``collections="visible"`` is
+        looked up when the snapshot is made, and the names are kept; where it is given again and the user sees
+        others by then, that is an error.
     xattrs
         Keep extended attributes, in ``_cb_xattrs``.
     consistency
@@ -567,7 +572,7 @@ max_struct_fields, parse_dates, transaction_records
     file_bytes
         Changes of more bytes than that, as they are in memory, go to several files, each of a range of
         vbuckets; 16 at most.
-    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options
+    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, event_log, options
         As of :func:`cbframe.scan_bucket`.
     filesystem, storage_options
         What `path` is in: a file system of pyarrow's, or options for that of fsspec.

@@ -47,6 +47,7 @@ class Rig:
         self.configs: list[bytes] = []
         self.pushes: list[tuple[tuple[int, int], bytes]] = []
         self.times: list[int] = []
+        self.histories: list[tuple[int, int, int]] = []
         options = replace(
             SETTINGS,
             feed_buffer_size_bytes=window,
@@ -90,6 +91,9 @@ class Rig:
 
     def on_time(self, _: str, seconds: int) -> None:
         self.times.append(seconds)
+
+    def on_history(self, _: str, vbucket: int, before: int, vbuuid: int) -> None:
+        self.histories.append((vbucket, before, vbuuid))
 
     def on_error(self, error: CbframeError) -> None:
         self.errors.append(error)

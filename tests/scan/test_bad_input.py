@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import struct
@@ -424,6 +425,9 @@ def test_rest(
         ("couchbase://h/b", {"columns": ["a.b"], "nested": "json"}, "keeps 'a' as text"),
         ("couchbase://h/b", {"schema": pa.schema([("a", "int8"), ("a", "string")])}, "two columns 'a'"),
         ("couchbase://h/b", {"key_prefix": 5}, "key_prefix= is a int"),
+        ("couchbase://h/b", {"key_pattern": 5}, "key_pattern= is a int"),
+        ("couchbase://h/b", {"key_pattern": ""}, "key_pattern= is empty"),
+        ("couchbase://h/b", {"key_pattern": re.compile("(?=a)")}, "key_pattern= is no pattern"),
         ("couchbase://h/b", {"columns": ["a"], "parse": False}, "columns= needs the documents"),
         ("couchbase://h/b", {"metadata": "colour"}, "colour"),
         ("couchbase://h/b", {"metadata": ["key", "x"]}, "'x'"),

@@ -207,5 +207,7 @@ def test_a_prefix_of_what_is_left_out(cluster: LocalCluster) -> None:
         scan_bucket(cluster, key_prefix="_txn:atr")
     assert caught.value.hint is not None
     assert 'transaction_records="keep"' in caught.value.hint
+    with pytest.raises(ConfigurationError, match="key_pattern= names records of transactions"):
+        scan_bucket(cluster, key_pattern="_txn:*")
     scan = scan_bucket(cluster, key_prefix="_txn:atr", transaction_records="keep", progress=None)
     assert keys(scan.read().table) == RECORDS[:1]

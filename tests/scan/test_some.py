@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import doors
+import pyarrow as pa
 import pytest
+from contrib.delta.conftest import _runtime  # noqa: F401 - a fixture that is used by itself
+from doors import Door
 
-from cbframe import ConfigurationError, LocalCluster, read_bucket, scan_bucket
+from cbframe import (
+    Checkpoint,
+    ConfigurationError,
+    EnvironmentAuth,
+    LocalCluster,
+    read_bucket,
+    read_schema,
+    scan_bucket,
+    stream_bucket,
+    write_snapshot,
+)
+from cbframe.arrow.current_rows import KeyPattern
 from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.local.dcp import Producer
 from cbframe.local.kv import KvConnection
@@ -17,8 +35,10 @@ from .kit import QUICK, fill, keys_of
 
 
 @pytest.fixture
-def wide() -> Iterator[LocalCluster]:
+def wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
     with LocalCluster(nodes=2, vbuckets=256, seed=1) as cluster:
+        monkeypatch.setenv("CB_USER", cluster.username)
+        monkeypatch.setenv("CB_PASSWORD", cluster.password)
         fill(cluster, 5000)
         yield cluster
 
@@ -48,6 +68,61 @@ def test_by_the_beginning_of_the_key(wide: LocalCluster, prefix: str | bytes, pa
     if parse:
         assert sorted(table["n"].to_pylist()) == list(range(110, 200))
         assert "odd" not in table.column_names
+
+
+PATTERNS: list[KeyPattern] = ["key-0001*", "key-??01??", re.compile(r"^key-0001\d\d$"), re.compile(rb"y-0001..$")]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("door", [doors.read, doors.batches, doors.partitions])
+def test_by_a_pattern_of_the_key(wide: LocalCluster, tmp_path: Path, pattern: KeyPattern, door: Door) -> None:
+    wide.upsert("other-000150", {"odd": 1})
+    wide.delete("key-000150")
+    how: dict[str, Any] = {"options": QUICK, "timeout": 30, "auth": EnvironmentAuth("CB_USER", "CB_PASSWORD")}
+    found = door(wide, tmp_path, key_pattern=pattern, **how)
+    assert sorted(found) == [f"key-{n:06d}" for n in range(100, 200) if n != 150]
+
+
+def test_a_pattern_is_looked_for_before_anything_is_parsed(wide: LocalCluster) -> None:
+    """What does not match has no part in columns, types or conflicts."""
+    wide.upsert("other", {"n": "text", "odd": 1})
+    result = scan_bucket(wide, key_pattern="key-00000?", key_prefix="key", options=QUICK, timeout=30).read()
+    assert sorted(result.table["n"].to_pylist()) == list(range(10))
+    assert (result.table["n"].type, result.conflicts) == (pa.int64(), ())
+    assert "odd" not in result.table.column_names
+    assert len(read_schema(wide, key_pattern="other", options=QUICK).fields) == 2
+    seen = scan_bucket(wide, key_pattern="other", keys_only=True, options=QUICK).to_arrow()
+    assert keys_of(seen) == [b"other"]
+
+
+@pytest.mark.parametrize("door", [doors.stream, doors.snapshot, doors.delta])
+def test_what_goes_on_takes_a_glob_and_holds_to_it(wide: LocalCluster, tmp_path: Path, door: Door) -> None:
+    expected = [f"key-{n:06d}" for n in range(100, 200)]
+    assert sorted(door(wide, tmp_path, key_pattern="key-0001*", options=QUICK)) == expected
+    with pytest.raises(ConfigurationError):
+        door(wide, tmp_path, key_pattern=re.compile("x"), options=QUICK)
+
+
+def test_a_snapshot_and_a_checkpoint_hold_to_their_pattern(wide: LocalCluster, tmp_path: Path) -> None:
+    write_snapshot(wide, tmp_path / "s", key_pattern="key-00001?", options=QUICK)
+    wide.upsert("key-000010", {"n": -1})
+    wide.upsert("key-000020", {"n": -1})
+    assert write_snapshot(wide, tmp_path / "s", options=QUICK).upserted == 1
+    with pytest.raises(ConfigurationError, match="was made with another key_pattern") as caught:
+        write_snapshot(wide, tmp_path / "s", key_pattern="key-00002?", options=QUICK)
+    assert "key-0000" not in str(caught.value)
+    with stream_bucket(wide, key_pattern="key-00001?", options=QUICK) as stream:
+        assert len(stream.to_pandas()) == 10
+        start = Checkpoint.from_json(stream.checkpoint.to_json())
+    assert start == stream.checkpoint
+    assert start.key_pattern == "key-00001?"
+    assert "key-0000" not in repr(start)
+    with pytest.raises(ConfigurationError, match="a stream with another key_pattern"):
+        stream_bucket(wide, start=start, options=QUICK)
+    wide.upsert("key-000011", {"n": -2})
+    wide.upsert("key-000021", {"n": -2})
+    with stream_bucket(wide, key_pattern="key-00001?", start=start, options=QUICK) as stream:
+        assert list(stream.to_pandas().index) == ["key-000011"]
 
 
 def test_by_the_beginning_of_the_key_there_is_nothing(wide: LocalCluster) -> None:

@@ -45,6 +45,7 @@ from cbframe.contrib.delta.table import (
     open_table,
     places_of,
 )
+from cbframe.dcp.stats import EventLogLike
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
@@ -563,6 +564,7 @@ def to_delta(
     filters: FiltersLike | None = None,
     keys: KeyForm | None = None,
     key_prefix: str | bytes | None = None,
+    key_pattern: str | None = None,
     keys_only: bool | None = None,
     parse: bool | None = None,
     xattrs: bool | None = None,
@@ -579,6 +581,7 @@ def to_delta(
     spill_bytes: int | None = None,
     timeout: float | None = None,
     progress: Progress = "auto",
+    event_log: EventLogLike | None = None,
     options: BucketDataSourceOptions | None = None,
     storage_options: Mapping[str, str] | None = None,
     clock: Clock = utc_now,
@@ -598,12 +601,12 @@ def to_delta(
     mode
         ``"error"`` refuses to if there is a table. ``"overwrite"`` begins again in the same table: earlier
         versions stay until they are vacuumed.
-    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
-on_conflict, max_struct_fields, parse_dates, transaction_records
+    scope, collections, columns, filters, keys, key_prefix, key_pattern, keys_only, parse, xattrs, nested, \
+schema, on_conflict, max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
     consistency
         As of :func:`cbframe.write_snapshot`, and for this commit only.
-    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options
+    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, event_log, options
         As of :func:`cbframe.scan_bucket`.
     storage_options
         Of deltalake, for what `uri` is in.
@@ -648,6 +651,7 @@ def update_delta(
     filters: FiltersLike | None = None,
     keys: KeyForm | None = None,
     key_prefix: str | bytes | None = None,
+    key_pattern: str | None = None,
     keys_only: bool | None = None,
     parse: bool | None = None,
     xattrs: bool | None = None,
@@ -664,6 +668,7 @@ def update_delta(
     spill_bytes: int | None = None,
     timeout: float | None = None,
     progress: Progress = "auto",
+    event_log: EventLogLike | None = None,
     options: BucketDataSourceOptions | None = None,
     storage_options: Mapping[str, str] | None = None,
     clock: Clock = utc_now,
@@ -676,12 +681,12 @@ def update_delta(
     Parameters
     ----------
     conn, bucket, auth, tls, network, consistency, batch_bytes, buffer_bytes, spool_dir, \
-spill_bytes, timeout, progress, options, storage_options, clock
+spill_bytes, timeout, progress, event_log, options, storage_options, clock
         As of :func:`to_delta`.
     uri
         Where :func:`to_delta` made the table.
-    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
-on_conflict, max_struct_fields, parse_dates, transaction_records
+    scope, collections, columns, filters, keys, key_prefix, key_pattern, keys_only, parse, xattrs, nested, \
+schema, on_conflict, max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`to_delta`. It need not be given again; anything else than then is
         an error.
 
