@@ -129,6 +129,7 @@ _HOMES = {
     "cbframe.scan.checkpoint": ("Checkpoint",),
     "cbframe.scan.doctor": ("Diagnosis", "doctor"),
     "cbframe.scan.partition": ("ScanPartition",),
+    "cbframe.scan.plan": ("ScanPlan",),
     "cbframe.scan.progress": ("ScanProgress",),
     "cbframe.scan.result": ("AsOf", "Conflict", "Moment", "ReadReport", "ReadResult"),
     "cbframe.scan.scan": ("BucketScan", "read_bucket", "scan_bucket"),
@@ -230,6 +231,7 @@ if TYPE_CHECKING:
     from cbframe.scan.doctor import Diagnosis as Diagnosis
     from cbframe.scan.doctor import doctor as doctor
     from cbframe.scan.partition import ScanPartition as ScanPartition
+    from cbframe.scan.plan import ScanPlan as ScanPlan
     from cbframe.scan.progress import ScanProgress as ScanProgress
     from cbframe.scan.result import AsOf as AsOf
     from cbframe.scan.result import Conflict as Conflict

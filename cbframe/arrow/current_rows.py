@@ -35,7 +35,6 @@ KeyPattern: TypeAlias = str | re.Pattern[str] | re.Pattern[bytes]
 _GLOB = re.compile(r"\*+|\?|\[!?+(?:\][^\]]*|[^\]]+)\]|.", re.DOTALL)
 _SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$])")
 _FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s"}
-_NO_MATTER = re.UNICODE | re.ASCII | re.DEBUG
 _TRAPS = ("{,", "[:")
 """What RE2 takes for something else than Python does."""
 
@@ -72,26 +71,21 @@ def key_test(pattern: KeyPattern) -> tuple[bytes, str | bytes | None]:
 
     An expression that is text is for keys as UTF-8, one of bytes for keys as they are.
     """
-    # Nothing of the pattern is shown: it may hold a key.
-    start = b""
-    regex: str | bytes | None
     try:
-        if isinstance(pattern, str):
-            start, regex = _test_of_glob(pattern)
-        else:
-            regex = _test_of_regex(pattern)
+        prefix, regex = _of_glob(pattern) if isinstance(pattern, str) else (b"", _of_regex(pattern))
         if regex is not None:
             _found(pa.array([b""]), regex)
     except (pa.ArrowInvalid, UnicodeEncodeError):
+        # Nothing of the pattern is shown: it may hold a key.
         raise ConfigurationError(
-            "key_pattern= is no pattern that can be looked for",
-            hint="in a glob [ begins a set; regular expressions are those of RE2: without lookaround, "
-            "back-references, possessive quantifiers and other flags than I, M and S",
+            "key_pattern= is no pattern of keys",
+            hint='give a glob such as "hotel::*", in which [ begins a set, or a regular expression that RE2 '
+            "takes: without lookaround, back-references, {,n}, [:name:] and flags other than I, M and S",
         ) from None
-    return start, regex
+    return prefix, regex
 
 
-def _test_of_glob(glob: str) -> tuple[bytes, str | None]:
+def _of_glob(glob: str) -> tuple[bytes, str | None]:
     prefix, parts = "", []
     for piece in _GLOB.findall(glob):
         if piece[0] == "*":
@@ -99,27 +93,25 @@ def _test_of_glob(glob: str) -> tuple[bytes, str | None]:
         elif piece == "?":
             parts.append("(?s:.)")
         elif len(piece) > 1:
-            some = piece[1:-1].removeprefix("!")
             mark = "^" if piece[1] == "!" else ""
-            parts.append(f"[{mark}{_literal(some)}]")
+            parts.append(f"[{mark}{_literal(piece[1:-1].removeprefix('!'))}]")
         elif parts:
             parts.append(_literal(piece))
         else:
             prefix += piece
-    if parts == [r"\C*"]:
-        return prefix.encode(), None
-    return prefix.encode(), rf"\A{_literal(prefix)}{''.join(parts)}\z"
+    regex = rf"\A{_literal(prefix)}{''.join(parts)}\z"
+    return prefix.encode(), None if parts == [r"\C*"] else regex
 
 
 def _literal(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", text)
 
 
-def _test_of_regex(pattern: re.Pattern[str] | re.Pattern[bytes]) -> str | bytes:
+def _of_regex(pattern: re.Pattern[str] | re.Pattern[bytes]) -> str | bytes:
     text = pattern.pattern if isinstance(pattern.pattern, str) else pattern.pattern.decode("latin-1")
-    flags = "".join(letter for flag, letter in _FLAGS.items() if pattern.flags & flag)
-    if pattern.flags & ~(sum(_FLAGS) | _NO_MATTER) or any(trap in text for trap in _TRAPS):
+    if pattern.flags & ~(sum(_FLAGS) | re.UNICODE | re.ASCII) or any(trap in text for trap in _TRAPS):
         raise pa.ArrowInvalid
+    flags = "".join(letter for flag, letter in _FLAGS.items() if pattern.flags & flag)
     text = f"(?{flags}){text}" if flags else text
     return text if isinstance(pattern.pattern, str) else text.encode("latin-1")
 

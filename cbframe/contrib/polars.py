@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyarrow as pa
 
 from cbframe.arrow.columns import KEY, KeyForm
+from cbframe.arrow.current_rows import KeyPattern
 from cbframe.arrow.filters import METADATA, make_filters
 from cbframe.cluster.tls import TLSLike
 from cbframe.contrib.pushdown import Written, type_at, written
+from cbframe.dcp.stats import EventLogLike
 from cbframe.errors import DependencyError
 from cbframe.json.layout import OnConflict, Path
 from cbframe.options import BucketDataSourceOptions
@@ -85,6 +87,7 @@ def scan_polars(
     vbuckets: Iterable[int] | None = None,
     keys: KeyForm = "text",
     key_prefix: str | bytes | None = None,
+    key_pattern: KeyPattern | None = None,
     errors: Errors = "keep",
     nested: Nested = "struct",
     schema: SchemaLike | None = None,
@@ -99,6 +102,7 @@ def scan_polars(
     spill_bytes: int | None = None,
     timeout: float | None = None,
     progress: Progress = "auto",
+    event_log: EventLogLike | None = None,
     options: BucketDataSourceOptions | None = None,
 ) -> pl.LazyFrame:
     """A bucket as a polars LazyFrame; the key is the column ``_cb_key``.
@@ -126,9 +130,9 @@ def scan_polars(
         the field, or null with ``on_conflict="null"``, in documents that conditions did not leave out. With
         a pyarrow schema in `schema` no document is looked at.
     conn, bucket, auth, tls, network, scope, collections, columns, filters, keys_only, parse, metadata, \
-vbuckets, keys, key_prefix, errors, nested, schema, on_conflict, max_struct_fields, expired, \
+vbuckets, keys, key_prefix, key_pattern, errors, nested, schema, on_conflict, max_struct_fields, expired, \
 transaction_records, consistency, batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, \
-options
+event_log, options
         As for :func:`cbframe.scan_bucket`.
 
     Returns

@@ -300,12 +300,6 @@ def _some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def reason_of(event: StreamEnded) -> str:
-    """Why a stream is over."""
-    known = event.reason in list(StreamEndReason)
-    return StreamEndReason(event.reason).name if known else str(event.reason)
-
-
 def ended(event: StreamEnded) -> CbframeError | None:
     """Of a stream that the server ended; None if that is in order or a vbucket has moved."""
     reason = event.reason
@@ -317,8 +311,8 @@ def ended(event: StreamEnded) -> CbframeError | None:
             node=event.node,
             vbucket=event.vbucket,
         )
-    why = reason_of(event)
-    return StreamError(f"the server ended the stream: {why}", node=event.node, vbucket=event.vbucket)
+    name = StreamEndReason(reason).name if reason in list(StreamEndReason) else str(reason)
+    return StreamError(f"the server ended the stream: {name}", node=event.node, vbucket=event.vbucket)
 
 
 def refused(event: StreamRefused) -> StreamError | AccessError:

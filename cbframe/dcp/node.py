@@ -65,8 +65,8 @@ class NodeOwner(Protocol):
     def on_time(self, node: str, seconds: int) -> None:
         """What time it is at a node."""
 
-    def on_history(self, node: str, vbucket: int, before: int, vbuuid: int) -> None:
-        """The history of a vbucket whose stream is granted, and the one that the receiver knew; 0 for none."""
+    def on_history(self, node: str, stream: Stream, before: int) -> None:
+        """A stream is granted; the receiver knew of this history, or of none (0)."""
 
 
 class Trace:
@@ -400,7 +400,7 @@ class NodeThread:
             case dcp.Snapshot(stream=stream):
                 calls.snapshot(stream)
             case dcp.Opened(stream=stream) | dcp.Ordered(stream=stream):
-                self._on_opened(stream, first=isinstance(event, dcp.Opened))
+                owner.on_history(self.node, stream, calls.save(stream))
             case dcp.Ended(stream=stream, reason=reason):
                 self._on_ended(stream, reason)
             case dcp.Ready(session=session):
@@ -425,12 +425,6 @@ class NodeThread:
             case dcp.CollectionEvent(stream=stream, event=message):
                 calls.system_event(stream, message)
                 self.received += 1
-
-    def _on_opened(self, stream: Stream, *, first: bool) -> None:
-        self._calls.save(stream)
-        if first:
-            before = self._calls.history(stream.vbucket)
-            self._owner.on_history(self.node, stream.vbucket, before, stream.vbuuid)
 
     def _on_ended(self, stream: Stream, reason: int | None) -> None:
         progressed = stream.seqno > stream.start

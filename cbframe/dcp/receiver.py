@@ -367,12 +367,8 @@ class Callbacks:
             exc.vbucket = vbucket
             raise
 
-    def history(self, vbucket: int) -> int:
-        """The newest history that the receiver knew when a vbucket was requested; 0 if none."""
-        return self._held.get(vbucket, _NOTHING).history
-
-    def save(self, stream: Stream) -> None:
-        """Give the receiver the failover log and the snapshot's range to store."""
+    def save(self, stream: Stream) -> int:
+        """Give the receiver the failover log and the snapshot's range to store; the history it knew, or 0."""
         stats = self._stats
         held = self._held.get(stream.vbucket, _NOTHING)
         metadata = VBucketMetaData(
@@ -398,6 +394,7 @@ class Callbacks:
             stats.tot_set_vbucket_metadata_err += 1
             raise
         stats.tot_set_vbucket_metadata_ok += 1
+        return held.history
 
     def deliver(self, block: DataBlock, receipt: Receipt) -> None:
         """Give the receiver documents; `receipt` is done when they are consumed."""

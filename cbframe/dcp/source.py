@@ -45,7 +45,7 @@ from cbframe.dcp.stats import (
     empty_table,
     vbucket_table,
 )
-from cbframe.dcp.streams import VBucketState
+from cbframe.dcp.streams import Stream, VBucketState
 from cbframe.dcp.transport import Dialer, SocketTransport, Transport
 from cbframe.errors import (
     AccessError,
@@ -60,11 +60,12 @@ from cbframe.errors import (
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import ServerURLs, public
 from cbframe.system import OwnThread, waited
-from cbframe.wire.constants import Status
+from cbframe.wire.constants import Status, StreamEndReason
 from cbframe.wire.messages import StreamFilter
 
 PROBLEMS = 20
 """How many problems are kept."""
+_REASONS = {int(each): each.name for each in StreamEndReason}
 
 
 class Supervisor:
@@ -216,12 +217,12 @@ class Supervisor:
     def on_time(self, node: str, seconds: int) -> None:
         self.times[node] = seconds
 
-    def on_history(self, node: str, vbucket: int, before: int, vbuuid: int) -> None:
-        # After a rollback to the start the receiver knows of none.
-        before, self._histories[vbucket] = self._histories.get(vbucket, before), vbuuid
-        if before not in (0, vbuuid):
-            histories = {"vbuuid": f"{vbuuid:016x}", "before": f"{before:016x}"}
-            self._told.tell("failover", node=node, vbucket=vbucket, **histories)
+    def on_history(self, node: str, stream: Stream, before: int) -> None:
+        # After a rollback the receiver may know of none.
+        vb, now = stream.vbucket, stream.vbuuid
+        before, self._histories[vb] = self._histories.get(vb, before), now
+        if before not in (0, now):
+            self._told.tell("failover", node=node, vbucket=vb, vbuuid=f"{now:016x}", before=f"{before:016x}")
 
     def _note(self, error: CbframeError) -> None:
         """Keep a problem; the last one may be reported twice, to the receiver and as the end of all."""
@@ -338,7 +339,8 @@ class Supervisor:
                 if moved or joined or left:
                     tell("moved", vbuckets=moved, nodes_joined=joined, nodes_left=left)
             case messages.StreamEnded(node=node, vbucket=vb, position=at):
-                tell("stream_end", node=node, vbucket=vb, reason=messages.reason_of(event), seqno=at.seqno)
+                reason = _REASONS.get(event.reason, str(event.reason))
+                tell("stream_end", node=node, vbucket=vb, reason=reason, seqno=at.seqno)
             case messages.StreamRefused(node=node, vbucket=vb, status=status):
                 tell("stream_refused", node=node, vbucket=vb, status=Status.describe(status))
             case messages.StreamRolledBack(node=node, vbucket=vb, seqno=seqno):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple, TypeAlias
@@ -420,49 +421,36 @@ class Problem:
     vbucket: int | None = None
 
 
+NOW = partial(datetime.now, UTC)
 EventLogLike: TypeAlias = str | os.PathLike[str] | Callable[[dict[str, Any]], object]
-"""A file to which lines of JSON are appended, or a function."""
 
 
 class EventLog:
     """Tells what happens to a source, when it happens: to a function, or as a line of JSON in a file.
 
-    An event is a dict of plain values: ``time`` (ISO 8601, UTC), ``event``, ``bucket``, and what is listed
-    here. No document's key or value is in it, and no password.
+    An event is a dict of plain values, without any document's key or value: ``time`` (ISO 8601, UTC),
+    ``event``, ``bucket``, and for
 
-    ==================  ======================================================================================
-    ``start``           the source begins: ``bounded``
-    ``connected``       a connection to a ``node`` is ready; ``reconnected`` where there was one before
-    ``disconnected``    a connection to a ``node`` is over, before its work was done
-    ``moved``           there is a newer cluster map, by a rebalance or a failover: how many ``vbuckets`` have
-                        another owner, ``nodes_joined``, ``nodes_left``
-    ``failover``        a ``vbucket`` has a history that was not known: ``vbuuid``, and the one ``before``
-    ``rollback``        the server has taken a ``vbucket`` back to ``seqno``
-    ``stream_end``      the stream of a ``vbucket`` is over: ``reason``, as ``OK``, and its ``seqno``
-    ``stream_refused``  a ``node`` has refused the stream of a ``vbucket``: ``status``
-    ``problem``         a :class:`Problem`: ``kind``, ``message``, ``hint``, ``node``, ``vbucket``
-    ``end``             the source is over: ``state``, which is ``complete``, ``failed`` or ``closed``
-    ==================  ======================================================================================
+    * ``start``: ``bounded``; ``end``: ``state``, which is ``complete``, ``failed`` or ``closed``
+    * ``connected``, ``reconnected``, ``disconnected``: ``node``
+    * ``moved``, by a rebalance or after a failover: how many ``vbuckets``, ``nodes_joined``, ``nodes_left``
+    * ``failover``: ``node``, ``vbucket``, the ``vbuuid`` of its new history, and that ``before``
+    * ``rollback``: ``node``, ``vbucket``, and the ``seqno`` to which the server has taken it back
+    * ``stream_end``: ``node``, ``vbucket``, ``seqno``, ``reason``; ``stream_refused``: ``status``
+    * ``problem``: ``kind``, ``message``, ``hint``, ``node``, ``vbucket``, as of :class:`Problem`
 
-    A file is appended to, one line with one call, so that several sources and processes may have the same. A
-    function is called on threads of the source, and should return soon. Where one of them fails, that is
-    logged, and nothing is told any more: the source goes on.
+    Several sources and processes may append to one file. A function is called on threads of the source, and
+    should return soon. A listener that fails is told no more, which is logged: the source goes on.
     """
 
     def __init__(
-        self,
-        target: EventLogLike | None,
-        bucket: str,
-        log: logging.Logger,
-        *,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        self, target: EventLogLike | None, bucket: str, log: logging.Logger, now: Callable[[], datetime] = NOW
     ) -> None:
         self._path = None if target is None or callable(target) else Path(target).expanduser()
         self._tell = target if callable(target) else self._write
         self._bucket, self._log, self._now = bucket, log, now
         self._file: IO[bytes] | None = None
         self.active = target is not None
-        """Whether anybody is told."""
 
     def open(self) -> None:
         """Open the file; ConfigurationError if that cannot be done."""
@@ -472,11 +460,11 @@ class EventLog:
             except OSError as exc:
                 raise ConfigurationError(
                     f"the event log {str(self._path)!r} cannot be written: {exc.strerror or exc}",
-                    hint="name a file in a folder that is there and can be written to",
+                    hint="name a file in a folder that is there",
                 ) from None
 
     def tell(self, event: str, **fields: Any) -> None:
-        """Tell an event; what is None is left out. Callable from any thread."""
+        """Tell an event, by any thread; what is None is left out."""
         if not self.active:
             return
         known = {name: value for name, value in fields.items() if value is not None}

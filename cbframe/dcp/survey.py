@@ -49,6 +49,13 @@ class Size(NamedTuple):
     documents: int | None  # documents that exist
     bytes: int | None  # what takes up the disk, as it is stored: compressed, and with keys and metadata
 
+    @classmethod
+    def total(cls, sizes: Iterable[Size]) -> Size:
+        """All together; None for what is not known of all."""
+        many = [*sizes]
+        columns = [each.documents for each in many], [each.bytes for each in many]
+        return cls(*(None if None in column else sum(filter(None, column)) for column in columns))
+
 
 UNKNOWN = Size(None, None)
 

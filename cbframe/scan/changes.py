@@ -26,7 +26,7 @@ from cbframe.arrow.columns import (
     formed,
     is_json,
 )
-from cbframe.arrow.current_rows import KeyFilter, by_vbucket, newest, rolled_back
+from cbframe.arrow.current_rows import by_vbucket, newest, rolled_back
 from cbframe.arrow.receivers import ended_collection
 from cbframe.cluster.collections_manifest import SYSTEM_SCOPE, CollectionName, CollectionsManifest
 from cbframe.dcp.positions import VBucketOffset
@@ -346,11 +346,7 @@ class ChangeRows:
         self._target = target
         self._directory = directory
         self._raw = raw  # of what arrives
-        self.by_key = KeyFilter(
-            target.key_prefix,
-            target.key_pattern,
-            drops_transactions=target.transaction_records == "drop",
-        )
+        self.by_key = target.key_filter()
         asked = [f"_cb_{name}" for name in target.metadata]
         columns = [name for name in (VBUCKET, SEQNO) if name not in asked]
         columns += [name for name in asked if name != KEY]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from cbframe.arrow.column_types import rendered
-from cbframe.errors import ConfigurationError, DependencyError
+from cbframe.errors import ConfigurationError, ConversionError, DependencyError
 from cbframe.scan.spec import path_of_files
 from cbframe.system import replace, sync
 
@@ -24,6 +26,15 @@ _COMPRESSIONS = ("zstd", "snappy", "gzip", "lz4", "brotli", "none")
 _ROW_GROUP_BYTES = 24 << 20
 _ROW_GROUP_ROWS = 1 << 20
 _HINT = "give another name, or overwrite=True"
+_PENDING_BYTES = 128 << 20
+"""Of rows that wait for their files."""
+_OPEN_FILES = 64
+_MOST_FOLDERS = 1000
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+_LONGEST_NAME = 255
+_INTEGERS = (pa.type_for_alias(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
+_NAMING = {pa.string(), pa.large_string(), pa.bool_(), pa.date32(), *_INTEGERS}
+"""Types whose values are the same when they are read from the name of a folder."""
 
 
 def check_compression(compression: str) -> None:
@@ -244,8 +255,9 @@ class Destination:
         filesystem.create_dir(path, recursive=True)
         put: list[str] = []
         try:
-            for file in sorted(scratch.iterdir()):
-                put.append(f"{path}/{file.name}")
+            for file in sorted(each for each in scratch.rglob("*") if each.is_file()):
+                put.append(f"{path}/{file.relative_to(scratch).as_posix()}")
+                filesystem.create_dir(put[-1].rpartition("/")[0], recursive=True)
                 with file.open("rb") as source, filesystem.open_output_stream(put[-1]) as sink:
                     shutil.copyfileobj(source, sink)
         except BaseException:  # Ctrl-C, too: raised again
@@ -253,3 +265,123 @@ class Destination:
                 with suppress(OSError):
                     filesystem.delete_file(name)
             raise
+
+
+# --- folders that are named by values
+
+
+def write_folders(
+    reader: pa.RecordBatchReader, folder: Path, by: Sequence[str], compression: str, name: str = "part-00000"
+) -> int:
+    """Write all batches into files of folders that values name, as Hive does; return the number of rows."""
+    rows = 0
+    files = _Folders(folder, reader.schema, by, compression, name)
+    try:
+        for group in _groups(reader):
+            files.add(rendered(group))
+            rows += len(group)
+        files.flush()
+    finally:
+        files.close()
+    return rows
+
+
+class _Folders:
+    """Files in folders: ``type=hotel/part-00000-0.parquet``."""
+
+    def __init__(
+        self, folder: Path, schema: pa.Schema, by: Sequence[str], compression: str, name: str
+    ) -> None:
+        schema = rendered(schema.empty_table()).schema
+        others = [each for each in schema if each.name not in by]
+        names = [*map(_named, by), *(each.name for each in others)]
+        for column in by:
+            kind = schema.field(column).type if column in schema.names else "none: it is not there"
+            key = _named(column)
+            if kind not in _NAMING or not key or quote(key, safe="") != key or names.count(key) > 1:
+                raise ConfigurationError(
+                    f"partition_by= names {column!r}, a column of which no folders can be named: type {kind}",
+                    hint="name columns of text, integers, booleans or days (date32), whose names are unique, "
+                    "without a _ before, and have ASCII letters, digits and any of _ . - ~",
+                )
+        self._by, self._schema = by, pa.schema(others, schema.metadata)
+        self._folder, self._name, self._compression = folder, name, compression
+        self._pending: dict[str, list[pa.Table]] = {}
+        self._sizes: Counter[str] = Counter()
+        self._begun: Counter[str] = Counter()
+        self._files: dict[str, tuple[BinaryIO, pq.ParquetWriter]] = {}
+        """Those that are open; the first was not written to for the longest time."""
+
+    def add(self, table: pa.Table) -> None:
+        """Take rows; write what is worth a row group, or what there is most of if too much waits."""
+        codes = np.zeros(len(table), np.int64)
+        for column in self._by:
+            values = table[column].combine_chunks().dictionary_encode("encode")
+            each = codes * len(values.dictionary) + values.indices.to_numpy()
+            codes = np.unique(each, return_inverse=True)[1]
+        order = np.argsort(codes, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
+            place = "/".join(_segment(column, table[column][int(rows[0])].as_py()) for column in self._by)
+            if place not in self._pending and len(self._pending) == _MOST_FOLDERS:
+                raise ConversionError(
+                    f"partition_by= makes more than {_MOST_FOLDERS:,} folders",
+                    hint="name columns with few different values",
+                )
+            part = table.select(self._schema.names).take(pa.array(rows))
+            self._pending.setdefault(place, []).append(part)
+            self._sizes[place] += part.nbytes
+            if self._sizes[place] >= _ROW_GROUP_BYTES:
+                self._write(place)
+        while self._sizes.total() > _PENDING_BYTES:
+            self._write(max(self._sizes, key=self._sizes.__getitem__))
+
+    def _write(self, place: str) -> None:
+        """Write what waits for a folder as a row group."""
+        table = pa.concat_tables(self._pending[place])
+        self._pending[place], self._sizes[place] = [], 0
+        opened = self._files.pop(place, None)
+        if opened is None:
+            if len(self._files) == _OPEN_FILES:
+                self._end(next(iter(self._files)))
+            path = self._folder / place / f"{self._name}-{self._begun[place]}.parquet"
+            self._begun[place] += 1
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not "wb": where a file system takes two values for one name, nothing is written over.
+            file = path.open("xb")
+            opened = file, pq.ParquetWriter(file, self._schema, compression=self._compression)
+        self._files[place] = opened
+        opened[1].write_table(table, row_group_size=len(table))
+
+    def _end(self, place: str) -> None:
+        file, writer = self._files.pop(place)
+        with file:
+            writer.close()
+            sync(file)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        for place, tables in self._pending.items():
+            if tables:
+                self._write(place)
+
+    def close(self) -> None:
+        """Close all files."""
+        with ExitStack() as stack:
+            for place in self._files:
+                stack.callback(self._end, place)
+
+
+def _named(column: str) -> str:
+    """How folders name a column: pyarrow does not look into those that begin with ``_``."""
+    return column.lstrip("_")
+
+
+def _segment(column: str, value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    found = f"{_named(column)}={_NULL if value is None else quote(text, safe='')}"
+    if text == _NULL or len(found) > _LONGEST_NAME:
+        raise ConversionError(
+            f"partition_by= names {column!r}, which has a value that cannot name a folder",
+            hint=f"it takes more than {_LONGEST_NAME} bytes, or is what stands for null",
+        )
+    return found

@@ -10,7 +10,7 @@ import heapq
 import pickle
 import traceback
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +39,7 @@ from cbframe.json.layout import struct
 from cbframe.json.typer import OURS, REASON, VALUE
 from cbframe.public import public, warn
 from cbframe.scan.names import Names, described
-from cbframe.scan.parquet import Destination, write_parquet
+from cbframe.scan.parquet import Destination, write_folders, write_parquet
 from cbframe.scan.pipeline import Intake, Pipeline, beside
 from cbframe.scan.result import AsOf, Moment, ReadReport, ReadResult, result_of, utc_now
 from cbframe.scan.session import Pins, ReadSession, Run
@@ -496,10 +496,9 @@ def divided(
     for number, share in enumerate(shares(look, n)):
         as_of = AsOf.of({vb: look.positions[vb] for vb in share.vbuckets}, time)
         pins = Pins(as_of, look.map.uuid, consistency, moment)
-        sizes = [look.sizes[vb] for vb in share.vbuckets]
-        documents, stored = _sum(size.documents for size in sizes), _sum(size.bytes for size in sizes)
+        size = Size.total(look.sizes[vb] for vb in share.vbuckets)
         part = replace(scan, spec=replace(spec, vbuckets=share.vbuckets))
-        found.append(ScanPartition(number, share.node, as_of, pins, part, with_secrets, documents, stored))
+        found.append(ScanPartition(number, share.node, as_of, pins, part, with_secrets, *size))
     return found
 
 
@@ -517,12 +516,6 @@ def _refuse_undividable(target: ScanSpec, n: int) -> None:
     ):
         if given:
             raise ConfigurationError(f"a scan with {argument}= cannot be divided", hint=hint)
-
-
-def _sum(numbers: Iterable[int | None]) -> int | None:
-    """A sum, if all is known."""
-    known = [*numbers]
-    return None if None in known else sum(filter(None, known))
 
 
 def narrowed(target: ScanSpec, names: Collection[str]) -> ScanSpec:
@@ -544,7 +537,9 @@ def narrowed(target: ScanSpec, names: Collection[str]) -> ScanSpec:
 # --- a folder of files
 
 
-def to_folder(spec: ScanSpec, place: Destination, compression: str, workers: int) -> ReadResult:
+def to_folder(
+    spec: ScanSpec, place: Destination, compression: str, workers: int, by: tuple[str, ...]
+) -> ReadResult:
     """Write a file for each of some partitions; the folder appears whole or not at all."""
     began = monotonic()
     positive("workers", workers)
@@ -552,7 +547,7 @@ def to_folder(spec: ScanSpec, place: Destination, compression: str, workers: int
         spec, _PER_WORKER * workers, sample_rows=SAMPLE_ROWS, consistency="snapshot", with_secrets=True
     )
     with place.folder(spec.spool_dir) as scratch:
-        write = partial(_write, folder=scratch, compression=compression)
+        write = partial(_write, folder=scratch, compression=compression, by=by)
         done = in_processes(write, parts, workers)
     report = ReadReport.merged(each for each, _ in done)
     count = len(report.as_of)
@@ -562,10 +557,16 @@ def to_folder(spec: ScanSpec, place: Destination, compression: str, workers: int
     return replace(result_of(report, parts[0].schema.empty_table(), stats), seconds=monotonic() - began)
 
 
-def _write(part: ScanPartition, folder: Path, compression: str) -> tuple[ReadReport, dict[str, NodeStats]]:
+def _write(
+    part: ScanPartition, folder: Path, compression: str, by: tuple[str, ...]
+) -> tuple[ReadReport, dict[str, NodeStats]]:
     """In a worker process: the report of the partition, and the counters of its nodes."""
     result, reader = part.streamed()
-    count = write_parquet(reader, folder / f"part-{part.number:05d}.parquet", compression)
+    name = f"part-{part.number:05d}"
+    if by:
+        count = write_folders(reader, folder, by, compression, name)
+    else:
+        count = write_parquet(reader, folder / f"{name}.parquet", compression)
     return replace(result, documents=count).report, dict(result.stats.nodes)
 
 

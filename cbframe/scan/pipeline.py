@@ -38,7 +38,6 @@ from cbframe.arrow.current_rows import (
     NOTHING,
     TRANSACTION_RECORD,
     CurrentRows,
-    KeyFilter,
     LeftOut,
     has_expired,
 )
@@ -75,11 +74,7 @@ class Intake:
         *,
         of_changes: bool = False,
     ) -> None:
-        self.by_key = KeyFilter(
-            target.key_prefix,
-            target.key_pattern,
-            drops_transactions=target.transaction_records == "drop",
-        )
+        self.by_key = target.key_filter()
         self._names = names
         self._receiver = receiver
         self.matcher = Matcher(target.filters) if target.filters else None

@@ -21,12 +21,10 @@ _MAKERS: dict[str, Callable[[], Watcher | None]] = {}
 """Forms of progress by name, brought by the floor above."""
 _SHOWS: list[Callable[[object], bool]] = []
 """What shows an object in a notebook, brought by the floor above."""
-_WINDOW = 4.0
-"""Seconds of the past from which the remaining time is computed."""
-_LEAST = 1.0
-"""Seconds of even progress before anything is foreseen."""
+_LEAST, _WINDOW = 1.0, 4.0
+"""Seconds of the past, at least and at most, from which the remaining time is computed."""
 _MOST = 10 * 86400.0
-"""A time to go of more seconds says only that hardly anything has come yet."""
+"""Seconds beyond which nobody waits for a read: hardly anything has come yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +42,8 @@ class ScanProgress:
     seconds
         Since the read began.
     eta
-        Seconds until it is complete, by the seqnos of the last seconds. None while nothing can be said: for
-        the first second after the streams were opened, or opened again; in a stall; and with `n_rows`, where
-        nobody knows how much is read.
+        Seconds until it is complete, by the seqnos of the last seconds. None while nobody can tell: within
+        a second after streams were requested, in a stall, and with `n_rows`.
     """
 
     rows: int
@@ -74,11 +71,8 @@ class Pace:
         self._even: tuple[int, int] | None = None
 
     def add(self, seconds: float, reached: int, total: int, requests: int) -> float | None:
-        """Take note of how far it is; seconds to go, or None.
-
-        A stream that is requested, one after the other at first, stands where it was before: that is no pace.
-        So with every one of the `requests` it begins again, and where what was reached is lost.
-        """
+        """Take note of how far it is; seconds to go, or None."""
+        # A stream that is requested stands where it was before, and that is no pace.
         recent, even = self._recent, (total, requests)
         if even != self._even or (recent and reached < recent[-1][1]):
             recent.clear()

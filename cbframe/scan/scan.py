@@ -21,12 +21,14 @@ from cbframe.errors import ConversionError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import Connectable, ServerURLs, public
-from cbframe.scan.parquet import Destination, check_compression, write_batches
+from cbframe.scan.parquet import Destination, check_compression, write_batches, write_folders
 from cbframe.scan.partition import ScanPartition, divided, to_folder
+from cbframe.scan.plan import ScanPlan, planned
 from cbframe.scan.progress import Progress
 from cbframe.scan.result import AsOf, Conflict, ReadResult
-from cbframe.scan.session import ReadSession
+from cbframe.scan.session import ReadSession, sampled
 from cbframe.scan.spec import (
+    METADATA_NAMES,
     ColumnsLike,
     Consistency,
     Errors,
@@ -37,6 +39,7 @@ from cbframe.scan.spec import (
     ScanSpec,
     SchemaLike,
     flag,
+    names,
     one_of,
 )
 
@@ -168,6 +171,60 @@ class BucketScan:
         return BucketScan(replace(self._spec, n_rows=n)).to_pandas()
 
     @public
+    def explain(self) -> ScanPlan:
+        """What a read will do: what nodes send, what is tested here, how much there is, what memory it takes.
+
+        Nodes are asked where their vbuckets are and, of users who may see statistics, how much is in them. No
+        document is read.
+
+        Examples
+        --------
+        >>> import cbframe
+        >>> with cbframe.LocalCluster(vbuckets=64) as cluster:
+        ...     _ = cluster.upsert("hotel_1", {"type": "hotel", "price": 310})
+        ...     plan = cbframe.scan_bucket(cluster, filters=[("price", ">", 100)]).explain()
+        >>> plan.size.documents, plan.values, plan.tests
+        (1, True, ("'price' > ...",))
+        """
+        return planned(self._spec)
+
+    @public
+    def sample(self, n: int, *, seed: int = 0) -> pd.DataFrame:
+        """Read a random sample of the documents: rows of a few vbuckets, both chosen at random.
+
+        The same `seed` gives the same documents in the same order as long as the bucket does not change. Four
+        vbuckets are read in bounded memory, or as many as have `n` documents that pass filters. Columns and
+        types follow from all that is in these, which ``df.attrs["cbframe"]["as_of"]`` names.
+
+        Raises
+        ------
+        ConfigurationError
+            `n` is not positive, `seed` is negative, or the scan has `n_rows`.
+        CbframeError
+            As :meth:`read`.
+
+        Notes
+        -----
+        It is a cluster sample. All vbuckets have the same chance to be read, and all documents of those that
+        are, to be chosen: means and shares have no bias but a slight one towards smaller vbuckets. Documents
+        count as independent only if content does not depend on the vbucket, a checksum of the key: keys that
+        are made to fall into one vbucket come together, or not at all. Extremes, and numbers of different
+        values, are not those of the bucket.
+
+        Examples
+        --------
+        >>> import cbframe
+        >>> with cbframe.LocalCluster(vbuckets=64) as cluster:
+        ...     for n in range(1000):
+        ...         _ = cluster.upsert(f"k{n}", {"n": n})
+        ...     scan = cbframe.scan_bucket(cluster)
+        ...     df, again = scan.sample(20, seed=7), scan.sample(20, seed=7)
+        >>> len(df), df.equals(again), len(df.attrs["cbframe"]["as_of"])
+        (20, True, 4)
+        """
+        return sampled(self._spec, n, seed).to_pandas(self._spec.dtype_backend)
+
+    @public
     def to_arrow(self) -> pa.Table:
         """Read into an Arrow table.
 
@@ -250,6 +307,7 @@ class BucketScan:
         overwrite: bool = False,
         filesystem: pafs.FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        partition_by: str | Iterable[str] | None = None,
     ) -> Path | str:
         """Read into a Parquet file, which appears whole or not at all; memory as with :meth:`to_reader`.
 
@@ -270,6 +328,14 @@ class BucketScan:
             Replace what is at `path`, once the new file or folder is complete.
         filesystem, storage_options
             What `path` is in: a file system of pyarrow's, or options for that of fsspec.
+        partition_by
+            Columns of text, integers, booleans or days (date32): `path` is a folder, with files in folders
+            that their values name, as Hive, pyarrow, pandas, polars and DuckDB have it. A ``_`` before names
+            is left out, as pyarrow passes over it: ``cb_scope=shop/cb_collection=users/part-00000-0.parquet``.
+            Null is ``__HIVE_DEFAULT_PARTITION__``. Readers guess types, and may take "007" for a number; tell
+            them (pandas also where there are nulls) ``partitioning=pyarrow.dataset.partitioning(pa.schema(
+            [("type", "string")]), flavor="hive")``. At most 1,000 folders, with 64 files open
+            at a time; none without documents.
 
         Returns
         -------
@@ -292,14 +358,22 @@ class BucketScan:
             filesystem=filesystem,
             storage_options=storage_options,
         )
-        place.refuse_existing(folder=workers is not None)
-        if workers is None:
-            with place.file() as file:
-                count = write_batches(self.to_reader(), file, compression)
-            assert self.last is not None, "it was read"
-            self.last = replace(self.last, documents=count)
-        else:
-            self.last = to_folder(self._spec, place, compression, workers)
+        by = () if partition_by is None else names("partition_by", partition_by, hint="give names of columns")
+        ours = [each.removeprefix("_cb_") for each in by if each.removeprefix("_cb_") in METADATA_NAMES]
+        spec = replace(self._spec, metadata=tuple(dict.fromkeys((*self._spec.metadata, *ours))))
+        place.refuse_existing(folder=bool(by) or workers is not None)
+        if workers is not None:
+            self.last = to_folder(spec, place, compression, workers, by)
+            return place.name
+        self._session = ReadSession(spec)
+        with place.folder(spec.spool_dir) if by else place.file() as target:
+            result, reader = self._session.stream()
+            count = (
+                write_folders(reader, target, by, compression)
+                if by
+                else write_batches(reader, target, compression)
+            )
+        self.last = replace(result, documents=count)
         return place.name
 
     @public
@@ -479,12 +553,11 @@ def scan_bucket(
     key_prefix
         Keep only documents whose key begins so. They are looked for in all that the server sends.
     key_pattern
-        Keep only documents whose key matches, looked for in the same way, before any value is parsed. Text,
-        ``"hotel::*::eu"``, is a glob of the whole key: ``*`` is anything, ``?`` one character, ``[a-c]`` one
-        of some, ``[!a-c]`` none of them, ``[*]`` a ``*``. Or a compiled regular expression, which is searched
-        for: ``re.compile(r"^hotel::\d+$")``. Arrow's engine RE2 does that: ``\d \w \s \b`` are those of
-        ASCII, ``$`` is the very end, and what it has not, as lookaround, is an error. Text is compared with
-        keys as UTF-8, without the escapes of `keys`; an expression of bytes with their bytes.
+        Keep only documents whose key matches, before any value is parsed. Text, ``"hotel::*::eu"``, is a glob
+        of the whole key: ``*`` is anything, ``?`` one character, ``[a-c]`` one of some, ``[!a-c]`` none of
+        them, ``[*]`` a ``*``. A compiled expression, ``re.compile(r"^hotel::\d+$")``, is searched for by RE2,
+        Arrow's engine: ``\d \w \s \b`` are those of ASCII, ``$`` is the very end, and what it has not, as
+        lookaround, is an error. Keys are compared as UTF-8, or as bytes with an expression of bytes.
     n_rows
         Stop when this many documents are there, whichever they are: such a read has no ``as_of``. Only as
         many vbuckets are read as that takes.
@@ -559,9 +632,8 @@ def scan_bucket(
         about ten times a second with a :class:`~cbframe.ScanProgress`. None and False are silent.
     event_log
         Where to tell of reconnects, rebalances, failovers, rollbacks, ends of streams and problems: the path
-        of a file, to which a line of JSON is appended for each, or a function that is called with a dict.
-        :class:`cbframe.dcp.stats.EventLog` lists them. Where other processes read parts, they write to a
-        file of that path, too, and call no function.
+        of a file, to which lines of JSON are appended, also by processes that read parts; or a function of a
+        dict, called in this process. :class:`cbframe.dcp.stats.EventLog` lists them.
     options
         Finer settings of the connections.
 

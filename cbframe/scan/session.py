@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +34,12 @@ from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError, ReadTimeoutError, RollbackError, StreamError
 from cbframe.json.layout import Path
 from cbframe.json.typer import VALUE, Documents, texts_at, typed
-from cbframe.scan.names import Names
+from cbframe.scan.names import Names, described
 from cbframe.scan.pipeline import DocumentTables, Pipeline, beside
 from cbframe.scan.progress import Pace, ScanProgress, Watcher, teller_of
 from cbframe.scan.result import AsOf, Conflict, Moment, ReadResult, utc_now
 from cbframe.scan.shape import Outcome, keys_at, lacking
-from cbframe.scan.spec import Consistency, ScanSpec, paths_of
+from cbframe.scan.spec import Consistency, ScanSpec, paths_of, positive
 from cbframe.wire.messages import FailoverLog
 
 _POLL = 0.1
@@ -52,6 +53,11 @@ _GROWTH = 8
 """How many more vbuckets each time, until a look has found enough."""
 _FEW = 8
 """Documents of a vbucket on average up to which a look takes all others next: they cost less than turns."""
+_SAMPLED = 4
+"""Vbuckets that a sample is of, at least."""
+_SPARE = 1 << 16
+"""Rows that a sample keeps besides those that are wanted, until it sorts them."""
+_RANK = "\0rank"
 _MOST = 1000
 """Tables; who asks for more has named a field that tells documents apart, not their kinds."""
 
@@ -514,3 +520,64 @@ class ReadSession:
         )
         # Whoever gets the table of a partition alone, from another process, has no other report.
         return result.labelled(report=self._pins is not None)
+
+
+# --- a random sample
+
+
+def sampled(spec: ScanSpec, n: int, seed: int) -> ReadResult:
+    """What :meth:`cbframe.BucketScan.sample` promises."""
+    positive("n", n)
+    positive("seed", seed, least=0)
+    if spec.n_rows is not None:
+        raise ConfigurationError("a scan with n_rows= has no sample", hint="leave n_rows= out")
+    known = range(described(spec)[0].vbuckets) if spec.vbuckets is None else sorted(set(spec.vbuckets))
+    vbuckets = np.array(known, np.uint64)
+    order = vbuckets[np.argsort(_ranks(seed, vbuckets, np.zeros_like(vbuckets)))].tolist()
+    asked = replace(spec, metadata=tuple(dict.fromkeys((*spec.metadata, "vbucket", "seqno"))))
+    count, came = _SAMPLED, 0
+    while True:
+        try:
+            about, reader = ReadSession(replace(asked, vbuckets=tuple(order[:count]))).stream()
+            table, came = _lowest(reader, n, seed)
+        except ConfigurationError:
+            # A field that none of these documents has may be in others.
+            if count >= len(order):
+                raise
+        if came >= n or count >= len(order):
+            break
+        # These are read again, with more: types follow from all of them.
+        count = max(2 * count, 5 * count * n // (4 * came) + 1) if came else 8 * count
+    added = {VBUCKET, SEQNO} - {f"_cb_{name}" for name in spec.metadata}
+    table = table.drop_columns([*added, _RANK]).replace_schema_metadata(about.table.schema.metadata)
+    return replace(about, table=table, documents=len(table))
+
+
+def _lowest(reader: pa.RecordBatchReader, n: int, seed: int) -> tuple[pa.Table, int]:
+    """The rows of the `n` lowest ranks, in the order of these; and of how many rows."""
+    kept = reader.schema.append(pa.field(_RANK, pa.uint64())).empty_table()
+    came = 0
+
+    def lowest() -> pa.Table:
+        return kept.take(pa.array(np.argsort(kept[_RANK].to_numpy(), kind="stable")[:n]))
+
+    for batch in reader:
+        came += len(batch)
+        ranks = _ranks(seed, batch.column(VBUCKET).to_numpy(), batch.column(SEQNO).to_numpy())
+        rows = pa.Table.from_batches([batch]).append_column(_RANK, pa.array(ranks))
+        kept = pa.concat_tables([kept, rows])
+        if len(kept) >= n + _SPARE:
+            kept = lowest()
+    return lowest(), came
+
+
+def _ranks(seed: int, vbuckets: npt.NDArray[Any], seqnos: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Of each change a number that is as good as random, and always the same."""
+    numbers = np.array([seed], np.uint64)
+    for more in (np.uint64(0), vbuckets.astype(np.uint64), seqnos):
+        # The step of the generator SplitMix64.
+        numbers = (numbers ^ more) + np.uint64(0x9E37_79B9_7F4A_7C15)
+        numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
+        numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
+        numbers ^= numbers >> np.uint64(31)
+    return numbers

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from cbframe.arrow.columns import KEY_FORMS, KeyForm
-from cbframe.arrow.current_rows import TRANSACTION_PREFIX, KeyPattern, key_test
+from cbframe.arrow.current_rows import TRANSACTION_PREFIX, KeyFilter, KeyPattern, key_test
 from cbframe.arrow.declared_types import arrow_type
 from cbframe.arrow.filters import Filters, Predicate, make_filters, predicates
 from cbframe.cluster.auth import Authenticator, as_authenticator, pem_text
@@ -300,12 +300,9 @@ def _key_prefix(name: str, value: Any) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
 
 
-def _key_pattern(name: str, value: Any) -> KeyPattern | None:
-    if not isinstance(value, str | re.Pattern | None) or value == "":
-        raise ConfigurationError(
-            f"{name}= is {'empty' if value == '' else f'a {type(value).__name__}'}",
-            hint='give a glob such as "hotel::*", a compiled regular expression, or None for all keys',
-        )
+def _key_pattern(name: str, value: Any) -> Any:
+    if not isinstance(value, re.Pattern):
+        name_or_none(name, value)
     if value is not None:
         key_test(value)
     return value
@@ -549,9 +546,8 @@ class ScanSpec:
         prefix = self.key_prefix or b""
         start = b"" if self.key_pattern is None else key_test(self.key_pattern)[0]
         if TRANSACTION_PREFIX in (prefix[:5], start[:5]) and self.transaction_records == "drop":
-            name = "key_prefix" if prefix.startswith(TRANSACTION_PREFIX) else "key_pattern"
             raise ConfigurationError(
-                f"{name}= names records of transactions, which are left out",
+                "key_prefix= or key_pattern= names records of transactions, which are left out",
                 hint='give transaction_records="keep", too',
             )
         _refuse_members_of_text(self.columns, self.nested)
@@ -565,6 +561,11 @@ class ScanSpec:
     def __repr__(self) -> str:
         # No credentials, keys or values: filters, key_prefix and key_pattern may hold any.
         return f"<ScanSpec of {self.bucket!r}>"
+
+    def key_filter(self) -> KeyFilter:
+        """What leaves out rows by their keys."""
+        drops = self.transaction_records == "drop"
+        return KeyFilter(self.key_prefix, self.key_pattern, drops_transactions=drops)
 
     @property
     def named(self) -> tuple[str, ...] | None:

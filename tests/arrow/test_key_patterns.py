@@ -69,7 +69,9 @@ def test_globs(glob: str, expected: list[bytes]) -> None:
 PIECES = st.sampled_from(["a", "b", "é", "*", "?", "[", "]", "!", "-", "^", "\\", ".", "\n", "{", "|", "$"])
 
 
-@given(st.lists(PIECES, min_size=1, max_size=7).map("".join), st.lists(st.lists(PIECES, max_size=5).map("".join)))
+@given(
+    st.lists(PIECES, min_size=1, max_size=7).map("".join), st.lists(st.lists(PIECES, max_size=5).map("".join))
+)
 def test_globs_are_those_of_python(glob: str, texts: list[str]) -> None:
     try:
         kept = found(glob, [text.encode() for text in texts])

@@ -12,6 +12,7 @@ from cbframe.dcp.handshake import Login
 from cbframe.dcp.node import NodeThread
 from cbframe.dcp.receiver import taker_of_blocks
 from cbframe.dcp.stats import NodeStats
+from cbframe.dcp.streams import Stream
 from cbframe.errors import CbframeError
 from cbframe.testing import FakeClock, Peer, RecordingReceiver, ScriptedTransport
 from cbframe.wire.constants import Opcode
@@ -92,8 +93,8 @@ class Rig:
     def on_time(self, _: str, seconds: int) -> None:
         self.times.append(seconds)
 
-    def on_history(self, _: str, vbucket: int, before: int, vbuuid: int) -> None:
-        self.histories.append((vbucket, before, vbuuid))
+    def on_history(self, _: str, stream: Stream, before: int) -> None:
+        self.histories.append((stream.vbucket, before, stream.vbuuid))
 
     def on_error(self, error: CbframeError) -> None:
         self.errors.append(error)

@@ -70,7 +70,12 @@ def test_by_the_beginning_of_the_key(wide: LocalCluster, prefix: str | bytes, pa
         assert "odd" not in table.column_names
 
 
-PATTERNS: list[KeyPattern] = ["key-0001*", "key-??01??", re.compile(r"^key-0001\d\d$"), re.compile(rb"y-0001..$")]
+PATTERNS: list[KeyPattern] = [
+    "key-0001*",
+    "key-??01??",
+    re.compile(r"^key-0001\d\d$"),
+    re.compile(rb"y-0001..$"),
+]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
