@@ -31,7 +31,6 @@ EXPIRED, TRANSACTION_RECORD = np.uint8(0xF0), np.uint8(0xF1)
 """Marks in the column of opcodes; DCP has none of these."""
 TRANSACTION_PREFIX = b"_txn:"
 KeyPattern: TypeAlias = str | re.Pattern[str] | re.Pattern[bytes]
-"""A glob of whole keys, or a regular expression that is searched for in them."""
 _GLOB = re.compile(r"\*+|\?|\[!?+(?:\][^\]]*|[^\]]+)\]|.", re.DOTALL)
 _SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$])")
 _FLAGS = {re.IGNORECASE: "i", re.MULTILINE: "m", re.DOTALL: "s"}
@@ -67,10 +66,7 @@ def of_transactions(keys: pa.Array | pa.ChunkedArray) -> Mask:
 
 
 def key_test(pattern: KeyPattern) -> tuple[bytes, str | bytes | None]:
-    """How all keys begin that match, and what RE2 is to find in them, if that is not enough.
-
-    An expression that is text is for keys as UTF-8, one of bytes for keys as they are.
-    """
+    """How all keys begin that match, and what RE2 is to find in them: as text in UTF-8, or in their bytes."""
     try:
         prefix, regex = _of_glob(pattern) if isinstance(pattern, str) else (b"", _of_regex(pattern))
         if regex is not None:

@@ -131,8 +131,7 @@ class Supervisor:
         self.problems: deque[Problem] = deque(maxlen=PROBLEMS)
         self.times: dict[str, int] = {}
         """By connection, the time of day that its node has reported."""
-        self._histories: dict[int, int] = {}
-        """Vbuuids by vbucket, as streams were granted."""
+        self._histories: dict[int, int] = {}  # vbuuids by vbucket, as streams were granted
         self.over = threading.Event()
         self.error: CbframeError | None = None
         """What ended the run before it was complete; set before `over`."""
@@ -247,7 +246,7 @@ class Supervisor:
         counters.tot_refresh_workers_started += 1
         try:
             self._told.open()
-            self._told.tell("start", bounded=self._options.seq_end is not None)
+            self._told.tell("start")
             # On the thread that ends what begins here: Ctrl-C comes to another.
             self._maps.open()
             self._start_follower()
@@ -471,8 +470,7 @@ class BucketDataSource:
         The cluster map to begin with, where one was fetched a moment ago; None to fetch it. Not with the
         option ``connect_bucket``.
     event_log
-        Where to tell what happens, as of :class:`~cbframe.dcp.stats.EventLog`: the path of a file, or a
-        function; None for nowhere.
+        The path of a file, or a function: who is told what happens (:class:`~cbframe.dcp.stats.EventLog`).
     transport, clock
         Stand-ins for tests.
 

@@ -431,16 +431,16 @@ class EventLog:
     An event is a dict of plain values, without any document's key or value: ``time`` (ISO 8601, UTC),
     ``event``, ``bucket``, and for
 
-    * ``start``: ``bounded``; ``end``: ``state``, which is ``complete``, ``failed`` or ``closed``
-    * ``connected``, ``reconnected``, ``disconnected``: ``node``
+    * ``start``; ``end``: ``state`` (complete, failed, closed); ``connected``, ``reconnected``,
+      ``disconnected``: ``node``
     * ``moved``, by a rebalance or after a failover: how many ``vbuckets``, ``nodes_joined``, ``nodes_left``
     * ``failover``: ``node``, ``vbucket``, the ``vbuuid`` of its new history, and that ``before``
     * ``rollback``: ``node``, ``vbucket``, and the ``seqno`` to which the server has taken it back
     * ``stream_end``: ``node``, ``vbucket``, ``seqno``, ``reason``; ``stream_refused``: ``status``
     * ``problem``: ``kind``, ``message``, ``hint``, ``node``, ``vbucket``, as of :class:`Problem`
 
-    Several sources and processes may append to one file. A function is called on threads of the source, and
-    should return soon. A listener that fails is told no more, which is logged: the source goes on.
+    Several sources and processes may append to one file. A function is called on the source's threads. Who
+    fails is told no more, which is logged: the source goes on.
     """
 
     def __init__(

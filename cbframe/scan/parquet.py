@@ -7,7 +7,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -28,10 +28,8 @@ _ROW_GROUP_ROWS = 1 << 20
 _HINT = "give another name, or overwrite=True"
 _PENDING_BYTES = 128 << 20
 """Of rows that wait for their files."""
-_OPEN_FILES = 64
-_MOST_FOLDERS = 1000
+_OPEN_FILES, _MOST_FOLDERS, _LONGEST_NAME = 64, 1000, 255
 _NULL = "__HIVE_DEFAULT_PARTITION__"
-_LONGEST_NAME = 255
 _INTEGERS = (pa.type_for_alias(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
 _NAMING = {pa.string(), pa.large_string(), pa.bool_(), pa.date32(), *_INTEGERS}
 """Types whose values are the same when they are read from the name of a folder."""
@@ -271,18 +269,12 @@ class Destination:
 
 
 def write_folders(
-    reader: pa.RecordBatchReader, folder: Path, by: Sequence[str], compression: str, name: str = "part-00000"
+    reader: pa.RecordBatchReader, folder: Path, compression: str, by: Sequence[str], name: str = "part-00000"
 ) -> int:
     """Write all batches into files of folders that values name, as Hive does; return the number of rows."""
-    rows = 0
-    files = _Folders(folder, reader.schema, by, compression, name)
-    try:
-        for group in _groups(reader):
-            files.add(rendered(group))
-            rows += len(group)
+    with closing(_Folders(folder, reader.schema, compression, by, name)) as files:
+        rows = sum(map(files.add, map(rendered, _groups(reader))))
         files.flush()
-    finally:
-        files.close()
     return rows
 
 
@@ -290,7 +282,7 @@ class _Folders:
     """Files in folders: ``type=hotel/part-00000-0.parquet``."""
 
     def __init__(
-        self, folder: Path, schema: pa.Schema, by: Sequence[str], compression: str, name: str
+        self, folder: Path, schema: pa.Schema, compression: str, by: Sequence[str], name: str
     ) -> None:
         schema = rendered(schema.empty_table()).schema
         others = [each for each in schema if each.name not in by]
@@ -312,8 +304,8 @@ class _Folders:
         self._files: dict[str, tuple[BinaryIO, pq.ParquetWriter]] = {}
         """Those that are open; the first was not written to for the longest time."""
 
-    def add(self, table: pa.Table) -> None:
-        """Take rows; write what is worth a row group, or what there is most of if too much waits."""
+    def add(self, table: pa.Table) -> int:
+        """Take rows, and count them; write what is worth a row group, or the most if too much waits."""
         codes = np.zeros(len(table), np.int64)
         for column in self._by:
             values = table[column].combine_chunks().dictionary_encode("encode")
@@ -334,6 +326,7 @@ class _Folders:
                 self._write(place)
         while self._sizes.total() > _PENDING_BYTES:
             self._write(max(self._sizes, key=self._sizes.__getitem__))
+        return len(table)
 
     def _write(self, place: str) -> None:
         """Write what waits for a folder as a row group."""

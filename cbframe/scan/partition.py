@@ -564,7 +564,7 @@ def _write(
     result, reader = part.streamed()
     name = f"part-{part.number:05d}"
     if by:
-        count = write_folders(reader, folder, by, compression, name)
+        count = write_folders(reader, folder, compression, by, name)
     else:
         count = write_parquet(reader, folder / f"{name}.parquet", compression)
     return replace(result, documents=count).report, dict(result.stats.nodes)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from cbframe.arrow.spill import SPILL_BYTES, spill_folder
-from cbframe.dcp.survey import UNKNOWN, BucketState, Size
+from cbframe.dcp.survey import UNKNOWN, Size
 from cbframe.scan.names import Names
 from cbframe.scan.spec import ScanSpec
 
-_SHOWN = 6
-_WIDTH = 110
+_SHOWN, _WIDTH = 6, 110
 
 
 class NodePlan(NamedTuple):
@@ -31,26 +29,25 @@ class ScanPlan:
     bucket, scope, collections
         What the nodes send documents of; None for all.
     values, compressed
-        Whether they send values, and not keys and metadata alone; and whether compressed that they have so
-        (``"force"``: all).
+        Whether they send values, too, and whether compressed that they have so (``"force"``: all).
     nodes, vbuckets, changes
         What is read, by ``host:port`` and together; all seqnos, the most documents that there can be.
     size
         Estimates of ``documents`` and ``bytes`` on disk in these vbuckets, whatever is selected of them; None
         for what not all nodes tell this user.
-    tests, left_out
-        What is looked at here: arguments about keys, fields and operators without values; and other documents
-        that are left out here, and counted.
-    columns
-        Fields that are parsed; None for all. Empty where nothing is parsed.
-    window_bytes, batch_bytes, spill_bytes
+    tests, left_out, columns
+        What is looked at here: arguments about keys, fields and operators without values; what else is left
+        out, and counted; fields that are parsed, None for all and empty where nothing is.
+    window_bytes, batch_bytes, spill_bytes, spool_dir
         What a node may send ahead where memory is bounded (0 for no limit), values that are converted at
-        once, and documents that wait in memory.
-    spool_dir, spool_free
-        Where other documents wait, and bytes that are free there.
+        once, documents that wait in memory, and where others do.
     """
 
-    def __init__(self, spec: ScanSpec, look: BucketState) -> None:
+    def __init__(self, spec: ScanSpec) -> None:
+        names = Names(spec, spec.options)
+        names.resolve_collections()
+        spec = names.target
+        look = spec.look(spec.vbuckets, first_map=names.map, sizes=True)
         self.bucket, self.scope, self.collections = spec.bucket, spec.scope, spec.named
         self.values, self.compressed = not spec.keys_only, spec.options.compression
         self.vbuckets = tuple(look.positions)
@@ -69,12 +66,11 @@ class ScanPlan:
         self.tests = (*keys, *groups)
         excluded = {"expired documents": spec.expired, "records of transactions": spec.transaction_records}
         self.left_out = tuple(name for name, choice in excluded.items() if choice == "drop")
-        self.columns = None if spec.columns is None else tuple(map(".".join, spec.columns))
-        self.columns = self.columns if spec.parsed else ()
+        fields = None if spec.columns is None else tuple(map(".".join, spec.columns))
+        self.columns = fields if spec.parsed else ()
         self.window_bytes, self.batch_bytes = spec.window(bounded=True), spec.batch_size
         self.spill_bytes = SPILL_BYTES if spec.spill_bytes is None else spec.spill_bytes
         self.spool_dir = spill_folder(spec.spool_dir)
-        self.spool_free = shutil.disk_usage(self.spool_dir).free
 
     def __repr__(self) -> str:
         where = "all collections" if self.scope is None else f"scope {self.scope!r}"
@@ -92,16 +88,9 @@ class ScanPlan:
             f"left out  {_some(self.left_out)}",
             f"parsed    {parsed}",
             f"memory    {_mb(self.window_bytes)} for each connection, {_mb(self.spill_bytes)} of documents",
-            f"disk      other documents wait in {self.spool_dir!r}, {_mb(self.spool_free)} are free",
+            f"disk      other documents wait in {self.spool_dir!r}",
         ]
         return "\n".join(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…" for line in lines)
-
-
-def planned(spec: ScanSpec) -> ScanPlan:
-    """What :meth:`cbframe.BucketScan.explain` promises."""
-    names = Names(spec, spec.options)
-    names.resolve_collections()
-    return ScanPlan(names.target, spec.look(spec.vbuckets, first_map=names.map, sizes=True))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from cbframe.options import BucketDataSourceOptions
 from cbframe.public import Connectable, ServerURLs, public
 from cbframe.scan.parquet import Destination, check_compression, write_batches, write_folders
 from cbframe.scan.partition import ScanPartition, divided, to_folder
-from cbframe.scan.plan import ScanPlan, planned
+from cbframe.scan.plan import ScanPlan
 from cbframe.scan.progress import Progress
 from cbframe.scan.result import AsOf, Conflict, ReadResult
 from cbframe.scan.session import ReadSession, sampled
@@ -174,8 +174,7 @@ class BucketScan:
     def explain(self) -> ScanPlan:
         """What a read will do: what nodes send, what is tested here, how much there is, what memory it takes.
 
-        Nodes are asked where their vbuckets are and, of users who may see statistics, how much is in them. No
-        document is read.
+        Nodes are asked where vbuckets are and, by users who may see statistics, how much is in them.
 
         Examples
         --------
@@ -186,7 +185,7 @@ class BucketScan:
         >>> plan.size.documents, plan.values, plan.tests
         (1, True, ("'price' > ...",))
         """
-        return planned(self._spec)
+        return ScanPlan(self._spec)
 
     @public
     def sample(self, n: int, *, seed: int = 0) -> pd.DataFrame:
@@ -198,10 +197,8 @@ class BucketScan:
 
         Raises
         ------
-        ConfigurationError
-            `n` is not positive, `seed` is negative, or the scan has `n_rows`.
         CbframeError
-            As :meth:`read`.
+            As :meth:`read`; a ConfigurationError if `n` or `seed` is invalid, or the scan has `n_rows`.
 
         Notes
         -----
@@ -329,13 +326,12 @@ class BucketScan:
         filesystem, storage_options
             What `path` is in: a file system of pyarrow's, or options for that of fsspec.
         partition_by
-            Columns of text, integers, booleans or days (date32): `path` is a folder, with files in folders
-            that their values name, as Hive, pyarrow, pandas, polars and DuckDB have it. A ``_`` before names
-            is left out, as pyarrow passes over it: ``cb_scope=shop/cb_collection=users/part-00000-0.parquet``.
-            Null is ``__HIVE_DEFAULT_PARTITION__``. Readers guess types, and may take "007" for a number; tell
-            them (pandas also where there are nulls) ``partitioning=pyarrow.dataset.partitioning(pa.schema(
-            [("type", "string")]), flavor="hive")``. At most 1,000 folders, with 64 files open
-            at a time; none without documents.
+            Columns of text, integers, booleans or days (date32), whose values name folders in the folder
+            `path`, in Hive's way: ``cb_scope=shop/cb_collection=users/part-00000-0.parquet``. A ``_`` before
+            names is left out: pyarrow passes over it. Null is ``__HIVE_DEFAULT_PARTITION__``. Readers guess
+            types, and may take "007" for a number; tell them (pandas also where there are nulls)
+            ``partitioning=pyarrow.dataset.partitioning(pa.schema([("type", "string")]), flavor="hive")``. At
+            most 1,000 folders, with 64 files open at a time; none without documents.
 
         Returns
         -------
@@ -359,7 +355,7 @@ class BucketScan:
             storage_options=storage_options,
         )
         by = () if partition_by is None else names("partition_by", partition_by, hint="give names of columns")
-        ours = [each.removeprefix("_cb_") for each in by if each.removeprefix("_cb_") in METADATA_NAMES]
+        ours = [each for each in METADATA_NAMES if f"_cb_{each}" in by]
         spec = replace(self._spec, metadata=tuple(dict.fromkeys((*self._spec.metadata, *ours))))
         place.refuse_existing(folder=bool(by) or workers is not None)
         if workers is not None:
@@ -368,12 +364,8 @@ class BucketScan:
         self._session = ReadSession(spec)
         with place.folder(spec.spool_dir) if by else place.file() as target:
             result, reader = self._session.stream()
-            count = (
-                write_folders(reader, target, by, compression)
-                if by
-                else write_batches(reader, target, compression)
-            )
-        self.last = replace(result, documents=count)
+            how = reader, target, compression
+            self.last = replace(result, documents=write_folders(*how, by) if by else write_batches(*how))
         return place.name
 
     @public

@@ -572,10 +572,9 @@ def _lowest(reader: pa.RecordBatchReader, n: int, seed: int) -> tuple[pa.Table, 
 
 
 def _ranks(seed: int, vbuckets: npt.NDArray[Any], seqnos: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Of each change a number that is as good as random, and always the same."""
+    """Of each change a number as good as random, by the generator SplitMix64, and always the same."""
     numbers = np.array([seed], np.uint64)
     for more in (np.uint64(0), vbuckets.astype(np.uint64), seqnos):
-        # The step of the generator SplitMix64.
         numbers = (numbers ^ more) + np.uint64(0x9E37_79B9_7F4A_7C15)
         numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
         numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)

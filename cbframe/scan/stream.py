@@ -751,7 +751,7 @@ def stream_bucket(
 
     Parameters
     ----------
-    conn, bucket, auth, tls, network, scope, collections, vbuckets
+    conn, bucket, auth, tls, network, scope, collections, vbuckets, event_log
         As for :func:`cbframe.scan_bucket`. ``collections="visible"`` is looked up once: what the user may
         read later is not in the stream, and where the user loses the right to one of them, the stream ends
         with an :class:`~cbframe.AccessError`. The checkpoint has the names, and goes with no others.
@@ -760,8 +760,7 @@ def stream_bucket(
     key_prefix
         Give out only documents whose key begins so.
     key_pattern
-        Give out only documents whose key matches a glob, as for :func:`cbframe.scan_bucket`; checkpoints
-        have it.
+        Give out only documents whose key matches a glob, as for :func:`cbframe.scan_bucket`.
     metadata
         Names as for :func:`cbframe.scan_bucket`; each becomes a column ``_cb_NAME``. Key, vbucket and seqno
         are always there.
@@ -787,8 +786,6 @@ def stream_bucket(
         flow control off in reads, is refused: without a window nothing bounds what waits for the consumer.
     transaction_records
         As for :func:`cbframe.scan_bucket`; :attr:`ChangeStream.transaction_records` counts what is left out.
-    event_log
-        As for :func:`cbframe.scan_bucket`.
     options
         Finer settings of the connections. By default streams go on for five minutes while all attempts
         fail (``recovery_timeout``).

@@ -121,7 +121,7 @@ def test_a_read(cluster: LocalCluster) -> None:
     events: list[Event] = []
     scan_bucket(cluster, options=QUICK, event_log=events.append).to_arrow()
     assert names(events) == {"start": 1, "connected": 2, "stream_end": 4, "end": 1}
-    assert (events[0]["event"], events[0]["bounded"], events[0]["bucket"]) == ("start", True, "default")
+    assert (events[0]["event"], events[0]["bucket"]) == ("start", "default")
     assert (events[-1]["event"], events[-1]["state"]) == ("end", "complete")
     high = cluster.high_seqnos()
     ends = {each["vbucket"]: (each["reason"], each["seqno"]) for each in only(events, "stream_end")}

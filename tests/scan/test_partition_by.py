@@ -1,4 +1,4 @@
-"""Folders that are named by values: whole or not at all, and read back as they were by those who know Hive."""
+"""Folders that are named by values: whole or not at all, and read back as they were, by all who know Hive."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_days_and_integers(tmp_path: Path) -> None:
             "small": pa.array([-128, None, 127], pa.int8()),
         }
     )
-    assert write_folders(table.to_reader(), tmp_path, ["day", "big", "small"], "zstd") == 3
+    assert write_folders(table.to_reader(), tmp_path, "zstd", ["day", "big", "small"]) == 3
     assert files(tmp_path) == sorted(
         [
             "day=2024-02-29/big=18446744073709551615/small=-128/part-00000-0.parquet",
@@ -162,7 +162,7 @@ def test_few_files_are_open_and_little_waits(
 
     monkeypatch.setattr(parquet._Folders, "_write", spy)
     table = pa.table({"x": range(500), "kind": [f"v{x * x % 7}" for x in range(500)]})
-    assert write_folders(reader_of(table, 3), tmp_path, ["kind"], "snappy") == 500
+    assert write_folders(reader_of(table, 3), tmp_path, "snappy", ["kind"]) == 500
     assert most == min(opened, 4)
     for folder in tmp_path.iterdir():
         parts = sorted(folder.iterdir(), key=lambda path: int(path.stem.rpartition("-")[2]))
@@ -199,7 +199,7 @@ def test_columns_that_cannot_name_folders(tmp_path: Path, by: Any, words: str) -
         }
     )
     with pytest.raises(ConfigurationError, match=words):
-        write_folders(table.to_reader(), tmp_path, [by] if isinstance(by, str) else by, "zstd")
+        write_folders(table.to_reader(), tmp_path, "zstd", [by] if isinstance(by, str) else by)
     assert not list(tmp_path.iterdir())
 
 
