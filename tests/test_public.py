@@ -160,7 +160,7 @@ SILENT = {
 """What asks no cluster and no store of files, or only makes an iterator that does."""
 ASKING = {"BucketDataSource", "BucketScan", "ScanPartition", "ChangeStream", "Snapshot"}
 OTHERS = {
-    *("LocalCluster", "StatsView", "ChangeBatch", "Checkpoint", "Document", "DeferringReceiver"),
+    *("LocalCluster", "ScanPlan", "StatsView", "ChangeBatch", "Checkpoint", "Document", "DeferringReceiver"),
     *("BucketDataSourceStats", "StatsRates", "Receipt"),
     *("CertificateAuthenticator", "EnvironmentAuth", "PasswordAuthenticator"),
 }

@@ -22,8 +22,9 @@ NAMES = [
     *("EnvironmentAuth", "Feature", "LocalCluster", "Moment", "NodeStats", "Opcode", "OpenFlag"),
     *("PasswordAuthenticator", "ProgressReceiver", "ProtocolError", "ReadCancelledError", "ReadReport"),
     *("ReadResult", "ReadTimeoutError", "Receipt", "Receiver", "ReceiverError", "ReceiverEx"),
-    *("ResourceError", "Rollback", "RollbackError", "ScanPartition", "ScanProgress", "SchemaDiff"),
-    *("SchemaReport", "ServerError", "Snapshot", "SnapshotError", "SnapshotFlag", "SnapshotResult"),
+    *("ResourceError", "Rollback", "RollbackError", "ScanPartition", "ScanPlan", "ScanProgress"),
+    *("SchemaDiff", "SchemaReport", "ServerError", "Snapshot", "SnapshotError", "SnapshotFlag"),
+    "SnapshotResult",
     *("SnapshotVersion", "SpoolError", "StatsRates", "StatsView", "Status", "StreamEndReason", "StreamError"),
     *("SystemEvent", "SystemEventId", "SystemEventReceiver", "UPDATE_SECURITY_SETTINGS", "VBucketMetaData"),
     *("VBucketOffset", "VBucketState", "Verification", "XAttrsNotSupportedError", "__version__"),
@@ -120,8 +121,8 @@ def test_scan_polars() -> None:
 def test_a_scan() -> None:
     public = {name for name in vars(cbframe.BucketScan) if not name.startswith("_")}
     assert public == {
-        *("as_of", "conflicts", "iter_batches", "partitions", "peek", "read", "source", "split", "stats"),
-        *("to_arrow", "to_pandas", "to_parquet", "to_polars", "to_reader"),
+        *("as_of", "conflicts", "explain", "iter_batches", "partitions", "peek", "read", "sample", "source"),
+        *("split", "stats", "to_arrow", "to_pandas", "to_parquet", "to_polars", "to_reader"),
     }
     assert hasattr(cbframe.BucketScan, "__arrow_c_stream__")
 
