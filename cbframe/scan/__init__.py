@@ -17,7 +17,7 @@ A bounded read
 * ``session``: a ``Run`` starts the source and takes record batches from its receiver, on the caller's
   thread, until every vbucket is at the seqno that the bucket had at the start. Bytes are acknowledged to a
   node only when the pipeline has taken them, so the flow-control window bounds what is under way.
-* ``pipeline``: batches are cut down to what is wanted (key prefix, filters, expiry), their documents are
+* ``pipeline``: batches are cut down to what is wanted (keys, filters, expiry), their documents are
   typed, and everything waits, in memory up to a budget and then in a temporary file, until the read is
   complete. Only then it is known which rows count (``arrow.current_rows``: newest version of each key, no
   rollback, no dropped collection) and which types hold all values. Rows that do not count leave no trace in
@@ -50,5 +50,5 @@ of batches before, none of its own. The stream ends with an error when the sourc
 (``recovery_timeout``), and without one when all collections that it was for are gone.
 
 ``doctor`` takes the steps of a connection one by one, and says which one fails. ``progress`` counts, and
-draws nothing: forms of progress are brought by the floor above.
+draws nothing: forms of progress are brought by the floor above. ``plan`` says what a read will do.
 """

@@ -77,10 +77,11 @@ class ScanPlan:
         where = where if self.collections is None else _some(self.collections)
         how = {True: ", compressed as they are stored", "force": ", all compressed"}.get(self.compressed, "")
         parsed = "all fields" if self.columns is None else _some(self.columns)
+        why = "" if self.size.documents is not None else ": not all nodes show statistics to this user"
         shown = list(self.nodes.items())[:_SHOWN]
         lines = [
             f"scan      of {self.bucket!r}: {len(self.vbuckets):,} vbuckets with {self.changes:,} changes",
-            f"estimate  {_estimate(self.size)}",
+            f"in them   {_estimate(self.size)}{why}",
             *(f"node      {name}: {len(n.vbuckets):,} vbuckets, {_estimate(n.size)}" for name, n in shown),
             *([f"          and {len(self.nodes) - _SHOWN} more"] if len(self.nodes) > _SHOWN else []),
             f"sent      {where}: keys and {f'values{how}' if self.values else 'no values'}",
@@ -88,7 +89,7 @@ class ScanPlan:
             f"left out  {_some(self.left_out)}",
             f"parsed    {parsed}",
             f"memory    {_mb(self.window_bytes)} for each connection, {_mb(self.spill_bytes)} of documents",
-            f"disk      other documents wait in {self.spool_dir!r}",
+            f"disk      other documents wait in {self.spool_dir!r}; tables are in memory",
         ]
         return "\n".join(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…" for line in lines)
 
@@ -99,9 +100,8 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _estimate(size: Size) -> str:
-    if size.documents is None:
-        return "unknown: the user may not see statistics of the bucket"
-    return f"{size.documents:,} documents" + ("" if size.bytes is None else f", {_mb(size.bytes)} on disk")
+    known = "" if size.documents is None else f"about {size.documents:,} documents"
+    return (known or "an unknown number of documents") + (f", {_mb(size.bytes)}" if size.bytes else "")
 
 
 def _mb(nbytes: int) -> str:

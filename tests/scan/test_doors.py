@@ -277,7 +277,9 @@ def test_shared_arguments_have_one_default_and_one_annotation(door: str) -> None
             assert mine.default == KEPT_METADATA
         else:
             assert mine.default == scan.default, where
-        assert mine.annotation == scan.annotation, where
+        # What is stored has a form in JSON: a glob has.
+        stored = name == "key_pattern" and (door in COPIES or door == "stream_bucket")
+        assert mine.annotation == ("str | None" if stored else scan.annotation), where
 
 
 def test_the_description_has_these_defaults() -> None:

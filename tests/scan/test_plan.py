@@ -64,7 +64,7 @@ def test_the_whole_bucket(shop: LocalCluster, tmp_path: Path) -> None:
     assert plan.spool_dir == str(tmp_path)
     text = lines_of(plan)
     assert text["scan"] == f"of 'default': 16 vbuckets with {plan.changes:,} changes"
-    assert text["estimate"].startswith("102 documents, ")
+    assert text["in them"].startswith("about 102 documents, ")
     assert text["sent"] == "all collections: keys and values, compressed as they are stored"
     assert (text["tested"], text["parsed"]) == ("nothing", "all fields")
     assert str(tmp_path)[:20] in text["disk"]
@@ -119,7 +119,7 @@ def test_a_user_who_may_not_see_statistics_is_told_so(shop: LocalCluster) -> Non
     assert plan.collections == ("shop.orders",)
     assert plan.size == Size(None, None)
     assert plan.changes > 0
-    assert lines_of(plan)["estimate"] == "unknown: the user may not see statistics of the bucket"
+    assert lines_of(plan)["in them"].endswith("not all nodes show statistics to this user")
     assert "secret" not in repr(plan)
 
 
