@@ -23,7 +23,7 @@ from cbframe.testing import Peer, RecordingReceiver
 from cbframe.wire.blocks import DataBlock
 from cbframe.wire.constants import MAX_SEQNO, Opcode, Status, StreamEndReason
 from cbframe.wire.framing import Frame, response
-from cbframe.wire.messages import SnapshotMarker, StreamEnd, parse_request
+from cbframe.wire.messages import FailoverEntry, SnapshotMarker, StreamEnd, parse_request
 
 from .rig import NODE, Rig, down, refusing, serving
 from .server import good_answer, mutation
@@ -135,8 +135,19 @@ def test_rollback(asked: int, told: int) -> None:
     receiver = RecordingReceiver()
     receiver.seqnos[1] = 5
     rig = Rig(refusing(Status.ROLLBACK, asked.to_bytes(8, "big")), receiver)
-    assert rig.run((1, 9))[1] == messages.StreamRolledBack(NODE, 1)
+    event = rig.run((1, 9))[1]
+    assert isinstance(event, messages.StreamRolledBack)
+    assert event == messages.StreamRolledBack(NODE, 1)
+    assert event.seqno == asked, "the event log has what the server said"
     assert receiver.rollbacks == [(1, told)]
+
+
+def test_the_history_of_a_stream_and_the_one_that_was_known() -> None:
+    receiver = RecordingReceiver()
+    receiver.metadata[1] = VBucketMetaData(failover_log=(FailoverEntry(77, 0),)).to_json()
+    rig = Rig(serving(), receiver)
+    rig.run((0, 3), (1, 3))
+    assert sorted(rig.histories) == [(0, 0, 22), (1, 77, 22)]
 
 
 def test_a_position_outside_the_history_is_read_anew() -> None:
