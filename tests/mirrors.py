@@ -19,8 +19,8 @@ from snapshot import kit as snapshots
 from snapshot.conftest import Calendar
 
 from cbframe import LocalCluster, Snapshot, SnapshotError
+from cbframe.scan.store import LocalStore
 from cbframe.snapshot.manifest import History, name_of
-from cbframe.snapshot.store import LocalStore
 
 SCRIPT = Path(__file__).with_name("mortal.py")
 KILLED = -signal.SIGKILL

@@ -21,7 +21,7 @@ from cbframe import BucketDataSourceOptions, Snapshot, write_snapshot
 from cbframe.arrow.spill import Spill
 from cbframe.contrib.delta import mirror, table, to_delta, update_delta
 from cbframe.dcp.transport import SocketStream
-from cbframe.snapshot.store import Output
+from cbframe.scan.store import Output
 
 OPTIONS = BucketDataSourceOptions(data_manager_sleep_init_ms=1, data_manager_sleep_max_ms=10)
 

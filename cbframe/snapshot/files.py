@@ -36,8 +36,8 @@ from cbframe.errors import SnapshotError
 from cbframe.scan.changes import CHANGE_TYPE, UPSERT
 from cbframe.scan.parquet import check_compression
 from cbframe.scan.spec import positive
+from cbframe.scan.store import Output, Store
 from cbframe.snapshot.manifest import FOLDER, FileEntry, Manifest, Rollback
-from cbframe.snapshot.store import Output, Store
 
 DATA = "data"
 HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO, CHANGE_TYPE)

@@ -29,6 +29,7 @@ from cbframe.arrow.columns import SEQNO, VBUCKET, Mask
 from cbframe.errors import ConfigurationError, SnapshotError
 from cbframe.scan.changes import CHANGE_TYPE, UPSERT
 from cbframe.scan.parquet import write_parquet
+from cbframe.scan.store import LocalStore, Store, make_folder
 from cbframe.snapshot.files import (
     DATA,
     METADATA,
@@ -63,7 +64,6 @@ from cbframe.snapshot.manifest import (
     publish,
 )
 from cbframe.snapshot.reader import VersionReader, documents_of
-from cbframe.snapshot.store import LocalStore, Store, make_folder
 from cbframe.wire.constants import MAX_SEQNO
 
 _BLOCK = 4 << 20

@@ -62,7 +62,7 @@ import numpy as np
 from cbframe.arrow.column_types import Columns
 from cbframe.dcp.positions import VBucketMetaData, VBucketOffset, u64_of
 from cbframe.errors import ConfigurationError, SnapshotError
-from cbframe.snapshot.store import Store
+from cbframe.scan.store import Store
 from cbframe.wire.messages import FailoverEntry
 
 FORMAT = 1

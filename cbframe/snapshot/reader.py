@@ -65,6 +65,7 @@ from cbframe.json.typer import OURS, REASON, REST, VALUE, column_name
 from cbframe.scan.changes import CHANGE_TYPE, UPSERT
 from cbframe.scan.shape import flattened, selected
 from cbframe.scan.spec import METADATA_NAMES, Nested
+from cbframe.scan.store import Store
 from cbframe.snapshot.files import (
     HEAD,
     METADATA,
@@ -78,7 +79,6 @@ from cbframe.snapshot.files import (
     shown,
 )
 from cbframe.snapshot.manifest import Drop, FileEntry, History, Manifest, Rollback
-from cbframe.snapshot.store import Store
 
 _DEFAULT = "_default._default"
 _TYPES = {

@@ -34,11 +34,11 @@ from cbframe.scan.spec import (
     positive,
     seconds_of,
 )
+from cbframe.scan.store import Store, open_store, writing
 from cbframe.snapshot.files import DATA, FILE_BYTES, Live, check_form
 from cbframe.snapshot.maintenance import Compaction, Verification, compact, count, export, vacuum, verify
 from cbframe.snapshot.manifest import Counts, History, Manifest, VersionLike
 from cbframe.snapshot.reader import VersionReader, changes, documents_of
-from cbframe.snapshot.store import Store, open_store, writing
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -46,6 +46,7 @@ from cbframe.scan.spec import (
     declared_types,
     flag,
 )
+from cbframe.scan.store import Store, open_store, writing
 from cbframe.snapshot.bucket_changes import ChangeReader, Changes
 from cbframe.snapshot.files import (
     FILE_BYTES,
@@ -74,7 +75,6 @@ from cbframe.snapshot.manifest import (
     publish,
 )
 from cbframe.snapshot.reader import documents_of
-from cbframe.snapshot.store import Store, open_store, writing
 
 Mode = Literal["update", "create", "overwrite", "repair"]
 _OF_SCANS = (

@@ -16,9 +16,9 @@ import pytest
 from scan.kit import fill, truth
 
 from cbframe import LocalCluster, Snapshot, SnapshotError, SpoolError, read_snapshot
+from cbframe.scan.store import LocalStore, Output
 from cbframe.snapshot.maintenance import verify
 from cbframe.snapshot.manifest import History
-from cbframe.snapshot.store import LocalStore, Output
 
 from .kit import held, update
 

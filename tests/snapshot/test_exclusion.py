@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cbframe import ConfigurationError, LocalCluster, Snapshot, read_snapshot, write_snapshot
+from cbframe.scan.store import LocalStore
 from cbframe.snapshot.manifest import History, Manifest, name_of
-from cbframe.snapshot.store import LocalStore
 
 PAST = 1_700_000_000
 """Seconds since the epoch: long before any test is run."""

@@ -11,8 +11,8 @@ import pytest
 
 from cbframe import ConfigurationError, LocalCluster, Snapshot, read_snapshot, write_snapshot
 from cbframe.scan.result import Clock
+from cbframe.scan.store import LocalStore
 from cbframe.snapshot.manifest import History, Manifest, name_of
-from cbframe.snapshot.store import LocalStore
 
 from .conftest import Calendar
 

@@ -10,7 +10,7 @@ from object_store import BUCKET, KEY, REGION, SECRET
 from scan.kit import QUICK, fill, truth
 
 from cbframe import LocalCluster, Snapshot, SnapshotError, write_snapshot
-from cbframe.snapshot.store import RemoteStore, Store, open_store, writing
+from cbframe.scan.store import RemoteStore, Store, open_store, writing
 
 pytestmark = [pytest.mark.s3, pytest.mark.filterwarnings("default")]
 pytest.importorskip("s3fs")

@@ -22,7 +22,7 @@ from cbframe import (
     read_snapshot,
     write_snapshot,
 )
-from cbframe.snapshot.store import LOCK, LocalStore, writing
+from cbframe.scan.store import LOCK, LocalStore, writing
 
 from .conftest import Calendar
 from .kit import held, update

@@ -101,7 +101,7 @@ class Steps:
         assert set(snapshot.vacuum(keep=1)) == left
 
     def locks(self) -> None:
-        from cbframe.snapshot.store import open_store, writing  # noqa: PLC0415
+        from cbframe.scan.store import open_store, writing  # noqa: PLC0415
 
         store = open_store(self.folder / "snapshot")
         with writing(store), pytest.raises(cbframe.SnapshotError, match="is being written by process"):

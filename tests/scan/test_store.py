@@ -11,12 +11,11 @@ from typing import Any
 import fsspec
 import pyarrow.fs as pafs
 import pytest
-from scan.kit import QUICK, fill, truth
+from snapshot.conftest import Calendar
 
 from cbframe import ConfigurationError, LocalCluster, Snapshot, SnapshotError, SpoolError, write_snapshot
-from cbframe.snapshot.store import LOCK, LocalStore, RemoteStore, Store, open_store, writing
-
-from .conftest import Calendar
+from cbframe.scan.store import LOCK, LocalStore, RemoteStore, Store, open_store, writing
+from scan.kit import QUICK, fill, truth
 
 
 @pytest.fixture
