@@ -111,6 +111,7 @@ _HOMES = {
         "ConnectError",
         "ConversionError",
         "DependencyError",
+        "GroupError",
         "ProtocolError",
         "ReadCancelledError",
         "ReadTimeoutError",
@@ -128,6 +129,7 @@ _HOMES = {
     "cbframe.scan.changes": ("ChangeBatch", "CollectionDrop", "Rollback"),
     "cbframe.scan.checkpoint": ("Checkpoint",),
     "cbframe.scan.doctor": ("Diagnosis", "doctor"),
+    "cbframe.scan.group": ("ConsumerGroup",),
     "cbframe.scan.partition": ("ScanPartition",),
     "cbframe.scan.plan": ("ScanPlan",),
     "cbframe.scan.progress": ("ScanProgress",),
@@ -211,6 +213,7 @@ if TYPE_CHECKING:
     from cbframe.errors import ConnectError as ConnectError
     from cbframe.errors import ConversionError as ConversionError
     from cbframe.errors import DependencyError as DependencyError
+    from cbframe.errors import GroupError as GroupError
     from cbframe.errors import ProtocolError as ProtocolError
     from cbframe.errors import ReadCancelledError as ReadCancelledError
     from cbframe.errors import ReadTimeoutError as ReadTimeoutError
@@ -230,6 +233,7 @@ if TYPE_CHECKING:
     from cbframe.scan.checkpoint import Checkpoint as Checkpoint
     from cbframe.scan.doctor import Diagnosis as Diagnosis
     from cbframe.scan.doctor import doctor as doctor
+    from cbframe.scan.group import ConsumerGroup as ConsumerGroup
     from cbframe.scan.partition import ScanPartition as ScanPartition
     from cbframe.scan.plan import ScanPlan as ScanPlan
     from cbframe.scan.progress import ScanProgress as ScanProgress

@@ -21,6 +21,7 @@
     ├── ReadTimeoutError (TimeoutError)   nothing hangs: this is what ends a wait
     ├── ReadCancelledError                the read was closed before it was complete
     ├── SpoolError (OSError)              the disk is full, or the temporary files cannot be read
+    ├── GroupError                        a member of a consumer group has lost its lease, or its folder
     ├── SnapshotError                     a copy (Parquet, Delta) is damaged, in use, or of another bucket
     └── ConversionError (ValueError)      documents cannot become columns as asked
 
@@ -44,6 +45,7 @@ __all__ = [
     "ConnectError",
     "ConversionError",
     "DependencyError",
+    "GroupError",
     "ProtocolError",
     "ReadCancelledError",
     "ReadTimeoutError",
@@ -291,6 +293,12 @@ class ReadCancelledError(CbframeError):
 
 class SpoolError(CbframeError, OSError):
     """Documents cannot be kept on disk while a bucket is read in bounded memory."""
+
+
+class GroupError(CbframeError):
+    """A member of a consumer group cannot go on: others have its vbuckets, or the folder is not reached."""
+
+    permanent = True
 
 
 class SnapshotError(CbframeError):

@@ -141,7 +141,7 @@ SILENT = {
         "ScanPartition.changes",
         *(
             f"ChangeStream.{name}"
-            for name in ("ack", "release", "pause", "resume", "close", "state", "source")
+            for name in ("ack", "release", "pause", "resume", "state", "source", "epochs")
         ),
         *(f"ChangeStream.{name}" for name in ("stats", "errors", "checkpoint", "checkpoint_after")),
         "ChangeStream.transaction_records",

@@ -18,8 +18,9 @@ NAMES = [
     *("BucketDataSource", "BucketDataSourceOptions", "BucketDataSourceStats", "BucketNotFoundError"),
     *("BucketScan", "CbframeError", "CertificateAuthenticator", "ChangeBatch", "ChangeStream", "Checkpoint"),
     *("ClusterMapError", "CollectionDrop", "Compaction", "ConfigurationError", "Conflict", "ConnectError"),
-    *("ConversionError", "Datatype", "DeferringReceiver", "DependencyError", "Diagnosis", "Document"),
-    *("EnvironmentAuth", "Feature", "LocalCluster", "Moment", "NodeStats", "Opcode", "OpenFlag"),
+    *("ConsumerGroup", "ConversionError", "Datatype", "DeferringReceiver", "DependencyError", "Diagnosis"),
+    *("Document", "EnvironmentAuth", "Feature", "GroupError", "LocalCluster", "Moment", "NodeStats"),
+    *("Opcode", "OpenFlag"),
     *("PasswordAuthenticator", "ProgressReceiver", "ProtocolError", "ReadCancelledError", "ReadReport"),
     *("ReadResult", "ReadTimeoutError", "Receipt", "Receiver", "ReceiverError", "ReceiverEx"),
     *("ResourceError", "Rollback", "RollbackError", "ScanPartition", "ScanPlan", "ScanProgress"),
@@ -147,6 +148,9 @@ STREAM = {
     "buffer_bytes": None,
     "transaction_records": "drop",
     "event_log": None,
+    "group": None,
+    "member": None,
+    "members": None,
     "options": None,
 }
 DOCTOR = {
@@ -178,8 +182,8 @@ def test_what_is_called(name: str, expected: dict[str, object]) -> None:
 def test_a_stream() -> None:
     public = {name for name in vars(cbframe.ChangeStream) if not name.startswith("_")}
     assert public == {
-        *("ack", "checkpoint", "checkpoint_after", "close", "errors", "pause", "poll", "release", "resume"),
-        *("source", "state", "stats", "to_pandas", "to_parquet", "transaction_records"),
+        *("ack", "checkpoint", "checkpoint_after", "close", "commit", "epochs", "errors", "pause", "poll"),
+        *("release", "resume", "source", "state", "stats", "to_pandas", "to_parquet", "transaction_records"),
     }
     assert hasattr(cbframe.ChangeBatch, "__arrow_c_stream__")
 

@@ -1,7 +1,7 @@
-"""Where a snapshot's files are: a local folder, or anything that pyarrow or fsspec reach.
+"""Where files of snapshots and consumer groups are: a local folder, or anything that pyarrow or fsspec reach.
 
-Files are written once and never changed. One kind of file decides: a manifest is published whole, and
-never over another one.
+Files are written once and never changed. One kind of file decides: a manifest, or a lease, is published
+whole, and never over another one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Output(io.RawIOBase):
 
 
 class Store(ABC):
-    """The files of one snapshot, by name relative to its folder, parts divided by ``/``."""
+    """The files of one folder, by name relative to it, parts divided by ``/``."""
 
     root: str
     """For messages."""
@@ -86,6 +86,10 @@ class Store(ABC):
     @abstractmethod
     def publish(self, name: str, data: bytes) -> None:
         """Write a file that appears whole, and not where there is one already."""
+
+    @abstractmethod
+    def decides(self) -> bool:
+        """Whether of two who publish one name at the same moment the file system itself refuses one."""
 
     @abstractmethod
     def remove(self, name: str) -> bool:
@@ -170,6 +174,21 @@ class LocalStore(Store):
             finally:
                 scratch.unlink(missing_ok=True)
             sync_folder(path.parent)
+
+    def decides(self) -> bool:
+        make_folder(self._root)
+        probe = self._root / f".probe.{uuid.uuid4().hex}"
+        try:
+            probe.touch()
+            os.link(probe, f"{probe}.link")
+        except OSError as exc:
+            if exc.errno in _NO_LINKS:
+                return False
+            raise
+        finally:
+            for path in (probe, probe.with_name(f"{probe.name}.link")):
+                path.unlink(missing_ok=True)
+        return True
 
     def remove(self, name: str) -> bool:
         with self.reporting(name, "delete a file"):
@@ -260,6 +279,18 @@ class RemoteStore(Store):
             # Each says in its own way that it knows no mode: it is written without, and read again.
             return False
         return True
+
+    def decides(self) -> bool:
+        if self._fsspec is None:
+            return False
+        self._filesystem.create_dir(self._root, recursive=True)
+        path = self._fresh(name := f".probe.{uuid.uuid4().hex}")
+        try:
+            return self._created(path, b"1") and not self._created(path, b"2")
+        except FileExistsError:
+            return True
+        finally:
+            self.remove(name)
 
     def remove(self, name: str) -> bool:
         with self.reporting(name, "delete a file"), suppress(FileNotFoundError):

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from math import inf
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -30,12 +32,13 @@ from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats, EventLogLike
 from cbframe.dcp.survey import current_positions
-from cbframe.errors import CbframeError, ConfigurationError, ReadCancelledError, ReadTimeoutError
+from cbframe.errors import CbframeError, ConfigurationError, GroupError, ReadCancelledError, ReadTimeoutError
 from cbframe.json.layout import FieldPath
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import Connectable, ServerURLs, public
 from cbframe.scan.changes import ChangeBatch, ChangeRows, CollectionDrop, Delivery, Directory, Rollback, Tail
 from cbframe.scan.checkpoint import ChangeLog, Checkpoint, Rotation
+from cbframe.scan.group import ConsumerGroup, Membership, Position
 from cbframe.scan.names import Names, described, difference
 from cbframe.scan.parquet import check_compression
 from cbframe.scan.progress import ShowsItself
@@ -55,6 +58,10 @@ _AGAIN = 1.0
 """Seconds after which nodes are asked again: a failover may have shortened a history meanwhile."""
 _POLL = 0.05
 """Seconds after which it is looked whether the source is over, or how far it is, while nothing arrives."""
+_TURN = 0.25
+"""Seconds after which a member of a group looks whether its lease is fresh, and what is due."""
+_PATIENCE = 10
+"""Leases for which others wait until the consumer of a member has acknowledged all that it has."""
 _POLL_SOON = 0.005
 """The same, while it is not known how far it has to come: that takes two answers of each node."""
 
@@ -143,6 +150,8 @@ class Gatherer:
         batch_bytes: int,  # a batch with this many bytes, on the wire, is delivered
         max_latency: float,  # so is one whose first row arrived this many seconds ago
         paused: Switch,  # while it is on, nothing is delivered, and nothing is acknowledged to the nodes
+        maps: set[FieldPath],  # where names of objects are data
+        epochs: Mapping[int, int],  # of a member of a group, what it has, and since when
     ) -> None:
         self._receiver = receiver
         self._source = source
@@ -154,7 +163,8 @@ class Gatherer:
         self.acked: dict[int, VBucketOffset] = dict(start)
         self._inbox: deque[Item] = deque()
         self._outstanding: deque[Delivery] = deque()
-        self._maps: set[FieldPath] = set()
+        self._maps = maps
+        self.epochs = epochs
         self._torn = False
         self._begin()
 
@@ -260,6 +270,11 @@ class Gatherer:
         self._begin()
         return batch
 
+    @property
+    def idle(self) -> bool:
+        """Whether all that was delivered is acknowledged."""
+        return not self._outstanding
+
     def awaits(self, batch: ChangeBatch) -> bool:
         """Whether a batch was delivered, and is not acknowledged."""
         return any(delivery is batch.delivery for delivery in self._outstanding)
@@ -327,17 +342,29 @@ class ChangeStream(ShowsItself):
         on_rollback: OnRollback,
         batch_bytes: int,
         max_latency: float,
+        group: Membership | None,
     ) -> None:
         core.warn_of_reference()
         self._target = target
-        self._bucket_uuid = start.bucket_uuid
+        self._how = (options, names, on_rollback, batch_bytes, max_latency)
         self._on_rollback = on_rollback if callable(on_rollback) else None
+        self._group = group
         self._last: ChangeBatch | None = None
         self._again = False
         self._undelivered: ChangeBatch | None = None
         self._tail: Tail | None = None
         self._closed = False
         self._paused = Switch()
+        self._maps: set[FieldPath] = set()
+        self._connect(start, None if group is None else {})
+        if group is not None:
+            group.start(weakref.WeakMethod(self._position))
+
+    def _connect(self, start: Checkpoint, epochs: Mapping[int, int] | None) -> None:
+        """Begin to stream from there; of a member of a group, the vbuckets that it has."""
+        target = self._target
+        options, names, on_rollback, batch_bytes, max_latency = self._how
+        self._bucket_uuid = start.bucket_uuid
         self._receiver = ChangeReceiver(
             start.offsets,
             names.wire_metadata,
@@ -362,7 +389,7 @@ class ChangeStream(ShowsItself):
         self._source = target.data_source(
             self._receiver,
             options,
-            vbuckets=target.vbuckets,
+            vbuckets=target.vbuckets if epochs is None else tuple(epochs),
             bucket_uuid=start.bucket_uuid,
             first_map=first_map,
         )
@@ -375,10 +402,15 @@ class ChangeStream(ShowsItself):
             batch_bytes=batch_bytes,
             max_latency=max_latency,
             paused=self._paused,
+            maps=self._maps,
+            epochs=epochs or {},
         )
         # A stream that nobody refers to any more ends its threads.
         self._end = weakref.finalize(self, self._source.close)
-        self._source.start()
+        if epochs is None or epochs:
+            self._source.start()
+        if self._closed:
+            self._source.close()  # another thread has closed the one before
 
     def __repr__(self) -> str:
         total = self.stats.total
@@ -456,7 +488,7 @@ class ChangeStream(ShowsItself):
 
     def _next(self, timeout: float | None) -> ChangeBatch | None:
         """The next batch, also of what had come when the stream was closed; None if there is none."""
-        batch = self._undelivered or self._gatherer.next(timeout)
+        batch = self._undelivered or self._gathered(timeout)
         if batch is None:
             if self._source.finished and not self._paused and not self._closed:
                 try:
@@ -473,6 +505,58 @@ class ChangeStream(ShowsItself):
                 self._on_rollback(rollback)
             self._undelivered = None
         return batch
+
+    def _gathered(self, timeout: float | None) -> ChangeBatch | None:
+        if (group := self._group) is None:
+            return self._gatherer.next(timeout)
+        until = inf if timeout is None else monotonic() + timeout
+        while True:
+            left = max(0.0, min(_TURN, group.lease / 16, until - monotonic()))
+            try:
+                ready = self._closed or self._may_go_on(group)
+            except GroupError:
+                if not (ready := self._closed):
+                    raise
+            batch = self._gatherer.next(left) if ready else None
+            if batch is not None or self._closed or self._source.finished or monotonic() >= until:
+                return batch
+            if not ready:
+                group.left.wait(left)
+
+    def _may_go_on(self, group: Membership) -> bool:
+        """Whether the lease is fresh, and what is due was given up and taken."""
+        fresh, waited = group.lives(self._position), group.due
+        if not fresh or waited is None:
+            return fresh
+        if self._gatherer.idle:
+            return group.settle(self._position(), self._hand_over)
+        if waited >= _PATIENCE * group.lease:
+            raise GroupError(
+                f"other members have waited {waited:.0f} s for vbuckets whose batches are not acknowledged",
+                hint="acknowledge all batches now and then, before you ask for more",
+            )
+        return True
+
+    def _hand_over(self, after: Position) -> None:
+        """Stream the vbuckets that this member has now."""
+        assert self._group is not None
+        epochs, stored = after
+        before, mine = self._position()
+        taken = {vb: epoch for vb, epoch in epochs.items() if before.get(vb) != epoch}
+        positions = {**stored.offsets, **{vb: at for vb, at in mine.offsets.items() if vb not in taken}}
+        if taken and self._group.on_assigned is not None:
+            positions |= self._group.on_assigned(taken) or {}
+        start = replace(
+            mine,
+            offsets={vb: positions[vb] for vb in epochs if vb in positions},
+            collection_names={**stored.collection_names, **mine.collection_names},
+        )
+        self._end.detach()
+        self._source.close()
+        by_key, names = self._rows.by_key, self._how[1]
+        names.map = self._source.map or names.map
+        self._connect(start, epochs)
+        self._rows.by_key = by_key  # it counts
 
     def ack(self, batch: ChangeBatch) -> None:
         """Say that a batch is consumed, and all that were delivered before it.
@@ -503,9 +587,11 @@ class ChangeStream(ShowsItself):
         self._paused.off()
         self._receiver.wake()
 
+    @public
     def close(self) -> None:
         """End all threads and sockets, and wait for them. The next stream delivers what was not acknowledged.
 
+        A member of a group commits, and leaves its vbuckets to others; GroupError if that was not possible.
         After that :meth:`poll` and :meth:`to_pandas` raise, iterating ends, and :meth:`to_parquet` writes
         what had come. :meth:`ack`, :attr:`checkpoint`, :attr:`stats` and :attr:`errors` work as before.
         """
@@ -515,12 +601,19 @@ class ChangeStream(ShowsItself):
         # It waits for its threads, also if another thread has begun to close it.
         self._source.close()
         self._receiver.wake()
+        if self._group is not None:
+            self._group.leave(self._position())
 
     @property
     def state(self) -> str:
-        """One of ``connecting``, ``streaming``, ``paused``, ``failed``, ``finished`` and ``closed``."""
+        """One of ``connecting``, ``streaming``, ``paused``, ``failed``, ``finished`` and ``closed``.
+
+        Of a member of a group also ``waiting``: it has no vbuckets.
+        """
         if self._closed:
             return "closed"
+        if self._group is not None and not self.epochs:
+            return "waiting"
         if self._source.finished:
             try:
                 self._source.wait(0)
@@ -532,7 +625,8 @@ class ChangeStream(ShowsItself):
         found = self._source.map
         if found is None:
             return "connecting"
-        wanted = found.vbuckets if self._target.vbuckets is None else len(self._target.vbuckets)
+        chosen = self.epochs or self._target.vbuckets
+        wanted = found.vbuckets if chosen is None else len(chosen)
         running = sum(each.state == "running" for each in self._source.vbucket_states().values())
         return "streaming" if running + len(self._source.as_of) >= wanted else "connecting"
 
@@ -554,12 +648,15 @@ class ChangeStream(ShowsItself):
     @property
     def checkpoint(self) -> Checkpoint:
         """How far the consumer is: after everything that was acknowledged."""
-        target, found = self._target, self._source.map
+        return self._position()[1]
+
+    def _position(self) -> Position:
+        target, gatherer, found = self._target, self._gatherer, self._source.map
         assert isinstance(target.key_pattern, str | None), "stream_bucket() takes no other"
-        return Checkpoint(
+        checkpoint = Checkpoint(
             target.bucket,
             self._bucket_uuid if found is None else found.uuid,
-            dict(sorted(self._gatherer.acked.items())),
+            dict(sorted(gatherer.acked.items())),
             target.scope,
             target.named,
             target.key_prefix,
@@ -567,6 +664,25 @@ class ChangeStream(ShowsItself):
             target.transaction_records,
             target.key_pattern,
         )
+        return gatherer.epochs, checkpoint
+
+    @property
+    def epochs(self) -> dict[int, int]:
+        """Of a member of a group: its vbuckets, each with its epoch, which ascends with each owner."""
+        return dict(self._gatherer.epochs)
+
+    @public
+    def commit(self) -> None:
+        """Write :attr:`checkpoint` into the folder of the group, which also happens eight times a lease.
+
+        Raises
+        ------
+        GroupError
+            The lease has ended, and other members have the vbuckets; or the folder cannot be reached.
+        """
+        if self._group is None:
+            raise ConfigurationError("the stream is of no group", hint="checkpoint.save() writes a file")
+        self._group.commit(self._position())
 
     def checkpoint_after(self, batch: ChangeBatch) -> Checkpoint:
         """What :attr:`checkpoint` will be once `batch` is acknowledged: to be stored together with it."""
@@ -623,6 +739,7 @@ class ChangeStream(ShowsItself):
         age = None if last is None else seconds_of("last", last)
         limit = None if timeout is None else seconds_of("timeout", timeout)
         rows = positive("rows", rows)
+        self._refuse_group()
         if self._closed:
             raise _closed()
         if self._tail is None:
@@ -687,11 +804,17 @@ class ChangeStream(ShowsItself):
         list of Path
             The files that were written.
         """
+        self._refuse_group()
         limit = None if seconds is None else seconds_of("seconds", seconds)
         check_compression(compression)
         place = Path(folder).expanduser()
         log = ChangeLog(self, place, Rotation.of(rotate), compression, poll=self._next)
         return log.run(limit)
+
+    def _refuse_group(self) -> None:
+        if self._group is not None:
+            hint = "take its batches one by one"
+            raise ConfigurationError("the vbuckets of a member of a group come and go", hint=hint)
 
 
 def _closed() -> ReadCancelledError:
@@ -734,6 +857,9 @@ def stream_bucket(
     buffer_bytes: int | None = None,
     transaction_records: Exclusion = "drop",
     event_log: EventLogLike | None = None,
+    group: str | os.PathLike[str] | ConsumerGroup | None = None,
+    member: int | None = None,
+    members: int | None = None,
     options: BucketDataSourceOptions | None = None,
 ) -> ChangeStream:
     """Stream the changes of a bucket: what is there from `start` on, and whatever comes later.
@@ -786,6 +912,16 @@ def stream_bucket(
         flow control off in reads, is refused: without a window nothing bounds what waits for the consumer.
     transaction_records
         As for :func:`cbframe.scan_bucket`; :attr:`ChangeStream.transaction_records` counts what is left out.
+    group
+        Share the vbuckets with all other streams of this group: a folder that all of them reach, or a
+        :class:`ConsumerGroup`. Each has an equal share, which changes when members come, go or die. The
+        folder keeps checkpoints of what is acknowledged, and `start` is where the first member begins.
+        Vbuckets are handed over when all that was delivered is acknowledged, and a batch is asked for.
+        :attr:`ChangeStream.epochs` are for sinks that take every change exactly once.
+    member, members
+        Stream a fixed share of the vbuckets: that of this one of so many members, counted from 0, as pods of
+        a StatefulSet are. Without `group`, each keeps its own checkpoint, and no two may have one number.
+        With it, who comes with the same number goes on when the lease has ended; `members` may change.
     options
         Finer settings of the connections. By default streams go on for five minutes while all attempts
         fail (``recovery_timeout``).
@@ -799,6 +935,8 @@ def stream_bucket(
     ------
     ConfigurationError
         An argument is invalid, or the checkpoint is of another bucket.
+    GroupError
+        The folder of the group cannot be reached.
     CbframeError
         ``start="now"``, or the names of collections, could not be looked up.
 
@@ -817,7 +955,15 @@ def stream_bucket(
             f"on_rollback={on_rollback!r}", hint=f"choose from: {', '.join(_ON_ROLLBACK)}, or give a function"
         )
     arguments = dict(locals())
-    del arguments["start"], arguments["on_rollback"], arguments["max_latency"]
+    for name in ("start", "on_rollback", "max_latency", "group", "member", "members"):
+        del arguments[name]
+    share = None
+    if member is not None or members is not None:
+        share = positive("member", member, least=0), positive("members", members)
+        if share[0] >= share[1]:
+            raise ConfigurationError(f"member={member}, members={members}", hint="members count from 0")
+    if group is not None and not isinstance(group, ConsumerGroup):
+        group = ConsumerGroup(group)
     if options is None:
         arguments["options"] = BucketDataSourceOptions(recovery_timeout=_RECOVERY)
     spec = ScanSpec.of(**arguments)
@@ -849,14 +995,25 @@ def stream_bucket(
     names = Names(spec, options)
     options = names.resolve_collections()
     spec = names.target
+    membership = None
+    if share is not None or group is not None:
+        names.map = now = names.map or described(spec)[0]
+        vbuckets = tuple(range(now.vbuckets)) if spec.vbuckets is None else spec.vbuckets
+        if group is not None:
+            begin = partial(_beginning, start, spec, options, now.uuid)
+            check = partial(_check_checkpoint, target=spec)
+            membership = Membership(group, share, vbuckets, begin=begin, check=check)
+        elif share is not None:
+            spec = replace(spec, vbuckets=tuple(vb for vb in vbuckets if vb % share[1] == share[0]))
     return ChangeStream(
         spec,
         options,
         names,
-        _checkpoint(start, spec, options),
+        _checkpoint(start, spec, options) if membership is None else membership.checkpoint,
         on_rollback=on_rollback,
         batch_bytes=batch_bytes,
         max_latency=max_latency,
+        group=membership,
     )
 
 
@@ -896,6 +1053,20 @@ def _checkpoint(start: object, target: ScanSpec, options: BucketDataSourceOption
             return Checkpoint(target.bucket, now.map.uuid, now.positions)
     raise ConfigurationError(
         f"start={start!r}", hint='"beginning", "now" or a Checkpoint: Checkpoint.load(path) reads one'
+    )
+
+
+def _beginning(start: object, spec: ScanSpec, options: BucketDataSourceOptions, uuid: str) -> Checkpoint:
+    """Where a new group begins, with what its members stream."""
+    found = _checkpoint(start, spec, options)
+    return replace(
+        found,
+        bucket_uuid=found.bucket_uuid or uuid,
+        scope=spec.scope,
+        collections=spec.named,
+        key_prefix=spec.key_prefix,
+        transaction_records=spec.transaction_records,
+        key_pattern=spec.key_pattern,
     )
 
 
