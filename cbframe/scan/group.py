@@ -399,9 +399,9 @@ class Membership:
                 self._renewed = now
                 return seen
             newest = self._records.newest(self.name)
-            if newest is None or newest[0] != self._number + 1 or not newest[1].members:
+            if newest is None or not newest[1].members:
                 break
-            self._number += 1
+            self._number = newest[0]
         raise self._ended()
 
     def _change(self, change: Callable[[int, Record], Record | None]) -> tuple[int, Record]:

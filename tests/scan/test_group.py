@@ -33,6 +33,7 @@ class MemoryStore(Store):
         self.root = "memory"
         self.files: dict[str, bytes] = {}
         self.fails: Callable[[], str | None] = lambda: None
+        self.before_publishing: Callable[[str], object] = lambda _: None
 
     def _may_fail(self, moment: str, outcome: str | None) -> None:
         if outcome == moment:
@@ -52,6 +53,7 @@ class MemoryStore(Store):
         return self.files[name]
 
     def publish(self, name: str, data: bytes) -> None:
+        self.before_publishing(name)
         outcome = self.fails()
         self._may_fail("before", outcome)
         if name in self.files:
@@ -301,6 +303,13 @@ def shares(world: World) -> list[int]:
     return sorted(len(member.epochs) for member in world.members)
 
 
+def handed_over(world: World) -> dict[int, int]:
+    """Where the owners' file says that vbuckets were."""
+    owners = Records(world.store).newest("owners")
+    assert owners is not None
+    return {vb: offset.seqno for vb, offset in owners[1].checkpoint.offsets.items() if offset.seqno}
+
+
 def run_for(world: World, leases: float) -> None:
     until = world.now + leases * LEASE
     while world.now < until:
@@ -340,6 +349,8 @@ def test_a_member_that_comes_gets_its_share_from_those_that_have_more(world: Wor
     assert all(epoch > before[vb] for vb, epoch in second.epochs.items())
     assert second.seqnos == dict.fromkeys(second.epochs, 10)
     assert world.sink.refused == 0
+    assert handed_over(world) == second.seqnos
+    assert first.group.due is second.group.due is None
 
 
 def test_nothing_is_handed_over_that_is_not_acknowledged(world: World) -> None:
@@ -472,16 +483,76 @@ def test_a_file_system_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch)
             first.group.lives(first.position)
 
 
-def test_an_answer_that_is_lost(world: World) -> None:
+def test_a_member_that_wakes_before_its_lease_is_deleted(world: World) -> None:
+    """Whoever has ended it has died since, or is about to free what it had."""
+    first, second = world.join(), world.join()
+    assert first is not None
+    assert second is not None
+    run_for(world, 1)
+    records = Records(world.store)
+    number, lease = records.newest(first.group.name) or (0, None)
+    assert lease is not None
+    records.append(first.group.name, number, replace(lease, members=()))
+    with pytest.raises(GroupError, match="has ended"):
+        first.group.commit(first.position())
+    world.members.remove(first)
+    run_for(world, 1)
+    assert len(second.epochs) == 24
+    assert set(records.look()) == {"owners", second.group.name}
+
+
+def test_a_member_that_wakes_just_before_its_lease_is_ended(world: World) -> None:
+    first, second = world.join(), world.join()
+    assert first is not None
+    assert second is not None
+    run_for(world, 1)
+    first.stopped_until = world.now + LEASE
+    name = f"group/{first.group.name}.{first.group._number + 1:012}.json"
+
+    def wake(file: str) -> None:
+        if file == name and first.stopped_until:
+            first.stopped_until = 0.0
+            first.group.beat(first.position)
+
+    world.store.before_publishing = wake
+    run_for(world, 1)
+    assert not first.stopped_until, "nobody tried to end its lease"
+    assert shares(world) == [12, 12]
+    assert first.group.lives(first.position)
+
+
+def test_a_lease_lasts_from_before_it_was_written(world: World) -> None:
     first = world.join()
     assert first is not None
+
+    def slowly(_: str) -> None:
+        world.now += LEASE * 0.4
+
+    world.store.before_publishing = slowly
+    first.group.beat(first.position)
+    world.store.before_publishing = lambda _: None
+    before = dict(world.store.files)
+    assert first.group.lives(first.position)
+    assert world.store.files != before, "it is renewed at once"
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_an_answer_that_is_lost(more: int, world: World) -> None:
+    first = world.join()
+    assert first is not None
+    assert first.group.settle(first.position(), first.stream)
     for _ in range(3):
         world.store.fails = lambda: "after"
         first.group.beat(first.position)
         world.store.fails = lambda: None
+        first.seqnos = {vb: seqno + more for vb, seqno in first.seqnos.items()}
         first.group.beat(first.position)
         assert first.group.lives(first.position)
-    # The same of a change of owners.
+
+
+def test_an_answer_about_owners_that_is_lost(world: World) -> None:
+    first = world.join()
+    assert first is not None
     world.store.fails = lambda: "after"
     assert not first.group.settle(first.position(), first.stream)
     world.store.fails = lambda: None
@@ -498,6 +569,11 @@ def test_a_lease_of_an_earlier_time_with_the_vbucket_says_nothing(world: World) 
     assert left.checkpoint.offsets[0].seqno == 200
     assert (left.members, left.owners) == (("b",), {0: None})
     assert left.without("a", lease) is None
+
+
+def test_who_has_more_keeps_more() -> None:
+    owners = Record(START, ("a", "b"), {vb: ("b" if vb else "a", 1) for vb in range(5)})
+    assert (owners.quota("a"), owners.quota("b")) == (2, 3)
 
 
 def test_members_that_join_and_are_never_heard_of_again(world: World, store: MemoryStore) -> None:
@@ -543,6 +619,15 @@ def test_a_file_that_arrives_when_its_place_is_long_gone(store: MemoryStore) -> 
     assert records.newest("a") == (10, record(10))
     records.append("a", 10, record(11))
     assert 3 not in records.look()["a"], "it goes with the next"
+
+
+def test_a_file_that_arrives_late_where_one_before_could_not_be_deleted(store: MemoryStore) -> None:
+    records = Records(store)
+    for number in range(10):
+        records.append("a", number, record(number + 1))
+    store.files["group/a.000000000002.json"] = record(2).to_json()
+    assert records.append("a", 2, record(99)) is None
+    assert records.newest("a") == (10, record(10))
 
 
 def test_a_file_that_arrives_when_the_sequence_is_gone(store: MemoryStore) -> None:
