@@ -497,6 +497,51 @@ def test_collections_and_counters_through_hand_overs(
         opened(pair, tmp_path)
 
 
+def test_a_collection_that_is_dropped_before_others_take_over(
+    pair: LocalCluster, tmp_path: Path, clock: Clock
+) -> None:
+    """Nobody can look its name up any more: the last owner has left it."""
+    pair.create_scope("inventory")
+    pair.create_collection("inventory", "hotels")
+    for n in range(40):
+        pair.upsert(f"hotel-{n}", {}, collection="inventory.hotels")
+    with opened(pair, tmp_path) as first:
+        take(first, 40)
+    pair.drop_collection("inventory", "hotels")
+    names = []
+    with opened(pair, tmp_path) as second:
+        while len(names) < 16:
+            batch = second.poll(PATIENCE)
+            assert batch is not None
+            names += [(drop.scope, drop.collection) for drop in batch.drops]
+            second.ack(batch)
+    assert set(names) == {("inventory", "hotels")}
+
+
+def test_a_vbucket_that_was_with_others_in_between(
+    cluster: LocalCluster, tmp_path: Path, clock: Clock
+) -> None:
+    """Given up and taken again in one go: it goes on where the others were."""
+    fill(cluster, 100)
+    with opened(cluster, tmp_path) as stream:
+        take(stream, 100)
+        high = stream.checkpoint
+        epochs = {vb: epoch + (vb == 3) for vb, epoch in stream.epochs.items()}
+        there = high.updated({3: VBucketOffset()})
+        stream._hand_over((epochs, there))
+        assert stream.checkpoint == there
+        assert len(take(stream, high.offsets[3].seqno)) == high.offsets[3].seqno
+
+
+def test_it_is_closed_while_vbuckets_are_taken(cluster: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+    streams: list[ChangeStream] = []
+    group = ConsumerGroup(tmp_path, on_assigned=lambda _: streams[0].close())
+    streams.append(opened(cluster, group))
+    with pytest.raises(ReadCancelledError, match="the stream is closed"):
+        streams[0].poll(None)
+    assert streams[0].state == "closed"
+
+
 # --- shares that are fixed
 
 
