@@ -1,0 +1,159 @@
+"""Members of a group as processes, which are killed, stopped, told to leave, and replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from cbframe import LocalCluster
+
+from .consumers import truth_of
+from .kit import background, truth
+
+MEMBER = Path(__file__).with_name("group_member.py")
+KEYS = [b"key-%03d" % n for n in range(300)]
+LEASE = 2.0
+PATIENCE = 60.0
+
+
+class Members:
+    """The processes of a group."""
+
+    def __init__(self, server: subprocess.Popen[str], job: list[object]) -> None:
+        self._server = server
+        self._job = job
+        self.pids: list[int] = []
+        self.stopped: list[tuple[float, int]] = []
+
+    def start(self) -> None:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(self._job) + "\n")
+        self._server.stdin.flush()
+        self.pids.append(int(self._server.stdout.readline()))
+
+    def end(self, number: signal.Signals, pid: int) -> None:
+        self.pids.remove(pid)
+        os.kill(pid, number)  # it is not reaped before: the number is still its own
+
+    def stop(self, pid: int, seconds: float) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        self.stopped.append((time.monotonic() + seconds, pid))
+
+    def wake(self, until: float) -> None:
+        for at, pid in self.stopped:
+            if at <= until and pid in self.pids:
+                os.kill(pid, signal.SIGCONT)
+        self.stopped = [each for each in self.stopped if each[0] > until]
+
+
+@contextmanager
+def members(job: list[object]) -> Iterator[Members]:
+    # Newer versions of Python warn of forks.
+    arguments = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(MEMBER)]
+    with subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        found = Members(server, job)
+        try:
+            yield found
+            for pid in tuple(found.pids):
+                found.end(signal.SIGTERM, pid)
+        except BaseException:
+            for pid in tuple(found.pids):
+                found.end(signal.SIGKILL, pid)
+            raise
+        finally:
+            out, problems = server.communicate(timeout=PATIENCE)
+            sys.stderr.write(problems)
+        statuses = {int(line.split()[1]) for line in out.splitlines()}
+        assert statuses <= {0, -signal.SIGKILL}
+        assert problems == ""
+
+
+def live(kind: str, folder: Path, seed: int, events: int = 6) -> None:
+    rng = random.Random(seed)
+    place = folder / "sink"
+    with LocalCluster(nodes=2, vbuckets=16, seed=seed) as cluster:
+
+        def write(stop: threading.Event) -> None:
+            number = 0
+            while not stop.wait(0.005):
+                for _ in range(5):
+                    number += 1
+                    if rng.random() < 0.1:
+                        cluster.delete(rng.choice(KEYS))
+                    else:
+                        cluster.upsert(rng.choice(KEYS), b'{"n":%d}' % number)
+                if kind == "rows" and number % 500 == 0:
+                    vbucket = rng.randrange(16)
+                    cluster.fail_over(vbucket, lose=min(rng.randrange(3), cluster.high_seqnos()[vbucket]))
+
+        login = [cluster.connection_string, cluster.username, cluster.password]
+        with members([*login, kind, str(place), str(folder / "group"), LEASE]) as group:
+            for _ in range(5):
+                group.start()
+            with background(write):
+                for _ in range(events):
+                    trouble(group, random.Random(rng.random()))
+            group.wake(float("inf"))
+            until = time.monotonic() + PATIENCE
+            while not (has_all_rows if kind == "rows" else has_all_lines)(place, cluster):
+                assert time.monotonic() < until
+                threading.Event().wait(0.05)
+    left = {path.name.partition(".")[0] for path in (folder / "group" / "group").iterdir()}
+    # Some were killed while they wrote; who was killed just before the end was not missed yet.
+    assert "owners" in left
+
+
+def trouble(group: Members, rng: random.Random) -> None:
+    threading.Event().wait(rng.uniform(0, LEASE / 2))
+    group.wake(time.monotonic())
+    what = rng.random()
+    pid = rng.choice(group.pids)
+    if what < 0.6:
+        group.end(signal.SIGKILL, pid)
+    elif what < 0.8:
+        group.stop(pid, rng.uniform(0, 2 * LEASE))
+    elif pid not in {each for _, each in group.stopped}:
+        group.end(signal.SIGTERM, pid)
+    while len(group.pids) < rng.randint(1, 5):
+        group.start()
+
+
+def has_all_rows(path: Path, cluster: LocalCluster) -> bool:
+    connection = sqlite3.connect(path, timeout=60)
+    rows = connection.execute("SELECT key, value FROM changes ORDER BY vbucket, seqno")
+    with suppress(sqlite3.OperationalError):  # it is just being made
+        found: dict[bytes, bytes | None] = dict(rows.fetchall())
+        connection.close()
+        return {key: value for key, value in found.items() if value is not None} == truth_of(cluster)
+    return False
+
+
+def has_all_lines(path: Path, cluster: LocalCluster) -> bool:
+    """Every document in its newest version: the server may leave out older ones."""
+    found = set()
+    for file in path.parent.glob(f"{path.name}.*"):
+        # The last line of who was killed may be half a line.
+        found |= {tuple(map(int, line.split())) for line in file.read_text().split("\n")[:-1]}
+    return found >= {(row.vbucket, row.seqno) for row in truth(cluster).values()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("seed", range(100))
+def test_members_that_are_killed(tmp_path: Path, seed: int) -> None:
+    live("lines" if seed % 4 == 0 else "rows", tmp_path, seed)
