@@ -47,7 +47,8 @@ holds back the bytes of its node.
 A batch is delivered when it has `batch_bytes`, when its first row is `max_latency` seconds old, when a
 rollback comes, or when nothing more will come. The batch after a rollback begins with it: it rolls back rows
 of batches before, none of its own. The stream ends with an error when the source gives up
-(``recovery_timeout``), and without one when all collections that it was for are gone.
+(``recovery_timeout``), and without one when all collections that it was for are gone. A member of a ``group``
+is connected again, between two batches, whenever its share of the vbuckets has changed.
 
 ``doctor`` takes the steps of a connection one by one, and says which one fails. ``progress`` counts, and
 draws nothing: forms of progress are brought by the floor above. ``plan`` says what a read will do.

@@ -10,19 +10,15 @@ two that write the same next one, the file system refuses one. So whoever change
 change before, and nothing else coordinates the members.
 
 A member writes the next file of its lease eight times in ``lease`` seconds; that is the commit of its
-checkpoint. The others count, each on its own clock, how long the number of the newest file stays; no two
-clocks are compared. After half of the time one of them ends the lease, by writing its next file, and frees
-the vbuckets, where the last commit says. From then on a commit of the old owner is refused: the file that it
-would write is there. A member that could not renew its lease for three eighths of the time gives out nothing.
-
-A consumer may still be at work on what it got before. So each vbucket has an epoch, the number of the owners'
-file in which it was taken, which ascends from owner to owner: a sink with transactions refuses older ones.
+checkpoint. The others count, each on its own clock, how long the number of the newest file stays. After half
+of the time one of them ends the lease, by writing its next file, and frees the vbuckets, where the last commit
+says. From then on a commit of the old owner is refused: the file that it would write is there. A member that
+could not renew its lease for three eighths of the time gives out nothing, but its consumer may still be at
+work. So each vbucket has an epoch, the number of the owners' file in which it was taken, which ascends from
+owner to owner: a sink with transactions refuses older ones.
 
 From the owners' file each member knows its share. Who has more gives up the rest, when its consumer has
 acknowledged all that it got, and says where in the same file. Who has less takes what is free.
-
-A write whose answer was lost is found by the next attempt. One that arrives very late has a number that is
-not the newest any more: it counts for nothing, and is refused.
 """
 
 from __future__ import annotations
@@ -108,7 +104,6 @@ class Record:
     checkpoint: Checkpoint  # where vbuckets are, or were when they were handed over
     members: tuple[str, ...]  # of a lease that has ended, nobody
     owners: Mapping[int, tuple[str, int] | None]  # by vbucket, the member that has it, and the epoch
-    fixed: bool = False  # whether members have fixed shares
 
     def to_json(self) -> bytes:
         """What :meth:`from_json` reads."""
@@ -122,8 +117,7 @@ class Record:
             if not content.items() >= _FORMAT.items():
                 raise ValueError("of another format")  # noqa: TRY301 - told in the same words
             owners = {int(vb): owner and (owner[0], owner[1]) for vb, owner in content["owners"].items()}
-            checkpoint = Checkpoint.from_json(content["checkpoint"])
-            return cls(checkpoint, tuple(content["members"]), owners, content["fixed"])
+            return cls(Checkpoint.from_json(content["checkpoint"]), tuple(content["members"]), owners)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
             hint = "it is damaged, or of a later release: begin another group, from a checkpoint"
             raise GroupError(f"a file of the group cannot be read: {where}", hint=hint) from exc
@@ -150,10 +144,6 @@ class Record:
         )
         return replace(self, owners={**self.owners, **dict.fromkeys(vbuckets)}, checkpoint=checkpoint)
 
-    def joined(self, member: str) -> Record | None:
-        """The group with a member; None if it has it."""
-        return None if member in self.members else replace(self, members=(*self.members, member))
-
     def without(self, member: str, lease: Record) -> Record | None:
         """The group without a member, of which this is the lease; None if it has not got it."""
         members = tuple(name for name in self.members if name != member)
@@ -161,16 +151,16 @@ class Record:
         return None if members == self.members else left
 
 
+@dataclass(frozen=True)
 class Records:
     """Sequences of files: the newest of a name counts, and each is written once."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    store: Store
 
     def look(self) -> Numbers:
         """What is there."""
         found = defaultdict(list)
-        for file in sorted(self._store.names("group")):
+        for file in sorted(self.store.names("group")):
             if (match := _FILE.fullmatch(file)) is not None:
                 found[match[1]].append(int(match[2]))
         return found
@@ -182,42 +172,39 @@ class Records:
                 return None
             file = _file(name, numbers[-1])
             try:
-                return numbers[-1], Record.from_json(self._store.read(file), self._store.where(file))
+                return numbers[-1], Record.from_json(self.store.read(file), self.store.where(file))
             except FileNotFoundError:
                 continue  # newer ones are there
-        raise GroupError(f"{file} is listed, and not there: {self._store.root}", hint="try again")
+        raise GroupError(f"{file} is listed, and not there: {self.store.root}", hint="try again")
 
     def append(self, name: str, after: int, record: Record) -> Numbers | None:
         """Write the file that follows number `after`; what is there then.
 
         None if that was not to be: it, or a newer one, is there.
         """
-        file, data = _file(name, after + 1), record.to_json()
+        file = _file(name, after + 1)
         try:
-            self._store.publish(file, data)
+            self.store.publish(file, record.to_json())
         except FileExistsError:
             # It may be ours: of an attempt that succeeded, and whose answer was lost.
-            try:
-                if self._store.read(file) != data:
-                    return None
-            except FileNotFoundError:
+            if self.newest(name) != (after + 1, record):
                 return None
         found = self.look()
         numbers = found.get(name, ())
         if numbers[-1:] != [after + 1]:
             return None  # newer ones are there: ours was deleted long ago, or has a successor
         if after and after not in numbers:
-            self._store.remove(file)  # the whole sequence was deleted
+            self.store.remove(file)  # the whole sequence was deleted
             return None
         for number in numbers:
             if number <= after - _KEPT:
-                self._store.remove(_file(name, number))
+                self.store.remove(_file(name, number))
         return found
 
     def remove(self, name: str) -> None:
         """Delete a sequence; the newest file last: so nobody goes on with it meanwhile."""
         for number in self.look().get(name, ()):
-            self._store.remove(_file(name, number))
+            self.store.remove(_file(name, number))
 
 
 class Membership:
@@ -226,31 +213,27 @@ class Membership:
     def __init__(
         self,
         group: ConsumerGroup,
-        share: tuple[int, int] | None,  # which one of how many members it is; None for an equal share
         vbuckets: Sequence[int],  # all that the group has
+        begin: Callable[[Checkpoint | None], Checkpoint],  # where it is, if no other stream's; or else begins
         *,
-        begin: Callable[[], Checkpoint],  # where a new group begins
-        check: Callable[[Checkpoint], None],  # refuses what is of another stream
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.lease, self.on_assigned = group.lease, group.on_assigned
+        self.left = threading.Event()
         self.lost = False  # for good
-        self._share, self._clock = share, clock
+        self._clock = clock
         self._lock = threading.Lock()
-        self.left = threading.Event()  # the group
         self._thread: OwnThread | None = None
         self._trouble: BaseException | None = None
         self._settled = 0  # number of the owners' file when this member last had its share
         self._due: float | None = clock()  # since when there is a newer one
         self._members: tuple[str, ...] = ()
-        self._seen: dict[
-            str, tuple[int, float]
-        ] = {}  # by lease, its newest number, and since when it is that
+        self._seen: dict[str, tuple[int, float]] = {}  # by lease, its newest number, and since when
         self.name = f"{re.sub('[^A-Za-z0-9]', '-', platform.node())}-{os.getpid()}-{uuid.uuid4().hex[:16]}"
         self._number, self._renewed = 0, clock()
         store = open_store(group.path, filesystem=group.filesystem, storage_options=group.storage_options)
         self._root, self._records = store.root, Records(store)
-        if not self._attempt(lambda: self._join(store, vbuckets, begin, check)):
+        if not self._attempt(partial(self._join, vbuckets, begin)):
             raise self._unreachable("the group cannot be joined")
 
     # -- on the consumer's thread
@@ -295,21 +278,22 @@ class Membership:
 
     def leave(self, position: Position) -> None:
         """Commit, and give up all; GroupError if the lease has ended, unless that is known."""
-        if self.left.is_set():
-            return
-        self.left.set()
-        if self._thread is not None:
-            self._thread.join(self.lease)
         lease = self._lease(position)
 
         def work() -> bool:
             self._renew(lease)
             self._change(lambda _, owners: owners.without(self.name, lease))
             self._records.remove(self.name)
+            self.left.set()
             return True
 
-        if not self.lost and not self._attempt(work):
-            raise self._unreachable("others get these vbuckets when the lease ends")
+        try:
+            if not (self.lost or self._attempt(work) or self.left.is_set()):
+                raise self._unreachable("others get these vbuckets when the lease ends")
+        finally:
+            self.left.set()
+            if self._thread is not None:
+                self._thread.join(self.lease)
 
     # -- on the thread that renews the lease
 
@@ -348,7 +332,7 @@ class Membership:
             self._trouble = TimeoutError("the file system does not answer")
             return None
         try:
-            found = work()
+            found = None if self.left.is_set() else work()
         except (OSError, SnapshotError) as exc:
             self._trouble = exc
             return None
@@ -358,30 +342,24 @@ class Membership:
         return found
 
     def _join(
-        self,
-        store: Store,
-        vbuckets: Sequence[int],
-        begin: Callable[[], Checkpoint],
-        check: Callable[[Checkpoint], None],
+        self, vbuckets: Sequence[int], begin: Callable[[Checkpoint | None], Checkpoint]
     ) -> tuple[int, Record]:
-        if not store.decides():
+        if not self._records.store.decides():
             hint = "take a file system with hard links, or an object store with conditional puts, by fsspec"
             raise ConfigurationError(f"of two writers at {self._root}, both may succeed", hint=hint)
-        fixed = self._share is not None
         if self._records.newest(_OWNERS) is None:
             # Of several that begin the group, one is first.
-            self._records.append(_OWNERS, 0, Record(begin(), (), dict.fromkeys(vbuckets), fixed))
+            self._records.append(_OWNERS, 0, Record(begin(None), (), dict.fromkeys(vbuckets)))
         _, owners = self._change(lambda *_: None)
-        check(owners.checkpoint)
-        if owners.fixed != fixed or sorted(owners.owners) != sorted(vbuckets):
-            shares = "fixed" if owners.fixed else "equal"
+        self.checkpoint = replace(begin(owners.checkpoint), offsets={})
+        if sorted(owners.owners) != sorted(vbuckets):
             raise ConfigurationError(
-                f"the group at {self._root} divides {len(owners.owners)} vbuckets into {shares} shares",
-                hint="give the same vbuckets= to all members, and member= and members= to all or to none",
+                f"the group at {self._root} has {len(owners.owners)} vbuckets, and not these {len(vbuckets)}",
+                hint="give the same vbuckets= to all members, or begin another group",
             )
-        self.checkpoint = replace(owners.checkpoint, offsets={})
         self._renew(self._lease(({}, self.checkpoint)))
-        return self._change(lambda _, now: now.joined(self.name))
+        me = (self.name,)
+        return self._change(lambda _, o: None if me[0] in o.members else replace(o, members=o.members + me))
 
     def _lease(self, position: Position) -> Record:
         epochs, checkpoint = position
@@ -420,12 +398,8 @@ class Membership:
             raise self._ended()
         mine = sorted(owners.held(self.name))
         free = sorted(vb for vb, owner in owners.owners.items() if owner is None)
-        if self._share is None:
-            quota = owners.quota(self.name)
-            give, take = _some(mine, len(mine) - quota), _some(free, quota - len(mine))
-        else:
-            member, members = self._share
-            give, take = [], [vb for vb in free if vb % members == member]
+        quota = owners.quota(self.name)
+        give, take = _some(mine, len(mine) - quota), _some(free, quota - len(mine))
         if not give and not take:
             return None
         owners = owners.released(give, lease)
@@ -436,9 +410,8 @@ class Membership:
         now, before = self._clock(), self._seen
         names = {*there, *self._members} - {_OWNERS, self.name}
         newest = {name: max(there.get(name, ()), default=0) for name in names}
-        unseen = (-1, now)
         self._seen = {
-            name: at if (at := before.get(name, unseen))[0] == number else (number, now)
+            name: before[name] if name in before and before[name][0] == number else (number, now)
             for name, number in newest.items()
         }
         for name, (number, since) in self._seen.items():

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -177,17 +178,14 @@ class LocalStore(Store):
 
     def decides(self) -> bool:
         make_folder(self._root)
-        probe = self._root / f".probe.{uuid.uuid4().hex}"
-        try:
-            probe.touch()
-            os.link(probe, f"{probe}.link")
-        except OSError as exc:
-            if exc.errno in _NO_LINKS:
+        with TemporaryDirectory(prefix=".probe.", dir=self._root) as probe:
+            (Path(probe) / "a").touch()
+            try:
+                os.link(f"{probe}/a", f"{probe}/b")
+            except OSError as exc:
+                if exc.errno not in _NO_LINKS:
+                    raise
                 return False
-            raise
-        finally:
-            for path in (probe, probe.with_name(f"{probe.name}.link")):
-                path.unlink(missing_ok=True)
         return True
 
     def remove(self, name: str) -> bool:

@@ -58,8 +58,6 @@ _AGAIN = 1.0
 """Seconds after which nodes are asked again: a failover may have shortened a history meanwhile."""
 _POLL = 0.05
 """Seconds after which it is looked whether the source is over, or how far it is, while nothing arrives."""
-_TURN = 0.25
-"""Seconds after which a member of a group looks whether its lease is fresh, and what is due."""
 _PATIENCE = 10
 """Leases for which others wait until the consumer of a member has acknowledged all that it has."""
 _POLL_SOON = 0.005
@@ -511,12 +509,8 @@ class ChangeStream(ShowsItself):
             return self._gatherer.next(timeout)
         until = inf if timeout is None else monotonic() + timeout
         while True:
-            left = max(0.0, min(_TURN, group.lease / 16, until - monotonic()))
-            try:
-                ready = self._closed or self._may_go_on(group)
-            except GroupError:
-                if not (ready := self._closed):
-                    raise
+            left = max(0.0, min(_POLL, group.lease / 16, until - monotonic()))
+            ready = self._closed or self._may_go_on(group)
             batch = self._gatherer.next(left) if ready else None
             if batch is not None or self._closed or self._source.finished or monotonic() >= until:
                 return batch
@@ -682,6 +676,8 @@ class ChangeStream(ShowsItself):
         """
         if self._group is None:
             raise ConfigurationError("the stream is of no group", hint="checkpoint.save() writes a file")
+        if self._closed:
+            raise _closed()
         self._group.commit(self._position())
 
     def checkpoint_after(self, batch: ChangeBatch) -> Checkpoint:
@@ -920,8 +916,8 @@ def stream_bucket(
         :attr:`ChangeStream.epochs` are for sinks that take every change exactly once.
     member, members
         Stream a fixed share of the vbuckets: that of this one of so many members, counted from 0, as pods of
-        a StatefulSet are. Without `group`, each keeps its own checkpoint, and no two may have one number.
-        With it, who comes with the same number goes on when the lease has ended; `members` may change.
+        a StatefulSet are. No two may have one number, and each keeps its own checkpoint; for another number
+        of members, put them together: ``one.updated(other.offsets)``.
     options
         Finer settings of the connections. By default streams go on for five minutes while all attempts
         fail (``recovery_timeout``).
@@ -957,11 +953,11 @@ def stream_bucket(
     arguments = dict(locals())
     for name in ("start", "on_rollback", "max_latency", "group", "member", "members"):
         del arguments[name]
-    share = None
     if member is not None or members is not None:
-        share = positive("member", member, least=0), positive("members", members)
-        if share[0] >= share[1]:
-            raise ConfigurationError(f"member={member}, members={members}", hint="members count from 0")
+        member, members = positive("member", member, least=0), positive("members", members)
+        if member >= members or group is not None:
+            hint = "members count from 0, and those of a group have no numbers"
+            raise ConfigurationError(f"member={member}, members={members}", hint=hint)
     if group is not None and not isinstance(group, ConsumerGroup):
         group = ConsumerGroup(group)
     if options is None:
@@ -996,15 +992,14 @@ def stream_bucket(
     options = names.resolve_collections()
     spec = names.target
     membership = None
-    if share is not None or group is not None:
+    if members is not None or group is not None:
         names.map = now = names.map or described(spec)[0]
         vbuckets = tuple(range(now.vbuckets)) if spec.vbuckets is None else spec.vbuckets
         if group is not None:
             begin = partial(_beginning, start, spec, options, now.uuid)
-            check = partial(_check_checkpoint, target=spec)
-            membership = Membership(group, share, vbuckets, begin=begin, check=check)
-        elif share is not None:
-            spec = replace(spec, vbuckets=tuple(vb for vb in vbuckets if vb % share[1] == share[0]))
+            membership = Membership(group, vbuckets, begin)
+        elif members is not None:
+            spec = replace(spec, vbuckets=tuple(vb for vb in vbuckets if vb % members == member))
     return ChangeStream(
         spec,
         options,
@@ -1056,8 +1051,13 @@ def _checkpoint(start: object, target: ScanSpec, options: BucketDataSourceOption
     )
 
 
-def _beginning(start: object, spec: ScanSpec, options: BucketDataSourceOptions, uuid: str) -> Checkpoint:
-    """Where a new group begins, with what its members stream."""
+def _beginning(
+    start: object, spec: ScanSpec, options: BucketDataSourceOptions, uuid: str, there: Checkpoint | None
+) -> Checkpoint:
+    """Where a group is; or begins, with what its members stream."""
+    if there is not None:
+        _check_checkpoint(there, spec)
+        return there
     found = _checkpoint(start, spec, options)
     return replace(
         found,

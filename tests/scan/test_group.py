@@ -123,12 +123,7 @@ class Member:
         self.rng = rng
         self.sink = sink
         self.group = Membership(
-            ConsumerGroup("anywhere", lease=LEASE),
-            None,
-            range(vbuckets),
-            begin=lambda: START,
-            check=lambda _: None,
-            clock=self.clock,
+            ConsumerGroup("anywhere", lease=LEASE), range(vbuckets), lambda _: START, clock=self.clock
         )
         self.epochs: Mapping[int, int] = {}
         self.seqnos: dict[int, int] = {}
@@ -683,7 +678,7 @@ def test_a_file_that_cannot_be_read(data: bytes, store: MemoryStore) -> None:
 
 def test_what_a_file_says(store: MemoryStore) -> None:
     checkpoint = replace(START, offsets={3: VBucketOffset.at(5, 6)})
-    found = Record(checkpoint, ("a", "b"), {3: ("a", 7), 4: None}, fixed=True)
+    found = Record(checkpoint, ("a", "b"), {3: ("a", 7), 4: None})
     assert Record.from_json(found.to_json(), "there") == found
     assert found.held("a") == {3: 7}
 
@@ -691,10 +686,8 @@ def test_what_a_file_says(store: MemoryStore) -> None:
 # --- where it is
 
 
-def join(path: Any, share: tuple[int, int] | None = None, vbuckets: int = 4, **more: Any) -> Membership:
-    return Membership(
-        ConsumerGroup(path, **more), share, range(vbuckets), begin=lambda: START, check=lambda _: None
-    )
+def join(path: Any, vbuckets: int = 4, **more: Any) -> Membership:
+    return Membership(ConsumerGroup(path, **more), range(vbuckets), lambda _: START)
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -776,32 +769,16 @@ def test_many_that_begin_a_group_at_once(tmp_path: Path) -> None:
 
 def test_members_that_do_not_fit(tmp_path: Path) -> None:
     join(tmp_path)
-    with pytest.raises(ConfigurationError, match="divides 4 vbuckets into equal shares"):
-        join(tmp_path, share=(0, 2))
-    with pytest.raises(ConfigurationError, match="divides 4 vbuckets into equal shares"):
+    with pytest.raises(ConfigurationError, match="has 4 vbuckets, and not these 8"):
         join(tmp_path, vbuckets=8)
 
-    def check(checkpoint: Checkpoint) -> None:
-        assert checkpoint == START
+    def begin(there: Checkpoint | None) -> Checkpoint:
+        assert there == START
         raise ConfigurationError("of another stream")
 
     with pytest.raises(ConfigurationError, match="of another stream"):
-        Membership(ConsumerGroup(tmp_path), None, range(4), begin=lambda: START, check=check)
-    assert {name.split("-")[0] for name in Records(LocalStore(tmp_path)).look()} >= {"owners"}
-
-
-def test_fixed_shares(tmp_path: Path) -> None:
-    found: list[Position] = []
-    members = [join(tmp_path, share=(number, 3), vbuckets=8) for number in (0, 1, 1)]
-    for member in members:
-        member.settle(({}, START), found.append)
-    assert [sorted(epochs) for epochs, _ in found] == [[0, 3, 6], [1, 4, 7]], "the other one waits"
-    members[1].leave(found[1])
-    members[2].settle(({}, START), found.append)
-    assert sorted(found[2][0]) == [1, 4, 7]
-    more = join(tmp_path, share=(2, 4), vbuckets=8)
-    more.settle(({}, START), found.append)
-    assert sorted(found[3][0]) == [2], "6 is with another still"
+        Membership(ConsumerGroup(tmp_path), range(4), begin)
+    assert len(Records(LocalStore(tmp_path)).look()) == 2
 
 
 @pytest.mark.parametrize(

@@ -568,35 +568,6 @@ def test_fixed_shares_without_a_group(pair: LocalCluster) -> None:
         assert stream.checkpoint.offsets.keys() == {1, 3}
 
 
-def test_more_members_of_fixed_shares(pair: LocalCluster, tmp_path: Path, clock: Clock) -> None:
-    """The folder keeps the checkpoints: another number of members goes on where the last one was."""
-    fill(pair, 100)
-    streams = [opened(pair, tmp_path, member=member, members=2) for member in range(2)]
-    assert (
-        sum(
-            len(take(stream, sum(pair.high_seqnos()[vb] for vb in range(member, 16, 2))))
-            for member, stream in enumerate(streams)
-        )
-        == 100
-    )
-    for stream in streams:
-        stream.close()
-    for n in range(50):
-        pair.upsert(f"later-{n}", {})
-    seen: Counter[bytes] = Counter()
-    for member in range(3):
-        with opened(pair, tmp_path, member=member, members=3) as stream:
-            while not all(
-                (at := stream.checkpoint.offsets.get(vb)) and at.seqno == pair.high_seqnos()[vb]
-                for vb in range(member, 16, 3)
-            ):
-                batch = stream.poll(PATIENCE)
-                assert batch is not None
-                seen.update(key for _, _, key, _ in rows_of(batch))
-                stream.ack(batch)
-    assert seen == Counter(b"later-%d" % n for n in range(50))
-
-
 # --- what cannot be meant
 
 
@@ -606,6 +577,7 @@ def test_more_members_of_fixed_shares(pair: LocalCluster, tmp_path: Path, clock:
         ({"member": 1}, "members=None is no integer"),
         ({"members": 3}, "member=None is no integer"),
         ({"member": 3, "members": 3}, "member=3, members=3"),
+        ({"member": 2, "members": 3, "group": "there"}, "member=2, members=3"),
         ({"member": -1, "members": 3}, "member=-1 is too small"),
         ({"member": "1", "members": 3}, "member='1' is no integer"),
         ({"group": 5}, "group=5 is no path"),
@@ -621,10 +593,8 @@ def test_members_of_other_streams(pair: LocalCluster, tmp_path: Path, clock: Clo
     with opened(pair, tmp_path):
         with pytest.raises(ConfigurationError, match="is of a stream with another key_prefix"):
             opened(pair, tmp_path, key_prefix="a")
-        with pytest.raises(ConfigurationError, match="divides 16 vbuckets into equal shares"):
+        with pytest.raises(ConfigurationError, match="has 16 vbuckets, and not these 2"):
             opened(pair, tmp_path, vbuckets=[1, 2])
-        with pytest.raises(ConfigurationError, match="divides 16 vbuckets into equal shares"):
-            opened(pair, tmp_path, member=0, members=2)
 
 
 def test_a_group_begins_with_a_checkpoint(pair: LocalCluster, tmp_path: Path, clock: Clock) -> None:
