@@ -11,11 +11,12 @@ change before, and nothing else coordinates the members.
 
 A member writes the next file of its lease eight times in ``lease`` seconds; that is the commit of its
 checkpoint. The others count, each on its own clock, how long the number of the newest file stays. After half
-of the time one of them ends the lease, by writing its next file, and frees the vbuckets, where the last commit
-says. From then on a commit of the old owner is refused: the file that it would write is there. A member that
-could not renew its lease for three eighths of the time gives out nothing, but its consumer may still be at
-work. So each vbucket has an epoch, the number of the owners' file in which it was taken, which ascends from
-owner to owner: a sink with transactions refuses older ones.
+of the time one of them ends the lease, by writing its next file, and frees the vbuckets, where the last
+commit says. A commit of the old owner is refused from then on: the file that it would write is there.
+
+A member that could not renew its lease for three eighths of the time gives out nothing, but its consumer may
+still be at work. So each vbucket has an epoch, the number of the owners' file in which it was taken, which
+ascends from owner to owner: a sink with transactions refuses older ones.
 
 From the owners' file each member knows its share. Who has more gives up the rest, when its consumer has
 acknowledged all that it got, and says where in the same file. Who has less takes what is free.
@@ -146,9 +147,10 @@ class Record:
 
     def without(self, member: str, lease: Record) -> Record | None:
         """The group without a member, of which this is the lease; None if it has not got it."""
+        if member not in self.members:
+            return None
         members = tuple(name for name in self.members if name != member)
-        left = replace(self.released(self.held(member), lease), members=members)
-        return None if members == self.members else left
+        return replace(self.released(self.held(member), lease), members=members)
 
 
 @dataclass(frozen=True)
@@ -407,13 +409,11 @@ class Membership:
 
     def _watch(self, there: Numbers) -> None:
         """End the leases that have not changed for too long, and free what their owners have."""
-        now, before = self._clock(), self._seen
+        now = self._clock()
         names = {*there, *self._members} - {_OWNERS, self.name}
-        newest = {name: max(there.get(name, ()), default=0) for name in names}
-        self._seen = {
-            name: before[name] if name in before and before[name][0] == number else (number, now)
-            for name, number in newest.items()
-        }
+        newest = {name: (max(there.get(name, ()), default=0), now) for name in names}
+        same = {name: at for name, at in self._seen.items() if name in names and newest[name][0] == at[0]}
+        self._seen = newest | same
         for name, (number, since) in self._seen.items():
             if now - since >= self.lease * _DEAD:
                 self._end_lease_of(name, number)
@@ -424,8 +424,6 @@ class Membership:
             return  # its owner was faster, or another member
         self._change(lambda _, owners: owners.without(name, lease))
         self._records.remove(name)
-
-    # -- errors
 
     def _ended(self) -> GroupError:
         self.lost = True

@@ -280,9 +280,9 @@ def test_members_that_come_and_go(store: MemoryStore) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("first", range(1000, 3000, 200))
+@pytest.mark.parametrize("first", range(1000, 2000, 100))
 def test_many_members_that_come_and_go(first: int, store: MemoryStore) -> None:
-    for seed in range(first, first + 200):
+    for seed in range(first, first + 100):
         live(seed, store)
 
 
