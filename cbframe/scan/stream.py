@@ -1053,6 +1053,7 @@ def _beginning(
         _check_checkpoint(there, spec)
         return there
     found = _checkpoint(start, spec, options)
+    assert isinstance(spec.key_pattern, str | None), "stream_bucket() takes no other"
     return replace(
         found,
         bucket_uuid=found.bucket_uuid or uuid,
