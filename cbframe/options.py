@@ -20,6 +20,7 @@ _POSITIVE = (
     "recovery_timeout",
     "noop_interval_secs",
     "ping_timeout_ms",
+    "persistence_interval",
 )
 _CHOICES: dict[str, tuple[object, ...]] = {
     "consistency": ("snapshot", "strict"),
@@ -98,6 +99,12 @@ class BucketDataSourceOptions:
         was when it was complete: its position tells the history. ``"strict"`` asks for each vbucket once
         more when all are complete, and reads those again whose history has lost what was received, until
         nothing has happened in between.
+    only_persisted
+        A bounded source is complete when the active copy and all replicas of each vbucket have on disk what
+        was read of it; what a failover took away meanwhile is read again. No failover takes it back then. An
+        error if no copy of a vbucket has written more for `recovery_timeout`, and of ephemeral buckets.
+    persistence_interval
+        With `only_persisted`, seconds after which the nodes are asked again what they have on disk.
     include_xattrs
         Ask for the xattr section of documents.
     no_value
@@ -214,6 +221,8 @@ class BucketDataSourceOptions:
     noop_interval_secs: float = 20
     seq_end: Mapping[int, int] | Literal["now"] | None = None
     consistency: Literal["snapshot", "strict"] = "snapshot"
+    only_persisted: bool = False
+    persistence_interval: float = 0.1
     include_xattrs: bool = False
     no_value: bool = False
     collections: tuple[int, ...] | None = None

@@ -295,7 +295,7 @@ class ChangeReceiver(PositionReceiver):
     def position(self, vbucket: int) -> VBucketOffset:
         return self._tracks[vbucket].requested()
 
-    def rollback(self, vbucket: int, seqno: int) -> VBucketOffset:
+    def rollback(self, vbucket: int, seqno: int) -> VBucketOffset | None:
         if self.refuse:
             raise RollbackError(
                 f"the server has rolled the vbucket back to seqno {seqno}",

@@ -27,6 +27,7 @@ EXTERNAL_NETWORK = "external"
 AUTO_NETWORK = "auto"
 _MAX_SERVERS = 0x7FFF
 _NO_REVISION = (0, 0)
+_NO_NODE, _NO_ADDRESS = -1, -2
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -45,6 +46,8 @@ class ClusterMap:
     cluster_uuid: str = ""
     origin: str = ""
     elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    replicas: npt.NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 0), np.int16))
+    """By vbucket and replica: as in `active`, and −2 of a node that cannot be reached on this network."""
 
     @property
     def vbuckets(self) -> int:
@@ -62,6 +65,14 @@ class ClusterMap:
             raise IndexError(f"vbucket {vbucket} of {self.vbuckets}")
         owner = int(self.active[vbucket])
         return None if owner < 0 else self.nodes[owner]
+
+    def copies_of(self, vbucket: int) -> tuple[str | None, ...]:
+        """Addresses of the nodes with a copy, the owner first; None of one without an address."""
+        if self.active[vbucket] < 0:
+            return ()
+        row = self.replicas[vbucket].tolist() if len(self.replicas) else ()
+        places = [int(self.active[vbucket]), *(place for place in row if place != _NO_NODE)]
+        return tuple(None if place == _NO_ADDRESS else self.nodes[place] for place in places)
 
     def by_node(self) -> dict[str, list[int]]:
         """The vbuckets of each owner, ascending; nodes that own none are left out."""
@@ -88,7 +99,8 @@ class ClusterMap:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ClusterMap):
             return NotImplemented
-        return self._scalars() == other._scalars() and np.array_equal(self.active, other.active)
+        same = np.array_equal(self.active, other.active) and np.array_equal(self.replicas, other.replicas)
+        return same and self._scalars() == other._scalars()
 
     def __hash__(self) -> int:
         return hash(self._scalars())
@@ -139,9 +151,9 @@ def parse_bucket_config(
             fault="no map",
             hint="it is being created or warmed up: try again",
         )
-    owners = _read_owners(rows, len(servers))
+    places = _read_places(rows, len(servers))
     nodes, network = _resolve(config, servers, origin, network, tls=tls)
-    addresses, active = _addresses(nodes, owners, network, tls=tls)
+    addresses, found = _addresses(nodes, places, network, tls=tls)
     capabilities = frozenset(texts_field(config, "bucketCapabilities"))
     has_manifest = "collectionsManifestUid" in config
     return ClusterMap(
@@ -149,7 +161,8 @@ def parse_bucket_config(
         uuid=text_field(config, "uuid", ""),
         revision=(integer_field(config, "revEpoch", 0), integer_field(config, "rev", 0)),
         nodes=addresses,
-        active=active,
+        active=found[:, 0],
+        replicas=found[:, 1:],
         network=network,
         tls=tls,
         capabilities=capabilities,
@@ -164,13 +177,12 @@ def parse_bucket_config(
     )
 
 
-def _read_owners(rows: Sequence[object], servers: int) -> list[int]:
-    """Column 0 of the map, after a check of all columns."""
+def _read_places(rows: Sequence[object], servers: int) -> npt.NDArray[np.int16]:
+    """The map, checked: a row for each vbucket, the owner in column 0."""
     if len(rows) > MAX_VBUCKETS or servers > _MAX_SERVERS:
         raise ClusterMapError(
             f"the map has {len(rows)} vbuckets on {servers} nodes, and a bucket has {MAX_VBUCKETS} at most"
         )
-    owners = []
     width = None
     for vbucket, row in enumerate(rows):
         if not isinstance(row, list | tuple) or not row:
@@ -190,8 +202,7 @@ def _read_owners(rows: Sequence[object], servers: int) -> list[int]:
                     fault="no such server",
                     vbucket=vbucket,
                 )
-        owners.append(row[0])
-    return owners
+    return np.array(rows, np.int16)
 
 
 def _resolve(
@@ -214,16 +225,17 @@ def _resolve(
 
 
 def _addresses(
-    nodes: Sequence[ClusterNode], owners: Sequence[int], network: str, *, tls: bool
+    nodes: Sequence[ClusterNode], table: npt.NDArray[np.int16], network: str, *, tls: bool
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int16]]:
-    """Addresses of the nodes that can be reached, and the owners as indexes into them.
+    """Addresses of the nodes that can be reached, and the map as indexes into them.
 
     A node that cannot be reached matters only if it owns a vbucket.
     """
-    needed = {owner for owner in owners if owner >= 0}
+    needed = set(table[:, 0].tolist())
     addresses: dict[str, None] = {}
     # One more than there are nodes: index −1 finds the last, so that "no owner" stays −1.
-    places = np.full(len(nodes) + 1, -1, dtype=np.int16)
+    places = np.full(len(nodes) + 1, _NO_ADDRESS, dtype=np.int16)
+    places[-1] = _NO_NODE
     for index, node in enumerate(nodes):
         address = node.kv_address(network, tls=tls)
         if address in addresses:
@@ -237,9 +249,9 @@ def _addresses(
             addresses[address] = None
         elif index in needed:
             raise _unreachable(node, network, tls=tls)
-    active = places[np.asarray(owners, dtype=np.intp)]
-    active.flags.writeable = False
-    return tuple(addresses), active
+    found = places[table]
+    found.flags.writeable = False
+    return tuple(addresses), found
 
 
 def _unreachable(node: ClusterNode, network: str, *, tls: bool) -> ClusterMapError:

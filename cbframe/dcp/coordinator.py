@@ -168,13 +168,14 @@ class VBuckets:
         self._unchecked.discard(vb)
         self.records[vb].node = None
 
-    def check_again(self) -> bool:
+    def check_again(self, vbuckets: Collection[int]) -> bool:
         """Request what is done once more, from where it ended; whether there is anything to request."""
-        self._unchecked = {vb for vb, position in self.done.items() if position.seqno}
-        for vb in self._unchecked:
+        done = {vb for vb in vbuckets if vb in self.done and self.done[vb].seqno} - self._unchecked
+        self._unchecked |= done
+        for vb in done:
             self.records[vb].retry_at = 0.0
             self._give_back(vb)
-        return bool(self._unchecked)
+        return bool(done)
 
     def rolled_back(self, vb: int) -> int:
         """It was rolled back, and is not done any more; how often that has happened to it."""
@@ -415,6 +416,10 @@ class Coordinator:
         self._disturbed = True
         """Whether a node may have lost what is done, since it was checked."""
         self._checking = False
+        self._settled: dict[int, VBucketOffset] | None = {} if options.only_persisted else None
+        """Of vbuckets that are done: where all copies have them on disk; None if that is not asked for."""
+        self.unsettled: dict[int, VBucketOffset] = {}
+        """What is not known to be on disk, and all that is waited for."""
         self._now = 0.0
         self._received = 0
         self._out: list[messages.Instruction] = []
@@ -472,7 +477,7 @@ class Coordinator:
             times.add(deadline)
         return min(times, default=None)
 
-    def handle(
+    def handle(  # noqa: C901 - a table of cases
         self,
         event: messages.Event,
         now: float,
@@ -508,6 +513,10 @@ class Coordinator:
                 self._on_rolled_back(event)
             case messages.Kicked(reason=reason):
                 self._on_kick(reason)
+            case messages.Persisted():
+                self._on_persisted(event)
+            case messages.PersistenceFailed(error=error) if self._gives_up:
+                self._fail(error)
         if not self._over:
             self._plan()
             if self._checking:
@@ -640,6 +649,17 @@ class Coordinator:
             self._on_failure(messages.rolled_back(event, times))
         self._vbuckets.retry(event.vbucket, self._now, wait=patient)
 
+    def _on_persisted(self, event: messages.Persisted) -> None:
+        if self._settled is None or self._vbuckets.missing:
+            return
+        for vb, (vbuuid, seqno) in event.seqnos.items():
+            at = self.done.get(vb)
+            if at is not None and at.history == vbuuid and at.seqno <= seqno:
+                self._settled[vb] = at
+        # Streams from where they ended to where they ended: the node rolls them back.
+        if not self._vbuckets.check_again(event.lost):
+            self._finish_if_done()
+
     # -- planning
 
     def _plan(self) -> None:
@@ -752,10 +772,15 @@ class Coordinator:
     def _finish_if_done(self) -> None:
         if self._vbuckets.missing:
             return
-        if self._strict and self._disturbed and self._vbuckets.check_again():
+        done = self._vbuckets.done
+        if self._strict and self._disturbed and self._vbuckets.check_again(done):
             # Streams from where each ended to where it ended: a node that lost data rolls them back.
             self._disturbed, self._checking = False, True
             return
+        if (settled := self._settled) is not None:
+            self.unsettled = {vb: at for vb, at in done.items() if at.seqno and at != settled.get(vb)}
+            if self.unsettled:
+                return
         self._over = True
         self._out.append(messages.Finish())
 

@@ -227,7 +227,7 @@ class MapSource:
 
         def attempt(node: str) -> tuple[ClusterMap, CollectionsManifest | None]:
             self._hang_up()
-            self._line = self._connect(node)
+            self._line = self.connect(node)
             config, data = self._line.run(fetch_manifest(self._login))
             return self._parse_json(node, config), None if data is None else CollectionsManifest.parse(data)
 
@@ -373,10 +373,11 @@ class MapSource:
         return self._parse_on(self._target.network, config, origin)  # no node is on the one chosen
 
     def _ask(self, node: str, steps: Steps[T], waker: Waker | None = None) -> T:
-        with closing(self._connect(node, waker)) as line:
+        with closing(self.connect(node, waker)) as line:
             return line.run(steps)
 
-    def _connect(self, node: str, waker: Waker | None = None) -> Line:
+    def connect(self, node: str, waker: Waker | None = None) -> Line:
+        """A connection for questions."""
         waker = waker or self._waker
         assert waker is not None, "open() comes first"
         return Line(node, transport=self._transport, waker=waker, clock=self._clock, timeout=self._timeout)

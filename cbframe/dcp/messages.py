@@ -132,6 +132,21 @@ class Kicked:
 
 
 @dataclass(frozen=True, slots=True)
+class Persisted:
+    """Up to which history and seqno all copies of vbuckets have them on disk; `lost`: an owner lost some."""
+
+    seqnos: Mapping[int, tuple[int, int]]
+    lost: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PersistenceFailed:
+    """What is on disk cannot be found out, or nothing more comes to it."""
+
+    error: CbframeError
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -147,6 +162,8 @@ Event: TypeAlias = (
     | StreamRefused
     | StreamRolledBack
     | Kicked
+    | Persisted
+    | PersistenceFailed
     | Tick
 )
 

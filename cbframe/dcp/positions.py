@@ -307,6 +307,13 @@ def vbuuid_at(log: tuple[tuple[int, int], ...], seqno: int) -> int:
     return next((vbuuid for vbuuid, began in log if began <= seqno), 0) if seqno else 0
 
 
+def has_place(log: tuple[tuple[int, int], ...], vbuuid: int, seqno: int) -> bool:
+    """Whether the newest of some histories contains what an earlier one had at a seqno."""
+    # Each history ends where the newer one begins, which stands before it.
+    ends = [MAX_SEQNO, *(began for _, began in log)]
+    return any(name == vbuuid and seqno <= end for (name, _), end in zip(log, ends, strict=False))
+
+
 def u64_of(text: object) -> int:
     """An unsigned 64-bit integer that was written as text: what went through a double has lost digits."""
     if not isinstance(text, str) or str(int(text)) != text:

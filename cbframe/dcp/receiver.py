@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
@@ -146,6 +146,17 @@ class PreparingReceiver(Protocol):
 
 
 @runtime_checkable
+class HoldingReceiver(Protocol):
+    """A receiver that gives out nothing before it is on the disks of all copies, with ``only_persisted``."""
+
+    def hold(self, want: Callable[[int, int, int], None], forget: Callable[[int], None]) -> None:
+        """Take what has a vbucket asked about, up to a seqno of a history, and what ends that."""
+
+    def on_persisted(self, floors: Mapping[int, tuple[int, int]]) -> None:
+        """By vbucket, history and seqno up to which all copies have it on disk; from any thread."""
+
+
+@runtime_checkable
 class SystemEventReceiver(Protocol):
     """A receiver that wants to know of scopes and collections that come, go or change."""
 
@@ -197,6 +208,11 @@ class Receipt:
 
     def __repr__(self) -> str:
         return f"<Receipt of {self.nbytes} bytes{'' if self._acknowledge else ', done'}>"
+
+    def split(self, nbytes: int) -> Receipt:
+        """Take bytes of it off, as a receipt of their own; before any of it is done."""
+        self.nbytes -= nbytes
+        return Receipt(nbytes, self._acknowledge[0])
 
     def done(self) -> None:
         """Say that the documents are consumed; once is enough.

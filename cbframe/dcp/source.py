@@ -31,8 +31,15 @@ from cbframe.dcp.coordinator import Coordinator
 from cbframe.dcp.handshake import Login, window_of
 from cbframe.dcp.maps import MapFollower, MapSource, make_login, with_credentials
 from cbframe.dcp.node import NodeThread
+from cbframe.dcp.persistence import PersistedSeqnos, PersistencePoller
 from cbframe.dcp.positions import VBucketOffset
-from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, Receiver, taker_of_blocks
+from cbframe.dcp.receiver import (
+    BlockReceiver,
+    DeferringReceiver,
+    HoldingReceiver,
+    Receiver,
+    taker_of_blocks,
+)
 from cbframe.dcp.stats import (
     BucketDataSourceStats,
     ClusterCounters,
@@ -126,6 +133,7 @@ class Supervisor:
         self._follower: MapFollower | None = None
         self.coordinator = Coordinator(vbuckets, options, self.counters)
         """Touched by the supervisor's thread only, once started."""
+        self._poller = self._make_poller(receiver) if options.only_persisted else None
         self.nodes: dict[str, NodeThread] = {}
         self.stats: dict[str, NodeStats] = {}
         self.problems: deque[Problem] = deque(maxlen=PROBLEMS)
@@ -142,6 +150,20 @@ class Supervisor:
         self._ended: list[NodeThread] = []
         self._fetcher: OwnThread | None = None
         self._thread = OwnThread(self._run, "cbframe-cluster")
+
+    def _make_poller(self, receiver: BlockReceiver | DeferringReceiver) -> PersistencePoller:
+        """What asks the nodes what they have on disk, and tells a receiver that holds the rest back."""
+        seqnos = PersistedSeqnos(self._options, self._clock)
+        poller = PersistencePoller(self._options, self, self._maps.connect, self._fresh_login, seqnos)
+        if isinstance(receiver, HoldingReceiver):
+            receiver.hold(seqnos.want, seqnos.forget)
+            poller.on_persisted = receiver.on_persisted
+        elif self._options.seq_end is None:
+            raise ConfigurationError(
+                "only_persisted: nothing holds back what the receiver is given",
+                hint="stream_bucket(only_persisted=True) does; a source with seq_end= waits at its end",
+            )
+        return poller
 
     # -- callable from any thread
 
@@ -260,6 +282,8 @@ class Supervisor:
             for node in self.nodes.values():
                 counters.tot_refresh_workers_close_worker += 1
                 node.stop()
+            if self._poller is not None:
+                self._poller.close()
             for node in [*self.nodes.values(), *self._ended]:
                 node.join()
             if self._fetcher is not None:
@@ -321,6 +345,8 @@ class Supervisor:
                 for instruction in self.coordinator.handle(event, self._clock(), received):
                     if not self._carry_out(instruction):
                         return
+            if self._poller is not None:
+                self._poller.follow(self.coordinator.map, self.coordinator.unsettled)
 
     def _tell(self, event: messages.Event) -> None:
         """Tell the event log what came."""

@@ -21,6 +21,7 @@ from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import messages
 from cbframe.dcp.handshake import NUMBER, SEQNOS, TIME, Login, Steps, high_seqnos, log_in, require, time_of
 from cbframe.dcp.maps import MapSource, map_source, when_loaded
+from cbframe.dcp.persistence import PersistedSeqnos, nothing_on_disk, observe
 from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.receiver import DiscardingReceiver
 from cbframe.dcp.source import BucketDataSource
@@ -28,9 +29,9 @@ from cbframe.dcp.transport import Waker, at_once
 from cbframe.errors import ROLES_HINT, CbframeError, ConnectError, ReadTimeoutError, StreamError
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import ServerURLs
-from cbframe.wire.constants import MAX_VBUCKETS, Opcode, OpenFlag, Status
+from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import DcpOpen, GetFailoverLog, Plain, parse_failover_log
+from cbframe.wire.messages import DcpOpen, GetFailoverLog, Observed, Plain, parse_failover_log
 
 T = TypeVar("T")
 _Work: TypeAlias = Callable[[Waker], Any]
@@ -84,6 +85,7 @@ def survey_bucket(
     first_map: ClusterMap | None = None,  # the cluster map to begin with, where one was fetched a moment ago
     sizes: bool = False,  # ask how much is in them, too
     time: bool = False,  # ask what time it is, too
+    persisted: bool = False,  # with all histories, and up to where all copies have them on disk
     sleep: Callable[[float], None] = pause,  # stand-ins for tests
     clock: Callable[[], float] = monotonic,
 ) -> BucketState:
@@ -106,6 +108,10 @@ def survey_bucket(
             more = _other_questions(source, found, chosen, sizes=sizes, time=time)
             try:
                 positions, outcomes = _ask_nodes(source, found, chosen, more if first else [])
+                if persisted and chosen <= positions.keys():
+                    positions = _on_disk(source, found, positions, options)
+                elif not persisted:
+                    positions = {vb: VBucketOffset.at(at.history, at.seqno) for vb, at in positions.items()}
             except CbframeError as exc:
                 # A node that is being restarted, or was taken away just now.
                 if exc.permanent or clock() >= until:
@@ -144,6 +150,33 @@ def _ask_nodes(
             if found.node_of(vb) == node or vb not in positions:
                 positions[vb] = at
     return positions, outcomes[len(nodes) :]
+
+
+def _on_disk(
+    source: MapSource, found: ClusterMap, now: dict[int, VBucketOffset], options: BucketDataSourceOptions
+) -> dict[int, VBucketOffset]:
+    """Up to where all copies of vbuckets have the newest histories on disk."""
+    seqnos = PersistedSeqnos(options, monotonic)
+    nodes = seqnos.follow(found)
+    for vb, at in now.items():
+        seqnos.want(vb, at.history, MAX_SEQNO)
+    floors: dict[int, tuple[int, int]] = {}
+
+    def ask(node: str, waker: Waker) -> None:
+        def steps(login: Login) -> Steps[dict[int, Observed | None]]:
+            yield from log_in(login, then=lambda _: [])
+            return (yield from observe(asked))
+
+        asked = seqnos.questions(node)
+        floors.update(seqnos.answered(node, asked, source.query(node, steps, waker))[0])
+
+    for outcome in at_once([partial(ask, node) for node in nodes]):
+        _result(outcome)
+    if not seqnos.has_disk and any(at.seqno for at in now.values()):
+        error = nothing_on_disk(options.recovery_timeout)
+        error.permanent = False  # the first change of the bucket may be on its way to the disk
+        raise error
+    return {vb: VBucketOffset.of(at.metadata, floors.get(vb, (0, 0))[1]) for vb, at in now.items()}
 
 
 def _other_questions(
@@ -217,7 +250,7 @@ def _positions(
     for _ in before:
         require((yield asked), "DCP_OPEN was refused", ROLES_HINT)
         asked = []
-    histories: dict[int, int] = {}
+    histories: dict[int, VBucketMetaData] = {}
     refused = False
     for vb in vbuckets:
         answer = yield asked
@@ -230,11 +263,11 @@ def _positions(
         require(answer, "the failover log was refused", ROLES_HINT)
         log = parse_failover_log(answer.value)
         if log:
-            histories[vb] = log[0].vbuuid
+            histories[vb] = VBucketMetaData(failover_log=log)
     seqnos = high_seqnos((yield asked))
     if refused:
         return None
-    return {vb: VBucketOffset.at(vbuuid, seqnos[vb]) for vb, vbuuid in histories.items() if vb in seqnos}
+    return {vb: VBucketOffset.of(log, seqnos[vb]) for vb, log in histories.items() if vb in seqnos}
 
 
 def survey_sizes(login: Login, vbuckets: Collection[int]) -> Steps[dict[int, Size]]:

@@ -61,6 +61,15 @@ class StoredDocument(NamedTuple):
 
 
 @dataclass(slots=True)
+class Lag:
+    """What keeps a node's copy of a vbucket behind."""
+
+    received: int | None = None  # it gets no changes after this seqno; None: all
+    persisted: int | None = None  # what it has on disk, where it writes no more; None: all that it gets
+    log: list[FailoverEntry] = field(default_factory=list)  # as it was when it got its last change
+
+
+@dataclass(slots=True)
 class VBucket:
     """History and current state of one vbucket.
 
@@ -91,6 +100,8 @@ class VBucket:
     """Seqnos at which 8.0 began a checkpoint: it had a change of the same key that may not be left out."""
     unreadable: bool = False
     """Backfills fail, as from a damaged file."""
+    lags: dict[int, Lag] = field(default_factory=dict, repr=False)
+    """By node; the other copies have everything, on disk, too."""
     default_high: int = 0
     """Highest seqno of the default collection: all that connections without collections see."""
     encoded: dict[Variant, Encoded] = field(default_factory=dict, repr=False)
@@ -407,8 +418,33 @@ class VBucket:
                 return seqno
         return created
 
+    def hold(self, node: int, *, replication: bool) -> None:
+        """Have a node's copy stay behind from now on: it gets no changes, or writes none to disk."""
+        received, persisted, log = self.copy(node)
+        lag = self.lags.setdefault(node, Lag())
+        if replication:
+            lag.received, lag.log = received, log
+        else:
+            lag.persisted = persisted
+
+    def copy(self, node: int) -> tuple[int, int, list[FailoverEntry]]:
+        """How much a node's copy has, how much of it on disk, and the histories that it knows of."""
+        lag = self.lags.get(node, Lag())
+        received = self.high_seqno if lag.received is None else lag.received
+        persisted = received if lag.persisted is None else min(received, lag.persisted)
+        return received, persisted, self.failover if lag.received is None else lag.log
+
+    def surviving(self, node: int) -> int:
+        """How much of the present history is left if a node's copy is all that is left."""
+        received, _, log = self.copy(node)
+        newer = takewhile(lambda entry: entry != log[0], self.failover)
+        return min([self.high_seqno, received, *(entry.seqno for entry in newer)])
+
     def truncate(self, seqno: int) -> None:
         """Lose all history above `seqno` and begin a new one there, as a hard failover does."""
+        for lag in self.lags.values():
+            if lag.received is None and lag.persisted is not None:
+                lag.persisted = min(lag.persisted, seqno)
         kept = self.history[:seqno]
         commits = {done: prepared for done, prepared in self.commits.items() if done <= seqno}
         self._clear()
@@ -437,8 +473,9 @@ class VBucket:
         return len(gone)
 
     def flush(self) -> None:
-        """Lose everything; the failover log starts over."""
+        """Lose everything; the failover log starts over, and no copy is behind."""
         self._clear()
+        self.lags.clear()
         self.purge_seqno = 0
         self.failover = [FailoverEntry(self.new_uuid(), 0)]
 

@@ -421,6 +421,9 @@ class LocalCluster:
     commit = _verb(Engine.commit)
     abort = _verb(Engine.abort)
     hold_in_memory = _verb(Engine.hold_in_memory)
+    hold_persistence = _verb(Engine.hold_persistence)
+    hold_replication = _verb(Engine.hold_replication)
+    release = _verb(Engine.release)
     corrupt = _verb(Engine.corrupt)
     mend = _verb(Engine.mend)
 

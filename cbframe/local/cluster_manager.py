@@ -102,7 +102,8 @@ class ClusterConfig:
             "streamingUri": f"/pools/default/bucketsStreaming/{path}?bucket_uuid={bucket.uuid}",
             "ddocs": {"uri": f"/pools/default/buckets/{path}/ddocs"},
             "bucketCapabilitiesVer": "",
-            "bucketCapabilities": _CAPABILITIES,
+            # Views need files: those buckets have them that have disks.
+            "bucketCapabilities": _CAPABILITIES + ([] if bucket.ephemeral else ["couchapi"]),
             "collectionsManifestUid": f"{bucket.manifest.uid:x}",
             "vBucketServerMap": self._map(),
         }

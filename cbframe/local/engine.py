@@ -412,6 +412,29 @@ class Engine:
         with self.bucket.lock:
             self._vbucket(vbucket).memory_from = seqno
 
+    def hold_persistence(self, node: int | None = None, *, vbucket: int | None = None) -> None:
+        """Have a node, or all, write nothing to disk until :meth:`release`: if it is killed, that is lost."""
+        self._hold(node, vbucket, replication=False)
+
+    def hold_replication(self, node: int | None = None, *, vbucket: int | None = None) -> None:
+        """Have the replicas of a node, or all, get no changes until :meth:`release`: failovers lose these."""
+        self._hold(node, vbucket, replication=True)
+
+    def release(self, node: int | None = None, *, vbucket: int | None = None) -> None:
+        """Have the copies of a node, or all, catch up."""
+        with self.bucket.lock:
+            for vb in self.bucket.vbuckets if vbucket is None else [self._vbucket(vbucket)]:
+                for each in [*vb.lags] if node is None else [node]:
+                    vb.lags.pop(each, None)
+
+    def _hold(self, node: int | None, vbucket: int | None, *, replication: bool) -> None:
+        with self.bucket.lock:
+            for vb in self.bucket.vbuckets if vbucket is None else [self._vbucket(vbucket)]:
+                active = self.bucket.map[vb.id][0] if replication else None
+                for each in range(len(self.nodes)) if node is None else [self._node(node).index]:
+                    if each != active:
+                        vb.hold(each, replication=replication)
+
     def corrupt(self, vbucket: int) -> None:
         """Damage the file of a vbucket: backfills end with BACKFILL_FAIL until :meth:`mend`."""
         with self.bucket.lock:
@@ -473,7 +496,7 @@ class Engine:
             Number of the node, which may have been killed before.
         lose
             How many of the last seqnos of each of its vbuckets had not reached a replica: they never
-            happened, history forks there.
+            happened, history forks there. So do those of :meth:`hold_replication`.
         """
         member = self._member(node)
         stay = [other for other in self.config.members if other != node]
@@ -498,7 +521,7 @@ class Engine:
             Number of the node.
         lose
             How many of the last seqnos of each of its vbuckets were not on disk yet: they never
-            happened.
+            happened, as those that :meth:`hold_persistence` held.
         clean
             An orderly shutdown: nothing is lost, and each vbucket keeps its history's uuid. Not so in an
             ephemeral bucket: there all that the node had is lost in any case.
@@ -506,10 +529,11 @@ class Engine:
         self._stop(self._living(node))
         with self.bucket.lock:
             for vbucket in self._active(node):
+                vb = self._vbucket(vbucket)
                 if self.bucket.ephemeral:
-                    self._vbucket(vbucket).flush()
+                    vb.flush()
                 elif not clean:
-                    self._lose(vbucket, lose, None)
+                    self._lose(vbucket, max(lose, vb.high_seqno - vb.copy(node)[1]), None)
 
     def restart(self, node: int, *, same_ports: bool = False) -> None:
         """Bring a killed node back, on other ports without `same_ports`."""
@@ -536,7 +560,13 @@ class Engine:
             raise ConfigurationError("no node that runs would be left to take the vbuckets")
 
     def _lose(self, vbucket: int, lose: int, node: int | None) -> None:
-        self._fork(vbucket, max(0, self._vbucket(vbucket).high_seqno - lose), node)
+        self._fork(vbucket, max(0, self._left(vbucket, lose, node)), node)
+
+    def _left(self, vbucket: int, lose: int, node: int | None) -> int:
+        """What is left without the last seqnos, and without what the new owner never got."""
+        vb = self._vbucket(vbucket)
+        left = vb.high_seqno - lose
+        return left if node not in self.bucket.map[vbucket][1:] else min(left, vb.surviving(node))
 
     def _active(self, node: int) -> list[int]:
         return [vb for vb, row in enumerate(self.bucket.map) if row[0] == node]
@@ -576,7 +606,8 @@ class Engine:
     def fail_over(self, vbucket: int, *, lose: int = 0, node: int | None = None) -> int:
         """Hard failover of one vbucket: the last `lose` seqnos never happened, history forks there.
 
-        Its streams end with STATE_CHANGED. With `node`, that node is the owner from now on.
+        Its streams end with STATE_CHANGED. With `node`, that node is the owner from now on. What was held
+        from its replica is lost, too.
 
         Returns
         -------
@@ -586,7 +617,7 @@ class Engine:
         if node is not None:
             self._owner(node)
         with self.bucket.lock:
-            vbuuid = self._fork(vbucket, self._vbucket(vbucket).high_seqno - lose, node)
+            vbuuid = self._fork(vbucket, self._left(vbucket, lose, node), node)
         self._end_streams(vbucket)
         return vbuuid
 
@@ -609,6 +640,8 @@ class Engine:
 
     def _give(self, vbucket: int, node: int) -> None:
         row = self.bucket.map[vbucket]
+        if node in self._vbucket(vbucket).lags:
+            self._vbucket(vbucket).lags[node].received = None  # it has all that there is
         # The new owner may have been a replica: then the two change places.
         self.bucket.map[vbucket] = [node, *(row[0] if copy == node else copy for copy in row[1:])]
 

@@ -15,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Protocol
 
 from cbframe.errors import ProtocolError
@@ -50,6 +51,8 @@ from cbframe.wire.messages import (
     DcpOpen,
     GetAllVBucketSeqnos,
     Hello,
+    Observed,
+    ObserveSeqno,
     SaslAuth,
     SelectBucket,
     StreamRequest,
@@ -621,6 +624,23 @@ class KvConnection(Channel):
                 log = encode_failover_log(self.bucket.vbuckets[frame.vbucket].failover)
             self.respond(frame, value=log)
 
+    def observe_seqno(self, frame: Frame) -> None:
+        asked = ObserveSeqno.parse(frame).vbuuid
+        if not self.holds(frame.vbucket, active=False):
+            self.not_my_vbucket(frame)
+            return
+        with self.bucket.lock:
+            received, persisted, log = self.bucket.vbuckets[frame.vbucket].copy(self.node.index)
+        persisted = 0 if self.bucket.ephemeral else persisted
+        found = Observed(frame.vbucket, log[0].vbuuid, persisted, received)
+        ends = {older.vbuuid: newer.seqno for newer, older in pairwise(log)}
+        if asked in ends:
+            found = replace(found, asked=asked, ends=ends[asked])
+        elif asked != found.vbuuid:
+            self.respond(frame, Status.KEY_ENOENT)
+            return
+        self.respond(frame, value=found.encode())
+
     def stat(self, frame: Frame) -> None:
         group = frame.key.decode(errors="replace").split()
         if self.user is None or not self.user.may("admin"):
@@ -716,6 +736,7 @@ HANDLERS: dict[int, Callable[[KvConnection, Frame], None]] = {
     Opcode.GET_ALL_VB_SEQNOS: KvConnection.all_seqnos,
     Opcode.GET_FAILOVER_LOG: KvConnection.failover_log,
     Opcode.DCP_GET_FAILOVER_LOG: KvConnection.failover_log,
+    Opcode.OBSERVE_SEQNO: KvConnection.observe_seqno,
     Opcode.STAT: KvConnection.stat,
     Opcode.DCP_OPEN: KvConnection.dcp_open,
     Opcode.DCP_CONTROL: KvConnection.dcp,

@@ -21,6 +21,12 @@ its beginning. A vbucket is delivered again like that
 * where one of its collections was created, emptied or dropped, or the one scope that is read created again:
   of such documents there are no deletions, and their collection's name is gone.
 
+With ``only_persisted`` a new history is no reason. An offset is then where all copies of a vbucket have it on
+disk, and a read waits until they have all of the snapshots that it got, also what lies after the offset: what
+was left out for a newer version does not come back to light, as that version is not lost. So where the new
+history contains the offset, it goes on from there. Such a read takes whole snapshots, however few of their
+changes it is for.
+
 An offset says, too, which scope and collections it is of. Those that are asked for later have documents
 before it that were never delivered, and documents of those that are asked for no more would never be deleted.
 """
@@ -41,7 +47,7 @@ from cbframe.arrow.columns import KEY, OPCODE, SEQNO, VBUCKET, form_of
 from cbframe.arrow.current_rows import CurrentRows
 from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.collections_manifest import CollectionsManifest
-from cbframe.dcp.positions import ReachedEnds, VBucketMetaData, VBucketOffset, u64_of
+from cbframe.dcp.positions import ReachedEnds, VBucketMetaData, VBucketOffset, has_place, u64_of
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.survey import BucketState
 from cbframe.errors import ClusterMapError, ConfigurationError, ConversionError, RollbackError, StreamError
@@ -55,7 +61,7 @@ from cbframe.scan.session import Run
 from cbframe.scan.shape import cast_to
 from cbframe.scan.spec import METADATA_NAMES, ScanSpec
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, SystemEventId
-from cbframe.wire.messages import SystemEvent
+from cbframe.wire.messages import FailoverLog, SystemEvent
 
 OnReset: TypeAlias = Literal["reset", "fail"]
 RESET = "reset"
@@ -99,6 +105,15 @@ class Range(NamedTuple):
     vbucket: int
     start: VBucketOffset
     end: VBucketOffset
+
+    def carried(self, now: VBucketOffset) -> Range:
+        """The same, with the start in the history of the end, if the newest history contains both."""
+        start, end = self.start, self.end
+        if not all(has_place(now.failover_log, at.history, at.seqno) for at in (start, end)):
+            return self
+        # A replica that is made anew has less for a while.
+        marks = (VBucketOffset.at(end.history, max(seqno, start.seqno)) for seqno in (0, end.seqno))
+        return Range(self.vbucket, *marks)
 
     @property
     def reset(self) -> bool:
@@ -174,6 +189,8 @@ class Offset:
         bucket_uuid: str,
         most: int | None = None,
         selection: Selection = ALL,  # what is asked for
+        *,
+        carries: bool = False,
     ) -> Offset:
         """The offset that is to be read to, when the bucket is at `positions`."""
         self.check(positions, bucket_uuid, selection)
@@ -183,6 +200,7 @@ class Offset:
         turn = 0
         for at, vb in enumerate(order):
             wanted = Range(vb, marks[vb], positions[vb])
+            wanted = wanted.carried(positions[vb]) if carries else wanted
             if not wanted.changes:
                 # An empty vbucket with a new history has nothing to deliver, and no more had the old one.
                 continue
@@ -225,14 +243,16 @@ class Offset:
                 "new checkpoint location and an empty target",
             )
 
-    def ranges_to(self, end: Offset) -> list[Range]:
-        """What is to be read between this offset and a later one."""
+    def ranges_to(self, end: Offset, now: Mapping[int, VBucketOffset] | None = None) -> list[Range]:
+        """What is to be read between this offset and a later one; carried, if the histories of `now` do."""
         self._check_selection(end.selection)
         if end.initial:
             # Nothing had come since the beginning that this is.
             return []
         before = self.marks if end.began is None else end.began
-        found = (Range(vb, before.get(vb, BEGINNING), mark) for vb, mark in end.marks.items())
+        found = [Range(vb, before.get(vb, BEGINNING), mark) for vb, mark in end.marks.items()]
+        if now is not None:
+            found = [each.carried(now[each.vbucket]) for each in found]
         return [each for each in found if each.start != each.end and each.changes]
 
     @classmethod
@@ -283,14 +303,20 @@ class MicroBatchReader:
         """Of which documents the offsets are."""
         return Selection.of(self.spec.scope, self.spec.named)
 
-    def look(self, vbuckets: Collection[int] | None = None) -> BucketState:
-        """Where the bucket is now, or some of its vbuckets."""
-        return self.spec.look(vbuckets)
+    @property
+    def only_persisted(self) -> bool:
+        """Whether only what is on disk everywhere is delivered."""
+        return self.spec.options.only_persisted
+
+    def look(self) -> BucketState:
+        """Where the bucket is now."""
+        return self.spec.look(None, persisted=self.only_persisted)
 
     def ahead(self, start: Offset, look: BucketState, most: int | None = None) -> Offset:
         """As :meth:`Offset.ahead`."""
-        end = start.ahead(look.positions, look.map.uuid, most, self.selection)
-        self._refuse_planned(start.ranges_to(end), look)
+        carries = self.only_persisted
+        end = start.ahead(look.positions, look.map.uuid, most, self.selection, carries=carries)
+        self._refuse_planned(start.ranges_to(end, look.positions if carries else None), look)
         return end
 
     def now(self, look: BucketState) -> Offset:
@@ -301,7 +327,8 @@ class MicroBatchReader:
         """What is to be read between two offsets, in `n` parts at most, of one node each if it can be."""
         # Who is restarted has not looked ahead from here: nobody has compared anything yet.
         end.check(look.positions, look.map.uuid, self.selection)
-        ranges = {each.vbucket: each for each in start.ranges_to(end)}
+        now = look.positions if self.only_persisted else None
+        ranges = {each.vbucket: each for each in start.ranges_to(end, now)}
         self._refuse_planned(ranges.values(), look)
         # Those that nothing is read of count, too: they have a row.
         weights = {vb: VBucketOffset.at(0, each.changes) for vb, each in ranges.items()}
@@ -482,11 +509,12 @@ class Pass:
         )
         receiver = MicroBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
         starts = {each.vbucket: each.start if each.base else BEGINNING for each in some}
-        receiver.begin(starts, of_scope=spec.scope is not None and spec.collections is None)
+        of_scope = spec.scope is not None and spec.collections is None
+        receiver.begin(starts, of_scope=of_scope, only_persisted=reader.only_persisted)
         agreed = reader.agreed
         sink = MicroBatchSink(spec, run.names, receiver, agreed, bounded=True, of_changes=True)
         stack.callback(sink.close)
-        sink.stop_at({} if reader.whole_snapshots else ends)
+        sink.stop_at({} if reader.whole_snapshots or reader.only_persisted else ends)
         ran = run.into(receiver, sink)
         self._sink = sink
         short = []
@@ -503,7 +531,7 @@ class Pass:
         """Decide what is delivered of a vbucket; whether it reached the reported end of its history."""
         vb, end = planned.vbucket, planned.end
         # A vbucket that is empty now is not asked: then its history is another one, too.
-        same = receiver.history(vb) == end.history
+        same = receiver.has(vb, end)
         rolled_back = vb in receiver.rolled_back
         if not same:
             self.other_history.add(vb)
@@ -526,10 +554,11 @@ class Pass:
         """See that there is nothing for us where vbuckets ended early; not all servers report that."""
         # If a history does not have the seqno that it was reported to have, what is missing would be reported
         # by nobody later on, so that cannot be passed over.
-        now = self._reader.look({each.vbucket for each in short}).positions
+        now = self._reader.spec.look({each.vbucket for each in short}).positions
         for each in short:
             at = now[each.vbucket]
-            if at.history != each.end.history or at.seqno < each.end.seqno:
+            other = at.history != each.end.history and not self._reader.only_persisted
+            if other or at.seqno < each.end.seqno:
                 raise _on_its_way(each)
 
     def tables(self) -> Iterator[pa.Table]:
@@ -540,16 +569,20 @@ class Pass:
 class MicroBatchReceiver(DeferringBatchReceiver):
     """Gathers changes after some positions."""
 
-    __slots__ = ("_histories", "_of_scope", "_scopes", "rolled_back")
+    __slots__ = ("_logs", "_of_scope", "_only_persisted", "_scopes", "_starts", "rolled_back")
 
     rolled_back: set[int]  # vbuckets that the server rolled back: they were read from their beginning then
 
-    def begin(self, starts: Mapping[int, VBucketOffset], *, of_scope: bool) -> None:
+    def begin(
+        self, starts: Mapping[int, VBucketOffset], *, of_scope: bool, only_persisted: bool = False
+    ) -> None:
         """Begin there; call it before anything is received."""
         self.rolled_back = set()
+        self._starts = starts
+        self._only_persisted = only_persisted
         self._of_scope = of_scope
         self._scopes: list[tuple[int, int]] = []
-        self._histories: dict[int, int] = {}
+        self._logs: dict[int, FailoverLog] = {}
         for vbucket, position in starts.items():
             # It is not known in which snapshot the seqno lay. The server takes it for the end of one,
             # which it need not have been: that is why a new history means a reset in any case.
@@ -558,13 +591,16 @@ class MicroBatchReceiver(DeferringBatchReceiver):
     # -- on the threads of the nodes
 
     def rollback(self, vbucket: int, seqno: int) -> VBucketOffset:
+        start = self._starts[vbucket]
+        if self._only_persisted and 0 < start.seqno <= seqno:
+            return self.read_from(vbucket, start)
         self.rolled_back.add(vbucket)
         return DeferringBatchReceiver.rollback(self, vbucket, seqno)
 
     def store(self, vbucket: int, metadata: VBucketMetaData) -> None:
         DeferringBatchReceiver.store(self, vbucket, metadata)
         if metadata.failover_log:
-            self._histories[vbucket] = metadata.failover_log[0].vbuuid
+            self._logs[vbucket] = metadata.failover_log
 
     def system_event(self, vbucket: int, event: SystemEvent) -> None:
         DeferringBatchReceiver.system_event(self, vbucket, event)
@@ -579,9 +615,10 @@ class MicroBatchReceiver(DeferringBatchReceiver):
         scopes = [seqno for vb, seqno in self._scopes if vb == vbucket]
         return DeferringBatchReceiver.ended_at(self, vbucket) + scopes
 
-    def history(self, vbucket: int) -> int | None:
-        """The newest history of a vbucket, as the server last reported; None if it was not asked."""
-        return self._histories.get(vbucket)
+    def has(self, vbucket: int, end: VBucketOffset) -> bool:
+        """Whether a vbucket has the planned history, or only the end of it, as the server last reported."""
+        log = self._logs.get(vbucket, ())
+        return has_place(log if self._only_persisted else log[:1], end.history, end.seqno)
 
 
 class MicroBatchSink(Pipeline):

@@ -28,12 +28,14 @@ from cbframe.arrow.current_rows import LeftOut
 from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import parse_connection_string
-from cbframe.dcp.positions import ReachedEnds, VBucketOffset
+from cbframe.dcp.persistence import few_copies
+from cbframe.dcp.positions import ReachedEnds, VBucketOffset, has_place
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError, ReadTimeoutError, RollbackError, StreamError
 from cbframe.json.layout import Path
 from cbframe.json.typer import VALUE, Documents, texts_at, typed
+from cbframe.public import warn
 from cbframe.scan.names import Names, described
 from cbframe.scan.pipeline import DocumentTables, Pipeline, beside
 from cbframe.scan.progress import Pace, ScanProgress, Watcher, teller_of
@@ -104,12 +106,7 @@ class Pins:
             return True
         if not log or log[0].vbuuid != reached[0]:
             return False
-        # Each history ends where the newer one begins, which stands before it.
-        ends = [None, *(entry.seqno for entry in log)]
-        return any(
-            entry.vbuuid == vbuuid and (end is None or seqno <= end)
-            for entry, end in zip(log, ends, strict=False)
-        )
+        return has_place(log, vbuuid, seqno)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +235,8 @@ class Run:
                 vbuckets = parts.send((found.vbuckets, stats.total.documents))
             except StopIteration:
                 break
+        if self.options.only_persisted and (limit := few_copies(found)) is not None:
+            warn(limit)
         # A look at some documents is not as of anything.
         as_of = AsOf.of(positions, self._time) if self._target.n_rows is None else AsOf({})
         return Ran(as_of, stats, found, moment, source.node_time)
@@ -287,6 +286,8 @@ class Run:
             )
         else:
             shown = "" if problem is None else f"; last problem: {problem.message}"
+            if self.options.only_persisted and stats.vbuckets_done == stats.vbuckets > 0:
+                shown = f", and not all that was read of them is on the disks of all copies{shown}"
             error = ReadTimeoutError(
                 f"the read is not complete after {timeout:g} s: "
                 f"{stats.vbuckets_done} of {stats.vbuckets or '?'} vbuckets{shown}",

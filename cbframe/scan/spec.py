@@ -459,6 +459,7 @@ class ScanSpec:
     expired: Exclusion = _argument(one_of(*get_args(Exclusion)), "drop")
     transaction_records: Exclusion = _argument(one_of(*get_args(Exclusion)), "drop")
     consistency: Consistency = _argument(one_of(*get_args(Consistency)), "snapshot")
+    only_persisted: bool = _argument(flag, default=False)
     batch_bytes: int | None = _argument(count)
     buffer_bytes: int | None = _argument(size)
     spool_dir: str | None = _argument(path_or_none)
@@ -554,6 +555,8 @@ class ScanSpec:
         options = self.options
         if self.timeout is not None:
             options = replace(options, connect_timeout=min(options.connect_timeout, self.timeout))
+        if self.only_persisted:
+            options = replace(options, only_persisted=True)
         if self.buffer_bytes is not None:
             options = replace(options, feed_buffer_size_bytes=self.buffer_bytes)
         object.__setattr__(self, "options", options)
@@ -623,6 +626,7 @@ class ScanSpec:
         first_map: ClusterMap | None = None,
         sizes: bool = False,
         time: bool = False,
+        persisted: bool = False,
     ) -> BucketState:
         """Where vbuckets are now, as :func:`cbframe.dcp.survey.survey_bucket` finds out."""
         return survey_bucket(
@@ -636,6 +640,7 @@ class ScanSpec:
             first_map=first_map,
             sizes=sizes,
             time=time,
+            persisted=persisted,
         )
 
     def policy(self) -> Policy:

@@ -28,6 +28,7 @@ from cbframe.arrow.columns import KeyForm
 from cbframe.arrow.receivers import Arrived, ChangeReceiver, EventArrived, Item, Reached, RolledBack
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.tls import TLSLike
+from cbframe.dcp.persistence import few_copies
 from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats, EventLogLike
@@ -35,12 +36,13 @@ from cbframe.dcp.survey import current_positions
 from cbframe.errors import CbframeError, ConfigurationError, GroupError, ReadCancelledError, ReadTimeoutError
 from cbframe.json.layout import FieldPath
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import Connectable, ServerURLs, public
+from cbframe.public import Connectable, ServerURLs, public, warn
 from cbframe.scan.changes import ChangeBatch, ChangeRows, CollectionDrop, Delivery, Directory, Rollback, Tail
 from cbframe.scan.checkpoint import ChangeLog, Checkpoint, Rotation
 from cbframe.scan.group import ConsumerGroup, Membership, Position
 from cbframe.scan.names import Names, described, difference
 from cbframe.scan.parquet import check_compression
+from cbframe.scan.persisted import PersistedChangeReceiver
 from cbframe.scan.progress import ShowsItself
 from cbframe.scan.result import AsOf
 from cbframe.scan.spec import Exclusion, ScanSpec, name_or_none, not_negative, positive, seconds_of
@@ -351,6 +353,8 @@ class ChangeStream(ShowsItself):
         self._tail: Tail | None = None
         self._closed = False
         self._paused = Switch()
+        self._promises = options.only_persisted
+        """It is to be said what that is worth, once there is a cluster map."""
         self._maps: set[FieldPath] = set()
         self._connect(start, None if group is None else {})
         if group is not None:
@@ -361,7 +365,7 @@ class ChangeStream(ShowsItself):
         target = self._target
         options, names, on_rollback, batch_bytes, max_latency = self._how
         self._bucket_uuid = start.bucket_uuid
-        self._receiver = ChangeReceiver(
+        self._receiver = (PersistedChangeReceiver if options.only_persisted else ChangeReceiver)(
             start.offsets,
             names.wire_metadata,
             to_base=on_rollback == "restart",
@@ -485,6 +489,10 @@ class ChangeStream(ShowsItself):
     def _next(self, timeout: float | None) -> ChangeBatch | None:
         """The next batch, also of what had come when the stream was closed; None if there is none."""
         batch = self._undelivered or self._gathered(timeout)
+        if self._promises and (found := self._source.map) is not None:
+            self._promises = False
+            if (limit := few_copies(found)) is not None:
+                warn(limit)
         if batch is None:
             if self._source.finished and not self._paused and not self._closed:
                 try:
@@ -843,6 +851,7 @@ def stream_bucket(
     metadata: str | Iterable[str] = ("key", "vbucket", "seqno", "scope", "collection"),
     start: Literal["beginning", "now"] | Checkpoint | AsOf = "beginning",
     on_rollback: OnRollback = "emit",
+    only_persisted: bool = False,
     batch_bytes: int | None = None,
     max_latency: float = 0.25,
     buffer_bytes: int | None = None,
@@ -892,6 +901,12 @@ def stream_bucket(
         stream began; for those who keep only the newest version of a document. ``"raise"``: the stream ends
         with a :class:`~cbframe.RollbackError`. Or a function, called with each :class:`Rollback` before the
         batch that has it is delivered; otherwise as ``"emit"``.
+    only_persisted
+        Give out nothing that is not on the disks of the active copy and of all replicas of its vbucket, so
+        that no failover takes it back (:mod:`cbframe.dcp.persistence` has the limits). Changes come later by
+        the time that takes, and up to ``persistence_interval`` of `options`; what waits counts against the
+        window. An error if no copy of a vbucket has got on for ``recovery_timeout``, and with ephemeral
+        buckets, which have no disks. Without replicas, a warning says that it is for restarts only.
     batch_bytes
         A batch is delivered when it has about this many bytes on the wire (by default 4 MiB, or a quarter of
         the window),

@@ -385,8 +385,8 @@ def compact(
     """Rewrite the newest version as few files.
 
     Older versions of documents, and deletions, stay if they came after the newest version that is older
-    than `keep`: where the server rolls back what came later, they count again. A rollback to before that
-    has its vbucket read again from the start.
+    than `keep`, or was on the disks of all copies: where the server rolls back what came later, they count
+    again. A rollback to before that has its vbucket read again from the start.
     """
     base = history.at(None)
     sweep(store, base.version)
@@ -456,7 +456,7 @@ def _floors(base: Manifest, history: History, moment: datetime) -> Sequence[int]
     """By vbucket: older versions are kept only of what came after this seqno."""
     ancestors = [*history.ancestors(base)]
     times = history.times()
-    old = next((each.version for each in ancestors if times[each.version] <= moment), 0)
+    old = next((each.version for each in ancestors if each.persisted or times[each.version] <= moment), 0)
     points = RollbackPoints(base, ancestors)
     return [
         max(floor, points.position(vbucket, MAX_SEQNO, before=old + 1).seqno)

@@ -21,6 +21,8 @@ node_time                 the latest time of day that a node has reported, ISO 8
                           before that of an earlier version: then 1 ms after the version before counts
 bucket, bucket_uuid       where the documents are from
 cluster_uuid              empty where the cluster does not tell
+persisted                 true where all copies of the vbuckets had the version on disk, with
+                          ``only_persisted``; missing where that is not known
 options                   what was asked for when the snapshot was made; transaction_records is always
                           among them: where it is missing, in manifests of earlier releases, files have
                           documents whose keys begin with ``_txn:``, and these do not count
@@ -147,6 +149,7 @@ class Manifest:
     node_time: datetime | None = None
     ordered: bool = True
     """Whether `created` is after that of every earlier version; earlier releases took any clock's word."""
+    persisted: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     positions: Sequence[VBucketOffset]
     floors: Sequence[int]
@@ -181,6 +184,7 @@ class Manifest:
             "bucket": self.bucket,
             "bucket_uuid": self.bucket_uuid,
             "cluster_uuid": self.cluster_uuid,
+            **({"persisted": True} if self.persisted else {}),
             "options": dict(self.options),
             "vbuckets": {
                 **{name: [position[name] for position in positions] for name in _COLUMNS},
@@ -228,6 +232,7 @@ class Manifest:
             bucket=fields["bucket"],
             bucket_uuid=fields["bucket_uuid"],
             cluster_uuid=fields["cluster_uuid"],
+            persisted=bool(fields.get("persisted")),
             options=fields["options"],
             positions=positions,
             floors=[u64_of(seqno) for seqno in vbuckets["floor"]],

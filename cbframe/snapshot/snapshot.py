@@ -435,7 +435,9 @@ class Snapshot:
 
         Documents that were deleted, and older versions of documents, are left out, but for what came within
         `keep`: the server may roll back what it has sent lately, and then they count again. A rollback to
-        before that has its vbucket read again from the start. :meth:`vacuum` deletes the old files.
+        before that has its vbucket read again from the start. Versions that were written with
+        ``only_persisted=True`` are not rolled back, and count as older than `keep`. :meth:`vacuum` deletes
+        the old files.
 
         Parameters
         ----------

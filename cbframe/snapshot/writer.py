@@ -108,6 +108,7 @@ HOW = (
     "tls",
     "network",
     "consistency",
+    "only_persisted",
     "batch_bytes",
     "buffer_bytes",
     "spool_dir",
@@ -433,6 +434,7 @@ class Update:
             node_time=_latest(base.node_time, changes.ran.node_time),
             options=self.stored,
             positions=changes.positions,
+            persisted=self.target.options.only_persisted,
             floors=[min(floor, rollback_seqnos.get(vbucket, floor)) for vbucket, floor in enumerate(floors)],
             files=(*base.files, *files),
             columns=columns,
@@ -520,6 +522,7 @@ def write_snapshot(
     parse_dates: bool | Iterable[str] | None = None,
     transaction_records: Exclusion | None = None,
     consistency: Consistency = "snapshot",
+    only_persisted: bool = False,
     file_bytes: int = FILE_BYTES,
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
@@ -569,6 +572,11 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
         data during the update, vbuckets that were complete keep rows of the lost history until the next
         update takes them back. ``"strict"`` compares all histories before the version is published, and reads
         again what was lost: then each position of the version is of a history that existed at its end.
+    only_persisted
+        Publish the version when all that was read is on the disks of the active copy and of all replicas of
+        its vbucket, so that no failover takes it back; what one takes away until then is read again. An error
+        if no copy of a vbucket has got on for ``recovery_timeout``, or after `timeout`. ``compact()`` keeps
+        nothing that such a version replaced. Limits as of :func:`cbframe.stream_bucket`.
     file_bytes
         Changes of more bytes than that, as they are in memory, go to several files, each of a range of
         vbuckets; 16 at most.

@@ -330,6 +330,54 @@ class GetFailoverLog:
 
 
 @dataclass(frozen=True, slots=True)
+class ObserveSeqno:
+    """Ask a copy of a vbucket, active or replica, how much of a history it has on disk."""
+
+    vbucket: int
+    vbuuid: int
+
+    def frame(self, opaque: int = 0) -> Frame:
+        value = _U64.pack(self.vbuuid)
+        return request(Opcode.OBSERVE_SEQNO, vbucket=self.vbucket, opaque=opaque, value=value)
+
+    @classmethod
+    def parse(cls, frame: Frame) -> ObserveSeqno:
+        if len(frame.value) != _U64.size:
+            raise ProtocolError("OBSERVE_SEQNO has a value of 8 bytes", opcode=frame.opcode)
+        return cls(frame.vbucket, *_U64.unpack(frame.value))
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The answer to OBSERVE_SEQNO: `asked` and `ends` are of an older history, where that was asked about."""
+
+    vbucket: int
+    vbuuid: int  # the copy's newest history
+    persisted: int
+    current: int  # what it has in memory
+    asked: int = 0
+    ends: int = MAX_SEQNO
+
+    @property
+    def shared(self) -> int:
+        """Up to where the copy has on disk what was asked about."""
+        return min(self.persisted, self.ends)
+
+    def encode(self) -> bytes:
+        older = _FAILOVER.pack(self.asked, self.ends) if self.asked else b""
+        fields = self.vbucket, self.vbuuid, self.persisted, self.current
+        return _OBSERVED.pack(bool(older), *fields) + older
+
+    @classmethod
+    def parse(cls, value: bytes) -> Observed:
+        older = len(value) - _OBSERVED.size
+        if older not in (0, _FAILOVER.size) or value[0] != bool(older):
+            raise ProtocolError(f"an answer of {len(value)} bytes", opcode=Opcode.OBSERVE_SEQNO)
+        more = _FAILOVER.unpack_from(value, _OBSERVED.size) if older else ()
+        return cls(*_OBSERVED.unpack_from(value)[1:], *more)
+
+
+@dataclass(frozen=True, slots=True)
 class BufferAck:
     """Tell the server how many bytes were consumed since the last acknowledgement."""
 
@@ -421,6 +469,7 @@ _REVISION = struct.Struct(">qq")
 _COMPLETED = struct.Struct(">QQ")
 _SEQNO = struct.Struct(">HQ")
 _FAILOVER = struct.Struct(">QQ")
+_OBSERVED = struct.Struct(">BHQQQ")
 _FLAT_U16 = struct.Struct("<H")
 _FLAT_U32 = struct.Struct("<I")
 _FLAT_I32 = struct.Struct("<i")

@@ -575,6 +575,7 @@ def to_delta(
     parse_dates: bool | Iterable[str] | None = None,
     transaction_records: Exclusion | None = None,
     consistency: Consistency = "snapshot",
+    only_persisted: bool = False,
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
@@ -604,7 +605,7 @@ def to_delta(
     scope, collections, columns, filters, keys, key_prefix, key_pattern, keys_only, parse, xattrs, nested, \
 schema, on_conflict, max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
-    consistency
+    consistency, only_persisted
         As of :func:`cbframe.write_snapshot`, and for this commit only.
     batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, event_log, options
         As of :func:`cbframe.scan_bucket`.
@@ -662,6 +663,7 @@ def update_delta(
     parse_dates: bool | Iterable[str] | None = None,
     transaction_records: Exclusion | None = None,
     consistency: Consistency = "snapshot",
+    only_persisted: bool = False,
     batch_bytes: int | None = None,
     buffer_bytes: int | None = None,
     spool_dir: str | os.PathLike[str] | None = None,
@@ -680,7 +682,7 @@ def update_delta(
 
     Parameters
     ----------
-    conn, bucket, auth, tls, network, consistency, batch_bytes, buffer_bytes, spool_dir, \
+    conn, bucket, auth, tls, network, consistency, only_persisted, batch_bytes, buffer_bytes, spool_dir, \
 spill_bytes, timeout, progress, event_log, options, storage_options, clock
         As of :func:`to_delta`.
     uri

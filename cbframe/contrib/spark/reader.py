@@ -64,7 +64,9 @@ _BOTH = frozenset(
     )
 )
 BATCH = _BOTH | {"consistency", "expired", "pushdown"}
-STREAM = _BOTH | {"changes", "start", "max_changes_per_batch", "on_rollback", "whole_snapshots"}
+STREAM = _BOTH | {
+    *("changes", "start", "max_changes_per_batch", "on_rollback", "whole_snapshots", "only_persisted")
+}
 _OPERATORS: dict[type[Filter], str] = {
     EqualTo: "==",
     GreaterThan: ">",
@@ -287,6 +289,7 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
             on_conflict=choice_of(options, "on_conflict", "raise", "null"),  # type: ignore[arg-type]
             on_rollback=choice_of(options, "on_rollback", "reset", "fail"),  # type: ignore[arg-type]
             whole_snapshots=choice_of(options, "whole_snapshots", *whole) == "true",
+            only_persisted=choice_of(options, "only_persisted", "false", "true") == "true",
             **read_arguments(options),
         )
         self._look: BucketState | None = None
