@@ -6,7 +6,12 @@ import random
 import time
 from collections.abc import Callable, Mapping
 
+import pytest
+
 from cbframe import LocalCluster
+from cbframe.local import kv
+from cbframe.wire.constants import Opcode
+from cbframe.wire.framing import Frame
 
 VBUCKETS = 4
 PATIENCE = 30.0
@@ -77,6 +82,34 @@ class Hand:
         node = self.rng.choice(self.cluster.members)
         self.cluster.kill(node)
         self.cluster.restart(node, same_ports=True)
+
+
+class Asked:
+    """How often nodes are asked what they have on disk, and what happens then.
+
+    Attributes
+    ----------
+    count
+        Questions so far.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._at = -1
+        self._act: Callable[[], object] = lambda: None
+        original = kv.KvConnection.observe_seqno
+
+        def observe_seqno(connection: kv.KvConnection, frame: Frame) -> None:
+            self.count += 1
+            if self.count == self._at:
+                self._act()
+            original(connection, frame)
+
+        monkeypatch.setitem(kv.HANDLERS, Opcode.OBSERVE_SEQNO, observe_seqno)
+
+    def then(self, more: int, act: Callable[[], object]) -> None:
+        """Do something on the thread of a node, with the last of as many questions more."""
+        self._act, self._at = act, self.count + more
 
 
 def until(reached: Callable[[], object], told: Callable[[], object] = lambda: None) -> None:

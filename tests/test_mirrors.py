@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from contrib.delta.conftest import _runtime  # noqa: F401 - a fixture that is used by itself
+from failovers import VBUCKETS, Asked, Hand
 from mirrors import KILLED, KINDS, Mirror, Mortals, SnapshotMirror
 from scan.conftest import nothing_left  # noqa: F401 - as above
 from scan.kit import Row, background, fill, truth
@@ -106,6 +107,45 @@ def test_losses(kind: str, first: int, count: int, tmp_path: Path) -> None:
     assert min(happened[what] for what in ("rolled back", "retracted", "compacted")) > most
     assert happened["vacuumed"] > 3
     assert min(happened[f"read again from {where}"] for where in ("the start", "within")) > some
+
+
+def lag(seed: int, mirror: Mirror, asked: Asked) -> int:
+    """Updates of a mirror, between failovers that take what only some copies have; how much that was."""
+    with LocalCluster(nodes=3, vbuckets=VBUCKETS, replicas=1 + seed % 2, seed=seed) as cluster:
+        hand = Hand(cluster, seed)
+        hand.write(60)
+        for _ in range(5):
+            hand.hold()
+            hand.write()
+            # It waits for the copies: they catch up after some questions.
+            asked.then(10, cluster.release)
+            result = mirror.update(cluster, only_persisted=True)
+            assert (result.retracted, result.read_again) == (0, {})
+            assert mirror.held() == truth(cluster)
+            cluster.release()
+            hand.hold()
+            hand.write()
+            hand.lose()
+        mirror.verify()
+    return hand.lost
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_is_on_all_disks_is_not_retracted(
+    seed: int, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lag(seed, mirror, Asked(monkeypatch)) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("kind", "count"), [("snapshot", 200), ("delta", 50)])
+def test_what_is_on_all_disks_is_not_retracted_more_often(
+    kind: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(monkeypatch)
+    lost = [lag(seed, KINDS[kind](tmp_path / str(seed)), asked) for seed in range(100, 100 + count)]
+    assert sum(lost) > 5 * count
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -400,6 +400,23 @@ def test_node_outside_the_network() -> None:
     assert caught.value.node == "10.0.0.2:11210"
 
 
+def test_copies() -> None:
+    found = parse(with_map([[0, 1], [1, -1], [-1, 0]]))
+    a, b = found.nodes
+    assert [found.copies_of(vb) for vb in range(3)] == [(a, b), (b,), ()]
+    assert parse(with_map([[0], [1]])).copies_of(1) == (b,)
+    bare = ClusterMap("b", "u", (0, 1), (a,), found.active[:1])
+    assert bare.copies_of(0) == (a,), "made by hand"
+    assert parse(with_map([[0, 1]])) != parse(with_map([[0, -1]]))
+
+
+def test_a_copy_outside_the_network() -> None:
+    config = terse_config(**with_map([[0, 1]]))
+    del config["nodesExt"][1]["alternateAddresses"]
+    found = parse(config, network="external")
+    assert found.copies_of(0) == (found.nodes[0], None)
+
+
 def test_node_outside_the_network_that_owns_nothing_does_not_matter() -> None:
     nodes = nodes_ext()
     del nodes[0]["alternateAddresses"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from failovers import VBUCKETS, Asked, Hand
 
 from cbframe import EnvironmentAuth, LocalCluster
 from cbframe.dcp.positions import VBucketOffset
@@ -231,6 +232,99 @@ def whatever_happens(seed: int, *, whole: bool) -> None:
                 engine.apply(rows)
         engine.catch_up()
         assert engine.documents() == documents_of(cluster)
+
+
+def fail_over_again_and_again(
+    seed: int, monkeypatch: pytest.MonkeyPatch, *, only_persisted: bool
+) -> tuple[int, int]:
+    """Copies that lag, and failovers that take what they lack: resets, and changes that were lost."""
+    options = replace(QUICK, persistence_interval=0.002)
+    with LocalCluster(
+        nodes=3, vbuckets=VBUCKETS, replicas=1 + seed % 2, seed=seed, username=USER, password=SECRET
+    ) as cluster:
+        hand = Hand(cluster, seed)
+        asked = Asked(monkeypatch)
+        most, whole = hand.rng.choice([None, None, 7]), hand.rng.random() < 0.5
+        reader = reader_of(cluster, options=options, whole_snapshots=whole, only_persisted=only_persisted)
+        engine = Engine(reader, most=most)
+        hand.write()
+        for _ in range(5):
+            hand.hold()
+            hand.write()
+            if engine.plan():
+                for _ in range(hand.rng.choice([1, 2])):
+                    hand.write(5)
+                    if hand.rng.random() < 0.5:
+                        hand.lose()
+                    # It waits for the copies: they catch up after some questions.
+                    asked.then(10, cluster.release)
+                    rows = engine.read(hand.rng.choice([1, 3]))
+                engine.apply(rows)
+            hand.hold()
+            hand.write()
+            hand.lose()
+        cluster.release()
+        engine.catch_up()
+        assert engine.documents() == documents_of(cluster)
+    return engine.resets, hand.lost
+
+
+def test_with_only_persisted_no_failover_is_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [fail_over_again_and_again(seed, monkeypatch, only_persisted=True) for seed in (1, 4)]
+    assert sum(lost for _, lost in found) > 10, "too little was lost"
+    assert all(resets == 0 for resets, _ in found)
+
+
+def test_without_it_failovers_are_resets(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [fail_over_again_and_again(seed, monkeypatch, only_persisted=False) for seed in (1, 4)]
+    assert all(resets > 0 for resets, _ in found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", range(100, 300, 25))
+def test_with_only_persisted_no_failover_is_a_reset_more_often(
+    first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = range(first, first + 25)
+    found = [fail_over_again_and_again(seed, monkeypatch, only_persisted=True) for seed in seeds]
+    assert sum(lost for _, lost in found) > 100
+    assert all(resets == 0 for resets, _ in found)
+
+
+def test_a_batch_is_up_to_where_the_copies_are() -> None:
+    with LocalCluster(nodes=2, vbuckets=1, replicas=1, seed=3, username=USER, password=SECRET) as cluster:
+        engine = Engine(reader_of(cluster, only_persisted=True))
+        numbered(cluster, 3)
+        cluster.hold_replication()
+        assert engine.plan()
+        cluster.upsert("key-0", {"n": 7})
+        assert engine.offset(-1).marks[0].seqno == 3
+        cluster.release()
+        engine.apply(engine.read())
+        engine.catch_up()
+        cluster.hold_persistence(1)
+        cluster.upsert("key-1", {"n": 8})
+        assert not engine.plan()
+        assert engine.documents() == {"key-0": 7, "key-1": 1, "key-2": 2}
+        cluster.fail_over(0, node=1)
+        # A replica that is made anew has less for a while: nothing is taken back for that.
+        cluster.hold_persistence(0)
+        cluster._engine.bucket.vbuckets[0].lags[0].persisted = 2
+        assert not engine.plan()
+        cluster.release()
+        engine.catch_up()
+        assert engine.documents() == documents_of(cluster)
+        assert engine.resets == 0
+
+
+def test_an_ephemeral_bucket_has_no_place_for_only_persisted() -> None:
+    options = replace(QUICK, recovery_timeout=0.1)
+    with LocalCluster(vbuckets=1, seed=3, username=USER, password=SECRET, ephemeral=True) as cluster:
+        numbered(cluster, 1)
+        reader = reader_of(cluster, only_persisted=True, options=options)
+        with pytest.raises(ConfigurationError, match="an ephemeral bucket has no disk"):
+            reader.look()
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from failovers import VBUCKETS, Hand, floors, lags, until
+from failovers import VBUCKETS, Asked, Hand, floors, lags, until
 
 from cbframe import (
     AccessError,
@@ -19,18 +19,19 @@ from cbframe import (
     ConfigurationError,
     LocalCluster,
     ReadTimeoutError,
+    RollbackError,
     ServerError,
     scan_bucket,
     stream_bucket,
 )
 from cbframe.arrow.receivers import Arrived, EventArrived, Item, Reached, RolledBack
-from cbframe.dcp.positions import VBucketOffset
+from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.receiver import Receipt
 from cbframe.local import kv
-from cbframe.scan.persisted import PersistedHandover
+from cbframe.scan.persisted import PersistedChangeReceiver, PersistedHandover
 from cbframe.testing import RecordingReceiver
 from cbframe.wire.constants import Opcode, Status, SystemEventId
-from cbframe.wire.messages import SystemEvent
+from cbframe.wire.messages import FailoverEntry, SystemEvent, vbucket_of
 
 from .consumers import LogKeeper, has_caught_up, truth_of
 from .kit import QUICK
@@ -177,6 +178,25 @@ def test_what_is_dropped_is_acknowledged_and_forgotten() -> None:
     assert books.handover.drop(3) == VBucketOffset()
 
 
+def test_a_rollback_is_asked_about_again_from_where_the_consumer_is() -> None:
+    """A server that takes over may not know a history that nothing was given out of."""
+    receiver = PersistedChangeReceiver({}, refuse=True)
+    receiver.hold(lambda *_: None, lambda _: None)
+    receiver.position(1)
+    receiver.store(1, VBucketMetaData(0, 0, 0, 10, (FailoverEntry(7, 0),)))
+    receiver.snapshot_start(1, 0, 10, 1)
+    receiver.seqno_advanced(1, 10)
+    receiver.on_persisted({1: (7, 10)})
+    given = receiver.position(1)
+    assert (given.seqno, given.history) == (10, 7)
+    receiver.store(1, VBucketMetaData(0, 0, 10, 10, (FailoverEntry(8, 10), FailoverEntry(7, 0))))
+    assert receiver.position(1).history == 8
+    assert receiver.rollback(1, 0) is None
+    assert receiver.position(1) == given
+    with pytest.raises(RollbackError):
+        receiver.rollback(1, 4)
+
+
 # --- streams
 
 
@@ -216,6 +236,25 @@ def test_what_waits_counts_against_the_window(trio: LocalCluster) -> None:
         trio.release()
         follow(stream, consumer, trio)
     assert len(consumer.documents()) == 2000
+
+
+def test_part_of_a_snapshot_is_not_given_out(trio: LocalCluster) -> None:
+    """A replica that takes over has the first half of it: who is in the middle is sent back to its start."""
+    keys = [key for n in range(2000) if vbucket_of(key := b"key-%d" % n, VBUCKETS) == 0][:200]
+    trio.bulk_load((key, b'{"pad":"%s"}' % (b"x" * 2000)) for key in keys[:100])
+    trio.hold_replication()
+    trio.bulk_load((key, b'{"pad":"%s"}' % (b"x" * 2000)) for key in keys[100:])
+    consumer = LogKeeper()
+    with open_stream(trio, batch_bytes=20_000) as stream:
+        until(lambda: stream.stats.total.documents == 200)
+        assert stream.stats.total.blocks > 2
+        consume(stream, consumer, trio)
+        assert stream.checkpoint.offsets.get(0, VBucketOffset()).seqno == 0
+        trio.fail_over(0, node=trio._engine.bucket.map[0][1])
+        trio.release()
+        follow(stream, consumer, trio)
+    assert consumer.rollbacks == 0
+    assert len(consumer.documents()) == 100
 
 
 def fail_over_again_and_again(seed: int, *, only_persisted: bool) -> tuple[int, int]:
@@ -452,34 +491,20 @@ def test_a_source_whose_receiver_holds_nothing_back(trio: LocalCluster) -> None:
 # --- bounded reads
 
 
-def when_asked(monkeypatch: pytest.MonkeyPatch, times: int, act: Callable[[], object]) -> list[int]:
-    """Do something once when the nodes were asked so often."""
-    original = kv.KvConnection.observe_seqno
-    asked: list[int] = []
-
-    def observe_seqno(self: kv.KvConnection, frame: Any) -> None:
-        asked.append(frame.vbucket)
-        if len(asked) == times:
-            act()
-        original(self, frame)
-
-    monkeypatch.setitem(kv.HANDLERS, Opcode.OBSERVE_SEQNO, observe_seqno)
-    return asked
-
-
 def test_a_read_waits_until_all_is_on_disk(trio: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     Hand(trio, 1).write(60)
     trio.hold_persistence(1)
     trio.upsert("key", {"last": 1})
-    asked = when_asked(monkeypatch, 30, trio.release)
+    asked = Asked(monkeypatch)
+    asked.then(30, trio.release)
     scan = scan_bucket(trio, parse=False, options=replace(OPTIONS, only_persisted=True), timeout=60)
     table = scan.to_arrow()
-    assert len(asked) >= 30
+    assert asked.count >= 30
     assert len(table) == len(truth_of(trio))
     assert "key" in table["_cb_key"].to_pylist()
-    asked.clear()
+    before = asked.count
     scan_bucket(trio, parse=False, options=OPTIONS).to_arrow()
-    assert asked == [], "without it, nobody is asked"
+    assert asked.count == before, "without it, nobody is asked"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -504,7 +529,7 @@ def test_a_failover_while_a_read_waits(seed: int, monkeypatch: pytest.MonkeyPatc
                 member.loop.post(member.push_config)
 
         high = cluster.high_seqnos()
-        when_asked(monkeypatch, 20, break_)
+        Asked(monkeypatch).then(20, break_)
         options = replace(OPTIONS, only_persisted=True)
         scan = scan_bucket(cluster, parse=False, options=options, timeout=60)
         table = scan.to_arrow()

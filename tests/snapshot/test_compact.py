@@ -8,6 +8,8 @@ import pytest
 from scan.kit import truth
 
 from cbframe import LocalCluster, Snapshot, write_snapshot
+from cbframe.snapshot.manifest import History
+from cbframe.snapshot.store import LocalStore
 
 from .conftest import Calendar
 from .kit import held, update
@@ -67,3 +69,33 @@ def test_as_many_are_kept_as_are_left_out(path: Path, calendar: Calendar) -> Non
         update(cluster, path, clock=calendar)
         Snapshot(path).compact(keep="30min", clock=calendar)
         assert held(path) == truth(cluster)
+
+
+@pytest.mark.parametrize("only_persisted", [False, True])
+def test_what_no_failover_takes_back_need_not_be_kept(
+    path: Path, calendar: Calendar, only_persisted: bool
+) -> None:
+    with LocalCluster(nodes=2, vbuckets=1, replicas=1, seed=3) as cluster:
+        for n in range(3):
+            cluster.upsert("key", {"n": n})
+            update(cluster, path, clock=calendar, only_persisted=only_persisted)
+        manifest = History(LocalStore(path)).latest()
+        assert manifest.persisted == only_persisted
+        done = Snapshot(path).compact(clock=calendar)
+        assert done.rows == ((3, 1) if only_persisted else (3, 3))
+        assert held(path) == truth(cluster)
+        # What came since may still be taken back.
+        cluster.upsert("key", {"n": 3})
+        update(cluster, path, clock=calendar)
+        assert not History(LocalStore(path)).latest().persisted
+        Snapshot(path).compact(clock=calendar)
+        cluster.fail_over(0, lose=1)
+        result = update(cluster, path, clock=calendar)
+        assert held(path) == truth(cluster)
+        assert (result.retracted, result.read_again) == (1, {0: 3})
+        # Against all promises: it is read from the start then.
+        cluster.fail_over(0, lose=2)
+        result = update(cluster, path, clock=calendar)
+        assert held(path) == truth(cluster)
+        assert result.read_again == {0: 0}
+        assert Snapshot(path).verify().ok

@@ -14,6 +14,8 @@ from cbframe.wire.messages import (
     Abort,
     Commit,
     FailoverEntry,
+    Observed,
+    ObserveSeqno,
     OsoSnapshot,
     Prepare,
     SeqnoAdvanced,
@@ -310,3 +312,32 @@ def test_logs_in_any_bytes() -> None:
 def test_a_length_that_is_no_multiple_of_an_entry(length: int) -> None:
     with pytest.raises(ProtocolError, match=f"of {length} bytes is no multiple of 16"):
         parse_failover_log(bytes(length))
+
+
+@given(u16, u64, u64.filter(bool), u64, u64, u64.filter(bool), u64)
+def test_what_a_copy_has(
+    vb: int, asked: int, vbuuid: int, persisted: int, high: int, old: int, ends: int
+) -> None:
+    question = ObserveSeqno(vb, asked)
+    assert ObserveSeqno.parse(frame_of(question.frame(3).encode())) == question
+    newest = Observed(vb, vbuuid, persisted, high)
+    assert Observed.parse(newest.encode()) == newest
+    assert len(newest.encode()) == 27
+    assert newest.shared == persisted
+    older = Observed(vb, vbuuid, persisted, high, old, ends)
+    assert Observed.parse(older.encode()) == older
+    assert len(older.encode()) == 43
+    assert older.shared == min(persisted, ends)
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"\0", bytes(26), bytes(28), bytes(43), b"\1" + bytes(26), b"\2" + bytes(42)]
+)
+def test_what_no_copy_says(value: bytes) -> None:
+    with pytest.raises(ProtocolError, match=f"an answer of {len(value)} bytes"):
+        Observed.parse(value)
+
+
+def test_a_question_without_a_history() -> None:
+    with pytest.raises(ProtocolError, match="a value of 8 bytes"):
+        ObserveSeqno.parse(request(Opcode.OBSERVE_SEQNO, value=b"1234"))
