@@ -143,6 +143,7 @@ STREAM = {
     "metadata": ("key", "vbucket", "seqno", "scope", "collection"),
     "start": "beginning",
     "on_rollback": "emit",
+    "only_persisted": False,
     "batch_bytes": None,
     "max_latency": 0.25,
     "buffer_bytes": None,

@@ -66,13 +66,14 @@ class ClusterMap:
         owner = int(self.active[vbucket])
         return None if owner < 0 else self.nodes[owner]
 
-    def copies_of(self, vbucket: int) -> tuple[str | None, ...]:
-        """Addresses of the nodes with a copy, the owner first; None of one without an address."""
-        if self.active[vbucket] < 0:
-            return ()
-        row = self.replicas[vbucket].tolist() if len(self.replicas) else ()
-        places = [int(self.active[vbucket]), *(place for place in row if place != _NO_NODE)]
-        return tuple(None if place == _NO_ADDRESS else self.nodes[place] for place in places)
+    def copies_of(self, vbucket: int) -> tuple[str, ...]:
+        """Addresses of the nodes with a copy, the owner first; none while there is no owner."""
+        row = self.replicas[vbucket].tolist() if len(self.replicas) else []
+        if _NO_ADDRESS in row:
+            message = f"a replica is on a node without an address on network {self.network!r}"
+            raise ClusterMapError(message, vbucket=vbucket, hint="give the node an alternate address")
+        places = [int(self.active[vbucket]), *row]
+        return () if places[0] < 0 else tuple(self.nodes[place] for place in places if place != _NO_NODE)
 
     def by_node(self) -> dict[str, list[int]]:
         """The vbuckets of each owner, ascending; nodes that own none are left out."""

@@ -417,9 +417,8 @@ class Coordinator:
         """Whether a node may have lost what is done, since it was checked."""
         self._checking = False
         self._settled: dict[int, VBucketOffset] | None = {} if options.only_persisted else None
-        """Of vbuckets that are done: where all copies have them on disk; None if that is not asked for."""
-        self.unsettled: dict[int, VBucketOffset] = {}
-        """What is not known to be on disk, and all that is waited for."""
+        """Vbuckets that are done, and on the disks of all copies; None if that is not asked for."""
+        self.unsettled: dict[int, VBucketOffset] = {}  # the rest of them, when all are done
         self._now = 0.0
         self._received = 0
         self._out: list[messages.Instruction] = []

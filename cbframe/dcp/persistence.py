@@ -2,16 +2,15 @@
 
 A node that crashes has lost what it had not written to disk, and a failover to a replica loses what that had
 not received. What the active copy and all replicas have on disk is lost by neither. :class:`PersistedSeqnos`
-keeps the books. :class:`PersistencePoller` has a thread for each node with a copy, which asks about those
-vbuckets only of which somebody waits for more, all in one go.
+keeps the books; :class:`PersistencePoller` has a thread for each node, which asks about the vbuckets of which
+somebody waits for more, all in one go.
 
 A copy is asked about the history that the stream has. If it does not know that history, nothing of it counts:
 a replica learns of a new history from the active copy, and until then it may have other changes at the same
 seqnos. If it has a newer one, what lies before the fork counts.
 
 What this cannot show: a replica that becomes active in the middle of a snapshot begins its history at the
-start of that snapshot, although it has more of it. Clients beyond the start are rolled back then, and get the
-same changes again.
+start of that. Clients that are beyond it are rolled back then, and get the same changes again.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import TypeAlias
 
 from cbframe.cluster.cluster_map import ClusterMap
@@ -38,24 +38,24 @@ from cbframe.errors import (
     ReadTimeoutError,
 )
 from cbframe.options import BucketDataSourceOptions
+from cbframe.public import warn
 from cbframe.system import EVENT_READ, OwnThread, ready
 from cbframe.wire.constants import Status
 from cbframe.wire.messages import Observed, ObserveSeqno
 
-Asked: TypeAlias = Sequence[tuple[int, int]]
-"""Vbuckets, and the history of each that is asked about."""
-Floors: TypeAlias = Mapping[int, tuple[int, int]]
-"""By vbucket: a history, and up to which of its seqnos all copies have it on disk."""
+Asked: TypeAlias = Sequence[tuple[int, int]]  # vbuckets, each with the history that is asked about
+Floors: TypeAlias = Mapping[int, tuple[int, int]]  # by vbucket: history, and seqno up to which all have it
 _WITH_DISK = frozenset({"couchapi", "rangeScan", "nonDedupedHistory"})
 """Capabilities that no ephemeral bucket has; some others have none of them."""
 
 
-def few_copies(found: ClusterMap) -> str | None:
-    """What only_persisted cannot promise where there are no replicas; None if there are."""
+def warn_of_few_copies(found: ClusterMap) -> None:
+    """Say what only_persisted cannot promise where there are no replicas."""
     alone = sum(len(found.copies_of(vb)) == 1 for vb in range(found.vbuckets))
     which = "has no replicas" if alone == found.vbuckets else f"has no replica of {alone} vbuckets now"
     limit = "what is on the disk of one node survives its restart (only_persisted), and not its loss"
-    return f"bucket {found.bucket!r} {which}: {limit}" if alone else None
+    if alone:
+        warn(f"bucket {found.bucket!r} {which}: {limit}")
 
 
 def nothing_on_disk(seconds: float) -> ConfigurationError:
@@ -101,37 +101,26 @@ class PersistedSeqnos:
         self._lock = threading.Lock()
         self._waits: dict[int, _Wait] = {}
         self._copies: Sequence[tuple[str, ...]] = ()
-        self.has_disk = False
-        """Whether the bucket is known to be one that is written to disk."""
+        self.has_disk = False  # the bucket is known to be one that is written to disk
 
     def follow(self, found: ClusterMap) -> set[str]:
         """Take the copies from a cluster map; the nodes that have some."""
-        copies: list[tuple[str, ...]] = []
-        for vb in range(found.vbuckets):
-            nodes = found.copies_of(vb)
-            copies.append(tuple(node for node in nodes if node is not None))
-            if None in nodes:
-                what = f"a replica is on a node without an address on network {found.network!r}"
-                hint = "give the node an alternate address: only_persisted has to ask it"
-                raise ConfigurationError(what, vbucket=vb, hint=hint)
+        copies = [found.copies_of(vb) for vb in range(found.vbuckets)]
         with self._lock:
             self._copies = copies
             self.has_disk |= not _WITH_DISK.isdisjoint(found.capabilities)
         return {node for nodes in copies for node in nodes}
 
     def want(self, vbucket: int, vbuuid: int, seqno: int) -> None:
-        """Have a vbucket asked about, until all copies have its history on disk up to `seqno`."""
+        """Have a vbucket asked about, until all copies have its history on disk up to `seqno`; 0: no more."""
         with self._lock:
             wait = self._waits.get(vbucket)
-            if wait is None or wait.vbuuid != vbuuid:
+            if not seqno:
+                self._waits.pop(vbucket, None)
+            elif wait is None or wait.vbuuid != vbuuid:
                 self._waits[vbucket] = _Wait(vbuuid, seqno, self._clock())
             else:
                 wait.seqno = max(wait.seqno, seqno)
-
-    def forget(self, vbucket: int) -> None:
-        """Nobody waits for more of a vbucket."""
-        with self._lock:
-            self._waits.pop(vbucket, None)
 
     def questions(self, node: str) -> Asked:
         """What a node is to be asked."""
@@ -168,12 +157,9 @@ class PersistedSeqnos:
         """The error of a vbucket of which no copy has got on for too long."""
         with self._lock:
             vb, wait = min(self._waits.items(), key=lambda item: item[1].since, default=(0, None))
-            if wait is None:
-                return None
-            patience, no_disk = self._options.recovery_timeout, bool(wait.reports) and not self.has_disk
-            if no_disk:
-                patience = min(patience, self._options.connect_timeout)
-            if self._clock() - wait.since < patience:
+            options, no_disk = self._options, wait is not None and wait.reports and not self.has_disk
+            patience = min(options.recovery_timeout, options.connect_timeout if no_disk else inf)
+            if wait is None or self._clock() - wait.since < patience:
                 return None
             if no_disk:
                 return nothing_on_disk(patience)
@@ -231,7 +217,8 @@ class PersistencePoller:
 
     def _run(self, node: str, waker: Waker) -> None:
         options, owner, seqnos = self.options, self.owner, self.seqnos
-        backoff = Backoff(options.data_manager_sleep_init_ms, 2, options.data_manager_sleep_max_ms)
+        first, most = options.data_manager_sleep_init_ms, options.data_manager_sleep_max_ms
+        backoff = Backoff(first, options.data_manager_backoff_factor, most)
         line: Line | None = None
         while self._nodes.get(node, (None,))[0] is waker:
             pause = options.persistence_interval
@@ -240,7 +227,14 @@ class PersistencePoller:
                     line = self.connect(node, waker)
                     line.run(log_in(self.login(), then=lambda _: []))
                 if asked and line is not None:
-                    self._take(node, asked, line.run(observe(asked)))
+                    found = line.run(observe(asked))
+                    floors, lost = seqnos.answered(node, asked, found)
+                    if floors and self.on_persisted is not None:
+                        self.on_persisted(floors)
+                    if floors or lost:
+                        owner.post(messages.Persisted(floors, lost))
+                    if len(found) < len(asked):
+                        owner.post(messages.Kicked(f"{node} has no copy of some vbuckets any more"))
                 backoff.reset()
                 error = seqnos.overdue()
             except ReadCancelledError:
@@ -261,12 +255,4 @@ class PersistencePoller:
             ready(pause, (waker, EVENT_READ))
         if line is not None:
             line.close()
-
-    def _take(self, node: str, asked: Asked, found: Mapping[int, Observed | None]) -> None:
-        floors, lost = self.seqnos.answered(node, asked, found)
-        if floors and self.on_persisted is not None:
-            self.on_persisted(floors)
-        if floors or lost:
-            self.owner.post(messages.Persisted(floors, lost))
-        if len(found) < len(asked):
-            self.owner.post(messages.Kicked(f"{node} has no copy of some vbuckets any more"))
+        waker.close()

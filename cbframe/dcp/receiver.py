@@ -149,8 +149,8 @@ class PreparingReceiver(Protocol):
 class HoldingReceiver(Protocol):
     """A receiver that gives out nothing before it is on the disks of all copies, with ``only_persisted``."""
 
-    def hold(self, want: Callable[[int, int, int], None], forget: Callable[[int], None]) -> None:
-        """Take what has a vbucket asked about, up to a seqno of a history, and what ends that."""
+    def hold(self, want: Callable[[int, int, int], None]) -> None:
+        """Take what has a vbucket asked about, given a history and a seqno of it; 0 ends it."""
 
     def on_persisted(self, floors: Mapping[int, tuple[int, int]]) -> None:
         """By vbucket, history and seqno up to which all copies have it on disk; from any thread."""

@@ -156,7 +156,7 @@ class Supervisor:
         seqnos = PersistedSeqnos(self._options, self._clock)
         poller = PersistencePoller(self._options, self, self._maps.connect, self._fresh_login, seqnos)
         if isinstance(receiver, HoldingReceiver):
-            receiver.hold(seqnos.want, seqnos.forget)
+            receiver.hold(seqnos.want)
             poller.on_persisted = receiver.on_persisted
         elif self._options.seq_end is None:
             raise ConfigurationError(

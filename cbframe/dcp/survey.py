@@ -174,7 +174,7 @@ def _on_disk(
         _result(outcome)
     if not seqnos.has_disk and any(at.seqno for at in now.values()):
         error = nothing_on_disk(options.recovery_timeout)
-        error.permanent = False  # the first change of the bucket may be on its way to the disk
+        error.permanent = False  # the first change may be on its way
         raise error
     return {vb: VBucketOffset.of(at.metadata, floors.get(vb, (0, 0))[1]) for vb, at in now.items()}
 

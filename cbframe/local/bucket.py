@@ -434,12 +434,6 @@ class VBucket:
         persisted = received if lag.persisted is None else min(received, lag.persisted)
         return received, persisted, self.failover if lag.received is None else lag.log
 
-    def surviving(self, node: int) -> int:
-        """How much of the present history is left if a node's copy is all that is left."""
-        received, _, log = self.copy(node)
-        newer = takewhile(lambda entry: entry != log[0], self.failover)
-        return min([self.high_seqno, received, *(entry.seqno for entry in newer)])
-
     def truncate(self, seqno: int) -> None:
         """Lose all history above `seqno` and begin a new one there, as a hard failover does."""
         for lag in self.lags.values():

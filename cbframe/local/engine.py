@@ -7,8 +7,9 @@ cluster runs in its own process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import takewhile
 from typing import Any, Literal
 
 from cbframe.errors import CbframeError, ConfigurationError
@@ -414,26 +415,25 @@ class Engine:
 
     def hold_persistence(self, node: int | None = None, *, vbucket: int | None = None) -> None:
         """Have a node, or all, write nothing to disk until :meth:`release`: if it is killed, that is lost."""
-        self._hold(node, vbucket, replication=False)
+        for vb, each in self._copies(node, vbucket):
+            vb.hold(each, replication=False)
 
     def hold_replication(self, node: int | None = None, *, vbucket: int | None = None) -> None:
         """Have the replicas of a node, or all, get no changes until :meth:`release`: failovers lose these."""
-        self._hold(node, vbucket, replication=True)
+        for vb, each in self._copies(node, vbucket):
+            if each != self.bucket.map[vb.id][0]:
+                vb.hold(each, replication=True)
 
     def release(self, node: int | None = None, *, vbucket: int | None = None) -> None:
         """Have the copies of a node, or all, catch up."""
-        with self.bucket.lock:
-            for vb in self.bucket.vbuckets if vbucket is None else [self._vbucket(vbucket)]:
-                for each in [*vb.lags] if node is None else [node]:
-                    vb.lags.pop(each, None)
+        for vb, each in self._copies(node, vbucket):
+            vb.lags.pop(each, None)
 
-    def _hold(self, node: int | None, vbucket: int | None, *, replication: bool) -> None:
+    def _copies(self, node: int | None, vbucket: int | None) -> Iterator[tuple[VBucket, int]]:
+        nodes = range(len(self.nodes)) if node is None else [self._node(node).index]
         with self.bucket.lock:
             for vb in self.bucket.vbuckets if vbucket is None else [self._vbucket(vbucket)]:
-                active = self.bucket.map[vb.id][0] if replication else None
-                for each in range(len(self.nodes)) if node is None else [self._node(node).index]:
-                    if each != active:
-                        vb.hold(each, replication=replication)
+                yield from ((vb, each) for each in nodes)
 
     def corrupt(self, vbucket: int) -> None:
         """Damage the file of a vbucket: backfills end with BACKFILL_FAIL until :meth:`mend`."""
@@ -565,8 +565,13 @@ class Engine:
     def _left(self, vbucket: int, lose: int, node: int | None) -> int:
         """What is left without the last seqnos, and without what the new owner never got."""
         vb = self._vbucket(vbucket)
-        left = vb.high_seqno - lose
-        return left if node not in self.bucket.map[vbucket][1:] else min(left, vb.surviving(node))
+        left = [vb.high_seqno - lose]
+        if node in self.bucket.map[vbucket][1:]:
+            received, _, log = vb.copy(node)
+            # Of a history that it does not know, it may have what was before the fork.
+            newer = takewhile(lambda entry: entry != log[0], vb.failover)
+            left += [received, *(entry.seqno for entry in newer)]
+        return min(left)
 
     def _active(self, node: int) -> list[int]:
         return [vb for vb, row in enumerate(self.bucket.map) if row[0] == node]

@@ -21,11 +21,10 @@ its beginning. A vbucket is delivered again like that
 * where one of its collections was created, emptied or dropped, or the one scope that is read created again:
   of such documents there are no deletions, and their collection's name is gone.
 
-With ``only_persisted`` a new history is no reason. An offset is then where all copies of a vbucket have it on
-disk, and a read waits until they have all of the snapshots that it got, also what lies after the offset: what
-was left out for a newer version does not come back to light, as that version is not lost. So where the new
-history contains the offset, it goes on from there. Such a read takes whole snapshots, however few of their
-changes it is for.
+With ``only_persisted`` a new history that contains the offset is no reason. All copies of a vbucket have on
+disk what lies before an offset, and a read takes whole snapshots, however few of their changes it is for, and
+waits until the copies have all of them: a version that was left out for a newer one does not come back to
+light, as that one is not lost.
 
 An offset says, too, which scope and collections it is of. Those that are asked for later have documents
 before it that were never delivered, and documents of those that are asked for no more would never be deleted.
@@ -189,7 +188,6 @@ class Offset:
         bucket_uuid: str,
         most: int | None = None,
         selection: Selection = ALL,  # what is asked for
-        *,
         carries: bool = False,
     ) -> Offset:
         """The offset that is to be read to, when the bucket is at `positions`."""
@@ -510,7 +508,7 @@ class Pass:
         receiver = MicroBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
         starts = {each.vbucket: each.start if each.base else BEGINNING for each in some}
         of_scope = spec.scope is not None and spec.collections is None
-        receiver.begin(starts, of_scope=of_scope, only_persisted=reader.only_persisted)
+        receiver.begin(starts, of_scope=of_scope, persisted=reader.only_persisted)
         agreed = reader.agreed
         sink = MicroBatchSink(spec, run.names, receiver, agreed, bounded=True, of_changes=True)
         stack.callback(sink.close)
@@ -569,17 +567,15 @@ class Pass:
 class MicroBatchReceiver(DeferringBatchReceiver):
     """Gathers changes after some positions."""
 
-    __slots__ = ("_logs", "_of_scope", "_only_persisted", "_scopes", "_starts", "rolled_back")
+    __slots__ = ("_logs", "_of_scope", "_persisted", "_scopes", "_starts", "rolled_back")
 
     rolled_back: set[int]  # vbuckets that the server rolled back: they were read from their beginning then
 
-    def begin(
-        self, starts: Mapping[int, VBucketOffset], *, of_scope: bool, only_persisted: bool = False
-    ) -> None:
+    def begin(self, starts: Mapping[int, VBucketOffset], *, of_scope: bool, persisted: bool) -> None:
         """Begin there; call it before anything is received."""
         self.rolled_back = set()
         self._starts = starts
-        self._only_persisted = only_persisted
+        self._persisted = persisted
         self._of_scope = of_scope
         self._scopes: list[tuple[int, int]] = []
         self._logs: dict[int, FailoverLog] = {}
@@ -592,7 +588,7 @@ class MicroBatchReceiver(DeferringBatchReceiver):
 
     def rollback(self, vbucket: int, seqno: int) -> VBucketOffset:
         start = self._starts[vbucket]
-        if self._only_persisted and 0 < start.seqno <= seqno:
+        if self._persisted and 0 < start.seqno <= seqno:
             return self.read_from(vbucket, start)
         self.rolled_back.add(vbucket)
         return DeferringBatchReceiver.rollback(self, vbucket, seqno)
@@ -618,7 +614,7 @@ class MicroBatchReceiver(DeferringBatchReceiver):
     def has(self, vbucket: int, end: VBucketOffset) -> bool:
         """Whether a vbucket has the planned history, or only the end of it, as the server last reported."""
         log = self._logs.get(vbucket, ())
-        return has_place(log if self._only_persisted else log[:1], end.history, end.seqno)
+        return has_place(log if self._persisted else log[:1], end.history, end.seqno)
 
 
 class MicroBatchSink(Pipeline):

@@ -1,12 +1,9 @@
 """Changes that wait until the active copy and all replicas of their vbucket have them on disk.
 
-:class:`PersistedChangeReceiver` is the receiver of ``stream_bucket(only_persisted=True)``. What it holds back
-counts against the windows of the connections, as what the consumer has not acknowledged. Changes are let go
-by whole snapshots: a client in the middle of a snapshot that a failover cut is rolled back to its start. They
-stay in order in each vbucket; a batch of several vbuckets is parted where it has to be.
-
-A rollback of what is held back is none for the consumer: that is forgotten, and the stream requested again
-from where the consumer is.
+What is held back counts against the windows of the connections, as what the consumer has not acknowledged.
+Changes are let go by whole snapshots: who is in the middle of one that a failover cut is rolled back to its
+start. They stay in order in each vbucket; a batch of several vbuckets is parted where it must be. A rollback
+of what is held back is none for the consumer: the stream is requested again from where the consumer is.
 """
 
 from __future__ import annotations
@@ -32,13 +29,10 @@ class PersistedHandover(MergingHandover[Item]):
     def __init__(self) -> None:
         super().__init__()
         self.want: Callable[[int, int, int], None]
-        self.forget: Callable[[int], None]
-        self.given: dict[int, VBucketOffset] = {}
-        """Where the consumer will be after all that has passed."""
+        self.given: dict[int, VBucketOffset] = {}  # where the consumer is after all that has passed
         self._guard = threading.Lock()
         self._held: MergingHandover[Item] = MergingHandover()
-        self._stuck: set[int] = set()
-        """Vbuckets of which something is held."""
+        self._stuck: set[int] = set()  # vbuckets of which something is held
         self._floors: dict[int, tuple[int, int]] = {}
         """By vbucket: its newest history, and up to which seqno that is on disk everywhere."""
 
@@ -70,7 +64,7 @@ class PersistedHandover(MergingHandover[Item]):
         """Forget what is held of a vbucket; where the consumer is."""
         with self._guard:
             self._floors.pop(vbucket, None)
-            self.forget(vbucket)
+            self.want(vbucket, 0, 0)
             if vbucket in self._stuck:
                 self._sort_again(vbucket)
             return self.given.get(vbucket, VBucketOffset())
@@ -141,8 +135,8 @@ class PersistedChangeReceiver(ChangeReceiver):
         ChangeReceiver.__post_init__(self)
         self._items.given.update(self.start)
 
-    def hold(self, want: Callable[[int, int, int], None], forget: Callable[[int], None]) -> None:
-        self._items.want, self._items.forget = want, forget
+    def hold(self, want: Callable[[int, int, int], None]) -> None:
+        self._items.want = want
 
     def on_persisted(self, floors: Mapping[int, tuple[int, int]]) -> None:
         self._items.on_persisted(floors)

@@ -28,14 +28,13 @@ from cbframe.arrow.current_rows import LeftOut
 from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.cluster.connection_string import parse_connection_string
-from cbframe.dcp.persistence import few_copies
+from cbframe.dcp.persistence import warn_of_few_copies
 from cbframe.dcp.positions import ReachedEnds, VBucketOffset, has_place
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats
 from cbframe.errors import ConfigurationError, ReadTimeoutError, RollbackError, StreamError
 from cbframe.json.layout import Path
 from cbframe.json.typer import VALUE, Documents, texts_at, typed
-from cbframe.public import warn
 from cbframe.scan.names import Names, described
 from cbframe.scan.pipeline import DocumentTables, Pipeline, beside
 from cbframe.scan.progress import Pace, ScanProgress, Watcher, teller_of
@@ -235,8 +234,8 @@ class Run:
                 vbuckets = parts.send((found.vbuckets, stats.total.documents))
             except StopIteration:
                 break
-        if self.options.only_persisted and (limit := few_copies(found)) is not None:
-            warn(limit)
+        if self.options.only_persisted:
+            warn_of_few_copies(found)
         # A look at some documents is not as of anything.
         as_of = AsOf.of(positions, self._time) if self._target.n_rows is None else AsOf({})
         return Ran(as_of, stats, found, moment, source.node_time)

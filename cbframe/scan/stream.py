@@ -28,7 +28,7 @@ from cbframe.arrow.columns import KeyForm
 from cbframe.arrow.receivers import Arrived, ChangeReceiver, EventArrived, Item, Reached, RolledBack
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.tls import TLSLike
-from cbframe.dcp.persistence import few_copies
+from cbframe.dcp.persistence import warn_of_few_copies
 from cbframe.dcp.positions import VBucketOffset
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats, EventLogLike
@@ -36,7 +36,7 @@ from cbframe.dcp.survey import current_positions
 from cbframe.errors import CbframeError, ConfigurationError, GroupError, ReadCancelledError, ReadTimeoutError
 from cbframe.json.layout import FieldPath
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import Connectable, ServerURLs, public, warn
+from cbframe.public import Connectable, ServerURLs, public
 from cbframe.scan.changes import ChangeBatch, ChangeRows, CollectionDrop, Delivery, Directory, Rollback, Tail
 from cbframe.scan.checkpoint import ChangeLog, Checkpoint, Rotation
 from cbframe.scan.group import ConsumerGroup, Membership, Position
@@ -491,8 +491,7 @@ class ChangeStream(ShowsItself):
         batch = self._undelivered or self._gathered(timeout)
         if self._promises and (found := self._source.map) is not None:
             self._promises = False
-            if (limit := few_copies(found)) is not None:
-                warn(limit)
+            warn_of_few_copies(found)
         if batch is None:
             if self._source.finished and not self._paused and not self._closed:
                 try:

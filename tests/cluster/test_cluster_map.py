@@ -414,7 +414,9 @@ def test_a_copy_outside_the_network() -> None:
     config = terse_config(**with_map([[0, 1]]))
     del config["nodesExt"][1]["alternateAddresses"]
     found = parse(config, network="external")
-    assert found.copies_of(0) == (found.nodes[0], None)
+    with pytest.raises(ClusterMapError, match="without an address on network 'external'") as caught:
+        found.copies_of(0)
+    assert caught.value.vbucket == 0
 
 
 def test_node_outside_the_network_that_owns_nothing_does_not_matter() -> None:

@@ -83,7 +83,6 @@ class Books:
         self.handover = PersistedHandover()
         self.wanted: list[tuple[int, int, int]] = []
         self.handover.want = lambda *asked: self.wanted.append(asked)
-        self.handover.forget = lambda vb: self.wanted.append((vb, 0, 0))
         self.acked: list[int] = []
 
     def at(self, seqno: int, end: int | None = None, history: int = 7) -> VBucketOffset:
@@ -181,7 +180,7 @@ def test_what_is_dropped_is_acknowledged_and_forgotten() -> None:
 def test_a_rollback_is_asked_about_again_from_where_the_consumer_is() -> None:
     """A server that takes over may not know a history that nothing was given out of."""
     receiver = PersistedChangeReceiver({}, refuse=True)
-    receiver.hold(lambda *_: None, lambda _: None)
+    receiver.hold(lambda *_: None)
     receiver.position(1)
     receiver.store(1, VBucketMetaData(0, 0, 0, 10, (FailoverEntry(7, 0),)))
     receiver.snapshot_start(1, 0, 10, 1)
