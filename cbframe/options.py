@@ -101,8 +101,8 @@ class BucketDataSourceOptions:
         nothing has happened in between.
     only_persisted
         A bounded source is complete when the active copy and all replicas of each vbucket have on disk what
-        was read of it; what a failover took away meanwhile is read again. No failover takes it back then. An
-        error if no copy of a vbucket has written more for `recovery_timeout`, and of ephemeral buckets.
+        was read of it; what a failover took away meanwhile is read again. An error if no copy of a vbucket
+        has written more for `recovery_timeout`, and of ephemeral buckets.
     persistence_interval
         With `only_persisted`, seconds after which the nodes are asked again what they have on disk.
     include_xattrs

@@ -7,6 +7,7 @@ A :class:`~cbframe.dcp.source.BucketDataSource` runs on threads of its own::
 
     cbframe-cluster     source.py       runs the coordinator, starts and ends all other threads
     cbframe-node-…      node.py         one a connection: its socket, its protocol, the receiver's callbacks
+    cbframe-persistence-…               one a node, with only_persisted: asks what it has on disk
     cbframe-map         source.py       one fetch of the cluster map, then it ends
     cbframe-config      maps.py         with http:// seeds: receives each new map from a cluster manager
     cbframe-resolve, cbframe-rest       single calls that cannot be interrupted; they may be left behind

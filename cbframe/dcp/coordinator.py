@@ -132,7 +132,7 @@ class VBuckets:
         return bool(self.records) and all(tried)
 
     def begin(self, wanted: Collection[int], options: BucketDataSourceOptions) -> None:
-        self.records = {vb: _VBucket(_node_backoff(options)) for vb in wanted}
+        self.records = {vb: _VBucket(node_backoff(options)) for vb in wanted}
         self.pending = set(wanted)
 
     def request(self, vb: int, node: str, end: int) -> None:
@@ -190,7 +190,7 @@ class VBuckets:
         self.pending.add(vb)
 
 
-def _node_backoff(options: BucketDataSourceOptions) -> Backoff:
+def node_backoff(options: BucketDataSourceOptions) -> Backoff:
     """The waits for a data node or one of its streams."""
     return Backoff(
         options.data_manager_sleep_init_ms,
@@ -476,7 +476,7 @@ class Coordinator:
             times.add(deadline)
         return min(times, default=None)
 
-    def handle(  # noqa: C901 - a table of cases
+    def handle(
         self,
         event: messages.Event,
         now: float,
@@ -514,8 +514,6 @@ class Coordinator:
                 self._on_kick(reason)
             case messages.Persisted():
                 self._on_persisted(event)
-            case messages.PersistenceFailed(error=error) if self._gives_up:
-                self._fail(error)
         if not self._over:
             self._plan()
             if self._checking:
@@ -649,7 +647,9 @@ class Coordinator:
         self._vbuckets.retry(event.vbucket, self._now, wait=patient)
 
     def _on_persisted(self, event: messages.Persisted) -> None:
-        if self._settled is None or self._vbuckets.missing:
+        if event.error is not None and self._gives_up:
+            self._fail(event.error)
+        if self._settled is None or self._vbuckets.missing or self._over:
             return
         for vb, (vbuuid, seqno) in event.seqnos.items():
             at = self.done.get(vb)
@@ -698,7 +698,7 @@ class Coordinator:
     def _plan_node(self, name: str, vbs: list[int]) -> None:
         node = self._nodes.get(name)
         if node is None:
-            node = self._nodes[name] = _Connection(_node_backoff(self._options))
+            node = self._nodes[name] = _Connection(node_backoff(self._options))
         if node.state is NodeState.WAITING and self._now >= node.retry_at:
             node.state = NodeState.STARTING
             self._counters.tot_refresh_workers_add_worker += 1

@@ -133,17 +133,11 @@ class Kicked:
 
 @dataclass(frozen=True, slots=True)
 class Persisted:
-    """Up to which history and seqno all copies of vbuckets have them on disk; `lost`: an owner lost some."""
+    """Up to which history and seqno all copies of vbuckets have them on disk, or why nobody will know."""
 
-    seqnos: Mapping[int, tuple[int, int]]
-    lost: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PersistenceFailed:
-    """What is on disk cannot be found out, or nothing more comes to it."""
-
-    error: CbframeError
+    seqnos: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    lost: tuple[int, ...] = ()  # whose owner has lost what was read
+    error: CbframeError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +157,6 @@ Event: TypeAlias = (
     | StreamRolledBack
     | Kicked
     | Persisted
-    | PersistenceFailed
     | Tick
 )
 

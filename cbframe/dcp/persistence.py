@@ -23,10 +23,10 @@ from typing import TypeAlias
 
 from cbframe.cluster.cluster_map import ClusterMap
 from cbframe.dcp import messages
+from cbframe.dcp.coordinator import node_backoff
 from cbframe.dcp.handshake import Login, Steps, log_in, require
 from cbframe.dcp.node import NodeOwner
 from cbframe.dcp.positions import VBucketOffset
-from cbframe.dcp.timers import Backoff
 from cbframe.dcp.transport import Line, Waker
 from cbframe.errors import (
     ROLES_HINT,
@@ -44,6 +44,7 @@ from cbframe.wire.constants import Status
 from cbframe.wire.messages import Observed, ObserveSeqno
 
 Asked: TypeAlias = Sequence[tuple[int, int]]  # vbuckets, each with the history that is asked about
+Found: TypeAlias = dict[int, Observed | None]  # by vbucket
 Floors: TypeAlias = Mapping[int, tuple[int, int]]  # by vbucket: history, and seqno up to which all have it
 _WITH_DISK = frozenset({"couchapi", "rangeScan", "nonDedupedHistory"})
 """Capabilities that no ephemeral bucket has; some others have none of them."""
@@ -66,9 +67,9 @@ def nothing_on_disk(seconds: float) -> ConfigurationError:
     )
 
 
-def observe(asked: Asked) -> Steps[dict[int, Observed | None]]:
+def observe(asked: Asked) -> Steps[Found]:
     """Ask a node about its copies: None where it does not know the history. It may have none any more."""
-    found: dict[int, Observed | None] = {}
+    found: Found = {}
     frames = [ObserveSeqno(vb, vbuuid).frame() for vb, vbuuid in asked]
     for vb, _ in asked:
         answer = yield frames
@@ -127,9 +128,7 @@ class PersistedSeqnos:
         with self._lock:
             return [(vb, wait.vbuuid) for vb, wait in self._waits.items() if node in self._copies[vb]]
 
-    def answered(
-        self, node: str, asked: Asked, found: Mapping[int, Observed | None]
-    ) -> tuple[Floors, tuple[int, ...]]:
+    def answered(self, node: str, asked: Asked, found: Found) -> tuple[Floors, tuple[int, ...]]:
         """Take answers; what is on disk everywhere now, and vbuckets whose owner lost what is waited for."""
         floors: dict[int, tuple[int, int]] = {}
         lost = []
@@ -217,8 +216,7 @@ class PersistencePoller:
 
     def _run(self, node: str, waker: Waker) -> None:
         options, owner, seqnos = self.options, self.owner, self.seqnos
-        first, most = options.data_manager_sleep_init_ms, options.data_manager_sleep_max_ms
-        backoff = Backoff(first, options.data_manager_backoff_factor, most)
+        backoff = node_backoff(options)
         line: Line | None = None
         while self._nodes.get(node, (None,))[0] is waker:
             pause = options.persistence_interval
@@ -251,7 +249,7 @@ class PersistencePoller:
             except Exception as exc:  # noqa: BLE001 - a fault of ours must end the read, not hang it
                 error = messages.unexpected(exc, "where nodes are asked what is on disk")
             if error is not None:
-                owner.post(messages.PersistenceFailed(error))
+                owner.post(messages.Persisted(error=error))
             ready(pause, (waker, EVENT_READ))
         if line is not None:
             line.close()

@@ -33,13 +33,7 @@ from cbframe.dcp.maps import MapFollower, MapSource, make_login, with_credential
 from cbframe.dcp.node import NodeThread
 from cbframe.dcp.persistence import PersistedSeqnos, PersistencePoller
 from cbframe.dcp.positions import VBucketOffset
-from cbframe.dcp.receiver import (
-    BlockReceiver,
-    DeferringReceiver,
-    HoldingReceiver,
-    Receiver,
-    taker_of_blocks,
-)
+from cbframe.dcp.receiver import BlockReceiver, DeferringReceiver, HoldingReceiver, Receiver, taker_of_blocks
 from cbframe.dcp.stats import (
     BucketDataSourceStats,
     ClusterCounters,

@@ -21,7 +21,7 @@ from cbframe.cluster.tls import TLSLike
 from cbframe.dcp import messages
 from cbframe.dcp.handshake import NUMBER, SEQNOS, TIME, Login, Steps, high_seqnos, log_in, require, time_of
 from cbframe.dcp.maps import MapSource, map_source, when_loaded
-from cbframe.dcp.persistence import PersistedSeqnos, nothing_on_disk, observe
+from cbframe.dcp.persistence import Floors, Found, PersistedSeqnos, nothing_on_disk, observe
 from cbframe.dcp.positions import VBucketMetaData, VBucketOffset
 from cbframe.dcp.receiver import DiscardingReceiver
 from cbframe.dcp.source import BucketDataSource
@@ -31,7 +31,7 @@ from cbframe.options import BucketDataSourceOptions
 from cbframe.public import ServerURLs
 from cbframe.wire.constants import MAX_SEQNO, MAX_VBUCKETS, Opcode, OpenFlag, Status
 from cbframe.wire.framing import Frame
-from cbframe.wire.messages import DcpOpen, GetFailoverLog, Observed, Plain, parse_failover_log
+from cbframe.wire.messages import DcpOpen, GetFailoverLog, Plain, parse_failover_log
 
 T = TypeVar("T")
 _Work: TypeAlias = Callable[[Waker], Any]
@@ -160,18 +160,17 @@ def _on_disk(
     nodes = seqnos.follow(found)
     for vb, at in now.items():
         seqnos.want(vb, at.history, MAX_SEQNO)
-    floors: dict[int, tuple[int, int]] = {}
 
-    def ask(node: str, waker: Waker) -> None:
-        def steps(login: Login) -> Steps[dict[int, Observed | None]]:
+    def ask(node: str, waker: Waker) -> Floors:
+        def steps(login: Login) -> Steps[Found]:
             yield from log_in(login, then=lambda _: [])
             return (yield from observe(asked))
 
         asked = seqnos.questions(node)
-        floors.update(seqnos.answered(node, asked, source.query(node, steps, waker))[0])
+        return seqnos.answered(node, asked, source.query(node, steps, waker))[0]
 
-    for outcome in at_once([partial(ask, node) for node in nodes]):
-        _result(outcome)
+    outcomes = at_once([partial(ask, node) for node in nodes])
+    floors = {vb: floor for outcome in outcomes for vb, floor in _result(outcome).items()}
     if not seqnos.has_disk and any(at.seqno for at in now.values()):
         error = nothing_on_disk(options.recovery_timeout)
         error.permanent = False  # the first change may be on its way

@@ -496,7 +496,7 @@ class Engine:
             Number of the node, which may have been killed before.
         lose
             How many of the last seqnos of each of its vbuckets had not reached a replica: they never
-            happened, history forks there. So do those of :meth:`hold_replication`.
+            happened, history forks there. So do those that :meth:`hold_replication` held.
         """
         member = self._member(node)
         stay = [other for other in self.config.members if other != node]
@@ -611,8 +611,7 @@ class Engine:
     def fail_over(self, vbucket: int, *, lose: int = 0, node: int | None = None) -> int:
         """Hard failover of one vbucket: the last `lose` seqnos never happened, history forks there.
 
-        Its streams end with STATE_CHANGED. With `node`, that node is the owner from now on. What was held
-        from its replica is lost, too.
+        Its streams end with STATE_CHANGED. With `node`, that node is the owner from now on, with what it has.
 
         Returns
         -------
@@ -645,8 +644,8 @@ class Engine:
 
     def _give(self, vbucket: int, node: int) -> None:
         row = self.bucket.map[vbucket]
-        if node in self._vbucket(vbucket).lags:
-            self._vbucket(vbucket).lags[node].received = None  # it has all that there is
+        if (lag := self._vbucket(vbucket).lags.get(node)) is not None:
+            lag.received = None  # it has all that there is
         # The new owner may have been a replica: then the two change places.
         self.bucket.map[vbucket] = [node, *(row[0] if copy == node else copy for copy in row[1:])]
 

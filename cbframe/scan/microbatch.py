@@ -22,9 +22,8 @@ its beginning. A vbucket is delivered again like that
   of such documents there are no deletions, and their collection's name is gone.
 
 With ``only_persisted`` a new history that contains the offset is no reason. All copies of a vbucket have on
-disk what lies before an offset, and a read takes whole snapshots, however few of their changes it is for, and
-waits until the copies have all of them: a version that was left out for a newer one does not come back to
-light, as that one is not lost.
+disk what lies before it, and a read takes whole snapshots and waits for the copies: the newer version, for
+which one before the offset was left out, is not lost either.
 
 An offset says, too, which scope and collections it is of. Those that are asked for later have documents
 before it that were never delivered, and documents of those that are asked for no more would never be deleted.
@@ -46,6 +45,7 @@ from cbframe.arrow.columns import KEY, OPCODE, SEQNO, VBUCKET, form_of
 from cbframe.arrow.current_rows import CurrentRows
 from cbframe.arrow.receivers import DeferringBatchReceiver
 from cbframe.cluster.collections_manifest import CollectionsManifest
+from cbframe.dcp.persistence import warn_of_few_copies
 from cbframe.dcp.positions import ReachedEnds, VBucketMetaData, VBucketOffset, has_place, u64_of
 from cbframe.dcp.receiver import Receipt
 from cbframe.dcp.survey import BucketState
@@ -301,18 +301,16 @@ class MicroBatchReader:
         """Of which documents the offsets are."""
         return Selection.of(self.spec.scope, self.spec.named)
 
-    @property
-    def only_persisted(self) -> bool:
-        """Whether only what is on disk everywhere is delivered."""
-        return self.spec.options.only_persisted
-
     def look(self) -> BucketState:
         """Where the bucket is now."""
-        return self.spec.look(None, persisted=self.only_persisted)
+        found = self.spec.look(None, persisted=self.spec.options.only_persisted)
+        if self.spec.options.only_persisted:
+            warn_of_few_copies(found.map)
+        return found
 
     def ahead(self, start: Offset, look: BucketState, most: int | None = None) -> Offset:
         """As :meth:`Offset.ahead`."""
-        carries = self.only_persisted
+        carries = self.spec.options.only_persisted
         end = start.ahead(look.positions, look.map.uuid, most, self.selection, carries=carries)
         self._refuse_planned(start.ranges_to(end, look.positions if carries else None), look)
         return end
@@ -325,7 +323,7 @@ class MicroBatchReader:
         """What is to be read between two offsets, in `n` parts at most, of one node each if it can be."""
         # Who is restarted has not looked ahead from here: nobody has compared anything yet.
         end.check(look.positions, look.map.uuid, self.selection)
-        now = look.positions if self.only_persisted else None
+        now = look.positions if self.spec.options.only_persisted else None
         ranges = {each.vbucket: each for each in start.ranges_to(end, now)}
         self._refuse_planned(ranges.values(), look)
         # Those that nothing is read of count, too: they have a row.
@@ -508,11 +506,11 @@ class Pass:
         receiver = MicroBatchReceiver(run.names.wire_metadata, run.options.max_body_bytes)
         starts = {each.vbucket: each.start if each.base else BEGINNING for each in some}
         of_scope = spec.scope is not None and spec.collections is None
-        receiver.begin(starts, of_scope=of_scope, persisted=reader.only_persisted)
+        receiver.begin(starts, of_scope=of_scope, persisted=spec.options.only_persisted)
         agreed = reader.agreed
         sink = MicroBatchSink(spec, run.names, receiver, agreed, bounded=True, of_changes=True)
         stack.callback(sink.close)
-        sink.stop_at({} if reader.whole_snapshots or reader.only_persisted else ends)
+        sink.stop_at({} if reader.whole_snapshots or spec.options.only_persisted else ends)
         ran = run.into(receiver, sink)
         self._sink = sink
         short = []
@@ -555,7 +553,7 @@ class Pass:
         now = self._reader.spec.look({each.vbucket for each in short}).positions
         for each in short:
             at = now[each.vbucket]
-            other = at.history != each.end.history and not self._reader.only_persisted
+            other = at.history != each.end.history and not self._reader.spec.options.only_persisted
             if other or at.seqno < each.end.seqno:
                 raise _on_its_way(each)
 

@@ -118,7 +118,7 @@ def _parted(item: Item, vbuckets: AbstractSet[int]) -> tuple[Item | None, Item |
     some = np.zeros(MAX_VBUCKETS, bool)
     some[[*vbuckets & places.keys()]] = True
     mask = some[item.batch.column(VBUCKET).to_numpy()]
-    receipt = item.receipt.split(item.receipt.nbytes * int(mask.sum()) // len(mask))
+    receipt = item.receipt.split(item.receipt.nbytes * int(mask.sum()) // max(1, len(mask)))
     ours = {vb: at for vb, at in places.items() if some[vb]}
     rest = {vb: at for vb, at in places.items() if not some[vb]}
     first = Arrived(item.batch.filter(pa.array(mask)), receipt, ours)
@@ -131,12 +131,9 @@ class PersistedChangeReceiver(ChangeReceiver):
 
     _items: PersistedHandover = field(default_factory=PersistedHandover, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        ChangeReceiver.__post_init__(self)
-        self._items.given.update(self.start)
-
     def hold(self, want: Callable[[int, int, int], None]) -> None:
         self._items.want = want
+        self._items.given.update(self.start)
 
     def on_persisted(self, floors: Mapping[int, tuple[int, int]]) -> None:
         self._items.on_persisted(floors)

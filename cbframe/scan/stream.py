@@ -353,8 +353,7 @@ class ChangeStream(ShowsItself):
         self._tail: Tail | None = None
         self._closed = False
         self._paused = Switch()
-        self._promises = options.only_persisted
-        """It is to be said what that is worth, once there is a cluster map."""
+        self._promises = options.only_persisted  # what it is worth is to be said, once there is a map
         self._maps: set[FieldPath] = set()
         self._connect(start, None if group is None else {})
         if group is not None:
@@ -902,10 +901,9 @@ def stream_bucket(
         batch that has it is delivered; otherwise as ``"emit"``.
     only_persisted
         Give out nothing that is not on the disks of the active copy and of all replicas of its vbucket, so
-        that no failover takes it back (:mod:`cbframe.dcp.persistence` has the limits). Changes come later by
-        the time that takes, and up to ``persistence_interval`` of `options`; what waits counts against the
-        window. An error if no copy of a vbucket has got on for ``recovery_timeout``, and with ephemeral
-        buckets, which have no disks. Without replicas, a warning says that it is for restarts only.
+        that no failover takes it back (:mod:`cbframe.dcp.persistence` has the limits). What waits counts
+        against the window. An error if no copy of a vbucket has got on for ``recovery_timeout`` of `options`,
+        and with ephemeral buckets. Without replicas, a warning says that it is for restarts only.
     batch_bytes
         A batch is delivered when it has about this many bytes on the wire (by default 4 MiB, or a quarter of
         the window),

@@ -434,10 +434,9 @@ class Snapshot:
         Where that would change neither rows nor files, nothing is written, and the result says so.
 
         Documents that were deleted, and older versions of documents, are left out, but for what came within
-        `keep`: the server may roll back what it has sent lately, and then they count again. A rollback to
-        before that has its vbucket read again from the start. Versions that were written with
-        ``only_persisted=True`` are not rolled back, and count as older than `keep`. :meth:`vacuum` deletes
-        the old files.
+        `keep` and was not ``only_persisted``: the server may roll back what it has sent lately, and then they
+        count again. A rollback to before that has its vbucket read again from the start. :meth:`vacuum`
+        deletes the old files.
 
         Parameters
         ----------

@@ -573,10 +573,8 @@ on_conflict, max_struct_fields, parse_dates, transaction_records
         update takes them back. ``"strict"`` compares all histories before the version is published, and reads
         again what was lost: then each position of the version is of a history that existed at its end.
     only_persisted
-        Publish the version when all that was read is on the disks of the active copy and of all replicas of
-        its vbucket, so that no failover takes it back; what one takes away until then is read again. An error
-        if no copy of a vbucket has got on for ``recovery_timeout``, or after `timeout`. ``compact()`` keeps
-        nothing that such a version replaced. Limits as of :func:`cbframe.stream_bucket`.
+        Publish the version when what was read is on the disks of the active copy and of all replicas of its
+        vbucket. ``compact()`` keeps nothing that it replaced. Errors as of :func:`cbframe.stream_bucket`.
     file_bytes
         Changes of more bytes than that, as they are in memory, go to several files, each of a range of
         vbuckets; 16 at most.

@@ -21,7 +21,6 @@ from cbframe.dcp.messages import (
     NodeSampled,
     OpenStreams,
     Persisted,
-    PersistenceFailed,
     Started,
     StreamEnded,
     StreamRolledBack,
@@ -325,6 +324,6 @@ def test_what_was_not_lost_after_all() -> None:
 def test_an_error_ends_a_source_that_can_fail() -> None:
     hand = Hand()
     error = ConnectError("it is over")
-    assert hand(PersistenceFailed(error)) == [Fail(error)]
+    assert hand(Persisted(error=error)) == [Fail(error)]
     endless = Coordinator(None, replace(OPTIONS, endless_retry=True))
-    assert endless.handle(PersistenceFailed(error), 0.0) == []
+    assert endless.handle(Persisted(error=error), 0.0) == []

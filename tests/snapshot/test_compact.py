@@ -8,8 +8,8 @@ import pytest
 from scan.kit import truth
 
 from cbframe import LocalCluster, Snapshot, write_snapshot
+from cbframe.scan.store import LocalStore
 from cbframe.snapshot.manifest import History
-from cbframe.snapshot.store import LocalStore
 
 from .conftest import Calendar
 from .kit import held, update

@@ -112,9 +112,8 @@ max_changes_per_batch  most rows of a batch, but for resets that were not forese
 on_rollback            ``reset`` (the default), or ``fail``: the query ends with a RollbackError, also
                        where deletions were purged that no batch had come to
 only_persisted         ``true``: deliver only what is on the disks of the active copy and of all replicas of
-                       its vbucket. Then a failover is no reason for a reset. A batch is up to where the
-                       copies are, which may be less than the bucket has; limits are those of
-                       ``cbframe.stream_bucket``
+                       its vbucket. Then a failover is no reason for a reset. A batch goes up to where the
+                       copies are; limits are those of ``cbframe.stream_bucket``
 whole_snapshots        ``true`` (the default): deliver also what the server sends after the end of a batch,
                        now and once more in the next batch. ``false`` (the default with
                        ``max_changes_per_batch``): deliver each change once. Then a document that changes

@@ -64,9 +64,8 @@ _BOTH = frozenset(
     )
 )
 BATCH = _BOTH | {"consistency", "expired", "pushdown"}
-STREAM = _BOTH | {
-    *("changes", "start", "max_changes_per_batch", "on_rollback", "whole_snapshots", "only_persisted")
-}
+STREAM = _BOTH | {"changes", "start", "max_changes_per_batch", "on_rollback"}
+STREAM |= {"whole_snapshots", "only_persisted"}
 _OPERATORS: dict[type[Filter], str] = {
     EqualTo: "==",
     GreaterThan: ">",
