@@ -647,8 +647,10 @@ class Coordinator:
         self._vbuckets.retry(event.vbucket, self._now, wait=patient)
 
     def _on_persisted(self, event: messages.Persisted) -> None:
-        if event.error is not None and self._gives_up:
-            self._fail(event.error)
+        if event.error is not None:
+            if self._gives_up:
+                self._fail(event.error)
+            return
         if self._settled is None or self._vbuckets.missing or self._over:
             return
         for vb, (vbuuid, seqno) in event.seqnos.items():
