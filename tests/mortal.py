@@ -19,7 +19,8 @@ from deltalake import DeltaTable
 
 from cbframe import BucketDataSourceOptions, Snapshot, write_snapshot
 from cbframe.arrow.spill import Spill
-from cbframe.contrib.delta import mirror, table, to_delta, update_delta
+from cbframe.contrib import mirror, stored_rows
+from cbframe.contrib.delta import table, to_delta, update_delta
 from cbframe.dcp.transport import SocketStream
 from cbframe.scan.store import Output
 
@@ -35,9 +36,9 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
     "delta": [
         (SocketStream, "receive_into"),
         (Spill, "put"),
-        (table.Waiting, "put"),
+        (stored_rows.Waiting, "put"),
         (mirror.Mirror, "_write"),
-        *((table.Committer, name) for name in ("overwrite", "merge", "version")),
+        *((table.Delta, name) for name in ("overwrite", "merge", "result")),
     ],
 }
 """Functions in which something changes, in memory or on the disk."""

@@ -209,7 +209,97 @@ def spec_of(arguments: Mapping[str, Any], stored: Mapping[str, Any]) -> ScanSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotResult:
+class UpdateResult:
+    """What is said of any update of a copy of a bucket; :class:`SnapshotResult` says what the fields are."""
+
+    bucket: str
+    version: int
+    changed: bool
+    upserted: int
+    deleted: int
+    retracted: int
+    rolled_back: dict[int, int] = field(repr=False)
+    read_again: dict[int, int] = field(repr=False)
+    seconds: float
+    as_of: AsOf
+    conflicts: tuple[Conflict, ...] = field(default=(), repr=False)
+    rejected: dict[str, int] = field(default_factory=dict, repr=False)
+    transaction_records: int = 0
+    clock_behind: timedelta = timedelta()
+
+    @staticmethod
+    def fields_of(
+        changes: Changes, manifest: Manifest, before: datetime | None, now: datetime
+    ) -> dict[str, Any]:
+        """Those that follow from what was read, and the version that was made of it."""
+        return {
+            "bucket": manifest.bucket,
+            "upserted": manifest.counts.upserted,
+            "deleted": manifest.counts.deleted,
+            "retracted": manifest.counts.retracted,
+            "rolled_back": changes.rolled_back,
+            "read_again": changes.rollback_seqnos,
+            "as_of": AsOf(changes.ran.as_of, manifest.created),
+            "conflicts": changes.conflicts,
+            "rejected": changes.rejected,
+            "transaction_records": changes.transaction_records,
+            "clock_behind": lag(before, now),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<12}{value}" for name, value in self._lines())
+
+    def _place(self) -> tuple[str, str]:
+        """What the copy is, and where."""
+        raise NotImplementedError
+
+    def _cost(self) -> tuple[str, str]:
+        return "seconds", f"{self.seconds:.1f}"
+
+    def _version(self) -> str:
+        return f"{self.version}" + ("" if self.changed else ", nothing new")
+
+    def _lines(self) -> list[tuple[str, str]]:
+        what, where = self._place()
+        lines = [
+            (what, f"{where}, bucket {self.bucket!r}"),
+            ("version", self._version()),
+            ("rows", f"{self.upserted:,} upserted, {self.deleted:,} deleted, {self.retracted:,} retracted"),
+            self._cost(),
+            ("as of", f"{len(self.as_of):,} vbuckets, {self.as_of.changes:,} changes"),
+        ]
+        if self.rolled_back:
+            lines.append(("rolled back", f"{some(self.rolled_back)} by the server"))
+        if self.read_again:
+            lines.append(("read again", f"{some(self.read_again)}"))
+        for label, some_conflicts in (
+            ("no common type", [each for each in self.conflicts if each.names is None]),
+            ("names are data", [each for each in self.conflicts if each.names is not None]),
+        ):
+            if some_conflicts:
+                fields = ", ".join(each.path for each in some_conflicts[:5])
+                more = f" and {len(some_conflicts) - 5} more" if len(some_conflicts) > 5 else ""
+                lines.append(("conflicts", f"{label}: {fields}{more}"))
+        if self.rejected:
+            shown = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
+            lines.append(("_cb_value", shown))
+        if self.transaction_records:
+            lines.append(("left out", f"{count(self.transaction_records, 'change')} of transaction records"))
+        if self.clock_behind:
+            lines.append(("clock", behind(self.clock_behind)))
+        return lines
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th>"
+            f"<td style='text-align:left'>{escape(value)}</td></tr>"
+            for name, value in self._lines()
+        )
+        return f"<table>{rows}</table>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotResult(UpdateResult):
     """A finished update of a snapshot.
 
     Attributes
@@ -247,64 +337,13 @@ class SnapshotResult:
     """
 
     path: str
-    bucket: str
-    version: int
-    changed: bool
-    upserted: int
-    deleted: int
-    retracted: int
-    rolled_back: dict[int, int] = field(repr=False)
-    read_again: dict[int, int] = field(repr=False)
     nbytes: int
-    seconds: float
-    as_of: AsOf
-    conflicts: tuple[Conflict, ...] = field(default=(), repr=False)
-    rejected: dict[str, int] = field(default_factory=dict, repr=False)
-    transaction_records: int = 0
-    clock_behind: timedelta = timedelta()
 
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<12}{value}" for name, value in self._lines())
+    def _place(self) -> tuple[str, str]:
+        return "snapshot", self.path
 
-    def _lines(self) -> list[tuple[str, str]]:
-        lines = [
-            ("snapshot", f"{self.path}, bucket {self.bucket!r}"),
-            ("version", f"{self.version}" + ("" if self.changed else ", nothing new")),
-            (
-                "rows",
-                f"{self.upserted:,} upserted, {self.deleted:,} deleted, {self.retracted:,} retracted",
-            ),
-            ("written", f"{size(self.nbytes)} in {self.seconds:.1f} s"),
-            ("as of", f"{len(self.as_of):,} vbuckets, {self.as_of.changes:,} changes"),
-        ]
-        if self.rolled_back:
-            lines.append(("rolled back", f"{some(self.rolled_back)} by the server"))
-        if self.read_again:
-            lines.append(("read again", f"{some(self.read_again)}"))
-        for label, some_conflicts in (
-            ("no common type", [each for each in self.conflicts if each.names is None]),
-            ("names are data", [each for each in self.conflicts if each.names is not None]),
-        ):
-            if some_conflicts:
-                fields = ", ".join(each.path for each in some_conflicts[:5])
-                more = f" and {len(some_conflicts) - 5} more" if len(some_conflicts) > 5 else ""
-                lines.append(("conflicts", f"{label}: {fields}{more}"))
-        if self.rejected:
-            shown = ", ".join(f"{count:,} {reason}" for reason, count in self.rejected.items())
-            lines.append(("_cb_value", shown))
-        if self.transaction_records:
-            lines.append(("left out", f"{count(self.transaction_records, 'change')} of transaction records"))
-        if self.clock_behind:
-            lines.append(("clock", behind(self.clock_behind)))
-        return lines
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(name)}</th>"
-            f"<td style='text-align:left'>{escape(value)}</td></tr>"
-            for name, value in self._lines()
-        )
-        return f"<table>{rows}</table>"
+    def _cost(self) -> tuple[str, str]:
+        return "written", f"{size(self.nbytes)} in {self.seconds:.1f} s"
 
 
 def some(seqnos: dict[int, int]) -> str:
@@ -354,21 +393,11 @@ class Update:
             nbytes = publish(self.store, manifest) + sum(entry.nbytes for entry in files)
         return SnapshotResult(
             path=self.store.root,
-            bucket=self.target.bucket,
             version=manifest.version if changed else self.base.version,
             changed=changed,
-            upserted=manifest.counts.upserted,
-            deleted=manifest.counts.deleted,
-            retracted=manifest.counts.retracted,
-            rolled_back=changes.rolled_back,
-            read_again=changes.rollback_seqnos,
             nbytes=nbytes,
             seconds=reader.seconds,
-            as_of=AsOf(changes.ran.as_of, manifest.created),
-            conflicts=changes.conflicts,
-            rejected=changes.rejected,
-            transaction_records=changes.transaction_records,
-            clock_behind=lag(self.before, now),
+            **SnapshotResult.fields_of(changes, manifest, self.before, now),
         )
 
     def _other_bucket(self, why: str) -> SnapshotError:

@@ -47,6 +47,104 @@ vbucket alone is read again from the start.
 
 from __future__ import annotations
 
-from cbframe.contrib.delta.mirror import DeltaResult, to_delta, update_delta
+import os
+from collections.abc import Mapping
+from typing import Literal, Unpack, cast
+
+from cbframe.contrib.delta.table import Delta, DeltaResult
+from cbframe.contrib.mirror import MirrorArguments, mirrored, mirroring
+from cbframe.public import Connectable, ServerURLs
 
 __all__ = ["DeltaResult", "to_delta", "update_delta"]
+
+
+@mirroring
+def to_delta(
+    conn: ServerURLs | Connectable,
+    uri: str | os.PathLike[str],
+    *,
+    mode: Literal["error", "overwrite"] = "error",
+    storage_options: Mapping[str, str] | None = None,
+    **arguments: Unpack[MirrorArguments],
+) -> DeltaResult:
+    """Copy a bucket into a Delta table, which :func:`update_delta` brings up to date.
+
+    The table appears whole or not at all. Documents wait in temporary files (`spool_dir`); memory is
+    some hundred MB, since deltalake makes files of 100 MB in memory. What the table looks like is in the
+    documentation of this package. It has documents whose expiry has passed until the server removes them.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network
+        As of :func:`cbframe.scan_bucket`.
+    uri
+        A folder, or what deltalake knows: ``s3://…``, ``abfss://…``.
+    mode
+        ``"error"`` refuses to if there is a table. ``"overwrite"`` begins again in the same table: earlier
+        versions stay until they are vacuumed.
+    storage_options
+        Of deltalake, for what `uri` is in.
+    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
+on_conflict, max_struct_fields, parse_dates, transaction_records
+        What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
+    consistency
+        As of :func:`cbframe.write_snapshot`, and for this commit only.
+    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options
+        As of :func:`cbframe.scan_bucket`.
+    clock
+        Tells the time of day that is written down.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument is invalid.
+    ConversionError
+        A type was declared that Delta does not have.
+    DependencyError
+        deltalake is not installed.
+    SnapshotError
+        There is a table, or it cannot be written.
+    CbframeError
+        The bucket could not be read.
+    """
+    return cast("DeltaResult", mirrored(Delta, {**locals(), **arguments}))
+
+
+@mirroring
+def update_delta(
+    conn: ServerURLs | Connectable,
+    uri: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, str] | None = None,
+    **arguments: Unpack[MirrorArguments],
+) -> DeltaResult:
+    """Bring a Delta table up to date with what changed in the bucket since.
+
+    Rows and positions are one commit: a process that ends at any moment leaves the table as it was, or as it
+    should be, and the next update goes on from there. Where nothing changed, there is no commit.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network, consistency, batch_bytes, buffer_bytes, spool_dir, \
+spill_bytes, timeout, progress, options, storage_options, clock
+        As of :func:`to_delta`.
+    uri
+        Where :func:`to_delta` made the table.
+    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
+on_conflict, max_struct_fields, parse_dates, transaction_records
+        What the table holds, as of :func:`to_delta`. It need not be given again; anything else than then is
+        an error.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument is invalid, or differs from what the table was made with.
+    DependencyError
+        deltalake is not installed.
+    SnapshotError
+        There is no table that :func:`to_delta` made, or someone else changed it; the bucket was flushed or
+        created again; another writer was faster. The table stays as it is.
+    CbframeError
+        The bucket could not be read.
+    """
+    return cast("DeltaResult", mirrored(Delta, {**locals(), **arguments}))

@@ -32,7 +32,7 @@ from cbframe import (
     scan_bucket,
 )
 from cbframe.contrib.delta import DeltaResult, to_delta, update_delta
-from cbframe.contrib.delta.mirror import Mirror
+from cbframe.contrib.mirror import Mirror
 from cbframe.snapshot.writer import WANTED
 
 from .kit import READERS, by_deltalake, by_duckdb, held, make, told, update
@@ -569,7 +569,7 @@ def test_a_read_that_fails_leaves_the_table(
         raise RuntimeError("on the way")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cbframe.contrib.delta.mirror.widen", fail)
+        patched.setattr("cbframe.contrib.mirror.widen", fail)
         with pytest.raises(RuntimeError, match="on the way"):
             update(cluster, uri)
     assert len(by_deltalake(uri)) == 1
