@@ -13,9 +13,9 @@
 ``LocalCluster``      an embedded Couchbase on the loopback, for tests and examples
 ====================  ========================================================================================
 
-:mod:`cbframe.contrib` has Dask, Spark and Delta, :mod:`cbframe.cli` the command line. :mod:`cbframe.json`
-documents the types of columns, :mod:`cbframe.cluster.connection_string` how to name a cluster,
-:mod:`cbframe.cluster.auth` the roles that a user needs, and :mod:`cbframe.errors` the errors.
+:mod:`cbframe.contrib` has Dask, Spark, Delta and Iceberg, :mod:`cbframe.cli` the command line.
+:mod:`cbframe.json` documents the types of columns, :mod:`cbframe.cluster.connection_string` how to name a
+cluster, :mod:`cbframe.cluster.auth` the roles that a user needs, and :mod:`cbframe.errors` the errors.
 
 Names are loaded when they are first used: ``import cbframe`` is quick, and loads no library.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -53,7 +54,20 @@ def delta(conn: Any, folder: Path, **arguments: Any) -> list[str]:
     return keys
 
 
-DOORS: list[Door] = [read, batches, partitions, lazily, stream, snapshot, delta]
+def iceberg(conn: Any, folder: Path, **arguments: Any) -> list[str]:
+    catalogs = pytest.importorskip("pyiceberg.catalog", reason="needs the extra iceberg")
+    pytest.importorskip("sqlalchemy", reason="needs pyiceberg[sql-sqlite]")
+    from cbframe.contrib.iceberg import to_iceberg  # noqa: PLC0415
+
+    properties = {"uri": f"sqlite:///{folder}/catalog.db", "warehouse": folder.as_uri()}
+    with closing(catalogs.load_catalog(None, type="sql", **properties)) as catalog:
+        catalog.create_namespace_if_not_exists("lake")
+        to_iceberg(conn, "lake.table", catalog=catalog, mode="overwrite", **arguments)
+        keys: list[str] = catalog.load_table("lake.table").scan().to_arrow()["_cb_key"].to_pylist()
+    return keys
+
+
+DOORS: list[Door] = [read, batches, partitions, lazily, stream, snapshot, delta, iceberg]
 
 
 def each_door(*doors: Door) -> pytest.MarkDecorator:

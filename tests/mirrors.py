@@ -1,4 +1,4 @@
-"""What follows a bucket, a snapshot or a Delta table: one way to write, to read and to kill both."""
+"""What follows a bucket, a snapshot, a Delta or Iceberg table: one way to write, to read and to kill all."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from contrib.delta import kit as delta
+from contrib.iceberg import kit as iceberg
 from deltalake import DeltaTable
 from scan.kit import Row
 from snapshot import kit as snapshots
@@ -135,8 +137,56 @@ class DeltaMirror:
         """Files that no commit names are Delta's usual: vacuum() deletes them."""
 
 
-Mirror: TypeAlias = SnapshotMirror | DeltaMirror
-KINDS: dict[str, type[Mirror]] = {each.kind: each for each in (SnapshotMirror, DeltaMirror)}
+class IcebergMirror:
+    kind = "iceberg"
+    what = "table mirrors"
+    publication = "merge"
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.place = folder / self.kind
+        self.catalog = iceberg.catalog_of(self.place)
+        weakref.finalize(self, self.catalog.close)
+
+    def update(self, conn: Any, **arguments: Any) -> Any:
+        if self.exists() and "mode" not in arguments:
+            return iceberg.update(conn, self.catalog, **arguments)
+        return iceberg.make(conn, self.catalog, parse=False, **arguments)
+
+    def held(self, version: int | None = None) -> dict[bytes, Row]:
+        return iceberg.held(self.catalog, version)
+
+    def exists(self) -> bool:
+        return self.catalog.table_exists(iceberg.NAME)
+
+    def version(self) -> int:
+        return max(self.versions())
+
+    def versions(self) -> set[int]:
+        return {*iceberg.numbers(self.catalog)}
+
+    def pack(self) -> None:
+        iceberg.expire(self.catalog)
+
+    def tidy(self, rng: random.Random, happened: Counter[str]) -> bool:
+        if rng.random() < 0.2:
+            iceberg.compact(self.catalog)
+            happened["compacted"] += 1
+        if rng.random() > 0.15:
+            return False
+        self.pack()
+        happened["vacuumed"] += 1
+        return True
+
+    def verify(self) -> None:
+        """The table's own readers do."""
+
+    def nothing_left(self) -> None:
+        """Files that no snapshot names are Iceberg's usual: remove_orphan_files() deletes them."""
+
+
+Mirror: TypeAlias = SnapshotMirror | DeltaMirror | IcebergMirror
+KINDS: dict[str, type[Mirror]] = {each.kind: each for each in (SnapshotMirror, DeltaMirror, IcebergMirror)}
 
 
 class Mortals:

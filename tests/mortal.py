@@ -13,13 +13,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from deltalake import DeltaTable
+from pyiceberg.catalog import load_catalog
 
 from cbframe import BucketDataSourceOptions, Snapshot, write_snapshot
 from cbframe.arrow.spill import Spill
-from cbframe.contrib import mirror, stored_rows
+from cbframe.contrib import iceberg, mirror, stored_rows
 from cbframe.contrib.delta import table, to_delta, update_delta
 from cbframe.dcp.transport import SocketStream
 from cbframe.scan.store import Output
@@ -39,6 +42,13 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
         (stored_rows.Waiting, "put"),
         (mirror.Mirror, "_write"),
         *((table.Delta, name) for name in ("overwrite", "merge", "result")),
+    ],
+    "iceberg": [
+        (SocketStream, "receive_into"),
+        (Spill, "put"),
+        (stored_rows.Waiting, "put"),
+        (mirror.Mirror, "_write"),
+        *((iceberg.Iceberg, name) for name in ("overwrite", "merge", "_commit", "result")),
     ],
 }
 """Functions in which something changes, in memory or on the disk."""
@@ -91,6 +101,15 @@ def work(job: dict[str, Any], last_words: int) -> dict[str, int]:
             Snapshot(place).compact(keep="0s")
             Snapshot(place).vacuum(keep=2)
         write_snapshot(job["conn"], place, parse=False, file_bytes=2000, **arguments)
+    elif job["kind"] == "iceberg":
+        Path(place).mkdir(exist_ok=True)
+        properties = {"uri": f"sqlite:///{place}/catalog.db", "warehouse": Path(place).as_uri()}
+        with closing(load_catalog(None, type="sql", **properties)) as catalog:
+            catalog.create_namespace_if_not_exists("lake")
+            if catalog.table_exists("lake.travel"):
+                iceberg.update_iceberg(job["conn"], "lake.travel", catalog=catalog, **arguments)
+            else:
+                iceberg.to_iceberg(job["conn"], "lake.travel", catalog=catalog, parse=False, **arguments)
     elif DeltaTable.is_deltatable(place):
         update_delta(job["conn"], place, **arguments)
     else:

@@ -70,10 +70,11 @@ LIBRARIES = {
     "dask": {"contrib"},
     "pyspark": {"contrib"},
     "deltalake": {"contrib"},
+    "pyiceberg": {"contrib"},
     "couchbase": set[str](),
 }
 """Which parts, or files, may import a library."""
-OPTIONAL = {"pandas", "polars", "duckdb", "dask", "pyspark", "deltalake"}
+OPTIONAL = {"pandas", "polars", "duckdb", "dask", "pyspark", "deltalake", "pyiceberg"}
 """These may also be imported inside functions, from floor json up."""
 
 

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("pandas", "pyarrow", "numpy", "ipywidgets", "anywidget", "requests", "msgspec", "deltalake")
+HEAVY = (
+    *("pandas", "pyarrow", "numpy", "ipywidgets", "anywidget", "requests", "msgspec"),
+    *("deltalake", "pyiceberg"),
+)
 BUDGET_SECONDS = 0.150
 SCRIPT = """
 import json, sys

@@ -1,6 +1,6 @@
 """What the server rolls back, a mirror rolls back; a writer that is killed costs nothing and doubles nothing.
 
-Snapshots and Delta tables alike. As many kills as are wanted, 50 of each mirror::
+Snapshots, Delta and Iceberg tables alike. As many kills as are wanted, 50 of each mirror::
 
     KILLS=5000-6000 python -m pytest -m slow -k killed tests/test_mirrors.py
 """
@@ -93,8 +93,10 @@ def live(seed: int, mirror: Mirror) -> Counter[str]:
     [
         *(("snapshot", first, 25) for first in range(0, 100, 25)),
         *(("delta", first, 8) for first in range(0, 16, 8)),
+        ("iceberg", 0, 8),
         *(
-            pytest.param("delta", first, 25, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])
+            pytest.param(kind, first, 25, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])
+            for kind in ("delta", "iceberg")
             for first in range(100, 300, 25)
         ),
     ],
@@ -280,7 +282,7 @@ def in_a_world(seed: int, mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> Co
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("kind", "first"), [("snapshot", 0), ("snapshot", 8), ("delta", 0)])
+@pytest.mark.parametrize(("kind", "first"), [("snapshot", 0), ("snapshot", 8), ("delta", 0), ("iceberg", 0)])
 def test_worlds_that_break(kind: str, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     happened: Counter[str] = Counter()
     for seed in range(first, first + 8):
@@ -371,7 +373,10 @@ def survive(cluster: LocalCluster, mirror: Mirror, mortals: Mortals, kills: int,
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("mirror", "kills"),
-    [("snapshot", 200), ("delta", 8), pytest.param("delta", 50, marks=pytest.mark.slow)],
+    [
+        *(("snapshot", 200), ("delta", 8), ("iceberg", 8)),
+        *(pytest.param(kind, 50, marks=pytest.mark.slow) for kind in ("delta", "iceberg")),
+    ],
     indirect=["mirror"],
 )
 def test_killed_at_any_moment(cluster: LocalCluster, mirror: Mirror, mortals: Mortals, kills: int) -> None:

@@ -147,6 +147,7 @@ SILENT = {
         "ChangeStream.transaction_records",
     },
     "cbframe.contrib.delta": set(),
+    "cbframe.contrib.iceberg": set(),
     "cbframe.contrib.dask": {"as_of"},
     "cbframe.contrib.polars": set(),
     "cbframe.contrib.spark": {"register", "CouchbaseDataSource.name"},

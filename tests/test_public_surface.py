@@ -219,6 +219,7 @@ TYPES = {
     'cbframe.Snapshot("p").version': "int",
     'cbframe.Snapshot("p").to_pandas(as_of=1)': "DataFrame",
     'to_delta("couchbase://h/b", "p")': "DeltaResult",
+    'to_iceberg("couchbase://h/b", "l.t", catalog="c").rolled_back': "dict[int, int]",
 }
 WRONG = [
     'cbframe.scan_bucket("couchbase://h/b", colums=["a"])',
@@ -227,11 +228,16 @@ WRONG = [
     'cbframe.Snapshot("p").to_arrow(as_off=1)',
     'cbframe.scan_bucket("couchbase://h/b").partitions("2")',
     'update_delta("couchbase://h/b", "p", mode="overwrite")',
+    'to_delta("couchbase://h/b", "p", colums=["a"])',
+    'to_iceberg("couchbase://h/b", "l.t")',
 ]
 
 
 def test_what_a_type_checker_sees(tmp_path: Path) -> None:
-    heads = ["import cbframe", "from cbframe.contrib.delta import to_delta, update_delta"]
+    heads = [
+        *("import cbframe", "from cbframe.contrib.delta import to_delta, update_delta"),
+        "from cbframe.contrib.iceberg import to_iceberg",
+    ]
     lines = [*heads, *(f"reveal_type({call})" for call in TYPES), *WRONG]
     (program := tmp_path / "program.py").write_text("\n".join(lines))
     settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]

@@ -10,11 +10,12 @@
     executors. A stream is :mod:`cbframe.scan.microbatch`: Spark stores one offset for each batch, and
     executors read the changes between two of them. They cannot report what they met, so a vbucket whose
     history is not the one of the offset is delivered again from its beginning, after a row ``reset``.
-``delta``
-    A Delta table that mirrors a bucket. An update fetches what changed since the positions in the metadata
-    of the table's last commit, as a snapshot's update does, and commits rows and positions at once. What the
-    server rolled back comes from the earlier version of the table that has it. ``shape`` says how Delta
-    holds the columns, ``table`` reads the log and commits, ``mirror`` decides what is written.
+``delta``, ``iceberg``
+    A Delta or Iceberg table that mirrors a bucket. An update fetches what changed since the positions in the
+    metadata of the table's last commit, as a snapshot's update does, and commits rows and positions at once.
+    What the server rolled back comes from the earlier version of the table that has it. ``mirror`` decides
+    what is written, ``stored_rows`` says how tables hold the columns; what reads the log of a table, and
+    commits, is a :class:`~cbframe.contrib.mirror.Table` of each format.
 
 ``pushdown`` has what Spark and polars share: which conditions a filter of a scan can say.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -125,6 +125,9 @@ class Table(ABC):
     exists: bool
     updates: int  # how many there were, in all tables that were here
 
+    def close(self) -> None:  # noqa: B027 - not every format opens something
+        """Let go of what was opened."""
+
     @abstractmethod
     def errors(self, doing: str) -> AbstractContextManager[None]:
         """Turns errors of the format's library into ours."""
@@ -143,9 +146,15 @@ class Table(ABC):
 
     @abstractmethod
     def overwrite(
-        self, schema: pa.Schema, tables: Iterable[pa.Table], kept: Iterable[pa.Table], manifest: Manifest
+        self,
+        schema: pa.Schema,
+        tables: Iterable[pa.Table],
+        kept: Iterable[pa.Table],  # what is read of the table for that
+        manifest: Manifest,
+        *,
+        before: pa.Schema,  # of what is kept
     ) -> None:
-        """Have these rows be the whole table; what is `kept` is read of the table."""
+        """Have these rows be the whole table."""
 
     @abstractmethod
     def merge(self, source: Source, manifest: Manifest, *, grown: bool) -> None:
@@ -353,7 +362,7 @@ class Mirror:
         if base is None or points is None:
             shape = self._shape(news.columns, self._keys)
             manifest = self._manifest(changes, news, shape.columns, 0)
-            self._table.overwrite(shape.schema, news.upserts(shape), (), manifest)
+            self._table.overwrite(shape.schema, news.upserts(shape), (), manifest, before=pa.schema([]))
             return manifest, "rewritten"
         old = self._shape_of(base, base.manifest)
         most = self._stored.get("max_struct_fields", 1000)
@@ -367,7 +376,7 @@ class Mirror:
         source = Source(shape, news, corrections)
         if not shape.holds(old) or self._has_bare_literals(base, old):
             kept = source.untouched(self._rows(base, base.manifest, old), old.columns)
-            self._table.overwrite(shape.schema, source.rows(), kept, manifest)
+            self._table.overwrite(shape.schema, source.rows(), kept, manifest, before=old.schema)
             return manifest, "rewritten"
         if source.some:
             self._table.merge(source, manifest, grown=len(shape.names) > len(old.names))
@@ -496,6 +505,28 @@ class Mirror:
         )
 
 
+@contextmanager
+def unchanged_errors(tables: Iterable[pa.Table]) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Batches for a library that makes its own error of any that comes on the way; raises it as it was."""
+    error: BaseException | None = None
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal error
+        try:
+            for table in tables:
+                yield from table.to_batches()
+        except BaseException as exc:
+            error = exc
+            raise
+
+    try:
+        yield batches()
+    except Exception as exc:
+        if error is None or error is exc:
+            raise
+        raise error from None
+
+
 # --- the functions that begin it
 
 
@@ -550,17 +581,21 @@ def mirroring(function: Callable[P, T]) -> Callable[P, T]:
 
 def mirrored(open_table: Callable[[Mapping[str, Any]], Table], arguments: Mapping[str, Any]) -> Any:
     """One commit, as the ``locals()`` of a public function say: without ``mode``, an update."""
-    mode = arguments.get("mode")
-    if mode not in ("error", "overwrite") and "mode" in arguments:
-        raise ConfigurationError(f"mode={mode!r}", hint="choose from: error, overwrite")
+    if arguments.get("mode", "error") not in ("error", "overwrite"):
+        raise ConfigurationError(f"mode={arguments['mode']!r}", hint="choose from: error, overwrite")
     given = stored_form(arguments)
     # What is invalid is reported before anything is touched.
     spec_of(arguments, given)
-    table = open_table(arguments)
+    with closing(open_table(arguments)) as table:
+        return _written(table, given, arguments)
+
+
+def _written(table: Table, given: dict[str, Any], arguments: Mapping[str, Any]) -> MirrorResult:
+    mode = arguments.get("mode")
     kind = f"{table.format.name} table"
     if table.exists and mode == "error":
         raise SnapshotError(
-            f"there is a {kind} already",
+            f"there is {'an' if kind[0] in 'AEIOU' else 'a'} {kind} already",
             path=table.where,
             hint=f'{table.updated_by}() brings it up to date; mode="overwrite" makes it again',
         )

@@ -117,7 +117,8 @@ class Names:
         """The collections as they are now, if the documents are from more than the default one."""
         if not ids.any() and not _NAMES.intersection(self.target.metadata):
             return None
-        return _current(self._at_end or fetch_manifest(self.target), receiver)
+        self._at_end = self._at_end or fetch_manifest(self.target)
+        return _current(self._at_end, receiver)
 
     def head(
         self, raw: pa.Table, manifest: CollectionsManifest | None, *, keys: KeyForm | None = None

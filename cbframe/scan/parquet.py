@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,21 +66,29 @@ def write_parquet(reader: pa.RecordBatchReader, path: Path, compression: str = "
         return write_batches(reader, file, compression)
 
 
+def write_table(folder: Path, compression: str, name: str, reader: pa.RecordBatchReader) -> int:
+    """Write all batches into a folder of that name, a server's, in another one."""
+    place = folder / quote(name, safe="%")
+    place.mkdir()
+    return write_parquet(reader, place / "part-00000.parquet", compression)
+
+
 def write_batches(reader: pa.RecordBatchReader, file: Any, compression: str) -> int:
     """Write all batches, gathered until they are worth a row group; return the number of rows."""
     rows = 0
     schema = rendered(reader.schema.empty_table()).schema
     with pq.ParquetWriter(file, schema, compression=compression) as writer:
-        for group in _groups(reader):
+        for group in row_groups(reader):
             writer.write_table(rendered(group), row_group_size=len(group))
             rows += len(group)
     return rows
 
 
-def _groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches, gathered until they are worth a row group."""
     pending: list[pa.RecordBatch] = []
     rows = size = 0
-    for batch in reader:
+    for batch in batches:
         pending.append(batch)
         rows, size = rows + len(batch), size + batch.nbytes
         if rows >= _ROW_GROUP_ROWS or size >= _ROW_GROUP_BYTES:

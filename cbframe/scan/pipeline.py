@@ -7,6 +7,7 @@ which columns hold all values. Types, conflicts and counts are those of the rows
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -188,6 +189,18 @@ class DocumentTables:
     rejected: dict[str, int] = field(default_factory=dict)  # documents that are no JSON objects, by reason
     left_out: LeftOut = NOTHING  # how many were left out
 
+    @classmethod
+    def several(cls, many: Iterable[DocumentTables]) -> DocumentTables:
+        """What there is to say about several tables of one read."""
+        every = [*many]
+        rejected: Counter[str] = Counter()
+        left_out = NOTHING
+        for each in every:
+            rejected.update(each.rejected)
+            left_out += each.left_out
+        conflicts = tuple(conflict for each in every for conflict in each.conflicts)
+        return cls(pa.schema([]), iter(()), conflicts, dict(rejected), left_out)
+
 
 class Pipeline:
     """Takes the rows of one run.
@@ -231,6 +244,8 @@ class Pipeline:
         self.nbytes = self.rows = self.documents = 0
         self.left_out = NOTHING
         self.collections: set[int] = set()
+        self.fields = pa.schema([])
+        """What the documents have, before that has the form that was asked for; at the end."""
 
     def has_enough(self) -> bool:
         """Whether as many documents came as were asked for."""
@@ -303,6 +318,14 @@ class Pipeline:
             waiting.cells = self._put_rows(pa.RecordBatch.from_arrays(list(cells.values()), list(cells)))
             waiting.piece = replace(piece, columns={}, rest=None, rejected=None)
         self._waiting.append(waiting)
+
+    def give(self, other: Pipeline, collection: int) -> None:
+        """Have another one convert the documents of a collection, which are not converted here."""
+        for waiting in self._waiting:
+            heads = waiting.heads()
+            some = heads.column(COLLECTION_ID).to_numpy() == collection
+            if some.any():
+                other._put(heads.filter(pa.array(some)), waiting.values().filter(pa.array(some)))
 
     # -- when nothing more comes
 
@@ -423,11 +446,12 @@ class Pipeline:
     def _keys(self, places: Collection[Where]) -> dict[Where, str | bytes]:
         return keys_at(map(self.raw, range(len(self))), places, self._target.keys)
 
-    def finish(self) -> DocumentTables:
-        """The documents that count."""
+    def finish(self, *, lenient: bool = False) -> DocumentTables:
+        """The documents that count; if `lenient`, none need have a field that was asked for."""
         manifest = self._keep_documents()
-        self._refuse_filters()
-        typed = self.typed(lenient=self._agreed is not None)
+        self.refuse_filters()
+        typed = self.typed(lenient=lenient or self._agreed is not None)
+        self.fields = typed.empty.schema
 
         def formed(raw: pa.Table, table: pa.Table) -> pa.Table:
             raw, table = typed.form(raw, table)
@@ -450,7 +474,8 @@ class Pipeline:
         schema = formed(self._receiver.schema.empty_table(), typed.empty).schema
         return DocumentTables(schema, tables(), typed.conflicts, dict(typed.rejected), self.left_out)
 
-    def _refuse_filters(self) -> None:
+    def refuse_filters(self) -> None:
+        """Raise where it shows that the filters are a mistake."""
         if self._agreed is None and not self.has_enough():
             self.intake.refuse_filters()
 
@@ -468,7 +493,7 @@ class Pipeline:
     def unconverted(self) -> tuple[pa.Table, CollectionsManifest | None]:
         """Keys, metadata and values of the documents that count, where they are not converted."""
         manifest = self._keep_documents()
-        self._refuse_filters()
+        self.refuse_filters()
         typed = self.typed()
         tables = [beside(self.raw(number), self.table(number, typed)) for number in range(len(self))]
         empty = beside(self._receiver.schema.empty_table().drop_columns([VALUE]), typed.empty)

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, get_args, overload
 
@@ -17,11 +18,11 @@ from cbframe.arrow.current_rows import KeyPattern
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats, EventLogLike
-from cbframe.errors import ConversionError
+from cbframe.errors import ConfigurationError, ConversionError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import Connectable, ServerURLs, public
-from cbframe.scan.parquet import Destination, check_compression, write_batches, write_folders
+from cbframe.scan.parquet import Destination, check_compression, write_batches, write_folders, write_table
 from cbframe.scan.partition import ScanPartition, divided, to_folder
 from cbframe.scan.plan import ScanPlan
 from cbframe.scan.progress import Progress
@@ -301,6 +302,7 @@ class BucketScan:
         *,
         compression: str = "zstd",
         workers: int | None = None,
+        table_per: Literal["collection"] | None = None,
         overwrite: bool = False,
         filesystem: pafs.FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
@@ -313,7 +315,8 @@ class BucketScan:
         Parameters
         ----------
         path
-            Of the file; of a folder of files with `workers`. A path, or a URI that pyarrow or fsspec know.
+            Of the file; of a folder with `workers` or `table_per`. A path, or a URI that pyarrow or fsspec
+            know.
         compression
             What Parquet calls it.
         workers
@@ -321,6 +324,10 @@ class BucketScan:
             scan has, a password among it. A script has to call this below ``if __name__ == "__main__":``.
             Not for small buckets: to start them and to look at a sample takes about a second each.
             In an object store the files appear one after the other, once all are complete in `spool_dir`.
+        table_per
+            ``"collection"``: a folder ``scope.collection`` for each collection that has documents, with a
+            file of columns of its own; all are of one read, and `as_of` of :attr:`last` is that of each.
+            Documents wait on disk twice. Not with `workers`.
         overwrite
             Replace what is at `path`, once the new file or folder is complete.
         filesystem, storage_options
@@ -357,11 +364,19 @@ class BucketScan:
         by = () if partition_by is None else names("partition_by", partition_by, hint="give names of columns")
         ours = [each for each in METADATA_NAMES if f"_cb_{each}" in by]
         spec = replace(self._spec, metadata=tuple(dict.fromkeys((*self._spec.metadata, *ours))))
-        place.refuse_existing(folder=bool(by) or workers is not None)
+        if table_per is not None:
+            one_of("collection")("table_per", table_per)
+            if by or workers is not None:
+                raise ConfigurationError("table_per= excludes partition_by= and workers=")
+        place.refuse_existing(folder=bool(by) or workers is not None or table_per is not None)
         if workers is not None:
             self.last = to_folder(spec, place, compression, workers, by)
             return place.name
         self._session = ReadSession(spec)
+        if table_per is not None:
+            with place.folder(spec.spool_dir) as scratch:
+                self.last = self._session.by_collection(partial(write_table, scratch, compression))
+            return place.name
         with place.folder(spec.spool_dir) if by else place.file() as target:
             result, reader = self._session.stream()
             how = reader, target, compression

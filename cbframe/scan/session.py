@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,7 +37,7 @@ from cbframe.json.typer import VALUE, Documents, texts_at, typed
 from cbframe.scan.names import Names, described
 from cbframe.scan.pipeline import DocumentTables, Pipeline, beside
 from cbframe.scan.progress import Pace, ScanProgress, Watcher, teller_of
-from cbframe.scan.result import AsOf, Conflict, Moment, ReadResult, utc_now
+from cbframe.scan.result import AsOf, Moment, ReadResult, utc_now
 from cbframe.scan.shape import Outcome, keys_at, lacking
 from cbframe.scan.spec import Consistency, ScanSpec, paths_of, positive
 from cbframe.wire.messages import FailoverLog
@@ -344,13 +343,19 @@ def split_tables(
         part, table = outcome.form(part, table)
         table = beside(names.head(part, manifest), table)
         tables[label] = DocumentTables(table.schema, iter(()), conflicts, settled.reasons()), table
-    if tables:
-        unknown = [path for path in target.columns or () if all(lacking(each, path) for each in schemas)]
-        _refuse("columns", map(".".join, unknown))
-    if tables and isinstance(target.parse_dates, tuple):
-        there = {name for _, each in tables.values() for name in each.column_names}
-        _refuse("parse_dates", (name for name in target.parse_dates if name not in there))
+    refuse_unknown(target, schemas, (name for _, each in tables.values() for name in each.column_names))
     return tables, pipeline.left_out
+
+
+def refuse_unknown(target: ScanSpec, schemas: Sequence[pa.Schema], names: Iterable[str]) -> None:
+    """Raise where none of several tables has a field: as typed, and by the names of their columns."""
+    if not schemas:
+        return
+    unknown = [path for path in target.columns or () if all(lacking(each, path) for each in schemas)]
+    _refuse("columns", map(".".join, unknown))
+    if isinstance(target.parse_dates, tuple):
+        there = {*names}
+        _refuse("parse_dates", (name for name in target.parse_dates if name not in there))
 
 
 def _documents_in(raw: pa.Table) -> list[Documents]:
@@ -445,14 +450,46 @@ class ReadSession:
             ran = self._into(run, receiver, pipeline)
             tables, left_out = split_tables(pipeline, path, self._spec, run.names)
         results = {label: self._result(run, ran, *each) for label, each in tables.items()}
-        conflicts: list[Conflict] = []
-        rejected: Counter[str] = Counter()
-        for found, _ in tables.values():
-            conflicts += found.conflicts
-            rejected.update(found.rejected)
-        whole = DocumentTables(pa.schema([]), iter(()), tuple(conflicts), dict(rejected), left_out)
+        whole = replace(DocumentTables.several(found for found, _ in tables.values()), left_out=left_out)
         rows = sum(len(each.table) for each in results.values())
         return replace(self._result(run, ran, whole, pa.table({})), documents=rows), results
+
+    def by_collection(self, write: Callable[[str, pa.RecordBatchReader], int]) -> ReadResult:
+        """Read into a table for each collection that has documents, with columns of its own.
+
+        They are written one after the other, by ``scope.collection``; `write` gives how many rows there were.
+        """
+        if self._spec.n_rows is not None:
+            raise ConfigurationError(
+                "n_rows= is for one table", hint='leave it or table_per="collection" out'
+            )
+        run, receiver, pipeline = self._begin(replace(self._spec, parse=False, columns=None), bounded=True)
+        parts: list[tuple[Pipeline, DocumentTables]] = []
+        rows = 0
+        with closing(pipeline):
+            ran = self._into(run, receiver, pipeline)
+            manifest = pipeline.complete()
+            pipeline.refuse_filters()
+            known = {0: "_default._default"} if manifest is None else manifest.collections
+            for number in sorted(pipeline.collections & known.keys()):
+                part = Pipeline(self._spec, run.names, receiver, bounded=True)
+                with closing(part):
+                    pipeline.give(part, number)
+                    found = part.finish(lenient=True)
+                    parts.append((part, found))
+                    if part.documents:
+                        batches = (batch for table in found.tables for batch in table.to_batches())
+                        rows += write(
+                            str(known[number]), pa.RecordBatchReader.from_batches(found.schema, batches)
+                        )
+        there = [(part.fields, found.schema) for part, found in parts if part.documents]
+        refuse_unknown(
+            self._spec, [fields for fields, _ in there], (n for _, each in there for n in each.names)
+        )
+        return replace(
+            self._result(run, ran, DocumentTables.several(found for _, found in parts), pa.table({})),
+            documents=rows,
+        )
 
     def stream(self) -> tuple[ReadResult, pa.RecordBatchReader]:
         """Read into record batches, by way of a temporary file; before them, what there is to say.

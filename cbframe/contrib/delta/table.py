@@ -21,6 +21,7 @@ from cbframe.contrib.mirror import (
     MirrorResult,
     Source,
     Table,
+    unchanged_errors,
 )
 from cbframe.contrib.stored_rows import Format, Waiting
 from cbframe.errors import CbframeError, DependencyError, SnapshotError
@@ -183,7 +184,13 @@ class Delta(Table):
             return DeltaResult(uri=self.where, version=int(self._table.version()), **fields)
 
     def overwrite(
-        self, schema: pa.Schema, tables: Iterable[pa.Table], kept: Iterable[pa.Table], manifest: Manifest
+        self,
+        schema: pa.Schema,
+        tables: Iterable[pa.Table],
+        kept: Iterable[pa.Table],
+        manifest: Manifest,
+        *,
+        before: pa.Schema,  # noqa: ARG002 - no column keeps anything of what it was
     ) -> None:
         # deltalake must not be called while it takes rows: those that are read of it wait on disk.
         with closing(Waiting(self._spool_dir)) as waiting:
@@ -192,7 +199,7 @@ class Delta(Table):
             self._overwrite(schema, chain(tables, waiting.tables()), manifest)
 
     def _overwrite(self, schema: pa.Schema, tables: Iterable[pa.Table], manifest: Manifest) -> None:
-        with _unchanged_errors(tables) as batches, self.errors("write the Delta table"):
+        with unchanged_errors(tables) as batches, self.errors("write the Delta table"):
             place: Any = self._table
             how: dict[str, Any] = {"mode": "overwrite", "schema_mode": "overwrite"}
             if place is None:
@@ -211,7 +218,7 @@ class Delta(Table):
     def merge(self, source: Source, manifest: Manifest, *, grown: bool) -> None:
         schema, tables = source.changes()
         before = self._table.version()
-        with _unchanged_errors(tables) as batches, self.errors("update the Delta table"):
+        with unchanged_errors(tables) as batches, self.errors("update the Delta table"):
             (
                 self._table.merge(
                     pa.RecordBatchReader.from_batches(schema, batches),
@@ -256,25 +263,3 @@ def _library() -> Any:
     except ImportError as exc:
         raise DependencyError("deltalake is not installed", hint="pip install 'cbframe[delta]'") from exc
     return deltalake
-
-
-@contextmanager
-def _unchanged_errors(tables: Iterable[pa.Table]) -> Iterator[Iterator[pa.RecordBatch]]:
-    """Batches for a library that makes its own error of any that comes on the way; raises it as it was."""
-    error: BaseException | None = None
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        nonlocal error
-        try:
-            for table in tables:
-                yield from table.to_batches()
-        except BaseException as exc:
-            error = exc
-            raise
-
-    try:
-        yield batches()
-    except Exception as exc:
-        if error is None or error is exc:
-            raise
-        raise error from None

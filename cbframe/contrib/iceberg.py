@@ -1,0 +1,567 @@
+"""An Iceberg table that mirrors a bucket, and is updated exactly once with what changed.
+
+Needs ``pip install 'cbframe[iceberg]'``, and what pyiceberg needs for the catalogue.
+
+>>> from cbframe.contrib.iceberg import to_iceberg, update_iceberg  # doctest: +SKIP
+>>> catalog = {"type": "rest", "uri": "https://…", "credential": "…"}  # doctest: +SKIP
+>>> to_iceberg("couchbase://host/travel", "lake.travel", catalog=catalog, auth=auth)  # doctest: +SKIP
+>>> update_iceberg("couchbase://host/travel", "lake.travel", catalog=catalog, auth=auth)  # doctest: +SKIP
+
+The table
+---------
+One row for each document, as :mod:`cbframe.contrib.delta` describes it, with these differences:
+
+* Integers of 8 and 16 bits are ``int``.
+* A dot in a name is ``_``: Iceberg names fields inside of objects with dots.
+
+pyiceberg (0.12) reads a list of objects that is null as an empty one; other readers do not.
+
+Updates
+-------
+Data, positions and the number of the update are one commit of the catalogue. The positions are in the summary
+of the snapshot, under ``cbframe``: a snapshot's manifest, compressed; some 30 kB for 1,024 vbuckets, in the
+table's metadata until the snapshot is expired. The number is the table's property ``cbframe.update``; both
+must fit. Columns that no document had before are added. Where a type gets wider, or a field appears inside of
+an object, the table is rewritten in one commit.
+
+Of two writers the catalogue refuses the later one: the table must still have the snapshot that was continued.
+pyiceberg would apply the commit to the newer one; so the table has the property ``commit.retry.num-retries``,
+and it is 0. Other writers may compact the table (snapshots of the operation ``replace``); any other change
+ends the mirror.
+
+What copy-on-write costs
+------------------------
+pyiceberg writes no delete files. An update reads the keys of all data files, and writes again each one that
+has a document that changed. Documents are in no order, so some changes in many files cost as much as the
+first copy: the whole table is read, sent and stored once more. What was replaced stays until its snapshots
+are expired; files of writes that failed stay until ``remove_orphan_files``. Update large tables rarely, or
+use a snapshot (:func:`cbframe.write_snapshot`), which only adds what changed.
+
+What the server rolls back, the table rolls back: rows are deleted, and those that they had replaced come from
+an earlier snapshot of the table. Where that is expired, or more than fifty snapshots ago, that vbucket alone
+is read again from the start.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal, TypeAlias, Unpack, cast
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cbframe.arrow.columns import COLLECTION_ID, KEY
+from cbframe.contrib.mirror import (
+    APP,
+    LOOK_BACK,
+    Base,
+    GoneError,
+    MirrorArguments,
+    MirrorResult,
+    Source,
+    Table,
+    mirrored,
+    mirroring,
+    unchanged_errors,
+)
+from cbframe.contrib.stored_rows import Format
+from cbframe.errors import CbframeError, ConfigurationError, DependencyError, SnapshotError
+from cbframe.json.arrays import as_lists, as_map, is_list, with_items, with_members
+from cbframe.public import Connectable, ServerURLs
+from cbframe.scan.parquet import row_groups
+from cbframe.snapshot.manifest import Manifest
+
+__all__ = ["IcebergResult", "to_iceberg", "update_iceberg"]
+
+CatalogLike: TypeAlias = Any
+"""A ``pyiceberg.catalog.Catalog``, its name in pyiceberg's configuration, or its properties."""
+_UPDATE = f"{APP}.update"
+_PROPERTIES = {"commit.retry.num-retries": "0"}
+"""After any other commit the positions were read of another table."""
+_NUMBER = b"PARQUET:field_id"
+_FILE_BYTES = 256 << 20
+"""Bytes of a data file, as they are in memory."""
+_ROWS = 1 << 14
+"""Rows that are read at once."""
+_MOST_BYTES = 1 << 28
+"""Of positions: what is larger is none of ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IcebergResult(MirrorResult):
+    """An Iceberg table that was written.
+
+    Attributes
+    ----------
+    identifier
+        Its name in the catalogue.
+    snapshot_id
+        Of the table, now.
+    version
+        The number of the update.
+    changed
+        Whether there was anything new; if not, there is no commit.
+    rewritten
+        Whether the whole table was written, since types got wider, or at first.
+    bucket, upserted, deleted, retracted, rolled_back, read_again, seconds, as_of, conflicts, rejected, \
+transaction_records, clock_behind
+        As of :class:`~cbframe.SnapshotResult`; each document counts once.
+    """
+
+    identifier: str
+    snapshot_id: int
+
+    def _place(self) -> tuple[str, str]:
+        return "table", self.identifier
+
+
+class Iceberg(Table):
+    """A table of pyiceberg's."""
+
+    format = Format(
+        "Iceberg",
+        {
+            **dict.fromkeys((pa.int8(), pa.int16(), pa.uint8(), pa.uint16()), pa.int32()),
+            pa.uint32(): pa.int64(),
+        },
+        "\0.",
+    )
+    made_by, updated_by, removed = "to_iceberg", "update_iceberg", "expired"
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        identifier = arguments["identifier"]
+        if not isinstance(identifier, str | tuple | list):
+            raise ConfigurationError(
+                f"identifier= is a {type(identifier).__name__}", hint='give a name as "namespace.table"'
+            )
+        self._name = identifier if isinstance(identifier, str) else tuple(identifier)
+        self.where = identifier if isinstance(identifier, str) else ".".join(identifier)
+        self.updates = 0
+        self._table: Any = None  # a `pyiceberg.table.Table`; None if there is none
+        self._snapshot_id = 0
+        _check_library()
+        with self.errors("open the Iceberg table"), ExitStack() as stack:
+            self._catalog, self._is_ours = _catalog_of(arguments["catalog"])
+            stack.callback(self.close)
+            self.exists = self._catalog.table_exists(self._name)
+            if self.exists:
+                self._table = self._catalog.load_table(self._name)
+                self._snapshot_id = self._table.metadata.current_snapshot_id or 0
+                self.updates = int(self._table.properties.get(_UPDATE, 0))
+            stack.pop_all()
+
+    def close(self) -> None:
+        if self._is_ours:
+            self._catalog.close()
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        from pyiceberg import exceptions  # noqa: PLC0415 - optional
+
+        known: list[Any] = [each for each in vars(exceptions).values() if isinstance(each, type)]
+        # Of catalogues in databases.
+        of_sql = getattr(sys.modules.get("sqlalchemy.exc"), "SQLAlchemyError", OSError)
+        try:
+            yield
+        except CbframeError:
+            raise
+        except (exceptions.CommitFailedException, exceptions.TableAlreadyExistsError) as exc:
+            raise self.beaten() from exc
+        except exceptions.NoSuchNamespaceError as exc:
+            raise SnapshotError(
+                f"cannot {doing}: the catalogue has no such namespace",
+                path=self.where,
+                hint="make it with catalog.create_namespace()",
+            ) from exc
+        except exceptions.CommitStateUnknownException as exc:
+            raise SnapshotError(
+                f"nobody knows whether the table was committed ({exc})",
+                path=self.where,
+                hint="update again: that finds out",
+            ) from exc
+        except (*known, of_sql, OSError, ValueError) as exc:
+            raise SnapshotError(f"cannot {doing} ({exc})", path=self.where) from exc
+
+    # -- what there is
+
+    def base(self) -> Base:
+        ours: list[tuple[Manifest, int]] = []
+        snapshot = self._table.current_snapshot()
+        for _ in range(LOOK_BACK):
+            if snapshot is None:
+                break
+            summary = snapshot.summary
+            if summary is not None and APP in summary.additional_properties:
+                ours.append((self._manifest(snapshot), snapshot.snapshot_id))
+            elif not ours and (summary is None or summary.operation.value != "replace"):
+                what = "unknown" if summary is None else summary.operation.value
+                raise self.refusal(
+                    f"the table was changed by someone else ({what}, snapshot {snapshot.snapshot_id}): it is "
+                    "no mirror any more"
+                )
+            parent = snapshot.parent_snapshot_id
+            snapshot = None if parent is None else self._table.snapshot_by_id(parent)
+        if not ours:
+            raise self.refusal(
+                "the snapshots of the table do not tell how far it was read: it was not made by "
+                "to_iceberg(), or that snapshot was expired"
+            )
+        # Whatever came after the newest has the same rows.
+        base = Base.of([(ours[0][0], self._snapshot_id), *ours[1:]])
+        if self.updates != base.manifest.version:
+            raise self.refusal(
+                f"the table does not fit its properties: its rows are of update {base.manifest.version}, and "
+                f"the last one was {self.updates}. Was it rolled back to an older snapshot?"
+            )
+        return base
+
+    def _manifest(self, snapshot: Any) -> Manifest:
+        where = f"{self.where}, snapshot {snapshot.snapshot_id}"
+        try:
+            packed = base64.b64decode(snapshot.summary.additional_properties[APP], validate=True)
+            text = zlib.decompressobj().decompress(packed, _MOST_BYTES)
+        except (ValueError, zlib.error) as exc:
+            raise SnapshotError(f"the positions of the table are damaged ({exc})", path=where) from exc
+        return Manifest.from_bytes(text, where)
+
+    def read(self, number: int, schema: pa.Schema, some: pc.Expression | None = None) -> Iterator[pa.Table]:
+        try:
+            with self.errors("read the Iceberg table"):
+                snapshot = self._table.snapshot_by_id(number)
+                if snapshot is None:
+                    raise GoneError(number)
+                stored = self._table.schemas()[snapshot.schema_id]
+                fields = _numbered(schema, stored)
+                for task in self._table.scan(snapshot_id=number).plan_files():
+                    for rows in self._rows(task, fields):
+                        found = rows.cast(schema) if some is None else rows.cast(schema).filter(some)
+                        if len(found):
+                            yield found
+        except SnapshotError as exc:
+            if number == self._snapshot_id:
+                raise
+            raise GoneError(number) from exc
+
+    def _rows(self, task: Any, schema: pa.Schema) -> Iterator[pa.Table]:
+        """Rows of a data file, whose fields are known by their numbers."""
+        if task.delete_files:
+            raise self.refusal("rows of the table were deleted by someone else: it is no mirror any more")
+        with self._table.io.new_input(task.file.file_path).open() as file, pq.ParquetFile(file) as parquet:
+            there = {_number(each): each for each in parquet.schema_arrow}
+            found = [there[_number(each)].name for each in schema if _number(each) in there]
+            for batch in parquet.iter_batches(batch_size=_ROWS, columns=found):
+                arrays = [
+                    _aligned(batch.column(have.name), have, each)
+                    if (have := there.get(_number(each))) is not None
+                    else pa.nulls(len(batch), each.type)
+                    for each in schema
+                ]
+                yield pa.Table.from_arrays(arrays, schema=schema)
+
+    # -- commits
+
+    def result(self, **fields: Any) -> IcebergResult:
+        return IcebergResult(
+            identifier=self.where, snapshot_id=self._snapshot_id, version=self.updates, **fields
+        )
+
+    def overwrite(
+        self,
+        schema: pa.Schema,
+        tables: Iterable[pa.Table],
+        kept: Iterable[pa.Table],
+        manifest: Manifest,
+        *,
+        before: pa.Schema,
+    ) -> None:
+        with self.errors("write the Iceberg table"):
+            if self._table is None:
+                work = self._catalog.create_table_transaction(self._name, schema, properties=_PROPERTIES)
+                self._commit(work, schema, tables, [], manifest)
+                return
+            work = self._begun()
+            same = {each.name for each in before if each in schema}
+            with work.update_schema(allow_incompatible_changes=True) as update:
+                for each in self._table.schema().fields:
+                    if each.name not in same:
+                        update.delete_column((each.name,))
+            _add_columns(work, schema)
+            gone = [task.file for task in self._table.scan().plan_files()]
+        self._commit(work, schema, chain(tables, kept), gone, manifest)
+
+    def merge(self, source: Source, manifest: Manifest, *, grown: bool) -> None:
+        shape = source.shape
+        with self.errors("update the Iceberg table"):
+            work = self._begun()
+            if grown:
+                _add_columns(work, shape.schema)
+            tasks = [*self._table.scan().plan_files()]
+        stored = work.table_metadata.schema()
+        keys = _numbered(pa.schema([shape.schema.field(name) for name in (KEY, COLLECTION_ID)]), stored)
+        fields = _numbered(shape.schema, stored)
+        with self.errors("read the Iceberg table"):
+            touched = [
+                task
+                for task in tasks
+                if any(source.touched.have(shape.head_of(rows)).any() for rows in self._rows(task, keys))
+            ]
+        kept = self._untouched(touched, fields, source)
+        self._commit(
+            work, shape.schema, chain(source.rows(), kept), [task.file for task in touched], manifest
+        )
+
+    def _untouched(self, tasks: list[Any], fields: pa.Schema, source: Source) -> Iterator[pa.Table]:
+        """What stays of data files."""
+        with self.errors("read the Iceberg table"):
+            for task in tasks:
+                for rows in self._rows(task, fields):
+                    some = ~source.touched.have(source.shape.head_of(rows))
+                    yield rows.filter(pa.array(some)).cast(source.shape.schema)
+
+    def note(self, manifest: Manifest) -> None:
+        with self.errors("update the Iceberg table"):
+            work = self._begun()
+        self._commit(work, pa.schema([]), (), [], manifest)
+
+    def _begun(self) -> Any:
+        """A transaction that is committed to the table as it was opened, or not at all."""
+        if not _PROPERTIES.items() <= self._table.properties.items():
+            self._table.transaction().set_properties(_PROPERTIES).commit_transaction()
+        if (self._table.metadata.current_snapshot_id or 0) != self._snapshot_id:
+            raise self.beaten()
+        return self._table.transaction()
+
+    def _commit(
+        self, work: Any, schema: pa.Schema, tables: Iterable[pa.Table], gone: list[Any], manifest: Manifest
+    ) -> None:
+        """Have rows take the place of data files."""
+        with unchanged_errors(tables) as batches, self.errors("write the Iceberg table"):
+            files = [*self._written(work, schema, batches)]
+        packed = base64.b64encode(zlib.compress(manifest.to_bytes())).decode()
+        with self.errors("commit the Iceberg table"):
+            update = work.update_snapshot(snapshot_properties={APP: packed})
+            snapshot = update.overwrite() if gone else update.fast_append()
+            for each in gone:
+                snapshot.delete_data_file(each)
+            for each in files:
+                snapshot.append_data_file(each)
+            snapshot.commit()
+            work.set_properties({_UPDATE: str(manifest.version)})
+            work.commit_transaction()
+        self._snapshot_id, self.updates = snapshot.snapshot_id, manifest.version
+
+    def _written(self, work: Any, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[Any]:
+        """Rows as data files, which are of no table yet.
+
+        pyiceberg's own writer (0.12) makes null lists of objects empty ones.
+        """
+        from pyiceberg.io.pyarrow import parquet_file_to_data_file  # noqa: PLC0415 - optional
+        from pyiceberg.table.locations import load_location_provider  # noqa: PLC0415 - as above
+
+        metadata = work.table_metadata
+        io = work._table.io  # noqa: SLF001 - that of a table that is not there yet is nowhere else
+        fields = _numbered(schema, metadata.schema())
+        place = load_location_provider(metadata.location, metadata.properties)
+        groups = row_groups(batches)
+        for first in groups:
+            path = place.new_data_location(f"{uuid4()}.parquet")
+            with (
+                io.new_output(path).create() as output,
+                pq.ParquetWriter(output, fields, compression="zstd", store_decimal_as_integer=True) as writer,
+            ):
+                size = 0
+                for group in chain([first], groups):
+                    writer.write_table(group.cast(fields), row_group_size=len(group))
+                    size += group.nbytes
+                    if size >= _FILE_BYTES:
+                        break
+            yield parquet_file_to_data_file(io, metadata, path)
+
+
+def _check_library() -> None:
+    try:
+        import pyiceberg.io.pyarrow  # noqa: F401, PLC0415 - optional
+    except ImportError as exc:
+        raise DependencyError("pyiceberg is not installed", hint="pip install 'cbframe[iceberg]'") from exc
+
+
+def _catalog_of(catalog: CatalogLike) -> tuple[Any, bool]:
+    """The catalogue, and whether it was opened here."""
+    from pyiceberg.catalog import Catalog, load_catalog  # noqa: PLC0415 - optional
+    from pyiceberg.exceptions import NotInstalledError  # noqa: PLC0415 - as above
+
+    if isinstance(catalog, Catalog):
+        return catalog, False
+    try:
+        return (load_catalog(catalog) if isinstance(catalog, str) else load_catalog(**catalog)), True
+    except NotInstalledError as exc:
+        raise DependencyError(f"pyiceberg needs a library for the catalogue: {exc}") from exc
+    except (TypeError, ValueError):
+        # What pyiceberg says has all properties in it, passwords, too.
+        raise ConfigurationError(
+            "catalog= is no catalogue of pyiceberg",
+            hint="give a Catalog, its name in pyiceberg's configuration, or its properties: type, uri, …",
+        ) from None
+
+
+def _add_columns(work: Any, schema: pa.Schema) -> None:
+    """Those that the table has not yet."""
+    have = {each.name for each in work.table_metadata.schema().fields}
+    with work.update_schema() as update:
+        update.union_by_name(pa.schema([each for each in schema if each.name not in have]))
+
+
+# --- fields, known by their numbers
+
+
+def _numbered(schema: pa.Schema, stored: Any) -> pa.Schema:
+    """Columns with the numbers that they and what is inside have in a table; without, where it has none."""
+    fields = {each.name: each for each in stored.fields}
+    return pa.schema(
+        [_field(each.type, fields[each.name]) if each.name in fields else each for each in schema]
+    )
+
+
+def _field(kind: pa.DataType, stored: Any) -> pa.Field:
+    """A type as a field of a table, a `pyiceberg.types.NestedField`."""
+    inner = stored.field_type
+    if pa.types.is_struct(kind):
+        kind = pa.struct([_field(kind.field(each.name).type, each) for each in inner.fields])
+    elif is_list(kind):
+        kind = pa.list_(_field(kind.value_type, inner.element_field))
+    elif pa.types.is_map(kind):
+        name = _field(kind.key_type, inner.key_field).with_nullable(False)
+        kind = pa.map_(name, _field(kind.item_type, inner.value_field))
+    return pa.field(stored.name, kind, metadata={_NUMBER: str(stored.field_id)})
+
+
+def _number(field: pa.Field) -> bytes | None:
+    return (field.metadata or {}).get(_NUMBER)
+
+
+def _aligned(array: pa.Array, have: pa.Field, want: pa.Field) -> pa.Array:
+    """Values of a file under the names, and in the order, that the table has; other writers have others."""
+    kind = want.type
+    if pa.types.is_struct(kind):
+        there = {
+            _number(each): (values, each) for values, each in zip(array.flatten(), have.type, strict=True)
+        }
+        members = [
+            _aligned(*there[_number(each)], each)
+            if _number(each) in there
+            else pa.nulls(len(array), each.type)
+            for each in kind
+        ]
+        return with_members(array, members, kind)
+    if is_list(kind):
+        return with_items(array, _aligned(array.flatten(), have.type.value_field, kind.value_field), kind)
+    if pa.types.is_map(kind):
+        lists = as_lists(array)
+        names, values = (lists.values.field(at) for at in (0, 1))
+        item = _aligned(values, have.type.item_field, kind.item_field)
+        return as_map(lists, names.cast(kind.key_type), item, kind)
+    return array.cast(kind)
+
+
+# --- what is called
+
+
+@mirroring
+def to_iceberg(
+    conn: ServerURLs | Connectable,
+    identifier: str | tuple[str, ...],
+    *,
+    catalog: CatalogLike,
+    mode: Literal["error", "overwrite"] = "error",
+    **arguments: Unpack[MirrorArguments],
+) -> IcebergResult:
+    """Copy a bucket into an Iceberg table, which :func:`update_iceberg` brings up to date.
+
+    The table appears whole or not at all. Documents wait in temporary files (`spool_dir`), and memory does
+    not depend on the size of the bucket. What the table looks like is in the documentation of this module. It
+    has documents whose expiry has passed until the server removes them.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network
+        As of :func:`cbframe.scan_bucket`.
+    identifier
+        The name of the table, after that of its namespace: ``"lake.travel"``. The namespace must be there.
+    catalog
+        A ``pyiceberg.catalog.Catalog``; or the name of one in pyiceberg's configuration; or its properties,
+        as ``{"type": "sql", "uri": "sqlite:///…", "warehouse": "file://…"}``, and its ``name`` among them.
+    mode
+        ``"error"`` refuses to if there is a table. ``"overwrite"`` begins again in the same table: earlier
+        snapshots stay until they are expired.
+    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
+on_conflict, max_struct_fields, parse_dates, transaction_records
+        What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
+    consistency
+        As of :func:`cbframe.write_snapshot`, and for this commit only.
+    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options
+        As of :func:`cbframe.scan_bucket`.
+    clock
+        Tells the time of day that is written down.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument is invalid.
+    ConversionError
+        A type was declared that Iceberg does not have.
+    DependencyError
+        pyiceberg is not installed, or what it needs for the catalogue.
+    SnapshotError
+        There is a table, or it cannot be written.
+    CbframeError
+        The bucket could not be read.
+    """
+    return cast("IcebergResult", mirrored(Iceberg, {**locals(), **arguments}))
+
+
+@mirroring
+def update_iceberg(
+    conn: ServerURLs | Connectable,
+    identifier: str | tuple[str, ...],
+    *,
+    catalog: CatalogLike,
+    **arguments: Unpack[MirrorArguments],
+) -> IcebergResult:
+    """Bring an Iceberg table up to date with what changed in the bucket since.
+
+    Rows and positions are one commit: a process that ends at any moment leaves the table as it was, or as it
+    should be, and the next update goes on from there. Where nothing changed, there is no commit.
+
+    Parameters
+    ----------
+    conn, bucket, auth, tls, network, catalog, consistency, batch_bytes, buffer_bytes, spool_dir, \
+spill_bytes, timeout, progress, options, clock
+        As of :func:`to_iceberg`.
+    identifier
+        Where :func:`to_iceberg` made the table.
+    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
+on_conflict, max_struct_fields, parse_dates, transaction_records
+        What the table holds, as of :func:`to_iceberg`. It need not be given again; anything else than then is
+        an error.
+
+    Raises
+    ------
+    ConfigurationError
+        An argument is invalid, or differs from what the table was made with.
+    DependencyError
+        pyiceberg is not installed, or what it needs for the catalogue.
+    SnapshotError
+        There is no table that :func:`to_iceberg` made, or someone else changed it; the bucket was flushed or
+        created again; another writer was faster. The table stays as it is.
+    CbframeError
+        The bucket could not be read.
+    """
+    return cast("IcebergResult", mirrored(Iceberg, {**locals(), **arguments}))
