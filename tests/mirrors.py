@@ -172,6 +172,7 @@ class IcebergMirror:
         if rng.random() < 0.2:
             iceberg.compact(self.catalog)
             happened["compacted"] += 1
+            return False  # pyiceberg hides of which snapshot it was, if that is expired
         if rng.random() > 0.15:
             return False
         self.pack()

@@ -18,7 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from deltalake import DeltaTable
-from pyiceberg.catalog import load_catalog
+from pyiceberg.catalog import (
+    load_catalog,
+    sql,  # noqa: F401 - once, and not in each child
+)
+from pyiceberg.io import pyarrow  # noqa: F401 - as above
 
 from cbframe import BucketDataSourceOptions, Snapshot, write_snapshot
 from cbframe.arrow.spill import Spill

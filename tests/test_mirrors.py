@@ -93,7 +93,7 @@ def live(seed: int, mirror: Mirror) -> Counter[str]:
     [
         *(("snapshot", first, 25) for first in range(0, 100, 25)),
         *(("delta", first, 8) for first in range(0, 16, 8)),
-        ("iceberg", 0, 8),
+        ("iceberg", 0, 5),
         *(
             pytest.param(kind, first, 25, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])
             for kind in ("delta", "iceberg")

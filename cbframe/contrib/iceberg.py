@@ -18,16 +18,16 @@ pyiceberg (0.12) reads a list of objects that is null as an empty one; other rea
 
 Updates
 -------
-Data, positions and the number of the update are one commit of the catalogue. The positions are in the summary
-of the snapshot, under ``cbframe``: a snapshot's manifest, compressed; some 30 kB for 1,024 vbuckets, in the
-table's metadata until the snapshot is expired. The number is the table's property ``cbframe.update``; both
-must fit. Columns that no document had before are added. Where a type gets wider, or a field appears inside of
-an object, the table is rewritten in one commit.
+Data and positions are one commit of the catalogue. The positions are a property of the table,
+``cbframe.positions``, and those of earlier updates in the summaries of their snapshots: a manifest as of
+:mod:`cbframe.snapshot.manifest`, compressed; some 30 kB for 1,024 vbuckets. ``cbframe.snapshot-id`` is the
+snapshot that they belong to. Columns that no document had before are added. Where a type gets wider, or a
+field appears inside of an object, the table is rewritten in one commit.
 
 Of two writers the catalogue refuses the later one: the table must still have the snapshot that was continued.
 pyiceberg would apply the commit to the newer one; so the table has the property ``commit.retry.num-retries``,
-and it is 0. Other writers may compact the table (snapshots of the operation ``replace``); any other change
-ends the mirror.
+and it is 0. Others may compact the table (snapshots of the operation ``replace``), and expire snapshots
+before the last update; any other change ends the mirror.
 
 What copy-on-write costs
 ------------------------
@@ -83,7 +83,8 @@ __all__ = ["IcebergResult", "to_iceberg", "update_iceberg"]
 
 CatalogLike: TypeAlias = Any
 """A ``pyiceberg.catalog.Catalog``, its name in pyiceberg's configuration, or its properties."""
-_UPDATE = f"{APP}.update"
+_UPDATE, _SNAPSHOT, _POSITIONS = f"{APP}.update", f"{APP}.snapshot-id", f"{APP}.positions"
+"""Properties of the table: the number of the last update, its snapshot, and its manifest."""
 _PROPERTIES = {"commit.retry.num-retries": "0"}
 """After any other commit the positions were read of another table."""
 _NUMBER = b"PARQUET:field_id"
@@ -193,44 +194,46 @@ class Iceberg(Table):
     # -- what there is
 
     def base(self) -> Base:
-        ours: list[tuple[Manifest, int]] = []
-        snapshot = self._table.current_snapshot()
-        for _ in range(LOOK_BACK):
-            if snapshot is None:
-                break
-            summary = snapshot.summary
-            if summary is not None and APP in summary.additional_properties:
-                ours.append((self._manifest(snapshot), snapshot.snapshot_id))
-            elif not ours and (summary is None or summary.operation.value != "replace"):
-                what = "unknown" if summary is None else summary.operation.value
+        properties = self._table.properties
+        if _POSITIONS not in properties:
+            raise self.refusal("the table does not tell how far it was read: it was not made by to_iceberg()")
+        newest = self._manifest(properties[_POSITIONS])
+        with self.errors("read the properties of the Iceberg table"):
+            committed = int(properties[_SNAPSHOT])
+        snapshot, number = self._table.current_snapshot(), self._snapshot_id
+        while snapshot is not None and number != committed:
+            what = "unknown" if snapshot.summary is None else snapshot.summary.operation.value
+            if _packed(snapshot) is not None:
                 raise self.refusal(
-                    f"the table was changed by someone else ({what}, snapshot {snapshot.snapshot_id}): it is "
-                    "no mirror any more"
+                    f"the table was rolled back to an older snapshot ({number}): its rows are older than the "
+                    "positions up to which the bucket was read, and the changes in between would be missing"
                 )
-            parent = snapshot.parent_snapshot_id
-            snapshot = None if parent is None else self._table.snapshot_by_id(parent)
-        if not ours:
+            if what != "replace":
+                raise self.refusal(
+                    f"the table was changed by someone else ({what}, snapshot {number}): it is no mirror any "
+                    "more"
+                )
+            # What came after it has the same rows. It may be expired, and pyiceberg hides it then.
+            number = snapshot.parent_snapshot_id
+            snapshot = None if number is None else self._table.snapshot_by_id(number)
+        if number != committed:
             raise self.refusal(
-                "the snapshots of the table do not tell how far it was read: it was not made by "
-                "to_iceberg(), or that snapshot was expired"
+                f"snapshots after the last update were expired (that was {committed}), and nobody knows "
+                "whether they had the same rows"
             )
-        # Whatever came after the newest has the same rows.
-        base = Base.of([(ours[0][0], self._snapshot_id), *ours[1:]])
-        if self.updates != base.manifest.version:
-            raise self.refusal(
-                f"the table does not fit its properties: its rows are of update {base.manifest.version}, and "
-                f"the last one was {self.updates}. Was it rolled back to an older snapshot?"
-            )
-        return base
+        ours = [(newest, self._snapshot_id)]
+        while snapshot is not None and snapshot.parent_snapshot_id is not None and len(ours) < LOOK_BACK:
+            snapshot = self._table.snapshot_by_id(snapshot.parent_snapshot_id)
+            if snapshot is not None and (packed := _packed(snapshot)) is not None:
+                ours.append((self._manifest(packed), snapshot.snapshot_id))
+        return Base.of(ours)
 
-    def _manifest(self, snapshot: Any) -> Manifest:
-        where = f"{self.where}, snapshot {snapshot.snapshot_id}"
+    def _manifest(self, packed: str) -> Manifest:
         try:
-            packed = base64.b64decode(snapshot.summary.additional_properties[APP], validate=True)
-            text = zlib.decompressobj().decompress(packed, _MOST_BYTES)
+            text = zlib.decompressobj().decompress(base64.b64decode(packed, validate=True), _MOST_BYTES)
         except (ValueError, zlib.error) as exc:
-            raise SnapshotError(f"the positions of the table are damaged ({exc})", path=where) from exc
-        return Manifest.from_bytes(text, where)
+            raise SnapshotError(f"the positions of the table are damaged ({exc})", path=self.where) from exc
+        return Manifest.from_bytes(text, self.where)
 
     def read(self, number: int, schema: pa.Schema, some: pc.Expression | None = None) -> Iterator[pa.Table]:
         try:
@@ -354,7 +357,8 @@ class Iceberg(Table):
             for each in files:
                 snapshot.append_data_file(each)
             snapshot.commit()
-            work.set_properties({_UPDATE: str(manifest.version)})
+            number = str(snapshot.snapshot_id)
+            work.set_properties({_UPDATE: str(manifest.version), _SNAPSHOT: number, _POSITIONS: packed})
             work.commit_transaction()
         self._snapshot_id, self.updates = snapshot.snapshot_id, manifest.version
 
@@ -384,6 +388,13 @@ class Iceberg(Table):
                     if size >= _FILE_BYTES:
                         break
             yield parquet_file_to_data_file(io, metadata, path)
+
+
+def _packed(snapshot: Any) -> str | None:
+    """The manifest of a snapshot, if it is one of ours."""
+    found = {} if snapshot.summary is None else snapshot.summary.additional_properties
+    packed: str | None = found.get(APP)
+    return packed
 
 
 def _check_library() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
@@ -153,3 +154,85 @@ def test_a_folder_of_workers(cluster: LocalCluster, tmp_path: Path, memory: Any)
     assert numbers(pq.read_table("/bucket/parts", filesystem=remote)) == list(range(20))
     with pytest.raises(ConfigurationError, match="there is something"):
         scan_bucket(cluster).to_parquet("memory://bucket/parts", workers=1)
+
+
+# --- a folder for each collection
+
+
+@pytest.fixture
+def shop() -> Iterator[LocalCluster]:
+    """Three collections with documents, whose fields of one name have three types; and one without any."""
+    with LocalCluster(nodes=2, vbuckets=8, seed=1) as cluster:
+        cluster.create_scope("shop")
+        for name in ("orders", "people", "nobody", "gone"):
+            cluster.create_collection("shop", name)
+        for n in range(40):
+            cluster.upsert(f"key-{n}", {"id": n / 2})
+            cluster.upsert(f"key-{n}", {"id": n, "lines": [{"sku": str(n)}]}, collection="shop.orders")
+            cluster.upsert(f"key-{n}", {"id": f"p{n}", "at": "2026-01-01"}, collection="shop.people")
+            cluster.upsert(f"key-{n}", {"other": n}, collection="shop.gone")
+        for n in range(10):
+            cluster.delete(f"key-{n}", collection="shop.orders")
+            cluster.upsert(f"key-{n}", {"id": f"new {n}"}, collection="shop.people")
+        cluster.upsert("old", {}, collection="shop.people", expiry=1_700_000_000)
+        cluster.drop_collection("shop", "gone")
+        yield cluster
+
+
+def tables_in(folder: Path) -> dict[str, pa.Table]:
+    return {path.parent.name: pq.read_table(path) for path in folder.glob("*/part-00000.parquet")}
+
+
+@pytest.mark.parametrize("how", [{}, {"parse": False}, {"batch_bytes": 300, "spill_bytes": 0}])
+def test_a_folder_for_each_collection(shop: LocalCluster, tmp_path: Path, how: dict[str, Any]) -> None:
+    scan = scan_bucket(shop, metadata=("key", "seqno", "collection"), **how)
+    path = scan.to_parquet(tmp_path / "all", table_per="collection")
+    found = tables_in(Path(path))
+    assert sorted(found) == ["_default._default", "shop.orders", "shop.people"]
+    for name, table in found.items():
+        alone = scan_bucket(shop, collections=[name], metadata=("key", "seqno", "collection"), **how)
+        wanted = alone.to_arrow().replace_schema_metadata(None)
+        assert table.replace_schema_metadata(None).schema == wanted.schema
+        assert table.sort_by("_cb_key").to_pylist() == wanted.sort_by("_cb_key").to_pylist()
+    last = scan.last
+    assert last is not None
+    assert (last.documents, last.expired, len(last.as_of)) == (110, 1, 8)
+    # One position for all.
+    assert dict(last.as_of) == dict(scan_bucket(shop).read().as_of)
+
+
+def test_a_field_of_one_collection(shop: LocalCluster, tmp_path: Path) -> None:
+    scan = scan_bucket(shop, columns=["id", "lines"], parse_dates=["at"])
+    with pytest.raises(ConfigurationError, match="parse_dates= names 'at', which no document has"):
+        scan.to_parquet(tmp_path / "all", table_per="collection")
+    scan = scan_bucket(shop, columns=["id", "at"], filters=[("id", "!=", 3)], parse_dates=["at"])
+    scan.to_parquet(tmp_path / "all", table_per="collection")
+    found = tables_in(tmp_path / "all")
+    assert str(found["shop.people"].schema.field("at").type) == "timestamp[us]"
+    assert found["shop.people"]["at"].null_count == 10
+    with pytest.raises(ConfigurationError, match="columns= names 'nothing', which no document has"):
+        scan_bucket(shop, columns=["nothing"]).to_parquet(tmp_path / "other", table_per="collection")
+    assert [path.name for path in tmp_path.iterdir()] == ["all"]
+
+
+def test_folders_of_collections_take_the_place_of_others(
+    shop: LocalCluster, tmp_path: Path, memory: Any
+) -> None:
+    for place, more in ((tmp_path / "all", {}), ("memory://bucket/all", {"storage_options": {}})):
+        scan_bucket(shop).to_parquet(place, table_per="collection", **more)
+        with pytest.raises(ConfigurationError, match="there is something"):
+            scan_bucket(shop).to_parquet(place, table_per="collection", **more)
+        scan_bucket(shop, collections=["shop.orders"]).to_parquet(
+            place, table_per="collection", overwrite=True, **more
+        )
+    assert sorted(tables_in(tmp_path / "all")) == ["shop.orders"]
+    assert memory.find("/bucket/all") == ["/bucket/all/shop.orders/part-00000.parquet"]
+
+
+def test_what_does_not_go_with_folders_of_collections(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="table_per='scope'"):
+        unreachable(tmp_path / "all", table_per="scope")
+    with pytest.raises(ConfigurationError, match="exclude each other"):
+        unreachable(tmp_path / "all", table_per="collection", workers=2)
+    with pytest.raises(ConfigurationError, match="n_rows= is for one table"):
+        scan_bucket(NOWHERE, auth=("u", "p"), n_rows=5).to_parquet(tmp_path / "all", table_per="collection")

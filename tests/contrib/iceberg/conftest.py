@@ -14,12 +14,6 @@ from worlds import either_version  # noqa: F401 - as above
 from .kit import catalog_of
 
 
-@pytest.fixture(autouse=True)
-def _planner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """polars warns where it has not the plugin that plans faster."""
-    monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")
-
-
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
     """Where no table is yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from pyiceberg.table.snapshots import Operation, Summary
 from scan.kit import QUICK, Row, rows_of
 
 from cbframe import LocalCluster
-from cbframe.contrib.iceberg import Iceberg, IcebergResult, to_iceberg, update_iceberg
+from cbframe.contrib.iceberg import Iceberg, IcebergResult, _packed, to_iceberg, update_iceberg
 
 NAME = "lake.travel"
+os.environ["POLARS_ICEBERG_PLANNER"] = "pyiceberg"  # it warns where it has not the plugin that is faster
 BITS = ("_cb_seqno", "_cb_cas", "_cb_rev_seqno")
 
 
@@ -46,9 +48,11 @@ def update(cluster: LocalCluster, catalog: Catalog, **arguments: Any) -> Iceberg
 
 def numbers(catalog: Catalog) -> dict[int, int]:
     """Snapshots by the number of their update."""
-    table = Iceberg({"identifier": NAME, "catalog": catalog})
-    ours = [each for each in table._table.snapshots() if "cbframe" in each.summary.additional_properties]
-    return {table._manifest(each).version: each.snapshot_id for each in ours}
+    opened = Iceberg({"identifier": NAME, "catalog": catalog})
+    table = opened._table
+    packed = {each.snapshot_id: _packed(each) for each in table.snapshots()}
+    ours = {opened._manifest(text).version: number for number, text in packed.items() if text}
+    return ours | {int(table.properties["cbframe.update"]): table.metadata.current_snapshot_id}
 
 
 def by_pyiceberg(table: Table, number: int | None = None) -> pa.Table:
