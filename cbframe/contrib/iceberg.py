@@ -45,13 +45,12 @@ is read again from the start.
 from __future__ import annotations
 
 import base64
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, TypeAlias, Unpack, cast
+from typing import Any, ClassVar, Literal, TypeAlias, Unpack, cast
 from uuid import uuid4
 
 import pyarrow as pa
@@ -73,7 +72,7 @@ from cbframe.contrib.mirror import (
     unchanged_errors,
 )
 from cbframe.contrib.stored_rows import Format
-from cbframe.errors import CbframeError, ConfigurationError, DependencyError, SnapshotError
+from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
 from cbframe.json.arrays import as_lists, as_map, is_list, with_items, with_members
 from cbframe.public import Connectable, ServerURLs
 from cbframe.scan.parquet import row_groups
@@ -105,16 +104,7 @@ class IcebergResult(MirrorResult):
     identifier
         Its name in the catalogue.
     snapshot_id
-        Of the table, now.
-    version
-        The number of the update.
-    changed
-        Whether there was anything new; if not, there is no commit.
-    rewritten
-        Whether the whole table was written, since types got wider, or at first.
-    bucket, upserted, deleted, retracted, rolled_back, read_again, seconds, as_of, conflicts, rejected, \
-transaction_records, clock_behind
-        As of :class:`~cbframe.SnapshotResult`; each document counts once.
+        Of the table, now; see :class:`~cbframe.contrib.mirror.MirrorResult` for the others.
     """
 
     identifier: str
@@ -136,6 +126,10 @@ class Iceberg(Table):
         "\0.",
     )
     made_by, updated_by, removed = "to_iceberg", "update_iceberg", "expired"
+    _hints: ClassVar = {
+        "NoSuchNamespaceError": "make the namespace with catalog.create_namespace()",
+        "CommitStateUnknownException": "nobody knows whether it was committed: update again, that finds out",
+    }
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         identifier = arguments["identifier"]
@@ -145,51 +139,22 @@ class Iceberg(Table):
             )
         self._name = identifier if isinstance(identifier, str) else tuple(identifier)
         self.where = identifier if isinstance(identifier, str) else ".".join(identifier)
-        self.updates = 0
+        self.updates = self.number = 0
         self._table: Any = None  # a `pyiceberg.table.Table`; None if there is none
-        self._snapshot_id = 0
-        _check_library()
-        with self.errors("open the Iceberg table"), ExitStack() as stack:
+        self._lost, self._failed = _errors()
+        with self.errors("open"), ExitStack() as stack:
             self._catalog, self._is_ours = _catalog_of(arguments["catalog"])
             stack.callback(self.close)
             self.exists = self._catalog.table_exists(self._name)
             if self.exists:
                 self._table = self._catalog.load_table(self._name)
-                self._snapshot_id = self._table.metadata.current_snapshot_id or 0
+                self.number = self._table.metadata.current_snapshot_id or 0
                 self.updates = int(self._table.properties.get(_UPDATE, 0))
             stack.pop_all()
 
     def close(self) -> None:
         if self._is_ours:
             self._catalog.close()
-
-    @contextmanager
-    def errors(self, doing: str) -> Iterator[None]:
-        from pyiceberg import exceptions  # noqa: PLC0415 - optional
-
-        known: list[Any] = [each for each in vars(exceptions).values() if isinstance(each, type)]
-        # Of catalogues in databases.
-        of_sql = getattr(sys.modules.get("sqlalchemy.exc"), "SQLAlchemyError", OSError)
-        try:
-            yield
-        except CbframeError:
-            raise
-        except (exceptions.CommitFailedException, exceptions.TableAlreadyExistsError) as exc:
-            raise self.beaten() from exc
-        except exceptions.NoSuchNamespaceError as exc:
-            raise SnapshotError(
-                f"cannot {doing}: the catalogue has no such namespace",
-                path=self.where,
-                hint="make it with catalog.create_namespace()",
-            ) from exc
-        except exceptions.CommitStateUnknownException as exc:
-            raise SnapshotError(
-                f"nobody knows whether the table was committed ({exc})",
-                path=self.where,
-                hint="update again: that finds out",
-            ) from exc
-        except (*known, of_sql, OSError, ValueError) as exc:
-            raise SnapshotError(f"cannot {doing} ({exc})", path=self.where) from exc
 
     # -- what there is
 
@@ -198,9 +163,9 @@ class Iceberg(Table):
         if _POSITIONS not in properties:
             raise self.refusal("the table does not tell how far it was read: it was not made by to_iceberg()")
         newest = self._manifest(properties[_POSITIONS])
-        with self.errors("read the properties of the Iceberg table"):
+        with self.errors("read the properties of"):
             committed = int(properties[_SNAPSHOT])
-        snapshot, number = self._table.current_snapshot(), self._snapshot_id
+        snapshot, number = self._table.current_snapshot(), self.number
         while snapshot is not None and number != committed:
             what = "unknown" if snapshot.summary is None else snapshot.summary.operation.value
             if _packed(snapshot) is not None:
@@ -221,7 +186,7 @@ class Iceberg(Table):
                 f"snapshots after the last update were expired (that was {committed}), and nobody knows "
                 "whether they had the same rows"
             )
-        ours = [(newest, self._snapshot_id)]
+        ours = [(newest, self.number)]
         while snapshot is not None and snapshot.parent_snapshot_id is not None and len(ours) < LOOK_BACK:
             snapshot = self._table.snapshot_by_id(snapshot.parent_snapshot_id)
             if snapshot is not None and (packed := _packed(snapshot)) is not None:
@@ -235,23 +200,16 @@ class Iceberg(Table):
             raise SnapshotError(f"the positions of the table are damaged ({exc})", path=self.where) from exc
         return Manifest.from_bytes(text, self.where)
 
-    def read(self, number: int, schema: pa.Schema, some: pc.Expression | None = None) -> Iterator[pa.Table]:
-        try:
-            with self.errors("read the Iceberg table"):
-                snapshot = self._table.snapshot_by_id(number)
-                if snapshot is None:
-                    raise GoneError(number)
-                stored = self._table.schemas()[snapshot.schema_id]
-                fields = _numbered(schema, stored)
-                for task in self._table.scan(snapshot_id=number).plan_files():
-                    for rows in self._rows(task, fields):
-                        found = rows.cast(schema) if some is None else rows.cast(schema).filter(some)
-                        if len(found):
-                            yield found
-        except SnapshotError as exc:
-            if number == self._snapshot_id:
-                raise
-            raise GoneError(number) from exc
+    def _read(self, number: int, schema: pa.Schema, some: pc.Expression | None) -> Iterator[pa.Table]:
+        snapshot = self._table.snapshot_by_id(number)
+        if snapshot is None:
+            raise GoneError(number)
+        fields = _numbered(schema, self._table.schemas()[snapshot.schema_id])
+        for task in self._table.scan(snapshot_id=number).plan_files():
+            for rows in self._rows(task, fields):
+                found = rows.cast(schema) if some is None else rows.cast(schema).filter(some)
+                if len(found):
+                    yield found
 
     def _rows(self, task: Any, schema: pa.Schema) -> Iterator[pa.Table]:
         """Rows of a data file, whose fields are known by their numbers."""
@@ -272,9 +230,7 @@ class Iceberg(Table):
     # -- commits
 
     def result(self, **fields: Any) -> IcebergResult:
-        return IcebergResult(
-            identifier=self.where, snapshot_id=self._snapshot_id, version=self.updates, **fields
-        )
+        return IcebergResult(identifier=self.where, snapshot_id=self.number, version=self.updates, **fields)
 
     def overwrite(
         self,
@@ -285,7 +241,7 @@ class Iceberg(Table):
         *,
         before: pa.Schema,
     ) -> None:
-        with self.errors("write the Iceberg table"):
+        with self.errors("write"):
             if self._table is None:
                 work = self._catalog.create_table_transaction(self._name, schema, properties=_PROPERTIES)
                 self._commit(work, schema, tables, [], manifest)
@@ -302,7 +258,7 @@ class Iceberg(Table):
 
     def merge(self, source: Source, manifest: Manifest, *, grown: bool) -> None:
         shape = source.shape
-        with self.errors("update the Iceberg table"):
+        with self.errors("update"):
             work = self._begun()
             if grown:
                 _add_columns(work, shape.schema)
@@ -310,7 +266,7 @@ class Iceberg(Table):
         stored = work.table_metadata.schema()
         keys = _numbered(pa.schema([shape.schema.field(name) for name in (KEY, COLLECTION_ID)]), stored)
         fields = _numbered(shape.schema, stored)
-        with self.errors("read the Iceberg table"):
+        with self.errors("read"):
             touched = [
                 task
                 for task in tasks
@@ -323,14 +279,14 @@ class Iceberg(Table):
 
     def _untouched(self, tasks: list[Any], fields: pa.Schema, source: Source) -> Iterator[pa.Table]:
         """What stays of data files."""
-        with self.errors("read the Iceberg table"):
+        with self.errors("read"):
             for task in tasks:
                 for rows in self._rows(task, fields):
                     some = ~source.touched.have(source.shape.head_of(rows))
                     yield rows.filter(pa.array(some)).cast(source.shape.schema)
 
     def note(self, manifest: Manifest) -> None:
-        with self.errors("update the Iceberg table"):
+        with self.errors("update"):
             work = self._begun()
         self._commit(work, pa.schema([]), (), [], manifest)
 
@@ -338,18 +294,18 @@ class Iceberg(Table):
         """A transaction that is committed to the table as it was opened, or not at all."""
         if not _PROPERTIES.items() <= self._table.properties.items():
             self._table.transaction().set_properties(_PROPERTIES).commit_transaction()
-        if (self._table.metadata.current_snapshot_id or 0) != self._snapshot_id:
-            raise self.beaten()
+        if (now := self._table.metadata.current_snapshot_id or 0) != self.number:
+            raise self._lost[0](f"its snapshot is {now}")
         return self._table.transaction()
 
     def _commit(
         self, work: Any, schema: pa.Schema, tables: Iterable[pa.Table], gone: list[Any], manifest: Manifest
     ) -> None:
         """Have rows take the place of data files."""
-        with unchanged_errors(tables) as batches, self.errors("write the Iceberg table"):
+        with unchanged_errors(tables) as batches, self.errors("write"):
             files = [*self._written(work, schema, batches)]
         packed = base64.b64encode(zlib.compress(manifest.to_bytes())).decode()
-        with self.errors("commit the Iceberg table"):
+        with self.errors("commit"):
             update = work.update_snapshot(snapshot_properties={APP: packed})
             snapshot = update.overwrite() if gone else update.fast_append()
             for each in gone:
@@ -360,7 +316,7 @@ class Iceberg(Table):
             number = str(snapshot.snapshot_id)
             work.set_properties({_UPDATE: str(manifest.version), _SNAPSHOT: number, _POSITIONS: packed})
             work.commit_transaction()
-        self._snapshot_id, self.updates = snapshot.snapshot_id, manifest.version
+        self.number, self.updates = snapshot.snapshot_id, manifest.version
 
     def _written(self, work: Any, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[Any]:
         """Rows as data files, which are of no table yet.
@@ -397,11 +353,20 @@ def _packed(snapshot: Any) -> str | None:
     return packed
 
 
-def _check_library() -> None:
+def _errors() -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
+    """Those of pyiceberg that say that another writer was faster, and all others."""
     try:
         import pyiceberg.io.pyarrow  # noqa: F401, PLC0415 - optional
+        from pyiceberg import exceptions  # noqa: PLC0415 - as above
     except ImportError as exc:
         raise DependencyError("pyiceberg is not installed", hint="pip install 'cbframe[iceberg]'") from exc
+    known = [each for each in vars(exceptions).values() if isinstance(each, type)]
+    try:
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - optional, for catalogues in databases
+    except ImportError:
+        SQLAlchemyError = OSError  # noqa: N806 - a class
+    lost = exceptions.CommitFailedException, exceptions.TableAlreadyExistsError
+    return lost, (*known, SQLAlchemyError, OSError, ValueError)
 
 
 def _catalog_of(catalog: CatalogLike) -> tuple[Any, bool]:
@@ -502,38 +467,22 @@ def to_iceberg(
 
     Parameters
     ----------
-    conn, bucket, auth, tls, network
-        As of :func:`cbframe.scan_bucket`.
     identifier
         The name of the table, after that of its namespace: ``"lake.travel"``. The namespace must be there.
     catalog
         A ``pyiceberg.catalog.Catalog``; or the name of one in pyiceberg's configuration; or its properties,
-        as ``{"type": "sql", "uri": "sqlite:///…", "warehouse": "file://…"}``, and its ``name`` among them.
-    mode
-        ``"error"`` refuses to if there is a table. ``"overwrite"`` begins again in the same table: earlier
-        snapshots stay until they are expired.
-    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
-on_conflict, max_struct_fields, parse_dates, transaction_records
-        What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
-    consistency
-        As of :func:`cbframe.write_snapshot`, and for this commit only.
-    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options
-        As of :func:`cbframe.scan_bucket`.
-    clock
-        Tells the time of day that is written down.
+        as ``{"type": "sql", "uri": "sqlite:///…", "warehouse": "file://…"}``, its ``name`` among them.
+    conn, mode, bucket, auth, tls, network, scope, collections, columns, filters, keys, key_prefix, \
+keys_only, parse, xattrs, nested, schema, on_conflict, max_struct_fields, parse_dates, transaction_records, \
+consistency, batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options, clock
+        As of :func:`cbframe.contrib.delta.to_delta`.
 
     Raises
     ------
-    ConfigurationError
-        An argument is invalid.
-    ConversionError
-        A type was declared that Iceberg does not have.
     DependencyError
         pyiceberg is not installed, or what it needs for the catalogue.
-    SnapshotError
-        There is a table, or it cannot be written.
     CbframeError
-        The bucket could not be read.
+        Otherwise as :func:`cbframe.contrib.delta.to_delta`.
     """
     return cast("IcebergResult", mirrored(Iceberg, {**locals(), **arguments}))
 
@@ -553,26 +502,16 @@ def update_iceberg(
 
     Parameters
     ----------
-    conn, bucket, auth, tls, network, catalog, consistency, batch_bytes, buffer_bytes, spool_dir, \
-spill_bytes, timeout, progress, options, clock
-        As of :func:`to_iceberg`.
-    identifier
+    identifier, catalog
         Where :func:`to_iceberg` made the table.
-    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
-on_conflict, max_struct_fields, parse_dates, transaction_records
-        What the table holds, as of :func:`to_iceberg`. It need not be given again; anything else than then is
-        an error.
+    conn, bucket, auth, tls, network, scope, collections, columns, filters, keys, key_prefix, keys_only, \
+parse, xattrs, nested, schema, on_conflict, max_struct_fields, parse_dates, transaction_records, \
+consistency, batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options, clock
+        As of :func:`cbframe.contrib.delta.update_delta`.
 
     Raises
     ------
-    ConfigurationError
-        An argument is invalid, or differs from what the table was made with.
-    DependencyError
-        pyiceberg is not installed, or what it needs for the catalogue.
-    SnapshotError
-        There is no table that :func:`to_iceberg` made, or someone else changed it; the bucket was flushed or
-        created again; another writer was faster. The table stays as it is.
     CbframeError
-        The bucket could not be read.
+        As :func:`cbframe.contrib.delta.update_delta`. The table stays as it is.
     """
     return cast("IcebergResult", mirrored(Iceberg, {**locals(), **arguments}))

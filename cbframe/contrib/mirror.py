@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -35,7 +35,7 @@ from cbframe.arrow.current_rows import (
 )
 from cbframe.cluster.tls import TLSLike
 from cbframe.contrib.stored_rows import Documents, Format, Shape, Waiting, places_of
-from cbframe.errors import ConfigurationError, SnapshotError
+from cbframe.errors import CbframeError, ConfigurationError, SnapshotError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
 from cbframe.public import P, T, public
@@ -69,7 +69,20 @@ HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorResult(UpdateResult):
-    """What is said of any mirror."""
+    """A table that was written.
+
+    Attributes
+    ----------
+    version
+        Of the table, now: its own number of it in Delta, the number of the update in Iceberg.
+    changed
+        Whether there was anything new; if not, there is no commit.
+    rewritten
+        Whether the whole table was written, since types got wider, or at first.
+    bucket, upserted, deleted, retracted, rolled_back, read_again, seconds, as_of, conflicts, rejected, \
+transaction_records, clock_behind
+        As of :class:`~cbframe.SnapshotResult`; each document counts once.
+    """
 
     rewritten: bool
 
@@ -123,14 +136,44 @@ class Table(ABC):
 
     where: str
     exists: bool
+    number: int  # what the format calls the state in which it was opened
     updates: int  # how many there were, in all tables that were here
+    _lost: tuple[type[Exception], ...]  # errors of the library: another writer was faster
+    _failed: tuple[type[Exception], ...]  # the others
+    _hints: ClassVar[Mapping[str, str]] = {}  # what to do about some of them, by name
 
     def close(self) -> None:  # noqa: B027 - not every format opens something
         """Let go of what was opened."""
 
-    @abstractmethod
-    def errors(self, doing: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
         """Turns errors of the format's library into ours."""
+        try:
+            yield
+        except CbframeError:
+            raise
+        except self._lost as exc:
+            raise SnapshotError(
+                "another writer has changed the table meanwhile",
+                path=self.where,
+                hint="nothing was written: let one process write at a time, and update again",
+            ) from exc
+        except self._failed as exc:
+            raise SnapshotError(
+                f"cannot {doing} the {self.format.name} table ({exc})",
+                path=self.where,
+                hint=self._hints.get(type(exc).__name__),
+            ) from exc
+
+    def read(self, number: int, schema: pa.Schema, some: pc.Expression | None = None) -> Iterator[pa.Table]:
+        """Rows of a state of the table; raises :class:`GoneError` if an older one cannot be read any more."""
+        try:
+            with self.errors("read"):
+                yield from self._read(number, schema, some)
+        except SnapshotError as exc:
+            if number == self.number:
+                raise
+            raise GoneError(number) from exc
 
     @abstractmethod
     def base(self) -> Base:
@@ -141,8 +184,7 @@ class Table(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def read(self, number: int, schema: pa.Schema, some: pc.Expression | None = None) -> Iterator[pa.Table]:
-        """Rows of a state of the table; raises :class:`GoneError` if that cannot be read any more."""
+    def _read(self, number: int, schema: pa.Schema, some: pc.Expression | None) -> Iterator[pa.Table]: ...
 
     @abstractmethod
     def overwrite(
@@ -175,14 +217,6 @@ class Table(ABC):
             path=self.where,
             hint=f'{self.made_by}(..., mode="overwrite") makes it again; old versions stay until they are '
             f"{self.removed}",
-        )
-
-    def beaten(self) -> SnapshotError:
-        """Another writer was faster."""
-        return SnapshotError(
-            "another writer has changed the table meanwhile",
-            path=self.where,
-            hint="nothing was written: let one process write at a time, and update again",
         )
 
 

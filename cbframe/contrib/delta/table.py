@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -17,14 +17,13 @@ from cbframe.contrib.mirror import (
     CHANGE,
     LOOK_BACK,
     Base,
-    GoneError,
     MirrorResult,
     Source,
     Table,
     unchanged_errors,
 )
 from cbframe.contrib.stored_rows import Format, Waiting
-from cbframe.errors import CbframeError, DependencyError, SnapshotError
+from cbframe.errors import DependencyError, SnapshotError
 from cbframe.scan.spec import path_of_files
 from cbframe.snapshot.manifest import Manifest
 
@@ -48,16 +47,7 @@ class DeltaResult(MirrorResult):
     Attributes
     ----------
     uri
-        Where it is.
-    version
-        Of the table, now.
-    changed
-        Whether there was anything new; if not, there is no commit.
-    rewritten
-        Whether the whole table was written, since types got wider, or at first.
-    bucket, upserted, deleted, retracted, rolled_back, read_again, seconds, as_of, conflicts, rejected, \
-transaction_records, clock_behind
-        As of :class:`~cbframe.SnapshotResult`; each document counts once.
+        Where it is; see :class:`~cbframe.contrib.mirror.MirrorResult` for the others.
     """
 
     uri: str
@@ -81,34 +71,25 @@ class Delta(Table):
         self._options = None if options is None else dict(options)
         self._library = _library()
         self._table: Any = None  # a `deltalake.DeltaTable`; None if there is none
-        self.updates = 0
-        with self.errors("open the Delta table"):
+        from deltalake.exceptions import CommitFailedError, DeltaError  # noqa: PLC0415 - optional
+
+        self._lost, self._failed = (CommitFailedError,), (DeltaError, OSError)
+        self.updates = self.number = 0
+        with self.errors("open"):
             self.exists = self._library.DeltaTable.is_deltatable(self.where, storage_options=self._options)
             if self.exists:
                 self._table = self._opened()
+                self.number = self._table.version()
                 self.updates = self._table.transaction_version(APP) or 0
         self._writing = self._library.WriterProperties(compression="ZSTD", max_row_group_size=_ROWS)
 
     def _opened(self, version: int | None = None) -> Any:
         return self._library.DeltaTable(self.where, version=version, storage_options=self._options)
 
-    @contextmanager
-    def errors(self, doing: str) -> Iterator[None]:
-        from deltalake.exceptions import CommitFailedError, DeltaError  # noqa: PLC0415 - optional
-
-        try:
-            yield
-        except CbframeError:
-            raise
-        except CommitFailedError as exc:
-            raise self.beaten() from exc
-        except (DeltaError, OSError) as exc:
-            raise SnapshotError(f"cannot {doing} ({exc})", path=self.where) from exc
-
     # -- what there is
 
     def base(self) -> Base:
-        with self.errors("read the log of the Delta table"):
+        with self.errors("read the log of"):
             commits = self._table.history(LOOK_BACK)
             if not any(APP in commit for commit in commits):
                 commits = self._table.history()
@@ -124,7 +105,7 @@ class Delta(Table):
             )
         ours = [(self._manifest(each), each["version"]) for each in commits if APP in each]
         # Whatever came after the newest has the same rows.
-        base = Base.of([(ours[0][0], self._table.version()), *ours[1:]])
+        base = Base.of([(ours[0][0], self.number), *ours[1:]])
         if self.updates != base.manifest.version:
             raise self.refusal(
                 f"the table does not fit its log: the last update is number {base.manifest.version}, and its "
@@ -147,36 +128,22 @@ class Delta(Table):
         )
 
     def is_text(self, number: int) -> bool:
-        with self._reading(number):
-            return bool(self._at(number).to_pyarrow_dataset().schema.field(KEY).type == pa.string())
+        with self.errors("read"):
+            return bool(self._dataset(number).schema.field(KEY).type == pa.string())
 
-    def read(self, number: int, schema: pa.Schema, some: pc.Expression | None = None) -> Iterator[pa.Table]:
-        with self._reading(number):
-            dataset = self._at(number).to_pyarrow_dataset()
-            for batch in dataset.to_batches(columns=schema.names, filter=some):
-                if len(batch):
-                    yield pa.Table.from_batches([batch])
+    def _read(self, number: int, schema: pa.Schema, some: pc.Expression | None) -> Iterator[pa.Table]:
+        for batch in self._dataset(number).to_batches(columns=schema.names, filter=some):
+            if len(batch):
+                yield pa.Table.from_batches([batch])
 
-    @contextmanager
-    def _reading(self, number: int) -> Iterator[None]:
-        from deltalake.exceptions import DeltaError  # noqa: PLC0415 - optional
-
-        try:
-            with self.errors("read the Delta table") if self._is_current(number) else nullcontext():
-                yield
-        except (DeltaError, OSError) as exc:
-            raise GoneError(number) from exc
-
-    def _is_current(self, number: int) -> bool:
-        return bool(number == self._table.version())
-
-    def _at(self, number: int) -> Any:
-        return self._table if self._is_current(number) else self._opened(number)
+    def _dataset(self, number: int) -> Any:
+        table = self._table if number == self.number else self._opened(number)
+        return table.to_pyarrow_dataset()
 
     # -- commits
 
     def result(self, **fields: Any) -> DeltaResult:
-        with self.errors("read the log of the Delta table"):
+        with self.errors("read the log of"):
             if self._table is None:
                 self._table = self._opened()
             else:
@@ -199,7 +166,7 @@ class Delta(Table):
             self._overwrite(schema, chain(tables, waiting.tables()), manifest)
 
     def _overwrite(self, schema: pa.Schema, tables: Iterable[pa.Table], manifest: Manifest) -> None:
-        with unchanged_errors(tables) as batches, self.errors("write the Delta table"):
+        with unchanged_errors(tables) as batches, self.errors("write"):
             place: Any = self._table
             how: dict[str, Any] = {"mode": "overwrite", "schema_mode": "overwrite"}
             if place is None:
@@ -218,7 +185,7 @@ class Delta(Table):
     def merge(self, source: Source, manifest: Manifest, *, grown: bool) -> None:
         schema, tables = source.changes()
         before = self._table.version()
-        with unchanged_errors(tables) as batches, self.errors("update the Delta table"):
+        with unchanged_errors(tables) as batches, self.errors("update"):
             (
                 self._table.merge(
                     pa.RecordBatchReader.from_batches(schema, batches),
@@ -239,7 +206,7 @@ class Delta(Table):
             self.note(manifest)
 
     def note(self, manifest: Manifest) -> None:
-        with self.errors("update the Delta table"):
+        with self.errors("update"):
             self._library.write_deltalake(
                 self._table,
                 self._table.to_pyarrow_dataset().schema.empty_table(),

@@ -465,7 +465,7 @@ def test_no_catalogue(cluster: LocalCluster, catalog: Any) -> None:
 
 
 def test_no_namespace(cluster: LocalCluster, catalog: Catalog) -> None:
-    with pytest.raises(SnapshotError, match="no such namespace") as error:
+    with pytest.raises(SnapshotError, match="cannot write the Iceberg table .Namespace sea") as error:
         to_iceberg(cluster, "sea.travel", catalog=catalog)
     assert "create_namespace" in (error.value.hint or "")
     with pytest.raises(ConfigurationError, match="identifier= is a int"):
