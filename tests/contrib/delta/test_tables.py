@@ -431,6 +431,20 @@ def test_nothing_is_loaded_before_it_is_needed() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+def test_a_rolled_back_change_of_a_key_that_is_no_text(uri: str) -> None:
+    with LocalCluster(nodes=1, vbuckets=1, seed=3) as cluster:
+        cluster.upsert(b"\xff", {"n": 1})
+        cluster.upsert("other", {"n": 1})
+        make(cluster, uri, parse=False)
+        cluster.upsert(b"\xff", {"n": 2})
+        cluster.upsert("other", {"n": 2})
+        update(cluster, uri)
+        cluster.fail_over(0, lose=2)
+        cluster.upsert(b"\xff", {"n": 3})
+        assert update(cluster, uri).read_again == {0: 2}
+        assert held(uri) == truth(cluster)
+
+
 # --- refused
 
 
