@@ -62,10 +62,10 @@ from cbframe.contrib.mirror import (
     APP,
     LOOK_BACK,
     Base,
-    GoneError,
     MirrorArguments,
     MirrorResult,
     Source,
+    State,
     Table,
     mirrored,
     mirroring,
@@ -156,6 +156,11 @@ class Iceberg(Table):
         if self._is_ours:
             self._catalog.close()
 
+    def beside(self, name: str) -> Iceberg:
+        *namespace, last = self._catalog.identifier_to_tuple(self._name)
+        identifier = (*namespace, f"{last}__{name}")
+        return Iceberg({"identifier": identifier, "catalog": self._catalog})
+
     # -- what there is
 
     def base(self) -> Base:
@@ -186,11 +191,11 @@ class Iceberg(Table):
                 f"snapshots after the last update were expired (that was {committed}), and nobody knows "
                 "whether they had the same rows"
             )
-        ours = [(newest, self.number)]
+        ours = [State(newest, self.number)]
         while snapshot is not None and snapshot.parent_snapshot_id is not None and len(ours) < LOOK_BACK:
             snapshot = self._table.snapshot_by_id(snapshot.parent_snapshot_id)
             if snapshot is not None and (packed := _packed(snapshot)) is not None:
-                ours.append((self._manifest(packed), snapshot.snapshot_id))
+                ours.append(State(self._manifest(packed), snapshot.snapshot_id))
         return Base.of(ours)
 
     def _manifest(self, packed: str) -> Manifest:
@@ -203,7 +208,7 @@ class Iceberg(Table):
     def _read(self, number: int, schema: pa.Schema, some: pc.Expression | None) -> Iterator[pa.Table]:
         snapshot = self._table.snapshot_by_id(number)
         if snapshot is None:
-            raise GoneError(number)
+            raise SnapshotError("the snapshot was expired", path=self.where)
         fields = _numbered(schema, self._table.schemas()[snapshot.schema_id])
         for task in self._table.scan(snapshot_id=number).plan_files():
             for rows in self._rows(task, fields):
@@ -457,6 +462,7 @@ def to_iceberg(
     *,
     catalog: CatalogLike,
     mode: Literal["error", "overwrite"] = "error",
+    table_per: Literal["collection"] | None = None,
     **arguments: Unpack[MirrorArguments],
 ) -> IcebergResult:
     """Copy a bucket into an Iceberg table, which :func:`update_iceberg` brings up to date.
@@ -472,9 +478,10 @@ def to_iceberg(
     catalog
         A ``pyiceberg.catalog.Catalog``; or the name of one in pyiceberg's configuration; or its properties,
         as ``{"type": "sql", "uri": "sqlite:///…", "warehouse": "file://…"}``, its ``name`` among them.
-    conn, mode, bucket, auth, tls, network, scope, collections, columns, filters, keys, key_prefix, \
-keys_only, parse, xattrs, nested, schema, on_conflict, max_struct_fields, parse_dates, transaction_records, \
-consistency, batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options, clock
+    conn, mode, table_per, bucket, auth, tls, network, scope, collections, columns, filters, keys, \
+key_prefix, keys_only, parse, xattrs, nested, schema, on_conflict, max_struct_fields, parse_dates, \
+transaction_records, consistency, batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, \
+options, clock
         As of :func:`cbframe.contrib.delta.to_delta`.
 
     Raises

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Any, ClassVar, Literal, TypedDict
+from itertools import chain
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +44,8 @@ from cbframe.options import BucketDataSourceOptions
 from cbframe.public import P, T, public
 from cbframe.scan.changes import CHANGE_TYPE, UPSERT
 from cbframe.scan.progress import Progress
-from cbframe.scan.result import Clock
-from cbframe.scan.spec import ColumnsLike, Consistency, Exclusion, FiltersLike, SchemaLike
+from cbframe.scan.result import Clock, Conflict
+from cbframe.scan.spec import ColumnsLike, Consistency, Exclusion, FiltersLike, SchemaLike, one_of
 from cbframe.snapshot.bucket_changes import ChangeReader, Changes
 from cbframe.snapshot.manifest import BLANK, Counts, Manifest, Rollback, RollbackPoints, following
 from cbframe.snapshot.writer import (
@@ -63,8 +66,12 @@ CHANGE = "_cb_change"
 """What to do with a row of a merge; no column of the table, and no field can have the name."""
 LOOK_BACK = 50
 """Commits among which versions are looked for that can be gone back to."""
+TABLE_PER = "table_per"
+"""An option of mirrors that have a table for each collection."""
 HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO)
 """What tells which rows count."""
+How: TypeAlias = Literal["rewritten", "changed"] | None
+"""What became of a table; None for nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,36 +101,51 @@ transaction_records, clock_behind
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
-    """The state of a table that is continued."""
+class State:
+    """What a table was after an update."""
 
-    manifest: Manifest  # of the last update. Its `files` are empty: the format has its own list
-    ancestors: list[Manifest]  # it and the updates before it, newest first
-    numbers: Mapping[int, int]  # by the version of an update, what the format calls that state of the table
+    manifest: Manifest  # its `files` are empty: the format has its own list
+    number: int  # what the format calls it
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a table is that is continued, and was before, newest first: what each was made from, if known."""
+
+    states: Sequence[State]
 
     @classmethod
-    def of(cls, ours: Sequence[tuple[Manifest, int]]) -> Base:
+    def of(cls, ours: Sequence[State]) -> Base:
         """From what is known of all updates, newest first."""
-        newest = ours[0][0]
-        line = [*_line(ours)]
-        return cls(
-            newest, [manifest for manifest, _ in line], {each.version: number for each, number in line}
-        )
+        return cls([*_line(ours)])
+
+    @property
+    def newest(self) -> State:
+        """The one that is continued."""
+        return self.states[0]
+
+    def upto(self, version: int) -> Base | None:
+        """The table at that version of the mirror; None if there was none, or nobody knows."""
+        states = [each for each in self.states if each.manifest.version <= version]
+        return Base(states) if states else None
 
 
-def _line(ours: Sequence[tuple[Manifest, int]]) -> Iterator[tuple[Manifest, int]]:
-    """A version, and what it was made from, as far as they are there."""
-    parent = ours[0][0].version
-    for manifest, number in ours:
-        if manifest.version == parent:
-            yield manifest, number
-            if manifest.kind == "create":
+def _line(ours: Sequence[State]) -> Iterator[State]:
+    parent = ours[0].manifest.version
+    for each in ours:
+        if each.manifest.version == parent:
+            yield each
+            if each.manifest.kind == "create":
                 return
-            parent = manifest.parent
+            parent = each.manifest.parent
 
 
 class GoneError(Exception):
-    """An older state of the table cannot be read any more: its number."""
+    """An older version of the mirror cannot be read any more."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"version {version}")
+        self.version = version
 
 
 class Table(ABC):
@@ -165,15 +187,19 @@ class Table(ABC):
                 hint=self._hints.get(type(exc).__name__),
             ) from exc
 
-    def read(self, number: int, schema: pa.Schema, some: pc.Expression | None = None) -> Iterator[pa.Table]:
+    def read(self, state: State, schema: pa.Schema, some: pc.Expression | None = None) -> Iterator[pa.Table]:
         """Rows of a state of the table; raises :class:`GoneError` if an older one cannot be read any more."""
         try:
             with self.errors("read"):
-                yield from self._read(number, schema, some)
+                yield from self._read(state.number, schema, some)
         except SnapshotError as exc:
-            if number == self.number:
+            if state.number == self.number:
                 raise
-            raise GoneError(number) from exc
+            raise GoneError(state.manifest.version) from exc
+
+    @abstractmethod
+    def beside(self, name: str) -> Table:
+        """The table whose name has this one after that of the table."""
 
     @abstractmethod
     def base(self) -> Base:
@@ -333,11 +359,14 @@ class Mirror:
     ) -> None:
         self._table = table
         self._base = base
+        self._is_part = False
+        self._mode = arguments.get("mode")
         self._version = table.updates + 1
-        self._target = spec_of(arguments, stored)
+        of_bucket = {name: value for name, value in stored.items() if name != TABLE_PER}
+        self._target = spec_of(arguments, of_bucket)
         self._stored = stored
         self._now = arguments["clock"]()
-        self._before = None if base is None else base.manifest.created
+        self._before = None if base is None else base.newest.manifest.created
         self._xattrs = bool(stored.get("xattrs"))
         self._keys: KeyForm = stored["keys"]
 
@@ -349,30 +378,31 @@ class Mirror:
                 return self._attempt(gone)
             except GoneError as exc:
                 # Its vbuckets are rolled back to an even earlier version, or read from the start.
-                gone.add(exc.args[0])
+                gone.add(exc.version)
 
     def _attempt(self, gone: set[int]) -> MirrorResult:
         base, points, documents = BLANK, None, False
         if self._base is not None:
-            base = self._base.manifest
-            numbers = self._base.numbers
-            ancestors = [each for each in self._base.ancestors if numbers[each.version] not in gone]
-            points = RollbackPoints(base, ancestors)
-            documents = not self._target.parsed or bool(base.columns[0].kinds)
+            base = self._base.newest.manifest
+            known = [each.manifest for each in self._base.states]
+            points = RollbackPoints(base, [each for each in known if each.version not in gone])
+            documents = not self._target.parsed or bool(base.columns[0].kinds or TABLE_PER in self._stored)
         reader = ChangeReader(
-            self._target, base, points, documents=documents, net=True, other_bucket=self._other_bucket
+            self._target,
+            base,
+            points,
+            documents=documents,
+            net=True,
+            per_collection=TABLE_PER in self._stored,
+            other_bucket=self._other_bucket,
         )
-        with closing(reader), closing(Waiting(self._target.spool_dir)) as waiting:
+        with closing(reader):
             changes = reader.read()
-            rows = upserted = 0
-            for table in changes.tables:
-                waiting.put(table)
-                rows += len(table)
-                upserted += pc.sum(pc.equal(table[CHANGE_TYPE], UPSERT)).as_py() or 0
-            found = changes.documents.columns()
-            dead = changes.dead | set(base.dead)
-            news = News(waiting, found, upserted, rows - upserted, dead, changes.ended)
-            manifest, written = self._write(changes, news, points)
+            if TABLE_PER in self._stored:
+                changes, manifest, written = self._write_each(changes, reader, points)
+            else:
+                with closing(Waiting(self._target.spool_dir)) as waiting:
+                    manifest, written = self._write(changes, self._news(changes, waiting), points)
             return self._table.result(
                 changed=written is not None,
                 rewritten=written == "rewritten",
@@ -380,41 +410,121 @@ class Mirror:
                 **MirrorResult.fields_of(changes, manifest, self._before, self._now),
             )
 
+    def _news(self, changes: Changes, waiting: Waiting) -> News:
+        rows = upserted = 0
+        for table in changes.tables:
+            waiting.put(table)
+            rows += len(table)
+            upserted += pc.sum(pc.equal(table[CHANGE_TYPE], UPSERT)).as_py() or 0
+        return News(
+            waiting,
+            changes.documents.columns(),
+            upserted,
+            rows - upserted,
+            self._dead(changes),
+            changes.ended,
+        )
+
+    def _dead(self, changes: Changes) -> frozenset[int]:
+        return changes.dead | set(() if self._base is None else self._base.newest.manifest.dead)
+
     def _other_bucket(self, why: str) -> SnapshotError:
         assert self._base is not None
         return self._table.refusal(
-            f"bucket {self._base.manifest.bucket!r} is not the one that the table mirrors: {why}"
+            f"bucket {self._base.newest.manifest.bucket!r} is not the one that the table mirrors: {why}"
         )
 
     # -- writing
 
-    def _write(
-        self, changes: Changes, news: News, points: RollbackPoints | None
-    ) -> tuple[Manifest, Literal["rewritten", "changed"] | None]:
+    def _write_each(
+        self, changes: Changes, reader: ChangeReader, points: RollbackPoints | None
+    ) -> tuple[Changes, Manifest, How]:
+        """Commit to a table for each collection, and then the positions: what counts is what these say."""
+        known = set(() if self._base is None else self._base.newest.manifest.collections.values())
+        names = known | {*changes.collections.values()}
+        if len({name.replace(".", "__") for name in names}) < len(names):
+            raise ConfigurationError(
+                "two collections would have one table", hint="name some with collections="
+            )
+        others = ((name, changes) for name in sorted(known - {*changes.collections.values()}))
+        made: list[Manifest] = []
+        written: set[How] = set()
+        conflicts: list[Conflict] = []
+        rejected: Counter[str] = Counter()
+        for name, part in chain(reader.by_collection(changes), others):
+            if name in changes.collections.values():
+                conflicts += part.conflicts
+                rejected.update(part.rejected)
+            else:
+                part = replace(part, tables=iter(()))  # noqa: PLW2901 - nothing came of it
+            with (
+                closing(Waiting(self._target.spool_dir)) as waiting,
+                closing(self._table.beside(name.replace(".", "__"))) as table,
+            ):
+                news = self._news(part, waiting)
+                if name in known or news.upserted:
+                    write: Mirror = self._part(table, known=name in known)
+                    manifest, how = write._write(part, news, points)
+                    made.append(manifest)
+                    written.add(how)
+        warn_of_nothing(self._target, [manifest.columns[0] for manifest in made])
+        counts = [
+            sum(getattr(each.counts, name) for each in made) for name in ("upserted", "deleted", "retracted")
+        ]
+        manifest = self._manifest(changes, Counts(*counts), Columns({}))
+        how = "rewritten" if "rewritten" in written else "changed"
+        if self._base is None:
+            schema = self._shape(Columns({}), self._keys).schema
+            self._table.overwrite(schema, (), (), manifest, before=pa.schema([]))
+        elif is_news(self._base.newest.manifest, manifest):
+            self._table.note(manifest)
+        else:
+            how = None
+        return replace(changes, conflicts=tuple(conflicts), rejected=dict(rejected)), manifest, how
+
+    def _part(self, table: Table, *, known: bool) -> Mirror:
+        """The write of the table of one collection."""
+        part: Mirror = copy(self)
+        part._table, part._base, part._is_part = table, None, True
+        if known and self._base is not None:
+            # A process that ended before the positions were committed has left it ahead of them.
+            found = table.base().upto(self._base.newest.manifest.version) if table.exists else None
+            if found is None:
+                raise self._table.refusal(
+                    f"the table {table.where} of the mirror is gone, or its versions are"
+                )
+            part._base = found
+        elif table.exists and (self._mode == "error" or (self._mode is None and not table.updates)):
+            raise _taken(table)
+        return part
+
+    def _write(self, changes: Changes, news: News, points: RollbackPoints | None) -> tuple[Manifest, How]:
         """Commit; what was committed, and how."""
         base = self._base
         if base is None or points is None:
             shape = self._shape(news.columns, self._keys)
-            manifest = self._manifest(changes, news, shape.columns, 0)
+            manifest = self._manifest(changes, Counts(news.upserted, news.deleted), shape.columns)
             self._table.overwrite(shape.schema, news.upserts(shape), (), manifest, before=pa.schema([]))
             return manifest, "rewritten"
-        old = self._shape_of(base, base.manifest)
+        old = self._shape_of(base.newest)
         most = self._stored.get("max_struct_fields", 1000)
         wide = unify([old.columns, news.columns], max_members=most)
         refuse_conflicts(old.columns, wide, self._stored)
-        if news.upserted:
+        if news.upserted and not self._is_part:
             warn_of_nothing(self._target, [wide])
         shape = self._shape(wide, self._keys)
         corrections = self._corrections(base, old, shape, changes.rollback_seqnos, points, news)
-        manifest = self._manifest(changes, news, wide, corrections.rolled_back)
+        manifest = self._manifest(changes, Counts(news.upserted, news.deleted, corrections.rolled_back), wide)
         source = Source(shape, news, corrections)
-        if not shape.holds(old) or self._has_bare_literals(base, old):
-            kept = source.untouched(self._rows(base, base.manifest, old), old.columns)
-            self._table.overwrite(shape.schema, source.rows(), kept, manifest, before=old.schema)
+        is_ahead = base.newest.number != self._table.number
+        if is_ahead or not shape.holds(old) or self._has_bare_literals(base, old):
+            kept = source.untouched(self._rows(base.newest, old), old.columns)
+            before = pa.schema([]) if is_ahead else old.schema
+            self._table.overwrite(shape.schema, source.rows(), kept, manifest, before=before)
             return manifest, "rewritten"
         if source.some:
             self._table.merge(source, manifest, grown=len(shape.names) > len(old.names))
-        elif is_news(base.manifest, manifest):
+        elif not self._is_part and is_news(base.newest.manifest, manifest):
             self._table.note(manifest)
         else:
             return manifest, None
@@ -423,32 +533,32 @@ class Mirror:
     def _shape(self, columns: Columns, keys: KeyForm, *, escaped: bool = True) -> Shape:
         return Shape(self._table.format, columns, xattrs=self._xattrs, keys=keys, escaped=escaped)
 
-    def _shape_of(self, base: Base, manifest: Manifest) -> Shape:
+    def _shape_of(self, state: State) -> Shape:
         """How a version of the table holds its columns."""
-        if "keys" in manifest.options:
-            return self._shape(manifest.columns[0], manifest.options["keys"])
-        text = self._table.is_text(base.numbers[manifest.version])
-        return self._shape(manifest.columns[0], "text" if text else "binary", escaped=False)
+        columns, options = state.manifest.columns[0], state.manifest.options
+        if "keys" in options:
+            return self._shape(columns, options["keys"])
+        return self._shape(columns, "text" if self._table.is_text(state.number) else "binary", escaped=False)
 
     def _has_bare_literals(self, base: Base, old: Shape) -> bool:
         """Whether a table of an earlier version of cbframe has keys that are written in another way now."""
-        if old.keys != "text" or "keys" in base.manifest.options:
+        if old.keys != "text" or "keys" in base.newest.manifest.options:
             return False
-        found = self._table.read(base.numbers[base.manifest.version], pa.schema([old.schema.field(KEY)]))
+        found = self._table.read(base.newest, pa.schema([old.schema.field(KEY)]))
         return any(has_literals(table[KEY]) for table in found)
 
     def _rows(
-        self, base: Base, manifest: Manifest, shape: Shape, vbuckets: list[int] | None = None
+        self, state: State, shape: Shape, vbuckets: list[int] | None = None
     ) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Metadata and fields of the rows of a version of the table."""
         some = None if vbuckets is None else pc.field(VBUCKET).isin(vbuckets)
-        for rows in self._table.read(base.numbers[manifest.version], shape.schema, some):
+        for rows in self._table.read(state, shape.schema, some):
             yield shape.head_of(rows), shape.documents_of(rows)
 
     def _heads(self, base: Base, shape: Shape, some: pc.Expression) -> pa.Table:
         """Which rows of the table there are."""
         schema = pa.schema([shape.schema.field(name) for name in HEAD])
-        found = self._table.read(base.numbers[base.manifest.version], schema, some)
+        found = self._table.read(base.newest, schema, some)
         return shape.head_of(pa.concat_tables([schema.empty_table(), *found]))
 
     # -- what is rolled back, or dropped
@@ -463,11 +573,11 @@ class Mirror:
         news: News,
     ) -> Corrections:
         corrections = Corrections()
-        concerned = {cid for _, cid in news.ended} | (news.dead - set(base.manifest.dead))
+        concerned = {cid for _, cid in news.ended} | (news.dead - set(base.newest.manifest.dead))
         if concerned:
             heads = self._heads(base, old, pc.field(COLLECTION_ID).isin(sorted(concerned)))
             corrections.gone.append(heads.filter(pa.array(news.of_dropped(heads))))
-        if not base.manifest.knows_transactions:
+        if not base.newest.manifest.knows_transactions:
             # Earlier releases mirrored them.
             prefix = TRANSACTION_PREFIX.decode() if old.keys == "text" else TRANSACTION_PREFIX
             corrections.gone.append(self._heads(base, old, pc.starts_with(pc.field(KEY), prefix)))
@@ -497,10 +607,15 @@ class Mirror:
         shape: Shape,
         news: News,
     ) -> list[pa.Table]:
-        """Rows of an earlier version of the table that the table has not now."""
-        restored = []
-        earlier = self._shape_of(base, manifest)
-        for head, documents in self._rows(base, manifest, earlier, vbuckets):
+        """Rows of an earlier version of the mirror that the table has not now."""
+        restored: list[pa.Table] = []
+        found = base.upto(manifest.version)
+        if found is None and base.states[-1].manifest.kind != "create":
+            raise GoneError(manifest.version)
+        if found is None:
+            return restored  # it had no documents then
+        earlier = self._shape_of(found.newest)
+        for head, documents in self._rows(found.newest, earlier, vbuckets):
             gone = np.isin(places_of(head), standing) | news.of_dropped(head)
             if self._stored["transaction_records"] == "drop":
                 gone |= of_transactions(head[KEY])
@@ -511,13 +626,14 @@ class Mirror:
 
     # -- reports
 
-    def _manifest(self, changes: Changes, news: News, columns: Columns, retracted: int) -> Manifest:
-        base = None if self._base is None else self._base.manifest
+    def _manifest(self, changes: Changes, counts: Counts, columns: Columns) -> Manifest:
+        base = None if self._base is None else self._base.newest.manifest
         rollbacks: list[Rollback] = []
+        dead = self._dead(changes)
         collections = changes.collections if base is None else {**base.collections, **changes.collections}
-        if self._base is not None:
-            oldest = self._base.ancestors[-1].version
-            rollbacks += [each for each in self._base.manifest.rollbacks if each.version > oldest]
+        if self._base is not None and base is not None:
+            oldest = self._base.states[-1].manifest.version
+            rollbacks += [each for each in base.rollbacks if each.version > oldest]
         if changes.rollback_seqnos:
             rollbacks.append(Rollback(self._version, "rollback", changes.rollback_seqnos))
         return Manifest(
@@ -533,9 +649,9 @@ class Mirror:
             floors=[0] * len(changes.positions),
             columns=(columns,),
             rollbacks=tuple(rollbacks),
-            dead=tuple(sorted(news.dead)),
-            collections={number: name for number, name in collections.items() if number not in news.dead},
-            counts=Counts(news.upserted, news.deleted, retracted),
+            dead=tuple(sorted(dead)),
+            collections={number: name for number, name in collections.items() if number not in dead},
+            counts=counts,
         )
 
 
@@ -617,6 +733,8 @@ def mirrored(open_table: Callable[[Mapping[str, Any]], Table], arguments: Mappin
     """One commit, as the ``locals()`` of a public function say: without ``mode``, an update."""
     if arguments.get("mode", "error") not in ("error", "overwrite"):
         raise ConfigurationError(f"mode={arguments['mode']!r}", hint="choose from: error, overwrite")
+    if arguments.get(TABLE_PER) is not None:
+        one_of("collection")(TABLE_PER, arguments[TABLE_PER])
     given = stored_form(arguments)
     # What is invalid is reported before anything is touched.
     spec_of(arguments, given)
@@ -624,23 +742,30 @@ def mirrored(open_table: Callable[[Mapping[str, Any]], Table], arguments: Mappin
         return _written(table, given, arguments)
 
 
+def _taken(table: Table) -> SnapshotError:
+    kind = table.format.name
+    return SnapshotError(
+        f"there is {'an' if kind[0] in 'AEIOU' else 'a'} {kind} table already",
+        path=table.where,
+        hint=f'{table.updated_by}() brings it up to date; mode="overwrite" makes it again',
+    )
+
+
 def _written(table: Table, given: dict[str, Any], arguments: Mapping[str, Any]) -> MirrorResult:
     mode = arguments.get("mode")
     kind = f"{table.format.name} table"
     if table.exists and mode == "error":
-        raise SnapshotError(
-            f"there is {'an' if kind[0] in 'AEIOU' else 'a'} {kind} already",
-            path=table.where,
-            hint=f'{table.updated_by}() brings it up to date; mode="overwrite" makes it again',
-        )
+        raise _taken(table)
     if mode is not None:
         # Always written down: tables of earlier versions of cbframe, without it, hold keys in another way.
         stored = {"transaction_records": "drop", "keys": "text", **named(given, arguments)}
+        if arguments[TABLE_PER] is not None:
+            stored[TABLE_PER] = arguments[TABLE_PER]
         return Mirror(table, None, stored, arguments).run()
     if not table.exists:
         raise SnapshotError(f"there is no {kind}", path=table.where, hint=f"{table.made_by}() makes one")
     base = table.base()
-    stored = {"keys": "text", **base.manifest.options}
+    stored = {"keys": "text", **base.newest.manifest.options}
     given = named(given, arguments, stored)
     agreed(given, stored, made="the table", remedy=f'{table.made_by}(..., mode="overwrite")')
     stored.setdefault("transaction_records", "drop")  # mirrors of earlier releases have them: they go now

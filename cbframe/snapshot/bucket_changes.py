@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -151,6 +153,7 @@ class ChangeReader(Pipeline):
         *,
         documents: bool = False,  # whether that version has documents, and not only deletions
         net: bool = False,  # of each document only the newest change is wanted
+        per_collection: bool = False,  # documents are converted by :meth:`by_collection`
         other_bucket: Callable[[str], SnapshotError],
     ) -> None:
         self._base = base
@@ -161,6 +164,9 @@ class ChangeReader(Pipeline):
         names = self._run.names
         receiver = ResumingReceiver(names.wire_metadata, self._run.options.max_body_bytes)
         receiver.resume(dict(enumerate(base.positions)), points)
+        self._asked = target
+        if per_collection:
+            target = replace(target, parse=False, columns=None)
         super().__init__(target, names, receiver, bounded=True, of_changes=True)
 
     @property
@@ -182,7 +188,7 @@ class ChangeReader(Pipeline):
             receiver.position_at(vbucket, reached[vbucket]) if reached[vbucket] else VBucketOffset()
             for vbucket in range(ran.map.vbuckets)
         ]
-        manifest = self.complete(self._base.collections)
+        manifest = self._manifest = self.complete(self._base.collections)
         if not self._base.positions:
             self.intake.refuse_filters()
         elif not self._had_documents:
@@ -209,6 +215,27 @@ class ChangeReader(Pipeline):
             rejected=dict(typed.rejected),
             transaction_records=self.intake.by_key.transaction_records,
         )
+
+    def by_collection(self, whole: Changes) -> Iterator[tuple[str, Changes]]:
+        """Of what was read, the changes of each collection, with columns of its own; one after the other."""
+        for name in sorted({*whole.collections.values()}):
+            part: ChangeReader = copy(self)
+            Pipeline.__init__(part, self._asked, self._names, self._receiver, bounded=True, of_changes=True)
+            with closing(part):
+                for number in (cid for cid, each in whole.collections.items() if each == name):
+                    self.give(part, number)
+                typed = part._typed()
+                columns = DescribedColumns(typed, self._asked)
+                yield (
+                    name,
+                    replace(
+                        whole,
+                        tables=part._tables(typed, self._manifest, columns),
+                        documents=columns,
+                        conflicts=typed.conflicts,
+                        rejected=dict(typed.rejected),
+                    ),
+                )
 
     def _ran(self) -> Ran:
         had = len(self._base.positions)

@@ -65,6 +65,7 @@ def to_delta(
     *,
     mode: Literal["error", "overwrite"] = "error",
     storage_options: Mapping[str, str] | None = None,
+    table_per: Literal["collection"] | None = None,
     **arguments: Unpack[MirrorArguments],
 ) -> DeltaResult:
     """Copy a bucket into a Delta table, which :func:`update_delta` brings up to date.
@@ -84,6 +85,10 @@ def to_delta(
         versions stay until they are vacuumed.
     storage_options
         Of deltalake, for what `uri` is in.
+    table_per
+        ``"collection"`` makes a table for each collection that has documents, with columns of its own, named
+        as ``travel__inventory__hotel``. The table `uri`, without rows, has the positions of all, and is
+        committed last: by it an update finds what a process that ended has left unfinished.
     scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
 on_conflict, max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -19,6 +19,7 @@ from cbframe.contrib.mirror import (
     Base,
     MirrorResult,
     Source,
+    State,
     Table,
     unchanged_errors,
 )
@@ -67,7 +68,7 @@ class Delta(Table):
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         options = arguments["storage_options"]
         self.where = path_of_files("uri", arguments["uri"])
-        self._spool_dir = arguments["spool_dir"]
+        self._arguments = arguments
         self._options = None if options is None else dict(options)
         self._library = _library()
         self._table: Any = None  # a `deltalake.DeltaTable`; None if there is none
@@ -82,6 +83,9 @@ class Delta(Table):
                 self.number = self._table.version()
                 self.updates = self._table.transaction_version(APP) or 0
         self._writing = self._library.WriterProperties(compression="ZSTD", max_row_group_size=_ROWS)
+
+    def beside(self, name: str) -> Delta:
+        return Delta({**self._arguments, "uri": f"{self.where.rstrip('/')}__{name}"})
 
     def _opened(self, version: int | None = None) -> Any:
         return self._library.DeltaTable(self.where, version=version, storage_options=self._options)
@@ -103,13 +107,13 @@ class Delta(Table):
                 "the log of the table does not tell how far it was read: it was not made by to_delta(), or "
                 "that commit was cleaned up"
             )
-        ours = [(self._manifest(each), each["version"]) for each in commits if APP in each]
+        ours = [State(self._manifest(each), each["version"]) for each in commits if APP in each]
         # Whatever came after the newest has the same rows.
-        base = Base.of([(ours[0][0], self.number), *ours[1:]])
-        if self.updates != base.manifest.version:
+        base = Base.of([replace(ours[0], number=self.number), *ours[1:]])
+        if self.updates != base.newest.manifest.version:
             raise self.refusal(
-                f"the table does not fit its log: the last update is number {base.manifest.version}, and its "
-                f"transaction says {self.updates}"
+                f"the table does not fit its log: the last update is number {base.newest.manifest.version}, "
+                f"and its transaction says {self.updates}"
             )
         return base
 
@@ -160,7 +164,7 @@ class Delta(Table):
         before: pa.Schema,  # noqa: ARG002 - no column keeps anything of what it was
     ) -> None:
         # deltalake must not be called while it takes rows: those that are read of it wait on disk.
-        with closing(Waiting(self._spool_dir)) as waiting:
+        with closing(Waiting(self._arguments["spool_dir"])) as waiting:
             for table in kept:
                 waiting.put(table)
             self._overwrite(schema, chain(tables, waiting.tables()), manifest)

@@ -56,8 +56,8 @@ class Drifting:
 
 def restored(uri: str) -> pa.Table:
     """Documents of a table with the types that they had before they were Delta's."""
-    table = Delta({"uri": uri, "storage_options": None, "spool_dir": None})
-    shape = Shape(table.format, table.base().manifest.columns[0], xattrs=False, keys="text")
+    table = Delta({"uri": uri, "storage_options": None})
+    shape = Shape(table.format, table.base().newest.manifest.columns[0], xattrs=False, keys="text")
     rows = by_deltalake(uri)
     documents = rendered(shape.documents_of(rows))
     return documents.append_column("_cb_key", rows["_cb_key"]).sort_by("_cb_key")

@@ -415,14 +415,14 @@ def test_the_surface() -> None:
     """What a table holds is what a snapshot holds."""
     assert sorted(cbframe.contrib.delta.__all__) == ["DeltaResult", "to_delta", "update_delta"]
     ours, theirs = (inspect.signature(function).parameters for function in (to_delta, cbframe.write_snapshot))
-    other = {"uri", "path", "compression", "file_bytes", "filesystem", "break_lock"}
+    other = {"uri", "table_per", "path", "compression", "file_bytes", "filesystem", "break_lock"}
     assert ours.keys() - other == theirs.keys() - other
     assert (ours["mode"].default, theirs["mode"].default) == ("error", "update")
     both = ours.keys() - other - {"mode"}
     assert {name: ours[name].default for name in both} == {name: theirs[name].default for name in both}
     updates = inspect.signature(update_delta).parameters
     assert ours.keys() > WANTED
-    assert updates.keys() == ours.keys() - {"mode"}
+    assert updates.keys() == ours.keys() - {"mode", "table_per"}
     assert cbframe.contrib.delta.__doc__
 
 

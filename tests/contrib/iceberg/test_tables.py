@@ -465,7 +465,7 @@ def test_no_catalogue(cluster: LocalCluster, catalog: Any) -> None:
 
 
 def test_no_namespace(cluster: LocalCluster, catalog: Catalog) -> None:
-    with pytest.raises(SnapshotError, match="cannot write the Iceberg table .Namespace sea") as error:
+    with pytest.raises(SnapshotError, match=r"cannot write the Iceberg table \(Namespace sea") as error:
         to_iceberg(cluster, "sea.travel", catalog=catalog)
     assert "create_namespace" in (error.value.hint or "")
     with pytest.raises(ConfigurationError, match="identifier= is a int"):
@@ -477,7 +477,7 @@ def test_the_surface() -> None:
     assert sorted(cbframe.contrib.iceberg.__all__) == ["IcebergResult", "to_iceberg", "update_iceberg"]
     ours, theirs = (inspect.signature(function).parameters for function in (to_iceberg, to_delta))
     assert ours.keys() - {"identifier", "catalog"} == theirs.keys() - {"uri", "storage_options"}
-    assert inspect.signature(update_iceberg).parameters.keys() == ours.keys() - {"mode"}
+    assert inspect.signature(update_iceberg).parameters.keys() == ours.keys() - {"mode", "table_per"}
     assert cbframe.contrib.iceberg.__doc__
 
 
