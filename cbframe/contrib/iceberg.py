@@ -479,9 +479,9 @@ def to_iceberg(
         A ``pyiceberg.catalog.Catalog``; or the name of one in pyiceberg's configuration; or its properties,
         as ``{"type": "sql", "uri": "sqlite:///…", "warehouse": "file://…"}``, its ``name`` among them.
     conn, mode, table_per, bucket, auth, tls, network, scope, collections, columns, filters, keys, \
-key_prefix, keys_only, parse, xattrs, nested, schema, on_conflict, max_struct_fields, parse_dates, \
-transaction_records, consistency, batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, \
-options, clock
+key_prefix, key_pattern, keys_only, parse, xattrs, nested, schema, on_conflict, max_struct_fields, \
+parse_dates, transaction_records, consistency, only_persisted, batch_bytes, buffer_bytes, spool_dir, \
+spill_bytes, timeout, progress, event_log, options, clock
         As of :func:`cbframe.contrib.delta.to_delta`.
 
     Raises
@@ -511,9 +511,10 @@ def update_iceberg(
     ----------
     identifier, catalog
         Where :func:`to_iceberg` made the table.
-    conn, bucket, auth, tls, network, scope, collections, columns, filters, keys, key_prefix, keys_only, \
-parse, xattrs, nested, schema, on_conflict, max_struct_fields, parse_dates, transaction_records, \
-consistency, batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options, clock
+    conn, bucket, auth, tls, network, scope, collections, columns, filters, keys, key_prefix, key_pattern, \
+keys_only, parse, xattrs, nested, schema, on_conflict, max_struct_fields, parse_dates, \
+transaction_records, consistency, only_persisted, batch_bytes, buffer_bytes, spool_dir, spill_bytes, \
+timeout, progress, event_log, options, clock
         As of :func:`cbframe.contrib.delta.update_delta`.
 
     Raises

@@ -38,6 +38,7 @@ from cbframe.arrow.current_rows import (
 )
 from cbframe.cluster.tls import TLSLike
 from cbframe.contrib.stored_rows import Documents, Format, Shape, Waiting, places_of
+from cbframe.dcp.stats import EventLogLike
 from cbframe.errors import CbframeError, ConfigurationError, SnapshotError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
@@ -693,6 +694,7 @@ class MirrorArguments(TypedDict, total=False):
     filters: FiltersLike | None
     keys: KeyForm | None
     key_prefix: str | bytes | None
+    key_pattern: str | None
     keys_only: bool | None
     parse: bool | None
     xattrs: bool | None
@@ -703,12 +705,14 @@ class MirrorArguments(TypedDict, total=False):
     parse_dates: bool | Iterable[str] | None
     transaction_records: Exclusion | None
     consistency: Consistency
+    only_persisted: bool
     batch_bytes: int | None
     buffer_bytes: int | None
     spool_dir: str | os.PathLike[str] | None
     spill_bytes: int | None
     timeout: float | None
     progress: Progress
+    event_log: EventLogLike | None
     options: BucketDataSourceOptions | None
     clock: Clock
 

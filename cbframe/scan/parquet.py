@@ -281,7 +281,7 @@ def write_folders(
 ) -> int:
     """Write all batches into files of folders that values name, as Hive does; return the number of rows."""
     with closing(_Folders(folder, reader.schema, compression, by, name)) as files:
-        rows = sum(map(files.add, map(rendered, _groups(reader))))
+        rows = sum(map(files.add, map(rendered, row_groups(reader))))
         files.flush()
     return rows
 

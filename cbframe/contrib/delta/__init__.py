@@ -89,12 +89,12 @@ def to_delta(
         ``"collection"`` makes a table for each collection that has documents, with columns of its own, named
         as ``travel__inventory__hotel``. The table `uri`, without rows, has the positions of all, and is
         committed last: by it an update finds what a process that ended has left unfinished.
-    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
-on_conflict, max_struct_fields, parse_dates, transaction_records
+    scope, collections, columns, filters, keys, key_prefix, key_pattern, keys_only, parse, xattrs, nested, \
+schema, on_conflict, max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`cbframe.write_snapshot`; updates hold to it.
-    consistency
+    consistency, only_persisted
         As of :func:`cbframe.write_snapshot`, and for this commit only.
-    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, options
+    batch_bytes, buffer_bytes, spool_dir, spill_bytes, timeout, progress, event_log, options
         As of :func:`cbframe.scan_bucket`.
     clock
         Tells the time of day that is written down.
@@ -130,13 +130,13 @@ def update_delta(
 
     Parameters
     ----------
-    conn, bucket, auth, tls, network, consistency, batch_bytes, buffer_bytes, spool_dir, \
-spill_bytes, timeout, progress, options, storage_options, clock
+    conn, bucket, auth, tls, network, consistency, only_persisted, batch_bytes, buffer_bytes, spool_dir, \
+spill_bytes, timeout, progress, event_log, options, storage_options, clock
         As of :func:`to_delta`.
     uri
         Where :func:`to_delta` made the table.
-    scope, collections, columns, filters, keys, key_prefix, keys_only, parse, xattrs, nested, schema, \
-on_conflict, max_struct_fields, parse_dates, transaction_records
+    scope, collections, columns, filters, keys, key_prefix, key_pattern, keys_only, parse, xattrs, nested, \
+schema, on_conflict, max_struct_fields, parse_dates, transaction_records
         What the table holds, as of :func:`to_delta`. It need not be given again; anything else than then is
         an error.
 
