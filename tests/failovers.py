@@ -17,15 +17,18 @@ VBUCKETS = 4
 PATIENCE = 30.0
 
 
-def floors(cluster: LocalCluster) -> dict[int, int]:
-    """Up to which seqno all copies of each vbucket have it on disk, in the history that it has now."""
+def floors(cluster: LocalCluster, *, any_history: bool = False) -> dict[int, int]:
+    """Up to which seqno all copies of each vbucket have it on disk, in the history that it has now.
+
+    A copy that does not know of that history yet has nothing of it. With `any_history` what it has counts.
+    """
     bucket = cluster._engine.bucket
     with bucket.lock:
         found = {}
         for vb in bucket.vbuckets:
             copies = [vb.copy(node) for node in bucket.map[vb.id] if node >= 0]
-            same = all(log[0] == vb.failover[0] for _, _, log in copies)
-            found[vb.id] = min(persisted for _, persisted, _ in copies) if same else 0
+            counts = any_history or all(log[0] == vb.failover[0] for _, _, log in copies)
+            found[vb.id] = min(persisted for _, persisted, _ in copies) if counts else 0
         return found
 
 

@@ -140,6 +140,7 @@ class Run:
         self._target = target
         self._tell = teller_of(target.progress)
         self._pace = Pace()
+        self._reached = 0
         self.source: BucketDataSource | None = None
         """What runs at present."""
         # Some documents have no position that could be compared.
@@ -258,7 +259,9 @@ class Run:
                 raise self._too_slow(source, receiver)
 
     def _progress(self, source: BucketDataSource, seconds: float) -> ScanProgress:
+        # Of a stream that has just ended nothing is known for a moment.
         reached, total = source.progress()
+        reached = self._reached = max(reached, self._reached)
         stats = source.stats()
         left = self._pace.add(seconds, reached, total, stats.total.tot_upr_stream_req)
         return ScanProgress(
