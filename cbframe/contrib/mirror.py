@@ -378,6 +378,11 @@ class Mirror:
             try:
                 return self._attempt(gone)
             except GoneError as exc:
+                if exc.version in gone:
+                    # A table that is ahead of the positions is made of what it was.
+                    raise self._table.refusal(
+                        f"{exc} of a table is needed, and cannot be read any more"
+                    ) from exc
                 # Its vbuckets are rolled back to an even earlier version, or read from the start.
                 gone.add(exc.version)
 
@@ -608,7 +613,7 @@ class Mirror:
         shape: Shape,
         news: News,
     ) -> list[pa.Table]:
-        """Rows of an earlier version of the mirror that the table has not now."""
+        """Rows of the table at an earlier version of the mirror that it has not now."""
         restored: list[pa.Table] = []
         found = base.upto(manifest.version)
         if found is None and base.states[-1].manifest.kind != "create":
@@ -616,7 +621,7 @@ class Mirror:
         if found is None:
             return restored  # it had no documents then
         earlier = self._shape_of(found.newest)
-        for head, documents in self._rows(found.newest, earlier, vbuckets):
+        for head, documents in self._rows(State(manifest, found.newest.number), earlier, vbuckets):
             gone = np.isin(places_of(head), standing) | news.of_dropped(head)
             if self._stored["transaction_records"] == "drop":
                 gone |= of_transactions(head[KEY])

@@ -238,6 +238,31 @@ def test_a_process_that_ends_between_two_tables(
     assert not tables.update(shop.cluster).changed
 
 
+def test_what_a_table_was_before_it_got_ahead_is_gone(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = Delta(tmp_path)
+    tables.make(shop.cluster, parse=False)
+    shop.put(1, "_default._default", "ahead")
+    original = Mirror._write
+
+    def write(self: Mirror, *arguments: Any) -> Any:
+        original(self, *arguments)
+        raise RuntimeError("the end")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Mirror, "_write", write)
+        with pytest.raises(RuntimeError, match="the end"):
+            tables.update(shop.cluster)
+    table = DeltaTable(f"{tables.uri}___default___default")
+    table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    with pytest.raises(SnapshotError, match="version 1 of a table is needed") as error:
+        tables.update(shop.cluster)
+    assert 'mode="overwrite"' in (error.value.hint or "")
+    tables.make(shop.cluster, parse=False, mode="overwrite")
+    shop.check(tables)
+
+
 def test_a_first_copy_that_ended(shop: Shop, tables: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("the end")

@@ -130,15 +130,14 @@ def update_delta(
 
     Parameters
     ----------
-    conn, bucket, auth, tls, network, consistency, only_persisted, batch_bytes, buffer_bytes, spool_dir, \
-spill_bytes, timeout, progress, event_log, options, storage_options, clock
-        As of :func:`to_delta`.
     uri
         Where :func:`to_delta` made the table.
     scope, collections, columns, filters, keys, key_prefix, key_pattern, keys_only, parse, xattrs, nested, \
 schema, on_conflict, max_struct_fields, parse_dates, transaction_records
-        What the table holds, as of :func:`to_delta`. It need not be given again; anything else than then is
-        an error.
+        What the table holds need not be given again; anything else than then is an error.
+    conn, bucket, auth, tls, network, consistency, only_persisted, batch_bytes, buffer_bytes, spool_dir, \
+spill_bytes, timeout, progress, event_log, options, storage_options, clock
+        As of :func:`to_delta`.
 
     Raises
     ------
