@@ -51,6 +51,8 @@ from cbframe.scan.spec import (
 if TYPE_CHECKING:
     import polars as pl
 
+__all__ = ["scan_polars"]
+
 Groups: TypeAlias = list[list[Written]]
 """One of these has to hold, each of them as a whole."""
 _OLDEST = (1, 33)
