@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import takewhile
+from operator import ne
 
 import pytest
 
@@ -17,18 +20,17 @@ VBUCKETS = 4
 PATIENCE = 30.0
 
 
-def floors(cluster: LocalCluster, *, any_history: bool = False) -> dict[int, int]:
-    """Up to which seqno all copies of each vbucket have it on disk, in the history that it has now.
-
-    A copy that does not know of that history yet has nothing of it. With `any_history` what it has counts.
-    """
+def floors(cluster: LocalCluster) -> dict[int, int]:
+    """Up to which seqno all copies of each vbucket have on disk what it has now."""
     bucket = cluster._engine.bucket
     with bucket.lock:
         found = {}
         for vb in bucket.vbuckets:
-            copies = [vb.copy(node) for node in bucket.map[vb.id] if node >= 0]
-            counts = any_history or all(log[0] == vb.failover[0] for _, _, log in copies)
-            found[vb.id] = min(persisted for _, persisted, _ in copies) if counts else 0
+            seqnos = []
+            for _, persisted, log in (vb.copy(node) for node in bucket.map[vb.id] if node >= 0):
+                # Of an older history, what was before the forks since then.
+                seqnos += [persisted, *(fork.seqno for fork in takewhile(partial(ne, log[0]), vb.failover))]
+            found[vb.id] = min(seqnos)
         return found
 
 

@@ -67,8 +67,7 @@ def consume(stream: ChangeStream, consumer: LogKeeper, cluster: LocalCluster, po
         if (batch := stream.poll(0.005)) is None:
             continue
         if stream.source._options.only_persisted:
-            # It may have been given out before the last failover.
-            disk = floors(cluster, any_history=True)
+            disk = floors(cluster)
             assert all(offset.seqno <= disk[vb] for vb, offset in batch.offsets.items())
         consumer.apply(batch)
         stream.ack(batch)
