@@ -174,8 +174,8 @@ def write_notebook(path: Path, cells: Sequence[str]) -> None:
 
 
 @contextmanager
-def open_notebook(folder: Path, cells: Sequence[str], *, width: int = 1280) -> Iterator[Page]:
-    """A notebook of these cells in a browser; none of them has run."""
+def open_notebook(folder: Path, cells: Sequence[str], *, scale: float = 1) -> Iterator[Page]:
+    """A notebook of these cells in a browser, with `scale` dots a pixel; none of them has run."""
     browser_path = find_chromium()
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install 'cbframe[notebooks]'"
@@ -184,7 +184,8 @@ def open_notebook(folder: Path, cells: Sequence[str], *, width: int = 1280) -> I
         write_notebook(folder / "notebooks/test.ipynb", cells)
         browser = driver.chromium.launch(executable_path=browser_path, headless=True, args=list(_CHROMIUM))
         try:
-            page = Page(browser.new_page(viewport={"width": width, "height": 1000}))
+            size = {"width": 1280, "height": 1000}
+            page = Page(browser.new_page(viewport=size, device_scale_factor=scale))
             page.page.goto(f"{address}/lab/tree/test.ipynb?token={TOKEN}&reset")
             page.until(f"() => {_READY}")
             page.command("application:toggle-left-area")

@@ -1,0 +1,177 @@
+"""The notebooks as they are read on the web, with their outputs; and that they still give such outputs.
+
+This runs them anew, and saves what they give, the picture of the widget included. It needs a Chromium::
+
+    CBFRAME_SAVE_NOTEBOOKS=1 python -m pytest -m browser -n 0 tests/ui/test_notebooks.py
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .lab import open_notebook
+
+FOLDER = Path(__file__).parent.parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+DASHBOARD = FOLDER / "02_live_dashboard.ipynb"
+SAVE = "CBFRAME_SAVE_NOTEBOOKS" in os.environ
+WIDGET = "application/vnd.jupyter.widget-view+json"
+MACHINE = re.compile(r"""(?m)\x1b|\b127\.0\.0\.1|\blocalhost\b|(?:^|[\s'"(=])(?:/\w+/\w|[A-Z]:\\)""")
+"""Control sequences, addresses, absolute paths."""
+RUN = """() => window.jupyterapp.shell.currentWidget.content.widgets.map(({ model }) => ({
+  count: model.executionCount,
+  errors: model.outputs.toJSON()
+    .filter((output) => output.output_type === 'error')
+    .map((output) => output.traceback.join('\\n')).join(),
+}))"""
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def load(path: Path) -> dict[str, Any]:
+    notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return notebook
+
+
+def save(path: Path, notebook: dict[str, Any]) -> None:
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def bring_style(folder: Path) -> None:
+    """What a notebook finds beside it."""
+    folder.mkdir(exist_ok=True)
+    for style in FOLDER.glob("*.mplstyle"):
+        shutil.copy(style, folder)
+
+
+def run(path: Path, folder: Path) -> list[dict[str, Any]]:
+    """The code cells of a notebook, after all of them ran in a kernel of their own."""
+    bring_style(folder)
+    shutil.copy(path, folder)
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", path.name]
+    command += ["--ExecutePreprocessor.record_timing=False", "--ExecutePreprocessor.store_widget_state=False"]
+    environment = os.environ | {"IPYTHONDIR": str(folder / "ipython"), "JUPYTER_PLATFORM_DIRS": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, check=False, capture_output=True, text=True, timeout=150
+    )
+    assert done.returncode == 0, done.stderr
+    return code_cells(load(folder / path.name))
+
+
+def saved(cell: dict[str, Any], picture: str) -> list[dict[str, Any]]:
+    """The outputs of a cell that ran, in the form in which they are kept.
+
+    Without a kernel there is no widget: its picture is kept. The progress of a read is shown only if it takes
+    half a second, and is left out.
+    """
+    kept = []
+    for output in cell["outputs"]:
+        if WIDGET not in output.get("data", {}):
+            kept.append(output)
+        elif cell["id"] == "widget":
+            data = {"image/png": picture, "text/plain": ["the widget: documents, vbuckets and nodes"]}
+            metadata = {"image/png": {"width": 1080}}
+            kept.append({"data": data, "metadata": metadata, "output_type": "display_data"})
+    return kept
+
+
+def kind(output: dict[str, Any]) -> list[str]:
+    """What an output is: its forms, and all of its words, without fractions and spaces."""
+    data = output.get("data", {"text/plain": output.get("text", "")})
+    text = "".join(data.get("text/html", data["text/plain"]))
+    text = re.sub(r"(?s)<style.*?</style>|<[^>]+>", " ", text)
+    return [output["output_type"], *sorted(data), *re.sub(r"\d+\.\d+", "0.0", text).split()]
+
+
+@each_notebook
+def test_what_is_saved(path: Path) -> None:
+    """All cells have run, in order; nothing tells of the machine, and nothing is large."""
+    assert path.stat().st_size < 300_000
+    notebook = load(path)
+    assert set(notebook) == {"cells", "metadata", "nbformat", "nbformat_minor"}
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) >= (4, 5)
+    identifiers = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(identifiers)) == len(identifiers)
+    code = code_cells(notebook)
+    assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
+    assert all(cell["metadata"] == {} for cell in notebook["cells"])
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert "image/png" in {form for output in outputs for form in output.get("data", ())}
+    for output in outputs:
+        assert output["output_type"] != "error"
+        assert output.get("name") != "stderr"
+        forms = {"text/plain": output.get("text", ""), **output.get("data", {})}
+        assert set(forms) <= {"text/plain", "text/html", "image/png"}
+        assert "needs_background" not in str(output.get("metadata"))
+        assert not MACHINE.search("".join(forms["text/plain"]) + "".join(forms.get("text/html", "")))
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+@each_notebook
+def test_it_gives_the_same_kinds_of_outputs(path: Path, tmp_path: Path) -> None:
+    notebook = load(path)
+    fresh = run(path, tmp_path)
+    for cell, ran in zip(code_cells(notebook), fresh, strict=True):
+        assert cell["id"] == ran["id"]
+        picture = next((each["data"]["image/png"] for each in cell["outputs"] if "data" in each), "")
+        outputs = saved(ran, picture)
+        if SAVE:
+            cell |= {"execution_count": ran["execution_count"], "outputs": outputs}
+        assert [*map(kind, outputs)] == [*map(kind, cell["outputs"])], "".join(cell["source"])
+    if SAVE:
+        save(path, notebook)
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+def test_the_dashboard(tmp_path: Path) -> None:
+    """As a reader has it in JupyterLab: all cells run, and the widget tells of the stream until it stops."""
+    notebook = load(DASHBOARD)
+    *sources, end = ["".join(cell["source"]) for cell in code_cells(notebook)]
+    bring_style(tmp_path / "notebooks")
+    with open_notebook(tmp_path, sources, scale=2) as page:
+        # JupyterLab takes away what is out of sight.
+        page.page.set_viewport_size({"width": 1280, "height": 2500})
+        page.command("notebook:run-all-cells")
+        page.until(f"() => ({RUN})().every((cell) => cell.count !== null)")
+        assert [cell["errors"] for cell in page.page.evaluate(RUN)] == [""] * len(sources)
+        assert page.page.inner_text(".cbf-bucket") == "orders"
+        assert page.page.inner_text(".cbf-state") == "streaming"
+        # On a light page a dark picture looks well, and better than a light one on a dark page.
+        page.command("apputils:change-theme", theme="JupyterLab Dark")
+        page.until("() => document.body.dataset.jpThemeLight === 'false'")
+        page.page.add_style_tag(content=".cbf { border-radius: 0 !important }")
+        picture = page.page.locator(".cbf-view").screenshot()
+        assert page.ask(end) == ""
+        page.until("() => document.querySelector('.cbf-state')?.textContent === 'stopped'")
+        assert page.errors == []
+        assert page.strangers == []
+    if SAVE:
+        [cell] = [cell for cell in notebook["cells"] if cell["id"] == "widget"]
+        cell["outputs"][0]["data"]["image/png"] = base64.b64encode(with_few_colours(picture)).decode()
+        save(DASHBOARD, notebook)
+
+
+def with_few_colours(picture: bytes) -> bytes:
+    """A third of its size."""
+    image = pytest.importorskip("PIL.Image")
+    out = io.BytesIO()
+    image.open(io.BytesIO(picture)).quantize(256).save(out, "png", optimize=True)
+    return out.getvalue()
