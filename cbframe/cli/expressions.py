@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from math import isinf
@@ -161,10 +162,10 @@ class _Expression:
             raise self._wrong(r"like takes text whose only % is its end; \%, \_ and \\ are these letters")
         self._next += 1
         bounds = [(">=", prefix := re.sub(r"\\(.)", r"\1", match[1]))]
-        if after := prefix.rstrip("\U0010ffff"):
-            # What comes between these two is in no text.
-            following = "\ue000" if after[-1] == "\ud7ff" else chr(ord(after[-1]) + 1)
-            bounds.append(("<", after[:-1] + following))
+        if after := prefix.rstrip(chr(sys.maxunicode)):
+            following = ord(after[-1]) + 1
+            # Surrogates are in no text.
+            bounds.append(("<", after[:-1] + chr(0xE000 if following == 0xD800 else following)))
         # The text of a key may have escapes; its bytes have none.
         return [(op, bound.encode() if field == ("_cb_key",) else bound) for op, bound in bounds]
 

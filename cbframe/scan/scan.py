@@ -367,7 +367,7 @@ class BucketScan:
         if table_per is not None:
             one_of("collection")("table_per", table_per)
             if by or workers is not None:
-                raise ConfigurationError("table_per= excludes partition_by= and workers=")
+                raise ConfigurationError("table_per=, partition_by= and workers= exclude each other")
         place.refuse_existing(folder=bool(by) or workers is not None or table_per is not None)
         if workers is not None:
             self.last = to_folder(spec, place, compression, workers, by)
