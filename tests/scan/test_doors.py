@@ -255,7 +255,16 @@ def test_an_argument_that_no_scan_has_is_an_error(name: str) -> None:
 
 def test_each_argument_of_a_copy_has_a_meaning() -> None:
     """It says what is kept, or how it is read; the others are about the place where the copy is."""
-    places = {"path", "uri", "mode", "compression", "file_bytes", "filesystem", "storage_options", "table_per"}
+    places = {
+        "path",
+        "uri",
+        "mode",
+        "compression",
+        "file_bytes",
+        "filesystem",
+        "storage_options",
+        "table_per",
+    }
     for name, function in COPIES.items():
         assert names_of(function) - WANTED - {*HOW} <= places | {"break_lock", "clock"}, name
         assert names_of(function) >= WANTED | {*HOW}, name
