@@ -203,6 +203,11 @@ def test_columns_that_cannot_name_folders(tmp_path: Path, by: Any, words: str) -
     assert not list(tmp_path.iterdir())
 
 
+def test_some_column_is_left(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="partition_by= names 'x'"):
+        write_folders(pa.table({"x": [1]}).to_reader(), tmp_path, "zstd", ["x"])
+
+
 @pytest.mark.parametrize("value", ["x" * 300, NULL])
 def test_values_that_cannot_name_folders(tmp_path: Path, value: str) -> None:
     with pytest.raises(
