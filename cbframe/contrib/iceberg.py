@@ -20,7 +20,7 @@ Updates
 -------
 Data and positions are one commit of the catalogue. The positions are a property of the table,
 ``cbframe.positions``, and those of earlier updates in the summaries of their snapshots: a manifest as of
-:mod:`cbframe.snapshot.manifest`, compressed; some 30 kB for 1,024 vbuckets. ``cbframe.snapshot-id`` is the
+:mod:`cbframe.snapshot.manifest`, compressed; some 60 kB for 1,024 vbuckets. ``cbframe.snapshot-id`` is the
 snapshot that they belong to. Columns that no document had before are added. Where a type gets wider, or a
 field appears inside of an object, the table is rewritten in one commit.
 
@@ -246,19 +246,19 @@ class Iceberg(Table):
         *,
         before: pa.Schema,
     ) -> None:
+        gone: list[Any] = []
         with self.errors("write"):
             if self._table is None:
                 work = self._catalog.create_table_transaction(self._name, schema, properties=_PROPERTIES)
-                self._commit(work, schema, tables, [], manifest)
-                return
-            work = self._begun()
-            same = {each.name for each in before if each in schema}
-            with work.update_schema(allow_incompatible_changes=True) as update:
-                for each in self._table.schema().fields:
-                    if each.name not in same:
-                        update.delete_column((each.name,))
-            _add_columns(work, schema)
-            gone = [task.file for task in self._table.scan().plan_files()]
+            else:
+                work = self._begun()
+                same = {each.name for each in before if each in schema}
+                with work.update_schema(allow_incompatible_changes=True) as update:
+                    for each in self._table.schema().fields:
+                        if each.name not in same:
+                            update.delete_column((each.name,))
+                _add_columns(work, schema)
+                gone += [task.file for task in self._table.scan().plan_files()]
         self._commit(work, schema, chain(tables, kept), gone, manifest)
 
     def merge(self, source: Source, manifest: Manifest, *, grown: bool) -> None:
