@@ -1,7 +1,7 @@
 """How Sphinx makes the documentation; the pages about the API follow from the package."""
 
 import enum
-import pkgutil
+import re
 
 from docutils import nodes
 from docutils.parsers.rst.directives import register_directive
@@ -18,8 +18,6 @@ html_theme, html_title, pygments_dark_style = "furo", f"cbframe {release}", "git
 html_static_path, html_css_files, html_show_copyright = ["_static"], ["cbframe.css"], False
 # A reference to a public name must lead to it. Others may name what has no page here; attributes are a list.
 nitpick_ignore_regex = [("py:attr", ".*"), ("py:.*", rf"(?!(cbframe\.)?({'|'.join(cbframe.__all__)})\b).*")]
-CONTRIB = [each.name for each in pkgutil.iter_modules(cbframe.contrib.__path__)]
-SHARED = {"mirror", "pushdown", "stored_rows"}  # by the others: nobody imports them
 
 
 class Api(SphinxDirective):
@@ -29,7 +27,8 @@ class Api(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         if not self.content:
-            names = [each for each in CONTRIB if each not in SHARED]
+            terms = re.findall(r"^``.*``$", cbframe.contrib.__doc__, re.MULTILINE)  # what is for users
+            names = re.findall(r"\w+", " ".join(terms))
             form = "{0}\n====================\n\n.. automodule:: cbframe.contrib.{1}\n   :members:\n"
             text = [form.format(name.title(), name) for name in names]
             return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
