@@ -302,8 +302,8 @@ class _Folders:
             if kind not in _NAMING or not sound or not others:
                 raise ConfigurationError(
                     f"partition_by= names {column!r}, a column of which no folders can be named: type {kind}",
-                    hint="name some of the columns, of text, integers, booleans or days (date32), whose names "
-                    "are unique, without a _ before, and have ASCII letters, digits and any of _ . - ~",
+                    hint="name some of the columns, of text, integers, booleans or days (date32), whose "
+                    "names are unique, without a _ before, and have ASCII letters, digits and any of _ . - ~",
                 )
         self._by, self._schema = by, pa.schema(others, schema.metadata)
         self._folder, self._name, self._compression = folder, name, compression

@@ -213,7 +213,7 @@ def test_values_that_cannot_name_folders(tmp_path: Path, value: str) -> None:
     with pytest.raises(
         ConversionError, match="'kind', which has a value that cannot name a folder"
     ) as caught:
-        write_folders(pa.table({"kind": [value]}).to_reader(), tmp_path, "zstd", ["kind"])
+        write_folders(pa.table({"kind": [value], "n": [1]}).to_reader(), tmp_path, "zstd", ["kind"])
     assert value not in str(caught.value)
 
 
