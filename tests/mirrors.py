@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -13,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pytest
 from contrib.delta import kit as delta
-from contrib.iceberg import kit as iceberg
 from deltalake import DeltaTable
 from scan.kit import Row
 from snapshot import kit as snapshots
@@ -23,6 +24,9 @@ from snapshot.conftest import Calendar
 from cbframe import LocalCluster, Snapshot, SnapshotError
 from cbframe.scan.store import LocalStore
 from cbframe.snapshot.manifest import History, name_of
+
+with contextlib.suppress(ModuleNotFoundError):
+    from contrib.iceberg import kit as iceberg
 
 SCRIPT = Path(__file__).with_name("mortal.py")
 KILLED = -signal.SIGKILL
@@ -143,6 +147,7 @@ class IcebergMirror:
     publication = "merge"
 
     def __init__(self, folder: Path) -> None:
+        pytest.importorskip("pyiceberg", reason="it needs a newer pyarrow than the lowest one")
         folder.mkdir(exist_ok=True)
         self.place = folder / self.kind
         self.catalog = iceberg.catalog_of(self.place)

@@ -13,16 +13,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from deltalake import DeltaTable
-from pyiceberg.catalog import (
-    load_catalog,
-    sql,  # noqa: F401 - once, and not in each child
-)
-from pyiceberg.io import pyarrow  # noqa: F401 - as above
 
 from cbframe import BucketDataSourceOptions, Snapshot, write_snapshot
 from cbframe.arrow.spill import Spill
@@ -30,6 +25,11 @@ from cbframe.contrib import iceberg, mirror, stored_rows
 from cbframe.contrib.delta import table, to_delta, update_delta
 from cbframe.dcp.transport import SocketStream
 from cbframe.scan.store import Output
+
+with suppress(ModuleNotFoundError):
+    # Once, and not in each child.
+    from pyiceberg.catalog import load_catalog, sql  # noqa: F401
+    from pyiceberg.io import pyarrow  # noqa: F401
 
 OPTIONS = BucketDataSourceOptions(data_manager_sleep_init_ms=1, data_manager_sleep_max_ms=10)
 
