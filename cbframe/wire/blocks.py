@@ -246,7 +246,8 @@ class FrameDecoder:
         """Take the whole frames in ``buffer[start:stop]``.
 
         It stops early at a message of a stream that has rows already, since its place among them matters;
-        after the end of a stream nothing of it follows, so that may come after the rows.
+        after the end of a stream nothing of it follows, so that may come after the rows. It stops, too, at an
+        answer after such an end, which would be handled before that.
         """
         found = Decoded(start)
         try:
@@ -258,8 +259,9 @@ class FrameDecoder:
                     found.messages += 1
                     found.nbytes += end - at
                 else:
-                    follows = header.magic in _REQUESTS and header.vbucket in found.places
-                    if follows and header.opcode != Opcode.DCP_STREAM_END:
+                    answer = header.magic not in _REQUESTS
+                    follows = not answer and header.vbucket in found.places
+                    if (answer and found.after) or (follows and not self._ends(header)):
                         found.more = True
                         break
                     (found.after if follows else found.before).append(at)
@@ -325,13 +327,20 @@ class FrameDecoder:
                     if not stream.running:
                         self.forget(vbucket)
                     return
-        asked = self._streams.get(header.vbucket) if header.magic in _REQUESTS else None
-        if asked is None or asked.opaque != header.opaque or not asked.running:
+        elif (asked := self._running(header)) is None:
             return
-        if header.opcode == Opcode.DCP_STREAM_END:
+        elif header.opcode == Opcode.DCP_STREAM_END:
             self.forget(header.vbucket)
         else:
             asked.note(header, bytes(buffer[at + HEADER_LENGTH + header.framing_length : end]))
+
+    def _running(self, header: Header) -> _Stream | None:
+        """The stream of a message, rather than an earlier one of its vbucket."""
+        asked = self._streams.get(header.vbucket) if header.magic in _REQUESTS else None
+        return asked if asked is not None and asked.running and asked.opaque == header.opaque else None
+
+    def _ends(self, header: Header) -> bool:
+        return header.opcode == Opcode.DCP_STREAM_END and self._running(header) is not None
 
 
 def frame_decoder(max_body: int) -> FrameDecoder:

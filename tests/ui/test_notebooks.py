@@ -77,12 +77,15 @@ def saved(cell: dict[str, Any], picture: str) -> list[dict[str, Any]]:
     """The outputs of a cell that ran, in the form in which they are kept.
 
     Without a kernel there is no widget: its picture is kept. The progress of a read is shown only if it takes
-    half a second, and is left out.
+    half a second, and is left out. A kernel may send what is printed in one go in several parts.
     """
-    kept = []
+    kept: list[dict[str, Any]] = []
     for output in cell["outputs"]:
         if WIDGET not in output.get("data", {}):
-            kept.append(output)
+            if kept and "name" in output and kept[-1].get("name") == output["name"]:
+                kept[-1] = kept[-1] | {"text": [*kept[-1]["text"], *output["text"]]}
+            else:
+                kept.append(output)
         elif cell["id"] == "widget":
             data = {"image/png": picture, "text/plain": [cell["metadata"]["alt"]]}
             metadata = {"image/png": {"width": 1080}}
@@ -96,6 +99,20 @@ def kind(output: dict[str, Any]) -> list[str]:
     text = "".join(data.get("text/html", data["text/plain"]))
     text = re.sub(r"(?s)<style.*?</style>|<[^>]+>", " ", text)
     return [output["output_type"], *sorted(data), *re.sub(r"\d+\.\d+", "0.0", text).split()]
+
+
+def test_what_is_printed_may_come_in_parts() -> None:
+    def printed(name: str, *text: str) -> dict[str, Any]:
+        return {"output_type": "stream", "name": name, "text": [*text]}
+
+    parts = [
+        printed("stdout", "a\n"),
+        printed("stdout", "b\n", "c\n"),
+        printed("stderr", "d\n"),
+        printed("stdout", "e\n"),
+    ]
+    whole = [printed("stdout", "a\n", "b\n", "c\n"), *parts[2:]]
+    assert saved({"id": "one", "outputs": parts}, "") == saved({"id": "one", "outputs": whole}, "") == whole
 
 
 @each_notebook

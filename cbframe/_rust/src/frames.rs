@@ -191,7 +191,8 @@ impl FrameDecoder {
     /// Take whole frames from `start` on.
     ///
     /// It stops early at a message of a stream that has rows in the block already, since its place among them
-    /// matters; after the end of a stream nothing of it follows, so that may come after the rows.
+    /// matters; after the end of a stream nothing of it follows, so that may come after the rows. It stops at an
+    /// answer after such an end, too, which would be handled before that.
     pub fn decode(&mut self, buffer: &[u8], start: usize) -> Block {
         let mut block = Block::default();
         // Vbuckets that have rows here: a bit for each.
@@ -226,10 +227,11 @@ impl FrameDecoder {
                 block.messages += 1;
                 block.nbytes += end - at;
             } else {
-                let has_rows = header.is_request() && present.get(word).is_some_and(|bits| bits & bit != 0);
-                if !has_rows {
+                let asks = header.is_request();
+                let has_rows = asks && present.get(word).is_some_and(|bits| bits & bit != 0);
+                if !has_rows && (asks || block.after.is_empty()) {
                     block.before.push(at);
-                } else if header.opcode == STREAM_END && self.is_running(&header) {
+                } else if has_rows && header.opcode == STREAM_END && self.is_running(&header) {
                     block.after.push(at);
                 } else {
                     block.more = true;
