@@ -669,13 +669,16 @@ class BucketDataSource:
         )
 
     def vbucket_states(self) -> dict[int, VBucketState]:
-        """The streams at this moment, by vbucket; those that wait or are done have none."""
+        """The streams at this moment, by vbucket; those that wait or are done have none.
+
+        Of a vbucket that moves, it is the stream of the new owner, where there is one.
+        """
         states = [
             (stream.vbucket, stream.state_now(node.node))
             for node in list(self._supervisor.nodes.values())
             for stream in node.open_streams()
         ]
-        return dict(sorted(states, key=lambda state: state[0]))
+        return dict(sorted(states, key=lambda each: (each[0], each[1].node == self.connection_of(each[0]))))
 
     def vbucket_table(self) -> VBucketTable:
         """All vbuckets at this moment, as columns: for looking at them often."""

@@ -29,7 +29,7 @@ from cbframe.arrow.receivers import Arrived, ChangeReceiver, EventArrived, Item,
 from cbframe.cluster.collections_manifest import CollectionsManifest
 from cbframe.cluster.tls import TLSLike
 from cbframe.dcp.persistence import warn_of_few_copies
-from cbframe.dcp.positions import VBucketOffset
+from cbframe.dcp.positions import VBucketOffset, has_place
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import BucketDataSourceStats, EventLogLike
 from cbframe.dcp.survey import current_positions
@@ -96,10 +96,24 @@ class HighSeqnos:
             self.known &= wanted is not None
             position = reached.get(vbucket)
             short += wanted is None or (0 if position is None else position.seqno) < wanted
+        short = short or self._lost(reached)
         if not self.known or (short and monotonic() >= self._asked + _AGAIN):
             self._asked = monotonic()
             source.sample_seqnos()
         return short
+
+    def _lost(self, reached: Mapping[int, VBucketOffset]) -> int:
+        """How many vbuckets are not in the history that their owner streams, whatever their seqno."""
+        # After the reports: a node that ended a stream, for a failover, has said so before it reported.
+        source, count = self._source, 0
+        streams, done = source.vbucket_states(), source.as_of
+        for vbucket in source.wanted:
+            at, stream = reached.get(vbucket), streams.get(vbucket)
+            if at is not None and at.seqno and vbucket not in done:
+                there = stream is not None and stream.node == source.connection_of(vbucket)
+                log = stream.failover_log if stream is not None and there else ()
+                count += not has_place(log, at.history, at.seqno)
+        return count
 
 
 class Switch:

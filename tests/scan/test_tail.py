@@ -28,8 +28,11 @@ from cbframe import (
     stream_bucket,
 )
 from cbframe.arrow.columns import key_bytes
+from cbframe.local import kv
 from cbframe.scan.spec import seconds_of
 from cbframe.testing import FakeClock
+from cbframe.wire.constants import Opcode, Status
+from cbframe.wire.framing import Frame
 from cbframe.wire.messages import vbucket_of
 
 from .consumers import has_caught_up, truth_of
@@ -181,6 +184,44 @@ def test_a_failover_while_it_is_waited_for(cluster: LocalCluster) -> None:
         stream.to_pandas()
         cluster.fail_over(vbucket_of(b"a", 16), lose=1)
         assert documents(tail_of(stream, cluster)) == {b"a": 1}
+
+
+@pytest.mark.parametrize("node", [None, 1])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"scope": "_default", "collections": "_default"}, {"only_persisted": True}]
+)
+def test_what_a_failover_lost_is_not_what_the_bucket_has(
+    monkeypatch: pytest.MonkeyPatch, node: int | None, arguments: dict[str, Any]
+) -> None:
+    """The stream is as far as the bucket by its seqnos, and has not heard of the rollback."""
+    held = threading.Event()
+    original = kv.KvConnection.dcp
+
+    def dcp(connection: kv.KvConnection, frame: Frame) -> None:
+        if held.is_set():
+            connection.respond(frame, Status.ETMPFAIL)
+        else:
+            original(connection, frame)
+
+    monkeypatch.setitem(kv.HANDLERS, Opcode.DCP_STREAM_REQ, dcp)
+    with LocalCluster(vbuckets=4, nodes=2, replicas=1, seed=1) as cluster:
+        vbucket = vbucket_of(b"a", 4)
+        cluster.move_vbucket(vbucket, 0)
+        with open_stream(cluster, **arguments) as stream:
+            for n in range(3):
+                cluster.upsert("a", {"n": n})
+                assert documents(stream.to_pandas()) == {b"a": n}
+            held.set()
+            cluster.fail_over(vbucket, lose=1, node=node)
+            with pytest.raises(ReadTimeoutError, match=r"vbuckets are not where the bucket was"):
+                stream.to_pandas(timeout=0.3)
+            held.clear()
+            assert documents(stream.to_pandas()) == {b"a": 1}
+            cluster.upsert("a", {"n": 4})
+            # Nothing is lost by a failover: there is no rollback to wait for.
+            cluster.fail_over(vbucket)
+            assert documents(stream.to_pandas()) == {b"a": 4}
+            assert stream.stats.total.rollbacks == 1
 
 
 def test_a_rollback_brings_older_versions_back_to_light(cluster: LocalCluster) -> None:
