@@ -201,6 +201,10 @@ class Supervisor:
         ours = {self._thread, self._fetcher, *(node.thread for node in list(self.nodes.values()))}
         if current not in ours:
             self._thread.join()
+        if self._thread.ident is None and not self.over.is_set():
+            self.error = ReadCancelledError("the data source was closed before it was started")
+            self.over.set()
+            self._on_over()
 
     def on_error(self, error: CbframeError) -> None:
         if isinstance(error, ReadCancelledError):
@@ -538,12 +542,12 @@ class BucketDataSource:
             event_log=event_log,
         )
         self.on_finished: Callable[[], None] | None = None
-        """Called when there is nothing more to come, on a thread of the source."""
+        """Called when there is nothing more to come, on a thread of the source if it was started."""
         self._coordinator = self._supervisor.coordinator
         self._over = self._supervisor.over
         self._calls = ClusterCounters()
         """What the callers' threads count."""
-        self._calls_lock = threading.Lock()
+        self._calls_lock = threading.RLock()  # a finalizer may close it at any moment
         self._life = ""
 
     def __repr__(self) -> str:
@@ -644,7 +648,8 @@ class BucketDataSource:
 
         A callback runs on one of those threads: there, it does not wait.
         """
-        self._life = "closed"
+        with self._calls_lock:
+            self._life = "closed"  # nobody is about to start it
         self._supervisor.close()
 
     def _on_over(self) -> None:

@@ -326,8 +326,6 @@ class Membership:
         except Exception as exc:  # noqa: BLE001 - file systems raise what they like; the consumer is told
             self._trouble = exc
 
-    # -- with the lock
-
     def _attempt(self, work: Callable[[], T]) -> T | None:
         """Do it, alone; None if the folder was not reached, which may change."""
         if not self._lock.acquire(timeout=self.lease):
@@ -434,8 +432,9 @@ class Membership:
         )
 
     def _unreachable(self, what: str) -> GroupError:
+        reason = getattr(self._trouble, "message", self._trouble)
         hint = "see whether this machine reaches it, and may write there; then open another stream"
-        error = GroupError(f"{what}: {self._root} cannot be reached ({self._trouble})", hint=hint)
+        error = GroupError(f"{what}: {self._root} cannot be reached ({reason})", hint=hint)
         error.__cause__ = self._trouble
         return error
 

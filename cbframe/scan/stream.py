@@ -1,7 +1,7 @@
 """``stream_bucket``: the changes of a bucket, batch by batch, with acknowledgements and checkpoints.
 
 Node threads put what they receive into a :class:`~cbframe.arrow.receivers.ChangeReceiver`. The consumer's
-thread takes it from there, in :meth:`Gatherer.next`, and forms batches. A batch that was acknowledged moves
+thread takes it from there, in :meth:`Gatherer.turn`, and forms batches. A batch that was acknowledged moves
 the checkpoint, and its bytes are acknowledged to the nodes, which send no more than their windows until then.
 """
 
@@ -190,38 +190,33 @@ class Gatherer:
         self._since: float | None = None
         """When the first thing in the batch came that is worth delivering."""
 
-    def next(self, timeout: float | None) -> ChangeBatch | None:
-        """The next batch; None if there is none within `timeout` seconds, or nothing more will come."""
-        deadline = None if timeout is None else monotonic() + timeout
-        while True:
-            if self._torn:
-                raise ReadCancelledError(
-                    "the stream was interrupted while a batch was made",
-                    hint="close it, and open another one with start=stream.checkpoint",
-                )
-            # Ctrl-C may come anywhere. Here it would lose what is neither there any more nor here yet.
-            self._torn = True
-            over = self._source.finished
-            self._inbox.extend(self._receiver.take())
-            batch, left = self._due(deadline, over=over)
-            self._torn = False
-            if batch is not None or left is None:
-                return batch
-            self._receiver.wait(left)
-
-    def _due(self, deadline: float | None, *, over: bool) -> tuple[ChangeBatch | None, float | None]:
+    def turn(self, deadline: float) -> tuple[ChangeBatch | None, float | None]:
         """A batch, if it is time for one; or else how long to wait for more, None for no longer."""
+        if self._torn:
+            raise ReadCancelledError(
+                "the stream was interrupted while a batch was made",
+                hint="close it, and open another one with start=stream.checkpoint",
+            )
+        # Ctrl-C may come anywhere. Here it would lose what is neither there any more nor here yet.
+        self._torn = True
+        over = self._source.finished
+        self._inbox.extend(self._receiver.take())
+        found = self._due(deadline, over=over)
+        self._torn = False
+        return found
+
+    def _due(self, deadline: float, *, over: bool) -> tuple[ChangeBatch | None, float | None]:
         paused = bool(self._paused)
         full = not paused and self._fill()
         now = monotonic()
-        expired = deadline is not None and now >= deadline
+        expired = now >= deadline
         late = self._since is not None and now >= self._since + self._max_latency
         if self._since is not None and not paused and (full or late or expired or (over and not self._inbox)):
             return self._cut(), None
         if expired or (over and not paused):
             self._settle()
             return None, None
-        left = _POLL if deadline is None else min(_POLL, deadline - now)
+        left = min(_POLL, deadline - now)
         if self._since is not None and not paused:
             left = min(left, self._since + self._max_latency - now)
         return None, max(0.0, left)
@@ -399,13 +394,18 @@ class ChangeStream(ShowsItself):
             self._directory.learn()
         self._rows = ChangeRows(self._receiver.schema, target, self._directory)
         self.schema = self._rows.schema
-        self._source = target.data_source(
+        source = target.data_source(
             self._receiver,
             options,
             vbuckets=target.vbuckets if epochs is None else tuple(epochs),
             bucket_uuid=start.bucket_uuid,
             first_map=first_map,
         )
+        # A stream that nobody refers to any more ends its threads.
+        self._end = weakref.finalize(self, source.close)
+        if epochs is None or epochs:
+            source.start()
+        self._source = source  # not earlier: another thread may close it
         self._gatherer = Gatherer(
             self._receiver,
             self._source,
@@ -418,10 +418,6 @@ class ChangeStream(ShowsItself):
             maps=self._maps,
             epochs=epochs or {},
         )
-        # A stream that nobody refers to any more ends its threads.
-        self._end = weakref.finalize(self, self._source.close)
-        if epochs is None or epochs:
-            self._source.start()
         if self._closed:
             self._source.close()  # another thread has closed the one before
 
@@ -523,17 +519,21 @@ class ChangeStream(ShowsItself):
         return batch
 
     def _gathered(self, timeout: float | None) -> ChangeBatch | None:
-        if (group := self._group) is None:
-            return self._gatherer.next(timeout)
-        until = inf if timeout is None else monotonic() + timeout
+        """The next batch; None if there is none within `timeout` seconds, or nothing more will come."""
+        deadline = inf if timeout is None else monotonic() + timeout
+        group, turn = self._group, _POLL if self._group is None else min(_POLL, self._group.lease / 16)
         while True:
-            left = max(0.0, min(_POLL, group.lease / 16, until - monotonic()))
-            ready = self._closed or self._may_go_on(group)
-            batch = self._gatherer.next(left) if ready else None
-            if batch is not None or self._closed or self._source.finished or monotonic() >= until:
-                return batch
-            if not ready:
-                group.left.wait(left)
+            if self._closed:
+                self._paused.off()  # another thread may have paused it after that
+            if group is None or self._closed or self._may_go_on(group):
+                batch, left = self._gatherer.turn(deadline)
+                if batch is not None or left is None:
+                    return batch
+                self._receiver.wait(min(left, turn))
+            elif (left := deadline - monotonic()) <= 0:
+                return None
+            else:
+                group.left.wait(min(left, turn))
 
     def _may_go_on(self, group: Membership) -> bool:
         """Whether the lease is fresh, and what is due was given up and taken."""

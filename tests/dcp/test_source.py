@@ -293,6 +293,19 @@ def test_life() -> None:
             never.start()
 
 
+def test_one_that_is_closed_before_it_was_started() -> None:
+    source, over = unreachable(RecordingReceiver()), []
+    source.on_finished = lambda: over.append(source.state)
+    for _ in range(2):
+        source.close()
+    assert source.finished
+    assert over == ["closed"]
+    with pytest.raises(ReadCancelledError, match="closed before it was started"):
+        source.wait(LONG)
+    with pytest.raises(ConfigurationError, match="the data source is closed"):
+        source.start()
+
+
 @pytest.mark.parametrize("missing", range(4))
 def test_missing_arguments(missing: int) -> None:
     arguments: list[Any] = ["couchbase://h", "default", "b", "", None, ("u", "p"), RecordingReceiver()]

@@ -24,14 +24,17 @@ from cbframe import (
     GroupError,
     LocalCluster,
     ReadCancelledError,
+    ResourceError,
     VBucketOffset,
     stream_bucket,
 )
+from cbframe.arrow.receivers import ChangeReceiver
+from cbframe.dcp.source import BucketDataSource
 from cbframe.scan.group import Membership, Records
 from cbframe.scan.store import LocalStore
 
 from .consumers import LogKeeper, rows_of, truth_of
-from .kit import QUICK, fill
+from .kit import QUICK, background, fill
 
 PATIENCE = 20.0
 LEASE = 8.0
@@ -278,6 +281,23 @@ def test_a_loop_over_batches(cluster: LocalCluster, tmp_path: Path, clock: Clock
     stream.close()
 
 
+def test_batches_are_as_large_as_without_a_group(cluster: LocalCluster, tmp_path: Path, clock: Clock) -> None:
+    """Looking after the lease makes no batches of what has come so far."""
+
+    def write(stop: threading.Event) -> None:
+        number = 0
+        while not stop.wait(0.005):
+            number += 1
+            cluster.upsert(f"key-{number}", "x" * 100)
+
+    with opened(cluster, tmp_path, batch_bytes=10_000, max_latency=1000) as stream, background(write):
+        for _ in range(2):
+            batch = stream.poll(None)
+            assert batch is not None
+            assert len(batch) > 40
+            stream.ack(batch)
+
+
 def test_a_hand_over_waits_for_acknowledgements(pair: LocalCluster, tmp_path: Path, clock: Clock) -> None:
     fill(pair, 3000)
     with opened(pair, tmp_path, batch_bytes=500) as first:
@@ -461,6 +481,89 @@ def test_another_thread_closes_it(cluster: LocalCluster, tmp_path: Path) -> None
             stream.poll(None)
 
 
+@pytest.mark.parametrize("waits", ["member", "share", "lease", "no group"])
+@pytest.mark.parametrize("paused", [False, True])
+def test_it_is_closed_while_it_waits(
+    waits: str,
+    paused: bool,
+    cluster: LocalCluster,
+    tmp_path: Path,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For changes, for its first vbuckets, or for the folder; and paused, before and after the close."""
+    group = None if waits == "no group" else ConsumerGroup(tmp_path, lease=LEASE)
+    with opened(cluster, group) as first, opened(cluster, group) as second:
+        stream = second if waits == "share" else first
+        if waits in ("share", "member"):
+            assert first.poll(0) is None
+            assert first.epochs
+        if waits == "lease":
+            monkeypatch.setattr(Membership, "lives", lambda *_: False)
+        if paused:
+            stream.pause()
+        rounds = 0
+
+        def wait(*_: object) -> None:
+            nonlocal rounds
+            rounds += 1
+            if rounds == 2:
+                stream.close()
+                if paused:
+                    stream.pause()
+            assert rounds < 50, "it goes on although it is closed"
+
+        monkeypatch.setattr(ChangeReceiver, "wait", wait)
+        if stream._group is not None:
+            monkeypatch.setattr(stream._group.left, "wait", wait)
+        with pytest.raises(ReadCancelledError, match="the stream is closed"):
+            stream.poll(None)
+        assert rounds == 2
+        assert list(stream) == []
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_what_had_come_before_the_close_is_delivered(
+    group: bool, cluster: LocalCluster, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(cluster, tmp_path if group else None, batch_bytes=1 << 20, max_latency=1000) as stream:
+        if group:
+            assert stream.poll(0) is None
+        fill(cluster, 10)
+        until = time.monotonic() + PATIENCE
+
+        def wait(*_: object) -> None:
+            assert time.monotonic() < until
+            if stream.stats.total.documents == 10 and not stream._closed:
+                stream.close()
+                stream.pause()
+
+        monkeypatch.setattr(ChangeReceiver, "wait", wait)
+        batch = stream.poll(None)
+        assert batch is not None
+        assert len(batch) == 10
+        stream.ack(batch)
+        found = stream.checkpoint.offsets
+        assert {vb: at for vb, at in cluster.high_seqnos().items() if at} == {
+            vb: at.seqno for vb, at in found.items() if at.seqno
+        }
+
+
+def test_no_wait_is_longer_than_the_timeout(
+    cluster: LocalCluster, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(cluster, tmp_path) as stream:
+        assert stream._group is not None
+        waits: list[float] = []
+        monkeypatch.setattr(Membership, "lives", lambda *_: False)
+        monkeypatch.setattr(stream._group.left, "wait", waits.append)
+        assert stream.poll(0) is None
+        assert waits == []
+        assert stream.poll(0.001) is None
+        assert waits
+        assert max(waits) <= 0.001
+
+
 def test_collections_and_counters_through_hand_overs(
     pair: LocalCluster, tmp_path: Path, clock: Clock
 ) -> None:
@@ -533,6 +636,24 @@ def test_a_vbucket_that_was_with_others_in_between(
         assert len(take(stream, high.offsets[3].seqno)) == high.offsets[3].seqno
 
 
+def test_a_stream_that_cannot_begin(
+    cluster: LocalCluster, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be taken at first is taken when a batch is asked for again."""
+    fill(cluster, 10)
+
+    def start(_: object) -> None:
+        raise ResourceError("no thread")
+
+    with opened(cluster, tmp_path) as stream:
+        with monkeypatch.context() as patch:
+            patch.setattr("cbframe.dcp.source.BucketDataSource.start", start)
+            with pytest.raises(ResourceError):
+                stream.poll(None)
+        assert stream.epochs == {}
+        take(stream, 10)
+
+
 def test_it_is_closed_while_vbuckets_are_taken(cluster: LocalCluster, tmp_path: Path, clock: Clock) -> None:
     streams: list[ChangeStream] = []
     group = ConsumerGroup(tmp_path, on_assigned=lambda _: streams[0].close())
@@ -540,6 +661,23 @@ def test_it_is_closed_while_vbuckets_are_taken(cluster: LocalCluster, tmp_path: 
     with pytest.raises(ReadCancelledError, match="the stream is closed"):
         streams[0].poll(None)
     assert streams[0].state == "closed"
+
+
+def test_it_is_closed_just_before_it_begins(
+    cluster: LocalCluster, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = BucketDataSource.start
+    before = set(threading.enumerate())
+
+    def slow(source: BucketDataSource) -> None:
+        stream.close()
+        start(source)
+
+    with opened(cluster, tmp_path) as stream:
+        monkeypatch.setattr(BucketDataSource, "start", slow)
+        with pytest.raises(ReadCancelledError, match="the stream is closed"):
+            stream.poll(None)
+    assert set(threading.enumerate()) <= before
 
 
 # --- shares that are fixed
