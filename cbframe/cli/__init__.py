@@ -64,8 +64,9 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ schema {_CONN}
 schema {_CONN} --all --json
 snapshot write {_CONN} travel
 snapshot write {_CONN} travel --mode repair
+snapshot write {_CONN} travel --every 5min
+snapshot write {_CONN} travel --every 1h --json
 snapshot read travel
 snapshot read travel --as-of 1 -o travel.csv
 snapshot changes travel --since 1
@@ -107,7 +110,7 @@ doctor {_CONN} --json
 completion bash > cbframe.bash
 completion fish > cbframe.fish
 """
-"""Of each command the first two that begin with its name are the end of its help."""
+"""The end of the help of each command: those that begin with its name."""
 _FORMATS = (
     "The format follows the ending of FILE: .parquet, .arrow (IPC file), .csv or .ndjson. CSV holds nested "
     "fields as JSON text; CSV and NDJSON hold binary values as base64; NDJSON leaves missing fields out. "
@@ -150,8 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(options, "json", False) and isinstance(sys.stdout, io.TextIOWrapper):
             # JSON is UTF-8 whatever the terminal has: on Windows a document would be changed on its way.
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-        run: Callable[[argparse.Namespace], int] = options.run
-        status = run(options)
+        module, _, name = options.run.partition(".")
+        status: int = getattr(import_module(f"cbframe.cli.{module}"), name)(options)
         sys.stdout.flush()
         return status
     except CbframeError as exc:
@@ -181,10 +184,15 @@ def complain(text: str) -> None:
 
 def positive(text: str) -> int:
     """A number of things."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a number up to 65535, or 0 for a free one")
+    return int(text)
 
 
 def names(text: str) -> list[str]:
@@ -202,187 +210,105 @@ def _collections(text: str) -> list[str] | str:
     return text if text == "visible" else names(text)
 
 
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "path": {"metavar": "PATH", "help": "the snapshot: a folder, or a URI such as s3://…"},
-    "--as-of": {"type": _as_of, "metavar": "WHEN", "help": "a version, or a time in ISO 8601"},
-    "--collections": {
-        "type": _collections,
-        "metavar": "A,B",
-        "help": "only these collections; visible: those that the user sees",
-    },
-    "--columns": {"type": names, "metavar": "A,B", "help": "keep only these fields"},
-    "--consistency": {
-        "choices": ("snapshot", "strict"),
-        "default": "snapshot",
-        "help": "strict: compare all histories at the end, and read again what a node has lost meanwhile; "
-        "default: snapshot",
-    },
-    "--expired": {
-        "choices": ("drop", "keep"),
-        "default": "drop",
-        "help": "documents whose expiry has passed and that the server has not removed; default: drop",
-    },
-    "--format": {
-        "choices": ("table", "ndjson", "csv", "parquet", "arrow"),
-        "help": "of what is printed: table (default), ndjson or csv; of FILE: else as it ends",
-    },
-    "--json": {"action": "store_true", "help": "print JSON"},
-    "--limit": {"type": positive, "metavar": "N", "help": "end after N documents"},
-    "--no-progress": {"action": "store_true", "help": "draw no progress line"},
-    "--output": {"type": Path, "metavar": "FILE", "help": "write a file"},
-    "--prefix": {"metavar": "TEXT", "help": "only documents whose key begins so"},
-    "--scope": {"metavar": "NAME", "help": "only this scope"},
-    "--transaction-records": {
-        "choices": ("drop", "keep"),
-        "default": "drop",
-        "help": "documents of transactions, whose keys begin with _txn:; default: drop",
-    },
-    "--where": {
-        "type": filters_of,
-        "dest": "filters",
-        "metavar": "EXPR",
-        "help": "only documents for which this holds, such as \"type = 'hotel' and (price > 50 or price is "
-        "null)\"; also in ('a', 'b'), like 'abc%%'; a name in `backquotes` may have any letters",
-    },
+_OPTIONS = r"""
+conn=CONN               couchbase://host/bucket, couchbases://… or http://host:8091
+path=PATH               the snapshot: a folder, or a URI such as s3://…
+folder=FOLDER           it must not exist
+--all                   look at all documents
+--allow-plain           without TLS, send the password in clear text where a user of LDAP needs that
+--as-of=WHEN            a version, or a time in ISO 8601
+--break-lock            take the lock of a writer that is dead
+--bucket=BUCKET         the bucket, if CONN does not name it
+--ca-file=FILE          the cluster's certificate authority; else the system's are trusted, and for Capella
+                        its own
+--checkpoint=FILE       go on where FILE says, and keep it up
+--client-cert=FILE      client certificate, in place of --user
+--client-key=FILE       its key, if that is in another file
+--collections=A,B       only these collections; visible: those that the user sees
+--columns=A,B           keep only these fields
+--compression=NAME      zstd, snappy, gzip, lz4, brotli, none
+--consistency=snapshot|strict  strict: compare all histories at the end, and read again what a node has lost
+                        meanwhile; default: %(default)s
+--documents=N           default: %(default)s
+--every=TIME            go on until Ctrl-C or SIGTERM: an update each 30s, 5min, 1h, counted from begin to
+                        begin; what the cluster or the disk refuses is tried again at the next turn
+--expired=drop|keep     documents whose expiry has passed and that the server has not removed; default:
+                        %(default)s
+--format=table|ndjson|csv|parquet|arrow  of what is printed: table (default), ndjson or csv; of FILE: else as
+                        it ends
+--from=WHERE            beginning, now, or the file of a checkpoint; default: %(default)s
+--json                  print JSON
+--keep=TIME             keep what a rollback of so much time may bring back: 90min, 36h, 7d; default:
+                        %(default)s
+--keys-only             no values: the keys alone
+--limit=N               end after N documents
+--max-lag=N             more than so many changes behind is lagging; default: %(default)s
+--metrics-address=HOST  default: %(default)s
+--metrics-port=PORT     serve /metrics and /health there
+--mode=update|create|overwrite|repair  create: only if there is none; overwrite: begin again; repair: read
+                        again what is damaged; default: %(default)s
+--network=NAME          which addresses of the nodes to use: default, external, …; else as CONN says
+--no-progress           draw no progress line
+--nodes=N               default: %(default)s
+--output=FILE           write a file
+--password-env=VAR      environment variable that holds the password
+--password-file=FILE    file that holds the password; else it is asked for
+--prefix=TEXT           only documents whose key begins so
+--proxy=URL             HTTP proxy to the cluster manager, of http:// and https:// only
+--proxy-env=VAR         environment variable that holds its URL, such as HTTPS_PROXY
+--scope=NAME            only this scope
+--since=WHEN            a version, or a time in ISO 8601
+--transaction-records=drop|keep  documents of transactions, whose keys begin with _txn:; default: drop
+--until=WHEN            default: the newest version
+--user=USER             user name
+--vbuckets=N            default: %(default)s
+--where=EXPR            only documents for which this holds, such as "type = 'hotel' and (price > 50 or price
+                        is null)"; also in ('a', 'b'), like 'abc%%'; a name in `backquotes` may have any
+                        letters
+--xattrs                keep extended attributes
+"""
+"""Each argument, what it takes (nothing, a value, or one of some: by default the first), and its help."""
+_KINDS: dict[str, dict[str, Any]] = {
+    "A,B": {"type": names},
+    "FILE": {"type": Path},
+    "N": {"type": positive},
+    "PORT": {"type": _port},
+    "WHEN": {"type": _as_of},
+    "--collections": {"type": _collections},
+    "--compression": {"default": "zstd"},
+    "--format": {"default": None},
+    "--from": {"dest": "start", "default": "beginning"},
+    "--max-lag": {"default": 10_000},
+    "--metrics-address": {"default": "127.0.0.1"},
+    "--network": {"default": "auto"},
+    "--where": {"type": filters_of, "dest": "filters"},
 }
-"""Arguments that several commands have."""
+"""What else an argument has, by what it takes, or by its name."""
+_ALSO = {"--limit": ("--limit", "--head"), "--output": ("-o", "--output")}
+_WHICH = ("--scope", "--collections", "--columns", "--where", "--expired", "--transaction-records")
+_CHANGES = ("--from", "--scope", "--collections", "--prefix", "--transaction-records")
+_METRICS = ("--metrics-port", "--metrics-address")
 
 
-def _add(parser: argparse._ActionsContainer, name: str, **other: Any) -> None:
-    flags = {"--output": ("-o", name), "--limit": (name, "--head")}.get(name, (name,))
-    parser.add_argument(*flags, **(_OPTIONS[name] | other))
-
-
-def _runs(module: str) -> Callable[[argparse.Namespace], int]:
-    """What runs a command: the function of its name, ``module.name``, imported when it is called."""
-    module, _, name = module.partition(".")
-
-    def run(options: argparse.Namespace) -> int:
-        status: int = getattr(import_module(f"cbframe.cli.{module}"), name)(options)
-        return status
-
-    return run
-
-
-class _Parser(argparse.ArgumentParser):
-    def format_help(self) -> str:
-        """End with two examples, which are not wrapped."""
-        words = self.prog.split()[1:]
-        found = [line for line in _EXAMPLES.splitlines() if line.split()[: len(words)] == words]
-        return f"{super().format_help()}\nexamples:\n  cbframe {found[0]}\n  cbframe {found[1]}\n"
-
-
-def parser_of(version: str) -> argparse.ArgumentParser:
-    """The arguments of ``cbframe``: each command sets ``run``, which takes the options."""
-    parser = _Parser(prog="cbframe", description="Read a Couchbase bucket straight from the data service.")
-    parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(
-        target: str,
-        add: Callable[[argparse.ArgumentParser], None],
-        text: str,
-        more: str = "",
-        epilog: str = "",
-    ) -> None:
-        description = f"{text[0].upper()}{text[1:]}. {more}"
-        found = commands.add_parser(target.split(".")[1], help=text, description=description, epilog=epilog)
-        found.set_defaults(run=_runs(target))
-        add(found)
-
-    command(
-        "demo.demo",
-        _add_demo,
-        "read a sample bucket from an embedded cluster and check the result",
-        "Starts an embedded cluster, loads sample data, reads it over DCP, writes a Parquet file, reads that "
-        "back and compares. Nothing needs to be installed or configured.",
-    )
-    command(
-        "commands.read",
-        _add_read,
-        "look at some documents, or read all into a file",
-        "A look shows some documents, whichever they are, and reads no more than that takes. With -o, --json "
-        "or --format, all are read unless there is a --limit.",
-        _FORMATS,
-    )
-    command("commands.schema", _add_schema, "look at the fields: types, how much is missing, conflicts")
-    command("commands.snapshot", _add_snapshot, "keep a Parquet copy of a bucket up to date, and read it")
-    text = "print the changes of a bucket, one a line, until Ctrl-C"
-    command("commands.stream", _add_stream, text, epilog=_STREAMED)
-    text = "show how fast a bucket changes and streams, until Ctrl-C"
-    command("commands.stats", _add_stats, text, "Live in a terminal, else a line each time.")
-    command(
-        "commands.doctor",
-        _add_doctor,
-        "find out why a connection fails",
-        "Looks at one thing after the other: names, ports, TLS, user, bucket, nodes, DCP. The exit status is "
-        "1 if a step fails.",
-    )
-    commands.add_parser("serve", help="run an embedded cluster on 127.0.0.1 until Ctrl-C", add_help=False)
-    text = "print what has a shell complete commands and arguments"
-    command("commands.completion", _add_completion, text, 'To try it: eval "$(cbframe completion bash)"')
-    return parser
+def _add(parser: argparse._ActionsContainer, *arguments: str, **other: Any) -> None:
+    """Add arguments of the table; `other` is what they have otherwise here."""
+    for name in arguments:
+        found = re.search(rf"^{name}(?:=(\S+))?\s+((?:.+\n)(?: .+\n)*)", _OPTIONS, re.MULTILINE)
+        assert found is not None
+        taken, text = found[1] or "", found[2]
+        how: dict[str, Any] = {"metavar": taken} if taken else {"action": "store_true"}
+        if "|" in taken:
+            how = {"choices": taken.split("|"), "default": taken.partition("|")[0]}
+        how |= _KINDS.get(taken, {}) | _KINDS.get(name, {})
+        parser.add_argument(*_ALSO.get(name, (name,)), **({"help": text} | how | other))
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
     """Which bucket, and who wants it."""
-    parser.add_argument(
-        "conn", metavar="CONN", help="couchbase://host/bucket, couchbases://… or http://host:8091"
-    )
-    parser.add_argument("--bucket", help="the bucket, if CONN does not name it")
-    parser.add_argument("--user", help="user name")
-    secret = parser.add_mutually_exclusive_group()
-    secret.add_argument("--password-env", metavar="VAR", help="environment variable that holds the password")
-    secret.add_argument(
-        "--password-file",
-        type=Path,
-        metavar="FILE",
-        help="file that holds the password; else it is asked for",
-    )
-    parser.add_argument(
-        "--ca-file",
-        metavar="FILE",
-        help="the cluster's certificate authority; else the system's are trusted, and for Capella its own",
-    )
-    parser.add_argument("--client-cert", metavar="FILE", help="client certificate, in place of --user")
-    parser.add_argument("--client-key", metavar="FILE", help="its key, if that is in another file")
-    parser.add_argument(
-        "--allow-plain",
-        action="store_true",
-        help="without TLS, send the password in clear text where a user of LDAP needs that",
-    )
-    parser.add_argument(
-        "--network",
-        default="auto",
-        metavar="NAME",
-        help="which addresses of the nodes to use: default, external, …; else as CONN says",
-    )
-    proxy = parser.add_mutually_exclusive_group()
-    proxy.add_argument(
-        "--proxy", metavar="URL", help="HTTP proxy to the cluster manager, of http:// and https:// only"
-    )
-    proxy.add_argument(
-        "--proxy-env", metavar="VAR", help="environment variable that holds its URL, such as HTTPS_PROXY"
-    )
-
-
-def _add_demo(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument("--documents", type=positive, default=100_000, metavar="N", help="default: 100000")
-    demo.add_argument("--nodes", type=positive, default=2, metavar="N", help="default: 2")
-    demo.add_argument("--vbuckets", type=positive, default=1024, metavar="N", help="default: 1024")
-    demo.add_argument("--keep", type=Path, metavar="PATH", help="keep the Parquet file: a file or a folder")
-    _add(demo, "--json", help="print a report as JSON; all else goes to the standard error")
-
-
-def _add_read(read: argparse.ArgumentParser) -> None:
-    _add_connection(read)
-    for name in ("--scope", "--collections", "--columns", "--where", "--expired", "--transaction-records"):
-        _add(read, name)
-    read.add_argument("--keys-only", action="store_true", help="no values: the keys alone")
-    _add(read, "--limit", help="end after N documents, whichever they are; default: 10 in a table, else all")
-    _add(read, "--consistency")
-    _add_format(read)
-    _add(read, "--no-progress")
+    _add(parser, "conn", "--bucket", "--user")
+    _add(parser.add_mutually_exclusive_group(), "--password-env", "--password-file")
+    _add(parser, "--ca-file", "--client-cert", "--client-key", "--allow-plain", "--network")
+    _add(parser.add_mutually_exclusive_group(), "--proxy", "--proxy-env")
 
 
 def _add_format(parser: argparse.ArgumentParser) -> None:
@@ -392,163 +318,155 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--output")
 
 
-def _add_schema(schema: argparse.ArgumentParser) -> None:
-    _add_connection(schema)
-    for name in ("--scope", "--collections", "--columns", "--where", "--expired", "--transaction-records"):
-        _add(schema, name)
+class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        """End with two examples, or with all of a command that has no others; they are not wrapped."""
+        words = self.prog.split()[1:]
+        found = [line for line in _EXAMPLES.splitlines() if line.split()[: len(words)] == words]
+        lines = "".join(f"  cbframe {line}\n" for line in found[: 2 if self._subparsers else None])
+        return f"{super().format_help()}\nexamples:\n{lines}"
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    run: str,
+    text: str,
+    more: str = "",
+    epilog: str = "",
+    *,
+    connects: bool = False,
+) -> argparse.ArgumentParser:
+    """A command: `run` is the module and the function that run it, imported when it is called."""
+    name = run.partition(".")[2].removeprefix("snapshot_")
+    description = f"{text[0].upper()}{text[1:]}. {more}"
+    parser = commands.add_parser(name, help=text, description=description, epilog=epilog)
+    parser.set_defaults(run=run)
+    if connects:
+        _add_connection(parser)
+    return parser
+
+
+def parser_of(version: str) -> argparse.ArgumentParser:
+    """The arguments of ``cbframe``: each command sets ``run``, which names the function of the options."""
+    parser = _Parser(prog="cbframe", description="Read a Couchbase bucket straight from the data service.")
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    text = "read a sample bucket from an embedded cluster and check the result"
+    more = (
+        "Starts an embedded cluster, loads sample data, reads it over DCP, writes a Parquet file, reads that "
+        "back and compares. Nothing needs to be installed or configured."
+    )
+    demo = _command(commands, "demo.demo", text, more)
+    _add(demo, "--documents", default=100_000)
+    _add(demo, "--nodes", default=2)
+    _add(demo, "--vbuckets", default=1024)
+    _add(demo, "--keep", type=Path, metavar="PATH", help="keep the Parquet file: a file or a folder")
+    _add(demo, "--json", help="print a report as JSON; all else goes to the standard error")
+
+    text = "look at some documents, or read all into a file"
+    more = (
+        "A look shows some documents, whichever they are, and reads no more than that takes. With -o, --json "
+        "or --format, all are read unless there is a --limit."
+    )
+    read = _command(commands, "commands.read", text, more, _FORMATS, connects=True)
+    _add(read, *_WHICH, "--keys-only")
+    _add(read, "--limit", help="end after N documents, whichever they are; default: 10 in a table, else all")
+    _add(read, "--consistency")
+    _add_format(read)
+    _add(read, "--no-progress")
+
+    text = "look at the fields: types, how much is missing, conflicts"
+    schema = _command(commands, "commands.schema", text, connects=True)
+    _add(schema, *_WHICH)
     how_many = schema.add_mutually_exclusive_group()
     _add(how_many, "--limit", help="look at N documents, whichever they are; default: 10000")
-    how_many.add_argument("--all", action="store_true", help="look at all documents")
-    _add(schema, "--json")
-    _add(schema, "--no-progress")
+    _add(how_many, "--all")
+    _add(schema, "--json", "--no-progress")
 
+    text = "keep a Parquet copy of a bucket up to date, and read it"
+    snapshot = commands.add_parser("snapshot", help=text, description=f"K{text[1:]}.")
+    _add_snapshot(snapshot.add_subparsers(title="commands", metavar="COMMAND", required=True))
 
-def _add_changes(parser: argparse.ArgumentParser, start: str) -> None:
-    """Which changes."""
-    _add_connection(parser)
-    parser.add_argument(
-        "--from",
-        dest="start",
-        default=start,
-        metavar="WHERE",
-        help=f"beginning, now, or the file of a checkpoint; default: {start}",
-    )
-    for name in ("--scope", "--collections", "--prefix", "--transaction-records"):
-        _add(parser, name)
-
-
-def _add_stream(stream: argparse.ArgumentParser) -> None:
-    _add_changes(stream, "beginning")
-    stream.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="go on where FILE says, and keep it up"
-    )
+    text = "print the changes of a bucket, one a line, until Ctrl-C"
+    stream = _command(commands, "commands.stream", text, epilog=_STREAMED, connects=True)
+    _add(stream, *_CHANGES, "--checkpoint")
     _add(stream, "--limit", help="end after N changes; with --checkpoint, after the batch that has the Nth")
-    _add(stream, "--json")
-    _add_metrics(stream)
-    stream.add_argument(
-        "--max-lag",
-        type=positive,
-        default=10_000,
-        metavar="N",
-        help="more than so many changes behind is lagging; default: 10000",
-    )
+    _add(stream, "--json", *_METRICS, "--max-lag")
 
-
-def _add_metrics(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve /metrics and /health there")
-    parser.add_argument("--metrics-address", default="127.0.0.1", metavar="HOST", help="default: 127.0.0.1")
-
-
-def _add_stats(stats: argparse.ArgumentParser) -> None:
-    stats.set_defaults(checkpoint=None)
-    _add_changes(stats, "now")
-    stats.add_argument("--every", default="1s", metavar="TIME", help="how often: 500ms, 10s; default: 1s")
+    text = "show how fast a bucket changes and streams, until Ctrl-C"
+    more = "Live in a terminal, else a line each time."
+    stats = _command(commands, "commands.stats", text, more, connects=True)
+    _add(stats, *_CHANGES)
+    stats.set_defaults(checkpoint=None, start="now")
+    _add(stats, "--every", default="1s", help="how often: 500ms, 10s; default: %(default)s")
     _add(stats, "--limit", help="end when it was shown N times")
 
+    text = "find out why a connection fails"
+    more = (
+        "Looks at one thing after the other: names, ports, TLS, user, bucket, nodes, DCP. The exit status is "
+        "1 if a step fails."
+    )
+    doctor = _command(commands, "commands.doctor", text, more, connects=True)
+    _add(doctor, "--scope", "--collections", "--json")
 
-def _add_completion(completion: argparse.ArgumentParser) -> None:
+    commands.add_parser("serve", help="run an embedded cluster on 127.0.0.1 until Ctrl-C", add_help=False)
+    text, more = "print what has a shell complete commands and arguments", 'eval "$(cbframe completion bash)"'
+    completion = _command(commands, "commands.completion", text, f"To try it: {more}")
     completion.add_argument("shell", choices=SCRIPTS, metavar="SHELL", help=", ".join(SCRIPTS))
+    return parser
 
 
-def _add_doctor(doctor: argparse.ArgumentParser) -> None:
-    _add_connection(doctor)
-    for name in ("--scope", "--collections", "--json"):
-        _add(doctor, name)
-
-
-def _add_snapshot(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-
-    def command(
-        name: str, text: str, description: str = "", epilog: str = "", *, connects: bool = False
-    ) -> argparse.ArgumentParser:
-        description = description or f"{text[0].upper()}{text[1:]}."
-        found = commands.add_parser(name, help=text, description=description, epilog=epilog)
-        if connects:
-            _add_connection(found)
-            _add(found, "--no-progress")
-        _add(found, "path")
-        return found
-
-    write = command(
-        "write",
-        "copy a bucket, or bring a copy up to date",
-        "Copy a bucket into Parquet files at PATH, or add what changed since. A version appears whole or not "
-        "at all; after a crash, run it again. What the server rolled back, the snapshot rolls back.",
-        connects=True,
+def _add_snapshot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "copy a bucket, or bring a copy up to date"
+    more = (
+        "The copy is Parquet files at PATH, to which an update adds what changed. A version appears whole or "
+        "not at all; after a crash, run it again. What the server rolled back, the snapshot rolls back."
     )
-    _add(write, "--json")
-    _add_metrics(write)
-    write.add_argument(
-        "--mode",
-        choices=("update", "create", "overwrite", "repair"),
-        default="update",
-        help="create: only if there is none; overwrite: begin again; repair: read again what is damaged; "
-        "default: update",
-    )
-    for name in ("--columns", "--where", "--scope", "--collections"):
-        _add(write, name)
+    write = _command(commands, "commands.snapshot_write", text, more, connects=True)
+    _add(write, "--no-progress", "path", "--json", "--every", *_METRICS, "--mode", *_WHICH[:4])
     _add(write, "--transaction-records", default=None)
     _add(write, "--consistency")
-    write.add_argument("--xattrs", action="store_true", default=None, help="keep extended attributes")
-    write.add_argument(
-        "--compression", default="zstd", metavar="NAME", help="zstd, snappy, gzip, lz4, brotli, none"
-    )
-    write.add_argument("--break-lock", action="store_true", help="take the lock of a writer that is dead")
+    _add(write, "--xattrs", default=None)
+    _add(write, "--compression", "--break-lock")
 
-    read = command(
-        "read",
+    text, more = (
         "show the documents, or write them to a file",
-        "Read the documents of a snapshot. Without -o, show the first ones and the fields.",
-        _FORMATS,
+        "Without -o, show the first ones and the fields.",
     )
-    for name in ("--as-of", "--columns", "--where", "--expired"):
-        _add(read, name)
+    read = _command(commands, "commands.snapshot_read", text, more, _FORMATS)
+    _add(read, "path", "--as-of", "--columns", "--where", "--expired")
     _add_format(read)
 
-    changes = command(
-        "changes",
-        "show what changed between two versions",
-        "Show what changed between two versions: how much, or with --json or -o each change.",
-        _FORMATS,
-    )
-    when = "a version, or a time in ISO 8601"
-    changes.add_argument("--since", type=_as_of, required=True, metavar="WHEN", help=when)
-    changes.add_argument("--until", type=_as_of, metavar="WHEN", help="default: the newest version")
+    text, more = "show what changed between two versions", "As counts, or with --json or -o change by change."
+    changes = _command(commands, "commands.snapshot_changes", text, more, _FORMATS)
+    _add(changes, "path")
+    _add(changes, "--since", required=True)
+    _add(changes, "--until")
     _add(changes, "--json", help="print each change as a line of JSON")
     _add(changes, "--output")
 
-    _add(command("versions", "list the versions that can be read"), "--json")
-    verify = "Look at all files. The status is 1 where something is wrong."
-    _add(command("verify", "look at all files", verify), "--json")
+    versions = _command(commands, "commands.snapshot_versions", "list the versions that can be read")
+    _add(versions, "path", "--json")
+    more = "The status is 1 where something is wrong."
+    _add(_command(commands, "commands.snapshot_verify", "look at all files", more), "path", "--json")
 
-    compact = command(
-        "compact",
-        "rewrite the newest version as few files",
-        "Rewrite the newest version as few files. Old files stay until vacuum.",
-    )
-    compact.add_argument(
-        "--keep",
-        default="1d",
-        metavar="TIME",
-        help="keep what a rollback of so much time may bring back: 90min, 36h, 7d; default: 1d",
-    )
+    text, more = "rewrite the newest version as few files", "Old files stay until vacuum."
+    compact = _command(commands, "commands.snapshot_compact", text, more)
+    _add(compact, "path")
+    _add(compact, "--keep", default="1d")
     _add(compact, "--json")
 
-    vacuum = command("vacuum", "delete files that only older versions need")
-    vacuum.add_argument(
-        "--keep", type=positive, default=1, metavar="N", help="how many versions stay readable; default: 1"
-    )
+    text = "delete files that only older versions need"
+    vacuum = _command(commands, "commands.snapshot_vacuum", text)
+    _add(vacuum, "path")
+    text = "how many versions stay readable; default: %(default)s"
+    _add(vacuum, "--keep", type=positive, default=1, metavar="N", help=text)
     _add(vacuum, "--json")
 
-    export = command(
-        "export",
-        "write a folder of plain Parquet files",
-        "Write the documents as a folder of plain Parquet files, which any tool reads.",
-    )
-    export.add_argument("folder", metavar="FOLDER", help="it must not exist")
-    _add(export, "--as-of")
-    _add(export, "--expired")
+    text = "write a folder of plain Parquet files"
+    export = _command(commands, "commands.snapshot_export", text, "Any tool reads them.")
+    _add(export, "path", "folder", "--as-of", "--expired")
 
 
 # --- completion: the shells ask for each word, so that the arguments are known in one place
