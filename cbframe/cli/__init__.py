@@ -299,8 +299,8 @@ def _add(parser: argparse._ActionsContainer, *arguments: str, **other: Any) -> N
         how: dict[str, Any] = {"metavar": taken} if taken else {"action": "store_true"}
         if "|" in taken:
             how = {"choices": taken.split("|"), "default": taken.partition("|")[0]}
-        how |= _KINDS.get(taken, {}) | _KINDS.get(name, {})
-        parser.add_argument(*_ALSO.get(name, (name,)), **({"help": text} | how | other))
+        how |= {"help": text, **_KINDS.get(taken, {}), **_KINDS.get(name, {}), **other}
+        parser.add_argument(*_ALSO.get(name, (name,)), **how)
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
@@ -328,7 +328,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[_Parser],
     run: str,
     text: str,
     more: str = "",
@@ -417,7 +417,7 @@ def parser_of(version: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_snapshot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_snapshot(commands: argparse._SubParsersAction[_Parser]) -> None:
     text = "copy a bucket, or bring a copy up to date"
     more = (
         "The copy is Parquet files at PATH, to which an update adds what changed. A version appears whole or "

@@ -1,10 +1,9 @@
-"""The commands ``cbframe read``, ``schema``, ``stream``, ``stats``, ``doctor`` and ``snapshot``."""
+"""The commands ``cbframe read``, ``schema``, ``stream``, ``stats``, ``doctor`` and those of ``snapshot``."""
 
 from __future__ import annotations
 
 import argparse
 import base64
-import contextlib
 import getpass
 import json
 import os
@@ -22,7 +21,7 @@ import pyarrow as pa
 
 from cbframe.arrow.columns import KEY, SEQNO, VBUCKET
 from cbframe.cli import SCRIPTS
-from cbframe.cli.monitoring import Monitor, follow_stats, served
+from cbframe.cli.monitoring import TIME, Monitor, Updates, follow_stats, keep_updated, served, until_stopped
 from cbframe.cli.output import (
     HEAD_ROWS,
     INDENT,
@@ -49,6 +48,7 @@ from cbframe.scan.changes import CHANGE_TYPE, ChangeBatch
 from cbframe.scan.checkpoint import Checkpoint
 from cbframe.scan.doctor import doctor as diagnose
 from cbframe.scan.progress import Progress
+from cbframe.scan.result import utc_now
 from cbframe.scan.scan import scan_bucket
 from cbframe.scan.schema import read_schema
 from cbframe.scan.spec import seconds_of
@@ -67,6 +67,7 @@ _COLUMNS = {
     "key": "_cb_key",
     "value": "_cb_value",
 }
+_WHICH = ("scope", "collections", "columns", "filters", "expired", "transaction_records")
 _SAMPLE = 10_000
 _SAVE_EVERY = 1.0
 _LOOK = 0.25
@@ -138,10 +139,14 @@ def _credentials(options: argparse.Namespace) -> AuthSource:
 # --- read, doctor, stream
 
 
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Some arguments that a function has by the same names."""
+    return {name: getattr(options, name) for name in names}
+
+
 def _wanted(options: argparse.Namespace) -> dict[str, Any]:
     """Which documents, as keyword arguments of ``scan_bucket`` and its like."""
-    names = ("scope", "collections", "columns", "filters", "expired", "transaction_records")
-    return connection(options) | {name: getattr(options, name) for name in names}
+    return connection(options) | _given(options, *_WHICH)
 
 
 def read(options: argparse.Namespace) -> int:
@@ -190,7 +195,7 @@ def schema(options: argparse.Namespace) -> int:
     if options.json:
         fields = json.loads(found.to_pandas().reset_index().to_json(orient="records"))
         about = {"bucket": found.bucket, "documents": found.rows, "complete": not some}
-        _say_json({**about, "rejected": found.rejected, "fields": fields})
+        say(_json({**about, "rejected": found.rejected, "fields": fields}))
         return 0
     for at, line in enumerate(str(found).splitlines()):
         say(styled(line) if at < 2 else cut(line, width()))
@@ -205,32 +210,31 @@ def doctor(options: argparse.Namespace) -> int:
     finer = arguments.pop("options")
     found = diagnose(
         **arguments,
-        scope=options.scope,
-        collections=options.collections,
+        **_given(options, "scope", "collections"),
         proxies=finer.proxies,
         allow_plain=finer.allow_plain,
     )
-    say(json.dumps(found.to_dict(), ensure_ascii=False, indent=2) if options.json else str(found))
+    _tell(options, found.to_dict(), str(found))
     return 0 if found.ok else 1
 
 
 def stream(options: argparse.Namespace) -> int:
-    """``cbframe stream``: print changes until Ctrl-C, which is the usual end."""
+    """``cbframe stream``: print changes."""
     path: Path | None = options.checkpoint
     if path is not None and not path.absolute().parent.is_dir():
         raise ConfigurationError(f"the folder {path.absolute().parent} does not exist")
     with served(Monitor(options.max_lag), options) as monitor, _opened(options) as changes:
         monitor.source = changes.source
         printer = _Printer(changes, _as_json if options.json else _text_of, path, options.limit)
-        with contextlib.suppress(KeyboardInterrupt):
+        with until_stopped():
             printer.run()
     note(f"{printer.count:,} changes")
     return 0
 
 
 def stats(options: argparse.Namespace) -> int:
-    """``cbframe stats``: show how a stream goes until Ctrl-C, which is the usual end."""
-    with _opened(options) as changes, contextlib.suppress(KeyboardInterrupt):
+    """``cbframe stats``: show how a stream goes."""
+    with _opened(options) as changes, until_stopped():
         follow_stats(changes, every=seconds_of("--every", options.every), limit=options.limit)
     note(f"{changes.stats.total.documents:,} changes")
     return 0
@@ -239,11 +243,9 @@ def stats(options: argparse.Namespace) -> int:
 def _opened(options: argparse.Namespace) -> ChangeStream:
     return stream_bucket(
         **connection(options),
+        **_given(options, "scope", "collections", "transaction_records"),
         start=_start(options),
-        scope=options.scope,
-        collections=options.collections,
         key_prefix=options.prefix,
-        transaction_records=options.transaction_records,
     )
 
 
@@ -369,32 +371,40 @@ _COUNTS = (
 # --- snapshot
 
 
-def snapshot(options: argparse.Namespace) -> int:
-    """``cbframe snapshot``: write a Parquet copy of a bucket, look at it, look after it."""
-    return _COMMANDS[options.command](options)
-
-
-def _write(options: argparse.Namespace) -> int:
+def snapshot_write(options: argparse.Namespace) -> int:
+    """``cbframe snapshot write``: copy a bucket, or bring a copy up to date, once or again and again."""
+    names = ("path", "mode", "compression", "xattrs", "consistency", *_WHICH[:4], _WHICH[5])
+    arguments = connection(options) | _given(options, *names)
+    if options.every is not None:
+        return _keep_writing(options, arguments)
     with served(Monitor(0, quiet=options.no_progress), options) as monitor:
-        result = write_snapshot(
-            **connection(options),
-            path=options.path,
-            mode=options.mode,
-            compression=options.compression,
-            scope=options.scope,
-            collections=options.collections,
-            columns=options.columns,
-            filters=options.filters,
-            xattrs=options.xattrs,
-            transaction_records=options.transaction_records,
-            consistency=options.consistency,
-            progress=monitor,
-            break_lock=options.break_lock,
+        result = write_snapshot(**arguments, progress=monitor, break_lock=options.break_lock)
+    _tell(options, _result(result), textwrap.indent(str(result), INDENT))
+    return 0
+
+
+def _keep_writing(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
+    if options.mode != "update":
+        raise ConfigurationError(
+            f"--every updates, and --mode {options.mode} does not", hint="run it once with --mode before"
         )
-    if options.json:
-        _say_json(_result(result))
-    else:
-        say(textwrap.indent(str(result), INDENT))
+    if not (every := seconds_of("--every", options.every)):
+        raise ConfigurationError("--every is no time at all", hint="give a time such as 30s, 5min or 1h")
+    watch = Updates(every, quiet=options.no_progress or not is_terminal(sys.stderr))
+
+    def update() -> SnapshotResult:
+        # Who is known to be dead now is not the one who has the lock later.
+        breaks = options.break_lock and not watch.counts["updates_total"]
+        result = write_snapshot(**arguments, progress=watch, break_lock=breaks)
+        now, lines = utc_now(), str(result).splitlines()[1 : None if result.changed else 2]
+        told = "; ".join(" ".join(line.split()) for line in lines)
+        about = {"time": now.isoformat(timespec="seconds"), **_result(result)}
+        say(json.dumps(about, ensure_ascii=False) if options.json else f"{now:{TIME}}  {told}")
+        return result
+
+    with until_stopped(), served(watch, options):
+        keep_updated(update, watch)
+    note(f"{watch.counts['updates_total']:,} updates, {watch.counts['failures_total']:,} failed")
     return 0
 
 
@@ -410,15 +420,11 @@ def _result(result: SnapshotResult) -> dict[str, Any]:
     }
 
 
-def _read(options: argparse.Namespace) -> int:
+def snapshot_read(options: argparse.Namespace) -> int:
+    """``cbframe snapshot read``: show the documents, or write them."""
     write, form = _destination(options)
-    reader = Snapshot(options.path).to_reader(
-        as_of=options.as_of,
-        columns=options.columns,
-        filters=options.filters,
-        expired=options.expired,
-        keys="text",
-    )
+    names = ("as_of", "columns", "filters", "expired")
+    reader = Snapshot(options.path).to_reader(**_given(options, *names), keys="text")
     if write is not None:
         _wrote(options, write(reader, options.output), len(reader.schema), "documents")
         return 0
@@ -436,7 +442,8 @@ def _read(options: argparse.Namespace) -> int:
     return 0
 
 
-def _changes(options: argparse.Namespace) -> int:
+def snapshot_changes(options: argparse.Namespace) -> int:
+    """``cbframe snapshot changes``: show or write what is different between two versions."""
     write = None if options.output is None else writer_of(options.output)
     table = Snapshot(options.path).changes_to_arrow(options.since, options.until, keys="text")
     if write is not None:
@@ -457,10 +464,11 @@ def _changes(options: argparse.Namespace) -> int:
     return 0
 
 
-def _versions(options: argparse.Namespace) -> int:
+def snapshot_versions(options: argparse.Namespace) -> int:
+    """``cbframe snapshot versions``: list them."""
     versions = Snapshot(options.path).versions
     if options.json:
-        _say_json([_version(each) for each in versions])
+        say(_json([_version(each) for each in versions]))
         return 0
     header = ["version", "kind", "created (UTC)", "upserted", "deleted", "retracted", "files", "size"]
     rows = []
@@ -488,44 +496,37 @@ def _version(version: SnapshotVersion) -> dict[str, Any]:
     }
 
 
-def _verify(options: argparse.Namespace) -> int:
+def snapshot_verify(options: argparse.Namespace) -> int:
+    """``cbframe snapshot verify``: look at all files; 1 if something is wrong."""
     found = Snapshot(options.path).verify()
-    if options.json:
-        _say_json({"ok": found.ok, **asdict(found)})
-    else:
-        say(str(found))
+    _tell(options, {"ok": found.ok, **asdict(found)}, str(found))
     return 0 if found.ok else 1
 
 
-def _compact(options: argparse.Namespace) -> int:
+def snapshot_compact(options: argparse.Namespace) -> int:
+    """``cbframe snapshot compact``: write few files."""
     done = Snapshot(options.path).compact(keep=options.keep)
-    if options.json:
-        sizes = {"rows": done.rows, "files": done.files, "nbytes": done.nbytes}
-        _say_json(
-            {
-                "version": done.version,
-                "changed": done.changed,
-                "clock_behind": done.clock_behind.total_seconds(),
-                **{name: {"before": before, "after": after} for name, (before, after) in sizes.items()},
-            }
-        )
-    else:
-        say(str(done))
+    sizes = {"rows": done.rows, "files": done.files, "nbytes": done.nbytes}
+    about = {
+        "version": done.version,
+        "changed": done.changed,
+        "clock_behind": done.clock_behind.total_seconds(),
+        **{name: {"before": before, "after": after} for name, (before, after) in sizes.items()},
+    }
+    _tell(options, about, str(done))
     return 0
 
 
-def _vacuum(options: argparse.Namespace) -> int:
+def snapshot_vacuum(options: argparse.Namespace) -> int:
+    """``cbframe snapshot vacuum``: delete files that only older versions need."""
     deleted = Snapshot(options.path).vacuum(keep=options.keep)
-    if options.json:
-        _say_json(deleted)
-        return 0
-    say(f"{len(deleted):,} files deleted")
-    for name in deleted:
-        say(INDENT + name)
+    lines = [f"{len(deleted):,} files deleted", *(INDENT + name for name in deleted)]
+    _tell(options, deleted, "\n".join(lines))
     return 0
 
 
-def _export(options: argparse.Namespace) -> int:
+def snapshot_export(options: argparse.Namespace) -> int:
+    """``cbframe snapshot export``: write plain Parquet files."""
     folder = Snapshot(options.path).export(options.folder, as_of=options.as_of, expired=options.expired)
     files = sorted(folder.glob("*.parquet"))
     some = "file" if len(files) == 1 else "files"
@@ -538,17 +539,9 @@ def _wrote(options: argparse.Namespace, rows: int, columns: int, what: str) -> N
     say(f"{options.output}: {rows:,} {what}, {columns} columns, {size(nbytes)}")
 
 
-def _say_json(value: Any) -> None:
-    say(json.dumps(value, indent=2, ensure_ascii=False))
+def _tell(options: argparse.Namespace, value: Any, text: str) -> None:
+    say(_json(value) if options.json else text)
 
 
-_COMMANDS = {
-    "write": _write,
-    "read": _read,
-    "changes": _changes,
-    "versions": _versions,
-    "verify": _verify,
-    "compact": _compact,
-    "vacuum": _vacuum,
-    "export": _export,
-}
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,9 +1,10 @@
-"""What runs for long, watched: ``cbframe stats``, and ``--metrics-port`` of other commands.
+"""What runs for long, watched: ``cbframe stats``, and ``--every`` and ``--metrics-port`` of other commands.
 
 ``/metrics`` has the counters for Prometheus. ``/health`` is a JSON object whose ``status`` is ``ready``
 (200), or ``lagging`` or ``stopped`` (503): it lags while a vbucket is not streamed, or while more changes
-than ``--max-lag`` are still to come. Neither has keys, documents, users or texts of errors in it. There is
-no TLS and no password: who listens on another address than 127.0.0.1 sees to that.
+than ``--max-lag`` are still to come; with ``--every``, before the first update went well, and when the last
+one that did is longer ago than two turns. Neither has keys, documents, users or texts of errors in it.
+There is no TLS and no password: who listens on another address than 127.0.0.1 sees to that.
 """
 
 from __future__ import annotations
@@ -13,21 +14,25 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from math import inf
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
 
+from cbframe.cli import complain
 from cbframe.cli.output import INDENT, aligned, cut, note, say, styled, width
 from cbframe.dcp.source import BucketDataSource
 from cbframe.dcp.stats import VBucketPhase
-from cbframe.errors import ConfigurationError
+from cbframe.errors import CbframeError, ConfigurationError, ReadTimeoutError, SnapshotError
+from cbframe.scan.result import Clock, utc_now
 from cbframe.scan.stream import ChangeStream
+from cbframe.snapshot.writer import SnapshotResult
 from cbframe.system import OwnThread
 from cbframe.ui.drawing import duration, problem_texts
 from cbframe.ui.model import StatsModel
@@ -35,6 +40,20 @@ from cbframe.ui.show import TextWatcher, Ticker, is_terminal
 
 _log = logging.getLogger("cbframe.cli")
 _SAMPLE_EVERY = 2.0
+_SLOW = 2.0
+_TURNS = 2
+"""How many turns old a copy may be."""
+TIME = "%Y-%m-%d %H:%M:%S UTC"
+_UPDATES = {
+    "updates_total": "Updates that went well.",
+    "failures_total": "Updates that failed.",
+    "upserted_total": "Documents that updates wrote.",
+    "deleted_total": "Deletions and expirations that updates wrote.",
+    "retracted_total": "Rows of earlier versions that were rolled back.",
+    "version": "The newest version, 0 before the first update.",
+    "age_seconds": "Seconds since the last update that went well.",
+}
+"""What is counted of updates, by the names of Prometheus after ``cbframe_snapshot_``."""
 _HEAD = ("node", "streams", "changes", "changes/s", "MB/s", "behind", "reconnects", "rollbacks")
 
 
@@ -48,6 +67,10 @@ class Monitor(TextWatcher):
         """Whether nothing will follow."""
         self._max_lag = max_lag
         self.model = StatsModel(self, clock=clock)
+
+    def metrics(self) -> str:
+        """For Prometheus."""
+        return self.model.to_prometheus()
 
     def begin(self, source: BucketDataSource) -> None:
         self.source = source
@@ -70,6 +93,96 @@ class Monitor(TextWatcher):
         }
 
 
+class Updates(Monitor):
+    """Watches updates of one copy, one after the other; a line of progress is for those that take a while."""
+
+    def __init__(self, every: float, *, quiet: bool = True, clock: Callable[[], float] = monotonic) -> None:
+        super().__init__(0, quiet=quiet, clock=clock)
+        self.every = every
+        self.clock = clock
+        self.counts = dict.fromkeys(list(_UPDATES)[:-1], 0)
+        self._ended: float | None = None
+        self.end()
+
+    def end(self) -> None:
+        super().end()
+        # A line that was drawn to its end draws no other.
+        TextWatcher.__init__(self, after=max(self._after, _SLOW))
+
+    def add(self, result: SnapshotResult) -> None:
+        """Take note of an update that went well."""
+        self._ended, self.counts["version"] = self.clock(), result.version
+        for name in ("upserted", "deleted", "retracted"):
+            self.counts[f"{name}_total"] += getattr(result, name)
+        self.counts["updates_total"] += 1
+
+    def age(self) -> float | None:
+        """Seconds since the last update that went well."""
+        return None if self._ended is None else self.clock() - self._ended
+
+    def health(self) -> dict[str, Any]:
+        age, found = self.age(), super().health()
+        status = "ready" if age is not None and age <= _TURNS * self.every else "lagging"
+        if self.stopped:
+            status = "stopped"
+        return {**found, "status": status, **self.counts, "age_seconds": age}
+
+    def metrics(self) -> str:
+        text, bucket = super().metrics(), json.dumps(self.model.latest.bucket, ensure_ascii=False)
+        for key, about in _UPDATES.items():
+            value = self.age() if key == "age_seconds" else self.counts[key]
+            if value is not None:
+                name, kind = f"cbframe_snapshot_{key}", "counter" if key.endswith("_total") else "gauge"
+                text += f"# HELP {name} {about}\n# TYPE {name} {kind}\n{name}{{bucket={bucket}}} {value!r}\n"
+        return text
+
+
+def keep_updated(
+    update: Callable[[], SnapshotResult],
+    watch: Updates,
+    *,
+    wait: Callable[[float], object] = sleep,
+    now: Clock = utc_now,
+) -> None:
+    """Update once a turn, which begins a time after the begin of the last, or when that update is over."""
+    due = watch.clock()
+    while True:
+        problem = ""
+        try:
+            watch.add(update())
+        except CbframeError as exc:
+            if not _may_mend(exc, begun=watch.age() is not None):
+                raise
+            watch.counts["failures_total"] += 1
+            problem = str(exc)
+        due = max(due + watch.every, begun := watch.clock())
+        if problem:
+            again = duration(due - begun)
+            complain(f"{now():{TIME}}  not updated, and tried again in {again}: {problem}")
+        wait(due - begun)
+
+
+def _may_mend(exc: CbframeError, *, begun: bool) -> bool:
+    """Whether the next update may go well, without anybody who does something about it."""
+    if isinstance(exc, SnapshotError):
+        # It was the right folder before: another writer has its lock, the disk is full, or not reached.
+        cause = exc.__cause__ or exc.__context__
+        return begun and isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+    return not exc.permanent or isinstance(exc, ReadTimeoutError)
+
+
+@contextmanager
+def until_stopped() -> Iterator[None]:
+    """Do what only Ctrl-C ends, or SIGTERM: both are its usual end."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _Server(ThreadingHTTPServer):
     monitor: Monitor
 
@@ -90,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         monitor, path = self.server.monitor, self.path.partition("?")[0]
         status, kind, text = 404, "text/plain; version=0.0.4; charset=utf-8", "see /metrics and /health\n"
         if path == "/metrics":
-            status, text = 200, monitor.model.to_prometheus()
+            status, text = 200, monitor.metrics()
         elif path == "/health":
             found = monitor.health()
             status = 200 if found["status"] == "ready" else 503
