@@ -16,7 +16,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,17 @@ import pytest
 
 from cbframe import LocalCluster
 from cbframe.cli import commands, main, monitoring
-from cbframe.cli.monitoring import Monitor, served
+from cbframe.cli.monitoring import Monitor, Updates, keep_updated, served
 from cbframe.dcp.stats import NodeStats, VBucketPhase
-from cbframe.errors import ConfigurationError
+from cbframe.errors import (
+    AuthFailError,
+    CbframeError,
+    ConfigurationError,
+    ConnectError,
+    ReadTimeoutError,
+    ServerError,
+    SnapshotError,
+)
 from cbframe.testing import FakeClock
 from cbframe.ui.model import StatsModel
 from tests.ui.doubles import Source
@@ -113,6 +123,156 @@ def test_vbuckets_that_are_not_wanted_do_not_count() -> None:
     source.phase[4:] = VBucketPhase.UNWANTED
     found = monitor.health()
     assert (found["status"], found["vbuckets"], found["behind"]) == ("ready", 4, 28)
+
+
+# --- updates again and again
+
+
+class Turns:
+    """Updates that take some time each, and end well or not; after the last, somebody presses Ctrl-C."""
+
+    def __init__(self, every: float, *script: float | tuple[float, CbframeError]) -> None:
+        self.clock = FakeClock(0.0)
+        self.watch = Updates(every, clock=self.clock)
+        self.script = list(script)
+        self.begun: list[float] = []
+
+    def update(self) -> Any:
+        if not self.script:
+            raise KeyboardInterrupt
+        self.begun.append(self.clock())
+        step = self.script.pop(0)
+        seconds, error = step if isinstance(step, tuple) else (step, None)
+        self.clock.advance(seconds)
+        if error is not None:
+            raise error
+        return SimpleNamespace(version=len(self.begun), upserted=5, deleted=2, retracted=1)
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.clock(), UTC)
+
+    def run(self) -> None:
+        keep_updated(self.update, self.watch, wait=self.clock.advance, now=self.now)
+
+
+def from_os(cause: OSError) -> SnapshotError:
+    error = SnapshotError("cannot do it", path="/copy")
+    error.__cause__ = cause
+    return error
+
+
+def test_turns_begin_a_time_after_the_begin_of_the_last() -> None:
+    turns = Turns(10, 1, 9, 10, 25, 3, 1, (4, ConnectError("away")), 1)
+    with pytest.raises(KeyboardInterrupt):
+        turns.run()
+    # One that takes longer delays the next, which is made up for by none.
+    assert turns.begun == [0, 10, 20, 30, 55, 65, 75, 85]
+
+
+def test_no_drift() -> None:
+    turns = Turns(10, *[0.5] * 50)
+    with pytest.raises(KeyboardInterrupt):
+        # Each wait is a little longer than asked for: that is so late, and not later with each turn.
+        keep_updated(turns.update, turns.watch, wait=lambda seconds: turns.clock.advance(seconds + 0.1))
+    assert turns.begun[-1] == pytest.approx(490.1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectError("cannot connect", node="n:11210", hint="look at the firewall"),
+        ReadTimeoutError("it took too long"),
+        ServerError("authentication failed", status=0x86),
+    ],
+)
+def test_what_may_mend_is_told_and_tried_again(
+    error: CbframeError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = Turns(30, (2, error), (40, error), 1)
+    with pytest.raises(KeyboardInterrupt):
+        turns.run()
+    assert turns.begun == [0, 30, 70]
+    assert capsys.readouterr().err == (
+        f"1970-01-01 00:00:02 UTC  not updated, tried again at 00:00:30: {error}\n"
+        f"1970-01-01 00:01:10 UTC  not updated, tried again at 00:01:10: {error}\n"
+    )
+    counts = turns.watch.counts
+    assert (counts["updates_total"], counts["failures_total"], counts["version"]) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AuthFailError("the server refused the user"),
+        ConfigurationError("the snapshot was made with other columns"),
+        SnapshotError("bucket 'b' is not the one that the snapshot is of"),
+        from_os(FileNotFoundError("a file is gone")),
+    ],
+)
+def test_what_cannot_mend_ends_it(error: CbframeError, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = Turns(30, 1, (1, error), 1)
+    with pytest.raises(type(error)) as raised:
+        turns.run()
+    assert raised.value is error
+    assert turns.begun == [0, 30]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_was_right_may_be_right_again() -> None:
+    """A full disk, or the lock of ``compact``; before the first update it is the wrong folder."""
+    full = from_os(OSError(28, "No space left on device"))
+    locked = SnapshotError("the snapshot is being written by another writer")
+    locked.__context__ = BlockingIOError()
+    for error in (full, locked):
+        with pytest.raises(SnapshotError):
+            Turns(30, (1, error), 1).run()
+        with pytest.raises(KeyboardInterrupt):
+            Turns(30, 1, (1, error), 1).run()
+
+
+def test_a_copy_is_ready_while_its_last_update_is_young() -> None:
+    clock = FakeClock()
+    watch = Updates(60, clock=clock)
+    watch.begin(Source(clock, bounded=True))  # type: ignore[arg-type]
+    assert watch.health()["status"] == "lagging", "none went well so far"
+    assert "age_seconds" not in watch.metrics()
+    result: Any = SimpleNamespace(version=7, upserted=5, deleted=2, retracted=1)
+    watch.add(result)
+    clock.advance(120)
+    assert watch.health() == {
+        "status": "ready",
+        "bucket": "travel",
+        "state": "running",
+        "streams": 8,
+        "vbuckets": 8,
+        "behind": 800,
+        "updates_total": 1,
+        "failures_total": 0,
+        "upserted_total": 5,
+        "deleted_total": 2,
+        "retracted_total": 1,
+        "version": 7,
+        "age_seconds": 120.0,
+    }
+    clock.advance(1)
+    assert watch.health()["status"] == "lagging"
+    lines = watch.metrics().splitlines()
+    assert 'cbframe_progress_ratio{bucket="travel"} 0.0' in lines, "those of the source are there, too"
+    of_updates = [line for line in lines if line.startswith("cbframe_snapshot_")]
+    assert of_updates == [
+        'cbframe_snapshot_updates_total{bucket="travel"} 1',
+        'cbframe_snapshot_failures_total{bucket="travel"} 0',
+        'cbframe_snapshot_upserted_total{bucket="travel"} 5',
+        'cbframe_snapshot_deleted_total{bucket="travel"} 2',
+        'cbframe_snapshot_retracted_total{bucket="travel"} 1',
+        'cbframe_snapshot_version{bucket="travel"} 7',
+        'cbframe_snapshot_age_seconds{bucket="travel"} 121.0',
+    ]
+    assert "# TYPE cbframe_snapshot_updates_total counter" in lines
+    assert "# TYPE cbframe_snapshot_age_seconds gauge" in lines
+    watch.add(result)
+    watch.stopped = True
+    assert watch.health()["status"] == "stopped"
 
 
 # --- over HTTP

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow.parquet as pq
 import pytest
@@ -110,6 +116,120 @@ def test_write_asks_for_a_user(cluster: LocalCluster, path: Path, capsys: Captur
     assert main(["snapshot", "write", cluster.connection_string, str(path)]) == 1
     assert "hint: give --user" in capsys.readouterr().err
     assert not path.exists()
+
+
+# --- write, again and again
+
+
+class Program:
+    """``snapshot write --every`` as a program."""
+
+    def __init__(self, cluster: LocalCluster, path: Path, *arguments: str) -> None:
+        login = [cluster.connection_string, str(path), "--user", "reader", "--password-env", "CB_PASSWORD"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "cbframe", "snapshot", "write", *login, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "CB_PASSWORD": PASSWORD},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def ended(self, number: int) -> tuple[int, str]:
+        """Status, and what is told on the standard error, after a signal."""
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=30)
+        return self.process.returncode, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_every_goes_on_until_a_signal(cluster: LocalCluster, path: Path, number: int) -> None:
+    with Program(cluster, path, "--every", "50ms", "--json") as program:
+        first = json.loads(program.line())
+        assert (first["version"], first["upserted"]) == (1, 3)
+        cluster.upsert("d", {"id": 4})
+        while (told := json.loads(program.line()))["version"] == 1:
+            assert not told["changed"]
+        assert (told["version"], told["upserted"]) == (2, 1)
+        status, err = program.ended(number)
+    assert status == 0
+    assert re.fullmatch(r"[\d,]+ updates, 0 failed\n", err)
+    assert cbframe.Snapshot(path).verify().ok
+    assert sorted(cbframe.read_snapshot(path).index) == ["a", "b", "c", "d"]
+
+
+def test_a_signal_during_an_update_leaves_the_last_version(cluster: LocalCluster, path: Path) -> None:
+    with Program(cluster, path, "--every", "50ms", "--metrics-port", "0") as program:
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC  version 1; rows 3 upserted, ", program.line())
+        assert program.process.stderr is not None
+        port = int(re.findall(r":(\d+)/metrics", program.process.stderr.readline())[0])
+        with cluster.stall():
+            cluster.upsert("d", {"id": 4})
+            state = ""
+            while state not in ("connecting", "running"):  # an update that waits for the node
+                with closing(HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+                    connection.request("GET", "/health")
+                    state = json.loads(connection.getresponse().read())["state"]
+            status, err = program.ended(signal.SIGTERM)
+    assert status == 0
+    assert re.fullmatch(r"[\d,]+ updates, 0 failed\n", err)
+    assert cbframe.Snapshot(path).verify().ok
+    assert sorted(cbframe.read_snapshot(path).index) == ["a", "b", "c"]
+    cbframe.write_snapshot(cluster, path)
+    assert sorted(cbframe.read_snapshot(path).index) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["--every", "soon"], "--every='soon' is no span of time", '"5min"'),
+        (["--every", "0s"], "--every is no time at all", "30s, 5min or 1h"),
+        (["--every", "5min", "--mode", "repair"], "--mode repair does not", "once with --mode"),
+    ],
+)
+def test_every_of_nothing(
+    write: Callable[..., int], path: Path, capsys: Capture, arguments: list[str], message: str, hint: str
+) -> None:
+    assert write(*arguments) == 1
+    told, _, what_to_do = capsys.readouterr().err.partition("hint: ")
+    assert message in told
+    assert hint in what_to_do
+    assert not path.exists()
+
+
+def test_every_ends_with_another_bucket(cluster: LocalCluster, path: Path, capsys: Capture) -> None:
+    with Program(cluster, path, "--every", "50ms") as program:
+        program.line()
+        cluster.recreate()
+        _, err = program.process.communicate(timeout=30)
+    assert program.process.returncode == 1
+    assert "cbframe: error: bucket 'shop' is not the one that the snapshot is of" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["write", "x", "y", "--mode", "mend"], "'update', 'create', 'overwrite', 'repair'"),
+        (["write", "x", "y", "--metrics-port", "http"], "'http' is no port: a number up to 65535"),
+        (["vacuum", "x", "--keep", "all"], "'all' is no whole number from 1 on"),
+    ],
+)
+def test_mistypes_say_what_is_allowed(arguments: list[str], allowed: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["snapshot", *arguments])
+    assert allowed in capsys.readouterr().err.replace(
+        "choose from update, create, overwrite, repair", allowed
+    )
 
 
 # --- read

@@ -169,7 +169,10 @@ def running(login: list[str], *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_ctrl_c_saves_the_checkpoint(cluster: LocalCluster, login: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_checkpoint(
+    cluster: LocalCluster, login: list[str], tmp_path: Path, number: int
+) -> None:
     path = tmp_path / "checkpoint.json"
     with running(login, "--json", "--checkpoint", str(path)) as process:
         assert process.stdout is not None
@@ -178,7 +181,7 @@ def test_ctrl_c_saves_the_checkpoint(cluster: LocalCluster, login: list[str], tm
         cluster.upsert("last", {})
         assert json.loads(process.stdout.readline())["key"] == "last"
         began = time.monotonic()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=20)
         assert time.monotonic() - began < 5
     assert (process.returncode, out) == (0, "")

@@ -19,6 +19,13 @@ and ``export``)::
     cbframe snapshot changes travel --since 1 --json
     cbframe snapshot read travel --as-of 1 -o travel.csv
 
+One process that keeps it up to date for months. It tells each update, and tries again what may mend: a cluster
+or an LDAP that does not answer, a timeout, another writer, a full disk. A wrong password or argument, another
+bucket, a damaged snapshot, and before the first update any trouble with the folder, end it::
+
+    cbframe snapshot write couchbases://cb.example.com/travel travel \
+        --user reader --password-env CB_PASSWORD --every 5min --metrics-port 9187
+
 What changes, a line for each change, watched by Prometheus (:mod:`~cbframe.cli.monitoring`); how fast that
 goes; and why a connection fails::
 
@@ -52,7 +59,8 @@ status  when
         that was asked for (``doctor``, ``snapshot verify``, ``demo``) found something wrong; or nobody
         reads the rest of the output, as with ``| head``: then without a word
 2       mistyped arguments, ``--where`` among them; of ``serve`` also a cluster that cannot be started
-130     Ctrl-C; of ``stream`` and ``stats``, which only end so, it is the usual end and gives 0
+130     Ctrl-C; of ``stream``, ``stats`` and ``--every``, which only end so, it is the usual end and gives 0,
+        as does SIGTERM
 ======  ===========================================================================================
 """
 
@@ -358,9 +366,8 @@ def parser_of(version: str) -> argparse.ArgumentParser:
         "back and compares. Nothing needs to be installed or configured."
     )
     demo = _command(commands, "demo.demo", text, more)
-    _add(demo, "--documents", default=100_000)
-    _add(demo, "--nodes", default=2)
-    _add(demo, "--vbuckets", default=1024)
+    for name, number in (("--documents", 100_000), ("--nodes", 2), ("--vbuckets", 1024)):
+        _add(demo, name, default=number)
     _add(demo, "--keep", type=Path, metavar="PATH", help="keep the Parquet file: a file or a folder")
     _add(demo, "--json", help="print a report as JSON; all else goes to the standard error")
 

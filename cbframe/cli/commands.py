@@ -139,9 +139,9 @@ def _credentials(options: argparse.Namespace) -> AuthSource:
 # --- read, doctor, stream
 
 
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Some arguments that a function has by the same names."""
-    return {name: getattr(options, name) for name in names}
+def _given(found: object, *names: str) -> dict[str, Any]:
+    """Some attributes, to be arguments or members of the same names."""
+    return {name: getattr(found, name) for name in names}
 
 
 def _wanted(options: argparse.Namespace) -> dict[str, Any]:
@@ -208,12 +208,8 @@ def doctor(options: argparse.Namespace) -> int:
     """``cbframe doctor``: print what was found; 1 if a step fails."""
     arguments = connection(options)
     finer = arguments.pop("options")
-    found = diagnose(
-        **arguments,
-        **_given(options, "scope", "collections"),
-        proxies=finer.proxies,
-        allow_plain=finer.allow_plain,
-    )
+    how = _given(options, "scope", "collections") | _given(finer, "proxies", "allow_plain")
+    found = diagnose(**arguments, **how)
     _tell(options, found.to_dict(), str(found))
     return 0 if found.ok else 1
 
@@ -311,19 +307,13 @@ class _Printer:
 def _rows(batch: ChangeBatch) -> Iterator[Row]:
     """What is printed, in order."""
     for rollback in batch.rollbacks:
-        yield {"change": "rollback", "vbucket": rollback.vbucket, "seqno": rollback.seqno}
+        yield {"change": "rollback", **_given(rollback, "vbucket", "seqno")}
     rows = batch.record_batch
     columns = {name: rows.column(column).to_pylist() for name, column in _COLUMNS.items()}
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(columns, values, strict=True))
     for drop in batch.drops:
-        yield {
-            "change": "drop",
-            "vbucket": drop.vbucket,
-            "seqno": drop.seqno,
-            "scope": drop.scope,
-            "collection": drop.collection,
-        }
+        yield {"change": "drop", **_given(drop, "vbucket", "seqno", "scope", "collection")}
 
 
 def _json_text(value: bytes) -> str | None:
@@ -364,7 +354,7 @@ def _text_of(row: Row) -> str:
 _PLACE = (KEY, CHANGE_TYPE, VBUCKET, SEQNO)
 _COUNTS = (
     *("path", "bucket", "version", "changed", "upserted", "deleted"),
-    *("retracted", "rolled_back", "read_again", "nbytes"),
+    *("retracted", "rolled_back", "read_again", "nbytes", "rejected", "transaction_records"),
 )
 
 
@@ -409,13 +399,11 @@ def _keep_writing(options: argparse.Namespace, arguments: dict[str, Any]) -> int
 
 
 def _result(result: SnapshotResult) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in _COUNTS} | {
+    return _given(result, *_COUNTS) | {
         "seconds": round(result.seconds, 3),
         "vbuckets": len(result.as_of),
         "changes": result.as_of.changes,
         "conflicts": [conflict.path for conflict in result.conflicts],
-        "rejected": result.rejected,
-        "transaction_records": result.transaction_records,
         "clock_behind": result.clock_behind.total_seconds(),
     }
 
@@ -473,24 +461,18 @@ def snapshot_versions(options: argparse.Namespace) -> int:
     header = ["version", "kind", "created (UTC)", "upserted", "deleted", "retracted", "files", "size"]
     rows = []
     for each in versions:
-        counts = each.counts.upserted, each.counts.deleted, each.counts.retracted, each.files
-        numbers = [f"{number:,}" for number in counts]
-        created = f"{each.created:%Y-%m-%d %H:%M:%S}"
-        rows.append(
-            (str(each.version), each.kind, created, *numbers, size(each.nbytes), f"{each.as_of.changes:,}")
-        )
+        numbers = (f"{number:,}" for number in (*asdict(each.counts).values(), each.files))
+        about = str(each.version), each.kind, f"{each.created:%Y-%m-%d %H:%M:%S}", *numbers
+        rows.append((*about, size(each.nbytes), f"{each.as_of.changes:,}"))
     say_rows(rows, [*header, "changes"])
     return 0
 
 
 def _version(version: SnapshotVersion) -> dict[str, Any]:
     return {
-        "version": version.version,
-        "kind": version.kind,
-        "created": version.created.isoformat(),
+        **_given(version, "version", "kind", "files", "nbytes"),
         **asdict(version.counts),
-        "files": version.files,
-        "nbytes": version.nbytes,
+        "created": version.created.isoformat(),
         "vbuckets": len(version.as_of),
         "changes": version.as_of.changes,
     }
@@ -508,8 +490,7 @@ def snapshot_compact(options: argparse.Namespace) -> int:
     done = Snapshot(options.path).compact(keep=options.keep)
     sizes = {"rows": done.rows, "files": done.files, "nbytes": done.nbytes}
     about = {
-        "version": done.version,
-        "changed": done.changed,
+        **_given(done, "version", "changed"),
         "clock_behind": done.clock_behind.total_seconds(),
         **{name: {"before": before, "after": after} for name, (before, after) in sizes.items()},
     }

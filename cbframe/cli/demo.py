@@ -20,7 +20,6 @@ from cbframe import __version__, core
 from cbframe.arrow.columns import KEY
 from cbframe.cli.output import (
     INDENT,
-    progress_line,
     say,
     say_rows,
     show_nodes,
@@ -35,6 +34,7 @@ from cbframe.local import LocalCluster
 from cbframe.scan.dataframe import to_pandas
 from cbframe.scan.parquet import write_parquet
 from cbframe.scan.scan import scan_bucket
+from cbframe.ui.show import TextProgress
 
 _CHECKED_DOCUMENTS = 1000
 
@@ -105,7 +105,7 @@ def _run_demo(
 
     title("read")
     say(f"{INDENT}cbframe {__version__}, {core.TITLE}")
-    with step("read the bucket"), progress_line() as progress:
+    with step("read the bucket"), TextProgress(sys.stderr) as progress:
         result = scan_bucket(cluster, progress=progress).read()
     table = result.table
     show_table(table)
@@ -130,14 +130,11 @@ def _check(cluster: LocalCluster, table: pa.Table, frame: Any, existing: int, pa
 
     documents = table.num_rows
     sample = range(0, documents, max(1, documents // _CHECKED_DOCUMENTS))
+    same = _same_in_cluster(cluster, table, sample)
     backward = pd.read_parquet(path, dtype_backend="pyarrow").set_index(KEY)
     checks = (
         ("documents read, of those that exist", documents, existing),
-        (
-            "documents as the cluster holds them, a sample",
-            _same_in_cluster(cluster, table, sample),
-            len(sample),
-        ),
+        ("documents as the cluster holds them, a sample", same, len(sample)),
         ("rows equal in the DataFrame", equal_rows(table, as_table(frame)), documents),
         ("rows equal in the file, by pyarrow", equal_rows(table, pq.read_table(path)), documents),
         ("rows equal in the file, by pandas", equal_rows(table, as_table(backward)), documents),

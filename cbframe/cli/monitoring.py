@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from math import inf
 from time import monotonic, sleep
@@ -122,9 +123,8 @@ class Updates(Monitor):
 
     def health(self) -> dict[str, Any]:
         age, found = self.age(), super().health()
-        status = "ready" if age is not None and age <= _TURNS * self.every else "lagging"
-        if self.stopped:
-            status = "stopped"
+        young = age is not None and age <= _TURNS * self.every
+        status = "stopped" if self.stopped else "ready" if young else "lagging"
         return {**found, "status": status, **self.counts, "age_seconds": age}
 
     def metrics(self) -> str:
@@ -157,8 +157,8 @@ def keep_updated(
             problem = str(exc)
         due = max(due + watch.every, begun := watch.clock())
         if problem:
-            again = duration(due - begun)
-            complain(f"{now():{TIME}}  not updated, and tried again in {again}: {problem}")
+            again = (told := now()) + timedelta(seconds=due - begun)
+            complain(f"{told:{TIME}}  not updated, tried again at {again:%H:%M:%S}: {problem}")
         wait(due - begun)
 
 

@@ -9,7 +9,6 @@ import textwrap
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeAlias
@@ -23,7 +22,7 @@ from cbframe.cli import complain
 from cbframe.errors import ConfigurationError
 from cbframe.scan.parquet import whole_file, write_batches
 from cbframe.scan.result import ReadResult, left_out
-from cbframe.ui.show import TextProgress, is_terminal
+from cbframe.ui.show import is_terminal
 
 Write: TypeAlias = Callable[[pa.RecordBatchReader, Path], int]
 INDENT = "  "
@@ -148,13 +147,6 @@ _WRITERS: dict[str, Callable[[pa.RecordBatchReader, BinaryIO], int]] = {
 }
 
 
-@contextmanager
-def progress_line() -> Iterator[TextProgress]:
-    sys.stdout.flush()
-    with TextProgress(sys.stderr) as progress:
-        yield progress
-
-
 def say(text: str) -> None:
     # At once: the progress line goes to another stream.
     print(text, flush=True)
@@ -218,9 +210,7 @@ def show_head(table: pa.Table, *, chosen: bool = False) -> None:
     names = [name for name in table.column_names if name != KEY]
     if not chosen:
         names = [name for name in names if table[name].null_count < len(table)]
-        names.sort(
-            key=lambda name: (pa.types.is_nested(table.schema.field(name).type), table[name].null_count)
-        )
+        names.sort(key=lambda name: (pa.types.is_nested(table[name].type), table[name].null_count))
     columns, left, hidden = [_column(table, KEY)], {0}, set(table.column_names) - {KEY}
     room = width() - 2 * len(INDENT) - max(map(_cells, columns[0]))
     for name in names:
@@ -228,7 +218,7 @@ def show_head(table: pa.Table, *, chosen: bool = False) -> None:
         size = len(INDENT) + max(map(_cells, column))
         if size <= room:
             room -= size
-            kind = table.schema.field(name).type
+            kind = table[name].type
             if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
                 left.add(len(columns))
             columns.append(column)
@@ -243,10 +233,8 @@ def show_head(table: pa.Table, *, chosen: bool = False) -> None:
 def _column(table: pa.Table, name: str) -> list[str]:
     kind = table.schema.field(name).type
     values = (_shown(_plain(value, kind)) for value in table[name].to_pylist())
-    return [
-        cut(printable(name), _WIDEST_KEY),
-        *(cut(value, _WIDEST_KEY if name == KEY else _WIDEST_CELL) for value in values),
-    ]
+    most = _WIDEST_KEY if name == KEY else _WIDEST_CELL
+    return [cut(printable(name), _WIDEST_KEY), *(cut(value, most) for value in values)]
 
 
 def _shown(value: Any) -> str:
@@ -283,23 +271,20 @@ def _fields(table: pa.Table) -> Iterator[str]:
     rows = [(kind, ", ".join(names)) for kind, names in by_type.items()]
     for left, right in [*rows, *nested]:
         lead = INDENT + left + " " * (size - _cells(left) + 2)
-        yield from textwrap.wrap(
-            right,
-            min(100, width()),
-            initial_indent=lead,
-            subsequent_indent=" " * (size + 4),
-            break_on_hyphens=False,
+        rest = " " * (size + 4)
+        wrapper = textwrap.TextWrapper(
+            min(100, width()), initial_indent=lead, subsequent_indent=rest, break_on_hyphens=False
         )
+        yield from wrapper.wrap(right)
 
 
 def show_nodes(result: ReadResult) -> None:
     rows = []
     for name, node in [*result.stats.nodes.items(), ("all", result.stats.total)]:
         removed = node.deletions + node.expirations
-        numbers = (node.streams_ended, node.mutations, removed, node.snapshots, node.buffer_acks)
-        counts = [f"{number:,}" for number in numbers]
-        megabytes = f"{node.bytes_received / 1e6:.1f}"
-        rows.append((name, *counts[:3], megabytes, *counts[3:]))
+        counts = (f"{number:,}" for number in (node.streams_ended, node.mutations, removed))
+        others = f"{node.bytes_received / 1e6:.1f}", f"{node.snapshots:,}", f"{node.buffer_acks:,}"
+        rows.append((name, *counts, *others))
     say_rows(rows, ("node", "vbuckets", "documents", "tombstones", "MB", "snapshots", "acks"))
 
 
