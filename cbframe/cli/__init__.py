@@ -19,8 +19,8 @@ and ``export``)::
     cbframe snapshot changes travel --since 1 --json
     cbframe snapshot read travel --as-of 1 -o travel.csv
 
-One process that keeps it up to date for months. It tells each update, and tries again what may mend: a cluster
-or an LDAP that does not answer, a timeout, another writer, a full disk. A wrong password or argument, another
+One process that keeps it up to date for months. It tells each update, and tries again what may mend: nodes
+or an LDAP that do not answer, a timeout, another writer, a full disk. A wrong password or argument, another
 bucket, a damaged snapshot, and before the first update any trouble with the folder, end it::
 
     cbframe snapshot write couchbases://cb.example.com/travel travel \
