@@ -107,12 +107,14 @@ class Range(NamedTuple):
 
     def carried(self, now: VBucketOffset) -> Range:
         """The same, with the start in the history of the end, if the newest history contains both."""
-        start, end = self.start, self.end
-        if not all(has_place(now.failover_log, at.history, at.seqno) for at in (start, end)):
+        start, end, log = self.start, self.end, now.failover_log
+        if not all(has_place(log, at.history, at.seqno) for at in (start, end)):
             return self
-        # A replica that is made anew has less for a while.
-        marks = (VBucketOffset.at(end.history, max(seqno, start.seqno)) for seqno in (0, end.seqno))
-        return Range(self.vbucket, *marks)
+        if end.seqno <= start.seqno:
+            # A replica that is made anew has less for a while.
+            return Range(self.vbucket, start, start)
+        end = _on_disk(log, end.seqno)
+        return Range(self.vbucket, VBucketOffset.at(end.history, start.seqno), end)
 
     @property
     def reset(self) -> bool:
@@ -258,7 +260,14 @@ class Offset:
         cls, positions: Mapping[int, VBucketOffset], bucket_uuid: str, selection: Selection = ALL
     ) -> Offset:
         """The initial offset of who wants only what comes from now on."""
-        return cls(bucket_uuid, dict(sorted(positions.items())), initial=True, selection=selection)
+        marks = {vb: _on_disk(at.failover_log, at.seqno) for vb, at in sorted(positions.items())}
+        return cls(bucket_uuid, marks, initial=True, selection=selection)
+
+
+def _on_disk(log: tuple[tuple[int, int], ...], seqno: int) -> VBucketOffset:
+    """A place up to which all disks have everything, in the newest history of which that is true, too."""
+    history = next((vbuuid for vbuuid, began in log if began < seqno), log[0][0] if log else 0)
+    return VBucketOffset.at(history, seqno)
 
 
 def _plain(marks: Mapping[int, VBucketOffset]) -> dict[str, list[str]]:

@@ -292,6 +292,35 @@ def test_with_only_persisted_no_failover_is_a_reset_more_often(
     assert all(resets == 0 for resets, _ in found)
 
 
+@pytest.mark.parametrize("initial", [False, True])
+def test_a_history_that_is_on_no_disk_is_in_no_offset(initial: bool) -> None:
+    """A failover that takes nothing begins one, and a crash takes that with what came before and after it."""
+    with LocalCluster(nodes=2, vbuckets=1, replicas=1, seed=3, username=USER, password=SECRET) as cluster:
+        reader = reader_of(cluster, only_persisted=True)
+        numbered(cluster, 3)
+        engine = Engine(reader)
+        assert engine.turn()
+        cluster.upsert("key-0", {"n": 7})
+        cluster.hold_persistence()
+        cluster.upsert("key-2", {"n": 8})
+        cluster.fail_over(0)
+        if initial:
+            engine = Engine(reader, reader.now(reader.look()))
+        else:
+            assert engine.plan()
+        assert engine.offset(-1).marks[0].seqno == 4
+        node = cluster._engine.bucket.map[0][0]
+        cluster.kill(node)
+        cluster.restart(node, same_ports=True)
+        cluster.release()
+        cluster.upsert("key-1", {"n": 9})
+        if not initial:
+            engine.apply(engine.read())
+        engine.catch_up()
+        assert engine.resets == 0
+        assert engine.documents() == {"key-1": 9} | ({} if initial else {"key-0": 7, "key-2": 2})
+
+
 def test_a_batch_is_up_to_where_the_copies_are() -> None:
     with LocalCluster(nodes=2, vbuckets=1, replicas=1, seed=3, username=USER, password=SECRET) as cluster:
         engine = Engine(reader_of(cluster, only_persisted=True))
