@@ -250,7 +250,7 @@ folder=FOLDER           it must not exist
                         %(default)s
 --keys-only             no values: the keys alone
 --limit=N               end after N documents
---max-lag=N             more than so many changes behind is lagging; default: %(default)s
+--max-lag=N             a stream with more changes to come is lagging; default: %(default)s
 --metrics-address=HOST  default: %(default)s
 --metrics-port=PORT     serve /metrics and /health there
 --mode=update|create|overwrite|repair  create: only if there is none; overwrite: begin again; repair: read

@@ -387,9 +387,9 @@ def _keep_writing(options: argparse.Namespace, arguments: dict[str, Any]) -> int
         breaks = options.break_lock and not watch.counts["updates_total"]
         result = write_snapshot(**arguments, progress=watch, break_lock=breaks)
         now, lines = utc_now(), str(result).splitlines()[1 : None if result.changed else 2]
-        told = "; ".join(" ".join(line.split()) for line in lines)
+        text = "; ".join(" ".join(line.split()) for line in lines)
         about = {"time": now.isoformat(timespec="seconds"), **_result(result)}
-        say(json.dumps(about, ensure_ascii=False) if options.json else f"{now:{TIME}}  {told}")
+        say(json.dumps(about, ensure_ascii=False) if options.json else f"{now:{TIME}}  {text}")
         return result
 
     with until_stopped(), served(watch, options):

@@ -59,7 +59,7 @@ _HEAD = ("node", "streams", "changes", "changes/s", "MB/s", "behind", "reconnect
 
 
 class Monitor(TextWatcher):
-    """Watches the source of a command: the last one that it was told, by the command or as its progress."""
+    """Watches the source of a command: the last one that the command set, or whose progress it shows."""
 
     def __init__(self, max_lag: int, *, quiet: bool = True, clock: Callable[[], float] = monotonic) -> None:
         super().__init__(after=inf if quiet else 0.0)
@@ -157,8 +157,8 @@ def keep_updated(
             problem = str(exc)
         due = max(due + watch.every, begun := watch.clock())
         if problem:
-            again = (told := now()) + timedelta(seconds=due - begun)
-            complain(f"{told:{TIME}}  not updated, tried again at {again:%H:%M:%S}: {problem}")
+            again = (failed := now()) + timedelta(seconds=due - begun)
+            complain(f"{failed:{TIME}}  not updated, tried again at {again:%H:%M:%S}: {problem}")
         wait(due - begun)
 
 
@@ -306,7 +306,7 @@ def _screen(model: StatsModel) -> list[str]:
 
 
 def _redraw(lines: list[str], height: int) -> int:
-    """Draw over so many lines of before; how many there are now."""
+    """Draw over the lines of before; how many there are now."""
     lines = [cut(line, width() - 3) for line in lines][: shutil.get_terminal_size().lines - 1]
     drawn = (styled(line) if at in (0, 2) else line for at, line in enumerate(lines))
     text = "".join(f"{INDENT}{line}\x1b[K\n" for line in drawn)

@@ -178,7 +178,7 @@ def _cells(text: str) -> int:
 
 
 def cut(text: str, most: int) -> str:
-    """A text in so many columns of a terminal."""
+    """A text, cut to the columns of a terminal."""
     if len(text) <= most and _cells(text) <= most:
         return text
     text = text[:most]

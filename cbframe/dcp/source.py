@@ -494,7 +494,7 @@ class BucketDataSource:
         The cluster map to begin with, where one was fetched a moment ago; None to fetch it. Not with the
         option ``connect_bucket``.
     event_log
-        The path of a file, or a function: who is told what happens (:class:`~cbframe.dcp.stats.EventLog`).
+        The path of a file, or a function: where events go (:class:`~cbframe.dcp.stats.EventLog`).
     transport, clock
         Stand-ins for tests.
 

@@ -439,8 +439,8 @@ class EventLog:
     * ``stream_end``: ``node``, ``vbucket``, ``seqno``, ``reason``; ``stream_refused``: ``status``
     * ``problem``: ``kind``, ``message``, ``hint``, ``node``, ``vbucket``, as of :class:`Problem`
 
-    Several sources and processes may append to one file. A function is called on the source's threads. Who
-    fails is told no more, which is logged: the source goes on.
+    Several sources and processes may append to one file. A function is called on the source's threads. One
+    that fails gets no more events, which is logged: the source goes on.
     """
 
     def __init__(
@@ -472,7 +472,7 @@ class EventLog:
             self._tell({"time": self._now().isoformat(), "event": event, "bucket": self._bucket, **known})
         except Exception:  # noqa: BLE001 - whatever a listener raises must not stop the source
             self.active = False
-            self._log.exception("nothing more is told to the event log, which has failed")
+            self._log.exception("the event log has failed: no further event goes there")
 
     def _write(self, event: dict[str, Any]) -> None:
         line = json.dumps(event).encode() + b"\n"

@@ -116,7 +116,7 @@ class Record:
         try:
             content = json.loads(data)
             if not content.items() >= _FORMAT.items():
-                raise ValueError("of another format")  # noqa: TRY301 - told in the same words
+                raise ValueError("of another format")  # noqa: TRY301 - reported in the same words
             owners = {int(vb): owner and (owner[0], owner[1]) for vb, owner in content["owners"].items()}
             return cls(Checkpoint.from_json(content["checkpoint"]), tuple(content["members"]), owners)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
@@ -323,7 +323,7 @@ class Membership:
 
         try:
             self._attempt(work)
-        except Exception as exc:  # noqa: BLE001 - file systems raise what they like; the consumer is told
+        except Exception as exc:  # noqa: BLE001 - file systems raise what they like; the consumer gets it
             self._trouble = exc
 
     def _attempt(self, work: Callable[[], T]) -> T | None:
@@ -444,6 +444,6 @@ def _file(name: str, number: int) -> str:
 
 
 def _some(vbuckets: Sequence[int], count: int) -> list[int]:
-    """So many of them, or all, evenly spread: neighbours are often on one node."""
+    """A number of them, or all, evenly spread: neighbours are often on one node."""
     count = min(count, len(vbuckets))
     return [vbuckets[n * len(vbuckets) // count] for n in range(count)]

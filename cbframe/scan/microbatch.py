@@ -111,7 +111,7 @@ class Range(NamedTuple):
         if not all(has_place(log, at.history, at.seqno) for at in (start, end)):
             return self
         if end.seqno <= start.seqno:
-            # A replica that is made anew has less for a while.
+            # A replica that is built again has less for a while.
             return Range(self.vbucket, start, start)
         end = _on_disk(log, end.seqno)
         return Range(self.vbucket, VBucketOffset.at(end.history, start.seqno), end)

@@ -487,8 +487,8 @@ def divided(
     scan, look, moment = agree(spec, n, sample_rows=sample_rows)
     inside: Consistency = "strict" if "strict" in (consistency, spec.consistency) else "snapshot"
     # Functions stay in this process.
-    told = None if callable(scan.spec.event_log) else scan.spec.event_log
-    spec = replace(scan.spec, progress=None, event_log=told, consistency=inside)
+    log = None if callable(scan.spec.event_log) else scan.spec.event_log
+    spec = replace(scan.spec, progress=None, event_log=log, consistency=inside)
     # Once more: the sample took its time.
     time = utc_now()
     look = spec.look(spec.vbuckets, first_map=look.map, sizes=True)

@@ -935,7 +935,7 @@ def stream_bucket(
         folder keeps checkpoints of what is acknowledged; `start` is where the first member begins.
         Vbuckets are handed over when all that was delivered is acknowledged, and a batch is asked for.
     member, members
-        Stream a fixed share of the vbuckets: that of this one of so many members, counted from 0, as pods of
+        Stream a fixed share of the vbuckets: that of one member of several, counted from 0, as pods of
         a StatefulSet are. No two may have one number, and each keeps its own checkpoint; for another number
         of members, put them together: ``one.updated(other.offsets)``.
     options

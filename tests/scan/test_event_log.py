@@ -90,7 +90,7 @@ def test_a_listener_that_fails_is_left_alone(caplog: pytest.LogCaptureFixture) -
     assert len(calls) == 1
     assert not told.active
     assert [record.message for record in caplog.records] == [
-        "nothing more is told to the event log, which has failed"
+        "the event log has failed: no further event goes there"
     ]
     assert not EventLog(None, "b", LOG).active
 
