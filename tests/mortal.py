@@ -21,8 +21,7 @@ from deltalake import DeltaTable
 
 from cbframe import BucketDataSourceOptions, Snapshot, write_snapshot
 from cbframe.arrow.spill import Spill
-from cbframe.contrib import iceberg, mirror, stored_rows
-from cbframe.contrib.delta import table, to_delta, update_delta
+from cbframe.contrib import delta, iceberg, mirror, stored_rows
 from cbframe.dcp.transport import SocketStream
 from cbframe.scan.store import Output
 
@@ -45,7 +44,7 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
         (Spill, "put"),
         (stored_rows.Waiting, "put"),
         (mirror.Mirror, "_write"),
-        *((table.Delta, name) for name in ("overwrite", "merge", "result")),
+        *((delta.Delta, name) for name in ("overwrite", "merge", "result")),
     ],
     "iceberg": [
         (SocketStream, "receive_into"),
@@ -115,9 +114,9 @@ def work(job: dict[str, Any], last_words: int) -> dict[str, int]:
             else:
                 iceberg.to_iceberg(job["conn"], "lake.travel", catalog=catalog, parse=False, **arguments)
     elif DeltaTable.is_deltatable(place):
-        update_delta(job["conn"], place, **arguments)
+        delta.update_delta(job["conn"], place, **arguments)
     else:
-        to_delta(job["conn"], place, parse=False, **arguments)
+        delta.to_delta(job["conn"], place, parse=False, **arguments)
     return calls()
 
 

@@ -23,3 +23,33 @@ All of them stand on floors below: they know no socket and no thread. An error i
 :mod:`cbframe.errors`; what is not installed is a :class:`~cbframe.DependencyError` that names the extra to
 install.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any
+
+from cbframe.public import P, T, public
+
+
+def spelled(like: Callable[..., Any], names: Container[str]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """For functions that take some arguments as another one does: show them, and call with its defaults."""
+    theirs = [each for each in signature(like).parameters.values() if each.name in names]
+
+    def decorated(function: Callable[P, T]) -> Callable[P, T]:
+        given = signature(function)
+        own = [each for each in given.parameters.values() if each.kind != Parameter.VAR_KEYWORD]
+        shown = given.replace(parameters=[*own, *theirs])
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            bound = shown.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return function(*bound.args, **bound.kwargs)
+
+        call.__signature__ = shown  # type: ignore[attr-defined]
+        return public(call)
+
+    return decorated

@@ -10,81 +10,33 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
 
-from cbframe.arrow.columns import KEY, KeyForm
-from cbframe.arrow.current_rows import KeyPattern
-from cbframe.cluster.tls import TLSLike
-from cbframe.dcp.stats import EventLogLike
+from cbframe.arrow.columns import KEY
+from cbframe.contrib import spelled
 from cbframe.errors import ConfigurationError, DependencyError
-from cbframe.json.layout import OnConflict
-from cbframe.options import BucketDataSourceOptions
 from cbframe.public import Connectable, ServerURLs, public
 from cbframe.scan.dataframe import to_pandas
 from cbframe.scan.partition import ScanPartition
-from cbframe.scan.progress import Progress
 from cbframe.scan.result import AsOf, ReadReport
-from cbframe.scan.scan import BucketScan
-from cbframe.scan.spec import (
-    ColumnsLike,
-    Consistency,
-    Errors,
-    Exclusion,
-    FiltersLike,
-    Nested,
-    ScanSpec,
-    SchemaLike,
-)
+from cbframe.scan.scan import BucketScan, scan_bucket
+from cbframe.scan.spec import ScanArguments, ScanSpec
 
 if TYPE_CHECKING:
     import dask.dataframe as dd
     import pandas as pd
 
 
-@public
+@spelled(scan_bucket, ScanArguments.__annotations__)
 def read_bucket(
     conn: ServerURLs | Connectable,
     bucket: str | None = None,
     *,
     npartitions: int = 16,
-    consistency: Consistency = "snapshot",
     sample_rows: int | None = 10_000,
     include_credentials: bool = False,
-    auth: Any = None,
-    tls: TLSLike = None,
-    network: str = "auto",
-    scope: str | None = None,
-    collections: str | Iterable[str] | None = None,
-    columns: ColumnsLike | None = None,
-    filters: FiltersLike | None = None,
-    keys_only: bool = False,
-    parse: bool = True,
-    metadata: str | Iterable[str] = ("key",),
-    vbuckets: Iterable[int] | None = None,
-    keys: KeyForm = "text",
-    key_prefix: str | bytes | None = None,
-    key_pattern: KeyPattern | None = None,
-    n_rows: int | None = None,
-    errors: Errors = "keep",
-    nested: Nested = "struct",
-    schema: SchemaLike | None = None,
-    infer_schema_length: int | None = None,
-    on_conflict: OnConflict = "widen",
-    max_struct_fields: int = 1000,
-    parse_dates: bool | Iterable[str] = False,
-    expired: Exclusion = "drop",
-    transaction_records: Exclusion = "drop",
-    batch_bytes: int | None = None,
-    buffer_bytes: int | None = None,
-    spool_dir: str | os.PathLike[str] | None = None,
-    spill_bytes: int | None = None,
-    timeout: float | None = None,
-    dtype_backend: str | None = "pyarrow",
-    progress: Progress = "auto",
-    event_log: EventLogLike | None = None,
-    options: BucketDataSourceOptions | None = None,
+    **arguments: Unpack[ScanArguments],
 ) -> dd.DataFrame:
     """Read a bucket into a Dask DataFrame whose index is the document key.
 
@@ -125,9 +77,7 @@ dtype_backend, progress, event_log, options
     CbframeError
         The bucket could not be looked at.
     """
-    arguments = dict(locals())
-    del arguments["npartitions"], arguments["sample_rows"], arguments["include_credentials"]
-    spec = ScanSpec.of(**arguments)
+    spec = ScanSpec.of(conn, bucket, **arguments)
     try:
         import dask  # noqa: PLC0415 - optional
         import dask.dataframe as dd  # noqa: PLC0415 - as above
@@ -135,7 +85,7 @@ dtype_backend, progress, event_log, options
         raise DependencyError("dask is not installed", hint="pip install 'cbframe[dask]'") from exc
     parts = BucketScan(spec).partitions(
         npartitions,
-        consistency=consistency,
+        consistency=spec.consistency,
         sample_rows=sample_rows,
         include_credentials=include_credentials,
     )

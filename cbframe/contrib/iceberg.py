@@ -46,9 +46,10 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Literal, TypeAlias, Unpack, cast
 from uuid import uuid4
@@ -58,22 +59,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cbframe.arrow.columns import COLLECTION_ID, KEY
-from cbframe.contrib.mirror import (
-    APP,
-    LOOK_BACK,
-    Base,
-    MirrorArguments,
-    MirrorResult,
-    Source,
-    State,
-    Table,
-    mirrored,
-    mirroring,
-    unchanged_errors,
-)
-from cbframe.contrib.stored_rows import Format
+from cbframe.contrib import mirror
+from cbframe.contrib.stored_rows import Fields, Format, Tables, is_nested, with_inner
 from cbframe.errors import ConfigurationError, DependencyError, SnapshotError
-from cbframe.json.arrays import as_lists, as_map, is_list, with_items, with_members
+from cbframe.json.arrays import is_list, with_members
 from cbframe.public import Connectable, ServerURLs
 from cbframe.scan.parquet import row_groups
 from cbframe.snapshot.manifest import Manifest
@@ -82,7 +71,7 @@ __all__ = ["IcebergResult", "to_iceberg", "update_iceberg"]
 
 CatalogLike: TypeAlias = Any
 """A ``pyiceberg.catalog.Catalog``, its name in pyiceberg's configuration, or its properties."""
-_UPDATE, _SNAPSHOT, _POSITIONS = f"{APP}.update", f"{APP}.snapshot-id", f"{APP}.positions"
+_UPDATE, _SNAPSHOT, _POSITIONS = (f"{mirror.APP}.{name}" for name in ("update", "snapshot-id", "positions"))
 """Properties of the table: the number of the last update, its snapshot, and its manifest."""
 _PROPERTIES = {"commit.retry.num-retries": "0"}
 """After any other commit the positions were read of another table."""
@@ -96,7 +85,7 @@ _MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IcebergResult(MirrorResult):
+class IcebergResult(mirror.MirrorResult):
     """An Iceberg table that was written.
 
     Attributes
@@ -114,7 +103,7 @@ class IcebergResult(MirrorResult):
         return "table", self.identifier
 
 
-class Iceberg(Table):
+class Iceberg(mirror.Table):
     """A table of pyiceberg's."""
 
     format = Format(
@@ -131,19 +120,17 @@ class Iceberg(Table):
         "CommitStateUnknownException": "nobody knows whether it was committed: update again, that finds out",
     }
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        identifier = arguments["identifier"]
+    def __init__(self, identifier: object, catalog: CatalogLike) -> None:
         if not isinstance(identifier, str | tuple | list):
             raise ConfigurationError(
                 f"identifier= is a {type(identifier).__name__}", hint='give a name as "namespace.table"'
             )
         self._name = identifier if isinstance(identifier, str) else tuple(identifier)
         self.where = identifier if isinstance(identifier, str) else ".".join(identifier)
-        self.updates = self.number = 0
         self._table: Any = None  # a `pyiceberg.table.Table`; None if there is none
         self._lost, self._failed = _errors()
         with self.errors("open"), ExitStack() as stack:
-            self._catalog, self._is_ours = _catalog_of(arguments["catalog"])
+            self._catalog, self._is_ours = _catalog_of(catalog)
             stack.callback(self.close)
             self.exists = self._catalog.table_exists(self._name)
             if self.exists:
@@ -158,14 +145,13 @@ class Iceberg(Table):
 
     def beside(self, name: str) -> Iceberg:
         *namespace, last = self._catalog.identifier_to_tuple(self._name)
-        identifier = (*namespace, f"{last}__{name}")
-        return Iceberg({"identifier": identifier, "catalog": self._catalog})
+        return Iceberg((*namespace, f"{last}__{name}"), self._catalog)
 
     # -- what there is
 
-    def base(self) -> Base:
+    def states(self) -> list[mirror.State]:
         properties = self._table.properties
-        if _POSITIONS not in properties:
+        if not {_POSITIONS, _SNAPSHOT} <= properties.keys():
             raise self.refusal("the table does not tell how far it was read: it was not made by to_iceberg()")
         newest = self._manifest(properties[_POSITIONS])
         with self.errors("read the properties of"):
@@ -174,15 +160,9 @@ class Iceberg(Table):
         while snapshot is not None and number != committed:
             what = "unknown" if snapshot.summary is None else snapshot.summary.operation.value
             if _packed(snapshot) is not None:
-                raise self.refusal(
-                    f"the table was rolled back to an older snapshot ({number}): its rows are older than the "
-                    "positions up to which the bucket was read, and the changes in between would be missing"
-                )
+                raise self.changed(f"rolled back to an older snapshot ({number})", back=True)
             if what != "replace":
-                raise self.refusal(
-                    f"the table was changed by someone else ({what}, snapshot {number}): it is no mirror any "
-                    "more"
-                )
+                raise self.changed(f"{what}, snapshot {number}")
             # What came after it has the same rows. It may be expired, and pyiceberg hides it then.
             number = snapshot.parent_snapshot_id
             snapshot = None if number is None else self._table.snapshot_by_id(number)
@@ -191,12 +171,12 @@ class Iceberg(Table):
                 f"snapshots after the last update were expired (that was {committed}), and nobody knows "
                 "whether they had the same rows"
             )
-        ours = [State(newest, self.number)]
-        while snapshot is not None and snapshot.parent_snapshot_id is not None and len(ours) < LOOK_BACK:
+        ours = [mirror.State(newest, self.number)]
+        while snapshot is not None and snapshot.parent_snapshot_id and len(ours) < mirror.LOOK_BACK:
             snapshot = self._table.snapshot_by_id(snapshot.parent_snapshot_id)
             if snapshot is not None and (packed := _packed(snapshot)) is not None:
-                ours.append(State(self._manifest(packed), snapshot.snapshot_id))
-        return Base.of(ours)
+                ours.append(mirror.State(self._manifest(packed), snapshot.snapshot_id))
+        return mirror.lineage(ours)
 
     def _manifest(self, packed: str) -> Manifest:
         try:
@@ -220,17 +200,12 @@ class Iceberg(Table):
         """Rows of a data file, whose fields are known by their numbers."""
         if task.delete_files:
             raise self.refusal("rows of the table were deleted by someone else: it is no mirror any more")
+        kind, wanted = pa.struct(list(schema)), {_number(each) for each in schema}
         with self._table.io.new_input(task.file.file_path).open() as file, pq.ParquetFile(file) as parquet:
-            there = {_number(each): each for each in parquet.schema_arrow}
-            found = [there[_number(each)].name for each in schema if _number(each) in there]
+            found = [each.name for each in parquet.schema_arrow if _number(each) in wanted]
             for batch in parquet.iter_batches(batch_size=_ROWS, columns=found):
-                arrays = [
-                    _aligned(batch.column(have.name), have, each)
-                    if (have := there.get(_number(each))) is not None
-                    else pa.nulls(len(batch), each.type)
-                    for each in schema
-                ]
-                yield pa.Table.from_arrays(arrays, schema=schema)
+                rows = pa.RecordBatch.from_struct_array(_aligned(batch.to_struct_array(), kind))
+                yield pa.Table.from_batches([rows])
 
     # -- commits
 
@@ -238,13 +213,7 @@ class Iceberg(Table):
         return IcebergResult(identifier=self.where, snapshot_id=self.number, version=self.updates, **fields)
 
     def overwrite(
-        self,
-        schema: pa.Schema,
-        tables: Iterable[pa.Table],
-        kept: Iterable[pa.Table],
-        manifest: Manifest,
-        *,
-        before: pa.Schema,
+        self, schema: pa.Schema, tables: Tables, manifest: Manifest, *, kept: Tables = (), before: Fields = ()
     ) -> None:
         gone: list[Any] = []
         with self.errors("write"):
@@ -261,28 +230,28 @@ class Iceberg(Table):
                 gone += [task.file for task in self._table.scan().plan_files()]
         self._commit(work, schema, chain(tables, kept), gone, manifest)
 
-    def merge(self, source: Source, manifest: Manifest, *, grown: bool) -> None:
+    def merge(self, source: mirror.Source, manifest: Manifest, *, grown: bool) -> None:
         shape = source.shape
         with self.errors("update"):
             work = self._begun()
             if grown:
                 _add_columns(work, shape.schema)
             tasks = [*self._table.scan().plan_files()]
-        stored = work.table_metadata.schema()
-        keys = _numbered(pa.schema([shape.schema.field(name) for name in (KEY, COLLECTION_ID)]), stored)
-        fields = _numbered(shape.schema, stored)
+        stored, head = (
+            work.table_metadata.schema(),
+            [shape.schema.field(name) for name in (KEY, COLLECTION_ID)],
+        )
+        keys, fields = _numbered(pa.schema(head), stored), _numbered(shape.schema, stored)
         with self.errors("read"):
             touched = [
                 task
                 for task in tasks
                 if any(source.touched.have(shape.head_of(rows)).any() for rows in self._rows(task, keys))
             ]
-        kept = self._untouched(touched, fields, source)
-        self._commit(
-            work, shape.schema, chain(source.rows(), kept), [task.file for task in touched], manifest
-        )
+        rows = chain(source.rows(), self._untouched(touched, fields, source))
+        self._commit(work, shape.schema, rows, [task.file for task in touched], manifest)
 
-    def _untouched(self, tasks: list[Any], fields: pa.Schema, source: Source) -> Iterator[pa.Table]:
+    def _untouched(self, tasks: list[Any], fields: pa.Schema, source: mirror.Source) -> Iterator[pa.Table]:
         """What stays of data files."""
         with self.errors("read"):
             for task in tasks:
@@ -307,11 +276,11 @@ class Iceberg(Table):
         self, work: Any, schema: pa.Schema, tables: Iterable[pa.Table], gone: list[Any], manifest: Manifest
     ) -> None:
         """Have rows take the place of data files."""
-        with unchanged_errors(tables) as batches, self.errors("write"):
+        with mirror.unchanged_errors(tables) as batches, self.errors("write"):
             files = [*self._written(work, schema, batches)]
         packed = base64.b64encode(zlib.compress(manifest.to_bytes())).decode()
         with self.errors("commit"):
-            update = work.update_snapshot(snapshot_properties={APP: packed})
+            update = work.update_snapshot(snapshot_properties={mirror.APP: packed})
             snapshot = update.overwrite() if gone else update.fast_append()
             for each in gone:
                 snapshot.delete_data_file(each)
@@ -354,7 +323,7 @@ class Iceberg(Table):
 def _packed(snapshot: Any) -> str | None:
     """The manifest of a snapshot, if it is one of ours."""
     found = {} if snapshot.summary is None else snapshot.summary.additional_properties
-    packed: str | None = found.get(APP)
+    packed: str | None = found.get(mirror.APP)
     return packed
 
 
@@ -428,34 +397,24 @@ def _number(field: pa.Field) -> bytes | None:
     return (field.metadata or {}).get(_NUMBER)
 
 
-def _aligned(array: pa.Array, have: pa.Field, want: pa.Field) -> pa.Array:
+def _aligned(array: pa.Array, kind: pa.DataType) -> pa.Array:
     """Values of a file under the names, and in the order, that the table has; other writers have others."""
-    kind = want.type
     if pa.types.is_struct(kind):
-        there = {
-            _number(each): (values, each) for values, each in zip(array.flatten(), have.type, strict=True)
-        }
+        there = {_number(each): values for values, each in zip(array.flatten(), array.type, strict=True)}
         members = [
-            _aligned(*there[_number(each)], each)
-            if _number(each) in there
-            else pa.nulls(len(array), each.type)
+            pa.nulls(len(array), each.type)
+            if (values := there.get(_number(each))) is None
+            else _aligned(values, each.type)
             for each in kind
         ]
         return with_members(array, members, kind)
-    if is_list(kind):
-        return with_items(array, _aligned(array.flatten(), have.type.value_field, kind.value_field), kind)
-    if pa.types.is_map(kind):
-        lists = as_lists(array)
-        names, values = (lists.values.field(at) for at in (0, 1))
-        item = _aligned(values, have.type.item_field, kind.item_field)
-        return as_map(lists, names.cast(kind.key_type), item, kind)
-    return array.cast(kind)
+    return with_inner(array, kind, _aligned) if is_nested(kind) else array.cast(kind)
 
 
 # --- what is called
 
 
-@mirroring
+@mirror.with_arguments
 def to_iceberg(
     conn: ServerURLs | Connectable,
     identifier: str | tuple[str, ...],
@@ -463,7 +422,7 @@ def to_iceberg(
     catalog: CatalogLike,
     mode: Literal["error", "overwrite"] = "error",
     table_per: Literal["collection"] | None = None,
-    **arguments: Unpack[MirrorArguments],
+    **arguments: Unpack[mirror.MirrorArguments],
 ) -> IcebergResult:
     """Copy a bucket into an Iceberg table, which :func:`update_iceberg` brings up to date.
 
@@ -491,16 +450,17 @@ spill_bytes, timeout, progress, event_log, options, clock
     CbframeError
         Otherwise as :func:`cbframe.contrib.delta.to_delta`.
     """
-    return cast("IcebergResult", mirrored(Iceberg, {**locals(), **arguments}))
+    table = partial(Iceberg, identifier, catalog)
+    return cast("IcebergResult", mirror.copied(table, {"conn": conn, **arguments}, mode, table_per))
 
 
-@mirroring
+@mirror.with_arguments
 def update_iceberg(
     conn: ServerURLs | Connectable,
     identifier: str | tuple[str, ...],
     *,
     catalog: CatalogLike,
-    **arguments: Unpack[MirrorArguments],
+    **arguments: Unpack[mirror.MirrorArguments],
 ) -> IcebergResult:
     """Bring an Iceberg table up to date with what changed in the bucket since.
 
@@ -522,4 +482,5 @@ timeout, progress, event_log, options, clock
     CbframeError
         As :func:`cbframe.contrib.delta.update_delta`. The table stays as it is.
     """
-    return cast("IcebergResult", mirrored(Iceberg, {**locals(), **arguments}))
+    table = partial(Iceberg, identifier, catalog)
+    return cast("IcebergResult", mirror.updated(table, {"conn": conn, **arguments}))

@@ -17,49 +17,32 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import wraps
-from inspect import Parameter, Signature, signature
 from itertools import chain
-from typing import Any, ClassVar, Literal, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.column_types import Columns, unify, widen
-from cbframe.arrow.columns import COLLECTION_ID, KEY, SEQNO, VBUCKET, KeyForm, Mask, formed, has_literals
-from cbframe.arrow.current_rows import (
-    TRANSACTION_PREFIX,
-    by_vbucket,
-    of_dropped,
-    of_transactions,
-    rolled_back,
-)
+from cbframe.arrow import current_rows
+from cbframe.arrow.column_types import Columns, unify
+from cbframe.arrow.columns import COLLECTION_ID, KEY, VBUCKET, KeyForm, Mask, formed, has_literals
+from cbframe.arrow.current_rows import TRANSACTION_PREFIX
 from cbframe.cluster.tls import TLSLike
-from cbframe.contrib.stored_rows import Documents, Format, Shape, Waiting, places_of
+from cbframe.contrib import spelled
+from cbframe.contrib.stored_rows import HEAD, Documents, Fields, Format, Shape, Tables, Waiting, places_of
 from cbframe.dcp.stats import EventLogLike
 from cbframe.errors import CbframeError, ConfigurationError, SnapshotError
 from cbframe.json.layout import OnConflict
 from cbframe.options import BucketDataSourceOptions
-from cbframe.public import P, T, public
 from cbframe.scan.changes import CHANGE_TYPE, UPSERT
 from cbframe.scan.progress import Progress
 from cbframe.scan.result import Clock, Conflict
 from cbframe.scan.spec import ColumnsLike, Consistency, Exclusion, FiltersLike, SchemaLike, one_of
+from cbframe.snapshot import writer
 from cbframe.snapshot.bucket_changes import ChangeReader, Changes
 from cbframe.snapshot.manifest import BLANK, Counts, Manifest, Rollback, RollbackPoints, following
-from cbframe.snapshot.writer import (
-    UpdateResult,
-    agreed,
-    is_news,
-    named,
-    refuse_conflicts,
-    spec_of,
-    stored_form,
-    warn_of_nothing,
-    write_snapshot,
-)
+from cbframe.snapshot.writer import UpdateResult, write_snapshot
 
 APP = "cbframe"
 """Under which commits have the positions."""
@@ -69,8 +52,7 @@ LOOK_BACK = 50
 """Commits among which versions are looked for that can be gone back to."""
 TABLE_PER = "table_per"
 """An option of mirrors that have a table for each collection."""
-HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO)
-"""What tells which rows count."""
+Mode: TypeAlias = Literal["error", "overwrite"]
 How: TypeAlias = Literal["rewritten", "changed"] | None
 """What became of a table; None for nothing."""
 
@@ -109,44 +91,23 @@ class State:
     number: int  # what the format calls it
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
-    """What a table is that is continued, and was before, newest first: what each was made from, if known."""
-
-    states: Sequence[State]
-
-    @classmethod
-    def of(cls, ours: Sequence[State]) -> Base:
-        """From what is known of all updates, newest first."""
-        return cls([*_line(ours)])
-
-    @property
-    def newest(self) -> State:
-        """The one that is continued."""
-        return self.states[0]
-
-    def upto(self, version: int) -> Base | None:
-        """The table at that version of the mirror; None if there was none, or nobody knows."""
-        states = [each for each in self.states if each.manifest.version <= version]
-        return Base(states) if states else None
-
-
-def _line(ours: Sequence[State]) -> Iterator[State]:
-    parent = ours[0].manifest.version
+def lineage(ours: Sequence[State]) -> list[State]:
+    """Of all updates, newest first: the newest, and what each was made from, as far as it is known."""
+    states, parent = [], ours[0].manifest.version
     for each in ours:
         if each.manifest.version == parent:
-            yield each
-            if each.manifest.kind == "create":
-                return
+            states.append(each)
             parent = each.manifest.parent
+    return states
+
+
+def upto(states: Sequence[State], version: int) -> list[State]:
+    """What a table was at a version of the mirror, and before."""
+    return [each for each in states if each.manifest.version <= version]
 
 
 class GoneError(Exception):
-    """An older version of the mirror cannot be read any more."""
-
-    def __init__(self, version: int) -> None:
-        super().__init__(f"version {version}")
-        self.version = version
+    """An older version of the mirror, whose number this has, cannot be read any more."""
 
 
 class Table(ABC):
@@ -159,8 +120,8 @@ class Table(ABC):
 
     where: str
     exists: bool
-    number: int  # what the format calls the state in which it was opened
-    updates: int  # how many there were, in all tables that were here
+    number: int = 0  # what the format calls the state in which it was opened
+    updates: int = 0  # how many there were, in all tables that were here
     _lost: tuple[type[Exception], ...]  # errors of the library: another writer was faster
     _failed: tuple[type[Exception], ...]  # the others
     _hints: ClassVar[Mapping[str, str]] = {}  # what to do about some of them, by name
@@ -203,8 +164,8 @@ class Table(ABC):
         """The table whose name has this one after that of the table."""
 
     @abstractmethod
-    def base(self) -> Base:
-        """What the log tells of the last update; an error if there was none."""
+    def states(self) -> list[State]:
+        """The :func:`lineage` of the table; an error if none is known, or the rows are others now."""
 
     def is_text(self, number: int) -> bool:
         """Whether keys are text in a state that does not say so."""
@@ -215,15 +176,9 @@ class Table(ABC):
 
     @abstractmethod
     def overwrite(
-        self,
-        schema: pa.Schema,
-        tables: Iterable[pa.Table],
-        kept: Iterable[pa.Table],  # what is read of the table for that
-        manifest: Manifest,
-        *,
-        before: pa.Schema,  # of what is kept
+        self, schema: pa.Schema, tables: Tables, manifest: Manifest, *, kept: Tables = (), before: Fields = ()
     ) -> None:
-        """Have these rows be the whole table."""
+        """Have these rows be all, and those `kept`, which are read of the table: `before` are its fields."""
 
     @abstractmethod
     def merge(self, source: Source, manifest: Manifest, *, grown: bool) -> None:
@@ -236,6 +191,24 @@ class Table(ABC):
     @abstractmethod
     def result(self, **fields: Any) -> MirrorResult:
         """What there is to say."""
+
+    def changed(self, how: str, *, back: bool = False) -> SnapshotError:
+        """Others have changed the table, or gone back to what it was."""
+        if back:
+            return self.refusal(
+                f"the table was {how}: its rows are older than the positions up to which the bucket was "
+                "read, and the changes in between would be missing"
+            )
+        return self.refusal(f"the table was changed by someone else ({how}): it is no mirror any more")
+
+    def taken(self) -> SnapshotError:
+        """There is a table where one is to be made."""
+        kind = self.format.name
+        return SnapshotError(
+            f"there is {'an' if kind[0] in 'AEIOU' else 'a'} {kind} table already",
+            path=self.where,
+            hint=f'{self.updated_by}() brings it up to date; mode="overwrite" makes it again',
+        )
 
     def refusal(self, why: str) -> SnapshotError:
         """The table is no mirror that can be continued."""
@@ -263,24 +236,23 @@ class Corrections:
 class News:
     """What the bucket reported."""
 
-    waiting: Waiting  # changes, of each document one
+    changes: Changes
+    waiting: Waiting  # their tables, which have of each document one row
     columns: Columns  # what the fields of the documents are
     upserted: int  # how many there are
     deleted: int
     dead: frozenset[int]  # collections that were dropped, now or before
-    ended: dict[tuple[int, int], int]
 
     def of_dropped(self, head: pa.Table) -> Mask:
         """Which rows are of a collection that was dropped, or emptied since."""
-        gone = of_dropped(head, set(self.dead), self.ended)
+        gone = current_rows.of_dropped(head, set(self.dead), self.changes.ended)
         return np.zeros(len(head), bool) if gone is None else gone
 
     def upserts(self, shape: Shape) -> Iterator[pa.Table]:
         """Documents, as they will be stored."""
         for table in self.waiting.tables():
             some = table.filter(pc.equal(table[CHANGE_TYPE], UPSERT))
-            documents = widen(some.select(self.columns.schema.names), self.columns, shape.columns)
-            yield shape.stored(some, documents)
+            yield shape.stored(some, some.select(self.columns.schema.names), self.columns)
 
     def heads(self, *, upserts: bool) -> Iterator[pa.Table]:
         """What changed: documents, or deletions."""
@@ -298,34 +270,28 @@ class Source:
     def __init__(self, shape: Shape, news: News, corrections: Corrections) -> None:
         self.shape = shape
         self._news = news
-        upserts, deletions = [*news.heads(upserts=True)], [*news.heads(upserts=False)]
-        reported = Documents([*upserts, *deletions])
+        upserts, self._deleted = [*news.heads(upserts=True)], [*news.heads(upserts=False)]
+        reported = Documents([*upserts, *self._deleted])
         self._restored = [
             rows.filter(pa.array(~reported.have(shape.head_of(rows)))) for rows in corrections.restored
         ]
         upserts += map(shape.head_of, self._restored)
-        covered = Documents([*upserts, *deletions])
-        self._deleted = deletions
         for head in corrections.gone:
-            some = head.filter(pa.array(~covered.have(head))).select([KEY, COLLECTION_ID])
-            self._deleted.append(some)
             # One that was rolled back and dropped is there twice.
             covered = Documents([*upserts, *self._deleted])
-        self.touched = covered
+            self._deleted.append(head.filter(pa.array(~covered.have(head))).select([KEY, COLLECTION_ID]))
+        self.touched = Documents([*upserts, *self._deleted])
         self.some = any(map(len, (*upserts, *self._deleted)))
-
-    def changes(self) -> tuple[pa.Schema, Iterator[pa.Table]]:
-        """Rows with what to do with them, for a MERGE."""
-        return self.shape.schema.append(pa.field(CHANGE, pa.string())), self._changes()
 
     def rows(self) -> Iterator[pa.Table]:
         """Those that the table gets."""
         yield from self._news.upserts(self.shape)
         yield from self._restored
 
-    def _changes(self) -> Iterator[pa.Table]:
+    def changes(self) -> Iterator[pa.Table]:
+        """Those, and those that go, with what to do with them, for a MERGE."""
         for rows in self.rows():
-            yield rows.append_column(CHANGE, _repeated("upsert", len(rows)))
+            yield rows.append_column(CHANGE, pa.repeat("upsert", len(rows)))
         schema = self.shape.schema
         for head in self._deleted:
             known = {
@@ -334,18 +300,13 @@ class Source:
             }
             columns = [known.get(each.name, pa.nulls(len(head), each.type)) for each in schema]
             rows = pa.Table.from_arrays(columns, schema=schema)
-            yield rows.append_column(CHANGE, _repeated("delete", len(rows)))
+            yield rows.append_column(CHANGE, pa.repeat("delete", len(rows)))
 
     def untouched(self, current: Iterator[tuple[pa.Table, pa.Table]], narrow: Columns) -> Iterator[pa.Table]:
         """Rows that stay what they are, as they will be stored, of metadata and fields (`narrow`) of all."""
         for head, documents in current:
             some = pa.array(~self.touched.have(head))
-            wide = widen(documents.filter(some), narrow, self.shape.columns)
-            yield self.shape.stored(head.filter(some), wide)
-
-
-def _repeated(text: str, count: int) -> pa.Array:
-    return pa.array([text]).take(pa.array(np.zeros(count, np.int8)))
+            yield self.shape.stored(head.filter(some), documents.filter(some), narrow)
 
 
 class Mirror:
@@ -354,22 +315,25 @@ class Mirror:
     def __init__(
         self,
         table: Table,
-        base: Base | None,  # what is continued; None to begin
+        base: Sequence[State],  # what is continued, newest first; empty to begin
         stored: Mapping[str, Any],  # what of the bucket the table holds, as its metadata has it
-        arguments: Mapping[str, Any],  # the `locals()` of a public function
+        arguments: Mapping[str, Any],  # of the public function
+        mode: Mode | None = None,  # None for an update
     ) -> None:
-        self._table = table
-        self._base = base
+        self._table, self._base, self._stored, self._mode = table, base, stored, mode
+        self._points: RollbackPoints | None = None  # those of `base`
         self._is_part = False
-        self._mode = arguments.get("mode")
         self._version = table.updates + 1
         of_bucket = {name: value for name, value in stored.items() if name != TABLE_PER}
-        self._target = spec_of(arguments, of_bucket)
-        self._stored = stored
+        self._target = writer.spec_of(arguments, of_bucket)
+        self._per_collection = TABLE_PER in stored
         self._now = arguments["clock"]()
-        self._before = None if base is None else base.newest.manifest.created
-        self._xattrs = bool(stored.get("xattrs"))
-        self._keys: KeyForm = stored["keys"]
+        self._before = base[0].manifest.created if base else None
+
+    @property
+    def _newest(self) -> Manifest:
+        """What is continued."""
+        return self._base[0].manifest if self._base else BLANK
 
     def run(self) -> MirrorResult:
         """Read, and commit."""
@@ -378,37 +342,37 @@ class Mirror:
             try:
                 return self._attempt(gone)
             except GoneError as exc:
-                if exc.version in gone:
+                (version,) = exc.args
+                if version in gone:
                     # A table that is ahead of the positions is made of what it was.
                     raise self._table.refusal(
-                        f"{exc} of a table is needed, and cannot be read any more"
+                        f"version {version} of a table is needed, and cannot be read any more"
                     ) from exc
                 # Its vbuckets are rolled back to an even earlier version, or read from the start.
-                gone.add(exc.version)
+                gone.add(version)
 
     def _attempt(self, gone: set[int]) -> MirrorResult:
-        base, points, documents = BLANK, None, False
-        if self._base is not None:
-            base = self._base.newest.manifest
-            known = [each.manifest for each in self._base.states]
-            points = RollbackPoints(base, [each for each in known if each.version not in gone])
-            documents = not self._target.parsed or bool(base.columns[0].kinds or TABLE_PER in self._stored)
+        base, documents = self._newest, False
+        if self._base:
+            known = [each.manifest for each in self._base]
+            self._points = RollbackPoints(base, [each for each in known if each.version not in gone])
+            documents = not self._target.parsed or bool(base.columns[0].kinds or self._per_collection)
         reader = ChangeReader(
             self._target,
             base,
-            points,
+            self._points,
             documents=documents,
             net=True,
-            per_collection=TABLE_PER in self._stored,
+            per_collection=self._per_collection,
             other_bucket=self._other_bucket,
         )
         with closing(reader):
             changes = reader.read()
-            if TABLE_PER in self._stored:
-                changes, manifest, written = self._write_each(changes, reader, points)
+            if self._per_collection:
+                changes, manifest, written = self._write_each(changes, reader)
             else:
                 with closing(Waiting(self._target.spool_dir)) as waiting:
-                    manifest, written = self._write(changes, self._news(changes, waiting), points)
+                    manifest, written = self._write(self._news(changes, waiting))
             return self._table.result(
                 changed=written is not None,
                 rewritten=written == "rewritten",
@@ -422,47 +386,35 @@ class Mirror:
             waiting.put(table)
             rows += len(table)
             upserted += pc.sum(pc.equal(table[CHANGE_TYPE], UPSERT)).as_py() or 0
-        return News(
-            waiting,
-            changes.documents.columns(),
-            upserted,
-            rows - upserted,
-            self._dead(changes),
-            changes.ended,
-        )
+        columns = changes.documents.columns()
+        return News(changes, waiting, columns, upserted, rows - upserted, self._dead(changes))
 
     def _dead(self, changes: Changes) -> frozenset[int]:
-        return changes.dead | set(() if self._base is None else self._base.newest.manifest.dead)
+        return changes.dead | set(self._newest.dead)
 
     def _other_bucket(self, why: str) -> SnapshotError:
-        assert self._base is not None
         return self._table.refusal(
-            f"bucket {self._base.newest.manifest.bucket!r} is not the one that the table mirrors: {why}"
+            f"bucket {self._newest.bucket!r} is not the one that the table mirrors: {why}"
         )
 
     # -- writing
 
-    def _write_each(
-        self, changes: Changes, reader: ChangeReader, points: RollbackPoints | None
-    ) -> tuple[Changes, Manifest, How]:
+    def _write_each(self, changes: Changes, reader: ChangeReader) -> tuple[Changes, Manifest, How]:
         """Commit to a table for each collection, and then the positions: what counts is what these say."""
-        known = set(() if self._base is None else self._base.newest.manifest.collections.values())
-        names = known | {*changes.collections.values()}
-        if len({name.replace(".", "__") for name in names}) < len(names):
+        known, read = {*self._newest.collections.values()}, {*changes.collections.values()}
+        if len({name.replace(".", "__") for name in known | read}) < len(known | read):
             raise ConfigurationError(
                 "two collections would have one table", hint="name some with collections="
             )
-        others = ((name, changes) for name in sorted(known - {*changes.collections.values()}))
+        nothing = replace(changes, tables=iter(()), conflicts=(), rejected={})
         made: list[Manifest] = []
         written: set[How] = set()
         conflicts: list[Conflict] = []
         rejected: Counter[str] = Counter()
+        others = ((name, nothing) for name in sorted(known - read))
         for name, part in chain(reader.by_collection(changes), others):
-            if name in changes.collections.values():
-                conflicts += part.conflicts
-                rejected.update(part.rejected)
-            else:
-                part = replace(part, tables=iter(()))  # noqa: PLW2901 - nothing came of it
+            conflicts += part.conflicts
+            rejected.update(part.rejected)
             with (
                 closing(Waiting(self._target.spool_dir)) as waiting,
                 closing(self._table.beside(name.replace(".", "__"))) as table,
@@ -470,19 +422,18 @@ class Mirror:
                 news = self._news(part, waiting)
                 if name in known or news.upserted:
                     write: Mirror = self._part(table, known=name in known)
-                    manifest, how = write._write(part, news, points)
+                    manifest, how = write._write(news)
                     made.append(manifest)
                     written.add(how)
-        warn_of_nothing(self._target, [manifest.columns[0] for manifest in made])
-        counts = [
+        writer.warn_of_nothing(self._target, [manifest.columns[0] for manifest in made])
+        upserted, deleted, retracted = (
             sum(getattr(each.counts, name) for each in made) for name in ("upserted", "deleted", "retracted")
-        ]
-        manifest = self._manifest(changes, Counts(*counts), Columns({}))
+        )
+        manifest = self._manifest(changes, Counts(upserted, deleted, retracted), Columns({}))
         how = "rewritten" if "rewritten" in written else "changed"
-        if self._base is None:
-            schema = self._shape(Columns({}), self._keys).schema
-            self._table.overwrite(schema, (), (), manifest, before=pa.schema([]))
-        elif is_news(self._base.newest.manifest, manifest):
+        if not self._base:
+            self._table.overwrite(self._shape(Columns({})).schema, (), manifest)
+        elif writer.is_news(self._newest, manifest):
             self._table.note(manifest)
         else:
             how = None
@@ -491,53 +442,59 @@ class Mirror:
     def _part(self, table: Table, *, known: bool) -> Mirror:
         """The write of the table of one collection."""
         part: Mirror = copy(self)
-        part._table, part._base, part._is_part = table, None, True
-        if known and self._base is not None:
+        part._table, part._base, part._is_part = table, [], True
+        if known:
             # A process that ended before the positions were committed has left it ahead of them.
-            found = table.base().upto(self._base.newest.manifest.version) if table.exists else None
-            if found is None:
+            part._base = upto(table.states(), self._newest.version) if table.exists else []
+            if not part._base:
                 raise self._table.refusal(
                     f"the table {table.where} of the mirror is gone, or its versions are"
                 )
-            part._base = found
         elif table.exists and (self._mode == "error" or (self._mode is None and not table.updates)):
-            raise _taken(table)
+            raise table.taken()
         return part
 
-    def _write(self, changes: Changes, news: News, points: RollbackPoints | None) -> tuple[Manifest, How]:
+    def _write(self, news: News) -> tuple[Manifest, How]:
         """Commit; what was committed, and how."""
-        base = self._base
-        if base is None or points is None:
-            shape = self._shape(news.columns, self._keys)
-            manifest = self._manifest(changes, Counts(news.upserted, news.deleted), shape.columns)
-            self._table.overwrite(shape.schema, news.upserts(shape), (), manifest, before=pa.schema([]))
+        if not self._base:
+            shape = self._shape(news.columns)
+            manifest = self._manifest(news.changes, Counts(news.upserted, news.deleted), shape.columns)
+            self._table.overwrite(shape.schema, news.upserts(shape), manifest)
             return manifest, "rewritten"
-        old = self._shape_of(base.newest)
+        newest = self._base[0]
+        old = self._shape_of(newest)
         most = self._stored.get("max_struct_fields", 1000)
         wide = unify([old.columns, news.columns], max_members=most)
-        refuse_conflicts(old.columns, wide, self._stored)
+        writer.refuse_conflicts(old.columns, wide, self._stored)
         if news.upserted and not self._is_part:
-            warn_of_nothing(self._target, [wide])
-        shape = self._shape(wide, self._keys)
-        corrections = self._corrections(base, old, shape, changes.rollback_seqnos, points, news)
-        manifest = self._manifest(changes, Counts(news.upserted, news.deleted, corrections.rolled_back), wide)
+            writer.warn_of_nothing(self._target, [wide])
+        shape = self._shape(wide)
+        corrections = self._corrections(old, shape, news)
+        counts = Counts(news.upserted, news.deleted, corrections.rolled_back)
+        manifest = self._manifest(news.changes, counts, wide)
         source = Source(shape, news, corrections)
-        is_ahead = base.newest.number != self._table.number
-        if is_ahead or not shape.holds(old) or self._has_bare_literals(base, old):
-            kept = source.untouched(self._rows(base.newest, old), old.columns)
-            before = pa.schema([]) if is_ahead else old.schema
-            self._table.overwrite(shape.schema, source.rows(), kept, manifest, before=before)
+        is_ahead = newest.number != self._table.number
+        again = is_ahead or not shape.holds(old)
+        if not again and old.keys == "text" and "keys" not in newest.manifest.options:
+            # A table of an earlier version of cbframe may have keys that are written in another way now.
+            found = self._table.read(newest, pa.schema([old.schema.field(KEY)]))
+            again = any(has_literals(table[KEY]) for table in found)
+        if again:
+            kept = source.untouched(self._rows(newest, old), old.columns)
+            before = () if is_ahead else old.schema
+            self._table.overwrite(shape.schema, source.rows(), manifest, kept=kept, before=before)
             return manifest, "rewritten"
         if source.some:
             self._table.merge(source, manifest, grown=len(shape.names) > len(old.names))
-        elif not self._is_part and is_news(base.newest.manifest, manifest):
+        elif not self._is_part and writer.is_news(newest.manifest, manifest):
             self._table.note(manifest)
         else:
             return manifest, None
         return manifest, "changed"
 
-    def _shape(self, columns: Columns, keys: KeyForm, *, escaped: bool = True) -> Shape:
-        return Shape(self._table.format, columns, xattrs=self._xattrs, keys=keys, escaped=escaped)
+    def _shape(self, columns: Columns, keys: KeyForm | None = None, *, escaped: bool = True) -> Shape:
+        xattrs, keys = bool(self._stored.get("xattrs")), keys or self._stored["keys"]
+        return Shape(self._table.format, columns, xattrs=xattrs, keys=keys, escaped=escaped)
 
     def _shape_of(self, state: State) -> Shape:
         """How a version of the table holds its columns."""
@@ -545,13 +502,6 @@ class Mirror:
         if "keys" in options:
             return self._shape(columns, options["keys"])
         return self._shape(columns, "text" if self._table.is_text(state.number) else "binary", escaped=False)
-
-    def _has_bare_literals(self, base: Base, old: Shape) -> bool:
-        """Whether a table of an earlier version of cbframe has keys that are written in another way now."""
-        if old.keys != "text" or "keys" in base.newest.manifest.options:
-            return False
-        found = self._table.read(base.newest, pa.schema([old.schema.field(KEY)]))
-        return any(has_literals(table[KEY]) for table in found)
 
     def _rows(
         self, state: State, shape: Shape, vbuckets: list[int] | None = None
@@ -561,91 +511,69 @@ class Mirror:
         for rows in self._table.read(state, shape.schema, some):
             yield shape.head_of(rows), shape.documents_of(rows)
 
-    def _heads(self, base: Base, shape: Shape, some: pc.Expression) -> pa.Table:
+    def _heads(self, shape: Shape, some: pc.Expression) -> pa.Table:
         """Which rows of the table there are."""
         schema = pa.schema([shape.schema.field(name) for name in HEAD])
-        found = self._table.read(base.newest, schema, some)
+        found = self._table.read(self._base[0], schema, some)
         return shape.head_of(pa.concat_tables([schema.empty_table(), *found]))
 
     # -- what is rolled back, or dropped
 
-    def _corrections(
-        self,
-        base: Base,
-        old: Shape,
-        shape: Shape,
-        rollback_seqnos: dict[int, int],
-        points: RollbackPoints,
-        news: News,
-    ) -> Corrections:
-        corrections = Corrections()
-        concerned = {cid for _, cid in news.ended} | (news.dead - set(base.newest.manifest.dead))
+    def _corrections(self, old: Shape, shape: Shape, news: News) -> Corrections:
+        corrections, known = Corrections(), self._newest
+        concerned = {cid for _, cid in news.changes.ended} | (news.dead - set(known.dead))
         if concerned:
-            heads = self._heads(base, old, pc.field(COLLECTION_ID).isin(sorted(concerned)))
+            heads = self._heads(old, pc.field(COLLECTION_ID).isin(sorted(concerned)))
             corrections.gone.append(heads.filter(pa.array(news.of_dropped(heads))))
-        if not base.newest.manifest.knows_transactions:
+        if not known.knows_transactions:
             # Earlier releases mirrored them.
             prefix = TRANSACTION_PREFIX.decode() if old.keys == "text" else TRANSACTION_PREFIX
-            corrections.gone.append(self._heads(base, old, pc.starts_with(pc.field(KEY), prefix)))
-        if not rollback_seqnos:
-            return corrections
-        heads = self._heads(base, old, pc.field(VBUCKET).isin(sorted(rollback_seqnos)))
-        gone = rolled_back(heads, by_vbucket(rollback_seqnos))
+            corrections.gone.append(self._heads(old, pc.starts_with(pc.field(KEY), prefix)))
+        if news.changes.rollback_seqnos:
+            self._roll_back(old, shape, news, corrections)
+        return corrections
+
+    def _roll_back(self, old: Shape, shape: Shape, news: News, corrections: Corrections) -> None:
+        """Find the rows that went, and rows of earlier versions of the mirror that the table has not now."""
+        assert self._points is not None, "what has no base is not rolled back"
+        seqnos = news.changes.rollback_seqnos
+        heads = self._heads(old, pc.field(VBUCKET).isin(sorted(seqnos)))
+        gone = current_rows.rolled_back(heads, current_rows.by_vbucket(seqnos))
         corrections.rolled_back = int(gone.sum())
         corrections.gone.append(heads.filter(pa.array(gone)))
         standing = places_of(heads.filter(pa.array(~gone)))
         versions: dict[int, tuple[Manifest, list[int]]] = {}
-        for vbucket, seqno in rollback_seqnos.items():
-            manifest = points.version(vbucket, seqno)
+        for vbucket, seqno in seqnos.items():
             # The start has no documents.
-            if manifest is not None:
+            if (manifest := self._points.version(vbucket, seqno)) is not None:
                 versions.setdefault(manifest.version, (manifest, []))[1].append(vbucket)
         for manifest, vbuckets in versions.values():
-            corrections.restored += self._restored(base, manifest, vbuckets, standing, shape, news)
-        return corrections
-
-    def _restored(
-        self,
-        base: Base,
-        manifest: Manifest,
-        vbuckets: list[int],
-        standing: npt.NDArray[np.void],
-        shape: Shape,
-        news: News,
-    ) -> list[pa.Table]:
-        """Rows of the table at an earlier version of the mirror that it has not now."""
-        restored: list[pa.Table] = []
-        found = base.upto(manifest.version)
-        if found is None and base.states[-1].manifest.kind != "create":
-            raise GoneError(manifest.version)
-        if found is None:
-            return restored  # it had no documents then
-        earlier = self._shape_of(found.newest)
-        for head, documents in self._rows(State(manifest, found.newest.number), earlier, vbuckets):
-            gone = np.isin(places_of(head), standing) | news.of_dropped(head)
-            if self._stored["transaction_records"] == "drop":
-                gone |= of_transactions(head[KEY])
-            some = pa.array(~gone)
-            wide = widen(documents.filter(some), earlier.columns, shape.columns)
-            restored.append(shape.stored(head.filter(some), wide))
-        return restored
+            found = upto(self._base, manifest.version)
+            if not found:
+                if self._base[-1].manifest.kind != "create":
+                    raise GoneError(manifest.version)
+                continue  # it had no documents then
+            earlier = self._shape_of(found[0])
+            for head, documents in self._rows(State(manifest, found[0].number), earlier, vbuckets):
+                gone = np.isin(places_of(head), standing) | news.of_dropped(head)
+                if self._stored["transaction_records"] == "drop":
+                    gone |= current_rows.of_transactions(head[KEY])
+                some = pa.array(~gone)
+                rows = shape.stored(head.filter(some), documents.filter(some), earlier.columns)
+                corrections.restored.append(rows)
 
     # -- reports
 
     def _manifest(self, changes: Changes, counts: Counts, columns: Columns) -> Manifest:
-        base = None if self._base is None else self._base.newest.manifest
-        rollbacks: list[Rollback] = []
-        dead = self._dead(changes)
-        collections = changes.collections if base is None else {**base.collections, **changes.collections}
-        if self._base is not None and base is not None:
-            oldest = self._base.states[-1].manifest.version
-            rollbacks += [each for each in base.rollbacks if each.version > oldest]
+        base, dead = self._newest, self._dead(changes)
+        oldest = self._base[-1].manifest.version if self._base else 0
+        rollbacks = [each for each in base.rollbacks if each.version > oldest]
         if changes.rollback_seqnos:
             rollbacks.append(Rollback(self._version, "rollback", changes.rollback_seqnos))
         return Manifest(
             version=self._version,
-            parent=0 if base is None else base.version,
-            kind="create" if base is None else "update",
+            parent=base.version,
+            kind="update" if self._base else "create",
             created=following(self._before, self._now),
             bucket=self._target.bucket,
             bucket_uuid=changes.ran.map.uuid,
@@ -656,7 +584,11 @@ class Mirror:
             columns=(columns,),
             rollbacks=tuple(rollbacks),
             dead=tuple(sorted(dead)),
-            collections={number: name for number, name in collections.items() if number not in dead},
+            collections={
+                number: name
+                for number, name in {**base.collections, **changes.collections}.items()
+                if number not in dead
+            },
             counts=counts,
         )
 
@@ -722,60 +654,47 @@ class MirrorArguments(TypedDict, total=False):
     clock: Clock
 
 
-def mirroring(function: Callable[P, T]) -> Callable[P, T]:
-    """Call a function with all arguments of :class:`MirrorArguments`, and show them in its signature."""
-    parameters = signature(write_snapshot).parameters
-    own = [each for each in signature(function).parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
-    shown = Signature([*own, *(parameters[name] for name in MirrorArguments.__annotations__)])
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        bound = shown.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return function(*bound.args, **bound.kwargs)
-
-    call.__signature__ = shown  # type: ignore[attr-defined]
-    return public(call)
+with_arguments = spelled(write_snapshot, MirrorArguments.__annotations__)
+"""For a function that takes these arguments."""
 
 
-def mirrored(open_table: Callable[[Mapping[str, Any]], Table], arguments: Mapping[str, Any]) -> Any:
-    """One commit, as the ``locals()`` of a public function say: without ``mode``, an update."""
-    if arguments.get("mode", "error") not in ("error", "overwrite"):
-        raise ConfigurationError(f"mode={arguments['mode']!r}", hint="choose from: error, overwrite")
-    if arguments.get(TABLE_PER) is not None:
-        one_of("collection")(TABLE_PER, arguments[TABLE_PER])
-    given = stored_form(arguments)
-    # What is invalid is reported before anything is touched.
-    spec_of(arguments, given)
-    with closing(open_table(arguments)) as table:
-        return _written(table, given, arguments)
-
-
-def _taken(table: Table) -> SnapshotError:
-    kind = table.format.name
-    return SnapshotError(
-        f"there is {'an' if kind[0] in 'AEIOU' else 'a'} {kind} table already",
-        path=table.where,
-        hint=f'{table.updated_by}() brings it up to date; mode="overwrite" makes it again',
-    )
-
-
-def _written(table: Table, given: dict[str, Any], arguments: Mapping[str, Any]) -> MirrorResult:
-    mode = arguments.get("mode")
-    kind = f"{table.format.name} table"
-    if table.exists and mode == "error":
-        raise _taken(table)
-    if mode is not None:
+def copied(
+    open_table: Callable[[], Table], arguments: Mapping[str, Any], mode: Mode, table_per: str | None
+) -> Any:
+    """Make a table: its first commit, with the arguments of a public function."""
+    one_of(*get_args(Mode))("mode", mode)
+    one_of("collection", None)(TABLE_PER, table_per)
+    given = _checked(arguments)
+    with closing(open_table()) as table:
+        if table.exists and mode == "error":
+            raise table.taken()
         # Always written down: tables of earlier versions of cbframe, without it, hold keys in another way.
-        stored = {"transaction_records": "drop", "keys": "text", **named(given, arguments)}
-        if arguments[TABLE_PER] is not None:
-            stored[TABLE_PER] = arguments[TABLE_PER]
-        return Mirror(table, None, stored, arguments).run()
-    if not table.exists:
-        raise SnapshotError(f"there is no {kind}", path=table.where, hint=f"{table.made_by}() makes one")
-    base = table.base()
-    stored = {"keys": "text", **base.newest.manifest.options}
-    given = named(given, arguments, stored)
-    agreed(given, stored, made="the table", remedy=f'{table.made_by}(..., mode="overwrite")')
-    stored.setdefault("transaction_records", "drop")  # mirrors of earlier releases have them: they go now
-    return Mirror(table, base, stored, arguments).run()
+        stored = {"transaction_records": "drop", "keys": "text", **writer.named(given, arguments)}
+        if table_per is not None:
+            stored[TABLE_PER] = table_per
+        return Mirror(table, [], stored, arguments, mode).run()
+
+
+def updated(open_table: Callable[[], Table], arguments: Mapping[str, Any]) -> Any:
+    """Bring a table up to date: one more commit, with the arguments of a public function."""
+    given = _checked(arguments)
+    with closing(open_table()) as table:
+        if not table.exists:
+            raise SnapshotError(
+                f"there is no {table.format.name} table",
+                path=table.where,
+                hint=f"{table.made_by}() makes one",
+            )
+        base = table.states()
+        stored = {"keys": "text", **base[0].manifest.options}
+        remedy = f'{table.made_by}(..., mode="overwrite")'
+        writer.agreed(writer.named(given, arguments, stored), stored, made="the table", remedy=remedy)
+        stored.setdefault("transaction_records", "drop")  # mirrors of earlier releases have them: they go now
+        return Mirror(table, base, stored, arguments).run()
+
+
+def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table is to hold as it is written down; what is invalid is reported before it is touched."""
+    given = writer.stored_form(arguments)
+    writer.spec_of(arguments, given)
+    return given

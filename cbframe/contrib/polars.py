@@ -13,40 +13,27 @@ is left to polars.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
 from math import inf, isfinite
 from operator import eq, ge, gt, le, lt, ne
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 import pyarrow as pa
 
-from cbframe.arrow.columns import KEY, KeyForm
-from cbframe.arrow.current_rows import KeyPattern
+from cbframe.arrow.columns import KEY
 from cbframe.arrow.filters import METADATA, make_filters
-from cbframe.cluster.tls import TLSLike
+from cbframe.contrib import spelled
 from cbframe.contrib.pushdown import Written, type_at, written
-from cbframe.dcp.stats import EventLogLike
 from cbframe.errors import DependencyError
-from cbframe.json.layout import OnConflict, Path
-from cbframe.options import BucketDataSourceOptions
+from cbframe.json.layout import Path
 from cbframe.public import Connectable, ServerURLs, public
 from cbframe.scan.partition import AgreedScan, agree, refuse_secrets
-from cbframe.scan.progress import Progress
+from cbframe.scan.scan import scan_bucket
 from cbframe.scan.shape import joined
-from cbframe.scan.spec import (
-    ColumnsLike,
-    Consistency,
-    Errors,
-    Exclusion,
-    FiltersLike,
-    Nested,
-    ScanSpec,
-    SchemaLike,
-)
+from cbframe.scan.spec import ScanArguments, ScanSpec
 
 if TYPE_CHECKING:
     import polars as pl
@@ -68,44 +55,18 @@ _EXACT = 1 << 53
 _OPERATORS = {"==": eq, "!=": ne, "<": lt, "<=": le, ">": gt, ">=": ge}
 _OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 _BETWEEN = {"both": (">=", "<="), "left": (">=", "<"), "right": (">", "<="), "none": (">", "<")}
+_REFUSED = {"n_rows", "infer_schema_length", "parse_dates", "dtype_backend"}
+"""What needs all documents in one place, or is pandas'."""
+_ARGUMENTS = ScanArguments.__annotations__.keys() - _REFUSED
 
 
-@public
+@spelled(scan_bucket, _ARGUMENTS)
 def scan_polars(
     conn: ServerURLs | Connectable,
     bucket: str | None = None,
     *,
     sample_rows: int | None = 10_000,
-    auth: Any = None,
-    tls: TLSLike = None,
-    network: str = "auto",
-    scope: str | None = None,
-    collections: str | Iterable[str] | None = None,
-    columns: ColumnsLike | None = None,
-    filters: FiltersLike | None = None,
-    keys_only: bool = False,
-    parse: bool = True,
-    metadata: str | Iterable[str] = ("key",),
-    vbuckets: Iterable[int] | None = None,
-    keys: KeyForm = "text",
-    key_prefix: str | bytes | None = None,
-    key_pattern: KeyPattern | None = None,
-    errors: Errors = "keep",
-    nested: Nested = "struct",
-    schema: SchemaLike | None = None,
-    on_conflict: OnConflict = "widen",
-    max_struct_fields: int = 1000,
-    expired: Exclusion = "drop",
-    transaction_records: Exclusion = "drop",
-    consistency: Consistency = "snapshot",
-    batch_bytes: int | None = None,
-    buffer_bytes: int | None = None,
-    spool_dir: str | os.PathLike[str] | None = None,
-    spill_bytes: int | None = None,
-    timeout: float | None = None,
-    progress: Progress = "auto",
-    event_log: EventLogLike | None = None,
-    options: BucketDataSourceOptions | None = None,
+    **arguments: Unpack[ScanArguments],
 ) -> pl.LazyFrame:
     """A bucket as a polars LazyFrame; the key is the column ``_cb_key``.
 
@@ -161,9 +122,7 @@ event_log, options
     ...     print(frame.select("_cb_key").collect().to_series().to_list())
     ['hotel_1']
     """
-    arguments = dict(locals())
-    del arguments["sample_rows"]
-    spec = ScanSpec.of(**arguments)
+    spec = ScanSpec.of(conn, bucket, **arguments)
     pl = _polars()
     scan, _, _ = agree(spec, _PARTS, sample_rows=sample_rows)
     from polars.io.plugins import register_io_source  # noqa: PLC0415 - optional

@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cbframe.arrow.column_types import Columns
+from cbframe.arrow.column_types import Columns, widen
 from cbframe.arrow.columns import (
     COLLECTION_ID,
     DATATYPE,
@@ -33,8 +34,10 @@ from cbframe.arrow.columns import (
 )
 from cbframe.arrow.spill import Spill
 from cbframe.errors import ConversionError
-from cbframe.json.arrays import as_lists, as_map, is_list, with_items
+from cbframe.json.arrays import as_lists, as_map, is_list, recast, with_items, with_members
 
+Tables: TypeAlias = Iterable[pa.Table]
+Fields: TypeAlias = Iterable[pa.Field]
 HEAD = (KEY, COLLECTION_ID, VBUCKET, SEQNO)
 """What tells which rows count."""
 _PLACE = np.dtype([("vbucket", np.uint16), ("seqno", np.uint64)])
@@ -104,7 +107,6 @@ _STORED = {
 _U64 = pa.decimal128(20, 0)
 _EMPTY = pa.string()
 """What objects without members are stored as: the text ``{}``."""
-_Convert = Callable[[pa.Array, pa.DataType], pa.Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,30 +117,32 @@ class Format:
     wider: Mapping[pa.DataType, pa.DataType]  # integers that it does not have, and what holds them
     no_letters: str  # what no name can have
 
-    def distinct(self, names: Iterable[str], taken: Sequence[str] = ()) -> Iterator[str]:
-        """Names that differ in more than case, and that the format can have; the first has its own."""
+    def fields(self, fields: Fields, where: str, taken: Iterable[str]) -> dict[str, pa.Field]:
+        """What fields are stored as, by their names; those of nothing but nulls are left out.
+
+        Stored names differ in more than case; of some that do not, the first has its own.
+        """
+        found: dict[str, pa.Field] = {}
         seen = {name.lower() for name in taken}
         replaced = str.maketrans(dict.fromkeys(self.no_letters, "_"))
-        for each in names:
-            name = each.translate(replaced)
+        for each in fields:
+            kind = self.type_of(each.type, where + each.name)
+            if kind is None:
+                continue
+            name = each.name.translate(replaced)
             while name.lower() in seen:
                 name += "_"
             seen.add(name.lower())
-            yield name
+            found[each.name] = pa.field(name, kind)
+        return found
 
     def type_of(self, kind: pa.DataType, where: str) -> pa.DataType | None:
         """What a type is stored as; None where there is nothing to be stored."""
         if pa.types.is_null(kind):
             return None
         if pa.types.is_struct(kind):
-            members = [(each.name, self.type_of(each.type, f"{where}.{each.name}")) for each in kind]
-            some = [(name, member) for name, member in members if member is not None]
-            names = self.distinct(name for name, _ in some)
-            return (
-                pa.struct([(name, member) for name, (_, member) in zip(names, some, strict=True)])
-                if some
-                else _EMPTY
-            )
+            members = self.fields(kind, f"{where}.", ())
+            return pa.struct(list(members.values())) if members else _EMPTY
         if is_list(kind):
             item = self.type_of(kind.value_type, f"{where}[]")
             return pa.list_(pa.string() if item is None else item)
@@ -185,20 +189,20 @@ class Shape:
             for name, kind in _STORED.items()
             if xattrs or name != XATTRS
         ]
-        types = {each.name: holds.type_of(each.type, each.name) for each in columns.schema}
-        kept = {name: kind for name, kind in types.items() if kind is not None}
-        self.names = dict(zip(kept, holds.distinct(kept, [field.name for field in self._head]), strict=True))
+        fields = holds.fields(columns.schema, "", [each.name for each in self._head])
+        self.names = {name: each.name for name, each in fields.items()}
         """Fields that have a column, and its name."""
-        self.schema = pa.schema([*self._head, *((self.names[name], kind) for name, kind in kept.items())])
+        self.schema = pa.schema([*self._head, *fields.values()])
 
-    def stored(self, head: pa.Table, documents: pa.Table) -> pa.Table:
-        """Rows as the table holds them."""
+    def stored(self, head: pa.Table, documents: pa.Table, narrow: Columns) -> pa.Table:
+        """Rows as the table holds them, of metadata, and of fields that are as the narrower columns."""
+        documents = widen(documents, narrow, self.columns)
         arrays = [
             formed(head[KEY], self.keys) if field.name == KEY else _bits(head[field.name], field.type)
             for field in self._head
         ]
         arrays += [
-            _by_chunk(documents[name], self.schema.field(stored).type, partial(_stored, self._format))
+            _converted(documents[name], self.schema.field(stored).type, self._format, back=False)
             for name, stored in self.names.items()
         ]
         return pa.Table.from_arrays(arrays, schema=self.schema)
@@ -209,20 +213,17 @@ class Shape:
         names = [field.name for field in self._head if field.name in table.column_names]
         return pa.table(
             {
-                name: self._key_bytes(table[KEY])
+                name: (key_bytes(table[KEY]) if self._escaped else formed(table[KEY], "binary"))
                 if name == KEY
                 else _bits(table[name], types.get(name, self.schema.field(name).type))
                 for name in names
             }
         )
 
-    def _key_bytes(self, stored: pa.ChunkedArray) -> pa.ChunkedArray:
-        return key_bytes(stored) if self._escaped else formed(stored, "binary")
-
     def documents_of(self, table: pa.Table) -> pa.Table:
         """Fields of stored rows: `columns`."""
         arrays = [
-            _by_chunk(table[self.names[each.name]], each.type, partial(_restored, self._format))
+            _converted(table[self.names[each.name]], each.type, self._format, back=True)
             if each.name in self.names
             else pa.chunked_array([pa.nulls(len(table), each.type)])
             for each in self.columns.schema
@@ -248,74 +249,48 @@ def _bits(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     return column if column.type.equals(kind) else column.cast(kind)
 
 
-def _by_chunk(column: pa.ChunkedArray, kind: pa.DataType, convert: _Convert) -> pa.ChunkedArray:
+def _converted(column: pa.ChunkedArray, kind: pa.DataType, holds: Format, *, back: bool) -> pa.ChunkedArray:
+    """Documents' values as the type that :meth:`Format.type_of` gives for theirs, or `back` from it."""
     if column.type.equals(kind):
         return column
-    return pa.chunked_array([convert(chunk, kind) for chunk in column.chunks], kind)
+    return pa.chunked_array([_convert(chunk, kind, holds, back=back) for chunk in column.chunks], kind)
 
 
-def _stored(holds: Format, array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """An array as a type that :meth:`Format.type_of` gave for its own."""
+def _convert(array: pa.Array, kind: pa.DataType, holds: Format, *, back: bool) -> pa.Array:
     have = array.type
     if have.equals(kind):
         return array
-    if pa.types.is_struct(have):
-        if not pa.types.is_struct(kind):
-            return pc.if_else(pc.is_null(array), pa.scalar(None, _EMPTY), pa.scalar("{}"))
-        some = [
-            (member, each.name)
-            for member, each in zip(array.flatten(), have, strict=True)
-            if holds.type_of(each.type, each.name) is not None
+    if pa.types.is_struct(kind) and kind.num_fields:
+        # What has no members that are stored is text.
+        there = [each.name for each in have] if pa.types.is_struct(have) else []
+        members = dict(zip(there, array.flatten() if there else (), strict=True))
+        stored = {name: each.name for name, each in holds.fields(kind if back else have, "", ()).items()}
+        source = stored if back else {name: own for own, name in stored.items()}
+        found = [
+            _convert(members[source[each.name]], each.type, holds, back=back)
+            if each.name in source
+            else pa.nulls(len(array), each.type)
+            for each in kind
         ]
-        members = [_stored(holds, member, into.type) for (member, _), into in zip(some, kind, strict=True)]
-        return pa.StructArray.from_arrays(members, fields=list(kind), mask=_missing(array))
-    if is_list(have):
-        items = array.flatten()
-        if pa.types.is_null(have.value_type):
-            return with_items(array, pa.nulls(len(items), pa.string()), kind)
-        return with_items(array, _stored(holds, items, kind.value_type), kind)
-    if pa.types.is_null(have):
-        return pa.nulls(len(array), kind)
-    if pa.types.is_map(have):
-        return _mapped(array, kind, partial(_stored, holds))
-    return array.cast(kind)
+        return with_members(array, found, kind)
+    if is_nested(kind):
+        return with_inner(array, kind, partial(_convert, holds=holds, back=back))
+    if pa.types.is_dictionary(kind):
+        return array.cast(kind.value_type).dictionary_encode().cast(kind)
+    return recast(array, kind)
 
 
-def _mapped(array: pa.Array, kind: pa.DataType, convert: _Convert) -> pa.Array:
-    """A map of the names and values of another one, converted."""
+def is_nested(kind: pa.DataType) -> bool:
+    """Whether it is a list or a map."""
+    return is_list(kind) or bool(pa.types.is_map(kind))
+
+
+def with_inner(
+    array: pa.Array, kind: pa.DataType, convert: Callable[[pa.Array, pa.DataType], pa.Array]
+) -> pa.Array:
+    """Lists or maps as others of their kind: what is inside is converted."""
+    if is_list(kind):
+        return with_items(array, convert(array.flatten(), kind.value_type), kind)
     lists = as_lists(array)
     names, values = (lists.values.field(at) for at in (0, 1))
     return as_map(lists, convert(names, kind.key_type), convert(values, kind.item_type), kind)
-
-
-def _restored(holds: Format, array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """An array as the type that it had before it was stored."""
-    if array.type.equals(kind):
-        return array
-    if pa.types.is_null(kind):
-        return pa.nulls(len(array))
-    if pa.types.is_struct(kind):
-        kept = [holds.type_of(each.type, each.name) is not None for each in kind]
-        stored = (
-            dict(zip([each.name for each in array.type], array.flatten(), strict=True)) if any(kept) else {}
-        )
-        names = holds.distinct(each.name for each, there in zip(kind, kept, strict=True) if there)
-        members = [
-            _restored(holds, stored[next(names)], each.type) if there else pa.nulls(len(array), each.type)
-            for each, there in zip(kind, kept, strict=True)
-        ]
-        if members:
-            return pa.StructArray.from_arrays(members, fields=list(kind), mask=_missing(array))
-        valid = pc.is_valid(array)
-        return pa.Array.from_buffers(kind, len(array), [valid.buffers()[1]], offset=valid.offset)
-    if is_list(kind):
-        return with_items(array, _restored(holds, array.flatten(), kind.value_type), kind)
-    if pa.types.is_map(kind):
-        return _mapped(array, kind, partial(_restored, holds))
-    if pa.types.is_dictionary(kind):
-        return array.cast(kind.value_type).dictionary_encode().cast(kind)
-    return array.cast(kind)
-
-
-def _missing(array: pa.Array) -> pa.Array | None:
-    return array.is_null() if array.null_count else None

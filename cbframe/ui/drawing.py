@@ -28,17 +28,9 @@ TEXT = 180
 """Bytes of an error's message, and of its hint."""
 _SPANS = ((5, 40), (15, 60), (30, 60), (60, 60), (120, 120))
 """Seconds that the chart shows, and in how many steps: what has just begun fills more than a corner."""
+_P = VBucketPhase
 _BY_SEVERITY = np.array(
-    [
-        VBucketPhase.UNWANTED,
-        VBucketPhase.DONE,
-        VBucketPhase.RUNNING,
-        VBucketPhase.CLOSING,
-        VBucketPhase.REQUESTED,
-        VBucketPhase.WAITING,
-        VBucketPhase.OWNERLESS,
-    ],
-    np.uint8,
+    [_P.UNWANTED, _P.DONE, _P.RUNNING, _P.CLOSING, _P.REQUESTED, _P.WAITING, _P.OWNERLESS], np.uint8
 )
 """From what needs no attention to what does: a cell shows the worst of its vbuckets."""
 _SEVERITY = np.argsort(_BY_SEVERITY).astype(np.uint8)

@@ -46,24 +46,9 @@ _ANCHORS = 8
 """Snapshots within that time that are kept as they are; all others are numbers in the history."""
 _SAMPLE_SEQNOS_EVERY = 2.0
 _LARGEST = 0x7FFF_FFFF_FFFF_FFFF
-_HISTORY = np.dtype(
-    [
-        ("at", np.float64),
-        ("documents", np.int64),
-        ("nbytes", np.int64),
-        ("lag", np.int64),
-        ("reached", np.int64),
-        ("errors", np.int64),
-        ("reconnects", np.int64),
-        ("rollbacks", np.int64),
-        ("fill", np.float64),
-    ]
-)
-_PHASE_OF = {
-    "requested": VBucketPhase.REQUESTED,
-    "running": VBucketPhase.RUNNING,
-    "closing": VBucketPhase.CLOSING,
-}
+_COUNTS = ("documents", "nbytes", "lag", "reached", "errors", "reconnects", "rollbacks")
+_HISTORY = np.dtype([("at", np.float64), *((name, np.int64) for name in _COUNTS), ("fill", np.float64)])
+_PHASES = {phase.name.lower(): phase for phase in VBucketPhase}
 _SILENT = NodeStats()
 """Of a node that nothing came from."""
 
@@ -197,7 +182,7 @@ def _table_of(source: Watched) -> VBucketTable:
     seqno, high = np.full(size, -1, np.int64), np.full(size, -1, np.int64)
     vbuuid = np.zeros(size, np.uint64)
     for vb, state in states.items():
-        phase[vb] = _PHASE_OF.get(state.state, VBucketPhase.WAITING)
+        phase[vb] = _PHASES.get(state.state, VBucketPhase.WAITING)
         owner[vb] = nodes.index(state.node)
         seqno[vb] = state.seqno
         high[vb] = max(state.seqno, state.snap_end) if state.snap_end < 1 << 63 else -1
@@ -288,30 +273,30 @@ class StatsModel:
         self.target = target
         self._clock = clock
         self._history = np.zeros(capacity, _HISTORY)
-        self._count = 0
-        self._recent: deque[StatsSnapshot] = deque()
-        """Some of the last seconds, from which rates are computed."""
-        self._source: Watched | None = None
-        self._began: float | None = None
-        self._ended: float | None = None
-        self._seqnos_at: float | None = None
-        self._to_end = Pace()
-        self._eta: float | None = None
-        self._latest = take_snapshot(None, at=clock())
+        self._begin(None)
+        self.latest = take_snapshot(None, at=clock())
+        """The newest snapshot."""
         self._lock = threading.Lock()
         """Held while a snapshot is taken: a thread may do so while another asks."""
 
-    @property
-    def latest(self) -> StatsSnapshot:
-        """The newest snapshot."""
-        return self._latest
+    def _begin(self, source: Watched | None) -> None:
+        """Forget what was of another source."""
+        self._source = source
+        self._count = 0
+        self._recent: deque[StatsSnapshot] = deque()
+        """Some of the last seconds, from which rates are computed."""
+        self._to_end = Pace()
+        self._eta: float | None = None
+        self._began: float | None = None
+        self._ended: float | None = None
+        self._seqnos_at: float | None = None
 
     @property
     def elapsed(self) -> float:
         """Seconds since something runs, until it ended."""
         if self._began is None:
             return 0.0
-        return (self._latest.at if self._ended is None else self._ended) - self._began
+        return (self.latest.at if self._ended is None else self._ended) - self._began
 
     def sample(self) -> StatsSnapshot:
         """Take a snapshot, and remember it."""
@@ -321,22 +306,18 @@ class StatsModel:
     def _update(self) -> None:
         """Take a snapshot unless the newest one is of this moment."""
         with self._lock:
-            if self._clock() > self._latest.at:
+            if self._clock() > self.latest.at:
                 self._sample()
 
     def _sample(self) -> StatsSnapshot:
         if self.target is None:
-            return self._latest
+            return self.latest
         now = self._clock()
         source, state = self._watched()
         if source is not self._source:
-            self._source = source
-            self._count = 0
-            self._recent.clear()
-            self._began = self._ended = self._seqnos_at = self._eta = None
-            self._to_end = Pace()
-        before = self._latest if self._count else None
-        snapshot = self._latest = take_snapshot(source, at=now, state=state, before=before)
+            self._begin(source)
+        before = self.latest if self._count else None
+        snapshot = self.latest = take_snapshot(source, at=now, state=state, before=before)
         if source is None:
             return snapshot
         if self._began is None:
@@ -344,8 +325,7 @@ class StatsModel:
         if self._ended is None:
             # What comes after the end is no throughput.
             self._remember(snapshot)
-        if snapshot.ended and self._ended is None:
-            self._ended = now
+            self._ended = now if snapshot.ended else None
         if not (snapshot.bounded or snapshot.ended):
             # Without an end, lag is known only as well as the nodes have reported.
             ask = getattr(source, "sample_seqnos", None)
@@ -403,11 +383,11 @@ class StatsModel:
     def _pace(self) -> tuple[StatsSnapshot | None, float]:
         """From when rates are computed (None: from the begin), and how many seconds ago that was."""
         first = self._recent[0] if self._recent and self._ended is None else None
-        return first, self.elapsed if first is None else self._latest.at - first.at
+        return first, self.elapsed if first is None else self.latest.at - first.at
 
     def rates(self) -> tuple[float, float]:
         """Documents and bytes a second, of the last seconds; of the whole once it has ended."""
-        latest, (first, seconds) = self._latest, self._pace()
+        latest, (first, seconds) = self.latest, self._pace()
         if seconds <= 0:
             return 0.0, 0.0
         documents = latest.documents - (first.documents if first else 0)
@@ -416,7 +396,7 @@ class StatsModel:
 
     def eta(self) -> float | None:
         """Seconds until a bounded source is complete, at the pace of the last ones; None if unknown."""
-        latest = self._latest
+        latest = self.latest
         return self._eta if latest.bounded and not latest.ended else None
 
     def throughput(self, bins: int = 120, seconds: float = SPAN) -> npt.NDArray[np.float64]:
@@ -433,7 +413,7 @@ class StatsModel:
 
     def nodes(self) -> list[NodeRow]:
         """The figures of each node: those of the map, then those that have left it."""
-        latest, table = self._latest, self._latest.table
+        latest, table = self.latest, self.latest.table
         first, seconds = self._pace()
         earlier = {} if first is None else first.stats.nodes
         wanted = table.phase != VBucketPhase.UNWANTED
@@ -465,14 +445,14 @@ class StatsModel:
 
     def problems(self) -> list[tuple[float, Problem]]:
         """The last problems, oldest first, and when they came: in seconds since the begin."""
-        latest = self._latest
+        latest = self.latest
         # Their times are of the source's clock.
         begin = latest.stats.at - (latest.at - (latest.at if self._began is None else self._began))
         return [(max(0.0, problem.at - begin), problem) for problem in latest.problems]
 
     def phases(self) -> dict[str, int]:
         """How many vbuckets are in each phase, those that are not wanted left out."""
-        counts = np.bincount(self._latest.table.phase, minlength=len(VBucketPhase))
+        counts = np.bincount(self.latest.table.phase, minlength=len(VBucketPhase))
         return {p.name.lower(): int(counts[p]) for p in VBucketPhase if p is not VBucketPhase.UNWANTED}
 
     # --- for other programs
@@ -501,7 +481,7 @@ class StatsModel:
         import pandas as pd  # noqa: PLC0415 - the only thing here that needs it
 
         self._update()
-        latest, table = self._latest, self._latest.table
+        latest, table = self.latest, self.latest.table
         frame = pd.DataFrame(
             {
                 "phase": [VBucketPhase(phase).name.lower() for phase in table.phase.tolist()],
@@ -521,8 +501,8 @@ class StatsModel:
         """The counters of this moment in the text format that Prometheus reads."""
         self._update()
         lines = []
-        bucket = {"bucket": self._latest.bucket}
-        for name, kind, about, samples in _families(self._latest, self.phases()):
+        bucket = {"bucket": self.latest.bucket}
+        for name, kind, about, samples in _families(self.latest, self.phases()):
             if samples:
                 lines += [f"# HELP cbframe_{name} {about}", f"# TYPE cbframe_{name} {kind}"]
             for labels, value in samples:

@@ -189,7 +189,8 @@ class StatsView:
     def __init__(self, target: Any, *, clock: Callable[[], float] = monotonic, every: float = EVERY) -> None:
         self.model = StatsModel(target, clock=clock)
         self._every = every
-        self._panel: StatsPanel | None = None
+        self.panel: StatsPanel | None = None
+        """The widget; None where there is none."""
         self._ticker: Ticker | None = None
         self._output: CellOutput | None = None
         self._live = True
@@ -215,11 +216,6 @@ class StatsView:
         else:
             self.refresh()
 
-    @property
-    def panel(self) -> StatsPanel | None:
-        """The widget; None where there is none."""
-        return self._panel
-
     def display(self, *, live: bool = True) -> None:
         """Show it in the output of the present cell.
 
@@ -229,9 +225,9 @@ class StatsView:
             Whether a thread of its own keeps it up to date; else whoever has it calls :meth:`refresh`, and
             nobody else does.
         """
-        if self._panel is None:
+        if self.panel is None:
             with suppress(DependencyError):  # nobody has asked for a widget: HTML does
-                self._panel = panel_class()(self.model, self._acted)
+                self.panel = panel_class()(self.model, self._acted)
         self._live = live
         self._output = CellOutput(self.bundle())
         if live:
@@ -248,15 +244,15 @@ class StatsView:
 
     def bundle(self) -> dict[str, Any]:
         """The forms of the present state, by MIME type: the widget, HTML and text."""
-        forms = {} if self._panel is None else self._panel.bundle()
+        forms = {} if self.panel is None else self.panel.bundle()
         return {**forms, "text/html": as_html(self.model), "text/plain": as_text(self.model)}
 
     def refresh(self) -> bool:
         """Take a snapshot, and draw it; whether there is more to come."""
         ended = self.model.latest.ended
         latest = self.model.sample()
-        if self._panel is not None:
-            self._panel.show(self.model)
+        if self.panel is not None:
+            self.panel.show(self.model)
         if latest.ended and not ended:
             self._save()
         return not latest.ended
@@ -284,8 +280,8 @@ class StatsView:
     def let_go(self) -> None:
         """Keep what is shown, and release what it was made from."""
         self.model.let_go()
-        if self._panel is not None:
-            self._panel.let_go()
+        if self.panel is not None:
+            self.panel.let_go()
 
 
 # --- the progress of a read
@@ -408,10 +404,9 @@ class TextProgress:
         share = f"{100 * newest.share:3.0f} %"
         if not final and newest.share < 1 and share == "100 %":
             share = " 99 %"
-        if not newest.seqnos_total and not final:
-            parts = [share, "connecting" if not newest.rows else f"{newest.rows:,} documents"]
-        else:
-            parts = [share, f"{newest.rows:,} documents"]
+        begins = not newest.seqnos_total and not final
+        parts = [share, "connecting" if begins and not newest.rows else f"{newest.rows:,} documents"]
+        if not begins:
             if newest.seconds > 0:
                 parts.append(f"{newest.rows / newest.seconds:,.0f}/s")
                 parts.append(f"{newest.nbytes / newest.seconds / 1e6:.1f} MB/s")
@@ -427,12 +422,10 @@ class TextProgress:
         return f"{self._bar(newest.share, room)} {text}" if room >= _SMALLEST_BAR else text
 
     def _bar(self, share: float, room: int) -> str:
+        full, eighths = divmod(int(share * room * 8), 8)
         if not self._blocks:
-            full = int(share * room)
             return f"[{'#' * full}{'-' * (room - full)}]"
-        eighths = int(share * room * 8)
-        full, rest = divmod(eighths, 8)
-        bar = "█" * full + (_PARTS[rest] if rest else "")
+        bar = "█" * full + (_PARTS[eighths] if eighths else "")
         return f"│{bar.ljust(room)}│"
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from cbframe import ConfigurationError
+
 ds = pytest.importorskip("pyspark.sql.datasource")
 pushdown = pytest.importorskip("cbframe.contrib.spark.reader")
 
@@ -69,3 +71,19 @@ SCHEMA = pa.schema(
 )
 def test_what_is_pushed(made: Any, taken: Any) -> None:
     assert pushdown.pushed([made()], SCHEMA) == ([] if taken is None else [taken])
+
+
+@pytest.mark.parametrize("reader", ["CouchbaseReader", "CouchbaseStreamReader"])
+def test_a_slip_in_an_option_that_a_declared_schema_does_not_need(reader: str) -> None:
+    types = pytest.importorskip("pyspark.sql.types")
+    schema = types.StructType(
+        [
+            types.StructField("_change_type", types.StringType()),
+            types.StructField("_cb_key", types.StringType()),
+            types.StructField("_cb_vbucket", types.IntegerType()),
+            types.StructField("_cb_seqno", types.LongType()),
+        ]
+    )
+    options = {"connection": "couchbase://host/travel", "sample_rows": "many"}
+    with pytest.raises(ConfigurationError, match="sample_rows='many' is no positive number"):
+        getattr(pushdown, reader)(options, schema)

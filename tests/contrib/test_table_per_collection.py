@@ -268,7 +268,7 @@ def test_a_first_copy_that_ended(shop: Shop, tables: Any, monkeypatch: pytest.Mo
         raise RuntimeError("the end")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cbframe.contrib.mirror.warn_of_nothing", fail)
+        patched.setattr("cbframe.snapshot.writer.warn_of_nothing", fail)
         with pytest.raises(RuntimeError, match="the end"):
             tables.make(shop.cluster, parse=False)
     with pytest.raises(SnapshotError, match="there is no"):

@@ -127,35 +127,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from cbframe.errors import ConfigurationError, DependencyError
+from cbframe.errors import DependencyError
+from cbframe.public import public
 
 try:
     from pyspark.sql.datasource import DataSource
-    from pyspark.sql.pandas.types import from_arrow_schema
 
     # An older Spark lacks what these need.
-    from cbframe.contrib.spark.reader import (
-        BATCH,
-        STREAM,
-        CouchbaseReader,
-        CouchbaseStreamReader,
-        FilteringReader,
-        checked,
-        choice_of,
-        larger,
-        listed,
-        number_of,
-        scan_of,
-    )
+    from cbframe.contrib.spark.reader import CouchbaseReader, CouchbaseStreamReader, reader_of, sampled_schema
 except ImportError as exc:
     raise DependencyError("pyspark 4.3 or newer is needed", hint="pip install 'cbframe[spark]'") from exc
-
-from cbframe.json.typer import OURS
-from cbframe.public import public
-from cbframe.scan.changes import CHANGE_TYPE
-from cbframe.scan.spec import METADATA_NAMES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -180,30 +161,12 @@ class CouchbaseDataSource(DataSource):  # type: ignore[misc]
     @public
     def schema(self) -> StructType:
         """The schema of a sample."""
-        # Nobody says here whether it is for a stream.
-        options = checked(self.options, BATCH | STREAM)
-        changes = choice_of(options, "changes", "false", "true") == "true"
-        asked = listed(options.get("metadata", ""))
-        if changes:
-            asked = ["vbucket", "seqno", *(name for name in asked if name not in ("vbucket", "seqno"))]
-        scan = scan_of(options, metadata=("key", *asked))
-        parts = scan.partitions(1, sample_rows=number_of(options, "sample_rows", 10_000))
-        fields = [
-            pa.field(each.name, larger(each.type))
-            for each in parts[0].schema
-            if not each.name.startswith(OURS) or each.name.removeprefix(OURS) in METADATA_NAMES
-        ]
-        kind = [pa.field(CHANGE_TYPE, pa.string())] if changes else []
-        return from_arrow_schema(pa.schema([*kind, *fields]))
+        return sampled_schema(self.options)
 
     @public
     def reader(self, schema: StructType) -> CouchbaseReader:
         """What reads it once."""
-        if "changes" in self.options:
-            raise ConfigurationError('option("changes", ...) is for streams', hint="use spark.readStream")
-        options = dict(self.options)
-        pushes = choice_of(checked(options, BATCH), "pushdown", "false", "true") == "true"
-        return FilteringReader(options, schema) if pushes else CouchbaseReader(options, schema)
+        return reader_of(dict(self.options), schema)
 
     @public
     def streamReader(self, schema: StructType) -> CouchbaseStreamReader:  # noqa: N802 - Spark's name

@@ -7,21 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-from pyspark.sql.datasource import (
-    DataSourceReader,
-    DataSourceStreamReader,
-    EqualTo,
-    Filter,
-    GreaterThan,
-    GreaterThanOrEqual,
-    In,
-    InputPartition,
-    IsNotNull,
-    LessThan,
-    LessThanOrEqual,
-    Not,
-)
-from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql import datasource
+from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.streaming.datasource import (
     ReadAllAvailable,
     ReadLimit,
@@ -36,11 +23,12 @@ from cbframe.dcp.survey import BucketState
 from cbframe.errors import ConfigurationError
 from cbframe.json.typer import OURS
 from cbframe.public import public
+from cbframe.scan.changes import CHANGE_TYPE
 from cbframe.scan.microbatch import REQUIRED, MicroBatchPart, Offset, micro_batch_reader
 from cbframe.scan.partition import ScanPartition
 from cbframe.scan.scan import BucketScan, scan_bucket
 from cbframe.scan.shape import cast_to
-from cbframe.scan.spec import VISIBLE
+from cbframe.scan.spec import METADATA_NAMES, VISIBLE, one_of
 
 __all__ = [
     "CouchbaseChangesPartition",
@@ -66,14 +54,14 @@ _BOTH = frozenset(
 BATCH = _BOTH | {"consistency", "expired", "pushdown"}
 STREAM = _BOTH | {"changes", "start", "max_changes_per_batch", "on_rollback"}
 STREAM |= {"whole_snapshots", "only_persisted"}
-_OPERATORS: dict[type[Filter], str] = {
-    EqualTo: "==",
-    GreaterThan: ">",
-    GreaterThanOrEqual: ">=",
-    LessThan: "<",
-    LessThanOrEqual: "<=",
-    In: "in",
-    IsNotNull: "is not",
+_OPERATORS: dict[type[datasource.Filter], str] = {
+    datasource.EqualTo: "==",
+    datasource.GreaterThan: ">",
+    datasource.GreaterThanOrEqual: ">=",
+    datasource.LessThan: "<",
+    datasource.LessThanOrEqual: "<=",
+    datasource.In: "in",
+    datasource.IsNotNull: "is not",
 }
 
 
@@ -100,6 +88,8 @@ def checked(options: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
                 f"columns={name!r}: a member of an object is no column here",
                 hint=f"take {name.partition('.')[0]!r}, and select {name!r} of the frame",
             )
+    # Of no use with a schema that is declared, but a slip in it is one all the same.
+    number_of(found, "sample_rows", 10_000)
     return found
 
 
@@ -118,10 +108,7 @@ def number_of(options: Mapping[str, str], name: str, default: int) -> int:
 
 def choice_of(options: Mapping[str, str], name: str, *choices: str) -> str:
     """One of some words; the first if nothing is said."""
-    chosen = options.get(name, choices[0])
-    if chosen not in choices:
-        raise ConfigurationError(f"{name}={chosen!r}", hint=f"choose from: {', '.join(choices)}")
-    return chosen
+    return str(one_of(*choices)(name, options.get(name, choices[0])))
 
 
 def read_arguments(options: Mapping[str, str]) -> dict[str, Any]:
@@ -180,14 +167,33 @@ def larger(kind: pa.DataType) -> pa.DataType:
     return _LARGER.get(kind, kind)
 
 
+def sampled_schema(given: Mapping[str, str]) -> StructType:
+    """The schema of a sample."""
+    # Nobody says here whether it is for a stream.
+    options = checked(given, BATCH | STREAM)
+    changes = choice_of(options, "changes", "false", "true") == "true"
+    asked = listed(options.get("metadata", ""))
+    if changes:
+        asked = ["vbucket", "seqno", *(name for name in asked if name not in ("vbucket", "seqno"))]
+    scan = scan_of(options, metadata=("key", *asked))
+    parts = scan.partitions(1, sample_rows=number_of(options, "sample_rows", 10_000))
+    fields = [
+        pa.field(each.name, larger(each.type))
+        for each in parts[0].schema
+        if not each.name.startswith(OURS) or each.name.removeprefix(OURS) in METADATA_NAMES
+    ]
+    kind = [pa.field(CHANGE_TYPE, pa.string())] if changes else []
+    return from_arrow_schema(pa.schema([*kind, *fields]))
+
+
 # --- filters
 
 
-def pushed(filters: Iterable[Filter], schema: pa.Schema) -> list[Written]:
+def pushed(filters: Iterable[datasource.Filter], schema: pa.Schema) -> list[Written]:
     """Those of the filters that a scan can take, as ``filters=`` of it."""
     found = []
     for each in filters:
-        negative = isinstance(each, Not)
+        negative = isinstance(each, datasource.Not)
         inner = each.child if negative else each
         if (op := _OPERATORS.get(type(inner))) is not None:
             path = tuple(inner.attribute)
@@ -199,7 +205,7 @@ def pushed(filters: Iterable[Filter], schema: pa.Schema) -> list[Written]:
 # --- reading
 
 
-class CouchbasePartition(InputPartition):  # type: ignore[misc]
+class CouchbasePartition(datasource.InputPartition):  # type: ignore[misc]
     """A :class:`~cbframe.ScanPartition` on its way to an executor."""
 
     def __init__(self, part: ScanPartition) -> None:
@@ -207,7 +213,7 @@ class CouchbasePartition(InputPartition):  # type: ignore[misc]
         self.part = part
 
 
-class CouchbaseReader(DataSourceReader):  # type: ignore[misc]
+class CouchbaseReader(datasource.DataSourceReader):  # type: ignore[misc]
     """Reads a bucket as of the moment at which Spark plans the read."""
 
     def __init__(self, options: dict[str, str], schema: StructType) -> None:
@@ -241,13 +247,21 @@ class CouchbaseReader(DataSourceReader):  # type: ignore[misc]
 class FilteringReader(CouchbaseReader):
     """Reads what can pass Spark's filters only. Spark refuses it unless it is set to push filters down."""
 
-    def pushFilters(self, filters: list[Filter]) -> list[Filter]:  # noqa: N802 - Spark's name
+    def pushFilters(self, filters: list[datasource.Filter]) -> list[datasource.Filter]:  # noqa: N802 - Spark's name
         """Take what is safe to take; all of them are evaluated again."""
         self._filters = pushed(filters, self._schema)
         return filters
 
 
-class CouchbaseChangesPartition(InputPartition):  # type: ignore[misc]
+def reader_of(options: dict[str, str], schema: StructType) -> CouchbaseReader:
+    """What reads once; the options say whether it takes filters."""
+    if "changes" in options:
+        raise ConfigurationError('option("changes", ...) is for streams', hint="use spark.readStream")
+    pushes = choice_of(checked(options, BATCH), "pushdown", "false", "true") == "true"
+    return (FilteringReader if pushes else CouchbaseReader)(options, schema)
+
+
+class CouchbaseChangesPartition(datasource.InputPartition):  # type: ignore[misc]
     """A :class:`~cbframe.scan.microbatch.MicroBatchPart` on its way to an executor."""
 
     def __init__(self, part: MicroBatchPart) -> None:
@@ -256,7 +270,7 @@ class CouchbaseChangesPartition(InputPartition):  # type: ignore[misc]
         self.part = part
 
 
-class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow):  # type: ignore[misc]
+class CouchbaseStreamReader(datasource.DataSourceStreamReader, SupportsTriggerAvailableNow):  # type: ignore[misc]
     """Reads the changes of a bucket between two offsets.
 
     It is on the driver, but for :meth:`read`, and keeps nothing that a driver that is restarted would
@@ -273,8 +287,6 @@ class CouchbaseStreamReader(DataSourceStreamReader, SupportsTriggerAvailableNow)
                 "one that is declared has to have them",
             )
         _refuse_undeclared(options, declared)
-        # Of no use with a schema that is declared, but a slip in it is one all the same.
-        number_of(options, "sample_rows", 10_000)
         self._start = choice_of(options, "start", "beginning", "now")
         self._parts = number_of(options, "partitions", 16)
         limited = "max_changes_per_batch" in options

@@ -14,7 +14,7 @@ from scan.kit import QUICK
 
 from cbframe import LocalCluster, read_snapshot, write_snapshot
 from cbframe.arrow.column_types import rendered
-from cbframe.contrib.delta.table import Delta
+from cbframe.contrib.delta import Delta
 from cbframe.contrib.stored_rows import Shape
 
 from .kit import by_deltalake, make, update
@@ -56,8 +56,8 @@ class Drifting:
 
 def restored(uri: str) -> pa.Table:
     """Documents of a table with the types that they had before they were Delta's."""
-    table = Delta({"uri": uri, "storage_options": None})
-    shape = Shape(table.format, table.base().newest.manifest.columns[0], xattrs=False, keys="text")
+    table = Delta(uri)
+    shape = Shape(table.format, table.states()[0].manifest.columns[0], xattrs=False, keys="text")
     rows = by_deltalake(uri)
     documents = rendered(shape.documents_of(rows))
     return documents.append_column("_cb_key", rows["_cb_key"]).sort_by("_cb_key")

@@ -583,7 +583,7 @@ def test_a_read_that_fails_leaves_the_table(
         raise RuntimeError("on the way")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cbframe.contrib.mirror.widen", fail)
+        patched.setattr("cbframe.contrib.stored_rows.widen", fail)
         with pytest.raises(RuntimeError, match="on the way"):
             update(cluster, uri)
     assert len(by_deltalake(uri)) == 1

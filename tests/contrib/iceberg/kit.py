@@ -48,7 +48,7 @@ def update(cluster: LocalCluster, catalog: Catalog, **arguments: Any) -> Iceberg
 
 def numbers(catalog: Catalog) -> dict[int, int]:
     """Snapshots by the number of their update."""
-    opened = Iceberg({"identifier": NAME, "catalog": catalog})
+    opened = Iceberg(NAME, catalog)
     table = opened._table
     packed = {each.snapshot_id: _packed(each) for each in table.snapshots()}
     ours = {opened._manifest(text).version: number for number, text in packed.items() if text}

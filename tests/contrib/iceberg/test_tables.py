@@ -523,6 +523,15 @@ def test_no_table(cluster: LocalCluster, catalog: Catalog) -> None:
     assert not catalog.table_exists(NAME)
 
 
+@pytest.mark.parametrize("name", ["cbframe.positions", "cbframe.snapshot-id"])
+def test_a_property_that_someone_removed(cluster: LocalCluster, catalog: Catalog, name: str) -> None:
+    cluster.upsert("a", {"n": 1})
+    make(cluster, catalog)
+    with catalog.load_table(NAME).transaction() as work:
+        work.remove_properties(name)
+    refused(catalog, lambda: update(cluster, catalog), "does not tell how far", 'mode="overwrite"')
+
+
 @pytest.mark.parametrize("some", [False, True])
 def test_a_table_of_someone_else(cluster: LocalCluster, catalog: Catalog, some: bool) -> None:
     other = catalog.create_table(NAME, pa.schema([("_cb_key", pa.string())]))
@@ -658,7 +667,7 @@ def test_two_first_copies(cluster: LocalCluster, catalog: Catalog, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "place", ["cbframe.contrib.mirror.widen", "pyiceberg.io.pyarrow.parquet_file_to_data_file"]
+    "place", ["cbframe.contrib.stored_rows.widen", "pyiceberg.io.pyarrow.parquet_file_to_data_file"]
 )
 def test_a_write_that_fails_leaves_the_table(
     cluster: LocalCluster, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, place: str
