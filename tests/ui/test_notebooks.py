@@ -132,6 +132,8 @@ def test_what_is_saved(path: Path) -> None:
     assert pictures
     for cell in notebook["cells"]:
         assert set(cell["metadata"]) == ({"alt"} if cell in pictures else set())
+    for cell in code:
+        assert cell["id"] == "widget" or saved(cell, "") == cell["outputs"]
     for output in outputs:
         assert output["output_type"] != "error"
         assert output.get("name") != "stderr"
